@@ -1,0 +1,1 @@
+"""What is known about adapters, and how to ask for it. No network, no terminal."""

@@ -1,0 +1,294 @@
+"""A configuration and a safetensors header, joined into AdapterSpec: every LoRA module with shape, rank and
+scaling.
+
+Key spellings read (https://huggingface.co/docs/peft/developer_guides/checkpoint): `base_model.model.`
+present or not, a `module.` of a parallel wrapper, the adapter's name after the factor
+(`lora_A.default.weight`) or not, embeddings as `lora_embedding_A`. `AdapterConfig`, `parse_config`,
+`parse_header` and `load_json` are offered here too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from catalog.adapter_config import AdapterConfig, ScalingRule, parse_config, scaling
+from catalog.errors import ConfigError
+from catalog.header import Header, Tensor, header_length, parse_header
+from catalog.strictjson import load_json
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterSpec",
+    "FactorKey",
+    "Header",
+    "LoraModule",
+    "OtherTensor",
+    "Problem",
+    "ScalingRule",
+    "Tensor",
+    "factor_key",
+    "header_length",
+    "load_json",
+    "lora_modules",
+    "parse_config",
+    "parse_header",
+    "scaling",
+]
+
+Kind = Literal["linear", "embedding"]
+
+_PREFIXES = ("module.", "_orig_mod.", "base_model.model.")
+_FACTOR = re.compile(
+    r"(?P<module>.+?)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])"
+    r"(?:\.(?P<adapter>(?!weight\Z|bias\Z)[^.]+))?(?:\.(?P<leaf>weight|bias))?\Z"
+)
+# The kind of a tensor that is no LoRA factor, by a part of its name; the first that fits.
+_OTHER_KINDS: tuple[tuple[str, str], ...] = (
+    (".lora_magnitude_vector", "magnitude"),
+    (".trainable_tokens_", "trainable_tokens"),
+    (".base_layer.", "base_copy"),
+    (".lora_", "unknown"),
+    (".modules_to_save.", "saved"),
+)
+_FACTOR_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+# Module names longer than this, or with control characters, are no names of a model's modules.
+MAX_NAME = 1000
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class FactorKey:
+    """One half of a LoRA module: which module, which half, and whether it is an embedding's."""
+
+    module: str
+    side: Literal["A", "B"]
+    kind: Kind
+    leaf: Literal["weight", "bias"] = "weight"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModule:
+    """A complete pair of factors, A of (rank, in_features) and B of (out_features, rank).
+
+    `name` is the module's name in the base model. For an embedding `in_features` is the vocabulary and
+    `out_features` the hidden width. `layer` is the first number in the name.
+    """
+
+    name: str
+    layer: int | None
+    kind: Kind
+    in_features: int
+    out_features: int
+    rank: int
+    scaling: float
+
+    @property
+    def short_name(self) -> str:
+        """The last component of the name: q_proj, lm_head."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherTensor:
+    """A tensor that is no LoRA factor; its name is cut and escaped where it is no fit name.
+
+    Kinds: magnitude, bias, lora_bias, saved (whole weights that replace the base's), base_copy (weights of
+    the base that PEFT saves beside an adapted embedding), trainable_tokens, unknown.
+    """
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an adapter cannot be taken as it is.
+
+    Kinds: unpaired_factor, rank_mismatch, empty_tensor, not_a_matrix, duplicate_factor, bad_dtype,
+    bad_pattern.
+    """
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """The LoRA modules of one weights file in the order of layer and name, and all else it holds."""
+
+    modules: tuple[LoraModule, ...]
+    others: tuple[OtherTensor, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the complete LoRA pairs hold together."""
+        return sum(m.rank * (m.in_features + m.out_features) for m in self.modules)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The distinct ranks, ascending."""
+        return tuple(sorted({module.rank for module in self.modules}))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The distinct short names, sorted."""
+        return tuple(sorted({module.short_name for module in self.modules}))
+
+    @property
+    def layers(self) -> int:
+        """How many distinct layers are touched."""
+        return len({module.layer for module in self.modules if module.layer is not None})
+
+
+def factor_key(tensor_name: str) -> FactorKey | None:
+    """Which half of which module a tensor is, or None where it is no LoRA factor."""
+    if len(tensor_name) > MAX_NAME or not tensor_name.isprintable():
+        return None
+    match = _FACTOR.match(_without_prefixes(tensor_name))
+    if match is None:
+        return None
+    return FactorKey(
+        module=match["module"],
+        side="A" if match["side"] == "A" else "B",
+        kind="embedding" if match["embedding"] else "linear",
+        leaf="bias" if match["leaf"] == "bias" else "weight",
+    )
+
+
+def lora_modules(header: Header, config: AdapterConfig) -> AdapterSpec:
+    """The modules that a header and a configuration promise together; never raises for what they hold.
+
+    Pairs that are incomplete, empty or contradict themselves or the configuration are reported in
+    `problems`; only complete pairs of matching shape are in `modules`, also where the configuration gives
+    them another rank. Without a usable rank and scaling (another method than LoRA, a pattern that cannot be
+    evaluated) there are no modules.
+    """
+    halves: dict[tuple[str, Kind], dict[str, Tensor]] = {}
+    others: list[OtherTensor] = []
+    problems = _Problems()
+    for tensor in header.tensors:
+        key = factor_key(tensor.name)
+        if key is None or key.leaf == "bias":
+            kind = "lora_bias" if key else _other_kind(tensor.name)
+            others.append(OtherTensor(_presentable(tensor.name), kind))
+            continue
+        pair = halves.setdefault((key.module, key.kind), {})
+        if key.side in pair:
+            problems.add("duplicate_factor", key.module)
+        pair[key.side] = tensor
+    rules = _rules(config, problems)
+    modules = [
+        module
+        for (name, kind), pair in halves.items()
+        if rules is not None and (module := _module(name, kind, pair, rules, problems)) is not None
+    ]
+    modules.sort(key=lambda m: (-1 if m.layer is None else m.layer, m.name))
+    dtypes = tuple(sorted({tensor.dtype for pair in halves.values() for tensor in pair.values()}))
+    return AdapterSpec(tuple(modules), tuple(others), problems.listed(), dtypes, header.metadata)
+
+
+class _Problems:
+    """Collects problems by kind, and tells each kind once, with the first few modules and the count."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[str]] = {}
+
+    def add(self, kind: str, detail: str) -> None:
+        self._found.setdefault(kind, []).append(detail)
+
+    def listed(self) -> tuple[Problem, ...]:
+        return tuple(Problem(kind, _abridged(details)) for kind, details in sorted(self._found.items()))
+
+
+def _abridged(details: list[str]) -> str:
+    shown = ", ".join(detail if len(detail) <= 120 else detail[:117] + "..." for detail in details[:_SHOWN])
+    more = len(details) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _presentable(name: str) -> str:
+    name = name if name.isprintable() else ascii(name)
+    return name if len(name) <= 200 else name[:197] + "..."
+
+
+def _without_prefixes(name: str) -> str:
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in _PREFIXES:
+            if name.startswith(prefix):
+                name = name[len(prefix) :]
+                stripped = True
+    return name
+
+
+def _other_kind(name: str) -> str:
+    for part, kind in _OTHER_KINDS:
+        if part in name:
+            return kind
+    if name.endswith(".bias"):
+        return "bias"
+    return "saved" if name.endswith(".weight") else "unknown"
+
+
+def _rules(config: AdapterConfig, problems: _Problems) -> ScalingRule | None:
+    if not config.is_lora:
+        return None
+    try:
+        return ScalingRule(config)
+    except ConfigError as error:
+        problems.add("bad_pattern", str(error))
+        return None
+
+
+def _module(
+    name: str, kind: Kind, pair: Mapping[str, Tensor], rules: ScalingRule, problems: _Problems
+) -> LoraModule | None:
+    """The module of one pair, or None and a problem where the pair is none."""
+    if len(pair) < 2:
+        problems.add("unpaired_factor", f"{name} has only {next(iter(pair))}")
+        return None
+    a, b = pair["A"], pair["B"]
+    if 0 in a.shape or 0 in b.shape:
+        problems.add("empty_tensor", f"{name} of {list(a.shape)} and {list(b.shape)}")
+        return None
+    if len(a.shape) != 2 or len(b.shape) != 2:
+        problems.add("not_a_matrix", f"{name} of {list(a.shape)} and {list(b.shape)}")
+        return None
+    if not {a.dtype, b.dtype} <= _FACTOR_DTYPES:
+        problems.add("bad_dtype", f"{name} of {a.dtype} and {b.dtype}")
+        return None
+    rank, in_features = a.shape
+    out_features, rank_of_b = b.shape
+    if rank != rank_of_b:
+        problems.add("rank_mismatch", f"{name}: A has rank {rank}, B {rank_of_b}")
+        return None
+    factor = _scaling(name, rank, rules, problems)
+    if factor is None:
+        return None
+    return LoraModule(name, _layer(name), kind, in_features, out_features, rank, factor)
+
+
+def _scaling(name: str, rank: int, rules: ScalingRule, problems: _Problems) -> float | None:
+    """The scaling by the configuration, or None and a problem where it gives none."""
+    try:
+        promised = rules.rank(name)
+        if promised != rank:
+            problems.add("rank_mismatch", f"{name}: rank {rank}, the configuration says {promised}")
+        return rules.scaling(name)
+    except ConfigError as error:
+        problems.add("bad_pattern", str(error))
+        return None
+
+
+def _layer(name: str) -> int | None:
+    for part in name.split("."):
+        if part.isascii() and part.isdigit() and len(part) <= 6:
+            return int(part)
+    return None

@@ -1,0 +1,154 @@
+"""The engine below the catalog, on SQLite and on PostgreSQL (through psycopg 3).
+
+Both behave the same from here on: transactions begin where SQLAlchemy says so, savepoints work, foreign keys
+hold, JSON is written with sorted keys, and what goes wrong outside the program (a full disk, a refused
+connection, a locked file) is a `CatalogError` of one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
+
+from catalog.errors import CatalogBusyError, CatalogError, UsageError
+
+BUSY_SECONDS = 30
+CONNECT_SECONDS = 10
+_TAKES_WRITE_LOCK = "loradex_takes_write_lock"
+_URL_ADVICE = "name the catalog as sqlite:///FILE or postgresql://USER@HOST/NAME"
+
+# What SQLite says when not the program is at fault; the sqlite3 of Python 3.10 has these texts and no codes.
+_SQLITE_WORDS = {
+    "unable to open database file": "cannot be opened: it must be a file in a folder that you may write to",
+    "file is not a database": "is not a SQLite database",
+    "database disk image is malformed": "is damaged: restore it from a copy, or move it away and crawl again",
+    "attempt to write a readonly database": "cannot be written to",
+    "database or disk is full": "cannot grow: the disk is full",
+    "disk I/O error": "cannot be read or written: the disk reports an error",
+}
+# PostgreSQL's SQLSTATEs of the same kind that are no OperationalError: privilege missing, read-only server.
+_REFUSED = {"42501", "25006"}
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for the catalog at a URL; nothing is connected yet, but SQLite's folder is created.
+
+    Raises UsageError for a URL that is neither a SQLite file nor PostgreSQL, CatalogError where the folder or
+    the driver is missing. A transaction that reads and then writes belongs on `for_writing(engine)`.
+    """
+    parsed = parse_url(url)
+    dumps = partial(json.dumps, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    if parsed.get_backend_name() == "sqlite":
+        _make_folder(sqlite_file(parsed))
+        engine = create_engine(parsed, json_serializer=dumps)
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    else:
+        if "connect_timeout" not in parsed.query:
+            parsed = parsed.update_query_dict({"connect_timeout": str(CONNECT_SECONDS)})
+        try:
+            engine = create_engine(parsed, json_serializer=dumps, pool_pre_ping=True)
+        except ImportError as error:
+            raise CatalogError("PostgreSQL needs its driver: pip install 'loradex[postgres]'") from error
+    event.listen(engine, "handle_error", _translate)
+    return engine
+
+
+def for_writing(engine: Engine) -> Engine:
+    """The same engine, whose transactions take SQLite's write lock when they begin.
+
+    A transaction that reads first and writes later would otherwise fail at once, not wait, when another one
+    wrote in between. PostgreSQL needs none of this.
+    """
+    return engine.execution_options(**{_TAKES_WRITE_LOCK: True})
+
+
+def place(url: URL) -> str:
+    """Where a catalog is, for messages: a path, or a URL without password and options."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    bare = url.set(drivername="postgresql", query={})._replace(password=None)
+    return bare.render_as_string()
+
+
+def parse_url(url: str) -> URL:
+    """The URL as SQLAlchemy wants it; its text stays out of every message, since it may hold a password."""
+    if url.startswith("postgres://"):
+        url = "postgresql" + url.removeprefix("postgres")
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise UsageError(f"that is no database URL: {_URL_ADVICE}") from None
+    if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
+        if (
+            parsed.database in (None, "", ":memory:")
+            or parsed.query
+            or str(parsed.database).startswith("file:")
+        ):
+            raise UsageError("a SQLite catalog is a plain file: name it as sqlite:///FILE")
+        return parsed
+    if parsed.drivername in ("postgresql", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    raise UsageError(f"a catalog cannot live in {parsed.drivername}: {_URL_ADVICE}")
+
+
+def sqlite_file(url: URL) -> Path:
+    """Where a SQLite catalog is."""
+    return Path(str(url.database))
+
+
+def _make_folder(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CatalogError(
+            f"the folder {file.parent} of the catalog cannot be made: {error.strerror}"
+        ) from error
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    # Python's sqlite3 begins transactions late, not before SELECT or SAVEPOINT; SQLAlchemy shall begin them.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    # Of several processes at a new file, one turns the log on; SQLite does not let the others wait for that.
+    for attempt in Retrying(
+        retry=retry_if_exception_message(match=".*is locked"),
+        wait=wait_random(0.01, 0.1),
+        stop=stop_after_delay(BUSY_SECONDS),
+        reraise=True,
+    ):
+        with attempt:
+            if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    takes_lock = connection.get_execution_options().get(_TAKES_WRITE_LOCK, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if takes_lock else "BEGIN")
+
+
+def _translate(context: ExceptionContext) -> None:
+    """Raises the CatalogError for a driver's error that is no bug of the program; others stay as they are."""
+    error = context.original_exception
+    where = f"the catalog {place(context.engine.url)}" if context.engine else "the catalog"
+    said = " ".join(str(error).split("\n")[0].split())
+    if isinstance(error, sqlite3.Error):
+        if "is locked" in said:
+            raise CatalogBusyError(
+                f"{where} was locked for {BUSY_SECONDS} s: another process is writing"
+            ) from error
+        if said in _SQLITE_WORDS:
+            raise CatalogError(f"{where} {_SQLITE_WORDS[said]}") from error
+    elif type(context.sqlalchemy_exception).__name__ == "OperationalError":
+        raise CatalogError(f"{where} does not answer: {said}") from error
+    elif getattr(error, "sqlstate", None) in _REFUSED:
+        raise CatalogError(f"{where} refuses: {said}") from error

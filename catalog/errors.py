@@ -1,0 +1,118 @@
+"""Every error a user can meet, in one tree.
+
+LoradexError
+├── UsageError            what was asked for makes no sense; say it differently
+├── ConfigError           an adapter_config.json cannot be used (kind: unreadable, lfs_pointer, too_large, …)
+├── WeightsError          a safetensors file cannot be used (kind: truncated, header, too_large, …)
+├── CatalogError          the catalog cannot be used as it is
+│   ├── NoCatalogError        there is none yet
+│   ├── SchemaVersionError    its schema is older or newer than this program
+│   └── CatalogBusyError      another crawl holds the writer lock
+├── NotFoundError         a name that the catalog does not know
+├── StorageError          the disk refused (full, not writable)
+└── HubError              the Hub, or the way to it
+    ├── HubUnreachableError   no connection, timeout, deadline
+    ├── HubBusyError          429 or 5xx after all retries
+    ├── HubPayloadError       an answer that breaks the protocol or a size cap
+    ├── CursorExpiredError    a listing that the Hub no longer continues from here
+    ├── IntegrityError        bytes whose hash or size is not the promised one
+    └── HubAccessError        one repository or file cannot be read (status: gated, disabled, …)
+
+A skipped adapter is not an error: see `crawler.screen`.
+"""
+
+from __future__ import annotations
+
+
+class LoradexError(Exception):
+    """The message is one sentence that says what to do."""
+
+
+class UsageError(LoradexError):
+    """What was asked for makes no sense."""
+
+
+class ConfigError(LoradexError):
+    """An adapter_config.json that cannot be used; `kind` is machine-readable."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class WeightsError(LoradexError):
+    """A safetensors file that cannot be used; `kind` is machine-readable."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class CatalogError(LoradexError):
+    """The catalog cannot be used as it is."""
+
+
+class NoCatalogError(CatalogError):
+    """There is no catalog yet where one is to be read."""
+
+
+class SchemaVersionError(CatalogError):
+    """The catalog's schema is older or newer than this program."""
+
+
+class CatalogBusyError(CatalogError):
+    """Another process is writing to this catalog."""
+
+
+class NotFoundError(LoradexError):
+    """A name that the catalog does not know."""
+
+
+class StorageError(LoradexError):
+    """The disk refused: full, not writable, not there."""
+
+
+class HubError(LoradexError):
+    """The Hub, or the way to it; `url` carries no query and no token."""
+
+    def __init__(self, message: str, *, url: str = "") -> None:
+        super().__init__(message)
+        self.url = url
+
+
+class HubUnreachableError(HubError):
+    """No connection, a timeout, or a deadline passed."""
+
+
+class HubBusyError(HubError):
+    """429 or 5xx after all retries; `status` is the HTTP status, `retry_after` the seconds asked for."""
+
+    def __init__(
+        self, message: str, *, url: str = "", status: int = 0, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, url=url)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class HubPayloadError(HubError):
+    """An answer that breaks the protocol or a size cap."""
+
+
+class CursorExpiredError(HubError):
+    """A listing page whose cursor the Hub no longer accepts; list again from the watermark."""
+
+
+class IntegrityError(HubError):
+    """Bytes whose hash or size is not the one the Hub promised."""
+
+
+class HubAccessError(HubError):
+    """One repository or file cannot be read; `status` says why.
+
+    `status` is one of gated, disabled, private_or_missing, revision_gone, entry_gone, refused.
+    """
+
+    def __init__(self, message: str, *, status: str, url: str = "") -> None:
+        super().__init__(message, url=url)
+        self.status = status

@@ -1,0 +1,95 @@
+"""Frozen values that are handed to `catalog.store`: what a crawl learned, without a word of SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RepositoryRecord:
+    """A repository as the listing showed it; `hub_id` is its identity, `commit` the head of `main`."""
+
+    hub_id: str
+    name: str
+    commit: str | None
+    created_at: datetime | None
+    last_modified: datetime | None
+    gated: str | None
+    disabled: bool
+    private: bool
+    downloads: int | None
+    downloads_all_time: int | None
+    likes: int | None
+    library: str | None
+    pipeline_tag: str | None
+    tags: tuple[str, ...]
+
+    @property
+    def owner(self) -> str:
+        """The part of the name before the slash; empty for the Hub's oldest, ownerless names."""
+        return self.name.rpartition("/")[0]
+
+
+@dataclass(frozen=True)
+class DocumentRecord:
+    """A small file as fetched; `digest` (git blob id or sha256) was checked against its content."""
+
+    digest: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """What is known of one safetensors file; `norms` maps module to ||B A||_F, None where not finite."""
+
+    digest: str
+    size: int
+    header: bytes | None = None
+    norms: Mapping[str, float | None] | None = None
+    measured: int | None = None
+
+
+@dataclass(frozen=True)
+class ReasonRecord:
+    """One thing that speaks against an adapter."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """One adapter folder at one commit; fields are named as the columns of `schema.Adapter`."""
+
+    commit: str
+    subfolder: str
+    main: bool
+    files: tuple[Mapping[str, Any], ...] = ()
+    weights_name: str | None = None
+    base_canonical: str | None = None
+    base_raw: str | None = None
+    base_kind: str | None = None
+    base_evidence: str | None = None
+    peft_type: str | None = None
+    task_type: str | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    scaling: float | None = None
+    use_rslora: bool | None = None
+    targets: tuple[str, ...] = ()
+    modules: int | None = None
+    parameters: int | None = None
+    dtypes: tuple[str, ...] = ()
+    norm: float | None = None
+    license: str | None = None
+    card_quality: str = "absent"
+    card_text: str = ""
+    card_front: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    config: DocumentRecord | None = None
+    card: DocumentRecord | None = None
+    weights: WeightsRecord | None = None
+    reasons: tuple[ReasonRecord, ...] = ()

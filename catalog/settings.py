@@ -1,0 +1,24 @@
+"""Where the catalog and its files live: built once at the edge, passed down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The places of one catalog; `catalog_url` is a SQLAlchemy URL of SQLite or PostgreSQL."""
+
+    catalog_url: str
+    data: Path
+
+    @classmethod
+    def make(cls, *, data: Path, catalog_url: str | None = None) -> Settings:
+        """The settings for a data folder; without a URL, the catalog is `catalog.db` in that folder."""
+        return cls(catalog_url or f"sqlite:///{data / 'catalog.db'}", data)
+
+    @property
+    def blobs(self) -> Path:
+        """The folder of content-addressed files."""
+        return self.data / "blobs"

@@ -1,0 +1,145 @@
+"""Strict JSON from strangers: one value and its oddities, or a `ConfigError` that names the kind.
+
+`json.loads` accepts more than the format does, and falls over on input made to hurt: NaN literals, integers
+of thousands of digits, nesting beyond the stack, lone surrogates and NUL characters that no database column
+holds.
+
+Duplicate keys are not refused. Of a repeated key the last one wins, which is what PEFT and the Hub read;
+the reader who wants to know finds `duplicate_keys` among the anomalies. The header of a safetensors file is
+stricter (`unique_keys=True`), because its format forbids them. A UTF-8 byte order mark is dropped and noted
+likewise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import NoReturn
+
+from catalog.errors import ConfigError
+
+LFS_POINTER = b"version https://git-lfs"
+MEBIBYTE = 1024 * 1024
+_MAX_DIGITS = 300
+_UTF8_BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A JSON value and the oddities of its text: bom, duplicate_keys."""
+
+    value: object
+    anomalies: tuple[str, ...] = ()
+
+
+def load_json(data: bytes, *, max_bytes: int = MEBIBYTE, max_depth: int = 64) -> object:
+    """The value in `data`; raises what `read_json` raises."""
+    return read_json(data, max_bytes=max_bytes, max_depth=max_depth).value
+
+
+def read_json(
+    data: bytes, *, max_bytes: int = MEBIBYTE, max_depth: int = 64, unique_keys: bool = False
+) -> Document:
+    """The value in `data` with its anomalies.
+
+    Raises ConfigError of kind too_large (more than `max_bytes`), lfs_pointer (the file is a Git LFS
+    pointer, the content is elsewhere) or not_json (everything that is not JSON in UTF-8 with finite
+    numbers, and nesting beyond `max_depth`).
+    """
+    if len(data) > max_bytes:
+        raise ConfigError("too_large", f"{len(data)} bytes of JSON are more than the {max_bytes} allowed")
+    if data.startswith(LFS_POINTER):
+        raise ConfigError("lfs_pointer", "a Git LFS pointer was uploaded in place of the file")
+    text, bom = _decode(data)
+    hooks = _Hooks(unique_keys)
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=hooks.pairs,
+            parse_int=hooks.integer,
+            parse_float=hooks.number,
+            parse_constant=hooks.constant,
+        )
+    except RecursionError as error:
+        raise _not_json(f"nesting deeper than {max_depth} levels") from error
+    except ValueError as error:
+        raise _not_json(str(error)) from error
+    _check_tree(value, max_depth)
+    anomalies = (("bom",) if bom else ()) + (("duplicate_keys",) if hooks.duplicate_keys else ())
+    return Document(value, anomalies)
+
+
+def _decode(data: bytes) -> tuple[str, bool]:
+    if data.startswith(_UTF16_BOMS) or b"\x00" in data[:4]:
+        raise _not_json("the text is UTF-16 or UTF-32, not UTF-8")
+    bom = data.startswith(_UTF8_BOM)
+    try:
+        return data.decode("utf-8-sig" if bom else "utf-8"), bom
+    except UnicodeDecodeError as error:
+        raise _not_json(f"not UTF-8 at byte {error.start}") from error
+
+
+class _Hooks:
+    """What the JSON parser calls back; remembers whether an object repeated a key."""
+
+    def __init__(self, unique_keys: bool) -> None:
+        self.unique_keys = unique_keys
+        self.duplicate_keys = False
+
+    def pairs(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            if self.unique_keys:
+                raise ValueError("an object repeats a key")
+            self.duplicate_keys = True
+        return found
+
+    def integer(self, digits: str) -> int | float:
+        if len(digits) > _MAX_DIGITS:
+            raise ValueError(f"an integer of {len(digits)} digits")
+        # Other readers, the safetensors library among them, take "-0" for a float.
+        return -0.0 if digits == "-0" else int(digits)
+
+    def number(self, text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"a number out of range: {text[:20]}")
+        return value
+
+    def constant(self, name: str) -> NoReturn:
+        raise ValueError(f"the literal {name} is not JSON")
+
+
+def _check_tree(value: object, max_depth: int) -> None:
+    """Raises where the tree is too deep or a text holds what no database stores."""
+    level: list[object] = [value]
+    for _ in range(max_depth + 1):
+        below: list[object] = []
+        for node in level:
+            if isinstance(node, str):
+                _check_text(node)
+            elif isinstance(node, dict):
+                for key in node:
+                    _check_text(key)
+                below.extend(node.values())
+            elif isinstance(node, list):
+                below.extend(node)
+        if not below:
+            return
+        level = below
+    raise _not_json(f"nesting deeper than {max_depth} levels")
+
+
+def _check_text(text: str) -> None:
+    if text.isascii():
+        bad = "\x00" in text
+    else:
+        bad = "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text)
+    if bad:
+        raise _not_json("a text holds a NUL character or half a surrogate pair")
+
+
+def _not_json(what: str) -> ConfigError:
+    return ConfigError("not_json", f"this is not JSON: {what}")

@@ -1,0 +1,5 @@
+"""`python -m cli` is `loradex`."""
+
+from cli.main import main
+
+main()

@@ -1,0 +1,35 @@
+"""What every command is given, and what it may answer."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import click
+
+from catalog.settings import Settings
+from cli.output import Output
+
+
+class Exit(enum.IntEnum):
+    """The exit codes of the program."""
+
+    DONE = 0
+    ERROR = 1
+    USAGE = 2
+    PARTIAL = 3
+    INTERRUPTED = 130
+    PIPE_CLOSED = 141
+
+
+@dataclass(frozen=True)
+class App:
+    """The global options, made once from the command line and the environment."""
+
+    settings: Settings
+    quiet: bool
+    verbose: int
+    output: Output
+
+
+pass_app = click.make_pass_decorator(App)

@@ -1,0 +1,67 @@
+"""Progress bars on stderr. Imported when there is a terminal to draw on."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from cli.output import plain
+
+
+class RateColumn(ProgressColumn):
+    """How many a second, over the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        """The rate, or nothing as long as there is none."""
+        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
+
+
+class Bars:
+    """One bar for what is found and one for what is done of it; a context manager, used from one thread."""
+
+    def __init__(self, label: str, console: Console | None = None) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console or Console(stderr=True, markup=False, highlight=False, emoji=False),
+        )
+        self._found = self._bars.add_task("listing", total=None, visible=False)
+        self._done = self._bars.add_task(plain(label), total=None, visible=False)
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def listed(self, repositories: int) -> None:
+        """So many things are found by now."""
+        self._bars.update(self._found, completed=repositories, visible=True)
+
+    def working(self, done: int, total: int) -> None:
+        """So many of them are done."""
+        self._bars.update(self._found, visible=False)
+        self._bars.update(self._done, completed=done, total=total, visible=True)
+
+    def note(self, text: str) -> None:
+        """A line above the bars."""
+        self._bars.console.print(Text(plain(text)))

@@ -1,0 +1,35 @@
+"""A Hub in a folder, for tests, for trying things out, and for clusters without internet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.app import App, pass_app
+
+
+@click.group()
+def hub() -> None:
+    """Serve a folder of repositories as a Hub."""
+
+
+@hub.command()
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free port."
+)
+@pass_app
+def serve(app: App, folder: Path, host: str, port: int) -> None:
+    """Serve DIR/OWNER/NAME/… over the Hub's protocol until interrupted.
+
+    huggingface_hub, transformers and peft use it when HF_ENDPOINT names it.
+    """
+    from crawler.localhub import serve as serve_folder
+
+    def announce(url: str) -> None:
+        app.output.say(f"serving {folder} at {url}")
+        app.output.say(f"export HF_ENDPOINT={url}")
+
+    serve_folder(folder, host, port, announce)

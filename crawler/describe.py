@@ -1,0 +1,173 @@
+"""All that was read of one adapter folder → the record that the catalog stores; no network, no disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from catalog import bases as base_facts
+from catalog.adapter import AdapterConfig, AdapterSpec
+from catalog.bases import BaseIdentity, BaseTable
+from catalog.errors import ConfigError, WeightsError
+from catalog.records import AdapterRecord, DocumentRecord, ReasonRecord, RepositoryRecord, WeightsRecord
+from catalog.weights import WeightsHealth, health
+from crawler.cards import Card
+from crawler.folders import Folder
+from crawler.listing import ListedRepository
+from crawler.screen import Evidence, Finding, screen
+
+MOST_FILES = 500
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One adapter folder as far as it was read; `status` says why reading stopped, where something did."""
+
+    folder: Folder
+    card: Card
+    status: str | None = None
+    detail: str = ""
+    config: AdapterConfig | ConfigError | None = None
+    config_document: DocumentRecord | None = None
+    card_document: DocumentRecord | None = None
+    weights: WeightsRecord | None = None
+    spec: AdapterSpec | WeightsError | None = None
+    problems: tuple[str, ...] = field(default=())
+
+
+def repository_record(listed: ListedRepository) -> RepositoryRecord:
+    """What a listing row says of a repository, as the catalog stores it."""
+    return RepositoryRecord(
+        hub_id=listed.hub_id,
+        name=listed.name,
+        commit=listed.sha,
+        created_at=listed.created_at,
+        last_modified=listed.last_modified,
+        gated=listed.gated or None,
+        disabled=listed.disabled,
+        private=listed.private,
+        downloads=listed.downloads,
+        downloads_all_time=listed.downloads_all_time,
+        likes=listed.likes,
+        library=listed.library,
+        pipeline_tag=listed.pipeline_tag,
+        tags=listed.tags,
+    )
+
+
+def describe(listed: ListedRepository, draft: Draft, bases: BaseTable) -> AdapterRecord:
+    """The record of one adapter folder with every reason that speaks against it."""
+    identity = _identity(listed, draft, bases)
+    findings = screen(_evidence(listed, draft, identity))
+    measured = _health(draft)
+    return AdapterRecord(
+        commit=listed.sha or "",
+        subfolder=draft.folder.subfolder,
+        main=draft.folder.main,
+        files=_files(draft.folder),
+        weights_name=None if draft.folder.weights is None else draft.folder.weights.path.rpartition("/")[2],
+        base_canonical=identity.canonical,
+        base_raw=identity.raw,
+        base_kind=identity.kind,
+        base_evidence=identity.evidence,
+        norm=None if measured is None else measured.norm,
+        license=_license(listed, draft),
+        card_quality=draft.card.quality.value,
+        card_text=draft.card.text,
+        card_front=draft.card.front,
+        training={
+            key: value for key, value in asdict(draft.card.training).items() if value not in (None, ())
+        },
+        config=draft.config_document,
+        card=draft.card_document,
+        weights=draft.weights,
+        reasons=tuple(ReasonRecord(finding.reason.value, finding.detail) for finding in findings),
+        **_config_fields(draft.config),
+        **_spec_fields(draft),
+    )
+
+
+def findings(listed: ListedRepository, draft: Draft, bases: BaseTable) -> tuple[Finding, ...]:
+    """All that speaks against an adapter as far as it was read."""
+    return screen(_evidence(listed, draft, _identity(listed, draft, bases)))
+
+
+def _identity(listed: ListedRepository, draft: Draft, bases: BaseTable) -> BaseIdentity:
+    """The base model by the adapter's own config, else the Hub's copy of it, else the card, else the tags."""
+    config = draft.config.base_model if isinstance(draft.config, AdapterConfig) else None
+    if config is None and not draft.folder.subfolder:
+        config = listed.config_base
+    card = draft.card.base_models[0] if len(draft.card.base_models) == 1 else None
+    return bases.identify(config or card, tags=listed.tags)
+
+
+def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) -> Evidence:
+    canonical = identity.canonical
+    return Evidence(
+        repo_status=draft.status,
+        subfolder=draft.folder.subfolder,
+        files=draft.folder.names,
+        config=draft.config,
+        weights=draft.spec,
+        base=identity,
+        dims=base_facts.dims(canonical) if canonical else None,
+        base_license=base_facts.license(canonical) if canonical else None,
+        card_license=_license(listed, draft),
+        tags=listed.tags,
+        health=_health(draft),
+    )
+
+
+def _health(draft: Draft) -> WeightsHealth | None:
+    norms = draft.weights.norms if draft.weights is not None else None
+    if norms is None or not isinstance(draft.config, AdapterConfig):
+        return None
+    try:
+        return health(norms, draft.config)
+    except ConfigError:
+        return None  # a pattern that cannot be applied is a reason of its own
+
+
+def _license(listed: ListedRepository, draft: Draft) -> str | None:
+    """The licence id of the card, else of the repository's tags."""
+    if draft.card.license is not None:
+        return draft.card.license
+    return next((tag.partition(":")[2] for tag in listed.tags if tag.startswith("license:")), None)
+
+
+def _files(folder: Folder) -> tuple[Mapping[str, Any], ...]:
+    """Name, size and hash of the files in the folder: pickles are listed here and nowhere opened."""
+    return tuple(
+        {"name": file.path.rpartition("/")[2], "size": file.size, "digest": file.sha256 or file.oid}
+        for file in folder.files[:MOST_FILES]
+    )
+
+
+def _config_fields(config: AdapterConfig | ConfigError | None) -> dict[str, Any]:
+    if not isinstance(config, AdapterConfig):
+        return {}
+    fields: dict[str, Any] = {
+        "peft_type": config.peft_type,
+        "task_type": config.task_type,
+        "rank": config.rank,
+    }
+    if config.rank is not None:
+        divisor = math.sqrt(config.rank) if config.use_rslora else config.rank
+        fields |= {"alpha": config.alpha, "use_rslora": config.use_rslora, "scaling": config.alpha / divisor}
+    return fields
+
+
+def _spec_fields(draft: Draft) -> dict[str, Any]:
+    """Targets and sizes from the weights' header where it was read, targets else as the config names them."""
+    if isinstance(draft.spec, AdapterSpec):
+        spec = draft.spec
+        return {
+            "targets": spec.targets,
+            "modules": len(spec.modules),
+            "parameters": spec.parameters,
+            "dtypes": spec.dtypes,
+        }
+    named = draft.config.target_modules if isinstance(draft.config, AdapterConfig) else None
+    return {"targets": (named,) if isinstance(named, str) else tuple(named or ())}

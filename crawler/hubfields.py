@@ -1,0 +1,170 @@
+"""What the API's JSON says of one repository: its fields, its files and its tree."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from crawler.hubfolder import Digest, Repository, derived_identity
+
+COMMIT_TITLE = "Upload folder"
+BASIC = (
+    "likes",
+    "trendingScore",
+    "private",
+    "downloads",
+    "tags",
+    "library_name",
+    "pipeline_tag",
+    "createdAt",
+)
+FULL = (*BASIC, "author", "sha", "lastModified", "gated", "disabled", "siblings")
+DETAIL = (*FULL, "cardData", "config", "model-index", "spaces", "usedStorage")
+
+
+def describe(repository: Repository, fields: Iterable[str]) -> dict[str, Any]:
+    """The JSON object of a repository: its identity and those fields that are known. Raises OSError."""
+    described: dict[str, Any] = {
+        "_id": repository.overrides.get("_id", repository.identity),
+        "id": repository.repo_id,
+        "modelId": repository.repo_id,
+    }
+    for name in fields:
+        value = field_value(repository, name)
+        if value is not None or name in repository.overrides:
+            described[name] = value
+    return described
+
+
+def field_value(repository: Repository, name: str) -> Any:
+    """One field: what .hub.json says, else what follows from the files, else None."""
+    if name in repository.overrides:
+        return repository.overrides[name]
+    return FIELDS[name](repository) if name in FIELDS else None
+
+
+def siblings(repository: Repository, *, blobs: bool) -> list[dict[str, Any]]:
+    """The files of a repository as the detail route lists them; with `blobs` their sizes and hashes too."""
+    if "siblings" in repository.overrides or not blobs:
+        listed: list[dict[str, Any]] = field_value(repository, "siblings")
+        return listed
+    return [
+        {"rfilename": path, "size": digest.size, "blobId": digest.oid}
+        | ({"lfs": _lfs(digest, "sha256")} if digest.sha256 else {})
+        for path, digest in repository.digests.items()
+    ]
+
+
+def tree(
+    repository: Repository, folder: str, *, recursive: bool, expand: bool
+) -> list[dict[str, Any]] | None:
+    """Entries below `folder` ("" is the root), by path; None where there is no such folder."""
+    prefix = f"{folder}/" if folder else ""
+    below = {path: digest for path, digest in repository.digests.items() if path.startswith(prefix)}
+    if folder and not below:
+        return None
+    folders: dict[str, list[str]] = {}
+    for path, digest in below.items():
+        parts = path[len(prefix) :].split("/")
+        for depth in range(1, len(parts)):
+            folders.setdefault(prefix + "/".join(parts[:depth]), []).append(f"{path}\0{digest.etag}\n")
+    entries = [file_entry(repository, path, expand=expand) for path in below]
+    entries += [_folder_entry(repository, path, "".join(lines), expand) for path, lines in folders.items()]
+    kept = [entry for entry in entries if recursive or "/" not in entry["path"][len(prefix) :]]
+    return sorted(kept, key=_path_of)
+
+
+def file_entry(repository: Repository, path: str, *, expand: bool) -> dict[str, Any]:
+    """A file as the tree and paths-info routes say it; KeyError where there is none."""
+    digest = repository.digests[path]
+    entry: dict[str, Any] = {"type": "file", "oid": digest.oid, "size": digest.size, "path": path}
+    if digest.sha256:
+        entry["lfs"] = _lfs(digest, "oid")
+    if expand:
+        entry["lastCommit"] = _last_commit(repository)
+        entry["securityFileStatus"] = {"status": "unscanned", "avScan": None, "pickleImportScan": None}
+    return entry
+
+
+def _folder_entry(repository: Repository, path: str, content: str, expand: bool) -> dict[str, Any]:
+    oid = hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()
+    entry: dict[str, Any] = {"type": "directory", "oid": oid, "size": 0, "path": path}
+    return entry | ({"lastCommit": _last_commit(repository)} if expand else {})
+
+
+def _last_commit(repository: Repository) -> dict[str, Any]:
+    return {"id": repository.sha, "title": COMMIT_TITLE, "date": repository.last_modified}
+
+
+def _lfs(digest: Digest, hash_name: str) -> dict[str, Any]:
+    return {hash_name: digest.sha256, "size": digest.size, "pointerSize": digest.pointer_size}
+
+
+def _base_models(repository: Repository) -> dict[str, Any] | None:
+    derived = repository.derived
+    if not derived.base_models:
+        return None
+    return {
+        "relation": derived.relation,
+        "models": [{"_id": derived_identity(base), "id": base} for base in derived.base_models],
+    }
+
+
+def _config(repository: Repository) -> dict[str, Any] | None:
+    adapter = repository.adapter_config
+    if adapter is None:
+        return None
+    named = ("base_model_name_or_path", "task_type")
+    return {"peft": {name: adapter[name] for name in named if name in adapter}}
+
+
+def _model_index(repository: Repository) -> Any:
+    return (repository.derived.card or {}).get("model-index")
+
+
+def _used_storage(repository: Repository) -> int:
+    return sum(digest.size for digest in repository.digests.values() if digest.sha256)
+
+
+FIELDS: Mapping[str, Callable[[Repository], Any]] = {
+    "author": lambda repo: repo.owner,
+    "baseModels": _base_models,
+    "cardData": lambda repo: repo.derived.card,
+    "config": _config,
+    "createdAt": lambda repo: repo.created_at,
+    "disabled": lambda repo: repo.flag("disabled"),
+    "downloads": lambda _: 0,
+    "downloadsAllTime": lambda repo: field_value(repo, "downloads"),
+    "gated": lambda repo: repo.flag("gated"),
+    "lastModified": lambda repo: repo.last_modified,
+    "library_name": lambda repo: repo.derived.library,
+    "likes": lambda _: 0,
+    "model-index": _model_index,
+    "pipeline_tag": lambda repo: repo.derived.pipeline_tag,
+    "private": lambda repo: repo.flag("private"),
+    "sha": lambda repo: repo.sha,
+    "siblings": lambda repo: [{"rfilename": path} for path in sorted(repo.files)],
+    "spaces": lambda _: [],
+    "tags": lambda repo: repo.tags,
+    "trendingScore": lambda _: 0,
+    "usedStorage": _used_storage,
+}
+# Valid on the Hub, but a folder cannot know them unless .hub.json says so.
+UNKNOWN_HERE = (
+    "childrenModelCount",
+    "evalResults",
+    "gguf",
+    "inference",
+    "inferenceProviderMapping",
+    "mask_token",
+    "resourceGroup",
+    "safetensors",
+    "transformersInfo",
+    "widgetData",
+)
+
+
+def _path_of(entry: Mapping[str, Any]) -> str:
+    path: str = entry["path"]
+    return path

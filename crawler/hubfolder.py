@@ -1,0 +1,338 @@
+"""A folder of repositories as the Hub's API would describe it: `ROOT/owner/name/…files`.
+
+Nothing here knows HTTP and nothing is written. An optional `.hub.json` beside a repository's files
+overrides what the API says of it; without one everything is derived from the files and is the same
+from start to start. Folders whose names no Hub repository can have are not repositories.
+
+The files of a repository are looked at again (names, sizes, times) whenever it is asked for, and read
+again only when one of these changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from catalog.errors import UsageError
+from crawler.hubtags import Derived, derive
+
+logger = logging.getLogger(__name__)
+
+OVERRIDES = ".hub.json"
+HIDDEN = frozenset({OVERRIDES, ".git", ".cache"})
+LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx")
+LFS_SIZE = 10 * 1024 * 1024
+MAX_PARSED = 1024 * 1024  # bytes of a card or a configuration that are parsed
+# A file written this shortly before it was read may be written again within the same tick of the
+# file system's clock, so what was read of it is not remembered.
+SETTLED_NS = 50_000_000
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository: `path` inside it, `disk` where its bytes are, size in bytes."""
+
+    path: str
+    disk: str
+    size: int
+    mtime_ns: int
+
+    @property
+    def is_lfs(self) -> bool:
+        name = self.path.rpartition("/")[2]
+        return name.endswith(LFS_SUFFIXES) or name == "tokenizer.json" or self.size >= LFS_SIZE
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What the Hub says of a file's content: `oid` is the git blob's sha1, of the pointer for an LFS file."""
+
+    oid: str
+    size: int
+    sha256: str | None = None
+    pointer_size: int = 0
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 or self.oid
+
+
+@dataclass(frozen=True, eq=False)
+class Repository:
+    """One repository as it was found; derived facts are computed when they are first asked for."""
+
+    repo_id: str
+    files: Mapping[str, HubFile]
+    overrides: Mapping[str, Any]
+    modified_ns: int
+    digest_file: Callable[[HubFile], Digest]
+
+    @property
+    def owner(self) -> str:
+        return self.repo_id.partition("/")[0]
+
+    @cached_property
+    def identity(self) -> str:
+        given = self.overrides.get("_id")
+        return given if isinstance(given, str) else derived_identity(self.repo_id)
+
+    @cached_property
+    def derived(self) -> Derived:
+        return derive(self._text("README.md"), self.adapter_config, self.files.keys())
+
+    @cached_property
+    def adapter_config(self) -> dict[str, Any] | None:
+        """The root adapter_config.json where it is there and is a JSON object."""
+        try:
+            parsed = json.loads(self._text("adapter_config.json"))
+        except (ValueError, RecursionError):
+            return None
+        return parsed if isinstance(parsed, dict) else None
+
+    @cached_property
+    def digests(self) -> dict[str, Digest]:
+        """Path → digest, in path order; reads every file that is not yet known. Raises OSError."""
+        return {path: self._digest(file) for path, file in sorted(self.files.items())}
+
+    @cached_property
+    def sha(self) -> str:
+        given = self.overrides.get("sha")
+        if isinstance(given, str):
+            return given
+        lines = "".join(f"{path}\0{digest.etag}\n" for path, digest in self.digests.items())
+        return hashlib.sha1(f"{self.repo_id}\n{lines}".encode(), usedforsecurity=False).hexdigest()
+
+    @cached_property
+    def last_modified(self) -> Any:
+        return self.overrides.get("lastModified", iso_date(self.modified_ns))
+
+    @property
+    def created_at(self) -> Any:
+        return self.overrides.get("createdAt", self.last_modified)
+
+    @property
+    def tags(self) -> Any:
+        return self.overrides.get("tags", list(self.derived.tags))
+
+    def flag(self, name: str) -> Any:
+        """`gated`, `disabled` or `private`: false where nothing is said."""
+        return self.overrides.get(name, False)
+
+    def previous_names(self) -> list[str]:
+        names = self.overrides.get("previous_names", [])
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+    def _digest(self, file: HubFile) -> Digest:
+        files = self.overrides.get("files", {})
+        given = files.get(file.path, {}) if isinstance(files, dict) else {}
+        if not isinstance(given, dict) or not given:
+            return self.digest_file(file)
+        size, sha256 = given.get("size"), given.get("sha256")
+        size = size if isinstance(size, int) else file.size
+        return _lfs_digest(str(sha256), size) if sha256 else replace(self.digest_file(file), size=size)
+
+    def _text(self, path: str) -> str:
+        """The beginning of a small file as UTF-8, or nothing where it cannot be read."""
+        file = self.files.get(path)
+        if file is None:
+            return ""
+        try:
+            with Path(file.disk).open("rb") as stream:
+                return stream.read(MAX_PARSED).decode("utf-8", errors="replace")
+        except OSError:
+            return ""
+
+
+@dataclass
+class HubFolder:
+    """The repositories of one folder, by name; safe to use from several threads."""
+
+    root: Path
+    _known: dict[str, tuple[_Look, Repository]] = field(default_factory=dict)
+    _digests: dict[tuple[str, int, int], Digest] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        if not self.root.is_dir():
+            raise UsageError(f"{self.root} is not a folder; give one that holds owner/name/…files.")
+        self.root = self.root.resolve()
+
+    def find(self, repo_id: str) -> Repository | None:
+        """The repository of this name as it is on disk now, or None. Raises UsageError on a bad .hub.json."""
+        owner, _, name = repo_id.partition("/")
+        if not (is_name(owner) and is_name(name)):
+            return None
+        directory = os.path.realpath(self.root / owner / name)
+        if not self._inside(directory) or not os.path.isdir(directory):  # noqa: PTH112
+            with self._lock:
+                self._known.pop(repo_id, None)
+            return None
+        return self._read(repo_id, directory)
+
+    def scan(self) -> list[Repository]:
+        """Every repository as it is on disk now, by name; one with a bad .hub.json is warned of."""
+        found = (self._find_or_warn(repo_id) for repo_id in sorted(self._repo_ids()))
+        return [repository for repository in found if repository is not None]
+
+    def renamed(self, repo_id: str) -> str | None:
+        """The name of the repository that was called `repo_id` before, or None."""
+        return next((new.repo_id for new in self.scan() if repo_id in new.previous_names()), None)
+
+    def digest(self, file: HubFile) -> Digest:
+        """The digest of a file, read at most once while its size and time stay. Raises OSError."""
+        key = (file.disk, file.size, file.mtime_ns)
+        known = self._digests.get(key)
+        if known is None:
+            started = time.time_ns()
+            known = _read_digest(file)
+            if started - file.mtime_ns > SETTLED_NS:
+                self._digests[key] = known
+        return known
+
+    def _find_or_warn(self, repo_id: str) -> Repository | None:
+        try:
+            return self.find(repo_id)
+        except UsageError as error:
+            logger.warning("%s", error)
+            return None
+
+    def _repo_ids(self) -> Iterator[str]:
+        for owner in os.scandir(self.root):
+            if is_name(owner.name) and owner.is_dir() and self._inside(os.path.realpath(owner.path)):
+                yield from (
+                    f"{owner.name}/{entry.name}" for entry in os.scandir(owner.path) if is_name(entry.name)
+                )
+
+    def _read(self, repo_id: str, directory: str) -> Repository:
+        looked = time.time_ns()
+        look = _Look(tuple(sorted(self._walk(directory, ""), key=_path)), _stamp(f"{directory}/{OVERRIDES}"))
+        with self._lock:
+            before = self._known.get(repo_id)
+        if before is not None and before[0] == look:
+            return before[1]
+        newest = max((file.mtime_ns for file in look.files), default=None)
+        repository = Repository(
+            repo_id=repo_id,
+            files={file.path: file for file in look.files},
+            overrides=_overrides(directory, repo_id) if look.overrides else {},
+            modified_ns=os.stat(directory).st_mtime_ns if newest is None else newest,  # noqa: PTH116
+            digest_file=self.digest,
+        )
+        with self._lock:
+            if looked - max(newest or 0, look.overrides[1] if look.overrides else 0) > SETTLED_NS:
+                self._known[repo_id] = (look, repository)
+            else:
+                self._known.pop(repo_id, None)
+        return repository
+
+    def _walk(self, directory: str, prefix: str) -> Iterator[HubFile]:
+        try:
+            entries = list(os.scandir(directory))
+        except OSError:  # gone, or not ours to read: then it has no files
+            return
+        for entry in entries:
+            if entry.name in HIDDEN or not _is_text(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(entry.path, f"{prefix}{entry.name}/")
+                continue
+            disk = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+            if entry.is_symlink() and not self._inside(disk):
+                continue
+            status = _status(disk)
+            if status is not None and stat.S_ISREG(status.st_mode):
+                yield HubFile(f"{prefix}{entry.name}", disk, status.st_size, status.st_mtime_ns)
+
+    def _inside(self, target: str) -> bool:
+        """Whether a resolved path is below the root and not hidden there."""
+        root = f"{self.root}{os.sep}".replace(os.sep * 2, os.sep)
+        return target.startswith(root) and HIDDEN.isdisjoint(Path(target[len(root) :]).parts)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a glance at a repository's folder shows; equal glances mean unchanged facts."""
+
+    files: tuple[HubFile, ...]
+    overrides: tuple[int, int] | None
+
+
+def is_name(name: str) -> bool:
+    """Whether the Hub could have an owner or a repository of this name."""
+    return bool(NAME.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith(".git")
+
+
+def derived_identity(repo_id: str) -> str:
+    """The `_id` of a repository whose .hub.json names none: 24 hex digits that follow from its name."""
+    return hashlib.sha256(repo_id.encode()).hexdigest()[:24]
+
+
+def iso_date(nanoseconds: int) -> str:
+    """A time since the epoch as the Hub writes it: ISO 8601 in UTC with milliseconds and a Z."""
+    moment = datetime.fromtimestamp(nanoseconds // 1_000_000 / 1_000, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _path(file: HubFile) -> str:
+    return file.path
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)  # noqa: PTH116 (a Path for each of 60,000 files costs more than the call)
+    except OSError:
+        return None
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    status = _status(path)
+    return (status.st_size, status.st_mtime_ns) if status is not None else None
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8: no JSON can say this name
+        return False
+    return True
+
+
+def _overrides(directory: str, repo_id: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads((Path(directory) / OVERRIDES).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{repo_id}/{OVERRIDES} cannot be read as JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise UsageError(f"{repo_id}/{OVERRIDES} must hold one JSON object.")
+    return parsed
+
+
+def _read_digest(file: HubFile) -> Digest:
+    content = hashlib.sha256() if file.is_lfs else hashlib.sha1(usedforsecurity=False)
+    if not file.is_lfs:
+        content.update(f"blob {file.size}\0".encode())
+    with Path(file.disk).open("rb") as stream:
+        while block := stream.read(1024 * 1024):
+            content.update(block)
+    if file.is_lfs:
+        return _lfs_digest(content.hexdigest(), file.size)
+    return Digest(oid=content.hexdigest(), size=file.size)
+
+
+def _lfs_digest(sha256: str, size: int) -> Digest:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    blob = hashlib.sha1(f"blob {len(pointer)}\0".encode() + pointer, usedforsecurity=False)
+    return Digest(oid=blob.hexdigest(), size=size, sha256=sha256, pointer_size=len(pointer))

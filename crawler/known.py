@@ -1,0 +1,107 @@
+"""What is known already and need not be asked of the Hub: what the catalog holds, and what was read just now.
+
+Rows are written in listing order, a little after they are read; until then `Known` remembers them, so that
+two folders with the same config, card or weights cost one request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Generic, Protocol, TypeVar
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from catalog import store
+from catalog.records import DocumentRecord, WeightsRecord
+
+V = TypeVar("V")
+
+# So many values of each kind, of documents only short ones; what is forgotten is fetched again.
+MOST = 512
+LONGEST = 64 * 1024
+LOCKS = 64
+
+
+class Facts(Protocol):
+    """What is on record under a digest."""
+
+    def document(self, digest: str) -> bytes | None:
+        """The content of a small file that was fetched before."""
+        ...
+
+    def weights(self, digest: str) -> WeightsRecord | None:
+        """What was learned of a safetensors file before."""
+        ...
+
+
+class CatalogFacts:
+    """What the catalog holds, each question in a short read of its own, from any thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def document(self, digest: str) -> bytes | None:
+        """The content of a small file that was fetched before."""
+        with Session(self._engine) as session:
+            return store.known_document(session, digest)
+
+    def weights(self, digest: str) -> WeightsRecord | None:
+        """What was learned of a safetensors file before."""
+        with Session(self._engine) as session:
+            return store.known_weights(session, digest)
+
+
+class _Recent(Generic[V]):
+    """The values used last, by digest."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: OrderedDict[str, V] = OrderedDict()
+
+    def get(self, digest: str) -> V | None:
+        with self._lock:
+            if digest in self._values:
+                self._values.move_to_end(digest)
+            return self._values.get(digest)
+
+    def put(self, digest: str, value: V) -> None:
+        with self._lock:
+            self._values[digest] = value
+            self._values.move_to_end(digest)
+            while len(self._values) > MOST:
+                self._values.popitem(last=False)
+
+
+class Known:
+    """What is on record, and what was read lately and is not on record yet; safe to share between threads."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._documents: _Recent[bytes] = _Recent()
+        self._weights: _Recent[WeightsRecord] = _Recent()
+        self._locks = tuple(threading.Lock() for _ in range(LOCKS))
+
+    def reading(self, digest: str) -> threading.Lock:
+        """The lock to hold while the bytes of this digest are fetched: nobody else then fetches them too."""
+        return self._locks[int(digest[:8], 16) % LOCKS]
+
+    def document(self, digest: str) -> bytes | None:
+        """The content of a small file that was fetched before."""
+        content = self._documents.get(digest)
+        return self._facts.document(digest) if content is None else content
+
+    def weights(self, digest: str) -> WeightsRecord | None:
+        """What was learned of a safetensors file before."""
+        return self._weights.get(digest) or self._facts.weights(digest)
+
+    def learn_document(self, record: DocumentRecord) -> None:
+        """Remembers a small file that was just fetched."""
+        if len(record.content) <= LONGEST:
+            self._documents.put(record.digest, record.content)
+
+    def learn_weights(self, record: WeightsRecord) -> None:
+        """Remembers what was just learned of a safetensors file; less never replaces more."""
+        if record.measured is not None or self._weights.get(record.digest) is None:
+            self._weights.put(record.digest, record)

@@ -1,0 +1,259 @@
+"""One raw row of a listing page → the repository it describes, or why it describes none.
+
+The rows come from the Hub but their contents from its users, so no field is trusted. A row is bad only when
+it does not say which repository it means; any other odd field is left out and named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_SHA = re.compile(r"[0-9a-f]{40}")
+_NAME_PART = re.compile(r"[A-Za-z0-9_.-]+")
+_DATE = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})?"
+)
+_LONGEST_NAME = 96
+_LONGEST_TEXT = 1024
+_LARGEST_COUNT = 2**63 - 1
+_MOST_TAGS = 2_000
+_MOST_SIBLINGS = 100_000
+_LARGEST_CARD = 256 * 1024
+_DEEPEST_CARD = 32
+_EXCERPT = 500
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class ListedRepository:
+    """What a listing page says of one repository; `problems` names each field that could not be used.
+
+    `hub_id` is the Hub's `_id`, the identity; `gated` is "", "auto" or "manual"; dates are in UTC;
+    `card_data` is plain JSON of at most 256 KiB; `config_base` is the raw base model name of the adapter's
+    own config.
+    """
+
+    hub_id: str
+    name: str
+    sha: str | None
+    last_modified: datetime | None
+    created_at: datetime | None
+    gated: str
+    disabled: bool
+    private: bool
+    downloads: int | None
+    downloads_all_time: int | None
+    likes: int | None
+    tags: tuple[str, ...]
+    library: str | None
+    pipeline_tag: str | None
+    author: str | None
+    siblings: tuple[str, ...] | None
+    card_data: Mapping[str, object] | None
+    config_base: str | None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that names no repository: why, and its beginning as ASCII JSON."""
+
+    reason: str
+    excerpt: str
+
+
+def valid_name(name: object) -> bool:
+    """Whether the Hub allows this repository name: `owner/name`, or one part for the oldest models."""
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME or "--" in name or ".." in name:
+        return False
+    parts = name.split("/")
+    return len(parts) <= 2 and all(_valid_part(part) for part in parts) and not name.endswith(".git")
+
+
+def _valid_part(part: str) -> bool:
+    return _NAME_PART.fullmatch(part) is not None and part[0] not in ".-" and part[-1] not in ".-"
+
+
+def parse_row(raw: object) -> ListedRepository | BadRow:
+    """The repository of one raw row, or a BadRow when its identity cannot be used; never raises."""
+    if not isinstance(raw, Mapping):
+        return BadRow("the row is not an object", _excerpt(raw))
+    hub_id, name, sha = raw.get("_id"), raw.get("id"), raw.get("sha")
+    if not isinstance(hub_id, str) or not _HUB_ID.fullmatch(hub_id):
+        return BadRow("the row has no usable _id", _excerpt(raw))
+    if not isinstance(name, str) or not valid_name(name):
+        return BadRow("the row has no usable id", _excerpt(raw))
+    if sha is not None and not (isinstance(sha, str) and _SHA.fullmatch(sha)):
+        return BadRow("the row's sha is not a commit", _excerpt(raw))
+    row = _Row(raw)
+    return ListedRepository(
+        hub_id=hub_id,
+        name=name,
+        sha=sha,
+        last_modified=row.date("lastModified"),
+        created_at=row.date("createdAt"),
+        gated=row.gated(),
+        disabled=row.flag("disabled"),
+        private=row.flag("private"),
+        downloads=row.count("downloads"),
+        downloads_all_time=row.count("downloadsAllTime"),
+        likes=row.count("likes"),
+        tags=row.tags(),
+        library=row.text("library_name"),
+        pipeline_tag=row.text("pipeline_tag"),
+        author=row.text("author"),
+        siblings=row.siblings(),
+        card_data=row.card_data(),
+        config_base=row.config_base(),
+        problems=tuple(row.problems),
+    )
+
+
+class _Row:
+    """The fields of one row, each read by its type; a field of another type is named in `problems`."""
+
+    def __init__(self, raw: Mapping[object, object]) -> None:
+        self._raw = raw
+        self.problems: list[str] = []
+
+    def _odd(self, key: str, what: str) -> None:
+        self.problems.append(f"{key} {what}")
+
+    def text(self, key: str) -> str | None:
+        value = self._raw.get(key)
+        if value is None or _is_text(value):
+            return value if isinstance(value, str) else None
+        self._odd(key, "is not a short text")
+        return None
+
+    def flag(self, key: str) -> bool:
+        value = self._raw.get(key)
+        if value is not None and not isinstance(value, bool):
+            self._odd(key, "is neither true nor false")
+        return value is True
+
+    def gated(self) -> str:
+        value = self._raw.get("gated")
+        if value is None or value is False:
+            return ""
+        if value in ("auto", "manual"):
+            return str(value)
+        # Whatever else it means, it does not mean open.
+        self._odd("gated", "is neither false nor auto nor manual")
+        return "manual"
+
+    def count(self, key: str) -> int | None:
+        value = self._raw.get(key)
+        if value is None:
+            return None
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_COUNT:
+            return value
+        self._odd(key, "is not a count")
+        return None
+
+    def date(self, key: str) -> datetime | None:
+        value = self._raw.get(key)
+        if value is None:
+            return None
+        match = _DATE.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
+            self._odd(key, "is not a date")
+            return None
+        fraction = (match[2] or ".0")[1:7].ljust(6, "0")
+        offset = "+00:00" if match[3] in (None, "Z") else match[3]
+        try:
+            return datetime.fromisoformat(f"{match[1]}.{fraction}{offset}").astimezone(timezone.utc)
+        except (ValueError, OverflowError):
+            self._odd(key, "is not a date")
+            return None
+
+    def tags(self) -> tuple[str, ...]:
+        value = self._raw.get("tags")
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            self._odd("tags", "is not a list")
+            return ()
+        return self._texts("tags", value, _MOST_TAGS)
+
+    def siblings(self) -> tuple[str, ...] | None:
+        value = self._raw.get("siblings")
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            self._odd("siblings", "is not a list")
+            return None
+        names = [item.get("rfilename") if isinstance(item, Mapping) else None for item in value]
+        return self._texts("siblings", names, _MOST_SIBLINGS)
+
+    def _texts(self, key: str, values: list[object], most: int) -> tuple[str, ...]:
+        if len(values) > most:
+            self._odd(key, f"has more than {most} entries")
+        kept = tuple(value for value in values[:most] if isinstance(value, str) and _is_text(value))
+        if len(kept) < min(len(values), most):
+            self._odd(key, "has entries that are not short texts")
+        return kept
+
+    def card_data(self) -> Mapping[str, object] | None:
+        value = self._raw.get("cardData")
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            self._odd("cardData", "is not an object")
+            return None
+        try:
+            plain = _plain(value, _DEEPEST_CARD)
+            size = len(json.dumps(plain, allow_nan=False))
+        except ValueError as error:
+            self._odd("cardData", str(error)[:80])
+            return None
+        if size > _LARGEST_CARD:
+            self._odd("cardData", "is too large")
+            return None
+        return plain if isinstance(plain, dict) else None
+
+    def config_base(self) -> str | None:
+        value: object = self._raw.get("config")
+        for key in ("peft", "base_model_name_or_path"):
+            if value is None:
+                return None
+            if not isinstance(value, Mapping):
+                self._odd("config", "is not an object")
+                return None
+            value = value.get(key)
+        if value is None or _is_text(value):
+            return value if isinstance(value, str) else None
+        self._odd("config", "has a base model name that is not a short text")
+        return None
+
+
+def _is_text(value: object) -> bool:
+    """Whether this is a text of reasonable length that any database stores."""
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT and not _UNSTORABLE.search(value)
+
+
+def _plain(value: object, depth: int) -> object:
+    """A copy as plain JSON whose texts any database stores; raises ValueError when it is nested too deep."""
+    if depth == 0:
+        raise ValueError("is nested too deep")
+    if isinstance(value, Mapping):
+        return {_storable(str(key)): _plain(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, depth - 1) for item in value]
+    return _storable(value) if isinstance(value, str) else value
+
+
+def _storable(text: str) -> str:
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def _excerpt(raw: object) -> str:
+    try:
+        return json.dumps(raw)[:_EXCERPT]
+    except (TypeError, ValueError, RecursionError):
+        return f"a {type(raw).__name__} that cannot be shown"

@@ -1,0 +1,76 @@
+"""What a crawl is asked for → the listing queries that find it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from catalog.bases import BaseTable
+from catalog.errors import UsageError
+from catalog.frontier import scope_digest
+
+DEFAULT_BASE = "meta-llama/Llama-3.1-8B-Instruct"
+WEIGHTS = ("keep", "stream", "headers")
+
+# Uploads of these tools often carry no `peft` tag; rows without an adapter file are passed over.
+ANY_BASE_TAGS = ("peft", "lora", "unsloth", "trl", "axolotl", "llama-factory")
+# An adapter whose card names another library is filed by the Hub as a finetune of its base.
+RELATIONS = ("adapter", "finetune")
+
+
+@dataclass(frozen=True)
+class CrawlOptions:
+    """What was asked for; `rules` decide whose weights are worth fetching."""
+
+    bases: tuple[str, ...] = ()
+    any_base: bool = False
+    limit: int | None = None
+    weights: str = "stream"
+    workers: int = 4
+    full: bool = False
+    rules: str = "ours"
+
+    def __post_init__(self) -> None:
+        if self.any_base and self.bases:
+            raise UsageError("--any-base asks for every adapter; leave --base out, or --any-base.")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError("--limit must be at least 1.")
+        if not 1 <= self.workers <= 32:
+            raise UsageError("--workers must lie between 1 and 32.")
+        if self.weights not in WEIGHTS:
+            raise UsageError(f"--weights is one of {', '.join(WEIGHTS)}.")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One listing: all `filters` hold; `adapters_only` where the Hub promises an adapter in every row."""
+
+    filters: tuple[str, ...]
+    adapters_only: bool
+
+
+def queries(options: CrawlOptions, bases: BaseTable) -> tuple[Query, ...]:
+    """The listings whose union by `_id` is what the options ask for, in a fixed order."""
+    if options.any_base:
+        return tuple(Query((tag,), tag == "peft") for tag in ANY_BASE_TAGS)
+    found: dict[Query, None] = {}
+    for base in options.bases or (DEFAULT_BASE,):
+        for relation in RELATIONS:
+            for spelling in bases.spellings(base):
+                found[Query((f"base_model:{relation}:{spelling}",), relation == "adapter")] = None
+    return tuple(found)
+
+
+def asked(options: CrawlOptions, planned: tuple[Query, ...]) -> dict[str, Any]:
+    """The question as plain JSON: what is stored with a crawl, and what its scope is the digest of."""
+    return {
+        "queries": [[list(query.filters), query.adapters_only] for query in planned],
+        "limit": options.limit,
+        "weights": options.weights,
+        "rules": options.rules,
+    }
+
+
+def scope(options: CrawlOptions, planned: tuple[Query, ...]) -> str:
+    """The digest of the question; workers and --full change how it is answered, not what is asked."""
+    return scope_digest(asked(options, planned))

@@ -1,0 +1,34 @@
+"""How a crawl tells whoever watches how far it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What a crawl calls, always from its own thread."""
+
+    def listed(self, repositories: int) -> None:
+        """So many repositories are listed by now."""
+        ...
+
+    def working(self, done: int, total: int) -> None:
+        """So many of the listed are settled."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth a line: a resumed crawl, a broken listing."""
+        ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def listed(self, repositories: int) -> None:
+        """Does nothing."""
+
+    def working(self, done: int, total: int) -> None:
+        """Does nothing."""
+
+    def note(self, text: str) -> None:
+        """Does nothing."""

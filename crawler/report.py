@@ -1,0 +1,124 @@
+"""What a crawl did, counted: each listed repository has one outcome, each adapter one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from catalog import frontier
+from catalog.errors import (
+    CursorExpiredError,
+    HubAccessError,
+    HubBusyError,
+    HubPayloadError,
+    HubUnreachableError,
+    IntegrityError,
+    LoradexError,
+    StorageError,
+)
+from catalog.schema import Crawl, CrawlState, Outcome
+from crawler.screen import refusing
+
+_REPOSITORIES = (Outcome.NEW, Outcome.CHANGED, Outcome.UNCHANGED, Outcome.GONE, Outcome.FAILED)
+
+
+@dataclass(frozen=True)
+class CrawlReport:
+    """The numbers of one crawl; `listed` is the sum of its outcomes and of what is still pending."""
+
+    status: str
+    outcomes: Mapping[str, int]
+    adapters: int
+    skipped: int
+    reasons: Mapping[str, int]
+    skipped_by_paper: int
+    errors: Mapping[str, int]
+    quarantined: Mapping[str, int]
+    requests: Mapping[str, int]
+    bytes: int
+    seconds: float
+
+    @property
+    def listed(self) -> int:
+        """The number of distinct repositories that the listings named."""
+        return sum(self.outcomes.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that `loradex crawl --json` promises."""
+        return {
+            "status": self.status,
+            "listed": self.listed,
+            **self.outcomes,
+            "adapters": self.adapters,
+            "accepted": self.adapters - self.skipped,
+            "accepted_by_paper": self.adapters - self.skipped_by_paper,
+            "skipped": self.skipped,
+            "reasons": dict(self.reasons),
+            "errors": dict(self.errors),
+            "quarantined": dict(self.quarantined),
+            "requests": dict(self.requests),
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def report(session: Session, crawl: Crawl, listing_error: str | None = None) -> CrawlReport:
+    """The report of a crawl as the catalog knows it; `listing_error` is the kind that stopped its listing."""
+    counts = frontier.outcomes(session, crawl.id)
+    rules = crawl.asked["rules"]
+    adapters, skipped, reasons = frontier.adapter_counts(session, crawl.id, refusing(rules))
+    errors = frontier.errors(session, crawl.id, Outcome.FAILED)
+    if listing_error is not None:
+        errors[listing_error] = errors.get(listing_error, 0) + 1
+    return CrawlReport(
+        status="complete" if crawl.state is CrawlState.COMPLETE else "partial",
+        outcomes={outcome.value: counts[outcome.value] for outcome in (*_REPOSITORIES, Outcome.PENDING)},
+        adapters=adapters,
+        skipped=skipped,
+        reasons=reasons,
+        skipped_by_paper=frontier.adapter_counts(session, crawl.id, refusing("paper"))[1],
+        errors=errors,
+        quarantined=frontier.errors(session, crawl.id, Outcome.QUARANTINED),
+        requests={"api": crawl.api_requests, "resolver": crawl.resolver_requests},
+        bytes=crawl.bytes,
+        seconds=crawl.seconds,
+    )
+
+
+_KINDS: tuple[tuple[type[LoradexError], str], ...] = (
+    (HubUnreachableError, "unreachable"),
+    (HubBusyError, "busy"),
+    (CursorExpiredError, "cursor_expired"),
+    (HubPayloadError, "payload"),
+    (IntegrityError, "integrity"),
+    (StorageError, "storage"),
+)
+
+
+def error_kind(error: Exception) -> str:
+    """The machine-readable kind of what went wrong with an item or a listing."""
+    if isinstance(error, HubAccessError):
+        return error.status
+    return next((kind for cls, kind in _KINDS if isinstance(error, cls)), "internal")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a crawl would look at: the listings, how many repositories they name, and what asking cost."""
+
+    queries: tuple[tuple[str, ...], ...]
+    counts: Mapping[str, int]
+    api_requests: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that `loradex crawl --dry-run --json` prints."""
+        return {
+            "status": "dry_run",
+            "queries": [list(filters) for filters in self.queries],
+            "listed": sum(self.counts.values()),
+            **self.counts,
+            "requests": {"api": self.api_requests, "resolver": 0},
+        }

@@ -1,0 +1,164 @@
+"""One crawl from the first listing page to the last adapter: takes up what is left, lists, works, reports.
+
+Listing comes first and is written page by page; then the items are worked off in listing order
+(`crawler.work`). Whatever stops a crawl, the next one of the same question goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from catalog import frontier, store
+from catalog.bases import BaseTable, seed_spellings
+from catalog.blobs import BlobStore
+from catalog.database import writer_lock
+from catalog.errors import HubError
+from catalog.schema import Crawl, CrawlState, Outcome
+from crawler.hub import Hub
+from crawler.known import CatalogFacts, Known
+from crawler.plan import CrawlOptions, Query, asked, queries, scope
+from crawler.progress import Progress
+from crawler.report import CrawlReport, Preview, error_kind, report
+from crawler.stages import Tools
+from crawler.walk import Walk, preview, walk
+from crawler.work import NOT_LISTED, Meter, Work
+
+log = logging.getLogger(__name__)
+
+# What changed this long before the newest change known is listed again: the Hub's index is not instant.
+OVERLAP = timedelta(days=1)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True)
+class Crawler:
+    """Everything one crawl works with; `now` gives the time, aware."""
+
+    engine: Engine
+    hub: Hub
+    blobs: BlobStore
+    options: CrawlOptions
+    progress: Progress
+    stop: threading.Event
+    now: Callable[[], datetime] = _utc_now
+
+    def crawl(self) -> CrawlReport:
+        """Brings the catalog up to date, or goes on with an unfinished crawl of the same question.
+
+        A Hub that cannot be reached makes the report partial. Raises CatalogBusyError where another process
+        writes to the catalog.
+        """
+        with writer_lock(self.engine):
+            started = time.monotonic()
+            with Session(self.engine) as session, session.begin():
+                store.sync_bases(session)
+                bases = BaseTable(store.spellings(session))
+                crawl = self._open(session, bases)
+                plan, meter = _plan(crawl), Meter(self.hub, crawl, started)
+            error = self._list(plan)
+            work = Work(
+                self.engine, self._tools(bases), plan.crawl_id, meter, self.progress, self.stop, self.now
+            )
+            work.settle_all(self.options.workers)
+            with Session(self.engine) as session, session.begin():
+                crawl = session.get_one(Crawl, plan.crawl_id)
+                meter.write(session)
+                self._close(session, crawl, finished=error is None)
+                session.flush()
+                return report(session, crawl, error_kind(error) if error else None)
+
+    def _open(self, session: Session, bases: BaseTable) -> Crawl:
+        """The crawl to work on: the unfinished one of this scope, else a new one."""
+        planned = queries(self.options, bases)
+        digest = scope(self.options, planned)
+        crawl = frontier.unfinished(session, digest)
+        if crawl is not None and not (self.options.full and crawl.asked["since"]):
+            self.progress.note(f"continuing the crawl that began {crawl.started_at:%Y-%m-%d %H:%M} UTC")
+            frontier.reopen(session, crawl)
+            return crawl
+        if crawl is not None:
+            crawl.state = CrawlState.PARTIAL
+        since = _since(session, self.options, digest)
+        question = asked(self.options, planned) | {"since": since.isoformat() if since else None}
+        return frontier.open_crawl(session, digest, question, self.now())
+
+    def _list(self, plan: Walk) -> HubError | None:
+        """Reads the listings to their end; gives the error that stopped them, if one did."""
+        try:
+            walk(self.engine, self.hub, plan, self.progress)
+        except HubError as error:
+            log.warning("%s", error)
+            return error
+        if plan.since is None and plan.limit is None:
+            with Session(self.engine) as session, session.begin():
+                frontier.add_missing(session, session.get_one(Crawl, plan.crawl_id), NOT_LISTED)
+        return None
+
+    def _tools(self, bases: BaseTable) -> Tools:
+        return Tools(
+            hub=self.hub,
+            blobs=self.blobs,
+            bases=bases,
+            known=Known(CatalogFacts(self.engine)),
+            weights=self.options.weights,
+            rules=self.options.rules,
+        )
+
+    def _close(self, session: Session, crawl: Crawl, *, finished: bool) -> None:
+        """Writes how the crawl ended; the watermark moves only where nothing is left and nothing failed."""
+        counts = frontier.outcomes(session, crawl.id)
+        clean = finished and not counts[Outcome.FAILED.value] and not counts[Outcome.PENDING.value]
+        crawl.state = CrawlState.COMPLETE if clean else CrawlState.PARTIAL
+        crawl.finished_at = self.now()
+        if clean and crawl.asked["limit"] is None:
+            marks = (frontier.watermark(session, crawl.scope), frontier.newest(session, crawl.id))
+            crawl.watermark = max((mark for mark in marks if mark is not None), default=None)
+
+
+def _plan(crawl: Crawl) -> Walk:
+    since = crawl.asked["since"]
+    return Walk(
+        crawl_id=crawl.id,
+        queries=tuple(Query(tuple(filters), only) for filters, only in crawl.asked["queries"]),
+        since=datetime.fromisoformat(since) if since else None,
+        limit=crawl.asked["limit"],
+    )
+
+
+def _since(session: Session, options: CrawlOptions, digest: str) -> datetime | None:
+    """The time from which on changes are asked for; None asks for everything."""
+    if options.full or options.limit is not None:
+        return None
+    mark = frontier.watermark(session, digest)
+    return mark - OVERLAP if mark is not None else None
+
+
+def preview_crawl(engine: Engine | None, hub: Hub, options: CrawlOptions, progress: Progress) -> Preview:
+    """What a crawl would look at, by asking for the listings only; writes nothing.
+
+    Without a catalog every repository is new, and a base model has the spellings that the program knows.
+    """
+    counts = dict.fromkeys(("new", "changed", "unchanged"), 0)
+    with Session(engine) if engine is not None else nullcontext() as session:
+        known = store.spellings(session) if session is not None else ()
+        planned = queries(options, BaseTable((*seed_spellings(), *known)))
+        since = _since(session, options, scope(options, planned)) if session is not None else None
+        for item in preview(hub, Walk(0, planned, since, options.limit)):
+            if item.hub_id is None:
+                continue
+            row = store.known_repository(session, item.hub_id) if session is not None else None
+            counts["new" if row is None else "unchanged" if row.commit == item.row["sha"] else "changed"] += 1
+            progress.listed(sum(counts.values()))
+    return Preview(tuple(query.filters for query in planned), counts, hub.usage.api)

@@ -1,0 +1,349 @@
+"""What is known of an adapter → everything that speaks against it. A verdict is a value, never an exception.
+
+All reasons are found, not the first only; `crawler.rules` says which set of rules refuses for which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from catalog.adapter import AdapterConfig, AdapterSpec, LoraModule
+from catalog.bases import BaseDims, BaseIdentity
+from catalog.errors import ConfigError, UsageError, WeightsError
+from catalog.weights import WeightsHealth
+from crawler.rules import NORM_EXPLODED, PAPER_NORM, RULES, Reason, Rule
+
+__all__ = ["RULES", "RULE_SETS", "Evidence", "Finding", "Reason", "Rule", "refused_by", "refusing", "screen"]
+
+RULE_SETS = ("paper", "ours", "licensed")
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLE_NAMES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+
+_MAX_DETAIL = 500
+_STATUS: dict[str, Reason] = {
+    "gated": Reason.GATED,
+    "disabled": Reason.DISABLED,
+    "private": Reason.PRIVATE,
+    "refused": Reason.PRIVATE,
+    "private_or_missing": Reason.VANISHED,
+    "vanished": Reason.VANISHED,
+    "revision_gone": Reason.VANISHED,
+    "entry_gone": Reason.VANISHED,
+    "unsafe_path": Reason.UNSAFE_PATH,
+    "integrity": Reason.INTEGRITY,
+    "too_large": Reason.TOO_LARGE,
+}
+_CONFIG_KINDS = {"lfs_pointer": Reason.CONFIG_LFS_POINTER, "not_peft": Reason.CONFIG_NOT_PEFT}
+_WEIGHTS_KINDS = dict.fromkeys(("truncated", "empty_file", "size_mismatch"), Reason.TRUNCATED)
+_PROBLEMS = {
+    "unpaired_factor": Reason.UNPAIRED_FACTOR,
+    "rank_mismatch": Reason.RANK_MISMATCH,
+    "empty_tensor": Reason.EMPTY_TENSOR,
+    "not_a_matrix": Reason.NOT_A_MATRIX,
+    "duplicate_factor": Reason.DUPLICATE_FACTOR,
+    "bad_dtype": Reason.BAD_DTYPE,
+    "bad_pattern": Reason.BAD_PATTERN,
+}
+_OTHERS = {
+    "magnitude": Reason.USE_DORA,
+    "bias": Reason.HAS_BIAS,
+    "lora_bias": Reason.LORA_BIAS,
+    "saved": Reason.FULL_WEIGHTS,
+    "base_copy": Reason.BASE_COPY,
+    "trainable_tokens": Reason.TRAINABLE_TOKENS,
+    "unknown": Reason.UNKNOWN_TENSOR,
+}
+_RELATIVE_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga")
+_VARIANTS = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config")
+_EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte"})
+# Short names of the modules of causal language models, of Llama's and of older families.
+_CAUSAL_MODULES = frozenset(
+    {"q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj"}
+    | {
+        "gate_up_proj",
+        "c_attn",
+        "c_proj",
+        "c_fc",
+        "query_key_value",
+        "dense_h_to_4h",
+        "dense_4h_to_h",
+        "W_pack",
+    }
+    | {"Wqkv", "fc1", "fc2", "in_proj", "x_proj", "wq", "wk", "wv", "wo", "w1", "w2", "w3", "attn.c_attn"}
+)
+_PERMISSIVE = frozenset(
+    {
+        "apache-2.0",
+        "mit",
+        "bsd",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "bsd-3-clause-clear",
+        "isc",
+        "unlicense",
+        "wtfpl",
+    }
+    | {"cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "zlib"}
+    | {
+        "artistic-2.0",
+        "mpl-2.0",
+        "gpl",
+        "gpl-2.0",
+        "gpl-3.0",
+        "agpl-3.0",
+        "lgpl-3.0",
+        "pddl",
+        "afl-3.0",
+        "ecl-2.0",
+    }
+)
+_COMMUNITY = frozenset(
+    {"llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "qwen", "qwen-research"}
+    | {"tongyi-qianwen", "deepseek", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"}
+    | {"cc-by-nc-nd-4.0", "bigscience-bloom-rail-1.0", "falcon-llm-license"}
+)
+_NO_LICENSE = frozenset({"unknown", "other", "none", "unlicensed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of one adapter; None, or empty, where nothing was read.
+
+    `repo_status` says why reading stopped; `files` are the names in the adapter's folder; `problems` are
+    values of `Reason` that earlier stages found; `wanted` is the canonical base model that was asked for.
+    """
+
+    repo_status: str | None = None
+    subfolder: str = ""
+    files: tuple[str, ...] = ()
+    config: AdapterConfig | ConfigError | None = None
+    weights: AdapterSpec | WeightsError | None = None
+    base: BaseIdentity | None = None
+    dims: BaseDims | None = None
+    base_license: str | None = None
+    card_license: str | None = None
+    tags: tuple[str, ...] = ()
+    health: WeightsHealth | None = None
+    problems: tuple[str, ...] = ()
+    wanted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One reason with what was seen, empty where the reason says it all."""
+
+    reason: Reason
+    detail: str = ""
+
+
+Found = Iterator[Finding]
+
+
+def screen(evidence: Evidence) -> tuple[Finding, ...]:
+    """Everything that speaks against an adapter, each reason once, in the order of the table of rules."""
+    found: dict[Reason, Finding] = {}
+    for check in _CHECKS:
+        for finding in check(evidence):
+            found.setdefault(finding.reason, Finding(finding.reason, finding.detail[:_MAX_DETAIL]))
+    return tuple(found[reason] for reason in RULES if reason in found)
+
+
+def refusing(rules: str) -> tuple[str, ...]:
+    """Values of the reasons for which a set of rules refuses; raises UsageError for an unknown set."""
+    if rules not in RULE_SETS:
+        raise UsageError(f"There are no rules {rules!r}; choose one of {', '.join(RULE_SETS)}.")
+    return tuple(reason.value for reason, rule in RULES.items() if getattr(rule, rules))
+
+
+def refused_by(findings: Iterable[Finding], rules: str) -> tuple[Reason, ...]:
+    """The reasons among findings for which a set of rules refuses, none: accepted. Raises UsageError."""
+    refused = set(refusing(rules))
+    return tuple(finding.reason for finding in findings if finding.reason.value in refused)
+
+
+def _repository(evidence: Evidence) -> Found:
+    status = evidence.repo_status
+    if status not in (None, "", "ok"):
+        yield Finding(_STATUS.get(status, Reason.NOT_READ), "" if status in _STATUS else status)
+    for problem in evidence.problems:
+        if problem in _STATUS:
+            yield Finding(_STATUS[problem])
+
+
+def _files(evidence: Evidence) -> Found:
+    if evidence.repo_status in {"gated", "disabled", "vanished"} and not evidence.files:
+        return
+    if evidence.config is None and CONFIG_NAME not in evidence.files:
+        yield Finding(Reason.NO_ADAPTER)
+        return
+    if evidence.subfolder:
+        yield Finding(Reason.NOT_ROOT, evidence.subfolder)
+    if WEIGHTS_NAME in evidence.files:
+        return
+    pickles = [name for name in evidence.files if name in PICKLE_NAMES]
+    if pickles:
+        yield Finding(Reason.PICKLE_ONLY, ", ".join(pickles))
+    else:
+        others = [name for name in evidence.files if name.endswith(".safetensors")][:5]
+        yield Finding(Reason.NO_SAFETENSORS, f"there is {', '.join(others)}" if others else "")
+
+
+def _config(evidence: Evidence) -> Found:
+    config = evidence.config
+    if isinstance(config, ConfigError):
+        yield Finding(_CONFIG_KINDS.get(config.kind, Reason.CONFIG_UNREADABLE), str(config))
+    elif config is not None:
+        if not config.is_lora:
+            yield Finding(Reason.NOT_LORA, config.peft_type)
+        yield from _task(config, evidence)
+        yield from _features(config)
+        yield from _initialisation(config)
+
+
+def _task(config: AdapterConfig, evidence: Evidence) -> Found:
+    if config.task_type is None:
+        yield Finding(Reason.TASK_TYPE_MISSING)
+        spec, targets = evidence.weights, config.target_modules
+        names: tuple[str, ...] = targets if isinstance(targets, tuple) else ()
+        if isinstance(spec, AdapterSpec) and spec.modules:
+            names = tuple(module.name for module in spec.modules)
+        if names and not _looks_causal(names):
+            yield Finding(Reason.NOT_CAUSAL_LM, f"no task type, and modules such as {names[0]}")
+    elif config.task_type != "CAUSAL_LM":
+        yield Finding(Reason.NOT_CAUSAL_LM, config.task_type)
+
+
+def _looks_causal(names: Iterable[str]) -> bool:
+    """Whether module names are those of a decoder: a known short name, and no encoder on the way to it."""
+    parts = [name.split(".") for name in names]
+    return any(p[-1] in _CAUSAL_MODULES for p in parts) and not any("encoder" in p for p in parts)
+
+
+def _features(config: AdapterConfig) -> Found:
+    """What a configuration switches on beyond plain LoRA."""
+    present: tuple[tuple[Reason, object], ...] = (
+        (Reason.USE_DORA, config.use_dora),
+        (Reason.HAS_BIAS, config.bias if config.bias != "none" else None),
+        (Reason.LORA_BIAS, config.lora_bias),
+        (Reason.MODULES_TO_SAVE, config.modules_to_save),
+        (Reason.RANK_PATTERN, config.rank_pattern),
+        (Reason.ALPHA_PATTERN, config.alpha_pattern),
+        (Reason.LAYER_REPLICATION, config.layer_replication),
+        (Reason.ALORA, config.alora_invocation_tokens),
+        (Reason.TRAINABLE_TOKENS, config.trainable_token_indices),
+        (Reason.TARGET_PARAMETERS, config.target_parameters),
+        (Reason.LORA_VARIANT, ", ".join(key for key in _VARIANTS if config.switched_on(key))),
+    )
+    for reason, value in present:
+        if value:
+            yield Finding(reason, "" if value is True else _shown(value))
+
+
+def _initialisation(config: AdapterConfig) -> Found:
+    init = config.init_lora_weights
+    if isinstance(init, str) and init.lower().startswith(_RELATIVE_INITS):
+        yield Finding(Reason.RELATIVE_INIT, init)
+    elif config.switched_on("kasa_config"):
+        yield Finding(Reason.RELATIVE_INIT, "kasa")
+    settings = [key for key in ("loftq_config", "eva_config", "corda_config") if config.switched_on(key)]
+    if settings:
+        yield Finding(Reason.INIT_CONFIG, ", ".join(settings))
+
+
+def _base(evidence: Evidence) -> Found:
+    base, config = evidence.base, evidence.config
+    if base is None or not isinstance(config, AdapterConfig):
+        return
+    raw = (config.base_model or "").strip()
+    if base.canonical is None:
+        if (base.raw or "").strip():
+            yield Finding(Reason.BASE_LOCAL_PATH, base.raw or "")
+        else:
+            yield Finding(Reason.BASE_MISSING)
+    elif evidence.wanted is not None and base.canonical != evidence.wanted:
+        yield Finding(Reason.OTHER_BASE, base.canonical)
+    wanted = evidence.wanted or base.canonical
+    if raw and wanted is None:
+        yield Finding(Reason.BASE_MISMATCH, raw)
+    elif wanted is not None and wanted.rpartition("/")[2].lower() not in raw.lower():
+        yield Finding(Reason.BASE_MISMATCH, raw or "the config names none")
+
+
+def _header(evidence: Evidence) -> Found:
+    spec, config = evidence.weights, evidence.config
+    if isinstance(spec, WeightsError):
+        yield Finding(_WEIGHTS_KINDS.get(spec.kind, Reason.HEADER_INVALID), str(spec))
+        return
+    if spec is None or not isinstance(config, AdapterConfig) or not config.is_lora:
+        return
+    for problem in spec.problems:
+        yield Finding(_PROBLEMS.get(problem.kind, Reason.HEADER_INVALID), problem.detail)
+    if not spec.modules and not spec.problems:
+        yield Finding(Reason.NO_LORA_TENSORS)
+    for other in spec.others:
+        yield Finding(_OTHERS.get(other.kind, Reason.UNKNOWN_TENSOR), other.name)
+    embeddings = [m.name for m in spec.modules if m.kind == "embedding" or m.short_name in _EMBEDDINGS]
+    if embeddings:
+        yield Finding(Reason.EMBEDDING_LORA, ", ".join(embeddings[:3]))
+    yield from _shapes(spec, config, evidence)
+
+
+def _shapes(spec: AdapterSpec, config: AdapterConfig, evidence: Evidence) -> Found:
+    dims = evidence.dims
+    if dims is None or config.layer_replication:
+        return
+    for module in spec.modules:
+        expected = dims.shape(module.short_name)
+        if module.layer is not None and module.layer >= dims.layers:
+            yield Finding(Reason.WRONG_BASE_SHAPE, f"{module.name}: the base has {dims.layers} layers")
+        elif expected is not None and not _fits(module, expected):
+            seen = f"{module.in_features} to {module.out_features}"
+            wanted = " to ".join("any" if width is None else str(width) for width in expected)
+            yield Finding(Reason.WRONG_BASE_SHAPE, f"{module.name}: {seen}, the base has {wanted}")
+
+
+def _fits(module: LoraModule, expected: tuple[int | None, int | None]) -> bool:
+    return expected[0] in (None, module.in_features) and expected[1] in (None, module.out_features)
+
+
+def _values(evidence: Evidence) -> Found:
+    health = evidence.health
+    if health is None:
+        return
+    if health.non_finite:
+        yield Finding(Reason.NON_FINITE)
+    if health.zero_update:
+        yield Finding(Reason.ZERO_UPDATE)
+    # The paper measures the decoder's layers only.
+    norm = health.norm if health.norm_in_layers is None else health.norm_in_layers
+    if not PAPER_NORM[0] < norm <= PAPER_NORM[1]:
+        yield Finding(Reason.NORM_OUT_OF_RANGE, f"{norm:.4g}")
+    if health.norm > NORM_EXPLODED:
+        yield Finding(Reason.NORM_EXPLODED, f"{health.norm:.4g}")
+
+
+def _licences(evidence: Evidence) -> Found:
+    of_base = (evidence.base_license or "").strip().lower()
+    of_card = (evidence.card_license or "").strip().lower()
+    if not of_card or of_card in _NO_LICENSE:
+        yield Finding(Reason.LICENSE_MISSING, of_card)
+    elif of_base in _COMMUNITY and of_card != of_base and of_card in _PERMISSIVE | _COMMUNITY:
+        yield Finding(Reason.LICENSE_CONFLICT, f"{of_card}, the base model is {of_base}")
+
+
+def _shown(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+_CHECKS: tuple[Callable[[Evidence], Found], ...] = (
+    _repository,
+    _files,
+    _config,
+    _base,
+    _header,
+    _values,
+    _licences,
+)

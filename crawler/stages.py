@@ -1,0 +1,242 @@
+"""inspect → fetch → describe: one listed repository is read from the Hub, adapter folder by adapter folder.
+
+Each stage is a plain function on frozen values. What speaks against an adapter is a value that reaches the
+catalog; a HubError or StorageError that leaves here means that the repository could not be read now and can
+be tried again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from catalog.adapter import AdapterConfig, AdapterSpec, lora_modules, parse_config, parse_header
+from catalog.bases import BaseTable
+from catalog.blobs import BlobStore
+from catalog.errors import ConfigError, HubAccessError, HubPayloadError, IntegrityError, WeightsError
+from catalog.records import AdapterRecord, DocumentRecord, RepositoryRecord, WeightsRecord
+from catalog.weights import module_norms
+from crawler.cards import MAX_CARD, Card, parse_card
+from crawler.describe import Draft, describe, findings, repository_record
+from crawler.folders import Folder, adapter_folders
+from crawler.hub import Hub
+from crawler.known import Known
+from crawler.listing import BadRow, ListedRepository, parse_row
+from crawler.screen import refused_by
+from crawler.tree import RemoteFile
+
+# Folders beyond this many are listed and not read: each costs requests, and a repository may hold thousands.
+MOST_FOLDERS = 256
+# Version of `catalog.weights.module_norms`: a change of what it gives raises it.
+MEASURE_VERSION = 1
+MOST_CONFIG = 1024 * 1024
+# How a refusal of the Hub is named among the reasons.
+_STATUS = {
+    "gated": "gated",
+    "disabled": "disabled",
+    "entry_gone": "vanished",
+    "private_or_missing": "vanished",
+}
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the stages work with: shared by all workers, thread-safe."""
+
+    hub: Hub
+    blobs: BlobStore
+    bases: BaseTable
+    known: Known
+    weights: str
+    rules: str
+
+
+@dataclass(frozen=True)
+class Processed:
+    """A repository that was read: what the catalog is to store."""
+
+    repository: RepositoryRecord
+    adapters: tuple[AdapterRecord, ...]
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A repository that the Hub no longer has, or no longer shows to us."""
+
+    repository: RepositoryRecord | None
+    detail: str
+
+
+def process(listed: ListedRepository, tools: Tools) -> Processed | Gone:
+    """Reads one repository at the commit that the listing named; a commit that vanished is looked up once.
+
+    Raises HubError and StorageError for what may work later. Writes blobs, no rows.
+    """
+    try:
+        return _process(listed, tools)
+    except HubAccessError as error:
+        if error.status not in {"revision_gone", "private_or_missing"}:
+            raise
+        fresh = look_up(listed.hub_id, listed.name, tools)
+        if fresh is None or fresh.sha == listed.sha:
+            return Gone(repository_record(listed), str(error))
+        return _process(fresh, tools)
+
+
+def look_up(hub_id: str, name: str, tools: Tools) -> ListedRepository | None:
+    """The repository as the Hub shows it now, or None where this `_id` is not there any more."""
+    try:
+        row = parse_row(tools.hub.repository(name))
+    except HubAccessError as error:
+        if error.status == "private_or_missing":
+            return None
+        raise
+    return None if isinstance(row, BadRow) or row.hub_id != hub_id else row
+
+
+def _process(listed: ListedRepository, tools: Tools) -> Processed:
+    drafts = (fetch(listed, draft, tools) for draft in inspect(listed, tools))
+    records = tuple(describe(listed, draft, tools.bases) for draft in drafts)
+    return Processed(repository_record(listed), records)
+
+
+def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
+    """All that can be known of a repository's adapters without their weights.
+
+    One API request for the file list; then for each adapter folder at most a config, a card and the head of a
+    safetensors file, each only where the catalog does not hold those bytes yet.
+    """
+    if listed.disabled or listed.sha is None:
+        return (_unread("disabled" if listed.disabled else "vanished", "the repository shows no files"),)
+    try:
+        tree = tools.hub.tree(listed.name, listed.sha)
+    except HubAccessError as error:
+        if error.status in {"gated", "disabled"}:
+            return (_unread(error.status, str(error)),)
+        raise
+    root = tuple(file for file in tree.files if "/" not in file.path)
+    folders = adapter_folders(tree.files) or (_root(root),)
+    drafts = [_read_folder(listed, folder, tools) for folder in folders[:MOST_FOLDERS]]
+    unread = f"the repository holds {len(folders)} adapter folders, the first {MOST_FOLDERS} are read"
+    drafts += [Draft(folder, Card(), status="too_large", detail=unread) for folder in folders[MOST_FOLDERS:]]
+    return tuple(replace(draft, problems=tree.problems) for draft in drafts)
+
+
+def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
+    """The draft with its weights read, where the policy says so and nothing known refuses the adapter.
+
+    `keep` leaves the verified file in the blob store, `stream` takes it away after reading. A file whose
+    values were read before is not read again, and under `stream` not fetched again.
+    """
+    file, weights = draft.folder.weights, draft.weights
+    if tools.weights == "headers" or file is None or weights is None or file.sha256 is None:
+        return draft
+    if not isinstance(draft.spec, AdapterSpec) or refused_by(
+        findings(listed, draft, tools.bases), tools.rules
+    ):
+        return draft
+    try:
+        with tools.known.reading(file.sha256):
+            return replace(draft, weights=_read_values(listed, file, weights, tools))
+    except (HubAccessError, IntegrityError, HubPayloadError, WeightsError) as error:
+        return _stopped(draft, error)
+
+
+def _read_values(
+    listed: ListedRepository, file: RemoteFile, weights: WeightsRecord, tools: Tools
+) -> WeightsRecord:
+    known = tools.known.weights(weights.digest) or weights
+    measured = known.measured is not None and known.measured >= MEASURE_VERSION
+    if measured and tools.weights == "stream":
+        return replace(weights, norms=known.norms, measured=known.measured)
+    path = tools.hub.download(listed.name, listed.sha or "", file, tools.blobs)
+    norms = known.norms if measured else module_norms(path)
+    if tools.weights == "stream":
+        tools.blobs.remove(file.sha256 or "")
+    read = replace(weights, norms=norms, measured=MEASURE_VERSION)
+    tools.known.learn_weights(read)
+    return read
+
+
+def _read_folder(listed: ListedRepository, folder: Folder, tools: Tools) -> Draft:
+    """Config, card and header of one folder; the first file that is refused to us ends the reading."""
+    draft = Draft(folder, Card())
+    for step in (_with_config, _with_card, _with_header):
+        try:
+            draft = step(listed, draft, tools)
+        except (HubAccessError, IntegrityError, HubPayloadError) as error:
+            if isinstance(error, HubAccessError) and error.status == "revision_gone":
+                raise
+            return _stopped(draft, error)
+    return draft
+
+
+def _with_config(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
+    file = draft.folder.config
+    if file is None:
+        return draft
+    if file.size > MOST_CONFIG:
+        too_large = ConfigError("too_large", f"{file.path} has {file.size:,} bytes.")
+        return replace(draft, config=too_large)
+    document = _document(listed, file, tools)
+    try:
+        return replace(draft, config=parse_config(document.content), config_document=document)
+    except ConfigError as error:
+        return replace(draft, config=error, config_document=document)
+
+
+def _with_card(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
+    file = draft.folder.card
+    if file is None or file.size > MAX_CARD:
+        problems = () if file is None else ("too_large",)
+        return replace(draft, card=Card(problems=problems))
+    document = _document(listed, file, tools)
+    return replace(draft, card=parse_card(document.content), card_document=document)
+
+
+def _with_header(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
+    """The draft with the head of its safetensors file, from the catalog where those bytes are known."""
+    file, config = draft.folder.weights, draft.config
+    digest = None if file is None else file.sha256 or file.oid
+    if file is None or digest is None or not isinstance(config, AdapterConfig) or config.rank is None:
+        return draft
+    weights = tools.known.weights(digest) or WeightsRecord(digest, file.size)
+    try:
+        if weights.header is None:
+            weights = replace(weights, header=tools.hub.header(listed.name, listed.sha or "", file))
+            tools.known.learn_weights(weights)
+        header = weights.header or b""
+        return replace(draft, weights=weights, spec=lora_modules(parse_header(header, file.size), config))
+    except WeightsError as error:
+        return replace(draft, weights=weights, spec=error)
+
+
+def _document(listed: ListedRepository, file: RemoteFile, tools: Tools) -> DocumentRecord:
+    """A small file: from the catalog where it holds those bytes, else from the Hub, verified."""
+    digest = file.oid or file.sha256 or ""
+    content = tools.known.document(digest)
+    if content is not None:
+        return DocumentRecord(digest, content)
+    document = DocumentRecord(digest, tools.hub.small_file(listed.name, listed.sha or "", file))
+    tools.known.learn_document(document)
+    return document
+
+
+def _unread(status: str, detail: str) -> Draft:
+    """The draft that stands for a repository whose files cannot be listed."""
+    return Draft(_root(()), Card(), status=status, detail=detail)
+
+
+def _root(files: tuple[RemoteFile, ...]) -> Folder:
+    """The root of a repository that holds no adapter."""
+    return Folder(subfolder="", main=True, files=files, config=None, weights=None, card=None)
+
+
+def _stopped(draft: Draft, error: Exception) -> Draft:
+    """The draft as far as it was read, with why reading stopped."""
+    if isinstance(error, HubAccessError):
+        status = _STATUS.get(error.status, "private")
+    elif isinstance(error, WeightsError):
+        return replace(draft, spec=error)
+    else:
+        status = "integrity" if isinstance(error, IntegrityError) else "too_large"
+    return replace(draft, status=status, detail=str(error))

@@ -1,0 +1,1 @@
+"""What pools become. Sees pools and files, never the database."""

@@ -1,0 +1,56 @@
+"""What a command imports before it works: `loradex --help` answers at once because it imports next to nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+MODELS = {"torch", "faiss", "transformers", "sentence_transformers", "peft", "sklearn", "scipy"}
+SERVER = {"starlette", "uvicorn"}
+LIBRARIES = {
+    "sqlalchemy",
+    "alembic",
+    "huggingface_hub",
+    "httpx",
+    "httpx2",
+    "numpy",
+    "rich",
+    "safetensors",
+    "yaml",
+    "tenacity",
+    "filelock",
+}
+PROBE = """
+import atexit, sys
+atexit.register(lambda: print("imported:", *sorted(sys.modules), file=sys.stderr))
+from cli.main import main
+main()
+"""
+
+
+def imported_by(*arguments: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout
+    last = done.stderr.splitlines()[-1].split()
+    assert last[0] == "imported:"
+    return {name.split(".")[0] for name in last[1:]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["--help", "-h", "--version"])
+def test_the_program_itself_imports_next_to_nothing(option: str) -> None:
+    assert imported_by(option) & (MODELS | SERVER | LIBRARIES) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_imports_no_models_and_no_server_for_its_help(name: str) -> None:
+    assert imported_by(name, "--help") & (MODELS | SERVER) == set()

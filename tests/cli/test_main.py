@@ -1,0 +1,239 @@
+"""The program: its options, its exit codes, and what it says when something goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from catalog import errors
+from catalog.settings import Settings
+from cli import main
+from cli.app import App, Exit, pass_app
+from cli.main import COMMANDS, ERRORS, loradex, sentence, words
+
+ROOT = Path(__file__).parents[2]
+
+
+def tree(root: type[errors.LoradexError]) -> Iterator[type[errors.LoradexError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from tree(child)
+
+
+def made(kind: type[errors.LoradexError], message: str) -> errors.LoradexError:
+    if issubclass(kind, (errors.ConfigError, errors.WeightsError)):
+        return kind("truncated", message)
+    if issubclass(kind, errors.HubAccessError):
+        return kind(message, status="gated")
+    return kind(message)
+
+
+CLASSES = [pytest.param(kind, id=kind.__name__) for kind in tree(errors.LoradexError)]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs the program with one more command, `try`, that does what it is given."""
+
+    def run(action: Callable[[App], Any], *options: str) -> Result:
+        command = click.Command("try", callback=pass_app(action))
+        monkeypatch.setattr(main.Program, "get_command", lambda self, context, name: command)
+        return CliRunner().invoke(loradex, [*options, "try"])
+
+    return run
+
+
+def fail(error: BaseException) -> Callable[[App], None]:
+    def action(app: App) -> None:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_row_of_the_table_is_a_command_with_that_help(name: str) -> None:
+    context = click.Context(loradex)
+    command = loradex.get_command(context, name)
+    assert command is not None
+    assert command.name == name
+    assert command.help
+    assert COMMANDS[name].help
+    assert COMMANDS[name].help in CliRunner().invoke(loradex, ["--help"], terminal_width=200).output
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_error_is_one_line_and_a_code(
+    kind: type[errors.LoradexError], run: Callable[..., Result]
+) -> None:
+    result = run(fail(made(kind, "first\nsecond  \x1b[31mred\u202e")))
+    assert result.exit_code == (2 if kind is errors.UsageError else 1)
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: first second \\x1b[31mred\\u202e")
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.isprintable() or result.stderr.rstrip("\n").isprintable()
+
+
+def test_the_table_has_no_row_for_a_class_that_is_gone() -> None:
+    assert set(ERRORS) <= set(tree(errors.LoradexError))
+    assert all(row.code in (Exit.ERROR, Exit.USAGE) for row in ERRORS.values())
+
+
+def test_the_nearest_row_counts() -> None:
+    class Near(errors.HubBusyError):
+        """Another one."""
+
+    assert words(Near) is ERRORS[errors.HubBusyError]
+    assert words(errors.SchemaVersionError) is ERRORS[errors.LoradexError]
+
+
+def test_an_error_without_words_shows_its_name() -> None:
+    assert sentence(errors.StorageError("")) == "Error: StorageError"
+
+
+def test_an_interrupted_command_says_how_to_go_on(run: Callable[..., Result]) -> None:
+    result = run(fail(KeyboardInterrupt()))
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted; run the same command again to continue\n"
+
+
+def test_a_bug_is_a_traceback(run: Callable[..., Result]) -> None:
+    result = run(fail(ZeroDivisionError("bug")))
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_an_exit_code_of_a_command_is_kept(run: Callable[..., Result]) -> None:
+    assert run(lambda app: click.get_current_context().exit(Exit.PARTIAL)).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(["nope"], "No such command 'nope'", id="unknown-command"),
+        pytest.param(["--nope"], "No such option", id="unknown-option"),
+        pytest.param(["db", "nope"], "No such command 'nope'", id="unknown-subcommand"),
+        pytest.param(["--data", "pyproject.toml", "db", "check"], "is a file", id="data-is-a-file"),
+        pytest.param(
+            ["--catalog", "mysql://x/y", "db", "check"], "cannot live in mysql", id="other-database"
+        ),
+    ],
+)
+def test_wrong_usage_is_2(arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(loradex, arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "settings"),
+    [
+        pytest.param([], {}, Settings("sqlite:///data/catalog.db", Path("data")), id="default"),
+        pytest.param(["--data", "d"], {}, Settings("sqlite:///d/catalog.db", Path("d")), id="data"),
+        pytest.param(
+            [], {"LORADEX_DATA": "e"}, Settings("sqlite:///e/catalog.db", Path("e")), id="data-of-environment"
+        ),
+        pytest.param(
+            ["--catalog", "u", "--data", "d"], {"LORADEX_CATALOG": "v"}, Settings("u", Path("d")), id="both"
+        ),
+        pytest.param([], {"LORADEX_CATALOG": "v"}, Settings("v", Path("data")), id="catalog-of-environment"),
+        pytest.param(
+            [],
+            {"LORADEX_CATALOG": ""},
+            Settings("sqlite:///data/catalog.db", Path("data")),
+            id="empty-is-none",
+        ),
+    ],
+)
+def test_the_places_come_from_options_then_environment(
+    options: list[str],
+    environment: dict[str, str],
+    settings: Settings,
+    run: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    seen: list[App] = []
+    assert run(seen.append, *options).exit_code == 0
+    assert seen[0].settings == settings
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ([], {"warning", "error"}),
+        (["-q"], {"error"}),
+        (["-v"], {"info", "warning", "error"}),
+        (["-vvv"], {"debug", "info", "warning", "error"}),
+        (["-q", "-v"], {"error"}),
+    ],
+)
+def test_how_much_is_said(options: list[str], shown: set[str], run: Callable[..., Result]) -> None:
+    def talk(app: App) -> None:
+        for level in ("debug", "info", "warning", "error"):
+            getattr(logging.getLogger("crawler.run"), level)("%s", f"{level}\x1b")
+        app.output.say("said")
+
+    result = run(talk, *options)
+    lines = result.stderr.splitlines()
+    assert {line.removesuffix("\\x1b") for line in lines} - {"said"} == shown
+    assert ("said" in lines) == ("-q" not in options)
+    assert result.stdout == ""
+
+
+def test_verbosity_does_not_outlive_the_command(run: Callable[..., Result]) -> None:
+    logger = logging.getLogger("crawler")
+    run(lambda app: None, "-vv")
+    run(lambda app: None)
+    assert (logger.level, len(logger.handlers)) == (logging.WARNING, 1)
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", "--data", str(tmp_path), "db", "info"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == Exit.ERROR, said
+    subprocess.run(
+        [sys.executable, "-m", "cli", "--data", str(tmp_path), "-q", "db", "upgrade"], cwd=ROOT, check=True
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", "--data", str(tmp_path), "db", "info"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == Exit.PIPE_CLOSED
+
+
+@pytest.mark.slow
+def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "--data", str(tmp_path / "日本"), "db", "check"],
+        cwd=ROOT,
+        env={"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert rb"\u65e5\u672c" in done.stderr

@@ -1,0 +1,194 @@
+"""Results on stdout, talk on stderr, and nothing in the data that could steer a terminal."""
+
+from __future__ import annotations
+
+import enum
+import io
+import json
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from catalog.settings import Settings
+from cli.app import App, pass_app
+from cli.bars import Bars
+from cli.output import Column, Format, Output, cell, jsonable, output_options, plain
+
+HOSTILE = "\x1b[31mred\x1b[0m\r\n[bold]x[/bold] \x9b2J \u202eevil\u2066 :smile: \ud800"
+NOON = datetime(2026, 9, 1, 14, 30, tzinfo=timezone(timedelta(hours=2)))
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Pair:
+    name: str
+    rank: int
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("owner/name", "owner/name"),
+        ("日本 🤗 é", "日本 🤗 é"),
+        ("a\tb\nc", "a\\x09b\\x0ac"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("\x9b31m\x7f", "\\x9b31m\\x7f"),
+        ("\u202egpj.exe\u2069", "\\u202egpj.exe\\u2069"),
+        ("\u2028\ufeff", "\\u2028\\ufeff"),
+        ("\ud800", "\\ud800"),
+    ],
+)
+def test_plain(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def test_a_table_of_hostile_rows_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().rows([{"name": HOSTILE, "rank": 8}], ["name", Column("rank", "r", right=True)])
+    shown = capsys.readouterr().out
+    assert all(character == "\n" or character.isprintable() for character in shown)
+    assert "\\x1b[31mred" in shown
+    assert "[bold]x[/bold]" in shown
+    assert ":smile:" in shown
+
+
+def test_without_a_terminal_a_table_is_plain_and_80_wide(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"name": f"owner/{'long-name-' * 20}", "about": "words " * 40, "rank": 8} for _ in range(3)]
+    Output().rows(rows, ["name", "about", Column("rank", right=True)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert set("".join(lines)) <= set("abcdefghijklmnopqrstuvwxyz/- 8")
+    joined = "".join("".join(line.split()) for line in lines)
+    assert joined.count("words") + joined.count("word") > 0
+
+
+def test_nothing_of_a_name_is_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "owner/" + "".join(f"{number:03d}" for number in range(60))
+    Output().rows([{"name": name}], ["name"])
+    assert "".join(capsys.readouterr().out.split()) == "name" + name
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Pair("b", 2), {"rank": 1, "name": "a"}]
+    Output(Format.JSON).rows(iter(rows), ["name"])
+    assert json.loads(capsys.readouterr().out) == [{"name": "b", "rank": 2}, {"name": "a", "rank": 1}]
+    Output(Format.JSONL).rows(iter(rows), ["name"])
+    assert capsys.readouterr().out == '{"name": "b", "rank": 2}\n{"name": "a", "rank": 1}\n'
+    Output().rows(iter(rows), ["name"])
+    assert capsys.readouterr().out.split() == ["name", "b", "a"]
+
+
+def test_documents(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(Format.JSON).document({"b": 1, "a": HOSTILE}, str)
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == {"a": HOSTILE, "b": 1}
+    assert shown.index('"a"') < shown.index('"b"')
+    assert shown.isascii()
+    Output().document({"a": HOSTILE}, lambda found: f"first\n{found['a']}")
+    shown = capsys.readouterr().out
+    assert shown.startswith("first\n\\x1b[31mred")
+    assert "\x1b" not in shown
+    Output().document({}, lambda found: Console.__name__)
+    assert capsys.readouterr().out == "Console\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (NOON, "2026-09-01T12:30:00Z"),
+        ([math.nan, math.inf, 1.5], [None, None, 1.5]),
+        (Colour.RED, "red"),
+        (Path("a/b"), "a/b"),
+        ({3, 1}, [1, 3]),
+        ((1, True, None), [1, True, None]),
+        ({1: Pair("a", 8)}, {"1": {"name": "a", "rank": 8}}),
+    ],
+)
+def test_jsonable(value: Any, stored: Any) -> None:
+    assert jsonable(value) == stored
+
+
+def test_what_is_no_result_is_a_bug() -> None:
+    with pytest.raises(TypeError, match="object is no result"):
+        jsonable(object())
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, ""),
+        (True, "yes"),
+        (False, "no"),
+        (8, "8"),
+        (0.123456, "0.1235"),
+        (NOON, "2026-09-01"),
+        (["q_proj", "v_proj"], "q_proj, v_proj"),
+        ({"b", "a"}, "a, b"),
+        (Colour.RED, "red"),
+    ],
+)
+def test_cell(value: Any, shown: str) -> None:
+    assert cell(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("lists", "flags", "chosen"),
+    [
+        (True, [], Format.TABLE),
+        (True, ["--json"], Format.JSON),
+        (True, ["--jsonl"], Format.JSONL),
+        (False, ["--json"], Format.JSON),
+        (False, ["--jsonl"], None),
+    ],
+)
+def test_the_options_choose_the_format(lists: bool, flags: list[str], chosen: Format | None) -> None:
+    seen: list[Output] = []
+
+    @click.command()
+    @output_options(lists=lists)
+    @pass_app
+    def command(app: App) -> None:
+        seen.append(app.output)
+
+    app = App(Settings("sqlite:///x", Path("x")), quiet=True, verbose=0, output=Output(quiet=True))
+    result = CliRunner().invoke(command, flags, obj=app)
+    assert result.exit_code == (0 if chosen else 2)
+    assert [output.format for output in seen] == ([chosen] if chosen else [])
+    assert all(output.quiet for output in seen)
+    assert app.output.format is Format.TABLE
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_without_a_terminal_only_the_notes_of_progress_are_said(
+    quiet: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Output(quiet=quiet).progress("crawling") as progress:
+        progress.listed(5)
+        progress.working(1, 5)
+        progress.note("a note\x1b")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "" if quiet else "a note\\x1b\n")
+
+
+def test_bars_show_what_is_done_the_rate_and_the_time() -> None:
+    written = io.StringIO()
+    terminal = Console(file=written, force_terminal=True, width=100, color_system=None)
+    with Bars("crawling [bold]x", console=terminal) as bars:
+        bars.listed(31)
+        bars.working(0, 31)
+        bars.working(31, 31)
+        bars.note("resumed\x1b")
+    shown = written.getvalue()
+    assert "crawling [bold]x" in shown
+    assert "31/31" in shown
+    assert "0:00:0" in shown
+    assert "resumed\\x1b" in shown

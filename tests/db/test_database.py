@@ -1,0 +1,330 @@
+"""The engine, opening a catalog, the writer's lock, and what a user reads when the database refuses."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, insert, make_url, select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from catalog import database
+from catalog import engine as engines
+from catalog.engine import for_writing, make_engine, place
+from catalog.errors import (
+    CatalogBusyError,
+    CatalogError,
+    NoCatalogError,
+    SchemaVersionError,
+    UsageError,
+)
+from catalog.schema import Document, Pool, Table
+from catalog.settings import Settings
+from tests.db import rows
+
+ROOT = Path(__file__).parents[2]
+SECRET = "hunter2"
+
+
+def documents(engine: Engine) -> int:
+    with Session(engine) as session:
+        return len(session.scalars(select(Document)).all())
+
+
+def document(number: int) -> Document:
+    return Document(digest=f"{number:040x}", content=b"x")
+
+
+@pytest.mark.parametrize(
+    ("pragma", "value"),
+    [("journal_mode", "wal"), ("foreign_keys", 1), ("busy_timeout", 30_000), ("synchronous", 1)],
+)
+def test_every_sqlite_connection_is_set_up(tmp_path: Path, pragma: str, value: object) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path}/new/folders/catalog.db")
+    with database.disposing(engine), engine.connect() as one, engine.connect() as two:
+        assert [connection.scalar(text(f"PRAGMA {pragma}")) for connection in (one, two)] == [value, value]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param(f"mysql://joe:{SECRET}@host/name", id="another-database"),
+        pytest.param(f"sqlite+aiosqlite:///{SECRET}", id="another-driver"),
+        pytest.param(f"postgresql+psycopg2://joe:{SECRET}@host/x", id="another-postgres-driver"),
+        pytest.param(f"postgresql://joe:{SECRET}@host:port/x", id="port-is-a-word"),
+        pytest.param(SECRET, id="no-url"),
+        pytest.param("", id="empty"),
+        pytest.param("sqlite://", id="in-memory"),
+        pytest.param("sqlite:///:memory:", id="in-memory-by-name"),
+        pytest.param(f"sqlite:///file:{SECRET}?uri=true", id="sqlite-uri"),
+        pytest.param(f"sqlite:///a.db?cache={SECRET}", id="sqlite-options"),
+    ],
+)
+def test_a_url_that_is_no_catalog_is_refused(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_engine(url)
+    assert SECRET not in str(caught.value)
+    assert "sqlite:///FILE" in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_postgres_is_reached_through_psycopg_3(scheme: str) -> None:
+    engine = make_engine(f"{scheme}://joe:{SECRET}@host:5/name?password={SECRET}")
+    assert engine.dialect.driver == "psycopg"
+    assert place(engine.url) == "postgresql://joe@host:5/name"
+
+
+def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(CatalogError, match=r"pip install 'loradex\[postgres\]'"):
+        make_engine("postgresql://host/name")
+
+
+def test_a_refused_connection_is_one_sentence_without_the_password() -> None:
+    engine = make_engine(f"postgresql://joe:{SECRET}@127.0.0.1:9/name?password={SECRET}")
+    with database.disposing(engine), pytest.raises(CatalogError, match="does not answer") as caught:
+        database.current(engine)
+    assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "postgresql://joe@127.0.0.1:9/name" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 400, b"SQLite format 3\x00" + b"\xff" * 5000])
+@pytest.mark.parametrize("create", [False, True])
+def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path, content: bytes, create: bool) -> None:
+    file = tmp_path / "catalog.db"
+    file.write_bytes(content)
+    with pytest.raises(CatalogError, match="is not a SQLite database") as caught:
+        database.open_catalog(Settings.make(data=tmp_path), create=create)
+    assert str(file) in str(caught.value)
+    assert file.read_bytes() == content
+
+
+def test_another_programs_database_is_left_as_it_is(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "catalog.db")
+    connection.execute("CREATE TABLE cookies (x)")
+    connection.close()
+    with pytest.raises(CatalogError, match=r"holds something else \(a table cookies\)"):
+        database.open_catalog(Settings.make(data=tmp_path), create=True)
+
+
+def test_a_folder_in_the_files_place(tmp_path: Path) -> None:
+    (tmp_path / "catalog.db").mkdir()
+    with pytest.raises(CatalogError, match="cannot be opened"):
+        database.open_catalog(Settings.make(data=tmp_path), create=True)
+
+
+def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    with pytest.raises(CatalogError, match=r"folder .* cannot be made: (Not a directory|File exists)"):
+        database.open_catalog(Settings.make(data=tmp_path / "data"), create=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(CatalogError, match="cannot be opened"):
+        database.open_catalog(Settings.make(data=tmp_path), create=True)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    engine = database.open_catalog(Settings.make(data=tmp_path), create=True)
+    with database.disposing(engine), engine.connect() as connection:
+        connection.execute(text("PRAGMA max_page_count = 1"))
+        with pytest.raises(CatalogError, match="the disk is full"):
+            connection.execute(insert(Document).values(digest="a" * 40, content=b"x" * 500_000))
+
+
+def test_a_bug_stays_a_bug(engine: Engine) -> None:
+    """Only what the world is to blame for becomes a CatalogError."""
+    with engine.connect() as connection, pytest.raises(Exception, match="no_such_table") as caught:
+        connection.execute(text("SELECT * FROM no_such_table"))
+    assert not isinstance(caught.value, CatalogError)
+
+
+@pytest.mark.postgres
+def test_a_missing_privilege_is_one_sentence(request: pytest.FixtureRequest) -> None:
+    databases = request.getfixturevalue("postgres_database")("template0")
+    url = make_url(next(databases))
+    admin = make_engine(url.render_as_string(hide_password=False))
+    with database.disposing(admin), admin.begin() as connection:
+        connection.execute(text("CREATE ROLE visitor LOGIN"))
+    guest = make_engine(url.set(username="visitor", password=None).render_as_string())
+    with database.disposing(guest), pytest.raises(CatalogError, match="permission denied for schema public"):
+        database.upgrade(guest)
+    with database.disposing(admin), admin.begin() as connection:
+        connection.execute(text("DROP ROLE visitor"))
+    databases.close()
+
+
+def test_reading_where_there_is_no_catalog(empty_url: str, tmp_path: Path) -> None:
+    settings = Settings.make(data=tmp_path, catalog_url=empty_url)
+    with pytest.raises(NoCatalogError, match="run `loradex crawl` first"):
+        database.open_catalog(settings, create=False)
+    with pytest.raises(NoCatalogError), database.reading(settings):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_writing_makes_the_catalog_and_reading_finds_it(empty_url: str, tmp_path: Path) -> None:
+    settings = Settings.make(data=tmp_path, catalog_url=empty_url)
+    with database.writing(settings) as session:
+        session.add(document(1))
+        session.commit()
+    with database.reading(settings) as session:
+        assert session.scalars(select(Document.digest)).all() == [f"{1:040x}"]
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_an_old_catalog_is_never_changed_on_the_way(
+    catalog_url: str, tmp_path: Path, create: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "head", lambda: "9999")
+    with pytest.raises(SchemaVersionError, match="db upgrade"):
+        database.open_catalog(Settings.make(data=tmp_path, catalog_url=catalog_url), create=create)
+
+
+def test_info_counts_rows(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add_all([document(1), document(2)])
+        session.commit()
+    found = database.info(engine)
+    assert (found.revision, found.rows["document"], found.rows["adapter"]) == (database.head(), 2, 0)
+    assert found.bytes > 10_000
+    assert set(found.rows) == set(Table.metadata.tables)
+
+
+def test_info_of_a_database_with_nothing_in_it(empty_engine: Engine) -> None:
+    found = database.info(empty_engine)
+    assert (found.revision, found.rows) == (None, {})
+
+
+def test_savepoints_undo_their_part_only(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add(document(1))
+        session.flush()
+        savepoint = session.begin_nested()
+        session.add(Document(digest="short", content=b""))
+        with pytest.raises(IntegrityError):
+            session.flush()
+        savepoint.rollback()
+        session.commit()
+    assert documents(engine) == 1
+
+
+def test_a_reader_sees_one_state_however_often_it_looks(engine: Engine) -> None:
+    """On SQLite a transaction that only reads is a snapshot; PostgreSQL reads what is committed."""
+    with Session(engine) as reader, Session(engine) as writer:
+        reader.scalars(select(Document)).all()
+        writer.add(document(1))
+        writer.commit()
+        seen = len(reader.scalars(select(Document)).all())
+    assert seen == (0 if engine.dialect.name == "sqlite" else 1)
+
+
+def test_case_82_a_reader_is_not_held_up_by_a_writer(engine: Engine) -> None:
+    with Session(for_writing(engine)) as writer:
+        writer.add(document(1))
+        writer.flush()
+        assert documents(engine) == 0
+        writer.commit()
+    assert documents(engine) == 1
+
+
+def test_case_82_two_writers_wait_for_each_other(engine: Engine) -> None:
+    """Each reads before it writes; without the lock at BEGIN, SQLite would refuse one of them at once."""
+    started = threading.Barrier(4)
+
+    def add(number: int) -> None:
+        started.wait()
+        for step in range(5):
+            with Session(for_writing(engine)) as session:
+                session.scalars(select(Document)).all()
+                session.add(document(number * 100 + step))
+                session.commit()
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert documents(engine) == 20
+
+
+def test_case_82_a_lock_held_too_long_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "BUSY_SECONDS", 0)
+    engine = database.open_catalog(Settings.make(data=tmp_path), create=True)
+    with (
+        database.disposing(engine),
+        for_writing(engine).begin(),
+        pytest.raises(CatalogBusyError, match="another process is writing"),
+        for_writing(engine).begin(),
+    ):
+        pass
+
+
+def test_case_92_one_writer_a_catalog(engine: Engine) -> None:
+    with database.writer_lock(engine):
+        with pytest.raises(CatalogBusyError, match="wait until it is done"), database.writer_lock(engine):
+            pass
+        assert documents(engine) == 0
+    with database.writer_lock(engine):
+        pass
+
+
+def test_case_92_the_lock_is_free_after_an_error(engine: Engine) -> None:
+    with pytest.raises(ZeroDivisionError), database.writer_lock(engine):
+        raise ZeroDivisionError
+    with database.writer_lock(engine):
+        pass
+
+
+@pytest.mark.slow
+def test_case_92_the_lock_dies_with_its_process(catalog_url: str, engine: Engine) -> None:
+    code = (
+        "import sys; from catalog import database, engine\n"
+        "with database.writer_lock(engine.make_engine(sys.argv[1])):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, catalog_url],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(CatalogBusyError), database.writer_lock(engine):
+            pass
+        holder.kill()
+    _take_when_the_server_has_noticed(engine)
+
+
+def _take_when_the_server_has_noticed(engine: Engine) -> None:
+    """PostgreSQL ends the session of a dead client a moment later; its own lock wait tells when."""
+    if engine.dialect.name != "sqlite":
+        with engine.connect() as connection:
+            key = database.lock_key(connection, "writer")
+            connection.execute(text("SET LOCAL lock_timeout = '20s'"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+    with database.writer_lock(engine):
+        pass
+
+
+def test_json_is_written_with_sorted_keys(engine: Engine) -> None:
+    with Session(engine) as session:
+        manifest = {"b": 1, "ä": [None, {"y": 0, "x": 1}]}
+        session.add(Pool(name="one", digest="d" * 64, manifest=manifest, created_at=rows.NOW))
+        session.commit()
+        stored = session.scalar(text("SELECT CAST(manifest AS TEXT) FROM pool"))
+    assert stored == '{"b": 1, "ä": [null, {"x": 1, "y": 0}]}'

@@ -1,0 +1,180 @@
+"""Up, down and up again, from empty and from full, on both databases; the migrations and the schema agree."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, inspect, select, text
+
+from catalog import database, schema
+from catalog.errors import CatalogError, SchemaVersionError
+from tests.db import rows
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_fresh_database_has_no_revision(empty_engine: Engine) -> None:
+    assert database.current(empty_engine) is None
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["case-81-up-from-empty", "case-81-up-twice"])
+def test_up(empty_engine: Engine, times: int) -> None:
+    for _ in range(times):
+        database.upgrade(empty_engine)
+    assert database.current(empty_engine) == database.head()
+    database.check(empty_engine)
+    assert set(inspect(empty_engine).get_table_names()) == {
+        *schema.Table.metadata.tables,
+        database.VERSION_TABLE,
+    }
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["case-81-empty", "case-81-populated"])
+def test_down_drops_everything_and_up_makes_it_again(empty_engine: Engine, full: bool) -> None:
+    database.upgrade(empty_engine)
+    if full:
+        rows.fill(empty_engine)
+    database.downgrade(empty_engine, "base")
+    assert set(inspect(empty_engine).get_table_names()) == {database.VERSION_TABLE}
+    assert database.current(empty_engine) is None
+    database.upgrade(empty_engine)
+    assert not any(rows.dump(empty_engine).values())
+    rows.fill(empty_engine)
+
+
+def test_case_81_up_on_a_full_catalog_keeps_every_row(engine: Engine) -> None:
+    rows.fill(engine)
+    before = rows.dump(engine)
+    assert all(len(found) == 1 for found in before.values())
+    database.upgrade(engine)
+    assert rows.dump(engine) == before
+
+
+def test_case_81_autogenerate_finds_nothing(engine: Engine) -> None:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "compare_type": True,
+                "compare_server_default": True,
+                "version_table": database.VERSION_TABLE,
+            },
+        )
+        assert compare_metadata(context, schema.Table.metadata) == []
+
+
+def test_every_constraint_has_the_name_of_the_schema(engine: Engine) -> None:
+    """Autogenerate does not see CHECKs; a schema made by SQLAlchemy itself is the other witness."""
+    wanted = _constraints(schema.Table.metadata)
+    found: set[str] = set()
+    inspector = inspect(engine)
+    for table in schema.Table.metadata.tables:
+        found.add(str(inspector.get_pk_constraint(table)["name"]))
+        for listed in (
+            inspector.get_unique_constraints(table),
+            inspector.get_foreign_keys(table),
+            inspector.get_check_constraints(table),
+            [index for index in inspector.get_indexes(table) if not index.get("duplicates_constraint")],
+        ):
+            found.update(str(constraint["name"]) for constraint in listed)
+    assert found == wanted
+    assert "None" not in found
+
+
+def test_comments_reach_postgres(engine: Engine) -> None:
+    if engine.dialect.name == "sqlite":
+        assert not engine.dialect.supports_comments
+        return
+    columns = inspect(engine).get_columns("repository")
+    wanted = {column.name: column.comment for column in schema.Repository.__table__.columns}
+    assert {column["name"]: column["comment"] for column in columns} == wanted
+
+
+@pytest.mark.parametrize(
+    ("revision", "advice"),
+    [
+        pytest.param("0000", "made by a newer loradex", id="case-81-newer"),
+        pytest.param(None, "no catalog at", id="case-81-none"),
+    ],
+)
+def test_check_says_what_to_type(engine: Engine, revision: str | None, advice: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(f"DELETE FROM {database.VERSION_TABLE}"))
+        if revision is not None:
+            statement = text(f"INSERT INTO {database.VERSION_TABLE} VALUES (:revision)")
+            connection.execute(statement, {"revision": revision})
+    with pytest.raises(CatalogError, match=advice):
+        database.check(engine)
+
+
+def test_an_older_schema_is_told_to_upgrade(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "head", lambda: "9999")
+    with pytest.raises(SchemaVersionError, match="run `loradex db upgrade`"):
+        database.check(engine)
+
+
+def test_a_newer_catalog_is_not_upgraded(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = 'future'"))
+    with pytest.raises(SchemaVersionError, match="newer"):
+        database.upgrade(engine)
+    assert database.current(engine) == "future"
+
+
+def test_a_strangers_table_is_left_alone(empty_engine: Engine) -> None:
+    with empty_engine.begin() as connection:
+        connection.execute(text("CREATE TABLE adapter (what TEXT)"))
+    with pytest.raises(CatalogError, match=r"holds something else \(a table adapter\)"):
+        database.upgrade(empty_engine)
+    assert inspect(empty_engine).get_table_names() == ["adapter"]
+
+
+def test_a_failed_migration_leaves_nothing(empty_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a migration is one transaction, on SQLite too."""
+
+    def run_and_fail(config: Any, revision: str) -> None:
+        upgrade(config, revision)
+        raise KeyboardInterrupt
+
+    upgrade = command.upgrade
+    monkeypatch.setattr(command, "upgrade", run_and_fail)
+    with pytest.raises(KeyboardInterrupt):
+        database.upgrade(empty_engine)
+    assert inspect(empty_engine).get_table_names() == []
+
+
+@pytest.mark.slow
+def test_processes_that_upgrade_at_once_all_succeed(empty_url: str) -> None:
+    code = (
+        "import sys; from catalog import database, engine; database.upgrade(engine.make_engine(sys.argv[1]))"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, empty_url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    ends = [(process.communicate()[1], process.returncode) for process in started]
+    assert ends == [("", 0)] * 4
+
+
+def test_foreign_keys_are_back_on_after_a_migration(empty_engine: Engine) -> None:
+    database.upgrade(empty_engine)
+    if empty_engine.dialect.name == "sqlite":
+        with empty_engine.connect() as connection:
+            assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+    with empty_engine.connect() as connection:
+        assert connection.scalar(select(1)) == 1
+
+
+def _constraints(metadata: Any) -> set[str]:
+    names: set[str] = set()
+    for table in metadata.tables.values():
+        names.update(str(constraint.name) for constraint in table.constraints)
+        names.update(str(index.name) for index in table.indexes)
+    return names

@@ -1,0 +1,498 @@
+"""Admission rules: every reason, every set of rules, on evidence made by hand."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from catalog import bases
+from catalog.adapter import AdapterConfig, AdapterSpec, Header, Tensor, lora_modules, parse_config
+from catalog.bases import BaseTable, seed_spellings
+from catalog.errors import ConfigError, UsageError, WeightsError
+from catalog.weights import WeightsHealth
+from crawler.rules import Needs, Reason
+from crawler.screen import RULE_SETS, RULES, Evidence, refused_by, refusing, screen
+from tests.shared_data import data, index, shared
+
+BASE = "meta-llama/Llama-3.1-8B-Instruct"
+TABLE = BaseTable(seed_spellings())
+LORA: dict[str, Any] = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": BASE,
+    "r": 16,
+    "lora_alpha": 32,
+    "target_modules": ["q_proj", "v_proj"],
+}
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+GOOD_TENSORS: dict[str, tuple[int, ...]] = {
+    f"{Q}.lora_A.weight": (16, 4096),
+    f"{Q}.lora_B.weight": (4096, 16),
+}
+HEALTH = WeightsHealth(norm=10.0, non_finite=False, zero_update=False, modules=1)
+
+
+def config(**fields: Any) -> AdapterConfig:
+    return parse_config(json.dumps({**LORA, **fields}).encode())
+
+
+def spec(read: AdapterConfig, tensors: dict[str, tuple[int, ...]], dtype: str = "BF16") -> AdapterSpec:
+    header = Header(tuple(Tensor(name, dtype, shape, 0, 0) for name, shape in tensors.items()), {}, 2)
+    return lora_modules(header, read)
+
+
+def evidence(
+    fields: dict[str, Any] | None = None, tensors: dict[str, tuple[int, ...]] | None = None, **known: Any
+) -> Evidence:
+    """An adapter that all rules accept, with changes."""
+    read = config(**fields or {})
+    identity = TABLE.identify(read.base_model)
+    made = Evidence(
+        files=("README.md", "adapter_config.json", "adapter_model.safetensors"),
+        config=read,
+        weights=spec(read, {**GOOD_TENSORS, **tensors} if tensors else GOOD_TENSORS),
+        base=identity,
+        dims=bases.dims(identity.canonical) if identity.canonical else None,
+        base_license="llama3.1",
+        card_license="llama3.1",
+        health=HEALTH,
+    )
+    return replace(made, **known)
+
+
+def reasons(of: Evidence) -> list[str]:
+    return [finding.reason.value for finding in screen(of)]
+
+
+def test_a_good_adapter_has_nothing_against_it() -> None:
+    assert screen(evidence()) == ()
+
+
+def files(*names: str) -> tuple[str, ...]:
+    return ("adapter_config.json", *names)
+
+
+PAPER, OURS, LICENSED, BOTH, NOTED = {"paper"}, {"ours", "licensed"}, {"licensed"}, set(RULE_SETS), set[str]()
+NO_BASE = {"base_model_name_or_path": None}
+
+CASES = [
+    pytest.param(Evidence(repo_status="gated"), ["gated"], BOTH, id="case-22-gated"),
+    pytest.param(Evidence(repo_status="disabled"), ["disabled"], BOTH, id="case-22-disabled"),
+    pytest.param(evidence(repo_status="private"), ["private"], BOTH, id="case-22-private"),
+    pytest.param(evidence(repo_status="private_or_missing"), ["vanished"], BOTH, id="case-22-missing"),
+    pytest.param(evidence(repo_status="revision_gone"), ["vanished"], BOTH, id="case-25-sha-vanished"),
+    pytest.param(evidence(repo_status="rate_limited"), ["not_read"], OURS, id="unknown-status"),
+    pytest.param(evidence(repo_status="too_large"), ["too_large"], OURS, id="too-large"),
+    pytest.param(evidence(problems=("unsafe_path",)), ["unsafe_path"], OURS, id="case-29-path"),
+    pytest.param(evidence(problems=("integrity", "what else")), ["integrity"], OURS, id="case-37-hash"),
+    pytest.param(Evidence(files=("README.md",)), ["no_adapter"], BOTH, id="no-adapter"),
+    pytest.param(evidence(subfolder="checkpoint-8"), ["not_root"], PAPER, id="case-34-subfolder"),
+    pytest.param(evidence(files=files()), ["no_safetensors"], BOTH, id="no-weights"),
+    pytest.param(
+        evidence(files=files("adapters.safetensors")), ["no_safetensors"], BOTH, id="other-safetensors"
+    ),
+    pytest.param(evidence(files=files("adapter_model.bin")), ["pickle_only"], BOTH, id="case-65-pickle"),
+    pytest.param(
+        evidence(files=files("adapter_model.bin", "adapter_model.safetensors")), [], NOTED, id="both-formats"
+    ),
+    pytest.param(
+        evidence(config=ConfigError("lfs_pointer", "x")), ["config_lfs_pointer"], BOTH, id="config-lfs"
+    ),
+    pytest.param(
+        evidence(config=ConfigError("not_json", "x")), ["config_unreadable"], BOTH, id="case-71-config"
+    ),
+    pytest.param(
+        evidence(config=ConfigError("bad_field", "r")), ["config_unreadable"], BOTH, id="case-67-rank"
+    ),
+    pytest.param(evidence(config=ConfigError("not_peft", "x")), ["config_not_peft"], BOTH, id="case-69-mlx"),
+    pytest.param(evidence({"peft_type": "LOHA"}), ["not_lora"], BOTH, id="case-69-loha"),
+    pytest.param(evidence({"task_type": "SEQ_CLS"}), ["not_causal_lm"], BOTH, id="task-other"),
+    pytest.param(evidence({"task_type": None}), ["task_type_missing"], PAPER, id="task-null"),
+    pytest.param(
+        evidence({"task_type": None, "target_modules": ["to_q"]}, weights=None),
+        ["not_causal_lm", "task_type_missing"],
+        BOTH,
+        id="task-null-of-a-diffusion-model",
+    ),
+    pytest.param(
+        evidence({"task_type": None, "target_modules": ["model.encoder.layers.0.q_proj"]}, weights=None),
+        ["not_causal_lm", "task_type_missing"],
+        BOTH,
+        id="task-null-of-an-encoder",
+    ),
+    pytest.param(evidence(NO_BASE), ["base_missing"], BOTH, id="case-70-null"),
+    pytest.param(
+        evidence(NO_BASE, base=TABLE.identify(None, tags=[f"base_model:adapter:{BASE}"])),
+        ["base_mismatch"],
+        PAPER,
+        id="case-70-null-and-a-tag",
+    ),
+    pytest.param(
+        evidence({"base_model_name_or_path": "/home/x/mine"}),
+        ["base_local_path", "base_mismatch"],
+        BOTH,
+        id="case-70-path",
+    ),
+    pytest.param(
+        evidence({"base_model_name_or_path": "/nfs/Meta-Llama-3.1-8B-Instruct"}),
+        [],
+        NOTED,
+        id="case-70-path-with-a-name",
+    ),
+    pytest.param(
+        evidence({"base_model_name_or_path": "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"}),
+        [],
+        NOTED,
+        id="case-70-unsloth",
+    ),
+    pytest.param(
+        evidence({"base_model_name_or_path": "unsloth/llama-3-8b-bnb-4bit"}),
+        ["base_mismatch"],
+        PAPER,
+        id="case-70-spelt-otherwise",
+    ),
+    pytest.param(
+        evidence({"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}, wanted=BASE),
+        ["base_mismatch", "other_base"],
+        BOTH,
+        id="other-base",
+    ),
+    pytest.param(evidence(wanted="meta-llama/Llama-3.1-8B"), ["other_base"], OURS, id="name-within-a-name"),
+    pytest.param(evidence({"use_rslora": True}), [], NOTED, id="case-72-rslora"),
+    pytest.param(evidence({"use_dora": True}), ["use_dora"], BOTH, id="case-72-dora"),
+    pytest.param(
+        evidence({"rank_pattern": {"k_proj": 4}}), ["rank_pattern"], PAPER, id="case-72-rank-pattern"
+    ),
+    pytest.param(
+        evidence({"alpha_pattern": {"k_proj": 4}}), ["alpha_pattern"], PAPER, id="case-72-alpha-pattern"
+    ),
+    pytest.param(
+        evidence({"rank_pattern": {"(?=x)": 4}}), ["bad_pattern", "rank_pattern"], BOTH, id="case-68-pattern"
+    ),
+    pytest.param(evidence({"bias": "all"}), ["has_bias"], BOTH, id="bias"),
+    pytest.param(evidence({"lora_bias": True}), ["lora_bias"], BOTH, id="lora-bias"),
+    pytest.param(
+        evidence({"modules_to_save": ["lm_head"]}), ["modules_to_save"], BOTH, id="case-61-modules-to-save"
+    ),
+    pytest.param(evidence({"modules_to_save": []}), [], NOTED, id="no-modules-to-save"),
+    pytest.param(
+        evidence({"layer_replication": [[0, 4], [2, 6]]}), ["layer_replication"], BOTH, id="layer-replication"
+    ),
+    pytest.param(evidence({"alora_invocation_tokens": [1]}), ["alora"], OURS, id="alora"),
+    pytest.param(
+        evidence({"trainable_token_indices": {"embed_tokens": [1]}}), ["trainable_tokens"], BOTH, id="tokens"
+    ),
+    pytest.param(
+        evidence({"target_parameters": ["experts.w"]}), ["target_parameters"], OURS, id="target-parameters"
+    ),
+    pytest.param(evidence({"use_qalora": True}), ["lora_variant"], OURS, id="qalora"),
+    pytest.param(evidence({"init_lora_weights": "pissa_niter_16"}), ["relative_init"], OURS, id="pissa"),
+    pytest.param(evidence({"init_lora_weights": "OLoRA"}), ["relative_init"], OURS, id="olora"),
+    pytest.param(evidence({"init_lora_weights": "lora_ga"}), ["relative_init"], OURS, id="lora-ga"),
+    pytest.param(evidence({"kasa_config": {"beta": 1}}), ["lora_variant", "relative_init"], OURS, id="kasa"),
+    pytest.param(
+        evidence({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}),
+        ["init_config", "relative_init"],
+        BOTH,
+        id="loftq",
+    ),
+    pytest.param(
+        evidence({"init_lora_weights": "eva", "eva_config": {"rho": 2}}), ["init_config"], PAPER, id="eva"
+    ),
+    pytest.param(evidence({"init_lora_weights": "mica", "loftq_config": {}}), [], NOTED, id="mica"),
+    pytest.param(evidence({"init_lora_weights": "orthogonal"}), [], NOTED, id="orthogonal"),
+    pytest.param(
+        evidence(weights=WeightsError("truncated", "x")), ["truncated"], BOTH, id="case-35-truncated"
+    ),
+    pytest.param(
+        evidence(weights=WeightsError("size_mismatch", "x")), ["truncated"], BOTH, id="case-36-size"
+    ),
+    pytest.param(
+        evidence(weights=WeightsError("header_invalid", "x")), ["header_invalid"], BOTH, id="case-51-header"
+    ),
+    pytest.param(
+        evidence(weights=WeightsError("lfs_pointer", "x")), ["header_invalid"], BOTH, id="weights-lfs"
+    ),
+    pytest.param(evidence(weights=AdapterSpec(())), ["no_lora_tensors"], BOTH, id="case-53-40-bytes"),
+    pytest.param(
+        evidence(None, {"x.lora_A.weight": (16, 4)}), ["unpaired_factor"], BOTH, id="case-58-unpaired"
+    ),
+    pytest.param(evidence({"r": 8}), ["rank_mismatch"], BOTH, id="case-58-rank"),
+    pytest.param(
+        evidence(None, {"x.lora_A.weight": (0,), "x.lora_B.weight": (0,)}),
+        ["empty_tensor"],
+        BOTH,
+        id="case-54-empty",
+    ),
+    pytest.param(
+        evidence(None, {f"{Q}.lora_magnitude_vector": (4096,)}), ["use_dora"], BOTH, id="case-61-magnitude"
+    ),
+    pytest.param(
+        evidence(None, {"lm_head.weight": (128256, 4096)}), ["full_weights"], OURS, id="case-61-lm-head"
+    ),
+    pytest.param(
+        evidence(None, {"embed_tokens.base_layer.weight": (9, 9)}),
+        ["base_copy"],
+        NOTED,
+        id="case-61-base-copy",
+    ),
+    pytest.param(evidence(None, {"mystery": (1,)}), ["unknown_tensor"], OURS, id="case-61-unknown"),
+    pytest.param(
+        evidence(
+            None,
+            {
+                "model.embed_tokens.lora_embedding_A": (16, 128256),
+                "model.embed_tokens.lora_embedding_B": (4096, 16),
+            },
+        ),
+        ["embedding_lora"],
+        NOTED,
+        id="case-61-embedding",
+    ),
+    pytest.param(
+        evidence(None, {f"{Q}.lora_A.weight": (16, 2048)}),
+        ["wrong_base_shape"],
+        BOTH,
+        id="case-59-hidden-size",
+    ),
+    pytest.param(
+        evidence(
+            None, {name.replace("layers.0", "layers.32"): shape for name, shape in GOOD_TENSORS.items()}
+        ),
+        ["wrong_base_shape"],
+        BOTH,
+        id="case-59-layers",
+    ),
+    pytest.param(evidence(health=replace(HEALTH, non_finite=True)), ["non_finite"], BOTH, id="case-55-nan"),
+    pytest.param(
+        evidence(health=WeightsHealth(0.0, False, True, 1)),
+        ["norm_out_of_range", "zero_update"],
+        BOTH,
+        id="case-56-zero",
+    ),
+    pytest.param(evidence(health=replace(HEALTH, norm=1.0)), ["norm_out_of_range"], PAPER, id="norm-1"),
+    pytest.param(evidence(health=replace(HEALTH, norm=1000.0)), [], NOTED, id="norm-1000"),
+    pytest.param(
+        evidence(health=replace(HEALTH, norm=1000.1)), ["norm_out_of_range"], PAPER, id="norm-above-1000"
+    ),
+    pytest.param(
+        evidence(health=replace(HEALTH, norm=2000.0, norm_in_layers=10.0)), [], NOTED, id="norm-of-the-head"
+    ),
+    pytest.param(
+        evidence(health=replace(HEALTH, norm=1e6)),
+        ["norm_exploded", "norm_out_of_range"],
+        BOTH,
+        id="norm-exploded",
+    ),
+    pytest.param(evidence(health=None), [], NOTED, id="not-measured"),
+    pytest.param(evidence(card_license=None), ["license_missing"], LICENSED, id="case-74-missing"),
+    pytest.param(evidence(card_license="other"), ["license_missing"], LICENSED, id="case-74-other"),
+    pytest.param(evidence(card_license="Apache-2.0"), ["license_conflict"], LICENSED, id="case-74-conflict"),
+    pytest.param(
+        evidence(card_license="llama3"), ["license_conflict"], LICENSED, id="case-74-another-community"
+    ),
+    pytest.param(evidence(card_license="my-own-terms"), [], NOTED, id="case-74-own-terms"),
+    pytest.param(
+        evidence(base_license="apache-2.0", card_license="mit"), [], NOTED, id="case-74-permissive-base"
+    ),
+    pytest.param(
+        evidence(base_license="apache-2.0", card_license="cc-by-nc-4.0"), [], NOTED, id="case-74-stricter"
+    ),
+    pytest.param(evidence(base_license=None, card_license="mit"), [], NOTED, id="case-74-unknown-base"),
+]
+
+
+@pytest.mark.parametrize(("known", "expected", "refusers"), CASES)
+def test_reasons_and_who_refuses(known: Evidence, expected: list[str], refusers: set[str]) -> None:
+    findings = screen(known)
+    found = [
+        finding.reason.value
+        for finding in findings
+        # Of what was not read nobody expects a licence.
+        if known.config is not None or finding.reason is not Reason.LICENSE_MISSING
+    ]
+    assert sorted(found) == expected
+    assert {rules for rules in ("paper", "ours") if refused_by(findings, rules)} == refusers & {
+        "paper",
+        "ours",
+    }
+    if known.card_license:
+        assert bool(refused_by(findings, "licensed")) is ("licensed" in refusers)
+
+
+def test_every_reason_has_a_case_and_a_rule() -> None:
+    assert set(RULES) == set(Reason)
+    known = [case.values[0] for case in CASES]
+    shown = {finding.reason for of in known if isinstance(of, Evidence) for finding in screen(of)}
+    rest = {Reason.NOT_A_MATRIX, Reason.DUPLICATE_FACTOR, Reason.BAD_DTYPE}
+    assert shown == set(Reason) - rest
+    read = config()
+    odd: list[tuple[dict[str, tuple[int, ...]], str, Reason]] = [
+        ({"x.lora_A.weight": (16, 3, 3), "x.lora_B.weight": (4, 16, 1)}, "F32", Reason.NOT_A_MATRIX),
+        ({**GOOD_TENSORS, f"module.{Q}.lora_A.weight": (16, 4096)}, "F32", Reason.DUPLICATE_FACTOR),
+        (GOOD_TENSORS, "I8", Reason.BAD_DTYPE),
+    ]
+    for tensors, dtype, reason in odd:
+        findings = screen(evidence(weights=spec(read, tensors, dtype)))
+        assert [finding.reason for finding in findings] == [reason]
+
+
+def test_the_table_is_sound() -> None:
+    for reason, rule in RULES.items():
+        assert reason.value == reason.name.lower()
+        assert rule.needs in get_args(Needs)
+        assert rule.sentence
+        assert not rule.sentence.endswith(".")
+        assert rule.licensed or not rule.ours, "licensed refuses whatever ours refuses"
+    assert refusing("ours") == tuple(r.value for r, rule in RULES.items() if rule.ours)
+
+
+def test_all_reasons_are_found_each_once_and_in_the_order_of_the_table() -> None:
+    tensors = {f"{Q}.lora_A.weight": (16, 2048), "a": (1,), "b": (1,)}
+    known = evidence({"use_dora": True, "bias": "all"}, tensors, subfolder="x", card_license=None)
+    assert reasons(known) == [
+        "not_root",
+        "use_dora",
+        "has_bias",
+        "unknown_tensor",
+        "wrong_base_shape",
+        "license_missing",
+    ]
+    assert screen(known) == screen(known)
+
+
+def test_details_say_what_was_seen() -> None:
+    known = evidence({"modules_to_save": ["lm_head"]}, {f"{Q}.lora_A.weight": (16, 2048)}, card_license="mit")
+    assert [finding.detail for finding in screen(known)] == [
+        "lm_head",
+        "model.layers.0.self_attn.q_proj: 2048 to 4096, the base has 4096 to 4096",
+        "mit, the base model is llama3.1",
+    ]
+
+
+def test_unknown_rules_are_a_usage_error() -> None:
+    with pytest.raises(UsageError):
+        refused_by((), "sentence")
+
+
+values: st.SearchStrategy[Any] = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 70_000)
+    | st.text(max_size=20)
+    | st.lists(st.text(max_size=5), max_size=2)
+)
+values = st.one_of(
+    values, st.dictionaries(st.text(max_size=5), st.integers(0, 9) | st.text(max_size=3), max_size=2)
+)
+names = st.text(max_size=20) | st.sampled_from([*GOOD_TENSORS, "lm_head.weight", f"{Q}.lora_B.bias"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                *sorted(config().raw),
+                "bias",
+                "use_dora",
+                "init_lora_weights",
+                "rank_pattern",
+                "layer_replication",
+                "eva_config",
+            ]
+        ),
+        values,
+        max_size=3,
+    ),
+    st.dictionaries(names, st.lists(st.integers(0, 9), max_size=4).map(tuple), max_size=4),
+    st.text(max_size=10),
+    st.floats(),
+)
+def test_no_evidence_raises(fields: dict[str, Any], tensors: dict[str, Any], text: str, norm: float) -> None:
+    read: AdapterConfig | ConfigError
+    weights: AdapterSpec | None = None
+    try:
+        read = config(**fields)
+        weights = spec(read, tensors)
+        identity = TABLE.identify(read.base_model, tags=[text])
+    except ConfigError as error:
+        read, identity = error, TABLE.identify(text)
+    health = WeightsHealth(norm, False, False, 1, norm)
+    findings = screen(
+        Evidence(
+            text,
+            text,
+            (text,),
+            read,
+            weights,
+            identity,
+            bases.dims(BASE),
+            text,
+            text,
+            (text,),
+            health,
+            (text,),
+            text,
+        )
+    )
+    order = list(RULES)
+    assert [f.reason for f in findings] == sorted({f.reason for f in findings}, key=order.index)
+    assert all(len(finding.detail) <= 500 for finding in findings)
+
+
+@shared
+def test_the_wild_folders_end_in_the_expected_reasons() -> None:
+    counts: Counter[str] = Counter()
+    for row in index("wild"):
+        read: AdapterConfig | ConfigError
+        try:
+            read = parse_config((data("wild") / row["dir"] / row["config_file"]).read_bytes())
+        except ConfigError as error:
+            read = error
+        base = TABLE.identify(read.base_model if isinstance(read, AdapterConfig) else None)
+        findings = screen(
+            Evidence(files=tuple(row["files"]), config=read, base=base, card_license=row["card_license"])
+        )
+        found = {finding.reason for finding in findings}
+        counts.update(reason.value for reason in found)
+        lora = row["peft_type"] == "LORA"
+        assert (Reason.NOT_LORA in found) is (row["config_kind"] == "peft" and not lora), row["dir"]
+        assert (Reason.USE_DORA in found) is ("use_dora" in row["anomalies"]), row["dir"]
+        weights = [w["name"] for w in row["weights"]]
+        assert (Reason.PICKLE_ONLY in found) is (
+            "adapter_model.bin" in weights and "adapter_model.safetensors" not in weights
+        )
+    assert {
+        name: counts[name]
+        for name in ("config_lfs_pointer", "config_not_peft", "not_lora", "use_dora", "base_local_path")
+    } == {
+        "config_lfs_pointer": 2,
+        "config_not_peft": 3,
+        "not_lora": 53,
+        "use_dora": 17,
+        "base_local_path": 2,
+    }
+
+
+@shared
+def test_the_pool_of_the_paper_is_accepted_by_the_rules_of_the_paper() -> None:
+    pool = json.loads((data("recycling_paper") / "adapter_info.json").read_text(encoding="utf-8"))
+    refused = {}
+    for name, info in pool.items():
+        if info is None or "r" not in info:
+            continue
+        read = config(r=info["r"], lora_alpha=info["lora_alpha"], target_modules=info["target_modules"])
+        identity = TABLE.identify(read.base_model)
+        findings = screen(
+            Evidence(files=files("adapter_model.safetensors"), config=read, base=identity, wanted=BASE)
+        )
+        if refused_by(findings, "paper"):
+            refused[name] = findings
+    assert refused == {}
