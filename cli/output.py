@@ -40,11 +40,12 @@ class Format(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Column:
-    """A field of the rows as a column; numbers look better with `right`."""
+    """A field of the rows as a column; numbers look better with `right`, and `show` says it for people."""
 
     field: str
     title: str = ""
     right: bool = False
+    show: Callable[[Any], str] | None = None
 
 
 class Progress(Protocol):
@@ -184,7 +185,7 @@ def table(rows: Iterable[Any], columns: Sequence[str | Column]) -> Table:
         made.add_column(title, justify="right" if column.right else "left", overflow="fold")
     for row in rows:
         fields = _mapping(row)
-        made.add_row(*(Text(plain(cell(fields.get(column.field)))) for column in chosen))
+        made.add_row(*(Text(plain((column.show or cell)(fields.get(column.field)))) for column in chosen))
     return made
 
 

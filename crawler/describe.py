@@ -78,7 +78,7 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable) -> Adapte
         card_text=draft.card.text,
         card_front=draft.card.front,
         training={
-            key: value for key, value in asdict(draft.card.training).items() if value not in (None, ())
+            key: value for key, value in asdict(draft.card.training).items() if value not in (None, (), {})
         },
         config=draft.config_document,
         card=draft.card_document,
@@ -107,6 +107,7 @@ def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) ->
     canonical = identity.canonical
     return Evidence(
         repo_status=draft.status,
+        repo_detail=draft.detail,
         subfolder=draft.folder.subfolder,
         files=draft.folder.names,
         config=draft.config,
@@ -117,6 +118,7 @@ def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) ->
         card_license=_license(listed, draft),
         tags=listed.tags,
         health=_health(draft),
+        tree_problems=draft.problems if draft.folder.main else (),
     )
 
 
@@ -132,8 +134,9 @@ def _health(draft: Draft) -> WeightsHealth | None:
 
 def _license(listed: ListedRepository, draft: Draft) -> str | None:
     """The licence id of the card, else of the repository's tags."""
-    if draft.card.license is not None:
-        return draft.card.license
+    stated = draft.card.stated_license or draft.card.license
+    if stated is not None:
+        return stated
     return next((tag.partition(":")[2] for tag in listed.tags if tag.startswith("license:")), None)
 
 

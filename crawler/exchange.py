@@ -222,7 +222,7 @@ class Exchange:
                         next_url=response.links.get("next", {}).get("url"),
                     )
                     return
-                hops.append(self._redirected(ask, hops, response.headers.get("location", "")))
+                hops.append(self.redirected(ask, hops, response.headers.get("location", "")))
                 own = own and wire.origin(hops[-1]) == self.origin
             finally:
                 response.close()
@@ -250,7 +250,7 @@ class Exchange:
             self._observe(ask.kind, response.headers)
         return response
 
-    def _redirected(self, ask: Ask, hops: Sequence[str], location: str) -> str:
+    def redirected(self, ask: Ask, hops: Sequence[str], location: str) -> str:
         """Where a redirect leads; raises HubPayloadError for a place where this question must not go."""
         try:
             target = urljoin(hops[-1], location)
@@ -264,7 +264,7 @@ class Exchange:
             wrong = "in a circle"
         elif there != self.origin and ask.kind == "api":
             wrong = "away from its own host"
-        elif hops[-1].startswith("https:") and not target.startswith("https:"):
+        elif there.startswith("http:") and not (wire.origin(hops[-1]) or "").startswith("http:"):
             wrong = "to an unencrypted address"
         if wrong:
             raise HubPayloadError(f"The Hub redirects {wrong}.", url=wire.without_query(ask.url))

@@ -46,7 +46,7 @@ class Reason(str, enum.Enum):
     PRIVATE = "private"
     VANISHED = "vanished"
     NO_ADAPTER = "no_adapter"
-    UNSAFE_PATH = "unsafe_path"
+    UNUSABLE_FILES = "unusable_files"
     INTEGRITY = "integrity"
     TOO_LARGE = "too_large"
     NOT_READ = "not_read"
@@ -62,7 +62,6 @@ class Reason(str, enum.Enum):
     BASE_MISSING = "base_missing"
     BASE_LOCAL_PATH = "base_local_path"
     BASE_MISMATCH = "base_mismatch"
-    OTHER_BASE = "other_base"
     USE_DORA = "use_dora"
     HAS_BIAS = "has_bias"
     LORA_BIAS = "lora_bias"
@@ -123,7 +122,7 @@ RULES: Mapping[Reason, Rule] = {
     Reason.PRIVATE: _rule("listing", "both", "the repository is private to this account"),
     Reason.VANISHED: _rule("listing", "both", "the repository or its commit is no longer there"),
     Reason.NO_ADAPTER: _rule("files", "both", "no folder of the repository holds an adapter_config.json"),
-    Reason.UNSAFE_PATH: _rule("files", "ours", "a file name points out of the repository"),
+    Reason.UNUSABLE_FILES: _rule("files", "noted", "the repository lists files that nobody can use"),
     Reason.INTEGRITY: _rule("files", "ours", "a file is not what its hash or size promised"),
     Reason.TOO_LARGE: _rule("files", "ours", "a file is larger than what is read"),
     Reason.NOT_READ: _rule("files", "ours", "it was listed, not read"),
@@ -139,7 +138,6 @@ RULES: Mapping[Reason, Rule] = {
     Reason.BASE_MISSING: _rule("config", "both", "nothing names its base model"),
     Reason.BASE_LOCAL_PATH: _rule("config", "ours", "its base model is a path that names no known model"),
     Reason.BASE_MISMATCH: _rule("config", "paper", "its config spells the base model in another way"),
-    Reason.OTHER_BASE: _rule("config", "ours", "it belongs to another base model than the one asked for"),
     Reason.USE_DORA: _rule("config", "both", "DoRA rescales the base weights by learned magnitudes"),
     Reason.HAS_BIAS: _rule("config", "both", "it trains biases of the base model"),
     Reason.LORA_BIAS: _rule("config", "both", "its B factors have a bias"),

@@ -31,7 +31,6 @@ _STATUS: dict[str, Reason] = {
     "vanished": Reason.VANISHED,
     "revision_gone": Reason.VANISHED,
     "entry_gone": Reason.VANISHED,
-    "unsafe_path": Reason.UNSAFE_PATH,
     "integrity": Reason.INTEGRITY,
     "too_large": Reason.TOO_LARGE,
 }
@@ -111,11 +110,12 @@ _NO_LICENSE = frozenset({"unknown", "other", "none", "unlicensed"})
 class Evidence:
     """What is known of one adapter; None, or empty, where nothing was read.
 
-    `repo_status` says why reading stopped; `files` are the names in the adapter's folder; `problems` are
-    values of `Reason` that earlier stages found; `wanted` is the canonical base model that was asked for.
+    `repo_status` says why reading stopped, `repo_detail` in words; `files` are the names in the adapter's
+    folder; `tree_problems` are sentences about entries of the repository's file list.
     """
 
     repo_status: str | None = None
+    repo_detail: str = ""
     subfolder: str = ""
     files: tuple[str, ...] = ()
     config: AdapterConfig | ConfigError | None = None
@@ -126,8 +126,7 @@ class Evidence:
     card_license: str | None = None
     tags: tuple[str, ...] = ()
     health: WeightsHealth | None = None
-    problems: tuple[str, ...] = ()
-    wanted: str | None = None
+    tree_problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +165,9 @@ def refused_by(findings: Iterable[Finding], rules: str) -> tuple[Reason, ...]:
 def _repository(evidence: Evidence) -> Found:
     status = evidence.repo_status
     if status not in (None, "", "ok"):
-        yield Finding(_STATUS.get(status, Reason.NOT_READ), "" if status in _STATUS else status)
-    for problem in evidence.problems:
-        if problem in _STATUS:
-            yield Finding(_STATUS[problem])
+        yield Finding(_STATUS.get(status, Reason.NOT_READ), evidence.repo_detail or status)
+    if evidence.tree_problems:
+        yield Finding(Reason.UNUSABLE_FILES, "; ".join(evidence.tree_problems))
 
 
 def _files(evidence: Evidence) -> Found:
@@ -262,12 +260,9 @@ def _base(evidence: Evidence) -> Found:
             yield Finding(Reason.BASE_LOCAL_PATH, base.raw or "")
         else:
             yield Finding(Reason.BASE_MISSING)
-    elif evidence.wanted is not None and base.canonical != evidence.wanted:
-        yield Finding(Reason.OTHER_BASE, base.canonical)
-    wanted = evidence.wanted or base.canonical
-    if raw and wanted is None:
+    if raw and base.canonical is None:
         yield Finding(Reason.BASE_MISMATCH, raw)
-    elif wanted is not None and wanted.rpartition("/")[2].lower() not in raw.lower():
+    elif base.canonical is not None and base.canonical.rpartition("/")[2].lower() not in raw.lower():
         yield Finding(Reason.BASE_MISMATCH, raw or "the config names none")
 
 

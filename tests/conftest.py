@@ -7,6 +7,7 @@ first test needs it, shared by all workers, and stopped at the end; LORADEX_TEST
 
 from __future__ import annotations
 
+import atexit
 import ipaddress
 import os
 import shutil
@@ -47,12 +48,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_server_url] = os.environ.get("LORADEX_TEST_POSTGRES_URL", "")
     of_controller = getattr(config, "workerinput", {}).get("server_folder")
     config.stash[_server_folder] = Path(of_controller or tempfile.mkdtemp(prefix="loradex-tests-"))
+    if not of_controller:
+        # The server's package takes its lock once more at exit; what is registered first runs last.
+        atexit.register(shutil.rmtree, config.stash[_server_folder], ignore_errors=True)
     for name in _foreign_variables():
         del os.environ[name]
     home, run = (config.stash[_server_folder] / name for name in ("hf_home", "run"))
-    (run / "python_PostgresServer").mkdir(
-        parents=True, exist_ok=True
-    )  # where the server's package keeps its lock
+    (run / "python_PostgresServer").mkdir(parents=True, exist_ok=True)  # the server's package locks here
     run.chmod(0o700)
     os.environ.update(ENVIRONMENT, HF_HOME=str(home), XDG_RUNTIME_DIR=str(run))
     sys.addaudithook(_refuse_outside)
@@ -67,13 +69,10 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stops a server that a crashed worker left behind, and removes its folder."""
-    if hasattr(config, "workerinput"):
-        return
+    """Stops a server that a crashed worker left behind."""
     folder = config.stash[_server_folder]
-    if (folder / "pgdata" / "postmaster.pid").exists():
+    if not hasattr(config, "workerinput") and (folder / "pgdata" / "postmaster.pid").exists():
         _started(folder).stop()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

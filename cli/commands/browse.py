@@ -15,6 +15,8 @@ from cli.commands.crawl import counted
 from cli.output import Column, cell, output_options
 from crawler.screen import RULE_SETS, RULES, Reason, refusing
 
+LLAMA_LINEAR = {"q", "k", "v", "o", "gate", "up", "down"}
+
 _rules = click.option(
     "--rules",
     type=click.Choice(list(RULE_SETS)),
@@ -50,11 +52,10 @@ def adapters(app: App, /, rules: str, **given: Any) -> None:
     columns = (
         "adapter",
         Column("rank", right=True),
-        Column("scaling", right=True),
-        "targets",
-        Column("parameters", right=True),
+        Column("targets", show=short_targets),
+        Column("parameters", "size", right=True, show=short_count),
         "license",
-        "verdict",
+        *(() if given["verdict"] else ("verdict",)),
         "reasons",
     )
     with disposing(open_catalog(app.settings, create=False)) as engine, Session(engine) as session:
@@ -71,6 +72,24 @@ def show(app: App, adapter: str, rules: str) -> None:
     with disposing(open_catalog(app.settings, create=False)) as engine, Session(engine) as session:
         found = browse.find_adapter(session, AdapterReference.parse(adapter))
         app.output.document(browse.details(session, found, refusing(rules)), _render_adapter)
+
+
+def short_targets(names: list[str] | None) -> str:
+    """Target modules in few letters: `q,v`, or `all linear` for the seven of a Llama layer."""
+    short = [name.removesuffix("_proj") for name in names or ()]
+    if set(short) >= LLAMA_LINEAR:
+        return ", ".join(["all linear", *(name for name in short if name not in LLAMA_LINEAR)])
+    return ",".join(short)
+
+
+def short_count(number: int | None) -> str:
+    """A number of parameters as people say it: 41.9M."""
+    if number is None:
+        return ""
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return str(number)
 
 
 def _render_status(found: dict[str, Any]) -> str:
@@ -94,10 +113,10 @@ def _render_adapter(found: dict[str, Any]) -> str:
     lines = [f"{found['adapter']}  {found['verdict']}"]
     lines += [f"  {name}: {RULES[Reason(name)].sentence} {_detail(found, name)}" for name in found["reasons"]]
     rows = [(name, cell(value)) for name, value in found.items() if name not in hidden]
-    rows += [(f"training {name}", cell(value)) for name, value in found["training"].items()]
+    rows += [(f"trained, {name}", cell(value)) for name, value in found["training"].items()]
     rows.append(("weights", f"{cell(found['weights']['name'])}  {cell(found['weights']['digest'])}"))
     rows += [("file", f"{file['name']}  {file['size']:,}  {cell(file['digest'])}") for file in found["files"]]
-    lines += [f"{name:<22}{value}" for name, value in rows if value.strip()]
+    lines += [f"{name:<23}{value}" for name, value in rows if value.strip()]
     if found["card"]:
         lines += ["card", *(f"  {line}" for line in found["card"][:600].splitlines())]
     return "\n".join(lines)

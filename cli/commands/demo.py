@@ -40,10 +40,8 @@ def demo(app: App) -> None:
         app.output.say(f"A Hub in a folder: {hub.url} serves {SAMPLE.name}")
         for step in STEPS:
             _run(step)
-    app.output.say(
-        f"\nThe catalog is {place / 'catalog.db'}. Next: `loradex crawl` does the same against the real Hub; "
-        "`loradex --help` lists the commands."
-    )
+    app.output.say(f"The catalog is {place / 'catalog.db'}.")
+    app.output.say("Next: `loradex crawl` does the same against the real Hub; `loradex --help`.")
 
 
 def _run(arguments: tuple[str, ...]) -> None:

@@ -199,17 +199,6 @@ def test_verbosity_does_not_outlive_the_command(run: Callable[..., Result]) -> N
 
 @pytest.mark.slow
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "cli", "--data", str(tmp_path), "db", "info"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        said = process.stderr.read()
-    assert process.returncode == Exit.ERROR, said
     subprocess.run(
         [sys.executable, "-m", "cli", "--data", str(tmp_path), "-q", "db", "upgrade"], cwd=ROOT, check=True
     )
@@ -229,11 +218,11 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cli", "--data", str(tmp_path / "日本"), "db", "check"],
+        [sys.executable, "-m", "cli", "--data", str(tmp_path / "é日本"), "db", "check"],
         cwd=ROOT,
-        env={"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"},
+        env={"PYTHONIOENCODING": "latin-1", "PATH": "/usr/bin:/bin"},
         capture_output=True,
         check=False,
     )
     assert done.returncode == 1
-    assert rb"\u65e5\u672c" in done.stderr
+    assert b"/\xe9\\u65e5\\u672c/" in done.stderr

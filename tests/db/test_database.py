@@ -288,6 +288,17 @@ def test_case_92_the_lock_is_free_after_an_error(engine: Engine) -> None:
         pass
 
 
+def test_a_lock_file_that_cannot_be_made(tmp_path: Path) -> None:
+    engine = database.open_catalog(Settings.make(data=tmp_path), create=True)
+    (tmp_path / "catalog.db.lock").mkdir()
+    with (
+        database.disposing(engine),
+        pytest.raises(CatalogError, match=r"lock file .* cannot be made"),
+        database.writer_lock(engine),
+    ):
+        pass
+
+
 @pytest.mark.slow
 def test_case_92_the_lock_dies_with_its_process(catalog_url: str, engine: Engine) -> None:
     code = (

@@ -1,0 +1,45 @@
+# Each target sets up what it needs: a virtual environment in .venv, filled from constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test quick check bench clean
+
+demo: $(READY)
+	@$(BIN)/loradex demo
+
+test: $(READY)
+	@echo "Testing, with coverage; quick tests alone: make quick"
+	@rm -f .coverage .coverage.*
+	@$(BIN)/python -m pytest -q -n auto --cov --cov-report=
+	@$(BIN)/coverage report --include='catalog/*,crawler/*'
+
+quick: $(READY)
+	@$(BIN)/python -m pytest -q -m 'not slow' tests/unit
+
+check: $(READY)
+	@echo "ruff check"; $(BIN)/ruff check --quiet .
+	@echo "ruff format"; $(BIN)/ruff format --quiet --check .
+	@echo "mypy"; $(BIN)/mypy --no-error-summary
+	@echo "import contracts"; $(BIN)/lint-imports --no-logo > .venv/contracts.txt \
+		|| { cat .venv/contracts.txt; exit 1; }
+
+bench: $(READY)
+	@$(BIN)/python -m tests.bench
+
+# torch comes first and alone, so that a CPU build which pip is configured to find is taken as it is.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "loradex needs Python 3.10 to 3.13; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up .venv: about two minutes, the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "  1/2 torch"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@echo "  2/2 loradex and its tools"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.import_linter_cache

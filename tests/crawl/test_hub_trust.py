@@ -1,0 +1,264 @@
+"""Who is told what: where the token goes, where redirects may lead, and what nobody gets to see."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from catalog.blobs import BlobStore
+from catalog.errors import (
+    HubError,
+    HubPayloadError,
+    HubUnreachableError,
+)
+from crawler.exchange import Ask, Exchange
+from crawler.hub import Hub, HubSettings, RemoteFile
+from crawler.hubfaults import (
+    Callback,
+    Fault,
+    Hang,
+    Html,
+    RedirectLoop,
+    RedirectTo,
+    SetHeader,
+    Status,
+    Truncate,
+)
+from crawler.localhub import LocalHub
+from tests.fakes import RawServer, VirtualClock
+from tests.hubs import make_repo
+
+NAME = "someone/adapter"
+TOKEN = "hf_TheSecretOfThisTest"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "hub"
+    make_repo(folder, NAME, hub={"_id": "0123456789abcdef01234567", "previous_names": ["someone/old"]})
+    return folder
+
+
+@pytest.fixture
+def server(root: Path) -> Iterator[LocalHub]:
+    with LocalHub(root) as running:
+        yield running
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def hub(server: LocalHub, clock: VirtualClock) -> Iterator[Hub]:
+    with Hub(HubSettings(server.url, token=TOKEN, timeout=5), clock=clock) as opened:
+        yield opened
+
+
+def commit_of(hub: Hub) -> str:
+    return str(hub.repository(NAME)["sha"])
+
+
+def file_of(hub: Hub, path: str = "README.md") -> tuple[str, RemoteFile]:
+    commit = commit_of(hub)
+    return commit, next(file for file in hub.tree(NAME, commit).files if file.path == path)
+
+
+# Who is told what
+
+
+@pytest.mark.parametrize("kind", [301, 302, 303, 307, 308])
+def test_case_44_an_api_answer_never_comes_from_elsewhere(
+    root: Path, hub: Hub, server: LocalHub, kind: int
+) -> None:
+    with LocalHub(root) as other:
+        server.faults.append(Fault("/api/models/", RedirectTo(f"{other.url}/api/models/{NAME}", kind)))
+        with pytest.raises(HubPayloadError, match="own host"):
+            hub.repository(NAME)
+        assert other.log == []
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        pytest.param("http://user:password@127.0.0.1:1/x", "no address", id="case-44-credentials"),
+        pytest.param("file:///etc/passwd", "no address", id="case-44-file"),
+        pytest.param("", "circle", id="case-45-nowhere"),
+    ],
+)
+def test_a_redirect_to_no_place_is_refused(hub: Hub, server: LocalHub, target: str, words: str) -> None:
+    commit, file = file_of(hub)
+    server.faults.append(Fault("/resolve/", RedirectTo(target)))
+    with pytest.raises(HubPayloadError, match=words):
+        hub.small_file(NAME, commit, file)
+
+
+def test_case_44_a_redirect_that_is_no_url_is_refused(hub: Hub, server: LocalHub) -> None:
+    # The older of the two HTTP libraries takes it for a broken connection.
+    commit, file = file_of(hub)
+    server.faults.append(Fault("/resolve/", RedirectTo("http://[::1/")))
+    with pytest.raises((HubPayloadError, HubUnreachableError)):
+        hub.small_file(NAME, commit, file)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "target", "refused"),
+    [
+        ("https://hub.example", "http://cdn.example/x", True),
+        ("https://hub.example", "http://hub.example/x", True),
+        ("https://hub.example", "HTTPS://cdn.example/x", False),
+        ("http://127.0.0.1:1", "http://127.0.0.1:2/x", False),
+    ],
+)
+def test_case_44_a_redirect_never_leaves_encryption(endpoint: str, target: str, refused: bool) -> None:
+    ask = Ask(f"{endpoint}/a/b/resolve/main/c", "resolver", 1.0)
+    exchange = Exchange(HubSettings(endpoint), None, None, threading.Event())
+    if refused:
+        with pytest.raises(HubPayloadError, match="unencrypted"):
+            exchange.redirected(ask, [ask.url], target)
+    else:
+        assert exchange.redirected(ask, [ask.url], target).startswith(target[:4].lower())
+    exchange.close()
+
+
+@pytest.mark.parametrize("where", ["/api/models/", "/resolve/"])
+def test_case_45_a_redirect_loop_ends(hub: Hub, server: LocalHub, where: str) -> None:
+    commit, file = file_of(hub)
+    server.clear()
+    server.faults.append(Fault(where, RedirectLoop()))
+    with pytest.raises(HubPayloadError, match="circle"):
+        hub.repository(NAME) if "api" in where else hub.small_file(NAME, commit, file)
+    assert len(server.log) == 1
+
+
+def test_case_45_a_long_chain_ends(hub: Hub, server: LocalHub) -> None:
+    server.faults += [
+        Fault(f"/hop{number}$", RedirectTo(f"{server.url}/api/models/a/hop{number + 1}"))
+        for number in range(20)
+    ]
+    server.faults.append(Fault("/old", RedirectTo(f"{server.url}/api/models/a/hop0")))
+    with pytest.raises(HubPayloadError, match="circle"):
+        hub.repository("someone/old")
+    assert len(server.log) == 6
+
+
+def test_case_89_the_hub_knows_who_asks(hub: Hub, server: LocalHub) -> None:
+    hub.repository(NAME)
+    agent = server.log[0].headers["user-agent"]
+    assert agent.startswith("loradex/")
+    assert "https://github.com/loradex/loradex" in agent
+
+
+def test_case_91_nothing_but_the_hub_is_asked(hub: Hub, server: LocalHub, tmp_path: Path) -> None:
+    commit, file = file_of(hub, "adapter_model.safetensors")
+    hub.download(NAME, commit, file, BlobStore(tmp_path / "blobs"))
+    assert [seen.path for seen in server.log] == [
+        f"/api/models/{NAME}",
+        f"/api/models/{NAME}/tree/{commit}",
+        f"/{NAME}/resolve/{commit}/adapter_model.safetensors",
+    ]
+
+
+def test_cookies_are_not_kept(hub: Hub, server: LocalHub) -> None:
+    server.faults.append(Fault("", SetHeader("Set-Cookie", "session=1; Path=/")))
+    hub.repository(NAME)
+    hub.repository(NAME)
+    assert "cookie" not in server.log[1].headers
+
+
+def test_case_94_the_token_is_nowhere_but_in_requests(
+    hub: Hub, server: LocalHub, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    shown = [repr(hub.settings), str(hub.settings), repr(vars(hub))]
+    commit, file = file_of(hub)
+    hub.small_file(NAME, commit, file)
+    shown += [seen.line for seen in server.log]
+    echo = f"Bearer {TOKEN}"
+    for answer in (
+        Status(401, error_message="Invalid credentials in Authorization header"),
+        Status(403, error_code="GatedRepo"),
+        Status(404),
+        Status(503),
+        Html(),
+        Truncate(1),
+        Hang(),
+        RedirectTo(f"http://127.0.0.1:9/?{NAME}"),
+    ):
+        server.faults[:] = [Fault("", answer)]
+        patient = replace(hub.settings, timeout=0.1, attempts=2)
+        with Hub(patient, clock=VirtualClock()) as second, pytest.raises(HubError) as caught:
+            second.small_file(NAME, commit, file)
+        shown += traceback.format_exception(caught.value)
+        error: BaseException | None = caught.value
+        while error is not None:
+            shown += [str(error), repr(error), repr(vars(error))]
+            request = getattr(error, "_request", None) or getattr(
+                getattr(error, "response", None), "request", None
+            )
+            assert request is None or "authorization" not in request.headers
+            error = error.__cause__ or error.__context__
+    shown += [record.getMessage() for record in caplog.records]
+    assert all(echo in seen.headers["authorization"] for seen in server.log)
+    assert not any(TOKEN in text for text in shown)
+
+
+def test_case_94_a_token_goes_over_plain_http_to_this_machine_only(caplog: pytest.LogCaptureFixture) -> None:
+    Hub(HubSettings("http://hub.example", token=TOKEN)).close()
+    assert "not encrypted" in caplog.text
+    caplog.clear()
+    for endpoint in ("https://hub.example", "http://127.0.0.1:1", "http://localhost", "http://[::1]:1"):
+        Hub(HubSettings(endpoint, token=TOKEN)).close()
+    assert caplog.text == ""
+
+
+def test_case_94_a_plain_http_hub_elsewhere_gets_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    with RawServer(lambda _: [answer]) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        with Hub(HubSettings("http://hub.example", token=TOKEN)) as hub:
+            assert hub.repository(NAME) == {}
+        (head,) = proxy.heads
+    assert b"authorization" not in head.lower()
+
+
+def test_case_94_a_hub_on_this_machine_is_reached_without_a_proxy(
+    server: LocalHub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalHub(root) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        with Hub(HubSettings(server.url, token=TOKEN)) as hub:
+            hub.repository(NAME)
+        assert proxy.log == []
+
+
+def test_case_88_no_more_than_so_many_requests_at_once(server: LocalHub) -> None:
+    together = threading.Barrier(2)
+    lock = threading.Lock()
+    inside, most = 0, 0
+
+    def meet(_: object) -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        together.wait(10)
+        with lock:
+            inside -= 1
+
+    server.faults.append(Fault("", Callback(meet)))
+    with Hub(HubSettings(server.url, connections=2)) as hub:
+        workers = [threading.Thread(target=hub.repository, args=(NAME,)) for _ in range(24)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert hub.usage.api == 24
+    assert most == 2

@@ -1,0 +1,152 @@
+"""Crawls of real adapters: each in one counted state, the same on both databases and after any kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from catalog import browse
+from catalog.database import upgrade
+from catalog.engine import make_engine
+from crawler.hubfaults import Callback, Fault
+from crawler.localhub import LocalHub
+from crawler.screen import refusing
+from tests.crawling import crawl, dump, items
+from tests.shared_data import SHARED, data
+from tests.wild import LLAMA, paper_hub, wild_hub
+
+pytestmark = [
+    pytest.mark.shared,
+    pytest.mark.slow,
+    pytest.mark.skipif(SHARED is None, reason="the shared folder is not there"),
+]
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def wild(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Hub of all wild adapters."""
+    root = tmp_path_factory.mktemp("wild")
+    wild_hub(root)
+    return root
+
+
+def test_every_wild_folder_ends_in_one_counted_state(wild: Path, engine: Engine, tmp_path: Path) -> None:
+    folders = len(list(wild.glob("*/*")))
+    with LocalHub(wild) as hub:
+        report = crawl(hub.url, engine, tmp_path)
+        assert (report["status"], report["listed"], report["new"]) == ("complete", folders, folders)
+        assert report["adapters"] == report["accepted"] + report["skipped"] == folders
+        hub.clear()
+        again = crawl(hub.url, engine, tmp_path, full=True)
+        assert (again["unchanged"], hub.count("resolver")) == (folders, 0)
+    assert report["reasons"]["no_safetensors"] + report["reasons"].get("pickle_only", 0) == folders
+
+
+def test_case_80_both_databases_hold_the_same_rows(
+    wild: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    template = request.getfixturevalue("postgres_template")
+    databases = request.getfixturevalue("postgres_database")(template)
+    urls = (f"sqlite:///{tmp_path / 'catalog.db'}", next(databases))
+    dumps = []
+    with LocalHub(wild) as hub:
+        for url in urls:
+            engine = make_engine(url)
+            if url.startswith("sqlite"):
+                upgrade(engine)
+            crawl(hub.url, engine, tmp_path)
+            dumps.append((dump(engine), items(engine)))
+            engine.dispose()
+    databases.close()
+    assert dumps[0] == dumps[1]
+
+
+def test_the_paper_base_is_crawled_under_all_its_names(wild: Path, tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path / 'catalog.db'}")
+    upgrade(engine)
+    with LocalHub(wild) as hub:
+        report = crawl(hub.url, engine, tmp_path, bases=(LLAMA,))
+    with Session(engine) as session:
+        rows = list(browse.adapters(session, browse.Listing(), refusing("ours")))
+    assert report["listed"] == len(rows) > 60
+    assert {row["base"] for row in rows} == {LLAMA}
+    engine.dispose()
+
+
+def test_case_12_kill_9_at_twenty_points_then_the_same_rows(wild: Path, tmp_path: Path) -> None:
+    whole = _engine(tmp_path / "whole")
+    with LocalHub(wild) as hub:
+        crawl(hub.url, whole, tmp_path / "whole", hub={"page_limit": 50})
+        longest = 2 * len(hub.log) // KILLS
+        points = [random.Random(seed).randint(1, longest) for seed in range(KILLS)]
+        broken = _engine(tmp_path / "broken")
+        killed = sum(_killed_at(hub, tmp_path / "broken", point) for point in points)
+        _run(hub.url, tmp_path / "broken").wait()
+    assert killed >= KILLS // 2, "the crawl was over before the kills"
+    assert dump(broken) == dump(whole)
+    assert items(broken) == items(whole)
+
+
+def _killed_at(hub: LocalHub, data: Path, point: int) -> bool:
+    """Runs the crawl and kills it at its request number `point`; whether it was killed."""
+    seen = 0
+    child: list[subprocess.Popen[bytes]] = []
+
+    def count(_request: Any) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == point:
+            child[0].send_signal(signal.SIGKILL)
+
+    hub.faults[:] = [Fault("GET ", Callback(count))]
+    child.append(_run(hub.url, data))
+    code = child[0].wait()
+    hub.faults.clear()
+    return code == -signal.SIGKILL
+
+
+def _run(url: str, data: Path) -> subprocess.Popen[bytes]:
+    arguments = (sys.executable, "-m", "tests.crawl_process", url, str(data), "50")
+    return subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+
+
+def _engine(data: Path) -> Engine:
+    engine = make_engine(f"sqlite:///{data / 'catalog.db'}")
+    upgrade(engine)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The folder of a Hub of the paper's pool, and its ids."""
+    root = tmp_path_factory.mktemp("paper")
+    return root, paper_hub(root)
+
+
+def test_the_paper_pool_is_accepted_by_the_paper_rules(paper: tuple[Path, list[str]], tmp_path: Path) -> None:
+    root, ids = paper
+    engine = _engine(tmp_path)
+    with LocalHub(root) as hub:
+        report = crawl(hub.url, engine, tmp_path, bases=(LLAMA,), rules="paper")
+    with Session(engine) as session:
+        rows = list(browse.adapters(session, browse.Listing(), refusing("paper")))
+    engine.dispose()
+    assert report["listed"] == len(ids) == 960
+    skipped = {row["adapter"]: row["reasons"] for row in rows if row["verdict"] == "skipped"}
+    facts = json.loads((data("recycling_paper") / "adapter_info.json").read_text())
+    unknown = {name for name in ids if not facts.get(name)}
+    assert {name for name, reasons in skipped.items() if "no_adapter" in reasons} == unknown
+    explained = Counter(reason for name in skipped.keys() - unknown for reason in skipped[name])
+    assert len(rows) - len(skipped) >= 950, explained
