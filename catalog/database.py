@@ -125,6 +125,17 @@ def reading(settings: Settings) -> Iterator[Session]:
 
 
 @contextlib.contextmanager
+def reading_if_any(settings: Settings) -> Iterator[Session | None]:
+    """The same, or None where there is no catalog yet; makes none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            session = stack.enter_context(reading(settings))
+        except NoCatalogError:
+            session = None
+        yield session
+
+
+@contextlib.contextmanager
 def writing(settings: Settings) -> Iterator[Session]:
     """A session of the catalog's one writer, for one short command; the caller commits.
 

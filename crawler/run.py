@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -145,20 +144,19 @@ def _since(session: Session, options: CrawlOptions, digest: str) -> datetime | N
     return mark - OVERLAP if mark is not None else None
 
 
-def preview_crawl(engine: Engine | None, hub: Hub, options: CrawlOptions, progress: Progress) -> Preview:
+def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, progress: Progress) -> Preview:
     """What a crawl would look at, by asking for the listings only; writes nothing.
 
     Without a catalog every repository is new, and a base model has the spellings that the program knows.
     """
     counts = dict.fromkeys(("new", "changed", "unchanged"), 0)
-    with Session(engine) if engine is not None else nullcontext() as session:
-        known = store.spellings(session) if session is not None else ()
-        planned = queries(options, BaseTable((*seed_spellings(), *known)))
-        since = _since(session, options, scope(options, planned)) if session is not None else None
-        for item in preview(hub, Walk(0, planned, since, options.limit)):
-            if item.hub_id is None:
-                continue
-            row = store.known_repository(session, item.hub_id) if session is not None else None
-            counts["new" if row is None else "unchanged" if row.commit == item.row["sha"] else "changed"] += 1
-            progress.listed(sum(counts.values()))
+    known = store.spellings(session) if session is not None else ()
+    planned = queries(options, BaseTable((*seed_spellings(), *known)))
+    since = _since(session, options, scope(options, planned)) if session is not None else None
+    for item in preview(hub, Walk(0, planned, since, options.limit)):
+        if item.hub_id is None:
+            continue
+        row = store.known_repository(session, item.hub_id) if session is not None else None
+        counts["new" if row is None else "unchanged" if row.commit == item.row["sha"] else "changed"] += 1
+        progress.listed(sum(counts.values()))
     return Preview(tuple(query.filters for query in planned), counts, hub.usage.api)

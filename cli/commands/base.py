@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import click
-from sqlalchemy.orm import Session
 
 from catalog import store
 from catalog.bases import BaseSpelling
-from catalog.database import disposing, open_catalog, writer_lock
+from catalog.database import writing
 from catalog.schema import Spelling
 from cli.app import App, pass_app
 from cli.output import output_options
@@ -24,9 +23,9 @@ def base() -> None:
 @pass_app
 def list_(app: App, base: str | None) -> None:
     """List every spelling the catalog knows."""
-    with disposing(open_catalog(app.settings, create=True)) as engine, Session(engine) as session:
-        with session.begin():
-            store.sync_bases(session)
+    with writing(app.settings) as session:
+        store.sync_bases(session)
+        session.commit()
         found = [row for row in store.spellings(session) if base in (None, row.canonical)]
     app.output.rows(found, ("canonical", "spelling", "kind", "note"))
 
@@ -45,11 +44,7 @@ def list_(app: App, base: str | None) -> None:
 def add(app: App, canonical: str, spelling: str, kind: str, note: str) -> None:
     """Say that SPELLING is another name of the base model CANONICAL; the next crawl asks for it too."""
     record = BaseSpelling(canonical, spelling, Spelling(kind).value, note)
-    with (
-        disposing(open_catalog(app.settings, create=True)) as engine,
-        writer_lock(engine),
-        Session(engine) as session,
-    ):
+    with writing(app.settings) as session:
         store.sync_bases(session)
         store.add_spelling(session, record)
         session.commit()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from sqlalchemy.orm import Session
 
 from catalog import browse
-from catalog.database import disposing, open_catalog
+from catalog.database import reading
 from catalog.reference import AdapterReference
 from cli.app import App, pass_app
 from cli.commands.crawl import counted
@@ -32,7 +31,7 @@ _rules = click.option(
 @pass_app
 def status(app: App, rules: str) -> None:
     """What the catalog holds, and the last crawls."""
-    with disposing(open_catalog(app.settings, create=False)) as engine, Session(engine) as session:
+    with reading(app.settings) as session:
         app.output.document(browse.totals(session, refusing(rules)), _render_status)
 
 
@@ -58,7 +57,7 @@ def adapters(app: App, /, rules: str, **given: Any) -> None:
         *(() if given["verdict"] else ("verdict",)),
         "reasons",
     )
-    with disposing(open_catalog(app.settings, create=False)) as engine, Session(engine) as session:
+    with reading(app.settings) as session:
         app.output.rows(browse.adapters(session, browse.Listing(**given), refusing(rules)), columns)
 
 
@@ -69,7 +68,7 @@ def adapters(app: App, /, rules: str, **given: Any) -> None:
 @pass_app
 def show(app: App, adapter: str, rules: str) -> None:
     """Everything known of one ADAPTER: owner/name, owner/name@commit, owner/name:folder."""
-    with disposing(open_catalog(app.settings, create=False)) as engine, Session(engine) as session:
+    with reading(app.settings) as session:
         found = browse.find_adapter(session, AdapterReference.parse(adapter))
         app.output.document(browse.details(session, found, refusing(rules)), _render_adapter)
 

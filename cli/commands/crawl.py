@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
-from sqlalchemy import Engine
 
 from catalog.blobs import BlobStore
-from catalog.database import disposing, open_catalog
-from catalog.errors import NoCatalogError
+from catalog.database import disposing, open_catalog, reading_if_any
 from cli.app import App, Exit, pass_app
 from cli.output import cell, output_options
 from crawler.hub import Hub, HubSettings
@@ -65,8 +61,8 @@ def crawl(app: App, /, dry_run: bool, **given: Any) -> None:
         app.output.progress(_label(options)) as progress,
     ):
         if dry_run:
-            with _catalog_if_any(app) as engine:
-                found: Preview | CrawlReport = preview_crawl(engine, hub, options, progress)
+            with reading_if_any(app.settings) as session:
+                found: Preview | CrawlReport = preview_crawl(session, hub, options, progress)
         else:
             with disposing(open_catalog(app.settings, create=True)) as engine:
                 blobs = BlobStore(app.settings.blobs)
@@ -74,18 +70,6 @@ def crawl(app: App, /, dry_run: bool, **given: Any) -> None:
     app.output.document(found.as_json(), _render)
     if found.as_json()["status"] == "partial":
         click.get_current_context().exit(Exit.PARTIAL)
-
-
-@contextmanager
-def _catalog_if_any(app: App) -> Iterator[Engine | None]:
-    """The catalog for reading, or None where there is none yet: a dry run makes none."""
-    try:
-        opened = open_catalog(app.settings, create=False)
-    except NoCatalogError:
-        yield None
-        return
-    with disposing(opened) as engine:
-        yield engine
 
 
 def _label(options: CrawlOptions) -> str:

@@ -92,13 +92,17 @@ def main() -> None:
                 runs[f"{name}, again"] = crawl(hub.url, Path(place, f"data-{name}"))
                 if name == "small":
                     script = (sys.executable, "-c", PLAIN, hub.url, str(Path(place, "cache")))
-                    runs["plain client"] = measured(script, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1")
+                    runs["plain client"] = measured(
+                        script, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1"
+                    )
     report(runs)
 
 
 def report(runs: dict[str, Run]) -> None:
     """Prints the table and the ratios."""
-    print(f"{'run':<16}{'adapters':>10}{'seconds':>10}{'a second':>10}{'API':>8}{'resolver':>10}{'peak MiB':>10}")  # noqa: T201
+    print(
+        f"{'run':<16}{'adapters':>10}{'seconds':>10}{'a second':>10}{'API':>8}{'resolver':>10}{'peak MiB':>10}"
+    )  # noqa: T201
     for name, run in runs.items():
         requests = run.found.get("requests", {"api": "", "resolver": ""})
         adapters, seconds = run.found.get("listed", run.found.get("adapters")), run.found["seconds"]

@@ -56,6 +56,11 @@ def unlike(name: str, **over: Any) -> dict[str, bytes | str]:
     return files
 
 
+def sentence(text: str) -> str:
+    """A card that says only this."""
+    return card(f"{text}\n", base_model=TINY)
+
+
 def row(engine: Engine, name: str) -> dict[str, Any]:
     """An adapter as `show` tells it, judged by our rules."""
     with Session(engine) as session:
@@ -214,7 +219,9 @@ def test_case_15_a_repository_edited_between_pages_is_read_as_it_was_listed_last
     hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     def edit(_request: Any) -> None:
-        (root / "ann/one/README.md").write_text(card("Edited while the listing was read, as a person would do.\n", base_model=TINY))
+        (root / "ann/one/README.md").write_text(
+            sentence("Edited while the listing was read, as a person would do.")
+        )
 
     hub.faults.append(Fault(LISTING + ".*cursor", Callback(edit), times=1))
     report = crawl(hub.url, engine, tmp_path, hub={"page_limit": 1})
@@ -332,7 +339,9 @@ def test_case_25_a_commit_that_vanished_is_read_at_the_new_one(
     hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     def force_push(_request: Any) -> None:
-        (root / "bob/two/README.md").write_text(card("Pushed by force while nobody looked, as people do.\n", base_model=TINY))
+        (root / "bob/two/README.md").write_text(
+            sentence("Pushed by force while nobody looked, as people do.")
+        )
 
     hub.faults.append(Fault("GET /api/models/bob/two/tree", Callback(force_push), times=1))
     report = crawl(hub.url, engine, tmp_path)
@@ -495,9 +504,7 @@ def test_a_base_is_asked_for_under_all_its_names(root: Path, engine: Engine, tmp
         "o/mirror": "NousResearch/Meta-Llama-3.1-8B-Instruct",
     }
     for name, base in spelled.items():
-        make_repo(
-            root, name, unlike(name, base=base) | {"README.md": card(base_model=base)}
-        )
+        make_repo(root, name, unlike(name, base=base) | {"README.md": card(base_model=base)})
     unsloth = card(
         base_model="unsloth/meta-llama-3.1-8b-instruct-bnb-4bit",
         library_name=None,
