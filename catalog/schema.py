@@ -9,44 +9,35 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    Enum,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    UniqueConstraint,
-)
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from catalog.columns import CleanJSON, CleanText, Counter, Real, UTCDateTime
+from catalog.table import Key, Table, stored
 
-NAMING = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-class Table(DeclarativeBase):
-    """All tables, with constraints named the same on every database."""
-
-    metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy reads it from the class)
-        str: CleanText,
-        int: Counter,
-        float: Real,
-        bytes: LargeBinary,
-        datetime: UTCDateTime,
-        Any: CleanJSON,
-    }
+__all__ = [
+    "Adapter",
+    "AdapterReason",
+    "BaseModel",
+    "BaseSpelling",
+    "Crawl",
+    "CrawlItem",
+    "CrawlPage",
+    "CrawlState",
+    "Document",
+    "Embedding",
+    "Evaluation",
+    "Fingerprint",
+    "Outcome",
+    "Pool",
+    "PoolMember",
+    "Repository",
+    "RepositoryAlias",
+    "Spelling",
+    "Table",
+    "WeightsFile",
+]
 
 
 class Spelling(str, enum.Enum):
@@ -80,22 +71,6 @@ class Outcome(str, enum.Enum):
     QUARANTINED = "quarantined"
 
 
-def _values(kind: type[enum.Enum]) -> list[str]:
-    return [member.value for member in kind]
-
-
-def _stored(kind: type[enum.Enum]) -> Enum:
-    return Enum(
-        kind,
-        native_enum=False,
-        create_constraint=True,
-        values_callable=_values,
-        length=16,
-        name=kind.__name__.lower(),
-    )
-
-
-Key = Annotated[int, mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)]
 SHA1 = "length({0}) = 40"
 DIGEST = "length({0}) IN (40, 64)"
 
@@ -118,7 +93,7 @@ class BaseSpelling(Table):
 
     spelling: Mapped[str] = mapped_column(primary_key=True)
     base_model_id: Mapped[int] = mapped_column(ForeignKey("base_model.id", ondelete="CASCADE"), index=True)
-    kind: Mapped[Spelling] = mapped_column(_stored(Spelling))
+    kind: Mapped[Spelling] = mapped_column(stored(Spelling))
     note: Mapped[str] = mapped_column(default="")
     by_user: Mapped[bool] = mapped_column(
         default=False, comment="added by a user, never overwritten by the program"
@@ -284,7 +259,7 @@ class Crawl(Table):
     asked: Mapped[Any] = mapped_column(
         comment="the options, the queries and the time before which nothing is listed"
     )
-    state: Mapped[CrawlState] = mapped_column(_stored(CrawlState))
+    state: Mapped[CrawlState] = mapped_column(stored(CrawlState))
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
     watermark: Mapped[datetime | None] = mapped_column(
@@ -325,7 +300,7 @@ class CrawlItem(Table):
     position: Mapped[int] = mapped_column(primary_key=True)
     hub_id: Mapped[str | None] = mapped_column(comment="null for a row that has no usable identity")
     name: Mapped[str | None]
-    outcome: Mapped[Outcome] = mapped_column(_stored(Outcome))
+    outcome: Mapped[Outcome] = mapped_column(stored(Outcome))
     row: Mapped[Any] = mapped_column(
         nullable=True, comment="the raw listing row until the item is settled, or why it was refused"
     )

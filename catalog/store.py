@@ -7,17 +7,17 @@ depends only on the records handed in, never on the order in which threads finis
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from datetime import datetime
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.orm import Session
 
 from catalog.bases import BaseSpelling as SpellingRecord
 from catalog.bases import license as base_license
 from catalog.bases import seed_spellings
-from catalog.records import AdapterRecord, DocumentRecord, ReasonRecord, RepositoryRecord, WeightsRecord
+from catalog.records import AdapterRecord, DocumentRecord, RepositoryRecord, WeightsRecord
 from catalog.schema import (
     Adapter,
     AdapterReason,
@@ -42,17 +42,26 @@ def known_repository(session: Session, hub_id: str) -> Repository | None:
     return session.scalar(select(Repository).where(Repository.hub_id == hub_id))
 
 
-def touch_repository(session: Session, record: RepositoryRecord, now: datetime) -> Repository:
+def known_repositories(session: Session, hub_ids: Collection[str]) -> dict[str, Repository]:
+    """The repositories with these Hub `_id`s, by `_id`."""
+    return {
+        row.hub_id: row for row in session.scalars(select(Repository).where(Repository.hub_id.in_(hub_ids)))
+    }
+
+
+def touch_repository(
+    session: Session, known: Repository | None, record: RepositoryRecord, now: datetime
+) -> Repository:
     """Writes what a listing says of a repository, new or known, and gives its row; adapters are left alone.
 
     A new name keeps the row and leaves the old name as an alias. A name that another row still holds was
     deleted and created again on the Hub: that row becomes a tombstone.
     """
-    row = known_repository(session, record.hub_id)
-    if row is None:
-        row = Repository(hub_id=record.hub_id, name=record.name, first_seen=now)
-        session.add(row)
-    elif row.name != record.name:
+    row = known or Repository(hub_id=record.hub_id, name=record.name, first_seen=now)
+    if known is None or known.name != record.name:
+        same_name = update(Repository).where(Repository.name == record.name, Repository.gone_at.is_(None))
+        session.execute(same_name.values(gone_at=now))
+    if row.name != record.name:
         session.merge(RepositoryAlias(repository_id=row.id, name=row.name))
         row.name = record.name
     for name in _LISTED:
@@ -61,52 +70,54 @@ def touch_repository(session: Session, record: RepositoryRecord, now: datetime) 
     row.tags = list(record.tags)
     row.last_seen = now
     row.gone_at = None
-    session.flush()
-    session.execute(
-        update(Repository)
-        .where(Repository.name == record.name, Repository.id != row.id, Repository.gone_at.is_(None))
-        .values(gone_at=now)
-    )
+    if known is None:
+        session.add(row)
+        session.flush()
     return row
 
 
 def save_repository(
-    session: Session, record: RepositoryRecord, adapters: Sequence[AdapterRecord], now: datetime
+    session: Session,
+    known: Repository | None,
+    record: RepositoryRecord,
+    adapters: Sequence[AdapterRecord],
+    now: datetime,
 ) -> Repository:
     """Writes a repository and all its adapters at one commit; adapters of older commits stay as history."""
-    row = touch_repository(session, record, now)
+    _save_documents(session, [d for adapter in adapters for d in (adapter.config, adapter.card) if d])
+    _save_weights(session, [adapter.weights for adapter in adapters if adapter.weights])
+    row = touch_repository(session, known, record, now)
     row.commit = record.commit
-    session.execute(update(Adapter).where(Adapter.repository_id == row.id).values(current=False))
-    for adapter in adapters:
-        save_adapter(session, row, adapter)
+    at_commit: dict[str, Adapter] = {}
+    if known is not None:
+        session.execute(update(Adapter).where(Adapter.repository_id == row.id).values(current=False))
+        same = select(Adapter).where(Adapter.repository_id == row.id, Adapter.commit == record.commit)
+        at_commit = {adapter.subfolder: adapter for adapter in session.scalars(same)}
+    bases = _base_model_ids(session, {a.base_canonical for a in adapters if a.base_canonical is not None})
+    with session.no_autoflush:
+        for adapter in adapters:
+            base_id = bases.get(adapter.base_canonical or "")
+            adapter_row = at_commit.get(adapter.subfolder) or Adapter(repository_id=row.id)
+            _write_adapter(adapter_row, adapter, base_id)
+            session.add(adapter_row)
     session.flush()
     return row
 
 
-def save_adapter(session: Session, repository: Repository, record: AdapterRecord) -> Adapter:
-    """Writes one adapter folder at one commit with its documents, weights facts and reasons."""
-    row = session.scalar(
-        select(Adapter).where(
-            Adapter.repository_id == repository.id,
-            Adapter.commit == record.commit,
-            Adapter.subfolder == record.subfolder,
-        )
-    )
-    if row is None:
-        row = Adapter(repository_id=repository.id)
-        session.add(row)
+def _write_adapter(row: Adapter, record: AdapterRecord, base_id: int | None) -> None:
+    """Sets every column of one adapter folder at one commit, and its reasons."""
     for name in _COLUMNS:
         value = getattr(record, name)
         setattr(row, name, list(value) if isinstance(value, tuple) else value)
     row.current = True
-    base = record.base_canonical
-    row.base_model_id = _base_model_id(session, base) if base is not None else None
-    row.config_digest = _save_document(session, record.config)
-    row.card_digest = _save_document(session, record.card)
-    row.weights_digest = _save_weights(session, record.weights)
-    session.flush()
-    _save_reasons(session, row, record.reasons)
-    return row
+    row.base_model_id = base_id
+    row.config_digest = record.config.digest if record.config else None
+    row.card_digest = record.card.digest if record.card else None
+    row.weights_digest = record.weights.digest if record.weights else None
+    row.reasons = [
+        AdapterReason(reason=reason.reason, position=position, detail=reason.detail)
+        for position, reason in enumerate(record.reasons)
+    ]
 
 
 def mark_gone(session: Session, repository: Repository, now: datetime) -> None:
@@ -129,23 +140,24 @@ def known_weights(session: Session, digest: str) -> WeightsRecord | None:
     return WeightsRecord(row.digest, row.size, header, row.norms, row.measured)
 
 
-def acceptable_weights(session: Session, repository_id: int, refusing: Collection[str]) -> list[WeightsFile]:
-    """The LFS weights of a repository's current adapters that nothing but their values could still refuse."""
+def acceptable_weights(
+    session: Session, repository_ids: Collection[int], refusing: Collection[str]
+) -> list[tuple[int, WeightsFile]]:
+    """(repository, weights in LFS) of all their current adapters that these reasons do not refuse."""
     refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
-    return list(
-        session.scalars(
-            select(WeightsFile)
-            .join(Adapter, Adapter.weights_digest == WeightsFile.digest)
-            .where(Adapter.repository_id == repository_id, Adapter.current, ~refused)
-            .where(func.length(WeightsFile.digest) == 64)
-        )
+    rows = session.execute(
+        select(Adapter.repository_id, WeightsFile)
+        .join(Adapter, Adapter.weights_digest == WeightsFile.digest)
+        .where(Adapter.repository_id.in_(repository_ids), Adapter.current, ~refused)
+        .where(func.length(WeightsFile.digest) == 64)
     )
+    return [(repository_id, file) for repository_id, file in rows]
 
 
 def add_spelling(session: Session, record: SpellingRecord) -> None:
     """Writes one spelling of a base model that a user gives; it replaces what the program says of it."""
     row = session.get(BaseSpelling, record.spelling) or BaseSpelling(spelling=record.spelling)
-    row.base_model_id = _base_model_id(session, record.canonical)
+    row.base_model_id = _base_model_ids(session, {record.canonical})[record.canonical]
     row.kind, row.note, row.by_user = Spelling(record.kind), record.note, True
     session.add(row)
     session.flush()
@@ -155,7 +167,7 @@ def sync_bases(session: Session) -> None:
     """Brings the spellings that the program knows into the catalog; those of a user stay as they are."""
     known = set(session.scalars(select(BaseSpelling.spelling)))
     missing = [record for record in seed_spellings() if record.spelling not in known]
-    bases = {name: _base_model_id(session, name) for name in dict.fromkeys(r.canonical for r in missing)}
+    bases = _base_model_ids(session, {record.canonical for record in missing})
     session.add_all(
         BaseSpelling(
             spelling=record.spelling,
@@ -181,43 +193,39 @@ def spellings(session: Session) -> tuple[SpellingRecord, ...]:
     )
 
 
-def _base_model_id(session: Session, canonical: str) -> int:
-    found = session.scalar(select(BaseModel.id).where(BaseModel.canonical == canonical))
-    if found is None:
-        row = BaseModel(canonical=canonical, license=base_license(canonical))
-        session.add(row)
-        session.flush()
-        found = row.id
-    return found
-
-
-def _save_document(session: Session, record: DocumentRecord | None) -> str | None:
-    if record is None:
-        return None
-    if session.scalar(select(Document.digest).where(Document.digest == record.digest)) is None:
-        session.add(Document(digest=record.digest, content=record.content))
-        session.flush()
-    return record.digest
-
-
-def _save_weights(session: Session, record: WeightsRecord | None) -> str | None:
-    if record is None:
-        return None
-    row = session.get(WeightsFile, record.digest)
-    if row is None:
-        row = WeightsFile(digest=record.digest, size=record.size)
-        session.add(row)
-    if record.header is not None and row.header is None:
-        row.header = zlib.compress(record.header, 9)
-    if record.measured is not None and (row.measured is None or record.measured >= row.measured):
-        row.measured, row.norms = record.measured, dict(record.norms or {})
+def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:
+    """The ids of base models by canonical name; those that are not there yet are made."""
+    found = select(BaseModel.canonical, BaseModel.id).where(BaseModel.canonical.in_(names))
+    ids = dict(session.execute(found).all()) if names else {}
+    missing = [
+        BaseModel(canonical=name, license=base_license(name)) for name in sorted({*names} - ids.keys())
+    ]
+    session.add_all(missing)
     session.flush()
-    return record.digest
+    return ids | {row.canonical: row.id for row in missing}
 
 
-def _save_reasons(session: Session, adapter: Adapter, reasons: Iterable[ReasonRecord]) -> None:
-    session.execute(delete(AdapterReason).where(AdapterReason.adapter_id == adapter.id))
+def _save_documents(session: Session, records: Collection[DocumentRecord]) -> None:
+    contents = {record.digest: record.content for record in records}
+    known = set(session.scalars(select(Document.digest).where(Document.digest.in_(contents))))
     session.add_all(
-        AdapterReason(adapter_id=adapter.id, reason=record.reason, position=position, detail=record.detail)
-        for position, record in enumerate(reasons)
+        Document(digest=digest, content=content)
+        for digest, content in contents.items()
+        if digest not in known
     )
+
+
+def _save_weights(session: Session, records: Collection[WeightsRecord]) -> None:
+    digests = {record.digest for record in records}
+    rows = {
+        row.digest: row for row in session.scalars(select(WeightsFile).where(WeightsFile.digest.in_(digests)))
+    }
+    for record in records:
+        row = rows.get(record.digest)
+        if row is None:
+            row = rows[record.digest] = WeightsFile(digest=record.digest, size=record.size)
+            session.add(row)
+        if record.header is not None and row.header is None:
+            row.header = zlib.compress(record.header, 9)
+        if record.measured is not None and (row.measured is None or record.measured >= row.measured):
+            row.measured, row.norms = record.measured, dict(record.norms or {})

@@ -10,23 +10,28 @@ import enum
 import json
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import datetime, timezone
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.table import Table
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 WIDTH_WITHOUT_TERMINAL = 80
+# A column of a table becomes narrower than its longest word, but never than this.
+NARROWEST = 12
+# Between two words that stay on one line.
+NO_BREAK = "\u00a0"
+_GAP = "  "
+# A word that is too long is broken after one of these where it can be.
+_JOINTS = "/-_.:,@"
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
@@ -71,16 +76,12 @@ class Output:
     format: Format = Format.TABLE
     quiet: bool = False
 
-    def document(self, value: Any, render: Callable[[Any], str | RenderableType]) -> None:
-        """Writes one result: as JSON, or as what `render` makes of it (a text is made safe)."""
+    def document(self, value: Any, render: Callable[[Any], str]) -> None:
+        """Writes one result: as JSON, or as the text that `render` makes of it, made safe line by line."""
         if self.format is not Format.TABLE:
             click.echo(_dumps(value, indent=2 if self.format is Format.JSON else None))
             return
-        shown = render(value)
-        if isinstance(shown, str):
-            click.echo("\n".join(plain(line) for line in shown.split("\n")))
-        else:
-            console().print(shown)
+        click.echo("\n".join(plain(line) for line in render(value).split("\n")))
 
     def rows(self, rows: Iterable[Any], columns: Sequence[str | Column]) -> None:
         """Writes a list: one JSON array with all fields, one JSON line a row, or a table of the columns."""
@@ -89,8 +90,11 @@ class Output:
                 click.echo(_dumps(row))
         elif self.format is Format.JSON:
             click.echo(_dumps(list(rows), indent=2))
+        elif lines := table(rows, columns):
+            header, *body = lines
+            click.echo("\n".join([click.style(header, bold=True), *body]))
         else:
-            console().print(table(rows, columns))
+            self.say("nothing to list")
 
     def say(self, text: str) -> None:
         """Writes a line of talk to stderr, unless quiet."""
@@ -155,38 +159,108 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def console() -> Console:
-    """A console on stdout that interprets nothing it is given; plain and 80 wide without a terminal."""
-    from rich.console import Console
-
-    terminal = sys.stdout.isatty()
-    return Console(
-        file=sys.stdout,
-        force_terminal=terminal,
-        width=None if terminal else WIDTH_WITHOUT_TERMINAL,
-        color_system="auto" if terminal else None,
-        markup=False,
-        highlight=False,
-        emoji=False,
-    )
+def width() -> int:
+    """The columns of the terminal on stdout; 80 without one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
 
 
-def table(rows: Iterable[Any], columns: Sequence[str | Column]) -> Table:
-    """The rows (mappings or dataclasses) as a table; what does not fit is folded, nothing is cut off."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+def table(rows: Iterable[Any], columns: Sequence[str | Column]) -> list[str]:
+    """The rows (mappings or dataclasses) as the lines of a table below its header; none without rows.
 
-    terminal = sys.stdout.isatty()
-    made = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, header_style="bold")
+    What is too wide goes on below, between words where that is possible; nothing is cut off.
+    """
     chosen = [Column(column) if isinstance(column, str) else column for column in columns]
-    for column in chosen:
-        title = Text(column.title or column.field)
-        made.add_column(title, justify="right" if column.right else "left", overflow="fold")
-    for row in rows:
-        fields = _mapping(row)
-        made.add_row(*(Text(plain((column.show or cell)(fields.get(column.field)))) for column in chosen))
-    return made
+    texts = [
+        tuple(plain((column.show or cell)(fields.get(column.field))) for column in chosen)
+        for fields in map(_mapping, rows)
+    ]
+    if not texts:
+        return []
+    texts.insert(0, tuple(column.title or column.field for column in chosen))
+    widths = _widths(texts, width() - len(_GAP) * (len(chosen) - 1))
+    lines = []
+    for row in texts:
+        folded = [fold(text, room) for text, room in zip(row, widths, strict=True)]
+        for parts in zip_longest(*folded, fillvalue=""):
+            cells = zip(parts, widths, chosen, strict=True)
+            lines.append(_GAP.join(_padded(part, room, column.right) for part, room, column in cells))
+    return [line.rstrip() for line in lines]
+
+
+def labelled(pairs: Iterable[tuple[str, str]], indent: str = "", least: int = 0) -> str:
+    """Lines of `label  value`, the values aligned and wrapped below each other; empty values are left out.
+
+    The labels take `least` columns or what the longest one takes.
+    """
+    from rich.cells import cell_len
+
+    kept = [(plain(label), plain(value)) for label, value in pairs if value.strip()]
+    left = max((cell_len(label) for label, _ in kept), default=0)
+    left = max(left, least)
+    room = max(width() - len(indent) - left - len(_GAP), NARROWEST)
+    lines = []
+    for label, value in kept:
+        for part in fold(value, room):
+            lines.append(f"{indent}{_padded(label, left)}{_GAP}{part}".rstrip())
+            label = ""
+    return "\n".join(lines)
+
+
+def fold(text: str, room: int) -> list[str]:
+    """The text as lines of at most `room` columns, broken between words, else after a joint of a name."""
+    from rich.cells import cell_len
+
+    lines, line = [], ""
+    for word in text.split(" "):
+        joined = f"{line} {word}" if line else word
+        if cell_len(joined) <= room:
+            line = joined
+            continue
+        if line:
+            lines.append(line)
+        while cell_len(word) > room:
+            cut = _cut(word, room)
+            lines.append(word[:cut])
+            word = word[cut:]
+        line = word
+    return [made.replace(NO_BREAK, " ") for made in (*lines, line)]
+
+
+def _cut(word: str, room: int) -> int:
+    """How many characters of a word to put on a line: up to a joint in its second half, else what fits."""
+    from rich.cells import cell_len
+
+    taken, fits = 0, 0
+    for character in word:
+        taken += cell_len(character)
+        if taken > room:
+            break
+        fits += 1
+    joint = max(word.rfind(joint, 0, fits) for joint in _JOINTS) + 1
+    return joint if joint > fits // 2 else max(fits, 1)
+
+
+def _widths(texts: Sequence[Sequence[str]], room: int) -> list[int]:
+    """The columns' widths: those with spaces give way first, down to their longest word, then the widest."""
+    from rich.cells import cell_len
+
+    columns = list(zip(*texts, strict=True))
+    widths = [min(max(map(cell_len, column)), room) for column in columns]
+    words = [max(cell_len(word) for text in column for word in text.split(" ")) for column in columns]
+    for least in (words, [NARROWEST] * len(columns)):
+        while sum(widths) > room:
+            wide = [n for n, size in enumerate(widths) if size > least[n]]
+            if not wide:
+                break
+            widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _padded(text: str, room: int, right: bool = False) -> str:
+    from rich.cells import cell_len
+
+    space = " " * (room - cell_len(text))
+    return space + text if right else text + space
 
 
 def cell(value: Any) -> str:

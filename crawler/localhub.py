@@ -7,6 +7,7 @@ line; `LocalHub` runs in a thread, keeps a log of requests and takes faults, for
 from __future__ import annotations
 
 import math
+import os
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ from crawler.hubfaults import Fault, SeenRequest, spoil
 from crawler.hubfolder import HubFolder
 from crawler.hublisting import BadQueryError
 
+BACKLOG = 128
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 30.0
 
@@ -298,9 +300,16 @@ def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise UsageError(f"{port} is no port; choose one from 1 to 65535, or 0 for any that is free.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only where a socket says that it is TCP: 40 ms an answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=family)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        return listener
     except OSError as error:
+        listener.close()
         raise UsageError(f"Cannot serve on {host} port {port} ({error.strerror}); choose another.") from error
 
 

@@ -10,21 +10,23 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
 from catalog import frontier, store
+from catalog.engine import for_writing
 from catalog.errors import HubBusyError, HubUnreachableError, LoradexError, StorageError
 from catalog.records import RepositoryRecord
-from catalog.schema import Crawl, CrawlItem, Outcome, Repository
+from catalog.schema import Crawl, CrawlItem, Outcome
 from crawler.describe import repository_record
 from crawler.hub import Hub
-from crawler.listing import BadRow, ListedRepository, parse_row
+from crawler.listing import BadRow, parse_row
 from crawler.progress import Progress
 from crawler.report import error_kind
 from crawler.screen import refusing
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 
 # The raw row of a repository that an earlier crawl knew and the listing did not show.
 NOT_LISTED = {"not_listed": True}
-BATCH = 64
+BATCH = 256
 # So many items in a row that fail for want of the Hub or the disk, and the rest is left for the next run.
 PATIENCE = 8
 OUT_OF_REACH = (HubUnreachableError, HubBusyError, StorageError)
@@ -48,6 +50,7 @@ class Unchanged:
 
 
 Result = Processed | Unchanged | Gone
+Job = Callable[[], Result]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,19 @@ class Task:
     position: int
     hub_id: str
     name: str
-    result: Future[Result]
+    result: Future[Result] = field(default_factory=Future)
+
+
+class Tally:
+    """How many items are settled, for whoever watches."""
+
+    def __init__(self, progress: Progress, done: int, total: int) -> None:
+        self._progress, self._done, self._total = progress, done, total
+
+    def add(self, settled: int) -> None:
+        """So many more are settled."""
+        self._done += settled
+        self._progress.working(self._done, self._total)
 
 
 class Meter:
@@ -71,10 +86,13 @@ class Meter:
         """Writes the totals to the crawl's row."""
         api, resolver, received, seconds = self._before
         usage = self._hub.usage
-        crawl = session.get_one(Crawl, self._crawl_id)
-        crawl.api_requests, crawl.resolver_requests = api + usage.api, resolver + usage.resolver
-        crawl.bytes = received + usage.bytes
-        crawl.seconds = seconds + time.monotonic() - self._started
+        totals = {
+            "api_requests": api + usage.api,
+            "resolver_requests": resolver + usage.resolver,
+            "bytes": received + usage.bytes,
+            "seconds": seconds + time.monotonic() - self._started,
+        }
+        session.execute(update(Crawl).where(Crawl.id == self._crawl_id).values(totals))
 
 
 @dataclass(frozen=True)
@@ -94,66 +112,76 @@ class Work:
 
         Stops early, with items left pending, where the Hub or the disk fails PATIENCE items in a row.
         """
-        done, total = self._counts()
+        tally = self._tally()
         failing = 0
         window: deque[Task] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="crawl")
         try:
-            tasks = self._tasks(pool)
+            tasks = self._tasks(pool, tally)
             while failing < PATIENCE:
                 while len(window) < 2 * workers and (task := next(tasks, None)) is not None:
                     window.append(task)
                 if not window:
                     break
                 failing = 0 if self._settle(window.popleft()) else failing + 1
-                done += 1
-                self.progress.working(done, total)
+                tally.add(1)
         except BaseException:
             self.stop.set()
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _counts(self) -> tuple[int, int]:
+    def _tally(self) -> Tally:
         with Session(self.engine) as session:
             counts = frontier.outcomes(session, self.crawl_id)
         total = sum(counts.values()) - counts[Outcome.QUARANTINED.value]
-        return total - counts[Outcome.PENDING.value], total
+        return Tally(self.progress, total - counts[Outcome.PENDING.value], total)
 
-    def _tasks(self, pool: Executor) -> Iterator[Task]:
+    def _tasks(self, pool: Executor, tally: Tally) -> Iterator[Task]:
+        """The items that take a look at the Hub, in order; those that take none are settled on the way."""
         after = 0
         while True:
-            with Session(self.engine) as session:
+            with Session(for_writing(self.engine)) as session, session.begin():
                 items = frontier.pending(session, self.crawl_id, after, BATCH)
-                planned = [(item, self._job(session, item)) for item in items]
-            if not planned:
+                jobs = self._jobs(session, items)
+                tally.add(len(items) - len(jobs))
+                after = items[-1].position if items else after
+            if not items:
                 return
-            for item, job in planned:
-                yield Task(item.position, item.hub_id or "", item.name or "", pool.submit(job))
-            after = planned[-1][0].position
+            for task, job in jobs:
+                yield replace(task, result=pool.submit(job))
 
-    def _job(self, session: Session, item: CrawlItem) -> Callable[[], Result]:
-        """What a worker is to do for an item; what the catalog says of it is read here."""
-        tools = self.tools
-        known = store.known_repository(session, item.hub_id or "")
-        commit = known.commit if known is not None and self._is_read(session, known) else None
-        if item.row == NOT_LISTED:
-            hub_id, name = item.hub_id or "", item.name or ""
-            return lambda: _look_again(hub_id, name, commit, tools)
-        listed = parse_row(item.row)
-        if isinstance(listed, BadRow):
-            raise TypeError(f"item {item.position} was listed and is no repository: {listed.reason}")
-        return lambda: _read(listed, commit, tools)
+    def _jobs(self, session: Session, items: Sequence[CrawlItem]) -> list[tuple[Task, Job]]:
+        """What workers are to do for these items; a repository that did not change is settled at once."""
+        known = store.known_repositories(session, [item.hub_id for item in items if item.hub_id])
+        unread = self._unread(session, [row.id for row in known.values()])
+        jobs: list[tuple[Task, Job]] = []
+        for item in items:
+            task = Task(item.position, item.hub_id or "", item.name or "")
+            row = known.get(task.hub_id)
+            commit = row.commit if row is not None and row.id not in unread else None
+            if item.row == NOT_LISTED:
+                jobs.append((task, partial(_look_again, task.hub_id, task.name, commit, self.tools)))
+                continue
+            listed = parse_row(item.row)
+            if isinstance(listed, BadRow):
+                raise TypeError(f"item {item.position} was listed and is no repository: {listed.reason}")
+            if row is not None and commit is not None and listed.sha == commit:
+                store.touch_repository(session, row, repository_record(listed), self.now())
+                item.outcome, item.row = Outcome.UNCHANGED, None
+            else:
+                jobs.append((task, partial(process, listed, self.tools)))
+        return jobs
 
-    def _is_read(self, session: Session, known: Repository) -> bool:
-        """Whether the catalog holds all of a repository that the weights policy asks for."""
+    def _unread(self, session: Session, repositories: Sequence[int]) -> set[int]:
+        """The repositories of which the catalog does not hold all that the weights policy asks for."""
         policy = self.tools.weights
         if policy == "headers":
-            return True
-        wanted = store.acceptable_weights(session, known.id, refusing(self.tools.rules))
+            return set()
+        wanted = store.acceptable_weights(session, repositories, refusing(self.tools.rules))
         if policy == "keep":
-            return all(self.tools.blobs.has(weights.digest) for weights in wanted)
-        return all((weights.measured or 0) >= MEASURE_VERSION for weights in wanted)
+            return {owner for owner, file in wanted if not self.tools.blobs.has(file.digest)}
+        return {owner for owner, file in wanted if (file.measured or 0) < MEASURE_VERSION}
 
     def _settle(self, task: Task) -> bool:
         """Writes the result of a task; False where the Hub or the disk was out of reach."""
@@ -166,7 +194,7 @@ class Work:
             log.exception("%s could not be read because of a fault in loradex", task.name)
             self._fail(task, error_kind(error), f"{type(error).__name__}: {error}")
             return True
-        with Session(self.engine) as session, session.begin():
+        with Session(for_writing(self.engine)) as session, session.begin():
             outcome = self._write(session, task, result)
             detail = result.detail if isinstance(result, Gone) else None
             frontier.settle(session, self.crawl_id, task.position, outcome, detail=detail)
@@ -178,30 +206,24 @@ class Work:
         known = store.known_repository(session, task.hub_id)
         if isinstance(result, Gone):
             if known is None and result.repository is not None:
-                known = store.touch_repository(session, result.repository, now)
+                known = store.touch_repository(session, None, result.repository, now)
             if known is not None:
                 store.mark_gone(session, known, now)
             return Outcome.GONE
         if isinstance(result, Unchanged):
-            store.touch_repository(session, result.repository, now)
+            store.touch_repository(session, known, result.repository, now)
             return Outcome.UNCHANGED
         before = known.commit if known is not None else None
-        store.save_repository(session, result.repository, result.adapters, now)
+        store.save_repository(session, known, result.repository, result.adapters, now)
         if before is None:
             return Outcome.NEW
         return Outcome.UNCHANGED if before == result.repository.commit else Outcome.CHANGED
 
     def _fail(self, task: Task, kind: str, detail: str) -> None:
         log.warning("%s: %s", task.name, detail)
-        with Session(self.engine) as session, session.begin():
+        with Session(for_writing(self.engine)) as session, session.begin():
             frontier.settle(session, self.crawl_id, task.position, Outcome.FAILED, error=kind, detail=detail)
             self.meter.write(session)
-
-
-def _read(listed: ListedRepository, commit: str | None, tools: Tools) -> Result:
-    if commit is not None and listed.sha == commit:
-        return Unchanged(repository_record(listed))
-    return process(listed, tools)
 
 
 def _look_again(hub_id: str, name: str, commit: str | None, tools: Tools) -> Result:
@@ -209,4 +231,6 @@ def _look_again(hub_id: str, name: str, commit: str | None, tools: Tools) -> Res
     listed = look_up(hub_id, name, tools)
     if listed is None:
         return Gone(None, "the Hub no longer has it")
-    return _read(listed, commit, tools)
+    if commit is not None and listed.sha == commit:
+        return Unchanged(repository_record(listed))
+    return process(listed, tools)

@@ -540,7 +540,7 @@ def test_case_79_a_crash_in_a_transaction_leaves_no_half_adapter(
         raise CrashError
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_save_reasons", crash)
+        patched.setattr(store, "_write_adapter", crash)
         with pytest.raises(CrashError):
             crawl(hub.url, engine, tmp_path)
     assert dump(engine)["adapter"] == dump(engine)["repository"] == dump(engine)["document"] == []
