@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -196,19 +196,17 @@ def pending(session: Session, crawl_id: int, after: int, count: int) -> Sequence
     ).all()
 
 
-def settle(
-    session: Session,
-    crawl_id: int,
-    position: int,
-    outcome: Outcome,
-    *,
-    error: str | None = None,
-    detail: str | None = None,
-) -> None:
-    """Writes what became of an item; its raw row is dropped unless the item failed and may be tried again."""
-    change = update(CrawlItem).where(CrawlItem.crawl_id == crawl_id, CrawlItem.position == position)
-    change = change.values(outcome=outcome, error=error, detail=detail)
-    session.execute(change if outcome is Outcome.FAILED else change.values(row=None))
+def items_at(session: Session, crawl_id: int, positions: Collection[int]) -> dict[int, CrawlItem]:
+    """The items at these positions, by position."""
+    items = select(CrawlItem).where(CrawlItem.crawl_id == crawl_id, CrawlItem.position.in_(positions))
+    return {item.position: item for item in session.scalars(items)}
+
+
+def settle(item: CrawlItem, outcome: Outcome, *, error: str | None = None, detail: str | None = None) -> None:
+    """Sets what became of an item; its raw row is dropped unless the item failed and may be tried again."""
+    item.outcome, item.error, item.detail = outcome, error, detail
+    if outcome is not Outcome.FAILED:
+        item.row = None
 
 
 def known_elsewhere(session: Session, crawl: Crawl) -> list[tuple[str, str]]:

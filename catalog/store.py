@@ -52,7 +52,7 @@ def known_repositories(session: Session, hub_ids: Collection[str]) -> dict[str, 
 def touch_repository(
     session: Session, known: Repository | None, record: RepositoryRecord, now: datetime
 ) -> Repository:
-    """Writes what a listing says of a repository, new or known, and gives its row; adapters are left alone.
+    """Sets what a listing says of a repository, new or known, and gives its row; adapters are left alone.
 
     A new name keeps the row and leaves the old name as an alias. A name that another row still holds was
     deleted and created again on the Hub: that row becomes a tombstone.
@@ -70,38 +70,38 @@ def touch_repository(
     row.tags = list(record.tags)
     row.last_seen = now
     row.gone_at = None
-    if known is None:
-        session.add(row)
-        session.flush()
+    session.add(row)
     return row
 
 
-def save_repository(
-    session: Session,
-    known: Repository | None,
-    record: RepositoryRecord,
-    adapters: Sequence[AdapterRecord],
-    now: datetime,
-) -> Repository:
-    """Writes a repository and all its adapters at one commit; adapters of older commits stay as history."""
+def save_repositories(
+    session: Session, found: Sequence[tuple[RepositoryRecord, Sequence[AdapterRecord]]], now: datetime
+) -> None:
+    """Writes repositories with all adapters of one commit each; adapters of older commits stay as history.
+
+    No two of them may have the same name: which of two is the one that is still there depends on the order.
+    """
+    adapters = [adapter for _, inside in found for adapter in inside]
+    known = known_repositories(session, [record.hub_id for record, _ in found])
+    old = [row.id for row in known.values()]
+    session.execute(update(Adapter).where(Adapter.repository_id.in_(old)).values(current=False))
     _save_documents(session, [d for adapter in adapters for d in (adapter.config, adapter.card) if d])
     _save_weights(session, [adapter.weights for adapter in adapters if adapter.weights])
-    row = touch_repository(session, known, record, now)
-    row.commit = record.commit
-    at_commit: dict[str, Adapter] = {}
-    if known is not None:
-        session.execute(update(Adapter).where(Adapter.repository_id == row.id).values(current=False))
-        same = select(Adapter).where(Adapter.repository_id == row.id, Adapter.commit == record.commit)
-        at_commit = {adapter.subfolder: adapter for adapter in session.scalars(same)}
     bases = _base_model_ids(session, {a.base_canonical for a in adapters if a.base_canonical is not None})
     with session.no_autoflush:
-        for adapter in adapters:
-            base_id = bases.get(adapter.base_canonical or "")
-            adapter_row = at_commit.get(adapter.subfolder) or Adapter(repository_id=row.id)
-            _write_adapter(adapter_row, adapter, base_id)
-            session.add(adapter_row)
+        rows = [touch_repository(session, known.get(record.hub_id), record, now) for record, _ in found]
     session.flush()
-    return row
+    commits = {record.commit for record, _ in found}
+    same = select(Adapter).where(Adapter.repository_id.in_(old), Adapter.commit.in_(commits))
+    there = {(a.repository_id, a.commit, a.subfolder): a for a in session.scalars(same)} if old else {}
+    with session.no_autoflush:
+        for row, (record, inside) in zip(rows, found, strict=True):
+            row.commit = record.commit
+            for adapter in inside:
+                at = there.get((row.id, adapter.commit, adapter.subfolder)) or Adapter(repository_id=row.id)
+                _write_adapter(at, adapter, bases.get(adapter.base_canonical or ""))
+                session.add(at)
+    session.flush()
 
 
 def _write_adapter(row: Adapter, record: AdapterRecord, base_id: int | None) -> None:
@@ -120,7 +120,7 @@ def _write_adapter(row: Adapter, record: AdapterRecord, base_id: int | None) -> 
     ]
 
 
-def mark_gone(session: Session, repository: Repository, now: datetime) -> None:
+def mark_gone(repository: Repository, now: datetime) -> None:
     """Makes a repository a tombstone; its rows stay."""
     if repository.gone_at is None:
         repository.gone_at = now

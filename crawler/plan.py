@@ -8,6 +8,7 @@ from typing import Any
 from catalog.bases import BaseTable
 from catalog.errors import UsageError
 from catalog.frontier import scope_digest
+from crawler.listing import valid_name
 
 DEFAULT_BASE = "meta-llama/Llama-3.1-8B-Instruct"
 WEIGHTS = ("keep", "stream", "headers")
@@ -16,6 +17,12 @@ WEIGHTS = ("keep", "stream", "headers")
 ANY_BASE_TAGS = ("peft", "lora", "unsloth", "trl", "axolotl", "llama-factory")
 # An adapter whose card names another library is filed by the Hub as a finetune of its base.
 RELATIONS = ("adapter", "finetune")
+
+
+def check_base_name(name: str) -> None:
+    """Raises UsageError unless the Hub can have a model of this name."""
+    if not valid_name(name):
+        raise UsageError(f"{name[:80]!r} is no base model; write owner/name, as {DEFAULT_BASE}.")
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class CrawlOptions:
     def __post_init__(self) -> None:
         if self.any_base and self.bases:
             raise UsageError("--any-base asks for every adapter; leave --base out, or --any-base.")
+        for base in self.bases:
+            check_base_name(base)
         if self.limit is not None and self.limit < 1:
             raise UsageError("--limit must be at least 1.")
         if not 1 <= self.workers <= 32:

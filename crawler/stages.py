@@ -67,10 +67,17 @@ class Gone:
 
 
 def process(listed: ListedRepository, tools: Tools) -> Processed | Gone:
-    """Reads one repository at the commit that the listing named; a commit that vanished is looked up once.
+    """Reads one repository at the commit that the listing named; one that vanished, or was not named, is
+    looked up once.
 
     Raises HubError and StorageError for what may work later. Writes blobs, no rows.
     """
+    if listed.sha is None:
+        # Every row of the catalog names the commit it was read at, so one without a commit has no row.
+        fresh = look_up(listed.hub_id, listed.name, tools)
+        if fresh is None or fresh.sha is None:
+            return Gone(repository_record(listed), "the Hub names no commit of it")
+        return _process(fresh, tools)
     try:
         return _process(listed, tools)
     except HubAccessError as error:
@@ -105,10 +112,10 @@ def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
     One API request for the file list; then for each adapter folder at most a config, a card and the head of a
     safetensors file, each only where the catalog does not hold those bytes yet.
     """
-    if listed.disabled or listed.sha is None:
-        return (_unread("disabled" if listed.disabled else "vanished", "the repository shows no files"),)
+    if listed.disabled:
+        return (_unread("disabled", "the repository shows no files"),)
     try:
-        tree = tools.hub.tree(listed.name, listed.sha)
+        tree = tools.hub.tree(listed.name, listed.sha or "")
     except HubAccessError as error:
         if error.status in {"gated", "disabled"}:
             return (_unread(error.status, str(error)),)

@@ -23,7 +23,7 @@ from catalog import frontier, store
 from catalog.engine import for_writing
 from catalog.errors import HubBusyError, HubUnreachableError, LoradexError, StorageError
 from catalog.records import RepositoryRecord
-from catalog.schema import Crawl, CrawlItem, Outcome
+from catalog.schema import Crawl, CrawlItem, Outcome, Repository
 from crawler.describe import repository_record
 from crawler.hub import Hub
 from crawler.listing import BadRow, parse_row
@@ -47,6 +47,15 @@ class Unchanged:
     """A repository at the commit that the catalog holds: only what the listing says of it is new."""
 
     repository: RepositoryRecord
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An item that can be tried again; `in_reach` is False where the Hub or the disk was the cause."""
+
+    kind: str
+    detail: str
+    in_reach: bool
 
 
 Result = Processed | Unchanged | Gone
@@ -108,7 +117,7 @@ class Work:
     now: Callable[[], datetime]
 
     def settle_all(self, workers: int) -> None:
-        """Settles the pending items in order, at most two a worker in flight.
+        """Settles the pending items in order, at most four a worker in flight.
 
         Stops early, with items left pending, where the Hub or the disk fails PATIENCE items in a row.
         """
@@ -119,12 +128,14 @@ class Work:
         try:
             tasks = self._tasks(pool, tally)
             while failing < PATIENCE:
-                while len(window) < 2 * workers and (task := next(tasks, None)) is not None:
+                while len(window) < 4 * workers and (task := next(tasks, None)) is not None:
                     window.append(task)
                 if not window:
                     break
-                failing = 0 if self._settle(window.popleft()) else failing + 1
-                tally.add(1)
+                ready = _ready(window)
+                for in_reach in self._settle(ready):
+                    failing = 0 if in_reach else failing + 1
+                tally.add(len(ready))
         except BaseException:
             self.stop.set()
             raise
@@ -168,7 +179,7 @@ class Work:
                 raise TypeError(f"item {item.position} was listed and is no repository: {listed.reason}")
             if row is not None and commit is not None and listed.sha == commit:
                 store.touch_repository(session, row, repository_record(listed), self.now())
-                item.outcome, item.row = Outcome.UNCHANGED, None
+                frontier.settle(item, Outcome.UNCHANGED)
             else:
                 jobs.append((task, partial(process, listed, self.tools)))
         return jobs
@@ -183,47 +194,86 @@ class Work:
             return {owner for owner, file in wanted if not self.tools.blobs.has(file.digest)}
         return {owner for owner, file in wanted if (file.measured or 0) < MEASURE_VERSION}
 
-    def _settle(self, task: Task) -> bool:
-        """Writes the result of a task; False where the Hub or the disk was out of reach."""
+    def _settle(self, tasks: Sequence[Task]) -> list[bool]:
+        """Writes what became of tasks in one transaction; gives for each whether Hub and disk were in reach.
+
+        Should a row be refused for a fault in loradex, the tasks are written one by one and that one failed.
+        """
+        results = [_result(task) for task in tasks]
         try:
-            result = task.result.result()
-        except LoradexError as error:
-            self._fail(task, error_kind(error), str(error))
-            return not isinstance(error, OUT_OF_REACH)
+            with Session(for_writing(self.engine)) as session, session.begin():
+                self._write(session, tasks, results)
+        except LoradexError:
+            raise
         except Exception as error:
-            log.exception("%s could not be read because of a fault in loradex", task.name)
-            self._fail(task, error_kind(error), f"{type(error).__name__}: {error}")
-            return True
-        with Session(for_writing(self.engine)) as session, session.begin():
-            outcome = self._write(session, task, result)
-            detail = result.detail if isinstance(result, Gone) else None
-            frontier.settle(session, self.crawl_id, task.position, outcome, detail=detail)
-            self.meter.write(session)
-        return True
+            if len(tasks) > 1:
+                return [reached for task in tasks for reached in self._settle([task])]
+            failure = _failure(tasks[0], error)
+            with Session(for_writing(self.engine)) as session, session.begin():
+                self._write(session, tasks, [failure])
+            return [failure.in_reach]
+        return [not isinstance(result, Failure) or result.in_reach for result in results]
 
-    def _write(self, session: Session, task: Task, result: Result) -> Outcome:
-        now = self.now()
-        known = store.known_repository(session, task.hub_id)
-        if isinstance(result, Gone):
-            if known is None and result.repository is not None:
-                known = store.touch_repository(session, None, result.repository, now)
-            if known is not None:
-                store.mark_gone(session, known, now)
-            return Outcome.GONE
-        if isinstance(result, Unchanged):
-            store.touch_repository(session, known, result.repository, now)
-            return Outcome.UNCHANGED
-        before = known.commit if known is not None else None
-        store.save_repository(session, known, result.repository, result.adapters, now)
-        if before is None:
-            return Outcome.NEW
-        return Outcome.UNCHANGED if before == result.repository.commit else Outcome.CHANGED
+    def _write(self, session: Session, tasks: Sequence[Task], results: Sequence[Result | Failure]) -> None:
+        known = store.known_repositories(session, [task.hub_id for task in tasks])
+        commits = {hub_id: row.commit for hub_id, row in known.items()}
+        items = frontier.items_at(session, self.crawl_id, [task.position for task in tasks])
+        read = [(r.repository, r.adapters) for r in results if isinstance(r, Processed)]
+        if read:
+            store.save_repositories(session, read, self.now())
+        for task, result in zip(tasks, results, strict=True):
+            item, row = items[task.position], known.get(task.hub_id)
+            if isinstance(result, Failure):
+                frontier.settle(item, Outcome.FAILED, error=result.kind, detail=result.detail)
+            elif isinstance(result, Gone):
+                self._bury(session, row, result)
+                frontier.settle(item, Outcome.GONE, detail=result.detail)
+            elif isinstance(result, Unchanged):
+                store.touch_repository(session, row, result.repository, self.now())
+                frontier.settle(item, Outcome.UNCHANGED)
+            else:
+                frontier.settle(item, _outcome(commits.get(task.hub_id), result.repository.commit))
+        self.meter.write(session)
 
-    def _fail(self, task: Task, kind: str, detail: str) -> None:
-        log.warning("%s: %s", task.name, detail)
-        with Session(for_writing(self.engine)) as session, session.begin():
-            frontier.settle(session, self.crawl_id, task.position, Outcome.FAILED, error=kind, detail=detail)
-            self.meter.write(session)
+    def _bury(self, session: Session, row: Repository | None, gone: Gone) -> None:
+        """Makes a repository a tombstone, also one that nobody had read yet."""
+        if row is None and gone.repository is not None:
+            row = store.touch_repository(session, None, gone.repository, self.now())
+        if row is not None:
+            store.mark_gone(row, self.now())
+
+
+def _ready(window: deque[Task]) -> list[Task]:
+    """Takes the first task, and those behind it that are done already and bear other names."""
+    taken = [window.popleft()]
+    names = {taken[0].name}
+    while window and window[0].result.done() and window[0].name not in names:
+        names.add(window[0].name)
+        taken.append(window.popleft())
+    return taken
+
+
+def _result(task: Task) -> Result | Failure:
+    """What a worker found, or why it found nothing."""
+    try:
+        return task.result.result()
+    except Exception as error:
+        return _failure(task, error)
+
+
+def _failure(task: Task, error: Exception) -> Failure:
+    if isinstance(error, LoradexError):
+        log.warning("%s: %s", task.name, error)
+        return Failure(error_kind(error), str(error), not isinstance(error, OUT_OF_REACH))
+    log.error("%s could not be read because of a fault in loradex", task.name, exc_info=error)
+    return Failure(error_kind(error), f"{type(error).__name__}: {error}", in_reach=True)
+
+
+def _outcome(before: str | None, after: str | None) -> Outcome:
+    """What to call a repository that was read, by the commits known before and after."""
+    if before is None:
+        return Outcome.NEW
+    return Outcome.UNCHANGED if before == after else Outcome.CHANGED
 
 
 def _look_again(hub_id: str, name: str, commit: str | None, tools: Tools) -> Result:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from functools import partial
+
 import click
 
 from catalog import store
-from catalog.bases import BaseSpelling
-from catalog.database import writing
+from catalog.bases import BaseSpelling, BaseTable, seed_spellings
+from catalog.database import reading_if_any, writing
+from catalog.errors import UsageError
 from catalog.schema import Spelling
 from cli.app import App, pass_app
-from cli.output import output_options
+from cli.output import NO_BREAK, Column, output_options
+from crawler.plan import check_base_name
 
 
 @click.group()
@@ -18,16 +23,18 @@ def base() -> None:
 
 
 @base.command("list")
-@click.option("--base", metavar="ID", help="Only this base model, under its canonical name.")
+@click.option("--base", metavar="ID", help="Only this base model, under any of its names.")
 @output_options(lists=True)
 @pass_app
 def list_(app: App, base: str | None) -> None:
-    """List every spelling the catalog knows."""
-    with writing(app.settings) as session:
-        store.sync_bases(session)
-        session.commit()
-        found = [row for row in store.spellings(session) if base in (None, row.canonical)]
-    app.output.rows(found, ("canonical", "spelling", "kind", "note"))
+    """List every name that is known; writes nothing and needs no catalog."""
+    with reading_if_any(app.settings) as session:
+        known = known_spellings(store.spellings(session) if session is not None else ())
+    if base is not None:
+        canonical = BaseTable(known).spellings(base)[0]
+        known = [row for row in known if row.canonical == canonical]
+    below = partial(_below, {row.canonical for row in known})
+    app.output.rows(known, (Column("spelling", "base model", show=below), "kind", "note"))
 
 
 @base.command()
@@ -38,14 +45,31 @@ def list_(app: App, base: str | None) -> None:
     type=click.Choice([kind.value for kind in Spelling if kind is not Spelling.CANONICAL]),
     default="mirror",
     show_default=True,
+    help="How it relates to the base model.",
 )
 @click.option("--note", default="", help="Where you have it from.")
 @pass_app
 def add(app: App, canonical: str, spelling: str, kind: str, note: str) -> None:
     """Say that SPELLING is another name of the base model CANONICAL; the next crawl asks for it too."""
-    record = BaseSpelling(canonical, spelling, Spelling(kind).value, note)
+    check_base_name(canonical)
+    if kind != Spelling.LOCAL_PATH.value or not spelling.strip() or not spelling.isprintable():
+        check_base_name(spelling)
     with writing(app.settings) as session:
         store.sync_bases(session)
-        store.add_spelling(session, record)
+        canonical = BaseTable(store.spellings(session)).spellings(canonical)[0]
+        if spelling == canonical:
+            raise UsageError(f"{spelling} is the base model itself; give another name of it.")
+        store.add_spelling(session, BaseSpelling(canonical, spelling, Spelling(kind).value, note))
         session.commit()
     app.output.say(f"{spelling} is {canonical} ({kind})")
+
+
+def _below(canonical: Collection[str], name: str) -> str:
+    """The name as the table shows it: below that of its base model."""
+    return name if name in canonical else f"{2 * NO_BREAK}{name}"
+
+
+def known_spellings(of_catalog: Iterable[BaseSpelling]) -> list[BaseSpelling]:
+    """What the program knows from the start and what the catalog adds or says otherwise, by base model."""
+    rows = {row.spelling: row for row in (*seed_spellings(), *of_catalog)}
+    return sorted(rows.values(), key=lambda row: (row.canonical, row.kind != "canonical", row.spelling))

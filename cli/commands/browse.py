@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import click
 
-from catalog import browse
+from catalog import browse, store
+from catalog.bases import BaseTable
 from catalog.database import reading
 from catalog.reference import AdapterReference
 from cli.app import App, pass_app
-from cli.commands.crawl import counted
-from cli.output import Column, cell, output_options
+from cli.commands.crawl import DOT, cost, verdicts
+from cli.output import NO_BREAK, Column, cell, fold, labelled, output_options, plain, width
 from crawler.screen import RULE_SETS, RULES, Reason, refusing
 
-LLAMA_LINEAR = {"q", "k", "v", "o", "gate", "up", "down"}
+LLAMA_LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+# What `show` tells people elsewhere or not at all; --json has everything.
+HIDDEN = {"adapter", "reasons", "details", "card", "files", "training", "weights", "tags", "verdict"}
+MOST_FILES = 20
+MOST_TARGETS = 40
+LONGEST_CARD = 600
 
 _rules = click.option(
     "--rules",
@@ -32,7 +41,8 @@ _rules = click.option(
 def status(app: App, rules: str) -> None:
     """What the catalog holds, and the last crawls."""
     with reading(app.settings) as session:
-        app.output.document(browse.totals(session, refusing(rules)), _render_status)
+        found = browse.totals(session, refusing(rules))
+    app.output.document(found, partial(_render_status, rules=rules))
 
 
 @click.command()
@@ -41,24 +51,21 @@ def status(app: App, rules: str) -> None:
 @click.option(
     "--reason", type=click.Choice([reason.value for reason in Reason]), help="Only with this reason."
 )
-@click.option("--base", metavar="ID", help="Only of this base model, under its canonical name.")
+@click.option("--base", metavar="ID", help="Only of this base model, under any of its names.")
 @click.option("--sort", type=click.Choice(list(browse.SORTS)), default="adapter", show_default=True)
 @click.option("-k", "count", metavar="N", type=click.IntRange(min=1), help="At most so many.")
 @output_options(lists=True)
 @pass_app
-def adapters(app: App, /, rules: str, **given: Any) -> None:
-    """List the adapters, one a line."""
-    columns = (
-        "adapter",
-        Column("rank", right=True),
-        Column("targets", show=short_targets),
-        Column("parameters", "size", right=True, show=short_count),
-        "license",
-        *(() if given["verdict"] else ("verdict",)),
-        "reasons",
-    )
+def adapters(app: App, /, rules: str, base: str | None, **given: Any) -> None:
+    """List the adapters, one a line.
+
+    Reasons in parentheses are noted only: the rules chosen do not refuse for them.
+    """
     with reading(app.settings) as session:
-        app.output.rows(browse.adapters(session, browse.Listing(**given), refusing(rules)), columns)
+        if base is not None:
+            base = BaseTable(store.spellings(session)).spellings(base)[0]
+        found = browse.adapters(session, browse.Listing(base=base, **given), refusing(rules))
+        app.output.rows(found, _columns(given["verdict"], refusing(rules)))
 
 
 @click.command()
@@ -69,16 +76,59 @@ def adapters(app: App, /, rules: str, **given: Any) -> None:
 def show(app: App, adapter: str, rules: str) -> None:
     """Everything known of one ADAPTER: owner/name, owner/name@commit, owner/name:folder."""
     with reading(app.settings) as session:
-        found = browse.find_adapter(session, AdapterReference.parse(adapter))
-        app.output.document(browse.details(session, found, refusing(rules)), _render_adapter)
+        adapter_ = browse.find_adapter(session, AdapterReference.parse(adapter))
+        found = browse.details(session, adapter_, refusing(rules))
+    app.output.document(found, partial(_render_adapter, rules=rules))
 
 
-def short_targets(names: list[str] | None) -> str:
-    """Target modules in few letters: `q,v`, or `all linear` for the seven of a Llama layer."""
-    short = [name.removesuffix("_proj") for name in names or ()]
-    if set(short) >= LLAMA_LINEAR:
-        return ", ".join(["all linear", *(name for name in short if name not in LLAMA_LINEAR)])
-    return ",".join(short)
+def _columns(verdict: str | None, refusals: Collection[str]) -> tuple[Column, ...]:
+    """What a list shows: of the skipped, little is known beyond why."""
+    name, rank, size = (
+        Column("adapter"),
+        Column("rank", right=True),
+        Column("parameters", "size", True, short_count),
+    )
+    targets, terms = Column("targets", show=short_targets), Column("license")
+    told = partial(marked, refusals=refusals)
+    if verdict == "skipped":
+        return name, rank, terms, Column("reasons", show=told)
+    if verdict == "accepted":
+        return name, rank, targets, size, terms, Column("reasons", "noted")
+    last = Column(
+        "reasons",
+        "noted" if verdict else "verdict",
+        show=told if verdict else partial(ruled, refusals=refusals),
+    )
+    return name, rank, targets, size, terms, last
+
+
+def marked(reasons: Sequence[str], refusals: Collection[str]) -> str:
+    """The reasons that refuse, then in parentheses those that do not."""
+    against = ", ".join(name for name in reasons if name in refusals)
+    noted = ", ".join(name for name in reasons if name not in refusals)
+    return f"{against} ({noted})".strip() if noted else against
+
+
+def ruled(reasons: Sequence[str], refusals: Collection[str]) -> str:
+    """The verdict with its reasons."""
+    refused = any(name in refusals for name in reasons)
+    told = marked(reasons, refusals)
+    return f"skipped: {told}" if refused else f"accepted {told}".strip()
+
+
+def short_targets(names: Sequence[str] | None) -> str:
+    """Target modules in few letters: `q,v`, or `all-linear` for the seven of a Llama layer."""
+    short = {name.removesuffix("_proj") for name in names or ()}
+    others = several(sorted(short.difference(LLAMA_LINEAR)), 4)
+    if short.issuperset(LLAMA_LINEAR):
+        return ", ".join(["all-linear", *others])
+    return ",".join([*(name for name in LLAMA_LINEAR if name in short), *others])
+
+
+def several(texts: Sequence[str], most: int) -> list[str]:
+    """The first of many texts, and how many there are more."""
+    rest = len(texts) - most
+    return [*texts[:most], f"and {rest:,} more"] if rest > 0 else list(texts)
 
 
 def short_count(number: int | None) -> str:
@@ -91,34 +141,52 @@ def short_count(number: int | None) -> str:
     return str(number)
 
 
-def _render_status(found: dict[str, Any]) -> str:
-    gone = f" · gone {found['gone']}" if found["gone"] else ""
-    adapters = f"{found['adapters']} adapters · accepted {found['accepted']} · skipped {found['skipped']}"
-    lines = [f"{found['repositories']} repositories{gone} · {adapters}"]
-    if found["reasons"]:
-        lines.append("reasons of the skipped, all of them: " + counted(found["reasons"]))
+def _render_status(found: dict[str, Any], rules: str) -> str:
+    gone = f" · gone {found['gone']:,}" if found["gone"] else ""
+    rows = [("repositories", f"{found['repositories']:,}{gone}"), *verdicts(found, rules)]
     for crawl in found["crawls"]:
-        requests = crawl["requests"]
-        lines.append(
-            f"crawl {crawl['id']}  {crawl['started']:%Y-%m-%d %H:%M}  {crawl['state']}  "
-            f"{requests['api']} API, {requests['resolver']} resolver requests, {crawl['bytes'] / 1e6:.1f} MB"
-        )
-    return "\n".join(lines)
+        when = f"{crawl['started']:%Y-%m-%d{NO_BREAK}%H:%M}"
+        rows.append((f"crawl {crawl['id']}", f"{when}{DOT}{crawl['state']}{DOT}{cost(crawl)}"))
+    return labelled(rows)
 
 
-def _render_adapter(found: dict[str, Any]) -> str:
-    """The adapter as aligned lines, with a sentence for each reason and the beginning of its card."""
-    hidden = {"adapter", "reasons", "details", "card", "files", "training", "weights", "tags", "verdict"}
-    lines = [f"{found['adapter']}  {found['verdict']}"]
-    lines += [f"  {name}: {RULES[Reason(name)].sentence} {_detail(found, name)}" for name in found["reasons"]]
-    rows = [(name, cell(value)) for name, value in found.items() if name not in hidden]
-    rows += [(f"trained, {name}", cell(value)) for name, value in found["training"].items()]
-    rows.append(("weights", f"{cell(found['weights']['name'])}  {cell(found['weights']['digest'])}"))
-    rows += [("file", f"{file['name']}  {file['size']:,}  {cell(file['digest'])}") for file in found["files"]]
-    lines += [f"{name:<23}{value}" for name, value in rows if value.strip()]
-    if found["card"]:
-        lines += ["card", *(f"  {line}" for line in found["card"][:600].splitlines())]
-    return "\n".join(lines)
+def _render_adapter(found: dict[str, Any], rules: str) -> str:
+    """The adapter as lines: why it is accepted or not, what it is, where from, its files, its card."""
+    refusals = refusing(rules)
+    told = [
+        (name if name in refusals else f"({name})", f"{RULES[Reason(name)].sentence} {_detail(found, name)}")
+        for name in found["reasons"]
+    ]
+    rows = [(name, _number(value)) for name, value in _facts(found).items()]
+    rows.append(("trained", DOT.join(f"{name} {cell(value)}" for name, value in found["training"].items())))
+    files = [f"{file['name']}  {file['size']:,}  {cell(file['digest'])}" for file in found["files"]]
+    rows += zip_longest(["files"], several(files, MOST_FILES), fillvalue="")
+    lines = [f"{found['adapter']}  {found['verdict']} (rules: {rules})"]
+    lines += [text for text in (labelled(told, indent="  "), labelled(rows)) if text]
+    return "\n".join([*lines, *_excerpt(found["card"])])
+
+
+def _facts(found: dict[str, Any]) -> dict[str, Any]:
+    """What people want to know, without what goes without saying."""
+    told = {name: value for name, value in found.items() if name not in HIDDEN}
+    usual = {"base_raw": found["base"], "current": True, "main": True, "gated": "false"}
+    told = {name: value for name, value in told.items() if name not in usual or value != usual[name]}
+    weights = {"weights": found["weights"]["name"]}
+    return told | weights | {"targets": several(found["targets"] or (), MOST_TARGETS)}
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else cell(value)
+
+
+def _excerpt(card: str) -> list[str]:
+    """The beginning of a card, indented."""
+    if not card:
+        return []
+    lines = [part for line in map(plain, card[:LONGEST_CARD].split("\n")) for part in fold(line, width() - 2)]
+    if len(card) > LONGEST_CARD:
+        lines.append("…")
+    return ["card", *(f"  {line}".rstrip() for line in lines)]
 
 
 def _detail(found: dict[str, Any], name: str) -> str:

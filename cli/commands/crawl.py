@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import click
@@ -10,12 +14,14 @@ import click
 from catalog.blobs import BlobStore
 from catalog.database import disposing, open_catalog, reading_if_any
 from cli.app import App, Exit, pass_app
-from cli.output import cell, output_options
+from cli.output import NO_BREAK, Progress, fold, labelled, output_options, width
 from crawler.hub import Hub, HubSettings
 from crawler.plan import DEFAULT_BASE, WEIGHTS, CrawlOptions
-from crawler.report import CrawlReport, Preview
 from crawler.run import Crawler, preview_crawl
-from crawler.screen import RULE_SETS
+from crawler.screen import RULE_SETS, refusing
+
+# Between things of one line; a line may end after it.
+DOT = f"{NO_BREAK}· "
 
 
 @click.command()
@@ -56,51 +62,79 @@ def crawl(app: App, /, dry_run: bool, **given: Any) -> None:
     """
     options = CrawlOptions(**given)
     stop = threading.Event()
-    with (
-        Hub(HubSettings.from_environment(), stop=stop) as hub,
-        app.output.progress(_label(options)) as progress,
-    ):
-        if dry_run:
-            with reading_if_any(app.settings) as session:
-                found: Preview | CrawlReport = preview_crawl(session, hub, options, progress)
-        else:
-            with disposing(open_catalog(app.settings, create=True)) as engine:
-                blobs = BlobStore(app.settings.blobs)
-                found = Crawler(engine, hub, blobs, options, progress, stop).crawl()
-    app.output.document(found.as_json(), _render)
-    if found.as_json()["status"] == "partial":
+    with Hub(HubSettings.from_environment(), stop=stop) as hub:
+        found = _preview(app, hub, options) if dry_run else _crawl(app, hub, options, stop)
+    app.output.document(found, partial(_render, rules=options.rules))
+    if found["status"] == "partial":
+        app.output.say("Not everything could be read; the same command tries the rest again.")
         click.get_current_context().exit(Exit.PARTIAL)
 
 
-def _label(options: CrawlOptions) -> str:
-    return "every base" if options.any_base else ", ".join(options.bases or (DEFAULT_BASE,))
+def _crawl(app: App, hub: Hub, options: CrawlOptions, stop: threading.Event) -> dict[str, Any]:
+    blobs = BlobStore(app.settings.blobs)
+    with (
+        disposing(open_catalog(app.settings, create=True)) as engine,
+        _watched(app, hub, options) as progress,
+    ):
+        return Crawler(engine, hub, blobs, options, progress, stop).crawl().as_json()
 
 
-def _render(found: dict[str, Any]) -> str:
+def _preview(app: App, hub: Hub, options: CrawlOptions) -> dict[str, Any]:
+    with reading_if_any(app.settings) as session, _watched(app, hub, options) as progress:
+        return preview_crawl(session, hub, options, progress).as_json()
+
+
+@contextmanager
+def _watched(app: App, hub: Hub, options: CrawlOptions) -> Iterator[Progress]:
+    """Says what is about to happen, and shows how far it is."""
+    bases = ", ".join(options.bases or (DEFAULT_BASE,))
+    of_what = "every base model" if options.any_base else bases
+    app.output.say(f"Crawling {hub.settings.endpoint} for adapters of {of_what}")
+    with app.output.progress("reading") as progress:
+        yield progress
+
+
+def _render(found: dict[str, Any], rules: str) -> str:
     """The counts as a few lines: what was listed, what became of it, why, what it cost."""
-    if found["status"] == "dry_run":
-        asked = [f"  {' + '.join(filters)}" for filters in found["queries"]]
-        counts = ", ".join(f"{name} {found[name]}" for name in ("new", "changed", "unchanged"))
-        return "\n".join([f"{found['listed']} repositories listed: {counts}", "asked for", *asked])
     states = ("new", "changed", "unchanged", "gone", "failed", "pending")
-    outcome = " · ".join(f"{name} {found[name]}" for name in states if found[name])
-    verdicts = f"accepted {found['accepted']} · skipped {found['skipped']}"
-    lines = [
-        f"{found['status']}: {found['listed']} repositories listed · {outcome or 'none'}",
-        f"{found['adapters']} adapters: {verdicts} (the paper's rules accept {found['accepted_by_paper']})",
+    outcomes = [f"{name} {found[name]:,}" for name in states if found.get(name)]
+    first = [f"{found['status'].replace('_', ' ')}: {found['listed']:,} repositories listed", *outcomes]
+    rows: list[tuple[str, str]] = []
+    if "queries" in found:
+        asked = [" + ".join(filters) for filters in found["queries"]]
+        rows += zip_longest(["asked for"], asked, fillvalue="")
+    else:
+        rows += verdicts(found, rules, found["accepted_by_paper"])
+        rows += [(name, counted(found[name])) for name in ("errors", "quarantined")]
+    lines = fold(DOT.join(first), width())
+    return "\n".join([*lines, labelled([*rows, ("cost", cost(found))], indent="  ")])
+
+
+def verdicts(found: Mapping[str, Any], rules: str, by_paper: int | None = None) -> list[tuple[str, str]]:
+    """How many adapters there are, how many the rules accept, and why not the others, as labelled lines."""
+    refusals = refusing(rules)
+    paper = "" if by_paper is None else f"; the paper's accept {by_paper:,}"
+    counts = [f"{found['adapters']:,}", f"accepted {found['accepted']:,}"]
+    counts.append(f"skipped {found['skipped']:,} (rules: {rules}{paper})")
+    return [
+        ("adapters", DOT.join(counts)),
+        ("skipped for", counted({name: n for name, n in found["reasons"].items() if name in refusals})),
+        ("also noted", counted({name: n for name, n in found["reasons"].items() if name not in refusals})),
     ]
-    if found["reasons"]:
-        lines.append("reasons of the skipped, all of them: " + counted(found["reasons"]))
-    lines += [f"{name}: {counted(found[name])}" for name in ("errors", "quarantined") if found[name]]
+
+
+def cost(found: Mapping[str, Any]) -> str:
+    """What a crawl took: requests, bytes and seconds, as far as they are known."""
     requests = found["requests"]
-    lines.append(
-        f"{requests['api']} API and {requests['resolver']} resolver requests · "
-        f"{found['bytes'] / 1e6:.1f} MB · {cell(found['seconds'])} s"
-    )
-    return "\n".join(lines)
+    parts = [f"{requests['api']:,} API and {requests['resolver']:,} resolver requests"]
+    if "bytes" in found:
+        small = found["bytes"] < 1e5
+        amount = f"{found['bytes'] / 1e3:,.0f} kB" if small else f"{found['bytes'] / 1e6:,.1f} MB"
+        parts += [amount, f"{found['seconds']:,.1f} s"]
+    return DOT.join(part.replace(" ", NO_BREAK) for part in parts)
 
 
-def counted(counts: dict[str, int]) -> str:
-    """Counts by name, the largest first."""
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts by name, the largest first, to be wrapped between the pairs."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    return " · ".join(f"{name} {n}" for name, n in ordered)
+    return DOT.join(f"{name}{NO_BREAK}{n:,}" for name, n in ordered)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -14,14 +15,34 @@ import click
 from catalog.errors import NotFoundError
 from cli.app import App, pass_app
 from crawler.localhub import LocalHub
+from crawler.plan import DEFAULT_BASE
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample_hub"
+CRAWL = ("crawl", "--any-base", "--weights", "keep")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of the demo, and what it is for."""
+
+    about: str
+    arguments: tuple[str, ...]
+
+
 STEPS = (
-    ("crawl", "--any-base", "--weights", "keep"),
-    ("adapters", "--verdict", "accepted"),
-    ("adapters", "--verdict", "skipped"),
-    ("show", "zoo/overruling"),
-    ("crawl", "--any-base", "--weights", "keep"),
+    Step(
+        "Read every adapter of the Hub, check each file against its hash, find what speaks against it.", CRAWL
+    ),
+    Step(
+        "What can be used. In parentheses or under `noted`: worth knowing, no reason to refuse.",
+        ("adapters", "--verdict", "accepted"),
+    ),
+    Step(
+        "What was skipped, with every reason. Nothing is dropped in silence.",
+        ("adapters", "--verdict", "skipped"),
+    ),
+    Step("One adapter in full.", ("show", "zoo/overruling")),
+    Step("Again: what did not change is not fetched again.", CRAWL),
 )
 
 
@@ -36,19 +57,21 @@ def demo(app: App) -> None:
         raise NotFoundError(f"The sample Hub is not at {SAMPLE}; run the demo from a clone of the project.")
     place = app.settings.data / "demo"
     shutil.rmtree(place, ignore_errors=True)
+    talk = ["-q"] * app.quiet + ["-v"] * app.verbose
     with LocalHub(SAMPLE) as hub, _environment(HF_ENDPOINT=hub.url, LORADEX_DATA=str(place)):
-        app.output.say(f"A Hub in a folder: {hub.url} serves {SAMPLE.name}")
+        app.output.say(f"A small Hub in the folder {SAMPLE.name} stands in for huggingface.co, at {hub.url}")
         for step in STEPS:
-            _run(step)
-    app.output.say(f"The catalog is {place / 'catalog.db'}.")
-    app.output.say("Next: `loradex crawl` does the same against the real Hub; `loradex --help`.")
+            _run(step, talk)
+    app.output.say(f"\nThe catalog is {place / 'catalog.db'}; try `loradex --data {place} status`.")
+    app.output.say(f"Next: `loradex crawl` does the same against the real Hub, for {DEFAULT_BASE}.")
+    app.output.say("`loradex --help` shows the rest.")
 
 
-def _run(arguments: tuple[str, ...]) -> None:
+def _run(step: Step, talk: Sequence[str]) -> None:
     from cli.main import loradex
 
-    click.echo(f"\n$ loradex {shlex.join(arguments)}")
-    if code := loradex.main(list(arguments), prog_name="loradex", standalone_mode=False):
+    click.echo(f"\n# {step.about}\n$ loradex {shlex.join(step.arguments)}")
+    if code := loradex.main([*talk, *step.arguments], prog_name="loradex", standalone_mode=False):
         raise SystemExit(code)
 
 

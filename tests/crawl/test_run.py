@@ -554,7 +554,7 @@ def test_case_93_an_interrupt_leaves_a_crawl_that_goes_on(
     hub: LocalHub, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = 0
-    save = store.save_repository
+    save = store.save_repositories
 
     def interrupted(*given: Any) -> Any:
         nonlocal saved
@@ -564,7 +564,7 @@ def test_case_93_an_interrupt_leaves_a_crawl_that_goes_on(
         return save(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "save_repository", interrupted)
+        patched.setattr(store, "save_repositories", interrupted)
         with pytest.raises(KeyboardInterrupt):
             crawl(hub.url, engine, tmp_path)
     report = crawl(hub.url, engine, tmp_path)

@@ -1,0 +1,301 @@
+"""Listings that go wrong within a crawl: what was read is kept, and the next crawl goes on from there."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
+
+from catalog.schema import Crawl
+from crawler.hub import Hub
+from crawler.hubfaults import (
+    Drip,
+    Fault,
+    Gzip,
+    Hang,
+    Html,
+    Json,
+    NextLink,
+    SeenRequest,
+    Status,
+    Truncate,
+)
+from crawler.localhub import LocalHub
+from tests.crawling import crawl, dump, hub_settings
+from tests.fakes import VirtualClock
+from tests.neighbours import (
+    GOOD,
+    LISTING,
+    TAGGED,
+    all_counted,
+    crawl_by,
+    neighbours,
+    outcomes,
+    repo,
+    row,
+    sqlite_catalog,
+    verdicts,
+)
+
+# The second page of the first listing; pages hold one repository here.
+SECOND = LISTING + ".*filter=peft.*cursor="
+ONE_BY_ONE = {"page_limit": 1, "list_body": 1 << 20}
+SHORT = {"timeout": 0.2, "deadline": 0.4, "attempts": 1}
+
+
+@pytest.fixture
+def backend() -> str:
+    """One database is enough here: what is written is the same as in the tests of both."""
+    return "sqlite"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Hub of three good repositories; nobody changes it."""
+    folder = tmp_path_factory.mktemp("listing") / "hub"
+    folder.mkdir()
+    neighbours(folder)
+    return folder
+
+
+@pytest.fixture
+def hub(root: Path) -> Iterator[LocalHub]:
+    """The Hub, without faults yet."""
+    with LocalHub(root) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[str]]:
+    """The rows of a catalog after a crawl that nothing went wrong with."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with LocalHub(root) as running, sqlite_catalog(request, folder) as engine:
+        crawl(running.url, engine, folder)
+        return dump(engine)
+
+
+BROKEN = [
+    pytest.param(NextLink("{self}"), "payload", id="case-02-self-loop"),
+    pytest.param(NextLink("http://localhost:9{next_path}"), "payload", id="case-03-another-host"),
+    pytest.param(NextLink("{next_path}"), "payload", id="case-04-relative"),
+    pytest.param(Html(), "payload", id="case-06-html"),
+    pytest.param(Json({"error": "later"}), "payload", id="case-07-object"),
+    pytest.param(Json(None), "payload", id="case-07-null"),
+    pytest.param(Status(429), "busy", id="case-09-429-forever"),
+    pytest.param(Status(429, {"Retry-After": "86400"}), "busy", id="case-09-429-for-a-day"),
+    pytest.param(Status(503), "busy", id="case-11-503-forever"),
+    pytest.param(Status(400), "cursor_expired", id="case-13-cursor-never-taken-again"),
+    pytest.param(Gzip(8, b'["', b"a", b'"]'), "payload", id="case-18-bomb"),
+    pytest.param(Hang(), "unreachable", id="case-19-hang"),
+    pytest.param(Drip(8, 0.05), "unreachable", id="case-20-drip"),
+    pytest.param(Truncate(30), "unreachable", id="case-35-page-cut-short"),
+]
+
+
+@pytest.mark.parametrize(("fault", "error"), BROKEN)
+def test_a_listing_that_breaks_off_is_partial_and_the_next_crawl_completes_it(
+    fault: Any,
+    error: str,
+    hub: LocalHub,
+    engine: Engine,
+    tmp_path: Path,
+    undisturbed: dict[str, list[str]],
+) -> None:
+    hub.faults.append(Fault(SECOND, fault))
+    report = crawl(hub.url, engine, tmp_path, hub=ONE_BY_ONE | SHORT)
+    assert (report["status"], report["errors"]) == ("partial", {error: 1})
+    assert (report["listed"], report["new"], report["accepted"]) == (1, 1, 1), "the page before it was lost"
+    hub.faults.clear()
+    hub.clear()
+    report = crawl(hub.url, engine, tmp_path, hub=ONE_BY_ONE)
+    assert (report["status"], report["listed"], report["errors"]) == ("complete", 3, {})
+    assert "cursor=" in hub.log[0].query, "the crawl did not go on where it stopped"
+    assert dump(engine) == undisturbed
+    with Session(engine) as session:
+        assert len(session.scalars(select(Crawl)).all()) == 1
+
+
+@pytest.mark.parametrize("back", [1, 2], ids=["case-02-back-to-the-page-before", "case-02-back-to-the-first"])
+def test_a_listing_in_a_circle_ends(back: int, hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+    with Hub(hub_settings(hub.url, page_limit=1)) as client:
+        pages = [client.listing_url(("peft",), sort="createdAt")]
+        while (url := client.page(pages[-1]).next_url) is not None:
+            pages.append(url)
+    assert len(pages) == 3
+    hub.faults.append(Fault(SECOND, NextLink(pages[2 - back]), skip=1))
+    report = crawl(hub.url, engine, tmp_path, hub=ONE_BY_ONE)
+    assert (report["status"], report["errors"], report["new"]) == ("partial", {"payload": 1}, 2)
+    hub.faults.clear()
+    assert crawl(hub.url, engine, tmp_path, hub=ONE_BY_ONE)["status"] == "complete"
+    assert set(verdicts(engine)) == set(GOOD)
+
+
+def test_case_03_another_host_is_not_even_asked(
+    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+) -> None:
+    with LocalHub(root) as other:
+        hub.faults.append(Fault(SECOND, NextLink(f"{other.url}{{next_path}}")))
+        crawl(hub.url, engine, tmp_path, hub=ONE_BY_ONE | {"token": "hf_secret"})
+        assert other.log == []
+    assert hub.log[0].headers["authorization"] == "Bearer hf_secret", "no token could have been betrayed"
+
+
+LIMITED = {"RateLimit": '"api";r=0;t=1', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
+WAITS = [
+    pytest.param(Status(429, LIMITED), 1, 2.0, id="case-08-429-rate-limit"),
+    pytest.param(Status(429, {"Retry-After": "7"}), 1, 7.0, id="case-08-429-retry-after"),
+    pytest.param(Status(429), 2, 1.0 + 2.0, id="case-09-429-without-headers"),
+    pytest.param(Status(503), 3, 1.0 + 2.0 + 4.0, id="case-10-503-three-times"),
+]
+
+
+@pytest.mark.parametrize(("fault", "times", "seconds"), WAITS)
+def test_a_busy_hub_is_waited_for_and_the_crawl_goes_on(
+    fault: Any, times: int, seconds: float, hub: LocalHub, engine: Engine, tmp_path: Path
+) -> None:
+    clock = VirtualClock()
+    before = clock.now()
+    hub.faults.append(Fault(SECOND, fault, times=times))
+    report = crawl_by(clock, hub.url, engine, tmp_path, ONE_BY_ONE | {"attempts": 6})
+    assert (report["status"], report["errors"], report["new"], report["accepted"]) == ("complete", {}, 3, 3)
+    assert clock.now() - before >= seconds
+    assert sum(request.status in (429, 503) for request in hub.log) == times
+
+
+def test_case_13_an_expired_cursor_of_an_incremental_crawl_starts_again_from_the_watermark(
+    tmp_path: Path, engine: Engine
+) -> None:
+    root = tmp_path / "hub"
+    root.mkdir()
+    for number in range(3):
+        repo(root, f"o/r{number}", lastModified=f"2026-01-0{number + 2}T00:00:00.000Z")
+    repo(root, "o/old", lastModified="2020-01-01T00:00:00.000Z")
+    with LocalHub(root) as hub:
+        assert crawl(hub.url, engine, tmp_path, hub=ONE_BY_ONE)["status"] == "complete"
+        for number in range(3):
+            repo(
+                root, f"o/r{number}", {"new.txt": "more"}, lastModified=f"2026-01-0{number + 4}T00:00:00.000Z"
+            )
+        hub.faults.append(Fault(SECOND, Status(410), times=1))
+        hub.clear()
+        report = crawl(hub.url, engine, tmp_path, hub=ONE_BY_ONE)
+        asked = [request.query for request in hub.log if "filter=peft" in request.query]
+    assert (report["status"], report["listed"], report["changed"]) == ("complete", 3, 3)
+    assert all("sort=lastModified" in query for query in asked)
+    assert sum("cursor=" not in query for query in asked) == 2, "the listing did not start again"
+
+
+SPOILT = {
+    "case-17-words-for-a-date": {"lastModified": "yesterday", "createdAt": "soon"},
+    "case-17-number-for-a-date": {"lastModified": 1.5e300, "createdAt": 0},
+    "case-17-no-such-day": {"lastModified": "2026-02-30T25:61:00.000Z"},
+    "case-17-before-time": {"createdAt": "0000-00-00T00:00:00.000Z"},
+    "case-17-index-without-url": {
+        "cardData": {"model-index": [{"name": "x", "results": [{"source": {"name": "leaderboard"}}]}]},
+    },
+    "case-17-index-of-words": {"cardData": {"model-index": "good"}, "model-index": "better"},
+    "case-28-counts-without-end": {"downloads": 10**300, "likes": -1, "downloadsAllTime": True},
+    "case-28-tags-of-all-kinds": {"tags": ["peft", 7, None, ["x"], "nul\0", "half \ud800", "x" * 5000]},
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_row_with_spoilt_fields_is_a_repository_like_any_other(
+    case: str, spoilt: tuple[Engine, dict[str, Any]]
+) -> None:
+    engine, report = spoilt
+    assert (report["status"], report["errors"], report["quarantined"]) == ("complete", {}, {})
+    assert outcomes(engine)[f"o/{case}"] == "new"
+    assert row(engine, f"o/{case}")["verdict"] == "accepted"
+
+
+@pytest.fixture(scope="module")
+def spoilt(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Engine, dict[str, Any]]]:
+    """The catalog and the report of one crawl of all repositories whose rows are spoilt, two to a page."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    root = folder / "hub"
+    root.mkdir()
+    neighbours(root)
+    for case, facts in SPOILT.items():
+        repo(root, f"o/{case}", **facts)
+    with LocalHub(root) as hub, sqlite_catalog(request, folder) as engine:
+        yield engine, crawl(hub.url, engine, folder, hub={"page_limit": 2})
+
+
+@pytest.mark.parametrize(
+    ("match", "outcome"),
+    [
+        pytest.param(SECOND, "partial", id="case-18-listing"),
+        pytest.param("GET /api/models/bob/two/tree", "partial", id="case-18-tree"),
+        pytest.param("GET /bob/two/resolve/.*config", "complete", id="case-18-config"),
+    ],
+)
+def test_a_bomb_takes_no_memory(
+    match: str, outcome: str, hub: LocalHub, engine: Engine, tmp_path: Path
+) -> None:
+    hub.faults.append(Fault(match, Gzip(96)))
+    caps = {"list_body": 1 << 20, "tree_body": 1 << 20, "attempts": 1}
+    with peak() as measured:
+        report = crawl(hub.url, engine, tmp_path, hub=caps | {"page_limit": 1})
+    assert report["status"] == outcome
+    assert all_counted(report)
+    assert measured() < 16 << 20, "more than a few times the cap of one answer"
+
+
+class Pages:
+    """A listing of `pages` pages of 50 large rows each, of repositories that need not be read."""
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+
+    def wrap(self, app: ASGIApp, seen: SeenRequest) -> ASGIApp:
+        asked = parse_qs(seen.query)
+        page = int(asked.get("cursor", ["0"])[0])
+        if asked["filter"] != ["peft"]:
+            return JSONResponse([])
+        facts = TAGGED | {"sha": "0" * 40, "disabled": True, "cardData": {"text": "x" * 8_000}}
+        rows = [facts | {"_id": f"{n:024x}", "id": f"o/r{n}"} for n in range(50 * page, 50 * page + 50)]
+        following = f"http://{seen.headers['host']}/api/models?filter=peft&cursor={page + 1}"
+        link = {"Link": f'<{following}>; rel="next"'} if page + 1 < self.pages else {}
+        return JSONResponse(rows, headers=link)
+
+
+@pytest.mark.slow
+def test_case_21_memory_does_not_grow_with_the_listing(
+    hub: LocalHub, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    peaks = []
+    for pages in (4, 4, 24):  # the first crawl fills caches
+        folder = tmp_path / str(len(peaks))
+        hub.faults[:] = [Fault(LISTING, Pages(pages))]
+        with sqlite_catalog(request, folder) as engine, peak() as measured:
+            report = crawl(hub.url, engine, folder, hub=ONE_BY_ONE)
+            assert (report["status"], report["new"]) == ("complete", 50 * pages)
+            assert report["reasons"]["disabled"] == 50 * pages
+            peaks.append(measured())
+    whole = 24 * 50 * 8_000
+    assert peaks[2] - peaks[1] < whole / 10, peaks
+
+
+@contextmanager
+def peak() -> Iterator[Callable[[], int]]:
+    """Measures the most bytes that Python held at once since the block began, over what it held then."""
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
