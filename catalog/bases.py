@@ -155,6 +155,11 @@ class BaseTable:
         if self._short.setdefault(short, row.canonical) != row.canonical:
             self._short[short] = None
 
+    @property
+    def rows(self) -> tuple[BaseSpelling, ...]:
+        """Every spelling, sorted."""
+        return tuple(self._rows[spelling] for spelling in sorted(self._rows))
+
     def spellings(self, name: str) -> tuple[str, ...]:
         """All names under which the base model is known, the canonical one first, the rest sorted.
 

@@ -47,15 +47,18 @@ class Frontier:
     done: bool
 
 
-def scope_digest(asked: Mapping[str, Any]) -> str:
-    """The sha256 of what a crawl was asked for: the same question has the same scope, everywhere."""
+def digest(asked: Mapping[str, Any]) -> str:
+    """The sha256 of a question as JSON: the same question has the same digest, everywhere."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def unfinished(session: Session, scope: str) -> Crawl | None:
-    """The newest crawl of this scope, if its listing or one of its items is still to be done."""
+def unfinished(session: Session, scope: str, not_before: datetime) -> Crawl | None:
+    """The newest crawl of this scope, if its listing or one of its items is still to be done.
+
+    One that began before `not_before` is none: its rows tell of commits that the Hub has left behind.
+    """
     crawl = session.scalar(select(Crawl).where(Crawl.scope == scope).order_by(Crawl.id.desc()).limit(1))
-    if crawl is None or crawl.state is CrawlState.COMPLETE:
+    if crawl is None or crawl.state is CrawlState.COMPLETE or crawl.started_at < not_before:
         return None
     if (
         crawl.state is CrawlState.RUNNING
@@ -83,9 +86,21 @@ def watermark(session: Session, scope: str) -> datetime | None:
     )
 
 
-def open_crawl(session: Session, scope: str, asked: Mapping[str, Any], now: datetime) -> Crawl:
-    """A new crawl's row, flushed."""
-    crawl = Crawl(scope=scope, asked=dict(asked), state=CrawlState.RUNNING, started_at=now)
+def last_whole(session: Session, scope: str) -> datetime | None:
+    """When the newest complete crawl of this scope began that asked for everything, not for changes only."""
+    rows = session.execute(
+        select(Crawl.started_at, Crawl.asked)
+        .where(Crawl.scope == scope, Crawl.state == CrawlState.COMPLETE)
+        .order_by(Crawl.id.desc())
+    )
+    return next((started for started, asked in rows if asked["since"] is None), None)
+
+
+def open_crawl(session: Session, listing: str, scope: str, asked: Mapping[str, Any], now: datetime) -> Crawl:
+    """A new crawl's row, flushed; an older one of its scope that never ended is given up."""
+    older = update(Crawl).where(Crawl.scope == scope, Crawl.state == CrawlState.RUNNING)
+    session.execute(older.values(state=CrawlState.PARTIAL))
+    crawl = Crawl(listing=listing, scope=scope, asked=dict(asked), state=CrawlState.RUNNING, started_at=now)
     session.add(crawl)
     session.flush()
     return crawl
@@ -153,7 +168,10 @@ def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
             select(CrawlItem).where(CrawlItem.crawl_id == crawl_id, CrawlItem.hub_id.in_(ids))
         )
     }
+    refused = _quarantined(session, crawl_id) if any(item.hub_id is None for item in page.items) else []
     for item in page.items:
+        if item.hub_id is None and item.row in refused:
+            continue
         row = known.get(item.hub_id) if item.hub_id is not None else None
         if row is not None:
             if row.outcome is Outcome.PENDING:
@@ -167,6 +185,39 @@ def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
             known[item.hub_id] = row
     session.flush()
     return fresh
+
+
+def _quarantined(session: Session, crawl_id: int) -> list[Any]:
+    return list(
+        session.scalars(
+            select(CrawlItem.row).where(
+                CrawlItem.crawl_id == crawl_id, CrawlItem.outcome == Outcome.QUARANTINED
+            )
+        )
+    )
+
+
+def already_listed(session: Session, crawl_id: int, hub_ids: Collection[str]) -> set[str]:
+    """Which of these repositories a crawl has an item of already."""
+    return set(
+        session.scalars(
+            select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl_id, CrawlItem.hub_id.in_(hub_ids))
+        )
+    )
+
+
+def prune(session: Session, crawl: Crawl) -> None:
+    """Deletes the items of earlier crawls of this listing whose repositories this one met as well.
+
+    One item a repository and listing stays: it says that the listing once showed it.
+    """
+    here = select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl.id, CrawlItem.hub_id.is_not(None))
+    earlier = select(Crawl.id).where(Crawl.listing == crawl.listing, Crawl.id < crawl.id)
+    session.execute(
+        delete(CrawlItem)
+        .where(CrawlItem.crawl_id.in_(earlier), CrawlItem.hub_id.in_(here))
+        .execution_options(synchronize_session=False)
+    )
 
 
 def listed(session: Session, crawl_id: int) -> int:
@@ -210,12 +261,12 @@ def settle(item: CrawlItem, outcome: Outcome, *, error: str | None = None, detai
 
 
 def known_elsewhere(session: Session, crawl: Crawl) -> list[tuple[str, str]]:
-    """(hub_id, name) of the repositories that earlier crawls of this scope met and this one did not list."""
+    """(hub_id, name) of the repositories that earlier crawls of this listing met and this one did not."""
     here = select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl.id, CrawlItem.hub_id.is_not(None))
     earlier = (
         select(CrawlItem.hub_id)
         .join(Crawl, Crawl.id == CrawlItem.crawl_id)
-        .where(Crawl.scope == crawl.scope, Crawl.id != crawl.id)
+        .where(Crawl.listing == crawl.listing, Crawl.id != crawl.id)
     )
     rows = session.execute(
         select(Repository.hub_id, Repository.name)

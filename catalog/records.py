@@ -83,6 +83,7 @@ class AdapterRecord:
     modules: int | None = None
     parameters: int | None = None
     dtypes: tuple[str, ...] = ()
+    described_with: str = ""
     norm: float | None = None
     license: str | None = None
     card_quality: str = "absent"

@@ -218,6 +218,7 @@ class Adapter(Table):
     modules: Mapped[int | None] = mapped_column(comment="number of LoRA modules in the weights")
     parameters: Mapped[int | None] = mapped_column(comment="number of LoRA parameters in the weights")
     dtypes: Mapped[Any]
+    described_with: Mapped[str] = mapped_column(comment="digest of rules and spellings it was judged with")
     norm: Mapped[float | None] = mapped_column(
         comment="Frobenius norm of the whole update, once the values are read"
     )
@@ -253,6 +254,9 @@ class Crawl(Table):
     __tablename__ = "crawl"
 
     id: Mapped[Key]
+    listing: Mapped[str] = mapped_column(
+        index=True, comment="digest of the Hub and the queries, whatever else was asked"
+    )
     scope: Mapped[str] = mapped_column(
         index=True, comment="digest of what was asked; a crawl resumes one of its scope"
     )

@@ -54,13 +54,9 @@ def touch_repository(
 ) -> Repository:
     """Sets what a listing says of a repository, new or known, and gives its row; adapters are left alone.
 
-    A new name keeps the row and leaves the old name as an alias. A name that another row still holds was
-    deleted and created again on the Hub: that row becomes a tombstone.
+    A new name keeps the row and leaves the old name as an alias.
     """
     row = known or Repository(hub_id=record.hub_id, name=record.name, first_seen=now)
-    if known is None or known.name != record.name:
-        same_name = update(Repository).where(Repository.name == record.name, Repository.gone_at.is_(None))
-        session.execute(same_name.values(gone_at=now))
     if row.name != record.name:
         session.merge(RepositoryAlias(repository_id=row.id, name=row.name))
         row.name = record.name
@@ -74,6 +70,15 @@ def touch_repository(
     return row
 
 
+def bury_namesakes(session: Session, repositories: Collection[Repository], now: datetime) -> None:
+    """Makes tombstones of the rows that still bear a name which these repositories now bear on the Hub."""
+    session.flush()
+    bearers = {row.hub_id for row in repositories}
+    names = {row.name for row in repositories}
+    others = update(Repository).where(Repository.name.in_(names), Repository.hub_id.not_in(bearers))
+    session.execute(others.where(Repository.gone_at.is_(None)).values(gone_at=now))
+
+
 def save_repositories(
     session: Session, found: Sequence[tuple[RepositoryRecord, Sequence[AdapterRecord]]], now: datetime
 ) -> None:
@@ -85,12 +90,12 @@ def save_repositories(
     known = known_repositories(session, [record.hub_id for record, _ in found])
     old = [row.id for row in known.values()]
     session.execute(update(Adapter).where(Adapter.repository_id.in_(old)).values(current=False))
-    _save_documents(session, [d for adapter in adapters for d in (adapter.config, adapter.card) if d])
+    save_documents(session, [d for adapter in adapters for d in (adapter.config, adapter.card) if d])
     _save_weights(session, [adapter.weights for adapter in adapters if adapter.weights])
     bases = _base_model_ids(session, {a.base_canonical for a in adapters if a.base_canonical is not None})
     with session.no_autoflush:
         rows = [touch_repository(session, known.get(record.hub_id), record, now) for record, _ in found]
-    session.flush()
+    bury_namesakes(session, rows, now)
     commits = {record.commit for record, _ in found}
     same = select(Adapter).where(Adapter.repository_id.in_(old), Adapter.commit.in_(commits))
     there = {(a.repository_id, a.commit, a.subfolder): a for a in session.scalars(same)} if old else {}
@@ -142,16 +147,42 @@ def known_weights(session: Session, digest: str) -> WeightsRecord | None:
 
 def acceptable_weights(
     session: Session, repository_ids: Collection[int], refusing: Collection[str]
-) -> list[tuple[int, WeightsFile]]:
-    """(repository, weights in LFS) of all their current adapters that these reasons do not refuse."""
+) -> list[tuple[int, WeightsFile, float | None]]:
+    """(repository, weights in LFS, norm) of their current adapters that these reasons do not refuse."""
     refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
     rows = session.execute(
-        select(Adapter.repository_id, WeightsFile)
+        select(Adapter.repository_id, WeightsFile, Adapter.norm)
         .join(Adapter, Adapter.weights_digest == WeightsFile.digest)
         .where(Adapter.repository_id.in_(repository_ids), Adapter.current, ~refused)
         .where(func.length(WeightsFile.digest) == 64)
     )
-    return [(repository_id, file) for repository_id, file in rows]
+    return [(repository_id, file, norm) for repository_id, file, norm in rows]
+
+
+def judged_otherwise(session: Session, repository_ids: Collection[int], described_with: str) -> set[int]:
+    """The repositories with a current adapter that was judged with other rules or spellings than these."""
+    return set(
+        session.scalars(
+            select(Adapter.repository_id).where(
+                Adapter.repository_id.in_(repository_ids),
+                Adapter.current,
+                Adapter.described_with != described_with,
+            )
+        )
+    )
+
+
+def with_reason(session: Session, repository_ids: Collection[int], reasons: Collection[str]) -> set[int]:
+    """The repositories with a current adapter that has one of these reasons."""
+    return set(
+        session.scalars(
+            select(Adapter.repository_id)
+            .join(Adapter.reasons)
+            .where(
+                Adapter.repository_id.in_(repository_ids), Adapter.current, AdapterReason.reason.in_(reasons)
+            )
+        )
+    )
 
 
 def add_spelling(session: Session, record: SpellingRecord) -> None:
@@ -205,7 +236,8 @@ def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:
     return ids | {row.canonical: row.id for row in missing}
 
 
-def _save_documents(session: Session, records: Collection[DocumentRecord]) -> None:
+def save_documents(session: Session, records: Collection[DocumentRecord]) -> None:
+    """Writes small files under their digests; those that are there already stay."""
     contents = {record.digest: record.content for record in records}
     known = set(session.scalars(select(Document.digest).where(Document.digest.in_(contents))))
     session.add_all(

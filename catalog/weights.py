@@ -22,6 +22,8 @@ from catalog.header import PREFIX
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Version of `module_norms`: a change of what it gives raises it, and files are read again.
+MEASURE_VERSION = 1
 # Numbers that are cast to float64 at once: 32 MiB.
 _CHUNK = 4 * 1024 * 1024
 

@@ -28,6 +28,15 @@ class RateColumn(ProgressColumn):
         return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
 
 
+class LeftColumn(TimeRemainingColumn):
+    """The time that is left, said to be that; nothing before it can be told and when all is done."""
+
+    def render(self, task: Task) -> Text:
+        """The remaining time in words."""
+        known = task.total is not None and task.time_remaining is not None and not task.finished
+        return super().render(task).append(" left") if known else Text("")
+
+
 class Bars:
     """One bar for what is found and one for what is done of it; a context manager, used from one thread."""
 
@@ -38,7 +47,7 @@ class Bars:
             MofNCompleteColumn(),
             RateColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            LeftColumn(),
             console=console or Console(stderr=True, markup=False, highlight=False, emoji=False),
         )
         self._found = self._bars.add_task("listing", total=None, visible=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +21,9 @@ from crawler.listing import ListedRepository
 from crawler.screen import Evidence, Finding, screen
 
 MOST_FILES = 500
+# Version of what is read out of configs, cards and headers and of the rules: a change that would give known
+# adapters other rows raises it, and they are described again from what the catalog holds of them.
+DESCRIBE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,13 @@ def repository_record(listed: ListedRepository) -> RepositoryRecord:
     )
 
 
-def describe(listed: ListedRepository, draft: Draft, bases: BaseTable) -> AdapterRecord:
+def description_digest(bases: BaseTable) -> str:
+    """What an adapter's description depends on besides its files: the rules' version and the spellings."""
+    known = [[row.canonical, row.spelling, row.kind] for row in bases.rows]
+    return hashlib.sha256(json.dumps([DESCRIBE_VERSION, known]).encode()).hexdigest()[:16]
+
+
+def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described_with: str) -> AdapterRecord:
     """The record of one adapter folder with every reason that speaks against it."""
     identity = _identity(listed, draft, bases)
     findings = screen(_evidence(listed, draft, identity))
@@ -72,6 +83,7 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable) -> Adapte
         base_raw=identity.raw,
         base_kind=identity.kind,
         base_evidence=identity.evidence,
+        described_with=described_with,
         norm=None if measured is None else measured.norm,
         license=_license(listed, draft),
         card_quality=draft.card.quality.value,

@@ -35,7 +35,7 @@ class Folder:
 
 
 def adapter_folders(files: Sequence[RemoteFile]) -> tuple[Folder, ...]:
-    """All adapter folders of a repository, sorted by path, one of them main; none where there is no adapter.
+    """All adapter folders of a repository, the main one first, then by path; none where there is none.
 
     A folder counts when it directly holds an adapter_config.json or an adapter_model file.
     """
@@ -45,6 +45,7 @@ def adapter_folders(files: Sequence[RemoteFile]) -> tuple[Folder, ...]:
         inside[folder][name] = file
     found = sorted(folder for folder, names in inside.items() if MARKERS & names.keys())
     main = min(found, key=_rank, default="")
+    found.sort(key=lambda folder: (folder != main, folder))
     return tuple(
         Folder(
             subfolder=folder,

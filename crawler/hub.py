@@ -19,17 +19,14 @@ from catalog.errors import HubPayloadError, IntegrityError, UsageError
 from crawler import wire
 from crawler.budget import Clock, RequestBudget
 from crawler.exchange import Answer, Ask, Exchange, HubSettings, Usage
-from crawler.listing import valid_name
+from crawler.listing import KEPT, valid_name
 from crawler.transfer import Download, read_header, read_part, read_whole
 from crawler.tree import RemoteFile, Tree, read_tree, unsafe_path
 
 __all__ = ["Hub", "HubSettings", "Page", "RemoteFile", "Tree", "Usage"]
 
 # What a listing row and a repository's own row carry beyond the id; the Hub refuses names it does not know.
-_EXPAND = (
-    *("author", "cardData", "config", "createdAt", "disabled", "downloads", "downloadsAllTime", "gated"),
-    *("lastModified", "library_name", "likes", "pipeline_tag", "private", "sha", "siblings", "tags"),
-)
+_EXPAND = (*KEPT, "config", "siblings")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 from sqlalchemy import Engine
@@ -18,9 +19,10 @@ from catalog.records import DocumentRecord, WeightsRecord
 
 V = TypeVar("V")
 
-# So many values of each kind, of documents only short ones; what is forgotten is fetched again.
-MOST = 512
-LONGEST = 64 * 1024
+# So many bytes of each kind are remembered; what is forgotten is fetched again.
+MOST_BYTES = 64 * 1024 * 1024
+# What a record weighs beside its header: some hundred norms by name.
+BASE_COST = 64 * 1024
 LOCKS = 64
 
 
@@ -54,24 +56,26 @@ class CatalogFacts:
 
 
 class _Recent(Generic[V]):
-    """The values used last, by digest."""
+    """The values used last, by digest, up to MOST_BYTES."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._values: OrderedDict[str, V] = OrderedDict()
+        self._values: OrderedDict[str, tuple[V, int]] = OrderedDict()
+        self._bytes = 0
 
     def get(self, digest: str) -> V | None:
         with self._lock:
-            if digest in self._values:
-                self._values.move_to_end(digest)
-            return self._values.get(digest)
-
-    def put(self, digest: str, value: V) -> None:
-        with self._lock:
-            self._values[digest] = value
+            if digest not in self._values:
+                return None
             self._values.move_to_end(digest)
-            while len(self._values) > MOST:
-                self._values.popitem(last=False)
+            return self._values[digest][0]
+
+    def put(self, digest: str, value: V, size: int) -> None:
+        with self._lock:
+            self._bytes += size - self._values.pop(digest, (value, 0))[1]
+            self._values[digest] = (value, size)
+            while self._bytes > MOST_BYTES:
+                self._bytes -= self._values.popitem(last=False)[1][1]
 
 
 class Known:
@@ -81,6 +85,7 @@ class Known:
         self._facts = facts
         self._documents: _Recent[bytes] = _Recent()
         self._weights: _Recent[WeightsRecord] = _Recent()
+        self._fresh: SimpleQueue[DocumentRecord] = SimpleQueue()
         self._locks = tuple(threading.Lock() for _ in range(LOCKS))
 
     def reading(self, digest: str) -> threading.Lock:
@@ -97,11 +102,15 @@ class Known:
         return self._weights.get(digest) or self._facts.weights(digest)
 
     def learn_document(self, record: DocumentRecord) -> None:
-        """Remembers a small file that was just fetched."""
-        if len(record.content) <= LONGEST:
-            self._documents.put(record.digest, record.content)
+        """Remembers a small file that was just fetched, and that it is to be put on record."""
+        self._documents.put(record.digest, record.content, len(record.content))
+        self._fresh.put(record)
+
+    def fresh_documents(self) -> list[DocumentRecord]:
+        """Hands over the small files fetched since the last call: on record, nobody fetches them twice."""
+        return [self._fresh.get_nowait() for _ in range(self._fresh.qsize())]
 
     def learn_weights(self, record: WeightsRecord) -> None:
         """Remembers what was just learned of a safetensors file; less never replaces more."""
         if record.measured is not None or self._weights.get(record.digest) is None:
-            self._weights.put(record.digest, record)
+            self._weights.put(record.digest, record, len(record.header or b"") + BASE_COST)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -23,10 +24,16 @@ _LONGEST_TEXT = 1024
 _LARGEST_COUNT = 2**63 - 1
 _MOST_TAGS = 2_000
 _MOST_SIBLINGS = 100_000
-_LARGEST_CARD = 256 * 1024
-_DEEPEST_CARD = 32
+_DEEPEST_ROW = 64
 _EXCERPT = 500
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+# Fields of a row, besides its identity, that are read and kept as they are.
+KEPT = (
+    *("createdAt", "disabled", "downloads", "downloadsAllTime", "gated", "lastModified", "library_name"),
+    *("likes", "pipeline_tag", "private", "sha", "tags"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,7 @@ class ListedRepository:
     """What a listing page says of one repository; `problems` names each field that could not be used.
 
     `hub_id` is the Hub's `_id`, the identity; `gated` is "", "auto" or "manual"; dates are in UTC;
-    `card_data` is plain JSON of at most 256 KiB; `config_base` is the raw base model name of the adapter's
-    own config.
+    `config_base` is the raw base model name of the adapter's own config.
     """
 
     hub_id: str
@@ -52,9 +58,7 @@ class ListedRepository:
     tags: tuple[str, ...]
     library: str | None
     pipeline_tag: str | None
-    author: str | None
     siblings: tuple[str, ...] | None
-    card_data: Mapping[str, object] | None
     config_base: str | None
     problems: tuple[str, ...] = ()
 
@@ -91,6 +95,8 @@ def parse_row(raw: object) -> ListedRepository | BadRow:
     """The repository of one raw row, or a BadRow when its identity cannot be used; never raises."""
     if not isinstance(raw, Mapping):
         return BadRow("the row is not an object", _excerpt(raw))
+    if _too_deep(raw):
+        return BadRow("the row is nested too deep", _excerpt(raw))
     hub_id, name, sha = raw.get("_id"), raw.get("id"), raw.get("sha")
     if not isinstance(hub_id, str) or not _HUB_ID.fullmatch(hub_id):
         return BadRow("the row has no usable _id", _excerpt(raw))
@@ -114,12 +120,21 @@ def parse_row(raw: object) -> ListedRepository | BadRow:
         tags=row.tags(),
         library=row.text("library_name"),
         pipeline_tag=row.text("pipeline_tag"),
-        author=row.text("author"),
         siblings=row.siblings(),
-        card_data=row.card_data(),
         config_base=row.config_base(),
         problems=tuple(row.problems),
     )
+
+
+def needed(raw: object) -> dict[str, object]:
+    """The parts of a raw row that `parse_row` reads, file names left out: what is worth keeping of it."""
+    if not isinstance(raw, Mapping):
+        return {}
+    kept = {key: raw[key] for key in ("_id", "id", *KEPT) if key in raw}
+    config = raw.get("config")
+    if isinstance(config, Mapping):
+        kept["config"] = {"peft": config.get("peft")}
+    return kept
 
 
 class _Row:
@@ -207,24 +222,6 @@ class _Row:
             self._odd(key, "has entries that are not short texts")
         return kept
 
-    def card_data(self) -> Mapping[str, object] | None:
-        value = self._raw.get("cardData")
-        if value is None:
-            return None
-        if not isinstance(value, Mapping):
-            self._odd("cardData", "is not an object")
-            return None
-        try:
-            plain = _plain(value, _DEEPEST_CARD)
-            size = len(json.dumps(plain, allow_nan=False))
-        except ValueError as error:
-            self._odd("cardData", str(error)[:80])
-            return None
-        if size > _LARGEST_CARD:
-            self._odd("cardData", "is too large")
-            return None
-        return plain if isinstance(plain, dict) else None
-
     def config_base(self) -> str | None:
         value: object = self._raw.get("config")
         for key in ("peft", "base_model_name_or_path"):
@@ -240,24 +237,20 @@ class _Row:
         return None
 
 
+def _too_deep(row: object) -> bool:
+    """Whether a row is nested deeper than what can be walked through, and written as JSON, by recursion."""
+    level: list[Any] = [row]
+    for _ in range(_DEEPEST_ROW):
+        inner = (node.values() if isinstance(node, Mapping) else node for node in level)
+        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
 def _is_text(value: object) -> bool:
     """Whether this is a text of reasonable length that any database stores."""
     return isinstance(value, str) and len(value) <= _LONGEST_TEXT and not _UNSTORABLE.search(value)
-
-
-def _plain(value: object, depth: int) -> object:
-    """A copy as plain JSON whose texts any database stores; raises ValueError when it is nested too deep."""
-    if depth == 0:
-        raise ValueError("is nested too deep")
-    if isinstance(value, Mapping):
-        return {_storable(str(key)): _plain(item, depth - 1) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item, depth - 1) for item in value]
-    return _storable(value) if isinstance(value, str) else value
-
-
-def _storable(text: str) -> str:
-    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def _excerpt(raw: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from catalog.bases import BaseTable
 from catalog.errors import UsageError
-from catalog.frontier import scope_digest
+from catalog.weights import MEASURE_VERSION
 from crawler.listing import valid_name
 
 DEFAULT_BASE = "meta-llama/Llama-3.1-8B-Instruct"
@@ -70,16 +70,22 @@ def queries(options: CrawlOptions, bases: BaseTable) -> tuple[Query, ...]:
     return tuple(found)
 
 
-def asked(options: CrawlOptions, planned: tuple[Query, ...]) -> dict[str, Any]:
-    """The question as plain JSON: what is stored with a crawl, and what its scope is the digest of."""
-    return {
-        "queries": [[list(query.filters), query.adapters_only] for query in planned],
+def listing(endpoint: str, planned: tuple[Query, ...]) -> dict[str, Any]:
+    """Which rows of which Hub are looked at, as plain JSON."""
+    return {"hub": endpoint, "queries": [[list(query.filters), query.adapters_only] for query in planned]}
+
+
+def asked(
+    options: CrawlOptions, endpoint: str, planned: tuple[Query, ...], described_with: str
+) -> dict[str, Any]:
+    """The question as plain JSON: what is stored with a crawl, and what its scope is the digest of.
+
+    Workers and --full change how it is answered, not what is asked.
+    """
+    return listing(endpoint, planned) | {
         "limit": options.limit,
         "weights": options.weights,
         "rules": options.rules,
+        "described_with": described_with,
+        "measure_version": MEASURE_VERSION,
     }
-
-
-def scope(options: CrawlOptions, planned: tuple[Query, ...]) -> str:
-    """The digest of the question; workers and --full change how it is answered, not what is asked."""
-    return scope_digest(asked(options, planned))

@@ -20,11 +20,13 @@ from catalog import frontier, store
 from catalog.bases import BaseTable, seed_spellings
 from catalog.blobs import BlobStore
 from catalog.database import writer_lock
+from catalog.engine import for_writing
 from catalog.errors import HubError
 from catalog.schema import Crawl, CrawlState, Outcome
+from crawler.describe import description_digest
 from crawler.hub import Hub
 from crawler.known import CatalogFacts, Known
-from crawler.plan import CrawlOptions, Query, asked, queries, scope
+from crawler.plan import CrawlOptions, Query, asked, listing, queries
 from crawler.progress import Progress
 from crawler.report import CrawlReport, Preview, error_kind, report
 from crawler.stages import Tools
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # What changed this long before the newest change known is listed again: the Hub's index is not instant.
 OVERLAP = timedelta(days=1)
+# The whole listing is read again after this time: it shows what vanished, and what came with an old date.
+WHOLE_EVERY = timedelta(days=7)
 
 
 def _utc_now() -> datetime:
@@ -61,17 +65,24 @@ class Crawler:
         """
         with writer_lock(self.engine):
             started = time.monotonic()
-            with Session(self.engine) as session, session.begin():
+            with Session(for_writing(self.engine)) as session, session.begin():
                 store.sync_bases(session)
                 bases = BaseTable(store.spellings(session))
                 crawl = self._open(session, bases)
                 plan, meter = _plan(crawl), Meter(self.hub, crawl, started)
             error = self._list(plan)
             work = Work(
-                self.engine, self._tools(bases), plan.crawl_id, meter, self.progress, self.stop, self.now
+                self.engine,
+                self._tools(bases),
+                plan.crawl_id,
+                meter,
+                self.progress,
+                self.stop,
+                self.now,
+                again=self.options.full,
             )
             work.settle_all(self.options.workers)
-            with Session(self.engine) as session, session.begin():
+            with Session(for_writing(self.engine)) as session, session.begin():
                 crawl = session.get_one(Crawl, plan.crawl_id)
                 meter.write(session)
                 self._close(session, crawl, finished=error is None)
@@ -80,30 +91,28 @@ class Crawler:
 
     def _open(self, session: Session, bases: BaseTable) -> Crawl:
         """The crawl to work on: the unfinished one of this scope, else a new one."""
-        planned = queries(self.options, bases)
-        digest = scope(self.options, planned)
-        crawl = frontier.unfinished(session, digest)
+        planned, endpoint, now = queries(self.options, bases), self.hub.settings.endpoint, self.now()
+        question = asked(self.options, endpoint, planned, description_digest(bases))
+        scope = frontier.digest(question)
+        crawl = frontier.unfinished(session, scope, now - OVERLAP)
         if crawl is not None and not (self.options.full and crawl.asked["since"]):
             self.progress.note(f"continuing the crawl that began {crawl.started_at:%Y-%m-%d %H:%M} UTC")
             frontier.reopen(session, crawl)
             return crawl
-        if crawl is not None:
-            crawl.state = CrawlState.PARTIAL
-        since = _since(session, self.options, digest)
-        question = asked(self.options, planned) | {"since": since.isoformat() if since else None}
-        return frontier.open_crawl(session, digest, question, self.now())
+        since = _since(session, self.options, scope, now)
+        question["since"] = since.isoformat() if since else None
+        return frontier.open_crawl(session, frontier.digest(listing(endpoint, planned)), scope, question, now)
 
     def _list(self, plan: Walk) -> HubError | None:
-        """Reads the listings to their end; gives the error that stopped them, if one did."""
-        try:
-            walk(self.engine, self.hub, plan, self.progress)
-        except HubError as error:
-            log.warning("%s", error)
-            return error
-        if plan.since is None and plan.limit is None:
-            with Session(self.engine) as session, session.begin():
+        """Reads the listings to their end; gives the error that stopped one, if any did."""
+        error = walk(self.engine, self.hub, plan, self.progress)
+        if error is None and plan.since is None and plan.limit is None:
+            with Session(for_writing(self.engine)) as session, session.begin():
+                if not frontier.listed(session, plan.crawl_id):
+                    # A Hub that shows nothing at all has lost its index, not all its repositories.
+                    return None
                 frontier.add_missing(session, session.get_one(Crawl, plan.crawl_id), NOT_LISTED)
-        return None
+        return error
 
     def _tools(self, bases: BaseTable) -> Tools:
         return Tools(
@@ -113,6 +122,7 @@ class Crawler:
             known=Known(CatalogFacts(self.engine)),
             weights=self.options.weights,
             rules=self.options.rules,
+            described_with=description_digest(bases),
         )
 
     def _close(self, session: Session, crawl: Crawl, *, finished: bool) -> None:
@@ -122,8 +132,12 @@ class Crawler:
         crawl.state = CrawlState.COMPLETE if clean else CrawlState.PARTIAL
         crawl.finished_at = self.now()
         if clean and crawl.asked["limit"] is None:
-            marks = (frontier.watermark(session, crawl.scope), frontier.newest(session, crawl.id))
-            crawl.watermark = max((mark for mark in marks if mark is not None), default=None)
+            # What changed after the listing began may stand on a page that was read before it changed.
+            newest = frontier.newest(session, crawl.id) or crawl.started_at
+            marks = (frontier.watermark(session, crawl.scope), min(newest, crawl.started_at))
+            crawl.watermark = max(mark for mark in marks if mark is not None)
+        if finished:
+            frontier.prune(session, crawl)
 
 
 def _plan(crawl: Crawl) -> Walk:
@@ -136,12 +150,14 @@ def _plan(crawl: Crawl) -> Walk:
     )
 
 
-def _since(session: Session, options: CrawlOptions, digest: str) -> datetime | None:
-    """The time from which on changes are asked for; None asks for everything."""
+def _since(session: Session, options: CrawlOptions, scope: str, now: datetime) -> datetime | None:
+    """The time from which on changes are asked for; None asks for everything, as once a week."""
     if options.full or options.limit is not None:
         return None
-    mark = frontier.watermark(session, digest)
-    return mark - OVERLAP if mark is not None else None
+    mark, whole = frontier.watermark(session, scope), frontier.last_whole(session, scope)
+    if mark is None or whole is None or whole < now - WHOLE_EVERY:
+        return None
+    return mark - OVERLAP
 
 
 def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, progress: Progress) -> Preview:
@@ -150,13 +166,13 @@ def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, prog
     Without a catalog every repository is new, and a base model has the spellings that the program knows.
     """
     counts = dict.fromkeys(("new", "changed", "unchanged"), 0)
-    known = store.spellings(session) if session is not None else ()
-    planned = queries(options, BaseTable((*seed_spellings(), *known)))
-    since = _since(session, options, scope(options, planned)) if session is not None else None
+    bases = BaseTable((*seed_spellings(), *(store.spellings(session) if session is not None else ())))
+    planned = queries(options, bases)
+    question = asked(options, hub.settings.endpoint, planned, description_digest(bases))
+    scope, now = frontier.digest(question), datetime.now(timezone.utc)
+    since = _since(session, options, scope, now) if session is not None else None
     for item in preview(hub, Walk(0, planned, since, options.limit)):
-        if item.hub_id is None:
-            continue
-        row = store.known_repository(session, item.hub_id) if session is not None else None
+        row = store.known_repository(session, item.hub_id or "") if session is not None else None
         counts["new" if row is None else "unchanged" if row.commit == item.row["sha"] else "changed"] += 1
         progress.listed(sum(counts.values()))
     return Preview(tuple(query.filters for query in planned), counts, hub.usage.api)

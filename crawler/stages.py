@@ -14,7 +14,7 @@ from catalog.bases import BaseTable
 from catalog.blobs import BlobStore
 from catalog.errors import ConfigError, HubAccessError, HubPayloadError, IntegrityError, WeightsError
 from catalog.records import AdapterRecord, DocumentRecord, RepositoryRecord, WeightsRecord
-from catalog.weights import module_norms
+from catalog.weights import MEASURE_VERSION, module_norms
 from crawler.cards import MAX_CARD, Card, parse_card
 from crawler.describe import Draft, describe, findings, repository_record
 from crawler.folders import Folder, adapter_folders
@@ -26,16 +26,7 @@ from crawler.tree import RemoteFile
 
 # Folders beyond this many are listed and not read: each costs requests, and a repository may hold thousands.
 MOST_FOLDERS = 256
-# Version of `catalog.weights.module_norms`: a change of what it gives raises it.
-MEASURE_VERSION = 1
 MOST_CONFIG = 1024 * 1024
-# How a refusal of the Hub is named among the reasons.
-_STATUS = {
-    "gated": "gated",
-    "disabled": "disabled",
-    "entry_gone": "vanished",
-    "private_or_missing": "vanished",
-}
 
 
 @dataclass(frozen=True)
@@ -48,6 +39,7 @@ class Tools:
     known: Known
     weights: str
     rules: str
+    described_with: str
 
 
 @dataclass(frozen=True)
@@ -67,26 +59,25 @@ class Gone:
 
 
 def process(listed: ListedRepository, tools: Tools) -> Processed | Gone:
-    """Reads one repository at the commit that the listing named; one that vanished, or was not named, is
-    looked up once.
+    """Reads one repository at the commit that the listing named; where there is none, it is looked up once.
 
     Raises HubError and StorageError for what may work later. Writes blobs, no rows.
     """
-    if listed.sha is None:
-        # Every row of the catalog names the commit it was read at, so one without a commit has no row.
-        fresh = look_up(listed.hub_id, listed.name, tools)
-        if fresh is None or fresh.sha is None:
-            return Gone(repository_record(listed), "the Hub names no commit of it")
-        return _process(fresh, tools)
+    detail = "the listing names no commit of it"
     try:
-        return _process(listed, tools)
+        if listed.sha is not None:
+            return _process(listed, tools)
     except HubAccessError as error:
         if error.status not in {"revision_gone", "private_or_missing"}:
             raise
-        fresh = look_up(listed.hub_id, listed.name, tools)
-        if fresh is None or fresh.sha == listed.sha:
-            return Gone(repository_record(listed), str(error))
-        return _process(fresh, tools)
+        detail = str(error)
+    fresh = look_up(listed.hub_id, listed.name, tools)
+    if fresh is None:
+        return Gone(repository_record(listed), detail)
+    if fresh.sha is None:
+        # An adapter's row names the commit it was read at: without one there is only the repository's row.
+        return Processed(repository_record(fresh), ())
+    return _process(fresh, tools)
 
 
 def look_up(hub_id: str, name: str, tools: Tools) -> ListedRepository | None:
@@ -102,7 +93,7 @@ def look_up(hub_id: str, name: str, tools: Tools) -> ListedRepository | None:
 
 def _process(listed: ListedRepository, tools: Tools) -> Processed:
     drafts = (fetch(listed, draft, tools) for draft in inspect(listed, tools))
-    records = tuple(describe(listed, draft, tools.bases) for draft in drafts)
+    records = tuple(describe(listed, draft, tools.bases, tools.described_with) for draft in drafts)
     return Processed(repository_record(listed), records)
 
 
@@ -117,14 +108,14 @@ def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
     try:
         tree = tools.hub.tree(listed.name, listed.sha or "")
     except HubAccessError as error:
-        if error.status in {"gated", "disabled"}:
-            return (_unread(error.status, str(error)),)
-        raise
+        if error.status in {"revision_gone", "private_or_missing"}:
+            raise
+        return (_unread(error.status, str(error)),)
     root = tuple(file for file in tree.files if "/" not in file.path)
     folders = adapter_folders(tree.files) or (_root(root),)
     drafts = [_read_folder(listed, folder, tools) for folder in folders[:MOST_FOLDERS]]
     unread = f"the repository holds {len(folders)} adapter folders, the first {MOST_FOLDERS} are read"
-    drafts += [Draft(folder, Card(), status="too_large", detail=unread) for folder in folders[MOST_FOLDERS:]]
+    drafts += [Draft(folder, Card(), status="not_read", detail=unread) for folder in folders[MOST_FOLDERS:]]
     return tuple(replace(draft, problems=tree.problems) for draft in drafts)
 
 
@@ -155,10 +146,13 @@ def _read_values(
     measured = known.measured is not None and known.measured >= MEASURE_VERSION
     if measured and tools.weights == "stream":
         return replace(weights, norms=known.norms, measured=known.measured)
+    kept = tools.blobs.has(file.sha256 or "")
     path = tools.hub.download(listed.name, listed.sha or "", file, tools.blobs)
-    norms = known.norms if measured else module_norms(path)
-    if tools.weights == "stream":
-        tools.blobs.remove(file.sha256 or "")
+    try:
+        norms = known.norms if measured else module_norms(path)
+    finally:
+        if tools.weights == "stream" and not kept:
+            tools.blobs.remove(file.sha256 or "")
     read = replace(weights, norms=norms, measured=MEASURE_VERSION)
     tools.known.learn_weights(read)
     return read
@@ -201,11 +195,16 @@ def _with_card(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
 
 
 def _with_header(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
-    """The draft with the head of its safetensors file, from the catalog where those bytes are known."""
+    """The draft with the head of its safetensors file, from the catalog where those bytes are known.
+
+    Raises IntegrityError for weights without a hash: nobody could ever tell whether they are the right ones.
+    """
     file, config = draft.folder.weights, draft.config
-    digest = None if file is None else file.sha256 or file.oid
-    if file is None or digest is None or not isinstance(config, AdapterConfig) or config.rank is None:
+    if file is None or not isinstance(config, AdapterConfig) or config.rank is None:
         return draft
+    digest = file.sha256 or file.oid
+    if digest is None:
+        raise IntegrityError(f"{file.path} has no hash to verify it with.")
     weights = tools.known.weights(digest) or WeightsRecord(digest, file.size)
     try:
         if weights.header is None:
@@ -241,9 +240,9 @@ def _root(files: tuple[RemoteFile, ...]) -> Folder:
 def _stopped(draft: Draft, error: Exception) -> Draft:
     """The draft as far as it was read, with why reading stopped."""
     if isinstance(error, HubAccessError):
-        status = _STATUS.get(error.status, "private")
+        status = error.status
     elif isinstance(error, WeightsError):
         return replace(draft, spec=error)
     else:
-        status = "integrity" if isinstance(error, IntegrityError) else "too_large"
+        status = "integrity" if isinstance(error, IntegrityError) else "not_read"
     return replace(draft, status=status, detail=str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,13 +12,16 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from catalog import frontier
-from catalog.errors import CursorExpiredError, HubPayloadError
+from catalog.engine import for_writing
+from catalog.errors import CursorExpiredError, HubError, HubPayloadError
 from catalog.frontier import ItemRecord, PageRecord
 from crawler.folders import MARKERS
 from crawler.hub import Hub, Page
-from crawler.listing import BadRow, parse_row
+from crawler.listing import BadRow, needed, parse_row
 from crawler.plan import Query
 from crawler.progress import Progress
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,25 +39,38 @@ class Walk:
         return "createdAt" if self.since is None else "lastModified"
 
 
-def walk(engine: Engine, hub: Hub, plan: Walk, progress: Progress) -> None:
+def walk(engine: Engine, hub: Hub, plan: Walk, progress: Progress) -> HubError | None:
     """Reads every query to its end and writes its pages; goes on where an earlier run of the crawl stopped.
 
-    Raises HubError where a listing cannot be read on; what was read is kept, and so is the frontier.
+    Gives the first error that kept a query from being read on, None where there was none. A query that fails
+    does not keep the others from being read, unless two in a row fail: then the Hub is at fault.
     """
+    errors: list[HubError] = []
+    failing = 0
     for number in range(len(plan.queries)):
-        restarted = False
-        while True:
-            try:
-                for listed in _pages(engine, hub, plan, number):
-                    progress.listed(listed)
+        try:
+            _read_query(engine, hub, plan, number, progress)
+            failing = 0
+        except HubError as error:
+            log.warning("%s", error)
+            errors.append(error)
+            failing += 1
+            if failing == 2:
                 break
-            except CursorExpiredError:
-                if restarted:
-                    raise
-                restarted = True
-                progress.note("The Hub no longer takes the saved page; this listing starts again.")
-                with Session(engine) as session, session.begin():
-                    frontier.restart_query(session, plan.crawl_id, number)
+    return errors[0] if errors else None
+
+
+def _read_query(engine: Engine, hub: Hub, plan: Walk, number: int, progress: Progress) -> None:
+    """Reads one query to its end; starts it again, once, where the Hub no longer takes the saved page."""
+    try:
+        for listed in _pages(engine, hub, plan, number):
+            progress.listed(listed)
+    except CursorExpiredError:
+        progress.note("The Hub no longer takes the saved page; this listing starts again.")
+        with Session(for_writing(engine)) as session, session.begin():
+            frontier.restart_query(session, plan.crawl_id, number)
+        for listed in _pages(engine, hub, plan, number):
+            progress.listed(listed)
 
 
 def preview(hub: Hub, plan: Walk) -> Iterator[ItemRecord]:
@@ -66,8 +83,8 @@ def preview(hub: Hub, plan: Walk) -> Iterator[ItemRecord]:
             for item in _items(page, query, plan.since)[0]:
                 if plan.limit is not None and len(seen) >= plan.limit:
                     return
-                if item.hub_id is None or item.hub_id not in seen:
-                    seen.add(item.hub_id or "")
+                if item.hub_id is not None and item.hub_id not in seen:
+                    seen.add(item.hub_id)
                     yield item
             url = None if _reached(page, plan.since) else page.next_url
 
@@ -88,14 +105,33 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
         items, passed = _items(page, query, plan.since)
         if page.next_url is not None and page.next_url in seen | {url}:
             raise HubPayloadError(
-                "The Hub's listing leads back to a page that was read; try again later.", url=url
+                "The Hub's listing leads back to a page that was read; try again later.",
+                url=url.partition("?")[0],
             )
-        done = _reached(page, plan.since) or (room is not None and len(items) >= room)
-        with Session(engine) as session, session.begin():
-            record = PageRecord(number, at.number, url, None if done else page.next_url, items[:room], passed)
+        with Session(for_writing(engine)) as session, session.begin():
+            fresh = items if room is None else _first(session, plan.crawl_id, items, room)
+            full = room is not None and len(fresh) < len(items)
+            done = _reached(page, plan.since) or full or room == 0
+            record = PageRecord(number, at.number, url, None if done else page.next_url, fresh, passed)
             frontier.add_page(session, plan.crawl_id, record)
             listed = frontier.listed(session, plan.crawl_id)
         yield listed
+
+
+def _first(
+    session: Session, crawl_id: int, items: tuple[ItemRecord, ...], room: int
+) -> tuple[ItemRecord, ...]:
+    """The items up to the one that fills the room; repositories that are listed already take none."""
+    known = frontier.already_listed(session, crawl_id, [item.hub_id for item in items if item.hub_id])
+    taken: list[ItemRecord] = []
+    for item in items:
+        if item.hub_id is not None and item.hub_id not in known:
+            if room == 0:
+                break
+            known.add(item.hub_id)
+            room -= 1
+        taken.append(item)
+    return tuple(taken)
 
 
 def _items(page: Page, query: Query, since: datetime | None) -> tuple[tuple[ItemRecord, ...], int]:
@@ -112,7 +148,7 @@ def _item(raw: object, query: Query, since: datetime | None) -> ItemRecord | Non
         return None
     if not query.adapters_only and row.siblings is not None and not _holds_adapter(row.siblings):
         return None
-    return ItemRecord(row.hub_id, row.name, raw)
+    return ItemRecord(row.hub_id, row.name, needed(raw))
 
 
 def _holds_adapter(siblings: tuple[str, ...]) -> bool:

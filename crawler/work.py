@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import partial
 
 from sqlalchemy import Engine, update
@@ -24,13 +24,14 @@ from catalog.engine import for_writing
 from catalog.errors import HubBusyError, HubUnreachableError, LoradexError, StorageError
 from catalog.records import RepositoryRecord
 from catalog.schema import Crawl, CrawlItem, Outcome, Repository
+from catalog.weights import MEASURE_VERSION
 from crawler.describe import repository_record
 from crawler.hub import Hub
-from crawler.listing import BadRow, parse_row
+from crawler.listing import BadRow, ListedRepository, parse_row
 from crawler.progress import Progress
 from crawler.report import error_kind
 from crawler.screen import refusing
-from crawler.stages import MEASURE_VERSION, Gone, Processed, Tools, look_up, process
+from crawler.stages import Gone, Processed, Tools, look_up, process
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ NOT_LISTED = {"not_listed": True}
 BATCH = 256
 # So many items in a row that fail for want of the Hub or the disk, and the rest is left for the next run.
 PATIENCE = 8
+# Reasons that may pass without a new commit.
+PASSING = ("gated", "disabled", "private", "vanished", "integrity", "not_read")
+_EVER = datetime.min.replace(tzinfo=timezone.utc)
 OUT_OF_REACH = (HubUnreachableError, HubBusyError, StorageError)
 
 
@@ -106,7 +110,10 @@ class Meter:
 
 @dataclass(frozen=True)
 class Work:
-    """The pending items of one crawl and what it takes to settle them."""
+    """The pending items of one crawl and what it takes to settle them.
+
+    With `again`, what the Hub refused to show or sent wrong is asked for once more, though it did not change.
+    """
 
     engine: Engine
     tools: Tools
@@ -115,6 +122,7 @@ class Work:
     progress: Progress
     stop: threading.Event
     now: Callable[[], datetime]
+    again: bool
 
     def settle_all(self, workers: int) -> None:
         """Settles the pending items in order, at most four a worker in flight.
@@ -167,6 +175,7 @@ class Work:
         known = store.known_repositories(session, [item.hub_id for item in items if item.hub_id])
         unread = self._unread(session, [row.id for row in known.values()])
         jobs: list[tuple[Task, Job]] = []
+        touched: list[Repository] = []
         for item in items:
             task = Task(item.position, item.hub_id or "", item.name or "")
             row = known.get(task.hub_id)
@@ -176,23 +185,30 @@ class Work:
                 continue
             listed = parse_row(item.row)
             if isinstance(listed, BadRow):
-                raise TypeError(f"item {item.position} was listed and is no repository: {listed.reason}")
-            if row is not None and commit is not None and listed.sha == commit:
-                store.touch_repository(session, row, repository_record(listed), self.now())
+                frontier.settle(item, Outcome.QUARANTINED, error=listed.reason)
+            elif row is not None and _is_older(listed, row):
+                frontier.settle(item, Outcome.UNCHANGED, detail="the catalog holds a newer state")
+            elif row is not None and commit is not None and listed.sha == commit:
+                touched.append(store.touch_repository(session, row, repository_record(listed), self.now()))
                 frontier.settle(item, Outcome.UNCHANGED)
             else:
                 jobs.append((task, partial(process, listed, self.tools)))
+        store.bury_namesakes(session, touched, self.now())
         return jobs
 
     def _unread(self, session: Session, repositories: Sequence[int]) -> set[int]:
-        """The repositories of which the catalog does not hold all that the weights policy asks for."""
-        policy = self.tools.weights
-        if policy == "headers":
-            return set()
-        wanted = store.acceptable_weights(session, repositories, refusing(self.tools.rules))
-        if policy == "keep":
-            return {owner for owner, file in wanted if not self.tools.blobs.has(file.digest)}
-        return {owner for owner, file in wanted if (file.measured or 0) < MEASURE_VERSION}
+        """The repositories of which the catalog does not hold all that this crawl asks for."""
+        tools = self.tools
+        unread = store.judged_otherwise(session, repositories, tools.described_with)
+        if self.again:
+            unread |= store.with_reason(session, repositories, PASSING)
+        if tools.weights == "headers":
+            return unread
+        for owner, file, norm in store.acceptable_weights(session, repositories, refusing(tools.rules)):
+            measured = norm is not None and (file.measured or 0) >= MEASURE_VERSION
+            if not measured or (tools.weights == "keep" and not tools.blobs.has(file.digest)):
+                unread.add(owner)
+        return unread
 
     def _settle(self, tasks: Sequence[Task]) -> list[bool]:
         """Writes what became of tasks in one transaction; gives for each whether Hub and disk were in reach.
@@ -229,10 +245,12 @@ class Work:
                 self._bury(session, row, result)
                 frontier.settle(item, Outcome.GONE, detail=result.detail)
             elif isinstance(result, Unchanged):
-                store.touch_repository(session, row, result.repository, self.now())
+                touched = store.touch_repository(session, row, result.repository, self.now())
+                store.bury_namesakes(session, [touched], self.now())
                 frontier.settle(item, Outcome.UNCHANGED)
             else:
                 frontier.settle(item, _outcome(commits.get(task.hub_id), result.repository.commit))
+        store.save_documents(session, self.tools.known.fresh_documents())
         self.meter.write(session)
 
     def _bury(self, session: Session, row: Repository | None, gone: Gone) -> None:
@@ -241,6 +259,11 @@ class Work:
             row = store.touch_repository(session, None, gone.repository, self.now())
         if row is not None:
             store.mark_gone(row, self.now())
+
+
+def _is_older(listed: ListedRepository, row: Repository) -> bool:
+    """Whether a listing row, perhaps of a page read days ago, tells of an earlier state than the catalog."""
+    return listed.last_modified is not None and listed.last_modified < (row.last_modified or _EVER)
 
 
 def _ready(window: deque[Task]) -> list[Task]:

@@ -6,7 +6,6 @@ and the neighbours are accepted as if it were not there.
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -86,7 +85,8 @@ def crawl_by(
     **options: Any,
 ) -> dict[str, Any]:
     """A crawl by a clock that the test holds; gives the report as JSON."""
-    given = CrawlOptions(**({"any_base": True, "weights": "headers", "workers": 2} | options))
+    asked: dict[str, Any] = {"any_base": True, "weights": "headers", "workers": 2}
+    given = CrawlOptions(**asked | options)
     stop = threading.Event()
     with Hub(hub_settings(url, **(hub or {})), clock=clock, stop=stop) as client:
         crawler = Crawler(engine, client, BlobStore(data / "blobs"), given, Silent(), stop, lambda: NOW)
@@ -144,8 +144,3 @@ def has_document(engine: Engine, content: bytes) -> bool:
 def tree_entry(path: object, **over: Any) -> dict[str, Any]:
     """An entry of a file list as the Hub writes it for a small plain file."""
     return {"type": "file", "oid": "0" * 40, "size": 3, "path": path} | over
-
-
-def as_json(value: object) -> str:
-    """JSON with all the oddities that Python's writer allows."""
-    return json.dumps(value)

@@ -49,7 +49,10 @@ def status(app: App, rules: str) -> None:
 @_rules
 @click.option("--verdict", type=click.Choice(["accepted", "skipped"]), help="Only these.")
 @click.option(
-    "--reason", type=click.Choice([reason.value for reason in Reason]), help="Only with this reason."
+    "--reason",
+    metavar="REASON",
+    type=click.Choice([reason.value for reason in Reason]),
+    help="Only with this reason, such as zero_update.",
 )
 @click.option("--base", metavar="ID", help="Only of this base model, under any of its names.")
 @click.option("--sort", type=click.Choice(list(browse.SORTS)), default="adapter", show_default=True)

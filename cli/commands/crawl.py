@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -62,7 +63,8 @@ def crawl(app: App, /, dry_run: bool, **given: Any) -> None:
     """
     options = CrawlOptions(**given)
     stop = threading.Event()
-    with Hub(HubSettings.from_environment(), stop=stop) as hub:
+    settings = replace(HubSettings.from_environment(), connections=options.workers)
+    with Hub(settings, stop=stop) as hub:
         found = _preview(app, hub, options) if dry_run else _crawl(app, hub, options, stop)
     app.output.document(found, partial(_render, rules=options.rules))
     if found["status"] == "partial":
@@ -104,20 +106,20 @@ def _render(found: dict[str, Any], rules: str) -> str:
         asked = [" + ".join(filters) for filters in found["queries"]]
         rows += zip_longest(["asked for"], asked, fillvalue="")
     else:
-        rows += verdicts(found, rules, found["accepted_by_paper"])
+        rows += verdicts(found, rules)
         rows += [(name, counted(found[name])) for name in ("errors", "quarantined")]
     lines = fold(DOT.join(first), width())
     return "\n".join([*lines, labelled([*rows, ("cost", cost(found))], indent="  ")])
 
 
-def verdicts(found: Mapping[str, Any], rules: str, by_paper: int | None = None) -> list[tuple[str, str]]:
+def verdicts(found: Mapping[str, Any], rules: str) -> list[tuple[str, str]]:
     """How many adapters there are, how many the rules accept, and why not the others, as labelled lines."""
     refusals = refusing(rules)
-    paper = "" if by_paper is None else f"; the paper's accept {by_paper:,}"
-    counts = [f"{found['adapters']:,}", f"accepted {found['accepted']:,}"]
-    counts.append(f"skipped {found['skipped']:,} (rules: {rules}{paper})")
+    accepted, skipped = f"accepted {found['accepted']:,}", f"skipped {found['skipped']:,} (rules: {rules})"
+    by_paper = "accepted_by_paper" in found and rules != "paper"
     return [
-        ("adapters", DOT.join(counts)),
+        ("adapters", DOT.join([f"{found['adapters']:,}", accepted, skipped])),
+        ("paper's rules", f"accepted {found['accepted_by_paper']:,}" if by_paper else ""),
         ("skipped for", counted({name: n for name, n in found["reasons"].items() if name in refusals})),
         ("also noted", counted({name: n for name, n in found["reasons"].items() if name not in refusals})),
     ]

@@ -42,7 +42,7 @@ STEPS = (
         ("adapters", "--verdict", "skipped"),
     ),
     Step("One adapter in full.", ("show", "zoo/overruling")),
-    Step("Again: what did not change is not fetched again.", CRAWL),
+    Step("Again: only what changed is listed, and what is known is not fetched.", CRAWL),
 )
 
 
@@ -62,7 +62,8 @@ def demo(app: App) -> None:
         app.output.say(f"A small Hub in the folder {SAMPLE.name} stands in for huggingface.co, at {hub.url}")
         for step in STEPS:
             _run(step, talk)
-    app.output.say(f"\nThe catalog is {place / 'catalog.db'}; try `loradex --data {place} status`.")
+    app.output.say("")
+    app.output.say(f"The catalog is {place / 'catalog.db'}; try `loradex --data {place} status`.")
     app.output.say(f"Next: `loradex crawl` does the same against the real Hub, for {DEFAULT_BASE}.")
     app.output.say("`loradex --help` shows the rest.")
 

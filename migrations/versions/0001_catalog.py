@@ -36,6 +36,12 @@ def upgrade() -> None:
         "crawl",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column(
+            "listing",
+            sa.Text(),
+            nullable=False,
+            comment="digest of the Hub and the queries, whatever else was asked",
+        ),
+        sa.Column(
             "scope",
             sa.Text(),
             nullable=False,
@@ -75,6 +81,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_crawl")),
     )
     with op.batch_alter_table("crawl", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_crawl_listing"), ["listing"], unique=False)
         batch_op.create_index(batch_op.f("ix_crawl_scope"), ["scope"], unique=False)
 
     op.create_table(
@@ -224,6 +231,12 @@ def upgrade() -> None:
             "parameters", sa.BigInteger(), nullable=True, comment="number of LoRA parameters in the weights"
         ),
         sa.Column("dtypes", sa.JSON(none_as_null=True), nullable=False),
+        sa.Column(
+            "described_with",
+            sa.Text(),
+            nullable=False,
+            comment="digest of rules and spellings it was judged with",
+        ),
         sa.Column(
             "norm",
             sa.Float(precision=53),
@@ -511,6 +524,7 @@ def downgrade() -> None:
     op.drop_table("document")
     with op.batch_alter_table("crawl", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_crawl_scope"))
+        batch_op.drop_index(batch_op.f("ix_crawl_listing"))
 
     op.drop_table("crawl")
     op.drop_table("base_model")

@@ -20,6 +20,7 @@ from typing import Any
 from crawler.localhub import LocalHub
 from tests.hubs import adapter_config, card, lora_tensors, make_repo, safetensors_bytes
 
+BASE = "acme/tiny"
 PROGRAM = (sys.executable, "-m", "cli")
 PLAIN = """
 import json, sys, time
@@ -48,11 +49,11 @@ class Run:
 def build(root: Path, count: int) -> None:
     """A Hub of `count` small repositories with one adapter each, no two alike."""
     for number in range(count):
-        tensors = lora_tensors(layers=2, hidden=16, rank=2, targets=("q_proj", "v_proj"), seed=number)
-        files = {
-            "adapter_config.json": json.dumps(adapter_config(r=2, lora_alpha=4, lora_dropout=number / 1e6)),
-            "adapter_model.safetensors": safetensors_bytes(tensors),
-            "README.md": card(f"Adapter number {number}."),
+        config = adapter_config(base_model_name_or_path=BASE, r=2, lora_alpha=4, lora_dropout=number / 1e6)
+        files: dict[str, bytes | str] = {
+            "adapter_config.json": json.dumps(config),
+            "adapter_model.safetensors": safetensors_bytes(lora_tensors(r=2, seed=number)),
+            "README.md": card(f"Adapter number {number}.", base_model=BASE),
         }
         make_repo(root, f"owner{number % 97}/adapter{number}", files)
 
@@ -100,21 +101,40 @@ def main() -> None:
 
 def report(runs: dict[str, Run]) -> None:
     """Prints the table and the ratios."""
-    print(
-        f"{'run':<16}{'adapters':>10}{'seconds':>10}{'a second':>10}{'API':>8}{'resolver':>10}{'peak MiB':>10}"
-    )  # noqa: T201
+    columns = ("adapters", "seconds", "a second", "API", "resolver", "peak MiB")
+    say(f"{'run':<16}" + "".join(f"{column:>10}" for column in columns))
     for name, run in runs.items():
         requests = run.found.get("requests", {"api": "", "resolver": ""})
-        adapters, seconds = run.found.get("listed", run.found.get("adapters")), run.found["seconds"]
-        print(  # noqa: T201
-            f"{name:<16}{adapters:>10}{seconds:>10.1f}{adapters / seconds:>10.1f}"
-            f"{requests['api']:>8}{requests['resolver']:>10}{run.peak:>10.0f}"
+        cells = (
+            str(adapters(run)),
+            f"{run.found['seconds']:.1f}",
+            f"{rate(run):.1f}",
+            str(requests["api"]),
+            str(requests["resolver"]),
+            f"{run.peak:.0f}",
         )
-    small, large, plain = runs["small"], runs["large"], runs["plain client"]
-    rate = small.found["listed"] / small.found["seconds"]
-    print(f"rate over the plain client's   {rate / (plain.found['adapters'] / plain.found['seconds']):.2f}")  # noqa: T201
-    print(f"peak memory, large over small  {large.peak / small.peak:.2f}")  # noqa: T201
-    print(f"resolver requests an adapter   {small.found['requests']['resolver'] / small.found['listed']:.3f}")  # noqa: T201
+        say(f"{name:<16}" + "".join(f"{cell:>10}" for cell in cells))
+    small, large = runs["small"], runs["large"]
+    say(f"rate, small over the plain client  {rate(small) / rate(runs['plain client']):.2f}")
+    say(f"rate, large over small             {rate(large) / rate(small):.2f}")
+    say(f"peak memory, large over small      {large.peak / small.peak:.2f}")
+    say(f"resolver requests an adapter       {small.found['requests']['resolver'] / adapters(small):.3f}")
+
+
+def adapters(run: Run) -> int:
+    """How many adapters a run went through."""
+    return int(run.found.get("listed", run.found.get("adapters")))
+
+
+def rate(run: Run) -> float:
+    """Adapters a second."""
+    return adapters(run) / float(run.found["seconds"])
+
+
+def say(line: str) -> None:
+    """Writes a line at once, so that a long run shows where it is."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import enum
 import io
 import json
 import math
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -14,12 +15,15 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from catalog.settings import Settings
 from cli.app import App, pass_app
 from cli.bars import Bars
-from cli.output import Column, Format, Output, cell, jsonable, output_options, plain
+from cli.output import NO_BREAK, Column, Format, Output, cell, fold, jsonable, labelled, output_options, plain
 
 HOSTILE = "\x1b[31mred\x1b[0m\r\n[bold]x[/bold] \x9b2J \u202eevil\u2066 :smile: \ud800"
 NOON = datetime(2026, 9, 1, 14, 30, tzinfo=timezone(timedelta(hours=2)))
@@ -192,3 +196,67 @@ def test_bars_show_what_is_done_the_rate_and_the_time() -> None:
     assert "31/31" in shown
     assert "0:00:0" in shown
     assert "resumed\\x1b" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "lines"),
+    [
+        ("", 5, [""]),
+        ("one two", 7, ["one two"]),
+        ("one two three", 7, ["one two", "three"]),
+        ("owner/name-of-it", 10, ["owner/", "name-of-it"]),
+        ("ab/cdefghij", 8, ["ab/cdefg", "hij"]),
+        ("abcdefghij xy", 4, ["abcd", "efgh", "ij", "xy"]),
+        ("日本語日本語", 5, ["日本", "語日", "本語"]),
+        ("日", 1, ["日"]),
+        (f"name{NO_BREAK}1 name{NO_BREAK}2", 11, ["name 1", "name 2"]),
+    ],
+)
+def test_fold(text: str, room: int, lines: list[str]) -> None:
+    assert fold(text, room) == lines
+
+
+@given(
+    st.text(st.characters(exclude_categories=["C", "Z", "M"])).map(" ".join) | st.text("ab-/ ", max_size=60)
+)
+def test_folding_loses_nothing_but_spaces(text: str) -> None:
+    lines = fold(text, 12)
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    assert all(cell_len(line) <= 12 for line in lines)
+
+
+def test_words_give_way_before_names(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "some-owner/some-adapter-of-a-long-name"
+    rows = [{"name": name, "reasons": "no_safetensors, license_missing, norm_out_of_range", "rank": 8}]
+    Output().rows(rows, ["name", Column("rank", right=True), "reasons"])
+    assert capsys.readouterr().out.splitlines() == [
+        "name                                    rank  reasons",
+        f"{name}     8  no_safetensors, license_missing,",
+        "                                              norm_out_of_range",
+    ]
+
+
+def test_an_empty_table_is_a_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().rows([], ["name"])
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "nothing to list\n")
+
+
+def test_labels_are_aligned_and_values_wrapped() -> None:
+    value = " ".join(["word"] * 20)
+    shown = labelled([("a", value), ("", "next"), ("empty", " "), ("long", "x\x1b")], indent="  ")
+    assert shown.splitlines() == [
+        "  a     " + " ".join(["word"] * 14),
+        "        " + " ".join(["word"] * 6),
+        "        next",
+        "  long  x\\x1b",
+    ]
+
+
+def test_the_time_left_is_said_to_be_that() -> None:
+    written = io.StringIO()
+    terminal = Console(file=written, force_terminal=True, width=100, color_system=None)
+    with Bars("reading", console=terminal) as bars:
+        for done in range(5):
+            bars.working(done, 9)
+    assert re.search(r"4/9 .*/s \d:\d\d:\d\d \d:\d\d:\d\d left", written.getvalue())

@@ -1,0 +1,66 @@
+"""The program against a small Hub in a folder, as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.main import loradex
+from crawler.localhub import LocalHub
+from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+
+ROOT = Path(__file__).parents[2]
+# No known base model, so that small factors fit it.
+TINY = "acme/tiny"
+Program = Callable[..., Result]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A Hub's folder: an adapter that is accepted, one that only notes speak against, one to be skipped."""
+    folder = tmp_path / "hub"
+    for number, name in enumerate(("ann/one", "bob/two", "cat/three")):
+        files = lora_files(TINY, lora_dropout=number / 100, use_dora=name == "cat/three")
+        terms = None if name == "bob/two" else "mit"
+        files["README.md"] = card(f"Made by {name}.\n", base_model=TINY, license=terms)
+        files["adapter_model.safetensors"] = safetensors_bytes(lora_tensors(seed=number))
+        make_repo(folder, name, files, {"downloads": number})
+    return folder
+
+
+@pytest.fixture
+def hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """The folder served; HF_ENDPOINT names it."""
+    with LocalHub(root) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The data folder of `run`; it is not there yet."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def run(data: Path) -> Program:
+    """Runs `loradex --data …` with the words given, in this process."""
+    return lambda *words: CliRunner().invoke(loradex, ["--data", str(data), *words])
+
+
+@pytest.fixture
+def start(data: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts `loradex --data …` with the words given as a process of its own, its streams to be read."""
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "cli", "--data", str(data), *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ))
+
+    return start

@@ -1,0 +1,97 @@
+"""`loradex demo`: what a newcomer sees first, and that the README shows just that."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.commands import demo
+from cli.main import COMMANDS
+from tests.cli.conftest import ROOT, Program
+from tests.documents import README
+
+pytestmark = pytest.mark.slow
+
+
+def run_demo(folder: Path, *options: str) -> list[str]:
+    """The lines of a demo in this folder, both streams together as on a terminal."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", *options, "demo"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LORADEX_CATALOG": "sqlite:///not-this-one.db"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def comparable(line: str) -> str:
+    """The line without what differs from run to run: port, time, and what two workers both asked for."""
+    line = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", line)
+    line = re.sub(r"[1-9]\d* resolver", "N resolver", line)
+    return re.sub(r"[\d.]+ (MB|kB) · [\d.]+ s$", r"N \1 · N s", line)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder where the demo ran once, and what it said."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run_demo(folder)
+
+
+def test_the_demo_shows_the_main_job(first: tuple[Path, list[str]]) -> None:
+    folder, lines = first
+    commands = [line for line in lines if line.startswith("$ loradex ")]
+    assert [line.split()[2] for line in commands] == ["crawl", "adapters", "adapters", "show", "crawl"]
+    assert {line.split()[2] for line in commands} <= set(COMMANDS)
+    assert any(line.startswith("complete: 27 repositories listed") for line in lines)
+    assert not any("Traceback" in line or "Error" in line or "Warning" in line for line in lines)
+    about = {f"# {step.about}" for step in demo.STEPS}
+    commanded = {line for line in lines if line.startswith("$ ") or line in about}
+    assert max(len(line) for line in set(lines) - commanded) <= 100
+    assert lines[-3] == "The catalog is data/demo/catalog.db; try `loradex --data data/demo status`."
+    assert lines[-1] == "`loradex --help` shows the rest."
+    assert (folder / "data" / "demo" / "catalog.db").is_file()
+    assert not list(folder.glob("*.db"))
+
+
+def test_the_second_crawl_of_the_demo_fetches_nothing(first: tuple[Path, list[str]]) -> None:
+    costs = [line for line in first[1] if line.startswith("  cost ")]
+    assert len(costs) == 2
+    assert " and 0 resolver requests · " in costs[1]
+
+
+def test_running_it_again_is_the_same(first: tuple[Path, list[str]]) -> None:
+    folder, lines = first
+    assert [comparable(line) for line in run_demo(folder)] == [comparable(line) for line in lines]
+
+
+def test_quiet_leaves_commands_and_results(tmp_path: Path) -> None:
+    lines = run_demo(tmp_path, "-q")
+    assert lines[0] == ""
+    assert not any(line.startswith(("Crawling", "A small Hub", "Next:", "The catalog")) for line in lines)
+    assert any(line.startswith("complete: 27 repositories listed") for line in lines)
+
+
+def test_the_readme_shows_what_the_demo_says(first: tuple[Path, list[str]]) -> None:
+    block = README.read_text(encoding="utf-8").split("```\n$ make demo\n")[1].split("\n```")[0]
+    said = iter(map(comparable, first[1]))
+    for line in block.splitlines():
+        assert line == "…" or comparable(line) in said, f"the demo does not say, or not here: {line!r}"
+
+
+def test_without_the_sample_hub(
+    run: Program, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "SAMPLE", tmp_path / "nowhere")
+    result = run("demo")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: The sample Hub is not at {tmp_path}/nowhere; ")
+    assert not data.exists()
