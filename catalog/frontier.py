@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from catalog.schema import (
@@ -348,3 +348,10 @@ def adapter_counts(
         .order_by(func.count().desc(), AdapterReason.reason)
     )
     return adapters, skipped, dict(rows.all())
+
+
+def unmeasured(session: Session, crawl_id: int, refusing: Iterable[str]) -> int:
+    """The number of a crawl's adapters that are not refused and whose weights' values nobody read."""
+    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(list(refusing)))
+    ids = _adapters_of(crawl_id).where(~refused, Adapter.norm.is_(None))
+    return session.scalar(select(func.count()).select_from(ids.subquery())) or 0

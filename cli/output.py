@@ -223,7 +223,9 @@ def fold(text: str, room: int) -> list[str]:
             lines.append(word[:cut])
             word = word[cut:]
         line = word
-    return [made.replace(NO_BREAK, " ") for made in (*lines, line)]
+    if line or not lines:
+        lines.append(line)
+    return [made.replace(NO_BREAK, " ") for made in lines]
 
 
 def _cut(word: str, room: int) -> int:

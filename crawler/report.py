@@ -27,7 +27,11 @@ _REPOSITORIES = (Outcome.NEW, Outcome.CHANGED, Outcome.UNCHANGED, Outcome.GONE, 
 
 @dataclass(frozen=True)
 class CrawlReport:
-    """The numbers of one crawl; `listed` is the sum of its outcomes and of what is still pending."""
+    """The numbers of one crawl.
+
+    `failed` as a status: its listings could not be read at all. `unmeasured` counts the adapters that are
+    accepted as far as is known, the values of their weights being unread.
+    """
 
     status: str
     outcomes: Mapping[str, int]
@@ -35,6 +39,7 @@ class CrawlReport:
     skipped: int
     reasons: Mapping[str, int]
     skipped_by_paper: int
+    unmeasured: int
     errors: Mapping[str, int]
     quarantined: Mapping[str, int]
     requests: Mapping[str, int]
@@ -43,7 +48,7 @@ class CrawlReport:
 
     @property
     def listed(self) -> int:
-        """The number of distinct repositories that the listings named."""
+        """The number of repositories looked at: those listed, and those that a listing once showed."""
         return sum(self.outcomes.values())
 
     def as_json(self) -> dict[str, Any]:
@@ -55,6 +60,7 @@ class CrawlReport:
             "adapters": self.adapters,
             "accepted": self.adapters - self.skipped,
             "accepted_by_paper": self.adapters - self.skipped_by_paper,
+            "unmeasured": self.unmeasured,
             "skipped": self.skipped,
             "reasons": dict(self.reasons),
             "errors": dict(self.errors),
@@ -74,11 +80,12 @@ def report(session: Session, crawl: Crawl, listing_error: str | None = None) -> 
     if listing_error is not None:
         errors[listing_error] = errors.get(listing_error, 0) + 1
     return CrawlReport(
-        status="complete" if crawl.state is CrawlState.COMPLETE else "partial",
+        status=_status(crawl, sum(counts.values()), listing_error),
         outcomes={outcome.value: counts[outcome.value] for outcome in (*_REPOSITORIES, Outcome.PENDING)},
         adapters=adapters,
         skipped=skipped,
         reasons=reasons,
+        unmeasured=frontier.unmeasured(session, crawl.id, refusing(rules)),
         skipped_by_paper=frontier.adapter_counts(session, crawl.id, refusing("paper"))[1],
         errors=errors,
         quarantined=frontier.errors(session, crawl.id, Outcome.QUARANTINED),
@@ -86,6 +93,12 @@ def report(session: Session, crawl: Crawl, listing_error: str | None = None) -> 
         bytes=crawl.bytes,
         seconds=crawl.seconds,
     )
+
+
+def _status(crawl: Crawl, items: int, listing_error: str | None) -> str:
+    if crawl.state is CrawlState.COMPLETE:
+        return "complete"
+    return "failed" if listing_error is not None and items == 0 else "partial"
 
 
 _KINDS: tuple[tuple[type[LoradexError], str], ...] = (

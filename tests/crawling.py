@@ -34,7 +34,13 @@ def hub_settings(url: str, **given: Any) -> HubSettings:
 
 
 def crawl(
-    url: str, engine: Engine, data: Path, *, hub: dict[str, Any] | None = None, **options: Any
+    url: str,
+    engine: Engine,
+    data: Path,
+    *,
+    hub: dict[str, Any] | None = None,
+    now: datetime = NOW,
+    **options: Any,
 ) -> dict[str, Any]:
     """Crawls and gives the report as JSON; waits for the Hub pass on a virtual clock."""
     given = CrawlOptions(
@@ -42,7 +48,7 @@ def crawl(
     )
     stop = threading.Event()
     with Hub(hub_settings(url, **(hub or {})), clock=VirtualClock(), stop=stop) as client:
-        crawler = Crawler(engine, client, BlobStore(data / "blobs"), given, Silent(), stop, lambda: NOW)
+        crawler = Crawler(engine, client, BlobStore(data / "blobs"), given, Silent(), stop, lambda: now)
         return crawler.crawl().as_json()
 
 

