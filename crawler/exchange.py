@@ -54,6 +54,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
+# A pause of so many seconds is worth a line to whoever waits.
+LONG_PAUSE = 8.0
 _CLASSES: Mapping[str, Kind | None] = {
     "api": "api",
     "resolver": "resolver",
@@ -190,7 +192,11 @@ class Exchange:
         return state.attempt_number >= self._settings.attempts or _pause(state) > self._settings.longest_wait
 
     def _sleep(self, seconds: float) -> None:
-        _log.info("The Hub cannot answer now; asking again in %.0f s", seconds)
+        _log.log(
+            logging.WARNING if seconds >= LONG_PAUSE else logging.INFO,
+            "The Hub cannot answer now; asking again in %.0f s",
+            seconds,
+        )
         self._count(waited_seconds=seconds)
         self._clock.sleep(seconds, self._stop)
 

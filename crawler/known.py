@@ -86,11 +86,16 @@ class Known:
         self._documents: _Recent[bytes] = _Recent()
         self._weights: _Recent[WeightsRecord] = _Recent()
         self._fresh: SimpleQueue[DocumentRecord] = SimpleQueue()
-        self._locks = tuple(threading.Lock() for _ in range(LOCKS))
+        self._small = tuple(threading.Lock() for _ in range(LOCKS))
+        self._large = tuple(threading.Lock() for _ in range(LOCKS))
+
+    def fetching(self, digest: str) -> threading.Lock:
+        """The lock to hold while a small file or a header is fetched: nobody else then fetches it too."""
+        return self._small[int(digest[:8], 16) % LOCKS]
 
     def reading(self, digest: str) -> threading.Lock:
-        """The lock to hold while the bytes of this digest are fetched: nobody else then fetches them too."""
-        return self._locks[int(digest[:8], 16) % LOCKS]
+        """The lock to hold while weights are fetched and read, which may take minutes."""
+        return self._large[int(digest[:8], 16) % LOCKS]
 
     def document(self, digest: str) -> bytes | None:
         """The content of a small file that was fetched before."""

@@ -205,26 +205,31 @@ def _with_header(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
     digest = file.sha256 or file.oid
     if digest is None:
         raise IntegrityError(f"{file.path} has no hash to verify it with.")
-    weights = tools.known.weights(digest) or WeightsRecord(digest, file.size)
+    weights = WeightsRecord(digest, file.size)
     try:
-        if weights.header is None:
-            weights = replace(weights, header=tools.hub.header(listed.name, listed.sha or "", file))
-            tools.known.learn_weights(weights)
-        header = weights.header or b""
-        return replace(draft, weights=weights, spec=lora_modules(parse_header(header, file.size), config))
+        with tools.known.fetching(digest):
+            weights = tools.known.weights(digest) or weights
+            if weights.header is None:
+                weights = replace(weights, header=tools.hub.header(listed.name, listed.sha or "", file))
+                tools.known.learn_weights(weights)
+        header = parse_header(weights.header or b"", file.size)
+        return replace(draft, weights=weights, spec=lora_modules(header, config))
     except WeightsError as error:
         return replace(draft, weights=weights, spec=error)
 
 
 def _document(listed: ListedRepository, file: RemoteFile, tools: Tools) -> DocumentRecord:
     """A small file: from the catalog where it holds those bytes, else from the Hub, verified."""
-    digest = file.oid or file.sha256 or ""
-    content = tools.known.document(digest)
-    if content is not None:
-        return DocumentRecord(digest, content)
-    document = DocumentRecord(digest, tools.hub.small_file(listed.name, listed.sha or "", file))
-    tools.known.learn_document(document)
-    return document
+    digest = file.oid or file.sha256
+    if digest is None:
+        raise IntegrityError(f"{file.path} has no hash to verify it with.")
+    with tools.known.fetching(digest):
+        content = tools.known.document(digest)
+        if content is not None:
+            return DocumentRecord(digest, content)
+        document = DocumentRecord(digest, tools.hub.small_file(listed.name, listed.sha or "", file))
+        tools.known.learn_document(document)
+        return document
 
 
 def _unread(status: str, detail: str) -> Draft:

@@ -23,6 +23,11 @@ from crawler.screen import RULE_SETS, refusing
 
 # Between things of one line; a line may end after it.
 DOT = f"{NO_BREAK}· "
+# How a crawl can end that is not complete: its exit code, and what to do.
+ENDS = {
+    "partial": (Exit.PARTIAL, "Not everything could be read; the same command tries the rest again."),
+    "failed": (Exit.ERROR, "Nothing could be listed; the same command tries again."),
+}
 
 
 @click.command()
@@ -67,9 +72,10 @@ def crawl(app: App, /, dry_run: bool, **given: Any) -> None:
     with Hub(settings, stop=stop) as hub:
         found = _preview(app, hub, options) if dry_run else _crawl(app, hub, options, stop)
     app.output.document(found, partial(_render, rules=options.rules))
-    if found["status"] == "partial":
-        app.output.say("Not everything could be read; the same command tries the rest again.")
-        click.get_current_context().exit(Exit.PARTIAL)
+    if found["status"] in ENDS:
+        code, advice = ENDS[found["status"]]
+        app.output.say(advice)
+        click.get_current_context().exit(code)
 
 
 def _crawl(app: App, hub: Hub, options: CrawlOptions, stop: threading.Event) -> dict[str, Any]:
@@ -115,7 +121,11 @@ def _render(found: dict[str, Any], rules: str) -> str:
 def verdicts(found: Mapping[str, Any], rules: str) -> list[tuple[str, str]]:
     """How many adapters there are, how many the rules accept, and why not the others, as labelled lines."""
     refusals = refusing(rules)
-    accepted, skipped = f"accepted {found['accepted']:,}", f"skipped {found['skipped']:,} (rules: {rules})"
+    unread = f" ({found['unmeasured']:,} unmeasured)" if found.get("unmeasured") else ""
+    accepted, skipped = (
+        f"accepted {found['accepted']:,}{unread}",
+        f"skipped {found['skipped']:,} (rules:{NO_BREAK}{rules})",
+    )
     by_paper = "accepted_by_paper" in found and rules != "paper"
     return [
         ("adapters", DOT.join([f"{found['adapters']:,}", accepted, skipped])),

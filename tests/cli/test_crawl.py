@@ -38,8 +38,8 @@ def test_the_numbers_of_a_crawl(hub: LocalHub, run: Program) -> None:
     assert result.stderr == f"Crawling {hub.url} for adapters of every base model\n"
     found = document(result)
     assert {name: found[name] for name in COUNTS} == dict.fromkeys(COUNTS, 0) | {"new": 3}
-    told = ("status", "listed", "adapters", "accepted", "accepted_by_paper", "skipped")
-    assert [found[name] for name in told] == ["complete", 3, 3, 2, 2, 1]
+    told = ("status", "listed", "adapters", "accepted", "accepted_by_paper", "unmeasured", "skipped")
+    assert [found[name] for name in told] == ["complete", 3, 3, 2, 2, 2, 1]
     assert (found["reasons"], found["errors"], found["quarantined"]) == ({"use_dora": 1}, {}, {})
     assert found["requests"] == {"api": hub.count("api"), "resolver": hub.count("resolver")}
     assert found["bytes"] > 0
@@ -58,7 +58,7 @@ def test_the_screen_of_a_crawl(hub: LocalHub, run: Program) -> None:
     lines = run(*CRAWL, "--rules", "licensed").stdout.splitlines()
     assert lines[:5] == [
         "complete: 3 repositories listed · new 3",
-        "  adapters       3 · accepted 1 · skipped 2 (rules: licensed)",
+        "  adapters       3 · accepted 1 (1 unmeasured) · skipped 2 (rules: licensed)",
         "  paper's rules  accepted 2",
         "  skipped for    license_missing 1 · use_dora 1",
         f"  cost           {lines[4].split(maxsplit=1)[1]}",
@@ -69,7 +69,7 @@ def test_the_screen_of_a_crawl(hub: LocalHub, run: Program) -> None:
 def test_what_does_not_refuse_is_told_apart(hub: LocalHub, root: Path, run: Program) -> None:
     make_repo(root, "dan/four", {"adapter_config.json": '{"peft_type": "IA3"}'})
     lines = run(*CRAWL, "--rules", "paper").stdout.splitlines()
-    assert "  adapters     4 · accepted 2 · skipped 2 (rules: paper)" in lines
+    assert "  adapters     4 · accepted 2 (2 unmeasured) · skipped 2 (rules: paper)" in lines
     assert not any(line.startswith("  paper's rules") for line in lines)
     assert any(line.startswith("  also noted   license_missing 1") for line in lines)
 
@@ -126,11 +126,27 @@ def test_a_repository_that_cannot_be_read_is_3_and_is_tried_again(hub: LocalHub,
     assert not any("/bob/two/" in request.path for request in hub.log)
 
 
-def test_a_listing_that_breaks_off_is_3(hub: LocalHub, run: Program) -> None:
-    hub.faults.append(Fault(r"/api/models\?.*filter=peft", Html()))
+@pytest.mark.parametrize(
+    ("listing", "code", "status", "listed", "told"),
+    [
+        ("lora", 3, "partial", 3, "Not everything could be read"),
+        ("peft", 1, "failed", 0, "Nothing could be listed"),
+    ],
+)
+def test_a_listing_that_breaks_off(
+    listing: str, code: int, status: str, listed: int, told: str, hub: LocalHub, run: Program
+) -> None:
+    hub.faults.append(Fault(rf"/api/models\?filter={listing}", Html()))
     result = run(*CRAWL, "--json")
-    assert result.exit_code == 3
-    assert (document(result)["status"], document(result)["errors"]) == ("partial", {"payload": 1})
+    assert result.exit_code == code
+    found = document(result)
+    assert (found["status"], found["listed"], found["errors"]) == (status, listed, {"payload": 1})
+    assert result.stderr.splitlines()[-1].startswith(told)
+
+
+def test_weights_that_are_read_are_measured(hub: LocalHub, run: Program) -> None:
+    found = document(run("crawl", "--any-base", "--json"))
+    assert (found["accepted"], found["unmeasured"]) == (2, 0)
 
 
 def test_case_92_a_second_crawl_at_the_same_time_is_1(hub: LocalHub, data: Path, run: Program) -> None:

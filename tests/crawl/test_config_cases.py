@@ -28,7 +28,6 @@ from tests.neighbours import (
     has_document,
     neighbours,
     outcomes,
-    own_files,
     repo,
     row,
     sqlite_catalog,
@@ -216,7 +215,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     (place / "hub").mkdir()
     stock(place / "hub", place / "canary")
     with LocalHub(place / "hub") as hub, sqlite_catalog(request, place / "data") as engine:
-        report = crawl(hub.url, engine, place / "data", weights="stream")
+        report = crawl(hub.url, engine, place / "data", weights="headers")
         yield Library(place, hub, engine, report, hub.log)
 
 
@@ -237,9 +236,7 @@ def test_a_wrong_configuration_is_a_reason(case: str, library: Library) -> None:
     assert found["verdict"] == ("accepted" if reason is None or case in NOTED else "skipped")
     assert reason is None or reason in found["reasons"]
     assert {name: found[name] for name in fields} == fields
-    assert has_document(library.engine, body) is (len(body) <= MEBIBYTE), (
-        "the bytes were not kept as they are"
-    )
+    assert has_document(library.engine, body) is (len(body) <= MEBIBYTE), "the bytes were not kept"
 
 
 @pytest.mark.parametrize("case", ["case-72-dora", "case-72-ranks", "case-72-alphas"])
@@ -326,7 +323,7 @@ def test_case_80_wrong_configurations_and_cards_leave_the_same_rows_on_both_data
 ) -> None:
     databases = request.getfixturevalue("postgres_database")(request.getfixturevalue("postgres_template"))
     engine = make_engine(next(databases))
-    crawl(library.hub.url, engine, tmp_path, weights="stream")
+    crawl(library.hub.url, engine, tmp_path, weights="headers")
     found = (dump(engine), items(engine))
     engine.dispose()
     databases.close()

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from crawler.localhub import Limits, LocalHub
 from tests.fakes import VirtualClock
-from tests.neighbours import GOOD, crawl_by, neighbours, repo
+from tests.neighbours import crawl_by, neighbours, repo
 
 
 @pytest.fixture
@@ -86,16 +86,3 @@ def test_case_91_a_crawl_asks_its_hub_for_listings_trees_and_files_only(
     )
     assert (kinds["tree"], kinds["file"]) == (12, 48)
     assert {request.headers["host"] for request in hub.log} == {hub.url.removeprefix("http://")}
-
-
-def test_case_90_a_config_is_asked_for_once_whatever_else_goes_wrong(
-    hub: LocalHub, engine: Engine, tmp_path: Path
-) -> None:
-    from crawler.hubfaults import Fault, Truncate
-
-    hub.faults.append(Fault("GET /.*/resolve/.*safetensors", Truncate(20), times=6))
-    for policy in ("stream", "keep"):
-        crawl_by(VirtualClock(), hub.url, engine, tmp_path, weights=policy)
-    configs = Counter(request.path for request in hub.log if request.path.endswith("adapter_config.json"))
-    assert set(configs.values()) == {1}
-    assert {name for name in GOOD if any(f"/{name}/" in path for path in configs)} == set(GOOD)
