@@ -208,11 +208,13 @@ def _with_header(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
     weights = WeightsRecord(digest, file.size)
     try:
         with tools.known.fetching(digest):
-            weights = tools.known.weights(digest) or weights
-            if weights.header is None:
-                weights = replace(weights, header=tools.hub.header(listed.name, listed.sha or "", file))
+            known = tools.known.weights(digest) or weights
+            content = known.header or tools.hub.header(listed.name, listed.sha or "", file)
+            # The hash of a file says nothing of its head alone: one that makes no sense is not kept under it.
+            header = parse_header(content, file.size)
+            weights = replace(known, header=content)
+            if known.header is None:
                 tools.known.learn_weights(weights)
-        header = parse_header(weights.header or b"", file.size)
         return replace(draft, weights=weights, spec=lora_modules(header, config))
     except WeightsError as error:
         return replace(draft, weights=weights, spec=error)

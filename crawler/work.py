@@ -40,8 +40,8 @@ NOT_LISTED = {"not_listed": True}
 BATCH = 256
 # So many items in a row that fail for want of the Hub or the disk, and the rest is left for the next run.
 PATIENCE = 8
-# Reasons that may pass without a new commit.
-PASSING = ("gated", "disabled", "private", "vanished", "integrity", "not_read")
+# Reasons that may pass without a new commit; no hash covers the head of a file while it is read alone.
+PASSING = ("gated", "disabled", "private", "vanished", "integrity", "not_read", "truncated", "header_invalid")
 _EVER = datetime.min.replace(tzinfo=timezone.utc)
 OUT_OF_REACH = (HubUnreachableError, HubBusyError, StorageError)
 

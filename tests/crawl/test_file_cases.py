@@ -118,21 +118,21 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Shelf:
-    """What two crawls that keep weights made of the same files, first with faults, then without."""
+    """What a crawl that keeps weights made of the files, and what a full one made of them without faults."""
 
     place: Path
-    engine: Engine
     sha256: dict[str, str]
     report: dict[str, Any]
     outcomes: dict[str, str]
     verdicts: dict[str, str]
     kept: set[str]
     rows: dict[str, dict[str, Any]]
+    mended: dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def shelf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
-    """One crawl of all repositories of this module, some of them with a spoilt file."""
+    """Two crawls of all repositories of this module, the first of them with spoilt files."""
     place = tmp_path_factory.mktemp("shelf")
     root = place / "hub"
     root.mkdir()
@@ -145,17 +145,11 @@ def shelf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         faults.append(Fault(f"GET /o/{case}/resolve/.*/{spoilt.file}", spoilt.action, skip=spoilt.skip))
     with LocalHub(root, faults=faults) as hub, sqlite_catalog(request, place / "data") as engine:
         report = crawl(hub.url, engine, place / "data", weights="keep")
-        names = verdicts(engine)
-        yield Shelf(
-            place,
-            engine,
-            sha256,
-            report,
-            outcomes(engine),
-            names,
-            blobs(place / "data"),
-            {name: row(engine, name) for name in names},
-        )
+        became, judged, kept = outcomes(engine), verdicts(engine), blobs(place / "data")
+        rows = {name: row(engine, name) for name in judged}
+        hub.faults.clear()
+        crawl(hub.url, engine, place / "data", weights="keep", full=True)
+        yield Shelf(place, sha256, report, became, judged, kept, rows, verdicts(engine))
 
 
 def test_every_repository_is_counted_once_and_the_good_ones_are_accepted(shelf: Shelf) -> None:
@@ -177,6 +171,11 @@ def test_a_spoilt_file_is_refused_or_does_no_harm(case: str, shelf: Shelf) -> No
         assert spoilt.reason is None or spoilt.reason in shelf.rows[name]["reasons"]
     accepted = shelf.verdicts.get(name) == "accepted"
     assert (shelf.sha256[case] in shelf.kept) is accepted, "a blob that nobody verified, or none"
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_full_crawl_mends_what_a_passing_fault_spoilt(case: str, shelf: Shelf) -> None:
+    assert shelf.mended[f"o/{case}"] == "accepted"
 
 
 def test_case_39_no_answer_names_a_file(shelf: Shelf) -> None:

@@ -224,6 +224,7 @@ def test_case_29_nothing_is_written_outside_the_data_folder(village: Village) ->
 
 
 @pytest.mark.postgres
+@pytest.mark.slow
 def test_case_80_hostile_repositories_leave_the_same_rows_on_both_databases(
     village: Village, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
