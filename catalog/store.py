@@ -257,7 +257,8 @@ def _save_weights(session: Session, records: Collection[WeightsRecord]) -> None:
         if row is None:
             row = rows[record.digest] = WeightsFile(digest=record.digest, size=record.size)
             session.add(row)
-        if record.header is not None and row.header is None:
+        # The header of a file that was read whole and verified replaces one that came by itself.
+        if record.header is not None and (row.header is None or record.measured is not None):
             row.header = zlib.compress(record.header, 9)
         if record.measured is not None and (row.measured is None or record.measured >= row.measured):
             row.measured, row.norms = record.measured, dict(record.norms or {})

@@ -95,8 +95,9 @@ def iterate_factors(path: Path) -> Iterator[Factors]:
     """
     from safetensors import SafetensorError, safe_open
 
-    header = _read_header(path)
+    head = header_bytes(path)
     try:
+        header = parse_header(head, path.stat().st_size)
         with safe_open(path, framework="pt") as file:
             for module, a, b in _pairs(header):
                 yield Factors(module, file.get_tensor(a), file.get_tensor(b))
@@ -104,12 +105,12 @@ def iterate_factors(path: Path) -> Iterator[Factors]:
         raise WeightsError("header_invalid", f"the weights cannot be read: {error}") from error
 
 
-def _read_header(path: Path) -> Header:
+def header_bytes(path: Path) -> bytes:
+    """The head of a safetensors file, length included; raises WeightsError."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             first = file.read(PREFIX)
-            return parse_header(first + file.read(header_length(first)), size)
+            return first + file.read(header_length(first))
     except OSError as error:
         raise WeightsError("unreadable", f"the weights cannot be read: {error}") from error
 

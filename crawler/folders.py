@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from crawler.hub import RemoteFile
+from crawler.tree import RemoteFile
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -14,7 +14,7 @@ from catalog.bases import BaseTable
 from catalog.blobs import BlobStore
 from catalog.errors import ConfigError, HubAccessError, HubPayloadError, IntegrityError, WeightsError
 from catalog.records import AdapterRecord, DocumentRecord, RepositoryRecord, WeightsRecord
-from catalog.weights import MEASURE_VERSION, module_norms
+from catalog.weights import MEASURE_VERSION, header_bytes, module_norms
 from crawler.cards import MAX_CARD, Card, parse_card
 from crawler.describe import Draft, describe, findings, repository_record
 from crawler.folders import Folder, adapter_folders
@@ -125,16 +125,19 @@ def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
     `keep` leaves the verified file in the blob store, `stream` takes it away after reading. A file whose
     values were read before is not read again, and under `stream` not fetched again.
     """
-    file, weights = draft.folder.weights, draft.weights
+    file, weights, config = draft.folder.weights, draft.weights, draft.config
     if tools.weights == "headers" or file is None or weights is None or file.sha256 is None:
         return draft
-    if not isinstance(draft.spec, AdapterSpec) or refused_by(
-        findings(listed, draft, tools.bases), tools.rules
-    ):
+    if not (isinstance(draft.spec, AdapterSpec) and isinstance(config, AdapterConfig)):
+        return draft
+    if refused_by(findings(listed, draft, tools.bases), tools.rules):
         return draft
     try:
         with tools.known.reading(file.sha256):
-            return replace(draft, weights=_read_values(listed, file, weights, tools))
+            weights = _read_values(listed, file, weights, tools)
+        # The header of the verified file: the one that came by itself could not be checked.
+        header = parse_header(weights.header or b"", file.size)
+        return replace(draft, weights=weights, spec=lora_modules(header, config))
     except (HubAccessError, IntegrityError, HubPayloadError, WeightsError) as error:
         return _stopped(draft, error)
 
@@ -145,15 +148,15 @@ def _read_values(
     known = tools.known.weights(weights.digest) or weights
     measured = known.measured is not None and known.measured >= MEASURE_VERSION
     if measured and tools.weights == "stream":
-        return replace(weights, norms=known.norms, measured=known.measured)
+        return known
     kept = tools.blobs.has(file.sha256 or "")
     path = tools.hub.download(listed.name, listed.sha or "", file, tools.blobs)
     try:
-        norms = known.norms if measured else module_norms(path)
+        header, norms = header_bytes(path), known.norms if measured else module_norms(path)
     finally:
         if tools.weights == "stream" and not kept:
             tools.blobs.remove(file.sha256 or "")
-    read = replace(weights, norms=norms, measured=MEASURE_VERSION)
+    read = replace(weights, header=header, norms=norms, measured=MEASURE_VERSION)
     tools.known.learn_weights(read)
     return read
 

@@ -23,6 +23,9 @@ from crawler.progress import Progress
 
 log = logging.getLogger(__name__)
 
+# No listing of the Hub is so long; one that leads on for ever must not.
+MOST_PAGES = 20_000
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -100,6 +103,10 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
         room = None if plan.limit is None else plan.limit - listed
         if at.done:
             return
+        if at.number == MOST_PAGES:
+            raise HubPayloadError(
+                f"A listing of the Hub goes on after {MOST_PAGES:,} pages; it is cut there."
+            )
         url = at.url or hub.listing_url(query.filters, sort=plan.sort)
         page = Page((), None) if room == 0 else hub.page(url)
         items, passed = _items(page, query, plan.since)

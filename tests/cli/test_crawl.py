@@ -15,8 +15,8 @@ from click.testing import Result
 
 from catalog.database import disposing, open_catalog, writer_lock
 from catalog.settings import Settings
-from crawler.hubfaults import Callback, Fault, Html, Status
 from crawler.localhub import LocalHub
+from crawler.localhub.faults import Callback, Fault, Html, Status
 from tests.cli.conftest import TINY, Program
 from tests.hubs import lora_files, make_repo
 

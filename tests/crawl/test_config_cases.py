@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from catalog import browse
 from catalog.engine import make_engine
 from catalog.reference import AdapterReference
-from crawler.hubfaults import SeenRequest
 from crawler.localhub import LocalHub
+from crawler.localhub.faults import SeenRequest
 from crawler.screen import refusing
 from tests.crawling import crawl, dump, items
 from tests.hubs import BASE, adapter_config

@@ -21,7 +21,8 @@ from catalog.errors import (
     WeightsError,
 )
 from crawler.hub import Hub, HubSettings, RemoteFile
-from crawler.hubfaults import (
+from crawler.localhub import LocalHub
+from crawler.localhub.faults import (
     Action,
     Corrupt,
     DropHeader,
@@ -35,7 +36,6 @@ from crawler.hubfaults import (
     Truncate,
     WrongContentRange,
 )
-from crawler.localhub import LocalHub
 from tests.fakes import VirtualClock
 from tests.hubs import lora_files, make_repo, safetensors_header_bytes
 

@@ -17,7 +17,8 @@ import pytest
 from sqlalchemy import Engine
 
 from catalog.blobs import BlobStore
-from crawler.hubfaults import (
+from crawler.localhub import LocalHub
+from crawler.localhub.faults import (
     Corrupt,
     DropHeader,
     Extend,
@@ -32,7 +33,6 @@ from crawler.hubfaults import (
     Truncate,
     WrongContentRange,
 )
-from crawler.localhub import LocalHub
 from tests.crawling import crawl, dump
 from tests.hubs import lora_tensors, safetensors_bytes
 from tests.neighbours import (

@@ -17,7 +17,8 @@ from catalog.errors import (
 )
 from crawler.budget import WaitCancelledError
 from crawler.hub import Hub, HubSettings
-from crawler.hubfaults import (
+from crawler.localhub import LocalHub
+from crawler.localhub.faults import (
     Callback,
     EditJson,
     Fault,
@@ -27,7 +28,6 @@ from crawler.hubfaults import (
     Status,
     Truncate,
 )
-from crawler.localhub import LocalHub
 from tests.fakes import VirtualClock
 from tests.hubs import make_repo
 

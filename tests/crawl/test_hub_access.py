@@ -20,13 +20,13 @@ from catalog.errors import (
     UsageError,
 )
 from crawler.hub import Hub, HubSettings, RemoteFile
-from crawler.hubfaults import (
+from crawler.localhub import LocalHub
+from crawler.localhub.faults import (
     Fault,
     Json,
     SetHeader,
     Status,
 )
-from crawler.localhub import LocalHub
 from crawler.refusal import FOREIGN, translate
 from tests.fakes import VirtualClock
 from tests.hubs import make_repo

@@ -17,8 +17,8 @@ from catalog.errors import HubError, HubPayloadError, HubUnreachableError
 from crawler import wire
 from crawler.budget import WaitCancelledError
 from crawler.hub import Hub, HubSettings, Page
-from crawler.hubfaults import Callback, Drip, Extend, Fault, Gzip, Hang, HangBody, Json, Status
 from crawler.localhub import LocalHub
+from crawler.localhub.faults import Callback, Drip, Extend, Fault, Gzip, Hang, HangBody, Json, Status
 from tests.fakes import RawServer, VirtualClock
 from tests.hubs import make_repo
 

@@ -19,7 +19,8 @@ from catalog.errors import (
 )
 from crawler.exchange import Ask, Exchange
 from crawler.hub import Hub, HubSettings, RemoteFile
-from crawler.hubfaults import (
+from crawler.localhub import LocalHub
+from crawler.localhub.faults import (
     Callback,
     Fault,
     Hang,
@@ -30,7 +31,6 @@ from crawler.hubfaults import (
     Status,
     Truncate,
 )
-from crawler.localhub import LocalHub
 from tests.fakes import RawServer, VirtualClock
 from tests.hubs import make_repo
 

@@ -15,8 +15,8 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from catalog.schema import CrawlItem, CrawlPage
-from crawler.hubfaults import Callback, Fault, SeenRequest
 from crawler.localhub import LocalHub
+from crawler.localhub.faults import Callback, Fault, SeenRequest
 from tests.crawling import crawl, dump, items
 from tests.neighbours import GOOD, LISTING, neighbours, sqlite_catalog, verdicts
 

@@ -17,7 +17,8 @@ from starlette.types import ASGIApp
 from catalog import frontier
 from catalog.schema import Crawl
 from crawler.hub import Hub
-from crawler.hubfaults import (
+from crawler.localhub import LocalHub
+from crawler.localhub.faults import (
     Callback,
     Drip,
     Fault,
@@ -30,7 +31,6 @@ from crawler.hubfaults import (
     Status,
     Truncate,
 )
-from crawler.localhub import LocalHub
 from crawler.plan import Query
 from crawler.progress import Silent
 from crawler.walk import Walk, walk

@@ -25,8 +25,8 @@ from huggingface_hub.errors import (
 )
 
 from catalog.errors import UsageError
-from crawler.hubfolder import Digest, HubFile, HubFolder
 from crawler.localhub import Limits, LocalHub, create_app, serve
+from crawler.localhub.folder import Digest, HubFile, HubFolder
 from tests.hubs import BASE, make_repo
 
 
@@ -489,7 +489,7 @@ def test_no_folder_and_no_port_are_one_clear_sentence(root: Path) -> None:
 SERVE = """
 import sys
 from pathlib import Path
-from crawler.hubfolder import Digest, HubFile, HubFolder
+from crawler.localhub.folder import Digest, HubFile, HubFolder
 from crawler.localhub import serve
 serve(Path(sys.argv[1]), "127.0.0.1", 0, lambda url: print(url, flush=True))
 """

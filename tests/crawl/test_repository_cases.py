@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from catalog.engine import make_engine
-from crawler.hubfaults import Callback, EditJson, Fault, Html, Json, NextLink, Status
 from crawler.localhub import LocalHub
+from crawler.localhub.faults import Callback, EditJson, Fault, Html, Json, NextLink, Status
 from tests.crawling import crawl, dump, items
 from tests.hubs import adapter_config, card
 from tests.neighbours import (

@@ -18,8 +18,8 @@ from catalog.database import writer_lock
 from catalog.errors import CatalogBusyError
 from catalog.reference import AdapterReference
 from catalog.schema import Adapter, Crawl, CrawlState, Repository
-from crawler.hubfaults import Callback, Corrupt, EditJson, Fault, Hang, Status, Truncate
 from crawler.localhub import LocalHub
+from crawler.localhub.faults import Callback, Corrupt, EditJson, Fault, Hang, Status, Truncate
 from crawler.screen import refusing
 from tests.crawling import crawl, dump, items
 from tests.hubs import adapter_config, card, lora_files, lora_tensors, make_repo, safetensors_bytes
@@ -245,12 +245,10 @@ def test_case_16_a_repository_made_during_the_crawl_is_found_by_the_next(
 
 
 @pytest.mark.parametrize("fault", [Hang(), Truncate(10)], ids=["case-19-hang", "case-35-truncated-page"])
-def test_a_listing_that_never_comes_ends_partial(
-    fault: Any, hub: LocalHub, engine: Engine, tmp_path: Path
-) -> None:
+def test_a_listing_that_never_comes_fails(fault: Any, hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
     hub.faults.append(Fault(LISTING, fault))
     report = crawl(hub.url, engine, tmp_path, hub={"timeout": 0.2, "deadline": 0.5})
-    assert (report["status"], report["errors"]) == ("partial", {"unreachable": 1})
+    assert (report["status"], report["errors"]) == ("failed", {"unreachable": 1})
 
 
 def test_a_limit_bounds_the_repositories(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from catalog.blobs import BlobStore
 from catalog.database import upgrade
 from catalog.engine import make_engine
 from catalog.schema import Crawl, CrawlItem, Repository
-from crawler.hubfaults import EditJson, Fault, Status
 from crawler.localhub import LocalHub
+from crawler.localhub.faults import EditJson, Fault, Status
 from tests.crawl.test_run import LISTING, TINY, row, unlike
 from tests.crawling import NOW, crawl
 from tests.hubs import adapter_config, lora_tensors, make_repo, safetensors_bytes

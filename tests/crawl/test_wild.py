@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 from catalog import browse
 from catalog.database import upgrade
 from catalog.engine import make_engine
-from crawler.hubfaults import Callback, Fault
 from crawler.localhub import LocalHub
+from crawler.localhub.faults import Callback, Fault
 from crawler.screen import refusing
 from tests.crawling import crawl, dump, items
 from tests.shared_data import SHARED, data

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.errors import UsageError
-from crawler.hubtags import Derived, derive
+from crawler.localhub.tags import Derived, derive
 
 logger = logging.getLogger(__name__)
 

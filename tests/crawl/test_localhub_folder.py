@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from catalog.errors import UsageError
-from crawler.hubfields import describe, tree
-from crawler.hubfolder import HubFolder, Repository, is_name
-from crawler.hublisting import BadQueryError, list_page, list_query
-from crawler.hubtags import derive, front_matter
+from crawler.localhub.fields import describe, tree
+from crawler.localhub.folder import HubFolder, Repository, is_name
+from crawler.localhub.listing import BadQueryError, list_page, list_query
+from crawler.localhub.tags import derive, front_matter
 from tests.hubs import BASE, adapter_config, card, lora_files, make_repo
 
 

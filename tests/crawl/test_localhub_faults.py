@@ -17,7 +17,8 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
-from crawler.hubfaults import (
+from crawler.localhub import LocalHub
+from crawler.localhub.faults import (
     Action,
     Callback,
     Corrupt,
@@ -41,7 +42,6 @@ from crawler.hubfaults import (
     Truncate,
     WrongContentRange,
 )
-from crawler.localhub import LocalHub
 from tests.hubs import make_repo
 
 TEXT = "/ann/lora/resolve/main/text.txt"

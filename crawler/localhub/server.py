@@ -25,10 +25,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catalog.errors import LoradexError, UsageError
-from crawler.hubapi import HubApi, RefusedError, refused
-from crawler.hubfaults import Fault, SeenRequest, spoil
-from crawler.hubfolder import HubFolder
-from crawler.hublisting import BadQueryError
+from crawler.localhub.api import HubApi, RefusedError, refused
+from crawler.localhub.faults import Fault, SeenRequest, spoil
+from crawler.localhub.folder import HubFolder
+from crawler.localhub.listing import BadQueryError
 
 BACKLOG = 128
 LOOPBACK = "127.0.0.1"

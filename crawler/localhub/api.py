@@ -18,9 +18,9 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from catalog.errors import UsageError
-from crawler.hubfields import COMMIT_TITLE, DETAIL, describe, file_entry, siblings, tree
-from crawler.hubfolder import HubFile, HubFolder, Repository
-from crawler.hublisting import BadQueryError, expanded, list_page, list_query, page_limit, truth, wanted
+from crawler.localhub.fields import COMMIT_TITLE, DETAIL, describe, file_entry, siblings, tree
+from crawler.localhub.folder import HubFile, HubFolder, Repository
+from crawler.localhub.listing import BadQueryError, expanded, list_page, list_query, page_limit, truth, wanted
 
 logger = logging.getLogger(__name__)
 

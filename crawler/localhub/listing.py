@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crawler.hubfields import BASIC, FIELDS, FULL, UNKNOWN_HERE, field_value
-from crawler.hubfolder import Repository
+from crawler.localhub.fields import BASIC, FIELDS, FULL, UNKNOWN_HERE, field_value
+from crawler.localhub.folder import Repository
 
 MAX_PAGE = 1000
 

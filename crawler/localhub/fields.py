@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from crawler.hubfolder import Digest, Repository, derived_identity
+from crawler.localhub.folder import Digest, Repository, derived_identity
 
 COMMIT_TITLE = "Upload folder"
 BASIC = (
