@@ -91,7 +91,7 @@ def test_case_01_three_pages_in_order(root: Path) -> None:
 def test_a_listing_asks_for_what_rows_need(hub: Hub) -> None:
     (row,) = everything(hub)
     assert isinstance(row, dict)
-    assert {"_id", "id", "sha", "siblings", "cardData", "config", "gated", "tags", "createdAt"} <= set(row)
+    assert {"_id", "id", "sha", "siblings", "config", "gated", "tags", "createdAt"} <= set(row)
 
 
 @pytest.mark.parametrize(

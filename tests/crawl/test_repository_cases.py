@@ -163,7 +163,8 @@ def settle(root: Path) -> list[Fault]:
 @pytest.fixture(scope="module")
 def village(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Village]:
     """What one crawl that keeps weights made of all repositories of this module."""
-    place = tmp_path_factory.mktemp("village")
+    place = tmp_path_factory.mktemp("village") / "square"
+    place.mkdir()
     (place / "hub").mkdir()
     faults = settle(place / "hub")
     with LocalHub(place / "hub", faults=faults) as hub, sqlite_catalog(request, place / "data") as engine:

@@ -255,7 +255,7 @@ def test_reasons_come_in_the_order_of_the_rules(engine: Engine) -> None:
 
 def test_a_crawl_begins_with_nothing_spent(engine: Engine) -> None:
     with Session(engine) as session:
-        session.add(Crawl(scope="s", asked={}, state=CrawlState.RUNNING, started_at=rows.NOW))
+        session.add(Crawl(listing="l", scope="s", asked={}, state=CrawlState.RUNNING, started_at=rows.NOW))
         session.commit()
         crawl = session.scalars(select(Crawl)).one()
         spent = (crawl.api_requests, crawl.resolver_requests, crawl.bytes, crawl.seconds)

@@ -87,12 +87,12 @@ CASES = [
     pytest.param(evidence(repo_status="private"), ["private"], BOTH, id="case-22-private"),
     pytest.param(evidence(repo_status="private_or_missing"), ["vanished"], BOTH, id="case-22-missing"),
     pytest.param(evidence(repo_status="revision_gone"), ["vanished"], BOTH, id="case-25-sha-vanished"),
-    pytest.param(evidence(repo_status="rate_limited"), ["not_read"], OURS, id="unknown-status"),
-    pytest.param(evidence(repo_status="too_large"), ["too_large"], OURS, id="too-large"),
+    pytest.param(evidence(repo_status="rate_limited"), ["not_read"], BOTH, id="unknown-status"),
+    pytest.param(evidence(repo_status="too_large"), ["too_large"], BOTH, id="too-large"),
     pytest.param(
         evidence(tree_problems=("../x leaves its folder",)), ["unusable_files"], NOTED, id="case-29-path"
     ),
-    pytest.param(evidence(repo_status="integrity"), ["integrity"], OURS, id="case-37-hash"),
+    pytest.param(evidence(repo_status="integrity"), ["integrity"], BOTH, id="case-37-hash"),
     pytest.param(Evidence(files=("README.md",)), ["no_adapter"], BOTH, id="no-adapter"),
     pytest.param(evidence(subfolder="checkpoint-8"), ["not_root"], PAPER, id="case-34-subfolder"),
     pytest.param(evidence(files=files()), ["no_safetensors"], BOTH, id="no-weights"),
