@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from crawler.hub import Hub, HubSettings
+from crawler.localhub import LocalHub
+from tests.client import NAME, TOKEN
+from tests.fakes import VirtualClock
+from tests.hubs import make_repo
 
 OFF = (
     "HF_HUB_DISABLE_XET",
@@ -29,3 +36,31 @@ def hub_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
     return dict(os.environ)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The folder of a Hub with one repository, which had another name once."""
+    folder = tmp_path / "hub"
+    make_repo(folder, NAME, hub={"_id": "0123456789abcdef01234567", "previous_names": ["someone/old"]})
+    return folder
+
+
+@pytest.fixture
+def server(root: Path) -> Iterator[LocalHub]:
+    """That Hub."""
+    with LocalHub(root) as running:
+        yield running
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    """The clock by which the client waits."""
+    return VirtualClock()
+
+
+@pytest.fixture
+def hub(server: LocalHub, clock: VirtualClock) -> Iterator[Hub]:
+    """A client of it, with a token."""
+    with Hub(HubSettings(server.url, token=TOKEN, timeout=5), clock=clock) as opened:
+        yield opened

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,39 +27,9 @@ from crawler.localhub.faults import (
     Status,
     Truncate,
 )
+from tests.client import NAME, commit_of
 from tests.fakes import VirtualClock
 from tests.hubs import make_repo
-
-NAME = "someone/adapter"
-TOKEN = "hf_TheSecretOfThisTest"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "hub"
-    make_repo(folder, NAME, hub={"_id": "0123456789abcdef01234567", "previous_names": ["someone/old"]})
-    return folder
-
-
-@pytest.fixture
-def server(root: Path) -> Iterator[LocalHub]:
-    with LocalHub(root) as running:
-        yield running
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
-@pytest.fixture
-def hub(server: LocalHub, clock: VirtualClock) -> Iterator[Hub]:
-    with Hub(HubSettings(server.url, token=TOKEN, timeout=5), clock=clock) as opened:
-        yield opened
-
-
-def commit_of(hub: Hub) -> str:
-    return str(hub.repository(NAME)["sha"])
 
 
 def everything(hub: Hub) -> list[object]:

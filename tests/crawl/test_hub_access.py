@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,45 +28,10 @@ from crawler.localhub.faults import (
     Status,
 )
 from crawler.refusal import FOREIGN, translate
-from tests.fakes import VirtualClock
+from tests.client import NAME, TOKEN, file_of
 from tests.hubs import make_repo
 
-NAME = "someone/adapter"
-TOKEN = "hf_TheSecretOfThisTest"
 STATUSES = {"gated", "disabled", "private_or_missing", "revision_gone", "entry_gone", "refused"}
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "hub"
-    make_repo(folder, NAME, hub={"_id": "0123456789abcdef01234567", "previous_names": ["someone/old"]})
-    return folder
-
-
-@pytest.fixture
-def server(root: Path) -> Iterator[LocalHub]:
-    with LocalHub(root) as running:
-        yield running
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
-@pytest.fixture
-def hub(server: LocalHub, clock: VirtualClock) -> Iterator[Hub]:
-    with Hub(HubSettings(server.url, token=TOKEN, timeout=5), clock=clock) as opened:
-        yield opened
-
-
-def commit_of(hub: Hub) -> str:
-    return str(hub.repository(NAME)["sha"])
-
-
-def file_of(hub: Hub, path: str = "README.md") -> tuple[str, RemoteFile]:
-    commit = commit_of(hub)
-    return commit, next(file for file in hub.tree(NAME, commit).files if file.path == path)
 
 
 def nested(depth: int) -> bytes:

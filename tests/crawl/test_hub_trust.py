@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from catalog.errors import (
     HubUnreachableError,
 )
 from crawler.exchange import Ask, Exchange
-from crawler.hub import Hub, HubSettings, RemoteFile
+from crawler.hub import Hub, HubSettings
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import (
     Callback,
@@ -31,45 +30,8 @@ from crawler.localhub.faults import (
     Status,
     Truncate,
 )
+from tests.client import NAME, TOKEN, file_of
 from tests.fakes import RawServer, VirtualClock
-from tests.hubs import make_repo
-
-NAME = "someone/adapter"
-TOKEN = "hf_TheSecretOfThisTest"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "hub"
-    make_repo(folder, NAME, hub={"_id": "0123456789abcdef01234567", "previous_names": ["someone/old"]})
-    return folder
-
-
-@pytest.fixture
-def server(root: Path) -> Iterator[LocalHub]:
-    with LocalHub(root) as running:
-        yield running
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
-@pytest.fixture
-def hub(server: LocalHub, clock: VirtualClock) -> Iterator[Hub]:
-    with Hub(HubSettings(server.url, token=TOKEN, timeout=5), clock=clock) as opened:
-        yield opened
-
-
-def commit_of(hub: Hub) -> str:
-    return str(hub.repository(NAME)["sha"])
-
-
-def file_of(hub: Hub, path: str = "README.md") -> tuple[str, RemoteFile]:
-    commit = commit_of(hub)
-    return commit, next(file for file in hub.tree(NAME, commit).files if file.path == path)
-
 
 # Who is told what
 
