@@ -220,7 +220,7 @@ class Adapter(Table):
     dtypes: Mapped[Any]
     described_with: Mapped[str] = mapped_column(comment="digest of rules and spellings it was judged with")
     norm: Mapped[float | None] = mapped_column(
-        comment="Frobenius norm of the whole update, once the values are read"
+        comment="Frobenius norm of the update, once its values are read"
     )
     license: Mapped[str | None]
     card_quality: Mapped[str]
@@ -254,9 +254,7 @@ class Crawl(Table):
     __tablename__ = "crawl"
 
     id: Mapped[Key]
-    listing: Mapped[str] = mapped_column(
-        index=True, comment="digest of the Hub and the queries, whatever else was asked"
-    )
+    listing: Mapped[str] = mapped_column(index=True, comment="digest of the Hub and the queries alone")
     scope: Mapped[str] = mapped_column(
         index=True, comment="digest of what was asked; a crawl resumes one of its scope"
     )

@@ -39,7 +39,7 @@ def upgrade() -> None:
             "listing",
             sa.Text(),
             nullable=False,
-            comment="digest of the Hub and the queries, whatever else was asked",
+            comment="digest of the Hub and the queries alone",
         ),
         sa.Column(
             "scope",
@@ -241,7 +241,7 @@ def upgrade() -> None:
             "norm",
             sa.Float(precision=53),
             nullable=True,
-            comment="Frobenius norm of the whole update, once the values are read",
+            comment="Frobenius norm of the update, once its values are read",
         ),
         sa.Column("license", sa.Text(), nullable=True),
         sa.Column("card_quality", sa.Text(), nullable=False),
