@@ -13,15 +13,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crawler.localhub import LocalHub
 from tests.hubs import adapter_config, card, lora_tensors, make_repo, safetensors_bytes
 
 BASE = "acme/tiny"
 PROGRAM = (sys.executable, "-m", "cli")
+HUB = """
+import sys
+from pathlib import Path
+from crawler.localhub import LocalHub
+with LocalHub(Path(sys.argv[1])) as hub:
+    print(hub.url, flush=True)
+    sys.stdin.read()
+"""
 PLAIN = """
 import json, sys, time
 from huggingface_hub import HfApi, hf_hub_download
@@ -58,6 +67,21 @@ def build(root: Path, count: int) -> None:
         make_repo(root, f"owner{number % 97}/adapter{number}", files)
 
 
+@contextmanager
+def served(root: Path) -> Iterator[str]:
+    """The URL of a Hub in a process of its own: a child's peak memory is at least its parent's size."""
+    server = subprocess.Popen(
+        (sys.executable, "-c", HUB, str(root)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        yield server.stdout.readline().strip()
+    finally:
+        server.stdin.close()
+        server.wait()
+
+
 def measured(arguments: tuple[str, ...], **environment: str) -> Run:
     """Runs a process to its end; raises CalledProcessError where it fails."""
     began = time.monotonic()
@@ -88,11 +112,11 @@ def main() -> None:
         for name, count in (("small", sizes.small), ("large", sizes.large)):
             root = Path(place, name)
             build(root, count)
-            with LocalHub(root) as hub:
-                runs[name] = crawl(hub.url, Path(place, f"data-{name}"))
-                runs[f"{name}, again"] = crawl(hub.url, Path(place, f"data-{name}"))
+            with served(root) as url:
+                runs[name] = crawl(url, Path(place, f"data-{name}"))
+                runs[f"{name}, again"] = crawl(url, Path(place, f"data-{name}"))
                 if name == "small":
-                    script = (sys.executable, "-c", PLAIN, hub.url, str(Path(place, "cache")))
+                    script = (sys.executable, "-c", PLAIN, url, str(Path(place, "cache")))
                     runs["plain client"] = measured(
                         script, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1"
                     )
