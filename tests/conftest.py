@@ -11,6 +11,7 @@ import atexit
 import ipaddress
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import uuid
@@ -45,6 +46,9 @@ class OutsideConnectionError(RuntimeError):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Cleans the environment before anything is imported that reads it then, and closes the way out."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job ignores interrupts, and so would every program that a test interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_server_url] = os.environ.get("LORADEX_TEST_POSTGRES_URL", "")
     of_controller = getattr(config, "workerinput", {}).get("server_folder")
     config.stash[_server_folder] = Path(of_controller or tempfile.mkdtemp(prefix="loradex-tests-"))
