@@ -110,7 +110,7 @@ class IntegrityError(HubError):
 class HubAccessError(HubError):
     """One repository or file cannot be read; `status` says why.
 
-    `status` is one of gated, disabled, private_or_missing, revision_gone, entry_gone, refused.
+    `status` is one of gated, disabled, private_or_missing, revision_gone, entry_gone, refused, unauthorized.
     """
 
     def __init__(self, message: str, *, status: str, url: str = "") -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, exists, func, select, update
+from sqlalchemy import Select, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from catalog.schema import (
@@ -212,7 +212,12 @@ def prune(session: Session, crawl: Crawl) -> None:
     One item a repository and listing stays: it says that the listing once showed it.
     """
     here = select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl.id, CrawlItem.hub_id.is_not(None))
-    earlier = select(Crawl.id).where(Crawl.listing == crawl.listing, Crawl.id < crawl.id)
+    earlier = select(Crawl.id).where(
+        Crawl.listing == crawl.listing,
+        Crawl.id < crawl.id,
+        # An unfinished crawl of another scope may still be taken up again.
+        or_(Crawl.scope == crawl.scope, Crawl.state == CrawlState.COMPLETE),
+    )
     session.execute(
         delete(CrawlItem)
         .where(CrawlItem.crawl_id.in_(earlier), CrawlItem.hub_id.in_(here))

@@ -76,7 +76,9 @@ def _refusal(error: HfHubHTTPError, url: str) -> HubError:
     if status in (400, 410) and "cursor=" in url:
         return CursorExpiredError("The Hub no longer continues the list from here.", url=shown)
     if error.response.headers.get("x-error-message") == _BAD_CREDENTIALS:
-        return HubAccessError("The Hub does not accept the token; log in again.", status="refused", url=shown)
+        return HubAccessError(
+            "The Hub does not accept the token; log in again.", status="unauthorized", url=shown
+        )
     refused = ("refused", f"The Hub refuses with HTTP {status}")
     of_status = _REFUSED_STATUS.get(status, refused)
     name, words = next((row for kind, row in _REFUSALS if isinstance(error, kind)), of_status)

@@ -69,7 +69,7 @@ class Crawler:
                 store.sync_bases(session)
                 bases = BaseTable(store.spellings(session))
                 crawl = self._open(session, bases)
-                plan, meter = _plan(crawl), Meter(self.hub, crawl, started)
+                plan, meter, started_at = _plan(crawl), Meter(self.hub, crawl, started), crawl.started_at
             error = self._list(plan)
             work = Work(
                 self.engine,
@@ -79,7 +79,8 @@ class Crawler:
                 self.progress,
                 self.stop,
                 self.now,
-                again=self.options.full,
+                started_at=started_at,
+                again=plan.since is None and plan.limit is None,
             )
             work.settle_all(self.options.workers)
             with Session(for_writing(self.engine)) as session, session.begin():
@@ -133,9 +134,9 @@ class Crawler:
         crawl.finished_at = self.now()
         if clean and crawl.asked["limit"] is None:
             # What changed after the listing began may stand on a page that was read before it changed.
-            newest = frontier.newest(session, crawl.id) or crawl.started_at
-            marks = (frontier.watermark(session, crawl.scope), min(newest, crawl.started_at))
-            crawl.watermark = max(mark for mark in marks if mark is not None)
+            newest, before = frontier.newest(session, crawl.id), frontier.watermark(session, crawl.scope)
+            marks = (before, min(newest, crawl.started_at) if newest is not None else None)
+            crawl.watermark = max((mark for mark in marks if mark is not None), default=None)
         if finished:
             frontier.prune(session, crawl)
 
@@ -173,6 +174,6 @@ def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, prog
     since = _since(session, options, scope, now) if session is not None else None
     for item in preview(hub, Walk(0, planned, since, options.limit)):
         row = store.known_repository(session, item.hub_id or "") if session is not None else None
-        counts["new" if row is None else "unchanged" if row.commit == item.row["sha"] else "changed"] += 1
+        counts["new" if row is None else "unchanged" if row.commit == item.row.get("sha") else "changed"] += 1
         progress.listed(sum(counts.values()))
     return Preview(tuple(query.filters for query in planned), counts, hub.usage.api)

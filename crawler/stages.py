@@ -85,10 +85,12 @@ def look_up(hub_id: str, name: str, tools: Tools) -> ListedRepository | None:
     try:
         row = parse_row(tools.hub.repository(name))
     except HubAccessError as error:
-        if error.status == "private_or_missing":
+        if error.status in {"private_or_missing", "disabled", "gated"}:
             return None
         raise
-    return None if isinstance(row, BadRow) or row.hub_id != hub_id else row
+    if isinstance(row, BadRow):
+        raise HubPayloadError(f"The Hub describes {name} oddly: {row.reason}.")
+    return row if row.hub_id == hub_id else None
 
 
 def _process(listed: ListedRepository, tools: Tools) -> Processed:
@@ -108,7 +110,7 @@ def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
     try:
         tree = tools.hub.tree(listed.name, listed.sha or "")
     except HubAccessError as error:
-        if error.status in {"revision_gone", "private_or_missing"}:
+        if error.status in {"revision_gone", "private_or_missing", "unauthorized"}:
             raise
         return (_unread(error.status, str(error)),)
     root = tuple(file for file in tree.files if "/" not in file.path)
@@ -168,7 +170,7 @@ def _read_folder(listed: ListedRepository, folder: Folder, tools: Tools) -> Draf
         try:
             draft = step(listed, draft, tools)
         except (HubAccessError, IntegrityError, HubPayloadError) as error:
-            if isinstance(error, HubAccessError) and error.status == "revision_gone":
+            if isinstance(error, HubAccessError) and error.status in {"revision_gone", "unauthorized"}:
                 raise
             return _stopped(draft, error)
     return draft
@@ -250,6 +252,8 @@ def _root(files: tuple[RemoteFile, ...]) -> Folder:
 def _stopped(draft: Draft, error: Exception) -> Draft:
     """The draft as far as it was read, with why reading stopped."""
     if isinstance(error, HubAccessError):
+        if error.status == "unauthorized":
+            raise error
         status = error.status
     elif isinstance(error, WeightsError):
         return replace(draft, spec=error)

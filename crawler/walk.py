@@ -81,7 +81,9 @@ def preview(hub: Hub, plan: Walk) -> Iterator[ItemRecord]:
     seen: set[str] = set()
     for query in plan.queries:
         url: str | None = hub.listing_url(query.filters, sort=plan.sort)
-        while url is not None:
+        read: set[str] = set()
+        while url is not None and url not in read and len(read) < MOST_PAGES:
+            read.add(url)
             page = hub.page(url)
             for item in _items(page, query, plan.since)[0]:
                 if plan.limit is not None and len(seen) >= plan.limit:

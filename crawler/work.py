@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import datetime
 from functools import partial
 
 from sqlalchemy import Engine, update
@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from catalog import frontier, store
 from catalog.engine import for_writing
-from catalog.errors import HubBusyError, HubUnreachableError, LoradexError, StorageError
+from catalog.errors import HubBusyError, HubError, HubUnreachableError, LoradexError, StorageError
 from catalog.records import RepositoryRecord
 from catalog.schema import Crawl, CrawlItem, Outcome, Repository
 from catalog.weights import MEASURE_VERSION
@@ -42,7 +42,6 @@ BATCH = 256
 PATIENCE = 8
 # Reasons that may pass without a new commit; no hash covers the head of a file while it is read alone.
 PASSING = ("gated", "disabled", "private", "vanished", "integrity", "not_read", "truncated", "header_invalid")
-_EVER = datetime.min.replace(tzinfo=timezone.utc)
 OUT_OF_REACH = (HubUnreachableError, HubBusyError, StorageError)
 
 
@@ -122,12 +121,14 @@ class Work:
     progress: Progress
     stop: threading.Event
     now: Callable[[], datetime]
+    started_at: datetime
     again: bool
 
     def settle_all(self, workers: int) -> None:
         """Settles the pending items in order, at most four a worker in flight.
 
-        Stops early, with items left pending, where the Hub or the disk fails PATIENCE items in a row.
+        Stops early, with items left pending, where PATIENCE items in a row fail for want of the disk, or of a
+        Hub that does not answer a plain question either.
         """
         tally = self._tally()
         failing = 0
@@ -135,20 +136,33 @@ class Work:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="crawl")
         try:
             tasks = self._tasks(pool, tally)
-            while failing < PATIENCE:
+            while True:
                 while len(window) < 4 * workers and (task := next(tasks, None)) is not None:
                     window.append(task)
                 if not window:
                     break
                 ready = _ready(window)
-                for in_reach in self._settle(ready):
-                    failing = 0 if in_reach else failing + 1
+                for failure in self._settle(ready):
+                    failing = failing + 1 if failure is not None and not failure.in_reach else 0
+                    if failing == PATIENCE and failure is not None:
+                        if failure.kind == "storage" or not self._hub_answers():
+                            return
+                        failing = 0
                 tally.add(len(ready))
-        except BaseException:
-            self.stop.set()
-            raise
         finally:
+            # Nothing is in flight when all is settled; whatever else ended the loop, nobody waits for it.
+            if window:
+                self.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _hub_answers(self) -> bool:
+        """Whether the Hub still lists: then it is single repositories that it cannot show."""
+        try:
+            self.tools.hub.page(self.tools.hub.listing_url(("peft",), sort="createdAt"))
+        except HubError as error:
+            log.warning("%s", error)
+            return False
+        return True
 
     def _tally(self) -> Tally:
         with Session(self.engine) as session:
@@ -186,7 +200,7 @@ class Work:
             listed = parse_row(item.row)
             if isinstance(listed, BadRow):
                 frontier.settle(item, Outcome.QUARANTINED, error=listed.reason)
-            elif row is not None and _is_older(listed, row):
+            elif row is not None and self._is_older(listed, row):
                 frontier.settle(item, Outcome.UNCHANGED, detail="the catalog holds a newer state")
             elif row is not None and commit is not None and listed.sha == commit:
                 touched.append(store.touch_repository(session, row, repository_record(listed), self.now()))
@@ -195,6 +209,12 @@ class Work:
                 jobs.append((task, partial(process, listed, self.tools)))
         store.bury_namesakes(session, touched, self.now())
         return jobs
+
+    def _is_older(self, listed: ListedRepository, row: Repository) -> bool:
+        """Whether a listing row, perhaps of a page read hours ago, tells of less than was seen since."""
+        if listed.last_modified is None or row.last_modified is None or row.last_seen <= self.started_at:
+            return False
+        return listed.last_modified < row.last_modified
 
     def _unread(self, session: Session, repositories: Sequence[int]) -> set[int]:
         """The repositories of which the catalog does not hold all that this crawl asks for."""
@@ -210,8 +230,8 @@ class Work:
                 unread.add(owner)
         return unread
 
-    def _settle(self, tasks: Sequence[Task]) -> list[bool]:
-        """Writes what became of tasks in one transaction; gives for each whether Hub and disk were in reach.
+    def _settle(self, tasks: Sequence[Task]) -> list[Failure | None]:
+        """Writes what became of tasks in one transaction; gives for each the failure, None where it was read.
 
         Should a row be refused for a fault in loradex, the tasks are written one by one and that one failed.
         """
@@ -223,12 +243,11 @@ class Work:
             raise
         except Exception as error:
             if len(tasks) > 1:
-                return [reached for task in tasks for reached in self._settle([task])]
-            failure = _failure(tasks[0], error)
+                return [failure for task in tasks for failure in self._settle([task])]
+            results = [_failure(tasks[0], error)]
             with Session(for_writing(self.engine)) as session, session.begin():
-                self._write(session, tasks, [failure])
-            return [failure.in_reach]
-        return [not isinstance(result, Failure) or result.in_reach for result in results]
+                self._write(session, tasks, results)
+        return [result if isinstance(result, Failure) else None for result in results]
 
     def _write(self, session: Session, tasks: Sequence[Task], results: Sequence[Result | Failure]) -> None:
         known = store.known_repositories(session, [task.hub_id for task in tasks])
@@ -261,11 +280,6 @@ class Work:
             store.mark_gone(row, self.now())
 
 
-def _is_older(listed: ListedRepository, row: Repository) -> bool:
-    """Whether a listing row, perhaps of a page read days ago, tells of an earlier state than the catalog."""
-    return listed.last_modified is not None and listed.last_modified < (row.last_modified or _EVER)
-
-
 def _ready(window: deque[Task]) -> list[Task]:
     """Takes the first task, and those behind it that are done already and bear other names."""
     taken = [window.popleft()]
@@ -287,7 +301,8 @@ def _result(task: Task) -> Result | Failure:
 def _failure(task: Task, error: Exception) -> Failure:
     if isinstance(error, LoradexError):
         log.warning("%s: %s", task.name, error)
-        return Failure(error_kind(error), str(error), not isinstance(error, OUT_OF_REACH))
+        out_of_reach = isinstance(error, OUT_OF_REACH) or getattr(error, "status", None) == "unauthorized"
+        return Failure(error_kind(error), str(error), not out_of_reach)
     log.error("%s could not be read because of a fault in loradex", task.name, exc_info=error)
     return Failure(error_kind(error), f"{type(error).__name__}: {error}", in_reach=True)
 

@@ -31,7 +31,15 @@ from crawler.refusal import FOREIGN, translate
 from tests.client import NAME, TOKEN, file_of
 from tests.hubs import make_repo
 
-STATUSES = {"gated", "disabled", "private_or_missing", "revision_gone", "entry_gone", "refused"}
+STATUSES = {
+    "gated",
+    "disabled",
+    "private_or_missing",
+    "revision_gone",
+    "entry_gone",
+    "refused",
+    "unauthorized",
+}
 
 
 def nested(depth: int) -> bytes:
@@ -63,7 +71,7 @@ def nested(depth: int) -> bytes:
         pytest.param(Status(403), "refused", id="case-22-403"),
         pytest.param(
             Status(401, error_message="Invalid credentials in Authorization header"),
-            "refused",
+            "unauthorized",
             id="case-22-bad-token",
         ),
         pytest.param(Status(404, error_code="RevisionNotFound"), "revision_gone", id="case-25-revision"),

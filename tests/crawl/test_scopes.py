@@ -100,11 +100,11 @@ def test_a_resumed_crawl_does_not_roll_a_repository_back(
     assert crawl(hub.url, engine, tmp_path)["status"] == "partial"
     hub.faults.clear()
     edit(root, "ann/one", 64, "2025-12-02T00:00:00.000Z")
-    crawl(hub.url, engine, tmp_path, **OTHER)
+    crawl(hub.url, engine, tmp_path, now=NOW + timedelta(hours=1), **OTHER)
     newer = row(engine, "ann/one")
     with Session(engine) as session, session.begin():
         session.get_one(Crawl, 1).state = type(session.get_one(Crawl, 1).state).RUNNING
-    report = crawl(hub.url, engine, tmp_path)
+    report = crawl(hub.url, engine, tmp_path, now=NOW + timedelta(hours=2))
     assert report["status"] == "complete"
     assert (row(engine, "ann/one")["alpha"], row(engine, "ann/one")["commit"]) == (64, newer["commit"])
 
@@ -246,3 +246,69 @@ def test_items_of_superseded_crawls_are_pruned(hub: LocalHub, engine: Engine, tm
         crawl(hub.url, engine, tmp_path, full=True)
     with Session(engine) as session:
         assert session.scalar(select(func.count()).select_from(CrawlItem)) == 3
+
+
+def test_an_interrupted_crawl_is_not_pruned_by_another_of_the_same_listing(
+    hub: LocalHub, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "save_repositories", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            crawl(hub.url, engine, tmp_path, weights="stream")
+    crawl(hub.url, engine, tmp_path, weights="headers")
+    report = crawl(hub.url, engine, tmp_path, weights="stream")
+    assert (report["status"], report["listed"], report["unmeasured"]) == ("complete", 3, 0)
+
+
+def test_what_the_hub_took_down_is_a_tombstone_and_not_a_failure(
+    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+) -> None:
+    crawl(hub.url, engine, tmp_path)
+    (root / "cat/three").rename(tmp_path / "away")
+    hub.faults.append(Fault("GET /api/models/cat/three", Status(451)))
+    report = crawl(hub.url, engine, tmp_path, full=True)
+    assert (report["status"], report["gone"], report["failed"]) == ("complete", 1, 0)
+
+
+def test_many_broken_repositories_do_not_keep_the_others_from_being_read(
+    root: Path, engine: Engine, tmp_path: Path
+) -> None:
+    for number in range(20):
+        make_repo(root, f"broken/r{number:02}", unlike(f"broken{number}"))
+    with LocalHub(root) as hub:
+        hub.faults.append(Fault("GET /api/models/broken/.*tree", Status(500)))
+        report = crawl(hub.url, engine, tmp_path, hub={"attempts": 1})
+    assert (report["status"], report["failed"], report["new"], report["pending"]) == ("partial", 20, 3, 0)
+
+
+def test_a_hub_that_is_gone_leaves_the_rest_pending(
+    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+) -> None:
+    for number in range(20):
+        make_repo(root, f"more/r{number:02}", unlike(f"more{number}"))
+    hub.faults.append(Fault("/tree/", Status(500)))
+    hub.faults.append(Fault(LISTING + ".*filter=peft", Status(500), skip=1))
+    report = crawl(hub.url, engine, tmp_path, hub={"attempts": 1}, workers=1)
+    assert report["status"] == "partial"
+    assert report["failed"] + report["pending"] == 23
+    assert 8 <= report["failed"] < 16, "it went on asking a Hub that answers nothing"
+
+
+def test_a_date_that_goes_back_freezes_nothing(
+    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+) -> None:
+    edit(root, "ann/one", 7, "2031-01-01T00:00:00.000Z")
+    crawl(hub.url, engine, tmp_path)
+    edit(root, "ann/one", 9, "2025-06-01T00:00:00.000Z")
+    assert crawl(hub.url, engine, tmp_path, full=True, now=NOW + timedelta(days=1))["changed"] == 1
+    assert row(engine, "ann/one")["alpha"] == 9
+
+
+def test_an_empty_first_listing_sets_no_watermark(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
+    hub.faults.append(Fault(LISTING, EditJson(lambda rows: [])))
+    assert crawl(hub.url, engine, tmp_path)["listed"] == 0
+    hub.faults.clear()
+    assert crawl(hub.url, engine, tmp_path, now=NOW + timedelta(days=2))["new"] == 3
