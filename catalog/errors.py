@@ -9,7 +9,9 @@ LoradexError
 │   ├── SchemaVersionError    its schema is older or newer than this program
 │   └── CatalogBusyError      another crawl holds the writer lock
 ├── NotFoundError         a name that the catalog does not know
+├── PoolError             a pool's manifest or files cannot be used as they are
 ├── StorageError          the disk refused (full, not writable)
+├── MergeError            adapters that cannot be merged, by name and reason
 └── HubError              the Hub, or the way to it
     ├── HubUnreachableError   no connection, timeout, deadline
     ├── HubBusyError          429 or 5xx after all retries
@@ -68,6 +70,10 @@ class NotFoundError(LoradexError):
     """A name that the catalog does not know."""
 
 
+class PoolError(LoradexError):
+    """A pool's manifest or files cannot be used as they are."""
+
+
 class StorageError(LoradexError):
     """The disk refused: full, not writable, not there."""
 
@@ -116,3 +122,7 @@ class HubAccessError(HubError):
     def __init__(self, message: str, *, status: str, url: str = "") -> None:
         super().__init__(message, url=url)
         self.status = status
+
+
+class MergeError(LoradexError):
+    """Adapters that cannot be merged as asked; the sentence names the adapter and what it holds."""

@@ -42,14 +42,33 @@ class DocumentRecord:
 
 
 @dataclass(frozen=True)
+class FingerprintRecord:
+    """The vectors of a weights file under one pattern of scalings, as `schema.Fingerprint` stores them."""
+
+    scaling_pattern: str
+    version: int
+    spectrum: bytes
+    delta: bytes
+    output: bytes
+
+
+@dataclass(frozen=True)
 class WeightsRecord:
-    """What is known of one safetensors file; `norms` maps module to ||B A||_F, None where not finite."""
+    """What is known of one safetensors file.
+
+    `fingerprints` are those of the newest version, one for each pattern of scalings that it was met with.
+    They and the `tensor_digest` come from its values, the rest does not.
+    """
 
     digest: str
     size: int
     header: bytes | None = None
-    norms: Mapping[str, float | None] | None = None
-    measured: int | None = None
+    tensor_digest: str | None = None
+    fingerprints: tuple[FingerprintRecord, ...] = ()
+
+    def fingerprint(self, scaling_pattern: str) -> FingerprintRecord | None:
+        """The one for this pattern of scalings."""
+        return next((f for f in self.fingerprints if f.scaling_pattern == scaling_pattern), None)
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,8 @@ class AdapterRecord:
     dtypes: tuple[str, ...] = ()
     described_with: str = ""
     norm: float | None = None
+    health: str | None = None
+    scaling_pattern: str | None = None
     license: str | None = None
     card_quality: str = "absent"
     card_text: str = ""

@@ -7,13 +7,13 @@ from the reasons (`crawler.screen`). Enums are stored by value; every constraint
 
 from __future__ import annotations
 
-import enum
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from catalog.kinds import CrawlState, Outcome, Spelling
 from catalog.table import Key, Table, stored
 
 __all__ = [
@@ -38,37 +38,6 @@ __all__ = [
     "Table",
     "WeightsFile",
 ]
-
-
-class Spelling(str, enum.Enum):
-    """How a base model's name in the wild relates to the canonical one."""
-
-    CANONICAL = "canonical"
-    RENAMED = "renamed"
-    MIRROR = "mirror"
-    QUANTISED = "quantised"
-    CASE = "case"
-    LOCAL_PATH = "local_path"
-
-
-class CrawlState(str, enum.Enum):
-    """How far a crawl got; `running` also stands for one that was interrupted."""
-
-    RUNNING = "running"
-    COMPLETE = "complete"
-    PARTIAL = "partial"
-
-
-class Outcome(str, enum.Enum):
-    """What became of one listed row; each ends in exactly one of them, `pending` is none."""
-
-    PENDING = "pending"
-    NEW = "new"
-    CHANGED = "changed"
-    UNCHANGED = "unchanged"
-    GONE = "gone"
-    FAILED = "failed"
-    QUARANTINED = "quarantined"
 
 
 SHA1 = "length({0}) = 40"
@@ -170,12 +139,8 @@ class WeightsFile(Table):
     header: Mapped[bytes | None] = mapped_column(
         comment="zlib of the safetensors header, 8 length bytes included"
     )
-    norms: Mapped[Any] = mapped_column(
-        nullable=True,
-        comment="{module: ||B A||_F}, null for a non-finite one; the whole is null until it is read",
-    )
-    measured: Mapped[int | None] = mapped_column(
-        comment="version of the code that read the values; null when unread"
+    tensor_digest: Mapped[str | None] = mapped_column(
+        index=True, comment="sha256 of names, types, shapes and bytes of all tensors; null when unread"
     )
 
 
@@ -221,6 +186,12 @@ class Adapter(Table):
     described_with: Mapped[str] = mapped_column(comment="digest of rules and spellings it was judged with")
     norm: Mapped[float | None] = mapped_column(
         comment="Frobenius norm of the update, once its values are read"
+    )
+    health: Mapped[str | None] = mapped_column(
+        comment="healthy, or what is wrong with its values; null when unread"
+    )
+    scaling_pattern: Mapped[str | None] = mapped_column(
+        comment="how scaling differs between modules, empty where it does not; null when unread"
     )
     license: Mapped[str | None]
     card_quality: Mapped[str]
@@ -311,16 +282,22 @@ class CrawlItem(Table):
 
 
 class Fingerprint(Table):
-    """A vector of a weights file, made by one version of one definition."""
+    """What a weights file does under one pattern of scalings, made by one version of the definition.
+
+    Vectors are little-endian float32, as `catalog.fingerprint.Fingerprint` describes them; the rows of
+    `spectrum` are the complete modules of the file by name.
+    """
 
     __tablename__ = "fingerprint"
 
     weights_digest: Mapped[str] = mapped_column(
         ForeignKey("weights_file.digest", ondelete="CASCADE"), primary_key=True
     )
-    kind: Mapped[str] = mapped_column(primary_key=True, comment="delta or output")
+    scaling_pattern: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True)
-    vector: Mapped[bytes] = mapped_column(comment="little-endian float32")
+    spectrum: Mapped[bytes]
+    delta: Mapped[bytes]
+    output: Mapped[bytes]
 
 
 class Embedding(Table):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import datetime
 
 from sqlalchemy import exists, func, select, update
@@ -17,13 +17,21 @@ from sqlalchemy.orm import Session
 from catalog.bases import BaseSpelling as SpellingRecord
 from catalog.bases import license as base_license
 from catalog.bases import seed_spellings
-from catalog.records import AdapterRecord, DocumentRecord, RepositoryRecord, WeightsRecord
+from catalog.fingerprint import FINGERPRINT_VERSION
+from catalog.records import (
+    AdapterRecord,
+    DocumentRecord,
+    FingerprintRecord,
+    RepositoryRecord,
+    WeightsRecord,
+)
 from catalog.schema import (
     Adapter,
     AdapterReason,
     BaseModel,
     BaseSpelling,
     Document,
+    Fingerprint,
     Repository,
     RepositoryAlias,
     Spelling,
@@ -142,21 +150,64 @@ def known_weights(session: Session, digest: str) -> WeightsRecord | None:
     if row is None:
         return None
     header = zlib.decompress(row.header) if row.header is not None else None
-    return WeightsRecord(row.digest, row.size, header, row.norms, row.measured)
+    found = select(Fingerprint).where(
+        Fingerprint.weights_digest == digest, Fingerprint.version == FINGERPRINT_VERSION
+    )
+    fingerprints = tuple(
+        FingerprintRecord(f.scaling_pattern, f.version, f.spectrum, f.delta, f.output)
+        for f in session.scalars(found.order_by(Fingerprint.scaling_pattern))
+    )
+    return WeightsRecord(row.digest, row.size, header, row.tensor_digest, fingerprints)
+
+
+def save_fingerprint(session: Session, weights_digest: str, made: FingerprintRecord, tensors: str) -> None:
+    """Writes one fingerprint of a known weights file, and the digest of its tensors."""
+    session.get_one(WeightsFile, weights_digest).tensor_digest = tensors
+    session.merge(Fingerprint(weights_digest=weights_digest, **asdict(made)))
+    session.flush()
+
+
+def without_fingerprint(session: Session) -> list[tuple[str, str, bytes]]:
+    """(digest of weights in LFS, pattern of scalings, config) of current adapters that have no fingerprint.
+
+    Sorted, each pair once; files that nobody has read are among them.
+    """
+    made = exists().where(
+        Fingerprint.weights_digest == Adapter.weights_digest,
+        Fingerprint.scaling_pattern == Adapter.scaling_pattern,
+        Fingerprint.version == FINGERPRINT_VERSION,
+    )
+    rows = session.execute(
+        select(Adapter.weights_digest, Adapter.scaling_pattern, Document.content)
+        .join(Document, Document.digest == Adapter.config_digest)
+        .where(Adapter.current, Adapter.weights_digest.is_not(None), Adapter.scaling_pattern.is_not(None))
+        .where(func.length(Adapter.weights_digest) == 64, ~made)
+        .order_by(Adapter.weights_digest, Adapter.scaling_pattern, Adapter.config_digest)
+    )
+    found = {(str(digest), str(pattern)): content for digest, pattern, content in rows}
+    return [(digest, pattern, content) for (digest, pattern), content in found.items()]
 
 
 def acceptable_weights(
     session: Session, repository_ids: Collection[int], refusing: Collection[str]
-) -> list[tuple[int, WeightsFile, float | None]]:
-    """(repository, weights in LFS, norm) of their current adapters that these reasons do not refuse."""
+) -> list[tuple[int, WeightsFile, bool]]:
+    """(repository, weights in LFS, whether all is known of their values) of their current adapters that these
+    reasons do not refuse.
+    """
     refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
+    fingerprinted = exists().where(
+        Fingerprint.weights_digest == Adapter.weights_digest,
+        Fingerprint.scaling_pattern == Adapter.scaling_pattern,
+        Fingerprint.version == FINGERPRINT_VERSION,
+    )
+    known = Adapter.norm.is_not(None) & fingerprinted
     rows = session.execute(
-        select(Adapter.repository_id, WeightsFile, Adapter.norm)
+        select(Adapter.repository_id, WeightsFile, known)
         .join(Adapter, Adapter.weights_digest == WeightsFile.digest)
         .where(Adapter.repository_id.in_(repository_ids), Adapter.current, ~refused)
         .where(func.length(WeightsFile.digest) == 64)
     )
-    return [(repository_id, file, norm) for repository_id, file, norm in rows]
+    return [(repository_id, file, bool(read)) for repository_id, file, read in rows]
 
 
 def judged_otherwise(session: Session, repository_ids: Collection[int], described_with: str) -> set[int]:
@@ -258,7 +309,10 @@ def _save_weights(session: Session, records: Collection[WeightsRecord]) -> None:
             row = rows[record.digest] = WeightsFile(digest=record.digest, size=record.size)
             session.add(row)
         # The header of a file that was read whole and verified replaces one that came by itself.
-        if record.header is not None and (row.header is None or record.measured is not None):
+        if record.header is not None and (row.header is None or record.fingerprints):
             row.header = zlib.compress(record.header, 9)
-        if record.measured is not None and (row.measured is None or record.measured >= row.measured):
-            row.measured, row.norms = record.measured, dict(record.norms or {})
+        row.tensor_digest = record.tensor_digest or row.tensor_digest
+    session.flush()
+    for record in records:
+        for made in record.fingerprints:
+            session.merge(Fingerprint(weights_digest=record.digest, **asdict(made)))

@@ -1,5 +1,5 @@
-"""The values in a safetensors adapter: LoRA factors, module by module, and what their norms say of its
-health.
+"""The values in a safetensors adapter: LoRA factors, module by module, their scalings, and what their norms
+say of its health.
 
 Files are memory-mapped, one module at a time is held in float64, and a pickle is never opened. The norms of
 the bare products B A depend on the file alone, so that one measurement serves every adapter that has the
@@ -8,11 +8,13 @@ same bytes; `health` joins them with the scaling of a configuration.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from catalog.adapter import Header, factor_key, header_length, parse_header
 from catalog.adapter_config import AdapterConfig, ScalingRule
@@ -23,9 +25,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Version of `module_norms`: a change of what it gives raises it, and files are read again.
-MEASURE_VERSION = 1
+MEASURE_VERSION = 2
+# What a LoRA on any known base model stays far below: a small file could ask for Gram matrices, or for
+# projections, that fill the memory.
+MOST_RANK = 4096
+MOST_WIDTH = 2**22
 # Numbers that are cast to float64 at once: 32 MiB.
 _CHUNK = 4 * 1024 * 1024
+# Bytes that are hashed at once.
+_BLOCK = 1024 * 1024
+# Data types that a factor may have: plain numbers of a sign, an exponent and a fraction.
+_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+# Digits of a relative scaling: alpha / r is known to sixteen.
+_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +67,16 @@ class Factors(NamedTuple):
     b: Tensor
 
 
-def measure(path: Path, config: AdapterConfig) -> WeightsHealth:
-    """Health of the adapter in a safetensors file under a configuration.
+class Module(NamedTuple):
+    """One LoRA module of an adapter: its update is scaling * B A.
 
-    Raises WeightsError for a file that cannot be read and ConfigError of kind bad_pattern or bad_field for a
-    configuration that gives no scaling.
+    A is (rank, in_features) and B (out_features, rank), as stored: in the file's data type, unscaled.
     """
-    return health(module_norms(path), config)
+
+    name: str
+    a: Tensor
+    b: Tensor
+    scaling: float
 
 
 def module_norms(path: Path) -> dict[str, float | None]:
@@ -70,8 +85,7 @@ def module_norms(path: Path) -> dict[str, float | None]:
     0.0 means that the product is zero to the last bit that float64 keeps, whatever B and A are by themselves.
     Raises WeightsError.
     """
-    norms = {factors.module: _product_norm(factors.a, factors.b) for factors in iterate_factors(path)}
-    return {module: norms[module] for module in sorted(norms)}
+    return {module: product_norm(gram(a.T), gram(b)) for module, a, b in iterate_factors(path)}
 
 
 def health(norms: Mapping[str, float | None], config: AdapterConfig) -> WeightsHealth:
@@ -87,22 +101,69 @@ def health(norms: Mapping[str, float | None], config: AdapterConfig) -> WeightsH
     )
 
 
+def iterate_modules(path: Path, config: AdapterConfig) -> Iterator[Module]:
+    """Every complete LoRA module of a safetensors file with its scaling, sorted by name, one in memory at a
+    time.
+
+    The factors may be views of the mapped file: whoever keeps one keeps the file open. Raises WeightsError as
+    `iterate_factors` does and ConfigError as ScalingRule does.
+    """
+    rules = ScalingRule(config)
+    for module, a, b in iterate_factors(path):
+        yield Module(module, a, b, rules.scaling(module))
+
+
 def iterate_factors(path: Path) -> Iterator[Factors]:
     """Every complete pair of matching matrices in a safetensors file, sorted by module name, memory-mapped.
 
-    Halves without a partner and pairs of contradicting shape are passed over: the header names them
-    (`catalog.adapter.lora_modules`). Raises WeightsError for a file that is broken.
+    Halves without a partner, pairs of contradicting shape and such that hold no plain numbers are passed
+    over: the header names them (`catalog.adapter.lora_modules`). Raises WeightsError for a file that is
+    broken, and of kind too_large for a rank above MOST_RANK or a width above MOST_WIDTH.
     """
     from safetensors import SafetensorError, safe_open
 
-    head = header_bytes(path)
+    pairs = _pairs(_header(path))
     try:
-        header = parse_header(head, path.stat().st_size)
         with safe_open(path, framework="pt") as file:
-            for module, a, b in _pairs(header):
+            for module, a, b in pairs:
                 yield Factors(module, file.get_tensor(a), file.get_tensor(b))
     except (SafetensorError, OSError) as error:
         raise WeightsError("header_invalid", f"the weights cannot be read: {error}") from error
+
+
+def module_names(path: Path) -> tuple[str, ...]:
+    """The names of the modules that `iterate_factors` gives, from the header alone; raises WeightsError."""
+    return header_modules(_header(path))
+
+
+def header_modules(header: Header) -> tuple[str, ...]:
+    """The names of the modules that `iterate_factors` gives of a file with this header, sorted."""
+    return tuple(module for module, _, _ in _pairs(header))
+
+
+def relative_scalings(modules: Iterable[str], config: AdapterConfig) -> dict[str, float]:
+    """The scaling of each module over the largest absolute one, to twelve digits; 0.0 where all are zero.
+
+    A change of alpha alone leaves them as they are. Raises ConfigError as ScalingRule does.
+    """
+    rules = ScalingRule(config)
+    scalings = {module: rules.scaling(module) for module in sorted(modules)}
+    largest = max(map(abs, scalings.values()), default=0.0)
+    if largest == 0.0:
+        return dict.fromkeys(scalings, 0.0)
+    return {module: float(f"{scaling / largest:.{_DIGITS}g}") for module, scaling in scalings.items()}
+
+
+def scaling_pattern(modules: Iterable[str], config: AdapterConfig) -> str:
+    """A stable name of how the scalings of the modules relate: "" where all are the same and positive.
+
+    Else 32 hexadecimal digits of a SHA-256 over the names and `relative_scalings`, so that a file and this
+    pattern give the update up to one positive factor. Raises ConfigError as ScalingRule does.
+    """
+    relative = relative_scalings(modules, config)
+    if all(scaling == 1.0 for scaling in relative.values()):
+        return ""
+    return hashlib.sha256(json.dumps(list(relative.items())).encode()).hexdigest()[:32]
 
 
 def header_bytes(path: Path) -> bytes:
@@ -115,42 +176,114 @@ def header_bytes(path: Path) -> bytes:
         raise WeightsError("unreadable", f"the weights cannot be read: {error}") from error
 
 
-def _pairs(header: Header) -> list[tuple[str, str, str]]:
-    """(module, name of A, name of B) of each complete pair of matching, non-empty matrices."""
-    halves: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
-    for tensor in header.tensors:
-        key = factor_key(tensor.name)
-        if key is not None and key.leaf == "weight" and len(tensor.shape) == 2 and tensor.elements:
-            halves.setdefault(key.module, {})[key.side] = (tensor.name, tensor.shape)
-    found = []
-    for module, pair in sorted(halves.items()):
-        if len(pair) == 2 and pair["A"][1][0] == pair["B"][1][1]:
-            found.append((module, pair["A"][0], pair["B"][0]))
-    return found
+def tensor_digest(path: Path) -> str:
+    """A SHA-256 over all tensors of a file, 64 hexadecimal digits: name, data type, shape and bytes of each.
+
+    The header's metadata, the order in the file, and prefixes and adapter names in the names of tensors do
+    not count; a cast does. Raises WeightsError.
+    """
+    header = _header(path)
+    lines = []
+    try:
+        with path.open("rb") as file:
+            file.seek(PREFIX + header.length)
+            for tensor in header.tensors:
+                content = _digest_of(file, tensor.end - tensor.begin)
+                lines.append(json.dumps([_canonical(tensor.name), tensor.dtype, tensor.shape, content]))
+    except OSError as error:
+        raise WeightsError("unreadable", f"the weights cannot be read: {error}") from error
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def _product_norm(a: Tensor, b: Tensor) -> float | None:
-    """||B A|| from the r x r Gram matrices: ||B A||^2 = tr(B^T B A A^T); None where a value is not finite."""
+def _digest_of(file: BinaryIO, size: int) -> str:
+    """SHA-256 of the next bytes of a file; raises WeightsError where it ends before them."""
+    digest = hashlib.sha256()
+    while size > 0:
+        block = file.read(min(size, _BLOCK))
+        if not block:
+            raise WeightsError("truncated", "the weights file became shorter while it was read")
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest()
+
+
+def _canonical(name: str) -> str:
+    """A tensor's name without the prefixes and the adapter's name that programs add."""
+    key = factor_key(name)
+    if key is None:
+        # The module of a factor beside it: prefixes are taken away by one rule.
+        beside = factor_key(f"{name}.lora_A.weight")
+        return name if beside is None else beside.module
+    embedding = "embedding_" if key.kind == "embedding" else ""
+    return f"{key.module}.lora_{embedding}{key.side}.{key.leaf}"
+
+
+def gram(tall: Tensor, other: Tensor | None = None) -> Tensor:
+    """M^T N of (r, q) in float64 for a tall M of (n, r) and N of (n, q), N = M where it is not given.
+
+    Cast chunk by chunk by way of float32. It lies on the device of M, and is not finite where M is not.
+    """
     import torch
 
-    gram_a, gram_b = _gram(a.T), _gram(b)
+    second = tall if other is None else other
+    total = torch.zeros(tall.shape[1], second.shape[1], dtype=torch.float64, device=tall.device)
+    rows = max(1, _CHUNK // max(total.shape))
+    for start in range(0, tall.shape[0], rows):
+        exact = tall[start : start + rows].to(torch.float32).to(torch.float64)
+        if other is None:
+            total += exact.T @ exact
+        else:
+            total += exact.T @ other[start : start + rows].to(torch.float32).to(torch.float64)
+    return total
+
+
+def product_norm(gram_a: Tensor, gram_b: Tensor) -> float | None:
+    """||B A|| from A A^T and B^T B: ||B A||^2 = tr(B^T B A A^T).
+
+    None where a value is not finite, or the norm no finite float32.
+    """
+    import torch
+
     if not bool(torch.isfinite(gram_a).all() and torch.isfinite(gram_b).all()):
         return None
     terms = gram_b * gram_a
     square = float(terms.sum())
     # The sum is known to some units in the last place of its terms: less than that is zero.
     noise = 64 * torch.finfo(torch.float64).eps * float(terms.abs().sum())
-    return math.sqrt(square) if square > noise else 0.0
+    norm = math.sqrt(square) if square > noise else 0.0
+    return norm if norm <= torch.finfo(torch.float32).max else None
 
 
-def _gram(tall: Tensor) -> Tensor:
-    """M^T M of (r, r) in float64 for a tall M of (n, r), cast chunk by chunk by way of float32."""
-    import torch
+def _header(path: Path) -> Header:
+    """The checked header of a file."""
+    head = header_bytes(path)
+    try:
+        return parse_header(head, path.stat().st_size)
+    except OSError as error:
+        raise WeightsError("unreadable", f"the weights cannot be read: {error}") from error
 
-    columns = tall.shape[1]
-    gram = torch.zeros(columns, columns, dtype=torch.float64)
-    rows = max(1, _CHUNK // columns)
-    for start in range(0, tall.shape[0], rows):
-        exact = tall[start : start + rows].to(torch.float32).to(torch.float64)
-        gram += exact.T @ exact
-    return gram
+
+def _pairs(header: Header) -> list[tuple[str, str, str]]:
+    """(module, name of A, name of B) of each complete pair of matching, non-empty matrices of numbers."""
+    halves: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    for tensor in header.tensors:
+        key = factor_key(tensor.name)
+        number = tensor.dtype in _DTYPES and len(tensor.shape) == 2 and tensor.elements
+        if key is not None and key.leaf == "weight" and number:
+            halves.setdefault(key.module, {})[key.side] = (tensor.name, tensor.shape)
+    found = []
+    for module, pair in sorted(halves.items()):
+        if len(pair) == 2 and pair["A"][1][0] == pair["B"][1][1]:
+            (a, (rank, in_features)), (b, (out_features, _)) = pair["A"], pair["B"]
+            _check_size(module, rank, in_features, out_features)
+            found.append((module, a, b))
+    return found
+
+
+def _check_size(module: str, rank: int, in_features: int, out_features: int) -> None:
+    if rank > MOST_RANK or max(in_features, out_features) > MOST_WIDTH:
+        raise WeightsError(
+            "too_large",
+            f"{module} maps {in_features} to {out_features} features at rank {rank}; at most {MOST_WIDTH} "
+            f"features and rank {MOST_RANK} are read",
+        )

@@ -13,8 +13,9 @@ from catalog import bases as base_facts
 from catalog.adapter import AdapterConfig, AdapterSpec
 from catalog.bases import BaseIdentity, BaseTable
 from catalog.errors import ConfigError, WeightsError
+from catalog.measured import health_of, pattern_of
 from catalog.records import AdapterRecord, DocumentRecord, ReasonRecord, RepositoryRecord, WeightsRecord
-from catalog.weights import WeightsHealth, health
+from catalog.weights import WeightsHealth
 from crawler.cards import Card
 from crawler.folders import Folder
 from crawler.listing import ListedRepository
@@ -23,7 +24,7 @@ from crawler.screen import Evidence, Finding, screen
 MOST_FILES = 500
 # Version of what is read out of configs, cards and headers and of the rules: a change that would give known
 # adapters other rows raises it, and they are described again from what the catalog holds of them.
-DESCRIBE_VERSION = 1
+DESCRIBE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described
     """The record of one adapter folder with every reason that speaks against it."""
     identity = _identity(listed, draft, bases)
     findings = screen(_evidence(listed, draft, identity))
-    measured = _health(draft)
+    measured, health = _health(draft) or (None, None)
     return AdapterRecord(
         commit=listed.sha or "",
         subfolder=draft.folder.subfolder,
@@ -85,6 +86,8 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described
         base_evidence=identity.evidence,
         described_with=described_with,
         norm=None if measured is None else measured.norm,
+        health=health,
+        scaling_pattern=_scaling_pattern(draft),
         license=_license(listed, draft),
         card_quality=draft.card.quality.value,
         card_text=draft.card.text,
@@ -129,19 +132,28 @@ def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) ->
         base_license=base_facts.license(canonical) if canonical else None,
         card_license=_license(listed, draft),
         tags=listed.tags,
-        health=_health(draft),
+        health=measured[0] if (measured := _health(draft)) else None,
         tree_problems=draft.problems if draft.folder.main else (),
     )
 
 
-def _health(draft: Draft) -> WeightsHealth | None:
-    norms = draft.weights.norms if draft.weights is not None else None
-    if norms is None or not isinstance(draft.config, AdapterConfig):
+def _health(draft: Draft) -> tuple[WeightsHealth, str] | None:
+    """Norm and health of the values, None where they were not read or the scalings cannot be worked out."""
+    if draft.weights is None or not isinstance(draft.config, AdapterConfig):
         return None
     try:
-        return health(norms, draft.config)
-    except ConfigError:
-        return None  # a pattern that cannot be applied is a reason of its own
+        return health_of(draft.weights, draft.config)
+    except (ConfigError, WeightsError):
+        return None  # patterns that cannot be applied, and broken headers, are reasons of their own
+
+
+def _scaling_pattern(draft: Draft) -> str | None:
+    if draft.weights is None or not isinstance(draft.config, AdapterConfig) or not draft.config.is_lora:
+        return None
+    try:
+        return pattern_of(draft.weights, draft.config)
+    except (ConfigError, WeightsError):
+        return None
 
 
 def _license(listed: ListedRepository, draft: Draft) -> str | None:

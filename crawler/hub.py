@@ -16,12 +16,13 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from catalog.blobs import BlobStore
 from catalog.errors import HubPayloadError, IntegrityError, UsageError
+from catalog.paths import unsafe_path
 from crawler import wire
 from crawler.budget import Clock, RequestBudget
 from crawler.exchange import Answer, Ask, Exchange, HubSettings, Usage
 from crawler.listing import KEPT, valid_name
 from crawler.transfer import Download, read_header, read_part, read_whole
-from crawler.tree import RemoteFile, Tree, read_tree, unsafe_path
+from crawler.tree import RemoteFile, Tree, read_tree
 
 __all__ = ["Hub", "HubSettings", "Page", "RemoteFile", "Tree", "Usage"]
 

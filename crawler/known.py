@@ -21,8 +21,8 @@ V = TypeVar("V")
 
 # So many bytes of each kind are remembered; what is forgotten is fetched again.
 MOST_BYTES = 64 * 1024 * 1024
-# What a record weighs beside its header: some hundred norms by name.
-BASE_COST = 64 * 1024
+# What a record weighs beside its header: the vectors of its values.
+BASE_COST = 16 * 1024
 LOCKS = 64
 
 
@@ -117,5 +117,5 @@ class Known:
 
     def learn_weights(self, record: WeightsRecord) -> None:
         """Remembers what was just learned of a safetensors file; less never replaces more."""
-        if record.measured is not None or self._weights.get(record.digest) is None:
+        if record.fingerprints or self._weights.get(record.digest) is None:
             self._weights.put(record.digest, record, len(record.header or b"") + BASE_COST)

@@ -7,7 +7,7 @@ from typing import Any
 
 from catalog.bases import BaseTable
 from catalog.errors import UsageError
-from catalog.weights import MEASURE_VERSION
+from catalog.fingerprint import FINGERPRINT_VERSION
 from crawler.listing import valid_name
 
 DEFAULT_BASE = "meta-llama/Llama-3.1-8B-Instruct"
@@ -87,5 +87,5 @@ def asked(
         "weights": options.weights,
         "rules": options.rules,
         "described_with": described_with,
-        "measure_version": MEASURE_VERSION,
+        "fingerprint_version": FINGERPRINT_VERSION,
     }

@@ -13,8 +13,15 @@ from catalog.adapter import AdapterConfig, AdapterSpec, lora_modules, parse_conf
 from catalog.bases import BaseTable
 from catalog.blobs import BlobStore
 from catalog.errors import ConfigError, HubAccessError, HubPayloadError, IntegrityError, WeightsError
-from catalog.records import AdapterRecord, DocumentRecord, RepositoryRecord, WeightsRecord
-from catalog.weights import MEASURE_VERSION, header_bytes, module_norms
+from catalog.fingerprint import fingerprint
+from catalog.measured import pattern_of, record_of
+from catalog.records import (
+    AdapterRecord,
+    DocumentRecord,
+    RepositoryRecord,
+    WeightsRecord,
+)
+from catalog.weights import header_bytes
 from crawler.cards import MAX_CARD, Card, parse_card
 from crawler.describe import Draft, describe, findings, repository_record
 from crawler.folders import Folder, adapter_folders
@@ -136,29 +143,35 @@ def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
         return draft
     try:
         with tools.known.reading(file.sha256):
-            weights = _read_values(listed, file, weights, tools)
-        # The header of the verified file: the one that came by itself could not be checked.
+            weights = _read_values(listed, file, weights, config, tools)
         header = parse_header(weights.header or b"", file.size)
         return replace(draft, weights=weights, spec=lora_modules(header, config))
-    except (HubAccessError, IntegrityError, HubPayloadError, WeightsError) as error:
+    except (HubAccessError, IntegrityError, HubPayloadError, WeightsError, ConfigError) as error:
         return _stopped(draft, error)
 
 
 def _read_values(
-    listed: ListedRepository, file: RemoteFile, weights: WeightsRecord, tools: Tools
+    listed: ListedRepository,
+    file: RemoteFile,
+    weights: WeightsRecord,
+    config: AdapterConfig,
+    tools: Tools,
 ) -> WeightsRecord:
     known = tools.known.weights(weights.digest) or weights
-    measured = known.measured is not None and known.measured >= MEASURE_VERSION
-    if measured and tools.weights == "stream":
+    if tools.weights == "stream" and known.fingerprint(pattern_of(known, config)):
         return known
     kept = tools.blobs.has(file.sha256 or "")
     path = tools.hub.download(listed.name, listed.sha or "", file, tools.blobs)
     try:
-        header, norms = header_bytes(path), known.norms if measured else module_norms(path)
+        read = replace(weights, header=header_bytes(path), fingerprints=known.fingerprints)
+        # The header of the verified file decides: the one that came by itself could not be checked.
+        if read.fingerprint(pattern_of(read, config)) is None:
+            made = fingerprint(path, config)
+            fingerprints = (*read.fingerprints, record_of(made))
+            read = replace(read, tensor_digest=made.tensor_digest, fingerprints=fingerprints)
     finally:
         if tools.weights == "stream" and not kept:
             tools.blobs.remove(file.sha256 or "")
-    read = replace(weights, header=header, norms=norms, measured=MEASURE_VERSION)
     tools.known.learn_weights(read)
     return read
 

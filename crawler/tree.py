@@ -7,11 +7,10 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from catalog.paths import unsafe_path
+
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-_LONGEST_PATH = 1024
-_LONGEST_NAME = 255
 _LARGEST_FILE = 2**63 - 1
 
 
@@ -34,33 +33,6 @@ class Tree:
 
     files: tuple[RemoteFile, ...]
     problems: tuple[str, ...]
-
-
-def unsafe_path(path: str) -> str | None:
-    """Why this path may not name a file below a folder, on any system; None for a safe one."""
-    try:
-        encoded = path.encode("utf-8")
-    except UnicodeEncodeError:
-        return "is not Unicode"
-    if len(encoded) > _LONGEST_PATH:
-        return "is too long"
-    if any(unicodedata.category(character) == "Cc" for character in path):
-        return "holds a control character"
-    if "\\" in path or re.match(r"[A-Za-z]:", path):
-        return "is a Windows path"
-    return next((reason for name in path.split("/") if (reason := _unsafe_name(name))), None)
-
-
-def _unsafe_name(name: str) -> str | None:
-    if not name:
-        return "has an empty part"
-    if name in (".", ".."):
-        return "leaves its folder"
-    if name[-1] in ". ":
-        return "has a part that ends in a dot or a space"
-    if len(name.encode("utf-8")) > _LONGEST_NAME:
-        return "is too long"
-    return "names a device" if _DEVICE.fullmatch(name) else None
 
 
 def read_tree(rows: Iterable[object], problems: Iterable[str] = ()) -> Tree:

@@ -24,7 +24,6 @@ from catalog.engine import for_writing
 from catalog.errors import HubBusyError, HubError, HubUnreachableError, LoradexError, StorageError
 from catalog.records import RepositoryRecord
 from catalog.schema import Crawl, CrawlItem, Outcome, Repository
-from catalog.weights import MEASURE_VERSION
 from crawler.describe import repository_record
 from crawler.hub import Hub
 from crawler.listing import BadRow, ListedRepository, parse_row
@@ -224,9 +223,8 @@ class Work:
             unread |= store.with_reason(session, repositories, PASSING)
         if tools.weights == "headers":
             return unread
-        for owner, file, norm in store.acceptable_weights(session, repositories, refusing(tools.rules)):
-            measured = norm is not None and (file.measured or 0) >= MEASURE_VERSION
-            if not measured or (tools.weights == "keep" and not tools.blobs.has(file.digest)):
+        for owner, file, known in store.acceptable_weights(session, repositories, refusing(tools.rules)):
+            if not known or (tools.weights == "keep" and not tools.blobs.has(file.digest)):
                 unread.add(owner)
         return unread
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 
@@ -34,6 +35,9 @@ ENVIRONMENT = {
 }
 FOREIGN = ("LORADEX_", "HF_", "HUGGING", "TRANSFORMERS_", "PG")
 PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "no_color", "force_color", "columns"}
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("loradex", deadline=None)
+hypothesis.settings.load_profile("loradex")
 BACKENDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
 _server_url = pytest.StashKey[str]()

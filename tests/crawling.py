@@ -24,6 +24,7 @@ NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 PASSING = {"id", "first_seen", "last_seen", "gone_at"}
 RECORDS = (
     *("base_model", "base_spelling", "repository", "repository_alias", "document", "weights_file"),
+    "fingerprint",
     *("adapter", "adapter_reason"),
 )
 

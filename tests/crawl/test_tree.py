@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crawler.tree import RemoteFile, Tree, read_tree, unsafe_path
+from catalog.paths import unsafe_path
+from crawler.tree import RemoteFile, Tree, read_tree
 
 SHA1, SHA256 = "1" * 40, "2" * 64
 GOOD = {"type": "file", "path": "README.md", "size": 5, "oid": SHA1}

@@ -27,7 +27,16 @@ from sqlalchemy.orm import Session
 
 from catalog import schema
 from catalog.columns import clean_json, clean_text
-from catalog.schema import Adapter, AdapterReason, BaseModel, Crawl, CrawlState, Pool, Repository, WeightsFile
+from catalog.schema import (
+    Adapter,
+    AdapterReason,
+    BaseModel,
+    Crawl,
+    CrawlItem,
+    CrawlState,
+    Pool,
+    Repository,
+)
 from tests.db import rows
 
 HUGE = 10**4999
@@ -165,13 +174,12 @@ DOCUMENTS = [
 
 @pytest.mark.parametrize(("value", "stored"), DOCUMENTS)
 def test_json(engine: Engine, value: Any, stored: Any) -> None:
+    rows.fill(engine)
     with Session(engine) as session:
-        session.add(WeightsFile(digest=rows.SHA256, size=1, norms=value))
-        session.commit()
-        session.expire_all()
-        assert session.scalars(select(WeightsFile.norms)).one() == stored
+        session.execute(update(CrawlItem).values(row=value))
+        assert session.scalars(select(CrawlItem.row)).one() == stored
         if value is None:
-            assert session.scalar(text("SELECT count(*) FROM weights_file WHERE norms IS NULL")) == 1
+            assert session.scalar(text('SELECT count(*) FROM crawl_item WHERE "row" IS NULL')) == 1
 
 
 @pytest.mark.parametrize(
@@ -185,11 +193,10 @@ def test_json(engine: Engine, value: Any, stored: Any) -> None:
     ],
 )
 def test_counters(engine: Engine, value: int | None, stored: int | None) -> None:
+    rows.fill(engine)
     with Session(engine) as session:
-        session.add(WeightsFile(digest=rows.SHA256, size=1, norms=None, measured=value))
-        session.commit()
-        session.expire_all()
-        assert session.scalars(select(WeightsFile.measured)).one() == stored
+        session.execute(update(Repository).values(downloads=value))
+        assert session.scalars(select(Repository.downloads)).one() == stored
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,36 @@
+"""The states and kinds that rows name, stored by value."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Spelling(str, enum.Enum):
+    """How a base model's name in the wild relates to the canonical one."""
+
+    CANONICAL = "canonical"
+    RENAMED = "renamed"
+    MIRROR = "mirror"
+    QUANTISED = "quantised"
+    CASE = "case"
+    LOCAL_PATH = "local_path"
+
+
+class CrawlState(str, enum.Enum):
+    """How far a crawl got; `running` also stands for one that was interrupted."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PARTIAL = "partial"
+
+
+class Outcome(str, enum.Enum):
+    """What became of one listed row; each ends in exactly one of them, `pending` is none."""
+
+    PENDING = "pending"
+    NEW = "new"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    GONE = "gone"
+    FAILED = "failed"
+    QUARANTINED = "quarantined"

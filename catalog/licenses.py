@@ -1,0 +1,59 @@
+"""What licence ids, as the Hub writes them, allow to be done with an adapter in a pool.
+
+Short judgements for choosing and warning, no legal advice: each row says what a licence withholds. Sources:
+the licence texts, by way of the ids of https://huggingface.co/docs/hub/repositories-licenses.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+# What a pool is for, from the least to the most: merge and keep it, give the merge to others, earn with it.
+Use = Literal["research", "publish", "commercial"]
+USES: tuple[Use, ...] = ("research", "publish", "commercial")
+
+_OPEN = (
+    *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "isc", "unlicense"),
+    *("wtfpl", "zlib", "artistic-2.0", "mpl-2.0", "gpl", "gpl-2.0", "gpl-3.0", "agpl-3.0", "lgpl-3.0"),
+    *("afl-3.0", "ecl-2.0", "pddl", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0"),
+    *("cc-by-sa-3.0", "cc-by-sa-4.0", "openrail", "bigscience-openrail-m", "creativeml-openrail-m"),
+    *("bigscience-bloom-rail-1.0", "odc-by", "cdla-permissive-2.0"),
+)
+# Community licences of base models allow sale below a number of users, under conditions of their own.
+_COMMUNITY = (
+    *("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "qwen", "tongyi-qianwen"),
+    *("deepseek", "falcon-llm-license"),
+)
+_NO_SALE = (
+    "cc-by-nc-2.0",
+    "cc-by-nc-3.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-2.0",
+    "cc-by-nc-sa-3.0",
+    "cc-by-nc-sa-4.0",
+)
+_NO_SALE_EITHER = ("qwen-research", "fair-noncommercial-research-license", "apple-amlr")
+_NO_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0")
+
+# What each licence withholds; merging makes a derivative, which "no derivatives" keeps from being shared.
+WITHHELD: dict[str, frozenset[Use]] = {
+    **dict.fromkeys((*_OPEN, *_COMMUNITY), frozenset[Use]()),
+    **dict.fromkeys((*_NO_SALE, *_NO_SALE_EITHER), frozenset[Use]({"commercial"})),
+    **dict.fromkeys(_NO_DERIVATIVES, frozenset[Use]({"publish", "commercial"})),
+}
+
+
+def objection(license: str | None, use: Use) -> str | None:  # noqa: A002 - the field's word
+    """Why this licence does not allow that use, as half a sentence; None where nothing speaks against it.
+
+    Without a licence nobody is allowed to pass anything on; an id that is not in the table may say anything.
+    """
+    if license is None or license.lower() in {"unknown", "none", "unlicensed"}:
+        return None if use == "research" else "states no licence, so nothing may be passed on"
+    withheld = WITHHELD.get(license.lower())
+    if withheld is None:
+        return None if use == "research" else f"has the licence {license}, which has to be read first"
+    if use in withheld:
+        what = "derivatives to be shared" if license.lower() in _NO_DERIVATIVES else "commercial use"
+        return f"has the licence {license}, which does not allow {what}"
+    return None

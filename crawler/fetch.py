@@ -1,0 +1,89 @@
+"""The files of a pool, from where they are kept or from the Hub at the pinned commits; and whether it still
+has those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from catalog.blobs import BlobStore
+from catalog.errors import HubAccessError, IntegrityError, PoolError
+from catalog.export import Content
+from catalog.pools import Manifest, Member, PinnedFile, Problem
+from crawler.hub import Hub
+from crawler.listing import BadRow, parse_row
+from crawler.tree import RemoteFile
+
+WEIGHTS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Gives the content of a pinned file, verified by its sha256; fetched weights stay in the blob store.
+
+    `documents` are small files known already, by sha256. Without a Hub only what is kept is given.
+    """
+
+    blobs: BlobStore
+    documents: Mapping[str, bytes]
+    hub: Hub | None
+
+    def __call__(self, member: Member, file: PinnedFile) -> Content:
+        """Raises PoolError where the file cannot be had or is another one, and HubError for the way to it."""
+        if file.sha256 in self.documents:
+            return Content(data=self.documents[file.sha256])
+        if self.blobs.has(file.sha256):
+            return Content(path=self.blobs.path(file.sha256))
+        if self.hub is None:
+            raise PoolError(f"{member.adapter}: {file.name} is not kept here; fetch it from the Hub.")
+        try:
+            return self._fetch(self.hub, member, file)
+        except HubAccessError as error:
+            raise PoolError(
+                f"{member.reference}: {file.name} is no longer to be had ({error.status})."
+            ) from error
+        except IntegrityError as error:
+            raise PoolError(
+                f"{member.reference}: {file.name} has other bytes on the Hub than pinned."
+            ) from error
+
+    def _fetch(self, hub: Hub, member: Member, file: PinnedFile) -> Content:
+        path = f"{member.subfolder}/{file.name}" if member.subfolder else file.name
+        remote = RemoteFile(path, file.size, None, file.sha256)
+        if file.name.endswith(WEIGHTS):
+            return Content(path=hub.download(member.repository, member.commit, remote, self.blobs))
+        data = hub.small_file(member.repository, member.commit, remote)
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise _other_bytes(member, file)
+        return Content(data=data)
+
+
+def _other_bytes(member: Member, file: PinnedFile) -> PoolError:
+    return PoolError(f"{member.reference}: {file.name} has other bytes on the Hub than those pinned.")
+
+
+def hub_problems(manifest: Manifest, hub: Hub, progress: Callable[[int, int], None]) -> list[Problem]:
+    """The members whose repository or commit the Hub no longer has, or has under another identity or licence.
+
+    Two API requests a member.
+    """
+    found: list[Problem] = []
+    for done, member in enumerate(manifest.members):
+        progress(done, len(manifest.members))
+        found += _problems(member, hub)
+    progress(len(manifest.members), len(manifest.members))
+    return found
+
+
+def _problems(member: Member, hub: Hub) -> list[Problem]:
+    name = member.adapter
+    try:
+        row = parse_row(hub.repository(member.repository))
+        if isinstance(row, BadRow) or row.hub_id != member.hub_id:
+            return [Problem(name, "moved", f"{member.repository} is now another repository on the Hub.")]
+        hub.tree(member.repository, member.commit)
+    except HubAccessError as error:
+        return [Problem(name, "vanished", f"{member.reference} is no longer on the Hub ({error.status}).")]
+    return []

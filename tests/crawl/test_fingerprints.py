@@ -1,0 +1,159 @@
+"""Fingerprints are made while the file is at hand, kept when it is not, and made again when they must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, select, text
+from sqlalchemy.orm import Session
+
+from catalog.blobs import BlobStore
+from catalog.database import upgrade
+from catalog.engine import make_engine
+from catalog.fingerprint import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE, fingerprint
+from catalog.folder import read_folder
+from catalog.reread import Reread, reread
+from catalog.schema import Adapter, Fingerprint, Repository, WeightsFile
+from crawler.localhub import LocalHub
+from tests.crawl.test_run import TINY
+from tests.crawling import crawl
+from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """A SQLite catalog."""
+    engine = make_engine(f"sqlite:///{tmp_path / 'catalog.db'}")
+    upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+def put(root: Path, name: str, tensors: Mapping[str, Any], **config: Any) -> Path:
+    """A repository with an adapter of these tensors."""
+    files = lora_files(TINY, **config) | {"adapter_model.safetensors": safetensors_bytes(tensors)}
+    return make_repo(root, name, files)
+
+
+def made(engine: Engine) -> dict[str, list[tuple[str, int]]]:
+    """(pattern of scalings, version) of the fingerprints of each repository's adapter."""
+    with Session(engine) as session:
+        rows = session.execute(
+            select(Repository.name, Fingerprint.scaling_pattern, Fingerprint.version)
+            .join(Adapter, Adapter.repository_id == Repository.id)
+            .join(Fingerprint, Fingerprint.weights_digest == Adapter.weights_digest)
+            .where(Adapter.scaling_pattern == Fingerprint.scaling_pattern)
+            .order_by(Repository.name, Fingerprint.scaling_pattern)
+        )
+        found: dict[str, list[tuple[str, int]]] = {}
+        for name, pattern, version in rows:
+            found.setdefault(name, []).append((pattern, version))
+    return found
+
+
+def test_stream_keeps_the_fingerprint_and_no_file(tmp_path: Path, engine: Engine) -> None:
+    folder = put(tmp_path / "hub", "ann/one", lora_tensors(seed=1))
+    with LocalHub(tmp_path / "hub") as hub:
+        crawl(hub.url, engine, tmp_path, weights="stream")
+    local = read_folder(folder)
+    wanted = fingerprint(local.weights, local.config)
+    with Session(engine) as session:
+        row = session.scalars(select(Fingerprint)).one()
+        file = session.scalars(select(WeightsFile)).one()
+        assert session.scalars(select(Adapter.health)).one() == "healthy"
+        assert file.tensor_digest == wanted.tensor_digest
+        assert not BlobStore(tmp_path / "blobs").has(file.digest)
+        assert (len(row.delta), len(row.output)) == (4 * DELTA_SIZE, 4 * OUTPUT_SIZE)
+        stored = [np.frombuffer(blob, "<f4") for blob in (row.spectrum, row.delta, row.output)]
+    for found, vector in zip(stored, (wanted.spectrum.ravel(), wanted.delta, wanted.output), strict=True):
+        np.testing.assert_allclose(found, vector, rtol=1e-5, atol=1e-7)
+
+
+def test_headers_make_no_fingerprint(tmp_path: Path, engine: Engine) -> None:
+    put(tmp_path / "hub", "ann/one", lora_tensors())
+    with LocalHub(tmp_path / "hub") as hub:
+        crawl(hub.url, engine, tmp_path, weights="headers")
+    with Session(engine) as session:
+        assert session.scalars(select(Fingerprint)).all() == []
+        assert session.scalars(select(Adapter.health)).one() is None
+        assert session.scalars(select(Adapter.scaling_pattern)).one() == ""
+
+
+def test_one_file_has_a_fingerprint_for_each_pattern_of_scalings(tmp_path: Path, engine: Engine) -> None:
+    tensors = lora_tensors(seed=2)
+    root = tmp_path / "hub"
+    put(root, "a/plain", tensors)
+    put(root, "b/other-alpha", tensors, lora_alpha=64)
+    put(root, "c/pattern", tensors, alpha_pattern={"q_proj": 32})
+    put(root, "d/same-relation", tensors, lora_alpha=64, alpha_pattern={"q_proj": 256})
+    with LocalHub(root) as hub:
+        crawl(hub.url, engine, tmp_path, weights="stream")
+        whole = [r for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
+        assert len(whole) <= 2, "the file was fetched for each repository"
+        hub.clear()
+        crawl(hub.url, engine, tmp_path, weights="stream", full=True)
+        assert hub.count("resolver") == 0
+    found = made(engine)
+    assert found["a/plain"] == found["b/other-alpha"] == [("", FINGERPRINT_VERSION)]
+    [(pattern, _)] = found["c/pattern"]
+    assert pattern
+    with Session(engine) as session:
+        assert len(session.scalars(select(WeightsFile)).all()) == 1
+        rows = session.scalars(select(Fingerprint).order_by(Fingerprint.scaling_pattern)).all()
+        assert len({row.delta for row in rows}) == len(rows) >= 2
+        assert len({row.output for row in rows}) == 1
+
+
+def test_what_an_old_version_made_is_made_again_and_never_mixed(tmp_path: Path, engine: Engine) -> None:
+    put(tmp_path / "hub", "ann/one", lora_tensors(seed=3))
+    with LocalHub(tmp_path / "hub") as hub:
+        crawl(hub.url, engine, tmp_path, weights="stream")
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE fingerprint SET version = 0"))
+        crawl(hub.url, engine, tmp_path, weights="stream", full=True)
+        assert made(engine) == {"ann/one": [("", 0), ("", FINGERPRINT_VERSION)]}
+        hub.clear()
+        crawl(hub.url, engine, tmp_path, weights="stream", full=True)
+        assert hub.count("resolver") == 0
+
+
+def test_reread_makes_what_is_missing_of_kept_files_without_a_hub(tmp_path: Path, engine: Engine) -> None:
+    put(tmp_path / "hub", "ann/one", lora_tensors(seed=3))
+    put(tmp_path / "hub", "bob/two", lora_tensors(seed=4))
+    with LocalHub(tmp_path / "hub") as hub:
+        crawl(hub.url, engine, tmp_path, weights="keep")
+    with Session(engine) as session:
+        before = {row.weights_digest: row.delta for row in session.scalars(select(Fingerprint))}
+    blobs = BlobStore(tmp_path / "blobs")
+    blobs.remove(sorted(before)[0])
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM fingerprint"))
+    told: list[tuple[int, int]] = []
+    assert reread(engine, blobs, lambda done, total: told.append((done, total))) == Reread(1, 1, 0)
+    assert told == [(0, 1), (1, 1)]
+    with Session(engine) as session:
+        after = {row.weights_digest: row.delta for row in session.scalars(select(Fingerprint))}
+    assert after == {sorted(before)[1]: before[sorted(before)[1]]}
+    assert reread(engine, blobs, lambda done, total: None).made == 0
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_number_of_workers_changes_no_vector(tmp_path: Path, workers: int) -> None:
+    for number in range(5):
+        put(tmp_path / "hub", f"o/a{number}", lora_tensors(seed=number, layers=2))
+    found = []
+    with LocalHub(tmp_path / "hub") as hub:
+        for place in ("one", "two"):
+            engine = make_engine(f"sqlite:///{tmp_path / place}.db")
+            upgrade(engine)
+            crawl(hub.url, engine, tmp_path / place, weights="stream", workers=workers)
+            with Session(engine) as session:
+                rows = session.scalars(select(Fingerprint).order_by(Fingerprint.weights_digest))
+                found.append([(row.weights_digest, row.spectrum, row.delta, row.output) for row in rows])
+            engine.dispose()
+    assert len(found[0]) == 5
+    assert found[0] == found[1]

