@@ -100,6 +100,7 @@ def adapter_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
         "verdict": "skipped" if set(reasons) & set(refusing) else "accepted",
         "reasons": reasons,
         "norm": adapter.norm,
+        "health": adapter.health,
     }
 
 

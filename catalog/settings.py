@@ -22,3 +22,13 @@ class Settings:
     def blobs(self) -> Path:
         """The folder of content-addressed files."""
         return self.data / "blobs"
+
+    @property
+    def index(self) -> Path:
+        """The folder of the vector indexes, which can be made again from the catalog."""
+        return self.data / "index"
+
+    @property
+    def pools(self) -> Path:
+        """The folder of the manifests of pools."""
+        return self.data / "pools"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import partial
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import click
 
-from catalog import browse, store
+from catalog import browse, likeness, store
 from catalog.bases import BaseTable
 from catalog.database import reading
 from catalog.reference import AdapterReference
@@ -25,7 +26,7 @@ MOST_FILES = 20
 MOST_TARGETS = 40
 LONGEST_CARD = 600
 
-_rules = click.option(
+rules_option = click.option(
     "--rules",
     type=click.Choice(list(RULE_SETS)),
     default="ours",
@@ -35,7 +36,7 @@ _rules = click.option(
 
 
 @click.command()
-@_rules
+@rules_option
 @output_options(lists=False)
 @pass_app
 def status(app: App, rules: str) -> None:
@@ -46,7 +47,7 @@ def status(app: App, rules: str) -> None:
 
 
 @click.command()
-@_rules
+@rules_option
 @click.option("--verdict", type=click.Choice(["accepted", "skipped"]), help="Only these.")
 @click.option(
     "--reason",
@@ -73,14 +74,26 @@ def adapters(app: App, /, rules: str, base: str | None, **given: Any) -> None:
 
 @click.command()
 @click.argument("adapter")
-@_rules
+@click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw its norms by layer and its singular values into FILE (.svg or .png).",
+)
+@rules_option
 @output_options(lists=False)
 @pass_app
-def show(app: App, adapter: str, rules: str) -> None:
+def show(app: App, adapter: str, plot: Path | None, rules: str) -> None:
     """Everything known of one ADAPTER: owner/name, owner/name@commit, owner/name:folder."""
     with reading(app.settings) as session:
         adapter_ = browse.find_adapter(session, AdapterReference.parse(adapter))
         found = browse.details(session, adapter_, refusing(rules))
+        values = likeness.spectrum(session, adapter_) if plot else None
+    if plot and values:
+        from catalog.picture import adapter_picture
+
+        adapter_picture(found["adapter"], values.modules, values.spectrum, values.scalings, plot)
+        app.output.say(f"drawn into {plot}")
     app.output.document(found, partial(_render_adapter, rules=rules))
 
 

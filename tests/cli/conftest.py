@@ -64,3 +64,21 @@ def start(data: Path) -> Callable[..., subprocess.Popen[str]]:
         return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ))
 
     return start
+
+
+@pytest.fixture(scope="session")
+def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the sample Hub crawled into it, weights kept."""
+    data = tmp_path_factory.mktemp("sample") / "data"
+    with LocalHub(ROOT / "data" / "sample_hub") as hub, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", hub.url)
+        words = ["--data", str(data), "-q", "crawl", "--any-base", "--weights", "keep"]
+        result = CliRunner().invoke(loradex, words)
+    assert result.exit_code == 0, result.output
+    return data
+
+
+@pytest.fixture
+def sample(sample_data: Path) -> Program:
+    """The program on the catalog of the sample Hub."""
+    return lambda *words: CliRunner().invoke(loradex, ["--data", str(sample_data), *words])

@@ -24,7 +24,7 @@ CRAWL = ("crawl", "--any-base", "--weights", "headers")
 EVIL = "\x1b[31mred\x1b]0;title\x07\u202e"
 ROW = {
     *("adapter", "commit", "base", "rank", "alpha", "scaling", "targets", "parameters", "license"),
-    *("verdict", "reasons", "norm"),
+    *("verdict", "reasons", "norm", "health"),
 }
 
 

@@ -1,0 +1,324 @@
+"""What every picture needs: text that is safe to draw, colours that all can tell apart, one way to save.
+
+Pictures are made without a display and without pyplot. matplotlib's global settings are put back after each,
+and a user's own settings (a matplotlibrc) do not reach them. Text from the Hub is never read as TeX.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catalog.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.text import Text
+    from numpy.typing import NDArray
+
+Place = tuple[float, float, float, float]
+
+SUFFIXES = (".svg", ".png", ".pdf")
+# Inches, and the pixels of an inch in a PNG and in the parts of an SVG that are pixels: 1,600 pixels wide.
+WIDTH = 8.0
+RESOLUTION = 200
+# Sizes of text in points.
+TITLE, TEXT, SMALL = 10.0, 8.0, 7.0
+
+# Paul Tol, "Colour Schemes", SRON/EPS/TN/09-002, section 2, scheme "muted": distinct for all kinds of colour
+# vision. The markers say the same again, for print without colour.
+PALETTE = (
+    "#332288",
+    "#CC6677",
+    "#117733",
+    "#88CCEE",
+    "#882255",
+    "#DDCC77",
+    "#44AA99",
+    "#AA4499",
+    "#999933",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+# Categories without a colour of their own, and points of which nothing is known.
+OTHER, UNKNOWN = "#8A8A8A", "#CFCFCF"
+INK = "#222222"
+FAINT = "#767676"
+GRID = "#DDDDDD"
+# One lightness from end to end, so that it survives a copy in grey.
+COLOUR_MAP = "viridis"
+
+_FONT = "DejaVu Sans"
+_ELLIPSIS = "…"
+_LONGEST = 300
+# A ratio of largest to smallest from which colours follow the logarithm.
+_LOGARITHMIC = 8.0
+_HUGE = 1e150
+
+
+def checked_suffix(path: Path) -> str:
+    """The suffix of a picture's file in lower case; raises UsageError where it names no format."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UsageError(f"{path.name!r} names no kind of picture; end it in {', '.join(SUFFIXES)}.")
+    return suffix
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """matplotlib's own defaults and the house's few changes, for the length of a `with`; not thread-safe."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {
+                "font.family": [_FONT],
+                "font.size": TEXT,
+                "axes.linewidth": 0.6,
+                "axes.edgecolor": FAINT,
+                "hatch.linewidth": 0.7,
+                "svg.hashsalt": "loradex",
+                "text.color": INK,
+                "xtick.labelsize": SMALL,
+                "ytick.labelsize": SMALL,
+                "xtick.major.width": 0.6,
+                "ytick.major.width": 0.6,
+                "xtick.major.size": 2.5,
+                "ytick.major.size": 2.5,
+            }
+        )
+        yield
+
+
+def sheet(height: float) -> Figure:
+    """An empty white figure of WIDTH x height inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def inches(
+    figure: Figure, x: float, y: float, width: float, height: float
+) -> tuple[float, float, float, float]:
+    """A place given in inches from the lower left corner as matplotlib takes it."""
+    whole = figure.get_figwidth(), figure.get_figheight()
+    return x / whole[0], y / whole[1], width / whole[0], height / whole[1]
+
+
+def heading(figure: Figure, title: str, subtitle: str) -> None:
+    """Title and subtitle along the top left edge, in the uppermost half inch."""
+    height = figure.get_figheight()
+    write(figure, 0.15, height - 0.27, fitted(title, 72 * (WIDTH - 0.4), TITLE), size=TITLE)
+    write(figure, 0.15, height - 0.47, fitted(subtitle, 72 * (WIDTH - 0.4), TEXT), color=FAINT)
+
+
+def write(figure: Figure, x: float, y: float, text: str, size: float = TEXT, **style: Any) -> Text:
+    """Text at a place in inches from the lower left corner, drawn as it is: no mathematics, no TeX."""
+    return figure.text(x, y, text, fontsize=size, parse_math=False, transform=figure.dpi_scale_trans, **style)
+
+
+def plain(text: str) -> str:
+    r"""The same text with an escape (\x07, \u4e2d) for each character that cannot or must not be drawn.
+
+    Those are controls, line breaks, spaces other than the usual one, marks that turn the reading direction or
+    stack on a letter, halves of surrogate pairs, and characters that the font of the pictures lacks.
+    """
+    drawn = _drawn_characters()
+    return "".join(
+        c if ord(c) in drawn else c.encode("unicode_escape").decode("ascii")
+        for c in unicodedata.normalize("NFC", text)
+    )
+
+
+@cache
+def _drawn_characters() -> frozenset[int]:
+    from matplotlib.font_manager import get_font
+
+    font = get_font(_properties(TEXT)[1])
+    drawn = (code for code in font.get_charmap() if chr(code).isprintable())
+    return frozenset(code for code in drawn if unicodedata.category(chr(code)) not in ("Mn", "Me"))
+
+
+@cache
+def _properties(size: float) -> tuple[FontProperties, str]:
+    from matplotlib.font_manager import FontProperties, findfont
+
+    found = FontProperties(family=_FONT, size=size)
+    return found, findfont(found, fallback_to_default=False)
+
+
+def extent(text: str, size: float) -> tuple[float, float]:
+    """Width and height of drawn text in points."""
+    from matplotlib.textpath import text_to_path
+
+    width, _, _ = text_to_path.get_text_width_height_descent(text, _properties(size)[0], False)
+    return float(width), 1.2 * size
+
+
+def fitted(text: str, width: float, size: float = TEXT) -> str:
+    """The text as `plain` gives it, its middle left out where it is wider than `width` points."""
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST // 2] + _ELLIPSIS + text[-_LONGEST // 2 :]
+    text = plain(text)
+    if extent(text, size)[0] <= width:
+        return text
+    low, high = 0, len(text)
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = extent(_cut(text, middle), size)[0] <= width
+        low, high = (middle, high) if fits else (low, middle)
+    return _cut(text, low)
+
+
+def _cut(text: str, keep: int) -> str:
+    tail = keep * 2 // 5
+    return text[: keep - tail] + _ELLIPSIS + (text[-tail:] if tail else "")
+
+
+def colour_scale(values: NDArray[Any]) -> tuple[NDArray[Any], Normalize, str]:
+    """(values to colour, scale, which end has an arrow) for finite values of any size; at least one.
+
+    Logarithmic where the positive values differ by a factor of 8 or more and none is negative; zeros are then
+    coloured as the smallest positive value, and the arrow at the lower end says so.
+    """
+    import numpy as np
+    from matplotlib.colors import LogNorm, Normalize
+
+    values = np.clip(np.asarray(values, dtype=np.float64), -_HUGE, _HUGE)
+    low, high = float(values.min()), float(values.max())
+    positive = values[values > 0]
+    if low >= 0 and positive.size and high >= _LOGARITHMIC * float(positive.min()):
+        smallest = max(float(positive.min()), 1 / _HUGE)
+        arrow = "min" if low < smallest else "neither"
+        return np.maximum(values, smallest), LogNorm(smallest, high), arrow
+    if low == high:
+        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    return values, Normalize(low, high), "neither"
+
+
+def colour_bar(figure: Figure, place: Place, values: NDArray[Any]) -> None:
+    """A colour bar of `colour_scale(values)`; place is (x, y, width, height) in inches.
+
+    It stands upright where it is higher than wide. Up to seven distinct values are its ticks where
+    there is room; a single one is a patch of its colour.
+    """
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    shown, scale, arrow = colour_scale(values)
+    distinct = np.unique(shown)
+    upright = place[3] > place[2]
+    if distinct.size == 1:
+        x, y, width, height = place
+        y, side = y + max(0.0, height - 0.16), min(width, height, 0.16)
+        axes = figure.add_axes(inches(figure, x, y, 0.16, side), xticks=[], yticks=[])
+        axes.set_facecolor(colormaps[COLOUR_MAP](scale(distinct))[0])
+        write(figure, x + 0.22, y + side / 2, number(float(values.max())), size=SMALL, va="center")
+        return
+    axes = figure.add_axes(inches(figure, *place))
+    bar = figure.colorbar(
+        ScalarMappable(scale, COLOUR_MAP),
+        cax=axes,
+        extend=arrow,
+        orientation="vertical" if upright else "horizontal",
+    )
+    axis = axes.yaxis if upright else axes.xaxis
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_locator(FixedLocator(_ticks(distinct, scale, 72 * max(place[2:]), upright)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    bar.outline.set_linewidth(0.5)
+    if bar.solids is not None:
+        # Viewers leave hairlines between the patches of the bar otherwise.
+        bar.solids.set_edgecolor("face")
+
+
+def _ticks(distinct: NDArray[Any], scale: Normalize, length: float, upright: bool) -> list[float]:
+    """The values themselves where they are few and stand apart, else the most round ones with room for all.
+
+    `length` is that of the bar in points.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    low, high = float(distinct[0]), float(distinct[-1])
+    choices: list[Any] = [distinct] if distinct.size <= 7 else []
+    if isinstance(scale, LogNorm):
+        choices += [LogLocator(subs=subs, numticks=99).tick_values(low, high) for subs in ((1, 2, 5), (1, 3))]
+        choices += [LogLocator(numticks=count).tick_values(low, high) for count in (9, 7, 5, 4, 3)]
+    else:
+        choices += [MaxNLocator(count).tick_values(low, high) for count in (6, 5, 4, 3, 2)]
+    for choice in choices:
+        ticks = [float(value) for value in choice if low <= value <= high]
+        if len(ticks) > 1 and _have_room(ticks, scale, length, upright):
+            return ticks
+    return [low, high]
+
+
+def _have_room(ticks: list[float], scale: Normalize, length: float, upright: bool) -> bool:
+    """Whether the numbers at these ticks keep clear of each other."""
+    end = -length
+    for tick in ticks:
+        half = extent(number(tick), SMALL)[upright] / 2
+        centre = float(scale(tick)) * length
+        if centre - half < end + (0 if upright else 5):
+            return False
+        end = centre + half
+    return True
+
+
+def counted(count: int, noun: str) -> str:
+    """1 module, 2 modules, 1,000 modules."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def number(value: float) -> str:
+    """A number in three significant figures as people write it: 0.0312, 4.5, 12,300, 1.2×10⁹, −7."""
+    digits = f"{abs(value):.2e}"
+    exponent = int(digits[digits.index("e") + 1 :])
+    if value == 0 or -4 < exponent < 6:
+        text = f"{round(abs(value), 2 - exponent if value else 0):,.{max(0, 2 - exponent)}f}"
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+    else:
+        mantissa = f"{float(digits[: digits.index('e')]):g}"
+        raised = str(exponent).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
+        text = f"10{raised}" if mantissa == "1" else f"{mantissa}×10{raised}"
+    return f"−{text}" if value < 0 else text
+
+
+def save(figure: Figure, path: Path, title: str) -> None:
+    """Writes the figure in the format of the file's suffix, whole or not at all; the same bytes each time.
+
+    Raises StorageError where the folder takes no file.
+    """
+    suffix = checked_suffix(path)
+    shown = plain(title[:_LONGEST])
+    # Without the time of writing and the version of the program that wrote.
+    metadata: dict[str, dict[str, Any]] = {
+        ".svg": {"Date": None, "Creator": None, "Title": shown},
+        ".png": {"Software": None, "Title": shown},
+        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Title": shown},
+    }
+    content = BytesIO()
+    with settings():
+        figure.savefig(content, format=suffix[1:], dpi=RESOLUTION, metadata=metadata[suffix])
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content.getvalue())
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise StorageError(f"The picture {path} cannot be written: {error.strerror}.") from error

@@ -1,0 +1,300 @@
+"""Adapters with the same or nearly the same weights.
+
+Pure: from rows to groups, no database. Groups come from a ladder of levels, the cheapest first: the same
+file, the same tensors in another file, and the same update up to a cast, quantisation or rescaling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from catalog.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Level = Literal["file", "tensor", "delta"]
+Exact = Callable[[str, str], "float | None"]
+
+LEVELS: tuple[Level, ...] = ("file", "tensor", "delta")
+# Cosines of updates. From the first on, sketches are worth an exact look; from the next two on, the exact
+# value, or the sketch alone, means the same weights (a cast leaves 1 - 2e-6, int8 by rows 1 - 6e-5).
+CANDIDATE = 0.99
+SAME_EXACT = 1 - 1e-4
+SAME_SKETCH = 0.999
+# Norms further apart than this are another scaling, not another data type.
+_SAME_NORM = 1.01
+_MOST_NORMS = 4
+# Numbers in one tile of cosines (32 MiB), and pairs whose float64 rows are held at once.
+_TILE = 8 << 20
+_PAIRS = 1024
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One adapter with what tells its weights apart; what is not known is None.
+
+    `repository` is owner/name, `file` and `tensor` are digests, `delta` is the sketch of the update over its
+    largest scaling, `norm` that of the whole update with scaling, and `key` names the vector.
+    """
+
+    adapter: str
+    owner: str
+    repository: str
+    subfolder: str
+    base: str | None
+    file: str | None
+    tensor: str | None
+    delta: NDArray[Any] | None = field(repr=False, compare=False)
+    scaling: float | None
+    norm: float | None
+    key: str | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Adapters that are duplicates of each other, sorted.
+
+    `level` is the cheapest that holds for all members, the loosest that was needed. `cosine` is that of the
+    weakest link that holds the group together, None where files and tensors do; `exact` says that no link
+    rests on sketches alone. `note` names subgroups of a cheaper level, and differing scalings.
+    """
+
+    level: Level
+    members: tuple[str, ...]
+    cosine: float | None
+    exact: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Link:
+    left: int
+    right: int
+    cosine: float
+    exact: bool = False
+
+
+def duplicates(copies: Iterable[Copy], level: str = "delta", exact: Exact | None = None) -> list[Group]:
+    """The groups of two and more duplicates up to a level, which includes the cheaper ones; sorted.
+
+    At level delta, adapters of the same known base model whose sketches have a cosine of 0.99 are candidates;
+    `exact(left, right)`, called with adapter names, accepts them from 1 - 1e-4 where it gives a number, and
+    the sketch alone from 0.999 where it gives None. An update of opposite sign is no duplicate, and one that
+    is zero, not finite or unread is compared by file and tensors only. Accepted pairs are joined, most alike
+    first (union-find), so that groups chain: two members may be less alike than `cosine`, which is the lowest
+    among the pairs that joined them; pairs in one group by then are not compared again. Of copies with one
+    name the last counts. Raises UsageError for a level that does not exist.
+    """
+    if level not in LEVELS:
+        raise UsageError(f"{level!r} is no level of likeness; choose one of {', '.join(LEVELS)}.")
+    rows = by_name(copies)
+    parents = list(range(len(rows)))
+    roots: dict[Level, list[int]] = {}
+    links: list[Link] = []
+    for stage in LEVELS:
+        if stage == "delta":
+            links = _join_alike(rows, parents, exact)
+        else:
+            join_equal(parents, [getattr(row, stage) for row in rows])
+        roots[stage] = all_roots(parents)
+        if stage == level:
+            break
+    own = by_root(links, roots[stage])
+    return [_group(rows, nodes, roots, own.get(nodes[0], ())) for nodes in parts(roots[stage])]
+
+
+def representatives(
+    copies: Iterable[Copy], level: str = "delta", exact: Exact | None = None
+) -> dict[str, str]:
+    """For each adapter the id of its group: the first member's name, its own where it has no duplicate."""
+    rows = by_name(copies)
+    found = {row.adapter: row.adapter for row in rows}
+    for group in duplicates(rows, level, exact):
+        found.update(dict.fromkeys(group.members, group.members[0]))
+    return found
+
+
+def cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
+    """Cosines in float64 of rows (n, size) with rows, or with one vector; equal rows give equal bits."""
+    import numpy as np
+
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    # Row by row: a matrix product adds in an order that depends on the other rows.
+    dots, of_a, of_b = (np.einsum("...j,...j", x, y) for x, y in ((a, b), (a, a), (b, b)))
+    found: NDArray[np.float64] = np.clip(dots / np.sqrt(of_a * of_b), -1.0, 1.0)
+    return found
+
+
+def rounding(size: int) -> float:
+    """Twice the error of a float32 dot product of unit vectors of this size (n u: Higham 2002, 3.1)."""
+    return (size + 8) * 2.0**-23
+
+
+def near_pairs(units: NDArray[np.float32], at_least: float) -> Iterator[tuple[int, int, float]]:
+    """Each pair of rows (left < right) whose cosine is `at_least` or more, with it; sorted by rows.
+
+    `units` is (n, size), L2-normalised. Tiles of 32 MiB are multiplied in float32, and the cosines that may
+    reach the bound are worked out again in float64.
+    """
+    import numpy as np
+
+    count = len(units)
+    step = max(1, min(_PAIRS, _TILE // max(count, 1)))
+    for start in range(0, count, step):
+        near = units[start : start + step] @ units[start:].T
+        sides = np.nonzero(np.triu(near >= at_least - rounding(units.shape[1]), 1))
+        for first in range(0, len(sides[0]), _PAIRS):
+            left, right = (start + side[first : first + _PAIRS] for side in sides)
+            found = cosines(units[left], units[right])
+            kept = found >= at_least
+            yield from zip(left[kept].tolist(), right[kept].tolist(), found[kept].tolist(), strict=True)
+
+
+def by_name(copies: Iterable[Copy]) -> list[Copy]:
+    named = {copy.adapter: copy for copy in copies}
+    return [named[name] for name in sorted(named)]
+
+
+def unit_vectors(rows: Sequence[Copy]) -> dict[int, NDArray[np.float32]]:
+    """The normalised updates by node, of those that can be compared: with a base, finite and not zero."""
+    import numpy as np
+
+    units = {}
+    for node, row in enumerate(rows):
+        # Modules of two base models have the same names and other meanings; an unknown base may be any.
+        if row.base is not None and row.delta is not None:
+            delta = np.asarray(row.delta, dtype=np.float64)
+            length = np.linalg.norm(delta)
+            if np.isfinite(length) and length > 0:
+                units[node] = (delta / length).astype(np.float32)
+    return units
+
+
+def grouped(nodes: Iterable[int], by: Callable[[int], object]) -> list[list[int]]:
+    groups: dict[object, list[int]] = {}
+    for node in nodes:
+        groups.setdefault(by(node), []).append(node)
+    return list(groups.values())
+
+
+def alike(units: Mapping[int, NDArray[np.float32]], nodes: Sequence[int], at_least: float) -> Iterator[Link]:
+    """The links between these nodes from a cosine of their sketches on."""
+    import numpy as np
+
+    stacked = np.stack([units[node] for node in nodes])
+    for left, right, cosine in near_pairs(stacked, at_least):
+        yield Link(nodes[left], nodes[right], cosine)
+
+
+def strongest_first(link: Link) -> tuple[float, int, int]:
+    return -link.cosine, link.left, link.right
+
+
+def root(parents: list[int], node: int) -> int:
+    while parents[node] != node:
+        parents[node] = parents[parents[node]]
+        node = parents[node]
+    return node
+
+
+def all_roots(parents: list[int]) -> list[int]:
+    return [root(parents, node) for node in range(len(parents))]
+
+
+def join(parents: list[int], left: int, right: int) -> bool:
+    """Puts two nodes into one part, whose root is its smallest; False where they were in one."""
+    low, high = sorted((root(parents, left), root(parents, right)))
+    parents[high] = low
+    return low != high
+
+
+def join_equal(parents: list[int], values: Sequence[object]) -> None:
+    first: dict[object, int] = {}
+    for node, value in enumerate(values):
+        if value is not None:
+            join(parents, first.setdefault(value, node), node)
+
+
+def parts(roots: Sequence[int]) -> list[list[int]]:
+    """The parts of two and more nodes, each sorted, by their first node."""
+    return [nodes for nodes in grouped(range(len(roots)), lambda node: roots[node]) if len(nodes) > 1]
+
+
+def _join_alike(rows: Sequence[Copy], parents: list[int], exact: Exact | None) -> list[Link]:
+    """Joins what has the same update; gives the links that did."""
+    units = unit_vectors(rows)
+    # Copies of one file under one pattern of scalings have one vector: it is compared once.
+    first: dict[object, int] = {}
+    for node in units:
+        row = rows[node]
+        first.setdefault((row.base, root(parents, node), row.key or row.adapter), node)
+    bound = SAME_SKETCH if exact is None else CANDIDATE
+    candidates = [
+        link
+        for nodes in grouped(sorted(first.values()), lambda node: rows[node].base)
+        for link in alike(units, nodes, bound)
+    ]
+    links = []
+    for link in sorted(candidates, key=strongest_first):
+        if root(parents, link.left) != root(parents, link.right):
+            found = exact(rows[link.left].adapter, rows[link.right].adapter) if exact else None
+            if found is not None:
+                link = Link(link.left, link.right, found, exact=True)
+            if link.cosine >= (SAME_EXACT if link.exact else SAME_SKETCH):
+                join(parents, link.left, link.right)
+                links.append(link)
+    return links
+
+
+def _group(
+    rows: Sequence[Copy], nodes: list[int], roots: Mapping[Level, list[int]], links: Sequence[Link]
+) -> Group:
+    level = next(level for level in LEVELS if len({roots[level][node] for node in nodes}) == 1)
+    notes = [_rescaled([rows[node] for node in nodes])]
+    seen: list[list[int]] = []
+    for cheaper in LEVELS[: LEVELS.index(level)]:
+        for part in grouped(nodes, roots[cheaper].__getitem__):
+            if len(part) > 1 and part not in seen:
+                seen.append(part)
+                notes.append(f"same {cheaper}: {', '.join(rows[node].adapter for node in part)}")
+    return Group(
+        level=level,
+        members=tuple(rows[node].adapter for node in nodes),
+        cosine=min((link.cosine for link in links), default=None),
+        exact=all(link.exact for link in links),
+        note="; ".join(note for note in notes if note),
+    )
+
+
+def _rescaled(members: Sequence[Copy]) -> str:
+    """How the norms of equal updates differ, or their scalings where no norm is known; empty where not."""
+    norms, scalings = _ratios(row.norm for row in members), _ratios(row.scaling for row in members)
+    if norms:
+        return f"{'alpha differs' if scalings else 'rescaled'}: norms {norms}"
+    if scalings and all(row.norm is None for row in members):
+        return f"alpha differs: scalings {scalings}"
+    return ""
+
+
+def _ratios(values: Iterable[float | None]) -> str:
+    """The values that differ, over the smallest one: `1 : 2`; empty where they do not."""
+    distinct: list[float] = []
+    for value in sorted(abs(value) for value in values if value and math.isfinite(value)):
+        if not distinct or value > distinct[-1] * _SAME_NORM:
+            distinct.append(value)
+    if len(distinct) < 2:
+        return ""
+    ratios = [f"{value / distinct[0]:.3g}" for value in distinct]
+    return " : ".join(ratios) if len(ratios) <= _MOST_NORMS else f"1 to {ratios[-1]}"
+
+
+def by_root(links: Iterable[Link], roots: Sequence[int]) -> dict[int, list[Link]]:
+    found: dict[int, list[Link]] = {}
+    for link in links:
+        found.setdefault(roots[link.left], []).append(link)
+    return found

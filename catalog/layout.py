@@ -1,0 +1,239 @@
+"""Where things lie on a map: vectors as points in two dimensions, and names beside points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catalog.errors import UsageError
+
+Floats = NDArray[np.float64]
+
+# Below this many points t-SNE has no neighbourhoods to keep.
+FEWEST = 10
+# t-SNE lays out so many points itself: seconds, on one core. The rest is placed among those.
+LANDMARKS = 2000
+_PERPLEXITY = 30.0
+_NEAREST = 3
+_CHUNK = 4096
+# Distances in 1/72 inch at which a name may stand from its point, and in how many directions.
+_STEPS = (4.5, 8.5, 14.0, 22.0, 32.0, 44.0, 60.0, 80.0, 105.0)
+_DIRECTIONS = 16
+# The room between a name and the edge, and half the width of a point. What a name that covers one, a line that crosses a line and a conflict cost, in
+# 1/72 inch of distance; and the cost from which a name is rather left out.
+_EDGE, _MARKER = 2.0, 3.0
+_COVERED, _CROSSED, _CONFLICT = 80.0, 60.0, 500.0
+_DEAREST = 160.0
+_ROUNDS = 8
+# From this distance on a line joins name and point.
+LEADER = 7.0
+
+
+def layout(vectors: NDArray[Any], seed: int = 0) -> Floats:
+    """Points (n, 2) for vectors (n, d), so that vectors with a large cosine lie near each other.
+
+    Vectors are scaled to length one first; their squared distance is then 2 - 2 cos. From 10 vectors on this
+    is t-SNE (van der Maaten & Hinton, JMLR 9, 2008) that starts from the principal components: who lies next
+    to whom means something; how far groups lie apart, how wide they are, and the directions of the picture
+    mean nothing, and groups can appear where there are none. Fewer vectors are projected on their two
+    principal components: there distances mean something, as far as two dimensions hold them. Above 2,000
+    vectors t-SNE sees a sample drawn by `seed`, and every other vector lies between the three of the sample
+    that are nearest to it.
+
+    A vector without a direction (zero, or not finite) has no place: its row is NaN. The same input and seed
+    give the same points on one machine, however many threads it has. Raises UsageError for anything but a
+    matrix.
+    """
+    vectors = np.asarray(vectors)
+    vectors = vectors.astype(np.result_type(vectors.dtype, np.float32), copy=False)
+    if vectors.ndim != 2:
+        raise UsageError("A map is made from a matrix with one vector a row.")
+    units, placed = _directions(vectors)
+    points = np.full((len(vectors), 2), np.nan)
+    if len(units):
+        points[placed] = _points(units, seed)
+    return points
+
+
+def _directions(vectors: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The rows that have a direction, scaled to length one, and which those are."""
+    units = np.zeros(vectors.shape, np.float32)
+    placed = np.zeros(len(vectors), bool)
+    for first in range(0, len(vectors), _CHUNK):
+        rows = vectors[first : first + _CHUNK]
+        rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0)
+        # Divided by the largest number first, so that no square overflows or vanishes.
+        largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+        rows = rows / np.where(largest > 0, largest, 1)
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
+        units[first : first + _CHUNK] = rows / np.where(length > 0, length, 1)
+        placed[first : first + _CHUNK] = largest[:, 0] > 0
+    return (units if placed.all() else units[placed]), placed
+
+
+def _points(units: NDArray[np.float32], seed: int) -> Floats:
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    # Sums made by several threads differ from run to run, and t-SNE amplifies that.
+    with threadpool_limits(limits=1):
+        sample = np.arange(len(units))
+        if len(units) > LANDMARKS:
+            sample = np.sort(np.random.default_rng(seed).choice(len(units), LANDMARKS, replace=False))
+        landmarks = units[sample]
+        start = _principal_components(landmarks)
+        points = start if len(landmarks) < FEWEST else _tsne(landmarks, start, seed)
+        return points if len(units) == len(sample) else _among(units, landmarks, points)
+
+
+def _principal_components(units: NDArray[np.float32]) -> Floats:
+    """Coordinates (n, 2) along the two directions of largest variance; the largest coordinate is positive."""
+    centred = units.astype(np.float64) - units.mean(axis=0, dtype=np.float64)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    scores = np.zeros((len(units), 2))
+    # What rounding leaves of equal vectors is no variance.
+    count = min(2, int((values > 1e-6).sum()))
+    scores[:, :count] = left[:, :count] * values[:count]
+    signs = np.sign(scores[np.abs(scores).argmax(axis=0), [0, 1]])
+    return scores * np.where(signs == 0, 1, signs)
+
+
+def _tsne(units: NDArray[np.float32], start: Floats, seed: int) -> Floats:
+    from sklearn.manifold import TSNE
+
+    spread = start[:, 0].std()
+    if spread == 0:
+        return start
+    found = TSNE(
+        perplexity=min(_PERPLEXITY, (len(units) - 1) / 3),
+        init=(start / spread * 1e-4).astype(np.float32),
+        random_state=seed,
+    ).fit_transform(units)
+    return np.asarray(found, dtype=np.float64)
+
+
+def _among(units: NDArray[np.float32], landmarks: NDArray[np.float32], points: Floats) -> Floats:
+    """Each vector between its nearest landmarks, each of which weighs by one over its squared distance."""
+    placed = np.empty((len(units), 2))
+    for first in range(0, len(units), _CHUNK):
+        cosines = units[first : first + _CHUNK] @ landmarks.T
+        nearest = np.argpartition(-cosines, _NEAREST, axis=1)[:, :_NEAREST]
+        squares = 2 - 2 * np.take_along_axis(cosines, nearest, axis=1).astype(np.float64)
+        weights = 1 / np.maximum(squares, 1e-6)
+        weights /= weights.sum(axis=1, keepdims=True)
+        placed[first : first + _CHUNK] = (points[nearest] * weights[:, :, None]).sum(axis=1)
+    return placed
+
+
+def name_places(
+    points: NDArray[Any], sizes: Sequence[tuple[float, float]], box: tuple[float, float]
+) -> list[tuple[float, float] | None]:
+    """The lower left corner of each name beside its point, or None where no free place is near.
+
+    `points` (n, 2), `sizes` (width, height) and the corners are in 1/72 inch, inside a box from (0, 0). Names
+    cover neither each other nor the edge, and points only where there is no other way; one that stands away
+    from its point has a line to it (`leader`) that crosses no name.
+    """
+    anchors = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    places = [_candidates(anchor, size, box) for anchor, size in zip(anchors, sizes, strict=True)]
+    alone = [_costs_alone(anchors, i, boxes) for i, boxes in enumerate(places)]
+    chosen = {i: int(costs.argmin()) for i, costs in enumerate(alone) if len(costs)}
+    # Each in turn takes the place that costs least beside all others, until all are content or time is up.
+    for _ in range(_ROUNDS):
+        before = dict(chosen)
+        for i, k in before.items():
+            alone_best = k == alone[i].argmin()
+            if not alone_best or _beside(anchors, places, chosen, i, places[i][[k]])[0]:
+                chosen[i] = int((alone[i] + _beside(anchors, places, chosen, i, places[i])).argmin())
+        if chosen == before:
+            break
+    for i in _without_conflicts(anchors, places, alone, chosen):
+        costs = alone[i] + _beside(anchors, places, chosen, i, places[i])
+        if costs.min() <= _DEAREST:
+            chosen[i] = int(costs.argmin())
+    corners = {i: places[i][k].tolist() for i, k in chosen.items()}
+    return [(corners[i][0], corners[i][1]) if i in corners else None for i in range(len(places))]
+
+
+def _without_conflicts(
+    anchors: Floats, places: list[Floats], alone: list[Floats], chosen: dict[int, int]
+) -> list[int]:
+    """Takes the dearest name out of `chosen` until none is too dear, and says which, the last one first."""
+    left_out: list[int] = []
+    while chosen:
+        costs = {
+            i: float(alone[i][k] + _beside(anchors, places, chosen, i, places[i][[k]])[0])
+            for i, k in chosen.items()
+        }
+        dearest = max(costs, key=lambda i: (costs[i], i))
+        if costs[dearest] <= _DEAREST:
+            break
+        del chosen[dearest]
+        left_out.insert(0, dearest)
+    return left_out
+
+
+def leader(anchors: Floats, boxes: Floats) -> Floats:
+    """The points of boxes (n, 4: left, bottom, right, top) that are nearest to anchors (n, 2)."""
+    return np.clip(anchors, boxes[..., :2], boxes[..., 2:])
+
+
+def _candidates(anchor: Floats, size: tuple[float, float], box: tuple[float, float]) -> Floats:
+    """Boxes (m, 4) around a point that lie inside the picture, nearest first, beginning at its right."""
+    half = np.asarray(size) / 2
+    angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
+    ways = np.column_stack([np.cos(angles), np.sin(angles)])
+    # A box touches its anchor's surroundings with the middle of a side, or with a corner on the diagonals.
+    touching = np.clip(np.sqrt(2) * ways, -1, 1) * half
+    centres = np.concatenate([anchor + step * ways + touching for step in _STEPS])
+    boxes = np.column_stack([centres - half, centres + half])
+    inside = (boxes[:, :2] >= _EDGE) & (boxes[:, 2:] <= np.asarray(box) - _EDGE)
+    return boxes[inside.all(axis=1)]
+
+
+def _costs_alone(anchors: Floats, which: int, boxes: Floats) -> Floats:
+    """What each place (m, 4) of a name costs for being far, for standing on other points or not beside."""
+    here = anchors[which]
+    length = np.sqrt(((leader(here, boxes) - here) ** 2).sum(axis=1))
+    tilt = np.abs(boxes[:, 1] + boxes[:, 3] - 2 * here[1]) / (boxes[:, 3] - boxes[:, 1])
+    low, high = boxes[:, None, :2] - _MARKER, boxes[:, None, 2:] + _MARKER
+    covered = ((anchors > low) & (anchors < high)).all(axis=2).sum(axis=1)
+    return np.asarray(length + 0.5 * tilt + _COVERED * covered)
+
+
+def _beside(
+    anchors: Floats, places: list[Floats], chosen: dict[int, int], which: int, boxes: Floats
+) -> Floats:
+    """What each place (m, 4) of a name costs beside all other names and their lines where they are now."""
+    others = [i for i in chosen if i != which]
+    taken = np.array([places[i][chosen[i]] for i in others]).reshape(-1, 4)
+    here, owners = anchors[which], anchors[others]
+    ends, their_ends = leader(here, boxes), leader(owners, taken)
+    covering = ((boxes[:, None, :2] < taken[:, 2:]) & (boxes[:, None, 2:] > taken[:, :2])).all(axis=2)
+    cut = _cuts(owners, their_ends, boxes[:, None]) | _cuts(here, ends[:, None], taken)
+    crossed = _crossing(here, ends, owners, their_ends)
+    return np.asarray(_CONFLICT * (covering | cut).sum(axis=1) + _CROSSED * crossed.sum(axis=1))
+
+
+def _cuts(starts: Floats, ends: Floats, boxes: Floats) -> NDArray[np.bool_]:
+    """Whether the line from start to end meets the inside of a box, by broadcasting."""
+    way = ends - starts
+    way = np.where(np.abs(way) < 1e-9, 1e-9, way)
+    enter, leave = (boxes[..., :2] - starts) / way, (boxes[..., 2:] - starts) / way
+    first = np.minimum(enter, leave).max(axis=-1)
+    last = np.maximum(enter, leave).min(axis=-1)
+    return np.asarray((first < last) & (last > 0) & (first < 1))
+
+
+def _crossing(start: Floats, ends: Floats, starts: Floats, other_ends: Floats) -> NDArray[np.bool_]:
+    """Which of the lines from one start to ends (m, 2) cross which of the others (k, 2), as (m, k)."""
+
+    def side(a: Floats, b: Floats, c: Floats) -> Floats:
+        ab, ac = b - a, c - a
+        return np.asarray(np.sign(ab[..., 0] * ac[..., 1] - ab[..., 1] * ac[..., 0]))
+
+    to = ends[:, None]
+    apart = side(start, to, starts) * side(start, to, other_ends) < 0
+    return np.asarray(apart & (side(starts, other_ends, start) * side(starts, other_ends, to) < 0))

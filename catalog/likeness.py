@@ -1,0 +1,220 @@
+"""The adapters whose weights were read, with what comparing and drawing them takes. Writes nothing."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from catalog.adapter import AdapterConfig, ScalingRule, parse_config
+from catalog.blobs import BlobStore
+from catalog.duplicates import Copy
+from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
+from catalog.exact import Cosine, exact_cosine
+from catalog.fingerprint import FINGERPRINT_VERSION
+from catalog.measured import modules_of, spectrum_of
+from catalog.reference import adapter_name
+from catalog.schema import Adapter, AdapterReason, BaseModel, Document, Repository, WeightsFile
+from catalog.schema import Fingerprint as FingerprintRow
+from catalog.vectors import SPACES, Fingerprints, Kind, vector_key
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Files = tuple[Path, AdapterConfig]
+
+
+@dataclass(frozen=True)
+class Fingerprinted:
+    """An adapter of the catalog whose weights were read, with what comparing it takes."""
+
+    id: int
+    repository: str
+    owner: str
+    subfolder: str
+    base: str | None
+    rank: int | None
+    scaling: float | None
+    scaling_pattern: str
+    norm: float | None
+    health: str | None
+    license: str | None
+    library: str | None
+    front: Any
+    weights_digest: str
+    tensor_digest: str | None
+    config_digest: str | None
+
+    @property
+    def adapter(self) -> str:
+        """Its short name."""
+        return adapter_name(self.repository, self.subfolder)
+
+    @property
+    def key(self) -> str:
+        """The key of its vectors."""
+        return vector_key(self.weights_digest, self.scaling_pattern)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The datasets that its card's front matter names."""
+        named = self.front.get("datasets") if isinstance(self.front, dict) else None
+        named = [named] if isinstance(named, str) else named
+        return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
+
+
+_COLUMNS = (
+    Adapter.id,
+    Repository.name.label("repository"),
+    Repository.owner,
+    Adapter.subfolder,
+    BaseModel.canonical.label("base"),
+    Adapter.rank,
+    Adapter.scaling,
+    Adapter.scaling_pattern,
+    Adapter.norm,
+    Adapter.health,
+    Adapter.license,
+    Repository.library,
+    Adapter.card_front.label("front"),
+    Adapter.weights_digest,
+    WeightsFile.tensor_digest,
+    Adapter.config_digest,
+)
+
+
+def kind(name: str) -> Kind:
+    """The kind of vector of that name; raises UsageError."""
+    if name not in SPACES:
+        raise UsageError(f"{name!r} is no kind of vector; there are {', '.join(SPACES)}.")
+    return "delta" if name == "delta" else "output"
+
+
+def fingerprinted(
+    session: Session, refusing: Collection[str], base: str | None = None
+) -> Iterator[Fingerprinted]:
+    """The current adapters with a fingerprint that these reasons do not refuse, sorted by name."""
+    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
+    query = (
+        select(*_COLUMNS)
+        .join(Adapter.repository)
+        .outerjoin(Adapter.base_model)
+        .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+        .join(
+            FingerprintRow,
+            (FingerprintRow.weights_digest == Adapter.weights_digest)
+            & (FingerprintRow.scaling_pattern == Adapter.scaling_pattern),
+        )
+        .where(Adapter.current, Repository.gone_at.is_(None), ~refused)
+        .where(FingerprintRow.version == FINGERPRINT_VERSION)
+        .order_by(Repository.name, Repository.hub_id, Adapter.subfolder)
+    )
+    if base is not None:
+        query = query.where(BaseModel.canonical == base)
+    for row in session.execute(query).mappings():
+        yield Fingerprinted(**row)
+
+
+def usual_base(session: Session, refusing: Collection[str]) -> str | None:
+    """The base model of most adapters with a fingerprint, the first by name among equals."""
+    counts = Counter(row.base for row in fingerprinted(session, refusing) if row.base is not None)
+    return min(counts, key=lambda base: (-counts[base], base), default=None)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What a picture of an adapter shows: its modules, their spectra without scaling, and the scalings."""
+
+    modules: tuple[str, ...]
+    spectrum: NDArray[np.float32] = field(repr=False)
+    scalings: tuple[float, ...]
+
+
+def spectrum(session: Session, adapter: Adapter) -> Spectrum:
+    """The norms and singular values of an adapter's modules, (modules, 8) as in `catalog.fingerprint`.
+
+    Raises NotFoundError where its weights were never read.
+    """
+    row = fingerprint_row(session, adapter)
+    file = session.get_one(WeightsFile, row.weights_digest)
+    config = session.scalar(select(Document.content).where(Document.digest == adapter.config_digest))
+    rules = ScalingRule(parse_config(config or b""))
+    modules = modules_of(zlib.decompress(file.header or b""), file.size)
+    return Spectrum(modules, spectrum_of(row.spectrum), tuple(rules.scaling(name) for name in modules))
+
+
+def fingerprint_row(session: Session, adapter: Adapter) -> FingerprintRow:
+    """The fingerprint of an adapter; raises NotFoundError where its weights were never read."""
+    key = (adapter.weights_digest, adapter.scaling_pattern, FINGERPRINT_VERSION)
+    row = session.get(FingerprintRow, key) if None not in key else None
+    if row is None:
+        name = adapter_name(adapter.repository.name, adapter.subfolder)
+        raise NotFoundError(
+            f"{name} has no fingerprint: its weights were not read. Crawl with --weights stream or keep."
+        )
+    return row
+
+
+def compare(left: Files, right: Files) -> Cosine | None:
+    """The exact cosine of two adapters' files; None where they have modules of other shapes."""
+    try:
+        return exact_cosine(left[0], left[1], right[0], right[1])
+    except (WeightsError, ConfigError):
+        return None
+
+
+def kept_files(
+    session: Session, blobs: BlobStore, weights_digest: str, config_digest: str | None
+) -> Files | None:
+    """The kept weights of an adapter and its configuration; None where they are not kept."""
+    if len(weights_digest) != 64 or not blobs.has(weights_digest) or config_digest is None:
+        return None
+    content = session.scalar(select(Document.content).where(Document.digest == config_digest))
+    return (blobs.path(weights_digest), parse_config(content)) if content is not None else None
+
+
+def copies(session: Session, rows: Sequence[Fingerprinted]) -> list[Copy]:
+    """These adapters with their delta vectors, as `catalog.duplicates` compares them."""
+    source = Fingerprints(session, "delta")
+    keys = sorted({row.key for row in rows})
+    vectors = dict(zip(keys, (vector for block in source.vectors(keys) for vector in block), strict=True))
+    return [
+        Copy(
+            adapter=row.adapter,
+            owner=row.owner,
+            repository=row.repository,
+            subfolder=row.subfolder,
+            base=row.base,
+            file=row.weights_digest,
+            tensor=row.tensor_digest,
+            delta=vectors[row.key],
+            scaling=row.scaling,
+            norm=row.norm,
+            key=row.key,
+        )
+        for row in rows
+    ]
+
+
+def exact_delta(
+    session: Session, rows: Sequence[Fingerprinted], blobs: BlobStore
+) -> Callable[[str, str], float | None]:
+    """A function of two names that gives the exact cosine, None where a file is not kept."""
+    by_name = {row.adapter: row for row in rows}
+
+    def cosine(left: str, right: str) -> float | None:
+        files = [
+            kept_files(session, blobs, by_name[name].weights_digest, by_name[name].config_digest)
+            for name in (left, right)
+        ]
+        found = compare(files[0], files[1]) if files[0] and files[1] else None
+        return found.delta if found else None
+
+    return cosine

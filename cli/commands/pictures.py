@@ -1,0 +1,74 @@
+"""`loradex map`: all adapters in two dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from catalog import likeness, store
+from catalog.bases import BaseTable
+from catalog.database import reading
+from catalog.errors import NotFoundError
+from catalog.layout import layout
+from catalog.likeness import Fingerprinted
+from catalog.scatter import map_picture
+from catalog.vectors import Fingerprints, matrix
+from cli.app import App, pass_app
+from cli.commands.browse import rules_option
+from crawler.screen import refusing
+
+# With more points their names would cover each other.
+MOST_NAMES = 60
+
+COLOURS: dict[str, Callable[[Fingerprinted], str | float | None]] = {
+    "owner": lambda row: row.owner,
+    "rank": lambda row: row.rank,
+    "norm": lambda row: row.norm,
+    "tool": lambda row: row.library,
+    "task": lambda row: row.datasets[0] if row.datasets else None,
+    "health": lambda row: row.health,
+}
+
+
+@click.command("map")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--by", type=click.Choice(["output", "delta"]), default="output", show_default=True)
+@click.option(
+    "--colour",
+    type=click.Choice(list(COLOURS)),
+    default="owner",
+    show_default=True,
+    help="task: the first dataset that the card names. tool: the library the Hub says it is for.",
+)
+@click.option("--base", metavar="ID", help="Only of this base model.  [default: the most frequent one]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the layout.")
+@rules_option
+@pass_app
+def map_(app: App, file: Path, by: str, colour: str, base: str | None, seed: int, rules: str) -> None:
+    """Draw the adapters of a base model into FILE (.svg or .png), near each other where their weights are.
+
+    Distances between groups mean nothing; who is near whom does.
+    """
+    kind = likeness.kind(by)
+    with reading(app.settings) as session:
+        if base is not None:
+            base = BaseTable(store.spellings(session)).spellings(base)[0]
+        else:
+            base = likeness.usual_base(session, refusing(rules))
+        rows = list(likeness.fingerprinted(session, refusing(rules), base))
+        if len(rows) < 2:
+            raise NotFoundError(f"A map takes two fingerprints of {base or 'one base model'}; crawl some.")
+        vectors = matrix(Fingerprints(session, kind), [row.key for row in rows])
+    with app.output.progress("drawing"):
+        map_picture(
+            layout(vectors, seed=seed),
+            [row.adapter for row in rows],
+            [COLOURS[colour](row) for row in rows],
+            title=f"Adapters of {base or 'unknown base models'}, by {kind} sketch",
+            legend_title=colour,
+            path=file,
+            labels=len(rows) <= MOST_NAMES,
+        )
+    app.output.say(f"{len(rows):,} adapters drawn into {file}")

@@ -1,0 +1,145 @@
+"""The vector index as it grows: seconds to build and load it, milliseconds to search it; all pairs of 1,000.
+
+Run as `python -m tests.bench.index [--large] [--hnsw]`. Vectors are generated, in clusters of ten, and are
+already in memory, so that building does not count the time to read them from a database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catalog.duplicates import Copy, duplicates
+from catalog.index import Hit, Kind, Space, VectorIndex, open_index
+
+SIZE = 1024
+CLUSTER = 10
+QUERIES = 30
+NEIGHBOURS = 10
+SPACE = Space("delta", "1", SIZE)
+COLUMNS = ("vectors", "kind", "build s", "load s", "MiB", "p50 ms", "a tenth, ms", "recall")
+Result = TypeVar("Result")
+
+
+class Generated:
+    """A source of vectors in clusters, the same for the same count."""
+
+    def __init__(self, count: int) -> None:
+        generator = np.random.default_rng(0)
+        centres = generator.standard_normal((count // CLUSTER, SIZE), dtype=np.float32)
+        self.values = np.repeat(centres, CLUSTER, axis=0)
+        self.values += generator.standard_normal((count, SIZE), dtype=np.float32)
+        self.names = [f"{number:07d}" for number in range(count)]
+
+    def keys(self) -> Sequence[str]:
+        """The numbers of the vectors, as texts."""
+        return self.names
+
+    def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        """All of them, in blocks of 500."""
+        for start in range(0, len(keys), 500):
+            yield self.values[start : start + 500]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--large", action="store_true", help="also 100,000 vectors, in 1.5 GB of memory")
+    parser.add_argument("--hnsw", action="store_true", help="also the graph, which takes minutes to build")
+    asked = parser.parse_args(argv)
+    say(*COLUMNS)
+    for count in (1000, 20_000, 100_000) if asked.large else (1000, 20_000):
+        source = Generated(count)
+        exact = report(source, "flat", None)
+        if asked.hnsw:
+            report(source, "hnsw", exact)
+    all_pairs()
+
+
+def report(source: Generated, kind: Kind, exact: list[set[str]] | None) -> list[set[str]]:
+    """Prints a line of the table; gives what was found, which is what recall is measured against."""
+    flat_up_to = 0 if kind == "hnsw" else len(source.names)
+    with tempfile.TemporaryDirectory() as place:
+
+        def opened() -> VectorIndex:
+            return open_index(Path(place), SPACE, source, kind=kind, flat_up_to=flat_up_to)
+
+        _, build = timed(opened)
+        index, load = timed(opened)
+        size = Path(place, f"{SPACE.name}.faiss").stat().st_size / 2**20
+    found, milliseconds = searched(index, source, None)
+    _, of_a_tenth = searched(index, source, source.names[::10])
+    recall = statistics.mean(len(a & b) / len(b) for a, b in zip(found, exact or found, strict=True))
+    say(
+        f"{len(source.names):,}",
+        kind,
+        f"{build:.2f}",
+        f"{load:.2f}",
+        f"{size:.0f}",
+        f"{milliseconds:.2f}",
+        f"{of_a_tenth:.2f}",
+        f"{recall:.3f}",
+    )
+    return found
+
+
+def searched(
+    index: VectorIndex, source: Generated, among: Sequence[str] | None
+) -> tuple[list[set[str]], float]:
+    """The keys found by each query, and the median of their milliseconds."""
+    found, times = [], []
+    for row in np.random.default_rng(1).choice(len(source.names), QUERIES, replace=False):
+
+        def search(query: NDArray[np.float32] = source.values[row]) -> list[Hit]:
+            return index.search(query, NEIGHBOURS, among)
+
+        hits, seconds = timed(search)
+        found.append({hit.key for hit in hits})
+        times.append(1000 * seconds)
+    return found, statistics.median(times)
+
+
+def all_pairs() -> None:
+    """Prints how long it takes to compare 1,000 adapters with each other."""
+    source = Generated(1000)
+    with tempfile.TemporaryDirectory() as place:
+        index = open_index(Path(place), SPACE, source)
+    rows = [
+        Copy(name, "o", f"o/{name}", "", "base", None, None, vector, None, None, None)
+        for name, vector in zip(source.names, source.values, strict=True)
+    ]
+    pairs, seconds = timed(lambda: list(index.all_pairs(0.4)))
+    say_line(f"all pairs of 1,000 by the index, {len(pairs):,} found: {seconds:.3f} s")
+    groups, seconds = timed(lambda: duplicates(rows))
+    say_line(f"duplicates among 1,000, {len(groups)} groups: {seconds:.3f} s")
+
+
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    """What the work gives, and its seconds."""
+    began = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - began
+
+
+def say(*cells: str) -> None:
+    """Writes a line of the table."""
+    say_line("".join(f"{cell:>13}" for cell in cells))
+
+
+def say_line(line: str) -> None:
+    """Writes a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`similar`, `duplicates`, `fingerprint`, `map`, `index` on the real adapters of the sample Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import ROOT, Program
+
+pytestmark = pytest.mark.slow
+ZOO = ROOT / "data" / "sample_hub" / "zoo"
+
+
+def rows(run: Program, *words: str) -> list[dict[str, Any]]:
+    """What a command lists, as JSON."""
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert isinstance(found, list)
+    return found
+
+
+@pytest.mark.parametrize("by", ["output", "delta"])
+@pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
+def test_the_twin_from_another_seed_is_nearest(sample: Program, by: str, exact: bool) -> None:
+    found = rows(sample, "similar", "zoo/banking77", "--by", by, "-k", "4", *["--exact"] * exact)
+    assert len(found) == 4
+    assert found[0]["adapter"] == "zoo/banking77-seed104"
+    assert "zoo/banking77" not in {row["adapter"] for row in found}
+    assert [row["exact"] for row in found] == [exact] * 4
+    assert found[0]["score"] > 0.2 > found[1]["score"]
+    assert [row["score"] for row in found] == sorted((row["score"] for row in found), reverse=True)
+
+
+def test_a_folder_outside_the_catalog_is_compared(sample: Program, tmp_path: Path) -> None:
+    folder = shutil.copytree(ZOO / "overruling", tmp_path / "mine")
+    found = rows(sample, "similar", str(folder), "-k", "2", "--exact")
+    assert found[0]["adapter"] == "zoo/overruling"
+    assert found[0]["same_tensors"]
+    assert found[0]["score"] == pytest.approx(1, abs=1e-6)
+    assert found[0]["norm_ratio"] == pytest.approx(1, abs=1e-6)
+
+
+def test_the_same_question_has_the_same_answer(sample: Program) -> None:
+    asked = ("similar", "zoo/clinc_oos", "--json")
+    assert sample(*asked).stdout == sample(*asked).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["similar", "nobody/nothing"], "knows no adapter nobody/nothing"),
+        (["similar", "made-here/pickle-only"], "has no fingerprint"),
+        (["similar", "huggingface/peft-ia3"], "has no fingerprint"),
+        (["show", "made-here/pickle-only", "--plot", "x.png"], "has no fingerprint"),
+        (["map", "x.txt"], ".svg"),
+        (["map", "x.png", "--base", "acme/unknown"], "crawl"),
+        (["fingerprint", str(ROOT / "docs")], "holds no adapter_config.json"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(sample: Program, words: list[str], told: str) -> None:
+    result = sample(*words)
+    assert result.exit_code in (1, 2)
+    assert result.stdout == ""
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_duplicates_of_the_sample(sample: Program) -> None:
+    found = rows(sample, "duplicates")
+    for group in found:
+        assert group["size"] == len(group["members"]) >= 2
+        assert group["level"] in {"file", "tensor", "delta"}
+    assert not any("zoo/banking77" in group["members"] for group in found), "a twin is no duplicate"
+
+
+def test_families_of_the_sample(sample: Program) -> None:
+    found = rows(sample, "duplicates", "--level", "family")
+    checkpoints = [family for family in found if any("checkpoints" in name for name in family["members"])]
+    assert len(checkpoints) == 1
+    assert len(checkpoints[0]["members"]) >= 2
+
+
+def test_a_local_folder_is_measured(sample: Program) -> None:
+    [found] = rows(sample, "fingerprint", str(ZOO / "banking77"))
+    shown = json.loads(sample("show", "zoo/banking77", "--json").stdout)
+    assert found["norm"] == pytest.approx(shown["norm"], rel=1e-6)
+    assert (found["rank"], found["health"]) == (shown["rank"], "healthy")
+    assert found["parameters"] == shown["parameters"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_pictures_are_drawn_and_drawn_again_the_same(sample: Program, tmp_path: Path, suffix: str) -> None:
+    for words in (["show", "zoo/clinc_oos", "--plot"], ["map"]):
+        first, second = tmp_path / f"1{suffix}", tmp_path / f"2{suffix}"
+        for file in (first, second):
+            result = sample(*words, str(file))
+            assert result.exit_code == 0, result.output
+        assert first.read_bytes() == second.read_bytes()
+        assert len(first.read_bytes()) > 2000
+
+
+def test_the_index_is_checked_and_mended(sample: Program, sample_data: Path) -> None:
+    assert [row["state"] for row in rows(sample, "index", "rebuild")][:2] == ["current"] * 2
+    assert sample("index", "check").exit_code == 0
+    (sample_data / "index" / "delta.faiss").write_bytes(b"not an index")
+    broken = sample("index", "check")
+    assert broken.exit_code == 1
+    assert "corrupt" in broken.stdout
+    found = rows(sample, "similar", "zoo/banking77", "--by", "delta", "-k", "1")
+    assert found[0]["adapter"] == "zoo/banking77-seed104"
+    assert sample("index", "check").exit_code == 0

@@ -1,0 +1,562 @@
+"""The vector index finds what numpy finds; its files are a cache, and answers stay right without them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sqlalchemy import Engine, delete, insert, select
+from sqlalchemy.orm import Session
+
+from catalog.errors import CatalogError, UsageError
+from catalog.index import Hit, Space, VectorIndex, check_index, open_index
+from catalog.schema import Embedding
+
+SIZE = 8
+SPACE = Space("text", "a-model", SIZE)
+Rows = dict[str, NDArray[np.float32]]
+
+
+class Stored:
+    """The vectors of one model in the table of embeddings."""
+
+    def __init__(self, session: Session, model: str) -> None:
+        self.session, self.model = session, model
+
+    def keys(self) -> Sequence[str]:
+        return sorted(self.session.scalars(select(Embedding.content).where(Embedding.model == self.model)))
+
+    def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(keys), 7):
+            block = keys[start : start + 7]
+            rows = self.session.execute(
+                select(Embedding.content, Embedding.vector).where(
+                    Embedding.model == self.model, Embedding.content.in_(block)
+                )
+            )
+            found = {content: np.frombuffer(vector, dtype="<f4") for content, vector in rows}
+            yield np.stack([found[key] for key in block])
+
+
+class Given:
+    """Vectors at hand; `read` counts how often they were asked for."""
+
+    def __init__(self, rows: Rows, block: int = 5) -> None:
+        self.rows, self.block, self.read = rows, block, 0
+
+    def keys(self) -> Sequence[str]:
+        return sorted(self.rows)
+
+    def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        self.read += 1
+        for start in range(0, len(keys), self.block):
+            yield np.stack([self.rows[key] for key in keys[start : start + self.block]])
+
+
+def random_rows(count: int, size: int = SIZE, seed: int = 0) -> Rows:
+    values = np.random.default_rng(seed).standard_normal((count, size)).astype(np.float32)
+    return {f"key{number:04d}": row for number, row in enumerate(values)}
+
+
+def cosine(left: NDArray[Any], right: NDArray[Any]) -> float:
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def nearest(rows: Rows, query: NDArray[Any], k: int) -> list[str]:
+    return sorted(rows, key=lambda key: (-cosine(rows[key], query), key))[:k]
+
+
+def keys(hits: list[Hit]) -> list[str]:
+    return [hit.key for hit in hits]
+
+
+def write(session: Session, model: str, rows: Rows) -> None:
+    values = [
+        {"content": key, "model": model, "chunk": 0, "vector": row.astype("<f4").tobytes()}
+        for key, row in rows.items()
+    ]
+    session.execute(insert(Embedding), values)
+
+
+# The database is the truth.
+
+
+def test_an_index_over_the_database_finds_what_numpy_finds(engine: Engine, tmp_path: Path) -> None:
+    rows = random_rows(40)
+    with Session(engine) as session:
+        write(session, "a-model", rows)
+        write(session, "b-model", random_rows(5, seed=1))
+        found = open_index(tmp_path / "index", SPACE, Stored(session, "a-model"))
+        again = open_index(tmp_path / "index", SPACE, Stored(session, "a-model"))
+    for index in (found, again):
+        assert index.keys == tuple(sorted(rows))
+        for query in rows.values():
+            hits = index.search(query, 5)
+            assert keys(hits) == nearest(rows, query, 5)
+            assert [hit.score for hit in hits] == pytest.approx(
+                [cosine(rows[hit.key], query) for hit in hits], abs=2e-7
+            )
+
+
+def test_case_83_rows_that_go_and_come_make_the_file_stale(engine: Engine, tmp_path: Path) -> None:
+    rows = random_rows(20)
+    with Session(engine) as session:
+        write(session, "a-model", rows)
+        source = Stored(session, "a-model")
+        assert check_index(tmp_path, SPACE, source).state == "missing"
+        open_index(tmp_path, SPACE, source)
+        assert check_index(tmp_path, SPACE, source).state == "current"
+        session.execute(delete(Embedding).where(Embedding.content == "key0007"))
+        stale = check_index(tmp_path, SPACE, source)
+        assert (stale.state, stale.vectors) == ("stale", 20)
+        without = open_index(tmp_path, SPACE, source)
+        assert "key0007" not in without.keys
+        assert "key0007" not in keys(without.search(rows["key0007"], 20))
+        write(session, "a-model", {"key9999": rows["key0007"]})
+        assert keys(open_index(tmp_path, SPACE, source).search(rows["key0007"], 1)) == ["key9999"]
+        current = check_index(tmp_path, SPACE, source)
+    assert (current.state, current.vectors, current.path) == ("current", 20, tmp_path / "text.faiss")
+
+
+def test_case_85_the_index_of_another_model_is_refused(engine: Engine, tmp_path: Path) -> None:
+    ours, theirs = random_rows(10), random_rows(10, seed=1)
+    other = Space("text", "b-model", SIZE)
+    with Session(engine) as session:
+        write(session, "a-model", ours)
+        write(session, "b-model", theirs)
+        open_index(tmp_path, SPACE, Stored(session, "a-model"))
+        assert check_index(tmp_path, other, Stored(session, "b-model")).state == "stale"
+        found = open_index(tmp_path, other, Stored(session, "b-model"))
+    assert keys(found.search(theirs["key0003"], 1)) == ["key0003"]
+    assert found.search(theirs["key0003"], 1)[0].score == pytest.approx(1, abs=1e-7)
+
+
+# Searching.
+
+small = st.lists(
+    st.lists(st.integers(-2, 2), min_size=3, max_size=3).filter(any), min_size=1, max_size=25
+).map(lambda values: np.array(values, dtype=np.float32))
+
+
+@settings(deadline=None)
+@given(small, st.integers(1, 30), st.data())
+def test_nothing_nearer_is_left_out_and_equal_vectors_come_by_key(
+    values: NDArray[np.float32], k: int, data: st.DataObject
+) -> None:
+    rows = {f"{number:02d}": row for number, row in enumerate(values)}
+    index = in_memory(rows, 3)
+    query = values[data.draw(st.integers(0, len(values) - 1))]
+    among = data.draw(st.none() | st.sets(st.sampled_from([*rows, "unknown"])))
+    admitted = set(rows) if among is None else among & set(rows)
+    hits = index.search(query, k, among)
+    assert len(hits) == min(k, len(admitted)) == len(set(keys(hits)))
+    assert hits == sorted(hits, key=lambda hit: (-hit.score, hit.key))
+    for hit in hits:
+        assert hit.key in admitted
+        assert hit.score == pytest.approx(cosine(rows[hit.key], query), abs=2e-7)
+    for key in admitted - set(keys(hits)):
+        assert cosine(rows[key], query) <= hits[-1].score + 2e-7
+        assert all(key > hit.key for hit in hits if (rows[hit.key] == rows[key]).all())
+
+
+def in_memory(rows: Rows, size: int = SIZE, **options: Any) -> VectorIndex:
+    """An index that keeps no file: a path below a file is no folder."""
+    logging.getLogger("catalog.index").setLevel(logging.ERROR)
+    try:
+        return open_index(Path(__file__) / "index", Space("text", "a-model", size), Given(rows), **options)
+    finally:
+        logging.getLogger("catalog.index").setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "hnsw", "flat_up_to": 0}], ids=["flat", "hnsw"])
+@pytest.mark.parametrize("k", [1, 3, 39, 40, 41])
+def test_a_tie_at_the_end_is_cut_by_key(options: dict[str, Any], k: int) -> None:
+    rows = random_rows(200)
+    same = [f"key{number:04d}" for number in range(0, 200, 5)]
+    rows |= {key: np.float32(2 ** (number % 3)) * rows["key0000"] for number, key in enumerate(same)}
+    hits = in_memory(rows, **options).search(rows["key0000"], k)
+    assert keys(hits)[:40] == same[:k]
+    assert keys(hits) == nearest(rows, rows["key0000"], k)
+
+
+@pytest.mark.parametrize("few", [0, 10**9], ids=["selector", "rows"])
+@pytest.mark.parametrize("options", [{}, {"kind": "hnsw", "flat_up_to": 0}], ids=["flat", "hnsw"])
+def test_a_filter_gives_the_best_of_what_it_admits(
+    few: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.index._FEW", few)
+    rows = random_rows(300)
+    index = in_memory(rows, **options)
+    for number in range(5):
+        among = sorted(rows)[number :: number + 2]
+        admitted = {key: rows[key] for key in among}
+        query = rows[f"key{number:04d}"]
+        assert keys(index.search(query, 12, among)) == nearest(admitted, query, 12)
+        assert index.search(query, 12, set(rows)) == in_memory(rows).search(query, 12)
+
+
+def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
+    index = in_memory(random_rows(3))
+    query = np.ones(SIZE)
+    assert index.search(query, 2, among=[]) == []
+    assert index.search(query, 2, among=["no such key"]) == []
+    assert len(index.search(query, 1000)) == 3
+    empty = Given({})
+    for _ in range(2):
+        nothing = open_index(tmp_path, SPACE, empty)
+        assert nothing.keys == ()
+        assert nothing.search(query, 5) == []
+        assert list(nothing.all_pairs(-1)) == []
+    assert check_index(tmp_path, SPACE, empty).state == "current"
+
+
+@pytest.mark.parametrize(
+    ("query", "k", "words"),
+    [
+        pytest.param(np.ones(SIZE), 0, "at least 1", id="no-neighbours"),
+        pytest.param(np.ones(SIZE + 1), 1, "8 numbers", id="other-size"),
+        pytest.param(np.ones((1, SIZE)), 1, "8 numbers", id="a-matrix"),
+        pytest.param(np.zeros(SIZE), 1, "not zero", id="zero"),
+        pytest.param(np.array([np.nan] + [1.0] * 7), 1, "finite", id="nan"),
+        pytest.param(np.array([np.inf] + [1.0] * 7), 1, "finite", id="infinite"),
+    ],
+)
+def test_questions_without_an_answer_are_refused(query: NDArray[Any], k: int, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        in_memory(random_rows(3)).search(query, k)
+
+
+def test_only_the_direction_of_a_vector_counts() -> None:
+    base = np.arange(1, SIZE + 1, dtype=np.float32)
+    rows = {
+        "huge": base * np.float32(1e30),
+        "like": base,
+        "opposite": -base,
+        "tiny": base * np.float32(1e-30),
+    }
+    found = {hit.key: hit.score for hit in in_memory(rows).search(base.astype(np.float64) * 1e-100, 4)}
+    assert found == {key: pytest.approx(-1 if key == "opposite" else 1, abs=1e-7) for key in rows}
+
+
+# Pairs.
+
+
+@pytest.mark.parametrize("tile", [1, 30, 8 << 20])
+@pytest.mark.parametrize("at_least", [-1.0, 0.0, 0.4, 1.0])
+def test_all_pairs_are_those_of_numpy(tile: int, at_least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catalog.duplicates._TILE", tile)
+    rows = random_rows(30)
+    rows["key0029"] = rows["key0004"].copy()
+    names = sorted(rows)
+    pairs = [(a, b) for n, a in enumerate(names) for b in names[n + 1 :]]
+    wanted = [(a, b) for a, b in pairs if cosine(rows[a], rows[b]) >= at_least - 1e-12]
+    found = list(in_memory(rows).all_pairs(at_least))
+    assert [(a, b) for a, b, _ in found] == wanted
+    assert [score for *_, score in found] == pytest.approx(
+        [cosine(rows[a], rows[b]) for a, b in wanted], abs=2e-7
+    )
+
+
+@pytest.mark.parametrize("at_least", [1.5, float("nan")])
+def test_pairs_beyond_a_cosine_of_one_are_refused(at_least: float) -> None:
+    with pytest.raises(UsageError, match="at most 1"):
+        list(in_memory(random_rows(3)).all_pairs(at_least))
+
+
+# Vectors that cannot be indexed.
+
+
+def test_a_zero_vector_is_left_out_by_name(tmp_path: Path) -> None:
+    rows = random_rows(4) | {"key0002": np.zeros(SIZE, dtype=np.float32)}
+    source = Given(rows)
+    for _ in range(2):
+        index = open_index(tmp_path, SPACE, source)
+        assert (index.skipped, index.keys) == (("key0002",), ("key0000", "key0001", "key0003"))
+        assert keys(index.search(rows["key0003"], 9, among=rows)) == nearest(
+            {key: row for key, row in rows.items() if row.any()}, rows["key0003"], 3
+        )
+    assert source.read == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_vector_that_is_not_finite_is_refused_by_name(bad: float, tmp_path: Path) -> None:
+    rows = random_rows(12)
+    rows["key0007"][3] = bad
+    with pytest.raises(CatalogError, match=r"text vector of key0007 is not finite"):
+        open_index(tmp_path, SPACE, Given(rows))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vector_of_another_size_is_refused_by_name(tmp_path: Path) -> None:
+    rows = random_rows(3) | {f"other{number}": np.ones(SIZE - 1, dtype=np.float32) for number in range(2)}
+    with pytest.raises(CatalogError, match=r"other0 has not 8 numbers"):
+        open_index(tmp_path, SPACE, Given(rows, block=3))
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_more_or_fewer_vectors_than_keys_are_refused(change: int, tmp_path: Path) -> None:
+    class Changing(Given):
+        def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+            yield np.ones((len(keys) + change, SIZE), dtype=np.float32)
+
+    with pytest.raises(CatalogError, match="changed while they were read"):
+        open_index(tmp_path, SPACE, Changing(random_rows(5)))
+
+
+@pytest.mark.parametrize("wrong", [["b", "a"], ["a", "a"]])
+def test_keys_must_be_sorted_and_unique(wrong: list[str], tmp_path: Path) -> None:
+    class Unsorted(Given):
+        def keys(self) -> Sequence[str]:
+            return wrong
+
+    with pytest.raises(ValueError, match="sorted and unique"):
+        open_index(tmp_path, SPACE, Unsorted({}))
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a b", "Text", "a/b"])
+def test_the_name_of_a_space_is_a_plain_file_name(name: str) -> None:
+    with pytest.raises(ValueError, match="no space"):
+        Space(name, "1", 4)
+
+
+# The files are a cache.
+
+
+def test_a_current_file_is_used_and_the_vectors_are_not_read(tmp_path: Path) -> None:
+    rows = random_rows(30)
+    source = Given(rows)
+    first, second = (open_index(tmp_path, SPACE, source) for _ in range(2))
+    assert source.read == 1
+    assert second.keys == first.keys
+    assert second.search(rows["key0001"], 30) == first.search(rows["key0001"], 30)
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "hnsw", "flat_up_to": 0}], ids=["flat", "hnsw"])
+def test_two_builds_are_equal_to_the_byte(options: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        open_index(tmp_path / name, SPACE, Given(random_rows(500)), **options)
+    for file in ("text.faiss", "text.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]
+
+
+def edited(**changes: Any) -> Callable[[bytes], bytes]:
+    return lambda data: json.dumps(json.loads(data) | changes).encode()
+
+
+DAMAGE = [
+    pytest.param("text.faiss", flip, "corrupt", id="case-83-one-bit"),
+    pytest.param("text.faiss", lambda data: data[:-1], "corrupt", id="case-83-truncated"),
+    pytest.param("text.faiss", lambda data: b"", "corrupt", id="case-83-empty"),
+    pytest.param("text.faiss", lambda data: data + b"\0", "corrupt", id="case-83-longer"),
+    pytest.param("text.faiss", None, "missing", id="case-83-missing"),
+    pytest.param("text.json", None, "corrupt", id="case-84-checksum-unknown"),
+    pytest.param("text.json", edited(sha256="0" * 64), "corrupt", id="case-84-checksum-wrong"),
+    pytest.param("text.json", edited(sha256=None), "corrupt", id="case-84-no-checksum"),
+    pytest.param("text.json", edited(stamp="0" * 64), "stale", id="case-83-stale"),
+    pytest.param("text.json", lambda data: data[:50], "corrupt", id="manifest-truncated"),
+    pytest.param("text.json", lambda data: b"[]", "corrupt", id="manifest-a-list"),
+    pytest.param("text.json", lambda data: b"{}", "corrupt", id="manifest-empty"),
+    pytest.param("text.json", lambda data: b"\xff\xfe", "corrupt", id="manifest-no-text"),
+]
+
+
+@pytest.mark.parametrize(("file", "damage", "state"), DAMAGE)
+def test_a_damaged_cache_is_noticed_and_built_again(
+    file: str, damage: Callable[[bytes], bytes] | None, state: str, tmp_path: Path
+) -> None:
+    rows = random_rows(30)
+    source = Given(rows)
+    whole = open_index(tmp_path, SPACE, source).search(rows["key0001"], 30)
+    path = tmp_path / file
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    assert check_index(tmp_path, SPACE, source).state == state
+    assert open_index(tmp_path, SPACE, source).search(rows["key0001"], 30) == whole
+    assert source.read == 2
+    assert check_index(tmp_path, SPACE, source).state == "current"
+
+
+@pytest.mark.parametrize("skipped", [[], ["nobody"], ["key0001", "key0002"], [[]], 5, None])
+def test_a_manifest_whose_keys_do_not_fit_the_file_is_not_believed(skipped: Any, tmp_path: Path) -> None:
+    rows = random_rows(5) | {"key0003": np.zeros(SIZE, dtype=np.float32)}
+    open_index(tmp_path, SPACE, Given(rows))
+    manifest = tmp_path / "text.json"
+    manifest.write_bytes(edited(skipped=skipped)(manifest.read_bytes()))
+    index = open_index(tmp_path, SPACE, Given(rows))
+    assert index.skipped == ("key0003",)
+    assert keys(index.search(rows["key0001"], 1)) == ["key0001"]
+
+
+def test_case_84_a_sound_file_of_something_else_is_not_loaded(tmp_path: Path) -> None:
+    # What a process leaves that is killed between the two files: a readable index, and another's checksum.
+    rows, others = random_rows(30), random_rows(30, seed=1)
+    open_index(tmp_path / "ours", SPACE, Given(rows))
+    open_index(tmp_path / "theirs", SPACE, Given(others))
+    (tmp_path / "theirs" / "text.faiss").replace(tmp_path / "ours" / "text.faiss")
+    assert check_index(tmp_path / "ours", SPACE, Given(rows)).state == "corrupt"
+    index = open_index(tmp_path / "ours", SPACE, Given(rows))
+    assert index.search(rows["key0005"], 1)[0].score == pytest.approx(1, abs=1e-7)
+
+
+def test_a_file_that_faiss_cannot_read_is_built_again(tmp_path: Path) -> None:
+    # The checksum holds, as it would for a format of another version of FAISS.
+    rows = random_rows(30)
+    open_index(tmp_path, SPACE, Given(rows))
+    (tmp_path / "text.faiss").write_bytes(b"IxZZ")
+    manifest = tmp_path / "text.json"
+    manifest.write_bytes(edited(sha256=hashlib.sha256(b"IxZZ").hexdigest())(manifest.read_bytes()))
+    assert keys(open_index(tmp_path, SPACE, Given(rows)).search(rows["key0001"], 1)) == ["key0001"]
+    assert check_index(tmp_path, SPACE, Given(rows)).state == "current"
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = random_rows(30)
+    (tmp_path / "file").write_text("no folder")
+    index = open_index(tmp_path / "file" / "index", SPACE, Given(rows))
+    assert keys(index.search(rows["key0001"], 1)) == ["key0001"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "cannot be written" in caplog.text
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from catalog.index import Space, check_index, open_index
+class Source:
+    def keys(self):
+        return ["a", "b"]
+    def vectors(self, keys):
+        yield np.eye(2, 4096, dtype=np.float32)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+folder, space = Path(sys.argv[1]), Space("text", "1", 4096)
+found = open_index(folder, space, Source()).search(np.eye(4096)[1], 1)
+print(found[0].key, check_index(folder, space, Source()).state, *(path.name for path in folder.iterdir()))
+"""
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
+    done = run(FULL_DISK, str(tmp_path))
+    assert done.stdout.split() == ["b", "missing", "text.lock"]
+    assert "cannot be written" in done.stderr
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A script in a process of its own, which must succeed."""
+    return subprocess.run(
+        (sys.executable, "-c", script, *arguments),
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_while_another_process_writes_an_index_works_from_memory(tmp_path: Path) -> None:
+    rows = random_rows(30)
+    with FileLock(tmp_path / "text.lock"):
+        index = open_index(tmp_path, SPACE, Given(rows))
+    assert keys(index.search(rows["key0001"], 1)) == ["key0001"]
+    assert [path.name for path in tmp_path.iterdir()] == ["text.lock"]
+
+
+# Kinds.
+
+
+def clusters(count: int, size: int) -> Rows:
+    """Ten vectors around each of count/10 centres."""
+    generator = np.random.default_rng(0)
+    centres = np.repeat(generator.standard_normal((count // 10, size)), 10, axis=0)
+    values = (centres + 0.5 * generator.standard_normal((count, size))).astype(np.float32)
+    return {f"key{number:04d}": row for number, row in enumerate(values)}
+
+
+def test_a_graph_is_built_above_a_number_of_vectors_and_finds_nearly_all(tmp_path: Path) -> None:
+    rows = clusters(2000, 32)
+    space, source = Space("text", "a-model", 32), Given(rows, block=500)
+    exact = open_index(tmp_path, space, source, kind="hnsw", flat_up_to=2000)
+    assert open_index(tmp_path, space, source).keys == exact.keys
+    assert source.read == 1
+    assert check_index(tmp_path, space, source, kind="hnsw", flat_up_to=1999).state == "stale"
+    graph = open_index(tmp_path, space, source, kind="hnsw", flat_up_to=1999)
+    assert type(faiss.read_index(str(tmp_path / "text.faiss"))) is faiss.IndexHNSWFlat
+    queries = [rows[key] for key in sorted(rows)[::40]]
+    shared = sum(
+        len(set(keys(graph.search(query, 10))) & set(keys(exact.search(query, 10)))) for query in queries
+    )
+    assert shared >= 0.97 * 10 * len(queries)
+    for k in (990, 2000):
+        assert graph.search(queries[0], k) == exact.search(queries[0], k)
+    assert list(graph.all_pairs(0.8)) == list(exact.all_pairs(0.8))
+
+
+# Threads.
+
+
+def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path) -> None:
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(3)
+    try:
+        open_index(tmp_path, SPACE, Given(random_rows(5))).search(np.ones(SIZE), 2)
+        assert faiss.omp_get_max_threads() == 3
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+FORK = """
+import multiprocessing, sys
+from pathlib import Path
+import faiss
+import numpy as np
+from catalog.index import Space, open_index
+values = np.random.default_rng(0).standard_normal((5000, 32)).astype(np.float32)
+class Source:
+    def keys(self):
+        return [f"{number:04d}" for number in range(5000)]
+    def vectors(self, keys):
+        yield values
+def search(pipe):
+    hits = opened.search(values[7], 3)
+    plain.search(values[:500], 3)  # many queries at once: parallel, were there more threads than one
+    pipe.send((faiss.omp_get_max_threads(), hits[0].key))
+opened = open_index(Path(sys.argv[1]), Space("text", "1", 32), Source())
+plain = faiss.IndexFlatIP(32)
+plain.add(values)
+faiss.omp_set_num_threads(2)
+plain.search(values[:500], 3)
+context = multiprocessing.get_context("fork")
+here, there = context.Pipe()
+child = context.Process(target=search, args=(there,))
+child.start()
+child.join(60)
+print(*(here.recv() if here.poll() else ["hangs"]))
+child.kill()
+"""
+
+
+def test_a_forked_child_searches_on_one_thread_and_does_not_hang(tmp_path: Path) -> None:
+    assert run(FORK, str(tmp_path)).stdout.split() == ["1", "0007"]

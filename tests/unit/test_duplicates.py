@@ -1,0 +1,422 @@
+"""Groups of duplicates and families, worked by hand, against scipy's components, and on real names."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from catalog.duplicates import (
+    SAME_SKETCH,
+    Copy,
+    Group,
+    cosines,
+    duplicates,
+    near_pairs,
+    representatives,
+)
+from catalog.errors import UsageError
+from catalog.families import Family, families, series_name
+from tests.shared_data import data, shared
+
+BASE = "acme/tiny"
+
+
+def copy(adapter: str, delta: NDArray[Any] | None = None, **fields: Any) -> Copy:
+    """An adapter `owner/name` or `owner/name:folder`; all that is not given is unknown, but for the base."""
+    repository, _, subfolder = adapter.partition(":")
+    given: dict[str, Any] = {
+        "owner": repository.split("/")[0],
+        "repository": repository,
+        "subfolder": subfolder,
+        "base": BASE,
+        **dict.fromkeys(("file", "tensor", "scaling", "norm", "key")),
+    }
+    return Copy(adapter=adapter, delta=delta, **(given | fields))
+
+
+def at(cosine: float, other: int = 1, size: int = 6) -> NDArray[np.float32]:
+    """A vector of some length whose cosine with the first axis is given, the rest along another axis."""
+    vector = np.zeros(size, dtype=np.float32)
+    vector[0], vector[other] = cosine, math.sqrt(1 - cosine**2)
+    return 7 * vector
+
+
+def exactly(**known: float) -> Callable[[str, str], float | None]:
+    """The exact cosine by the names of a pair, joined by `_`, without owners."""
+
+    def cosine(left: str, right: str) -> float | None:
+        return known.get(f"{left[2:]}_{right[2:]}")
+
+    return cosine
+
+
+def members(groups: list[Group]) -> list[tuple[str, ...]]:
+    return [group.members for group in groups]
+
+
+# The ladder.
+
+
+def test_the_ladder_worked_by_hand() -> None:
+    rows = [
+        copy("o/a", at(1), file="f1", tensor="t1"),
+        copy("o/b", at(1), file="f1", tensor="t1"),
+        copy("o/c", at(1), file="f2", tensor="t1"),  # other header, same tensors
+        copy("o/d", at(0.9995), file="f3", tensor="t3"),  # a cast
+        copy("o/e", at(0, 2), file="f4"),
+        copy("o/f", at(0, 3), file="f4"),
+        copy("o/g", at(0, 4), file="f5", tensor="t5"),
+    ]
+    pair = Group("file", ("o/e", "o/f"), None, True, "")
+    assert duplicates(rows, "file") == [Group("file", ("o/a", "o/b"), None, True, ""), pair]
+    three = Group("tensor", ("o/a", "o/b", "o/c"), None, True, "same file: o/a, o/b")
+    assert duplicates(rows, "tensor") == [three, pair]
+    (four, same) = duplicates(rows, "delta")
+    assert same == pair
+    assert (four.level, four.members, four.exact) == ("delta", ("o/a", "o/b", "o/c", "o/d"), False)
+    assert four.cosine == pytest.approx(0.9995, abs=1e-7)
+    assert four.note == "same file: o/a, o/b; same tensor: o/a, o/b, o/c"
+
+
+def test_a_group_is_reported_at_the_cheapest_level_that_holds_for_all() -> None:
+    rows = [copy(f"o/{name}", at(1), file="f", tensor="t") for name in "ab"]
+    assert [group.level for group in duplicates(rows)] == ["file"]
+    rows = [copy(f"o/{name}", at(1), file=name, tensor="t") for name in "ab"]
+    assert [group.level for group in duplicates(rows)] == ["tensor"]
+
+
+def test_a_subgroup_is_named_once() -> None:
+    rows = [copy(f"o/{name}", at(1), file="f", tensor="t") for name in "ab"] + [copy("o/c", at(0.9999))]
+    assert [group.note for group in duplicates(rows)] == ["same file: o/a, o/b"]
+
+
+def test_what_is_unknown_is_equal_to_nothing() -> None:
+    assert duplicates([copy("o/a"), copy("o/b")]) == []
+    assert duplicates([]) == []
+
+
+def test_an_unknown_level_is_refused() -> None:
+    with pytest.raises(UsageError, match="file, tensor, delta"):
+        duplicates([], "near")
+
+
+# The update.
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "found"),
+    [
+        pytest.param(at(1), at(SAME_SKETCH + 1e-5), True, id="the-sketch-alone-from-.999"),
+        pytest.param(at(1), at(SAME_SKETCH - 1e-5), False, id="not-below"),
+        pytest.param(at(1), -at(1), False, id="opposite-sign"),
+        pytest.param(at(1), 1e-30 * at(1), True, id="any-length"),
+        pytest.param(at(0) * 0, at(0) * 0, False, id="zero-is-like-nothing"),
+        pytest.param(at(1) * np.nan, at(1) * np.nan, False, id="nan-is-like-nothing"),
+        pytest.param(at(1), None, False, id="unread"),
+    ],
+)
+def test_the_sketch_alone(left: NDArray[Any], right: NDArray[Any] | None, found: bool) -> None:
+    assert bool(duplicates([copy("o/a", left), copy("o/b", right)])) is found
+
+
+@pytest.mark.parametrize(
+    ("sketch", "exact", "found"),
+    [
+        pytest.param(0.9901, 0.99991, True, id="exact-accepts"),
+        pytest.param(0.9999, 0.99989, False, id="exact-refuses"),
+        pytest.param(0.9899, 1.0, False, id="no-candidate"),
+        pytest.param(0.9999, -1.0, False, id="exact-opposite"),
+        pytest.param(0.9999, math.nan, False, id="exact-nan"),
+        pytest.param(0.9991, None, True, id="unknown-leaves-it-to-the-sketch"),
+        pytest.param(0.9989, None, False, id="unknown-needs-more"),
+    ],
+)
+def test_the_exact_cosine_decides_where_there_is_one(sketch: float, exact: float | None, found: bool) -> None:
+    groups = duplicates([copy("o/a", at(1)), copy("o/b", at(sketch))], exact=lambda left, right: exact)
+    assert bool(groups) is found
+    if found:
+        assert groups[0].exact is (exact is not None)
+        assert groups[0].cosine == pytest.approx(sketch if exact is None else exact, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "found"), [(BASE, BASE, 1), (BASE, "acme/big", 0), (None, None, 0)]
+)
+def test_updates_are_compared_within_one_known_base_only(
+    left: str | None, right: str | None, found: int
+) -> None:
+    rows = [copy("o/a", at(1), base=left), copy("o/b", at(1), base=right)]
+    assert len(duplicates(rows)) == found
+    assert len(duplicates([copy("o/a", base=left, file="f"), copy("o/b", base=right, file="f")])) == 1
+
+
+def test_groups_chain_and_tell_their_weakest_link() -> None:
+    # Angles of 0, 2 and 4.4 degrees: cosines .99939, .99912 and, between the ends, .99705.
+    turned = [np.array([math.cos(angle), math.sin(angle)]) for angle in np.radians([0, 2, 4.4])]
+    rows = [copy(f"o/{name}", vector) for name, vector in zip("abc", turned, strict=True)]
+    (group,) = duplicates(rows)
+    assert group.members == ("o/a", "o/b", "o/c")
+    assert group.cosine == pytest.approx(math.cos(math.radians(2.4)), abs=1e-7)
+    asked = exactly(a_b=1.0, a_c=0.5, b_c=0.5)
+    assert members(duplicates(rows, exact=asked)) == [("o/a", "o/b")]
+
+
+def test_exact_is_false_where_one_link_rests_on_a_sketch() -> None:
+    rows = [copy("o/a", at(1)), copy("o/b", at(0.99999)), copy("o/c", at(0.9999, 2))]
+    (both,) = duplicates(rows, exact=exactly(a_b=1.0, a_c=0.99995))
+    assert (both.exact, both.cosine) == (True, 0.99995)
+    (one,) = duplicates(rows, exact=exactly(a_b=1.0))
+    assert one.exact is False
+    assert one.cosine == pytest.approx(0.9999, abs=1e-6)
+
+
+def test_equal_files_and_pairs_already_joined_are_not_compared_again() -> None:
+    asked = []
+
+    def exact(left: str, right: str) -> float:
+        asked.append((left, right))
+        return 1.0
+
+    rows = [copy(f"o/{name}", at(1), file="f", key="f") for name in "abc"]
+    rows += [copy(f"o/{name}", at(0.9999 + 1e-5 * n), key=name) for n, name in enumerate("xyz")]
+    (group,) = duplicates(rows, exact=exact)
+    assert group.members == ("o/a", "o/b", "o/c", "o/x", "o/y", "o/z")
+    assert len(asked) == len(set(asked)) == 3
+    assert not [pair for pair in asked if {"o/b", "o/c"} & set(pair)]
+
+
+# Notes.
+
+
+ALPHA = [{"norm": 1.5, "scaling": 1.0}, {"norm": 3.0, "scaling": 2.0}]
+MOVED = [{"norm": 2.0, "scaling": 2.0}, {"norm": 2.0, "scaling": 1.0}]
+NORMS = [{"norm": 3.0}, {"norm": 1.5}, {"norm": 6.0}]
+SCALINGS = [{"scaling": 2.0}, {"scaling": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        pytest.param([{"norm": 1.5}, {"norm": 1.502}], "", id="a-cast-is-no-rescaling"),
+        pytest.param(ALPHA, "alpha differs: norms 1 : 2", id="alpha"),
+        pytest.param(NORMS, "rescaled: norms 1 : 2 : 4", id="no-scaling-known"),
+        pytest.param(SCALINGS, "alpha differs: scalings 1 : 2", id="no-norm-known"),
+        pytest.param(MOVED, "", id="alpha-moved-into-the-weights"),
+        pytest.param([{"norm": 1.5 * 2**n} for n in range(6)], "rescaled: norms 1 to 32", id="many"),
+        pytest.param([{"norm": 0.0}, {"norm": 1.5}, {"norm": math.nan}], "", id="one-norm-known"),
+    ],
+)
+def test_rescaled_copies_are_told(fields: list[dict[str, Any]], note: str) -> None:
+    rows = [copy(f"o/{number}", file="f", **given) for number, given in enumerate(fields)]
+    assert [group.note for group in duplicates(rows)] == [note]
+
+
+# Properties.
+
+
+def random_copies(seed: int, count: int = 40) -> list[Copy]:
+    """Adapters, some alike in the one way or the other."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((8, 16))
+    rows = []
+    for number in range(count):
+        near = centres[random.integers(8)] + random.choice([0.001, 0.01, 0.03]) * random.standard_normal(16)
+        rows.append(
+            copy(
+                f"o{random.integers(4)}/{random.choice(['run', 'fold', 'x'])}-{number}",
+                near if random.random() < 0.9 else None,
+                base=random.choice([BASE, "acme/big"]),
+                file=f"f{random.integers(30)}",
+                tensor=f"t{random.integers(40)}" if random.random() < 0.5 else None,
+            )
+        )
+    return rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000))
+def test_groups_are_the_components_that_scipy_finds(seed: int) -> None:
+    rows = sorted(random_copies(seed), key=lambda row: row.adapter)
+
+    def alike(left: Copy, right: Copy) -> bool:
+        if left.file == right.file or (left.tensor is not None and left.tensor == right.tensor):
+            return True
+        if left.base != right.base or left.delta is None or right.delta is None:
+            return False
+        lengths = np.linalg.norm(left.delta) * np.linalg.norm(right.delta)
+        return bool(left.delta @ right.delta / lengths >= SAME_SKETCH)
+
+    pairs = [(a, b) for a, left in enumerate(rows) for b, right in enumerate(rows) if alike(left, right)]
+    graph = coo_array((np.ones(len(pairs)), np.transpose(pairs)), shape=(len(rows), len(rows)))
+    _, labels = connected_components(graph, directed=False)
+    wanted = {
+        tuple(rows[node].adapter for node in np.flatnonzero(labels == label))
+        for label, size in Counter(labels.tolist()).items()
+        if size > 1
+    }
+    assert set(members(duplicates(rows))) == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.randoms())
+def test_the_order_of_the_rows_does_not_matter(seed: int, random: Any) -> None:
+    rows = random_copies(seed)
+    mixed = random.sample(rows, len(rows))
+    assert duplicates(mixed) == duplicates(rows)
+    assert families(mixed) == families(rows)
+    assert representatives(mixed) == representatives(rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["file", "tensor", "delta"]))
+def test_every_adapter_has_one_representative(seed: int, level: str) -> None:
+    rows = random_copies(seed)
+    found = representatives(rows, level)
+    assert set(found) == {row.adapter for row in rows}
+    grouped = {name: group.members[0] for group in duplicates(rows, level) for name in group.members}
+    assert found == {name: grouped.get(name, name) for name in found}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000))
+def test_every_adapter_is_in_one_family_at_most(seed: int) -> None:
+    found = families(random_copies(seed))
+    named = [name for family in found for name in family.members]
+    assert len(named) == len(set(named))
+    assert all(len(family.members) > 1 and family.why for family in found)
+    assert all(len({name.split("/")[0] for name in family.members}) == 1 for family in found)
+    assert len({family.name for family in found}) == len(found)
+
+
+def test_a_thousand_with_planted_copies_are_found_exactly() -> None:
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((1000, 1024)).astype(np.float32)
+    vectors[500:550] = vectors[:50] + 0.01 * random.standard_normal((50, 1024))
+    rows = [copy(f"o/{number:04d}", vector) for number, vector in enumerate(vectors)]
+    assert members(duplicates(rows)) == [(f"o/{n:04d}", f"o/{n + 500:04d}") for n in range(50)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 384, 1035])
+def test_equal_rows_have_equal_cosines_wherever_they_stand(size: int) -> None:
+    random = np.random.default_rng(0)
+    row, query = random.standard_normal(size).astype(np.float32), random.standard_normal(size)
+    found = set()
+    for count in (1, 2, 5, 33, 500):
+        rows = random.standard_normal((count, size)).astype(np.float32)
+        for place in {0, count // 2, count - 1}:
+            rows[place] = row
+            found |= {
+                float(cosines(rows, query)[place]),
+                float(cosines(rows, np.tile(query, (count, 1)))[place]),
+            }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("tile", [1, 50, 8 << 20])
+def test_tiles_do_not_change_the_pairs(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catalog.duplicates._TILE", tile)
+    monkeypatch.setattr("catalog.duplicates._PAIRS", min(tile, 4096))
+    values = np.random.default_rng(0).standard_normal((25, 5))
+    units = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    table = units.astype(np.float64) @ units.T
+    wanted = [(a, b) for a in range(25) for b in range(a + 1, 25) if table[a, b] >= 0.3]
+    found = list(near_pairs(units, 0.3))
+    assert [pair[:2] for pair in found] == wanted
+    assert [pair[2] for pair in found] == pytest.approx([table[pair] for pair in wanted], abs=1e-6)
+
+
+# Families.
+
+
+@pytest.mark.parametrize(
+    ("name", "series"),
+    [
+        ("task-3_60-samples_config-1", "task-#_#-samples_config-#"),
+        ("69a1e65c-7b42-4cd2-a62e-83ebd6aeb089", "#"),
+        ("run-69A1E65C-7B42-4CD2-A62E-83EBD6AEB089_b", "run-#_b"),
+        ("tune_0badf00d_x", "tune_#_x"),
+        ("effaced-facade", "effaced-facade"),
+        ("feedbackaccede", "feedbackaccede"),
+        ("playpen_0.93K-steps", "playpen_#K-steps"),
+        ("model_2e-4_alpha-8", "model_#_alpha-#"),
+        ("model_5e-05_alpha-128", "model_#_alpha-#"),
+        ("math_0.0001_1ep_div_", "math_#_#ep_div_"),
+        ("layer_-11", "layer_-#"),
+        ("no digits", "no digits"),
+    ],
+)
+def test_what_changes_in_the_names_of_a_series(name: str, series: str) -> None:
+    assert series_name(name) == series
+
+
+def test_the_folders_of_a_repository_are_a_family() -> None:
+    rows = [copy("o/a"), copy("o/a:checkpoint-100"), copy("o/a:checkpoint-200"), copy("o/b"), copy("p/a")]
+    assert families(rows) == [
+        Family(
+            "o/a", ("o/a", "o/a:checkpoint-100", "o/a:checkpoint-200"), "several adapters in one repository"
+        )
+    ]
+
+
+def test_three_names_that_differ_in_numbers_are_a_series_of_one_owner() -> None:
+    rows = [copy(name) for name in ("o/fold-1", "o/fold-2", "o/fold-10", "o/fold", "p/fold-3", "p/fold-4")]
+    assert families(rows) == [
+        Family("o/fold-#", ("o/fold-1", "o/fold-10", "o/fold-2"), "3 names of one series")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cosine", "base", "found"), [(0.51, BASE, 1), (0.49, BASE, 0), (-0.6, BASE, 0), (1.0, "acme/big", 0)]
+)
+def test_two_names_need_updates_that_are_alike(cosine: float, base: str, found: int) -> None:
+    rows = [copy("o/fold-1", at(1)), copy("o/fold-2", at(cosine), base=base)]
+    whys = ["2 names of one series with delta cosine from 0.5"][:found]
+    assert [family.why for family in families(rows)] == whys
+    # Two adapters of one of the repositories say nothing about the other.
+    rows = [copy("o/fold-1", at(0, 3)), copy("o/fold-2:a", at(1)), copy("o/fold-2:b", at(1))]
+    assert [family.members for family in families(rows)] == [("o/fold-2:a", "o/fold-2:b")]
+
+
+@pytest.mark.parametrize(
+    ("other", "cosine", "found"), [("o/b", 0.91, 1), ("o/b", 0.89, 0), ("p/b", 0.99, 0), ("o/b", -0.99, 0)]
+)
+def test_training_that_went_on_makes_a_family_of_one_owner(other: str, cosine: float, found: int) -> None:
+    rows = [copy("o/a", at(1)), copy(other, at(cosine))]
+    assert families(rows) == [Family("o/a", ("o/a", "o/b"), "delta cosine from 0.91")][:found]
+
+
+def test_links_of_several_kinds_make_one_family() -> None:
+    rows = [copy(f"o/fold-{n}") for n in range(3)] + [copy("o/fold-0:last"), copy("o/fold-3", at(1))]
+    rows += [copy("o/zz", at(0.95)), copy("o/alone", at(0, 4))]
+    (family,) = families(rows)
+    assert family.name == "o/fold-#"
+    assert family.members == ("o/fold-0", "o/fold-0:last", "o/fold-1", "o/fold-2", "o/fold-3", "o/zz")
+    assert family.why == "4 names of one series; several adapters in one repository; delta cosine from 0.95"
+
+
+@shared
+def test_the_families_of_the_recycling_pool() -> None:
+    names = (data("recycling_paper") / "pool_ids.txt").read_text(encoding="utf-8").split()
+    found = {family.name: family.members for family in families([copy(name) for name in names])}
+    assert len(names) == 960
+    sizes = {name: len(found[name]) for name in found}
+    assert sizes["GaetanMichelet/Llama-#-#B_task-#_#-samples_config-#"] == 36
+    of_owner = Counter(name.split("/")[0] for members in found.values() for name in members)
+    assert of_owner["GaetanMichelet"] == 98
+    assert of_owner["clembench-playpen"] == 82
+    assert of_owner["chchen"] == 57
+    # Tuning jobs with uuids for names: a family of each owner of three or more.
+    jobs = Counter(name.split("/")[0] for name in names if series_name(name.split("/")[1]) == "#")
+    assert sum(jobs.values()) == 187
+    assert {name for name in found if name.endswith("/#")} == {f"{job}/#" for job in jobs if jobs[job] >= 3}
+    assert (len(found), sum(sizes.values())) == (64, 453)
