@@ -1,0 +1,259 @@
+"""Search by words and by meaning: filters, BM25 and vectors of cards → one ranked list with reasons.
+
+Two rankings are joined by reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): an adapter
+scores the sum over rankings of weight / (60 + rank). Ranks need no calibration between a BM25 and a cosine.
+Writes no rows; the indexes write their caches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from catalog.embed import Embedder, checked, chunks, content_of
+from catalog.errors import UsageError
+from catalog.index import Space, VectorIndex, open_index
+from catalog.query import Query
+from catalog.schema import Adapter, Repository
+from catalog.texts import CardTexts, CardVectors
+from catalog.words import WordIndex, open_words
+
+# The constant of the fusion, from the paper.
+FUSION = 60
+# So many of the best of each ranking are joined at least.
+DEPTH = 200
+MOST_TEXT = 10_000
+_EXCERPT = 160
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each ranking counts; raises UsageError unless finite, not negative, and not both zero.
+
+    Equal by default: nobody tuned them, for want of judged queries.
+    """
+
+    words: float = 1.0
+    meaning: float = 1.0
+
+    def __post_init__(self) -> None:
+        given = (self.words, self.meaning)
+        if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not any(given):
+            raise UsageError("The weights of words and meaning must be numbers from 0, one of them above it.")
+
+
+EVEN = Weights()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An adapter that was found.
+
+    `words` are those that the text's words met, by column; `cosine` is that of the best chunk of its card, of
+    which `excerpt` is the beginning, None and "" where meaning did not find it.
+    """
+
+    adapter: str
+    score: float
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cosine: float | None = None
+    excerpt: str = ""
+
+    @property
+    def why(self) -> str:
+        """What the score rests on, in words."""
+        said = [f"{column}: {', '.join(words)}" for column, words in self.words.items()]
+        if self.cosine is not None:
+            said.append(f"meaning {self.cosine:.2f}" + (f": “{self.excerpt}”" if self.excerpt else ""))
+        return "; ".join(said)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The hits, best first, and what a user should know of how they were found."""
+
+    hits: tuple[Hit, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Texts:
+    """Both indexes over the texts of a catalog as it was when `open_texts` made this; closed by its user."""
+
+    def __init__(
+        self, source: CardTexts, words: WordIndex, vectors: VectorIndex | None, embedder: Embedder | None
+    ) -> None:
+        self.names, self.contents = source.names, source.contents
+        self.words, self.vectors, self.embedder = words, vectors, embedder
+        self.adapters: dict[str, list[int]] = {}
+        for key, content in source.contents.items():
+            self.adapters.setdefault(content, []).append(key)
+        self.keys: dict[str, list[str]] = {}
+        for key_ in vectors.keys if vectors else ():
+            self.keys.setdefault(key_.partition(":")[0], []).append(key_)
+        # Cards without a vector yet.
+        self.missing = len(self.adapters.keys() - self.keys.keys())
+
+    def __enter__(self) -> Texts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.words.close()
+
+
+@dataclass(frozen=True)
+class _Near:
+    """What meaning knows of an adapter: its place among the distinct cards, the cosine, the best chunk."""
+
+    rank: int
+    cosine: float
+    chunk: str
+
+
+def open_texts(session: Session, folder: Path, embedder: Embedder | None) -> Texts:
+    """Both indexes from the folder of caches, brought up to date; without an encoder, words alone.
+
+    Vectors are those that `catalog.texts.embed_cards` wrote: nothing is embedded here. Raises CatalogError as
+    `open_words` and `open_index` do.
+    """
+    source = CardTexts(session)
+    words = open_words(folder, source)
+    if embedder is None:
+        return Texts(source, words, None, None)
+    vectors = CardVectors(session, embedder.name, frozenset(source.contents.values()))
+    space = Space("text", embedder.name, embedder.size)
+    return Texts(source, words, open_index(folder, space, vectors), embedder)
+
+
+def search(
+    session: Session,
+    texts: Texts,
+    text: str,
+    k: int,
+    *,
+    query: Query | None = None,
+    refusing: Collection[str] = (),
+    weights: Weights = EVEN,
+) -> Found:
+    """The k adapters that fit a text best by words and by meaning, of those that the filter lets through.
+
+    `refusing` decides the verdict that the filter may ask for; without a filter nothing is left out. Equal
+    scores share a rank in each ranking; ties of the sum are in the order of names. Raises UsageError for an
+    empty text, one of more than 10,000 characters, and k below 1.
+    """
+    text = text.strip()
+    if not text or len(text) > MOST_TEXT:
+        raise UsageError(f"The text to search for must have 1 to {MOST_TEXT:,} characters.")
+    if k < 1:
+        raise UsageError(f"The number of hits must be at least 1, not {k}.")
+    allowed = None if query is None else _allowed(session, texts, query, refusing)
+    if not texts.names or (allowed is not None and not allowed):
+        what = "The filter lets no adapter through" if texts.names else "The catalog has no adapter to search"
+        return Found((), (f"{what}.",))
+    depth = max(DEPTH, 2 * k)
+    ranks = _by_words(texts, text, depth, allowed) if weights.words else {}
+    near = _by_meaning(texts, text, depth, allowed) if weights.meaning else {}
+    scores = {
+        key: (weights.words / (FUSION + ranks[key]) if key in ranks else 0.0)
+        + (weights.meaning / (FUSION + near[key].rank) if key in near else 0.0)
+        for key in {**ranks, **near}
+    }
+    best = sorted(scores, key=lambda key: (-scores[key], texts.names[key], key))[:k]
+    words = texts.words.where(text, [key for key in best if key in ranks])
+    hits = _hits(session, texts, {key: scores[key] for key in best}, words, near)
+    return Found(hits, (*_notes(texts, weights), *(() if hits else ("No adapter has any of these words.",))))
+
+
+def _allowed(session: Session, texts: Texts, query: Query, refusing: Collection[str]) -> set[int]:
+    listed = select(Adapter.id).join(Adapter.repository).where(Adapter.current, Repository.gone_at.is_(None))
+    return set(session.scalars(listed.where(query.clause(refusing)))) & texts.names.keys()
+
+
+def _by_words(texts: Texts, text: str, depth: int, allowed: set[int] | None) -> dict[int, int]:
+    """The rank by BM25 of the best adapters: 1 and the number of those with a higher score."""
+    hits = texts.words.search(text, depth, allowed)
+    ranks: dict[int, int] = {}
+    for place, hit in enumerate(hits):
+        level = place > 0 and hit.score == hits[place - 1].score
+        ranks[hit.id] = ranks[hits[place - 1].id] if level else place + 1
+    return ranks
+
+
+def _by_meaning(texts: Texts, text: str, depth: int, allowed: set[int] | None) -> dict[int, _Near]:
+    """The best adapters by the cosine of their card's best chunk with the text.
+
+    A card that several adapters share takes one rank. More chunks are asked for until there are enough cards.
+    """
+    if texts.vectors is None or texts.embedder is None or not texts.vectors.keys:
+        return {}
+    among = None
+    if allowed is not None:
+        contents = {texts.contents[key] for key in allowed if key in texts.contents}
+        among = [chunk for content in contents for chunk in texts.keys.get(content, ())]
+    vector = checked(texts.embedder.encode([text]), 1, texts.embedder)[0]
+    wanted, best = 2 * depth, dict[str, tuple[float, str]]()
+    while True:
+        hits = texts.vectors.search(vector, wanted, among)
+        for hit in hits:
+            best.setdefault(hit.key.partition(":")[0], (hit.score, hit.key))
+        if len(best) >= depth or len(hits) < wanted:
+            break
+        wanted *= 2
+    found: dict[int, _Near] = {}
+    rank, last = 0, math.inf
+    for place, (content, (cosine, chunk)) in enumerate(list(best.items())[:depth], 1):
+        rank, last = (rank, last) if cosine == last else (place, cosine)
+        for key in texts.adapters[content]:
+            if allowed is None or key in allowed:
+                found[key] = _Near(rank, cosine, chunk)
+    return found
+
+
+def _hits(
+    session: Session,
+    texts: Texts,
+    scores: Mapping[int, float],
+    words: Mapping[int, Mapping[str, tuple[str, ...]]],
+    near: Mapping[int, _Near],
+) -> tuple[Hit, ...]:
+    """The hits with their reasons, in the order of `scores`."""
+    rows = session.execute(select(Adapter.id, Adapter.card_text).where(Adapter.id.in_(scores)))
+    excerpts = {key: _excerpt(card, near[key].chunk) for key, card in rows if key in near}
+    return tuple(
+        Hit(
+            adapter=texts.names[key],
+            score=score,
+            words=words.get(key, {}),
+            cosine=near[key].cosine if key in near else None,
+            excerpt=excerpts.get(key, ""),
+        )
+        for key, score in scores.items()
+    )
+
+
+def _excerpt(card: str, key: str) -> str:
+    """The beginning of a chunk on one line; empty where the card is no longer the one that was embedded."""
+    content, _, number = key.partition(":")
+    pieces = chunks(card) if content_of(card) == content else ()
+    line = " ".join(pieces[int(number)].split()) if int(number) < len(pieces) else ""
+    if len(line) <= _EXCERPT:
+        return line
+    return (line[:_EXCERPT].rpartition(" ")[0] or line[:_EXCERPT]) + " …"
+
+
+def _notes(texts: Texts, weights: Weights) -> tuple[str, ...]:
+    if texts.vectors is None or not weights.meaning:
+        return ()
+    missing = len(texts.adapters.keys() - texts.keys.keys())
+    if not missing:
+        return ()
+    return (
+        f"{missing:,} of {len(texts.adapters):,} cards have no vector yet and were searched by words alone.",
+    )
