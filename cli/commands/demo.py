@@ -23,7 +23,7 @@ CRAWL = ("crawl", "--any-base", "--weights", "keep")
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the demo, and what it is for."""
+    """A command of the demo, and what it is for; `{place}` stands for its folder."""
 
     about: str
     arguments: tuple[str, ...]
@@ -41,7 +41,16 @@ STEPS = (
         "What was skipped, with every reason. Nothing is dropped in silence.",
         ("adapters", "--verdict", "skipped"),
     ),
-    Step("One adapter in full.", ("show", "zoo/overruling")),
+    Step(
+        "One adapter in full, its health and norm by module as a picture.",
+        ("show", "zoo/overruling", "--plot", "{place}/overruling.svg"),
+    ),
+    Step(
+        "The adapters most like one, by their weights alone: first the same task trained from another seed.",
+        ("similar", "zoo/banking77", "-k", "3", "--exact"),
+    ),
+    Step("The same weights under several names.", ("duplicates",)),
+    Step("All adapters of the base model in two dimensions.", ("map", "{place}/map.svg", "--colour", "rank")),
     Step("Again: only what changed is listed, and what is known is not fetched.", CRAWL),
 )
 
@@ -61,18 +70,19 @@ def demo(app: App) -> None:
     with LocalHub(SAMPLE) as hub, _environment(HF_ENDPOINT=hub.url, LORADEX_DATA=str(place)):
         app.output.say(f"A small Hub in the folder {SAMPLE.name} stands in for huggingface.co, at {hub.url}")
         for step in STEPS:
-            _run(step, talk)
+            _run(step, place, talk)
     app.output.say("")
     app.output.say(f"The catalog is {place / 'catalog.db'}; try `loradex --data {place} status`.")
     app.output.say(f"Next: `loradex crawl` does the same against the real Hub, for {DEFAULT_BASE}.")
     app.output.say("`loradex --help` shows the rest.")
 
 
-def _run(step: Step, talk: Sequence[str]) -> None:
+def _run(step: Step, place: Path, talk: Sequence[str]) -> None:
     from cli.main import loradex
 
-    click.echo(f"\n# {step.about}\n$ loradex {shlex.join(step.arguments)}")
-    if code := loradex.main([*talk, *step.arguments], prog_name="loradex", standalone_mode=False):
+    arguments = [argument.replace("{place}", str(place)) for argument in step.arguments]
+    click.echo(f"\n# {step.about}\n$ loradex {shlex.join(arguments)}")
+    if code := loradex.main([*talk, *arguments], prog_name="loradex", standalone_mode=False):
         raise SystemExit(code)
 
 

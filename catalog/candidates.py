@@ -1,0 +1,164 @@
+"""What a pool is chosen from: the adapters of a catalog that can be pinned, as plain values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
+
+from catalog.errors import PoolError
+from catalog.pools import Manifest, Member, PinnedFile
+from catalog.query import Query
+from catalog.reference import adapter_name
+from catalog.schema import Adapter, AdapterReason, BaseModel, Document, Repository, WeightsFile
+from catalog.vectors import vector_key
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter at its current commit whose weights have a sha256; `id` is its row."""
+
+    id: int
+    repository: str
+    hub_id: str
+    owner: str
+    commit: str
+    subfolder: str
+    base: str | None
+    rank: int | None
+    alpha: float | None
+    scaling: float | None
+    use_rslora: bool | None
+    targets: Any
+    parameters: int | None
+    norm: float | None
+    license: str | None
+    scaling_pattern: str | None
+    weights_digest: str
+    weights_name: str
+    tensor_digest: str | None
+    config_digest: str
+    card_digest: str | None
+    files: Any
+
+    @property
+    def adapter(self) -> str:
+        """Its short name."""
+        return adapter_name(self.repository, self.subfolder)
+
+    @property
+    def key(self) -> str:
+        """The key of its vectors."""
+        return vector_key(self.weights_digest, self.scaling_pattern or "")
+
+
+_COLUMNS = (
+    Adapter.id,
+    Repository.name.label("repository"),
+    Repository.hub_id,
+    Repository.owner,
+    Adapter.commit,
+    Adapter.subfolder,
+    BaseModel.canonical.label("base"),
+    Adapter.rank,
+    Adapter.alpha,
+    Adapter.scaling,
+    Adapter.use_rslora,
+    Adapter.targets,
+    Adapter.parameters,
+    Adapter.norm,
+    Adapter.license,
+    Adapter.scaling_pattern,
+    Adapter.weights_digest,
+    Adapter.weights_name,
+    WeightsFile.tensor_digest,
+    Adapter.config_digest,
+    Adapter.card_digest,
+    Adapter.files,
+)
+
+
+def candidates(
+    session: Session, refusing: Collection[str], base: str | None = None, where: Query | None = None
+) -> list[Candidate]:
+    """The current adapters that these reasons do not refuse and the filter lets pass, sorted by name."""
+    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
+    query = (
+        select(*_COLUMNS)
+        .join(Adapter.repository)
+        .outerjoin(Adapter.base_model)
+        .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+        .where(Adapter.current, Repository.gone_at.is_(None), ~refused)
+        .where(func.length(Adapter.weights_digest) == 64, Adapter.config_digest.is_not(None))
+        .order_by(Repository.name, Repository.hub_id, Adapter.subfolder)
+    )
+    if base is not None:
+        query = query.where(BaseModel.canonical == base)
+    if where is not None:
+        query = query.where(where.clause(refusing))
+    return [Candidate(**row) for row in session.execute(query).mappings()]
+
+
+def pinned(
+    session: Session, chosen: Mapping[int, tuple[float | None, str]], rows: Collection[Candidate]
+) -> list[Member]:
+    """The members of a pool for chosen candidates, `chosen` giving score and why by row, in its order.
+
+    Raises PoolError where the catalog lost a small file that would be pinned.
+    """
+    by_id = {row.id: row for row in rows}
+    return [_member(session, by_id[id_], score, why) for id_, (score, why) in chosen.items()]
+
+
+def _member(session: Session, row: Candidate, score: float | None, why: str) -> Member:
+    return Member(
+        repository=row.repository,
+        hub_id=row.hub_id,
+        commit=row.commit,
+        subfolder=row.subfolder,
+        files=tuple(_files(session, row)),
+        rank=row.rank,
+        alpha=row.alpha,
+        scaling=row.scaling,
+        use_rslora=bool(row.use_rslora),
+        targets=tuple(row.targets or ()),
+        parameters=row.parameters,
+        norm=row.norm,
+        tensor_digest=row.tensor_digest,
+        license=row.license,
+        score=None if score is None else round(score, 6),
+        why=why,
+    )
+
+
+def _files(session: Session, row: Candidate) -> list[PinnedFile]:
+    """Configuration, weights and card, by name; small files are hashed from what the catalog holds."""
+    listed = {file["digest"]: file for file in row.files or ()}
+    weights = PinnedFile(row.weights_name, int(listed[row.weights_digest]["size"]), row.weights_digest)
+    found = [weights]
+    for digest in filter(None, (row.config_digest, row.card_digest)):
+        content = session.scalar(select(Document.content).where(Document.digest == digest))
+        if content is None:
+            raise PoolError(f"The catalog lost a file of {row.adapter}; crawl it again with --full.")
+        if digest in listed:
+            name = listed[digest]["name"]
+            found.append(PinnedFile(name, len(content), hashlib.sha256(content).hexdigest()))
+    return sorted(found, key=lambda file: file.name)
+
+
+def documents_of(session: Session, manifest: Manifest) -> dict[str, bytes]:
+    """The small files of a pool's members that the catalog holds, by their sha256."""
+    hubs = {member.hub_id for member in manifest.members}
+    commits = {member.commit for member in manifest.members}
+    rows = session.execute(
+        select(Adapter.config_digest, Adapter.card_digest)
+        .join(Adapter.repository)
+        .where(Repository.hub_id.in_(hubs), Adapter.commit.in_(commits))
+    )
+    digests = {digest for row in rows for digest in row if digest}
+    contents = session.scalars(select(Document.content).where(Document.digest.in_(digests)))
+    return {hashlib.sha256(content).hexdigest(): content for content in contents}

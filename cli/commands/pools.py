@@ -1,0 +1,196 @@
+"""`loradex pools` and `pool`: pinned selections, as manifests and as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from catalog import pool_store
+from catalog.blobs import BlobStore
+from catalog.candidates import documents_of
+from catalog.database import reading, reading_if_any, writing
+from catalog.export import FORMS, Fetch, export, in_export, verify_files
+from catalog.licenses import USES
+from catalog.pools import (
+    MANIFEST_NAME,
+    Manifest,
+    Member,
+    PinnedFile,
+    Problem,
+    license_problems,
+    read_manifest,
+)
+from cli.app import App, Exit, pass_app
+from cli.commands.select import render_pool, save_manifest
+from cli.output import Column, output_options
+from crawler.fetch import Fetcher, hub_problems
+from crawler.hub import Hub, HubSettings
+
+LIST = (
+    Column("pool"),
+    Column("members", right=True),
+    Column("by"),
+    Column("base"),
+    Column("use"),
+    Column("digest", show=lambda digest: digest[:12]),
+)
+PROBLEMS = (Column("kind"), Column("detail"))
+
+
+@click.command("pools")
+@output_options(lists=True)
+@pass_app
+def pools_(app: App) -> None:
+    """List the pools of the catalog."""
+    with reading(app.settings) as session:
+        app.output.rows(pool_store.pools(session), LIST)
+
+
+@click.group()
+def pool() -> None:
+    """One pool: POOL is its name, a pool.json, or the folder of one."""
+
+
+@pool.command()
+@click.argument("pool")
+@output_options(lists=False)
+@pass_app
+def show(app: App, pool: str) -> None:
+    """The manifest: members, how they were chosen, what to compare them with."""
+    manifest = _found(app, pool)
+    app.output.document({**asdict(manifest), "digest": manifest.digest}, partial(render_pool, places={}))
+
+
+@pool.command("export")
+@click.argument("pool")
+@click.option(
+    "--to",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write below this folder.  [default: pools in the data folder]",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(FORMS)),
+    default="peft",
+    show_default=True,
+    help="peft: folders that PEFT loads. hub: a Hub for `hub serve`. mergekit, vllm: recipes. ids: a list.",
+)
+@click.option("--weights", is_flag=True, help="With the files; what is not kept is fetched at its commit.")
+@click.option("--copy", is_flag=True, help="Copy kept files, where a hard link would do.")
+@output_options(lists=False)
+@pass_app
+def export_(app: App, pool: str, to: Path | None, form: str, weights: bool, copy: bool) -> None:
+    """Write a pool as files, every byte checked against its sha256; its folder is NAME-DIGEST.
+
+    The controls that belong to it are exported beside it.
+    """
+    manifest = _found(app, pool)
+    chosen = next(one for one in FORMS if one == form)
+    below, made = to or app.settings.pools, []
+    for one in (manifest, *_controls(app, manifest)):
+        with _fetching(app, one) as fetch, app.output.progress("exporting") as bar:
+            chosen_fetch = fetch if weights else None
+            made.append(export(one, below, chosen, chosen_fetch, bar.working, copy=copy))
+    app.output.document(
+        {"folders": [str(place) for place in made], "digest": manifest.digest},
+        lambda found: "\n".join(found["folders"]),
+    )
+
+
+@pool.command()
+@click.argument("pool")
+@click.option("--use", type=click.Choice(list(USES)), help="Judge licences by another use.")
+@click.option("--hub", "online", is_flag=True, help="Ask the Hub whether it still has every commit.")
+@output_options(lists=False)
+@pass_app
+def verify(app: App, pool: str, use: str | None, online: bool) -> None:
+    """Find what is wrong with a pool: changed bytes, missing files, vanished commits, licences.
+
+    In an export its files are read; of a pool by name those that are kept. Exit code 1 where something is
+    wrong.
+    """
+    manifest = _found(app, pool)
+    judged = next((one for one in USES if one == use), None)
+    with app.output.progress("reading") as bar:
+        problems = verify_files(manifest, _places(app, manifest, Path(pool)), bar.working)
+        problems += license_problems(manifest, judged)
+        if online:
+            with Hub(HubSettings.from_environment()) as hub:
+                problems += hub_problems(manifest, hub, bar.working)
+    told = [asdict(problem) for problem in problems]
+    found = {"ok": not problems, "problems": told, "digest": manifest.digest}
+    app.output.document(found, partial(_render_problems, problems=problems))
+    if problems:
+        click.get_current_context().exit(Exit.ERROR)
+
+
+@pool.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--weights", is_flag=True, help="Fetch every file at its pinned commit now, and check it.")
+@click.option("--replace", "instead", is_flag=True, help="Take the place of another pool of this name.")
+@output_options(lists=False)
+@pass_app
+def import_(app: App, file: Path, weights: bool, instead: bool) -> None:
+    """Take over a pool that somebody exported: FILE is its pool.json or folder."""
+    manifest = read_manifest(file)
+    if weights:
+        with _fetching(app, manifest) as fetch, app.output.progress("fetching") as bar:
+            for done, member in enumerate(manifest.members):
+                bar.working(done, len(manifest.members))
+                for pinned in member.files:
+                    fetch(member, pinned)
+    with writing(app.settings) as session:
+        pool_store.save_pool(session, manifest, datetime.now(timezone.utc), replace=instead)
+        session.commit()
+    places = {manifest.name: save_manifest(app, manifest)}
+    found = {**asdict(manifest), "digest": manifest.digest}
+    app.output.document(found, partial(render_pool, places=places))
+
+
+def _found(app: App, pool: str) -> Manifest:
+    """The manifest in a file or folder of that name where there is one, else the catalog's pool."""
+    path = Path(pool)
+    if path.is_file() or (path / MANIFEST_NAME).is_file():
+        return read_manifest(path)
+    with reading(app.settings) as session:
+        return pool_store.find_pool(session, pool)
+
+
+def _places(app: App, manifest: Manifest, pool: Path) -> Callable[[Member, PinnedFile], Path | None]:
+    """Where the files of a pool are: in its export where that has them, else among those that are kept."""
+    exported = in_export(manifest, pool if pool.is_dir() else pool.parent) if pool.exists() else None
+    if exported is not None:
+        return exported
+    blobs = BlobStore(app.settings.blobs)
+    return lambda _, file: blobs.path(file.sha256) if blobs.has(file.sha256) else None
+
+
+def _controls(app: App, manifest: Manifest) -> list[Manifest]:
+    """The pools that a manifest names as controls and the catalog holds."""
+    names = [str(control["pool"]) for control in manifest.controls if "pool" in control]
+    with reading_if_any(app.settings) as session:
+        return [pool_store.find_pool(session, name) for name in names] if session and names else []
+
+
+@contextmanager
+def _fetching(app: App, manifest: Manifest) -> Iterator[Fetch]:
+    """What gives the content of pinned files: from the catalog and the kept blobs, else from the Hub."""
+    with ExitStack() as stack:
+        session = stack.enter_context(reading_if_any(app.settings))
+        documents = documents_of(session, manifest) if session else {}
+        hub = stack.enter_context(Hub(HubSettings.from_environment()))
+        yield Fetcher(BlobStore(app.settings.blobs), documents, hub)
+
+
+def _render_problems(found: dict[str, Any], problems: list[Problem]) -> str:
+    if found["ok"]:
+        return f"nothing is wrong with it ({found['digest'][:12]})"
+    return "\n".join(f"{problem.kind:<9}{problem.detail}" for problem in problems)

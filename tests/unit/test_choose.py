@@ -1,0 +1,144 @@
+"""Choosing from a ranking: limits hold, random choices depend on the seed and on nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from catalog.candidates import Candidate
+from catalog.choose import Limits, Ranked, by_rank, chosen, draw, matched, random_order, shuffled, without
+from catalog.errors import UsageError
+
+
+def candidate(number: int, **over: Any) -> Candidate:
+    """An adapter; its number decides what is not given."""
+    facts: dict[str, Any] = {
+        "id": number,
+        "repository": f"o{number % 3}/r{number}",
+        "hub_id": f"{number:024x}",
+        "owner": f"o{number % 3}",
+        "commit": "c" * 40,
+        "subfolder": "",
+        "base": "acme/base",
+        "rank": 2 ** (number % 4 + 2),
+        "alpha": 16.0,
+        "scaling": 2.0,
+        "use_rslora": False,
+        "targets": ["q_proj", "v_proj"] if number % 2 else ["q_proj"],
+        "parameters": 100 * (number + 1),
+        "norm": 1.0 + number,
+        "license": "mit",
+        "scaling_pattern": "",
+        "weights_digest": f"{number:064x}",
+        "weights_name": "adapter_model.safetensors",
+        "tensor_digest": None,
+        "config_digest": "d" * 40,
+        "card_digest": None,
+        "files": [],
+    }
+    return Candidate(**(facts | over))
+
+
+MANY = [candidate(number) for number in range(40)]
+
+
+def names(rows: list[Ranked]) -> list[str]:
+    return [row.candidate.adapter for row in rows]
+
+
+def test_random_order_is_of_the_seed_alone() -> None:
+    first = names(random_order(MANY, 0))
+    assert first == names(random_order(MANY[::-1], 0))
+    assert sorted(first) == sorted(row.adapter for row in MANY)
+    assert first != names(random_order(MANY, 1))
+    fewer = names(random_order(MANY[::2], 0))
+    assert fewer == [name for name in first if name in set(fewer)], "who else is there changes no order"
+
+
+def test_draws_are_uniform_and_pinned() -> None:
+    drawn = [draw(0, str(number)) for number in range(4000)]
+    assert abs(sum(drawn) / 4000 - 0.5) < 0.02
+    assert Counter(int(10 * value) for value in drawn).most_common()[-1][1] > 320
+    # blake2b, eight bytes, of "7\0word", over 2^64: worked out with the coreutils program b2sum -l 64.
+    assert draw(7, "word") == int("574bd6522a5b6c21", 16) / 2**64
+
+
+@given(
+    st.integers(1, 12),
+    st.none() | st.integers(1, 4),
+    st.none() | st.integers(1, 3),
+    st.none() | st.integers(500, 20_000),
+    st.integers(0, 5),
+)
+def test_no_limit_is_ever_broken(
+    count: int, per_owner: int | None, per_family: int | None, parameters: int | None, seed: int
+) -> None:
+    families = {row.adapter: f"family {row.id % 5}" for row in MANY}
+    groups = {row.adapter: f"group {row.id // 2}" for row in MANY}
+    limits = Limits(count, per_owner, per_family, parameters, groups, families)
+    ranking = random_order(MANY, seed)
+    try:
+        taken = chosen(ranking, limits)
+    except UsageError:
+        assume(False)
+    assert len(taken) == count
+    rows = [row.candidate for row in taken]
+    assert max(Counter(row.owner for row in rows).values()) <= (per_owner or count)
+    assert max(Counter(families[row.adapter] for row in rows).values()) <= (per_family or count)
+    assert len({groups[row.adapter] for row in rows}) == count
+    assert sum(row.parameters or 0 for row in rows) <= (parameters or 10**9)
+    assert names(taken) == [name for name in names(ranking) if name in set(names(taken))]
+
+
+def test_more_than_there_are_is_one_sentence() -> None:
+    with pytest.raises(UsageError, match="Only 40 of 40 adapters satisfy what was asked, not 41"):
+        chosen(random_order(MANY, 0), Limits(41))
+    with pytest.raises(UsageError, match="at least 1"):
+        Limits(0)
+
+
+def test_largest_rank_first() -> None:
+    ranked = by_rank([*MANY, candidate(99, rank=None)], 0)
+    assert [row.score for row in ranked] == sorted((row.score for row in ranked), reverse=True)
+    assert "o0/r99" not in names(ranked)
+
+
+def test_a_matched_pool_has_the_recipes_of_the_other_and_none_of_its_members() -> None:
+    pool = [candidate(number) for number in (0, 1, 2, 3)]
+    found = matched(MANY, pool, 3)
+    assert len(found) == 4
+    assert not {row.candidate.id for row in found} & {row.id for row in pool}
+    for row, member in zip(found, pool, strict=True):
+        assert (row.candidate.rank, row.candidate.targets) == (member.rank, member.targets)
+        assert f"drawn for {member.adapter}" in row.why
+    assert names(found) == names(matched(MANY[::-1], pool, 3))
+    assert names(found) != names(matched(MANY, pool, 4))
+
+
+def test_a_match_keeps_what_it_can_and_says_so() -> None:
+    alone = candidate(1, rank=77, targets=["lm_head"], norm=1e9)
+    [found] = matched(MANY, [alone], 0)
+    assert "same nothing" in found.why
+    near = [candidate(5, rank=77, targets=["lm_head"], norm=7e8), *MANY]
+    [found] = matched(near, [alone], 0)
+    assert found.candidate.id == 5
+    assert "same rank, targets, norm, number an owner" in found.why
+
+
+def test_a_shuffle_keeps_the_scores_and_moves_them() -> None:
+    ranking = by_rank(MANY, 0)
+    moved = shuffled(ranking, 0)
+    assert [row.score for row in moved] == [row.score for row in ranking]
+    assert sorted(names(moved)) == sorted(names(ranking))
+    assert names(moved) != names(ranking)
+
+
+def test_excluded_are_adapters_repositories_or_owners() -> None:
+    assert {row.owner for row in without(MANY, ["o1"])} == {"o0", "o2"}
+    assert len(without(MANY, ["o0/r0"])) == 39
+    with pytest.raises(UsageError, match="There is no nobody"):
+        without(MANY, ["nobody"])

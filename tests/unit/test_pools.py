@@ -1,0 +1,177 @@
+"""A manifest is the same bytes for the same pool, and nothing hostile or edited gets through."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from catalog.errors import NotFoundError, PoolError
+from catalog.licenses import USES, WITHHELD, objection
+from catalog.pools import (
+    FORMAT,
+    Manifest,
+    Member,
+    PinnedFile,
+    checked_name,
+    license_problems,
+    parse_manifest,
+    read_manifest,
+)
+
+WEIGHTS = PinnedFile("adapter_model.safetensors", 8, "a" * 64)
+CONFIG = PinnedFile("adapter_config.json", 2, "b" * 64)
+
+
+def member(name: str = "ann/one", **over: Any) -> Member:
+    """A complete member."""
+    facts: dict[str, Any] = {
+        "repository": name,
+        "hub_id": "0" * 24,
+        "commit": "c" * 40,
+        "subfolder": "",
+        "files": (CONFIG, WEIGHTS),
+        "rank": 8,
+        "alpha": 16.0,
+        "scaling": 2.0,
+        "targets": ("q_proj", "v_proj"),
+        "parameters": 100,
+        "norm": 1.5,
+        "license": "mit",
+        "score": 0.5,
+        "why": "drawn at random (seed 0)",
+    }
+    return Member(**(facts | over))
+
+
+def pool(*members: Member, **over: Any) -> Manifest:
+    """A pool of these members."""
+    facts: dict[str, Any] = {"name": "mine", "base": "acme/base", "chosen": {"by": "random", "seed": 0}}
+    return Manifest(members=members or (member(),), **(facts | over))
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> bytes:
+    """The canonical bytes of a manifest after a change that somebody made."""
+    document = json.loads(pool().canonical())
+    change(document)
+    return (json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def test_the_bytes_are_canonical_and_name_the_pool() -> None:
+    made = pool()
+    data = made.canonical()
+    assert data == pool().canonical()
+    assert made.digest == hashlib.sha256(data).hexdigest()
+    assert made.folder_name == f"mine-{made.digest[:8]}"
+    document = json.loads(data)
+    assert document["format"] == FORMAT
+    assert data.decode() == json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    assert parse_manifest(data) == made
+
+
+TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20)
+NUMBERS = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+MEMBERS = st.builds(
+    member,
+    st.from_regex(r"[a-z]{1,5}/[a-z]{1,5}", fullmatch=True),
+    rank=st.none() | st.integers(1, 512),
+    score=NUMBERS,
+    norm=NUMBERS,
+    license=st.none() | TEXTS,
+    why=TEXTS,
+    subfolder=st.sampled_from(["", "checkpoint-10", "a/b"]),
+)
+
+
+@given(st.lists(MEMBERS, max_size=4, unique_by=lambda one: one.folder_name), TEXTS)
+def test_what_is_written_is_read(members: list[Member], query: str) -> None:
+    made = pool(*members, chosen={"by": "text", "query": query, "k": len(members)})
+    assert parse_manifest(made.canonical()) == made
+
+
+HOSTILE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+    ("a-path-that-leaves", lambda d: d["members"][0].update(subfolder="../x"), "leaves its folder"),
+    ("an-absolute-path", lambda d: d["members"][0].update(subfolder="/etc"), "empty part"),
+    ("a-file-elsewhere", lambda d: d["members"][0]["files"][0].update(name="../x"), "leaves its folder"),
+    ("a-file-below", lambda d: d["members"][0]["files"][0].update(name="a/b"), "own folder"),
+    ("a-repository-that-leaves", lambda d: d["members"][0].update(repository="../.."), "repository"),
+    ("a-short-commit", lambda d: d["members"][0].update(commit="main"), "commit"),
+    ("a-hash-that-is-none", lambda d: d["members"][0]["files"][0].update(sha256="A" * 64), "sha256"),
+    ("a-negative-size", lambda d: d["members"][0]["files"][0].update(size=-1), "size"),
+    ("a-size-that-is-true", lambda d: d["members"][0]["files"][0].update(size=True), "size"),
+    ("a-rank-that-is-text", lambda d: d["members"][0].update(rank="8"), "rank"),
+    ("a-name-that-leaves", lambda d: d.update(name="../x"), "no name for a pool"),
+    ("an-unknown-field", lambda d: d.update(extra=1), "unknown field 'extra'"),
+    ("an-unknown-field-of-a-member", lambda d: d["members"][0].update(extra=1), "unknown field 'extra'"),
+    ("an-unknown-use", lambda d: d.update(use="war"), "no use"),
+    ("another-format", lambda d: d.update(format="other/1"), "of the format"),
+    ("no-members", lambda d: d.pop("members"), "members"),
+    ("the-same-member-twice", lambda d: d["members"].append(d["members"][0]), "twice"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), [pytest.param(c, t, id=i) for i, c, t in HOSTILE])
+def test_a_manifest_from_elsewhere_is_not_believed(change: Callable[[Any], object], told: str) -> None:
+    with pytest.raises(PoolError, match=told):
+        parse_manifest(edited(change))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"\xff\xfe",
+        b"null",
+        pool().canonical().replace(b"  ", b"    "),
+        pool().canonical() + b"\n",
+    ],
+)
+def test_other_bytes_are_no_manifest(data: bytes) -> None:
+    with pytest.raises(PoolError):
+        parse_manifest(data)
+
+
+def test_a_manifest_is_found_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "pool.json").write_bytes(pool().canonical())
+    assert read_manifest(tmp_path) == read_manifest(tmp_path / "pool.json") == pool()
+    with pytest.raises(NotFoundError, match="There is no"):
+        read_manifest(tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "con", "x" * 101, "a\n", "é"])
+def test_a_pool_has_a_name_that_is_a_folder(name: str) -> None:
+    with pytest.raises(PoolError):
+        checked_name(name)
+
+
+def test_a_license_that_forbids_is_a_problem_of_that_member() -> None:
+    made = pool(
+        member("a/open"),
+        member("b/silent", license=None),
+        member("c/no-sale", license="cc-by-nc-4.0"),
+        member("d/closed", license="cc-by-nd-4.0"),
+        member("e/odd", license="other"),
+        base_license="llama3.1",
+    )
+    found = {use: [problem.member for problem in license_problems(made, use)] for use in USES}
+    assert found == {
+        "research": [],
+        "publish": ["b/silent", "d/closed", "e/odd"],
+        "commercial": ["b/silent", "c/no-sale", "d/closed", "e/odd"],
+    }
+    assert license_problems(replace(made, use="commercial")) == license_problems(made, "commercial")
+
+
+def test_what_is_withheld_from_less_is_withheld_from_more() -> None:
+    for license_ in (*WITHHELD, None, "unheard-of"):
+        refused = [objection(license_, use) is not None for use in USES]
+        assert refused == sorted(refused)
