@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Select, exists, func, select
 from sqlalchemy.orm import Session, selectinload
 
 from catalog.errors import NotFoundError, UsageError
+from catalog.query import Query
 from catalog.reference import AdapterReference, adapter_name
 from catalog.schema import (
     Adapter,
@@ -46,6 +47,7 @@ class Listing:
     verdict: str | None = None
     reason: str | None = None
     base: str | None = None
+    where: Query | None = None
     sort: str = "adapter"
     count: int | None = None
 
@@ -79,6 +81,8 @@ def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> I
         query = query.where(found)
     if listing.base is not None:
         query = query.join(Adapter.base_model).where(BaseModel.canonical == listing.base)
+    if listing.where is not None:
+        query = query.where(listing.where.clause(refusing))
     query = query.order_by(*SORTS[listing.sort], Repository.name, Repository.hub_id, Adapter.subfolder)
     for adapter in session.scalars(query.limit(listing.count).execution_options(yield_per=_PAGE)):
         yield adapter_row(adapter, refusing)

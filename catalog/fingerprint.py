@@ -130,6 +130,17 @@ def fingerprint(path: Path, config: AdapterConfig, device: str | None = None) ->
     )
 
 
+def use_one_thread() -> None:
+    """Makes torch compute with one thread in this process from now on.
+
+    The matrices of an adapter are too small for more (measured: ten times slower with two threads on two busy
+    cores); a crawl has its workers instead.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def delta_sketch(modules: Iterable[Module]) -> NDArray[float32]:
     """The sketch of an update, (1024,) float32, linear in it: its scalings count as they are.
 

@@ -22,8 +22,8 @@ _CHUNK = 4096
 # Distances in 1/72 inch at which a name may stand from its point, and in how many directions.
 _STEPS = (4.5, 8.5, 14.0, 22.0, 32.0, 44.0, 60.0, 80.0, 105.0)
 _DIRECTIONS = 16
-# The room between a name and the edge, and half the width of a point. What a name that covers one, a line that crosses a line and a conflict cost, in
-# 1/72 inch of distance; and the cost from which a name is rather left out.
+# The room between a name and the edge, and half the width of a point. Then in 1/72 inch of distance: what
+# covering a point, crossing a line and a conflict cost, and the cost from which a name is rather left out.
 _EDGE, _MARKER = 2.0, 3.0
 _COVERED, _CROSSED, _CONFLICT = 80.0, 60.0, 500.0
 _DEAREST = 160.0

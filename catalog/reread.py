@@ -14,7 +14,7 @@ from catalog.blobs import BlobStore
 from catalog.database import writer_lock
 from catalog.engine import for_writing
 from catalog.errors import ConfigError, WeightsError
-from catalog.fingerprint import fingerprint
+from catalog.fingerprint import fingerprint, use_one_thread
 from catalog.measured import record_of
 
 
@@ -33,6 +33,7 @@ def reread(engine: Engine, blobs: BlobStore, progress: Callable[[int, int], None
     `progress` is told how many of how many are done. Raises CatalogBusyError where another process writes.
     """
     made = unreadable = 0
+    use_one_thread()
     with writer_lock(engine):
         with Session(engine) as session:
             missing = store.without_fingerprint(session)

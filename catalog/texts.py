@@ -70,26 +70,28 @@ def embed_cards(
             missing += 1
     known = set(session.scalars(select(Embedding.content).where(Embedding.model == embedder.name).distinct()))
     new = sorted(found.keys() - known)
+    session.commit()
     written = 0
     for start in range(0, len(new), _BATCH):
         progress(start, len(new))
-        written += _embed_batch(
-            session, embedder, [found[content] for content in new[start : start + _BATCH]]
-        )
+        written += _embed_batch(session, embedder, {key: found[key] for key in new[start : start + _BATCH]})
     progress(len(new), len(new))
-    session.commit()
     return EmbedCounts(adapters, missing, len(found), len(found) - len(new), len(new), written)
 
 
-def _embed_batch(session: Session, embedder: Embedder, adapters: Sequence[int]) -> int:
-    """Embeds the cards of some adapters and commits; the number of chunks."""
-    texts = sorted(
-        set(session.scalars(select(Adapter.card_text).where(Adapter.id.in_(adapters)))), key=content_of
-    )
+def _embed_batch(session: Session, embedder: Embedder, wanted: Mapping[str, int]) -> int:
+    """Embeds texts, given as the adapter that has each, and commits; the number of chunks."""
+    cards = session.scalars(select(Adapter.card_text).where(Adapter.id.in_(wanted.values())))
+    # A card that changed since it was listed is of the next run.
+    texts = {content: card for card in cards if (content := content_of(card)) in wanted}
     # No transaction is open while the encoder works, and the one below begins with its write: on SQLite, one
     # that reads first would fail where another process wrote in between.
     session.commit()
-    places = [(content_of(text), n, chunk) for text in texts for n, chunk in enumerate(chunks(text))]
+    places = [
+        (content, n, chunk) for content in sorted(texts) for n, chunk in enumerate(chunks(texts[content]))
+    ]
+    if not places:
+        return 0
     vectors = checked(embedder.encode([chunk for _, _, chunk in places]), len(places), embedder)
     rows = [
         {"content": content, "model": embedder.name, "chunk": n, "vector": vector.tobytes()}

@@ -24,8 +24,6 @@ from catalog.header import PREFIX
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Version of `module_norms`: a change of what it gives raises it, and files are read again.
-MEASURE_VERSION = 2
 # What a LoRA on any known base model stays far below: a small file could ask for Gram matrices, or for
 # projections, that fill the memory.
 MOST_RANK = 4096

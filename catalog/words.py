@@ -237,7 +237,11 @@ def open_words(folder: Path, source: TextSource) -> WordIndex:
     except (OSError, sqlite3.OperationalError) as error:
         log.warning("%s cannot be written and is built anew each time: %s", place, error)
     connection = sqlite3.connect(":memory:")
-    _fill(connection, source, digests, stamp, fresh=True)
+    try:
+        _fill(connection, source, digests, stamp, fresh=True)
+    except BaseException:
+        connection.close()
+        raise
     return WordIndex(connection)
 
 

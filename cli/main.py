@@ -40,6 +40,7 @@ COMMANDS = {
     "crawl": Row("cli.commands.crawl:crawl", "List the Hub for adapters and bring the catalog up to date."),
     "status": Row("cli.commands.browse:status", "What the catalog holds, and the last crawls."),
     "adapters": Row("cli.commands.browse:adapters", "List the adapters, one a line."),
+    "fields": Row("cli.commands.browse:fields", "What a filter (--where) can ask for."),
     "show": Row("cli.commands.browse:show", "Everything known of one adapter."),
     "search": Row("cli.commands.select:search_", "The adapters that fit a text, by words and meaning."),
     "similar": Row("cli.commands.alike:similar", "The adapters most like one, by their weights."),

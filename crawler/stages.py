@@ -13,7 +13,7 @@ from catalog.adapter import AdapterConfig, AdapterSpec, lora_modules, parse_conf
 from catalog.bases import BaseTable
 from catalog.blobs import BlobStore
 from catalog.errors import ConfigError, HubAccessError, HubPayloadError, IntegrityError, WeightsError
-from catalog.fingerprint import fingerprint
+from catalog.fingerprint import fingerprint, use_one_thread
 from catalog.measured import pattern_of, record_of
 from catalog.records import (
     AdapterRecord,
@@ -166,6 +166,7 @@ def _read_values(
         read = replace(weights, header=header_bytes(path), fingerprints=known.fingerprints)
         # The header of the verified file decides: the one that came by itself could not be checked.
         if read.fingerprint(pattern_of(read, config)) is None:
+            use_one_thread()
             made = fingerprint(path, config)
             fingerprints = (*read.fingerprints, record_of(made))
             read = replace(read, tensor_digest=made.tensor_digest, fingerprints=fingerprints)

@@ -19,7 +19,7 @@ from catalog.database import disposing, open_catalog, reading
 from catalog.duplicates import Group, duplicates
 from catalog.families import Family, families
 from catalog.fingerprint import fingerprint as fingerprint_of
-from catalog.fingerprint import stable_rank, verdict
+from catalog.fingerprint import stable_rank, use_one_thread, verdict
 from catalog.folder import is_adapter_folder, read_folder
 from catalog.reference import AdapterReference
 from catalog.reread import reread
@@ -66,6 +66,7 @@ FOLDER_COLUMNS = (
 
 def _folder_row(path: Path) -> dict[str, Any]:
     folder = read_folder(path)
+    use_one_thread()
     made = fingerprint_of(folder.weights, folder.config)
     found = health(made.norms, folder.config)
     rules = ScalingRule(folder.config)
@@ -142,6 +143,7 @@ def subject(session: Any, adapter: str, blobs: BlobStore) -> nearest.Subject:
     """The local folder of that name where there is one, else the adapter of the catalog."""
     if is_adapter_folder(Path(adapter)):
         folder = read_folder(Path(adapter))
+        use_one_thread()
         base = folder.config.base_model
         canonical = BaseTable(store.spellings(session)).identify(base, tags=()).canonical if base else None
         return nearest.subject_of_folder(folder, fingerprint_of(folder.weights, folder.config), canonical)

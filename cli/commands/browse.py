@@ -13,6 +13,8 @@ import click
 from catalog import browse, likeness, store
 from catalog.bases import BaseTable
 from catalog.database import reading
+from catalog.fields import FIELDS
+from catalog.query import parse
 from catalog.reference import AdapterReference
 from cli.app import App, pass_app
 from cli.commands.crawl import DOT, cost, verdicts
@@ -33,6 +35,28 @@ rules_option = click.option(
     show_default=True,
     help="Judge by these rules.",
 )
+where_option = click.option(
+    "--where",
+    metavar="W",
+    default="",
+    help="Only what this filter lets through, such as `rank:8..64 -owner:someone`.",
+)
+
+
+@click.command()
+@output_options(lists=True)
+@pass_app
+def fields(app: App) -> None:
+    """List what a filter can ask for: FIELD:VALUE, FIELD:A,B, FIELD:FROM..TO, FIELD:BEGIN*, FIELD:*.
+
+    Terms side by side must all hold; | between them is or, - before one is not, parentheses group. A word
+    without a field is looked for in names, tags and cards.
+    """
+    rows = [
+        {"field": field.name, "kind": field.kind_in_words, "aliases": list(field.aliases), "help": field.help}
+        for field in FIELDS.values()
+    ]
+    app.output.rows(rows, (Column("field"), Column("kind"), Column("help", "what it is")))
 
 
 @click.command()
@@ -56,19 +80,22 @@ def status(app: App, rules: str) -> None:
     help="Only with this reason, such as zero_update.",
 )
 @click.option("--base", metavar="ID", help="Only of this base model, under any of its names.")
+@where_option
 @click.option("--sort", type=click.Choice(list(browse.SORTS)), default="adapter", show_default=True)
 @click.option("-k", "count", metavar="N", type=click.IntRange(min=1), help="At most so many.")
 @output_options(lists=True)
 @pass_app
-def adapters(app: App, /, rules: str, base: str | None, **given: Any) -> None:
+def adapters(app: App, /, rules: str, base: str | None, where: str, **given: Any) -> None:
     """List the adapters, one a line.
 
-    Reasons in parentheses are noted only: the rules chosen do not refuse for them.
+    Reasons in parentheses are noted only: the rules chosen do not refuse for them. `loradex fields` lists
+    what a filter can ask for.
     """
     with reading(app.settings) as session:
         if base is not None:
             base = BaseTable(store.spellings(session)).spellings(base)[0]
-        found = browse.adapters(session, browse.Listing(base=base, **given), refusing(rules))
+        listing = browse.Listing(base=base, where=parse(where) if where else None, **given)
+        found = browse.adapters(session, listing, refusing(rules))
         app.output.rows(found, _columns(given["verdict"], refusing(rules)))
 
 

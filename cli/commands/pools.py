@@ -174,10 +174,15 @@ def _places(app: App, manifest: Manifest, pool: Path) -> Callable[[Member, Pinne
 
 
 def _controls(app: App, manifest: Manifest) -> list[Manifest]:
-    """The pools that a manifest names as controls and the catalog holds."""
+    """The pools that a manifest names as controls, as far as the catalog holds them."""
     names = [str(control["pool"]) for control in manifest.controls if "pool" in control]
     with reading_if_any(app.settings) as session:
-        return [pool_store.find_pool(session, name) for name in names] if session and names else []
+        held = {row["pool"] for row in pool_store.pools(session)} if session and names else set()
+        found = [pool_store.find_pool(session, name) for name in names if session and name in held]
+    for name in names:
+        if name not in held:
+            app.output.say(f"its control {name} is not in this catalog")
+    return found
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from catalog.selection import STRATEGIES, Question, Sources, select
 from catalog.texts import embed_cards
 from cli.app import App, pass_app
 from cli.commands.alike import subject
-from cli.commands.browse import rules_option
+from cli.commands.browse import rules_option, where_option
 from cli.output import Column, labelled, output_options, table
 from crawler.screen import refusing
 
@@ -49,7 +49,6 @@ model_option = click.option(
     show_default=True,
     help="The text encoder: an id on the Hub, or a local folder.",
 )
-where_option = click.option("--where", metavar="W", default="", help="Only what this filter lets through.")
 
 
 @click.command("search")

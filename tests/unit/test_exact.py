@@ -203,6 +203,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @shared
+@pytest.mark.slow
 def test_two_runs_on_one_task_of_the_zoo_against_the_dense_product() -> None:
     updates, arguments = [], []
     for name in ("sst2", "sst2--seed100"):

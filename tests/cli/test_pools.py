@@ -1,0 +1,234 @@
+"""`search`, `select`, `pools` and `pool` on the real adapters of the sample Hub, on both databases."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from peft import PeftConfig
+from peft.utils import load_peft_weights
+
+from catalog.pools import Manifest, read_manifest
+from cli.main import loradex
+from crawler.localhub import LocalHub
+from tests.cli.conftest import ROOT, Program
+
+pytestmark = pytest.mark.slow
+SAMPLE = ROOT / "data" / "sample_hub"
+LIKE = ("--by", "adapter", "--like", "zoo/banking77", "-k", "3", "--exclude", "zoo/banking77")
+
+
+@pytest.fixture
+def both(sample_data: Path, catalog_url: str, tmp_path: Path) -> Iterator[Program]:
+    """The program on a catalog of the sample Hub in one of the two databases, with the kept files."""
+    data = tmp_path / "data"
+    shutil.copytree(sample_data / "blobs", data / "blobs", copy_function=os.link)
+    base = ["--data", str(data), "--catalog", catalog_url]
+    with LocalHub(SAMPLE) as hub, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", hub.url)
+        crawled = CliRunner().invoke(loradex, [*base, "-q", "crawl", "--any-base", "--weights", "keep"])
+        assert crawled.exit_code == 0, crawled.output
+        yield lambda *words: CliRunner().invoke(loradex, [*base, *words])
+
+
+@pytest.fixture
+def mine(sample_data: Path, tmp_path: Path) -> Program:
+    """The program on a copy of the sample's catalog, to be changed."""
+    data = tmp_path / "mine"
+    shutil.copytree(sample_data, data, copy_function=shutil.copy)
+    return lambda *words: CliRunner().invoke(loradex, ["--data", str(data), *words])
+
+
+def ok(run: Program, *words: str) -> Any:
+    """What a command says as JSON."""
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_case_86_a_pool_goes_out_and_comes_back_with_the_same_bytes(both: Program, tmp_path: Path) -> None:
+    made = ok(both, "select", "near", *LIKE, "--controls")
+    assert made["members"][0]["repository"] == "zoo/banking77-seed104"
+    out = tmp_path / "out"
+    folders = [
+        Path(folder)
+        for folder in ok(both, "pool", "export", "near", "--to", str(out), "--weights")["folders"]
+    ]
+    assert [folder.name.rpartition("-")[0] for folder in folders] == [
+        *("near", "near-random", "near-matched", "near-shuffled")
+    ]
+    first = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    ok(both, "pool", "export", "near", "--to", str(out), "--weights")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == first
+    assert ok(both, "pool", "verify", str(folders[0])) == {
+        "ok": True,
+        "problems": [],
+        "digest": made["digest"],
+    }
+    elsewhere = ("--data", str(tmp_path / "elsewhere"))
+    words = [*elsewhere, "pool", "import", str(folders[0]), "--weights", "--json"]
+    imported = CliRunner().invoke(loradex, words)
+    assert imported.exit_code == 0, imported.output
+    assert json.loads(imported.stdout)["digest"] == made["digest"]
+    again = CliRunner().invoke(
+        loradex, [*elsewhere, "pool", "export", "near", "--to", str(tmp_path / "two"), "--weights"]
+    )
+    assert again.exit_code == 0, again.output
+    there = tmp_path / "two" / folders[0].name
+    weights = [path for path in first if path.suffix == ".safetensors" and folders[0] in path.parents]
+    assert len(weights) == 3
+    for path in weights:
+        assert (there / path.relative_to(folders[0])).read_bytes() == first[path]
+
+
+def test_both_databases_choose_the_same_bytes(both: Program, sample: Program, tmp_path: Path) -> None:
+    for words in (
+        ("near", *LIKE),
+        ("drawn", "--by", "random", "-k", "5", "--seed", "3", "--where", "rank:4..8", "--distinct", "delta"),
+        ("large", "--by", "rank", "-k", "4", "--per-family", "1"),
+        ("words", "--by", "text", "--query", "bank customers", "-k", "2"),
+    ):
+        here = ok(sample, "select", *words, "--dry-run")
+        there = ok(both, "select", *words, "--dry-run")
+        assert here == there
+        assert len(here["members"]) == here["chosen"]["count"]
+
+
+def test_an_exported_pool_is_loaded_by_plain_peft(mine: Program, tmp_path: Path) -> None:
+    ok(mine, "select", "three", "--by", "random", "-k", "3")
+    [folder] = ok(mine, "pool", "export", "three", "--to", str(tmp_path / "out"), "--weights")["folders"]
+    adapters = sorted((Path(folder) / "adapters").iterdir())
+    assert len(adapters) == 3
+    for adapter in adapters:
+        assert PeftConfig.from_pretrained(str(adapter)).peft_type == "LORA"
+        assert load_peft_weights(str(adapter), device="cpu")
+
+
+def test_a_pool_as_a_hub_is_served_again(mine: Program, tmp_path: Path) -> None:
+    ok(mine, "select", "three", "--by", "random", "-k", "3", "--where", "owner:zoo")
+    out = tmp_path / "out"
+    [folder] = ok(mine, "pool", "export", "three", "--to", str(out), "--format", "hub", "--weights")[
+        "folders"
+    ]
+    manifest = read_manifest(Path(folder))
+    with LocalHub(Path(folder)) as hub, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", hub.url)
+        found = ok(mine, "pool", "verify", "three", "--hub")
+        assert found == {"ok": True, "problems": [], "digest": manifest.digest}
+
+
+def changed(folder: Path, manifest: Manifest) -> None:
+    """One bit of the weights of the first member."""
+    file = folder / "adapters" / manifest.members[0].folder_name / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+
+
+def removed(folder: Path, manifest: Manifest) -> None:
+    """The configuration of the first member."""
+    (folder / "adapters" / manifest.members[0].folder_name / "adapter_config.json").unlink()
+
+
+@pytest.mark.parametrize(("harm", "kind"), [(changed, "changed"), (removed, "missing")])
+def test_verify_finds_what_was_done_to_an_export(mine: Program, tmp_path: Path, harm: Any, kind: str) -> None:
+    ok(mine, "select", "two", "--by", "random", "-k", "2")
+    [folder] = ok(mine, "pool", "export", "two", "--to", str(tmp_path), "--weights", "--copy")["folders"]
+    harm(Path(folder), read_manifest(Path(folder)))
+    result = mine("pool", "verify", folder, "--json")
+    assert result.exit_code == 1
+    assert [problem["kind"] for problem in json.loads(result.stdout)["problems"]] == [kind]
+    assert ok(mine, "pool", "verify", "two")["ok"], "the kept files are another copy"
+
+
+def test_verify_finds_what_the_hub_lost_and_what_licences_forbid(mine: Program, tmp_path: Path) -> None:
+    hub_folder = shutil.copytree(SAMPLE, tmp_path / "hub")
+    ok(mine, "select", "two", "--by", "random", "-k", "2", "--where", "name:overruling | name:banking77")
+    shutil.rmtree(hub_folder / "zoo" / "overruling")
+    card = hub_folder / "zoo" / "banking77" / "README.md"
+    card.write_text(card.read_text() + "\nchanged\n")
+    with LocalHub(hub_folder) as hub, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", hub.url)
+        result = mine("pool", "verify", "two", "--hub", "--use", "commercial", "--json")
+    assert result.exit_code == 1
+    kinds = {(problem["member"], problem["kind"]) for problem in json.loads(result.stdout)["problems"]}
+    assert {
+        ("zoo/overruling", "vanished"),
+        ("zoo/banking77", "vanished"),
+        ("zoo/banking77", "license"),
+    } <= kinds
+
+
+def test_weights_that_are_not_kept_are_fetched_at_their_commit(mine: Program, tmp_path: Path) -> None:
+    manifest = ok(mine, "select", "one", "--by", "random", "-k", "1", "--where", "owner:zoo")
+    data = tmp_path / "mine"
+    shutil.rmtree(data / "blobs")
+    refused = mine("pool", "export", "one", "--to", str(tmp_path / "out"), "--weights")
+    assert refused.exit_code == 1
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+    with LocalHub(SAMPLE) as hub, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", hub.url)
+        ok(mine, "pool", "export", "one", "--to", str(tmp_path / "out"), "--weights")
+        fetched = [request.path for request in hub.log if request.path.endswith(".safetensors")]
+    assert len(fetched) == 1
+    assert manifest["members"][0]["commit"] in fetched[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["select", "x", "--by", "random", "-k", "999"], "Only "),
+        (["select", "x", "--by", "random", "-k", "0"], "at least 1"),
+        (["select", "x/y", "--by", "random"], "no name for a pool"),
+        (["select", "x", "--by", "text", "-k", "1"], "takes --query"),
+        (["select", "x", "--by", "text", "--query", "  ", "-k", "1"], "1 to 10,000 characters"),
+        (["select", "x", "--by", "random", "--where", "rank:64..8"], "rank"),
+        (["select", "x", "--by", "random", "--where", "rank:4 rank:8"], "No adapter satisfies"),
+        (["select", "x", "--by", "random", "--exclude", "nobody"], "There is no nobody"),
+        (["select", "x", "--by", "adapter", "--like", "nobody/x"], "knows no adapter"),
+        (["select", "x", "--by", "matched", "--to", "nothing"], "There is no pool"),
+        (["select", "x", "--by", "random", "--base", "acme/unknown", "-k", "1"], "No adapter satisfies"),
+        (["pool", "show", "nothing"], "There is no pool"),
+        (["pool", "import", "nothing"], "There is no"),
+        (["search", ""], "1 to 10,000 characters"),
+        (["search", "x", "--weights", "0,0"], "above it"),
+        (["search", "x", "--words", "--where", "nosuch:1"], "nosuch"),
+    ],
+    ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_one_sentence_and_writes_nothing(
+    sample: Program, sample_data: Path, words: list[str], told: str
+) -> None:
+    result = sample(*words)
+    assert result.exit_code in (1, 2), result.output
+    assert told in result.stderr
+    assert result.stdout == ""
+    assert not (sample_data / "pools").exists()
+    assert ok(sample, "pools") == []
+
+
+def test_a_name_is_not_taken_from_another_pool(mine: Program) -> None:
+    ok(mine, "select", "one", "--by", "random", "-k", "2")
+    ok(mine, "select", "one", "--by", "random", "-k", "2")
+    refused = mine("select", "one", "--by", "random", "-k", "2", "--seed", "1")
+    assert refused.exit_code == 1
+    assert "another pool called one" in refused.stderr
+    ok(mine, "select", "one", "--by", "random", "-k", "2", "--seed", "1", "--replace")
+    assert [row["members"] for row in ok(mine, "pools")] == [2]
+
+
+def test_search_finds_by_words_and_by_meaning(sample: Program) -> None:
+    found = ok(sample, "search", "messages of customers to their bank", "-k", "3")
+    assert "zoo/banking77" in {hit["adapter"] for hit in found}
+    by_words = ok(sample, "search", "overruling", "--words", "-k", "1")
+    assert [hit["adapter"] for hit in by_words] == ["zoo/overruling"]
+    assert "overruling" in by_words[0]["why"]
+    narrowed = ok(sample, "search", "bank", "--where", "rank:16", "-k", "5")
+    assert {hit["rank"] for hit in narrowed} <= {16}
