@@ -168,7 +168,13 @@ def search(
     best = sorted(scores, key=lambda key: (-scores[key], texts.names[key], key))[:k]
     words = texts.words.where(text, [key for key in best if key in ranks])
     hits = _hits(session, texts, {key: scores[key] for key in best}, words, near)
-    return Found(hits, (*_notes(texts, weights), *(() if hits else ("No adapter has any of these words.",))))
+    return Found(
+        hits,
+        (
+            *_notes(texts, weights),
+            *(() if hits else ("No adapter has any of these words, and no card is like them.",)),
+        ),
+    )
 
 
 def _allowed(session: Session, texts: Texts, query: Query, refusing: Collection[str]) -> set[int]:
@@ -189,7 +195,8 @@ def _by_words(texts: Texts, text: str, depth: int, allowed: set[int] | None) -> 
 def _by_meaning(texts: Texts, text: str, depth: int, allowed: set[int] | None) -> dict[int, _Near]:
     """The best adapters by the cosine of their card's best chunk with the text.
 
-    A card that several adapters share takes one rank. More chunks are asked for until there are enough cards.
+    A card that several adapters share takes one rank; one whose cosine is not above 0 is nothing like the text
+    and left out. More chunks are asked for until there are enough cards.
     """
     if texts.vectors is None or texts.embedder is None or not texts.vectors.keys:
         return {}
@@ -202,8 +209,9 @@ def _by_meaning(texts: Texts, text: str, depth: int, allowed: set[int] | None) -
     while True:
         hits = texts.vectors.search(vector, wanted, among)
         for hit in hits:
-            best.setdefault(hit.key.partition(":")[0], (hit.score, hit.key))
-        if len(best) >= depth or len(hits) < wanted:
+            if hit.score > 0:
+                best.setdefault(hit.key.partition(":")[0], (hit.score, hit.key))
+        if len(best) >= depth or len(hits) < wanted or hits[-1].score <= 0:
             break
         wanted *= 2
     found: dict[int, _Near] = {}

@@ -46,6 +46,7 @@ COMMANDS = {
     "similar": Row("cli.commands.alike:similar", "The adapters most like one, by their weights."),
     "duplicates": Row("cli.commands.alike:duplicates_", "Groups of adapters with the same weights."),
     "map": Row("cli.commands.pictures:map_", "All adapters in two dimensions, as a picture."),
+    "scores": Row("cli.commands.scores:scores", "Measured task scores, with their source."),
     "select": Row("cli.commands.select:select_", "Choose adapters and save them as a pool."),
     "pools": Row("cli.commands.pools:pools_", "List the pools."),
     "pool": Row("cli.commands.pools:pool", "Show, export, verify or import one pool."),

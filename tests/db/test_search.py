@@ -162,6 +162,41 @@ def test_an_interrupted_run_goes_on_where_it_stopped(engine: Engine) -> None:
         assert kept.items() <= embeddings(session).items()
 
 
+def test_two_that_embed_at_the_same_time_do_not_hinder_each_other(engine: Engine) -> None:
+    """The other one embeds everything, and writes, while the encoder of the first one works."""
+
+    class Slow(Thesaurus):
+        def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            with Session(engine) as other:
+                embed_cards(other, Thesaurus())
+            return super().encode(texts)
+
+    with Session(engine) as session:
+        fill(session)
+        assert embed_cards(session, Slow()).new == 4
+        assert len(embeddings(session)) == 4
+
+
+def test_a_card_that_changes_meanwhile_is_left_to_the_next_run(engine: Engine) -> None:
+    def change(done: int, total: int) -> None:
+        if done == 0:
+            with Session(engine) as other:
+                other.execute(
+                    update(Adapter).where(Adapter.rank == 8).values(card_text="Writes poems now." + ALSO)
+                )
+                other.execute(update(Adapter).where(Adapter.rank == 16).values(card_text=""))
+                other.commit()
+
+    with Session(engine) as session:
+        add(session, "jo/a", "Reads the mood of posts." + ALSO, rank=8)
+        add(session, "jo/b", "Writes queries for a database." + ALSO, rank=16)
+        session.commit()
+        assert embed_cards(session, Thesaurus(), change).chunks == 0
+        assert embeddings(session) == {}
+        assert embed_cards(session, Thesaurus()).chunks == 1
+        assert [content for content, _, _ in embeddings(session)] == [content_of("Writes poems now." + ALSO)]
+
+
 def test_a_long_card_has_its_chunks_and_no_more_than_the_most(engine: Engine) -> None:
     long = "\n\n".join(f"Paragraph {n} speaks of {'matter ' * 120}." for n in range(60))
     with Session(engine) as session:
@@ -237,7 +272,8 @@ def test_scores_are_the_reciprocal_rank_fusion(engine: Engine, tmp_path: Path, w
             .join(Adapter.repository)
             .where(Adapter.current, Repository.gone_at.is_(None), Adapter.card_quality == "informative")
         )
-        meaning = ranks({name: cosine(query, card) for name, card in session.execute(listed)})
+        cosines = {name: cosine(query, card) for name, card in session.execute(listed)}
+        meaning = ranks({name: value for name, value in cosines.items() if value > 0})
         expected = {
             name: (weights.words / (60 + words[name]) if name in words else 0)
             + (weights.meaning / (60 + meaning[name]) if name in meaning else 0)
@@ -258,6 +294,19 @@ def test_equal_cards_share_a_rank(engine: Engine, tmp_path: Path) -> None:
         result = found(session, tmp_path, "feelings", weights=Weights(0, 1))
         assert names(result) == ["jo/a", "jo/b", "jo/c", "jo/d"]
         assert [hit.score for hit in result.hits] == [1 / 61, 1 / 61, 1 / 61, 1 / 62]
+
+
+def test_cards_that_point_elsewhere_are_not_found(engine: Engine, tmp_path: Path) -> None:
+    class Opposed(Thesaurus):
+        def vector(self, text: str) -> NDArray[np.float64]:
+            return np.eye(self.size)[0] * (-1.0 if "opposite" in text else 1.0)
+
+    with Session(engine) as session:
+        add(session, "jo/like", "Reads the mood of posts." + ALSO)
+        add(session, "jo/unlike", "Does the opposite of what is meant." + ALSO)
+        session.commit()
+        embed_cards(session, Opposed())
+        assert names(found(session, tmp_path, "anything", embedder=Opposed())) == ["jo/like"]
 
 
 def test_the_best_chunk_speaks_for_a_card(engine: Engine, tmp_path: Path) -> None:
@@ -374,7 +423,9 @@ def test_an_empty_catalog_and_a_search_for_nothing(engine: Engine, tmp_path: Pat
         assert found(session, tmp_path, "emotion") == Found((), ("The catalog has no adapter to search.",))
         add(session, "jo/x")
         session.commit()
-        assert found(session, tmp_path, "emotion") == Found((), ("No adapter has any of these words.",))
+        assert found(session, tmp_path, "emotion") == Found(
+            (), ("No adapter has any of these words, and no card is like them.",)
+        )
         assert found(session, tmp_path, "?!").hits == ()
         for text in ("", " \n", "x" * 10_001):
             with pytest.raises(UsageError, match="1 to 10,000 characters"):

@@ -1,0 +1,80 @@
+"""`loradex scores`: measured task scores, as facts with their source."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from catalog import score_store
+from catalog.database import reading, writing
+from catalog.score_files import read_scores
+from cli.app import App, pass_app
+from cli.output import Column, labelled, output_options
+
+SUMMARY = (
+    Column("source"),
+    Column("split"),
+    Column("metric"),
+    Column("scores", right=True),
+    Column("subjects", right=True),
+    Column("tasks", right=True),
+    Column("of_known_adapters", "of known adapters", True),
+)
+SCORES = (
+    Column("value", right=True, show=lambda value: f"{value:.4f}"),
+    Column("adapter"),
+    Column("task"),
+    Column("split"),
+    Column("metric"),
+    Column("n", right=True),
+    Column("source"),
+)
+
+
+@click.group()
+def scores() -> None:
+    """Measured task scores: of adapters, merges and the base model alone."""
+
+
+@scores.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--source", metavar="S", help="Who measured.  [default: the file's name]")
+@click.option("--split", default="test", show_default=True, help="Of a CSV: on which samples.")
+@click.option("--metric", default="accuracy", show_default=True, help="Of a CSV: what the numbers are.")
+@click.option(
+    "-n", "n", metavar="N", type=click.IntRange(min=1), help="Of a CSV: how many samples a score took."
+)
+@output_options(lists=False)
+@pass_app
+def import_(app: App, file: Path, source: str | None, split: str, metric: str, n: int | None) -> None:
+    """Bring the scores in FILE into the catalog; those of the same source are replaced.
+
+    A CSV has one row an adapter and one column a task, values from 0 to 1; one with the columns task and
+    zero_shot holds the base model's. A JSON file is the scores.json that evaluating writes.
+    """
+    found = read_scores(file, source=source or file.name, split=split, metric=metric, n=n)
+    with writing(app.settings) as session:
+        saved = score_store.save_scores(session, found)
+        session.commit()
+    app.output.document({"rows": len(found), **asdict(saved)}, _render_saved)
+
+
+@scores.command()
+@click.argument("adapter", required=False)
+@click.option("--task", metavar="T", help="Only on this task.")
+@output_options(lists=True)
+@pass_app
+def show(app: App, adapter: str | None, task: str | None) -> None:
+    """The scores of one ADAPTER, or on one task; without either, how much each source measured."""
+    with reading(app.settings) as session:
+        if adapter is None and task is None:
+            app.output.rows(score_store.summary(session), SUMMARY)
+        else:
+            app.output.rows(score_store.scores_of(session, adapter, task), SCORES)
+
+
+def _render_saved(found: dict[str, Any]) -> str:
+    return labelled((name.replace("_", " "), f"{count:,}") for name, count in found.items())

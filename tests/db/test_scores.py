@@ -1,0 +1,65 @@
+"""Scores are facts: stored once, replaced by their own source alone, found by task and adapter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
+
+from catalog.errors import NotFoundError, UsageError
+from catalog.schema import Evaluation
+from catalog.score_store import BASE, Saved, Score, save_scores, score_table, scores_of, summary
+
+ONE = Score("ann/one", "anli", "test", "accuracy", 0.5, 100, "me")
+
+
+def test_scores_are_stored_once_and_replaced_by_their_source(engine: Engine) -> None:
+    with Session(engine) as session, session.begin():
+        assert save_scores(session, [ONE, replace(ONE, task="rte", value=0.75)]) == Saved(2, 0, 0, 1)
+        assert save_scores(session, [ONE]) == Saved(0, 0, 1, 1)
+        assert save_scores(session, [replace(ONE, value=0.25)]) == Saved(0, 1, 0, 1)
+        assert save_scores(session, [replace(ONE, source="you", value=0.9)]) == Saved(1, 0, 0, 1)
+        assert session.scalar(select(func.count()).select_from(Evaluation)) == 3
+        assert [(row["value"], row["source"]) for row in scores_of(session, "ann/one", "anli")] == [
+            (0.9, "you"),
+            (0.25, "me"),
+        ]
+        assert [row["scores"] for row in summary(session)] == [2, 1]
+
+
+def test_a_table_of_scores_joins_sources_by_their_samples(engine: Engine) -> None:
+    with Session(engine) as session, session.begin():
+        save_scores(
+            session,
+            [
+                replace(ONE, value=0.2, n=30),
+                replace(ONE, value=0.6, n=10, source="you"),
+                replace(ONE, value=0.9, split="train", n=10),
+                replace(ONE, subject="bob/two:checkpoint-1", task="rte", value=1.0, n=None),
+                replace(ONE, subject="bob/two@" + "c" * 40, task="rte", value=0.0, n=None),
+                replace(ONE, subject=BASE, value=0.4),
+            ],
+        )
+        found = score_table(session, splits=["test"])
+    assert found.adapters == ("ann/one", "bob/two", "bob/two:checkpoint-1")
+    assert found.tasks == ("anli", "rte")
+    assert found.base == {"anli": 0.4}
+    value, n = found.cells["ann/one", "anli"]
+    assert (value, n) == (pytest.approx(0.3), 40)
+    assert found.cells["bob/two", "rte"] == (0.0, None)
+    assert (BASE, "anli") not in found.cells
+
+
+def test_without_scores_there_is_a_sentence(engine: Engine) -> None:
+    with Session(engine) as session, pytest.raises(NotFoundError, match="scores import"):
+        score_table(session)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"value": float("nan")}, {"value": float("inf")}, {"n": 0}, {"subject": ""}, {"source": " "}]
+)
+def test_what_is_no_score_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        replace(ONE, **wrong)  # type: ignore[arg-type]
