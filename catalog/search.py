@@ -195,8 +195,8 @@ def _by_words(texts: Texts, text: str, depth: int, allowed: set[int] | None) -> 
 def _by_meaning(texts: Texts, text: str, depth: int, allowed: set[int] | None) -> dict[int, _Near]:
     """The best adapters by the cosine of their card's best chunk with the text.
 
-    A card that several adapters share takes one rank; one whose cosine is not above 0 is nothing like the text
-    and left out. More chunks are asked for until there are enough cards.
+    A card that several adapters share takes one rank; one whose cosine is not above 0 is nothing like the
+    text and left out. More chunks are asked for until there are enough cards.
     """
     if texts.vectors is None or texts.embedder is None or not texts.vectors.keys:
         return {}

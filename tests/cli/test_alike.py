@@ -104,7 +104,7 @@ def test_pictures_are_drawn_and_drawn_again_the_same(sample: Program, tmp_path: 
         assert len(first.read_bytes()) > 2000
 
 
-def test_the_index_is_checked_and_mended(sample: Program, sample_data: Path) -> None:
+def test_case_83_the_index_is_checked_and_mended(sample: Program, sample_data: Path) -> None:
     assert [row["state"] for row in rows(sample, "index", "rebuild")][:2] == ["current"] * 2
     assert sample("index", "check").exit_code == 0
     (sample_data / "index" / "delta.faiss").write_bytes(b"not an index")
