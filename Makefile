@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test quick check bench clean
+.PHONY: demo test quick check bench bench-retrieval clean
 
 demo: $(READY)
 	@$(BIN)/loradex demo
@@ -27,6 +27,9 @@ check: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m tests.bench
+
+bench-retrieval: $(READY)
+	@$(BIN)/python -m tests.bench.retrieval
 
 # torch comes first and alone, so that a CPU build which pip is configured to find is taken as it is.
 $(READY): pyproject.toml constraints.txt
