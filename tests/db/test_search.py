@@ -296,6 +296,24 @@ def test_equal_cards_share_a_rank(engine: Engine, tmp_path: Path) -> None:
         assert [hit.score for hit in result.hits] == [1 / 61, 1 / 61, 1 / 61, 1 / 62]
 
 
+def test_cards_of_equal_cosine_share_a_rank(engine: Engine, tmp_path: Path) -> None:
+    class Coarse(Thesaurus):
+        def vector(self, text: str) -> NDArray[np.float64]:
+            return np.eye(self.size)[0] + np.eye(self.size)[1] * ("poems" in text)
+
+    with Session(engine) as session:
+        for name, card in {"c": "Reads moods.", "a": "Reads posts.", "b": "Reads poems."}.items():
+            add(session, f"jo/{name}", card + ALSO)
+        session.commit()
+        embed_cards(session, Coarse())
+        result = found(session, tmp_path, "anything", embedder=Coarse(), weights=Weights(0, 1))
+        assert [(hit.adapter, hit.score) for hit in result.hits] == [
+            ("jo/a", 1 / 61),
+            ("jo/c", 1 / 61),
+            ("jo/b", 1 / 63),
+        ]
+
+
 def test_cards_that_point_elsewhere_are_not_found(engine: Engine, tmp_path: Path) -> None:
     class Opposed(Thesaurus):
         def vector(self, text: str) -> NDArray[np.float64]:

@@ -1,0 +1,222 @@
+"""A LoRA folded into its base: W + s B A for every module, shard by shard, in the base's own layout.
+
+Each shard keeps its header, its tensors' order and their data types; values that change are computed in
+float32 and rounded once. One range of rows of one tensor is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from catalog.adapter import Header, LoraModule, Tensor, header_length, load_json, parse_header
+from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
+from merging.members import Member, digest_of, load_member, read_module
+from merging.write import RECORD_NAME, new_folder, storage, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFIX = 8
+_CHUNK = 32 * 1024 * 1024
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_MAX_JSON = 64 * 1024 * 1024
+_WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt"})
+_NOT_COPIED = frozenset({RECORD_NAME, "README.md", "pytorch_model.bin.index.json"})
+_DTYPES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class FoldReport:
+    """What was written: the folder, its shards, how many modules changed, and the bytes of all shards."""
+
+    folder: Path
+    shards: tuple[str, ...]
+    modules: int
+    size: int
+
+
+def apply_to(
+    base: Path,
+    adapter: Path | Member,
+    out: Path,
+    *,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> FoldReport:
+    """The base model in a folder with an adapter added, as a full model in the folder `out`.
+
+    Configuration and tokenizer are copied, weights of other formats are not. `progress` is told the number of
+    tensors changed and of all to change. Raises MergeError where a module of the adapter has no place in the
+    base, UsageError for what is no base in safetensors, StorageError where the disk refuses; `out` appears
+    complete or not at all.
+    """
+    member = adapter if isinstance(adapter, Member) else load_member(adapter)
+    headers = {name: _header(base / name) for name in _shards(base)}
+    changes = _changes(base, member, headers)
+    done, size = 0, 0
+    with new_folder(out, overwrite) as folder:
+        for name, header in headers.items():
+            with storage(out), (base / name).open("rb") as source, (folder / name).open("wb") as target:
+                _copy(source, target, _PREFIX + header.length)
+                for tensor in header.tensors:
+                    if tensor.name in changes:
+                        _add(source, target, tensor, member, changes[tensor.name], device)
+                        done += 1
+                        if progress is not None:
+                            progress(done, len(changes))
+                    else:
+                        _copy(source, target, tensor.end - tensor.begin)
+                target.flush()
+                os.fsync(target.fileno())
+            size += header.file_size
+        with storage(out):
+            _copy_others(base, folder)
+            write_json(folder / RECORD_NAME, _record(member, tuple(headers), len(changes)))
+    return FoldReport(out, tuple(headers), len(changes), size)
+
+
+def _shards(base: Path) -> tuple[str, ...]:
+    """The names of the base's shards, sorted."""
+    try:
+        index = (base / _INDEX).read_bytes() if (base / _INDEX).is_file() else None
+    except OSError as error:
+        raise UsageError(f"{base / _INDEX} cannot be read: {error.strerror or error}.") from error
+    if index is None:
+        if not (base / _SINGLE).is_file():
+            raise UsageError(f"{base} holds no base model in safetensors; name the folder of one.")
+        return (_SINGLE,)
+    try:
+        document = load_json(index, max_bytes=_MAX_JSON)
+    except ConfigError as error:
+        raise UsageError(f"{_INDEX} of the base cannot be used: {error}.") from error
+    table = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(table, dict) or not table:
+        raise UsageError(f"{_INDEX} of the base has no weight_map.")
+    names = sorted(set(map(str, table.values())))
+    for name in names:
+        if Path(name).name != name or not (base / name).is_file():
+            raise UsageError(f"The base's shard {name!r} is not there; fetch the whole model.")
+    return tuple(names)
+
+
+def _header(path: Path) -> Header:
+    try:
+        with path.open("rb") as file:
+            first = file.read(_PREFIX)
+            return parse_header(first + file.read(header_length(first)), path.stat().st_size)
+    except WeightsError as error:
+        raise WeightsError(error.kind, f"The base's shard {path.name} cannot be used: {error}.") from error
+    except OSError as error:
+        raise WeightsError("unreadable", f"The base's shard {path.name} cannot be read: {error}.") from error
+
+
+def _changes(base: Path, member: Member, headers: Mapping[str, Header]) -> dict[str, LoraModule]:
+    """Which tensor each module changes, all of them found and of fitting shape."""
+    tensors = {tensor.name: tensor for header in headers.values() for tensor in header.tensors}
+    tied = _is_tied(base)
+    changes = {}
+    for module in member.spec.modules:
+        tensor = tensors.get(f"{module.name}.weight")
+        if tied and (module.kind == "embedding" or module.short_name == "lm_head"):
+            raise MergeError(
+                f"{module.name} shares its weights with another layer of the base; do not fold it."
+            )
+        if tensor is None:
+            raise MergeError(f"The base has no {module.name}.weight; {member.name} belongs to another model.")
+        shape = (module.out_features, module.in_features)
+        if tensor.shape != (shape[::-1] if _is_turned(member, module) else shape):
+            raise MergeError(
+                f"{tensor.name} has shape {list(tensor.shape)}, {member.name} is made for {list(shape)}."
+            )
+        if tensor.dtype not in _DTYPES:
+            raise MergeError(
+                f"{tensor.name} is stored as {tensor.dtype}; fold into a base that is not quantised."
+            )
+        changes[tensor.name] = module
+    return changes
+
+
+def _is_turned(member: Member, module: LoraModule) -> bool:
+    """Whether the base stores the weight as (in, out): embeddings, and the Conv1D of GPT-2."""
+    return module.kind == "embedding" or member.config.fan_in_fan_out
+
+
+def _is_tied(base: Path) -> bool:
+    try:
+        document = load_json((base / "config.json").read_bytes())
+    except (OSError, ConfigError):
+        return False
+    return isinstance(document, dict) and document.get("tie_word_embeddings") is True
+
+
+def _add(
+    source: BufferedReader, target: BinaryIO, tensor: Tensor, member: Member, module: LoraModule, device: str
+) -> None:
+    """Write rows of W + s B A from rows of W."""
+    import torch
+
+    a, b = (part.to(device).to(torch.float32) for part in read_module(member, module.name))
+    left, right = (a.T, b.T) if _is_turned(member, module) else (b, a)
+    right = right * module.scaling
+    kind = getattr(torch, _DTYPES[tensor.dtype])
+    row = (tensor.end - tensor.begin) // tensor.shape[0]
+    step = max(1, _CHUNK // row)
+    for start in range(0, tensor.shape[0], step):
+        rows = slice(start, min(start + step, tensor.shape[0]))
+        raw = torch.empty((rows.stop - start) * row, dtype=torch.uint8)
+        if source.readinto(raw.numpy().data) != raw.numel():
+            raise WeightsError("truncated", "The base became shorter while it was read; fetch it again.")
+        values = raw.view(kind).reshape(-1, tensor.shape[1]).to(device)
+        summed = _sum(values, left[rows], right).to(kind)
+        if not math.isfinite(float(summed.sum(dtype=torch.float64))):
+            raise MergeError(f"{tensor.name} with the adapter is not finite in {tensor.dtype}.")
+        target.write(summed.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _sum(values: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    wide = values if values.dtype == torch.float64 else values.to(torch.float32)
+    return wide + (left @ right).to(wide.dtype)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
+    while count:
+        data = source.read(min(count, _CHUNK))
+        if not data:
+            raise WeightsError("truncated", "The base became shorter while it was read; fetch it again.")
+        target.write(data)
+        count -= len(data)
+
+
+def _copy_others(base: Path, folder: Path) -> None:
+    """Copy the files beside the weights: configuration, tokenizer, licence; nothing of an old record."""
+    for file in sorted(base.iterdir()):
+        hidden = file.name.startswith(".") or file.name in _NOT_COPIED
+        if file.is_file() and file.suffix not in _WEIGHTS and not hidden:
+            shutil.copyfile(file, folder / file.name)
+
+
+def _record(member: Member, shards: tuple[str, ...], modules: int) -> dict[str, Any]:
+    """What was folded; the adapter's own merge.json is in it where it has one."""
+    try:
+        made = load_json((member.folder / RECORD_NAME).read_bytes(), max_bytes=_MAX_JSON)
+    except (OSError, ConfigError):
+        made = None
+    return {
+        "folded": member.name,
+        "sha256": member.digest or digest_of(member.weights),
+        "base_model": member.config.base_model,
+        "shards": list(shards),
+        "modules": modules,
+        "merge": made,
+    }

@@ -1,0 +1,265 @@
+"""Members in, one adapter out: the loop over modules, and the record of what was done."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from catalog.errors import MergeError
+from merging.card import model_card
+from merging.lowrank import Update
+from merging.members import Member, digest_of
+from merging.method import Work
+from merging.plan import MEMORY, Plan, plan
+from merging.stack import Shape, Stack, iterate_stacks, shapes
+from merging.write import (
+    RECORD_NAME,
+    factor_names,
+    new_folder,
+    storage,
+    tensor_writer,
+    weights_path,
+    write_config,
+    write_json,
+    write_text,
+)
+
+RECORD_VERSION = 1
+# Norms of an untruncated sum are measured up to this rank: the time grows with its square.
+_CHEAP_RANK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleReport:
+    """One merged module: its rank, ||Delta W||_F^2, and what the rank discarded of it.
+
+    `energy` is None where measuring it would take longer than the merge: untruncated sums of high rank.
+    """
+
+    rank: int
+    energy: float | None
+    discarded: float
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What a merge made: the folder, the record as merge.json has it, and each module by name."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    modules: Mapping[str, ModuleReport]
+
+    @property
+    def kept(self) -> float:
+        """The share of the energy that the result holds: 1 for an exact merge."""
+        totals = self.record["totals"]
+        return 1 - totals["discarded"] / totals["energy"] if totals["energy"] else 1.0
+
+
+def merge(
+    members: Sequence[Path | Member],
+    method: str,
+    out: Path,
+    *,
+    parameters: Mapping[str, object] | None = None,
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    base: str | None = None,
+    memory: int = MEMORY,
+    inputs: Sequence[Path] = (),
+    overwrite: bool = False,
+    pool: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """One adapter out of many, written to the folder `out` together with merge.json and a model card.
+
+    `parameters` to `inputs` are those of `plan`. `pool` (its name and digest) is copied into the record;
+    `progress` is told the number of modules done and of all. The folder appears complete or not at all.
+    Raises what `plan` raises, StorageError where the disk refuses, MergeError for values that are not finite.
+    """
+    planned = plan(
+        members,
+        method,
+        parameters=parameters,
+        weights=weights,
+        rank=rank,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        base=base,
+        memory=memory,
+        inputs=inputs,
+    )
+    return carry_out(planned, out, overwrite=overwrite, pool=pool, progress=progress)
+
+
+def carry_out(
+    planned: Plan,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    pool: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """Does what a plan says; see `merge`."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(new_folder(out, overwrite))
+        hashing = ThreadPoolExecutor(1)
+        stack.callback(hashing.shutdown, cancel_futures=True)
+        digests = [member.digest or hashing.submit(digest_of, member.weights) for member in planned.members]
+        modules = _merge_modules(planned, folder, progress)
+        with storage(out):
+            write_config(folder, planned.members, planned.base, {n: m.rank for n, m in modules.items()})
+            record = _record(planned, modules, digests, pool)
+            write_json(folder / RECORD_NAME, record)
+            write_text(folder / "README.md", model_card(planned.members, planned.method, record))
+    return MergeReport(out, record, modules)
+
+
+def merged_modules(
+    planned: Plan, progress: Callable[[int, int], None] | None = None
+) -> Sequence[tuple[Shape, Update]]:
+    """The merged updates in memory, for callers that write nothing."""
+    return list(_updates(planned, progress))
+
+
+def _updates(planned: Plan, progress: Callable[[int, int], None] | None) -> Iterator[tuple[Shape, Update]]:
+    """Shape and update of each module; modules that only members of weight 0 have are left out."""
+    members = [planned.members[n] for n in planned.present]
+    weights = tuple(planned.weights[n] for n in planned.present)
+    inputs = tuple(planned.inputs[n] for n in planned.present) if planned.inputs else ()
+    names = _unique([member.name for member in members])
+    union = shapes(members)
+    for number, (shape, stack) in enumerate(zip(union, iterate_stacks(members, planned.device), strict=True)):
+        work = Work(
+            stack=stack,
+            weights=weights,
+            rank=planned.bound(shape),
+            names=names,
+            options=planned.options,
+            seed=planned.seed,
+            memory=planned.memory,
+            inputs=inputs,
+        )
+        yield shape, planned.method.run(_without_absent(work))
+        if progress is not None:
+            progress(number + 1, len(union))
+
+
+def _without_absent(work: Work) -> Work:
+    """The same work for the members that have the module; weights stay as they are."""
+    here = [n for n, rank in enumerate(work.stack.ranks) if rank]
+    stack = work.stack
+    narrowed = Stack(
+        stack.name,
+        stack.a,
+        stack.b,
+        tuple(stack.ranks[n] for n in here),
+        tuple(stack.scalings[n] for n in here),
+    )
+    return replace(
+        work,
+        stack=narrowed,
+        weights=tuple(work.weights[n] for n in here),
+        names=tuple(work.names[n] for n in here),
+        inputs=tuple(work.inputs[n] for n in here) if work.inputs else (),
+    )
+
+
+def _merge_modules(
+    planned: Plan, folder: Path, progress: Callable[[int, int], None] | None
+) -> dict[str, ModuleReport]:
+    union = shapes([planned.members[n] for n in planned.present])
+    names = [name for shape in union for name in factor_names(shape)]
+    modules: dict[str, ModuleReport] = {}
+    with storage(folder), tensor_writer(weights_path(folder), planned.dtype, names) as writer:
+        for shape, update in _updates(planned, progress):
+            try:
+                for name, values in zip(factor_names(shape), (update.a, update.b), strict=True):
+                    writer.write(name, values)
+            except OverflowError as error:
+                raise MergeError(
+                    f"The merged {shape.name} is too large for {planned.dtype}; write float32 instead."
+                ) from error
+            modules[shape.name] = ModuleReport(update.a.shape[0], _energy(update), update.discarded)
+    return modules
+
+
+def _energy(update: Update) -> float | None:
+    """||b a||_F^2 as the method measured it, else by r x r Gram matrices in float32 where these are small."""
+    import torch
+
+    if update.energy is not None or update.a.shape[0] > _CHEAP_RANK:
+        return update.energy
+
+    return max(0.0, float(((update.a @ update.a.T) * (update.b.T @ update.b)).sum(dtype=torch.float64)))
+
+
+def _record(
+    planned: Plan,
+    modules: Mapping[str, ModuleReport],
+    digests: Sequence[str | Future[str]],
+    pool: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    known = [digest if isinstance(digest, str) else digest.result() for digest in digests]
+    measured = [module.energy for module in modules.values() if module.energy is not None]
+    energy = math.fsum(measured) if len(measured) == len(modules) else None
+    return {
+        "record_version": RECORD_VERSION,
+        "base_model": planned.base,
+        "method": planned.method.name,
+        "paper": planned.method.paper,
+        "exact": planned.method.exact,
+        "parameters": dict(planned.options),
+        "seed": planned.seed,
+        "rank": planned.rank,
+        "dtype": planned.dtype,
+        "device": planned.device,
+        "pool": dict(pool) if pool else None,
+        "members": _member_entries(planned, known),
+        "modules": {name: asdict(module) for name, module in modules.items()},
+        "totals": {
+            "energy": energy,
+            "norm": None if energy is None else math.sqrt(energy),
+            "discarded": math.fsum(module.discarded for module in modules.values()),
+            "modules": len(modules),
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in ("loradex", "torch", "safetensors")},
+    }
+
+
+def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": member.name,
+            "weight": weight,
+            "rank": max(module.rank for module in member.spec.modules),
+            "modules": len(member.spec.modules),
+            "licence": member.licence,
+            "sha256": digest,
+            **({"source": dict(member.source)} if member.source else {}),
+        }
+        for member, weight, digest in zip(planned.members, planned.weights, digests, strict=True)
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{name}#{names[:n].count(name)}" for n, name in enumerate(names))

@@ -1,0 +1,20 @@
+"""The table of merge methods: one row each, in the order in which they are listed."""
+
+from __future__ import annotations
+
+from catalog.errors import UsageError
+from merging.method import MergeMethod, nearest
+from merging.methods import averaging, clustering, regression, sign_election, sparsifying, spectral
+
+METHODS: dict[str, MergeMethod] = {
+    row.name: row
+    for family in (averaging, sign_election, sparsifying, spectral, clustering, regression)
+    for row in family.METHODS
+}
+
+
+def find_method(name: str) -> MergeMethod:
+    """The row of a method; raises UsageError with the nearest names."""
+    if name not in METHODS:
+        raise UsageError(f"There is no merge method {name!r}; {nearest(name, METHODS)}.")
+    return METHODS[name]

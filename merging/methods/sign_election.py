@@ -1,0 +1,202 @@
+"""TIES: trim, elect a sign for each entry, average the members that agree with it.
+
+https://arxiv.org/abs/2306.01708. The functions take members' entries of (N, ...)
+and work on blocks of rows, whole factors, or cores alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merging.entries import (
+    SPACE,
+    THRESHOLDS,
+    Entries,
+    Merge,
+    entries,
+    magnitude_thresholds,
+    merge_entries,
+    shrink,
+)
+from merging.lowrank import Update
+from merging.method import MergeMethod, Parameter, Work
+from merging.methods.averaging import separate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PAPER = "https://arxiv.org/abs/2306.01708"
+_PEFT = "https://huggingface.co/docs/peft/developer_guides/model_merging"
+DENSITY = Parameter("density", 0.2, "share of each member's entries that stay", 0, 1)
+SCALE = Parameter("scale", 1.0, "factor on the merged update (lambda of the paper)")
+ELECTION = Parameter(
+    "election", "total", "the sign of the sum, or of the number of members", choices=("total", "frequency")
+)
+
+
+def elected(values: Tensor, election: str = "total") -> Tensor:
+    """The sign of each entry over members on dimension 0, +1 or -1; a tie is positive, as in PEFT."""
+    votes = values if election == "total" else values.sign()
+    return (votes.sum(0) >= 0).to(values.dtype).mul_(2).sub_(1)
+
+
+def agreeing_mean(values: Tensor, weights: Tensor, sign: Tensor) -> Tensor:
+    """sum w_i v_i / sum |w_i| over members whose w_i v_i has the elected sign; 0 where nobody has.
+
+    `values` are w_i v_i of (N, ...), `weights` |w_i| of (N,).
+    """
+    total = agreeing_sum(values, weights.new_ones(len(weights)), sign)
+    share = agreeing_sum(values.sign(), weights, sign).mul_(sign)
+    # Where nobody agrees both are zero.
+    return total / share.add_((share == 0).to(share.dtype))
+
+
+def agreeing_sum(values: Tensor, weights: Tensor, sign: Tensor) -> Tensor:
+    """sum w_i v_i over members whose v_i has the elected sign, (...) from (N, ...).
+
+    By v + sign |v|, which is 2 v where v agrees and 0 elsewhere: masks of torch would take far longer.
+    """
+    flat = values.flatten(1)
+    total: Tensor = (
+        (weights @ flat.abs()).reshape(sign.shape).mul_(sign).add_((weights @ flat).reshape(sign.shape))
+    )
+    return total.div_(2)
+
+
+def peft_disjoint_mean(values: Tensor, weights: Tensor, election: str) -> Tensor:
+    """PEFT's merge: signs elected without weights, weighted entries divided by the number that agree."""
+    sign = elected(values, election)
+    agree = agreeing_sum(values.sign(), weights.new_ones(len(weights)), sign).mul_(sign)
+    return agreeing_sum(values, weights, sign) / agree.clamp(min=1)
+
+
+def elect_and_mean(work: Work, values: Tensor) -> Tensor:
+    """Steps 2 and 3 of TIES for trimmed entries, times `scale`."""
+    weights = values.new_tensor(work.weights)
+    weighted = values * weights.reshape(-1, *(1,) * (values.ndim - 1))
+    sign = elected(weighted, str(work.options["election"]))
+    return agreeing_mean(weighted, weights.abs(), sign) * work.number("scale")
+
+
+def ties(work: Work) -> Update:
+    """TIES on entries in the space that the parameter names."""
+    found = entries(work)
+    return merge_entries(work, found, ties_blocks(work, found))
+
+
+def ties_blocks(work: Work, found: Entries) -> Merge:
+    """The three steps of TIES for blocks of rows of these entries."""
+    # 1. trim: each member keeps its largest entries
+    exact = work.options["thresholds"] == "exact"
+    limits = magnitude_thresholds(work, found, work.number("density"), exact)
+
+    def merge(values: Tensor, rows: slice) -> Tensor:
+        return elect_and_mean(work, shrink(values, limits))
+
+    return merge
+
+
+def peft_ties_svd(work: Work) -> Update:
+    """PEFT's ties_svd: its TIES on the updates, then their best approximation of the rank asked for."""
+    found = entries(work)
+    limits = magnitude_thresholds(work, found, work.number("density"))
+    weights = found.left.new_tensor(work.weights)
+
+    def merge(values: Tensor, rows: slice) -> Tensor:
+        return peft_disjoint_mean(shrink(values, limits), weights, str(work.options["election"]))
+
+    return merge_entries(work, found, merge)
+
+
+def peft_ties(work: Work) -> Update:
+    """PEFT's ties: on A and B apart, trimmed and elected without scalings, then weighted by their roots."""
+    parts = peft_factors(work)
+    merged = [
+        peft_disjoint_mean(trimmed(values, work.number("density")), weights, str(work.options["election"]))
+        for values, weights in parts
+    ]
+    return Update(merged[0], merged[1], None, 0.0)
+
+
+def peft_factors(work: Work) -> list[tuple[Tensor, Tensor]]:
+    """A and B of all members without scalings, (N, r, in) and (N, out, r), each with PEFT's weights for it.
+
+    These are sign(w s) sqrt|w s| for A and sqrt|w s| for B.
+    """
+    import torch
+
+    a, b = separate(work.stack)
+    scalings = a.new_tensor(work.stack.scalings)
+    signed = torch.where(scalings == 0, 1, scalings.sign() * scalings.abs().sqrt())[:, None, None]
+    products = a.new_tensor(work.weights) * scalings
+    side = products.abs().sqrt()
+    sign = (products >= 0).to(a.dtype) * 2 - 1
+    return [(a / signed, side * sign), (b / signed.abs(), side)]
+
+
+def trimmed(values: Tensor, density: float) -> Tensor:
+    """The int(density * n) largest entries of each member of (N, ...), the others 0."""
+    flat = values.flatten(1)
+    count = int(density * flat.shape[1] + 1e-9)
+    kept = flat.abs().topk(count, dim=1).indices
+    return flat.new_zeros(flat.shape).scatter(1, kept, flat.gather(1, kept)).reshape(values.shape)
+
+
+_SPACE_OF = {
+    "knots": Parameter("space", "knots", "a common basis of the outputs", choices=("knots",)),
+    "core": Parameter("space", "core", "a common basis of both sides", choices=("core",)),
+    "delta": Parameter("space", "delta", "the updates themselves", choices=("delta",)),
+}
+KNOTS_SPACE, CORE_SPACE, DELTA_SPACE = _SPACE_OF["knots"], _SPACE_OF["core"], _SPACE_OF["delta"]
+_WHOLE = Parameter("density", 1.0, "share of each member's entries that stay", 0, 1)
+
+METHODS = (
+    MergeMethod(
+        "ties",
+        "Small entries are dropped, each entry takes the stronger sign, members that agree are averaged.",
+        _PAPER,
+        ties,
+        (DENSITY, SCALE, ELECTION, SPACE, THRESHOLDS),
+        weight=1.0,
+        cost="entries",
+    ),
+    MergeMethod(
+        "knots-ties",
+        "TIES in a common basis of the outputs, where the members' singular vectors are aligned (KnOTS).",
+        "https://arxiv.org/abs/2410.19735",
+        ties,
+        (_WHOLE, SCALE, ELECTION, KNOTS_SPACE, THRESHOLDS),
+        weight=1.0,
+        cost="entries",
+    ),
+    MergeMethod(
+        "core-ties",
+        "TIES on the R x R cores of the members in a common basis of both sides (Core Space).",
+        "https://arxiv.org/abs/2509.17786",
+        ties,
+        (DENSITY, SCALE, ELECTION, CORE_SPACE, THRESHOLDS),
+        gauge="rotations",
+        weight=1.0,
+        cost="entries",
+    ),
+    MergeMethod(
+        "peft-ties",
+        "TIES on A and B apart, as PEFT's ties; it is not TIES of the updates.",
+        _PEFT,
+        peft_ties,
+        (Parameter("density", 0.2, "share of each factor's entries that stay", 0, 1), ELECTION),
+        gauge="dependent",
+        weight=1.0,
+        truncates=False,
+        equal_ranks=True,
+    ),
+    MergeMethod(
+        "peft-ties-svd",
+        "TIES of the updates with signs elected before the weights, then truncated, as PEFT's ties_svd.",
+        _PEFT,
+        peft_ties_svd,
+        (DENSITY, ELECTION, DELTA_SPACE),
+        weight=1.0,
+        cost="entries",
+    ),
+)

@@ -1,0 +1,185 @@
+"""Merges of singular vectors: TSV-M, Iso-C, Iso-CTS, all on R x R cores.
+
+With orthonormal bases U of the columns of B and V of the rows of A (`lowrank.coordinates`), every update is
+U M_i V^T and keeps its singular values in its core M_i, so that nothing of the layer's size is decomposed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from merging.lowrank import Truncation, Update, apply, coordinates, core_truncation
+from merging.method import MergeMethod, Parameter, Work
+from merging.methods.sign_election import SCALE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Singular values below this share of the largest are rounding.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Members in the common bases: `left` C_B of (p, R), `right` C_A of (q, R); core i is k_b_i k_a_i^T."""
+
+    left: Tensor
+    right: Tensor
+    k_b: Tensor
+    k_a: Tensor
+    places: tuple[slice, ...]
+
+    def sides(self, member: int) -> tuple[Tensor, Tensor]:
+        """Factors of M_i, (p, r_i) and (q, r_i): M_i is the one times the other transposed."""
+        place = self.places[member]
+        return self.k_b[:, place], self.k_a[:, place]
+
+
+def cores(work: Work) -> Cores:
+    """The members' cores, in float64."""
+    found = work.grams()
+    (left, k_b), (right, k_a) = coordinates(found.b), coordinates(found.a)
+    return Cores(left, right, k_b, k_a, work.stack.ranges())
+
+
+def tsv_merge(work: Work) -> Update:
+    """TSV-M: the top k singular triplets of each member, their vectors made orthogonal to each other.
+
+    https://arxiv.org/abs/2412.00081: U = [U_1 ... U_N] is replaced by the nearest matrix with
+    orthonormal columns, P Q^T of its SVD P D Q^T, and V likewise.
+    """
+    import torch
+
+    found = cores(work)
+    given = int(work.number("components"))
+    most = given or max(1, min(work.stack.a.shape[1], work.stack.b.shape[0]) // len(work.weights))
+    us, vs, values = [], [], []
+    for member, weight in enumerate(work.weights):
+        u, s, vh = _product_svd(*found.sides(member))
+        us.append(u[:, :most])
+        vs.append(vh[:most])
+        values.append(weight * s[:most])
+    u, v = _nearest_orthonormal(torch.cat(us, 1)), _nearest_orthonormal(torch.cat(vs).T)
+    core = u * torch.cat(values) @ v.T * work.number("scale")
+    return apply(work.stack, core_truncation(core, found.left, found.right, work.rank))
+
+
+def iso_c(work: Work) -> Update:
+    """Iso-C: the weighted sum with every singular value replaced by their mean.
+
+    https://arxiv.org/abs/2502.04959. The mean is over the singular values that are not zero; the
+    paper's code divides their sum by the layer's width, which `over` = width does.
+    """
+    found = cores(work)
+    d = work.stack.columns(work.weights)
+    u, s, vh = _svd(found.k_b * d @ found.k_a.T)
+    width = min(work.stack.a.shape[1], work.stack.b.shape[0])
+    mean = float(s.sum()) / (width if work.options["over"] == "width" else len(s))
+    return _isotropic(work, found, u, vh.T, mean)
+
+
+def iso_cts(work: Work) -> Update:
+    """Iso-CTS: common directions of the sum, and for each member the strongest ones outside of these.
+
+    https://arxiv.org/abs/2502.04959: all of them made orthonormal, with one
+    singular value, the mean of theirs. The directions count together what the rank allows.
+    """
+    import torch
+
+    found = cores(work)
+    u, s, vh = _svd(found.k_b * work.stack.columns(work.weights) @ found.k_a.T)
+    total = min(work.rank, len(s))
+    count = len(work.weights)
+    each = min(total // count, round((total - int(total * work.number("common"))) / count))
+    common = total - each * count
+    us, values, vs = [u[:, :common]], [s[:common]], [vh[:common]]
+    for member, weight in enumerate(work.weights):
+        left, right = found.sides(member)
+        outside = weight * (left - us[0] @ (us[0].T @ left))
+        own_u, own_s, own_vh = _product_svd(outside, right, floor=float(s[0]))
+        us.append(own_u[:, :each])
+        values.append(own_s[:each])
+        vs.append(own_vh[:each])
+    u, v = _nearest_orthonormal(torch.cat(us, 1)), _nearest_orthonormal(torch.cat(vs).T)
+    return _isotropic(work, found, u, v, float(torch.cat(values).mean()))
+
+
+def _svd(core: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """The SVD without what is rounding beside the largest value, or beside `floor`; else one triplet."""
+    import torch
+
+    u, s, vh = torch.linalg.svd(core, full_matrices=False)
+    kept = max(0 if floor else 1, int((s > _ROUNDING * max(float(s[0]), floor)).sum()))
+    return u[:, :kept], s[:kept], vh[:kept]
+
+
+def _product_svd(left: Tensor, right: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """The SVD of left right^T from (p, r) and (q, r), by way of r x r."""
+    import torch
+
+    (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right)
+    u, s, vh = _svd(r_left @ r_right.T, floor)
+    return q_left @ u, s, vh @ q_right.T
+
+
+def _nearest_orthonormal(columns: Tensor) -> Tensor:
+    """The polar factor P Q^T of P D Q^T; directions that depend on others get no arbitrary substitute."""
+    u, _, vh = _svd(columns)
+    return u @ vh
+
+
+def _isotropic(work: Work, found: Cores, u: Tensor, v: Tensor, value: float) -> Update:
+    """value * U V^T, or its first columns where the rank is smaller; the others are the energy lost."""
+    value *= work.number("scale")
+    kept = min(work.rank, u.shape[1])
+    root = abs(value) ** 0.5
+    left = found.left.T @ u[:, :kept] * root * (1 if value >= 0 else -1)
+    right = (v[:, :kept].T * root) @ found.right
+    update = apply(work.stack, Truncation(left, right, u.new_zeros(0)))
+    energy, lost = (
+        float((x @ y.T).square().sum()) * value**2 for x, y in ((u, v), (u[:, kept:], v[:, kept:]))
+    )
+    return replace(update, energy=energy, discarded=lost)
+
+
+METHODS = (
+    MergeMethod(
+        "tsv-m",
+        "Each member's leading singular vectors, made orthogonal to those of the others, with their values.",
+        "https://arxiv.org/abs/2412.00081",
+        tsv_merge,
+        (Parameter("components", 0, "singular triplets a member; 0 for width / N", 0, 65536), SCALE),
+        exact=True,
+        weight=1.0,
+        cost="grams",
+        full_rank=True,
+    ),
+    MergeMethod(
+        "iso-c",
+        "The sum with all its singular values replaced by their mean.",
+        "https://arxiv.org/abs/2502.04959",
+        iso_c,
+        (
+            SCALE,
+            Parameter(
+                "over", "rank", "the mean is over the rank, or over the width", choices=("rank", "width")
+            ),
+        ),
+        exact=True,
+        weight=1.0,
+        cost="grams",
+        full_rank=True,
+    ),
+    MergeMethod(
+        "iso-cts",
+        "Common directions of the sum and each member's own, orthonormal, with one singular value.",
+        "https://arxiv.org/abs/2502.04959",
+        iso_cts,
+        (Parameter("common", 0.8, "share of the directions that are common", 0, 1), SCALE),
+        exact=True,
+        weight=1.0,
+        cost="grams",
+        full_rank=True,
+    ),
+)

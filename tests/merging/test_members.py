@@ -1,0 +1,185 @@
+"""Which adapters can be merged: what is refused, by name, and what a stack of members holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from catalog.errors import ConfigError, LoradexError, MergeError, UsageError, WeightsError
+from merging.members import digest_of, load_member, load_members, read_module
+from merging.stack import iterate_stacks, shapes
+from tests.merging.adapters import ALL, Q, adapter, deltas
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "biases"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config"),
+        ({"peft_type": "LOHA"}, "LOHA"),
+    ],
+)
+def test_what_is_more_than_plain_lora_is_refused_by_name(
+    config: Mapping[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(MergeError, match=words) as refused:
+        load_member(adapter(tmp_path / "odd", **config))
+    assert str(refused.value).startswith("odd cannot be merged")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        ("base_model.model.lm_head.weight", "modules_to_save"),
+        ("base_model.model.model.norm.modules_to_save.weight", "modules_to_save"),
+        (f"base_model.model.{Q}.lora_magnitude_vector.weight", "DoRA"),
+        (f"base_model.model.{Q}.bias", "biases"),
+        (f"base_model.model.{Q}.lora_B.bias", "biases of LoRA"),
+        (f"base_model.model.{Q}.base_layer.weight", "copy of layers"),
+        ("something.else", "unknown kind"),
+    ],
+)
+def test_tensors_beside_the_factors_are_refused_by_name(tensor: str, words: str, tmp_path: Path) -> None:
+    path = adapter(tmp_path / "odd") / "adapter_model.safetensors"
+    save_file({**load_file(path), tensor: torch.ones(3)}, path)
+    with pytest.raises(MergeError, match=words):
+        load_member(path.parent)
+
+
+def test_factors_that_contradict_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="rank mismatch"):
+        load_member(adapter(tmp_path / "lies", r=7))
+    path = adapter(tmp_path / "half") / "adapter_model.safetensors"
+    save_file(
+        {k: v for k, v in load_file(path).items() if not k.endswith("0.self_attn.q_proj.lora_B.weight")}, path
+    )
+    with pytest.raises(MergeError, match="unpaired factor"):
+        load_member(path.parent)
+
+
+def test_broken_and_absent_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"adapter_config\.json"):
+        load_member(tmp_path / "empty")
+    folder = adapter(tmp_path / "pickled")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UsageError, match="safetensors"):
+        load_member(folder)
+    folder = adapter(tmp_path / "cut")
+    data = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").write_bytes(data[:-4])
+    with pytest.raises(WeightsError, match="cut cannot be merged"):
+        load_member(folder)
+    (folder / "adapter_config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="cut cannot be merged"):
+        load_member(folder)
+
+
+def test_a_file_that_shrinks_after_its_header_was_read_is_noticed(tmp_path: Path) -> None:
+    member = load_member(adapter(tmp_path / "a"))
+    member.weights.write_bytes(member.weights.read_bytes()[:-8])
+    with pytest.raises(WeightsError, match="end early"):
+        [read_module(member, name) for name in ALL]
+
+
+def test_members_of_two_bases_are_refused_unless_the_base_is_named(tmp_path: Path) -> None:
+    folders = [
+        adapter(tmp_path / "a", base_model_name_or_path="acme/one"),
+        adapter(tmp_path / "b", base_model_name_or_path="acme/two"),
+    ]
+    with pytest.raises(MergeError, match=r"acme/one .* acme/two"):
+        load_members(folders)
+    assert len(load_members(folders, base="acme/one")) == 2
+
+
+def test_members_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    wide = {Q: (torch.ones(3, 13), torch.ones(12, 3))}
+    folders = [adapter(tmp_path / "a"), adapter(tmp_path / "b", modules=[Q], factors=wide)]
+    with pytest.raises(MergeError, match=r"12 to 12 in a and linear of 13 to 12 in b"):
+        load_members(folders)
+    with pytest.raises(UsageError, match="nothing to merge"):
+        load_members([])
+    with pytest.raises(MergeError, match="fan_in_fan_out"):
+        load_members([folders[0], adapter(tmp_path / "c", fan_in_fan_out=True)])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_with_their_place(bad: float, tmp_path: Path) -> None:
+    b = torch.zeros(12, 3)
+    b[3, 1] = bad
+    folder = adapter(tmp_path / "broken", modules=[Q], factors={Q: (torch.ones(3, 12), b)})
+    with pytest.raises(MergeError, match=f"broken cannot be merged: {Q}"):
+        list(iterate_stacks(load_members([folder])))
+
+
+def test_large_finite_values_are_not_taken_for_infinity(tmp_path: Path) -> None:
+    huge = torch.full((3, 12), 3e38)
+    folder = adapter(tmp_path / "a", modules=[Q], factors={Q: (huge, torch.ones(12, 3))}, lora_alpha=3)
+    (stack,) = iterate_stacks(load_members([folder]))
+    assert torch.equal(stack.a, huge)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn]
+)
+def test_what_is_read_is_what_safetensors_reads(dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", dtype=dtype)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    member = load_member(folder)
+    for name in ALL:
+        a, b = read_module(member, name)
+        assert torch.equal(a.float(), tensors[f"base_model.model.{name}.lora_A.weight"].float())
+        assert torch.equal(b.float(), tensors[f"base_model.model.{name}.lora_B.weight"].float())
+
+
+def test_a_stack_holds_every_update_at_any_mix_of_ranks_scalings_and_modules(tmp_path: Path) -> None:
+    folders = [
+        adapter(tmp_path / "a", seed=1, rank=3),
+        adapter(tmp_path / "b", seed=2, rank=5, modules=ALL[:2], use_rslora=True, lora_alpha=7),
+        adapter(tmp_path / "c", seed=3, rank=2, ranks={Q: 4}, alpha_pattern={Q: -3.0}),
+    ]
+    members = load_members(folders)
+    assert [shape.name for shape in shapes(members)] == sorted(
+        ALL, key=lambda name: (name.split(".")[2], name)
+    )
+    truth = [deltas(folder) for folder in folders]
+    for shape, stack in zip(shapes(members), iterate_stacks(members), strict=True):
+        assert stack.ranks == shape.ranks
+        for place, of_member in zip(stack.ranges(), truth, strict=True):
+            found = stack.b[:, place].double() @ stack.a[place].double()
+            expected = of_member.get(shape.name, torch.zeros_like(found))
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_licence_is_the_one_of_the_front_matter(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    assert load_member(folder).licence is None
+    (folder / "README.md").write_text("---\nlicense: 'Apache-2.0'\n---\nlicense: mit\n")
+    assert load_member(folder).licence == "apache-2.0"
+    (folder / "README.md").write_text("---\ntags: []\n---\nlicense: mit\n")
+    assert load_member(folder).licence is None
+
+
+def test_the_digest_of_a_missing_file_is_an_error_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(LoradexError):
+        digest_of(tmp_path / "nothing")
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert digest_of(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+
+
+def test_the_configuration_of_a_member_is_plain_json(tmp_path: Path) -> None:
+    assert json.loads((adapter(tmp_path / "a") / "adapter_config.json").read_text())["peft_type"] == "LORA"

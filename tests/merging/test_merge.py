@@ -1,0 +1,297 @@
+"""A merge from folders to a folder: what is written, that it is whole, and that it is refused in words."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from catalog.errors import LoradexError, MergeError, StorageError, UsageError
+from merging.lowrank import Update
+from merging.members import digest_of, load_member
+from merging.merge import merge, merged_modules
+from merging.method import Work
+from merging.methods import METHODS
+from merging.plan import plan
+from tests.merging.adapters import ALL, Q, adapter, deltas, distance, total
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    """Three adapters of mixed ranks, modules and scalings."""
+    return [
+        adapter(tmp_path / "one", seed=1, rank=3),
+        adapter(tmp_path / "two", seed=2, rank=5, modules=ALL[:2], use_rslora=True),
+        adapter(tmp_path / "three", seed=3, rank=2, ranks={Q: 4}, alpha_pattern={Q: 9.0}),
+    ]
+
+
+def test_the_sum_on_the_disk_is_the_sum_of_the_members(folders: list[Path], tmp_path: Path) -> None:
+    weights = [0.7, -0.4, 1.3]
+    report = merge(folders, "sum", tmp_path / "out", weights=weights)
+    assert distance(deltas(tmp_path / "out"), total(weights, folders)) < 1e-6
+    assert report.modules[Q].rank == 3 + 5 + 4
+    assert report.modules["model.layers.1.self_attn.q_proj"].rank == 3 + 2
+    assert report.kept == 1
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-6), ("float16", 1e-3), ("bfloat16", 1e-2)])
+def test_every_data_type_is_written(dtype: str, error: float, folders: list[Path], tmp_path: Path) -> None:
+    merge(folders, "average", tmp_path / "out", dtype=dtype)
+    assert distance(deltas(tmp_path / "out"), total([1 / 3] * 3, folders)) < error
+    with safe_open(tmp_path / "out" / "adapter_model.safetensors", framework="pt") as file:
+        assert {str(file.get_tensor(key).dtype) for key in file.keys()} == {f"torch.{dtype}"}  # noqa: SIM118
+
+
+def test_the_data_type_is_that_of_all_members_else_float32(tmp_path: Path) -> None:
+    halves = [adapter(tmp_path / f"h{n}", seed=n, dtype=torch.bfloat16) for n in range(2)]
+    assert plan(halves, "average").dtype == "bfloat16"
+    assert plan([*halves, adapter(tmp_path / "f", seed=3)], "average").dtype == "float32"
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_truncation_reports_its_energy(rank: int, folders: list[Path], tmp_path: Path) -> None:
+    report = merge(folders, "svd", tmp_path / "out", rank=rank)
+    expected = total([1 / 3] * 3, folders)
+    found = deltas(tmp_path / "out")
+    for name, module in report.modules.items():
+        assert module.energy == pytest.approx(float(expected[name].square().sum()), rel=1e-5)
+        loss = float((expected[name] - found[name]).square().sum())
+        assert module.discarded == pytest.approx(loss, rel=1e-3, abs=1e-5)
+    record = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert record == report.record
+    discarded = sum(module["discarded"] for module in record["modules"].values())
+    assert record["totals"]["discarded"] == pytest.approx(discarded)
+    assert 0 < report.kept < 1
+
+
+def test_the_record_names_everything_that_made_the_result(folders: list[Path], tmp_path: Path) -> None:
+    members = [load_member(folders[0], name="acme/one", source={"commit": "c0ffee"}), *folders[1:]]
+    merge(members, "sum", tmp_path / "out", weights=[1, 2, 3], seed=7, pool={"name": "p", "digest": "d"})
+    record = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert [entry["name"] for entry in record["members"]] == ["acme/one", "two", "three"]
+    assert [entry["weight"] for entry in record["members"]] == [1, 2, 3]
+    assert record["members"][0]["source"] == {"commit": "c0ffee"}
+    for entry, folder in zip(record["members"], folders, strict=True):
+        assert entry["sha256"] == digest_of(folder / "adapter_model.safetensors")
+    assert (record["method"], record["seed"], record["pool"]["digest"]) == ("sum", 7, "d")
+    assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert str(tmp_path) not in (tmp_path / "out" / "merge.json").read_text()
+
+
+def test_twice_is_the_same_to_the_byte(folders: list[Path], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        merge(folders, "svd", tmp_path / name, rank=3, dtype="bfloat16")
+    names = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors", "merge.json"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_merge_is_a_member_of_the_next(folders: list[Path], tmp_path: Path) -> None:
+    merge(folders[:2], "sum", tmp_path / "first")
+    merge([tmp_path / "first", folders[2]], "sum", tmp_path / "second")
+    assert distance(deltas(tmp_path / "second"), total([1, 1, 1], folders)) < 1e-6
+
+
+def test_the_card_has_what_the_hub_reads(folders: list[Path], tmp_path: Path) -> None:
+    for folder in folders:
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    members = [load_member(folders[0], name="evil|name`<b>"), *folders[1:]]
+    merge(members, "svd", tmp_path / "out", rank=2)
+    text = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["base_model"] == "meta-llama/Llama-3.1-8B-Instruct"
+    assert (front["license"], front["library_name"]) == ("mit", "peft")
+    assert set(front["tags"]) >= {"merge", "lora"}
+    assert "| evil?name??b? | 0.333333 | 3 | mit |" in text
+    (folders[0] / "README.md").unlink()
+    merge(folders, "svd", tmp_path / "out", rank=2, overwrite=True)
+    assert "license" not in yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---")[1])
+
+
+def test_members_of_weight_zero_change_nothing_not_even_the_modules(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    merge(folders, "sum", tmp_path / "out", weights=[0, 1, 0])
+    assert set(deltas(tmp_path / "out")) == set(ALL[:2])
+    assert distance(deltas(tmp_path / "out"), deltas(folders[1])) < 1e-6
+
+
+def test_nothing_that_is_there_is_lost(folders: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge(folders, "sum", out)
+    before = (out / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="already"):
+        merge(folders, "average", out)
+    assert (out / "adapter_model.safetensors").read_bytes() == before
+    merge(folders, "average", out, overwrite=True)
+    assert (out / "adapter_model.safetensors").read_bytes() != before
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("words")
+    with pytest.raises(UsageError, match="no merge"):
+        merge(folders, "average", mine, overwrite=True)
+    assert (mine / "thesis.tex").read_text() == "words"
+
+
+class FullDisk:
+    """A file on a disk with room for so many bytes."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file, self.room = file, room
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, data: Any) -> int:
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return int(self.file.write(data))
+
+
+@pytest.mark.parametrize("room", [0, 500, 3500])
+def test_a_full_disk_leaves_nothing_behind(
+    room: int, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import merging.write as write
+
+    original = write.TensorWriter
+    monkeypatch.setattr(write, "TensorWriter", lambda file, *rest: original(FullDisk(file, room), *rest))
+    place = tmp_path / "place"
+    with pytest.raises(StorageError, match="No space left"):
+        merge(folders, "sum", place / "out")
+    assert list(place.iterdir()) == []
+
+
+def test_a_failure_while_replacing_keeps_the_old_merge(folders: list[Path], tmp_path: Path) -> None:
+    merge(folders, "sum", tmp_path / "place" / "out")
+    broken = adapter(
+        tmp_path / "broken", modules=[Q], factors={Q: (torch.full((3, 12), torch.nan), torch.ones(12, 3))}
+    )
+    with pytest.raises(MergeError, match="broken"):
+        merge([*folders, broken], "sum", tmp_path / "place" / "out", overwrite=True)
+    assert [file.name for file in (tmp_path / "place").iterdir()] == ["out"]
+    assert distance(deltas(tmp_path / "place" / "out"), total([1, 1, 1], folders)) < 1e-6
+
+
+def test_what_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
+    huge = {Q: (torch.full((3, 12), 1e4), torch.full((12, 3), 1e7))}
+    folder = adapter(tmp_path / "a", modules=[Q], factors=huge)
+    with pytest.raises(MergeError, match="float32"):
+        merge([folder], "sum", tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("avrage", {}, "did you mean average"),
+        ("svd", {"parameters": {"density": 1}}, "no parameters"),
+        ("svd", {"rank": 0}, "1 or more"),
+        ("concatenation", {"rank": 3}, "sets the rank"),
+        ("sum", {"weights": [1.0]}, "1 weights for 3 members"),
+        ("sum", {"weights": [0.0, 0.0, 0.0]}, "not 0"),
+        ("sum", {"weights": [1.0, float("nan"), 0.0]}, "finite"),
+        ("average", {"weights": [1.0, -1.0, 0.0]}, "sum, which is 0"),
+        ("sum", {"dtype": "int8"}, "float32, bfloat16, float16"),
+        ("sum", {"inputs": [Path("x")]}, "no activations"),
+        ("peft-linear", {}, "equal ranks"),
+        ("sum", {"device": "abacus"}, "no device"),
+        ("sum", {"device": "meta"}, "not on meta"),
+        ("sum", {"device": "cuda:99"}, "no device cuda:99 here"),
+        ("ties", {"parameters": {"densty": 0.5}}, "did you mean density"),
+        ("ties", {"parameters": {"density": 2}}, "density must be 0 to 1, not 2"),
+        ("ties", {"parameters": {"density": True}}, "density must be 0 to 1"),
+        ("ties", {"parameters": {"scale": "nan"}}, "scale must be any"),
+        ("ties", {"parameters": {"election": "loud"}}, "total . frequency"),
+        ("lora-lego", {"parameters": {"iterations": 2.5}}, "iterations must be 1 to 1000"),
+        ("lora-lego", {"parameters": {"rescale": "maybe"}}, "rescale must be true . false"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_read(
+    method: str, settings: dict[str, Any], words: str, folders: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(LoradexError, match=words) as refused:
+        merge(folders, method, tmp_path / "out", **settings)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_is_told_after_each_module(folders: list[Path], tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    merge(folders, "sum", tmp_path / "out", progress=lambda done, of: told.append((done, of)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_one_module_of_each_member_is_in_memory_at_a_time(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The method of a module runs before the next module is read."""
+    import merging.stack as stack
+
+    seen: list[str] = []
+    read = stack.read_module
+    monkeypatch.setattr(stack, "read_module", lambda member, name: seen.append(name) or read(member, name))
+    asked: list[int] = []
+    merge(folders, "sum", tmp_path / "out", progress=lambda done, of: asked.append(len(set(seen))))
+    assert asked == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def each_method() -> list[str]:
+    """Names of the methods that need no data."""
+    return [name for name, row in METHODS.items() if not row.data]
+
+
+def test_every_row_of_the_table_merges_and_says_what_it_is(each_method: list[str], tmp_path: Path) -> None:
+    pair = [adapter(tmp_path / f"m{n}", seed=n) for n in range(2)]
+    for name in each_method:
+        row = METHODS[name]
+        planned = plan(pair, name, seed=1)
+        for shape, update in merged_modules(planned):
+            assert isinstance(update, Update)
+            assert update.a.shape == (update.a.shape[0], shape.in_features)
+            assert update.b.shape == (shape.out_features, update.a.shape[0])
+            assert 1 <= update.a.shape[0] <= planned.bound(shape)
+            assert torch.isfinite(update.a).all()
+            assert torch.isfinite(update.b).all()
+        assert row.summary.endswith(".")
+        assert row.paper.startswith("https://")
+        for parameter in row.parameters:
+            assert parameter.read(parameter.default) == parameter.default
+            assert parameter.meaning
+            assert parameter.range
+
+
+def test_a_method_gets_only_members_that_have_the_module(folders: list[Path]) -> None:
+    seen: dict[str, Work] = {}
+    row = METHODS["sum"]
+    planned = plan(folders, "sum")
+
+    def watch(work: Work) -> Update:
+        seen[work.stack.name] = work
+        return row.run(work)
+
+    from dataclasses import replace
+
+    merged_modules(replace(planned, method=replace(row, run=watch)))
+    assert seen[Q].names == ("one#0", "two#0", "three#0")
+    assert seen["model.layers.0.mlp.down_proj"].names == ("one#0", "three#0")
+    assert seen["model.layers.0.mlp.down_proj"].stack.ranks == (3, 2)
+
+
+def test_parameters_are_read_from_words_as_from_values() -> None:
+    row = METHODS["lora-lego"]
+    assert row.options({"rescale": "false", "iterations": "20"}) == row.options(
+        {"rescale": False, "iterations": 20}
+    )
+    assert METHODS["ties"].options({"density": "0.3"})["density"] == 0.3
+    assert type(row.options({"iterations": 20.0})["iterations"]) is int

@@ -1,0 +1,115 @@
+"""TIES: worked by hand, against a dense reference, and against PEFT."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from merging.methods import METHODS
+from merging.methods.sign_election import elected, trimmed
+from tests.merging.adapters import dense, gap, product, random_stack, rotated, run, stack_of
+
+# Updates of rank 2, as B = I and A = the matrix itself.
+ONE = [[1.0, 0.0], [0.0, 1.0]]
+FIRST, SECOND = ([[4.0, -1.0], [2.0, 3.0]], ONE), ([[2.0, 5.0], [-6.0, 1.0]], ONE)
+
+
+def dense_ties(deltas: list[Tensor], weights: list[float], density: float) -> Tensor:
+    """Algorithm 1 of the paper on dense matrices in float64, weights on the trimmed entries."""
+    total = torch.zeros_like(deltas[0])
+    kept = []
+    for delta in deltas:
+        count = int(density * delta.numel())
+        limit = delta.abs().flatten().sort(descending=True).values[count - 1]
+        kept.append(torch.where(delta.abs() >= limit, delta, 0))
+    for i in range(total.shape[0]):
+        for j in range(total.shape[1]):
+            terms = [(w * float(k[i, j]), abs(w)) for w, k in zip(weights, kept, strict=True)]
+            positive = sum(t for t, _ in terms) >= 0
+            agreeing = [(t, w) for t, w in terms if (t > 0 if positive else t < 0)]
+            if agreeing:
+                total[i, j] = sum(t for t, _ in agreeing) / sum(w for _, w in agreeing)
+    return total
+
+
+def test_a_case_worked_by_hand() -> None:
+    # Density 1/2 leaves [4 .; . 3] and [. 5; -6 .]: nobody disagrees, each entry is its only member's.
+    found = product(run("ties", stack_of(FIRST, SECOND), density=0.5))
+    torch.testing.assert_close(found, torch.tensor([[4.0, 5.0], [-6.0, 3.0]]).double(), rtol=0, atol=1e-5)
+    # All entries: 4 and 2 average to 3; -1 loses to 5; 2 loses to -6; 3 and 1 average to 2. Doubled.
+    found = product(run("ties", stack_of(FIRST, SECOND), density=1, scale=2))
+    torch.testing.assert_close(found, torch.tensor([[6.0, 10.0], [-12.0, 4.0]]).double(), rtol=0, atol=1e-5)
+    # Weights 3 and 1: (12 + 2) / 4, and -3 against 5 still loses, 6 against -6 is a tie and positive.
+    found = product(run("ties", stack_of(FIRST, SECOND), [3, 1], density=1))
+    torch.testing.assert_close(found, torch.tensor([[3.5, 5.0], [2.0, 2.5]]).double(), rtol=0, atol=1e-5)
+
+
+def test_election_by_number_and_by_sum() -> None:
+    values = torch.tensor([[5.0], [-1.0], [-2.0]])
+    assert elected(values, "total").tolist() == [1]
+    assert elected(values, "frequency").tolist() == [-1]
+    assert elected(torch.zeros(2, 1)).tolist() == [1]
+
+
+@pytest.mark.parametrize("density", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [2.0, -0.5, 1.0]])
+def test_ties_is_the_paper_on_the_dense_updates(density: float, weights: list[float]) -> None:
+    stack = random_stack([3, 1, 2])
+    expected = dense_ties(dense(stack), weights, density)
+    assert gap(run("ties", stack, weights, density=density), expected) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["ties", "knots-ties", "core-ties"])
+def test_identities(method: str) -> None:
+    stack, one = random_stack([3, 2, 4], seed=4), random_stack([3])
+    first, second, third = stack.ranges()
+    turned = stack_of(*[(stack.a[p], stack.b[:, p]) for p in (third, first, second)])
+    left = run(method, stack, [1, 2, 0.5], density=0.4)
+    # The order of members, copies, a single member, and agreeing signs.
+    assert gap(left, product(run(method, turned, [0.5, 1, 2], density=0.4))) < 1e-4
+    assert gap(run(method, stack_of(*[(one.a, one.b)] * 4), density=1), dense(one)[0]) < 1e-5
+    assert gap(run(method, one, density=1), dense(one)[0]) < 1e-5
+    scaled = stack_of((one.a, one.b), (one.a, 2 * one.b))
+    assert gap(run(method, scaled, density=1), 1.5 * dense(one)[0]) < 1e-5
+
+
+def test_the_mean_where_all_signs_agree() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = [(torch.rand(2, 9, generator=generator), torch.rand(7, 2, generator=generator)) for _ in range(3)]
+    stack = stack_of(*pairs)
+    assert gap(run("ties", stack, density=1), torch.stack(dense(stack)).mean(0)) < 1e-5
+
+
+def test_the_gauge_matters_exactly_where_the_table_says() -> None:
+    stack = random_stack([3, 3], 20, 15)
+    for method, orthogonal, same in [
+        ("ties", False, True),
+        ("knots-ties", False, True),
+        ("core-ties", True, True),
+        ("core-ties", False, False),
+        ("peft-ties", True, False),
+    ]:
+        left = run(method, stack, density=0.3)
+        right = run(method, rotated(stack, orthogonal=orthogonal), density=0.3)
+        assert (gap(left, product(right)) < 1e-3) is same, method
+        expected = "invariant" if not orthogonal else "rotations"
+        if same:
+            assert METHODS[method].gauge in ("invariant", expected)
+        else:
+            assert METHODS[method].gauge != "invariant"
+
+
+def test_trimming_keeps_so_many_of_each_member() -> None:
+    kept = trimmed(torch.tensor([[[1.0, -5.0], [3.0, 2.0]], [[9.0, 8.0], [7.0, -10.0]]]), 0.5)
+    assert kept.tolist() == [[[0, -5], [3, 0]], [[9, 0], [0, -10]]]
+    assert not trimmed(torch.ones(2, 3, 3), 0).any()
+
+
+def test_a_scaling_of_zero_leaves_no_nan() -> None:
+    from dataclasses import replace
+
+    stack = random_stack([2, 2])
+    stack.a[2:] = 0
+    stack.b[:, 2:] = 0
+    assert torch.isfinite(product(run("peft-ties", replace(stack, scalings=(1.0, 0.0))))).all()

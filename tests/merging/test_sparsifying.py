@@ -1,0 +1,123 @@
+"""DARE, DELLA, Breadcrumbs, magnitude: worked by hand, on average over seeds, and what stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from merging.entries import entries
+from merging.method import Work
+from merging.methods import find_method
+from merging.methods.sparsifying import breadcrumbs, dare, della, magnitude
+from tests.merging.adapters import dense, gap, product, random_stack, rotated, run, stack_of
+
+ONE = [[1.0, 0.0], [0.0, 1.0]]
+FIRST, SECOND = ([[4.0, -1.0], [2.0, 3.0]], ONE), ([[2.0, 5.0], [-6.0, 1.0]], ONE)
+RANDOM = ["dare", "dare-ties", "della", "knots-dare-ties", "peft-dare-linear-svd", "peft-dare-ties-svd"]
+
+
+def test_magnitude_worked_by_hand() -> None:
+    # Half of the entries stay: [4 .; . 3] and [. 5; -6 .], each times its weight.
+    found = product(run("magnitude", stack_of(FIRST, SECOND), [1, 2], density=0.5))
+    torch.testing.assert_close(found, torch.tensor([[4.0, 10.0], [-12.0, 3.0]]).double(), rtol=0, atol=1e-5)
+
+
+def test_breadcrumbs_worked_by_hand() -> None:
+    # A quarter from the top (4, and 6) and a quarter from the bottom (-1, and 1) go.
+    found = product(run("breadcrumbs", stack_of(FIRST, SECOND), [1, 1], density=0.5, largest=0.25))
+    torch.testing.assert_close(found, torch.tensor([[2.0, 5.0], [2.0, 3.0]]).double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "dare", "breadcrumbs"])
+def test_with_everything_kept_it_is_the_average(method: str) -> None:
+    stack = random_stack([3, 2])
+    options = {"density": 1, "largest": 0} if method == "breadcrumbs" else {"density": 1}
+    assert gap(run(method, stack, **options), torch.stack(dense(stack)).mean(0)) < 1e-5
+
+
+@pytest.mark.parametrize("space", ["delta", "knots", "core"])
+def test_dare_is_unbiased_over_seeds(space: str) -> None:
+    """The mean of n results has 1/n of the variance of one: (1 - p) / p of the squared entries."""
+    stack = random_stack([2, 2], 16, 12)
+    runs = [product(run("dare", stack, seed=seed, density=0.5, space=space)) for seed in range(200)]
+    expected = torch.stack(dense(stack)).mean(0)
+    spread = torch.stack([delta.square() for delta in dense(stack)]).sum().sqrt() / 2
+    assert float((torch.stack(runs).mean(0) - expected).norm()) < 2 * float(spread) / 200**0.5
+    assert float((runs[0] - expected).norm()) > 0.5 * float(spread)
+
+
+def test_della_is_unbiased_over_seeds_and_keeps_large_entries_more_often() -> None:
+    stack = random_stack([4], 40, 30)
+    row = find_method("della")
+    kept, mean = torch.zeros(30, 40), torch.zeros(30, 40)
+    for seed in range(300):
+        work = Work(stack, (1.0,), 30, ("a",), row.options({"density": 0.5, "window": 0.3}), seed)
+        found = entries(work)
+        block = found.block(slice(0, 30))
+        dropped = della(work, found)(block, slice(0, 30))[0]
+        kept += (dropped != 0) / 300
+        mean += dropped / 300
+    order = block[0].abs().argsort(1)
+    chances = kept.gather(1, order).mean(0)
+    expected = torch.linspace(0.2, 0.8, 40)
+    # 30 rows x 300 seeds: a share has a standard deviation of at most 0.0053.
+    torch.testing.assert_close(chances, expected, rtol=0, atol=0.025)
+    assert float((mean - block[0]).norm() / block[0].norm()) < 3 * (1.5 / 300) ** 0.5
+
+
+@pytest.mark.parametrize("method", RANDOM)
+def test_a_seed_decides_and_nothing_else(method: str) -> None:
+    stack = random_stack([3, 2], 16, 12)
+    one, again, other = (product(run(method, stack, seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert float((one - other).norm()) > 0.05 * float(one.norm())
+    budget = product(run(method, stack, seed=1, memory=1))
+    assert torch.equal(one, budget)
+
+
+@pytest.mark.parametrize("method", RANDOM)
+def test_a_member_keeps_its_mask_wherever_it_stands(method: str) -> None:
+    stack = random_stack([3, 2, 4], 16, 12)
+    first, second, third = stack.ranges()
+    turned = stack_of(*[(stack.a[p], stack.b[:, p]) for p in (third, first, second)])
+    left = run(method, stack, [1, 2, 3], names=["a", "b", "c"])
+    right = run(method, turned, [3, 1, 2], names=["c", "a", "b"])
+    assert gap(left, product(right)) < 1e-4
+    same = run(method, rotated(stack, orthogonal=False), [1, 2, 3], names=["a", "b", "c"])
+    assert gap(same, product(left)) < 1e-2
+
+
+def test_members_have_masks_of_their_own() -> None:
+    one = random_stack([4], 40, 40)
+    stack = stack_of((one.a, one.b), (one.a, one.b))
+    work = Work(stack, (1.0, 1.0), 4, ("a", "b"), find_method("dare").options({}))
+    found = entries(work)
+    kept = dare(work, found)(found.block(slice(0, 40)), slice(0, 40)) != 0
+    assert 0.2 < float((kept[0] & kept[1]).float().mean()) < 0.3
+
+
+def test_what_stays_are_whole_shares() -> None:
+    stack = random_stack([3, 5], 30, 20)
+    rows = slice(0, 20)
+    for method, sparsify, share in [("magnitude", magnitude, 0.5), ("breadcrumbs", breadcrumbs, 0.9)]:
+        work = Work(stack, (1.0, 1.0), 4, ("a", "b"), find_method(method).options({}))
+        found = entries(work)
+        block = found.block(rows)
+        kept = sparsify(work, found)(block, rows)
+        assert (kept != 0).flatten(1).sum(1).tolist() == [share * 600] * 2
+        if method == "breadcrumbs":
+            gone = block.abs().masked_fill(kept != 0, 0).flatten(1).sort(descending=True).values
+            left = kept.abs().flatten(1)
+            assert (gone[:, :6] > left.max(1).values[:, None]).all()
+            assert (gone[:, 6] < torch.where(left > 0, left, 9e9).min(1).values).all()
+
+
+def test_dare_on_factors_apart_is_unbiased_for_neither_reason_nor_the_sum() -> None:
+    """PEFT's dare_linear has the mean of PEFT's linear, cross terms included."""
+    stack = random_stack([3, 3], 16, 12)
+    runs = [product(run("peft-dare-linear", stack, seed=seed)) for seed in range(300)]
+    mean = torch.stack(runs).mean(0)
+    linear, exact = product(run("peft-linear", stack)), product(run("sum", stack))
+    spread = torch.stack([r - linear for r in runs]).square().mean(0).sum().sqrt() / 300**0.5
+    assert float((mean - linear).norm()) < 2 * float(spread)
+    assert float((mean - exact).norm()) > 5 * float(spread)
