@@ -64,7 +64,7 @@ def pool() -> None:
 @pass_app
 def show(app: App, pool: str) -> None:
     """The manifest: members, how they were chosen, what to compare them with."""
-    manifest = _found(app, pool)
+    manifest = found_pool(app, pool)
     app.output.document({**asdict(manifest), "digest": manifest.digest}, partial(render_pool, places={}))
 
 
@@ -92,11 +92,11 @@ def export_(app: App, pool: str, to: Path | None, form: str, weights: bool, copy
 
     The controls that belong to it are exported beside it.
     """
-    manifest = _found(app, pool)
+    manifest = found_pool(app, pool)
     chosen = next(one for one in FORMS if one == form)
     below, made = to or app.settings.pools, []
     for one in (manifest, *_controls(app, manifest)):
-        with _fetching(app, one) as fetch, app.output.progress("exporting") as bar:
+        with fetching(app, one) as fetch, app.output.progress("exporting") as bar:
             chosen_fetch = fetch if weights else None
             made.append(export(one, below, chosen, chosen_fetch, bar.working, copy=copy))
     app.output.document(
@@ -117,7 +117,7 @@ def verify(app: App, pool: str, use: str | None, online: bool) -> None:
     In an export its files are read; of a pool by name those that are kept. Exit code 1 where something is
     wrong.
     """
-    manifest = _found(app, pool)
+    manifest = found_pool(app, pool)
     judged = next((one for one in USES if one == use), None)
     with app.output.progress("reading") as bar:
         problems = verify_files(manifest, _places(app, manifest, Path(pool)), bar.working)
@@ -142,7 +142,7 @@ def import_(app: App, file: Path, weights: bool, instead: bool) -> None:
     """Take over a pool that somebody exported: FILE is its pool.json or folder."""
     manifest = read_manifest(file)
     if weights:
-        with _fetching(app, manifest) as fetch, app.output.progress("fetching") as bar:
+        with fetching(app, manifest) as fetch, app.output.progress("fetching") as bar:
             for done, member in enumerate(manifest.members):
                 bar.working(done, len(manifest.members))
                 for pinned in member.files:
@@ -155,7 +155,7 @@ def import_(app: App, file: Path, weights: bool, instead: bool) -> None:
     app.output.document(found, partial(render_pool, places=places))
 
 
-def _found(app: App, pool: str) -> Manifest:
+def found_pool(app: App, pool: str) -> Manifest:
     """The manifest in a file or folder of that name where there is one, else the catalog's pool."""
     path = Path(pool)
     if path.is_file() or (path / MANIFEST_NAME).is_file():
@@ -186,7 +186,7 @@ def _controls(app: App, manifest: Manifest) -> list[Manifest]:
 
 
 @contextmanager
-def _fetching(app: App, manifest: Manifest) -> Iterator[Fetch]:
+def fetching(app: App, manifest: Manifest) -> Iterator[Fetch]:
     """What gives the content of pinned files: from the catalog and the kept blobs, else from the Hub."""
     with ExitStack() as stack:
         session = stack.enter_context(reading_if_any(app.settings))

@@ -1,0 +1,249 @@
+"""`loradex methods`, `merge` and `inspect-merge`: many adapters into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from catalog.errors import UsageError
+from catalog.export import export, in_export, member_folder
+from catalog.folder import is_adapter_folder
+from catalog.pools import Manifest
+from cli.app import App, pass_app
+from cli.commands.pools import fetching, found_pool
+from cli.output import Column, labelled, output_options, table
+
+if TYPE_CHECKING:
+    from merging.members import Member
+
+METHODS = (
+    Column("method"),
+    Column("summary", "what it does"),
+    Column("parameters", show=lambda rows: ", ".join(f"{row['name']}={row['default']}" for row in rows)),
+    Column("exact", show=lambda exact: "exact" if exact else ""),
+)
+
+
+@click.command()
+@output_options(lists=True)
+@pass_app
+def methods(app: App) -> None:
+    """List the merge methods, their parameters and where they come from (--json has all of it)."""
+    from merging.methods import METHODS as ROWS
+
+    app.output.rows([_method(row) for row in ROWS.values()], METHODS)
+
+
+def _method(row: Any) -> dict[str, Any]:
+    parameters = [
+        {"name": one.name, "default": one.default, "range": one.range, "meaning": one.meaning}
+        for one in row.parameters
+    ]
+    facts = {name: getattr(row, name) for name in ("summary", "paper", "exact", "gauge", "data")}
+    return {"method": row.name, **facts, "parameters": parameters}
+
+
+def _parameters(_context: click.Context, _option: click.Parameter, given: Sequence[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given]
+    if wrong := next((name for name, sign, _ in pairs if not (name and sign)), None):
+        raise click.BadParameter(f"{wrong!r} is not KEY=VALUE, such as density=0.2.")
+    return {name: value for name, _, value in pairs}
+
+
+def _numbers(_context: click.Context, _option: click.Parameter, given: str | None) -> list[float] | None:
+    try:
+        return [float(part) for part in given.split(",")] if given else None
+    except ValueError as error:
+        raise click.BadParameter("write numbers with commas between them, such as 1,0.5,0.5.") from error
+
+
+members_argument = click.argument("pool", nargs=-1, required=True, metavar="POOL|DIR…")
+weights_option = click.option(
+    "--weights", metavar="W,…", callback=_numbers, help="One a member, in the order of the pool."
+)
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+
+
+@click.command()
+@members_argument
+@click.option("--method", metavar="M", required=True, help="A row of `loradex methods`.")
+@click.option(
+    "-p", "parameters", metavar="KEY=VALUE", multiple=True, callback=_parameters, help="Of the method."
+)
+@click.option("--rank", metavar="R", type=click.IntRange(min=1), help="The largest rank of the result.")
+@weights_option
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Of the result.  [default: the members']",
+)
+@device_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Of methods that draw.")
+@click.option("-o", "--out", metavar="DIR", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option(
+    "--apply-to",
+    metavar="BASE",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Add the merge to the base model in this folder, and write the full model.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what it would cost, and write nothing.")
+@output_options(lists=False)
+@pass_app
+def merge(
+    app: App,
+    /,
+    pool: tuple[str, ...],
+    out: Path,
+    overwrite: bool,
+    apply_to: Path | None,
+    dry_run: bool,
+    **given: Any,
+) -> None:
+    """Merge a POOL, or adapters in folders, into one adapter that plain PEFT loads.
+
+    Beside its weights the folder holds merge.json (members, digests, method, parameters, energy kept) and a
+    model card. The same call writes the same bytes.
+    """
+    from merging.merge import carry_out
+    from merging.plan import plan
+    from merging.price import price
+
+    members, manifest = _members(app, pool)
+    planned = plan(members, **given)
+    if dry_run:
+        app.output.document(asdict(price(planned)), _render_price)
+        return
+    source = {"name": manifest.name, "digest": manifest.digest} if manifest else None
+    made = out.with_name(f"{out.name}-adapter") if apply_to else out
+    with app.output.progress("merging") as bar:
+        report = carry_out(planned, made, overwrite=overwrite, pool=source, progress=bar.working)
+    found = {"folder": str(made), "kept": report.kept, **report.record}
+    if apply_to:
+        found["model"] = str(_fold(app, apply_to, made, out, given["device"], overwrite))
+    app.output.document(found, _render_merge)
+
+
+def _fold(app: App, base: Path, adapter: Path, out: Path, device: str, overwrite: bool) -> Path:
+    from merging.fold import apply_to
+
+    with app.output.progress("adding to the base") as bar:
+        return apply_to(base, adapter, out, device=device, overwrite=overwrite, progress=bar.working).folder
+
+
+def _members(app: App, given: Sequence[str]) -> tuple[list[Member], Manifest | None]:
+    """The members in the folders given, or of the one pool given, whose files are brought here first."""
+    from merging.members import load_member
+
+    if all(is_adapter_folder(Path(name)) for name in given):
+        return [load_member(Path(name)) for name in given], None
+    if len(given) > 1:
+        wrong = next(name for name in given if not is_adapter_folder(Path(name)))
+        raise UsageError(f"{wrong} is no folder of an adapter; name one pool, or folders of adapters.")
+    manifest = found_pool(app, given[0])
+    folder = _exported(app, manifest, Path(given[0]))
+    members = [
+        load_member(
+            folder / member_folder(member),
+            name=member.adapter,
+            digest=next((f.sha256 for f in member.files if f.name.endswith(".safetensors")), None),
+            licence=member.license,
+            source={"repository": member.repository, "commit": member.commit, "subfolder": member.subfolder},
+        )
+        for member in manifest.members
+    ]
+    return members, manifest
+
+
+def _exported(app: App, manifest: Manifest, pool: Path) -> Path:
+    """The folder of a pool's files: its export where one was named, else one made below the data folder."""
+    folder = pool if pool.is_dir() else pool.parent
+    if pool.exists() and in_export(manifest, folder) is not None:
+        return folder
+    with fetching(app, manifest) as fetch, app.output.progress("bringing the members") as bar:
+        return export(manifest, app.settings.pools, "peft", fetch, bar.working)
+
+
+@click.command("inspect-merge")
+@members_argument
+@click.option(
+    "--result",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The merge of them: how much of it is whose.",
+)
+@weights_option
+@device_option
+@click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw cosines and energy by rank.",
+)
+@output_options(lists=False)
+@pass_app
+def inspect_merge(
+    app: App, /, pool: tuple[str, ...], result: Path | None, plot: Path | None, **given: Any
+) -> None:
+    """How alike the members of a POOL are, how much they interfere, and the energy that each rank keeps."""
+    from merging import inspect
+
+    members, _ = _members(app, pool)
+    with app.output.progress("reading") as bar:
+        found = inspect.inspect(members, result=result, progress=bar.working, **given)
+    if plot:
+        inspect.plot(found, plot)
+        app.output.say(f"drawn into {plot}")
+    ranks = {f"rank_for_{share}": found.rank_for(share / 100) for share in (50, 90, 99)}
+    app.output.document({**asdict(found), **ranks}, partial(_render_inspection, found.names))
+
+
+def _render_price(found: dict[str, Any]) -> str:
+    return labelled(
+        [
+            ("members", f"{found['members']} with {found['modules']:,} modules"),
+            ("result", f"rank {found['rank']} · {found['parameters']:,} parameters"),
+            ("size", f"{found['size'] / 1e6:,.1f} MB"),
+            ("reads", f"{found['read'] / 1e6:,.1f} MB"),
+            ("memory", f"about {found['memory'] / 1e6:,.0f} MB beside the program"),
+            ("time", f"about {found['seconds']:,.1f} s on this device"),
+        ]
+    )
+
+
+def _render_merge(found: dict[str, Any]) -> str:
+    return labelled(
+        [
+            ("merge", found["folder"]),
+            ("method", found["method"]),
+            ("members", f"{len(found['members'])}"),
+            ("energy kept", f"{found['kept']:.4f}"),
+            ("model", found.get("model", "")),
+        ]
+    )
+
+
+def _render_inspection(names: Sequence[str], found: dict[str, Any]) -> str:
+    """Members with their norms and shares, the table of cosines, and what the sum is like."""
+    rows = [
+        {"number": n + 1, "member": name, "norm": found["norms"][n], "cosines": found["cosines"][n]}
+        | ({"share": found["shares"][n]} if found["shares"] else {})
+        for n, name in enumerate(names)
+    ]
+    columns = [
+        Column("number", "", True),
+        Column("member"),
+        Column("norm", right=True, show=lambda norm: f"{norm:.3g}"),
+        *([Column("share", right=True, show=lambda share: f"{share:.3f}")] if found["shares"] else []),
+        Column("cosines", show=lambda row: " ".join(f"{value:+.2f}" for value in row)),
+    ]
+    facts = [
+        ("interference", f"{found['interference']:.3f} (unrelated 1, equal {len(names)})"),
+        ("rank that keeps", " · ".join(f"{share} %: {found[f'rank_for_{share}']}" for share in (50, 90, 99))),
+    ]
+    return "\n".join([*table(rows, columns), "", labelled(facts)])
