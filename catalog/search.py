@@ -145,8 +145,8 @@ def search(
     """The k adapters that fit a text best by words and by meaning, of those that the filter lets through.
 
     `refusing` decides the verdict that the filter may ask for; without a filter nothing is left out. Equal
-    scores share a rank in each ranking; ties of the sum are in the order of names. Raises UsageError for an
-    empty text, one of more than 10,000 characters, and k below 1.
+    scores share a rank in each ranking; of equal sums those that words found come first, then names decide.
+    Raises UsageError for an empty text, one of more than 10,000 characters, and k below 1.
     """
     text = text.strip()
     if not text or len(text) > MOST_TEXT:
@@ -165,7 +165,8 @@ def search(
         + (weights.meaning / (FUSION + near[key].rank) if key in near else 0.0)
         for key in {**ranks, **near}
     }
-    best = sorted(scores, key=lambda key: (-scores[key], texts.names[key], key))[:k]
+    # Where the sums are equal, a word that was met tells more than a vector that is near.
+    best = sorted(scores, key=lambda key: (-scores[key], key not in ranks, texts.names[key], key))[:k]
     words = texts.words.where(text, [key for key in best if key in ranks])
     hits = _hits(session, texts, {key: scores[key] for key in best}, words, near)
     return Found(

@@ -32,6 +32,14 @@ log = logging.getLogger(__name__)
 COLUMNS = ("name", "card", "tags", "datasets", "base")
 # Version of how texts become words and of the tables: a change raises it, and files are built anew.
 _FORMAT = 1
+# English words that say nothing of a topic.
+_EMPTY_WORDS = frozenset(
+    {"a", "about", "an", "and", "any", "are", "as", "at", "be", "by", "can", "do", "does", "for", "from"}
+    | {"has", "have", "how", "i", "in", "into", "is", "it", "its", "me", "my", "no", "not", "of", "on", "or", "our"}
+    | {"so", "some", "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this"}
+    | {"to", "up", "was", "we", "were", "what", "when", "where", "which", "who", "why", "will", "with"}
+    | {"would", "you", "your"}
+)
 _MOST_TERMS = 32
 _MOST_MANIFEST = 1 << 16
 _CHUNK = 1 << 20
@@ -205,7 +213,8 @@ def _with_parts(match: re.Match[str]) -> str:
 def terms(text: str) -> tuple[str, ...]:
     """What is looked for in a user's text: its words, and pairs of characters where a script has no spaces.
 
-    At most 32. They hold letters, digits and spaces only: nothing in them is FTS5's syntax.
+    At most 32. They hold letters, digits and spaces only: nothing in them is FTS5's syntax. Words that tell
+    nothing (the, of, to…) are left out where any others are left.
     """
     found: list[str] = []
     for run in _RUN.findall(unicodedata.normalize("NFC", text)):
@@ -213,7 +222,9 @@ def terms(text: str) -> tuple[str, ...]:
             found += [" ".join(run[n : n + 2]) for n in range(max(len(run) - 1, 1))]
         else:
             found += spread(run).split()
-    return tuple({term.lower(): term for term in found}.values())[:_MOST_TERMS]
+    distinct = {term.lower(): term for term in found}
+    telling = {word: term for word, term in distinct.items() if word not in _EMPTY_WORDS}
+    return tuple((telling or distinct).values())[:_MOST_TERMS]
 
 
 def open_words(folder: Path, source: TextSource) -> WordIndex:

@@ -1,9 +1,9 @@
 """What a merge will cost before it is done: rank, size, memory, and time from a short calibration.
 
 Sizes and ranks are exact. The time is arithmetic and bytes over rates that are measured for a moment on the
-device: two matrix products, an eigenproblem, a pass over memory. On a busy machine eleven merges by six methods
-took 0.95 to 2.4 times the estimate. The memory is what the arrays need; what allocators and libraries take
-beside it was as much again in the one case compared.
+device: two matrix products, an eigenproblem, a pass over memory. On a busy machine eleven merges by six
+methods took 0.95 to 2.4 times the estimate. The memory is what the arrays need; what allocators and libraries
+take beside it was about as much again in the one case compared.
 """
 
 from __future__ import annotations

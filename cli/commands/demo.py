@@ -19,6 +19,7 @@ from crawler.plan import DEFAULT_BASE
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample_hub"
 CRAWL = ("crawl", "--any-base", "--weights", "keep")
+NEAR = ("-k", "4", "--exclude", "zoo/banking77", "--distinct", "delta", "--controls")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,23 @@ STEPS = (
     ),
     Step("The same weights under several names.", ("duplicates",)),
     Step("All adapters of the base model in two dimensions.", ("map", "{place}/map.svg", "--colour", "rank")),
+    Step(
+        "By words and meaning; most cards here say nothing, as in the wild.",
+        ("search", "a question in which the speaker corrects a slip", "-k", "2"),
+    ),
+    Step(
+        "A pool of like adapters, one of each group of duplicates, with the pools to compare it with.",
+        ("select", "near", "--by", "adapter", "--like", "zoo/banking77", *NEAR),
+    ),
+    Step(
+        "The pool and its controls as folders that PEFT loads, every byte checked.",
+        ("pool", "export", "near", "--to", "{place}/out", "--weights"),
+    ),
+    Step("Anything changed, vanished or forbidden since?", ("pool", "verify", "near", "--hub")),
+    Step(
+        "One adapter out of the pool, in plain PEFT format.",
+        ("merge", "near", "--method", "ties", "--rank", "16", "-o", "{place}/merged"),
+    ),
     Step("Again: only what changed is listed, and what is known is not fetched.", CRAWL),
 )
 

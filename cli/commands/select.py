@@ -26,7 +26,8 @@ from catalog.texts import embed_cards
 from cli.app import App, pass_app
 from cli.commands.alike import subject
 from cli.commands.browse import rules_option, where_option
-from cli.output import Column, labelled, output_options, table
+from cli.commands.crawl import DOT
+from cli.output import Column, cell, labelled, output_options, table
 from crawler.screen import refusing
 
 HITS = (
@@ -218,7 +219,7 @@ def _adapter(member: dict[str, Any]) -> str:
 def render_pool(found: dict[str, Any], places: dict[str, Path]) -> str:
     """A pool as lines: what it is, then its members."""
     members = [{**member, "adapter": _adapter(member)} for member in found["members"]]
-    chosen = " · ".join(f"{name} {value}" for name, value in found["chosen"].items())
+    chosen = DOT.join(f"{name} {cell(value)}" for name, value in found["chosen"].items())
     rows = [
         ("pool", f"{found['name']}  {len(members)} members of {found['base']}"),
         ("chosen", chosen),

@@ -1,6 +1,6 @@
 """`make bench`: every benchmark, or those that are named: `python -m tests.bench fingerprints index`.
 
-Each prints one table with ratios of things measured in the same run; `python -m tests.bench.NAME --help` tells
+Each prints one table with ratios of what one run measured; `python -m tests.bench.NAME --help` tells
 the options of one.
 """
 

@@ -49,7 +49,10 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def test_the_demo_shows_the_main_job(first: tuple[Path, list[str]]) -> None:
     folder, lines = first
     commands = [line for line in lines if line.startswith("$ loradex ")]
-    assert [line.split()[2] for line in commands] == ["crawl", "adapters", "adapters", "show", "crawl"]
+    assert [line.split()[2] for line in commands] == [
+        *("crawl", "adapters", "adapters", "show", "similar", "duplicates", "map"),
+        *("search", "select", "pool", "pool", "merge", "crawl"),
+    ]
     assert {line.split()[2] for line in commands} <= set(COMMANDS)
     assert any(line.startswith("complete: 27 repositories listed") for line in lines)
     assert not any("Traceback" in line or "Error" in line or "Warning" in line for line in lines)
@@ -72,7 +75,15 @@ def test_running_it_again_is_the_same_and_quiet_leaves_commands_and_results(
     first: tuple[Path, list[str]],
 ) -> None:
     folder, lines = first
-    talk = ("Crawling ", "A small Hub ", "The catalog is ", "Next: ", "`loradex --help` ")
+    talk = (
+        "Crawling ",
+        "A small Hub ",
+        "The catalog is ",
+        "Next: ",
+        "`loradex --help` ",
+        "drawn into ",
+        "13 adapters drawn ",
+    )
     results = [comparable(line) for line in lines if not line.startswith(talk)]
     again = [comparable(line) for line in run_demo(folder, "-q")]
     assert again == results[: len(again)]

@@ -76,7 +76,9 @@ def test_words_that_hide_in_others_stand_beside_them(whole: str, words: str) -> 
     [
         ("tweet_emotion", ("tweet", "emotion")),
         ("LlamaGuard guard", ("LlamaGuard", "Llama", "guard")),
-        ('" OR NEAR(a b, 2) * ^c {name}:d -e', ("OR", "NEAR", "a", "b", "2", "c", "name", "d", "e")),
+        ('" OR NEAR(a b, 2) * ^c {name}:d -e', ("NEAR", "b", "2", "c", "name", "d", "e")),
+        ("The names of a bank", ("names", "bank")),
+        ("to be or not to be", ("to", "be", "or", "not")),
         ("情感分析", ("情 感", "感 分", "分 析")),
         ("情", ("情",)),
         ("!?", ()),
