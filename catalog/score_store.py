@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from catalog.errors import NotFoundError, UsageError
@@ -106,9 +106,12 @@ class Table:
 
 
 def score_table(
-    session: Session, splits: Collection[str] | None = None, sources: Collection[str] | None = None
+    session: Session,
+    splits: Collection[str] | None = None,
+    sources: Collection[str] | None = None,
+    leave_out: Collection[str] = (),
 ) -> Table:
-    """The scores of adapters by short name and task, of some splits and sources or of all.
+    """The scores of adapters by short name and task, of some splits and sources, or of all but some.
 
     Where several sources or splits measured a cell, their mean weighted by the number of samples; a source
     that does not say its number counts as one sample. Raises NotFoundError where there are none.
@@ -116,6 +119,8 @@ def score_table(
     query = select(Evaluation).order_by(Evaluation.subject, Evaluation.task, Evaluation.id)
     if splits is not None:
         query = query.where(Evaluation.split.in_(splits))
+    if leave_out:
+        query = query.where(or_(Evaluation.split.not_in(leave_out), Evaluation.subject == BASE))
     if sources is not None:
         query = query.where(Evaluation.source.in_(sources))
     sums: dict[tuple[str, str], list[tuple[float, int | None]]] = {}

@@ -6,6 +6,7 @@ and seed, and each says of every member why it was chosen. Writes no rows.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from catalog import bases, likeness
 from catalog.blobs import BlobStore
 from catalog.candidates import Candidate, candidates, pinned
 from catalog.choose import Limits, Ranked, by_rank, chosen, matched, random_order, shuffled, without
+from catalog.completion import completion, from_like_tasks
 from catalog.duplicates import representatives
 from catalog.embed import Embedder
 from catalog.errors import NotFoundError, UsageError
@@ -27,6 +29,8 @@ from catalog.neighbours import Subject, neighbours
 from catalog.pool_store import find_pool
 from catalog.pools import Manifest, checked_name
 from catalog.query import parse
+from catalog.score_store import score_table
+from catalog.scores import Ranking, ScoreMatrix, by_score, prior, score_matrix
 from catalog.search import open_texts, search
 from catalog.terms import to_text
 
@@ -56,7 +60,8 @@ class Question:
     parameters: int | None = None
     distinct: str | None = None
     exclude: tuple[str, ...] = ()
-    budget: int | None = None
+    splits: tuple[str, ...] = ()
+    texts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,10 @@ class Sources:
     blobs: BlobStore
     embedder: Callable[[], Embedder | None]
     subject: Callable[[str], Subject]
-    measure: Callable[[Sequence[Candidate], int], Sequence[float | None]] | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
-Ranking = Callable[[Question, Sequence[Candidate], Sources], list[Ranked]]
+Rank = Callable[[Question, Sequence[Candidate], Sources], list[Ranked]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Strategy:
 
     sentence: str
     needs: tuple[str, ...]
-    rank: Ranking
+    rank: Rank
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,61 @@ def _by_adapter(question: Question, rows: Sequence[Candidate], sources: Sources)
     return [Ranked(by_name[row.adapter], row.score, row.why) for row in found if row.adapter in by_name]
 
 
+def _by_score(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    return _by_scores(by_score(_matrix(question, rows, sources), _task(question)), rows)
+
+
+def _by_prior(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    return _by_scores(prior(_matrix(question, rows, sources), _task(question)), rows)
+
+
+def _by_like_tasks(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    ranking = from_like_tasks(_matrix(question, rows, sources), _task(question), _texts(question, sources))
+    return _by_scores(ranking, rows)
+
+
+def _by_completion(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    ranking = completion(_matrix(question, rows, sources), _task(question), _texts(question, sources))
+    return _by_scores(ranking, rows)
+
+
+def _task(question: Question) -> str:
+    return question.task or ""
+
+
+def _texts(question: Question, sources: Sources) -> dict[str, str]:
+    """What tasks ask for, in words; that of the question's own task is --query where it is given."""
+    said = {_task(question): question.text} if question.text else {}
+    return {**sources.texts, **said}
+
+
+def _worst(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    return _by_score(question, rows, sources)[::-1]
+
+
+def _matrix(question: Question, rows: Sequence[Candidate], sources: Sources) -> ScoreMatrix:
+    """The measured scores of the candidates and of all others; of no test split unless it is asked for."""
+    table = score_table(
+        sources.session, question.splits or None, leave_out=() if question.splits else ("test",)
+    )
+    cells = ((adapter, task, value, n) for (adapter, task), (value, n) in table.cells.items())
+    matrix = score_matrix(cells, base=table.base.items(), adapters=[row.adapter for row in rows])
+    task = _task(question)
+    unmeasured = task not in matrix.tasks and task in _texts(question, sources)
+    return matrix.blank(task) if unmeasured else matrix
+
+
+def _by_scores(ranking: Ranking, rows: Sequence[Candidate]) -> list[Ranked]:
+    """The candidates that a ranking can say something of, best first."""
+    by_name = {row.adapter: row for row in rows}
+    found = []
+    for place in ranking.order():
+        row, score = by_name.get(ranking.adapters[place]), float(ranking.scores[place])
+        if row is not None and not math.isnan(score):
+            found.append(Ranked(row, score, ranking.why[place]))
+    return found
+
+
 def _random(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
     return random_order(rows, question.seed)
 
@@ -144,6 +204,17 @@ def _matched(question: Question, rows: Sequence[Candidate], sources: Sources) ->
 STRATEGIES: dict[str, Strategy] = {
     "text": Strategy("Names and cards that fit --query, by words and meaning.", ("text",), _by_text),
     "adapter": Strategy("Weights like those of --like, an adapter or a folder.", ("like",), _by_adapter),
+    "score": Strategy("What they scored on --task.", ("task",), _by_score),
+    "prior": Strategy("How they stand out on other tasks than --task.", ("task",), _by_prior),
+    "tasks": Strategy(
+        "How they stand out on other tasks, those that read like --task most.", ("task",), _by_like_tasks
+    ),
+    "completion": Strategy(
+        "Their expected score on --task, from it, from other tasks and from like adapters.",
+        ("task",),
+        _by_completion,
+    ),
+    "worst": Strategy("The lowest scores on --task first.", ("task",), _worst),
     "random": Strategy("Chance.", (), _random),
     "matched": Strategy("Chance, with the recipes of the pool --to.", ("to",), _matched),
     "rank": Strategy("The largest rank first.", (), _largest),
@@ -250,6 +321,7 @@ def _controls(
     """The pools that keep a choice honest: random ones, of its recipes, and with shuffled scores."""
     pool = [row.candidate for row in taken]
     rankings = {
+        **({"blind": _by_prior(question, rows, sources)} if question.by == "score" else {}),
         "random": random_order(rows, question.seed + 1),
         "matched": matched(rows, pool, question.seed),
         "shuffled": shuffled(ranking, question.seed),

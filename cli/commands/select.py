@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -16,6 +17,7 @@ from catalog.bases import BaseTable
 from catalog.blobs import BlobStore
 from catalog.database import reading, writing
 from catalog.embed import DEFAULT_MODEL, Embedder, load_embedder
+from catalog.errors import UsageError
 from catalog.licenses import USES
 from catalog.pools import Manifest
 from catalog.query import parse
@@ -128,15 +130,34 @@ def _described(session: Any, hits: Sequence[tuple[str, float, str]]) -> list[dic
     return rows
 
 
-@click.command("select")
+# A paragraph that click does not fill anew.
+_WAYS = "\b\n" + "\n".join(f"{name:<11}{row.sentence}" for name, row in STRATEGIES.items())
+
+
+@click.command("select", epilog=_WAYS)
 @click.argument("name")
 @click.option("--by", type=click.Choice(list(STRATEGIES)), required=True, help="How to choose; see below.")
 @click.option("-k", "count", metavar="N", type=int, default=10, show_default=True, help="How many members.")
 @click.option("--query", "text", metavar="TEXT", help="What the adapters should be good for (text).")
-@click.option("--task", metavar="T", help="The task whose scores decide (score, prior, completion, racing).")
+@click.option(
+    "--task", metavar="T", help="The task whose scores decide (score, prior, tasks, completion, worst)."
+)
 @click.option("--like", metavar="ADAPTER|DIR", help="The adapter that members should resemble (adapter).")
 @click.option("--to", metavar="POOL", help="The pool to be matched (matched).")
 @click.option("--kind", type=click.Choice(["output", "delta"]), default="output", help="By which (adapter).")
+@click.option(
+    "--splits",
+    metavar="SPLIT",
+    multiple=True,
+    help="Scores of these splits alone.  [default: all but test, which is there to judge]",
+)
+@click.option(
+    "--texts",
+    "texts_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="YAML or JSON of task names and instructions (tasks, completion); --query is that of --task.",
+)
 @where_option
 @click.option("--base", metavar="ID", help="Of this base model.  [default: the most frequent one]")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -162,18 +183,27 @@ def _described(session: Any, hits: Sequence[tuple[str, float, str]]) -> list[dic
 @output_options(lists=False)
 @pass_app
 def select_(
-    app: App, /, model: str, rules: str, controls: bool, instead: bool, dry_run: bool, **given: Any
+    app: App,
+    /,
+    model: str,
+    rules: str,
+    controls: bool,
+    instead: bool,
+    dry_run: bool,
+    texts_file: Path | None,
+    **given: Any,
 ) -> None:
     """Choose members and save them as the pool NAME, pinned to commits and hashes.
 
     The same catalog, question and seed give the same pool, byte for byte.
     """
-    question = Question(rules=rules, **given)
+    texts, digest = _task_texts(texts_file)
+    question = Question(rules=rules, texts=digest, **given)
     with reading(app.settings) as session:
         if question.base is not None:
             canonical = BaseTable(store.spellings(session)).spellings(question.base)[0]
             question = replace(question, base=canonical)
-        found = select(question, _sources(app, session, model, rules), controls=controls)
+        found = select(question, _sources(app, session, model, rules, texts), controls=controls)
     pools = (found.pool, *found.controls)
     if not dry_run:
         with writing(app.settings) as session:
@@ -184,7 +214,29 @@ def select_(
     app.output.document(_manifest(found.pool), partial(render_pool, places=places))
 
 
-def _sources(app: App, session: Any, model: str, rules: str) -> Sources:
+def _task_texts(file: Path | None) -> tuple[dict[str, str], str | None]:
+    """The instructions of tasks in a file, and the sha256 of its bytes; a task is a text or has one."""
+    import yaml
+
+    if file is None:
+        return {}, None
+    try:
+        data = file.read_bytes()
+        found = yaml.safe_load(data)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{file} is no YAML or JSON: {' '.join(str(error).split())[:200]}.") from error
+    rows = found if isinstance(found, dict) else {}
+    texts = {
+        str(name): row.get("instruction", "") if isinstance(row, dict) else row for name, row in rows.items()
+    }
+    if not texts or not all(isinstance(text, str) for text in texts.values()):
+        raise UsageError(f"{file} must map names of tasks to instructions.")
+    return texts, hashlib.sha256(data).hexdigest()
+
+
+def _sources(app: App, session: Any, model: str, rules: str, texts: dict[str, str]) -> Sources:
     blobs = BlobStore(app.settings.blobs)
     return Sources(
         session=session,
@@ -193,6 +245,7 @@ def _sources(app: App, session: Any, model: str, rules: str) -> Sources:
         blobs=blobs,
         embedder=lambda: _embedded(app, session, model),
         subject=lambda name: subject(session, name, blobs),
+        texts=texts,
     )
 
 

@@ -233,3 +233,74 @@ def test_search_finds_by_words_and_by_meaning(sample: Program) -> None:
     assert "overruling" in by_words[0]["why"]
     narrowed = ok(sample, "search", "bank", "--where", "rank:16", "-k", "5")
     assert {hit["rank"] for hit in narrowed} <= {16}
+
+
+SCORES = {
+    "zoo/banking77": (0.9, 0.8, 0.1),
+    "zoo/clinc_oos": (0.2, 0.9, 0.2),
+    "zoo/disfl_qa": (0.5, 0.1, 0.9),
+    "zoo/hyperbaton": (0.1, 0.2, 0.3),
+    "nobody/elsewhere": (0.95, 0.95, 0.95),
+}
+
+
+@pytest.fixture
+def scored(mine: Program, tmp_path: Path) -> Program:
+    """The sample's catalog with scores on three tasks, and others on a test split that say the opposite."""
+    file = tmp_path / "scores.csv"
+    rows = [f"{name},{','.join(map(str, values))}" for name, values in SCORES.items()]
+    file.write_text("\n".join(["adapter,bank,intent,speech", *rows]) + "\n")
+    saved = ok(mine, "scores", "import", str(file), "--split", "valid", "-n", "100")
+    assert saved == {"rows": 15, "new": 15, "changed": 0, "known": 0, "unknown_adapters": 1}
+    file.write_text("adapter,bank\nzoo/hyperbaton,1.0\n")
+    ok(mine, "scores", "import", str(file), "--split", "test", "-n", "100")
+    return mine
+
+
+def chosen(run: Program, *words: str) -> list[str]:
+    return [member["repository"] for member in ok(run, "select", "p", *words, "--dry-run")["members"]]
+
+
+def test_a_pool_by_measured_scores_never_looks_at_the_test_split(scored: Program) -> None:
+    assert chosen(scored, "--by", "score", "--task", "bank", "-k", "2") == ["zoo/banking77", "zoo/disfl_qa"]
+    assert chosen(scored, "--by", "worst", "--task", "bank", "-k", "1") == ["zoo/hyperbaton"]
+    by_test = chosen(scored, "--by", "score", "--task", "bank", "-k", "1", "--splits", "test")
+    assert by_test == ["zoo/hyperbaton"]
+
+
+def test_a_pool_by_other_tasks_does_not_look_at_the_task(scored: Program, tmp_path: Path) -> None:
+    for way in ("prior", "tasks"):
+        before = chosen(scored, "--by", way, "--task", "bank", "-k", "3")
+        file = tmp_path / "more.csv"
+        file.write_text("adapter,bank\nzoo/hyperbaton,1.0\nzoo/banking77,0.0\n")
+        ok(scored, "scores", "import", str(file), "--split", "valid", "--source", "scores.csv", "-n", "100")
+        assert chosen(scored, "--by", way, "--task", "bank", "-k", "3") == before
+
+
+def test_a_task_that_nobody_measured_is_known_by_its_words(scored: Program, tmp_path: Path) -> None:
+    texts = tmp_path / "tasks.yaml"
+    texts.write_text(
+        "intent: {instruction: sort the request of a customer}\nspeech: mend a slip of the tongue\n"
+    )
+    words = (
+        "--task",
+        "new",
+        "--texts",
+        str(texts),
+        "--query",
+        "mend what a speaker says with a slip of the tongue",
+    )
+    found = ok(scored, "select", "p", "--by", "tasks", *words, "-k", "1", "--dry-run")
+    assert found["members"][0]["repository"] == "zoo/disfl_qa"
+    assert len(found["chosen"]["texts"]) == 64
+    refused = scored("select", "p", "--by", "tasks", "--task", "new", "-k", "1")
+    assert refused.exit_code == 1
+    assert "new" in refused.stderr
+
+
+def test_a_pool_by_scores_has_a_control_that_is_blind_to_the_task(scored: Program) -> None:
+    made = ok(scored, "select", "best", "--by", "score", "--task", "bank", "-k", "2", "--controls")
+    assert [control["kind"] for control in made["controls"]][:4] == ["blind", "random", "matched", "shuffled"]
+    assert {row["pool"] for row in ok(scored, "pools")} == {
+        *("best", "best-blind", "best-random", "best-matched", "best-shuffled")
+    }
