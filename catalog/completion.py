@@ -145,7 +145,9 @@ def posterior(expected: Expectation, values: Floats, n: Floats) -> Posterior:
     best: tuple[float, float, float, Floats] | None = None
     for amplitude in _AMPLITUDES:
         scales = np.array([_LEVEL, amplitude])
-        signal = amplitude * expected.covariance[np.ix_(seen, seen)] + (design[seen] * scales) @ design[seen].T
+        signal = (
+            amplitude * expected.covariance[np.ix_(seen, seen)] + (design[seen] * scales) @ design[seen].T
+        )
         for own in _OWN:
             total = signal + np.diag(noise + own * amplitude)
             loss = _loss(total, y - middle)

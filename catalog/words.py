@@ -35,10 +35,10 @@ _FORMAT = 1
 # English words that say nothing of a topic.
 _EMPTY_WORDS = frozenset(
     {"a", "about", "an", "and", "any", "are", "as", "at", "be", "by", "can", "do", "does", "for", "from"}
-    | {"has", "have", "how", "i", "in", "into", "is", "it", "its", "me", "my", "no", "not", "of", "on", "or", "our"}
-    | {"so", "some", "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this"}
-    | {"to", "up", "was", "we", "were", "what", "when", "where", "which", "who", "why", "will", "with"}
-    | {"would", "you", "your"}
+    | {"has", "have", "how", "i", "in", "into", "is", "it", "its", "me", "my", "no", "not", "of", "on"}
+    | {"or", "our", "so", "some", "such", "than", "that", "the", "their", "them", "then", "there", "these"}
+    | {"they", "this", "to", "up", "was", "we", "were", "what", "when", "where", "which", "who", "why"}
+    | {"will", "with", "would", "you", "your"}
 )
 _MOST_TERMS = 32
 _MOST_MANIFEST = 1 << 16
