@@ -25,6 +25,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,21 +141,10 @@ def posterior(expected: Expectation, values: Floats, n: Floats) -> Posterior:
     y, count = values[seen], n[seen]
     middle = float(count @ y / count.sum())
     noise = _noise(y, count, middle) / count
-    size = len(values)
-    design = np.column_stack([np.ones(size), expected.shape])
-    best: tuple[float, float, float, Floats] | None = None
-    for amplitude in _AMPLITUDES:
-        scales = np.array([_LEVEL, amplitude])
-        signal = (
-            amplitude * expected.covariance[np.ix_(seen, seen)] + (design[seen] * scales) @ design[seen].T
-        )
-        for own in _OWN:
-            total = signal + np.diag(noise + own * amplitude)
-            loss = _loss(total, y - middle)
-            if best is None or loss < best[0]:
-                best = (loss, amplitude, own, total)
-    assert best is not None
-    _, amplitude, own, total = best
+    design = np.column_stack([np.ones(len(values)), expected.shape])
+    amplitude, own, total = _likeliest(
+        expected.covariance[np.ix_(seen, seen)], design[seen], noise, y - middle
+    )
     scales = np.array([_LEVEL, amplitude])
     cross = amplitude * expected.covariance[:, seen] + (design * scales) @ design[seen].T
     cross[np.flatnonzero(seen), np.arange(len(y))] += own * amplitude
@@ -162,6 +152,29 @@ def posterior(expected: Expectation, values: Floats, n: Floats) -> Posterior:
     alone = amplitude * (np.diag(expected.covariance) + own) + (design**2) @ scales
     variance = alone - np.einsum("ij,ji->i", cross, solved[:, 1:])
     return Posterior(middle + cross @ solved[:, 0], np.sqrt(np.maximum(variance, 0)))
+
+
+def _likeliest(covariance: Floats, design: Floats, noise: Floats, y: Floats) -> tuple[float, float, Floats]:
+    """The amplitude and the part of an adapter's own with the largest marginal likelihood of y, with the
+    covariance of y under them: uphill on the grid, from its middle.
+    """
+    losses: dict[tuple[int, int], float] = {}
+
+    def total(place: tuple[int, int]) -> Floats:
+        amplitude = _AMPLITUDES[place[0]]
+        signal: Floats = amplitude * covariance + (design * np.array([_LEVEL, amplitude])) @ design.T
+        signal[np.diag_indices_from(signal)] += noise + _OWN[place[1]] * amplitude
+        return signal
+
+    place, best = (-1, -1), (len(_AMPLITUDES) // 2, len(_OWN) // 2)
+    while place != best:
+        place = best
+        for i, j in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)):
+            near = (place[0] + i, place[1] + j)
+            if near not in losses and 0 <= near[0] < len(_AMPLITUDES) and 0 <= near[1] < len(_OWN):
+                losses[near] = _loss(total(near), y)
+        best = min(losses, key=lambda tried: (losses[tried], tried))
+    return _AMPLITUDES[best[0]], _OWN[best[1]], total(best)
 
 
 def reasons(found: Posterior, values: Floats, n: Floats, task: str) -> tuple[str, ...]:
@@ -184,25 +197,28 @@ def likeness(texts: Sequence[str]) -> Floats:
 def _task_weights(task: str, others: Sequence[str], texts: Mapping[str, str]) -> Floats:
     """The weight of every other task in the ridge regression to this one; equal ones without texts."""
     alike = likeness([texts.get(name, "") for name in (*others, task)]) + _COMMON
-    weights: Floats = np.linalg.solve(alike[:-1, :-1] + _RIDGE * np.eye(len(others)), alike[:-1, -1])
-    return weights
+    ridge = alike[:-1, :-1] + _RIDGE * np.eye(len(others))
+    return np.asarray(np.linalg.solve(ridge, alike[:-1, -1]), dtype=np.float64)
 
 
 def _covariance(values: Floats) -> Floats:
     """The covariance k of the module's docstring between rows of (adapters, tasks) with holes."""
-    columns = standardised(values)
-    unknown = np.isnan(columns).mean(axis=1)
-    columns = _filled(columns)
+    holes = standardised(values)
+    unknown = np.isnan(holes).mean(axis=1)
+    columns = _filled(holes)
     trend = columns @ columns.T / columns.shape[1]
     squares = np.diag(trend)
     distance = np.maximum(squares[:, None] + squares - 2 * trend, 0) + unknown[:, None] + unknown
     np.fill_diagonal(distance, 0)
-    return _TREND * (trend + np.diag(unknown)) + (1 - _TREND) * np.exp(-distance / _LENGTH)
+    neighbourhood = np.exp(-distance / _LENGTH)
+    result: Floats = _TREND * (trend + np.diag(unknown)) + (1 - _TREND) * neighbourhood
+    return result
 
 
 def _filled(columns: Floats) -> Floats:
     """Standardised columns with each row's shrunk mean in its holes."""
-    return np.where(np.isnan(columns), effect(columns)[:, None], columns)
+    result: Floats = np.where(np.isnan(columns), effect(columns)[:, None], columns)
+    return result
 
 
 def _noise(y: Floats, count: Floats, middle: float) -> float:
@@ -216,8 +232,10 @@ def _noise(y: Floats, count: Floats, middle: float) -> float:
 
 def _loss(covariance: Floats, y: Floats) -> float:
     """The negative logarithm of the normal density of y, without its constant."""
+    from scipy.linalg import solve_triangular
+
     root = np.linalg.cholesky(covariance)
-    white = np.linalg.solve(root, y)
+    white = solve_triangular(root, y, lower=True, check_finite=False)
     return float(np.log(np.diag(root)).sum() + white @ white / 2)
 
 
@@ -243,4 +261,4 @@ def _cosines(texts: Sequence[str]) -> Floats:
 
 def _terms(text: str) -> list[str]:
     words = re.findall(r"\w+", text.lower())
-    return words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+    return words + [f"{first} {second}" for first, second in pairwise(words)]

@@ -156,10 +156,10 @@ def prior(matrix: ScoreMatrix, task: str) -> Ranking:
     """Adapters by how far they stand out on the other tasks, shrunk towards the mean where little is known.
 
     The score is the mean over tasks of the excess (see `excess`), in standard deviations, times
-    n_i / (n_i + sigma^2 / tau^2): n_i the number of tasks that adapter i was measured on, sigma^2 the variance
-    within an adapter and tau^2 that between adapters, by the method of moments (empirical Bayes; Morris, JASA
-    78 (1983)). Nothing that was measured on the task itself is looked at. Raises NotFoundError for an unknown
-    task and UsageError where there is no score on any other.
+    n_i / (n_i + sigma^2 / tau^2): n_i the number of tasks that adapter i was measured on, sigma^2 the
+    variance within an adapter and tau^2 that between adapters, by the method of moments (empirical Bayes;
+    Morris, JASA 78 (1983)). Nothing that was measured on the task itself is looked at. Raises NotFoundError
+    for an unknown task and UsageError where there is no score on any other.
     """
     matrix.column(task)
     others = other_tasks(matrix, task)
@@ -190,8 +190,8 @@ def excess(values: Floats) -> Floats:
     """max(score - q, 0) of every cell with q the column's upper quartile, centred, over its spread.
 
     Takes and gives (adapters, tasks) with NaN for holes. The spread is the standard deviation of the excess
-    plus 0.01. Of what an adapter is worth at the head of a ranking, this keeps what a mean of scores drowns in
-    the failures of the many that answer in a wrong form.
+    plus 0.01. What counts at the head of a ranking is where an adapter is among the best; a mean of scores
+    says more of where it fails, mostly by answering in a wrong form.
     """
     above = np.maximum(values - np.nanquantile(values, QUANTILE, axis=0), 0)
     result: Floats = (above - np.nanmean(above, axis=0)) / (np.nanstd(above, axis=0) + _LEAST_SPREAD)
