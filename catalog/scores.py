@@ -85,7 +85,8 @@ class ScoreMatrix:
         """The matrix without these tasks."""
         gone = [self.column(task) for task in tasks]
         kept = tuple(task for task in self.tasks if task not in tasks)
-        values, n = np.delete(self.values, gone, axis=1), np.delete(self.n, gone, axis=1)
+        # One layout in memory, so that sums are rounded alike whatever was taken out.
+        values, n = (np.ascontiguousarray(np.delete(a, gone, axis=1)) for a in (self.values, self.n))
         return replace(self, tasks=kept, values=values, n=n, base=np.delete(self.base, gone))
 
 
