@@ -1,4 +1,4 @@
-"""The posterior against the formulas written out, the task kernel against scikit-learn, and planted truths."""
+"""The posterior against its formulas, the task kernel against scikit-learn, and planted truths."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from catalog.retrieval_metrics import ndcg
 from catalog.scores import Floats, ScoreMatrix, by_score, prior
 from tests.shared_data import data, shared
 from tests.unit.test_scores import drawn, matrix, same
+
+pytestmark = pytest.mark.slow
 
 DIGIT = "Classify the sentence. Return only the digit (0 or 1), without explanations."
 LETTER = "Answer the multiple-choice question. Return only the letter (A, B, C or D)."
@@ -160,7 +162,7 @@ def test_what_is_expected_sees_nothing_of_the_task_itself(seed: int) -> None:
 
 
 def specialists() -> tuple[ScoreMatrix, dict[str, str]]:
-    """Of 40 adapters the first ten are good at tasks that want a digit, the next ten at those for a letter."""
+    """Of 40 adapters the first ten are good at tasks for a digit, the next ten at those for a letter."""
     rng = np.random.default_rng(0)
     good = np.full((40, 8), 0.4)
     good[:10, ::2] = good[10:20, 1::2] = 0.8

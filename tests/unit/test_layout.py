@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from catalog.errors import UsageError
 from catalog.layout import FEWEST, layout, leader, name_places
 
+pytestmark = pytest.mark.slow
+
 
 def groups(count: int, of: int, dimensions: int = 64, noise: float = 0.5, seed: int = 0) -> tuple[Any, Any]:
     """Vectors in groups around random directions, of very different lengths; and the group of each."""

@@ -24,6 +24,8 @@ from catalog.errors import StorageError, UsageError
 from catalog.picture import MOST_ROWS, adapter_figure, adapter_picture
 from catalog.scatter import MOST_NAMES, MOST_VECTORS, map_figure, map_picture
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TYPES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 HOSTILE = [

@@ -18,6 +18,8 @@ from catalog.scores import Floats, ScoreMatrix, by_score
 from tests.unit.test_completion import planted
 from tests.unit.test_scores import drawn, same
 
+pytestmark = pytest.mark.slow
+
 
 class Bench:
     """Measures adapters of known true scores with binomial errors, and remembers what it was asked for."""

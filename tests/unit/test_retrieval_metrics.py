@@ -56,10 +56,10 @@ def test_equal_scores_count_as_all_their_orders_do_on_average(
     metric: Metric, case: tuple[Floats, Floats, int]
 ) -> None:
     scores, gains, k = case
-    orders = []
-    for order in permutations(range(len(scores))):
-        # The place in this order decides between equal scores, and only there.
-        orders.append(metric(scores * 100 - np.argsort(order), gains, k))
+    # The place in an order decides between equal scores, and only there.
+    orders = [
+        metric(scores * 100 - np.argsort(order), gains, k) for order in permutations(range(len(scores)))
+    ]
     assert metric(scores, gains, k) == pytest.approx(np.mean(orders), abs=1e-9)
 
 
