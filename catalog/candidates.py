@@ -43,7 +43,6 @@ class Candidate:
     tensor_digest: str | None
     config_digest: str
     card_digest: str | None
-    files: Any
 
     @property
     def adapter(self) -> str:
@@ -78,7 +77,6 @@ _COLUMNS = (
     WeightsFile.tensor_digest,
     Adapter.config_digest,
     Adapter.card_digest,
-    Adapter.files,
 )
 
 
@@ -100,7 +98,7 @@ def candidates(
         query = query.where(BaseModel.canonical == base)
     if where is not None:
         query = query.where(where.clause(refusing))
-    return [Candidate(**row) for row in session.execute(query).mappings()]
+    return [Candidate(*row) for row in session.execute(query)]
 
 
 def pinned(
@@ -137,7 +135,8 @@ def _member(session: Session, row: Candidate, score: float | None, why: str) -> 
 
 def _files(session: Session, row: Candidate) -> list[PinnedFile]:
     """Configuration, weights and card, by name; small files are hashed from what the catalog holds."""
-    listed = {file["digest"]: file for file in row.files or ()}
+    files = session.scalar(select(Adapter.files).where(Adapter.id == row.id))
+    listed = {file["digest"]: file for file in files or ()}
     weights = PinnedFile(row.weights_name, int(listed[row.weights_digest]["size"]), row.weights_digest)
     found = [weights]
     for digest in filter(None, (row.config_digest, row.card_digest)):

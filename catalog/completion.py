@@ -15,7 +15,8 @@ each score towards what like adapters scored, the more the fewer samples it has.
 
 Holes among the other tasks are filled with the adapter's shrunk mean, and widen the distance to all others,
 so that an adapter that nobody measured has no neighbours. Memory grows with the square of the number of
-adapters and time with its cube: 960 take a second, 5,000 a minute.
+adapters and time with its cube: 960 take a second, 5,000 a minute, and more are refused. Those that nobody
+measured on anything are all alike and count as one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -35,6 +36,7 @@ from catalog.scores import Ranking, ScoreMatrix, effect, excess, other_tasks, st
 
 Floats = NDArray[np.float64]
 
+MOST_ADAPTERS = 5000
 # Chosen on tasks without test scores, see docs/retrieval.md; results change little within a factor of two.
 _TREND = 0.2
 _LENGTH = 0.5
@@ -73,10 +75,14 @@ class Posterior:
 def completion(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None = None) -> Ranking:
     """Adapters by their expected score on a task, from its measured cells, the other tasks, or both.
 
-    Without a measured cell the score is the expected excess in standard deviations over the adapters, and
-    nothing of the task but its text in `texts` (task to instruction) is used; with some it is a share of
-    right answers. Raises NotFoundError for an unknown task and UsageError where nothing was measured at all.
+    Without a measured cell of the task the score is the expected excess in standard deviations over the
+    adapters, and nothing of the task but its text in `texts` (task to instruction) is used; with some it is a
+    share of right answers. Raises NotFoundError for an unknown task, and UsageError where nothing was
+    measured at all and for more than 5,000 adapters with scores.
     """
+    unmeasured = np.flatnonzero(~matrix.n.any(axis=1))
+    if len(unmeasured) > 1:
+        return _with_copies(matrix, task, texts, unmeasured)
     at = matrix.column(task)
     values, n = matrix.values[:, at], matrix.n[:, at]
     if not n.any():
@@ -89,6 +95,21 @@ def completion(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None =
         return Ranking(matrix.adapters, expected.shape, tuple(text + leaning for text in why))
     found = posterior(expected, values, n)
     return Ranking(matrix.adapters, found.mean, reasons(found, values, n, task), found.deviation)
+
+
+def _with_copies(
+    matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None, unmeasured: NDArray[np.int64]
+) -> Ranking:
+    """The completion of the measured adapters and one unmeasured one, which speaks for all of these."""
+    kept = np.setdiff1d(np.arange(len(matrix.adapters)), unmeasured[1:])
+    names = tuple(matrix.adapters[i] for i in kept)
+    found = completion(
+        replace(matrix, adapters=names, values=matrix.values[kept], n=matrix.n[kept]), task, texts
+    )
+    place = np.searchsorted(kept, np.arange(len(matrix.adapters)))
+    place[unmeasured] = np.searchsorted(kept, unmeasured[0])
+    deviation = None if found.deviation is None else found.deviation[place]
+    return Ranking(matrix.adapters, found.scores[place], tuple(found.why[i] for i in place), deviation)
 
 
 def from_like_tasks(matrix: ScoreMatrix, task: str, texts: Mapping[str, str]) -> Ranking:
@@ -109,8 +130,14 @@ def from_like_tasks(matrix: ScoreMatrix, task: str, texts: Mapping[str, str]) ->
 def expectation(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None = None) -> Expectation:
     """The prior of one task's column from the other tasks' columns and, where given, the tasks' texts.
 
-    Never looks at the task's own column. Where no other task has a score, all adapters are alike.
+    Never looks at the task's own column. Where no other task has a score, all adapters are alike. Raises
+    UsageError for more than 5,000 adapters.
     """
+    if len(matrix.adapters) > MOST_ADAPTERS:
+        raise UsageError(
+            f"At most {MOST_ADAPTERS:,} adapters can be compared by all their scores, not "
+            f"{len(matrix.adapters):,}; narrow them with a filter."
+        )
     try:
         others = other_tasks(matrix, task)
     except UsageError:

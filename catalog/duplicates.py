@@ -32,6 +32,8 @@ _MOST_NORMS = 4
 # Numbers in one tile of cosines (32 MiB), and pairs whose float64 rows are held at once.
 _TILE = 8 << 20
 _PAIRS = 1024
+# Numbers in the head of a vector at least, and the part of a tile that heads may leave: more is multiplied.
+_LEAST_HEAD, _FEW = 32, 100
 
 
 @dataclass(frozen=True)
@@ -138,21 +140,43 @@ def rounding(size: int) -> float:
 def near_pairs(units: NDArray[np.float32], at_least: float) -> Iterator[tuple[int, int, float]]:
     """Each pair of rows (left < right) whose cosine is `at_least` or more, with it; sorted by rows.
 
-    `units` is (n, size), L2-normalised. Tiles of 32 MiB are multiplied in float32, and the cosines that may
-    reach the bound are worked out again in float64.
+    `units` is (n, size), L2-normalised. Tiles of 32 MiB are multiplied in float32, of high bounds only the
+    heads of the vectors where these rule out most pairs, and the cosines that may reach the bound are worked
+    out again in float64.
     """
     import numpy as np
 
-    count = len(units)
+    count, size = units.shape
     step = max(1, min(_PAIRS, _TILE // max(count, 1)))
+    least, heads = at_least - rounding(size), _heads(units, at_least)
     for start in range(0, count, step):
-        near = units[start : start + step] @ units[start:].T
-        sides = np.nonzero(np.triu(near >= at_least - rounding(units.shape[1]), 1))
+        for rows in (heads, units):
+            near = (rows[start : start + step] @ rows[start:].T).ravel()
+            places = np.flatnonzero(near >= least)
+            if len(places) < len(near) / _FEW:
+                break
+        left_of, right_of = np.divmod(places, count - start)
+        once = left_of < right_of
+        sides = (left_of[once], right_of[once])
         for first in range(0, len(sides[0]), _PAIRS):
             left, right = (start + side[first : first + _PAIRS] for side in sides)
             found = cosines(units[left], units[right])
             kept = found >= at_least
             yield from zip(left[kept].tolist(), right[kept].tolist(), found[kept].tolist(), strict=True)
+
+
+def _heads(units: NDArray[np.float32], at_least: float) -> NDArray[np.float32]:
+    """Shorter rows whose dot products are nowhere below those of the rows: their first numbers, then the norm
+    of the others (Cauchy-Schwarz). As many as directions without a pattern need to fall below the bound.
+    """
+    import numpy as np
+
+    size = units.shape[1]
+    length = max(_LEAST_HEAD, math.ceil(4 * size * (1 - at_least)))
+    if length > size // 2:
+        return units
+    rest = np.sqrt(np.square(units[:, length:], dtype=np.float64).sum(axis=1, keepdims=True))
+    return np.concatenate([units[:, :length], rest.astype(np.float32)], axis=1)
 
 
 def by_name(copies: Iterable[Copy]) -> list[Copy]:

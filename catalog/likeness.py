@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
@@ -29,6 +29,41 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Files = tuple[Path, AdapterConfig]
+# So many vectors are read at once.
+_BLOCK = 500
+
+
+class Weights(Protocol):
+    """An adapter with a weights file, as far as comparing it with others takes."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def adapter(self) -> str: ...
+    @property
+    def repository(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def subfolder(self) -> str: ...
+    @property
+    def base(self) -> str | None: ...
+    @property
+    def rank(self) -> int | None: ...
+    @property
+    def scaling(self) -> float | None: ...
+    @property
+    def norm(self) -> float | None: ...
+    @property
+    def license(self) -> str | None: ...
+    @property
+    def weights_digest(self) -> str: ...
+    @property
+    def tensor_digest(self) -> str | None: ...
+    @property
+    def config_digest(self) -> str | None: ...
+    @property
+    def key(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -118,8 +153,8 @@ def fingerprinted(
     )
     if base is not None:
         query = query.where(BaseModel.canonical == base)
-    for row in session.execute(query).mappings():
-        yield Fingerprinted(**row)
+    for row in session.execute(query):
+        yield Fingerprinted(*row)
 
 
 def usual_base(session: Session, refusing: Collection[str]) -> str | None:
@@ -180,11 +215,16 @@ def kept_files(
     return (blobs.path(weights_digest), parse_config(content)) if content is not None else None
 
 
-def copies(session: Session, rows: Sequence[Fingerprinted]) -> list[Copy]:
-    """These adapters with their delta vectors, as `catalog.duplicates` compares them."""
+def copies(session: Session, rows: Sequence[Weights], *, deltas: bool = True) -> list[Copy]:
+    """These adapters as `catalog.duplicates` compares them, with the delta vectors of those that have one.
+
+    Without `deltas` no vector is read: they can be compared by file and tensors.
+    """
     source = Fingerprints(session, "delta")
-    keys = sorted({row.key for row in rows})
-    vectors = dict(zip(keys, (vector for block in source.vectors(keys) for vector in block), strict=True))
+    keys = sorted({row.key for row in rows}) if deltas else []
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for start in range(0, len(keys), _BLOCK):
+        vectors |= source.by_key(keys[start : start + _BLOCK])
     return [
         Copy(
             adapter=row.adapter,
@@ -194,7 +234,7 @@ def copies(session: Session, rows: Sequence[Fingerprinted]) -> list[Copy]:
             base=row.base,
             file=row.weights_digest,
             tensor=row.tensor_digest,
-            delta=vectors[row.key],
+            delta=vectors.get(row.key),
             scaling=row.scaling,
             norm=row.norm,
             key=row.key,
@@ -204,7 +244,7 @@ def copies(session: Session, rows: Sequence[Fingerprinted]) -> list[Copy]:
 
 
 def exact_delta(
-    session: Session, rows: Sequence[Fingerprinted], blobs: BlobStore
+    session: Session, rows: Sequence[Weights], blobs: BlobStore
 ) -> Callable[[str, str], float | None]:
     """A function of two names that gives the exact cosine, None where a file is not kept."""
     by_name = {row.adapter: row for row in rows}

@@ -1,4 +1,4 @@
-"""The adapters most like one by their weights: sketches find them, exact cosines put them in order.
+"""The adapters most like one by their weights, or along a direction: sketches find them, exact cosines order.
 
 Writes no rows; the index writes its cache. Adapters of other base models are never compared: their modules
 have the same names and other meanings.
@@ -6,10 +6,10 @@ have the same names and other meanings.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
@@ -19,7 +19,7 @@ from catalog.exact import Cosine
 from catalog.fingerprint import Fingerprint
 from catalog.folder import AdapterFolder
 from catalog.index import open_index
-from catalog.likeness import Files, Fingerprinted, compare, fingerprint_row, fingerprinted, kept_files
+from catalog.likeness import Files, Weights, compare, fingerprint_row, fingerprinted, kept_files
 from catalog.reference import adapter_name
 from catalog.schema import Adapter, WeightsFile
 from catalog.vectors import SPACES, Fingerprints, Kind, vector_key
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Exact cosines are worked out for so many of the sketch's best at most.
 MOST_EXACT = 200
+# Cosines that differ by less are equal, up to rounding.
+_NO_SPREAD = 1e-12
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,21 @@ def neighbours(
     by: Kind = "output",
     count: int = 10,
     exact: bool = False,
+    rows: Sequence[Weights] | None = None,
 ) -> list[Neighbour]:
     """The `count` adapters of the same base model that are most like the subject, best first.
+
+    Of all that the catalog holds with a fingerprint, or of `rows`, which `refusing` does not touch.
 
     With `exact`, the sketch's best (four times as many, 50 to 200) are compared by the trace identity, as far
     as their files are kept, and ranked by that. Raises NotFoundError where there is nothing to compare with.
     """
-    found = [row for row in fingerprinted(session, refusing, subject.base) if row.id != subject.adapter_id]
+    among = fingerprinted(session, refusing, subject.base) if rows is None else rows
+    found = [row for row in among if row.id != subject.adapter_id and subject.base in (None, row.base)]
     if not found:
         of = f" of {subject.base}" if subject.base else ""
         raise NotFoundError(f"The catalog has no other adapter{of} with a fingerprint; crawl some first.")
-    by_key: dict[str, list[Fingerprinted]] = {}
+    by_key: dict[str, list[Weights]] = {}
     for row in found:
         by_key.setdefault(row.key, []).append(row)
     wanted = min(max(4 * count, 50), MOST_EXACT) if exact else count
@@ -126,21 +132,80 @@ def neighbours(
     others: dict[Kind, dict[str, float]] = {by: {hit.key: hit.score for hit in hits}}
     for kind in SPACES:
         if kind != by:
-            vectors = Fingerprints(session, kind).by_key([hit.key for hit in hits])
-            others[kind] = {key: _cosine(subject.vectors[kind], vector) for key, vector in vectors.items()}
+            others[kind] = _sketched(session, index, subject.vectors[kind], kind, list(others[by]))
     compared = {
         key: _compare(session, subject, by_key[key][0], blobs) if exact else None for key in others[by]
     }
-    rows = [
-        _neighbour(subject, row, by, {kind: others[kind][key] for kind in SPACES}, compared[key])
+    near = [
+        _neighbour(subject, row, by, {kind: others[kind].get(key, 0.0) for kind in SPACES}, compared[key])
         for key in others[by]
         for row in by_key[key]
     ]
-    return sorted(rows, key=lambda row: (-row.score, row.adapter))[:count]
+    return sorted(near, key=lambda row: (-row.score, row.adapter))[:count]
+
+
+def _sketched(
+    session: Session, index: Path, query: NDArray[np.float32], kind: Kind, keys: list[str]
+) -> dict[str, float]:
+    """The sketched cosines of these keys with a vector of one kind: few are read, for many the index is.
+
+    Of a zero vector, and of keys whose vector is zero, nothing.
+    """
+    source = Fingerprints(session, kind)
+    if not query.any():
+        return {}
+    if len(keys) <= MOST_EXACT:
+        return {key: _cosine(query, vector) for key, vector in source.by_key(keys).items()}
+    hits = open_index(index, SPACES[kind], source).search(query, len(keys), among=keys)
+    return {hit.key: hit.score for hit in hits}
+
+
+def downhill(
+    session: Session,
+    index: Path,
+    keys: Collection[str],
+    direction: NDArray[Any],
+    backgrounds: Collection[NDArray[Any]] = (),
+) -> dict[str, float]:
+    """How far the fingerprints of these keys point along a direction, by key; those of zero are left out.
+
+    With `direction` the delta sketch (size,) of minus the gradient of a task's loss by the base model's
+    weights, <direction, sketch> is to first order how much an adapter lowers that loss. It is divided by
+    both norms, else the largest updates win on every task. With `backgrounds`, the same of other tasks, the
+    cosines are `centred`. Raises UsageError for a vector of another size, not finite, or zero, and
+    NotFoundError where no key has a fingerprint.
+    """
+    import numpy as np
+
+    found = open_index(index, SPACES["delta"], Fingerprints(session, "delta"))
+    known = sorted(set(keys) & set(found.keys))
+    if not known:
+        raise NotFoundError("None of the adapters has a fingerprint; crawl them with --weights stream.")
+    scores = []
+    for vector in (direction, *backgrounds):
+        cosines = {hit.key: hit.score for hit in found.search(vector, len(known), among=known)}
+        scores.append([cosines[key] for key in known])
+    told = centred(np.array(scores)) if len(scores) > 1 else np.array(scores[0])
+    return dict(zip(known, told.tolist(), strict=True))
+
+
+def centred(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The first row of (1 + backgrounds, adapters) as z-scores, less the mean of the z-scores below it.
+
+    z-scores are over the adapters, 0 where all are equal. Some adapters point down the slope of any task
+    (they teach a short answer); what is left is what one does for this task more than for others.
+    """
+    import numpy as np
+
+    spread = scores.std(axis=1, keepdims=True)
+    away = scores - scores.mean(axis=1, keepdims=True)
+    z = np.where(spread > _NO_SPREAD, away / np.maximum(spread, _NO_SPREAD), 0.0)
+    result: NDArray[np.float64] = z[0] - z[1:].mean(axis=0)
+    return result
 
 
 def _neighbour(
-    subject: Subject, row: Fingerprinted, by: Kind, sketched: dict[Kind, float], compared: Cosine | None
+    subject: Subject, row: Weights, by: Kind, sketched: dict[Kind, float], compared: Cosine | None
 ) -> Neighbour:
     exact = None if compared is None else (compared.delta if by == "delta" else compared.output)
     return Neighbour(
@@ -164,7 +229,7 @@ def _cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
     return float(a @ b) / length if length > 0 else 0.0
 
 
-def _compare(session: Session, subject: Subject, row: Fingerprinted, blobs: BlobStore) -> Cosine | None:
+def _compare(session: Session, subject: Subject, row: Weights, blobs: BlobStore) -> Cosine | None:
     """The exact cosine with one adapter, None where a file is not at hand."""
     files = kept_files(session, blobs, row.weights_digest, row.config_digest)
     return compare(subject.files, files) if subject.files and files else None

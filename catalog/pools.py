@@ -85,7 +85,7 @@ class Manifest:
 
     `chosen` is how the members were chosen: strategy (`by`), seed, filter and all other options, as plain
     JSON. `controls` are what the pool is to be compared with: other pools by name and digest, and random
-    stand-ins that the merging side makes (see `catalog.controls`).
+    stand-ins that the merging side makes (see `merging.controls`).
     """
 
     name: str

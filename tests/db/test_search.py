@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from catalog.embed import MOST_CHUNKS, chunks, content_of
 from catalog.errors import CatalogError, UsageError
 from catalog.query import parse
 from catalog.schema import Adapter, AdapterReason, BaseModel, Embedding, Repository
-from catalog.search import DEPTH, Found, Weights, open_texts, search
+from catalog.search import DEPTH, Found, Weights, open_texts, query_vector, search
 from catalog.texts import EmbedCounts, embed_cards
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -372,6 +372,38 @@ def test_a_filter_bounds_both_rankings(engine: Engine, tmp_path: Path, where: st
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", [Weights(1, 0), Weights(0, 1)], ids=["words", "meaning"])
+def test_a_filter_leaves_the_order_in_a_large_catalog(
+    engine: Engine, tmp_path: Path, weights: Weights
+) -> None:
+    """Of 5,200 adapters half pass, then one in a hundred: some are looked at first, then all of them."""
+    rows = range(1, 5201)
+    with Session(engine) as session:
+        session.execute(insert(Repository), [
+            {"id": n, "hub_id": str(n), "name": f"o{n % 100}/r{n}", "owner": f"o{n % 100}", "tags": [],
+             "disabled": False, "private": False, "first_seen": NOW, "last_seen": NOW} for n in rows
+        ])  # fmt: skip
+        session.execute(insert(Adapter), [
+            {"repository_id": n, "commit": f"{n:040x}", "subfolder": "", "main": True, "current": True,
+             "files": [], "targets": [], "dtypes": [], "described_with": "", "training": {}, "card_front": {},
+             "card_quality": "informative", "rank": 8 + n % 2, "card_text": card(n)} for n in rows
+        ])  # fmt: skip
+        embed_cards(session, Thesaurus())
+        every = found(session, tmp_path, "emotion", k=5200, weights=weights)
+        for where, passes in (("rank:8", lambda n: n % 2 == 0), ("owner:o7", lambda n: n % 100 == 7)):
+            wanted = [name for name in names(every) if passes(int(name.rpartition("r")[2]))]
+            left = found(session, tmp_path, "emotion", k=25, query=parse(where), weights=weights)
+            assert names(left) == wanted[:25]
+            assert len(wanted) >= 25
+
+
+def card(number: int) -> str:
+    """One of 300 cards that say "emotion" more or less often."""
+    kind = number * 7 % 300
+    return f"Card {kind} " + "emotion " * (1 + kind % 6) + f"word{kind} " * (kind % 11) + ALSO
+
+
 def test_more_than_the_depth_of_chunks_of_one_card_hide_nobody(engine: Engine, tmp_path: Path) -> None:
     """Ever more chunks are asked for until there are enough cards."""
     with Session(engine) as session:
@@ -458,6 +490,27 @@ def test_an_empty_catalog_and_a_search_for_nothing(engine: Engine, tmp_path: Pat
 def test_weights_that_make_no_sense_are_refused(pair: tuple[float, float]) -> None:
     with pytest.raises(UsageError, match="numbers from 0"):
         Weights(*pair)
+
+
+@pytest.mark.slow
+def test_the_vector_of_a_query_is_made_by_one_thread() -> None:
+    import torch
+
+    class Counting(Thesaurus):
+        threads = 0
+
+        def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            self.threads = torch.get_num_threads()
+            return super().encode(texts)
+
+    before, encoder = torch.get_num_threads(), Counting()
+    torch.set_num_threads(2)
+    try:
+        vector = query_vector(encoder, "verse")
+        assert (encoder.threads, torch.get_num_threads()) == (1, 2)
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(vector, Thesaurus().encode(["verse"])[0])
 
 
 def test_search_writes_no_rows(engine: Engine, tmp_path: Path) -> None:

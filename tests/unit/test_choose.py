@@ -38,7 +38,6 @@ def candidate(number: int, **over: Any) -> Candidate:
         "tensor_digest": None,
         "config_digest": "d" * 40,
         "card_digest": None,
-        "files": [],
     }
     return Candidate(**(facts | over))
 

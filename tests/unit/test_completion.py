@@ -214,6 +214,30 @@ def test_an_adapter_that_nobody_measured_has_no_neighbours() -> None:
     assert found.deviation[4] > np.median(found.deviation[1::2])
 
 
+def test_those_that_nobody_measured_count_as_one() -> None:
+    """However many they are and wherever they stand, nobody's score changes, and theirs is one."""
+    rows: list[list[float]] = drawn(3, rows=30, columns=6, holes=0).values.tolist()
+    empty = [math.nan] * 6
+    for blank in (False, True):
+        few, many = matrix([*rows, empty]), matrix([empty, *rows[:10], *[empty] * 9000, *rows[10:], empty])
+        if blank:
+            few, many = few.blank("t0"), many.blank("t0")
+        one, all_ = completion(few, "t0").scores, completion(many, "t0")
+        known = [*range(1, 11), *range(9011, 9031)]
+        assert all_.scores[known] == pytest.approx(one[:30], abs=1e-9)
+        unmeasured = np.delete(all_.scores, known)
+        assert len(set(unmeasured)) == 1
+        assert unmeasured[0] == pytest.approx(one[30], abs=1e-9)
+        assert len(set(np.delete(np.array(all_.why), known))) == 1
+        assert (all_.deviation is None) is blank
+
+
+def test_more_than_can_be_compared_is_one_sentence() -> None:
+    crowd = drawn(0, rows=5001, columns=2, holes=0)
+    with pytest.raises(UsageError, match=r"At most 5,000 adapters .* not 5,001; narrow them"):
+        completion(crowd, "t0")
+
+
 def half_of(values: Floats) -> tuple[Floats, Floats]:
     """The first column for the even rows alone, but for row 4."""
     n = np.where((np.arange(len(values)) % 2 == 0) & (np.arange(len(values)) != 4), 50.0, 0.0)

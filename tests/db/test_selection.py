@@ -1,0 +1,242 @@
+"""Choosing where the answer is known by hand: down a slope, and by measuring; on both databases."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sql
+from sqlalchemy import Engine, delete, func, update
+from sqlalchemy.orm import Session
+
+from catalog.blobs import BlobStore
+from catalog.errors import LoradexError, NotFoundError, UsageError
+from catalog.export import export
+from catalog.fingerprint import DELTA_SIZE, OUTPUT_SIZE
+from catalog.index import Space, open_index
+from catalog.neighbours import Subject, centred
+from catalog.pools import Member, PinnedFile, read_manifest
+from catalog.schema import Fingerprint, Table
+from catalog.score_store import Score, save_scores
+from catalog.selection import Question, Sources, select
+from catalog.vectors import Fingerprints
+from tests.bench.select import fill
+
+# The updates of o1/r1 to o4/r4 along two directions; the last does nothing.
+UPDATES = ((300.0, 0.0), (1.0, 1.0), (0.0, 5.0), (0.0, 0.0))
+# The standard deviation of their cosines 1, sqrt(1/2) and 0 with either direction.
+SPREAD = 0.4197606
+
+
+def along(*numbers: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A sketch whose first numbers are these."""
+    vector = np.zeros(DELTA_SIZE, dtype=np.float32)
+    vector[: len(numbers)] = numbers
+    return vector
+
+
+@pytest.fixture
+def sources(engine: Engine, tmp_path: Path) -> Any:
+    """What a choice among four adapters can ask, without a base model."""
+    fill(engine, len(UPDATES))
+    with Session(engine) as session:
+        for place, update_ in enumerate(UPDATES):
+            digest = digest_of(place)
+            session.execute(
+                update(Fingerprint)
+                .where(Fingerprint.weights_digest == digest)
+                .values(delta=along(*update_).astype("<f4").tobytes())
+            )
+        yield Sources(session, (), tmp_path / "index", BlobStore(tmp_path), lambda: None, nobody)
+
+
+def digest_of(place: int) -> str:
+    return hashlib.sha256(str(place).encode()).hexdigest()
+
+
+def nobody(name: str) -> Subject:
+    raise NotFoundError(f"There is no {name}.")
+
+
+def given(sources: Sources, **over: Any) -> Sources:
+    """The sources with what a base model would give."""
+    return Sources(**(vars(sources) | over))
+
+
+def chosen(sources: Sources, count: int, **asked: Any) -> dict[str, float | None]:
+    """The members' scores by name, in their order."""
+    pool = select(Question(name="pool", count=count, **asked), sources).pool
+    return {member.adapter: member.score for member in pool.members}
+
+
+def test_downhill_is_the_cosine_whatever_the_norm(sources: Sources) -> None:
+    slope = given(sources, direction=along(0.001))
+    found = chosen(slope, 3, by="gradient", task="t")
+    assert list(found) == ["o1/r1", "o2/r2", "o3/r3"]
+    assert list(found.values()) == pytest.approx([1, math.sqrt(0.5), 0], abs=1e-6)
+    back = chosen(given(sources, direction=along(-2.0)), 3, by="gradient", task="t")
+    assert list(back) == ["o3/r3", "o2/r2", "o1/r1"]
+    with pytest.raises(UsageError, match="Only 3 of 3"):
+        chosen(slope, 4, by="gradient", task="t")
+
+
+def test_what_goes_down_every_slope_is_no_find(sources: Sources) -> None:
+    """Cosines 1, .707, 0 on the task and 0, .707, 1 on another: z-scores mirror, and the middle cancels."""
+    both = given(sources, direction=along(1.0), backgrounds=np.stack([along(0.0, 7.0)]))
+    found = chosen(both, 3, by="gradient", task="t")
+    assert list(found) == ["o1/r1", "o2/r2", "o3/r3"]
+    assert list(found.values()) == pytest.approx([1 / SPREAD, 0, -1 / SPREAD], abs=1e-5)
+
+
+def test_centring_by_hand() -> None:
+    # Rows of standard deviation 1 (1, -1) and 2 (3, -1); one without any.
+    table = np.array([[1.0, -1.0], [3.0, -1.0], [0.3, 0.3]])
+    assert centred(table[:2]).tolist() == [0, 0]
+    assert centred(table).tolist() == [0.5, -0.5]
+    assert centred(table[::-1]).tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize(
+    ("direction", "told"),
+    [(np.ones(3), "one vector of 1024"), (along(), "not zero"), (along(math.nan), "finite")],
+)
+def test_a_direction_of_another_space_is_refused(sources: Sources, direction: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        chosen(given(sources, direction=direction), 1, by="gradient", task="t")
+
+
+TRUTH = {"o1/r1": 0.2, "o2/r2": 0.9, "o3/r3": 0.4, "o4/r4": 0.5}
+
+
+class Bench:
+    """Measures adapters exactly, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def __call__(self, adapters: Sequence[str], samples: int) -> list[float | None]:
+        self.asked += [(name, samples) for name in adapters]
+        return [TRUTH[name] for name in adapters]
+
+
+def score(subject: str, task: str, value: float, split: str = "valid") -> Score:
+    return Score(subject, task, split, "accuracy", value, 100, "by hand")
+
+
+def test_a_race_measures_the_candidates_alone_and_finds_the_best(sources: Sources) -> None:
+    """The scores of others, of the test split, and of an adapter at its cap ask for no samples."""
+    rows = [score(name, "other", 0.5) for name in ("o1/r1", "o2/r2", "nobody/elsewhere")]
+    rows += [score("nobody/elsewhere", "t", 1.0), score("o3/r3", "t", 0.4), score("o1/r1", "t", 1.0, "test")]
+    save_scores(sources.session, rows)
+    bench = Bench()
+    asked = {"by": "racing", "task": "t", "budget": 90, "exclude": ("o4/r4",)}
+    found = chosen(given(sources, measure=bench), 3, **asked)
+    assert next(iter(found)) == "o2/r2"
+    assert {name for name, _ in bench.asked} == {"o1/r1", "o2/r2"}
+    assert sum(samples for _, samples in bench.asked) == 90
+    again = Bench()
+    assert chosen(given(sources, measure=again), 3, **asked) == found
+    assert again.asked == bench.asked
+
+
+def test_a_race_starts_from_nothing(sources: Sources) -> None:
+    bench = Bench()
+    pool = select(Question("pool", "racing", 4, task="new", budget=200), given(sources, measure=bench)).pool
+    assert [member.adapter for member in pool.members] == ["o2/r2", "o4/r4", "o3/r3", "o1/r1"]
+    assert pool.chosen["budget"] == 200
+    assert "expected 0." in pool.members[0].why
+    assert len(bench.asked) == 20
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"by": "racing", "task": "t", "budget": 100}, "needs a base model that measures"),
+        ({"by": "gradient", "task": "t"}, "needs a base model with a gradient"),
+        ({"by": "racing", "task": "t"}, "takes --budget"),
+        ({"by": "gradient"}, "takes --task"),
+        ({"by": "luck"}, "is no way to choose"),
+    ],
+)
+def test_what_is_missing_is_named(sources: Sources, asked: dict[str, Any], told: str) -> None:
+    with pytest.raises(LoradexError, match=told) as refused:
+        chosen(sources, 1, **asked)
+    assert str(refused.value).count(".") == 1
+
+
+def unchanged(sources: Sources) -> tuple[int, ...]:
+    """How many rows each table has."""
+    tables = Table.metadata.sorted_tables
+    return tuple(sources.session.scalar(sql.select(func.count()).select_from(t)) or 0 for t in tables)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        pytest.param({"by": "score", "task": "rtt"}, "did you mean rte", id="unknown-task-score"),
+        pytest.param({"by": "prior", "task": "rtt"}, "did you mean rte", id="unknown-task-prior"),
+        pytest.param({"by": "tasks", "task": "rtt"}, "did you mean rte", id="unknown-task-tasks"),
+        pytest.param({"by": "completion", "task": "xyz"}, "called xyz", id="unknown-task-completion"),
+        pytest.param({"by": "text", "text": " \n"}, "1 to 10,000 characters", id="empty-query"),
+        pytest.param({"by": "random", "count": 5}, "Only 4 of 4", id="k-larger-than-the-catalog"),
+        pytest.param({"by": "score", "task": "rte"}, "Only 1 of 1", id="k-larger-than-what-was-measured"),
+        pytest.param(
+            {"by": "random", "where": "rank:8 rank:16"}, "No adapter sat", id="contradictory-filter"
+        ),
+        pytest.param(
+            {"by": "random", "where": "rank:8 -rank:8"}, "No adapter sat", id="contradictory-denial"
+        ),
+        pytest.param({"by": "matched", "to": "gone"}, "There is no pool", id="unknown-pool"),
+        pytest.param({"by": "rank", "parameters": 1}, "Only 0 of 4", id="budget-below-one-adapter"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    sources: Sources, tmp_path: Path, asked: dict[str, Any], told: str
+) -> None:
+    save_scores(sources.session, [score("o1/r1", "rte", 0.5), score("o2/r2", "anli", 0.5)])
+    before = unchanged(sources)
+    with pytest.raises(LoradexError, match=told) as refused:
+        chosen(sources, **({"count": 2} | asked))
+    text = str(refused.value)
+    assert text[-1] in ".?"
+    assert "\n" not in text
+    assert unchanged(sources) == before
+    assert not sources.session.new
+    assert not sources.session.dirty
+    assert not list(tmp_path.rglob("pool*"))
+
+
+def test_an_index_of_another_model_is_built_anew(sources: Sources) -> None:
+    """A cache of some other space under this one's name is never asked."""
+    stranger = Space("delta", "another model", OUTPUT_SIZE)
+    open_index(sources.index, stranger, Fingerprints(sources.session, "output"))
+    file = sources.index / "delta.faiss"
+    before = file.read_bytes()
+    found = chosen(given(sources, direction=along(1.0)), 3, by="gradient", task="t")
+    assert list(found) == ["o1/r1", "o2/r2", "o3/r3"]
+    assert file.read_bytes() != before
+
+
+def test_a_pool_whose_file_is_gone_is_one_sentence(sources: Sources, tmp_path: Path) -> None:
+    """The manifest's file, then a member's weights: refused, and no half of an export is left."""
+    with pytest.raises(NotFoundError, match=r"There is no .*pool.json; name a pool's"):
+        read_manifest(tmp_path / "pool.json")
+    pool = select(Question("pool", "rank", 2), sources).pool
+
+    def fetch(member: Member, file: PinnedFile) -> bytes:
+        raise NotFoundError(f"{member.adapter} lost {file.name}; crawl it again.")
+
+    with pytest.raises(NotFoundError, match="lost"):
+        export(pool, tmp_path / "out", "peft", fetch, lambda done, total: None)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_catalog_without_fingerprints_has_no_slope(sources: Sources) -> None:
+    sources.session.execute(delete(Fingerprint))
+    with pytest.raises(NotFoundError, match="None of the adapters has a fingerprint"):
+        chosen(given(sources, direction=along(1.0)), 1, by="gradient", task="t")
