@@ -40,6 +40,11 @@ def model_card(members: Sequence[Member], method: MergeMethod, record: Mapping[s
     for entry in record["members"]:
         licence = _plain(entry["licence"] or "not named")
         lines.append(f"| {_plain(entry['name'])} | {entry['weight']:.6g} | {entry['rank']} | {licence} |")
+    lines += [
+        f"\nLeft out of {_plain(entry['name'])}: {_plain(', '.join(entry['left_out']))}."
+        for entry in record["members"]
+        if entry.get("left_out")
+    ]
     lines += ["", f"Energy that the rank could not hold: {_share(record['totals'])}.", ""]
     lines += ["merge.json beside this file has every parameter, version and digest."]
     return "\n".join(lines) + "\n"

@@ -14,7 +14,14 @@ from merging.members import Member, load_members
 from merging.stack import Stack, iterate_stacks, shapes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from torch import Tensor
+
+# Of a picture: names beside it, members whose cosines are written out, characters of a name.
+_MOST_NAMES = 40
+_MOST_NUMBERS = 12
+_NAME = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +117,79 @@ def plot(found: Inspection, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError("Pictures need matplotlib; pip install matplotlib.") from error
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    image = left.imshow(found.cosines, vmin=-1, vmax=1, cmap="RdBu_r")
-    left.set_title("cosines between members")
-    left.set_xticks(range(len(found.names)), [str(n + 1) for n in range(len(found.names))])
-    left.set_yticks(range(len(found.names)), [f"{n + 1} {name[:30]}" for n, name in enumerate(found.names)])
-    figure.colorbar(image, ax=left)
-    right.plot(range(1, len(found.energy_by_rank) + 1), found.energy_by_rank)
-    right.set(xlabel="rank", ylabel="share of the energy kept", ylim=(0, 1.02), title="energy by rank")
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    height = 3.6 + 0.1 * min(len(found.names), _MOST_NAMES)
+    figure = Figure(figsize=(1.4 * height + 5.0, height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.4 * height, 5.0))
+    _draw_cosines(found, figure, left)
+    _draw_energy(found, right)
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _draw_cosines(found: Inspection, figure: Figure, axes: Axes) -> None:
+    """The cosines between different members: colours span the largest of them, the diagonal is left grey."""
+    import numpy as np
+
+    count = len(found.names)
+    shown = np.ma.masked_array(found.cosines, mask=np.eye(count, dtype=bool))
+    limit = float(np.abs(shown).max()) if count > 1 else 1.0
+    axes.set_facecolor("0.85")
+    image = axes.imshow(shown, vmin=-(limit or 1.0), vmax=limit or 1.0, cmap="RdBu_r")
+    step = -(-count // _MOST_NAMES)
+    ticks = range(0, count, step)
+    axes.set_xticks(ticks, [str(n + 1) for n in ticks], fontsize=7 if count <= 30 else 5)
+    axes.set_yticks(ticks, [f"{_short(found.names[n])}  {n + 1}" for n in ticks], fontsize=7)
+    axes.tick_params(length=0)
+    axes.set_title("Cosines between members", fontsize=10)
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+    bar.ax.tick_params(labelsize=8)
+    if count <= _MOST_NUMBERS:
+        for i, j in ((i, j) for i in range(count) for j in range(count) if i != j):
+            dark = abs(found.cosines[i][j]) > 0.6 * limit
+            colour = "white" if dark else "black"
+            axes.text(j, i, f"{found.cosines[i][j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+
+
+def _draw_energy(found: Inspection, axes: Axes) -> None:
+    """The share of the sum's energy by rank, with the ranks that keep 50, 90 and 99 %."""
+    from matplotlib.ticker import MaxNLocator
+
+    ranks = range(1, len(found.energy_by_rank) + 1)
+    axes.plot(
+        ranks, found.energy_by_rank, marker="o" if len(ranks) <= 64 else "", markersize=3, linewidth=1.2
+    )
+    for share in (0.5, 0.9, 0.99) if found.energy_by_rank else ():
+        rank = found.rank_for(share)
+        axes.plot([0, rank, rank], [share, share, 0], color="0.6", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            f"{share:.0%}: rank {rank}", (rank, share), (4, -10), textcoords="offset points", fontsize=8
+        )
+    axes.set(xlabel="rank", ylabel="share of the energy", ylim=(0, 1.03), xlim=(0, None))
+    axes.set_title("Energy of the weighted sum that a rank keeps", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
 
 def _add_overlaps(sums: _Sums, found: Grams, stack: Stack, count: int) -> None:
+    """Adds ||Q_i^T Q_j||^2 / min(r_i, r_j) of one module for all pairs of members, of both sides."""
+    import torch
+
     here = [n for n in range(count) if stack.ranks[n]]
-    places = stack.ranges()
+    places = [stack.ranges()[n] for n in here]
     for total, gram in zip(sums.overlaps, found, strict=True):
-        bases = {n: coordinates(gram[places[n], places[n]])[0] for n in here}
-        for i in here:
-            for j in here:
-                inner = bases[i] @ gram[places[i], places[j]] @ bases[j].T
-                total[i, j] += float(inner.square().sum()) / min(inner.shape)
+        bases = [coordinates(gram[place, place])[0] for place in places]
+        rows = torch.cat([basis @ gram[place] for basis, place in zip(bases, places, strict=True)])
+        squares = [(rows[:, p] @ basis.T).square().sum(1) for basis, p in zip(bases, places, strict=True)]
+        sizes = torch.tensor([len(basis) for basis in bases], device=gram.device)
+        owner = torch.repeat_interleave(torch.arange(len(here), device=gram.device), sizes)
+        inner = torch.zeros(len(here), len(here), dtype=torch.float64, device=gram.device)
+        inner.index_add_(0, owner, torch.stack(squares, 1))
+        shares = inner / torch.minimum(sizes[:, None], sizes)
+        total[torch.tensor(here)[:, None], torch.tensor(here)] += shares.cpu()
     for i in here:
         sums.shared[i, here] += 1
 

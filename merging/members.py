@@ -7,10 +7,12 @@ with plain reads: pages of a memory map would count as memory until the whole fi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from io import RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,9 @@ _PREFIX = 8
 _MAX_CONFIG = 1024 * 1024
 _MAX_CARD = 64 * 1024
 _CHUNK = 1 << 22
+# What `without` calls the weights of the base that an adapter repeats.
+COPIES = "copies"
+_LEAF = re.compile(r"(\.modules_to_save|\.base_layer)?\.(weight|bias)$")
 # Initialisations that change the base: the stored factors are relative to a base that nobody else has.
 _RELATIVE_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _VARIANTS = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config")
@@ -57,7 +62,8 @@ class Member:
     """An adapter that can be merged.
 
     `name` is what records and messages call it. `digest` is the sha256 of the weights where somebody has
-    pinned it, `source` what else is known of its origin (repository, commit), both copied to merge.json.
+    pinned it, `source` what else is known of its origin (repository, commit), `left_out` the tensors that the
+    caller asked to leave out; all three are copied to merge.json.
     """
 
     name: str
@@ -69,6 +75,7 @@ class Member:
     licence: str | None = None
     digest: str | None = None
     source: Mapping[str, str] = field(default_factory=dict, hash=False)
+    left_out: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Path:
@@ -88,9 +95,13 @@ def load_member(
     digest: str | None = None,
     licence: str | None = None,
     source: Mapping[str, str] | None = None,
+    without: Collection[str] = (),
 ) -> Member:
     """The adapter in a folder that PEFT has written, its header checked, no weights read.
 
+    `without` names layers, such as lm_head, of which the adapter's factors and saved weights are left out, or
+    says "copies" for the weights of the base that PEFT saves beside a LoRA of the embeddings or the output
+    head (`lm_head.base_layer.weight`): without these nothing is lost.
     Raises MergeError for an adapter that holds more than plain LoRA, ConfigError and WeightsError for broken
     files, UsageError where there is no adapter.
     """
@@ -98,6 +109,8 @@ def load_member(
     config = _config(folder, name)
     _refuse_features(name, config)
     header = _header(folder / WEIGHTS_NAME, name)
+    left_out = tuple(tensor.name for tensor in header.tensors if _named(tensor.name, without))
+    header = replace(header, tensors=tuple(t for t in header.tensors if not _named(t.name, without)))
     spec = lora_modules(header, config)
     _refuse_tensors(name, spec)
     return Member(
@@ -110,6 +123,7 @@ def load_member(
         licence=licence or _licence(folder),
         digest=digest,
         source=dict(source or {}),
+        left_out=left_out,
     )
 
 
@@ -139,7 +153,11 @@ def read_module(member: Member, module: str) -> tuple[torch.Tensor, torch.Tensor
     Raises WeightsError where the file ends early or cannot be read.
     """
     a, b = member.places[module]
-    return _read(member, a), _read(member, b)
+    try:
+        with member.weights.open("rb", buffering=0) as file:
+            return _read(file, member, a), _read(file, member, b)
+    except OSError as error:
+        raise WeightsError("unreadable", f"The weights of {member.name} cannot be read: {error}.") from error
 
 
 def digest_of(path: Path) -> str:
@@ -213,7 +231,8 @@ def _refuse_tensors(name: str, spec: AdapterSpec) -> None:
         )
     for other in spec.others:
         raise MergeError(
-            f"{name} cannot be merged: it holds {_OTHER_TENSORS[other.kind]}, such as {other.name}."
+            f"{name} cannot be merged: it holds {_OTHER_TENSORS[other.kind]}, such as {other.name}"
+            f"{_remedy(spec)}."
         )
     if not spec.modules:
         raise MergeError(f"{name} cannot be merged: it holds no LoRA factors.")
@@ -221,6 +240,23 @@ def _refuse_tensors(name: str, spec: AdapterSpec) -> None:
     for module in spec.modules:
         if kinds.setdefault(module.name, module.kind) != module.kind:
             raise MergeError(f"{name} cannot be merged: {module.name} is an embedding and a linear layer.")
+
+
+def _remedy(spec: AdapterSpec) -> str:
+    """How to leave out what stands in the way, where that can be done."""
+    kinds = {other.kind for other in spec.others}
+    if kinds == {"base_copy"}:
+        return f"; --without {COPIES} leaves it out and loses nothing"
+    if kinds <= {"base_copy", "saved"}:
+        layers = {_LEAF.sub("", other.name).rpartition(".")[2] for other in spec.others}
+        return f"; --without {','.join(sorted(layers))} leaves out these layers"
+    return ""
+
+
+def _named(tensor: str, without: Collection[str]) -> bool:
+    """Whether a tensor is of a layer that is named, or a copy of the base where copies are named."""
+    parts = tensor.split(".")
+    return any(part in without for part in parts) or (COPIES in without and "base_layer" in parts)
 
 
 def _refuse_bases(members: Sequence[Member]) -> None:
@@ -263,23 +299,20 @@ def _places(header: Header) -> dict[str, tuple[Tensor, Tensor]]:
     return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
 
 
-def _read(member: Member, tensor: Tensor) -> torch.Tensor:
+def _read(file: RawIOBase, member: Member, tensor: Tensor) -> torch.Tensor:
     import torch
 
     raw = torch.empty(tensor.end - tensor.begin, dtype=torch.uint8)
-    try:
-        with member.weights.open("rb", buffering=0) as file:
-            file.seek(member.start + tensor.begin)
-            view, done = memoryview(raw.numpy().data), 0
-            while done < len(view) and (count := file.readinto(view[done:])):
-                done += count
-    except OSError as error:
-        raise WeightsError("unreadable", f"The weights of {member.name} cannot be read: {error}.") from error
+    file.seek(member.start + tensor.begin)
+    view, done = memoryview(raw.numpy().data), 0
+    while done < len(view) and (count := file.readinto(view[done:])):
+        done += count
     if done < raw.numel():
         raise WeightsError("truncated", f"The weights of {member.name} end early; fetch them again.")
     return raw.view(_dtypes()[tensor.dtype]).reshape(tensor.shape)
 
 
+@functools.cache
 def _dtypes() -> Mapping[str, torch.dtype]:
     import torch
 

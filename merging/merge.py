@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +18,7 @@ from merging.lowrank import Update
 from merging.members import Member, digest_of
 from merging.method import Work
 from merging.plan import MEMORY, Plan, plan
-from merging.stack import Shape, Stack, iterate_stacks, shapes
+from merging.stack import Shape, Stack, joined, shapes, stacked
 from merging.write import (
     RECORD_NAME,
     factor_names,
@@ -117,7 +117,8 @@ def carry_out(
         hashing = ThreadPoolExecutor(1)
         stack.callback(hashing.shutdown, cancel_futures=True)
         digests = [member.digest or hashing.submit(digest_of, member.weights) for member in planned.members]
-        modules = _merge_modules(planned, folder, progress)
+        union = shapes([planned.members[n] for n in planned.present])
+        modules = write_updates(folder, planned.dtype, union, _updates(planned, progress, written=True))
         with storage(out):
             write_config(folder, planned.members, planned.base, {n: m.rank for n, m in modules.items()})
             record = _record(planned, modules, digests, pool)
@@ -133,27 +134,43 @@ def merged_modules(
     return list(_updates(planned, progress))
 
 
-def _updates(planned: Plan, progress: Callable[[int, int], None] | None) -> Iterator[tuple[Shape, Update]]:
-    """Shape and update of each module; modules that only members of weight 0 have are left out."""
+def _updates(
+    planned: Plan, progress: Callable[[int, int], None] | None, written: bool = False
+) -> Iterator[tuple[Shape, Update]]:
+    """Shape and update of each module; modules that only members of weight 0 have are left out.
+
+    Where factors are to be `written` as they are, side by side, they come in the data type of the file.
+    """
+    import torch
+
     members = [planned.members[n] for n in planned.present]
-    weights = tuple(planned.weights[n] for n in planned.present)
-    inputs = tuple(planned.inputs[n] for n in planned.present) if planned.inputs else ()
-    names = _unique([member.name for member in members])
+    weights = [planned.weights[n] for n in planned.present]
     union = shapes(members)
-    for number, (shape, stack) in enumerate(zip(union, iterate_stacks(members, planned.device), strict=True)):
-        work = Work(
-            stack=stack,
-            weights=weights,
+    for number, shape in enumerate(union):
+        if written and planned.joins(shape):
+            a, b = joined(shape, members, weights, getattr(torch, planned.dtype))
+            yield shape, Update(a, b, None, 0.0)
+        else:
+            yield shape, planned.method.run(_work(planned, shape, members))
+        if progress is not None:
+            progress(number + 1, len(union))
+
+
+def _work(planned: Plan, shape: Shape, members: Sequence[Member]) -> Work:
+    """What the method sees of one module: the members that have it, their weights as they are."""
+    names = _unique([member.name for member in members])
+    return _without_absent(
+        Work(
+            stack=stacked(shape, members, planned.device),
+            weights=tuple(planned.weights[n] for n in planned.present),
             rank=planned.bound(shape),
             names=names,
             options=planned.options,
             seed=planned.seed,
             memory=planned.memory,
-            inputs=inputs,
+            inputs=tuple(planned.inputs[n] for n in planned.present) if planned.inputs else (),
         )
-        yield shape, planned.method.run(_without_absent(work))
-        if progress is not None:
-            progress(number + 1, len(union))
+    )
 
 
 def _without_absent(work: Work) -> Work:
@@ -176,20 +193,24 @@ def _without_absent(work: Work) -> Work:
     )
 
 
-def _merge_modules(
-    planned: Plan, folder: Path, progress: Callable[[int, int], None] | None
+def write_updates(
+    folder: Path, dtype: str, union: Sequence[Shape], updates: Iterable[tuple[Shape, Update]]
 ) -> dict[str, ModuleReport]:
-    union = shapes([planned.members[n] for n in planned.present])
+    """Writes the factors of updates to a folder as they come, and reports each module by name.
+
+    `union` has every module that may come. Raises MergeError where `dtype` cannot hold a value, and
+    StorageError where the disk refuses.
+    """
     names = [name for shape in union for name in factor_names(shape)]
     modules: dict[str, ModuleReport] = {}
-    with storage(folder), tensor_writer(weights_path(folder), planned.dtype, names) as writer:
-        for shape, update in _updates(planned, progress):
+    with storage(folder), tensor_writer(weights_path(folder), dtype, names) as writer:
+        for shape, update in updates:
             try:
                 for name, values in zip(factor_names(shape), (update.a, update.b), strict=True):
                     writer.write(name, values)
             except OverflowError as error:
                 raise MergeError(
-                    f"The merged {shape.name} is too large for {planned.dtype}; write float32 instead."
+                    f"The merged {shape.name} is too large for {dtype}; write float32 instead."
                 ) from error
             modules[shape.name] = ModuleReport(update.a.shape[0], _energy(update), update.discarded)
     return modules
@@ -202,7 +223,20 @@ def _energy(update: Update) -> float | None:
     if update.energy is not None or update.a.shape[0] > _CHEAP_RANK:
         return update.energy
 
-    return max(0.0, float(((update.a @ update.a.T) * (update.b.T @ update.b)).sum(dtype=torch.float64)))
+    a, b = update.a.to(torch.float32), update.b.to(torch.float32)
+    return max(0.0, float(((a @ a.T) * (b.T @ b)).sum(dtype=torch.float64)))
+
+
+def totals(modules: Mapping[str, ModuleReport]) -> dict[str, Any]:
+    """Energy, norm and discarded energy of all modules; None where not every module is measured."""
+    measured = [module.energy for module in modules.values() if module.energy is not None]
+    energy = math.fsum(measured) if len(measured) == len(modules) else None
+    return {
+        "energy": energy,
+        "norm": None if energy is None else math.sqrt(energy),
+        "discarded": math.fsum(module.discarded for module in modules.values()),
+        "modules": len(modules),
+    }
 
 
 def _record(
@@ -212,8 +246,6 @@ def _record(
     pool: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     known = [digest if isinstance(digest, str) else digest.result() for digest in digests]
-    measured = [module.energy for module in modules.values() if module.energy is not None]
-    energy = math.fsum(measured) if len(measured) == len(modules) else None
     return {
         "record_version": RECORD_VERSION,
         "base_model": planned.base,
@@ -228,12 +260,7 @@ def _record(
         "pool": dict(pool) if pool else None,
         "members": _member_entries(planned, known),
         "modules": {name: asdict(module) for name, module in modules.items()},
-        "totals": {
-            "energy": energy,
-            "norm": None if energy is None else math.sqrt(energy),
-            "discarded": math.fsum(module.discarded for module in modules.values()),
-            "modules": len(modules),
-        },
+        "totals": totals(modules),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("loradex", "torch", "safetensors")},
     }
@@ -249,6 +276,7 @@ def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any
             "licence": member.licence,
             "sha256": digest,
             **({"source": dict(member.source)} if member.source else {}),
+            **({"left_out": list(member.left_out)} if member.left_out else {}),
         }
         for member, weight, digest in zip(planned.members, planned.weights, digests, strict=True)
     ]

@@ -50,6 +50,12 @@ class Plan:
         largest = shape.total if self.method.full_rank else max(_ranks(self.members))
         return min(self.rank or largest, shape.in_features, shape.out_features)
 
+    def joins(self, shape: Shape) -> bool:
+        """Whether the factors of all members side by side are the result in a module."""
+        row = self.method
+        sums = row.full_rank and row.exact and row.cost == "bytes"
+        return sums and self.device == "cpu" and self.bound(shape) >= shape.total
+
 
 def plan(
     members: Sequence[Path | Member],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -31,14 +32,15 @@ _ENTRY = 160
 
 
 @contextlib.contextmanager
-def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+def new_folder(out: Path, overwrite: bool, record: str = RECORD_NAME) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the block ends without an error.
 
-    A merge that is there is replaced where `overwrite` says so; any other folder or file is left alone.
+    A merge that is there, told by its `record`, is replaced where `overwrite` says so; any other folder or
+    file is left alone.
     Raises UsageError for what must not be replaced and StorageError where the disk refuses; nothing stays
     behind in either case.
     """
-    _refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, record)
     with storage(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -74,11 +76,10 @@ class TensorWriter:
         """Append a tensor in the file's data type; raises OverflowError where that cannot hold it."""
         import torch
 
-        kind = getattr(torch, self.dtype)
-        low, high = torch.aminmax(values)
-        if not -torch.finfo(kind).max <= float(low) <= float(high) <= torch.finfo(kind).max:
+        cast = values.to(getattr(torch, self.dtype)).cpu().contiguous().reshape(-1)
+        # The sum answers at once unless it overflows.
+        if not (math.isfinite(float(cast.sum())) or bool(torch.isfinite(cast).all())):
             raise OverflowError
-        cast = values.to(kind).cpu().contiguous().reshape(-1)
         data = cast.view(torch.uint8).numpy().data
         self.entries[name] = {
             "dtype": DTYPES[self.dtype],
@@ -184,7 +185,7 @@ def weights_path(folder: Path) -> Path:
 def _targets(members: Sequence[Member], names: Sequence[str]) -> list[str]:
     """Short names where they mean exactly these modules in every layer, else the full names.
 
-    They do where each member asked for short names in all layers, and no layer that is touched lacks one.
+    They do where each member asked for short names in all layers, and no layer of a member lacks one.
     """
     plain = all(
         isinstance(member.config.target_modules, tuple)
@@ -194,17 +195,18 @@ def _targets(members: Sequence[Member], names: Sequence[str]) -> list[str]:
         for member in members
     )
     short = sorted({name.rpartition(".")[2] for name in names})
-    layers = {tuple(part for part in name.split(".") if part.isdigit()) for name in names}
+    every = (name for member in members for name in member.modules)
+    layers = {tuple(part for part in name.split(".") if part.isdigit()) for name in every}
     return short if plain and len(names) == len(short) * len(layers) else sorted(names)
 
 
-def _refuse_existing(out: Path, overwrite: bool) -> None:
+def refuse_existing(out: Path, overwrite: bool, record: str) -> None:
     if not (out.exists() or out.is_symlink()) or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
         raise UsageError(f"{out} is there already; choose another folder or ask to overwrite it.")
-    if out.is_symlink() or not (out / RECORD_NAME).is_file():
-        raise UsageError(f"{out} holds no merge and is not overwritten; choose another folder.")
+    if out.is_symlink() or not (out / record).is_file():
+        raise UsageError(f"{out} holds something else and is not overwritten; choose another folder.")
 
 
 def _replace(partial: Path, out: Path) -> None:

@@ -15,7 +15,8 @@ from catalog.export import export, in_export, member_folder
 from catalog.folder import is_adapter_folder
 from catalog.pools import Manifest
 from cli.app import App, pass_app
-from cli.commands.pools import fetching, found_pool
+from cli.commands.fetching import fetching
+from cli.commands.pools import found_pool
 from cli.output import Column, labelled, output_options, table
 
 if TYPE_CHECKING:
@@ -62,9 +63,19 @@ def _numbers(_context: click.Context, _option: click.Parameter, given: str | Non
         raise click.BadParameter("write numbers with commas between them, such as 1,0.5,0.5.") from error
 
 
+def _layers(_context: click.Context, _option: click.Parameter, given: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in (given or "").split(","))))
+
+
 members_argument = click.argument("pool", nargs=-1, required=True, metavar="POOL|DIR…")
 weights_option = click.option(
     "--weights", metavar="W,…", callback=_numbers, help="One a member, in the order of the pool."
+)
+without_option = click.option(
+    "--without",
+    metavar="LAYER,…",
+    callback=_layers,
+    help="Leave out what members hold of a layer, such as lm_head; copies: repeated weights of the base.",
 )
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 
@@ -83,7 +94,15 @@ device_option = click.option("--device", default="cpu", show_default=True, help=
     help="Of the result.  [default: the members']",
 )
 @device_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of methods that draw.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of methods that draw, and of --control."
+)
+@without_option
+@click.option(
+    "--control",
+    metavar="KIND",
+    help="Merge stand-ins of the members: random-pooled, random-each, random-directions or shuffled-layers.",
+)
 @click.option("-o", "--out", metavar="DIR", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @click.option(
@@ -103,6 +122,8 @@ def merge(
     overwrite: bool,
     apply_to: Path | None,
     dry_run: bool,
+    without: tuple[str, ...],
+    control: str | None,
     **given: Any,
 ) -> None:
     """Merge a POOL, or adapters in folders, into one adapter that plain PEFT loads.
@@ -110,11 +131,14 @@ def merge(
     Beside its weights the folder holds merge.json (members, digests, method, parameters, energy kept) and a
     model card. The same call writes the same bytes.
     """
+    from merging.controls import stand_ins
     from merging.merge import carry_out
     from merging.plan import plan
     from merging.price import price
 
-    members, manifest = _members(app, pool)
+    members, manifest = members_of(app, pool, without)
+    if control and not dry_run:
+        members = list(stand_ins(members, control, out.with_name(f"{out.name}-members"), given["seed"]))
     planned = plan(members, **given)
     if dry_run:
         app.output.document(asdict(price(planned)), _render_price)
@@ -136,12 +160,14 @@ def _fold(app: App, base: Path, adapter: Path, out: Path, device: str, overwrite
         return apply_to(base, adapter, out, device=device, overwrite=overwrite, progress=bar.working).folder
 
 
-def _members(app: App, given: Sequence[str]) -> tuple[list[Member], Manifest | None]:
+def members_of(
+    app: App, given: Sequence[str], without: Sequence[str] = ()
+) -> tuple[list[Member], Manifest | None]:
     """The members in the folders given, or of the one pool given, whose files are brought here first."""
     from merging.members import load_member
 
     if all(is_adapter_folder(Path(name)) for name in given):
-        return [load_member(Path(name)) for name in given], None
+        return [load_member(Path(name), without=without) for name in given], None
     if len(given) > 1:
         wrong = next(name for name in given if not is_adapter_folder(Path(name)))
         raise UsageError(f"{wrong} is no folder of an adapter; name one pool, or folders of adapters.")
@@ -154,6 +180,7 @@ def _members(app: App, given: Sequence[str]) -> tuple[list[Member], Manifest | N
             digest=next((f.sha256 for f in member.files if f.name.endswith(".safetensors")), None),
             licence=member.license,
             source={"repository": member.repository, "commit": member.commit, "subfolder": member.subfolder},
+            without=without,
         )
         for member in manifest.members
     ]
@@ -178,6 +205,7 @@ def _exported(app: App, manifest: Manifest, pool: Path) -> Path:
     help="The merge of them: how much of it is whose.",
 )
 @weights_option
+@without_option
 @device_option
 @click.option(
     "--plot",
@@ -188,12 +216,18 @@ def _exported(app: App, manifest: Manifest, pool: Path) -> Path:
 @output_options(lists=False)
 @pass_app
 def inspect_merge(
-    app: App, /, pool: tuple[str, ...], result: Path | None, plot: Path | None, **given: Any
+    app: App,
+    /,
+    pool: tuple[str, ...],
+    result: Path | None,
+    plot: Path | None,
+    without: tuple[str, ...],
+    **given: Any,
 ) -> None:
     """How alike the members of a POOL are, how much they interfere, and the energy that each rank keeps."""
     from merging import inspect
 
-    members, _ = _members(app, pool)
+    members, _ = members_of(app, pool, without)
     with app.output.progress("reading") as bar:
         found = inspect.inspect(members, result=result, progress=bar.working, **given)
     if plot:
@@ -223,9 +257,19 @@ def _render_merge(found: dict[str, Any]) -> str:
             ("method", found["method"]),
             ("members", f"{len(found['members'])}"),
             ("energy kept", f"{found['kept']:.4f}"),
+            ("left out", _left_out(found["members"])),
             ("model", found.get("model", "")),
         ]
     )
+
+
+def _left_out(members: Sequence[dict[str, Any]]) -> str:
+    lacking = [member for member in members if member.get("left_out")]
+    tensors = [name for member in lacking for name in member["left_out"]]
+    if not tensors:
+        return ""
+    more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+    return f"{tensors[0]}{more}, in {len(lacking)} of {len(members)} members"
 
 
 def _render_inspection(names: Sequence[str], found: dict[str, Any]) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from catalog.errors import ConfigError, LoradexError, MergeError, UsageError, WeightsError
+from merging.lowrank import concatenate
 from merging.members import digest_of, load_member, load_members, read_module
-from merging.stack import iterate_stacks, shapes
+from merging.stack import iterate_stacks, joined, shapes
 from tests.merging.adapters import ALL, Q, adapter, deltas
 
 
@@ -58,6 +60,92 @@ def test_tensors_beside_the_factors_are_refused_by_name(tensor: str, words: str,
     save_file({**load_file(path), tensor: torch.ones(3)}, path)
     with pytest.raises(MergeError, match=words):
         load_member(path.parent)
+
+
+HEAD = {
+    "base_model.model.lm_head.lora_A.weight": torch.ones(3, 12),
+    "base_model.model.lm_head.lora_B.weight": torch.ones(9, 3),
+}
+COPY = {"base_model.model.lm_head.base_layer.weight": torch.ones(9, 12)}
+OLDER = ("base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.weight")
+
+
+def with_head(folder: Path, **beside: Tensor) -> Path:
+    """An adapter that has a LoRA of the output head too, as PEFT saves it, and other tensors beside."""
+    targets = ["q_proj", "v_proj", "down_proj", "lm_head"]
+    path = adapter(folder, target_modules=targets) / "adapter_model.safetensors"
+    save_file({**load_file(path), **HEAD, **beside}, path)
+    return folder
+
+
+def test_copies_of_the_base_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    folder = with_head(tmp_path / "head", **COPY)
+    with pytest.raises(MergeError, match=r"lm_head\.base_layer\.weight; --without copies leaves it out"):
+        load_member(folder)
+    member = load_member(folder, without=["copies"])
+    assert set(member.modules) == {*ALL, "lm_head"}
+    assert member.left_out == tuple(COPY)
+
+
+def test_a_layer_that_is_named_is_left_out_with_its_factors(tmp_path: Path) -> None:
+    member = load_member(with_head(tmp_path / "head", **COPY), without=["lm_head"])
+    assert set(member.modules) == set(ALL)
+    assert sorted(member.left_out) == sorted({**HEAD, **COPY})
+    assert load_member(with_head(tmp_path / "other"), without=["copies"]).left_out == ()
+
+
+def test_copies_in_the_older_spelling_are_refused_with_their_layers(tmp_path: Path) -> None:
+    """Older versions of PEFT wrote whole weights under the layer's own name, as they wrote trained ones."""
+    beside = {name: torch.ones(9, 12) for name in OLDER}
+    folder = with_head(tmp_path / "head", **beside)
+    with pytest.raises(MergeError, match="--without embed_tokens,lm_head leaves out these layers"):
+        load_member(folder)
+    with pytest.raises(MergeError, match="--without embed_tokens,lm_head"):
+        load_member(folder, without=["copies"])
+    assert set(load_member(folder, without=["embed_tokens", "lm_head"]).modules) == set(ALL)
+
+
+def test_what_is_trained_is_refused_whatever_is_left_out(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "trained", modules_to_save=["lm_head"])
+    with pytest.raises(MergeError, match="modules_to_save"):
+        load_member(folder, without=["lm_head"])
+    with pytest.raises(MergeError, match="holds no LoRA factors"):
+        load_member(adapter(tmp_path / "empty"), without=["q_proj", "v_proj", "down_proj"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("out", [torch.float32, torch.bfloat16])
+def test_joined_factors_are_the_weighted_sum_rounded_once(
+    dtype: torch.dtype, out: torch.dtype, tmp_path: Path
+) -> None:
+    folders = [
+        adapter(tmp_path / "a", seed=1, rank=3, dtype=dtype),
+        adapter(tmp_path / "b", seed=2, rank=5, modules=ALL[:2], use_rslora=True, lora_alpha=7, dtype=dtype),
+        adapter(tmp_path / "c", seed=3, rank=2, ranks={Q: 4}, alpha_pattern={Q: -3.0}),
+    ]
+    members, weights = load_members(folders), (0.5, -2.0, 0.25)
+    for shape, stack in zip(shapes(members), iterate_stacks(members), strict=True):
+        a, b = joined(shape, members, weights, out)
+        exact = concatenate(stack, stack.columns(weights))
+        unit = torch.finfo(out).eps
+        assert a.dtype == b.dtype == out
+        # Half a unit of the written type, and some of float32 before.
+        torch.testing.assert_close(a.float(), exact.a, rtol=unit / 2 + 5e-7, atol=0)
+        torch.testing.assert_close(b.float(), exact.b, rtol=unit / 2 + 5e-7, atol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_joined_factors_that_are_not_finite_are_refused_by_name(bad: float, tmp_path: Path) -> None:
+    a = torch.ones(3, 12)
+    a[2, 5] = bad
+    members = load_members(
+        [
+            adapter(tmp_path / "whole", modules=[Q]),
+            adapter(tmp_path / "broken", modules=[Q], factors={Q: (a, torch.ones(12, 3))}),
+        ]
+    )
+    with pytest.raises(MergeError, match=f"broken cannot be merged: {Q} holds NaN"):
+        joined(shapes(members)[0], members, (1.0, 1.0), torch.bfloat16)
 
 
 def test_factors_that_contradict_are_refused(tmp_path: Path) -> None:

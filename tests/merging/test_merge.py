@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from catalog.errors import LoradexError, MergeError, StorageError, UsageError
 from merging.lowrank import Update
@@ -19,6 +20,7 @@ from merging.merge import merge, merged_modules
 from merging.method import Work
 from merging.methods import METHODS
 from merging.plan import plan
+from merging.write import factor_names
 from tests.merging.adapters import ALL, Q, adapter, deltas, distance, total
 
 
@@ -243,6 +245,30 @@ def test_one_module_of_each_member_is_in_memory_at_a_time(
     asked: list[int] = []
     merge(folders, "sum", tmp_path / "out", progress=lambda done, of: asked.append(len(set(seen))))
     assert asked == [1, 2, 3, 4]
+
+
+def test_the_record_says_what_was_left_out(folders: list[Path], tmp_path: Path) -> None:
+    members = [load_member(folder, without=["down_proj"]) for folder in folders]
+    report = merge(members, "average", tmp_path / "out")
+    names = [entry.get("left_out", []) for entry in report.record["members"]]
+    assert {"down_proj" in name for found in names for name in found} == {True}
+    assert [len(found) for found in names] == [2, 0, 2]
+    assert not any("down_proj" in name for name in report.modules)
+    document = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert not any("down_proj" in target for target in document["target_modules"])
+
+
+@pytest.mark.parametrize("method", ["average", "sum", "concatenation", "peft-cat"])
+@pytest.mark.parametrize("weights", [None, [0.5, -1.0, 2.0], [1.0, 0.0, 3.0]])
+def test_what_is_joined_on_the_disk_is_what_the_method_makes(
+    method: str, weights: list[float] | None, folders: list[Path], tmp_path: Path
+) -> None:
+    merge(folders, method, tmp_path / "out", weights=weights)
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    for shape, update in merged_modules(plan(folders, method, weights=weights)):
+        for name, values in zip(factor_names(shape), (update.a, update.b), strict=True):
+            torch.testing.assert_close(written.pop(name), values, rtol=5e-7, atol=0)
+    assert not written
 
 
 @pytest.fixture

@@ -1,0 +1,84 @@
+"""`merge` and `inspect-merge` on folders: stand-ins, what is left out, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from cli.main import loradex
+from tests.merging.test_controls import layered
+
+
+def run(tmp_path: Path, *words: object) -> Result:
+    return CliRunner().invoke(loradex, ["--data", str(tmp_path / "data"), *map(str, words)])
+
+
+def ok(tmp_path: Path, *words: object) -> Any:
+    """What a command says as JSON."""
+    result = run(tmp_path, *words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """Two adapters."""
+    return [layered(tmp_path / f"m{n}", n) for n in range(2)]
+
+
+@pytest.fixture
+def headed(tmp_path: Path) -> Path:
+    """An adapter with the copy of the output head that PEFT saves beside a LoRA of it."""
+    path = layered(tmp_path / "headed") / "adapter_model.safetensors"
+    copy = {"base_model.model.lm_head.base_layer.weight": torch.ones(5, 24)}
+    save_file({**load_file(path), **copy}, path)
+    return path.parent
+
+
+def test_stand_ins_are_merged_in_place_of_the_members(pair: list[Path], tmp_path: Path) -> None:
+    words = ("merge", *pair, "--method", "average", "--control", "random-each", "--seed", 4)
+    found = ok(tmp_path, *words, "-o", tmp_path / "out")
+    assert [member["source"]["control"] for member in found["members"]] == ["random-each"] * 2
+    assert [member["name"] for member in found["members"]] == ["m0:random-each:4", "m1:random-each:4"]
+    kept = sorted(path.name for path in (tmp_path / "out-members").iterdir())
+    assert kept == ["001-m0", "002-m1"]
+    again = ok(tmp_path, *words, "-o", tmp_path / "out", "--overwrite")
+    assert again["members"] == found["members"]
+
+
+def test_a_price_of_stand_ins_writes_nothing(pair: list[Path], tmp_path: Path) -> None:
+    words = ("merge", *pair, "--method", "average", "--control", "random-each", "-o", tmp_path / "out")
+    before = sorted(tmp_path.iterdir())
+    assert ok(tmp_path, *words, "--dry-run")["members"] == 2
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != "data"] == before
+
+
+def test_a_control_that_is_none_is_one_sentence(pair: list[Path], tmp_path: Path) -> None:
+    result = run(tmp_path, "merge", *pair, "--method", "sum", "--control", "chance", "-o", tmp_path / "out")
+    assert result.exit_code != 0
+    assert "'chance' is no control; choose one of random-pooled" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_out_is_asked_for_and_said(headed: Path, tmp_path: Path) -> None:
+    words = ("merge", headed, "--method", "sum", "-o", tmp_path / "out")
+    refused = run(tmp_path, *words)
+    assert refused.exit_code == 1
+    assert "--without copies" in refused.output.replace("\n", " ")
+    done = run(tmp_path, *words, "--without", "copies")
+    assert done.exit_code == 0, done.output
+    assert "lm_head.base_layer.weight, in 1 of 1 members" in " ".join(done.output.split())
+    record = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert record["members"][0]["left_out"] == ["base_model.model.lm_head.base_layer.weight"]
+
+
+def test_members_with_copies_can_be_compared(headed: Path, pair: list[Path], tmp_path: Path) -> None:
+    found = ok(tmp_path, "inspect-merge", headed, *pair, "--without", "copies, lm_head")
+    assert found["names"] == ["headed", "m0", "m1"]
+    assert found["cosines"][0][1] == pytest.approx(1, abs=1e-6)

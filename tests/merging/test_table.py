@@ -1,0 +1,120 @@
+"""What every row of the table of methods promises: identities, gauge, and members that lack something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from merging.merge import merge, merged_modules
+from merging.methods import METHODS
+from merging.plan import plan
+from merging.stack import Stack
+from tests.merging.adapters import (
+    ALL,
+    adapter,
+    deltas,
+    dense,
+    distance,
+    gap,
+    product,
+    random_stack,
+    rotated,
+    run,
+    stack_of,
+)
+
+ROWS = [name for name, row in METHODS.items() if not row.data]
+# Rows that are the weighted sum itself, by whatever factors.
+SUMS = [name for name in ROWS if METHODS[name].exact and METHODS[name].cost == "bytes"]
+NAMES = ("one", "two", "three")
+
+
+def stack_for(method: str, seed: int = 0) -> Stack:
+    """Three members of mixed ranks, of equal ones where the method wants these."""
+    return random_stack([3, 3, 3] if METHODS[method].equal_ranks else [3, 2, 4], 20, 15, seed)
+
+
+def pairs(stack: Stack) -> list[tuple[Tensor, Tensor]]:
+    return [(stack.a[place], stack.b[:, place]) for place in stack.ranges()]
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_the_order_of_members_does_not_matter(method: str) -> None:
+    stack = stack_for(method)
+    first, second, third = pairs(stack)
+    left = run(method, stack, [1.0, 2.0, 0.5], rank=8, names=NAMES)
+    turned = stack_of(third, first, second)
+    right = run(method, turned, [0.5, 1.0, 2.0], rank=8, names=("three", "one", "two"))
+    assert gap(right, product(left)) < 1e-4
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_the_gauge_is_the_one_that_the_row_states(method: str) -> None:
+    """Whether the result stays when factors change and updates do not: by rotations, and by anything else."""
+    stack, row = stack_for(method), METHODS[method]
+    left = run(method, stack, rank=4, names=NAMES)
+    for orthogonal, kinds in ((True, ("invariant", "rotations")), (False, ("invariant",))):
+        right = run(method, rotated(stack, orthogonal=orthogonal), rank=4, names=NAMES)
+        if row.gauge in kinds:
+            assert gap(right, product(left)) < 1e-3
+    if row.gauge == "dependent":
+        assert gap(run(method, rotated(stack, orthogonal=False), rank=4, names=NAMES), product(left)) > 1e-2
+
+
+@pytest.mark.parametrize("method", SUMS)
+def test_copies_of_one_member_average_to_it(method: str) -> None:
+    one = random_stack([3], 20, 15)
+    copies = stack_of(*pairs(one) * 3)
+    assert gap(run(method, copies, [0.2, 0.5, 0.3], rank=9), dense(one)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_a_weight_of_one_and_others_of_zero_is_the_member_alone(method: str, tmp_path: Path) -> None:
+    folders = [adapter(tmp_path / name, seed=n, rank=3) for n, name in enumerate(NAMES)]
+    alone = merge(folders[:1], method, tmp_path / "alone", weights=[1.0], seed=2)
+    first = merge(folders, method, tmp_path / "first", weights=[1.0, 0.0, 0.0], seed=2)
+    left, right = (deltas(report.folder) for report in (alone, first))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    if method in SUMS:
+        assert distance(left, deltas(folders[0])) < 1e-5
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_a_member_of_zeros_does_no_harm(method: str) -> None:
+    """B = 0, as before training: the result is finite, and the sum is that of the others."""
+    first, second, third = pairs(stack_for(method))
+    found = run(method, stack_of(first, (second[0], torch.zeros_like(second[1])), third), [1.0, 1.0, 1.0])
+    assert torch.isfinite(found.a).all()
+    assert torch.isfinite(found.b).all()
+    if method in SUMS and not METHODS[method].normalised:
+        expected = product(run(method, stack_of(first, third), [1.0, 1.0]))
+        assert gap(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_zeros_alone_merge_to_zero(method: str) -> None:
+    made = [(a, torch.zeros_like(b)) for a, b in pairs(stack_for(method))]
+    found = run(method, stack_of(*made))
+    assert float(product(found).abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_modules_that_some_members_lack_are_merged_from_the_others(method: str, tmp_path: Path) -> None:
+    """What one member alone has is what that member alone gives, except that averages divide by all."""
+    folders = [
+        adapter(tmp_path / "one", seed=1, modules=ALL[:1]),
+        adapter(tmp_path / "two", seed=2, modules=ALL[:2]),
+        adapter(tmp_path / "three", seed=3, modules=ALL[1:]),
+    ]
+    found = {shape.name: update for shape, update in merged_modules(plan(folders, method, seed=1))}
+    assert set(found) == set(ALL)
+    assert all(torch.isfinite(update.a).all() and torch.isfinite(update.b).all() for update in found.values())
+    if not METHODS[method].normalised:
+        weight = plan(folders, method).weights[2]
+        planned = plan(folders[2:], method, seed=1, weights=[weight])
+        alone = {shape.name: update for shape, update in merged_modules(planned)}
+        lone = "model.layers.1.self_attn.q_proj"
+        assert gap(found[lone], product(alone[lone])) < 1e-5
