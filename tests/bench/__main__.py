@@ -10,7 +10,7 @@ import importlib
 import subprocess
 import sys
 
-NAMES = ("fingerprints", "index", "search", "select", "merging", "crawl")
+NAMES = ("fingerprints", "index", "search", "select", "merging", "live", "crawl")
 
 
 def main(chosen: list[str]) -> int:
