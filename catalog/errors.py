@@ -12,6 +12,7 @@ LoradexError
 ├── PoolError             a pool's manifest or files cannot be used as they are
 ├── StorageError          the disk refused (full, not writable)
 ├── MergeError            adapters that cannot be merged, by name and reason
+├── EvaluationError       a model that cannot be asked or trained as wanted (out of memory, loss not finite)
 └── HubError              the Hub, or the way to it
     ├── HubUnreachableError   no connection, timeout, deadline
     ├── HubBusyError          429 or 5xx after all retries
@@ -126,3 +127,7 @@ class HubAccessError(HubError):
 
 class MergeError(LoradexError):
     """Adapters that cannot be merged as asked; the sentence names the adapter and what it holds."""
+
+
+class EvaluationError(LoradexError):
+    """A model that cannot be asked, or trained, as wanted; the sentence says what to change."""

@@ -29,6 +29,11 @@ class Settings:
         return self.data / "index"
 
     @property
+    def bases(self) -> Path:
+        """The folder of base models that are kept here."""
+        return self.data / "bases"
+
+    @property
     def pools(self) -> Path:
         """The folder of the manifests of pools."""
         return self.data / "pools"

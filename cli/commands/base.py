@@ -1,9 +1,10 @@
-"""`loradex base`: the names under which base models are met."""
+"""`loradex base`: the names under which base models are met, and models kept here."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import partial
+from pathlib import Path
 
 import click
 
@@ -19,7 +20,7 @@ from crawler.plan import check_base_name
 
 @click.group()
 def base() -> None:
-    """The names under which base models are met; a crawl asks for all names of its base."""
+    """The names under which base models are met, and models that are kept here."""
 
 
 @base.command("list")
@@ -62,6 +63,21 @@ def add(app: App, canonical: str, spelling: str, kind: str, note: str) -> None:
         store.add_spelling(session, BaseSpelling(canonical, spelling, Spelling(kind).value, note))
         session.commit()
     app.output.say(f"{spelling} is {canonical} ({kind})")
+
+
+@base.command()
+@click.argument("name", metavar="ID")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@pass_app
+def keep(app: App, name: str, file: Path) -> None:
+    """Keep a base model here, from a GGUF FILE of a Llama model; commands that ask for ID then find it.
+
+    It is converted once, to float32, below the data folder; a model that was quantised stays as coarse.
+    """
+    from merging.model import keep_base
+
+    app.output.say(f"converting {file.name}")
+    app.output.say(f"{name} is kept in {keep_base(name, file, app.settings.bases)}")
 
 
 def _below(canonical: Collection[str], name: str) -> str:

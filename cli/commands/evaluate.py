@@ -1,0 +1,123 @@
+"""`loradex evaluate`: how good adapters are at tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from catalog.errors import UsageError
+from catalog.folder import is_adapter_folder
+from cli.app import App, Exit, pass_app
+from cli.commands.asking import asked_base, asked_tasks, base_option, device_option
+from cli.commands.merge import members_of
+from cli.output import Column, output_options
+
+if TYPE_CHECKING:
+    from merging.members import Member
+
+SCORES = (
+    Column("adapter"),
+    Column("task"),
+    Column("metric"),
+    Column("value", right=True, show=lambda value: f"{value:.3f}"),
+    Column("loss", right=True, show=lambda loss: f"{loss:.3f}"),
+    Column("n", right=True),
+)
+
+
+@click.command()
+@base_option
+@click.option("--task", "tasks", metavar="T", multiple=True, required=True, help="A task; 'all' of --tasks.")
+@click.option("--tasks", "folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--adapter", "adapters", metavar="DIR", multiple=True, help="An adapter in a folder.")
+@click.option("--pool", metavar="POOL", help="Every member of a pool.")
+@click.option("--split", type=click.Choice(["train", "valid", "test"]), default="test", show_default=True)
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(min=1), help="At most so many examples of each task."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw that --limit makes.")
+@click.option("--without-base", is_flag=True, help="Leave out the base model alone.")
+@click.option(
+    "--log",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="One line a score, as it is measured; a run that was stopped goes on from it.",
+)
+@click.option(
+    "-o",
+    "--out",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write scores.json, which `scores import` reads.",
+)
+@device_option
+@output_options(lists=False)
+@pass_app
+def evaluate(
+    app: App,
+    /,
+    base: str,
+    tasks: tuple[str, ...],
+    folder: Path | None,
+    adapters: tuple[str, ...],
+    pool: str | None,
+    without_base: bool,
+    out: Path | None,
+    device: str,
+    **given: Any,
+) -> None:
+    """Score the base model, adapters in folders and the members of a pool on tasks, each alone.
+
+    Accuracy takes the choice of the highest likelihood, exact match the greedy answer. Adapters that cannot
+    be put on the base are named, the others go on, and the exit code is 3.
+    """
+    from merging import evaluate as evaluating
+
+    members = _members(app, adapters, pool)
+    found_tasks = asked_tasks(tasks, folder)
+    model = asked_base(app, base, device)
+    scores, failed = [], []
+    with app.output.progress("scoring") as bar:
+        for found in evaluating.evaluate(
+            model, members, found_tasks, with_base=not without_base, progress=bar.working, **given
+        ):
+            if isinstance(found, evaluating.Score):
+                scores.append(found)
+            else:
+                failed.append(str(found))
+    for sentence in failed:
+        app.output.say(f"left out: {sentence}")
+    document = evaluating.scores_document(scores)
+    if out is not None:
+        _write(out, document)
+    app.output.document(document, lambda told: "\n".join(_table(told)))
+    if failed:
+        raise click.exceptions.Exit(Exit.PARTIAL)
+
+
+def _table(told: dict[str, Any]) -> list[str]:
+    from cli.output import table
+
+    return table(told["scores"], SCORES)
+
+
+def _members(app: App, adapters: tuple[str, ...], pool: str | None) -> list[Member]:
+    from merging.members import load_member
+
+    if wrong := next((name for name in adapters if not is_adapter_folder(Path(name))), None):
+        raise UsageError(f"{wrong} is no folder of an adapter; name a folder that PEFT has written.")
+    return (members_of(app, [pool])[0] if pool else []) + [load_member(Path(name)) for name in adapters]
+
+
+def _write(out: Path, document: dict[str, Any]) -> None:
+    from merging.write import storage
+
+    text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    aside = out.with_name(f".{out.name}.new")
+    with storage(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(f"{text}\n", encoding="utf-8")
+        aside.replace(out)

