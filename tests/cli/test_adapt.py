@@ -1,0 +1,136 @@
+"""`evaluate` and `adapt` as a user runs them, on a small model in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from peft import PeftModel
+
+from merging.model import kept_name
+from tests.merging.test_evaluate import ROWS, tiny_adapter
+from tests.merging.tiny import NAME, save_base, tiny_base, write_task
+
+Program = Callable[..., Result]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path, data: Path) -> Path:
+    """A base that is kept, two tasks and three adapters."""
+    save_base(tiny_base(), data / "bases" / kept_name(NAME))
+    for name in ("first", "second"):
+        write_task(tmp_path / "tasks" / name, ROWS)
+    for number in range(3):
+        tiny_adapter(tmp_path / f"a{number}", number, size=0.3)
+    return tmp_path
+
+
+def test_evaluate_prints_scores_that_can_be_imported(run: Program, place: Path) -> None:
+    words = ["evaluate", "--base", NAME, "--task", "all", "--tasks", str(place / "tasks"), "--limit", "6"]
+    adapters = [word for number in range(2) for word in ("--adapter", str(place / f"a{number}"))]
+    file, log = place / "scores.json", place / "log.jsonl"
+    result = run(*words, *adapters, "-o", str(file), "--log", str(log), "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert [(row["adapter"], row["task"]) for row in told["scores"]] == [
+        (adapter, task) for adapter in ("base", "a0", "a1") for task in ("first", "second")
+    ]
+    assert json.loads(file.read_text()) == told
+    assert len(log.read_text().splitlines()) == 6
+    again = run(*words, *adapters, "--log", str(log), "--json")
+    assert json.loads(again.stdout) == told
+    assert "a1" in run(*words, *adapters, "--log", str(log)).stdout
+    imported = run("scores", "import", str(file), "--json")
+    assert json.loads(imported.stdout)["rows"] == 6
+
+
+def test_an_adapter_of_another_base_is_left_out_with_exit_code_3(run: Program, place: Path) -> None:
+    config = place / "a0" / "adapter_config.json"
+    config.write_text(config.read_text().replace("q_proj", "k_proj"))
+    weights = place / "a0" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b"q_proj", b"k_proj"))
+    words = ["evaluate", "--base", NAME, "--task", str(place / "tasks" / "first"), "--limit", "3"]
+    result = run(*words, "--adapter", str(place / "a0"), "--adapter", str(place / "a1"), "--json")
+    assert result.exit_code == 3
+    assert "left out:" in result.stderr
+    assert [row["adapter"] for row in json.loads(result.stdout)["scores"]] == ["base", "a1"]
+
+
+def test_adapt_writes_an_adapter_that_peft_loads(run: Program, place: Path) -> None:
+    out = place / "adapted"
+    words = ["adapt", str(place / "a1"), str(place / "a2"), "--base", NAME, "--task", "first", "--tasks"]
+    words += [str(place / "tasks"), "--with", str(place / "a0"), "--samples", "20", "--steps", "6"]
+    result = run(*words, "--split", "test", "--limit", "5", "-o", str(out), "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["score"]["n"] == 5
+    assert told["target"] == "a0"
+    assert [member["name"] for member in told["members"]] == ["a0", "a1", "a2"]
+    assert told["valid_loss"] <= told["valid_before"]
+    PeftModel.from_pretrained(tiny_base().model, out)
+    again = run(*words, "-o", str(out))
+    assert again.exit_code != 0
+    assert "is there already" in again.stderr
+    shown = run(*words, "-o", str(out), "--overwrite")
+    assert shown.exit_code == 0
+    assert "recycling" in shown.stdout
+
+
+def test_adapt_with_stand_ins_makes_them_once(run: Program, place: Path, data: Path) -> None:
+    words = [
+        "adapt",
+        str(place / "a1"),
+        str(place / "a2"),
+        "--base",
+        NAME,
+        "--task",
+        str(place / "tasks/first"),
+    ]
+    words += [
+        "--control",
+        "random-each",
+        "--samples",
+        "20",
+        "--steps",
+        "3",
+        "--split",
+        "valid",
+        "--limit",
+        "4",
+    ]
+    first, second = (json.loads(run(*words, "--json").stdout) for _ in range(2))
+    assert first == second
+    assert first["members"][0]["sha256"] != ""
+    assert len(list((data / "controls").iterdir())) == 1
+
+
+def test_nonsense_is_one_sentence(run: Program, place: Path) -> None:
+    words = ["adapt", str(place / "a1"), "--base", NAME, "--task", str(place / "tasks" / "first")]
+    for more, sentence in (
+        ([], "Say where the adapter goes (-o)"),
+        (["-o", "x", "--samples", "500"], "fewer than the 500 asked for"),
+        (["-o", "x", "--samples", "20", "--method", "averge"], "did you mean average"),
+    ):
+        result = run(*words, *more)
+        assert result.exit_code != 0
+        assert sentence in result.stderr
+    result = run("evaluate", "--base", "no/base", "--task", str(place / "tasks" / "first"))
+    assert result.exit_code != 0
+    assert len(result.stderr.strip().splitlines()) <= 2
+    result = run("evaluate", "--base", NAME, "--task", "first", "--adapter", str(place))
+    assert "is no folder of an adapter" in result.stderr
+    result = run("base", "keep", "owner/name", str(place / "none.gguf"))
+    assert "There is no file" in result.stderr
+
+
+def test_adaptive_lists_the_methods(run: Program) -> None:
+    rows = json.loads(run("adaptive", "--json").stdout)
+    assert {"recycling", "lorahub", "arrow"} <= {row["method"] for row in rows}
+    assert "recycling" in run("adaptive").stdout

@@ -1,0 +1,239 @@
+"""Adaptive methods do what their sources say, keep what validation prefers, and fold into what was seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from catalog.errors import MergeError, UsageError
+from merging.adapt import adapt
+from merging.adaptive import ADAPTIVE
+from merging.candidates import BOUND, PENALTY, evaluated, search
+from merging.evaluate import measure
+from merging.live import LiveStack
+from merging.members import Member, load_member
+from merging.model import BaseModel
+from merging.prompt import encode
+from merging.routing import ArrowGate, prototypes
+from merging.scoring import likelihoods, mean_loss, targets_only
+from merging.stack import Stack
+from merging.tasks import Budget, Task, budget, read_task
+from tests.merging.test_evaluate import tiny_adapter
+from tests.merging.tiny import NAME, tiny_base, write_task
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+ROWS = [(f"{'ab'[number % 2]}{number}", "yes" if number % 2 else "no") for number in range(40)]
+FOLDING = [row.name for row in ADAPTIVE.values() if row.folds]
+ROUTING = [row.name for row in ADAPTIVE.values() if not row.folds]
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    return read_task(write_task(tmp_path / "parity", ROWS))
+
+
+@pytest.fixture
+def some(task: Task) -> Budget:
+    return budget(task, 30, seed=1)
+
+
+@pytest.fixture
+def members(tmp_path: Path) -> list[Member]:
+    return [tiny_adapter(tmp_path / f"a{n}", n + 1, rank=n + 1, size=0.3) for n in range(3)]
+
+
+def valid_loss(base: BaseModel, task: Task, some: Budget) -> float:
+    prompts = targets_only(encode(base.tokenizer, task, some.valid, base.limit))
+    return mean_loss(prompts, likelihoods(base, prompts))
+
+
+@pytest.mark.parametrize("method", FOLDING)
+def test_what_is_written_is_what_was_learned(
+    tmp_path: Path, task: Task, some: Budget, members: list[Member], method: str
+) -> None:
+    base = tiny_base()
+    before = {name: values.clone() for name, values in base.model.state_dict().items()}
+    steps = None if method == "average" else 12
+    rate = 0.05 if ADAPTIVE[method].factors else None
+    done = adapt(base, members[1:], task, some, method, target=members[0], steps=steps, rate=rate)
+    with done.applied():
+        expected = measure(base, task, some.valid)
+    if done.method.objective == "loss":
+        assert expected.loss == pytest.approx(done.valid_loss, abs=1e-5)
+    assert all(torch.equal(before[name], values) for name, values in base.model.state_dict().items())
+    if done.numbers is not None and not any(any(each) for each in done.numbers.values()):
+        with pytest.raises(MergeError, match="result is the base model"):
+            done.write(tmp_path / "out")
+        return
+    report = done.write(tmp_path / "out", base=NAME)
+    other = tiny_base()
+    plain = PeftModel.from_pretrained(other.model, report.folder)
+    found = measure(BaseModel(NAME, plain, other.tokenizer, 512), task, some.valid)
+    assert found.loss == pytest.approx(expected.loss, abs=2e-4)
+    record = json.loads((report.folder / "adapt.json").read_text())
+    assert record["method"]["name"] == method
+    assert record["task"]["digest"] == task.digest
+    assert record["members"][0]["name"] == "a0"
+    load_member(report.folder)
+
+
+@pytest.mark.parametrize(
+    "method", [name for name, row in ADAPTIVE.items() if row.steps and row.objective == "loss"]
+)
+def test_validation_never_gets_worse_than_the_start(
+    task: Task, some: Budget, members: list[Member], method: str
+) -> None:
+    done = adapt(tiny_base(), members[1:], task, some, method, target=members[0], steps=10)
+    if done.method.learner != "candidates":
+        assert done.valid_loss <= done.valid_before
+
+
+def test_learning_helps_on_what_it_learns_from(task: Task, some: Budget, members: list[Member]) -> None:
+    base = tiny_base()
+    done = adapt(base, members, task, some, "recycling", steps=30, rate=0.2)
+    assert done.valid_before == pytest.approx(valid_loss(base, task, some), abs=1e-6)
+    assert done.valid_loss < done.valid_before - 0.1
+
+
+def test_the_same_seed_gives_the_same_numbers(task: Task, some: Budget, members: list[Member]) -> None:
+    def once(seed: int) -> object:
+        return adapt(tiny_base(), members, task, some, "recycling", steps=5, seed=seed).numbers
+
+    assert once(0) == once(0)
+    assert once(0) != once(1)
+
+
+def test_zero_is_the_base_and_one_hot_the_target(task: Task, some: Budget, members: list[Member]) -> None:
+    base = tiny_base()
+    start = adapt(base, members, task, some, "recycling", steps=1, rate=1e-12)
+    assert start.valid_before == pytest.approx(valid_loss(base, task, some), abs=1e-6)
+    alone = adapt(base, members[1:], task, some, "target-rescaled", target=members[0], steps=1, rate=1e-12)
+    with LiveStack(base.model, [members[0]]).attached():
+        assert alone.valid_before == pytest.approx(valid_loss(base, task, some), abs=1e-6)
+    assert [member["name"] for member in alone.record["members"]] == ["a0"]
+
+
+def test_entropy_needs_no_labels(task: Task, some: Budget, members: list[Member]) -> None:
+    flipped = Budget(
+        tuple(
+            type(one)(one.input, {"yes": "no", "no": "yes"}[one.target], one.choices) for one in some.train
+        ),
+        some.valid,
+        some.seed,
+    )
+    found = [
+        adapt(tiny_base(), members, task, part, "adamerging-entropy", steps=6).numbers
+        for part in (some, flipped)
+    ]
+    assert found[0] == found[1]
+    supervised = [
+        adapt(tiny_base(), members, task, part, "adamerging", steps=6).numbers for part in (some, flipped)
+    ]
+    assert supervised[0] != supervised[1]
+
+
+def test_entropy_is_for_choices(tmp_path: Path, members: list[Member]) -> None:
+    text = read_task(write_task(tmp_path / "text", ROWS, choices=None, metric="exact_match"))
+    with pytest.raises(UsageError, match="adamerging-entropy chooses among answers, and text has none"):
+        adapt(tiny_base(), members, text, budget(text, 30), "adamerging-entropy", steps=2)
+
+
+@pytest.mark.parametrize("method", ROUTING)
+def test_routing_is_measured_and_never_folded(
+    tmp_path: Path, task: Task, some: Budget, members: list[Member], method: str
+) -> None:
+    base = tiny_base()
+    done = adapt(base, members, task, some, method, steps=4 if ADAPTIVE[method].steps else None)
+    with done.applied():
+        assert valid_loss(base, task, some) == pytest.approx(done.valid_loss, abs=1e-6)
+    with pytest.raises(MergeError, match="sends every token its own way"):
+        done.write(tmp_path / "out")
+
+
+def test_arrow_with_one_member_is_that_member(task: Task, some: Budget, members: list[Member]) -> None:
+    base = tiny_base()
+    done = adapt(base, members[:1], task, some, "arrow")
+    with LiveStack(base.model, members[:1]).attached():
+        assert done.valid_loss == pytest.approx(valid_loss(base, task, some), abs=1e-6)
+
+
+def test_a_prototype_is_the_top_right_singular_vector(members: list[Member]) -> None:
+    live = LiveStack(tiny_base().model, members)
+    found = prototypes(live)
+    from merging.stack import iterate_stacks
+
+    for stack in iterate_stacks(members):
+        for number, place in enumerate(place for place in stack.ranges() if place.stop > place.start):
+            update = stack.b[:, place].double() @ stack.a[place].double()
+            top = torch.linalg.svd(update).Vh[0]
+            assert abs(float(found[stack.name][number].double() @ top)) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_gate_mixes_the_best_by_a_softmax() -> None:
+    stack = Stack("m", torch.zeros(5, 2), torch.zeros(2, 5), (2, 0, 1, 2), (1.0, 0.0, 1.0, 1.0))
+    directions = {"m": torch.tensor([[1.0, 0.0], [0.0, 1.0], [-3.0, 0.0]])}
+    gate = ArrowGate((_shape(stack),), directions, top=2)
+    weights = gate("m", torch.tensor([[[2.0, 1.0]]]), torch.zeros(1, 1, 5))
+    # |x.p| is 2, 1, 6: the second of the three members that are there is left out.
+    first, last = torch.tensor([2.0, 6.0]).softmax(0).tolist()
+    assert weights[0, 0].tolist() == pytest.approx([first, first, 0.0, last, last])
+
+
+def _shape(stack: Stack) -> object:
+    from merging.stack import Shape
+
+    return Shape(stack.name, "linear", 2, 2, stack.ranks, stack.scalings)
+
+
+def test_candidates_of_a_generation_are_those_one_by_one(
+    task: Task, some: Budget, members: list[Member]
+) -> None:
+    base = tiny_base()
+    prompts = encode(base.tokenizer, task, some.all, base.limit)
+    live = LiveStack(base.model, members)
+    vectors = [[0.5, -0.2, 0.0], [0.0, 0.0, 0.0], [1.5, 1.0, -1.5]]
+    together = evaluated(base, live, prompts, vectors)
+    for weights, one in zip(vectors, together, strict=True):
+        live.set_scales(live.scales_of(weights))
+        with live.attached():
+            found = mean_loss(targets_only(prompts), likelihoods(base, targets_only(prompts)))
+        assert one.loss == pytest.approx(found, abs=1e-5)
+        assert one.value == pytest.approx(found + PENALTY * sum(map(abs, weights)) / 3, abs=1e-5)
+
+
+def test_a_search_keeps_to_its_bounds_and_budget_and_never_ends_above_the_base(
+    task: Task, some: Budget, members: list[Member]
+) -> None:
+    base = tiny_base()
+    prompts = encode(base.tokenizer, task, some.all, base.limit)
+    for pool in (members, members[:1]):
+        found = search(base, LiveStack(base.model, pool), prompts, 20, seed=0)
+        assert len(found.tries) == 20
+        assert all(abs(weight) <= BOUND for one in found.tries for weight in one.weights)
+        assert found.tries[0].weights == (0.0,) * len(pool)
+        assert min(one.value for one in found.tries) < found.tries[0].value
+
+
+def test_nonsense_is_said(task: Task, some: Budget, members: list[Member]) -> None:
+    base = tiny_base()
+    with pytest.raises(UsageError, match="did you mean recycling"):
+        adapt(base, members, task, some, "recyclin")
+    with pytest.raises(UsageError, match="target-rescaled takes a target adapter alone"):
+        adapt(base, members, task, some, "target-rescaled")
+    with pytest.raises(UsageError, match="nothing to adapt"):
+        adapt(base, [], task, some, "recycling")
+    with pytest.raises(UsageError, match="learning rate is -1"):
+        adapt(base, members, task, some, "recycling", rate=-1.0)
+    with pytest.raises(UsageError, match="steps is 0"):
+        adapt(base, members, task, some, "recycling", steps=0)
+
+
+def test_the_document_has_every_method_as_it_is() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for row in ADAPTIVE.values():
+        line = f"| `{row.name}` | {row.summary} | {row.rate:g} | {row.steps} | [source]({row.paper}) |"
+        assert line in text
