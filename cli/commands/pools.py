@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
@@ -14,9 +13,8 @@ import click
 
 from catalog import pool_store
 from catalog.blobs import BlobStore
-from catalog.candidates import documents_of
 from catalog.database import reading, reading_if_any, writing
-from catalog.export import FORMS, Fetch, export, in_export, verify_files
+from catalog.export import FORMS, export, in_export, verify_files
 from catalog.licenses import USES
 from catalog.pools import (
     MANIFEST_NAME,
@@ -28,9 +26,10 @@ from catalog.pools import (
     read_manifest,
 )
 from cli.app import App, Exit, pass_app
+from cli.commands.fetching import fetching
 from cli.commands.select import render_pool, save_manifest
 from cli.output import Column, output_options
-from crawler.fetch import Fetcher, hub_problems
+from crawler.fetch import hub_problems
 from crawler.hub import Hub, HubSettings
 
 LIST = (
@@ -183,16 +182,6 @@ def _controls(app: App, manifest: Manifest) -> list[Manifest]:
         if name not in held:
             app.output.say(f"its control {name} is not in this catalog")
     return found
-
-
-@contextmanager
-def fetching(app: App, manifest: Manifest) -> Iterator[Fetch]:
-    """What gives the content of pinned files: from the catalog and the kept blobs, else from the Hub."""
-    with ExitStack() as stack:
-        session = stack.enter_context(reading_if_any(app.settings))
-        documents = documents_of(session, manifest) if session else {}
-        hub = stack.enter_context(Hub(HubSettings.from_environment()))
-        yield Fetcher(BlobStore(app.settings.blobs), documents, hub)
 
 
 def _render_problems(found: dict[str, Any], problems: list[Problem]) -> str:

@@ -1,44 +1,43 @@
-"""`loradex search` and `select`: the adapters that fit a task, and a pool of them."""
+"""`loradex select`: adapters chosen and pinned as a pool."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from catalog import browse, pool_store, store
+from catalog import pool_store, store
 from catalog.bases import BaseTable
 from catalog.blobs import BlobStore
 from catalog.database import reading, writing
-from catalog.embed import DEFAULT_MODEL, Embedder, load_embedder
 from catalog.errors import UsageError
 from catalog.licenses import USES
 from catalog.pools import Manifest
-from catalog.query import parse
-from catalog.reference import AdapterReference, adapter_name
-from catalog.search import Weights, open_texts, search
+from catalog.reference import adapter_name
 from catalog.selection import STRATEGIES, Question, Sources, select
-from catalog.texts import embed_cards
 from cli.app import App, pass_app
 from cli.commands.alike import subject
+from cli.commands.asking import device_option, tasks_option
 from cli.commands.browse import rules_option, where_option
 from cli.commands.crawl import DOT
+from cli.commands.measuring import measuring, slope
+from cli.commands.search import embedded, model_option
 from cli.output import Column, cell, labelled, output_options, table
 from crawler.screen import refusing
 
-HITS = (
-    Column("score", right=True, show=lambda score: f"{score:.4f}"),
-    Column("adapter"),
-    Column("rank", right=True),
-    Column("license"),
-    Column("why"),
-)
+if TYPE_CHECKING:
+    from merging.tasks import Task
+
+# The ways to choose that ask a base model, and how many examples a gradient reads.
+MODELLED = ("gradient", "racing")
+SAMPLES = 100
 MEMBERS = (
     Column("score", right=True, show=lambda score: "" if score is None else f"{score:.3f}"),
     Column("adapter"),
@@ -46,89 +45,6 @@ MEMBERS = (
     Column("license"),
     Column("why"),
 )
-model_option = click.option(
-    "--model",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    help="The text encoder: an id on the Hub, or a local folder.",
-)
-
-
-@click.command("search")
-@click.argument("text")
-@where_option
-@click.option("-k", "count", metavar="N", type=click.IntRange(min=1), default=10, show_default=True)
-@click.option("--words", "words_only", is_flag=True, help="By words alone: no text encoder is loaded.")
-@click.option(
-    "--weights",
-    metavar="W,M",
-    default="1,1",
-    show_default=True,
-    help="How much the ranking by words and the one by meaning count.",
-)
-@model_option
-@rules_option
-@output_options(lists=True)
-@pass_app
-def search_(app: App, /, text: str, where: str, model: str, rules: str, **given: Any) -> None:
-    """The adapters whose name, card, datasets, tags or base fit TEXT, by words and by meaning.
-
-    Cards are embedded once, the first time they are searched. A card that says nothing is not embedded: such
-    an adapter is found by its name and tags.
-    """
-    query = parse(where)
-    weights = _weights(given["weights"])
-    with reading(app.settings) as session:
-        embedder = None if given["words_only"] else _embedded(app, session, model)
-        with open_texts(session, app.settings.index, embedder) as texts:
-            found = search(
-                session,
-                texts,
-                text,
-                given["count"],
-                query=query,
-                refusing=refusing(rules),
-                weights=weights,
-            )
-        rows = _described(session, [(hit.adapter, hit.score, hit.why) for hit in found.hits])
-    for note in found.notes:
-        app.output.say(note)
-    app.output.rows(rows, HITS)
-
-
-def _weights(text: str) -> Weights:
-    try:
-        words, meaning = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise click.BadParameter("write two numbers, such as 1,0.5", param_hint="--weights") from error
-    return Weights(words, meaning)
-
-
-def _embedded(app: App, session: Any, model: str) -> Embedder:
-    """The encoder, after it embedded what is new in the catalog."""
-    embedder = load_embedder(model)
-    with app.output.progress("embedding cards") as bar:
-        embed_cards(session, embedder, bar.working)
-    return embedder
-
-
-def _described(session: Any, hits: Sequence[tuple[str, float, str]]) -> list[dict[str, Any]]:
-    """The hits as rows, with what a user asks next."""
-    rows = []
-    for name, score, why in hits:
-        adapter = browse.find_adapter(session, AdapterReference.parse(name))
-        rows.append(
-            {
-                "adapter": name,
-                "score": score,
-                "why": why,
-                "commit": adapter.commit,
-                "rank": adapter.rank,
-                "license": adapter.license,
-            }
-        )
-    return rows
-
 
 # A paragraph that click does not fill anew.
 _WAYS = "\b\n" + "\n".join(f"{name:<11}{row.sentence}" for name, row in STRATEGIES.items())
@@ -140,8 +56,20 @@ _WAYS = "\b\n" + "\n".join(f"{name:<11}{row.sentence}" for name, row in STRATEGI
 @click.option("-k", "count", metavar="N", type=int, default=10, show_default=True, help="How many members.")
 @click.option("--query", "text", metavar="TEXT", help="What the adapters should be good for (text).")
 @click.option(
-    "--task", metavar="T", help="The task whose scores decide (score, prior, tasks, completion, worst)."
+    "--task",
+    metavar="T",
+    help="The task whose scores decide (score, prior, tasks, completion, worst); its folder, or its name in "
+    "--tasks, where a model reads it (gradient, racing).",
 )
+@tasks_option
+@click.option(
+    "--samples",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Training examples to read (gradient).  [default: 100]",
+)
+@click.option("--budget", metavar="N", type=click.IntRange(min=1), help="Examples to spend in all (racing).")
+@device_option
 @click.option("--like", metavar="ADAPTER|DIR", help="The adapter that members should resemble (adapter).")
 @click.option("--to", metavar="POOL", help="The pool to be matched (matched).")
 @click.option("--kind", type=click.Choice(["output", "delta"]), default="output", help="By which (adapter).")
@@ -159,7 +87,11 @@ _WAYS = "\b\n" + "\n".join(f"{name:<11}{row.sentence}" for name, row in STRATEGI
     help="YAML or JSON of task names and instructions (tasks, completion); --query is that of --task.",
 )
 @where_option
-@click.option("--base", metavar="ID", help="Of this base model.  [default: the most frequent one]")
+@click.option(
+    "--base",
+    metavar="ID",
+    help="Of this base model; the one to load (gradient, racing).  [default: the most frequent one]",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--per-owner", metavar="N", type=int, help="At most so many of one owner.")
 @click.option("--per-family", metavar="N", type=int, help="At most so many of one family.")
@@ -191,6 +123,8 @@ def select_(
     instead: bool,
     dry_run: bool,
     texts_file: Path | None,
+    tasks: Path | None,
+    device: str,
     **given: Any,
 ) -> None:
     """Choose members and save them as the pool NAME, pinned to commits and hashes.
@@ -198,12 +132,15 @@ def select_(
     The same catalog, question and seed give the same pool, byte for byte.
     """
     texts, digest = _task_texts(texts_file)
+    task = _asked_task(given, tasks)
     question = Question(rules=rules, texts=digest, **given)
     with reading(app.settings) as session:
         if question.base is not None:
             canonical = BaseTable(store.spellings(session)).spellings(question.base)[0]
             question = replace(question, base=canonical)
-        found = select(question, _sources(app, session, model, rules, texts), controls=controls)
+        sources = _sources(app, session, model, rules, texts)
+        with _measured(app, sources, question, given["base"], task, device) as ready:
+            found = select(question, ready, controls=controls)
     pools = (found.pool, *found.controls)
     if not dry_run:
         with writing(app.settings) as session:
@@ -236,6 +173,46 @@ def _task_texts(file: Path | None) -> tuple[dict[str, str], str | None]:
     return texts, hashlib.sha256(data).hexdigest()
 
 
+def _asked_task(given: dict[str, Any], tasks: Path | None) -> Task | None:
+    """The task that a model is to read, its name and digest put among what was given; else None."""
+    if given["by"] not in MODELLED or given["task"] is None:
+        return None
+    from merging.tasks import find_task
+
+    if given["base"] is None:
+        raise UsageError(f"Choosing by {given['by']} asks a model; name it with --base.")
+    task = find_task(given["task"], tasks)
+    given |= {"task": task.name, "task_digest": task.digest}
+    if given["by"] == "gradient":
+        given["samples"] = given["samples"] or SAMPLES
+    return task
+
+
+@contextmanager
+def _measured(
+    app: App, sources: Sources, question: Question, base: str | None, task: Task | None, device: str
+) -> Iterator[Sources]:
+    """The sources with what a model says, for the ways to choose that ask one."""
+    if task is None or base is None:
+        yield sources
+    elif question.by == "gradient":
+        direction, others = slope(app, base, task, question.samples or SAMPLES, question.seed, device)
+        yield replace(sources, direction=direction, backgrounds=others)
+    else:
+        with measuring(
+            app,
+            sources.session,
+            sources.refusing,
+            base,
+            question.base or base,
+            task,
+            question.budget or 0,
+            question.seed,
+            device,
+        ) as measure:
+            yield replace(sources, measure=measure)
+
+
 def _sources(app: App, session: Any, model: str, rules: str, texts: dict[str, str]) -> Sources:
     blobs = BlobStore(app.settings.blobs)
     return Sources(
@@ -243,7 +220,7 @@ def _sources(app: App, session: Any, model: str, rules: str, texts: dict[str, st
         refusing=refusing(rules),
         index=app.settings.index,
         blobs=blobs,
-        embedder=lambda: _embedded(app, session, model),
+        embedder=lambda: embedded(app, session, model),
         subject=lambda name: subject(session, name, blobs),
         texts=texts,
     )

@@ -1,0 +1,110 @@
+"""`loradex search`: the adapters that fit a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from catalog import browse
+from catalog.database import reading
+from catalog.embed import DEFAULT_MODEL, Embedder, load_embedder
+from catalog.query import parse
+from catalog.reference import AdapterReference
+from catalog.search import Weights, open_texts, search
+from catalog.texts import embed_cards
+from cli.app import App, pass_app
+from cli.commands.browse import rules_option, where_option
+from cli.output import Column, output_options
+from crawler.screen import refusing
+
+HITS = (
+    Column("score", right=True, show=lambda score: f"{score:.4f}"),
+    Column("adapter"),
+    Column("rank", right=True),
+    Column("license"),
+    Column("why"),
+)
+model_option = click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help="The text encoder: an id on the Hub, or a local folder.",
+)
+
+
+@click.command("search")
+@click.argument("text")
+@where_option
+@click.option("-k", "count", metavar="N", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--words", "words_only", is_flag=True, help="By words alone: no text encoder is loaded.")
+@click.option(
+    "--weights",
+    metavar="W,M",
+    default="1,1",
+    show_default=True,
+    help="How much the ranking by words and the one by meaning count.",
+)
+@model_option
+@rules_option
+@output_options(lists=True)
+@pass_app
+def search_(app: App, /, text: str, where: str, model: str, rules: str, **given: Any) -> None:
+    """The adapters whose name, card, datasets, tags or base fit TEXT, by words and by meaning.
+
+    Cards are embedded once, the first time they are searched. A card that says nothing is not embedded: such
+    an adapter is found by its name and tags.
+    """
+    query = parse(where)
+    weights = _weights(given["weights"])
+    with reading(app.settings) as session:
+        embedder = None if given["words_only"] else embedded(app, session, model)
+        with open_texts(session, app.settings.index, embedder) as texts:
+            found = search(
+                session,
+                texts,
+                text,
+                given["count"],
+                query=query,
+                refusing=refusing(rules),
+                weights=weights,
+            )
+        rows = _described(session, [(hit.adapter, hit.score, hit.why) for hit in found.hits])
+    for note in found.notes:
+        app.output.say(note)
+    app.output.rows(rows, HITS)
+
+
+def _weights(text: str) -> Weights:
+    try:
+        words, meaning = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter("write two numbers, such as 1,0.5", param_hint="--weights") from error
+    return Weights(words, meaning)
+
+
+def embedded(app: App, session: Any, model: str) -> Embedder:
+    """The encoder, after it embedded what is new in the catalog."""
+    embedder = load_embedder(model)
+    with app.output.progress("embedding cards") as bar:
+        embed_cards(session, embedder, bar.working)
+    return embedder
+
+
+def _described(session: Any, hits: Sequence[tuple[str, float, str]]) -> list[dict[str, Any]]:
+    """The hits as rows, with what a user asks next."""
+    rows = []
+    for name, score, why in hits:
+        adapter = browse.find_adapter(session, AdapterReference.parse(name))
+        rows.append(
+            {
+                "adapter": name,
+                "score": score,
+                "why": why,
+                "commit": adapter.commit,
+                "rank": adapter.rank,
+                "license": adapter.license,
+            }
+        )
+    return rows

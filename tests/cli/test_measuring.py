@@ -1,0 +1,104 @@
+"""`select --by gradient` and `--by racing`: a base model is asked which adapters fit a task."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+from catalog.adapter import parse_config
+from catalog.fingerprint import fingerprint
+from crawler.localhub import LocalHub
+from merging.gradient import direction
+from merging.model import kept_name
+from merging.tasks import draw, read_task
+from tests.hubs import card, make_repo
+from tests.merging.test_evaluate import ROWS, tiny_adapter
+from tests.merging.tiny import NAME, save_base, tiny_base, write_task
+
+Program = Callable[..., Result]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
+OWNERS = ("ann/one", "bob/two", "cat/three", "dan/four")
+
+
+@pytest.fixture
+def place(tmp_path: Path, data: Path, run: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A crawled Hub of four adapters of the kept base, and a task."""
+    save_base(tiny_base(), data / "bases" / kept_name(NAME))
+    write_task(tmp_path / "tasks" / "parity", ROWS)
+    for number, name in enumerate(OWNERS):
+        folder = tmp_path / "adapters" / name.replace("/", "--")
+        tiny_adapter(folder, number, size=0.2)
+        files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "README.md"}
+        files["README.md"] = card(f"Made by {name}.\n", base_model=NAME, license="mit").encode()
+        make_repo(tmp_path / "hub", name, files, {})
+    with LocalHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        crawled = run("-q", "crawl", "--any-base", "--weights", "keep")
+        assert crawled.exit_code == 0, crawled.output
+        yield tmp_path
+
+
+def test_by_gradient_is_the_cosine_of_two_sketches(run: Program, place: Path) -> None:
+    words = ["--by", "gradient", "--base", NAME, "--task", "parity", "--tasks", str(place / "tasks")]
+    result = run("select", "slope", *words, "--samples", "12", "-k", "4", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    task = read_task(place / "tasks" / "parity")
+    wanted, others = direction(tiny_base(), task, draw(task, "train", 12))
+    if not len(others):
+        expected = {}
+        for name in OWNERS:
+            folder = place / "adapters" / name.replace("/", "--")
+            config = parse_config((folder / "adapter_config.json").read_bytes())
+            sketch = fingerprint(folder / "adapter_model.safetensors", config).delta
+            expected[name] = float(wanted @ sketch / np.linalg.norm(wanted) / np.linalg.norm(sketch))
+        assert {one["repository"]: one["score"] for one in found["members"]} == pytest.approx(
+            expected, abs=1e-4
+        )
+    scores = [one["score"] for one in found["members"]]
+    assert scores == sorted(scores, reverse=True)
+    assert found["chosen"]["task"] == "parity"
+    assert found["chosen"]["task_digest"] == task.digest
+    assert found["chosen"]["samples"] == 12
+    again = run("select", "slope", *words, "--samples", "12", "-k", "4", "--replace", "--json")
+    assert json.loads(again.stdout)["digest"] == found["digest"]
+
+
+def test_by_racing_keeps_to_its_budget_and_says_what_it_measured(
+    run: Program, place: Path, data: Path
+) -> None:
+    words = ["--by", "racing", "--base", NAME, "--task", str(place / "tasks" / "parity"), "-k", "2"]
+    result = run("select", "race", *words, "--budget", "60", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert len(found["members"]) == 2
+    assert found["chosen"]["budget"] == 60
+    assert all("measured" in one["why"] or "sample" in one["why"] for one in found["members"])
+    assert not list(data.glob(".race-*"))
+    again = run("select", "race", *words, "--budget", "60", "--replace", "--json")
+    assert json.loads(again.stdout)["digest"] == found["digest"]
+
+
+def test_kept_files_are_not_needed(run: Program, place: Path, data: Path) -> None:
+    shutil.rmtree(data / "blobs")
+    words = ["--by", "racing", "--base", NAME, "--task", str(place / "tasks" / "parity"), "-k", "1"]
+    assert run("select", "race", *words, "--budget", "40", "--json").exit_code == 0
+
+
+def test_a_model_must_be_named(run: Program, place: Path) -> None:
+    for by in ("gradient", "racing"):
+        task = str(place / "tasks" / "parity")
+        result = run("select", "one", "--by", by, "--task", task, "--budget", "40")
+        assert result.exit_code != 0
+        assert "name it with --base" in result.stderr
+    result = run("select", "one", "--by", "gradient", "--base", NAME, "--task", "nowhere")
+    assert "There is no task nowhere" in result.stderr

@@ -1,0 +1,495 @@
+"""Finding adapters by a task's gradient, on real adapters and tasks: the numbers of docs/gradient.md.
+
+Run as `python -m tests.gradient_study --bases FOLDER --scratch FOLDER`. It reads the shared folders of tasks
+and adapters. Passes over the base model and measured scores are kept in the scratch folder, so that a run
+that was killed goes on where it was; with `--report` nothing is computed that is not there. Every second task
+by name is for development, where choices were made; the others judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catalog.embed import load_embedder
+from catalog.fingerprint import delta_sketch, output_sketch
+from catalog.weights import iterate_modules, module_norms
+from crawler.cards import CardQuality, parse_card
+from merging.evaluate import Score, evaluate
+from merging.gradient import linear_modules, task_gradient
+from merging.members import Member, load_member
+from merging.model import BaseModel, load_base
+from merging.prompt import Prompt, encode
+from merging.tasks import Task, budget, examples, read_task
+from tests.shared_data import data, index
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
+
+    Rows = NDArray[float64]
+
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# Of a prompt's answers for the loss of any answer, and of its samples.
+MOST_ANSWERS = 4
+ANY = (0, 12)
+# Samples of a task's budget: as a rule, fewer, and other draws.
+USUAL, FEW = (0, 24), (0, 8)
+DRAWS = (USUAL, (24, 48), (48, 72), (72, 96))
+# Tasks with measured gains, and on how many of their valid examples.
+MEASURED = {
+    "amazon_reviews": 60,
+    "cola": 60,
+    "boolean_expressions": 30,
+    "tweet_irony": 40,
+    "snips": 40,
+    "sick_nli": 40,
+    "comve": 40,
+}
+SHORTLIST = 10
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over samples of a task gave; `exact` is (members, modules), minus <G, X>."""
+
+    delta: Rows
+    output: Rows
+    exact: Rows
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """The adapters: names, tasks, the kind of each task, sketches of unit length, norms of modules, texts."""
+
+    names: list[str]
+    tasks: list[str]
+    kinds: Mapping[str, str]
+    delta: Rows
+    output: Rows
+    norms: Rows
+    texts: list[str]
+
+    @property
+    def lengths(self) -> Rows:
+        """The norms of whole updates."""
+        found: Rows = (self.norms**2).sum(1) ** 0.5
+        return found
+
+
+@dataclass(frozen=True)
+class Found:
+    """How rankings of adapters do: the task's adapter first (its twin counted against it), it or its twin
+    first, it among the first SHORTLIST; adapters of tasks of the same kind (kin): their mean place among the
+    others, from 0 to 1, and how often one is the first of these.
+    """
+
+    own: int
+    family: int
+    listed: int
+    of: int
+    kin: float
+    kin_first: int
+    kin_of: int
+
+    def __str__(self) -> str:
+        return (
+            f"own first {self.own:2}/{self.of}, own or twin {self.family:2}, in {SHORTLIST} {self.listed:2}; "
+            f"kin at {self.kin:.3f}, first {self.kin_first:2}/{self.kin_of}"
+        )
+
+
+def tasks() -> list[Task]:
+    """The tasks of the shared folder by name."""
+    return [read_task(folder) for folder in sorted(data("tasks").iterdir()) if folder.is_dir()]
+
+
+def members() -> list[Member]:
+    """The adapters of the shared folder by name."""
+    return [load_member(folder) for folder in sorted(data("zoo").iterdir()) if folder.is_dir()]
+
+
+def one_pass(
+    base: BaseModel | None,
+    task: Task,
+    answers: str,
+    span: tuple[int, int],
+    pool: Sequence[Member],
+    kept: Path,
+) -> Pass | None:
+    """The pass over these of the samples of a budget, from the scratch folder where it is there.
+
+    `answers` is "target", or "any" for each answer of a prompt as if it were right, or "valid" for the
+    targets of validation examples, which the task's own adapter was not trained on.
+    """
+    import numpy as np
+
+    file = kept / "passes" / f"{task.name}-{answers}-{span[0]}-{span[1]}.npz"
+    if not file.exists():
+        if base is None or (answers == "any" and task.metric != "accuracy"):
+            return None
+        pool_of = examples(task, "valid") if answers == "valid" else budget(task).all
+        prompts = encode(base.tokenizer, task, pool_of[slice(*span)], base.limit)
+        if answers == "any":
+            prompts = [one for prompt in prompts for one in _each_answer(prompt)]
+        found = task_gradient(base, prompts, members=pool)
+        exact = [[one.modules.get(name, 0.0) for name in found.modules] for one in found.exact]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part.npz")
+        np.savez(part, delta=found.delta, output=found.output, exact=np.array(exact))
+        part.replace(file)
+        say(f"{task.name} {answers} {span}")
+    with np.load(file) as read:
+        return Pass(*(read[name].astype(np.float64) for name in ("delta", "output", "exact")))
+
+
+def _each_answer(prompt: Prompt) -> list[Prompt]:
+    """The prompt with every answer as the right one: that and the first others, MOST_ANSWERS together."""
+    others = [answer for at, answer in enumerate(prompt.answers) if at != prompt.right]
+    return [Prompt(prompt.question, (one,), 0) for one in (prompt.target, *others[: MOST_ANSWERS - 1])]
+
+
+def read_zoo(pool: Sequence[Member], modules: Sequence[str]) -> Zoo:
+    """The sketches, norms and texts of the adapters; without a text of its own, the name."""
+    import numpy as np
+
+    told = {row["name"]: row for row in index("zoo")}
+    deltas, outputs, norms, texts = [], [], [], []
+    for member in pool:
+        deltas.append(delta_sketch(iterate_modules(member.weights, member.config)))
+        outputs.append(output_sketch(iterate_modules(member.weights, member.config)))
+        bare, scaled = module_norms(member.weights), member.modules
+        norms.append([(bare.get(n) or 0.0) * scaled[n].scaling if n in scaled else 0.0 for n in modules])
+        card = parse_card((member.folder / "README.md").read_bytes())
+        own = card.quality is CardQuality.INFORMATIVE
+        texts.append(card.text if own else member.name.replace("_", " "))
+    names = [member.name for member in pool]
+    kinds = {row["task"]: row["group"] for row in told.values()}
+    tasks_of = [told[name]["task"] for name in names]
+    return Zoo(names, tasks_of, kinds, unit(deltas), unit(outputs), np.array(norms), texts)
+
+
+def unit(vectors: Sequence[Any]) -> Rows:
+    """Rows of length 1."""
+    import numpy as np
+
+    rows = np.array(vectors, dtype=np.float64)
+    found: Rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return found
+
+
+def z(scores: Rows) -> Rows:
+    """Rows with mean 0 and standard deviation 1."""
+    import numpy as np
+
+    found: Rows = (scores - scores.mean(1, keepdims=True)) / np.maximum(scores.std(1, keepdims=True), 1e-12)
+    return found
+
+
+def centred(scores: Rows) -> Rows:
+    """z-scores less each adapter's mean over the other tasks."""
+    each = z(scores)
+    n = len(each)
+    found: Rows = each - (each.sum(0) - each) / (n - 1)
+    return found
+
+
+def spearman(left: Any, right: Any) -> float:
+    """Rank correlation, ties at their mean rank; 0 where one is constant."""
+    import numpy as np
+    from scipy.stats import rankdata
+
+    a, b = rankdata(left), rankdata(right)
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else 0.0
+
+
+def found(scores: Rows, queries: Sequence[Task], zoo: Zoo) -> Found:
+    """How well the rows, one a query, rank the adapters."""
+    import numpy as np
+
+    own = family = listed = kin_first = counted = 0
+    kin = []
+    for row, task in zip(scores, queries, strict=True):
+        mine = {at for at, other in enumerate(zoo.tasks) if other == task.name}
+        order = np.argsort(-row, kind="stable").tolist()
+        if mine:
+            counted += 1
+            own += zoo.names[order[0]] == task.name
+            family += order[0] in mine
+            listed += zoo.names.index(task.name) in order[:SHORTLIST]
+        rest = [at for at in order if at not in mine]
+        same = [place for place, at in enumerate(rest) if zoo.kinds[zoo.tasks[at]] == task.group]
+        if same:
+            kin.append(float(np.mean(same)) / (len(rest) - 1))
+            kin_first += same[0] == 0
+    return Found(own, family, listed, counted, float(np.mean(kin)), kin_first, len(kin))
+
+
+def variants(zoo: Zoo, passes: Sequence[Pass], text: Rows) -> dict[str, Rows]:
+    """(tasks, adapters) scores by each way, plain and centred."""
+    import numpy as np
+
+    exact = np.array([one.exact for one in passes])
+    each = np.divide(exact, zoo.norms, out=np.zeros_like(exact), where=zoo.norms > 0)
+    each /= each.std((0, 1), keepdims=True)
+    ways = {
+        "exact, raw": exact.sum(2),
+        "exact, unit": exact.sum(2) / zoo.lengths,
+        "exact, modules of equal weight": each.sum(2) / (zoo.norms > 0).sum(1) ** 0.5,
+        "sketch of delta": unit([one.delta for one in passes]) @ zoo.delta.T,
+        "sketch of output": unit([one.output for one in passes]) @ zoo.output.T,
+        "text": text,
+    }
+    ways |= {f"{name}, centred": centred(rows) for name, rows in list(ways.items())}
+    output, exact_centred = ways["sketch of output, centred"], ways["exact, unit, centred"]
+    ways["text + output, centred"] = ways["text, centred"] + output
+    ways["exact of the best by output"] = reordered(output, exact_centred)
+    return ways
+
+
+def reordered(first: Rows, second: Rows) -> Rows:
+    """Rows that rank the first SHORTLIST by `first` by `second`, and all others below, by `first`."""
+    import numpy as np
+
+    found = first.copy()
+    for row, better in zip(found, second, strict=True):
+        best = np.argsort(-row, kind="stable")[:SHORTLIST]
+        row[best] = row.max() + 1 + better[best] - better[best].min()
+    return found
+
+
+def halves(queries: Sequence[Task]) -> Iterator[tuple[str, list[int]]]:
+    """The places of the tasks for development and of those that judge."""
+    order = [task.name for task in tasks()]
+    for rest, half in enumerate(("development", "judging")):
+        yield half, [at for at, task in enumerate(queries) if order.index(task.name) % 2 == rest]
+
+
+def any_answer(zoo: Zoo, passes: Sequence[Pass], others: Sequence[Pass | None]) -> dict[str, Rows]:
+    """Unit scores, and the same with any answer of the same task as the background."""
+    import numpy as np
+
+    right = np.array([one.exact.sum(1) for one in passes]) / zoo.lengths
+    blank = np.zeros_like(right[0])
+    any_one = np.array([blank if one is None else one.exact.sum(1) for one in others]) / zoo.lengths
+    return {
+        "exact, unit": right,
+        "exact, unit, z less z of any answer": z(right) - z(any_one),
+        "exact, unit of the difference": right - any_one,
+        "exact, unit of the difference, centred": centred(right - any_one),
+        "exact, unit, centred": centred(right),
+    }
+
+
+def report_ways(ways: Mapping[str, Rows], queries: Sequence[Task], zoo: Zoo) -> None:
+    """A line for each way and half of the tasks."""
+    for half, places in halves(queries):
+        for name, rows in ways.items():
+            say(f"{half:<12} {name:<40} {found(rows[places], [queries[at] for at in places], zoo)}")
+
+
+def report_backgrounds(ways: Mapping[str, Rows], zoo: Zoo, draws: int = 10) -> None:
+    """What centring is worth by few tasks of other kinds than the query's, drawn at random."""
+    import numpy as np
+
+    queries = tasks()
+    for name in ("exact, unit", "sketch of output"):
+        each = z(ways[name])
+        for count in (0, 1, 2, 4, 8, 16):
+            done = []
+            for seed in range(draws if count else 1):
+                draw, rows = np.random.default_rng(seed), each.copy()
+                for row, task in enumerate(queries):
+                    strange = [at for at, other in enumerate(queries) if other.group != task.group]
+                    taken = draw.choice(strange, count, replace=False) if count else []
+                    rows[row] -= each[taken].mean(0) if count else 0.0
+                done.append([found(rows[at], [queries[k] for k in at], zoo) for _, at in halves(queries)])
+            said = [
+                f"{half} own first {np.mean([one[at].own for one in done]):4.1f}/{done[0][at].of}, kin at "
+                f"{np.mean([one[at].kin for one in done]):.3f}"
+                for at, (half, _) in enumerate(halves(queries))
+            ]
+            say(f"{name}, {count:2} backgrounds: {'; '.join(said)}")
+
+
+def report_sketch(zoo: Zoo, passes: Sequence[Pass]) -> None:
+    """How far sketched cosines with the gradient are from exact ones."""
+    import numpy as np
+
+    lengths = np.linalg.norm([one.delta for one in passes], axis=1, keepdims=True)
+    exact = np.array([one.exact.sum(1) for one in passes]) / zoo.lengths / lengths
+    sketch = unit([one.delta for one in passes]) @ zoo.delta.T
+    own = [
+        exact[row, zoo.names.index(task.name)] for row, task in enumerate(tasks()) if task.name in zoo.names
+    ]
+    error = sketch - exact
+    ranks = np.mean([spearman(a, b) for a, b in zip(sketch, exact, strict=True)])
+    say(
+        f"cosine with the gradient: of a task's own adapter {np.mean(own):.3f} ({min(own):.3f} to "
+        f"{max(own):.3f}), sd over adapters {exact.std(1).mean():.4f}; error of the sketch "
+        f"{error.mean():+.4f}, sd {error.std():.4f}"
+    )
+    both = np.corrcoef(sketch.ravel(), exact.ravel())[0, 1]
+    say(f"sketch of delta and exact: correlation {both:.3f}, mean rank correlation of a task {ranks:.3f}")
+
+
+def report_samples(zoo: Zoo, usual: Sequence[Pass], draws: Mapping[str, Sequence[Pass | None]]) -> None:
+    """Other draws, fewer and more samples of some tasks, centred by the usual passes of the others."""
+    import numpy as np
+
+    queries = tasks()
+    for task, row in ((task, row) for row, task in enumerate(queries) if task.name in draws):
+        few, unseen, *each = draws[task.name]
+        if few is None or unseen is None or any(one is None for one in each):
+            continue
+        whole = [one for one in each if one is not None]
+        spans = {"8": few.exact, "24": whole[0].exact, "96": np.mean([one.exact for one in whole], axis=0)}
+        spans["24 of valid"] = unseen.exact
+        spans |= {f"24, draw {at}": one.exact for at, one in enumerate(whole[1:], 1)}
+        scores, places = {}, {}
+        for name, exact in spans.items():
+            rows = np.array([one.exact.sum(1) for one in usual]) / zoo.lengths
+            rows[row] = exact.sum(1) / zoo.lengths
+            scores[name] = centred(rows)[row]
+            order = np.argsort(-scores[name], kind="stable").tolist()
+            places[name] = order.index(zoo.names.index(task.name)) + 1
+        twenty = [value for name, value in scores.items() if name.startswith("24") and name != "24 of valid"]
+        pairs = [spearman(a, b) for at, a in enumerate(twenty) for b in twenty[:at]]
+        outputs = unit([one.output for one in whole]) @ zoo.output.T
+        sketched = [spearman(a, b) for at, a in enumerate(outputs) for b in outputs[:at]]
+        say(
+            f"{task.name}: rank correlation with 96 samples: of 8 {spearman(scores['8'], scores['96']):.2f}, "
+            f"of 24 {np.mean([spearman(one, scores['96']) for one in twenty]):.2f}; of two draws of 24 "
+            f"{np.mean(pairs):.2f} (sketch of output {np.mean(sketched):.2f}); own adapter's place: {places}"
+        )
+
+
+def report_gains(
+    zoo: Zoo,
+    ways: Mapping[str, Rows],
+    gains: Mapping[str, tuple[Rows, Rows]],
+) -> None:
+    """Rank correlations of scores with measured gains of the others, and what the best five of them gain."""
+    import numpy as np
+
+    queries = [task.name for task in tasks()]
+    table: dict[str, list[list[float]]] = {}
+    for name, (loss, value) in gains.items():
+        row, rest = queries.index(name), [at for at, task in enumerate(zoo.tasks) if task != name]
+        own, half = zoo.names.index(name), "judging" if row % 2 else "development"
+        say(
+            f"{name} ({half}): gain in loss: own {loss[own]:+.2f}, others {loss[rest].mean():+.2f}, best "
+            f"{loss[rest].max():+.2f}; in accuracy: own {value[own]:+.3f}, others {value[rest].mean():+.3f}, "
+            f"best {value[rest].max():+.3f}"
+        )
+        scored = {way: rows[row] for way, rows in ways.items()} | {"norm, smallest first": -zoo.lengths}
+        others = [z(np.array(pair)) for other, pair in gains.items() if other != name]
+        if others:
+            scored["prior"] = np.mean(others, axis=(0, 1))
+            scored["prior + exact, unit, centred"] = (
+                z(scored["prior"][None])[0] + z(ways["exact, unit, centred"])[row]
+            )
+            scored["prior + output, centred"] = (
+                z(scored["prior"][None])[0] + z(ways["sketch of output, centred"])[row]
+            )
+        for way, scores in scored.items():
+            best = np.array(rest)[np.argsort(-scores[rest], kind="stable")[:5]]
+            figures = [spearman(scores[rest], loss[rest]), spearman(scores[rest], value[rest])]
+            table.setdefault(way, []).append([*figures, loss[best].mean(), value[best].mean()])
+    for way, rows in table.items():
+        each = ", ".join(f"{row[0]:+.2f}/{row[1]:+.2f}" for row in rows)
+        mean = np.mean(rows, axis=0)
+        say(
+            f"{way:<40} rank correlation with loss/accuracy {each}; mean {mean[0]:+.2f}/{mean[1]:+.2f}; "
+            f"best five gain {mean[2]:+.2f}, {mean[3]:+.3f} ({len(rows)} tasks)"
+        )
+
+
+def measured(
+    base: BaseModel | None, pool: Sequence[Member], kept: Path, names: Sequence[str]
+) -> dict[str, tuple[Rows, Rows]]:
+    """Gains in loss (nats a token) and in accuracy of every adapter alone, by task."""
+    import numpy as np
+
+    gains = {}
+    for task in tasks():
+        if task.name not in names:
+            continue
+        log, limit = kept / "scores.jsonl", MEASURED[task.name]
+        if base is not None:
+            scores = list(evaluate(base, pool, [task], split="valid", limit=limit, log=log))
+        else:
+            scores = _logged(log, task.name, pool)
+        if any(not isinstance(score, Score) for score in scores) or len(scores) <= len(pool):
+            continue
+        first, *each = (score for score in scores if isinstance(score, Score))
+        gains[task.name] = (
+            np.array([first.loss - score.loss for score in each]),
+            np.array([score.value - first.value for score in each]),
+        )
+    return gains
+
+
+def _logged(log: Path, task: str, pool: Sequence[Member]) -> list[Any]:
+    """The scores of the base and then of the adapters that a log has for a task."""
+    rows = [Score(**json.loads(line)) for line in log.read_text("utf-8").splitlines()]
+    by_name = {row.adapter: row for row in rows if row.task == task}
+    return [by_name[name] for name in ("base", *(member.name for member in pool)) if name in by_name]
+
+
+def by_text(zoo: Zoo) -> Rows:
+    """(tasks, adapters) cosines of the instructions with the adapters' texts."""
+    import numpy as np
+
+    embedder = load_embedder()
+    left, right = embedder.encode([task.instruction for task in tasks()]), embedder.encode(zoo.texts)
+    found: Rows = (left @ right.T).astype(np.float64)
+    return found
+
+
+def main() -> None:
+    """Computes what is not there, and reports."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bases", type=Path, required=True, help="folder with the base model")
+    parser.add_argument("--scratch", type=Path, required=True, help="folder to keep passes and scores in")
+    parser.add_argument("--report", action="store_true", help="compute nothing that is not there")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = load_base(BASE, bases=options.bases)
+    base, pool, kept = None if options.report else model, members(), options.scratch
+    zoo = read_zoo(pool, linear_modules(model.model))
+    passes = [one_pass(base, task, "target", USUAL, pool, kept) for task in tasks()]
+    usual = [one for one in passes if one is not None]
+    if len(usual) < len(passes):
+        raise SystemExit("Some passes are not there; run without --report.")
+    ways = variants(zoo, usual, by_text(zoo))
+    report_ways(ways, tasks(), zoo)
+    others = [one_pass(base, task, "any", ANY, pool, kept) for task in tasks()]
+    with_any = [at for at, one in enumerate(others) if one is not None]
+    ways_any = any_answer(zoo, [usual[at] for at in with_any], [others[at] for at in with_any])
+    report_ways(ways_any, [tasks()[at] for at in with_any], zoo)
+    report_backgrounds(ways, zoo)
+    report_sketch(zoo, usual)
+    some = [task for task in tasks() if task.name in MEASURED]
+    asked = [("target", FEW), ("valid", USUAL), *(("target", span) for span in DRAWS)]
+    spans = {task.name: [one_pass(base, task, *one, pool, kept) for one in asked] for task in some}
+    report_samples(zoo, usual, spans)
+    report_gains(zoo, ways, measured(base, pool, kept, list(MEASURED)))
+
+
+def say(line: str) -> None:
+    """Writes a line at once, so that a long run shows where it is."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
