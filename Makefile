@@ -9,14 +9,15 @@ READY := .venv/ready
 demo: $(READY)
 	@$(BIN)/loradex demo
 
+# One thread of torch for each worker of pytest: two workers with two threads each would wait for one another.
 test: $(READY)
 	@echo "Testing, with coverage; quick tests alone: make quick"
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest -q -n auto --cov --cov-report=
-	@$(BIN)/coverage report --include='catalog/*,crawler/*'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --cov --cov-report=
+	@$(BIN)/coverage report --include='catalog/*,crawler/*,merging/*'
 
 quick: $(READY)
-	@$(BIN)/python -m pytest -q -m 'not slow' tests/unit
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow' tests/unit
 
 check: $(READY)
 	@echo "ruff check"; $(BIN)/ruff check --quiet .

@@ -166,18 +166,20 @@ def downhill(
     keys: Collection[str],
     direction: NDArray[Any],
     backgrounds: Collection[NDArray[Any]] = (),
+    kind: Kind = "delta",
 ) -> dict[str, float]:
     """How far the fingerprints of these keys point along a direction, by key; those of zero are left out.
 
     With `direction` the delta sketch (size,) of minus the gradient of a task's loss by the base model's
     weights, <direction, sketch> is to first order how much an adapter lowers that loss. It is divided by
-    both norms, else the largest updates win on every task. With `backgrounds`, the same of other tasks, the
+    both norms, else the largest updates win on every task. With `kind` "output" it is the output sketch of
+    the adapter that one step down the slope makes. With `backgrounds`, the same of other tasks, the
     cosines are `centred`. Raises UsageError for a vector of another size, not finite, or zero, and
     NotFoundError where no key has a fingerprint.
     """
     import numpy as np
 
-    found = open_index(index, SPACES["delta"], Fingerprints(session, "delta"))
+    found = open_index(index, SPACES[kind], Fingerprints(session, kind))
     known = sorted(set(keys) & set(found.keys))
     if not known:
         raise NotFoundError("None of the adapters has a fingerprint; crawl them with --weights stream.")

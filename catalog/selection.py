@@ -121,8 +121,10 @@ def asked(question: Question) -> dict[str, Any]:
     }
     said = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     said["where"] = to_text(parse(question.where)) if question.where else ""
-    if question.by != "adapter":
+    if question.by not in ("adapter", "gradient"):
         said.pop("kind")
+    if not question.exact:
+        said.pop("exact")
     return {name: value for name, value in said.items() if value not in (None, "", [])}
 
 

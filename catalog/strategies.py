@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# At least so many adapters are compared exactly, where that is asked for.
+SHORTLIST = 20
+
+
 @dataclass(frozen=True)
 class Question:
     """What was asked for; every field that is set stands in the manifest."""
@@ -50,6 +54,7 @@ class Question:
     task: str | None = None
     task_digest: str | None = None
     samples: int | None = None
+    exact: bool = False
     budget: int | None = None
     like: str | None = None
     to: str | None = None
@@ -69,8 +74,9 @@ class Sources:
     """What strategies ask: the database, the caches, and what the caller made ready for the one chosen.
 
     `measure` scores adapters, by short name, on further samples of the question's task. `direction`, of
-    (size,), is the delta sketch of minus the gradient of the task's loss by the weights of the candidates'
-    base model; `backgrounds`, of (several, size), are those of other tasks.
+    (size,), is what `catalog.neighbours.downhill` asks the index of the question's kind with, from the
+    candidates' base model; `backgrounds`, of (several, size), are the same of other tasks; `exact` says of
+    adapters, by short name, what their sketches estimate.
     """
 
     session: Session
@@ -81,6 +87,7 @@ class Sources:
     subject: Callable[[str], Subject]
     texts: Mapping[str, str] = field(default_factory=dict)
     measure: Measure | None = None
+    exact: Callable[[Sequence[str]], Sequence[float]] | None = None
     direction: NDArray[np.floating[Any]] | None = None
     backgrounds: NDArray[np.floating[Any]] | None = None
 
@@ -161,14 +168,31 @@ def _by_gradient(question: Question, rows: Sequence[Candidate], sources: Sources
         raise UsageError("Choosing by gradient needs a base model with a gradient on --task; name one.")
     others = () if sources.backgrounds is None else sources.backgrounds
     keys = {row.key for row in rows}
-    scores = downhill(sources.session, sources.index, keys, sources.direction, others)
+    scores = downhill(
+        sources.session, sources.index, keys, sources.direction, others, likeness.kind(question.kind)
+    )
     what = f"sd of the cosine, less those on {len(others)} others" if len(others) else "cosine"
     ranked = [
         Ranked(row, scores[row.key], f"down the slope of {_task(question)}: {scores[row.key]:+.3f} {what}")
         for row in rows
         if row.key in scores
     ]
-    return sorted(ranked, key=lambda row: (-scores[row.candidate.key], row.candidate.adapter))
+    ranked.sort(key=lambda row: (-scores[row.candidate.key], row.candidate.adapter))
+    return ranked if sources.exact is None else _reordered(question, ranked, sources.exact)
+
+
+def _reordered(
+    question: Question, ranked: Sequence[Ranked], exact: Callable[[Sequence[str]], Sequence[float]]
+) -> list[Ranked]:
+    """The best first by exact scores, the rest as they were."""
+    best = ranked[: max(2 * question.count, SHORTLIST)]
+    scores = exact([row.candidate.adapter for row in best])
+    what = f"down the slope of {_task(question)}, exactly"
+    found = [
+        Ranked(row.candidate, score, f"{what}: {score:+.4g}") for row, score in zip(best, scores, strict=True)
+    ]
+    found.sort(key=lambda row: (-(row.score or 0.0), row.candidate.adapter))
+    return found + list(ranked[len(best) :])
 
 
 def _task(question: Question) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +18,61 @@ from cli.app import App
 from cli.commands.asking import asked_base
 from cli.commands.fetching import fetching
 
+# How many other tasks a gradient is compared with, and by how many examples each (docs/gradient.md).
+BACKGROUNDS = 8
+BACKGROUND_SAMPLES = 24
+
 if TYPE_CHECKING:
+    from catalog.selection import Question, Sources
     from merging.members import Member
     from merging.tasks import Task
 
 
-def slope(app: App, base: str, task: Task, samples: int, seed: int, device: str) -> tuple[Any, Any]:
-    """The sketch of minus the task's gradient, and of its backgrounds, from training examples."""
-    from merging.gradient import direction
+@contextmanager
+def sloping(
+    app: App, sources: Sources, base: str, task: Task, others: Sequence[Task], question: Question, device: str
+) -> Iterator[Sources]:
+    """The sources with what to ask the index of the question's kind with, and the same of other tasks.
+
+    Where the question asks for exact products too, members' files are brought here for as long as the block.
+    """
+    from merging.gradient import direction, exact_scores
     from merging.tasks import draw
 
     model = asked_base(app, base, device)
-    app.output.say(f"following the gradient of {task.name}")
-    return direction(model, task, draw(task, "train", samples, seed=seed))
+    aside = f", beside {', '.join(other.name for other in others)}" if others else ""
+    app.output.say(f"following the gradient of {task.name}{aside}")
+    count, seed = question.samples or 0, question.seed
+    rest = [(other, draw(other, "train", min(count, BACKGROUND_SAMPLES), seed=seed)) for other in others]
+    kind: Any = question.kind
+    own = draw(task, "train", count, seed=seed)
+    vector, backgrounds = direction(model, task, own, rest, kind=kind)
+    ready = replace(sources, direction=vector, backgrounds=backgrounds)
+    if not question.exact:
+        yield ready
+        return
+    with _scratch(app) as scratch:
+        find = _finder(app, sources.session, sources.refusing, question.base or base, scratch)
+
+        def exact(names: Sequence[str]) -> Sequence[float]:
+            app.output.say(f"reading the weights of the best {len(names)}")
+            return exact_scores(model, task, own, [find(name) for name in names], rest)
+
+        yield replace(ready, exact=exact)
+
+
+def other_tasks(task: Task, folder: Path | None, seed: int) -> list[Task]:
+    """At most so many tasks of other kinds in the folder, drawn by the seed: what to compare a task with."""
+    import random
+
+    from merging.tasks import TASK_NAME, read_task
+
+    if folder is None:
+        return []
+    found = [read_task(path.parent) for path in sorted(folder.glob(f"*/{TASK_NAME}"))]
+    strange = [one for one in found if one.name != task.name and (not one.group or one.group != task.group)]
+    drawn = random.Random(f"{task.name}:{seed}")  # noqa: S311 - a draw, not a secret
+    return sorted(drawn.sample(strange, min(BACKGROUNDS, len(strange))), key=lambda one: one.name)
 
 
 @contextmanager
@@ -51,9 +94,8 @@ def measuring(
     from merging.evaluate import Sampler
 
     model = asked_base(app, base, device)
-    app.settings.data.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=app.settings.data, prefix=".race-") as scratch:
-        find = _finder(app, session, refusing, canonical, Path(scratch))
+    with _scratch(app) as scratch:
+        find = _finder(app, session, refusing, canonical, scratch)
         sampler = Sampler(model, task, find, seed)
         with app.output.progress("racing") as bar:
 
@@ -65,6 +107,14 @@ def measuring(
                 return found
 
             yield measure
+
+
+@contextmanager
+def _scratch(app: App) -> Iterator[Path]:
+    """A folder beside the kept files, so that they can be linked into it; it goes when the block ends."""
+    app.settings.data.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=app.settings.data, prefix=".measured-") as scratch:
+        yield Path(scratch)
 
 
 def _finder(

@@ -27,7 +27,7 @@ from cli.commands.alike import subject
 from cli.commands.asking import device_option, tasks_option
 from cli.commands.browse import rules_option, where_option
 from cli.commands.crawl import DOT
-from cli.commands.measuring import measuring, slope
+from cli.commands.measuring import measuring, other_tasks, sloping
 from cli.commands.search import embedded, model_option
 from cli.output import Column, cell, labelled, output_options, table
 from crawler.screen import refusing
@@ -68,11 +68,16 @@ _WAYS = "\b\n" + "\n".join(f"{name:<11}{row.sentence}" for name, row in STRATEGI
     type=click.IntRange(min=1),
     help="Training examples to read (gradient).  [default: 100]",
 )
+@click.option(
+    "--exact", is_flag=True, help="Read the weights of the best, and order them exactly (gradient)."
+)
 @click.option("--budget", metavar="N", type=click.IntRange(min=1), help="Examples to spend in all (racing).")
 @device_option
 @click.option("--like", metavar="ADAPTER|DIR", help="The adapter that members should resemble (adapter).")
 @click.option("--to", metavar="POOL", help="The pool to be matched (matched).")
-@click.option("--kind", type=click.Choice(["output", "delta"]), default="output", help="By which (adapter).")
+@click.option(
+    "--kind", type=click.Choice(["output", "delta"]), default="output", help="By which (adapter, gradient)."
+)
 @click.option(
     "--splits",
     metavar="SPLIT",
@@ -139,7 +144,7 @@ def select_(
             canonical = BaseTable(store.spellings(session)).spellings(question.base)[0]
             question = replace(question, base=canonical)
         sources = _sources(app, session, model, rules, texts)
-        with _measured(app, sources, question, given["base"], task, device) as ready:
+        with _measured(app, sources, question, given["base"], task, tasks, device) as ready:
             found = select(question, ready, controls=controls)
     pools = (found.pool, *found.controls)
     if not dry_run:
@@ -190,14 +195,21 @@ def _asked_task(given: dict[str, Any], tasks: Path | None) -> Task | None:
 
 @contextmanager
 def _measured(
-    app: App, sources: Sources, question: Question, base: str | None, task: Task | None, device: str
+    app: App,
+    sources: Sources,
+    question: Question,
+    base: str | None,
+    task: Task | None,
+    tasks: Path | None,
+    device: str,
 ) -> Iterator[Sources]:
     """The sources with what a model says, for the ways to choose that ask one."""
     if task is None or base is None:
         yield sources
     elif question.by == "gradient":
-        direction, others = slope(app, base, task, question.samples or SAMPLES, question.seed, device)
-        yield replace(sources, direction=direction, backgrounds=others)
+        others = other_tasks(task, tasks, question.seed)
+        with sloping(app, sources, base, task, others, question, device) as ready:
+            yield ready
     else:
         with measuring(
             app,

@@ -14,7 +14,8 @@ from click.testing import Result
 from catalog.adapter import parse_config
 from catalog.fingerprint import fingerprint
 from crawler.localhub import LocalHub
-from merging.gradient import direction
+from merging.gradient import direction, exact_scores
+from merging.members import load_member
 from merging.model import kept_name
 from merging.tasks import draw, read_task
 from tests.hubs import card, make_repo
@@ -54,16 +55,15 @@ def test_by_gradient_is_the_cosine_of_two_sketches(run: Program, place: Path) ->
     found = json.loads(result.stdout)
     task = read_task(place / "tasks" / "parity")
     wanted, others = direction(tiny_base(), task, draw(task, "train", 12))
-    if not len(others):
-        expected = {}
-        for name in OWNERS:
-            folder = place / "adapters" / name.replace("/", "--")
-            config = parse_config((folder / "adapter_config.json").read_bytes())
-            sketch = fingerprint(folder / "adapter_model.safetensors", config).delta
-            expected[name] = float(wanted @ sketch / np.linalg.norm(wanted) / np.linalg.norm(sketch))
-        assert {one["repository"]: one["score"] for one in found["members"]} == pytest.approx(
-            expected, abs=1e-4
-        )
+    assert len(others) == 0
+    assert found["chosen"]["kind"] == "output"
+    expected = {}
+    for name in OWNERS:
+        folder = place / "adapters" / name.replace("/", "--")
+        config = parse_config((folder / "adapter_config.json").read_bytes())
+        sketch = fingerprint(folder / "adapter_model.safetensors", config).output
+        expected[name] = float(wanted @ sketch / np.linalg.norm(wanted) / np.linalg.norm(sketch))
+    assert {one["repository"]: one["score"] for one in found["members"]} == pytest.approx(expected, abs=1e-4)
     scores = [one["score"] for one in found["members"]]
     assert scores == sorted(scores, reverse=True)
     assert found["chosen"]["task"] == "parity"
@@ -83,7 +83,7 @@ def test_by_racing_keeps_to_its_budget_and_says_what_it_measured(
     assert len(found["members"]) == 2
     assert found["chosen"]["budget"] == 60
     assert all("measured" in one["why"] or "sample" in one["why"] for one in found["members"])
-    assert not list(data.glob(".race-*"))
+    assert not list(data.glob(".measured-*"))
     again = run("select", "race", *words, "--budget", "60", "--replace", "--json")
     assert json.loads(again.stdout)["digest"] == found["digest"]
 
@@ -102,3 +102,28 @@ def test_a_model_must_be_named(run: Program, place: Path) -> None:
         assert "name it with --base" in result.stderr
     result = run("select", "one", "--by", "gradient", "--base", NAME, "--task", "nowhere")
     assert "There is no task nowhere" in result.stderr
+
+
+def test_exact_orders_the_best_by_their_weights(run: Program, place: Path) -> None:
+    write_task(place / "tasks" / "other", [(text[::-1], answer) for text, answer in ROWS], group="strange")
+    words = [
+        "--by",
+        "gradient",
+        "--base",
+        NAME,
+        "--task",
+        "parity",
+        "--tasks",
+        str(place / "tasks"),
+        "--exact",
+    ]
+    result = run("select", "slope", *words, "--samples", "12", "-k", "4", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    tasks = [read_task(place / "tasks" / name) for name in ("parity", "other")]
+    members = [load_member(place / "adapters" / name.replace("/", "--"), name=name) for name in OWNERS]
+    samples = [draw(task, "train", 12) for task in tasks]
+    scores = exact_scores(tiny_base(), tasks[0], samples[0], members, [(tasks[1], samples[1])])
+    expected = dict(zip(OWNERS, scores, strict=True))
+    assert {one["repository"]: one["score"] for one in found["members"]} == pytest.approx(expected, abs=1e-4)
+    assert [one["repository"] for one in found["members"]] == sorted(OWNERS, key=lambda name: -expected[name])

@@ -76,19 +76,19 @@ def chosen(sources: Sources, count: int, **asked: Any) -> dict[str, float | None
 
 def test_downhill_is_the_cosine_whatever_the_norm(sources: Sources) -> None:
     slope = given(sources, direction=along(0.001))
-    found = chosen(slope, 3, by="gradient", task="t")
+    found = chosen(slope, 3, by="gradient", task="t", kind="delta")
     assert list(found) == ["o1/r1", "o2/r2", "o3/r3"]
     assert list(found.values()) == pytest.approx([1, math.sqrt(0.5), 0], abs=1e-6)
-    back = chosen(given(sources, direction=along(-2.0)), 3, by="gradient", task="t")
+    back = chosen(given(sources, direction=along(-2.0)), 3, by="gradient", task="t", kind="delta")
     assert list(back) == ["o3/r3", "o2/r2", "o1/r1"]
     with pytest.raises(UsageError, match="Only 3 of 3"):
-        chosen(slope, 4, by="gradient", task="t")
+        chosen(slope, 4, by="gradient", task="t", kind="delta")
 
 
 def test_what_goes_down_every_slope_is_no_find(sources: Sources) -> None:
     """Cosines 1, .707, 0 on the task and 0, .707, 1 on another: z-scores mirror, and the middle cancels."""
     both = given(sources, direction=along(1.0), backgrounds=np.stack([along(0.0, 7.0)]))
-    found = chosen(both, 3, by="gradient", task="t")
+    found = chosen(both, 3, by="gradient", task="t", kind="delta")
     assert list(found) == ["o1/r1", "o2/r2", "o3/r3"]
     assert list(found.values()) == pytest.approx([1 / SPREAD, 0, -1 / SPREAD], abs=1e-5)
 
@@ -107,7 +107,7 @@ def test_centring_by_hand() -> None:
 )
 def test_a_direction_of_another_space_is_refused(sources: Sources, direction: Any, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        chosen(given(sources, direction=direction), 1, by="gradient", task="t")
+        chosen(given(sources, direction=direction), 1, by="gradient", task="t", kind="delta")
 
 
 TRUTH = {"o1/r1": 0.2, "o2/r2": 0.9, "o3/r3": 0.4, "o4/r4": 0.5}
@@ -157,7 +157,7 @@ def test_a_race_starts_from_nothing(sources: Sources) -> None:
     ("asked", "told"),
     [
         ({"by": "racing", "task": "t", "budget": 100}, "needs a base model that measures"),
-        ({"by": "gradient", "task": "t"}, "needs a base model with a gradient"),
+        ({"by": "gradient", "task": "t", "kind": "delta"}, "needs a base model with a gradient"),
         ({"by": "racing", "task": "t"}, "takes --budget"),
         ({"by": "gradient"}, "takes --task"),
         ({"by": "luck"}, "is no way to choose"),
@@ -217,7 +217,7 @@ def test_an_index_of_another_model_is_built_anew(sources: Sources) -> None:
     open_index(sources.index, stranger, Fingerprints(sources.session, "output"))
     file = sources.index / "delta.faiss"
     before = file.read_bytes()
-    found = chosen(given(sources, direction=along(1.0)), 3, by="gradient", task="t")
+    found = chosen(given(sources, direction=along(1.0)), 3, by="gradient", task="t", kind="delta")
     assert list(found) == ["o1/r1", "o2/r2", "o3/r3"]
     assert file.read_bytes() != before
 
@@ -239,4 +239,4 @@ def test_a_pool_whose_file_is_gone_is_one_sentence(sources: Sources, tmp_path: P
 def test_a_catalog_without_fingerprints_has_no_slope(sources: Sources) -> None:
     sources.session.execute(delete(Fingerprint))
     with pytest.raises(NotFoundError, match="None of the adapters has a fingerprint"):
-        chosen(given(sources, direction=along(1.0)), 1, by="gradient", task="t")
+        chosen(given(sources, direction=along(1.0)), 1, by="gradient", task="t", kind="delta")

@@ -70,12 +70,13 @@ def write_task(
     choices: Sequence[str] | None = ("yes", "no"),
     metric: str = "accuracy",
     instruction: str = "Answer yes or no.",
+    group: str = "test",
 ) -> Path:
     """A task folder whose three splits hold the rows (input, target)."""
     folder.mkdir(parents=True)
     told = {
         "name": folder.name,
-        "group": "test",
+        "group": group,
         "instruction": instruction,
         "metric": metric,
         "choices": list(choices) if choices else None,
