@@ -110,25 +110,25 @@ def run(
     schedule = get_cosine_schedule_with_warmup(optimiser, round(WARM_UP * recipe.steps), recipe.steps)
     measures: list[Measure] = []
     since: list[float] = []
-    diverged, step, best = None, 0, 0
+    diverged, step, lowest = None, 0, 0
     for step, batch in enumerate(batches(train, recipe), 1):
-        since.append(_step(base, optimiser, schedule, batch, dropout))
+        since.append(_step(base, optimiser, schedule, batch, dropout, objective))
         if told is not None:
             told(step)
         finite = math.isfinite(since[-1])
         if finite and step % recipe.evaluate_every and step < recipe.steps:
             continue
-        found = valid_loss(base, valid) if finite else math.nan
+        found = mean_of(base, valid, objective) if finite else math.nan
         if not math.isfinite(found):
             diverged = step
             break
         measures.append(Measure(step, math.fsum(since) / len(since), found))
         since.clear()
-        if len(measures) == 1 or found < measures[best].valid:
-            best = len(measures) - 1
-            if better is not None:
+        if len(measures) == 1 or found < measures[lowest].valid:
+            lowest = len(measures) - 1
+            if found < best and better is not None:
                 better()
-        if len(measures) - 1 - best >= recipe.patience:
+        if len(measures) - 1 - lowest >= recipe.patience:
             break
     return _course(rate, step, diverged, measures, time.perf_counter() - began)
 
@@ -218,7 +218,12 @@ def _part(base: BaseModel, prompts: Sequence[Prompt], whole: int, objective: Obj
 
 
 def _step(
-    base: BaseModel, optimiser: Optimizer, schedule: LRScheduler, batch: Sequence[Prompt], dropout: bool
+    base: BaseModel,
+    optimiser: Optimizer,
+    schedule: LRScheduler,
+    batch: Sequence[Prompt],
+    dropout: bool,
+    objective: Objective,
 ) -> float:
     """One step; the loss before it. A loss that is not finite changes nothing."""
     import torch
@@ -226,7 +231,7 @@ def _step(
     optimiser.zero_grad(set_to_none=True)
     if dropout:
         base.model.train()
-    loss = gradients(base, batch, optimiser.zero_grad)
+    loss = gradients(base, batch, optimiser.zero_grad, objective)
     if dropout:
         base.model.eval()
     if math.isfinite(loss):

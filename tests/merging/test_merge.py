@@ -138,7 +138,7 @@ def test_nothing_that_is_there_is_lost(folders: list[Path], tmp_path: Path) -> N
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("words")
-    with pytest.raises(UsageError, match="no merge"):
+    with pytest.raises(UsageError, match="holds something else"):
         merge(folders, "average", mine, overwrite=True)
     assert (mine / "thesis.tex").read_text() == "words"
 
