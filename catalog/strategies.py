@@ -67,6 +67,7 @@ class Question:
     exclude: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     texts: str | None = None
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from catalog.errors import MergeError, UsageError
+from catalog.errors import EvaluationError, MergeError, UsageError
 from merging.adaptive import AdaptiveMethod, find_adaptive
 from merging.candidates import search
 from merging.coefficients import Coefficients
@@ -120,21 +120,25 @@ def adapt(
     if not pool:
         raise UsageError("There is nothing to adapt; name at least one adapter.")
     recipe = Recipe(row.steps if steps is None else steps, batch, evaluate_every, patience, seed)
-    if row.learner != "none":
-        _refuse(row, recipe, rate)
+    _refuse(row, recipe, steps, rate)
     if row.objective == "entropy" and task.metric != "accuracy":
         raise UsageError(f"{row.name} chooses among answers, and {task.name} has none to choose from.")
     rate = row.rate if rate is None else rate
     train, valid = (
         tuple(encode(base.tokenizer, task, part, base.limit)) for part in (budget.train, budget.valid)
     )
-    work = _Work(
-        base, row, LiveStack(base.model, pool, train_factors=row.factors), train, valid, recipe, rate
-    )
+    # What is trained is trained in float32: a small step would round away in bfloat16.
+    kind = torch.float32 if row.factors and base.dtype.itemsize < torch.float32.itemsize else None
+    live = LiveStack(base.model, pool, dtype=kind, train_factors=row.factors)
+    work = _Work(base, row, live, train, valid, recipe, rate)
     learn = {"none": _fixed, "coefficients": _gradients, "candidates": _tried, "routing": _routed}[
         row.learner
     ]
     numbers, gate, course = learn(work, progress)
+    if not math.isfinite(course["valid_loss"]):
+        raise EvaluationError(
+            f"The loss of {row.name} is not finite; leave out large members, or take a lower rate."
+        )
     record = {
         "format": f"loradex-adapt/{RECORD_VERSION}",
         "method": asdict(row),
@@ -257,7 +261,7 @@ def _learn(
                 work.train,
                 work.valid,
                 objective=work.row.objective,
-                best=before,
+                best=before if math.isfinite(before) else math.inf,
                 better=better,
                 told=told,
             )
@@ -271,10 +275,10 @@ def _learn(
 
 def _told(course: Course, before: float) -> dict[str, Any]:
     """The course with the loss of the start, which stays where nothing was better."""
-    found = [one.valid for one in course.losses if math.isfinite(one.valid)]
+    found = [loss for loss in (before, *(one.valid for one in course.losses)) if math.isfinite(loss)]
     # Without the time it took: the same call writes the same bytes.
     told = {name: value for name, value in course.document().items() if name != "seconds"}
-    return {"valid_before": before, **told, "valid_loss": min([before, *found])}
+    return {"valid_before": before, **told, "valid_loss": min(found, default=math.nan)}
 
 
 def _tried(work: _Work, progress: Progress | None) -> _Learned:
@@ -294,13 +298,21 @@ def _tried(work: _Work, progress: Progress | None) -> _Learned:
     with work.live.attached():
         before = work.validate()
     work.live.set_scales(work.live.scales_of(found.weights))
-    course = {"valid_before": before, "valid_loss": after, "tries": [asdict(one) for one in found.tries]}
+    tries = [
+        {"weights": one.weights, "loss": one.loss, "value": one.value}
+        if math.isfinite(one.value)
+        else {"weights": one.weights, "loss": None, "value": None}
+        for one in found.tries
+    ]
+    course = {"valid_before": before, "valid_loss": after, "tries": tries}
     return numbers, None, course
 
 
-def _refuse(row: AdaptiveMethod, recipe: Recipe, rate: float | None) -> None:
+def _refuse(row: AdaptiveMethod, recipe: Recipe, steps: int | None, rate: float | None) -> None:
     if row.steps:
         recipe.check()
+    elif steps is not None or rate is not None:
+        raise UsageError(f"{row.name} learns nothing; leave out steps and learning rate.")
     if rate is not None and not (rate > 0 and math.isfinite(rate)):
         raise UsageError(f"The learning rate is {rate}; it is above 0.")
 

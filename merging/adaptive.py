@@ -127,7 +127,7 @@ _ROWS = (
         RECYCLING,
         "routing",
         rate=1e-2,
-        steps=100,
+        steps=400,
         folds=False,
     ),
     AdaptiveMethod(

@@ -100,7 +100,7 @@ def _optimiser(count: int, tries: int, seed: int) -> Any:
     """CMA-ES over `count` weights; over two at least, which it needs: the second then has no effect."""
     import cma
 
-    options = {"bounds": [-BOUND, BOUND], "seed": seed + 1, "maxfevals": tries, "verbose": -9}
+    options = {"bounds": [-BOUND, BOUND], "seed": seed % (2**32 - 1) + 1, "maxfevals": tries, "verbose": -9}
     return cma.CMAEvolutionStrategy([0.0] * max(2, count), SPREAD, options)
 
 

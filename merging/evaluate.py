@@ -10,19 +10,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.errors import EvaluationError, LoradexError, StorageError, UsageError
+from catalog.errors import (
+    ConfigError,
+    EvaluationError,
+    HubAccessError,
+    IntegrityError,
+    LoradexError,
+    MergeError,
+    StorageError,
+    UsageError,
+    WeightsError,
+)
 from merging.members import CONFIG_NAME, Member, digest_of
 from merging.model import BaseModel
 from merging.prompt import Prompt, encode, normalised
 from merging.scoring import accuracy, generate, likelihoods, mean_loss, targets_only
-from merging.tasks import Example, Split, Task, draw, examples
+from merging.tasks import BUDGET, Example, Split, Task, draw, examples, seen
 from merging.tree import packed, tree_of
 
 if TYPE_CHECKING:
@@ -31,6 +41,10 @@ if TYPE_CHECKING:
 # Counts up when the same model would get another score.
 VERSION = 1
 BASE = "base"
+# What speaks against one adapter; anything else (the network, the disk) ends a race.
+_UNFIT = (MergeError, WeightsError, ConfigError, EvaluationError, HubAccessError, IntegrityError)
+# How every line of a log begins.
+_LINE = '{"adapter": '
 Progress = Callable[[int, int], None]
 
 
@@ -83,7 +97,7 @@ def _measured(
         texts = generate(base, prompts)
         right = [normalised(t) == normalised(q.target) for t, q in zip(texts, questions, strict=True)]
         value = sum(right) / len(right)
-    if loss != loss:
+    if not math.isfinite(loss):
         raise EvaluationError(f"The model gives no number on {task.name}; its weights overflow.")
     return Measured(value, loss, len(prompts))
 
@@ -117,7 +131,7 @@ def evaluate(
                 done[found.key] = found
             count += 1
         else:
-            count += len(rounds)
+            count += len(rounds) - count % len(rounds)
         if progress is not None:
             progress(count, total)
         yield found
@@ -132,13 +146,14 @@ class Sampler:
     """Measures adapters on a few training examples at a time, never twice on the same: a race's callback.
 
     `find` gives the adapter of a name. All adapters see the examples in one order, drawn by `seed`; `spent`
-    counts examples.
+    counts examples, and `left_out` says why an adapter cannot be measured.
     """
 
     def __init__(self, base: BaseModel, task: Task, find: Callable[[str], Member], seed: int = 0) -> None:
         self.base, self.task, self.find, self.spent = base, task, find, 0
-        pool = examples(task, "train")
-        self._order = random.Random(f"{task.name}:race:{seed}").sample(pool, len(pool))  # noqa: S311
+        # A race reads the examples that a training with this seed reads, and no others.
+        self._order = seen(task, min(BUDGET, len(examples(task, "train"))), seed=seed)
+        self.left_out: dict[str, str] = {}
         self._place: dict[str, int] = {}
         self._live: LiveStack | None = None
 
@@ -155,7 +170,8 @@ class Sampler:
         try:
             with self._resident(self.find(name)).attached():
                 found = measure(self.base, self.task, questions)
-        except LoradexError:
+        except _UNFIT as error:
+            self.left_out.setdefault(name, str(error))
             return None
         self.spent += samples
         return found.value
@@ -207,7 +223,10 @@ def _round(base: BaseModel, task: Task, split: Split, limit: int | None, seed: i
     questions = draw(task, split, limit, seed=seed)
     prompts = encode(base.tokenizer, task, questions, base.limit)
     tokens = sum(len(tree_of(prompts[i] for i in group).tokens) for group in packed(prompts, 1 << 12))
-    parts = (VERSION, base.name, base.revision, base.dtype, task.digest, split, len(questions), seed)
+    # A model of the same name may be another one: its own losses tell.
+    few = targets_only(prompts[:4])
+    mark = f"{mean_loss(few, likelihoods(base, few)):.4g}"
+    parts = (VERSION, base.name, base.revision, base.dtype, mark, task.digest, split, len(questions), seed)
     identity = "\n".join(str(part) for part in parts)
     return _Round(task, split, seed, base.name, questions, tuple(prompts), tokens, identity)
 
@@ -242,10 +261,13 @@ def _scores(
         if failed is not None:
             yield failed
             continue
-        with _alone(live, tokens):
-            for one in rounds:
-                adapter = identities[id(member)]
-                yield known(member.name, one, adapter) or one.score(base, member.name, one.key(adapter))
+        adapter = identities[id(member)]
+        try:
+            with _alone(live, tokens):
+                for one in rounds:
+                    yield known(member.name, one, adapter) or one.score(base, member.name, one.key(adapter))
+        except (EvaluationError, MergeError) as error:
+            yield type(error)(f"{member.name}: {error}")
 
 
 def _alone(live: LiveStack, tokens: int) -> AbstractContextManager[LiveStack]:
@@ -267,18 +289,23 @@ def _logged(log: Path | None) -> dict[str, Score]:
     """The scores of a log by key; its last line may be torn off."""
     if log is None or not log.exists():
         return {}
+    try:
+        lines = log.read_text("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{log} is no log of scores; name another.") from error
+    torn = lines.pop()
+    if torn:
+        # Killed while it was written; what does not begin like a score is somebody else's.
+        if not (torn.startswith(_LINE) or _LINE.startswith(torn)):
+            raise UsageError(f"{log} is no log of scores; name another.")
+        _cut(log, torn)
     found = {}
-    lines = log.read_text("utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         try:
-            score = Score(**json.loads(line)) if line.strip() else None
+            score = Score(**json.loads(line))
         except (TypeError, ValueError) as error:
-            if number == len(lines):
-                _cut(log, line)
-                continue
             raise UsageError(f"{log} line {number} is no score; name another log.") from error
-        if score is not None:
-            found[score.key] = score
+        found[score.key] = score
     return found
 
 

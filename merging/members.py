@@ -130,8 +130,8 @@ def load_member(
 def load_members(folders: Sequence[Path | Member], *, base: str | None = None) -> tuple[Member, ...]:
     """Members that fit together: one base model, and one shape for every module.
 
-    `base` says that all of them belong to this base, whatever spelling each gives. Names that several
-    members share get a number. Raises MergeError and what `load_member` raises.
+    `base` says that all of them belong to this base, whatever spelling each gives.
+    Raises MergeError and what `load_member` raises.
     """
     if not folders:
         raise UsageError("There is nothing to merge; name at least one adapter.")

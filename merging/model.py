@@ -159,9 +159,9 @@ def _loaded(name: str, place: str, kind: torch.dtype, revision: str | None) -> t
 
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
-                place, dtype=kind, revision=revision, use_safetensors=True, low_cpu_mem_usage=True
+                place, dtype=kind, revision=revision, use_safetensors=True, trust_remote_code=False
             )
         except OSError as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -84,7 +84,7 @@ def _question(tokenizer: Any, task: Task, example: Example) -> tuple[int, ...]:
 
 
 def _end_of_turn(tokenizer: Any) -> int:
-    """The token that ends an answer: the tokenizer's end of sequence, of chat models their turn's."""
+    """The token that ends an answer: the tokenizer's end of sequence, for most chat models their turn's."""
     if tokenizer.eos_token_id is None:
         raise UsageError("The tokenizer names no end of sequence; choose another base model.")
     return int(tokenizer.eos_token_id)

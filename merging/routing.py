@@ -61,7 +61,9 @@ class ArrowGate:
     def __call__(self, module: str, x: Tensor, _h: Tensor) -> Tensor:
         """Weights of (..., R) for inputs x of (..., in)."""
         known = self.directions[module]
-        logits = (x.to(known.dtype) @ known.T).abs() / TEMPERATURE
+        # An embedding's input is a token, that is a unit vector.
+        fits = x.to(known.dtype) @ known.T if x.is_floating_point() else known.T[x]
+        logits = fits.abs() / TEMPERATURE
         if self.top < logits.shape[-1]:
             least = logits.topk(self.top, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < least, float("-inf"))

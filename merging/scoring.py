@@ -126,8 +126,11 @@ def generate(
 
     pad = base.tokenizer.pad_token_id
     pad = base.tokenizer.eos_token_id if pad is None else pad
+    # Chat models may end their turn by another token than the tokenizer's end of sequence.
+    own = base.model.generation_config.eos_token_id
+    ends = {base.tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())}
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False, max_new_tokens=most, eos_token_id=base.tokenizer.eos_token_id, pad_token_id=pad
+        do_sample=False, max_new_tokens=most, eos_token_id=sorted(ends), pad_token_id=pad
     )
     texts = [""] * len(prompts)
     budget = WIDTH.get(base.device.type, WIDTH["cpu"]) * 4

@@ -9,14 +9,14 @@ judge, once.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from catalog.errors import NotFoundError, UsageError
+from catalog.errors import ConfigError, NotFoundError, UsageError
+from catalog.strictjson import load_json
 
 TASK_NAME = "task.json"
 Split = Literal["train", "valid", "test"]
@@ -117,7 +117,7 @@ def examples(task: Task, split: Split) -> tuple[Example, ...]:
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise UsageError(f"{file} is larger than {_MOST_BYTES >> 20} MiB; it is not read.")
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8").split("\n")
     except FileNotFoundError as error:
         raise NotFoundError(f"The task {task.name} has no {split} examples: there is no {file}.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -134,18 +134,28 @@ def budget(task: Task, n: int = BUDGET, *, seed: int = 0, valid: float = VALID_S
     The draw depends on the seed and the task's name alone. Raises UsageError where the task has fewer than
     `n` training examples or a part would be empty.
     """
-    pool = examples(task, "train")
     held = round(n * valid)
-    if n > len(pool):
-        raise UsageError(
-            f"{task.name} has {len(pool)} training examples, fewer than the {n} asked for; ask for fewer."
-        )
     if not 1 <= held < n:
         raise UsageError(
             f"A budget of {n} examples cannot be split into training and validation; ask for more."
         )
-    drawn = random.Random(f"{task.name}:{seed}").sample(pool, n)  # noqa: S311 - a draw, not a secret
-    return Budget(tuple(drawn[held:]), tuple(drawn[:held]), seed)
+    drawn = seen(task, n, seed=seed)
+    return Budget(drawn[held:], drawn[:held], seed)
+
+
+def seen(task: Task, n: int, *, seed: int = 0) -> tuple[Example, ...]:
+    """The first `n` of the training examples in an order of the seed: whoever sees fewer sees no others.
+
+    A selection and a training with the same seed therefore read the same examples. Raises UsageError where
+    the task has fewer.
+    """
+    pool = examples(task, "train")
+    if n > len(pool):
+        raise UsageError(
+            f"{task.name} has {len(pool)} training examples, fewer than the {n} asked for; ask for fewer."
+        )
+    order = random.Random(f"{task.name}:{seed}")  # noqa: S311 - a draw, not a secret
+    return tuple(order.sample(pool, len(pool))[:n])
 
 
 def draw(task: Task, split: Split, limit: int | None = None, *, seed: int = 0) -> tuple[Example, ...]:
@@ -160,8 +170,8 @@ def draw(task: Task, split: Split, limit: int | None = None, *, seed: int = 0) -
 
 def _document(file: Path) -> dict[str, Any]:
     try:
-        told = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        told = load_json(file.read_bytes(), max_bytes=_MOST_BYTES)
+    except (OSError, ConfigError) as error:
         raise UsageError(f"{file} cannot be read: {error}.") from error
     if not isinstance(told, dict):
         raise UsageError(f"{file} describes no task: it is no JSON object.")
@@ -173,10 +183,10 @@ def _examples(task: Task, file: Path, lines: Sequence[str]) -> Iterator[Example]
         if not line.strip():
             continue
         try:
-            told = json.loads(line)
+            told: Any = load_json(line.encode(), max_bytes=_MOST_BYTES)
             choices = _choices(told.get("choices")) or task.choices
             example = Example(_text(told, "input"), _text(told, "target"), choices)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"{file} line {number} is no example: {_reason(error)}.") from error
         if task.metric == "accuracy" and example.target not in choices:
             wrong = (

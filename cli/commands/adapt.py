@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from catalog.errors import UsageError
-from cli.app import App, pass_app
+from catalog.errors import MergeError, UsageError
+from cli.app import App, Exit, pass_app
 from cli.commands.asking import (
     asked_base,
     base_option,
@@ -22,7 +23,11 @@ from cli.commands.merge import members_of
 from cli.output import Column, labelled, output_options
 
 if TYPE_CHECKING:
+    from merging.adapt import Adapted
+    from merging.evaluate import Measured
     from merging.members import Member
+    from merging.model import BaseModel
+    from merging.tasks import Task
 
 METHODS = (
     Column("method"),
@@ -98,12 +103,19 @@ def adapt(
     course). A method that routes each token makes no adapter: give --split to see what it is worth.
     """
     from merging.adapt import adapt as learn
-    from merging.evaluate import measure
+    from merging.adaptive import find_adaptive
+    from merging.combine import RECORD_NAME
     from merging.members import load_member
-    from merging.tasks import budget, draw, find_task
+    from merging.tasks import budget, find_task
+    from merging.write import refuse_existing
 
     if out is None and split is None:
         raise UsageError("Say where the adapter goes (-o), or what to score it on (--split).")
+    row = find_adaptive(given["method"])
+    if out is not None:
+        if not row.folds:
+            raise UsageError(f"{row.name} makes no adapter; leave out -o and give --split.")
+        refuse_existing(out, overwrite, RECORD_NAME)
     found = find_task(task, tasks)
     some = budget(found, samples, seed=given["seed"])
     members = members_of(app, pool)[0] if pool else []
@@ -114,13 +126,36 @@ def adapt(
     with app.output.progress("adapting") as bar:
         done = learn(model, members, found, some, target=first, progress=bar.working, **given)
     told: dict[str, Any] = {"valid_before": done.valid_before, "valid_loss": done.valid_loss, **done.record}
-    if split is not None:
-        with done.applied():
-            measured = measure(model, found, draw(found, split, limit))  # type: ignore[arg-type]
-        told["score"] = {"split": split, **asdict(measured)}
+    nothing = None
     if out is not None:
-        told["folder"] = str(done.write(out, rank=rank, base=model.name, overwrite=overwrite).folder)
+        try:
+            told["folder"] = str(done.write(out, rank=rank, base=model.name, overwrite=overwrite).folder)
+        except MergeError as error:
+            nothing = error
+    if split is not None:
+        with _answering(done, model, out if nothing is None else None):
+            told["score"] = {"split": split, **asdict(_measured(model, found, split, limit))}
     app.output.document(told, _render)
+    if nothing is not None:
+        app.output.say(f"nothing was written: {nothing}")
+        raise click.exceptions.Exit(Exit.PARTIAL)
+
+
+def _answering(done: Adapted, base: BaseModel, folder: Path | None) -> AbstractContextManager[object]:
+    """A block in which the base answers as what was written, or as what was learned where nothing was."""
+    if folder is None:
+        return done.applied()
+    from merging.live import LiveStack
+    from merging.members import load_member
+
+    return LiveStack(base.model, [load_member(folder)]).attached()
+
+
+def _measured(base: BaseModel, task: Task, split: Any, limit: int | None) -> Measured:
+    from merging.evaluate import measure
+    from merging.tasks import draw
+
+    return measure(base, task, draw(task, split, limit))
 
 
 def _stand_ins(app: App, members: list[Member], control: str, seed: int) -> list[Member]:
@@ -132,7 +167,8 @@ def _stand_ins(app: App, members: list[Member], control: str, seed: int) -> list
 
     digests = " ".join(member.digest or digest_of(member.weights) for member in members)
     name = hashlib.sha256(digests.encode()).hexdigest()[:12]
-    return list(stand_ins(members, control, app.settings.data / "controls" / f"{name}-{seed}", seed))
+    place = app.settings.data / "controls" / f"{name}-{control}-{seed}"
+    return list(stand_ins(members, control, place, seed))
 
 
 def _render(told: dict[str, Any]) -> str:

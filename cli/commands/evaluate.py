@@ -105,11 +105,20 @@ def _table(told: dict[str, Any]) -> list[str]:
 
 
 def _members(app: App, adapters: tuple[str, ...], pool: str | None) -> list[Member]:
+    from merging.evaluate import BASE
     from merging.members import load_member
 
     if wrong := next((name for name in adapters if not is_adapter_folder(Path(name))), None):
         raise UsageError(f"{wrong} is no folder of an adapter; name a folder that PEFT has written.")
-    return (members_of(app, [pool])[0] if pool else []) + [load_member(Path(name)) for name in adapters]
+    places = [Path(name).resolve() for name in adapters]
+    names = [place.name for place in places]
+    called = [
+        name if names.count(name) == 1 else str(place) for name, place in zip(names, places, strict=True)
+    ]
+    if BASE in called:
+        raise UsageError(f"An adapter called {BASE} would be taken for the base model; rename its folder.")
+    members = members_of(app, [pool])[0] if pool else []
+    return members + [load_member(place, name=name) for place, name in zip(places, called, strict=True)]
 
 
 def _write(out: Path, document: dict[str, Any]) -> None:

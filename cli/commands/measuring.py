@@ -37,15 +37,15 @@ def sloping(
     Where the question asks for exact products too, members' files are brought here for as long as the block.
     """
     from merging.gradient import direction, exact_scores
-    from merging.tasks import draw
+    from merging.tasks import seen
 
     model = asked_base(app, base, device)
     aside = f", beside {', '.join(other.name for other in others)}" if others else ""
     app.output.say(f"following the gradient of {task.name}{aside}")
     count, seed = question.samples or 0, question.seed
-    rest = [(other, draw(other, "train", min(count, BACKGROUND_SAMPLES), seed=seed)) for other in others]
+    rest = [(other, seen(other, min(count, BACKGROUND_SAMPLES), seed=seed)) for other in others]
     kind: Any = question.kind
-    own = draw(task, "train", count, seed=seed)
+    own = seen(task, count, seed=seed)
     vector, backgrounds = direction(model, task, own, rest, kind=kind)
     ready = replace(sources, direction=vector, backgrounds=backgrounds)
     if not question.exact:
@@ -107,6 +107,8 @@ def measuring(
                 return found
 
             yield measure
+        for name, reason in sampler.left_out.items():
+            app.output.say(f"not measured: {name} ({reason})")
 
 
 @contextmanager

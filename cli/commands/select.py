@@ -190,6 +190,8 @@ def _asked_task(given: dict[str, Any], tasks: Path | None) -> Task | None:
     given |= {"task": task.name, "task_digest": task.digest}
     if given["by"] == "gradient":
         given["samples"] = given["samples"] or SAMPLES
+        others = other_tasks(task, tasks, given["seed"])
+        given["beside"] = tuple(f"{other.name} {other.digest}" for other in others)
     return task
 
 

@@ -109,6 +109,31 @@ def test_adapt_with_stand_ins_makes_them_once(run: Program, place: Path, data: P
     assert first == second
     assert first["members"][0]["sha256"] != ""
     assert len(list((data / "controls").iterdir())) == 1
+    words[words.index("random-each")] = "random-directions"
+    assert run(*words).exit_code == 0
+    assert len(list((data / "controls").iterdir())) == 2
+
+
+def test_the_score_is_that_of_the_adapter_that_was_written(run: Program, place: Path) -> None:
+    task = str(place / "tasks" / "first")
+    words = ["adapt", str(place / "a1"), str(place / "a2"), "--base", NAME, "--task", task, "--samples", "20"]
+    words += ["--method", "adamerging", "--steps", "3", "--rank", "1", "--split", "test"]
+    told = json.loads(run(*words, "-o", str(place / "out"), "--json").stdout)
+    alone = run("evaluate", "--base", NAME, "--task", task, "--adapter", str(place / "out"), "--json")
+    row = json.loads(alone.stdout)["scores"][1]
+    assert told["score"]["loss"] == pytest.approx(row["loss"], abs=1e-5)
+
+
+def test_adapters_of_one_name_are_told_apart(run: Program, place: Path) -> None:
+    for seed in (1, 2):
+        tiny_adapter(place / f"seed{seed}" / "mine", seed)
+    words = ["evaluate", "--base", NAME, "--task", str(place / "tasks" / "first"), "--limit", "3", "--json"]
+    adapters = [word for seed in (1, 2) for word in ("--adapter", str(place / f"seed{seed}" / "mine"))]
+    rows = json.loads(run(*words, *adapters).stdout)["scores"]
+    assert len({row["adapter"] for row in rows}) == 3
+    tiny_adapter(place / "base", 3)
+    result = run(*words, "--adapter", str(place / "base"))
+    assert "would be taken for the base model" in result.stderr
 
 
 def test_nonsense_is_one_sentence(run: Program, place: Path) -> None:
@@ -117,6 +142,8 @@ def test_nonsense_is_one_sentence(run: Program, place: Path) -> None:
         ([], "Say where the adapter goes (-o)"),
         (["-o", "x", "--samples", "500"], "fewer than the 500 asked for"),
         (["-o", "x", "--samples", "20", "--method", "averge"], "did you mean average"),
+        (["-o", "x", "--samples", "20", "--method", "arrow"], "arrow makes no adapter"),
+        (["-o", str(place / "a1"), "--samples", "20"], "is there already"),
     ):
         result = run(*words, *more)
         assert result.exit_code != 0

@@ -17,7 +17,7 @@ from crawler.localhub import LocalHub
 from merging.gradient import direction, exact_scores
 from merging.members import load_member
 from merging.model import kept_name
-from merging.tasks import draw, read_task
+from merging.tasks import read_task, seen
 from tests.hubs import card, make_repo
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import NAME, save_base, tiny_base, write_task
@@ -54,7 +54,7 @@ def test_by_gradient_is_the_cosine_of_two_sketches(run: Program, place: Path) ->
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     task = read_task(place / "tasks" / "parity")
-    wanted, others = direction(tiny_base(), task, draw(task, "train", 12))
+    wanted, others = direction(tiny_base(), task, seen(task, 12))
     assert len(others) == 0
     assert found["chosen"]["kind"] == "output"
     expected = {}
@@ -122,7 +122,8 @@ def test_exact_orders_the_best_by_their_weights(run: Program, place: Path) -> No
     found = json.loads(result.stdout)
     tasks = [read_task(place / "tasks" / name) for name in ("parity", "other")]
     members = [load_member(place / "adapters" / name.replace("/", "--"), name=name) for name in OWNERS]
-    samples = [draw(task, "train", 12) for task in tasks]
+    samples = [seen(task, 12) for task in tasks]
+    assert found["chosen"]["beside"] == [f"other {tasks[1].digest}"]
     scores = exact_scores(tiny_base(), tasks[0], samples[0], members, [(tasks[1], samples[1])])
     expected = dict(zip(OWNERS, scores, strict=True))
     assert {one["repository"]: one["score"] for one in found["members"]} == pytest.approx(expected, abs=1e-4)

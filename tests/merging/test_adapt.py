@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from catalog.errors import MergeError, UsageError
+from catalog.errors import EvaluationError, MergeError, UsageError
 from merging.adapt import adapt
 from merging.adaptive import ADAPTIVE
 from merging.candidates import BOUND, PENALTY, evaluated, search
@@ -218,6 +218,35 @@ def test_a_search_keeps_to_its_bounds_and_budget_and_never_ends_above_the_base(
         assert min(one.value for one in found.tries) < found.tries[0].value
 
 
+def test_members_that_overflow_are_an_error_and_no_result(
+    tmp_path: Path, task: Task, some: Budget, members: list[Member]
+) -> None:
+    huge = tiny_adapter(tmp_path / "huge", 9, size=1e19)
+    for method in ("average", "adamerging", "arrow"):
+        with pytest.raises(EvaluationError, match="is not finite"):
+            adapt(
+                tiny_base(), [huge, *members], task, some, method, steps=None if method != "adamerging" else 3
+            )
+    # A candidate that overflows is only not chosen.
+    found = adapt(tiny_base(), [huge, *members], task, some, "lorahub", steps=10)
+    json.dumps(found.record, allow_nan=False)
+
+
+def test_factors_are_trained_in_float32(task: Task, some: Budget, members: list[Member]) -> None:
+    base = tiny_base(dtype=torch.bfloat16)
+    done = adapt(base, members, task, some, "pi-tuning", steps=2)
+    assert {part.dtype for pair in done.live.factors.values() for part in pair} == {torch.float32}
+    assert base.dtype == torch.bfloat16
+
+
+def test_any_seed_will_do(task: Task, some: Budget, members: list[Member]) -> None:
+    def once(seed: int) -> object:
+        return adapt(tiny_base(), members, task, some, "lorahub", steps=8, seed=seed).numbers
+
+    assert once(-1) == once(-1)
+    once(-4)
+
+
 def test_nonsense_is_said(task: Task, some: Budget, members: list[Member]) -> None:
     base = tiny_base()
     with pytest.raises(UsageError, match="did you mean recycling"):
@@ -228,6 +257,8 @@ def test_nonsense_is_said(task: Task, some: Budget, members: list[Member]) -> No
         adapt(base, [], task, some, "recycling")
     with pytest.raises(UsageError, match="learning rate is -1"):
         adapt(base, members, task, some, "recycling", rate=-1.0)
+    with pytest.raises(UsageError, match="arrow learns nothing"):
+        adapt(base, members, task, some, "arrow", steps=5)
     with pytest.raises(UsageError, match="steps is 0"):
         adapt(base, members, task, some, "recycling", steps=0)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from catalog.errors import EvaluationError, LoradexError, NotFoundError, UsageError
+from catalog.errors import EvaluationError, LoradexError, MergeError, UsageError
 from catalog.score_files import read_scores
 from merging.evaluate import BASE, Sampler, Score, evaluate, measure, scores_document
 from merging.members import Member, load_member
@@ -132,6 +132,41 @@ def test_an_adapter_of_another_base_is_named_and_others_go_on(tmp_path: Path, ta
     assert found[1].adapter == "good"
 
 
+def test_an_adapter_that_overflows_is_named_and_others_go_on(tmp_path: Path, tasks: list[Task]) -> None:
+    members = [tiny_adapter(tmp_path / "huge", 1, size=1e19), tiny_adapter(tmp_path / "good", 2)]
+    log = tmp_path / "scores.jsonl"
+    found = list(evaluate(tiny_base(), members, tasks[:1], with_base=False, log=log))
+    assert isinstance(found[0], LoradexError)
+    assert str(found[0]).startswith("huge: ")
+    assert isinstance(found[1], Score)
+    assert (found[1].adapter, len(log.read_text().splitlines())) == ("good", 1)
+
+
+def test_a_log_whose_last_line_lost_its_end_goes_on(tmp_path: Path, tasks: list[Task]) -> None:
+    log = tmp_path / "scores.jsonl"
+    whole = list(evaluate(tiny_base(), [], tasks, limit=5, log=log))
+    text = log.read_text()
+    log.write_text(text[:-1])
+    assert list(evaluate(tiny_base(), [], tasks, limit=5, log=log)) == whole
+    assert log.read_text() == text
+
+
+@pytest.mark.parametrize("data", [b'{"precious": 1}', b"\xff\xfe", b"one line"])
+def test_a_file_that_is_no_log_keeps_its_bytes(tmp_path: Path, tasks: list[Task], data: bytes) -> None:
+    log = tmp_path / "mine"
+    log.write_bytes(data)
+    with pytest.raises(UsageError, match="no log of scores"):
+        list(evaluate(tiny_base(), [], tasks, log=log))
+    assert log.read_bytes() == data
+
+
+def test_another_model_of_the_same_name_is_measured_anew(tmp_path: Path, tasks: list[Task]) -> None:
+    log = tmp_path / "scores.jsonl"
+    for seed in (0, 1):
+        list(evaluate(tiny_base(seed), [], tasks[:1], log=log))
+    assert len(log.read_text().splitlines()) == 2
+
+
 def test_a_model_that_overflows_is_no_score(tmp_path: Path, tasks: list[Task]) -> None:
     base = tiny_base()
     base.model.lm_head.weight.data.fill_(float("nan"))
@@ -156,7 +191,7 @@ def test_a_race_sees_each_example_once_and_never_more_than_there_are(
 
     def find(name: str) -> Member:
         if name != "a":
-            raise NotFoundError(f"There is no {name}.")
+            raise MergeError(f"{name} does not fit.")
         return member
 
     sampler = Sampler(tiny_base(), tasks[0], find)
@@ -164,6 +199,7 @@ def test_a_race_sees_each_example_once_and_never_more_than_there_are(
     assert [part[1] for part in parts] == [None] * 4
     assert parts[3] == [None, None]
     assert sampler.spent == 30
+    assert sampler.left_out == {"unknown": "unknown does not fit."}
     whole = draw(tasks[0], "train", 30)
     from merging.live import LiveStack
 

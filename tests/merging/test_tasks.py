@@ -9,7 +9,7 @@ import pytest
 
 from catalog.errors import NotFoundError, UsageError
 from merging.prompt import encode, normalised, question_text
-from merging.tasks import budget, draw, examples, find_task, read_task
+from merging.tasks import budget, draw, examples, find_task, read_task, seen
 from tests.merging.tiny import tiny_tokenizer, write_task
 from tests.shared_data import SHARED, shared
 
@@ -49,6 +49,24 @@ def test_a_budget_is_drawn_from_training_examples_by_seed(tmp_path: Path) -> Non
         budget(task, 200)
     with pytest.raises(UsageError, match="cannot be split"):
         budget(task, 2)
+
+
+def test_whoever_sees_fewer_sees_no_others(tmp_path: Path) -> None:
+    task = read_task(write_task(tmp_path / "odd", ROWS))
+    whole = seen(task, 100, seed=3)
+    assert set(budget(task, 100, seed=3).all) == set(whole)
+    assert seen(task, 24, seed=3) == whole[:24]
+    assert budget(task, 40, seed=3).all[-8:] == whole[:8]
+    assert seen(task, 100, seed=4) != whole
+
+
+def test_a_line_may_hold_any_separator_of_unicode(tmp_path: Path) -> None:
+    rows = [("one\u2028two\x85three", "yes")]
+    folder = write_task(tmp_path / "odd", rows)
+    (folder / "train.jsonl").write_text(
+        json.dumps({"input": rows[0][0], "target": "yes"}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    assert examples(read_task(folder), "train")[0].input == rows[0][0]
 
 
 def test_a_limit_draws_the_same_examples_for_everybody(tmp_path: Path) -> None:
