@@ -14,7 +14,7 @@ test: $(READY)
 	@echo "Testing, with coverage; quick tests alone: make quick"
 	@rm -f .coverage .coverage.*
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --cov --cov-report=
-	@$(BIN)/coverage report --include='catalog/*,crawler/*,merging/*'
+	@$(BIN)/coverage report --include='catalog/*,crawler/*,merging/*,studies/*'
 
 quick: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow' tests/unit

@@ -25,7 +25,13 @@ from catalog.terms import to_text
 __all__ = ["STAND_INS", "STRATEGIES", "Question", "Selection", "Sources", "asked", "select"]
 
 # Random stand-ins for the members, which the merging side makes from their files.
-STAND_INS: tuple[str, ...] = ("random-pooled", "random-each", "random-directions", "shuffled-layers")
+STAND_INS: tuple[str, ...] = (
+    "random-pooled",
+    "random-each",
+    "random-directions",
+    "shuffled-layers",
+    "permuted-ranks",
+)
 
 
 @dataclass(frozen=True)

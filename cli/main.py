@@ -57,6 +57,7 @@ COMMANDS = {
     "adaptive": Row("cli.commands.adapt:adaptive", "The adaptive merge methods."),
     "adapt": Row("cli.commands.adapt:adapt", "Learn on a task how much of each adapter to take."),
     "evaluate": Row("cli.commands.evaluate:evaluate", "Score adapters on tasks."),
+    "study": Row("cli.commands.study:study", "Run a study: tasks x pools x methods x seeds, and its report."),
     "fingerprint": Row("cli.commands.alike:fingerprint", "What the weights in a local folder say."),
     "base": Row("cli.commands.base:base", "Names of base models, and models kept here."),
     "hub": Row("cli.commands.hub:hub", "Serve a folder of repositories as a Hub."),

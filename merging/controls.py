@@ -14,6 +14,9 @@ factors are random, or the member's in the wrong layers. `control.json` beside t
   bfloat16 would change S; the others keep the member's data type.
 * shuffled-layers: the member's own factors, permuted among modules that differ in nothing but the layer, on a
   random cycle, so that none stays where it was. Modules that lie in the same layers move together.
+* permuted-ranks: the member's own factors with the ranks of each module in a random order, A's rows and B's
+  columns alike: the same update, so that a merge which looks at more than updates is told by what changes
+  (the permutation experiment of LoRA-LEGO, https://arxiv.org/abs/2409.16167).
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from merging.write import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS = ("random-pooled", "random-each", "random-directions", "shuffled-layers")
+KINDS = ("random-pooled", "random-each", "random-directions", "shuffled-layers", "permuted-ranks")
 CONTROL_NAME = "control.json"
 RECORD_VERSION = 1
 _STORED = {"BF16": "bfloat16", "F16": "float16"}
@@ -189,6 +192,8 @@ def _draw(member: Member, kind: str, key: tuple[object, ...], pooled: Spread) ->
         return lambda module: _factors(member, origin[module])
     if kind == "random-directions":
         return lambda module: _redirected(member, module, (*key, module))
+    if kind == "permuted-ranks":
+        return lambda module: _permuted(member, module, (*key, module))
     spreads = pooled if kind == "random-pooled" else spread([member])
     return lambda module: _normals(member.modules[module], spreads[module], (*key, module))
 
@@ -219,6 +224,15 @@ def _redirected(member: Member, module: str, key: tuple[object, ...]) -> tuple[T
     new_a[:kept] = values.sqrt()[:, None] * _orthonormal((*key, "A"), shape.in_features, kept).T
     new_b[:, :kept] = _orthonormal((*key, "B"), shape.out_features, kept) * values.sqrt()
     return new_a.float(), new_b.float()
+
+
+def _permuted(member: Member, module: str, key: tuple[object, ...]) -> tuple[Tensor, Tensor]:
+    """A and B with the module's ranks in a random order."""
+    import numpy as np
+
+    a, b = _factors(member, module)
+    order = np.random.Generator(np.random.Philox(key=_seed(key))).permutation(a.shape[0])
+    return a[order], b[:, order]
 
 
 def _orthonormal(key: tuple[object, ...], rows: int, columns: int) -> Tensor:

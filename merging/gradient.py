@@ -146,15 +146,24 @@ def exact_scores(
     other tasks, so that what helps everywhere (a short answer, say) does not count. One pass for each task.
     Raises what `task_gradient` and `encode` raise.
     """
-    import numpy as np
-
     rows = []
     for one, samples in ((task, examples), *others):
         prompts = encode(base.tokenizer, one, samples, base.limit)
         exact = task_gradient(base, prompts, modules=(), members=members).exact
         rows.append([member.unit for member in exact])
+    return centred(rows)
+
+
+def centred(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Scores of members on a task, the first row, told apart from those on other tasks, the other rows.
+
+    The z-score over the members less the mean of those on the other tasks; the scores as they are where
+    there is no other row.
+    """
+    import numpy as np
+
     scores = np.array(rows)
-    if not others or not members:
+    if len(rows) < 2 or not scores.size:
         return [float(score) for score in scores[0]]
     spread = scores.std(axis=1, keepdims=True)
     away = scores - scores.mean(axis=1, keepdims=True)

@@ -8,11 +8,12 @@ goes on.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -157,12 +158,19 @@ def default_rates(settings: Settings) -> tuple[float, ...]:
     )
 
 
-def stored_loss(base: BaseModel, folder: Path, valid: Sequence[Prompt]) -> float:
-    """The loss of the adapter in a folder as plain PEFT reads it: what rounding left of it."""
+@contextlib.contextmanager
+def worn(base: BaseModel, folder: Path) -> Iterator[None]:
+    """Inside the block the base has the adapter in a folder, of any variant, as plain PEFT puts it on."""
     from peft import PeftModel
 
     with seeded(0, base), variants.restored(base.model), variants.calm():
         PeftModel.from_pretrained(base.model, folder)
+        yield
+
+
+def stored_loss(base: BaseModel, folder: Path, valid: Sequence[Prompt]) -> float:
+    """The loss of the adapter in a folder as plain PEFT reads it: what rounding left of it."""
+    with worn(base, folder):
         return valid_loss(base, valid)
 
 

@@ -64,7 +64,8 @@ def adaptive(app: App) -> None:
 @click.option(
     "--control",
     metavar="KIND",
-    help="Stand-ins instead of the members: random-pooled, random-each, random-directions, shuffled-layers.",
+    help="Stand-ins instead of the members: random-pooled, random-each, random-directions, shuffled-layers "
+    "or permuted-ranks.",
 )
 @samples_option
 @click.option("--steps", metavar="N", type=click.IntRange(min=1), help="[default: the method's]")

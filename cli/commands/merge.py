@@ -101,7 +101,8 @@ device_option = click.option("--device", default="cpu", show_default=True, help=
 @click.option(
     "--control",
     metavar="KIND",
-    help="Merge stand-ins of the members: random-pooled, random-each, random-directions or shuffled-layers.",
+    help="Merge stand-ins of the members: random-pooled, random-each, random-directions, shuffled-layers "
+    "or permuted-ranks.",
 )
 @click.option("-o", "--out", metavar="DIR", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")

@@ -272,6 +272,20 @@ def test_layers_of_another_rank_or_scaling_are_not_mixed(tmp_path: Path) -> None
     assert after == pytest.approx(before, rel=1e-12)
 
 
+def test_permuted_ranks_are_the_same_update(tmp_path: Path) -> None:
+    member = load_member(layered(tmp_path / "one", rank=8))
+    made = stand_in(member, "permuted-ranks", tmp_path / "out", seed=3)
+    moved = 0
+    for name in member.modules:
+        (a, b), (other_a, other_b) = read_module(member, name), read_module(made, name)
+        order = [int((a == row).all(dim=1).nonzero()) for row in other_a]
+        assert sorted(order) == list(range(8))
+        assert torch.equal(b[:, order], other_b)
+        torch.testing.assert_close(other_b.double() @ other_a.double(), b.double() @ a.double())
+        moved += order != sorted(order)
+    assert moved > 5
+
+
 def test_a_module_of_one_layer_cannot_be_shuffled(tmp_path: Path) -> None:
     member = load_member(layered(tmp_path / "lonely", layers=[2]))
     with pytest.raises(MergeError, match="lonely cannot be shuffled: no other layer has a module like"):

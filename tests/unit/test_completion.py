@@ -301,7 +301,7 @@ def test_a_posterior_of_nothing_is_refused() -> None:
 @pytest.mark.slow
 def test_texts_and_likeness_help_on_published_scores() -> None:
     """On tasks without test scores, judged by their own 100 samples; see docs/retrieval.md for all."""
-    from tests.bench.recycling import load
+    from studies.published.tables import load
 
     found: dict[str, list[float]] = {"prior": [], "texts": [], "both": []}
     for task in load(data("recycling_paper"), proxy=True)[::3]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bench.recycling import Meter, Task, load
-from tests.bench.retrieval import METRICS, STRATEGIES, judge, main
+from studies.published.leaderboard import METRICS, STRATEGIES, judge
+from studies.published.tables import Meter, Task, load
+from tests.bench.retrieval import main
 from tests.shared_data import data, shared
 
 TASKS = ("anli", "arc", "cola", "rte", "sst")

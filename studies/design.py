@@ -1,0 +1,255 @@
+"""What a study is: tasks x pools x methods x seeds, and what the report compares.
+
+These are the values that a YAML file says (`studies.file` reads it); paths in them are relative to the file.
+A study either has a grid (`Study`) or names published tables to be read (`Published`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from merging.adaptive import find_adaptive
+from merging.controls import KINDS
+from merging.methods import find_method
+from merging.variants import VARIANTS
+
+# Names are parts of labels, "method | pool, key=value".
+Name = Annotated[str, Field(pattern=r"^[^|\s,=][^|=,\n]{0,59}$")]
+Value = bool | int | float | str
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Tasks(Part):
+    """Which tasks, where they are, and how many examples are learned from, chosen by and judged on."""
+
+    source: Annotated[str, Field(alias="from")] = "tasks"
+    names: tuple[str, ...] | Literal["all"] = "all"
+    train: Count = 80
+    valid: Count = 20
+    test: Count | None = None
+
+
+class Adapters(Part):
+    """The adapters that pools are chosen from: a folder with one folder of PEFT's for each."""
+
+    source: Annotated[str, Field(alias="from")] = "adapters"
+    names: tuple[str, ...] | Literal["all"] = "all"
+
+
+class Pool(Part):
+    """How a pool is chosen, anew for every task and seed.
+
+    `gradient` asks the task's gradient on `samples` of the training examples, `measured` takes the best
+    scores on the budget, `prior` the best mean score on the other tasks, `random` draws by the seed, and
+    `all` takes everything. Adapters that were trained on the task itself are left out, allowed, put first,
+    or taken alone (`own`). `among` names the adapters to choose from,
+    `control` replaces the members by stand-ins.
+    """
+
+    by: Literal["gradient", "measured", "prior", "random", "all"]
+    k: Count | None = None
+    samples: Count = 40
+    own: Literal["leave out", "allow", "first", "only"] = "leave out"
+    among: tuple[str, ...] | None = None
+    control: Literal[KINDS] | None = None  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _sized(self) -> Pool:
+        if self.k is None and self.by != "all":
+            raise ValueError("say how many members the pool has, by k")
+        return self
+
+
+class _Method(Part):
+    over: Mapping[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
+    tasks: tuple[str, ...] | None = None
+
+
+class Base(_Method):
+    """The base model alone."""
+
+    use: Literal["base"]
+
+
+class Train(_Method):
+    """A new LoRA, with one learning rate, several, or the default four."""
+
+    use: Literal["train"]
+    rank: Count = 16
+    alpha: Rate | None = None
+    targets: tuple[str, ...] | str = "all-linear"
+    learning_rate: Rate | None = None
+    learning_rates: Annotated[tuple[Rate, ...], Field(min_length=1)] | None = None
+    steps: Count = 100
+    batch: Count = 8
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    variant: Literal[tuple(VARIANTS)] = "lora"  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Train:
+        if self.learning_rate is not None and self.learning_rates is not None:
+            raise ValueError("give learning_rate or learning_rates, not both")
+        return self
+
+
+class Pooled(_Method):
+    pools: tuple[str, ...] | None = None
+
+
+class Single(Pooled):
+    """The first member of a pool alone."""
+
+    use: Literal["single"]
+
+
+class Ensemble(Pooled):
+    """The mean over the members of the probabilities that each alone gives the answers."""
+
+    use: Literal["ensemble"]
+
+
+class Merge(Pooled):
+    """A merge of a pool; `weight` is that of every member, the method's own unless given."""
+
+    use: Literal["merge"]
+    method: str
+    rank: Count | None = None
+    weight: float | None = None
+    parameters: Mapping[str, Value] = {}
+
+
+class Adapt(Pooled):
+    """An adaptive merge of a pool, with the adapter of another method (`with`) first where one is named."""
+
+    use: Literal["adapt"]
+    method: str
+    target: Annotated[str | None, Field(alias="with")] = None
+    steps: Count | None = None
+    learning_rate: Rate | None = None
+
+
+Method = Base | Train | Single | Ensemble | Merge | Adapt
+
+
+class Claim(Part):
+    """A statement, and the two labels whose difference speaks for or against it."""
+
+    claim: str
+    compare: str
+    against: Annotated[str, Field(alias="with")]
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.02
+
+
+class Report(Part):
+    """What the report compares and draws."""
+
+    against: str | None = None
+    claims: tuple[Claim, ...] = ()
+    figures: tuple[Literal["gains", "relevance", "tuning", "curve", "energy", "wild"], ...] = ("gains",)
+
+
+class Study(Part):
+    """A grid of tasks, pools, methods and seeds over one base model."""
+
+    study: Name
+    title: str
+    question: str = ""
+    base: str
+    tasks: Tasks
+    adapters: Adapters | None = None
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    pools: Mapping[Name, Pool] = {}
+    methods: Annotated[Mapping[Name, Annotated[Method, Field(discriminator="use")]], Field(min_length=1)]
+    cards: str | None = None
+    report: Report = Report()
+
+
+class Published(Part):
+    """Published tables, read and judged without any model."""
+
+    study: Name
+    title: str
+    question: str = ""
+    published: str
+    report: Report = Report()
+
+
+KINDS_OF_METHOD: tuple[type[_Method], ...] = (Base, Train, Single, Ensemble, Merge, Adapt)
+
+
+def label(method: str, pool: str | None, settings: Mapping[str, Any]) -> str:
+    """What a cell is called in claims and tables: "method | pool, key=value"."""
+    whole = f"{method} | {pool}" if pool else method
+    return ", ".join([whole, *(f"{key}={_shown(settings[key])}" for key in sorted(settings))])
+
+
+def points(over: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Value]]:
+    """Every point of a grid of settings, the last name changing fastest; one empty point without names."""
+    found: list[dict[str, Value]] = [{}]
+    for name, values in over.items():
+        found = [{**point, name: value} for point in found for value in values]
+    yield from found
+
+
+def settled(method: Method, point: Mapping[str, Value]) -> Method:
+    """The method with the settings of a point; a name that it does not have is a parameter of its merge.
+
+    Raises ValidationError and UsageError for settings that make no sense.
+    """
+    told = method.model_dump(by_alias=True, exclude_unset=True) | {"over": {}}
+    for name, value in point.items():
+        if isinstance(method, Merge) and name not in Merge.model_fields:
+            told["parameters"] = {**told.get("parameters", {}), name: value}
+        else:
+            told[name] = value
+    made = type(method).model_validate(told)
+    if isinstance(made, Merge):
+        find_method(made.method).options(made.parameters)
+    return made
+
+
+def needs_pool(method: Method) -> bool:
+    """Whether a method is asked once for every pool."""
+    return isinstance(method, Pooled) and not (
+        isinstance(method, Adapt) and find_adaptive(method.method).alone
+    )
+
+
+def pools_of(study: Study, method: Method) -> tuple[str | None, ...]:
+    """The names of the pools that a method is asked on; None alone for a method without."""
+    if not needs_pool(method):
+        return (None,)
+    named = getattr(method, "pools", None)
+    return tuple(study.pools) if named is None else tuple(named)
+
+
+def all_labels(study: Study) -> Iterator[str]:
+    """The label of every row of the grid, in its order."""
+    for name, method in study.methods.items():
+        for pool in pools_of(study, method):
+            for point in points(method.over):
+                yield label(name, pool, point)
+
+
+def use_of(kind: type[_Method]) -> str:
+    """What the kind of method is called in a file."""
+    use: str = get_args(kind.model_fields["use"].annotation)[0]
+    return use
+
+
+def _shown(value: Any) -> str:
+    return (
+        f"{value:g}"
+        if isinstance(value, float)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )

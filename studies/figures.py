@@ -1,0 +1,271 @@
+"""The plots of a study's report, each as an <svg> element: gains, relevance, curves, what the wild uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from catalog.canvas import FAINT, GRID, INK, MARKERS, PALETTE, SMALL, extent, fitted, inches, number
+from studies.comparing import Row
+from studies.curves import Line
+from studies.drawing import WIDTH, sheet, style, svg
+from studies.relating import Related
+from studies.wording import rate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The colours that stand out on white first.
+_ORDER = (0, 1, 2, 6, 4, 7, 8, 3, 5)
+_DASHES = ("-", "--", ":", "-.")
+# Inches.
+_ROW, _KEY, _LEFT, _RIGHT = 0.21, 0.17, 0.55, 0.15
+_PANEL = 2.0
+# Values from here on stand on a logarithmic axis, as largest over smallest.
+_LOGARITHMIC = 8.0
+
+
+def gains(rows: Sequence[Row], against: str, title: str) -> str:
+    """The mean difference of each row with its interval, and a tick for each task, in points."""
+    shown = [(row.label, row.difference) for row in rows if row.difference]
+    names = [fitted(label, 3.0 * 72) for label, _ in shown]
+    left = max(extent(name, 8)[0] for name in names) / 72 + 0.25
+    height = _ROW * len(shown) + 0.55
+    with style():
+        figure = sheet(height)
+        axes = figure.add_axes(inches(figure, left, 0.45, WIDTH - left - _RIGHT, _ROW * len(shown)))
+        axes.axvline(0, color=FAINT, linewidth=0.8)
+        axes.grid(axis="x")
+        for y, (_, difference) in enumerate(shown):
+            tasks = [100 * gap for gap in difference.by_task.values()]
+            axes.plot(tasks, [y] * len(tasks), "|", color=FAINT, markersize=7, markeredgewidth=0.8)
+            if difference.low is not None and difference.high is not None:
+                ends = [100 * difference.low, 100 * difference.high]
+                axes.plot(ends, [y, y], color=PALETTE[0], linewidth=2.2, solid_capstyle="butt")
+            axes.plot([100 * difference.mean], [y], "o", color=PALETTE[0], markersize=5)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlabel(fitted(f"difference to {against}, points", 72 * (WIDTH - left)))
+        return svg(figure, title)
+
+
+def relevance(points: Sequence[Related], against: str, title: str) -> str:
+    """Gain over `against` in points by relevance, a colour for each pool; diamonds are of own tasks."""
+    pools = list(dict.fromkeys(one.pool for one in points))
+    with style():
+        keys = {pool: _look(i) for i, pool in enumerate(pools)}
+        entries = [(pool, {"color": keys[pool][0], "marker": "o", "linestyle": ""}) for pool in pools]
+        if any(one.own for one in points):
+            own = {"color": FAINT, "marker": "D", "linestyle": ""}
+            entries.append(("a member was trained on the task itself", own))
+        figure, (axes,) = _panels(1, 2.9, entries)
+        axes.axhline(0, color=FAINT, linewidth=0.8)
+        axes.grid()
+        for pool in pools:
+            for own_task, marker in ((False, "o"), (True, "D")):
+                these = [one for one in points if one.pool == pool and one.own is own_task]
+                places = [one.relevance for one in these], [100 * one.gain for one in these]
+                axes.plot(*places, marker, color=keys[pool][0], markersize=5, alpha=0.8, markeredgewidth=0)
+        axes.set_xlabel("relevance of the pool: mean gain in loss of its members alone, nats a token")
+        axes.set_ylabel(fitted(f"gain over {against}, points", 2.8 * 72))
+        return svg(figure, title)
+
+
+def curves(
+    panels: Sequence[tuple[str, Sequence[Line], float]], key: str, title: str, level: float | None
+) -> str:
+    """Panels side by side, each (name of y, lines, factor), against the setting `key`.
+
+    `level` is a value that the first panel shows as a dashed horizontal line, for comparison.
+    """
+    names = list(dict.fromkeys(line.label for _, lines, _ in panels for line in lines))
+    with style():
+        figure, all_axes = _panels(len(panels), _PANEL + 0.3, _entries(names))
+        for axes, (what, lines, factor) in zip(all_axes, panels, strict=True):
+            _draw_lines(axes, lines, names, factor)
+            _x_axis(axes, [point.x for line in lines for point in line.points], key)
+            axes.set_ylabel(what)
+        if level is not None:
+            all_axes[0].axhline(
+                panels[0][2] * level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1
+            )
+        return svg(figure, title)
+
+
+def wild(lines: Sequence[Line], rates: Sequence[float], ranks: Sequence[float], title: str) -> str:
+    """Learning rates of model cards below the tuning curve, on the same axis, and ranks beside it."""
+    names = [line.label for line in lines]
+    height = (_PANEL - 0.1 if lines else 0.0) + 1.75
+    with style():
+        key = _key_height(_entries(names))
+        figure = sheet(height + key)
+        wide = 3.75 if ranks else WIDTH - _LEFT - _RIGHT
+        tried = [point.x for line in lines for point in line.points]
+        if rates or lines:
+            low = figure.add_axes(inches(figure, _LEFT, key + 0.45, wide, 1.2))
+            _histogram(low, rates, tried)
+            low.set_ylabel("adapters")
+        if lines:
+            top = figure.add_axes(inches(figure, _LEFT, key + 1.9, wide, _PANEL - 0.35), sharex=low)
+            _draw_lines(top, lines, names, 100.0)
+            top.set_ylabel("value, points")
+            top.tick_params(axis="x", labelbottom=False)
+        if ranks:
+            place = _LEFT + wide + 0.55 if rates or lines else _LEFT
+            side = figure.add_axes(inches(figure, place, key + 0.45, WIDTH - place - _RIGHT, height - 0.55))
+            _bars(side, ranks)
+        _legend(figure, _entries(names))
+        return svg(figure, title)
+
+
+def _panels(
+    count: int, height: float, entries: Sequence[tuple[str, Mapping[str, Any]]]
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels of equal width side by side, and below them its key."""
+    key = _key_height(entries)
+    figure = sheet(height + key)
+    width = (WIDTH - _RIGHT + 0.05) / count
+    axes = [
+        figure.add_axes(inches(figure, n * width + _LEFT, key + 0.45, width - _LEFT - 0.05, height - 0.55))
+        for n in range(count)
+    ]
+    _legend(figure, entries)
+    return figure, axes
+
+
+def _entries(names: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
+    if len(names) == 0:
+        return []
+    looks = [_look(i) for i in range(len(names))]
+    return [
+        (name, {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4, "linewidth": 1.2})
+        for name, (colour, marker, dash) in zip(names, looks, strict=True)
+    ]
+
+
+def _look(i: int) -> tuple[str, str, str]:
+    """Colour, marker and dash of the i-th line; the first 36 differ."""
+    n = len(_ORDER)
+    return PALETTE[_ORDER[i % n]], MARKERS[i % n], _DASHES[i // n % len(_DASHES)]
+
+
+def _columns(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> int:
+    widest = max(extent(fitted(name, 72 * (WIDTH - 1.2)), 8)[0] for name, _ in entries) / 72 + 0.45
+    return min(len(entries), max(1, int((WIDTH - 0.3) / widest)))
+
+
+def _key_height(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> float:
+    return _KEY * -(-len(entries) // _columns(entries)) + 0.1 if entries else 0.0
+
+
+def _legend(figure: Figure, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Names with their looks in rows along the lower edge."""
+    from matplotlib.lines import Line2D
+
+    columns = _columns(entries) if entries else 1
+    width = (WIDTH - 0.3) / columns
+    for n, (name, look) in enumerate(entries):
+        x, y = 0.15 + width * (n % columns), _key_height(entries) - _KEY * (n // columns + 0.6)
+        line = Line2D(
+            [x, x + 0.13, x + 0.26], [y] * 3, markevery=[1], transform=figure.dpi_scale_trans, **look
+        )
+        figure.add_artist(line)
+        figure.text(
+            x + 0.34,
+            y,
+            fitted(name, 72 * (WIDTH - 1.2)),
+            fontsize=8,
+            va="center_baseline",
+            transform=figure.dpi_scale_trans,
+        )
+
+
+def _draw_lines(axes: Axes, lines: Sequence[Line], names: Sequence[str], factor: float) -> None:
+    """Lines with standard errors; hollow points are means of which a cell is not done."""
+    axes.grid(axis="y")
+    for line in lines:
+        colour, marker, dash = _look(names.index(line.label))
+        xs, ys = [one.x for one in line.points], [factor * one.mean for one in line.points]
+        errors = [factor * (one.error or 0.0) for one in line.points]
+        axes.errorbar(xs, ys, errors, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.5)
+        axes.plot(xs, ys, color=colour, linestyle=dash, linewidth=1.2)
+        for whole in (True, False):
+            these = [n for n, one in enumerate(line.points) if one.whole is whole]
+            axes.plot(
+                [xs[n] for n in these],
+                [ys[n] for n in these],
+                marker,
+                color=colour,
+                markersize=4,
+                markerfacecolor=colour if whole else "none",
+            )
+
+
+def _x_axis(axes: Axes, values: Sequence[float], key: str) -> None:
+    """An axis with ticks at the values that have room; logarithmic where they are far apart."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    tried = sorted(set(values))
+    shown: Callable[[float], str] = rate if key == "learning_rate" else number
+    spread = bool(tried) and tried[0] > 0 and (key == "learning_rate" or tried[-1] >= _LOGARITHMIC * tried[0])
+    if spread:
+        axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(FixedLocator(_roomy(tried, axes, spread, shown)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
+    axes.set_xlabel(fitted(key.replace("_", " "), 2 * 72))
+
+
+def _roomy(
+    tried: Sequence[float], axes: Axes, logarithmic: bool, shown: Callable[[float], str]
+) -> list[float]:
+    """Those of the values whose names keep clear of each other, from the left."""
+    if len(tried) < 2:
+        return list(tried)
+    places = np.log(tried) if logarithmic else np.asarray(tried)
+    width = 72 * WIDTH * axes.get_position().width * 0.9
+    points = (places - places[0]) / (places[-1] - places[0]) * width
+    ticks, end = [], -np.inf
+    for value, place in zip(tried, points, strict=True):
+        half = extent(shown(value), SMALL)[0] / 2
+        if place - half >= end:
+            ticks.append(value)
+            end = place + half + 5
+    return ticks
+
+
+def _histogram(axes: Axes, rates: Sequence[float], tried: Sequence[float]) -> None:
+    """Counts of learning rates in four bins a decade, on an axis that also has room for those tried."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    logs = 4 * np.log10(np.array([*rates, *tried]))
+    # Round rates such as 1e-4 stand in the middle of a bin.
+    middles = np.arange(np.floor(logs.min() + 0.5) - 1, np.ceil(logs.max() - 0.5) + 3)
+    edges = 10.0 ** ((middles - 0.5) / 4)
+    decades = [10.0**n for n in range(-9, 3) if edges[0] <= 10.0**n <= edges[-1]]
+    axes.set_xscale("log")
+    axes.hist(list(rates), bins=list(edges), color=PALETTE[3], edgecolor=FAINT, linewidth=0.4)
+    axes.grid(axis="y")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(FixedLocator(decades or [min(*rates, *tried), max(*rates, *tried)]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: rate(value)))
+    axes.set_xlabel("learning rate in model cards")
+
+
+def _bars(axes: Axes, ranks: Sequence[float]) -> None:
+    """How many adapters have each rank, the smallest at the top."""
+    distinct = sorted(set(ranks))
+    counts = [sum(one == rank for one in ranks) for rank in distinct]
+    axes.barh(range(len(distinct)), counts, color=PALETTE[3], edgecolor=FAINT, linewidth=0.4, height=0.75)
+    axes.set_yticks(range(len(distinct)), [number(rank) for rank in distinct])
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylabel("rank", color=INK)
+    axes.set_xlabel("adapters")
+    axes.spines["left"].set_color(GRID)

@@ -1,0 +1,176 @@
+"""A study's YAML file, read: numbers as YAML 1.2 has them (1e-3 is one), names given twice refused, and
+everything that is wrong said with the line it stands in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from catalog.errors import NotFoundError, UsageError
+from merging.method import nearest
+from studies.checks import WrongError, check
+from studies.design import KINDS_OF_METHOD, Adapters, Part, Pool, Published, Report, Study, Tasks, use_of
+
+_MOST_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A study with the folder that its paths are relative to, and the sha256 of the file."""
+
+    study: Study | Published
+    folder: Path
+    sha256: str
+
+
+def read_study(name: str) -> StudyFile:
+    """The study in the file `name`, or the one of that name that comes with the program.
+
+    Raises NotFoundError where there is none, and UsageError, with the line, for a file that says no study.
+    """
+    path = _found(name)
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UsageError(f"{path} is larger than a study may be ({_MOST_BYTES >> 20} MiB).")
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}.") from error
+    return StudyFile(_Reading(path, text).study(), path.parent, hashlib.sha256(text.encode()).hexdigest())
+
+
+def built_in() -> list[str]:
+    """The names of the studies that come with the program."""
+    return sorted(
+        one.name.removesuffix(".yaml") for one in files("studies").iterdir() if one.name.endswith(".yaml")
+    )
+
+
+def _found(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    own = Path(str(files("studies"))) / f"{name}.yaml"
+    if re.fullmatch(r"[a-z_]+", name) and own.is_file():
+        return own
+    raise NotFoundError(f"There is no study {name}; name a YAML file, or one of {', '.join(built_in())}.")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of YAML 1.2: 1e-3 is one."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
+class _Reading:
+    """One file being read; knows in which line everything stands."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        try:
+            loader = _Loader(text)
+            node = loader.get_single_node()
+            self.node = node
+            self._refuse_twice(node)
+            self.told = None if node is None else loader.construct_document(node)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line = f" line {mark.line + 1}" if mark else ""
+            raise UsageError(f"{path}{line} is no YAML: {error.problem or error.context}.") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise UsageError(f"{path} is no YAML: {error}.") from error
+
+    def study(self) -> Study | Published:
+        """The study, every name in it known; raises UsageError."""
+        if not isinstance(self.told, dict):
+            raise UsageError(f"{self.path} says no study: it has no names such as study, tasks, methods.")
+        try:
+            if "published" in self.told:
+                return Published.model_validate(self.told)
+            made = Study.model_validate(self.told)
+        except ValidationError as error:
+            raise UsageError(self._sentence(error)) from error
+        try:
+            check(made)
+        except WrongError as error:
+            raise UsageError(f"{self.path} line {self._line(error.place)}: {error}.") from error
+        return made
+
+    def _sentence(self, error: ValidationError) -> str:
+        # A name that nobody reads is likelier the cause than one that is missing for it.
+        first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+        # The name of the kind of method, by which pydantic tells them apart, is no key of the file.
+        place = [one for n, one in enumerate(first["loc"]) if not (n == 2 and first["loc"][0] == "methods")]
+        where = ".".join(str(one) for one in place) or "the file"
+        return f"{self.path} line {self._line(place)}: {where}: {_plain(first, self._names(place))}."
+
+    def _names(self, place: Sequence[str | int]) -> list[str]:
+        """The names that may stand where an unknown one does."""
+        owners: dict[str, type[Part]] = {
+            "tasks": Tasks,
+            "adapters": Adapters,
+            "report": Report,
+            "pools": Pool,
+        }
+        part = owners.get(str(place[0])) if len(place) > 1 else Study
+        if place[0] == "methods" and isinstance(self.told, dict):
+            told = self.told["methods"].get(place[1])
+            use = told.get("use") if isinstance(told, dict) else None
+            part = next((one for one in KINDS_OF_METHOD if use_of(one) == use), None)
+        return [] if part is None else [field.alias or name for name, field in part.model_fields.items()]
+
+    def _line(self, place: Sequence[str | int]) -> int:
+        node, line = self.node, 1
+        for key in place:
+            if isinstance(node, yaml.MappingNode):
+                pair = next((pair for pair in node.value if str(pair[0].value) == str(key)), None)
+                if pair is None:
+                    break
+                line, node = pair[0].start_mark.line + 1, pair[1]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+                node = node.value[key]
+                line = node.start_mark.line + 1
+            else:
+                break
+        return line
+
+    def _refuse_twice(self, node: yaml.Node | None) -> None:
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, value in node.value:
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise UsageError(f"{self.path} line {line}: {key.value} stands there twice; keep one.")
+                seen.add(key.value)
+                self._refuse_twice(value)
+        elif isinstance(node, yaml.SequenceNode):
+            for value in node.value:
+                self._refuse_twice(value)
+
+
+def _plain(error: Mapping[str, Any], names: Sequence[str]) -> str:
+    """pydantic's message in the words of this program."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        key = str(error["loc"][-1])
+        return f"nobody reads this; {nearest(key, names)}" if names else "nobody reads this; take it out"
+    if kind == "missing":
+        return "this is missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f"say what it does, by use: one of {', '.join(map(use_of, KINDS_OF_METHOD))}"
+    if kind == "value_error":
+        return str(context.get("error", error["msg"])).rstrip(".")
+    text = str(error["msg"]).replace("Input should be", "it should be").rstrip(".")
+    given = error.get("input")
+    return f"{text}, not {given!r}" if isinstance(given, (str, int, float, bool)) else text

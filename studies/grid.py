@@ -1,0 +1,373 @@
+"""A study as steps: what each cell of its grid needs, every step once however many cells share it.
+
+The order is that of the report: seeds, then tasks, then methods with their pools and settings. What decides a
+result is in the steps' parameters: digests of the base, the tasks and the adapters, and every setting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from catalog.errors import ConfigError, NotFoundError, UsageError
+from catalog.export import ADAPTERS as EXPORTED
+from catalog.folder import is_adapter_folder
+from catalog.strictjson import load_json
+from crawler.cards import parse_card
+from merging.course import Recipe
+from merging.members import digest_of, load_member
+from merging.model import checkpoint
+from merging.tasks import TASK_NAME, Task, find_task
+from merging.train import RECORD_NAME, Settings, default_rates
+from studies.design import (
+    Adapt,
+    Adapters,
+    Base,
+    Ensemble,
+    Method,
+    Pool,
+    Published,
+    Single,
+    Study,
+    Tasks,
+    Train,
+    label,
+    points,
+    pools_of,
+    settled,
+)
+from studies.store import Place, Step
+
+# What PEFT folders say of the task they were trained on: ours, and a common plain file.
+_TRAINED_ON = (RECORD_NAME, "training.json")
+_MOST_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score of the grid: `step` gives it, and `about` says more of it."""
+
+    task: str
+    group: str
+    seed: int
+    method: str
+    pool: str | None
+    settings: Mapping[str, Any]
+    step: Step
+    about: tuple[Step, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What the cell's row is called."""
+        return label(self.method, self.pool, self.settings)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study with everything found that it names: `facts` is what study.json says of it."""
+
+    place: Place
+    cells: tuple[Cell, ...]
+    wild: Step | None
+    facts: Mapping[str, Any]
+    parts: Mapping[str, Step] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps that cells and parts need, not those that these need."""
+        wanted = [step for cell in self.cells for step in (*cell.about, cell.step)]
+        return [*wanted, *self.parts.values(), *([self.wild] if self.wild else [])]
+
+
+def grid(
+    study: Study,
+    beside: Path,
+    folder: Path,
+    *,
+    bases: Path | None = None,
+    tasks: Path | None = None,
+    adapters: Path | None = None,
+    cards: Path | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+) -> Grid:
+    """The study's cells, its work in `folder`; tasks, adapters and cards lie in these folders, else where the
+    study says, relative to `beside`.
+
+    Reads the digests of tasks, base and adapters; writes nothing. Raises NotFoundError for what is not there
+    and UsageError for a study that makes no sense.
+    """
+    known = _tasks(study.tasks, tasks or beside / study.tasks.source)
+    members = _adapters(study.adapters, adapters or beside / study.adapters.source) if study.adapters else {}
+    wild = cards or (beside / study.cards if study.cards else None)
+    if study.cards and not (wild and wild.is_dir()):
+        raise NotFoundError(f"{wild} is no folder of model cards; name one by --cards.")
+    place = Place(
+        folder=folder,
+        base=study.base,
+        bases=bases,
+        device=device,
+        threads=threads,
+        tasks={name: task.folder for name, task in known.items()},
+        adapters={name: Path(one["folder"]) for name, one in members.items()},
+        source=wild or Path(),
+    )
+    made = _Grid(study, known, members, _identity(study.base, bases, device))
+    facts = {
+        "base": made.base,
+        "tasks": {
+            name: {
+                "digest": task.digest,
+                "group": task.group,
+                "license": task.license,
+                "metric": task.metric,
+            }
+            for name, task in known.items()
+        },
+        "adapters": {name: one["sha256"] for name, one in members.items()},
+    }
+    read = Step("cards", {"digest": _listing(wild)}) if study.cards and wild else None
+    return Grid(place, tuple(made.cells()), read, facts)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    study: Study
+    tasks: Mapping[str, Task]
+    adapters: Mapping[str, Mapping[str, Any]]
+    base: Mapping[str, Any]
+    _made: dict[str, Step] = field(default_factory=dict)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell in the order of the report."""
+        for seed in self.study.seeds:
+            for task in self.tasks.values():
+                for name, method in self.study.methods.items():
+                    if method.tasks is not None and task.name not in method.tasks:
+                        continue
+                    for pool in pools_of(self.study, method):
+                        for point in points(method.over):
+                            yield self._cell(task, seed, name, pool, settled(method, point), point)
+
+    def _cell(
+        self, task: Task, seed: int, name: str, pool: str | None, method: Method, point: Mapping[str, Any]
+    ) -> Cell:
+        members = self._members(task, seed, self.study.pools[pool]) if pool else None
+        about = [members] if members else []
+        if members and "relevance" in self.study.report.figures and not self.study.pools[pool or ""].control:
+            found = {"pool": members, "measured": self._measured(task, seed)}
+            about.append(self._step("relevance", {}, found))
+        step = self._score(task, seed, method, members)
+        about += [one for one in step.inputs.values() if one is not members]
+        about.append(step)
+        return Cell(task.name, task.group, seed, name, pool, dict(point), step, tuple(about))
+
+    def _score(self, task: Task, seed: int, method: Method, members: Step | None) -> Step:
+        """The step that gives a method's score."""
+        test = {**self._asked(task), "test": self.study.tasks.test}
+        if isinstance(method, Base):
+            return self._step("score", test)
+        if isinstance(method, Train):
+            return self._step("score", test, {"adapter": self._trained(task, seed, method)})
+        if isinstance(method, Adapt):
+            return self._adapted(task, seed, method, members)
+        if members is None:
+            raise TypeError(f"{method.use} needs a pool")
+        if isinstance(method, Ensemble):
+            return self._step("ensemble", test, {"pool": members})
+        if isinstance(method, Single):
+            return self._step("score", test, {"adapter": self._step("single", {}, {"pool": members})})
+        told = {
+            "method": method.method,
+            "parameters": dict(method.parameters),
+            "rank": method.rank,
+            "seed": seed,
+            "base": self.base,
+            **({} if method.weight is None else {"weight": method.weight}),
+        }
+        return self._step("score", test, {"adapter": self._step("merge", told, {"pool": members})})
+
+    def _trained(self, task: Task, seed: int, method: Method) -> Step:
+        """A training at one rate, or the best of several."""
+        if not isinstance(method, Train):
+            raise TypeError(f"{method.use} trains nothing")
+        rank, alpha = method.rank, float(method.alpha or method.rank)
+        targets = method.targets if isinstance(method.targets, str) else list(method.targets)
+        settings = {
+            "rank": rank,
+            "alpha": alpha,
+            "targets": targets,
+            "steps": method.steps,
+            "batch": method.batch,
+            "dropout": method.dropout,
+            "variant": method.variant,
+        }
+        rates = method.learning_rates or ((method.learning_rate,) if method.learning_rate else None)
+        if rates is None:
+            recipe = Recipe(method.steps, method.batch)
+            rates = default_rates(
+                Settings(rank, alpha, tuple(targets), method.variant, method.dropout, "bfloat16", recipe)
+            )
+        told = {**self._seen(task, seed), "settings": settings}
+        each = {f"{rate!r}": self._step("train", {**told, "learning_rate": rate}) for rate in rates}
+        return next(iter(each.values())) if len(each) == 1 else self._step("pick", {}, each)
+
+    def _adapted(self, task: Task, seed: int, method: Adapt, members: Step | None) -> Step:
+        settings = {"steps": method.steps, "rate": method.learning_rate}
+        told = {
+            **self._seen(task, seed),
+            "method": method.method,
+            "settings": {name: value for name, value in settings.items() if value is not None},
+            "test": self.study.tasks.test,
+        }
+        inputs = {"pool": members} if members else {}
+        if method.target is not None:
+            inputs["target"] = self._trained(task, seed, self.study.methods[method.target])
+        return self._step("adapt", told, inputs)
+
+    def _members(self, task: Task, seed: int, pool: Pool) -> Step:
+        """The step that chooses a pool, or makes stand-ins of it."""
+        told = {
+            "task": {"name": task.name},
+            "by": pool.by,
+            "k": pool.k or len(self.adapters),
+            "own": pool.own,
+            "adapters": self._candidates(pool.among),
+        }
+        inputs: dict[str, Step] = {}
+        others = [other for other in self.tasks.values() if other.name != task.name]
+        if pool.by == "gradient":
+            inputs["own"] = self._gradient(task, seed, pool.samples)
+            inputs |= {other.name: self._gradient(other, seed, pool.samples) for other in others}
+        elif pool.by == "measured":
+            inputs["own"] = self._measured(task, seed)
+        elif pool.by == "prior":
+            if not others:
+                raise UsageError("A pool by prior needs scores on other tasks; name more than one task.")
+            inputs = {other.name: self._measured(other, seed) for other in others}
+        elif pool.by == "random":
+            told["seed"] = seed
+        chosen = self._step("pool", told, inputs)
+        if pool.control is None:
+            return chosen
+        return self._step("stand-ins", {"control": pool.control, "seed": seed}, {"pool": chosen})
+
+    def _gradient(self, task: Task, seed: int, samples: int) -> Step:
+        samples = min(samples, self.study.tasks.train)
+        told = {**self._seen(task, seed), "samples": samples, "adapters": self._everyone()}
+        return self._step("gradient", told)
+
+    def _measured(self, task: Task, seed: int) -> Step:
+        return self._step("measured", {**self._seen(task, seed), "adapters": self._everyone()})
+
+    def _candidates(self, among: Sequence[str] | None) -> list[dict[str, Any]]:
+        """The adapters that a pool is chosen from."""
+        keys = ("name", "sha256", "trained_on")
+        names = list(self.adapters) if among is None else sorted(set(among))
+        if missing := [name for name in names if name not in self.adapters]:
+            raise UsageError(f"A pool is to be chosen among {missing[0]}, which is none of the adapters.")
+        return [{key: self.adapters[name][key] for key in keys} for name in names]
+
+    def _everyone(self) -> list[dict[str, Any]]:
+        """All adapters, to be measured."""
+        return [{key: one[key] for key in ("name", "sha256")} for one in self.adapters.values()]
+
+    def _asked(self, task: Task) -> dict[str, Any]:
+        return {"task": {"name": task.name, "digest": task.digest}, "base": self.base}
+
+    def _seen(self, task: Task, seed: int) -> dict[str, Any]:
+        given = self.study.tasks
+        return {**self._asked(task), "budget": {"train": given.train, "valid": given.valid, "seed": seed}}
+
+    def _step(self, kind: str, params: Mapping[str, Any], inputs: Mapping[str, Step] | None = None) -> Step:
+        """The step, one object however often it is asked for."""
+        made = Step(kind, params, inputs or {})
+        return self._made.setdefault(made.key, made)
+
+
+def _tasks(told: Tasks, folder: Path) -> dict[str, Task]:
+    names = told.names
+    if names == "all":
+        names = tuple(sorted(path.parent.name for path in folder.glob(f"*/{TASK_NAME}")))
+    if not names:
+        raise NotFoundError(f"{folder} holds no tasks; say where they are, by tasks.from or --tasks.")
+    found = [find_task(name, folder) for name in names]
+    return {task.name: task for task in found}
+
+
+def _adapters(told: Adapters, folder: Path) -> dict[str, dict[str, Any]]:
+    """Name, folder, sha256 of the weights, and the task trained on of every adapter, sorted by name."""
+    # A pool that was exported has its adapters in a folder of their own.
+    folder = folder / EXPORTED if (folder / EXPORTED).is_dir() else folder
+    there = {one.name: one for one in sorted(folder.glob("*")) if is_adapter_folder(one)}
+    names = tuple(there) if told.names == "all" else told.names
+    if not there or (missing := [name for name in names if name not in there]):
+        what = f"no adapter {missing[0]}" if there else "no adapters"
+        raise NotFoundError(f"{folder} holds {what}; say where they are, by adapters.from or --adapters.")
+    found = {}
+    for name in sorted(names):
+        member = load_member(there[name], name=name)
+        found[name] = {
+            "name": name,
+            "folder": str(there[name]),
+            "sha256": digest_of(member.weights),
+            "trained_on": _trained_on(there[name]),
+        }
+    return found
+
+
+def _trained_on(folder: Path) -> str | None:
+    """The task that an adapter says it was trained on, by its record or as the one dataset of its card; None
+    where nothing says so."""
+    for name in _TRAINED_ON:
+        try:
+            told = load_json((folder / name).read_bytes(), max_bytes=_MOST_BYTES)
+        except (OSError, ConfigError):
+            continue
+        task = told.get("task") if isinstance(told, dict) else None
+        task = task.get("name") if isinstance(task, dict) else task
+        if isinstance(task, str):
+            return task
+    card = folder / "README.md"
+    datasets = parse_card(card.read_bytes()).datasets if card.is_file() else ()
+    return datasets[0] if len(datasets) == 1 else None
+
+
+def _identity(base: str, bases: Path | None, device: str) -> dict[str, Any]:
+    """What a base model is known by; results of a CPU and of a GPU are not the same."""
+    place = checkpoint(base, bases)
+    return {"name": base, "digest": _digest(place) if place else None, "device": device.partition(":")[0]}
+
+
+@lru_cache(maxsize=4)
+def _digest(folder: Path) -> str:
+    """The sha256 over the names and hashes of a checkpoint's files."""
+    whole = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"):
+            whole.update(f"{file.name} {digest_of(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def _listing(folder: Path) -> str:
+    """The sha256 over names and contents of the cards and configurations below a folder."""
+    whole = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.name in ("README.md", "adapter_config.json") and file.is_file():
+            whole.update(f"{file.relative_to(folder)} {digest_of(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def published_grid(study: Published, beside: Path, folder: Path, *, tables: Path | None = None) -> Grid:
+    """The parts of published tables, each one step; they lie in `tables`, else where the study says."""
+    from studies.published import PARTS, digests
+
+    source = tables or beside / study.published
+    known = digests(source)
+    place = Place(folder, "", None, "cpu", 1, {}, {}, source)
+    parts = {part: Step("published", {"part": part, "digests": known}) for part in PARTS}
+    return Grid(place, (), None, {"tables": known}, parts)

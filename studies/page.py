@@ -1,0 +1,146 @@
+"""Sections as one HTML page that needs nothing else, and as Markdown with its pictures beside it.
+
+The page has no script and loads nothing; a policy in its head forbids both. Titles, cells and paragraphs may
+hold names that others chose: they are escaped, and characters that cannot be seen are spelled out.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from studies.drawing import standalone, unique
+from studies.sections import Figure, Section, Table, Text
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+# A cell of digits, signs and brackets, perhaps with a remark; a column of these is aligned to the right.
+_NUMBER = re.compile(r"[+−-]?\d[\d\s.,%+−±/\[\]-]*(e-?\d+|of \d+)?( \(.*\))?")
+_EMPTY = {"", "—", "failed", "missing"}
+# Controls, marks of reading direction and the like, halves of pairs, line and paragraph separators.
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_MARKED = re.compile(r"([\\`*~|$])|(?<![^\W_])(_)|(_)(?![^\W_])|(\])(?=[(\[:])")
+_FIRST = re.compile(r"^(\s*)([#>=+-]|\d+(?=[.)]))")
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A section as the template takes it, its texts cleaned."""
+
+    kind: str
+    anchor: str
+    title: str
+    note: str = ""
+    paragraphs: tuple[str, ...] = ()
+    columns: tuple[_Column, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    svg: str = ""
+
+
+def html(title: str, sections: Sequence[Section], question: str = "") -> str:
+    """One page: title, question, contents and the sections in their order."""
+    parts = [_part(section, f"s{number}") for number, section in enumerate(sections, 1)]
+    return _template().render(title=clean(title), question=clean(question), parts=parts) + "\n"
+
+
+def markdown(title: str, sections: Sequence[Section], pictures: str, question: str = "") -> str:
+    """The same for GitHub; figures are links to files of `picture_files` in the folder `pictures`."""
+    blocks = [f"# {_marked(title)}", *([_paragraph(question)] if question else [])]
+    for section, name in zip(sections, _names(sections), strict=True):
+        blocks.append(f"## {_marked(section.title)}")
+        if isinstance(section, Text):
+            blocks += [_paragraph(text) for text in section.paragraphs]
+        elif isinstance(section, Table):
+            blocks += [_grid(section), *([_paragraph(section.note)] if section.note else [])]
+        else:
+            link = f"{pictures.rstrip('/')}/{name}" if pictures else name
+            alternative = re.sub(r"[\[\]]", "", _marked(section.title))
+            blocks += [f"![{alternative}]({link})", *([_paragraph(section.note)] if section.note else [])]
+    return "\n\n".join(blocks) + "\n"
+
+
+def picture_files(sections: Sequence[Section]) -> dict[str, str]:
+    """The content of each figure's file by name, in plain colours on white."""
+    named = zip(sections, _names(sections), strict=True)
+    return {name: standalone(section.svg) for section, name in named if isinstance(section, Figure)}
+
+
+def clean(text: str) -> str:
+    r"""The text in one line, with an escape (\x07) for each character that cannot be seen."""
+    shown = (
+        char if unicodedata.category(char) not in _UNSEEN else char.encode("unicode_escape").decode("ascii")
+        for char in re.sub(r"[ \t\r\n]+", " ", text)
+    )
+    return "".join(shown).strip()
+
+
+def _part(section: Section, anchor: str) -> _Part:
+    title = clean(section.title)
+    if isinstance(section, Text):
+        return _Part("text", anchor, title, paragraphs=tuple(map(clean, section.paragraphs)))
+    if isinstance(section, Figure):
+        return _Part("figure", anchor, title, clean(section.note), svg=unique(section.svg, f"{anchor}-"))
+    rows = tuple(tuple(map(clean, row)) for row in section.rows)
+    columns = tuple(
+        _Column(clean(name), n > 0 and _are_numbers([row[n] for row in rows]))
+        for n, name in enumerate(section.columns)
+    )
+    return _Part("table", anchor, title, clean(section.note), columns=columns, rows=rows)
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether most of what a column says is numbers."""
+    said = [cell for cell in cells if cell not in _EMPTY]
+    return bool(said) and 2 * sum(bool(_NUMBER.fullmatch(cell)) for cell in said) > len(said)
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(files("studies").joinpath("page.html.j2").read_text("utf-8"))
+
+
+def _names(sections: Sequence[Section]) -> list[str]:
+    """A file name for each section's picture, all different."""
+    names: list[str] = []
+    for number, section in enumerate(sections, 1):
+        told = section.name if isinstance(section, Figure) else ""
+        stem = re.sub(r"[^a-z0-9]+", "-", told.lower()).strip("-") or f"figure-{number}"
+        names.append(f"{stem}.svg" if f"{stem}.svg" not in names else f"{stem}-{number}.svg")
+    return names
+
+
+def _grid(table: Table) -> str:
+    columns = _part(table, "").columns
+    rule = ["---:" if column.right else "---" for column in columns]
+    rows = [tuple(column.name for column in columns), *table.rows]
+    lines = ["| " + " | ".join(_marked(cell) or " " for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:]])
+
+
+def _marked(text: str) -> str:
+    """The text with everything escaped that Markdown or HTML would read as a sign."""
+    text = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKED.sub(lambda found: f"\\{found[0]}", text)
+
+
+def _paragraph(text: str) -> str:
+    return _FIRST.sub(
+        lambda found: f"{found[1]}\\{found[2]}" if not found[2].isdigit() else found[0], _marked(text)
+    )

@@ -1,0 +1,275 @@
+"""What the recycling paper's own tables say of its claims, each number with an interval over tasks.
+
+No model is asked: the tables hold what adapters scored alone, and what three merges of them scored. A part is
+a function of the folder; parts do not depend on one another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from catalog.retrieval_metrics import mean_at, paired_bootstrap
+from studies.published.composition import composition
+from studies.published.leaderboard import BLIND, METRICS, RANDOM, RAW, column, judge_all
+from studies.published.quoted import HEADLINE, Row, told
+from studies.published.tables import (
+    MEASURED,
+    MERGED,
+    NEW,
+    Floats,
+    Scores,
+    Task,
+    base_scores,
+    load,
+    measured_base,
+    pool_names,
+    scores,
+    zero_shot,
+)
+
+MERGES = {
+    "simple average, own LoRA among them": "performance_agg",
+    "simple average": "performance_agg_wo_target",
+    "TSV, own LoRA among them": "performance_tsv",
+    "TSV": "performance_tsv_wo_target",
+    "TIES, own LoRA among them": "performance_ties",
+    "TIES": "performance_ties_wo_target",
+}
+_TOP, _DRAWS = 30, 2000
+
+
+def alone(folder: Path) -> list[Row]:
+    """What the pool's adapters score alone on the tasks with test scores, chosen by their 100 samples."""
+    tasks = load(folder)
+    new = scores(folder, NEW)
+    base = np.array([task.base for task in tasks])
+    lora = np.array([new.get(task.name, {}).get("test_accuracy", np.nan) for task in tasks])
+    chosen = {
+        "base model": base,
+        "new LoRA of 10 samples": lora,
+        "adapter at random": _each(tasks, lambda task: float(np.nanmean(task.values))),
+        "30 best of the 100 samples, mean": _each(tasks, lambda t: mean_at(t.column, t.values, _TOP)),
+        "best of the 100 samples": _each(tasks, lambda t: mean_at(t.column, t.values, 1)),
+        "best of the test itself": _each(tasks, lambda t: float(np.nanmax(t.values))),
+    }
+    rows: list[Row] = []
+    for name, values in chosen.items():
+        rows.append(_mean("alone", name, "score", values))
+        against = {"less base": base, "less random": chosen["adapter at random"], "less new LoRA": lora}
+        rows += [
+            _mean("alone", name, what, values, other)
+            for what, other in against.items()
+            if other is not values
+        ]
+    return rows + _shares(tasks, base)
+
+
+def merged(folder: Path) -> list[Row]:
+    """What simple average, TSV and TIES of 30 adapters score against the base and a LoRA of 10 samples."""
+    table, new = scores(folder, MERGED), scores(folder, NEW)
+    named, base = zero_shot(folder), base_scores(folder)
+    tasks = sorted(table)
+    known: dict[str, Floats] = {name: _column(table, tasks, cell) for name, cell in MERGES.items()}
+    lora = known["new LoRA of 10 samples"] = _column(new, tasks, "test_accuracy")
+    zero = known["zero-shot"] = np.array([base.get(task, np.nan) for task in tasks])
+    by_name = np.array([task in named for task in tasks])
+    rows: list[Row] = []
+    for name, values in known.items():
+        rows.append(_mean("merged", name, "score", values))
+        if by_name.any():
+            rows.append(_mean("merged", name, "score, zero-shot by name", np.where(by_name, values, np.nan)))
+        for what, other in (("less zero-shot", zero), ("less new LoRA", lora)):
+            if values is not other:
+                rows.append(_mean("merged", name, what, values, other))
+        without = known.get(name.removesuffix(", own LoRA among them"), values)
+        if without is not values:
+            rows.append(_mean("merged", name, "less the same without it", values, without))
+    everything = np.array(list(named.values()))
+    return [*rows, told("merged", "zero-shot, every row of its file", "score", _average(everything))]
+
+
+def relevance(folder: Path) -> list[Row]:
+    """Whether a merge gains more where the 30 best adapters gain more alone, on the 100 samples.
+
+    The rank correlation is also given with the base's score held (of ranks, less what a line on the base's
+    ranks explains): where the base is weak, there is more to gain for both.
+    """
+    table, base, start = scores(folder, MERGED), base_scores(folder), measured_base(folder)
+    inside = set(pool_names(folder))
+    columns: dict[str, list[float]] = {}
+    for name, row in scores(folder, MEASURED).items():
+        for task, value in row.items() if name in inside else ():
+            columns.setdefault(task, []).append(value)
+    tasks = sorted(set(table) & set(columns) & set(base) & set(start))
+    alone = np.array([np.mean(sorted(columns[task])[-_TOP:]) - start[task] for task in tasks])
+    zero = np.array([base[task] for task in tasks])
+    gains = {name: _column(table, tasks, cell) - zero for name, cell in MERGES.items()}
+    shown = {
+        "gain alone": alone,
+        "gain merged": gains["simple average"],
+        "base on test less on 100 samples": zero - np.array([start[task] for task in tasks]),
+    }
+    rows = [
+        told("relevance", task, what, float(values[at]))
+        for what, values in shown.items()
+        for at, task in enumerate(tasks)
+    ]
+    for name, gain in gains.items() if tasks else ():
+        by_task = np.stack([alone, gain, zero], axis=1)
+        rows.append(_resampled("relevance", name, "rank correlation", by_task, _spearman))
+        rows.append(_resampled("relevance", name, "rank correlation, base held", by_task, _partial))
+    upper = alone > _median(alone)
+    for name, gain in gains.items():
+        rows.append(_mean("relevance", name, "gain, more relevant half", gain[upper]))
+        rows.append(_mean("relevance", name, "gain, less relevant half", gain[~upper]))
+    return rows
+
+
+def leaderboard(folder: Path) -> list[Row]:
+    """Ways of choosing adapters, judged by test scores: what tests.bench.retrieval prints, as rows."""
+    results = judge_all(load(folder))
+    rows: list[Row] = []
+    for name in results:
+        spent = column(results, name, "spent")
+        rows.append(told("leaderboard", name, "samples", _average(spent), tasks=len(spent)))
+        for metric in METRICS:
+            values = column(results, name, metric)
+            rows.append(_mean("leaderboard", name, metric, values))
+            others = (RANDOM, BLIND, RAW) if metric == "nDCG@30" else (RANDOM,)
+            for other in others:
+                if other != name:
+                    second = column(results, other, metric)
+                    rows.append(_mean("leaderboard", name, f"{metric} less {other}", values, second))
+    return rows
+
+
+def headline(folder: Path) -> list[Row]:
+    """The paper's own means over its 62 tasks, and those of them that the folder's files give again."""
+    base, table = base_scores(folder), scores(folder, MERGED)
+    found = {
+        "zero-shot": np.array([base[task] for task in sorted(table) if task in base]),
+        "new LoRA of 10 samples": _column(scores(folder, NEW), sorted(table), "test_accuracy"),
+    }
+    return [
+        _mean("headline", name, "score", found[name]) if name in found else told("headline", name, "score")
+        for name in HEADLINE
+    ]
+
+
+PARTS: Mapping[str, Callable[[Path], list[Row]]] = {
+    "pool": composition,
+    "alone": alone,
+    "merged": merged,
+    "relevance": relevance,
+    "leaderboard": leaderboard,
+    "headline": headline,
+}
+
+
+def _mean(part: str, row: str, what: str, values: Floats, other: Floats | float = 0.0) -> Row:
+    """The mean over tasks, less the other's on the same tasks, with its interval."""
+    difference = values - other
+    tasks = int((~np.isnan(difference)).sum())
+    if not tasks:
+        return told(part, row, what, tasks=0)
+    found = paired_bootstrap(difference, np.zeros(len(difference)))
+    return told(part, row, what, found.mean, ends=(found.low, found.high), tasks=tasks)
+
+
+def _average(values: Floats) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _each(tasks: Sequence[Task], measure: Callable[[Task], float]) -> Floats:
+    return np.array([measure(task) for task in tasks])
+
+
+def _column(table: Scores, tasks: Iterable[str], name: str) -> Floats:
+    return np.array([table.get(task, {}).get(name, np.nan) for task in tasks])
+
+
+def _shares(tasks: Sequence[Task], base: Floats) -> list[Row]:
+    """Correlations of both scores, and how much of the pool beats the base, with intervals over tasks."""
+    share = _each(tasks, lambda task: float(np.nanmean(task.beats)))
+    values = np.array([task.values for task in tasks])
+    pairs = [np.stack([task.column, task.values], axis=1) for task in tasks]
+    known = [pair[~np.isnan(pair).any(axis=1)] for pair in pairs]
+    measures: dict[str, tuple[Floats, Callable[[Floats], float]]] = {
+        "correlation of 100 samples and test, median task": (
+            np.array([_pearson(one) for one in known]),
+            _median,
+        ),
+        "rank correlation of 100 samples and test, median task": (
+            np.array([_spearman(one) for one in known]),
+            _median,
+        ),
+        "share of the pool above the base, median task": (share, _median),
+        "pool adapter's mean over tasks, mean": (values, lambda found: float(np.mean(_by_adapter(found)))),
+        "pool adapter's mean over tasks, median": (values, lambda found: _median(_by_adapter(found))),
+        "adapters above the base on average": (
+            values - base[:, None],
+            lambda found: float((_by_adapter(found) > 0).sum()),
+        ),
+    }
+    rows = [_resampled("alone", name, "value", data, measure) for name, (data, measure) in measures.items()]
+    name = "share of the pool above the base"
+    return [
+        *rows,
+        told("alone", f"{name}, smallest", "value", float(share.min()), tasks=len(tasks)),
+        told("alone", f"{name}, largest", "value", float(share.max()), tasks=len(tasks)),
+    ]
+
+
+def _by_adapter(values: Floats) -> Floats:
+    """The mean over tasks of each adapter that was judged on one."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    found: Floats = total[count > 0] / count[count > 0]
+    return found
+
+
+def _resampled(part: str, row: str, what: str, data: Floats, measure: Callable[[Floats], float]) -> Row:
+    """A measure of data by task (tasks, ...), and its 95 % percentile interval over tasks drawn again."""
+    drawn = np.random.default_rng(0).integers(len(data), size=(_DRAWS, len(data)))
+    found = np.array([measure(data[rows]) for rows in drawn])
+    found = found[~np.isnan(found)]
+    low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (np.nan, np.nan)
+    return told(part, row, what, measure(data), ends=(float(low), float(high)), tasks=len(data))
+
+
+def _median(values: Floats) -> float:
+    """The median of those that are numbers, NaN where none is."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("nan")
+
+
+def _pearson(pairs: Floats) -> float:
+    """The correlation of the two columns, NaN where one does not vary."""
+    if len(pairs) < 2 or (np.ptp(pairs, axis=0) == 0).any():
+        return float("nan")
+    return float(np.corrcoef(pairs.T)[0, 1])
+
+
+def _spearman(pairs: Floats) -> float:
+    """The rank correlation of the first two columns."""
+    from scipy.stats import rankdata
+
+    return _pearson(rankdata(pairs[:, :2], axis=0))
+
+
+def _partial(columns: Floats) -> float:
+    """The rank correlation of the first two columns with the third held; NaN where it is not defined."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(columns, axis=0)
+    if len(ranks) < 2 or (np.ptp(ranks, axis=0) == 0).any():
+        return float("nan")
+    matrix = np.corrcoef(ranks.T)
+    rest = (1 - matrix[0, 2] ** 2) * (1 - matrix[1, 2] ** 2)
+    direct = matrix[0, 1] - matrix[0, 2] * matrix[1, 2]
+    return float(direct / math.sqrt(rest)) if rest > 1e-12 else float("nan")

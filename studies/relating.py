@@ -1,0 +1,94 @@
+"""Whether pools that are more relevant to a task gain more: points, and Spearman's rank correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from studies.comparing import Results, by_task
+
+_DRAWS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Related:
+    """One label on one task, seeds averaged: how relevant its pool is, and what it gains."""
+
+    task: str
+    label: str
+    pool: str
+    own: bool
+    relevance: float
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """Spearman's rank correlation with its 95 % bootstrap interval over tasks, where there is one."""
+
+    rho: float
+    low: float | None
+    high: float | None
+    points: int
+    tasks: int
+
+
+def related(results: Results, against: str) -> tuple[Related, ...]:
+    """A point for each label with a pool and each task where relevance and both values are known."""
+    base = results.values(against)
+    points = []
+    for name in results.labels:
+        cells = results.of(name)
+        if name == against or not cells[0].pool:
+            continue
+        values, relevance = results.values(name), by_task(cells, lambda one: one.known("relevance"))
+        points += [
+            Related(
+                task=task,
+                label=name,
+                pool=cells[0].pool,
+                own=any(bool(one.detail.get("own")) for one in results.at(name, task)),
+                relevance=relevance[task],
+                gain=values[task] - base[task],
+            )
+            for task in values
+            if task in relevance and task in base
+        ]
+    return tuple(points)
+
+
+def correlation(points: Sequence[Related], *, draws: int = _DRAWS, seed: int = 0) -> Correlation | None:
+    """The rank correlation of relevance and gain; None below three points or where either is constant.
+
+    For the interval whole tasks are drawn with replacement, since the points of a task belong together; draws
+    without a correlation are left out.
+    """
+    if len(points) < 3:
+        return None
+    x, y = (np.array([getattr(one, name) for one in points]) for name in ("relevance", "gain"))
+    rho = _spearman(x, y)
+    if rho is None:
+        return None
+    names = list(dict.fromkeys(one.task for one in points))
+    rows = [np.flatnonzero([one.task == name for one in points]) for name in names]
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(draws if len(names) > 1 else 0):
+        drawn = np.concatenate([rows[i] for i in generator.integers(len(names), size=len(names))])
+        value = _spearman(x[drawn], y[drawn])
+        if value is not None:
+            found.append(value)
+    low, high = (float(end) for end in np.quantile(found, [0.025, 0.975])) if found else (None, None)
+    return Correlation(rho, low, high, len(points), len(names))
+
+
+def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
+    from scipy.stats import rankdata
+
+    first, second = rankdata(x), rankdata(y)
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(first, second)[0, 1])

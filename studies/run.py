@@ -1,0 +1,208 @@
+"""A study carried out: every step that is not done yet, one after the other or by Ray, and what came of it.
+
+Everything lies below one folder: steps/ (one folder each, kept for ever), failed/, study.json (what was run)
+and results.jsonl (one line a cell, the same bytes however often the run was interrupted).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from catalog.errors import NotFoundError, StorageError, UsageError
+from merging.write import storage, write_json, write_text
+from studies.file import StudyFile
+from studies.grid import Cell, Grid
+from studies.store import Place, Step, in_order
+from studies.work import carry_out
+
+RESULTS, FACTS = "results.jsonl", "study.json"
+# Seconds between two writings of the results of a run at work.
+_REST = 60.0
+_PACKAGES = ("loradex", "torch", "transformers", "peft", "numpy")
+# Steps, inputs first, to the outcome of each as it comes: None, or why it failed.
+Executor = Callable[[Place, Sequence[Step]], Iterable[tuple[Step, str | None]]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How many cells are done, failed and missing, and the first errors."""
+
+    done: int
+    failed: int
+    missing: int
+    errors: tuple[str, ...]
+
+
+def one_by_one(place: Place, steps: Sequence[Step]) -> Iterator[tuple[Step, str | None]]:
+    """Carries out the steps in this process."""
+    for step in steps:
+        yield step, carry_out(place, step)
+
+
+def run(
+    file: StudyFile,
+    made: Grid,
+    *,
+    executor: Executor = one_by_one,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Carries out what is not done of a study, and writes results.jsonl and study.json.
+
+    A step that fails for a reason of the program's own errors leaves its cells failed, and the others go on.
+    A killed run loses the step it was at. Raises UsageError where another run is at work in the same folder
+    or the folder holds something else, and StorageError.
+    """
+    place = made.place
+    _refuse_other(place.folder)
+    with _alone(place.folder):
+        place.forget_failures()
+        steps = list(in_order(made.steps))
+        left = [step for step in steps if place.result(step) is None]
+        done = len(steps) - len(left)
+        written = time.monotonic()
+        rows = write(file, made)
+        if progress is not None:
+            progress(done, len(steps))
+        try:
+            for _ in executor(place, left):
+                done += 1
+                if progress is not None:
+                    progress(done, len(steps))
+                if time.monotonic() - written > _REST:
+                    # So that the report of a run that is not over can be read.
+                    rows, written = write(file, made), time.monotonic()
+        finally:
+            rows = write(file, made)
+    states = [row["status"] for row in rows]
+    errors = dict.fromkeys(row["error"] for row in rows if row["status"] == "failed")
+    return Outcome(states.count("done"), states.count("failed"), states.count("missing"), tuple(errors))
+
+
+def results(made: Grid) -> Iterator[dict[str, Any]]:
+    """What is known of every cell, in the order of the grid, as a line of results.jsonl says it."""
+    for cell in made.cells:
+        yield _row(made.place, cell)
+    for part, step in made.parts.items():
+        found, error = made.place.result(step), made.place.error(step)
+        if found:
+            yield from ({**row, "status": "done"} for row in found["rows"])
+        else:
+            yield {"part": part, "status": "failed" if error else "missing", "error": error}
+
+
+def write(file: StudyFile, made: Grid) -> list[dict[str, Any]]:
+    """Writes results.jsonl and study.json of what is known; the rows."""
+    place, steps, rows = made.place, list(in_order(made.steps)), list(results(made))
+    text = "".join(
+        json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for row in rows
+    )
+    found = [place.result(step) is not None for step in steps]
+    failed = sum(place.error(step) is not None for step in steps)
+    facts = {
+        "study": file.study.model_dump(mode="json", by_alias=True),
+        "file_sha256": file.sha256,
+        **made.facts,
+        "wild": place.result(made.wild) if made.wild else None,
+        "versions": _versions(),
+        "device": place.device,
+        "threads": place.threads,
+        "machine": machine(place.device),
+        "seconds": round(sum(place.seconds(step) for step in steps), 1),
+        "steps": {"done": sum(found), "failed": failed, "missing": len(steps) - sum(found) - failed},
+    }
+    with storage(place.folder):
+        for name, content in ((RESULTS, text), (FACTS, None)):
+            aside = place.folder / f".{name}.new"
+            if content is None:
+                write_json(aside, facts)
+            else:
+                write_text(aside, content)
+            aside.replace(place.folder / name)
+    return rows
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """study.json and the rows of results.jsonl in a study's folder; raises NotFoundError and StorageError."""
+    try:
+        facts = json.loads((folder / FACTS).read_text("utf-8"))
+        lines = (folder / RESULTS).read_text("utf-8").splitlines()
+        return facts, [json.loads(line) for line in lines]
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"{folder} holds no study; run one with `loradex study run FILE -o {folder}`."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{folder} cannot be read: {error}; run the study again.") from error
+
+
+def machine(device: str) -> str:
+    """Processor, cores and accelerator, in words."""
+    import os
+
+    told = f"{platform.machine()}, {os.cpu_count()} cores"
+    if device.startswith("cuda"):
+        import torch
+
+        return f"{told}, {torch.cuda.get_device_name(torch.device(device))}"
+    return told
+
+
+def _row(place: Place, cell: Cell) -> dict[str, Any]:
+    """A cell's line; the detail of a cell that is not done is what is known of it."""
+    found = place.result(cell.step)
+    detail: dict[str, Any] = {}
+    for step in cell.about:
+        detail |= (place.result(step) or {}).get("detail", {})
+    score = found["score"] if found else {"value": None, "loss": None, "n": None}
+    error = None if found else place.error(cell.step)
+    return {
+        "cell": cell.step.key[:16],
+        "task": cell.task,
+        "group": cell.group,
+        "seed": cell.seed,
+        "method": cell.method,
+        "pool": cell.pool,
+        "settings": dict(cell.settings),
+        "status": "done" if found else "failed" if error else "missing",
+        "error": error,
+        **score,
+        "detail": detail,
+    }
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside the block no other run works in the folder."""
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UsageError(
+            f"Another run is at work in {folder}; wait for it, or choose another folder."
+        ) from error
+
+
+def _refuse_other(folder: Path) -> None:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "steps").is_dir()):
+        raise UsageError(f"{folder} holds something else; choose another folder for the study.")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

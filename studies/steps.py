@@ -1,0 +1,361 @@
+"""What each kind of step does: a function of what it is told, of its inputs' results, and of a new folder.
+
+Every function is given a job and gives what result.json says. An adapter that a step made is named by
+"adapter", its folder below the steps; members are told by "members", each an adapter of the study by "name"
+or made by a step ("adapter"). What ends in a cell of the results is in "score" and "detail".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catalog.errors import EvaluationError
+from studies.store import Place
+
+if TYPE_CHECKING:
+    from merging.members import Member
+    from merging.model import BaseModel
+    from merging.tasks import Budget, Task
+
+Told = Mapping[str, Any]
+Found = Mapping[str, dict[str, Any]]
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a step is given: the place, its key, its parameters, its inputs' results, and a new folder."""
+
+    place: Place
+    key: str
+    told: Told
+    found: Found
+    out: Path
+
+
+def score(job: Job) -> dict[str, Any]:
+    """The score on test examples of the base, or of the adapter that an input made or chose."""
+    from merging.evaluate import measure
+    from merging.tasks import draw
+
+    base, task = _base(job.place), _task(job)
+    questions = draw(task, "test", job.told["test"])
+    with _worn(job, base, job.found["adapter"]) if job.found else contextlib.nullcontext():
+        return {"score": asdict(measure(base, task, questions))}
+
+
+def train(job: Job) -> dict[str, Any]:
+    """A new LoRA at one learning rate."""
+    from merging.train import train as trained
+
+    made = trained(
+        _base(job.place),
+        _task(job),
+        _budget(job),
+        job.out / ADAPTER,
+        learning_rates=[job.told["learning_rate"]],
+        seed=job.told["budget"]["seed"],
+        **job.told["settings"],
+    )
+    detail = {
+        "learning_rate": made.learning_rate,
+        "valid_loss": made.valid_loss,
+        "valid_before": made.record["valid_loss_before"],
+        "rank": made.record["settings"]["rank"],
+    }
+    adapter = {"adapter": f"{job.key}/{ADAPTER}", "called": "new LoRA"}
+    return {**adapter, "mergeable": made.record["mergeable"], "detail": detail}
+
+
+def pick(job: Job) -> dict[str, Any]:
+    """The one of several trainings with the lowest validation loss, the lower rate of equals."""
+    if not job.found:
+        raise EvaluationError("The loss became infinite with every learning rate; choose lower ones.")
+    best = min(
+        job.found.values(), key=lambda one: (one["detail"]["valid_loss"], one["detail"]["learning_rate"])
+    )
+    rates = sorted(one["detail"]["learning_rate"] for one in job.found.values())
+    edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best["detail"]["learning_rate"])
+    return {**best, "detail": {**best["detail"], "edge": edge if len(rates) > 1 else None}}
+
+
+def measured(job: Job) -> dict[str, Any]:
+    """The score of the base and of every adapter alone on the examples that may be learned from."""
+    from merging.evaluate import measure
+
+    base, task, seen = _base(job.place), _task(job), _budget(job).all
+    scores: dict[str, Any] = {}
+    for one in job.told["adapters"]:
+        with _worn(job, base, {"name": one["name"]}):
+            scores[one["name"]] = asdict(measure(base, task, seen))
+    return {"base": asdict(measure(base, task, seen)), "scores": scores}
+
+
+def gradient(job: Job) -> dict[str, Any]:
+    """How far downhill every adapter points on the task, exactly, per norm of its update."""
+    from merging.gradient import exact_scores
+
+    names = [one["name"] for one in job.told["adapters"]]
+    members = [_member(job.place, {"name": name}) for name in names]
+    seen = _budget(job).train[: job.told["samples"]]
+    scores = exact_scores(_base(job.place), _task(job), seen, members)
+    return {"scores": dict(zip(names, scores, strict=True))}
+
+
+def pool(job: Job) -> dict[str, Any]:
+    """The members of a pool, best first; those of equal worth by name."""
+    told, task = job.told, job.told["task"]["name"]
+    names = [one["name"] for one in told["adapters"]]
+    own = {one["name"] for one in told["adapters"] if one["trained_on"] == task}
+    worth = _WORTH[told["by"]](job, names)
+    order = sorted(names, key=lambda name: ([-value for value in worth[name]], name))
+    if told["own"] == "leave out":
+        order = [name for name in order if name not in own]
+    elif told["own"] == "only":
+        order = [name for name in order if name in own]
+    elif told["own"] == "first":
+        order.sort(key=lambda name: name not in own)
+    chosen = order[: told["k"]]
+    if not chosen:
+        raise EvaluationError(f"No adapter is left for a pool on {task}; allow others.")
+    detail = {"members": chosen, "own": any(name in own for name in chosen)}
+    return {"members": [{"name": name} for name in chosen], "detail": detail}
+
+
+def relevance(job: Job) -> dict[str, Any]:
+    """How much the members alone lower the loss on the budget's examples, in nats a token, on average."""
+    scores, before = job.found["measured"]["scores"], job.found["measured"]["base"]["loss"]
+    gains = [before - scores[one["name"]]["loss"] for one in job.found["pool"]["members"]]
+    return {"detail": {"relevance": math.fsum(gains) / len(gains)}}
+
+
+def stand_ins(job: Job) -> dict[str, Any]:
+    """Stand-ins of a pool's members."""
+    from merging.controls import stand_ins as made
+
+    members = made(
+        _members(job.place, job.found["pool"]), job.told["control"], job.out / "members", job.told["seed"]
+    )
+    below = [f"{job.key}/members/{member.folder.name}" for member in members]
+    detail = {**job.found["pool"]["detail"], "control": job.told["control"]}
+    return {"members": [{"adapter": one} for one in below], "detail": detail}
+
+
+def merge(job: Job) -> dict[str, Any]:
+    """A merge of a pool."""
+    from merging.merge import merge as merged
+
+    members = _members(job.place, job.found["pool"])
+    weight = job.told.get("weight")
+    report = merged(
+        members,
+        job.told["method"],
+        job.out / ADAPTER,
+        weights=None if weight is None else [weight] * len(members),
+        parameters=job.told["parameters"],
+        rank=job.told["rank"],
+        seed=job.told["seed"],
+        base=job.place.base,
+        dtype="float32",
+    )
+    ranks = [module.rank for module in report.modules.values()]
+    # An untruncated sum of high rank is not measured, and loses nothing.
+    energy = report.kept if report.record["totals"]["energy"] is not None else 1.0
+    detail = {"rank": max(ranks, default=0), "energy": energy}
+    return {"adapter": f"{job.key}/{ADAPTER}", "detail": detail}
+
+
+def single(job: Job) -> dict[str, Any]:
+    """The first member of a pool, as an adapter."""
+    return {**job.found["pool"]["members"][0], "detail": {}}
+
+
+def ensemble(job: Job) -> dict[str, Any]:
+    """The score of the mean over members of the probabilities that each gives the answers.
+
+    Accuracy: probabilities are normalised over the choices of a question before they are averaged. The loss
+    is that of the right answer's mean probability, a token.
+    """
+    from merging.prompt import encode
+    from merging.scoring import likelihoods
+    from merging.tasks import draw
+
+    base, task = _base(job.place), _task(job)
+    if task.metric != "accuracy":
+        raise EvaluationError(f"An ensemble chooses among answers, and {task.name} has none to choose from.")
+    prompts = encode(base.tokenizer, task, draw(task, "test", job.told["test"]), base.limit)
+    count = len(job.found["pool"]["members"])
+    shares = [[0.0] * len(prompt.answers) for prompt in prompts]
+    right = [0.0] * len(prompts)
+    for one in job.found["pool"]["members"]:
+        with _worn(job, base, one):
+            logs = likelihoods(base, prompts)
+        for number, values in enumerate(logs):
+            whole = math.log(math.fsum(math.exp(value - max(values)) for value in values)) + max(values)
+            for choice, value in enumerate(values):
+                shares[number][choice] += math.exp(value - whole) / count
+            right[number] += math.exp(values[prompts[number].right]) / count
+    hits = [share.index(max(share)) == prompt.right for share, prompt in zip(shares, prompts, strict=True)]
+    losses = [
+        -math.log(max(chance, 1e-300)) / len(prompt.target)
+        for chance, prompt in zip(right, prompts, strict=True)
+    ]
+    found = {"value": sum(hits) / len(hits), "loss": math.fsum(losses) / len(losses), "n": len(hits)}
+    return {"score": found, "detail": {}}
+
+
+def adapt(job: Job) -> dict[str, Any]:
+    """The score of an adaptive merge, measured where it was learned."""
+    from merging.adapt import adapt as adapted
+    from merging.evaluate import measure
+    from merging.tasks import draw
+
+    base, task = _base(job.place), _task(job)
+    target = _member(job.place, job.found["target"]) if "target" in job.found else None
+    done = adapted(
+        base,
+        _members(job.place, job.found["pool"]) if "pool" in job.found else [],
+        task,
+        _budget(job),
+        job.told["method"],
+        target=target,
+        seed=job.told["budget"]["seed"],
+        **job.told["settings"],
+    )
+    with done.applied():
+        value = measure(base, task, draw(task, "test", job.told["test"]))
+    detail = {"valid_before": done.valid_before, "valid_loss": done.valid_loss}
+    return {"score": asdict(value), "detail": detail}
+
+
+def cards(job: Job) -> dict[str, Any]:
+    """Learning rates and ranks of adapters in a folder of repositories, as cards and configurations say."""
+    from studies.wild import hyperparameters
+
+    return hyperparameters(job.place.source)
+
+
+def published(job: Job) -> dict[str, Any]:
+    """One part of what published tables say."""
+    from studies.published import PARTS
+
+    return {"rows": PARTS[job.told["part"]](job.place.source)}
+
+
+KINDS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
+    "adapt": adapt,
+    "cards": cards,
+    "ensemble": ensemble,
+    "gradient": gradient,
+    "measured": measured,
+    "merge": merge,
+    "pick": pick,
+    "pool": pool,
+    "published": published,
+    "relevance": relevance,
+    "score": score,
+    "single": single,
+    "stand-ins": stand_ins,
+    "train": train,
+}
+
+
+# How much each adapter is worth, the more the better; what follows in a tuple decides among equals.
+_Worth = Mapping[str, tuple[float, ...]]
+
+
+def _by_gradient(job: Job, names: Sequence[str]) -> _Worth:
+    from merging.gradient import centred
+
+    others = [one["scores"] for key, one in job.found.items() if key != "own"]
+    rows = [[row[name] for name in names] for row in (job.found["own"]["scores"], *others)]
+    return {name: (value,) for name, value in zip(names, centred(rows), strict=True)}
+
+
+def _by_measure(job: Job, names: Sequence[str]) -> _Worth:
+    scores = job.found["own"]["scores"]
+    return {name: (scores[name]["value"], -scores[name]["loss"]) for name in names}
+
+
+def _by_prior(job: Job, names: Sequence[str]) -> _Worth:
+    rows = [one["scores"] for one in job.found.values()]
+    return {name: (math.fsum(row[name]["value"] for row in rows) / len(rows),) for name in names}
+
+
+def _by_chance(job: Job, names: Sequence[str]) -> _Worth:
+    key = f"pool:{job.told['task']['name']}:{job.told['seed']}"
+    draw = random.Random(key)  # noqa: S311 - a draw, not a secret
+    return {name: (draw.random(),) for name in sorted(names)}
+
+
+_WORTH: Mapping[str, Callable[[Job, Sequence[str]], _Worth]] = {
+    "all": lambda job, names: dict.fromkeys(names, ()),
+    "gradient": _by_gradient,
+    "measured": _by_measure,
+    "prior": _by_prior,
+    "random": _by_chance,
+}
+
+
+def _base(place: Place) -> BaseModel:
+    return _loaded(place.base, place.bases, place.device, place.threads)
+
+
+@lru_cache(maxsize=1)
+def _loaded(base: str, bases: Path | None, device: str, threads: int) -> BaseModel:
+    """The base model, read once a process, on so many threads."""
+    import torch
+
+    from merging.model import load_base
+
+    torch.set_num_threads(threads)
+    return load_base(base, bases=bases, device=device)
+
+
+def _task(job: Job) -> Task:
+    from merging.tasks import read_task
+
+    return read_task(job.place.tasks[job.told["task"]["name"]])
+
+
+def _budget(job: Job) -> Budget:
+    from merging.tasks import budget
+
+    given = job.told["budget"]
+    n = given["train"] + given["valid"]
+    return budget(_task(job), n, seed=given["seed"], valid=given["valid"] / n)
+
+
+@contextlib.contextmanager
+def _worn(job: Job, base: BaseModel, one: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block the base has the adapter that an input made or chose."""
+    from merging.live import LiveStack
+    from merging.train import worn
+
+    if one.get("mergeable", True):
+        live = LiveStack(base.model, [_member(job.place, one)])
+        with live.dense(live.scales_of([1.0])):
+            yield
+    else:
+        with worn(base, job.place.steps / one["adapter"]):
+            yield
+
+
+def _member(place: Place, one: Mapping[str, Any]) -> Member:
+    """An adapter of the study by name, or one that a step made."""
+    from merging.members import load_member
+
+    if "name" in one:
+        return load_member(place.adapters[one["name"]], name=one["name"])
+    return load_member(place.steps / one["adapter"], name=one.get("called"))
+
+
+def _members(place: Place, pool: Told) -> list[Member]:
+    return [_member(place, one) for one in pool["members"]]

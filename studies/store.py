@@ -1,0 +1,137 @@
+"""Steps of a study, each named by what it depends on, and the folder that keeps what they found.
+
+A step's key is the sha256 of its kind, the version of that kind, its parameters and the keys of its inputs.
+A step that is done is a folder with result.json; it appears complete or not at all, so that a killed run
+goes on where it was, and a changed line of the study makes anew only what depends on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from catalog.errors import StorageError
+from merging.write import storage, write_json
+
+RESULT, STEP, TIME = "result.json", "step.json", "time.json"
+# Counts up for a kind when the same step would find something else.
+VERSIONS: Mapping[str, int] = {
+    "cards": 1,
+    "score": 1,
+    "single": 1,
+    "train": 1,
+    "pick": 1,
+    "measured": 1,
+    "gradient": 1,
+    "pool": 1,
+    "relevance": 1,
+    "stand-ins": 1,
+    "merge": 1,
+    "ensemble": 1,
+    "adapt": 1,
+    "published": 1,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One piece of work: `params` is what JSON can say, `inputs` are the steps whose results it reads."""
+
+    kind: str
+    params: Mapping[str, Any]
+    inputs: Mapping[str, Step] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """32 hexadecimal digits; the same in every process."""
+        inputs = {name: one.key for name, one in self.inputs.items()}
+        told = [self.kind, VERSIONS[self.kind], self.params, inputs]
+        text = json.dumps(told, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a study's work lies, and where it finds what its file names; the same on every machine.
+
+    `tasks` and `adapters` are folders by name, `source` is where model cards or published tables are.
+    """
+
+    folder: Path
+    base: str
+    bases: Path | None
+    device: str
+    threads: int
+    tasks: Mapping[str, Path]
+    adapters: Mapping[str, Path]
+    source: Path = Path()
+
+    @property
+    def steps(self) -> Path:
+        """The folder of the steps that are done."""
+        return self.folder / "steps"
+
+    def result(self, step: Step) -> dict[str, Any] | None:
+        """What a step found, None where it is not done."""
+        return _read(self.steps / step.key / RESULT)
+
+    def error(self, step: Step) -> str | None:
+        """Why a step failed when it was last tried, None where it did not."""
+        told = _read(self._failed(step))
+        return None if told is None else str(told["error"])
+
+    def seconds(self, step: Step) -> float:
+        """How long a step took, 0 where it is not done."""
+        told = _read(self.steps / step.key / TIME)
+        return float(told["seconds"]) if told else 0.0
+
+    def fail(self, step: Step, error: str) -> None:
+        """Keeps why a step failed."""
+        with storage(self.folder):
+            self._failed(step).parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._failed(step), {"error": error, "kind": step.kind})
+
+    def forget_failures(self) -> None:
+        """Lets failed steps be tried again, and clears what a killed run left half-done."""
+        with storage(self.folder):
+            shutil.rmtree(self.folder / "failed", ignore_errors=True)
+            self.steps.mkdir(parents=True, exist_ok=True)
+            for half in self.steps.glob(".*"):
+                shutil.rmtree(half, ignore_errors=True)
+
+    def _failed(self, step: Step) -> Path:
+        return self.folder / "failed" / f"{step.key}.json"
+
+
+def in_order(wanted: Iterable[Step]) -> Iterator[Step]:
+    """The steps and all that they need, each once, inputs first."""
+    seen: set[str] = set()
+    waiting = [(step, False) for step in list(wanted)[::-1]]
+    while waiting:
+        step, ready = waiting.pop()
+        if step.key in seen:
+            continue
+        if ready:
+            seen.add(step.key)
+            yield step
+        else:
+            waiting.append((step, True))
+            waiting.extend((one, False) for one in list(step.inputs.values())[::-1])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"{path} cannot be read: {error}; remove its folder and run the study again."
+        ) from error
+    return found

@@ -1,0 +1,90 @@
+"""`loradex study`: what it prints, what it writes, and what it says to wrong words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("peft")
+
+from tests.cli.conftest import Program
+from tests.studies.small import TEXT, make_world
+
+# PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of one seed whose ensemble of free text fails."""
+    path = make_world(tmp_path_factory.mktemp("world"))
+    text = TEXT.format(base=path.parent / "base").replace("seeds: [0, 1]", "seeds: [0]")
+    path.write_text(text)
+    return path
+
+
+def test_a_study_from_the_file_to_the_page(run: Program, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    counted = run("study", "run", str(world), "-o", str(out), "--dry-run", "--json")
+    told = json.loads(counted.stdout)
+    assert (told["cells"], told["done"]) == (22, 0)
+    assert told["kinds"]["train"] == 4
+    assert not out.exists(), "a dry run writes nothing"
+    ran = run("study", "run", str(world), "-o", str(out))
+    assert ran.exit_code == 0, ran.output
+    assert "22 cells done, 0 failed, 0 missing" in ran.stdout
+    reported = run("study", "report", str(out), "--json")
+    assert reported.exit_code == 0, reported.output
+    told = json.loads(reported.stdout)
+    assert any("it helps" in sentence for sentence in told["says"])
+    page = Path(told["page"]).read_text()
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert all(row["method"] in page for row in rows)
+    assert "| new LoRA |" in Path(told["markdown"]).read_text()
+    before = {path: path.read_bytes() for path in out.glob("*.*")}
+    assert run("study", "report", str(out)).exit_code == 0
+    assert {path: path.read_bytes() for path in out.glob("*.*")} == before
+
+
+def test_a_study_with_failures_ends_with_three(run: Program, world: Path, tmp_path: Path) -> None:
+    path = world.with_name("failing.yaml")
+    text = world.read_text().replace("names: [halves, thirds]", "names: [halves]")
+    path.write_text(text.replace("[1e-3, 1e-2]", "[1e30, 1e35]"))
+    ran = run("study", "run", str(path), "-o", str(tmp_path / "out"), "--json")
+    assert ran.exit_code == 3
+    assert json.loads(ran.stdout)["failed"] == 3
+    assert "failed: The loss became infinite" in ran.stderr
+    reported = run("study", "report", str(tmp_path / "out"))
+    assert reported.exit_code == 0, reported.output
+
+
+def test_the_studies_that_come_along_are_listed(run: Program) -> None:
+    told = json.loads(run("study", "list", "--json").stdout)
+    assert [one["study"] for one in told["studies"]] == [
+        "learning_rate", "lego", "published", "recycling", "small",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "code"),
+    [
+        (("run", "nothing", "-o", "OUT"), "There is no study nothing", 1),
+        (("run", "recycling", "-o", "OUT"), "There is no task amazon_reviews", 1),
+        (("run", "STUDY", "-o", "OUT", "--workers", "2"), "belong to Ray", 2),
+        (("run", "STUDY", "-o", "OUT", "--ray", "--address", "a:1", "--workers", "2"), "its own workers", 2),
+        (("run", "published", "-o", "OUT", "--tables", "EMPTY"), "EMPTY", 1),
+        (("report", "EMPTY"), "holds no study", 1),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(
+    run: Program, world: Path, tmp_path: Path, words: tuple[str, ...], says: str, code: int
+) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    places = {"OUT": str(tmp_path / "OUT"), "EMPTY": str(tmp_path / "EMPTY"), "STUDY": str(world)}
+    result = run("study", *(places.get(word, word) for word in words))
+    assert result.exit_code == code, result.output
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "OUT").exists()

@@ -1,0 +1,124 @@
+"""A study's file: what it may say, and how it is told where it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from catalog.errors import NotFoundError, UsageError
+from studies.design import Study, Train, all_labels, points, settled
+from studies.file import built_in, read_study
+
+GOOD = """\
+study: one
+title: One
+base: some/base
+tasks: {from: here, names: [a, b], train: 8, valid: 2}
+adapters: {from: there}
+pools:
+  near: {by: gradient, k: 3}
+methods:
+  base: {use: base}
+  new: {use: train, learning_rate: 1e-3, over: {rank: [4, 8]}}
+  tuned: {use: train, learning_rates: [1e-3, 2e-3]}
+  sum:
+    use: merge
+    method: ties
+    parameters: {density: 0.3}
+  learned: {use: adapt, method: recycling, with: tuned}
+report:
+  against: tuned
+  claims:
+    - claim: better
+      compare: learned | near
+      with: tuned
+"""
+
+
+def read(tmp_path: Path, text: str) -> Study:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    found = read_study(str(path)).study
+    assert isinstance(found, Study)
+    return found
+
+
+def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
+    study = read(tmp_path, GOOD)
+    new = study.methods["new"]
+    assert isinstance(new, Train)
+    # A number without a dot, as YAML 1.2 reads it and YAML 1.1 does not.
+    assert new.learning_rate == 1e-3
+    assert list(all_labels(study)) == [
+        "base", "new, rank=4", "new, rank=8", "tuned", "sum | near", "learned | near",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("title: One", "titel: One", 2, "did you mean title"),
+        ("title: One\n", "", 1, "title: this is missing"),
+        ("train: 8", "train: 0", 4, "greater than or equal to 1, not 0"),
+        ("by: gradient, k: 3", "by: gradient", 7, "how many members the pool has"),
+        ("by: gradient", "by: gradiant", 7, "'gradient', 'measured'"),
+        ("  base: {use: base}", "  base: {use: bass}", 9, "one of base, train"),
+        ("learning_rate: 1e-3, over", "learning_rat: 1e-3, over", 10, "did you mean learning_rate"),
+        ("rank: [4, 8]", "rank: [4, 0]", 10, "rank of new"),
+        ("rank: [4, 8]", "depth: [4, 0]", 10, "depth of new"),
+        ("[1e-3, 2e-3]", "[1e-3, -2e-3]", 11, "greater than 0"),
+        ("method: ties", "method: tise", 14, "did you mean"),
+        ("{density: 0.3}", "{desnity: 0.3}", 15, "did you mean density"),
+        ("{density: 0.3}", "{density: 3}", 15, "density must be"),
+        ("method: recycling", "method: recyclign", 16, "did you mean recycling"),
+        ("with: tuned}", "with: base}", 16, "there is new, tuned"),
+        ("with: tuned}", "with: new}", 16, "several settings"),
+        ("against: tuned", "against: tune", 18, "did you mean tuned"),
+        ("compare: learned | near", "compare: learned | far", 21, "there is no 'learned | far'"),
+        ("  near: {by: gradient, k: 3}", "  near: {by: gradient, k: 3}\n  near: {by: all}", 8, "twice"),
+        ("study: one", "study: [one", 2, "no YAML"),
+        ("adapters: {from: there}\n", "", 5, "say where they are, by adapters"),
+        ("with: tuned}", "with: tuned, pools: [nar]}", 16, "did you mean near"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(
+    tmp_path: Path, old: str, new: str, line: int, words: str
+) -> None:
+    assert GOOD.count(old) == 1
+    with pytest.raises(UsageError) as told:
+        read(tmp_path, GOOD.replace(old, new))
+    assert f"study.yaml line {line}" in str(told.value)
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
+    assert str(told.value).endswith(".")
+
+
+def test_files_that_are_no_study(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"one of .*recycling"):
+        read_study(str(tmp_path / "nothing.yaml"))
+    with pytest.raises(UsageError, match="says no study"):
+        read(tmp_path, "- a\n- b\n")
+    with pytest.raises(UsageError, match="says no study"):
+        read(tmp_path, "")
+    with pytest.raises(UsageError, match="no YAML"):
+        read(tmp_path, "study: !!python/object/apply:os.system [true]\n")
+
+
+def test_every_study_that_comes_with_the_program_can_be_read() -> None:
+    assert {"recycling", "published", "lego", "learning_rate", "small"} <= set(built_in())
+    for name in built_in():
+        assert read_study(name).study.study.replace("-", "_") == name
+
+
+def test_a_grid_of_settings_goes_through_all_points() -> None:
+    assert list(points({"a": [1, 2], "b": ["x", "y"]})) == [
+        {"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"},
+    ]  # fmt: skip
+    assert list(points({})) == [{}]
+
+
+def test_a_point_of_a_merge_sets_its_parameters(tmp_path: Path) -> None:
+    study = read(tmp_path, GOOD.replace("parameters: {density: 0.3}", "over: {density: [0.1], rank: [7]}"))
+    made = settled(study.methods["sum"], {"density": 0.1, "rank": 7})
+    assert (made.model_dump()["parameters"], made.model_dump()["rank"]) == ({"density": 0.1}, 7)

@@ -1,0 +1,329 @@
+"""What is made of the published tables: worked by hand on a small folder, to the digit on the real one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalog.errors import NotFoundError, UsageError
+from studies.published import PARTS, Row, digests, sections
+from studies.published.quoted import QUOTED, Quoted, quoted
+from studies.sections import Figure, Table, Text
+from tests.shared_data import data, shared
+
+QV = ["q_proj", "v_proj"]
+ALL = [*QV, "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FILES = {
+    "pool_ids.txt": "o/a\no/b\np/12345678-1234-1234-1234-123456789abc\n",
+    "adapter_info.json": json.dumps(
+        {
+            "o/a": {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": QV, "eos_token": None},
+            "o/b": {"r": 8, "lora_alpha": 8, "lora_dropout": 0, "target_modules": ALL, "eos_token": "</s>"},
+            "p/12345678-1234-1234-1234-123456789abc": {},
+        }
+    ),
+    # n/x and n/y do nothing.
+    "scores_100_samples.csv": (
+        "adapter,anli,cola,mnli,rte,sst\no/a,0.6,0.1,0.2,0.5,0.9\no/b,0.4,0.3,0.6,0.7,0.5\n"
+        "p/12345678-1234-1234-1234-123456789abc,0.2,0.9,0.4,0.3,0.7\n"
+        "n/x,0.5,0.5,0.5,0.5,0.5\nn/y,0.5,0.5,0.5,0.5,0.5\n"
+    ),
+    "scores_test_a.csv": (
+        "adapter,anli,rte\no/a,0.7,0.3\no/b,0.5,0.8\n"
+        "p/12345678-1234-1234-1234-123456789abc,0.3,0.4\nn/x,0.5,0.6\nn/y,0.5,0.6\n"
+    ),
+    # sst under the name of its configuration; other is no merged task.
+    "zero_shot_performance.csv": "task,zero_shot\nanli,0.5\nrte,0.6\nmain,0.25\nother,0.1\n",
+    "merged_performance_eval_experts_summary.csv": (
+        "task,performance_agg,performance_agg_wo_target,performance_tsv,performance_tsv_wo_target,"
+        "performance_ties,performance_ties_wo_target\n"
+        "anli,0.7,0.6,0.5,0.5,0.4,0.4\nrte,0.8,0.7,0.6,0.6,0.5,0.6\nsst,0.35,0.45,0.25,0.3,0.2,0.2\n"
+        "yor,,,,,,\n"
+    ),
+    "lora_baseline_10_results.csv": "task,test_accuracy\nanli,0.6\nrte,0.5\nsst,0.5\n",
+    "tasks.yaml": (
+        "anli:\n  path: [facebook/anli]\n  instruction: Entailed?\nrte:\n  instruction: Does it follow?\n"
+        "sst:\n  path: [owner/sst, main]\n  instruction: Good or bad?\n"
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def found(rows: Sequence[Row], name: str, column: str = "value") -> Row:
+    return next(row for row in rows if (row["row"], row["column"]) == (name, column))
+
+
+def value(rows: Sequence[Row], name: str, column: str = "value") -> float:
+    told = found(rows, name, column)["value"]
+    assert told is not None
+    return told
+
+
+def test_the_pool_is_counted(folder: Path) -> None:
+    rows = PARTS["pool"](folder)
+    expected = {
+        "adapters": 3,
+        "with a known configuration": 2,
+        "owners": 2,
+        "owners of adapters with a known configuration": 1,
+        "owner o": 2,
+        "a UUID in the name": 1,
+        "named by a UUID, configuration known": 0,
+        "rank 8": 1,
+        "rank 16": 1,
+        "rank, mean": 12,
+        "alpha / rank 2": 1,
+        "alpha / rank 1": 1,
+        "targets q, v": 1,
+        "targets all 7 linear": 1,
+        # 32 layers: q and v are 4096 in with 4096 and 1024 out; all seven add up to 81,920 widths a layer.
+        "parameters, 10⁹": (16 * (8192 + 5120) * 32 + 8 * 81_920 * 32) / 1e9,
+        "ranks of 30 at random, mean of the sum": 24,
+        "adapters scored on test": 5,
+        "adapters scored on test, not in the pool": 2,
+        "no-op adapters": 2,
+        "no-op adapters in the pool": 0,
+    }
+    assert {name: value(rows, name) for name in expected} == pytest.approx(expected)
+    assert all(row["low"] is None and row["tasks"] is None for row in rows)
+
+
+def test_adapters_alone_by_hand(folder: Path) -> None:
+    rows = PARTS["alone"](folder)
+    scores = {
+        "base model": 0.55,
+        "new LoRA of 10 samples": 0.55,
+        "adapter at random": 0.5,
+        "30 best of the 100 samples, mean": 0.5,
+        # o/a on anli, o/b on rte.
+        "best of the 100 samples": 0.75,
+        "best of the test itself": 0.75,
+    }
+    assert {name: value(rows, name, "score") for name in scores} == pytest.approx(scores)
+    best = found(rows, "best of the 100 samples", "less base")
+    assert (best["value"], best["low"], best["high"], best["tasks"]) == pytest.approx((0.2, 0.2, 0.2, 2))
+    new = found(rows, "best of the 100 samples", "less new LoRA")
+    assert (new["value"], new["low"], new["high"]) == pytest.approx((0.2, 0.1, 0.3))
+    # anli: the same order and distances; rte: .08 / sqrt(.08 * .14), and ranks 2 3 1 against 1 3 2.
+    pearson = (1 + 0.08 / (0.08 * 0.14) ** 0.5) / 2
+    assert value(rows, "correlation of 100 samples and test, median task") == pytest.approx(pearson)
+    assert value(rows, "rank correlation of 100 samples and test, median task") == pytest.approx(0.75)
+    assert value(rows, "share of the pool above the base, median task") == pytest.approx(1 / 3)
+    assert value(rows, "pool adapter's mean over tasks, mean") == pytest.approx(0.5)
+    assert value(rows, "adapters above the base on average") == 1
+
+
+def test_merges_are_paired_with_base_and_new_lora(folder: Path) -> None:
+    rows = PARTS["merged"](folder)
+    average, own = "simple average", "simple average, own LoRA among them"
+    assert value(rows, average, "score") == pytest.approx(1.75 / 3)
+    # .1 .1 .2 against .5 .6 .25, 0 .2 -.05 against .6 .5 .5.
+    less = found(rows, average, "less zero-shot")
+    assert (less["value"], less["low"], less["high"], less["tasks"]) == pytest.approx((0.4 / 3, 0.1, 0.2, 3))
+    less = found(rows, average, "less new LoRA")
+    assert (less["value"], less["low"], less["high"]) == pytest.approx((0.05, -0.05, 0.2))
+    assert value(rows, own, "less the same without it") == pytest.approx(0.1 / 3)
+    assert value(rows, average, "score, zero-shot by name") == pytest.approx(0.65)
+    assert found(rows, average, "score, zero-shot by name")["tasks"] == 2
+    assert value(rows, "zero-shot, every row of its file", "score") == pytest.approx(1.45 / 4)
+
+
+@pytest.mark.slow
+def test_relevance_is_what_the_best_gain_alone(folder: Path) -> None:
+    rows = PARTS["relevance"](folder)
+    alone = {"anli": -0.1, "rte": 0.0, "sst": 0.2}
+    assert {name: value(rows, name, "gain alone") for name in alone} == pytest.approx(alone)
+    # Gains .1 .1 .2: ranks 1.5 1.5 3 against 1 2 3.
+    assert value(rows, "simple average", "rank correlation") == pytest.approx(1.5 / 3**0.5)
+    assert value(rows, "simple average", "gain, more relevant half") == pytest.approx(0.2)
+    assert value(rows, "simple average", "gain, less relevant half") == pytest.approx(0.1)
+
+
+def test_the_leaderboard_as_rows(folder: Path) -> None:
+    rows = PARTS["leaderboard"](folder)
+    # One adapter gains on each task; at random it stands at any of three places.
+    assert value(rows, "random", "nDCG@30") == pytest.approx((1 + 1 / 1.584962500721156 + 0.5) / 3)
+    assert value(rows, "oracle", "nDCG@30") == pytest.approx(1)
+    assert value(rows, "all x 100: raw", "top-1") == pytest.approx(0.75)
+    assert value(rows, "all x 100: raw", "top-1 less random") == pytest.approx(0.25)
+    # Whole tenths were measured on ten samples: three adapters of ten.
+    assert value(rows, "all x 100: raw", "samples") == 30
+
+
+@pytest.mark.slow
+def test_parts_are_the_same_twice_and_plain_json(folder: Path) -> None:
+    for name, part in PARTS.items():
+        first, second = (json.dumps(part(folder), allow_nan=False, sort_keys=True) for _ in range(2))
+        assert first == second, name
+        assert all(row["part"] == name for row in json.loads(first))
+
+
+@pytest.mark.slow
+def test_the_report_is_made_of_the_rows_that_are_there(folder: Path) -> None:
+    rows = [row for part in PARTS.values() for row in part(folder)]
+    read = json.loads(json.dumps(rows))
+    made = sections(read)
+    assert made == sections(read), "pictures included"
+    assert [type(section) for section in made].count(Figure) == 3
+    assert all(len(row) == len(one.columns) for one in made if isinstance(one, Table) for row in one.rows)
+    assert all(one.svg.startswith("<svg") for one in made if isinstance(one, Figure))
+    titles = [section.title for section in made]
+    without = [section.title for section in sections([row for row in rows if row["part"] != "relevance"])]
+    assert [title for title in titles if title not in without] == [
+        "Do merges gain where relevant adapters are?",
+        "Gain of the simple average by the relevance of the pool",
+    ]
+    assert sections([]) == []
+
+
+def made_row(low: float, high: float) -> Row:
+    row = ("merged", "simple average", "less new LoRA")
+    return Row(
+        part=row[0],
+        row=row[1],
+        column=row[2],
+        value=0.5 * (low + high),
+        low=low,
+        high=high,
+        published=None,
+        tasks=9,
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "way", "numbers", "zero"),
+    [
+        (0.01, 0.03, "is above", "+0.020 [+0.010, +0.030]", "excludes"),
+        (-0.03, -0.01, "is below", "−0.020 [−0.030, −0.010]", "excludes"),
+        (-0.01, 0.03, "cannot be told from", "+0.010 [−0.010, +0.030]", "holds"),
+        (0.0, 0.02, "cannot be told from", "+0.010 [0.000, +0.020]", "holds"),
+    ],
+)
+def test_what_is_said_follows_the_interval(
+    low: float, high: float, way: str, numbers: str, zero: str
+) -> None:
+    (text,) = (one for one in sections([made_row(low, high)]) if isinstance(one, Text))
+    said = f"{way} a new LoRA of 10 samples: {numbers} over 9 tasks; the interval {zero} zero."
+    assert any(f"The simple average of 30 adapters {said}" in one for one in text.paragraphs)
+
+
+def test_a_figure_agrees_when_it_is_the_number_rounded() -> None:
+    assert Quoted("0.577").agrees(0.5765023)
+    assert not Quoted("0.577").agrees(0.5764)
+    assert Quoted("0.500").agrees(0.50023)
+    assert Quoted("35357").agrees(35357.0)
+
+
+def test_digests_name_what_is_read_and_what_is_missing(folder: Path) -> None:
+    assert sorted(digests(folder)) == sorted(FILES)
+    before = digests(folder)
+    (folder / "tasks.yaml").write_text(FILES["tasks.yaml"] + "# more\n")
+    after = digests(folder)
+    assert [name for name in after if after[name] != before[name]] == ["tasks.yaml"]
+    (folder / "scores_test_a.csv").unlink()
+    (folder / "pool_ids.txt").unlink()
+    with pytest.raises(NotFoundError, match=r"lacks scores_test\*.csv, pool_ids.txt; name the folder"):
+        digests(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("pool", "pool_ids.txt"),
+        ("pool", "adapter_info.json"),
+        ("pool", "scores_100_samples.csv"),
+        ("alone", "scores_test_a.csv"),
+        ("alone", "zero_shot_performance.csv"),
+        ("alone", "lora_baseline_10_results.csv"),
+        ("merged", "tasks.yaml"),
+        ("merged", "merged_performance_eval_experts_summary.csv"),
+    ],
+)
+def test_a_part_without_its_file_says_so_in_a_sentence(part: str, name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    shown = name.replace("_a.csv", r"\*.csv")
+    with pytest.raises(NotFoundError, match=f" lacks {shown}; name the folder of the published tables.$"):
+        PARTS[part](folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "is no JSON"), ("[]", "no configurations"), ("{}", "no adapter's")]
+)
+def test_configurations_that_are_none(text: str, words: str, folder: Path) -> None:
+    (folder / "adapter_info.json").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        PARTS["pool"](folder)
+
+
+def test_tables_without_a_judged_task(folder: Path) -> None:
+    (folder / "scores_test_a.csv").write_text("adapter,unmeasured\no/a,0.5\n")
+    with pytest.raises(UsageError, match="no task that was both measured and judged"):
+        PARTS["alone"](folder)
+
+
+@shared
+@pytest.mark.parametrize(("part", "figures"), [("pool", 65), ("merged", 16), ("headline", 1)])
+def test_figures_in_print_come_out_to_the_digit(part: str, figures: int) -> None:
+    checked: list[tuple[str, str, float, Quoted]] = []
+    for row in PARTS[part](data("recycling_paper")):
+        one = quoted(row)
+        if one and one.whole and row["value"] is not None:
+            checked.append((row["row"], row["column"], row["value"], one))
+    assert len(checked) == figures
+    wrong = [told for told in checked if not told[3].agrees(told[2])]
+    # The figure in print is a mean of draws; 30 times the mean rank is 1,110.7.
+    expected = ["ranks of 30 at random, mean of the sum"] if part == "pool" else []
+    assert [told[0] for told in wrong] == expected
+    assert all(told[3].why for told in wrong)
+
+
+@shared
+@pytest.mark.slow
+def test_every_figure_in_print_stands_beside_a_number() -> None:
+    rows = {
+        (row["part"], row["row"], row["column"])
+        for part in ("pool", "merged", "alone", "headline")
+        for row in PARTS[part](data("recycling_paper"))
+    }
+    assert {key for key in QUOTED if key[0] != "leaderboard"} <= rows
+
+
+@shared
+def test_the_merges_have_intervals_over_their_tasks() -> None:
+    rows = PARTS["merged"](data("recycling_paper"))
+    told: dict[str, Any] = {
+        "simple average": ("less zero-shot", 61, 1),
+        "TSV": ("less zero-shot", 61, 1),
+        "TIES": ("less zero-shot", 61, -1),
+        "simple average, own LoRA among them": ("less the same without it", 62, 1),
+        "TSV, own LoRA among them": ("less the same without it", 62, 0),
+    }
+    for name, (column, tasks, sign) in told.items():
+        row = found(rows, name, column)
+        assert row["tasks"] == tasks
+        assert row["low"] is not None
+        assert row["high"] is not None
+        assert (row["low"] > 0) - (row["high"] < 0) == sign, name
+
+
+@shared
+@pytest.mark.slow
+def test_the_page_holds_the_tables_of_the_rows() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "published.md").read_text(encoding="utf-8")
+    parts = ("alone", "merged", "relevance")
+    rows = [row for part in parts for row in PARTS[part](data("recycling_paper"))]
+    tables = [one for one in sections(rows) if isinstance(one, Table)]
+    lines = ["| " + " | ".join(cell or " " for cell in row) + " |" for one in tables for row in one.rows]
+    assert len(lines) == 29
+    written = [" ".join(line.split()) for line in page.splitlines()]
+    assert [line for line in lines if " ".join(line.split()) not in written] == []

@@ -1,0 +1,300 @@
+"""Studies carried out: right numbers, nothing done twice, nothing lost, nothing dropped."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+pytest.importorskip("peft")
+
+from catalog.errors import NotFoundError, UsageError
+from merging.evaluate import measure
+from merging.live import LiveStack
+from merging.members import load_member
+from merging.merge import merge
+from merging.model import load_base
+from merging.prompt import encode
+from merging.scoring import likelihoods
+from merging.tasks import draw, read_task
+from studies.run import RESULTS, machine, read, results, run
+from studies.store import Step, in_order
+from tests.studies.small import TEXT, made, make_world
+
+# PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study carried out without interruption."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    outcome = run(*made(world, out))
+    assert (outcome.failed, outcome.missing) == (0, 0)
+    return out
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / RESULTS).read_text().splitlines()]
+
+
+def keys(path: Path, out: Path) -> dict[tuple[object, ...], str]:
+    """The key of every cell by what it is called."""
+    cells = made(path, out)[1].cells
+    return {(one.task, one.seed, one.label): one.step.key for one in cells}
+
+
+def test_every_cell_has_its_line_in_the_order_of_the_grid(whole: Path) -> None:
+    rows = rows_of(whole)
+    # 11 labels, two tasks, two seeds.
+    assert len(rows) == 44
+    assert [row["seed"] for row in rows] == [0] * 22 + [1] * 22
+    assert [row["task"] for row in rows[:22]] == ["halves"] * 11 + ["thirds"] * 11
+    assert {row["status"] for row in rows} == {"done"}
+    assert all(0 <= row["value"] <= 1 and row["n"] == 6 and row["error"] is None for row in rows)
+
+
+def test_scores_are_those_of_the_library_asked_directly(world: Path, whole: Path, tmp_path: Path) -> None:
+    rows = {(r["task"], r["seed"], r["method"], r["pool"], str(r["settings"])): r for r in rows_of(whole)}
+    base = load_base(str(world.parent / "base"))
+    task = read_task(world.parent / "tasks" / "thirds")
+    questions = draw(task, "test", 6)
+    alone = measure(base, task, questions)
+    for seed in (0, 1):
+        row = rows["thirds", seed, "base", None, "{}"]
+        assert (row["value"], row["loss"]) == (alone.value, alone.loss)
+    row = rows["thirds", 1, "average", "chance", "{}"]
+    members = [load_member(world.parent / "adapters" / name) for name in row["detail"]["members"]]
+    assert len(members) == 2
+    assert "a0" not in row["detail"]["members"], "an adapter of the task itself is in no pool"
+    merge(members, "average", tmp_path / "merged", seed=1, dtype="float32")
+    live = LiveStack(base.model, [load_member(tmp_path / "merged")])
+    with live.dense(live.scales_of([1.0])):
+        found = measure(base, task, questions)
+    assert (row["value"], row["loss"]) == (found.value, found.loss)
+
+
+def test_an_ensemble_is_the_mean_of_probabilities(world: Path, whole: Path) -> None:
+    row = next(r for r in rows_of(whole) if (r["task"], r["seed"], r["method"]) == ("halves", 0, "both"))
+    base, task = load_base(str(world.parent / "base")), read_task(world.parent / "tasks" / "halves")
+    prompts = encode(base.tokenizer, task, draw(task, "test", 6), base.limit)
+    each = []
+    for name in row["detail"]["members"]:
+        live = LiveStack(base.model, [load_member(world.parent / "adapters" / name)])
+        with live.attached():
+            live.set_scales(live.scales_of([1.0]))
+            each.append([[math.exp(v) for v in values] for values in likelihoods(base, prompts)])
+    hits = 0
+    for number, prompt in enumerate(prompts):
+        first, second = (one[number] for one in each)
+        share = [a / sum(first) + b / sum(second) for a, b in zip(first, second, strict=True)]
+        hits += share.index(max(share)) == prompt.right
+    assert row["value"] == hits / 6
+
+
+def test_what_cells_share_is_made_once(world: Path, tmp_path: Path) -> None:
+    steps = list(in_order(made(world, tmp_path / "out")[1].steps))
+    kinds = [step.kind for step in steps]
+    # Two rates, two tasks, two seeds: the method with one rate trains nothing of its own.
+    assert kinds.count("train") == 8
+    assert kinds.count("gradient") == 4
+    # The base does not depend on the seed.
+    assert sum(step.kind == "score" and not step.inputs for step in steps) == 2
+    place = {step.key: number for number, step in enumerate(steps)}
+    assert all(place[one.key] < place[step.key] for step in steps for one in step.inputs.values())
+
+
+def test_keys_are_the_same_in_every_process(world: Path, tmp_path: Path) -> None:
+    code = (
+        "from tests.studies.test_run import keys; from pathlib import Path; import sys;"
+        "print(sorted(keys(Path(sys.argv[1]), Path('elsewhere')).values()))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(world)], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == str(sorted(keys(world, tmp_path / "out").values()))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("title: A tiny study", "title: Another", set()),
+        ("seeds: [0, 1]", "seeds: [0]", set()),
+        ("learning_rate: 1e-2}", "learning_rate: 2e-2}", {"one rate"}),
+        ("rank: [1, 2]", "rank: [1]", set()),
+        ("control: random-each", "control: random-directions", {"average | noise", "recycling | noise"}),
+        (
+            "{by: gradient, k: 2, samples: 3}",
+            "{by: gradient, k: 1, samples: 3}",
+            {
+                "LEGO | best, rank=1",
+                "LEGO | best, rank=2",
+                "average | best",
+                "both | best",
+                "recycling | best",
+            },
+        ),
+    ],
+)
+def test_a_changed_line_changes_what_depends_on_it_alone(
+    world: Path, tmp_path: Path, old: str, new: str, changed: set[str]
+) -> None:
+    text = world.read_text()
+    assert text.count(old) == 1
+    other = world.with_name("other.yaml")
+    other.write_text(text.replace(old, new))
+    before, after = keys(world, tmp_path), keys(other, tmp_path)
+    assert {cell[2] for cell in before.keys() & after.keys() if before[cell] != after[cell]} == changed
+
+
+def test_a_changed_adapter_changes_the_pools(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world.parent, tmp_path / "copy")
+    path = tmp_path / "copy" / "study.yaml"
+    weights = tmp_path / "copy" / "adapters" / "a3" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    before, after = keys(world, tmp_path), keys(path, tmp_path)
+    same = {cell[2] for cell in before if before[cell] == after[cell]}
+    assert same == {"base", "new LoRA", "one rate"}
+
+
+def test_a_second_run_does_nothing(world: Path, whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (whole / "steps").glob("*/*")}
+    text = (whole / RESULTS).read_bytes()
+    told: list[tuple[int, int]] = []
+    run(*made(world, whole), progress=lambda done, total: told.append((done, total)))
+    assert told == [(told[0][1], told[0][1])]
+    assert {path: path.stat().st_mtime_ns for path in (whole / "steps").glob("*/*")} == before
+    assert (whole / RESULTS).read_bytes() == text
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(world: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [sys.executable, "-W", "ignore", "-m", "tests.studies.small", str(world), str(out)]
+    for most in (9, 40):
+        killed = subprocess.run([*words, str(most)], capture_output=True)
+        assert killed.returncode == -9, killed.stderr
+        assert len(list((out / "steps").glob("[0-9a-f]*"))) == most
+    # What a kill in the middle of a step leaves.
+    (out / "steps" / ".0123.half").mkdir()
+    outcome = run(*made(world, out))
+    assert (outcome.failed, outcome.missing) == (0, 0)
+    assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()
+    assert not list((out / "steps").glob(".*"))
+
+
+def test_an_interrupted_run_leaves_results_that_can_be_read(world: Path, tmp_path: Path) -> None:
+    def progress(done: int, _total: int) -> None:
+        if done >= 5:
+            raise KeyboardInterrupt
+
+    file, grid = made(world, tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        run(file, grid, progress=progress)
+    facts, rows = read(tmp_path / "out")
+    assert facts["steps"]["done"] == 5
+    states = {row["status"] for row in rows}
+    assert states == {"done", "missing"}
+    assert all(row["value"] is None for row in rows if row["status"] == "missing")
+
+
+def test_a_cell_that_fails_is_kept_as_failed_and_tried_again(world: Path, tmp_path: Path) -> None:
+    text = TEXT.format(base=world.parent / "base")
+    # Rates that overflow: with both the sweep fails, and with it what needs the new LoRA.
+    path = world.with_name("failing.yaml")
+    path.write_text(text.replace("[1e-3, 1e-2]", "[1e30, 1e35]").replace("seeds: [0, 1]", "seeds: [0]"))
+    out = tmp_path / "out"
+    outcome = run(*made(path, out))
+    rows = rows_of(out)
+    failed = {(row["method"], row["pool"]) for row in rows if row["status"] == "failed"}
+    assert failed == {("new LoRA", None), ("recycling", "best"), ("recycling", "noise")}
+    assert (outcome.done, outcome.failed, outcome.missing) == (16, 6, 0)
+    assert outcome.errors == ("The loss became infinite with every learning rate; choose lower ones.",)
+    assert all(row["error"] == outcome.errors[0] for row in rows if row["status"] == "failed")
+    path.write_text(text.replace("seeds: [0, 1]", "seeds: [0]"))
+    assert run(*made(path, out)).failed == 0
+
+
+def test_runs_keep_out_of_each_others_way(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "steps").mkdir()
+    with FileLock(out / ".lock"), pytest.raises(UsageError, match="Another run is at work"):
+        run(*made(world, out))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError, match="holds something else"):
+        run(*made(world, other))
+    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_without_a_study(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="loradex study run"):
+        read(tmp_path)
+
+
+def test_a_name_that_is_not_there(world: Path, tmp_path: Path) -> None:
+    other = world.with_name("absent.yaml")
+    other.write_text(world.read_text().replace("names: [halves, thirds]", "names: [halves, quarters]"))
+    with pytest.raises(NotFoundError, match="quarters"):
+        made(other, tmp_path)
+    other.write_text(world.read_text().replace("{from: adapters}", "{from: adapters, names: [a0, a9]}"))
+    with pytest.raises(NotFoundError, match="no adapter a9"):
+        made(other, tmp_path)
+
+
+def test_adapters_of_an_exported_pool_and_among_some(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world.parent, tmp_path / "copy")
+    path = tmp_path / "copy" / "study.yaml"
+    (tmp_path / "copy" / "pool").mkdir()
+    (tmp_path / "copy" / "adapters").rename(tmp_path / "copy" / "pool" / "adapters")
+    text = path.read_text().replace("{from: adapters}", "{from: pool}")
+    path.write_text(text)
+    assert keys(path, tmp_path) == keys(world, tmp_path)
+    path.write_text(text.replace("chance: {by: random, k: 2}", "chance: {by: random, k: 2, among: [a1, a2]}"))
+    run(*made(path, tmp_path / "out"))
+    rows = [row for row in rows_of(tmp_path / "out") if row["pool"] == "chance"]
+    assert {name for row in rows for name in row["detail"]["members"]} == {"a1", "a2"}
+    path.write_text(text.replace("chance: {by: random, k: 2}", "chance: {by: random, k: 2, among: [a1, a7]}"))
+    with pytest.raises(UsageError, match="a7, which is none of the adapters"):
+        made(path, tmp_path / "out")
+
+
+def test_results_of_nothing_are_missing(world: Path, tmp_path: Path) -> None:
+    found = list(results(made(world, tmp_path / "out")[1]))
+    assert {row["status"] for row in found} == {"missing"}
+    assert machine("cpu")
+
+
+def test_a_step_is_known_by_all_that_it_depends_on() -> None:
+    first = Step("gradient", {"samples": 3})
+    assert Step("gradient", {"samples": 3}).key == first.key
+    assert len({first.key, Step("gradient", {"samples": 4}).key, Step("measured", {"samples": 3}).key}) == 3
+    assert Step("pool", {}, {"own": first}).key != Step("pool", {}, {"other": first}).key
+
+
+@pytest.mark.slow
+def test_two_processes_of_ray_find_what_one_process_finds(world: Path, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    out = tmp_path / "out"
+    words = ["study", "run", str(world), "-o", str(out), "--ray", "--workers", "2", "--json"]
+    program = [sys.executable, "-W", "ignore", "-m", "cli", "--data", str(tmp_path / "data"), *words]
+    told = subprocess.run(program, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["done"] == 44
+    assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()
