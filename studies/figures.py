@@ -31,12 +31,13 @@ _LOGARITHMIC = 8.0
 def gains(rows: Sequence[Row], against: str, title: str) -> str:
     """The mean difference of each row with its interval, and a tick for each task, in points."""
     shown = [(row.label, row.difference) for row in rows if row.difference]
-    names = [fitted(label, 3.0 * 72) for label, _ in shown]
-    left = max(extent(name, 8)[0] for name in names) / 72 + 0.25
-    height = _ROW * len(shown) + 0.55
+    names = [_in_two(label) for label, _ in shown]
+    left = max(extent(line, 8)[0] for name in names for line in name.split("\n")) / 72 + 0.25
+    tall = _ROW * (1.5 if any("\n" in name for name in names) else 1) * len(shown)
+    height = tall + 0.55
     with style():
         figure = sheet(height)
-        axes = figure.add_axes(inches(figure, left, 0.45, WIDTH - left - _RIGHT, _ROW * len(shown)))
+        axes = figure.add_axes(inches(figure, left, 0.45, WIDTH - left - _RIGHT, tall))
         axes.axvline(0, color=FAINT, linewidth=0.8)
         axes.grid(axis="x")
         for y, (_, difference) in enumerate(shown):
@@ -52,6 +53,14 @@ def gains(rows: Sequence[Row], against: str, title: str) -> str:
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlabel(fitted(f"difference to {against}, points", 72 * (WIDTH - left)))
         return svg(figure, title)
+
+
+def _in_two(label: str) -> str:
+    """A label in two lines, method and pool, where one would be wide."""
+    method, _, pool = label.partition(" | ")
+    if not pool or extent(fitted(label, 1e6), 8)[0] <= 1.7 * 72:
+        return fitted(label, 2.3 * 72)
+    return f"{fitted(method, 2.3 * 72)}\n{fitted(pool, 2.3 * 72)}"
 
 
 def relevance(points: Sequence[Related], against: str, title: str) -> str:

@@ -26,7 +26,8 @@ _EMPTY = {"", "—", "failed", "missing"}
 # Controls, marks of reading direction and the like, halves of pairs, line and paragraph separators.
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _MARKED = re.compile(r"([\\`*~|$])|(?<![^\W_])(_)|(_)(?![^\W_])|(\])(?=[(\[:])")
-_FIRST = re.compile(r"^(\s*)([#>=+-]|\d+(?=[.)]))")
+# What at the beginning of a paragraph would make it a heading, a list or a rule.
+_FIRST = re.compile(r"^(\d*)(?=[#=+.)-])")
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,4 @@ def _marked(text: str) -> str:
 
 
 def _paragraph(text: str) -> str:
-    return _FIRST.sub(
-        lambda found: f"{found[1]}\\{found[2]}" if not found[2].isdigit() else found[0], _marked(text)
-    )
+    return _FIRST.sub(r"\1\\", _marked(text))

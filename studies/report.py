@@ -86,6 +86,7 @@ def _spreads(found: Findings) -> Iterator[str]:
                 f"{how}, variants differ from plain LoRA of the same rank by {signed(over.smallest)} to "
                 f"{signed(over.largest)} points on average ({counted(over.rows, 'row')}); the interval "
                 f"excludes zero for {over.apart} of {over.rows}."
+                + (f" {_no_trust(over.tasks)}" if over.tasks < FEW else "")
             )
 
 
@@ -123,10 +124,17 @@ def _reading(found: Findings) -> str:
     fewer = [row.label for row in found.rows if row.expected < len(found.results.tasks)]
     if fewer:
         note.append(f"Asked on some of the tasks only: {listed(fewer)}.")
-    compared = [row.difference.tasks for row in found.rows if row.difference]
-    if compared and max(compared) < FEW:
-        note.append(f"With {counted(max(compared), 'task')} no interval is to be trusted.")
+    compared = {row.label: row.difference.tasks for row in found.rows if row.difference}
+    few = [name for name, tasks in compared.items() if tasks < FEW]
+    if few and len(few) == len(compared):
+        note.append(_no_trust(max(compared.values())))
+    elif few:
+        note.append(f"Of fewer than {FEW} tasks, so that the interval is not to be trusted: {listed(few)}.")
     return " ".join(note)
+
+
+def _no_trust(tasks: int) -> str:
+    return f"With {counted(tasks, 'task')} no interval is to be trusted."
 
 
 def _by_task(found: Findings) -> Table:
@@ -193,7 +201,7 @@ def _relevance(found: Findings, against: str) -> Figure:
             f"{counted(seen.tasks, 'task')} (bootstrap over tasks)."
         )
         if seen.tasks < FEW:
-            told += f" With {counted(seen.tasks, 'task')} the interval is not to be trusted."
+            told += f" {_no_trust(seen.tasks)}"
     note = (
         "A point is one method with one pool on one task, seeds averaged. Relevance is what the members "
         f"alone gain in loss on the examples of the budget. {told}"

@@ -34,12 +34,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The smallest and largest mean difference of `rows` rows; of `apart` the interval excludes zero."""
+    """The smallest and largest mean difference of `rows` rows; of `apart` the interval excludes zero.
+
+    `tasks` is the largest number of tasks that one of them is over.
+    """
 
     smallest: float
     largest: float
     apart: int
     rows: int
+    tasks: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ def extent(rows: Sequence[Row]) -> Extent | None:
     if not found:
         return None
     apart = sum(one.low is not None and one.high is not None and one.low * one.high > 0 for one in found)
-    return Extent(min(one.mean for one in found), max(one.mean for one in found), apart, len(found))
+    means = [one.mean for one in found]
+    return Extent(min(means), max(means), apart, len(found), max(one.tasks for one in found))
 
 
 def _rows(trials: Sequence[_Trial], picked: Mapping[str, Sequence[Cell]], steps: Means) -> tuple[Row, ...]:

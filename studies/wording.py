@@ -121,7 +121,7 @@ def sentence(kind: str, a: str, b: str, difference: Difference | None, margin: f
 
 def rate(value: float) -> str:
     """A learning rate as people write it: 1e-4, 3.6e-4, 0.05."""
-    if 0.01 <= value < 10:
+    if 0.01 <= value < 100:
         return f"{value:.2g}"
     digits, exponent = f"{value:.1e}".split("e")
     return f"{digits.removesuffix('.0')}e{int(exponent)}"

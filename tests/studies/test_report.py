@@ -1,0 +1,562 @@
+"""The report of a grid study: sums worked by hand, verdicts at their borders, and nothing left unsaid."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from studies.comparing import Difference, Results, compare, spread, verdict
+from studies.curves import lines
+from studies.findings import Findings
+from studies.relating import correlation, related
+from studies.report import sections, summary
+from studies.sections import Figure, Section, Table, Text
+from studies.tuning import at_one_rate, tuned
+from studies.wording import duration, interval, level, points, rate, sentence, signed
+
+Values = dict[str, dict[str, list[float | None]]]
+ADAPTERS = {"a": "0" * 64, "b": "1" * 64}
+
+
+def cell(task: str, seed: int, method: str, value: float | None, **more: Any) -> dict[str, Any]:
+    """A line of results.jsonl, done unless the value is None."""
+    status = more.pop("status", "done" if value is not None else "missing")
+    row = {
+        "cell": "0" * 16,
+        "task": task,
+        "group": "g",
+        "seed": seed,
+        "method": method,
+        "pool": None,
+        "settings": {},
+        "status": status,
+        "error": None,
+        "value": value,
+        "loss": None if value is None else 1 - value,
+        "n": None if value is None else 100,
+        "detail": {},
+    }
+    return {**row, **more}
+
+
+def study(**report: Any) -> dict[str, Any]:
+    """A study.json."""
+    return {
+        "study": {"study": "s", "title": "T", "question": "Q?", "seeds": [0, 1], "report": report},
+        "file_sha256": "ab" * 32,
+        "base": {"name": "org/Tiny-135M", "digest": "cd" * 32},
+        "tasks": {"t1": {"digest": "ef" * 32, "license": "MIT", "group": "g", "metric": "accuracy"}},
+        "adapters": ADAPTERS,
+        "versions": {"torch": "2.9.1", "python": "3.11.2"},
+        "device": "cpu",
+        "threads": 1,
+        "machine": "x86_64, 2 cores",
+        "seconds": 7200.0,
+        "steps": {"done": 8, "failed": 0, "missing": 0},
+    }
+
+
+def grid(values: Values) -> list[dict[str, Any]]:
+    """Cells from method -> task -> values by seed; None is a failure."""
+    return [
+        cell(task, seed, method, value, **({} if value is not None else {"status": "failed", "error": "No."}))
+        for method, tasks in values.items()
+        for task, by_seed in tasks.items()
+        for seed, value in enumerate(by_seed)
+    ]
+
+
+def titled(found: list[Section], title: str) -> Section:
+    """The section of that title."""
+    return next(one for one in found if one.title == title)
+
+
+def table(found: list[Section], title: str) -> Table:
+    """The table of that title."""
+    one = titled(found, title)
+    assert isinstance(one, Table)
+    return one
+
+
+def said(found: list[Section]) -> str:
+    """The sentences at the top."""
+    assert isinstance(found[0], Text)
+    return "\n".join(found[0].paragraphs)
+
+
+PAIR: Values = {
+    "new": {"t1": [0.5, 0.7], "t2": [0.8, 0.8], "t3": [0.4, 0.4]},
+    "old": {"t1": [0.6, 0.7], "t2": [0.80, 0.81], "t3": [0.3, 0.3]},
+}
+
+
+def test_means_average_seeds_first_and_errors_are_over_tasks() -> None:
+    row = Results(grid(PAIR)).row("new", None)
+    assert row.value is not None
+    assert row.value.mean == pytest.approx((0.6 + 0.8 + 0.4) / 3)
+    assert row.value.error == pytest.approx(0.2 / math.sqrt(3))
+    assert row.loss == pytest.approx(0.4)
+    assert (row.tasks, row.expected, row.done, row.failed, row.missing) == (3, 3, 6, 0, 0)
+
+
+def test_differences_are_paired_over_tasks_and_half_an_example_is_a_tie() -> None:
+    difference = Results(grid(PAIR)).compare("old", "new")
+    assert difference is not None
+    assert difference.by_task == pytest.approx({"t1": 0.05, "t2": 0.005, "t3": -0.1})
+    assert difference.mean == pytest.approx(-0.015)
+    assert (difference.wins, difference.ties, difference.losses) == (1, 1, 1)
+    assert difference.low == pytest.approx(-0.1)
+    assert difference.high == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "steps", "record"),
+    [
+        (0.81, 0.80, {"t": 0.01}, (1, 0, 0)),
+        (0.29, 0.28, {"t": 0.01}, (1, 0, 0)),
+        (0.80, 0.81, {"t": 0.01}, (0, 0, 1)),
+        (0.809, 0.80, {"t": 0.01}, (0, 1, 0)),
+        (0.8, 0.8, {}, (0, 1, 0)),
+        (0.8001, 0.8, {}, (1, 0, 0)),
+    ],
+)
+def test_a_whole_example_is_no_tie(
+    mine: float, other: float, steps: dict[str, float], record: tuple[int, int, int]
+) -> None:
+    found = compare({"t": mine}, {"t": other}, steps)
+    assert found is not None
+    assert (found.wins, found.ties, found.losses) == record
+
+
+def test_a_label_with_a_failed_cell_is_compared_where_both_are_complete() -> None:
+    cells = grid({"new": PAIR["new"], "old": {**PAIR["old"], "t3": [0.3, None]}})
+    found = sections(study(against="new"), cells)
+    row = dict(zip(table(found, "Every method against new").columns, _row(found, "old"), strict=True))
+    assert row["tasks"] == "2 of 3"
+    assert row["cells"] == "5 done, 1 failed"
+    assert row["mean\u00a0±\u00a0SE"] == "72.8 ± 7.8"
+    assert row["difference\u00a0[95\u00a0%]"] == "+2.7 [+0.5, +5.0]"
+    assert row["win/tie/loss"] == "1/1/0"
+    note = table(found, "Every method against new").note
+    assert "only the difference compares: old." in note
+    assert "With 2 tasks no interval is to be trusted." in note
+    assert "The study is not complete: of 12 cells 1 failed." in said(found)
+
+
+def _row(found: list[Section], label: str) -> tuple[str, ...]:
+    return next(row for row in table(found, "Every method against new").rows if row[0] == label)
+
+
+def test_failed_and_missing_cells_are_shown() -> None:
+    cells = grid({"new": PAIR["new"], "old": {"t1": [0.5, None], "t2": [None, None]}})
+    cells += [cell("t3", seed, "old", None) for seed in (0, 1)]
+    found = sections(study(against="new"), cells)
+    assert [row[2] for row in table(found, "Task by task").rows] == ["50.0 (1 failed)", "failed", "missing"]
+    assert table(found, "What failed").rows == (("old", "3", "No.", "t1 1; t2 0, 1"),)
+    assert _row(found, "old")[1:] == ("—", "—", "—", "—", "0 of 3", "1 done, 3 failed, 2 missing")
+
+
+def test_a_label_that_the_grid_does_not_ask_on_a_task_is_not_failed_there() -> None:
+    found = sections(study(against="new"), grid({"new": PAIR["new"], "old": {"t1": [0.5, 0.5]}}))
+    assert [row[2] for row in table(found, "Task by task").rows] == ["50.0", "—", "—"]
+    assert _row(found, "old")[-2:] == ("1", "2 done")
+    assert "Asked on some of the tasks only: old." in table(found, "Every method against new").note
+
+
+def _ends(low: float, high: float) -> Difference:
+    return Difference((low + high) / 2, low, high, 8, 4, 0, 4, {})
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind"),
+    [
+        (0.021, 0.05, "more"),
+        (0.02, 0.05, "more, perhaps little"),
+        (0.001, 0.021, "more, perhaps little"),
+        (0.0, 0.021, "cannot be told"),
+        (-0.02, 0.02, "about the same"),
+        (0.001, 0.02, "about the same"),
+        (-0.81 + 0.79, 0.81 - 0.79, "about the same"),
+        (-0.021, 0.02, "cannot be told"),
+        (-0.02, 0.021, "cannot be told"),
+        (-0.021, 0.0, "cannot be told"),
+        (-0.021, -0.001, "less, perhaps little"),
+        (-0.05, -0.02, "less, perhaps little"),
+        (-0.05, -0.021, "less"),
+        (0.0, 0.0, "about the same"),
+    ],
+)
+def test_verdicts_at_their_borders(low: float, high: float, kind: str) -> None:
+    assert verdict(_ends(low, high), 0.02) == kind
+
+
+def test_verdicts_without_an_interval() -> None:
+    assert verdict(None, 0.02) == "nothing to compare"
+    assert verdict(compare({"t": 0.9}, {"t": 0.1}, {}), 0.02) == "one task"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.03, 0.05, "‘a’ is better than ‘b’ by more than the margin of 2 points."),
+        (
+            0.01,
+            0.05,
+            "‘a’ is better than ‘b’; whether by more than the margin of 2 points cannot be told from these",
+        ),
+        (
+            0.001,
+            0.01,
+            "‘a’ and ‘b’ are about the same: what differs is within the margin of 2 points. A small",
+        ),
+        (-0.01, 0.01, "‘a’ and ‘b’ are about the same: what differs is within the margin of 2 points. Mean"),
+        (
+            -0.041,
+            0.01,
+            "Which of ‘a’ and ‘b’ is better cannot be told from these 8 tasks; differences up to 4.1",
+        ),
+        (-0.05, -0.03, "‘a’ is worse than ‘b’ by more than the margin of 2 points."),
+        (-0.05, -0.01, "‘a’ is worse than ‘b’; whether by more"),
+    ],
+)
+def test_sentences(low: float, high: float, words: str) -> None:
+    difference = _ends(low, high)
+    told = sentence(verdict(difference, 0.02), "a", "b", difference, 0.02)
+    assert told.startswith(words)
+    assert "not to be trusted" not in told
+    assert told.endswith("over 8 tasks: won on 4, tied on 0, lost on 4.")
+
+
+def test_four_tasks_are_too_few_and_five_are_not() -> None:
+    claim = {"claim": "It helps", "compare": "old", "with": "new", "margin": 0.02}
+    for count, few in ((4, True), (5, False)):
+        values: Values = {
+            "new": {f"t{i}": [0.5] for i in range(count)},
+            "old": {f"t{i}": [0.6 + 0.01 * i] for i in range(count)},
+        }
+        found = sections(study(against="new", claims=[claim]), grid(values))
+        assert ("With 4 tasks the interval is not to be trusted." in said(found)) is few
+        assert ("no interval is to be trusted" in table(found, "Every method against new").note) is few
+        assert "“It helps” — " in said(found)
+        assert "‘old’ is better than ‘new’ by more than the margin of 2 points." in said(found)
+
+
+def test_a_row_of_too_few_tasks_among_others_is_named() -> None:
+    tasks = [f"t{i}" for i in range(6)]
+    values: Values = {
+        "new": {task: [0.5] for task in tasks},
+        "old": {task: [0.6] for task in tasks},
+        "odd": {task: [0.6 if task in tasks[:3] else None] for task in tasks},
+    }
+    note = table(sections(study(against="new"), grid(values)), "Every method against new").note
+    assert "Of fewer than 5 tasks, so that the interval is not to be trusted: odd." in note
+
+
+def test_one_task_has_no_error_and_no_interval() -> None:
+    claim = {"claim": "It helps", "compare": "old", "with": "new", "margin": 0.02}
+    found = sections(study(against="new", claims=[claim]), grid({"new": {"t": [0.5]}, "old": {"t": [0.7]}}))
+    assert _row(found, "old")[1:4] == ("70.0", "+20.0", "1/0/0")
+    assert "differs from ‘new’ by +20.0 points; one task gives no interval." in said(found)
+
+
+def test_a_claim_about_what_has_no_results_says_so() -> None:
+    claim = {"claim": "It helps", "compare": "gone", "with": "new", "margin": 0.02}
+    found = sections(study(against="gone", claims=[claim]), grid({"new": {"t": [0.5]}}))
+    assert "No task has complete results for both ‘gone’ and ‘new’, so nothing can be said." in said(found)
+    assert table(found, "Every method").columns[:2] == ("method", "mean\u00a0±\u00a0SE")
+
+
+def test_a_study_of_which_nothing_is_done_says_so() -> None:
+    claim = {"claim": "It helps", "compare": "old", "with": "new", "margin": 0.02}
+    asked = ["gains", "relevance", "tuning", "curve", "energy", "wild"]
+    rows = [cell("t", 0, method, None, settings={"k": k}) for method in ("new", "old") for k in (1, 2)]
+    for cells in (rows, []):
+        found = sections(study(against="new, k=1", claims=[claim], figures=asked), cells)
+        assert f"No cell of this study is done (of {len(cells)})" in said(found)
+        assert not [one for one in found if isinstance(one, Figure)]
+        assert "nan" not in "".join(_texts(found)).lower().split()
+
+
+def test_a_value_that_is_no_finite_number_is_a_failure() -> None:
+    cells = [cell("t", 0, "new", math.nan), cell("t", 0, "old", math.inf)]
+    found = sections(study(against="new"), cells)
+    assert [row[2] for row in table(found, "What failed").rows] == ["The value is not a finite number."] * 2
+    json.dumps(summary(study(against="new"), cells), allow_nan=False)
+
+
+RATES = (1e-4, 1e-3)
+
+
+def _tuning(pissa_high: float | None = 0.8) -> list[dict[str, Any]]:
+    """Two variants at two rates on two tasks; lora is best at 1e-3 by loss, pissa at 1e-4 on t1 alone."""
+    values = {("lora", 1e-4): 0.5, ("lora", 1e-3): 0.6, ("pissa", 1e-4): 0.7, ("pissa", 1e-3): pissa_high}
+    losses = {("lora", 1e-4): 2.0, ("lora", 1e-3): 1.0}
+    cells = []
+    for (variant, one), value in values.items():
+        for task in ("t1", "t2"):
+            low = one == (1e-4 if task == "t1" else 1e-3)
+            loss = losses.get((variant, one), 1.0 if low else 2.0)
+            told = {"valid_loss": loss} if value is not None else {}
+            settings = {"learning_rate": one, "variant": variant}
+            failed = {} if value is not None else {"status": "failed", "error": "The loss is infinite."}
+            cells.append(cell(task, 0, "new", value, settings=settings, detail=told, **failed))
+    return cells
+
+
+METHODS = {"new": {"use": "train", "rank": 8}}
+
+
+def test_every_variant_is_tuned_by_its_validation_loss() -> None:
+    plain, other = tuned(Results(_tuning()), METHODS)
+    assert (plain.variant, plain.rank, plain.against, plain.difference) == ("lora", 8, None, None)
+    assert plain.value is not None
+    assert plain.value.mean == pytest.approx(0.6)
+    assert other.value is not None
+    assert other.value.mean == pytest.approx((0.7 + 0.8) / 2)
+    assert other.against == "new, variant=lora"
+    assert other.difference is not None
+    assert other.difference.by_task == pytest.approx({"t1": 0.1, "t2": 0.2})
+    assert (other.rates, other.edges) == ({1e-4: 1, 1e-3: 1}, 2)
+
+
+def test_a_failed_training_is_never_chosen_and_a_missing_one_makes_the_task_not_count() -> None:
+    other = tuned(Results(_tuning(pissa_high=None)), METHODS)[1]
+    assert (other.rates, other.failed) == ({1e-4: 2}, 2)
+    assert other.value is not None
+    assert other.value.tasks == 2
+    cells = _tuning()
+    gone = next(
+        one
+        for one in cells
+        if one["task"] == "t2" and one["settings"] == {"learning_rate": 1e-4, "variant": "pissa"}
+    )
+    gone.update(status="missing", value=None)
+    other = tuned(Results(cells), METHODS)[1]
+    assert other.value is not None
+    assert other.value.tasks == 1
+
+
+def test_one_rate_for_all_is_the_best_of_plain_lora() -> None:
+    plain, other = at_one_rate(Results(_tuning()), METHODS)
+    assert (plain.rates, other.rates) == ({1e-3: 2}, {1e-3: 2})
+    assert other.difference is not None
+    assert other.difference.mean == pytest.approx(0.2)
+
+
+def test_variants_are_compared_at_their_rank_wherever_it_is_told() -> None:
+    cells = []
+    for method, rank, value in (("L8", 8, 0.5), ("L64", 64, 0.6), ("P64", 64, 0.8)):
+        told = {"learning_rate": 1e-4, "rank": rank, "valid_loss": 1.0}
+        cells.append(cell("t", 0, method, value, settings={"learning_rate": 1e-4}, detail=told))
+    rows = tuned(Results(cells), {"P64": {"variant": "pissa"}})
+    assert [(row.rank, row.against) for row in rows] == [(8, None), (64, None), (64, "L64")]
+
+
+def test_a_tuning_study_says_what_tuning_changes() -> None:
+    told = study(figures=["tuning"])
+    told["study"]["methods"] = METHODS
+    found = sections(told, _tuning())
+    assert (
+        "With the learning rate tuned, variants differ from plain LoRA of the same rank by +15.0 to +15.0"
+        in said(found)
+    )
+    assert "With 2 tasks no interval is to be trusted." in said(found)
+    rows = table(found, "With the learning rate tuned").rows
+    assert rows[1] == (
+        "new, variant=pissa",
+        "75.0 ± 5.0",
+        "+15.0 [+10.0, +20.0]",
+        "2/0/0",
+        "1e-4 × 1, 1e-3 × 1",
+        "2 of 2",
+        "0",
+    )
+    assert table(found, "At one learning rate").rows[1][-2:] == ("1e-3", "0")
+
+
+def test_points_of_a_curve_are_hollow_or_left_out_where_cells_are_not_done() -> None:
+    cells = grid({"m": {"t1": [0.5], "t2": [0.7]}})
+    cells = [{**one, "settings": {"k": 1}} for one in cells]
+    cells += [cell("t1", 0, "m", 0.9, settings={"k": 2}), cell("t2", 0, "m", None, settings={"k": 2})]
+    cells += [cell("t1", 0, "m", None, settings={"k": 3})]
+    (line,) = lines(Results(cells).cells, "k", lambda one: one.value)
+    assert [(one.x, one.tasks, one.whole) for one in line.points] == [(1, 2, True), (2, 1, False)]
+    assert line.points[0].mean == pytest.approx(0.6)
+    assert line.points[0].error == pytest.approx(0.1)
+    assert line.left_out == (3,)
+    (figure,) = [one for one in sections(study(figures=["curve"]), cells) if isinstance(one, Figure)]
+    assert "Hollow points" in figure.note
+    assert "Left out, since no task is complete there: m at 3." in figure.note
+
+
+def _pools(relevances: list[float]) -> list[dict[str, Any]]:
+    """One pool on so many tasks; it gains more where it is more relevant."""
+    cells = []
+    for i, relevance in enumerate(relevances):
+        cells.append(cell(f"t{i}", 0, "new", 0.5))
+        told = {"relevance": relevance, "own": i == 0}
+        cells.append(cell(f"t{i}", 0, "merge", 0.5 + 0.01 * i**2, pool="p", detail=told))
+    return cells
+
+
+def test_relevance_is_compared_with_gain_by_rank() -> None:
+    found = related(Results(_pools([0.1, 0.2, 0.7, 0.9])), "new")
+    assert [(one.task, one.pool, one.own, one.relevance) for one in found] == [
+        ("t0", "p", True, 0.1),
+        ("t1", "p", False, 0.2),
+        ("t2", "p", False, 0.7),
+        ("t3", "p", False, 0.9),
+    ]
+    assert found[2].gain == pytest.approx(0.04)
+    seen = correlation(found)
+    assert seen is not None
+    assert seen.rho == pytest.approx(1)
+    assert (seen.points, seen.tasks) == (4, 4)
+    swapped = correlation(related(Results(_pools([0.1, 0.3, 0.2, 0.4])), "new"))
+    assert swapped is not None
+    assert swapped.rho == pytest.approx(0.8)
+    assert correlation(related(Results(_pools([0.5] * 4)), "new")) is None
+
+
+def test_a_pool_of_which_relevance_is_not_known_is_no_point() -> None:
+    cells = _pools([0.1, 0.2])
+    cells[1]["detail"]["relevance"] = None
+    assert [one.task for one in related(Results(cells), "new")] == ["t1"]
+
+
+def test_figures_are_those_asked_for_where_their_data_is_there() -> None:
+    cells = _tuning() + _pools([0.1, 0.2, 0.7])
+    cells += [
+        cell("t1", 0, "lego", 0.4 + k / 100, settings={"k": k}, detail={"energy": k / 10}) for k in (1, 8)
+    ]
+    asked = ["gains", "relevance", "tuning", "curve", "energy", "wild"]
+    told = {
+        **study(against="new", figures=asked),
+        "wild": {"learning_rate": [1e-4], "rank": [8, 16], "cards": 3},
+    }
+    names = [one.name for one in sections(told, cells) if isinstance(one, Figure)]
+    assert names == ["gains", "relevance", "tuning", "curve-k", "energy-k", "wild"]
+    told["study"]["report"]["figures"] = ["energy"]
+    assert [one.name for one in sections(told, cells) if isinstance(one, Figure)] == ["energy-k"]
+
+
+def test_rates_of_the_wild_that_make_no_sense_are_left_out_and_counted() -> None:
+    wild = {"learning_rate": [1e-4, 5000.0, 0, None, "x", math.nan], "rank": [8, True], "cards": 6}
+    told = {**study(figures=["wild"]), "wild": wild}
+    found = Findings(told, _tuning()).wild
+    assert found is not None
+    assert (found.rates, found.ranks, found.left_out) == ((1e-4,), (8,), 2)
+    note = next(one.note for one in sections(told, _tuning()) if isinstance(one, Figure))
+    assert "Left out: 2 rates outside 1e-8 to 10." in note
+
+
+def test_the_size_is_said_and_small_is_called_small() -> None:
+    found = titled(sections(study(), grid(PAIR)), "How large this is")
+    assert isinstance(found, Text)
+    assert "".join(found.paragraphs) == (
+        "3 tasks of 100 test examples, 2 seeds, 2 adapters, base model org/Tiny-135M: a small model "
+        "(135 million parameters, by its name) and small tasks. What holds here need not hold for larger "
+        "ones."
+    )
+    told = {**study(), "base": {"name": "meta/Llama-3.1-8B-Instruct", "digest": "0"}}
+    large = titled(sections(told, [cell("t", 0, "m", 0.5, n=5000)]), "How large this is")
+    assert isinstance(large, Text)
+    assert "a model (8 billion parameters, by its name) and tasks of different sizes." in large.paragraphs[0]
+    assert "small" not in large.paragraphs[0]
+
+
+def test_what_was_run_is_said() -> None:
+    rows = {row[0]: row[1] for row in table(sections(study(), grid(PAIR)), "What was run").rows}
+    assert rows["base model"] == f"org/Tiny-135M ({'cd' * 6})"
+    assert rows["time"] == "2.0 h, summed over steps"
+    assert rows["versions"] == "python 3.11.2, torch 2.9.1"
+    assert rows["device"] == "cpu, 1 thread, x86_64, 2 cores"
+    assert rows["cells"] == "12 done"
+    tasks = table(sections(study(), grid(PAIR)), "The tasks").rows
+    assert tasks[0] == ("t1", "g", "accuracy", "100", "MIT", "ef" * 6)
+    assert tasks[1] == ("t2", "—", "—", "100", "—", "—")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (points(0.8125), "81.2"),
+        (points(-0.0004), "0.0"),
+        (signed(0.0176), "+1.8"),
+        (signed(-0.0004), "0.0"),
+        (signed(-0.004), "−0.4"),
+        (level(0.07), "7 points"),
+        (level(0.01), "1 point"),
+        (interval(None), "—"),
+        (rate(3.56e-4), "3.6e-4"),
+        (rate(1e-4), "1e-4"),
+        (rate(0.05), "0.05"),
+        (duration(45), "45 s"),
+        (duration(720), "12 min"),
+    ],
+)
+def test_numbers_as_they_are_read(text: str, words: str) -> None:
+    assert text == words
+
+
+def test_no_tasks_have_no_mean() -> None:
+    assert spread({}) is None
+
+
+def _texts(found: list[Section]) -> Iterator[str]:
+    for one in found:
+        if isinstance(one, Table):
+            yield from (text for row in one.rows for text in row)
+            yield one.note
+        elif isinstance(one, Text):
+            yield from one.paragraphs
+        else:
+            yield one.note
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every number in a summary, and those inside its texts."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from _numbers(key)
+            yield from _numbers(one)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, str):
+        yield from (float(one) for one in re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", value))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield abs(float(value))
+
+
+def test_every_number_of_the_tables_is_in_the_summary() -> None:
+    cells = _tuning() + _pools([0.1, 0.2, 0.7]) + grid({"old": {"t0": [0.31, None], "t1": [0.77, 0.78]}})
+    told = study(against="new", figures=["gains", "relevance", "tuning"])
+    known = set()
+    for value in _numbers(json.loads(json.dumps(summary(told, cells), allow_nan=False))):
+        known |= {f"{100 * value:.1f}", f"{value:.3f}", f"{value:g}", rate(value), f"{value:.2f}"}
+    found = sections(told, cells)
+    seen = 0
+    for title in (
+        "Every method against new",
+        "Task by task",
+        "With the learning rate tuned",
+        "At one learning rate",
+    ):
+        for row in table(found, title).rows:
+            for text in row[1:]:
+                for number in re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", text):
+                    assert number in known, (title, row, number)
+                    seen += 1
+    assert seen > 80
+
+
+def test_the_same_results_give_the_same_sections() -> None:
+    told = study(against="new", figures=["gains", "relevance", "tuning", "curve"])
+    cells = _tuning() + _pools([0.1, 0.2, 0.7])
+    assert sections(told, cells) == sections(told, cells)
