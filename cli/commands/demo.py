@@ -79,8 +79,8 @@ STEPS = (
         ("merge", "near", "--method", "ties", "--rank", "16", "-o", "{place}/merged"),
     ),
     Step(
-        "Another method. `energy kept` is what the rank could hold of what the method made.",
-        ("merge", "near", "--method", "svd", "--rank", "16", "-o", "{place}/merged-svd"),
+        "Another method, half the rank. `energy kept` is what that could hold of what the method made.",
+        ("merge", "near", "--method", "svd", "--rank", "8", "-o", "{place}/merged-svd"),
     ),
     Step("The base model, from a file that pip brought.", ("base", "keep", BASE, "{model}"), asks=True),
     Step(

@@ -58,7 +58,7 @@ def test_the_demo_shows_the_main_job(first: tuple[Path, list[str]]) -> None:
         *("search", "select", "pool", "pool", "merge", "merge", "base", "evaluate", "crawl"),
     ]
     assert {line.split()[2] for line in commands} <= set(COMMANDS)
-    assert any(line.startswith("complete: 27 repositories listed") for line in lines)
+    assert any(line.startswith("complete: 41 repositories listed") for line in lines)
     assert not any("Traceback" in line or "Error" in line or "Warning" in line for line in lines)
     about = {f"# {step.about}" for step in demo.STEPS}
     commanded = {line for line in lines if line.startswith("$ ") or line in about}
@@ -79,7 +79,7 @@ def test_running_it_again_is_the_same_quietly_and_without_the_model_but_for_its_
     first: tuple[Path, list[str]],
 ) -> None:
     folder, lines = first
-    talk = ("Crawling ", "A small Hub ", "drawn into ", "13 adapters drawn ")
+    talk = ("Crawling ", "A small Hub ", "drawn into ", "27 adapters drawn ")
     start, end = (
         next(at for at, line in enumerate(lines) if line.startswith(f"$ loradex {name}"))
         for name in ("base keep", "evaluate")

@@ -228,8 +228,9 @@ def test_search_finds_by_words_and_by_meaning(sample: Program) -> None:
     found = ok(sample, "search", "a speaker who corrects a slip of the tongue", "-k", "3")
     assert found[0]["adapter"] == "zoo/disfl_qa"
     assert "meaning" in found[0]["why"]
-    by_words = ok(sample, "search", "overruling", "--words", "-k", "1")
-    assert [hit["adapter"] for hit in by_words] == ["zoo/overruling"]
+    by_words = ok(sample, "search", "overruling", "--words", "-k", "3")
+    assert {hit["adapter"] for hit in by_words} == {f"zoo/overruling{end}" for end in ("", "-r2", "-r8")}
+    assert by_words[0]["adapter"] == "zoo/overruling-r8", "the one whose card says what it is for"
     assert "overruling" in by_words[0]["why"]
     narrowed = ok(sample, "search", "bank", "--where", "rank:16", "-k", "5")
     assert {hit["rank"] for hit in narrowed} <= {16}
