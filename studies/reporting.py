@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from merging.write import storage, write_json, write_text
-from studies import page, published
-from studies import report as grids
+from studies import published
+from studies.report import grids, page
+from studies.report.sections import Text
 from studies.run import read
-from studies.sections import Text
 
 PAGE, MARKDOWN, SUMMARY, PICTURES = "report.html", "report.md", "summary.json", "pictures"
 

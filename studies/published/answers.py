@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studies.published.quoted import HEADLINE, Row, quoted
-from studies.sections import Text
+from studies.report.sections import Text
 
 _NOTHING = "—"
 _OWN = ", own LoRA among them"

@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
-from studies.drawing import VARIABLES, sheet, style, svg
-from studies.page import clean, html, markdown, picture_files
-from studies.sections import Figure, Section, Table, Text
+from studies.report.drawing import VARIABLES, sheet, style, svg
+from studies.report.page import clean, html, markdown, picture_files
+from studies.report.sections import Figure, Section, Table, Text
 
 HOSTILE = (
     "<script>alert(1)</script>",

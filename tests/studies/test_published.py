@@ -12,7 +12,7 @@ import pytest
 from catalog.errors import NotFoundError, UsageError
 from studies.published import PARTS, Row, digests, sections
 from studies.published.quoted import QUOTED, Quoted, quoted
-from studies.sections import Figure, Table, Text
+from studies.report.sections import Figure, Table, Text
 from tests.shared_data import data, shared
 
 QV = ["q_proj", "v_proj"]

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from studies.comparing import Difference, Results, compare, spread, verdict
-from studies.curves import lines
-from studies.findings import Findings
-from studies.relating import correlation, related
-from studies.report import sections, summary
-from studies.sections import Figure, Section, Table, Text
-from studies.tuning import at_one_rate, tuned
-from studies.wording import duration, interval, level, points, rate, sentence, signed
+from studies.report.comparing import Difference, Results, compare, spread, verdict
+from studies.report.curves import lines
+from studies.report.findings import Findings
+from studies.report.grids import sections, summary
+from studies.report.relating import correlation, related
+from studies.report.sections import Figure, Section, Table, Text
+from studies.report.tuning import at_one_rate, tuned
+from studies.report.wording import duration, interval, level, points, rate, sentence, signed
 
 Values = dict[str, dict[str, list[float | None]]]
 ADAPTERS = {"a": "0" * 64, "b": "1" * 64}

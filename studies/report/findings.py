@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
-from studies.comparing import Cell, Difference, Results, finite, verdict
-from studies.curves import RATE, Line, lines, varied
-from studies.relating import Correlation, Related, correlation, related
-from studies.tuning import Row as Tuned
-from studies.tuning import at_one_rate, extent, tuned
-from studies.wording import sentence
+from studies.report.comparing import Cell, Difference, Results, finite, verdict
+from studies.report.curves import RATE, Line, lines, varied
+from studies.report.relating import Correlation, Related, correlation, related
+from studies.report.tuning import Row as Tuned
+from studies.report.tuning import at_one_rate, extent, tuned
+from studies.report.wording import sentence
 
 # Learning rates that someone may have trained with; cards say others too.
 SANE = (1e-8, 10.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from studies.comparing import Results, by_task
+from studies.report.comparing import Results, by_task
 
 _DRAWS = 2000
 

@@ -14,8 +14,8 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from studies.drawing import standalone, unique
-from studies.sections import Figure, Section, Table, Text
+from studies.report.drawing import standalone, unique
+from studies.report.sections import Figure, Section, Table, Text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -114,7 +114,7 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(files("studies").joinpath("page.html.j2").read_text("utf-8"))
+    return environment.from_string(files("studies.report").joinpath("page.html.j2").read_text("utf-8"))
 
 
 def _names(sections: Sequence[Section]) -> list[str]:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from studies.findings import Findings
-from studies.sections import Section, Table, Text
-from studies.wording import NOTHING, counted, counts, duration, listed
+from studies.report.findings import Findings
+from studies.report.sections import Section, Table, Text
+from studies.report.wording import NOTHING, counted, counts, duration, listed
 
 # A model below so many parameters and a task below so many test examples are called small.
 _SMALL_MODEL, _SMALL_TASK = 1e9, 1000

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from studies.comparing import FEW, Difference, Spread
+from studies.report.comparing import FEW, Difference, Spread
 
 NOTHING = "—"
-# By what `studies.comparing.verdict` says; {a} and {b} are compared.
+# By what `studies.report.comparing.verdict` says; {a} and {b} are compared.
 VERDICTS: Mapping[str, str] = {
     "nothing to compare": "No task has complete results for both ‘{a}’ and ‘{b}’, so nothing can be said.",
     "one task": (

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from studies.comparing import Cell, Results, by_task, finite, spread
 from studies.design import label
+from studies.report.comparing import Cell, Results, by_task, finite, spread
 
 RATE = "learning_rate"
 

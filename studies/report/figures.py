@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from catalog.canvas import FAINT, GRID, INK, MARKERS, PALETTE, SMALL, extent, fitted, inches, number
-from studies.comparing import Row
-from studies.curves import Line
-from studies.drawing import WIDTH, sheet, style, svg
-from studies.relating import Related
-from studies.wording import rate
+from studies.report.comparing import Row
+from studies.report.curves import Line
+from studies.report.drawing import WIDTH, sheet, style, svg
+from studies.report.relating import Related
+from studies.report.wording import rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture as an <svg> element (`studies.drawing.svg` makes one); `name` is the stem of its file."""
+    """A picture as an <svg> element (`report.drawing.svg` makes one); `name` is the stem of its file."""
 
     title: str
     svg: str

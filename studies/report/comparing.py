@@ -192,7 +192,7 @@ def compare(mine: Means, other: Means, steps: Means) -> Difference | None:
 
 
 def verdict(difference: Difference | None, margin: float) -> str:
-    """What interval and margin allow to say, in a word or two: a key of `studies.wording.VERDICTS`."""
+    """What interval and margin allow to say, in a word or two: a key of `studies.report.wording.VERDICTS`."""
     if difference is None:
         return "nothing to compare"
     if difference.low is None or difference.high is None:

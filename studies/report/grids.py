@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from studies import figures
-from studies.comparing import FEW, Row
-from studies.curves import RATE, Line
-from studies.facts import facts
-from studies.findings import SANE, Findings, Spot, Wild
-from studies.sections import Figure, Section, Table, Text
-from studies.tuning import Row as Tuned
-from studies.tuning import extent
-from studies.wording import (
+from studies.report import figures
+from studies.report.comparing import FEW, Row
+from studies.report.curves import RATE, Line
+from studies.report.facts import facts
+from studies.report.findings import SANE, Findings, Spot, Wild
+from studies.report.sections import Figure, Section, Table, Text
+from studies.report.tuning import Row as Tuned
+from studies.report.tuning import extent
+from studies.report.wording import (
     NOTHING,
     counted,
     counts,

@@ -7,8 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from studies.comparing import Cell, Difference, Means, Results, Spread, by_task, compare, finite, spread
-from studies.curves import RATE, rest
+from studies.report.comparing import (
+    Cell,
+    Difference,
+    Means,
+    Results,
+    Spread,
+    by_task,
+    compare,
+    finite,
+    spread,
+)
+from studies.report.curves import RATE, rest
 
 PLAIN = "lora"
 
