@@ -10,7 +10,19 @@ from catalog.errors import UsageError
 from merging.adaptive import find_adaptive
 from merging.method import nearest
 from merging.methods import find_method
-from studies.design import Adapt, Merge, Method, Pooled, Study, Train, all_labels, points, settled
+from studies.design import (
+    Adapt,
+    Merge,
+    Method,
+    Pooled,
+    Study,
+    Train,
+    all_labels,
+    points,
+    pools_of,
+    seeds_of,
+    settled,
+)
 
 
 class WrongError(ValueError):
@@ -23,6 +35,8 @@ class WrongError(ValueError):
 
 def check(study: Study) -> None:
     """Raises WrongError for a name that is not there and for settings that make no sense."""
+    for name, pool in study.pools.items():
+        _check_seeds(study, ("pools", name, "seeds"), pool.seeds)
     for name, method in study.methods.items():
         _check_names(study, name, method)
         _check_settings(name, method)
@@ -42,6 +56,7 @@ def _check_names(study: Study, name: str, method: Method) -> None:
     for task in method.tasks or ():
         if study.tasks.names != "all" and task not in study.tasks.names:
             raise WrongError(("methods", name, "tasks"), f"the study has no task {task!r}")
+    _check_seeds(study, ("methods", name, "seeds"), method.seeds)
     try:
         if isinstance(method, Merge):
             find_method(method.method)
@@ -49,6 +64,15 @@ def _check_names(study: Study, name: str, method: Method) -> None:
             _check_target(study, name, method)
     except UsageError as error:
         raise WrongError(("methods", name, "method"), str(error)) from error
+    for pool in pools_of(study, method):
+        if not seeds_of(study, method, pool):
+            raise WrongError(("methods", name, "seeds"), f"{name} and the pool {pool} have no seed in common")
+
+
+def _check_seeds(study: Study, place: Sequence[str | int], seeds: Sequence[int] | None) -> None:
+    for seed in seeds or ():
+        if seed not in study.seeds:
+            raise WrongError(place, f"the study has no seed {seed}; add it to the study's seeds")
 
 
 def _check_pools(study: Study, name: str, method: Pooled) -> None:

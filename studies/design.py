@@ -20,6 +20,7 @@ from merging.variants import VARIANTS
 Name = Annotated[str, Field(pattern=r"^[^|\s,=][^|=,\n]{0,59}$")]
 Value = bool | int | float | str
 Count = Annotated[int, Field(ge=1)]
+Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -38,10 +39,15 @@ class Tasks(Part):
 
 
 class Adapters(Part):
-    """The adapters that pools are chosen from: a folder with one folder of PEFT's for each."""
+    """The adapters that pools are chosen from: a folder with one folder of PEFT's for each.
+
+    Where they are measured one by one, it is on `measure` of the examples that may be learned from, on all of
+    them unless said.
+    """
 
     source: Annotated[str, Field(alias="from")] = "adapters"
     names: tuple[str, ...] | Literal["all"] = "all"
+    measure: Count | None = None
 
 
 class Pool(Part):
@@ -51,7 +57,7 @@ class Pool(Part):
     scores on the budget, `prior` the best mean score on the other tasks, `random` draws by the seed, and
     `all` takes everything. Adapters that were trained on the task itself are left out, allowed, put first,
     or taken alone (`own`). `among` names the adapters to choose from,
-    `control` replaces the members by stand-ins.
+    `control` replaces the members by stand-ins. With `seeds` the pool is for some of the study's seeds only.
     """
 
     by: Literal["gradient", "measured", "prior", "random", "all"]
@@ -60,6 +66,7 @@ class Pool(Part):
     own: Literal["leave out", "allow", "first", "only"] = "leave out"
     among: tuple[str, ...] | None = None
     control: Literal[KINDS] | None = None  # type: ignore[valid-type]
+    seeds: Seeds | None = None
 
     @model_validator(mode="after")
     def _sized(self) -> Pool:
@@ -71,6 +78,7 @@ class Pool(Part):
 class _Method(Part):
     over: Mapping[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
     tasks: tuple[str, ...] | None = None
+    seeds: Seeds | None = None
 
 
 class Base(_Method):
@@ -165,7 +173,7 @@ class Study(Part):
     base: str
     tasks: Tasks
     adapters: Adapters | None = None
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Seeds = (0,)
     pools: Mapping[Name, Pool] = {}
     methods: Annotated[Mapping[Name, Annotated[Method, Field(discriminator="use")]], Field(min_length=1)]
     cards: str | None = None
@@ -221,6 +229,12 @@ def needs_pool(method: Method) -> bool:
     return isinstance(method, Pooled) and not (
         isinstance(method, Adapt) and find_adaptive(method.method).alone
     )
+
+
+def seeds_of(study: Study, method: Method, pool: str | None) -> tuple[int, ...]:
+    """The seeds with which a method is asked on a pool, in the order of the study."""
+    named = (method.seeds, study.pools[pool].seeds if pool else None)
+    return tuple(seed for seed in study.seeds if all(some is None or seed in some for some in named))
 
 
 def pools_of(study: Study, method: Method) -> tuple[str | None, ...]:

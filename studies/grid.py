@@ -38,6 +38,7 @@ from studies.design import (
     label,
     points,
     pools_of,
+    seeds_of,
     settled,
 )
 from studies.store import Place, Step
@@ -150,6 +151,8 @@ class _Grid:
                     if method.tasks is not None and task.name not in method.tasks:
                         continue
                     for pool in pools_of(self.study, method):
+                        if seed not in seeds_of(self.study, method, pool):
+                            continue
                         for point in points(method.over):
                             yield self._cell(task, seed, name, pool, settled(method, point), point)
 
@@ -159,7 +162,8 @@ class _Grid:
         members = self._members(task, seed, self.study.pools[pool]) if pool else None
         about = [members] if members else []
         if members and "relevance" in self.study.report.figures and not self.study.pools[pool or ""].control:
-            found = {"pool": members, "measured": self._measured(task, seed)}
+            # With the examples of one seed, since every adapter is measured for it.
+            found = {"pool": members, "measured": self._measured(task, self.study.seeds[0])}
             about.append(self._step("relevance", {}, found))
         step = self._score(task, seed, method, members)
         about += [one for one in step.inputs.values() if one is not members]
@@ -262,7 +266,10 @@ class _Grid:
         return self._step("gradient", told)
 
     def _measured(self, task: Task, seed: int) -> Step:
-        return self._step("measured", {**self._seen(task, seed), "adapters": self._everyone()})
+        told: dict[str, Any] = {**self._seen(task, seed), "adapters": self._everyone()}
+        if self.study.adapters and self.study.adapters.measure:
+            told["samples"] = self.study.adapters.measure
+        return self._step("measured", told)
 
     def _candidates(self, among: Sequence[str] | None) -> list[dict[str, Any]]:
         """The adapters that a pool is chosen from."""

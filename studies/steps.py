@@ -87,10 +87,10 @@ def pick(job: Job) -> dict[str, Any]:
 
 
 def measured(job: Job) -> dict[str, Any]:
-    """The score of the base and of every adapter alone on the examples that may be learned from."""
+    """The score of the base and of every adapter alone on examples that may be learned from."""
     from merging.evaluate import measure
 
-    base, task, seen = _base(job.place), _task(job), _budget(job).all
+    base, task, seen = _base(job.place), _task(job), _budget(job).all[: job.told.get("samples")]
     scores: dict[str, Any] = {}
     for one in job.told["adapters"]:
         with _worn(job, base, {"name": one["name"]}):

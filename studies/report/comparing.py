@@ -1,7 +1,8 @@
 """The cells of a grid summed up: means over tasks, and differences that are paired over tasks.
 
 Seeds are averaged within a task first, so that a task counts once. A task counts for a label where every cell
-that the grid has there is done; a difference is over the tasks where both labels count.
+that the grid has there is done; a difference is over the tasks where both labels count, and there over the
+seeds that both have.
 """
 
 from __future__ import annotations
@@ -74,7 +75,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A label summed up over the tasks that count, of the `expected` ones where the grid has cells."""
+    """A label summed up over the tasks that count, of the `expected` ones where the grid has cells.
+
+    `seeds` is how many seeds the grid has for it.
+    """
 
     label: str
     value: Spread | None
@@ -82,6 +86,7 @@ class Row:
     difference: Difference | None
     tasks: int
     expected: int
+    seeds: int
     done: int
     failed: int
     missing: int
@@ -123,8 +128,18 @@ class Results:
         return by_task(self.of(label), lambda one: one.loss)
 
     def compare(self, label: str, against: str) -> Difference | None:
-        """The paired difference label - against; None where no task counts for both."""
-        return compare(self.values(label), self.values(against), self.steps)
+        """The paired difference over the seeds that both have; None where no task counts for both."""
+        return compare(self._paired(label, against), self._paired(against, label), self.steps)
+
+    def _paired(self, label: str, other: str) -> Means:
+        """The value on each task that counts, over the seeds that the other label has there too."""
+        means = {}
+        for task in self.values(label):
+            seeds = {one.seed for one in self.at(other, task)}
+            known = [one.value for one in self.at(label, task) if one.seed in seeds and one.value is not None]
+            if known:
+                means[task] = statistics.fmean(known)
+        return means
 
     def row(self, label: str, against: str | None) -> Row:
         """The label summed up, and compared with another one, if that is not the same."""
@@ -137,6 +152,7 @@ class Results:
             difference=self.compare(label, against) if against and against != label else None,
             tasks=len(values),
             expected=len({one.task for one in cells}),
+            seeds=len({one.seed for one in cells}),
             done=states.count("done"),
             failed=states.count("failed"),
             missing=states.count("missing"),

@@ -124,6 +124,9 @@ def _reading(found: Findings) -> str:
     fewer = [row.label for row in found.rows if row.expected < len(found.results.tasks)]
     if fewer:
         note.append(f"Asked on some of the tasks only: {listed(fewer)}.")
+    once = [row.label for row in found.rows if row.seeds < len(found.results.seeds)]
+    if once:
+        note.append(f"Asked with fewer seeds, and compared on these: {listed(once)}.")
     compared = {row.label: row.difference.tasks for row in found.rows if row.difference}
     few = [name for name, tasks in compared.items() if tasks < FEW]
     if few and len(few) == len(compared):
@@ -204,7 +207,7 @@ def _relevance(found: Findings, against: str) -> Figure:
             told += f" {_no_trust(seen.tasks)}"
     note = (
         "A point is one method with one pool on one task, seeds averaged. Relevance is what the members "
-        f"alone gain in loss on the examples of the budget. {told}"
+        f"alone gain in loss on examples that may be learned from, those of the first seed. {told}"
     )
     return Figure(title, figures.relevance(found.related, against, title), note, "relevance")
 

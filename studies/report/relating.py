@@ -38,13 +38,13 @@ class Correlation:
 
 def related(results: Results, against: str) -> tuple[Related, ...]:
     """A point for each label with a pool and each task where relevance and both values are known."""
-    base = results.values(against)
     points = []
     for name in results.labels:
         cells = results.of(name)
         if name == against or not cells[0].pool:
             continue
-        values, relevance = results.values(name), by_task(cells, lambda one: one.known("relevance"))
+        relevance = by_task(cells, lambda one: one.known("relevance"))
+        compared = results.compare(name, against)
         points += [
             Related(
                 task=task,
@@ -52,10 +52,10 @@ def related(results: Results, against: str) -> tuple[Related, ...]:
                 pool=cells[0].pool,
                 own=any(bool(one.detail.get("own")) for one in results.at(name, task)),
                 relevance=relevance[task],
-                gain=values[task] - base[task],
+                gain=gain,
             )
-            for task in values
-            if task in relevance and task in base
+            for task, gain in (compared.by_task if compared else {}).items()
+            if task in relevance
         ]
     return tuple(points)
 

@@ -80,6 +80,9 @@ def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
         ("study: one", "study: [one", 2, "no YAML"),
         ("adapters: {from: there}\n", "", 5, "say where they are, by adapters"),
         ("with: tuned}", "with: tuned, pools: [nar]}", 16, "did you mean near"),
+        ("with: tuned}", "with: tuned, seeds: [0, 7]}", 16, "the study has no seed 7"),
+        ("gradient, k: 3}", "gradient, k: 3, seeds: [4]}", 7, "the study has no seed 4"),
+        ("gradient, k: 3}", "gradient, k: 3, seeds: []}", 7, "at least 1 item"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(
@@ -92,6 +95,12 @@ def test_what_is_wrong_is_said_with_its_line(
     assert words in str(told.value)
     assert "\n" not in str(told.value)
     assert str(told.value).endswith(".")
+
+
+def test_a_method_and_its_pool_need_a_seed_in_common(tmp_path: Path) -> None:
+    text = GOOD.replace("k: 3}", "k: 3, seeds: [0]}").replace("with: tuned}", "with: tuned, seeds: [1]}")
+    with pytest.raises(UsageError, match="line 17: learned and the pool near have no seed in common"):
+        read(tmp_path, text.replace("adapters:", "seeds: [0, 1]\nadapters:"))
 
 
 def test_files_that_are_no_study(tmp_path: Path) -> None:

@@ -148,6 +148,19 @@ def test_a_label_with_a_failed_cell_is_compared_where_both_are_complete() -> Non
     assert "The study is not complete: of 12 cells 1 failed." in said(found)
 
 
+def test_a_label_with_fewer_seeds_is_compared_on_these() -> None:
+    cells = grid({"new": PAIR["new"], "old": {task: [values[0]] for task, values in PAIR["old"].items()}})
+    results = Results(cells)
+    difference = results.compare("old", "new")
+    assert difference is not None
+    assert difference.by_task == pytest.approx({"t1": 0.6 - 0.5, "t2": 0.0, "t3": -0.1})
+    assert results.values("new")["t1"] == pytest.approx(0.6)
+    row = results.row("old", "new")
+    assert (row.tasks, row.expected, row.seeds, row.done) == (3, 3, 1, 3)
+    shown = table(sections(study(against="new"), cells), "Every method against new")
+    assert "Asked with fewer seeds, and compared on these: old." in shown.note
+
+
 def _row(found: list[Section], label: str) -> tuple[str, ...]:
     return next(row for row in table(found, "Every method against new").rows if row[0] == label)
 

@@ -159,6 +159,20 @@ def test_a_changed_line_changes_what_depends_on_it_alone(
     assert {cell[2] for cell in before.keys() & after.keys() if before[cell] != after[cell]} == changed
 
 
+def test_methods_and_pools_of_some_seeds(world: Path, tmp_path: Path) -> None:
+    text = world.read_text()
+    changed = text.replace("chance: {by: random, k: 2}", "chance: {by: random, k: 2, seeds: [1]}")
+    changed = changed.replace("base: {use: base}", "base: {use: base, seeds: [0]}")
+    assert changed.count("seeds:") == text.count("seeds:") + 2
+    path = world.with_name("some.yaml")
+    path.write_text(changed)
+    every, some = (made(one, tmp_path)[1].cells for one in (world, path))
+    left = [one for one in every if one.pool != "chance" or one.seed == 1]
+    left = [one for one in left if one.method != "base" or one.seed == 0]
+    assert [one.step.key for one in some] == [one.step.key for one in left]
+    assert len(left) < len(every)
+
+
 def test_a_changed_adapter_changes_the_pools(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world.parent, tmp_path / "copy")
     path = tmp_path / "copy" / "study.yaml"
