@@ -8,32 +8,38 @@ from typing import Any
 from merging.write import storage, write_json, write_text
 from studies import published
 from studies.report import grids, page
-from studies.report.sections import Text
+from studies.report.sections import Section, Text
 from studies.run import read
 
 PAGE, MARKDOWN, SUMMARY, PICTURES = "report.html", "report.md", "summary.json", "pictures"
 
 
-def report(folder: Path) -> dict[str, Any]:
-    """Writes report.html, report.md, summary.json and pictures/ into a study's folder.
+def report(folder: Path, *, into: Path | None = None) -> dict[str, Any]:
+    """Writes report.html, report.md, summary.json and pictures/ into a study's folder, or into another.
 
     The places of page and Markdown, and the sentences that the numbers allow. Reads only study.json and
     results.jsonl. Raises NotFoundError, StorageError.
     """
     facts, rows = read(folder)
     title, question = facts["study"]["title"], facts["study"]["question"]
+    found = sections(folder)
+    told = {"rows": rows} if "published" in facts["study"] else grids.summary(facts, rows)
+    into = into or folder
+    with storage(into):
+        (into / PICTURES).mkdir(parents=True, exist_ok=True)
+        for name, picture in page.picture_files(found).items():
+            write_text(into / PICTURES / name, picture)
+        write_text(into / PAGE, page.html(title, found, question))
+        write_text(into / MARKDOWN, page.markdown(title, found, PICTURES, question))
+        write_json(into / SUMMARY, told)
+    says = next((one.paragraphs for one in found if isinstance(one, Text)), ())
+    return {"page": str(into / PAGE), "markdown": str(into / MARKDOWN), "says": list(says)}
+
+
+def sections(folder: Path) -> list[Section]:
+    """What the report of a study's folder shows, in its order; raises NotFoundError and StorageError."""
+    facts, rows = read(folder)
     if "published" in facts["study"]:
         known: Any = [row for row in rows if row["status"] == "done"]
-        sections = published.sections(known)
-        told = {"rows": rows}
-    else:
-        sections, told = grids.sections(facts, rows), grids.summary(facts, rows)
-    with storage(folder):
-        (folder / PICTURES).mkdir(exist_ok=True)
-        for name, picture in page.picture_files(sections).items():
-            write_text(folder / PICTURES / name, picture)
-        write_text(folder / PAGE, page.html(title, sections, question))
-        write_text(folder / MARKDOWN, page.markdown(title, sections, PICTURES, question))
-        write_json(folder / SUMMARY, told)
-    says = next((one.paragraphs for one in sections if isinstance(one, Text)), ())
-    return {"page": str(folder / PAGE), "markdown": str(folder / MARKDOWN), "says": list(says)}
+        return published.sections(known)
+    return grids.sections(facts, rows)
