@@ -20,7 +20,7 @@ RECORD_VERSION = 1
 # Terms of a task's data that are nothing but the name of a licence; the Hub writes them in lower case.
 _LICENCE = re.compile(r"(MIT|Apache-2\.0|CC0-1\.0|CC[ -]BY(-NC)?(-SA|-ND)?[ -][1-4]\.0)")
 # What may stand in a line of Markdown; texts of strangers lose everything else.
-_STRANGE = re.compile(r"[^\w .,:;()@/+-]")
+_STRANGE = re.compile(r"[^\w .,:;()@/+'\"?!%=’‘“”–—-]")
 
 
 def record(

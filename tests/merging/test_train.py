@@ -553,10 +553,10 @@ def test_the_card_says_what_was_measured(folder: Path, tmp_path: Path) -> None:
 )
 def test_a_licence_is_named_where_it_is_one(terms: str, licence: str | None, tmp_path: Path) -> None:
     where = write_task(tmp_path / "task", ROWS)
-    told = json.loads((where / "task.json").read_text()) | {"license": terms, "source": "x`\n# Head"}
+    told = json.loads((where / "task.json").read_text()) | {"license": terms, "source": "x`\n# Pat's <b>"}
     (where / "task.json").write_text(json.dumps(told))
     quick(where, tmp_path / "out", steps=1)
     assert load_member(tmp_path / "out").licence == licence
     text = (tmp_path / "out" / "README.md").read_text()
     assert ("\nlicense:" in text) == (licence is not None)
-    assert "* Data: x? ? Head\n" in text
+    assert "* Data: x? ? Pat's ?b?\n" in text
