@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -84,6 +84,25 @@ def apply_to(
     return FoldReport(out, tuple(headers), len(changes), size)
 
 
+def refuse_misfits(base: Path, members: Iterable[Member]) -> None:
+    """Raises MergeError for the first member with a module whose weight has another shape in the base in a
+    folder.
+
+    Reads the headers of the base's shards alone. A module that they know by no such name, or that is stored
+    quantised, tells nothing, and so does a base that is not in safetensors.
+    """
+    try:
+        names = _shards(base)
+    except UsageError:
+        return
+    tensors = {tensor.name: tensor for name in names for tensor in _header(base / name).tensors}
+    for member in members:
+        for module in member.spec.modules:
+            tensor = tensors.get(f"{module.name}.weight")
+            if tensor is not None and tensor.dtype in _DTYPES:
+                _refuse_shape(tensor, member, module)
+
+
 def _shards(base: Path) -> tuple[str, ...]:
     """The names of the base's shards, sorted."""
     try:
@@ -132,17 +151,22 @@ def _changes(base: Path, member: Member, headers: Mapping[str, Header]) -> dict[
             )
         if tensor is None:
             raise MergeError(f"The base has no {module.name}.weight; {member.name} belongs to another model.")
-        shape = (module.out_features, module.in_features)
-        if tensor.shape != (shape[::-1] if _is_turned(member, module) else shape):
-            raise MergeError(
-                f"{tensor.name} has shape {list(tensor.shape)}, {member.name} is made for {list(shape)}."
-            )
+        _refuse_shape(tensor, member, module)
         if tensor.dtype not in _DTYPES:
             raise MergeError(
                 f"{tensor.name} is stored as {tensor.dtype}; fold into a base that is not quantised."
             )
         changes[tensor.name] = module
     return changes
+
+
+def _refuse_shape(tensor: Tensor, member: Member, module: LoraModule) -> None:
+    shape = (module.out_features, module.in_features)
+    if tensor.shape != (shape[::-1] if _is_turned(member, module) else shape):
+        raise MergeError(
+            f"{tensor.name} of the base has shape {list(tensor.shape)}, {member.name} is made for "
+            f"{list(shape)} and belongs to another model."
+        )
 
 
 def _is_turned(member: Member, module: LoraModule) -> bool:

@@ -19,6 +19,7 @@ from catalog.folder import is_adapter_folder
 from catalog.strictjson import load_json
 from crawler.cards import parse_card
 from merging.course import Recipe
+from merging.fold import refuse_misfits
 from merging.members import digest_of, load_member
 from merging.model import checkpoint
 from merging.tasks import TASK_NAME, Task, find_task
@@ -99,11 +100,14 @@ def grid(
     """The study's cells, its work in `folder`; tasks, adapters and cards lie in these folders, else where the
     study says, relative to `beside`.
 
-    Reads the digests of tasks, base and adapters; writes nothing. Raises NotFoundError for what is not there
-    and UsageError for a study that makes no sense.
+    Reads the digests of tasks, base and adapters; writes nothing. Raises NotFoundError for what is not there,
+    UsageError for a study that makes no sense and MergeError for an adapter of another base.
     """
     known = _tasks(study.tasks, tasks or beside / study.tasks.source)
-    members = _adapters(study.adapters, adapters or beside / study.adapters.source) if study.adapters else {}
+    kept = checkpoint(study.base, bases)
+    members = {}
+    if study.adapters:
+        members = _adapters(study.adapters, adapters or beside / study.adapters.source, kept)
     wild = cards or (beside / study.cards if study.cards else None)
     if study.cards and not (wild and wild.is_dir()):
         raise NotFoundError(f"{wild} is no folder of model cards; name one by --cards.")
@@ -306,8 +310,11 @@ def _tasks(told: Tasks, folder: Path) -> dict[str, Task]:
     return {task.name: task for task in found}
 
 
-def _adapters(told: Adapters, folder: Path) -> dict[str, dict[str, Any]]:
-    """Name, folder, sha256 of the weights, and the task trained on of every adapter, sorted by name."""
+def _adapters(told: Adapters, folder: Path, base: Path | None) -> dict[str, dict[str, Any]]:
+    """Name, folder, sha256 of the weights, and the task trained on of every adapter, sorted by name.
+
+    Raises MergeError for one that belongs to another model than the base in a folder.
+    """
     # A pool that was exported has its adapters in a folder of their own.
     folder = folder / EXPORTED if (folder / EXPORTED).is_dir() else folder
     there = {one.name: one for one in sorted(folder.glob("*")) if is_adapter_folder(one)}
@@ -315,16 +322,18 @@ def _adapters(told: Adapters, folder: Path) -> dict[str, dict[str, Any]]:
     if not there or (missing := [name for name in names if name not in there]):
         what = f"no adapter {missing[0]}" if there else "no adapters"
         raise NotFoundError(f"{folder} holds {what}; say where they are, by adapters.from or --adapters.")
-    found = {}
-    for name in sorted(names):
-        member = load_member(there[name], name=name)
-        found[name] = {
+    members = {name: load_member(there[name], name=name) for name in sorted(names)}
+    if base is not None:
+        refuse_misfits(base, members.values())
+    return {
+        name: {
             "name": name,
             "folder": str(there[name]),
             "sha256": digest_of(member.weights),
             "trained_on": _trained_on(there[name]),
         }
-    return found
+        for name, member in members.items()
+    }
 
 
 def _trained_on(folder: Path) -> str | None:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from catalog.errors import LoradexError, MergeError, UsageError
-from merging.fold import apply_to
+from merging.fold import apply_to, refuse_misfits
+from merging.members import load_member
 from tests.hubs import adapter_config
 from tests.merging.adapters import Q, adapter, deltas
 
@@ -146,6 +147,16 @@ def test_a_base_that_does_not_fit_is_refused(change: str, words: str, tmp_path: 
     with pytest.raises(LoradexError, match=words):
         apply_to(source, lora, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_only_another_shape_is_told_from_headers(tmp_path: Path) -> None:
+    member = load_member(adapter(tmp_path / "lora"))
+    with pytest.raises(MergeError, match=r"has shape \[3, 12\].*another model"):
+        refuse_misfits(broken(tmp_path / "shape", "shape"), [member])
+    # Names that are not found and packed values say nothing of the shape, a folder without weights neither.
+    refuse_misfits(broken(tmp_path / "missing", "missing"), [member])
+    refuse_misfits(broken(tmp_path / "quantised", "quantised"), [member])
+    refuse_misfits(tmp_path, [member])
 
 
 def test_no_base_at_all(tmp_path: Path) -> None:

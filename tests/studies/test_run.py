@@ -15,7 +15,7 @@ from filelock import FileLock
 
 pytest.importorskip("peft")
 
-from catalog.errors import NotFoundError, UsageError
+from catalog.errors import MergeError, NotFoundError, UsageError
 from merging.evaluate import measure
 from merging.live import LiveStack
 from merging.members import load_member
@@ -26,6 +26,7 @@ from merging.scoring import likelihoods
 from merging.tasks import draw, read_task
 from studies.run import RESULTS, machine, read, results, run
 from studies.store import Step, in_order
+from tests.merging.tiny import save_base, tiny_base
 from tests.studies.small import TEXT, made, make_world
 
 # PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
@@ -287,6 +288,16 @@ def test_adapters_of_an_exported_pool_and_among_some(world: Path, tmp_path: Path
     path.write_text(text.replace("chance: {by: random, k: 2}", "chance: {by: random, k: 2, among: [a1, a7]}"))
     with pytest.raises(UsageError, match="a7, which is none of the adapters"):
         made(path, tmp_path / "out")
+
+
+def test_an_adapter_of_another_base_is_refused_before_anything_runs(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world.parent, tmp_path / "copy")
+    path = tmp_path / "copy" / "study.yaml"
+    save_base(tiny_base(hidden=64), tmp_path / "wider")
+    path.write_text(path.read_text().replace(f"base: {world.parent / 'base'}", f"base: {tmp_path / 'wider'}"))
+    with pytest.raises(MergeError, match=r"a0 is made for .* belongs to another model"):
+        made(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_of_nothing_are_missing(world: Path, tmp_path: Path) -> None:
