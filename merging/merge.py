@@ -134,6 +134,13 @@ def merged_modules(
     return list(_updates(planned, progress))
 
 
+def works(planned: Plan) -> Iterator[Work]:
+    """What the method of a plan sees of each module; reads every factor once and writes nothing."""
+    members = [planned.members[n] for n in planned.present]
+    for shape in shapes(members):
+        yield _work(planned, shape, members)
+
+
 def _updates(
     planned: Plan, progress: Callable[[int, int], None] | None, written: bool = False
 ) -> Iterator[tuple[Shape, Update]]:

@@ -29,6 +29,7 @@ from studies.design import (
     Adapters,
     Base,
     Ensemble,
+    Merge,
     Method,
     Pool,
     Published,
@@ -47,6 +48,7 @@ from studies.store import Place, Step
 # What PEFT folders say of the task they were trained on: ours, and a common plain file.
 _TRAINED_ON = (RECORD_NAME, "training.json")
 _MOST_BYTES = 16 * 1024 * 1024
+_LEGO = "lora-lego"
 
 
 @dataclass(frozen=True)
@@ -164,13 +166,18 @@ class _Grid:
         self, task: Task, seed: int, name: str, pool: str | None, method: Method, point: Mapping[str, Any]
     ) -> Cell:
         members = self._members(task, seed, self.study.pools[pool]) if pool else None
-        about = [members] if members else []
-        if members and "relevance" in self.study.report.figures and not self.study.pools[pool or ""].control:
+        about, figures = [members] if members else [], self.study.report.figures
+        if members and "relevance" in figures and not self.study.pools[pool or ""].control:
             # With the examples of one seed, since every adapter is measured for it.
             found = {"pool": members, "measured": self._measured(task, self.study.seeds[0])}
             about.append(self._step("relevance", {}, found))
         step = self._score(task, seed, method, members)
-        about += [one for one in step.inputs.values() if one is not members]
+        made = [one for one in step.inputs.values() if one is not members]
+        about += made
+        if members and isinstance(method, Merge) and method.method == _LEGO and "energy" in figures:
+            # Its rank cuts nothing off; what is lost is lost among the units of a cluster.
+            told = {key: made[0].params[key] for key in ("method", "parameters", "rank", "seed")}
+            about.append(self._step("clusters", told, {"pool": members}))
         about.append(step)
         return Cell(task.name, task.group, seed, name, pool, dict(point), step, tuple(about))
 

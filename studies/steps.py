@@ -172,6 +172,25 @@ def merge(job: Job) -> dict[str, Any]:
     return {"adapter": f"{job.key}/{ADAPTER}", "detail": detail}
 
 
+def clusters(job: Job) -> dict[str, Any]:
+    """The share of the energy of its members' units that LoRA-LEGO holds in its centroids."""
+    from merging.merge import works
+    from merging.methods.clustering import centroid_energy
+    from merging.plan import plan
+
+    told = job.told
+    planned = plan(
+        _members(job.place, job.found["pool"]),
+        told["method"],
+        parameters=told["parameters"],
+        rank=told["rank"],
+        seed=told["seed"],
+        base=job.place.base,
+    )
+    held, whole = zip(*(centroid_energy(work) for work in works(planned)), strict=True)
+    return {"detail": {"energy": math.fsum(held) / math.fsum(whole) if any(whole) else 1.0}}
+
+
 def single(job: Job) -> dict[str, Any]:
     """The first member of a pool, as an adapter."""
     return {**job.found["pool"]["members"][0], "detail": {}}
@@ -252,6 +271,7 @@ def published(job: Job) -> dict[str, Any]:
 KINDS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
     "adapt": adapt,
     "cards": cards,
+    "clusters": clusters,
     "ensemble": ensemble,
     "gradient": gradient,
     "measured": measured,

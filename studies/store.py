@@ -30,6 +30,7 @@ VERSIONS: Mapping[str, int] = {
     "measured": 1,
     "gradient": 1,
     "pool": 1,
+    "clusters": 1,
     "relevance": 1,
     "stand-ins": 1,
     "merge": 1,

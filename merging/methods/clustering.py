@@ -27,27 +27,27 @@ def lego(work: Work) -> Update:
     4. output: times sqrt(r / k) with r the mean rank of the members, the second reweighting. With as many
     clusters as units this is the concatenation, if the second reweighting is off.
     """
-    stack = _weighted(singular_units(work.stack) if work.options["units"] == "singular" else work.stack, work)
-    found = grams(stack)
-    lengths = found.a.diagonal() * found.b.diagonal()
-    alive = lengths > 0
-    a, b = stack.a[alive], stack.b[:, alive]
+    stack = _units(work)
+    a, b, means = _clustered(stack, work)
     if not len(a):
         return Update(stack.a[:1], stack.b[:, :1], 0.0, 0.0)
-    likeness = _cosines(found.a[alive][:, alive]) + _cosines(found.b[alive][:, alive])
-    labels = clusters(
-        likeness,
-        lengths[alive],
-        min(work.rank, len(a)),
-        int(work.number("iterations")),
-        None if work.options["start"] == "farthest" else work.key("start"),
-    )
-    means = _means(labels).to(a)
     factor = _parameter_reweighting(a, b, means, str(work.options["norm"]))
     if work.options["rescale"]:
         present = [rank for rank in stack.ranks if rank]
         factor = factor * (sum(present) / len(present) / means.shape[0]) ** 0.25
     return Update(factor[:, None] * (means @ a), (b @ means.T) * factor, None, 0.0)
+
+
+def centroid_energy(work: Work) -> tuple[float, float]:
+    """What the centroids hold of the units' squared lengths, and all of these.
+
+    Sums over clusters of size * ||mu||^2 and over units of ||s||^2 before either reweighting. All less what
+    is held is the objective of the paper's clustering, the sum of ||s - mu||^2.
+    """
+    a, b, means = _clustered(_units(work), work)
+    a, b, means = (part.double() for part in (a, b, means))
+    held = (means @ a).square().sum(1) + (b @ means.T).square().sum(0)
+    return float((held * (means > 0).sum(1)).sum()), float(a.square().sum() + b.square().sum())
 
 
 def clusters(likeness: Tensor, lengths: Tensor, count: int, iterations: int, key: int | None) -> Tensor:
@@ -96,6 +96,29 @@ def singular_units(stack: Stack) -> Stack:
         parts_b.append((b * sign).float())
     ranks = tuple(part.shape[0] for part in parts_a)
     return replace(stack, a=torch.cat(parts_a), b=torch.cat(parts_b, 1), ranks=ranks)
+
+
+def _units(work: Work) -> Stack:
+    return _weighted(singular_units(work.stack) if work.options["units"] == "singular" else work.stack, work)
+
+
+def _clustered(stack: Stack, work: Work) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors of the units that are not 0, (R, in) and (out, R), and means over their clusters, (k, R)."""
+    found = grams(stack)
+    lengths = found.a.diagonal() * found.b.diagonal()
+    alive = lengths > 0
+    a, b = stack.a[alive], stack.b[:, alive]
+    if not len(a):
+        return a, b, a.new_zeros(0, 0)
+    likeness = _cosines(found.a[alive][:, alive]) + _cosines(found.b[alive][:, alive])
+    labels = clusters(
+        likeness,
+        lengths[alive],
+        min(work.rank, len(a)),
+        int(work.number("iterations")),
+        None if work.options["start"] == "farthest" else work.key("start"),
+    )
+    return a, b, _means(labels).to(a)
 
 
 def _weighted(stack: Stack, work: Work) -> Stack:

@@ -261,7 +261,10 @@ def _curve(key: str, lines: Sequence[Line], against: str | None, level: float | 
 
 def _energy(key: str, lines: Sequence[Line]) -> Figure:
     title = f"Energy kept by {key.replace('_', ' ')}"
-    note = f"The share of the squared norm that a truncated merge kept, {_MEANS}.{_gaps(*lines)}"
+    note = (
+        "The share of the squared norm that a truncated merge kept, or that LoRA-LEGO's centroids hold of "
+        f"the squared lengths of all units, {_MEANS}.{_gaps(*lines)}"
+    )
     drawn = figures.curves([("energy kept, %", lines, 100.0)], key, title, None)
     return Figure(title, drawn, note, f"energy-{key}")
 

@@ -114,7 +114,7 @@ def dense(stack: Stack) -> list[Tensor]:
     return [stack.b[:, place].double() @ stack.a[place].double() for place in stack.ranges()]
 
 
-def run(
+def work(
     method: str,
     stack: Stack,
     weights: Sequence[float] | None = None,
@@ -123,23 +123,26 @@ def run(
     names: Sequence[str] | None = None,
     memory: int = 1 << 29,
     **options: Any,
-) -> Update:
-    """One method on one module, with its default weights and, without a rank, all the rank there is."""
+) -> Work:
+    """What a method sees of one module, with its default weights and all the rank there is unless told."""
     row = find_method(method)
     count = len(stack.ranks)
     given = row.default_weights(count) if weights is None else tuple(weights)
     limit = stack.a.shape[0] if row.full_rank else min(stack.a.shape[1], stack.b.shape[0])
-    return row.run(
-        Work(
-            stack=stack,
-            weights=tuple(w / sum(given) for w in given) if row.normalised else given,
-            rank=limit if rank is None else rank,
-            names=tuple(names) if names else tuple(str(n) for n in range(count)),
-            options=row.options(options),
-            seed=seed,
-            memory=memory,
-        )
+    return Work(
+        stack=stack,
+        weights=tuple(w / sum(given) for w in given) if row.normalised else given,
+        rank=limit if rank is None else rank,
+        names=tuple(names) if names else tuple(str(n) for n in range(count)),
+        options=row.options(options),
+        seed=seed,
+        memory=memory,
     )
+
+
+def run(method: str, stack: Stack, *words: Any, **options: Any) -> Update:
+    """One method on the module that `work` gives it."""
+    return find_method(method).run(work(method, stack, *words, **options))
 
 
 def product(update: Update) -> Tensor:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from catalog.errors import UsageError
 from merging.lowrank import Update, grams
 from merging.merge import merge
-from merging.methods.clustering import clusters, singular_units
+from merging.methods.clustering import centroid_energy, clusters, singular_units
 from merging.stack import Stack
 from tests.merging.adapters import (
     adapter,
@@ -25,6 +25,7 @@ from tests.merging.adapters import (
     rotated,
     run,
     stack_of,
+    work,
 )
 
 
@@ -47,6 +48,27 @@ def test_a_case_worked_by_hand() -> None:
     # The second: r is the mean rank 3/2, k is 2.
     found = product(run("lora-lego", stack, rank=2))
     torch.testing.assert_close(found, (1.5 / 2) ** 0.5 * torch.tensor([[2.0, 0.0], [0.0, 4.0]]).double())
+
+
+def test_what_the_centroids_hold_worked_by_hand() -> None:
+    # Squared lengths 5, 2 and 18; the latter two have the mean (0,2|0,2), twice 8 of their 20.
+    stack = stack_of(([[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 1.0]]), ([[0.0, 3.0]], [[0.0], [3.0]]))
+    assert centroid_energy(work("lora-lego", stack, rank=2)) == (21.0, 25.0)
+    assert centroid_energy(work("lora-lego", stack, rank=3)) == (25.0, 25.0)
+    # Units of length 0 count for nothing, and neither do the reweightings.
+    empty = stack_of(([[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]), ([[0.0, 0.0]], [[0.0], [3.0]]))
+    assert centroid_energy(work("lora-lego", empty, rank=2)) == (0.0, 0.0)
+    assert centroid_energy(work("lora-lego", stack, rank=2, norm="none", rescale=False)) == (21.0, 25.0)
+
+
+@pytest.mark.parametrize("units", ["stored", "singular"])
+def test_more_clusters_hold_more_until_they_hold_all(units: str) -> None:
+    stack = random_stack((3, 2, 4), 6, 5, seed=4)
+    shares = [
+        held / whole
+        for held, whole in (centroid_energy(work("lora-lego", stack, rank=k, units=units)) for k in (1, 5, 9))
+    ]
+    assert 0 < shares[0] < shares[1] < shares[2] == pytest.approx(1)
 
 
 def test_the_first_reweighting_undoes_the_decay_of_norms() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("peft")
 
 from merging.evaluate import measure
 from merging.live import LiveStack
-from merging.members import load_member
+from merging.members import load_member, read_module
 from merging.model import load_base
 from merging.tasks import budget, draw, read_task
 from studies.reporting import report
@@ -38,8 +40,9 @@ methods:
   base: {{use: base}}
   first: {{use: single}}
   heavy: {{use: merge, method: sum, weight: 2.0, pools: [measured]}}
+  LEGO: {{use: merge, method: lora-lego, pools: [prior], over: {{rank: [1, 2, 3]}}}}
   dora: {{use: train, rank: 2, steps: 1, batch: 2, learning_rate: 1e-2, variant: dora}}
-report: {{against: base, figures: [relevance, wild]}}
+report: {{against: base, figures: [relevance, energy, wild]}}
 """
 
 
@@ -57,6 +60,15 @@ def out(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("steps") / "out"
     run(*made(world, folder))
     return folder
+
+
+def unit_vectors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every module's name with each of its units [a_j; b_j], the scaling split between both sides."""
+    member = load_member(folder)
+    for module in member.spec.modules:
+        a, b = read_module(member, module.name)
+        for row, column in zip(a, b.T, strict=True):
+            yield module.name, torch.cat([row, column]).double() * abs(module.scaling) ** 0.5
 
 
 def rows_of(out: Path) -> dict[tuple[str, str, str | None], dict[str, Any]]:
@@ -92,6 +104,21 @@ def test_pools_by_measured_scores_and_by_those_on_other_tasks(world: Path, out: 
     failed = rows["halves", "first", "mine"]
     assert failed["status"] == "failed"
     assert "No adapter is left" in failed["error"]
+
+
+def test_lego_says_how_much_of_the_units_its_centroids_hold(world: Path, out: Path) -> None:
+    rows = [json.loads(line) for line in (out / RESULTS).read_text().splitlines()]
+    lego = {
+        row["settings"]["rank"]: row for row in rows if (row["method"], row["task"]) == ("LEGO", "halves")
+    }
+    members = [world.parent / "adapters" / name for name in lego[1]["detail"]["members"]]
+    units = [unit for member in members for unit in unit_vectors(member)]
+    # One centroid a module: the mean of its units.
+    whole = sum(float(unit.square().sum()) for _, unit in units)
+    means = {name: torch.stack([unit for other, unit in units if other == name]) for name, _ in units}
+    held = sum(len(rows) * float(rows.mean(0).square().sum()) for rows in means.values())
+    assert lego[1]["detail"]["energy"] == pytest.approx(held / whole, rel=1e-4)
+    assert held / whole < lego[2]["detail"]["energy"] < lego[3]["detail"]["energy"] == pytest.approx(1)
 
 
 def test_a_variant_that_cannot_be_merged_is_scored_all_the_same(out: Path) -> None:
