@@ -31,8 +31,8 @@ def size(found: Findings) -> str:
     told = f"{model} and {tasks}"
     whole = (
         f"{counted(len(found.results.tasks), 'task')}{_each(examples)}, "
-        f"{counted(len(found.results.seeds), 'seed')}, {counted(len(adapters), 'adapter')}, "
-        f"base model {name}: {told}."
+        f"{counted(len(found.results.seeds), 'seed')}, "
+        f"{counted(len(adapters), 'adapter') + ', ' if adapters else ''}base model {name}: {told}."
     )
     if "small" in told:
         whole += " What holds here need not hold for larger ones."
@@ -76,7 +76,7 @@ def _run(found: Findings) -> Table:
         "base model": _with_digest(base.get("name"), base.get("digest")),
         "tasks": counted(len(found.results.tasks), "task"),
         "seeds": listed([str(seed) for seed in seeds]),
-        "adapters": counted(len(study.get("adapters") or {}), "adapter"),
+        "adapters": counted(len(adapters), "adapter") if (adapters := study.get("adapters")) else "",
         "cells": counts(state),
         "steps": counts(steps),
         "time": f"{duration(study['seconds'])}, summed over steps"

@@ -221,9 +221,10 @@ def _tuning(found: Findings) -> Iterator[Section]:
     yield Figure(title, figures.curves(panels, RATE, title, None), note, "tuning")
     if found.tuned:
         note = (
-            "For every task and seed the rate with the lowest validation loss; test values. Difference: to "
-            "plain LoRA of the same rank, tuned in the same way. At an end: the lowest or highest rate tried "
-            "was chosen, so that a better one may lie outside. A training that failed is never chosen."
+            "For every task and seed the rate with the lowest validation loss; test values and losses. "
+            "Difference: to plain LoRA of the same rank, tuned in the same way. At an end: the lowest or "
+            "highest rate tried was chosen, so that a better one may lie outside. A training that failed is "
+            "never chosen."
         )
         yield _tuned("With the learning rate tuned", found.tuned, note)
     if found.fixed:
@@ -239,7 +240,7 @@ def _tuned(title: str, rows: Sequence[Tuned], note: str) -> Table:
     one_rate = all(len(row.rates) < 2 for row in rows) and not any(row.edges for row in rows)
     shown = []
     for row in rows:
-        numbers = mean(row.value), interval(row.difference), record(row.difference)
+        numbers = mean(row.value), interval(row.difference), record(row.difference), nats(row.loss)
         if one_rate:
             rates = [listed([rate(one) for one in row.rates]) or NOTHING]
         else:
@@ -247,7 +248,8 @@ def _tuned(title: str, rows: Sequence[Tuned], note: str) -> Table:
             rates = [chosen or NOTHING, f"{row.edges} of {sum(row.rates.values())}"]
         shown.append((row.label, *numbers, *rates, str(row.failed)))
     told = ("rate",) if one_rate else ("rates chosen", "at an end")
-    return Table(title, ("method", _MEAN, _DIFFERENCE, "win/tie/loss", *told, "failed"), tuple(shown), note)
+    columns = ("method", _MEAN, _DIFFERENCE, "win/tie/loss", "loss", *told, "failed")
+    return Table(title, columns, tuple(shown), note)
 
 
 def _curve(key: str, lines: Sequence[Line], against: str | None, level: float | None) -> Figure:

@@ -25,7 +25,8 @@ PLAIN = "lora"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One variant and rank: its test value, and the difference to plain LoRA of the same rank (`against`).
+    """One variant and rank: its test value and loss, and the value's difference to plain LoRA of the same
+    rank (`against`).
 
     `rates` counts the rates it was trained at, over tasks and seeds; `edges` how often the lowest or highest
     rate tried was chosen; `failed` the trainings that failed, which can never be chosen.
@@ -35,6 +36,7 @@ class Row:
     variant: str
     rank: float | None
     value: Spread | None
+    loss: float | None
     against: str | None
     difference: Difference | None
     rates: dict[float, int]
@@ -114,7 +116,7 @@ def _rows(trials: Sequence[_Trial], picked: Mapping[str, Sequence[Cell]], steps:
 def _row(
     trial: _Trial, cells: Sequence[Cell], values: Mapping[str, Means], against: str | None, steps: Means
 ) -> Row:
-    mine = values[trial.label]
+    mine, losses = values[trial.label], spread(by_task(cells, lambda one: one.loss))
     done = [one for one in cells if one.status == "done"]
     rates: dict[float, int] = defaultdict(int)
     for one in done:
@@ -127,6 +129,7 @@ def _row(
         variant=trial.variant,
         rank=trial.rank,
         value=spread(mine),
+        loss=losses.mean if losses else None,
         against=other,
         difference=compare(mine, values[other], steps) if other else None,
         rates=dict(sorted(rates.items())),

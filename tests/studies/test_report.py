@@ -385,6 +385,7 @@ def test_a_tuning_study_says_what_tuning_changes() -> None:
         "75.0 ± 5.0",
         "+15.0 [+10.0, +20.0]",
         "2/0/0",
+        "0.250",
         "1e-4 × 1, 1e-3 × 1",
         "2 of 2",
         "0",
@@ -476,11 +477,12 @@ def test_the_size_is_said_and_small_is_called_small() -> None:
         "(135 million parameters, by its name) and small tasks. What holds here need not hold for larger "
         "ones."
     )
-    told = {**study(), "base": {"name": "meta/Llama-3.1-8B-Instruct", "digest": "0"}}
+    told = {**study(), "adapters": {}, "base": {"name": "meta/Llama-3.1-8B-Instruct", "digest": "0"}}
     large = titled(sections(told, [cell("t", 0, "m", 0.5, n=5000)]), "How large this is")
     assert isinstance(large, Text)
     assert "a model (8 billion parameters, by its name) and tasks of different sizes." in large.paragraphs[0]
     assert "small" not in large.paragraphs[0]
+    assert "adapters" not in large.paragraphs[0]
 
 
 def test_what_was_run_is_said() -> None:
