@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,23 +86,34 @@ def relevance(points: Sequence[Related], against: str, title: str) -> str:
         return svg(figure, title)
 
 
-def curves(
-    panels: Sequence[tuple[str, Sequence[Line], float]], key: str, title: str, level: float | None
-) -> str:
-    """Panels side by side, each (name of y, lines, factor), against the setting `key`.
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Lines whose y, named `what`, is `factor` times their means; `logarithmic` where far apart."""
+
+    what: str
+    lines: Sequence[Line]
+    factor: float = 1.0
+    logarithmic: bool = False
+
+
+def curves(panels: Sequence[Panel], key: str, title: str, level: float | None) -> str:
+    """Panels side by side against the setting `key`.
 
     `level` is a value that the first panel shows as a dashed horizontal line, for comparison.
     """
-    names = list(dict.fromkeys(line.label for _, lines, _ in panels for line in lines))
+    names = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     with style():
         figure, all_axes = _panels(len(panels), _PANEL + 0.3, _entries(names))
-        for axes, (what, lines, factor) in zip(all_axes, panels, strict=True):
-            _draw_lines(axes, lines, names, factor)
-            _x_axis(axes, [point.x for line in lines for point in line.points], key)
-            axes.set_ylabel(what)
+        for axes, panel in zip(all_axes, panels, strict=True):
+            points = [point for line in panel.lines for point in line.points]
+            _draw_lines(axes, panel.lines, names, panel.factor)
+            _x_axis(axes, [point.x for point in points], key)
+            if panel.logarithmic:
+                _spread_y(axes, [panel.factor * point.mean for point in points])
+            axes.set_ylabel(panel.what)
         if level is not None:
             all_axes[0].axhline(
-                panels[0][2] * level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1
+                panels[0].factor * level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1
             )
         return svg(figure, title)
 
@@ -228,6 +240,19 @@ def _x_axis(axes: Axes, values: Sequence[float], key: str) -> None:
     axes.xaxis.set_major_locator(FixedLocator(_roomy(tried, axes, spread, shown)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
     axes.set_xlabel(fitted(key.replace("_", " "), 2 * 72))
+
+
+def _spread_y(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic y where values are positive and far apart, so that small ones are told apart."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if not values or min(values) <= 0 or max(values) < _LOGARITHMIC * min(values):
+        return
+    axes.set_yscale("log", nonpositive="clip")
+    axes.set_ylim(min(values) / 1.3, max(values) * 1.3)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
 
 def _roomy(

@@ -215,8 +215,8 @@ def _relevance(found: Findings, against: str) -> Figure:
 def _tuning(found: Findings) -> Iterator[Section]:
     title = "Learning rates"
     value, loss = found.tuning["value"], found.tuning["validation loss"]
-    panels: list[tuple[str, Sequence[Line], float]] = [("value, points", value, 100.0)]
-    panels += [("validation loss, nats a token", loss, 1.0)] if loss else []
+    panels = [figures.Panel("value, points", value, 100.0)]
+    panels += [figures.Panel("validation loss, nats a token", loss, logarithmic=True)] if loss else []
     note = f"Each point: {_MEANS}, with the standard error over tasks.{_gaps(*value, *loss)}"
     yield Figure(title, figures.curves(panels, RATE, title, None), note, "tuning")
     if found.tuned:
@@ -254,7 +254,7 @@ def _tuned(title: str, rows: Sequence[Tuned], note: str) -> Table:
 
 def _curve(key: str, lines: Sequence[Line], against: str | None, level: float | None) -> Figure:
     title = f"Value by {key.replace('_', ' ')}"
-    drawn = figures.curves([("value, points", lines, 100.0)], key, title, level)
+    drawn = figures.curves([figures.Panel("value, points", lines, 100.0)], key, title, level)
     note = f"Each point: {_MEANS}, with the standard error over tasks.{_gaps(*lines)}"
     if against and level is not None:
         note += f" Dashed: {against}."
@@ -267,7 +267,7 @@ def _energy(key: str, lines: Sequence[Line]) -> Figure:
         "The share of the squared norm that a truncated merge kept, or that LoRA-LEGO's centroids hold of "
         f"the squared lengths of all units, {_MEANS}.{_gaps(*lines)}"
     )
-    drawn = figures.curves([("energy kept, %", lines, 100.0)], key, title, None)
+    drawn = figures.curves([figures.Panel("energy kept, %", lines, 100.0)], key, title, None)
     return Figure(title, drawn, note, f"energy-{key}")
 
 

@@ -393,6 +393,20 @@ def test_a_tuning_study_says_what_tuning_changes() -> None:
     assert table(found, "At one learning rate").rows[1][-2:] == ("1e-3", "0")
 
 
+@pytest.mark.parametrize(("worst", "ticks"), [(1.5, set()), (40.0, {"1", "2", "5", "10", "20"})])
+def test_losses_far_apart_stand_on_a_logarithmic_axis(worst: float, ticks: set[str]) -> None:
+    told, cells = study(figures=["tuning"]), _tuning()
+    told["study"]["methods"] = METHODS
+    for one in cells:
+        if one["detail"]["valid_loss"] == 2.0:
+            one["detail"]["valid_loss"] = worst
+    figure = titled(sections(told, cells), "Learning rates")
+    assert isinstance(figure, Figure)
+    shown = set(re.findall(r">([\d.]+)</text>", figure.svg))
+    assert ticks <= shown
+    assert ("20" in shown) is bool(ticks)
+
+
 def test_points_of_a_curve_are_hollow_or_left_out_where_cells_are_not_done() -> None:
     cells = grid({"m": {"t1": [0.5], "t2": [0.7]}})
     cells = [{**one, "settings": {"k": 1}} for one in cells]
