@@ -141,10 +141,16 @@ def _no_trust(tasks: int) -> str:
 
 
 def _by_task(found: Findings) -> Table:
-    labels = found.results.labels
-    rows = [(task, *(_spot(found.spot(label, task)) for label in labels)) for task in found.results.tasks]
+    """Tasks against methods; the more numerous are the rows, so that the table is rather long than wide."""
+    labels, tasks = found.results.labels, found.results.tasks
+    if len(labels) > len(tasks):
+        columns = ("method", *tasks)
+        rows = [(label, *(_spot(found.spot(label, task)) for task in tasks)) for label in labels]
+    else:
+        columns = ("task", *labels)
+        rows = [(task, *(_spot(found.spot(label, task)) for label in labels)) for task in tasks]
     note = "The task's metric in points, seeds averaged; in brackets the seeds that are not in it."
-    return Table("Task by task", ("task", *labels), tuple(rows), note)
+    return Table("Task by task", columns, tuple(rows), note)
 
 
 def _spot(spot: Spot | None) -> str:

@@ -174,6 +174,15 @@ def test_failed_and_missing_cells_are_shown() -> None:
     assert _row(found, "old")[1:] == ("—", "—", "—", "—", "0 of 3", "1 done, 3 failed, 2 missing")
 
 
+def test_the_table_of_tasks_is_rather_long_than_wide() -> None:
+    values = {"t1": [0.1, 0.3], "t2": [0.4, 0.6]}
+    few = table(sections(study(), grid({"a": values})), "Task by task")
+    assert (few.columns, few.rows) == (("task", "a"), (("t1", "20.0"), ("t2", "50.0")))
+    many = table(sections(study(), grid(dict.fromkeys("abc", values))), "Task by task")
+    assert many.columns == ("method", "t1", "t2")
+    assert many.rows == tuple((name, "20.0", "50.0") for name in "abc")
+
+
 def test_a_label_that_the_grid_does_not_ask_on_a_task_is_not_failed_there() -> None:
     found = sections(study(against="new"), grid({"new": PAIR["new"], "old": {"t1": [0.5, 0.5]}}))
     assert [row[2] for row in table(found, "Task by task").rows] == ["50.0", "—", "—"]
