@@ -64,8 +64,8 @@ def _in_two(label: str) -> str:
     return f"{fitted(method, 2.3 * 72)}\n{fitted(pool, 2.3 * 72)}"
 
 
-def relevance(points: Sequence[Related], against: str, title: str) -> str:
-    """Gain over `against` in points by relevance, a colour for each pool; diamonds are of own tasks."""
+def relevance(points: Sequence[Related], title: str) -> str:
+    """Gain in points by relevance, both less the mean, a colour for each pool; diamonds are of own tasks."""
     pools = list(dict.fromkeys(one.pool for one in points))
     with style():
         keys = {pool: _look(i) for i, pool in enumerate(pools)}
@@ -75,14 +75,17 @@ def relevance(points: Sequence[Related], against: str, title: str) -> str:
             entries.append(("a member was trained on the task itself", own))
         figure, (axes,) = _panels(1, 2.9, entries)
         axes.axhline(0, color=FAINT, linewidth=0.8)
+        axes.axvline(0, color=FAINT, linewidth=0.8)
         axes.grid()
         for pool in pools:
             for own_task, marker in ((False, "o"), (True, "D")):
                 these = [one for one in points if one.pool == pool and one.own is own_task]
                 places = [one.relevance for one in these], [100 * one.gain for one in these]
                 axes.plot(*places, marker, color=keys[pool][0], markersize=5, alpha=0.8, markeredgewidth=0)
-        axes.set_xlabel("relevance of the pool: mean gain in loss of its members alone, nats a token")
-        axes.set_ylabel(fitted(f"gain over {against}, points", 2.8 * 72))
+        axes.set_xlabel(
+            "relevance of the pool: gain in loss of its members alone, nats a token, less the mean"
+        )
+        axes.set_ylabel("gain, points, less the mean")
         return svg(figure, title)
 
 

@@ -176,7 +176,7 @@ def _figures(found: Findings) -> Iterator[Section]:
     if "gains" in found.asked and found.against and compared:
         yield _gains(compared, found.against)
     if found.related and found.against:
-        yield _relevance(found, found.against)
+        yield _relevance(found)
     if "tuning" in found.asked and found.tuning.get("value"):
         yield from _tuning(found)
     level = next((row.value.mean for row in found.rows if row.label == found.against and row.value), None)
@@ -198,7 +198,7 @@ def _gains(rows: Sequence[Row], against: str) -> Figure:
     return Figure(title, figures.gains(rows, against, title), note, "gains")
 
 
-def _relevance(found: Findings, against: str) -> Figure:
+def _relevance(found: Findings) -> Figure:
     title = "Gain by relevance of the pool"
     seen = found.correlation
     if seen is None:
@@ -213,9 +213,11 @@ def _relevance(found: Findings, against: str) -> Figure:
             told += f" {_no_trust(seen.tasks)}"
     note = (
         "A point is one method with one pool on one task, seeds averaged. Relevance is what the members "
-        f"alone gain in loss on examples that may be learned from, those of the first seed. {told}"
+        "alone gain in loss on examples that may be learned from, those of the first seed. Both are less the "
+        "mean over the method's pools on the task, so that neither task nor method makes a difference; "
+        f"methods with one pool are not here. {told}"
     )
-    return Figure(title, figures.relevance(found.related, against, title), note, "relevance")
+    return Figure(title, figures.relevance(found.related, title), note, "relevance")
 
 
 def _tuning(found: Findings) -> Iterator[Section]:

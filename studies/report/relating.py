@@ -1,13 +1,20 @@
-"""Whether pools that are more relevant to a task gain more: points, and Spearman's rank correlation."""
+"""Whether a method gains more on a task with a more relevant pool: points, and Spearman's rank correlation.
+
+Tasks differ in what can be gained at all, and methods in what they gain. Both are taken out: compared are the
+pools on which one method was asked on one task.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
+from studies.design import label as labelled
 from studies.report.comparing import Results, by_task
 
 _DRAWS = 2000
@@ -15,7 +22,10 @@ _DRAWS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Related:
-    """One label on one task, seeds averaged: how relevant its pool is, and what it gains."""
+    """A method with a pool on a task, seeds averaged: relevance of the pool and gain.
+
+    Both are less their means over the pools that the method has there.
+    """
 
     task: str
     label: str
@@ -37,27 +47,30 @@ class Correlation:
 
 
 def related(results: Results, against: str) -> tuple[Related, ...]:
-    """A point for each label with a pool and each task where relevance and both values are known."""
-    points = []
+    """A point for each label with a pool and each task where relevance and both values are known.
+
+    A method without a second pool on the task has none there.
+    """
+    found: dict[tuple[str, str], list[Related]] = defaultdict(list)
     for name in results.labels:
         cells = results.of(name)
-        if name == against or not cells[0].pool:
+        pool = cells[0].pool
+        if name == against or not pool:
             continue
         relevance = by_task(cells, lambda one: one.known("relevance"))
         compared = results.compare(name, against)
-        points += [
-            Related(
-                task=task,
-                label=name,
-                pool=cells[0].pool,
-                own=any(bool(one.detail.get("own")) for one in results.at(name, task)),
-                relevance=relevance[task],
-                gain=gain,
-            )
-            for task, gain in (compared.by_task if compared else {}).items()
-            if task in relevance
-        ]
-    return tuple(points)
+        for task, gain in (compared.by_task if compared else {}).items():
+            if task in relevance:
+                own = any(bool(one.detail.get("own")) for one in results.at(name, task))
+                method = labelled(cells[0].method, None, cells[0].settings)
+                found[method, task].append(Related(task, name, pool, own, relevance[task], gain))
+    return tuple(point for points in found.values() if len(points) > 1 for point in _centred(points))
+
+
+def _centred(points: Sequence[Related]) -> list[Related]:
+    relevance = fmean(one.relevance for one in points)
+    gain = fmean(one.gain for one in points)
+    return [replace(one, relevance=one.relevance - relevance, gain=one.gain - gain) for one in points]
 
 
 def correlation(points: Sequence[Related], *, draws: int = _DRAWS, seed: int = 0) -> Correlation | None:

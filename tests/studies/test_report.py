@@ -14,7 +14,7 @@ from studies.report.comparing import Difference, Results, compare, spread, verdi
 from studies.report.curves import lines
 from studies.report.findings import Findings
 from studies.report.grids import sections, summary
-from studies.report.relating import correlation, related
+from studies.report.relating import Related, correlation, related
 from studies.report.sections import Figure, Section, Table, Text
 from studies.report.tuning import at_one_rate, tuned
 from studies.report.wording import duration, interval, level, points, rate, sentence, signed
@@ -431,39 +431,53 @@ def test_points_of_a_curve_are_hollow_or_left_out_where_cells_are_not_done() -> 
     assert "Left out, since no task is complete there: m at 3." in figure.note
 
 
-def _pools(relevances: list[float]) -> list[dict[str, Any]]:
-    """One pool on so many tasks; it gains more where it is more relevant."""
+def _pools(relevances: list[float], more: float = 0.2) -> list[dict[str, Any]]:
+    """A task for each relevance of its pool p; q is more relevant by so much, and gains a point more."""
     cells = []
     for i, relevance in enumerate(relevances):
         cells.append(cell(f"t{i}", 0, "new", 0.5))
-        told = {"relevance": relevance, "own": i == 0}
-        cells.append(cell(f"t{i}", 0, "merge", 0.5 + 0.01 * i**2, pool="p", detail=told))
+        for pool, extra in (("p", 0.0), ("q", 1.0)):
+            told = {"relevance": relevance + more * extra, "own": i == 0 and pool == "q"}
+            value = 0.5 - relevance / 2 + 0.01 * extra
+            cells.append(cell(f"t{i}", 0, "merge", value, pool=pool, detail=told))
+        cells.append(cell(f"t{i}", 0, "other", 0.3, pool="p", detail={"relevance": relevance}))
     return cells
 
 
-def test_relevance_is_compared_with_gain_by_rank() -> None:
-    found = related(Results(_pools([0.1, 0.2, 0.7, 0.9])), "new")
-    assert [(one.task, one.pool, one.own, one.relevance) for one in found] == [
-        ("t0", "p", True, 0.1),
-        ("t1", "p", False, 0.2),
-        ("t2", "p", False, 0.7),
-        ("t3", "p", False, 0.9),
+def test_relevance_and_gain_are_compared_within_a_task_and_a_method() -> None:
+    # Over all cells, relevance and gain are opposed: tasks whose pools are more relevant gain less.
+    found = related(Results(_pools([0.1, 0.5])), "new")
+    assert [(one.task, one.label, one.own) for one in found] == [
+        ("t0", "merge | p", False),
+        ("t0", "merge | q", True),
+        ("t1", "merge | p", False),
+        ("t1", "merge | q", False),
     ]
-    assert found[2].gain == pytest.approx(0.04)
-    seen = correlation(found)
+    assert [one.relevance for one in found] == pytest.approx([-0.1, 0.1, -0.1, 0.1])
+    assert [one.gain for one in found] == pytest.approx([-0.005, 0.005, -0.005, 0.005])
+
+
+def test_the_correlation_is_of_ranks() -> None:
+    def points(gains: list[float]) -> list[Related]:
+        return [
+            Related(f"t{i}", "m", "p", False, x, y) for i, (x, y) in enumerate(zip(at, gains, strict=True))
+        ]
+
+    at = [0.1, 0.2, 0.7, 0.9]
+    seen = correlation(points([0.0, 0.01, 0.04, 0.5]))
     assert seen is not None
     assert seen.rho == pytest.approx(1)
     assert (seen.points, seen.tasks) == (4, 4)
-    swapped = correlation(related(Results(_pools([0.1, 0.3, 0.2, 0.4])), "new"))
+    swapped = correlation(points([0.0, 0.04, 0.01, 0.5]))
     assert swapped is not None
     assert swapped.rho == pytest.approx(0.8)
-    assert correlation(related(Results(_pools([0.5] * 4)), "new")) is None
+    assert correlation(points([0.5] * 4)) is None
 
 
 def test_a_pool_of_which_relevance_is_not_known_is_no_point() -> None:
     cells = _pools([0.1, 0.2])
     cells[1]["detail"]["relevance"] = None
-    assert [one.task for one in related(Results(cells), "new")] == ["t1"]
+    assert {one.task for one in related(Results(cells), "new")} == {"t1"}
 
 
 def test_figures_are_those_asked_for_where_their_data_is_there() -> None:
