@@ -119,6 +119,11 @@ def test_columns_of_numbers_are_to_the_right_and_rows_have_headings() -> None:
     assert page.count('scope="col"') == 5
 
 
+def test_a_long_name_in_a_head_breaks_after_an_underscore_and_is_still_escaped() -> None:
+    page = html("T", [Table("t", ("method", "hate_or_<b>"), (("a", "1"),))])
+    assert "hate_<wbr>or_<wbr>&lt;b&gt;</th>" in page
+
+
 def test_every_colour_of_a_picture_is_a_variable_with_a_light_and_a_dark_value() -> None:
     page = html("T", everything())
     dark = page[page.index("prefers-color-scheme: dark") :].split("}", 1)[0]
