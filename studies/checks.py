@@ -64,7 +64,10 @@ def _check_names(study: Study, name: str, method: Method) -> None:
             _check_target(study, name, method)
     except UsageError as error:
         raise WrongError(("methods", name, "method"), str(error)) from error
-    for pool in pools_of(study, method):
+    pools = pools_of(study, method)
+    if not pools:
+        raise WrongError(("methods", name), f"{name} needs a pool; describe one by pools, and name it")
+    for pool in pools:
         if not seeds_of(study, method, pool):
             raise WrongError(("methods", name, "seeds"), f"{name} and the pool {pool} have no seed in common")
 

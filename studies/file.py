@@ -124,8 +124,9 @@ class _Reading:
             "pools": Pool,
         }
         part = owners.get(str(place[0])) if len(place) > 1 else Study
-        if place[0] == "methods" and isinstance(self.told, dict):
-            told = self.told["methods"].get(place[1])
+        methods = self.told.get("methods") if isinstance(self.told, dict) else None
+        if len(place) > 1 and place[0] == "methods" and isinstance(methods, dict):
+            told = methods.get(place[1])
             use = told.get("use") if isinstance(told, dict) else None
             part = next((one for one in KINDS_OF_METHOD if use_of(one) == use), None)
         return [] if part is None else [field.alias or name for name, field in part.model_fields.items()]
@@ -149,8 +150,10 @@ class _Reading:
         if isinstance(node, yaml.MappingNode):
             seen = set()
             for key, value in node.value:
+                line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode):
+                    raise UsageError(f"{self.path} line {line}: a name is a word, not a list.")
                 if key.value in seen:
-                    line = key.start_mark.line + 1
                     raise UsageError(f"{self.path} line {line}: {key.value} stands there twice; keep one.")
                 seen.add(key.value)
                 self._refuse_twice(value)

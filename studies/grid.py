@@ -113,15 +113,16 @@ def grid(
     wild = cards or (beside / study.cards if study.cards else None)
     if study.cards and not (wild and wild.is_dir()):
         raise NotFoundError(f"{wild} is no folder of model cards; name one by --cards.")
+    # Absolute, since the processes of a cluster begin in folders of their own.
     place = Place(
-        folder=folder,
-        base=study.base,
-        bases=bases,
+        folder=folder.absolute(),
+        base=str(Path(study.base).absolute()) if Path(study.base).is_dir() else study.base,
+        bases=bases.absolute() if bases else None,
         device=device,
         threads=threads,
-        tasks={name: task.folder for name, task in known.items()},
-        adapters={name: Path(one["folder"]) for name, one in members.items()},
-        source=wild or Path(),
+        tasks={name: task.folder.absolute() for name, task in known.items()},
+        adapters={name: Path(one["folder"]).absolute() for name, one in members.items()},
+        source=(wild or Path()).absolute(),
     )
     made = _Grid(study, known, members, _identity(study.base, bases, device))
     facts = {
@@ -391,6 +392,6 @@ def published_grid(study: Published, beside: Path, folder: Path, *, tables: Path
 
     source = tables or beside / study.published
     known = digests(source)
-    place = Place(folder, "", None, "cpu", 1, {}, {}, source)
+    place = Place(folder.absolute(), "", None, "cpu", 1, {}, {}, source.absolute())
     parts = {part: Step("published", {"part": part, "digests": known}) for part in PARTS}
     return Grid(place, (), None, {"tables": known}, parts)

@@ -40,7 +40,7 @@ class Ray:
         cores = None if self.workers is None else self.workers * place.threads
         try:
             ray.init(
-                address=self.address,
+                address=self.address or "local",
                 num_cpus=None if self.address else cores,
                 include_dashboard=None if self.address else False,
                 log_to_driver=False,

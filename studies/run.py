@@ -147,13 +147,15 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def machine(device: str) -> str:
-    """Processor, cores and accelerator, in words."""
+    """Processor, cores and accelerator of this machine, in words, where others may do the work."""
     import os
 
     told = f"{platform.machine()}, {os.cpu_count()} cores"
     if device.startswith("cuda"):
         import torch
 
+        if not torch.cuda.is_available():
+            return told
         return f"{told}, {torch.cuda.get_device_name(torch.device(device))}"
     return told
 

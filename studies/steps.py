@@ -140,6 +140,7 @@ def stand_ins(job: Job) -> dict[str, Any]:
     """Stand-ins of a pool's members."""
     from merging.controls import stand_ins as made
 
+    _take_threads(job.place)
     members = made(
         _members(job.place, job.found["pool"]), job.told["control"], job.out / "members", job.told["seed"]
     )
@@ -152,6 +153,7 @@ def merge(job: Job) -> dict[str, Any]:
     """A merge of a pool."""
     from merging.merge import merge as merged
 
+    _take_threads(job.place)
     members = _members(job.place, job.found["pool"])
     weight = job.told.get("weight")
     report = merged(
@@ -178,6 +180,7 @@ def clusters(job: Job) -> dict[str, Any]:
     from merging.methods.clustering import centroid_energy
     from merging.plan import plan
 
+    _take_threads(job.place)
     told = job.told
     planned = plan(
         _members(job.place, job.found["pool"]),
@@ -324,18 +327,23 @@ _WORTH: Mapping[str, Callable[[Job, Sequence[str]], _Worth]] = {
 }
 
 
+def _take_threads(place: Place) -> None:
+    """Torch works on the study's threads from here, whatever this process did before."""
+    import torch
+
+    torch.set_num_threads(place.threads)
+
+
 def _base(place: Place) -> BaseModel:
-    return _loaded(place.base, place.bases, place.device, place.threads)
+    _take_threads(place)
+    return _loaded(place.base, place.bases, place.device)
 
 
 @lru_cache(maxsize=1)
-def _loaded(base: str, bases: Path | None, device: str, threads: int) -> BaseModel:
-    """The base model, read once a process, on so many threads."""
-    import torch
-
+def _loaded(base: str, bases: Path | None, device: str) -> BaseModel:
+    """The base model, read once a process."""
     from merging.model import load_base
 
-    torch.set_num_threads(threads)
     return load_base(base, bases=bases, device=device)
 
 

@@ -89,7 +89,7 @@ def run(
         app.output.say(f"failed: {error}")
     counts = {"folder": str(out), "done": outcome.done, "failed": outcome.failed, "missing": outcome.missing}
     app.output.document(counts, _ended)
-    if outcome.failed:
+    if outcome.failed or outcome.missing:
         raise click.exceptions.Exit(Exit.PARTIAL)
 
 

@@ -21,6 +21,7 @@ from studies.report.comparing import (
 from studies.report.curves import RATE, rest
 
 PLAIN = "lora"
+_TOLD = frozenset({RATE, "variant", "rank"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,13 @@ class Extent:
 
 @dataclass(frozen=True)
 class _Trial:
-    """The cells of one variant and rank at every rate."""
+    """The cells of one variant and rank, and one point of `others` that were varied, at every rate."""
 
     label: str
     method: str
     variant: str
     rank: float | None
+    others: tuple[tuple[str, str], ...]
     cells: Sequence[Cell]
 
 
@@ -84,10 +86,10 @@ def at_one_rate(results: Results, methods: Mapping[str, Any]) -> tuple[Row, ...]
     Only rates at which plain LoRA is done on every task and seed count; without one a rank has no rows.
     """
     trials = _trials(results, methods)
-    best = {trial.rank: _best(trial) for trial in reversed(trials) if trial.variant == PLAIN}
+    best = {(trial.rank, trial.others): _best(trial) for trial in reversed(trials) if trial.variant == PLAIN}
     fixed = []
     for trial in trials:
-        cells = [one for one in trial.cells if one.settings[RATE] == best.get(trial.rank)]
+        cells = [one for one in trial.cells if one.settings[RATE] == best.get((trial.rank, trial.others))]
         if cells:
             fixed.append(replace(trial, cells=cells))
     return _rows(fixed, {trial.label: trial.cells for trial in fixed}, results.steps)
@@ -151,13 +153,15 @@ def _trials(results: Results, methods: Mapping[str, Any]) -> list[_Trial]:
         rank = finite(told.get("rank"))
         if rank is None:
             rank = next((number for one in cells if (number := one.known("rank")) is not None), None)
-        trials.append(_Trial(name, first.method, str(told.get("variant", PLAIN)), rank, cells))
+        others = tuple(sorted((key, str(value)) for key, value in first.settings.items() if key not in _TOLD))
+        trials.append(_Trial(name, first.method, str(told.get("variant", PLAIN)), rank, others, cells))
     return trials
 
 
 def _plain(trial: _Trial, trials: Sequence[_Trial]) -> _Trial | None:
-    """Plain LoRA of the same rank, of the same method where there is one."""
-    same = [one for one in trials if one.variant == PLAIN and one.rank == trial.rank]
+    """Plain LoRA of the same rank and other settings, of the same method where there is one."""
+    key = PLAIN, trial.rank, trial.others
+    same = [one for one in trials if (one.variant, one.rank, one.others) == key]
     return next((one for one in same if one.method == trial.method), same[0] if same else None)
 
 

@@ -78,6 +78,8 @@ def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
         ("compare: learned | near", "compare: learned | far", 21, "there is no 'learned | far'"),
         ("  near: {by: gradient, k: 3}", "  near: {by: gradient, k: 3}\n  near: {by: all}", 8, "twice"),
         ("study: one", "study: [one", 2, "no YAML"),
+        ("study: one", "? [a, b]\n: 1\nstudy: one", 1, "a name is a word"),
+        ("with: tuned}", "with: tuned, pools: []}", 16, "learned needs a pool"),
         ("adapters: {from: there}\n", "", 5, "say where they are, by adapters"),
         ("with: tuned}", "with: tuned, pools: [nar]}", 16, "did you mean near"),
         ("with: tuned}", "with: tuned, seeds: [0, 7]}", 16, "the study has no seed 7"),
@@ -101,6 +103,13 @@ def test_a_method_and_its_pool_need_a_seed_in_common(tmp_path: Path) -> None:
     text = GOOD.replace("k: 3}", "k: 3, seeds: [0]}").replace("with: tuned}", "with: tuned, seeds: [1]}")
     with pytest.raises(UsageError, match="line 17: learned and the pool near have no seed in common"):
         read(tmp_path, text.replace("adapters:", "seeds: [0, 1]\nadapters:"))
+
+
+@pytest.mark.parametrize("told", ["", "methods:", "methods: {}", "methods: [base]", "methods: {a: base}"])
+def test_methods_that_are_none_are_one_sentence(tmp_path: Path, told: str) -> None:
+    with pytest.raises(UsageError, match=r"study\.yaml line \d+: methods") as seen:
+        read(tmp_path, GOOD[: GOOD.index("methods:")] + told + "\n")
+    assert "\n" not in str(seen.value)
 
 
 def test_files_that_are_no_study(tmp_path: Path) -> None:

@@ -333,6 +333,29 @@ def _tuning(pissa_high: float | None = 0.8) -> list[dict[str, Any]]:
 METHODS = {"new": {"use": "train", "rank": 8}}
 
 
+def test_a_variant_is_compared_with_plain_lora_of_the_same_other_settings() -> None:
+    values = {("lora", 20): 0.3, ("rslora", 20): 0.31, ("lora", 100): 0.6, ("rslora", 100): 0.61}
+    cells = [
+        cell(
+            task,
+            0,
+            "new",
+            value,
+            settings={"learning_rate": one, "variant": variant, "steps": steps},
+            detail={"valid_loss": one},
+        )
+        for (variant, steps), value in values.items()
+        for one in RATES
+        for task in ("t1", "t2")
+    ]
+    for rows in (tuned(Results(cells), METHODS), at_one_rate(Results(cells), METHODS)):
+        told = {row.label: row.difference.mean for row in rows if row.difference}
+        assert told == {
+            "new, steps=20, variant=rslora": pytest.approx(0.01),
+            "new, steps=100, variant=rslora": pytest.approx(0.01),
+        }
+
+
 def test_every_variant_is_tuned_by_its_validation_loss() -> None:
     plain, other = tuned(Results(_tuning()), METHODS)
     assert (plain.variant, plain.rank, plain.against, plain.difference) == ("lora", 8, None, None)

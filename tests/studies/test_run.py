@@ -196,6 +196,38 @@ def test_a_second_run_does_nothing(world: Path, whole: Path) -> None:
     assert (whole / RESULTS).read_bytes() == text
 
 
+def test_a_merge_is_made_on_the_threads_of_the_study(world: Path, whole: Path, tmp_path: Path) -> None:
+    import torch
+
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for step in (out / "steps").iterdir():
+        if json.loads((step / "step.json").read_text())["kind"] == "merge":
+            shutil.rmtree(step)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert run(*made(world, out)).missing == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()
+
+
+def test_the_folders_of_a_study_are_absolute(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = made(world, Path("out"))[1].place
+    folders = [place.folder, place.source, *place.tasks.values(), *place.adapters.values()]
+    assert all(one.is_absolute() for one in folders)
+    assert place.folder == tmp_path / "out"
+
+
+def test_a_machine_without_an_accelerator_is_told_all_the_same() -> None:
+    assert "cores" in machine("cuda")
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(world: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
