@@ -131,3 +131,7 @@ class MergeError(LoradexError):
 
 class EvaluationError(LoradexError):
     """A model that cannot be asked, or trained, as wanted; the sentence says what to change."""
+
+
+class DivergedError(EvaluationError):
+    """A training of which the loss became infinite at every learning rate."""

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from catalog.errors import EvaluationError, UsageError
+from catalog.errors import DivergedError, EvaluationError, UsageError
 from merging import variants
 from merging.course import Course, Recipe, batches, gradients, run, seeded, valid_loss
 from merging.members import CONFIG_NAME, WEIGHTS_NAME
@@ -291,11 +291,11 @@ def _write_adapter(folder: Path, made: Mapping[str, Tensor], config: Any, dtype:
 
 
 def _chosen(courses: Sequence[Course]) -> Course:
-    """The course with the lowest validation loss, the lower rate of equals; raises EvaluationError."""
+    """The course with the lowest validation loss, the lower rate of equals; raises DivergedError."""
     finite = [one for one in courses if one.diverged is None]
     if not finite:
         lowest = min(one.learning_rate for one in courses)
-        raise EvaluationError(
+        raise DivergedError(
             f"The loss became infinite with every learning rate, the lowest {lowest:g}; choose lower ones."
         )
     return min(finite, key=lambda one: (one.valid_loss, one.learning_rate))

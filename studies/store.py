@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from catalog.errors import StorageError
+from catalog.errors import DivergedError, LoradexError, StorageError
 from merging.write import storage, write_json
 
 RESULT, STEP, TIME = "result.json", "step.json", "time.json"
@@ -92,11 +92,16 @@ class Place:
         told = _read(self.steps / step.key / TIME)
         return float(told["seconds"]) if told else 0.0
 
-    def fail(self, step: Step, error: str) -> None:
+    def diverged(self, step: Step) -> bool:
+        """Whether a step failed because its training diverged, as it would again."""
+        return bool((_read(self._failed(step)) or {}).get("diverged"))
+
+    def fail(self, step: Step, error: LoradexError) -> None:
         """Keeps why a step failed."""
         with storage(self.folder):
             self._failed(step).parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._failed(step), {"error": error, "kind": step.kind})
+            told = {"error": str(error), "kind": step.kind, "diverged": isinstance(error, DivergedError)}
+            write_json(self._failed(step), told)
 
     def forget_failures(self) -> None:
         """Lets failed steps be tried again, and clears what a killed run left half-done."""

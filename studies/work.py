@@ -9,7 +9,8 @@ from merging.write import new_folder, storage, write_json
 from studies.steps import KINDS, Job
 from studies.store import RESULT, STEP, TIME, Place, Step
 
-# Kinds that go on without those of their inputs that failed.
+# Kinds that go on without those of their inputs that diverged. What failed for another reason may succeed the
+# next time, and a choice without it would stay.
 _TOLERANT = frozenset({"pick"})
 
 
@@ -20,7 +21,8 @@ def carry_out(place: Place, step: Step) -> str | None:
     inputs = {name: place.result(one) for name, one in step.inputs.items()}
     try:
         for name, found in inputs.items():
-            if found is None and step.kind not in _TOLERANT:
+            tolerable = step.kind in _TOLERANT and place.diverged(step.inputs[name])
+            if found is None and not tolerable:
                 # The first cause, however many steps lie between.
                 raise EvaluationError(place.error(step.inputs[name]) or "What it needs was not made.")
         began = time.perf_counter()
@@ -34,6 +36,6 @@ def carry_out(place: Place, step: Step) -> str | None:
     except StorageError:
         raise
     except LoradexError as error:
-        place.fail(step, str(error))
+        place.fail(step, error)
         return str(error)
     return None

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 pytest.importorskip("peft")
 
-from catalog.errors import MergeError, NotFoundError, UsageError
+from catalog.errors import EvaluationError, MergeError, NotFoundError, UsageError
 from merging.evaluate import measure
 from merging.live import LiveStack
 from merging.members import load_member
@@ -25,6 +25,7 @@ from merging.prompt import encode
 from merging.scoring import likelihoods
 from merging.tasks import draw, read_task
 from studies.run import RESULTS, machine, read, results, run
+from studies.steps import KINDS, Job, train
 from studies.store import Step, in_order
 from tests.merging.tiny import save_base, tiny_base
 from tests.studies.small import TEXT, made, make_world
@@ -274,6 +275,26 @@ def test_a_cell_that_fails_is_kept_as_failed_and_tried_again(world: Path, tmp_pa
     assert all(row["error"] == outcome.errors[0] for row in rows if row["status"] == "failed")
     path.write_text(text.replace("seeds: [0, 1]", "seeds: [0]"))
     assert run(*made(path, out)).failed == 0
+
+
+def test_a_training_that_failed_for_once_leaves_no_choice_without_it(
+    world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(job: Job) -> dict[str, Any]:
+        if job.told["learning_rate"] == 1e-2:
+            raise EvaluationError("The memory is full.")
+        return train(job)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setitem(KINDS, "train", broken)
+        outcome = run(*made(world, out))
+    assert outcome.errors == ("The memory is full.",)
+    assert {row["method"] for row in rows_of(out) if row["status"] == "failed"} == {
+        *("new LoRA", "one rate", "recycling")
+    }
+    assert run(*made(world, out)).failed == 0
+    assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()
 
 
 def test_runs_keep_out_of_each_others_way(world: Path, tmp_path: Path) -> None:
