@@ -1,10 +1,11 @@
 # Each target sets up what it needs: a virtual environment in .venv, filled from constraints.txt.
 
 PYTHON ?= python3
+SEED ?= 0
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test quick check bench bench-retrieval clean
+.PHONY: demo test quick check fuzz bench bench-retrieval clean
 
 demo: $(READY)
 	@$(BIN)/loradex demo
@@ -25,6 +26,10 @@ check: $(READY)
 	@echo "mypy"; $(BIN)/mypy --no-error-summary
 	@echo "import contracts"; $(BIN)/lint-imports --no-logo > .venv/contracts.txt \
 		|| { cat .venv/contracts.txt; exit 1; }
+
+# Mutated inputs for every reader of foreign bytes; the same seed gives the same inputs.
+fuzz: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed $(SEED)
 
 bench: $(READY)
 	@$(BIN)/python -m tests.bench
