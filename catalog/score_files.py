@@ -6,23 +6,28 @@ from __future__ import annotations
 
 import csv
 import io
-import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from catalog.errors import ConfigError, NotFoundError, UsageError
+from catalog.metrics import score_problem
 from catalog.score_store import BASE, Score
 from catalog.strictjson import load_json
 
 MOST_BYTES = 256 * 1024 * 1024
 _FIELDS = {"adapter", "task", "split", "metric", "value", "n"}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def read_scores(path: Path, *, source: str, split: str, metric: str, n: int | None) -> list[Score]:
     """The scores in a .json or .csv file; split, metric and n are those of a CSV, which does not name them.
 
     A CSV whose second column is called zero_shot holds the base model's scores, one task a row. Raises
-    NotFoundError, and UsageError that names the line for what is no score.
+    NotFoundError, and UsageError that names the line of a CSV, or the
+    number of the score in a document, for what is no score.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -32,8 +37,13 @@ def read_scores(path: Path, *, source: str, split: str, metric: str, n: int | No
         raise NotFoundError(f"There is no {path}; name a .json or .csv file of scores.") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return _from_json(data, source)
+    return _from_csv(path, data, split=split, metric=metric, n=n, source=source)
+
+
+def _from_csv(path: Path, data: bytes, *, split: str, metric: str, n: int | None, source: str) -> list[Score]:
+    """The scores of a table with a row an adapter and a column a task, or of the base model alone."""
     rows = _csv_rows(path, data)
     head = [cell.strip() for cell in rows[0][1]]
     if len(head) == 2 and head[1] == "zero_shot":
@@ -46,17 +56,13 @@ def read_scores(path: Path, *, source: str, split: str, metric: str, n: int | No
             for line, row in rows[1:]
             for task, value in zip(head[1:], row[1:], strict=True)
         ]
-    return _unique(
-        path,
-        [
-            (
-                line,
-                Score(subject.strip(), task.strip(), split, metric, _fraction(path, line, value), n, source),
-            )
-            for line, subject, task, value in cells
-            if value.strip()
-        ],
-    )
+    scores: dict[tuple[str, ...], Score] = {}
+    for line, subject, task, text in cells:
+        if text.strip():
+            with _at(f"{path} line {line}"):
+                value = _number(text.strip())
+                _add(scores, Score(subject.strip(), task.strip(), split, metric, value, n, source))
+    return list(scores.values())
 
 
 def _csv_rows(path: Path, data: bytes) -> list[tuple[int, list[str]]]:
@@ -76,45 +82,52 @@ def _csv_rows(path: Path, data: bytes) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _fraction(path: Path, line: int, text: str) -> float:
+def _number(text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise UsageError(f"{text[:40]!r} is no number.")
+    return float(text)
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Names the line or the number of a score in front of what is wrong with it."""
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise UsageError(f"{path} line {line}: {text.strip()[:40]!r} is no score from 0 to 1.")
-    return value
+        yield
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from error
 
 
-def _unique(path: Path, scores: list[tuple[int, Score]]) -> list[Score]:
-    seen: set[tuple[str, str]] = set()
-    for line, score in scores:
-        if (score.subject, score.task) in seen:
-            raise UsageError(f"{path} line {line}: {score.subject} has two scores on {score.task}.")
-        seen.add((score.subject, score.task))
-    return [score for _, score in scores]
+def _add(scores: dict[tuple[str, ...], Score], score: Score) -> None:
+    """Adds a score under what identifies it; raises UsageError where that is there already."""
+    key = (score.subject, score.task, score.split, score.metric)
+    if key in scores:
+        raise UsageError(f"{score.subject} has two scores on {score.task}.")
+    scores[key] = score
 
 
 def _from_json(data: bytes, source: str) -> list[Score]:
     """The scores of a document {"scores": [{adapter, task, split, metric, value, n}]}."""
     try:
-        document = load_json(data, max_bytes=MOST_BYTES)
+        document = load_json(data, max_bytes=MOST_BYTES, finite=False)
     except ConfigError as error:
         raise UsageError(f"This is no file of scores: {error}.") from error
     rows = document.get("scores") if isinstance(document, dict) else None
     if not isinstance(rows, list):
         raise UsageError("This is no file of scores: it has no list called scores.")
-    return [_score(row, number, source) for number, row in enumerate(rows, 1)]
+    scores: dict[tuple[str, ...], Score] = {}
+    for number, row in enumerate(rows, 1):
+        with _at(f"Score {number}"):
+            _add(scores, _score(row, source))
+    return list(scores.values())
 
 
-def _score(row: Any, number: int, source: str) -> Score:
+def _score(row: Any, source: str) -> Score:
     if not isinstance(row, dict) or not set(row) >= _FIELDS:
-        raise UsageError(f"Score {number} must have {', '.join(sorted(_FIELDS))}.")
-    adapter, task, split, metric = (row[name] for name in ("adapter", "task", "split", "metric"))
-    value, n = row["value"], row["n"]
-    texts = all(isinstance(text, str) for text in (adapter, task, split, metric))
-    if not texts or type(value) not in (int, float):
-        raise UsageError(f"Score {number} has a field of another kind than a score has.")
-    if n is not None and type(n) is not int:
-        raise UsageError(f"Score {number}: n is no whole number.")
-    return Score(adapter, task, split, metric, float(value), n, source)
+        raise UsageError(f"it must have {', '.join(sorted(_FIELDS))}.")
+    texts = [row[name] for name in ("adapter", "task", "split", "metric")]
+    if not all(isinstance(text, str) for text in texts):
+        raise UsageError("adapter, task, split and metric must be texts.")
+    adapter, task, split, metric = (text.strip() for text in texts)
+    if problem := score_problem(metric, row["value"], row["n"]):
+        raise UsageError(f"{problem}.")
+    return Score(adapter, task, split, metric, float(row["value"]), row["n"], source)

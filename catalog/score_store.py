@@ -4,7 +4,6 @@ another source's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,16 @@ from typing import Any
 from sqlalchemy import func, insert, or_, select
 from sqlalchemy.orm import Session
 
+from catalog.columns import clean_text
 from catalog.errors import NotFoundError, UsageError
+from catalog.metrics import OTHER_METRICS, score_problem
 from catalog.reference import AdapterReference, adapter_name
 from catalog.schema import Adapter, Evaluation, Repository
 
 # The subject of a score of the base model without any adapter.
 BASE = "base"
+# Five texts of this length fit into a row of PostgreSQL's index.
+_MOST_BYTES = 500
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Score:
     """One measurement: of an adapter (owner/name[@commit][:folder]), a merge, or the base model alone.
 
     `value` is in the metric's unit (accuracies from 0 to 1), `n` the number of samples, None where the source
-    does not say.
+    does not say. Raises UsageError for texts that are empty, too long or not storable, for a value outside
+    the metric's range, and for a number of samples below 1 or beyond 63 bits.
     """
 
     subject: str
@@ -38,12 +42,15 @@ class Score:
 
     def __post_init__(self) -> None:
         for name in ("subject", "task", "split", "metric", "source"):
-            if not getattr(self, name).strip():
+            text = getattr(self, name)
+            if not text.strip():
                 raise UsageError(f"A score without {name} cannot be stored; name it.")
-        if not math.isfinite(self.value):
-            raise UsageError(f"The score of {self.subject} on {self.task} is no number.")
-        if self.n is not None and self.n < 1:
-            raise UsageError(f"The score of {self.subject} on {self.task} has {self.n} samples.")
+            if len(text.encode("utf-8", "replace")) > _MOST_BYTES or clean_text(text) != text:
+                raise UsageError(
+                    f"A score whose {name} is {text[:40]!a} cannot be stored; write a short text."
+                )
+        if problem := score_problem(self.metric, self.value, self.n):
+            raise UsageError(f"The score of {self.subject} on {self.task} cannot be stored: {problem}.")
 
 
 @dataclass(frozen=True)
@@ -113,10 +120,12 @@ def score_table(
 ) -> Table:
     """The scores of adapters by short name and task, of some splits and sources, or of all but some.
 
-    Where several sources or splits measured a cell, their mean weighted by the number of samples; a source
-    that does not say its number counts as one sample. Raises NotFoundError where there are none.
+    Scores by metrics that are no shares (`catalog.metrics`) are not in it. Where several sources or splits
+    measured a cell, their mean weighted by the number of samples; a source that does not say its number
+    counts as one sample. Raises NotFoundError where there are none.
     """
     query = select(Evaluation).order_by(Evaluation.subject, Evaluation.task, Evaluation.id)
+    query = query.where(Evaluation.metric.not_in(OTHER_METRICS))
     if splits is not None:
         query = query.where(Evaluation.split.in_(splits))
     if leave_out:

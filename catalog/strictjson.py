@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import NoReturn
 
 from catalog.errors import ConfigError
 
@@ -34,16 +33,23 @@ class Document:
     anomalies: tuple[str, ...] = ()
 
 
-def load_json(data: bytes, *, max_bytes: int = MEBIBYTE, max_depth: int = 64) -> object:
+def load_json(data: bytes, *, max_bytes: int = MEBIBYTE, max_depth: int = 64, finite: bool = True) -> object:
     """The value in `data`; raises what `read_json` raises."""
-    return read_json(data, max_bytes=max_bytes, max_depth=max_depth).value
+    return read_json(data, max_bytes=max_bytes, max_depth=max_depth, finite=finite).value
 
 
 def read_json(
-    data: bytes, *, max_bytes: int = MEBIBYTE, max_depth: int = 64, unique_keys: bool = False
+    data: bytes,
+    *,
+    max_bytes: int = MEBIBYTE,
+    max_depth: int = 64,
+    unique_keys: bool = False,
+    finite: bool = True,
 ) -> Document:
     """The value in `data` with its anomalies.
 
+    Without `finite`, NaN, infinities and numbers that no float holds are read as NaN and infinity, for a
+    caller that names the place where they stand.
     Raises ConfigError of kind too_large (more than `max_bytes`), lfs_pointer (the file is a Git LFS
     pointer, the content is elsewhere) or not_json (everything that is not JSON in UTF-8 with finite
     numbers, and nesting beyond `max_depth`).
@@ -53,7 +59,7 @@ def read_json(
     if data.startswith(LFS_POINTER):
         raise ConfigError("lfs_pointer", "a Git LFS pointer was uploaded in place of the file")
     text, bom = _decode(data)
-    hooks = _Hooks(unique_keys)
+    hooks = _Hooks(unique_keys, finite)
     try:
         value = json.loads(
             text,
@@ -84,8 +90,9 @@ def _decode(data: bytes) -> tuple[str, bool]:
 class _Hooks:
     """What the JSON parser calls back; remembers whether an object repeated a key."""
 
-    def __init__(self, unique_keys: bool) -> None:
+    def __init__(self, unique_keys: bool, finite: bool) -> None:
         self.unique_keys = unique_keys
+        self.finite = finite
         self.duplicate_keys = False
 
     def pairs(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -98,17 +105,21 @@ class _Hooks:
 
     def integer(self, digits: str) -> int | float:
         if len(digits) > _MAX_DIGITS:
+            if not self.finite:
+                return math.copysign(math.inf, -1 if digits.startswith("-") else 1)
             raise ValueError(f"an integer of {len(digits)} digits")
         # Other readers, the safetensors library among them, take "-0" for a float.
         return -0.0 if digits == "-0" else int(digits)
 
     def number(self, text: str) -> float:
         value = float(text)
-        if not math.isfinite(value):
+        if self.finite and not math.isfinite(value):
             raise ValueError(f"a number out of range: {text[:20]}")
         return value
 
-    def constant(self, name: str) -> NoReturn:
+    def constant(self, name: str) -> float:
+        if not self.finite:
+            return float(name)
         raise ValueError(f"the literal {name} is not JSON")
 
 

@@ -28,6 +28,7 @@ from catalog.errors import (
     UsageError,
     WeightsError,
 )
+from catalog.metrics import score_problem
 from merging.members import CONFIG_NAME, Member, digest_of
 from merging.model import BaseModel
 from merging.prompt import Prompt, encode, normalised
@@ -61,7 +62,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One score as `scores.json` has it; `adapter` is "base" for the base model alone."""
+    """One score as `scores.json` has it; `adapter` is "base" for the base model alone.
+
+    Raises ValueError for a value that the metric cannot have.
+    """
 
     adapter: str
     task: str
@@ -73,6 +77,11 @@ class Score:
     base: str
     seed: int
     key: str
+
+    def __post_init__(self) -> None:
+        problem = score_problem(self.metric, self.value, self.n)
+        if problem or not math.isfinite(self.loss):
+            raise ValueError(problem or "its loss is not finite")
 
 
 def measure(base: BaseModel, task: Task, questions: Sequence[Example]) -> Measured:

@@ -10,6 +10,7 @@ import click
 
 from catalog import score_store
 from catalog.database import reading, writing
+from catalog.metrics import MOST_SAMPLES
 from catalog.score_files import read_scores
 from cli.app import App, pass_app
 from cli.output import Column, labelled, output_options
@@ -45,15 +46,21 @@ def scores() -> None:
 @click.option("--split", default="test", show_default=True, help="Of a CSV: on which samples.")
 @click.option("--metric", default="accuracy", show_default=True, help="Of a CSV: what the numbers are.")
 @click.option(
-    "-n", "n", metavar="N", type=click.IntRange(min=1), help="Of a CSV: how many samples a score took."
+    "-n",
+    "n",
+    metavar="N",
+    type=click.IntRange(1, MOST_SAMPLES),
+    help="Of a CSV: how many samples a score took.",
 )
 @output_options(lists=False)
 @pass_app
 def import_(app: App, file: Path, source: str | None, split: str, metric: str, n: int | None) -> None:
     """Bring the scores in FILE into the catalog; those of the same source are replaced.
 
-    A CSV has one row an adapter and one column a task, values from 0 to 1; one with the columns task and
-    zero_shot holds the base model's. A JSON file is the scores.json that evaluating writes.
+    A CSV has one row an adapter and one column a task; one with the columns task and zero_shot holds the base
+    model's. A JSON file is the scores.json that evaluating writes. A value outside the metric's range is
+    refused with its line or number: -1 to 1 for correlations (mcc, matthews_correlation, pearson, spearman,
+    kendall), 0 up for loss, nll and perplexity, 0 to 1 for any other metric.
     """
     found = read_scores(file, source=source or file.name, split=split, metric=metric, n=n)
     with writing(app.settings) as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -52,13 +53,43 @@ def test_a_table_of_scores_joins_sources_by_their_samples(engine: Engine) -> Non
     assert (BASE, "anli") not in found.cells
 
 
+def test_the_largest_counts_and_longest_texts_are_stored_by_both_databases(engine: Engine) -> None:
+    texts = dict.fromkeys(("subject", "task", "split", "metric", "source"), "")
+    longest = {name: hashlib.sha512(name.encode()).hexdigest() * 3 + "x" * 116 for name in texts}
+    with Session(engine) as session, session.begin():
+        save_scores(session, [replace(ONE, n=2**63 - 1), replace(ONE, **longest)])  # type: ignore[arg-type]
+    with Session(engine) as session:
+        assert {row["n"] for row in scores_of(session, "ann/one")} == {2**63 - 1}
+        assert [row["task"] for row in scores_of(session, longest["subject"])] == [longest["task"]]
+
+
+def test_metrics_that_are_no_shares_are_facts_and_not_ranked_by(engine: Engine) -> None:
+    with Session(engine) as session, session.begin():
+        save_scores(session, [ONE, replace(ONE, metric="perplexity", value=9.5)])
+        assert score_table(session).cells == {("ann/one", "anli"): (0.5, 100)}
+        assert [row["value"] for row in scores_of(session, "ann/one")] == [9.5, 0.5]
+
+
 def test_without_scores_there_is_a_sentence(engine: Engine) -> None:
     with Session(engine) as session, pytest.raises(NotFoundError, match="scores import"):
         score_table(session)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"value": float("nan")}, {"value": float("inf")}, {"n": 0}, {"subject": ""}, {"source": " "}]
+    "wrong",
+    [
+        {"value": float("nan")},
+        {"value": float("inf")},
+        {"value": 1.5},
+        {"value": True},
+        {"n": 0},
+        {"n": 2**63},
+        {"n": 5.0},
+        {"subject": ""},
+        {"source": " "},
+        {"task": "a\x00b"},
+        {"task": "\ud800"},
+    ],
 )
 def test_what_is_no_score_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):

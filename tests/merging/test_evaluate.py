@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,18 @@ def test_a_log_whose_last_line_lost_its_end_goes_on(tmp_path: Path, tasks: list[
     log.write_text(text[:-1])
     assert list(evaluate(tiny_base(), [], tasks, limit=5, log=log)) == whole
     assert log.read_text() == text
+
+
+@pytest.mark.parametrize("wrong", [{"value": 55}, {"value": math.nan}, {"n": 2**63}, {"loss": math.inf}])
+def test_a_line_that_no_evaluation_writes_is_named(
+    tmp_path: Path, tasks: list[Task], wrong: dict[str, float]
+) -> None:
+    log = tmp_path / "scores.jsonl"
+    list(evaluate(tiny_base(), [], tasks[:1], limit=5, log=log))
+    row = json.loads(log.read_text())
+    log.write_text(log.read_text() + json.dumps(row | wrong, sort_keys=True) + "\n")
+    with pytest.raises(UsageError, match=r"scores.jsonl line 2 is no score"):
+        list(evaluate(tiny_base(), [], tasks[:1], limit=5, log=log))
 
 
 @pytest.mark.parametrize("data", [b'{"precious": 1}', b"\xff\xfe", b"one line"])

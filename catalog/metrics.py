@@ -1,0 +1,43 @@
+"""What values a score can have: the range of each metric, and the numbers of samples a database holds."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+MOST_SAMPLES = 2**63 - 1
+# Any other metric is a share, from 0 to 1, the higher the better.
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("kendall", "matthews_correlation", "mcc", "pearson", "spearman"), (-1.0, 1.0)),
+    **dict.fromkeys(("loss", "nll", "perplexity"), (0.0, math.inf)),
+}
+OTHER_METRICS = frozenset(_RANGES)
+"""Metrics that are no shares: kept as facts, and not ranked by."""
+
+
+def score_problem(metric: str, value: object, n: object) -> str | None:
+    """Why this is no score by a metric on `n` samples (None: nobody says), None where it is one."""
+    low, high = _RANGES.get(metric, (0.0, 1.0))
+    if not _is_value(value, low, min(high, sys.float_info.max)):
+        return f"its {metric} is {_short(value)}, not a number {_range(low, high)}"
+    if n is not None and not _is_count(n):
+        return f"its number of samples is {_short(n)}, not a whole number from 1 to {MOST_SAMPLES:,}"
+    return None
+
+
+def _is_value(value: object, low: float, high: float) -> bool:
+    """Whether it is a number in the range; integers are compared exactly, and NaN is in none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_count(n: object) -> bool:
+    return isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MOST_SAMPLES
+
+
+def _range(low: float, high: float) -> str:
+    return f"from {low:g} to {high:g}" if math.isfinite(high) else f"from {low:g} up"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
