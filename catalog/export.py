@@ -6,11 +6,8 @@ sha256 on the way, and `verify_files` compares again whenever asked.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from catalog.errors import PoolError, StorageError
+from catalog.files import copy_file
 from catalog.pools import MANIFEST_NAME, Manifest, Member, PinnedFile, Problem
 
 Form = Literal["peft", "mergekit", "vllm", "hub", "ids"]
@@ -29,7 +27,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Content:
-    """The bytes of a pinned file: in memory, or in a file that may be linked to."""
+    """The bytes of a pinned file: in memory, or in a file to copy."""
 
     data: bytes | None = None
     path: Path | None = None
@@ -45,14 +43,12 @@ def export(
     form: Form,
     fetch: Fetch | None,
     progress: Progress,
-    *,
-    copy: bool = False,
 ) -> Path:
     """The folder NAME-DIGEST below `to` that holds the pool in this format; one that is there is replaced.
 
-    With `fetch` the adapters' files are put into it (formats peft, mergekit, vllm and hub), as hard links
-    where they can be and `copy` does not forbid it; without, only recipes and ids that name the Hub. Raises
-    PoolError for bytes that are not the pinned ones and StorageError where the disk refuses.
+    With `fetch` the adapters' files are copied into it (formats peft, mergekit, vllm and hub); without, only
+    recipes and ids that name the Hub. Raises PoolError for bytes that are not the pinned ones and
+    StorageError where the disk refuses.
     """
     if fetch is None and form in ("peft", "hub"):
         raise PoolError(f"The format {form} holds the weights; add --weights.")
@@ -64,7 +60,7 @@ def export(
             folder.mkdir()
             (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
             if fetch is not None and form != "ids":
-                _write_members(manifest, folder, form, fetch, progress, copy=copy)
+                _write_members(manifest, folder, form, fetch, progress)
             for name, text in _recipes(manifest, form, local=fetch is not None).items():
                 (folder / name).write_text(text, encoding="utf-8", newline="\n")
             if target.exists():
@@ -88,15 +84,13 @@ def _write_members(
     form: Form,
     fetch: Fetch,
     progress: Progress,
-    *,
-    copy: bool,
 ) -> None:
     for done, member in enumerate(manifest.members):
         progress(done, len(manifest.members))
         place = folder / member_folder(member, form)
         place.mkdir(parents=True, exist_ok=True)
         for file in member.files:
-            _write(fetch(member, file), place / file.name, copy=copy)
+            _write(fetch(member, file), place / file.name)
             if reason := _difference(place / file.name, file):
                 raise PoolError(f"{member.adapter}: {file.name} {reason}; nothing was exported.")
         if form == "hub":
@@ -108,15 +102,11 @@ def _write_members(
     progress(len(manifest.members), len(manifest.members))
 
 
-def _write(content: Content, place: Path, *, copy: bool) -> None:
+def _write(content: Content, place: Path) -> None:
     if content.path is None:
         place.write_bytes(content.data or b"")
-        return
-    if not copy:
-        with contextlib.suppress(OSError):  # another file system: then a copy
-            os.link(content.path, place)
-            return
-    shutil.copyfile(content.path, place)
+    else:
+        copy_file(content.path, place)
 
 
 def _recipes(manifest: Manifest, form: Form, *, local: bool) -> dict[str, str]:

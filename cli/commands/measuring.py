@@ -113,7 +113,7 @@ def measuring(
 
 @contextmanager
 def _scratch(app: App) -> Iterator[Path]:
-    """A folder beside the kept files, so that they can be linked into it; it goes when the block ends."""
+    """A folder beside the kept files, whose blocks copies may share; it goes when the block ends."""
     app.settings.data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=app.settings.data, prefix=".measured-") as scratch:
         yield Path(scratch)

@@ -83,13 +83,14 @@ def show(app: App, pool: str) -> None:
     help="peft: folders that PEFT loads. hub: a Hub for `hub serve`. mergekit, vllm: recipes. ids: a list.",
 )
 @click.option("--weights", is_flag=True, help="With the files; what is not kept is fetched at its commit.")
-@click.option("--copy", is_flag=True, help="Copy kept files, where a hard link would do.")
+@click.option("--copy", is_flag=True, hidden=True, help="Files are always copied; kept for older scripts.")
 @output_options(lists=False)
 @pass_app
-def export_(app: App, pool: str, to: Path | None, form: str, weights: bool, copy: bool) -> None:
+def export_(app: App, /, pool: str, to: Path | None, form: str, weights: bool, **_copy: bool) -> None:
     """Write a pool as files, every byte checked against its sha256; its folder is NAME-DIGEST.
 
-    The controls that belong to it are exported beside it.
+    Files are copies: an edit in an export does not reach the data folder. The controls that belong to it are
+    exported beside it.
     """
     manifest = found_pool(app, pool)
     chosen = next(one for one in FORMS if one == form)
@@ -97,7 +98,7 @@ def export_(app: App, pool: str, to: Path | None, form: str, weights: bool, copy
     for one in (manifest, *_controls(app, manifest)):
         with fetching(app, one) as fetch, app.output.progress("exporting") as bar:
             chosen_fetch = fetch if weights else None
-            made.append(export(one, below, chosen, chosen_fetch, bar.working, copy=copy))
+            made.append(export(one, below, chosen, chosen_fetch, bar.working))
     app.output.document(
         {"folders": [str(place) for place in made], "digest": manifest.digest},
         lambda found: "\n".join(found["folders"]),

@@ -126,10 +126,11 @@ def test_a_pool_as_a_hub_is_served_again(mine: Program, tmp_path: Path) -> None:
 def changed(folder: Path, manifest: Manifest) -> None:
     """One bit of the weights of the first member."""
     file = folder / "adapters" / manifest.members[0].folder_name / "adapter_model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.unlink()
-    file.write_bytes(data)
+    with file.open("r+b") as opened:
+        opened.seek(-1, os.SEEK_END)
+        last = opened.read(1)
+        opened.seek(-1, os.SEEK_END)
+        opened.write(bytes([last[0] ^ 1]))
 
 
 def removed(folder: Path, manifest: Manifest) -> None:
@@ -140,12 +141,18 @@ def removed(folder: Path, manifest: Manifest) -> None:
 @pytest.mark.parametrize(("harm", "kind"), [(changed, "changed"), (removed, "missing")])
 def test_verify_finds_what_was_done_to_an_export(mine: Program, tmp_path: Path, harm: Any, kind: str) -> None:
     ok(mine, "select", "two", "--by", "random", "-k", "2")
-    [folder] = ok(mine, "pool", "export", "two", "--to", str(tmp_path), "--weights", "--copy")["folders"]
+    [folder] = ok(mine, "pool", "export", "two", "--to", str(tmp_path), "--weights")["folders"]
     harm(Path(folder), read_manifest(Path(folder)))
     result = mine("pool", "verify", folder, "--json")
     assert result.exit_code == 1
     assert [problem["kind"] for problem in json.loads(result.stdout)["problems"]] == [kind]
-    assert ok(mine, "pool", "verify", "two")["ok"], "the kept files are another copy"
+    assert ok(mine, "pool", "verify", "two")["ok"], "the edit reached the kept files"
+
+
+def test_copy_is_still_an_option_and_says_nothing_new(mine: Program, tmp_path: Path) -> None:
+    ok(mine, "select", "one", "--by", "random", "-k", "1")
+    export = ("pool", "export", "one", "--to", str(tmp_path), "--weights")
+    assert ok(mine, *export, "--copy") == ok(mine, *export)
 
 
 def test_verify_finds_what_the_hub_lost_and_what_licences_forbid(mine: Program, tmp_path: Path) -> None:
