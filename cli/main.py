@@ -5,13 +5,12 @@ Commands are loaded when they are called, so that `loradex --help` imports none 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import logging
-import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from catalog.errors import (
 from catalog.settings import Settings
 from cli.app import App, Exit
 from cli.output import Output, plain
+from cli.streams import discard_stdout, set_up_streams
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,32 @@ def sentence(error: LoradexError) -> str:
     return f"Error: {message}" + (f" ({advice})" if advice else "")
 
 
+@contextmanager
+def errors_in_words() -> Iterator[None]:
+    """Known errors inside the block become one line and the exit code; a bug stays a traceback."""
+    try:
+        yield
+    except LoradexError as error:
+        click.echo(sentence(error), err=True)
+        raise click.exceptions.Exit(words(type(error)).code) from error
+    except KeyboardInterrupt as error:
+        click.echo("interrupted; run the same command again to continue", err=True)
+        raise click.exceptions.Exit(Exit.INTERRUPTED) from error
+    except BrokenPipeError as error:
+        discard_stdout()
+        raise click.exceptions.Exit(Exit.PIPE_CLOSED) from error
+
+
+@contextmanager
+def help_without_words() -> Iterator[None]:
+    """A group that was called without any word prints its help, which is no error."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help())
+        raise click.exceptions.Exit(Exit.DONE) from error
+
+
 class Program(click.Group):
     """The group of all commands, loaded when called; known errors leave it as one line and a code."""
 
@@ -111,6 +137,7 @@ class Program(click.Group):
         command = getattr(importlib.import_module(module), name)
         if not isinstance(command, click.Command):
             raise TypeError(f"{COMMANDS[cmd_name].target} is no command")
+        _accept_global_options(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -118,40 +145,39 @@ class Program(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, row.help) for name, row in COMMANDS.items()])
 
+    def make_context(self, *args: Any, **kw: Any) -> click.Context:
+        """Parses the global options; called alone, the program prints its help."""
+        with errors_in_words(), help_without_words():
+            return super().make_context(*args, **kw)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; a bug stays a traceback."""
-        try:
+        with errors_in_words(), help_without_words():
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except LoradexError as error:
-            click.echo(sentence(error), err=True)
-            ctx.exit(words(type(error)).code)
-        except KeyboardInterrupt:
-            click.echo("interrupted; run the same command again to continue", err=True)
-            ctx.exit(Exit.INTERRUPTED)
-        except BrokenPipeError:
-            _discard_stdout()
-            ctx.exit(Exit.PIPE_CLOSED)
         return result
+
+
+_CATALOG: dict[str, Any] = {"metavar": "URL"}
+_DATA: dict[str, Any] = {"metavar": "DIR", "type": click.Path(file_okay=False, path_type=Path)}
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--catalog",
-    metavar="URL",
     envvar="LORADEX_CATALOG",
     show_envvar=True,
     help="sqlite:///FILE or postgresql://USER@HOST/NAME.  [default: catalog.db in the data folder]",
+    **_CATALOG,
 )
 @click.option(
     "--data",
-    metavar="DIR",
     envvar="LORADEX_DATA",
     show_envvar=True,
     default="data",
     show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
     help="The folder of the catalog's files.",
+    **_DATA,
 )
 @click.option("-q", "--quiet", is_flag=True, help="Results and errors only.")
 @click.option("-v", "--verbose", count=True, help="Say more; -vv says everything.")
@@ -160,17 +186,51 @@ class Program(click.Group):
 def loradex(context: click.Context, catalog: str | None, data: Path, quiet: bool, verbose: int) -> None:
     """Crawl, verify, screen and index the LoRA adapters of a base model from the Hugging Face Hub.
 
+    The options --catalog, --data, -q and -v may stand before the command or after it; the last one counts.
     The Hub is reached as huggingface_hub does: HF_ENDPOINT, HF_TOKEN and HF_HOME are honoured.
     """
     _set_up_logging(quiet, verbose)
     context.obj = App(Settings.make(data=data, catalog_url=catalog), quiet, verbose, Output(quiet=quiet))
 
 
+def _accept_global_options(command: click.Command) -> None:
+    """Lets a command and those below it take the global options too, once; its own options go first."""
+    taken = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    for names, settings in (
+        (("--catalog",), _CATALOG),
+        (("--data",), _DATA),
+        (("--quiet", "-q"), {"is_flag": True}),
+        (("--verbose", "-v"), {"count": True}),
+    ):
+        if free := [name for name in names if name not in taken]:
+            option = click.Option(
+                free, hidden=True, expose_value=False, callback=_set_again, default=None, **settings
+            )
+            command.params.append(option)
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _accept_global_options(below)
+
+
+def _set_again(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """Takes a global option that stands behind the command."""
+    app, given = context.obj, context.find_root().params
+    if not value or not isinstance(app, App) or option.name is None:
+        return
+    given[option.name] = given[option.name] + value if option.name == "verbose" else value
+    _set_up_logging(given["quiet"], given["verbose"])
+    context.obj = replace(
+        app,
+        settings=Settings.make(data=given["data"], catalog_url=given["catalog"]),
+        quiet=given["quiet"],
+        verbose=given["verbose"],
+        output=replace(app.output, quiet=given["quiet"]),
+    )
+
+
 def main() -> None:
     """Runs the program on the command line's arguments and exits."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    set_up_streams()
     loradex(prog_name="loradex")
 
 
@@ -188,11 +248,3 @@ def _set_up_logging(quiet: bool, verbose: int) -> None:
         logger.setLevel(level)
         logger.handlers = [_Talk()]
         logger.propagate = False
-
-
-def _discard_stdout() -> None:
-    """Points stdout at nothing, so that Python has nothing to complain of when it flushes at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, sys.stdout.fileno())
-        os.close(nothing)

@@ -35,10 +35,19 @@ rules_option = click.option(
     show_default=True,
     help="Judge by these rules.",
 )
+
+
+def _readable(_context: click.Context, _option: click.Parameter, text: str) -> str:
+    """The filter as it is; raises UsageError for one that cannot be read, before a catalog is opened."""
+    parse(text)
+    return text
+
+
 where_option = click.option(
     "--where",
     metavar="W",
     default="",
+    callback=_readable,
     help="Only what this filter lets through, such as `rank:8..64 -owner:someone`.",
 )
 

@@ -18,6 +18,7 @@ from catalog.settings import Settings
 from cli import main
 from cli.app import App, Exit, pass_app
 from cli.main import COMMANDS, ERRORS, loradex, sentence, words
+from cli.output import Format, Output
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,6 +166,96 @@ def test_the_places_come_from_options_then_environment(
     seen: list[App] = []
     assert run(seen.append, *options).exit_code == 0
     assert seen[0].settings == settings
+
+
+def commands(command: click.Command = loradex) -> Iterator[click.Command]:
+    """Every command below this one."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield below
+            yield from commands(below)
+
+
+def test_every_command_takes_the_global_options_and_its_help_does_not_repeat_them() -> None:
+    for command in commands():
+        names = [name for option in command.params for name in option.opts]
+        assert {"--catalog", "--data", "-q", "--quiet", "-v", "--verbose"} <= set(names), command.name
+        assert len(names) == len(set(names)), command.name
+        assert "--catalog" not in command.get_help(click.Context(command))
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        (["db", "info", "--data", "d"], Settings("sqlite:///d/catalog.db", Path("d"))),
+        (["db", "--data", "d", "info"], Settings("sqlite:///d/catalog.db", Path("d"))),
+        (
+            ["--data", "a", "db", "--data", "b", "info", "--data=c"],
+            Settings("sqlite:///c/catalog.db", Path("c")),
+        ),
+        (["--catalog", "u", "db", "info", "--data", "d"], Settings("u", Path("d"))),
+        (["--data", "d", "db", "info", "--catalog", "u"], Settings("u", Path("d"))),
+        (["db", "info"], Settings("sqlite:///data/catalog.db", Path("data"))),
+    ],
+)
+def test_the_places_may_stand_behind_the_command(
+    words: list[str], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Settings] = []
+
+    def open_existing(given: Settings) -> None:
+        seen.append(given)
+        raise errors.NoCatalogError("none")
+
+    monkeypatch.setattr("cli.commands.db.database.open_existing", open_existing)
+    assert CliRunner().invoke(loradex, words).exit_code == 1
+    assert seen == [settings]
+
+
+@pytest.mark.parametrize(
+    ("words", "quiet", "verbose"),
+    [
+        (["db", "info", "-q"], True, 0),
+        (["-q", "db", "info", "-v"], True, 1),
+        (["-v", "db", "-v", "info", "-vv"], False, 4),
+    ],
+)
+def test_talk_may_be_set_behind_the_command(
+    words: list[str], quiet: bool, verbose: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[App] = []
+
+    def action(app: App) -> None:
+        seen.append(app)
+
+    command = loradex.get_command(click.Context(loradex), "db")
+    assert isinstance(command, click.Group)
+    monkeypatch.setattr(command.commands["info"], "callback", pass_app(action))
+    assert CliRunner().invoke(loradex, [*words, "--json"]).exit_code == 0
+    assert [(app.quiet, app.verbose, app.output) for app in seen] == [
+        (quiet, verbose, Output(Format.JSON, quiet))
+    ]
+
+
+def test_an_option_of_a_command_goes_before_the_global_one_of_its_name() -> None:
+    @click.command()
+    @click.option("--data")
+    @click.option("-v", is_flag=True)
+    def own(data: str, v: bool) -> None:
+        click.echo(f"{data} {v}")
+
+    main._accept_global_options(own)
+    main._accept_global_options(own)
+    assert CliRunner().invoke(own, ["--data", "mine", "-v"]).output == "mine True\n"
+
+
+@pytest.mark.parametrize("words", [[], ["db"], ["pool"], ["hub"], ["base"], ["study"], ["scores"], ["index"]])
+def test_a_group_alone_prints_its_help(words: list[str]) -> None:
+    alone, asked = (CliRunner().invoke(loradex, [*words, *more]) for more in ([], ["--help"]))
+    assert (alone.exit_code, alone.stdout, alone.stderr) == (0, asked.stdout, "")
 
 
 @pytest.mark.parametrize(
