@@ -5,7 +5,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test quick check fuzz bench bench-retrieval clean
+.PHONY: demo test quick check fuzz kills bench bench-retrieval clean
 
 demo: $(READY)
 	@$(BIN)/loradex demo
@@ -30,6 +30,10 @@ check: $(READY)
 # Mutated inputs for every reader of foreign bytes; the same seed gives the same inputs.
 fuzz: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed $(SEED)
+
+# Long commands killed with SIGKILL at random moments, run again, and compared with a run that was left alone.
+kills: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.kills --seed $(SEED)
 
 bench: $(READY)
 	@$(BIN)/python -m tests.bench
