@@ -15,18 +15,13 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal, cast, get_args
 
+from catalog.base_names import decoded, names_nothing, plain_name, readings_of_path, split_quantised, words
 from catalog.errors import UsageError
 
 SpellingKind = Literal["canonical", "renamed", "mirror", "quantised", "case", "local_path"]
 
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,95}\Z")
-_HUB_ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/", re.IGNORECASE)
-_CACHE_FOLDER = re.compile(r"models--([^/]+?)--([^/]+)\Z")
-_SNAPSHOT = re.compile(r"/snapshots/[0-9a-f]{7,64}\Z")
 _CHECKPOINT = re.compile(r"(?:checkpoint|step|epoch)[-_]?\d+\Z", re.IGNORECASE)
-_QUANTISED = re.compile(
-    r"(?:-(?:unsloth|bnb|awq|gptq|gguf|fp8|nf4|int[48]|w[48]a(?:8|16)|[48]-?bits?))+\Z", re.IGNORECASE
-)
 _LOCAL_OWNERS = frozenset(
     {"base_models", "checkpoint", "checkpoints", "content", "data", "home", "llm", "llms", "mnt", "model"}
     | {"models", "output", "outputs", "pretrained", "pretrained_models", "results", "root", "tmp", "weights"}
@@ -123,6 +118,15 @@ def license(canonical: str) -> str | None:  # noqa: A001 - read as bases.license
 
 
 @functools.cache
+def _mirrors(*hubs: str) -> frozenset[str]:
+    """Owners, in lower case, who keep the models of others under the names that these gave them, on all hubs
+    or on these.
+    """
+    owners = _seeds()["mirrors"]
+    return frozenset(owner.casefold() for hub in hubs or owners for owner in owners[hub])
+
+
+@functools.cache
 def _seeds() -> dict[str, Any]:
     text = files("catalog").joinpath("bases.json").read_text(encoding="utf-8")
     return cast(dict[str, Any], json.loads(text))
@@ -140,20 +144,27 @@ class BaseTable:
     def __init__(self, spellings: Iterable[BaseSpelling]) -> None:
         self._rows: dict[str, BaseSpelling] = {}
         self._folded: dict[str, BaseSpelling] = {}
-        self._short: dict[str, str | None] = {}
+        self._words: dict[tuple[str, ...], str | None] = {}
+        self._owners: dict[str, set[str]] = {}
         for row in spellings:
             self._add(BaseSpelling(row.canonical, row.canonical, "canonical"))
             self._add(row)
+        known = {owner for owners in self._owners.values() for owner in owners} | _mirrors()
+        self._prefixes = sorted({words(owner) for owner in known}, key=lambda one: (-len(one), one))
 
     def _add(self, row: BaseSpelling) -> None:
         # What a row says of a name outweighs that the name is some other row's canonical one.
         if row.kind != "canonical" or row.spelling not in self._rows:
             self._rows[row.spelling] = row
         self._folded.setdefault(row.spelling.casefold(), row)
-        short = row.spelling.rstrip("/").rpartition("/")[2].casefold()
+        if row.kind == "local_path":
+            # One folder on one machine; another of this name may hold anything.
+            return
+        owner, _, short = row.spelling.rpartition("/")
+        self._owners.setdefault(row.canonical, set()).add(owner.casefold())
         # A short name that two base models share tells nothing.
-        if self._short.setdefault(short, row.canonical) != row.canonical:
-            self._short[short] = None
+        if self._words.setdefault(words(short), row.canonical) != row.canonical:
+            self._words[words(short)] = None
 
     @property
     def rows(self) -> tuple[BaseSpelling, ...]:
@@ -166,23 +177,28 @@ class BaseTable:
         For a base model that is not in the table: the name itself, what Unsloth would call its copies, and
         those in lower case.
         """
-        row = self._find(name)
-        if row is not None:
-            known = {r.spelling for r in self._rows.values() if r.canonical == row.canonical}
-            return (row.canonical, *sorted(known - {row.canonical}))
+        canonical = self.known(name)
+        if canonical is not None:
+            known = {r.spelling for r in self._rows.values() if r.canonical == canonical}
+            return (canonical, *sorted(known - {canonical}))
         short = name.rpartition("/")[2]
         derived = {name, *(f"unsloth/{short}{end}" for end in ("", "-bnb-4bit", "-unsloth-bnb-4bit"))}
         derived |= {spelling.lower() for spelling in derived}
         return (name, *sorted(derived - {name}))
 
+    def known(self, name: str) -> str | None:
+        """The canonical name of the base model that a name means, None where the table has none such."""
+        canonical = self.identify(name).canonical
+        return canonical if canonical in self._owners else None
+
     def identify(self, raw: str | None, *, tags: Sequence[str] = ()) -> BaseIdentity:
         """Which base model an adapter's own words mean; `tags` of the repository help where they say nothing.
 
         A repository id that is not in the table is taken as it is written: every base model that a user
-        names can be crawled. A path on somebody's disk is a base model only where its last part is a known
-        name.
+        names can be crawled. A path on somebody's disk is a base model only where it leads to a known name,
+        or into a cache of a hub. Words such as None name nothing.
         """
-        found = self._identify(raw) if raw and raw.strip() else None
+        found = None if raw is None or names_nothing(raw) else self._identify(raw)
         if found is not None and found.canonical is not None:
             return found
         for tag in _base_tags(tags):
@@ -196,38 +212,88 @@ class BaseTable:
         return self._rows.get(name) or self._folded.get(name.casefold())
 
     def _identify(self, raw: str) -> BaseIdentity:
-        name = raw[:_MAX_RAW].strip()
-        row = self._rows.get(name)
+        written = raw[:_MAX_RAW].strip()
+        row = self._rows.get(written)
         if row is not None:
             return BaseIdentity(row.canonical, raw, row.kind, "spelling table")
-        name = _HUB_ADDRESS.sub("", name, count=1).strip("/") if _HUB_ADDRESS.match(name) else name
+        name, left_out = plain_name(written)
+        if names_nothing(name):
+            return BaseIdentity(None, raw, "local_path", left_out or "no base model is named")
         row = self._folded.get(name.casefold())
         if row is not None:
             kind: SpellingKind = "case" if row.kind == "canonical" else row.kind
-            return BaseIdentity(row.canonical, raw, kind, f"case-insensitive match of {row.spelling}")
+            evidence = f"case-insensitive match of {row.spelling}"
+            return BaseIdentity(row.canonical, raw, kind, _with(evidence, left_out))
         if _is_local_path(name):
             return self._identify_path(raw, name)
-        return self._identify_id(raw, name)
+        return self._identify_id(raw, decoded(name), left_out)
 
-    def _identify_path(self, raw: str, name: str) -> BaseIdentity:
-        last = _last_component(name)
-        row = self._find(last)
-        canonical = row.canonical if row is not None else self._short.get(last.rpartition("/")[2].casefold())
-        if canonical is None:
-            return BaseIdentity(None, raw, "local_path", "local path")
-        return BaseIdentity(canonical, raw, "local_path", f"local path ends in {last}")
+    def _identify_path(self, raw: str, path: str) -> BaseIdentity:
+        for reading in readings_of_path(path):
+            row = self._find(reading.name)
+            canonical = row.canonical if row is not None else self._by_words(reading.name)
+            if canonical is None and reading.whole and _REPO_ID.match(reading.name):
+                canonical = self._of_hub(reading.name)
+            if canonical is not None:
+                return BaseIdentity(canonical, raw, "local_path", reading.evidence)
+        return BaseIdentity(None, raw, "local_path", "local path")
 
-    def _identify_id(self, raw: str, name: str) -> BaseIdentity:
-        suffix = _QUANTISED.search(name)
-        if suffix is not None and suffix.start() > 0:
-            stem = name[: suffix.start()]
-            row = self._find(stem)
-            canonical = row.canonical if row is not None else stem
-            return BaseIdentity(canonical, raw, "quantised", f"quantised suffix {suffix.group()}")
-        canonical_of_short = self._short.get(name.casefold())
-        if canonical_of_short is not None:
-            return BaseIdentity(canonical_of_short, raw, "local_path", "name without an owner")
-        return BaseIdentity(name, raw, "canonical", "not in the spelling table, taken as written")
+    def _of_hub(self, name: str) -> str | None:
+        """The model of a repository in a cache: a known one, else itself, but for ModelScope's own copies."""
+        known = self._of_copy(name) or self._of_mirror(name)
+        other = name.partition("/")[0].casefold() not in _mirrors("modelscope")
+        return known or (name if other else None)
+
+    def _identify_id(self, raw: str, name: str, left_out: str) -> BaseIdentity:
+        """The identity of a repository id, or of a name without an owner."""
+        kind: SpellingKind = "canonical"
+        evidence = "not in the spelling table, taken as written"
+        if canonical := self._of_copy(name):
+            kind, evidence = "quantised", f"quantised suffix {split_quantised(name)[1]}"
+        elif "/" not in name and (canonical := self._by_words(name)):
+            kind, evidence = "local_path", "name without an owner"
+        elif canonical := self._of_mirror(name):
+            kind, evidence = "mirror", f"another way to write {canonical}"
+        return BaseIdentity(canonical or name, raw, kind, _with(evidence, left_out))
+
+    def _by_words(self, name: str) -> str | None:
+        """The known model with this name, however its words are set apart: of a folder, or without an owner.
+
+        Before the name may stand one of the owners that the table knows, after it a suffix of a quantised
+        copy, or the mark of weights in the Hub's format.
+        """
+        for text in dict.fromkeys((name, split_quantised(name)[0])):
+            parts = words(text)
+            for owner in ((), *self._prefixes):
+                if parts[: len(owner)] == owner:
+                    rest = parts[len(owner) :]
+                    shorter = rest[:-1] if rest[-1:] == ("hf",) else rest
+                    if canonical := self._words.get(rest) or self._words.get(shorter):
+                        return canonical
+        return None
+
+    def _of_copy(self, name: str) -> str | None:
+        """The known model that a quantised copy of any owner is named after."""
+        stem, suffix = split_quantised(name)
+        if not suffix:
+            return None
+        row = self._find(stem)
+        return row.canonical if row is not None else self._words.get(words(stem.rpartition("/")[2]))
+
+    def _of_mirror(self, name: str) -> str | None:
+        """The known model of this name where its owner has it too, or mirrors the models of others."""
+        owner, _, short = name.rpartition("/")
+        canonical = self._words.get(words(short))
+        if canonical is None and short[:1].isdigit():
+            return self._words.get(words(name))
+        owners = self._owners.get(canonical or "", set()) | _mirrors()
+        return canonical if owner.casefold() in owners else None
+
+
+@functools.cache
+def seed_table() -> BaseTable:
+    """The table of what the program knows from the start."""
+    return BaseTable(seed_spellings())
 
 
 def _base_tags(tags: Sequence[str]) -> list[str]:
@@ -237,8 +303,12 @@ def _base_tags(tags: Sequence[str]) -> list[str]:
     return sorted(found, key=lambda tag: (order.get(tag.split(":")[1], 3), tag))
 
 
+def _with(evidence: str, left_out: str) -> str:
+    return f"{evidence}, {left_out}" if left_out else evidence
+
+
 def _is_local_path(name: str) -> bool:
-    if not _REPO_ID.match(name) or ".." in name:
+    if not _REPO_ID.match(name) or ".." in name or name.startswith("models--"):
         return True
     owner, _, short = name.rpartition("/")
     return (
@@ -246,11 +316,3 @@ def _is_local_path(name: str) -> bool:
         or short.casefold() in _LOCAL_NAMES
         or bool(_CHECKPOINT.match(short))
     )
-
-
-def _last_component(path: str) -> str:
-    """The last part of a path; for a Hub cache folder the repository id that it stands for."""
-    path = _SNAPSHOT.sub("", path.replace("\\", "/").rstrip("/"))
-    last = path.rpartition("/")[2]
-    cached = _CACHE_FOLDER.match(last)
-    return f"{cached[1]}/{cached[2]}" if cached else last

@@ -11,6 +11,7 @@ from typing import Any
 
 from catalog import bases as base_facts
 from catalog.adapter import AdapterConfig, AdapterSpec
+from catalog.base_names import names_nothing
 from catalog.bases import BaseIdentity, BaseTable
 from catalog.errors import ConfigError, WeightsError
 from catalog.measured import health_of, pattern_of
@@ -24,7 +25,7 @@ from crawler.screen import Evidence, Finding, screen
 MOST_FILES = 500
 # Version of what is read out of configs, cards and headers and of the rules: a change that would give known
 # adapters other rows raises it, and they are described again from what the catalog holds of them.
-DESCRIBE_VERSION = 2
+DESCRIBE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,10 @@ def findings(listed: ListedRepository, draft: Draft, bases: BaseTable) -> tuple[
 def _identity(listed: ListedRepository, draft: Draft, bases: BaseTable) -> BaseIdentity:
     """The base model by the adapter's own config, else the Hub's copy of it, else the card, else the tags."""
     config = draft.config.base_model if isinstance(draft.config, AdapterConfig) else None
-    if config is None and not draft.folder.subfolder:
+    if names_nothing(config) and not draft.folder.subfolder:
         config = listed.config_base
     card = draft.card.base_models[0] if len(draft.card.base_models) == 1 else None
-    return bases.identify(config or card, tags=listed.tags)
+    return bases.identify(card if names_nothing(config) else config, tags=listed.tags)
 
 
 def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) -> Evidence:

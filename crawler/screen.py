@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from catalog.adapter import AdapterConfig, AdapterSpec, LoraModule
+from catalog.base_names import names_nothing
 from catalog.bases import BaseDims, BaseIdentity
 from catalog.errors import ConfigError, UsageError, WeightsError
 from catalog.weights import WeightsHealth
@@ -254,12 +255,12 @@ def _base(evidence: Evidence) -> Found:
     base, config = evidence.base, evidence.config
     if base is None or not isinstance(config, AdapterConfig):
         return
-    raw = (config.base_model or "").strip()
+    raw = "" if names_nothing(config.base_model) else (config.base_model or "").strip()
     if base.canonical is None:
-        if (base.raw or "").strip():
-            yield Finding(Reason.BASE_LOCAL_PATH, base.raw or "")
-        else:
+        if names_nothing(base.raw):
             yield Finding(Reason.BASE_MISSING)
+        else:
+            yield Finding(Reason.BASE_LOCAL_PATH, base.raw or "")
     if raw and base.canonical is None:
         yield Finding(Reason.BASE_MISMATCH, raw)
     elif base.canonical is not None and base.canonical.rpartition("/")[2].lower() not in raw.lower():

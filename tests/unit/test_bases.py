@@ -67,9 +67,9 @@ CACHE = "/root/.cache/huggingface/hub/models--meta-llama--Llama-3.1-8B-Instruct"
         ),
         pytest.param(
             "a/B-7B-bnb-4bit",
-            "a/B-7B",
-            "quantised",
-            "quantised suffix -bnb-4bit",
+            "a/B-7B-bnb-4bit",
+            "canonical",
+            "not in the spelling table, taken as written",
             id="case-70-suffix-of-unknown",
         ),
         pytest.param(

@@ -1,0 +1,106 @@
+"""Copies by owners that nobody listed: the model they are named after or their own name, never a third."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from catalog.adapter import parse_config
+from catalog.bases import seed_spellings, seed_table
+from crawler.localhub import LocalHub
+from crawler.rules import Reason
+from crawler.screen import Evidence, screen
+from tests.cli.conftest import TINY, Program
+from tests.edges.rows import row
+from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.shared_data import shared
+
+INSTRUCT = "meta-llama/Llama-3.1-8B-Instruct"
+KNOWN = sorted({one.canonical for one in seed_spellings()})
+SUFFIXES = (
+    *(
+        "-FP8",
+        "-FP8-dynamic",
+        "-AWQ-INT4",
+        "-GPTQ-Int8",
+        "-GGUF",
+        "-Q4_K_M-GGUF",
+        "-quantized.w4a16",
+        "-4bit",
+    ),
+    *("-bnb-4bit", "-unsloth-bnb-4bit", "-NVFP4", "-AWQ", "-4bit-128g", "-6.0bpw-exl2", "-mlx-8bit", "_gptq"),
+)
+
+
+@shared
+def test_the_names_of_the_row() -> None:
+    for one in json.loads((row("10-unknown-mirrors") / "names.json").read_text(encoding="utf-8")):
+        assert seed_table().identify(one["name"]).canonical in one["right"], one["name"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_quantised_copy_of_a_known_model_is_that_model(suffix: str) -> None:
+    for known in KNOWN:
+        found = seed_table().identify(f"someone/{known.rpartition('/')[2]}{suffix}")
+        assert (found.canonical, found.kind) == (known, "quantised")
+        assert found.evidence == f"quantised suffix {suffix}"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    "stem", ["someone/Other-7B", "unsloth/Phi-4", "someone/Llama-3.1-8B-Instruct-abliterated"]
+)
+def test_a_quantised_copy_of_an_unknown_model_keeps_its_name(stem: str, suffix: str) -> None:
+    found = seed_table().identify(stem + suffix)
+    assert (found.canonical, found.kind) == (stem + suffix, "canonical")
+
+
+@given(
+    st.from_regex(r"[A-Za-z0-9]{1,8}/[A-Za-z0-9.-]{0,12}[A-Za-z0-9]", fullmatch=True),
+    st.sampled_from(("", *SUFFIXES)),
+)
+def test_a_repository_is_a_known_model_or_itself(name: str, suffix: str) -> None:
+    found = seed_table().identify(name + suffix).canonical
+    assert found in {None, name + suffix, *KNOWN}
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["None", "none", "NONE", "null", "", " ", "NaN", "nan", "'None'", "undefined", "N/A", "unknown", "-"],
+)
+def test_words_for_nothing_name_no_base(word: str) -> None:
+    found = seed_table().identify(word, tags=["base_model:None", "base_model:adapter:null"])
+    assert (found.canonical, found.evidence) == (None, "no base model is named")
+    by_tag = seed_table().identify(word, tags=[f"base_model:adapter:{INSTRUCT}"])
+    assert by_tag.canonical == INSTRUCT
+
+
+@pytest.mark.parametrize("word", ["None", "null", ""])
+def test_an_adapter_whose_base_is_a_word_for_nothing_has_no_base(word: str) -> None:
+    document = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 4,
+        "base_model_name_or_path": word,
+        "target_modules": ["q_proj"],
+    }
+    config = parse_config(json.dumps(document).encode())
+    found = screen(Evidence(config=config, base=seed_table().identify(config.base_model)))
+    assert [one.reason for one in found if one.reason.value.startswith("base_")] == [Reason.BASE_MISSING]
+
+
+@pytest.mark.parametrize("word", ["None", "null", ""])
+def test_the_card_is_asked_where_the_configuration_says_none(
+    hub: LocalHub, root: Path, run: Program, word: str
+) -> None:
+    files = lora_files(word)
+    files["README.md"] = card("Some words.\n", base_model=TINY, license="mit")
+    files["adapter_model.safetensors"] = safetensors_bytes(lora_tensors(seed=9))
+    make_repo(root, "dan/four", files, {})
+    assert run("-q", "crawl", "--any-base").exit_code == 0
+    found = json.loads(run("show", "dan/four", "--json").stdout)
+    assert found["base"] == TINY
