@@ -1,9 +1,10 @@
 """A folder of files named by the sha256 of their bytes: a name that is there has exactly those bytes.
 
 Layout below the root: `ab/cdef…` the blobs, `partial/<sha256>` what has arrived so far,
-`partial/<sha256>.etag` the server's own name for those bytes, `partial/locks/` the locks. A blob appears by
-one rename, after its size and hash were checked and its bytes are on the disk; whoever is killed before
-that leaves a partial file and nothing else.
+`partial/<sha256>.etag` the server's own name for those bytes, `partial/locks/` the locks, `verified/ab` a
+line for each blob that was read again, with what the file looked like then. A blob appears by one rename,
+after its size and hash were checked and its bytes are on the disk; whoever is killed before that leaves a
+partial file and nothing else.
 """
 
 from __future__ import annotations
@@ -12,17 +13,34 @@ import contextlib
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from filelock import FileLock
 
-from catalog.errors import IntegrityError, StorageError
+from catalog.errors import DamagedFileError, IntegrityError, StorageError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
+# Nanoseconds within which two changes of a file may bear the same date.
+_TICK = 100_000_000
+
+
+class _Look(NamedTuple):
+    """What tells that a file changed: its size in bytes, its dates in nanoseconds and its inode."""
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+
+
+def _look(path: Path) -> _Look:
+    found = path.stat()
+    return _Look(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 class BlobWriter:
@@ -127,6 +145,7 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._partials = root / "partial"
+        self._verified: dict[str, _Look] = {}
 
     def path(self, sha256: str) -> Path:
         """Where the blob of this hash is or would be; raises ValueError for what is no sha256."""
@@ -149,6 +168,30 @@ class BlobStore:
             except FileNotFoundError:
                 return False
         return digest.hexdigest() == sha256
+
+    def verified_path(self, sha256: str) -> Path | None:
+        """Where the blob is, None where it is not; its bytes are read once after each change of the file.
+
+        Whether it changed is told by size, dates and inode. Raises DamagedFileError for other bytes than its
+        name says, and StorageError where the disk refuses.
+        """
+        path = self.path(sha256)
+        with _refusals_named(self.root):
+            try:
+                seen = _look(path)
+            except FileNotFoundError:
+                return None
+        if seen not in (self._verified.get(sha256), self._recorded(sha256)):
+            began = time.time_ns()
+            if not self.verify(sha256):
+                raise DamagedFileError(
+                    f"The kept file {sha256} has other bytes than its name says: run `loradex blobs repair`."
+                )
+            # A change within the clock's tick of the last one would leave the same dates.
+            if began - max(seen.modified, seen.changed) > _TICK:
+                self._record(sha256, seen)
+            self._verified[sha256] = seen
+        return path
 
     def remove(self, sha256: str) -> None:
         """Remove the blob, and what has arrived of it; nothing happens when neither is there."""
@@ -183,6 +226,28 @@ class BlobStore:
                 blob.close()
             if not present:
                 self._publish(blob, target)
+
+    def _record(self, sha256: str, seen: _Look) -> None:
+        """Remembers for all processes that the bytes were right when the file looked so, where it can."""
+        place = self.root / "verified" / sha256[:2]
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(exist_ok=True)
+            with place.open("ab", buffering=0) as file:
+                file.write(" ".join([sha256, *map(str, seen)]).encode() + b"\n")
+
+    def _recorded(self, sha256: str) -> _Look | None:
+        """What the file looked like when it was last verified by any process."""
+        try:
+            lines = (self.root / "verified" / sha256[:2]).read_text("ascii", "replace").split("\n")[:-1]
+        except OSError:
+            return None
+        found = [line.split(" ")[1:] for line in lines if line.startswith(f"{sha256} ")]
+        last = found[-1] if found else []
+        return (
+            _Look(*map(int, last))
+            if len(last) == len(_Look._fields) and all(map(str.isdigit, last))
+            else None
+        )
 
     @contextmanager
     def _locked(self, sha256: str) -> Iterator[None]:

@@ -6,16 +6,16 @@ and a user's own settings (a matplotlibrc) do not reach them. Text from the Hub 
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import StorageError, UsageError
+from catalog.files import temporary_folder
 
 if TYPE_CHECKING:
     from matplotlib.colors import Normalize
@@ -314,11 +314,10 @@ def save(figure: Figure, path: Path, title: str) -> None:
     content = BytesIO()
     with settings():
         figure.savefig(content, format=suffix[1:], dpi=RESOLUTION, metadata=metadata[suffix])
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content.getvalue())
-        partial.replace(path)
+        with temporary_folder(path.parent) as temporary:
+            picture = temporary / path.name
+            picture.write_bytes(content.getvalue())
+            picture.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise StorageError(f"The picture {path} cannot be written: {error.strerror}.") from error

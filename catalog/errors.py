@@ -11,6 +11,7 @@ LoradexError
 ├── NotFoundError         a name that the catalog does not know
 ├── PoolError             a pool's manifest or files cannot be used as they are
 ├── StorageError          the disk refused (full, not writable)
+│   └── DamagedFileError      a kept file has other bytes than it had when it was verified
 ├── MergeError            adapters that cannot be merged, by name and reason
 ├── EvaluationError       a model that cannot be asked or trained as wanted (out of memory, loss not finite)
 └── HubError              the Hub, or the way to it
@@ -77,6 +78,10 @@ class PoolError(LoradexError):
 
 class StorageError(LoradexError):
     """The disk refused: full, not writable, not there."""
+
+
+class DamagedFileError(StorageError):
+    """A kept file whose bytes are no longer those of its name."""
 
 
 class HubError(LoradexError):

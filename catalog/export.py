@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from catalog.errors import PoolError, StorageError
-from catalog.files import copy_file
+from catalog.files import copy_file, replace_folder, temporary_folder
 from catalog.pools import MANIFEST_NAME, Manifest, Member, PinnedFile, Problem
 
 Form = Literal["peft", "mergekit", "vllm", "hub", "ids"]
@@ -55,17 +54,15 @@ def export(
     target = to / (manifest.folder_name if form in ("peft", "hub") else f"{manifest.folder_name}-{form}")
     try:
         to.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=to, prefix=f".{manifest.name}-") as made:
-            folder = Path(made) / "pool"
+        with temporary_folder(to) as temporary:
+            folder = temporary / "pool"
             folder.mkdir()
             (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
             if fetch is not None and form != "ids":
                 _write_members(manifest, folder, form, fetch, progress)
             for name, text in _recipes(manifest, form, local=fetch is not None).items():
                 (folder / name).write_text(text, encoding="utf-8", newline="\n")
-            if target.exists():
-                target.rename(Path(made) / "before")
-            folder.rename(target)
+            replace_folder(folder, target, temporary)
     except OSError as error:
         raise StorageError(f"The pool cannot be written below {to}: {error.strerror}.") from error
     return target

@@ -1,14 +1,24 @@
-"""Files on the disk: copies that share no bytes with what they were made from."""
+"""Files on the disk: copies that share no bytes, and temporary folders that do not outlive their process.
+
+A temporary folder is called `.loradex-XXXXXXXX` and holds a lock file, whose lock the system releases when
+the process ends, however it ends. A folder whose lock is free was left by a process that was killed.
+"""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 # Linux: makes one file share the blocks of another until one of them is written to (ioctl_ficlone(2)).
 _FICLONE = 0x40049409
+_PREFIX = ".loradex-"
+_LOCK, _BEFORE = "lock", "before"
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -25,3 +35,65 @@ def copy_file(source: Path, target: Path) -> None:
                 fcntl.ioctl(written, _FICLONE, read.fileno())
                 return
         shutil.copyfileobj(read, written, 1 << 20)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent`, which goes when the block ends; what killed processes left there goes first.
+
+    Raises OSError.
+    """
+    remove_abandoned(parent)
+    folder, lock = _locked_folder(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Removes the temporary folders in `parent` that no process holds.
+
+    Where a process was killed while it replaced a folder, what was there before is put back.
+    """
+    for folder in parent.glob(f"{_PREFIX}*"):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        with suppress(OSError, Timeout), FileLock(folder / _LOCK, timeout=0):
+            _put_back(folder)
+            # Under its name somebody may be about to lock it; under another nobody can.
+            aside = folder.rename(folder.with_name(f"{folder.name}-"))
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def replace_folder(new: Path, target: Path, temporary: Path) -> None:
+    """Renames `new` to `target`; what was there is moved into the temporary folder first. Raises OSError."""
+    if not target.exists():
+        new.rename(target)
+        return
+    before = temporary / _BEFORE / target.name
+    before.parent.mkdir()
+    target.rename(before)
+    try:
+        new.rename(target)
+    except OSError:
+        before.rename(target)
+        raise
+
+
+def _locked_folder(parent: Path) -> tuple[Path, FileLock]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        lock = FileLock(folder / _LOCK, timeout=0)
+        # As long as it is not locked, another process may remove it: then one more is made.
+        with suppress(FileNotFoundError, Timeout):
+            lock.acquire()
+            return folder, lock
+
+
+def _put_back(folder: Path) -> None:
+    for before in (folder / _BEFORE).glob("*"):
+        place = folder.with_name(before.name)
+        if not place.exists():
+            before.rename(place)

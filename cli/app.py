@@ -18,8 +18,10 @@ class Exit(enum.IntEnum):
     ERROR = 1
     USAGE = 2
     PARTIAL = 3
+    HUNG_UP = 129
     INTERRUPTED = 130
     PIPE_CLOSED = 141
+    TERMINATED = 143
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from catalog.errors import (
 from catalog.settings import Settings
 from cli.app import App, Exit
 from cli.output import Output, plain
+from cli.signals import StopSignal, set_up_signals
 from cli.streams import discard_stdout, set_up_streams
 
 
@@ -106,7 +107,8 @@ def errors_in_words() -> Iterator[None]:
         raise click.exceptions.Exit(words(type(error)).code) from error
     except KeyboardInterrupt as error:
         click.echo("interrupted; run the same command again to continue", err=True)
-        raise click.exceptions.Exit(Exit.INTERRUPTED) from error
+        code = Exit(128 + error.number) if isinstance(error, StopSignal) else Exit.INTERRUPTED
+        raise click.exceptions.Exit(code) from error
     except BrokenPipeError as error:
         discard_stdout()
         raise click.exceptions.Exit(Exit.PIPE_CLOSED) from error
@@ -231,6 +233,7 @@ def _set_again(context: click.Context, option: click.Parameter, value: Any) -> N
 def main() -> None:
     """Runs the program on the command line's arguments and exits."""
     set_up_streams()
+    set_up_signals()
     loradex(prog_name="loradex")
 
 

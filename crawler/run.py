@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -21,7 +22,8 @@ from catalog.bases import BaseTable, seed_spellings
 from catalog.blobs import BlobStore
 from catalog.database import writer_lock
 from catalog.engine import for_writing
-from catalog.errors import HubError
+from catalog.errors import HubError, StorageError
+from catalog.files import temporary_folder
 from catalog.schema import Crawl, CrawlState, Outcome
 from crawler.describe import description_digest
 from crawler.hub import Hub
@@ -63,7 +65,7 @@ class Crawler:
         A Hub that cannot be reached makes the report partial. Raises CatalogBusyError where another process
         writes to the catalog.
         """
-        with writer_lock(self.engine):
+        with writer_lock(self.engine), self._streamed() as streamed:
             started = time.monotonic()
             with Session(for_writing(self.engine)) as session, session.begin():
                 store.sync_bases(session)
@@ -73,7 +75,7 @@ class Crawler:
             error = self._list(plan)
             work = Work(
                 self.engine,
-                self._tools(bases),
+                self._tools(bases, streamed),
                 plan.crawl_id,
                 meter,
                 self.progress,
@@ -115,10 +117,23 @@ class Crawler:
                 frontier.add_missing(session, session.get_one(Crawl, plan.crawl_id), NOT_LISTED)
         return error
 
-    def _tools(self, bases: BaseTable) -> Tools:
+    @contextmanager
+    def _streamed(self) -> Iterator[BlobStore]:
+        """A store for files that are read once, beside the kept ones; what killed crawls left goes first."""
+        beside = self.blobs.root.parent
+        with ExitStack() as stack:
+            try:
+                beside.mkdir(parents=True, exist_ok=True)
+                folder = stack.enter_context(temporary_folder(beside))
+            except OSError as error:
+                raise StorageError(f"Nothing can be stored in {beside}: {error.strerror}.") from error
+            yield BlobStore(folder)
+
+    def _tools(self, bases: BaseTable, streamed: BlobStore) -> Tools:
         return Tools(
             hub=self.hub,
             blobs=self.blobs,
+            streamed=streamed,
             bases=bases,
             known=Known(CatalogFacts(self.engine)),
             weights=self.options.weights,

@@ -7,12 +7,23 @@ be tried again.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from catalog.adapter import AdapterConfig, AdapterSpec, lora_modules, parse_config, parse_header
 from catalog.bases import BaseTable
 from catalog.blobs import BlobStore
-from catalog.errors import ConfigError, HubAccessError, HubPayloadError, IntegrityError, WeightsError
+from catalog.errors import (
+    ConfigError,
+    DamagedFileError,
+    HubAccessError,
+    HubPayloadError,
+    IntegrityError,
+    WeightsError,
+)
 from catalog.fingerprint import fingerprint, use_one_thread
 from catalog.measured import pattern_of, record_of
 from catalog.records import (
@@ -31,6 +42,8 @@ from crawler.listing import BadRow, ListedRepository, parse_row
 from crawler.screen import refused_by
 from crawler.tree import RemoteFile
 
+log = logging.getLogger(__name__)
+
 # Folders beyond this many are listed and not read: each costs requests, and a repository may hold thousands.
 MOST_FOLDERS = 256
 MOST_CONFIG = 1024 * 1024
@@ -38,10 +51,14 @@ MOST_CONFIG = 1024 * 1024
 
 @dataclass(frozen=True)
 class Tools:
-    """What the stages work with: shared by all workers, thread-safe."""
+    """What the stages work with: shared by all workers, thread-safe.
+
+    `blobs` are the files that are kept; `streamed` takes those that are read and not kept.
+    """
 
     hub: Hub
     blobs: BlobStore
+    streamed: BlobStore
     bases: BaseTable
     known: Known
     weights: str
@@ -131,8 +148,9 @@ def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
 def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
     """The draft with its weights read, where the policy says so and nothing known refuses the adapter.
 
-    `keep` leaves the verified file in the blob store, `stream` takes it away after reading. A file whose
-    values were read before is not read again, and under `stream` not fetched again.
+    `keep` leaves the verified file in the blob store; `stream` reads a file that is kept already from there,
+    and takes any other away after reading. A file whose values were read before is not read again, and under
+    `stream` not fetched again.
     """
     file, weights, config = draft.folder.weights, draft.weights, draft.config
     if tools.weights == "headers" or file is None or weights is None or file.sha256 is None:
@@ -160,9 +178,7 @@ def _read_values(
     known = tools.known.weights(weights.digest) or weights
     if tools.weights == "stream" and known.fingerprint(pattern_of(known, config)):
         return known
-    kept = tools.blobs.has(file.sha256 or "")
-    path = tools.hub.download(listed.name, listed.sha or "", file, tools.blobs)
-    try:
+    with _file_at_hand(listed, file, tools) as path:
         read = replace(weights, header=header_bytes(path), fingerprints=known.fingerprints)
         # The header of the verified file decides: the one that came by itself could not be checked.
         if read.fingerprint(pattern_of(read, config)) is None:
@@ -170,11 +186,28 @@ def _read_values(
             made = fingerprint(path, config)
             fingerprints = (*read.fingerprints, record_of(made))
             read = replace(read, tensor_digest=made.tensor_digest, fingerprints=fingerprints)
-    finally:
-        if tools.weights == "stream" and not kept:
-            tools.blobs.remove(file.sha256 or "")
     tools.known.learn_weights(read)
     return read
+
+
+@contextmanager
+def _file_at_hand(listed: ListedRepository, file: RemoteFile, tools: Tools) -> Iterator[Path]:
+    """A weights file with the promised bytes: the kept one, or one from the Hub, to be kept or not."""
+    sha256 = file.sha256 or ""
+    store = tools.blobs if tools.weights == "keep" else tools.streamed
+    try:
+        kept = tools.blobs.verified_path(sha256)
+    except DamagedFileError as error:
+        log.warning("%s", error)
+        kept, store = None, tools.streamed
+    if kept is not None:
+        yield kept
+        return
+    try:
+        yield tools.hub.download(listed.name, listed.sha or "", file, store)
+    finally:
+        if store is tools.streamed:
+            store.remove(sha256)
 
 
 def _read_folder(listed: ListedRepository, folder: Folder, tools: Tools) -> Draft:

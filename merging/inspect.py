@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.errors import UsageError
+from catalog.files import temporary_folder
 from merging.lowrank import Grams, coordinates, grams, pair_products, precise_truncation
 from merging.members import Member, load_members
 from merging.stack import Stack, iterate_stacks, shapes
+from merging.write import storage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +113,7 @@ def inspect(
 def plot(found: Inspection, path: Path) -> None:
     """Write a picture of the cosines and of the energy by rank, in the format that the file's name says.
 
-    Raises UsageError where matplotlib is not installed.
+    Raises UsageError where matplotlib is not installed, StorageError where the disk refuses.
     """
     try:
         from matplotlib.figure import Figure
@@ -122,7 +124,10 @@ def plot(found: Inspection, path: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1.4 * height, 5.0))
     _draw_cosines(found, figure, left)
     _draw_energy(found, right)
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with storage(path), temporary_folder(path.parent) as temporary:
+        picture = temporary / path.name
+        figure.savefig(picture, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        picture.replace(path)
 
 
 def _draw_cosines(found: Inspection, figure: Figure, axes: Axes) -> None:

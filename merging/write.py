@@ -11,14 +11,13 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from catalog.errors import StorageError, UsageError
+from catalog.files import remove_abandoned, replace_folder, temporary_folder
 from merging.members import CONFIG_NAME, WEIGHTS_NAME, Member
 from merging.stack import Shape
 
@@ -40,17 +39,17 @@ def new_folder(out: Path, overwrite: bool, record: str = RECORD_NAME) -> Iterato
     Raises UsageError for what must not be replaced and StorageError where the disk refuses; nothing stays
     behind in either case.
     """
-    refuse_existing(out, overwrite, record)
-    with storage(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield partial
+    with contextlib.ExitStack() as stack:
         with storage(out):
-            partial.chmod(0o755)
-            _replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(out.parent)
+            refuse_existing(out, overwrite, record)
+            temporary = stack.enter_context(temporary_folder(out.parent))
+            folder = temporary / out.name
+            folder.mkdir()
+        yield folder
+        with storage(out):
+            replace_folder(folder, out, temporary)
 
 
 @contextlib.contextmanager
@@ -207,20 +206,3 @@ def refuse_existing(out: Path, overwrite: bool, record: str) -> None:
         raise UsageError(f"{out} is there already; choose another folder or ask to overwrite it.")
     if out.is_symlink() or not (out / record).is_file():
         raise UsageError(f"{out} holds something else and is not overwritten; choose another folder.")
-
-
-def _replace(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`; what was there is moved aside first and removed last."""
-    if not out.exists():
-        partial.rename(out)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        out.rename(aside / "old")
-        try:
-            partial.rename(out)
-        except OSError:
-            (aside / "old").rename(out)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

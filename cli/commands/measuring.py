@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from catalog.candidates import candidates, pinned
 from catalog.errors import NotFoundError
 from catalog.export import export, member_folder
+from catalog.files import temporary_folder
 from catalog.pools import Manifest
 from catalog.racing import Measure
 from cli.app import App
@@ -115,8 +115,8 @@ def measuring(
 def _scratch(app: App) -> Iterator[Path]:
     """A folder beside the kept files, whose blocks copies may share; it goes when the block ends."""
     app.settings.data.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=app.settings.data, prefix=".measured-") as scratch:
-        yield Path(scratch)
+    with temporary_folder(app.settings.data) as scratch:
+        yield scratch
 
 
 def _finder(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalog.blobs import BlobStore
-from catalog.errors import IntegrityError, StorageError
+from catalog.errors import DamagedFileError, IntegrityError, StorageError
 
 DATA = bytes(range(256)) * 40
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -333,3 +333,82 @@ with BlobStore(Path({str(store.root)!r})).writer({SHA!r}, len(data)) as blob:
     assert [worker.returncode for worker in workers] == [0, 0, 0]
     assert sorted(outputs) == ["", "", "written\n"]
     assert store.verify(SHA)
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The blobs of which all bytes were read, in order."""
+    found: list[str] = []
+    verify = BlobStore.verify
+
+    def noting(store: BlobStore, sha256: str) -> bool:
+        found.append(sha256)
+        return verify(store, sha256)
+
+    monkeypatch.setattr(BlobStore, "verify", noting)
+    return found
+
+
+def age(path: Path, seconds: float = 100.0) -> None:
+    """Moves the dates of a file back, so that a change now shows; its inode's date stays."""
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
+
+
+def settled(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The blob of the store, last changed long ago by the clock of the store."""
+    fill(store)
+    now = store.path(SHA).stat().st_ctime_ns + 10**10
+    monkeypatch.setattr("catalog.blobs.time.time_ns", lambda: now)
+    return store.path(SHA)
+
+
+def test_a_blob_is_read_once_by_all_processes_until_it_changes(
+    store: BlobStore, readings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = settled(store, monkeypatch)
+    for _ in range(2):
+        assert store.verified_path(SHA) == path
+        assert BlobStore(store.root).verified_path(SHA) == path
+    assert readings == [SHA]
+    age(path)
+    assert BlobStore(store.root).verified_path(SHA) == path
+    assert readings == [SHA, SHA], "a file with other dates was not read again"
+
+
+def test_a_change_in_place_is_noticed_whatever_was_read_before(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = settled(store, monkeypatch)
+    assert store.verified_path(SHA) == path
+    dates = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"x")
+    os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns + 1))
+    for one in (store, BlobStore(store.root)):
+        with pytest.raises(DamagedFileError, match="loradex blobs repair"):
+            one.verified_path(SHA)
+
+
+def test_what_was_read_right_after_a_change_is_not_remembered(store: BlobStore, readings: list[str]) -> None:
+    fill(store)
+    for _ in range(2):
+        BlobStore(store.root).verified_path(SHA)
+    assert readings == [SHA, SHA]
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"\xff\n", SHA.encode(), f"{SHA} 1 2\n".encode(), f"{SHA} a b c d\n".encode()]
+)
+def test_what_makes_no_sense_among_the_remembered_is_passed_over(
+    store: BlobStore, readings: list[str], line: bytes
+) -> None:
+    fill(store)
+    (store.root / "verified").mkdir()
+    (store.root / "verified" / SHA[:2]).write_bytes(line)
+    assert store.verified_path(SHA) == store.path(SHA)
+    assert readings == [SHA]
+
+
+def test_a_blob_that_is_not_there_has_no_path(store: BlobStore) -> None:
+    assert store.verified_path(SHA) is None

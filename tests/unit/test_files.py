@@ -1,10 +1,43 @@
-"""Copies of files."""
+"""Copies of files, and temporary folders of processes that were killed."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
-from catalog.files import copy_file
+import pytest
+
+from catalog.files import copy_file, remove_abandoned, replace_folder, temporary_folder
+
+# Makes a temporary folder with a file in it, says so, and waits to be killed.
+KILLED = """
+import sys
+from pathlib import Path
+from catalog.files import temporary_folder
+with temporary_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_bytes(b"half")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def abandoned(tmp_path: Path) -> Path:
+    """A temporary folder whose process was killed."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdin=pipe, stdout=pipe, text=True, cwd=Path.cwd()
+    ) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().rstrip())
+        with temporary_folder(tmp_path) as other:
+            assert (folder / "half").is_file(), "a folder in use was removed"
+            assert other != folder
+        process.kill()
+    assert (folder / "half").is_file()
+    return folder
 
 
 def test_an_edit_in_place_of_a_copy_does_not_reach_what_it_was_made_from(tmp_path: Path) -> None:
@@ -16,3 +49,68 @@ def test_an_edit_in_place_of_a_copy_does_not_reach_what_it_was_made_from(tmp_pat
     with target.open("r+b") as file:
         file.write(b"edited")
     assert source.read_bytes() == bytes(range(256)) * 8192
+
+
+def test_the_next_start_removes_what_a_killed_process_left(abandoned: Path, tmp_path: Path) -> None:
+    with temporary_folder(tmp_path):
+        assert not abandoned.exists()
+    assert not any(tmp_path.iterdir())
+
+
+def test_files_of_others_are_left_alone(abandoned: Path, tmp_path: Path) -> None:
+    (tmp_path / ".loradex-notes").write_text("a file of the user")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / ".loradex-link").symlink_to(tmp_path / "folder")
+    (tmp_path / "folder" / "file").write_text("of the user")
+    remove_abandoned(tmp_path)
+    assert not abandoned.exists()
+    names = {path.name for path in tmp_path.rglob("*")}
+    assert names == {".loradex-notes", ".loradex-link", "folder", "file"}
+
+
+def test_a_folder_that_was_being_replaced_is_put_back(abandoned: Path, tmp_path: Path) -> None:
+    (abandoned / "before" / "result").mkdir(parents=True)
+    (abandoned / "before" / "result" / "weights").write_bytes(b"the only copy")
+    remove_abandoned(tmp_path)
+    assert not abandoned.exists()
+    assert (tmp_path / "result" / "weights").read_bytes() == b"the only copy"
+
+
+def test_a_folder_that_was_replaced_is_not_put_back(abandoned: Path, tmp_path: Path) -> None:
+    (abandoned / "before" / "result").mkdir(parents=True)
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "new").touch()
+    remove_abandoned(tmp_path)
+    assert not abandoned.exists()
+    assert [path.name for path in (tmp_path / "result").iterdir()] == ["new"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    for content in ("first", "second"):
+        with temporary_folder(tmp_path) as temporary:
+            new = temporary / "new"
+            new.mkdir()
+            (new / content).touch()
+            replace_folder(new, target, temporary)
+        assert [path.name for path in target.iterdir()] == [content]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_threads_that_begin_at_once_keep_their_folders(tmp_path: Path) -> None:
+    wrong: list[str] = []
+
+    def work() -> None:
+        for number in range(30):
+            with temporary_folder(tmp_path) as folder:
+                (folder / "file").write_text(str(number))
+                if (folder / "file").read_text() != str(number):
+                    wrong.append(str(folder))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert not any(tmp_path.iterdir())

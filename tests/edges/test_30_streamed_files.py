@@ -1,0 +1,131 @@
+"""Row 30 a: a crawl that streams weights leaves none, however it ends, and touches none that are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from catalog.blobs import BlobStore
+from catalog.files import temporary_folder
+from cli.app import Exit
+from crawler.localhub import LocalHub
+from tests.cli.conftest import TINY, Program
+from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
+
+ROOT = Path(__file__).parents[2]
+CRAWL = ("crawl", "--any-base", "--weights")
+# Says when the weights of an adapter lie on the disk, and goes on when its input ends.
+READING = """
+import sys
+from crawler import stages
+measure = stages.fingerprint
+def waiting(path, config):
+    print("reading", path, flush=True)
+    sys.stdin.read()
+    return measure(path, config)
+stages.fingerprint = waiting
+from cli.main import main
+main()
+"""
+
+
+def add_adapter(root: Path, name: str) -> bytes:
+    """Makes a repository with an adapter of its own below a Hub's folder; its weights."""
+    weights = safetensors_bytes(lora_tensors(seed=len(name)))
+    make_repo(root, name, lora_files(TINY) | {"adapter_model.safetensors": weights})
+    return weights
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder but locks, with its inode and its bytes."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_ino, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def streamed(data: Path) -> list[Path]:
+    """The temporary folders in the data folder."""
+    return list(data.glob(".loradex-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL),
+        (signal.SIGTERM, Exit.TERMINATED),
+        (signal.SIGHUP, Exit.HUNG_UP),
+        (signal.SIGINT, Exit.INTERRUPTED),
+    ],
+)
+def test_weights_that_were_being_read_are_gone_after_the_next_crawl(
+    hub: LocalHub, run: Program, data: Path, number: int, code: int
+) -> None:
+    assert run(*CRAWL, "keep").exit_code == 0
+    kept = files(data / "blobs")
+    add_adapter(hub.root, "dan/four")
+    words = [sys.executable, "-c", READING, "--data", str(data), *CRAWL, "stream", "--workers", "1"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        words, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ)
+    ) as process:
+        assert process.stdout is not None
+        place = Path(process.stdout.readline().split(" ", 1)[1].rstrip("\n"))
+        assert place.is_file()
+        assert place.is_relative_to(streamed(data)[0])
+        process.send_signal(number)
+        _, talk = process.communicate()
+    assert process.returncode == code
+    assert ("run the same command again" in talk) == (number != signal.SIGKILL)
+    assert bool(streamed(data)) == (number == signal.SIGKILL)
+    assert files(data / "blobs") == kept, "a streamed file lies among those that are kept"
+    assert run(*CRAWL, "stream").exit_code == 0
+    assert not streamed(data)
+    assert files(data / "blobs") == kept
+    assert run("show", "dan/four", "--json").exit_code == 0
+
+
+def test_a_folder_in_use_survives_the_start_of_another_crawl(hub: LocalHub, run: Program, data: Path) -> None:
+    data.mkdir()
+    with temporary_folder(data) as folder:
+        (folder / "streaming").write_bytes(b"half a file")
+        assert run(*CRAWL, "stream").exit_code == 0
+        assert (folder / "streaming").is_file()
+    assert not streamed(data)
+
+
+def test_a_file_that_is_kept_is_read_there_and_stays(hub: LocalHub, run: Program, data: Path) -> None:
+    weights = add_adapter(hub.root, "dan/four")
+    sha256 = hashlib.sha256(weights).hexdigest()
+    blobs = BlobStore(data / "blobs")
+    with blobs.writer(sha256, len(weights)) as blob:
+        blob.write(weights)
+    assert run(*CRAWL, "stream").exit_code == 0
+    assert blobs.verify(sha256)
+    asked = [one for one in hub.log if "four" in one.path and one.path.endswith(".safetensors")]
+    assert asked
+    assert all(request.headers.get("range") for request in asked), "fetched though it is kept"
+
+
+def test_a_kept_file_with_other_bytes_is_not_measured_and_not_deleted(
+    hub: LocalHub, run: Program, data: Path
+) -> None:
+    weights = add_adapter(hub.root, "dan/four")
+    sha256 = hashlib.sha256(weights).hexdigest()
+    blobs = BlobStore(data / "blobs")
+    blobs.path(sha256).parent.mkdir(parents=True)
+    blobs.path(sha256).write_bytes(weights[:-1] + b"x")
+    result = run(*CRAWL, "keep", "--json")
+    assert result.exit_code == 0
+    assert "loradex blobs repair" in result.stderr
+    assert blobs.path(sha256).read_bytes() == weights[:-1] + b"x"
+    shown = run("show", "dan/four", "--json")
+    assert '"health": "healthy"' in shown.stdout
