@@ -10,7 +10,7 @@ present or not, a `module.` of a parallel wrapper, the adapter's name after the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,7 +35,10 @@ __all__ = [
     "lora_modules",
     "parse_config",
     "parse_header",
+    "saved_layer",
     "scaling",
+    "targets_parameters",
+    "tensors_beside",
 ]
 
 Kind = Literal["linear", "embedding"]
@@ -48,10 +51,16 @@ _FACTOR = re.compile(
 # The kind of a tensor that is no LoRA factor, by a part of its name; the first that fits.
 _OTHER_KINDS: tuple[tuple[str, str], ...] = (
     (".lora_magnitude_vector", "magnitude"),
+    # VeLoRA compresses activations for its backward pass; the forward pass is plain LoRA.
+    (".lora_velora_embed", "auxiliary"),
     (".trainable_tokens_", "trainable_tokens"),
+    (".original_module.", "base_copy"),
+    (".modules_to_save.", "saved"),
     (".base_layer.", "base_copy"),
     (".lora_", "unknown"),
-    (".modules_to_save.", "saved"),
+)
+_INSIDE_A_LAYER = re.compile(
+    r"(\.modules_to_save(\.[^.]+)?|\.base_layer|\.token_adapter|\.trainable_tokens_[a-z]+)*(\.[^.]+)?\Z"
 )
 _FACTOR_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 # Module names longer than this, or with control characters, are no names of a model's modules.
@@ -96,7 +105,8 @@ class OtherTensor:
     """A tensor that is no LoRA factor; its name is cut and escaped where it is no fit name.
 
     Kinds: magnitude, bias, lora_bias, saved (whole weights that replace the base's), base_copy (weights of
-    the base that PEFT saves beside an adapted embedding), trainable_tokens, unknown.
+    the base that PEFT saves beside an adapted embedding), trainable_tokens, auxiliary (what only training
+    needs), unknown.
     """
 
     name: str
@@ -170,27 +180,65 @@ def lora_modules(header: Header, config: AdapterConfig) -> AdapterSpec:
     evaluated) there are no modules.
     """
     halves: dict[tuple[str, Kind], dict[str, Tensor]] = {}
-    others: list[OtherTensor] = []
     problems = _Problems()
     for tensor in header.tensors:
         key = factor_key(tensor.name)
         if key is None or key.leaf == "bias":
-            kind = "lora_bias" if key else _other_kind(tensor.name)
-            others.append(OtherTensor(_presentable(tensor.name), kind))
             continue
         pair = halves.setdefault((key.module, key.kind), {})
         if key.side in pair:
             problems.add("duplicate_factor", key.module)
         pair[key.side] = tensor
+    for name, kind in halves:
+        if kind == "embedding" and (name, "linear") in halves:
+            problems.add("duplicate_factor", f"{name} is an embedding and a linear layer")
     rules = _rules(config, problems)
     modules = [
         module
         for (name, kind), pair in halves.items()
-        if rules is not None and (module := _module(name, kind, pair, rules, problems)) is not None
+        if rules is not None and (module := _module(name, kind, pair, rules, config, problems)) is not None
     ]
     modules.sort(key=lambda m: (-1 if m.layer is None else m.layer, m.name))
     dtypes = tuple(sorted({tensor.dtype for pair in halves.values() for tensor in pair.values()}))
-    return AdapterSpec(tuple(modules), tuple(others), problems.listed(), dtypes, header.metadata)
+    beside = tensors_beside(header, config)
+    others = tuple(OtherTensor(_presentable(name), kind) for name, kind in beside.items())
+    return AdapterSpec(tuple(modules), others, problems.listed(), dtypes, header.metadata)
+
+
+def tensors_beside(header: Header, config: AdapterConfig) -> dict[str, str]:
+    """The kind of each tensor of a file that is no LoRA factor, by its name (see `OtherTensor`).
+
+    A bias in a wrapped layer is a copy of the base's where the configuration trains no biases and the
+    layer's weight stands beside it, as PEFT saves it of an adapted output head; else it was trained
+    (Qwen2's `q_proj.base_layer.bias`).
+    """
+    names = {tensor.name for tensor in header.tensors}
+    found: dict[str, str] = {}
+    for tensor in header.tensors:
+        key = factor_key(tensor.name)
+        if key is None or key.leaf == "bias":
+            found[tensor.name] = "lora_bias" if key else _other_kind(tensor.name, names, config)
+    return found
+
+
+def saved_layer(tensor_name: str, config: AdapterConfig) -> str:
+    """The layer that a whole saved tensor belongs to: as the configuration names it, else its short name."""
+    name = _without_prefixes(tensor_name)
+    for module in config.modules_to_save or ():
+        if f".{module}." in f".{name}":
+            return module
+    return _INSIDE_A_LAYER.sub("", name).rpartition(".")[2]
+
+
+def targets_parameters(module: str, config: AdapterConfig) -> bool:
+    """Whether the factors under this name are those of bare parameters (`target_parameters`), not a module's.
+
+    PEFT wraps the module that holds the parameter, once a parameter: `experts.base_layer` is the inner one.
+    """
+    while module.endswith(".base_layer"):
+        module = module.removesuffix(".base_layer")
+    holders = (parameter.rpartition(".")[0] for parameter in config.target_parameters or ())
+    return any(holder and f".{module}".endswith(f".{holder}") for holder in holders)
 
 
 class _Problems:
@@ -228,12 +276,17 @@ def _without_prefixes(name: str) -> str:
     return name
 
 
-def _other_kind(name: str) -> str:
-    for part, kind in _OTHER_KINDS:
-        if part in name:
-            return kind
+def _other_kind(name: str, names: Collection[str], config: AdapterConfig) -> str:
+    kind = next((kind for part, kind in _OTHER_KINDS if part in name), None)
+    weight_beside = name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in names
+    if kind == "base_copy" and name.endswith(".base_layer.bias"):
+        return "base_copy" if config.bias == "none" and weight_beside else "bias"
+    if kind is not None:
+        return kind
+    if any(f".{module}." in f".{name}" for module in config.modules_to_save or ()):
+        return "saved"
     if name.endswith(".bias"):
-        return "bias"
+        return "saved" if weight_beside else "bias"
     return "saved" if name.endswith(".weight") else "unknown"
 
 
@@ -248,7 +301,12 @@ def _rules(config: AdapterConfig, problems: _Problems) -> ScalingRule | None:
 
 
 def _module(
-    name: str, kind: Kind, pair: Mapping[str, Tensor], rules: ScalingRule, problems: _Problems
+    name: str,
+    kind: Kind,
+    pair: Mapping[str, Tensor],
+    rules: ScalingRule,
+    config: AdapterConfig,
+    problems: _Problems,
 ) -> LoraModule | None:
     """The module of one pair, or None and a problem where the pair is none."""
     if len(pair) < 2:
@@ -269,17 +327,19 @@ def _module(
     if rank != rank_of_b:
         problems.add("rank_mismatch", f"{name}: A has rank {rank}, B {rank_of_b}")
         return None
-    factor = _scaling(name, rank, rules, problems)
+    # The factors of a bare parameter are those of its experts, side by side.
+    experts = targets_parameters(name, config)
+    factor = _scaling(name, rank, rules, problems, experts=experts)
     if factor is None:
         return None
     return LoraModule(name, _layer(name), kind, in_features, out_features, rank, factor)
 
 
-def _scaling(name: str, rank: int, rules: ScalingRule, problems: _Problems) -> float | None:
+def _scaling(name: str, rank: int, rules: ScalingRule, problems: _Problems, *, experts: bool) -> float | None:
     """The scaling by the configuration, or None and a problem where it gives none."""
     try:
         promised = rules.rank(name)
-        if promised != rank:
+        if promised != rank and not (experts and rank % promised == 0):
             problems.add("rank_mismatch", f"{name}: rank {rank}, the configuration says {promised}")
         return rules.scaling(name)
     except ConfigError as error:

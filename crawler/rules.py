@@ -11,6 +11,9 @@ Decisions worth a word:
 one above
   NORM_EXPLODED: all weights of an 8B model together have a norm of a few thousands, so that nothing of the
   base is left then. Between the two a norm is a fact to filter by, not a defect.
+* Settings. What the weights file holds decides (`catalog.features`): a configuration that names biases or
+  modules of which the file holds nothing does no harm. The paper's collector reads the configuration alone,
+  so that its rules refuse for such a setting too (`unused_setting`).
 * Initialisation. PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA and KaSA change the base weights when training starts;
 their
   B A belongs to that changed base (PEFT writes `true` into the configuration when it converts such an
@@ -30,6 +33,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from catalog.features import SENTENCES
 
 RuleSet = Literal["paper", "ours", "licensed"]
 Needs = Literal["listing", "files", "config", "header", "weights"]
@@ -56,6 +61,7 @@ class Reason(str, enum.Enum):
     CONFIG_LFS_POINTER = "config_lfs_pointer"
     CONFIG_UNREADABLE = "config_unreadable"
     CONFIG_NOT_PEFT = "config_not_peft"
+    CONFIG_PEFT_REFUSES = "config_peft_refuses"
     NOT_LORA = "not_lora"
     NOT_CAUSAL_LM = "not_causal_lm"
     TASK_TYPE_MISSING = "task_type_missing"
@@ -88,6 +94,7 @@ class Reason(str, enum.Enum):
     FULL_WEIGHTS = "full_weights"
     BASE_COPY = "base_copy"
     UNKNOWN_TENSOR = "unknown_tensor"
+    UNUSED_SETTING = "unused_setting"
     EMBEDDING_LORA = "embedding_lora"
     WRONG_BASE_SHAPE = "wrong_base_shape"
     NON_FINITE = "non_finite"
@@ -132,38 +139,42 @@ RULES: Mapping[Reason, Rule] = {
     Reason.CONFIG_LFS_POINTER: _rule("config", "both", "adapter_config.json is a Git LFS pointer"),
     Reason.CONFIG_UNREADABLE: _rule("config", "both", "adapter_config.json cannot be read"),
     Reason.CONFIG_NOT_PEFT: _rule("config", "both", "adapter_config.json is not of PEFT"),
-    Reason.NOT_LORA: _rule("config", "both", "it is another method than LoRA"),
+    Reason.CONFIG_PEFT_REFUSES: _rule("config", "noted", "PEFT does not load it as its config is written"),
+    Reason.NOT_LORA: _rule("config", "both", SENTENCES["not_lora"]),
     Reason.NOT_CAUSAL_LM: _rule("config", "both", "it is not for a causal language model"),
     Reason.TASK_TYPE_MISSING: _rule("config", "paper", "its config states no task type"),
     Reason.BASE_MISSING: _rule("config", "both", "nothing names its base model"),
     Reason.BASE_LOCAL_PATH: _rule("config", "ours", "its base model is a path that names no known model"),
     Reason.BASE_MISMATCH: _rule("config", "paper", "its config spells the base model in another way"),
-    Reason.USE_DORA: _rule("config", "both", "DoRA rescales the base weights by learned magnitudes"),
-    Reason.HAS_BIAS: _rule("config", "both", "it trains biases of the base model"),
-    Reason.LORA_BIAS: _rule("config", "both", "its B factors have a bias"),
-    Reason.MODULES_TO_SAVE: _rule("config", "both", "it replaces whole modules of the base model"),
+    Reason.USE_DORA: _rule("config", "both", SENTENCES["use_dora"]),
+    Reason.HAS_BIAS: _rule("config", "both", SENTENCES["has_bias"]),
+    Reason.LORA_BIAS: _rule("config", "both", SENTENCES["lora_bias"]),
+    Reason.MODULES_TO_SAVE: _rule("config", "both", SENTENCES["modules_to_save"]),
     Reason.RANK_PATTERN: _rule("config", "paper", "modules have different ranks"),
     Reason.ALPHA_PATTERN: _rule("config", "paper", "modules have different alphas"),
-    Reason.BAD_PATTERN: _rule("config", "both", "its rank or alpha patterns cannot be evaluated safely"),
-    Reason.LAYER_REPLICATION: _rule("config", "both", "it runs on a base model with repeated layers"),
-    Reason.ALORA: _rule("config", "ours", "it is active after certain tokens only (aLoRA)"),
-    Reason.TRAINABLE_TOKENS: _rule("config", "both", "it trains embeddings of single tokens"),
-    Reason.TARGET_PARAMETERS: _rule("config", "ours", "it adapts bare parameters, not modules"),
-    Reason.LORA_VARIANT: _rule("config", "ours", "a variant of LoRA whose update is not B A"),
-    Reason.RELATIVE_INIT: _rule("config", "ours", "its update is relative to a changed base model"),
+    Reason.BAD_PATTERN: _rule("config", "both", SENTENCES["bad_pattern"]),
+    Reason.LAYER_REPLICATION: _rule("config", "both", SENTENCES["layer_replication"]),
+    Reason.ALORA: _rule("config", "ours", SENTENCES["alora"]),
+    Reason.TRAINABLE_TOKENS: _rule("config", "both", SENTENCES["trainable_tokens"]),
+    Reason.TARGET_PARAMETERS: _rule("config", "ours", SENTENCES["target_parameters"]),
+    Reason.LORA_VARIANT: _rule("config", "ours", SENTENCES["lora_variant"]),
+    Reason.RELATIVE_INIT: _rule("config", "ours", SENTENCES["relative_init"]),
     Reason.INIT_CONFIG: _rule("config", "paper", "its config has LoftQ, EVA or CorDA settings"),
     Reason.TRUNCATED: _rule("header", "both", "its weights file is cut off or padded"),
     Reason.HEADER_INVALID: _rule("header", "both", "the header of its weights file is broken"),
-    Reason.NO_LORA_TENSORS: _rule("header", "both", "its weights file holds no LoRA factors"),
-    Reason.UNPAIRED_FACTOR: _rule("header", "both", "a module has only one of the factors A and B"),
-    Reason.RANK_MISMATCH: _rule("header", "both", "ranks of A, B and the config disagree"),
-    Reason.EMPTY_TENSOR: _rule("header", "both", "a factor has no elements"),
-    Reason.NOT_A_MATRIX: _rule("header", "both", "a factor is no matrix"),
-    Reason.DUPLICATE_FACTOR: _rule("header", "ours", "a module has a factor twice, as of two adapters"),
-    Reason.BAD_DTYPE: _rule("header", "ours", "a factor is stored in a data type that is no plain number"),
-    Reason.FULL_WEIGHTS: _rule("header", "ours", "it carries whole weights beside the factors"),
+    Reason.NO_LORA_TENSORS: _rule("header", "both", SENTENCES["no_lora_tensors"]),
+    Reason.UNPAIRED_FACTOR: _rule("header", "both", SENTENCES["unpaired_factor"]),
+    Reason.RANK_MISMATCH: _rule("header", "both", SENTENCES["rank_mismatch"]),
+    Reason.EMPTY_TENSOR: _rule("header", "both", SENTENCES["empty_tensor"]),
+    Reason.NOT_A_MATRIX: _rule("header", "both", SENTENCES["not_a_matrix"]),
+    Reason.DUPLICATE_FACTOR: _rule("header", "ours", SENTENCES["duplicate_factor"]),
+    Reason.BAD_DTYPE: _rule("header", "ours", SENTENCES["bad_dtype"]),
+    Reason.FULL_WEIGHTS: _rule("header", "ours", SENTENCES["full_weights"]),
     Reason.BASE_COPY: _rule("header", "noted", "it carries a copy of weights of the base model"),
-    Reason.UNKNOWN_TENSOR: _rule("header", "ours", "it carries tensors of unknown meaning"),
+    Reason.UNKNOWN_TENSOR: _rule("header", "ours", SENTENCES["unknown_tensor"]),
+    Reason.UNUSED_SETTING: _rule(
+        "header", "paper", "its weights file holds nothing of a setting of its config"
+    ),
     Reason.EMBEDDING_LORA: _rule("header", "noted", "it adapts the embeddings or the output head"),
     Reason.WRONG_BASE_SHAPE: _rule("header", "both", "its factors do not fit its base model"),
     Reason.NON_FINITE: _rule("weights", "both", "its weights hold NaN or infinity"),

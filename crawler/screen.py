@@ -12,6 +12,8 @@ from catalog.adapter import AdapterConfig, AdapterSpec, LoraModule
 from catalog.base_names import names_nothing
 from catalog.bases import BaseDims, BaseIdentity
 from catalog.errors import ConfigError, UsageError, WeightsError
+from catalog.features import features, shown
+from catalog.peft_config import peft_refusals
 from catalog.weights import WeightsHealth
 from crawler.rules import NORM_EXPLODED, PAPER_NORM, RULES, Reason, Rule
 
@@ -37,26 +39,6 @@ _STATUS: dict[str, Reason] = {
 }
 _CONFIG_KINDS = {"lfs_pointer": Reason.CONFIG_LFS_POINTER, "not_peft": Reason.CONFIG_NOT_PEFT}
 _WEIGHTS_KINDS = dict.fromkeys(("truncated", "empty_file", "size_mismatch"), Reason.TRUNCATED)
-_PROBLEMS = {
-    "unpaired_factor": Reason.UNPAIRED_FACTOR,
-    "rank_mismatch": Reason.RANK_MISMATCH,
-    "empty_tensor": Reason.EMPTY_TENSOR,
-    "not_a_matrix": Reason.NOT_A_MATRIX,
-    "duplicate_factor": Reason.DUPLICATE_FACTOR,
-    "bad_dtype": Reason.BAD_DTYPE,
-    "bad_pattern": Reason.BAD_PATTERN,
-}
-_OTHERS = {
-    "magnitude": Reason.USE_DORA,
-    "bias": Reason.HAS_BIAS,
-    "lora_bias": Reason.LORA_BIAS,
-    "saved": Reason.FULL_WEIGHTS,
-    "base_copy": Reason.BASE_COPY,
-    "trainable_tokens": Reason.TRAINABLE_TOKENS,
-    "unknown": Reason.UNKNOWN_TENSOR,
-}
-_RELATIVE_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga")
-_VARIANTS = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config")
 _EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte"})
 # Short names of the modules of causal language models, of Llama's and of older families.
 _CAUSAL_MODULES = frozenset(
@@ -194,11 +176,14 @@ def _config(evidence: Evidence) -> Found:
     if isinstance(config, ConfigError):
         yield Finding(_CONFIG_KINDS.get(config.kind, Reason.CONFIG_UNREADABLE), str(config))
     elif config is not None:
-        if not config.is_lora:
-            yield Finding(Reason.NOT_LORA, config.peft_type)
         yield from _task(config, evidence)
-        yield from _features(config)
-        yield from _initialisation(config)
+        yield from _patterns(config)
+        spec = evidence.weights if isinstance(evidence.weights, AdapterSpec) else None
+        for feature in features(config, spec):
+            yield Finding(Reason(feature.reason), feature.detail)
+        refusals = peft_refusals(config, spec)
+        if refusals:
+            yield Finding(Reason.CONFIG_PEFT_REFUSES, "; ".join(refusals))
 
 
 def _task(config: AdapterConfig, evidence: Evidence) -> Found:
@@ -220,32 +205,12 @@ def _looks_causal(names: Iterable[str]) -> bool:
     return any(p[-1] in _CAUSAL_MODULES for p in parts) and not any("encoder" in p for p in parts)
 
 
-def _features(config: AdapterConfig) -> Found:
-    """What a configuration switches on beyond plain LoRA."""
-    present: tuple[tuple[Reason, object], ...] = (
-        (Reason.USE_DORA, config.use_dora),
-        (Reason.HAS_BIAS, config.bias if config.bias != "none" else None),
-        (Reason.LORA_BIAS, config.lora_bias),
-        (Reason.MODULES_TO_SAVE, config.modules_to_save),
-        (Reason.RANK_PATTERN, config.rank_pattern),
-        (Reason.ALPHA_PATTERN, config.alpha_pattern),
-        (Reason.LAYER_REPLICATION, config.layer_replication),
-        (Reason.ALORA, config.alora_invocation_tokens),
-        (Reason.TRAINABLE_TOKENS, config.trainable_token_indices),
-        (Reason.TARGET_PARAMETERS, config.target_parameters),
-        (Reason.LORA_VARIANT, ", ".join(key for key in _VARIANTS if config.switched_on(key))),
-    )
-    for reason, value in present:
-        if value:
-            yield Finding(reason, "" if value is True else _shown(value))
-
-
-def _initialisation(config: AdapterConfig) -> Found:
-    init = config.init_lora_weights
-    if isinstance(init, str) and init.lower().startswith(_RELATIVE_INITS):
-        yield Finding(Reason.RELATIVE_INIT, init)
-    elif config.switched_on("kasa_config"):
-        yield Finding(Reason.RELATIVE_INIT, "kasa")
+def _patterns(config: AdapterConfig) -> Found:
+    """What the paper's collector refuses by the configuration alone."""
+    if config.rank_pattern:
+        yield Finding(Reason.RANK_PATTERN, shown(config.rank_pattern))
+    if config.alpha_pattern:
+        yield Finding(Reason.ALPHA_PATTERN, shown(config.alpha_pattern))
     settings = [key for key in ("loftq_config", "eva_config", "corda_config") if config.switched_on(key)]
     if settings:
         yield Finding(Reason.INIT_CONFIG, ", ".join(settings))
@@ -274,12 +239,6 @@ def _header(evidence: Evidence) -> Found:
         return
     if spec is None or not isinstance(config, AdapterConfig) or not config.is_lora:
         return
-    for problem in spec.problems:
-        yield Finding(_PROBLEMS.get(problem.kind, Reason.HEADER_INVALID), problem.detail)
-    if not spec.modules and not spec.problems:
-        yield Finding(Reason.NO_LORA_TENSORS)
-    for other in spec.others:
-        yield Finding(_OTHERS.get(other.kind, Reason.UNKNOWN_TENSOR), other.name)
     embeddings = [m.name for m in spec.modules if m.kind == "embedding" or m.short_name in _EMBEDDINGS]
     if embeddings:
         yield Finding(Reason.EMBEDDING_LORA, ", ".join(embeddings[:3]))
@@ -327,11 +286,6 @@ def _licences(evidence: Evidence) -> Found:
         yield Finding(Reason.LICENSE_MISSING, of_card)
     elif of_base in _COMMUNITY and of_card != of_base and of_card in _PERMISSIVE | _COMMUNITY:
         yield Finding(Reason.LICENSE_CONFLICT, f"{of_card}, the base model is {of_base}")
-
-
-def _shown(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 _CHECKS: tuple[Callable[[Evidence], Found], ...] = (

@@ -59,7 +59,7 @@ def apply_to(
     base, UsageError for what is no base in safetensors, StorageError where the disk refuses; `out` appears
     complete or not at all.
     """
-    member = adapter if isinstance(adapter, Member) else load_member(adapter)
+    member = adapter if isinstance(adapter, Member) else load_member(adapter, purpose="added to a base")
     headers = {name: _header(base / name) for name in _shards(base)}
     changes = _changes(base, member, headers)
     done, size = 0, 0

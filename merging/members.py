@@ -1,8 +1,9 @@
 """A member of a merge: an adapter folder whose every tensor is understood, or a sentence why not.
 
 What a merge of updates cannot carry over (DoRA's magnitudes, biases, whole saved layers, an initialisation
-that changed the base) is refused by name, so that nothing of an adapter is lost in silence. Factors are read
-with plain reads: pages of a memory map would count as memory until the whole file has been touched.
+that changed the base) is refused by the name that the crawl gives it (`catalog.features`), so that nothing of
+an adapter is lost in silence. Factors are read with plain reads: pages of a memory map would count as memory
+until the whole file has been touched.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from catalog.adapter import (
     lora_modules,
     parse_config,
     parse_header,
+    tensors_beside,
 )
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
+from catalog.features import SENTENCES, beside_the_update, layers_to_leave_out
 
 if TYPE_CHECKING:
     import torch
@@ -39,21 +42,8 @@ _PREFIX = 8
 _MAX_CONFIG = 1024 * 1024
 _MAX_CARD = 64 * 1024
 _CHUNK = 1 << 22
-# What `without` calls the weights of the base that an adapter repeats.
-COPIES = "copies"
-_LEAF = re.compile(r"(\.modules_to_save|\.base_layer)?\.(weight|bias)$")
-# Initialisations that change the base: the stored factors are relative to a base that nobody else has.
-_RELATIVE_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga")
-_VARIANTS = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config")
-_OTHER_TENSORS: Mapping[str, str] = {
-    "magnitude": "magnitudes of DoRA",
-    "bias": "biases",
-    "lora_bias": "biases of LoRA",
-    "saved": "whole layers that replace the base's (modules_to_save)",
-    "base_copy": "a copy of layers of the base",
-    "trainable_tokens": "trained tokens",
-    "unknown": "tensors of an unknown kind",
-}
+# What is left out of every member, and nothing of its update with it: copies of the base, aids of training.
+_SPARE = frozenset({"base_copy", "auxiliary"})
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,64})[\"']?[ \t]*$", re.MULTILINE)
 
 
@@ -63,7 +53,7 @@ class Member:
 
     `name` is what records and messages call it. `digest` is the sha256 of the weights where somebody has
     pinned it, `source` what else is known of its origin (repository, commit), `left_out` the tensors that the
-    caller asked to leave out; all three are copied to merge.json.
+    caller asked to leave out, and copies of the base; all three are copied to merge.json.
     """
 
     name: str
@@ -96,23 +86,26 @@ def load_member(
     licence: str | None = None,
     source: Mapping[str, str] | None = None,
     without: Collection[str] = (),
+    purpose: str = "merged",
 ) -> Member:
     """The adapter in a folder that PEFT has written, its header checked, no weights read.
 
-    `without` names layers, such as lm_head, of which the adapter's factors and saved weights are left out, or
-    says "copies" for the weights of the base that PEFT saves beside a LoRA of the embeddings or the output
-    head (`lm_head.base_layer.weight`): without these nothing is lost.
+    `without` names layers, such as lm_head, of which the adapter's factors and saved weights are left out.
+    The weights of the base that PEFT saves beside a LoRA of the embeddings or the output head
+    (`lm_head.base_layer.weight`) are left out always: without these nothing is lost. `purpose` is what the
+    adapter is loaded for, in the words of a refusal: "merged", "evaluated".
     Raises MergeError for an adapter that holds more than plain LoRA, ConfigError and WeightsError for broken
     files, UsageError where there is no adapter.
     """
     name = name or folder.name
-    config = _config(folder, name)
-    _refuse_features(name, config)
-    header = _header(folder / WEIGHTS_NAME, name)
-    left_out = tuple(tensor.name for tensor in header.tensors if _named(tensor.name, without))
-    header = replace(header, tensors=tuple(t for t in header.tensors if not _named(t.name, without)))
+    refusal = f"{name} cannot be {purpose}"
+    config = _config(folder, refusal)
+    header = _header(folder / WEIGHTS_NAME, name, refusal)
+    spare = {tensor for tensor, kind in tensors_beside(header, config).items() if kind in _SPARE}
+    left_out = tuple(t.name for t in header.tensors if t.name in spare or _named(t.name, without))
+    header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in set(left_out)))
     spec = lora_modules(header, config)
-    _refuse_tensors(name, spec)
+    _refuse_features(refusal, purpose, config, spec)
     return Member(
         name=name,
         folder=folder,
@@ -172,21 +165,21 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _config(folder: Path, name: str) -> AdapterConfig:
+def _config(folder: Path, refusal: str) -> AdapterConfig:
     try:
         with (folder / CONFIG_NAME).open("rb") as file:
             data = file.read(_MAX_CONFIG + 1)
     except FileNotFoundError as error:
         raise UsageError(f"{folder} holds no {CONFIG_NAME}; name a folder that PEFT has written.") from error
     except OSError as error:
-        raise ConfigError("unreadable", f"The configuration of {name} cannot be read: {error}.") from error
+        raise ConfigError("unreadable", f"{refusal}: its configuration cannot be read: {error}.") from error
     try:
         return parse_config(data)
     except ConfigError as error:
-        raise ConfigError(error.kind, f"{name} cannot be merged: {error}.") from error
+        raise ConfigError(error.kind, f"{refusal}: {error}.") from error
 
 
-def _header(path: Path, name: str) -> Header:
+def _header(path: Path, name: str, refusal: str) -> Header:
     try:
         with path.open("rb") as file:
             first = file.read(_PREFIX)
@@ -196,67 +189,27 @@ def _header(path: Path, name: str) -> Header:
     except OSError as error:
         raise WeightsError("unreadable", f"The weights of {name} cannot be read: {error}.") from error
     except WeightsError as error:
-        raise WeightsError(error.kind, f"{name} cannot be merged: {error}.") from error
+        raise WeightsError(error.kind, f"{refusal}: {error}.") from error
 
 
-def _refuse_features(name: str, config: AdapterConfig) -> None:
-    """Raises MergeError for whatever the configuration switches on beyond plain LoRA."""
-    init = config.init_lora_weights
-    relative = isinstance(init, str) and init.lower().startswith(_RELATIVE_INITS)
-    variants = [key for key in _VARIANTS if config.switched_on(key)]
-    reasons: tuple[tuple[object, str], ...] = (
-        (not config.is_lora, f"it is {config.peft_type}, not LoRA"),
-        (config.use_dora, "it is DoRA, whose magnitudes do not add"),
-        (config.bias != "none", f"it trains biases (bias={config.bias})"),
-        (config.lora_bias, "it has biases of LoRA (lora_bias)"),
-        (config.modules_to_save, f"it replaces whole layers (modules_to_save {config.modules_to_save})"),
-        (config.trainable_token_indices, "it trains tokens (trainable_token_indices)"),
-        (config.target_parameters, "it targets bare parameters (target_parameters)"),
-        (config.layer_replication, "it repeats layers of the base (layer_replication)"),
-        (config.alora_invocation_tokens is not None, "it is an activated LoRA (alora_invocation_tokens)"),
-        (relative, f"its update is relative to a base that {init} changed; convert it with PEFT first"),
-        (variants, f"it is a variant of LoRA ({', '.join(variants)})"),
-    )
-    for present, reason in reasons:
-        if present:
-            raise MergeError(f"{name} cannot be merged: {reason}.")
-
-
-def _refuse_tensors(name: str, spec: AdapterSpec) -> None:
-    """Raises MergeError for tensors that no merge of updates carries over."""
-    for problem in spec.problems:
-        what = problem.kind.replace("_", " ")
-        raise MergeError(
-            f"{name} cannot be merged: its weights contradict themselves ({what}: {problem.detail})."
+def _refuse_features(refusal: str, purpose: str, config: AdapterConfig, spec: AdapterSpec) -> None:
+    """Raises MergeError for the first thing that makes the update another than scaling * B A."""
+    found = next(iter(beside_the_update(config, spec)), None)
+    if found is not None:
+        seen = f"{found.reason}: {found.detail}" if found.detail else found.reason
+        # Who merges can name layers to leave out.
+        layers = ",".join(layers_to_leave_out(config, spec)) if purpose.startswith("merged") else ""
+        way = (
+            f"--without {layers} leaves out these layers"
+            if layers
+            else f"only scaling * B A is {purpose} here"
         )
-    for other in spec.others:
-        raise MergeError(
-            f"{name} cannot be merged: it holds {_OTHER_TENSORS[other.kind]}, such as {other.name}"
-            f"{_remedy(spec)}."
-        )
-    if not spec.modules:
-        raise MergeError(f"{name} cannot be merged: it holds no LoRA factors.")
-    kinds: dict[str, str] = {}
-    for module in spec.modules:
-        if kinds.setdefault(module.name, module.kind) != module.kind:
-            raise MergeError(f"{name} cannot be merged: {module.name} is an embedding and a linear layer.")
-
-
-def _remedy(spec: AdapterSpec) -> str:
-    """How to leave out what stands in the way, where that can be done."""
-    kinds = {other.kind for other in spec.others}
-    if kinds == {"base_copy"}:
-        return f"; --without {COPIES} leaves it out and loses nothing"
-    if kinds <= {"base_copy", "saved"}:
-        layers = {_LEAF.sub("", other.name).rpartition(".")[2] for other in spec.others}
-        return f"; --without {','.join(sorted(layers))} leaves out these layers"
-    return ""
+        raise MergeError(f"{refusal}: {SENTENCES[found.reason]} ({seen}); {way}.")
 
 
 def _named(tensor: str, without: Collection[str]) -> bool:
-    """Whether a tensor is of a layer that is named, or a copy of the base where copies are named."""
-    parts = tensor.split(".")
-    return any(part in without for part in parts) or (COPIES in without and "base_layer" in parts)
+    """Whether a tensor is of a layer that is named."""
+    return any(f".{layer}." in f".{tensor}." for layer in without)
 
 
 def _refuse_bases(members: Sequence[Member]) -> None:

@@ -330,7 +330,7 @@ def _adapters(told: Adapters, folder: Path, base: Path | None) -> dict[str, dict
     if not there or (missing := [name for name in names if name not in there]):
         what = f"no adapter {missing[0]}" if there else "no adapters"
         raise NotFoundError(f"{folder} holds {what}; say where they are, by adapters.from or --adapters.")
-    members = {name: load_member(there[name], name=name) for name in sorted(names)}
+    members = {name: load_member(there[name], name=name, purpose="used in a study") for name in sorted(names)}
     if base is not None:
         refuse_misfits(base, members.values())
     return {

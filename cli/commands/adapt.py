@@ -119,11 +119,11 @@ def adapt(
         refuse_existing(out, overwrite, RECORD_NAME)
     found = find_task(task, tasks)
     some = budget(found, samples, seed=given["seed"])
-    members = members_of(app, pool)[0] if pool else []
+    members = members_of(app, pool, purpose="adapted")[0] if pool else []
     if control:
         members = _stand_ins(app, members, control, given["seed"])
     model = asked_base(app, base, device)
-    first = load_member(Path(target)) if target else None
+    first = load_member(Path(target), purpose="adapted") if target else None
     with app.output.progress("adapting") as bar:
         done = learn(model, members, found, some, target=first, progress=bar.working, **given)
     told: dict[str, Any] = {"valid_before": done.valid_before, "valid_loss": done.valid_loss, **done.record}

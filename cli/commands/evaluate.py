@@ -117,8 +117,10 @@ def _members(app: App, adapters: tuple[str, ...], pool: str | None) -> list[Memb
     ]
     if BASE in called:
         raise UsageError(f"An adapter called {BASE} would be taken for the base model; rename its folder.")
-    members = members_of(app, [pool])[0] if pool else []
-    return members + [load_member(place, name=name) for place, name in zip(places, called, strict=True)]
+    members = members_of(app, [pool], purpose="evaluated")[0] if pool else []
+    return members + [
+        load_member(place, name=name, purpose="evaluated") for place, name in zip(places, called, strict=True)
+    ]
 
 
 def _write(out: Path, document: dict[str, Any]) -> None:

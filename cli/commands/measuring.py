@@ -137,7 +137,7 @@ def _finder(
             manifest = Manifest("race", base, (member,))
             with fetching(app, manifest) as fetch:
                 folder = export(manifest, scratch, "peft", fetch, lambda _done, _all: None)
-            found[name] = load_member(folder / member_folder(member), name=name)
+            found[name] = load_member(folder / member_folder(member), name=name, purpose="evaluated")
         return found[name]
 
     return find

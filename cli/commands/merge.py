@@ -75,7 +75,7 @@ without_option = click.option(
     "--without",
     metavar="LAYER,…",
     callback=_layers,
-    help="Leave out what members hold of a layer, such as lm_head; copies: repeated weights of the base.",
+    help="Leave out what members hold of these layers, such as lm_head, whole weights and factors alike.",
 )
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 
@@ -137,7 +137,8 @@ def merge(
     from merging.plan import plan
     from merging.price import price
 
-    members, manifest = members_of(app, pool, without)
+    purpose = "merged or added to a base" if apply_to else "merged"
+    members, manifest = members_of(app, pool, without, purpose)
     if control and not dry_run:
         members = list(stand_ins(members, control, out.with_name(f"{out.name}-members"), given["seed"]))
     planned = plan(members, **given)
@@ -162,13 +163,16 @@ def _fold(app: App, base: Path, adapter: Path, out: Path, device: str, overwrite
 
 
 def members_of(
-    app: App, given: Sequence[str], without: Sequence[str] = ()
+    app: App, given: Sequence[str], without: Sequence[str] = (), purpose: str = "merged"
 ) -> tuple[list[Member], Manifest | None]:
-    """The members in the folders given, or of the one pool given, whose files are brought here first."""
+    """The members in the folders given, or of the one pool given, whose files are brought here first.
+
+    `purpose` is what they are loaded for, in the words of a refusal.
+    """
     from merging.members import load_member
 
     if all(is_adapter_folder(Path(name)) for name in given):
-        return [load_member(Path(name), without=without) for name in given], None
+        return [load_member(Path(name), without=without, purpose=purpose) for name in given], None
     if len(given) > 1:
         wrong = next(name for name in given if not is_adapter_folder(Path(name)))
         raise UsageError(f"{wrong} is no folder of an adapter; name one pool, or folders of adapters.")
@@ -182,6 +186,7 @@ def members_of(
             licence=member.license,
             source={"repository": member.repository, "commit": member.commit, "subfolder": member.subfolder},
             without=without,
+            purpose=purpose,
         )
         for member in manifest.members
     ]

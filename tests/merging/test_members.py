@@ -22,16 +22,13 @@ from tests.merging.adapters import ALL, Q, adapter, deltas
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"bias": "all"}, "biases"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"modules_to_save": ["lm_head"]}, "lm_head"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
+        ({"use_dora": True}, r"DoRA .*\(use_dora\); only scaling \* B A is merged here"),
+        ({"target_parameters": ["mlp.down_proj.weight"]}, "target_parameters"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
-        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"alora_invocation_tokens": [1, 2]}, r"alora: \[1, 2\]"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"kasa_config": {"beta": 1}}, "kasa_config"),
+        ({"kasa_config": {}}, "kasa_config"),
         ({"peft_type": "LOHA"}, "LOHA"),
     ],
 )
@@ -41,18 +38,40 @@ def test_what_is_more_than_plain_lora_is_refused_by_name(
     with pytest.raises(MergeError, match=words) as refused:
         load_member(adapter(tmp_path / "odd", **config))
     assert str(refused.value).startswith("odd cannot be merged")
+    with pytest.raises(MergeError, match=r"odd cannot be evaluated: .* is evaluated here"):
+        load_member(tmp_path / "odd", purpose="evaluated")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"lora_bias": True},
+        {"modules_to_save": ["classifier", "lm_head"]},
+        {"trainable_token_indices": {"embed_tokens": [1]}},
+        {"target_parameters": ["mlp.experts.gate_up_proj"]},
+        {"alora_invocation_tokens": []},
+        {"kasa_config": None},
+    ],
+)
+def test_a_setting_of_which_the_file_holds_nothing_is_no_hindrance(
+    config: Mapping[str, Any], tmp_path: Path
+) -> None:
+    plain, odd = load_member(adapter(tmp_path / "plain")), load_member(adapter(tmp_path / "odd", **config))
+    assert (odd.modules, odd.left_out) == (plain.modules, ())
 
 
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
-        ("base_model.model.lm_head.weight", "modules_to_save"),
-        ("base_model.model.model.norm.modules_to_save.weight", "modules_to_save"),
+        ("base_model.model.lm_head.weight", "full_weights: lm_head"),
+        ("base_model.model.model.norm.modules_to_save.weight", "full_weights: norm"),
         (f"base_model.model.{Q}.lora_magnitude_vector.weight", "DoRA"),
         (f"base_model.model.{Q}.bias", "biases"),
-        (f"base_model.model.{Q}.lora_B.bias", "biases of LoRA"),
-        (f"base_model.model.{Q}.base_layer.weight", "copy of layers"),
-        ("something.else", "unknown kind"),
+        (f"base_model.model.{Q}.base_layer.bias", "biases"),
+        (f"base_model.model.{Q}.lora_B.bias", "lora_bias"),
+        ("something.else", "unknown_tensor"),
     ],
 )
 def test_tensors_beside_the_factors_are_refused_by_name(tensor: str, words: str, tmp_path: Path) -> None:
@@ -78,20 +97,31 @@ def with_head(folder: Path, **beside: Tensor) -> Path:
     return folder
 
 
-def test_copies_of_the_base_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    folder = with_head(tmp_path / "head", **COPY)
-    with pytest.raises(MergeError, match=r"lm_head\.base_layer\.weight; --without copies leaves it out"):
-        load_member(folder)
-    member = load_member(folder, without=["copies"])
+def test_copies_of_the_base_and_aids_of_training_are_left_out_by_themselves(tmp_path: Path) -> None:
+    aid = {f"base_model.model.{Q}.lora_velora_embed": torch.ones(3)}
+    member = load_member(with_head(tmp_path / "head", **COPY, **aid))
     assert set(member.modules) == {*ALL, "lm_head"}
-    assert member.left_out == tuple(COPY)
+    assert sorted(member.left_out) == sorted({**COPY, **aid})
+
+
+def test_a_trained_bias_is_no_copy_of_the_base(tmp_path: Path) -> None:
+    """PEFT stores the trained biases of Qwen2 in the wrapped layer; of a head it may be copied with the
+    weight.
+    """
+    bias = {"base_model.model.lm_head.base_layer.bias": torch.ones(9)}
+    assert load_member(with_head(tmp_path / "copied", **COPY, **bias)).left_out
+    folder = with_head(tmp_path / "trained", **COPY, **bias)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"bias": "all"}))
+    with pytest.raises(MergeError, match="has_bias"):
+        load_member(folder)
 
 
 def test_a_layer_that_is_named_is_left_out_with_its_factors(tmp_path: Path) -> None:
     member = load_member(with_head(tmp_path / "head", **COPY), without=["lm_head"])
     assert set(member.modules) == set(ALL)
     assert sorted(member.left_out) == sorted({**HEAD, **COPY})
-    assert load_member(with_head(tmp_path / "other"), without=["copies"]).left_out == ()
+    assert load_member(with_head(tmp_path / "other"), without=["embed_tokens"]).left_out == ()
 
 
 def test_copies_in_the_older_spelling_are_refused_with_their_layers(tmp_path: Path) -> None:
@@ -100,15 +130,29 @@ def test_copies_in_the_older_spelling_are_refused_with_their_layers(tmp_path: Pa
     folder = with_head(tmp_path / "head", **beside)
     with pytest.raises(MergeError, match="--without embed_tokens,lm_head leaves out these layers"):
         load_member(folder)
-    with pytest.raises(MergeError, match="--without embed_tokens,lm_head"):
-        load_member(folder, without=["copies"])
+    with pytest.raises(MergeError, match="--without embed_tokens leaves out"):
+        load_member(folder, without=["lm_head"])
     assert set(load_member(folder, without=["embed_tokens", "lm_head"]).modules) == set(ALL)
 
 
-def test_what_is_trained_is_refused_whatever_is_left_out(tmp_path: Path) -> None:
-    folder = adapter(tmp_path / "trained", modules_to_save=["lm_head"])
-    with pytest.raises(MergeError, match="modules_to_save"):
-        load_member(folder, without=["lm_head"])
+def test_layers_that_were_trained_whole_can_be_left_out_by_name(tmp_path: Path) -> None:
+    path = (
+        adapter(tmp_path / "trained", modules_to_save=["lm_head", "classifier"]) / "adapter_model.safetensors"
+    )
+    head = {"base_model.model.lm_head.weight": torch.ones(9, 12)}
+    inner = {f"base_model.model.classifier.{name}": torch.ones(9) for name in ("dense.weight", "dense.bias")}
+    tokens = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(1, 12)}
+    save_file({**load_file(path), **head, **inner, **tokens}, path)
+    with pytest.raises(MergeError, match="--without classifier,embed_tokens,lm_head leaves out these layers"):
+        load_member(path.parent)
+    member = load_member(path.parent, without=["lm_head", "classifier", "embed_tokens"])
+    assert set(member.modules) == set(ALL)
+    assert sorted(member.left_out) == sorted({**head, **inner, **tokens})
+
+
+def test_what_no_layer_holds_is_refused_whatever_is_left_out(tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="use_dora"):
+        load_member(adapter(tmp_path / "dora", use_dora=True), without=["lm_head"])
     with pytest.raises(MergeError, match="holds no LoRA factors"):
         load_member(adapter(tmp_path / "empty"), without=["q_proj", "v_proj", "down_proj"])
 
@@ -149,13 +193,13 @@ def test_joined_factors_that_are_not_finite_are_refused_by_name(bad: float, tmp_
 
 
 def test_factors_that_contradict_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MergeError, match="rank mismatch"):
+    with pytest.raises(MergeError, match="rank_mismatch"):
         load_member(adapter(tmp_path / "lies", r=7))
     path = adapter(tmp_path / "half") / "adapter_model.safetensors"
     save_file(
         {k: v for k, v in load_file(path).items() if not k.endswith("0.self_attn.q_proj.lora_B.weight")}, path
     )
-    with pytest.raises(MergeError, match="unpaired factor"):
+    with pytest.raises(MergeError, match="unpaired_factor"):
         load_member(path.parent)
 
 

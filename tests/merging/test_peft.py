@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from catalog.errors import MergeError
 from merging.merge import merge
 from tests.merging.adapters import distance, total
 
@@ -122,11 +121,18 @@ def test_plain_peft_loads_a_merge_of_wild_shapes_with_the_logits_of_the_sum(
 
 
 @pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers. to .True.:UserWarning")
-def test_the_copies_of_embeddings_that_peft_adds_for_lm_head_are_refused(base: Path, tmp_path: Path) -> None:
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["lm_head"])
+def test_the_copies_that_peft_adds_for_lm_head_are_left_out_and_nothing_is_lost(
+    base: Path, tmp_path: Path
+) -> None:
+    settings = {"r": 2, "target_modules": ["lm_head"], "init_lora_weights": False}
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)
     peft.get_peft_model(model_of(base), config).save_pretrained(tmp_path / "head")
-    with pytest.raises(MergeError, match=r"head cannot be merged: it holds .*lm_head"):
-        merge([tmp_path / "head"], "sum", tmp_path / "out")
+    report = merge([tmp_path / "head"], "sum", tmp_path / "out")
+    (member,) = report.record["members"]
+    assert member["left_out"] == ["base_model.model.lm_head.base_layer.weight"]
+    found, expected = (logits(loaded(base, tmp_path / name)) for name in ("out", "head"))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert float((expected - logits(model_of(base))).abs().max()) > 0.01
 
 
 def test_the_ranks_that_peft_reads_are_those_of_the_factors(

@@ -170,27 +170,82 @@ CASES = [
     pytest.param(
         evidence({"rank_pattern": {"(?=x)": 4}}), ["bad_pattern", "rank_pattern"], BOTH, id="case-68-pattern"
     ),
-    pytest.param(evidence({"bias": "all"}), ["has_bias"], BOTH, id="bias"),
-    pytest.param(evidence({"lora_bias": True}), ["lora_bias"], BOTH, id="lora-bias"),
+    pytest.param(evidence({"bias": "all"}), ["unused_setting"], PAPER, id="bias-without-biases"),
+    pytest.param(evidence({"bias": "all"}, weights=None), ["has_bias"], BOTH, id="bias-by-config-alone"),
+    pytest.param(evidence(None, {f"{Q}.bias": (4096,)}), ["has_bias"], BOTH, id="bias"),
     pytest.param(
-        evidence({"modules_to_save": ["lm_head"]}), ["modules_to_save"], BOTH, id="case-61-modules-to-save"
+        evidence({"bias": "lora_only"}, {f"{Q}.base_layer.bias": (4096,)}),
+        ["has_bias"],
+        BOTH,
+        id="bias-of-qwen2",
+    ),
+    pytest.param(evidence({"lora_bias": True}), ["unused_setting"], PAPER, id="lora-bias-without-biases"),
+    pytest.param(
+        evidence({"lora_bias": True}, {f"{Q}.lora_B.bias": (4096,)}), ["lora_bias"], BOTH, id="lora-bias"
+    ),
+    pytest.param(
+        evidence({"modules_to_save": ["classifier", "score"]}),
+        ["unused_setting"],
+        PAPER,
+        id="modules-to-save-of-no-module",
+    ),
+    pytest.param(
+        evidence({"modules_to_save": ["lm_head"]}),
+        ["config_peft_refuses", "unused_setting"],
+        PAPER,
+        id="modules-to-save-without-weights",
+    ),
+    pytest.param(
+        evidence({"modules_to_save": ["lm_head"]}, {"lm_head.weight": (128256, 4096)}),
+        ["full_weights", "modules_to_save"],
+        BOTH,
+        id="case-61-modules-to-save",
+    ),
+    pytest.param(
+        evidence({"modules_to_save": ["lm_head"]}, weights=None),
+        ["modules_to_save"],
+        BOTH,
+        id="modules-to-save-by-config-alone",
     ),
     pytest.param(evidence({"modules_to_save": []}), [], NOTED, id="no-modules-to-save"),
     pytest.param(
         evidence({"layer_replication": [[0, 4], [2, 6]]}), ["layer_replication"], BOTH, id="layer-replication"
     ),
     pytest.param(evidence({"alora_invocation_tokens": [1]}), ["alora"], OURS, id="alora"),
+    pytest.param(evidence({"alora_invocation_tokens": []}), [], NOTED, id="alora-empty"),
     pytest.param(
-        evidence({"trainable_token_indices": {"embed_tokens": [1]}}), ["trainable_tokens"], BOTH, id="tokens"
+        evidence(
+            {"trainable_token_indices": {"embed_tokens": [1]}},
+            {"model.embed_tokens.token_adapter.trainable_tokens_delta": (1, 4096)},
+        ),
+        ["trainable_tokens"],
+        BOTH,
+        id="tokens",
     ),
     pytest.param(
-        evidence({"target_parameters": ["experts.w"]}), ["target_parameters"], OURS, id="target-parameters"
+        evidence({"trainable_token_indices": {"embed_tokens": [1]}}),
+        ["config_peft_refuses", "unused_setting"],
+        PAPER,
+        id="tokens-without-weights",
     ),
+    pytest.param(
+        evidence(
+            {"target_parameters": ["experts.w"]},
+            {"mlp.experts.lora_A.weight": (64, 8), "mlp.experts.lora_B.weight": (8, 64)},
+        ),
+        ["target_parameters"],
+        OURS,
+        id="target-parameters",
+    ),
+    pytest.param(evidence({"target_parameters": ["experts.w"]}), [], NOTED, id="no-target-parameters"),
+    pytest.param(evidence(None, {f"{Q}.lora_velora_embed": (8,)}), [], NOTED, id="velora"),
+    pytest.param(evidence({"bias": None}), ["config_peft_refuses"], NOTED, id="bias-null"),
     pytest.param(evidence({"use_qalora": True}), ["lora_variant"], OURS, id="qalora"),
     pytest.param(evidence({"init_lora_weights": "pissa_niter_16"}), ["relative_init"], OURS, id="pissa"),
     pytest.param(evidence({"init_lora_weights": "OLoRA"}), ["relative_init"], OURS, id="olora"),
     pytest.param(evidence({"init_lora_weights": "lora_ga"}), ["relative_init"], OURS, id="lora-ga"),
     pytest.param(evidence({"kasa_config": {"beta": 1}}), ["lora_variant", "relative_init"], OURS, id="kasa"),
+    pytest.param(evidence({"kasa_config": {}}), ["lora_variant", "relative_init"], OURS, id="kasa-defaults"),
     pytest.param(
         evidence({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}),
         ["init_config", "relative_init"],
@@ -349,7 +404,7 @@ def test_the_table_is_sound() -> None:
 
 
 def test_all_reasons_are_found_each_once_and_in_the_order_of_the_table() -> None:
-    tensors = {f"{Q}.lora_A.weight": (16, 2048), "a": (1,), "b": (1,)}
+    tensors = {f"{Q}.lora_A.weight": (16, 2048), "a": (1,), "b": (1,), f"{Q}.bias": (1,)}
     known = evidence({"use_dora": True, "bias": "all"}, tensors, subfolder="x", card_license=None)
     assert reasons(known) == [
         "not_root",
@@ -363,9 +418,12 @@ def test_all_reasons_are_found_each_once_and_in_the_order_of_the_table() -> None
 
 
 def test_details_say_what_was_seen() -> None:
-    known = evidence({"modules_to_save": ["lm_head"]}, {f"{Q}.lora_A.weight": (16, 2048)}, card_license="mit")
+    tensors = {f"{Q}.lora_A.weight": (16, 2048), "lm_head.weight": (9, 9)}
+    known = evidence({"modules_to_save": ["lm_head", "score"]}, tensors, card_license="mit")
     assert [finding.detail for finding in screen(known)] == [
         "lm_head",
+        "lm_head",
+        "modules_to_save score",
         "model.layers.0.self_attn.q_proj: 2048 to 4096, the base has 4096 to 4096",
         "mit, the base model is llama3.1",
     ]

@@ -1,0 +1,41 @@
+"""DoRA is refused by each command with a sentence that is true of it (row 08)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from catalog.errors import MergeError
+from merging.fold import apply_to
+from tests.cli.conftest import Program
+from tests.merging.adapters import adapter
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_no_command_passes_it_off_as_plain_lora(run: Program, tmp_path: Path, stored: bool) -> None:
+    """By its setting or by its magnitudes: PEFT starts from the norms of the base where none are stored."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder, base, out = adapter(tmp_path / "dora", use_dora=True), tmp_path / "base", tmp_path / "out"
+    if stored:
+        path = adapter(tmp_path / "stored") / "adapter_model.safetensors"
+        magnitude = {"base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector": torch.ones(12)}
+        save_file({**load_file(path), **magnitude}, path)
+        folder = path.parent
+    base.mkdir()
+    (tmp_path / "task").mkdir()
+    merge = ("merge", str(folder), "--method", "average", "-o", str(out))
+    evaluate = ("evaluate", "--base", str(base), "--adapter", str(folder), "--task", "task")
+    for words, sentence in (
+        (merge, "cannot be merged"),
+        ((*merge, "--apply-to", str(base)), "cannot be merged or added to a base"),
+        (evaluate, "cannot be evaluated"),
+    ):
+        result = run(*words)
+        assert result.exit_code != 0
+        assert f"{sentence}: DoRA rescales the base weights" in " ".join(result.stderr.split()), result.stderr
+    with pytest.raises(MergeError, match="cannot be added to a base: DoRA"):
+        apply_to(base, folder, out)
+    assert not out.exists()
