@@ -188,7 +188,7 @@ def totals(session: Session, refusing: Collection[str], crawls: int = 5) -> dict
     skipped = session.scalar(select(func.count()).select_from(skipped_ids)) or 0
     reasons = session.execute(
         select(AdapterReason.reason, func.count())
-        .join(skipped_ids, skipped_ids.c.id == AdapterReason.adapter_id)
+        .join(ids, ids.c.id == AdapterReason.adapter_id)
         .group_by(AdapterReason.reason)
         .order_by(func.count().desc(), AdapterReason.reason)
     )

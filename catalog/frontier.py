@@ -338,7 +338,7 @@ def adapter_counts(
 ) -> tuple[int, int, dict[str, int]]:
     """(adapters, skipped, {reason: n}) of a crawl's repositories, under the rules that refuse for `refusing`.
 
-    The reasons are all reasons of all skipped adapters, those that alone would not refuse included.
+    The reasons are all reasons of all adapters, those for which these rules do not refuse included.
     """
     ids = _adapters_of(crawl_id)
     skipped_ids = select(AdapterReason.adapter_id).where(
@@ -348,7 +348,7 @@ def adapter_counts(
     skipped = session.scalar(select(func.count()).select_from(skipped_ids.distinct().subquery())) or 0
     rows = session.execute(
         select(AdapterReason.reason, func.count())
-        .where(AdapterReason.adapter_id.in_(skipped_ids))
+        .where(AdapterReason.adapter_id.in_(ids))
         .group_by(AdapterReason.reason)
         .order_by(func.count().desc(), AdapterReason.reason)
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crawler import frontmatter
+from crawler.foreign import UnreadableError, reading
 from crawler.prose import has_template_marks, own_words, readable
 from crawler.training import TrainingFacts, training_facts
 
@@ -23,6 +24,7 @@ _MAX_ENTRY = 300
 _MAX_ENTRIES = 200
 # Fewer words than these are a title or a greeting, no description.
 _SOME_WORDS = 6
+_SLIPS = frozenset({"bad_license", "license_list", "licence_misspelt"})
 _LICENSE_PLACEHOLDERS = frozenset(
     {"", "license", "licence", "none", "null", "n/a", "[more information needed]"}
 )
@@ -43,7 +45,8 @@ class Card:
     """What a README.md says; `front` holds its front matter as JSON values.
 
     `license` is the Hub's id in lower case. Problems: not_utf8, lfs_pointer, too_large, bad_yaml, unsafe_tag,
-    alias_bomb, not_a_mapping, bad_license, license_list, licence_misspelt.
+    alias_bomb, not_a_mapping, bad_license, license_list, licence_misspelt, and unreadable_ with the class of
+    a parser's fault.
     """
 
     front: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -62,6 +65,11 @@ class Card:
     training: TrainingFacts = field(default_factory=TrainingFacts, hash=False)
 
     @property
+    def unreadable(self) -> tuple[str, ...]:
+        """The problems that cost the card or a part of it; the others are slips in a card that was read."""
+        return tuple(problem for problem in self.problems if problem not in _SLIPS)
+
+    @property
     def stated_license(self) -> str | None:
         """The licence id, or for `other` the name that stands beside it; None for `other` without a name."""
         if self.license != "other":
@@ -71,6 +79,14 @@ class Card:
 
 def parse_card(data: bytes) -> Card:
     """The card in the bytes of a README.md; never raises."""
+    try:
+        with reading("the card"):
+            return _parse(data)
+    except UnreadableError as error:
+        return Card(problems=(f"unreadable_{error.fault}",))
+
+
+def _parse(data: bytes) -> Card:
     problems: list[str] = []
     text = _decode(data, problems)
     if text.startswith(_LFS_POINTER):

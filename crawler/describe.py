@@ -135,6 +135,7 @@ def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) ->
         tags=listed.tags,
         health=measured[0] if (measured := _health(draft)) else None,
         tree_problems=draft.problems if draft.folder.main else (),
+        card_problems=draft.card.unreadable,
     )
 
 

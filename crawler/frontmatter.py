@@ -9,11 +9,14 @@ comes out can be written as JSON and stored in any database.
 from __future__ import annotations
 
 import datetime
+import logging
 import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import yaml
+
+log = logging.getLogger(__name__)
 
 MAX_FRONT = 1024 * 1024
 _MAX_EVENTS = 20_000
@@ -93,14 +96,16 @@ def load(text: str) -> tuple[Front, tuple[str, ...]]:
         loaded = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with less in it
         if loaded is None:
             return {}, ()
-        if not isinstance(loaded, dict):
-            return {}, ("not_a_mapping",)
+    except Exception as error:
+        # PyYAML's constructors trust the tags: KeyError of `!!bool x`, IndexError of `!!float ''`, and more.
+        log.debug("front matter cannot be read", exc_info=error)
+        return {}, ("bad_yaml",)
+    if not isinstance(loaded, dict):
+        return {}, ("not_a_mapping",)
+    try:
         return _Plain().mapping(loaded, 0), ()
     except _TooBigError:
         return {}, ("alias_bomb",)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        # PyYAML lets some of these escape its own constructors, for instance a date of month 13.
-        return {}, ("bad_yaml",)
 
 
 def _examine(text: str) -> str | None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from crawler.foreign import UnreadableError, reading
+
 _HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SHA = re.compile(r"[0-9a-f]{40}")
 _NAME_PART = re.compile(r"[A-Za-z0-9_.-]+")
@@ -93,6 +95,14 @@ def _valid_part(part: str) -> bool:
 
 def parse_row(raw: object) -> ListedRepository | BadRow:
     """The repository of one raw row, or a BadRow when its identity cannot be used; never raises."""
+    try:
+        with reading("the row"):
+            return _parse(raw)
+    except UnreadableError as error:
+        return BadRow(str(error), "")
+
+
+def _parse(raw: object) -> ListedRepository | BadRow:
     if not isinstance(raw, Mapping):
         return BadRow("the row is not an object", _excerpt(raw))
     if _too_deep(raw):

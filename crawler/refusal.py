@@ -55,6 +55,7 @@ FOREIGN: tuple[type[Exception], ...] = (
     httpx.InvalidURL,
     httpx.StreamError,
     httpx.CookieConflict,
+    UnicodeError,  # of a redirect to a host whose name no resolver takes
 )
 
 
@@ -110,11 +111,16 @@ def refuse(response: httpx.Response, url: str, *, own: bool) -> None:
     if status >= 400 and not own:
         message = f"The Hub's storage refuses the file with HTTP {status} ({shown})."
         raise HubAccessError(message, status="refused", url=shown)
-    headers = {name: response.headers.get(name, "")[:200] for name in ("x-error-code", "x-error-message")}
+    # Texts that mean something are ASCII; what else stands there must not keep the refusal from being read.
+    headers = {name: _ascii(response.headers.get(name, "")) for name in ("x-error-code", "x-error-message")}
     hf_raise_for_status(httpx.Response(status, headers=headers, json={}, request=httpx.Request("GET", shown)))
     raise HubPayloadError(
         f"The Hub answered with HTTP {status}, which means nothing here ({shown}).", url=shown
     )
+
+
+def _ascii(text: str) -> str:
+    return text[:200].encode("ascii", "replace").decode("ascii")
 
 
 def _asked_wait(response: httpx.Response) -> float | None:

@@ -112,10 +112,10 @@ _KINDS: tuple[tuple[type[LoradexError], str], ...] = (
 
 
 def error_kind(error: Exception) -> str:
-    """The machine-readable kind of what went wrong with an item or a listing."""
+    """The machine-readable kind of what went wrong; a fault in the program is `internal_` and its class."""
     if isinstance(error, HubAccessError):
         return error.status
-    return next((kind for cls, kind in _KINDS if isinstance(error, cls)), "internal")
+    return next((kind for cls, kind in _KINDS if isinstance(error, cls)), f"internal_{type(error).__name__}")
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ class Reason(str, enum.Enum):
     INIT_CONFIG = "init_config"
     TRUNCATED = "truncated"
     HEADER_INVALID = "header_invalid"
+    WEIGHTS_UNREADABLE = "weights_unreadable"
     NO_LORA_TENSORS = "no_lora_tensors"
     UNPAIRED_FACTOR = "unpaired_factor"
     RANK_MISMATCH = "rank_mismatch"
@@ -101,6 +102,7 @@ class Reason(str, enum.Enum):
     ZERO_UPDATE = "zero_update"
     NORM_OUT_OF_RANGE = "norm_out_of_range"
     NORM_EXPLODED = "norm_exploded"
+    CARD_UNREADABLE = "card_unreadable"
     LICENSE_MISSING = "license_missing"
     LICENSE_CONFLICT = "license_conflict"
 
@@ -162,6 +164,7 @@ RULES: Mapping[Reason, Rule] = {
     Reason.INIT_CONFIG: _rule("config", "paper", "its config has LoftQ, EVA or CorDA settings"),
     Reason.TRUNCATED: _rule("header", "both", "its weights file is cut off or padded"),
     Reason.HEADER_INVALID: _rule("header", "both", "the header of its weights file is broken"),
+    Reason.WEIGHTS_UNREADABLE: _rule("header", "both", "a parser fails at its weights file"),
     Reason.NO_LORA_TENSORS: _rule("header", "both", SENTENCES["no_lora_tensors"]),
     Reason.UNPAIRED_FACTOR: _rule("header", "both", SENTENCES["unpaired_factor"]),
     Reason.RANK_MISMATCH: _rule("header", "both", SENTENCES["rank_mismatch"]),
@@ -183,6 +186,7 @@ RULES: Mapping[Reason, Rule] = {
         "weights", "paper", "the norm of its update is not above 1 and up to 1000"
     ),
     Reason.NORM_EXPLODED: _rule("weights", "ours", "its update outweighs the base model many times"),
+    Reason.CARD_UNREADABLE: _rule("files", "noted", "its card, or the front matter of it, cannot be read"),
     Reason.LICENSE_MISSING: _rule("files", "licensed", "it states no licence"),
     Reason.LICENSE_CONFLICT: _rule(
         "listing", "licensed", "its licence grants what its base model's does not"

@@ -38,7 +38,9 @@ _STATUS: dict[str, Reason] = {
     "too_large": Reason.TOO_LARGE,
 }
 _CONFIG_KINDS = {"lfs_pointer": Reason.CONFIG_LFS_POINTER, "not_peft": Reason.CONFIG_NOT_PEFT}
-_WEIGHTS_KINDS = dict.fromkeys(("truncated", "empty_file", "size_mismatch"), Reason.TRUNCATED)
+_WEIGHTS_KINDS = dict.fromkeys(("truncated", "empty_file", "size_mismatch"), Reason.TRUNCATED) | {
+    "unreadable": Reason.WEIGHTS_UNREADABLE
+}
 _EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte"})
 # Short names of the modules of causal language models, of Llama's and of older families.
 _CAUSAL_MODULES = frozenset(
@@ -94,7 +96,8 @@ class Evidence:
     """What is known of one adapter; None, or empty, where nothing was read.
 
     `repo_status` says why reading stopped, `repo_detail` in words; `files` are the names in the adapter's
-    folder; `tree_problems` are sentences about entries of the repository's file list.
+    folder; `tree_problems` are sentences about entries of the repository's file list, `card_problems` the
+    names of what kept the card, or a part of it, from being read.
     """
 
     repo_status: str | None = None
@@ -110,6 +113,7 @@ class Evidence:
     tags: tuple[str, ...] = ()
     health: WeightsHealth | None = None
     tree_problems: tuple[str, ...] = ()
+    card_problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,8 @@ def _repository(evidence: Evidence) -> Found:
         yield Finding(_STATUS.get(status, Reason.NOT_READ), evidence.repo_detail or status)
     if evidence.tree_problems:
         yield Finding(Reason.UNUSABLE_FILES, "; ".join(evidence.tree_problems))
+    if evidence.card_problems:
+        yield Finding(Reason.CARD_UNREADABLE, ", ".join(evidence.card_problems))
 
 
 def _files(evidence: Evidence) -> Found:

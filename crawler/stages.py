@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from catalog.adapter import AdapterConfig, AdapterSpec, lora_modules, parse_config, parse_header
+from catalog.adapter import AdapterConfig, AdapterSpec, Header, lora_modules, parse_config, parse_header
 from catalog.bases import BaseTable
 from catalog.blobs import BlobStore
 from catalog.errors import (
@@ -24,7 +24,7 @@ from catalog.errors import (
     IntegrityError,
     WeightsError,
 )
-from catalog.fingerprint import fingerprint, use_one_thread
+from catalog.fingerprint import Fingerprint, fingerprint, use_one_thread
 from catalog.measured import pattern_of, record_of
 from catalog.records import (
     AdapterRecord,
@@ -36,6 +36,7 @@ from catalog.weights import header_bytes
 from crawler.cards import MAX_CARD, Card, parse_card
 from crawler.describe import Draft, describe, findings, repository_record
 from crawler.folders import Folder, adapter_folders
+from crawler.foreign import UnreadableError, reading
 from crawler.hub import Hub
 from crawler.known import Known
 from crawler.listing import BadRow, ListedRepository, parse_row
@@ -162,8 +163,8 @@ def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
     try:
         with tools.known.reading(file.sha256):
             weights = _read_values(listed, file, weights, config, tools)
-        header = parse_header(weights.header or b"", file.size)
-        return replace(draft, weights=weights, spec=lora_modules(header, config))
+        header = _header(file, weights.header or b"")
+        return replace(draft, weights=weights, spec=_modules(file, header, config))
     except (HubAccessError, IntegrityError, HubPayloadError, WeightsError, ConfigError) as error:
         return _stopped(draft, error)
 
@@ -182,8 +183,7 @@ def _read_values(
         read = replace(weights, header=header_bytes(path), fingerprints=known.fingerprints)
         # The header of the verified file decides: the one that came by itself could not be checked.
         if read.fingerprint(pattern_of(read, config)) is None:
-            use_one_thread()
-            made = fingerprint(path, config)
+            made = _fingerprint(path, file, config)
             fingerprints = (*read.fingerprints, record_of(made))
             read = replace(read, tensor_digest=made.tensor_digest, fingerprints=fingerprints)
     tools.known.learn_weights(read)
@@ -232,9 +232,13 @@ def _with_config(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
         return replace(draft, config=too_large)
     document = _document(listed, file, tools)
     try:
-        return replace(draft, config=parse_config(document.content), config_document=document)
+        with reading(file.path):
+            return replace(draft, config=parse_config(document.content), config_document=document)
     except ConfigError as error:
         return replace(draft, config=error, config_document=document)
+    except UnreadableError as error:
+        refused = ConfigError("unreadable", str(error))
+        return replace(draft, config=refused, config_document=document)
 
 
 def _with_card(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
@@ -263,13 +267,41 @@ def _with_header(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
             known = tools.known.weights(digest) or weights
             content = known.header or tools.hub.header(listed.name, listed.sha or "", file)
             # The hash of a file says nothing of its head alone: one that makes no sense is not kept under it.
-            header = parse_header(content, file.size)
+            header = _header(file, content)
             weights = replace(known, header=content)
             if known.header is None:
                 tools.known.learn_weights(weights)
-        return replace(draft, weights=weights, spec=lora_modules(header, config))
+        return replace(draft, weights=weights, spec=_modules(file, header, config))
     except WeightsError as error:
         return replace(draft, weights=weights, spec=error)
+
+
+def _header(file: RemoteFile, content: bytes) -> Header:
+    """The header in the head of a safetensors file; raises WeightsError, whatever stands there."""
+    try:
+        with reading(f"the header of {file.path}"):
+            return parse_header(content, file.size)
+    except UnreadableError as error:
+        raise WeightsError("unreadable", str(error)) from error
+
+
+def _modules(file: RemoteFile, header: Header, config: AdapterConfig) -> AdapterSpec:
+    """The LoRA modules of a header under a config; raises WeightsError, whatever the two say."""
+    try:
+        with reading(f"the names in {file.path}"):
+            return lora_modules(header, config)
+    except UnreadableError as error:
+        raise WeightsError("unreadable", str(error)) from error
+
+
+def _fingerprint(path: Path, file: RemoteFile, config: AdapterConfig) -> Fingerprint:
+    """The fingerprint of a verified file; raises WeightsError and ConfigError, whatever it holds."""
+    use_one_thread()
+    try:
+        with reading(f"the values of {file.path}"):
+            return fingerprint(path, config)
+    except UnreadableError as error:
+        raise WeightsError("unreadable", str(error)) from error
 
 
 def _document(listed: ListedRepository, file: RemoteFile, tools: Tools) -> DocumentRecord:

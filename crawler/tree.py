@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from catalog.paths import unsafe_path
+from crawler.foreign import UnreadableError, reading
 
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -44,7 +45,7 @@ def read_tree(rows: Iterable[object], problems: Iterable[str] = ()) -> Tree:
     found = list(problems)
     files: dict[str, RemoteFile] = {}
     for row in rows:
-        entry = _entry(row)
+        entry = _guarded_entry(row)
         if isinstance(entry, str):
             found.append(entry)
         elif entry is not None and entry.path in files:
@@ -58,6 +59,14 @@ def read_tree(rows: Iterable[object], problems: Iterable[str] = ()) -> Tree:
         found.append(f"{_shown(path)} lies below a file")
     found.extend(_collisions(files))
     return Tree(tuple(files.values()), tuple(found))
+
+
+def _guarded_entry(row: object) -> RemoteFile | str | None:
+    try:
+        with reading("an entry"):
+            return _entry(row)
+    except UnreadableError as error:
+        return str(error)
 
 
 def _entry(row: object) -> RemoteFile | str | None:

@@ -301,8 +301,10 @@ def _failure(task: Task, error: Exception) -> Failure:
         log.warning("%s: %s", task.name, error)
         out_of_reach = isinstance(error, OUT_OF_REACH) or getattr(error, "status", None) == "unauthorized"
         return Failure(error_kind(error), str(error), not out_of_reach)
-    log.error("%s could not be read because of a fault in loradex", task.name, exc_info=error)
-    return Failure(error_kind(error), f"{type(error).__name__}: {error}", in_reach=True)
+    fault = f"{type(error).__name__}: {error}"
+    log.error("%s could not be read because of a fault in loradex: %s", task.name, fault)
+    log.info("where that was", exc_info=error)
+    return Failure(error_kind(error), fault, in_reach=True)
 
 
 def _outcome(before: str | None, after: str | None) -> Outcome:

@@ -55,7 +55,7 @@ def test_status(crawled: Program) -> None:
     found = json.loads(crawled("status", "--json").stdout)
     told = ("repositories", "gone", "adapters", "accepted", "skipped", "fingerprints", "embeddings")
     assert [found[name] for name in told] == [3, 0, 3, 2, 1, 0, 0]
-    assert found["reasons"] == {"use_dora": 1}
+    assert found["reasons"] == {"license_missing": 1, "use_dora": 1}
     assert [crawl["state"] for crawl in found["crawls"]] == ["complete"]
     lines = crawled("status").stdout.splitlines()
     assert lines[:3] == [

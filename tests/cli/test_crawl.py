@@ -40,7 +40,11 @@ def test_the_numbers_of_a_crawl(hub: LocalHub, run: Program) -> None:
     assert {name: found[name] for name in COUNTS} == dict.fromkeys(COUNTS, 0) | {"new": 3}
     told = ("status", "listed", "adapters", "accepted", "accepted_by_paper", "unmeasured", "skipped")
     assert [found[name] for name in told] == ["complete", 3, 3, 2, 2, 2, 1]
-    assert (found["reasons"], found["errors"], found["quarantined"]) == ({"use_dora": 1}, {}, {})
+    assert (found["reasons"], found["errors"], found["quarantined"]) == (
+        {"license_missing": 1, "use_dora": 1},
+        {},
+        {},
+    )
     assert found["requests"] == {"api": hub.count("api"), "resolver": hub.count("resolver")}
     assert found["bytes"] > 0
     assert found["seconds"] > 0

@@ -341,6 +341,10 @@ CASES = [
         id="norm-exploded",
     ),
     pytest.param(evidence(health=None), [], NOTED, id="not-measured"),
+    pytest.param(
+        evidence(weights=WeightsError("unreadable", "x")), ["weights_unreadable"], BOTH, id="parser-fails"
+    ),
+    pytest.param(evidence(card_problems=("bad_yaml",)), ["card_unreadable"], NOTED, id="case-73-card"),
     pytest.param(evidence(card_license=None), ["license_missing"], LICENSED, id="case-74-missing"),
     pytest.param(evidence(card_license="other"), ["license_missing"], LICENSED, id="case-74-other"),
     pytest.param(evidence(card_license="Apache-2.0"), ["license_conflict"], LICENSED, id="case-74-conflict"),
