@@ -1,12 +1,15 @@
-"""One sink for results: a table, one JSON document, or one JSON line a row, on stdout; talk goes to stderr.
+"""One sink for results, on stdout: a table, JSON, a JSON line a row, CSV or TSV; talk goes to stderr.
 
 What comes from the Hub is hostile: control characters, line breaks and marks that turn the reading direction
-are shown as escapes, and rich's markup is never interpreted.
+are shown as escapes, and rich's markup is never interpreted. JSON and CSV hold the values as they are, but
+CSV puts an apostrophe before a text that a spreadsheet would take for a formula.
 """
 
 from __future__ import annotations
 
+import csv
 import enum
+import io
 import json
 import math
 import re
@@ -24,7 +27,8 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-WIDTH_WITHOUT_TERMINAL = 80
+# What is not read on a terminal is never folded.
+WIDTH_WITHOUT_TERMINAL = 1 << 30
 # A column of a table becomes narrower than its longest word, but never than this.
 NARROWEST = 12
 # Between two words that stay on one line.
@@ -32,6 +36,9 @@ NO_BREAK = "\u00a0"
 _GAP = "  "
 # A word that is too long is broken after one of these where it can be.
 _JOINTS = "/-_.:,@"
+# A cell that begins so is a formula to spreadsheets, which may send its neighbours elsewhere (OWASP, CSV
+# Injection); the wide forms are those of East Asian keyboards.
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
@@ -41,6 +48,8 @@ class Format(str, enum.Enum):
     TABLE = "table"
     JSON = "json"
     JSONL = "jsonl"
+    CSV = "csv"
+    TSV = "tsv"
 
 
 @dataclass(frozen=True)
@@ -78,18 +87,22 @@ class Output:
 
     def document(self, value: Any, render: Callable[[Any], str]) -> None:
         """Writes one result: as JSON, or as the text that `render` makes of it, made safe line by line."""
-        if self.format is not Format.TABLE:
+        if self.format in _SEPARATED:
+            click.echo(separated([value], (), self.format), nl=False)
+        elif self.format is not Format.TABLE:
             click.echo(_dumps(value, indent=2 if self.format is Format.JSON else None))
-            return
-        click.echo("\n".join(plain(line) for line in render(value).split("\n")))
+        else:
+            click.echo("\n".join(plain(line) for line in render(value).split("\n")))
 
     def rows(self, rows: Iterable[Any], columns: Sequence[str | Column]) -> None:
-        """Writes a list: one JSON array with all fields, one JSON line a row, or a table of the columns."""
+        """Writes a list: JSON, JSON lines, CSV or TSV with all fields, or a table of the columns."""
         if self.format is Format.JSONL:
             for row in rows:
                 click.echo(_dumps(row))
         elif self.format is Format.JSON:
             click.echo(_dumps(list(rows), indent=2))
+        elif self.format in _SEPARATED:
+            click.echo(separated(rows, columns, self.format), nl=False)
         elif lines := table(rows, columns):
             header, *body = lines
             click.echo("\n".join([click.style(header, bold=True), *body]))
@@ -131,10 +144,12 @@ class _Notes:
 
 
 def output_options(*, lists: bool) -> Callable[[Command], Command]:
-    """Gives a command --json, and --jsonl where it lists rows; its App's `output` then has that format."""
+    """Gives a command --json, and the other formats where it lists rows; its App's `output` then has it."""
 
     def decorate(command: Command) -> Command:
         if lists:
+            command = _option("--tsv", Format.TSV, "The same with tabs.")(command)
+            command = _option("--csv", Format.CSV, "A line of names, then one a row, by commas.")(command)
             command = _option("--jsonl", Format.JSONL, "One JSON document a row.")(command)
         return _option("--json", Format.JSON, "One JSON document.")(command)
 
@@ -160,14 +175,14 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def width() -> int:
-    """The columns of the terminal on stdout; 80 without one."""
+    """The columns of the terminal on stdout; without one, more than any text has."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
 
 
 def table(rows: Iterable[Any], columns: Sequence[str | Column]) -> list[str]:
     """The rows (mappings or dataclasses) as the lines of a table below its header; none without rows.
 
-    What is too wide goes on below, between words where that is possible; nothing is cut off.
+    What is too wide for the terminal goes on below, between words where that is possible; nothing is cut off.
     """
     chosen = [Column(column) if isinstance(column, str) else column for column in columns]
     texts = [
@@ -185,6 +200,37 @@ def table(rows: Iterable[Any], columns: Sequence[str | Column]) -> list[str]:
             cells = zip(parts, widths, chosen, strict=True)
             lines.append(_GAP.join(_padded(part, room, column.right) for part, room, column in cells))
     return [line.rstrip() for line in lines]
+
+
+def separated(rows: Iterable[Any], columns: Sequence[str | Column], chosen: Format) -> str:
+    """The rows as CSV (RFC 4180) or with tabs, below their fields' names: those of the columns first.
+
+    The fields are those of JSON. Nothing stands for null; lists and objects are JSON. A text that begins as
+    a formula does gets an apostrophe in front.
+    """
+    found = [jsonable(_mapping(row)) for row in rows]
+    first = [column if isinstance(column, str) else column.field for column in columns]
+    fields = {name for row in found for name in row} if found else set(first)
+    names = [name for name in dict.fromkeys(first) if name in fields] + sorted(fields.difference(first))
+    written = io.StringIO()
+    writer = csv.writer(written, **_SEPARATED[chosen])
+    writer.writerow(names)
+    writer.writerows([_separated_cell(row.get(name)) for name in names] for row in found)
+    return written.getvalue()
+
+
+_SEPARATED: Mapping[Format, Any] = {
+    Format.CSV: {"lineterminator": "\r\n"},
+    Format.TSV: {"delimiter": "\t", "lineterminator": "\n"},
+}
+
+
+def _separated_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) else value
+    return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
 
 
 def labelled(pairs: Iterable[tuple[str, str]], indent: str = "", least: int = 0) -> str:
@@ -210,6 +256,9 @@ def fold(text: str, room: int) -> list[str]:
     """The text as lines of at most `room` columns, broken between words, else after a joint of a name."""
     from rich.cells import cell_len
 
+    room = max(room, 1)
+    if cell_len(text) <= room:
+        return [text.replace(NO_BREAK, " ")]
     lines, line = [], ""
     for word in text.split(" "):
         joined = f"{line} {word}" if line else word
@@ -243,9 +292,13 @@ def _cut(word: str, room: int) -> int:
 
 
 def _widths(texts: Sequence[Sequence[str]], room: int) -> list[int]:
-    """The columns' widths: those with spaces give way first, down to their longest word, then the widest."""
+    """The columns' widths: those with spaces give way first, down to their longest word, then the widest.
+
+    None becomes narrower than NARROWEST, so that a narrow terminal gets a table that is wider than it.
+    """
     from rich.cells import cell_len
 
+    room = max(room, NARROWEST)
     columns = list(zip(*texts, strict=True))
     widths = [min(max(map(cell_len, column)), room) for column in columns]
     words = [max(cell_len(word) for text in column for word in text.split(" ")) for column in columns]

@@ -10,7 +10,7 @@ import click
 from catalog.errors import UsageError
 from cli.app import App, Exit, pass_app
 from cli.commands.asking import device_option, tasks_option
-from cli.output import Column, output_options, table
+from cli.output import Column, Format, output_options
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -106,15 +106,17 @@ def report(app: App, /, folder: Path) -> None:
 
 
 @study.command("list")
-@output_options(lists=False)
+@output_options(lists=True)
 @pass_app
 def list_(app: App, /) -> None:
     """The studies that come with the program."""
     from studies.file import built_in, read_study
 
     rows = [{"study": name, "title": read_study(name).study.title} for name in built_in()]
-    columns = (Column("study"), Column("title"))
-    app.output.document({"studies": rows}, lambda told: "\n".join(table(told["studies"], columns)))
+    if app.output.format is Format.JSON:
+        app.output.document({"studies": rows}, str)
+    else:
+        app.output.rows(rows, (Column("study"), Column("title")))
 
 
 def _executor(given: dict[str, Any]) -> Any:

@@ -49,6 +49,12 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results go where a terminal of 80 columns would show them."""
+    monkeypatch.setattr("cli.output.WIDTH_WITHOUT_TERMINAL", 80)
+
+
+@pytest.fixture
 def run(data: Path) -> Program:
     """Runs `loradex --data …` with the words given, in this process."""
     return lambda *words: CliRunner().invoke(loradex, ["--data", str(data), *words])

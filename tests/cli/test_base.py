@@ -45,6 +45,7 @@ def test_an_unknown_base_model(run: Program) -> None:
     assert (shown.exit_code, shown.stdout, shown.stderr) == (0, "", "nothing to list\n")
 
 
+@pytest.mark.usefixtures("eighty_columns")
 def test_the_table_shows_names_below_their_base_model(run: Program) -> None:
     lines = run("base", "list", "--base", LLAMA).stdout.splitlines()
     assert lines[0].split() == ["base", "model", "kind", "note"]

@@ -170,6 +170,7 @@ def test_counts_as_people_say_them(number: int | None, shown: str) -> None:
 # -- show --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("eighty_columns")
 def test_one_adapter_in_full(crawled: Program) -> None:
     found = json.loads(crawled("show", "bob/two", "--json").stdout)
     assert set(found) > ROW | {"hub_id", "files", "card", "details", "training", "other_adapters"}
@@ -262,6 +263,7 @@ def hostile(root: Path, hub: LocalHub, run: Program) -> Program:
     return run
 
 
+@pytest.mark.usefixtures("eighty_columns")
 @pytest.mark.parametrize(
     "words",
     [("status",), ("adapters",), ("adapters", "--verdict", "skipped"), ("show", "eve/evil")],
@@ -317,6 +319,12 @@ def test_a_table_uses_the_width_of_the_terminal(crawled: Program, data: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("columns", [1, 2, 13])
+def test_a_terminal_that_is_too_narrow_gets_a_table_too(crawled: Program, data: Path, columns: int) -> None:
+    assert "accepted" in in_a_terminal(columns, data, "adapters")
+
+
+@pytest.mark.slow
 def test_a_crawl_in_a_terminal_shows_how_far_it_is(hub: LocalHub, data: Path) -> None:
     shown = in_a_terminal(80, data, *CRAWL)
     assert f"Crawling {hub.url} for adapters of every base model\n" in shown
@@ -330,6 +338,7 @@ def test_quiet_in_a_terminal_draws_nothing(hub: LocalHub, data: Path) -> None:
     assert in_a_terminal(80, data, "-q", *CRAWL).startswith("complete: 3 repositories listed · new 3\n")
 
 
+@pytest.mark.usefixtures("eighty_columns")
 def test_a_name_that_is_listed_is_in_one_piece(root: Path, hub: LocalHub, run: Program) -> None:
     make_repo(root, "some-owner/a-name-of-a-length", lora_files(TINY, rank_pattern={"q_proj": 2}))
     run(*CRAWL)

@@ -18,11 +18,14 @@ from tests.documents import README
 pytestmark = pytest.mark.slow
 
 
-# The program where the package with the small model is not installed.
-WITHOUT = "import cli.commands.demo as demo; demo.PACKAGE = 'not_there'; import cli.main; cli.main.main()"
+# The program as on a terminal of 80 columns; and where the package with the small model is not installed.
+TERMINAL = "import cli.output, cli.main; cli.output.WIDTH_WITHOUT_TERMINAL = 80; "
+WITHOUT = TERMINAL + "import cli.commands.demo as demo; demo.PACKAGE = 'not_there'; cli.main.main()"
 
 
-def run_demo(folder: Path, *options: str, code: tuple[str, ...] = ("-m", "cli")) -> list[str]:
+def run_demo(
+    folder: Path, *options: str, code: tuple[str, ...] = ("-c", f"{TERMINAL}cli.main.main()")
+) -> list[str]:
     """The lines of a demo in this folder, both streams together as on a terminal."""
     done = subprocess.run(
         [sys.executable, *code, *options, "demo"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import enum
 import io
 import json
@@ -23,7 +24,20 @@ from rich.console import Console
 from catalog.settings import Settings
 from cli.app import App, pass_app
 from cli.bars import Bars
-from cli.output import NO_BREAK, Column, Format, Output, cell, fold, jsonable, labelled, output_options, plain
+from cli.output import (
+    NO_BREAK,
+    Column,
+    Format,
+    Output,
+    cell,
+    fold,
+    jsonable,
+    labelled,
+    output_options,
+    plain,
+    separated,
+    table,
+)
 
 HOSTILE = "\x1b[31mred\x1b[0m\r\n[bold]x[/bold] \x9b2J \u202eevil\u2066 :smile: \ud800"
 NOON = datetime(2026, 9, 1, 14, 30, tzinfo=timezone(timedelta(hours=2)))
@@ -65,14 +79,118 @@ def test_a_table_of_hostile_rows_is_harmless(capsys: pytest.CaptureFixture[str])
     assert ":smile:" in shown
 
 
-def test_without_a_terminal_a_table_is_plain_and_80_wide(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"name": f"owner/{'long-name-' * 20}", "about": "words " * 40, "rank": 8} for _ in range(3)]
-    Output().rows(rows, ["name", "about", Column("rank", right=True)])
+WIDE = [{"name": f"owner/{'long-name-' * 20}", "about": "words " * 40, "rank": 8} for _ in range(3)]
+
+
+@pytest.mark.usefixtures("eighty_columns")
+def test_on_a_terminal_a_table_is_as_wide_as_it(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().rows(WIDE, ["name", "about", Column("rank", right=True)])
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines) <= 80
     assert set("".join(lines)) <= set("abcdefghijklmnopqrstuvwxyz/- 8")
     joined = "".join("".join(line.split()) for line in lines)
     assert joined.count("words") + joined.count("word") > 0
+
+
+def test_without_a_terminal_each_row_is_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    Output().rows(WIDE, ["name", "about", Column("rank", right=True)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(WIDE)
+    assert len({line.index(text) for line, text in zip(lines, ["about", *3 * ["words"]], strict=True)}) == 1
+    assert [line.split("  ")[0] for line in lines[1:]] == [row["name"] for row in WIDE]
+    Output().document({}, lambda _: labelled([("about", "words " * 400)]))
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+CELLS = st.text(st.characters(codec="utf-8"), max_size=40) | st.text("ab-/ 日", max_size=90)
+
+
+@given(st.integers(1, 200), st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=4), st.integers(1, 3))
+def test_a_terminal_of_any_width_gets_its_table(
+    columns: int, rows: list[tuple[str, str, str]], count: int
+) -> None:
+    names = ["first", "second", "third"][:count]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cli.output.WIDTH_WITHOUT_TERMINAL", columns)
+        lines = table([dict(zip(names, row, strict=False)) for row in rows], names)
+        shown = labelled(zip(names, rows[0], strict=False)) if rows else ""
+        folded = fold("".join(rows[0]) if rows else "", columns - 2)
+    room = max(columns, 12 * count + 2 * (count - 1))
+    assert all(cell_len(line) <= room for line in lines)
+    assert bool(lines) == bool(rows)
+    assert "".join("".join(folded).split()) == "".join("".join("".join(row) for row in rows[:1]).split())
+    assert shown.count("\n") < 600
+
+
+SHEET = [
+    {
+        "name": '=HYPERLINK("http://x",A1)',
+        "rank": -8,
+        "size": -0.5,
+        "tags": ["-x", "é"],
+        "none": None,
+        "on": True,
+    },
+    {"name": 'a,"b"\nc\td\x1b\x00', "rank": None, "more": {"b": math.nan, "a": NOON}},
+]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "dialect", "end"), [(Format.CSV, "excel", "\r\n"), (Format.TSV, "excel-tab", "\n")]
+)
+def test_case_77_what_a_spreadsheet_reads_is_a_table_of_values_and_no_formula(
+    chosen: Format, dialect: str, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Output(chosen).rows(
+        iter(SHEET), [Column("rank", "r", right=True), Column("name", show=str.upper), "absent"]
+    )
+    written = capsys.readouterr().out
+    rows = list(csv.reader(io.StringIO(written, newline=""), dialect))
+    assert rows == [
+        ["rank", "name", "more", "none", "on", "size", "tags"],
+        ["-8", '\'=HYPERLINK("http://x",A1)', "", "", "true", "-0.5", '["-x", "é"]'],
+        ["", 'a,"b"\nc\td\x1b\x00', '{"a": "2026-09-01T12:30:00Z", "b": null}', "", "", "", ""],
+    ]
+    assert written.count(end) == 3 + (end == "\n")
+
+
+@pytest.mark.parametrize("sign", "=+-@\t\r\n＝＋－＠")
+def test_case_77_every_way_to_begin_a_formula_is_a_text(sign: str) -> None:
+    assert list(csv.reader(io.StringIO(separated([{"a": f"{sign}1"}], (), Format.CSV), newline=""))) == [
+        ["a"],
+        [f"'{sign}1"],
+    ]
+
+
+def test_a_list_without_rows_has_its_names(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(Format.CSV).rows([], ["name", Column("rank")])
+    Output(Format.TSV).document({"b": 1, "a": "x"}, str)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("name,rank\r\na\tb\nx\t1\n", "")
+
+
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from("abc"),
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.text(st.characters(codec="utf-8", min_codepoint=0x30)),
+            min_size=1,
+        ),
+        min_size=1,
+    )
+)
+def test_csv_gives_back_what_json_has(rows: list[dict[str, Any]]) -> None:
+    written = io.StringIO(separated(rows, ["b"], Format.CSV), newline="")
+    for given_, found in zip(rows, csv.DictReader(written), strict=True):
+        for name, text in found.items():
+            value = given_.get(name)
+            assert text == ("" if value is None else value if isinstance(value, str) else json.dumps(value))
 
 
 def test_nothing_of_a_name_is_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,6 +268,9 @@ def test_cell(value: Any, shown: str) -> None:
         (True, [], Format.TABLE),
         (True, ["--json"], Format.JSON),
         (True, ["--jsonl"], Format.JSONL),
+        (True, ["--csv"], Format.CSV),
+        (True, ["--csv", "--tsv"], Format.TSV),
+        (False, ["--csv"], None),
         (False, ["--json"], Format.JSON),
         (False, ["--jsonl"], None),
     ],
@@ -225,6 +346,7 @@ def test_folding_loses_nothing_but_spaces(text: str) -> None:
     assert all(cell_len(line) <= 12 for line in lines)
 
 
+@pytest.mark.usefixtures("eighty_columns")
 def test_words_give_way_before_names(capsys: pytest.CaptureFixture[str]) -> None:
     name = "some-owner/some-adapter-of-a-long-name"
     rows = [{"name": name, "reasons": "no_safetensors, license_missing, norm_out_of_range", "rank": 8}]
@@ -242,6 +364,7 @@ def test_an_empty_table_is_a_line_on_stderr(capsys: pytest.CaptureFixture[str]) 
     assert (said.out, said.err) == ("", "nothing to list\n")
 
 
+@pytest.mark.usefixtures("eighty_columns")
 def test_labels_are_aligned_and_values_wrapped() -> None:
     value = " ".join(["word"] * 20)
     shown = labelled([("a", value), ("", "next"), ("empty", " "), ("long", "x\x1b")], indent="  ")
