@@ -14,14 +14,16 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from filelock import FileLock
 
 from catalog.errors import DamagedFileError, IntegrityError, StorageError
+from catalog.files import temporary_folder
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
@@ -41,6 +43,23 @@ class _Look(NamedTuple):
 def _look(path: Path) -> _Look:
     found = path.stat()
     return _Look(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file of the store: its name and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A blob that cannot be used as it is, and why."""
+
+    sha256: str
+    size: int
+    why: str
 
 
 class BlobWriter:
@@ -160,13 +179,14 @@ class BlobStore:
     def verify(self, sha256: str) -> bool:
         """Whether the blob is in the store and its bytes still have this hash; reads all of it."""
         digest = hashlib.sha256()
-        with _refusals_named(self.root):
-            try:
-                with self.path(sha256).open("rb") as blob:
-                    while chunk := blob.read(_CHUNK):
-                        digest.update(chunk)
-            except FileNotFoundError:
-                return False
+        try:
+            with self.path(sha256).open("rb") as blob:
+                while chunk := blob.read(_CHUNK):
+                    digest.update(chunk)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StorageError(f"The kept file {sha256} cannot be read: {error.strerror}.") from error
         return digest.hexdigest() == sha256
 
     def verified_path(self, sha256: str) -> Path | None:
@@ -181,7 +201,7 @@ class BlobStore:
                 seen = _look(path)
             except FileNotFoundError:
                 return None
-        if seen not in (self._verified.get(sha256), self._recorded(sha256)):
+        if seen != self._verified.get(sha256) and seen not in self._recorded(sha256):
             began = time.time_ns()
             if not self.verify(sha256):
                 raise DamagedFileError(
@@ -193,12 +213,56 @@ class BlobStore:
             self._verified[sha256] = seen
         return path
 
+    def blobs(self) -> Iterator[Blob]:
+        """All blobs, sorted by name; none is read."""
+        for folder in sorted(self.root.glob("[0-9a-f]" * 2)):
+            for path in sorted(folder.iterdir()):
+                sha256 = f"{folder.name}{path.name}"
+                if _SHA256.fullmatch(sha256) and path.is_file():
+                    yield Blob(sha256, path.stat().st_size)
+
+    def damaged(self, progress: Callable[[int, int], None]) -> list[Damage]:
+        """The blobs that have other bytes than their name says or cannot be read; every byte is read.
+
+        `progress` is told how many bytes of how many are read.
+        """
+        every, found, done = list(self.blobs()), list[Damage](), 0
+        total = sum(blob.size for blob in every)
+        for blob in every:
+            progress(done, total)
+            done += blob.size
+            try:
+                if not self.verify(blob.sha256):
+                    found.append(Damage(blob.sha256, blob.size, "has other bytes than its name says"))
+            except StorageError as error:
+                found.append(Damage(blob.sha256, blob.size, str(error)))
+        progress(total, total)
+        return found
+
+    def partial_files(self) -> list[Blob]:
+        """What has arrived so far of blobs that are not whole, sorted by name."""
+        found = sorted(self._partials.glob("*"))
+        return [Blob(path.name, path.stat().st_size) for path in found if _SHA256.fullmatch(path.name)]
+
+    def take_over(self, sha256: str, other: BlobStore) -> None:
+        """Moves a blob of another store on this file system here, in the place of one that is there."""
+        target = self.path(sha256)
+        with self._locked(sha256), _refusals_named(self.root):
+            target.parent.mkdir(exist_ok=True)
+            other.path(sha256).replace(target)
+            _sync_folder(target.parent)
+
     def remove(self, sha256: str) -> None:
         """Remove the blob, and what has arrived of it; nothing happens when neither is there."""
         partial = self._partials / sha256
         with _refusals_named(self.root):
             for path in (self.path(sha256), partial, partial.with_name(f"{sha256}.etag")):
                 path.unlink(missing_ok=True)
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Removes blobs, and what has arrived of them."""
+        for sha256 in sorted(set(names)):
+            self.remove(sha256)
 
     @contextmanager
     def writer(self, sha256: str, size: int, *, fresh: bool = False) -> Iterator[BlobWriter]:
@@ -235,19 +299,15 @@ class BlobStore:
             with place.open("ab", buffering=0) as file:
                 file.write(" ".join([sha256, *map(str, seen)]).encode() + b"\n")
 
-    def _recorded(self, sha256: str) -> _Look | None:
-        """What the file looked like when it was last verified by any process."""
+    def _recorded(self, sha256: str) -> list[_Look]:
+        """What the file looked like each time that it was verified by any process."""
         try:
             lines = (self.root / "verified" / sha256[:2]).read_text("ascii", "replace").split("\n")[:-1]
         except OSError:
-            return None
+            return []
         found = [line.split(" ")[1:] for line in lines if line.startswith(f"{sha256} ")]
-        last = found[-1] if found else []
-        return (
-            _Look(*map(int, last))
-            if len(last) == len(_Look._fields) and all(map(str.isdigit, last))
-            else None
-        )
+        whole = (numbers for numbers in found if len(numbers) == 4 and all(map(str.isdigit, numbers)))
+        return [_Look(*map(int, numbers)) for numbers in whole]
 
     @contextmanager
     def _locked(self, sha256: str) -> Iterator[None]:
@@ -267,11 +327,25 @@ class BlobStore:
             target.parent.mkdir(exist_ok=True)
             (self._partials / blob.sha256).replace(target)
             blob.remember(None)
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            _sync_folder(target.parent)
+
+
+@contextmanager
+def temporary_store(parent: Path) -> Iterator[BlobStore]:
+    """A store of its own in a temporary folder in `parent`; it goes with its blobs when the block ends."""
+    with ExitStack() as stack:
+        with _refusals_named(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(temporary_folder(parent))
+        yield BlobStore(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 @contextmanager

@@ -136,13 +136,13 @@ def reading_if_any(settings: Settings) -> Iterator[Session | None]:
 
 
 @contextlib.contextmanager
-def writing(settings: Settings) -> Iterator[Session]:
+def writing(settings: Settings, *, create: bool = True) -> Iterator[Session]:
     """A session of the catalog's one writer, for one short command; the caller commits.
 
-    Makes the catalog if there is none; raises like `open_catalog` and `writer_lock`.
+    Makes the catalog if there is none and `create` allows it; raises like `open_catalog` and `writer_lock`.
     """
     with (
-        disposing(open_catalog(settings, create=True)) as engine,
+        disposing(open_catalog(settings, create=create)) as engine,
         writer_lock(engine),
         Session(for_writing(engine)) as session,
     ):

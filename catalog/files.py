@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -50,6 +50,28 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
+
+
+@contextmanager
+def at_work(parent: Path) -> Iterator[None]:
+    """Inside the block `in_use` says so of the folder, where anything can be written to it."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(temporary_folder(parent))
+        yield
+
+
+def in_use(parent: Path) -> bool:
+    """Whether a process holds a temporary folder in `parent`."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        try:
+            with FileLock(folder / _LOCK, timeout=0):
+                continue
+        except Timeout:
+            return True
+        except OSError:
+            continue
+    return False
 
 
 def remove_abandoned(parent: Path) -> None:

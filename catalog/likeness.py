@@ -208,11 +208,15 @@ def compare(left: Files, right: Files) -> Cosine | None:
 def kept_files(
     session: Session, blobs: BlobStore, weights_digest: str, config_digest: str | None
 ) -> Files | None:
-    """The kept weights of an adapter and its configuration; None where they are not kept."""
-    if len(weights_digest) != 64 or not blobs.has(weights_digest) or config_digest is None:
+    """The kept weights of an adapter and its configuration; None where they are not kept.
+
+    Raises DamagedFileError where the file has other bytes than it had.
+    """
+    kept = blobs.verified_path(weights_digest) if len(weights_digest) == 64 and config_digest else None
+    if kept is None:
         return None
     content = session.scalar(select(Document.content).where(Document.digest == config_digest))
-    return (blobs.path(weights_digest), parse_config(content)) if content is not None else None
+    return (kept, parse_config(content)) if content is not None else None
 
 
 def copies(session: Session, rows: Sequence[Weights], *, deltas: bool = True) -> list[Copy]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,9 +14,11 @@ from catalog.adapter import parse_config
 from catalog.blobs import BlobStore
 from catalog.database import writer_lock
 from catalog.engine import for_writing
-from catalog.errors import ConfigError, WeightsError
+from catalog.errors import ConfigError, DamagedFileError, WeightsError
 from catalog.fingerprint import fingerprint, use_one_thread
 from catalog.measured import record_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ def reread(engine: Engine, blobs: BlobStore, progress: Callable[[int, int], None
         for done, (digest, _, config) in enumerate(kept):
             progress(done, len(kept))
             try:
-                found = fingerprint(blobs.path(digest), parse_config(config))
-            except (ConfigError, WeightsError):
+                path = blobs.verified_path(digest) or blobs.path(digest)
+                found = fingerprint(path, parse_config(config))
+            except (ConfigError, DamagedFileError, WeightsError) as error:
+                log.warning("%s", error)
                 unreadable += 1
                 continue
             with Session(for_writing(engine)) as session, session.begin():

@@ -61,6 +61,7 @@ COMMANDS = {
     "study": Row("cli.commands.study:study", "Run a study: tasks x pools x methods x seeds, and its report."),
     "fingerprint": Row("cli.commands.alike:fingerprint", "What the weights in a local folder say."),
     "base": Row("cli.commands.base:base", "Names of base models, and models kept here."),
+    "blobs": Row("cli.commands.blobs:blobs", "The weights that are kept: verify, repair, collect."),
     "hub": Row("cli.commands.hub:hub", "Serve a folder of repositories as a Hub."),
     "index": Row("cli.commands.index:index", "The vector indexes of the catalog."),
     "db": Row("cli.commands.db:db", "The schema of the catalog."),

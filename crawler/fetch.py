@@ -5,12 +5,13 @@ has those.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from catalog.blobs import BlobStore
-from catalog.errors import HubAccessError, IntegrityError, PoolError
+from catalog.blobs import BlobStore, temporary_store
+from catalog.errors import HubAccessError, HubPayloadError, IntegrityError, PoolError
 from catalog.export import Content
+from catalog.kept import Origin
 from catalog.pools import Manifest, Member, PinnedFile, Problem
 from crawler.hub import Hub
 from crawler.listing import BadRow, parse_row
@@ -34,8 +35,8 @@ class Fetcher:
         """Raises PoolError where the file cannot be had or is another one, and HubError for the way to it."""
         if file.sha256 in self.documents:
             return Content(data=self.documents[file.sha256])
-        if self.blobs.has(file.sha256):
-            return Content(path=self.blobs.path(file.sha256))
+        if kept := self.blobs.verified_path(file.sha256):
+            return Content(path=kept)
         if self.hub is None:
             raise PoolError(f"{member.adapter}: {file.name} is not kept here; fetch it from the Hub.")
         try:
@@ -62,6 +63,43 @@ class Fetcher:
 
 def _other_bytes(member: Member, file: PinnedFile) -> PoolError:
     return PoolError(f"{member.reference}: {file.name} has other bytes on the Hub than those pinned.")
+
+
+def repair(
+    blobs: BlobStore,
+    places: Mapping[str, Sequence[Origin]],
+    hub: Hub,
+    progress: Callable[[int, int], None],
+) -> dict[str, str]:
+    """Fetches damaged blobs again, each from the first place that has its bytes; why not, of those left.
+
+    A blob is replaced once the new bytes are verified, and stays as it is otherwise. Raises what stops the
+    way to the Hub, and StorageError.
+    """
+    left: dict[str, str] = {}
+    for done, (sha256, origins) in enumerate(places.items()):
+        progress(done, len(places))
+        if why := _fetch_again(blobs, sha256, origins, hub):
+            left[sha256] = why
+    progress(len(places), len(places))
+    return left
+
+
+def _fetch_again(blobs: BlobStore, sha256: str, origins: Sequence[Origin], hub: Hub) -> str | None:
+    """None where the blob was replaced, else why it could not be."""
+    why = "no adapter and no pool of the catalog names it"
+    for origin in origins:
+        remote = RemoteFile(origin.path, origin.size, None, sha256)
+        try:
+            with temporary_store(blobs.root) as fresh:
+                hub.download(origin.repository, origin.commit, remote, fresh)
+                blobs.take_over(sha256, fresh)
+            return None
+        except HubAccessError as error:
+            why = f"{origin.repository}@{origin.commit} is no longer to be had ({error.status})"
+        except (IntegrityError, HubPayloadError):
+            why = f"{origin.repository}@{origin.commit} has other bytes on the Hub now"
+    return why
 
 
 def hub_problems(manifest: Manifest, hub: Hub, progress: Callable[[int, int], None]) -> list[Problem]:

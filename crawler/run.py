@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -19,11 +18,11 @@ from sqlalchemy.orm import Session
 
 from catalog import frontier, store
 from catalog.bases import BaseTable, seed_spellings
-from catalog.blobs import BlobStore
+from catalog.blobs import BlobStore, temporary_store
 from catalog.database import writer_lock
 from catalog.engine import for_writing
-from catalog.errors import HubError, StorageError
-from catalog.files import temporary_folder
+from catalog.errors import HubError
+from catalog.kept import register_catalog
 from catalog.schema import Crawl, CrawlState, Outcome
 from crawler.describe import description_digest
 from crawler.hub import Hub
@@ -65,8 +64,10 @@ class Crawler:
         A Hub that cannot be reached makes the report partial. Raises CatalogBusyError where another process
         writes to the catalog.
         """
-        with writer_lock(self.engine), self._streamed() as streamed:
+        with writer_lock(self.engine), temporary_store(self.blobs.root.parent) as streamed:
             started = time.monotonic()
+            if self.options.weights == "keep" or self.blobs.root.is_dir():
+                register_catalog(self.engine.url, self.blobs)
             with Session(for_writing(self.engine)) as session, session.begin():
                 store.sync_bases(session)
                 bases = BaseTable(store.spellings(session))
@@ -116,18 +117,6 @@ class Crawler:
                     return None
                 frontier.add_missing(session, session.get_one(Crawl, plan.crawl_id), NOT_LISTED)
         return error
-
-    @contextmanager
-    def _streamed(self) -> Iterator[BlobStore]:
-        """A store for files that are read once, beside the kept ones; what killed crawls left goes first."""
-        beside = self.blobs.root.parent
-        with ExitStack() as stack:
-            try:
-                beside.mkdir(parents=True, exist_ok=True)
-                folder = stack.enter_context(temporary_folder(beside))
-            except OSError as error:
-                raise StorageError(f"Nothing can be stored in {beside}: {error.strerror}.") from error
-            yield BlobStore(folder)
 
     def _tools(self, bases: BaseTable, streamed: BlobStore) -> Tools:
         return Tools(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.errors import DivergedError, LoradexError, StorageError
+from catalog.files import remove_abandoned
 from merging.write import storage, write_json
 
 RESULT, STEP, TIME = "result.json", "step.json", "time.json"
@@ -108,7 +109,8 @@ class Place:
         with storage(self.folder):
             shutil.rmtree(self.folder / "failed", ignore_errors=True)
             self.steps.mkdir(parents=True, exist_ok=True)
-            for half in self.steps.glob(".*"):
+            remove_abandoned(self.steps)
+            for half in set(self.steps.glob(".*")) - set(self.steps.glob(".loradex-*")):
                 shutil.rmtree(half, ignore_errors=True)
 
     def _failed(self, step: Step) -> Path:
