@@ -1,10 +1,8 @@
 """A configuration and a safetensors header, joined into AdapterSpec: every LoRA module with shape, rank and
 scaling.
 
-Key spellings read (https://huggingface.co/docs/peft/developer_guides/checkpoint): `base_model.model.`
-present or not, a `module.` of a parallel wrapper, the adapter's name after the factor
-(`lora_A.default.weight`) or not, embeddings as `lora_embedding_A`. `AdapterConfig`, `parse_config`,
-`parse_header` and `load_json` are offered here too.
+`catalog.module_names` says which module a tensor belongs to. `AdapterConfig`, `parse_config`, `parse_header`,
+`factor_key` and `load_json` are offered here too.
 """
 
 from __future__ import annotations
@@ -12,11 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from catalog.adapter_config import AdapterConfig, ScalingRule, parse_config, scaling
+from catalog.base_modules import modules_of_spelling
 from catalog.errors import ConfigError
 from catalog.header import Header, Tensor, header_length, parse_header
+from catalog.module_names import (
+    FactorKey,
+    Kind,
+    ModuleNames,
+    canonical_tensor,
+    factor_key,
+    read_names,
+    respelled,
+)
 from catalog.strictjson import load_json
 
 __all__ = [
@@ -29,6 +36,7 @@ __all__ = [
     "Problem",
     "ScalingRule",
     "Tensor",
+    "adapter_names",
     "factor_key",
     "header_length",
     "load_json",
@@ -41,13 +49,6 @@ __all__ = [
     "tensors_beside",
 ]
 
-Kind = Literal["linear", "embedding"]
-
-_PREFIXES = ("module.", "_orig_mod.", "base_model.model.")
-_FACTOR = re.compile(
-    r"(?P<module>.+?)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])"
-    r"(?:\.(?P<adapter>(?!weight\Z|bias\Z)[^.]+))?(?:\.(?P<leaf>weight|bias))?\Z"
-)
 # The kind of a tensor that is no LoRA factor, by a part of its name; the first that fits.
 _OTHER_KINDS: tuple[tuple[str, str], ...] = (
     (".lora_magnitude_vector", "magnitude"),
@@ -63,19 +64,7 @@ _INSIDE_A_LAYER = re.compile(
     r"(\.modules_to_save(\.[^.]+)?|\.base_layer|\.token_adapter|\.trainable_tokens_[a-z]+)*(\.[^.]+)?\Z"
 )
 _FACTOR_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-# Module names longer than this, or with control characters, are no names of a model's modules.
-MAX_NAME = 1000
 _SHOWN = 5
-
-
-@dataclass(frozen=True, slots=True)
-class FactorKey:
-    """One half of a LoRA module: which module, which half, and whether it is an embedding's."""
-
-    module: str
-    side: Literal["A", "B"]
-    kind: Kind
-    leaf: Literal["weight", "bias"] = "weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +116,19 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
-    """The LoRA modules of one weights file in the order of layer and name, and all else it holds."""
+    """The LoRA modules of one weights file in the order of layer and name, and all else it holds.
+
+    `respelled` are the names of factors under which PEFT does not look for them, `absent` the modules that
+    the base, where the configuration names a known one, does not have.
+    """
 
     modules: tuple[LoraModule, ...]
     others: tuple[OtherTensor, ...] = ()
     problems: tuple[Problem, ...] = ()
     dtypes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    respelled: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -156,22 +151,17 @@ class AdapterSpec:
         return len({module.layer for module in self.modules if module.layer is not None})
 
 
-def factor_key(tensor_name: str) -> FactorKey | None:
-    """Which half of which module a tensor is, or None where it is no LoRA factor."""
-    if len(tensor_name) > MAX_NAME or not tensor_name.isprintable():
-        return None
-    match = _FACTOR.match(_without_prefixes(tensor_name))
-    if match is None:
-        return None
-    return FactorKey(
-        module=match["module"],
-        side="A" if match["side"] == "A" else "B",
-        kind="embedding" if match["embedding"] else "linear",
-        leaf="bias" if match["leaf"] == "bias" else "weight",
-    )
+def adapter_names(header: Header, config: AdapterConfig | None) -> ModuleNames:
+    """How the names of a file are read: by the modules of the base that its configuration names, where the
+    program knows them, else by fixed rules.
+    """
+    if config is None:
+        return read_names(header)
+    base = None if config.layer_replication else modules_of_spelling(config.base_model)
+    return read_names(header, base, config.task_type)
 
 
-def lora_modules(header: Header, config: AdapterConfig) -> AdapterSpec:
+def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | None = None) -> AdapterSpec:
     """The modules that a header and a configuration promise together; never raises for what they hold.
 
     Pairs that are incomplete, empty or contradict themselves or the configuration are reported in
@@ -179,10 +169,11 @@ def lora_modules(header: Header, config: AdapterConfig) -> AdapterSpec:
     them another rank. Without a usable rank and scaling (another method than LoRA, a pattern that cannot be
     evaluated) there are no modules.
     """
+    names = names or adapter_names(header, config)
     halves: dict[tuple[str, Kind], dict[str, Tensor]] = {}
     problems = _Problems()
     for tensor in header.tensors:
-        key = factor_key(tensor.name)
+        key = names.keys.get(tensor.name)
         if key is None or key.leaf == "bias":
             continue
         pair = halves.setdefault((key.module, key.kind), {})
@@ -200,30 +191,39 @@ def lora_modules(header: Header, config: AdapterConfig) -> AdapterSpec:
     ]
     modules.sort(key=lambda m: (-1 if m.layer is None else m.layer, m.name))
     dtypes = tuple(sorted({tensor.dtype for pair in halves.values() for tensor in pair.values()}))
-    beside = tensors_beside(header, config)
+    beside = tensors_beside(header, config, names)
     others = tuple(OtherTensor(_presentable(name), kind) for name, kind in beside.items())
-    return AdapterSpec(tuple(modules), others, problems.listed(), dtypes, header.metadata)
+    return AdapterSpec(
+        tuple(modules),
+        others,
+        problems.listed(),
+        dtypes,
+        header.metadata,
+        respelled=respelled(header, names),
+        absent=names.absent,
+    )
 
 
-def tensors_beside(header: Header, config: AdapterConfig) -> dict[str, str]:
+def tensors_beside(header: Header, config: AdapterConfig, names: ModuleNames | None = None) -> dict[str, str]:
     """The kind of each tensor of a file that is no LoRA factor, by its name (see `OtherTensor`).
 
     A bias in a wrapped layer is a copy of the base's where the configuration trains no biases and the
     layer's weight stands beside it, as PEFT saves it of an adapted output head; else it was trained
     (Qwen2's `q_proj.base_layer.bias`).
     """
-    names = {tensor.name for tensor in header.tensors}
+    keys = (names or adapter_names(header, config)).keys
+    all_names = {tensor.name for tensor in header.tensors}
     found: dict[str, str] = {}
     for tensor in header.tensors:
-        key = factor_key(tensor.name)
+        key = keys.get(tensor.name)
         if key is None or key.leaf == "bias":
-            found[tensor.name] = "lora_bias" if key else _other_kind(tensor.name, names, config)
+            found[tensor.name] = "lora_bias" if key else _other_kind(tensor.name, all_names, config)
     return found
 
 
 def saved_layer(tensor_name: str, config: AdapterConfig) -> str:
     """The layer that a whole saved tensor belongs to: as the configuration names it, else its short name."""
-    name = _without_prefixes(tensor_name)
+    name = canonical_tensor(tensor_name)
     for module in config.modules_to_save or ():
         if f".{module}." in f".{name}":
             return module
@@ -263,17 +263,6 @@ def _abridged(details: list[str]) -> str:
 def _presentable(name: str) -> str:
     name = name if name.isprintable() else ascii(name)
     return name if len(name) <= 200 else name[:197] + "..."
-
-
-def _without_prefixes(name: str) -> str:
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _PREFIXES:
-            if name.startswith(prefix):
-                name = name[len(prefix) :]
-                stripped = True
-    return name
 
 
 def _other_kind(name: str, names: Collection[str], config: AdapterConfig) -> str:

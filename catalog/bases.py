@@ -111,6 +111,12 @@ def dims(canonical: str) -> BaseDims | None:
     return None if model is None else BaseDims(**_seeds()["dims"][model["dims"]])
 
 
+def dims_name(canonical: str) -> str | None:
+    """Under which name the dimensions of a base model are listed; models of one size share them."""
+    model = _seed(canonical)
+    return None if model is None else cast(str, model["dims"])
+
+
 def license(canonical: str) -> str | None:  # noqa: A001 - read as bases.license, the field's word
     """Licence id of a base model as the Hub writes it (llama3.1, apache-2.0), None where it is not known."""
     model = _seed(canonical)

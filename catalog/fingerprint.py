@@ -35,13 +35,13 @@ from typing import TYPE_CHECKING, Literal
 from catalog.adapter_config import AdapterConfig
 from catalog.weights import (
     Module,
+    file_pattern,
     gram,
     health,
     iterate_factors,
     module_names,
     product_norm,
     relative_scalings,
-    scaling_pattern,
     tensor_digest,
 )
 
@@ -79,7 +79,7 @@ class Fingerprint:
     it is. `output` of (1035,) is scale-free. Modules that are not finite are left out of both, and an
     absurdly large delta is zero (see `delta_sketch`).
     `tensor_digest` names the tensors as `catalog.weights.tensor_digest` does, `scaling_pattern` the relation
-    of the scalings.
+    of the scalings, and the modules where they have other names than these once had (`fingerprint_pattern`).
     """
 
     modules: tuple[str, ...]
@@ -110,11 +110,11 @@ def fingerprint(path: Path, config: AdapterConfig, device: str | None = None) ->
     """
     import numpy as np
 
-    names = module_names(path)
+    names = module_names(path, config)
     relative = relative_scalings(names, config)
     place = _device(device)
     delta, output, rows = _square(_DELTA_WIDTH), _square(_OUTPUT_WIDTH), []
-    for name, a, b in iterate_factors(path):
+    for name, a, b in iterate_factors(path, config):
         factors = _factors(name, a.to(place), b.to(place))
         rows.append(_spectrum(factors))
         if factors.norm is not None:
@@ -126,7 +126,7 @@ def fingerprint(path: Path, config: AdapterConfig, device: str | None = None) ->
         delta=_vector(delta),
         output=_above_diagonal(output),
         tensor_digest=tensor_digest(path),
-        scaling_pattern=scaling_pattern(names, config),
+        scaling_pattern=file_pattern(path, config),
     )
 
 

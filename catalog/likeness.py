@@ -180,8 +180,9 @@ def spectrum(session: Session, adapter: Adapter) -> Spectrum:
     row = fingerprint_row(session, adapter)
     file = session.get_one(WeightsFile, row.weights_digest)
     config = session.scalar(select(Document.content).where(Document.digest == adapter.config_digest))
-    rules = ScalingRule(parse_config(config or b""))
-    modules = modules_of(zlib.decompress(file.header or b""), file.size)
+    parsed = parse_config(config or b"")
+    rules = ScalingRule(parsed)
+    modules = modules_of(zlib.decompress(file.header or b""), file.size, parsed)
     return Spectrum(modules, spectrum_of(row.spectrum), tuple(rules.scaling(name) for name in modules))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from catalog.adapter import AdapterConfig, parse_header
 from catalog.fingerprint import Fingerprint, Verdict, spectrum_norms, verdict
 from catalog.records import FingerprintRecord, WeightsRecord
-from catalog.weights import WeightsHealth, header_modules, health, scaling_pattern
+from catalog.weights import WeightsHealth, fingerprint_pattern, has_first_names, header_modules, health
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,28 +20,36 @@ def record_of(made: Fingerprint) -> FingerprintRecord:
     return FingerprintRecord(made.scaling_pattern, made.version, spectrum, delta, output)
 
 
-def modules_of(header: bytes, size: int) -> tuple[str, ...]:
+def modules_of(header: bytes, size: int, config: AdapterConfig) -> tuple[str, ...]:
     """The complete modules in the header of a file of `size` bytes, sorted; raises WeightsError."""
-    return header_modules(parse_header(header, size))
+    return header_modules(parse_header(header, size), config)
 
 
 def pattern_of(record: WeightsRecord, config: AdapterConfig) -> str:
-    """How the scaling differs between the modules of a file whose header is known.
+    """Under which pattern a file whose header is known has its fingerprint (`fingerprint_pattern`).
 
     Raises WeightsError for a broken header and ConfigError for patterns that give no scaling.
     """
-    return scaling_pattern(modules_of(record.header or b"", record.size), config)
+    return fingerprint_pattern(parse_header(record.header or b"", record.size), config)
 
 
 def health_of(record: WeightsRecord, config: AdapterConfig) -> tuple[WeightsHealth, Verdict] | None:
-    """Norm and health of the update under a configuration, None where the values were not read.
+    """Norm and health of the update under a configuration, None where the values were not read under the
+    names that it has now.
 
     Raises ConfigError for patterns that give no scaling.
     """
     if not record.fingerprints or record.header is None:
         return None
-    modules = modules_of(record.header, record.size)
-    norms = spectrum_norms(modules, spectrum_of(record.fingerprints[0].spectrum))
+    header = parse_header(record.header, record.size)
+    modules = header_modules(header, config)
+    # Spectra know no scalings: that of the plain pattern serves every adapter that has its names.
+    made = record.fingerprint(fingerprint_pattern(header, config))
+    if made is None and has_first_names(header, config):
+        made = record.fingerprint("")
+    if made is None:
+        return None
+    norms = spectrum_norms(modules, spectrum_of(made.spectrum))
     return health(norms, config), verdict(norms, config)
 
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from catalog.adapter import Header, factor_key, header_length, parse_header
+from catalog.adapter import Header, adapter_names, header_length, parse_header
 from catalog.adapter_config import AdapterConfig, ScalingRule
 from catalog.errors import WeightsError
 from catalog.header import PREFIX
+from catalog.header import Tensor as Entry
+from catalog.module_names import FactorKey, canonical_tensor, first_key, first_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,13 +79,13 @@ class Module(NamedTuple):
     scaling: float
 
 
-def module_norms(path: Path) -> dict[str, float | None]:
+def module_norms(path: Path, config: AdapterConfig | None = None) -> dict[str, float | None]:
     """||B A|| (Frobenius, without scaling) of every complete LoRA pair by module name; None where not finite.
 
     0.0 means that the product is zero to the last bit that float64 keeps, whatever B and A are by themselves.
     Raises WeightsError.
     """
-    return {module: product_norm(gram(a.T), gram(b)) for module, a, b in iterate_factors(path)}
+    return {module: product_norm(gram(a.T), gram(b)) for module, a, b in iterate_factors(path, config)}
 
 
 def health(norms: Mapping[str, float | None], config: AdapterConfig) -> WeightsHealth:
@@ -107,20 +109,21 @@ def iterate_modules(path: Path, config: AdapterConfig) -> Iterator[Module]:
     `iterate_factors` does and ConfigError as ScalingRule does.
     """
     rules = ScalingRule(config)
-    for module, a, b in iterate_factors(path):
+    for module, a, b in iterate_factors(path, config):
         yield Module(module, a, b, rules.scaling(module))
 
 
-def iterate_factors(path: Path) -> Iterator[Factors]:
+def iterate_factors(path: Path, config: AdapterConfig | None = None) -> Iterator[Factors]:
     """Every complete pair of matching matrices in a safetensors file, sorted by module name, memory-mapped.
 
-    Halves without a partner, pairs of contradicting shape and such that hold no plain numbers are passed
-    over: the header names them (`catalog.adapter.lora_modules`). Raises WeightsError for a file that is
-    broken, and of kind too_large for a rank above MOST_RANK or a width above MOST_WIDTH.
+    A configuration tells of which base the modules are, where their names leave it open. Halves without a
+    partner, pairs of contradicting shape and such that hold no plain numbers are passed over: the header
+    names them (`catalog.adapter.lora_modules`). Raises WeightsError for a file that is broken, and of kind
+    too_large for a rank above MOST_RANK or a width above MOST_WIDTH.
     """
     from safetensors import SafetensorError, safe_open
 
-    pairs = _pairs(_header(path))
+    pairs = _pairs(_header(path), config)
     try:
         with safe_open(path, framework="pt") as file:
             for module, a, b in pairs:
@@ -129,14 +132,34 @@ def iterate_factors(path: Path) -> Iterator[Factors]:
         raise WeightsError("header_invalid", f"the weights cannot be read: {error}") from error
 
 
-def module_names(path: Path) -> tuple[str, ...]:
+def module_names(path: Path, config: AdapterConfig | None = None) -> tuple[str, ...]:
     """The names of the modules that `iterate_factors` gives, from the header alone; raises WeightsError."""
-    return header_modules(_header(path))
+    return header_modules(_header(path), config)
 
 
-def header_modules(header: Header) -> tuple[str, ...]:
+def header_modules(header: Header, config: AdapterConfig | None = None) -> tuple[str, ...]:
     """The names of the modules that `iterate_factors` gives of a file with this header, sorted."""
-    return tuple(module for module, _, _ in _pairs(header))
+    return tuple(module for module, _, _ in _pairs(header, config))
+
+
+def fingerprint_pattern(header: Header, config: AdapterConfig) -> str:
+    """A stable name of how a file is read under a configuration: the key, beside its digest, of what is made
+    of its values.
+
+    It is the `scaling_pattern`. Only where modules have other names than the first reading gave them does it
+    name these too, so that nothing that was made with other names is found under it. Raises ConfigError as
+    ScalingRule does, and WeightsError as `iterate_factors`.
+    """
+    modules = header_modules(header, config)
+    pattern = scaling_pattern(modules, config)
+    if pattern or has_first_names(header, config):
+        return pattern
+    return hashlib.sha256(json.dumps(modules).encode()).hexdigest()[:32]
+
+
+def has_first_names(header: Header, config: AdapterConfig | None = None) -> bool:
+    """Whether the modules of a file have the names that they had when fingerprints were first made."""
+    return header_modules(header, config) == _first_modules(header)
 
 
 def relative_scalings(modules: Iterable[str], config: AdapterConfig) -> dict[str, float]:
@@ -164,6 +187,11 @@ def scaling_pattern(modules: Iterable[str], config: AdapterConfig) -> str:
     return hashlib.sha256(json.dumps(list(relative.items())).encode()).hexdigest()[:32]
 
 
+def file_pattern(path: Path, config: AdapterConfig) -> str:
+    """`fingerprint_pattern` of a file; raises WeightsError and ConfigError as that does."""
+    return fingerprint_pattern(_header(path), config)
+
+
 def header_bytes(path: Path) -> bytes:
     """The head of a safetensors file, length included; raises WeightsError."""
     try:
@@ -177,17 +205,18 @@ def header_bytes(path: Path) -> bytes:
 def tensor_digest(path: Path) -> str:
     """A SHA-256 over all tensors of a file, 64 hexadecimal digits: name, data type, shape and bytes of each.
 
-    The header's metadata, the order in the file, and prefixes and adapter names in the names of tensors do
-    not count; a cast does. Raises WeightsError.
+    The header's metadata, the order in the file, and what programs add to the names of tensors do not count;
+    a cast does. Raises WeightsError.
     """
     header = _header(path)
+    named = first_tensor if has_first_names(header) else canonical_tensor
     lines = []
     try:
         with path.open("rb") as file:
             file.seek(PREFIX + header.length)
             for tensor in header.tensors:
                 content = _digest_of(file, tensor.end - tensor.begin)
-                lines.append(json.dumps([_canonical(tensor.name), tensor.dtype, tensor.shape, content]))
+                lines.append(json.dumps([named(tensor.name), tensor.dtype, tensor.shape, content]))
     except OSError as error:
         raise WeightsError("unreadable", f"the weights cannot be read: {error}") from error
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
@@ -203,17 +232,6 @@ def _digest_of(file: BinaryIO, size: int) -> str:
         digest.update(block)
         size -= len(block)
     return digest.hexdigest()
-
-
-def _canonical(name: str) -> str:
-    """A tensor's name without the prefixes and the adapter's name that programs add."""
-    key = factor_key(name)
-    if key is None:
-        # The module of a factor beside it: prefixes are taken away by one rule.
-        beside = factor_key(f"{name}.lora_A.weight")
-        return name if beside is None else beside.module
-    embedding = "embedding_" if key.kind == "embedding" else ""
-    return f"{key.module}.lora_{embedding}{key.side}.{key.leaf}"
 
 
 def gram(tall: Tensor, other: Tensor | None = None) -> Tensor:
@@ -261,20 +279,47 @@ def _header(path: Path) -> Header:
         raise WeightsError("unreadable", f"the weights cannot be read: {error}") from error
 
 
-def _pairs(header: Header) -> list[tuple[str, str, str]]:
-    """(module, name of A, name of B) of each complete pair of matching, non-empty matrices of numbers."""
-    halves: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+def _pairs(header: Header, config: AdapterConfig | None = None) -> list[tuple[str, str, str]]:
+    """(module, name of A, name of B) of each complete pair of matching, non-empty matrices of numbers.
+
+    A module of which a half is there twice is none: nobody could tell which of them is meant.
+    """
+    halves: dict[str, dict[str, Entry]] = {}
+    repeated = set()
+    for tensor, key in _numbers(header, adapter_names(header, config).keys):
+        pair = halves.setdefault(key.module, {})
+        if key.side in pair:
+            repeated.add(key.module)
+        pair[key.side] = tensor
+    return _matching({module: pair for module, pair in halves.items() if module not in repeated})
+
+
+def _first_modules(header: Header) -> tuple[str, ...]:
+    """The modules of a file, sorted, as they were named when fingerprints of version 1 were first made."""
+    keys = {tensor.name: key for tensor in header.tensors if (key := first_key(tensor.name))}
+    halves: dict[str, dict[str, Entry]] = {}
+    for tensor, key in _numbers(header, keys):
+        halves.setdefault(key.module, {})[key.side] = tensor
+    return tuple(module for module, _, _ in _matching(halves))
+
+
+def _numbers(header: Header, keys: Mapping[str, FactorKey]) -> Iterator[tuple[Entry, FactorKey]]:
+    """The factors that are non-empty matrices of numbers, with their places, in the order of the file."""
     for tensor in header.tensors:
-        key = factor_key(tensor.name)
+        key = keys.get(tensor.name)
         number = tensor.dtype in _DTYPES and len(tensor.shape) == 2 and tensor.elements
         if key is not None and key.leaf == "weight" and number:
-            halves.setdefault(key.module, {})[key.side] = (tensor.name, tensor.shape)
+            yield tensor, key
+
+
+def _matching(halves: Mapping[str, Mapping[str, Entry]]) -> list[tuple[str, str, str]]:
+    """(module, name of A, name of B) of each pair whose inner sizes agree, sorted by module."""
     found = []
     for module, pair in sorted(halves.items()):
-        if len(pair) == 2 and pair["A"][1][0] == pair["B"][1][1]:
-            (a, (rank, in_features)), (b, (out_features, _)) = pair["A"], pair["B"]
-            _check_size(module, rank, in_features, out_features)
-            found.append((module, a, b))
+        if len(pair) == 2 and pair["A"].shape[0] == pair["B"].shape[1]:
+            a, b = pair["A"], pair["B"]
+            _check_size(module, a.shape[0], a.shape[1], b.shape[0])
+            found.append((module, a.name, b.name))
     return found
 
 

@@ -96,6 +96,8 @@ class Reason(str, enum.Enum):
     BASE_COPY = "base_copy"
     UNKNOWN_TENSOR = "unknown_tensor"
     UNUSED_SETTING = "unused_setting"
+    KEY_SPELLING = "key_spelling"
+    NO_SUCH_MODULE = "no_such_module"
     EMBEDDING_LORA = "embedding_lora"
     WRONG_BASE_SHAPE = "wrong_base_shape"
     NON_FINITE = "non_finite"
@@ -178,6 +180,8 @@ RULES: Mapping[Reason, Rule] = {
     Reason.UNUSED_SETTING: _rule(
         "header", "paper", "its weights file holds nothing of a setting of its config"
     ),
+    Reason.KEY_SPELLING: _rule("header", "noted", "PEFT does not find its factors under their names"),
+    Reason.NO_SUCH_MODULE: _rule("header", "ours", "it adapts modules that its base model does not have"),
     Reason.EMBEDDING_LORA: _rule("header", "noted", "it adapts the embeddings or the output head"),
     Reason.WRONG_BASE_SHAPE: _rule("header", "both", "its factors do not fit its base model"),
     Reason.NON_FINITE: _rule("weights", "both", "its weights hold NaN or infinity"),

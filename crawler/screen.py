@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from catalog.adapter import AdapterConfig, AdapterSpec, LoraModule
+from catalog.adapter import AdapterConfig, AdapterSpec, LoraModule, targets_parameters
+from catalog.base_modules import modules_of_base
 from catalog.base_names import names_nothing
 from catalog.bases import BaseDims, BaseIdentity
 from catalog.errors import ConfigError, UsageError, WeightsError
@@ -248,7 +249,28 @@ def _header(evidence: Evidence) -> Found:
     embeddings = [m.name for m in spec.modules if m.kind == "embedding" or m.short_name in _EMBEDDINGS]
     if embeddings:
         yield Finding(Reason.EMBEDDING_LORA, ", ".join(embeddings[:3]))
+    if spec.respelled:
+        yield Finding(Reason.KEY_SPELLING, f"{spec.respelled[0]} ({len(spec.respelled)} tensors)")
     yield from _shapes(spec, config, evidence)
+    yield from _modules(spec, config, evidence)
+
+
+def _modules(spec: AdapterSpec, config: AdapterConfig, evidence: Evidence) -> Found:
+    """Modules that the base model lacks; layers beyond its last are told by their number."""
+    base = modules_of_base(evidence.base.canonical) if evidence.base is not None else None
+    if base is None or config.layer_replication:
+        return
+    layers = evidence.dims.layers if evidence.dims is not None else 0
+    absent = [
+        module.name
+        for module in spec.modules
+        if module.name not in base.shapes and (module.layer is None or module.layer < layers)
+        # Bare parameters are no modules of their own.
+        if not targets_parameters(module.name, config)
+    ]
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        yield Finding(Reason.NO_SUCH_MODULE, f"{', '.join(absent[:3])}{more}")
 
 
 def _shapes(spec: AdapterSpec, config: AdapterConfig, evidence: Evidence) -> Found:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from catalog.adapter import Header, LoraModule, Tensor, header_length, load_json, parse_header
+from catalog.base_modules import BaseModules
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from merging.members import Member, digest_of, load_member, read_module
 from merging.write import RECORD_NAME, new_folder, storage, write_json
@@ -95,12 +96,27 @@ def refuse_misfits(base: Path, members: Iterable[Member]) -> None:
         names = _shards(base)
     except UsageError:
         return
-    tensors = {tensor.name: tensor for name in names for tensor in _header(base / name).tensors}
+    tensors = _Tensors(_header(base / name) for name in names)
     for member in members:
         for module in member.spec.modules:
-            tensor = tensors.get(f"{module.name}.weight")
+            tensor = tensors.of(module)
             if tensor is not None and tensor.dtype in _DTYPES:
                 _refuse_shape(tensor, member, module)
+
+
+class _Tensors:
+    """The tensors of a base, found by the modules of adapters."""
+
+    def __init__(self, headers: Iterable[Header]) -> None:
+        self._by_name = {tensor.name: tensor for header in headers for tensor in header.tensors}
+        # A stored matrix may be turned: the width that matters is asked of the tensor itself.
+        names = (name.removesuffix(".weight") for name in self._by_name if name.endswith(".weight"))
+        self._modules = BaseModules(dict.fromkeys(names, (None, None)))
+
+    def of(self, module: LoraModule) -> Tensor | None:
+        """The weight of the layer that a module means; None where there is none, or more than one."""
+        name = self._modules.place(module.name, module.in_features, module.out_features)
+        return None if name is None else self._by_name[f"{name}.weight"]
 
 
 def _shards(base: Path) -> tuple[str, ...]:
@@ -140,11 +156,11 @@ def _header(path: Path) -> Header:
 
 def _changes(base: Path, member: Member, headers: Mapping[str, Header]) -> dict[str, LoraModule]:
     """Which tensor each module changes, all of them found and of fitting shape."""
-    tensors = {tensor.name: tensor for header in headers.values() for tensor in header.tensors}
+    tensors = _Tensors(headers.values())
     tied = _is_tied(base)
     changes = {}
     for module in member.spec.modules:
-        tensor = tensors.get(f"{module.name}.weight")
+        tensor = tensors.of(module)
         if tied and (module.kind == "embedding" or module.short_name == "lm_head"):
             raise MergeError(
                 f"{module.name} shares its weights with another layer of the base; do not fold it."

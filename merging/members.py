@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import RawIOBase
@@ -23,21 +24,24 @@ from catalog.adapter import (
     Header,
     LoraModule,
     Tensor,
-    factor_key,
+    adapter_names,
     header_length,
     lora_modules,
     parse_config,
     parse_header,
     tensors_beside,
 )
+from catalog.base_modules import BaseModules, modules_of_folder, modules_of_spelling
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from catalog.features import SENTENCES, beside_the_update, layers_to_leave_out
+from catalog.module_names import ModuleNames
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+_BASE_CONFIG = "config.json"
 _PREFIX = 8
 _MAX_CONFIG = 1024 * 1024
 _MAX_CARD = 64 * 1024
@@ -51,9 +55,10 @@ _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,64})[\"']?[ \t]*$", re.M
 class Member:
     """An adapter that can be merged.
 
-    `name` is what records and messages call it. `digest` is the sha256 of the weights where somebody has
-    pinned it, `source` what else is known of its origin (repository, commit), `left_out` the tensors that the
-    caller asked to leave out, and copies of the base; all three are copied to merge.json.
+    `name` is what records and messages call it; `compared` gives for modules that versions of transformers
+    name in other ways the name that adapters are compared by. `digest` is the sha256 of the weights where
+    somebody has pinned it, `source` what else is known of its origin (repository, commit), `left_out` the
+    tensors that the caller asked to leave out, and copies of the base; all three are copied to merge.json.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Member:
     digest: str | None = None
     source: Mapping[str, str] = field(default_factory=dict, hash=False)
     left_out: tuple[str, ...] = ()
+    compared: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
 
     @property
     def weights(self) -> Path:
@@ -104,33 +110,38 @@ def load_member(
     spare = {tensor for tensor, kind in tensors_beside(header, config).items() if kind in _SPARE}
     left_out = tuple(t.name for t in header.tensors if t.name in spare or _named(t.name, without))
     header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in set(left_out)))
-    spec = lora_modules(header, config)
+    names = adapter_names(header, config)
+    spec = lora_modules(header, config, names)
     _refuse_features(refusal, purpose, config, spec)
-    return Member(
+    member = Member(
         name=name,
         folder=folder,
         config=config,
         spec=spec,
-        places=_places(header),
+        places=_places(header, names),
         start=_PREFIX + header.length,
         licence=licence or _licence(folder),
         digest=digest,
         source=dict(source or {}),
         left_out=left_out,
     )
+    moved = {module: path for module, path in names.written.items() if module != path}
+    return replace(_renamed(member, moved), compared={path: module for module, path in moved.items()})
 
 
 def load_members(folders: Sequence[Path | Member], *, base: str | None = None) -> tuple[Member, ...]:
-    """Members that fit together: one base model, and one shape for every module.
+    """Members that fit together: one base model, one name and one shape for every module.
 
-    `base` says that all of them belong to this base, whatever spelling each gives.
-    Raises MergeError and what `load_member` raises.
+    `base` says that all of them belong to this base, whatever spelling each gives. It must have their
+    modules, where it is known or its config.json lies in a folder of this name; so must the base that a
+    member names. Raises MergeError and what `load_member` raises.
     """
     if not folders:
         raise UsageError("There is nothing to merge; name at least one adapter.")
     members = [entry if isinstance(entry, Member) else load_member(entry) for entry in folders]
     if base is None:
         _refuse_bases(members)
+    members = _agreed(_fitted(members, base))
     _refuse_shapes(members)
     return tuple(members)
 
@@ -222,6 +233,69 @@ def _refuse_bases(members: Sequence[Member]) -> None:
             )
 
 
+def _fitted(members: Sequence[Member], base: str | None) -> list[Member]:
+    """The members with the names that their modules have in the base, as far as it is known.
+
+    Raises MergeError for a module that the base does not have, UsageError for a folder that holds no model.
+    """
+    if base is None:
+        return [
+            _placed(m, m.config.base_model or "", modules_of_spelling(m.config.base_model)) for m in members
+        ]
+    modules = _base_modules(base) if base else None
+    return [_placed(member, base, modules) for member in members]
+
+
+def _placed(member: Member, base: str, modules: BaseModules | None) -> Member:
+    if modules is None or member.config.layer_replication:
+        return member
+    places = {
+        module.name: modules.place(module.name, module.in_features, module.out_features)
+        for module in member.spec.modules
+    }
+    shared = Counter(places.values())
+    for module, place in places.items():
+        if place is None or shared[place] > 1:
+            raise MergeError(
+                f"{member.name} cannot be merged: its base {base} has no module "
+                f"{module}; name the base that it was trained on."
+            )
+    return _renamed(
+        member, {module: place for module, place in places.items() if place not in (None, module)}
+    )
+
+
+def _base_modules(base: str) -> BaseModules | None:
+    """The modules of a base by any of its names, or of the model in a folder; None where they are unknown."""
+    if (Path(base) / _BASE_CONFIG).is_file():
+        return modules_of_folder(Path(base))
+    return modules_of_spelling(base)
+
+
+def _agreed(members: Sequence[Member]) -> list[Member]:
+    """The members with one name for each module: their own where these agree, else those for comparing."""
+    spelled: dict[str, set[str]] = {}
+    for member in members:
+        for module in member.places:
+            spelled.setdefault(member.compared.get(module, module), set()).add(module)
+    if all(len(names) == 1 for names in spelled.values()):
+        return list(members)
+    return [replace(_renamed(member, member.compared), compared={}) for member in members]
+
+
+def _renamed(member: Member, names: Mapping[str, str]) -> Member:
+    """The member with other names for some modules."""
+    if not names:
+        return member
+    modules = [replace(module, name=names.get(module.name, module.name)) for module in member.spec.modules]
+    modules.sort(key=lambda m: (-1 if m.layer is None else m.layer, m.name))
+    return replace(
+        member,
+        spec=replace(member.spec, modules=tuple(modules)),
+        places={names.get(module, module): pair for module, pair in member.places.items()},
+    )
+
+
 def _refuse_shapes(members: Sequence[Member]) -> None:
     seen: dict[str, tuple[Member, LoraModule]] = {}
     for member in members:
@@ -243,10 +317,10 @@ def _shape(module: LoraModule) -> str:
     return f"{module.kind} of {module.in_features} to {module.out_features}"
 
 
-def _places(header: Header) -> dict[str, tuple[Tensor, Tensor]]:
+def _places(header: Header, names: ModuleNames) -> dict[str, tuple[Tensor, Tensor]]:
     halves: dict[str, dict[str, Tensor]] = {}
     for tensor in header.tensors:
-        key = factor_key(tensor.name)
+        key = names.keys.get(tensor.name)
         if key is not None:
             halves.setdefault(key.module, {})[key.side] = tensor
     return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}

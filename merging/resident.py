@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from catalog.base_modules import modules_of_model
 from catalog.errors import MergeError
 from merging.members import Member, load_members
 from merging.stack import Shape, iterate_stacks, shapes
@@ -56,13 +57,21 @@ def read(
     return Resident(loaded, union, factors, devices)
 
 
+def _submodule(model: nn.Module, shape: Shape) -> nn.Module | None:
+    """The layer that a name means in the model: of that name, or the one that it is as versions name it."""
+    try:
+        return model.get_submodule(shape.name)
+    except AttributeError:
+        place = modules_of_model(model).place(shape.name, shape.in_features, shape.out_features)
+        return None if place is None else model.get_submodule(place)
+
+
 def layer(model: nn.Module, shape: Shape, members: Sequence[Member]) -> Any:
     """The model's layer of that name; raises MergeError where there is none that fits."""
     owner = next(member.name for member, rank in zip(members, shape.ranks, strict=True) if rank)
-    try:
-        found = model.get_submodule(shape.name)
-    except AttributeError as error:
-        raise MergeError(f"The base model has no {shape.name}; {owner} belongs to another model.") from error
+    found = _submodule(model, shape)
+    if found is None:
+        raise MergeError(f"The base model has no {shape.name}; {owner} belongs to another model.")
     if shape.kind == "embedding":
         fits, there = type(found) is nn.Embedding, ("num_embeddings", "embedding_dim")
     else:

@@ -1,0 +1,74 @@
+"""Makes catalog/base_modules.json: the modules of the known base models that a LoRA can adapt, with their
+widths.
+
+    .venv/bin/python -m tools.base_modules
+
+Each model is built from its dimensions in catalog/bases.json on the meta device, without weights or network.
+Modules outside the layers are listed by name, those inside once with `layers`, which all layers must share.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from catalog.base_modules import built_modules
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "catalog" / "base_modules.json"
+_MODEL_TYPES = {"gemma-2": "gemma2", "qwen2.5": "qwen2", "qwen3": "qwen3", "mistral": "mistral"}
+
+
+def document() -> str:
+    """The text of the data file."""
+    known = json.loads((ROOT / "catalog" / "bases.json").read_text(encoding="utf-8"))["dims"]
+    lines = [f" {json.dumps(name)}: {json.dumps(_described(name, dims))}" for name, dims in known.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _described(name: str, dims: dict[str, int]) -> dict[str, Any]:
+    """Layers, and widths (in, out) of the modules inside and outside them; null for the vocabulary."""
+    found = built_modules(_config(name, dims)).shapes
+    inside: dict[str, tuple[int | None, int | None]] = {}
+    outside: dict[str, tuple[int | None, int | None]] = {}
+    for module, shape in found.items():
+        widths = (
+            None if shape[0] == dims["vocab"] else shape[0],
+            None if shape[1] == dims["vocab"] else shape[1],
+        )
+        head, _, rest = module.partition("model.layers.")
+        if head or not rest:
+            outside[module] = widths
+            continue
+        short = rest.partition(".")[2]
+        if inside.setdefault(short, widths) != widths:
+            raise ValueError(f"{name}: {module} is not as in the other layers")
+    if len(found) != len(outside) + dims["layers"] * len(inside):
+        raise ValueError(f"{name}: its layers hold different modules")
+    return {"layers": dims["layers"], "inside": inside, "outside": outside}
+
+
+def _config(name: str, dims: dict[str, int]) -> dict[str, Any]:
+    """A config.json for a model of these dimensions."""
+    model_type = next((kind for start, kind in _MODEL_TYPES.items() if name.startswith(start)), "llama")
+    head = _head_dim(dims)
+    return {
+        "model_type": model_type,
+        "hidden_size": dims["hidden"],
+        "intermediate_size": dims["mlp"],
+        "num_hidden_layers": dims["layers"],
+        "num_attention_heads": dims["q"] // head,
+        "num_key_value_heads": dims["kv"] // head,
+        "head_dim": head,
+        "vocab_size": dims["vocab"],
+    }
+
+
+def _head_dim(dims: dict[str, int]) -> int:
+    """Any width of a head that divides the widths of queries and keys: only their products are listed."""
+    return next(head for head in (256, 128, 64) if dims["q"] % head == 0 and dims["kv"] % head == 0)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(document(), encoding="utf-8")
