@@ -25,7 +25,7 @@ from merging.coefficients import Coefficients
 from merging.combine import CombineReport, Numbers, combine
 from merging.course import Course, Recipe, mean_of, run
 from merging.live import LiveStack
-from merging.members import Member
+from merging.members import Member, digest_of
 from merging.model import BaseModel
 from merging.prompt import Prompt, encode
 from merging.routing import ArrowGate, prototypes
@@ -320,7 +320,7 @@ def _refuse(row: AdaptiveMethod, recipe: Recipe, steps: int | None, rate: float 
 def _member(member: Member) -> dict[str, Any]:
     return {
         "name": member.name,
-        "sha256": member.digest,
+        "sha256": member.digest or digest_of(member.weights),
         "license": member.licence,
         "rank": max(module.rank for module in member.spec.modules),
         **({"source": dict(member.source)} if member.source else {}),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from catalog.engines import misreadings
 from merging.members import Member
 from merging.method import MergeMethod
 
@@ -45,15 +46,16 @@ def model_card(members: Sequence[Member], method: MergeMethod, record: Mapping[s
         for entry in record["members"]
         if entry.get("left_out")
     ]
-    lines += ["", f"Energy that the rank could not hold: {_share(record['totals'])}.", ""]
-    lines += ["merge.json beside this file has every parameter, version and digest."]
+    if record["totals"]["energy"]:
+        lines += ["", f"Energy that the rank could not hold: {_share(record['totals'])}."]
+    found = misreadings({module["rank"] for module in record["modules"].values()})
+    lines += ["", *found] if found else []
+    lines += ["", "merge.json beside this file has every parameter, version and digest."]
     return "\n".join(lines) + "\n"
 
 
 def _share(totals: Mapping[str, Any]) -> str:
-    if not totals["discarded"]:
-        return "none"
-    return f"{totals['discarded'] / totals['energy']:.3%}" if totals["energy"] else "none"
+    return f"{totals['discarded'] / totals['energy']:.3%}" if totals["discarded"] else "none"
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,7 @@ updates in a common basis of rank R: on the output side (`knots`), or on both si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,8 @@ _SMALL = 1 << 20
 _SAMPLE = 1 << 18
 _PART = 1 << 14
 _SIGMAS = 5
+# Half of the bits of a float32.
+_HALF = 16
 # Up to this length of the shorter side the truncation is exact; beyond, a subspace is iterated.
 _EXACT_SIDE = 512
 _OVERSAMPLE = 10
@@ -86,21 +88,22 @@ def entries(work: Work) -> Entries:
 
     knots: SVD [Delta W_1 ... Delta W_N] = U S [V_1 ... V_N], entries of U^T Delta W_i = S V_i
     (https://arxiv.org/abs/2410.19735). core: U from the SVD of [B_1 ... B_N] and V from that of the stacked
-    A_i, entries of U^T Delta W_i V (https://arxiv.org/abs/2509.17786). Both from R x R matrices.
+    A_i, entries of U^T Delta W_i V (https://arxiv.org/abs/2509.17786), both of the members whose update is
+    not 0. All from R x R matrices.
     """
     stack, space = work.stack, str(work.options["space"])
     places = stack.ranges()
     if space == "delta":
         return Entries(stack.b, stack.a, places, lambda update: update)
     found = work.grams()
-    c_b, k_b = coordinates(found.b)
     if space == "knots":
+        c_b, k_b = coordinates(found.b)
         turn = _common_outputs(k_b, found.a, places)
         basis = c_b.T @ turn
         return Entries(
             (turn.T @ k_b).to(stack.a), stack.a, places, lambda u: _lifted(u, stack.b, basis, None)
         )
-    c_a, k_a = coordinates(found.a)
+    (c_a, k_a), (c_b, k_b) = (_of_updates(work, gram) for gram in found)
     return Entries(
         k_b.to(stack.a),
         k_a.T.to(stack.a).contiguous(),
@@ -139,6 +142,62 @@ def magnitude_thresholds(work: Work, found: Entries, keep: float, exact: bool = 
     return found.left.new_tensor(values)[:, None, None]
 
 
+def whole_thresholds(works: Callable[[], Iterator[Work]], keep: float) -> dict[str, float]:
+    """For each member by name the magnitude that int(keep * entries) of its entries in all modules reach.
+
+    Exact, in two passes over the entries and with 1 MiB of counters a member: the bits of a float32 that is
+    not negative are ordered as the numbers are, so that the first pass counts by the upper half of the bits
+    and the second, where the limit lies, by the lower half.
+    """
+    upper = _bit_counts(works, None)
+    total = {name: int(counts.sum()) for name, counts in upper.items()}
+    wanted = {name: int(keep * count + 1e-9) for name, count in total.items()}
+    places = {name: _place(counts, wanted[name]) for name, counts in upper.items()}
+    lower = _bit_counts(works, {name: bits for name, (bits, _) in places.items()})
+    limits = {}
+    for name, (bits, rest) in places.items():
+        if wanted[name] <= 0:
+            limits[name] = float("inf")
+        elif wanted[name] >= total[name]:
+            limits[name] = 0.0
+        else:
+            limits[name] = _float_of((bits << _HALF) + _place(lower[name], rest)[0])
+    return limits
+
+
+def _bit_counts(works: Callable[[], Iterator[Work]], upper: Mapping[str, int] | None) -> dict[str, Tensor]:
+    """How many magnitudes of each member have each upper half of bits, or lower half beside an `upper`."""
+    import torch
+
+    found: dict[str, Tensor] = {}
+    for work in works():
+        whole = entries(work)
+        # The blocks of the merge itself, so that products are rounded alike.
+        for rows in whole.ranges(len(whole.places)):
+            for name, values in zip(work.names, whole.block(rows), strict=True):
+                bits = values.abs_().flatten().view(torch.int32)
+                if upper is None:
+                    bits = bits >> _HALF
+                else:
+                    bits = bits[bits >> _HALF == upper[name]] & ((1 << _HALF) - 1)
+                counts = torch.bincount(bits, minlength=1 << _HALF).cpu()
+                found[name] = counts if name not in found else found[name].add_(counts)
+    return found
+
+
+def _place(counts: Tensor, wanted: int) -> tuple[int, int]:
+    """The bin of the wanted-th largest number, and its place among those of the bin, from 1."""
+    above = counts.flip(0).cumsum(0)
+    last = min(int((above < wanted).sum()), len(counts) - 1)
+    return len(counts) - 1 - last, wanted - (int(above[last - 1]) if last else 0)
+
+
+def _float_of(bits: int) -> float:
+    import torch
+
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+
 def shrink(values: Tensor, limits: Tensor) -> Tensor:
     """Entries of (N, ...) that reach their member's limit in magnitude, the others 0.
 
@@ -155,6 +214,20 @@ def keep_chances(work: Work, found: Entries, rows: slice) -> Tensor:
     """Uniform numbers in [0, 1) for a block, the same for a member wherever it stands: (N, b, columns)."""
     keys = [work.key("mask", name) for name in work.names]
     return uniform(keys, rows, found.columns, str(found.left.device))
+
+
+def _of_updates(work: Work, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """`coordinates` of a Gram matrix of (R, R) for members whose update is not 0; 0 for the others."""
+    import torch
+
+    here, ranges = work.updates(), work.stack.ranges()
+    if not 0 < len(here) < len(ranges):
+        return coordinates(gram)
+    chosen = torch.cat([torch.arange(ranges[n].start, ranges[n].stop, device=gram.device) for n in here])
+    c, k = coordinates(gram[chosen][:, chosen])
+    whole = c.new_zeros(2, len(c), len(gram))
+    whole[:, :, chosen] = torch.stack([c, k])
+    return whole[0], whole[1]
 
 
 def _common_outputs(k_b: Tensor, gram_a: Tensor, places: tuple[slice, ...]) -> Tensor:

@@ -19,6 +19,7 @@ from catalog.adapter import Header, LoraModule, Tensor, header_length, load_json
 from catalog.base_modules import BaseModules
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from merging.members import Member, digest_of, load_member, read_module
+from merging.tying import tied_to
 from merging.write import RECORD_NAME, new_folder, storage, write_json
 
 if TYPE_CHECKING:
@@ -119,6 +120,23 @@ class _Tensors:
         return None if name is None else self._by_name[f"{name}.weight"]
 
 
+def refuse_tied(base: Path, members: Iterable[Member]) -> None:
+    """Raises MergeError for the first member with a module that shares its weights with another layer of the
+    base in a folder: an update folded into the one would change both.
+
+    Looks at modules outside the layers alone. Raises UsageError where the base does not tell.
+    """
+    for member in members:
+        for module in member.spec.modules:
+            outside = module.kind == "embedding" or module.layer is None
+            if outside and (others := tied_to(base, module.name)):
+                raise MergeError(
+                    f"{module.name} of the base shares its weights with {', '.join(others)} (tied "
+                    f"embeddings), so that folding {member.name} into it would change both; leave it out "
+                    f"(--without {module.short_name}), or load the adapter beside the base."
+                )
+
+
 def _shards(base: Path) -> tuple[str, ...]:
     """The names of the base's shards, sorted."""
     try:
@@ -157,14 +175,9 @@ def _header(path: Path) -> Header:
 def _changes(base: Path, member: Member, headers: Mapping[str, Header]) -> dict[str, LoraModule]:
     """Which tensor each module changes, all of them found and of fitting shape."""
     tensors = _Tensors(headers.values())
-    tied = _is_tied(base)
     changes = {}
     for module in member.spec.modules:
         tensor = tensors.of(module)
-        if tied and (module.kind == "embedding" or module.short_name == "lm_head"):
-            raise MergeError(
-                f"{module.name} shares its weights with another layer of the base; do not fold it."
-            )
         if tensor is None:
             raise MergeError(f"The base has no {module.name}.weight; {member.name} belongs to another model.")
         _refuse_shape(tensor, member, module)
@@ -173,6 +186,7 @@ def _changes(base: Path, member: Member, headers: Mapping[str, Header]) -> dict[
                 f"{tensor.name} is stored as {tensor.dtype}; fold into a base that is not quantised."
             )
         changes[tensor.name] = module
+    refuse_tied(base, [member])
     return changes
 
 
@@ -188,14 +202,6 @@ def _refuse_shape(tensor: Tensor, member: Member, module: LoraModule) -> None:
 def _is_turned(member: Member, module: LoraModule) -> bool:
     """Whether the base stores the weight as (in, out): embeddings, and the Conv1D of GPT-2."""
     return module.kind == "embedding" or member.config.fan_in_fan_out
-
-
-def _is_tied(base: Path) -> bool:
-    try:
-        document = load_json((base / "config.json").read_bytes())
-    except (OSError, ConfigError):
-        return False
-    return isinstance(document, dict) and document.get("tie_word_embeddings") is True
 
 
 def _add(

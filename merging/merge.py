@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from merging.lowrank import Update
 from merging.members import Member, digest_of
 from merging.method import Work
 from merging.plan import MEMORY, Plan, plan
-from merging.stack import Shape, Stack, joined, shapes, stacked
+from merging.stack import Shape, joined, shapes, stacked
 from merging.write import (
     RECORD_NAME,
     factor_names,
@@ -57,10 +57,10 @@ class MergeReport:
     modules: Mapping[str, ModuleReport]
 
     @property
-    def kept(self) -> float:
-        """The share of the energy that the result holds: 1 for an exact merge."""
+    def kept(self) -> float | None:
+        """The share of the energy that the result holds, None where the energy was not measured or is 0."""
         totals = self.record["totals"]
-        return 1 - totals["discarded"] / totals["energy"] if totals["energy"] else 1.0
+        return 1 - totals["discarded"] / totals["energy"] if totals["energy"] else None
 
 
 def merge(
@@ -137,8 +137,16 @@ def merged_modules(
 def works(planned: Plan) -> Iterator[Work]:
     """What the method of a plan sees of each module; reads every factor once and writes nothing."""
     members = [planned.members[n] for n in planned.present]
+    limits = _limits(planned, members)
     for shape in shapes(members):
-        yield _work(planned, shape, members)
+        yield _work(planned, shape, members, limits)
+
+
+def _limits(planned: Plan, members: Sequence[Member]) -> Mapping[str, float]:
+    """What the method's survey of all modules finds; reads the factors as often as it asks for."""
+    survey = planned.method.survey
+    union = shapes(members)
+    return survey(lambda: (_work(planned, shape, members, {}) for shape in union)) if survey else {}
 
 
 def _updates(
@@ -153,17 +161,18 @@ def _updates(
     members = [planned.members[n] for n in planned.present]
     weights = [planned.weights[n] for n in planned.present]
     union = shapes(members)
+    limits = _limits(planned, members)
     for number, shape in enumerate(union):
         if written and planned.joins(shape):
             a, b = joined(shape, members, weights, getattr(torch, planned.dtype))
             yield shape, Update(a, b, None, 0.0)
         else:
-            yield shape, planned.method.run(_work(planned, shape, members))
+            yield shape, planned.method.run(_work(planned, shape, members, limits))
         if progress is not None:
             progress(number + 1, len(union))
 
 
-def _work(planned: Plan, shape: Shape, members: Sequence[Member]) -> Work:
+def _work(planned: Plan, shape: Shape, members: Sequence[Member], limits: Mapping[str, float]) -> Work:
     """What the method sees of one module: the members that have it, their weights as they are."""
     names = _unique([member.name for member in members])
     return _without_absent(
@@ -176,28 +185,14 @@ def _work(planned: Plan, shape: Shape, members: Sequence[Member]) -> Work:
             seed=planned.seed,
             memory=planned.memory,
             inputs=tuple(planned.inputs[n] for n in planned.present) if planned.inputs else (),
+            limits=limits,
         )
     )
 
 
 def _without_absent(work: Work) -> Work:
     """The same work for the members that have the module; weights stay as they are."""
-    here = [n for n, rank in enumerate(work.stack.ranks) if rank]
-    stack = work.stack
-    narrowed = Stack(
-        stack.name,
-        stack.a,
-        stack.b,
-        tuple(stack.ranks[n] for n in here),
-        tuple(stack.scalings[n] for n in here),
-    )
-    return replace(
-        work,
-        stack=narrowed,
-        weights=tuple(work.weights[n] for n in here),
-        names=tuple(work.names[n] for n in here),
-        inputs=tuple(work.inputs[n] for n in here) if work.inputs else (),
-    )
+    return work.of([n for n, rank in enumerate(work.stack.ranks) if rank])
 
 
 def write_updates(
@@ -257,6 +252,7 @@ def _record(
         "record_version": RECORD_VERSION,
         "base_model": planned.base,
         "method": planned.method.name,
+        **({"revision": planned.method.revision} if planned.method.revision > 1 else {}),
         "paper": planned.method.paper,
         "exact": planned.method.exact,
         "parameters": dict(planned.options),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,8 @@ from catalog.errors import UsageError
 from merging.lowrank import Grams, Update, grams
 from merging.stack import Stack
 
+# Squared norms below this share of their bound are rounding of float32 factors.
+_ROUNDING = 1e-12
 Value = float | int | str | bool
 Options = Mapping[str, Value]
 
@@ -74,7 +76,8 @@ class Work:
 
     `weights` has one entry a member, none of them 0; `rank` is the largest rank that the result may have;
     `names` tell members apart for random numbers; `memory` is a budget in bytes for what exceeds the factors;
-    `inputs` holds one file of activations a member for the methods that need them.
+    `inputs` holds one file of activations a member for the methods that need them. `limits` are magnitudes
+    by name that members' entries must reach, where a method looks for them in all modules.
     """
 
     stack: Stack
@@ -85,6 +88,7 @@ class Work:
     seed: int = 0
     memory: int = 512 * 1024 * 1024
     inputs: tuple[Path, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
     _grams: Grams | None = field(default=None, repr=False)
 
     def grams(self) -> Grams:
@@ -92,6 +96,50 @@ class Work:
         if self._grams is None:
             self._grams = grams(self.stack)
         return self._grams
+
+    def of(self, members: Sequence[int]) -> Work:
+        """The same work for some of the members; their weights stay as they are."""
+        import torch
+
+        stack, ranges = self.stack, self.stack.ranges()
+        index = [column for n in members for column in range(ranges[n].start, ranges[n].stop)]
+        chosen = torch.tensor(index, dtype=torch.long, device=stack.a.device)
+        whole = len(index) == stack.a.shape[0]
+        products = self._grams
+        if products is not None and not whole:
+            products = Grams(*(gram[chosen][:, chosen] for gram in products))
+        return replace(
+            self,
+            stack=Stack(
+                stack.name,
+                stack.a if whole else stack.a[chosen],
+                stack.b if whole else stack.b[:, chosen],
+                tuple(stack.ranks[n] for n in members),
+                tuple(stack.scalings[n] for n in members),
+            ),
+            weights=tuple(self.weights[n] for n in members),
+            names=tuple(self.names[n] for n in members),
+            inputs=tuple(self.inputs[n] for n in members) if self.inputs else (),
+            _grams=products,
+        )
+
+    def of_updates(self) -> Work:
+        """The same work for the members whose update of this module is not 0; for all where each is 0."""
+        here = self.updates()
+        return self.of(here) if 0 < len(here) < len(self.weights) else self
+
+    def updates(self) -> list[int]:
+        """The members whose update of this module is not 0.
+
+        It is 0 where float32 cannot tell ||B_i A_i||^2 from 0 beside ||A_i||^2 ||B_i||^2.
+        """
+        found, here = self.grams(), []
+        for n, place in enumerate(self.stack.ranges()):
+            a, b = found.a[place, place], found.b[place, place]
+            bound = float(a.trace() * b.trace())
+            if bound > 0 and float((a * b).sum()) > _ROUNDING * bound:
+                here.append(n)
+        return here
 
     def number(self, name: str) -> float:
         """A parameter that is a number."""
@@ -118,7 +166,9 @@ class MergeMethod:
     brought to a lower one. `equal_ranks` says that members of different ranks are refused, `data` that the
     method needs activations, `units` that the rank counts units of the members and cannot exceed theirs.
     `cost` is what the time goes into: the factors' bytes (and float32 grams where it truncates), float64
-    grams, or the entries of the updates.
+    grams, or the entries of the updates. `survey`, where a method has one, looks at the works of all modules
+    before the first is merged, as often as it asks for them, and gives their `limits`. `revision` counts up
+    when the same call gives another result.
     """
 
     name: str
@@ -136,6 +186,13 @@ class MergeMethod:
     equal_ranks: bool = False
     cost: Literal["bytes", "grams", "entries"] = "bytes"
     units: bool = False
+    survey: Callable[[Callable[[], Iterator[Work]]], Mapping[str, float]] | None = None
+    revision: int = 1
+
+    @property
+    def default_weight(self) -> str:
+        """A member's weight where none is given, in words: 1/N or 1."""
+        return "1/N" if self.weight == "mean" else f"{self.weight:g}"
 
     def options(self, given: Mapping[str, object]) -> dict[str, Value]:
         """All parameters with the given values read and checked; raises UsageError with the nearest names."""

@@ -126,7 +126,7 @@ def _operations(planned: Plan, shape: Shape) -> tuple[float, float, float]:
         return 0.0, 0.0, 0.0
     if planned.method.cost == "entries":
         rows, columns = _sides(planned, shape)
-        products = _PASSES * 2.0 * total * rows * columns
+        products = _passes(planned) * 2.0 * total * rows * columns
         if planned.options["space"] == "delta":
             return products, 0.0, 0.0
         return products, 2.0 * total**2 * width + sums, 4.0 * total**3
@@ -142,7 +142,12 @@ def _touched(planned: Plan, shape: Shape) -> float:
         return 0.0
     present = sum(1 for rank in shape.ranks if rank)
     rows, columns = _sides(planned, shape)
-    return 12.0 * _PASSES * present * rows * columns
+    return 12.0 * _passes(planned) * present * rows * columns
+
+
+def _passes(planned: Plan) -> int:
+    """Passes over all entries: two more where magnitudes are found over all modules."""
+    return _PASSES + 2 * (planned.options.get("trim") == "vector")
 
 
 def _sides(planned: Plan, shape: Shape) -> tuple[int, int]:

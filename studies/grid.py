@@ -21,6 +21,7 @@ from crawler.cards import parse_card
 from merging.course import Recipe
 from merging.fold import refuse_misfits
 from merging.members import digest_of, load_member
+from merging.methods import find_method
 from merging.model import checkpoint
 from merging.tasks import TASK_NAME, Task, find_task
 from merging.train import RECORD_NAME, Settings, default_rates
@@ -204,6 +205,7 @@ class _Grid:
             "seed": seed,
             "base": self.base,
             **({} if method.weight is None else {"weight": method.weight}),
+            **({"revision": revision} if (revision := find_method(method.method).revision) > 1 else {}),
         }
         return self._step("score", test, {"adapter": self._step("merge", told, {"pool": members})})
 

@@ -169,8 +169,7 @@ def merge(job: Job) -> dict[str, Any]:
     )
     ranks = [module.rank for module in report.modules.values()]
     # An untruncated sum of high rank is not measured, and loses nothing.
-    energy = report.kept if report.record["totals"]["energy"] is not None else 1.0
-    detail = {"rank": max(ranks, default=0), "energy": energy}
+    detail = {"rank": max(ranks, default=0), "energy": 1.0 if report.kept is None else report.kept}
     return {"adapter": f"{job.key}/{ADAPTER}", "detail": detail}
 
 

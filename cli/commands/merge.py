@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from catalog.engines import misreadings
 from catalog.errors import UsageError
 from catalog.export import export, in_export, member_folder
 from catalog.folder import is_adapter_folder
@@ -22,9 +23,11 @@ from cli.output import Column, labelled, output_options, table
 if TYPE_CHECKING:
     from merging.members import Member
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 METHODS = (
     Column("method"),
     Column("summary", "what it does"),
+    Column("weight", "weight", show=lambda weight: "1/N" if weight == "mean" else f"{weight:g}"),
     Column("parameters", show=lambda rows: ", ".join(f"{row['name']}={row['default']}" for row in rows)),
     Column("exact", show=lambda exact: "exact" if exact else ""),
 )
@@ -34,7 +37,10 @@ METHODS = (
 @output_options(lists=True)
 @pass_app
 def methods(app: App) -> None:
-    """List the merge methods, their parameters and where they come from (--json has all of it)."""
+    """List the merge methods, their parameters and where they come from (--json has all of it).
+
+    The weight is a member's where --weights gives none: 1/N makes a mean, 1 a sum.
+    """
     from merging.methods import METHODS as ROWS
 
     app.output.rows([_method(row) for row in ROWS.values()], METHODS)
@@ -45,7 +51,8 @@ def _method(row: Any) -> dict[str, Any]:
         {"name": one.name, "default": one.default, "range": one.range, "meaning": one.meaning}
         for one in row.parameters
     ]
-    facts = {name: getattr(row, name) for name in ("summary", "paper", "exact", "gauge", "data")}
+    names = ("summary", "paper", "weight", "normalised", "exact", "gauge", "data")
+    facts = {name: getattr(row, name) for name in names}
     return {"method": row.name, **facts, "parameters": parameters}
 
 
@@ -68,9 +75,14 @@ def _layers(_context: click.Context, _option: click.Parameter, given: str | None
 
 
 members_argument = click.argument("pool", nargs=-1, required=True, metavar="POOL|DIR…")
-weights_option = click.option(
-    "--weights", metavar="W,…", callback=_numbers, help="One a member, in the order of the pool."
-)
+
+
+def weights_option(default: str) -> Callable[[Command], Command]:
+    """The option --weights, with what is taken where it is not given."""
+    text = f"One a member, in the order of the pool.  [default: {default}]"
+    return click.option("--weights", metavar="W,…", callback=_numbers, help=text)
+
+
 without_option = click.option(
     "--without",
     metavar="LAYER,…",
@@ -87,7 +99,7 @@ device_option = click.option("--device", default="cpu", show_default=True, help=
     "-p", "parameters", metavar="KEY=VALUE", multiple=True, callback=_parameters, help="Of the method."
 )
 @click.option("--rank", metavar="R", type=click.IntRange(min=1), help="The largest rank of the result.")
-@weights_option
+@weights_option("1/N or 1 each, as `methods` says")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -104,7 +116,13 @@ device_option = click.option("--device", default="cpu", show_default=True, help=
     help="Merge stand-ins of the members: random-pooled, random-each, random-directions, shuffled-layers "
     "or permuted-ranks.",
 )
-@click.option("-o", "--out", metavar="DIR", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder to write; only --dry-run needs none.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @click.option(
     "--apply-to",
@@ -119,7 +137,7 @@ def merge(
     app: App,
     /,
     pool: tuple[str, ...],
-    out: Path,
+    out: Path | None,
     overwrite: bool,
     apply_to: Path | None,
     dry_run: bool,
@@ -133,23 +151,29 @@ def merge(
     model card. The same call writes the same bytes.
     """
     from merging.controls import stand_ins
+    from merging.fold import refuse_tied
     from merging.merge import carry_out
     from merging.plan import plan
     from merging.price import price
 
+    if out is None and not dry_run:
+        raise UsageError("Name the folder to write the merge to, by -o DIR.")
     purpose = "merged or added to a base" if apply_to else "merged"
     members, manifest = members_of(app, pool, without, purpose)
-    if control and not dry_run:
+    if out is None or dry_run:
+        app.output.document(asdict(price(plan(members, **given))), _render_price)
+        return
+    if control:
         members = list(stand_ins(members, control, out.with_name(f"{out.name}-members"), given["seed"]))
     planned = plan(members, **given)
-    if dry_run:
-        app.output.document(asdict(price(planned)), _render_price)
-        return
+    if apply_to:
+        refuse_tied(apply_to, members)
     source = {"name": manifest.name, "digest": manifest.digest} if manifest else None
     made = out.with_name(f"{out.name}-adapter") if apply_to else out
     with app.output.progress("merging") as bar:
         report = carry_out(planned, made, overwrite=overwrite, pool=source, progress=bar.working)
-    found = {"folder": str(made), "kept": report.kept, **report.record}
+    ranks = {module.rank for module in report.modules.values()}
+    found = {"folder": str(made), "kept": report.kept, "misread": misreadings(ranks), **report.record}
     if apply_to:
         found["model"] = str(_fold(app, apply_to, made, out, given["device"], overwrite))
     app.output.document(found, _render_merge)
@@ -210,7 +234,7 @@ def _exported(app: App, manifest: Manifest, pool: Path) -> Path:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The merge of them: how much of it is whose.",
 )
-@weights_option
+@weights_option("1/N each")
 @without_option
 @device_option
 @click.option(
@@ -262,8 +286,9 @@ def _render_merge(found: dict[str, Any]) -> str:
             ("merge", found["folder"]),
             ("method", found["method"]),
             ("members", f"{len(found['members'])}"),
-            ("energy kept", f"{found['kept']:.4f}"),
+            ("energy kept", "" if found["kept"] is None else f"{found['kept']:.4f}"),
             ("left out", _left_out(found["members"])),
+            ("misread", " ".join(found["misread"])),
             ("model", found.get("model", "")),
         ]
     )

@@ -78,7 +78,7 @@ METHODS = (
     ),
     MergeMethod(
         "sum",
-        "The sum of the updates, each times its weight (task arithmetic).",
+        "The weighted sum of the updates (task arithmetic).",
         "https://arxiv.org/abs/2212.04089",
         weighted_sum,
         exact=True,
@@ -113,7 +113,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-linear",
-        "A and B summed apart with the root of the weight on each, as PEFT's linear; it has cross terms.",
+        "A and B summed apart with the root of each weight, as PEFT's linear; it has cross terms.",
         _PEFT,
         peft_linear,
         gauge="dependent",

@@ -33,7 +33,10 @@ def lego(work: Work) -> Update:
         return Update(stack.a[:1], stack.b[:, :1], 0.0, 0.0)
     factor = _parameter_reweighting(a, b, means, str(work.options["norm"]))
     if work.options["rescale"]:
-        present = [rank for rank in stack.ranks if rank]
+        # Members without any unit that is not 0 count as absent.
+        lengths = stack.a.square().sum(1) * stack.b.square().sum(0)
+        places = zip(stack.ranks, stack.ranges(), strict=True)
+        present = [rank for rank, place in places if bool(lengths[place].any())]
         factor = factor * (sum(present) / len(present) / means.shape[0]) ** 0.25
     return Update(factor[:, None] * (means @ a), (b @ means.T) * factor, None, 0.0)
 

@@ -6,8 +6,10 @@ and work on blocks of rows, whole factors, or cores alike.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from catalog.errors import UsageError
 from merging.entries import (
     SPACE,
     THRESHOLDS,
@@ -17,6 +19,7 @@ from merging.entries import (
     magnitude_thresholds,
     merge_entries,
     shrink,
+    whole_thresholds,
 )
 from merging.lowrank import Update
 from merging.method import MergeMethod, Parameter, Work
@@ -31,6 +34,13 @@ DENSITY = Parameter("density", 0.2, "share of each member's entries that stay", 
 SCALE = Parameter("scale", 1.0, "factor on the merged update (lambda of the paper)")
 ELECTION = Parameter(
     "election", "total", "the sign of the sum, or of the number of members", choices=("total", "frequency")
+)
+
+TRIM = Parameter(
+    "trim",
+    "module",
+    "the entries among which the largest stay: of each module, or of the whole update as in the paper",
+    choices=("module", "vector"),
 )
 
 
@@ -86,14 +96,30 @@ def ties(work: Work) -> Update:
 
 def ties_blocks(work: Work, found: Entries) -> Merge:
     """The three steps of TIES for blocks of rows of these entries."""
-    # 1. trim: each member keeps its largest entries
-    exact = work.options["thresholds"] == "exact"
-    limits = magnitude_thresholds(work, found, work.number("density"), exact)
+    # 1. trim: each member keeps its largest entries, of the module or of all modules
+    if work.limits:
+        limits = found.left.new_tensor([work.limits[name] for name in work.names])[:, None, None]
+    else:
+        exact = work.options["thresholds"] == "exact"
+        limits = magnitude_thresholds(work, found, work.number("density"), exact)
 
     def merge(values: Tensor, rows: slice) -> Tensor:
         return elect_and_mean(work, shrink(values, limits))
 
     return merge
+
+
+def whole_limits(works: Callable[[], Iterator[Work]]) -> Mapping[str, float]:
+    """Where trimming looks at whole vectors, the magnitude by which each member is trimmed; else nothing.
+
+    Raises UsageError where such magnitudes are to be sampled: they are found exactly.
+    """
+    first = next(works(), None)
+    if first is None or first.options["trim"] == "module":
+        return {}
+    if first.options["thresholds"] == "sampled":
+        raise UsageError("trim=vector finds magnitudes exactly; leave out thresholds=sampled.")
+    return whole_thresholds(works, first.number("density"))
 
 
 def peft_ties_svd(work: Work) -> Update:
@@ -153,12 +179,13 @@ _WHOLE = Parameter("density", 1.0, "share of each member's entries that stay", 0
 METHODS = (
     MergeMethod(
         "ties",
-        "Small entries are dropped, each entry takes the stronger sign, members that agree are averaged.",
+        "Small entries of each module go, each entry takes the stronger sign, those that agree are averaged.",
         _PAPER,
         ties,
-        (DENSITY, SCALE, ELECTION, SPACE, THRESHOLDS),
+        (DENSITY, SCALE, ELECTION, SPACE, THRESHOLDS, TRIM),
         weight=1.0,
         cost="entries",
+        survey=whole_limits,
     ),
     MergeMethod(
         "knots-ties",

@@ -57,13 +57,16 @@ def dare(work: Work, found: Entries) -> Sparsifier:
 def della(work: Work, found: Entries) -> Sparsifier:
     """As DARE, the chance rising with the rank of the magnitude within the row.
 
-    From density - window for the smallest entry to density + window for the largest, each entry divided by
-    its own chance (https://arxiv.org/abs/2406.11617).
+    From p - epsilon / 2 for the smallest entry to p + epsilon / 2 for the largest, with p = `density` and
+    epsilon = `window`, each entry divided by its own chance (https://arxiv.org/abs/2406.11617). With p = 1
+    every entry stays, as in the authors' code.
     """
     import torch
 
     density, window = work.number("density"), work.number("window")
-    low, high = max(density - window, 1e-3), min(density + window, 1.0)
+    if density == 1:
+        return lambda values, rows: values
+    low, high = max(density - window / 2, 1e-3), min(density + window / 2, 1.0)
     ladder = torch.linspace(low, high, found.columns, device=found.left.device)
 
     def drop(values: Tensor, rows: slice) -> Tensor:
@@ -164,7 +167,7 @@ _SHARE = "share of each member's entries that stay"
 _HALF = Parameter("density", 0.5, _SHARE, 0, 1)
 _CHANCE = Parameter("density", 0.5, "chance of each entry to stay (1 - p of the paper)", 1e-3, 1)
 _DELLA = Parameter("density", 0.7, "mean chance of an entry to stay", 1e-3, 1)
-_WINDOW = Parameter("window", 0.14, "how far the chance goes above and below the mean (epsilon)", 0, 1)
+_WINDOW = Parameter("window", 0.14, "from the smallest chance in a row to the largest (epsilon)", 0, 1)
 _CRUMBS = Parameter("density", 0.9, _SHARE, 0, 1)
 _LARGEST = Parameter("largest", 0.01, "share of the largest entries that are dropped (gamma)", 0, 1)
 _KNOTS = replace(_CHANCE, default=0.2)
@@ -172,7 +175,7 @@ _KNOTS = replace(_CHANCE, default=0.2)
 METHODS = (
     MergeMethod(
         "magnitude",
-        "The sum of the updates' largest entries.",
+        "The weighted sum of the updates' largest entries.",
         _PEFT,
         summed(magnitude),
         (_HALF, SCALE, SPACE, THRESHOLDS),
@@ -180,7 +183,7 @@ METHODS = (
     ),
     MergeMethod(
         "dare",
-        "The sum of random entries, rescaled so that the mean over seeds is the sum.",
+        "The weighted sum of random entries, rescaled so that its mean over seeds is the weighted sum.",
         _DARE,
         summed(dare),
         (_CHANCE, SCALE, SPACE),
@@ -212,10 +215,11 @@ METHODS = (
         (_DELLA, _WINDOW, replace(SCALE, default=1.1), ELECTION, SPACE),
         weight=1.0,
         cost="entries",
+        revision=2,
     ),
     MergeMethod(
         "breadcrumbs",
-        "The sum of the updates without their largest and their smallest entries.",
+        "The weighted sum of the updates without their largest and their smallest entries.",
         "https://arxiv.org/abs/2312.06795",
         summed(breadcrumbs),
         (_CRUMBS, _LARGEST, SCALE, SPACE, THRESHOLDS),
@@ -223,7 +227,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-magnitude-prune",
-        "The largest entries of A and B apart, summed, as PEFT's magnitude_prune.",
+        "The largest entries of A and B apart, summed by weights, as PEFT's magnitude_prune.",
         _PEFT,
         peft_apart(random=False, elect=False),
         (_HALF,),
@@ -234,7 +238,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-dare-linear",
-        "DARE on A and B apart, summed, as PEFT's dare_linear, with a seed.",
+        "DARE on A and B apart, summed by weights, as PEFT's dare_linear, with a seed.",
         _PEFT,
         peft_apart(random=True, elect=False),
         (_CHANCE,),
@@ -256,7 +260,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-magnitude-prune-svd",
-        "The sum of the updates' largest entries, truncated, as PEFT's magnitude_prune_svd.",
+        "The weighted sum of the updates' largest entries, truncated, as PEFT's magnitude_prune_svd.",
         _PEFT,
         peft_svd(magnitude, elect=False),
         (_HALF, DELTA_SPACE),
@@ -265,7 +269,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-dare-linear-svd",
-        "DARE on the updates, summed and truncated, as PEFT's dare_linear_svd, with a seed.",
+        "DARE on the updates, summed by weights and truncated, as PEFT's dare_linear_svd, with a seed.",
         _PEFT,
         peft_svd(dare, elect=False),
         (_CHANCE, DELTA_SPACE),

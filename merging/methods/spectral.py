@@ -47,10 +47,12 @@ def tsv_merge(work: Work) -> Update:
     """TSV-M: the top k singular triplets of each member, their vectors made orthogonal to each other.
 
     https://arxiv.org/abs/2412.00081: U = [U_1 ... U_N] is replaced by the nearest matrix with
-    orthonormal columns, P Q^T of its SVD P D Q^T, and V likewise.
+    orthonormal columns, P Q^T of its SVD P D Q^T, and V likewise. A member whose update is 0 has no
+    singular directions and takes none from the others.
     """
     import torch
 
+    work = work.of_updates()
     found = cores(work)
     given = int(work.number("components"))
     most = given or max(1, min(work.stack.a.shape[1], work.stack.b.shape[0]) // len(work.weights))
@@ -83,16 +85,22 @@ def iso_cts(work: Work) -> Update:
     """Iso-CTS: common directions of the sum, and for each member the strongest ones outside of these.
 
     https://arxiv.org/abs/2502.04959: all of them made orthonormal, with one
-    singular value, the mean of theirs. The directions count together what the rank allows.
+    singular value, the mean of theirs. The directions count together what the rank allows. With `over` =
+    width they count together the layer's width, and the mean is over the width, as in the paper's code;
+    directions of singular values that are 0, which a dense SVD fills in, are left out. A member whose update
+    is 0 has no directions of its own.
     """
     import torch
 
+    work = work.of_updates()
     found = cores(work)
     u, s, vh = _svd(found.k_b * work.stack.columns(work.weights) @ found.k_a.T)
-    total = min(work.rank, len(s))
+    width = min(work.stack.a.shape[1], work.stack.b.shape[0])
+    full = work.options["over"] == "width"
+    total = width if full else min(work.rank, len(s))
     count = len(work.weights)
     each = min(total // count, round((total - int(total * work.number("common"))) / count))
-    common = total - each * count
+    common = min(total - each * count, len(s))
     us, values, vs = [u[:, :common]], [s[:common]], [vh[:common]]
     for member, weight in enumerate(work.weights):
         left, right = found.sides(member)
@@ -102,7 +110,8 @@ def iso_cts(work: Work) -> Update:
         values.append(own_s[:each])
         vs.append(own_vh[:each])
     u, v = _nearest_orthonormal(torch.cat(us, 1)), _nearest_orthonormal(torch.cat(vs).T)
-    return _isotropic(work, found, u, v, float(torch.cat(values).mean()))
+    chosen = torch.cat(values)
+    return _isotropic(work, found, u, v, float(chosen.sum()) / (width if full else len(chosen)))
 
 
 def _svd(core: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,8 +139,13 @@ def _nearest_orthonormal(columns: Tensor) -> Tensor:
 
 
 def _isotropic(work: Work, found: Cores, u: Tensor, v: Tensor, value: float) -> Update:
-    """value * U V^T, or its first columns where the rank is smaller; the others are the energy lost."""
+    """value * U V^T, or its first columns where the rank is smaller; the others are the energy lost.
+
+    Of more directions than U or V has rows it is the best approximation of the rank.
+    """
     value *= work.number("scale")
+    if u.shape[1] > min(u.shape[0], v.shape[0]):
+        return apply(work.stack, core_truncation(value * u @ v.T, found.left, found.right, work.rank))
     kept = min(work.rank, u.shape[1])
     root = abs(value) ** 0.5
     left = found.left.T @ u[:, :kept] * root * (1 if value >= 0 else -1)
@@ -142,6 +156,8 @@ def _isotropic(work: Work, found: Cores, u: Tensor, v: Tensor, value: float) -> 
     )
     return replace(update, energy=energy, discarded=lost)
 
+
+_OVER = Parameter("over", "rank", "the mean is over the rank, or over the width", choices=("rank", "width"))
 
 METHODS = (
     MergeMethod(
@@ -157,15 +173,10 @@ METHODS = (
     ),
     MergeMethod(
         "iso-c",
-        "The sum with all its singular values replaced by their mean.",
+        "The weighted sum with all its singular values replaced by their mean.",
         "https://arxiv.org/abs/2502.04959",
         iso_c,
-        (
-            SCALE,
-            Parameter(
-                "over", "rank", "the mean is over the rank, or over the width", choices=("rank", "width")
-            ),
-        ),
+        (SCALE, _OVER),
         exact=True,
         weight=1.0,
         cost="grams",
@@ -173,10 +184,14 @@ METHODS = (
     ),
     MergeMethod(
         "iso-cts",
-        "Common directions of the sum and each member's own, orthonormal, with one singular value.",
+        "Common directions of the weighted sum and each member's own, orthonormal, with one singular value.",
         "https://arxiv.org/abs/2502.04959",
         iso_cts,
-        (Parameter("common", 0.8, "share of the directions that are common", 0, 1), SCALE),
+        (
+            Parameter("common", 0.8, "share of the directions that are common", 0, 1),
+            SCALE,
+            replace(_OVER, meaning="directions and their mean are counted over the rank, or over the width"),
+        ),
         exact=True,
         weight=1.0,
         cost="grams",

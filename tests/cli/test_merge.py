@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from cli.main import loradex
+from tests.merging.adapters import adapter
 from tests.merging.test_controls import layered
 
 
@@ -57,6 +58,29 @@ def test_a_price_of_stand_ins_writes_nothing(pair: list[Path], tmp_path: Path) -
     before = sorted(tmp_path.iterdir())
     assert ok(tmp_path, *words, "--dry-run")["members"] == 2
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != "data"] == before
+
+
+def test_a_price_needs_no_folder_and_a_merge_does(pair: list[Path], tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    priced = ok(tmp_path, "merge", *pair, "--method", "sum", "--dry-run")
+    assert priced == {
+        **ok(tmp_path, "merge", *pair, "--method", "sum", "--dry-run", "-o", tmp_path / "x"),
+        **{name: priced[name] for name in ("seconds", "memory")},
+    }
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != "data"] == before
+    refused = run(tmp_path, "merge", *pair, "--method", "sum")
+    assert refused.exit_code == 2
+    assert "Name the folder to write the merge to, by -o DIR." in " ".join(refused.output.split())
+
+
+def test_energy_kept_is_printed_where_it_was_measured(tmp_path: Path) -> None:
+    high = [adapter(tmp_path / f"h{n}", seed=n, rank=40) for n in range(2)]
+    words = ("merge", *high, "-o", tmp_path / "out", "--overwrite", "--method", "peft-cat")
+    assert ok(tmp_path, *words)["kept"] is None
+    assert "energy kept" not in run(tmp_path, *words).stdout
+    words = (*words[:-1], "svd", "--rank", 3)
+    assert 0 < ok(tmp_path, *words)["kept"] < 1
+    assert "energy kept" in run(tmp_path, *words).stdout
 
 
 def test_a_control_that_is_none_is_one_sentence(pair: list[Path], tmp_path: Path) -> None:

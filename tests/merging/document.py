@@ -12,14 +12,25 @@ BEGIN, END = "<!-- methods -->\n", "<!-- end of methods -->"
 
 def table() -> str:
     """Every row of the table of methods in Markdown."""
-    lines = ["| method | what it does | parameters | exact | gauge | source |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| method | what it does | weight | parameters | exact | gauge | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in METHODS.values():
         parameters = "<br>".join(
             f"`{p.name}` = {p.default} ({p.range.replace('|', 'or')})" for p in row.parameters
         )
         exact = "needs activations" if row.data else "yes" if row.exact else "no"
         source = row.paper.removeprefix("https://").removeprefix("arxiv.org/abs/").partition("/")[0]
-        cells = (f"`{row.name}`", row.summary, parameters, exact, row.gauge, f"[{source}]({row.paper})")
+        cells = (
+            f"`{row.name}`",
+            row.summary,
+            row.default_weight,
+            parameters,
+            exact,
+            row.gauge,
+            f"[{source}]({row.paper})",
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -15,7 +15,7 @@ from merging.adaptive import ADAPTIVE
 from merging.candidates import BOUND, PENALTY, evaluated, search
 from merging.evaluate import measure
 from merging.live import LiveStack
-from merging.members import Member, load_member
+from merging.members import Member, digest_of, load_member
 from merging.model import BaseModel
 from merging.prompt import encode
 from merging.routing import ArrowGate, prototypes
@@ -78,6 +78,8 @@ def test_what_is_written_is_what_was_learned(
     assert record["method"]["name"] == method
     assert record["task"]["digest"] == task.digest
     assert record["members"][0]["name"] == "a0"
+    weights = [digest_of(member.weights) for member in members]
+    assert [one["sha256"] for one in record["members"]] == weights[: len(record["members"])]
     load_member(report.folder)
 
 

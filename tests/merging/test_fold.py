@@ -89,6 +89,7 @@ def test_embeddings_are_stored_the_other_way_round(tmp_path: Path) -> None:
     source.mkdir()
     table = torch.randn(9, 4)
     save_file({"model.embed_tokens.weight": table}, source / "model.safetensors")
+    (source / "config.json").write_text('{"model_type": "llama", "vocab_size": 9}')
     (tmp_path / "lora").mkdir()
     stem = "base_model.model.model.embed_tokens.lora_embedding_"
     a, b = torch.randn(2, 9), torch.randn(4, 2)
@@ -99,8 +100,11 @@ def test_embeddings_are_stored_the_other_way_round(tmp_path: Path) -> None:
     found = tensors_of(tmp_path / "out")["model.embed_tokens.weight"]
     torch.testing.assert_close(found, table + 3 * (b @ a).T, rtol=1e-5, atol=1e-5)
     (source / "config.json").write_text('{"tie_word_embeddings": true}')
-    with pytest.raises(MergeError, match="shares its weights"):
+    with pytest.raises(MergeError, match=r"model.embed_tokens of the base shares its weights"):
         apply_to(source, tmp_path / "lora", tmp_path / "tied")
+    (source / "config.json").unlink()
+    with pytest.raises(UsageError, match="cannot be told"):
+        apply_to(source, tmp_path / "lora", tmp_path / "unknown")
 
 
 def broken(folder: Path, change: str) -> Path:

@@ -21,7 +21,7 @@ from merging.method import Work
 from merging.methods import METHODS
 from merging.plan import plan
 from merging.write import factor_names
-from tests.merging.adapters import ALL, Q, adapter, deltas, distance, total
+from tests.merging.adapters import ALL, SHAPES, Q, adapter, deltas, distance, total
 
 
 @pytest.fixture
@@ -41,6 +41,23 @@ def test_the_sum_on_the_disk_is_the_sum_of_the_members(folders: list[Path], tmp_
     assert report.modules[Q].rank == 3 + 5 + 4
     assert report.modules["model.layers.1.self_attn.q_proj"].rank == 3 + 2
     assert report.kept == 1
+
+
+def test_energy_is_told_where_it_was_measured_alone(tmp_path: Path) -> None:
+    """A sum of high rank is written as it is, and its norm is nobody's concern; a zero has none to keep."""
+    high = [adapter(tmp_path / f"h{n}", seed=n, rank=40) for n in range(2)]
+    line = "Energy that the rank could not hold"
+    for name, folders, kept in (("high", high, None), ("low", high[:1], 1)):
+        report = merge(folders, "peft-cat", tmp_path / name)
+        assert (report.record["totals"]["energy"] is None) is (kept is None)
+        assert report.kept == kept
+        assert (line in (tmp_path / name / "README.md").read_text()) is (kept is not None)
+    cut = merge(high, "svd", tmp_path / "cut", rank=2)
+    assert 0 < (cut.kept or 0) < 1
+    assert f"{line}: {1 - (cut.kept or 0):.3%}." in (tmp_path / "cut" / "README.md").read_text()
+    nothing = {name: (torch.ones(1, i), torch.zeros(o, 1)) for name, (i, o) in SHAPES.items()}
+    zero = merge([adapter(tmp_path / "zero", rank=1, factors=nothing)], "sum", tmp_path / "none")
+    assert (zero.kept, zero.record["totals"]["energy"]) == (None, 0.0)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-6), ("float16", 1e-3), ("bfloat16", 1e-2)])
@@ -70,6 +87,7 @@ def test_a_truncation_reports_its_energy(rank: int, folders: list[Path], tmp_pat
     assert record == report.record
     discarded = sum(module["discarded"] for module in record["modules"].values())
     assert record["totals"]["discarded"] == pytest.approx(discarded)
+    assert report.kept is not None
     assert 0 < report.kept < 1
 
 

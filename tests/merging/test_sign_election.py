@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from catalog.errors import UsageError
+from merging.entries import entries, whole_thresholds
+from merging.merge import merge
 from merging.methods import METHODS
 from merging.methods.sign_election import elected, trimmed
-from tests.merging.adapters import dense, gap, product, random_stack, rotated, run, stack_of
+from tests.merging.adapters import (
+    ALL,
+    Q,
+    adapter,
+    deltas,
+    dense,
+    distance,
+    gap,
+    product,
+    random_stack,
+    rotated,
+    run,
+    stack_of,
+    work,
+)
 
 # Updates of rank 2, as B = I and A = the matrix itself.
 ONE = [[1.0, 0.0], [0.0, 1.0]]
@@ -43,6 +62,64 @@ def test_a_case_worked_by_hand() -> None:
     # Weights 3 and 1: (12 + 2) / 4, and -3 against 5 still loses, 6 against -6 is a tie and positive.
     found = product(run("ties", stack_of(FIRST, SECOND), [3, 1], density=1))
     torch.testing.assert_close(found, torch.tensor([[3.5, 5.0], [2.0, 2.5]]).double(), rtol=0, atol=1e-5)
+
+
+def test_trimming_over_the_whole_vector_is_the_paper(tmp_path: Path) -> None:
+    """One limit a member for all its modules, against a dense reference in float64; not one a module."""
+    folders = [
+        adapter(tmp_path / f"m{n}", seed=n, rank=3 + n, modules=ALL[: 4 - n], ranks={Q: 2}) for n in range(3)
+    ]
+    told = [deltas(folder) for folder in folders]
+    # Modules of unequal size, so that a share of each is no share of all.
+    expected, kept = {}, []
+    for each in told:
+        vector = torch.cat([delta.abs().flatten() for delta in each.values()]).sort(descending=True).values
+        limit = vector[int(0.2 * len(vector)) - 1] * (1 - 1e-6)
+        kept.append({name: torch.where(delta.abs() >= limit, delta, 0) for name, delta in each.items()})
+    for name in ALL:
+        there = [each[name] for each in kept if name in each]
+        expected[name] = dense_ties(there, [1.0] * len(there), 1.0)
+    for memory in (1, 1 << 29):
+        options = {"trim": "vector", "density": 0.2}
+        merge(folders, "ties", tmp_path / f"o{memory}", parameters=options, rank=20, memory=memory)
+        assert distance(deltas(tmp_path / f"o{memory}"), expected) < 1e-6
+    merge(folders, "ties", tmp_path / "by-module", parameters={"density": 0.2}, rank=20)
+    assert distance(deltas(tmp_path / "by-module"), expected) > 0.1
+
+
+@pytest.mark.parametrize("density", [0.0, 1e-6, 0.2, 0.5, 0.999, 1.0])
+def test_the_limit_of_all_modules_is_exact(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by halves of bits in blocks of a few rows, it is the very number that sorting gives."""
+    monkeypatch.setattr("merging.entries._BLOCK", 500)
+    made = [work("ties", random_stack([3, 2], 30, 20, seed=seed)) for seed in (1, 2)]
+    made[1].stack.b[:, :3] *= 1e-4
+    # The same blocks, because a product of other rows may be rounded otherwise.
+    spaces = [entries(one) for one in made]
+    values = [
+        torch.cat([space.block(rows).abs() for rows in space.ranges(2)], 1).flatten(1) for space in spaces
+    ]
+    found = whole_thresholds(lambda: iter(made), density)
+    for n, name in enumerate(("0", "1")):
+        every = torch.cat([block[n] for block in values])
+        count = int(density * len(every) + 1e-9)
+        if 0 < count < len(every):
+            assert found[name] == float(every.sort(descending=True).values[count - 1])
+            assert int((every >= found[name]).sum()) == count
+        else:
+            assert found[name] == (0.0 if count else float("inf"))
+
+
+def test_equal_magnitudes_and_zeros_have_a_limit() -> None:
+    one = stack_of(([[1.0, -1.0, 1.0, 0.0]], [[1.0], [0.0]]))
+    assert whole_thresholds(lambda: iter([work("ties", one)]), 0.25) == {"0": 1.0}
+    assert whole_thresholds(lambda: iter([work("ties", one)]), 0.75) == {"0": 0.0}
+
+
+def test_whole_vectors_are_not_sampled(tmp_path: Path) -> None:
+    options = {"trim": "vector", "thresholds": "sampled"}
+    with pytest.raises(UsageError, match="leave out thresholds=sampled"):
+        merge([adapter(tmp_path / "a")], "ties", tmp_path / "out", parameters=options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_election_by_number_and_by_sum() -> None:

@@ -51,7 +51,7 @@ def test_della_is_unbiased_over_seeds_and_keeps_large_entries_more_often() -> No
     row = find_method("della")
     kept, mean = torch.zeros(30, 40), torch.zeros(30, 40)
     for seed in range(300):
-        work = Work(stack, (1.0,), 30, ("a",), row.options({"density": 0.5, "window": 0.3}), seed)
+        work = Work(stack, (1.0,), 30, ("a",), row.options({"density": 0.5, "window": 0.6}), seed)
         found = entries(work)
         block = found.block(slice(0, 30))
         dropped = della(work, found)(block, slice(0, 30))[0]
@@ -63,6 +63,31 @@ def test_della_is_unbiased_over_seeds_and_keeps_large_entries_more_often() -> No
     # 30 rows x 300 seeds: a share has a standard deviation of at most 0.0053.
     torch.testing.assert_close(chances, expected, rtol=0, atol=0.025)
     assert float((mean - block[0]).norm() / block[0].norm()) < 3 * (1.5 / 300) ** 0.5
+
+
+def test_the_chances_of_della_are_those_of_the_published_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """p - eps / 2 + eps * (rank - 1) / (n - 1), by the rank of the magnitude; 1 / p for what stays."""
+    stack = stack_of(([[1.0, -2.0, 3.0, -4.0, 5.0]], [[1.0], [10.0]]))
+    chances = [0.56, 0.63, 0.7, 0.77, 0.84]
+    row = find_method("della")
+    work = Work(stack, (1.0,), 2, ("a",), row.options({"density": 0.7, "window": 0.28}))
+    found = entries(work)
+    block = found.block(slice(0, 2))
+    for drawn in (0.0, 0.65, 0.8, 0.9):
+        same = torch.full((1, 2, 5), drawn)
+        monkeypatch.setattr("merging.methods.sparsifying.keep_chances", lambda *_, same=same: same)
+        kept = della(work, found)(block.clone(), slice(0, 2))
+        scale = torch.tensor([1 / p if drawn < p else 0.0 for p in chances])
+        torch.testing.assert_close(kept, block * scale)
+    default = Work(stack, (1.0,), 2, ("a",), row.options({}))
+    monkeypatch.setattr("merging.methods.sparsifying.keep_chances", lambda *_: torch.zeros(1, 2, 5))
+    least = block / della(default, found)(block.clone(), slice(0, 2))
+    torch.testing.assert_close(least[0, 0], torch.linspace(0.63, 0.77, 5))
+
+
+def test_della_of_density_one_keeps_everything() -> None:
+    stack = random_stack([3, 2])
+    assert gap(run("della", stack, density=1, scale=1), product(run("ties", stack, density=1))) < 1e-6
 
 
 @pytest.mark.parametrize("method", RANDOM)

@@ -110,3 +110,60 @@ def test_copies_and_single_members() -> None:
     for method in ("iso-c", "iso-cts"):
         assert gap(run(method, one), flat) < 1e-5
         assert gap(run(method, many, [0.25] * 4), flat) < 1e-5
+
+
+def authors_iso_cts(deltas: list[Tensor], fraction: float) -> Tensor:
+    """The published code on dense matrices: spaces and the mean count the layer's width."""
+    width, count = min(deltas[0].shape), len(deltas)
+    specific = round((width - int(width * fraction)) / count) * count
+    u, s, vh = svd(torch.stack(deltas).sum(0))
+    common, each = width - specific, specific // count
+    us, ss, vs = [], [], []
+    for delta in deltas:
+        own = svd(delta - u[:, :common] @ u[:, :common].T @ delta)
+        us.append(own[0][:, :each])
+        ss.append(own[1][:each])
+        vs.append(own[2][:each])
+    us, ss, vs = [*us, u[:, :common]], [*ss, s[:common]], [*vs, vh[:common]]
+    return torch.cat(ss).mean() * orthonormal(torch.cat(us, 1)) @ orthonormal(torch.cat(vs).T).T
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8, 1.0])
+def test_iso_cts_over_the_width_is_the_published_code(fraction: float) -> None:
+    # The members' ranks add up to the width, so that no direction of the dense SVD is arbitrary.
+    stack = random_stack([5, 5], 14, 10)
+    found = run("iso-cts", stack, common=fraction, over="width")
+    assert gap(found, authors_iso_cts(dense(stack), fraction)) < 1e-5
+    # The default is the same where rank and width are.
+    assert gap(run("iso-cts", stack, common=fraction), product(found)) < 1e-5
+
+
+def test_iso_cts_over_the_width_has_the_scale_of_the_width() -> None:
+    """Of members far below the width all directions of the sum are common, and the mean is over the width."""
+    stack = random_stack([3, 2], 40, 30)
+    u, s, vh = svd(torch.stack(dense(stack)).sum(0))
+    expected = u[:, :5] @ vh[:5] * s[:5].sum() / 30
+    assert gap(run("iso-cts", stack, over="width"), expected) < 1e-5
+    assert gap(run("iso-cts", stack, over="width"), product(run("iso-c", stack, over="width"))) < 1e-5
+    cut = run("iso-cts", stack, rank=2, over="width")
+    assert gap(cut, u[:, :2] @ vh[:2] * s[:5].sum() / 30) < 1e-5
+    assert cut.discarded == pytest.approx(3 * float(s[:5].sum() / 30) ** 2, rel=1e-5)
+
+
+def test_more_directions_than_the_width_are_truncated() -> None:
+    """Opposite members: the sum is 0 but for the third, each has directions of its own, 3 + 3 + 4 of 4."""
+    one, other = random_stack([3], 8, 4), random_stack([4], 8, 4, seed=1)
+    stack = stack_of((one.a, one.b), (one.a, -one.b), (other.a, 1e-3 * other.b))
+    found = run("iso-cts", stack, common=0.0, over="width", rank=2)
+    assert found.a.shape[0] == 2
+    assert torch.isfinite(product(found)).all()
+    assert 0 < found.discarded < (found.energy or 0)
+
+
+def test_a_member_that_is_zero_has_no_directions() -> None:
+    # 3 e1 e1^T, and two members whose update is 0: by B, and by rows of A where B is 0.
+    one = ([[3.0, 0.0]], [[1.0], [0.0]])
+    zeros = ([[5.0, 7.0]], [[0.0], [0.0]]), ([[0.0, 0.0], [1.0, 2.0]], [[4.0, 0.0], [6.0, 0.0]])
+    expected = torch.tensor([[3.0, 0.0], [0.0, 0.0]]).double()
+    for method in ("tsv-m", "iso-c", "iso-cts"):
+        torch.testing.assert_close(product(run(method, stack_of(one, *zeros))), expected)

@@ -94,6 +94,77 @@ def test_a_member_of_zeros_does_no_harm(method: str) -> None:
         assert gap(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize("method", [name for name in ROWS if not METHODS[name].normalised])
+def test_a_member_of_zeros_is_as_if_it_were_absent(method: str) -> None:
+    """Under equal weights of the others; A and B apart see its A, and a mean by 1 / N divides by all."""
+    (first, second, third), apart = pairs(stack_for(method)), METHODS[method].equal_ranks
+    for count in (1, 2):
+        others = (first, second)[:count]
+        names = ("one", "two")[:count]
+        alone = run(method, stack_of(*others), [1.0, 0.7][:count], rank=3, names=names)
+        zero = (third[0], torch.zeros_like(third[1]))
+        with_zero = run(
+            method, stack_of(*others, zero), [*[1.0, 0.7][:count], 1.0], rank=3, names=(*names, "three")
+        )
+        assert (gap(with_zero, product(alone)) < 1e-6) is not apart
+
+
+# Methods whose result for equal members at full density is the weighted sum, else their weighted mean.
+ADDING = {"sum", "concatenation", "svd", "peft-cat", "peft-svd", "magnitude", "dare", "breadcrumbs"}
+ADDING |= {"peft-magnitude-prune-svd", "peft-dare-linear-svd"}
+MEANS = {
+    "average",
+    "ties",
+    "knots-ties",
+    "core-ties",
+    "dare-ties",
+    "knots-dare-ties",
+    "della",
+    "tsv-m",
+    "regmean",
+}
+MEANS |= {"peft-ties-svd", "peft-dare-ties-svd"}
+# (sum w)^2, and PEFT's (sum sqrt w)^2, times the update; means of factors for the elections of A and B.
+SQUARES = {"separate-average", "peft-linear", "peft-magnitude-prune", "peft-dare-linear"}
+FACTORS = {"peft-ties", "peft-dare-ties"}
+OTHERS = {"iso-c", "iso-cts", "lora-lego"}
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_the_default_weight_is_what_the_row_says(method: str) -> None:
+    """Four equal members, everything kept, no factor on the result: by how much it is each of them."""
+    row = METHODS[method]
+    one = random_stack([3], 20, 15)
+    copies = stack_of(*pairs(one) * 4)
+    whole = {"density": 1, "scale": 1, "largest": 0, "rescale": False}
+    options = {p.name: whole[p.name] for p in row.parameters if p.name in whole}
+    found = product(run(method, copies, rank=3, **options))
+    update = dense(one)[0]
+    times = float((found * update).sum() / update.square().sum())
+    sums, means = {"1/N": (1.0, 1.0), "1": (4.0, 1.0)}[row.default_weight]
+    expected = sums if method in ADDING else means if method in MEANS else None
+    if method in SQUARES:
+        expected = {"1/N": 1.0, "1": 16.0}[row.default_weight]
+    if method in FACTORS:
+        expected = 1.0
+    if expected is None:
+        # lora-lego gives the mean unit of a cluster, the isotropic ones the sum with equal singular values.
+        assert method in OTHERS
+        s = torch.linalg.svdvals(update)[:3]
+        wanted = 4 * s.mean() if method != "lora-lego" else s
+        torch.testing.assert_close(torch.linalg.svdvals(found)[:3], wanted.expand(3), rtol=1e-4, atol=1e-4)
+    else:
+        assert times == pytest.approx(expected, rel=1e-4)
+        assert float((found - expected * update).norm() / update.norm()) < 1e-4 * expected
+
+
+def test_every_sum_says_whether_it_is_one_of_weights() -> None:
+    """No summary speaks of the sum of a row whose default weight is 1/N, or of any other that is weighted."""
+    for row in METHODS.values():
+        words = row.summary.lower()
+        assert "sum" not in words or "weight" in words, row.name
+
+
 @pytest.mark.parametrize("method", ROWS)
 def test_zeros_alone_merge_to_zero(method: str) -> None:
     made = [(a, torch.zeros_like(b)) for a, b in pairs(stack_for(method))]
