@@ -264,6 +264,14 @@ class BlobStore:
         for sha256 in sorted(set(names)):
             self.remove(sha256)
 
+    def put(self, content: bytes) -> Path:
+        """Where a small file's bytes are in the store from now on; raises StorageError."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        with self.writer(sha256, len(content), fresh=True) as blob:
+            if not blob.present:
+                blob.write(content)
+        return self.path(sha256)
+
     @contextmanager
     def writer(self, sha256: str, size: int, *, fresh: bool = False) -> Iterator[BlobWriter]:
         """A writer that goes on where one stopped before, unless `fresh`; after the block the blob is there.

@@ -56,8 +56,9 @@ class FingerprintRecord:
 class WeightsRecord:
     """What is known of one safetensors file.
 
-    `fingerprints` are those of the newest version, one for each pattern of scalings that it was met with.
-    They and the `tensor_digest` come from its values, the rest does not.
+    `digest` is its sha256, or git's blob id as long as nobody has read a file outside LFS; `git_oid` is that
+    id where the sha256 is known. `fingerprints` are those of the newest version, one for each pattern of
+    scalings that it was met with. They and the `tensor_digest` come from its values, the rest does not.
     """
 
     digest: str
@@ -65,6 +66,7 @@ class WeightsRecord:
     header: bytes | None = None
     tensor_digest: str | None = None
     fingerprints: tuple[FingerprintRecord, ...] = ()
+    git_oid: str | None = None
 
     def fingerprint(self, scaling_pattern: str) -> FingerprintRecord | None:
         """The one for this pattern of scalings."""

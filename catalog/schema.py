@@ -24,6 +24,7 @@ __all__ = [
     "Crawl",
     "CrawlItem",
     "CrawlPage",
+    "CrawlRetry",
     "CrawlState",
     "Document",
     "Embedding",
@@ -129,7 +130,7 @@ class Document(Table):
 
 
 class WeightsFile(Table):
-    """A safetensors file under its sha256 (or git blob id where the Hub keeps it outside LFS)."""
+    """A safetensors file under its sha256; one outside LFS that nobody has read under its git blob id."""
 
     __tablename__ = "weights_file"
     __table_args__ = (CheckConstraint(DIGEST.format("digest"), name="digest"),)
@@ -141,6 +142,9 @@ class WeightsFile(Table):
     )
     tensor_digest: Mapped[str | None] = mapped_column(
         index=True, comment="sha256 of names, types, shapes and bytes of all tensors; null when unread"
+    )
+    git_oid: Mapped[str | None] = mapped_column(
+        index=True, comment="git's name of the bytes where the Hub keeps the file outside LFS"
     )
 
 
@@ -279,6 +283,22 @@ class CrawlItem(Table):
     )
     error: Mapped[str | None] = mapped_column(comment="kind of the error, for a failed or quarantined item")
     detail: Mapped[str | None]
+
+
+class CrawlRetry(Table):
+    """A repository that could not be read: later crawls of the scope try it again, with growing pauses."""
+
+    __tablename__ = "crawl_retry"
+
+    scope: Mapped[str] = mapped_column(primary_key=True, comment="digest of what the crawl asked")
+    hub_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    commit: Mapped[str | None] = mapped_column(comment="the commit that the listing named")
+    error: Mapped[str] = mapped_column(comment="kind of the newest error")
+    detail: Mapped[str]
+    attempts: Mapped[int] = mapped_column(comment="crawls that failed at it")
+    failed_at: Mapped[datetime] = mapped_column(comment="when it first failed")
+    next_at: Mapped[datetime] = mapped_column(comment="when it may be tried again")
 
 
 class Fingerprint(Table):

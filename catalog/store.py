@@ -145,19 +145,23 @@ def known_document(session: Session, digest: str) -> bytes | None:
 
 
 def known_weights(session: Session, digest: str) -> WeightsRecord | None:
-    """What is known of a safetensors file from any adapter that carries it, or None."""
-    row = session.get(WeightsFile, digest)
+    """What is known of a safetensors file from any adapter that carries it, or None.
+
+    A git blob id finds the file under its sha256 where that is known.
+    """
+    of_git = select(WeightsFile).where(WeightsFile.git_oid == digest).order_by(WeightsFile.digest).limit(1)
+    row = session.scalar(of_git) or session.get(WeightsFile, digest)
     if row is None:
         return None
     header = zlib.decompress(row.header) if row.header is not None else None
     found = select(Fingerprint).where(
-        Fingerprint.weights_digest == digest, Fingerprint.version == FINGERPRINT_VERSION
+        Fingerprint.weights_digest == row.digest, Fingerprint.version == FINGERPRINT_VERSION
     )
     fingerprints = tuple(
         FingerprintRecord(f.scaling_pattern, f.version, f.spectrum, f.delta, f.output)
         for f in session.scalars(found.order_by(Fingerprint.scaling_pattern))
     )
-    return WeightsRecord(row.digest, row.size, header, row.tensor_digest, fingerprints)
+    return WeightsRecord(row.digest, row.size, header, row.tensor_digest, fingerprints, row.git_oid)
 
 
 def save_fingerprint(session: Session, weights_digest: str, made: FingerprintRecord, tensors: str) -> None:
@@ -191,8 +195,8 @@ def without_fingerprint(session: Session) -> list[tuple[str, str, bytes]]:
 def acceptable_weights(
     session: Session, repository_ids: Collection[int], refusing: Collection[str]
 ) -> list[tuple[int, WeightsFile, bool]]:
-    """(repository, weights in LFS, whether all is known of their values) of their current adapters that these
-    reasons do not refuse.
+    """(repository, weights, whether all is known of their values) of the current adapters that none of these
+    reasons refuses.
     """
     refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
     fingerprinted = exists().where(
@@ -205,9 +209,21 @@ def acceptable_weights(
         select(Adapter.repository_id, WeightsFile, known)
         .join(Adapter, Adapter.weights_digest == WeightsFile.digest)
         .where(Adapter.repository_id.in_(repository_ids), Adapter.current, ~refused)
-        .where(func.length(WeightsFile.digest) == 64)
     )
     return [(repository_id, file, bool(read)) for repository_id, file, read in rows]
+
+
+def with_weights_up_to(session: Session, repository_ids: Collection[int], reason: str, most: int) -> set[int]:
+    """The repositories with a current adapter that has this reason and weights of at most so many bytes."""
+    return set(
+        session.scalars(
+            select(Adapter.repository_id)
+            .join(Adapter.reasons)
+            .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+            .where(Adapter.repository_id.in_(repository_ids), Adapter.current)
+            .where(AdapterReason.reason == reason, WeightsFile.size <= most)
+        )
+    )
 
 
 def judged_otherwise(session: Session, repository_ids: Collection[int], described_with: str) -> set[int]:
@@ -312,6 +328,7 @@ def _save_weights(session: Session, records: Collection[WeightsRecord]) -> None:
         if record.header is not None and (row.header is None or record.fingerprints):
             row.header = zlib.compress(record.header, 9)
         row.tensor_digest = record.tensor_digest or row.tensor_digest
+        row.git_oid = record.git_oid or row.git_oid
     session.flush()
     for record in records:
         for made in record.fingerprints:

@@ -79,7 +79,7 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described
         commit=listed.sha or "",
         subfolder=draft.folder.subfolder,
         main=draft.folder.main,
-        files=_files(draft.folder),
+        files=_files(draft),
         weights_name=None if draft.folder.weights is None else draft.folder.weights.path.rpartition("/")[2],
         base_canonical=identity.canonical,
         base_raw=identity.raw,
@@ -166,11 +166,23 @@ def _license(listed: ListedRepository, draft: Draft) -> str | None:
     return next((tag.partition(":")[2] for tag in listed.tags if tag.startswith("license:")), None)
 
 
-def _files(folder: Folder) -> tuple[Mapping[str, Any], ...]:
-    """Name, size and hash of the files in the folder: pickles are listed here and nowhere opened."""
+def _files(draft: Draft) -> tuple[Mapping[str, Any], ...]:
+    """Name, size and hash of the files in the folder: pickles are listed here and nowhere opened.
+
+    Of very many the first are listed, and those that make the adapter; the hash of the weights is that under
+    which they are on record.
+    """
+    folder = draft.folder
+    own = (folder.config, folder.weights, folder.card)
+    weights = draft.weights.digest if draft.weights is not None else None
     return tuple(
-        {"name": file.path.rpartition("/")[2], "size": file.size, "digest": file.sha256 or file.oid}
-        for file in folder.files[:MOST_FILES]
+        {
+            "name": file.path.rpartition("/")[2],
+            "size": file.size,
+            "digest": (weights if file == folder.weights else None) or file.sha256 or file.oid,
+        }
+        for number, file in enumerate(folder.files)
+        if number < MOST_FILES or file in own
     )
 
 

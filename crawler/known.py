@@ -117,5 +117,6 @@ class Known:
 
     def learn_weights(self, record: WeightsRecord) -> None:
         """Remembers what was just learned of a safetensors file; less never replaces more."""
-        if record.fingerprints or self._weights.get(record.digest) is None:
-            self._weights.put(record.digest, record, len(record.header or b"") + BASE_COST)
+        for digest in filter(None, (record.digest, record.git_oid)):
+            if record.fingerprints or self._weights.get(digest) is None:
+                self._weights.put(digest, record, len(record.header or b"") + BASE_COST)

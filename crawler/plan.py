@@ -12,6 +12,8 @@ from crawler.listing import valid_name
 
 DEFAULT_BASE = "meta-llama/Llama-3.1-8B-Instruct"
 WEIGHTS = ("keep", "stream", "headers")
+# All linear layers of an 8B model at rank 256 are 671 million numbers: 2.7 GB of float32.
+MAX_WEIGHTS = 5 * 10**9
 
 # Uploads of these tools often carry no `peft` tag; rows without an adapter file are passed over.
 ANY_BASE_TAGS = ("peft", "lora", "unsloth", "trl", "axolotl", "llama-factory")
@@ -27,7 +29,9 @@ def check_base_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class CrawlOptions:
-    """What was asked for; `rules` decide whose weights are worth fetching."""
+    """What was asked for; `rules` decide whose weights are worth fetching, and none of more bytes than
+    `max_weights` are.
+    """
 
     bases: tuple[str, ...] = ()
     any_base: bool = False
@@ -36,6 +40,7 @@ class CrawlOptions:
     workers: int = 4
     full: bool = False
     rules: str = "ours"
+    max_weights: int = MAX_WEIGHTS
 
     def __post_init__(self) -> None:
         if self.any_base and self.bases:
@@ -46,6 +51,8 @@ class CrawlOptions:
             raise UsageError("--limit must be at least 1.")
         if not 1 <= self.workers <= 32:
             raise UsageError("--workers must lie between 1 and 32.")
+        if self.max_weights < 1:
+            raise UsageError("--max-weights must be at least one byte.")
         if self.weights not in WEIGHTS:
             raise UsageError(f"--weights is one of {', '.join(WEIGHTS)}.")
 
@@ -80,12 +87,18 @@ def asked(
 ) -> dict[str, Any]:
     """The question as plain JSON: what is stored with a crawl, and what its scope is the digest of.
 
-    Workers and --full change how it is answered, not what is asked.
+    Workers and --full change how it is answered, not what is asked. The usual --max-weights is not written
+    down: older crawls that knew none asked the same.
     """
-    return listing(endpoint, planned) | {
-        "limit": options.limit,
-        "weights": options.weights,
-        "rules": options.rules,
-        "described_with": described_with,
-        "fingerprint_version": FINGERPRINT_VERSION,
-    }
+    cap = {} if options.max_weights == MAX_WEIGHTS else {"max_weights": options.max_weights}
+    return (
+        listing(endpoint, planned)
+        | cap
+        | {
+            "limit": options.limit,
+            "weights": options.weights,
+            "rules": options.rules,
+            "described_with": described_with,
+            "fingerprint_version": FINGERPRINT_VERSION,
+        }
+    )

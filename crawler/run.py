@@ -128,6 +128,7 @@ class Crawler:
             weights=self.options.weights,
             rules=self.options.rules,
             described_with=description_digest(bases),
+            most_weights=self.options.max_weights,
         )
 
     def _close(self, session: Session, crawl: Crawl, *, finished: bool) -> None:

@@ -7,6 +7,7 @@ be tried again.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +55,8 @@ MOST_CONFIG = 1024 * 1024
 class Tools:
     """What the stages work with: shared by all workers, thread-safe.
 
-    `blobs` are the files that are kept; `streamed` takes those that are read and not kept.
+    `blobs` are the files that are kept; `streamed` takes those that are read and not kept. No weights of more
+    than `most_weights` bytes are fetched.
     """
 
     hub: Hub
@@ -65,6 +67,7 @@ class Tools:
     weights: str
     rules: str
     described_with: str
+    most_weights: int
 
 
 @dataclass(frozen=True)
@@ -154,33 +157,54 @@ def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
     `stream` not fetched again.
     """
     file, weights, config = draft.folder.weights, draft.weights, draft.config
-    if tools.weights == "headers" or file is None or weights is None or file.sha256 is None:
+    if tools.weights == "headers" or file is None or weights is None:
         return draft
     if not (isinstance(draft.spec, AdapterSpec) and isinstance(config, AdapterConfig)):
         return draft
     if refused_by(findings(listed, draft, tools.bases), tools.rules):
         return draft
+    if file.size > tools.most_weights:
+        too_large = f"{file.path} has {file.size:,} bytes; --max-weights is {tools.most_weights:,}"
+        return replace(draft, status="too_large", detail=too_large)
     try:
-        with tools.known.reading(file.sha256):
-            weights = _read_values(listed, file, weights, config, tools)
+        file, content = _identified(listed, file, tools)
+        with tools.known.reading(file.sha256 or ""):
+            weights = _read_values(
+                listed, file, content, replace(weights, digest=file.sha256 or ""), config, tools
+            )
         header = _header(file, weights.header or b"")
         return replace(draft, weights=weights, spec=_modules(file, header, config))
     except (HubAccessError, IntegrityError, HubPayloadError, WeightsError, ConfigError) as error:
         return _stopped(draft, error)
 
 
+def _identified(listed: ListedRepository, file: RemoteFile, tools: Tools) -> tuple[RemoteFile, bytes | None]:
+    """A weights file with its sha256, and its bytes where they had to be fetched to know it.
+
+    The tree gives a file outside LFS git's hash alone. Such a file is small, and verified by that hash.
+    """
+    if file.sha256 is not None:
+        return file, None
+    known = tools.known.weights(file.oid or "")
+    if known is not None and known.git_oid == file.oid:
+        return replace(file, sha256=known.digest), None
+    content = tools.hub.small_file(listed.name, listed.sha or "", file)
+    return replace(file, sha256=hashlib.sha256(content).hexdigest()), content
+
+
 def _read_values(
     listed: ListedRepository,
     file: RemoteFile,
+    content: bytes | None,
     weights: WeightsRecord,
     config: AdapterConfig,
     tools: Tools,
 ) -> WeightsRecord:
-    known = tools.known.weights(weights.digest) or weights
+    known = replace(tools.known.weights(weights.digest) or weights, git_oid=file.oid)
     if tools.weights == "stream" and known.fingerprint(pattern_of(known, config)):
         return known
-    with _file_at_hand(listed, file, tools) as path:
-        read = replace(weights, header=header_bytes(path), fingerprints=known.fingerprints)
+    with _file_at_hand(listed, file, content, tools) as path:
+        read = replace(known, header=header_bytes(path))
         # The header of the verified file decides: the one that came by itself could not be checked.
         if read.fingerprint(pattern_of(read, config)) is None:
             made = _fingerprint(path, file, config)
@@ -191,7 +215,9 @@ def _read_values(
 
 
 @contextmanager
-def _file_at_hand(listed: ListedRepository, file: RemoteFile, tools: Tools) -> Iterator[Path]:
+def _file_at_hand(
+    listed: ListedRepository, file: RemoteFile, content: bytes | None, tools: Tools
+) -> Iterator[Path]:
     """A weights file with the promised bytes: the kept one, or one from the Hub, to be kept or not."""
     sha256 = file.sha256 or ""
     store = tools.blobs if tools.weights == "keep" else tools.streamed
@@ -204,7 +230,10 @@ def _file_at_hand(listed: ListedRepository, file: RemoteFile, tools: Tools) -> I
         yield kept
         return
     try:
-        yield tools.hub.download(listed.name, listed.sha or "", file, store)
+        if content is not None:
+            yield store.put(content)
+        else:
+            yield tools.hub.download(listed.name, listed.sha or "", file, store)
     finally:
         if store is tools.streamed:
             store.remove(sha256)

@@ -223,6 +223,8 @@ class Work:
             unread |= store.with_reason(session, repositories, PASSING)
         if tools.weights == "headers":
             return unread
+        # Another cap lets in what an earlier one left out.
+        unread |= store.with_weights_up_to(session, repositories, "too_large", tools.most_weights)
         for owner, file, known in store.acceptable_weights(session, repositories, refusing(tools.rules)):
             if not known or (tools.weights == "keep" and not tools.blobs.has(file.digest)):
                 unread.add(owner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,21 @@ ENDS = {
 }
 
 
+class Size(click.ParamType[int]):
+    """A number of bytes as people write it: 800MB, 4GB, 2GiB, or digits alone."""
+
+    name = "size"
+    _FORM = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes; units are powers of 1000, with an i powers of 1024."""
+        match = self._FORM.fullmatch(str(value).strip())
+        if match is None or (match[3] and not match[2]):
+            self.fail(f"{str(value)!r} is no size; write for instance 800MB, 4GB or 2GiB.", param, ctx)
+        power = " kmgt".index(match[2].lower() or " ")
+        return round(float(match[1]) * float(1024 if match[3] else 1000) ** power)
+
+
 @click.command()
 @click.option(
     "--base",
@@ -54,6 +70,14 @@ ENDS = {
     default="ours",
     show_default=True,
     help="Which rules decide what is skipped, and so whose weights are not fetched.",
+)
+@click.option(
+    "--max-weights",
+    metavar="SIZE",
+    type=Size(),
+    default="5GB",
+    show_default=True,
+    help="Leave weights files of more bytes alone: 800MB, 4GB, 2GiB.",
 )
 @click.option("--workers", metavar="N", type=int, default=4, show_default=True, help="Requests in flight.")
 @click.option("--full", is_flag=True, help="List everything again, and look for what vanished.")

@@ -1,0 +1,45 @@
+"""A filled catalog of each earlier revision, upgraded: every row is there, and what is new is empty."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, MetaData, insert, select
+
+from catalog import database
+from tests.db import rows
+
+
+def contents(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    """Every row of every table that is there, by table."""
+    there = MetaData()
+    there.reflect(engine)
+    with engine.connect() as connection:
+        return {
+            name: [dict(row) for row in connection.execute(select(table)).mappings()]
+            for name, table in there.tables.items()
+            if name != database.VERSION_TABLE
+        }
+
+
+@pytest.mark.parametrize("revision", ["0002"])
+def test_the_rows_of_an_earlier_catalog_stay(revision: str, empty_engine: Engine) -> None:
+    database.upgrade(empty_engine, revision)
+    there = MetaData()
+    there.reflect(empty_engine)
+    with empty_engine.begin() as connection:
+        for table in rows.tables():
+            if table.name in there.tables:
+                known = there.tables[table.name].columns.keys()
+                given = {c.name: rows.value(c) for c in table.columns if c.name in known}
+                connection.execute(insert(table).values(given))
+    before = contents(empty_engine)
+    database.upgrade(empty_engine)
+    database.check(empty_engine)
+    after = contents(empty_engine)
+    assert {name: len(found) for name, found in before.items()} == dict.fromkeys(before, 1)
+    for name, [row] in before.items():
+        [now] = after[name]
+        assert {column: now[column] for column in row} == row, name
+    assert [name for name in after if name not in before and after[name]] == []
