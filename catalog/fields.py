@@ -22,6 +22,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
 from catalog.columns import CleanText
+from catalog.header import DTYPE_BITS
 from catalog.reference import adapter_name
 from catalog.schema import Adapter, AdapterReason, BaseModel, Repository
 
@@ -180,6 +181,7 @@ def _own_name() -> ColumnElement[str]:
 
 
 _QUALITIES = ("absent", "template", "generated", "hyperparameters", "informative")
+_HEALTH = ("healthy", "empty", "zero_update", "non_finite", "exploding", "barely_trained")
 _ALL = (
     Field("adapter", "text", "adapter", _one(full_name()), "Its whole name, as lists show it."),
     Field("name", "text", "name", _one(_own_name()), "Its name without the owner."),
@@ -203,10 +205,13 @@ _ALL = (
     ),
     Field(
         "dtype", "text", "dtypes", _texts(Adapter.dtypes), "A data type of its weights, such as BF16.",
-        many=True, aliases=("dtypes",),
+        many=True, aliases=("dtypes",), choices=tuple(fold(name) for name in DTYPE_BITS),
     ),
     Field("norm", "number", "norm", _one(Adapter.norm), "The Frobenius norm of its whole update."),
-    Field("health", "text", "health", _one(Adapter.health), "healthy, or what is wrong with its values."),
+    Field(
+        "health", "text", "health", _one(Adapter.health), "healthy, or what is wrong with its values.",
+        choices=_HEALTH,
+    ),
     Field(
         "license", "text", "license", _one(Adapter.license), "Its licence id, such as apache-2.0.",
         aliases=("licence",),

@@ -10,6 +10,8 @@
 * Numbers and dates have ranges, both ends included, either end open: `norm:1..100`, `rank:..16`,
   `created:2023-06..2024`. Numbers may end in k, M or B. A date is a year, a month or a day, in UTC.
 * A word without a field matches inside the name, a tag or the text of the card.
+* What other languages write for this (`rank>4`, `license = mit`, `a AND b`) is no word: it is answered with
+  what would be right here. In quotes it is a word again.
 
 `catalog.fields` says which fields there are and how texts are compared. A query has two faces that agree:
 `clause` for SQL that selects from Adapter joined with Repository, and `match` for a row of `query_row`.
@@ -19,9 +21,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from catalog.columns import clean_text
@@ -60,22 +63,35 @@ _NUMBER = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?)([kKmMb
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _PERIOD = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
 _FLAGS = {"yes": True, "true": True, "no": False, "false": False}
+_BESIDE = "leave it out, since terms beside each other must all match"
 _NO_OPERATORS = {
-    "AND": "leave it out, since terms beside each other must all match",
+    "AND": _BESIDE,
+    "&&": _BESIDE,
+    "&": _BESIDE,
     "NOT": "write - directly before the term",
 }
+# Words of a text as well, so that they are operators only beside a field or a group.
+_MAYBE_OPERATORS = {"and": _BESIDE, "or": "write | or OR", "not": _NO_OPERATORS["NOT"]}
+_GROUP_AHEAD = re.compile(r'\s+-*(?:\(|([^\s()|":]+):)')
+# A comparison as other languages write it; signs without a value may stand behind a field.
+_COMPARED = re.compile(
+    r"([A-Za-z_]+)(\s*)(>=|<=|==|!=|<>|=~|!~|~=|:=|=>|=<|[=><~≥≤≠]|(?<=\s):)"
+    r'\s*("(?:[^"\\]|\\.)*"\*?|[^\s()|"]*)'
+)
+_VALUE_COMPARED = re.compile(r"[0-9][0-9.,kKmMbB-]*\s*(?:[<>]=?|[=≥≤])\s*([A-Za-z_]+)")
 
 
-def parse(text: str) -> Query:
+def parse(text: str, choices: Mapping[str, Collection[str]] = MappingProxyType({})) -> Query:
     """The query that a text says; an empty text matches everything.
 
+    `choices` are the only values of fields, by name, that have none of their own in `catalog.fields`.
     Raises UsageError with the place, counted in characters from 1, and what would be right there.
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(
             f"A filter has {MAX_LENGTH:,} characters at most and this one {len(text):,}: shorten it."
         )
-    reader = _Reader(clean_text(text))
+    reader = _Reader(clean_text(text), choices)
     reader.skip()
     if reader.at == len(reader.text):
         return EVERYTHING
@@ -88,8 +104,9 @@ def parse(text: str) -> Query:
 class _Reader:
     """Reads a text from left to right, by one method a rule of the grammar; `at` is how far it got."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, choices: Mapping[str, Collection[str]]) -> None:
         self.text, self.at, self.depth, self.terms = text, 0, 0, 0
+        self.choices = choices
 
     def fail(self, problem: str, advice: str, at: int | None = None) -> NoReturn:
         """Raises UsageError with the place."""
@@ -170,9 +187,10 @@ class _Reader:
 
     def word(self) -> Query:
         """A word without a field."""
+        self.refuse_comparison()
         start, (text, quoted) = self.at, self.piece(_BARE_WORD)
-        if not quoted and text in _NO_OPERATORS:
-            self.fail(f"{text} is no operator", f"{_NO_OPERATORS[text]}, or put the word in quotes", start)
+        if not quoted and (advice := self.operator(text)):
+            self.fail(f"{text} is no operator", f"{advice}, or put the word in quotes", start)
         if not quoted and "*" in text:
             self.fail(
                 f"The word {_shown(text)} has a *", "leave it out, since words match inside others", start
@@ -182,6 +200,38 @@ class _Reader:
         self.boundary('put the whole word in quotes, such as "a (b)"')
         self.count(start)
         return Word(fold(text))
+
+    def operator(self, word: str) -> str | None:
+        """What to write for a bare word that was just read and is an operator elsewhere; None for a word."""
+        if word in _NO_OPERATORS:
+            return _NO_OPERATORS[word]
+        ahead = _GROUP_AHEAD.match(self.text, self.at)
+        beside = ahead is not None and (ahead[1] is None or fold(ahead[1]) in NAMES)
+        return _MAYBE_OPERATORS.get(word.lower()) if beside else None
+
+    def refuse_comparison(self) -> None:
+        """Raises UsageError where a comparison of another language stands here, with what is right."""
+        turned = _VALUE_COMPARED.match(self.text, self.at)
+        if turned is not None and fold(turned[1]) in NAMES:
+            advice = f"write the field first and a range behind a colon, such as {turned[1]}:8..64"
+            self.fail("A filter has no such comparison", advice)
+        compared = _COMPARED.match(self.text, self.at)
+        if compared is None:
+            return
+        name, space, sign, text = compared.groups()
+        field = _meant(name)
+        if field is None:
+            # Text such as lr=1e-4 is a word; a sign of two characters or before a number compares.
+            if len(sign) == 1 and (sign not in "<>≥≤" or not _NUMBER.fullmatch(text)):
+                return
+            advice = f"no field is called {_shown(name)} (the fields are {', '.join(FIELDS)})"
+        elif sign == ":" and fold(name) not in NAMES:
+            return
+        else:
+            advice = f"write {_instead(field, sign, text)}"
+        place = self.at + len(name) + len(space)
+        problem = "A space stands before the :" if sign == ":" else f"{sign} is no part of a filter"
+        self.fail(problem, f"{advice}, or put a word with it in quotes", place)
 
     def term(self, name: re.Match[str]) -> Query:
         """A field and its values."""
@@ -221,7 +271,7 @@ class _Reader:
             advice = f"write one directly behind the colon, or -{field.name}:* for adapters without"
             self.fail(f"{field.name} has no value", advice, start)
         try:
-            return _test(field, text, starred)
+            return _test(field, text, starred, field.choices or self.choices.get(field.name, ()))
         except ValueError as error:
             self.fail(f"{field.name} cannot be {_shown(text)}", str(error), start)
 
@@ -254,12 +304,13 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:39] + "…")
 
 
-def _test(field: Field, text: str, starred: bool) -> Query:
+def _test(field: Field, text: str, starred: bool, choices: Collection[str]) -> Query:
     """The term of a field and a value; raises ValueError with what would be right."""
     if field.kind == "text":
         text = fold(text)
-        if not starred and field.choices and text not in field.choices:
-            raise ValueError(f"it is one of {', '.join(field.choices)}")
+        if choices and not any(_fits(choice, text, starred) for choice in choices):
+            near = "".join(f"write {one}; " for one in difflib.get_close_matches(text, choices, n=1))
+            raise ValueError(f"{near}it is one of {', '.join(choices)}")
         return Prefix(field.name, text) if starred else Equals(field.name, text)
     if starred:
         raise ValueError("a * stands for the rest of a text only")
@@ -270,6 +321,60 @@ def _test(field: Field, text: str, starred: bool) -> Query:
     if field.kind == "date":
         return _date_range(field.name, text)
     return _number_range(field, text)
+
+
+def _fits(choice: str, text: str, starred: bool) -> bool:
+    return choice.startswith(text) if starred else choice == text
+
+
+def _meant(name: str) -> Field | None:
+    """The field of this name, or the one whose name is nearest; None where none is near."""
+    near = difflib.get_close_matches(fold(name), NAMES, n=1, cutoff=0.75)
+    return FIELDS[NAMES[near[0]]] if near else None
+
+
+def _instead(field: Field, sign: str, text: str) -> str:
+    """What the comparison of a field with a text is in this language; a sample where the text is no value."""
+    try:
+        equal = parse(f"{field.name}:{text}")
+        return to_text(_compared(field, sign, equal))
+    except (UsageError, ValueError):
+        return (
+            f"{field.name}: and a value directly behind it, such as {_SAMPLES[field.kind].format(field.name)}"
+        )
+
+
+def _compared(field: Field, sign: str, equal: Query) -> Query:
+    """The term that a comparison means, from the one of equality; raises ValueError where there is none."""
+    if "~" in sign and isinstance(equal, Equals):
+        equal = Prefix(field.name, equal.text)
+    if sign in ("!=", "<>", "!~", "≠"):
+        return Not(equal)
+    if not isinstance(equal, Between) or not set(sign) & set("<>≥≤"):
+        return equal
+    if equal.low != equal.high or equal.low is None:
+        raise ValueError("a range has both ends in it already")
+    return _beyond(equal, above=bool(set(sign) & set(">≥")), included=bool(set(sign) & set("=≥≤")))
+
+
+_SAMPLES = {
+    "text": "{}:value",
+    "whole": "{}:8..64",
+    "number": "{}:0.5..2",
+    "date": "{}:2024..",
+    "flag": "{}:yes",
+}
+
+
+def _beyond(equal: Between, *, above: bool, included: bool) -> Between:
+    """The range from a value or to it; a real number is always included, as there is none beside it."""
+    end = equal.low
+    step = 0 if included else 1 if above else -1
+    if isinstance(end, Period):
+        end = end.shifted(step)
+    elif isinstance(end, int):
+        end += step
+    return Between(equal.field, end, None) if above else Between(equal.field, None, end)
 
 
 def _ends(text: str, read: Callable[[str], Any]) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, and_, not_, or_, true
@@ -21,6 +21,8 @@ from catalog.schema import Adapter
 
 Number: TypeAlias = "int | float"
 _PLAIN_WORD = re.compile(r"[a-z0-9_./@#+][a-z0-9_./@#+-]*")
+# Beside a field these would be taken for operators of another language.
+_OPERATORS = ("and", "or", "not")
 _PLAIN_VALUE = re.compile(r"[a-z0-9_./@#+:-]+")
 
 
@@ -51,6 +53,16 @@ class Period:
             return datetime(self.year + 1, 1, 1, tzinfo=timezone.utc)
         except (ValueError, OverflowError):
             return None
+
+    def shifted(self, by: int) -> Period:
+        """The period so many of its kind later; raises ValueError where the calendar of Python has none."""
+        if self.day is not None:
+            day = date.fromordinal(self.start.toordinal() + by)
+            return Period(day.year, day.month, day.day)
+        if self.month is not None:
+            months = 12 * self.year + self.month - 1 + by
+            return Period(months // 12, months % 12 + 1)
+        return Period(self.year + by)
 
     def __str__(self) -> str:
         parts = [f"{self.year:04}"] + [f"{part:02}" for part in (self.month, self.day) if part is not None]
@@ -269,7 +281,8 @@ def to_text(query: Query) -> str:
         grouped = isinstance(query.part, And) or _is_loose(query.part)
         return f"-({to_text(query.part)})" if grouped else f"-{to_text(query.part)}"
     if isinstance(query, Word):
-        return query.text if _PLAIN_WORD.fullmatch(query.text) else _quoted(query.text)
+        bare = _PLAIN_WORD.fullmatch(query.text) and query.text not in _OPERATORS
+        return query.text if bare else _quoted(query.text)
     return f"{query.field}:{_value(query)}"
 
 

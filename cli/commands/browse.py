@@ -39,7 +39,7 @@ rules_option = click.option(
 
 def _readable(_context: click.Context, _option: click.Parameter, text: str) -> str:
     """The filter as it is; raises UsageError for one that cannot be read, before a catalog is opened."""
-    parse(text)
+    parse(text, {"reason": [reason.value for reason in Reason]})
     return text
 
 
@@ -59,7 +59,8 @@ def fields(app: App) -> None:
     """List what a filter can ask for: FIELD:VALUE, FIELD:A,B, FIELD:FROM..TO, FIELD:BEGIN*, FIELD:*.
 
     Terms side by side must all hold; | between them is or, - before one is not, parentheses group. A word
-    without a field is looked for in names, tags and cards.
+    without a field is looked for in names, tags and cards. For rank > 4 write rank:5.., for license = mit
+    license:mit.
     """
     rows = [
         {"field": field.name, "kind": field.kind_in_words, "aliases": list(field.aliases), "help": field.help}

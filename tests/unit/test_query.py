@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from catalog.errors import UsageError
 from catalog.fields import FIELDS, NAMES, fold, texts_in
+from catalog.fingerprint import Verdict
 from catalog.query import EVERYTHING, MAX_DEPTH, MAX_LENGTH, MAX_TERMS, parse, to_text
 from catalog.terms import And, Between, Equals, Flag, Not, Or, Period, Prefix, Present, Query, Word
 from crawler.cards import CardQuality
@@ -102,6 +104,15 @@ ROW: dict[str, Any] = {
         ("--a", Not(Not(Word("a")))),
         ("a -b", And((Word("a"), Not(Word("b"))))),
         ("a-b", Word("a-b")),
+        ("lr=1e-4", Word("lr=1e-4")),
+        ("<unk>", Word("<unk>")),
+        ("a->b", Word("a->b")),
+        ("c++ = c", And((Word("c++"), Word("="), Word("c")))),
+        ("chain and thought", And((Word("chain"), Word("and"), Word("thought")))),
+        ('"rank>4"', Word("rank>4")),
+        ('"or" rank:8', And((Word("or"), RANK))),
+        ("health:Healthy", Equals("health", "healthy")),
+        ("dtype:BF*", Prefix("dtype", "bf")),
     ],
 )
 def test_what_a_text_means(text: str, query: Query) -> None:
@@ -136,6 +147,43 @@ def test_what_a_text_means(text: str, query: Query) -> None:
         ("created:0000", 9, "a date such as 2024"),
         ("rslora:maybe", 8, "yes or no"),
         ("verdict:refused", 9, "one of accepted, skipped"),
+        ("verdict:refused*", 9, "one of accepted, skipped"),
+        ("health:healty", 8, "write healthy; it is one of healthy, empty"),
+        ("dtype:bfloat16", 7, "bf16"),
+        ("license=mit", 8, "write license:mit, or"),
+        ("licens=mit", 7, "write license:mit, or"),
+        ('x license = "my own"', 11, 'write license:"my own", or'),
+        ("license!=mit", 8, "write -license:mit, or"),
+        ("target=q_proj,v*", 7, "write target:q_proj,v*, or"),
+        ("name~x", 5, "write name:x*, or"),
+        ("rslora==yes", 7, "write rslora:yes, or"),
+        ("rank>4", 5, "write rank:5.., or"),
+        ("rank >= 4", 6, "write rank:4.., or"),
+        ("rank=>4", 5, "write rank:4.., or"),
+        ("rank≥4", 5, "write rank:4.., or"),
+        ("rank<8", 5, "write rank:..7, or"),
+        ("rank<=8", 5, "write rank:..8, or"),
+        ("-rank==8", 6, "write rank:8, or"),
+        ("rank<>8", 5, "write -rank:8, or"),
+        ("size>16k", 5, "write parameters:16001.., or"),
+        ("norm>1.5", 5, "write norm:1.5.., or"),
+        ("norm<1e3", 5, "write norm:..1000, or"),
+        ("created>2024", 8, "write created:2025.., or"),
+        ("created<2024-01", 8, "write created:..2023-12, or"),
+        ("created>2024-12-31", 8, "write created:2025-01-01.., or"),
+        ("created<=2024", 8, "write created:..2024, or"),
+        ("created>9999", 8, "such as created:2024.."),
+        ("rank>", 5, "such as rank:8..64"),
+        ("rank>eight", 5, "such as rank:8..64"),
+        ("rank>8..64", 5, "such as rank:8..64"),
+        ("rank : 8", 6, "write rank:8, or"),
+        ("4<rank<8", 1, "such as rank:8..64"),
+        ("stars>4", 6, "no field is called 'stars' (the fields are adapter"),
+        ("a!=b", 2, "no field is called 'a'"),
+        ("a rank:8 && b", 10, "leave it out"),
+        ("rank:8 and license:mit", 8, "leave it out"),
+        ("license:mit or (a b)", 13, "write | or OR"),
+        ("not -rank:8", 1, "write - directly"),
         ("quality:good", 9, "absent, template, generated"),
         ("name:a*b", 6, "put it last"),
         ("a fo*", 3, "words match inside others"),
@@ -281,6 +329,24 @@ def test_every_field_is_described_and_named_once() -> None:
         assert NAMES[name] == name == fold(name)
         assert field.values(ROW) == field.values(dict(ROW))
     assert len(NAMES) == sum(1 + len(field.aliases) for field in FIELDS.values())
+
+
+def test_choices_may_be_given_for_a_field_without_them() -> None:
+    choices = {"reason": ["zero_update", "no_card"], "verdict": ["x"]}
+    assert parse("reason:zero_update,no*", choices) == parse("reason:zero_update,no*")
+    assert parse("verdict:accepted", choices) == Equals("verdict", "accepted")
+    with pytest.raises(UsageError, match="character 8: write zero_update; it is one of zero_update, no_card"):
+        parse("reason:zero_updates", choices)
+
+
+@given(st.text('ranklicense=<>!~:≥ 0129"()|.-', max_size=24))
+def test_any_comparison_is_read_or_answered(text: str) -> None:
+    with suppress(UsageError):
+        assert parse(to_text(parse(text))) == parse(text)
+
+
+def test_the_words_for_health_are_those_of_the_fingerprint() -> None:
+    assert FIELDS["health"].choices == get_args(Verdict)
 
 
 def test_the_qualities_are_those_that_the_crawler_knows() -> None:
