@@ -197,6 +197,15 @@ class BaseTable:
         canonical = self.identify(name).canonical
         return canonical if canonical in self._owners else None
 
+    def canonical(self, name: str | None) -> str | None:
+        """The one name of the base model that a text says: the canonical one, else the text itself.
+
+        None for what names nothing. Two texts with the same answer mean one base model.
+        """
+        if name is None or names_nothing(name):
+            return None
+        return self.identify(name).canonical or name.strip()
+
     def identify(self, raw: str | None, *, tags: Sequence[str] = ()) -> BaseIdentity:
         """Which base model an adapter's own words mean; `tags` of the repository help where they say nothing.
 
@@ -300,6 +309,11 @@ class BaseTable:
 def seed_table() -> BaseTable:
     """The table of what the program knows from the start."""
     return BaseTable(seed_spellings())
+
+
+def extended_table(rows: Iterable[BaseSpelling]) -> BaseTable:
+    """The table of what the program knows from the start and of a catalog's rows, which outweigh it."""
+    return BaseTable({row.spelling: row for row in (*seed_spellings(), *rows)}.values())
 
 
 def _base_tags(tags: Sequence[str]) -> list[str]:

@@ -138,14 +138,15 @@ def _mergekit(manifest: Manifest, *, local: bool) -> str:
         for member, place in _places(manifest, local=local)
     ]
     where = "# Run mergekit-yaml in this folder: paths are relative to it.\n" if local else ""
-    head = f"{where}base_model: {json.dumps(manifest.base)}\nmerge_method: task_arithmetic\ndtype: bfloat16\n"
+    base = f"base_model: {json.dumps(manifest.canonical_base())}\n"
+    head = f"{where}{base}merge_method: task_arithmetic\ndtype: bfloat16\n"
     return head + "models:\n" + "".join(models)
 
 
 def _vllm(manifest: Manifest, *, local: bool) -> list[str]:
     """One JSON a line, each an argument of `vllm serve --lora-modules`."""
     return [
-        json.dumps({"name": member.folder_name, "path": place, "base_model_name": manifest.base})
+        json.dumps({"name": member.folder_name, "path": place, "base_model_name": manifest.canonical_base()})
         for member, place in _places(manifest, local=local)
     ]
 

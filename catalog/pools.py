@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from catalog.bases import BaseTable, seed_table
 from catalog.errors import ConfigError, NotFoundError, PoolError
 from catalog.licenses import USES, Use, objection
 from catalog.paths import unsafe_path
@@ -106,6 +107,12 @@ class Manifest:
     def digest(self) -> str:
         """The sha256 of the canonical bytes."""
         return hashlib.sha256(self.canonical()).hexdigest()
+
+    def canonical_base(self, table: BaseTable | None = None) -> str | None:
+        """The base model by its one name, whatever spelling the manifest has, by `table` or what is known
+        from the start.
+        """
+        return (table or seed_table()).canonical(self.base)
 
     @property
     def folder_name(self) -> str:

@@ -15,7 +15,7 @@ from catalog.errors import MergeError
 from merging.lowrank import Update, concatenate, truncate
 from merging.members import Member
 from merging.merge import ModuleReport, totals, write_updates
-from merging.plan import plan
+from merging.plan import Plan, plan
 from merging.stack import Shape, Stack, iterate_stacks, shapes
 from merging.write import new_folder, storage, write_config, write_json
 
@@ -75,9 +75,16 @@ def combine(
         modules = write_updates(folder, planned.dtype, used, updates)
         document = dict(record or {}) | {"combined": _combined(rank, planned.dtype, modules)}
         with storage(out):
-            write_config(folder, planned.members, planned.base, {n: m.rank for n, m in modules.items()})
+            write_config(
+                folder, planned.members, _named(base, planned), {n: m.rank for n, m in modules.items()}
+            )
             write_json(folder / RECORD_NAME, document)
     return CombineReport(out, document, modules)
+
+
+def _named(base: str | None, planned: Plan) -> str | None:
+    """The base model by its canonical name, or the folder of a model that was given: PEFT finds it there."""
+    return base if base and (Path(base) / "config.json").is_file() else planned.base
 
 
 def _updates(

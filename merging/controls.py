@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.adapter import LoraModule
+from catalog.bases import BaseTable
 from catalog.errors import MergeError, UsageError, WeightsError
 from merging.members import CONFIG_NAME, Member, digest_of, load_member, load_members, read_module
 from merging.stack import shapes
@@ -77,12 +78,20 @@ def stand_in(
     return _stand_in(member, kind, out, seed, *_pooled(kind, pool or (member,)))
 
 
-def stand_ins(members: Sequence[Path | Member], kind: str, out: Path, seed: int = 0) -> tuple[Member, ...]:
+def stand_ins(
+    members: Sequence[Path | Member],
+    kind: str,
+    out: Path,
+    seed: int = 0,
+    *,
+    base: str | None = None,
+    table: BaseTable | None = None,
+) -> tuple[Member, ...]:
     """A stand-in of every member, each in a folder of its own below `out`; the members are the pool.
 
-    Raises what `stand_in` and `load_members` raise.
+    `base` and `table` are those of `load_members`. Raises what `stand_in` and `load_members` raise.
     """
-    loaded = load_members(members)
+    loaded = load_members(members, base=base, table=table)
     pooled = _pooled(kind, loaded)
     return tuple(
         _stand_in(member, kind, out / f"{number:03}-{_STRANGE.sub('--', member.name)[-80:]}", seed, *pooled)
@@ -144,6 +153,7 @@ def _stand_in(
         digest=weights,
         licence=member.licence,
         source={**member.source, "control": kind, "seed": str(seed), "of": member.name, "of_sha256": digest},
+        base=member.base,
     )
 
 

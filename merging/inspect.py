@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from catalog.bases import BaseTable
 from catalog.errors import UsageError
 from catalog.files import temporary_folder
 from merging.lowrank import Grams, coordinates, grams, pair_products, precise_truncation
@@ -82,15 +83,16 @@ def inspect(
     result: Path | Member | None = None,
     weights: Sequence[float] | None = None,
     base: str | None = None,
+    table: BaseTable | None = None,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
     """Members compared with each other and, where a `result` is given, with the merge of them.
 
-    `weights` are those of the sum, 1 / N where none are given. Reads every factor once and writes
-    nothing; raises what `load_members` raises.
+    `weights` are those of the sum, 1 / N where none are given; `base` and `table` are those of
+    `load_members`. Reads every factor once and writes nothing; raises what `load_members` raises.
     """
-    loaded = load_members([*members, result] if result is not None else members, base=base)
+    loaded = load_members([*members, result] if result is not None else members, base=base, table=table)
     count = len(members)
     used = tuple(weights) if weights is not None else (1 / count,) * count
     if len(used) != count or not any(used):

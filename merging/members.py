@@ -32,6 +32,7 @@ from catalog.adapter import (
     tensors_beside,
 )
 from catalog.base_modules import BaseModules, modules_of_folder, modules_of_spelling
+from catalog.bases import BaseTable, seed_table
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from catalog.features import SENTENCES, beside_the_update, layers_to_leave_out
 from catalog.module_names import ModuleNames
@@ -59,6 +60,7 @@ class Member:
     name in other ways the name that adapters are compared by. `digest` is the sha256 of the weights where
     somebody has pinned it, `source` what else is known of its origin (repository, commit), `left_out` the
     tensors that the caller asked to leave out, and copies of the base; all three are copied to merge.json.
+    `base` is the base model where somebody has said it, as a pool does; else the configuration counts.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Member:
     source: Mapping[str, str] = field(default_factory=dict, hash=False)
     left_out: tuple[str, ...] = ()
     compared: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+    base: str | None = None
 
     @property
     def weights(self) -> Path:
@@ -93,13 +96,15 @@ def load_member(
     source: Mapping[str, str] | None = None,
     without: Collection[str] = (),
     purpose: str = "merged",
+    base: str | None = None,
 ) -> Member:
     """The adapter in a folder that PEFT has written, its header checked, no weights read.
 
     `without` names layers, such as lm_head, of which the adapter's factors and saved weights are left out.
     The weights of the base that PEFT saves beside a LoRA of the embeddings or the output head
     (`lm_head.base_layer.weight`) are left out always: without these nothing is lost. `purpose` is what the
-    adapter is loaded for, in the words of a refusal: "merged", "evaluated".
+    adapter is loaded for, in the words of a refusal: "merged", "evaluated". `base` is what a pool says of its
+    base.
     Raises MergeError for an adapter that holds more than plain LoRA, ConfigError and WeightsError for broken
     files, UsageError where there is no adapter.
     """
@@ -124,31 +129,64 @@ def load_member(
         digest=digest,
         source=dict(source or {}),
         left_out=left_out,
+        base=base,
     )
     moved = {module: path for module, path in names.written.items() if module != path}
     return replace(_renamed(member, moved), compared={path: module for module, path in moved.items()})
 
 
-def load_members(folders: Sequence[Path | Member], *, base: str | None = None) -> tuple[Member, ...]:
+def load_members(
+    folders: Sequence[Path | Member], *, base: str | None = None, table: BaseTable | None = None
+) -> tuple[Member, ...]:
     """Members that fit together: one base model, one name and one shape for every module.
 
-    `base` says that all of them belong to this base, whatever spelling each gives. It must have their
-    modules, where it is known or its config.json lies in a folder of this name; so must the base that a
-    member names. Raises MergeError and what `load_member` raises.
+    Spellings that `table` holds as one base model are one; without it, those that are known from the start.
+    `base` says that all of them belong to this base, whatever each of them says. It must have their modules,
+    where it is known or its config.json lies in a folder of this name; so must the base that a member names.
+    Raises MergeError and what `load_member` raises.
     """
     if not folders:
         raise UsageError("There is nothing to merge; name at least one adapter.")
     members = [entry if isinstance(entry, Member) else load_member(entry) for entry in folders]
     if base is None:
-        _refuse_bases(members)
-    members = _agreed(_fitted(members, base))
+        _refuse_bases(members, table or seed_table())
+    modules = _base_modules(base) if base else None
+    if base is None:
+        base = base_of(members, None, table)
+        modules = modules_of_spelling(base)
+    members = _agreed([_placed(member, base or "", modules) for member in members])
     _refuse_shapes(members)
     return tuple(members)
 
 
-def base_of(members: Sequence[Member], base: str | None = None) -> str | None:
-    """The base model of a merge: the one given, or the first that a member names."""
-    return base or next((m.config.base_model for m in members if m.config.base_model), None)
+def base_of(members: Sequence[Member], base: str | None = None, table: BaseTable | None = None) -> str | None:
+    """The base model of a merge by its canonical name: the one given, or the one that the members name."""
+    known = table or seed_table()
+    if base:
+        return known.canonical(base)
+    return next((name for m in members if (name := _base(m, known))), None)
+
+
+def base_note(members: Sequence[Member], base: str | None, table: BaseTable | None = None) -> str | None:
+    """A sentence on the members whose configuration names another base model than the merge has, or None.
+
+    A path that leads to no known model says nothing against any.
+    """
+    known = table or seed_table()
+    others = [
+        (member, other)
+        for member in members
+        if (other := known.identify(member.config.base_model).canonical) and base and other != base
+    ]
+    if not others:
+        return None
+    more = f", and {len(others) - 1} more name another base than this" if len(others) > 1 else ""
+    (member, other), *_ = others
+    return f"The members are taken as adapters of {base}, but {member.name} names {other}{more}."
+
+
+def _base(member: Member, table: BaseTable) -> str | None:
+    return table.canonical(member.base) or table.canonical(member.config.base_model)
 
 
 def read_module(member: Member, module: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,30 +261,22 @@ def _named(tensor: str, without: Collection[str]) -> bool:
     return any(f".{layer}." in f".{tensor}." for layer in without)
 
 
-def _refuse_bases(members: Sequence[Member]) -> None:
-    named = [member for member in members if member.config.base_model]
-    for member in named[1:]:
-        if member.config.base_model != named[0].config.base_model:
+def _refuse_bases(members: Sequence[Member], table: BaseTable) -> None:
+    named = [(member, base) for member in members if (base := _base(member, table))]
+    for member, base in named[1:]:
+        first, expected = named[0]
+        if base != expected:
             raise MergeError(
-                f"{named[0].name} belongs to {named[0].config.base_model} and {member.name} to "
-                f"{member.config.base_model}; merge adapters of one base, or name the one they share."
+                f"{first.name} belongs to {expected} and {member.name} to {base}; "
+                "merge adapters of one base, or name the one that they share (--base)."
             )
 
 
-def _fitted(members: Sequence[Member], base: str | None) -> list[Member]:
-    """The members with the names that their modules have in the base, as far as it is known.
-
-    Raises MergeError for a module that the base does not have, UsageError for a folder that holds no model.
-    """
-    if base is None:
-        return [
-            _placed(m, m.config.base_model or "", modules_of_spelling(m.config.base_model)) for m in members
-        ]
-    modules = _base_modules(base) if base else None
-    return [_placed(member, base, modules) for member in members]
-
-
 def _placed(member: Member, base: str, modules: BaseModules | None) -> Member:
+    """The member with the names that its modules have in the base, as far as these are known.
+
+    Raises MergeError for a module that the base does not have.
+    """
     if modules is None or member.config.layer_replication:
         return member
     places = {

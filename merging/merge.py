@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from catalog.bases import BaseTable
 from catalog.errors import MergeError
 from merging.card import model_card
 from merging.lowrank import Update
@@ -75,6 +76,7 @@ def merge(
     device: str = "cpu",
     seed: int = 0,
     base: str | None = None,
+    table: BaseTable | None = None,
     memory: int = MEMORY,
     inputs: Sequence[Path] = (),
     overwrite: bool = False,
@@ -97,6 +99,7 @@ def merge(
         device=device,
         seed=seed,
         base=base,
+        table=table,
         memory=memory,
         inputs=inputs,
     )
@@ -280,9 +283,16 @@ def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any
             "sha256": digest,
             **({"source": dict(member.source)} if member.source else {}),
             **({"left_out": list(member.left_out)} if member.left_out else {}),
+            **({"base_model": spelling} if (spelling := _other_spelling(member, planned)) else {}),
         }
         for member, weight, digest in zip(planned.members, planned.weights, digests, strict=True)
     ]
+
+
+def _other_spelling(member: Member, planned: Plan) -> str | None:
+    """What the member's configuration calls the base model, where this is not its canonical name."""
+    spelling = member.config.base_model
+    return None if spelling == planned.base else spelling
 
 
 def _version(package: str) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from catalog.bases import BaseTable
 from catalog.errors import MergeError, UsageError
-from merging.members import Member, base_of, load_members
+from merging.members import Member, base_note, base_of, load_members
 from merging.method import MergeMethod, Value
 from merging.methods import find_method
 from merging.stack import Shape, shapes
@@ -23,7 +24,7 @@ class Plan:
     """A merge that has been checked and not yet done.
 
     `weights` has one entry a member as the method uses it, `rank` the bound that was asked for, else the
-    method's own.
+    method's own. `base` is the canonical name of the base model. `notes` are sentences for the user.
     """
 
     members: tuple[Member, ...]
@@ -37,6 +38,7 @@ class Plan:
     base: str | None
     memory: int = MEMORY
     inputs: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -68,17 +70,21 @@ def plan(
     device: str = "cpu",
     seed: int = 0,
     base: str | None = None,
+    table: BaseTable | None = None,
     memory: int = MEMORY,
     inputs: Sequence[Path] = (),
 ) -> Plan:
     """A merge with everything checked that can be checked without reading weights; writes nothing.
 
+    `base` and `table` are those of `load_members`.
     Raises UsageError for what makes no sense, MergeError for members that do not fit the method or each
     other, and what `load_members` raises.
     """
     row = find_method(method)
     options = row.options(parameters or {})
-    loaded = load_members(members, base=base)
+    loaded = load_members(members, base=base, table=table)
+    of_all = base_of(loaded, base, table)
+    note = base_note(loaded, of_all, table)
     _refuse_request(row, loaded, rank, len(inputs))
     _refuse_device(device)
     return Plan(
@@ -90,9 +96,10 @@ def plan(
         _dtype(dtype, loaded),
         device,
         seed,
-        base_of(loaded, base),
+        of_all,
         memory,
         tuple(inputs),
+        (note,) if note else (),
     )
 
 

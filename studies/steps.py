@@ -142,7 +142,11 @@ def stand_ins(job: Job) -> dict[str, Any]:
 
     _take_threads(job.place)
     members = made(
-        _members(job.place, job.found["pool"]), job.told["control"], job.out / "members", job.told["seed"]
+        _members(job.place, job.found["pool"]),
+        job.told["control"],
+        job.out / "members",
+        job.told["seed"],
+        base=job.place.base,
     )
     below = [f"{job.key}/members/{member.folder.name}" for member in members]
     detail = {**job.found["pool"]["detail"], "control": job.told["control"]}

@@ -121,7 +121,7 @@ def adapt(
     some = budget(found, samples, seed=given["seed"])
     members = members_of(app, pool, purpose="adapted")[0] if pool else []
     if control:
-        members = _stand_ins(app, members, control, given["seed"])
+        members = _stand_ins(app, members, control, given["seed"], base)
     model = asked_base(app, base, device)
     first = load_member(Path(target), purpose="adapted") if target else None
     with app.output.progress("adapting") as bar:
@@ -159,7 +159,7 @@ def _measured(base: BaseModel, task: Task, split: Any, limit: int | None) -> Mea
     return measure(base, task, draw(task, split, limit))
 
 
-def _stand_ins(app: App, members: list[Member], control: str, seed: int) -> list[Member]:
+def _stand_ins(app: App, members: list[Member], control: str, seed: int, base: str) -> list[Member]:
     """Stand-ins below the data folder, made once for the same members, kind and seed."""
     import hashlib
 
@@ -169,7 +169,7 @@ def _stand_ins(app: App, members: list[Member], control: str, seed: int) -> list
     digests = " ".join(member.digest or digest_of(member.weights) for member in members)
     name = hashlib.sha256(digests.encode()).hexdigest()[:12]
     place = app.settings.data / "controls" / f"{name}-{control}-{seed}"
-    return list(stand_ins(members, control, place, seed))
+    return list(stand_ins(members, control, place, seed, base=base))
 
 
 def _render(told: dict[str, Any]) -> str:

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from catalog.base_names import names_nothing
 from catalog.engines import misreadings
 from catalog.errors import UsageError
 from catalog.export import export, in_export, member_folder
 from catalog.folder import is_adapter_folder
 from catalog.pools import Manifest
 from cli.app import App, pass_app
+from cli.commands.base import base_table
 from cli.commands.fetching import fetching
 from cli.commands.pools import found_pool
 from cli.output import Column, labelled, output_options, table
 
 if TYPE_CHECKING:
+    from catalog.bases import BaseTable
     from merging.members import Member
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -74,6 +77,12 @@ def _layers(_context: click.Context, _option: click.Parameter, given: str | None
     return tuple(filter(None, (part.strip() for part in (given or "").split(","))))
 
 
+def _base(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
+    if given is not None and names_nothing(given):
+        raise click.BadParameter(f"{given!r} names no base model; write owner/name.")
+    return given
+
+
 members_argument = click.argument("pool", nargs=-1, required=True, metavar="POOL|DIR…")
 
 
@@ -88,6 +97,12 @@ without_option = click.option(
     metavar="LAYER,…",
     callback=_layers,
     help="Leave out what members hold of these layers, such as lm_head, whole weights and factors alike.",
+)
+merge_base_option = click.option(
+    "--base",
+    metavar="ID",
+    callback=_base,
+    help="The base model that the members share, where they do not say, or say different ones.",
 )
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 
@@ -110,6 +125,7 @@ device_option = click.option("--device", default="cpu", show_default=True, help=
     "--seed", type=int, default=0, show_default=True, help="Of methods that draw, and of --control."
 )
 @without_option
+@merge_base_option
 @click.option(
     "--control",
     metavar="KIND",
@@ -159,13 +175,17 @@ def merge(
     if out is None and not dry_run:
         raise UsageError("Name the folder to write the merge to, by -o DIR.")
     purpose = "merged or added to a base" if apply_to else "merged"
-    members, manifest = members_of(app, pool, without, purpose)
+    table = base_table(app)
+    members, manifest = members_of(app, pool, without, purpose, table)
+    if control and out is not None and not dry_run:
+        place = out.with_name(f"{out.name}-members")
+        members = list(stand_ins(members, control, place, given["seed"], base=given["base"], table=table))
+    planned = plan(members, table=table, **given)
+    for note in planned.notes:
+        app.output.say(note)
     if out is None or dry_run:
-        app.output.document(asdict(price(plan(members, **given))), _render_price)
+        app.output.document(asdict(price(planned)), _render_price)
         return
-    if control:
-        members = list(stand_ins(members, control, out.with_name(f"{out.name}-members"), given["seed"]))
-    planned = plan(members, **given)
     if apply_to:
         refuse_tied(apply_to, members)
     source = {"name": manifest.name, "digest": manifest.digest} if manifest else None
@@ -187,11 +207,16 @@ def _fold(app: App, base: Path, adapter: Path, out: Path, device: str, overwrite
 
 
 def members_of(
-    app: App, given: Sequence[str], without: Sequence[str] = (), purpose: str = "merged"
+    app: App,
+    given: Sequence[str],
+    without: Sequence[str] = (),
+    purpose: str = "merged",
+    table: BaseTable | None = None,
 ) -> tuple[list[Member], Manifest | None]:
     """The members in the folders given, or of the one pool given, whose files are brought here first.
 
-    `purpose` is what they are loaded for, in the words of a refusal.
+    `purpose` is what they are loaded for, in the words of a refusal. Those of a pool have its base model by
+    the canonical name that `table` has for it.
     """
     from merging.members import load_member
 
@@ -211,6 +236,7 @@ def members_of(
             source={"repository": member.repository, "commit": member.commit, "subfolder": member.subfolder},
             without=without,
             purpose=purpose,
+            base=manifest.canonical_base(table),
         )
         for member in manifest.members
     ]
@@ -236,6 +262,7 @@ def _exported(app: App, manifest: Manifest, pool: Path) -> Path:
 )
 @weights_option("1/N each")
 @without_option
+@merge_base_option
 @device_option
 @click.option(
     "--plot",
@@ -257,9 +284,10 @@ def inspect_merge(
     """How alike the members of a POOL are, how much they interfere, and the energy that each rank keeps."""
     from merging import inspect
 
-    members, _ = members_of(app, pool, without)
+    table = base_table(app)
+    members, _ = members_of(app, pool, without, table=table)
     with app.output.progress("reading") as bar:
-        found = inspect.inspect(members, result=result, progress=bar.working, **given)
+        found = inspect.inspect(members, result=result, table=table, progress=bar.working, **given)
     if plot:
         inspect.plot(found, plot)
         app.output.say(f"drawn into {plot}")
