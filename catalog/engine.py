@@ -24,7 +24,7 @@ CONNECT_SECONDS = 10
 _TAKES_WRITE_LOCK = "loradex_takes_write_lock"
 _URL_ADVICE = "name the catalog as sqlite:///FILE or postgresql://USER@HOST/NAME"
 
-# What SQLite says when not the program is at fault; the sqlite3 of Python 3.10 has these texts and no codes.
+# What SQLite says when not the program is at fault.
 _SQLITE_WORDS = {
     "unable to open database file": "cannot be opened: it must be a file in a folder that you may write to",
     "file is not a database": "is not a SQLite database",

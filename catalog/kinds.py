@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 
-class Spelling(str, enum.Enum):
+class Spelling(enum.StrEnum):
     """How a base model's name in the wild relates to the canonical one."""
 
     CANONICAL = "canonical"
@@ -16,7 +16,7 @@ class Spelling(str, enum.Enum):
     LOCAL_PATH = "local_path"
 
 
-class CrawlState(str, enum.Enum):
+class CrawlState(enum.StrEnum):
     """How far a crawl got; `running` also stands for one that was interrupted."""
 
     RUNNING = "running"
@@ -24,7 +24,7 @@ class CrawlState(str, enum.Enum):
     PARTIAL = "partial"
 
 
-class Outcome(str, enum.Enum):
+class Outcome(enum.StrEnum):
     """What became of one listed row; each ends in exactly one of them, `pending` is none."""
 
     PENDING = "pending"

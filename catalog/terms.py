@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, and_, not_, or_, true
@@ -40,7 +40,7 @@ class Period:
     @property
     def start(self) -> datetime:
         """Its first instant."""
-        return datetime(self.year, self.month or 1, self.day or 1, tzinfo=timezone.utc)
+        return datetime(self.year, self.month or 1, self.day or 1, tzinfo=UTC)
 
     @property
     def end(self) -> datetime | None:
@@ -49,8 +49,8 @@ class Period:
             if self.day is not None:
                 return self.start + timedelta(days=1)
             if self.month is not None:
-                return datetime(self.year + self.month // 12, self.month % 12 + 1, 1, tzinfo=timezone.utc)
-            return datetime(self.year + 1, 1, 1, tzinfo=timezone.utc)
+                return datetime(self.year + self.month // 12, self.month % 12 + 1, 1, tzinfo=UTC)
+            return datetime(self.year + 1, 1, 1, tzinfo=UTC)
         except (ValueError, OverflowError):
             return None
 

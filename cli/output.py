@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -42,7 +42,7 @@ _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
-class Format(str, enum.Enum):
+class Format(enum.StrEnum):
     """How results are written to stdout."""
 
     TABLE = "table"
@@ -327,7 +327,7 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, datetime):
-        return f"{value.astimezone(timezone.utc):%Y-%m-%d}"
+        return f"{value.astimezone(UTC):%Y-%m-%d}"
     if isinstance(value, enum.Enum):
         return str(value.value)
     if isinstance(value, (set, frozenset)):
@@ -346,7 +346,7 @@ def jsonable(value: Any) -> Any:
     if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, datetime):
-        return value.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (set, frozenset)):

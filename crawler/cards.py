@@ -30,7 +30,7 @@ _LICENSE_PLACEHOLDERS = frozenset(
 )
 
 
-class CardQuality(str, enum.Enum):
+class CardQuality(enum.StrEnum):
     """How much a card tells; stored by value."""
 
     ABSENT = "absent"

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from crawler.foreign import UnreadableError, reading
@@ -200,7 +200,7 @@ class _Row:
         fraction = (match[2] or ".0")[1:7].ljust(6, "0")
         offset = "+00:00" if match[3] in (None, "Z") else match[3]
         try:
-            return datetime.fromisoformat(f"{match[1]}.{fraction}{offset}").astimezone(timezone.utc)
+            return datetime.fromisoformat(f"{match[1]}.{fraction}{offset}").astimezone(UTC)
         except (ValueError, OverflowError):
             self._odd(key, "is not a date")
             return None

@@ -43,7 +43,7 @@ PAPER_NORM = (1.0, 1000.0)
 NORM_EXPLODED = 1e5
 
 
-class Reason(str, enum.Enum):
+class Reason(enum.StrEnum):
     """One thing that speaks against an adapter, or is worth knowing of it; stored by value."""
 
     GATED = "gated"

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -43,7 +43,7 @@ WHOLE_EVERY = timedelta(days=7)
 
 
 def _utc_now() -> datetime:
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, prog
     bases = BaseTable((*seed_spellings(), *(store.spellings(session) if session is not None else ())))
     planned = queries(options, bases)
     question = asked(options, hub.settings.endpoint, planned, description_digest(bases))
-    scope, now = frontier.digest(question), datetime.now(timezone.utc)
+    scope, now = frontier.digest(question), datetime.now(UTC)
     since = _since(session, options, scope, now) if session is not None else None
     for item in preview(hub, Walk(0, planned, since, options.limit)):
         row = store.known_repository(session, item.hub_id or "") if session is not None else None

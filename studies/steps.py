@@ -172,8 +172,9 @@ def merge(job: Job) -> dict[str, Any]:
         dtype="float32",
     )
     ranks = [module.rank for module in report.modules.values()]
-    # An untruncated sum of high rank is not measured, and loses nothing.
-    detail = {"rank": max(ranks, default=0), "energy": 1.0 if report.kept is None else report.kept}
+    # The norm of an untruncated sum of high rank is not measured.
+    kept = {} if report.kept is None else {"energy": report.kept}
+    detail = {"rank": max(ranks, default=0), **kept}
     return {"adapter": f"{job.key}/{ADAPTER}", "detail": detail}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from crawler.progress import Silent
 from crawler.run import Crawler
 from tests.fakes import VirtualClock
 
-NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 # What may differ between two crawls that saw the same: when and how, row numbers, and the crawls themselves.
 PASSING = {"id", "first_seen", "last_seen", "gone_at"}
 RECORDS = (

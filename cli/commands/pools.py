@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def import_(app: App, file: Path, weights: bool, instead: bool) -> None:
                 for pinned in member.files:
                     fetch(member, pinned)
     with writing(app.settings) as session:
-        pool_store.save_pool(session, manifest, datetime.now(timezone.utc), replace=instead)
+        pool_store.save_pool(session, manifest, datetime.now(UTC), replace=instead)
         session.commit()
     places = {manifest.name: save_manifest(app, manifest)}
     found = {**asdict(manifest), "digest": manifest.digest}

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +150,7 @@ def select_(
     if not dry_run:
         with writing(app.settings) as session:
             for manifest in pools:
-                pool_store.save_pool(session, manifest, datetime.now(timezone.utc), replace=instead)
+                pool_store.save_pool(session, manifest, datetime.now(UTC), replace=instead)
             session.commit()
     places = {} if dry_run else {one.name: save_manifest(app, one) for one in pools}
     app.output.document(_manifest(found.pool), partial(render_pool, places=places))

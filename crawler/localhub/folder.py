@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -282,7 +282,7 @@ def derived_identity(repo_id: str) -> str:
 
 def iso_date(nanoseconds: int) -> str:
     """A time since the epoch as the Hub writes it: ISO 8601 in UTC with milliseconds and a Z."""
-    moment = datetime.fromtimestamp(nanoseconds // 1_000_000 / 1_000, timezone.utc)
+    moment = datetime.fromtimestamp(nanoseconds // 1_000_000 / 1_000, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -252,7 +252,7 @@ def _pearson(pairs: Floats) -> float:
     """The correlation of the two columns, NaN where one does not vary."""
     if len(pairs) < 2 or (np.ptp(pairs, axis=0) == 0).any():
         return float("nan")
-    return float(np.corrcoef(pairs.T)[0, 1])
+    return float(np.asarray(np.corrcoef(pairs.T))[0, 1])
 
 
 def _spearman(pairs: Floats) -> float:

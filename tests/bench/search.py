@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ SIZE = 384
 VOCABULARY = 20_000
 QUERIES = 60
 HITS = 10
-NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 # p50 and p95 of a search, then the p50 of its processor time, of each ranking alone, and with a filter.
 COLUMNS = ("cards", "chunks", "embed s", "make s", "load s")
 TIMES = ("p50 ms", "p95 ms", "of cpu", "words", "meaning", "filtered")

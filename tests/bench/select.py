@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from catalog.neighbours import Subject
 from catalog.schema import Adapter, BaseModel, Document, Fingerprint, Repository, WeightsFile
 from catalog.selection import Question, Sources, select
 
-NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG = "c" * 40
 WAYS: dict[str, dict[str, Any]] = {
     "random": {"by": "random"},

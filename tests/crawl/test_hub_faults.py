@@ -7,7 +7,7 @@ import threading
 import tracemalloc
 import zlib
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
@@ -241,7 +241,7 @@ def test_after_the_deadline_no_socket_is_touched() -> None:
 # Headers
 
 
-DATE = datetime(2026, 1, 1, tzinfo=timezone.utc)
+DATE = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import ANY
 
@@ -50,8 +50,8 @@ def test_a_whole_row() -> None:
         hub_id="65a1b2c3d4e5f60718293a4b",
         name="someone/adapter",
         sha="a" * 40,
-        last_modified=datetime(2024, 8, 1, 12, 30, tzinfo=timezone.utc),
-        created_at=datetime(2024, 6, 30, 22, tzinfo=timezone.utc),
+        last_modified=datetime(2024, 8, 1, 12, 30, tzinfo=UTC),
+        created_at=datetime(2024, 6, 30, 22, tzinfo=UTC),
         gated="",
         disabled=False,
         private=False,
@@ -173,7 +173,7 @@ def test_a_config_without_a_base_is_no_problem(config: object) -> None:
     ],
 )
 def test_dates_with_any_fraction(text: str, microsecond: int) -> None:
-    expected = datetime(2024, 8, 1, 12, 30, 0, microsecond, tzinfo=timezone.utc)
+    expected = datetime(2024, 8, 1, 12, 30, 0, microsecond, tzinfo=UTC)
     assert listed(lastModified=text).last_modified == expected
 
 

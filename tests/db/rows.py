@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Boolean, Engine, Enum, Integer, LargeBinary, Table, insert, select
@@ -10,7 +10,7 @@ from sqlalchemy import Boolean, Engine, Enum, Integer, LargeBinary, Table, inser
 from catalog import schema
 from catalog.columns import CleanJSON, CleanText, Counter, Real, UTCDateTime
 
-NOW = datetime(2026, 9, 1, 12, 30, 15, 250_000, tzinfo=timezone.utc)
+NOW = datetime(2026, 9, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 COMMIT = "c" * 40
 SHA256 = "d" * 64
 

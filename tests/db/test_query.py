@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -75,7 +75,7 @@ FRONTS: list[Any] = [[], ["datasets"], "datasets", 1, {}, {"datasets": None}]
 FRONTS += [{"datasets": one, "language": other} for one, other in zip(LISTS, reversed(LISTS), strict=True)]
 DAYS = [(2024, 1, 1), (2024, 9, 1), (1, 1, 1), (2023, 12, 31)]
 TIMES = [(2024, 8, 31, 23, 59, 59, 999_999), (9999, 12, 31, 23), (2024, 2, 29, 12, 30)]
-INSTANTS = [None, *(datetime(*parts, tzinfo=timezone.utc) for parts in (*DAYS, *TIMES))]
+INSTANTS = [None, *(datetime(*parts, tzinfo=UTC) for parts in (*DAYS, *TIMES))]
 WHOLES = [None, 0, 1, 8, 16, 64, 2**53, 2**53 + 1, 2**63 - 1, -(2**63) + 1]
 REALS = [None, 0.0, 0.1, 0.1 + 0.2, 0.3, 1.0, -1.5, 1e-300, 1.7e308, 16.0]
 
@@ -92,7 +92,7 @@ def fill(session: Session) -> None:
         ),
         strict=False,
     )
-    now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
     for n, name, text, card, entries, front, instant, whole, real in every:
         repository = Repository(
             hub_id=f"id{n}", name=f"{name}{n if n >= len(NAMES) else ''}", owner=name.rpartition("/")[0],
@@ -265,7 +265,7 @@ def test_every_field_has_the_same_values_in_both_faces(engine: Engine) -> None:
     ],
 )
 def test_what_a_filter_selects(engine: Engine, text: str, names: set[str]) -> None:
-    now = datetime(2024, 8, 31, 23, 59, 59, 999_999, tzinfo=timezone.utc)
+    now = datetime(2024, 8, 31, 23, 59, 59, 999_999, tzinfo=UTC)
     by_name: dict[str, dict[str, Any]] = {
         "a": {},
         "b": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -223,8 +223,8 @@ def test_reals(engine: Engine, value: float, stored: float | None) -> None:
     [
         pytest.param(rows.NOW, id="utc"),
         pytest.param(datetime(2026, 3, 29, 2, 30, tzinfo=timezone(timedelta(hours=-8))), id="elsewhere"),
-        pytest.param(datetime(1970, 1, 1, tzinfo=timezone.utc), id="epoch"),
-        pytest.param(datetime(2026, 9, 1, 1, 2, 3, 999_999, tzinfo=timezone.utc), id="microseconds"),
+        pytest.param(datetime(1970, 1, 1, tzinfo=UTC), id="epoch"),
+        pytest.param(datetime(2026, 9, 1, 1, 2, 3, 999_999, tzinfo=UTC), id="microseconds"),
     ],
 )
 def test_instants(engine: Engine, value: datetime) -> None:

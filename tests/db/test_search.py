@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from catalog.schema import Adapter, AdapterReason, BaseModel, Embedding, Reposit
 from catalog.search import DEPTH, Found, Weights, open_texts, query_vector, search
 from catalog.texts import EmbedCounts, embed_cards
 
-NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 # Words that mean the same, by axis; all other words have a direction of their own, nearly at right angles.
 AXES = (
     ("emotion", "mood", "feelings", "sentiment"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, get_args
 
 import pytest
@@ -37,8 +37,8 @@ ROW: dict[str, Any] = {
     "license": "Apache-2.0",
     "verdict": "accepted",
     "reasons": ["no_card"],
-    "created": datetime(2024, 8, 31, 23, 59, 59, tzinfo=timezone.utc),
-    "modified": datetime(2024, 9, 1, tzinfo=timezone.utc),
+    "created": datetime(2024, 8, 31, 23, 59, 59, tzinfo=UTC),
+    "modified": datetime(2024, 9, 1, tzinfo=UTC),
     "downloads": 0,
     "likes": 3,
     "tags": ["PEFT", "region:us"],
@@ -312,7 +312,7 @@ def test_texts_are_those_that_yaml_meant() -> None:
 
 
 def test_a_period_ends_where_the_next_begins() -> None:
-    utc = timezone.utc
+    utc = UTC
     assert Period(2023).start == datetime(2023, 1, 1, tzinfo=utc)
     assert Period(2023).end == datetime(2024, 1, 1, tzinfo=utc)
     assert Period(2023, 12).end == datetime(2024, 1, 1, tzinfo=utc)
