@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Select, exists, func, select
 from sqlalchemy.orm import Session, selectinload
 
 from catalog.errors import NotFoundError, UsageError
+from catalog.fields import FIELDS
 from catalog.query import Query
 from catalog.reference import AdapterReference, adapter_name
 from catalog.schema import (
@@ -26,6 +27,7 @@ from catalog.schema import (
     Repository,
     RepositoryAlias,
 )
+from catalog.store import waiting
 
 SORTS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "adapter": (),
@@ -74,7 +76,7 @@ def _current() -> Select[Adapter]:
 def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> Iterator[dict[str, Any]]:
     """The rows of a listing, each as the plain values that the command prints."""
     query = _current()
-    if listing.verdict is not None:
+    if listing.verdict not in (None, "any"):
         query = query.where(_refused(refusing) if listing.verdict == "skipped" else ~_refused(refusing))
     if listing.reason is not None:
         found = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason == listing.reason)
@@ -105,6 +107,7 @@ def adapter_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
         "reasons": reasons,
         "norm": adapter.norm,
         "health": adapter.health,
+        "partial": adapter.partial,
     }
 
 
@@ -179,12 +182,19 @@ def details(session: Session, adapter: Adapter, refusing: Collection[str]) -> di
     }
 
 
-def totals(session: Session, refusing: Collection[str], crawls: int = 5) -> dict[str, Any]:
-    """What the catalog holds, and the newest crawls."""
+def totals(
+    session: Session, refusing: Collection[str], unreadable: Collection[str], crawls: int = 5
+) -> dict[str, Any]:
+    """What the catalog holds, and the newest crawls.
+
+    `waiting` counts the adapters whose factors a crawl that reads weights would read, those aside that have a
+    reason in `unreadable`; `partial` those measured whose factors are not their whole update.
+    """
     current = _current().with_only_columns(Adapter.id).options()
     ids = current.subquery()
     count = session.scalar(select(func.count()).select_from(ids)) or 0
     skipped_ids = current.where(_refused(refusing)).subquery()
+    measured = current.where(Adapter.norm.is_not(None))
     skipped = session.scalar(select(func.count()).select_from(skipped_ids)) or 0
     reasons = session.execute(
         select(AdapterReason.reason, func.count())
@@ -201,9 +211,16 @@ def totals(session: Session, refusing: Collection[str], crawls: int = 5) -> dict
         "skipped": skipped,
         "reasons": dict(reasons.all()),
         "fingerprints": session.scalar(select(func.count()).select_from(Fingerprint)) or 0,
+        "measured": _count(session, measured),
+        "partial": _count(session, measured.where(FIELDS["partial"].some(lambda name: name != "", ()))),
+        "waiting": waiting(session, unreadable),
         "embeddings": session.scalar(select(func.count()).select_from(Embedding)) or 0,
         "crawls": [_crawl_row(crawl) for crawl in _newest(session, crawls)],
     }
+
+
+def _count(session: Session, query: Select[int]) -> int:
+    return session.scalar(select(func.count()).select_from(query.subquery())) or 0
 
 
 def _newest(session: Session, count: int) -> list[Crawl]:

@@ -37,12 +37,18 @@ class Candidate:
     parameters: int | None
     norm: float | None
     license: str | None
+    partial: Any
     scaling_pattern: str | None
     weights_digest: str
     weights_name: str
     tensor_digest: str | None
     config_digest: str
     card_digest: str | None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the rules refuse it: never, or it were no candidate."""
+        return False
 
     @property
     def adapter(self) -> str:
@@ -71,6 +77,7 @@ _COLUMNS = (
     Adapter.parameters,
     Adapter.norm,
     Adapter.license,
+    Adapter.partial,
     Adapter.scaling_pattern,
     Adapter.weights_digest,
     Adapter.weights_name,

@@ -207,10 +207,14 @@ _ALL = (
         "dtype", "text", "dtypes", _texts(Adapter.dtypes), "A data type of its weights, such as BF16.",
         many=True, aliases=("dtypes",), choices=tuple(fold(name) for name in DTYPE_BITS),
     ),
-    Field("norm", "number", "norm", _one(Adapter.norm), "The Frobenius norm of its whole update."),
+    Field("norm", "number", "norm", _one(Adapter.norm), "The Frobenius norm of its update scaling * B A."),
     Field(
         "health", "text", "health", _one(Adapter.health), "healthy, or what is wrong with its values.",
         choices=_HEALTH,
+    ),
+    Field(
+        "partial", "text", "partial", _texts(Adapter.partial),
+        "What its update is besides scaling * B A, such as use_dora.", many=True,
     ),
     Field(
         "license", "text", "license", _one(Adapter.license), "Its licence id, such as apache-2.0.",
@@ -289,6 +293,7 @@ def query_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
         "dtypes": adapter.dtypes,
         "norm": adapter.norm,
         "health": adapter.health,
+        "partial": adapter.partial,
         "license": adapter.license,
         "verdict": "skipped" if set(reasons) & set(refusing) else "accepted",
         "reasons": reasons,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from catalog.adapter import AdapterConfig, AdapterSpec, lora_modules, parse_config, parse_header
 from catalog.errors import ConfigError, NotFoundError, WeightsError
+from catalog.features import PARTIAL, Feature, beside_the_update
 from catalog.weights import header_bytes
 
 CONFIG_NAME = "adapter_config.json"
@@ -22,6 +23,12 @@ class AdapterFolder:
     config: AdapterConfig
     weights: Path
     spec: AdapterSpec
+
+    @property
+    def partial(self) -> tuple[Feature, ...]:
+        """What its update is besides scaling * B A, by the names of the crawl's reasons."""
+        found = beside_the_update(self.config, self.spec)
+        return tuple(feature for feature in found if feature.reason in PARTIAL)
 
 
 def is_adapter_folder(path: Path) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import exists, select
+from sqlalchemy import Select, case, exists, null, select
 from sqlalchemy.orm import Session
 
 from catalog.adapter import AdapterConfig, ScalingRule, parse_config
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Files = tuple[Path, AdapterConfig]
+# The weights of an adapter folder, the one that is read first.
+_WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 # So many vectors are read at once.
 _BLOCK = 500
 
@@ -57,6 +59,10 @@ class Weights(Protocol):
     @property
     def license(self) -> str | None: ...
     @property
+    def partial(self) -> Any: ...
+    @property
+    def skipped(self) -> bool: ...
+    @property
     def weights_digest(self) -> str: ...
     @property
     def tensor_digest(self) -> str | None: ...
@@ -68,7 +74,11 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Fingerprinted:
-    """An adapter of the catalog whose weights were read, with what comparing it takes."""
+    """An adapter of the catalog with a weights file, and what comparing it takes.
+
+    `partial` are the reasons for which its B A is not its whole update; `skipped` says that the rules refuse
+    it.
+    """
 
     id: int
     repository: str
@@ -77,15 +87,17 @@ class Fingerprinted:
     base: str | None
     rank: int | None
     scaling: float | None
-    scaling_pattern: str
+    scaling_pattern: str | None
     norm: float | None
     health: str | None
     license: str | None
     library: str | None
     front: Any
+    partial: Any
     weights_digest: str
     tensor_digest: str | None
     config_digest: str | None
+    skipped: bool = False
 
     @property
     def adapter(self) -> str:
@@ -95,7 +107,7 @@ class Fingerprinted:
     @property
     def key(self) -> str:
         """The key of its vectors."""
-        return vector_key(self.weights_digest, self.scaling_pattern)
+        return vector_key(self.weights_digest, self.scaling_pattern or "")
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -119,6 +131,7 @@ _COLUMNS = (
     Adapter.license,
     Repository.library,
     Adapter.card_front.label("front"),
+    Adapter.partial,
     Adapter.weights_digest,
     WeightsFile.tensor_digest,
     Adapter.config_digest,
@@ -133,23 +146,21 @@ def kind(name: str) -> Kind:
 
 
 def fingerprinted(
-    session: Session, refusing: Collection[str], base: str | None = None
+    session: Session, refusing: Collection[str], base: str | None = None, *, every: bool = False
 ) -> Iterator[Fingerprinted]:
-    """The current adapters with a fingerprint that these reasons do not refuse, sorted by name."""
-    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
+    """The current adapters with a fingerprint that these reasons do not refuse, sorted by name.
+
+    With `every` those that they refuse are among them, marked.
+    """
     query = (
-        select(*_COLUMNS)
-        .join(Adapter.repository)
-        .outerjoin(Adapter.base_model)
+        _adapters(refusing, every=every)
         .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
         .join(
             FingerprintRow,
             (FingerprintRow.weights_digest == Adapter.weights_digest)
             & (FingerprintRow.scaling_pattern == Adapter.scaling_pattern),
         )
-        .where(Adapter.current, Repository.gone_at.is_(None), ~refused)
         .where(FingerprintRow.version == FINGERPRINT_VERSION)
-        .order_by(Repository.name, Repository.hub_id, Adapter.subfolder)
     )
     if base is not None:
         query = query.where(BaseModel.canonical == base)
@@ -157,9 +168,43 @@ def fingerprinted(
         yield Fingerprinted(*row)
 
 
-def usual_base(session: Session, refusing: Collection[str]) -> str | None:
+def with_weights(
+    session: Session, refusing: Collection[str], *, every: bool = False
+) -> Iterator[Fingerprinted]:
+    """The current adapters whose weights file the Hub names by its content, read or not, sorted by name.
+
+    Pickles are among them: the digest of a file can be compared without opening it. `every` as for
+    `fingerprinted`.
+    """
+    files = case((Adapter.weights_digest.is_(None), Adapter.files), else_=null())
+    query = _adapters(refusing, every=every).outerjoin(
+        WeightsFile, WeightsFile.digest == Adapter.weights_digest
+    )
+    for *row, listed in session.execute(query.add_columns(files)):
+        found = Fingerprinted(*row)
+        digests = {file["name"]: file["digest"] for file in listed or ()}
+        digest = found.weights_digest or next(filter(None, map(digests.get, _WEIGHTS_NAMES)), None)
+        if digest is not None:
+            yield replace(found, weights_digest=digest)
+
+
+def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:
+    """The columns of `Fingerprinted` of current adapters."""
+    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
+    query = (
+        select(*_COLUMNS, refused.label("skipped"))
+        .join(Adapter.repository)
+        .outerjoin(Adapter.base_model)
+        .where(Adapter.current, Repository.gone_at.is_(None))
+        .order_by(Repository.name, Repository.hub_id, Adapter.subfolder)
+    )
+    return query if every else query.where(~refused)
+
+
+def usual_base(session: Session, refusing: Collection[str], *, every: bool = False) -> str | None:
     """The base model of most adapters with a fingerprint, the first by name among equals."""
-    counts = Counter(row.base for row in fingerprinted(session, refusing) if row.base is not None)
+    rows = fingerprinted(session, refusing, every=every)
+    counts = Counter(row.base for row in rows if row.base is not None)
     return min(counts, key=lambda base: (-counts[base], base), default=None)
 
 

@@ -36,7 +36,9 @@ _NO_SPREAD = 1e-12
 
 @dataclass(frozen=True)
 class Subject:
-    """What neighbours are sought of: vectors by kind, and its files where they are at hand."""
+    """What neighbours are sought of: vectors by kind, its files where they are at hand, and the reasons for
+    which its B A is not its whole update.
+    """
 
     name: str
     base: str | None
@@ -44,6 +46,7 @@ class Subject:
     files: Files | None = None
     tensor_digest: str | None = None
     adapter_id: int | None = None
+    partial: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Neighbour:
     """One adapter like the subject.
 
     `score` is the exact cosine where it was worked out, else that of the sketches; `delta` and `output` are
-    the sketched cosines of both kinds.
+    the sketched cosines of both kinds. All of them are of the products B A: `partial` and `subject_partial`
+    are the reasons for which these are not the whole update, its own and those of the subject.
     """
 
     adapter: str
@@ -63,6 +67,9 @@ class Neighbour:
     same_tensors: bool
     rank: int | None
     license: str | None
+    verdict: str = "accepted"
+    partial: tuple[str, ...] = ()
+    subject_partial: tuple[str, ...] = ()
 
     @property
     def why(self) -> str:
@@ -70,7 +77,9 @@ class Neighbour:
         if self.same_tensors:
             return "the same tensors"
         how = "exact" if self.exact else "sketched"
-        return f"{how}; delta {self.delta:+.2f}, output {self.output:+.2f}"
+        beside = sorted({*self.partial, *self.subject_partial})
+        alone = f"; of B A alone, without {', '.join(beside)}" if beside else ""
+        return f"{how}; delta {self.delta:+.2f}, output {self.output:+.2f}{alone}"
 
 
 def subject_of(session: Session, adapter: Adapter, blobs: BlobStore) -> Subject:
@@ -85,6 +94,7 @@ def subject_of(session: Session, adapter: Adapter, blobs: BlobStore) -> Subject:
         files=kept_files(session, blobs, row.weights_digest, adapter.config_digest),
         tensor_digest=session.get_one(WeightsFile, row.weights_digest).tensor_digest,
         adapter_id=adapter.id,
+        partial=tuple(adapter.partial or ()),
     )
 
 
@@ -96,7 +106,14 @@ def subject_of_folder(folder: AdapterFolder, made: Fingerprint, base: str | None
         vectors={"delta": made.delta, "output": made.output},
         files=(folder.weights, folder.config),
         tensor_digest=made.tensor_digest,
+        partial=partial_of(folder, made),
     )
+
+
+def partial_of(folder: AdapterFolder, made: Fingerprint) -> tuple[str, ...]:
+    """The reasons for which the fingerprint of a local adapter is not that of its whole update."""
+    lost = ("non_finite",) if None in made.norms.values() else ()
+    return (*(feature.reason for feature in folder.partial), *lost)
 
 
 def neighbours(
@@ -110,15 +127,17 @@ def neighbours(
     count: int = 10,
     exact: bool = False,
     rows: Sequence[Weights] | None = None,
+    every: bool = False,
 ) -> list[Neighbour]:
     """The `count` adapters of the same base model that are most like the subject, best first.
 
-    Of all that the catalog holds with a fingerprint, or of `rows`, which `refusing` does not touch.
+    Of all that the catalog holds with a fingerprint, or of `rows`, which `refusing` does not touch. With
+    `every` those that `refusing` refuses are among them, marked.
 
     With `exact`, the sketch's best (four times as many, 50 to 200) are compared by the trace identity, as far
     as their files are kept, and ranked by that. Raises NotFoundError where there is nothing to compare with.
     """
-    among = fingerprinted(session, refusing, subject.base) if rows is None else rows
+    among = fingerprinted(session, refusing, subject.base, every=every) if rows is None else rows
     found = [row for row in among if row.id != subject.adapter_id and subject.base in (None, row.base)]
     if not found:
         of = f" of {subject.base}" if subject.base else ""
@@ -220,6 +239,9 @@ def _neighbour(
         same_tensors=subject.tensor_digest is not None and subject.tensor_digest == row.tensor_digest,
         rank=row.rank,
         license=row.license,
+        verdict="skipped" if row.skipped else "accepted",
+        partial=tuple(row.partial or ()),
+        subject_partial=subject.partial,
     )
 
 

@@ -108,6 +108,7 @@ class AdapterRecord:
     norm: float | None = None
     health: str | None = None
     scaling_pattern: str | None = None
+    partial: tuple[str, ...] | None = None
     license: str | None = None
     card_quality: str = "absent"
     card_text: str = ""

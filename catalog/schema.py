@@ -197,6 +197,10 @@ class Adapter(Table):
     scaling_pattern: Mapped[str | None] = mapped_column(
         comment="how scaling differs between modules, empty where it does not; null when unread"
     )
+    partial: Mapped[Any] = mapped_column(
+        nullable=True,
+        comment="the reasons for which B A is not its whole update; null where no factors are known",
+    )
     license: Mapped[str | None]
     card_quality: Mapped[str]
     card_text: Mapped[str] = mapped_column(comment="the card without front matter, mark-up and placeholders")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from catalog.bases import BaseSpelling as SpellingRecord
@@ -192,25 +192,52 @@ def without_fingerprint(session: Session) -> list[tuple[str, str, bytes]]:
     return [(digest, pattern, content) for (digest, pattern), content in found.items()]
 
 
-def acceptable_weights(
-    session: Session, repository_ids: Collection[int], refusing: Collection[str]
-) -> list[tuple[int, WeightsFile, bool]]:
-    """(repository, weights, whether all is known of their values) of the current adapters that none of these
-    reasons refuses.
+def readable_weights(
+    session: Session, repository_ids: Collection[int], refusing: Collection[str], unreadable: Collection[str]
+) -> list[tuple[int, str, bool, bool]]:
+    """(repository, digest of weights, whether their values are known, whether the reasons in `refusing` let
+    the adapter pass) of their current adapters with LoRA factors, those with a reason in `unreadable` left
+    out.
     """
-    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
+    rows = session.execute(
+        select(Adapter.repository_id, Adapter.weights_digest, _known(), ~_has_reason(refusing)).where(
+            Adapter.repository_id.in_(repository_ids), Adapter.current, readable(unreadable)
+        )
+    )
+    return [(owner, str(digest), bool(known), bool(passes)) for owner, digest, known, passes in rows]
+
+
+def waiting(session: Session, unreadable: Collection[str]) -> int:
+    """How many current adapters have LoRA factors that could be read and were not, whatever rules refuse
+    them.
+    """
+    query = (
+        select(func.count())
+        .select_from(Adapter)
+        .join(Adapter.repository)
+        .where(Adapter.current, Repository.gone_at.is_(None), readable(unreadable), ~_known())
+    )
+    return session.scalar(query) or 0
+
+
+def readable(unreadable: Collection[str]) -> ColumnElement[bool]:
+    """Whether an adapter has LoRA factors that none of these reasons kept from being read."""
+    return and_(Adapter.scaling_pattern.is_not(None), Adapter.modules > 0, ~_has_reason(unreadable))
+
+
+def _known() -> ColumnElement[bool]:
+    """Whether the values of an adapter's weights were read as they are read now."""
     fingerprinted = exists().where(
         Fingerprint.weights_digest == Adapter.weights_digest,
         Fingerprint.scaling_pattern == Adapter.scaling_pattern,
         Fingerprint.version == FINGERPRINT_VERSION,
     )
-    known = Adapter.norm.is_not(None) & fingerprinted
-    rows = session.execute(
-        select(Adapter.repository_id, WeightsFile, known)
-        .join(Adapter, Adapter.weights_digest == WeightsFile.digest)
-        .where(Adapter.repository_id.in_(repository_ids), Adapter.current, ~refused)
-    )
-    return [(repository_id, file, bool(read)) for repository_id, file, read in rows]
+    return and_(Adapter.norm.is_not(None), fingerprinted.correlate(Adapter))
+
+
+def _has_reason(reasons: Collection[str]) -> ColumnElement[bool]:
+    found = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
+    return found.correlate(Adapter)
 
 
 def with_weights_up_to(session: Session, repository_ids: Collection[int], reason: str, most: int) -> set[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from catalog.adapter import AdapterConfig, AdapterSpec
 from catalog.base_names import names_nothing
 from catalog.bases import BaseIdentity, BaseTable
 from catalog.errors import ConfigError, WeightsError
+from catalog.features import PARTIAL
 from catalog.measured import health_of, pattern_of
 from catalog.records import AdapterRecord, DocumentRecord, ReasonRecord, RepositoryRecord, WeightsRecord
 from catalog.weights import WeightsHealth
@@ -25,7 +26,7 @@ from crawler.screen import Evidence, Finding, screen
 MOST_FILES = 500
 # Version of what is read out of configs, cards and headers and of the rules: a change that would give known
 # adapters other rows raises it, and they are described again from what the catalog holds of them.
-DESCRIBE_VERSION = 3
+DESCRIBE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described
         norm=None if measured is None else measured.norm,
         health=health,
         scaling_pattern=_scaling_pattern(draft),
+        partial=_partial(draft, findings),
         license=_license(listed, draft),
         card_quality=draft.card.quality.value,
         card_text=draft.card.text,
@@ -156,6 +158,13 @@ def _scaling_pattern(draft: Draft) -> str | None:
         return pattern_of(draft.weights, draft.config)
     except (ConfigError, WeightsError):
         return None
+
+
+def _partial(draft: Draft, findings: Iterable[Finding]) -> tuple[str, ...] | None:
+    """The reasons for which the norm and the vectors of B A are not those of the whole update."""
+    if not isinstance(draft.spec, AdapterSpec) or not draft.spec.modules:
+        return None
+    return tuple(finding.reason.value for finding in findings if finding.reason.value in PARTIAL)
 
 
 def _license(listed: ListedRepository, draft: Draft) -> str | None:

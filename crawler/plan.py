@@ -29,9 +29,7 @@ def check_base_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class CrawlOptions:
-    """What was asked for; `rules` decide whose weights are worth fetching, and none of more bytes than
-    `max_weights` are.
-    """
+    """What was asked for; `rules` decide whose weights are kept, and none above `max_weights` are read."""
 
     bases: tuple[str, ...] = ()
     any_base: bool = False

@@ -126,6 +126,11 @@ def _rule(needs: Needs, refuse: str, sentence: str) -> Rule:
     return Rule(sentence, refuse in {"both", "paper"}, ours, ours or refuse == "licensed", needs)
 
 
+# Why the weights of an adapter with readable factors were not read: asking again would not change that.
+UNREADABLE: tuple[Reason, ...] = (
+    *(Reason.GATED, Reason.DISABLED, Reason.PRIVATE, Reason.VANISHED, Reason.INTEGRITY, Reason.TOO_LARGE),
+    *(Reason.NOT_READ, Reason.TRUNCATED, Reason.HEADER_INVALID),
+)
 # In the order in which findings are told: what ends the reading first, licences last.
 RULES: Mapping[Reason, Rule] = {
     Reason.GATED: _rule("listing", "both", "its files are behind a gate that this account has not passed"),

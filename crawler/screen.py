@@ -13,7 +13,7 @@ from catalog.base_modules import modules_of_base
 from catalog.base_names import names_nothing
 from catalog.bases import BaseDims, BaseIdentity
 from catalog.errors import ConfigError, UsageError, WeightsError
-from catalog.features import features, shown
+from catalog.features import PARTIAL, features, shown
 from catalog.peft_config import peft_refusals
 from catalog.weights import WeightsHealth
 from crawler.rules import NORM_EXPLODED, PAPER_NORM, RULES, Reason, Rule
@@ -297,7 +297,7 @@ def _values(evidence: Evidence) -> Found:
         return
     if health.non_finite:
         yield Finding(Reason.NON_FINITE)
-    if health.zero_update:
+    if health.zero_update and not _is_partial(evidence):
         yield Finding(Reason.ZERO_UPDATE)
     # The paper measures the decoder's layers only.
     norm = health.norm if health.norm_in_layers is None else health.norm_in_layers
@@ -305,6 +305,14 @@ def _values(evidence: Evidence) -> Found:
         yield Finding(Reason.NORM_OUT_OF_RANGE, f"{norm:.4g}")
     if health.norm > NORM_EXPLODED:
         yield Finding(Reason.NORM_EXPLODED, f"{health.norm:.4g}")
+
+
+def _is_partial(evidence: Evidence) -> bool:
+    """Whether the update is more than B A, so that a zero product says nothing of the whole."""
+    config, spec = evidence.config, evidence.weights
+    if not isinstance(config, AdapterConfig) or not isinstance(spec, AdapterSpec):
+        return False
+    return any(feature.reason in PARTIAL for feature in features(config, spec))
 
 
 def _licences(evidence: Evidence) -> Found:

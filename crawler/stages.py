@@ -150,28 +150,29 @@ def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
 
 
 def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
-    """The draft with its weights read, where the policy says so and nothing known refuses the adapter.
+    """The draft with its weights read, where the policy says so and they hold LoRA factors.
 
-    `keep` leaves the verified file in the blob store; `stream` reads a file that is kept already from there,
-    and takes any other away after reading. A file whose values were read before is not read again, and under
-    `stream` not fetched again.
+    Rules decide what is kept, not what is known: `keep` leaves the verified file in the blob store where
+    nothing refuses the adapter. Any other file is read from there if it is kept already, else from where it
+    goes after reading. A file whose values were read before is not read again, and fetched again only to be
+    kept.
     """
     file, weights, config = draft.folder.weights, draft.weights, draft.config
     if tools.weights == "headers" or file is None or weights is None:
         return draft
     if not (isinstance(draft.spec, AdapterSpec) and isinstance(config, AdapterConfig)):
         return draft
-    if refused_by(findings(listed, draft, tools.bases), tools.rules):
+    if draft.status is not None or not draft.spec.modules:
         return draft
     if file.size > tools.most_weights:
         too_large = f"{file.path} has {file.size:,} bytes; --max-weights is {tools.most_weights:,}"
         return replace(draft, status="too_large", detail=too_large)
+    keep = tools.weights == "keep" and not refused_by(findings(listed, draft, tools.bases), tools.rules)
     try:
         file, content = _identified(listed, file, tools)
+        weights = replace(weights, digest=file.sha256 or "")
         with tools.known.reading(file.sha256 or ""):
-            weights = _read_values(
-                listed, file, content, replace(weights, digest=file.sha256 or ""), config, tools
-            )
+            weights = _read_values(listed, file, content, weights, config, tools, keep=keep)
         header = _header(file, weights.header or b"")
         return replace(draft, weights=weights, spec=_modules(file, header, config))
     except (HubAccessError, IntegrityError, HubPayloadError, WeightsError, ConfigError) as error:
@@ -199,11 +200,13 @@ def _read_values(
     weights: WeightsRecord,
     config: AdapterConfig,
     tools: Tools,
+    *,
+    keep: bool,
 ) -> WeightsRecord:
     known = replace(tools.known.weights(weights.digest) or weights, git_oid=file.oid)
-    if tools.weights == "stream" and known.fingerprint(pattern_of(known, config)):
+    if not keep and known.fingerprint(pattern_of(known, config)):
         return known
-    with _file_at_hand(listed, file, content, tools) as path:
+    with _file_at_hand(listed, file, content, tools, keep=keep) as path:
         read = replace(known, header=header_bytes(path))
         # The header of the verified file decides: the one that came by itself could not be checked.
         if read.fingerprint(pattern_of(read, config)) is None:
@@ -216,11 +219,11 @@ def _read_values(
 
 @contextmanager
 def _file_at_hand(
-    listed: ListedRepository, file: RemoteFile, content: bytes | None, tools: Tools
+    listed: ListedRepository, file: RemoteFile, content: bytes | None, tools: Tools, *, keep: bool
 ) -> Iterator[Path]:
     """A weights file with the promised bytes: the kept one, or one from the Hub, to be kept or not."""
     sha256 = file.sha256 or ""
-    store = tools.blobs if tools.weights == "keep" else tools.streamed
+    store = tools.blobs if keep else tools.streamed
     try:
         kept = tools.blobs.verified_path(sha256)
     except DamagedFileError as error:

@@ -29,6 +29,7 @@ from crawler.hub import Hub
 from crawler.listing import BadRow, ListedRepository, parse_row
 from crawler.progress import Progress
 from crawler.report import error_kind
+from crawler.rules import UNREADABLE
 from crawler.screen import refusing
 from crawler.stages import Gone, Processed, Tools, look_up, process
 
@@ -225,8 +226,11 @@ class Work:
             return unread
         # Another cap lets in what an earlier one left out.
         unread |= store.with_weights_up_to(session, repositories, "too_large", tools.most_weights)
-        for owner, file, known in store.acceptable_weights(session, repositories, refusing(tools.rules)):
-            if not known or (tools.weights == "keep" and not tools.blobs.has(file.digest)):
+        unreadable = [reason.value for reason in UNREADABLE]
+        for owner, digest, known, accepted in store.readable_weights(
+            session, repositories, refusing(tools.rules), unreadable
+        ):
+            if not known or (tools.weights == "keep" and accepted and not tools.blobs.has(digest)):
                 unread.add(owner)
         return unread
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,18 @@ from catalog.blobs import BlobStore
 from catalog.database import disposing, open_catalog, reading
 from catalog.duplicates import Group, duplicates
 from catalog.families import Family, families
+from catalog.fingerprint import Fingerprint, stable_rank, use_one_thread
 from catalog.fingerprint import fingerprint as fingerprint_of
-from catalog.fingerprint import stable_rank, use_one_thread, verdict
-from catalog.folder import is_adapter_folder, read_folder
+from catalog.fingerprint import verdict as health_in_a_word
+from catalog.folder import AdapterFolder, is_adapter_folder, read_folder
+from catalog.likeness import Fingerprinted
 from catalog.reference import AdapterReference
 from catalog.reread import reread
 from catalog.weights import health
 from cli.app import App, pass_app
-from cli.commands.browse import rules_option, short_count, short_targets
+from cli.commands.browse import rules_option, short_count, short_targets, verdict_option
 from cli.output import Column, labelled, output_options
-from crawler.screen import refusing
+from crawler.screen import RULES, Reason, refusing
 
 
 @click.command()
@@ -39,11 +41,19 @@ from crawler.screen import refusing
 def fingerprint(app: App, folders: tuple[Path, ...]) -> None:
     """What the weights of an adapter in each local folder DIR say: norm, health, rank in use.
 
+    All of it is of the products scaling * B A. Where the update is more than these, as with DoRA or layers
+    saved whole, `leaves out` names what is missing.
+
     Without a folder: make the fingerprints that are missing of files kept in the data folder, as after an
     upgrade that changes their definition. A crawl makes those of all that it reads.
     """
     if folders:
-        app.output.rows((_folder_row(folder) for folder in folders), FOLDER_COLUMNS)
+        rows = [_folder_row(folder) for folder in folders]
+        partial = any(row["partial"] for row in rows)
+        app.output.rows(rows, (*FOLDER_COLUMNS, LEAVES_OUT) if partial else FOLDER_COLUMNS)
+        for row in rows:
+            for reason, detail in row["partial"].items():
+                app.output.say(f"{row['adapter']} without {_in_words(reason, detail)}")
         return
     blobs = BlobStore(app.settings.blobs)
     with disposing(open_catalog(app.settings, create=False)) as engine, app.output.progress("reading") as bar:
@@ -53,6 +63,7 @@ def fingerprint(app: App, folders: tuple[Path, ...]) -> None:
     )
 
 
+LEAVES_OUT = Column("partial", "leaves out", show=", ".join)
 FOLDER_COLUMNS = (
     Column("adapter"),
     Column("rank", right=True),
@@ -81,10 +92,22 @@ def _folder_row(path: Path) -> dict[str, Any]:
         "parameters": folder.spec.parameters,
         "norm": found.norm,
         "stable_rank": ranks[len(ranks) // 2] if ranks else None,
-        "health": verdict(made.norms, folder.config),
+        "health": health_in_a_word(made.norms, folder.config),
+        "partial": _partial(folder, made),
         "tensor_digest": made.tensor_digest,
         "norms": {name: norm and norm * abs(rules.scaling(name)) for name, norm in made.norms.items()},
     }
+
+
+def _partial(folder: AdapterFolder, made: Fingerprint) -> dict[str, str]:
+    """What the numbers of a folder leave out: what was seen, by the crawl's reason."""
+    details = {feature.reason: feature.detail for feature in folder.partial}
+    return {reason: details.get(reason, "") for reason in nearest.partial_of(folder, made)}
+
+
+def _in_words(reason: str, detail: str) -> str:
+    """A reason with its sentence and what was seen."""
+    return f"{reason}: {RULES[Reason(reason)].sentence}{f' ({detail})' if detail else ''}"
 
 
 @click.command()
@@ -100,30 +123,37 @@ def _folder_row(path: Path) -> dict[str, Any]:
     "-k", "count", metavar="N", type=click.IntRange(min=1), default=10, show_default=True, help="So many."
 )
 @click.option("--exact", is_flag=True, help="Compare the best by their weights, as far as files are kept.")
+@verdict_option
 @rules_option
 @output_options(lists=True)
 @pass_app
-def similar(app: App, adapter: str, by: str, count: int, exact: bool, rules: str) -> None:
+def similar(app: App, adapter: str, by: str, count: int, exact: bool, verdict: str, rules: str) -> None:
     """The adapters most like ADAPTER, or like the one in the local folder DIR, by their weights.
 
     Only adapters of the same base model are compared. `score` is a cosine: 1 for the same update, 0 for
-    unrelated ones; sketched scores are off by about 0.03.
+    unrelated ones; sketched scores are off by about 0.03. It compares the products B A: where an update is
+    more than these, `why` names what is left out.
     """
     blobs = BlobStore(app.settings.blobs)
     with reading(app.settings) as session:
+        of = subject(session, adapter, blobs)
         found = nearest.neighbours(
             session,
-            subject(session, adapter, blobs),
+            of,
             app.settings.index,
             blobs,
             refusing(rules),
             by=likeness.kind(by),
             count=count,
             exact=exact,
+            every=verdict == "any",
         )
+    for reason in of.partial:
+        app.output.say(f"{of.name} is compared without {_in_words(reason, '')}")
     if exact and not all(row.exact for row in found):
         app.output.say("Some files are not kept (crawl with --weights keep): their scores are sketched.")
-    app.output.rows(({**asdict(row), "why": row.why} for row in found), NEIGHBOUR_COLUMNS)
+    columns = (*NEIGHBOUR_COLUMNS, Column("verdict")) if verdict == "any" else NEIGHBOUR_COLUMNS
+    app.output.rows(({**asdict(row), "why": row.why} for row in found), columns)
 
 
 def _score(value: float | None) -> str:
@@ -159,44 +189,75 @@ def subject(session: Any, adapter: str, blobs: BlobStore) -> nearest.Subject:
     help="file: the same bytes. tensor: the same tensors. delta: the same update but for rounding or scale. "
     "family: one owner's series and one run's checkpoints. Each but family includes those before.",
 )
+@verdict_option
 @rules_option
 @output_options(lists=True)
 @pass_app
-def duplicates_(app: App, level: str, rules: str) -> None:
-    """Groups of adapters with the same or nearly the same weights, and the level that matched."""
+def duplicates_(app: App, level: str, verdict: str, rules: str) -> None:
+    """Groups of adapters with the same or nearly the same weights, and the level that matched.
+
+    Files are compared by the digests that the Hub names, whether they were read or not. Updates are the
+    products B A; members of which these are a part only are marked.
+    """
     blobs = BlobStore(app.settings.blobs)
+    every = verdict == "any"
     with reading(app.settings) as session:
-        rows = list(likeness.fingerprinted(session, refusing(rules)))
-        copies = likeness.copies(session, rows)
         if level == "family":
-            app.output.rows([_family_row(family) for family in families(copies)], FAMILY_COLUMNS)
+            named = list(likeness.fingerprinted(session, refusing(rules), every=every))
+            found = families(likeness.copies(session, named))
+            app.output.rows([_family_row(family, named) for family in found], FAMILY_COLUMNS)
             return
+        rows = list(likeness.with_weights(session, refusing(rules), every=every))
+        copies = likeness.copies(session, rows, deltas=level == "delta")
         groups = duplicates(copies, level, exact=likeness.exact_delta(session, rows, blobs))
-    app.output.rows([_group_row(group) for group in groups], GROUP_COLUMNS)
+    app.output.rows([_group_row(group, rows) for group in groups], GROUP_COLUMNS)
 
 
 def _names(members: Sequence[str]) -> str:
     return " ".join(members)
 
 
+def _reasons(partial: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{member} without {', '.join(reasons)}" for member, reasons in partial.items())
+
+
+MARKS = (Column("skipped", show=_names), Column("partial", show=_reasons))
 GROUP_COLUMNS = (
     Column("level"),
     Column("size", right=True),
     Column("cosine", right=True),
     Column("members", show=_names),
     Column("note"),
+    *MARKS,
 )
-FAMILY_COLUMNS = (Column("family"), Column("size", right=True), Column("why"), Column("members", show=_names))
+FAMILY_COLUMNS = (
+    Column("family"),
+    Column("size", right=True),
+    Column("why"),
+    Column("members", show=_names),
+    *MARKS,
+)
 
 
-def _group_row(group: Group) -> dict[str, Any]:
-    return {**asdict(group), "members": list(group.members), "size": len(group.members)}
+def _group_row(group: Group, rows: Sequence[Fingerprinted]) -> dict[str, Any]:
+    marks = _marks(group.members, rows)
+    return {**asdict(group), "members": list(group.members), "size": len(group.members), **marks}
 
 
-def _family_row(family: Family) -> dict[str, Any]:
+def _family_row(family: Family, rows: Sequence[Fingerprinted]) -> dict[str, Any]:
     return {
         "family": family.name,
         "size": len(family.members),
         "why": family.why,
         "members": list(family.members),
+        **_marks(family.members, rows),
+    }
+
+
+def _marks(members: Sequence[str], rows: Sequence[Fingerprinted]) -> dict[str, Any]:
+    """The members that the rules refuse, and those whose B A is not the whole update, with the reasons."""
+    inside = [row for row in rows if row.adapter in set(members)]
+    return {
+        "skipped": [row.adapter for row in inside if row.skipped],
+        "partial": {row.adapter: list(row.partial) for row in inside if row.partial},
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +19,7 @@ from catalog.reference import AdapterReference
 from cli.app import App, pass_app
 from cli.commands.crawl import DOT, cost, verdicts
 from cli.output import NO_BREAK, Column, cell, fold, labelled, output_options, plain, width
+from crawler.rules import UNREADABLE
 from crawler.screen import RULE_SETS, RULES, Reason, refusing
 
 LLAMA_LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
@@ -43,6 +44,13 @@ def _readable(_context: click.Context, _option: click.Parameter, text: str) -> s
     return text
 
 
+verdict_option = click.option(
+    "--verdict",
+    type=click.Choice(["accepted", "any"]),
+    default="accepted",
+    show_default=True,
+    help="any: also adapters that the rules refuse, marked as skipped.",
+)
 where_option = click.option(
     "--where",
     metavar="W",
@@ -76,13 +84,13 @@ def fields(app: App) -> None:
 def status(app: App, rules: str) -> None:
     """What the catalog holds, and the last crawls."""
     with reading(app.settings) as session:
-        found = browse.totals(session, refusing(rules))
+        found = browse.totals(session, refusing(rules), [reason.value for reason in UNREADABLE])
     app.output.document(found, partial(_render_status, rules=rules))
 
 
 @click.command()
 @rules_option
-@click.option("--verdict", type=click.Choice(["accepted", "skipped"]), help="Only these.")
+@click.option("--verdict", type=click.Choice(["accepted", "skipped", "any"]), help="Only these.")
 @click.option(
     "--reason",
     metavar="REASON",
@@ -106,7 +114,8 @@ def adapters(app: App, /, rules: str, base: str | None, where: str, **given: Any
             base = BaseTable(store.spellings(session)).spellings(base)[0]
         listing = browse.Listing(base=base, where=parse(where) if where else None, **given)
         found = browse.adapters(session, listing, refusing(rules))
-        app.output.rows(found, _columns(given["verdict"], refusing(rules)))
+        shown = None if given["verdict"] == "any" else given["verdict"]
+        app.output.rows(found, _columns(shown, refusing(rules)))
 
 
 @click.command()
@@ -197,10 +206,21 @@ def short_count(number: int | None) -> str:
 def _render_status(found: dict[str, Any], rules: str) -> str:
     gone = f" · gone {found['gone']:,}" if found["gone"] else ""
     rows = [("repositories", f"{found['repositories']:,}{gone}"), *verdicts(found, rules)]
+    if found["measured"] or found["waiting"]:
+        rows.append(("measured", DOT.join(_measured(found))))
     for crawl in found["crawls"]:
         when = f"{crawl['started']:%Y-%m-%d{NO_BREAK}%H:%M}"
         rows.append((f"crawl {crawl['id']}", f"{when}{DOT}{crawl['state']}{DOT}{cost(crawl)}"))
     return labelled(rows)
+
+
+def _measured(found: dict[str, Any]) -> Iterator[str]:
+    """How many adapters have fingerprints, for how many these are a part, and how many have none yet."""
+    yield f"{found['measured']:,}"
+    if found["partial"]:
+        yield f"partial {found['partial']:,}"
+    if found["waiting"]:
+        yield f"{found['waiting']:,} adapters wait to be measured (crawl with --weights stream or keep)"
 
 
 def _render_adapter(found: dict[str, Any], rules: str) -> str:

@@ -61,15 +61,16 @@ class Size(click.ParamType[int]):
     type=click.Choice(WEIGHTS),
     default="stream",
     show_default=True,
-    help="keep: verified files stay in the data folder. stream: each is verified, read and deleted. "
-    "headers: weights are never downloaded.",
+    help="Weights with LoRA factors are read whatever the rules say. keep: verified files of accepted "
+    "adapters stay in the data folder. stream: each is verified, read and deleted. headers: weights are "
+    "never downloaded.",
 )
 @click.option(
     "--rules",
     type=click.Choice(list(RULE_SETS)),
     default="ours",
     show_default=True,
-    help="Which rules decide what is skipped, and so whose weights are not fetched.",
+    help="Which rules decide what is skipped, and so whose weights are not kept.",
 )
 @click.option(
     "--max-weights",

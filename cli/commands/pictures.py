@@ -16,7 +16,7 @@ from catalog.likeness import Fingerprinted
 from catalog.scatter import map_picture
 from catalog.vectors import Fingerprints, matrix
 from cli.app import App, pass_app
-from cli.commands.browse import rules_option
+from cli.commands.browse import rules_option, verdict_option
 from crawler.screen import refusing
 
 # With more points their names would cover each other.
@@ -29,6 +29,8 @@ COLOURS: dict[str, Callable[[Fingerprinted], str | float | None]] = {
     "tool": lambda row: row.library,
     "task": lambda row: row.datasets[0] if row.datasets else None,
     "health": lambda row: row.health,
+    "verdict": lambda row: "skipped" if row.skipped else "accepted",
+    "partial": lambda row: ", ".join(row.partial or ()) or "whole",
 }
 
 
@@ -40,24 +42,28 @@ COLOURS: dict[str, Callable[[Fingerprinted], str | float | None]] = {
     type=click.Choice(list(COLOURS)),
     default="owner",
     show_default=True,
-    help="task: the first dataset that the card names. tool: the library the Hub says it is for.",
+    help="task: the first dataset that the card names. tool: the library the Hub says it is for. partial: "
+    "what the products B A leave out of the update.",
 )
 @click.option("--base", metavar="ID", help="Only of this base model.  [default: the most frequent one]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the layout.")
+@verdict_option
 @rules_option
 @pass_app
-def map_(app: App, file: Path, by: str, colour: str, base: str | None, seed: int, rules: str) -> None:
+def map_(
+    app: App, file: Path, by: str, colour: str, base: str | None, seed: int, verdict: str, rules: str
+) -> None:
     """Draw the adapters of a base model into FILE (.svg or .png), near each other where their weights are.
 
     Distances between groups mean nothing; who is near whom does.
     """
-    kind = likeness.kind(by)
+    kind, every = likeness.kind(by), verdict == "any"
     with reading(app.settings) as session:
         if base is not None:
             base = BaseTable(store.spellings(session)).spellings(base)[0]
         else:
-            base = likeness.usual_base(session, refusing(rules))
-        rows = list(likeness.fingerprinted(session, refusing(rules), base))
+            base = likeness.usual_base(session, refusing(rules), every=every)
+        rows = list(likeness.fingerprinted(session, refusing(rules), base, every=every))
         if len(rows) < 2:
             raise NotFoundError(f"A map takes two fingerprints of {base or 'one base model'}; crawl some.")
         vectors = matrix(Fingerprints(session, kind), [row.key for row in rows])
@@ -71,4 +77,9 @@ def map_(app: App, file: Path, by: str, colour: str, base: str | None, seed: int
             path=file,
             labels=len(rows) <= MOST_NAMES,
         )
-    app.output.say(f"{len(rows):,} adapters drawn into {file}")
+    counts = {
+        "skipped by the rules": sum(row.skipped for row in rows),
+        "by a part of their update": sum(bool(row.partial) for row in rows),
+    }
+    marked = "".join(f", {count:,} of them {what}" for what, count in counts.items() if count)
+    app.output.say(f"{len(rows):,} adapters drawn into {file}{marked}")

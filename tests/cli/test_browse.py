@@ -24,7 +24,7 @@ CRAWL = ("crawl", "--any-base", "--weights", "headers")
 EVIL = "\x1b[31mred\x1b]0;title\x07\u202e"
 ROW = {
     *("adapter", "commit", "base", "rank", "alpha", "scaling", "targets", "parameters", "license"),
-    *("verdict", "reasons", "norm", "health"),
+    *("verdict", "reasons", "norm", "health", "partial"),
 }
 
 
@@ -55,6 +55,7 @@ def test_status(crawled: Program) -> None:
     found = json.loads(crawled("status", "--json").stdout)
     told = ("repositories", "gone", "adapters", "accepted", "skipped", "fingerprints", "embeddings")
     assert [found[name] for name in told] == [3, 0, 3, 2, 1, 0, 0]
+    assert [found[name] for name in ("measured", "partial", "waiting")] == [0, 0, 3]
     assert found["reasons"] == {"license_missing": 1, "use_dora": 1}
     assert [crawl["state"] for crawl in found["crawls"]] == ["complete"]
     lines = crawled("status").stdout.splitlines()
@@ -63,8 +64,10 @@ def test_status(crawled: Program) -> None:
         "adapters      3 · accepted 2 · skipped 1 (rules: ours)",
         "skipped for   use_dora 1",
     ]
-    assert lines[3].startswith("crawl 1       20")
-    assert " · complete · " in lines[3]
+    waiting = "measured      0 · 3 adapters wait to be measured (crawl with --weights stream or keep)"
+    assert lines[3:5] == ["also noted    license_missing 1", waiting]
+    assert lines[5].startswith("crawl 1       20")
+    assert " · complete · " in lines[5]
 
 
 def test_status_by_other_rules(crawled: Program) -> None:

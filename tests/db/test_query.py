@@ -106,7 +106,7 @@ def fill(session: Session) -> None:
             task_type=TEXTS[-n % len(TEXTS)],
             rank=whole, alpha=real, scaling=REALS[-n % len(REALS)], use_rslora=[None, True, False][n % 3],
             targets=entries or [], modules=n, parameters=WHOLES[-n % len(WHOLES)], dtypes=["BF16"] * (n % 2),
-            described_with="", norm=real, health=text, license=text, training={},
+            described_with="", norm=real, health=text, partial=entries, license=text, training={},
             card_quality=FIELDS["quality"].choices[n % 5], card_text=card, card_front=front,
         )  # fmt: skip
         reasons = ["no_card", "zero_update", "Licence_Conflict", "licence_conflict"][: n % 5]

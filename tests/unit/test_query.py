@@ -34,6 +34,7 @@ ROW: dict[str, Any] = {
     "dtypes": ["BF16"],
     "norm": 2.5,
     "health": None,
+    "partial": None,
     "license": "Apache-2.0",
     "verdict": "accepted",
     "reasons": ["no_card"],
