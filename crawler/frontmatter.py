@@ -16,19 +16,14 @@ from typing import Any
 
 import yaml
 
+from catalog.strictyaml import CORE_TAGS, MOST_DEPTH, MOST_NODES, BoundedLoader, YamlError, check_events
+
 log = logging.getLogger(__name__)
 
 MAX_FRONT = 1024 * 1024
-_MAX_EVENTS = 20_000
-_MAX_DEPTH = 40
-_MAX_NODES = 50_000
 _MAX_CHARACTERS = 2 * MAX_FRONT
-_MAX_NUMBER = 60
 _YAML = "tag:yaml.org,2002:"
-_PLAIN_TAGS = frozenset(
-    _YAML + name
-    for name in ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "binary", "set", "omap")
-)
+_PLAIN_TAGS = CORE_TAGS | {_YAML + name for name in ("timestamp", "binary", "set", "omap")}
 
 Front = dict[str, Any]
 
@@ -37,7 +32,7 @@ class _TooBigError(Exception):
     """Values that aliases blow up beyond what is kept."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(BoundedLoader):
     """A safe loader that reads numbers of sane length and expands no merge keys."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -48,22 +43,6 @@ def _as_text(_: _Loader, node: yaml.ScalarNode) -> str:
     return str(node.value)
 
 
-def _bounded(name: str) -> None:
-    construct = yaml.SafeLoader.yaml_constructors[_YAML + name]
-
-    def construct_bounded(loader: _Loader, node: yaml.ScalarNode) -> object:
-        text = node.value
-        # Base-60 numbers and numbers without end stay the text they are.
-        plain = (
-            isinstance(text, str) and len(text) <= _MAX_NUMBER and (":" not in text or name == "timestamp")
-        )
-        return construct(loader, node) if plain else str(text)
-
-    _Loader.add_constructor(_YAML + name, construct_bounded)
-
-
-for _name in ("int", "float", "timestamp"):
-    _bounded(_name)
 _Loader.add_constructor(_YAML + "merge", _as_text)
 
 
@@ -90,12 +69,12 @@ def load(text: str) -> tuple[Front, tuple[str, ...]]:
     if len(text) > MAX_FRONT:
         return {}, ("too_large",)
     try:
-        problem = _examine(text)
-        if problem is not None:
-            return {}, (problem,)
+        check_events(text, _Loader, _PLAIN_TAGS)
         loaded = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with less in it
         if loaded is None:
             return {}, ()
+    except YamlError as error:
+        return {}, (error.kind,)
     except Exception as error:
         # PyYAML's constructors trust the tags: KeyError of `!!bool x`, IndexError of `!!float ''`, and more.
         log.debug("front matter cannot be read", exc_info=error)
@@ -106,22 +85,6 @@ def load(text: str) -> tuple[Front, tuple[str, ...]]:
         return _Plain().mapping(loaded, 0), ()
     except _TooBigError:
         return {}, ("alias_bomb",)
-
-
-def _examine(text: str) -> str | None:
-    """The problem that the events show, before any value is built; raises YAMLError."""
-    depth = 0
-    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        tag = getattr(event, "tag", None)
-        if tag is not None and tag != "!" and tag not in _PLAIN_TAGS:
-            return "unsafe_tag"
-        if count > _MAX_EVENTS or depth > _MAX_DEPTH:
-            return "too_large"
-    return None
 
 
 class _Plain:
@@ -155,7 +118,7 @@ class _Plain:
     def _count(self, value: object, depth: int) -> None:
         self.nodes += 1
         self.characters += len(value) if isinstance(value, str) else 0
-        if self.nodes > _MAX_NODES or self.characters > _MAX_CHARACTERS or depth > 2 * _MAX_DEPTH:
+        if self.nodes > MOST_NODES or self.characters > _MAX_CHARACTERS or depth > 2 * MOST_DEPTH:
             raise _TooBigError
 
 

@@ -1,4 +1,4 @@
-"""A study's YAML file, read: numbers as YAML 1.2 has them (1e-3 is one), names given twice refused, and
+"""A study's YAML file, read: within the bounds of `catalog.strictyaml`, names given twice refused, and
 everything that is wrong said with the line it stands in.
 """
 
@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from catalog.errors import NotFoundError, UsageError
+from catalog.strictyaml import YamlError, read_yaml
 from merging.method import nearest
 from studies.checks import WrongError, check
 from studies.design import KINDS_OF_METHOD, Adapters, Part, Pool, Published, Report, Study, Tasks, use_of
@@ -42,8 +44,11 @@ def read_study(name: str) -> StudyFile:
         if path.stat().st_size > _MOST_BYTES:
             raise UsageError(f"{path} is larger than a study may be ({_MOST_BYTES >> 20} MiB).")
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}.") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path} line {line} is no YAML: it is not UTF-8.") from error
     return StudyFile(_Reading(path, text).study(), path.parent, hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -56,21 +61,13 @@ def built_in() -> list[str]:
 
 def _found(name: str) -> Path:
     path = Path(name)
-    if path.is_file():
-        return path
+    with suppress(OSError):  # a name too long for a file
+        if path.is_file():
+            return path
     own = Path(str(files("studies"))) / f"{name}.yaml"
     if re.fullmatch(r"[a-z_]+", name) and own.is_file():
         return own
     raise NotFoundError(f"There is no study {name}; name a YAML file, or one of {', '.join(built_in())}.")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of YAML 1.2: 1e-3 is one."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
-)
 
 
 class _Reading:
@@ -79,17 +76,11 @@ class _Reading:
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
         try:
-            loader = _Loader(text)
-            node = loader.get_single_node()
-            self.node = node
-            self._refuse_twice(node)
-            self.told = None if node is None else loader.construct_document(node)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line = f" line {mark.line + 1}" if mark else ""
-            raise UsageError(f"{path}{line} is no YAML: {error.problem or error.context}.") from error
-        except (yaml.YAMLError, ValueError) as error:
-            raise UsageError(f"{path} is no YAML: {error}.") from error
+            document = read_yaml(text)
+        except YamlError as error:
+            line = f" line {error.line}" if error.line else ""
+            raise UsageError(f"{path}{line} is no YAML of a study: {error.problem}.") from error
+        self.node, self.told = document.node, document.value
 
     def study(self) -> Study | Published:
         """The study, every name in it known; raises UsageError."""
@@ -145,21 +136,6 @@ class _Reading:
             else:
                 break
         return line
-
-    def _refuse_twice(self, node: yaml.Node | None) -> None:
-        if isinstance(node, yaml.MappingNode):
-            seen = set()
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                if not isinstance(key, yaml.ScalarNode):
-                    raise UsageError(f"{self.path} line {line}: a name is a word, not a list.")
-                if key.value in seen:
-                    raise UsageError(f"{self.path} line {line}: {key.value} stands there twice; keep one.")
-                seen.add(key.value)
-                self._refuse_twice(value)
-        elif isinstance(node, yaml.SequenceNode):
-            for value in node.value:
-                self._refuse_twice(value)
 
 
 def _plain(error: Mapping[str, Any], names: Sequence[str]) -> str:

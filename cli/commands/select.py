@@ -22,6 +22,7 @@ from catalog.licenses import USES
 from catalog.pools import Manifest
 from catalog.reference import adapter_name
 from catalog.selection import STRATEGIES, Question, Sources, select
+from catalog.strictyaml import read_yaml
 from cli.app import App, pass_app
 from cli.commands.alike import subject
 from cli.commands.asking import device_option, tasks_option
@@ -158,17 +159,15 @@ def select_(
 
 def _task_texts(file: Path | None) -> tuple[dict[str, str], str | None]:
     """The instructions of tasks in a file, and the sha256 of its bytes; a task is a text or has one."""
-    import yaml
-
     if file is None:
         return {}, None
     try:
         data = file.read_bytes()
-        found = yaml.safe_load(data)
+        found = read_yaml(data.decode()).value
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{file} is no YAML or JSON: {' '.join(str(error).split())[:200]}.") from error
+    except ValueError as error:  # YamlError, UnicodeDecodeError
+        raise UsageError(f"{file} is no YAML or JSON: {error}.") from error
     rows = found if isinstance(found, dict) else {}
     texts = {
         str(name): row.get("instruction", "") if isinstance(row, dict) else row for name, row in rows.items()

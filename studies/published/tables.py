@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from catalog.errors import ConfigError, NotFoundError, UsageError
 from catalog.score_files import read_scores
 from catalog.scores import ScoreMatrix, score_matrix
 from catalog.strictjson import load_json
+from catalog.strictyaml import YamlError, read_yaml
 
 Floats = NDArray[np.float64]
 # Scores by adapter and task; in the other files by task and what was measured.
@@ -172,8 +172,8 @@ def adapter_info(folder: Path) -> dict[str, dict[str, Any]]:
 def task_texts(folder: Path) -> dict[str, dict[str, Any]]:
     """What tasks.yaml says of every task."""
     try:
-        told = yaml.safe_load(_text(folder, TASKS))
-    except yaml.YAMLError as error:
+        told = read_yaml(_text(folder, TASKS)).value
+    except YamlError as error:
         raise UsageError(f"{folder / TASKS} is no YAML: {error}.") from error
     if not isinstance(told, dict) or not all(isinstance(one, dict) for one in told.values()):
         raise UsageError(f"{folder / TASKS} describes no tasks by name; take the published file.")
