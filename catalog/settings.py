@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
+
+from catalog.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,11 @@ class Settings:
 
     @classmethod
     def make(cls, *, data: Path, catalog_url: str | None = None) -> Settings:
-        """The settings for a data folder; without a URL, the catalog is `catalog.db` in that folder."""
-        return cls(catalog_url or f"sqlite:///{data / 'catalog.db'}", data)
+        """The settings for a data folder; without a URL, the catalog is `catalog.db` in that folder.
+
+        Raises UsageError for a path that is not Unicode, which no URL can name.
+        """
+        return cls(catalog_url or sqlite_url(data / "catalog.db"), data)
 
     @property
     def blobs(self) -> Path:
@@ -37,3 +43,15 @@ class Settings:
     def pools(self) -> Path:
         """The folder of the manifests of pools."""
         return self.data / "pools"
+
+
+def sqlite_url(file: Path) -> str:
+    """The URL of a SQLite database, whatever characters its path holds; raises UsageError.
+
+    A path that SQLite itself would take for an address (`file:…`) is written so that it does not.
+    """
+    path = f"./{file}" if str(file).startswith("file:") else str(file)
+    try:
+        return f"sqlite:///{quote(path)}"
+    except UnicodeEncodeError:
+        raise UsageError(f"the path {path!r} is not Unicode: choose another data folder") from None
