@@ -85,8 +85,11 @@ def downgrade(engine: Engine, revision: str) -> None:
 def open_existing(settings: Settings) -> Engine:
     """An engine on a database that is there, whatever its schema; NoCatalogError for a missing file."""
     url = parse_url(settings.catalog_url)
-    if url.get_backend_name() == "sqlite" and not sqlite_file(url).exists():
-        raise _no_catalog(place(url))
+    try:
+        if url.get_backend_name() == "sqlite" and not sqlite_file(url).exists():
+            raise _no_catalog(place(url))
+    except OSError as error:
+        raise CatalogError(f"the catalog {place(url)} cannot be opened: {error.strerror}") from error
     return make_engine(settings.catalog_url)
 
 

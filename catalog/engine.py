@@ -17,7 +17,8 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine,
 from sqlalchemy.exc import ArgumentError
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
 
-from catalog.errors import CatalogBusyError, CatalogError, UsageError
+from catalog.errors import CatalogBusyError, CatalogError, ReadOnlyCatalogError, UsageError
+from catalog.files import may_write
 
 BUSY_SECONDS = 30
 CONNECT_SECONDS = 10
@@ -29,10 +30,10 @@ _SQLITE_WORDS = {
     "unable to open database file": "cannot be opened: it must be a file in a folder that you may write to",
     "file is not a database": "is not a SQLite database",
     "database disk image is malformed": "is damaged: restore it from a copy, or move it away and crawl again",
-    "attempt to write a readonly database": "cannot be written to",
     "database or disk is full": "cannot grow: the disk is full",
     "disk I/O error": "cannot be read or written: the disk reports an error",
 }
+_READ_ONLY = "attempt to write a readonly database"
 # PostgreSQL's SQLSTATEs of the same kind that are no OperationalError: privilege missing, read-only server.
 _REFUSED = {"42501", "25006"}
 
@@ -48,8 +49,11 @@ def make_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         _make_folder(sqlite_file(parsed))
         engine = create_engine(parsed, json_serializer=dumps)
+        event.listen(engine, "do_connect", _connect_read_only)
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        for moment in ("before_cursor_execute", "commit", "rollback"):
+            event.listen(engine, moment, _refuse_changed)
     else:
         if "connect_timeout" not in parsed.query:
             parsed = parsed.update_query_dict({"connect_timeout": str(CONNECT_SECONDS)})
@@ -113,11 +117,78 @@ def _make_folder(file: Path) -> None:
         ) from error
 
 
+class _ReadOnly(sqlite3.Connection):
+    """A connection to a file that this process may not write to, or beside which it may make no file.
+
+    SQLite cannot take part in its locks there; `before` is what the file looked like when it was opened
+    without them, None where locks could be had.
+    """
+
+    file: Path
+    before: tuple[int, int, int] | None = None
+
+
+def _connect_read_only(
+    _dialect: Any, _record: Any, arguments: Any, _options: Any
+) -> sqlite3.Connection | None:
+    """A connection to a SQLite file on a read-only disk or of another user; None for any other file.
+
+    The write-ahead log needs a file of shared memory beside the database. One that is there serves to read,
+    whoever writes; where a killed writer left a log alone, it is read without locks; where there is no log,
+    the file is all there is, and is taken as one that does not change.
+    """
+    file = Path(arguments[0])
+    if not file.is_file() or (may_write(file) and may_write(file.parent)):
+        return None
+    log_file = file.with_name(f"{file.name}-wal")
+    try:
+        return _opened(file, "mode=ro")
+    except sqlite3.OperationalError:
+        before = _look(file)
+    has_log = log_file.is_file() and log_file.stat().st_size > 0
+    found = _opened(file, "mode=ro&vfs=unix-none" if has_log else "mode=ro&immutable=1")
+    found.before = before
+    return found
+
+
+def _opened(file: Path, how: str) -> _ReadOnly:
+    """A connection that was read from; raises sqlite3.OperationalError where that cannot be."""
+    found = sqlite3.connect(
+        f"{file.absolute().as_uri()}?{how}", uri=True, check_same_thread=False, factory=_ReadOnly
+    )
+    try:
+        # Without locks the index of the log is kept in memory, not in a file.
+        if "vfs" in how:
+            found.execute("PRAGMA locking_mode = EXCLUSIVE")
+        found.execute("SELECT count(*) FROM sqlite_master")
+    except BaseException:
+        found.close()
+        raise
+    found.file = file
+    return found
+
+
+def _look(file: Path) -> tuple[int, int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _refuse_changed(connection: Connection, *_: Any) -> None:
+    """Raises CatalogBusyError where a file that is read without locks was written to from elsewhere."""
+    driver = None if connection.invalidated else connection.connection.driver_connection
+    if isinstance(driver, _ReadOnly) and driver.before not in (None, _look(driver.file)):
+        raise CatalogBusyError(
+            f"the catalog {place(connection.engine.url)} changed while it was read: run the command again"
+        )
+
+
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     # Python's sqlite3 begins transactions late, not before SELECT or SAVEPOINT; SQLAlchemy shall begin them.
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
     connection.execute("PRAGMA foreign_keys = ON")
+    if isinstance(connection, _ReadOnly):
+        return
     # Of several processes at a new file, one turns the log on; SQLite does not let the others wait for that.
     for attempt in Retrying(
         retry=retry_if_exception_message(match=".*is locked"),
@@ -146,9 +217,11 @@ def _translate(context: ExceptionContext) -> None:
             raise CatalogBusyError(
                 f"{where} was locked for {BUSY_SECONDS} s: another process is writing"
             ) from error
+        if said == _READ_ONLY:
+            raise ReadOnlyCatalogError(f"{where} cannot be written to") from error
         if said in _SQLITE_WORDS:
             raise CatalogError(f"{where} {_SQLITE_WORDS[said]}") from error
     elif type(context.sqlalchemy_exception).__name__ == "OperationalError":
         raise CatalogError(f"{where} does not answer: {said}") from error
     elif getattr(error, "sqlstate", None) in _REFUSED:
-        raise CatalogError(f"{where} refuses: {said}") from error
+        raise ReadOnlyCatalogError(f"{where} refuses: {said}") from error

@@ -7,7 +7,8 @@ LoradexError
 ├── CatalogError          the catalog cannot be used as it is
 │   ├── NoCatalogError        there is none yet
 │   ├── SchemaVersionError    its schema is older or newer than this program
-│   └── CatalogBusyError      another crawl holds the writer lock
+│   ├── CatalogBusyError      another crawl holds the writer lock
+│   └── ReadOnlyCatalogError  it can be read and not written to
 ├── NotFoundError         a name that the catalog does not know
 ├── PoolError             a pool's manifest or files cannot be used as they are
 ├── StorageError          the disk refused (full, not writable)
@@ -66,6 +67,10 @@ class SchemaVersionError(CatalogError):
 
 class CatalogBusyError(CatalogError):
     """Another process is writing to this catalog."""
+
+
+class ReadOnlyCatalogError(CatalogError):
+    """The catalog can be read and not written to."""
 
 
 class NotFoundError(LoradexError):

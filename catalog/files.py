@@ -6,6 +6,8 @@ the process ends, however it ends. A folder whose lock is free was left by a pro
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sys
 import tempfile
@@ -35,6 +37,16 @@ def copy_file(source: Path, target: Path) -> None:
                 fcntl.ioctl(written, _FICLONE, read.fileno())
                 return
         shutil.copyfileobj(read, written, 1 << 20)
+
+
+def may_write(path: Path) -> bool:
+    """Whether this process may write to a file or folder that is there; False on a read-only disk."""
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether a place takes no writing at all: a read-only disk, or a folder of another user."""
+    return isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager

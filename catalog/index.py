@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from catalog.duplicates import cosines, near_pairs, rounding
 from catalog.errors import CatalogError, ConfigError, UsageError
+from catalog.files import is_refused
 from catalog.strictjson import load_json
 
 if TYPE_CHECKING:
@@ -395,7 +396,8 @@ def _store(place: Path, index: Any, stamp: str, skipped: Sequence[str]) -> None:
     except Timeout:
         log.info("%s is being written by another process", place)
     except (OSError, RuntimeError) as error:
-        log.warning("%s cannot be written, so that it is built each time: %s", place, error)
+        level = logging.INFO if is_refused(error) else logging.WARNING
+        log.log(level, "%s cannot be written, so that it is built each time: %s", place, error)
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:

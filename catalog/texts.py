@@ -6,6 +6,7 @@ after a change, is embedded once. `CardVectors` and `CardTexts` are what the two
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from catalog.embed import Embedder, checked, chunks, content_of, has_content
+from catalog.errors import ReadOnlyCatalogError
 from catalog.fields import texts_in
 from catalog.reference import adapter_name
 from catalog.schema import Adapter, BaseModel, Embedding, Repository
@@ -23,6 +25,8 @@ from catalog.words import AdapterText
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 _BATCH = 32
 _PAGE = 500
@@ -56,9 +60,9 @@ def embed_cards(
 ) -> EmbedCounts:
     """Writes the vectors of all cards that have none by this encoder yet; commits after every batch.
 
-    An interrupted run goes on where it stopped. `progress` is told how many of the new texts are done.
-    Texts go to the encoder in the order of their digests, so that two runs embed the same batches. Raises
-    CatalogError for vectors of another size, or that are not finite.
+    An interrupted run goes on where it stopped; a catalog that cannot be written to gets none. `progress` is
+    told how many of the new texts are done. Texts go to the encoder in the order of their digests, so that
+    two runs embed the same batches. Raises CatalogError for vectors of another size, or that are not finite.
     """
     adapters, missing = 0, 0
     found: dict[str, int] = {}
@@ -72,11 +76,18 @@ def embed_cards(
     new = sorted(found.keys() - known)
     session.commit()
     written = 0
+    known_texts = len(found) - len(new)
     for start in range(0, len(new), _BATCH):
         progress(start, len(new))
-        written += _embed_batch(session, embedder, {key: found[key] for key in new[start : start + _BATCH]})
+        wanted = {key: found[key] for key in new[start : start + _BATCH]}
+        try:
+            written += _embed_batch(session, embedder, wanted)
+        except ReadOnlyCatalogError as error:
+            log.info("No vector of a card is kept: %s.", error)
+            session.rollback()
+            return EmbedCounts(adapters, missing, len(found), known_texts, 0, 0)
     progress(len(new), len(new))
-    return EmbedCounts(adapters, missing, len(found), len(found) - len(new), len(new), written)
+    return EmbedCounts(adapters, missing, len(found), known_texts, len(new), written)
 
 
 def _embed_batch(session: Session, embedder: Embedder, wanted: Mapping[str, int]) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from catalog.errors import StorageError
 from catalog.fingerprint import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE
 from catalog.index import IndexState, Space, VectorSource, check_index, open_index
 from catalog.schema import Fingerprint
@@ -98,11 +99,17 @@ class Cache:
         return check_index(folder, self.space, self.source)
 
     def rebuild(self, folder: Path) -> IndexState:
-        """Throws the cache away, makes it again and says what it is worth."""
+        """Throws the cache away, makes it again and says what it is worth; raises StorageError."""
         state = self.check(folder)
-        state.path.unlink(missing_ok=True)
+        try:
+            state.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"The index {state.path} cannot be removed: {error.strerror}.") from error
         open_index(folder, self.space, self.source)
-        return self.check(folder)
+        made = self.check(folder)
+        if made.state != "current":
+            raise StorageError(f"The index {made.path} cannot be written: it stays {made.state}.")
+        return made
 
 
 def indexes(session: Session) -> dict[str, Cache]:

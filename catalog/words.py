@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Protocol
 from filelock import FileLock, Timeout
 
 from catalog.errors import CatalogError, ConfigError, UsageError
+from catalog.files import is_refused
 from catalog.strictjson import load_json
 
 log = logging.getLogger(__name__)
@@ -246,7 +247,8 @@ def open_words(folder: Path, source: TextSource) -> WordIndex:
     except Timeout:
         log.info("%s is being written by another process", place)
     except (OSError, sqlite3.OperationalError) as error:
-        log.warning("%s cannot be written and is built anew each time: %s", place, error)
+        level = logging.INFO if is_refused(error) else logging.WARNING
+        log.log(level, "%s cannot be written and is built anew each time: %s", place, error)
     connection = sqlite3.connect(":memory:")
     try:
         _fill(connection, source, digests, stamp, fresh=True)

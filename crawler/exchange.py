@@ -99,7 +99,12 @@ class HubSettings:
     def from_environment(cls) -> HubSettings:
         """The endpoint and token that huggingface_hub would use; reads HF_ENDPOINT, HF_TOKEN and HF_HOME."""
         endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
-        return cls(endpoint, None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
+        try:
+            return cls(endpoint, None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
+        except OSError as error:
+            raise UsageError(
+                f"The Hub's token cannot be read ({error.strerror}); see HF_TOKEN and HF_HOME."
+            ) from error
 
 
 @dataclass(frozen=True)

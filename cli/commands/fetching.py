@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
 
 from catalog.blobs import BlobStore
 from catalog.candidates import documents_of
 from catalog.database import reading_if_any
 from catalog.engine import parse_url
+from catalog.errors import StorageError
 from catalog.export import Fetch
-from catalog.files import at_work
+from catalog.files import at_work, is_refused, may_write
 from catalog.kept import register_catalog
 from catalog.pools import Manifest
 from cli.app import App
 from crawler.fetch import Fetcher
 from crawler.hub import Hub, HubSettings
+
+
+def folder_for_files(folder: Path) -> Path:
+    """The folder, made if need be; where it takes no writing, another one that goes when the command ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if not is_refused(error):
+            raise StorageError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+    if folder.is_dir() and may_write(folder):
+        return folder
+    return Path(click.get_current_context().with_resource(tempfile.TemporaryDirectory()))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from catalog.pools import Manifest
 from catalog.racing import Measure
 from cli.app import App
 from cli.commands.asking import asked_base
-from cli.commands.fetching import fetching
+from cli.commands.fetching import fetching, folder_for_files
 
 # How many other tasks a gradient is compared with, and by how many examples each (docs/gradient.md).
 BACKGROUNDS = 8
@@ -114,8 +114,7 @@ def measuring(
 @contextmanager
 def _scratch(app: App) -> Iterator[Path]:
     """A folder beside the kept files, whose blocks copies may share; it goes when the block ends."""
-    app.settings.data.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(app.settings.data) as scratch:
+    with temporary_folder(folder_for_files(app.settings.data)) as scratch:
         yield scratch
 
 

@@ -18,7 +18,7 @@ from catalog.folder import is_adapter_folder
 from catalog.pools import Manifest
 from cli.app import App, pass_app
 from cli.commands.base import base_table
-from cli.commands.fetching import fetching
+from cli.commands.fetching import fetching, folder_for_files
 from cli.commands.pools import found_pool
 from cli.output import Column, labelled, output_options, table
 
@@ -249,7 +249,7 @@ def _exported(app: App, manifest: Manifest, pool: Path) -> Path:
     if pool.exists() and in_export(manifest, folder) is not None:
         return folder
     with fetching(app, manifest) as fetch, app.output.progress("bringing the members") as bar:
-        return export(manifest, app.settings.pools, "peft", fetch, bar.working)
+        return export(manifest, folder_for_files(app.settings.pools), "peft", fetch, bar.working)
 
 
 @click.command("inspect-merge")
