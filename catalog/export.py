@@ -1,26 +1,32 @@
 """A pool as files: folders that PEFT loads, a mergekit or vLLM recipe, a Hub in a folder, or a list of ids.
 
 An export is made beside its place and appears by one rename. Every byte is compared with the manifest's
-sha256 on the way, and `verify_files` compares again whenever asked.
+sha256 on the way. Where PEFT would not load a file as it came, another one is written in its place
+(`catalog.peft_files`), and export.json has the sha256 of both; `verify_files` compares again whenever asked.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from catalog.errors import PoolError, StorageError
+from catalog.errors import ConfigError, PoolError, StorageError
 from catalog.files import copy_file, replace_folder, temporary_folder
+from catalog.peft_files import load_problems, make_loadable
 from catalog.pools import MANIFEST_NAME, Manifest, Member, PinnedFile, Problem
+from catalog.strictjson import load_json
 
 Form = Literal["peft", "mergekit", "vllm", "hub", "ids"]
 FORMS: tuple[Form, ...] = ("peft", "mergekit", "vllm", "hub", "ids")
 ADAPTERS = "adapters"
+RECORD_NAME = "export.json"
+RECORD_FORMAT = "loradex-export/1"
+_MOST_RECORD = 64 * 1024 * 1024
 _CHUNK = 1 << 20
 
 
@@ -30,6 +36,30 @@ class Content:
 
     data: bytes | None = None
     path: Path | None = None
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file of an export: the sha256 that the manifest pins, and size and sha256 of what was written."""
+
+    source: str
+    written: str
+    size: int
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What export.json says of a pool's files, by their paths in the export; `as_is`: none was to change."""
+
+    pool: str
+    as_is: bool
+    files: Mapping[str, WrittenFile]
+
+    def canonical(self) -> bytes:
+        """The bytes of export.json."""
+        files = [{"path": path, **asdict(file)} for path, file in sorted(self.files.items())]
+        document = {"format": RECORD_FORMAT, "pool": self.pool, "as_is": self.as_is, "files": files}
+        return f"{json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False)}\n".encode()
 
 
 Fetch = Callable[[Member, PinnedFile], Content]
@@ -42,12 +72,15 @@ def export(
     form: Form,
     fetch: Fetch | None,
     progress: Progress,
+    *,
+    as_is: bool = False,
 ) -> Path:
     """The folder NAME-DIGEST below `to` that holds the pool in this format; one that is there is replaced.
 
     With `fetch` the adapters' files are copied into it (formats peft, mergekit, vllm and hub); without, only
-    recipes and ids that name the Hub. Raises PoolError for bytes that are not the pinned ones and
-    StorageError where the disk refuses.
+    recipes and ids that name the Hub. Files that PEFT would not load are written so that it does, but in the
+    format hub or where `as_is` says that no byte may change. Raises PoolError for bytes that are not the
+    pinned ones and StorageError where the disk refuses.
     """
     if fetch is None and form in ("peft", "hub"):
         raise PoolError(f"The format {form} holds the weights; add --weights.")
@@ -60,6 +93,8 @@ def export(
             (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
             if fetch is not None and form != "ids":
                 _write_members(manifest, folder, form, fetch, progress)
+                if form != "hub":
+                    _write_record(manifest, folder, as_is=as_is)
             for name, text in _recipes(manifest, form, local=fetch is not None).items():
                 (folder / name).write_text(text, encoding="utf-8", newline="\n")
             replace_folder(folder, target, temporary)
@@ -97,6 +132,67 @@ def _write_members(
                 json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8"
             )
     progress(len(manifest.members), len(manifest.members))
+
+
+def _write_record(manifest: Manifest, folder: Path, *, as_is: bool) -> None:
+    """Makes the members' folders such that PEFT loads them, unless `as_is`, and writes export.json."""
+    files: dict[str, WrittenFile] = {}
+    for member in manifest.members:
+        place = folder / member_folder(member)
+        if not as_is:
+            make_loadable(place)
+        for file in member.files:
+            written = place / file.name
+            path = (member_folder(member) / file.name).as_posix()
+            files[path] = WrittenFile(file.sha256, _digest(written), written.stat().st_size)
+    record = ExportRecord(manifest.digest, as_is, files)
+    (folder / RECORD_NAME).write_bytes(record.canonical())
+
+
+def read_record(folder: Path) -> ExportRecord | None:
+    """What export.json in an export says; None where there is none, as in exports of earlier versions.
+
+    Raises PoolError for a file that is no such record.
+    """
+    file = folder / RECORD_NAME
+    if not file.is_file():
+        return None
+    try:
+        document = load_json(file.read_bytes(), max_bytes=_MOST_RECORD)
+        if not isinstance(document, dict) or document["format"] != RECORD_FORMAT:
+            raise ValueError(f"it has not the format {RECORD_FORMAT}")
+        rows = [dict(row) for row in document["files"]]
+        files = {str(row.pop("path")): WrittenFile(**row) for row in rows}
+        record = ExportRecord(str(document["pool"]), document["as_is"] is True, files)
+        if record.canonical() != file.read_bytes():
+            raise ValueError("somebody edited it")
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise PoolError(f"{file} cannot be used: {error}; export the pool again.") from error
+    except OSError as error:
+        raise PoolError(f"{file} cannot be read: {error.strerror}.") from error
+    return record
+
+
+def load_problems_of(manifest: Manifest, folder: Path) -> list[Problem]:
+    """The members of an export of which plain PEFT loads nothing, or not all, each with the reasons."""
+    place = in_export(manifest, folder)
+    found = []
+    for member in manifest.members:
+        where = place(member, member.files[0]).parent if place is not None and member.files else None
+        reasons = load_problems(where) if where is not None and where.is_dir() else ()
+        if reasons:
+            found.append(Problem(member.adapter, "peft", f"{member.adapter}: {'; '.join(reasons)}."))
+    return found
+
+
+def rewritten_members(manifest: Manifest, record: ExportRecord) -> list[str]:
+    """The members of which an export holds a file in other bytes than the pinned ones, in their order."""
+    changed = {path for path, file in record.files.items() if file.source != file.written}
+    return [
+        member.adapter
+        for member in manifest.members
+        if any((member_folder(member) / file.name).as_posix() in changed for file in member.files)
+    ]
 
 
 def _write(content: Content, place: Path) -> None:
@@ -152,11 +248,15 @@ def _vllm(manifest: Manifest, *, local: bool) -> list[str]:
 
 
 def verify_files(
-    manifest: Manifest, place: Callable[[Member, PinnedFile], Path | None], progress: Progress
+    manifest: Manifest,
+    place: Callable[[Member, PinnedFile], Path | None],
+    progress: Progress,
+    record: ExportRecord | None = None,
 ) -> list[Problem]:
     """The files of a pool that are missing or have other bytes; `place` says where each should be.
 
-    None as a place passes a file over. Every byte is read.
+    None as a place passes a file over. Every byte is read, and compared with what the record of an export
+    says was written for the pinned file; without a record with the pinned file itself.
     """
     found: list[Problem] = []
     for done, member in enumerate(manifest.members):
@@ -167,10 +267,19 @@ def verify_files(
                 continue
             if not path.is_file():
                 found.append(Problem(member.adapter, "missing", f"{member.adapter} has no {file.name}."))
-            elif reason := _difference(path, file):
+            elif reason := _difference(path, _expected(member, file, record)):
                 found.append(Problem(member.adapter, "changed", f"{member.adapter}: {file.name} {reason}."))
     progress(len(manifest.members), len(manifest.members))
     return found
+
+
+def _expected(member: Member, file: PinnedFile, record: ExportRecord | None) -> PinnedFile:
+    """The pinned file, or what was written in its place by a record that is of this very file."""
+    path = (member_folder(member) / file.name).as_posix()
+    written = record.files.get(path) if record is not None else None
+    if written is None or written.source != file.sha256:
+        return file
+    return PinnedFile(file.name, written.size, written.written)
 
 
 def in_export(manifest: Manifest, folder: Path) -> Callable[[Member, PinnedFile], Path] | None:
@@ -191,8 +300,12 @@ def _difference(path: Path, file: PinnedFile) -> str | None:
     size = path.stat().st_size
     if size != file.size:
         return f"has {size:,} bytes where {file.size:,} were pinned"
+    return None if _digest(path) == file.sha256 else "has other bytes than those pinned"
+
+
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as opened:
         while chunk := opened.read(_CHUNK):
             digest.update(chunk)
-    return None if digest.hexdigest() == file.sha256 else "has other bytes than those pinned"
+    return digest.hexdigest()

@@ -56,6 +56,15 @@ class Pattern:
         # Most keys are plain names, and a table may have thousands: those are parsed when one has to be.
         self._node = None if self.literal is not None else _Parser(text).parse()
 
+    def matches(self, name: str, budget: Budget) -> bool:
+        """Whether `name` is a match as a whole; never of what follows one of its dots."""
+        if len(name) > MAX_TEXT:
+            raise ConfigError("bad_pattern", f"a module name of {len(name)} characters is too long to match")
+        if self._node is None:
+            self._node = _Parser(self.text).parse()
+        budget.spend(2)
+        return len(name) in self._node(name, frozenset([0]), budget)
+
     def matches_suffix(self, name: str, budget: Budget) -> bool:
         """Whether `name`, or what follows one of its dots, is a match as a whole, as PEFT decides it."""
         budget.spend(2)

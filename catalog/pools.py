@@ -255,7 +255,7 @@ def _number(value: Any, name: str) -> float | None:
 class Problem:
     """What is wrong with a pool: of which member (or of the pool as a whole), what kind, in a sentence.
 
-    Kinds: missing, changed, vanished, moved, license, fingerprint.
+    Kinds: missing, changed, vanished, moved, license, peft (plain PEFT does not load all of it).
     """
 
     member: str

@@ -21,7 +21,7 @@ from catalog.errors import ConfigError
 LFS_POINTER = b"version https://git-lfs"
 MEBIBYTE = 1024 * 1024
 _MAX_DIGITS = 300
-_UTF8_BOM = b"\xef\xbb\xbf"
+UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -80,7 +80,7 @@ def read_json(
 def _decode(data: bytes) -> tuple[str, bool]:
     if data.startswith(_UTF16_BOMS) or b"\x00" in data[:4]:
         raise _not_json("the text is UTF-16 or UTF-32, not UTF-8")
-    bom = data.startswith(_UTF8_BOM)
+    bom = data.startswith(UTF8_BOM)
     try:
         return data.decode("utf-8-sig" if bom else "utf-8"), bom
     except UnicodeDecodeError as error:

@@ -14,7 +14,16 @@ import click
 from catalog import pool_store
 from catalog.blobs import BlobStore
 from catalog.database import reading, reading_if_any, writing
-from catalog.export import FORMS, export, in_export, verify_files
+from catalog.export import (
+    FORMS,
+    RECORD_NAME,
+    export,
+    in_export,
+    load_problems_of,
+    read_record,
+    rewritten_members,
+    verify_files,
+)
 from catalog.licenses import USES
 from catalog.pools import (
     MANIFEST_NAME,
@@ -84,25 +93,44 @@ def show(app: App, pool: str) -> None:
 )
 @click.option("--weights", is_flag=True, help="With the files; what is not kept is fetched at its commit.")
 @click.option("--copy", is_flag=True, hidden=True, help="Files are always copied; kept for older scripts.")
+@click.option("--as-is", is_flag=True, help="Change no byte, also where PEFT does not load it (as hub does).")
 @output_options(lists=False)
 @pass_app
-def export_(app: App, /, pool: str, to: Path | None, form: str, weights: bool, **_copy: bool) -> None:
+def export_(
+    app: App, /, pool: str, to: Path | None, form: str, weights: bool, as_is: bool, **_copy: bool
+) -> None:
     """Write a pool as files, every byte checked against its sha256; its folder is NAME-DIGEST.
 
-    Files are copies: an edit in an export does not reach the data folder. The controls that belong to it are
-    exported beside it.
+    Where PEFT would not find the tensors under their names, or not load the config, it is written as PEFT
+    loads it; export.json has the sha256 of both, pool.json that of the source. Files are copies: an edit in
+    an export does not reach the data folder. The controls that belong to it are exported beside it.
     """
     manifest = found_pool(app, pool)
     chosen = next(one for one in FORMS if one == form)
     below, made = to or app.settings.pools, []
+    problems: list[Problem] = []
     for one in (manifest, *_controls(app, manifest)):
         with fetching(app, one) as fetch, app.output.progress("exporting") as bar:
             chosen_fetch = fetch if weights else None
-            made.append(export(one, below, chosen, chosen_fetch, bar.working))
-    app.output.document(
-        {"folders": [str(place) for place in made], "digest": manifest.digest},
-        lambda found: "\n".join(found["folders"]),
-    )
+            made.append(export(one, below, chosen, chosen_fetch, bar.working, as_is=as_is))
+        if weights:
+            problems += _export_notes(app, one, made[-1])
+    found: dict[str, Any] = {"folders": [str(place) for place in made], "digest": manifest.digest}
+    if problems:
+        found["problems"] = [asdict(problem) for problem in problems]
+    app.output.document(found, lambda found: "\n".join(found["folders"]))
+
+
+def _export_notes(app: App, manifest: Manifest, folder: Path) -> list[Problem]:
+    """Says which members were written in other bytes, and gives those that PEFT does not load even so."""
+    record = read_record(folder)
+    changed = rewritten_members(manifest, record) if record is not None else []
+    if changed:
+        app.output.say(f"written as PEFT loads it, see {RECORD_NAME}: {', '.join(changed)}")
+    problems = load_problems_of(manifest, folder)
+    for problem in problems:
+        app.output.say(f"not loaded by PEFT: {problem.detail}")
+    return problems
 
 
 @pool.command()
@@ -120,15 +148,16 @@ def verify(app: App, pool: str, use: str | None, online: bool) -> None:
     manifest = found_pool(app, pool)
     judged = next((one for one in USES if one == use), None)
     with app.output.progress("reading") as bar:
-        problems = verify_files(manifest, _places(app, manifest, Path(pool)), bar.working)
+        problems, lenient = _file_problems(app, manifest, Path(pool), bar.working)
         problems += license_problems(manifest, judged)
         if online:
             with Hub(HubSettings.from_environment()) as hub:
                 problems += hub_problems(manifest, hub, bar.working)
     told = [asdict(problem) for problem in problems]
-    found = {"ok": not problems, "problems": told, "digest": manifest.digest}
+    wrong = [problem for problem in problems if not (lenient and problem.kind == "peft")]
+    found = {"ok": not wrong, "problems": told, "digest": manifest.digest}
     app.output.document(found, partial(_render_problems, problems=problems))
-    if problems:
+    if wrong:
         click.get_current_context().exit(Exit.ERROR)
 
 
@@ -173,6 +202,20 @@ def _places(app: App, manifest: Manifest, pool: Path) -> Callable[[Member, Pinne
     return lambda _, file: blobs.path(file.sha256) if blobs.has(file.sha256) else None
 
 
+def _file_problems(
+    app: App, manifest: Manifest, pool: Path, progress: Callable[[int, int], None]
+) -> tuple[list[Problem], bool]:
+    """What is wrong with the files of a pool, and whether it was exported as it is, for PEFT or not."""
+    folder = pool if pool.is_dir() else pool.parent
+    record = read_record(folder) if pool.exists() else None
+    problems = verify_files(manifest, _places(app, manifest, pool), progress, record)
+    if record is None:
+        return problems, True
+    harmed = {problem.member for problem in problems}
+    problems += [problem for problem in load_problems_of(manifest, folder) if problem.member not in harmed]
+    return problems, record.as_is
+
+
 def _controls(app: App, manifest: Manifest) -> list[Manifest]:
     """The pools that a manifest names as controls, as far as the catalog holds them."""
     names = [str(control["pool"]) for control in manifest.controls if "pool" in control]
@@ -186,6 +229,6 @@ def _controls(app: App, manifest: Manifest) -> list[Manifest]:
 
 
 def _render_problems(found: dict[str, Any], problems: list[Problem]) -> str:
-    if found["ok"]:
+    if not problems:
         return f"nothing is wrong with it ({found['digest'][:12]})"
     return "\n".join(f"{problem.kind:<9}{problem.detail}" for problem in problems)
