@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, exists, func, select
 from sqlalchemy.orm import Session, selectinload
 
+from catalog import retries
 from catalog.errors import NotFoundError, UsageError
 from catalog.fields import FIELDS
 from catalog.query import Query
@@ -215,6 +216,7 @@ def totals(
         "partial": _count(session, measured.where(FIELDS["partial"].some(lambda name: name != "", ()))),
         "waiting": waiting(session, unreadable),
         "embeddings": session.scalar(select(func.count()).select_from(Embedding)) or 0,
+        "retries": retries.listed(session),
         "crawls": [_crawl_row(crawl) for crawl in _newest(session, crawls)],
     }
 

@@ -80,17 +80,17 @@ def reopen(session: Session, crawl: Crawl) -> None:
 
 
 def watermark(session: Session, scope: str) -> datetime | None:
-    """The newest last-modified time up to which this scope is known without a gap."""
-    return session.scalar(
-        select(func.max(Crawl.watermark)).where(Crawl.scope == scope, Crawl.state == CrawlState.COMPLETE)
-    )
+    """The newest last-modified time up to which this scope is known, but for what is to be tried again."""
+    return session.scalar(select(func.max(Crawl.watermark)).where(Crawl.scope == scope))
 
 
 def last_whole(session: Session, scope: str) -> datetime | None:
-    """When the newest complete crawl of this scope began that asked for everything, not for changes only."""
+    """When the newest crawl of this scope began that asked for everything, not for changes, and got it listed
+    and worked off.
+    """
     rows = session.execute(
         select(Crawl.started_at, Crawl.asked)
-        .where(Crawl.scope == scope, Crawl.state == CrawlState.COMPLETE)
+        .where(Crawl.scope == scope, or_(Crawl.state == CrawlState.COMPLETE, Crawl.watermark.is_not(None)))
         .order_by(Crawl.id.desc())
     )
     return next((started for started, asked in rows if asked["since"] is None), None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from catalog import frontier
+from catalog import frontier, retries
 from catalog.errors import (
     CursorExpiredError,
     HubAccessError,
@@ -30,7 +30,8 @@ class CrawlReport:
     """The numbers of one crawl.
 
     `failed` as a status: its listings could not be read at all. `unmeasured` counts the adapters that are
-    accepted as far as is known, the values of their weights being unread.
+    accepted as far as is known, the values of their weights being unread. `resting` counts the repositories
+    that failed in earlier crawls and were not tried in this one, because they rest.
     """
 
     status: str
@@ -40,6 +41,7 @@ class CrawlReport:
     reasons: Mapping[str, int]
     skipped_by_paper: int
     unmeasured: int
+    resting: int
     errors: Mapping[str, int]
     quarantined: Mapping[str, int]
     requests: Mapping[str, int]
@@ -63,6 +65,7 @@ class CrawlReport:
             "unmeasured": self.unmeasured,
             "skipped": self.skipped,
             "reasons": dict(self.reasons),
+            "resting": self.resting,
             "errors": dict(self.errors),
             "quarantined": dict(self.quarantined),
             "requests": dict(self.requests),
@@ -87,6 +90,7 @@ def report(session: Session, crawl: Crawl, listing_error: str | None = None) -> 
         reasons=reasons,
         unmeasured=frontier.unmeasured(session, crawl.id, refusing(rules)),
         skipped_by_paper=frontier.adapter_counts(session, crawl.id, refusing("paper"))[1],
+        resting=retries.resting(session, crawl),
         errors=errors,
         quarantined=frontier.errors(session, crawl.id, Outcome.QUARANTINED),
         requests={"api": crawl.api_requests, "resolver": crawl.resolver_requests},

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from catalog import frontier, store
+from catalog import frontier, retries, store
 from catalog.bases import BaseTable, seed_spellings
 from catalog.blobs import BlobStore, temporary_store
 from catalog.database import writer_lock
@@ -72,12 +72,14 @@ class Crawler:
                 store.sync_bases(session)
                 bases = BaseTable(store.spellings(session))
                 crawl = self._open(session, bases)
-                plan, meter, started_at = _plan(crawl), Meter(self.hub, crawl, started), crawl.started_at
+                plan, meter = _plan(crawl), Meter(self.hub, crawl, started)
+                scope, started_at = crawl.scope, crawl.started_at
             error = self._list(plan)
             work = Work(
                 self.engine,
                 self._tools(bases, streamed),
                 plan.crawl_id,
+                scope,
                 meter,
                 self.progress,
                 self.stop,
@@ -105,18 +107,24 @@ class Crawler:
             return crawl
         since = _since(session, self.options, scope, now)
         question["since"] = since.isoformat() if since else None
-        return frontier.open_crawl(session, frontier.digest(listing(endpoint, planned)), scope, question, now)
+        of = frontier.digest(listing(endpoint, planned))
+        crawl = frontier.open_crawl(session, of, scope, question, now)
+        retries.forget_superseded(session, crawl)
+        return crawl
 
     def _list(self, plan: Walk) -> HubError | None:
         """Reads the listings to their end; gives the error that stopped one, if any did."""
         error = walk(self.engine, self.hub, plan, self.progress)
-        if error is None and plan.since is None and plan.limit is None:
-            with Session(for_writing(self.engine)) as session, session.begin():
-                if not frontier.listed(session, plan.crawl_id):
-                    # A Hub that shows nothing at all has lost its index, not all its repositories.
-                    return None
-                frontier.add_missing(session, session.get_one(Crawl, plan.crawl_id), NOT_LISTED)
-        return error
+        if error is not None:
+            return error
+        with Session(for_writing(self.engine)) as session, session.begin():
+            crawl = session.get_one(Crawl, plan.crawl_id)
+            # A Hub that shows nothing at all has lost its index, not all its repositories.
+            whole = plan.since is None and plan.limit is None and frontier.listed(session, crawl.id)
+            if whole:
+                frontier.add_missing(session, crawl, NOT_LISTED)
+            retries.enlist(session, crawl, self.now(), NOT_LISTED, all_of_them=self.options.full)
+        return None
 
     def _tools(self, bases: BaseTable, streamed: BlobStore) -> Tools:
         return Tools(
@@ -132,12 +140,16 @@ class Crawler:
         )
 
     def _close(self, session: Session, crawl: Crawl, *, finished: bool) -> None:
-        """Writes how the crawl ended; the watermark moves only where nothing is left and nothing failed."""
+        """Writes how the crawl ended; the watermark moves where all is listed and nothing is pending.
+
+        What failed does not hold it: that stands on the list of what is tried again.
+        """
         counts = frontier.outcomes(session, crawl.id)
-        clean = finished and not counts[Outcome.FAILED.value] and not counts[Outcome.PENDING.value]
+        whole = finished and not counts[Outcome.PENDING.value]
+        clean = whole and not counts[Outcome.FAILED.value]
         crawl.state = CrawlState.COMPLETE if clean else CrawlState.PARTIAL
         crawl.finished_at = self.now()
-        if clean and crawl.asked["limit"] is None:
+        if whole and crawl.asked["limit"] is None:
             # What changed after the listing began may stand on a page that was read before it changed.
             newest, before = frontier.newest(session, crawl.id), frontier.watermark(session, crawl.scope)
             marks = (before, min(newest, crawl.started_at) if newest is not None else None)

@@ -19,7 +19,7 @@ from functools import partial
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
-from catalog import frontier, store
+from catalog import frontier, retries, store
 from catalog.engine import for_writing
 from catalog.errors import HubBusyError, HubError, HubUnreachableError, LoradexError, StorageError
 from catalog.records import RepositoryRecord
@@ -54,11 +54,15 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class Failure:
-    """An item that can be tried again; `in_reach` is False where the Hub or the disk was the cause."""
+    """An item that can be tried again; `in_reach` is False where the Hub or the disk was the cause.
+
+    `own` is True where it is up to the user of this machine to mend it: the disk, the token.
+    """
 
     kind: str
     detail: str
     in_reach: bool
+    own: bool = False
 
 
 Result = Processed | Unchanged | Gone
@@ -117,6 +121,7 @@ class Work:
     engine: Engine
     tools: Tools
     crawl_id: int
+    scope: str
     meter: Meter
     progress: Progress
     stop: threading.Event
@@ -208,6 +213,8 @@ class Work:
             else:
                 jobs.append((task, partial(process, listed, self.tools)))
         store.bury_namesakes(session, touched, self.now())
+        unchanged = [item.hub_id or "" for item in items if item.outcome is Outcome.UNCHANGED]
+        retries.settle(session, self.scope, unchanged)
         return jobs
 
     def _is_older(self, listed: ListedRepository, row: Repository) -> bool:
@@ -263,6 +270,7 @@ class Work:
         for task, result in zip(tasks, results, strict=True):
             item, row = items[task.position], known.get(task.hub_id)
             if isinstance(result, Failure):
+                retries.postpone(session, self.scope, _failed_item(item, result), self.now())
                 frontier.settle(item, Outcome.FAILED, error=result.kind, detail=result.detail)
             elif isinstance(result, Gone):
                 self._bury(session, row, result)
@@ -273,6 +281,8 @@ class Work:
                 frontier.settle(item, Outcome.UNCHANGED)
             else:
                 frontier.settle(item, _outcome(commits.get(task.hub_id), result.repository.commit))
+        read_ids = [t.hub_id for t, r in zip(tasks, results, strict=True) if not isinstance(r, Failure)]
+        retries.settle(session, self.scope, read_ids)
         store.save_documents(session, self.tools.known.fresh_documents())
         self.meter.write(session)
 
@@ -305,12 +315,26 @@ def _result(task: Task) -> Result | Failure:
 def _failure(task: Task, error: Exception) -> Failure:
     if isinstance(error, LoradexError):
         log.warning("%s: %s", task.name, error)
-        out_of_reach = isinstance(error, OUT_OF_REACH) or getattr(error, "status", None) == "unauthorized"
-        return Failure(error_kind(error), str(error), not out_of_reach)
+        unauthorized = getattr(error, "status", None) == "unauthorized"
+        out_of_reach = isinstance(error, OUT_OF_REACH) or unauthorized
+        own = isinstance(error, StorageError) or unauthorized
+        return Failure(error_kind(error), str(error), not out_of_reach, own)
     fault = f"{type(error).__name__}: {error}"
     log.error("%s could not be read because of a fault in loradex: %s", task.name, fault)
     log.info("where that was", exc_info=error)
     return Failure(error_kind(error), fault, in_reach=True)
+
+
+def _failed_item(item: CrawlItem, failure: Failure) -> retries.FailedItem:
+    commit = item.row.get("sha") if isinstance(item.row, dict) else None
+    return retries.FailedItem(
+        hub_id=item.hub_id or "",
+        name=item.name or "",
+        commit=commit if isinstance(commit, str) else None,
+        error=failure.kind,
+        detail=failure.detail,
+        at_once=failure.own,
+    )
 
 
 def _outcome(before: str | None, after: str | None) -> Outcome:

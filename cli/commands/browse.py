@@ -26,6 +26,7 @@ LLAMA_LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 # What `show` tells people elsewhere or not at all; --json has everything.
 HIDDEN = {"adapter", "reasons", "details", "card", "files", "training", "weights", "tags", "verdict"}
 MOST_FILES = 20
+MOST_RETRIES = 20
 MOST_TARGETS = 40
 LONGEST_CARD = 600
 
@@ -211,7 +212,29 @@ def _render_status(found: dict[str, Any], rules: str) -> str:
     for crawl in found["crawls"]:
         when = f"{crawl['started']:%Y-%m-%d{NO_BREAK}%H:%M}"
         rows.append((f"crawl {crawl['id']}", f"{when}{DOT}{crawl['state']}{DOT}{cost(crawl)}"))
-    return labelled(rows)
+    return "\n".join([labelled(rows), *_retries(found["retries"])])
+
+
+def _retries(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The repositories that could not be read: when each is tried again, and why it failed."""
+    if not rows:
+        return []
+    told = [
+        (
+            row["repository"],
+            DOT.join(
+                [
+                    row["error"],
+                    f"attempts{NO_BREAK}{row['attempts']}",
+                    f"next{NO_BREAK}try{NO_BREAK}{row['next_try']:%Y-%m-%d{NO_BREAK}%H:%M}{NO_BREAK}UTC",
+                    row["detail"],
+                ]
+            ),
+        )
+        for row in rows[:MOST_RETRIES]
+    ]
+    more = [f"  and {len(rows) - MOST_RETRIES:,} more; --json has all"] if len(rows) > MOST_RETRIES else []
+    return ["to be tried again by the next crawls", labelled(told, indent="  "), *more]
 
 
 def _measured(found: dict[str, Any]) -> Iterator[str]:

@@ -26,7 +26,10 @@ from crawler.screen import RULE_SETS, refusing
 DOT = f"{NO_BREAK}· "
 # How a crawl can end that is not complete: its exit code, and what to do.
 ENDS = {
-    "partial": (Exit.PARTIAL, "Not everything could be read; the same command tries the rest again."),
+    "partial": (
+        Exit.PARTIAL,
+        "Not everything could be read; the same command tries the rest again, and `loradex status` lists it.",
+    ),
     "failed": (Exit.ERROR, "Nothing could be listed; the same command tries again."),
 }
 
@@ -139,6 +142,8 @@ def _render(found: dict[str, Any], rules: str) -> str:
     else:
         rows += verdicts(found, rules)
         rows += [(name, counted(found[name])) for name in ("errors", "quarantined")]
+        resting = f"{found['resting']:,} that failed before; `loradex status` says when they are tried again"
+        rows.append(("resting", resting if found["resting"] else ""))
     lines = fold(DOT.join(first), width())
     return "\n".join([*lines, labelled([*rows, ("cost", cost(found))], indent="  ")])
 

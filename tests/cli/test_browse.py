@@ -17,6 +17,7 @@ import pytest
 
 from cli.commands.browse import marked, ruled, short_count, short_targets
 from crawler.localhub import LocalHub
+from crawler.localhub.faults import Fault, Html
 from tests.cli.conftest import ROOT, TINY, Program
 from tests.hubs import adapter_config, card, lora_files, lora_tensors, make_repo, safetensors_bytes
 
@@ -348,3 +349,18 @@ def test_a_name_that_is_listed_is_in_one_piece(root: Path, hub: LocalHub, run: P
     lines = run("adapters", "--rules", "paper").stdout.splitlines()
     assert sum(line.startswith("some-owner/a-name-of-a-length ") for line in lines) == 1
     assert max(map(len, lines)) <= 80
+
+
+def test_status_lists_what_is_tried_again(hub: LocalHub, run: Program) -> None:
+    hub.faults.append(Fault("GET /api/models/bob/two/tree", Html()))
+    assert run("crawl", "--any-base", "--weights", "headers").exit_code == 3
+    [row] = json.loads(run("status", "--json").stdout)["retries"]
+    assert (row["repository"], row["error"], row["attempts"]) == ("bob/two", "payload", 1)
+    assert row["next_try"].endswith("Z")
+    text = run("status").stdout
+    assert "to be tried again by the next crawls" in text
+    assert "bob/two" in text
+    assert "attempts 1" in text
+    hub.faults.clear()
+    assert run("crawl", "--any-base", "--weights", "headers").exit_code == 0
+    assert "tried again" not in run("status").stdout
