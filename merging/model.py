@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import NotFoundError, UsageError
+from merging.gguf import GgufError, check_llama
 
 if TYPE_CHECKING:
     import torch
@@ -109,8 +110,7 @@ def keep_base(base: str, source: Path, bases: Path) -> Path:
     target = bases / kept_name(base)
     if target.exists():
         raise UsageError(f"A checkpoint of {base} is kept in {target} already; remove that folder first.")
-    if not source.is_file():
-        raise NotFoundError(f"There is no file {source}; name a GGUF file.")
+    check_source(source)
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     from merging.write import new_folder
@@ -120,8 +120,10 @@ def keep_base(base: str, source: Path, bases: Path) -> Path:
         try:
             read = LlamaForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(f"{source} is no GGUF file of a Llama model: {error}.") from error
+        # What values that make no sense have the library raise is nowhere written down.
+        except Exception as error:
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
+            raise UsageError(f"{source} is no GGUF file of a Llama model: {why}.") from error
         # A model that was read from GGUF refuses to be saved; a fresh one with the same values does not.
         config = type(read.config)(
             **{
@@ -136,6 +138,18 @@ def keep_base(base: str, source: Path, bases: Path) -> Path:
         fresh.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return target
+
+
+def check_source(source: Path) -> None:
+    """Raises NotFoundError or UsageError unless `source` is a whole GGUF file of a Llama model."""
+    if not source.is_file():
+        raise NotFoundError(f"There is no file {source}; name a GGUF file.")
+    try:
+        check_llama(source)
+    except GgufError as error:
+        raise UsageError(f"{source} is no GGUF file of a Llama model: {error}.") from error
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {error.strerror}.") from error
 
 
 @contextlib.contextmanager

@@ -74,8 +74,9 @@ def keep(app: App, name: str, file: Path) -> None:
 
     It is converted once, to float32, below the data folder; a model that was quantised stays as coarse.
     """
-    from merging.model import keep_base
+    from merging.model import check_source, keep_base
 
+    check_source(file)
     app.output.say(f"converting {file.name}")
     app.output.say(f"{name} is kept in {keep_base(name, file, app.settings.bases)}")
 

@@ -59,7 +59,7 @@ def test_a_file_that_is_no_gguf_is_refused_and_leaves_nothing(tmp_path: Path) ->
     (tmp_path / "x.gguf").write_bytes(b"not one")
     with pytest.raises(UsageError, match="no GGUF file of a Llama model"):
         keep_base("owner/name", tmp_path / "x.gguf", tmp_path / "bases")
-    assert not list((tmp_path / "bases").iterdir())
+    assert not (tmp_path / "bases").exists()
     with pytest.raises(NotFoundError, match="There is no file"):
         keep_base("owner/name", tmp_path / "y.gguf", tmp_path / "bases")
 

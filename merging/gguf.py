@@ -1,0 +1,215 @@
+"""The header of a GGUF file, read within the bounds of the file before a library trusts its counts.
+
+The format is that of ggml, docs/gguf.md, versions 2 and 3: magic, version, numbers of tensors and of values;
+the values by name; of each tensor its name, shape, type and place; then the data. The library that converts
+such files reads past the end of one that is cut off, and makes room for whatever a count says.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+# The largest models have about 2,000 tensors, 100 values and vocabularies of 300,000 words.
+_MOST_ENTRIES = 1 << 16
+_MOST_ITEMS = 1 << 22
+_LONGEST_NAME = 1 << 16
+_MOST_DIMENSIONS = 4
+_ALIGNMENT = 32
+_STRING, _ARRAY, _BOOL = 8, 9, 7
+_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
+_NUMBERS = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
+_WORDS = "tokenizer.ggml.tokens"
+# Tables of positions, which the library computes anew.
+_LEFT_OUT = ("rope_freqs.weight",)
+
+
+class GgufError(ValueError):
+    """A file that is cut off, or no GGUF file that can be used; the message says which."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Single values by name, the lengths of the lists, and the shapes of tensors, fastest dimension first."""
+
+    values: Mapping[str, object]
+    lists: Mapping[str, int]
+    tensors: Mapping[str, tuple[int, ...]]
+
+
+def check_llama(path: Path) -> None:
+    """Raises GgufError unless the file is a whole GGUF file of a Llama model, with no tensor besides."""
+    header = read_header(path)
+    kind = header.values.get("general.architecture")
+    if kind != "llama":
+        raise GgufError(f"its architecture is {str(kind)[:40]!r}, not 'llama'")
+    blocks, width, inner, heads = (_number(header, name) for name in _NUMBERS)
+    if width % heads:
+        raise GgufError(f"{heads:,} heads do not share a width of {width:,}")
+    if _WORDS not in header.lists:
+        raise GgufError(f"it has no {_WORDS}")
+    # Each block has tensors of its own, so that a larger number is none.
+    if blocks > len(header.tensors):
+        raise GgufError(f"it has {len(header.tensors):,} tensors, too few for {blocks:,} blocks")
+    groups = _number(header, "attention.head_count_kv", heads)
+    length = _number(header, "attention.key_length", width // heads)
+    block = {
+        "attn_norm": (width,),
+        "attn_q": (width, heads * length),
+        "attn_k": (width, groups * length),
+        "attn_v": (width, groups * length),
+        "attn_output": (heads * length, width),
+        "ffn_norm": (width,),
+        "ffn_gate": (width, inner),
+        "ffn_up": (width, inner),
+        "ffn_down": (inner, width),
+    }
+    embeddings = (width, header.lists[_WORDS])
+    wanted = {"token_embd.weight": embeddings, "output_norm.weight": (width,)}
+    for number in range(blocks):
+        wanted |= {f"blk.{number}.{name}.weight": shape for name, shape in block.items()}
+    # Without one of its own, the output has the weights of the embeddings.
+    _compare(header.tensors, wanted, {"output.weight": embeddings})
+
+
+def _number(header: Header, name: str, default: int | None = None) -> int:
+    value = header.values.get(f"llama.{name}", default)
+    if type(value) is not int or value < 1:
+        raise GgufError(f"it does not say llama.{name}")
+    return value
+
+
+def _compare(
+    tensors: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    optional: Mapping[str, tuple[int, ...]],
+) -> None:
+    for name, shape in {**wanted, **optional}.items():
+        if name in tensors and tensors[name] != shape:
+            raise GgufError(f"{name} has the shape {list(tensors[name])}, not {list(shape)}")
+        if name in wanted and name not in tensors:
+            raise GgufError(f"it has no tensor {name}")
+    for name in tensors:
+        if name not in wanted and name not in optional and name not in _LEFT_OUT:
+            raise GgufError(f"it has a tensor {name[:80]}, which a Llama model of its header has not")
+
+
+def read_header(path: Path) -> Header:
+    """The header of a GGUF file; raises GgufError for one that is cut off, or not of version 2 or 3."""
+    with path.open("rb") as file:
+        return _Reader(file, path.stat().st_size).header()
+
+
+@dataclass
+class _Reader:
+    """A file of `size` bytes that is read from the start; a length beyond its end is refused at once."""
+
+    file: BinaryIO
+    size: int
+    values: dict[str, object] = field(default_factory=dict)
+    lists: dict[str, int] = field(default_factory=dict)
+
+    def header(self) -> Header:
+        if self.take(4) != b"GGUF":
+            raise GgufError("it does not begin with GGUF")
+        version = self.number("I")
+        if version not in (2, 3):
+            big = version and not version & 0xFFFF
+            raise GgufError("it is big-endian" if big else f"its version is {version}; 2 and 3 are read")
+        tensors, values = self.number("Q"), self.number("Q")
+        if not 0 < tensors <= _MOST_ENTRIES or values > _MOST_ENTRIES:
+            raise GgufError(f"it claims {tensors:,} tensors and {values:,} values, which no model has")
+        for _ in range(values):
+            self.read_value()
+        return Header(self.values, self.lists, self.tensors(tensors))
+
+    def tensors(self, count: int) -> dict[str, tuple[int, ...]]:
+        """The shapes by name; raises GgufError where the data of one is not in the file."""
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        shapes: dict[str, tuple[int, ...]] = {}
+        ends = [0]
+        for _ in range(count):
+            name = self.name()
+            dimensions = self.number("I")
+            if not 0 < dimensions <= _MOST_DIMENSIONS:
+                raise GgufError(f"the tensor {name} has {dimensions:,} dimensions")
+            shape = tuple(self.number("Q") for _ in range(dimensions))
+            kind, offset = self.number("I"), self.number("Q")
+            if name in shapes:
+                raise GgufError(f"the tensor {name} stands there twice")
+            if kind not in GGMLQuantizationType._value2member_map_:
+                raise GgufError(f"the tensor {name} has the unknown type {kind}")
+            block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+            if 0 in shape or shape[0] % block:
+                raise GgufError(f"the tensor {name} has the impossible shape {list(shape)}")
+            shapes[name] = shape
+            ends.append(offset + math.prod(shape) // block * size)
+        alignment = self.values.get("general.alignment", _ALIGNMENT)
+        if type(alignment) is not int or not 0 < alignment <= self.size:
+            raise GgufError("its alignment is no number of bytes")
+        start = -(-self.file.tell() // alignment) * alignment
+        if start + max(ends) > self.size:
+            raise GgufError(
+                f"it is cut off: {start + max(ends):,} bytes are promised and {self.size:,} there"
+            )
+        return shapes
+
+    def read_value(self) -> None:
+        """Takes one value, and keeps it unless it is a list."""
+        name, kind = self.name(), self.number("I")
+        if kind == _STRING:
+            self.values[name] = self.text()
+        elif kind in _FORMATS:
+            self.values[name] = self.unpacked(_FORMATS[kind])
+        elif kind == _ARRAY:
+            self.skip_list(name)
+        else:
+            raise GgufError(f"the value {name} has the unknown type {kind}")
+
+    def skip_list(self, name: str) -> None:
+        kind, count = self.number("I"), self.number("Q")
+        if count > _MOST_ITEMS:
+            raise GgufError(f"the list {name} claims {count:,} items")
+        self.lists[name] = count
+        if kind in _FORMATS:
+            self.skip(count * struct.calcsize(_FORMATS[kind]))
+        elif kind == _STRING:
+            for _ in range(count):
+                self.skip(self.number("Q"))
+        else:
+            raise GgufError(f"the list {name} has items of the unknown type {kind}")
+
+    def name(self) -> str:
+        """A name of a value or a tensor, made safe for a message."""
+        length = self.number("Q")
+        if length > _LONGEST_NAME:
+            raise GgufError(f"it holds a name of {length:,} bytes")
+        return self.take(length).decode("utf-8", "backslashreplace")
+
+    def text(self) -> str:
+        return self.take(self.number("Q")).decode("utf-8", "backslashreplace")
+
+    def number(self, code: str) -> int:
+        return int(self.unpacked(code))
+
+    def unpacked(self, code: str) -> int | float | bool:
+        found: int | float | bool = struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+        return found
+
+    def skip(self, length: int) -> None:
+        self.check(length)
+        self.file.seek(length, 1)
+
+    def take(self, length: int) -> bytes:
+        self.check(length)
+        return self.file.read(length)
+
+    def check(self, length: int) -> None:
+        """Raises GgufError where the file ends before so many more bytes."""
+        if length > self.size - self.file.tell():
+            raise GgufError(f"it is cut off after {self.size:,} bytes")

@@ -1,0 +1,159 @@
+"""Row 22: a GGUF file that is cut off, lies or holds another model is one sentence, and nothing is kept."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from merging.gguf import GgufError, check_llama
+from tests.cli.conftest import Program
+from tests.edges.gguf_files import WORDS, shapes, write_gguf
+from tests.edges.rows import row
+from tests.shared_data import shared
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file that can be kept."""
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "whole.gguf").read_bytes()
+
+
+@shared
+def test_the_row(run: Program, data: Path) -> None:
+    files = sorted(row("22-cut-gguf").glob("*.gguf"))
+    assert len(files) == 3
+    for file in files:
+        refused = run("base", "keep", "made/x", str(file))
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        cut = f"it is cut off after {file.stat().st_size:,} bytes"
+        assert refused.stderr == f"Error: {file} is no GGUF file of a Llama model: {cut}.\n"
+        assert not list(data.rglob("*"))
+
+
+def test_a_whole_file_is_kept(run: Program, data: Path, tmp_path: Path, whole: bytes) -> None:
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(whole)
+    kept = run("base", "keep", "made/x", str(file))
+    assert (kept.exit_code, kept.stdout) == (0, "")
+    assert (data / "bases" / "made--x" / "model.safetensors").is_file()
+
+
+def test_what_only_the_library_can_tell_is_one_sentence(run: Program, data: Path, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "turned.gguf", values={"rope.dimension_count": 0})
+    refused = run("base", "keep", "made/x", str(file))
+    assert refused.exit_code == 2
+    assert refused.stderr.count("\n") == 2
+    assert not list((data / "bases").iterdir())
+
+
+def changed(**tensors: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
+    found: dict[str, Any] = {
+        **shapes(),
+        **{f"{name.replace('__', '.')}.weight": shape for name, shape in tensors.items()},
+    }
+    return {name: shape for name, shape in found.items() if shape is not None}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kind": "qwen2"}, "its architecture is 'qwen2'"),
+        ({"words": None}, "it has no tokenizer.ggml.tokens"),
+        ({"words": WORDS[:5]}, "token_embd.weight has the shape"),
+        ({"values": {"block_count": 1_000_000_000}}, "too few for 1,000,000,000 blocks"),
+        ({"values": {"block_count": 3}}, "it has no tensor blk.2.attn_norm.weight"),
+        ({"values": {"block_count": 1}}, "it has a tensor blk.1"),
+        ({"values": {"block_count": 0}}, "it does not say llama.block_count"),
+        ({"values": {"feed_forward_length": 2**31}}, "not [8, 2147483648]"),
+        ({"values": {"embedding_length": 16}}, "has the shape"),
+        ({"values": {"attention.head_count": 3}}, "3 heads do not share a width of 8"),
+        ({"values": {"attention.head_count_kv": 0}}, "llama.attention.head_count_kv"),
+        ({"tensors": changed(blk__1__ffn_up=None)}, "it has no tensor blk.1.ffn_up.weight"),
+        ({"tensors": changed(blk__1__attn_q=(8, 4))}, "blk.1.attn_q.weight has the shape [4, 8]"),
+        ({"tensors": changed(blk__1__attn_q_norm=(8,))}, "it has a tensor blk.1.attn_q_norm.weight"),
+        ({"tensors": {}}, "it claims 0 tensors"),
+    ],
+)
+def test_another_model_is_told_apart(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(GgufError) as refused:
+        check_llama(write_gguf(tmp_path / "other.gguf", **options))
+    assert words in str(refused.value)
+
+
+def put(place: int, code: str, *values: int) -> Callable[[bytes], bytes]:
+    """Writes numbers at a place of the file."""
+
+    def change(data: bytes) -> bytes:
+        new = struct.pack(f"<{code}", *values)
+        return data[:place] + new + data[place + len(new) :]
+
+    return change
+
+
+def put_behind(text: bytes, code: str, *values: int) -> Callable[[bytes], bytes]:
+    """Writes numbers behind a text of the file."""
+    return lambda data: put(data.index(text) + len(text), code, *values)(data)
+
+
+EMBEDDINGS = b"token_embd.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put(0, "4B", *b"GGML"), "does not begin with GGUF"),
+        (put(4, "I", 1), "its version is 1"),
+        (put(4, "I", 4), "its version is 4"),
+        (put(4, "4B", 0, 0, 0, 3), "it is big-endian"),
+        (put(8, "Q", 2**60), "it claims 1,152,921,504,606,846,976 tensors"),
+        (put(16, "Q", 2**60), "values, which no model has"),
+        (put(16, "Q", 60_000), "it"),
+        (put(24, "Q", 2**60), "it holds a name of"),
+        (put_behind(b"general.architecture", "IQ", 8, 2**40), "it is cut off"),
+        (put_behind(b"general.architecture", "I", 77), "the unknown type 77"),
+        (put_behind(b"tokenizer.ggml.tokens", "IIQ", 9, 8, 2**40), "claims 1,099,511,627,776 items"),
+        (put_behind(b"tokenizer.ggml.tokens", "IIQ", 9, 9, 1), "items of the unknown type 9"),
+        (put_behind(b"tokenizer.ggml.scores", "IIQ", 9, 12, 2**20), "it is cut off"),
+        (put_behind(EMBEDDINGS, "I", 2**31), "2,147,483,648 dimensions"),
+        (put_behind(EMBEDDINGS, "IQQ", 2, 8, 2**40), "it is cut off"),
+        (put_behind(EMBEDDINGS, "IQQ", 2, 0, 8), "impossible shape [0, 8]"),
+        (put_behind(EMBEDDINGS, "IQQI", 2, 8, 8, 99), "the unknown type 99"),
+        (put_behind(EMBEDDINGS, "IQQI", 2, 8, 8, 2), "impossible shape [8, 8]"),
+        (put_behind(EMBEDDINGS, "IQQIQ", 2, 8, 8, 0, 2**50), "bytes are promised"),
+        (lambda data: data[:-1], "it is cut off"),
+        (lambda data: data.replace(b"blk.1.ffn_up", b"blk.0.ffn_up"), "stands there twice"),
+        (lambda data: b"", "it is cut off after 0 bytes"),
+    ],
+)
+def test_a_header_that_lies_is_found_out(
+    change: Callable[[bytes], bytes], words: str, whole: bytes, tmp_path: Path
+) -> None:
+    file = tmp_path / "lies.gguf"
+    file.write_bytes(change(whole))
+    with pytest.raises(GgufError) as refused:
+        check_llama(file)
+    assert words in str(refused.value)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_any_change_is_read_or_refused(whole: bytes, tmp_path: Path, data: st.DataObject) -> None:
+    changed = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for place, byte in data.draw(
+        st.dictionaries(st.integers(0, 2000), st.integers(0, 255), max_size=4)
+    ).items():
+        if place < len(changed):
+            changed[place] = byte
+    file = tmp_path / "any.gguf"
+    file.write_bytes(changed)
+    if changed == whole:
+        check_llama(file)
+    elif len(changed) < len(whole) - 32:
+        with pytest.raises(GgufError):
+            check_llama(file)
