@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, delete, select, text, update
 from sqlalchemy.orm import Session
 
 from catalog.blobs import BlobStore
-from catalog.database import upgrade
+from catalog.database import downgrade, upgrade
 from catalog.engine import make_engine
 from catalog.fingerprint import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE, fingerprint
 from catalog.folder import read_folder
 from catalog.reread import Reread, reread
 from catalog.schema import Adapter, Fingerprint, Repository, WeightsFile
+from catalog.store import waiting
 from crawler.localhub import LocalHub
 from tests.crawl.test_run import TINY
 from tests.crawling import crawl
@@ -157,3 +158,65 @@ def test_the_number_of_workers_changes_no_vector(tmp_path: Path, workers: int) -
             engine.dispose()
     assert len(found[0]) == 5
     assert found[0] == found[1]
+
+
+def downloads(hub: LocalHub) -> list[str]:
+    """The repositories whose weights were fetched whole."""
+    whole = [r for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
+    return sorted({"/".join(r.path.split("/")[1:3]) for r in whole})
+
+
+def test_a_catalog_made_before_keeps_every_fingerprint_and_what_was_refused_is_read(
+    tmp_path: Path, engine: Engine
+) -> None:
+    """Until revision 0003 adapters that the rules refuse were not measured."""
+    put(tmp_path / "hub", "ann/one", lora_tensors(seed=1))
+    put(tmp_path / "hub", "bob/dora", lora_tensors(seed=2), use_dora=True)
+    with LocalHub(tmp_path / "hub") as hub:
+        crawl(hub.url, engine, tmp_path, weights="stream")
+        with Session(engine) as session, session.begin():
+            refused = session.scalars(
+                select(Adapter).join(Repository).where(Repository.name == "bob/dora")
+            ).one()
+            session.execute(delete(Fingerprint).where(Fingerprint.weights_digest == refused.weights_digest))
+            refused.norm = refused.health = None
+            session.execute(update(Adapter).values(described_with="by an earlier version"))
+        downgrade(engine, "0003")
+        upgrade(engine)
+        with Session(engine) as session:
+            before = {row.weights_digest: bytes(row.delta) for row in session.scalars(select(Fingerprint))}
+            partial = dict(session.execute(select(Repository.name, Adapter.partial).join(Repository)).all())
+            assert waiting(session, ()) == 1
+        assert (len(before), partial) == (1, {"ann/one": [], "bob/dora": ["use_dora"]})
+        hub.clear()
+        crawl(hub.url, engine, tmp_path, weights="headers", full=True)
+        assert downloads(hub) == []
+        crawl(hub.url, engine, tmp_path, weights="stream", full=True)
+        assert downloads(hub) == ["bob/dora"]
+        hub.clear()
+        crawl(hub.url, engine, tmp_path, weights="stream", full=True)
+        assert downloads(hub) == []
+    with Session(engine) as session:
+        after = {row.weights_digest: bytes(row.delta) for row in session.scalars(select(Fingerprint))}
+        assert len(after) == 2
+        assert before.items() <= after.items()
+        assert waiting(session, ()) == 0
+
+
+def test_files_of_refused_adapters_are_read_and_not_kept(tmp_path: Path, engine: Engine) -> None:
+    put(tmp_path / "hub", "ann/one", lora_tensors(seed=1))
+    put(tmp_path / "hub", "bob/dora", lora_tensors(seed=2), use_dora=True)
+    put(tmp_path / "hub", "cat/other", lora_tensors(seed=3), peft_type="LOHA")
+    blobs = BlobStore(tmp_path / "blobs")
+    with LocalHub(tmp_path / "hub") as hub:
+        crawl(hub.url, engine, tmp_path, weights="keep")
+        assert downloads(hub) == ["ann/one", "bob/dora"]
+        with Session(engine) as session:
+            rows = session.execute(
+                select(Repository.name, Adapter.weights_digest, Adapter.norm).join(Repository)
+            )
+            found = {name: (digest and blobs.has(digest), norm is not None) for name, digest, norm in rows}
+        assert found == {"ann/one": (True, True), "bob/dora": (False, True), "cat/other": (None, False)}
+        hub.clear()
+        crawl(hub.url, engine, tmp_path, weights="keep", full=True)
+        assert downloads(hub) == []

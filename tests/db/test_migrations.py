@@ -12,6 +12,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, inspect, select, text
+from sqlalchemy.orm import Session
 
 from catalog import database, schema
 from catalog.errors import CatalogError, SchemaVersionError
@@ -55,6 +56,45 @@ def test_case_81_up_on_a_full_catalog_keeps_every_row(engine: Engine) -> None:
     assert all(len(found) == 1 for found in before.values())
     database.upgrade(engine)
     assert rows.dump(engine) == before
+
+
+def test_marks_of_partial_updates_come_from_the_reasons_and_no_row_is_lost(engine: Engine) -> None:
+    rows.fill(engine)
+    reasons = {
+        1: ["license_missing"],
+        2: ["full_weights", "not_causal_lm", "use_dora"],
+        3: ["use_dora"],
+        4: [],
+    }
+    with Session(engine) as session, session.begin():
+        (first,) = session.scalars(select(schema.Adapter)).all()
+        for number in reasons:
+            other = schema.Adapter(
+                **{c.key: getattr(first, c.key) for c in inspect(schema.Adapter).mapper.column_attrs}
+            )
+            other.id, other.commit, other.modules = (
+                first.id + number,
+                f"{number:040x}",
+                0 if number == 3 else 7,
+            )
+            other.reasons = [
+                schema.AdapterReason(reason=name, position=place, detail="")
+                for place, name in enumerate(reasons[number])
+            ]
+            session.add(other)
+    before = rows.dump(engine)
+    database.downgrade(engine, "0003")
+    database.upgrade(engine)
+    after = rows.dump(engine)
+    partial = list(schema.Adapter.__table__.columns.keys()).index("partial")
+    assert {name: len(found) for name, found in after.items()} == {
+        name: len(found) for name, found in before.items()
+    }
+    assert {name: found for name, found in after.items() if name != "adapter"} == {
+        name: found for name, found in before.items() if name != "adapter"
+    }
+    marks = [row[partial] for row in sorted(after["adapter"], key=lambda row: int(row[0]))]
+    assert marks == [[], [], ["full_weights", "use_dora"], None, []]
 
 
 def test_case_81_autogenerate_finds_nothing(engine: Engine) -> None:

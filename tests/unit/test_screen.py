@@ -15,6 +15,7 @@ from catalog import bases
 from catalog.adapter import AdapterConfig, AdapterSpec, Header, Tensor, lora_modules, parse_config
 from catalog.bases import BaseTable, seed_spellings
 from catalog.errors import ConfigError, UsageError, WeightsError
+from catalog.features import PARTIAL, SENTENCES
 from catalog.weights import WeightsHealth
 from crawler.rules import Needs, Reason
 from crawler.screen import RULE_SETS, RULES, Evidence, refused_by, refusing, screen
@@ -449,6 +450,20 @@ def test_details_say_what_was_seen() -> None:
         "model.layers.0.self_attn.q_proj: 2048 to 4096, the base has 4096 to 4096",
         "mit, the base model is llama3.1",
     ]
+
+
+def test_a_zero_product_beside_other_things_is_not_nothing() -> None:
+    zero = WeightsHealth(0.0, False, True, 1)
+    assert "zero_update" in reasons(evidence(health=zero))
+    assert "zero_update" not in reasons(evidence({"use_dora": True}, health=zero))
+    assert "zero_update" not in reasons(evidence(None, {"lm_head.weight": (9, 9)}, health=zero))
+
+
+def test_the_crawl_refuses_what_a_merge_refuses() -> None:
+    """One list says what makes an update another than scaling * B A, and our rules refuse all of it."""
+    assert set(SENTENCES) <= set(refusing("ours"))
+    assert {reason for reason in PARTIAL if reason not in refusing("ours")} == set()
+    assert all(RULES[Reason(name)].sentence == sentence for name, sentence in SENTENCES.items())
 
 
 def test_unknown_rules_are_a_usage_error() -> None:

@@ -1,0 +1,202 @@
+"""A printed number says what it leaves out, by the crawl's reason (row 04), and what is refused is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from crawler.localhub import LocalHub
+from tests.cli.conftest import Program
+from tests.edges.rows import row
+from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.merging.adapters import Q, adapter
+from tests.shared_data import shared
+
+TINY = "acme/tiny"
+
+
+def told(run: Program, *folders: Path) -> dict[str, dict[str, str]]:
+    """What `fingerprint` says that its numbers leave out, by folder."""
+    result = run("fingerprint", *map(str, folders), "--json")
+    assert result.exit_code == 0, result.output
+    return {Path(found["adapter"]).name: found["partial"] for found in json.loads(result.stdout)}
+
+
+@shared
+def test_each_folder_of_the_row_names_what_its_number_leaves_out(run: Program) -> None:
+    folders = [
+        row("04-not-the-whole-update") / name for name in ("plain", "dora", "pissa-raw", "trained-head")
+    ]
+    experts = row("04-not-the-whole-update") / "experts"
+    found = {name: sorted(reasons) for name, reasons in told(run, *folders, experts).items()}
+    assert found == {
+        "plain": [],
+        "dora": ["use_dora"],
+        "pissa-raw": ["relative_init"],
+        "trained-head": ["full_weights", "modules_to_save"],
+        "experts": ["target_parameters"],
+    }
+    shown = run("fingerprint", *map(str, folders))
+    assert "leaves out" in shown.stdout
+    assert "modules_to_save, full_weights" in shown.stdout
+    assert "without relative_init: its update is relative to a changed base model (pissa)" in shown.stderr
+    assert "leaves out" not in run("fingerprint", str(folders[0])).stdout
+
+
+SIBLINGS: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], list[str]]] = {
+    "biases": ({"bias": "all"}, {f"{Q}.base_layer.bias": torch.ones(12)}, ["has_bias"]),
+    "tokens": (
+        {},
+        {"model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(1, 12)},
+        ["trainable_tokens"],
+    ),
+    "kasa": (
+        {"kasa_config": {}},
+        {f"{Q}.lora_diag": torch.ones(3)},
+        ["lora_variant", "relative_init", "unknown_tensor"],
+    ),
+    "activated": ({"alora_invocation_tokens": [1]}, {}, ["alora"]),
+    "replicated": ({"layer_replication": [[0, 2], [1, 2]]}, {}, ["layer_replication"]),
+    "olora": ({"init_lora_weights": "olora"}, {}, ["relative_init"]),
+    "half": ({}, {"model.layers.5.self_attn.q_proj.lora_A.weight": torch.ones(3, 12)}, ["unpaired_factor"]),
+    "odd": ({}, {"model.mystery": torch.ones(1)}, ["unknown_tensor"]),
+    "infinite": ({}, {"x.lora_A.weight": torch.full((3, 4), torch.inf), "x.lora_B.weight": torch.ones(4, 3)},
+                 ["non_finite"]),
+    "velora": ({}, {f"{Q}.lora_velora_embed": torch.ones(3)}, []),
+    "setting": ({"bias": "all", "modules_to_save": ["classifier"]}, {}, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_what_else_an_update_can_be_is_named(run: Program, tmp_path: Path, name: str) -> None:
+    config, beside, reasons = SIBLINGS[name]
+    path = adapter(tmp_path / name, **config) / "adapter_model.safetensors"
+    tensors = {f"base_model.model.{tensor}": value for tensor, value in beside.items()}
+    save_file({**load_file(path), **tensors}, path)
+    assert sorted(told(run, path.parent)[name]) == reasons
+
+
+def test_a_module_that_is_dropped_is_named(run: Program, tmp_path: Path) -> None:
+    """BD-LoRA stores one factor as blocks: the product of such a module is none that could be read."""
+    path = adapter(tmp_path / "blocks", use_bdlora={"nblocks": 3}) / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[f"base_model.model.{Q}.lora_B.weight"] = torch.ones(12, 1)
+    save_file(tensors, path)
+    found = told(run, path.parent)["blocks"]
+    assert found["lora_variant"] == "use_bdlora"
+    assert Q in found["rank_mismatch"]
+    assert f"{Q}: A has rank 3, B 1" in run("fingerprint", str(path.parent)).stderr.replace("\n", " ")
+
+
+@pytest.fixture
+def everyone(run: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """A catalog of a plain adapter, the same weights as DoRA and for another task, a pickle twice, and one
+    that is like nothing else; weights were read.
+    """
+    weights = safetensors_bytes(lora_tensors(seed=1))
+    for name, config, content in (
+        ("ann/plain", {}, weights),
+        ("bob/dora", {"use_dora": True}, weights),
+        ("cat/classifier", {"task_type": "SEQ_CLS"}, weights),
+        ("dan/other", {}, safetensors_bytes(lora_tensors(seed=2))),
+    ):
+        files = lora_files(TINY, **config) | {"adapter_model.safetensors": content}
+        make_repo(tmp_path / "hub", name, files | {"README.md": card("Mine.\n", base_model=TINY)})
+    for name in ("eve/pickle", "fay/pickle"):
+        files = {**lora_files(TINY), "adapter_model.bin": b"\x80\x04 the same pickle"}
+        files.pop("adapter_model.safetensors")
+        make_repo(tmp_path / "hub", name, files)
+    with LocalHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        assert run("crawl", "--any-base").exit_code == 0
+    return run
+
+
+def rows(run: Program, *words: str) -> list[dict[str, Any]]:
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+def test_rules_decide_use_and_not_what_is_known(everyone: Program) -> None:
+    found = {one["adapter"]: one for one in rows(everyone, "adapters")}
+    measured = ("ann/plain", "bob/dora", "cat/classifier", "dan/other")
+    assert [found[name]["verdict"] for name in measured] == ["accepted", "skipped", "skipped", "accepted"]
+    assert len({found[name]["norm"] for name in measured[:3]}) == 1
+    assert [found[name]["partial"] for name in measured] == [[], ["use_dora"], [], []]
+    assert found["eve/pickle"]["norm"] is None
+    status = json.loads(everyone("status", "--json").stdout)
+    assert [status[name] for name in ("measured", "partial", "waiting")] == [4, 1, 0]
+    shown = everyone("show", "bob/dora").stdout
+    assert "partial" in shown
+    assert rows(everyone, "adapters", "--where", "partial:use_dora") == [found["bob/dora"]]
+
+
+def test_similar_shows_the_refused_when_asked_and_marks_them(everyone: Program) -> None:
+    assert [one["adapter"] for one in rows(everyone, "similar", "ann/plain")] == ["dan/other"]
+    found = rows(everyone, "similar", "ann/plain", "--verdict", "any")
+    assert [one["adapter"] for one in found] == ["bob/dora", "cat/classifier", "dan/other"]
+    assert [one["verdict"] for one in found] == ["skipped", "skipped", "accepted"]
+    assert [one["partial"] for one in found] == [["use_dora"], [], []]
+    assert "skipped" in everyone("similar", "ann/plain", "--verdict", "any").stdout
+    of_dora = everyone("similar", "bob/dora")
+    assert "of B A alone, without use_dora" in " ".join(of_dora.stdout.split())
+    assert "bob/dora is compared without use_dora: DoRA rescales" in of_dora.stderr
+
+
+def test_similar_of_a_folder_says_what_it_leaves_out(everyone: Program, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, content in lora_files(TINY, use_dora=True).items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (folder / "adapter_model.safetensors").write_bytes(safetensors_bytes(lora_tensors(seed=3)))
+    result = everyone("similar", str(folder), "--json")
+    assert {tuple(one["subject_partial"]) for one in json.loads(result.stdout)} == {("use_dora",)}
+    assert "is compared without use_dora" in result.stderr
+
+
+def test_duplicates_of_refused_adapters_are_marked(everyone: Program) -> None:
+    assert rows(everyone, "duplicates") == []
+    found = {one["members"][0]: one for one in rows(everyone, "duplicates", "--verdict", "any")}
+    group = found["ann/plain"]
+    assert group["members"] == ["ann/plain", "bob/dora", "cat/classifier"]
+    assert (group["level"], group["skipped"]) == ("file", ["bob/dora", "cat/classifier"])
+    assert group["partial"] == {"bob/dora": ["use_dora"]}
+    assert found["eve/pickle"]["members"] == ["eve/pickle", "fay/pickle"]
+    shown = " ".join(everyone("duplicates", "--verdict", "any").stdout.split())
+    assert "bob/dora without use_dora" in shown
+
+
+def test_files_are_compared_that_nobody_has_read(
+    run: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = lora_files(TINY) | {"adapter_model.safetensors": safetensors_bytes(lora_tensors(seed=1))}
+    for name in ("ann/one", "bob/two"):
+        make_repo(tmp_path / "hub", name, files)
+    with LocalHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        assert run("crawl", "--any-base", "--weights", "headers").exit_code == 0
+    assert json.loads(run("status", "--json").stdout)["waiting"] == 2
+    assert "2 adapters wait to be measured" in " ".join(run("status").stdout.split())
+    for level in ("file", "delta"):
+        (group,) = rows(run, "duplicates", "--level", level)
+        assert (group["level"], group["members"]) == ("file", ["ann/one", "bob/two"])
+
+
+def test_a_map_of_every_adapter_says_how_many_are_skipped(everyone: Program, tmp_path: Path) -> None:
+    words = ("map", str(tmp_path / "map.svg"), "--base", TINY)
+    assert "2 adapters drawn" in everyone(*words).stderr
+    every = everyone(*words, "--verdict", "any", "--colour", "verdict")
+    assert every.exit_code == 0, every.output
+    wanted = "4 adapters drawn into"
+    assert wanted in every.stderr
+    assert "2 of them skipped by the rules, 1 of them by a part of their update" in " ".join(
+        every.stderr.split()
+    )
+    assert "skipped" in (tmp_path / "map.svg").read_text()
