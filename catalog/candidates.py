@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
+from catalog.adapter import lora_modules, parse_config, parse_header
 from catalog.errors import PoolError
+from catalog.features import IN_LAYERS, layers_to_leave_out
 from catalog.pools import Manifest, Member, PinnedFile
 from catalog.query import Query
 from catalog.reference import adapter_name
@@ -88,10 +91,19 @@ _COLUMNS = (
 
 
 def candidates(
-    session: Session, refusing: Collection[str], base: str | None = None, where: Query | None = None
+    session: Session,
+    refusing: Collection[str],
+    base: str | None = None,
+    where: Query | None = None,
+    without: Collection[str] = (),
 ) -> list[Candidate]:
-    """The current adapters that these reasons do not refuse and the filter lets pass, sorted by name."""
-    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
+    """The current adapters that these reasons do not refuse and the filter lets pass, sorted by name.
+
+    Adapters that are plain LoRA without the layers in `without` are among them, though whole weights of
+    these layers speak against them.
+    """
+    whole = set(refusing) - IN_LAYERS if without else set(refusing)
+    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(whole))
     query = (
         select(*_COLUMNS)
         .join(Adapter.repository)
@@ -105,7 +117,32 @@ def candidates(
         query = query.where(BaseModel.canonical == base)
     if where is not None:
         query = query.where(where.clause(refusing))
-    return [Candidate(*row) for row in session.execute(query)]
+    rows = [Candidate(*row) for row in session.execute(query)]
+    layers = _layers_of(session, set(refusing) & IN_LAYERS) if without else {}
+    return [row for row in rows if row.id not in layers or _is_plain_without(layers[row.id], without)]
+
+
+def _layers_of(session: Session, reasons: Collection[str]) -> dict[int, tuple[str, ...]]:
+    """The layers that adapters with one of these reasons can be read without, by row; none where it takes
+    more than that.
+    """
+    told = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
+    query = (
+        select(Adapter.id, Document.content, WeightsFile.header, WeightsFile.size)
+        .join(Document, Document.digest == Adapter.config_digest)
+        .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+        .where(Adapter.current, told)
+    )
+    found = {}
+    for id_, content, header, size in session.execute(query):
+        config = parse_config(content)
+        spec = lora_modules(parse_header(zlib.decompress(header), size), config) if header else None
+        found[id_] = () if spec is None else layers_to_leave_out(config, spec)
+    return found
+
+
+def _is_plain_without(layers: Collection[str], without: Collection[str]) -> bool:
+    return bool(layers) and set(layers) <= set(without)
 
 
 def pinned(

@@ -52,7 +52,7 @@ SENTENCES: Mapping[str, str] = {
 # For these the norm and the vectors of B A are not those of the whole update; for the rest there are none.
 PARTIAL = frozenset(SENTENCES).difference(("not_lora", "no_lora_tensors", "bad_pattern")) | {"non_finite"}
 # What a merge can leave out by the name of a layer.
-_LAYERS = frozenset({"modules_to_save", "full_weights", "trainable_tokens"})
+IN_LAYERS = frozenset({"modules_to_save", "full_weights", "trainable_tokens"})
 _SHOWN = 200
 
 
@@ -86,7 +86,7 @@ def layers_to_leave_out(config: AdapterConfig, spec: AdapterSpec) -> tuple[str, 
 
     These are the layers that were saved whole, and embeddings with trained tokens.
     """
-    if not spec.modules or {feature.reason for feature in beside_the_update(config, spec)} - _LAYERS:
+    if not spec.modules or {feature.reason for feature in beside_the_update(config, spec)} - IN_LAYERS:
         return ()
     beside = (other for other in spec.others if other.kind in {"saved", "trainable_tokens"})
     return tuple(sorted({saved_layer(other.name, config) for other in beside}))

@@ -50,7 +50,7 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     """
     strategy = _checked(question)
     where = parse(question.where) if question.where else None
-    rows = candidates(sources.session, sources.refusing, question.base, where)
+    rows = candidates(sources.session, sources.refusing, question.base, where, question.without)
     if question.base is None:
         usual = _usual_base(rows)
         rows = [row for row in rows if row.base == usual]

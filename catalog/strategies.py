@@ -65,6 +65,7 @@ class Question:
     parameters: int | None = None
     distinct: str | None = None
     exclude: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     texts: str | None = None
     beside: tuple[str, ...] = ()

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def layers_in(_context: click.Context, _option: click.Parameter, given: str | None) -> tuple[str, ...]:
+    """The names of layers with commas between them."""
+    return tuple(filter(None, (part.strip() for part in (given or "").split(","))))
+
+
 base_option = click.option(
     "--base", metavar="ID|DIR", required=True, help="The base model: kept here, in a folder, or on the Hub."
 )

@@ -17,6 +17,7 @@ from catalog.export import export, in_export, member_folder
 from catalog.folder import is_adapter_folder
 from catalog.pools import Manifest
 from cli.app import App, pass_app
+from cli.commands.asking import layers_in
 from cli.commands.base import base_table
 from cli.commands.fetching import fetching, folder_for_files
 from cli.commands.pools import found_pool
@@ -73,10 +74,6 @@ def _numbers(_context: click.Context, _option: click.Parameter, given: str | Non
         raise click.BadParameter("write numbers with commas between them, such as 1,0.5,0.5.") from error
 
 
-def _layers(_context: click.Context, _option: click.Parameter, given: str | None) -> tuple[str, ...]:
-    return tuple(filter(None, (part.strip() for part in (given or "").split(","))))
-
-
 def _base(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
     if given is not None and names_nothing(given):
         raise click.BadParameter(f"{given!r} names no base model; write owner/name.")
@@ -95,7 +92,7 @@ def weights_option(default: str) -> Callable[[Command], Command]:
 without_option = click.option(
     "--without",
     metavar="LAYER,…",
-    callback=_layers,
+    callback=layers_in,
     help="Leave out what members hold of these layers, such as lm_head, whole weights and factors alike.",
 )
 merge_base_option = click.option(

@@ -25,7 +25,7 @@ from catalog.selection import STRATEGIES, Question, Sources, select
 from catalog.strictyaml import read_yaml
 from cli.app import App, pass_app
 from cli.commands.alike import subject
-from cli.commands.asking import device_option, tasks_option
+from cli.commands.asking import device_option, layers_in, tasks_option
 from cli.commands.browse import rules_option, where_option
 from cli.commands.crawl import DOT
 from cli.commands.measuring import measuring, other_tasks, sloping
@@ -106,6 +106,13 @@ _WAYS = "\b\n" + "\n".join(f"{name:<11}{row.sentence}" for name, row in STRATEGI
 )
 @click.option("--parameters", metavar="N", type=int, help="At most so many LoRA parameters in all.")
 @click.option("--exclude", metavar="NAME", multiple=True, help="An adapter, repository or owner.")
+@click.option(
+    "--without",
+    metavar="LAYER,…",
+    callback=layers_in,
+    help="Also adapters that are plain LoRA without these layers, such as lm_head,embed_tokens; merge takes "
+    "the same option.",
+)
 @click.option(
     "--use",
     type=click.Choice(list(USES)),
@@ -262,11 +269,13 @@ def _adapter(member: dict[str, Any]) -> str:
 def render_pool(found: dict[str, Any], places: dict[str, Path]) -> str:
     """A pool as lines: what it is, then its members."""
     members = [{**member, "adapter": _adapter(member)} for member in found["members"]]
+    left_out = found["chosen"].get("without", ())
     chosen = DOT.join(f"{name} {cell(value)}" for name, value in found["chosen"].items())
     rows = [
         ("pool", f"{found['name']}  {len(members)} members of {found['base']}"),
         ("chosen", chosen),
         ("use", found["use"]),
+        ("merge with", f"--without {','.join(left_out)}" if left_out else ""),
         ("digest", found["digest"]),
         *(("saved" if name == found["name"] else "control", str(at)) for name, at in places.items()),
         ("to compare", ", ".join(row["kind"] for row in found["controls"])),
