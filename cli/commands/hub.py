@@ -24,12 +24,19 @@ def hub() -> None:
 def serve(app: App, folder: Path, host: str, port: int) -> None:
     """Serve DIR/OWNER/NAME/… over the Hub's protocol until interrupted.
 
-    huggingface_hub, transformers and peft use it when HF_ENDPOINT names it.
+    huggingface_hub, transformers and peft use it when HF_ENDPOINT names it. Folders that are not served, or
+    that no crawl would list, are named once, with the reason.
     """
+    from crawler.localhub import omissions
     from crawler.localhub import serve as serve_folder
+    from crawler.localhub.folder import HubFolder
+
+    left_out = omissions(HubFolder(folder))
 
     def announce(url: str) -> None:
         app.output.say(f"serving {folder} at {url}")
         app.output.say(f"export HF_ENDPOINT={url}")
+        for omission in left_out:
+            app.output.say(f"left out: {omission.path}: {omission.reason}")
 
     serve_folder(folder, host, port, announce)

@@ -4,6 +4,7 @@
 spoils answers on purpose, for tests.
 """
 
+from crawler.localhub.omissions import Omission, omissions
 from crawler.localhub.server import Limits, LocalHub, create_app, serve
 
-__all__ = ["Limits", "LocalHub", "create_app", "serve"]
+__all__ = ["Limits", "LocalHub", "Omission", "create_app", "omissions", "serve"]

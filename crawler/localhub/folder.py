@@ -176,7 +176,7 @@ class HubFolder:
         if not (is_name(owner) and is_name(name)):
             return None
         directory = os.path.realpath(self.root / owner / name)
-        if not self._inside(directory) or not os.path.isdir(directory):  # noqa: PTH112
+        if not self.holds(directory) or not os.path.isdir(directory):  # noqa: PTH112
             with self._lock:
                 self._known.pop(repo_id, None)
             return None
@@ -211,10 +211,13 @@ class HubFolder:
 
     def _repo_ids(self) -> Iterator[str]:
         for owner in os.scandir(self.root):
-            if is_name(owner.name) and owner.is_dir() and self._inside(os.path.realpath(owner.path)):
-                yield from (
-                    f"{owner.name}/{entry.name}" for entry in os.scandir(owner.path) if is_name(entry.name)
-                )
+            if is_name(owner.name) and owner.is_dir() and self.holds(os.path.realpath(owner.path)):
+                try:
+                    names = [entry.name for entry in os.scandir(owner.path)]
+                except OSError as error:  # gone, or not ours to read: the others are served
+                    logger.warning("%s is left out: %s", owner.path, error.strerror)
+                    continue
+                yield from (f"{owner.name}/{name}" for name in names if is_name(name))
 
     def _read(self, repo_id: str, directory: str) -> Repository:
         looked = time.time_ns()
@@ -250,13 +253,13 @@ class HubFolder:
                 yield from self._walk(entry.path, f"{prefix}{entry.name}/")
                 continue
             disk = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-            if entry.is_symlink() and not self._inside(disk):
+            if entry.is_symlink() and not self.holds(disk):
                 continue
             status = _status(disk)
             if status is not None and stat.S_ISREG(status.st_mode):
                 yield HubFile(f"{prefix}{entry.name}", disk, status.st_size, status.st_mtime_ns)
 
-    def _inside(self, target: str) -> bool:
+    def holds(self, target: str) -> bool:
         """Whether a resolved path is below the root and not hidden there."""
         root = f"{self.root}{os.sep}".replace(os.sep * 2, os.sep)
         return target.startswith(root) and HIDDEN.isdisjoint(Path(target[len(root) :]).parts)
