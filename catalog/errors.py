@@ -14,7 +14,9 @@ LoradexError
 ├── StorageError          the disk refused (full, not writable)
 │   └── DamagedFileError      a kept file has other bytes than it had when it was verified
 ├── MergeError            adapters that cannot be merged, by name and reason
-├── EvaluationError       a model that cannot be asked or trained as wanted (out of memory, loss not finite)
+├── EvaluationError       a model that cannot be asked or trained as wanted (loss not finite, unfit examples)
+│   ├── DivergedError         a training of which the loss became infinite at every learning rate
+│   └── MemoryLimitError      the device's memory does not suffice for the smallest piece of the work
 └── HubError              the Hub, or the way to it
     ├── HubUnreachableError   no connection, timeout, deadline
     ├── HubBusyError          429 or 5xx after all retries
@@ -145,3 +147,7 @@ class EvaluationError(LoradexError):
 
 class DivergedError(EvaluationError):
     """A training of which the loss became infinite at every learning rate."""
+
+
+class MemoryLimitError(EvaluationError):
+    """A piece of work that cannot be made smaller and does not fit into the device's memory."""

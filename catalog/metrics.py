@@ -6,6 +6,10 @@ import math
 import sys
 
 MOST_SAMPLES = 2**63 - 1
+# Answers compared as the recycling paper's code does. By "exact_match" itself the first versions meant a rule
+# that deleted every full stop and all white space, so that 12.5 was 125; scores by the two never mix.
+EXACT_MATCH = "exact_match_stripped"
+SUCCESSORS = {"exact_match": EXACT_MATCH}
 # Any other metric is a share, from 0 to 1, the higher the better.
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("kendall", "matthews_correlation", "mcc", "pearson", "spearman"), (-1.0, 1.0)),

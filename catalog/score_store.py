@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from catalog.columns import clean_text
 from catalog.errors import NotFoundError, UsageError
-from catalog.metrics import OTHER_METRICS, score_problem
+from catalog.metrics import OTHER_METRICS, SUCCESSORS, score_problem
 from catalog.reference import AdapterReference, adapter_name
 from catalog.schema import Adapter, Evaluation, Repository
 
@@ -120,9 +120,10 @@ def score_table(
 ) -> Table:
     """The scores of adapters by short name and task, of some splits and sources, or of all but some.
 
-    Scores by metrics that are no shares (`catalog.metrics`) are not in it. Where several sources or splits
-    measured a cell, their mean weighted by the number of samples; a source that does not say its number
-    counts as one sample. Raises NotFoundError where there are none.
+    Scores by metrics that are no shares (`catalog.metrics`) are not in it. A column has scores of one rule of
+    comparing answers: where a task has scores by the present rule, those by the one before it are left out.
+    Where several sources or splits measured a cell, their mean weighted by the number of samples; a source
+    that does not say its number counts as one sample. Raises NotFoundError where there are none.
     """
     query = select(Evaluation).order_by(Evaluation.subject, Evaluation.task, Evaluation.id)
     query = query.where(Evaluation.metric.not_in(OTHER_METRICS))
@@ -133,7 +134,11 @@ def score_table(
     if sources is not None:
         query = query.where(Evaluation.source.in_(sources))
     sums: dict[tuple[str, str], list[tuple[float, int | None]]] = {}
-    for row in session.scalars(query):
+    found = list(session.scalars(query))
+    present = {(row.task, row.metric) for row in found}
+    for row in found:
+        if (row.task, SUCCESSORS.get(row.metric, "")) in present:
+            continue
         sums.setdefault((_short(row.subject), row.task), []).append((row.value, row.n))
     if not sums:
         raise NotFoundError("The catalog holds no scores; `loradex scores import FILE` brings some.")

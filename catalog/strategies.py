@@ -69,6 +69,8 @@ class Question:
     splits: tuple[str, ...] = ()
     texts: str | None = None
     beside: tuple[str, ...] = ()
+    date: str | None = None
+    left_out: int | None = None
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,10 @@ from merging.combine import CombineReport, Numbers, combine
 from merging.course import Course, Recipe, mean_of, run
 from merging.live import LiveStack
 from merging.members import Member, digest_of
+from merging.memory import memory_limit
 from merging.model import BaseModel
-from merging.prompt import Prompt, encode
+from merging.prompt import Prompt
+from merging.questions import TooLong, ask, unusual
 from merging.routing import ArrowGate, prototypes
 from merging.tasks import Budget, Task
 
@@ -103,15 +105,17 @@ def adapt(
     evaluate_every: int = 10,
     patience: int = 20,
     seed: int = 0,
+    too_long: TooLong = "error",
     progress: Progress | None = None,
 ) -> Adapted:
     """The members (the target adapter first, where one is given) adapted to a task by `method`.
 
     Gradients see `budget.train` and `budget.valid` chooses among the states; a method that tries candidates
-    scores them on both, as published. `steps` and `rate` are the row's unless given. The base's weights are
+    scores them on both, as published. Examples too long for the base are an error, or left out and counted
+    (`too_long`). `steps` and `rate` are the row's unless given. The base's weights are
     never changed. The same call gives the same numbers on the same machine. Raises UsageError for an unknown
     method, a method that needs a target and got none, and settings that make no sense; MergeError for
-    members that do not fit; EvaluationError where the loss is not finite.
+    members that do not fit; EvaluationError where the loss is not finite, and what `ask` raises.
     """
     row = find_adaptive(method)
     if row.alone and target is None:
@@ -124,17 +128,17 @@ def adapt(
     if row.objective == "entropy" and task.metric != "accuracy":
         raise UsageError(f"{row.name} chooses among answers, and {task.name} has none to choose from.")
     rate = row.rate if rate is None else rate
-    train, valid = (
-        tuple(encode(base.tokenizer, task, part, base.limit)) for part in (budget.train, budget.valid)
-    )
+    train, valid = (ask(base, task, part, too_long) for part in (budget.train, budget.valid))
     # What is trained is trained in float32: a small step would round away in bfloat16.
     kind = torch.float32 if row.factors and base.dtype.itemsize < torch.float32.itemsize else None
-    live = LiveStack(base.model, pool, dtype=kind, train_factors=row.factors)
-    work = _Work(base, row, live, train, valid, recipe, rate)
+    with memory_limit(f"A pool of {len(pool)} beside the base model"):
+        live = LiveStack(base.model, pool, dtype=kind, train_factors=row.factors)
+    work = _Work(base, row, live, train.prompts, valid.prompts, recipe, rate)
     learn = {"none": _fixed, "coefficients": _gradients, "candidates": _tried, "routing": _routed}[
         row.learner
     ]
-    numbers, gate, course = learn(work, progress)
+    with memory_limit(f"{row.name} on a pool of {len(pool)}"):
+        numbers, gate, course = learn(work, progress)
     if not math.isfinite(course["valid_loss"]):
         raise EvaluationError(
             f"The loss of {row.name} is not finite; leave out large members, or take a lower rate."
@@ -144,7 +148,8 @@ def adapt(
         "method": asdict(row),
         "base": {"name": base.name, "revision": base.revision},
         "task": {"name": task.name, "digest": task.digest, "license": task.license},
-        "budget": {"train": len(budget.train), "valid": len(budget.valid), "seed": budget.seed},
+        "budget": {"train": len(train.prompts), "valid": len(valid.prompts), "seed": budget.seed},
+        **unusual(base, train, valid),
         "members": [_member(member) for member in pool],
         "target": target.name if target else None,
         "recipe": {"rate": rate, **asdict(recipe)} if row.learner != "none" else None,

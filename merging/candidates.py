@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from catalog.errors import EvaluationError
+from catalog.errors import EvaluationError, MemoryLimitError
 from merging.model import BaseModel
 from merging.prompt import Prompt
 from merging.scoring import candidate_likelihoods, mean_loss, targets_only
@@ -79,7 +79,29 @@ def search(
 def evaluated(
     base: BaseModel, live: LiveStack, prompts: Sequence[Prompt], candidates: Sequence[Sequence[float]]
 ) -> list[Try]:
-    """The loss of each vector of weights over the resident members, all in one pass over the prompts."""
+    """The loss of each vector of weights over the resident members, all in one pass over the prompts.
+
+    Where memory does not suffice for a prompt with all of them, the first half goes first. Raises
+    MemoryLimitError where it does not for one.
+    """
+    groups = [range(len(candidates))]
+    while True:
+        try:
+            return [
+                one for group in groups for one in _tries(base, live, prompts, [candidates[n] for n in group])
+            ]
+        except MemoryLimitError:
+            if len(groups) == len(candidates):
+                raise
+        groups = [
+            half for group in groups for half in (group[: len(group) // 2], group[len(group) // 2 :]) if half
+        ]
+
+
+def _tries(
+    base: BaseModel, live: LiveStack, prompts: Sequence[Prompt], candidates: Sequence[Sequence[float]]
+) -> list[Try]:
+    """The loss of each vector of weights, in one pass over the prompts."""
     import torch
 
     sets = [live.scales_of(weights) for weights in candidates]

@@ -13,11 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from catalog.errors import EvaluationError, UsageError
+from catalog.errors import MemoryLimitError, UsageError
+from merging.memory import is_shortage
 from merging.model import BaseModel
 from merging.prompt import Prompt
-from merging.scoring import WIDTH, entropies, likelihoods, losses, mean_loss, targets_only
-from merging.tree import packed
+from merging.scoring import (
+    WIDTH,
+    entropies,
+    likelihoods,
+    losses,
+    mean_loss,
+    reading_groups,
+    targets_only,
+)
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -100,7 +108,7 @@ def run(
     Cosine to zero after a warm-up of a tenth of the steps, gradients clipped to norm 1. `objective` is the
     loss of the right answers or the entropy among all answers. `better` is called at each new lowest
     validation loss below `best`, so that the caller can keep the state, and `told` after each step.
-    `dropout` puts the model into training mode for the steps. Raises EvaluationError where a prompt does not
+    `dropout` puts the model into training mode for the steps. Raises MemoryLimitError where a prompt does not
     fit into memory.
     """
     from transformers import get_cosine_schedule_with_warmup
@@ -163,21 +171,22 @@ def gradients(
     """The mean objective of a batch; its gradients are added to those of the parameters that ask for some.
 
     The batch is read in as few trees as the device bears. Where memory does not suffice `clear` is called,
-    which takes back all gradients, and the batch is read again in smaller trees.
+    which takes back all gradients, and the batch is read again in smaller trees, whose gradients add up to
+    the same. Raises MemoryLimitError where a prompt alone does not fit.
     """
-    import torch
-
     width = WIDTH.get(base.device.type, WIDTH["cpu"])
     while True:
-        groups = packed(_read(batch, objective), width)
+        groups = reading_groups(base, _read(batch, objective), width)
         try:
             return sum(
                 _part(base, [batch[index] for index in group], len(batch), objective) for group in groups
             )
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
             if width < 2:
                 longest = max(prompt.length for prompt in batch)
-                raise EvaluationError(
+                raise MemoryLimitError(
                     f"Training on a prompt of {longest} tokens does not fit into memory; use a device with "
                     "more, or shorter examples."
                 ) from error

@@ -8,12 +8,12 @@ was and counts nothing twice.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from catalog.errors import (
     HubAccessError,
     IntegrityError,
     LoradexError,
+    MemoryLimitError,
     MergeError,
     StorageError,
     UsageError,
@@ -31,9 +32,10 @@ from catalog.errors import (
 from catalog.metrics import score_problem
 from merging.members import CONFIG_NAME, Member, digest_of
 from merging.model import BaseModel
-from merging.prompt import Prompt, encode, normalised
+from merging.prompt import normalised
+from merging.questions import Questions, TooLong, ask, asked_date, reads_plainly
 from merging.scoring import accuracy, generate, likelihoods, mean_loss, targets_only
-from merging.tasks import BUDGET, Example, Split, Task, draw, examples, seen
+from merging.tasks import BUDGET, METRICS, Example, Split, Task, draw, examples, seen
 from merging.tree import packed, tree_of
 
 if TYPE_CHECKING:
@@ -52,18 +54,26 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A score on n examples: `value` by the task's metric, from 0 to 1, and the mean over examples of the
-    right answer's loss a token, in nats.
+    right answer's loss a token, in nats. `left_out` examples were too long for the model.
     """
 
     value: float
     loss: float
     n: int
+    left_out: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it; examples left out are told where there are some."""
+        return _without_defaults(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """One score as `scores.json` has it; `adapter` is "base" for the base model alone.
 
+    `metric` names the rule by which answers are compared. `date` is that of the prompts, where they say one;
+    `plain` that prompts were read by themselves, since a tree of them would be wrong for the model; and
+    `left_out` the examples that are too long for it.
     Raises ValueError for a value that the metric cannot have.
     """
 
@@ -77,6 +87,13 @@ class Score:
     base: str
     seed: int
     key: str
+    date: str | None = None
+    plain: bool = False
+    left_out: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it; what is as usual is left away."""
+        return _without_defaults(self)
 
     def __post_init__(self) -> None:
         problem = score_problem(self.metric, self.value, self.n)
@@ -84,19 +101,20 @@ class Score:
             raise ValueError(problem or "its loss is not finite")
 
 
-def measure(base: BaseModel, task: Task, questions: Sequence[Example]) -> Measured:
+def measure(
+    base: BaseModel, task: Task, questions: Sequence[Example], too_long: TooLong = "error"
+) -> Measured:
     """The score of the model as it is now on these examples.
 
     Accuracy: the choice with the highest log-likelihood, its end included, is the answer. Exact match: the
     greedy text equals the target after normalisation (recycling paper, 1.5). Raises EvaluationError where
-    the model gives no number.
+    the model gives no number, and what `ask` raises.
     """
-    return _measured(base, task, questions, encode(base.tokenizer, task, questions, base.limit))
+    return _measured(base, task, ask(base, task, questions, too_long))
 
 
-def _measured(
-    base: BaseModel, task: Task, questions: Sequence[Example], prompts: Sequence[Prompt]
-) -> Measured:
+def _measured(base: BaseModel, task: Task, asked: Questions) -> Measured:
+    prompts, questions = asked.prompts, asked.examples
     if task.metric == "accuracy":
         found = likelihoods(base, prompts)
         value, loss = accuracy(prompts, found), mean_loss(prompts, found)
@@ -108,7 +126,7 @@ def _measured(
         value = sum(right) / len(right)
     if not math.isfinite(loss):
         raise EvaluationError(f"The model gives no number on {task.name}; its weights overflow.")
-    return Measured(value, loss, len(prompts))
+    return Measured(value, loss, len(prompts), asked.left_out)
 
 
 def evaluate(
@@ -121,16 +139,18 @@ def evaluate(
     seed: int = 0,
     log: Path | None = None,
     with_base: bool = True,
+    too_long: TooLong = "error",
     progress: Progress | None = None,
 ) -> Iterator[Score | LoradexError]:
     """The score of the base (unless `with_base` is False) and of each member alone, on each task.
 
-    At most `limit` examples of the split, drawn by `seed`, the same for everybody. A member that cannot be
-    put on the base gives its error in place of its scores. What `log` holds already is not measured again,
-    and what is measured is added to it at once. Raises UsageError for a log that holds something else and
-    StorageError where it cannot be written.
+    At most `limit` examples of the split, drawn by `seed`, the same for everybody; those too long for the
+    base are an error, or left out and counted (`too_long`). A member that cannot be put on the base gives its
+    error in place of its scores. What `log` holds already is not measured again, and what is measured is
+    added to it at once. Raises UsageError for a log that holds something else and for examples that are too
+    long, MemoryLimitError where the base cannot be asked, and StorageError where the log cannot be written.
     """
-    rounds = [_round(base, task, split, limit, seed) for task in tasks]
+    rounds = [_round(base, task, split, limit, seed, too_long) for task in tasks]
     done = _logged(log)
     total, count = (len(members) + with_base) * len(rounds), 0
     for found in _scores(base, members, rounds, done, with_base):
@@ -148,20 +168,28 @@ def evaluate(
 
 def scores_document(scores: Sequence[Score]) -> dict[str, Any]:
     """The document that `scores import` reads: {"scores": [{adapter, task, split, metric, value, n, …}]}."""
-    return {"scores": [asdict(score) for score in scores]}
+    return {"scores": [score.document() for score in scores]}
 
 
 class Sampler:
     """Measures adapters on a few training examples at a time, never twice on the same: a race's callback.
 
-    `find` gives the adapter of a name. All adapters see the examples in one order, drawn by `seed`; `spent`
-    counts examples, and `left_out` says why an adapter cannot be measured.
+    `find` gives the adapter of a name. All adapters see the examples `asked` in one order, drawn by `seed`;
+    `spent` counts examples, and `left_out` says why an adapter cannot be measured.
     """
 
-    def __init__(self, base: BaseModel, task: Task, find: Callable[[str], Member], seed: int = 0) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        task: Task,
+        find: Callable[[str], Member],
+        seed: int = 0,
+        too_long: TooLong = "error",
+    ) -> None:
         self.base, self.task, self.find, self.spent = base, task, find, 0
         # A race reads the examples that a training with this seed reads, and no others.
-        self._order = seen(task, min(BUDGET, len(examples(task, "train"))), seed=seed)
+        order = seen(task, min(BUDGET, len(examples(task, "train"))), seed=seed)
+        self.asked = ask(base, task, order, too_long)
         self.left_out: dict[str, str] = {}
         self._place: dict[str, int] = {}
         self._live: LiveStack | None = None
@@ -172,7 +200,7 @@ class Sampler:
 
     def _one(self, name: str, samples: int) -> float | None:
         start = self._place.get(name, 0)
-        questions = self._order[start : start + samples]
+        questions = self.asked.examples[start : start + samples]
         if len(questions) < samples:
             return None
         self._place[name] = start + samples
@@ -202,8 +230,9 @@ class _Round:
     split: str
     seed: int
     base: str
-    questions: tuple[Example, ...]
-    prompts: tuple[Prompt, ...]
+    asked: Questions
+    date: str | None
+    plain: bool
     tokens: int
     identity: str
 
@@ -213,31 +242,42 @@ class _Round:
 
     def score(self, base: BaseModel, name: str, key: str) -> Score:
         """The score of the model as it is now, under this name."""
-        found = _measured(base, self.task, self.questions, self.prompts)
+        found = _measured(base, self.task, self.asked)
         return Score(
             adapter=name,
             task=self.task.name,
             split=self.split,
-            metric=self.task.metric,
+            metric=METRICS[self.task.metric],
             value=found.value,
             n=found.n,
             loss=found.loss,
             base=self.base,
             seed=self.seed,
             key=key,
+            date=self.date,
+            plain=self.plain,
+            left_out=found.left_out,
         )
 
 
-def _round(base: BaseModel, task: Task, split: Split, limit: int | None, seed: int) -> _Round:
-    questions = draw(task, split, limit, seed=seed)
-    prompts = encode(base.tokenizer, task, questions, base.limit)
+def _round(
+    base: BaseModel, task: Task, split: Split, limit: int | None, seed: int, too_long: TooLong
+) -> _Round:
+    asked = ask(base, task, draw(task, split, limit, seed=seed), too_long)
+    prompts, date, plain = asked.prompts, asked_date(base), reads_plainly(base, asked.prompts)
     tokens = sum(len(tree_of(prompts[i] for i in group).tokens) for group in packed(prompts, 1 << 12))
     # A model of the same name may be another one: its own losses tell.
     few = targets_only(prompts[:4])
     mark = f"{mean_loss(few, likelihoods(base, few)):.4g}"
-    parts = (VERSION, base.name, base.revision, base.dtype, mark, task.digest, split, len(questions), seed)
+    parts: list[object] = [VERSION, base.name, base.revision, base.dtype, mark, task.digest, split]
+    parts += [len(prompts), seed]
+    # Only where they decide something, so that all other keys stay what they were.
+    parts += [f"answers {METRICS[task.metric]}"] if task.metric == "exact_match" else []
+    parts += [f"date {date}"] if date else []
+    parts += ["read plainly"] if plain else []
+    parts += [f"left out {asked.left_out}"] if asked.left_out else []
     identity = "\n".join(str(part) for part in parts)
-    return _Round(task, split, seed, base.name, questions, tuple(prompts), tokens, identity)
+    return _Round(task, split, seed, base.name, asked, date, plain, tokens, identity)
 
 
 def _scores(
@@ -279,13 +319,24 @@ def _scores(
             yield type(error)(f"{member.name}: {error}")
 
 
-def _alone(live: LiveStack, tokens: int) -> AbstractContextManager[LiveStack]:
-    """A block in which the resident member counts with weight 1, added or beside, whichever costs less."""
+@contextlib.contextmanager
+def _alone(live: LiveStack, tokens: int) -> Iterator[None]:
+    """A block in which the resident member counts with weight 1, added or beside, whichever costs less.
+
+    Beside too where memory does not suffice for adding.
+    """
     scales = live.scales_of([1.0] * len(live.members))
-    if live.worthwhile(tokens):
-        return live.dense(scales)
-    live.set_scales(scales)
-    return live.attached()
+    with contextlib.ExitStack() as stack:
+        added = live.worthwhile(tokens)
+        if added:
+            try:
+                stack.enter_context(live.dense(scales))
+            except MemoryLimitError:
+                added = False
+        if not added:
+            live.set_scales(scales)
+            stack.enter_context(live.attached())
+        yield
 
 
 def _identity(member: Member) -> str:
@@ -318,6 +369,12 @@ def _logged(log: Path | None) -> dict[str, Score]:
     return found
 
 
+def _without_defaults(made: Measured | Score) -> dict[str, Any]:
+    """The fields of a score but those that have their defaults."""
+    usual = {one.name: one.default for one in fields(made)}
+    return {name: value for name, value in asdict(made).items() if value != usual[name]}
+
+
 def _cut(log: Path, torn: str) -> None:
     """Take a line that was never finished off the end of the log."""
     with log.open("r+b") as file:
@@ -330,7 +387,7 @@ def _append(log: Path | None, score: Score) -> None:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(score), sort_keys=True) + "\n")
+            file.write(json.dumps(score.document(), sort_keys=True) + "\n")
             file.flush()
     except OSError as error:
         raise StorageError(f"{log} cannot be written: {error.strerror or error}.") from error

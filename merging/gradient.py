@@ -25,11 +25,12 @@ from catalog.errors import EvaluationError, UsageError
 from catalog.fingerprint import DELTA_SIZE, OUTPUT_SIZE, output_sketch, signs
 from catalog.weights import Module
 from merging.members import Member
+from merging.memory import in_pieces, memory_limit
 from merging.model import BaseModel
-from merging.prompt import Prompt, encode
-from merging.scoring import losses, targets_only
+from merging.prompt import Prompt
+from merging.questions import TooLong, ask
+from merging.scoring import losses, reading_groups, targets_only, too_large
 from merging.tasks import Example, Task
-from merging.tree import packed
 
 if TYPE_CHECKING:
     from numpy import float32
@@ -104,8 +105,9 @@ def task_gradient(
         products.add(name, x, dy)
 
     everything = sorted(sketched | set(products.stacks))
-    loss = backward(base, prompts, collect, modules=everything, width=width)
-    output = output_sketch(sums.step())
+    with memory_limit("The gradient of the task"):
+        loss = backward(base, prompts, collect, modules=everything, width=width)
+        output = output_sketch(sums.step())
     return Gradient(sums.delta(), output, names, loss, len(prompts), products.downhill())
 
 
@@ -116,16 +118,17 @@ def direction(
     others: Sequence[Samples] = (),
     *,
     kind: Kind = "output",
+    too_long: TooLong = "error",
 ) -> tuple[NDArray[float32], NDArray[float32]]:
     """What to ask a catalog's index of `kind` with, (size,), and the same of the other tasks, (n, size).
 
     Sizes are 1035 for "output" and 1024 for "delta". With backgrounds the catalog takes from an adapter's
-    score its mean over them (`catalog.neighbours.centred`). Raises what `task_gradient` and `encode` raise.
+    score its mean over them (`catalog.neighbours.centred`). Raises what `task_gradient` and `ask` raise.
     """
     import numpy as np
 
     def vector(one: Task, samples: Sequence[Example]) -> NDArray[float32]:
-        found = task_gradient(base, encode(base.tokenizer, one, samples, base.limit))
+        found = task_gradient(base, ask(base, one, samples, too_long).prompts)
         return found.output if kind == "output" else found.delta
 
     size = OUTPUT_SIZE if kind == "output" else DELTA_SIZE
@@ -139,16 +142,18 @@ def exact_scores(
     examples: Sequence[Example],
     members: Sequence[Member],
     others: Sequence[Samples] = (),
+    *,
+    too_long: TooLong = "error",
 ) -> list[float]:
     """How far each member points downhill, to put the best of a search in order; larger is better.
 
     `Downhill.unit` of the task; with other tasks its z-score over the members less the mean of those on the
     other tasks, so that what helps everywhere (a short answer, say) does not count. One pass for each task.
-    Raises what `task_gradient` and `encode` raise.
+    Raises what `task_gradient` and `ask` raise.
     """
     rows = []
     for one, samples in ((task, examples), *others):
-        prompts = encode(base.tokenizer, one, samples, base.limit)
+        prompts = ask(base, one, samples, too_long).prompts
         exact = task_gradient(base, prompts, modules=(), members=members).exact
         rows.append([member.unit for member in exact])
     return centred(rows)
@@ -192,29 +197,19 @@ def backward(
     and gradients, tree by tree.
 
     Inputs and gradients are in the base's data type, float32 at least. Trees that do not fit into memory are
-    halved. Raises EvaluationError where a prompt alone does not fit or a loss is not finite, and UsageError
-    without prompts or for modules that are no linear layers.
+    halved. Raises MemoryLimitError where a prompt alone does not fit, EvaluationError where a loss is not
+    finite, and UsageError without prompts or for modules that are no linear layers.
     """
-    import torch
-
     if not prompts:
         raise UsageError("A gradient needs at least one example; give some.")
     read = targets_only(prompts)
-    waiting = packed(read, width or WIDTH.get(base.device.type, WIDTH["cpu"]))[::-1]
+    groups = reading_groups(base, read, width or WIDTH.get(base.device.type, WIDTH["cpu"]))
     total = 0.0
-    while waiting:
-        indices = waiting.pop()
-        try:
-            loss, seen = _pass(base, [read[index] for index in indices], modules)
-        except torch.OutOfMemoryError as error:
-            if len(indices) == 1:
-                raise EvaluationError(
-                    f"A prompt of {read[indices[0]].length} tokens does not fit into memory; use a "
-                    "device with more, or shorter examples."
-                ) from error
-            half = len(indices) // 2
-            waiting += [indices[half:], indices[:half]]
-            continue
+
+    def passed(group: Sequence[int]) -> tuple[float, list[tuple[str, Tensor, Tensor]]]:
+        return _pass(base, [read[index] for index in group], modules)
+
+    for _, (loss, seen) in in_pieces(groups, passed, lambda index: too_large(read[index])):
         if not math.isfinite(loss):
             raise EvaluationError("The loss of a prompt is not finite; the weights of the base overflow.")
         total += loss

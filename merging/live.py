@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from catalog.errors import LoradexError, MergeError, UsageError
 from merging.members import Member
+from merging.memory import memory_limit
 from merging.passes import Gate, Part, factored, folded, folds, looked_up, summed
 from merging.resident import Resident, layer, read
 from merging.stack import Shape, Stack
 
+_BESIDE = "What the adapters add beside the base model"
 Way = Literal["cheapest", "factored", "folded"]
 Scales = Mapping[str, Tensor]
 
@@ -207,7 +209,8 @@ class LiveStack:
 
         Members that cannot be read raise as in the constructor, and those before them stay.
         """
-        self._settle(self._read(members))
+        with memory_limit(_BESIDE):
+            self._settle(self._read(members))
 
     def _settle(self, host: Resident) -> None:
         resident = host.placed()
@@ -246,7 +249,8 @@ class LiveStack:
 
     def _swapped(self, reading: Future[Resident]) -> LoradexError | None:
         try:
-            self._settle(reading.result())
+            with memory_limit(_BESIDE):
+                self._settle(reading.result())
         except LoradexError as error:
             return error
         return None
@@ -257,15 +261,16 @@ class LiveStack:
 
         Sums are made in float32 and rounded once. The model's parameters are set aside and come back as they
         were, to the bit and also after an error; layers that share their weights with another are parted
-        meanwhile. Takes the memory of all changed weights again. Raises UsageError as `set_scales` does and
-        MergeError for layers whose weights are no plain matrix of the layer's widths.
+        meanwhile. Takes the memory of all changed weights again, and raises MemoryLimitError where it is not
+        there. Raises UsageError as `set_scales` does and MergeError for layers whose weights are no plain
+        matrix of the layer's widths.
         """
         parts = _used(self._checked(scales, None))
         before = self._given
         with contextlib.ExitStack() as stack:
             for name, part in parts.items():
                 module = self._sites[name]
-                with torch.no_grad():
+                with torch.no_grad(), memory_limit("A second copy of the weights that adapters change"):
                     weight = nn.Parameter(_sum(module, part), requires_grad=False)
                 stack.callback(setattr, module, "weight", module.weight)
                 module.weight = weight

@@ -10,25 +10,33 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import NotFoundError, UsageError
 from merging.gguf import GgufError, check_llama
+from merging.memory import memory_limit
+from merging.prompt import DATE
+from merging.reading import Reading, reading_of
 
 if TYPE_CHECKING:
     import torch
 
 # The recycling paper's longest sequence (1.5); also bounds the memory of attention masks.
 CONTEXT = 2048
+# Below the folder of bases: what was found of how models read prompts.
+CHECKS = ".reading"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BaseModel:
     """A causal language model with its tokenizer; `limit` is the most tokens of a prompt with its answer.
 
-    `name` is what adapters name as their base, `revision` the commit of the Hub or None.
+    `name` is what adapters name as their base, `revision` the commit of the Hub or None. `reading` says how
+    much of a tree of prompts the model reads rightly; unless given, what its configuration says. `date` is
+    the day on which it is asked, for chat templates that say one.
     """
 
     name: str
@@ -36,6 +44,12 @@ class BaseModel:
     tokenizer: Any
     limit: int
     revision: str | None = None
+    reading: Reading = field(default=None)  # type: ignore[assignment]
+    date: date = DATE
+
+    def __post_init__(self) -> None:
+        if self.reading is None:
+            object.__setattr__(self, "reading", reading_of(self.model))
 
     @property
     def _parameter(self) -> torch.Tensor:
@@ -60,12 +74,14 @@ def load_base(
     device: str = "cpu",
     dtype: str | None = None,
     revision: str | None = None,
+    date: date = DATE,
 ) -> BaseModel:
     """The base model in the folder `base`, kept as `base` below the folder `bases`, or of that id on the Hub.
 
-    `dtype` is float32 on a CPU and bfloat16 elsewhere unless named. The model is in evaluation mode and none
-    of its parameters asks for gradients. Raises NotFoundError where there is no such model and UsageError
-    for one that is no causal language model or a device that is not there.
+    `dtype` is float32 on a CPU and bfloat16 elsewhere unless named, `date` the day on which it is asked. The
+    model is in evaluation mode and none of its parameters asks for gradients. What is found of its way of
+    reading is kept below `bases`. Raises NotFoundError where there is no such model, UsageError for one that
+    is no causal language model or a device that is not there, and MemoryLimitError where it does not fit.
     """
     import torch
 
@@ -78,11 +94,14 @@ def load_base(
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"The device {device} is not there; choose cpu or another.") from error
     kind = getattr(torch, dtype) if dtype else torch.float32 if where.type == "cpu" else torch.bfloat16
-    model, tokenizer = _loaded(base, str(place or base), kind, revision)
-    model.to(where).eval().requires_grad_(False)
-    longest = int(getattr(model.config, "max_position_embeddings", None) or CONTEXT)
+    with memory_limit(f"The base model {base}"):
+        model, tokenizer = _loaded(base, str(place or base), kind, revision)
+        model.to(where).eval().requires_grad_(False)
+    text = model.config.get_text_config()
+    longest = int(getattr(text, "max_position_embeddings", None) or CONTEXT)
     commit = getattr(model.config, "_commit_hash", None)
-    return BaseModel(base, model, tokenizer, min(longest, CONTEXT), commit)
+    known = reading_of(model, bases / CHECKS if bases else None)
+    return BaseModel(base, model, tokenizer, min(longest, CONTEXT), commit, known, date)
 
 
 def checkpoint(base: str, bases: Path | None) -> Path | None:
@@ -168,18 +187,32 @@ def quiet() -> Iterator[None]:
             notes.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def load_tokenizer(base: str, revision: str | None = None) -> Any:
+    """The tokenizer of the base model in a folder or on the Hub; raises as `load_base` does."""
+    from transformers import AutoTokenizer
+
+    with quiet(), _loading(base):
+        return AutoTokenizer.from_pretrained(base, revision=revision, trust_remote_code=False)
+
+
 def _loaded(name: str, place: str, kind: torch.dtype, revision: str | None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                place, dtype=kind, revision=revision, use_safetensors=True, trust_remote_code=False
-            )
-        except OSError as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise NotFoundError(f"The base model {name} cannot be loaded: {first}") from error
-        except ValueError as error:
-            raise UsageError(f"{name} is no causal language model: {error}.") from error
+    with quiet(), _loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            place, dtype=kind, revision=revision, use_safetensors=True, trust_remote_code=False
+        )
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Turns what transformers says of a model that cannot be loaded into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NotFoundError(f"The base model {name} cannot be loaded: {first}") from error
+    except ValueError as error:
+        raise UsageError(f"{name} is no causal language model: {error}.") from error

@@ -14,6 +14,9 @@ from catalog.errors import MergeError
 from merging.members import Member, load_members
 from merging.stack import Shape, iterate_stacks, shapes
 
+# Blocks of transformers that read the weights of their dt_proj themselves.
+_UNCALLED = frozenset({"MambaMixer", "FalconMambaMixer"})
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resident:
@@ -66,12 +69,25 @@ def _submodule(model: nn.Module, shape: Shape) -> nn.Module | None:
         return None if place is None else model.get_submodule(place)
 
 
+def _uncalled(model: nn.Module, found: nn.Module) -> bool:
+    """Whether a block of the model reads this layer's weights itself."""
+    return any(
+        type(block).__name__ in _UNCALLED and getattr(block, "dt_proj", None) is found
+        for block in model.modules()
+    )
+
+
 def layer(model: nn.Module, shape: Shape, members: Sequence[Member]) -> Any:
     """The model's layer of that name; raises MergeError where there is none that fits."""
     owner = next(member.name for member, rank in zip(members, shape.ranks, strict=True) if rank)
     found = _submodule(model, shape)
     if found is None:
         raise MergeError(f"The base model has no {shape.name}; {owner} belongs to another model.")
+    if _uncalled(model, found):
+        raise MergeError(
+            f"The base model reads the weights of {shape.name} without calling that layer, so that an "
+            f"adapter beside it has no effect; leave out {owner}."
+        )
     if shape.kind == "embedding":
         fits, there = type(found) is nn.Embedding, ("num_embeddings", "embedding_dim")
     else:

@@ -1,15 +1,18 @@
 """What a model makes of prompts: log-likelihoods of answers, losses, generated text.
 
 Prompts are read as trees (`merging.tree`): instructions and questions that prompts or answers share are read
-once. Several candidates, coefficient vectors of a live stack, are rows of the same batch.
+once. Where a model would not give a tree's paths what it gives them alone (`merging.reading`), every answer
+with its question is a row of a batch instead. Several candidates, coefficient vectors of a live stack, are
+rows of the same batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from catalog.errors import EvaluationError
+from merging.memory import in_pieces, is_shortage
 from merging.model import BaseModel, quiet
 from merging.prompt import Prompt
 from merging.tree import Tree, packed, tree_of
@@ -34,10 +37,10 @@ def likelihoods(
 ) -> list[Likelihoods]:
     """log p(answer | question) of every answer of every prompt, its closing token included, in nats.
 
-    Where memory does not suffice trees are halved until it does; raises EvaluationError when one prompt
+    Where memory does not suffice trees are halved until it does; raises MemoryLimitError when one answer
     alone does not fit.
     """
-    return candidate_likelihoods(base, prompts, 1, width=width, progress=progress)[0]
+    return _likelihoods(base, prompts, None, width, progress)[0]
 
 
 def candidate_likelihoods(
@@ -49,19 +52,78 @@ def candidate_likelihoods(
     progress: Progress | None = None,
 ) -> list[list[Likelihoods]]:
     """`likelihoods` for each candidate, where the model treats row k of a batch as candidate k."""
+    return _likelihoods(base, prompts, candidates, width, progress)
+
+
+def _likelihoods(
+    base: BaseModel,
+    prompts: Sequence[Prompt],
+    candidates: int | None,
+    width: int | None,
+    progress: Progress | None,
+) -> list[list[Likelihoods]]:
+    """For each candidate, or once without, the likelihoods of all prompts."""
     import torch
 
-    found: list[list[Likelihoods]] = [[()] * len(prompts) for _ in range(candidates)]
+    found: list[list[Likelihoods]] = [[()] * len(prompts) for _ in range(candidates or 1)]
     done = 0
     with torch.no_grad():
-        for indices, sums in _over_trees(base, prompts, candidates, width):
+        groups = reading_groups(base, prompts, width)
+        read = lambda group: _split_sums(base, [prompts[index] for index in group], candidates)  # noqa: E731
+        for indices, sums in in_pieces(groups, read, lambda index: too_large(prompts[index])):
             for at, index in enumerate(indices):
-                for candidate in range(candidates):
-                    found[candidate][index] = tuple(sums[at][candidate].tolist())
+                for candidate, values in enumerate(found):
+                    values[index] = tuple(sums[at][candidate].tolist())
             done += len(indices)
             if progress is not None:
                 progress(done, len(prompts))
     return found
+
+
+def reading_groups(base: BaseModel, prompts: Sequence[Prompt], width: int | None = None) -> list[list[int]]:
+    """Indices of prompts to be read together: trees of at most `width` tokens, then batches of as many.
+
+    A group holds prompts of one way of reading, and one prompt at least.
+    """
+    width = width or WIDTH.get(base.device.type, WIDTH["cpu"])
+    shared = [index for index, prompt in enumerate(prompts) if _in_tree(base, prompt)]
+    plain = [index for index, prompt in enumerate(prompts) if not _in_tree(base, prompt)]
+    trees = packed([prompts[index] for index in shared], width)
+    padded = _batches([prompts[index].length * len(prompts[index].answers) for index in plain], width)
+    return [[shared[at] for at in group] for group in trees] + [
+        [plain[at] for at in group] for group in padded
+    ]
+
+
+def too_large(prompt: Prompt) -> str:
+    """The sentence on a prompt that does not fit into memory by itself."""
+    return (
+        f"A prompt of {prompt.length} tokens does not fit into memory; use a device with more, or shorter "
+        "examples."
+    )
+
+
+def both_ways(
+    base: BaseModel, prompts: Sequence[Prompt], few: Sequence[int]
+) -> tuple[list[float], list[float], list[float]]:
+    """log p of every answer of the prompts at `few`: from one tree of all, read alone, and in one batch.
+
+    The first is empty where the model cannot be given a tree.
+    """
+    import torch
+
+    texts = [(prompts[at].question, answer) for at in few for answer in prompts[at].answers]
+    with torch.no_grad():
+        alone = [float(_text_sums(base, [text], 1)[0, 0]) for text in texts]
+        batch: list[float] = _text_sums(base, texts, 1)[:, 0].tolist()
+        try:
+            sums = _tree_sums(base, tree_of(prompts), 1)
+        except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            # The same texts were read a moment ago: it is the tree that the model does not take.
+            if is_shortage(error):
+                raise
+            return [], alone, batch
+    return [float(value) for at in few for value in sums[at][0]], alone, batch
 
 
 def chosen(found: Sequence[Likelihoods]) -> list[int]:
@@ -89,12 +151,12 @@ def targets_only(prompts: Sequence[Prompt]) -> list[Prompt]:
 def losses(base: BaseModel, prompts: Sequence[Prompt], candidates: int = 1) -> Tensor:
     """The right answer's loss a token of every prompt, (candidates, prompts) in nats, gradients kept.
 
-    All prompts are read in one tree: the caller chooses how many.
+    All prompts are read together: the caller chooses how many.
     """
     import torch
 
-    tree = tree_of(targets_only(prompts))
-    sums = torch.stack([values[:, 0] for values in _sums(base, tree, candidates)], dim=1)
+    found = _sums(base, targets_only(prompts), None if candidates == 1 else candidates)
+    sums = torch.stack([values[:, 0] for values in found], dim=1)
     lengths = torch.tensor([len(prompt.target) for prompt in prompts], device=sums.device)
     return -sums / lengths
 
@@ -102,12 +164,12 @@ def losses(base: BaseModel, prompts: Sequence[Prompt], candidates: int = 1) -> T
 def entropies(base: BaseModel, prompts: Sequence[Prompt], candidates: int = 1) -> Tensor:
     """The entropy among the answers of every prompt, (candidates, prompts) in nats, gradients kept.
 
-    From the answers' likelihoods, normalised to sum to 1; needs no label. All prompts are read in one tree.
+    From the answers' likelihoods, normalised to sum to 1; needs no label. All prompts are read together.
     """
     import torch
 
     found = []
-    for values in _sums(base, tree_of(prompts), candidates):
+    for values in _sums(base, prompts, None if candidates == 1 else candidates):
         logs = values.log_softmax(1)
         found.append(-(logs.exp() * logs).sum(1))
     return torch.stack(found, dim=1)
@@ -133,43 +195,121 @@ def generate(
         do_sample=False, max_new_tokens=most, eos_token_id=sorted(ends), pad_token_id=pad
     )
     texts = [""] * len(prompts)
-    budget = WIDTH.get(base.device.type, WIDTH["cpu"]) * 4
-    for indices in _batches([len(prompt.question) + most for prompt in prompts], budget):
+
+    def answer(indices: Sequence[int]) -> Any:
         questions = [list(prompts[index].question) for index in indices]
         longest = max(map(len, questions))
         tokens = torch.tensor([[pad] * (longest - len(q)) + q for q in questions], device=base.device)
         mask = torch.tensor([[0] * (longest - len(q)) + [1] * len(q) for q in questions], device=base.device)
         with torch.no_grad(), quiet():
             out = base.model.generate(tokens, attention_mask=mask, generation_config=settings)
-        for index, row in zip(indices, out[:, longest:], strict=True):
+        return out[:, longest:]
+
+    done = 0
+    groups = _question_groups(base, prompts, most)
+    for indices, rows in in_pieces(groups, answer, lambda index: too_large(prompts[index])):
+        for index, row in zip(indices, rows, strict=True):
             texts[index] = base.tokenizer.decode(row, skip_special_tokens=True).strip()
+        done += len(indices)
+        if progress is not None:
+            progress(done, len(prompts))
     return texts
 
 
-def _over_trees(
-    base: BaseModel, prompts: Sequence[Prompt], candidates: int, width: int | None
-) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """The indices of each tree with their sums; a tree that does not fit into memory is halved."""
+def _question_groups(base: BaseModel, prompts: Sequence[Prompt], most: int) -> list[list[int]]:
+    """Indices of prompts to be answered together: one by one where padding or other rows may matter."""
+    lengths = [len(prompt.question) + most for prompt in prompts]
+    budget = WIDTH.get(base.device.type, WIDTH["cpu"]) * 4
+    return _batches(lengths, 0 if base.reading.ordered else budget)
+
+
+def _in_tree(base: BaseModel, prompt: Prompt) -> bool:
+    return prompt.depth <= base.reading.shared_length
+
+
+def _split_sums(base: BaseModel, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
+    """`_sums` for no gradients; the answers of a prompt that does not fit by itself are read in parts."""
     import torch
 
-    waiting = packed(prompts, width or WIDTH.get(base.device.type, WIDTH["cpu"]))[::-1]
-    while waiting:
-        indices = waiting.pop()
-        try:
-            sums = _sums(base, tree_of(prompts[index] for index in indices), candidates)
-        except torch.OutOfMemoryError as error:
-            if len(indices) == 1:
-                raise EvaluationError(
-                    f"A prompt of {prompts[indices[0]].length} tokens does not fit into memory; use a device "
-                    "with more, or shorter examples."
-                ) from error
-            half = len(indices) // 2
-            waiting += [indices[half:], indices[:half]]
-            continue
-        yield indices, sums
+    if len(prompts) > 1 or len(prompts[0].answers) == 1:
+        return _sums(base, prompts, candidates)
+    question, answers = prompts[0].question, prompts[0].answers
+    each = [Prompt(question, (answer,), 0) for answer in answers]
+
+    def read(group: Sequence[int]) -> Tensor:
+        return _sums(base, [Prompt(question, tuple(answers[at] for at in group), 0)], candidates)[0]
+
+    parts = in_pieces([range(len(answers))], read, lambda at: too_large(each[at]))
+    return [torch.cat([part for _, part in parts], dim=1)]
 
 
-def _sums(base: BaseModel, tree: Tree, candidates: int) -> list[Tensor]:
+def _sums(base: BaseModel, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
+    """For each prompt log p of its answers, (candidates, answers) in float32; (1, answers) without."""
+    flags = [_in_tree(base, prompt) for prompt in prompts]
+    if all(flags):
+        return _tree_sums(base, tree_of(prompts), candidates or 1)
+    if any(flags):
+        each = {
+            flag: iter(
+                _sums(base, [p for p, own in zip(prompts, flags, strict=True) if own is flag], candidates)
+            )
+            for flag in (True, False)
+        }
+        return [next(each[flag]) for flag in flags]
+    return _plain_sums(base, prompts, candidates)
+
+
+def _plain_sums(base: BaseModel, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
+    """`_sums` of texts by themselves: one batch of them, or with candidates one after the other."""
+    import torch
+
+    texts = [(prompt.question, answer) for prompt in prompts for answer in prompt.answers]
+    if candidates is None:
+        sums = _text_sums(base, texts, 1)[:, 0][None]
+    else:
+        sums = torch.cat([_text_sums(base, [text], candidates).T for text in texts], dim=0).T
+    return list(sums.split_with_sizes([len(prompt.answers) for prompt in prompts], dim=1))
+
+
+def _text_sums(
+    base: BaseModel, texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], copies: int
+) -> Tensor:
+    """log p of the answer of each (question, answer), a row of a batch each; one text may have copies.
+
+    Rows are padded at their ends, where a causal model does not look.
+    """
+    import torch
+
+    device = base.device
+    read = [[*question, *answer[:-1]] for question, answer in texts]
+    longest = max(map(len, read))
+    tokens = torch.tensor([row + row[-1:] * (longest - len(row)) for row in read], device=device)
+    # Logits from the first that is asked for to the last.
+    first = min(len(question) for question, _ in texts) - 1
+    logits = base.model(
+        input_ids=tokens.expand(max(copies, len(texts)), -1),
+        use_cache=False,
+        **_kept(base.model, longest - first),
+    ).logits
+    logits = logits[:, first - longest :]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    sums = []
+    for at, (question, answer) in enumerate(texts):
+        rows = slice(at, at + 1) if copies == 1 else slice(None)
+        start = len(question) - 1 - first
+        own = logits[rows, start : start + len(answer)]
+        wanted = torch.tensor(answer, device=device).expand(own.shape[0], -1)[..., None]
+        sums.append((own.gather(-1, wanted)[..., 0] - own.logsumexp(-1)).sum(1))
+    return torch.stack(sums, dim=0) if copies == 1 else sums[0][:, None]
+
+
+def _kept(model: Any, last: int) -> dict[str, int]:
+    """What asks a model for its last logits alone, where it knows how to."""
+    known = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": last} if "logits_to_keep" in known else {}
+
+
+def _tree_sums(base: BaseModel, tree: Tree, candidates: int) -> list[Tensor]:
     """For each prompt of the tree log p of its answers, (candidates, answers) in float32."""
     import torch
 

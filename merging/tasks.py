@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from catalog.errors import ConfigError, NotFoundError, UsageError
+from catalog.metrics import EXACT_MATCH
 from catalog.strictjson import load_json
 
 TASK_NAME = "task.json"
 Split = Literal["train", "valid", "test"]
 Metric = Literal["accuracy", "exact_match"]
+# What a score by each metric of a task is called.
+METRICS: Mapping[Metric, str] = {"accuracy": "accuracy", "exact_match": EXACT_MATCH}
 SPLITS: tuple[Split, ...] = get_args(Split)
 # The budget of the recycling paper: 100 examples of the target task, a fifth of them for validation.
 BUDGET = 100

@@ -22,8 +22,10 @@ from catalog.errors import DivergedError, EvaluationError, UsageError
 from merging import variants
 from merging.course import Course, Recipe, batches, gradients, run, seeded, valid_loss
 from merging.members import CONFIG_NAME, WEIGHTS_NAME
+from merging.memory import memory_limit
 from merging.model import BaseModel
-from merging.prompt import Prompt, encode
+from merging.prompt import Prompt
+from merging.questions import Questions, TooLong, ask
 from merging.tasks import Budget, Task
 from merging.train_card import card, record, versions
 from merging.write import (
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 RECORD_NAME = "train.json"
 RATE_NAME = "rate.json"
-ALL_LINEAR = "all-linear"
+ALL_LINEAR = variants.ALL_LINEAR
 # "Learning Rate Matters": the grid begins here with four points a decade, the best rate of LoRA at rank 128
 # and alpha = r is 2e-4, and from r = 4 to r = 256 it falls by 5.6.
 _GRID_START = 2e-6
@@ -91,8 +93,16 @@ class TrainReport:
 
 class _Given(NamedTuple):
     base: BaseModel
-    train: tuple[Prompt, ...]
-    valid: tuple[Prompt, ...]
+    learned: Questions
+    chosen_by: Questions
+
+    @property
+    def train(self) -> tuple[Prompt, ...]:
+        return self.learned.prompts
+
+    @property
+    def valid(self) -> tuple[Prompt, ...]:
+        return self.chosen_by.prompts
 
 
 def train(
@@ -113,6 +123,7 @@ def train(
     evaluate_every: int = 10,
     patience: int = 20,
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    too_long: TooLong = "error",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TrainReport:
@@ -122,13 +133,14 @@ def train(
     `learning_rates` are `default_rates` unless given. Every rate starts from the same seed and sees the same
     batches; after each `evaluate_every` steps the loss on `budget.valid` is measured, `patience` measurements
     without a new best end a rate, and the rate with the lowest loss is chosen. A loss that is not finite ends
-    a rate too, which is then recorded and never chosen. Factors are trained in float32 and stored as `dtype`.
+    a rate too, which is then recorded and never chosen. Examples too long for the base are an error, or left
+    out and counted (`too_long`). Factors are trained in float32 and stored as `dtype`.
     `progress` is told the steps done and of all.
 
     The base is as it was, bit for bit, afterwards. The same call writes the same weights on the same machine
     (on a CPU with as many threads). `out` appears complete or not at all; the same call after a kill trains
     only the rates that are missing. Raises UsageError for settings that make no sense and EvaluationError
-    where no rate stays finite or a prompt does not fit into memory.
+    where no rate stays finite or a prompt does not fit into memory, and what `ask` raises.
     """
     settings = Settings(
         rank=rank,
@@ -141,7 +153,10 @@ def train(
     )
     _refuse_settings(settings)
     rates = _rates(default_rates(settings) if learning_rates is None else learning_rates)
-    return _carry_out(base, task, budget, out, settings, rates, overwrite, progress)
+    refuse_existing(out, overwrite, RECORD_NAME)
+    given = _Given(base, *(ask(base, task, part, too_long) for part in (budget.train, budget.valid)))
+    with memory_limit("The training"):
+        return _carry_out(given, task, budget, out, settings, rates, overwrite, progress)
 
 
 def default_rates(settings: Settings) -> tuple[float, ...]:
@@ -175,7 +190,7 @@ def stored_loss(base: BaseModel, folder: Path, valid: Sequence[Prompt]) -> float
 
 
 def _carry_out(
-    base: BaseModel,
+    given: _Given,
     task: Task,
     budget: Budget,
     out: Path,
@@ -185,12 +200,7 @@ def _carry_out(
     progress: Progress | None,
 ) -> TrainReport:
     """Every rate in the working folder, then the best one in its place."""
-    refuse_existing(out, overwrite, RECORD_NAME)
-    given = _Given(
-        base,
-        tuple(encode(base.tokenizer, task, budget.train, base.limit)),
-        tuple(encode(base.tokenizer, task, budget.valid, base.limit)),
-    )
+    base = given.base
     before = valid_loss(base, given.valid)
     working = _working_folder(out, _identity(given, task, settings, before))
     courses = _all_rates(given, settings, rates, working, progress)
@@ -199,7 +209,8 @@ def _carry_out(
         for name in (CONFIG_NAME, WEIGHTS_NAME):
             shutil.copyfile(working / _folder_name(best.learning_rate) / name, folder / name)
         losses = before, stored_loss(base, folder, given.valid)
-        found = record(base, task, budget, asdict(settings), courses, best, losses, folder)
+        asked = (given.learned, given.chosen_by)
+        found = record(base, task, budget.seed, asked, asdict(settings), courses, best, losses, folder)
         write_json(folder / RECORD_NAME, found)
         write_text(folder / "README.md", card(task, found))
     shutil.rmtree(working, ignore_errors=True)
@@ -238,7 +249,7 @@ def _one_rate(
     def gradient() -> None:
         gradients(base, next(batches(given.train, recipe)), base.model.zero_grad)
 
-    config = _config(settings)
+    config = _config(base, settings)
     with seeded(recipe.seed, base), variants.adapted(base.model, row, config, gradient) as model:
         start = variants.factors(model) if row.changes_base else {}
         course = run(
@@ -260,11 +271,13 @@ def _one_rate(
     return course
 
 
-def _config(settings: Settings) -> Any:
+def _config(base: BaseModel, settings: Settings) -> Any:
     from peft import LoraConfig
 
     alpha: Any = int(settings.alpha) if settings.alpha.is_integer() else settings.alpha
-    targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
+    targets: Any = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
+    if targets == ALL_LINEAR:
+        targets, _ = variants.reachable(base.model)
     return LoraConfig(
         r=settings.rank,
         lora_alpha=alpha,

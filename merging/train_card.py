@@ -13,8 +13,9 @@ from typing import Any
 from merging.course import Course
 from merging.members import WEIGHTS_NAME, digest_of
 from merging.model import BaseModel
-from merging.tasks import Budget, Task
-from merging.variants import VARIANTS
+from merging.questions import Questions, unusual
+from merging.tasks import Task
+from merging.variants import ALL_LINEAR, VARIANTS, reachable
 
 RECORD_VERSION = 1
 # Terms of a task's data that are nothing but the name of a licence; the Hub writes them in lower case.
@@ -26,7 +27,8 @@ _STRANGE = re.compile(r"[^\w .,:;()@/+'\"?!%=’‘“”–—-]")
 def record(
     base: BaseModel,
     task: Task,
-    budget: Budget,
+    seed: int,
+    asked: tuple[Questions, Questions],
     settings: Mapping[str, Any],
     courses: Sequence[Course],
     best: Course,
@@ -35,9 +37,12 @@ def record(
 ) -> dict[str, Any]:
     """train.json: what was trained on what, every rate with its losses, and what came of it.
 
-    `losses` are those on the validation examples of the base alone and of the stored adapter. `edge` says
-    that the best rate is the lowest or the highest tried, so that a better one may lie beyond.
+    `asked` are the examples learned from and chosen by, drawn with `seed`; `losses` are those on the
+    validation examples of the base alone and of the stored adapter. `edge` says that the best rate is the
+    lowest or the highest tried, so that a better one may lie beyond; `untrained` names layers that
+    "all-linear" does not reach in this model.
     """
+    untrained = reachable(base.model)[1] if settings["targets"] == ALL_LINEAR else ()
     found = {
         "record_version": RECORD_VERSION,
         "base_model": base.name,
@@ -51,7 +56,9 @@ def record(
             "license": task.license,
             "instruction": task.instruction,
         },
-        "budget": {"train": len(budget.train), "valid": len(budget.valid), "seed": budget.seed},
+        "budget": {"train": len(asked[0].prompts), "valid": len(asked[1].prompts), "seed": seed},
+        **unusual(base, *asked),
+        **({"untrained": list(untrained)} if untrained else {}),
         "settings": dict(settings),
         "paper": VARIANTS[settings["variant"]].paper,
         "mergeable": VARIANTS[settings["variant"]].mergeable,

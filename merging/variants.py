@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 # AdamW of the recycling paper (1.8); LoRA+ recommends that B learns 2^4 times as fast as A (section 4).
 BETAS = (0.9, 0.999)
 LORAPLUS_RATIO = 16.0
+ALL_LINEAR = "all-linear"
+# What PEFT 0.21 takes for experts that were layers before transformers 5, the types of models for which it
+# refuses `out_proj`, and the layers there whose weights are read without calling them.
+_OLD_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+_MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+_READ_BY_KERNELS = frozenset({"out_proj", "dt_proj"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,32 @@ def variant(name: str) -> Variant:
     if name not in VARIANTS:
         raise UsageError(f"There is no variant {name!r}; choose one of {', '.join(VARIANTS)}.")
     return VARIANTS[name]
+
+
+def reachable(model: nn.Module) -> tuple[str | list[str], tuple[str, ...]]:
+    """What "all-linear" means for a model, as PEFT takes it, and the last names of what it leaves out.
+
+    Experts that are one tensor of three dimensions are no layers, and PEFT takes layers of their old names
+    for them; it refuses `out_proj` of Mamba's models, whose kernels read its weights without calling it, as
+    Mamba does with `dt_proj`. Raises UsageError for a model without a layer that is left.
+    """
+    from torch import nn
+
+    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+    experts = any(one.ndim == 3 and "experts" in name for name, one in model.named_parameters())
+    read = {*(_OLD_EXPERTS if experts else ()), *(_READ_BY_KERNELS if kind in _MAMBA else ())}
+    if not read:
+        return ALL_LINEAR, ()
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    names = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
+    kept = [name for name in names if name.rpartition(".")[2] not in read]
+    if not kept:
+        raise UsageError(
+            f"A model of the type {kind} has no linear layer that an adapter can be trained on; choose "
+            "another."
+        )
+    left = {name.rpartition(".")[2] for name in names} - {name.rpartition(".")[2] for name in kept}
+    return kept, tuple(sorted({*left, *(["experts"] if experts else [])}))
 
 
 @contextlib.contextmanager
@@ -276,7 +308,7 @@ def _estimate(model: nn.Module, config: Any, gradient: Callable[[], None]) -> No
     from peft import LoraGAConfig
     from peft.tuners.lora.loraga import preprocess_loraga
 
-    if config.target_modules == "all-linear":
+    if config.target_modules == ALL_LINEAR:
         from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 
         # PEFT expands the name when the adapter is made, which is too late for the gradient.
@@ -287,6 +319,12 @@ def _estimate(model: nn.Module, config: Any, gradient: Callable[[], None]) -> No
 
 def _refuse_short(row: Variant, config: Any, model: Any) -> None:
     """Singular vectors that a narrow weight does not have are missing without a word."""
+    if config.target_parameters:
+        names = ", ".join(sorted(config.target_parameters))
+        raise UsageError(
+            f"The experts of this model are tensors of three dimensions ({names}), on which no adapter is "
+            "trained here; name its other modules (--targets), such as q_proj,v_proj."
+        )
     ranks = {one.shape[0] for name, one in model.named_parameters() if "lora_A" in name}
     if ranks - {config.r}:
         raise UsageError(

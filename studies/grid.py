@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from catalog.errors import ConfigError, NotFoundError, UsageError
+from catalog.errors import ConfigError, LoradexError, NotFoundError, UsageError
 from catalog.export import ADAPTERS as EXPORTED
 from catalog.folder import is_adapter_folder
 from catalog.strictjson import load_json
@@ -22,8 +22,9 @@ from merging.course import Recipe
 from merging.fold import refuse_misfits
 from merging.members import digest_of, load_member
 from merging.methods import find_method
-from merging.model import checkpoint
-from merging.tasks import TASK_NAME, Task, find_task
+from merging.model import checkpoint, load_tokenizer
+from merging.prompt import date_of
+from merging.tasks import METRICS, TASK_NAME, Task, find_task
 from merging.train import RECORD_NAME, Settings, default_rates
 from studies.design import (
     Adapt,
@@ -133,7 +134,7 @@ def grid(
                 "digest": task.digest,
                 "group": task.group,
                 "license": task.license,
-                "metric": task.metric,
+                "metric": METRICS[task.metric],
             }
             for name, task in known.items()
         },
@@ -185,7 +186,7 @@ class _Grid:
 
     def _score(self, task: Task, seed: int, method: Method, members: Step | None) -> Step:
         """The step that gives a method's score."""
-        test = {**self._asked(task), "test": self.study.tasks.test}
+        test = {**self._judged(task), "test": self.study.tasks.test}
         if isinstance(method, Base):
             return self._step("score", test)
         if isinstance(method, Train):
@@ -238,6 +239,7 @@ class _Grid:
         settings = {"steps": method.steps, "rate": method.learning_rate}
         told = {
             **self._seen(task, seed),
+            **self._judged(task),
             "method": method.method,
             "settings": {name: value for name, value in settings.items() if value is not None},
             "test": self.study.tasks.test,
@@ -280,7 +282,7 @@ class _Grid:
         return self._step("gradient", told)
 
     def _measured(self, task: Task, seed: int) -> Step:
-        told: dict[str, Any] = {**self._seen(task, seed), "adapters": self._everyone()}
+        told: dict[str, Any] = {**self._seen(task, seed), **self._judged(task), "adapters": self._everyone()}
         if self.study.adapters and self.study.adapters.measure:
             told["samples"] = self.study.adapters.measure
         return self._step("measured", told)
@@ -299,6 +301,11 @@ class _Grid:
 
     def _asked(self, task: Task) -> dict[str, Any]:
         return {"task": {"name": task.name, "digest": task.digest}, "base": self.base}
+
+    def _judged(self, task: Task) -> dict[str, Any]:
+        """What is asked, with the rule by which answers are compared where they are texts."""
+        rule = {"answers": METRICS[task.metric]} if task.metric == "exact_match" else {}
+        return {**self._asked(task), **rule}
 
     def _seen(self, task: Task, seed: int) -> dict[str, Any]:
         given = self.study.tasks
@@ -366,7 +373,23 @@ def _trained_on(folder: Path) -> str | None:
 def _identity(base: str, bases: Path | None, device: str) -> dict[str, Any]:
     """What a base model is known by; results of a CPU and of a GPU are not the same."""
     place = checkpoint(base, bases)
-    return {"name": base, "digest": _digest(place) if place else None, "device": device.partition(":")[0]}
+    date = _date(str(place or base))
+    return {
+        "name": base,
+        "digest": _digest(place) if place else None,
+        "device": device.partition(":")[0],
+        **({"date": date} if date else {}),
+    }
+
+
+@lru_cache(maxsize=4)
+def _date(base: str) -> str | None:
+    """The date on which questions are asked where the base's chat template says one."""
+    try:
+        return date_of(load_tokenizer(base))
+    except LoradexError:
+        # Nothing can be asked of a base that is not there; the steps will say so.
+        return None
 
 
 @lru_cache(maxsize=4)

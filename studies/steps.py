@@ -11,7 +11,7 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ def score(job: Job) -> dict[str, Any]:
     base, task = _base(job.place), _task(job)
     questions = draw(task, "test", job.told["test"])
     with _worn(job, base, job.found["adapter"]) if job.found else contextlib.nullcontext():
-        return {"score": asdict(measure(base, task, questions))}
+        return {"score": measure(base, task, questions).document()}
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def measured(job: Job) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     for one in job.told["adapters"]:
         with _worn(job, base, {"name": one["name"]}):
-            scores[one["name"]] = asdict(measure(base, task, seen))
-    return {"base": asdict(measure(base, task, seen)), "scores": scores}
+            scores[one["name"]] = measure(base, task, seen).document()
+    return {"base": measure(base, task, seen).document(), "scores": scores}
 
 
 def gradient(job: Job) -> dict[str, Any]:
@@ -209,14 +209,14 @@ def ensemble(job: Job) -> dict[str, Any]:
     Accuracy: probabilities are normalised over the choices of a question before they are averaged. The loss
     is that of the right answer's mean probability, a token.
     """
-    from merging.prompt import encode
+    from merging.questions import ask
     from merging.scoring import likelihoods
     from merging.tasks import draw
 
     base, task = _base(job.place), _task(job)
     if task.metric != "accuracy":
         raise EvaluationError(f"An ensemble chooses among answers, and {task.name} has none to choose from.")
-    prompts = encode(base.tokenizer, task, draw(task, "test", job.told["test"]), base.limit)
+    prompts = ask(base, task, draw(task, "test", job.told["test"])).prompts
     count = len(job.found["pool"]["members"])
     shares = [[0.0] * len(prompt.answers) for prompt in prompts]
     right = [0.0] * len(prompts)
@@ -258,7 +258,7 @@ def adapt(job: Job) -> dict[str, Any]:
     with done.applied():
         value = measure(base, task, draw(task, "test", job.told["test"]))
     detail = {"valid_before": done.valid_before, "valid_loss": done.valid_loss}
-    return {"score": asdict(value), "detail": detail}
+    return {"score": value.document(), "detail": detail}
 
 
 def cards(job: Job) -> dict[str, Any]:

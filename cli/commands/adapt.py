@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,13 @@ from cli.app import App, Exit, pass_app
 from cli.commands.asking import (
     asked_base,
     base_option,
+    date_option,
     device_option,
     samples_option,
     task_option,
     tasks_option,
+    too_long_option,
+    unusual_notes,
 )
 from cli.commands.merge import members_of
 from cli.output import Column, labelled, output_options
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from merging.evaluate import Measured
     from merging.members import Member
     from merging.model import BaseModel
+    from merging.questions import TooLong
     from merging.tasks import Task
 
 METHODS = (
@@ -75,6 +80,8 @@ def adaptive(app: App) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--split", type=click.Choice(["valid", "test"]), help="Also score it on these examples.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="At most so many of them.")
+@too_long_option
+@date_option
 @device_option
 @click.option("-o", "--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
@@ -94,6 +101,7 @@ def adapt(
     split: str | None,
     limit: int | None,
     device: str,
+    date: datetime | None,
     out: Path | None,
     overwrite: bool,
     **given: Any,
@@ -122,7 +130,7 @@ def adapt(
     members = members_of(app, pool, purpose="adapted")[0] if pool else []
     if control:
         members = _stand_ins(app, members, control, given["seed"], base)
-    model = asked_base(app, base, device)
+    model = asked_base(app, base, device, date)
     first = load_member(Path(target), purpose="adapted") if target else None
     with app.output.progress("adapting") as bar:
         done = learn(model, members, found, some, target=first, progress=bar.working, **given)
@@ -135,8 +143,11 @@ def adapt(
             nothing = error
     if split is not None:
         with _answering(done, model, out if nothing is None else None):
-            told["score"] = {"split": split, **asdict(_measured(model, found, split, limit))}
+            score = _measured(model, found, split, limit, given["too_long"])
+            told["score"] = {"split": split, **score.document()}
     app.output.document(told, _render)
+    for note in unusual_notes(done.record):
+        app.output.say(note)
     if nothing is not None:
         app.output.say(f"nothing was written: {nothing}")
         raise click.exceptions.Exit(Exit.PARTIAL)
@@ -152,11 +163,11 @@ def _answering(done: Adapted, base: BaseModel, folder: Path | None) -> AbstractC
     return LiveStack(base.model, [load_member(folder)]).attached()
 
 
-def _measured(base: BaseModel, task: Task, split: Any, limit: int | None) -> Measured:
+def _measured(base: BaseModel, task: Task, split: Any, limit: int | None, too_long: TooLong) -> Measured:
     from merging.evaluate import measure
     from merging.tasks import draw
 
-    return measure(base, task, draw(task, split, limit))
+    return measure(base, task, draw(task, split, limit), too_long)
 
 
 def _stand_ins(app: App, members: list[Member], control: str, seed: int, base: str) -> list[Member]:

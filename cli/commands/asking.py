@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,12 +43,49 @@ samples_option = click.option(
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 
 
-def asked_base(app: App, base: str, device: str) -> BaseModel:
-    """The base model on the device."""
+too_long_option = click.option(
+    "--too-long",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What becomes of examples that are longer than the model reads: an error, or left out and counted.",
+)
+date_option = click.option(
+    "--date",
+    metavar="YYYY-MM-DD",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="The day on which questions are asked, for chat templates that say one.  [default: 2024-07-26]",
+)
+
+
+def asked_base(app: App, base: str, device: str, given: datetime | None = None) -> BaseModel:
+    """The base model on the device, to be asked on the given day."""
     from merging.model import load_base
 
     app.output.say(f"loading {base}")
-    return load_base(base, bases=app.settings.bases, device=device)
+    return load_base(base, bases=app.settings.bases, device=device, date=day(given))
+
+
+def day(given: datetime | None) -> date:
+    """The day of --date, or the usual one."""
+    from merging.prompt import DATE
+
+    return DATE if given is None else given.date()
+
+
+def unusual_notes(record: Mapping[str, Any]) -> list[str]:
+    """Sentences on what a record says of questions that are not read as usual."""
+    notes = []
+    if record.get("date"):
+        notes.append(f"the prompts say the date {record['date']}, whatever the day is; --date sets another")
+    if record.get("plain"):
+        notes.append(
+            "prompts are read one by one where a tree of them would be wrong for this model (a short window "
+            "of attention, or recurrent layers); this takes longer"
+        )
+    if record.get("left_out"):
+        notes.append(f"left out: {record['left_out']} examples that are longer than the model reads")
+    return notes
 
 
 def asked_tasks(names: Sequence[str], tasks: Path | None) -> list[Task]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,20 @@ import click
 from catalog.errors import UsageError
 from catalog.folder import is_adapter_folder
 from cli.app import App, Exit, pass_app
-from cli.commands.asking import asked_base, asked_tasks, base_option, device_option
+from cli.commands.asking import (
+    asked_base,
+    asked_tasks,
+    base_option,
+    date_option,
+    device_option,
+    too_long_option,
+    unusual_notes,
+)
 from cli.commands.merge import members_of
 from cli.output import Column, output_options
 
 if TYPE_CHECKING:
+    from merging.evaluate import Score
     from merging.members import Member
 
 SCORES = (
@@ -26,6 +36,8 @@ SCORES = (
     Column("loss", right=True, show=lambda loss: f"{loss:.3f}"),
     Column("n", right=True),
 )
+
+LEFT_OUT = Column("left_out", "too long", right=True, show=lambda count: "" if count is None else str(count))
 
 
 @click.command()
@@ -53,6 +65,8 @@ SCORES = (
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write scores.json, which `scores import` reads.",
 )
+@too_long_option
+@date_option
 @device_option
 @output_options(lists=False)
 @pass_app
@@ -67,6 +81,7 @@ def evaluate(
     without_base: bool,
     out: Path | None,
     device: str,
+    date: datetime | None,
     **given: Any,
 ) -> None:
     """Score the base model, adapters in folders and the members of a pool on tasks, each alone.
@@ -78,7 +93,7 @@ def evaluate(
 
     members = _members(app, adapters, pool)
     found_tasks = asked_tasks(tasks, folder)
-    model = asked_base(app, base, device)
+    model = asked_base(app, base, device, date)
     scores, failed = [], []
     with app.output.progress("scoring") as bar:
         for found in evaluating.evaluate(
@@ -90,6 +105,8 @@ def evaluate(
                 failed.append(str(found))
     for sentence in failed:
         app.output.say(f"left out: {sentence}")
+    for sentence in _notes(scores):
+        app.output.say(sentence)
     document = evaluating.scores_document(scores)
     if out is not None:
         _write(out, document)
@@ -98,10 +115,17 @@ def evaluate(
         raise click.exceptions.Exit(Exit.PARTIAL)
 
 
+def _notes(scores: list[Score]) -> list[str]:
+    """What is not as usual, each said once; counts of examples stand in the table."""
+    told = [{name: value for name, value in one.document().items() if name != "left_out"} for one in scores]
+    return list(dict.fromkeys(note for one in told for note in unusual_notes(one)))
+
+
 def _table(told: dict[str, Any]) -> list[str]:
     from cli.output import table
 
-    return table(told["scores"], SCORES)
+    skipped = any("left_out" in score for score in told["scores"])
+    return table(told["scores"], (*SCORES, *([LEFT_OUT] if skipped else [])))
 
 
 def _members(app: App, adapters: tuple[str, ...], pool: str | None) -> list[Member]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from catalog.files import temporary_folder
 from catalog.pools import Manifest
 from catalog.racing import Measure
 from cli.app import App
-from cli.commands.asking import asked_base
+from cli.commands.asking import asked_base, unusual_notes
 from cli.commands.fetching import fetching, folder_for_files
 
 # How many other tasks a gradient is compared with, and by how many examples each (docs/gradient.md).
@@ -25,31 +26,55 @@ BACKGROUND_SAMPLES = 24
 if TYPE_CHECKING:
     from catalog.selection import Question, Sources
     from merging.members import Member
+    from merging.model import BaseModel
+    from merging.questions import Questions, TooLong
     from merging.tasks import Task
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked: where, on which day, and what becomes of examples that are too long for it."""
+
+    device: str
+    date: datetime | None
+    too_long: TooLong
 
 
 @contextmanager
 def sloping(
-    app: App, sources: Sources, base: str, task: Task, others: Sequence[Task], question: Question, device: str
-) -> Iterator[Sources]:
-    """The sources with what to ask the index of the question's kind with, and the same of other tasks.
+    app: App,
+    sources: Sources,
+    base: str,
+    task: Task,
+    others: Sequence[Task],
+    question: Question,
+    asking: Asking,
+) -> Iterator[tuple[Sources, Question]]:
+    """The sources with what to ask the index of the question's kind with, and the same of other tasks; and
+    the question with what is not as usual.
 
     Where the question asks for exact products too, members' files are brought here for as long as the block.
     """
     from merging.gradient import direction, exact_scores
+    from merging.questions import ask
     from merging.tasks import seen
 
-    model = asked_base(app, base, device)
+    model = asked_base(app, base, asking.device, asking.date)
     aside = f", beside {', '.join(other.name for other in others)}" if others else ""
     app.output.say(f"following the gradient of {task.name}{aside}")
     count, seed = question.samples or 0, question.seed
     rest = [(other, seen(other, min(count, BACKGROUND_SAMPLES), seed=seed)) for other in others]
+    asked = [
+        ask(model, one, some, asking.too_long) for one, some in ((task, seen(task, count, seed=seed)), *rest)
+    ]
+    told = _unusual(app, model, *asked)
+    question, own = replace(question, **told), asked[0].examples
+    rest = [(other, one.examples) for other, one in zip(others, asked[1:], strict=True)]
     kind: Any = question.kind
-    own = seen(task, count, seed=seed)
     vector, backgrounds = direction(model, task, own, rest, kind=kind)
     ready = replace(sources, direction=vector, backgrounds=backgrounds)
     if not question.exact:
-        yield ready
+        yield ready, question
         return
     with _scratch(app) as scratch:
         find = _finder(app, sources.session, sources.refusing, question.base or base, scratch)
@@ -58,7 +83,17 @@ def sloping(
             app.output.say(f"reading the weights of the best {len(names)}")
             return exact_scores(model, task, own, [find(name) for name in names], rest)
 
-        yield replace(ready, exact=exact)
+        yield replace(ready, exact=exact), question
+
+
+def _unusual(app: App, model: BaseModel, *asked: Questions) -> dict[str, Any]:
+    """What the manifest says of questions that are not read as usual; said aloud too."""
+    from merging.questions import unusual
+
+    told = unusual(model, *asked)
+    for note in unusual_notes(told):
+        app.output.say(note)
+    return {name: value for name, value in told.items() if name != "plain"}
 
 
 def other_tasks(task: Task, folder: Path | None, seed: int) -> list[Task]:
@@ -85,18 +120,20 @@ def measuring(
     task: Task,
     budget: int,
     seed: int,
-    device: str,
-) -> Iterator[Measure]:
-    """Inside the block, what scores the catalog's adapters of a base on further training examples.
+    asking: Asking,
+) -> Iterator[tuple[Measure, dict[str, Any]]]:
+    """Inside the block, what scores the catalog's adapters of a base on further training examples, and what
+    of the examples is not as usual.
 
     An adapter's files are brought here when its turn comes first, and all of them go when the block ends.
     """
     from merging.evaluate import Sampler
 
-    model = asked_base(app, base, device)
+    model = asked_base(app, base, asking.device, asking.date)
     with _scratch(app) as scratch:
         find = _finder(app, session, refusing, canonical, scratch)
-        sampler = Sampler(model, task, find, seed)
+        sampler = Sampler(model, task, find, seed, asking.too_long)
+        told = _unusual(app, model, sampler.asked)
         with app.output.progress("racing") as bar:
 
             def measure(adapters: Sequence[str], samples: int) -> Sequence[float | None]:
@@ -106,7 +143,7 @@ def measuring(
                     bar.working(sampler.spent, budget)
                 return found
 
-            yield measure
+            yield measure, told
         for name, reason in sampler.left_out.items():
             app.output.say(f"not measured: {name} ({reason})")
 

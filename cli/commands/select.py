@@ -25,15 +25,16 @@ from catalog.selection import STRATEGIES, Question, Sources, select
 from catalog.strictyaml import read_yaml
 from cli.app import App, pass_app
 from cli.commands.alike import subject
-from cli.commands.asking import device_option, layers_in, tasks_option
+from cli.commands.asking import date_option, device_option, layers_in, tasks_option, too_long_option
 from cli.commands.browse import rules_option, where_option
 from cli.commands.crawl import DOT
-from cli.commands.measuring import measuring, other_tasks, sloping
+from cli.commands.measuring import Asking, measuring, other_tasks, sloping
 from cli.commands.search import embedded, model_option
 from cli.output import Column, cell, labelled, output_options, table
 from crawler.screen import refusing
 
 if TYPE_CHECKING:
+    from merging.questions import TooLong
     from merging.tasks import Task
 
 # The ways to choose that ask a base model, and how many examples a gradient reads.
@@ -73,6 +74,8 @@ _WAYS = "\b\n" + "\n".join(f"{name:<11}{row.sentence}" for name, row in STRATEGI
     "--exact", is_flag=True, help="Read the weights of the best, and order them exactly (gradient)."
 )
 @click.option("--budget", metavar="N", type=click.IntRange(min=1), help="Examples to spend in all (racing).")
+@too_long_option
+@date_option
 @device_option
 @click.option("--like", metavar="ADAPTER|DIR", help="The adapter that members should resemble (adapter).")
 @click.option("--to", metavar="POOL", help="The pool to be matched (matched).")
@@ -138,6 +141,8 @@ def select_(
     texts_file: Path | None,
     tasks: Path | None,
     device: str,
+    date: datetime | None,
+    too_long: TooLong,
     **given: Any,
 ) -> None:
     """Choose members and save them as the pool NAME, pinned to commits and hashes.
@@ -152,7 +157,8 @@ def select_(
             canonical = BaseTable(store.spellings(session)).spellings(question.base)[0]
             question = replace(question, base=canonical)
         sources = _sources(app, session, model, rules, texts)
-        with _measured(app, sources, question, given["base"], task, tasks, device) as ready:
+        asking = Asking(device, date, too_long)
+        with _measured(app, sources, question, given["base"], task, tasks, asking) as (ready, question):
             found = select(question, ready, controls=controls)
     pools = (found.pool, *found.controls)
     if not dry_run:
@@ -209,14 +215,14 @@ def _measured(
     base: str | None,
     task: Task | None,
     tasks: Path | None,
-    device: str,
-) -> Iterator[Sources]:
-    """The sources with what a model says, for the ways to choose that ask one."""
+    asking: Asking,
+) -> Iterator[tuple[Sources, Question]]:
+    """The sources with what a model says, for the ways to choose that ask one, and the question with how."""
     if task is None or base is None:
-        yield sources
+        yield sources, question
     elif question.by == "gradient":
         others = other_tasks(task, tasks, question.seed)
-        with sloping(app, sources, base, task, others, question, device) as ready:
+        with sloping(app, sources, base, task, others, question, asking) as ready:
             yield ready
     else:
         with measuring(
@@ -228,9 +234,9 @@ def _measured(
             task,
             question.budget or 0,
             question.seed,
-            device,
-        ) as measure:
-            yield replace(sources, measure=measure)
+            asking,
+        ) as (measure, told):
+            yield replace(sources, measure=measure), replace(question, **told)
 
 
 def _sources(app: App, session: Any, model: str, rules: str, texts: dict[str, str]) -> Sources:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cli.app import App, pass_app
+from cli.commands.asking import date_option, day, too_long_option, unusual_notes
 from cli.output import Column, labelled, output_options, table
 
 RATES = (
@@ -96,6 +98,8 @@ def _modules(_context: click.Context, _option: click.Parameter, given: str) -> s
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the examples drawn, the start and the order."
 )
+@too_long_option
+@date_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("-o", "--out", metavar="DIR", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace the training that is there.")
@@ -110,6 +114,7 @@ def train(
     samples: int,
     seed: int,
     device: str,
+    date: datetime | None,
     out: Path,
     **given: Any,
 ) -> None:
@@ -125,10 +130,14 @@ def train(
 
     found = find_task(task, tasks)
     drawn = budget(found, samples, seed=seed)
-    model = load_base(base, bases=app.settings.bases, device=device)
+    model = load_base(base, bases=app.settings.bases, device=device, date=day(date))
     with app.output.progress("training") as bar:
         report = carry_out(model, found, drawn, out, seed=seed, progress=bar.working, **given)
     app.output.document({"folder": str(out), **report.record}, _render)
+    for note in unusual_notes(report.record):
+        app.output.say(note)
+    if missed := report.record.get("untrained"):
+        app.output.say(f"not trained: {', '.join(missed)}, which PEFT cannot adapt in this model")
     if edge := report.record["edge"]:
         app.output.say(f"the best rate is the {edge} tried; --lr with {_side(edge)} ones may do better")
 

@@ -1,0 +1,126 @@
+"""Tiny random models of many architectures, with the tests' tokenizer of bytes."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from merging.model import BaseModel
+from merging.prompt import Prompt
+from tests.merging.tiny import tiny_tokenizer
+
+_WIDTHS: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "head_dim": 8,
+}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "llama": _WIDTHS,
+    "gemma3_text": {
+        **_WIDTHS,
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "mistral": {**_WIDTHS, "sliding_window": 16},
+    "qwen2": {**_WIDTHS, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+    "phi3": {**_WIDTHS, "sliding_window": 16},
+    "llama4_text": {
+        **_WIDTHS,
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "intermediate_size_mlp": 48,
+        "attention_chunk_size": 16,
+        "num_local_experts": 2,
+    },
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 16,
+        "max_position_embeddings": 512,
+    },
+    "qwen3_next": {
+        **_WIDTHS,
+        **_EXPERTS,
+        "shared_expert_intermediate_size": 16,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "lfm2": {
+        **_WIDTHS,
+        "layer_types": ["conv", "full_attention"],
+        "block_multiple_of": 8,
+        "block_dim": 32,
+        "block_ff_dim": 48,
+    },
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+    "falcon_h1": {
+        **_WIDTHS,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 16,
+    },
+    "rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "mixtral": {**_WIDTHS, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen3_moe": {**_WIDTHS, **_EXPERTS},
+}
+
+
+def architecture(kind: str, seed: int = 0, **extra: Any) -> BaseModel:
+    """A random model of a kind of transformers': two to four layers of width 32, windows of 16 tokens."""
+    tokenizer = tiny_tokenizer()
+    end = tokenizer.eos_token_id
+    spread = {} if kind == "rwkv" else {"initializer_range": 0.2}
+    settings = {**_SETTINGS[kind], **spread, **extra}
+    config = CONFIG_MAPPING[kind](
+        vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=end, pad_token_id=end, **settings
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
+    return BaseModel(f"tests/{kind}", model, tokenizer, 512)
+
+
+def alone(base: BaseModel, prompt: Prompt) -> list[float]:
+    """log p of every answer, by the definition: one row a text, no mask, no sharing."""
+    found = []
+    with torch.no_grad():
+        for answer in prompt.answers:
+            tokens = torch.tensor([prompt.question + answer])
+            logs = base.model(tokens, use_cache=False).logits[0].log_softmax(-1)
+            start = len(prompt.question) - 1
+            found.append(sum(float(logs[start + at, token]) for at, token in enumerate(answer)))
+    return found
+
+
+def some_prompts(count: int, least: int, most: int, seed: int = 0) -> list[Prompt]:
+    """Prompts of so many tokens, which begin alike and have two answers each."""
+    draw = random.Random(seed)
+    shared = [draw.randrange(250) for _ in range(least - 1)]
+    prompts = []
+    for _ in range(count):
+        rest = [draw.randrange(250) for _ in range(draw.randint(least, most) - len(shared))]
+        answers = tuple(tuple(draw.randrange(250) for _ in range(draw.randint(1, 3))) for _ in range(2))
+        prompts.append(Prompt((*shared, *rest), answers, draw.randrange(2)))
+    return prompts

@@ -1,0 +1,236 @@
+"""Where memory is short, work goes on in smaller pieces and says the same; the smallest is one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from catalog.errors import EvaluationError, MemoryLimitError
+from merging.adapt import adapt
+from merging.candidates import evaluated
+from merging.evaluate import Sampler, Score, evaluate
+from merging.gradient import direction, exact_scores, task_gradient
+from merging.live import LiveStack
+from merging.memory import in_pieces, is_shortage, memory_limit
+from merging.model import BaseModel
+from merging.prompt import Prompt
+from merging.scoring import generate, likelihoods
+from merging.tasks import Task, budget, examples, read_task
+from merging.train import train
+from tests.merging.architectures import architecture, some_prompts
+from tests.merging.test_evaluate import ROWS, tiny_adapter
+from tests.merging.tiny import tiny_base, write_task
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+# As CUDA, the CPU's allocator, Apple's GPUs, the libraries of CUDA and numpy say it.
+SHORTAGES = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 99999999999 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1.00 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError(),
+)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    return read_task(write_task(tmp_path / "tasks" / "choice", ROWS))
+
+
+def narrow(base: BaseModel, most: int, error: BaseException = SHORTAGES[1]) -> BaseModel:
+    """The base on a device that holds a batch of `most` tokens."""
+
+    def refuse(_module: Any, _words: Any, named: dict[str, Any]) -> None:
+        if named["input_ids"].numel() > most:
+            raise error
+
+    base.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    return base
+
+
+@pytest.mark.parametrize("error", SHORTAGES)
+def test_a_shortage_is_known_in_every_wording(error: Exception) -> None:
+    assert is_shortage(error)
+    with (
+        pytest.raises(MemoryLimitError, match="The pool does not fit into memory; use a device"),
+        memory_limit("The pool"),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("no")]
+)
+def test_another_fault_stays_what_it_is(error: Exception) -> None:
+    def work(_: Any) -> None:
+        raise error
+
+    assert not is_shortage(error)
+    with pytest.raises(type(error)) as caught, memory_limit("The pool"):
+        list(in_pieces([[1, 2]], work, lambda _: "too large"))
+    assert caught.value is error
+
+
+def test_pieces_are_halved_in_their_order_until_the_smallest_is_refused() -> None:
+    def work(group: Any) -> int:
+        if len(group) > 2:
+            raise MemoryError
+        return sum(group)
+
+    assert list(in_pieces([[1, 2, 3, 4, 5], [6]], work, str)) == [
+        ([1, 2], 3),
+        ([3], 3),
+        ([4, 5], 9),
+        ([6], 6),
+    ]
+
+    def never(_: Any) -> int:
+        raise MemoryError
+
+    with pytest.raises(MemoryLimitError, match="item 7 is too large"):
+        list(in_pieces([[7, 8]], never, lambda item: f"item {item} is too large"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("error", [SHORTAGES[0], SHORTAGES[1], SHORTAGES[4]])
+def test_likelihoods_and_answers_are_the_same_in_pieces(kind: str, error: Exception) -> None:
+    prompts = [Prompt(one.question, (*one.answers, (3, 4), (5,)), 0) for one in some_prompts(6, 20, 40)]
+    whole, texts = likelihoods(architecture(kind), prompts), generate(architecture(kind), prompts, most=3)
+    calls: list[int] = []
+    base = narrow(architecture(kind), 45, error)
+    base.model.register_forward_hook(lambda *_: calls.append(1))
+    for values, wanted in zip(likelihoods(base, prompts), whole, strict=True):
+        assert values == pytest.approx(wanted, abs=1e-5)
+    assert len(calls) >= len(prompts)
+    assert generate(base, prompts, most=3) == texts
+    with pytest.raises(
+        MemoryLimitError, match=r"A prompt of \d+ tokens does not fit into memory; use a device"
+    ):
+        likelihoods(narrow(architecture(kind), 10, error), prompts)
+    with pytest.raises(MemoryLimitError, match=r"A prompt of \d+ tokens does not fit into memory"):
+        generate(narrow(architecture(kind), 10, error), prompts, most=3)
+
+
+def test_a_prompt_of_many_answers_is_read_in_parts() -> None:
+    prompt = Prompt(tuple(range(20)), tuple((n, n + 1, n + 2) for n in range(30)), 4)
+    (whole,) = likelihoods(tiny_base(), [prompt])
+    (parts,) = likelihoods(narrow(tiny_base(), 30), [prompt])
+    assert parts == pytest.approx(whole, abs=1e-5)
+
+
+def test_scores_are_the_same_in_pieces(tmp_path: Path, task: Task) -> None:
+    members = [tiny_adapter(tmp_path / "one", 1)]
+    whole = list(evaluate(tiny_base(), members, [task]))
+    for found, wanted in zip(evaluate(narrow(tiny_base(), 60), members, [task]), whole, strict=True):
+        assert isinstance(found, Score)
+        assert isinstance(wanted, Score)
+        assert (found.value, found.key) == (wanted.value, wanted.key)
+        assert found.loss == pytest.approx(wanted.loss, abs=1e-5)
+    with pytest.raises(MemoryLimitError, match="does not fit into memory"):
+        list(evaluate(narrow(tiny_base(), 10), members, [task]))
+
+
+def test_gradients_are_the_same_in_pieces(tmp_path: Path, task: Task) -> None:
+    some, member = examples(task, "train")[:8], tiny_adapter(tmp_path / "one", 1)
+    whole, _ = direction(tiny_base(dtype=torch.float64), task, some, kind="delta")
+    parts, _ = direction(narrow(tiny_base(dtype=torch.float64), 60), task, some, kind="delta")
+    assert parts.tolist() == pytest.approx(whole.tolist(), rel=1e-4, abs=1e-7)
+    scores = exact_scores(tiny_base(), task, some, [member])
+    assert exact_scores(narrow(tiny_base(), 60), task, some, [member]) == pytest.approx(scores, rel=1e-4)
+    with pytest.raises(MemoryLimitError, match="does not fit into memory"):
+        direction(narrow(tiny_base(), 10), task, some)
+
+
+def test_a_training_is_the_same_in_pieces(tmp_path: Path, task: Task) -> None:
+    settings: Any = {"learning_rates": [1e-2], "steps": 3, "batch": 4, "evaluate_every": 1, "rank": 2}
+    losses = []
+    for number, base in enumerate((tiny_base(), narrow(tiny_base(), 60))):
+        made = train(base, task, budget(task, 10), tmp_path / str(number), **settings)
+        assert made.record["settings"]["recipe"]["batch"] == 4
+        losses.append([one["train"] for one in made.record["rates"][0]["losses"]])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    with pytest.raises(MemoryLimitError, match="does not fit into memory"):
+        train(narrow(tiny_base(), 10), task, budget(task, 10), tmp_path / "none", **settings)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("method", ["recycling", "lorahub"])
+def test_an_adaptation_is_the_same_in_pieces(tmp_path: Path, task: Task, method: str) -> None:
+    members = [tiny_adapter(tmp_path / name, number) for number, name in enumerate(("one", "two"))]
+    whole = adapt(tiny_base(), members, task, budget(task, 10), method, steps=3)
+    # A generation of lorahub is several rows of one batch, and one of them fits.
+    parts = adapt(narrow(tiny_base(), 60), members, task, budget(task, 10), method, steps=3)
+    assert parts.valid_loss == pytest.approx(whole.valid_loss, abs=1e-4)
+    with pytest.raises(MemoryLimitError, match="does not fit into memory"):
+        adapt(narrow(tiny_base(), 10), members, task, budget(task, 10), method, steps=3)
+
+
+def test_candidates_that_do_not_fit_together_are_asked_in_turn(tmp_path: Path) -> None:
+    prompts = some_prompts(2, 20, 22)
+    weights = [[0.0], [0.5], [1.0], [1.5], [-1.0]]
+    found = []
+    for base in (tiny_base(), narrow(tiny_base(), 50)):
+        live = LiveStack(base.model, [tiny_adapter(tmp_path / str(len(found)), 1)])
+        found.append([one.loss for one in evaluated(base, live, prompts, weights)])
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
+def test_a_race_leaves_out_an_adapter_that_does_not_fit(
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = {name: tiny_adapter(tmp_path / name, number) for number, name in enumerate(("good", "large"))}
+    sampler = Sampler(tiny_base(), task, members.__getitem__)
+    inner = LiveStack._settle
+
+    def settle(stack: LiveStack, host: Any) -> None:
+        if any(member.name == "large" for member in host.members):
+            raise SHORTAGES[0]
+        inner(stack, host)
+
+    monkeypatch.setattr(LiveStack, "_settle", settle)
+    scores = sampler(["good", "large"], 5)
+    assert scores[0] is not None
+    assert scores[1] is None
+    assert "does not fit into memory" in sampler.left_out["large"]
+    found = list(evaluate(tiny_base(), [members["large"], members["good"]], [task], limit=4, with_base=False))
+    assert isinstance(found[0], EvaluationError)
+    assert isinstance(found[1], Score)
+
+
+def test_an_adapter_stays_beside_weights_that_cannot_be_copied(
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merging import live
+
+    members = [tiny_adapter(tmp_path / "one", 1)]
+    (whole,) = evaluate(tiny_base(), members, [task], with_base=False)
+
+    def refuse(*_: Any) -> Iterator[None]:
+        raise SHORTAGES[0]
+
+    monkeypatch.setattr(live, "_sum", refuse)
+    monkeypatch.setattr(LiveStack, "worthwhile", lambda *_: True)
+    (found,) = evaluate(tiny_base(), members, [task], with_base=False)
+    assert isinstance(found, Score)
+    assert isinstance(whole, Score)
+    assert found.loss == pytest.approx(whole.loss, abs=1e-5)
+
+
+def test_sums_of_a_gradient_that_do_not_fit_are_one_sentence(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merging import gradient
+
+    def refuse(*_: Any) -> None:
+        raise SHORTAGES[0]
+
+    monkeypatch.setattr(gradient._Sums, "add", refuse)
+    with pytest.raises(MemoryLimitError, match="The gradient of the task does not fit into memory"):
+        task_gradient(tiny_base(), some_prompts(2, 20, 22))

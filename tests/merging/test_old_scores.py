@@ -1,0 +1,75 @@
+"""A log of the first version goes on; only scores of its rule for comparing texts are measured anew."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from merging import evaluate as evaluating
+from merging.evaluate import Score, evaluate, scores_document
+from merging.members import Member, load_member
+from merging.tasks import read_task
+from tests.merging.test_evaluate import ROWS
+from tests.merging.tiny import tiny_base, write_task
+
+# Written by loradex before its scores had rules, for the base and adapter of these tests.
+LOG = Path(__file__).parent / "fixtures" / "scores.jsonl"
+CONFIG = (
+    '{"base_model_name_or_path": "tests/tiny-llama", "lora_alpha": 2, "peft_type": "LORA", "r": 2, '
+    '"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}\n'
+)
+
+
+def adapter(folder: Path) -> Member:
+    """The adapter of the recorded scores, the same bytes wherever it is made."""
+    folder.mkdir()
+    tensors = {}
+    for at in range(2):
+        name = f"base_model.model.model.layers.{at}.self_attn.q_proj"
+        numbers = torch.arange(64, dtype=torch.float32)
+        tensors[f"{name}.lora_A.weight"] = (numbers.reshape(2, 32) % 7 - 3) / 8
+        tensors[f"{name}.lora_B.weight"] = (numbers.reshape(32, 2) % 5 - 2) / (4 + at)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(CONFIG)
+    return load_member(folder)
+
+
+def test_recorded_scores_of_choices_are_used_and_those_of_texts_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "scores.jsonl"
+    shutil.copyfile(LOG, log)
+    choice = read_task(write_task(tmp_path / "tasks" / "choice", ROWS))
+    text = read_task(write_task(tmp_path / "tasks" / "text", ROWS, choices=None, metric="exact_match"))
+    members = [adapter(tmp_path / "one")]
+    measured = []
+    inner = evaluating._measured
+    monkeypatch.setattr(
+        evaluating, "_measured", lambda *given: measured.append(given[1].name) or inner(*given)
+    )
+    old = [json.loads(line) for line in LOG.read_text().splitlines()]
+    found = []
+    for split, seed in (("test", 0), ("valid", 1)):
+        found += list(
+            evaluate(tiny_base(), members, [choice, text], split=split, limit=10, seed=seed, log=log)  # type: ignore[arg-type]
+        )
+    assert measured == ["text"] * 4
+    assert all(isinstance(score, Score) for score in found)
+    documents = scores_document([score for score in found if isinstance(score, Score)])["scores"]
+    assert [one for one in documents if one["task"] == "choice"] == [
+        one for one in old if one["task"] == "choice"
+    ]
+    assert log.read_text().startswith(LOG.read_text())
+    new = [one for one in documents if one["task"] == "text"]
+    assert not {one["key"] for one in new} & {one["key"] for one in old}
+    # No column mixes the two: the present rule has a name of its own.
+    assert {one["metric"] for one in new} == {"exact_match_stripped"}
+    assert {one["metric"] for one in old if one["task"] == "text"} == {"exact_match"}
+    assert [one["loss"] for one in new] == pytest.approx(
+        [one["loss"] for one in old if one["task"] == "text"]
+    )

@@ -1,0 +1,232 @@
+"""Examples that are too long are counted and never cut; a date in a prompt is the one that was asked for."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalog.errors import UsageError
+from merging.adapt import adapt
+from merging.evaluate import Sampler, Score, evaluate, measure, scores_document
+from merging.gradient import direction, exact_scores
+from merging.model import BaseModel
+from merging.prompt import DATE, date_of, encode, normalised, question_text
+from merging.questions import ask
+from merging.tasks import Task, budget, examples, read_task
+from merging.train import train
+from tests.merging.test_evaluate import ROWS, tiny_adapter
+from tests.merging.tiny import tiny_base, tiny_tokenizer, write_task
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+# Of 20 examples the second is too long for 60 tokens.
+LONG = [(f"{'ab'[n % 2]}{n}" if n != 1 else "z" * 60, "yes" if n % 3 else "no") for n in range(20)]
+_ANSWER = "{{ messages[0]['content'] }}<|assistant|>"
+# Llama 3.2's, Llama 3.1's and gpt-oss's ways of saying the date, and none.
+TODAY = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '26 Jul 2024' %}"
+    "{% endif %}{% endif %}Today Date: {{ date_string }}\n" + _ANSWER
+)
+FIXED = (
+    "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
+    + _ANSWER
+)
+CALLED = "Current date: {{ strftime_now('%Y-%m-%d') }}" + _ANSWER
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    return read_task(write_task(tmp_path / "tasks" / "long", LONG))
+
+
+@pytest.fixture
+def base() -> BaseModel:
+    return replace(tiny_base(), limit=60)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("12.5", "125", False),
+        ("U.S.", "us", False),
+        ("U.S.", "u.s", True),
+        ("Yes.", "yes", True),
+        (" Yes ...", "yes", True),
+        ("...yes", "yes", True),
+        ("New York", "newyork", True),
+        ("one\ntwo", "onetwo", False),
+        ("one\n", "one", True),
+        ("1,000", "1000", False),
+        ("a\tb", "ab", False),
+        ("½", "1/2", False),
+        # Full stops are taken off after blanks and line ends, as in the paper's code.
+        ("yes.\n.", "yes", False),
+    ],
+)
+def test_answers_are_compared_as_the_paper_does(one: str, other: str, same: bool) -> None:
+    def paper(text: str) -> str:
+        return text.replace(" ", "").strip().strip(".").lower()
+
+    assert (normalised(one) == normalised(other)) is same
+    assert (normalised(one), normalised(other)) == (paper(one), paper(other))
+
+
+def test_an_example_that_is_too_long_is_named_with_what_to_do(base: BaseModel, task: Task) -> None:
+    with pytest.raises(
+        UsageError, match=r"Example 2 of long has \d+ tokens, more than the 60 .*--too-long skip"
+    ):
+        measure(base, task, examples(task, "test"))
+
+
+def test_scores_without_the_long_ones_say_how_many(base: BaseModel, task: Task, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    (found,) = evaluate(base, [], [task], too_long="skip", log=log)
+    assert isinstance(found, Score)
+    assert (found.n, found.left_out) == (19, 1)
+    assert json.loads(log.read_text())["left_out"] == 1
+    assert scores_document([found])["scores"][0]["left_out"] == 1
+    shorter = [one for one in examples(task, "test") if "z" not in one.input]
+    wanted = measure(base, task, shorter)
+    assert (found.value, found.loss) == (wanted.value, pytest.approx(wanted.loss, abs=1e-6))
+    # The same without anything too long: nothing is said, and the key is that of all examples.
+    (whole,) = evaluate(tiny_base(), [], [task], too_long="skip")
+    (usual,) = evaluate(tiny_base(), [], [task])
+    assert whole == usual
+    assert isinstance(whole, Score)
+    assert "left_out" not in whole.document()
+    assert whole.key != found.key
+
+
+def test_a_task_of_nothing_but_long_examples_is_one_sentence(tmp_path: Path) -> None:
+    task = read_task(write_task(tmp_path / "long", [("z" * 99, "yes"), ("y" * 99, "no")]))
+    with pytest.raises(UsageError, match="All 2 examples of long are longer than the 60 tokens"):
+        list(evaluate(replace(tiny_base(), limit=60), [], [task], too_long="skip"))
+
+
+def test_training_leaves_long_examples_out_and_says_so(base: BaseModel, task: Task, tmp_path: Path) -> None:
+    some = budget(task, 20)
+    settings: Any = {"learning_rates": [1e-3], "steps": 2, "batch": 2, "evaluate_every": 1, "rank": 2}
+    with pytest.raises(UsageError, match="--too-long skip"):
+        train(base, task, some, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+    made = train(base, task, some, tmp_path / "out", too_long="skip", **settings)
+    assert made.record["left_out"] == 1
+    assert made.record["budget"]["train"] + made.record["budget"]["valid"] == 19
+
+
+def test_adapting_leaves_long_examples_out_and_says_so(base: BaseModel, task: Task, tmp_path: Path) -> None:
+    members, some = [tiny_adapter(tmp_path / "one", 1)], budget(task, 20)
+    with pytest.raises(UsageError, match="--too-long skip"):
+        adapt(base, members, task, some, "recycling", steps=1)
+    made = adapt(base, members, task, some, "recycling", steps=1, too_long="skip")
+    assert made.record["left_out"] == 1
+
+
+def test_gradients_and_races_leave_long_examples_out(base: BaseModel, task: Task, tmp_path: Path) -> None:
+    some, member = examples(task, "train"), tiny_adapter(tmp_path / "one", 1)
+    shorter = [one for one in some if "z" not in one.input]
+    with pytest.raises(UsageError, match="--too-long skip"):
+        direction(base, task, some)
+    vector, _ = direction(base, task, some, too_long="skip")
+    assert vector.tolist() == direction(base, task, shorter)[0].tolist()
+    assert exact_scores(base, task, some, [member], too_long="skip") == exact_scores(
+        base, task, shorter, [member]
+    )
+    with pytest.raises(UsageError, match="--too-long skip"):
+        Sampler(base, task, lambda _: member)
+    sampler = Sampler(base, task, lambda _: member, too_long="skip")
+    assert sampler.asked.left_out == 1
+    assert sampler(["one"], 19)[0] is not None
+    assert sampler(["one"], 1) == [None]
+
+
+def in_template(template: str) -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture
+def midnight(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the clock of chat templates to a day of 2030."""
+    from transformers.utils import chat_template_utils
+
+    def set_day(day: int) -> None:
+        class Clock(datetime.datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> datetime.datetime:
+                return datetime.datetime(2030, 5, day, 23, 59, tzinfo=tz)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+    return set_day
+
+
+@pytest.mark.parametrize(
+    ("template", "day", "recorded", "text"),
+    [
+        (TODAY, DATE, "2024-07-26", "Today Date: 26 Jul 2024"),
+        (TODAY, datetime.date(2025, 3, 1), "2025-03-01", "Today Date: 01 Mar 2025"),
+        (CALLED, DATE, "2024-07-26", "Current date: 2024-07-26"),
+        (CALLED, datetime.date(2025, 3, 1), "2025-03-01", "Current date: 2025-03-01"),
+        # The template's own fixed date is nobody's choice, and the keys of its scores stay what they were.
+        (FIXED, DATE, None, "26 Jul 2024"),
+        (FIXED, datetime.date(2025, 3, 1), "2025-03-01", "01 Mar 2025"),
+        (_ANSWER, datetime.date(2025, 3, 1), None, "Answer yes or no."),
+    ],
+)
+def test_the_date_of_a_prompt_is_the_one_asked_for(
+    task: Task,
+    midnight: Callable[[int], None],
+    template: str,
+    day: datetime.date,
+    recorded: str | None,
+    text: str,
+) -> None:
+    tokenizer, some = in_template(template), examples(task, "test")[:2]
+    midnight(1)
+    before = encode(tokenizer, task, some, 500, date=day)
+    assert question_text(tokenizer, task, some[0], day).startswith(text)
+    assert date_of(tokenizer, day) == recorded
+    midnight(2)
+    assert encode(tokenizer, task, some, 500, date=day) == before
+    assert date_of(tokenizer, day) == recorded
+
+
+def test_a_tokenizer_without_a_template_has_no_date() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    assert date_of(tokenizer) is None
+
+
+def test_the_date_is_a_part_of_keys_and_records_only_where_it_is_said(task: Task, tmp_path: Path) -> None:
+    found: dict[tuple[str, int], Score] = {}
+    for template in (TODAY, _ANSWER):
+        for year in (2024, 2025):
+            base = replace(tiny_base(), tokenizer=in_template(template), date=datetime.date(year, 7, 26))
+            (score,) = evaluate(base, [], [task], limit=4)
+            assert isinstance(score, Score)
+            found[template, year] = score
+    assert found[_ANSWER, 2024] == found[_ANSWER, 2025]
+    assert "date" not in found[_ANSWER, 2024].document()
+    assert found[TODAY, 2024].document()["date"] == "2024-07-26"
+    assert found[TODAY, 2025].document()["date"] == "2025-07-26"
+    assert found[TODAY, 2024].key != found[TODAY, 2025].key
+    settings: Any = {"learning_rates": [1e-3], "steps": 1, "batch": 2, "rank": 2}
+    base = replace(tiny_base(), tokenizer=in_template(TODAY))
+    assert train(base, task, budget(task, 10), tmp_path / "out", **settings).record["date"] == "2024-07-26"
+    members = [tiny_adapter(tmp_path / "one", 1)]
+    assert adapt(base, members, task, budget(task, 10), "average").record["date"] == "2024-07-26"
+
+
+def test_asking_nothing_too_long_keeps_all(task: Task) -> None:
+    some = examples(task, "test")
+    asked = ask(tiny_base(), task, some, "skip")
+    assert (asked.examples, asked.left_out) == (some, 0)
+    assert len(ROWS) == 30
