@@ -174,6 +174,7 @@ def _header(path: Path) -> Header:
 
 def _changes(base: Path, member: Member, headers: Mapping[str, Header]) -> dict[str, LoraModule]:
     """Which tensor each module changes, all of them found and of fitting shape."""
+    refuse_tied(base, [member])
     tensors = _Tensors(headers.values())
     changes = {}
     for module in member.spec.modules:
@@ -186,7 +187,6 @@ def _changes(base: Path, member: Member, headers: Mapping[str, Header]) -> dict[
                 f"{tensor.name} is stored as {tensor.dtype}; fold into a base that is not quantised."
             )
         changes[tensor.name] = module
-    refuse_tied(base, [member])
     return changes
 
 

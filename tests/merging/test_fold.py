@@ -174,3 +174,22 @@ def test_values_beyond_the_data_type_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="not finite in F16"):
         apply_to(base(tmp_path / "base", torch.float16), lora, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_the_file_lacks_because_it_is_tied_is_named_so(tmp_path: Path) -> None:
+    """A tied model is saved without its output head; that is no other model."""
+    source = base(
+        tmp_path / "base", tie_word_embeddings=True, hidden_size=12, num_attention_heads=2, vocab_size=30
+    )
+    tensors = load_file(source / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file({**tensors, "model.embed_tokens.weight": torch.ones(30, 12)}, source / "model.safetensors")
+    (tmp_path / "lora").mkdir()
+    stem = "base_model.model.lm_head.lora_"
+    factors = {f"{stem}A.weight": torch.ones(2, 12), f"{stem}B.weight": torch.ones(30, 2)}
+    save_file(factors, tmp_path / "lora" / "adapter_model.safetensors")
+    config = adapter_config(r=2, lora_alpha=2, target_modules=["lm_head"])
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(MergeError, match=r"lm_head of the base shares its weights with model.embed_tokens"):
+        apply_to(source, tmp_path / "lora", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
