@@ -238,7 +238,8 @@ def fingerprint_row(session: Session, adapter: Adapter) -> FingerprintRow:
     if row is None:
         name = adapter_name(adapter.repository.name, adapter.subfolder)
         raise NotFoundError(
-            f"{name} has no fingerprint: its weights were not read. Crawl with --weights stream or keep."
+            f"{name} has no fingerprint: its weights were not read, or its modules had other names then. "
+            "Crawl with --weights stream or keep."
         )
     return row
 

@@ -1,0 +1,126 @@
+"""A catalog made before all read names of modules in one way: every row stays, nothing stale is paired."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from catalog import database, store
+from catalog.adapter import parse_config
+from catalog.fingerprint import DELTA_SIZE, OUTPUT_SIZE
+from catalog.likeness import fingerprinted
+from catalog.records import (
+    AdapterRecord,
+    DocumentRecord,
+    FingerprintRecord,
+    RepositoryRecord,
+    WeightsRecord,
+)
+from catalog.weights import scaling_pattern
+from tests.db import rows
+
+NOW = datetime(2026, 9, 1, tzinfo=UTC)
+PREFIX = "base_model.model.model.layers.0."
+NAMES = {
+    "plain": PREFIX,
+    "outside": f"module._orig_mod.{PREFIX}",
+    "wrapped": f"{PREFIX}_fsdp_wrapped_module.",
+    "repeated": f"base_model.model.model.{PREFIX.removeprefix('base_model.model.')}",
+    "moved": "base_model.model.language_model.model.layers.0.",
+}
+CHANGED = {"wrapped", "repeated", "moved"}
+
+
+def record(prefix: str, **config: Any) -> AdapterRecord:
+    """An adapter that was measured with the names that its file has."""
+    shapes = {"A": (2, 4), "B": (4, 2)}
+    tensors = {
+        f"{prefix}{m}_proj.lora_{s}.weight": np.ones(shapes[s], np.float32) for m in "qv" for s in "AB"
+    }
+    data = save(tensors)
+    digest = hashlib.sha256(data).hexdigest()
+    header = data[: 8 + int.from_bytes(data[:8], "little")]
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": "made/x", **config}
+    document = DocumentRecord(
+        hashlib.sha256(json.dumps(said).encode()).hexdigest(), json.dumps(said).encode()
+    )
+    first = [
+        name.partition("base_model.model.")[2].removesuffix(".lora_A.weight")
+        for name in tensors
+        if "A" in name
+    ]
+    pattern = scaling_pattern(first, parse_config(document.content))
+    vectors = [np.arange(size, dtype="<f4").tobytes() for size in (16, DELTA_SIZE, OUTPUT_SIZE)]
+    made = FingerprintRecord(pattern, 1, *vectors)
+    return AdapterRecord(
+        commit="c" * 40,
+        subfolder="",
+        main=True,
+        modules=2,
+        norm=1.5,
+        health="healthy",
+        scaling_pattern=pattern,
+        config=document,
+        weights=WeightsRecord(digest, len(data), header, "e" * 64, (made,)),
+    )
+
+
+def repository(name: str) -> RepositoryRecord:
+    facts = dict.fromkeys(RepositoryRecord.__dataclass_fields__)
+    known = {"hub_id": name, "name": f"made/{name}", "disabled": False, "private": False, "tags": ()}
+    return RepositoryRecord(**{**facts, **known})  # type: ignore[arg-type]
+
+
+def fill(engine: Engine, found: dict[str, AdapterRecord]) -> None:
+    with Session(engine) as session, session.begin():
+        store.save_repositories(session, [(repository(name), [one]) for name, one in found.items()], NOW)
+
+
+@pytest.fixture
+def before(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
+    """The rows of a catalog of revision 0004."""
+    found = {name: record(prefix) for name, prefix in NAMES.items()}
+    found["patterned"] = record(NAMES["wrapped"], rank_pattern={"layers.0.q_proj": 2, "x": 1}, lora_alpha=3)
+    found["unreadable"] = record(f"{PREFIX}k_")
+    broken = found["unreadable"].weights
+    assert broken is not None
+    found["unreadable"] = replace(found["unreadable"], weights=replace(broken, header=b"\x00\xff"))
+    database.downgrade(engine, "0004")
+    fill(engine, found)
+    return rows.dump(engine)
+
+
+def test_no_row_is_lost_and_no_fingerprint_changes(engine: Engine, before: dict[str, list[Any]]) -> None:
+    database.upgrade(engine)
+    after = rows.dump(engine)
+    assert {name: len(found) for name, found in after.items()} == {
+        n: len(found) for n, found in before.items()
+    }
+    changed = {name for name, found in after.items() if found != before[name]}
+    assert changed == {"adapter"}
+    assert sorted(after["fingerprint"]) == sorted(before["fingerprint"])
+
+
+def test_what_was_made_with_other_names_is_not_paired_and_waits(
+    engine: Engine, before: dict[str, list[Any]]
+) -> None:
+    database.upgrade(engine)
+    with Session(engine) as session:
+        paired = {row.repository.partition("/")[2] for row in fingerprinted(session, ())}
+        assert paired == {"plain", "outside", "unreadable"}
+        assert store.waiting(session, ()) == len(CHANGED) + 1
+        missing = {digest for digest, _, _ in store.without_fingerprint(session)}
+    assert len(missing) == len(CHANGED)
+    database.downgrade(engine, "0004")
+    database.upgrade(engine)
+    with Session(engine) as session:
+        assert store.waiting(session, ()) == len(CHANGED) + 1
