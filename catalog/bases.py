@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from importlib.resources import files
 from typing import Any, Literal, cast, get_args
 
 from catalog.base_names import decoded, names_nothing, plain_name, readings_of_path, split_quantised, words
-from catalog.errors import UsageError
+from catalog.errors import NotFoundError, UsageError
 
 SpellingKind = Literal["canonical", "renamed", "mirror", "quantised", "case", "local_path"]
 
@@ -206,6 +207,34 @@ class BaseTable:
             return None
         return self.identify(name).canonical or name.strip()
 
+    def find(self, name: str, others: Collection[str] = ()) -> str:
+        """The canonical name of the base model that a user means: one of the table, or of `others`.
+
+        Raises NotFoundError with the nearest known names.
+        """
+        same = [other for other in others if other.casefold() == name.casefold()]
+        found = self.known(name) or (name if name in same else next(iter(same), None))
+        if found is None:
+            raise NotFoundError(f"No base model is known as {name}; {self.nearest(name, others)}.")
+        return found
+
+    def nearest(self, name: str, others: Collection[str] = ()) -> str:
+        """The known names nearest to one that is not known, as the end of a sentence."""
+        likeness: dict[str, float] = {}
+        for canonical, spelling in (
+            *((row.canonical, row.spelling) for row in self._rows.values() if row.kind != "local_path"),
+            *((other, other) for other in others),
+        ):
+            likeness[canonical] = max(likeness.get(canonical, 0.0), _likeness(name, spelling))
+        best = sorted(likeness, key=lambda one: (-likeness[one], one))[:3]
+        if not best:
+            return "none is known yet"
+        return (
+            f"the nearest known names are {', '.join(best[:-1])} and {best[-1]}"
+            if best[1:]
+            else (f"the only known name is {best[0]}")
+        )
+
     def identify(self, raw: str | None, *, tags: Sequence[str] = ()) -> BaseIdentity:
         """Which base model an adapter's own words mean; `tags` of the repository help where they say nothing.
 
@@ -321,6 +350,14 @@ def _base_tags(tags: Sequence[str]) -> list[str]:
     found = [tag for tag in tags if tag.startswith("base_model:")]
     order = {"adapter": 0, "finetune": 1, "quantized": 2}
     return sorted(found, key=lambda tag: (order.get(tag.split(":")[1], 3), tag))
+
+
+def _likeness(name: str, spelling: str) -> float:
+    """How alike two names are, from 0 to 1: as a whole, or without owners, which counts a little less."""
+    left, right = name.casefold(), spelling.casefold()
+    whole = SequenceMatcher(None, left, right).ratio()
+    short = SequenceMatcher(None, left.rpartition("/")[2], right.rpartition("/")[2]).ratio()
+    return max(whole, 0.95 * short)
 
 
 def _with(evidence: str, left_out: str) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, exists, func, select
 from sqlalchemy.orm import Session, selectinload
 
-from catalog import retries
+from catalog import retries, store
 from catalog.errors import NotFoundError, UsageError
-from catalog.fields import FIELDS
+from catalog.fields import FIELDS, fold
 from catalog.query import Query
 from catalog.reference import AdapterReference, adapter_name
 from catalog.schema import (
@@ -29,6 +29,7 @@ from catalog.schema import (
     RepositoryAlias,
 )
 from catalog.store import waiting
+from catalog.terms import Prefix, texts_asked
 
 SORTS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "adapter": (),
@@ -240,3 +241,18 @@ def _crawl_row(crawl: Crawl) -> dict[str, Any]:
         "bytes": crawl.bytes,
         "seconds": crawl.seconds,
     }
+
+
+def refuse_unknown_bases(session: Session, query: Query) -> None:
+    """Raises NotFoundError for a base model that a filter asks for and nobody knows, with the nearest names,
+    and UsageError for one that it asks for by another name than the canonical one.
+
+    What a filter leaves out (-base:…) may be unknown.
+    """
+    known = [fold(name) for name in store.base_names(session)]
+    for term in texts_asked(query, "base"):
+        begins = isinstance(term, Prefix)
+        if not any(name == term.text or (begins and name.startswith(term.text)) for name in known):
+            canonical = store.find_base(session, term.text)
+            if fold(canonical) != term.text:
+                raise UsageError(f"{term.text} is another name of {canonical}; write base:{canonical}.")

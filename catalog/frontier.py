@@ -235,6 +235,16 @@ def listed(session: Session, crawl_id: int) -> int:
     )
 
 
+def rows_by_query(session: Session, crawl_id: int) -> dict[int, int]:
+    """How many wanted rows each query of a crawl has had, for the queries of which a page was read."""
+    rows = (
+        select(CrawlPage.query, func.sum(CrawlPage.rows))
+        .where(CrawlPage.crawl_id == crawl_id)
+        .group_by(CrawlPage.query)
+    )
+    return {query: int(count) for query, count in session.execute(rows)}
+
+
 def restart_query(session: Session, crawl_id: int, query: int) -> None:
     """Forgets the pages of a query whose cursor the Hub no longer takes; its items stay."""
     session.execute(delete(CrawlPage).where(CrawlPage.crawl_id == crawl_id, CrawlPage.query == query))

@@ -15,8 +15,8 @@ from sqlalchemy import ColumnElement, and_, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from catalog.bases import BaseSpelling as SpellingRecord
+from catalog.bases import extended_table, seed_spellings
 from catalog.bases import license as base_license
-from catalog.bases import seed_spellings
 from catalog.fingerprint import FINGERPRINT_VERSION
 from catalog.records import (
     AdapterRecord,
@@ -316,6 +316,27 @@ def spellings(session: Session) -> tuple[SpellingRecord, ...]:
     return tuple(
         SpellingRecord(canonical, spelling, kind.value, note) for canonical, spelling, kind, note in rows
     )
+
+
+def base_names(session: Session) -> tuple[str, ...]:
+    """The canonical names of all base models that the catalog has spellings or adapters of, sorted."""
+    return tuple(session.scalars(select(BaseModel.canonical).order_by(BaseModel.canonical)))
+
+
+def find_base(session: Session, name: str) -> str:
+    """The canonical name of the base model that a user means, by any of its names.
+
+    Raises NotFoundError with the nearest known names.
+    """
+    return extended_table(spellings(session)).find(name, base_names(session))
+
+
+def has_adapters(session: Session, canonical: str) -> bool:
+    """Whether the catalog has current adapters of a base model."""
+    found = (
+        select(Adapter.id).join(Adapter.base_model).where(BaseModel.canonical == canonical, Adapter.current)
+    )
+    return session.scalar(found.limit(1)) is not None
 
 
 def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:

@@ -9,7 +9,7 @@ never null here (`catalog.fields`), so that Not is the complement on both faces.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeAlias
@@ -250,6 +250,15 @@ class Or:
 
 
 Query: TypeAlias = And | Or | Not | Word | Equals | Prefix | Present | Flag | Between
+
+
+def texts_asked(query: Query, field: str) -> Iterator[Equals | Prefix]:
+    """The tests of the texts of a field in a query, without those inside of what it leaves out."""
+    if isinstance(query, (And, Or)):
+        for part in query.parts:
+            yield from texts_asked(part, field)
+    elif isinstance(query, (Equals, Prefix)) and query.field == field:
+        yield query
 
 
 def _flat(parts: tuple[Query, ...], kind: type[And] | type[Or]) -> tuple[Query, ...]:

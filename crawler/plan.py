@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +64,28 @@ class Query:
     adapters_only: bool
 
 
+def asked_bases(options: CrawlOptions) -> tuple[str, ...]:
+    """The base models that are asked for by name; none where every adapter is."""
+    return () if options.any_base else options.bases or (DEFAULT_BASE,)
+
+
+def unlisted(base: str, bases: BaseTable, others: Collection[str]) -> str:
+    """A sentence on a base model that no repository names; `others` are known beside the table."""
+    known = bases.known(base)
+    if known is not None:
+        return (
+            f"No repository lists an adapter of {known}, under any of its {len(bases.spellings(base))} names."
+        )
+    told = "" if base in others else f", and no base model is known as {base}; {bases.nearest(base, others)}"
+    return f"No repository lists an adapter of {base}{told}."
+
+
 def queries(options: CrawlOptions, bases: BaseTable) -> tuple[Query, ...]:
     """The listings whose union by `_id` is what the options ask for, in a fixed order."""
     if options.any_base:
         return tuple(Query((tag,), tag == "peft") for tag in ANY_BASE_TAGS)
     found: dict[Query, None] = {}
-    for base in options.bases or (DEFAULT_BASE,):
+    for base in asked_bases(options):
         for relation in RELATIONS:
             for spelling in bases.spellings(base):
                 found[Query((f"base_model:{relation}:{spelling}",), relation == "adapter")] = None

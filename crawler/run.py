@@ -10,14 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from catalog import frontier, retries, store
-from catalog.bases import BaseTable, seed_spellings
+from catalog.bases import BaseTable, extended_table
 from catalog.blobs import BlobStore, temporary_store
 from catalog.database import writer_lock
 from catalog.engine import for_writing
@@ -27,7 +27,7 @@ from catalog.schema import Crawl, CrawlState, Outcome
 from crawler.describe import description_digest
 from crawler.hub import Hub
 from crawler.known import CatalogFacts, Known
-from crawler.plan import CrawlOptions, Query, asked, listing, queries
+from crawler.plan import CrawlOptions, Query, asked, asked_bases, listing, queries, unlisted
 from crawler.progress import Progress
 from crawler.report import CrawlReport, Preview, error_kind, report
 from crawler.stages import Tools
@@ -75,6 +75,7 @@ class Crawler:
                 plan, meter = _plan(crawl), Meter(self.hub, crawl, started)
                 scope, started_at = crawl.scope, crawl.started_at
             error = self._list(plan)
+            self._note_unlisted(plan, bases)
             work = Work(
                 self.engine,
                 self._tools(bases, streamed),
@@ -125,6 +126,19 @@ class Crawler:
                 frontier.add_missing(session, crawl, NOT_LISTED)
             retries.enlist(session, crawl, self.now(), NOT_LISTED, all_of_them=self.options.full)
         return None
+
+    def _note_unlisted(self, plan: Walk, bases: BaseTable) -> None:
+        """Says which of the base models no repository names, where their listings were read to the end."""
+        with Session(self.engine) as session:
+            full = plan.limit is not None and frontier.listed(session, plan.crawl_id) >= plan.limit
+            rows = {} if full else frontier.rows_by_query(session, plan.crawl_id)
+            for base in asked_bases(self.options):
+                own = queries(replace(self.options, bases=(base,)), bases)
+                counts = [rows.get(number) for number, query in enumerate(plan.queries) if query in own]
+                if any(count != 0 for count in counts):
+                    continue
+                if plan.since is None or not store.has_adapters(session, bases.known(base) or base):
+                    self.progress.note(unlisted(base, bases, store.base_names(session)))
 
     def _tools(self, bases: BaseTable, streamed: BlobStore) -> Tools:
         return Tools(
@@ -184,7 +198,7 @@ def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, prog
     Without a catalog every repository is new, and a base model has the spellings that the program knows.
     """
     counts = dict.fromkeys(("new", "changed", "unchanged"), 0)
-    bases = BaseTable((*seed_spellings(), *(store.spellings(session) if session is not None else ())))
+    bases = extended_table(store.spellings(session) if session is not None else ())
     planned = queries(options, bases)
     question = asked(options, hub.settings.endpoint, planned, description_digest(bases))
     scope, now = frontier.digest(question), datetime.now(UTC)
@@ -193,4 +207,8 @@ def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, prog
         row = store.known_repository(session, item.hub_id or "") if session is not None else None
         counts["new" if row is None else "unchanged" if row.commit == item.row.get("sha") else "changed"] += 1
         progress.listed(sum(counts.values()))
+    if since is None and not sum(counts.values()):
+        others = store.base_names(session) if session is not None else ()
+        for base in asked_bases(options):
+            progress.note(unlisted(base, bases, others))
     return Preview(tuple(query.filters for query in planned), counts, hub.usage.api)

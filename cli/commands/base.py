@@ -31,9 +31,13 @@ def list_(app: App, base: str | None) -> None:
     """List every name that is known; writes nothing and needs no catalog."""
     with reading_if_any(app.settings) as session:
         known = known_spellings(store.spellings(session) if session is not None else ())
+        others = store.base_names(session) if session is not None else ()
     if base is not None:
-        canonical = BaseTable(known).spellings(base)[0]
+        table = BaseTable(known)
+        canonical = table.known(base)
         known = [row for row in known if row.canonical == canonical]
+        if canonical is None and base not in others:
+            app.output.say(f"No base model is known as {base}; {table.nearest(base, others)}.")
     below = partial(_below, {row.canonical for row in known})
     app.output.rows(known, (Column("spelling", "base model", show=below), "kind", "note"))
 
@@ -57,12 +61,16 @@ def add(app: App, canonical: str, spelling: str, kind: str, note: str) -> None:
         check_base_name(spelling)
     with writing(app.settings) as session:
         store.sync_bases(session)
-        canonical = BaseTable(store.spellings(session)).spellings(canonical)[0]
+        table, others = BaseTable(store.spellings(session)), store.base_names(session)
+        strange = "" if canonical in others else table.nearest(canonical, others)
+        canonical = table.known(canonical) or canonical
         if spelling == canonical:
             raise UsageError(f"{spelling} is the base model itself; give another name of it.")
         store.add_spelling(session, BaseSpelling(canonical, spelling, Spelling(kind).value, note))
         session.commit()
     app.output.say(f"{spelling} is {canonical} ({kind})")
+    if strange and canonical not in others:
+        app.output.say(f"{canonical} was not known before; {strange}.")
 
 
 @base.command()

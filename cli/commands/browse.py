@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from catalog import browse, likeness, store
-from catalog.bases import BaseTable
 from catalog.database import reading
 from catalog.fields import FIELDS
 from catalog.query import parse
@@ -112,8 +111,11 @@ def adapters(app: App, /, rules: str, base: str | None, where: str, **given: Any
     """
     with reading(app.settings) as session:
         if base is not None:
-            base = BaseTable(store.spellings(session)).spellings(base)[0]
-        listing = browse.Listing(base=base, where=parse(where) if where else None, **given)
+            base = store.find_base(session, base)
+        query = parse(where) if where else None
+        if query is not None:
+            browse.refuse_unknown_bases(session, query)
+        listing = browse.Listing(base=base, where=query, **given)
         found = browse.adapters(session, listing, refusing(rules))
         shown = None if given["verdict"] == "any" else given["verdict"]
         app.output.rows(found, _columns(shown, refusing(rules)))

@@ -178,7 +178,7 @@ def merge(
         place = out.with_name(f"{out.name}-members")
         members = list(stand_ins(members, control, place, given["seed"], base=given["base"], table=table))
     planned = plan(members, table=table, **given)
-    for note in planned.notes:
+    for note in (*planned.notes, *_strange(table, given["base"], members)):
         app.output.say(note)
     if out is None or dry_run:
         app.output.document(asdict(price(planned)), _render_price)
@@ -194,6 +194,14 @@ def merge(
     if apply_to:
         found["model"] = str(_fold(app, apply_to, made, out, given["device"], overwrite))
     app.output.document(found, _render_merge)
+
+
+def _strange(table: BaseTable, base: str | None, members: Sequence[Member]) -> list[str]:
+    """A sentence on a base that was given and is known neither here nor to a member; none for a folder."""
+    named = {member.config.base_model for member in members}
+    if base is None or base in named or table.known(base) or Path(base).is_dir():
+        return []
+    return [f"No base model is known as {base}; {table.nearest(base)}."]
 
 
 def _fold(app: App, base: Path, adapter: Path, out: Path, device: str, overwrite: bool) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from catalog import likeness, store
-from catalog.bases import BaseTable
 from catalog.database import reading
 from catalog.errors import NotFoundError
 from catalog.layout import layout
@@ -60,7 +59,7 @@ def map_(
     kind, every = likeness.kind(by), verdict == "any"
     with reading(app.settings) as session:
         if base is not None:
-            base = BaseTable(store.spellings(session)).spellings(base)[0]
+            base = store.find_base(session, base)
         else:
             base = likeness.usual_base(session, refusing(rules), every=every)
         rows = list(likeness.fingerprinted(session, refusing(rules), base, every=every))

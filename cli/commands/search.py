@@ -59,6 +59,7 @@ def search_(app: App, /, text: str, where: str, model: str, rules: str, **given:
     query = parse(where)
     weights = _weights(given["weights"])
     with reading(app.settings) as session:
+        browse.refuse_unknown_bases(session, query)
         embedder = None if given["words_only"] else embedded(app, session, model)
         with open_texts(session, app.settings.index, embedder) as texts:
             found = search(

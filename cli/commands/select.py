@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from catalog import pool_store, store
-from catalog.bases import BaseTable
+from catalog import browse, pool_store, store
 from catalog.blobs import BlobStore
 from catalog.database import reading, writing
 from catalog.errors import UsageError
 from catalog.licenses import USES
 from catalog.pools import Manifest
+from catalog.query import parse
 from catalog.reference import adapter_name
 from catalog.selection import STRATEGIES, Question, Sources, select
 from catalog.strictyaml import read_yaml
@@ -154,8 +154,9 @@ def select_(
     question = Question(rules=rules, texts=digest, **given)
     with reading(app.settings) as session:
         if question.base is not None:
-            canonical = BaseTable(store.spellings(session)).spellings(question.base)[0]
-            question = replace(question, base=canonical)
+            question = replace(question, base=store.find_base(session, question.base))
+        if question.where:
+            browse.refuse_unknown_bases(session, parse(question.where))
         sources = _sources(app, session, model, rules, texts)
         asking = Asking(device, date, too_long)
         with _measured(app, sources, question, given["base"], task, tasks, asking) as (ready, question):

@@ -80,7 +80,12 @@ def test_what_does_not_refuse_is_told_apart(hub: LocalHub, root: Path, run: Prog
 
 def test_one_base_is_asked_for_under_all_its_names(hub: LocalHub, run: Program) -> None:
     result = run("crawl", "--base", TINY, "--base", "acme/other", "--weights", "headers", "--json")
-    assert result.stderr == f"Crawling {hub.url} for adapters of {TINY}, acme/other\n"
+    assert result.stderr.startswith(f"Crawling {hub.url} for adapters of {TINY}, acme/other\n")
+    assert result.stderr.count("No repository lists an adapter of ") == 1
+    assert (
+        "No repository lists an adapter of acme/other, and no base model is known as acme/other"
+        in result.stderr
+    )
     assert document(result)["listed"] == 3
     asked = [request.query for request in hub.log if request.path == "/api/models"]
     assert any("base_model%3Aadapter%3Aunsloth%2Ftiny" in query for query in asked)
