@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
@@ -17,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from cli.output import plain
+from cli.output import Flow, plain
 
 
 class RateColumn(ProgressColumn):
@@ -34,20 +36,44 @@ class LeftColumn(TimeRemainingColumn):
     def render(self, task: Task) -> Text:
         """The remaining time in words."""
         known = task.total is not None and task.time_remaining is not None and not task.finished
-        return super().render(task).append(" left") if known else Text("")
+        left = super().render(task).append(" left") if known else Text("")
+        left.no_wrap = True
+        return left
+
+
+class FlowColumn(ProgressColumn):
+    """The bytes that have arrived and their rate, where somebody counts them."""
+
+    flow: Flow | None = None
+
+    def render(self, task: Task) -> Text:
+        """The amount and the rate, or nothing."""
+        return Text(self.flow.words() if self.flow else "", style="progress.download", no_wrap=True)
+
+
+class CountColumn(MofNCompleteColumn):
+    """How many of how many; of those that nobody can count yet, how many by now."""
+
+    def render(self, task: Task) -> Text:
+        """The counts."""
+        return Text(f"{int(task.completed):,}") if task.total is None else super().render(task)
 
 
 class Bars:
     """One bar for what is found and one for what is done of it; a context manager, used from one thread."""
 
     def __init__(self, label: str, console: Console | None = None) -> None:
+        self._flow = FlowColumn()
         self._bars = Progress(
+            SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            CountColumn(),
             RateColumn(),
+            self._flow,
             TimeElapsedColumn(),
             LeftColumn(),
+            expand=True,
             console=console or Console(stderr=True, markup=False, highlight=False, emoji=False),
         )
         self._found = self._bars.add_task("listing", total=None, visible=False)
@@ -61,6 +87,10 @@ class Bars:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+
+    def watch_bytes(self, received: Callable[[], int]) -> None:
+        """From now on the bars show how many bytes have arrived."""
+        self._flow.flow = Flow(received)
 
     def listed(self, repositories: int) -> None:
         """So many things are found by now."""

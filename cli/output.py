@@ -15,6 +15,9 @@ import math
 import re
 import shutil
 import sys
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -29,6 +32,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # What is not read on a terminal is never folded.
 WIDTH_WITHOUT_TERMINAL = 1 << 30
+# Without a terminal a long command says how far it is once in so many seconds.
+NOTE_SECONDS = 60.0
+# The rate of what arrives is that of the last so many seconds.
+FLOW_SECONDS = 30.0
 # A column of a table becomes narrower than its longest word, but never than this.
 NARROWEST = 12
 # Between two words that stay on one line.
@@ -64,6 +71,10 @@ class Column:
 
 class Progress(Protocol):
     """What a long command tells while it works; the same shape as `crawler.progress.Progress`."""
+
+    def watch_bytes(self, received: Callable[[], int]) -> None:
+        """From now on `received` gives the number of bytes that have arrived; any thread may ask."""
+        ...
 
     def listed(self, repositories: int) -> None:
         """So many things are found by now."""
@@ -116,9 +127,9 @@ class Output:
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Progress]:
-        """Bars with rate and remaining time on stderr; without a terminal, the notes alone."""
+        """Bars with rate and time left on stderr; without a terminal the notes, and a line now and then."""
         if self.quiet or not sys.stderr.isatty():
-            yield _Notes(self)
+            yield Notes(self, label)
             return
         from cli.bars import Bars
 
@@ -126,21 +137,75 @@ class Output:
             yield bars
 
 
-class _Notes:
-    """Progress where nobody watches: only the notes are written."""
+class Flow:
+    """Bytes that arrive: how many there are, and how many a second over the last half minute."""
 
-    def __init__(self, output: Output) -> None:
-        self.output = output
+    def __init__(self, received: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
+        self._received, self._clock = received, clock
+        self._seen: deque[tuple[float, int]] = deque()
+        self._lock = threading.Lock()
+
+    def words(self) -> str:
+        """The amount and the rate as people say them: 1.2 GB, 8.5 MB/s."""
+        now, received = self._clock(), self._received()
+        with self._lock:
+            self._seen.append((now, received))
+            while len(self._seen) > 2 and now - self._seen[1][0] >= FLOW_SECONDS:
+                self._seen.popleft()
+            since, before = self._seen[0]
+        rate = f", {amount((received - before) / (now - since))}/s" if now - since > 0.5 else ""
+        return f"{amount(received)}{rate}"
+
+
+class Notes:
+    """Progress where nobody watches: the notes, and once a minute a line of how far it is."""
+
+    def __init__(self, output: Output, label: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._output, self._label, self._clock = output, label, clock
+        self._flow: Flow | None = None
+        self._told = clock()
+        self._first: tuple[float, int] | None = None
+
+    def watch_bytes(self, received: Callable[[], int]) -> None:
+        """From now on the lines say how many bytes have arrived."""
+        self._flow = Flow(received, self._clock)
 
     def listed(self, repositories: int) -> None:
-        """Shows nothing."""
+        """A line when it is time."""
+        self._tell(f"listing: {repositories:,} so far")
 
     def working(self, done: int, total: int) -> None:
-        """Shows nothing."""
+        """A line when it is time, with the time that is left as far as it can be told."""
+        now = self._clock()
+        self._first = self._first or (now, done)
+        since, before = self._first
+        left = (now - since) * (total - done) / (done - before) if done > before else None
+        about = f", about {_duration(left)} left" if left else ""
+        self._tell(f"{self._label}: {done:,} of {total:,}{about}")
 
     def note(self, text: str) -> None:
         """Writes the line, unless quiet."""
-        self.output.say(text)
+        self._output.say(text)
+
+    def _tell(self, text: str) -> None:
+        if self._clock() - self._told >= NOTE_SECONDS:
+            self._told = self._clock()
+            self._output.say(f"{text} ({self._flow.words()})" if self._flow else text)
+
+
+def amount(count: float) -> str:
+    """A number of bytes as people say it: 820 kB, 33.4 MB, 1.2 GB."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.{0 if unit == 'kB' else 1}f} {unit}"
+    return f"{count:.0f} B"
+
+
+def _duration(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def output_options(*, lists: bool) -> Callable[[Command], Command]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
 class Progress(Protocol):
     """What a crawl calls, always from its own thread."""
+
+    def watch_bytes(self, received: Callable[[], int]) -> None:
+        """From now on `received` gives the number of bytes that have arrived; any thread may ask."""
+        ...
 
     def listed(self, repositories: int) -> None:
         """So many repositories are listed by now."""
@@ -23,6 +28,9 @@ class Progress(Protocol):
 
 class Silent:
     """Tells nobody."""
+
+    def watch_bytes(self, received: Callable[[], int]) -> None:
+        """Does nothing."""
 
     def listed(self, repositories: int) -> None:
         """Does nothing."""

@@ -66,6 +66,8 @@ class Crawler:
         """
         with writer_lock(self.engine), temporary_store(self.blobs.root.parent) as streamed:
             started = time.monotonic()
+            self.progress.watch_bytes(lambda: self.hub.usage.bytes)
+            self.progress.listed(0)
             if self.options.weights == "keep" or self.blobs.root.is_dir():
                 register_catalog(self.engine.url, self.blobs)
             with Session(for_writing(self.engine)) as session, session.begin():
@@ -198,6 +200,8 @@ def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, prog
     Without a catalog every repository is new, and a base model has the spellings that the program knows.
     """
     counts = dict.fromkeys(("new", "changed", "unchanged"), 0)
+    progress.watch_bytes(lambda: hub.usage.bytes)
+    progress.listed(0)
     bases = extended_table(store.spellings(session) if session is not None else ())
     planned = queries(options, bases)
     question = asked(options, hub.settings.endpoint, planned, description_digest(bases))

@@ -84,6 +84,7 @@ class Tally:
 
     def __init__(self, progress: Progress, done: int, total: int) -> None:
         self._progress, self._done, self._total = progress, done, total
+        progress.working(done, total)
 
     def add(self, settled: int) -> None:
         """So many more are settled."""

@@ -27,7 +27,9 @@ from cli.bars import Bars
 from cli.output import (
     NO_BREAK,
     Column,
+    Flow,
     Format,
+    Notes,
     Output,
     cell,
     fold,
@@ -304,6 +306,47 @@ def test_without_a_terminal_only_the_notes_of_progress_are_said(
     assert (said.out, said.err) == ("", "" if quiet else "a note\\x1b\n")
 
 
+def test_without_a_terminal_a_line_a_minute_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    now, received = 0.0, 0
+    notes = Notes(Output(), "reading", lambda: now)
+    notes.watch_bytes(lambda: received)
+    notes.listed(3)
+    for now, done in ((30.0, 1), (61.0, 10), (100.0, 20), (125.0, 30)):
+        received = round(now * 2e6)
+        notes.working(done, 330)
+    now = 200.0
+    notes.listed(1200)
+    assert capsys.readouterr().err.splitlines() == [
+        "reading: 10 of 330, about 18 min left (122.0 MB)",
+        "reading: 30 of 330, about 16 min left (250.0 MB, 2.0 MB/s)",
+        "listing: 1,200 so far (250.0 MB, 0 B/s)",
+    ]
+
+
+def test_bytes_and_their_rate_are_those_of_the_last_half_minute() -> None:
+    now, received = 0.0, 0
+    flow = Flow(lambda: received, lambda: now)
+    assert flow.words() == "0 B"
+    now, received = 10.0, 820_000
+    assert flow.words() == "820 kB, 82 kB/s"
+    for now in (20.0, 30.0, 40.0, 50.0):
+        received = round(1e9 + now * 1e7)
+        flow.words()
+    assert flow.words() == "1.5 GB, 10.0 MB/s"
+
+
+@pytest.mark.parametrize(("reads", "shown"), [(False, "listing .* 0 "), (True, "reading .* 0/41 ")])
+def test_bars_show_the_bytes_from_the_start(reads: bool, shown: str) -> None:
+    written = io.StringIO()
+    terminal = Console(file=written, force_terminal=True, width=100, color_system=None)
+    with Bars("reading", console=terminal) as bars:
+        bars.watch_bytes(lambda: 33_400_000)
+        bars.listed(0)
+        if reads:
+            bars.working(0, 41)
+    assert re.search(shown + r" *33\.4 MB 0:00:00", written.getvalue())
+
+
 def test_bars_show_what_is_done_the_rate_and_the_time() -> None:
     written = io.StringIO()
     terminal = Console(file=written, force_terminal=True, width=100, color_system=None)
@@ -382,4 +425,4 @@ def test_the_time_left_is_said_to_be_that() -> None:
     with Bars("reading", console=terminal) as bars:
         for done in range(5):
             bars.working(done, 9)
-    assert re.search(r"4/9 .*/s \d:\d\d:\d\d \d:\d\d:\d\d left", written.getvalue())
+    assert re.search(r"4/9 .*/s +\d:\d\d:\d\d \d:\d\d:\d\d left", written.getvalue())
