@@ -179,10 +179,13 @@ def _in_child(words: Sequence[str]) -> int:
 
 
 def _whole(words: Sequence[str]) -> float:
-    """Runs the program to its end; gives the seconds that it took."""
+    """Runs the program to its end; gives the seconds that it took.
+
+    Exit code 2 is right where the kill came after the last step: what is there is not replaced.
+    """
     before = time.monotonic()
     _, status = os.waitpid(_in_child(words), 0)
-    if os.waitstatus_to_exitcode(status) not in (0, 3):
+    if os.waitstatus_to_exitcode(status) not in (0, 2, 3):
         raise SystemExit(f"exit code {os.waitstatus_to_exitcode(status)}: loradex {' '.join(words)}")
     return time.monotonic() - before
 
