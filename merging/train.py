@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 RECORD_NAME = "train.json"
 RATE_NAME = "rate.json"
+_FINISHED = "finished"
 ALL_LINEAR = variants.ALL_LINEAR
 # "Learning Rate Matters": the grid begins here with four points a decade, the best rate of LoRA at rank 128
 # and alpha = r is 2e-4, and from r = 4 to r = 256 it falls by 5.6.
@@ -153,6 +154,8 @@ def train(
     )
     _refuse_settings(settings)
     rates = _rates(default_rates(settings) if learning_rates is None else learning_rates)
+    if not overwrite:
+        _remove_finished(out)
     refuse_existing(out, overwrite, RECORD_NAME)
     given = _Given(base, *(ask(base, task, part, too_long) for part in (budget.train, budget.valid)))
     with memory_limit("The training"):
@@ -213,6 +216,7 @@ def _carry_out(
         found = record(base, task, budget.seed, asked, asdict(settings), courses, best, losses, folder)
         write_json(folder / RECORD_NAME, found)
         write_text(folder / "README.md", card(task, found))
+        write_text(working / _FINISHED, "")
     shutil.rmtree(working, ignore_errors=True)
     return TrainReport(out, found)
 
@@ -314,9 +318,20 @@ def _chosen(courses: Sequence[Course]) -> Course:
     return min(finite, key=lambda one: (one.valid_loss, one.learning_rate))
 
 
+def _working_path(out: Path) -> Path:
+    return out.with_name(f".{out.name}.training")
+
+
+def _remove_finished(out: Path) -> None:
+    """Removes the rates of a run that was killed after its adapter was in place."""
+    working = _working_path(out)
+    if (out / RECORD_NAME).is_file() and (working / _FINISHED).is_file():
+        shutil.rmtree(working, ignore_errors=True)
+
+
 def _working_folder(out: Path, identity: Mapping[str, Any]) -> Path:
     """The hidden folder beside `out` in which finished rates are kept; emptied when it is of another run."""
-    working = out.with_name(f".{out.name}.training")
+    working = _working_path(out)
     mark = working / "run.json"
     with storage(working):
         # As JSON has it, so that tuples and lists are the same.

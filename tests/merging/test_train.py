@@ -292,6 +292,22 @@ def test_a_killed_run_goes_on_and_ends_the_same(folder: Path, tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_rates_of_a_run_that_was_killed_at_its_very_end_go(
+    folder: Path, tmp_path: Path, finished: bool
+) -> None:
+    out, working = tmp_path / "out", tmp_path / ".out.training"
+    quick(folder, out)
+    before = contents(out)
+    working.mkdir()
+    if finished:
+        (working / "finished").touch()
+    with pytest.raises(UsageError, match="overwrite"):
+        quick(folder, out)
+    assert working.exists() is not finished
+    assert contents(out) == before
+
+
 def failing(base: BaseModel, calls: int) -> Callable[[], None]:
     """Interrupts the model at that forward pass; what is returned ends that."""
     left = [calls]
