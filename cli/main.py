@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -136,6 +138,7 @@ class Program(click.Group):
         """The command of that name, imported now."""
         if cmd_name not in COMMANDS:
             return None
+        _check_endpoint(os.environ.get("HF_ENDPOINT", ""))
         module, _, name = COMMANDS[cmd_name].target.partition(":")
         command = getattr(importlib.import_module(module), name)
         if not isinstance(command, click.Command):
@@ -194,6 +197,16 @@ def loradex(context: click.Context, catalog: str | None, data: Path, quiet: bool
     """
     _set_up_logging(quiet, verbose)
     context.obj = App(Settings.make(data=data, catalog_url=catalog), quiet, verbose, Output(quiet=quiet))
+
+
+def _check_endpoint(endpoint: str) -> None:
+    """Raises UsageError for an endpoint with which huggingface_hub cannot even be imported."""
+    try:
+        _ = urlsplit(endpoint).port
+    except ValueError:
+        from crawler.wire import check_endpoint
+
+        check_endpoint(endpoint)
 
 
 def _accept_global_options(command: click.Command) -> None:

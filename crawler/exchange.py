@@ -90,15 +90,14 @@ class HubSettings:
     def __post_init__(self) -> None:
         """Raises UsageError for an endpoint or a token that cannot be sent."""
         object.__setattr__(self, "endpoint", self.endpoint.rstrip("/"))
-        if wire.origin(self.endpoint) is None or re.search(r"[?#\s]", self.endpoint):
-            raise UsageError("The Hub's endpoint must be a plain http or https URL; see HF_ENDPOINT.")
+        wire.check_endpoint(self.endpoint)
         if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
             raise UsageError("The Hub's token holds characters that no token has; see HF_TOKEN.")
 
     @classmethod
     def from_environment(cls) -> HubSettings:
         """The endpoint and token that huggingface_hub would use; reads HF_ENDPOINT, HF_TOKEN and HF_HOME."""
-        endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+        endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
         try:
             return cls(endpoint, None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
         except OSError as error:

@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from catalog.errors import HubPayloadError
+from catalog.errors import HubPayloadError, UsageError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 _DELAY_SECONDS = re.compile(r"[0-9]{1,9}")
@@ -180,6 +180,45 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except (ValueError, TypeError, OverflowError):
         now = time.time()
     return max(0.0, until - now)
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raises UsageError, with HF_ENDPOINT and the reason, unless this is the http(s) URL of a Hub."""
+    if problem := _endpoint_problem(endpoint):
+        raise UsageError(
+            f"The Hub's endpoint cannot be used, as {problem}: "
+            "set HF_ENDPOINT to a plain http or https URL, or unset it."
+        )
+
+
+def _endpoint_problem(endpoint: str) -> str | None:
+    if not endpoint.strip():
+        return "it is empty"
+    if re.search(r"[?#\s\x00-\x20\x7f]", endpoint):
+        return "it holds a space, a control character, ? or #"
+    try:
+        parts = urlsplit(endpoint)
+        port, host = parts.port, parts.hostname or ""
+    except ValueError as error:
+        return f"it is no URL ({error})"
+    if parts.scheme not in ("http", "https"):
+        return "it does not begin with http:// or https://"
+    if "@" in parts.netloc:
+        return "it holds a name or a password"
+    if not _is_host(host):
+        return "its host is no name and no address"
+    return "its port is 0" if port == 0 else None
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            return bool(host.removesuffix(".").encode("idna"))
+        except UnicodeError:  # an empty label, or one too long
+            return False
+    return True
 
 
 def origin(url: str) -> str | None:
