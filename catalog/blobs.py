@@ -1,10 +1,10 @@
 """A folder of files named by the sha256 of their bytes: a name that is there has exactly those bytes.
 
 Layout below the root: `ab/cdef…` the blobs, `partial/<sha256>` what has arrived so far,
-`partial/<sha256>.etag` the server's own name for those bytes, `partial/locks/` the locks, `verified/ab` a
-line for each blob that was read again, with what the file looked like then. A blob appears by one rename,
-after its size and hash were checked and its bytes are on the disk; whoever is killed before that leaves a
-partial file and nothing else.
+`partial/<sha256>.etag` the server's own name for those bytes, `partial/locks/` the locks, `verified/` what
+is known of blobs that were read again (`catalog.verified`). A blob appears by one rename, after its size and
+hash were checked and its bytes are on the disk; whoever is killed before that leaves a partial file and
+nothing else.
 """
 
 from __future__ import annotations
@@ -13,36 +13,20 @@ import contextlib
 import hashlib
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from filelock import FileLock
 
 from catalog.errors import DamagedFileError, IntegrityError, StorageError
 from catalog.files import temporary_folder
+from catalog.verified import Verified, digest_of
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
-# Nanoseconds within which two changes of a file may bear the same date.
-_TICK = 100_000_000
-
-
-class _Look(NamedTuple):
-    """What tells that a file changed: its size in bytes, its dates in nanoseconds and its inode."""
-
-    size: int
-    modified: int
-    changed: int
-    inode: int
-
-
-def _look(path: Path) -> _Look:
-    found = path.stat()
-    return _Look(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 @dataclass(frozen=True)
@@ -164,7 +148,7 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._partials = root / "partial"
-        self._verified: dict[str, _Look] = {}
+        self._verified = Verified(root / "verified")
 
     def path(self, sha256: str) -> Path:
         """Where the blob of this hash is or would be; raises ValueError for what is no sha256."""
@@ -178,40 +162,19 @@ class BlobStore:
 
     def verify(self, sha256: str) -> bool:
         """Whether the blob is in the store and its bytes still have this hash; reads all of it."""
-        digest = hashlib.sha256()
-        try:
-            with self.path(sha256).open("rb") as blob:
-                while chunk := blob.read(_CHUNK):
-                    digest.update(chunk)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise StorageError(f"The kept file {sha256} cannot be read: {error.strerror}.") from error
-        return digest.hexdigest() == sha256
+        return self._compared(sha256, lambda path: digest_of(path) == sha256) is True
 
     def verified_path(self, sha256: str) -> Path | None:
         """Where the blob is, None where it is not; its bytes are read once after each change of the file.
 
-        Whether it changed is told by size, dates and inode. Raises DamagedFileError for other bytes than its
-        name says, and StorageError where the disk refuses.
+        Raises DamagedFileError for other bytes than its name says, and StorageError where the disk refuses.
         """
-        path = self.path(sha256)
-        with _refusals_named(self.root):
-            try:
-                seen = _look(path)
-            except FileNotFoundError:
-                return None
-        if seen != self._verified.get(sha256) and seen not in self._recorded(sha256):
-            began = time.time_ns()
-            if not self.verify(sha256):
-                raise DamagedFileError(
-                    f"The kept file {sha256} has other bytes than its name says: run `loradex blobs repair`."
-                )
-            # A change within the clock's tick of the last one would leave the same dates.
-            if began - max(seen.modified, seen.changed) > _TICK:
-                self._record(sha256, seen)
-            self._verified[sha256] = seen
-        return path
+        same = self._compared(sha256, lambda path: self._verified.holds(path, sha256))
+        if same is False:
+            raise DamagedFileError(
+                f"The kept file {sha256} has other bytes than its name says: run `loradex blobs repair`."
+            )
+        return self.path(sha256) if same else None
 
     def blobs(self) -> Iterator[Blob]:
         """All blobs, sorted by name; none is read."""
@@ -299,23 +262,14 @@ class BlobStore:
             if not present:
                 self._publish(blob, target)
 
-    def _record(self, sha256: str, seen: _Look) -> None:
-        """Remembers for all processes that the bytes were right when the file looked so, where it can."""
-        place = self.root / "verified" / sha256[:2]
-        with contextlib.suppress(OSError):
-            place.parent.mkdir(exist_ok=True)
-            with place.open("ab", buffering=0) as file:
-                file.write(" ".join([sha256, *map(str, seen)]).encode() + b"\n")
-
-    def _recorded(self, sha256: str) -> list[_Look]:
-        """What the file looked like each time that it was verified by any process."""
+    def _compared(self, sha256: str, compare: Callable[[Path], bool]) -> bool | None:
+        """What a comparison of the blob's bytes finds, None where it is not there."""
         try:
-            lines = (self.root / "verified" / sha256[:2]).read_text("ascii", "replace").split("\n")[:-1]
-        except OSError:
-            return []
-        found = [line.split(" ")[1:] for line in lines if line.startswith(f"{sha256} ")]
-        whole = (numbers for numbers in found if len(numbers) == 4 and all(map(str.isdigit, numbers)))
-        return [_Look(*map(int, numbers)) for numbers in whole]
+            return compare(self.path(sha256))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"The kept file {sha256} cannot be read: {error.strerror}.") from error
 
     @contextmanager
     def _locked(self, sha256: str) -> Iterator[None]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from sqlalchemy import URL, select
+from sqlalchemy import URL, ColumnElement, select
 from sqlalchemy.orm import Session
 
 from catalog.blobs import Blob, BlobStore
@@ -65,8 +65,8 @@ def catalog_name(url: URL, blobs: BlobStore) -> str:
     """What a catalog is called in the register: a path from the data folder on, an absolute one, or a URL."""
     if url.get_backend_name() != "sqlite":
         # The options may name a schema: the same database may hold several catalogs.
-        options = "".join(f" {key}={value}" for key, value in sorted(url.query.items()))
-        return place(url) + options
+        options = url.query.get("options", "")
+        return f"{place(url)} {options}".rstrip()
     file, data = sqlite_file(url).resolve(), blobs.root.parent.resolve()
     return str(file.relative_to(data) if file.is_relative_to(data) else file)
 
@@ -125,8 +125,8 @@ def _named_digests(session: Session, pools: Path, digests: Sequence[str]) -> set
     found = set[str]()
     for start in range(0, len(digests), _BLOCK):
         block = digests[start : start + _BLOCK]
-        rows = select(Adapter.weights_digest).where(Adapter.weights_digest.in_(block))
-        found.update(digest for digest in session.scalars(rows) if digest)
+        rows = select(WeightsFile.digest).join(Adapter, _carries()).where(WeightsFile.digest.in_(block))
+        found.update(session.scalars(rows.distinct()))
     for manifest in _manifests(session, pools):
         found.update(file.sha256 for member in manifest.members for file in member.files)
     return found
@@ -152,11 +152,16 @@ def _places_of_adapters(session: Session, digest: str) -> list[Origin]:
     rows = session.execute(
         select(Repository.name, Adapter.commit, Adapter.subfolder, Adapter.weights_name, WeightsFile.size)
         .join(Adapter.repository)
-        .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
-        .where(Adapter.weights_digest == digest)
+        .join(WeightsFile, _carries())
+        .where(WeightsFile.digest == digest)
         .order_by(Repository.gone_at.is_not(None), Adapter.current.desc(), Repository.name, Adapter.id)
     )
     return [Origin(name, commit, _path(folder, file), size) for name, commit, folder, file, size in rows]
+
+
+def _carries() -> ColumnElement[bool]:
+    """Whether an adapter has a weights file: by its sha256, or by git's name for it before it was read."""
+    return Adapter.weights_digest.in_((WeightsFile.digest, WeightsFile.git_oid))
 
 
 def _path(subfolder: str, name: str | None) -> str:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from catalog.blobs import BlobStore
 from catalog.errors import DamagedFileError, IntegrityError, StorageError
+from catalog.verified import digest_of
 
 DATA = bytes(range(256)) * 40
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -337,15 +338,14 @@ with BlobStore(Path({str(store.root)!r})).writer({SHA!r}, len(data)) as blob:
 
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The blobs of which all bytes were read, in order."""
+    """The digests of the files of which all bytes were read, in order."""
     found: list[str] = []
-    verify = BlobStore.verify
 
-    def noting(store: BlobStore, sha256: str) -> bool:
-        found.append(sha256)
-        return verify(store, sha256)
+    def noting(path: Path) -> str:
+        found.append(digest_of(path))
+        return found[-1]
 
-    monkeypatch.setattr(BlobStore, "verify", noting)
+    monkeypatch.setattr("catalog.verified.digest_of", noting)
     return found
 
 
@@ -359,7 +359,7 @@ def settled(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The blob of the store, last changed long ago by the clock of the store."""
     fill(store)
     now = store.path(SHA).stat().st_ctime_ns + 10**10
-    monkeypatch.setattr("catalog.blobs.time.time_ns", lambda: now)
+    monkeypatch.setattr("catalog.verified.time.time_ns", lambda: now)
     return store.path(SHA)
 
 

@@ -1,0 +1,86 @@
+"""Files whose bytes were compared with a sha256, remembered until they change.
+
+Whether a file changed is told by its size, dates and inode. What was read is written down for all processes,
+as a line `SHA256 SIZE MODIFIED CHANGED INODE` in a file by the first two digits; where nothing can be written
+it is remembered by the process alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+_CHUNK = 1 << 20
+# Nanoseconds within which two changes of a file may bear the same date.
+_TICK = 100_000_000
+
+
+class _Look(NamedTuple):
+    """What tells that a file changed: its size in bytes, its dates in nanoseconds and its inode."""
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+
+
+class Verified:
+    """What is remembered in a folder, which is made when something is written down; its parent is not."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: set[tuple[str, _Look]] = set()
+
+    def holds(self, path: Path, sha256: str) -> bool:
+        """Whether the file has the bytes of this sha256; they are read once after each change of the file.
+
+        Raises OSError, FileNotFoundError among them.
+        """
+        seen = _look(path)
+        if (sha256, seen) in self._known or seen in self._written(sha256):
+            return True
+        began = time.time_ns()
+        if digest_of(path) != sha256:
+            return False
+        self._known.add((sha256, seen))
+        # A change within the clock's tick of the last one would leave the same dates.
+        if began - max(seen.modified, seen.changed) > _TICK:
+            self._write(sha256, seen)
+        return True
+
+    def _write(self, sha256: str, seen: _Look) -> None:
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(exist_ok=True)
+            with (self._folder / sha256[:2]).open("ab", buffering=0) as file:
+                file.write(" ".join([sha256, *map(str, seen)]).encode() + b"\n")
+
+    def _written(self, sha256: str) -> set[_Look]:
+        try:
+            lines = (self._folder / sha256[:2]).read_text("ascii", "replace").split("\n")[:-1]
+        except OSError:
+            return set()
+        found = [line.split(" ")[1:] for line in lines if line.startswith(f"{sha256} ")]
+        return {_Look(*map(int, numbers)) for numbers in found if _is_look(numbers)}
+
+
+def digest_of(path: Path) -> str:
+    """The sha256 of a file's bytes; raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _look(path: Path) -> _Look:
+    found = path.stat()
+    return _Look(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+def _is_look(numbers: list[str]) -> bool:
+    return len(numbers) == len(_Look._fields) and all(
+        number.isascii() and number.isdigit() for number in numbers
+    )
