@@ -7,7 +7,6 @@ sha256 on the way. Where PEFT would not load a file as it came, another one is w
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from catalog.files import copy_file, replace_folder, temporary_folder
 from catalog.peft_files import load_problems, make_loadable
 from catalog.pools import MANIFEST_NAME, Manifest, Member, PinnedFile, Problem
 from catalog.strictjson import load_json
+from catalog.verified import Verified, digest_of
 
 Form = Literal["peft", "mergekit", "vllm", "hub", "ids"]
 FORMS: tuple[Form, ...] = ("peft", "mergekit", "vllm", "hub", "ids")
@@ -27,7 +27,6 @@ ADAPTERS = "adapters"
 RECORD_NAME = "export.json"
 RECORD_FORMAT = "loradex-export/1"
 _MOST_RECORD = 64 * 1024 * 1024
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _write_record(manifest: Manifest, folder: Path, *, as_is: bool) -> None:
         for file in member.files:
             written = place / file.name
             path = (member_folder(member) / file.name).as_posix()
-            files[path] = WrittenFile(file.sha256, _digest(written), written.stat().st_size)
+            files[path] = WrittenFile(file.sha256, digest_of(written), written.stat().st_size)
     record = ExportRecord(manifest.digest, as_is, files)
     (folder / RECORD_NAME).write_bytes(record.canonical())
 
@@ -252,11 +251,13 @@ def verify_files(
     place: Callable[[Member, PinnedFile], Path | None],
     progress: Progress,
     record: ExportRecord | None = None,
+    verified: Verified | None = None,
 ) -> list[Problem]:
     """The files of a pool that are missing or have other bytes; `place` says where each should be.
 
     None as a place passes a file over. Every byte is read, and compared with what the record of an export
-    says was written for the pinned file; without a record with the pinned file itself.
+    says was written for the pinned file; without a record with the pinned file itself. With `verified` files
+    are passed over that were read before and did not change since.
     """
     found: list[Problem] = []
     for done, member in enumerate(manifest.members):
@@ -267,7 +268,7 @@ def verify_files(
                 continue
             if not path.is_file():
                 found.append(Problem(member.adapter, "missing", f"{member.adapter} has no {file.name}."))
-            elif reason := _difference(path, _expected(member, file, record)):
+            elif reason := _difference(path, _expected(member, file, record), verified):
                 found.append(Problem(member.adapter, "changed", f"{member.adapter}: {file.name} {reason}."))
     progress(len(manifest.members), len(manifest.members))
     return found
@@ -295,17 +296,10 @@ def _place(folder: Path, form: Form, member: Member, file: PinnedFile) -> Path:
     return folder / member_folder(member, form) / file.name
 
 
-def _difference(path: Path, file: PinnedFile) -> str | None:
+def _difference(path: Path, file: PinnedFile, verified: Verified | None = None) -> str | None:
     """Why the bytes are not the pinned ones, None where they are."""
     size = path.stat().st_size
     if size != file.size:
         return f"has {size:,} bytes where {file.size:,} were pinned"
-    return None if _digest(path) == file.sha256 else "has other bytes than those pinned"
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while chunk := opened.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    same = verified.holds(path, file.sha256) if verified else digest_of(path) == file.sha256
+    return None if same else "has other bytes than those pinned"

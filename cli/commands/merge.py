@@ -12,10 +12,11 @@ import click
 
 from catalog.base_names import names_nothing
 from catalog.engines import misreadings
-from catalog.errors import UsageError
-from catalog.export import export, in_export, member_folder
+from catalog.errors import PoolError, UsageError
+from catalog.export import export, in_export, member_folder, read_record, verify_files
 from catalog.folder import is_adapter_folder
 from catalog.pools import Manifest
+from catalog.verified import Verified
 from cli.app import App, pass_app
 from cli.commands.asking import layers_in
 from cli.commands.base import base_table
@@ -249,9 +250,18 @@ def members_of(
 
 
 def _exported(app: App, manifest: Manifest, pool: Path) -> Path:
-    """The folder of a pool's files: its export where one was named, else one made below the data folder."""
+    """The folder of a pool's files: its export where one was named, else one made below the data folder.
+
+    The files of an export are compared with their digests, once after each change of one.
+    """
     folder = pool if pool.is_dir() else pool.parent
-    if pool.exists() and in_export(manifest, folder) is not None:
+    place = in_export(manifest, folder) if pool.exists() else None
+    if place is not None:
+        verified = Verified(app.settings.blobs / "verified")
+        with app.output.progress("verifying the members") as bar:
+            problems = verify_files(manifest, place, bar.working, read_record(folder), verified)
+        if problems:
+            raise PoolError(f"{problems[0].detail} Export the pool again.")
         return folder
     with fetching(app, manifest) as fetch, app.output.progress("bringing the members") as bar:
         return export(manifest, folder_for_files(app.settings.pools), "peft", fetch, bar.working)

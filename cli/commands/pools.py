@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -170,13 +171,16 @@ def verify(app: App, pool: str, use: str | None, online: bool) -> None:
 def import_(app: App, file: Path, weights: bool, instead: bool) -> None:
     """Take over a pool that somebody exported: FILE is its pool.json or folder."""
     manifest = read_manifest(file)
-    if weights:
-        with fetching(app, manifest) as fetch, app.output.progress("fetching") as bar:
-            for done, member in enumerate(manifest.members):
-                bar.working(done, len(manifest.members))
-                for pinned in member.files:
-                    fetch(member, pinned)
-    with writing(app.settings) as session:
+    with ExitStack() as stack:
+        if weights:
+            # Nobody may collect what is fetched before the pool names it.
+            fetch = stack.enter_context(fetching(app, manifest))
+            with app.output.progress("fetching") as bar:
+                for done, member in enumerate(manifest.members):
+                    bar.working(done, len(manifest.members))
+                    for pinned in member.files:
+                        fetch(member, pinned)
+        session = stack.enter_context(writing(app.settings))
         pool_store.save_pool(session, manifest, datetime.now(UTC), replace=instead)
         session.commit()
     places = {manifest.name: save_manifest(app, manifest)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from catalog import pool_store
 from catalog.blobs import BlobStore
 from catalog.database import disposing, open_catalog, writer_lock
 from catalog.files import temporary_folder
@@ -255,3 +257,47 @@ def test_gc_deletes_what_has_arrived_of_unneeded_files_alone(run: Program, store
     found = told(run("blobs", "gc", "--yes", "--json"))
     assert [one["sha256"] for one in found["partial"]] == ["0" * 64]
     assert [blob.sha256 for blob in store.partial_files()] == [needed]
+
+
+@pytest.mark.parametrize("command", ["merge", "inspect-merge"])
+def test_an_export_is_verified_before_it_is_merged(
+    run: Program, store: BlobStore, tmp_path: Path, command: str
+) -> None:
+    assert run("select", "both", "--by", "random", "-k", "2").exit_code == 0
+    exporting = ("pool", "export", "both", "--weights", "--to", str(tmp_path / "out"), "--json")
+    folder = Path(told(run(*exporting))["folders"][0])
+    more = ("--method", "average", "-o", str(tmp_path / "merged")) if command == "merge" else ()
+    assert run(command, str(folder), *more).exit_code == 0
+    edit(next(folder.rglob("adapter_model.safetensors")))
+    result = run(command, str(folder), *more, *(["--overwrite"] if more else []))
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.output
+    assert "Export the pool again" in result.stderr
+    assert told(run("blobs", "verify", "--json"))["ok"], "the edit reached the kept files"
+    assert run(*exporting).exit_code == 0
+    assert run(command, str(folder), *more, *(["--overwrite"] if more else [])).exit_code == 0
+
+
+def test_a_pool_that_is_being_imported_is_not_collected(
+    hub: LocalHub, run: Program, store: BlobStore, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are fetched before its name is written."""
+    assert run("select", "both", "--by", "random", "-k", "2").exit_code == 0
+    manifest = next((data / "pools").rglob("pool.json"))
+    elsewhere = tmp_path / "pool.json"
+    manifest.rename(elsewhere)
+    shutil.rmtree(store.root)
+    with sqlite3.connect(data / "catalog.db") as database:
+        database.execute("UPDATE adapter SET weights_digest = NULL")
+        database.execute("DELETE FROM pool_member")
+        database.execute("DELETE FROM pool")
+    collected: list[Result] = []
+    save = pool_store.save_pool
+
+    def saving(*given: Any, **options: Any) -> Any:
+        collected.append(run("blobs", "gc", "--yes", "--only-catalog"))
+        return save(*given, **options)
+
+    monkeypatch.setattr(pool_store, "save_pool", saving)
+    assert run("pool", "import", str(elsewhere), "--weights").exit_code == 0
+    assert collected[0].exit_code == 1
+    assert len(names(store)) == 2
