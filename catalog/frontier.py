@@ -27,6 +27,9 @@ from catalog.schema import (
     Repository,
 )
 
+# Beside the fields of a pending row: the further names under which its repository was listed.
+OTHER_NAMES = "_other_names"
+
 
 @dataclass(frozen=True)
 class ItemRecord:
@@ -146,7 +149,8 @@ class PageRecord:
 def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
     """Writes one page with its rows and gives the number of rows that are new to this crawl.
 
-    A repository listed twice keeps one item; where the first is still pending it takes the later row.
+    A repository listed twice keeps one item; where the first is still pending it takes the later row. One
+    that is listed under two names keeps the first row, with the other names beside it, and is pending again.
     """
     session.add(
         CrawlPage(
@@ -174,8 +178,10 @@ def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
             continue
         row = known.get(item.hub_id) if item.hub_id is not None else None
         if row is not None:
-            if row.outcome is Outcome.PENDING:
-                row.row, row.name = item.row, item.name
+            if row.name != item.name:
+                _add_name(row, item)
+            elif row.outcome is Outcome.PENDING:
+                row.row = {**item.row, OTHER_NAMES: names} if (names := other_names(row)) else item.row
             continue
         position, fresh = position + 1, fresh + 1
         outcome = Outcome.PENDING if item.error is None else Outcome.QUARANTINED
@@ -185,6 +191,41 @@ def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
             known[item.hub_id] = row
     session.flush()
     return fresh
+
+
+def other_names(item: CrawlItem) -> list[str]:
+    """The names beside its own under which an item's repository was listed."""
+    names = item.row.get(OTHER_NAMES) if isinstance(item.row, dict) else None
+    return list(names) if isinstance(names, list) else []
+
+
+def _add_name(row: CrawlItem, item: ItemRecord) -> None:
+    names = other_names(row)
+    if row.outcome is not Outcome.PENDING:
+        # It is settled; what came since has its row, and whoever bears the identity is to be found out.
+        names, row.row, row.name = [row.name or ""], item.row, item.name
+        row.outcome, row.error, row.detail = Outcome.PENDING, None, None
+    elif item.name not in names:
+        names.append(item.name or "")
+    row.row = {**row.row, OTHER_NAMES: names}
+
+
+def add_namesakes(session: Session, crawl_id: int, hub_id: str, names: Sequence[str], error: str) -> None:
+    """Adds a quarantined row for each repository with an `_id` that another one bears."""
+    last = session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl_id)) or 0
+    session.add_all(
+        CrawlItem(
+            crawl_id=crawl_id,
+            position=position,
+            hub_id=None,
+            name=name,
+            outcome=Outcome.QUARANTINED,
+            row={"_id": hub_id, "id": name},
+            error=error,
+        )
+        for position, name in enumerate(names, start=last + 1)
+    )
+    session.flush()
 
 
 def _quarantined(session: Session, crawl_id: int) -> list[Any]:

@@ -26,6 +26,7 @@ from catalog.records import RepositoryRecord
 from catalog.schema import Crawl, CrawlItem, Outcome, Repository
 from crawler.describe import repository_record
 from crawler.hub import Hub
+from crawler.identity import bearer
 from crawler.listing import BadRow, ListedRepository, parse_row
 from crawler.progress import Progress
 from crawler.report import error_kind
@@ -42,6 +43,8 @@ BATCH = 256
 PATIENCE = 8
 # Reasons that may pass without a new commit; no hash covers the head of a file while it is read alone.
 PASSING = ("gated", "disabled", "private", "vanished", "integrity", "not_read", "truncated", "header_invalid")
+# Why a row is left out whose repository shares its identity with another one that the Hub has.
+SAME_ID = "another repository has the same _id"
 OUT_OF_REACH = (HubUnreachableError, HubBusyError, StorageError)
 
 
@@ -65,7 +68,16 @@ class Failure:
     own: bool = False
 
 
-Result = Processed | Unchanged | Gone
+@dataclass(frozen=True)
+class Identified:
+    """What became of a repository whose `_id` has several names; `others` are those of other repositories."""
+
+    name: str
+    others: tuple[str, ...]
+    result: Processed | Unchanged | Gone
+
+
+Result = Processed | Unchanged | Gone | Identified
 Job = Callable[[], Result]
 
 
@@ -206,6 +218,8 @@ class Work:
             listed = parse_row(item.row)
             if isinstance(listed, BadRow):
                 frontier.settle(item, Outcome.QUARANTINED, error=listed.reason)
+            elif len(names := _names(item, row, listed)) > 1:
+                jobs.append((task, partial(_identify, listed, names, commit, self.tools)))
             elif row is not None and self._is_older(listed, row):
                 frontier.settle(item, Outcome.UNCHANGED, detail="the catalog holds a newer state")
             elif row is not None and commit is not None and listed.sha == commit:
@@ -263,12 +277,13 @@ class Work:
 
     def _write(self, session: Session, tasks: Sequence[Task], results: Sequence[Result | Failure]) -> None:
         known = store.known_repositories(session, [task.hub_id for task in tasks])
+        plain = [self._named(session, task, result) for task, result in zip(tasks, results, strict=True)]
         commits = {hub_id: row.commit for hub_id, row in known.items()}
         items = frontier.items_at(session, self.crawl_id, [task.position for task in tasks])
-        read = [(r.repository, r.adapters) for r in results if isinstance(r, Processed)]
+        read = [(r.repository, r.adapters) for r in plain if isinstance(r, Processed)]
         if read:
             store.save_repositories(session, read, self.now())
-        for task, result in zip(tasks, results, strict=True):
+        for task, result in zip(tasks, plain, strict=True):
             item, row = items[task.position], known.get(task.hub_id)
             if isinstance(result, Failure):
                 retries.postpone(session, self.scope, _failed_item(item, result), self.now())
@@ -282,10 +297,22 @@ class Work:
                 frontier.settle(item, Outcome.UNCHANGED)
             else:
                 frontier.settle(item, _outcome(commits.get(task.hub_id), result.repository.commit))
-        read_ids = [t.hub_id for t, r in zip(tasks, results, strict=True) if not isinstance(r, Failure)]
+        read_ids = [t.hub_id for t, r in zip(tasks, plain, strict=True) if not isinstance(r, Failure)]
         retries.settle(session, self.scope, read_ids)
         store.save_documents(session, self.tools.known.fresh_documents())
         self.meter.write(session)
+
+    def _named(
+        self, session: Session, task: Task, result: Result | Failure
+    ) -> Processed | Unchanged | Gone | Failure:
+        """The plain result; the name that a repository bears and those with its `_id` are written down."""
+        if not isinstance(result, Identified):
+            return result
+        frontier.items_at(session, self.crawl_id, [task.position])[task.position].name = result.name
+        if result.others:
+            log.warning("%s: left out, %s has the same _id", ", ".join(result.others), result.name)
+            frontier.add_namesakes(session, self.crawl_id, task.hub_id, result.others, SAME_ID)
+        return result.result
 
     def _bury(self, session: Session, row: Repository | None, gone: Gone) -> None:
         """Makes a repository a tombstone, also one that nobody had read yet."""
@@ -343,6 +370,22 @@ def _outcome(before: str | None, after: str | None) -> Outcome:
     if before is None:
         return Outcome.NEW
     return Outcome.UNCHANGED if before == after else Outcome.CHANGED
+
+
+def _names(item: CrawlItem, known: Repository | None, listed: ListedRepository) -> list[str]:
+    """The names that are given for an `_id`: that of the catalog first, then those of the listing."""
+    of_catalog = [known.name] if known is not None and known.gone_at is None else []
+    return list(dict.fromkeys([*of_catalog, listed.name, *frontier.other_names(item)]))
+
+
+def _identify(listed: ListedRepository, names: Sequence[str], commit: str | None, tools: Tools) -> Result:
+    """What became of the repository that bears an `_id` with several names."""
+    found = bearer(listed, names, tools.hub)
+    if commit is not None and found.repository.sha == commit:
+        result: Processed | Unchanged | Gone = Unchanged(repository_record(found.repository))
+    else:
+        result = process(found.repository, tools)
+    return Identified(found.repository.name, found.others, result)
 
 
 def _look_again(hub_id: str, name: str, commit: str | None, tools: Tools) -> Result:
