@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from catalog.adapter import AdapterConfig, AdapterSpec, saved_layer
 
@@ -76,15 +77,31 @@ def _initialisation(config: AdapterConfig) -> Iterator[str]:
         yield "init_lora_weights 'loftq' without loftq_config"
 
 
+def settings_of_nothing(config: AdapterConfig, spec: AdapterSpec) -> dict[str, Any]:
+    """Fields that name modules or tokens of which the file holds nothing, with what they are without these.
+
+    PEFT raises for them where the base has such modules.
+    """
+    saved = {saved_layer(other.name, config) for other in spec.others if other.kind == "saved"}
+    stored = [name for name in config.modules_to_save or () if name in saved]
+    found: dict[str, Any] = {}
+    if len(stored) < len(config.modules_to_save or ()):
+        found["modules_to_save"] = stored or None
+    tokens = config.trainable_token_indices
+    if tokens is not None and tokens != {} and all(o.kind != "trainable_tokens" for o in spec.others):
+        found["trainable_token_indices"] = None
+    return found
+
+
 def _missing_tensors(config: AdapterConfig, spec: AdapterSpec) -> Iterator[str]:
     """Modules and tokens that the configuration says are saved, where PEFT finds the module and no tensor."""
-    saved = {saved_layer(other.name, config) for other in spec.others if other.kind == "saved"}
+    found = settings_of_nothing(config, spec)
     inside = _IN_DECODERS | {part for module in spec.modules for part in module.name.split(".")}
+    stored = found.get("modules_to_save", config.modules_to_save) or ()
     yield from (
         f"modules_to_save {name} without its weights"
         for name in config.modules_to_save or ()
-        if name in inside and name not in saved
+        if name in inside and name not in stored
     )
-    tokens = config.trainable_token_indices
-    if tokens is not None and tokens != {} and all(o.kind != "trainable_tokens" for o in spec.others):
+    if "trainable_token_indices" in found:
         yield "trainable_token_indices without their weights"

@@ -27,7 +27,7 @@ from catalog.folder import CONFIG_NAME, MOST_CONFIG, WEIGHTS_NAME
 from catalog.header import PREFIX
 from catalog.module_names import ModuleNames, peft_names
 from catalog.pattern import Budget, Pattern
-from catalog.peft_config import peft_refusals
+from catalog.peft_config import peft_refusals, settings_of_nothing
 from catalog.strictjson import UTF8_BOM
 from catalog.weights import header_bytes
 
@@ -53,9 +53,10 @@ def make_loadable(folder: Path) -> None:
     """Writes a folder's files anew where PEFT would not load them, or only a part; others stay untouched.
 
     Names of tensors become PEFT's own. In the configuration a byte order mark goes, null becomes what it
-    means (no bias, no dropout, no pattern), and target modules that leave out modules of the file become the
-    file's. A folder that cannot be read, or in which two tensors would get one name, stays as it is (see
-    `load_problems`). Raises OSError where the disk refuses.
+    means (no bias, no dropout, no pattern), modules and tokens of which the file holds nothing are named no
+    more, and target modules that leave out modules of the file become the file's. A folder that cannot be
+    read, or in which two tensors would get one name, stays as it is (see `load_problems`). Raises OSError
+    where the disk refuses.
     """
     adapter = _read(folder)
     if isinstance(adapter, str):
@@ -117,6 +118,8 @@ def _repaired(data: bytes, adapter: _Adapter) -> bytes:
     if all(other.kind not in ("bias", "lora_bias") for other in adapter.spec.others):
         meant["bias"] = "none"
     changes = {key: value for key, value in meant.items() if key in raw and raw[key] is None}
+    if any(reason.endswith(" weights") for reason in peft_refusals(config, adapter.spec)):
+        changes |= settings_of_nothing(config, adapter.spec)
     if adapter.modules and _untargeted(config, adapter.modules):
         changes["target_modules"] = sorted(adapter.modules)
         unset = ("exclude_modules", "layers_to_transform", "layers_pattern")

@@ -23,6 +23,7 @@ from catalog.fingerprint import fingerprint as fingerprint_of
 from catalog.fingerprint import verdict as health_in_a_word
 from catalog.folder import AdapterFolder, is_adapter_folder, read_folder
 from catalog.likeness import Fingerprinted
+from catalog.peft_files import load_problems
 from catalog.reference import AdapterReference
 from catalog.reread import reread
 from catalog.weights import health
@@ -42,7 +43,7 @@ def fingerprint(app: App, folders: tuple[Path, ...]) -> None:
     """What the weights of an adapter in each local folder DIR say: norm, health, rank in use.
 
     All of it is of the products scaling * B A. Where the update is more than these, as with DoRA or layers
-    saved whole, `leaves out` names what is missing.
+    saved whole, `leaves out` names what is missing. What PEFT does not load of a folder is said beside.
 
     Without a folder: make the fingerprints that are missing of files kept in the data folder, as after an
     upgrade that changes their definition. A crawl makes those of all that it reads.
@@ -54,6 +55,8 @@ def fingerprint(app: App, folders: tuple[Path, ...]) -> None:
         for row in rows:
             for reason, detail in row["partial"].items():
                 app.output.say(f"{row['adapter']} without {_in_words(reason, detail)}")
+            for problem in row["load_problems"]:
+                app.output.say(f"{row['adapter']}: {problem}")
         return
     blobs = BlobStore(app.settings.blobs)
     with disposing(open_catalog(app.settings, create=False)) as engine, app.output.progress("reading") as bar:
@@ -94,6 +97,7 @@ def _folder_row(path: Path) -> dict[str, Any]:
         "stable_rank": ranks[len(ranks) // 2] if ranks else None,
         "health": health_in_a_word(made.norms, folder.config),
         "partial": _partial(folder, made),
+        "load_problems": list(load_problems(path)),
         "tensor_digest": made.tensor_digest,
         "norms": {name: norm and norm * abs(rules.scaling(name)) for name, norm in made.norms.items()},
     }

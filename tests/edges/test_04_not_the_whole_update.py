@@ -93,6 +93,18 @@ def test_a_module_that_is_dropped_is_named(run: Program, tmp_path: Path) -> None
     assert f"{Q}: A has rank 3, B 1" in run("fingerprint", str(path.parent)).stderr.replace("\n", " ")
 
 
+def test_what_peft_does_not_load_is_said(run: Program, tmp_path: Path) -> None:
+    path = adapter(tmp_path / "wrapped", bias=None) / "adapter_model.safetensors"
+    save_file({f"_orig_mod.{name}": value for name, value in load_file(path).items()}, path)
+    (found,) = json.loads(run("fingerprint", str(path.parent), "--json").stdout)
+    assert "PEFT finds none of its 8 factors under names such as _orig_mod." in found["load_problems"][0]
+    assert found["load_problems"][1].endswith("bias null")
+    assert found["partial"] == {}
+    assert "PEFT finds none of its 8 factors" in " ".join(run("fingerprint", str(path.parent)).stderr.split())
+    plain = json.loads(run("fingerprint", str(adapter(tmp_path / "plain")), "--json").stdout)
+    assert plain[0]["load_problems"] == []
+
+
 @pytest.fixture
 def everyone(run: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     """A catalog of a plain adapter, the same weights as DoRA and for another task, a pickle twice, and one

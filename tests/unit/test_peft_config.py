@@ -15,6 +15,7 @@ import pytest
 from catalog.adapter import lora_modules, parse_config, parse_header
 from catalog.errors import ConfigError
 from catalog.peft_config import peft_refusals
+from catalog.peft_files import load_problems, make_loadable
 from catalog.weights import header_bytes
 from tests.hubs import adapter_config
 from tests.merging.llama import tiny, write
@@ -106,6 +107,25 @@ def test_what_is_saved_is_no_reason(base: Any, folder: Path) -> None:
     )
     model.save_pretrained(str(folder))
     assert (refused_by_peft(base, folder), refused_by_rule(folder)) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"modules_to_save": ["lm_head", "norm", "score"], "bias": None},
+        {"trainable_token_indices": [1]},
+        {"trainable_token_indices": {"embed_tokens": [1]}, "lora_dropout": None},
+    ],
+    ids=json.dumps,
+)
+def test_an_export_names_nothing_of_which_the_file_holds_nothing(
+    base: Any, folder: Path, fields: Mapping[str, Any]
+) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({**PLAIN, **fields}))
+    assert refused_by_peft(base, folder)
+    assert load_problems(folder)
+    make_loadable(folder)
+    assert (refused_by_peft(base, folder), load_problems(folder)) == ("", ())
 
 
 def test_another_method_is_judged_by_its_own_rules() -> None:
