@@ -161,6 +161,17 @@ def test_a_changed_line_changes_what_depends_on_it_alone(
     assert {cell[2] for cell in before.keys() & after.keys() if before[cell] != after[cell]} == changed
 
 
+def test_a_merge_is_made_anew_where_its_method_gives_another_result(world: Path, tmp_path: Path) -> None:
+    """The key of a merge has the method's revision beyond the first, and is what it was without one."""
+    other = world.with_name("revised.yaml")
+    other.write_text(world.read_text().replace("method: average", "method: della"))
+    for file, revision in ((world, None), (other, 2)):
+        cells = [cell for cell in made(file, tmp_path)[1].cells if cell.method == "average"]
+        merges = [step for cell in cells for step in cell.step.inputs.values() if step.kind == "merge"]
+        assert merges
+        assert {step.params.get("revision") for step in merges} == {revision}
+
+
 def test_methods_and_pools_of_some_seeds(world: Path, tmp_path: Path) -> None:
     text = world.read_text()
     changed = text.replace("chance: {by: random, k: 2}", "chance: {by: random, k: 2, seeds: [1]}")
