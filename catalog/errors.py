@@ -10,6 +10,7 @@ LoradexError
 │   ├── CatalogBusyError      another crawl holds the writer lock
 │   └── ReadOnlyCatalogError  it can be read and not written to
 ├── NotFoundError         a name that the catalog does not know
+├── EncoderError          a text encoder that cannot be loaded
 ├── PoolError             a pool's manifest or files cannot be used as they are
 ├── StorageError          the disk refused (full, not writable)
 │   └── DamagedFileError      a kept file has other bytes than it had when it was verified
@@ -77,6 +78,10 @@ class ReadOnlyCatalogError(CatalogError):
 
 class NotFoundError(LoradexError):
     """A name that the catalog does not know."""
+
+
+class EncoderError(LoradexError):
+    """A text encoder that is not installed, not reachable or damaged."""
 
 
 class PoolError(LoradexError):

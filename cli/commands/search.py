@@ -10,6 +10,7 @@ import click
 from catalog import browse
 from catalog.database import reading
 from catalog.embed import DEFAULT_MODEL, Embedder, load_embedder
+from catalog.errors import EncoderError, UsageError
 from catalog.query import parse
 from catalog.reference import AdapterReference
 from catalog.search import Weights, open_texts, search
@@ -54,13 +55,15 @@ def search_(app: App, /, text: str, where: str, model: str, rules: str, **given:
     """The adapters whose name, card, datasets, tags or base fit TEXT, by words and by meaning.
 
     Cards are embedded once, the first time they are searched. A card that says nothing is not embedded: such
-    an adapter is found by its name and tags.
+    an adapter is found by its name and tags. Where the text encoder cannot be loaded, words alone decide.
     """
     query = parse(where)
     weights = _weights(given["weights"])
+    if given["words_only"] and not weights.words:
+        raise UsageError("By words alone, words must count: leave out --words, or give them a weight.")
     with reading(app.settings) as session:
         browse.refuse_unknown_bases(session, query)
-        embedder = None if given["words_only"] else embedded(app, session, model)
+        embedder = None if given["words_only"] else _encoder(app, session, model, weights)
         with open_texts(session, app.settings.index, embedder) as texts:
             found = search(
                 session,
@@ -83,6 +86,17 @@ def _weights(text: str) -> Weights:
     except ValueError as error:
         raise click.BadParameter("write two numbers, such as 1,0.5", param_hint="--weights") from error
     return Weights(words, meaning)
+
+
+def _encoder(app: App, session: Any, model: str, weights: Weights) -> Embedder | None:
+    """The encoder; None, with a line on stderr, where it cannot be loaded and words count."""
+    try:
+        return embedded(app, session, model)
+    except EncoderError as error:
+        if not weights.words:
+            raise
+        app.output.say(f"searching by words alone: {error}")
+        return None
 
 
 def embedded(app: App, session: Any, model: str) -> Embedder:
