@@ -16,7 +16,7 @@ from typing import Literal
 
 from catalog.errors import ConfigError, PoolError, StorageError
 from catalog.files import copy_file, replace_folder, temporary_folder
-from catalog.peft_files import load_problems, make_loadable
+from catalog.peft_files import engine_problems, load_problems, make_loadable
 from catalog.pools import MANIFEST_NAME, Manifest, Member, PinnedFile, Problem
 from catalog.strictjson import load_json
 from catalog.verified import Verified, digest_of
@@ -174,13 +174,29 @@ def read_record(folder: Path) -> ExportRecord | None:
 
 def load_problems_of(manifest: Manifest, folder: Path) -> list[Problem]:
     """The members of an export of which plain PEFT loads nothing, or not all, each with the reasons."""
-    place = in_export(manifest, folder)
     found = []
     for member in manifest.members:
-        where = place(member, member.files[0]).parent if place is not None and member.files else None
-        reasons = load_problems(where) if where is not None and where.is_dir() else ()
+        where = _folder_of(manifest, folder, member)
+        reasons = load_problems(where) if where is not None else ()
         if reasons:
             found.append(Problem(member.adapter, "peft", f"{member.adapter}: {'; '.join(reasons)}."))
+    return found
+
+
+def _folder_of(manifest: Manifest, folder: Path, member: Member) -> Path | None:
+    """Where a member's files are in an export; None where it has none."""
+    place = in_export(manifest, folder)
+    where = place(member, member.files[0]).parent if place is not None and member.files else None
+    return where if where is not None and where.is_dir() else None
+
+
+def misread_members(manifest: Manifest, folder: Path) -> dict[str, list[str]]:
+    """What engines other than PEFT make of the members of an export: who each sentence is true of."""
+    found: dict[str, list[str]] = {}
+    for member in manifest.members:
+        where = _folder_of(manifest, folder, member)
+        for sentence in engine_problems(where) if where is not None else ():
+            found.setdefault(sentence, []).append(member.adapter)
     return found
 
 

@@ -22,6 +22,7 @@ from catalog.adapter import (
     parse_config,
     parse_header,
 )
+from catalog.engines import misreadings
 from catalog.errors import ConfigError, LoradexError
 from catalog.folder import CONFIG_NAME, MOST_CONFIG, WEIGHTS_NAME
 from catalog.header import PREFIX
@@ -90,6 +91,15 @@ def load_problems(folder: Path) -> tuple[str, ...]:
     if left := _untargeted(adapter.config, adapter.modules):
         found.append(f"its configuration does not target {len(left)} of its modules, such as {left[0]}")
     return tuple(found)
+
+
+def engine_problems(folder: Path) -> tuple[str, ...]:
+    """What engines other than PEFT make of the adapter in a folder by its ranks and scalings alone."""
+    adapter = _read(folder)
+    if isinstance(adapter, str):
+        return ()
+    config = adapter.config
+    return misreadings(adapter.spec.ranks, rslora=config.use_rslora, alpha_pattern=bool(config.alpha_pattern))
 
 
 def _read(folder: Path) -> _Adapter | str:

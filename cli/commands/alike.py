@@ -152,6 +152,8 @@ def similar(app: App, adapter: str, by: str, count: int, exact: bool, verdict: s
             exact=exact,
             every=verdict == "any",
         )
+    for problem in load_problems(Path(adapter)) if is_adapter_folder(Path(adapter)) else ():
+        app.output.say(f"{adapter} is not loaded by PEFT: {problem}")
     for reason in of.partial:
         app.output.say(f"{of.name} is compared without {_in_words(reason, '')}")
     if exact and not all(row.exact for row in found):

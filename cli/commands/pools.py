@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from catalog.export import (
     export,
     in_export,
     load_problems_of,
+    misread_members,
     read_record,
     rewritten_members,
     verify_files,
@@ -110,16 +111,28 @@ def export_(
     chosen = next(one for one in FORMS if one == form)
     below, made = to or app.settings.pools, []
     problems: list[Problem] = []
+    misread: dict[str, list[str]] = {}
     for one in (manifest, *_controls(app, manifest)):
         with fetching(app, one) as fetch, app.output.progress("exporting") as bar:
             chosen_fetch = fetch if weights else None
             made.append(export(one, below, chosen, chosen_fetch, bar.working, as_is=as_is))
         if weights:
             problems += _export_notes(app, one, made[-1])
+            misread |= misread_members(one, made[-1]) if one is manifest else {}
     found: dict[str, Any] = {"folders": [str(place) for place in made], "digest": manifest.digest}
     if problems:
         found["problems"] = [asdict(problem) for problem in problems]
+    if misread:
+        found["misread"] = [{"detail": detail, "members": names} for detail, names in misread.items()]
+    for detail, names in misread.items():
+        app.output.say(f"misread by other engines: {_some(names)}. {detail}")
     app.output.document(found, lambda found: "\n".join(found["folders"]))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of these names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
 
 
 def _export_notes(app: App, manifest: Manifest, folder: Path) -> list[Problem]:

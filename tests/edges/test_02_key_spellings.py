@@ -156,6 +156,15 @@ def test_every_spelling_is_the_plain_adapter(
         assert all(torch.equal(written[key], source[key]) for key in source)
 
 
+def test_numbers_of_a_folder_say_what_peft_makes_of_it(run: Program, tmp_path: Path, plain: Path) -> None:
+    wrapped = respelled(plain, tmp_path / "wrapped", SPELLINGS["fsdp"])
+    result = run("fingerprint", str(wrapped), str(plain), "--json")
+    told = json.loads(result.stdout)
+    assert [len(one["load_problems"]) for one in told] == [1, 0]
+    assert told[0]["norm"] == pytest.approx(told[1]["norm"], rel=1e-6)
+    assert "wrapped: PEFT finds none of its 12 factors" in " ".join(result.stderr.split())
+
+
 def test_a_merge_of_plain_and_wrapped_is_that_of_the_plain_one(
     run: Program, tmp_path: Path, plain: Path
 ) -> None:
@@ -349,3 +358,17 @@ def test_names_that_transformers_moved_are_the_same_modules(
     # Two of old names keep them: PEFT reads these where the base has new ones.
     assert run("merge", str(old), *words, "--overwrite").exit_code == 0
     assert set(load_file(tmp_path / "out" / WEIGHTS_NAME)) == set(load_file(old / WEIGHTS_NAME))
+
+
+@shared
+def test_an_export_says_which_engines_misread_its_members(
+    run: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("rank-8-all", "rslora-16")
+    crawled(run, {name: row(f"16-ranks-of-a-merge/{name}") for name in names}, tmp_path / "hub", monkeypatch)
+    ok(run, "select", "all", "--by", "random", "-k", "2")
+    result = run("pool", "export", "all", "--weights", "--to", str(tmp_path / "out"), "--json")
+    [told] = json.loads(result.stdout)["misread"]
+    assert told["members"] == ["made/rslora-16"]
+    assert told["detail"].startswith("It is rsLoRA: llama.cpp, SGLang and LMDeploy")
+    assert f"made/rslora-16. {told['detail']}" in " ".join(result.stderr.split())
