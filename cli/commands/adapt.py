@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from catalog.engines import misreadings
 from catalog.errors import MergeError, UsageError
 from cli.app import App, Exit, pass_app
 from cli.commands.asking import (
@@ -138,7 +139,9 @@ def adapt(
     nothing = None
     if out is not None:
         try:
-            told["folder"] = str(done.write(out, rank=rank, base=model.name, overwrite=overwrite).folder)
+            report = done.write(out, rank=rank, base=model.name, overwrite=overwrite)
+            told["folder"] = str(report.folder)
+            told["misread"] = misreadings({module.rank for module in report.modules.values()})
         except MergeError as error:
             nothing = error
     if split is not None:
@@ -192,6 +195,7 @@ def _render(told: dict[str, Any]) -> str:
         ("valid", f"{told['valid_before']:.4f} at the start, {told['valid_loss']:.4f} kept"),
         ("most", _most(told, members)),
         ("score", _score(told.get("score"))),
+        ("misread", " ".join(told.get("misread", ()))),
     ]
     return labelled([(name, value) for name, value in rows if value])
 

@@ -10,6 +10,7 @@ import pytest
 from click.testing import Result
 from peft import PeftModel
 
+from catalog.engines import misreadings
 from merging.model import kept_name
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import NAME, save_base, tiny_base, write_task
@@ -75,6 +76,8 @@ def test_adapt_writes_an_adapter_that_peft_loads(run: Program, place: Path) -> N
     assert [member["name"] for member in told["members"]] == ["a0", "a1", "a2"]
     assert told["valid_loss"] <= told["valid_before"]
     PeftModel.from_pretrained(tiny_base().model, out)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert told["misread"] == list(misreadings({config["r"], *config["rank_pattern"].values()}))
     again = run(*words, "-o", str(out))
     assert again.exit_code != 0
     assert "is there already" in again.stderr
