@@ -1,18 +1,73 @@
-"""Local Hubs made of real adapters: the folders found on GitHub, and the pool of the recycling paper."""
+"""Local Hubs made of real adapters: the folders found on GitHub, and the pool of the recycling paper.
+
+`python -m tests.wild` prints what the configurations of the folders say by themselves.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog.bases import BaseDims, dims
+from catalog.adapter import AdapterConfig, parse_config
+from catalog.bases import BaseDims, BaseTable, dims, seed_spellings
+from catalog.errors import ConfigError
+from crawler.screen import Evidence, refused_by, screen
 from tests.hubs import adapter_config, card, make_repo, safetensors_header_bytes
-from tests.shared_data import data
+from tests.shared_data import data, index
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+# What a configuration announces and only the weights file can hold.
+ANNOUNCED = frozenset({"has_bias", "lora_bias", "modules_to_save", "trainable_tokens", "target_parameters"})
+
+
+@dataclass(frozen=True)
+class ByConfig:
+    """What becomes of the wild folders by configuration, card and base alone, as if each had a sound weights
+    file.
+
+    `read` would be measured, `used` the rules accept, `open` are refused for nothing but what the weights
+    file may not hold; `reasons` counts the reasons that refuse.
+    """
+
+    folders: int
+    read: int
+    used: int
+    open: int
+    reasons: dict[str, int]
+
+
+def by_config(rules: str = "ours") -> ByConfig:
+    """The wild folders judged by their configurations alone."""
+    table = BaseTable(seed_spellings())
+    rows, read, used, undecided = index("wild"), 0, 0, 0
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        config: AdapterConfig | ConfigError
+        try:
+            config = parse_config((data("wild") / row["dir"] / row["config_file"]).read_bytes())
+        except ConfigError as error:
+            config = error
+        named = config.base_model if isinstance(config, AdapterConfig) else None
+        evidence = Evidence(
+            files=("adapter_config.json", "adapter_model.safetensors"),
+            config=config,
+            base=table.identify(named),
+            card_license=row["card_license"],
+        )
+        refused = {reason.value for reason in refused_by(screen(evidence), rules)}
+        reasons.update(refused)
+        read += isinstance(config, AdapterConfig) and config.is_lora
+        used += not refused
+        undecided += bool(refused) and refused <= ANNOUNCED
+    return ByConfig(len(rows), read, used, undecided, dict(reasons.most_common()))
 
 
 def wild_hub(root: Path) -> int:
@@ -91,3 +146,10 @@ def _hollow(path: Path, tensors: Iterable[tuple[str, tuple[int, int]]]) -> int:
     with path.open("r+b") as file:
         file.truncate(len(head) + end)
     return len(head) + end
+
+
+if __name__ == "__main__":
+    found = by_config()
+    told = ", ".join(f"{name} {count}" for name, count in found.reasons.items())
+    counts = f"{found.read} read, {found.used} used, {found.open} as their weights say"
+    sys.stdout.write(f"{found.folders} folders: {counts}\nrefused for {told}\n")

@@ -20,6 +20,7 @@ from catalog.weights import WeightsHealth
 from crawler.rules import Needs, Reason
 from crawler.screen import RULE_SETS, RULES, Evidence, refused_by, refusing, screen
 from tests.shared_data import data, index, shared
+from tests.wild import by_config
 
 BASE = "meta-llama/Llama-3.1-8B-Instruct"
 TABLE = BaseTable(seed_spellings())
@@ -569,6 +570,15 @@ def test_the_wild_folders_end_in_the_expected_reasons() -> None:
         "use_dora": 17,
         "base_local_path": 2,
     }
+
+
+@shared
+def test_more_of_the_wild_folders_are_measured_than_used() -> None:
+    found = by_config()
+    methods = [row["peft_type"] for row in index("wild") if row["config_kind"] == "peft"]
+    assert found.read == methods.count("LORA")
+    assert 0 < found.used < found.read < found.folders
+    assert found.used + found.open <= found.read
 
 
 @shared
