@@ -60,10 +60,11 @@ _FRAMEWORKS = frozenset(
 )
 # Folders inside of a downloaded model that say nothing of which one it is.
 _INSIDE = frozenset({"hf", "main", "original", "pytorch", "safetensors", "transformers"})
+# No two of these match one text in two ways: a name is anybody's text, and ways would multiply.
 _FORMATS = (
     r"unsloth|bnb|awq|gptq|gguf|ggml|exl[23]|hqq|eetq|aqlm|marlin|mlx|dwq|nf4|fp4|nvfp4|mxfp[48]"
     r"|fp8(?:-(?:dynamic|block|kv))?|int[2348]|w\d+a\d+|quantized\.w\d+a\d+|[2-8][-_]?bits?|\d+g"
-    r"|[\d.]+bpw|i?q[1-8](?:_[0-9a-z]+){0,2}"
+    r"|[\d.]+bpw|i?q[1-8](?:_(?:[01k](?:_(?:xl|[sml]))?|x?xs|[sm]|nl))?"
 )
 _QUANTISED = re.compile(rf"(?:[-_.](?:{_FORMATS}))+\Z", re.IGNORECASE)
 

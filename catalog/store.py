@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, exists, func, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from catalog.bases import BaseSpelling as SpellingRecord
@@ -320,7 +320,10 @@ def spellings(session: Session) -> tuple[SpellingRecord, ...]:
 
 def base_names(session: Session) -> tuple[str, ...]:
     """The canonical names of all base models that the catalog has spellings or adapters of, sorted."""
-    return tuple(session.scalars(select(BaseModel.canonical).order_by(BaseModel.canonical)))
+    of_adapters = exists().where(Adapter.base_model_id == BaseModel.id)
+    spelled = exists().where(BaseSpelling.base_model_id == BaseModel.id)
+    named = select(BaseModel.canonical).where(or_(of_adapters, spelled))
+    return tuple(session.scalars(named.order_by(BaseModel.canonical)))
 
 
 def find_base(session: Session, name: str) -> str:

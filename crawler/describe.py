@@ -115,10 +115,10 @@ def findings(listed: ListedRepository, draft: Draft, bases: BaseTable) -> tuple[
 def _identity(listed: ListedRepository, draft: Draft, bases: BaseTable) -> BaseIdentity:
     """The base model by the adapter's own config, else the Hub's copy of it, else the card, else the tags."""
     config = draft.config.base_model if isinstance(draft.config, AdapterConfig) else None
-    if names_nothing(config) and not draft.folder.subfolder:
-        config = listed.config_base
+    copied = None if draft.folder.subfolder else listed.config_base
     card = draft.card.base_models[0] if len(draft.card.base_models) == 1 else None
-    return bases.identify(card if names_nothing(config) else config, tags=listed.tags)
+    said = (text for text in (config, copied, card) if not names_nothing(text))
+    return bases.identify(next(said, config), tags=listed.tags)
 
 
 def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) -> Evidence:

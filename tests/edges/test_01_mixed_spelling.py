@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from catalog.bases import BaseSpelling, BaseTable, extended_table, seed_spellings
+from catalog.bases import BaseSpelling, BaseTable, extended_table, seed_spellings, seed_table
 from catalog.errors import MergeError
 from catalog.pools import Manifest, parse_manifest
 from crawler.localhub import LocalHub
@@ -24,7 +24,7 @@ from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
 from tests.merging.adapters import adapter, deltas, distance, total
 from tests.merging.test_controls import layered
-from tests.shared_data import shared
+from tests.shared_data import index, shared
 
 INSTRUCT = "meta-llama/Llama-3.1-8B-Instruct"
 BASE = "meta-llama/Llama-3.1-8B"
@@ -91,6 +91,15 @@ def test_thirty_adapters_of_six_spellings_merge(tmp_path: Path) -> None:
     assert written_base(tmp_path / "out") == report.record["base_model"] == INSTRUCT
     told = [member.get("base_model") for member in report.record["members"][:6]]
     assert told == [None, *SPELLINGS[1:]], "the record lost how members spell their base"
+
+
+@shared
+def test_all_real_spellings_of_one_base_model_are_one(tmp_path: Path) -> None:
+    """Seventy-two real configurations and cards of Llama-3.1-8B-Instruct, in five spellings."""
+    said = [one["base_model"] or one["card_base_model"] for one in index("wild")]
+    names = [name for name in said if isinstance(name, str) and seed_table().canonical(name) == INSTRUCT]
+    assert (len(names), len(set(names))) == (72, 5)
+    assert plan(spelled(tmp_path, *names), "average").base == INSTRUCT
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,31 @@ def test_the_card_is_asked_where_the_configuration_says_none(
     assert run("-q", "crawl", "--any-base").exit_code == 0
     found = json.loads(run("show", "dan/four", "--json").stdout)
     assert found["base"] == TINY
+
+
+def test_a_name_that_was_made_up_before_is_known_no_more(
+    hub: LocalHub, root: Path, run: Program, data: Path
+) -> None:
+    """A catalog in which a suffix was cut: the next crawl describes the adapter again, in its old row."""
+    make_repo(root, "dan/four", lora_files("someone/Other-7B-AWQ"), {})
+    crawl = ("-q", "crawl", "--any-base", "--weights", "headers")
+    assert run(*crawl).exit_code == 0
+    with closing(sqlite3.connect(data / "catalog.db")) as catalog, catalog:
+        (spellings,) = catalog.execute("SELECT count(*) FROM base_spelling").fetchone()
+        catalog.execute(
+            "UPDATE base_model SET canonical = 'someone/Other-7B' WHERE canonical = 'someone/Other-7B-AWQ'"
+        )
+        catalog.execute("UPDATE adapter SET described_with = 'before'")
+    assert run(*crawl).exit_code == 0
+    assert json.loads(run("show", "dan/four", "--json").stdout)["base"] == "someone/Other-7B-AWQ"
+    assert (
+        "No base model is known as someone/Other-7B;" in run("adapters", "--base", "someone/Other-7B").stderr
+    )
+    with closing(sqlite3.connect(data / "catalog.db")) as catalog:
+        assert catalog.execute("SELECT count(*) FROM base_spelling").fetchone() == (spellings,)
+
+
+@pytest.mark.parametrize("part", ["-4bit", "_q1", "_q4_k_m", "_q1_s", ".6.0bpw", "-fp8-dynamic", "-128g"])
+def test_a_long_suffix_ends_soon_that_is_none(part: str) -> None:
+    name = f"someone/Other-7B{part * (480 // len(part))}!"
+    assert seed_table().identify(name).canonical is None
