@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import ColumnElement, Select, exists, func, select
 from sqlalchemy.orm import Session
 
 from catalog.adapter import lora_modules, parse_config, parse_header
@@ -102,24 +102,53 @@ def candidates(
     Adapters that are plain LoRA without the layers in `without` are among them, though whole weights of
     these layers speak against them.
     """
-    whole = set(refusing) - IN_LAYERS if without else set(refusing)
-    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(whole))
     query = (
-        select(*_COLUMNS)
-        .join(Adapter.repository)
-        .outerjoin(Adapter.base_model)
+        _adapters(select(*_COLUMNS), base)
         .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
-        .where(Adapter.current, Repository.gone_at.is_(None), ~refused)
-        .where(func.length(Adapter.weights_digest) == 64, Adapter.config_digest.is_not(None))
+        .where(~_refused(refusing, without), *_PINNABLE)
         .order_by(Repository.name, Repository.hub_id, Adapter.subfolder)
     )
-    if base is not None:
-        query = query.where(BaseModel.canonical == base)
     if where is not None:
         query = query.where(where.clause(refusing))
     rows = [Candidate(*row) for row in session.execute(query)]
     layers = _layers_of(session, set(refusing) & IN_LAYERS) if without else {}
     return [row for row in rows if row.id not in layers or _is_plain_without(layers[row.id], without)]
+
+
+def left_out(
+    session: Session,
+    refusing: Collection[str],
+    base: str | None = None,
+    where: Query | None = None,
+    without: Collection[str] = (),
+) -> dict[str, int]:
+    """How many current adapters of a base model are no candidates, by the first of the reasons in words."""
+    everybody = _adapters(select(func.count(Adapter.id)), base)
+    filtered = everybody if where is None else everybody.where(where.clause(refusing))
+    accepted = filtered.where(~_refused(refusing, without))
+    pinnable = accepted.join(WeightsFile, WeightsFile.digest == Adapter.weights_digest).where(*_PINNABLE)
+    counts = [session.scalar(query) or 0 for query in (everybody, filtered, accepted, pinnable)]
+    layers = counts[3] - len(candidates(session, refusing, base, where, without)) if without else 0
+    return {
+        "not let through by the filter": counts[0] - counts[1],
+        "refused by the rules": counts[1] - counts[2] + layers,
+        "without weights of a known sha256": counts[2] - counts[3],
+    }
+
+
+_PINNABLE = (func.length(Adapter.weights_digest) == 64, Adapter.config_digest.is_not(None))
+
+
+def _adapters(columns: Select[Any], base: str | None) -> Select[Any]:
+    """The statement over the current adapters that did not vanish, with their repository and base model."""
+    query = columns.join(Adapter.repository).outerjoin(Adapter.base_model)
+    query = query.where(Adapter.current, Repository.gone_at.is_(None))
+    return query if base is None else query.where(BaseModel.canonical == base)
+
+
+def _refused(refusing: Collection[str], without: Collection[str]) -> ColumnElement[bool]:
+    whole = set(refusing) - IN_LAYERS if without else set(refusing)
+    return exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(whole))
 
 
 def _layers_of(session: Session, reasons: Collection[str]) -> dict[int, tuple[str, ...]]:

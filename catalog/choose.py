@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from catalog.candidates import Candidate
 from catalog.errors import UsageError
@@ -31,13 +32,13 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a pool may hold: `count` members, at most so many an owner and a family, one of each group of
-    duplicates, and so many LoRA parameters in all; None for no limit.
+    """What a pool may hold: `count` members (None for all that there are), at most so many an owner and a
+    family, one of each group of duplicates, and so many LoRA parameters in all; None for no limit.
 
     `groups` and `families` say which group each adapter belongs to, by its name; those not named are alone.
     """
 
-    count: int
+    count: int | None
     per_owner: int | None = None
     per_family: int | None = None
     parameters: int | None = None
@@ -51,9 +52,35 @@ class Limits:
                 raise UsageError(f"A pool's {name.replace('_', ' ')} must be at least 1, not {value}.")
 
 
-def chosen(ranking: Sequence[Ranked], limits: Limits) -> list[Ranked]:
-    """The first of the ranking that the limits let in, in order; raises UsageError where they are too few."""
+def chosen(
+    ranking: Sequence[Ranked], limits: Limits, before: Mapping[str, int] = MappingProxyType({})
+) -> list[Ranked]:
+    """The first of the ranking that the limits let in, in order.
+
+    Raises UsageError where they are too few, with how many adapters were left out and why; `before` says it
+    of those that are not in the ranking.
+    """
+    taken, beyond = let_in(ranking, limits)
+    if len(taken) < (limits.count or 1):
+        total = len(ranking) + sum(before.values())
+        wanted = "" if limits.count is None else f", not {limits.count}"
+        reasons = left_out_in_words({**before, **beyond})
+        raise UsageError(
+            f"Only {len(taken)} of {total} adapters are left{wanted}{reasons and f': {reasons}'}; "
+            "ask for fewer or loosen what was asked."
+        )
+    return taken
+
+
+def left_out_in_words(left_out: Mapping[str, int]) -> str:
+    """How many were left out for what, such as `5 refused by the rules ours, 2 beyond 1 of one owner`."""
+    return ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
+
+
+def let_in(ranking: Sequence[Ranked], limits: Limits) -> tuple[list[Ranked], dict[str, int]]:
+    """The first of the ranking that the limits let in, and how many before the last of them they did not."""
     taken: list[Ranked] = []
+    beyond: Counter[str] = Counter()
     owners: Counter[str] = Counter()
     families: Counter[str] = Counter()
     groups: set[str] = set()
@@ -65,24 +92,22 @@ def chosen(ranking: Sequence[Ranked], limits: Limits) -> list[Ranked]:
         family = (limits.families or {}).get(candidate.adapter, candidate.adapter)
         group = (limits.groups or {}).get(candidate.adapter, candidate.adapter)
         size = parameters + (candidate.parameters or 0)
-        if (
-            _full(owners[candidate.owner], limits.per_owner)
-            or _full(families[family], limits.per_family)
-            or (limits.groups is not None and group in groups)
-            or (limits.parameters is not None and size > limits.parameters)
-        ):
+        why = {
+            f"beyond {limits.per_owner} of one owner": _full(owners[candidate.owner], limits.per_owner),
+            f"beyond {limits.per_family} of one family": _full(families[family], limits.per_family),
+            "duplicates of another": limits.groups is not None and group in groups,
+            f"beyond {limits.parameters or 0:,} parameters in all": limits.parameters is not None
+            and size > limits.parameters,
+        }
+        if full := next((words for words, is_full in why.items() if is_full), None):
+            beyond[full] += 1
             continue
         taken.append(row)
         owners[candidate.owner] += 1
         families[family] += 1
         groups.add(group)
         parameters = size
-    if len(taken) < limits.count:
-        raise UsageError(
-            f"Only {len(taken)} of {len(ranking)} adapters satisfy what was asked, not {limits.count}; "
-            "ask for fewer or loosen the limits."
-        )
-    return taken
+    return taken, dict(beyond)
 
 
 def _full(count: int, limit: int | None) -> bool:

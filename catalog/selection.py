@@ -11,8 +11,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from catalog import bases, likeness
-from catalog.candidates import Candidate, candidates, pinned
-from catalog.choose import Limits, Ranked, chosen, matched, random_order, shuffled, without
+from catalog.candidates import Candidate, candidates, left_out, pinned
+from catalog.choose import (
+    Limits,
+    Ranked,
+    chosen,
+    left_out_in_words,
+    let_in,
+    matched,
+    random_order,
+    shuffled,
+    without,
+)
 from catalog.duplicates import representatives
 from catalog.errors import NotFoundError, UsageError
 from catalog.families import families
@@ -36,11 +46,15 @@ STAND_INS: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Selection:
-    """The pool and those that it is to be compared with, by name."""
+    """The pool and those that it is to be compared with, by name.
+
+    `left_out` says, where all were asked for, how many adapters of the base model are not in it, and why.
+    """
 
     pool: Manifest
     controls: tuple[Manifest, ...] = ()
     ranking: tuple[Ranked, ...] = field(default=(), repr=False)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def select(question: Question, sources: Sources, *, controls: bool = False) -> Selection:
@@ -50,25 +64,38 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     """
     strategy = _checked(question)
     where = parse(question.where) if question.where else None
-    rows = candidates(sources.session, sources.refusing, question.base, where, question.without)
-    if question.base is None:
-        usual = _usual_base(rows)
-        rows = [row for row in rows if row.base == usual]
-    rows = [row for row in without(rows, question.exclude) if objection(row.license, question.use) is None]
+    known = candidates(sources.session, sources.refusing, question.base, where, question.without)
+    base = _usual_base(known) if question.base is None else question.base
+    known = [row for row in known if base is None or row.base == base]
+    named = without(known, question.exclude)
+    rows = [row for row in named if objection(row.license, question.use) is None]
+    before = left_out(sources.session, sources.refusing, base, where, question.without) | {
+        "excluded by name": len(known) - len(named),
+        f"with a licence that forbids {question.use}": len(named) - len(rows),
+    }
     if not rows:
-        raise NotFoundError(
-            "No adapter satisfies the filter, the rules and the use; loosen them or crawl more."
-        )
+        raise NotFoundError(_nobody(before))
     ranking = strategy.rank(question, rows, sources)
+    before[f"that cannot be ranked by {question.by}"] = len(rows) - len(ranking)
     limits = _limits(question, rows, sources)
-    taken = chosen(ranking, limits)
+    taken = chosen(ranking, limits, before)
+    everybody = before | let_in(ranking, limits)[1] if question.count is None else {}
     pool = _manifest(question, taken, rows, sources)
     if not controls:
-        return Selection(pool, (), tuple(ranking))
-    others = _controls(question, ranking, taken, rows, limits, sources)
-    named = [{"kind": kind, "pool": other.name, "digest": other.digest} for kind, other in others.items()]
+        return Selection(pool, (), tuple(ranking), everybody)
+    alike = replace(limits, count=len(taken))
+    others = _controls(question, ranking, taken, rows, alike, sources)
+    named_ = [{"kind": kind, "pool": other.name, "digest": other.digest} for kind, other in others.items()]
     stand_ins = [{"kind": kind, "seed": question.seed} for kind in STAND_INS]
-    return Selection(replace(pool, controls=(*named, *stand_ins)), tuple(others.values()), tuple(ranking))
+    pool = replace(pool, controls=(*named_, *stand_ins))
+    return Selection(pool, tuple(others.values()), tuple(ranking), everybody)
+
+
+def _nobody(left_out: Mapping[str, int]) -> str:
+    """What to say where nobody is left to choose from."""
+    reasons = left_out_in_words(left_out)
+    reasons = f" (of {sum(left_out.values()):,}: {reasons})" if reasons else ""
+    return f"No adapter satisfies the filter, the rules and the use{reasons}; loosen them or crawl more."
 
 
 def _usual_base(rows: Sequence[Candidate]) -> str | None:
@@ -126,6 +153,7 @@ def asked(question: Question) -> dict[str, Any]:
         name: value for name, value in vars(question).items() if name not in ("name", "use")
     }
     said = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    said["count"] = "all" if question.count is None else question.count
     said["where"] = to_text(parse(question.where)) if question.where else ""
     if question.by not in ("adapter", "gradient"):
         said.pop("kind")

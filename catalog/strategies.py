@@ -41,11 +41,11 @@ SHORTLIST = 20
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked for; every field that is set stands in the manifest."""
+    """What was asked for; every field that is set stands in the manifest. `count` is None for all."""
 
     name: str
     by: str
-    count: int
+    count: int | None
     seed: int = 0
     base: str | None = None
     rules: str = "ours"
@@ -189,7 +189,7 @@ def _reordered(
     question: Question, ranked: Sequence[Ranked], exact: Callable[[Sequence[str]], Sequence[float]]
 ) -> list[Ranked]:
     """The best first by exact scores, the rest as they were."""
-    best = ranked[: max(2 * question.count, SHORTLIST)]
+    best = ranked[: max(2 * (question.count or len(ranked)), SHORTLIST)]
     scores = exact([row.candidate.adapter for row in best])
     what = f"down the slope of {_task(question)}, exactly"
     found = [

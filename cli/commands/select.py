@@ -15,6 +15,7 @@ import click
 
 from catalog import browse, pool_store, store
 from catalog.blobs import BlobStore
+from catalog.choose import left_out_in_words
 from catalog.database import reading, writing
 from catalog.errors import UsageError
 from catalog.licenses import USES
@@ -52,10 +53,28 @@ MEMBERS = (
 _WAYS = "\b\n" + "\n".join(f"{name:<11}{row.sentence}" for name, row in STRATEGIES.items())
 
 
+def _count(_context: click.Context, _option: click.Parameter, text: str) -> int | None:
+    """So many members; None for all."""
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a number nor all") from None
+
+
 @click.command("select", epilog=_WAYS)
 @click.argument("name")
 @click.option("--by", type=click.Choice(list(STRATEGIES)), required=True, help="How to choose; see below.")
-@click.option("-k", "count", metavar="N", type=int, default=10, show_default=True, help="How many members.")
+@click.option(
+    "-k",
+    "count",
+    metavar="N|all",
+    default="10",
+    show_default=True,
+    callback=_count,
+    help="How many members; all: every adapter that can be ranked, within the limits.",
+)
 @click.option("--query", "text", metavar="TEXT", help="What the adapters should be good for (text).")
 @click.option(
     "--task",
@@ -161,6 +180,10 @@ def select_(
         asking = Asking(device, date, too_long)
         with _measured(app, sources, question, given["base"], task, tasks, asking) as (ready, question):
             found = select(question, ready, controls=controls)
+    if found.left_out:
+        reasons = left_out_in_words(found.left_out) or "none"
+        count = len(found.pool.members)
+        app.output.say(f"{count:,} adapter{'s' * (count != 1)}; left out: {reasons}")
     pools = (found.pool, *found.controls)
     if not dry_run:
         with writing(app.settings) as session:

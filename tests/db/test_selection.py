@@ -81,7 +81,7 @@ def test_downhill_is_the_cosine_whatever_the_norm(sources: Sources) -> None:
     assert list(found.values()) == pytest.approx([1, math.sqrt(0.5), 0], abs=1e-6)
     back = chosen(given(sources, direction=along(-2.0)), 3, by="gradient", task="t", kind="delta")
     assert list(back) == ["o3/r3", "o2/r2", "o1/r1"]
-    with pytest.raises(UsageError, match="Only 3 of 3"):
+    with pytest.raises(UsageError, match="Only 3 of 4"):
         chosen(slope, 4, by="gradient", task="t", kind="delta")
 
 
@@ -184,7 +184,7 @@ def unchanged(sources: Sources) -> tuple[int, ...]:
         pytest.param({"by": "completion", "task": "xyz"}, "called xyz", id="unknown-task-completion"),
         pytest.param({"by": "text", "text": " \n"}, "1 to 10,000 characters", id="empty-query"),
         pytest.param({"by": "random", "count": 5}, "Only 4 of 4", id="k-larger-than-the-catalog"),
-        pytest.param({"by": "score", "task": "rte"}, "Only 1 of 1", id="k-larger-than-what-was-measured"),
+        pytest.param({"by": "score", "task": "rte"}, "Only 1 of 4", id="k-larger-than-what-was-measured"),
         pytest.param(
             {"by": "random", "where": "rank:8 rank:16"}, "No adapter sat", id="contradictory-filter"
         ),

@@ -10,7 +10,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from catalog.candidates import Candidate
-from catalog.choose import Limits, Ranked, by_rank, chosen, draw, matched, random_order, shuffled, without
+from catalog.choose import (
+    Limits,
+    Ranked,
+    by_rank,
+    chosen,
+    draw,
+    let_in,
+    matched,
+    random_order,
+    shuffled,
+    without,
+)
 from catalog.errors import UsageError
 
 
@@ -32,6 +43,7 @@ def candidate(number: int, **over: Any) -> Candidate:
         "parameters": 100 * (number + 1),
         "norm": 1.0 + number,
         "license": "mit",
+        "partial": None,
         "scaling_pattern": "",
         "weights_digest": f"{number:064x}",
         "weights_name": "adapter_model.safetensors",
@@ -94,10 +106,30 @@ def test_no_limit_is_ever_broken(
 
 
 def test_more_than_there_are_is_one_sentence() -> None:
-    with pytest.raises(UsageError, match="Only 40 of 40 adapters satisfy what was asked, not 41"):
+    with pytest.raises(UsageError, match="Only 40 of 40 adapters are left, not 41; ask"):
         chosen(random_order(MANY, 0), Limits(41))
     with pytest.raises(UsageError, match="at least 1"):
         Limits(0)
+
+
+def test_too_few_are_told_with_what_left_the_others_out() -> None:
+    groups = {row.adapter: f"group {row.id // 2}" for row in MANY}
+    ranking = random_order(MANY, 0)
+    with pytest.raises(UsageError) as refused:
+        chosen(ranking, Limits(30, per_owner=7, groups=groups), {"refused by the rules": 5, "unread": 0})
+    told = str(refused.value)
+    taken, beyond = let_in(ranking, Limits(None, per_owner=7, groups=groups))
+    assert told.startswith(f"Only {len(taken)} of 45 adapters are left, not 30: 5 refused by the rules, ")
+    assert {"beyond 7 of one owner", "duplicates of another"} == set(beyond)
+    assert all(f"{count} {why}" in told for why, count in beyond.items())
+    assert "unread" not in told
+    assert len(taken) + sum(beyond.values()) == len(MANY)
+
+
+def test_all_are_all_that_the_limits_let_in() -> None:
+    assert chosen(random_order(MANY, 0), Limits(None)) == random_order(MANY, 0)
+    with pytest.raises(UsageError, match="Only 0 of 3 adapters are left: 3 refused; ask"):
+        chosen([], Limits(None), {"refused": 3})
 
 
 def test_largest_rank_first() -> None:

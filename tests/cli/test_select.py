@@ -1,0 +1,74 @@
+"""How many adapters a pool may have, and what is said of those that are left out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from crawler.localhub import LocalHub
+from tests.cli.conftest import Program
+
+
+@pytest.fixture
+def crawled(hub: LocalHub, run: Program) -> Program:
+    """Two adapters that are accepted, and one that the rules refuse."""
+    assert run("-q", "crawl", "--any-base", "--weights", "stream").exit_code == 0
+    return run
+
+
+def test_all_are_taken_and_those_that_are_not_are_counted(crawled: Program) -> None:
+    found = crawled("select", "mine", "--by", "random", "-k", "all", "--json")
+    pool = json.loads(found.stdout)
+    assert {member["repository"] for member in pool["members"]} == {"ann/one", "bob/two"}
+    assert pool["chosen"]["count"] == "all"
+    assert "2 adapters; left out: 1 refused by the rules\n" in found.stderr
+    again = crawled("select", "mine", "--by", "random", "-k", "all", "--json")
+    assert json.loads(again.stdout)["digest"] == pool["digest"]
+    assert json.loads(crawled("pool", "show", "mine", "--json").stdout)["digest"] == pool["digest"]
+
+
+@pytest.mark.parametrize(
+    ("words", "left_out"),
+    [
+        (("--where", "-owner:bob"), "1 not let through by the filter, 1 refused by the rules"),
+        (
+            ("--where", "verdict:accepted", "--exclude", "bob"),
+            "1 not let through by the filter, 1 excluded by name",
+        ),
+        (("--parameters", "200"), "1 refused by the rules, 1 beyond 200 parameters in all"),
+        (("--use", "commercial"), "1 refused by the rules, 1 with a licence that forbids commercial"),
+        (("--rules", "licensed"), "2 refused by the rules"),
+    ],
+)
+def test_what_leaves_adapters_out_is_said(words: tuple[str, ...], left_out: str, crawled: Program) -> None:
+    found = crawled("select", "mine", "--by", "random", "-k", "all", "--dry-run", *words)
+    assert (found.exit_code, found.stderr) == (0, f"1 adapter; left out: {left_out}\n")
+    refused = crawled("select", "mine", "--by", "random", "-k", "2", *words)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        f"Error: Only 1 of 3 adapters are left, not 2: {left_out}; ask for fewer or loosen what was asked.\n"
+    )
+
+
+def test_nobody_is_left(crawled: Program) -> None:
+    refused = crawled("select", "mine", "--by", "random", "-k", "all", "--where", "rank:99")
+    assert refused.exit_code == 1
+    assert "(of 3: 3 not let through by the filter); loosen them" in refused.stderr
+
+
+def test_what_a_way_has_nothing_to_go_by_for_is_left_out(crawled: Program) -> None:
+    found = crawled("select", "mine", "--by", "text", "--query", "bob", "-k", "all", "--dry-run")
+    assert found.exit_code == 0
+    assert "refused by the rules" in found.stderr
+
+
+def test_controls_of_all_are_as_many(crawled: Program) -> None:
+    found = crawled("select", "mine", "--by", "random", "-k", "all", "--controls", "--where", "downloads:..0")
+    assert found.exit_code == 2
+    assert "Only 0 of 0 adapters are left, not 1" in found.stderr
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "most", "1.5", ""])
+def test_a_count_that_is_none(count: str, run: Program) -> None:
+    assert run("select", "mine", "--by", "random", "-k", count).exit_code in (1, 2)
