@@ -187,9 +187,7 @@ class Hub:
             raise HubPayloadError("The page is not on the Hub's own host.", url=wire.without_query(url))
 
         def read(answer: Answer) -> tuple[list[object], str | None]:
-            rows = _json(answer, limit)
-            if not isinstance(rows, list):
-                raise HubPayloadError("The Hub answered with something else than a list.", url=answer.url)
+            rows = wire.parse_rows(_body(answer, limit), url=answer.url)
             return rows, self._checked_next(url, answer.next_url)
 
         return self._exchange.ask(self._api(url), read)
@@ -224,9 +222,12 @@ def _revision(commit: str) -> str:
 
 
 def _json(answer: Answer, limit: int) -> object:
+    return wire.parse_json(_body(answer, limit), url=answer.url)
+
+
+def _body(answer: Answer, limit: int) -> bytes:
     encoding = answer.headers.get("content-encoding", "").strip().lower()
-    body = wire.read_body(answer.chunks, encoding=encoding, limit=limit, url=answer.url)
-    return wire.parse_json(body, url=answer.url)
+    return wire.read_body(answer.chunks, encoding=encoding, limit=limit, url=answer.url)
 
 
 def _check_commit(answer: Answer, commit: str, *, required: bool = False) -> None:

@@ -20,6 +20,10 @@ from urllib.parse import parse_qsl, urlsplit
 from catalog.errors import HubPayloadError, UsageError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+# A text of JSON as a whole, or one of the marks between values.
+_JSON_MARK = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{},]', re.DOTALL)
+_MOST_DIGITS = 300
+_EXCERPT = 500
 _DELAY_SECONDS = re.compile(r"[0-9]{1,9}")
 
 
@@ -143,16 +147,67 @@ def read_body(chunks: Iterable[bytes], *, encoding: str, limit: int, url: str) -
 
 
 def parse_json(body: bytes, *, url: str) -> object:
-    """The value of a JSON body in UTF-8; raises HubPayloadError for anything else, NaN included."""
+    """The value of a JSON body in UTF-8; raises HubPayloadError for anything else, NaN included.
+
+    An integer of very many digits, which Python would not read, stays the text of its digits.
+    """
 
     def refuse(constant: str) -> object:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        value: object = json.loads(body.decode("utf-8"), parse_constant=refuse)
+        value: object = json.loads(body.decode("utf-8"), parse_constant=refuse, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise HubPayloadError("The Hub answered with something that is not JSON.", url=url) from error
     return value
+
+
+def parse_rows(body: bytes, *, url: str) -> list[object]:
+    """The rows of a JSON list in UTF-8; raises HubPayloadError for anything else.
+
+    Where the list as a whole cannot be read, because a row is nested too deep for instance, its rows are read
+    one by one: what cannot be read stays the beginning of its text, and the others are not lost for it.
+    """
+    try:
+        value = parse_json(body, url=url)
+    except HubPayloadError:
+        texts = _row_texts(body)
+        if not texts or not all(text.lstrip().startswith(b"{") for text in texts):
+            raise
+        return [_row(text, url) for text in texts]
+    if not isinstance(value, list):
+        raise HubPayloadError("The Hub answered with something else than a list.", url=url)
+    return value
+
+
+def _row(text: bytes, url: str) -> object:
+    try:
+        return parse_json(text, url=url)
+    except HubPayloadError:
+        return text[:_EXCERPT].decode("utf-8", "replace")
+
+
+def _row_texts(body: bytes) -> list[bytes] | None:
+    """The texts between the commas of a JSON list, None where the brackets of the body are those of none."""
+    texts: list[bytes] = []
+    depth, begin = 0, 0
+    for match in _JSON_MARK.finditer(body):
+        mark, at = body[match.start() : match.start() + 1], match.start()
+        if depth == 0 and (mark != b"[" or texts or body[:at].strip()):
+            return None
+        if mark in b"[{":
+            depth += 1
+            begin = at + 1 if depth == 1 else begin
+        elif mark in b"]}":
+            depth -= 1
+        if (mark == b"," and depth == 1) or depth == 0:
+            texts.append(body[begin:at])
+            begin = at + 1
+    return texts if depth == 0 and not body[begin:].strip() else None
+
+
+def _integer(digits: str) -> int | str:
+    return int(digits) if len(digits) <= _MOST_DIGITS else digits
 
 
 def content_range(value: str, *, url: str) -> tuple[int, int, int | None]:

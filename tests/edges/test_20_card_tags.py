@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from catalog.errors import HubPayloadError
 from crawler import cards, listing, stages, tree
 from crawler.cards import parse_card
 from crawler.listing import BadRow, parse_row
 from crawler.localhub import LocalHub
+from crawler.localhub.faults import EditJson, Fault
 from crawler.tree import read_tree
+from crawler.wire import parse_rows
 from tests.edges.rows import row
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
 from tests.shared_data import shared
@@ -169,3 +172,35 @@ def test_the_fault_of_the_program_itself_is_counted_with_its_class(
     monkeypatch.setattr(stages, "describe", fall)
     first = run("crawl", "--any-base", "--json")
     assert (first.exit_code, json.loads(first.stdout)["errors"]) == (3, {"internal_FallError": 3})
+
+
+class EditBytes(EditJson):
+    """Edits the bytes of a JSON answer as they are."""
+
+    def _edited(self, body: bytes) -> bytes:
+        edited: bytes = self.function(body)
+        return edited
+
+
+def test_a_row_of_a_listing_that_json_cannot_hold_costs_that_row(hub: LocalHub, run: Program) -> None:
+    deep = b'{"_id": "7", "id": "eve/deep", "config": ' + b"[" * 100_000 + b"]" * 100_000 + b"}, "
+    long = b'{"_id": "8", "id": "eve/long", "likes": ' + b"9" * 6000 + b"}, "
+    hub.faults.append(Fault("filter=peft", EditBytes(lambda body: b"[" + deep + long + body[1:])))
+    first = run("crawl", "--any-base", "--weights", "headers", "--json")
+    report = json.loads(first.stdout)
+    assert (first.exit_code, report["status"], report["adapters"]) == (0, "complete", 3)
+    assert (report["listed"], report["gone"]) == (4, 1)
+    assert sum(report["quarantined"].values()) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>", b'[{"a": 1}', b'{"a": [1]}', b"[1][2]", b'[{"a": 1},', b"", b"[NaN]", b"[1] x"]
+)
+def test_what_is_no_list_is_an_error_of_the_hub(body: bytes) -> None:
+    with pytest.raises(HubPayloadError):
+        parse_rows(body, url="http://hub")
+
+
+def test_commas_and_brackets_within_texts_divide_no_rows() -> None:
+    odd = b'{"b": "],{\\"", "c": [1, {"d": 2}]}'
+    assert parse_rows(b'[{"a": NaN}, ' + odd + b"]", url="http://hub") == ['{"a": NaN}', json.loads(odd)]
