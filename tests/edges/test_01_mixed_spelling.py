@@ -18,12 +18,15 @@ from merging.controls import KINDS, stand_ins
 from merging.inspect import inspect
 from merging.members import base_note, load_member, load_members
 from merging.merge import merge
+from merging.model import kept_name
 from merging.plan import plan
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
 from tests.merging.adapters import adapter, deltas, distance, total
 from tests.merging.test_controls import layered
+from tests.merging.test_evaluate import ROWS, tiny_adapter
+from tests.merging.tiny import save_base, tiny_base, write_task
 from tests.shared_data import index, shared
 
 INSTRUCT = "meta-llama/Llama-3.1-8B-Instruct"
@@ -234,3 +237,25 @@ def test_a_selected_pool_merges(six: LocalHub, run: Program, tmp_path: Path) -> 
         if not words:
             assert written_base(tmp_path / "out") == INSTRUCT
     ok("inspect-merge", "all", "--result", str(tmp_path / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_six_spellings_are_evaluated_and_adapted(run: Program, data: Path, tmp_path: Path) -> None:
+    save_base(tiny_base(), data / "bases" / kept_name(INSTRUCT))
+    task = write_task(tmp_path / "task", ROWS)
+    folders = []
+    for number, name in enumerate(SPELLINGS[:4]):
+        config = tiny_adapter(tmp_path / f"a{number}", number, size=0.3).folder / "adapter_config.json"
+        document = json.loads(config.read_text())
+        config.write_text(json.dumps({**document, "base_model_name_or_path": name}))
+        folders.append(str(config.parent))
+    asked = ("--base", INSTRUCT, "--task", str(task))
+    named = [word for folder in folders for word in ("--adapter", folder)]
+    assert run("evaluate", *asked, *named, "--limit", "2").exit_code == 0
+    for words in ((), ("--control", "random-each")):
+        out = tmp_path / f"out{len(words)}"
+        course = ("--samples", "10", "--steps", "2", "-o", str(out))
+        done = run("adapt", *folders, *asked, *course, *words)
+        assert done.exit_code == 0, done.output
+        assert written_base(out) == INSTRUCT
