@@ -129,7 +129,7 @@ def _rule(needs: Needs, refuse: str, sentence: str) -> Rule:
 # Why the weights of an adapter with readable factors were not read: asking again would not change that.
 UNREADABLE: tuple[Reason, ...] = (
     *(Reason.GATED, Reason.DISABLED, Reason.PRIVATE, Reason.VANISHED, Reason.INTEGRITY, Reason.TOO_LARGE),
-    *(Reason.NOT_READ, Reason.TRUNCATED, Reason.HEADER_INVALID),
+    *(Reason.NOT_READ, Reason.TRUNCATED, Reason.HEADER_INVALID, Reason.WEIGHTS_UNREADABLE),
 )
 # In the order in which findings are told: what ends the reading first, licences last.
 RULES: Mapping[Reason, Rule] = {

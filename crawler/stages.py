@@ -164,11 +164,13 @@ def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
         return draft
     if draft.status is not None or not draft.spec.modules:
         return draft
-    if file.size > tools.most_weights:
-        too_large = f"{file.path} has {file.size:,} bytes; --max-weights is {tools.most_weights:,}"
-        return replace(draft, status="too_large", detail=too_large)
-    keep = tools.weights == "keep" and not refused_by(findings(listed, draft, tools.bases), tools.rules)
+    small = file.size <= tools.most_weights
+    accepted = not refused_by(findings(listed, draft, tools.bases), tools.rules)
+    keep = tools.weights == "keep" and accepted and small
     try:
+        if not small and not _is_measured(weights, config, tools):
+            too_large = f"{file.path} has {file.size:,} bytes; --max-weights is {tools.most_weights:,}"
+            return replace(draft, status="too_large", detail=too_large)
         file, content = _identified(listed, file, tools)
         weights = replace(weights, digest=file.sha256 or "")
         with tools.known.reading(file.sha256 or ""):
@@ -177,6 +179,12 @@ def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
         return replace(draft, weights=weights, spec=_modules(file, header, config))
     except (HubAccessError, IntegrityError, HubPayloadError, WeightsError, ConfigError) as error:
         return _stopped(draft, error)
+
+
+def _is_measured(weights: WeightsRecord, config: AdapterConfig, tools: Tools) -> bool:
+    """Whether the values of a weights file are on record with these scalings, so that nobody fetches it."""
+    known = tools.known.weights(weights.digest)
+    return known is not None and known.fingerprint(pattern_of(known, config)) is not None
 
 
 def _identified(listed: ListedRepository, file: RemoteFile, tools: Tools) -> tuple[RemoteFile, bytes | None]:

@@ -42,7 +42,17 @@ BATCH = 256
 # So many items in a row that fail for want of the Hub or the disk, and the rest is left for the next run.
 PATIENCE = 8
 # Reasons that may pass without a new commit; no hash covers the head of a file while it is read alone.
-PASSING = ("gated", "disabled", "private", "vanished", "integrity", "not_read", "truncated", "header_invalid")
+PASSING = (
+    "gated",
+    "disabled",
+    "private",
+    "vanished",
+    "integrity",
+    "not_read",
+    "truncated",
+    "header_invalid",
+    "weights_unreadable",
+)
 # Why a row is left out whose repository shares its identity with another one that the Hub has.
 SAME_ID = "another repository has the same _id"
 OUT_OF_REACH = (HubUnreachableError, HubBusyError, StorageError)

@@ -151,6 +151,9 @@ def test_too_large_weights_are_a_counted_reason_until_the_cap_is_raised(
     assert (shown["rank"], shown["modules"]) == (4, 2)
     report = ok(run(*crawl))
     assert (report["accepted"], report["unmeasured"], report["reasons"]) == (2, 0, {})
+    # What is measured stays so under a lower one: nothing has to be fetched for it.
+    report = ok(run(*crawl, "--max-weights", "500B", "--full"))
+    assert (report["status"], report["accepted"], report["reasons"]) == ("complete", 2, {})
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "5XB", "1e9", "GB", "4 i", "0"])
