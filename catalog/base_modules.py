@@ -105,17 +105,23 @@ def modules_of_folder(folder: Path) -> BaseModules:
 
 
 def built_modules(config: Mapping[str, Any]) -> BaseModules:
-    """The linear layers and embeddings of the causal model of a configuration, built without memory.
+    """The linear layers and embeddings of the model of a configuration, built without memory: of the causal
+    one, else of that for images and text.
 
     Raises what transformers raises for a configuration that it does not know.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     settings = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}
     known = AutoConfig.for_model(str(config.get("model_type")), **settings)
+    build: Any = AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(known)  # type: ignore[no-untyped-call]
+        try:
+            model = build(known)
+        except ValueError:
+            build = AutoModelForImageTextToText.from_config
+            model = build(known)
     return modules_of_model(model)
 
 

@@ -70,12 +70,14 @@ class ModuleNames:
     `keys` has the place of each LoRA factor by the tensor's name. `written` gives for each module the name
     under which PEFT finds it in the base: another one than the module's own only where versions of
     transformers differ and the base is not known. `absent` are the modules, sorted, that name none of the
-    base's; empty where the base is not known.
+    base's; empty where the base is not known. `kept` are the parts of paths that are the base's own, though
+    wrappers use them too.
     """
 
     keys: Mapping[str, FactorKey]
     written: Mapping[str, str] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()
 
 
 def factor_key(tensor_name: str, keep: Collection[str] = ()) -> FactorKey | None:
@@ -106,7 +108,7 @@ def read_names(header: Header, base: BaseModules | None = None, task: str | None
         if found is not None:
             path, key = found
             keys[tensor.name] = replace(key, module=_moved(_live(path)))
-            written.setdefault(keys[tensor.name].module, _live(path) if task == CAUSAL else path)
+            written.setdefault(keys[tensor.name].module, _live(path) if task in (None, CAUSAL) else path)
     if base is None:
         return ModuleNames(keys, written)
     places = _places(header.tensors, keys, base)
@@ -118,6 +120,7 @@ def read_names(header: Header, base: BaseModules | None = None, task: str | None
             for old, path in written.items()
         },
         absent=tuple(sorted(module for module, place in places.items() if place is None)),
+        kept=keep,
     )
 
 
@@ -128,10 +131,15 @@ def peft_names(header: Header, names: ModuleNames) -> dict[str, str]:
     for the prefix where no factor has it.
     """
     bare = bool(names.keys) and not any(PREFIX in name for name in names.keys)
+    modules = {
+        found[0]: names.written[names.keys[tensor.name].module]
+        for tensor in header.tensors
+        if tensor.name in names.keys and (found := _factor(tensor.name, names.kept))
+    }
     return {
         tensor.name: _peft_name(names.keys[tensor.name], names.written)
         if tensor.name in names.keys
-        else _peft_path(tensor.name, bare)
+        else _peft_path(tensor.name, names.kept, modules, bare=bare)
         for tensor in header.tensors
     }
 
@@ -186,13 +194,19 @@ def _factor(name: str, keep: Collection[str]) -> tuple[str, FactorKey] | None:
     return path, _key(path, match)
 
 
-def _peft_path(name: str, bare: bool) -> str:
-    """A tensor's name without wrappers, with PEFT's prefix in front where it stood in it or `bare` asks for
-    it.
+def _peft_path(name: str, kept: Collection[str], modules: Mapping[str, str], *, bare: bool) -> str:
+    """A tensor's name without wrappers, and its module as in the base where a factor of it has another name.
+
+    PEFT's prefix is in front where it stood in the name, or where `bare` asks for it.
     """
-    parts = _unwrapped(name.split("."), ())
+    parts = _unwrapped(name.split("."), kept)
     below = _below_prefix(parts)
-    return f"{PREFIX}{'.'.join(below)}" if below and (bare or below != parts) else ".".join(parts)
+    if below == parts and not bare:
+        return ".".join(parts)
+    for end in range(len(below), 0, -1):
+        if (module := ".".join(below[:end])) in modules:
+            return PREFIX + ".".join([modules[module], *below[end:]])
+    return PREFIX + ".".join(below)
 
 
 def _key(module: str, match: re.Match[str]) -> FactorKey:

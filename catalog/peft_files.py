@@ -50,7 +50,7 @@ class _Adapter:
         return {self.names.written[module.name]: module.kind for module in self.spec.modules}
 
 
-def make_loadable(folder: Path) -> None:
+def make_loadable(folder: Path) -> frozenset[str]:
     """Writes a folder's files anew where PEFT would not load them, or only a part; others stay untouched.
 
     Names of tensors become PEFT's own. In the configuration a byte order mark goes, null becomes what it
@@ -61,16 +61,19 @@ def make_loadable(folder: Path) -> None:
     """
     adapter = _read(folder)
     if isinstance(adapter, str):
-        return
+        return frozenset()
     renamed = peft_names(adapter.header, adapter.names)
     if len(set(renamed.values())) < len(renamed):
-        return
-    config = folder / CONFIG_NAME
-    data = config.read_bytes()
+        return frozenset()
+    changed = set()
+    data = (folder / CONFIG_NAME).read_bytes()
     if (repaired := _repaired(data, adapter)) != data:
-        config.write_bytes(repaired)
+        (folder / CONFIG_NAME).write_bytes(repaired)
+        changed.add(CONFIG_NAME)
     if any(name != new for name, new in renamed.items()):
         _rename_tensors(folder / WEIGHTS_NAME, adapter.header, renamed)
+        changed.add(WEIGHTS_NAME)
+    return frozenset(changed)
 
 
 def load_problems(folder: Path) -> tuple[str, ...]:

@@ -176,6 +176,45 @@ def test_a_merge_of_plain_and_wrapped_is_that_of_the_plain_one(
     assert gap < 1e-6 * norm(wanted)
 
 
+def inserted(name: str) -> str:
+    """A name as of a model of vision and text, on a base of text alone: only the base can tell."""
+    return name.replace("model.model.layers", "model.model.language_model.layers")
+
+
+def test_a_loaded_model_decides_what_names_mean(tmp_path: Path, plain: Path) -> None:
+    from merging.live import LiveStack
+    from merging.members import load_member
+
+    tokens = torch.arange(12)[None]
+    wanted = PeftModel.from_pretrained(tiny(), str(plain)).eval()(tokens).logits
+    for number, spell in enumerate((inserted, SPELLINGS["layers-only"], SPELLINGS["fsdp"])):
+        folder = respelled(plain, tmp_path / str(number), spell)
+        with LiveStack(tiny().eval(), [load_member(folder)]).attached() as live, torch.no_grad():
+            assert torch.allclose(live.model(tokens).logits, wanted, atol=1e-5)
+
+
+def test_a_base_in_a_folder_decides_what_names_mean(run: Program, tmp_path: Path, plain: Path) -> None:
+    base, model = tmp_path / "base", tmp_path / "model"
+    tiny().save_pretrained(base)
+    folder = respelled(plain, tmp_path / "inserted", inserted)
+    words = ("--method", "sum", "--dtype", "float32", "--base", str(base))
+    result = run("merge", str(folder), *words, "-o", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert set(load_file(tmp_path / "out" / WEIGHTS_NAME)) == set(load_file(plain / WEIGHTS_NAME))
+    assert norm(applied(tmp_path / "out")) == pytest.approx(norm(applied(plain)), rel=1e-6)
+    result = run("merge", str(folder), *words[:-2], "-o", str(model), "--apply-to", str(base))
+    assert result.exit_code == 0, result.output
+    folded, wanted = load_file(model / "model.safetensors"), applied(plain)
+    gaps = {
+        name: folded[name].double() - tiny().state_dict()[name].double() - wanted[name] for name in folded
+    }
+    assert norm(gaps) < 1e-5 * norm(wanted)
+    odd = respelled(plain, tmp_path / "odd", lambda name: name.replace("q_proj", "query"))
+    result = run("merge", str(odd), *words, "-o", str(tmp_path / "never"))
+    assert result.exit_code != 0
+    assert "has no module model.layers.0.self_attn.query" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("over", "mends"),
     [

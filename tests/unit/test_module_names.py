@@ -198,6 +198,19 @@ def test_tensors_beside_the_factors_move_with_them() -> None:
     }
 
 
+def test_what_belongs_to_a_module_goes_where_the_module_goes() -> None:
+    """DoRA's magnitudes and copies of a layer, beside factors of a name that is not PEFT's."""
+    inserted = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+    more = (f"{inserted}.lora_magnitude_vector", f"{inserted}.base_layer.weight")
+    found = header(*pair(inserted), *((name, (576,)) for name in more))
+    for base, wanted in ((modules_of_spelling(KNOWN), PEFT), (None, inserted)):
+        written = peft_names(found, read_names(found, base))
+        assert [written[name] for name in more] == [
+            f"{wanted}.lora_magnitude_vector",
+            f"{wanted}.base_layer.weight",
+        ]
+
+
 _OF_BASES = ["layers", "0", "1", "self_attn", "q_proj", "lm_head", "embed_tokens", "visual", "x"]
 _OF_PROGRAMS = ["base_model", "model", "language_model", "default", "lora_A", "weight"]
 PATHS = st.lists(st.sampled_from([*_OF_BASES, *_OF_PROGRAMS, *sorted(WRAPPERS)]), max_size=8).map(".".join)
@@ -264,6 +277,16 @@ def test_modules_of_a_folder_are_built_without_weights(tmp_path: Path) -> None:
     found = modules_of_folder(tmp_path)
     assert found.shapes["model.layers.1.mlp.down_proj"] == (64, 32)
     assert len(found.shapes) == 2 * 7 + 2
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    pictures = {"model_type": "clip_vision_model", "image_size": 8, "patch_size": 4, **vision}
+    both = {"model_type": "llava", "text_config": settings, "vision_config": pictures}
+    (tmp_path / "config.json").write_text(json.dumps(both))
+    found = modules_of_folder(tmp_path)
+    moved = "language_model.model.layers.1.mlp.down_proj"
+    assert found.place(moved, 64, 32) == "model.language_model.layers.1.mlp.down_proj"
+    assert (
+        found.place("model.layers.1.mlp.down_proj", 64, 32) == "model.language_model.layers.1.mlp.down_proj"
+    )
     for text in ("[]", "{", '{"model_type": "nothing"}', '{"model_type": "llama", "hidden_size": "x"}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UsageError, match=r"config\.json"):
