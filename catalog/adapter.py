@@ -8,7 +8,7 @@ scaling.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from catalog.adapter_config import AdapterConfig, ScalingRule, parse_config, scaling
@@ -43,9 +43,7 @@ __all__ = [
     "lora_modules",
     "parse_config",
     "parse_header",
-    "saved_layer",
     "scaling",
-    "targets_parameters",
     "tensors_beside",
 ]
 
@@ -65,6 +63,8 @@ _INSIDE_A_LAYER = re.compile(
 )
 _FACTOR_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 _SHOWN = 5
+# No path of a model's module has more parts.
+_MOST_PARTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,13 @@ class OtherTensor:
 
     Kinds: magnitude, bias, lora_bias, saved (whole weights that replace the base's), base_copy (weights of
     the base that PEFT saves beside an adapted embedding), trainable_tokens, auxiliary (what only training
-    needs), unknown.
+    needs), unknown. `layer` is the layer that a tensor of kind saved or trainable_tokens belongs to, by the
+    name that the configuration gives it or its own.
     """
 
     name: str
     kind: str
+    layer: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,8 @@ class AdapterSpec:
     """The LoRA modules of one weights file in the order of layer and name, and all else it holds.
 
     `respelled` are the names of factors under which PEFT does not look for them, `absent` the modules that
-    the base, where the configuration names a known one, does not have.
+    the base, where the configuration names a known one, does not have, `of_parameters` the modules whose
+    factors are those of bare parameters.
     """
 
     modules: tuple[LoraModule, ...]
@@ -129,6 +132,7 @@ class AdapterSpec:
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     respelled: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    of_parameters: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -183,16 +187,18 @@ def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | Non
     for name, kind in halves:
         if kind == "embedding" and (name, "linear") in halves:
             problems.add("duplicate_factor", f"{name} is an embedding and a linear layer")
-    rules = _rules(config, problems)
+    rules, holders = _rules(config, problems), _holders(config)
     modules = [
         module
         for (name, kind), pair in halves.items()
-        if rules is not None and (module := _module(name, kind, pair, rules, config, problems)) is not None
+        if rules is not None and (module := _module(name, kind, pair, rules, holders, problems)) is not None
     ]
     modules.sort(key=lambda m: (-1 if m.layer is None else m.layer, m.name))
     dtypes = tuple(sorted({tensor.dtype for pair in halves.values() for tensor in pair.values()}))
-    beside = tensors_beside(header, config, names)
-    others = tuple(OtherTensor(_presentable(name), kind) for name, kind in beside.items())
+    beside, saved = tensors_beside(header, config, names), _Layers(config.modules_to_save)
+    others = tuple(
+        OtherTensor(_presentable(name), kind, _saved_layer(name, saved)) for name, kind in beside.items()
+    )
     return AdapterSpec(
         tuple(modules),
         others,
@@ -201,6 +207,7 @@ def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | Non
         header.metadata,
         respelled=respelled(header, names),
         absent=names.absent,
+        of_parameters=tuple(m.name for m in modules if _is_of_parameters(m.name, holders)),
     )
 
 
@@ -212,33 +219,63 @@ def tensors_beside(header: Header, config: AdapterConfig, names: ModuleNames | N
     (Qwen2's `q_proj.base_layer.bias`).
     """
     keys = (names or adapter_names(header, config)).keys
-    all_names = {tensor.name for tensor in header.tensors}
+    all_names, saved = {tensor.name for tensor in header.tensors}, _Layers(config.modules_to_save)
     found: dict[str, str] = {}
     for tensor in header.tensors:
         key = keys.get(tensor.name)
         if key is None or key.leaf == "bias":
-            found[tensor.name] = "lora_bias" if key else _other_kind(tensor.name, all_names, config)
+            found[tensor.name] = "lora_bias" if key else _other_kind(tensor.name, all_names, config, saved)
     return found
 
 
-def saved_layer(tensor_name: str, config: AdapterConfig) -> str:
+class _Layers:
+    """A list of modules that is looked up by a tensor's path in the same time however long it is."""
+
+    def __init__(self, names: Iterable[str] | None) -> None:
+        self._by_length: dict[int, set[str]] = {}
+        for name in names or ():
+            length = name.count(".") + 1
+            if length <= _MOST_PARTS:
+                self._by_length.setdefault(length, set()).add(name)
+
+    def within(self, path: str) -> str | None:
+        """The first of the names, the shortest before longer ones, that is a part of the path."""
+        parts = path.split(".")
+        return next(
+            (
+                name
+                for length, names in sorted(self._by_length.items())
+                for start in range(len(parts) - length)
+                if (name := ".".join(parts[start : start + length])) in names
+            ),
+            None,
+        )
+
+    def at_end(self, path: str) -> bool:
+        """Whether one of the names is the path or what follows one of its dots."""
+        parts = path.split(".")
+        return any(".".join(parts[-length:]) in names for length, names in self._by_length.items())
+
+
+def _saved_layer(name: str, saved: _Layers) -> str:
     """The layer that a whole saved tensor belongs to: as the configuration names it, else its short name."""
-    name = canonical_tensor(tensor_name)
-    for module in config.modules_to_save or ():
-        if f".{module}." in f".{name}":
-            return module
-    return _INSIDE_A_LAYER.sub("", name).rpartition(".")[2]
+    name = canonical_tensor(name)
+    return saved.within(name) or _INSIDE_A_LAYER.sub("", name).rpartition(".")[2]
 
 
-def targets_parameters(module: str, config: AdapterConfig) -> bool:
+def _holders(config: AdapterConfig) -> _Layers:
+    """The modules that hold the bare parameters which the configuration targets."""
+    return _Layers(filter(None, (name.rpartition(".")[0] for name in config.target_parameters or ())))
+
+
+def _is_of_parameters(module: str, holders: _Layers) -> bool:
     """Whether the factors under this name are those of bare parameters (`target_parameters`), not a module's.
 
     PEFT wraps the module that holds the parameter, once a parameter: `experts.base_layer` is the inner one.
     """
     while module.endswith(".base_layer"):
         module = module.removesuffix(".base_layer")
-    holders = (parameter.rpartition(".")[0] for parameter in config.target_parameters or ())
-    return any(holder and f".{module}".endswith(f".{holder}") for holder in holders)
+    return holders.at_end(module)
 
 
 class _Problems:
@@ -265,14 +302,14 @@ def _presentable(name: str) -> str:
     return name if len(name) <= 200 else name[:197] + "..."
 
 
-def _other_kind(name: str, names: Collection[str], config: AdapterConfig) -> str:
+def _other_kind(name: str, names: Collection[str], config: AdapterConfig, saved: _Layers) -> str:
     kind = next((kind for part, kind in _OTHER_KINDS if part in name), None)
     weight_beside = name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in names
     if kind == "base_copy" and name.endswith(".base_layer.bias"):
         return "base_copy" if config.bias == "none" and weight_beside else "bias"
     if kind is not None:
         return kind
-    if any(f".{module}." in f".{name}" for module in config.modules_to_save or ()):
+    if saved.within(name):
         return "saved"
     if name.endswith(".bias"):
         return "saved" if weight_beside else "bias"
@@ -294,7 +331,7 @@ def _module(
     kind: Kind,
     pair: Mapping[str, Tensor],
     rules: ScalingRule,
-    config: AdapterConfig,
+    holders: _Layers,
     problems: _Problems,
 ) -> LoraModule | None:
     """The module of one pair, or None and a problem where the pair is none."""
@@ -317,7 +354,7 @@ def _module(
         problems.add("rank_mismatch", f"{name}: A has rank {rank}, B {rank_of_b}")
         return None
     # The factors of a bare parameter are those of its experts, side by side.
-    experts = targets_parameters(name, config)
+    experts = _is_of_parameters(name, holders)
     factor = _scaling(name, rank, rules, problems, experts=experts)
     if factor is None:
         return None

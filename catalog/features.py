@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from catalog.adapter import AdapterConfig, AdapterSpec, saved_layer, targets_parameters
+from catalog.adapter import AdapterConfig, AdapterSpec
 
 # Initialisations that change the base: the stored factors are relative to a base that nobody else has.
 RELATIVE_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga")
@@ -89,7 +89,7 @@ def layers_to_leave_out(config: AdapterConfig, spec: AdapterSpec) -> tuple[str, 
     if not spec.modules or {feature.reason for feature in beside_the_update(config, spec)} - IN_LAYERS:
         return ()
     beside = (other for other in spec.others if other.kind in {"saved", "trainable_tokens"})
-    return tuple(sorted({saved_layer(other.name, config) for other in beside}))
+    return tuple(sorted({other.layer for other in beside}))
 
 
 def _features(config: AdapterConfig, spec: AdapterSpec | None) -> Iterator[Feature]:
@@ -135,7 +135,7 @@ def _settings(config: AdapterConfig) -> Iterator[Feature]:
 def _stored(config: AdapterConfig, spec: AdapterSpec) -> Iterator[Feature]:
     """What the weights file holds, and what the configuration names of which it holds nothing."""
     kinds = {other.kind for other in spec.others}
-    layers = {saved_layer(other.name, config) for other in spec.others if other.kind == "saved"}
+    layers = {other.layer for other in spec.others if other.kind == "saved"}
     named = tuple(name for name in config.modules_to_save or () if name in layers)
     idle = tuple(name for name in config.modules_to_save or () if name not in layers)
     if named:
@@ -145,8 +145,7 @@ def _stored(config: AdapterConfig, spec: AdapterSpec) -> Iterator[Feature]:
     for other in spec.others:
         if other.kind in _OF_TENSORS:
             yield Feature(_OF_TENSORS[other.kind], other.name)
-    adapted = [module.name for module in spec.modules if targets_parameters(module.name, config)]
-    if adapted:
+    if spec.of_parameters:
         yield Feature("target_parameters", shown(config.target_parameters))
     for problem in spec.problems:
         yield Feature(problem.kind, problem.detail)

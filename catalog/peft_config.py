@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from catalog.adapter import AdapterConfig, AdapterSpec, saved_layer
+from catalog.adapter import AdapterConfig, AdapterSpec
 
 # Fields that PEFT reads without looking for null.
 _NO_NULL = ("bias", "lora_dropout", "rank_pattern", "alpha_pattern")
@@ -82,7 +82,7 @@ def settings_of_nothing(config: AdapterConfig, spec: AdapterSpec) -> dict[str, A
 
     PEFT raises for them where the base has such modules.
     """
-    saved = {saved_layer(other.name, config) for other in spec.others if other.kind == "saved"}
+    saved = {other.layer for other in spec.others if other.kind == "saved"}
     stored = [name for name in config.modules_to_save or () if name in saved]
     found: dict[str, Any] = {}
     if len(stored) < len(config.modules_to_save or ()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from catalog.adapter import AdapterConfig, AdapterSpec, LoraModule, targets_parameters
+from catalog.adapter import AdapterConfig, AdapterSpec, LoraModule
 from catalog.base_modules import modules_of_base
 from catalog.base_names import names_nothing
 from catalog.bases import BaseDims, BaseIdentity
@@ -261,12 +261,13 @@ def _modules(spec: AdapterSpec, config: AdapterConfig, evidence: Evidence) -> Fo
     if base is None or config.layer_replication:
         return
     layers = evidence.dims.layers if evidence.dims is not None else 0
+    of_parameters = set(spec.of_parameters)
     absent = [
         module.name
         for module in spec.modules
         if module.name not in base.shapes and (module.layer is None or module.layer < layers)
         # Bare parameters are no modules of their own.
-        if not targets_parameters(module.name, config)
+        if module.name not in of_parameters
     ]
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""

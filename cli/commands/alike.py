@@ -211,12 +211,14 @@ def duplicates_(app: App, level: str, verdict: str, rules: str) -> None:
         if level == "family":
             named = list(likeness.fingerprinted(session, refusing(rules), every=every))
             found = families(likeness.copies(session, named))
-            app.output.rows([_family_row(family, named) for family in found], FAMILY_COLUMNS)
+            by_name = {row.adapter: row for row in named}
+            app.output.rows([_family_row(family, by_name) for family in found], FAMILY_COLUMNS)
             return
         rows = list(likeness.with_weights(session, refusing(rules), every=every))
         copies = likeness.copies(session, rows, deltas=level == "delta")
         groups = duplicates(copies, level, exact=likeness.exact_delta(session, rows, blobs))
-    app.output.rows([_group_row(group, rows) for group in groups], GROUP_COLUMNS)
+    by_name = {row.adapter: row for row in rows}
+    app.output.rows([_group_row(group, by_name) for group in groups], GROUP_COLUMNS)
 
 
 def _names(members: Sequence[str]) -> str:
@@ -245,12 +247,12 @@ FAMILY_COLUMNS = (
 )
 
 
-def _group_row(group: Group, rows: Sequence[Fingerprinted]) -> dict[str, Any]:
+def _group_row(group: Group, rows: Mapping[str, Fingerprinted]) -> dict[str, Any]:
     marks = _marks(group.members, rows)
     return {**asdict(group), "members": list(group.members), "size": len(group.members), **marks}
 
 
-def _family_row(family: Family, rows: Sequence[Fingerprinted]) -> dict[str, Any]:
+def _family_row(family: Family, rows: Mapping[str, Fingerprinted]) -> dict[str, Any]:
     return {
         "family": family.name,
         "size": len(family.members),
@@ -260,9 +262,9 @@ def _family_row(family: Family, rows: Sequence[Fingerprinted]) -> dict[str, Any]
     }
 
 
-def _marks(members: Sequence[str], rows: Sequence[Fingerprinted]) -> dict[str, Any]:
+def _marks(members: Sequence[str], rows: Mapping[str, Fingerprinted]) -> dict[str, Any]:
     """The members that the rules refuse, and those whose B A is not the whole update, with the reasons."""
-    inside = [row for row in rows if row.adapter in set(members)]
+    inside = [rows[member] for member in members]
     return {
         "skipped": [row.adapter for row in inside if row.skipped],
         "partial": {row.adapter: list(row.partial) for row in inside if row.partial},

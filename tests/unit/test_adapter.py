@@ -379,3 +379,14 @@ def test_the_wild_configurations_are_read_as_the_index_says() -> None:
         assert ("use_dora" in row["anomalies"]) is read.use_dora
         assert ("use_rslora" in row["anomalies"]) is read.use_rslora
     assert seen == {"peft": 249, "mlx": 3, "unparsable": 2}
+
+
+def test_a_long_list_of_saved_modules_costs_no_more_than_a_short_one() -> None:
+    """Neither list of a hostile configuration is gone through for each tensor of a hostile file."""
+    many = [f"model.layers.{n}.mlp.gate" for n in range(10_000)]
+    read = config(modules_to_save=[*many, "score"], target_parameters=[f"{name}.w" for name in many])
+    tensors = [(f"base_model.model.model.layers.{n}.mlp.gate.weight", (1,)) for n in range(20_000)]
+    spec = lora_modules(header(*pair(), *tensors, ("base_model.model.score.dense.weight", (1,))), read)
+    assert [other.layer for other in spec.others[:2]] == many[:2]
+    assert spec.others[-1].layer == "score"
+    assert spec.of_parameters == ()
