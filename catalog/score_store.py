@@ -117,13 +117,15 @@ def score_table(
     splits: Collection[str] | None = None,
     sources: Collection[str] | None = None,
     leave_out: Collection[str] = (),
+    renewed: Collection[str] = (),
 ) -> Table:
     """The scores of adapters by short name and task, of some splits and sources, or of all but some.
 
     Scores by metrics that are no shares (`catalog.metrics`) are not in it. A column has scores of one rule of
-    comparing answers: where a task has scores by the present rule, those by the one before it are left out.
-    Where several sources or splits measured a cell, their mean weighted by the number of samples; a source
-    that does not say its number counts as one sample. Raises NotFoundError where there are none.
+    comparing answers: where a task has scores by the present rule, or is `renewed`, those by the one before
+    it are left out. Where several sources or splits measured a cell, their mean weighted by the number of
+    samples; a source that does not say its number counts as one sample. Raises NotFoundError where there are
+    none.
     """
     query = select(Evaluation).order_by(Evaluation.subject, Evaluation.task, Evaluation.id)
     query = query.where(Evaluation.metric.not_in(OTHER_METRICS))
@@ -137,7 +139,8 @@ def score_table(
     found = list(session.scalars(query))
     present = {(row.task, row.metric) for row in found}
     for row in found:
-        if (row.task, SUCCESSORS.get(row.metric, "")) in present:
+        successor = SUCCESSORS.get(row.metric)
+        if successor and (row.task in renewed or (row.task, successor) in present):
             continue
         sums.setdefault((_short(row.subject), row.task), []).append((row.value, row.n))
     if not sums:
@@ -184,8 +187,10 @@ def summary(session: Session) -> list[dict[str, Any]]:
 
 
 def scores_of(session: Session, subject: str | None = None, task: str | None = None) -> list[dict[str, Any]]:
-    """The scores of one subject, of one task, or of both, the highest first."""
-    query = select(Evaluation).order_by(Evaluation.task, Evaluation.value.desc(), Evaluation.subject)
+    """The scores of one subject, of one task, or of both, the highest first; those by earlier rules last."""
+    query = select(Evaluation).order_by(
+        Evaluation.task, Evaluation.metric.in_(SUCCESSORS), Evaluation.value.desc(), Evaluation.subject
+    )
     if subject is not None:
         query = query.where(Evaluation.subject == subject)
     if task is not None:

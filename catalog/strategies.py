@@ -223,7 +223,13 @@ def _matrix(
     names, task = [row.adapter for row in rows], _task(question)
     try:
         splits = question.splits
-        table = score_table(sources.session, splits or None, leave_out=() if splits else ("test",))
+        table = score_table(
+            sources.session,
+            splits or None,
+            leave_out=() if splits else ("test",),
+            # What a race measures is measured by the present rule.
+            renewed=(task,) if racing else (),
+        )
     except NotFoundError:
         if racing:
             return score_matrix((), adapters=names).blank(task)

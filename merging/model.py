@@ -19,7 +19,7 @@ from catalog.errors import NotFoundError, UsageError
 from merging.gguf import GgufError, check_llama
 from merging.memory import memory_limit
 from merging.prompt import DATE
-from merging.reading import Reading, reading_of
+from merging.reading import Reading, reading_of, reading_of_config
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CONTEXT = 2048
 # Below the folder of bases: what was found of how models read prompts.
 CHECKS = ".reading"
+# Types of models whose positions are those of the row, and which take a tree without a word.
+_BY_ROW = frozenset({"gpt_neo", "mpt"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,6 +195,19 @@ def load_tokenizer(base: str, revision: str | None = None) -> Any:
 
     with quiet(), _loading(base):
         return AutoTokenizer.from_pretrained(base, revision=revision, trust_remote_code=False)
+
+
+def trees_were_wrong(base: str, revision: str | None = None) -> bool:
+    """Whether the first versions, which read every prompt in a tree, may have read a base's prompts wrongly.
+
+    By its configuration; raises as `load_base` does.
+    """
+    from transformers import AutoConfig
+
+    with quiet(), _loading(base):
+        config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+    known = reading_of_config(config)
+    return known.recurrent or known.window < CONTEXT or config.model_type in _BY_ROW
 
 
 def _loaded(name: str, place: str, kind: torch.dtype, revision: str | None) -> tuple[Any, Any]:

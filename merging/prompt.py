@@ -126,7 +126,7 @@ def _clock(date: date) -> str:
         for letter in "aAbBcCdDeFgGhHIjlmMpPrRsSTuUVwWxXyYzZf"
         for sign in (f"%-{letter}", f"%{letter}")
     )
-    return f"{{% macro {_CLOCK}(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n"
+    return f"{{% macro {_CLOCK}(format) %}}{{{{ format{filters}|replace('%%', '%') }}}}{{% endmacro %}}\n"
 
 
 def _written(date: date) -> str:

@@ -93,9 +93,7 @@ def reading_of(model: Any, folder: Path | None = None) -> Reading:
     config = getattr(model, "config", None)
     if config is None:
         return Reading()
-    text = config.get_text_config()
-    kinds = tuple(_kinds(text))
-    made = Reading(_window(text, kinds), _recurrent(model, text, kinds))
+    made = reading_of_config(config, bool(getattr(type(model), "_is_stateful", False)))
     if folder is not None:
         made.place = folder / f"{_identity(model, config)}.json"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -105,6 +103,13 @@ def reading_of(model: Any, folder: Path | None = None) -> Reading:
     return made
 
 
+def reading_of_config(config: Any, stateful: bool = False) -> Reading:
+    """What a configuration says of a model's trees; `stateful` is what transformers says of its class."""
+    text = config.get_text_config()
+    kinds = tuple(_kinds(text))
+    return Reading(_window(text, kinds), _recurrent(text, kinds, stateful))
+
+
 def _kinds(config: Any) -> Iterator[str]:
     for name in _KINDS:
         found = getattr(config, name, None)
@@ -112,11 +117,10 @@ def _kinds(config: Any) -> Iterator[str]:
             yield from (kind for kind in found if isinstance(kind, str))
 
 
-def _recurrent(model: Any, config: Any, kinds: tuple[str, ...]) -> bool:
+def _recurrent(config: Any, kinds: tuple[str, ...], stateful: bool) -> bool:
     if kinds:
         return any(word in kind for kind in kinds for word in _RECURRENT_KINDS)
-    named = any(word in str(getattr(config, "model_type", "")) for word in _RECURRENT_MODELS)
-    return named or bool(getattr(type(model), "_is_stateful", False))
+    return stateful or any(word in str(getattr(config, "model_type", "")) for word in _RECURRENT_MODELS)
 
 
 def _window(config: Any, kinds: tuple[str, ...]) -> float:

@@ -215,13 +215,17 @@ def restored(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def calm() -> Iterator[None]:
-    """Silences two warnings that say nothing to a user.
+    """Silences warnings that say nothing to a user.
 
-    PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name, and its hooks for LoRA-GA
-    sit on layers whose inputs, the embeddings, need no gradient.
+    PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name, its hooks for LoRA-GA sit on
+    layers whose inputs, the embeddings, need no gradient, and it tells how it adapts layers of GPT-2 and
+    experts.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+        warnings.filterwarnings("ignore", "The following alpha_pattern keys did not match", RuntimeWarning)
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
         yield
 

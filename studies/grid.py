@@ -22,7 +22,7 @@ from merging.course import Recipe
 from merging.fold import refuse_misfits
 from merging.members import digest_of, load_member
 from merging.methods import find_method
-from merging.model import checkpoint, load_tokenizer
+from merging.model import checkpoint, load_tokenizer, trees_were_wrong
 from merging.prompt import date_of
 from merging.tasks import METRICS, TASK_NAME, Task, find_task
 from merging.train import RECORD_NAME, Settings, default_rates
@@ -126,9 +126,10 @@ def grid(
         adapters={name: Path(one["folder"]).absolute() for name, one in members.items()},
         source=(wild or Path()).absolute(),
     )
-    made = _Grid(study, known, members, _identity(study.base, bases, device))
+    reading = _reading(str(kept or study.base))
+    made = _Grid(study, known, members, _identity(study.base, bases, device), reading)
     facts = {
-        "base": made.base,
+        "base": {**made.base, **reading},
         "tasks": {
             name: {
                 "digest": task.digest,
@@ -150,6 +151,7 @@ class _Grid:
     tasks: Mapping[str, Task]
     adapters: Mapping[str, Mapping[str, Any]]
     base: Mapping[str, Any]
+    reading: Mapping[str, str] = field(default_factory=dict)
     _made: dict[str, Step] = field(default_factory=dict)
 
     def cells(self) -> Iterator[Cell]:
@@ -300,7 +302,7 @@ class _Grid:
         return [{key: one[key] for key in ("name", "sha256")} for one in self.adapters.values()]
 
     def _asked(self, task: Task) -> dict[str, Any]:
-        return {"task": {"name": task.name, "digest": task.digest}, "base": self.base}
+        return {"task": {"name": task.name, "digest": task.digest}, "base": self.base, **self.reading}
 
     def _judged(self, task: Task) -> dict[str, Any]:
         """What is asked, with the rule by which answers are compared where they are texts."""
@@ -373,23 +375,18 @@ def _trained_on(folder: Path) -> str | None:
 def _identity(base: str, bases: Path | None, device: str) -> dict[str, Any]:
     """What a base model is known by; results of a CPU and of a GPU are not the same."""
     place = checkpoint(base, bases)
-    date = _date(str(place or base))
-    return {
-        "name": base,
-        "digest": _digest(place) if place else None,
-        "device": device.partition(":")[0],
-        **({"date": date} if date else {}),
-    }
+    return {"name": base, "digest": _digest(place) if place else None, "device": device.partition(":")[0]}
 
 
 @lru_cache(maxsize=4)
-def _date(base: str) -> str | None:
-    """The date on which questions are asked where the base's chat template says one."""
+def _reading(base: str) -> Mapping[str, str]:
+    """How a base is asked where this is not as in the first versions: on which date, and not in trees."""
     try:
-        return date_of(load_tokenizer(base))
+        date, plain = date_of(load_tokenizer(base)), trees_were_wrong(base)
     except LoradexError:
         # Nothing can be asked of a base that is not there; the steps will say so.
-        return None
+        return {}
+    return {**({"date": date} if date else {}), **({"reading": "plain"} if plain else {})}
 
 
 @lru_cache(maxsize=4)

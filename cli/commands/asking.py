@@ -84,7 +84,7 @@ def unusual_notes(record: Mapping[str, Any]) -> list[str]:
             "of attention, or recurrent layers); this takes longer"
         )
     if record.get("left_out"):
-        notes.append(f"left out: {record['left_out']} examples that are longer than the model reads")
+        notes.append(f"examples longer than the model reads, left out: {record['left_out']}")
     return notes
 
 

@@ -164,3 +164,63 @@ def test_adaptive_lists_the_methods(run: Program) -> None:
     rows = json.loads(run("adaptive", "--json").stdout)
     assert {"recycling", "lorahub", "arrow"} <= {row["method"] for row in rows}
     assert "recycling" in run("adaptive").stdout
+
+
+def test_long_examples_stop_evaluate_or_are_counted_in_its_table(run: Program, place: Path) -> None:
+    task = place / "tasks" / "long"
+    write_task(task, [*ROWS[:8], ("z" * 600, "yes")])
+    words = ["evaluate", "--base", NAME, "--task", str(task)]
+    result = run(*words)
+    assert result.exit_code == 2
+    assert "Example 9 of long has" in result.stderr
+    assert "--too-long skip" in result.stderr
+    result = run(*words, "--too-long", "skip")
+    assert result.exit_code == 0, result.output
+    head, row = result.stdout.splitlines()[:2]
+    assert head.split()[-3:] == ["n", "too", "long"]
+    assert row.split()[-2:] == ["8", "1"]
+    assert json.loads(run(*words, "--too-long", "skip", "--json").stdout)["scores"][0]["left_out"] == 1
+    words = [
+        "adapt",
+        str(place / "a1"),
+        "--base",
+        NAME,
+        "--task",
+        str(task),
+        "--samples",
+        "9",
+        "--steps",
+        "1",
+    ]
+    assert "--too-long skip" in run(*words, "--split", "test").stderr
+    result = run(*words, "--split", "test", "--too-long", "skip", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["left_out"], told["score"]["left_out"]) == (1, 1)
+    assert "examples longer than the model reads, left out: 1" in result.stderr
+
+
+def test_a_date_is_an_option_and_said(run: Program, place: Path, data: Path) -> None:
+    base = tiny_base()
+    base.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}<|assistant|>"
+    save_base(base, data / "bases" / kept_name("owner/dated"))
+    task = str(place / "tasks" / "first")
+    words = ["evaluate", "--base", "owner/dated", "--task", task, "--limit", "3", "--json"]
+    first, again, later = run(*words), run(*words), run(*words, "--date", "2025-01-02")
+    assert first.stdout == again.stdout
+    assert "the prompts say the date 2024-07-26, whatever the day is" in first.stderr
+    rows = [json.loads(one.stdout)["scores"][0] for one in (first, later)]
+    assert [row["date"] for row in rows] == ["2024-07-26", "2025-01-02"]
+    assert rows[0]["key"] != rows[1]["key"]
+    assert "--date" in run(*words, "--date", "tomorrow").stderr
+
+
+def test_prompts_that_are_read_plainly_are_said_once(run: Program, place: Path, data: Path) -> None:
+    from tests.merging.architectures import architecture
+
+    save_base(architecture("mistral"), data / "bases" / kept_name("owner/window"))
+    words = ["--tasks", str(place / "tasks"), "--limit", "3", "--json"]
+    result = run("evaluate", "--base", "owner/window", "--task", "all", *words)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("prompts are read one by one") == 1
+    assert [row["plain"] for row in json.loads(result.stdout)["scores"]] == [True, True]

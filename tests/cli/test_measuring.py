@@ -128,3 +128,18 @@ def test_exact_orders_the_best_by_their_weights(run: Program, place: Path) -> No
     expected = dict(zip(OWNERS, scores, strict=True))
     assert {one["repository"]: one["score"] for one in found["members"]} == pytest.approx(expected, abs=1e-4)
     assert [one["repository"] for one in found["members"]] == sorted(OWNERS, key=lambda name: -expected[name])
+
+
+@pytest.mark.parametrize("way", [("gradient", "--samples", "9"), ("racing", "--budget", "20")])
+def test_long_examples_and_dates_stand_in_the_manifest(
+    run: Program, place: Path, way: tuple[str, ...]
+) -> None:
+    write_task(place / "tasks" / "long", [*ROWS[:8], ("z" * 600, "yes")])
+    words = ["--by", *way, "--base", NAME, "--task", str(place / "tasks" / "long"), "-k", "2", "--dry-run"]
+    assert "--too-long skip" in run("select", "one", *words).stderr
+    result = run("select", "one", *words, "--too-long", "skip", "--json")
+    if way[0] == "gradient":
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["chosen"]["left_out"] == 1
+        assert "date" not in json.loads(result.stdout)["chosen"]
+    assert "longer than the model reads, left out: 1" in result.stderr

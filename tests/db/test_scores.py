@@ -63,6 +63,32 @@ def test_the_largest_counts_and_longest_texts_are_stored_by_both_databases(engin
         assert [row["task"] for row in scores_of(session, longest["subject"])] == [longest["task"]]
 
 
+def test_scores_by_two_rules_of_comparing_answers_stand_in_no_column_together(engine: Engine) -> None:
+    old = [
+        replace(ONE, metric="exact_match", value=value, subject=name)
+        for name, value in (("a/a", 1.0), (BASE, 0.9))
+    ]
+    with Session(engine) as session, session.begin():
+        save_scores(session, [*old, replace(old[0], task="rte")])
+        assert score_table(session).cells["a/a", "anli"] == (1.0, 100)
+        assert score_table(session).base == {"anli": 0.9}
+        # A race is about to measure by the present rule.
+        assert list(score_table(session, renewed=("anli",)).cells) == [("a/a", "rte")]
+        save_scores(session, [replace(ONE, metric="exact_match_stripped", value=0.5, subject="b/b")])
+        table = score_table(session)
+        assert table.cells == {("b/b", "anli"): (0.5, 100), ("a/a", "rte"): (1.0, 100)}
+        assert table.base == {}
+        assert [row["metric"] for row in scores_of(session, task="anli")] == [
+            "exact_match_stripped",
+            "exact_match",
+            "exact_match",
+        ]
+        assert {row["metric"]: row["scores"] for row in summary(session)} == {
+            "exact_match": 3,
+            "exact_match_stripped": 1,
+        }
+
+
 def test_metrics_that_are_no_shares_are_facts_and_not_ranked_by(engine: Engine) -> None:
     with Session(engine) as session, session.begin():
         save_scores(session, [ONE, replace(ONE, metric="perplexity", value=9.5)])

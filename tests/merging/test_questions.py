@@ -230,3 +230,20 @@ def test_asking_nothing_too_long_keeps_all(task: Task) -> None:
     asked = ask(tiny_base(), task, some, "skip")
     assert (asked.examples, asked.left_out) == (some, 0)
     assert len(ROWS) == 30
+
+
+@pytest.mark.parametrize(
+    "start", ["", "\n", "  {% if true %}x{% endif %}\n", "{%- if true -%} y {% endif %}"]
+)
+def test_the_clock_changes_nothing_else_of_a_template(
+    start: str, midnight: Callable[[int], None], task: Task
+) -> None:
+    ways = ("%d %b %Y", "%Y-%m-%d", "%A, %-d %B %Y %H:%M", "%%")
+    calls = "".join(f"{{{{ strftime_now({way!r}) }}}}|" for way in ways)
+    macro = "{% macro say() %}{{ strftime_now('%d').upper() }}{% endmacro %}{{ say() }}"
+    tokenizer = in_template(start + calls + macro + _ANSWER)
+    midnight(9)
+    day, example = datetime.date(2030, 5, 9), examples(task, "test")[0]
+    turn = [{"role": "user", "content": f"{task.instruction}\n\n{example.input}"}]
+    plain = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    assert question_text(tokenizer, task, example, day) == plain.replace("23:59", "00:00")
