@@ -49,6 +49,7 @@ _NO_MODELS = ("datasets/", "spaces/", "papers/", "collections/", "docs/", "blog/
 _PAGE = re.compile(
     r"/(?:tree|blob|resolve|raw|commits?|discussions|edit|summary|files|model_files?)(?:/.*)?\Z"
 )
+_PAGE_OF = re.compile(r"([A-Za-z0-9_][\w.-]*/[\w.-]+)/(?:tree|blob|resolve)/.+\Z")
 _REVISED = re.compile(r"([A-Za-z0-9_][\w.-]*/[\w.-]+)[@:]([\w./-]+)\Z")
 _CACHED = re.compile(r"models--(?:([^/]+?)--)?([^/]+)\Z")
 _SNAPSHOT = re.compile(r"/snapshots/[0-9a-f]{7,64}\Z|/[0-9a-f]{40}\Z")
@@ -97,7 +98,7 @@ def plain_name(text: str) -> tuple[str, str]:
         match = address.match(name)
         if match is not None:
             return _from_address(name[match.end() :], before)
-    name = _without_git(name.rstrip("/") or name)
+    name = _without_git(_PAGE_OF.sub(r"\1", name.rstrip("/") or name))
     revised = _REVISED.match(name)
     if revised is None:
         return name, ""

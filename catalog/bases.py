@@ -179,7 +179,7 @@ class BaseTable:
         return tuple(self._rows[spelling] for spelling in sorted(self._rows))
 
     def spellings(self, name: str) -> tuple[str, ...]:
-        """All names under which the base model is known, the canonical one first, the rest sorted.
+        """All names under which the base model is known, and this one: canonical first, the rest sorted.
 
         For a base model that is not in the table: the name itself, what Unsloth would call its copies, and
         those in lower case.
@@ -187,6 +187,8 @@ class BaseTable:
         canonical = self.known(name)
         if canonical is not None:
             known = {r.spelling for r in self._rows.values() if r.canonical == canonical}
+            if self._find(name) is None and _REPO_ID.match(name):
+                known.add(name)
             return (canonical, *sorted(known - {canonical}))
         short = name.rpartition("/")[2]
         derived = {name, *(f"unsloth/{short}{end}" for end in ("", "-bnb-4bit", "-unsloth-bnb-4bit"))}

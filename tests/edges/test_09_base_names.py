@@ -58,6 +58,7 @@ WRITTEN = {
     "https://huggingface.co/google/gemma-2-2b/blob/main/config.json": "google/gemma-2-2b",
     "https://huggingface.co/Qwen/Qwen3-4B?library=transformers": "Qwen/Qwen3-4B",
     "https://user:word@huggingface.co/meta-llama/Llama-3.2-1B.git": "meta-llama/Llama-3.2-1B",
+    "Qwen/Qwen3-8B/tree/main": "Qwen/Qwen3-8B",
     "git@hf.co:meta-llama/Llama-3.2-1B": "meta-llama/Llama-3.2-1B",
     "https://hf.co/someone/Other-7B/resolve/main/model.safetensors": "someone/Other-7B",
     "hf://meta-llama/Llama-3.1-8B@main": "meta-llama/Llama-3.1-8B",

@@ -146,6 +146,14 @@ def test_spellings_of_a_known_base() -> None:
     assert TABLE.spellings(INSTRUCT) == found
 
 
+def test_a_copy_that_nobody_listed_is_a_spelling_where_it_is_asked_for() -> None:
+    found = TABLE.spellings("someone/Llama-3.1-8B-Instruct-GGUF")
+    assert found[0] == INSTRUCT
+    assert set(found) - set(TABLE.spellings(INSTRUCT)) == {"someone/Llama-3.1-8B-Instruct-GGUF"}
+    assert TABLE.spellings("/kaggle/input/llama-3.1/transformers/8b-instruct/2") == TABLE.spellings(INSTRUCT)
+    assert TABLE.spellings(INSTRUCT.upper()) == TABLE.spellings(INSTRUCT)
+
+
 def test_spellings_of_an_unlisted_base_are_derived() -> None:
     assert TABLE.spellings("a/B-7B") == (
         "a/B-7B",
