@@ -37,8 +37,8 @@ def reading(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (LoradexError, MemoryError):
+    except (LoradexError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         log.info("%s cannot be read", what, exc_info=error)
         raise UnreadableError(what, type(error).__name__) from error

@@ -99,6 +99,21 @@ def test_a_parser_that_falls_is_a_reason_with_the_class_and_the_rest_is_kept(
     assert (again["status"], again["unchanged"]) == ("complete", 3)
 
 
+class PanicException(BaseException):
+    """What no `except Exception` catches."""
+
+
+def test_the_panic_of_a_library_is_a_reason_too(
+    hub: LocalHub, run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def panic(*_: object) -> Any:
+        raise PanicException
+
+    monkeypatch.setattr(stages, "fingerprint", panic)
+    report = json.loads(run("crawl", "--any-base", "--json").stdout)
+    assert (report["status"], report["reasons"]["weights_unreadable"]) == ("complete", 3)
+
+
 def test_whoever_asks_for_more_sees_where_the_parser_fell(
     hub: LocalHub, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catalog.errors import ConfigError, LoradexError, PoolError, UsageError, WeightsError
+from catalog.errors import ConfigError, HubPayloadError, LoradexError, PoolError, UsageError, WeightsError
 from tests.hubs import adapter_config, card, lora_tensors, safetensors_bytes
 
 
@@ -178,6 +178,7 @@ def readers() -> dict[str, Reader]:
         "config": Reader(parse_config, (_CONFIG, b'{"peft_type": "IA3"}'), (ConfigError,)),
         "json": Reader(load_json, (_CONFIG, _ROW, b'[1, -2.5e3, "\\u00e9", null]'), (ConfigError,)),
         "listing row": Reader(_listing_row, (_ROW,)),
+        "listing page": Reader(_listing_page, (b"[" + _ROW + b", " + _ROW + b"]", b"[]"), (HubPayloadError,)),
         "file list": Reader(_file_list, (_TREE,)),
         "weights header": Reader(_header, (_HEADER, _WEIGHTS), (WeightsError,)),
         "weights": Reader(_values, (_WEIGHTS,), (WeightsError, ConfigError)),
@@ -227,6 +228,13 @@ def _loaded(data: bytes) -> Any:
         return parse_json(data, url="http://127.0.0.1/api/models")
     except HubPayloadError:
         return None
+
+
+def _listing_page(data: bytes) -> object:
+    from crawler.listing import parse_row
+    from crawler.wire import parse_rows
+
+    return [parse_row(row) for row in parse_rows(data, url="http://hub")]
 
 
 def _listing_row(data: bytes) -> object:
