@@ -36,8 +36,10 @@ WIDTH_WITHOUT_TERMINAL = 1 << 30
 NOTE_SECONDS = 60.0
 # The rate of what arrives is that of the last so many seconds.
 FLOW_SECONDS = 30.0
-# A column of a table becomes narrower than its longest word, but never than this.
+# A column of a table becomes narrower than its longest word, but than this only where all others are so too.
 NARROWEST = 12
+# What the widest character takes.
+_LEAST = 2
 # Between two words that stay on one line.
 NO_BREAK = "\u00a0"
 _GAP = "  "
@@ -359,15 +361,15 @@ def _cut(word: str, room: int) -> int:
 def _widths(texts: Sequence[Sequence[str]], room: int) -> list[int]:
     """The columns' widths: those with spaces give way first, down to their longest word, then the widest.
 
-    None becomes narrower than NARROWEST, so that a narrow terminal gets a table that is wider than it.
+    None becomes narrower than a character, so that a terminal of a few columns gets a table wider than it.
     """
     from rich.cells import cell_len
 
-    room = max(room, NARROWEST)
+    room = max(room, _LEAST)
     columns = list(zip(*texts, strict=True))
     widths = [min(max(map(cell_len, column)), room) for column in columns]
     words = [max(cell_len(word) for text in column for word in text.split(" ")) for column in columns]
-    for least in (words, [NARROWEST] * len(columns)):
+    for least in (words, [NARROWEST] * len(columns), [_LEAST] * len(columns)):
         while sum(widths) > room:
             wide = [n for n, size in enumerate(widths) if size > least[n]]
             if not wide:

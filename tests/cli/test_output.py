@@ -120,7 +120,7 @@ def test_a_terminal_of_any_width_gets_its_table(
         lines = table([dict(zip(names, row, strict=False)) for row in rows], names)
         shown = labelled(zip(names, rows[0], strict=False)) if rows else ""
         folded = fold("".join(rows[0]) if rows else "", columns - 2)
-    room = max(columns, 12 * count + 2 * (count - 1))
+    room = max(columns, 2 * count + 2 * (count - 1))
     assert all(cell_len(line) <= room for line in lines)
     assert bool(lines) == bool(rows)
     assert "".join("".join(folded).split()) == "".join("".join("".join(row) for row in rows[:1]).split())
@@ -174,19 +174,11 @@ def test_a_list_without_rows_has_its_names(capsys: pytest.CaptureFixture[str]) -
     assert (said.out, said.err) == ("name,rank\r\na\tb\nx\t1\n", "")
 
 
-@given(
-    st.lists(
-        st.dictionaries(
-            st.sampled_from("abc"),
-            st.none()
-            | st.booleans()
-            | st.integers()
-            | st.text(st.characters(codec="utf-8", min_codepoint=0x30)),
-            min_size=1,
-        ),
-        min_size=1,
-    )
-)
+PLAIN_TEXTS = st.text(st.characters(codec="utf-8")).map(lambda text: f"x{text}") | st.just("")
+VALUES = st.none() | st.booleans() | st.integers() | PLAIN_TEXTS
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES, min_size=1), min_size=1))
 def test_csv_gives_back_what_json_has(rows: list[dict[str, Any]]) -> None:
     written = io.StringIO(separated(rows, ["b"], Format.CSV), newline="")
     for given_, found in zip(rows, csv.DictReader(written), strict=True):
