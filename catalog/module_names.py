@@ -14,6 +14,7 @@ https://github.com/huggingface/transformers/pull/38627 (language_model.model →
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -36,6 +37,8 @@ WRAPPERS = frozenset(
 )
 # Module names longer than this, or with control characters, are no names of a model's modules.
 MAX_NAME = 1000
+# The adapters of one base have the same names: so many are read once.
+_REMEMBERED = 1 << 14
 _FACTOR = re.compile(
     r"(?P<module>.+?)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])"
     r"(?:\.(?P<adapter>(?!weight\Z|bias\Z)[^.]+))?(?:\.(?P<leaf>weight|bias))?\Z"
@@ -80,7 +83,7 @@ class ModuleNames:
     kept: frozenset[str] = frozenset()
 
 
-def factor_key(tensor_name: str, keep: Collection[str] = ()) -> FactorKey | None:
+def factor_key(tensor_name: str, keep: frozenset[str] = frozenset()) -> FactorKey | None:
     """Which half of which module a tensor is by fixed rules, or None where it is no LoRA factor.
 
     `keep` are parts of paths that belong to the base, though wrappers use them too.
@@ -88,8 +91,7 @@ def factor_key(tensor_name: str, keep: Collection[str] = ()) -> FactorKey | None
     found = _factor(tensor_name, keep)
     if found is None:
         return None
-    path, key = found
-    return replace(key, module=_moved(_live(path)))
+    return found[1]
 
 
 def read_names(header: Header, base: BaseModules | None = None, task: str | None = CAUSAL) -> ModuleNames:
@@ -107,12 +109,13 @@ def read_names(header: Header, base: BaseModules | None = None, task: str | None
         found = _factor(tensor.name, keep)
         if found is not None:
             path, key = found
-            keys[tensor.name] = replace(key, module=_moved(_live(path)))
-            written.setdefault(keys[tensor.name].module, _live(path) if task in (None, CAUSAL) else path)
+            keys[tensor.name] = key
+            written.setdefault(key.module, _live(path) if task in (None, CAUSAL) else path)
     if base is None:
         return ModuleNames(keys, written)
     places = _places(header.tensors, keys, base)
-    keys = {name: replace(key, module=places[key.module] or key.module) for name, key in keys.items()}
+    if any(place not in (None, module) for module, place in places.items()):
+        keys = {name: replace(key, module=places[key.module] or key.module) for name, key in keys.items()}
     return ModuleNames(
         keys,
         written={
@@ -161,6 +164,7 @@ def canonical_tensor(name: str) -> str:
     return _named_factor(key)
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def first_key(name: str) -> FactorKey | None:
     """The place of a LoRA factor as names were first read, by prefixes in front alone; None for others."""
     if len(name) > MAX_NAME or not name.isprintable():
@@ -181,8 +185,9 @@ def first_tensor(name: str) -> str:
     return _named_factor(key)
 
 
-def _factor(name: str, keep: Collection[str]) -> tuple[str, FactorKey] | None:
-    """The path of a factor's module in PEFT's spelling, and its place; None where it is no factor."""
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _factor(name: str, keep: frozenset[str]) -> tuple[str, FactorKey] | None:
+    """The path of a factor's module without what programs add, and its place; None where it is no factor."""
     if len(name) > MAX_NAME or not name.isprintable():
         return None
     plain = ".".join(_unwrapped(name.split("."), keep))
@@ -191,10 +196,10 @@ def _factor(name: str, keep: Collection[str]) -> tuple[str, FactorKey] | None:
     if match is None or not any(below) or not _SIDED.isdisjoint(below):
         return None
     path = ".".join(below)
-    return path, _key(path, match)
+    return path, _key(_moved(_live(path)), match)
 
 
-def _peft_path(name: str, kept: Collection[str], modules: Mapping[str, str], *, bare: bool) -> str:
+def _peft_path(name: str, kept: frozenset[str], modules: Mapping[str, str], *, bare: bool) -> str:
     """A tensor's name without wrappers, and its module as in the base where a factor of it has another name.
 
     PEFT's prefix is in front where it stood in the name, or where `bare` asks for it.
@@ -232,7 +237,7 @@ def _below_prefix(parts: Sequence[str]) -> list[str]:
 def _live(path: str) -> str:
     """A path as a causal model of transformers has it: with `model.` once, where it was lost or repeated."""
     rest = path.split(".")
-    while rest[:2] == ["model", "model"]:
+    while rest[:2] == ["model", "model"] or (rest[0] == "base_model" and len(rest) > 1):
         rest = rest[1:]
     if rest[:2] == ["model", "lm_head"]:
         rest = rest[1:]

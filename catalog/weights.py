@@ -152,7 +152,7 @@ def fingerprint_pattern(header: Header, config: AdapterConfig) -> str:
     """
     modules = header_modules(header, config)
     pattern = scaling_pattern(modules, config)
-    if pattern or has_first_names(header, config):
+    if pattern or modules == _first_modules(header):
         return pattern
     return hashlib.sha256(json.dumps(modules).encode()).hexdigest()[:32]
 

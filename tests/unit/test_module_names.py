@@ -35,6 +35,7 @@ SPELLINGS = {
     "layers only": "layers.0.self_attn.q_proj.lora_A.weight",
     "one model lost": "base_model.model.layers.0.self_attn.q_proj.lora_A.weight",
     "one model more": f"base_model.model.model.{Q}.lora_A.weight",
+    "half of the prefix": "base_model.layers.0.self_attn.q_proj.lora_A.weight",
     "prefix twice": f"base_model.model.{PEFT}.lora_A.weight",
     "module outside": f"module.{PEFT}.lora_A.weight",
     "module inside the prefix": f"base_model.model.module.{Q}.lora_A.weight",
