@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from catalog.bases import BaseTable
+from catalog.bases import BaseTable, seed_table
 from catalog.errors import UsageError
 from catalog.fingerprint import FINGERPRINT_VERSION
 from crawler.listing import valid_name
@@ -25,7 +25,9 @@ RELATIONS = ("adapter", "finetune")
 def check_base_name(name: str) -> None:
     """Raises UsageError unless the Hub can have a model of this name."""
     if not valid_name(name):
-        raise UsageError(f"{name[:80]!r} is no base model; write owner/name, as {DEFAULT_BASE}.")
+        known = seed_table().known(name)
+        right = known or f"owner/name, as {DEFAULT_BASE}"
+        raise UsageError(f"{name[:80]!r} is no base model; write {right}.")
 
 
 @dataclass(frozen=True)

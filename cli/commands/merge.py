@@ -298,9 +298,13 @@ def inspect_merge(
 ) -> None:
     """How alike the members of a POOL are, how much they interfere, and the energy that each rank keeps."""
     from merging import inspect
+    from merging.members import base_note, base_of
 
     table = base_table(app)
     members, _ = members_of(app, pool, without, table=table)
+    note = base_note(members, base_of(members, given["base"], table), table)
+    for sentence in filter(None, (note, *_strange(table, given["base"], members))):
+        app.output.say(sentence)
     with app.output.progress("reading") as bar:
         found = inspect.inspect(members, result=result, table=table, progress=bar.working, **given)
     if plot:

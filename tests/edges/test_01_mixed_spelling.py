@@ -160,8 +160,21 @@ def test_a_base_that_contradicts_a_member_is_told_in_one_sentence(run: Program, 
     done = run("merge", *folders, "--method", "average", "-o", str(tmp_path / "out"), "--base", INSTRUCT)
     assert done.exit_code == 0, done.output
     told = " ".join(done.stderr.split())
-    assert f"are taken as adapters of {INSTRUCT}, but m0 names {BASE}, and 1 more name another base" in told
+    sentence = f"are taken as adapters of {INSTRUCT}, but m0 names {BASE}, and 1 more name another base"
+    assert sentence in told
+    inspected = run("inspect-merge", *folders, "--base", INSTRUCT)
+    assert inspected.exit_code == 0
+    assert sentence in " ".join(inspected.stderr.split())
     assert written_base(tmp_path / "out") == INSTRUCT
+
+
+def test_a_base_that_nobody_knows_is_told(run: Program, tmp_path: Path) -> None:
+    (folder,) = spelled(tmp_path, None)
+    words = ("merge", str(folder), "--method", "sum", "-o", str(tmp_path / "out"))
+    done = run(*words, "--base", f"{INSTRUCT}s")
+    assert f"No base model is known as {INSTRUCT}s; the nearest known names are {INSTRUCT}, " in done.stderr
+    assert written_base(tmp_path / "out") == f"{INSTRUCT}s"
+    assert "is known as" not in run(*words, "--overwrite", "--base", INSTRUCT).stderr
 
 
 @pytest.mark.parametrize("word", ["None", "", "null"])

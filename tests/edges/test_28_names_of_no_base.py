@@ -79,6 +79,20 @@ def test_a_crawl_says_it_of_the_base_alone_that_nobody_names(hub: LocalHub, run:
     assert "No repository lists" not in said(limited), "listings that were not read say nothing"
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        f"https://huggingface.co/{INSTRUCT}",
+        f"{INSTRUCT}@main",
+        "/x/models--meta-llama--Llama-3.1-8B-Instruct",
+    ],
+)
+def test_what_is_no_id_is_answered_with_the_one_that_it_means(written: str, run: Program) -> None:
+    refused = run("crawl", "--base", written)
+    assert refused.exit_code == 2
+    assert f"is no base model; write {INSTRUCT}." in said(refused)
+
+
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """The program on a catalog with one adapter of one base model that the program does not know."""
