@@ -44,6 +44,8 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _BASE_CONFIG = "config.json"
 _PREFIX = 8
+# A module of a layer: what follows the first number is the same wherever models keep their layers.
+_NUMBERED = re.compile(r"(?P<place>[^0-9]*?)\.(?P<below>[0-9]+\..+)")
 _MAX_CONFIG = 1024 * 1024
 _MAX_CARD = 64 * 1024
 _CHUNK = 1 << 22
@@ -156,6 +158,8 @@ def load_members(
         modules = modules_of_spelling(base)
     members = _agreed([_placed(member, base or "", modules) for member in members])
     _refuse_shapes(members)
+    if modules is None:
+        _refuse_paths(members, base)
     return tuple(members)
 
 
@@ -341,6 +345,29 @@ def _refuse_shapes(members: Sequence[Member]) -> None:
                     f"{module.name} is {_shape(other)} in {first.name} and {_shape(module)} in "
                     f"{member.name}; merge adapters of one base."
                 )
+
+
+def _refuse_paths(members: Sequence[Member], base: str | None) -> None:
+    """Raises MergeError where two members of a base that nobody knows have the same layers in other places.
+
+    Of model.layers.0.self_attn.q_proj and transformer.h.0.self_attn.q_proj one at most is in the base, and
+    a merge of both would be half of what was asked for. A member that has modules in both places has one
+    base with both.
+    """
+    places: dict[tuple[str, str], tuple[Member, set[str]]] = {}
+    for member in members:
+        own: dict[tuple[str, str], set[str]] = {}
+        for module in member.spec.modules:
+            if match := _NUMBERED.fullmatch(module.name):
+                own.setdefault((match["below"], _shape(module)), set()).add(module.name)
+        for key, names in own.items():
+            first, others = places.setdefault(key, (member, names))
+            if names.isdisjoint(others):
+                raise MergeError(
+                    f"{first.name} has {min(others)} where {member.name} has {min(names)}, and the "
+                    f"modules of {base or 'their base'} are not known here; name its folder as --base."
+                )
+            others |= names
 
 
 def _shape(module: LoraModule) -> str:

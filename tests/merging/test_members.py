@@ -315,3 +315,17 @@ def test_the_digest_of_a_missing_file_is_an_error_of_ours(tmp_path: Path) -> Non
 
 def test_the_configuration_of_a_member_is_plain_json(tmp_path: Path) -> None:
     assert json.loads((adapter(tmp_path / "a") / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+@pytest.mark.parametrize("place", ["transformer.h", "model.language_model.layers", "decoder.layers"])
+def test_layers_in_other_places_of_an_unknown_base_are_not_merged(tmp_path: Path, place: str) -> None:
+    one = adapter(tmp_path / "one", base_model_name_or_path="made/tiny")
+    other = adapter(tmp_path / "other", base_model_name_or_path="made/tiny")
+    weights = other / "adapter_model.safetensors"
+    save_file(
+        {name.replace("model.model.layers", f"model.{place}"): t for name, t in load_file(weights).items()},
+        weights,
+    )
+    with pytest.raises(MergeError, match=r"has model\.layers\.0.* where .*--base"):
+        load_members([one, other])
+    load_members([other])
