@@ -103,14 +103,18 @@ def _equal(base: BaseModel, longest: Prompt, others: Sequence[Prompt]) -> bool |
     import torch
 
     width = WIDTH.get(base.device.type, WIDTH["cpu"])
-    try:
+    while True:
         prompts, few = _crowd(longest, others, width)
-        tree, alone, batch = both_ways(base, prompts, few)
-    except (RuntimeError, MemoryError) as error:
-        if not is_shortage(error):
-            raise
-        # Nothing is known of a tree that does not fit; it will be read in parts, and tried then.
-        return None
+        try:
+            tree, alone, batch = both_ways(base, prompts, few)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+        if width < longest.depth:
+            # Where two paths do not fit, no tree of several is read either.
+            return None
+        width //= 2
     if not all(map(math.isfinite, alone)):
         return None
     lengths = [len(answer) for at in few for answer in prompts[at].answers]

@@ -137,7 +137,7 @@ def train(
     for note in unusual_notes(report.record):
         app.output.say(note)
     if missed := report.record.get("untrained"):
-        app.output.say(f"not trained: {', '.join(missed)}, which PEFT cannot adapt in this model")
+        app.output.say(f"not trained: {', '.join(missed)}, which all-linear leaves out in this model")
     if edge := report.record["edge"]:
         app.output.say(f"the best rate is the {edge} tried; --lr with {_side(edge)} ones may do better")
 

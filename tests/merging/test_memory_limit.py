@@ -18,6 +18,7 @@ from merging.live import LiveStack
 from merging.memory import in_pieces, is_shortage, memory_limit
 from merging.model import BaseModel
 from merging.prompt import Prompt
+from merging.questions import check_reading, reads_plainly
 from merging.scoring import generate, likelihoods
 from merging.tasks import Task, budget, examples, read_task
 from merging.train import train
@@ -234,3 +235,16 @@ def test_sums_of_a_gradient_that_do_not_fit_are_one_sentence(
     monkeypatch.setattr(gradient._Sums, "add", refuse)
     with pytest.raises(MemoryLimitError, match="The gradient of the task does not fit into memory"):
         task_gradient(tiny_base(), some_prompts(2, 20, 22))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mpt"])
+def test_the_way_of_reading_is_tried_with_trees_that_fit(kind: str) -> None:
+    prompts = some_prompts(4, 20, 22)
+    base = narrow(architecture(kind), 90)
+    check_reading(base, prompts)
+    assert (base.reading.right > 0) is (kind == "llama")
+    assert reads_plainly(base, prompts) is (kind == "mpt")
+    # Where not even two prompts fit, nothing is known, and nothing is said.
+    base = narrow(architecture(kind), 10)
+    check_reading(base, prompts)
+    assert (base.reading.right, base.reading.ordered) == (0, False)
