@@ -177,6 +177,7 @@ def _refuse_changed(connection: Connection, *_: Any) -> None:
     """Raises CatalogBusyError where a file that is read without locks was written to from elsewhere."""
     driver = None if connection.invalidated else connection.connection.driver_connection
     if isinstance(driver, _ReadOnly) and driver.before not in (None, _look(driver.file)):
+        connection.invalidate()
         raise CatalogBusyError(
             f"the catalog {place(connection.engine.url)} changed while it was read: run the command again"
         )
