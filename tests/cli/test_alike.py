@@ -58,7 +58,7 @@ def test_the_same_question_has_the_same_answer(sample: Program) -> None:
         (["similar", "huggingface/peft-ia3"], "has no fingerprint"),
         (["show", "made-here/pickle-only", "--plot", "x.png"], "has no fingerprint"),
         (["map", "x.txt"], ".svg"),
-        (["map", "x.png", "--base", "acme/unknown"], "crawl"),
+        (["map", "x.png", "--base", "acme/unknown"], "No base model is known as acme/unknown"),
         (["fingerprint", str(ROOT / "docs")], "holds no adapter_config.json"),
     ],
 )

@@ -201,7 +201,10 @@ def test_weights_that_are_not_kept_are_fetched_at_their_commit(mine: Program, tm
         (["select", "x", "--by", "random", "--exclude", "nobody"], "There is no nobody"),
         (["select", "x", "--by", "adapter", "--like", "nobody/x"], "knows no adapter"),
         (["select", "x", "--by", "matched", "--to", "nothing"], "There is no pool"),
-        (["select", "x", "--by", "random", "--base", "acme/unknown", "-k", "1"], "No adapter satisfies"),
+        (
+            ["select", "x", "--by", "random", "--base", "acme/unknown", "-k", "1"],
+            "No base model is known as acme/unknown",
+        ),
         (["pool", "show", "nothing"], "There is no pool"),
         (["pool", "import", "nothing"], "There is no"),
         (["search", ""], "1 to 10,000 characters"),
