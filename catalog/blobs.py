@@ -22,7 +22,7 @@ from typing import BinaryIO
 from filelock import FileLock
 
 from catalog.errors import DamagedFileError, IntegrityError, StorageError
-from catalog.files import temporary_folder
+from catalog.files import copy_file, temporary_folder
 from catalog.verified import Verified, digest_of
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -175,6 +175,22 @@ class BlobStore:
                 f"The kept file {sha256} has other bytes than its name says: run `loradex blobs repair`."
             )
         return self.path(sha256) if same else None
+
+    def separate(self) -> list[str]:
+        """Gives each blob that is one file with another, by a hard link, bytes of its own; their names.
+
+        Exports of earlier versions were such links: an edit of one in place changes the blob.
+        """
+        found = []
+        for blob in self.blobs():
+            path = self.path(blob.sha256)
+            with _refusals_named(path):
+                if path.stat().st_nlink > 1:
+                    with temporary_folder(self.root) as temporary:
+                        copy_file(path, temporary / path.name)
+                        (temporary / path.name).replace(path)
+                    found.append(blob.sha256)
+        return found
 
     def blobs(self) -> Iterator[Blob]:
         """All blobs, sorted by name; none is read."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -22,6 +23,7 @@ from catalog.blobs import BlobStore, temporary_store
 from catalog.database import writer_lock
 from catalog.engine import for_writing
 from catalog.errors import HubError
+from catalog.files import remove_abandoned
 from catalog.kept import register_catalog
 from catalog.schema import Crawl, CrawlState, Outcome
 from crawler.describe import description_digest
@@ -64,7 +66,7 @@ class Crawler:
         A Hub that cannot be reached makes the report partial. Raises CatalogBusyError where another process
         writes to the catalog.
         """
-        with writer_lock(self.engine), temporary_store(self.blobs.root.parent) as streamed:
+        with writer_lock(self.engine), self._streamed() as streamed:
             started = time.monotonic()
             self.progress.watch_bytes(lambda: self.hub.usage.bytes)
             self.progress.listed(0)
@@ -141,6 +143,17 @@ class Crawler:
                     continue
                 if plan.since is None or not store.has_adapters(session, bases.known(base) or base):
                     self.progress.note(unlisted(base, bases, store.base_names(session)))
+
+    @contextmanager
+    def _streamed(self) -> Iterator[BlobStore]:
+        """A store for files that are read and not kept; what killed crawls left beside the kept ones goes."""
+        beside = self.blobs.root.parent
+        remove_abandoned(beside)
+        if self.options.weights == "headers":
+            yield self.blobs  # nothing is read
+            return
+        with temporary_store(beside) as store:
+            yield store
 
     def _tools(self, bases: BaseTable, streamed: BlobStore) -> Tools:
         return Tools(

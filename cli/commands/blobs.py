@@ -53,10 +53,12 @@ def repair(app: App) -> None:
     """Read every kept file, and fetch those that have other bytes again; exit code 1 where one is left.
 
     Each comes from a repository and commit that the catalog or a pool names. A damaged file is replaced once
-    the new one is verified, and stays where none can be had.
+    the new one is verified, and stays where none can be had. Kept files that an export of an earlier version
+    shares, as a hard link, become files of their own.
     """
     store = BlobStore(app.settings.blobs)
     damaged = _damaged(app, store)
+    separated = store.separate()
     with reading_if_any(app.settings) as session:
         places = {one.sha256: kept.origins(session, app.settings.pools, one.sha256) for one in damaged}
     with Hub(HubSettings.from_environment()) as hub, app.output.progress("fetching") as bar:
@@ -67,6 +69,7 @@ def repair(app: App) -> None:
         "left": [
             asdict(damage) | {"why": left[damage.sha256]} for damage in damaged if damage.sha256 in left
         ],
+        "separated": separated,
         **_totals(store),
     }
     app.output.document(found, _render_repaired)
@@ -123,6 +126,7 @@ def _render_verified(found: dict[str, Any]) -> str:
 
 def _render_repaired(found: dict[str, Any]) -> str:
     lines = [f"repaired  {one['sha256']}" for one in found["repaired"]]
+    lines += [f"separated {sha256}" for sha256 in found["separated"]]
     lines += [f"left      {one['sha256']}  {one['why']}" for one in found["left"]]
     read = f"{found['files']:,} files with {found['bytes']:,} bytes were read"
     return "\n".join([*lines, read if lines else f"{read}, all are right"])

@@ -103,7 +103,9 @@ def embedded(app: App, session: Any, model: str) -> Embedder:
     """The encoder, after it embedded what is new in the catalog."""
     embedder = load_embedder(model)
     with app.output.progress("embedding cards") as bar:
-        embed_cards(session, embedder, bar.working)
+        counts = embed_cards(session, embedder, bar.working)
+    if left := counts.texts - counts.known - counts.new:
+        app.output.say(f"The catalog takes no vectors: {left:,} of {counts.texts:,} cards go by words alone.")
     return embedder
 
 

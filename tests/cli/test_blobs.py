@@ -301,3 +301,16 @@ def test_a_pool_that_is_being_imported_is_not_collected(
     assert run("pool", "import", str(elsewhere), "--weights").exit_code == 0
     assert collected[0].exit_code == 1
     assert len(names(store)) == 2
+
+
+def test_repair_parts_kept_files_from_exports_of_earlier_versions(
+    run: Program, store: BlobStore, tmp_path: Path
+) -> None:
+    first, second = names(store)
+    (tmp_path / "export").hardlink_to(store.path(first))
+    before = store.path(second).stat().st_ino
+    assert told(run("blobs", "repair", "--json"))["separated"] == [first]
+    edit(tmp_path / "export")
+    assert store.verify(first)
+    assert store.path(second).stat().st_ino == before
+    assert not list(store.root.glob(".loradex-*"))

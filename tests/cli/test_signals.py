@@ -1,0 +1,54 @@
+"""SIGTERM and SIGHUP end the program as Ctrl-C does."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cli.app import Exit
+from cli.main import loradex
+from cli.signals import StopSignal, set_up_signals
+
+ENDING = {signal.SIGTERM: Exit.TERMINATED, signal.SIGHUP: Exit.HUNG_UP}
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Puts the handlers of this process back."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_command_that_is_told_to_end_says_how_to_go_on(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command()
+    def waiting() -> None:
+        signal.raise_signal(number)
+
+    set_up_signals()
+    monkeypatch.setattr(loradex, "get_command", lambda *_: waiting)
+    result = CliRunner().invoke(loradex, ["status"])
+    assert result.exit_code == ENDING[number] == 128 + number
+    assert result.stderr == "interrupted; run the same command again to continue\n"
+
+
+def test_a_second_signal_does_not_interrupt_the_tidying_up() -> None:
+    set_up_signals()
+    with pytest.raises(StopSignal):
+        signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_was_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    set_up_signals()
+    signal.raise_signal(signal.SIGHUP)
