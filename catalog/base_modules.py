@@ -25,6 +25,7 @@ Shape = tuple[int | None, int | None]
 # Parts of a name that one version of a library has and another lacks.
 _MOVABLE = frozenset({"model", "language_model"})
 _MOST_CONFIG = 1024 * 1024
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,20 @@ def modules_of_folder(folder: Path) -> BaseModules:
         raise UsageError(f"{file} cannot be read as a model's configuration: {error}.") from error
     if not isinstance(config, dict):
         raise UsageError(f"{file} holds no JSON object; name the folder of a base model.")
+    if _most_layers(config) > _MOST_LAYERS:
+        raise UsageError(f"{file} asks for more layers than any model has.")
     try:
         return built_modules(config)
     except Exception as error:  # whatever a library says of numbers that make no model
         reason = str(error).partition("\n")[0]
         raise UsageError(f"No model can be built from {file}: {reason}.") from error
+
+
+def _most_layers(config: Mapping[str, Any]) -> int:
+    """The largest number that a configuration, or one inside it, gives for layers."""
+    inside = (_most_layers(value) for value in config.values() if isinstance(value, dict))
+    own = (v for key, v in config.items() if key.endswith(("layers", "layer")) and isinstance(v, int))
+    return max((*inside, *own), default=0)
 
 
 def built_modules(config: Mapping[str, Any]) -> BaseModules:

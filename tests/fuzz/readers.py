@@ -95,6 +95,36 @@ _TREE = json.dumps(
 ).encode()
 _WEIGHTS = safetensors_bytes(lora_tensors(r=2), {"format": "pt"})
 _HEADER = _WEIGHTS[: 8 + int.from_bytes(_WEIGHTS[:8], "little")]
+_WRAPPED = safetensors_bytes(
+    {
+        f"module.{name}".replace("self_attn", "_orig_mod.self_attn"): value
+        for name, value in lora_tensors(r=2).items()
+    }
+)
+_KEY_PIECES = (
+    *(
+        b"module.",
+        b"_orig_mod.",
+        b"base_model.model.",
+        b"model.",
+        b"language_model.",
+        b"._fsdp_wrapped_module",
+    ),
+    *(b"lora_A", b"lora_b", b"lora.down", b".weight", b".default", b"layers.0.", b"lm_head"),
+)
+_RECORD = (
+    json.dumps(
+        {
+            "as_is": False,
+            "files": [{"path": "adapters/a/x", "size": 1, "source": "a" * 64, "written": "b" * 64}],
+            "format": "loradex-export/1",
+            "pool": "c" * 64,
+        },
+        indent=2,
+        sort_keys=True,
+    ).encode()
+    + b"\n"
+)
 _SCORES = json.dumps(
     {"scores": [{"adapter": "a/b", "task": "t", "split": "test", "metric": "accuracy", "value": 0.5, "n": 9}]}
 ).encode()
@@ -182,6 +212,9 @@ def readers() -> dict[str, Reader]:
         "file list": Reader(_file_list, (_TREE,)),
         "weights header": Reader(_header, (_HEADER, _WEIGHTS), (WeightsError,)),
         "weights": Reader(_values, (_WEIGHTS,), (WeightsError, ConfigError)),
+        "config for PEFT": Reader(_config_for_peft, (_CONFIG, b"\xef\xbb\xbf" + _CONFIG)),
+        "names for PEFT": Reader(_names_for_peft, (_WEIGHTS, _WRAPPED), pieces=_KEY_PIECES),
+        "export.json": Reader(_file(_record, "export.json"), (_RECORD,), (PoolError,)),
         "pool.json": Reader(parse_manifest, (_pool(),), (PoolError,)),
         "study": Reader(_file(_study, "study.yaml"), _studies(), (LoradexError,), _YAML_PIECES),
         "scores.json": Reader(_file(_scores, "scores.json"), (_SCORES,), (UsageError,)),
@@ -201,6 +234,34 @@ def readers() -> dict[str, Reader]:
             _PATTERN_PIECES,
         ),
     }
+
+
+def _config_for_peft(data: bytes) -> object:
+    return _for_peft(data, _WRAPPED)
+
+
+def _names_for_peft(data: bytes) -> object:
+    return _for_peft(_CONFIG, data)
+
+
+def _for_peft(config: bytes, weights: bytes) -> object:
+    """An adapter made loadable twice: the second time finds nothing to do."""
+    from catalog.peft_files import load_problems, make_loadable
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "adapter_config.json").write_bytes(config)
+        (folder / "adapter_model.safetensors").write_bytes(weights)
+        make_loadable(folder)
+        if make_loadable(folder):
+            raise AssertionError("a folder that was made loadable was written anew")
+        return load_problems(folder)
+
+
+def _record(path: Path) -> object:
+    from catalog.export import read_record
+
+    return read_record(path.parent)
 
 
 def _text(read: Callable[[str], object]) -> Callable[[bytes], object]:

@@ -288,6 +288,9 @@ def test_modules_of_a_folder_are_built_without_weights(tmp_path: Path) -> None:
     assert (
         found.place("model.layers.1.mlp.down_proj", 64, 32) == "model.language_model.layers.1.mlp.down_proj"
     )
+    (tmp_path / "config.json").write_text(json.dumps({**both, "text_config": {"num_hidden_layers": 10**9}}))
+    with pytest.raises(UsageError, match="more layers than any model has"):
+        modules_of_folder(tmp_path)
     for text in ("[]", "{", '{"model_type": "nothing"}', '{"model_type": "llama", "hidden_size": "x"}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UsageError, match=r"config\.json"):
