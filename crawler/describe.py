@@ -116,7 +116,9 @@ def _identity(listed: ListedRepository, draft: Draft, bases: BaseTable) -> BaseI
     """The base model by the adapter's own config, else the Hub's copy of it, else the card, else the tags."""
     config = draft.config.base_model if isinstance(draft.config, AdapterConfig) else None
     copied = None if draft.folder.subfolder else listed.config_base
-    card = draft.card.base_models[0] if len(draft.card.base_models) == 1 else None
+    # A card may list the base under several names, or several bases: then it does not say which.
+    of_card = {bases.canonical(one): one for one in draft.card.base_models if not names_nothing(one)}
+    card = next(iter(of_card.values())) if len(of_card) == 1 else None
     said = (text for text in (config, copied, card) if not names_nothing(text))
     return bases.identify(next(said, config), tags=listed.tags)
 

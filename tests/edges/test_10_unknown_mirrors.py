@@ -95,12 +95,15 @@ def test_an_adapter_whose_base_is_a_word_for_nothing_has_no_base(word: str) -> N
     assert [one.reason for one in found if one.reason.value.startswith("base_")] == [Reason.BASE_MISSING]
 
 
-@pytest.mark.parametrize("word", ["None", "null", ""])
+@pytest.mark.parametrize(
+    ("word", "of_card"),
+    [("None", TINY), ("null", [TINY, "None"]), ("", [f"https://huggingface.co/{TINY}", TINY])],
+)
 def test_the_card_is_asked_where_the_configuration_says_none(
-    hub: LocalHub, root: Path, run: Program, word: str
+    word: str, of_card: object, hub: LocalHub, root: Path, run: Program
 ) -> None:
     files = lora_files(word)
-    files["README.md"] = card("Some words.\n", base_model=TINY, license="mit")
+    files["README.md"] = card("Some words.\n", base_model=of_card, license="mit")
     files["adapter_model.safetensors"] = safetensors_bytes(lora_tensors(seed=9))
     make_repo(root, "dan/four", files, {})
     assert run("-q", "crawl", "--any-base").exit_code == 0
