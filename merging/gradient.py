@@ -82,6 +82,7 @@ class Downhill:
     modules: Mapping[str, float]
 
 
+@memory_limit("The gradient of the task")
 def task_gradient(
     base: BaseModel,
     prompts: Sequence[Prompt],
@@ -105,9 +106,8 @@ def task_gradient(
         products.add(name, x, dy)
 
     everything = sorted(sketched | set(products.stacks))
-    with memory_limit("The gradient of the task"):
-        loss = backward(base, prompts, collect, modules=everything, width=width)
-        output = output_sketch(sums.step())
+    loss = backward(base, prompts, collect, modules=everything, width=width)
+    output = output_sketch(sums.step())
     return Gradient(sums.delta(), output, names, loss, len(prompts), products.downhill())
 
 

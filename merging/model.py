@@ -189,25 +189,26 @@ def quiet() -> Iterator[None]:
             notes.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def load_tokenizer(base: str, revision: str | None = None) -> Any:
-    """The tokenizer of the base model in a folder or on the Hub; raises as `load_base` does."""
-    from transformers import AutoTokenizer
+def first_look(base: str) -> tuple[Any, bool]:
+    """The tokenizer of a base, and whether the first versions may have read its prompts wrongly in trees.
 
-    with quiet(), _loading(base):
-        return AutoTokenizer.from_pretrained(base, revision=revision, trust_remote_code=False)
-
-
-def trees_were_wrong(base: str, revision: str | None = None) -> bool:
-    """Whether the first versions, which read every prompt in a tree, may have read a base's prompts wrongly.
-
-    By its configuration; raises as `load_base` does.
+    The latter by its configuration. Of a base of the Hub what is on this machine is enough. Raises as
+    `load_base` does.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
+
+    def look(local: bool) -> tuple[Any, Any]:
+        given: Any = {"trust_remote_code": False, "local_files_only": local}
+        config = AutoConfig.from_pretrained(base, **given)
+        return AutoTokenizer.from_pretrained(base, **given), config
 
     with quiet(), _loading(base):
-        config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+        try:
+            tokenizer, config = look(True)
+        except OSError:
+            tokenizer, config = look(False)
     known = reading_of_config(config)
-    return known.recurrent or known.window < CONTEXT or config.model_type in _BY_ROW
+    return tokenizer, known.recurrent or known.window < CONTEXT or config.model_type in _BY_ROW
 
 
 def _loaded(name: str, place: str, kind: torch.dtype, revision: str | None) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ from merging.course import Recipe
 from merging.fold import refuse_misfits
 from merging.members import digest_of, load_member
 from merging.methods import find_method
-from merging.model import checkpoint, load_tokenizer, trees_were_wrong
+from merging.model import checkpoint, first_look
 from merging.prompt import date_of
 from merging.tasks import METRICS, TASK_NAME, Task, find_task
 from merging.train import RECORD_NAME, Settings, default_rates
@@ -382,10 +382,11 @@ def _identity(base: str, bases: Path | None, device: str) -> dict[str, Any]:
 def _reading(base: str) -> Mapping[str, str]:
     """How a base is asked where this is not as in the first versions: on which date, and not in trees."""
     try:
-        date, plain = date_of(load_tokenizer(base)), trees_were_wrong(base)
+        tokenizer, plain = first_look(base)
     except LoradexError:
         # Nothing can be asked of a base that is not there; the steps will say so.
         return {}
+    date = date_of(tokenizer)
     return {**({"date": date} if date else {}), **({"reading": "plain"} if plain else {})}
 
 
