@@ -156,8 +156,9 @@ def _export_notes(app: App, manifest: Manifest, folder: Path) -> list[Problem]:
 def verify(app: App, pool: str, use: str | None, online: bool) -> None:
     """Find what is wrong with a pool: changed bytes, missing files, vanished commits, licences.
 
-    In an export its files are read; of a pool by name those that are kept. Exit code 1 where something is
-    wrong.
+    In an export its files are read, and compared with export.json, which says what was written for each
+    pinned file; members that PEFT does not load are named. Of a pool by name those that are kept are read.
+    Exit code 1 where something is wrong; what PEFT does not load is not, after an export --as-is.
     """
     manifest = found_pool(app, pool)
     judged = next((one for one in USES if one == use), None)
