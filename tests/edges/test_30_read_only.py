@@ -24,6 +24,7 @@ from catalog.settings import Settings
 from cli.main import loradex
 from crawler.localhub import LocalHub
 from tests.cli.conftest import Program
+from tests.db.test_search import Thesaurus
 
 Lock = Callable[[Path], AbstractContextManager[None]]
 NOBODY = 65534
@@ -99,6 +100,7 @@ def on_a_read_only_disk(data: Path) -> Iterator[None]:
         subprocess.run(["umount", data], check=True)
 
 
+DESCRIBED = "Made by ann to tell apart what customers of a bank ask for, from ten thousand questions. " * 3
 locks = pytest.mark.parametrize("lock", [of_another_user, on_a_read_only_disk])
 
 
@@ -246,3 +248,21 @@ def test_a_folder_that_nobody_may_enter_is_one_sentence(filled: Path) -> None:
             os.seteuid(NOBODY)
         result = CliRunner().invoke(loradex, ["--data", str(filled), "adapters"])
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result
+
+
+@locks
+def test_cards_that_no_vector_can_be_written_of_go_by_words_and_are_counted(
+    filled: Path, lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.commands.search.load_embedder", lambda _model: Thesaurus())
+    with contextlib.closing(sqlite3.connect(filled / "catalog.db")) as writer, writer:
+        writer.execute("UPDATE adapter SET card_quality = 'informative', card_text = ?", (DESCRIBED,))
+    with lock(filled):
+        for words in (
+            ["search", "made by ann"],
+            ["select", "x", "--by", "text", "--query", "made by ann", "-k", "1", "--dry-run"],
+        ):
+            result = CliRunner().invoke(loradex, ["--data", str(filled), *words])
+            assert result.exit_code == 0, result.output
+            assert "cards go by words alone" in result.stderr
+            assert "ann/one" in result.stdout
