@@ -9,9 +9,11 @@ rows of the same batch.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from catalog.errors import EvaluationError
 from merging.memory import in_pieces, is_shortage
 from merging.model import BaseModel, quiet
 from merging.prompt import Prompt
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 # Tokens of one tree. Attention costs their square, so that a longer one saves nothing on a CPU.
 WIDTH = {"cpu": 512, "cuda": 4096}
 MOST_NEW_TOKENS = 30
+# Names of tables of positions, as GPT-2, OPT and their kin have them.
+_TABLES = frozenset({"wpe", "embed_positions", "position_embeddings"})
 # log p of every answer of a prompt.
 Likelihoods = tuple[float, ...]
 Progress = Callable[[int, int], None]
@@ -182,7 +186,11 @@ def generate(
     most: int = MOST_NEW_TOKENS,
     progress: Progress | None = None,
 ) -> list[str]:
-    """The greedy answer to every question, at most `most` tokens, special tokens left out."""
+    """The greedy answer to every question, at most `most` tokens, special tokens left out.
+
+    Raises MemoryLimitError where a question alone does not fit into memory, and EvaluationError where a model
+    with a table of positions has none left for the answer.
+    """
     import torch
     from transformers import GenerationConfig
 
@@ -194,6 +202,12 @@ def generate(
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, max_new_tokens=most, eos_token_id=sorted(ends), pad_token_id=pad
     )
+    longest = max((len(prompt.question) for prompt in prompts), default=0)
+    if longest + most > (room := _positions(base.model)):
+        raise EvaluationError(
+            f"A question of {longest} tokens leaves no room for an answer of {most} in the {room} positions "
+            "of this model; shorten it or take it out."
+        )
     texts = [""] * len(prompts)
 
     def answer(indices: Sequence[int]) -> Any:
@@ -214,6 +228,18 @@ def generate(
         if progress is not None:
             progress(done, len(prompts))
     return texts
+
+
+def _positions(model: Any) -> float:
+    """How many positions a model has a table for; no limit where it has none."""
+    from torch import nn
+
+    tables = (
+        one.num_embeddings - getattr(one, "offset", 0)
+        for name, one in model.named_modules()
+        if isinstance(one, nn.Embedding) and name.rpartition(".")[2] in _TABLES
+    )
+    return min(tables, default=math.inf)
 
 
 def _question_groups(base: BaseModel, prompts: Sequence[Prompt], most: int) -> list[list[int]]:

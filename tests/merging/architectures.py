@@ -83,6 +83,14 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+        "init_std": 0.2,
+    },
     "mixtral": {**_WIDTHS, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "qwen3_moe": {**_WIDTHS, **_EXPERTS},
 }
@@ -92,7 +100,7 @@ def architecture(kind: str, seed: int = 0, **extra: Any) -> BaseModel:
     """A random model of a kind of transformers': two to four layers of width 32, windows of 16 tokens."""
     tokenizer = tiny_tokenizer()
     end = tokenizer.eos_token_id
-    spread = {} if kind == "rwkv" else {"initializer_range": 0.2}
+    spread = {} if kind in ("rwkv", "opt") else {"initializer_range": 0.2}
     settings = {**_SETTINGS[kind], **spread, **extra}
     config = CONFIG_MAPPING[kind](
         vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=end, pad_token_id=end, **settings

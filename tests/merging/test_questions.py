@@ -247,3 +247,19 @@ def test_the_clock_changes_nothing_else_of_a_template(
     turn = [{"role": "user", "content": f"{task.instruction}\n\n{example.input}"}]
     plain = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     assert question_text(tokenizer, task, example, day) == plain.replace("23:59", "00:00")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_a_question_that_leaves_no_room_for_its_answer_is_one_sentence(kind: str, tmp_path: Path) -> None:
+    from catalog.errors import EvaluationError
+    from tests.merging.architectures import architecture
+
+    name = {"gpt2": "n_positions", "opt": "max_position_embeddings"}[kind]
+    task = read_task(write_task(tmp_path / "text", ROWS[:4], choices=None, metric="exact_match"))
+    longest = max(len(p.question) for p in ask(tiny_base(), task, examples(task, "test")).prompts)
+    room = architecture(kind, **{name: longest + 30})
+    assert measure(room, task, examples(task, "test")).n == 4
+    with pytest.raises(
+        EvaluationError, match=rf"question of {longest} tokens leaves no room for an answer of 30"
+    ):
+        measure(architecture(kind, **{name: longest + 29}), task, examples(task, "test"))
