@@ -76,7 +76,7 @@ _GROUP_AHEAD = re.compile(r'\s+-*(?:\(|([^\s()|":]+):)')
 # A comparison as other languages write it; signs without a value may stand behind a field.
 _COMPARED = re.compile(
     r"([A-Za-z_]+)(\s*)(>=|<=|==|!=|<>|=~|!~|~=|:=|=>|=<|[=><~≥≤≠]|(?<=\s):)"
-    r'\s*("(?:[^"\\]|\\.)*"\*?|[^\s()|"]*)'
+    r"""\s*("(?:[^"\\]|\\.)*"\*?|'[^']*'|[^\s()|"]*)"""
 )
 _VALUE_COMPARED = re.compile(r"[0-9][0-9.,kKmMbB-]*\s*(?:[<>]=?|[=≥≤])\s*([A-Za-z_]+)")
 
@@ -335,8 +335,10 @@ def _meant(name: str) -> Field | None:
 
 def _instead(field: Field, sign: str, text: str) -> str:
     """What the comparison of a field with a text is in this language; a sample where the text is no value."""
+    # Other languages put texts in single quotes.
+    value = f'"{text[1:-1]}"' if len(text) > 2 and text[0] == text[-1] == "'" else text
     try:
-        equal = parse(f"{field.name}:{text}")
+        equal = parse(f"{field.name}:{value}")
         return to_text(_compared(field, sign, equal))
     except (UsageError, ValueError):
         return (

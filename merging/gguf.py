@@ -24,8 +24,8 @@ _STRING, _ARRAY, _BOOL = 8, 9, 7
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 _NUMBERS = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
 _WORDS = "tokenizer.ggml.tokens"
-# Tables of positions, which the library computes anew.
-_LEFT_OUT = ("rope_freqs.weight",)
+# Where positions are scaled, as in Llama 3.1 and with YaRN: the library that converts passes it over.
+_SCALED = ("rope_freqs.weight", "llama.rope.scaling.type", "llama.rope.scale_linear")
 
 
 class GgufError(ValueError):
@@ -50,6 +50,7 @@ def check_llama(path: Path) -> None:
     blocks, width, inner, heads = (_number(header, name) for name in _NUMBERS)
     if width % heads:
         raise GgufError(f"{heads:,} heads do not share a width of {width:,}")
+    _refuse_scaled_positions(header)
     if _WORDS not in header.lists:
         raise GgufError(f"it has no {_WORDS}")
     # Each block has tensors of its own, so that a larger number is none.
@@ -76,6 +77,16 @@ def check_llama(path: Path) -> None:
     _compare(header.tensors, wanted, {"output.weight": embeddings})
 
 
+def _refuse_scaled_positions(header: Header) -> None:
+    scaled = [
+        name for name in _SCALED if name in header.tensors or header.values.get(name) not in (None, "none")
+    ]
+    if scaled:
+        raise GgufError(
+            f"its positions are scaled ({scaled[0]}), which a conversion loses; use its own checkpoint"
+        )
+
+
 def _number(header: Header, name: str, default: int | None = None) -> int:
     value = header.values.get(f"llama.{name}", default)
     if type(value) is not int or value < 1:
@@ -94,7 +105,7 @@ def _compare(
         if name in wanted and name not in tensors:
             raise GgufError(f"it has no tensor {name}")
     for name in tensors:
-        if name not in wanted and name not in optional and name not in _LEFT_OUT:
+        if name not in wanted and name not in optional:
             raise GgufError(f"it has a tensor {name[:80]}, which a Llama model of its header has not")
 
 

@@ -78,6 +78,8 @@ def changed(**tensors: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
         ({"tensors": changed(blk__1__attn_q=(8, 4))}, "blk.1.attn_q.weight has the shape [4, 8]"),
         ({"tensors": changed(blk__1__attn_q_norm=(8,))}, "it has a tensor blk.1.attn_q_norm.weight"),
         ({"tensors": {}}, "it claims 0 tensors"),
+        ({"tensors": shapes() | {"rope_freqs.weight": (2,)}}, "its positions are scaled (rope_freqs.weight)"),
+        ({"values": {"rope.scale_linear": 2}}, "its positions are scaled (llama.rope.scale_linear)"),
     ],
 )
 def test_another_model_is_told_apart(options: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def test_the_row(run: Program) -> None:
     ("text", "right"),
     [
         ("license == mit", "license:mit"),
+        ("license = 'apache 2'", 'write license:"apache 2"'),
         ("license:mit and rank:8", "leave it out"),
         ("reason:licence_missing", "write license_missing; it is one of"),
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.errors import ConfigError, HubPayloadError, LoradexError, PoolError, UsageError, WeightsError
+from tests.edges.gguf_files import write_gguf
 from tests.hubs import adapter_config, card, lora_tensors, safetensors_bytes
 
 
@@ -383,19 +384,6 @@ def _pool() -> bytes:
 
 
 def _gguf_seed() -> bytes:
-    """A GGUF file of metadata and one small tensor: no model, but every part of the format."""
-    import gguf
-    import numpy as np
-
+    """A small Llama model as a GGUF file."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tiny.gguf"
-        writer = gguf.GGUFWriter(path, "llama")
-        writer.add_block_count(1)
-        writer.add_context_length(8)
-        writer.add_embedding_length(4)
-        writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path.read_bytes()
+        return write_gguf(Path(folder) / "tiny.gguf").read_bytes()
