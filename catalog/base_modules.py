@@ -63,6 +63,13 @@ class BaseModules:
         ]
         return fit[0] if len(fit) == 1 else None
 
+    def misfit(self, name: str, in_features: int, out_features: int) -> str | None:
+        """The widths of a module of the base where a factor pair has others, in words; None where it fits."""
+        shape = self.shapes.get(name, (None, None))
+        if shape[0] in (None, in_features) and shape[1] in (None, out_features):
+            return None
+        return " to ".join("any" if width is None else str(width) for width in shape)
+
 
 def reduced(name: str) -> str:
     """A name without the parts in front that versions of a library move about."""

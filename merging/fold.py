@@ -19,7 +19,7 @@ from catalog.adapter import Header, LoraModule, Tensor, header_length, load_json
 from catalog.base_modules import BaseModules
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from merging.members import Member, digest_of, load_member, read_module
-from merging.tying import tied_to
+from merging.tying import tied_to, turned_layers
 from merging.write import RECORD_NAME, new_folder, storage, write_json
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def apply_to(
     """
     member = adapter if isinstance(adapter, Member) else load_member(adapter, purpose="added to a base")
     headers = {name: _header(base / name) for name in _shards(base)}
-    changes = _changes(base, member, headers)
+    turned = turned_layers(base)
+    changes = _changes(base, member, headers, turned)
     done, size = 0, 0
     with new_folder(out, overwrite) as folder:
         for name, header in headers.items():
@@ -71,7 +72,9 @@ def apply_to(
                 _copy(source, target, _PREFIX + header.length)
                 for tensor in header.tensors:
                     if tensor.name in changes:
-                        _add(source, target, tensor, member, changes[tensor.name], device)
+                        module = changes[tensor.name]
+                        is_turned = _is_turned(member, module, turned)
+                        _add(source, target, tensor, member, module, device, is_turned=is_turned)
                         done += 1
                         if progress is not None:
                             progress(done, len(changes))
@@ -98,11 +101,12 @@ def refuse_misfits(base: Path, members: Iterable[Member]) -> None:
     except UsageError:
         return
     tensors = _Tensors(_header(base / name) for name in names)
+    turned = turned_layers(base)
     for member in members:
         for module in member.spec.modules:
             tensor = tensors.of(module)
             if tensor is not None and tensor.dtype in _DTYPES:
-                _refuse_shape(tensor, member, module)
+                _refuse_shape(tensor, member, module, turned)
 
 
 class _Tensors:
@@ -172,7 +176,9 @@ def _header(path: Path) -> Header:
         raise WeightsError("unreadable", f"The base's shard {path.name} cannot be read: {error}.") from error
 
 
-def _changes(base: Path, member: Member, headers: Mapping[str, Header]) -> dict[str, LoraModule]:
+def _changes(
+    base: Path, member: Member, headers: Mapping[str, Header], turned: frozenset[str] | None
+) -> dict[str, LoraModule]:
     """Which tensor each module changes, all of them found and of fitting shape."""
     refuse_tied(base, [member])
     tensors = _Tensors(headers.values())
@@ -181,7 +187,7 @@ def _changes(base: Path, member: Member, headers: Mapping[str, Header]) -> dict[
         tensor = tensors.of(module)
         if tensor is None:
             raise MergeError(f"The base has no {module.name}.weight; {member.name} belongs to another model.")
-        _refuse_shape(tensor, member, module)
+        _refuse_shape(tensor, member, module, turned)
         if tensor.dtype not in _DTYPES:
             raise MergeError(
                 f"{tensor.name} is stored as {tensor.dtype}; fold into a base that is not quantised."
@@ -190,28 +196,40 @@ def _changes(base: Path, member: Member, headers: Mapping[str, Header]) -> dict[
     return changes
 
 
-def _refuse_shape(tensor: Tensor, member: Member, module: LoraModule) -> None:
+def _refuse_shape(tensor: Tensor, member: Member, module: LoraModule, turned: frozenset[str] | None) -> None:
     shape = (module.out_features, module.in_features)
-    if tensor.shape != (shape[::-1] if _is_turned(member, module) else shape):
+    if tensor.shape != (shape[::-1] if _is_turned(member, module, turned) else shape):
         raise MergeError(
             f"{tensor.name} of the base has shape {list(tensor.shape)}, {member.name} is made for "
             f"{list(shape)} and belongs to another model."
         )
 
 
-def _is_turned(member: Member, module: LoraModule) -> bool:
-    """Whether the base stores the weight as (in, out): embeddings, and the Conv1D of GPT-2."""
-    return module.kind == "embedding" or member.config.fan_in_fan_out
+def _is_turned(member: Member, module: LoraModule, turned: frozenset[str] | None) -> bool:
+    """Whether the base stores the weight as (in, out): embeddings, and the Conv1D of GPT-2.
+
+    Where the base does not tell (`turned` is None), the adapter's fan_in_fan_out does.
+    """
+    if module.kind == "embedding":
+        return True
+    return member.config.fan_in_fan_out if turned is None else module.short_name in turned
 
 
 def _add(
-    source: BufferedReader, target: BinaryIO, tensor: Tensor, member: Member, module: LoraModule, device: str
+    source: BufferedReader,
+    target: BinaryIO,
+    tensor: Tensor,
+    member: Member,
+    module: LoraModule,
+    device: str,
+    *,
+    is_turned: bool,
 ) -> None:
     """Write rows of W + s B A from rows of W."""
     import torch
 
     a, b = (part.to(device).to(torch.float32) for part in read_module(member, module.name))
-    left, right = (a.T, b.T) if _is_turned(member, module) else (b, a)
+    left, right = (a.T, b.T) if is_turned else (b, a)
     right = right * module.scaling
     kind = getattr(torch, _DTYPES[tensor.dtype])
     row = (tensor.end - tensor.begin) // tensor.shape[0]

@@ -156,7 +156,10 @@ def load_members(
     if base is None:
         base = base_of(members, None, table)
         modules = modules_of_spelling(base)
-    members = _agreed([_placed(member, base or "", modules) for member in members])
+    members = [_placed(member, base or "", modules) for member in members]
+    if modules is not None:
+        _refuse_widths(members, base or "", modules)
+    members = _agreed(members)
     _refuse_shapes(members)
     if modules is None:
         _refuse_paths(members, base)
@@ -299,6 +302,21 @@ def _placed(member: Member, base: str, modules: BaseModules | None) -> Member:
     )
 
 
+def _refuse_widths(members: Sequence[Member], base: str, modules: BaseModules) -> None:
+    """Raises MergeError for a module that fits the base that its own member names, and not this one."""
+    for member in members:
+        own = modules_of_spelling(member.config.base_model)
+        if own is None or member.config.layer_replication:
+            continue
+        for module in member.spec.modules:
+            widths = module.name, module.in_features, module.out_features
+            if module.name in own.shapes and not own.misfit(*widths) and (misfit := modules.misfit(*widths)):
+                raise MergeError(
+                    f"{member.name} cannot be merged: {module.name} is {_shape(module)} in it, and {misfit} "
+                    f"in {base}; name the base that it was trained on."
+                )
+
+
 def _base_modules(base: str) -> BaseModules | None:
     """The modules of a base by any of its names, or of the model in a folder; None where they are unknown."""
     if (Path(base) / _BASE_CONFIG).is_file():
@@ -333,10 +351,6 @@ def _renamed(member: Member, names: Mapping[str, str]) -> Member:
 def _refuse_shapes(members: Sequence[Member]) -> None:
     seen: dict[str, tuple[Member, LoraModule]] = {}
     for member in members:
-        if member.config.fan_in_fan_out != members[0].config.fan_in_fan_out:
-            raise MergeError(
-                f"{member.name} and {members[0].name} differ in fan_in_fan_out; merge them apart."
-            )
         for module in member.spec.modules:
             first, other = seen.setdefault(module.name, (member, module))
             shapes = [(m.kind, m.in_features, m.out_features) for m in (other, module)]

@@ -1,4 +1,6 @@
-"""Which weights of a base model are one tensor under several names: embeddings and output head, mostly."""
+"""What the class of a base model decides of its weights: which are one tensor under several names, and which
+are stored turned.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +40,20 @@ def tied_to(base: Path, module: str) -> tuple[str, ...]:
         if len(group) > 1 and any(_short(name) == short for name in group):
             return tuple(name for name in group if _short(name) != short) or tuple(group)
     return ()
+
+
+def turned_layers(base: Path) -> frozenset[str] | None:
+    """The short names of the layers whose weights the base in a folder stores as (in, out), as GPT-2 does.
+
+    PEFT goes by the layer too, and corrects fan_in_fan_out. None where config.json names no model that
+    transformers knows.
+    """
+    model = _built(_config(base))
+    if model is None:
+        return None
+    from transformers.pytorch_utils import Conv1D
+
+    return frozenset(_short(name) for name, module in model.named_modules() if isinstance(module, Conv1D))
 
 
 def _short(module: str) -> str:

@@ -302,11 +302,11 @@ def inspect_merge(
 
     table = base_table(app)
     members, _ = members_of(app, pool, without, table=table)
+    with app.output.progress("reading") as bar:
+        found = inspect.inspect(members, result=result, table=table, progress=bar.working, **given)
     note = base_note(members, base_of(members, given["base"], table), table)
     for sentence in filter(None, (note, *_strange(table, given["base"], members))):
         app.output.say(sentence)
-    with app.output.progress("reading") as bar:
-        found = inspect.inspect(members, result=result, table=table, progress=bar.working, **given)
     if plot:
         inspect.plot(found, plot)
         app.output.say(f"drawn into {plot}")

@@ -43,10 +43,11 @@ def adapter(
     tensors = {}
     for name in modules:
         r = (ranks or {}).get(name, rank)
-        inside, outside = SHAPES[name]
-        a, b = torch.randn(r, inside, generator=generator), torch.randn(outside, r, generator=generator)
         if factors is not None:
             a, b = factors[name]
+        else:
+            inside, outside = SHAPES[name]
+            a, b = torch.randn(r, inside, generator=generator), torch.randn(outside, r, generator=generator)
         tensors[f"base_model.model.{name}.lora_A.weight"] = a.to(dtype).contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = b.to(dtype).contiguous()
     folder.mkdir(parents=True)

@@ -16,6 +16,9 @@ from merging.members import load_member
 from tests.hubs import adapter_config
 from tests.merging.adapters import Q, adapter, deltas
 
+C_PROJ = "transformer.h.0.attn.c_proj"
+GPT2 = {"model_type": "gpt2", "n_embd": 12, "n_layer": 1, "n_head": 2}
+LLAMA = {"model_type": "llama", "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
 SMALL = {f"{Q}.weight": (12, 12), "model.layers.0.self_attn.v_proj.weight": (8, 12)}
 
 
@@ -105,6 +108,24 @@ def test_embeddings_are_stored_the_other_way_round(tmp_path: Path) -> None:
     (source / "config.json").unlink()
     with pytest.raises(UsageError, match="cannot be told"):
         apply_to(source, tmp_path / "lora", tmp_path / "unknown")
+
+
+@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize(("config", "turned"), [(GPT2, True), (LLAMA, False)])
+def test_the_base_decides_which_weights_are_turned(
+    config: dict[str, Any], turned: bool, flag: bool, tmp_path: Path
+) -> None:
+    """PEFT goes by the layer, and corrects a fan_in_fan_out that is not the layer's; square ones fit both."""
+    a, b = torch.randn(2, 12), torch.randn(12, 2)
+    lora = adapter(tmp_path / "lora", modules=[C_PROJ], factors={C_PROJ: (a, b)}, fan_in_fan_out=flag, r=2)
+    source = tmp_path / "base"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config))
+    save_file({f"{C_PROJ}.weight": torch.zeros(12, 12)}, source / "model.safetensors")
+    refuse_misfits(source, [load_member(lora)])
+    apply_to(source, lora, tmp_path / "out")
+    delta = deltas(lora)[C_PROJ].float()
+    torch.testing.assert_close(tensors_of(tmp_path / "out")[f"{C_PROJ}.weight"], delta.T if turned else delta)
 
 
 def broken(folder: Path, change: str) -> Path:

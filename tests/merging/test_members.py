@@ -245,8 +245,22 @@ def test_members_of_other_shapes_are_refused(tmp_path: Path) -> None:
         load_members(folders)
     with pytest.raises(UsageError, match="nothing to merge"):
         load_members([])
-    with pytest.raises(MergeError, match="fan_in_fan_out"):
-        load_members([folders[0], adapter(tmp_path / "c", fan_in_fan_out=True)])
+
+
+def test_how_a_layer_stores_its_weights_is_no_matter_of_its_factors(tmp_path: Path) -> None:
+    """PEFT corrects fan_in_fan_out by the layer."""
+    folders = [adapter(tmp_path / "a"), adapter(tmp_path / "b", fan_in_fan_out=True)]
+    assert len(load_members(folders)) == 2
+
+
+def test_widths_that_another_base_does_not_have_are_refused(tmp_path: Path) -> None:
+    factors = {Q: (torch.ones(3, 4096), torch.ones(4096, 3))}
+    folder = adapter(tmp_path / "a", modules=[Q], factors=factors)
+    assert len(load_members([folder], base="unsloth/llama-3.1-8b-bnb-4bit")) == 1
+    with pytest.raises(
+        MergeError, match=r"linear of 4096 to 4096 in it, and 3584 to 3584 in unsloth/Qwen2.5"
+    ):
+        load_members([folder], base="unsloth/Qwen2.5-7B-bnb-4bit")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
