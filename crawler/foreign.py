@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 class UnreadableError(LoradexError):
     """Foreign bytes at which a parser failed; `fault` is the class of what it raised."""
 
-    def __init__(self, what: str, fault: str) -> None:
-        super().__init__(f"{what} cannot be read: the parser ends with {fault}")
+    def __init__(self, message: str, *, fault: str = "") -> None:
+        super().__init__(message)
         self.fault = fault
 
 
@@ -41,4 +41,5 @@ def reading(what: str) -> Iterator[None]:
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
         log.info("%s cannot be read", what, exc_info=error)
-        raise UnreadableError(what, type(error).__name__) from error
+        fault = type(error).__name__
+        raise UnreadableError(f"{what} cannot be read: the parser ends with {fault}", fault=fault) from error

@@ -83,7 +83,7 @@ def test_running_it_again_is_the_same_quietly_and_without_the_model_but_for_its_
     first: tuple[Path, list[str]],
 ) -> None:
     folder, lines = first
-    talk = ("Crawling ", "A small Hub ", "drawn into ", "27 adapters drawn ")
+    talk = ("Crawling ", "A small Hub ", "drawn into ", "27 adapters drawn ", "misread by ")
     start, end = (
         next(at for at, line in enumerate(lines) if line.startswith(f"$ loradex {name}"))
         for name in ("base keep", "evaluate")

@@ -34,7 +34,8 @@ def write(folder: Path, layers: int, seed: int, width: int = 4096) -> None:
         tensors[f"{stem}B.weight"] = torch.randn(width, 16, generator=generator)
     folder.mkdir(parents=True)
     save_file(tensors, folder / "adapter_model.safetensors")
-    config = adapter_config(r=16, target_modules=["q_proj"])
+    # A base that nobody knows may have any number of layers.
+    config = adapter_config(r=16, target_modules=["q_proj"], base_model_name_or_path="made/deep")
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
