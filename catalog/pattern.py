@@ -39,6 +39,15 @@ class Budget:
             raise ConfigError("bad_pattern", "matching the module patterns takes too long")
 
 
+def is_regular_expression(text: str) -> bool:
+    """Whether Python compiles this text, so that PEFT can match names with it."""
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
 Positions = frozenset[int]
 # A node maps the positions it may start at to those it may end at.
 Node = Callable[[str, Positions, Budget], Positions]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from catalog.adapter import AdapterConfig, AdapterSpec
+from catalog.pattern import is_regular_expression
 
 # Fields that PEFT reads without looking for null.
 _NO_NULL = ("bias", "lora_dropout", "rank_pattern", "alpha_pattern")
@@ -49,10 +50,21 @@ def _refusals(config: AdapterConfig, spec: AdapterSpec | None) -> Iterator[str]:
         yield f"bias {config.bias!r}"
     if config.dropout > 1:
         yield f"lora_dropout {config.dropout:g}"
+    yield from _targets(config)
     yield from _combinations(config)
     yield from _initialisation(config)
     if spec is not None:
         yield from _missing_tensors(config, spec)
+
+
+def _targets(config: AdapterConfig) -> Iterator[str]:
+    """Texts that PEFT takes for patterns and Python does not, and a list that names nothing."""
+    patterns = {"target_modules": config.target_modules, "exclude_modules": config.exclude_modules}
+    for key, text in patterns.items():
+        if isinstance(text, str) and not is_regular_expression(text):
+            yield f"{key} that is no pattern"
+    if config.target_modules == () and not config.target_parameters:
+        yield "target_modules empty"
 
 
 def _combinations(config: AdapterConfig) -> Iterator[str]:

@@ -27,7 +27,7 @@ from catalog.errors import ConfigError, LoradexError
 from catalog.folder import CONFIG_NAME, MOST_CONFIG, WEIGHTS_NAME
 from catalog.header import PREFIX
 from catalog.module_names import ModuleNames, peft_names
-from catalog.pattern import Budget, Pattern
+from catalog.pattern import Budget, Pattern, is_regular_expression
 from catalog.peft_config import peft_refusals, settings_of_nothing
 from catalog.strictjson import UTF8_BOM
 from catalog.weights import header_bytes
@@ -145,10 +145,14 @@ def _repaired(data: bytes, adapter: _Adapter) -> bytes:
 def _untargeted(config: AdapterConfig, modules: Mapping[str, str]) -> list[str]:
     """The modules that the configuration does not target, so that PEFT drops their factors; sorted.
 
-    A pattern that cannot be evaluated safely counts as one that targets all.
+    A pattern that cannot be evaluated safely counts as one that targets all, one that is none as one that
+    targets nothing.
     """
     if config.target_parameters:
         return []
+    patterns = (config.target_modules, config.exclude_modules)
+    if not all(is_regular_expression(text) for text in patterns if isinstance(text, str)):
+        return sorted(modules)
     budget, left = Budget(), []
     try:
         for name, kind in sorted(modules.items()):

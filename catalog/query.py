@@ -78,6 +78,12 @@ _COMPARED = re.compile(
     r"([A-Za-z_]+)(\s*)(>=|<=|==|!=|<>|=~|!~|~=|:=|=>|=<|[=><~≥≤≠]|(?<=\s):)"
     r"""\s*("(?:[^"\\]|\\.)*"\*?|'[^']*'|[^\s()|"]*)"""
 )
+# The same in words, as in SQL; they are part of a text where no field stands before them.
+_COMPARED_IN_WORDS = re.compile(
+    r"([A-Za-z_]+)\s+(not\s+)?(is\s+not|is|in|like|contains|equals|between)"
+    r"""\s+(\([^()]*\)?|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s()|",]+(?:\s+and\s+[^\s()|",:]+(?=[\s)|]|$))?)""",
+    re.IGNORECASE,
+)
 _VALUE_COMPARED = re.compile(r"[0-9][0-9.,kKmMbB-]*\s*(?:[<>]=?|[=≥≤])\s*([A-Za-z_]+)")
 
 
@@ -215,6 +221,11 @@ class _Reader:
         if turned is not None and fold(turned[1]) in NAMES:
             advice = f"write the field first and a range behind a colon, such as {turned[1]}:8..64"
             self.fail("A filter has no such comparison", advice)
+        in_words = _COMPARED_IN_WORDS.match(self.text, self.at)
+        if in_words is not None and fold(in_words[1]) in NAMES:
+            advice = _instead_of_words(FIELDS[NAMES[fold(in_words[1])]], *in_words.groups()[1:])
+            problem = f"{in_words[3].upper()} is no operator"
+            self.fail(problem, f"write {advice}, or put the word in quotes", in_words.start(3))
         compared = _COMPARED.match(self.text, self.at)
         if compared is None:
             return
@@ -344,6 +355,19 @@ def _instead(field: Field, sign: str, text: str) -> str:
         return (
             f"{field.name}: and a value directly behind it, such as {_SAMPLES[field.kind].format(field.name)}"
         )
+
+
+def _instead_of_words(field: Field, negation: str | None, word: str, text: str) -> str:
+    """What a comparison in words is in this language: `in (a, b)`, `between 1 and 2`, `is not null`."""
+    negated = bool(negation) or word.lower().endswith("not")
+    if text.lower() in ("null", "none"):
+        return f"{field.name}:*" if negated else f"-{field.name}:*"
+    first, *rest = re.split(r"\s+and\s+", text, flags=re.IGNORECASE)
+    if word.lower() == "between":
+        text = "..".join([first, *rest])
+    else:
+        text = ",".join(re.sub(r"^'(.*)'$", r'"\1"', one.strip()) for one in first.strip("()").split(","))
+    return _instead(field, "!=" if negated else "=", text)
 
 
 def _compared(field: Field, sign: str, equal: Query) -> Query:

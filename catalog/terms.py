@@ -16,13 +16,15 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, and_, not_, or_, true
 
-from catalog.fields import FIELDS, AsciiLower, fold, texts_in
+from catalog.fields import FIELDS, NAMES, AsciiLower, fold, texts_in
 from catalog.schema import Adapter
 
 Number: TypeAlias = "int | float"
 _PLAIN_WORD = re.compile(r"[a-z0-9_./@#+][a-z0-9_./@#+-]*")
 # Beside a field these would be taken for operators of another language.
 _OPERATORS = ("and", "or", "not")
+# Behind the name of a field these would be.
+COMPARING_WORDS = ("is", "in", "like", "contains", "equals", "between")
 _PLAIN_VALUE = re.compile(r"[a-z0-9_./@#+:-]+")
 
 
@@ -281,7 +283,7 @@ def _stands_alone(*parts: Query) -> None:
 def to_text(query: Query) -> str:
     """The query as canonical text: `parse(to_text(query)) == query` for every query that `parse` gives."""
     if isinstance(query, And):
-        return " ".join(f"({to_text(part)})" if _is_loose(part) else to_text(part) for part in query.parts)
+        return " ".join(map(_beside, query.parts, (None, *query.parts)))
     if isinstance(query, Or):
         if (field := _common_field(query)) is not None:
             return f"{field}:{','.join(_value(part) for part in query.parts)}"
@@ -293,6 +295,14 @@ def to_text(query: Query) -> str:
         bare = _PLAIN_WORD.fullmatch(query.text) and query.text not in _OPERATORS
         return query.text if bare else _quoted(query.text)
     return f"{query.field}:{_value(query)}"
+
+
+def _beside(part: Query, before: Query | None) -> str:
+    """The text of one part of a conjunction behind another one."""
+    if isinstance(part, Word) and isinstance(before, Word):
+        compares = before.text in NAMES and part.text in COMPARING_WORDS
+        return _quoted(part.text) if compares else to_text(part)
+    return f"({to_text(part)})" if _is_loose(part) else to_text(part)
 
 
 def number_text(value: Number) -> str:

@@ -225,8 +225,12 @@ def output_options(*, lists: bool) -> Callable[[Command], Command]:
 
 def _option(flag: str, chosen: Format, words: str) -> Callable[[Command], Command]:
     def choose(context: click.Context, _option: click.Parameter, given: bool) -> None:
-        if given and context.obj is not None:
-            context.obj = replace(context.obj, output=replace(context.obj.output, format=chosen))
+        if not given or context.obj is None:
+            return
+        if context.obj.output.format is not Format.TABLE:
+            other = f"--{context.obj.output.format}"
+            raise click.UsageError(f"{other} and {flag} are two formats of one output; give one of them.")
+        context.obj = replace(context.obj, output=replace(context.obj.output, format=chosen))
 
     return click.option(flag, is_flag=True, expose_value=False, callback=choose, help=words)
 

@@ -111,7 +111,10 @@ class _Plain:
             return value.isoformat()
         if isinstance(value, Mapping):
             return self.mapping(value, depth)
-        if isinstance(value, (list, tuple, set)):
+        if isinstance(value, set):
+            # The order of a set is another one in each process.
+            return sorted((self.value(entry, depth + 1) for entry in value), key=repr)
+        if isinstance(value, (list, tuple)):
             return [self.value(entry, depth + 1) for entry in value]
         return f"binary of {len(value)} bytes" if isinstance(value, bytes) else str(type(value).__name__)
 

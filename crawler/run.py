@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 # What changed this long before the newest change known is listed again: the Hub's index is not instant.
 OVERLAP = timedelta(days=1)
+# Before this there is no time to go back to; a listing may have any date.
+EARLIEST = datetime.min.replace(tzinfo=UTC) + OVERLAP
 # The whole listing is read again after this time: it shows what vanished, and what came with an old date.
 WHOLE_EVERY = timedelta(days=7)
 
@@ -204,7 +206,7 @@ def _since(session: Session, options: CrawlOptions, scope: str, now: datetime) -
     mark, whole = frontier.watermark(session, scope), frontier.last_whole(session, scope)
     if mark is None or whole is None or whole < now - WHOLE_EVERY:
         return None
-    return mark - OVERLAP
+    return max(mark, EARLIEST) - OVERLAP
 
 
 def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, progress: Progress) -> Preview:

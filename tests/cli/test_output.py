@@ -40,6 +40,7 @@ from cli.output import (
     separated,
     table,
 )
+from tests.cli.conftest import Program
 
 HOSTILE = "\x1b[31mred\x1b[0m\r\n[bold]x[/bold] \x9b2J \u202eevil\u2066 :smile: \ud800"
 NOON = datetime(2026, 9, 1, 14, 30, tzinfo=timezone(timedelta(hours=2)))
@@ -263,7 +264,8 @@ def test_cell(value: Any, shown: str) -> None:
         (True, ["--json"], Format.JSON),
         (True, ["--jsonl"], Format.JSONL),
         (True, ["--csv"], Format.CSV),
-        (True, ["--csv", "--tsv"], Format.TSV),
+        (True, ["--tsv"], Format.TSV),
+        (True, ["--csv", "--tsv"], None),
         (False, ["--csv"], None),
         (False, ["--json"], Format.JSON),
         (False, ["--jsonl"], None),
@@ -418,3 +420,11 @@ def test_the_time_left_is_said_to_be_that() -> None:
         for done in range(5):
             bars.working(done, 9)
     assert re.search(r"4/9 .*/s +\d:\d\d:\d\d \d:\d\d:\d\d left", written.getvalue())
+
+
+@pytest.mark.parametrize("pair", [("--csv", "--tsv"), ("--json", "--csv"), ("--jsonl", "--json")])
+def test_two_formats_of_one_output_are_refused(pair: tuple[str, str], run: Program) -> None:
+    refused = run("methods", *pair)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert all(flag in refused.stderr for flag in pair)
+    assert run("methods", pair[0], pair[0]).exit_code == 0

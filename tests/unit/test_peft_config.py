@@ -48,6 +48,7 @@ VALUES: tuple[Mapping[str, Any], ...] = (
     {"use_dora": True, "megatron_config": {"a": 1}},
     *({"modules_to_save": value} for value in ([], ["score"], ["lm_head"], ["norm", "x"], ["self_attn"])),
     *({"trainable_token_indices": value} for value in ({}, [], [1], {"embed_tokens": [1]})),
+    *({key: value} for key in ("target_modules", "exclude_modules") for value in ("(", "[q", "*q", [])),
     {"alora_invocation_tokens": []},
     {"unknown_field": 3, "peft_version": "99.0"},
 )

@@ -346,6 +346,30 @@ def test_any_comparison_is_read_or_answered(text: str) -> None:
         assert parse(to_text(parse(text))) == parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("license in (mit, 'apache 2')", '9: write license:mit,"apache 2"'),
+        ("rank between 4 and 8", "6: write rank:4..8"),
+        ("rank:8 Rank IS NOT 4", "13: write -rank:4"),
+        ("license not in (mit)", "13: write -license:mit"),
+        ("rank is not null", "6: write rank:*"),
+        ("rank is null", "6: write -rank:*"),
+        ("(name contains x)", "7: write name:x"),
+        ("license in (", "9: write license: and a value"),
+    ],
+)
+def test_a_comparison_in_words_is_answered_with_what_is_right(text: str, right: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert f"is no operator at character {right}" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["trained in english", "name is", 'rank "in" 4', 'license "is" mit "in" x'])
+def test_the_same_words_are_texts_elsewhere(text: str) -> None:
+    assert parse(to_text(parse(text))) == parse(text)
+
+
 def test_the_words_for_health_are_those_of_the_fingerprint() -> None:
     assert FIELDS["health"].choices == get_args(Verdict)
 
