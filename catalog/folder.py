@@ -47,14 +47,19 @@ def read_folder(path: Path) -> AdapterFolder:
     try:
         if file.stat().st_size > MOST_CONFIG:
             raise ConfigError(
-                "too_large", f"{file} has more than {MOST_CONFIG:,} bytes; it is no PEFT config."
+                "too_large", f"{CONFIG_NAME} has more than {MOST_CONFIG:,} bytes, and is none of PEFT"
             )
         config = parse_config(file.read_bytes())
+    except ConfigError as error:
+        raise ConfigError(error.kind, f"{path} cannot be read: {error}.") from error
     except OSError as error:
         raise ConfigError("unreadable", f"{file} cannot be read: {error.strerror}.") from error
     if not config.is_lora:
         raise ConfigError("not_lora", f"{path} holds a {config.peft_type} adapter; only LoRA is understood.")
     if not weights.is_file():
         raise WeightsError("no_safetensors", f"{path} has no {WEIGHTS_NAME}; pickles are never opened.")
-    header = parse_header(header_bytes(weights), weights.stat().st_size)
+    try:
+        header = parse_header(header_bytes(weights), weights.stat().st_size)
+    except WeightsError as error:
+        raise WeightsError(error.kind, f"{path} cannot be read: {error}.") from error
     return AdapterFolder(path, config, weights, lora_modules(header, config))

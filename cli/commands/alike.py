@@ -17,6 +17,7 @@ from catalog.bases import BaseTable
 from catalog.blobs import BlobStore
 from catalog.database import disposing, open_catalog, reading
 from catalog.duplicates import Group, duplicates
+from catalog.errors import LoradexError
 from catalog.families import Family, families
 from catalog.fingerprint import Fingerprint, stable_rank, use_one_thread
 from catalog.fingerprint import fingerprint as fingerprint_of
@@ -49,14 +50,7 @@ def fingerprint(app: App, folders: tuple[Path, ...]) -> None:
     upgrade that changes their definition. A crawl makes those of all that it reads.
     """
     if folders:
-        rows = [_folder_row(folder) for folder in folders]
-        partial = any(row["partial"] for row in rows)
-        app.output.rows(rows, (*FOLDER_COLUMNS, LEAVES_OUT) if partial else FOLDER_COLUMNS)
-        for row in rows:
-            for reason, detail in row["partial"].items():
-                app.output.say(f"{row['adapter']} without {_in_words(reason, detail)}")
-            for problem in row["load_problems"]:
-                app.output.say(f"{row['adapter']}: {problem}")
+        _fingerprint_folders(app, folders)
         return
     blobs = BlobStore(app.settings.blobs)
     with disposing(open_catalog(app.settings, create=False)) as engine, app.output.progress("reading") as bar:
@@ -64,6 +58,28 @@ def fingerprint(app: App, folders: tuple[Path, ...]) -> None:
     app.output.document(
         asdict(found), lambda done: labelled((k.replace("_", " "), f"{v:,}") for k, v in done.items())
     )
+
+
+def _fingerprint_folders(app: App, folders: Sequence[Path]) -> None:
+    """Shows the folders that can be read, then raises the last error of one that cannot."""
+    rows, errors = [], []
+    for folder in folders:
+        try:
+            rows.append(_folder_row(folder))
+        except LoradexError as error:
+            errors.append(error)
+    if rows:
+        partial = any(row["partial"] for row in rows)
+        app.output.rows(rows, (*FOLDER_COLUMNS, LEAVES_OUT) if partial else FOLDER_COLUMNS)
+    for row in rows:
+        for reason, detail in row["partial"].items():
+            app.output.say(f"{row['adapter']} without {_in_words(reason, detail)}")
+        for problem in row["load_problems"]:
+            app.output.say(f"{row['adapter']}: {problem}")
+    for unreadable in errors[:-1]:
+        app.output.say(str(unreadable))
+    if errors:
+        raise errors[-1]
 
 
 LEAVES_OUT = Column("partial", "leaves out", show=", ".join)

@@ -212,3 +212,16 @@ def test_a_map_of_every_adapter_says_how_many_are_skipped(everyone: Program, tmp
         every.stderr.split()
     )
     assert "skipped" in (tmp_path / "map.svg").read_text()
+
+
+def test_a_folder_that_cannot_be_read_costs_no_other(run: Program, tmp_path: Path) -> None:
+    plain, null = adapter(tmp_path / "plain"), adapter(tmp_path / "null", lora_alpha=None)
+    cut = adapter(tmp_path / "cut") / "adapter_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:40])
+    result = run("fingerprint", str(null), str(plain), str(cut.parent), "--json")
+    assert result.exit_code == 1
+    assert [found["adapter"] for found in json.loads(result.stdout)] == [str(plain)]
+    said = " ".join(result.stderr.split())
+    assert f"{null} cannot be read: lora_alpha of adapter_config.json must be a number, not None." in said
+    assert f"Error: {cut.parent} cannot be read: a file of 40 bytes" in said
+    assert run("fingerprint", str(null), "--json").stdout == ""
