@@ -275,7 +275,9 @@ class _Look:
 
 def is_name(name: str) -> bool:
     """Whether the Hub could have an owner or a repository of this name."""
-    return bool(NAME.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith(".git")
+    if not NAME.fullmatch(name) or name.endswith((".", "-", ".git")):
+        return False
+    return "--" not in name and ".." not in name
 
 
 def derived_identity(repo_id: str) -> str:

@@ -85,6 +85,7 @@ def _wrong_name(name: str, whose: str) -> str | None:
         ("--" in name, "its name holds --"),
         (".." in name, "its name holds .."),
         (name.endswith(".git"), "its name ends with .git"),
+        (name.startswith("-") or name.endswith((".", "-")), "its name begins or ends with - or a dot"),
     )
     why = next(
         (text for applies, text in reasons if applies),

@@ -55,7 +55,9 @@ def test_each_name_has_one_line_on_start(
 
 PLACES: dict[str, tuple[str, str]] = {
     "dots": ("own/a..b", "holds .."),
-    "dash-first": ("own/-x", "other characters"),
+    "dash-first": ("own/-x", "begins or ends with"),
+    "dash-last": ("own/x-", "begins or ends with"),
+    "dot-last": ("own/x.", "begins or ends with"),
     "letters": ("own/caf\u00e9", "other characters"),
     "long": (f"own/{'x' * 97}", "longer than 96"),
     "owner-with-dashes": ("a--b/name", "the name of an owner"),
