@@ -89,6 +89,14 @@ def apply_to(
     return FoldReport(out, tuple(headers), len(changes), size)
 
 
+def refuse_unfoldable(base: Path, members: Iterable[Member]) -> None:
+    """Raises for the first member that `apply_to` would refuse; reads headers alone."""
+    headers = {name: _header(base / name) for name in _shards(base)}
+    turned = turned_layers(base)
+    for member in members:
+        _changes(base, member, headers, turned)
+
+
 def refuse_misfits(base: Path, members: Iterable[Member]) -> None:
     """Raises MergeError for the first member with a module whose weight has another shape in the base in a
     folder.

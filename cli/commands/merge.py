@@ -165,7 +165,7 @@ def merge(
     model card. The same call writes the same bytes.
     """
     from merging.controls import stand_ins
-    from merging.fold import refuse_tied
+    from merging.fold import refuse_unfoldable
     from merging.merge import carry_out
     from merging.plan import plan
     from merging.price import price
@@ -181,11 +181,11 @@ def merge(
     planned = plan(members, table=table, **given)
     for note in (*planned.notes, *_strange(table, given["base"], members)):
         app.output.say(note)
+    if apply_to:
+        refuse_unfoldable(apply_to, planned.members)
     if out is None or dry_run:
         app.output.document(asdict(price(planned)), _render_price)
         return
-    if apply_to:
-        refuse_tied(apply_to, members)
     source = {"name": manifest.name, "digest": manifest.digest} if manifest else None
     made = out.with_name(f"{out.name}-adapter") if apply_to else out
     with app.output.progress("merging") as bar:
@@ -198,10 +198,13 @@ def merge(
 
 
 def _strange(table: BaseTable, base: str | None, members: Sequence[Member]) -> list[str]:
-    """A sentence on a base that was given and is known neither here nor to a member; none for a folder."""
+    """A sentence on a base that was given and is known neither here nor to a member, or a folder of none."""
     named = {member.config.base_model for member in members}
-    if base is None or base in named or table.known(base) or Path(base).is_dir():
+    if base is None or base in named or table.known(base):
         return []
+    if Path(base).is_dir():
+        is_model = (Path(base) / "config.json").is_file()
+        return [] if is_model else [f"{base} holds no config.json, so that its modules are not known."]
     return [f"No base model is known as {base}; {table.nearest(base)}."]
 
 

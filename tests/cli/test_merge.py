@@ -102,3 +102,23 @@ def test_members_with_copies_can_be_compared(headed: Path, pair: list[Path], tmp
     found = ok(tmp_path, "inspect-merge", headed, *pair, "--without", "embed_tokens, lm_head")
     assert found["names"] == ["headed", "m0", "m1"]
     assert found["cosines"][0][1] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_base_that_the_merge_cannot_be_added_to_is_refused_before_it(
+    dry: bool, pair: list[Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({"other.weight": torch.ones(2, 2)}, base / "model.safetensors")
+    words = ("--method", "average", "--apply-to", base, "-o", tmp_path / "out", *["--dry-run"][: int(dry)])
+    result = run(tmp_path, "merge", *pair, *words)
+    assert result.exit_code == 1
+    assert "m0 belongs to another model" in " ".join(result.stderr.split())
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_base_folder_without_a_model_is_said_to_be_none(pair: list[Path], tmp_path: Path) -> None:
+    result = run(tmp_path, "merge", *pair, "--method", "average", "--base", tmp_path, "--dry-run")
+    assert result.exit_code == 0
+    assert "holds no config.json, so that its modules are not known" in " ".join(result.stderr.split())
