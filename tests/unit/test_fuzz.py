@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import islice
 
+import pytest
+
 from catalog.errors import ConfigError
-from tests.fuzz.__main__ import run
+from tests.fuzz.__main__ import COSTLY, run
 from tests.fuzz.mutation import LONGEST, mutations
-from tests.fuzz.readers import Reader
+from tests.fuzz.readers import Reader, readers
 
 SEEDS = (b"alpha: beta, gamma", b"12345678")
 
@@ -33,3 +35,9 @@ def test_a_crash_is_found_and_made_small() -> None:
     assert list(outcome.crashes.values()) == [b"NaN"]
     assert outcome.refused > 0
     assert outcome.inputs == 2000
+
+
+@pytest.mark.parametrize("name", sorted(readers()))
+def test_no_reader_falls_at_the_first_inputs(name: str) -> None:
+    outcome = run(readers()[name], name, 1, max(2, 60 // COSTLY.get(name, 1)))
+    assert outcome.crashes == {}
