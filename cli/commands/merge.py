@@ -175,11 +175,12 @@ def merge(
     purpose = "merged or added to a base" if apply_to else "merged"
     table = base_table(app)
     members, manifest = members_of(app, pool, without, purpose, table)
+    unused = _unused(without, members)
     if control and out is not None and not dry_run:
         place = out.with_name(f"{out.name}-members")
         members = list(stand_ins(members, control, place, given["seed"], base=given["base"], table=table))
     planned = plan(members, table=table, **given)
-    for note in (*planned.notes, *_strange(table, given["base"], members)):
+    for note in (*planned.notes, *_strange(table, given["base"], members), *unused):
         app.output.say(note)
     if apply_to:
         refuse_unfoldable(apply_to, planned.members)
@@ -206,6 +207,13 @@ def _strange(table: BaseTable, base: str | None, members: Sequence[Member]) -> l
         is_model = (Path(base) / "config.json").is_file()
         return [] if is_model else [f"{base} holds no config.json, so that its modules are not known."]
     return [f"No base model is known as {base}; {table.nearest(base)}."]
+
+
+def _unused(without: Sequence[str], members: Sequence[Member]) -> list[str]:
+    """A sentence on each layer that was to be left out and of which no member holds anything."""
+    left_out = [f".{tensor}." for member in members for tensor in member.left_out]
+    unused = [layer for layer in without if not any(f".{layer}." in tensor for tensor in left_out)]
+    return [f"No member holds anything of {layer}, which --without names." for layer in unused]
 
 
 def _fold(app: App, base: Path, adapter: Path, out: Path, device: str, overwrite: bool) -> Path:
@@ -308,7 +316,9 @@ def inspect_merge(
     with app.output.progress("reading") as bar:
         found = inspect.inspect(members, result=result, table=table, progress=bar.working, **given)
     note = base_note(members, base_of(members, given["base"], table), table)
-    for sentence in filter(None, (note, *_strange(table, given["base"], members))):
+    for sentence in filter(
+        None, (note, *_strange(table, given["base"], members), *_unused(without, members))
+    ):
         app.output.say(sentence)
     if plot:
         inspect.plot(found, plot)

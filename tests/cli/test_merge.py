@@ -122,3 +122,14 @@ def test_a_base_folder_without_a_model_is_said_to_be_none(pair: list[Path], tmp_
     result = run(tmp_path, "merge", *pair, "--method", "average", "--base", tmp_path, "--dry-run")
     assert result.exit_code == 0
     assert "holds no config.json, so that its modules are not known" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("command", [["merge", "--method", "average", "--dry-run"], ["inspect-merge"]])
+def test_a_layer_of_which_nothing_is_left_out_is_named(
+    command: list[str], headed: Path, pair: list[Path], tmp_path: Path
+) -> None:
+    result = run(tmp_path, *command, headed, *pair, "--without", "lm_head,lm_haed")
+    assert result.exit_code == 0
+    said = " ".join(result.stderr.split())
+    assert "No member holds anything of lm_haed, which --without names." in said
+    assert "anything of lm_head" not in said
