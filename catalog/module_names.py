@@ -49,6 +49,7 @@ _DIALECT = re.compile(
     r"\.weight\Z"
 )
 _SIDES: Mapping[str, Side] = {"A": "A", "B": "B", "a": "A", "b": "B", "down": "A", "up": "B"}
+_OWN_NAME = re.compile(r"(?<=[AB])\.default(?=\.(?:weight|bias)\Z|\Z)")
 _SIDED = frozenset({"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"})
 # What transformers moved below `model.` with its models of vision and text.
 _MOVED_HEADS = frozenset({"vision_tower", "multi_modal_projector", "visual"})
@@ -148,9 +149,16 @@ def peft_names(header: Header, names: ModuleNames) -> dict[str, str]:
 
 
 def respelled(header: Header, names: ModuleNames) -> tuple[str, ...]:
-    """The names of factors under which PEFT does not look for them, in the order of the file."""
+    """The names of factors under which PEFT does not look for them, in the order of the file.
+
+    PEFT reads the name of the adapter that it loads as, `default`, in front of the leaf too.
+    """
     wanted = ((tensor.name, names.keys.get(tensor.name)) for tensor in header.tensors)
-    return tuple(name for name, key in wanted if key is not None and name != _peft_name(key, names.written))
+    return tuple(
+        name
+        for name, key in wanted
+        if key is not None and _OWN_NAME.sub("", name) != _peft_name(key, names.written)
+    )
 
 
 def canonical_tensor(name: str) -> str:

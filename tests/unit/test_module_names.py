@@ -91,6 +91,12 @@ def test_what_peft_writes_is_not_respelled() -> None:
     assert peft_names(found, read_names(found)) == {tensor.name: tensor.name for tensor in found.tensors}
 
 
+@pytest.mark.parametrize(("name", "found"), [("default", True), ("mine", False), ("defaults", False)])
+def test_peft_finds_factors_under_its_own_name_of_an_adapter(name: str, found: bool) -> None:
+    file = header((f"{PEFT}.lora_A.{name}.weight", (2, 8)), (f"{PEFT}.lora_B.{name}.weight", (8, 2)))
+    assert (respelled(file, read_names(file)) == ()) is found
+
+
 @pytest.mark.parametrize(
     "path",
     [
