@@ -73,7 +73,7 @@ def _fingerprint_folders(app: App, folders: Sequence[Path]) -> None:
         app.output.rows(rows, (*FOLDER_COLUMNS, LEAVES_OUT) if partial else FOLDER_COLUMNS)
     for row in rows:
         for reason, detail in row["partial"].items():
-            app.output.say(f"{row['adapter']} without {_in_words(reason, detail)}")
+            app.output.say(f"the numbers of {row['adapter']} leave out {_in_words(reason, detail)}")
         for problem in row["load_problems"]:
             app.output.say(f"{row['adapter']}: {problem}")
     for unreadable in errors[:-1]:

@@ -44,7 +44,7 @@ def test_each_folder_of_the_row_names_what_its_number_leaves_out(run: Program) -
     shown = run("fingerprint", *map(str, folders))
     assert "leaves out" in shown.stdout
     assert "modules_to_save, full_weights" in shown.stdout
-    assert "without relative_init: its update is relative to a changed base model (pissa)" in shown.stderr
+    assert "leave out relative_init: its update is relative to a changed base model (pissa)" in shown.stderr
     assert "leaves out" not in run("fingerprint", str(folders[0])).stdout
 
 

@@ -9,7 +9,9 @@ import pytest
 from catalog.errors import MergeError
 from merging.fold import apply_to
 from tests.cli.conftest import Program
+from tests.edges.rows import row
 from tests.merging.adapters import adapter
+from tests.shared_data import shared
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -39,3 +41,12 @@ def test_no_command_passes_it_off_as_plain_lora(run: Program, tmp_path: Path, st
     with pytest.raises(MergeError, match="cannot be added to a base: DoRA"):
         apply_to(base, folder, out)
     assert not out.exists()
+
+
+@shared
+def test_the_row(run: Program, tmp_path: Path) -> None:
+    folders = [str(row("08-dora") / name) for name in ("plain", "dora")]
+    refused = run("merge", *folders, "--method", "average", "-o", str(tmp_path / "out"))
+    assert refused.exit_code == 1
+    assert "dora cannot be merged: DoRA rescales the base weights" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "out").exists()
