@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 from types import FrameType
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+# Where Python loses an interrupt, it is sent again after so many seconds.
+_PAUSE = 0.01
 # SIGHUP is what a terminal sends that closes; Windows has none.
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -22,6 +30,21 @@ def set_up_signals() -> None:
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+    report = sys.unraisablehook
+
+    def send_again(lost: UnraisableHookArgs) -> None:
+        """An interrupt that falls into a finaliser or a callback of a weak reference ends there otherwise."""
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            report(lost)
+            return
+        number = lost.exc_value.number if isinstance(lost.exc_value, StopSignal) else signal.SIGINT
+        if number in _ENDING:
+            signal.signal(number, _stop)
+        again = threading.Timer(_PAUSE, signal.pthread_kill, (threading.main_thread().ident, number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = send_again
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
+import weakref
 from collections.abc import Iterator
 
 import click
@@ -18,9 +21,10 @@ ENDING = {signal.SIGTERM: Exit.TERMINATED, signal.SIGHUP: Exit.HUNG_UP}
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Puts the handlers of this process back."""
-    before = {number: signal.getsignal(number) for number in ENDING}
+    """Puts the handlers and the hook of this process back."""
+    before, hook = {number: signal.getsignal(number) for number in ENDING}, sys.unraisablehook
     yield
+    sys.unraisablehook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -52,3 +56,19 @@ def test_what_was_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     set_up_signals()
     signal.raise_signal(signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", [*ENDING, signal.SIGINT])
+def test_a_signal_that_falls_into_a_callback_of_python_is_not_lost(number: signal.Signals) -> None:
+    set_up_signals()
+
+    class Thing:
+        pass
+
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(number))
+    with pytest.raises(KeyboardInterrupt) as caught:  # noqa: PT012 - the signal comes while it waits
+        del thing
+        threading.Event().wait(10)
+    assert reference() is None
+    assert getattr(caught.value, "number", signal.SIGINT) == number
