@@ -120,8 +120,8 @@ def _locked_folder(parent: Path) -> tuple[Path, FileLock]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         lock = FileLock(folder / _LOCK, timeout=0)
-        # As long as it is not locked, another process may remove it: then one more is made.
-        with suppress(FileNotFoundError, Timeout):
+        # As long as it is not locked, another process may remove it, at any moment: then one more is made.
+        with suppress(FileNotFoundError, FileExistsError, Timeout):
             lock.acquire()
             return folder, lock
 

@@ -108,9 +108,14 @@ def test_threads_that_begin_at_once_keep_their_folders(tmp_path: Path) -> None:
                     wrong.append(str(folder))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert not wrong
     assert not any(tmp_path.iterdir())
