@@ -9,6 +9,7 @@ never null here (`catalog.fields`), so that Not is the complement on both faces.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -71,7 +72,7 @@ class Period:
         return "-".join(parts)
 
 
-class _Term:
+class _Term(ABC):
     """A test of the values of one field: `_sql` and `_holds` are its faces for a single value."""
 
     field: str
@@ -84,11 +85,13 @@ class _Term:
         """Whether a row of `query_row` matches."""
         return any(self._holds(value) for value in FIELDS[self.field].values(row))
 
+    @abstractmethod
     def _sql(self, value: Any) -> ColumnElement[bool]:
-        raise NotImplementedError
+        """Whether a value, as SQL, passes the test."""
 
+    @abstractmethod
     def _holds(self, value: Any) -> bool:
-        raise NotImplementedError
+        """Whether a value passes the test."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING, Any
 from catalog.adapter import LoraModule
 from catalog.bases import BaseTable
 from catalog.errors import MergeError, UsageError, WeightsError
-from merging.members import CONFIG_NAME, Member, digest_of, load_member, load_members, read_module
+from catalog.folder import CONFIG_NAME
+from merging.members import Member, digest_of, load_member, load_members, read_module
 from merging.stack import shapes
 from merging.write import (
     adapter_config,

@@ -29,8 +29,9 @@ from catalog.errors import (
     UsageError,
     WeightsError,
 )
+from catalog.folder import CONFIG_NAME
 from catalog.metrics import score_problem
-from merging.members import CONFIG_NAME, Member, digest_of
+from merging.members import Member, digest_of
 from merging.model import BaseModel
 from merging.prompt import normalised
 from merging.questions import Questions, TooLong, ask, asked_date, reads_plainly

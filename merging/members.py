@@ -9,7 +9,6 @@ until the whole file has been touched.
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +17,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from catalog import verified
 from catalog.adapter import (
     AdapterConfig,
     AdapterSpec,
@@ -35,20 +35,17 @@ from catalog.base_modules import BaseModules, modules_of_folder, modules_of_spel
 from catalog.bases import BaseTable, seed_table
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from catalog.features import SENTENCES, beside_the_update, layers_to_leave_out
+from catalog.folder import CONFIG_NAME, MOST_CONFIG, WEIGHTS_NAME
 from catalog.module_names import ModuleNames
 
 if TYPE_CHECKING:
     import torch
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
 _BASE_CONFIG = "config.json"
 _PREFIX = 8
 # A module of a layer: what follows the first number is the same wherever models keep their layers.
 _NUMBERED = re.compile(r"(?P<place>[^0-9]*?)\.(?P<below>[0-9]+\..+)")
-_MAX_CONFIG = 1024 * 1024
 _MAX_CARD = 64 * 1024
-_CHUNK = 1 << 22
 # What is left out of every member, and nothing of its update with it: copies of the base, aids of training.
 _SPARE = frozenset({"base_copy", "auxiliary"})
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,64})[\"']?[ \t]*$", re.MULTILINE)
@@ -211,20 +208,16 @@ def read_module(member: Member, module: str) -> tuple[torch.Tensor, torch.Tensor
 
 def digest_of(path: Path) -> str:
     """The sha256 of a file in hexadecimal; raises WeightsError where it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        return verified.digest_of(path)
     except OSError as error:
         raise WeightsError("unreadable", f"The file {path.name} cannot be read: {error}.") from error
-    return digest.hexdigest()
 
 
 def _config(folder: Path, refusal: str) -> AdapterConfig:
     try:
         with (folder / CONFIG_NAME).open("rb") as file:
-            data = file.read(_MAX_CONFIG + 1)
+            data = file.read(MOST_CONFIG + 1)
     except FileNotFoundError as error:
         raise UsageError(f"{folder} holds no {CONFIG_NAME}; name a folder that PEFT has written.") from error
     except OSError as error:

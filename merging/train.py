@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from catalog.errors import DivergedError, EvaluationError, UsageError
+from catalog.folder import CONFIG_NAME, WEIGHTS_NAME
 from merging import variants
 from merging.course import Course, Recipe, batches, gradients, run, seeded, valid_loss
-from merging.members import CONFIG_NAME, WEIGHTS_NAME
 from merging.memory import memory_limit
 from merging.model import BaseModel
 from merging.prompt import Prompt

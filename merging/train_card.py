@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from catalog.folder import WEIGHTS_NAME
 from merging.course import Course
-from merging.members import WEIGHTS_NAME, digest_of
+from merging.members import digest_of
 from merging.model import BaseModel
 from merging.questions import Questions, unusual
 from merging.tasks import Task

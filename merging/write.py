@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from catalog.errors import StorageError, UsageError
 from catalog.files import remove_abandoned, replace_folder, temporary_folder
-from merging.members import CONFIG_NAME, WEIGHTS_NAME, Member
+from catalog.folder import CONFIG_NAME, WEIGHTS_NAME
+from merging.members import Member
 from merging.stack import Shape
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from catalog.folder import CONFIG_NAME, WEIGHTS_NAME
 from merging.evaluate import Measured, measure
 from merging.live import LiveStack
-from merging.members import CONFIG_NAME, WEIGHTS_NAME, load_member
+from merging.members import load_member
 from merging.model import BaseModel, load_base
 from merging.prompt import encode
 from merging.tasks import Task, budget, draw, find_task

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from catalog.errors import EvaluationError, MergeError, UsageError
+from catalog.folder import CONFIG_NAME, WEIGHTS_NAME
 from merging.course import Recipe, batches, gradients, run, seeded, valid_loss
-from merging.members import CONFIG_NAME, WEIGHTS_NAME, load_member, read_module
+from merging.members import load_member, read_module
 from merging.model import BaseModel
 from merging.prompt import Prompt, encode
 from merging.scoring import losses

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from catalog.folder import CONFIG_NAME, WEIGHTS_NAME
 from crawler.cards import parse_card
-from merging.members import CONFIG_NAME, WEIGHTS_NAME, load_member
+from merging.members import load_member
 from merging.train import ALL_LINEAR
 from tests.sample_hub import ADAPTERS, BASE, HUB, OWNER, Adapter
 
