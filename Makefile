@@ -4,8 +4,9 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 READY := .venv/ready
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
-.PHONY: demo test coverage quick check fuzz kills bench bench-retrieval clean
+.PHONY: demo test coverage quick check docs fuzz kills bench bench-retrieval clean
 
 demo: $(READY)
 	@$(BIN)/loradex demo
@@ -30,6 +31,13 @@ check: $(READY)
 	@echo "mypy"; $(BIN)/mypy --no-error-summary
 	@echo "import contracts"; $(BIN)/lint-imports --no-logo > .venv/contracts.txt \
 		|| { cat .venv/contracts.txt; exit 1; }
+
+	@echo "documentation"; $(MKDOCS)
+
+# The documentation as a site, in build/site.
+docs: $(READY)
+	@$(MKDOCS)
+	@echo "build/site/index.html; with its search: $(BIN)/python -m http.server -d build/site"
 
 # Mutated inputs for every reader of foreign bytes; the same seed gives the same inputs.
 fuzz: $(READY)

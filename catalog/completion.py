@@ -37,7 +37,7 @@ from catalog.scores import Ranking, ScoreMatrix, effect, excess, other_tasks, st
 Floats = NDArray[np.float64]
 
 MOST_ADAPTERS = 5000
-# Chosen on tasks without test scores, see docs/retrieval.md; results change little within a factor of two.
+# Chosen without test scores, docs/results/retrieval.md; results change little within a factor of two.
 _TREND = 0.2
 _LENGTH = 0.5
 _COMMON = 0.3

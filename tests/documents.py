@@ -1,6 +1,6 @@
 """What the documents say of the program, made from the program: `python -m tests.documents` writes it anew.
 
-The help of every command goes to docs/commands.md; the tables of commands and reasons go into the README,
+docs/reference/commands.md holds the help of every command, the README the tables of commands and reasons,
 between two comments each. `tests/cli/test_readme.py` compares.
 """
 
@@ -18,7 +18,7 @@ from crawler.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-HELP = ROOT / "docs" / "commands.md"
+HELP = ROOT / "docs" / "reference" / "commands.md"
 HEAD = """# The commands
 
 The `--help` of every command, written by `.venv/bin/python -m tests.documents`.
@@ -37,7 +37,7 @@ def paths(command: click.Command = loradex, name: tuple[str, ...] = ()) -> Itera
 
 
 def help_page() -> str:
-    """docs/commands.md as it should be."""
+    """docs/reference/commands.md as it should be."""
     return "\n".join([HEAD, *(_section(name) for name in paths())])
 
 

@@ -1,4 +1,4 @@
-"""Finding adapters by a task's gradient, on real adapters and tasks: the numbers of docs/gradient.md.
+"""Finding adapters by a task's gradient, on real adapters and tasks: the numbers of docs/results/gradient.md.
 
 Run as `python -m tests.gradient_study --bases FOLDER --scratch FOLDER`. It reads the shared folders of tasks
 and adapters. Passes over the base model and measured scores are kept in the scratch folder, so that a run

@@ -1,7 +1,7 @@
 """Reports of the studies that were run, and what the documents quote of them, made from their results.
 
 `python -m tests.study_pages` writes report.md and the pictures beside the results in docs/results, and fills
-the places in docs/*.md that name a section of a report:
+the places in docs/results/*.md that name a section of a report:
 
     <!-- results recycling: Task by task -->
     <!-- end of results -->
@@ -20,8 +20,7 @@ from pathlib import Path
 from studies.report import page
 from studies.reporting import MARKDOWN, PICTURES, report, sections
 
-DOCS = Path(__file__).parents[1] / "docs"
-RESULTS = DOCS / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 _PLACE = re.compile(r"(<!-- results ([a-z_]+): ([^>]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -32,7 +31,7 @@ def studies() -> Iterator[Path]:
 
 def quoting() -> Iterator[Path]:
     """The documents that quote results."""
-    yield from (one for one in sorted(DOCS.glob("*.md")) if _PLACE.search(one.read_text("utf-8")))
+    yield from (one for one in sorted(RESULTS.glob("*.md")) if _PLACE.search(one.read_text("utf-8")))
 
 
 def filled(text: str) -> str:
@@ -42,10 +41,10 @@ def filled(text: str) -> str:
 
 @cache
 def _parts(study: str) -> dict[str, str]:
-    """The sections of a report by title, as Markdown for a document that stands in docs/."""
+    """The sections of a report by title, as Markdown for a document that stands in docs/results."""
     found = {}
     for one in sections(RESULTS / study):
-        whole = page.markdown("", [one], f"results/{study}/{PICTURES}")
+        whole = page.markdown("", [one], f"{study}/{PICTURES}")
         found[one.title] = whole.split("\n\n", 2)[2].strip()
     return found
 

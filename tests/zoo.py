@@ -2,7 +2,7 @@
 
 Run as `python -m tests.zoo`. It reads a folder of adapters with an index.jsonl that names the task and the
 kind of task of each; adapters of one task are twins from other seeds. Every row of numbers is a table of
-docs/fingerprints.md. The exact products of all pairs take minutes.
+docs/reference/fingerprints.md. The exact products of all pairs take minutes.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from cli.app import App
 from cli.commands.asking import asked_base, unusual_notes
 from cli.commands.fetching import fetching, folder_for_files
 
-# How many other tasks a gradient is compared with, and by how many examples each (docs/gradient.md).
+# How many other tasks a gradient is compared with, and by how many examples each (docs/results/gradient.md).
 BACKGROUNDS = 8
 BACKGROUND_SAMPLES = 24
 

@@ -1,4 +1,4 @@
-"""The table of merge methods in docs/merging.md: `python -m tests.merging.document` writes it anew."""
+"""The table of merge methods in docs/reference/merging.md; `python -m tests.merging.document` writes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from merging.methods import METHODS
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "merging.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reference" / "merging.md"
 BEGIN, END = "<!-- methods -->\n", "<!-- end of methods -->"
 
 

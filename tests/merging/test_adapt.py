@@ -266,7 +266,7 @@ def test_nonsense_is_said(task: Task, some: Budget, members: list[Member]) -> No
 
 
 def test_the_document_has_every_method_as_it_is() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "evaluation.md").read_text(encoding="utf-8")
     for row in ADAPTIVE.values():
         line = f"| `{row.name}` | {row.summary} | {row.rate:g} | {row.steps} | [source]({row.paper}) |"
         assert line in text

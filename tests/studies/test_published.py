@@ -319,7 +319,7 @@ def test_the_merges_have_intervals_over_their_tasks() -> None:
 @shared
 @pytest.mark.slow
 def test_the_page_holds_the_tables_of_the_rows() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "published.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "results" / "published.md").read_text(encoding="utf-8")
     parts = ("alone", "merged", "relevance")
     rows = [row for part in parts for row in PARTS[part](data("recycling_paper"))]
     tables = [one for one in sections(rows) if isinstance(one, Table)]

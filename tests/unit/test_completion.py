@@ -300,7 +300,7 @@ def test_a_posterior_of_nothing_is_refused() -> None:
 @shared
 @pytest.mark.slow
 def test_texts_and_likeness_help_on_published_scores() -> None:
-    """On tasks without test scores, judged by their own 100 samples; see docs/retrieval.md for all."""
+    """On tasks without test scores, judged by their own 100 samples; docs/results/retrieval.md has all."""
     from studies.published.tables import load
 
     found: dict[str, list[float]] = {"prior": [], "texts": [], "both": []}
