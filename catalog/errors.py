@@ -26,7 +26,7 @@ LoradexError
     ├── IntegrityError        bytes whose hash or size is not the promised one
     └── HubAccessError        one repository or file cannot be read (status: gated, disabled, …)
 
-A skipped adapter is not an error: see `crawler.screen`.
+A skipped adapter is not an error: see `crawler.crawl.screening`.
 """
 
 from __future__ import annotations

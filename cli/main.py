@@ -204,7 +204,7 @@ def _check_endpoint(endpoint: str) -> None:
     try:
         _ = urlsplit(endpoint).port
     except ValueError:
-        from crawler.wire import check_endpoint
+        from crawler.hub import check_endpoint
 
         check_endpoint(endpoint)
 

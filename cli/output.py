@@ -72,7 +72,7 @@ class Column:
 
 
 class Progress(Protocol):
-    """What a long command tells while it works; the same shape as `crawler.progress.Progress`."""
+    """What a long command tells while it works; the same shape as `crawler.crawl.progress.Progress`."""
 
     def watch_bytes(self, received: Callable[[], int]) -> None:
         """From now on `received` gives the number of bytes that have arrived; any thread may ask."""

@@ -8,14 +8,11 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from catalog.blobs import BlobStore, temporary_store
+from catalog.database import Origin
 from catalog.errors import HubAccessError, HubPayloadError, IntegrityError, PoolError
-from catalog.export import Content
-from catalog.kept import Origin
-from catalog.pools import Manifest, Member, PinnedFile, Problem
-from crawler.hub import Hub
-from crawler.listing import BadRow, parse_row
-from crawler.tree import RemoteFile
+from catalog.files import BlobStore, temporary_store
+from catalog.pools import Content, Manifest, Member, PinnedFile, Problem
+from crawler.hub import BadRow, Hub, RemoteFile, parse_row
 
 WEIGHTS = ".safetensors"
 

@@ -9,12 +9,11 @@ from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection
 from sqlalchemy.types import TypeDecorator
 
-from catalog.database import VERSION_TABLE
-from catalog.schema import Table
+from catalog.database import VERSION_TABLE, Table
 
 
 def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[False]:
-    """The plain type below one of `catalog.columns`: a migration must not change when those do."""
+    """The plain type below one of `catalog.database.columns`: a migration must not change when those do."""
     if kind == "type" and isinstance(item, TypeDecorator):
         return f"sa.{item.impl_instance!r}"
     return False

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from catalog.errors import UsageError
-from merging.adaptive import find_adaptive
-from merging.method import nearest
-from merging.methods import find_method
+from merging.learning import find_adaptive
+from merging.methods import find_method, nearest
 from studies.design import (
     Adapt,
     Merge,

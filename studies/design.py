@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from merging.adaptive import find_adaptive
-from merging.controls import KINDS
+from merging.learning import VARIANTS, find_adaptive
 from merging.methods import find_method
-from merging.variants import VARIANTS
+from merging.static import KINDS
 
 # Names are parts of labels, "method | pool, key=value".
 Name = Annotated[str, Field(pattern=r"^[^|\s,=][^|=,\n]{0,59}$")]

@@ -1,4 +1,4 @@
-"""A study's YAML file, read: within the bounds of `catalog.strictyaml`, names given twice refused, and
+"""A study's YAML file, read: within the bounds of `catalog.files.strictyaml`, names given twice refused, and
 everything that is wrong said with the line it stands in.
 """
 
@@ -17,8 +17,8 @@ import yaml
 from pydantic import ValidationError
 
 from catalog.errors import NotFoundError, UsageError
-from catalog.strictyaml import YamlError, read_yaml
-from merging.method import nearest
+from catalog.files import YamlError, read_yaml
+from merging.methods import nearest
 from studies.checks import WrongError, check
 from studies.design import KINDS_OF_METHOD, Adapters, Part, Pool, Published, Report, Study, Tasks, use_of
 

@@ -13,19 +13,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from catalog.adapters import is_adapter_folder
 from catalog.errors import ConfigError, LoradexError, NotFoundError, UsageError
-from catalog.export import ADAPTERS as EXPORTED
-from catalog.folder import is_adapter_folder
-from catalog.strictjson import load_json
-from crawler.cards import parse_card
-from merging.course import Recipe
-from merging.fold import refuse_misfits
+from catalog.files import load_json
+from catalog.pools import ADAPTERS as EXPORTED
+from crawler.reading import parse_card
+from merging.learning import TRAIN_RECORD, Recipe, Settings, default_rates
 from merging.members import digest_of, load_member
 from merging.methods import find_method
-from merging.model import checkpoint, first_look
-from merging.prompt import date_of
-from merging.tasks import METRICS, TASK_NAME, Task, find_task
-from merging.train import RECORD_NAME, Settings, default_rates
+from merging.model import METRICS, TASK_NAME, Task, checkpoint, date_of, find_task, first_look
+from merging.static import refuse_misfits
 from studies.design import (
     Adapt,
     Adapters,
@@ -48,7 +45,7 @@ from studies.design import (
 from studies.store import Place, Step
 
 # What PEFT folders say of the task they were trained on: ours, and a common plain file.
-_TRAINED_ON = (RECORD_NAME, "training.json")
+_TRAINED_ON = (TRAIN_RECORD, "training.json")
 _MOST_BYTES = 16 * 1024 * 1024
 _LEGO = "lora-lego"
 

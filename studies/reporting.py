@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from merging.write import storage, write_json, write_text
+from merging.members import storage, write_json, write_text
 from studies import published
 from studies.report import grids, page
 from studies.report.sections import Section, Text

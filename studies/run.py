@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from catalog.errors import NotFoundError, StorageError, UsageError
-from merging.write import storage, write_json, write_text
+from merging.members import storage, write_json, write_text
 from studies.file import StudyFile
 from studies.grid import Cell, Grid
 from studies.store import Place, Step, in_order

@@ -21,8 +21,7 @@ from studies.store import Place
 
 if TYPE_CHECKING:
     from merging.members import Member
-    from merging.model import BaseModel
-    from merging.tasks import Budget, Task
+    from merging.model import BaseModel, Budget, Task
 
 Told = Mapping[str, Any]
 Found = Mapping[str, dict[str, Any]]
@@ -42,8 +41,8 @@ class Job:
 
 def score(job: Job) -> dict[str, Any]:
     """The score on test examples of the base, or of the adapter that an input made or chose."""
-    from merging.evaluate import measure
-    from merging.tasks import draw
+    from merging.evaluation import measure
+    from merging.model import draw
 
     base, task = _base(job.place), _task(job)
     questions = draw(task, "test", job.told["test"])
@@ -53,7 +52,7 @@ def score(job: Job) -> dict[str, Any]:
 
 def train(job: Job) -> dict[str, Any]:
     """A new LoRA at one learning rate."""
-    from merging.train import train as trained
+    from merging.learning import train as trained
 
     made = trained(
         _base(job.place),
@@ -88,7 +87,7 @@ def pick(job: Job) -> dict[str, Any]:
 
 def measured(job: Job) -> dict[str, Any]:
     """The score of the base and of every adapter alone on examples that may be learned from."""
-    from merging.evaluate import measure
+    from merging.evaluation import measure
 
     base, task, seen = _base(job.place), _task(job), _budget(job).all[: job.told.get("samples")]
     scores: dict[str, Any] = {}
@@ -100,7 +99,7 @@ def measured(job: Job) -> dict[str, Any]:
 
 def gradient(job: Job) -> dict[str, Any]:
     """How far downhill every adapter points on the task, exactly, per norm of its update."""
-    from merging.gradient import exact_scores
+    from merging.learning import exact_scores
 
     names = [one["name"] for one in job.told["adapters"]]
     members = [_member(job.place, {"name": name}) for name in names]
@@ -138,7 +137,7 @@ def relevance(job: Job) -> dict[str, Any]:
 
 def stand_ins(job: Job) -> dict[str, Any]:
     """Stand-ins of a pool's members."""
-    from merging.controls import stand_ins as made
+    from merging.static import stand_ins as made
 
     _take_threads(job.place)
     members = made(
@@ -155,7 +154,7 @@ def stand_ins(job: Job) -> dict[str, Any]:
 
 def merge(job: Job) -> dict[str, Any]:
     """A merge of a pool."""
-    from merging.merge import merge as merged
+    from merging.static import merge as merged
 
     _take_threads(job.place)
     members = _members(job.place, job.found["pool"])
@@ -180,9 +179,8 @@ def merge(job: Job) -> dict[str, Any]:
 
 def clusters(job: Job) -> dict[str, Any]:
     """The share of the energy of its members' units that LoRA-LEGO holds in its centroids."""
-    from merging.merge import works
-    from merging.methods.clustering import centroid_energy
-    from merging.plan import plan
+    from merging.methods import centroid_energy
+    from merging.static import plan, works
 
     _take_threads(job.place)
     told = job.told
@@ -209,9 +207,8 @@ def ensemble(job: Job) -> dict[str, Any]:
     Accuracy: probabilities are normalised over the choices of a question before they are averaged. The loss
     is that of the right answer's mean probability, a token.
     """
-    from merging.questions import ask
-    from merging.scoring import likelihoods
-    from merging.tasks import draw
+    from merging.evaluation import ask, likelihoods
+    from merging.model import draw
 
     base, task = _base(job.place), _task(job)
     if task.metric != "accuracy":
@@ -239,9 +236,9 @@ def ensemble(job: Job) -> dict[str, Any]:
 
 def adapt(job: Job) -> dict[str, Any]:
     """The score of an adaptive merge, measured where it was learned."""
-    from merging.adapt import adapt as adapted
-    from merging.evaluate import measure
-    from merging.tasks import draw
+    from merging.evaluation import measure
+    from merging.learning import adapt as adapted
+    from merging.model import draw
 
     base, task = _base(job.place), _task(job)
     target = _member(job.place, job.found["target"]) if "target" in job.found else None
@@ -299,7 +296,7 @@ _Worth = Mapping[str, tuple[float, ...]]
 
 
 def _by_gradient(job: Job, names: Sequence[str]) -> _Worth:
-    from merging.gradient import centred
+    from merging.learning import centred
 
     others = [one["scores"] for key, one in job.found.items() if key != "own"]
     rows = [[row[name] for name in names] for row in (job.found["own"]["scores"], *others)]
@@ -352,13 +349,13 @@ def _loaded(base: str, bases: Path | None, device: str) -> BaseModel:
 
 
 def _task(job: Job) -> Task:
-    from merging.tasks import read_task
+    from merging.model import read_task
 
     return read_task(job.place.tasks[job.told["task"]["name"]])
 
 
 def _budget(job: Job) -> Budget:
-    from merging.tasks import budget
+    from merging.model import budget
 
     given = job.told["budget"]
     n = given["train"] + given["valid"]
@@ -368,8 +365,8 @@ def _budget(job: Job) -> Budget:
 @contextlib.contextmanager
 def _worn(job: Job, base: BaseModel, one: Mapping[str, Any]) -> Iterator[None]:
     """Inside the block the base has the adapter that an input made or chose."""
+    from merging.learning import worn
     from merging.live import LiveStack
-    from merging.train import worn
 
     if one.get("mergeable", True):
         live = LiveStack(base.model, [_member(job.place, one)])

@@ -18,7 +18,7 @@ from typing import Any
 
 from catalog.errors import DivergedError, LoradexError, StorageError
 from catalog.files import remove_abandoned
-from merging.write import storage, write_json
+from merging.members import storage, write_json
 
 RESULT, STEP, TIME = "result.json", "step.json", "time.json"
 # Counts up for a kind when the same step would find something else.

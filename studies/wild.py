@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from catalog.adapter import parse_config
+from catalog.adapters import parse_config
 from catalog.errors import ConfigError
-from crawler.cards import MAX_CARD, parse_card
+from crawler.reading import MAX_CARD, parse_card
 
 CARD_NAME, CONFIG_NAME = "README.md", "adapter_config.json"
 _MAX_CONFIG = 1024 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from catalog.errors import EvaluationError, LoradexError, StorageError
-from merging.write import new_folder, storage, write_json
+from merging.members import new_folder, storage, write_json
 from studies.steps import KINDS, Job
 from studies.store import RESULT, STEP, TIME, Place, Step
 

@@ -24,7 +24,7 @@ import pytest
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 
 from catalog import database
-from catalog.engine import make_engine
+from catalog.database import make_engine
 
 CLOSED_DOOR = "http://127.0.0.1:9"
 ENVIRONMENT = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from catalog.engine import make_engine
+from catalog.database import make_engine
 from tests.crawling import crawl
 
 

@@ -11,12 +11,11 @@ from typing import Any
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from catalog.blobs import BlobStore
-from catalog.schema import Table
+from catalog.database import Table
+from catalog.files import BlobStore
+from crawler.crawl import Crawler, CrawlOptions
+from crawler.crawl.progress import Silent
 from crawler.hub import Hub, HubSettings
-from crawler.plan import CrawlOptions
-from crawler.progress import Silent
-from crawler.run import Crawler
 from tests.fakes import VirtualClock
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
+from catalog.rules import RULES
 from cli.main import COMMANDS, loradex
-from crawler.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.embed import load_embedder
-from catalog.fingerprint import delta_sketch, output_sketch
-from catalog.weights import iterate_modules, module_norms
-from crawler.cards import CardQuality, parse_card
-from merging.evaluate import Score, evaluate
-from merging.gradient import linear_modules, task_gradient
+from catalog.adapters.weights import iterate_modules, module_norms
+from catalog.fingerprints.sketches import delta_sketch, output_sketch
+from catalog.index import load_embedder
+from crawler.reading.cards import CardQuality, parse_card
+from merging.evaluation.scores import Score, evaluate
+from merging.learning.gradients import linear_modules, task_gradient
 from merging.members import Member, load_member
-from merging.model import BaseModel, load_base
-from merging.prompt import Prompt, encode
-from merging.tasks import Task, budget, examples, read_task
+from merging.model import BaseModel, Prompt, Task, budget, encode, examples, load_base, read_task
 from tests.shared_data import data, index
 
 if TYPE_CHECKING:

@@ -17,16 +17,13 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from catalog import browse
-from catalog.blobs import BlobStore
-from catalog.engine import make_engine
-from catalog.reference import AdapterReference
-from catalog.schema import Document
+from catalog.adapters import AdapterReference
+from catalog.database import Document, make_engine
+from catalog.files import BlobStore
+from catalog.search import browse
+from crawler.crawl import Crawler, CrawlOptions, refusing
+from crawler.crawl.progress import Silent
 from crawler.hub import Hub
-from crawler.plan import CrawlOptions
-from crawler.progress import Silent
-from crawler.run import Crawler
-from crawler.screen import refusing
 from tests.crawling import NOW, hub_settings, items
 from tests.fakes import VirtualClock
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes

@@ -1,6 +1,6 @@
 """The trained adapters of data/sample_hub, made anew: `python -m tests.sample_hub --tasks DIR --bases DIR`.
 
-Each row of ADAPTERS is one training by `merging.train` on a task whose data has an open licence, and one
+Each row of ADAPTERS is one training by `merging.learning` on a task whose data has an open licence, and one
 repository of the sample Hub: configuration, weights, a card, and the dates and counters in `.hub.json`. A
 finished training is kept below --work and is not repeated; the folders of the Hub are written again each
 time. --measure asks each adapter about test examples of its task, in plain PEFT and in this program.
@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from catalog.folder import CONFIG_NAME, WEIGHTS_NAME
-from merging.evaluate import Measured, measure
+from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
+from merging.evaluation import Measured, measure
+from merging.learning.training import ALL_LINEAR, TRAIN_RECORD, stored_loss, train
+from merging.learning.training_record import card as informative
 from merging.live import LiveStack
 from merging.members import load_member
-from merging.model import BaseModel, load_base
-from merging.prompt import encode
-from merging.tasks import Task, budget, draw, find_task
-from merging.train import ALL_LINEAR, RECORD_NAME, stored_loss, train
-from merging.train_card import card as informative
+from merging.model import BaseModel, Task, budget, draw, encode, find_task, load_base
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB = Path(__file__).resolve().parents[1] / "data" / "sample_hub"
@@ -93,8 +91,8 @@ ADAPTERS: tuple[Adapter, ...] = (
 def trained(base: BaseModel, task: Task, adapter: Adapter, work: Path) -> dict[str, Any]:
     """The record of the adapter's training, which is carried out unless the folder `work` holds it."""
     out = work / adapter.name
-    if (out / RECORD_NAME).is_file():
-        record: dict[str, Any] = json.loads((out / RECORD_NAME).read_text("utf-8"))
+    if (out / TRAIN_RECORD).is_file():
+        record: dict[str, Any] = json.loads((out / TRAIN_RECORD).read_text("utf-8"))
         if _is_of(record, task, adapter):
             return record
     return train(

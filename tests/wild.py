@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog.adapter import AdapterConfig, parse_config
-from catalog.bases import BaseDims, BaseTable, dims, seed_spellings
+from catalog.adapters import AdapterConfig, BaseDims, BaseTable, dims, parse_config, seed_spellings
 from catalog.errors import ConfigError
-from crawler.screen import Evidence, refused_by, screen
+from crawler.crawl.screening import Evidence, refused_by, screen
 from tests.hubs import adapter_config, card, make_repo, safetensors_header_bytes
 from tests.shared_data import data, index
 

@@ -16,11 +16,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catalog.adapter import AdapterConfig, parse_config
-from catalog.exact import exact_cosine
-from catalog.fingerprint import delta_sketch, fingerprint, output_sketch
-from catalog.weights import Module, gram, iterate_modules, product_norm
-from crawler.cards import Card, CardQuality, parse_card
+from catalog.adapters import AdapterConfig, Module, gram, iterate_modules, parse_config, product_norm
+from catalog.fingerprints import exact_cosine
+from catalog.fingerprints.sketches import delta_sketch, fingerprint, output_sketch
+from crawler.reading.cards import Card, CardQuality, parse_card
 from tests.shared_data import data
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
-"""Makes catalog/base_modules.json: the modules of the known base models that a LoRA can adapt, with their
-widths.
+"""Makes catalog/adapters/base_modules.json: the modules of known base models that a LoRA can adapt, with
+their widths.
 
     .venv/bin/python -m tools.base_modules
 
-Each model is built from its dimensions in catalog/bases.json on the meta device, without weights or network.
+Each model is built from its dimensions in bases.json on the meta device, without weights or network.
 Modules outside the layers are listed by name, those inside once with `layers`, which all layers must share.
 """
 
@@ -13,16 +13,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from catalog.base_modules import built_modules
+from catalog.adapters.base_modules import built_modules
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "catalog" / "base_modules.json"
+TARGET = ROOT / "catalog" / "adapters" / "base_modules.json"
 _MODEL_TYPES = {"gemma-2": "gemma2", "qwen2.5": "qwen2", "qwen3": "qwen3", "mistral": "mistral"}
 
 
 def document() -> str:
     """The text of the data file."""
-    known = json.loads((ROOT / "catalog" / "bases.json").read_text(encoding="utf-8"))["dims"]
+    known = json.loads((ROOT / "catalog" / "adapters" / "bases.json").read_text(encoding="utf-8"))["dims"]
     lines = [f" {json.dumps(name)}: {json.dumps(_described(name, dims))}" for name, dims in known.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

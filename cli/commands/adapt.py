@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from catalog.engines import misreadings
+from catalog.adapters import misreadings
 from catalog.errors import MergeError, UsageError
 from cli.app import App, Exit, pass_app
 from cli.commands.asking import (
@@ -28,12 +28,10 @@ from cli.commands.merge import members_of
 from cli.output import Column, labelled, output_options
 
 if TYPE_CHECKING:
-    from merging.adapt import Adapted
-    from merging.evaluate import Measured
+    from merging.evaluation import Measured, TooLong
+    from merging.learning import Adapted
     from merging.members import Member
-    from merging.model import BaseModel
-    from merging.questions import TooLong
-    from merging.tasks import Task
+    from merging.model import BaseModel, Task
 
 METHODS = (
     Column("method"),
@@ -49,7 +47,7 @@ METHODS = (
 @pass_app
 def adaptive(app: App) -> None:
     """List the adaptive methods, with the settings they are published with (--json has all of it)."""
-    from merging.adaptive import ADAPTIVE
+    from merging.learning import ADAPTIVE
 
     rows = [
         {"method": row.name, **{k: v for k, v in asdict(row).items() if k != "name"}}
@@ -112,12 +110,10 @@ def adapt(
     The result is one adapter that plain PEFT loads, with adapt.json beside it (members, coefficients,
     course). A method that routes each token makes no adapter: give --split to see what it is worth.
     """
-    from merging.adapt import adapt as learn
-    from merging.adaptive import find_adaptive
-    from merging.combine import RECORD_NAME
-    from merging.members import load_member
-    from merging.tasks import budget, find_task
-    from merging.write import refuse_existing
+    from merging.learning import ADAPT_RECORD, find_adaptive
+    from merging.learning import adapt as learn
+    from merging.members import load_member, refuse_existing
+    from merging.model import budget, find_task
 
     if out is None and split is None:
         raise UsageError("Say where the adapter goes (-o), or what to score it on (--split).")
@@ -125,7 +121,7 @@ def adapt(
     if out is not None:
         if not row.folds:
             raise UsageError(f"{row.name} makes no adapter; leave out -o and give --split.")
-        refuse_existing(out, overwrite, RECORD_NAME)
+        refuse_existing(out, overwrite, ADAPT_RECORD)
     found = find_task(task, tasks)
     some = budget(found, samples, seed=given["seed"])
     members = members_of(app, pool, purpose="adapted")[0] if pool else []
@@ -167,8 +163,8 @@ def _answering(done: Adapted, base: BaseModel, folder: Path | None) -> AbstractC
 
 
 def _measured(base: BaseModel, task: Task, split: Any, limit: int | None, too_long: TooLong) -> Measured:
-    from merging.evaluate import measure
-    from merging.tasks import draw
+    from merging.evaluation import measure
+    from merging.model import draw
 
     return measure(base, task, draw(task, split, limit), too_long)
 
@@ -177,8 +173,8 @@ def _stand_ins(app: App, members: list[Member], control: str, seed: int, base: s
     """Stand-ins below the data folder, made once for the same members, kind and seed."""
     import hashlib
 
-    from merging.controls import stand_ins
     from merging.members import digest_of
+    from merging.static import stand_ins
 
     digests = " ".join(member.digest or digest_of(member.weights) for member in members)
     name = hashlib.sha256(digests.encode()).hexdigest()[:12]

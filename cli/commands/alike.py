@@ -10,28 +10,28 @@ from typing import Any
 
 import click
 
-from catalog import browse, likeness, store
-from catalog import neighbours as nearest
-from catalog.adapter_config import ScalingRule
-from catalog.bases import BaseTable
-from catalog.blobs import BlobStore
-from catalog.database import disposing, open_catalog, reading
-from catalog.duplicates import Group, duplicates
+from catalog.adapters import (
+    AdapterFolder,
+    AdapterReference,
+    BaseTable,
+    ScalingRule,
+    health,
+    is_adapter_folder,
+    load_problems,
+    read_folder,
+)
+from catalog.database import disposing, open_catalog, reading, reread, store
 from catalog.errors import LoradexError
-from catalog.families import Family, families
-from catalog.fingerprint import Fingerprint, stable_rank, use_one_thread
-from catalog.fingerprint import fingerprint as fingerprint_of
-from catalog.fingerprint import verdict as health_in_a_word
-from catalog.folder import AdapterFolder, is_adapter_folder, read_folder
-from catalog.likeness import Fingerprinted
-from catalog.peft_files import load_problems
-from catalog.reference import AdapterReference
-from catalog.reread import reread
-from catalog.weights import health
+from catalog.files import BlobStore
+from catalog.fingerprints import Family, Fingerprint, Group, duplicates, families, stable_rank, use_one_thread
+from catalog.fingerprints import fingerprint as fingerprint_of
+from catalog.fingerprints import verdict as health_in_a_word
+from catalog.search import Fingerprinted, browse, likeness
+from catalog.search import nearest as nearest
 from cli.app import App, pass_app
 from cli.commands.browse import rules_option, short_count, short_targets, verdict_option
 from cli.output import Column, labelled, output_options
-from crawler.screen import RULES, Reason, refusing
+from crawler.crawl import RULES, Reason, refusing
 
 
 @click.command()

@@ -12,8 +12,7 @@ import click
 from cli.app import App
 
 if TYPE_CHECKING:
-    from merging.model import BaseModel
-    from merging.tasks import Task
+    from merging.model import BaseModel, Task
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -68,7 +67,7 @@ def asked_base(app: App, base: str, device: str, given: datetime | None = None) 
 
 def day(given: datetime | None) -> date:
     """The day of --date, or the usual one."""
-    from merging.prompt import DATE
+    from merging.model import DATE
 
     return DATE if given is None else given.date()
 
@@ -90,7 +89,7 @@ def unusual_notes(record: Mapping[str, Any]) -> list[str]:
 
 def asked_tasks(names: Sequence[str], tasks: Path | None) -> list[Task]:
     """The tasks of these names; "all" is every task in the folder."""
-    from merging.tasks import TASK_NAME, find_task
+    from merging.model import TASK_NAME, find_task
 
     if tasks is not None and list(names) == ["all"]:
         names = sorted(path.parent.name for path in tasks.glob(f"*/{TASK_NAME}"))

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import click
 
-from catalog import store
-from catalog.bases import BaseSpelling, BaseTable, extended_table, seed_spellings
-from catalog.database import reading_if_any, writing
+from catalog.adapters import BaseSpelling, BaseTable, extended_table, seed_spellings
+from catalog.database import Spelling, reading_if_any, store, writing
 from catalog.errors import CatalogError, UsageError
-from catalog.schema import Spelling
 from cli.app import App, pass_app
 from cli.output import NO_BREAK, Column, output_options
-from crawler.plan import check_base_name
+from crawler.crawl import check_base_name
 
 
 @click.group()

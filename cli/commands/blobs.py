@@ -7,10 +7,8 @@ from typing import Any
 
 import click
 
-from catalog import kept
-from catalog.blobs import BlobStore, Damage
-from catalog.database import reading_if_any, writing
-from catalog.engine import parse_url
+from catalog.database import kept, parse_url, reading_if_any, writing
+from catalog.files import BlobStore, Damage
 from cli.app import App, Exit, pass_app
 from cli.output import output_options
 from crawler.fetch import repair as fetch_again

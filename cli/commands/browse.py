@@ -10,16 +10,15 @@ from typing import Any
 
 import click
 
-from catalog import browse, likeness, store
-from catalog.database import reading
-from catalog.fields import FIELDS
-from catalog.query import parse
-from catalog.reference import AdapterReference
+from catalog.adapters import AdapterReference
+from catalog.database import reading, store
+from catalog.query import FIELDS, parse
+from catalog.rules import UNREADABLE
+from catalog.search import browse, likeness
 from cli.app import App, pass_app
 from cli.commands.crawl import DOT, cost, verdicts
 from cli.output import NO_BREAK, Column, cell, fold, labelled, output_options, plain, width
-from crawler.rules import UNREADABLE
-from crawler.screen import RULE_SETS, RULES, Reason, refusing
+from crawler.crawl import RULE_SETS, RULES, Reason, refusing
 
 LLAMA_LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 # What `show` tells people elsewhere or not at all; --json has everything.
@@ -139,7 +138,7 @@ def show(app: App, adapter: str, plot: Path | None, rules: str) -> None:
         found = browse.details(session, adapter_, refusing(rules))
         values = likeness.spectrum(session, adapter_) if plot else None
     if plot and values:
-        from catalog.picture import adapter_picture
+        from catalog.pictures import adapter_picture
 
         adapter_picture(found["adapter"], values.modules, values.spectrum, values.scalings, plot)
         app.output.say(f"drawn into {plot}")

@@ -13,14 +13,12 @@ from typing import Any
 
 import click
 
-from catalog.blobs import BlobStore
 from catalog.database import disposing, open_catalog, reading_if_any
+from catalog.files import BlobStore
 from cli.app import App, Exit, pass_app
 from cli.output import NO_BREAK, Progress, fold, labelled, output_options, width
+from crawler.crawl import DEFAULT_BASE, RULE_SETS, WEIGHTS, Crawler, CrawlOptions, preview_crawl, refusing
 from crawler.hub import Hub, HubSettings
-from crawler.plan import DEFAULT_BASE, WEIGHTS, CrawlOptions
-from crawler.run import Crawler, preview_crawl
-from crawler.screen import RULE_SETS, refusing
 
 # Between things of one line; a line may end after it.
 DOT = f"{NO_BREAK}· "

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from catalog import database
-from catalog.engine import make_engine
+from catalog.database import make_engine
 from cli.app import App, pass_app
 from cli.output import output_options
 

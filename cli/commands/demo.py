@@ -16,8 +16,8 @@ import click
 
 from catalog.errors import NotFoundError
 from cli.app import App, pass_app
+from crawler.crawl import DEFAULT_BASE
 from crawler.localhub import LocalHub
-from crawler.plan import DEFAULT_BASE
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample_hub"
 CRAWL = ("crawl", "--any-base", "--weights", "keep")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from catalog.adapters import is_adapter_folder
 from catalog.errors import UsageError
-from catalog.folder import is_adapter_folder
 from cli.app import App, Exit, pass_app
 from cli.commands.asking import (
     asked_base,
@@ -25,7 +25,7 @@ from cli.commands.merge import members_of
 from cli.output import Column, output_options
 
 if TYPE_CHECKING:
-    from merging.evaluate import Score
+    from merging.evaluation import Score
     from merging.members import Member
 
 SCORES = (
@@ -89,7 +89,7 @@ def evaluate(
     Accuracy takes the choice of the highest likelihood, exact match the greedy answer. Adapters that cannot
     be put on the base are named, the others go on, and the exit code is 3.
     """
-    from merging import evaluate as evaluating
+    from merging.evaluation import scores as evaluating
 
     members = _members(app, adapters, pool)
     found_tasks = asked_tasks(tasks, folder)
@@ -129,7 +129,7 @@ def _table(told: dict[str, Any]) -> list[str]:
 
 
 def _members(app: App, adapters: tuple[str, ...], pool: str | None) -> list[Member]:
-    from merging.evaluate import BASE
+    from merging.evaluation import BASE
     from merging.members import load_member
 
     if wrong := next((name for name in adapters if not is_adapter_folder(Path(name))), None):
@@ -148,7 +148,7 @@ def _members(app: App, adapters: tuple[str, ...], pool: str | None) -> list[Memb
 
 
 def _write(out: Path, document: dict[str, Any]) -> None:
-    from merging.write import storage
+    from merging.members import storage
 
     text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     aside = out.with_name(f".{out.name}.new")

@@ -9,15 +9,11 @@ from pathlib import Path
 
 import click
 
-from catalog.blobs import BlobStore
-from catalog.candidates import documents_of
-from catalog.database import reading_if_any
-from catalog.engine import parse_url
+from catalog.database import parse_url, reading_if_any, register_catalog
 from catalog.errors import StorageError
-from catalog.export import Fetch
-from catalog.files import at_work, is_refused, may_write
-from catalog.kept import register_catalog
-from catalog.pools import Manifest
+from catalog.files import BlobStore, at_work, is_refused, may_write
+from catalog.pools import Fetch, Manifest
+from catalog.selection import documents_of
 from cli.app import App
 from crawler.fetch import Fetcher
 from crawler.hub import Hub, HubSettings

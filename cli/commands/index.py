@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from catalog.database import reading
-from catalog.vectors import indexes
+from catalog.search import indexes
 from cli.app import App, Exit, pass_app
 from cli.output import Column, output_options
 

@@ -9,12 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.candidates import candidates, pinned
 from catalog.errors import NotFoundError
-from catalog.export import export, member_folder
 from catalog.files import temporary_folder
-from catalog.pools import Manifest
-from catalog.racing import Measure
+from catalog.pools import Manifest, export, member_folder
+from catalog.scores import Measure
+from catalog.selection import candidates, pinned
 from cli.app import App
 from cli.commands.asking import asked_base, unusual_notes
 from cli.commands.fetching import fetching, folder_for_files
@@ -25,10 +24,9 @@ BACKGROUND_SAMPLES = 24
 
 if TYPE_CHECKING:
     from catalog.selection import Question, Sources
+    from merging.evaluation import Questions, TooLong
     from merging.members import Member
-    from merging.model import BaseModel
-    from merging.questions import Questions, TooLong
-    from merging.tasks import Task
+    from merging.model import BaseModel, Task
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,9 @@ def sloping(
 
     Where the question asks for exact products too, members' files are brought here for as long as the block.
     """
-    from merging.gradient import direction, exact_scores
-    from merging.questions import ask
-    from merging.tasks import seen
+    from merging.evaluation import ask
+    from merging.learning import direction, exact_scores
+    from merging.model import seen
 
     model = asked_base(app, base, asking.device, asking.date)
     aside = f", beside {', '.join(other.name for other in others)}" if others else ""
@@ -88,7 +86,7 @@ def sloping(
 
 def _unusual(app: App, model: BaseModel, *asked: Questions) -> dict[str, Any]:
     """What the manifest says of questions that are not read as usual; said aloud too."""
-    from merging.questions import unusual
+    from merging.evaluation import unusual
 
     told = unusual(model, *asked)
     for note in unusual_notes(told):
@@ -100,7 +98,7 @@ def other_tasks(task: Task, folder: Path | None, seed: int) -> list[Task]:
     """At most so many tasks of other kinds in the folder, drawn by the seed: what to compare a task with."""
     import random
 
-    from merging.tasks import TASK_NAME, read_task
+    from merging.model import TASK_NAME, read_task
 
     if folder is None:
         return []
@@ -127,7 +125,7 @@ def measuring(
 
     An adapter's files are brought here when its turn comes first, and all of them go when the block ends.
     """
-    from merging.evaluate import Sampler
+    from merging.evaluation import Sampler
 
     model = asked_base(app, base, asking.device, asking.date)
     with _scratch(app) as scratch:

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from catalog.base_names import names_nothing
-from catalog.engines import misreadings
+from catalog.adapters import is_adapter_folder, misreadings, names_nothing
 from catalog.errors import PoolError, UsageError
-from catalog.export import export, in_export, member_folder, read_record, verify_files
-from catalog.folder import is_adapter_folder
-from catalog.pools import Manifest
-from catalog.verified import Verified
+from catalog.files import Verified
+from catalog.pools import Manifest, export, in_export, member_folder, read_record, verify_files
 from cli.app import App, pass_app
 from cli.commands.asking import layers_in
 from cli.commands.base import base_table
@@ -25,7 +22,7 @@ from cli.commands.pools import found_pool
 from cli.output import Column, labelled, output_options, table
 
 if TYPE_CHECKING:
-    from catalog.bases import BaseTable
+    from catalog.adapters import BaseTable
     from merging.members import Member
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -164,11 +161,7 @@ def merge(
     Beside its weights the folder holds merge.json (members, digests, method, parameters, energy kept) and a
     model card. The same call writes the same bytes.
     """
-    from merging.controls import stand_ins
-    from merging.fold import refuse_unfoldable
-    from merging.merge import carry_out
-    from merging.plan import plan
-    from merging.price import price
+    from merging.static import carry_out, plan, price, refuse_unfoldable, stand_ins
 
     if out is None and not dry_run:
         raise UsageError("Name the folder to write the merge to, by -o DIR.")
@@ -217,7 +210,7 @@ def _unused(without: Sequence[str], members: Sequence[Member]) -> list[str]:
 
 
 def _fold(app: App, base: Path, adapter: Path, out: Path, device: str, overwrite: bool) -> Path:
-    from merging.fold import apply_to
+    from merging.static import apply_to
 
     with app.output.progress("adding to the base") as bar:
         return apply_to(base, adapter, out, device=device, overwrite=overwrite, progress=bar.working).folder
@@ -308,8 +301,8 @@ def inspect_merge(
     **given: Any,
 ) -> None:
     """How alike the members of a POOL are, how much they interfere, and the energy that each rank keeps."""
-    from merging import inspect
     from merging.members import base_note, base_of
+    from merging.static import inspection as inspect
 
     table = base_table(app)
     members, _ = members_of(app, pool, without, table=table)

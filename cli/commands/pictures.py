@@ -7,16 +7,13 @@ from pathlib import Path
 
 import click
 
-from catalog import likeness, store
-from catalog.database import reading
+from catalog.database import reading, store
 from catalog.errors import NotFoundError
-from catalog.layout import layout
-from catalog.likeness import Fingerprinted
-from catalog.scatter import map_picture
-from catalog.vectors import Fingerprints, matrix
+from catalog.pictures import layout, map_picture
+from catalog.search import Fingerprinted, Fingerprints, likeness, matrix
 from cli.app import App, pass_app
 from cli.commands.browse import rules_option, verdict_option
-from crawler.screen import refusing
+from crawler.crawl import refusing
 
 # With more points their names would cover each other.
 MOST_NAMES = 60

@@ -12,29 +12,26 @@ from typing import Any
 
 import click
 
-from catalog import pool_store
-from catalog.blobs import BlobStore
-from catalog.database import reading, reading_if_any, writing
-from catalog.export import (
-    FORMS,
-    RECORD_NAME,
-    export,
-    in_export,
-    load_problems_of,
-    misread_members,
-    read_record,
-    rewritten_members,
-    verify_files,
-)
-from catalog.licenses import USES
+from catalog.adapters import USES
+from catalog.database import pool_store, reading, reading_if_any, writing
+from catalog.files import BlobStore
 from catalog.pools import (
+    EXPORT_RECORD,
+    FORMS,
     MANIFEST_NAME,
     Manifest,
     Member,
     PinnedFile,
     Problem,
+    export,
+    in_export,
     license_problems,
+    load_problems_of,
+    misread_members,
     read_manifest,
+    read_record,
+    rewritten_members,
+    verify_files,
 )
 from cli.app import App, Exit, pass_app
 from cli.commands.fetching import fetching
@@ -140,7 +137,7 @@ def _export_notes(app: App, manifest: Manifest, folder: Path) -> list[Problem]:
     record = read_record(folder)
     changed = rewritten_members(manifest, record) if record is not None else []
     if changed:
-        app.output.say(f"written as PEFT loads it, see {RECORD_NAME}: {', '.join(changed)}")
+        app.output.say(f"written as PEFT loads it, see {EXPORT_RECORD}: {', '.join(changed)}")
     problems = load_problems_of(manifest, folder)
     for problem in problems:
         app.output.say(f"not loaded by PEFT: {problem.detail}")

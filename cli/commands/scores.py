@@ -8,10 +8,8 @@ from typing import Any
 
 import click
 
-from catalog import score_store
-from catalog.database import reading, writing
-from catalog.metrics import MOST_SAMPLES
-from catalog.score_files import read_scores
+from catalog.database import reading, score_store, writing
+from catalog.scores import MOST_SAMPLES, read_scores
 from cli.app import App, pass_app
 from cli.output import Column, labelled, output_options
 

@@ -7,18 +7,16 @@ from typing import Any
 
 import click
 
-from catalog import browse
+from catalog.adapters import AdapterReference
 from catalog.database import reading
-from catalog.embed import DEFAULT_MODEL, Embedder, load_embedder
 from catalog.errors import EncoderError, UsageError
+from catalog.index import DEFAULT_MODEL, Embedder, load_embedder
 from catalog.query import parse
-from catalog.reference import AdapterReference
-from catalog.search import Weights, open_texts, search
-from catalog.texts import embed_cards
+from catalog.search import Weights, browse, embed_cards, open_texts, search
 from cli.app import App, pass_app
 from cli.commands.browse import rules_option, where_option
 from cli.output import Column, output_options
-from crawler.screen import refusing
+from crawler.crawl import refusing
 
 HITS = (
     Column("score", right=True, show=lambda score: f"{score:.4f}"),

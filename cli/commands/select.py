@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from catalog import browse, pool_store, store
-from catalog.blobs import BlobStore
-from catalog.choose import left_out_in_words
-from catalog.database import reading, writing
+from catalog.adapters import USES, adapter_name
+from catalog.database import pool_store, reading, store, writing
 from catalog.errors import UsageError
-from catalog.licenses import USES
+from catalog.files import BlobStore, read_yaml
 from catalog.pools import Manifest
 from catalog.query import parse
-from catalog.reference import adapter_name
-from catalog.selection import STRATEGIES, Question, Sources, select
-from catalog.strictyaml import read_yaml
+from catalog.search import browse
+from catalog.selection import STRATEGIES, Question, Sources, left_out_in_words, select
 from cli.app import App, pass_app
 from cli.commands.alike import subject
 from cli.commands.asking import date_option, device_option, layers_in, tasks_option, too_long_option
@@ -32,11 +29,11 @@ from cli.commands.crawl import DOT
 from cli.commands.measuring import Asking, measuring, other_tasks, sloping
 from cli.commands.search import embedded, model_option
 from cli.output import Column, cell, labelled, output_options, table
-from crawler.screen import refusing
+from crawler.crawl import refusing
 
 if TYPE_CHECKING:
-    from merging.questions import TooLong
-    from merging.tasks import Task
+    from merging.evaluation import TooLong
+    from merging.model import Task
 
 # The ways to choose that ask a base model, and how many examples a gradient reads.
 MODELLED = ("gradient", "racing")
@@ -218,7 +215,7 @@ def _asked_task(given: dict[str, Any], tasks: Path | None) -> Task | None:
     """The task that a model is to read, its name and digest put among what was given; else None."""
     if given["by"] not in MODELLED or given["task"] is None:
         return None
-    from merging.tasks import find_task
+    from merging.model import find_task
 
     if given["base"] is None:
         raise UsageError(f"Choosing by {given['by']} asks a model; name it with --base.")

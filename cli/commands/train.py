@@ -124,9 +124,8 @@ def train(
     examples is kept. The folder holds what plain PEFT loads, train.json with every rate and loss, and a model
     card. The same command after an interruption goes on with the rates that are missing.
     """
-    from merging.model import load_base
-    from merging.tasks import budget, find_task
-    from merging.train import train as carry_out
+    from merging.learning import train as carry_out
+    from merging.model import budget, find_task, load_base
 
     found = find_task(task, tasks)
     drawn = budget(found, samples, seed=seed)

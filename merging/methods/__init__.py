@@ -3,8 +3,37 @@
 from __future__ import annotations
 
 from catalog.errors import UsageError
-from merging.method import MergeMethod, nearest
 from merging.methods import averaging, clustering, regression, sign_election, sparsifying, spectral
+from merging.methods.clustering import centroid_energy
+from merging.methods.lowrank import (
+    Grams,
+    Update,
+    concatenate,
+    coordinates,
+    grams,
+    pair_products,
+    precise_truncation,
+    truncate,
+)
+from merging.methods.method import MergeMethod, Value, Work, nearest
+
+__all__ = [
+    "METHODS",
+    "Grams",
+    "MergeMethod",
+    "Update",
+    "Value",
+    "Work",
+    "centroid_energy",
+    "concatenate",
+    "coordinates",
+    "find_method",
+    "grams",
+    "nearest",
+    "pair_products",
+    "precise_truncation",
+    "truncate",
+]
 
 METHODS: dict[str, MergeMethod] = {
     row.name: row

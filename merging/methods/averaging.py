@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merging.lowrank import Update, concatenate, truncate
-from merging.method import MergeMethod, Work
-from merging.stack import Stack
+from merging.members import Stack
+from merging.methods.lowrank import Update, concatenate, truncate
+from merging.methods.method import MergeMethod, Work
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from merging.lowrank import Update, coordinates, grams
-from merging.method import MergeMethod, Parameter, Work
-from merging.stack import Stack
+from merging.members import Stack
+from merging.methods.lowrank import Update, coordinates, grams
+from merging.methods.method import MergeMethod, Parameter, Work
 
 if TYPE_CHECKING:
     from torch import Tensor

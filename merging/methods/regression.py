@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.errors import MergeError
-from merging.lowrank import Update, concatenate, truncate
-from merging.method import MergeMethod, Parameter, Work
+from merging.methods.lowrank import Update, concatenate, truncate
+from merging.methods.method import MergeMethod, Parameter, Work
 
 if TYPE_CHECKING:
     from torch import Tensor

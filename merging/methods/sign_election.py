@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from catalog.errors import UsageError
-from merging.entries import (
+from merging.methods.averaging import separate
+from merging.methods.blocks import (
     SPACE,
     THRESHOLDS,
     Entries,
@@ -21,9 +22,8 @@ from merging.entries import (
     shrink,
     whole_thresholds,
 )
-from merging.lowrank import Update
-from merging.method import MergeMethod, Parameter, Work
-from merging.methods.averaging import separate
+from merging.methods.lowrank import Update
+from merging.methods.method import MergeMethod, Parameter, Work
 
 if TYPE_CHECKING:
     from torch import Tensor

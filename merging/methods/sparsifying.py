@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from merging.entries import (
+from merging.methods.blocks import (
     SPACE,
     THRESHOLDS,
     Entries,
@@ -19,8 +19,9 @@ from merging.entries import (
     merge_entries,
     shrink,
 )
-from merging.lowrank import Update
-from merging.method import MergeMethod, Parameter, Work
+from merging.methods.lowrank import Update
+from merging.methods.method import MergeMethod, Parameter, Work
+from merging.methods.noise import uniform
 from merging.methods.sign_election import (
     DELTA_SPACE,
     ELECTION,
@@ -31,7 +32,6 @@ from merging.methods.sign_election import (
     peft_factors,
     trimmed,
 )
-from merging.random import uniform
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from merging.lowrank import Truncation, Update, apply, coordinates, core_truncation
-from merging.method import MergeMethod, Parameter, Work
+from merging.methods.lowrank import Truncation, Update, apply, coordinates, core_truncation
+from merging.methods.method import MergeMethod, Parameter, Work
 from merging.methods.sign_election import SCALE
 
 if TYPE_CHECKING:

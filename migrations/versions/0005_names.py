@@ -12,9 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from catalog.adapter import parse_config, parse_header
+from catalog.adapters import fingerprint_pattern, header_modules, parse_config, parse_header, scaling_pattern
 from catalog.errors import ConfigError, WeightsError
-from catalog.weights import fingerprint_pattern, header_modules, scaling_pattern
 
 revision = "0005"
 down_revision = "0004"

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from catalog.bases import BaseDims, dims
+from catalog.adapters import BaseDims, dims
 from catalog.errors import UsageError
 from studies.published.quoted import Row, told
 from studies.published.tables import MEASURED, adapter_info, idle_scores, pool_names, scores, tested_scores

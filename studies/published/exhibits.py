@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from catalog.canvas import FAINT, MARKERS, PALETTE, extent, inches
+from catalog.pictures import FAINT, MARKERS, PALETTE, extent, inches
 from studies.published.answers import Book, agreement, claims, number, shown
 from studies.published.quoted import Quoted, Row, quoted
 from studies.report.drawing import WIDTH, sheet, style, svg

@@ -13,11 +13,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from catalog.canvas import GRID, INK, PALETTE, settings
-from catalog.completion import completion, from_like_tasks, likeness
-from catalog.racing import CAP, STEP, race
-from catalog.retrieval_metrics import best_at, mean_at, ndcg, paired_bootstrap, recall_at
-from catalog.scores import ScoreMatrix, by_score, prior
+from catalog.pictures import GRID, INK, PALETTE, settings
+from catalog.scores import (
+    CAP,
+    STEP,
+    ScoreMatrix,
+    best_at,
+    by_score,
+    completion,
+    from_like_tasks,
+    likeness,
+    mean_at,
+    ndcg,
+    paired_bootstrap,
+    prior,
+    race,
+    recall_at,
+)
 from studies.published.tables import Meter, Task
 
 if TYPE_CHECKING:

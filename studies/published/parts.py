@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from catalog.retrieval_metrics import mean_at, paired_bootstrap
+from catalog.scores import mean_at, paired_bootstrap
 from studies.published.composition import composition
 from studies.published.leaderboard import BLIND, METRICS, RANDOM, RAW, column, judge_all
 from studies.published.quoted import HEADLINE, Row, told

@@ -18,10 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalog.errors import ConfigError, NotFoundError, UsageError
-from catalog.score_files import read_scores
-from catalog.scores import ScoreMatrix, score_matrix
-from catalog.strictjson import load_json
-from catalog.strictyaml import YamlError, read_yaml
+from catalog.files import YamlError, load_json, read_yaml
+from catalog.scores import ScoreMatrix, read_scores, score_matrix
 
 Floats = NDArray[np.float64]
 # Scores by adapter and task; in the other files by task and what was measured.

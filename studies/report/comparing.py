@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from catalog.retrieval_metrics import paired_bootstrap
+from catalog.scores import paired_bootstrap
 from studies.design import label
 
 # Below so many tasks an interval is not to be trusted.

@@ -1,7 +1,7 @@
 """Pictures of a report as SVG: text stays text, colours are CSS variables, the same bytes each time.
 
 A colour is written `var(--ink, #222222)`: a page that sets the variable decides, and without one the picture
-has the colours of `catalog.canvas`.
+has the colours of `catalog.pictures.canvas`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from catalog.canvas import FAINT, GRID, INK, OTHER, PALETTE, UNKNOWN, plain, settings
+from catalog.pictures import FAINT, GRID, INK, OTHER, PALETTE, UNKNOWN, plain, settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ _TITLE = "picture-title"
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The settings of `catalog.canvas.settings`, with axes in its colours and open to the right and above."""
+    """The settings of `catalog.pictures`, with axes in its colours and open to the right and above."""
     import matplotlib
 
     with settings():

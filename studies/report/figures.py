@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catalog.canvas import FAINT, GRID, INK, MARKERS, PALETTE, SMALL, extent, fitted, inches, number
+from catalog.pictures import FAINT, GRID, INK, MARKERS, PALETTE, SMALL, extent, fitted, inches, number
 from studies.report.comparing import Row
 from studies.report.curves import Line
 from studies.report.drawing import WIDTH, sheet, style, svg

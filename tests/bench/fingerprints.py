@@ -19,9 +19,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from catalog.adapter import AdapterConfig, parse_config
-from catalog.fingerprint import DELTA_SIZE, delta_sketch, fingerprint
-from catalog.weights import Module, gram, iterate_factors, iterate_modules, module_norms, tensor_digest
+from catalog.adapters import AdapterConfig, parse_config
+from catalog.adapters.weights import (
+    Module,
+    gram,
+    iterate_factors,
+    iterate_modules,
+    module_norms,
+    tensor_digest,
+)
+from catalog.fingerprints.sketches import DELTA_SIZE, delta_sketch, fingerprint
 
 LLAMA = {
     "self_attn.q_proj": (4096, 4096),
@@ -38,8 +45,8 @@ PEAK = """
 import json, sys
 from pathlib import Path
 import numpy, torch
-from catalog.adapter import parse_config
-from catalog.fingerprint import fingerprint
+from catalog.adapters.spec import parse_config
+from catalog.fingerprints.sketches import fingerprint
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -91,7 +98,7 @@ def peak_memory(path: Path, read: AdapterConfig) -> tuple[int, int]:
 
 
 def bound(modules: Iterable[Module], width: int = 32) -> tuple[float, float]:
-    """||X||^2 of an update, and the bound of `catalog.fingerprint` on the variance of ||S||^2 / ||X||^2."""
+    """||X||^2 of an update, and the bound of `catalog.fingerprints` on the variance of ||S||^2 / ||X||^2."""
     square = fourth = 0.0
     for module in modules:
         gram_a, gram_b = gram(module.a.T), gram(module.b) * module.scaling**2

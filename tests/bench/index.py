@@ -18,8 +18,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from catalog.duplicates import Copy, duplicates
-from catalog.index import Hit, Kind, Space, VectorIndex, open_index
+from catalog.fingerprints import Copy, duplicates
+from catalog.index.vectors import Hit, Kind, Space, VectorIndex, open_index
 
 SIZE = 1024
 CLUSTER = 10

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merging.coefficients import Coefficients
-from merging.live import LiveStack, Way
+from merging.learning.coefficients import Coefficients
+from merging.live.stack import LiveStack, Way
 from merging.members import Member
 from tests.merging.llama import TARGETS, write
 

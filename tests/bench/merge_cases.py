@@ -79,7 +79,7 @@ def ours(folders: Sequence[Path], method: str, out: Path, **settings: Any) -> Ca
     import torch  # noqa: F401  # its memory is not the merge's
 
     from merging.members import load_member
-    from merging.merge import merge
+    from merging.static import merge
 
     def work() -> dict[str, Any]:
         # Digests are known, as they are of a pool: hashing takes a second processor.
@@ -92,9 +92,8 @@ def ours(folders: Sequence[Path], method: str, out: Path, **settings: Any) -> Ca
 
 def in_memory(folders: Sequence[Path]) -> Callable[[], dict[str, Any]]:
     """The truncations alone, on factors that are loaded, as PEFT's are."""
-    from merging.lowrank import truncate
-    from merging.members import load_members
-    from merging.stack import iterate_stacks
+    from merging.members import iterate_stacks, load_members
+    from merging.methods import truncate
 
     stacks = list(iterate_stacks(load_members(folders)))
     weights = [1 / len(folders)] * len(folders)
@@ -233,7 +232,7 @@ def saved_base(place: Path, size: Size) -> Path:
 
 def folded(folders: Sequence[Path], place: Path, size: Size) -> Callable[[], dict[str, Any]]:
     """The average of the adapters, added to the base: a full model, files to files."""
-    from merging.fold import apply_to
+    from merging.static import apply_to
 
     base = saved_base(place, size)
     average = ours(folders, "average", place / "average")
@@ -250,11 +249,10 @@ def one_module(count: int, kind: str) -> Callable[[], dict[str, Any]]:
     """TIES of one 4096 x 4096 module: ours on factors, or PEFT's function on dense updates."""
     import torch
 
-    from merging.entries import entries, merge_entries
-    from merging.method import Work
-    from merging.methods import find_method
+    from merging.members import Stack
+    from merging.methods import Work, find_method
+    from merging.methods.blocks import entries, merge_entries
     from merging.methods.sign_election import ties_blocks
-    from merging.stack import Stack
 
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(count * RANK, 4096, generator=generator)
@@ -289,8 +287,8 @@ def weight_vectors(count: int, size: Size) -> Callable[[], dict[str, Any]]:
     """New weight vectors on cached Gram matrices: one eigenproblem a module."""
     import torch
 
-    from merging.lowrank import grams, truncation
-    from merging.stack import Stack
+    from merging.members import Stack
+    from merging.methods.lowrank import grams, truncation
 
     cached = []
     for n, target in enumerate(TARGETS):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from catalog.canvas import save
+from catalog.pictures.canvas import save
 from studies.published.leaderboard import (
     BLIND,
     METRICS,

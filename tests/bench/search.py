@@ -24,12 +24,11 @@ from sqlalchemy import Engine, insert
 from sqlalchemy.orm import Session
 
 from catalog import database
-from catalog.embed import load_embedder
-from catalog.engine import make_engine
+from catalog.database import Adapter, BaseModel, Repository, make_engine
+from catalog.index import load_embedder
 from catalog.query import Query, parse
-from catalog.schema import Adapter, BaseModel, Repository
-from catalog.search import Texts, Weights, open_texts, query_vector, search
-from catalog.texts import embed_cards
+from catalog.search import embed_cards
+from catalog.search.ranking import Texts, Weights, open_texts, query_vector, search
 
 SIZE = 384
 VOCABULARY = 20_000

@@ -17,11 +17,10 @@ from sqlalchemy import Engine, insert
 from sqlalchemy.orm import Session
 
 from catalog import database
-from catalog.blobs import BlobStore
-from catalog.engine import make_engine
-from catalog.fingerprint import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE
-from catalog.neighbours import Subject
-from catalog.schema import Adapter, BaseModel, Document, Fingerprint, Repository, WeightsFile
+from catalog.database import Adapter, BaseModel, Document, Fingerprint, Repository, WeightsFile, make_engine
+from catalog.files import BlobStore
+from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE
+from catalog.search import Subject
 from catalog.selection import Question, Sources, select
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,8 +10,8 @@ import pytest
 from click.testing import Result
 from peft import PeftModel
 
-from catalog.engines import misreadings
-from merging.model import kept_name
+from catalog.adapters import misreadings
+from merging.model.base import kept_name
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import NAME, save_base, tiny_base, write_task
 

@@ -14,10 +14,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from catalog import pool_store
-from catalog.blobs import BlobStore
-from catalog.database import disposing, open_catalog, writer_lock
-from catalog.files import temporary_folder
+from catalog.database import disposing, open_catalog, pool_store, writer_lock
+from catalog.files import BlobStore, temporary_folder
 from catalog.settings import Settings
 from cli.main import loradex
 from crawler.localhub import LocalHub

@@ -273,7 +273,7 @@ def test_a_group_alone_prints_its_help(words: list[str]) -> None:
 def test_how_much_is_said(options: list[str], shown: set[str], run: Callable[..., Result]) -> None:
     def talk(app: App) -> None:
         for level in ("debug", "info", "warning", "error"):
-            getattr(logging.getLogger("crawler.run"), level)("%s", f"{level}\x1b")
+            getattr(logging.getLogger("crawler.crawl.crawler"), level)("%s", f"{level}\x1b")
         app.output.say("said")
 
     result = run(talk, *options)

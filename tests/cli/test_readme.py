@@ -12,12 +12,12 @@ from typing import Any
 import click
 import pytest
 
+from catalog.rules import RULES
 from catalog.settings import Settings
 from cli.app import Exit
 from cli.commands.demo import STEPS
 from cli.main import COMMANDS, loradex
 from crawler.localhub import LocalHub
-from crawler.rules import RULES
 from tests import documents
 from tests.cli.conftest import ROOT, Program
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from catalog import embed
 from catalog.errors import EncoderError
+from catalog.index import encoder as embed
 from crawler.localhub import LocalHub
 from tests.cli.conftest import Program
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from merging.members import load_member
-from merging.model import kept_name
+from merging.model.base import kept_name
 from tests.cli.conftest import Program
 from tests.merging.tiny import NAME, save_base, tiny_base, write_task
 
@@ -92,7 +92,7 @@ def test_wrong_words(words: tuple[str, ...], code: int, message: str, train: Pro
 
 
 def test_the_help_names_every_variant(train: Program) -> None:
-    from merging.variants import VARIANTS
+    from merging.learning import VARIANTS
 
     # Lines are broken after hyphens too.
     text = " ".join(train("--help").stdout.split()).replace("- ", "-")

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crawler.budget import (
+from crawler.hub import Hub, HubSettings
+from crawler.hub.budget import (
     ANONYMOUS,
     FREE_ACCOUNT,
     RequestBudget,
@@ -20,7 +21,6 @@ from crawler.budget import (
     SystemClock,
     WaitCancelledError,
 )
-from crawler.hub import Hub, HubSettings
 from crawler.localhub import Limits, LocalHub
 from tests.fakes import VirtualClock
 from tests.hubs import make_repo

@@ -13,12 +13,12 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from catalog import browse
-from catalog.engine import make_engine
-from catalog.reference import AdapterReference
+from catalog.adapters import AdapterReference
+from catalog.database import make_engine
+from catalog.search import browse
+from crawler.crawl import refusing
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import SeenRequest
-from crawler.screen import refusing
 from tests.crawling import crawl, dump, items
 from tests.hubs import BASE, adapter_config
 from tests.neighbours import (

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from catalog.blobs import BlobStore
 from catalog.errors import (
     HubAccessError,
     HubPayloadError,
@@ -20,6 +19,7 @@ from catalog.errors import (
     StorageError,
     WeightsError,
 )
+from catalog.files import BlobStore
 from crawler.hub import Hub, HubSettings, RemoteFile
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import (

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 
-from catalog.blobs import BlobStore
+from catalog.files import BlobStore
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import (
     Corrupt,
@@ -268,8 +268,8 @@ def test_a_disk_that_refuses_fails_the_repositories_and_shows_no_part(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from catalog.blobs import BlobStore
-from catalog.engine import make_engine
+from catalog.files.blobs import BlobStore
+from catalog.database.engine import make_engine
 from tests.crawling import crawl
 BlobStore._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 data = Path(sys.argv[2])

@@ -11,14 +11,12 @@ import pytest
 from sqlalchemy import Engine, delete, select, text, update
 from sqlalchemy.orm import Session
 
-from catalog.blobs import BlobStore
-from catalog.database import downgrade, upgrade
-from catalog.engine import make_engine
-from catalog.fingerprint import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE, fingerprint
-from catalog.folder import read_folder
-from catalog.reread import Reread, reread
-from catalog.schema import Adapter, Fingerprint, Repository, WeightsFile
-from catalog.store import waiting
+from catalog.adapters import read_folder
+from catalog.database import Adapter, Fingerprint, Repository, WeightsFile, make_engine, waiting
+from catalog.database.opening import downgrade, upgrade
+from catalog.database.remeasurement import Reread, reread
+from catalog.files import BlobStore
+from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE, fingerprint
 from crawler.localhub import LocalHub
 from tests.crawl.test_run import TINY
 from tests.crawling import crawl

@@ -14,8 +14,8 @@ from catalog.errors import (
     HubPayloadError,
     HubUnreachableError,
 )
-from crawler.budget import WaitCancelledError
 from crawler.hub import Hub, HubSettings
+from crawler.hub.budget import WaitCancelledError
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import (
     Callback,

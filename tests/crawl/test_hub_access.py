@@ -11,7 +11,6 @@ from huggingface_hub import constants
 from huggingface_hub import errors as foreign
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily: httpx or httpx2
 
-from catalog.blobs import BlobStore
 from catalog.errors import (
     HubAccessError,
     HubPayloadError,
@@ -19,7 +18,9 @@ from catalog.errors import (
     IntegrityError,
     UsageError,
 )
+from catalog.files import BlobStore
 from crawler.hub import Hub, HubSettings, RemoteFile
+from crawler.hub.refusal import FOREIGN, translate
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import (
     Fault,
@@ -27,7 +28,6 @@ from crawler.localhub.faults import (
     SetHeader,
     Status,
 )
-from crawler.refusal import FOREIGN, translate
 from tests.client import NAME, TOKEN, file_of
 from tests.hubs import make_repo
 

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from catalog.errors import HubError, HubPayloadError, HubUnreachableError
-from crawler import wire
-from crawler.budget import WaitCancelledError
-from crawler.hub import Hub, HubSettings, Page
+from crawler.hub import Hub, HubSettings, Page, wire
+from crawler.hub.budget import WaitCancelledError
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import Callback, Drip, Extend, Fault, Gzip, Hang, HangBody, Json, Status
 from tests.fakes import RawServer, VirtualClock

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from catalog.blobs import BlobStore
 from catalog.errors import (
     HubError,
     HubPayloadError,
     HubUnreachableError,
 )
-from crawler.exchange import Ask, Exchange
+from catalog.files import BlobStore
 from crawler.hub import Hub, HubSettings
+from crawler.hub.exchange import Ask, Exchange
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import (
     Callback,

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from catalog.schema import CrawlItem, CrawlPage
+from catalog.database.schema import CrawlItem, CrawlPage
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import Callback, Fault, SeenRequest
 from tests.crawling import crawl, dump, items
@@ -30,7 +30,7 @@ KILLED_IN_A_PAGE = """
 import os, signal, sys
 from pathlib import Path
 from catalog import frontier
-from catalog.engine import make_engine
+from catalog.database.engine import make_engine
 from tests.crawling import crawl
 write, left = frontier.add_page, [int(sys.argv[3])]
 def killed(*given):

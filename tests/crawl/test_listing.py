@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crawler.listing import BadRow, ListedRepository, needed, parse_row, valid_name
+from crawler.hub import BadRow, ListedRepository, needed, parse_row, valid_name
 
 ROW: dict[str, Any] = {
     "_id": "65a1b2c3d4e5f60718293a4b",

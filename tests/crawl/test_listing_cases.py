@@ -14,8 +14,10 @@ from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from catalog import frontier
-from catalog.schema import Crawl
+from catalog.database import Crawl, frontier
+from crawler.crawl.options import Query
+from crawler.crawl.pages import Walk, walk
+from crawler.crawl.progress import Silent
 from crawler.hub import Hub
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import (
@@ -31,9 +33,6 @@ from crawler.localhub.faults import (
     Status,
     Truncate,
 )
-from crawler.plan import Query
-from crawler.progress import Silent
-from crawler.walk import Walk, walk
 from tests.crawling import NOW, crawl, dump, hub_settings
 from tests.fakes import VirtualClock
 from tests.neighbours import (

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from catalog.engine import make_engine
+from catalog.database import make_engine
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import Callback, EditJson, Fault, Html, Json, NextLink, Status
 from tests.crawling import crawl, dump, items

@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from catalog import retries
-from catalog.retries import rest
-from catalog.schema import Crawl, CrawlRetry
-from crawler import stages
+from catalog.database import retries
+from catalog.database.retries import rest
+from catalog.database.schema import Crawl, CrawlRetry
+from crawler.crawl import stages
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import Fault, Hang, Status, Truncate
 from tests.crawling import NOW, crawl, items

@@ -12,15 +12,14 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from catalog import browse, store
-from catalog.blobs import BlobStore
-from catalog.database import writer_lock
+from catalog.adapters import AdapterReference
+from catalog.database import Adapter, Crawl, CrawlState, Repository, store, writer_lock
 from catalog.errors import CatalogBusyError
-from catalog.reference import AdapterReference
-from catalog.schema import Adapter, Crawl, CrawlState, Repository
+from catalog.files import BlobStore
+from catalog.search import browse
+from crawler.crawl import refusing
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import Callback, Corrupt, EditJson, Fault, Hang, Status, Truncate
-from crawler.screen import refusing
 from tests.crawling import crawl, dump, items
 from tests.hubs import adapter_config, card, lora_files, lora_tensors, make_repo, safetensors_bytes
 

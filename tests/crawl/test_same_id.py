@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from catalog.schema import CrawlItem, Repository
+from catalog.database import CrawlItem, Repository
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import EditJson, Fault, Status
 from tests.crawling import NOW, crawl

@@ -12,12 +12,10 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from catalog import store
-from catalog.bases import BaseSpelling
-from catalog.blobs import BlobStore
-from catalog.database import upgrade
-from catalog.engine import make_engine
-from catalog.schema import Crawl, CrawlItem, Repository
+from catalog.adapters import BaseSpelling
+from catalog.database import Crawl, CrawlItem, Repository, make_engine, store
+from catalog.database.opening import upgrade
+from catalog.files import BlobStore
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import EditJson, Fault, Status
 from tests.crawl.test_run import LISTING, TINY, row, unlike

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog.paths import unsafe_path
-from crawler.tree import RemoteFile, Tree, read_tree
+from catalog.files import unsafe_path
+from crawler.hub.tree import RemoteFile, Tree, read_tree
 
 SHA1, SHA256 = "1" * 40, "2" * 64
 GOOD = {"type": "file", "path": "README.md", "size": 5, "oid": SHA1}

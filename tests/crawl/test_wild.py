@@ -16,12 +16,12 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from catalog import browse
-from catalog.database import upgrade
-from catalog.engine import make_engine
+from catalog.database import make_engine
+from catalog.database.opening import upgrade
+from catalog.search import browse
+from crawler.crawl import refusing
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import Callback, Fault
-from crawler.screen import refusing
 from tests.crawling import crawl, dump, items
 from tests.shared_data import SHARED, data
 from tests.wild import LLAMA, paper_hub, wild_hub

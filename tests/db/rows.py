@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Boolean, Engine, Enum, Integer, LargeBinary, Table, insert, select
 
-from catalog import schema
-from catalog.columns import CleanJSON, CleanText, Counter, Real, UTCDateTime
+from catalog.database import schema
+from catalog.database.columns import CleanJSON, CleanText, Counter, Real, UTCDateTime
 
 NOW = datetime(2026, 9, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 COMMIT = "c" * 40

@@ -6,11 +6,11 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from catalog import browse, store
-from catalog.bases import BaseSpelling
+from catalog.adapters import BaseSpelling
+from catalog.database import BaseModel, store
 from catalog.errors import NotFoundError, UsageError
 from catalog.query import parse
-from catalog.schema import BaseModel
+from catalog.search import browse
 from tests.db.rows import fill
 
 INSTRUCT = "meta-llama/Llama-3.1-8B-Instruct"

@@ -16,8 +16,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from catalog import database
-from catalog import engine as engines
-from catalog.engine import for_writing, make_engine, place
+from catalog.database import engine as engines
+from catalog.database.engine import for_writing, make_engine, place
+from catalog.database.schema import Document, Pool, Table
 from catalog.errors import (
     CatalogBusyError,
     CatalogError,
@@ -25,7 +26,6 @@ from catalog.errors import (
     SchemaVersionError,
     UsageError,
 )
-from catalog.schema import Document, Pool, Table
 from catalog.settings import Settings
 from tests.db import rows
 

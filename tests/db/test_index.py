@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, delete, insert, select
 from sqlalchemy.orm import Session
 
+from catalog.database import Embedding
 from catalog.errors import CatalogError, UsageError
-from catalog.index import Hit, Space, VectorIndex, check_index, open_index
-from catalog.schema import Embedding
+from catalog.index.vectors import Hit, Space, VectorIndex, check_index, open_index
 
 SIZE = 8
 SPACE = Space("text", "a-model", SIZE)
@@ -176,11 +176,11 @@ def test_nothing_nearer_is_left_out_and_equal_vectors_come_by_key(
 
 def in_memory(rows: Rows, size: int = SIZE, **options: Any) -> VectorIndex:
     """An index that keeps no file: a path below a file is no folder."""
-    logging.getLogger("catalog.index").setLevel(logging.ERROR)
+    logging.getLogger("catalog.index.vectors").setLevel(logging.ERROR)
     try:
         return open_index(Path(__file__) / "index", Space("text", "a-model", size), Given(rows), **options)
     finally:
-        logging.getLogger("catalog.index").setLevel(logging.NOTSET)
+        logging.getLogger("catalog.index.vectors").setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize("options", [{}, {"kind": "hnsw", "flat_up_to": 0}], ids=["flat", "hnsw"])
@@ -199,7 +199,7 @@ def test_a_tie_at_the_end_is_cut_by_key(options: dict[str, Any], k: int) -> None
 def test_a_filter_gives_the_best_of_what_it_admits(
     few: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("catalog.index._FEW", few)
+    monkeypatch.setattr("catalog.index.vectors._FEW", few)
     rows = random_rows(300)
     index = in_memory(rows, **options)
     for number in range(5):
@@ -259,7 +259,7 @@ def test_only_the_direction_of_a_vector_counts() -> None:
 @pytest.mark.parametrize("tile", [1, 30, 8 << 20])
 @pytest.mark.parametrize("at_least", [-1.0, 0.0, 0.4, 1.0])
 def test_all_pairs_are_those_of_numpy(tile: int, at_least: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catalog.duplicates._TILE", tile)
+    monkeypatch.setattr("catalog.fingerprints.copies._TILE", tile)
     rows = random_rows(30)
     rows["key0029"] = rows["key0004"].copy()
     names = sorted(rows)
@@ -445,7 +445,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from catalog.index import Space, check_index, open_index
+from catalog.index.vectors import Space, check_index, open_index
 class Source:
     def keys(self):
         return ["a", "b"]
@@ -532,7 +532,7 @@ import multiprocessing, sys
 from pathlib import Path
 import faiss
 import numpy as np
-from catalog.index import Space, open_index
+from catalog.index.vectors import Space, open_index
 values = np.random.default_rng(0).standard_normal((5000, 32)).astype(np.float32)
 class Source:
     def keys(self):

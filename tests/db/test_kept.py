@@ -7,10 +7,9 @@ from pathlib import Path
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
-from catalog.blobs import BlobStore
-from catalog.engine import make_engine, parse_url
-from catalog.kept import catalog_name, origins, refuse_other_catalogs, register_catalog, unneeded
-from catalog.schema import Adapter, WeightsFile
+from catalog.database import Adapter, WeightsFile, make_engine, parse_url
+from catalog.database.kept import catalog_name, origins, refuse_other_catalogs, register_catalog, unneeded
+from catalog.files import BlobStore
 from catalog.settings import Settings
 from crawler.localhub import LocalHub
 from tests.crawling import crawl

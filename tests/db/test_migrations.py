@@ -14,7 +14,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, inspect, select, text
 from sqlalchemy.orm import Session
 
-from catalog import database, schema
+from catalog import database
+from catalog.database import schema
 from catalog.errors import CatalogError, SchemaVersionError
 from tests.db import rows
 

@@ -14,18 +14,19 @@ from safetensors.numpy import save
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from catalog import database, store
-from catalog.adapter import parse_config
-from catalog.fingerprint import DELTA_SIZE, OUTPUT_SIZE
-from catalog.likeness import fingerprinted
-from catalog.records import (
+from catalog import database
+from catalog.adapters import (
     AdapterRecord,
     DocumentRecord,
     FingerprintRecord,
     RepositoryRecord,
     WeightsRecord,
+    parse_config,
+    scaling_pattern,
 )
-from catalog.weights import scaling_pattern
+from catalog.database import store
+from catalog.fingerprints import DELTA_SIZE, OUTPUT_SIZE
+from catalog.search.likeness import fingerprinted
 from tests.db import rows
 
 NOW = datetime(2026, 9, 1, tzinfo=UTC)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from catalog.browse import adapter_row
-from catalog.fields import FIELDS, fold, query_row
-from catalog.query import MAX_DEPTH, MAX_LENGTH, MAX_TERMS, parse, to_text
-from catalog.schema import Adapter, AdapterReason, BaseModel, Repository
-from catalog.terms import And, Between, Equals, Flag, Not, Or, Period, Prefix, Present, Query, Word
+from catalog.database import Adapter, AdapterReason, BaseModel, Repository
+from catalog.query.fields import FIELDS, fold, query_row
+from catalog.query.parser import MAX_DEPTH, MAX_LENGTH, MAX_TERMS, parse, to_text
+from catalog.query.terms import And, Between, Equals, Flag, Not, Or, Period, Prefix, Present, Query, Word
+from catalog.search.browse import adapter_row
 
 REFUSING = {"zero_update", "licence_conflict"}
 LETTERS = "Aa\u00c4\u00e4\u0130i\u212aK\u017fs%_/\\'*:"

@@ -25,9 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
-from catalog import schema
-from catalog.columns import clean_json, clean_text
-from catalog.schema import (
+from catalog.database import schema
+from catalog.database.schema import (
     Adapter,
     AdapterReason,
     BaseModel,
@@ -37,6 +36,7 @@ from catalog.schema import (
     Pool,
     Repository,
 )
+from catalog.files import clean_json, clean_text
 from tests.db import rows
 
 HUGE = 10**4999

@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
+from catalog.database.schema import Evaluation
+from catalog.database.score_store import Saved, save_scores, score_table, scores_of, summary
 from catalog.errors import NotFoundError, UsageError
-from catalog.schema import Evaluation
-from catalog.score_store import BASE, Saved, Score, save_scores, score_table, scores_of, summary
+from catalog.scores import BASE, Score
 
 ONE = Score("ann/one", "anli", "test", "accuracy", 0.5, 100, "me")
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from catalog.embed import MOST_CHUNKS, chunks, content_of
+from catalog.database import Adapter, AdapterReason, BaseModel, Embedding, Repository
 from catalog.errors import CatalogError, UsageError
+from catalog.index.encoder import MOST_CHUNKS, chunks, content_of
 from catalog.query import parse
-from catalog.schema import Adapter, AdapterReason, BaseModel, Embedding, Repository
-from catalog.search import DEPTH, Found, Weights, open_texts, query_vector, search
-from catalog.texts import EmbedCounts, embed_cards
+from catalog.search.ranking import DEPTH, Found, Weights, open_texts, query_vector, search
+from catalog.search.texts import EmbedCounts, embed_cards
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 # Words that mean the same, by axis; all other words have a direction of their own, nearly at right angles.

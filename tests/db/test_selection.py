@@ -14,17 +14,17 @@ import sqlalchemy as sql
 from sqlalchemy import Engine, delete, func, update
 from sqlalchemy.orm import Session
 
-from catalog.blobs import BlobStore
+from catalog.database import Fingerprint, Table
+from catalog.database.score_store import save_scores
 from catalog.errors import LoradexError, NotFoundError, UsageError
-from catalog.export import export
-from catalog.fingerprint import DELTA_SIZE, OUTPUT_SIZE
+from catalog.files import BlobStore
+from catalog.fingerprints import DELTA_SIZE, OUTPUT_SIZE
 from catalog.index import Space, open_index
-from catalog.neighbours import Subject, centred
-from catalog.pools import Member, PinnedFile, read_manifest
-from catalog.schema import Fingerprint, Table
-from catalog.score_store import Score, save_scores
+from catalog.pools import Member, PinnedFile, export, read_manifest
+from catalog.scores import Score
+from catalog.search import Fingerprints
+from catalog.search.nearest import Subject, centred
 from catalog.selection import Question, Sources, select
-from catalog.vectors import Fingerprints
 from tests.bench.select import fill
 
 # The updates of o1/r1 to o4/r4 along two directions; the last does nothing.

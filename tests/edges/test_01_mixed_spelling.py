@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 
-from catalog.bases import BaseSpelling, BaseTable, extended_table, seed_spellings, seed_table
+from catalog.adapters import BaseSpelling, BaseTable, extended_table, seed_spellings, seed_table
 from catalog.errors import MergeError
 from catalog.pools import Manifest, parse_manifest
 from crawler.localhub import LocalHub
-from merging.combine import combine
-from merging.controls import KINDS, stand_ins
-from merging.inspect import inspect
+from merging.learning.combination import combine
 from merging.members import base_note, load_member, load_members
-from merging.merge import merge
-from merging.model import kept_name
-from merging.plan import plan
+from merging.model.base import kept_name
+from merging.static import KINDS, merge, plan, stand_ins
+from merging.static.inspection import inspect
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes

@@ -18,10 +18,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from catalog.export import RECORD_NAME, read_record
-from catalog.folder import CONFIG_NAME, WEIGHTS_NAME
-from catalog.peft_files import load_problems, make_loadable
-from catalog.pools import read_manifest
+from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME, load_problems, make_loadable
+from catalog.pools import EXPORT_RECORD, read_manifest, read_record
 from crawler.localhub import LocalHub
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, row
@@ -307,10 +305,10 @@ def test_an_export_has_both_digests_and_is_verified_by_both(
     assert result.exit_code == 1
     assert [one["kind"] for one in json.loads(result.stdout)["problems"]] == ["changed"]
     # Without its record an export is compared with the manifest alone, as before there were any.
-    (folder / RECORD_NAME).unlink()
+    (folder / EXPORT_RECORD).unlink()
     result = run("pool", "verify", str(folder), "--json")
     assert [one["kind"] for one in json.loads(result.stdout)["problems"]] == ["changed", "changed"]
-    (folder / RECORD_NAME).write_text("{}")
+    (folder / EXPORT_RECORD).write_text("{}")
     assert run("pool", "verify", str(folder)).exit_code != 0
 
 
@@ -331,7 +329,7 @@ def test_as_it_is_no_byte_changes_and_the_members_are_named(
     [folder] = map(Path, told["folders"])
     held = {file.read_bytes() for file in folder.rglob(WEIGHTS_NAME)}
     assert held == {(one / WEIGHTS_NAME).read_bytes() for one in (plain, wrapped)}
-    assert (folder / RECORD_NAME).exists() is ("hub" not in words)
+    assert (folder / EXPORT_RECORD).exists() is ("hub" not in words)
     found = ok(run, "pool", "verify", str(folder))
     assert found["ok"]
     assert [one["kind"] for one in found["problems"]] == ([] if "hub" in words else ["peft"])

@@ -12,10 +12,9 @@ import pytest
 import torch
 import transformers
 
-from catalog.fingerprint import fingerprint
-from catalog.folder import read_folder
-from catalog.neighbours import partial_of
-from catalog.weights import health
+from catalog.adapters import health, read_folder
+from catalog.fingerprints import fingerprint
+from catalog.search.nearest import partial_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from catalog.errors import MergeError
-from merging.fold import apply_to
+from merging.static import apply_to
 from tests.cli.conftest import Program
 from tests.edges.rows import row
 from tests.merging.adapters import adapter

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from catalog.base_names import words
-from catalog.bases import BaseSpelling, BaseTable, seed_spellings, seed_table
+from catalog.adapters import BaseSpelling, BaseTable, seed_spellings, seed_table
+from catalog.adapters.base_names import words
 from tests.edges.rows import row
 from tests.shared_data import index, shared
 

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog.adapter import parse_config
-from catalog.bases import seed_spellings, seed_table
+from catalog.adapters import parse_config, seed_spellings, seed_table
+from catalog.rules import Reason
+from crawler.crawl.screening import Evidence, screen
 from crawler.localhub import LocalHub
-from crawler.rules import Reason
-from crawler.screen import Evidence, screen
 from tests.cli.conftest import TINY, Program
 from tests.edges.rows import row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from catalog.engines import misreadings
+from catalog.adapters import misreadings
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, row
 from tests.merging.adapters import adapter

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from merging.merge import merge
+from merging.static import merge
 from tests import documents
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, row

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from merging.merge import merge
+from merging.static import merge
 from tests.edges.rows import peft_norm, row
 from tests.merging.adapters import ALL, SHAPES, adapter, deltas, distance
 from tests.shared_data import shared

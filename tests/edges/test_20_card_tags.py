@@ -11,13 +11,14 @@ import pytest
 from click.testing import Result
 
 from catalog.errors import HubPayloadError
-from crawler import cards, listing, stages, tree
-from crawler.cards import parse_card
-from crawler.listing import BadRow, parse_row
+from crawler.crawl import stages
+from crawler.hub import BadRow, parse_row, tree
+from crawler.hub import rows as listing
+from crawler.hub.tree import read_tree
+from crawler.hub.wire import parse_rows
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import EditJson, Fault
-from crawler.tree import read_tree
-from crawler.wire import parse_rows
+from crawler.reading import cards, parse_card
 from tests.edges.rows import row
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
 from tests.shared_data import shared

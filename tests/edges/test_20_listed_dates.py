@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from crawler.cards import parse_card
 from crawler.localhub import LocalHub
 from crawler.localhub.faults import EditJson, Fault
+from crawler.reading import parse_card
 from tests.cli.conftest import ROOT, Program
 
 FRONT = b"---\ntags: !!set {alpha, beta, gamma, delta}\n---\n"
@@ -30,7 +30,7 @@ def test_a_date_that_no_repository_can_have_stops_no_later_crawl(
 
 def test_a_set_in_a_card_has_one_order_in_every_process() -> None:
     assert parse_card(FRONT).tags == ("alpha", "beta", "delta", "gamma")
-    code = f"from crawler.cards import parse_card; print(parse_card({FRONT!r}).tags)"
+    code = f"from crawler.reading.cards import parse_card; print(parse_card({FRONT!r}).tags)"
     texts = {
         subprocess.run(
             [sys.executable, "-c", code],

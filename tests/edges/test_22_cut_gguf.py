@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merging.gguf import GgufError, check_llama
+from merging.model.gguf import GgufError, check_llama
 from tests.cli.conftest import Program
 from tests.edges.gguf_files import WORDS, shapes, write_gguf
 from tests.edges.rows import row

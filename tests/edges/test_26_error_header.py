@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from catalog.blobs import BlobStore
 from catalog.errors import HubAccessError, HubError, HubPayloadError
+from catalog.files import BlobStore
 from crawler.hub import Hub, HubSettings, RemoteFile
 from tests.edges.rows import row
 from tests.fakes import RawServer, VirtualClock

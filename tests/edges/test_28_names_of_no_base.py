@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from catalog.bases import BaseSpelling, BaseTable, seed_table
+from catalog.adapters import BaseSpelling, BaseTable, seed_table
 from catalog.errors import NotFoundError
 from cli.main import loradex
 from crawler.localhub import LocalHub

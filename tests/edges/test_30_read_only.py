@@ -17,9 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy.orm import Session
 
-from catalog.database import disposing, open_catalog
+from catalog.database import Repository, disposing, open_catalog
 from catalog.errors import CatalogBusyError
-from catalog.schema import Repository
 from catalog.settings import Settings
 from cli.main import loradex
 from crawler.localhub import LocalHub

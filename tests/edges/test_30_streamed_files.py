@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from catalog.blobs import BlobStore
-from catalog.files import temporary_folder
+from catalog.files import BlobStore, temporary_folder
 from cli.app import Exit
 from crawler.localhub import LocalHub
 from tests.cli.conftest import TINY, Program

@@ -195,13 +195,12 @@ _PATTERN_PIECES = (
 
 def readers() -> dict[str, Reader]:
     """Every reader by name."""
-    from catalog.adapter import parse_config
-    from catalog.bases import BaseTable, seed_spellings
-    from catalog.pattern import Budget, Pattern
+    from catalog.adapters import BaseTable, parse_config, seed_spellings
+    from catalog.adapters.patterns import Budget, Pattern
+    from catalog.files import load_json
     from catalog.pools import parse_manifest
     from catalog.query import parse
-    from catalog.strictjson import load_json
-    from crawler.cards import parse_card
+    from crawler.reading import parse_card
 
     table = BaseTable(seed_spellings())
     return {
@@ -247,7 +246,7 @@ def _names_for_peft(data: bytes) -> object:
 
 def _for_peft(config: bytes, weights: bytes) -> object:
     """An adapter made loadable twice: the second time finds nothing to do."""
-    from catalog.peft_files import load_problems, make_loadable
+    from catalog.adapters import load_problems, make_loadable
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -260,7 +259,7 @@ def _for_peft(config: bytes, weights: bytes) -> object:
 
 
 def _record(path: Path) -> object:
-    from catalog.export import read_record
+    from catalog.pools import read_record
 
     return read_record(path.parent)
 
@@ -284,7 +283,7 @@ def _file(read: Callable[[Path], object], name: str) -> Callable[[bytes], object
 def _loaded(data: bytes) -> Any:
     """What the client makes of an answer of the Hub; a protocol error is a refusal of its own."""
     from catalog.errors import HubPayloadError
-    from crawler.wire import parse_json
+    from crawler.hub.wire import parse_json
 
     try:
         return parse_json(data, url="http://127.0.0.1/api/models")
@@ -293,38 +292,37 @@ def _loaded(data: bytes) -> Any:
 
 
 def _listing_page(data: bytes) -> object:
-    from crawler.listing import parse_row
-    from crawler.wire import parse_rows
+    from crawler.hub import parse_row
+    from crawler.hub.wire import parse_rows
 
     return [parse_row(row) for row in parse_rows(data, url="http://hub")]
 
 
 def _listing_row(data: bytes) -> object:
-    from crawler.listing import needed, parse_row
+    from crawler.hub import needed, parse_row
 
     row = _loaded(data)
     return parse_row(row), needed(row)
 
 
 def _file_list(data: bytes) -> object:
-    from crawler.folders import adapter_folders
-    from crawler.tree import read_tree
+    from crawler.hub import adapter_folders
+    from crawler.hub.tree import read_tree
 
     rows = _loaded(data)
     return adapter_folders(read_tree(rows if isinstance(rows, list) else [rows]).files)
 
 
 def _header(data: bytes) -> object:
-    from catalog.adapter import header_length, lora_modules, parse_config, parse_header
-    from catalog.weights import header_modules
+    from catalog.adapters import header_length, header_modules, lora_modules, parse_config, parse_header
 
     header = parse_header(data[: 8 + header_length(data[:8])], len(data))
     return lora_modules(header, parse_config(_CONFIG)), header_modules(header)
 
 
 def _values(data: bytes) -> object:
-    from catalog.adapter import parse_config
-    from catalog.fingerprint import fingerprint
+    from catalog.adapters import parse_config
+    from catalog.fingerprints import fingerprint
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter_model.safetensors"
@@ -339,7 +337,7 @@ def _study(path: Path) -> object:
 
 
 def _scores(path: Path) -> object:
-    from catalog.score_files import read_scores
+    from catalog.scores import read_scores
 
     return read_scores(path, source="s", split="test", metric="accuracy", n=None)
 
@@ -351,7 +349,7 @@ def _gguf(path: Path) -> object:
 
 
 def _task(data: bytes) -> object:
-    from merging.tasks import examples, read_task
+    from merging.model import examples, read_task
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -11,11 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from catalog.adapter import ScalingRule, factor_key, parse_config
-from merging.lowrank import Update
-from merging.method import Work
-from merging.methods import find_method
-from merging.stack import Stack
+from catalog.adapters.spec import ScalingRule, factor_key, parse_config
+from merging.members import Stack
+from merging.methods import Update, Work, find_method
 from tests.hubs import adapter_config
 
 Q = "model.layers.0.self_attn.q_proj"

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from merging.model import BaseModel
-from merging.prompt import Prompt
+from merging.model import BaseModel, Prompt
 from tests.merging.tiny import tiny_tokenizer
 
 _WIDTHS: dict[str, Any] = {

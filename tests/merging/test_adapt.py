@@ -10,18 +10,12 @@ import torch
 from peft import PeftModel
 
 from catalog.errors import EvaluationError, MergeError, UsageError
-from merging.adapt import adapt
-from merging.adaptive import ADAPTIVE
-from merging.candidates import BOUND, PENALTY, evaluated, search
-from merging.evaluate import measure
-from merging.live import LiveStack
-from merging.members import Member, digest_of, load_member
-from merging.model import BaseModel
-from merging.prompt import encode
-from merging.routing import ArrowGate, prototypes
-from merging.scoring import likelihoods, mean_loss, targets_only
-from merging.stack import Stack
-from merging.tasks import Budget, Task, budget, read_task
+from merging.evaluation import likelihoods, mean_loss, measure, targets_only
+from merging.learning import ADAPTIVE, adapt
+from merging.learning.candidates import BOUND, PENALTY, evaluated, search
+from merging.live import ArrowGate, LiveStack, prototypes
+from merging.members import Member, Stack, digest_of, load_member
+from merging.model import BaseModel, Budget, Task, budget, encode, read_task
 from tests.merging.test_evaluate import tiny_adapter
 from tests.merging.tiny import NAME, tiny_base, write_task
 
@@ -166,7 +160,7 @@ def test_arrow_with_one_member_is_that_member(task: Task, some: Budget, members:
 def test_a_prototype_is_the_top_right_singular_vector(members: list[Member]) -> None:
     live = LiveStack(tiny_base().model, members)
     found = prototypes(live)
-    from merging.stack import iterate_stacks
+    from merging.members import iterate_stacks
 
     for stack in iterate_stacks(members):
         for number, place in enumerate(place for place in stack.ranges() if place.stop > place.start):
@@ -186,7 +180,7 @@ def test_the_gate_mixes_the_best_by_a_softmax() -> None:
 
 
 def _shape(stack: Stack) -> object:
-    from merging.stack import Shape
+    from merging.members import Shape
 
     return Shape(stack.name, "linear", 2, 2, stack.ranks, stack.scalings)
 

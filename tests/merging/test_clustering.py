@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalog.errors import UsageError
-from merging.lowrank import Update, grams
-from merging.merge import merge
+from merging.members import Stack
+from merging.methods import Update, grams
 from merging.methods.clustering import centroid_energy, clusters, singular_units
-from merging.stack import Stack
+from merging.static import merge
 from tests.merging.adapters import (
     adapter,
     deltas,

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import UsageError
-from merging.coefficients import Activation, Coefficients, Granularity, Init, columns
-from merging.stack import Shape
+from merging.learning.coefficients import Activation, Coefficients, Granularity, Init, columns
+from merging.members import Shape
 
 LAYER = "model.layers.{}.{}"
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from catalog.errors import MergeError, StorageError, UsageError
-from merging.combine import RECORD_NAME, combine
-from merging.members import Member, load_member
-from merging.stack import iterate_stacks, shapes
+from merging.learning.combination import ADAPT_RECORD, combine
+from merging.members import Member, iterate_stacks, load_member, shapes
 from tests.merging.adapters import ALL, Q, adapter, deltas, distance, total
 
 V = "model.layers.0.self_attn.v_proj"
@@ -81,7 +80,7 @@ def test_a_truncation_is_the_best_and_says_what_it_drops(
 
 def test_the_record_is_beside_it(members: list[Member], tmp_path: Path) -> None:
     report = combine(members, {Q: [1, 1, 1]}, tmp_path / "out", record={"task": "rte", "seed": 3})
-    document = json.loads((tmp_path / "out" / RECORD_NAME).read_text())
+    document = json.loads((tmp_path / "out" / ADAPT_RECORD).read_text())
     assert (document["task"], document["seed"]) == ("rte", 3)
     assert document["combined"]["modules"][Q]["rank"] == 11
     assert document == report.record
@@ -152,7 +151,7 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(members: list[Member], tmp_p
 
 def test_live_trained_and_written_agree(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from merging.coefficients import Coefficients
+    from merging.learning.coefficients import Coefficients
     from merging.live import LiveStack
     from tests.merging.llama import mixed, tiny, tokens
 

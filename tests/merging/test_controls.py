@@ -14,11 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from catalog.errors import MergeError, UsageError
-from catalog.selection import STAND_INS
-from merging import controls
-from merging.controls import CONTROL_NAME, KINDS, spread, stand_in, stand_ins
+from catalog.selection.selection import STAND_INS
 from merging.members import Member, digest_of, load_member, read_module
-from merging.merge import merge
+from merging.static import controls, merge
+from merging.static.controls import CONTROL_NAME, KINDS, spread, stand_in, stand_ins
 from tests.hubs import adapter_config
 from tests.merging.adapters import deltas
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from merging.merge import merge
 from merging.methods import METHODS
-from merging.random import uniform
+from merging.methods.noise import uniform
+from merging.static import merge
 from tests.merging.adapters import ALL, adapter, deltas, distance
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

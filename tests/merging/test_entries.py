@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-import merging.entries as entries_module
-from merging.entries import Entries, entries, magnitude_thresholds, merge_entries
-from merging.method import Work
-from merging.methods import find_method
-from merging.random import normal, uniform
-from merging.stack import Stack
+import merging.methods.blocks as entries_module
+from merging.members import Stack
+from merging.methods import Work, find_method
+from merging.methods.blocks import Entries, entries, magnitude_thresholds, merge_entries
+from merging.methods.noise import normal, uniform
 from tests.merging.adapters import dense, gap, product, random_stack, rotated
 
 

@@ -11,10 +11,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from catalog.errors import EvaluationError, LoradexError, MergeError, UsageError
-from catalog.score_files import read_scores
-from merging.evaluate import BASE, Sampler, Score, evaluate, measure, scores_document
+from catalog.scores import read_scores
+from merging.evaluation.scores import BASE, Sampler, Score, evaluate, measure, scores_document
 from merging.members import Member, load_member
-from merging.tasks import Task, draw, examples, read_task
+from merging.model import Task, draw, examples, read_task
 from tests.merging.tiny import NAME, tiny_base, write_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -66,8 +66,8 @@ def test_the_base_is_what_it_was(tmp_path: Path, tasks: list[Task]) -> None:
 def test_exact_match_counts_generated_texts(tmp_path: Path, tasks: list[Task]) -> None:
     base = tiny_base()
     questions = examples(tasks[1], "test")[:4]
-    from merging.prompt import encode
-    from merging.scoring import generate
+    from merging.evaluation.scoring import generate
+    from merging.model import encode
 
     texts = generate(base, encode(base.tokenizer, tasks[1], questions, 512))
     # A task whose targets are what the model says, but for the last.

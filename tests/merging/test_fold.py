@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from catalog.errors import LoradexError, MergeError, UsageError
-from merging.fold import apply_to, refuse_misfits
 from merging.members import load_member
+from merging.static import apply_to, refuse_misfits
 from tests.hubs import adapter_config
 from tests.merging.adapters import Q, adapter, deltas
 
@@ -79,7 +79,7 @@ def test_every_changed_weight_is_the_sum_rounded_once(
 def test_ranges_of_rows_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, lora = base(tmp_path / "base"), adapter(tmp_path / "lora")
     apply_to(source, lora, tmp_path / "a")
-    monkeypatch.setattr("merging.fold._CHUNK", 150)
+    monkeypatch.setattr("merging.static.folding._CHUNK", 150)
     apply_to(source, lora, tmp_path / "b")
     one, other = (tensors_of(tmp_path / name) for name in "ab")
     for name in one:

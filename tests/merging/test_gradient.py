@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from catalog.adapters import Module
 from catalog.errors import EvaluationError, MergeError, UsageError
-from catalog.fingerprint import delta_sketch, output_sketch, signs
-from catalog.weights import Module
-from merging.gradient import (
+from catalog.fingerprints.sketches import delta_sketch, output_sketch, signs
+from merging.evaluation import losses
+from merging.learning.gradients import (
     STEP_RANK,
     Kind,
     backward,
@@ -30,10 +31,7 @@ from merging.gradient import (
 )
 from merging.live import LiveStack
 from merging.members import Member, load_member
-from merging.model import BaseModel
-from merging.prompt import Prompt, encode
-from merging.scoring import losses
-from merging.tasks import Task, examples, read_task
+from merging.model import BaseModel, Prompt, Task, encode, examples, read_task
 from tests.hubs import adapter_config
 from tests.merging.adapters import deltas
 from tests.merging.llama import mixed, write

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from catalog.errors import UsageError
-from merging.inspect import inspect, plot
-from merging.merge import merge
-from merging.plan import plan
-from merging.price import Rates, calibrate, price
+from merging.static import merge, plan
+from merging.static.costs import Rates, calibrate, price
+from merging.static.inspection import inspect, plot
 from tests.merging.adapters import ALL, Q, adapter, deltas, total
 
 RATES = Rates(1e11, 5e10, 1e9, 1e10)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from catalog.errors import MergeError, UsageError, WeightsError
-from merging.live import LiveStack, Way
+from merging.live.stack import LiveStack, Way
 from merging.members import Member
 from tests.merging.adapters import deltas, total
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merging.lowrank import (
+from merging.members import Stack
+from merging.methods.lowrank import (
     apply,
     concatenate,
     coordinates,
@@ -21,7 +22,6 @@ from merging.lowrank import (
     truncate_dense,
     truncation,
 )
-from merging.stack import Stack
 from tests.merging.adapters import dense, gap, product, random_stack, rotated, stack_of
 
 RANKS = st.lists(st.integers(1, 6), min_size=1, max_size=5)

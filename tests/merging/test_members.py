@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from catalog.errors import ConfigError, LoradexError, MergeError, UsageError, WeightsError
-from merging.lowrank import concatenate
-from merging.members import digest_of, load_member, load_members, read_module
-from merging.stack import iterate_stacks, joined, shapes
+from merging.members import digest_of, iterate_stacks, joined, load_member, load_members, read_module, shapes
+from merging.methods import concatenate
 from tests.merging.adapters import ALL, Q, adapter, deltas
 
 

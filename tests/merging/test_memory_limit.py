@@ -10,18 +10,24 @@ import pytest
 import torch
 
 from catalog.errors import EvaluationError, MemoryLimitError
-from merging.adapt import adapt
-from merging.candidates import evaluated
-from merging.evaluate import Sampler, Score, evaluate
-from merging.gradient import direction, exact_scores, task_gradient
+from merging.evaluation.questions import check_reading, reads_plainly
+from merging.evaluation.scores import Sampler, Score, evaluate
+from merging.evaluation.scoring import generate, likelihoods
+from merging.learning import adapt, train
+from merging.learning.candidates import evaluated
+from merging.learning.gradients import direction, exact_scores, task_gradient
 from merging.live import LiveStack
-from merging.memory import in_pieces, is_shortage, memory_limit
-from merging.model import BaseModel
-from merging.prompt import Prompt
-from merging.questions import check_reading, reads_plainly
-from merging.scoring import generate, likelihoods
-from merging.tasks import Task, budget, examples, read_task
-from merging.train import train
+from merging.model import (
+    BaseModel,
+    Prompt,
+    Task,
+    budget,
+    examples,
+    in_pieces,
+    is_shortage,
+    memory_limit,
+    read_task,
+)
 from tests.merging.architectures import architecture, some_prompts
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import tiny_base, write_task
@@ -208,7 +214,7 @@ def test_a_race_leaves_out_an_adapter_that_does_not_fit(
 def test_an_adapter_stays_beside_weights_that_cannot_be_copied(
     tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from merging import live
+    from merging.live import stack as live
 
     members = [tiny_adapter(tmp_path / "one", 1)]
     (whole,) = evaluate(tiny_base(), members, [task], with_base=False)
@@ -227,7 +233,7 @@ def test_an_adapter_stays_beside_weights_that_cannot_be_copied(
 def test_sums_of_a_gradient_that_do_not_fit_are_one_sentence(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from merging import gradient
+    from merging.learning import gradients as gradient
 
     def refuse(*_: Any) -> None:
         raise SHORTAGES[0]

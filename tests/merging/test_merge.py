@@ -14,13 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from catalog.errors import LoradexError, MergeError, StorageError, UsageError
-from merging.lowrank import Update
-from merging.members import digest_of, load_member
-from merging.merge import merge, merged_modules
-from merging.method import Work
-from merging.methods import METHODS
-from merging.plan import plan
-from merging.write import factor_names
+from merging.members import digest_of, factor_names, load_member
+from merging.methods import METHODS, Update, Work
+from merging.static import plan
+from merging.static.merger import merge, merged_modules
 from tests.merging.adapters import ALL, SHAPES, Q, adapter, deltas, distance, total
 
 
@@ -181,7 +178,7 @@ class FullDisk:
 def test_a_full_disk_leaves_nothing_behind(
     room: int, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import merging.write as write
+    import merging.members.writer as write
 
     original = write.TensorWriter
     monkeypatch.setattr(write, "TensorWriter", lambda file, *rest: original(FullDisk(file, room), *rest))
@@ -255,7 +252,7 @@ def test_one_module_of_each_member_is_in_memory_at_a_time(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The method of a module runs before the next module is read."""
-    import merging.stack as stack
+    import merging.members.stacks as stack
 
     seen: list[str] = []
     read = stack.read_module

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from catalog.errors import NotFoundError, UsageError
-from merging.model import checkpoint, keep_base, kept_name, load_base
-from merging.prompt import Prompt
-from merging.scoring import generate
+from merging.evaluation.scoring import generate
+from merging.model import Prompt
+from merging.model.base import checkpoint, keep_base, kept_name, load_base
 from tests.merging.tiny import save_base, tiny_base
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from merging import evaluate as evaluating
-from merging.evaluate import Score, evaluate, scores_document
+from merging.evaluation import scores as evaluating
+from merging.evaluation.scores import Score, evaluate, scores_document
 from merging.members import Member, load_member
-from merging.tasks import read_task
+from merging.model import read_task
 from tests.merging.test_evaluate import ROWS
 from tests.merging.tiny import tiny_base, write_task
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from merging.passes import Part, factored, folded, folds, tokens_to_fold
+from merging.live.passes import Part, factored, folded, folds, tokens_to_fold
 
 sizes = st.integers(1, 9)
 

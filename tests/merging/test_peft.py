@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.merge import merge
+from merging.static import merge
 from tests.merging.adapters import distance, total
 
 peft = pytest.importorskip("peft")

@@ -12,14 +12,11 @@ from typing import Any
 import pytest
 
 from catalog.errors import UsageError
-from merging.adapt import adapt
-from merging.evaluate import Sampler, Score, evaluate, measure, scores_document
-from merging.gradient import direction, exact_scores
-from merging.model import BaseModel
-from merging.prompt import DATE, date_of, encode, normalised, question_text
-from merging.questions import ask
-from merging.tasks import Task, budget, examples, read_task
-from merging.train import train
+from merging.evaluation import ask
+from merging.evaluation.scores import Sampler, Score, evaluate, measure, scores_document
+from merging.learning import adapt, direction, exact_scores, train
+from merging.model import BaseModel, Task, budget, examples, read_task
+from merging.model.prompts import DATE, date_of, encode, normalised, question_text
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import tiny_base, tiny_tokenizer, write_task
 

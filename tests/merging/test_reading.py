@@ -10,16 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from merging.course import gradients
-from merging.evaluate import Score, evaluate
+from merging.evaluation.questions import check_reading, reads_plainly
+from merging.evaluation.scores import Score, evaluate
+from merging.evaluation.scoring import candidate_likelihoods, entropies, generate, likelihoods, losses
+from merging.learning.course import gradients
 from merging.live import LiveStack
 from merging.members import load_member
-from merging.model import BaseModel, load_base
-from merging.prompt import Prompt
-from merging.questions import check_reading, reads_plainly
-from merging.reading import reading_of
-from merging.scoring import candidate_likelihoods, entropies, generate, likelihoods, losses
-from merging.tasks import read_task
+from merging.model import BaseModel, Prompt, load_base, read_task
+from merging.model.reading import reading_of
 from tests.merging.architectures import alone, architecture, some_prompts
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import save_base, tiny_base, write_task

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from catalog.errors import MergeError, UsageError
-from merging.merge import merge
+from merging.static import merge
 from tests.merging.adapters import ALL, SHAPES, adapter, deltas, distance, total
 
 

@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalog.errors import EvaluationError
-from merging.model import BaseModel
-from merging.prompt import Prompt
-from merging.scoring import (
+from merging.evaluation.scoring import (
     accuracy,
     candidate_likelihoods,
     chosen,
@@ -23,7 +21,8 @@ from merging.scoring import (
     mean_loss,
     targets_only,
 )
-from merging.tree import packed, tree_of
+from merging.evaluation.trees import packed, tree_of
+from merging.model import BaseModel, Prompt
 from tests.merging.tiny import tiny_base
 
 BASE = tiny_base(dtype=torch.float64)

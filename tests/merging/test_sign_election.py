@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from catalog.errors import UsageError
-from merging.entries import entries, whole_thresholds
-from merging.merge import merge
 from merging.methods import METHODS
+from merging.methods.blocks import entries, whole_thresholds
 from merging.methods.sign_election import elected, trimmed
+from merging.static import merge
 from tests.merging.adapters import (
     ALL,
     Q,
@@ -90,7 +90,7 @@ def test_trimming_over_the_whole_vector_is_the_paper(tmp_path: Path) -> None:
 @pytest.mark.parametrize("density", [0.0, 1e-6, 0.2, 0.5, 0.999, 1.0])
 def test_the_limit_of_all_modules_is_exact(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by halves of bits in blocks of a few rows, it is the very number that sorting gives."""
-    monkeypatch.setattr("merging.entries._BLOCK", 500)
+    monkeypatch.setattr("merging.methods.blocks._BLOCK", 500)
     made = [work("ties", random_stack([3, 2], 30, 20, seed=seed)) for seed in (1, 2)]
     made[1].stack.b[:, :3] *= 1e-4
     # The same blocks, because a product of other rows may be rounded otherwise.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from merging.entries import entries
-from merging.method import Work
-from merging.methods import find_method
+from merging.methods import Work, find_method
+from merging.methods.blocks import entries
 from merging.methods.sparsifying import breadcrumbs, dare, della, magnitude
 from tests.merging.adapters import dense, gap, product, random_stack, rotated, run, stack_of
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.merge import merge, merged_modules
+from merging.members import Stack
 from merging.methods import METHODS
-from merging.plan import plan
-from merging.stack import Stack
+from merging.static import plan
+from merging.static.merger import merge, merged_modules
 from tests.merging.adapters import (
     ALL,
     adapter,

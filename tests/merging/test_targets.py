@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from catalog.errors import MergeError, UsageError
-from merging.evaluate import Score, evaluate
+from merging.evaluation.scores import Score, evaluate
+from merging.learning import train
+from merging.learning.variants import ALL_LINEAR, reachable
 from merging.members import load_member
-from merging.tasks import Task, budget, read_task
-from merging.train import train
-from merging.variants import ALL_LINEAR, reachable
+from merging.model import Task, budget, read_task
 from tests.merging.architectures import architecture
 from tests.merging.test_evaluate import ROWS
 from tests.merging.tiny import tiny_base, write_task

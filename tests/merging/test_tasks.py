@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from catalog.errors import NotFoundError, UsageError
-from merging.prompt import encode, normalised, question_text
-from merging.tasks import budget, draw, examples, find_task, read_task, seen
+from merging.model import budget, draw, examples, find_task, read_task, seen
+from merging.model.prompts import encode, normalised, question_text
 from tests.merging.tiny import tiny_tokenizer, write_task
 from tests.shared_data import SHARED, shared
 

@@ -18,16 +18,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
 from catalog.errors import EvaluationError, MergeError, UsageError
-from catalog.folder import CONFIG_NAME, WEIGHTS_NAME
-from merging.course import Recipe, batches, gradients, run, seeded, valid_loss
+from merging.evaluation import losses
+from merging.learning.course import Recipe, batches, gradients, run, seeded, valid_loss
+from merging.learning.training import TRAIN_RECORD, Settings, TrainReport, default_rates, train
+from merging.learning.variants import VARIANTS, adapted, difference, factors, optimiser
 from merging.members import load_member, read_module
-from merging.model import BaseModel
-from merging.prompt import Prompt, encode
-from merging.scoring import losses
-from merging.tasks import Budget, Task, budget, read_task
-from merging.train import RECORD_NAME, Settings, TrainReport, default_rates, train
-from merging.variants import VARIANTS, adapted, difference, factors, optimiser
+from merging.model import BaseModel, Budget, Prompt, Task, budget, encode, read_task
 from tests.merging.tiny import tiny_base, write_task
 
 peft = pytest.importorskip("peft")
@@ -90,7 +88,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def timeless(folder: Path) -> dict[str, Any]:
     """train.json without what a clock has measured."""
-    told: dict[str, Any] = json.loads((folder / RECORD_NAME).read_text())
+    told: dict[str, Any] = json.loads((folder / TRAIN_RECORD).read_text())
     for one in (told, *told["rates"]):
         del one["seconds"]
     return told
@@ -126,7 +124,7 @@ def test_the_loss_falls_and_the_lowest_one_is_chosen(folder: Path, tmp_path: Pat
     for one in told["rates"]:
         assert one["valid_loss"] == min(measure["valid"] for measure in one["losses"])
         assert [measure["step"] for measure in one["losses"]] == list(range(2, 21, 2))
-    assert told == json.loads((tmp_path / "out" / RECORD_NAME).read_text())
+    assert told == json.loads((tmp_path / "out" / TRAIN_RECORD).read_text())
 
 
 @pytest.mark.slow
@@ -286,7 +284,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(folder: Path, tmp_path: Path) ->
     quick(folder, out, learning_rates=[1e-3, 1e-2], progress=lambda done, _: told.append(done))
     assert told == [6, 7, 8, 9, 10, 11, 12, 12]
     quick(folder, whole, learning_rates=[1e-3, 1e-2])
-    assert sorted(contents(out)) == ["README.md", CONFIG_NAME, WEIGHTS_NAME, RECORD_NAME]
+    assert sorted(contents(out)) == ["README.md", CONFIG_NAME, WEIGHTS_NAME, TRAIN_RECORD]
     for name in ("README.md", CONFIG_NAME, WEIGHTS_NAME):
         assert contents(out)[name] == contents(whole)[name]
     assert timeless(out) == timeless(whole)

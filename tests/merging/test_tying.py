@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from catalog.errors import UsageError
-from merging.tying import tied_to
+from merging.members import tied_to
 
 SMALL = {
     "hidden_size": 16,

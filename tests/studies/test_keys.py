@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from merging.tasks import read_task
+from merging.model import read_task
 from studies.design import Study
 from studies.grid import _Grid, _reading
 from studies.store import in_order

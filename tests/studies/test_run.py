@@ -16,14 +16,11 @@ from filelock import FileLock
 pytest.importorskip("peft")
 
 from catalog.errors import EvaluationError, MergeError, NotFoundError, UsageError
-from merging.evaluate import measure
+from merging.evaluation import likelihoods, measure
 from merging.live import LiveStack
 from merging.members import load_member
-from merging.merge import merge
-from merging.model import load_base
-from merging.prompt import encode
-from merging.scoring import likelihoods
-from merging.tasks import draw, read_task
+from merging.model import draw, encode, load_base, read_task
+from merging.static import merge
 from studies.run import RESULTS, machine, read, results, run
 from studies.steps import KINDS, Job, train
 from studies.store import Step, in_order

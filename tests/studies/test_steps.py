@@ -12,11 +12,10 @@ import torch
 
 pytest.importorskip("peft")
 
-from merging.evaluate import measure
+from merging.evaluation import measure
 from merging.live import LiveStack
 from merging.members import load_member, read_module
-from merging.model import load_base
-from merging.tasks import budget, draw, read_task
+from merging.model import budget, draw, load_base, read_task
 from studies.reporting import report
 from studies.run import RESULTS, run
 from studies.wild import hyperparameters

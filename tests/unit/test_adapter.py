@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalog.adapter import (
+from catalog.adapters.spec import (
     AdapterConfig,
     Header,
     LoraModule,

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog import bases
-from catalog.bases import BaseSpelling, BaseTable, seed_spellings
+from catalog.adapters import BaseSpelling, BaseTable, bases, seed_spellings
 from catalog.errors import UsageError
 from tests.shared_data import index, shared
 
@@ -210,8 +209,8 @@ def test_dimensions_and_licences() -> None:
     assert dims.shape("down_proj") == (14336, 4096)
     assert dims.shape("lm_head") == (4096, None)
     assert dims.shape("fc_in") is None
-    assert bases.license(INSTRUCT) == "llama3.1"
-    assert (bases.license("a/B"), bases.dims("a/B")) == (None, None)
+    assert bases.license_of_base(INSTRUCT) == "llama3.1"
+    assert (bases.license_of_base("a/B"), bases.dims("a/B")) == (None, None)
     # 2,621,440 numbers a rank on all seven linear modules.
     widths = [
         dims.shape(name)

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalog.blobs import BlobStore
 from catalog.errors import DamagedFileError, IntegrityError, StorageError
-from catalog.verified import digest_of
+from catalog.files import BlobStore, digest_of
 
 DATA = bytes(range(256)) * 40
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -185,7 +184,7 @@ def test_case_46_a_disk_that_fills_up_in_the_middle(tmp_path: Path) -> None:
     program = f"""
 import resource
 from pathlib import Path
-from catalog.blobs import BlobStore
+from catalog.files.blobs import BlobStore
 from catalog.errors import StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 data = bytes(range(256)) * 40
@@ -252,7 +251,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 KILLED = """
 import os
 from pathlib import Path
-from catalog.blobs import BlobStore
+from catalog.files.blobs import BlobStore
 data = bytes(range(256)) * 40
 def die(*_, **__):
     os._exit(9)
@@ -308,7 +307,7 @@ def test_case_48_threads_write_a_blob_once(store: BlobStore) -> None:
 def test_case_48_processes_write_a_blob_once(store: BlobStore) -> None:
     program = f"""
 from pathlib import Path
-from catalog.blobs import BlobStore
+from catalog.files.blobs import BlobStore
 data = bytes(range(256)) * 40
 input()
 with BlobStore(Path({str(store.root)!r})).writer({SHA!r}, len(data)) as blob:
@@ -345,7 +344,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(digest_of(path))
         return found[-1]
 
-    monkeypatch.setattr("catalog.verified.digest_of", noting)
+    monkeypatch.setattr("catalog.files.verified.digest_of", noting)
     return found
 
 
@@ -359,7 +358,7 @@ def settled(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The blob of the store, last changed long ago by the clock of the store."""
     fill(store)
     now = store.path(SHA).stat().st_ctime_ns + 10**10
-    monkeypatch.setattr("catalog.verified.time.time_ns", lambda: now)
+    monkeypatch.setattr("catalog.files.verified.time.time_ns", lambda: now)
     return store.path(SHA)
 
 

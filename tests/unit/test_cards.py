@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crawler.cards import CardQuality, parse_card
-from crawler.prose import own_words, readable
+from crawler.reading.cards import CardQuality, parse_card
+from crawler.reading.prose import own_words, readable
 from tests.shared_data import data, index, shared
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from catalog.candidates import Candidate
-from catalog.choose import (
+from catalog.errors import UsageError
+from catalog.selection.limits import (
     Limits,
     Ranked,
     by_rank,
@@ -22,7 +22,7 @@ from catalog.choose import (
     shuffled,
     without,
 )
-from catalog.errors import UsageError
+from catalog.selection.pinning import Candidate
 
 
 def candidate(number: int, **over: Any) -> Candidate:

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalog import completion as module
-from catalog.completion import (
+from catalog.errors import NotFoundError, UsageError
+from catalog.scores import ndcg
+from catalog.scores import prediction as module
+from catalog.scores.matrix import Floats, ScoreMatrix, by_score, prior
+from catalog.scores.prediction import (
     Expectation,
     completion,
     expectation,
@@ -19,9 +22,6 @@ from catalog.completion import (
     likeness,
     posterior,
 )
-from catalog.errors import NotFoundError, UsageError
-from catalog.retrieval_metrics import ndcg
-from catalog.scores import Floats, ScoreMatrix, by_score, prior
 from tests.shared_data import data, shared
 from tests.unit.test_scores import drawn, matrix, same
 

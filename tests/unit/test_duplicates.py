@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from catalog.duplicates import (
+from catalog.errors import UsageError
+from catalog.fingerprints.copies import (
     SAME_SKETCH,
     Copy,
     Group,
@@ -24,8 +25,7 @@ from catalog.duplicates import (
     near_pairs,
     representatives,
 )
-from catalog.errors import UsageError
-from catalog.families import Family, families, series_name
+from catalog.fingerprints.series import Family, families, series_name
 from tests.shared_data import data, shared
 
 BASE = "acme/tiny"
@@ -324,8 +324,8 @@ def test_equal_rows_have_equal_cosines_wherever_they_stand(size: int) -> None:
 
 @pytest.mark.parametrize("tile", [1, 50, 8 << 20])
 def test_tiles_do_not_change_the_pairs(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catalog.duplicates._TILE", tile)
-    monkeypatch.setattr("catalog.duplicates._PAIRS", min(tile, 4096))
+    monkeypatch.setattr("catalog.fingerprints.copies._TILE", tile)
+    monkeypatch.setattr("catalog.fingerprints.copies._PAIRS", min(tile, 4096))
     values = np.random.default_rng(0).standard_normal((25, 5))
     units = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
     table = units.astype(np.float64) @ units.T

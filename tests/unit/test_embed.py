@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog.embed import (
+from catalog.errors import CatalogError, LoradexError, UsageError
+from catalog.index.encoder import (
     CHUNK_PIECES,
     DEFAULT_MODEL,
     MOST_CHUNKS,
@@ -30,7 +31,6 @@ from catalog.embed import (
     has_content,
     load_embedder,
 )
-from catalog.errors import CatalogError, LoradexError, UsageError
 from crawler.localhub import LocalHub
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "house", "sky", "of", "."]
@@ -301,7 +301,7 @@ def test_a_folder_that_cannot_be_loaded_is_one_sentence(
 
 LOAD = """
 import sys
-from catalog.embed import load_embedder
+from catalog.index.encoder import load_embedder
 encoder = load_embedder(sys.argv[1])
 print(encoder.name, encoder.encode(["a red house"])[0].tolist())
 """

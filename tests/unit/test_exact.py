@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from catalog.adapter import AdapterConfig, factor_key, parse_config
-from catalog.adapter_config import ScalingRule
+from catalog.adapters import ScalingRule
+from catalog.adapters.spec import AdapterConfig, factor_key, parse_config
 from catalog.errors import ConfigError, WeightsError
-from catalog.exact import Cosine, exact_cosine
+from catalog.fingerprints import Cosine, exact_cosine
 from tests.shared_data import data, shared
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -15,7 +15,7 @@ from catalog.files import copy_file, remove_abandoned, replace_folder, temporary
 KILLED = """
 import sys
 from pathlib import Path
-from catalog.files import temporary_folder
+from catalog.files.disk import temporary_folder
 with temporary_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_bytes(b"half")
     print(folder, flush=True)

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from catalog.adapter import AdapterConfig, parse_config
+from catalog.adapters import AdapterConfig, parse_config
+from catalog.adapters.weights import Module, iterate_modules, module_norms
 from catalog.errors import WeightsError
-from catalog.exact import exact_cosine
-from catalog.fingerprint import (
+from catalog.fingerprints import exact_cosine
+from catalog.fingerprints.sketches import (
     BARELY_TRAINED,
     DELTA_SIZE,
     EXPLODING,
@@ -39,7 +40,6 @@ from catalog.fingerprint import (
     stable_rank,
     verdict,
 )
-from catalog.weights import Module, iterate_modules, module_norms
 from tests.bench.fingerprints import bound, generated, peak_memory, write
 from tests.bench.fingerprints import config as llama_config
 from tests.shared_data import data, shared
@@ -173,7 +173,7 @@ def test_rows_of_signs_do_not_depend_on_how_many_there_are(width: int) -> None:
 def test_blocks_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = drawn(3, 4)
     whole = delta_sketch(modules), output_sketch(modules)
-    monkeypatch.setattr("catalog.fingerprint._ROWS", 16)
+    monkeypatch.setattr("catalog.fingerprints.sketches._ROWS", 16)
     assert distance(whole[0], delta_sketch(modules)) < 1e-6
     assert distance(whole[1], output_sketch(modules)) < 1e-6
 
@@ -183,8 +183,8 @@ def test_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     path = tmp_path / "adapter_model.safetensors"
     save_file(tensors(drawn(0, 3)), path)
     program = (
-        "import sys, hashlib; from pathlib import Path; from catalog.adapter import parse_config; "
-        "from catalog.fingerprint import fingerprint; "
+        "import sys, hashlib; from pathlib import Path; from catalog.adapters.spec import parse_config; "
+        "from catalog.fingerprints.sketches import fingerprint; "
         "found = fingerprint(Path(sys.argv[1]), parse_config(sys.argv[2].encode())); "
         "print(hashlib.sha256(found.delta.tobytes() + found.output.tobytes() + found.spectrum.tobytes())"
         ".hexdigest(), found.tensor_digest, found.scaling_pattern)"

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
+from catalog.adapters.header import MAX_HEADER, Header, Tensor, header_length, parse_header
 from catalog.errors import WeightsError
-from catalog.header import MAX_HEADER, Header, Tensor, header_length, parse_header
 
 
 def entry(shape: Any = (2,), begin: Any = 0, end: Any = 8, dtype: Any = "F32") -> dict[str, Any]:

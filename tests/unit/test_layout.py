@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import UsageError
-from catalog.layout import FEWEST, layout, leader, name_places
+from catalog.pictures.positions import FEWEST, layout, leader, name_places
 
 pytestmark = pytest.mark.slow
 
@@ -124,8 +124,8 @@ def test_equal_vectors_of_few_are_one_point() -> None:
 
 
 def test_more_vectors_than_landmarks_join_their_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catalog.layout.LANDMARKS", 60)
-    monkeypatch.setattr("catalog.layout._CHUNK", 7)
+    monkeypatch.setattr("catalog.pictures.positions.LANDMARKS", 60)
+    monkeypatch.setattr("catalog.pictures.positions._CHUNK", 7)
     vectors, group = groups(300, of=6)
     vectors[150] = vectors[151]
     points = layout(vectors)

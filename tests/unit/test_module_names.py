@@ -10,10 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalog.adapter import Header, Tensor, lora_modules, parse_config
-from catalog.base_modules import BaseModules, modules_of_base, modules_of_folder, modules_of_spelling
-from catalog.errors import UsageError
-from catalog.module_names import (
+from catalog.adapters import (
+    BaseModules,
+    Header,
+    Tensor,
+    lora_modules,
+    modules_of_base,
+    modules_of_folder,
+    modules_of_spelling,
+    parse_config,
+)
+from catalog.adapters.names import (
     WRAPPERS,
     canonical_tensor,
     factor_key,
@@ -23,6 +30,7 @@ from catalog.module_names import (
     read_names,
     respelled,
 )
+from catalog.errors import UsageError
 from tools import base_modules
 
 Q = "model.layers.0.self_attn.q_proj"

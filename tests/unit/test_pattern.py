@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from catalog.adapters.patterns import Budget, Pattern
 from catalog.errors import ConfigError
-from catalog.pattern import Budget, Pattern
 
 NAMES = (
     "model.layers.0.self_attn.q_proj",

@@ -12,11 +12,16 @@ from typing import Any
 import peft
 import pytest
 
-from catalog.adapter import lora_modules, parse_config, parse_header
+from catalog.adapters import (
+    header_bytes,
+    load_problems,
+    lora_modules,
+    make_loadable,
+    parse_config,
+    parse_header,
+    peft_refusals,
+)
 from catalog.errors import ConfigError
-from catalog.peft_config import peft_refusals
-from catalog.peft_files import load_problems, make_loadable
-from catalog.weights import header_bytes
 from tests.hubs import adapter_config
 from tests.merging.llama import tiny, write
 from tests.shared_data import data, index, shared

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog import canvas
 from catalog.errors import StorageError, UsageError
-from catalog.picture import MOST_ROWS, adapter_figure, adapter_picture
-from catalog.scatter import MOST_NAMES, MOST_VECTORS, map_figure, map_picture
+from catalog.pictures import canvas
+from catalog.pictures.adapter import MOST_ROWS, adapter_figure, adapter_picture
+from catalog.pictures.map import MOST_NAMES, MOST_VECTORS, map_figure, map_picture
 
 pytestmark = pytest.mark.slow
 
@@ -545,9 +545,9 @@ SCRIPT = """
 import hashlib, sys
 from pathlib import Path
 import numpy as np
-from catalog.layout import layout
-from catalog.picture import adapter_picture
-from catalog.scatter import map_picture
+from catalog.pictures.positions import layout
+from catalog.pictures.adapter import adapter_picture
+from catalog.pictures.map import map_picture
 from tests.unit.test_picture import layers, spectra
 
 places = layout(np.random.default_rng(0).normal(size=(120, 64)))

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from catalog.adapters.licenses import USES, WITHHELD, objection
 from catalog.errors import NotFoundError, PoolError
-from catalog.licenses import USES, WITHHELD, objection
-from catalog.pools import (
+from catalog.pools.manifest import (
     FORMAT,
     Manifest,
     Member,

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import UsageError
-from catalog.fields import FIELDS, NAMES, fold, texts_in
-from catalog.fingerprint import Verdict
-from catalog.query import EVERYTHING, MAX_DEPTH, MAX_LENGTH, MAX_TERMS, parse, to_text
-from catalog.terms import And, Between, Equals, Flag, Not, Or, Period, Prefix, Present, Query, Word
-from crawler.cards import CardQuality
+from catalog.fingerprints.sketches import Verdict
+from catalog.query.fields import FIELDS, NAMES, fold, texts_in
+from catalog.query.parser import EVERYTHING, MAX_DEPTH, MAX_LENGTH, MAX_TERMS, parse, to_text
+from catalog.query.terms import And, Between, Equals, Flag, Not, Or, Period, Prefix, Present, Query, Word
+from crawler.reading.cards import CardQuality
 
 RANK = Between("rank", 8, 8)
 ROW: dict[str, Any] = {

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalog.completion import Posterior
 from catalog.errors import NotFoundError, UsageError
-from catalog.racing import Race, _improvement, race
-from catalog.scores import Floats, ScoreMatrix, by_score
+from catalog.scores.matrix import Floats, ScoreMatrix, by_score
+from catalog.scores.prediction import Posterior
+from catalog.scores.racing import Race, _improvement, race
 from tests.unit.test_completion import planted
 from tests.unit.test_scores import drawn, same
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import UsageError
-from catalog.retrieval_metrics import Floats, best_at, mean_at, ndcg, paired_bootstrap, recall_at
+from catalog.scores.ranking_metrics import Floats, best_at, mean_at, ndcg, paired_bootstrap, recall_at
 
 Metric = Callable[[Floats, Floats, int], float]
 METRICS = (ndcg, mean_at, recall_at, best_at)

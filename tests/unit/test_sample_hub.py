@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from catalog.folder import CONFIG_NAME, WEIGHTS_NAME
-from crawler.cards import parse_card
+from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
+from crawler.reading import parse_card
+from merging.learning.training import ALL_LINEAR
 from merging.members import load_member
-from merging.train import ALL_LINEAR
 from tests.sample_hub import ADAPTERS, BASE, HUB, OWNER, Adapter
 
 README = (HUB / "README.md").read_text(encoding="utf-8")

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from catalog.errors import NotFoundError, UsageError
-from catalog.score_files import read_scores
-from catalog.score_store import BASE, Score
+from catalog.scores import BASE, Score, read_scores
 from tests.shared_data import data, shared
 
 GIVEN: dict[str, Any] = {"source": "me", "split": "test", "metric": "accuracy", "n": 100}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import NotFoundError, UsageError
-from catalog.scores import (
+from catalog.scores.matrix import (
     Floats,
     Ranking,
     ScoreMatrix,

@@ -11,14 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalog import bases
-from catalog.adapter import AdapterConfig, AdapterSpec, Header, Tensor, lora_modules, parse_config
-from catalog.bases import BaseTable, seed_spellings
+from catalog.adapters import (
+    PARTIAL,
+    SENTENCES,
+    AdapterConfig,
+    AdapterSpec,
+    BaseTable,
+    Header,
+    Tensor,
+    WeightsHealth,
+    bases,
+    lora_modules,
+    parse_config,
+    seed_spellings,
+)
 from catalog.errors import ConfigError, UsageError, WeightsError
-from catalog.features import PARTIAL, SENTENCES
-from catalog.weights import WeightsHealth
-from crawler.rules import Needs, Reason
-from crawler.screen import RULE_SETS, RULES, Evidence, refused_by, refusing, screen
+from catalog.rules import Needs, Reason
+from crawler.crawl.screening import RULE_SETS, RULES, Evidence, refused_by, refusing, screen
 from tests.shared_data import data, index, shared
 from tests.wild import by_config
 

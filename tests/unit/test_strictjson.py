@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import ConfigError
-from catalog.strictjson import load_json, read_json
+from catalog.files import load_json, read_json
 
 REFUSED = [
     pytest.param(b'{"a":' * 100_000, "not_json", id="case-71-deep-objects"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog.strictyaml import MOST_DEPTH, YamlError, read_yaml
+from catalog.files import MOST_DEPTH, YamlError, read_yaml
 
 NAMES = list(zip("abcdef", "bcdefg", strict=True))
 BOMB = "a: &a [x]\n" + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in NAMES)

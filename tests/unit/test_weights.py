@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from catalog.adapter import AdapterConfig, factor_key, lora_modules, parse_config, parse_header
-from catalog.errors import ConfigError, WeightsError
-from catalog.header import DTYPE_BITS
-from catalog.weights import (
+from catalog.adapters import DTYPE_BITS
+from catalog.adapters.spec import AdapterConfig, factor_key, lora_modules, parse_config, parse_header
+from catalog.adapters.weights import (
     MOST_RANK,
     MOST_WIDTH,
     WeightsHealth,
@@ -29,6 +28,7 @@ from catalog.weights import (
     scaling_pattern,
     tensor_digest,
 )
+from catalog.errors import ConfigError, WeightsError
 from tests.shared_data import data, index, shared
 
 LAYER = "base_model.model.model.layers.{}.self_attn.q_proj"
@@ -93,7 +93,7 @@ def test_the_trace_is_the_norm_of_the_product(dtype: torch.dtype, tmp_path: Path
 def test_chunks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path, (torch.randn(4, 50).tolist(), torch.randn(30, 4).tolist()))
     whole = module_norms(path)
-    monkeypatch.setattr("catalog.weights._CHUNK", 7)
+    monkeypatch.setattr("catalog.adapters.weights._CHUNK", 7)
     assert module_norms(path) == {name: pytest.approx(norm, rel=1e-14) for name, norm in whole.items()}
 
 
@@ -326,7 +326,7 @@ def test_a_file_of_no_tensors_has_a_digest_and_no_modules(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("dtype", ["I8", "F4", "BOOL", "F8_E8M0", "C64"])
 def test_a_pair_that_holds_no_plain_numbers_is_passed_over(dtype: str, tmp_path: Path) -> None:
-    """Case 57; as `catalog.adapter.lora_modules` does."""
+    """Case 57; as `catalog.adapters.spec.lora_modules` does."""
     size = 4 * DTYPE_BITS[dtype] // 8
     head = {
         "q.lora_A.weight": entry(dtype, [2, 2], 0, size),

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import UsageError
-from catalog.words import AdapterText, WordIndex, open_words, spread, terms
+from catalog.index.words import AdapterText, WordIndex, open_words, spread, terms
 
 
 class Source:

@@ -1,0 +1,5 @@
+"""What the config, the header and the weights of one LoRA adapter say, and the names of its base model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,168 @@
+"""The modules of a base model that a LoRA can adapt: names and widths, without its weights.
+
+`base_modules.json` holds those of the known bases, made by tools/base_modules.py; for any other base that
+lies in a folder they are built from its config.json on torch's meta device.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catalog.adapters.bases import dims_name, seed_table
+from catalog.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Shape = tuple[int | None, int | None]
+# Parts of a name that one version of a library has and another lacks.
+_MOVABLE = frozenset({"model", "language_model"})
+_MOST_CONFIG = 1024 * 1024
+_MOST_LAYERS = 10_000
+
+
+@dataclass(frozen=True)
+class BaseModules:
+    """(in_features, out_features) by module name; None for a width that fine-tunes change (the vocabulary).
+
+    An embedding counts as a layer from the vocabulary to the hidden width.
+    """
+
+    shapes: Mapping[str, Shape]
+
+    @cached_property
+    def parts(self) -> frozenset[str]:
+        """Every part of every name."""
+        return frozenset(part for name in self.shapes for part in name.split("."))
+
+    @cached_property
+    def _reduced(self) -> Mapping[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {}
+        for name in self.shapes:
+            found.setdefault(reduced(name), []).append(name)
+        return {name: tuple(names) for name, names in found.items()}
+
+    def place(self, name: str, in_features: int, out_features: int) -> str | None:
+        """The one module that a name means: itself, or the only one of these widths that differs from it in
+        `model.` and `language_model.` alone; None where there is no such module, or more than one.
+        """
+        if name in self.shapes:
+            return name
+        fit = [
+            module
+            for module in self._reduced.get(reduced(name), ())
+            if self.shapes[module][0] in (None, in_features)
+            and self.shapes[module][1] in (None, out_features)
+        ]
+        return fit[0] if len(fit) == 1 else None
+
+    def misfit(self, name: str, in_features: int, out_features: int) -> str | None:
+        """The widths of a module of the base where a factor pair has others, in words; None where it fits."""
+        shape = self.shapes.get(name, (None, None))
+        if shape[0] in (None, in_features) and shape[1] in (None, out_features):
+            return None
+        return " to ".join("any" if width is None else str(width) for width in shape)
+
+
+def reduced(name: str) -> str:
+    """A name without the parts in front that versions of a library move about."""
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in _MOVABLE:
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def modules_of_base(canonical: str | None) -> BaseModules | None:
+    """The modules of a base model that the program knows from the start, by its canonical name."""
+    name = dims_name(canonical) if canonical else None
+    return None if name is None else _known(name)
+
+
+@functools.lru_cache(maxsize=256)
+def modules_of_spelling(raw: str | None) -> BaseModules | None:
+    """The modules of the base that a configuration names in any spelling known from the start."""
+    return modules_of_base(seed_table().identify(raw).canonical) if raw else None
+
+
+def modules_of_folder(folder: Path) -> BaseModules:
+    """The modules of the model whose config.json lies in a folder; raises UsageError.
+
+    Nothing but config.json is read, and no code of the folder is run.
+    """
+    file = folder / "config.json"
+    try:
+        if file.stat().st_size > _MOST_CONFIG:
+            raise UsageError(f"{file} is larger than any model's configuration.")
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{file} cannot be read as a model's configuration: {error}.") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{file} holds no JSON object; name the folder of a base model.")
+    if _most_layers(config) > _MOST_LAYERS:
+        raise UsageError(f"{file} asks for more layers than any model has.")
+    try:
+        return built_modules(config)
+    except Exception as error:  # whatever a library says of numbers that make no model
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"No model can be built from {file}: {reason}.") from error
+
+
+def _most_layers(config: Mapping[str, Any]) -> int:
+    """The largest number that a configuration, or one inside it, gives for layers."""
+    inside = (_most_layers(value) for value in config.values() if isinstance(value, dict))
+    own = (v for key, v in config.items() if key.endswith(("layers", "layer")) and isinstance(v, int))
+    return max((*inside, *own), default=0)
+
+
+def built_modules(config: Mapping[str, Any]) -> BaseModules:
+    """The linear layers and embeddings of the model of a configuration, built without memory: of the causal
+    one, else of that for images and text.
+
+    Raises what transformers raises for a configuration that it does not know.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    settings = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}
+    known = AutoConfig.for_model(str(config.get("model_type")), **settings)
+    build: Any = AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        try:
+            model = build(known)
+        except ValueError:
+            build = AutoModelForImageTextToText.from_config
+            model = build(known)
+    return modules_of_model(model)
+
+
+def modules_of_model(model: nn.Module) -> BaseModules:
+    """The linear layers and embeddings of a model, by the names that it has for them."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    shapes: dict[str, Shape] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            shapes[name] = (module.in_features, module.out_features)
+        elif isinstance(module, nn.Embedding):
+            shapes[name] = (module.num_embeddings, module.embedding_dim)
+        elif isinstance(module, Conv1D):
+            shapes[name] = (module.weight.shape[0], module.weight.shape[1])
+    return BaseModules(shapes)
+
+
+@functools.cache
+def _known(name: str) -> BaseModules:
+    text = files("catalog.adapters").joinpath("base_modules.json").read_text(encoding="utf-8")
+    found = json.loads(text)[name]
+    shapes = {module: tuple(shape) for module, shape in found["outside"].items()}
+    for layer in range(found["layers"]):
+        shapes |= {f"model.layers.{layer}.{short}": tuple(shape) for short, shape in found["inside"].items()}
+    return BaseModules(shapes)

@@ -1,0 +1,384 @@
+"""Base models: their many names in the wild, their licences and their dimensions.
+
+`bases.json` holds what the program knows from the start; a catalog adds rows of its own, and a `BaseTable`
+is built from whatever rows the caller has. Shapes tell sizes apart, never Llama 3 from 3.1 nor base from
+Instruct, so that identity comes from names, and `BaseIdentity` says how sure it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from importlib.resources import files
+from typing import Any, Literal, cast, get_args
+
+from catalog.adapters.base_names import (
+    decoded,
+    names_nothing,
+    plain_name,
+    readings_of_path,
+    split_quantised,
+    words,
+)
+from catalog.errors import NotFoundError, UsageError
+
+SpellingKind = Literal["canonical", "renamed", "mirror", "quantised", "case", "local_path"]
+
+_REPO_ID = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,95}\Z")
+_CHECKPOINT = re.compile(r"(?:checkpoint|step|epoch)[-_]?\d+\Z", re.IGNORECASE)
+_LOCAL_OWNERS = frozenset(
+    {"base_models", "checkpoint", "checkpoints", "content", "data", "home", "llm", "llms", "mnt", "model"}
+    | {"models", "output", "outputs", "pretrained", "pretrained_models", "results", "root", "tmp", "weights"}
+    | {"workspace"}
+)
+_LOCAL_NAMES = frozenset(
+    {"base", "base_model", "checkpoint", "merged", "model", "output", "outputs", "results"}
+)
+_MAX_RAW = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSpelling:
+    """One name under which a base model is met, and how it relates to the canonical one."""
+
+    canonical: str
+    spelling: str
+    kind: SpellingKind
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(SpellingKind):
+            raise UsageError(f"{self.kind!r} is no kind of spelling: {', '.join(get_args(SpellingKind))}.")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseDims:
+    """Widths of a decoder: `q` and `kv` are the outputs of the query and of the key and value projections."""
+
+    hidden: int
+    layers: int
+    q: int
+    kv: int
+    mlp: int
+    vocab: int
+
+    def shape(self, module: str) -> tuple[int | None, int | None] | None:
+        """(in_features, out_features) of a module by its short name; None inside for what varies or is
+        unknown.
+
+        The vocabulary is left open: fine-tunes add tokens.
+        """
+        shapes: Mapping[str, tuple[int | None, int | None]] = {
+            "q_proj": (self.hidden, self.q),
+            "k_proj": (self.hidden, self.kv),
+            "v_proj": (self.hidden, self.kv),
+            "o_proj": (self.q, self.hidden),
+            "qkv_proj": (self.hidden, self.q + 2 * self.kv),
+            "gate_proj": (self.hidden, self.mlp),
+            "up_proj": (self.hidden, self.mlp),
+            "gate_up_proj": (self.hidden, 2 * self.mlp),
+            "down_proj": (self.mlp, self.hidden),
+            "lm_head": (self.hidden, None),
+            "embed_tokens": (None, self.hidden),
+        }
+        return shapes.get(module)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseIdentity:
+    """Which base model a string means; `canonical` is None where nobody can tell. `evidence` is one short
+    phrase.
+    """
+
+    canonical: str | None
+    raw: str | None
+    kind: SpellingKind
+    evidence: str
+
+
+def seed_spellings() -> tuple[BaseSpelling, ...]:
+    """Every spelling that the program knows from the start, canonical names included."""
+    rows: list[BaseSpelling] = []
+    for model in _seeds()["models"]:
+        canonical = model["canonical"]
+        rows.append(BaseSpelling(canonical, canonical, "canonical"))
+        rows.extend(
+            BaseSpelling(canonical, row["spelling"], row["kind"], row.get("note", ""))
+            for row in model["spellings"]
+        )
+    return tuple(rows)
+
+
+def dims(canonical: str) -> BaseDims | None:
+    """Dimensions of a base model, None where they are not known for sure."""
+    model = _seed(canonical)
+    return None if model is None else BaseDims(**_seeds()["dims"][model["dims"]])
+
+
+def dims_name(canonical: str) -> str | None:
+    """Under which name the dimensions of a base model are listed; models of one size share them."""
+    model = _seed(canonical)
+    return None if model is None else cast(str, model["dims"])
+
+
+def license_of_base(canonical: str) -> str | None:
+    """Licence id of a base model as the Hub writes it (llama3.1, apache-2.0), None where it is not known."""
+    model = _seed(canonical)
+    return None if model is None else cast(str, model["license"])
+
+
+@functools.cache
+def _mirrors(*hubs: str) -> frozenset[str]:
+    """Owners, in lower case, who keep the models of others under the names that these gave them, on all hubs
+    or on these.
+    """
+    owners = _seeds()["mirrors"]
+    return frozenset(owner.casefold() for hub in hubs or owners for owner in owners[hub])
+
+
+@functools.cache
+def _seeds() -> dict[str, Any]:
+    text = files("catalog.adapters").joinpath("bases.json").read_text(encoding="utf-8")
+    return cast(dict[str, Any], json.loads(text))
+
+
+def _seed(canonical: str) -> Mapping[str, Any] | None:
+    return next((model for model in _seeds()["models"] if model["canonical"] == canonical), None)
+
+
+class BaseTable:
+    """Answers which base model a string means, and under which names one is listed; built from rows,
+    immutable.
+    """
+
+    def __init__(self, spellings: Iterable[BaseSpelling]) -> None:
+        self._rows: dict[str, BaseSpelling] = {}
+        self._folded: dict[str, BaseSpelling] = {}
+        self._words: dict[tuple[str, ...], str | None] = {}
+        self._owners: dict[str, set[str]] = {}
+        for row in spellings:
+            self._add(BaseSpelling(row.canonical, row.canonical, "canonical"))
+            self._add(row)
+        known = {owner for owners in self._owners.values() for owner in owners} | _mirrors()
+        self._prefixes = sorted({words(owner) for owner in known}, key=lambda one: (-len(one), one))
+
+    def _add(self, row: BaseSpelling) -> None:
+        # What a row says of a name outweighs that the name is some other row's canonical one.
+        if row.kind != "canonical" or row.spelling not in self._rows:
+            self._rows[row.spelling] = row
+        self._folded.setdefault(row.spelling.casefold(), row)
+        if row.kind == "local_path":
+            # One folder on one machine; another of this name may hold anything.
+            return
+        owner, _, short = row.spelling.rpartition("/")
+        self._owners.setdefault(row.canonical, set()).add(owner.casefold())
+        # A short name that two base models share tells nothing.
+        if self._words.setdefault(words(short), row.canonical) != row.canonical:
+            self._words[words(short)] = None
+
+    @property
+    def rows(self) -> tuple[BaseSpelling, ...]:
+        """Every spelling, sorted."""
+        return tuple(self._rows[spelling] for spelling in sorted(self._rows))
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """All names under which the base model is known, and this one: canonical first, the rest sorted.
+
+        For a base model that is not in the table: the name itself, what Unsloth would call its copies, and
+        those in lower case.
+        """
+        canonical = self.known(name)
+        if canonical is not None:
+            known = {r.spelling for r in self._rows.values() if r.canonical == canonical}
+            if self._find(name) is None and _REPO_ID.match(name):
+                known.add(name)
+            return (canonical, *sorted(known - {canonical}))
+        short = name.rpartition("/")[2]
+        derived = {name, *(f"unsloth/{short}{end}" for end in ("", "-bnb-4bit", "-unsloth-bnb-4bit"))}
+        derived |= {spelling.lower() for spelling in derived}
+        return (name, *sorted(derived - {name}))
+
+    def known(self, name: str) -> str | None:
+        """The canonical name of the base model that a name means, None where the table has none such."""
+        canonical = self.identify(name).canonical
+        return canonical if canonical in self._owners else None
+
+    def canonical(self, name: str | None) -> str | None:
+        """The one name of the base model that a text says: the canonical one, else the text itself.
+
+        None for what names nothing. Two texts with the same answer mean one base model.
+        """
+        if name is None or names_nothing(name):
+            return None
+        return self.identify(name).canonical or name.strip()
+
+    def find(self, name: str, others: Collection[str] = ()) -> str:
+        """The canonical name of the base model that a user means: one of the table, or of `others`.
+
+        Raises NotFoundError with the nearest known names.
+        """
+        same = [other for other in others if other.casefold() == name.casefold()]
+        found = self.known(name) or (name if name in same else next(iter(same), None))
+        if found is None:
+            raise NotFoundError(f"No base model is known as {name}; {self.nearest(name, others)}.")
+        return found
+
+    def nearest(self, name: str, others: Collection[str] = ()) -> str:
+        """The known names nearest to one that is not known, as the end of a sentence."""
+        likeness: dict[str, float] = {}
+        for canonical, spelling in (
+            *((row.canonical, row.spelling) for row in self._rows.values() if row.kind != "local_path"),
+            *((other, other) for other in others),
+        ):
+            likeness[canonical] = max(likeness.get(canonical, 0.0), _likeness(name, spelling))
+        best = sorted(likeness, key=lambda one: (-likeness[one], one))[:3]
+        if not best:
+            return "none is known yet"
+        return (
+            f"the nearest known names are {', '.join(best[:-1])} and {best[-1]}"
+            if best[1:]
+            else (f"the only known name is {best[0]}")
+        )
+
+    def identify(self, raw: str | None, *, tags: Sequence[str] = ()) -> BaseIdentity:
+        """Which base model an adapter's own words mean; `tags` of the repository help where they say nothing.
+
+        A repository id that is not in the table is taken as it is written: every base model that a user
+        names can be crawled. A path on somebody's disk is a base model only where it leads to a known name,
+        or into a cache of a hub. Words such as None name nothing.
+        """
+        found = None if raw is None or names_nothing(raw) else self._identify(raw)
+        if found is not None and found.canonical is not None:
+            return found
+        for tag in _base_tags(tags):
+            by_tag = self._identify(tag.rpartition(":")[2])
+            if by_tag.canonical is not None:
+                kind = by_tag.kind if found is None else found.kind
+                return BaseIdentity(by_tag.canonical, raw, kind, f"tag {tag}")
+        return found or BaseIdentity(None, raw, "local_path", "no base model is named")
+
+    def _find(self, name: str) -> BaseSpelling | None:
+        return self._rows.get(name) or self._folded.get(name.casefold())
+
+    def _identify(self, raw: str) -> BaseIdentity:
+        written = raw[:_MAX_RAW].strip()
+        row = self._rows.get(written)
+        if row is not None:
+            return BaseIdentity(row.canonical, raw, row.kind, "spelling table")
+        name, left_out = plain_name(written)
+        if names_nothing(name):
+            return BaseIdentity(None, raw, "local_path", left_out or "no base model is named")
+        row = self._folded.get(name.casefold())
+        if row is not None:
+            kind: SpellingKind = "case" if row.kind == "canonical" else row.kind
+            evidence = f"case-insensitive match of {row.spelling}"
+            return BaseIdentity(row.canonical, raw, kind, _with(evidence, left_out))
+        if _is_local_path(name):
+            return self._identify_path(raw, name)
+        return self._identify_id(raw, decoded(name), left_out)
+
+    def _identify_path(self, raw: str, path: str) -> BaseIdentity:
+        for reading in readings_of_path(path):
+            row = self._find(reading.name)
+            canonical = row.canonical if row is not None else self._by_words(reading.name)
+            if canonical is None and reading.whole and _REPO_ID.match(reading.name):
+                canonical = self._of_hub(reading.name)
+            if canonical is not None:
+                return BaseIdentity(canonical, raw, "local_path", reading.evidence)
+        return BaseIdentity(None, raw, "local_path", "local path")
+
+    def _of_hub(self, name: str) -> str | None:
+        """The model of a repository in a cache: a known one, else itself, but for ModelScope's own copies."""
+        known = self._of_copy(name) or self._of_mirror(name)
+        other = name.partition("/")[0].casefold() not in _mirrors("modelscope")
+        return known or (name if other else None)
+
+    def _identify_id(self, raw: str, name: str, left_out: str) -> BaseIdentity:
+        """The identity of a repository id, or of a name without an owner."""
+        kind: SpellingKind = "canonical"
+        evidence = "not in the spelling table, taken as written"
+        if canonical := self._of_copy(name):
+            kind, evidence = "quantised", f"quantised suffix {split_quantised(name)[1]}"
+        elif "/" not in name and (canonical := self._by_words(name)):
+            kind, evidence = "local_path", "name without an owner"
+        elif canonical := self._of_mirror(name):
+            kind, evidence = "mirror", f"another way to write {canonical}"
+        return BaseIdentity(canonical or name, raw, kind, _with(evidence, left_out))
+
+    def _by_words(self, name: str) -> str | None:
+        """The known model with this name, however its words are set apart: of a folder, or without an owner.
+
+        Before the name may stand one of the owners that the table knows, after it a suffix of a quantised
+        copy, or the mark of weights in the Hub's format.
+        """
+        for text in dict.fromkeys((name, split_quantised(name)[0])):
+            parts = words(text)
+            for owner in ((), *self._prefixes):
+                if parts[: len(owner)] == owner:
+                    rest = parts[len(owner) :]
+                    shorter = rest[:-1] if rest[-1:] == ("hf",) else rest
+                    if canonical := self._words.get(rest) or self._words.get(shorter):
+                        return canonical
+        return None
+
+    def _of_copy(self, name: str) -> str | None:
+        """The known model that a quantised copy of any owner is named after."""
+        stem, suffix = split_quantised(name)
+        if not suffix:
+            return None
+        row = self._find(stem)
+        return row.canonical if row is not None else self._words.get(words(stem.rpartition("/")[2]))
+
+    def _of_mirror(self, name: str) -> str | None:
+        """The known model of this name where its owner has it too, or mirrors the models of others."""
+        owner, _, short = name.rpartition("/")
+        canonical = self._words.get(words(short))
+        if canonical is None and short[:1].isdigit():
+            return self._words.get(words(name))
+        owners = self._owners.get(canonical or "", set()) | _mirrors()
+        return canonical if owner.casefold() in owners else None
+
+
+@functools.cache
+def seed_table() -> BaseTable:
+    """The table of what the program knows from the start."""
+    return BaseTable(seed_spellings())
+
+
+def extended_table(rows: Iterable[BaseSpelling]) -> BaseTable:
+    """The table of what the program knows from the start and of a catalog's rows, which outweigh it."""
+    return BaseTable({row.spelling: row for row in (*seed_spellings(), *rows)}.values())
+
+
+def _base_tags(tags: Sequence[str]) -> list[str]:
+    """The `base_model:` tags, those that say adapter first, those without a relation last."""
+    found = [tag for tag in tags if tag.startswith("base_model:")]
+    order = {"adapter": 0, "finetune": 1, "quantized": 2}
+    return sorted(found, key=lambda tag: (order.get(tag.split(":")[1], 3), tag))
+
+
+def _likeness(name: str, spelling: str) -> float:
+    """How alike two names are, from 0 to 1: as a whole, or without owners, which counts a little less."""
+    left, right = name.casefold(), spelling.casefold()
+    whole = SequenceMatcher(None, left, right).ratio()
+    short = SequenceMatcher(None, left.rpartition("/")[2], right.rpartition("/")[2]).ratio()
+    return max(whole, 0.95 * short)
+
+
+def _with(evidence: str, left_out: str) -> str:
+    return f"{evidence}, {left_out}" if left_out else evidence
+
+
+def _is_local_path(name: str) -> bool:
+    if not _REPO_ID.match(name) or ".." in name or name.startswith("models--"):
+        return True
+    owner, _, short = name.rpartition("/")
+    return (
+        owner.casefold() in _LOCAL_OWNERS
+        or short.casefold() in _LOCAL_NAMES
+        or bool(_CHECKPOINT.match(short))
+    )

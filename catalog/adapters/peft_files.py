@@ -1,0 +1,205 @@
+"""The files of an adapter as plain PEFT loads them: names of tensors, and a configuration that it accepts.
+
+The bytes of tensors never change. What PEFT loads already stays as it is, byte for byte; what only its user
+can decide is left and named.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catalog.adapters.engines import misreadings
+from catalog.adapters.folder import CONFIG_NAME, MOST_CONFIG, WEIGHTS_NAME
+from catalog.adapters.header import PREFIX
+from catalog.adapters.names import ModuleNames, peft_names
+from catalog.adapters.patterns import Budget, Pattern, is_regular_expression
+from catalog.adapters.peft_config import peft_refusals, settings_of_nothing
+from catalog.adapters.spec import (
+    AdapterConfig,
+    AdapterSpec,
+    Header,
+    adapter_names,
+    lora_modules,
+    parse_config,
+    parse_header,
+)
+from catalog.adapters.weights import header_bytes
+from catalog.errors import ConfigError, LoradexError
+from catalog.files import UTF8_BOM
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """What a folder holds: its configuration, the head of its weights, and how the names in it are read."""
+
+    config: AdapterConfig
+    header: Header
+    names: ModuleNames
+    spec: AdapterSpec
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """The kind of each module by the name under which PEFT finds it in the base."""
+        return {self.names.written[module.name]: module.kind for module in self.spec.modules}
+
+
+def make_loadable(folder: Path) -> frozenset[str]:
+    """Writes a folder's files anew where PEFT would not load them, or only a part; others stay untouched.
+
+    Names of tensors become PEFT's own. In the configuration a byte order mark goes, null becomes what it
+    means (no bias, no dropout, no pattern), modules and tokens of which the file holds nothing are named no
+    more, and target modules that leave out modules of the file become the file's. A folder that cannot be
+    read, or in which two tensors would get one name, stays as it is (see `load_problems`). Raises OSError
+    where the disk refuses.
+    """
+    adapter = _read(folder)
+    if isinstance(adapter, str):
+        return frozenset()
+    renamed = peft_names(adapter.header, adapter.names)
+    if len(set(renamed.values())) < len(renamed):
+        return frozenset()
+    changed = set()
+    data = (folder / CONFIG_NAME).read_bytes()
+    if (repaired := _repaired(data, adapter)) != data:
+        (folder / CONFIG_NAME).write_bytes(repaired)
+        changed.add(CONFIG_NAME)
+    if any(name != new for name, new in renamed.items()):
+        _rename_tensors(folder / WEIGHTS_NAME, adapter.header, renamed)
+        changed.add(WEIGHTS_NAME)
+    return frozenset(changed)
+
+
+def load_problems(folder: Path) -> tuple[str, ...]:
+    """Why plain PEFT does not load all of the adapter in a folder, in phrases; none where it does."""
+    adapter = _read(folder)
+    if isinstance(adapter, str):
+        return (adapter,)
+    spec, found = adapter.spec, []
+    if spec.respelled:
+        total = len(adapter.names.keys)
+        some = "none" if len(spec.respelled) == total else f"{total - len(spec.respelled)}"
+        found.append(f"PEFT finds {some} of its {total} factors under names such as {spec.respelled[0]}")
+    if spec.absent:
+        found.append(f"its base model has no module {spec.absent[0]}")
+    found += [
+        f"PEFT does not load its configuration: {reason}" for reason in peft_refusals(adapter.config, spec)
+    ]
+    if left := _untargeted(adapter.config, adapter.modules):
+        found.append(f"its configuration does not target {len(left)} of its modules, such as {left[0]}")
+    return tuple(found)
+
+
+def engine_problems(folder: Path) -> tuple[str, ...]:
+    """What engines other than PEFT make of the adapter in a folder by its ranks and scalings alone."""
+    adapter = _read(folder)
+    if isinstance(adapter, str):
+        return ()
+    config = adapter.config
+    return misreadings(adapter.spec.ranks, rslora=config.use_rslora, alpha_pattern=bool(config.alpha_pattern))
+
+
+def _read(folder: Path) -> _Adapter | str:
+    """The adapter in a folder, or why it cannot be read."""
+    try:
+        config_file = folder / CONFIG_NAME
+        if config_file.stat().st_size > MOST_CONFIG:
+            return f"its {CONFIG_NAME} is too large to be one"
+        config = parse_config(config_file.read_bytes())
+        if not config.is_lora:
+            return f"it is {config.peft_type}, not LoRA"
+        weights = folder / WEIGHTS_NAME
+        header = parse_header(header_bytes(weights), weights.stat().st_size)
+    except LoradexError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    names = adapter_names(header, config)
+    return _Adapter(config, header, names, lora_modules(header, config, names))
+
+
+def _repaired(data: bytes, adapter: _Adapter) -> bytes:
+    """The configuration as PEFT loads it; the same bytes where nothing has to change."""
+    config, raw = adapter.config, dict(adapter.config.raw)
+    meant: dict[str, Any] = {"lora_dropout": 0.0, "rank_pattern": {}, "alpha_pattern": {}}
+    if all(other.kind not in ("bias", "lora_bias") for other in adapter.spec.others):
+        meant["bias"] = "none"
+    changes = {key: value for key, value in meant.items() if key in raw and raw[key] is None}
+    if any(reason.endswith(" weights") for reason in peft_refusals(config, adapter.spec)):
+        changes |= settings_of_nothing(config, adapter.spec)
+    if adapter.modules and _untargeted(config, adapter.modules):
+        changes["target_modules"] = sorted(adapter.modules)
+        unset = ("exclude_modules", "layers_to_transform", "layers_pattern")
+        changes |= {key: None for key in unset if raw.get(key) is not None}
+    if not changes:
+        return data.removeprefix(UTF8_BOM)
+    return f"{json.dumps(raw | changes, indent=2, sort_keys=True)}\n".encode()
+
+
+def _untargeted(config: AdapterConfig, modules: Mapping[str, str]) -> list[str]:
+    """The modules that the configuration does not target, so that PEFT drops their factors; sorted.
+
+    A pattern that cannot be evaluated safely counts as one that targets all, one that is none as one that
+    targets nothing.
+    """
+    if config.target_parameters:
+        return []
+    patterns = (config.target_modules, config.exclude_modules)
+    if not all(is_regular_expression(text) for text in patterns if isinstance(text, str)):
+        return sorted(modules)
+    budget, left = Budget(), []
+    try:
+        for name, kind in sorted(modules.items()):
+            if not _is_targeted(config, name, kind, budget):
+                left.append(name)
+    except ConfigError:
+        return []
+    return left
+
+
+def _is_targeted(config: AdapterConfig, name: str, kind: str, budget: Budget) -> bool:
+    """Whether PEFT adapts a module (`check_target_module_exists` of PEFT 0.21)."""
+    if config.exclude_modules and _is_named(config.exclude_modules, name, budget):
+        return False
+    targets = config.target_modules
+    if targets is None:
+        return False
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        return kind == "linear" and name.rpartition(".")[2] != "lm_head"
+    layers = config.layers_to_transform
+    if isinstance(targets, str) or name in targets or not layers or config.raw.get("layers_pattern"):
+        return _is_named(targets, name, budget)
+    layer = next((int(part) for part in name.split(".")[2:-1] if part.isdecimal()), None)
+    return layer in layers and _is_named(targets, name, budget)
+
+
+def _is_named(names: tuple[str, ...] | str, module: str, budget: Budget) -> bool:
+    """Whether a pattern is the whole name, or one of these names is it or the end of it."""
+    if isinstance(names, str):
+        return Pattern(names).matches(module, budget)
+    return any(f".{module}".endswith(f".{name}") for name in names)
+
+
+def _rename_tensors(file: Path, header: Header, names: Mapping[str, str]) -> None:
+    """Writes a safetensors file anew with other names, in the order of its bytes, metadata kept."""
+    entries: dict[str, Any] = {"__metadata__": dict(header.metadata)} if header.metadata else {}
+    for tensor in header.tensors:
+        entries[names[tensor.name]] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [tensor.begin, tensor.end],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    new = file.with_name(f".{file.name}.new")
+    with file.open("rb") as source, new.open("wb") as target:
+        source.seek(PREFIX + header.length)
+        target.write(len(text).to_bytes(PREFIX, "little") + text)
+        shutil.copyfileobj(source, target, _CHUNK)
+    new.replace(file)

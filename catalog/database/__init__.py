@@ -1,0 +1,5 @@
+"""The catalog as a database: its tables, how it is opened, and every function that writes rows."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

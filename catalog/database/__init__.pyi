@@ -1,0 +1,96 @@
+from . import frontier, kept, pool_store, retries, score_store, store
+from .columns import CleanText
+from .engine import for_writing, make_engine, parse_url
+from .frontier import ItemRecord, PageRecord
+from .kept import Origin, register_catalog
+from .kinds import CrawlState, Outcome, Spelling
+from .opening import (
+    VERSION_TABLE,
+    CatalogInfo,
+    check,
+    config,
+    current,
+    disposing,
+    downgrade,
+    head,
+    info,
+    lock_key,
+    open_catalog,
+    open_existing,
+    reading,
+    reading_if_any,
+    upgrade,
+    writer_lock,
+    writing,
+)
+from .pool_store import find_pool
+from .remeasurement import reread
+from .schema import (
+    Adapter,
+    AdapterReason,
+    BaseModel,
+    Crawl,
+    CrawlItem,
+    Document,
+    Embedding,
+    Fingerprint,
+    Repository,
+    RepositoryAlias,
+    WeightsFile,
+)
+from .score_store import score_table
+from .store import waiting
+from .table import Table
+
+__all__ = [
+    "VERSION_TABLE",
+    "Adapter",
+    "AdapterReason",
+    "BaseModel",
+    "CatalogInfo",
+    "CleanText",
+    "Crawl",
+    "CrawlItem",
+    "CrawlState",
+    "Document",
+    "Embedding",
+    "Fingerprint",
+    "ItemRecord",
+    "Origin",
+    "Outcome",
+    "PageRecord",
+    "Repository",
+    "RepositoryAlias",
+    "Spelling",
+    "Table",
+    "WeightsFile",
+    "check",
+    "config",
+    "current",
+    "disposing",
+    "downgrade",
+    "find_pool",
+    "for_writing",
+    "frontier",
+    "head",
+    "info",
+    "kept",
+    "lock_key",
+    "make_engine",
+    "open_catalog",
+    "open_existing",
+    "parse_url",
+    "pool_store",
+    "reading",
+    "reading_if_any",
+    "register_catalog",
+    "reread",
+    "retries",
+    "score_store",
+    "score_table",
+    "store",
+    "upgrade",
+    "waiting",
+    "writer_lock",
+    "writing",
+]

@@ -1,0 +1,81 @@
+"""Column types that take whatever the Hub sends and give the same value on SQLite and PostgreSQL.
+
+Bytes from outside may hold NUL, lone surrogates, NaN and 5,000-digit integers; PostgreSQL refuses all four,
+SQLite some. They are mended here, at the door of the database, once for every table.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Float, Text
+from sqlalchemy.types import TypeDecorator
+
+from catalog.files import clean_json, clean_text
+
+_INT64 = 2**63 - 1
+
+
+class CleanText(TypeDecorator[str]):
+    """Text of any length, cleaned when written."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else clean_text(value)
+
+
+class CleanJSON(TypeDecorator[Any]):
+    """JSON, cleaned when written; Python's None is SQL's NULL."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return clean_json(value)
+
+
+class Counter(TypeDecorator[int]):
+    """A 64-bit integer; what does not fit is stored as NULL."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:
+        return value if value is not None and abs(value) <= _INT64 else None
+
+
+class Real(TypeDecorator[float]):
+    """A finite double; NaN and infinities, which the databases treat differently, are stored as NULL."""
+
+    impl = Float(53)
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:
+        try:
+            return value if value is not None and math.isfinite(value) else None
+        except OverflowError:  # an integer that no double can hold
+            return None
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An instant: aware on both sides of the database, in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a naive datetime has no place in the catalog")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

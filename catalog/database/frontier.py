@@ -1,0 +1,413 @@
+"""How far a crawl got: its pages, its items, and what became of each. The frontier has no side file.
+
+Functions take a session and never commit. A page is written together with its rows and its next-page URL, an
+item is settled in the transaction that writes its adapters: whatever kills the process, the two agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, delete, exists, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from catalog.database.schema import (
+    Adapter,
+    AdapterReason,
+    Crawl,
+    CrawlItem,
+    CrawlPage,
+    CrawlState,
+    Outcome,
+    Repository,
+)
+
+# Beside the fields of a pending row: the further names under which its repository was listed.
+OTHER_NAMES = "_other_names"
+
+
+@dataclass(frozen=True)
+class ItemRecord:
+    """One listing row to be written: raw, with its identity, or quarantined with a reason."""
+
+    hub_id: str | None
+    name: str | None
+    row: Any
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Where one query of a crawl stands: the next page's number, and its URL or None for the first page."""
+
+    number: int
+    url: str | None
+    done: bool
+
+
+def digest(asked: Mapping[str, Any]) -> str:
+    """The sha256 of a question as JSON: the same question has the same digest, everywhere."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def unfinished(session: Session, scope: str, not_before: datetime) -> Crawl | None:
+    """The newest crawl of this scope, if its listing or one of its items is still to be done.
+
+    One that began before `not_before` is none: its rows tell of commits that the Hub has left behind.
+    """
+    crawl = session.scalar(select(Crawl).where(Crawl.scope == scope).order_by(Crawl.id.desc()).limit(1))
+    if crawl is None or crawl.state is CrawlState.COMPLETE or crawl.started_at < not_before:
+        return None
+    if (
+        crawl.state is CrawlState.RUNNING
+        or not listing_done(session, crawl)
+        or pending(session, crawl.id, 0, 1)
+    ):
+        return crawl
+    return None
+
+
+def reopen(session: Session, crawl: Crawl) -> None:
+    """Takes up an unfinished crawl again: what failed in it is pending once more."""
+    crawl.state = CrawlState.RUNNING
+    session.execute(
+        update(CrawlItem)
+        .where(CrawlItem.crawl_id == crawl.id, CrawlItem.outcome == Outcome.FAILED)
+        .values(outcome=Outcome.PENDING, error=None, detail=None)
+    )
+
+
+def watermark(session: Session, scope: str) -> datetime | None:
+    """The newest last-modified time up to which this scope is known, but for what is to be tried again."""
+    return session.scalar(select(func.max(Crawl.watermark)).where(Crawl.scope == scope))
+
+
+def last_whole(session: Session, scope: str) -> datetime | None:
+    """When the newest crawl of this scope began that asked for everything, not for changes, and got it listed
+    and worked off.
+    """
+    rows = session.execute(
+        select(Crawl.started_at, Crawl.asked)
+        .where(Crawl.scope == scope, or_(Crawl.state == CrawlState.COMPLETE, Crawl.watermark.is_not(None)))
+        .order_by(Crawl.id.desc())
+    )
+    return next((started for started, asked in rows if asked["since"] is None), None)
+
+
+def open_crawl(session: Session, listing: str, scope: str, asked: Mapping[str, Any], now: datetime) -> Crawl:
+    """A new crawl's row, flushed; an older one of its scope that never ended is given up."""
+    older = update(Crawl).where(Crawl.scope == scope, Crawl.state == CrawlState.RUNNING)
+    session.execute(older.values(state=CrawlState.PARTIAL))
+    crawl = Crawl(listing=listing, scope=scope, asked=dict(asked), state=CrawlState.RUNNING, started_at=now)
+    session.add(crawl)
+    session.flush()
+    return crawl
+
+
+def frontier(session: Session, crawl_id: int, query: int) -> Frontier:
+    """Where one query of a crawl stands."""
+    page = session.scalar(
+        select(CrawlPage)
+        .where(CrawlPage.crawl_id == crawl_id, CrawlPage.query == query)
+        .order_by(CrawlPage.number.desc())
+        .limit(1)
+    )
+    if page is None:
+        return Frontier(0, None, False)
+    return Frontier(page.number + 1, page.next_url, page.next_url is None)
+
+
+def listing_done(session: Session, crawl: Crawl) -> bool:
+    """Whether every query of the crawl has reached its last page."""
+    return all(frontier(session, crawl.id, n).done for n in range(len(crawl.asked["queries"])))
+
+
+def seen_urls(session: Session, crawl_id: int, query: int) -> set[str]:
+    """The pages of one query that were read: a listing that leads back to one of them is broken."""
+    return set(
+        session.scalars(select(CrawlPage.url).where(CrawlPage.crawl_id == crawl_id, CrawlPage.query == query))
+    )
+
+
+@dataclass(frozen=True)
+class PageRecord:
+    """One listing page to be written; `passed_over` counts the rows that did not become items."""
+
+    query: int
+    number: int
+    url: str
+    next_url: str | None
+    items: tuple[ItemRecord, ...]
+    passed_over: int = 0
+
+
+def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
+    """Writes one page with its rows and gives the number of rows that are new to this crawl.
+
+    A repository listed twice keeps one item; where the first is still pending it takes the later row. One
+    that is listed under two names keeps the first row, with the other names beside it, and is pending again.
+    """
+    session.add(
+        CrawlPage(
+            crawl_id=crawl_id,
+            query=page.query,
+            number=page.number,
+            url=page.url,
+            next_url=page.next_url,
+            rows=len(page.items),
+            passed_over=page.passed_over,
+        )
+    )
+    fresh = 0
+    position = session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl_id)) or 0
+    ids = [item.hub_id for item in page.items if item.hub_id is not None]
+    known = {
+        row.hub_id: row
+        for row in session.scalars(
+            select(CrawlItem).where(CrawlItem.crawl_id == crawl_id, CrawlItem.hub_id.in_(ids))
+        )
+    }
+    refused = _quarantined(session, crawl_id) if any(item.hub_id is None for item in page.items) else []
+    for item in page.items:
+        if item.hub_id is None and item.row in refused:
+            continue
+        row = known.get(item.hub_id) if item.hub_id is not None else None
+        if row is not None:
+            if row.name != item.name:
+                _add_name(row, item)
+            elif row.outcome is Outcome.PENDING:
+                row.row = {**item.row, OTHER_NAMES: names} if (names := other_names(row)) else item.row
+            continue
+        position, fresh = position + 1, fresh + 1
+        outcome = Outcome.PENDING if item.error is None else Outcome.QUARANTINED
+        row = CrawlItem(crawl_id=crawl_id, position=position, outcome=outcome, detail=None, **vars(item))
+        session.add(row)
+        if item.hub_id is not None:
+            known[item.hub_id] = row
+    session.flush()
+    return fresh
+
+
+def other_names(item: CrawlItem) -> list[str]:
+    """The names beside its own under which an item's repository was listed."""
+    names = item.row.get(OTHER_NAMES) if isinstance(item.row, dict) else None
+    return list(names) if isinstance(names, list) else []
+
+
+def _add_name(row: CrawlItem, item: ItemRecord) -> None:
+    names = other_names(row)
+    if row.outcome is not Outcome.PENDING:
+        # It is settled; what came since has its row, and whoever bears the identity is to be found out.
+        names, row.row, row.name = [row.name or ""], item.row, item.name
+        row.outcome, row.error, row.detail = Outcome.PENDING, None, None
+    elif item.name not in names:
+        names.append(item.name or "")
+    row.row = {**row.row, OTHER_NAMES: names}
+
+
+def add_namesakes(session: Session, crawl_id: int, hub_id: str, names: Sequence[str], error: str) -> None:
+    """Adds a quarantined row for each repository with an `_id` that another one bears."""
+    last = session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl_id)) or 0
+    session.add_all(
+        CrawlItem(
+            crawl_id=crawl_id,
+            position=position,
+            hub_id=None,
+            name=name,
+            outcome=Outcome.QUARANTINED,
+            row={"_id": hub_id, "id": name},
+            error=error,
+        )
+        for position, name in enumerate(names, start=last + 1)
+    )
+    session.flush()
+
+
+def _quarantined(session: Session, crawl_id: int) -> list[Any]:
+    return list(
+        session.scalars(
+            select(CrawlItem.row).where(
+                CrawlItem.crawl_id == crawl_id, CrawlItem.outcome == Outcome.QUARANTINED
+            )
+        )
+    )
+
+
+def already_listed(session: Session, crawl_id: int, hub_ids: Collection[str]) -> set[str]:
+    """Which of these repositories a crawl has an item of already."""
+    return set(
+        session.scalars(
+            select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl_id, CrawlItem.hub_id.in_(hub_ids))
+        )
+    )
+
+
+def prune(session: Session, crawl: Crawl) -> None:
+    """Deletes the items of earlier crawls of this listing whose repositories this one met as well.
+
+    One item a repository and listing stays: it says that the listing once showed it.
+    """
+    here = select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl.id, CrawlItem.hub_id.is_not(None))
+    earlier = select(Crawl.id).where(
+        Crawl.listing == crawl.listing,
+        Crawl.id < crawl.id,
+        # An unfinished crawl of another scope may still be taken up again.
+        or_(Crawl.scope == crawl.scope, Crawl.state == CrawlState.COMPLETE),
+    )
+    session.execute(
+        delete(CrawlItem)
+        .where(CrawlItem.crawl_id.in_(earlier), CrawlItem.hub_id.in_(here))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def listed(session: Session, crawl_id: int) -> int:
+    """The number of repositories that a crawl has listed; rows without an identity do not count."""
+    return (
+        session.scalar(
+            select(func.count()).where(CrawlItem.crawl_id == crawl_id, CrawlItem.hub_id.is_not(None))
+        )
+        or 0
+    )
+
+
+def rows_by_query(session: Session, crawl_id: int) -> dict[int, int]:
+    """How many wanted rows each query of a crawl has had, for the queries of which a page was read."""
+    rows = (
+        select(CrawlPage.query, func.sum(CrawlPage.rows))
+        .where(CrawlPage.crawl_id == crawl_id)
+        .group_by(CrawlPage.query)
+    )
+    return {query: int(count) for query, count in session.execute(rows)}
+
+
+def restart_query(session: Session, crawl_id: int, query: int) -> None:
+    """Forgets the pages of a query whose cursor the Hub no longer takes; its items stay."""
+    session.execute(delete(CrawlPage).where(CrawlPage.crawl_id == crawl_id, CrawlPage.query == query))
+
+
+def pending(session: Session, crawl_id: int, after: int, count: int) -> Sequence[CrawlItem]:
+    """The next items that are not settled, in listing order."""
+    return session.scalars(
+        select(CrawlItem)
+        .where(
+            CrawlItem.crawl_id == crawl_id, CrawlItem.outcome == Outcome.PENDING, CrawlItem.position > after
+        )
+        .order_by(CrawlItem.position)
+        .limit(count)
+    ).all()
+
+
+def items_at(session: Session, crawl_id: int, positions: Collection[int]) -> dict[int, CrawlItem]:
+    """The items at these positions, by position."""
+    items = select(CrawlItem).where(CrawlItem.crawl_id == crawl_id, CrawlItem.position.in_(positions))
+    return {item.position: item for item in session.scalars(items)}
+
+
+def settle(item: CrawlItem, outcome: Outcome, *, error: str | None = None, detail: str | None = None) -> None:
+    """Sets what became of an item; its raw row is dropped unless the item failed and may be tried again."""
+    item.outcome, item.error, item.detail = outcome, error, detail
+    if outcome is not Outcome.FAILED:
+        item.row = None
+
+
+def known_elsewhere(session: Session, crawl: Crawl) -> list[tuple[str, str]]:
+    """(hub_id, name) of the repositories that earlier crawls of this listing met and this one did not."""
+    here = select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl.id, CrawlItem.hub_id.is_not(None))
+    earlier = (
+        select(CrawlItem.hub_id)
+        .join(Crawl, Crawl.id == CrawlItem.crawl_id)
+        .where(Crawl.listing == crawl.listing, Crawl.id != crawl.id)
+    )
+    rows = session.execute(
+        select(Repository.hub_id, Repository.name)
+        .where(Repository.gone_at.is_(None), Repository.hub_id.in_(earlier), Repository.hub_id.not_in(here))
+        .order_by(Repository.hub_id)
+    )
+    return [(hub_id, name) for hub_id, name in rows]
+
+
+def add_missing(session: Session, crawl: Crawl, row: Any) -> int:
+    """Adds an item with this row for each repository that this scope knew and a whole listing missed."""
+    last = session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl.id)) or 0
+    missing = known_elsewhere(session, crawl)
+    session.add_all(
+        CrawlItem(crawl_id=crawl.id, position=n, hub_id=hub_id, name=name, outcome=Outcome.PENDING, row=row)
+        for n, (hub_id, name) in enumerate(missing, start=last + 1)
+    )
+    session.flush()
+    return len(missing)
+
+
+def newest(session: Session, crawl_id: int) -> datetime | None:
+    """The newest last-modified time among a crawl's repositories."""
+    return session.scalar(
+        select(func.max(Repository.last_modified))
+        .join(CrawlItem, CrawlItem.hub_id == Repository.hub_id)
+        .where(CrawlItem.crawl_id == crawl_id)
+    )
+
+
+def outcomes(session: Session, crawl_id: int) -> dict[str, int]:
+    """The number of items in each state."""
+    counts = dict.fromkeys((outcome.value for outcome in Outcome), 0)
+    rows = session.execute(
+        select(CrawlItem.outcome, func.count())
+        .where(CrawlItem.crawl_id == crawl_id)
+        .group_by(CrawlItem.outcome)
+    )
+    return counts | {outcome.value: n for outcome, n in rows}
+
+
+def errors(session: Session, crawl_id: int, outcome: Outcome) -> dict[str, int]:
+    """The number of items of one outcome by the kind of their error."""
+    rows = session.execute(
+        select(CrawlItem.error, func.count())
+        .where(CrawlItem.crawl_id == crawl_id, CrawlItem.outcome == outcome)
+        .group_by(CrawlItem.error)
+        .order_by(CrawlItem.error)
+    )
+    return {kind or "unknown": n for kind, n in rows}
+
+
+def _adapters_of(crawl_id: int) -> Select[int]:
+    return (
+        select(Adapter.id)
+        .join(Adapter.repository)
+        .join(CrawlItem, CrawlItem.hub_id == Repository.hub_id)
+        .where(CrawlItem.crawl_id == crawl_id, Adapter.current, Repository.gone_at.is_(None))
+    )
+
+
+def adapter_counts(
+    session: Session, crawl_id: int, refusing: Iterable[str]
+) -> tuple[int, int, dict[str, int]]:
+    """(adapters, skipped, {reason: n}) of a crawl's repositories, under the rules that refuse for `refusing`.
+
+    The reasons are all reasons of all adapters, those for which these rules do not refuse included.
+    """
+    ids = _adapters_of(crawl_id)
+    skipped_ids = select(AdapterReason.adapter_id).where(
+        AdapterReason.reason.in_(list(refusing)), AdapterReason.adapter_id.in_(ids)
+    )
+    adapters = session.scalar(select(func.count()).select_from(ids.subquery())) or 0
+    skipped = session.scalar(select(func.count()).select_from(skipped_ids.distinct().subquery())) or 0
+    rows = session.execute(
+        select(AdapterReason.reason, func.count())
+        .where(AdapterReason.adapter_id.in_(ids))
+        .group_by(AdapterReason.reason)
+        .order_by(func.count().desc(), AdapterReason.reason)
+    )
+    return adapters, skipped, dict(rows.all())
+
+
+def unmeasured(session: Session, crawl_id: int, refusing: Iterable[str]) -> int:
+    """The number of a crawl's adapters that are not refused and whose weights' values nobody read."""
+    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(list(refusing)))
+    ids = _adapters_of(crawl_id).where(~refused, Adapter.norm.is_(None))
+    return session.scalar(select(func.count()).select_from(ids.subquery())) or 0

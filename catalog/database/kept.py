@@ -1,0 +1,197 @@
+"""Files that are kept: which catalogs use them, what names them, and where they can be had again.
+
+The file `catalogs.json` in the folder of blobs lists the catalogs whose commands put files there, by path or
+URL. Nobody can tell what another catalog names, so that files of several catalogs are never collected.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from sqlalchemy import URL, ColumnElement, select
+from sqlalchemy.orm import Session
+
+from catalog.database.engine import place, sqlite_file
+from catalog.database.schema import Adapter, Pool, Repository, WeightsFile
+from catalog.errors import ConfigError, LoradexError, StorageError
+from catalog.files import Blob, BlobStore, in_use, load_json
+from catalog.pools import MANIFEST_NAME, Manifest, parse_manifest, read_manifest
+from catalog.settings import Settings
+
+REGISTER = "catalogs.json"
+_MOST_REGISTER = 1 << 20
+_BLOCK = 500
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file of a repository at a commit that has the bytes of a blob."""
+
+    repository: str
+    commit: str
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Register:
+    """The catalogs that use a folder of blobs; `complete` unless blobs were there before the list began."""
+
+    catalogs: tuple[str, ...]
+    complete: bool
+
+
+def register_catalog(url: URL, blobs: BlobStore) -> None:
+    """Writes down that the catalog at this URL uses the blobs; where nothing can be stored, nothing is."""
+    name = catalog_name(url, blobs)
+    with suppress(OSError):
+        if name in _read(blobs).catalogs:
+            return
+        blobs.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(blobs.root / f"{REGISTER}.lock"):
+            known = _read(blobs)
+            _write(blobs, Register(tuple(sorted({*known.catalogs, name})), known.complete))
+
+
+def catalog_name(url: URL, blobs: BlobStore) -> str:
+    """What a catalog is called in the register: a path from the data folder on, an absolute one, or a URL."""
+    if url.get_backend_name() != "sqlite":
+        # The options may name a schema: the same database may hold several catalogs.
+        options = url.query.get("options", "")
+        return f"{place(url)} {options}".rstrip()
+    file, data = sqlite_file(url).resolve(), blobs.root.parent.resolve()
+    return str(file.relative_to(data) if file.is_relative_to(data) else file)
+
+
+def refuse_other_catalogs(url: URL, blobs: BlobStore, *, only: bool, deleting: bool) -> None:
+    """Raises StorageError where another catalog uses the blobs, or, before deleting, where none knows that.
+
+    `only` says that no other one does.
+    """
+    register, mine = _read(blobs), catalog_name(url, blobs)
+    others = [name for name in register.catalogs if name != mine]
+    if others:
+        raise StorageError(
+            f"The files in {blobs.root} are those of the catalog {others[0]} too; where that is no more, "
+            f"take its name out of {blobs.root / REGISTER}"
+        )
+    if deleting and not (register.complete or only):
+        raise StorageError(
+            f"Nobody knows which catalogs use {blobs.root}: it is older than the list of them; where this is "
+            "the only one, add --only-catalog"
+        )
+    if deleting and not register.complete:
+        _write(blobs, Register((mine,), complete=True))
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """Blobs that neither an adapter nor a pool names, and what has arrived of such blobs."""
+
+    files: tuple[Blob, ...]
+    partial: tuple[Blob, ...]
+
+    @property
+    def size(self) -> int:
+        """The bytes of all of them."""
+        return sum(blob.size for blob in (*self.files, *self.partial))
+
+
+def unneeded(session: Session, settings: Settings, blobs: BlobStore) -> Unneeded:
+    """What neither an adapter of the catalog, of an older commit either, nor a pool names.
+
+    Raises StorageError where another process works in the data folder: it may be about to name some.
+    """
+    if in_use(settings.data):
+        raise StorageError(f"another process works in {settings.data}: wait until it is done")
+    whole, partial = list(blobs.blobs()), blobs.partial_files()
+    digests = {blob.sha256 for blob in (*whole, *partial)}
+    named = _named_digests(session, settings.pools, sorted(digests))
+    return Unneeded(
+        tuple(blob for blob in whole if blob.sha256 not in named),
+        tuple(blob for blob in partial if blob.sha256 not in named),
+    )
+
+
+def _named_digests(session: Session, pools: Path, digests: Sequence[str]) -> set[str]:
+    found = set[str]()
+    for start in range(0, len(digests), _BLOCK):
+        block = digests[start : start + _BLOCK]
+        rows = select(WeightsFile.digest).join(Adapter, _carries()).where(WeightsFile.digest.in_(block))
+        found.update(session.scalars(rows.distinct()))
+    for manifest in _manifests(session, pools):
+        found.update(file.sha256 for member in manifest.members for file in member.files)
+    return found
+
+
+def origins(session: Session | None, pools: Path, digest: str) -> list[Origin]:
+    """Where a file can be fetched again, the places of current adapters first; each once.
+
+    Without a session only the manifests in the folder `pools` are asked.
+    """
+    found = _places_of_adapters(session, digest) if session else []
+    for manifest in _manifests(session, pools):
+        found += [
+            Origin(member.repository, member.commit, _path(member.subfolder, file.name), file.size)
+            for member in manifest.members
+            for file in member.files
+            if file.sha256 == digest
+        ]
+    return list(dict.fromkeys(found))
+
+
+def _places_of_adapters(session: Session, digest: str) -> list[Origin]:
+    rows = session.execute(
+        select(Repository.name, Adapter.commit, Adapter.subfolder, Adapter.weights_name, WeightsFile.size)
+        .join(Adapter.repository)
+        .join(WeightsFile, _carries())
+        .where(WeightsFile.digest == digest)
+        .order_by(Repository.gone_at.is_not(None), Adapter.current.desc(), Repository.name, Adapter.id)
+    )
+    return [Origin(name, commit, _path(folder, file), size) for name, commit, folder, file, size in rows]
+
+
+def _carries() -> ColumnElement[bool]:
+    """Whether an adapter has a weights file: by its sha256, or by git's name for it before it was read."""
+    return Adapter.weights_digest.in_((WeightsFile.digest, WeightsFile.git_oid))
+
+
+def _path(subfolder: str, name: str | None) -> str:
+    return "/".join(filter(None, (subfolder, name)))
+
+
+def _manifests(session: Session | None, pools: Path) -> Iterator[Manifest]:
+    """The pools of the catalog, and those whose manifest lies in the folder."""
+    for text in session.scalars(select(Pool.manifest).order_by(Pool.name)) if session else ():
+        yield parse_manifest(text.encode())
+    for file in sorted(pools.glob(f"*/{MANIFEST_NAME}")):
+        with suppress(LoradexError):  # somebody else's file
+            yield read_manifest(file)
+
+
+def _read(blobs: BlobStore) -> Register:
+    """The register; raises StorageError for a file that somebody edited."""
+    file = blobs.root / REGISTER
+    try:
+        said: Any = load_json(file.read_bytes(), max_bytes=_MOST_REGISTER)
+        return Register(tuple(map(str, said["catalogs"])), said["complete"] is True)
+    except FileNotFoundError:
+        return Register((), complete=next(blobs.blobs(), None) is None)
+    except (ConfigError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{file} is no list of catalogs: move it away, and run the command again"
+        ) from error
+
+
+def _write(blobs: BlobStore, register: Register) -> None:
+    file = blobs.root / REGISTER
+    said = {"catalogs": list(register.catalogs), "complete": register.complete}
+    aside = file.with_name(f"{file.name}.new")
+    aside.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    aside.replace(file)

@@ -1,0 +1,269 @@
+"""The catalog as a database: the version of its schema, opening it, and the lock of its one writer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import filelock
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, func, inspect, select, table
+from sqlalchemy.orm import Session
+
+from catalog.database.engine import for_writing, make_engine, parse_url, place, sqlite_file
+from catalog.database.schema import Table
+from catalog.errors import CatalogBusyError, CatalogError, NoCatalogError, SchemaVersionError
+from catalog.settings import Settings
+
+VERSION_TABLE = "catalog_version"
+
+
+@dataclass(frozen=True)
+class CatalogInfo:
+    """Where a catalog is, its schema, rows by table (none unless the schema is the newest), bytes on disk."""
+
+    place: str
+    dialect: str
+    revision: str | None
+    head: str
+    rows: dict[str, int]
+    bytes: int
+
+
+def head() -> str:
+    """The newest revision of the schema that this program knows."""
+    revision = _scripts().get_current_head()
+    if revision is None:
+        raise RuntimeError("the package holds no migrations")
+    return revision
+
+
+def current(engine: Engine) -> str | None:
+    """The revision of the schema in the database; None where there is no catalog."""
+    with engine.connect() as connection:
+        return _revision(connection)
+
+
+def check(engine: Engine) -> None:
+    """Returns when the schema is the newest; else NoCatalogError or SchemaVersionError says what to type."""
+    found, where = current(engine), place(engine.url)
+    if found is None:
+        raise _no_catalog(where)
+    if found != head():
+        _refuse_unknown(found, where)
+        raise SchemaVersionError(f"the catalog {where} has an older schema: run `loradex db upgrade`")
+
+
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Brings the schema up to a revision in one transaction; of two processes the second finds it done.
+
+    Raises SchemaVersionError for a catalog newer than this program, CatalogError for a database that holds
+    something else.
+    """
+    with _migrating(engine) as connection:
+        found = _revision(connection)
+        if found is None:
+            _refuse_foreign(connection)
+        else:
+            _refuse_unknown(found, place(engine.url))
+        command.upgrade(config(connection), revision)
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Takes the schema back to a revision in one transaction; `base` drops every table with its rows."""
+    with _migrating(engine) as connection:
+        command.downgrade(config(connection), revision)
+
+
+def open_existing(settings: Settings) -> Engine:
+    """An engine on a database that is there, whatever its schema; NoCatalogError for a missing file."""
+    url = parse_url(settings.catalog_url)
+    try:
+        if url.get_backend_name() == "sqlite" and not sqlite_file(url).exists():
+            raise _no_catalog(place(url))
+    except OSError as error:
+        raise CatalogError(f"the catalog {place(url)} cannot be opened: {error.strerror}") from error
+    return make_engine(settings.catalog_url)
+
+
+def open_catalog(settings: Settings, *, create: bool) -> Engine:
+    """An engine on a catalog whose schema is the newest.
+
+    With `create`, a catalog that is not there yet is made; an existing one is never changed. Raises
+    NoCatalogError where there is none, SchemaVersionError where it is older or newer than the program. The
+    caller disposes the engine.
+    """
+    engine = make_engine(settings.catalog_url) if create else open_existing(settings)
+    try:
+        if create and current(engine) is None:
+            upgrade(engine)
+        check(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+@contextlib.contextmanager
+def disposing(engine: Engine) -> Iterator[Engine]:
+    """The engine, whose connections are closed at the end."""
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def reading(settings: Settings) -> Iterator[Session]:
+    """A session on the catalog, for one command that only reads; raises like `open_catalog`."""
+    with disposing(open_catalog(settings, create=False)) as engine, Session(engine) as session:
+        yield session
+
+
+@contextlib.contextmanager
+def reading_if_any(settings: Settings) -> Iterator[Session | None]:
+    """The same, or None where there is no catalog yet; makes none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            session = stack.enter_context(reading(settings))
+        except NoCatalogError:
+            session = None
+        yield session
+
+
+@contextlib.contextmanager
+def writing(settings: Settings, *, create: bool = True) -> Iterator[Session]:
+    """A session of the catalog's one writer, for one short command; the caller commits.
+
+    Makes the catalog if there is none and `create` allows it; raises like `open_catalog` and `writer_lock`.
+    """
+    with (
+        disposing(open_catalog(settings, create=create)) as engine,
+        writer_lock(engine),
+        Session(for_writing(engine)) as session,
+    ):
+        yield session
+
+
+@contextlib.contextmanager
+def writer_lock(engine: Engine) -> Iterator[None]:
+    """Holds the lock of the catalog's one writer; the system releases it when the process dies.
+
+    Raises CatalogBusyError at once when another holds it. It is a lock file beside a SQLite database, and an
+    advisory lock on a connection of its own on PostgreSQL.
+    """
+    busy = CatalogBusyError(
+        f"another process is writing to the catalog {place(engine.url)}: wait until it is done"
+    )
+    if engine.dialect.name == "sqlite":
+        file = sqlite_file(engine.url)
+        lock = filelock.FileLock(file.with_name(file.name + ".lock"), timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise busy from None
+        except OSError as error:
+            raise CatalogError(f"the lock file {lock.lock_file} cannot be made: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+        return
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.detach()  # closing it then ends the server's session, and the lock with it
+        if not connection.scalar(select(func.pg_try_advisory_lock(lock_key(connection, "writer")))):
+            raise busy
+        yield
+
+
+def info(engine: Engine) -> CatalogInfo:
+    """What the catalog is and holds; raises nothing for an older, newer or absent schema. Reads only."""
+    newest = head()
+    with engine.connect() as connection:
+        revision = _revision(connection)
+        names = sorted(Table.metadata.tables) if revision == newest else []
+        rows = {name: connection.scalar(select(func.count()).select_from(table(name))) or 0 for name in names}
+        if engine.dialect.name == "sqlite":
+            file = sqlite_file(engine.url)
+            parts = (file.with_name(file.name + end) for end in ("", "-wal"))
+            size = sum(part.stat().st_size for part in parts if part.exists())
+        else:
+            size = sum(connection.scalar(select(func.pg_total_relation_size(name))) or 0 for name in names)
+    return CatalogInfo(place(engine.url), engine.dialect.name, revision, newest, rows, size)
+
+
+def config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration for the migrations of this package, on a connection within a transaction."""
+    made = Config()
+    made.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
+    made.attributes["connection"] = connection
+    return made
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(config())
+
+
+def _no_catalog(where: str) -> NoCatalogError:
+    return NoCatalogError(f"no catalog at {where}: run `loradex crawl` first")
+
+
+def _revision(connection: Connection) -> str | None:
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    return context.get_current_revision()
+
+
+def _refuse_unknown(revision: str, where: str) -> None:
+    known = {script.revision for script in _scripts().walk_revisions()}
+    if revision not in known:
+        raise SchemaVersionError(
+            f"the catalog {where} was made by a newer loradex: upgrade the program (pip install -U loradex)"
+        )
+
+
+def _refuse_foreign(connection: Connection) -> None:
+    """Raises CatalogError where our tables would meet a stranger's; a PostgreSQL schema may be shared."""
+    taken = set(inspect(connection).get_table_names()) - {VERSION_TABLE}
+    if connection.dialect.name != "sqlite":
+        taken &= set(Table.metadata.tables)
+    if taken:
+        raise CatalogError(
+            f"{place(connection.engine.url)} holds something else (a table {min(taken)}): choose another"
+        )
+
+
+def lock_key(connection: Connection, purpose: str) -> int:
+    """A 64-bit key, the same for every process on this schema; the server keeps databases apart itself."""
+    schema = connection.scalar(select(func.current_schema()))
+    digest = hashlib.sha256(f"loradex {purpose} {schema}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+@contextlib.contextmanager
+def _migrating(engine: Engine) -> Iterator[Connection]:
+    """One transaction, alone among all that migrate; SQLite's foreign keys are checked at its end only."""
+    if engine.dialect.name != "sqlite":
+        with engine.begin() as connection:
+            connection.execute(select(func.pg_advisory_xact_lock(lock_key(connection, "migration"))))
+            yield connection
+        return
+    with for_writing(engine).connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        # Rebuilding a table drops it; with foreign keys on, that would delete the rows that point to it.
+        driver.execute("PRAGMA foreign_keys = OFF")
+        try:
+            with connection.begin():
+                yield connection
+                if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+                    raise CatalogError(
+                        f"the rows of {place(engine.url)} contradict each other: nothing was changed"
+                    )
+        finally:
+            driver.execute("PRAGMA foreign_keys = ON")

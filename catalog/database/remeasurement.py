@@ -1,0 +1,56 @@
+"""Fingerprints of the files that are kept, made again where a new version of the definition asks for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from catalog.adapters import parse_config
+from catalog.database import store
+from catalog.database.engine import for_writing
+from catalog.database.opening import writer_lock
+from catalog.errors import ConfigError, DamagedFileError, WeightsError
+from catalog.files import BlobStore
+from catalog.fingerprints import fingerprint, record_of, use_one_thread
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reread:
+    """How many fingerprints were made, how many files are not kept, and how many could not be read."""
+
+    made: int
+    not_kept: int
+    unreadable: int
+
+
+def reread(engine: Engine, blobs: BlobStore, progress: Callable[[int, int], None]) -> Reread:
+    """Makes the missing fingerprints of all kept files, one transaction each; asks nothing of the Hub.
+
+    `progress` is told how many of how many are done. Raises CatalogBusyError where another process writes.
+    """
+    made = unreadable = 0
+    use_one_thread()
+    with writer_lock(engine):
+        with Session(engine) as session:
+            missing = store.without_fingerprint(session)
+        kept = [row for row in missing if blobs.has(row[0])]
+        for done, (digest, _, config) in enumerate(kept):
+            progress(done, len(kept))
+            try:
+                path = blobs.verified_path(digest) or blobs.path(digest)
+                found = fingerprint(path, parse_config(config))
+            except (ConfigError, DamagedFileError, WeightsError) as error:
+                log.warning("%s", error)
+                unreadable += 1
+                continue
+            with Session(for_writing(engine)) as session, session.begin():
+                store.save_fingerprint(session, digest, record_of(found), found.tensor_digest)
+            made += 1
+        progress(len(kept), len(kept))
+    return Reread(made, len(missing) - len(kept), unreadable)

@@ -1,0 +1,380 @@
+"""The tables of the catalog: what a row means is said in each class's first sentence.
+
+Content is stored once and by its digest (`document`, `weights_file`); `repository` and `adapter` say where it
+was found; `adapter_reason` says what speaks against an adapter: which rules refuse it for that is worked out
+from the reasons (`crawler.crawl.screening`). Enums are stored by value; every constraint has a name.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from catalog.database.kinds import CrawlState, Outcome, Spelling
+from catalog.database.table import Key, Table, stored
+
+__all__ = [
+    "Adapter",
+    "AdapterReason",
+    "BaseModel",
+    "BaseSpelling",
+    "Crawl",
+    "CrawlItem",
+    "CrawlPage",
+    "CrawlRetry",
+    "CrawlState",
+    "Document",
+    "Embedding",
+    "Evaluation",
+    "Fingerprint",
+    "Outcome",
+    "Pool",
+    "PoolMember",
+    "Repository",
+    "RepositoryAlias",
+    "Spelling",
+    "Table",
+    "WeightsFile",
+]
+
+
+SHA1 = "length({0}) = 40"
+DIGEST = "length({0}) IN (40, 64)"
+
+
+class BaseModel(Table):
+    """A base model under its canonical Hub id."""
+
+    __tablename__ = "base_model"
+    __table_args__ = (UniqueConstraint("canonical"),)
+
+    id: Mapped[Key]
+    canonical: Mapped[str] = mapped_column(comment="Hub id, for instance meta-llama/Llama-3.1-8B-Instruct")
+    license: Mapped[str | None] = mapped_column(comment="licence id of the base model, for instance llama3.1")
+
+
+class BaseSpelling(Table):
+    """One name under which a base model is met in the wild."""
+
+    __tablename__ = "base_spelling"
+
+    spelling: Mapped[str] = mapped_column(primary_key=True)
+    base_model_id: Mapped[int] = mapped_column(ForeignKey("base_model.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[Spelling] = mapped_column(stored(Spelling))
+    note: Mapped[str] = mapped_column(default="")
+    by_user: Mapped[bool] = mapped_column(
+        default=False, comment="added by a user, never overwritten by the program"
+    )
+
+    base_model: Mapped[BaseModel] = relationship()
+
+
+class Repository(Table):
+    """A model repository of the Hub; its identity is the Hub's `_id`, never its name."""
+
+    __tablename__ = "repository"
+    __table_args__ = (UniqueConstraint("hub_id"),)
+
+    id: Mapped[Key]
+    hub_id: Mapped[str] = mapped_column(comment="the Hub's _id")
+    name: Mapped[str] = mapped_column(index=True, comment="owner/name, the newest one seen")
+    owner: Mapped[str] = mapped_column(index=True)
+    commit: Mapped[str | None] = mapped_column(
+        comment="the commit its current adapters were read at; null when unread"
+    )
+    created_at: Mapped[datetime | None]
+    last_modified: Mapped[datetime | None]
+    gated: Mapped[str | None] = mapped_column(comment="auto, manual, or null")
+    disabled: Mapped[bool]
+    private: Mapped[bool]
+    downloads: Mapped[int | None]
+    downloads_all_time: Mapped[int | None]
+    likes: Mapped[int | None]
+    library: Mapped[str | None]
+    pipeline_tag: Mapped[str | None]
+    tags: Mapped[Any]
+    first_seen: Mapped[datetime]
+    last_seen: Mapped[datetime]
+    gone_at: Mapped[datetime | None] = mapped_column(
+        comment="tombstone: when the Hub said that it is no longer there"
+    )
+
+    adapters: Mapped[list[Adapter]] = relationship(back_populates="repository", passive_deletes=True)
+    aliases: Mapped[list[RepositoryAlias]] = relationship(
+        passive_deletes=True, order_by="RepositoryAlias.name"
+    )
+
+
+class RepositoryAlias(Table):
+    """A name that a repository had before it was renamed."""
+
+    __tablename__ = "repository_alias"
+
+    repository_id: Mapped[int] = mapped_column(
+        ForeignKey("repository.id", ondelete="CASCADE"), primary_key=True
+    )
+    name: Mapped[str] = mapped_column(primary_key=True, index=True)
+
+
+class Document(Table):
+    """A small file (adapter_config.json, README.md) as fetched and verified, under its git or LFS hash."""
+
+    __tablename__ = "document"
+    __table_args__ = (CheckConstraint(DIGEST.format("digest"), name="digest"),)
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    content: Mapped[bytes]
+
+
+class WeightsFile(Table):
+    """A safetensors file under its sha256; one outside LFS that nobody has read under its git blob id."""
+
+    __tablename__ = "weights_file"
+    __table_args__ = (CheckConstraint(DIGEST.format("digest"), name="digest"),)
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    size: Mapped[int]
+    header: Mapped[bytes | None] = mapped_column(
+        comment="zlib of the safetensors header, 8 length bytes included"
+    )
+    tensor_digest: Mapped[str | None] = mapped_column(
+        index=True, comment="sha256 of names, types, shapes and bytes of all tensors; null when unread"
+    )
+    git_oid: Mapped[str | None] = mapped_column(
+        index=True, comment="git's name of the bytes where the Hub keeps the file outside LFS"
+    )
+
+
+class Adapter(Table):
+    """One adapter folder of a repository at one commit."""
+
+    __tablename__ = "adapter"
+    __table_args__ = (
+        UniqueConstraint("repository_id", "commit", "subfolder"),
+        CheckConstraint(SHA1.format('"commit"'), name="commit"),
+        Index("ix_adapter_current", "current", "repository_id"),
+    )
+
+    id: Mapped[Key]
+    repository_id: Mapped[int] = mapped_column(ForeignKey("repository.id", ondelete="CASCADE"))
+    commit: Mapped[str]
+    subfolder: Mapped[str] = mapped_column(comment="path below the repository's root, empty for the root")
+    main: Mapped[bool] = mapped_column(comment="the one adapter that stands for the repository")
+    current: Mapped[bool] = mapped_column(comment="at the commit last read; older commits stay as history")
+    config_digest: Mapped[str | None] = mapped_column(ForeignKey("document.digest"))
+    card_digest: Mapped[str | None] = mapped_column(ForeignKey("document.digest"))
+    weights_digest: Mapped[str | None] = mapped_column(ForeignKey("weights_file.digest"), index=True)
+    weights_name: Mapped[str | None]
+    files: Mapped[Any] = mapped_column(comment="[{name, size, digest}] of the folder, pickles included")
+    base_model_id: Mapped[int | None] = mapped_column(ForeignKey("base_model.id"), index=True)
+    base_raw: Mapped[str | None] = mapped_column(comment="the base model as the adapter's files spell it")
+    base_kind: Mapped[str | None]
+    base_evidence: Mapped[str | None]
+    peft_type: Mapped[str | None]
+    task_type: Mapped[str | None]
+    rank: Mapped[int | None] = mapped_column(comment="r of the config")
+    alpha: Mapped[float | None]
+    scaling: Mapped[float | None] = mapped_column(
+        comment="alpha/r, or alpha/sqrt(r) with rslora; patterns may differ"
+    )
+    use_rslora: Mapped[bool | None]
+    targets: Mapped[Any] = mapped_column(
+        comment="short names of the adapted modules, from the weights where read"
+    )
+    modules: Mapped[int | None] = mapped_column(comment="number of LoRA modules in the weights")
+    parameters: Mapped[int | None] = mapped_column(comment="number of LoRA parameters in the weights")
+    dtypes: Mapped[Any]
+    described_with: Mapped[str] = mapped_column(comment="digest of rules and spellings it was judged with")
+    norm: Mapped[float | None] = mapped_column(
+        comment="Frobenius norm of the update, once its values are read"
+    )
+    health: Mapped[str | None] = mapped_column(
+        comment="healthy, or what is wrong with its values; null when unread"
+    )
+    scaling_pattern: Mapped[str | None] = mapped_column(
+        comment="how scaling differs between modules, empty where it does not; null when unread"
+    )
+    partial: Mapped[Any] = mapped_column(
+        nullable=True,
+        comment="the reasons for which B A is not its whole update; null where no factors are known",
+    )
+    license: Mapped[str | None]
+    card_quality: Mapped[str]
+    card_text: Mapped[str] = mapped_column(comment="the card without front matter, mark-up and placeholders")
+    card_front: Mapped[Any]
+    training: Mapped[Any] = mapped_column(
+        comment="learning rate, schedule, batch, steps… as the card tells them"
+    )
+
+    repository: Mapped[Repository] = relationship(back_populates="adapters")
+    base_model: Mapped[BaseModel | None] = relationship()
+    reasons: Mapped[list[AdapterReason]] = relationship(
+        passive_deletes=True, order_by="AdapterReason.position", cascade="all, delete-orphan"
+    )
+
+
+class AdapterReason(Table):
+    """One thing that speaks against an adapter; all of them are recorded, not the first only."""
+
+    __tablename__ = "adapter_reason"
+
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapter.id", ondelete="CASCADE"), primary_key=True)
+    reason: Mapped[str] = mapped_column(primary_key=True, index=True)
+    position: Mapped[int] = mapped_column(comment="order of the rules")
+    detail: Mapped[str]
+
+
+class Crawl(Table):
+    """What was asked of the Hub, how far it got, and what it cost; totals run on when it is resumed."""
+
+    __tablename__ = "crawl"
+
+    id: Mapped[Key]
+    listing: Mapped[str] = mapped_column(index=True, comment="digest of the Hub and the queries alone")
+    scope: Mapped[str] = mapped_column(
+        index=True, comment="digest of what was asked; a crawl resumes one of its scope"
+    )
+    asked: Mapped[Any] = mapped_column(
+        comment="the options, the queries and the time before which nothing is listed"
+    )
+    state: Mapped[CrawlState] = mapped_column(stored(CrawlState))
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    watermark: Mapped[datetime | None] = mapped_column(
+        comment="newest last-modified listed; set only without errors"
+    )
+    api_requests: Mapped[int] = mapped_column(default=0)
+    resolver_requests: Mapped[int] = mapped_column(default=0)
+    bytes: Mapped[int] = mapped_column(default=0)
+    seconds: Mapped[float] = mapped_column(default=0.0)
+
+
+class CrawlPage(Table):
+    """One listing page, written together with its rows: `next_url` of the newest page is the frontier."""
+
+    __tablename__ = "crawl_page"
+
+    crawl_id: Mapped[int] = mapped_column(ForeignKey("crawl.id", ondelete="CASCADE"), primary_key=True)
+    query: Mapped[int] = mapped_column(primary_key=True, comment="index into the crawl's queries")
+    number: Mapped[int] = mapped_column(primary_key=True)
+    url: Mapped[str]
+    next_url: Mapped[str | None]
+    rows: Mapped[int] = mapped_column(comment="rows that became items, repeated ones included")
+    passed_over: Mapped[int] = mapped_column(
+        comment="rows without any adapter file, or older than what was asked for"
+    )
+
+
+class CrawlItem(Table):
+    """One row of a listing and what became of it."""
+
+    __tablename__ = "crawl_item"
+    __table_args__ = (
+        UniqueConstraint("crawl_id", "hub_id"),
+        Index("ix_crawl_item_outcome", "crawl_id", "outcome", "position"),
+    )
+
+    crawl_id: Mapped[int] = mapped_column(ForeignKey("crawl.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    hub_id: Mapped[str | None] = mapped_column(comment="null for a row that has no usable identity")
+    name: Mapped[str | None]
+    outcome: Mapped[Outcome] = mapped_column(stored(Outcome))
+    row: Mapped[Any] = mapped_column(
+        nullable=True, comment="the raw listing row until the item is settled, or why it was refused"
+    )
+    error: Mapped[str | None] = mapped_column(comment="kind of the error, for a failed or quarantined item")
+    detail: Mapped[str | None]
+
+
+class CrawlRetry(Table):
+    """A repository that could not be read: later crawls of the scope try it again, with growing pauses."""
+
+    __tablename__ = "crawl_retry"
+
+    scope: Mapped[str] = mapped_column(primary_key=True, comment="digest of what the crawl asked")
+    hub_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    commit: Mapped[str | None] = mapped_column(comment="the commit that the listing named")
+    error: Mapped[str] = mapped_column(comment="kind of the newest error")
+    detail: Mapped[str]
+    attempts: Mapped[int] = mapped_column(comment="crawls that failed at it")
+    failed_at: Mapped[datetime] = mapped_column(comment="when it first failed")
+    next_at: Mapped[datetime] = mapped_column(comment="when it may be tried again")
+
+
+class Fingerprint(Table):
+    """What a weights file does under one pattern of scalings, made by one version of the definition.
+
+    Vectors are little-endian float32, as `catalog.fingerprints.Fingerprint` describes them; the rows of
+    `spectrum` are the complete modules of the file by name.
+    """
+
+    __tablename__ = "fingerprint"
+
+    weights_digest: Mapped[str] = mapped_column(
+        ForeignKey("weights_file.digest", ondelete="CASCADE"), primary_key=True
+    )
+    scaling_pattern: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    spectrum: Mapped[bytes]
+    delta: Mapped[bytes]
+    output: Mapped[bytes]
+
+
+class Embedding(Table):
+    """A vector of one chunk of a text, made by one model."""
+
+    __tablename__ = "embedding"
+
+    content: Mapped[str] = mapped_column(primary_key=True, comment="sha256 of the text that was embedded")
+    model: Mapped[str] = mapped_column(primary_key=True, comment="Hub id and revision of the embedding model")
+    chunk: Mapped[int] = mapped_column(primary_key=True)
+    vector: Mapped[bytes] = mapped_column(comment="little-endian float32")
+
+
+class Evaluation(Table):
+    """A measured score: adapter or merge, on a task's split, by a metric, with n and where it came from."""
+
+    __tablename__ = "evaluation"
+    __table_args__ = (
+        UniqueConstraint("subject", "task", "split", "metric", "source"),
+        CheckConstraint("n IS NULL OR n > 0", name="n"),
+    )
+
+    id: Mapped[Key]
+    subject: Mapped[str] = mapped_column(comment="owner/name[@commit][:subfolder], merge:<digest>, or base")
+    adapter_id: Mapped[int | None] = mapped_column(ForeignKey("adapter.id", ondelete="SET NULL"), index=True)
+    task: Mapped[str] = mapped_column(index=True)
+    split: Mapped[str]
+    metric: Mapped[str]
+    value: Mapped[float]
+    n: Mapped[int | None] = mapped_column(
+        comment="number of samples measured; null when the source does not say"
+    )
+    source: Mapped[str]
+
+
+class Pool(Table):
+    """A pinned selection of adapters under a name."""
+
+    __tablename__ = "pool"
+    __table_args__ = (UniqueConstraint("name"), CheckConstraint("length(digest) = 64", name="digest"))
+
+    id: Mapped[Key]
+    name: Mapped[str]
+    digest: Mapped[str] = mapped_column(comment="sha256 of the canonical manifest")
+    manifest: Mapped[Any]
+    created_at: Mapped[datetime]
+
+
+class PoolMember(Table):
+    """One adapter of a pool, at its place."""
+
+    __tablename__ = "pool_member"
+
+    pool_id: Mapped[int] = mapped_column(ForeignKey("pool.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapter.id"), index=True)

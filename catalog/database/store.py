@@ -1,0 +1,387 @@
+"""The only module that writes facts about repositories and adapters.
+
+Functions take a session and never commit: the caller's transaction is the unit of work. What is stored
+depends only on the records handed in, never on the order in which threads finished.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, fields
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from catalog.adapters import (
+    AdapterRecord,
+    DocumentRecord,
+    FingerprintRecord,
+    RepositoryRecord,
+    WeightsRecord,
+    extended_table,
+    license_of_base,
+    seed_spellings,
+)
+from catalog.adapters import BaseSpelling as SpellingRecord
+from catalog.database.schema import (
+    Adapter,
+    AdapterReason,
+    BaseModel,
+    BaseSpelling,
+    Document,
+    Fingerprint,
+    Repository,
+    RepositoryAlias,
+    Spelling,
+    WeightsFile,
+)
+from catalog.fingerprints import FINGERPRINT_VERSION
+
+_ELSEWHERE = {"base_canonical", "config", "card", "weights", "reasons"}
+_COLUMNS = tuple(f.name for f in fields(AdapterRecord) if f.name not in _ELSEWHERE)
+_LISTED = tuple(
+    f.name for f in fields(RepositoryRecord) if f.name not in {"hub_id", "name", "commit", "tags"}
+)
+
+
+def known_repository(session: Session, hub_id: str) -> Repository | None:
+    """The repository with this Hub `_id`, or None."""
+    return session.scalar(select(Repository).where(Repository.hub_id == hub_id))
+
+
+def known_repositories(session: Session, hub_ids: Collection[str]) -> dict[str, Repository]:
+    """The repositories with these Hub `_id`s, by `_id`."""
+    return {
+        row.hub_id: row for row in session.scalars(select(Repository).where(Repository.hub_id.in_(hub_ids)))
+    }
+
+
+def touch_repository(
+    session: Session, known: Repository | None, record: RepositoryRecord, now: datetime
+) -> Repository:
+    """Sets what a listing says of a repository, new or known, and gives its row; adapters are left alone.
+
+    A new name keeps the row and leaves the old name as an alias.
+    """
+    row = known or Repository(hub_id=record.hub_id, name=record.name, first_seen=now)
+    if row.name != record.name:
+        session.merge(RepositoryAlias(repository_id=row.id, name=row.name))
+        row.name = record.name
+    for name in _LISTED:
+        setattr(row, name, getattr(record, name))
+    row.owner = record.owner
+    row.tags = list(record.tags)
+    row.last_seen = now
+    row.gone_at = None
+    session.add(row)
+    return row
+
+
+def bury_namesakes(session: Session, repositories: Collection[Repository], now: datetime) -> None:
+    """Makes tombstones of the rows that still bear a name which these repositories now bear on the Hub."""
+    session.flush()
+    bearers = {row.hub_id for row in repositories}
+    names = {row.name for row in repositories}
+    others = update(Repository).where(Repository.name.in_(names), Repository.hub_id.not_in(bearers))
+    session.execute(others.where(Repository.gone_at.is_(None)).values(gone_at=now))
+
+
+def save_repositories(
+    session: Session, found: Sequence[tuple[RepositoryRecord, Sequence[AdapterRecord]]], now: datetime
+) -> None:
+    """Writes repositories with all adapters of one commit each; adapters of older commits stay as history.
+
+    No two of them may have the same name: which of two is the one that is still there depends on the order.
+    """
+    adapters = [adapter for _, inside in found for adapter in inside]
+    known = known_repositories(session, [record.hub_id for record, _ in found])
+    old = [row.id for row in known.values()]
+    session.execute(update(Adapter).where(Adapter.repository_id.in_(old)).values(current=False))
+    save_documents(session, [d for adapter in adapters for d in (adapter.config, adapter.card) if d])
+    _save_weights(session, [adapter.weights for adapter in adapters if adapter.weights])
+    bases = _base_model_ids(session, {a.base_canonical for a in adapters if a.base_canonical is not None})
+    with session.no_autoflush:
+        rows = [touch_repository(session, known.get(record.hub_id), record, now) for record, _ in found]
+    bury_namesakes(session, rows, now)
+    commits = {record.commit for record, _ in found}
+    same = select(Adapter).where(Adapter.repository_id.in_(old), Adapter.commit.in_(commits))
+    there = {(a.repository_id, a.commit, a.subfolder): a for a in session.scalars(same)} if old else {}
+    with session.no_autoflush:
+        for row, (record, inside) in zip(rows, found, strict=True):
+            row.commit = record.commit
+            for adapter in inside:
+                at = there.get((row.id, adapter.commit, adapter.subfolder)) or Adapter(repository_id=row.id)
+                _write_adapter(at, adapter, bases.get(adapter.base_canonical or ""))
+                session.add(at)
+    session.flush()
+
+
+def _write_adapter(row: Adapter, record: AdapterRecord, base_id: int | None) -> None:
+    """Sets every column of one adapter folder at one commit, and its reasons."""
+    for name in _COLUMNS:
+        value = getattr(record, name)
+        setattr(row, name, list(value) if isinstance(value, tuple) else value)
+    row.current = True
+    row.base_model_id = base_id
+    row.config_digest = record.config.digest if record.config else None
+    row.card_digest = record.card.digest if record.card else None
+    row.weights_digest = record.weights.digest if record.weights else None
+    row.reasons = [
+        AdapterReason(reason=reason.reason, position=position, detail=reason.detail)
+        for position, reason in enumerate(record.reasons)
+    ]
+
+
+def mark_gone(repository: Repository, now: datetime) -> None:
+    """Makes a repository a tombstone; its rows stay."""
+    if repository.gone_at is None:
+        repository.gone_at = now
+
+
+def known_document(session: Session, digest: str) -> bytes | None:
+    """The content of a small file that was fetched before, or None."""
+    return session.scalar(select(Document.content).where(Document.digest == digest))
+
+
+def known_weights(session: Session, digest: str) -> WeightsRecord | None:
+    """What is known of a safetensors file from any adapter that carries it, or None.
+
+    A git blob id finds the file under its sha256 where that is known.
+    """
+    of_git = select(WeightsFile).where(WeightsFile.git_oid == digest).order_by(WeightsFile.digest).limit(1)
+    row = session.scalar(of_git) or session.get(WeightsFile, digest)
+    if row is None:
+        return None
+    header = zlib.decompress(row.header) if row.header is not None else None
+    found = select(Fingerprint).where(
+        Fingerprint.weights_digest == row.digest, Fingerprint.version == FINGERPRINT_VERSION
+    )
+    fingerprints = tuple(
+        FingerprintRecord(f.scaling_pattern, f.version, f.spectrum, f.delta, f.output)
+        for f in session.scalars(found.order_by(Fingerprint.scaling_pattern))
+    )
+    return WeightsRecord(row.digest, row.size, header, row.tensor_digest, fingerprints, row.git_oid)
+
+
+def save_fingerprint(session: Session, weights_digest: str, made: FingerprintRecord, tensors: str) -> None:
+    """Writes one fingerprint of a known weights file, and the digest of its tensors."""
+    session.get_one(WeightsFile, weights_digest).tensor_digest = tensors
+    session.merge(Fingerprint(weights_digest=weights_digest, **asdict(made)))
+    session.flush()
+
+
+def without_fingerprint(session: Session) -> list[tuple[str, str, bytes]]:
+    """(digest of weights in LFS, pattern of scalings, config) of current adapters that have no fingerprint.
+
+    Sorted, each pair once; files that nobody has read are among them.
+    """
+    made = exists().where(
+        Fingerprint.weights_digest == Adapter.weights_digest,
+        Fingerprint.scaling_pattern == Adapter.scaling_pattern,
+        Fingerprint.version == FINGERPRINT_VERSION,
+    )
+    rows = session.execute(
+        select(Adapter.weights_digest, Adapter.scaling_pattern, Document.content)
+        .join(Document, Document.digest == Adapter.config_digest)
+        .where(Adapter.current, Adapter.weights_digest.is_not(None), Adapter.scaling_pattern.is_not(None))
+        .where(func.length(Adapter.weights_digest) == 64, ~made)
+        .order_by(Adapter.weights_digest, Adapter.scaling_pattern, Adapter.config_digest)
+    )
+    found = {(str(digest), str(pattern)): content for digest, pattern, content in rows}
+    return [(digest, pattern, content) for (digest, pattern), content in found.items()]
+
+
+def readable_weights(
+    session: Session, repository_ids: Collection[int], refusing: Collection[str], unreadable: Collection[str]
+) -> list[tuple[int, str, bool, bool]]:
+    """(repository, digest of weights, whether their values are known, whether the reasons in `refusing` let
+    the adapter pass) of their current adapters with LoRA factors, those with a reason in `unreadable` left
+    out.
+    """
+    rows = session.execute(
+        select(Adapter.repository_id, Adapter.weights_digest, _known(), ~_has_reason(refusing)).where(
+            Adapter.repository_id.in_(repository_ids), Adapter.current, readable(unreadable)
+        )
+    )
+    return [(owner, str(digest), bool(known), bool(passes)) for owner, digest, known, passes in rows]
+
+
+def waiting(session: Session, unreadable: Collection[str]) -> int:
+    """How many current adapters have LoRA factors that could be read and were not, whatever rules refuse
+    them.
+    """
+    query = (
+        select(func.count())
+        .select_from(Adapter)
+        .join(Adapter.repository)
+        .where(Adapter.current, Repository.gone_at.is_(None), readable(unreadable), ~_known())
+    )
+    return session.scalar(query) or 0
+
+
+def readable(unreadable: Collection[str]) -> ColumnElement[bool]:
+    """Whether an adapter has LoRA factors that none of these reasons kept from being read."""
+    return and_(Adapter.scaling_pattern.is_not(None), Adapter.modules > 0, ~_has_reason(unreadable))
+
+
+def _known() -> ColumnElement[bool]:
+    """Whether the values of an adapter's weights were read as they are read now."""
+    fingerprinted = exists().where(
+        Fingerprint.weights_digest == Adapter.weights_digest,
+        Fingerprint.scaling_pattern == Adapter.scaling_pattern,
+        Fingerprint.version == FINGERPRINT_VERSION,
+    )
+    return and_(Adapter.norm.is_not(None), fingerprinted.correlate(Adapter))
+
+
+def _has_reason(reasons: Collection[str]) -> ColumnElement[bool]:
+    found = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
+    return found.correlate(Adapter)
+
+
+def with_weights_up_to(session: Session, repository_ids: Collection[int], reason: str, most: int) -> set[int]:
+    """The repositories with a current adapter that has this reason and weights of at most so many bytes."""
+    return set(
+        session.scalars(
+            select(Adapter.repository_id)
+            .join(Adapter.reasons)
+            .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+            .where(Adapter.repository_id.in_(repository_ids), Adapter.current)
+            .where(AdapterReason.reason == reason, WeightsFile.size <= most)
+        )
+    )
+
+
+def judged_otherwise(session: Session, repository_ids: Collection[int], described_with: str) -> set[int]:
+    """The repositories with a current adapter that was judged with other rules or spellings than these."""
+    return set(
+        session.scalars(
+            select(Adapter.repository_id).where(
+                Adapter.repository_id.in_(repository_ids),
+                Adapter.current,
+                Adapter.described_with != described_with,
+            )
+        )
+    )
+
+
+def with_reason(session: Session, repository_ids: Collection[int], reasons: Collection[str]) -> set[int]:
+    """The repositories with a current adapter that has one of these reasons."""
+    return set(
+        session.scalars(
+            select(Adapter.repository_id)
+            .join(Adapter.reasons)
+            .where(
+                Adapter.repository_id.in_(repository_ids), Adapter.current, AdapterReason.reason.in_(reasons)
+            )
+        )
+    )
+
+
+def add_spelling(session: Session, record: SpellingRecord) -> None:
+    """Writes one spelling of a base model that a user gives; it replaces what the program says of it."""
+    row = session.get(BaseSpelling, record.spelling) or BaseSpelling(spelling=record.spelling)
+    row.base_model_id = _base_model_ids(session, {record.canonical})[record.canonical]
+    row.kind, row.note, row.by_user = Spelling(record.kind), record.note, True
+    session.add(row)
+    session.flush()
+
+
+def sync_bases(session: Session) -> None:
+    """Brings the spellings that the program knows into the catalog; those of a user stay as they are."""
+    known = set(session.scalars(select(BaseSpelling.spelling)))
+    missing = [record for record in seed_spellings() if record.spelling not in known]
+    bases = _base_model_ids(session, {record.canonical for record in missing})
+    session.add_all(
+        BaseSpelling(
+            spelling=record.spelling,
+            base_model_id=bases[record.canonical],
+            kind=Spelling(record.kind),
+            note=record.note,
+            by_user=False,
+        )
+        for record in missing
+    )
+    session.flush()
+
+
+def spellings(session: Session) -> tuple[SpellingRecord, ...]:
+    """All spellings of all base models, sorted by base and spelling."""
+    rows = session.execute(
+        select(BaseModel.canonical, BaseSpelling.spelling, BaseSpelling.kind, BaseSpelling.note)
+        .join(BaseSpelling.base_model)
+        .order_by(BaseModel.canonical, BaseSpelling.spelling)
+    )
+    return tuple(
+        SpellingRecord(canonical, spelling, kind.value, note) for canonical, spelling, kind, note in rows
+    )
+
+
+def base_names(session: Session) -> tuple[str, ...]:
+    """The canonical names of all base models that the catalog has spellings or adapters of, sorted."""
+    of_adapters = exists().where(Adapter.base_model_id == BaseModel.id)
+    spelled = exists().where(BaseSpelling.base_model_id == BaseModel.id)
+    named = select(BaseModel.canonical).where(or_(of_adapters, spelled))
+    return tuple(session.scalars(named.order_by(BaseModel.canonical)))
+
+
+def find_base(session: Session, name: str) -> str:
+    """The canonical name of the base model that a user means, by any of its names.
+
+    Raises NotFoundError with the nearest known names.
+    """
+    return extended_table(spellings(session)).find(name, base_names(session))
+
+
+def has_adapters(session: Session, canonical: str) -> bool:
+    """Whether the catalog has current adapters of a base model."""
+    found = (
+        select(Adapter.id).join(Adapter.base_model).where(BaseModel.canonical == canonical, Adapter.current)
+    )
+    return session.scalar(found.limit(1)) is not None
+
+
+def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:
+    """The ids of base models by canonical name; those that are not there yet are made."""
+    found = select(BaseModel.canonical, BaseModel.id).where(BaseModel.canonical.in_(names))
+    ids = dict(session.execute(found).all()) if names else {}
+    missing = [
+        BaseModel(canonical=name, license=license_of_base(name)) for name in sorted({*names} - ids.keys())
+    ]
+    session.add_all(missing)
+    session.flush()
+    return ids | {row.canonical: row.id for row in missing}
+
+
+def save_documents(session: Session, records: Collection[DocumentRecord]) -> None:
+    """Writes small files under their digests; those that are there already stay."""
+    contents = {record.digest: record.content for record in records}
+    known = set(session.scalars(select(Document.digest).where(Document.digest.in_(contents))))
+    session.add_all(
+        Document(digest=digest, content=content)
+        for digest, content in contents.items()
+        if digest not in known
+    )
+
+
+def _save_weights(session: Session, records: Collection[WeightsRecord]) -> None:
+    digests = {record.digest for record in records}
+    rows = {
+        row.digest: row for row in session.scalars(select(WeightsFile).where(WeightsFile.digest.in_(digests)))
+    }
+    for record in records:
+        row = rows.get(record.digest)
+        if row is None:
+            row = rows[record.digest] = WeightsFile(digest=record.digest, size=record.size)
+            session.add(row)
+        # The header of a file that was read whole and verified replaces one that came by itself.
+        if record.header is not None and (row.header is None or record.fingerprints):
+            row.header = zlib.compress(record.header, 9)
+        row.tensor_digest = record.tensor_digest or row.tensor_digest
+        row.git_oid = record.git_oid or row.git_oid
+    session.flush()
+    for record in records:
+        for made in record.fingerprints:
+            session.merge(Fingerprint(weights_digest=record.digest, **asdict(made)))

@@ -1,0 +1,58 @@
+from . import verified
+from .blobs import Blob, BlobStore, BlobWriter, Damage, temporary_store
+from .disk import (
+    at_work,
+    copy_file,
+    in_use,
+    is_refused,
+    may_write,
+    remove_abandoned,
+    replace_folder,
+    temporary_folder,
+)
+from .paths import unsafe_path
+from .storable import clean_json, clean_text
+from .strictjson import LFS_POINTER, UTF8_BOM, load_json, read_json
+from .strictyaml import (
+    CORE_TAGS,
+    MOST_DEPTH,
+    MOST_NODES,
+    BoundedLoader,
+    YamlError,
+    check_events,
+    read_yaml,
+)
+from .verified import Verified, digest_of
+
+__all__ = [
+    "CORE_TAGS",
+    "LFS_POINTER",
+    "MOST_DEPTH",
+    "MOST_NODES",
+    "UTF8_BOM",
+    "Blob",
+    "BlobStore",
+    "BlobWriter",
+    "BoundedLoader",
+    "Damage",
+    "Verified",
+    "YamlError",
+    "at_work",
+    "check_events",
+    "clean_json",
+    "clean_text",
+    "copy_file",
+    "digest_of",
+    "in_use",
+    "is_refused",
+    "load_json",
+    "may_write",
+    "read_json",
+    "read_yaml",
+    "remove_abandoned",
+    "replace_folder",
+    "temporary_folder",
+    "temporary_store",
+    "unsafe_path",
+    "verified",
+]

@@ -1,0 +1,5 @@
+"""What the update of an adapter does, in vectors; adapters with the same or nearly the same weights."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

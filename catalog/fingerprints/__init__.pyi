@@ -1,0 +1,53 @@
+from .copies import (
+    Copy,
+    Group,
+    cosines,
+    duplicates,
+    near_pairs,
+    representatives,
+    rounding,
+)
+from .exact import Cosine, exact_cosine
+from .measurements import health_of, modules_of, pattern_of, record_of, spectrum_of
+from .series import Family, families
+from .sketches import (
+    DELTA_SIZE,
+    FINGERPRINT_VERSION,
+    OUTPUT_SIZE,
+    Fingerprint,
+    fingerprint,
+    output_sketch,
+    signs,
+    stable_rank,
+    use_one_thread,
+    verdict,
+)
+
+__all__ = [
+    "DELTA_SIZE",
+    "FINGERPRINT_VERSION",
+    "OUTPUT_SIZE",
+    "Copy",
+    "Cosine",
+    "Family",
+    "Fingerprint",
+    "Group",
+    "cosines",
+    "duplicates",
+    "exact_cosine",
+    "families",
+    "fingerprint",
+    "health_of",
+    "modules_of",
+    "near_pairs",
+    "output_sketch",
+    "pattern_of",
+    "record_of",
+    "representatives",
+    "rounding",
+    "signs",
+    "spectrum_of",
+    "stable_rank",
+    "use_one_thread",
+    "verdict",
+]

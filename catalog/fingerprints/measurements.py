@@ -1,0 +1,70 @@
+"""What is on record of a weights file's values, joined with a configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from catalog.adapters import (
+    AdapterConfig,
+    FingerprintRecord,
+    WeightsHealth,
+    WeightsRecord,
+    fingerprint_pattern,
+    has_first_names,
+    header_modules,
+    health,
+    parse_header,
+)
+from catalog.fingerprints.sketches import Fingerprint, Verdict, spectrum_norms, verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def record_of(made: Fingerprint) -> FingerprintRecord:
+    """A fingerprint as it is stored: little-endian float32."""
+    spectrum, delta, output = (v.astype("<f4").tobytes() for v in (made.spectrum, made.delta, made.output))
+    return FingerprintRecord(made.scaling_pattern, made.version, spectrum, delta, output)
+
+
+def modules_of(header: bytes, size: int, config: AdapterConfig) -> tuple[str, ...]:
+    """The complete modules in the header of a file of `size` bytes, sorted; raises WeightsError."""
+    return header_modules(parse_header(header, size), config)
+
+
+def pattern_of(record: WeightsRecord, config: AdapterConfig) -> str:
+    """Under which pattern a file whose header is known has its fingerprint (`fingerprint_pattern`).
+
+    Raises WeightsError for a broken header and ConfigError for patterns that give no scaling.
+    """
+    return fingerprint_pattern(parse_header(record.header or b"", record.size), config)
+
+
+def health_of(record: WeightsRecord, config: AdapterConfig) -> tuple[WeightsHealth, Verdict] | None:
+    """Norm and health of the update under a configuration, None where the values were not read under the
+    names that it has now.
+
+    Raises ConfigError for patterns that give no scaling.
+    """
+    if not record.fingerprints or record.header is None:
+        return None
+    header = parse_header(record.header, record.size)
+    modules = header_modules(header, config)
+    # Spectra know no scalings: that of the plain pattern serves every adapter that has its names.
+    made = record.fingerprint(fingerprint_pattern(header, config))
+    if made is None and has_first_names(header, config):
+        made = record.fingerprint("")
+    if made is None:
+        return None
+    norms = spectrum_norms(modules, spectrum_of(made.spectrum))
+    return health(norms, config), verdict(norms, config)
+
+
+def spectrum_of(stored: bytes) -> NDArray[np.float32]:
+    """The stored spectrum as (modules, 8): the norm of B A, then its leading singular values."""
+    import numpy as np
+
+    from catalog.fingerprints.sketches import LEADING
+
+    return np.frombuffer(stored, dtype="<f4").reshape(-1, 1 + LEADING)

@@ -1,0 +1,132 @@
+"""Families: adapters of one owner that a user would name together, such as checkpoints and series.
+
+Pure: from rows to groups, no database.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from catalog.fingerprints.copies import (
+    Copy,
+    Link,
+    alike,
+    all_roots,
+    by_name,
+    by_root,
+    grouped,
+    join,
+    join_equal,
+    parts,
+    root,
+    strongest_first,
+    unit_vectors,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Training that went on, and a series of fewer names than speak for themselves.
+CONTINUED = 0.9
+SERIES = 0.5
+SERIES_NAMES = 3
+_CHANGING = re.compile(
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    r"|(?<![0-9a-z])[0-9a-f]{8,}(?![0-9a-z])"
+    r"|[0-9]+(?:\.[0-9]+)*(?:e[-+]?[0-9]+(?![0-9a-z]))?",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Adapters of one owner that belong together, sorted, under a name that a user can read, and why."""
+
+    name: str
+    members: tuple[str, ...]
+    why: str
+
+
+def families(copies: Iterable[Copy]) -> list[Family]:
+    """The families of two and more adapters, sorted by name; every adapter is in at most one.
+
+    Joined are the adapters of one repository (checkpoints, folders); an owner's repositories whose names are
+    equal by `series_name`, three at least, or two with updates whose sketches have a cosine of 0.5; and
+    adapters of one owner whose sketches have a cosine of 0.9 (continued training). Updates are compared as in
+    `duplicates`, within one known base model. Links chain. A family is named by the series with most of its
+    members, else by its first repository.
+    """
+    rows = by_name(copies)
+    units = unit_vectors(rows)
+    parents = list(range(len(rows)))
+    join_equal(parents, [row.repository for row in rows])
+    series = _join_series(rows, units, parents)
+    near = [
+        link
+        for nodes in grouped(units, lambda node: (rows[node].owner, rows[node].base))
+        for link in alike(units, nodes, CONTINUED)
+        if root(parents, link.left) != root(parents, link.right)
+    ]
+    continued = [link for link in sorted(near, key=strongest_first) if join(parents, link.left, link.right)]
+    roots = all_roots(parents)
+    own = by_root(continued, roots)
+    found = [_family(rows, nodes, series, own.get(nodes[0], ())) for nodes in parts(roots)]
+    return sorted(found, key=lambda family: family.name)
+
+
+def series_name(name: str) -> str:
+    """The name with `#` for each uuid, hexadecimal word of eight digits or more, and number (1.5, 2e-5)."""
+    return _CHANGING.sub("#", name)
+
+
+def _join_series(
+    rows: Sequence[Copy], units: Mapping[int, NDArray[np.float32]], parents: list[int]
+) -> dict[int, str]:
+    """Joins the series of each owner; gives the name of its series for each node that is in one."""
+    series: dict[int, str] = {}
+    names = [series_name(row.repository.rpartition("/")[2]) for row in rows]
+    for nodes in grouped(range(len(rows)), lambda node: (rows[node].owner, names[node])):
+        repositories = {rows[node].repository for node in nodes}
+        if len(repositories) >= SERIES_NAMES or (len(repositories) > 1 and _kindred(rows, units, nodes)):
+            for node in nodes:
+                join(parents, nodes[0], node)
+                series[node] = f"{rows[node].owner}/{names[node]}"
+    return series
+
+
+def _kindred(rows: Sequence[Copy], units: Mapping[int, NDArray[np.float32]], nodes: Sequence[int]) -> bool:
+    """Whether updates in two of the repositories have the cosine of a series."""
+    return any(
+        rows[link.left].repository != rows[link.right].repository
+        for group in grouped((node for node in nodes if node in units), lambda node: rows[node].base)
+        for link in alike(units, group, SERIES)
+    )
+
+
+def _family(
+    rows: Sequence[Copy], nodes: Sequence[int], series: Mapping[int, str], links: Sequence[Link]
+) -> Family:
+    """The family of these nodes, which repositories, series and links of continued training joined."""
+    repositories = Counter(rows[node].repository for node in nodes)
+    named = Counter(series[node] for node in nodes if node in series)
+    why = []
+    if named:
+        names = len({rows[node].repository for node in nodes if node in series})
+        why.append(f"{names} names of {'one series' if len(named) == 1 else f'{len(named)} series'}")
+        if names < SERIES_NAMES:
+            why[-1] += f" with delta cosine from {SERIES}"
+    if len(nodes) > len(repositories):
+        several = sum(count > 1 for count in repositories.values())
+        why.append(f"several adapters in {'one repository' if several == 1 else f'{several} repositories'}")
+    if links:
+        why.append(f"delta cosine from {min(link.cosine for link in links):.2f}")
+    return Family(
+        name=min(named, key=lambda name: (-named[name], name)) if named else min(repositories),
+        members=tuple(rows[node].adapter for node in nodes),
+        why="; ".join(why),
+    )

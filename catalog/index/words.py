@@ -1,0 +1,356 @@
+"""Full-text search as a cache: an FTS5 file in the folder `index/`, whatever database the catalog is in.
+
+The file `words.db` holds the texts of each adapter split into words; `words.json` says what it was made of
+and its sha256. A file that fits is opened; one of other texts is copied and brought up to date text by text;
+one that is damaged is built anew. No file is changed in place: each is written aside and renamed, so that
+whoever reads goes on reading what it opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import sqlite3
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from filelock import FileLock, Timeout
+
+from catalog.errors import CatalogError, ConfigError, UsageError
+from catalog.files import is_refused, load_json
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("name", "card", "tags", "datasets", "base")
+# Version of how texts become words and of the tables: a change raises it, and files are built anew.
+_FORMAT = 1
+# English words that say nothing of a topic.
+_EMPTY_WORDS = frozenset(
+    {"a", "about", "an", "and", "any", "are", "as", "at", "be", "by", "can", "do", "does", "for", "from"}
+    | {"has", "have", "how", "i", "in", "into", "is", "it", "its", "me", "my", "no", "not", "of", "on"}
+    | {"or", "our", "so", "some", "such", "than", "that", "the", "their", "them", "then", "there", "these"}
+    | {"they", "this", "to", "up", "was", "we", "were", "what", "when", "where", "which", "who", "why"}
+    | {"will", "with", "would", "you", "your"}
+)
+_MOST_TERMS = 32
+_MOST_MANIFEST = 1 << 16
+_CHUNK = 1 << 20
+_MARKS = ("\x01", "\x02")
+_MARKED = re.compile(f"{_MARKS[0]}([^{_MARKS[1]}]*){_MARKS[1]}")
+_NO_MARKS = dict.fromkeys(map(ord, _MARKS), " ")
+_INSERT = f"INSERT INTO texts(rowid, {', '.join(COLUMNS)}) VALUES (?{', ?' * len(COLUMNS)})"  # noqa: S608
+# So many adapters are scored for a search: 5,000, and a fifth of a larger catalog.
+LEAST_SCORED, _PART_SCORED = 5000, 5
+_SCHEMA = f"""
+CREATE TABLE stamp (stamp TEXT NOT NULL);
+CREATE TABLE source (id INTEGER PRIMARY KEY, adapter TEXT NOT NULL, digest BLOB NOT NULL);
+CREATE VIRTUAL TABLE texts USING fts5({", ".join(COLUMNS)}, tokenize = 'porter unicode61');
+"""
+_SCRIPTS = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_IDEOGRAPH = re.compile(f"[{_SCRIPTS}]")
+_RUN = re.compile(rf"[{_SCRIPTS}]+|[^\W_{_SCRIPTS}]+")
+# A run of letters and digits in which a word ends without a sign: CamelCase, ABCWord, word2, 8B.
+_JOINED = re.compile(
+    r"(?<![A-Za-z0-9])[A-Za-z0-9]{0,60}?(?:[a-z][A-Z]|[A-Z]{2}[a-z]|[A-Za-z][0-9]|[0-9][A-Za-z])[A-Za-z0-9]*"
+)
+_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_HEX_RUN = re.compile(r"[0-9a-f]{8,}|(?=[0-9a-f]*[0-9])[0-9a-f]{4}")
+
+
+@dataclass(frozen=True)
+class AdapterText:
+    """What full-text search knows of one adapter; `digest` is of all the rest."""
+
+    id: int
+    adapter: str
+    name: str
+    card: str
+    tags: str
+    datasets: str
+    base: str
+
+    @property
+    def digest(self) -> bytes:
+        """sha256 of everything but the id."""
+        digest = hashlib.sha256()
+        for said in (self.adapter, self.name, self.card, self.tags, self.datasets, self.base):
+            data = said.encode()
+            digest.update(b"%d:" % len(data))
+            digest.update(data)
+        return digest.digest()
+
+
+class TextSource(Protocol):
+    """Where the texts live."""
+
+    def digests(self) -> Mapping[int, bytes]:
+        """The digest of every adapter's text by its id."""
+        ...
+
+    def texts(self, ids: Collection[int]) -> Iterable[AdapterText]:
+        """The texts of these adapters, those that are still there."""
+        ...
+
+
+@dataclass(frozen=True)
+class WordHit:
+    """An adapter that has one of the words; `score` is BM25, higher is better."""
+
+    id: int
+    score: float
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format: int
+    stamp: str
+    sha256: str
+
+
+class WordIndex:
+    """The words of all adapters; made by `open_words`, closed by its user."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.size = int(connection.execute("SELECT count(*) FROM source").fetchone()[0])
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._connection.close()
+
+    def search(self, text: str, k: int, among: Collection[int] | None = None) -> list[WordHit]:
+        """The k adapters that have words of the text, best first, ties by the adapter's name.
+
+        Ranked by BM25 as FTS5 works it out (k1 1.2, b 0.75), all columns weighing the same; any word will do.
+        Words are taken from the rarest on while at most 5,000 adapters, or a fifth of all, have them; the
+        common ones left over, to which BM25 gives little weight, do not count. `among` admits only these ids;
+        up to 5,000 of them are scored by all words. Raises UsageError for k below 1.
+        """
+        if k < 1:
+            raise UsageError(f"The number of hits must be at least 1, not {k}.")
+        few = among is not None and len(among) <= LEAST_SCORED
+        match = _any(terms(text) if few else self._telling(terms(text)))
+        if not match or (few and not among):
+            return []
+        # The + keeps SQLite from asking FTS5 for one adapter after the other.
+        only = "AND +texts.rowid IN (SELECT value FROM json_each(?))" if among is not None else ""
+        found = self._connection.execute(
+            "SELECT texts.rowid, -bm25(texts) AS score FROM texts JOIN source ON source.id = texts.rowid "  # noqa: S608
+            f"WHERE texts MATCH ? {only} ORDER BY score DESC, source.adapter LIMIT ?",
+            (match, *((json.dumps(list(among)),) if among is not None else ()), k),
+        )
+        return [WordHit(key, score) for key, score in found]
+
+    def where(self, text: str, ids: Collection[int]) -> dict[int, dict[str, tuple[str, ...]]]:
+        """The words of these adapters that the text's words met, by id and column, in lower case."""
+        match = _any(terms(text))
+        if not match or not ids:
+            return {}
+        marked = ", ".join(
+            f"highlight(texts, {n}, '{_MARKS[0]}', '{_MARKS[1]}')" for n in range(len(COLUMNS))
+        )
+        rows = self._connection.execute(
+            f"SELECT rowid, {marked} FROM texts WHERE texts MATCH ? AND rowid IN "  # noqa: S608
+            "(SELECT value FROM json_each(?))",
+            (match, json.dumps(list(ids))),
+        )
+        return {
+            key: {
+                column: words
+                for column, said in zip(COLUMNS, columns, strict=True)
+                if (words := tuple(dict.fromkeys(word.lower() for word in _MARKED.findall(said))))
+            }
+            for key, *columns in rows
+        }
+
+    def _telling(self, looked_for: Collection[str]) -> list[str]:
+        """The terms that some adapter has, the rarest first, as far as the number to be scored allows."""
+        counts = {term: self._adapters_with(term) for term in looked_for}
+        left = max(LEAST_SCORED, self.size // _PART_SCORED)
+        chosen: list[str] = []
+        for term in sorted(filter(counts.get, counts), key=lambda term: counts[term]):
+            left -= counts[term]
+            if chosen and left < 0:
+                break
+            chosen.append(term)
+        return chosen
+
+    def _adapters_with(self, term: str) -> int:
+        found = self._connection.execute("SELECT count(*) FROM texts WHERE texts MATCH ?", (f'"{term}"',))
+        return int(found.fetchone()[0])
+
+
+def _any(found: Collection[str]) -> str:
+    """The FTS5 expression "one of these terms"."""
+    return " OR ".join(f'"{term}"' for term in found)
+
+
+def spread(text: str) -> str:
+    """The text with every word that hides in another one beside it: `LlamaGuard2` is llama and guard too.
+
+    snake_case and kebab-case fall apart by themselves. Hexadecimal runs, as UUIDs have, stay whole.
+    Characters of scripts without spaces stand alone.
+    """
+    text = unicodedata.normalize("NFC", text).translate(_NO_MARKS)
+    return _IDEOGRAPH.sub(r" \g<0> ", _JOINED.sub(_with_parts, text))
+
+
+def _with_parts(match: re.Match[str]) -> str:
+    word = match[0]
+    if _HEX_RUN.fullmatch(word):
+        return word
+    return " ".join(dict.fromkeys((word, *(part for part in _PART.findall(word) if len(part) > 1))))
+
+
+def terms(text: str) -> tuple[str, ...]:
+    """What is looked for in a user's text: its words, and pairs of characters where a script has no spaces.
+
+    At most 32. They hold letters, digits and spaces only: nothing in them is FTS5's syntax. Words that tell
+    nothing (the, of, to…) are left out where any others are left.
+    """
+    found: list[str] = []
+    for run in _RUN.findall(unicodedata.normalize("NFC", text)):
+        if _IDEOGRAPH.match(run):
+            found += [" ".join(run[n : n + 2]) for n in range(max(len(run) - 1, 1))]
+        else:
+            found += spread(run).split()
+    distinct = {term.lower(): term for term in found}
+    telling = {word: term for word, term in distinct.items() if word not in _EMPTY_WORDS}
+    return tuple((telling or distinct).values())[:_MOST_TERMS]
+
+
+def open_words(folder: Path, source: TextSource) -> WordIndex:
+    """The words of all adapters of the source, from the file in the folder as far as that fits.
+
+    Writes the file where it was not current; where the folder cannot be written to, the log has a warning and
+    the index works from memory. Raises CatalogError where Python's SQLite lacks FTS5.
+    """
+    digests = source.digests()
+    place, stamp = folder / "words.db", _stamp(digests)
+    manifest = _intact(place)
+    if manifest is not None and manifest.stamp == stamp:
+        with suppress(sqlite3.Error):  # replaced by another process just now
+            return _opened(place, stamp)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.with_suffix(".lock"), timeout=0):
+            return _renewed(place, source, digests, stamp)
+    except Timeout:
+        log.info("%s is being written by another process", place)
+    except (OSError, sqlite3.OperationalError) as error:
+        level = logging.INFO if is_refused(error) else logging.WARNING
+        log.log(level, "%s cannot be written and is built anew each time: %s", place, error)
+    connection = sqlite3.connect(":memory:")
+    try:
+        _fill(connection, source, digests, stamp, fresh=True)
+    except BaseException:
+        connection.close()
+        raise
+    return WordIndex(connection)
+
+
+def _renewed(place: Path, source: TextSource, digests: Mapping[int, bytes], stamp: str) -> WordIndex:
+    """A file of this stamp, made beside from the old one or from nothing, put in place and opened."""
+    aside, manifest = place.with_suffix(".db.new"), place.with_suffix(".json.new")
+    try:
+        fresh = _intact(place) is None
+        if fresh:
+            if place.exists():
+                log.warning("%s is damaged or of another version: building it", place)
+            aside.unlink(missing_ok=True)
+        else:
+            shutil.copyfile(place, aside)
+        with closing(sqlite3.connect(aside)) as connection:
+            connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+            _fill(connection, source, digests, stamp, fresh=fresh)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+            said = asdict(_Manifest(_FORMAT, stamp, _sha256(file)))
+        manifest.write_text(json.dumps(said, indent=1, sort_keys=True), encoding="utf-8")
+        aside.replace(place)
+        manifest.replace(place.with_suffix(".json"))
+    finally:
+        aside.unlink(missing_ok=True)
+        manifest.unlink(missing_ok=True)
+    return _opened(place, stamp)
+
+
+def _fill(
+    connection: sqlite3.Connection,
+    source: TextSource,
+    digests: Mapping[int, bytes],
+    stamp: str,
+    *,
+    fresh: bool,
+) -> None:
+    """Brings the tables up to date: removes texts that changed or went, adds those that changed or came."""
+    if fresh:
+        try:
+            connection.executescript(_SCHEMA)
+        except sqlite3.OperationalError as error:
+            raise CatalogError(
+                f"This Python's SQLite cannot search texts, take one with FTS5: {error}."
+            ) from error
+    known = dict(connection.execute("SELECT id, digest FROM source"))
+    changed = sorted(key for key, digest in digests.items() if known.get(key) != digest)
+    gone = [(key,) for key in known if known[key] != digests.get(key)]
+    connection.executemany("DELETE FROM texts WHERE rowid = ?", gone)
+    connection.executemany("DELETE FROM source WHERE id = ?", gone)
+    for text in source.texts(changed):
+        connection.execute("INSERT INTO source VALUES (?, ?, ?)", (text.id, text.adapter, text.digest))
+        columns = (text.id, *(spread(getattr(text, column)) for column in COLUMNS))
+        connection.execute(_INSERT, columns)
+    connection.execute("DELETE FROM stamp")
+    connection.execute("INSERT INTO stamp VALUES (?)", (stamp,))
+    if fresh:
+        connection.execute("INSERT INTO texts(texts) VALUES ('optimize')")
+    connection.commit()
+
+
+def _opened(file: Path, stamp: str) -> WordIndex:
+    """The index in a file that nobody changes; raises sqlite3.Error where it is not of this stamp."""
+    connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+    try:
+        # Nobody shortens the file, so that it can be read as memory: a third faster at 100,000 adapters.
+        connection.execute(f"PRAGMA mmap_size = {file.stat().st_size}")
+        if connection.execute("SELECT stamp FROM stamp").fetchone() != (stamp,):
+            raise sqlite3.DatabaseError("another file")
+        return WordIndex(connection)
+    except sqlite3.Error:
+        connection.close()
+        raise
+
+
+def _intact(place: Path) -> _Manifest | None:
+    """The manifest of a file of this version that is byte for byte what was written; None for any other."""
+    with suppress(OSError, ConfigError, KeyError, TypeError, ValueError):
+        said: Any = load_json(place.with_suffix(".json").read_bytes(), max_bytes=_MOST_MANIFEST)
+        manifest = _Manifest(int(said["format"]), str(said["stamp"]), str(said["sha256"]))
+        if manifest.format == _FORMAT:
+            with place.open("rb") as file:
+                if _sha256(file) == manifest.sha256:
+                    return manifest
+    return None
+
+
+def _stamp(digests: Mapping[int, bytes]) -> str:
+    """sha256 of everything that decides what is in the file."""
+    stamp = hashlib.sha256(f"{_FORMAT} {_SCHEMA}".encode())
+    for key in sorted(digests):
+        stamp.update(b"%d %s" % (key, digests[key]))
+    return stamp.hexdigest()
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,39 @@
+from .adapter import adapter_picture
+from .canvas import (
+    FAINT,
+    GRID,
+    INK,
+    MARKERS,
+    OTHER,
+    PALETTE,
+    SMALL,
+    UNKNOWN,
+    extent,
+    fitted,
+    inches,
+    number,
+    plain,
+    settings,
+)
+from .map import map_picture
+from .positions import layout
+
+__all__ = [
+    "FAINT",
+    "GRID",
+    "INK",
+    "MARKERS",
+    "OTHER",
+    "PALETTE",
+    "SMALL",
+    "UNKNOWN",
+    "adapter_picture",
+    "extent",
+    "fitted",
+    "inches",
+    "layout",
+    "map_picture",
+    "number",
+    "plain",
+    "settings",
+]

@@ -1,0 +1,289 @@
+"""A map of many adapters: one point each, coloured by a category or a number, with names where they fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catalog.errors import UsageError
+from catalog.pictures.canvas import (
+    COLOUR_MAP,
+    FAINT,
+    MARKERS,
+    OTHER,
+    PALETTE,
+    SMALL,
+    UNKNOWN,
+    WIDTH,
+    checked_suffix,
+    colour_bar,
+    colour_scale,
+    counted,
+    extent,
+    fitted,
+    heading,
+    inches,
+    save,
+    settings,
+    sheet,
+    write,
+)
+from catalog.pictures.positions import LEADER, leader, name_places
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Names are written beside so many points at most, and more points than this are pixels in an SVG.
+MOST_NAMES = 60
+MOST_VECTORS = 2000
+# Up to so many points each category has its own marker; above, points cover each other in random order.
+MOST_MARKERS = 500
+_HUGE = 1e150
+
+# Inches.
+_HEIGHT, _LEFT, _BOTTOM, _TOP, _LEGEND = 6.2, 0.4, 0.4, 0.6, 1.7
+# 1/72 inch.
+_BOX = 72 * (WIDTH - _LEFT - _LEGEND - 0.3), 72 * (_HEIGHT - _BOTTOM - _TOP)
+_NAME_WIDTH = 1.4 * 72
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Points that look alike; `members` are their indices."""
+
+    label: str
+    members: NDArray[np.intp]
+    colour: str
+    marker: str
+
+
+def map_picture(
+    points: NDArray[Any],
+    names: Sequence[str],
+    colours: Sequence[str | float | None],
+    title: str,
+    legend_title: str,
+    path: Path,
+    labels: bool,
+) -> None:
+    """Writes a map of n adapters: `points` (n, 2) with their names, coloured by `colours`.
+
+    `colours` are all words (the nine most frequent have a colour and a marker, the rest is grey) or all
+    numbers (a colour bar); None and numbers that are not finite are unknown, and light grey. With `labels`
+    the names stand beside up to 60 points; a name that finds no free place is left out, and the picture
+    says how many were. A point that is not finite has no place and is counted below the map. Both axes have
+    the same scale and no unit (`catalog.pictures.layout` says what distances mean). Above 2,000 points they
+    are pixels inside the SVG or PDF. Above 500 all are circles that cover each other in random order, so that
+    no colour hides another.
+
+    Raises UsageError for a suffix that is no .svg, .png or .pdf, for no points, for lengths that differ
+    and for a mixture of words and numbers, and StorageError where the file cannot be written.
+    """
+    checked_suffix(path)
+    save(map_figure(points, names, colours, title, legend_title, labels), path, title)
+
+
+def map_figure(
+    points: NDArray[Any],
+    names: Sequence[str],
+    colours: Sequence[str | float | None],
+    title: str,
+    legend_title: str,
+    labels: bool,
+) -> Figure:
+    """The figure that `map_picture` writes; raises UsageError as it does."""
+    points = np.asarray(points, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points) == len(names) == len(colours):
+        raise UsageError("A map needs one point in two dimensions, one name and one colour for each adapter.")
+    placed = np.flatnonzero((np.abs(points) < _HUGE).all(axis=1)).tolist()
+    if not placed:
+        raise UsageError("There is nothing to draw: no adapter has a place on the map.")
+    kind = _kind(colours)
+    with settings():
+        figure = sheet(_HEIGHT)
+        heading(figure, title, _summary(len(points), len(placed)))
+        axes, places = _axes(figure, points[placed])
+        shown = [colours[i] for i in placed]
+        if kind == "numbers":
+            _draw_numbers(figure, axes, places, shown, legend_title)
+        else:
+            _draw_groups(figure, axes, places, shown, legend_title if kind == "words" else "")
+        if labels and len(placed) <= MOST_NAMES:
+            _draw_names(figure, places, [names[i] for i in placed])
+    return figure
+
+
+def _kind(colours: Sequence[str | float | None]) -> Literal["words", "numbers", "nothing"]:
+    known = [colour for colour in colours if colour is not None]
+    words = sum(isinstance(colour, str) for colour in known)
+    if 0 < words < len(known):
+        raise UsageError("A map is coloured by words or by numbers, not by both at once.")
+    return "nothing" if not known else "words" if words else "numbers"
+
+
+def _summary(count: int, placed: int) -> str:
+    text = counted(count, "adapter")
+    return text if placed == count else f"{text}, {count - placed:,} of them without a place on the map"
+
+
+def _axes(figure: Figure, points: NDArray[np.float64]) -> tuple[Axes, NDArray[np.float64]]:
+    """Axes in 1/72 inch, and the points on them, with one scale for both directions."""
+    box = np.array(_BOX)
+    axes = figure.add_axes(inches(figure, _LEFT, _BOTTOM, box[0] / 72, box[1] / 72))
+    axes.set(xlim=(0, box[0]), ylim=(0, box[1]), xticks=[], yticks=[])
+    axes.set_xlabel("dimension 1 (no unit)", fontsize=SMALL, color=FAINT, labelpad=5)
+    axes.set_ylabel("dimension 2 (no unit)", fontsize=SMALL, color=FAINT, labelpad=5)
+    low, high = points.min(axis=0), points.max(axis=0)
+    unit = float(((high - low) / box).max()) / 0.9 or 1.0
+    return axes, (points - (low / 2 + high / 2)) / unit + box / 2
+
+
+def _look(count: int) -> dict[str, Any]:
+    """Size, edge and transparency for so many points."""
+    size = float(np.clip(34 * (100 / count) ** 0.55, 0.8, 34))
+    return {
+        "s": size,
+        "alpha": 0.9 if count <= 500 else 0.6,
+        "linewidths": 0.4 if count <= 500 else 0,
+        "rasterized": count > MOST_VECTORS,
+    }
+
+
+def _order(count: int) -> NDArray[np.intp]:
+    """The order in which points are drawn: any, but the same each time, and not that of the catalog."""
+    return np.random.default_rng(0).permutation(count)
+
+
+def _draw_numbers(
+    figure: Figure,
+    axes: Axes,
+    points: NDArray[np.float64],
+    colours: Sequence[Any],
+    legend_title: str,
+) -> None:
+    values = np.array([np.nan if colour is None else float(colour) for colour in colours])
+    known = np.isfinite(values)
+    look = _look(len(points))
+    axes.scatter(*points[~known].T, color=UNKNOWN, edgecolors="white", **look)
+    top = _draw_legend_title(figure, legend_title)
+    x = WIDTH - _LEGEND
+    if known.any():
+        shown, scale, _ = colour_scale(values[known])
+        order = _order(len(shown))
+        look |= {"c": shown[order], "norm": scale, "cmap": COLOUR_MAP, "edgecolors": "white"}
+        axes.scatter(*points[known][order].T, **look)
+        colour_bar(figure, (x, top - 2.6, 0.14, 2.5), values[known])
+    if not known.all():
+        unknown = _Group("unknown", np.flatnonzero(~known), UNKNOWN, "o")
+        _draw_entry(figure, x, top - 3.0, unknown)
+
+
+def _draw_groups(
+    figure: Figure, axes: Axes, points: NDArray[np.float64], colours: Sequence[Any], legend_title: str
+) -> None:
+    groups = _groups(colours)
+    look = _look(len(points))
+    if len(points) <= MOST_MARKERS:
+        for group in reversed(groups):
+            axes.scatter(
+                *points[group.members].T, color=group.colour, edgecolors="white", marker=group.marker, **look
+            )
+    else:
+        groups = [replace(group, marker="o") for group in groups]
+        shade = np.empty(len(points), dtype=object)
+        for group in groups:
+            shade[group.members] = group.colour
+        order = _order(len(points))
+        axes.scatter(*points[order].T, color=shade[order].tolist(), **look)
+    if legend_title:
+        y = _draw_legend_title(figure, legend_title)
+        for group in groups:
+            y -= 0.2
+            _draw_entry(figure, WIDTH - _LEGEND, y, group)
+
+
+def _groups(colours: Sequence[str | None]) -> list[_Group]:
+    """The most frequent categories, then all others together, then the points without one."""
+    counts = Counter(colour for colour in colours if colour is not None)
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    coloured = ranked[: len(PALETTE)]
+    slots = {word: slot for slot, word in enumerate(coloured)}
+    others, unknown = len(coloured), len(coloured) + 1
+    slot = np.array([unknown if c is None else slots.get(c, others) for c in colours], dtype=np.intp)
+    looks = [
+        *((word, PALETTE[i], MARKERS[i]) for i, word in enumerate(coloured)),
+        (f"{len(ranked) - len(coloured):,} others", OTHER, "o"),
+        ("unknown" if counts else "", UNKNOWN if counts else PALETTE[0], "o"),
+    ]
+    return [
+        _Group(label, members, colour, marker)
+        for i, (label, colour, marker) in enumerate(looks)
+        if (members := np.flatnonzero(slot == i)).size
+    ]
+
+
+def _draw_legend_title(figure: Figure, text: str) -> float:
+    """Writes the title of the legend; returns the height in inches where its entries begin."""
+    y = _HEIGHT - _TOP - 0.11
+    write(figure, WIDTH - _LEGEND, y, fitted(text, 72 * (_LEGEND - 0.15)))
+    return y
+
+
+def _draw_entry(figure: Figure, x: float, y: float, group: _Group) -> None:
+    from matplotlib.lines import Line2D
+
+    mark = Line2D(
+        [x + 0.07],
+        [y + 0.035],
+        transform=figure.dpi_scale_trans,
+        marker=group.marker,
+        color=group.colour,
+        markersize=5.5,
+        markeredgewidth=0,
+        linestyle="",
+    )
+    figure.add_artist(mark)
+    count = f" ({len(group.members):,})"
+    room = 72 * (_LEGEND - 0.35) - extent(count, SMALL)[0]
+    write(figure, x + 0.2, y, fitted(group.label, room, SMALL) + count, size=SMALL)
+
+
+def _draw_names(figure: Figure, anchors: NDArray[np.float64], names: Sequence[str]) -> None:
+    """Names beside their points, as many as have room."""
+    texts = [fitted(name, _NAME_WIDTH, SMALL) for name in names]
+    sizes = [extent(text, SMALL) for text in texts]
+    corners = name_places(anchors, [(width + 1, height) for width, height in sizes], _BOX)
+    origin = np.array([_LEFT, _BOTTOM])
+    for anchor, text, size, corner in zip(anchors, texts, sizes, corners, strict=True):
+        if corner is None:
+            continue
+        place = origin + np.array(corner) / 72
+        write(figure, place[0], place[1] + 0.25 * size[1] / 72, text, size=SMALL)
+        end = leader(anchor, np.array([*corner, corner[0] + size[0], corner[1] + size[1]]))
+        if np.hypot(*(end - anchor)) > LEADER:
+            _draw_line(figure, origin + anchor / 72, origin + end / 72)
+    missing = sum(corner is None for corner in corners)
+    if missing:
+        text = f"{counted(missing, 'name')} without room"
+        write(figure, WIDTH - _LEGEND, _BOTTOM, text, size=SMALL, color=FAINT)
+
+
+def _draw_line(figure: Figure, start: NDArray[np.float64], end: NDArray[np.float64]) -> None:
+    from matplotlib.lines import Line2D
+
+    line = Line2D(
+        [start[0], end[0]],
+        [start[1], end[1]],
+        transform=figure.dpi_scale_trans,
+        color=FAINT,
+        linewidth=0.4,
+        zorder=1,
+    )
+    figure.add_artist(line)

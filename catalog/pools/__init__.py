@@ -1,0 +1,5 @@
+"""Pools: the manifest that pins adapters, and the folders that an export writes."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

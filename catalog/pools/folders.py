@@ -1,0 +1,319 @@
+"""A pool as files: folders that PEFT loads, a mergekit or vLLM recipe, a Hub in a folder, or a list of ids.
+
+An export is made beside its place and appears by one rename. Every byte is compared with the manifest's
+sha256 on the way. Where PEFT would not load a file as it came, another one is written in its place
+(`catalog.adapters`), and export.json has the sha256 of both; `verify_files` compares again whenever asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from catalog.adapters import engine_problems, load_problems, make_loadable
+from catalog.errors import ConfigError, PoolError, StorageError
+from catalog.files import Verified, copy_file, digest_of, load_json, replace_folder, temporary_folder
+from catalog.pools.manifest import MANIFEST_NAME, Manifest, Member, PinnedFile, Problem
+
+Form = Literal["peft", "mergekit", "vllm", "hub", "ids"]
+FORMS: tuple[Form, ...] = ("peft", "mergekit", "vllm", "hub", "ids")
+ADAPTERS = "adapters"
+EXPORT_RECORD = "export.json"
+RECORD_FORMAT = "loradex-export/1"
+_MOST_RECORD = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Content:
+    """The bytes of a pinned file: in memory, or in a file to copy."""
+
+    data: bytes | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file of an export: the sha256 that the manifest pins, and size and sha256 of what was written."""
+
+    source: str
+    written: str
+    size: int
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What export.json says of a pool's files, by their paths in the export; `as_is`: none was to change."""
+
+    pool: str
+    as_is: bool
+    files: Mapping[str, WrittenFile]
+
+    def canonical(self) -> bytes:
+        """The bytes of export.json."""
+        files = [{"path": path, **asdict(file)} for path, file in sorted(self.files.items())]
+        document = {"format": RECORD_FORMAT, "pool": self.pool, "as_is": self.as_is, "files": files}
+        return f"{json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False)}\n".encode()
+
+
+Fetch = Callable[[Member, PinnedFile], Content]
+Progress = Callable[[int, int], None]
+
+
+def export(
+    manifest: Manifest,
+    to: Path,
+    form: Form,
+    fetch: Fetch | None,
+    progress: Progress,
+    *,
+    as_is: bool = False,
+) -> Path:
+    """The folder NAME-DIGEST below `to` that holds the pool in this format; one that is there is replaced.
+
+    With `fetch` the adapters' files are copied into it (formats peft, mergekit, vllm and hub); without, only
+    recipes and ids that name the Hub. Files that PEFT would not load are written so that it does, but in the
+    format hub or where `as_is` says that no byte may change. Raises PoolError for bytes that are not the
+    pinned ones and StorageError where the disk refuses.
+    """
+    if fetch is None and form in ("peft", "hub"):
+        raise PoolError(f"The format {form} holds the weights; add --weights.")
+    target = to / (manifest.folder_name if form in ("peft", "hub") else f"{manifest.folder_name}-{form}")
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(to) as temporary:
+            folder = temporary / "pool"
+            folder.mkdir()
+            (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
+            if fetch is not None and form != "ids":
+                _write_members(manifest, folder, form, fetch, progress)
+                if form != "hub":
+                    _write_record(manifest, folder, as_is=as_is)
+            for name, text in _recipes(manifest, form, local=fetch is not None).items():
+                (folder / name).write_text(text, encoding="utf-8", newline="\n")
+            replace_folder(folder, target, temporary)
+    except OSError as error:
+        raise StorageError(f"The pool cannot be written below {to}: {error.strerror}.") from error
+    return target
+
+
+def member_folder(member: Member, form: Form = "peft") -> Path:
+    """Where a member's files are within an export."""
+    if form == "hub":
+        return Path(*member.repository.split("/"), *filter(None, member.subfolder.split("/")))
+    return Path(ADAPTERS) / member.folder_name
+
+
+def _write_members(
+    manifest: Manifest,
+    folder: Path,
+    form: Form,
+    fetch: Fetch,
+    progress: Progress,
+) -> None:
+    for done, member in enumerate(manifest.members):
+        progress(done, len(manifest.members))
+        place = folder / member_folder(member, form)
+        place.mkdir(parents=True, exist_ok=True)
+        for file in member.files:
+            _write(fetch(member, file), place / file.name)
+            if reason := _difference(place / file.name, file):
+                raise PoolError(f"{member.adapter}: {file.name} {reason}; nothing was exported.")
+        if form == "hub":
+            facts = {"_id": member.hub_id, "sha": member.commit}
+            root = folder.joinpath(*member.repository.split("/"))
+            (root / ".hub.json").write_text(
+                json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
+    progress(len(manifest.members), len(manifest.members))
+
+
+def _write_record(manifest: Manifest, folder: Path, *, as_is: bool) -> None:
+    """Makes the members' folders such that PEFT loads them, unless `as_is`, and writes export.json."""
+    files: dict[str, WrittenFile] = {}
+    for member in manifest.members:
+        place = folder / member_folder(member)
+        if not as_is:
+            make_loadable(place)
+        for file in member.files:
+            written = place / file.name
+            path = (member_folder(member) / file.name).as_posix()
+            files[path] = WrittenFile(file.sha256, digest_of(written), written.stat().st_size)
+    record = ExportRecord(manifest.digest, as_is, files)
+    (folder / EXPORT_RECORD).write_bytes(record.canonical())
+
+
+def read_record(folder: Path) -> ExportRecord | None:
+    """What export.json in an export says; None where there is none, as in exports of earlier versions.
+
+    Raises PoolError for a file that is no such record.
+    """
+    file = folder / EXPORT_RECORD
+    if not file.is_file():
+        return None
+    try:
+        document = load_json(file.read_bytes(), max_bytes=_MOST_RECORD)
+        if not isinstance(document, dict) or document["format"] != RECORD_FORMAT:
+            raise ValueError(f"it has not the format {RECORD_FORMAT}")
+        rows = [dict(row) for row in document["files"]]
+        files = {str(row.pop("path")): WrittenFile(**row) for row in rows}
+        record = ExportRecord(str(document["pool"]), document["as_is"] is True, files)
+        if record.canonical() != file.read_bytes():
+            raise ValueError("somebody edited it")
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise PoolError(f"{file} cannot be used: {error}; export the pool again.") from error
+    except OSError as error:
+        raise PoolError(f"{file} cannot be read: {error.strerror}.") from error
+    return record
+
+
+def load_problems_of(manifest: Manifest, folder: Path) -> list[Problem]:
+    """The members of an export of which plain PEFT loads nothing, or not all, each with the reasons."""
+    found = []
+    for member in manifest.members:
+        where = _folder_of(manifest, folder, member)
+        reasons = load_problems(where) if where is not None else ()
+        if reasons:
+            found.append(Problem(member.adapter, "peft", f"{member.adapter}: {'; '.join(reasons)}."))
+    return found
+
+
+def _folder_of(manifest: Manifest, folder: Path, member: Member) -> Path | None:
+    """Where a member's files are in an export; None where it has none."""
+    place = in_export(manifest, folder)
+    where = place(member, member.files[0]).parent if place is not None and member.files else None
+    return where if where is not None and where.is_dir() else None
+
+
+def misread_members(manifest: Manifest, folder: Path) -> dict[str, list[str]]:
+    """What engines other than PEFT make of the members of an export: who each sentence is true of."""
+    found: dict[str, list[str]] = {}
+    for member in manifest.members:
+        where = _folder_of(manifest, folder, member)
+        for sentence in engine_problems(where) if where is not None else ():
+            found.setdefault(sentence, []).append(member.adapter)
+    return found
+
+
+def rewritten_members(manifest: Manifest, record: ExportRecord) -> list[str]:
+    """The members of which an export holds a file in other bytes than the pinned ones, in their order."""
+    changed = {path for path, file in record.files.items() if file.source != file.written}
+    return [
+        member.adapter
+        for member in manifest.members
+        if any((member_folder(member) / file.name).as_posix() in changed for file in member.files)
+    ]
+
+
+def _write(content: Content, place: Path) -> None:
+    if content.path is None:
+        place.write_bytes(content.data or b"")
+    else:
+        copy_file(content.path, place)
+
+
+def _recipes(manifest: Manifest, form: Form, *, local: bool) -> dict[str, str]:
+    """The text files of a format by name."""
+    if form == "mergekit":
+        return {"mergekit.yaml": _mergekit(manifest, local=local)}
+    if form == "vllm":
+        return {"vllm.txt": "".join(f"{line}\n" for line in _vllm(manifest, local=local))}
+    if form == "ids":
+        return {"ids.txt": "".join(f"{member.reference}\n" for member in manifest.members)}
+    return {}
+
+
+def _places(manifest: Manifest, *, local: bool) -> Sequence[tuple[Member, str]]:
+    """Each member with the words that name it to other programs: a folder, or an id of the Hub."""
+    if not local and (inside := next((m for m in manifest.members if m.subfolder), None)):
+        raise PoolError(f"{inside.adapter} lies in a subfolder, which others cannot name; add --weights.")
+    return [
+        (member, member_folder(member).as_posix() if local else member.repository)
+        for member in manifest.members
+    ]
+
+
+def _mergekit(manifest: Manifest, *, local: bool) -> str:
+    """A recipe of equal weights for mergekit, which reads BASE+LORA and BASE@COMMIT; JSON is YAML."""
+    if manifest.base is None:
+        raise PoolError("The pool has no one base model, so there is no recipe for mergekit.")
+    weight = 1 / max(len(manifest.members), 1)
+    models = [
+        f"  - model: {json.dumps(f'{manifest.base}+{place}' + ('' if local else f'@{member.commit}'))}\n"
+        f"    parameters: {{weight: {weight:.6g}}}\n"
+        for member, place in _places(manifest, local=local)
+    ]
+    where = "# Run mergekit-yaml in this folder: paths are relative to it.\n" if local else ""
+    base = f"base_model: {json.dumps(manifest.canonical_base())}\n"
+    head = f"{where}{base}merge_method: task_arithmetic\ndtype: bfloat16\n"
+    return head + "models:\n" + "".join(models)
+
+
+def _vllm(manifest: Manifest, *, local: bool) -> list[str]:
+    """One JSON a line, each an argument of `vllm serve --lora-modules`."""
+    return [
+        json.dumps({"name": member.folder_name, "path": place, "base_model_name": manifest.canonical_base()})
+        for member, place in _places(manifest, local=local)
+    ]
+
+
+def verify_files(
+    manifest: Manifest,
+    place: Callable[[Member, PinnedFile], Path | None],
+    progress: Progress,
+    record: ExportRecord | None = None,
+    verified: Verified | None = None,
+) -> list[Problem]:
+    """The files of a pool that are missing or have other bytes; `place` says where each should be.
+
+    None as a place passes a file over. Every byte is read, and compared with what the record of an export
+    says was written for the pinned file; without a record with the pinned file itself. With `verified` files
+    are passed over that were read before and did not change since.
+    """
+    found: list[Problem] = []
+    for done, member in enumerate(manifest.members):
+        progress(done, len(manifest.members))
+        for file in member.files:
+            path = place(member, file)
+            if path is None:
+                continue
+            if not path.is_file():
+                found.append(Problem(member.adapter, "missing", f"{member.adapter} has no {file.name}."))
+            elif reason := _difference(path, _expected(member, file, record), verified):
+                found.append(Problem(member.adapter, "changed", f"{member.adapter}: {file.name} {reason}."))
+    progress(len(manifest.members), len(manifest.members))
+    return found
+
+
+def _expected(member: Member, file: PinnedFile, record: ExportRecord | None) -> PinnedFile:
+    """The pinned file, or what was written in its place by a record that is of this very file."""
+    path = (member_folder(member) / file.name).as_posix()
+    written = record.files.get(path) if record is not None else None
+    if written is None or written.source != file.sha256:
+        return file
+    return PinnedFile(file.name, written.size, written.written)
+
+
+def in_export(manifest: Manifest, folder: Path) -> Callable[[Member, PinnedFile], Path] | None:
+    """Where the files of an exported pool are: below `adapters/`, or as in a Hub; None where it has none."""
+    forms: tuple[Form, ...] = ("peft", "hub")
+    for form in forms:
+        if any((folder / member_folder(member, form)).is_dir() for member in manifest.members):
+            return partial(_place, folder, form)
+    return None
+
+
+def _place(folder: Path, form: Form, member: Member, file: PinnedFile) -> Path:
+    return folder / member_folder(member, form) / file.name
+
+
+def _difference(path: Path, file: PinnedFile, verified: Verified | None = None) -> str | None:
+    """Why the bytes are not the pinned ones, None where they are."""
+    size = path.stat().st_size
+    if size != file.size:
+        return f"has {size:,} bytes where {file.size:,} were pinned"
+    same = verified.holds(path, file.sha256) if verified else digest_of(path) == file.sha256
+    return None if same else "has other bytes than those pinned"

@@ -1,0 +1,312 @@
+"""What a filter can ask of an adapter: each field as the filter names it, in SQL, and in a plain row.
+
+A field has some values in an adapter: none where it is missing, one, or many where it is a list. A term of a
+filter (`catalog.query`) matches where one of the values does. That is why a missing value matches no value
+and no range, why its negation does match, and why SQL's third truth value never appears: every clause made
+here is true or false.
+
+Texts are compared without regard to the case of the letters A to Z. Other letters are compared as they are,
+since the databases and Python disagree on their case.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, and_, case, column, exists, func, literal_column
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import FunctionElement
+
+from catalog.adapters import DTYPE_BITS, adapter_name
+from catalog.database import Adapter, AdapterReason, BaseModel, CleanText, Repository
+
+Kind = Literal["text", "whole", "number", "date", "flag"]
+Condition = Callable[[Any], ColumnElement[bool]]
+# Makes the clause "some value of the field fulfils the condition", by the reasons that refuse.
+Some = Callable[[Condition, Collection[str]], ColumnElement[bool]]
+
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_KINDS: dict[Kind, str] = {
+    "text": "text",
+    "whole": "whole number",
+    "number": "number",
+    "date": "date",
+    "flag": "yes or no",
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field: `key` names its value in a row, `some` makes its clause, `help` is one sentence.
+
+    `many` marks a list, `choices` are the only values it can have, and `absent` is what a missing value
+    stands for.
+    """
+
+    name: str
+    kind: Kind
+    key: str
+    some: Some
+    help: str
+    many: bool = False
+    aliases: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    absent: Any = None
+
+    @property
+    def kind_in_words(self) -> str:
+        """The kind of its values, for people."""
+        return f"list of {_KINDS[self.kind]}s" if self.many else _KINDS[self.kind]
+
+    def values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Its values in a row, none where it is missing; raises KeyError for a row without its key."""
+        value = row[self.key]
+        if self.many:
+            return texts_in(value)
+        value = self.absent if value is None else value
+        if value is None:
+            return ()
+        return (bool(value),) if self.kind == "flag" else (value,)
+
+
+class AsciiLower(FunctionElement[str]):
+    """A text in SQL with A to Z in lower case, as `fold` gives it."""
+
+    type = CleanText()
+    inherit_cache = True
+    name = "ascii_lower"
+
+
+class TextsIn(FunctionElement[Any]):
+    """The rows `value` of the texts in a JSON column, or below a key of it, as `texts_in` gives them."""
+
+    inherit_cache = True
+    name = "texts_in"
+
+
+def fold(text: str) -> str:
+    """The text with A to Z in lower case and every other character as it is."""
+    return text.translate(_ASCII_LOWER)
+
+
+def texts_in(value: object) -> tuple[str, ...]:
+    """The texts in a list, or the text itself; none where there is anything else.
+
+    YAML reads the bare word "no", the language of Norway, as false; it is a text again here.
+    """
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    named = ("no" if entry is False else entry for entry in entries)
+    return tuple(entry for entry in named if isinstance(entry, str))
+
+
+# SQLite's lower() knows A to Z alone; PostgreSQL's does where the collation is "C".
+@compiles(AsciiLower, "sqlite")
+def _lower_on_sqlite(element: AsciiLower, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"lower({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(AsciiLower, "postgresql")
+def _lower_on_postgresql(element: AsciiLower, compiler: SQLCompiler, **kw: Any) -> str:
+    return f'lower(({compiler.process(element.clauses, **kw)}) COLLATE "C")'
+
+
+@compiles(TextsIn, "sqlite")
+def _texts_on_sqlite(element: TextsIn, compiler: SQLCompiler, **kw: Any) -> str:
+    document, *key = (compiler.process(clause, **kw) for clause in element.clauses)
+    place = f"{document}, '$.' || {key[0]}" if key else document
+    # json_each goes through the values of an object too; those are no list.
+    return (
+        f"(SELECT CASE type WHEN 'false' THEN 'no' ELSE value END AS value FROM json_each({place}) "  # noqa: S608
+        f"WHERE type IN ('text', 'false') AND json_type({place}) <> 'object')"
+    )
+
+
+@compiles(TextsIn, "postgresql")
+def _texts_on_postgresql(element: TextsIn, compiler: SQLCompiler, **kw: Any) -> str:
+    document, *key = (compiler.process(clause, **kw) for clause in element.clauses)
+    place = f"({document} -> {key[0]})" if key else document
+    return (
+        "(SELECT CASE json_typeof(entry) WHEN 'boolean' THEN 'no' ELSE entry #>> '{}' END AS value "  # noqa: S608
+        f"FROM json_array_elements(CASE json_typeof({place}) WHEN 'array' THEN {place} "
+        f"ELSE json_build_array({place}) END) AS entries(entry) "
+        "WHERE json_typeof(entry) = 'string' OR entry #>> '{}' = 'false' AND json_typeof(entry) = 'boolean')"
+    )
+
+
+def _one(value: Any) -> Some:
+    """The clauses of a single value that may be null."""
+    return lambda condition, refusing: and_(value.is_not(None), condition(value))
+
+
+def _texts(document: Any, key: str | None = None) -> Some:
+    """The clauses of the texts in a JSON column, or below one of its keys."""
+    arguments = (document,) if key is None else (document, literal_column(f"'{key}'"))
+
+    def some(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
+        rows = TextsIn(*arguments).table_valued(column("value", CleanText))
+        return exists().where(condition(rows.c.value)).correlate(Adapter, Repository)
+
+    return some
+
+
+def _base(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
+    found = exists().where(BaseModel.id == Adapter.base_model_id, condition(BaseModel.canonical))
+    return found.correlate(Adapter)
+
+
+def _reason(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
+    found = exists().where(AdapterReason.adapter_id == Adapter.id, condition(AdapterReason.reason))
+    return found.correlate(Adapter)
+
+
+def _verdict(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
+    refused = _reason(lambda reason: reason.in_(sorted(refusing)), refusing)
+    return condition(case((refused, "skipped"), else_="accepted"))
+
+
+def full_name() -> ColumnElement[str]:
+    """The name of an adapter in SQL, as `catalog.adapters.reference.adapter_name` gives it."""
+    return case((Adapter.subfolder == "", Repository.name), else_=Repository.name + ":" + Adapter.subfolder)
+
+
+def _own_name() -> ColumnElement[str]:
+    first = case((Repository.owner == "", 1), else_=func.length(Repository.owner) + 2)
+    return func.substr(full_name(), first, type_=CleanText())
+
+
+_QUALITIES = ("absent", "template", "generated", "hyperparameters", "informative")
+_HEALTH = ("healthy", "empty", "zero_update", "non_finite", "exploding", "barely_trained")
+_ALL = (
+    Field("adapter", "text", "adapter", _one(full_name()), "Its whole name, as lists show it."),
+    Field("name", "text", "name", _one(_own_name()), "Its name without the owner."),
+    Field("owner", "text", "owner", _one(Repository.owner), "The user or organisation it belongs to."),
+    Field("base", "text", "base", _base, "The Hub id of its base model."),
+    Field("rank", "whole", "rank", _one(Adapter.rank), "r of its configuration."),
+    Field("alpha", "number", "alpha", _one(Adapter.alpha), "lora_alpha of its configuration."),
+    Field("scaling", "number", "scaling", _one(Adapter.scaling), "alpha/r, or alpha/sqrt(r) with rsLoRA."),
+    Field(
+        "rslora", "flag", "use_rslora", _one(Adapter.use_rslora), "Whether it is scaled by alpha/sqrt(r).",
+        aliases=("use_rslora",),
+    ),
+    Field(
+        "target", "text", "targets", _texts(Adapter.targets), "A kind of module it adapts, such as q_proj.",
+        many=True, aliases=("targets",),
+    ),
+    Field("modules", "whole", "modules", _one(Adapter.modules), "How many modules it adapts."),
+    Field(
+        "parameters", "whole", "parameters", _one(Adapter.parameters), "How many parameters it has.",
+        aliases=("params", "size"),
+    ),
+    Field(
+        "dtype", "text", "dtypes", _texts(Adapter.dtypes), "A data type of its weights, such as BF16.",
+        many=True, aliases=("dtypes",), choices=tuple(fold(name) for name in DTYPE_BITS),
+    ),
+    Field("norm", "number", "norm", _one(Adapter.norm), "The Frobenius norm of its update scaling * B A."),
+    Field(
+        "health", "text", "health", _one(Adapter.health), "healthy, or what is wrong with its values.",
+        choices=_HEALTH,
+    ),
+    Field(
+        "partial", "text", "partial", _texts(Adapter.partial),
+        "What its update is besides scaling * B A, such as use_dora.", many=True,
+    ),
+    Field(
+        "license", "text", "license", _one(Adapter.license), "Its licence id, such as apache-2.0.",
+        aliases=("licence",),
+    ),
+    Field(
+        "verdict", "text", "verdict", _verdict, "Whether the rules accept or skip it.",
+        choices=("accepted", "skipped"),
+    ),
+    Field(
+        "reason", "text", "reasons", _reason, "What speaks against it, such as zero_update.",
+        many=True, aliases=("reasons",),
+    ),
+    Field("created", "date", "created", _one(Repository.created_at), "When its repository was made."),
+    Field("modified", "date", "modified", _one(Repository.last_modified), "When its repository changed."),
+    Field("downloads", "whole", "downloads", _one(Repository.downloads), "Downloads of the last month."),
+    Field("likes", "whole", "likes", _one(Repository.likes), "Likes on the Hub."),
+    Field(
+        "tag", "text", "tags", _texts(Repository.tags), "A tag of its repository.",
+        many=True, aliases=("tags",),
+    ),
+    Field(
+        "dataset", "text", "datasets", _texts(Adapter.card_front, "datasets"), "A dataset its card names.",
+        many=True, aliases=("datasets",),
+    ),
+    Field(
+        "language", "text", "languages", _texts(Adapter.card_front, "language"), "A language its card names.",
+        many=True, aliases=("languages",),
+    ),
+    Field(
+        "task", "text", "task_type", _one(Adapter.task_type), "task_type of its configuration.",
+        aliases=("task_type",),
+    ),
+    Field(
+        "peft", "text", "peft_type", _one(Adapter.peft_type), "peft_type of its configuration.",
+        aliases=("peft_type",),
+    ),
+    Field(
+        "quality", "text", "card_quality", _one(Adapter.card_quality), "How much its card tells.",
+        aliases=("card_quality",), choices=_QUALITIES,
+    ),
+    Field(
+        "tool", "text", "library", _one(Repository.library), "The library the Hub names for it.",
+        aliases=("library",),
+    ),
+    Field(
+        "gated", "flag", "gated", _one(Repository.gated.is_not(None)), "Whether the Hub asks for consent.",
+        absent=False,
+    ),
+    Field("main", "flag", "main", _one(Adapter.main), "Whether it stands for its repository."),
+    Field("commit", "text", "commit", _one(Adapter.commit), "The commit it was read at."),
+)  # fmt: skip
+FIELDS: dict[str, Field] = {field.name: field for field in _ALL}
+NAMES: dict[str, str] = {name: field.name for field in _ALL for name in (field.name, *field.aliases)}
+
+
+def query_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
+    """The row of an adapter that a filter's `match` is asked of: what lists show and what has a field."""
+    repository, front = adapter.repository, adapter.card_front
+    name, owner = adapter_name(repository.name, adapter.subfolder), repository.owner
+    front = front if isinstance(front, dict) else {}
+    reasons = [reason.reason for reason in adapter.reasons]
+    return {
+        "adapter": name,
+        "name": name[len(owner) + 1 :] if owner else name,
+        "owner": owner,
+        "commit": adapter.commit,
+        "base": adapter.base_model.canonical if adapter.base_model else None,
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "scaling": adapter.scaling,
+        "use_rslora": adapter.use_rslora,
+        "targets": adapter.targets,
+        "modules": adapter.modules,
+        "parameters": adapter.parameters,
+        "dtypes": adapter.dtypes,
+        "norm": adapter.norm,
+        "health": adapter.health,
+        "partial": adapter.partial,
+        "license": adapter.license,
+        "verdict": "skipped" if set(reasons) & set(refusing) else "accepted",
+        "reasons": reasons,
+        "created": repository.created_at,
+        "modified": repository.last_modified,
+        "downloads": repository.downloads,
+        "likes": repository.likes,
+        "tags": repository.tags,
+        "datasets": list(texts_in(front.get("datasets"))),
+        "languages": list(texts_in(front.get("language"))),
+        "task_type": adapter.task_type,
+        "peft_type": adapter.peft_type,
+        "card_quality": adapter.card_quality,
+        "library": repository.library,
+        "gated": repository.gated,
+        "main": adapter.main,
+        "card": adapter.card_text,
+    }

@@ -1,0 +1,133 @@
+"""Files of measured scores, read strictly: a JSON document of the project's own, or a CSV with one row an
+adapter and one column a task, as the recycling paper publishes them (r-three/realistic-adaptive-merging).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from catalog.errors import ConfigError, NotFoundError, UsageError
+from catalog.files import load_json
+from catalog.scores.metrics import score_problem
+from catalog.scores.record import BASE, Score
+
+MOST_BYTES = 256 * 1024 * 1024
+_FIELDS = {"adapter", "task", "split", "metric", "value", "n"}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def read_scores(path: Path, *, source: str, split: str, metric: str, n: int | None) -> list[Score]:
+    """The scores in a .json or .csv file; split, metric and n are those of a CSV, which does not name them.
+
+    A CSV whose second column is called zero_shot holds the base model's scores, one task a row. Raises
+    NotFoundError, and UsageError that names the line of a CSV, or the
+    number of the score in a document, for what is no score.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UsageError(f"{path} is larger than any file of scores; it is not read.")
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no {path}; name a .json or .csv file of scores.") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    if path.suffix.lower() == ".json":
+        return _from_json(data, source)
+    return _from_csv(path, data, split=split, metric=metric, n=n, source=source)
+
+
+def _from_csv(path: Path, data: bytes, *, split: str, metric: str, n: int | None, source: str) -> list[Score]:
+    """The scores of a table with a row an adapter and a column a task, or of the base model alone."""
+    rows = _csv_rows(path, data)
+    head = [cell.strip() for cell in rows[0][1]]
+    if len(head) == 2 and head[1] == "zero_shot":
+        cells = [(line, BASE, row[0], row[1]) for line, row in rows[1:]]
+    else:
+        if len(set(head)) < len(head) or not all(head):
+            raise UsageError(f"{path} line 1: a column has no name, or two have the same.")
+        cells = [
+            (line, row[0], task, value)
+            for line, row in rows[1:]
+            for task, value in zip(head[1:], row[1:], strict=True)
+        ]
+    scores: dict[tuple[str, ...], Score] = {}
+    for line, subject, task, text in cells:
+        if text.strip():
+            with _at(f"{path} line {line}"):
+                value = _number(text.strip())
+                _add(scores, Score(subject.strip(), task.strip(), split, metric, value, n, source))
+    return list(scores.values())
+
+
+def _csv_rows(path: Path, data: bytes) -> list[tuple[int, list[str]]]:
+    """The rows with their line numbers; raises UsageError for what is no rectangular CSV in UTF-8."""
+    try:
+        text = data.decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is no CSV in UTF-8: {error}.") from error
+    if not rows or len(rows[0][1]) < 2:
+        raise UsageError(f"{path} holds no table: the first line names the adapter's column and the tasks.")
+    width = len(rows[0][1])
+    wrong = next((line for line, row in rows if len(row) != width), None)
+    if wrong is not None:
+        raise UsageError(f"{path} line {wrong}: not {width} cells as in the first line.")
+    return rows
+
+
+def _number(text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise UsageError(f"{text[:40]!r} is no number.")
+    return float(text)
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Names the line or the number of a score in front of what is wrong with it."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from error
+
+
+def _add(scores: dict[tuple[str, ...], Score], score: Score) -> None:
+    """Adds a score under what identifies it; raises UsageError where that is there already."""
+    key = (score.subject, score.task, score.split, score.metric)
+    if key in scores:
+        raise UsageError(f"{score.subject} has two scores on {score.task}.")
+    scores[key] = score
+
+
+def _from_json(data: bytes, source: str) -> list[Score]:
+    """The scores of a document {"scores": [{adapter, task, split, metric, value, n}]}."""
+    try:
+        document = load_json(data, max_bytes=MOST_BYTES, finite=False)
+    except ConfigError as error:
+        raise UsageError(f"This is no file of scores: {error}.") from error
+    rows = document.get("scores") if isinstance(document, dict) else None
+    if not isinstance(rows, list):
+        raise UsageError("This is no file of scores: it has no list called scores.")
+    scores: dict[tuple[str, ...], Score] = {}
+    for number, row in enumerate(rows, 1):
+        with _at(f"Score {number}"):
+            _add(scores, _score(row, source))
+    return list(scores.values())
+
+
+def _score(row: Any, source: str) -> Score:
+    if not isinstance(row, dict) or not set(row) >= _FIELDS:
+        raise UsageError(f"it must have {', '.join(sorted(_FIELDS))}.")
+    texts = [row[name] for name in ("adapter", "task", "split", "metric")]
+    if not all(isinstance(text, str) for text in texts):
+        raise UsageError("adapter, task, split and metric must be texts.")
+    adapter, task, split, metric = (text.strip() for text in texts)
+    if problem := score_problem(metric, row["value"], row["n"]):
+        raise UsageError(f"{problem}.")
+    return Score(adapter, task, split, metric, float(row["value"]), row["n"], source)

@@ -1,0 +1,291 @@
+"""The scores that were not measured, predicted from those that were: a Gaussian process over adapters.
+
+What a column of scores looks like is known before it is measured: adapters that answer other tasks alike
+answer this one alike, and tasks that ask for alike answers reward the same adapters. With x_i the scores of
+adapter i on the T other tasks, each standardised over the adapters, adapters are compared by
+
+    k(i, j) = 0.2 x_i x_j / T + 0.8 exp(-||x_i - x_j||^2 / (T / 2)),
+
+a trend and a neighbourhood (Rasmussen and Williams 2006, chapter 4), and tasks by the cosine of their
+instructions, one half by all words and one half by the last sentence alone, which says in which form to
+answer. The first gives the covariance of a new column, the second its expected shape: a kernel ridge
+regression (ibid., section 2.2) from the other tasks' columns of `catalog.scores.excess`. A measured column is
+then a noisy look at the process, with a variance of p (1 - p) / n for n samples, and the posterior mean pulls
+each score towards what like adapters scored, the more the fewer samples it has.
+
+Holes among the other tasks are filled with the adapter's shrunk mean, and widen the distance to all others,
+so that an adapter that nobody measured has no neighbours. Memory grows with the square of the number of
+adapters and time with its cube: 960 take a second, 5,000 a minute, and more are refused. Those that nobody
+measured on anything are all alike and count as one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catalog.errors import UsageError
+from catalog.scores.matrix import Ranking, ScoreMatrix, effect, excess, other_tasks, standardised
+
+Floats = NDArray[np.float64]
+
+MOST_ADAPTERS = 5000
+# Chosen without test scores, docs/results/retrieval.md; results change little within a factor of two.
+_TREND = 0.2
+_LENGTH = 0.5
+_COMMON = 0.3
+_RIDGE = 3.0
+_SMOOTHING = 1.0
+# Variances of accuracy between adapters, and of what is an adapter's own as a part of it, that are tried.
+_AMPLITUDES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+_OWN = (0.02, 0.1, 0.3)
+# Variance of the mean score of a task, which lies anywhere between 0 and 1.
+_LEVEL = 1.0
+_LEAST_NOISE = 1e-4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expectation:
+    """What the other tasks say of one task's column before anything of it is measured.
+
+    `covariance` of (adapters, adapters) has a diagonal near 1; `shape` of (adapters,) has mean 0 and variance
+    1, or is all 0 where the other tasks say nothing; `weights` gives each other task's part in it.
+    """
+
+    covariance: Floats
+    shape: Floats
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Posterior:
+    """Expected scores (adapters,) and their standard deviations, from 0 to 1 as the scores are."""
+
+    mean: Floats
+    deviation: Floats
+
+
+def completion(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None = None) -> Ranking:
+    """Adapters by their expected score on a task, from its measured cells, the other tasks, or both.
+
+    Without a measured cell of the task the score is the expected excess in standard deviations over the
+    adapters, and nothing of the task but its text in `texts` (task to instruction) is used; with some it is a
+    share of right answers. Raises NotFoundError for an unknown task, and UsageError where nothing was
+    measured at all and for more than 5,000 adapters with scores.
+    """
+    unmeasured = np.flatnonzero(~matrix.n.any(axis=1))
+    if len(unmeasured) > 1:
+        return _with_copies(matrix, task, texts, unmeasured)
+    at = matrix.column(task)
+    values, n = matrix.values[:, at], matrix.n[:, at]
+    if not n.any():
+        other_tasks(matrix, task)
+    expected = expectation(matrix, task, texts)
+    nearest = sorted(expected.weights, key=lambda name: (-expected.weights[name], name))[:3]
+    if not n.any():
+        why = tuple(f"expected to stand out by {value:+.2f} sd on {task}" for value in expected.shape)
+        leaning = f", mostly by {', '.join(nearest)}" if texts else ""
+        return Ranking(matrix.adapters, expected.shape, tuple(text + leaning for text in why))
+    found = posterior(expected, values, n)
+    return Ranking(matrix.adapters, found.mean, reasons(found, values, n, task), found.deviation)
+
+
+def _with_copies(
+    matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None, unmeasured: NDArray[np.int64]
+) -> Ranking:
+    """The completion of the measured adapters and one unmeasured one, which speaks for all of these."""
+    kept = np.setdiff1d(np.arange(len(matrix.adapters)), unmeasured[1:])
+    names = tuple(matrix.adapters[i] for i in kept)
+    found = completion(
+        replace(matrix, adapters=names, values=matrix.values[kept], n=matrix.n[kept]), task, texts
+    )
+    place = np.searchsorted(kept, np.arange(len(matrix.adapters)))
+    place[unmeasured] = np.searchsorted(kept, unmeasured[0])
+    deviation = None if found.deviation is None else found.deviation[place]
+    return Ranking(matrix.adapters, found.scores[place], tuple(found.why[i] for i in place), deviation)
+
+
+def from_like_tasks(matrix: ScoreMatrix, task: str, texts: Mapping[str, str]) -> Ranking:
+    """Adapters by their excess on the other tasks, each task weighted by how like it reads.
+
+    The score is in standard deviations; nothing that was measured on the task itself is looked at, and the
+    columns are taken as they are: `completion` also evens them out between like adapters. Raises as `prior`.
+    """
+    matrix.column(task)
+    others = other_tasks(matrix, task)
+    weights = _task_weights(task, others.tasks, texts)
+    scores = _filled(excess(others.values)) @ weights
+    first = [others.tasks[i] for i in np.argsort(-weights, kind="stable")[:3]]
+    why = f"over {len(others.tasks)} other tasks, mostly {', '.join(first)}"
+    return Ranking(matrix.adapters, scores, tuple(f"stands out by {value:+.2f} {why}" for value in scores))
+
+
+def expectation(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None = None) -> Expectation:
+    """The prior of one task's column from the other tasks' columns and, where given, the tasks' texts.
+
+    Never looks at the task's own column. Where no other task has a score, all adapters are alike. Raises
+    UsageError for more than 5,000 adapters.
+    """
+    if len(matrix.adapters) > MOST_ADAPTERS:
+        raise UsageError(
+            f"At most {MOST_ADAPTERS:,} adapters can be compared by all their scores, not "
+            f"{len(matrix.adapters):,}; narrow them with a filter."
+        )
+    try:
+        others = other_tasks(matrix, task)
+    except UsageError:
+        size = len(matrix.adapters)
+        return Expectation(np.full((size, size), 1 - _TREND), np.zeros(size), {})
+    covariance = _covariance(others.values)
+    weights = _task_weights(task, others.tasks, texts or {})
+    raw = _filled(excess(others.values)) @ weights
+    ridge = covariance + _SMOOTHING * np.eye(len(raw))
+    smooth = covariance @ np.linalg.solve(ridge, raw - raw.mean())
+    spread = float(smooth.std())
+    shape = (smooth - smooth.mean()) / spread if spread > 0 else np.zeros(len(raw))
+    return Expectation(covariance, shape, dict(zip(others.tasks, weights.tolist(), strict=True)))
+
+
+def posterior(expected: Expectation, values: Floats, n: Floats) -> Posterior:
+    """The scores (adapters,) given those measured: values where n > 0, each the mean of n samples.
+
+    Prior: f = level + shape * slope + g + own, with g of the expectation's covariance times s^2, own
+    independent for each adapter with a part of s^2, and s^2 and that part those of largest marginal
+    likelihood on a grid (Rasmussen and Williams 2006, equations 2.25, 2.26 and 2.30). The noise is
+    p (1 - p) / n with one p (1 - p) for the task, estimated without bias, so that a score that happens to be
+    near 0 or 1 is not trusted more for it.
+    """
+    seen = n > 0
+    if not seen.any():
+        raise UsageError("A posterior needs at least one measured score; measure some adapters.")
+    y, count = values[seen], n[seen]
+    middle = float(count @ y / count.sum())
+    noise = _noise(y, count, middle) / count
+    design = np.column_stack([np.ones(len(values)), expected.shape])
+    amplitude, own, total = _likeliest(
+        expected.covariance[np.ix_(seen, seen)], design[seen], noise, y - middle
+    )
+    scales = np.array([_LEVEL, amplitude])
+    cross = amplitude * expected.covariance[:, seen] + (design * scales) @ design[seen].T
+    cross[np.flatnonzero(seen), np.arange(len(y))] += own * amplitude
+    solved = np.linalg.solve(total, np.column_stack([y - middle, cross.T]))
+    alone = amplitude * (np.diag(expected.covariance) + own) + (design**2) @ scales
+    variance = alone - np.einsum("ij,ji->i", cross, solved[:, 1:])
+    return Posterior(middle + cross @ solved[:, 0], np.sqrt(np.maximum(variance, 0)))
+
+
+def _likeliest(covariance: Floats, design: Floats, noise: Floats, y: Floats) -> tuple[float, float, Floats]:
+    """The amplitude and the part of an adapter's own with the largest marginal likelihood of y, with the
+    covariance of y under them: uphill on the grid, from its middle.
+    """
+    losses: dict[tuple[int, int], float] = {}
+
+    def total(place: tuple[int, int]) -> Floats:
+        amplitude = _AMPLITUDES[place[0]]
+        signal: Floats = amplitude * covariance + (design * np.array([_LEVEL, amplitude])) @ design.T
+        signal[np.diag_indices_from(signal)] += noise + _OWN[place[1]] * amplitude
+        return signal
+
+    place, best = (-1, -1), (len(_AMPLITUDES) // 2, len(_OWN) // 2)
+    while place != best:
+        place = best
+        for i, j in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)):
+            near = (place[0] + i, place[1] + j)
+            if near not in losses and 0 <= near[0] < len(_AMPLITUDES) and 0 <= near[1] < len(_OWN):
+                losses[near] = _loss(total(near), y)
+        best = min(losses, key=lambda tried: (losses[tried], tried))
+    return _AMPLITUDES[best[0]], _OWN[best[1]], total(best)
+
+
+def reasons(found: Posterior, values: Floats, n: Floats, task: str) -> tuple[str, ...]:
+    """Why each adapter has its expected score: its own samples, or those of adapters like it."""
+    return tuple(
+        f"expected {mean:.3f} ± {deviation:.3f}"
+        + (f" from {value:.3f} on {count:.0f} samples" if count else ", not measured itself")
+        + f" of {task} and like adapters"
+        for mean, deviation, value, count in zip(found.mean, found.deviation, values, n, strict=True)
+    )
+
+
+def likeness(texts: Sequence[str]) -> Floats:
+    """How alike instructions read, (texts, texts): the mean of two cosines, of all words and of the last
+    sentence's. An empty text is like nothing, itself included.
+    """
+    return (_cosines(texts) + _cosines([_last_sentence(text) for text in texts])) / 2
+
+
+def _task_weights(task: str, others: Sequence[str], texts: Mapping[str, str]) -> Floats:
+    """The weight of every other task in the ridge regression to this one; equal ones without texts."""
+    alike = likeness([texts.get(name, "") for name in (*others, task)]) + _COMMON
+    ridge = alike[:-1, :-1] + _RIDGE * np.eye(len(others))
+    return np.asarray(np.linalg.solve(ridge, alike[:-1, -1]), dtype=np.float64)
+
+
+def _covariance(values: Floats) -> Floats:
+    """The covariance k of the module's docstring between rows of (adapters, tasks) with holes."""
+    holes = standardised(values)
+    unknown = np.isnan(holes).mean(axis=1)
+    columns = _filled(holes)
+    trend = columns @ columns.T / columns.shape[1]
+    squares = np.diag(trend)
+    distance = np.maximum(squares[:, None] + squares - 2 * trend, 0) + unknown[:, None] + unknown
+    np.fill_diagonal(distance, 0)
+    neighbourhood = np.exp(-distance / _LENGTH)
+    result: Floats = _TREND * (trend + np.diag(unknown)) + (1 - _TREND) * neighbourhood
+    return result
+
+
+def _filled(columns: Floats) -> Floats:
+    """Standardised columns with each row's shrunk mean in its holes."""
+    result: Floats = np.where(np.isnan(columns), effect(columns)[:, None], columns)
+    return result
+
+
+def _noise(y: Floats, count: Floats, middle: float) -> float:
+    """p (1 - p) of one sample, averaged over the measured adapters without bias; the pooled one for n = 1."""
+    several = count > 1
+    if not several.any():
+        return max(middle * (1 - middle), _LEAST_NOISE)
+    m = count[several]
+    return max(float(np.mean(y[several] * (1 - y[several]) * m / (m - 1))), _LEAST_NOISE)
+
+
+def _loss(covariance: Floats, y: Floats) -> float:
+    """The negative logarithm of the normal density of y, without its constant."""
+    from scipy.linalg import solve_triangular
+
+    root = np.linalg.cholesky(covariance)
+    white = solve_triangular(root, y, lower=True, check_finite=False)
+    return float(np.log(np.diag(root)).sum() + white @ white / 2)
+
+
+def _last_sentence(text: str) -> str:
+    return re.split(r"\n|(?<=[.!?])\s", text.strip())[-1]
+
+
+def _cosines(texts: Sequence[str]) -> Floats:
+    """Cosines of tf-idf vectors of words and pairs of words: (1 + ln tf) (1 + ln((1 + N) / (1 + df)))."""
+    counts = [Counter(_terms(text)) for text in texts]
+    documents = Counter(term for found in counts for term in found)
+    column = {term: i for i, term in enumerate(sorted(documents))}
+    table = np.zeros((len(texts), max(len(column), 1)))
+    for row, found in enumerate(counts):
+        for term, times in found.items():
+            rarity = 1 + math.log((1 + len(texts)) / (1 + documents[term]))
+            table[row, column[term]] = (1 + math.log(times)) * rarity
+    length = np.linalg.norm(table, axis=1, keepdims=True)
+    table /= np.where(length > 0, length, 1)
+    result: Floats = table @ table.T
+    return result
+
+
+def _terms(text: str) -> list[str]:
+    words = re.findall(r"\w+", text.lower())
+    return words + [f"{first} {second}" for first, second in pairwise(words)]

@@ -1,0 +1,115 @@
+"""Which adapters to measure when not all can be: few samples for many, more for those that may be the best.
+
+In each of ten rounds the posterior of `catalog.scores` names the adapters whose score is expected to
+improve most on the tenth best, and these are given a few more samples: the rule of expected improvement
+(Jones, Schonlau and Welch, J. Global Optimization 13 (1998), equation 15) in batches. The end is the
+posterior mean of all, also of those that were never measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catalog.errors import UsageError
+from catalog.scores.matrix import Ranking, ScoreMatrix
+from catalog.scores.prediction import Expectation, Posterior, expectation, posterior, reasons
+
+Floats = NDArray[np.float64]
+# Scores the adapters with these names on so many samples that they were not measured on yet, in their order;
+# None where one cannot be measured.
+Measure = Callable[[Sequence[str], int], Sequence[float | None]]
+
+ROUNDS = 10
+STEP = 10
+CAP = 100
+# The place whose score is to be improved on.
+_INCUMBENT = 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Race:
+    """The outcome of a race: the ranking, the samples spent, and the matrix with what was measured added."""
+
+    ranking: Ranking
+    spent: int
+    matrix: ScoreMatrix
+
+
+def race(
+    matrix: ScoreMatrix,
+    task: str,
+    measure: Measure,
+    budget: int,
+    *,
+    texts: Mapping[str, str] | None = None,
+    step: int = STEP,
+    rounds: int = ROUNDS,
+    cap: int = CAP,
+) -> Race:
+    """Spends at most `budget` samples on a task through `measure`; ranks adapters by what was learned.
+
+    `step` samples are measured at a time, and no adapter has more than `cap`, those of the matrix included:
+    what it holds on the task is taken as measured, and `measure` is never asked for it. The same answers give
+    the same race. Raises NotFoundError for an unknown task, and UsageError for a budget below one step, an
+    answer of the wrong length or outside 0 to 1, and where no adapter could be measured.
+    """
+    if not (1 <= step <= budget and rounds >= 1):
+        raise UsageError(f"A race needs a budget of at least one step of {step} samples, and a round.")
+    at = matrix.column(task)
+    expected = expectation(matrix, task, texts)
+    right, n = np.nan_to_num(matrix.values[:, at]) * matrix.n[:, at], matrix.n[:, at].copy()
+    able = np.ones(len(n), dtype=bool)
+    spent = 0
+    batch = math.ceil(budget / (rounds * step))
+    while spent + step <= budget:
+        room = able & (n + step <= cap)
+        order = [i for i in _promising(expected, right, n) if room[i]]
+        chosen = order[: min(batch, (budget - spent) // step)]
+        if not chosen:
+            break
+        answers = measure([matrix.adapters[i] for i in chosen], step)
+        for i, score in zip(chosen, _checked(answers, len(chosen)), strict=True):
+            if math.isnan(score):
+                able[i] = False
+            else:
+                right[i], n[i], spent = right[i] + score * step, n[i] + step, spent + step
+    if not n.any():
+        raise UsageError(f"No adapter could be measured on {task}; see why, or rank by other tasks.")
+    values = np.where(n > 0, right / np.maximum(n, 1), np.nan)
+    found = posterior(expected, values, n)
+    ranking = Ranking(matrix.adapters, found.mean, reasons(found, values, n, task), found.deviation)
+    return Race(ranking, spent, matrix.with_column(task, values, n))
+
+
+def _promising(expected: Expectation, right: Floats, n: Floats) -> list[int]:
+    """The adapters by expected improvement; by what the other tasks say before anything is measured."""
+    if not n.any():
+        promise = expected.shape
+    else:
+        found = posterior(expected, np.where(n > 0, right / np.maximum(n, 1), np.nan), n)
+        promise = _improvement(found)
+    return [int(i) for i in np.argsort(-promise, kind="stable")]
+
+
+def _improvement(found: Posterior) -> Floats:
+    """E[max(f - best, 0)] of every adapter for a normal posterior, with best the tenth largest mean."""
+    best = np.sort(found.mean)[::-1][min(_INCUMBENT, len(found.mean)) - 1]
+    deviation = np.maximum(found.deviation, 1e-12)
+    z = (found.mean - best) / deviation
+    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    below = np.array([(1 + math.erf(value / math.sqrt(2))) / 2 for value in z])
+    result: Floats = deviation * (z * below + density)
+    return result
+
+
+def _checked(answers: Sequence[float | None], expected: int) -> list[float]:
+    """The answers with NaN for None; raises UsageError for what is no score."""
+    scores = [math.nan if answer is None else float(answer) for answer in answers]
+    if len(scores) != expected or not all(math.isnan(score) or 0 <= score <= 1 for score in scores):
+        raise UsageError("A measurement gave no score from 0 to 1 for each adapter; correct it.")
+    return scores

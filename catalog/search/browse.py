@@ -1,0 +1,257 @@
+"""What a user reads: totals, lists and everything known of one adapter. Writes nothing.
+
+Whether an adapter is accepted depends on the rules one judges by, so every question takes `refusing`: the
+reasons for which those rules refuse (`crawler.crawl.screening`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, exists, func, select
+from sqlalchemy.orm import Session, selectinload
+
+from catalog.adapters import AdapterReference, adapter_name
+from catalog.database import (
+    Adapter,
+    AdapterReason,
+    BaseModel,
+    Crawl,
+    Embedding,
+    Fingerprint,
+    Repository,
+    RepositoryAlias,
+    retries,
+    store,
+    waiting,
+)
+from catalog.errors import NotFoundError, UsageError
+from catalog.query import FIELDS, Prefix, Query, fold, texts_asked
+
+SORTS: dict[str, tuple[ColumnElement[Any], ...]] = {
+    "adapter": (),
+    "downloads": (Repository.downloads.desc().nulls_last(),),
+    "likes": (Repository.likes.desc().nulls_last(),),
+    "modified": (Repository.last_modified.desc().nulls_last(),),
+    "created": (Repository.created_at.desc().nulls_last(),),
+    "rank": (Adapter.rank.desc().nulls_last(),),
+    "parameters": (Adapter.parameters.desc().nulls_last(),),
+    "norm": (Adapter.norm.desc().nulls_last(),),
+}
+_PAGE = 500
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Which adapters to list: at the current commit, of repositories that are still there."""
+
+    verdict: str | None = None
+    reason: str | None = None
+    base: str | None = None
+    where: Query | None = None
+    sort: str = "adapter"
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sort not in SORTS:
+            raise UsageError(f"{self.sort!r} is no order; adapters can be sorted by {', '.join(SORTS)}.")
+
+
+def _refused(refusing: Collection[str]) -> ColumnElement[bool]:
+    return exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
+
+
+def _current() -> Select[Adapter]:
+    return (
+        select(Adapter)
+        .join(Adapter.repository)
+        .where(Adapter.current, Repository.gone_at.is_(None))
+        .options(
+            selectinload(Adapter.reasons), selectinload(Adapter.repository), selectinload(Adapter.base_model)
+        )
+    )
+
+
+def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a listing, each as the plain values that the command prints."""
+    query = _current()
+    if listing.verdict not in (None, "any"):
+        query = query.where(_refused(refusing) if listing.verdict == "skipped" else ~_refused(refusing))
+    if listing.reason is not None:
+        found = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason == listing.reason)
+        query = query.where(found)
+    if listing.base is not None:
+        query = query.join(Adapter.base_model).where(BaseModel.canonical == listing.base)
+    if listing.where is not None:
+        query = query.where(listing.where.clause(refusing))
+    query = query.order_by(*SORTS[listing.sort], Repository.name, Repository.hub_id, Adapter.subfolder)
+    for adapter in session.scalars(query.limit(listing.count).execution_options(yield_per=_PAGE)):
+        yield adapter_row(adapter, refusing)
+
+
+def adapter_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
+    """One adapter as a line of a list."""
+    reasons = [reason.reason for reason in adapter.reasons]
+    return {
+        "adapter": adapter_name(adapter.repository.name, adapter.subfolder),
+        "commit": adapter.commit,
+        "base": adapter.base_model.canonical if adapter.base_model else None,
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "scaling": adapter.scaling,
+        "targets": adapter.targets,
+        "parameters": adapter.parameters,
+        "license": adapter.license,
+        "verdict": "skipped" if set(reasons) & set(refusing) else "accepted",
+        "reasons": reasons,
+        "norm": adapter.norm,
+        "health": adapter.health,
+        "partial": adapter.partial,
+    }
+
+
+def find_adapter(session: Session, reference: AdapterReference) -> Adapter:
+    """The adapter that a reference means: the main one and the current commit where it says nothing else.
+
+    An old name of a renamed repository is understood. Raises NotFoundError, and UsageError where the
+    beginning of a commit fits several.
+    """
+    alias = select(RepositoryAlias.repository_id).where(RepositoryAlias.name == reference.name)
+    query = select(Adapter).join(Adapter.repository)
+    query = query.where((Repository.name == reference.name) | Repository.id.in_(alias))
+    if reference.commit is None:
+        query = query.where(Adapter.current)
+    else:
+        query = query.where(Adapter.commit.startswith(reference.commit, autoescape=True))
+    if reference.subfolder is None:
+        query = query.where(Adapter.main)
+    else:
+        query = query.where(Adapter.subfolder == reference.subfolder)
+    rows = session.scalars(
+        query.order_by(
+            Repository.gone_at.is_(None).desc(), (Repository.name == reference.name).desc(), Adapter.id
+        )
+    ).all()
+    if not rows:
+        raise NotFoundError(
+            f"The catalog knows no adapter {reference}; `loradex adapters` lists what it holds."
+        )
+    if reference.commit is not None and len({row.commit for row in rows}) > 1:
+        raise UsageError(f"{reference} fits several commits; write more of it.")
+    return rows[0]
+
+
+def details(session: Session, adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
+    """Everything known of one adapter, as plain values."""
+    repository = adapter.repository
+    others = session.scalars(
+        select(Adapter.subfolder)
+        .where(
+            Adapter.repository_id == repository.id, Adapter.commit == adapter.commit, Adapter.id != adapter.id
+        )
+        .order_by(Adapter.subfolder)
+    )
+    return adapter_row(adapter, refusing) | {
+        "hub_id": repository.hub_id,
+        "aliases": [alias.name for alias in repository.aliases],
+        "created": repository.created_at,
+        "modified": repository.last_modified,
+        "gone": repository.gone_at,
+        "gated": repository.gated,
+        "downloads": repository.downloads,
+        "likes": repository.likes,
+        "tags": repository.tags,
+        "current": adapter.current,
+        "main": adapter.main,
+        "other_adapters": list(others),
+        "base_raw": adapter.base_raw,
+        "base_kind": adapter.base_kind,
+        "base_evidence": adapter.base_evidence,
+        "peft_type": adapter.peft_type,
+        "task_type": adapter.task_type,
+        "use_rslora": adapter.use_rslora,
+        "modules": adapter.modules,
+        "dtypes": adapter.dtypes,
+        "weights": {"name": adapter.weights_name, "digest": adapter.weights_digest},
+        "files": adapter.files,
+        "card_quality": adapter.card_quality,
+        "card": adapter.card_text,
+        "training": adapter.training,
+        "details": {reason.reason: reason.detail for reason in adapter.reasons},
+    }
+
+
+def totals(
+    session: Session, refusing: Collection[str], unreadable: Collection[str], crawls: int = 5
+) -> dict[str, Any]:
+    """What the catalog holds, and the newest crawls.
+
+    `waiting` counts the adapters whose factors a crawl that reads weights would read, those aside that have a
+    reason in `unreadable`; `partial` those measured whose factors are not their whole update.
+    """
+    current = _current().with_only_columns(Adapter.id).options()
+    ids = current.subquery()
+    count = session.scalar(select(func.count()).select_from(ids)) or 0
+    skipped_ids = current.where(_refused(refusing)).subquery()
+    measured = current.where(Adapter.norm.is_not(None))
+    skipped = session.scalar(select(func.count()).select_from(skipped_ids)) or 0
+    reasons = session.execute(
+        select(AdapterReason.reason, func.count())
+        .join(ids, ids.c.id == AdapterReason.adapter_id)
+        .group_by(AdapterReason.reason)
+        .order_by(func.count().desc(), AdapterReason.reason)
+    )
+    here = select(func.count()).select_from(Repository)
+    return {
+        "repositories": session.scalar(here.where(Repository.gone_at.is_(None))) or 0,
+        "gone": session.scalar(here.where(Repository.gone_at.is_not(None))) or 0,
+        "adapters": count,
+        "accepted": count - skipped,
+        "skipped": skipped,
+        "reasons": dict(reasons.all()),
+        "fingerprints": session.scalar(select(func.count()).select_from(Fingerprint)) or 0,
+        "measured": _count(session, measured),
+        "partial": _count(session, measured.where(FIELDS["partial"].some(lambda name: name != "", ()))),
+        "waiting": waiting(session, unreadable),
+        "embeddings": session.scalar(select(func.count()).select_from(Embedding)) or 0,
+        "retries": retries.listed(session),
+        "crawls": [_crawl_row(crawl) for crawl in _newest(session, crawls)],
+    }
+
+
+def _count(session: Session, query: Select[int]) -> int:
+    return session.scalar(select(func.count()).select_from(query.subquery())) or 0
+
+
+def _newest(session: Session, count: int) -> list[Crawl]:
+    return list(session.scalars(select(Crawl).order_by(Crawl.id.desc()).limit(count)))
+
+
+def _crawl_row(crawl: Crawl) -> dict[str, Any]:
+    return {
+        "id": crawl.id,
+        "state": crawl.state.value,
+        "started": crawl.started_at,
+        "finished": crawl.finished_at,
+        "asked": crawl.asked,
+        "requests": {"api": crawl.api_requests, "resolver": crawl.resolver_requests},
+        "bytes": crawl.bytes,
+        "seconds": crawl.seconds,
+    }
+
+
+def refuse_unknown_bases(session: Session, query: Query) -> None:
+    """Raises NotFoundError for a base model that a filter asks for and nobody knows, with the nearest names,
+    and UsageError for one that it asks for by another name than the canonical one.
+
+    What a filter leaves out (-base:…) may be unknown.
+    """
+    known = [fold(name) for name in store.base_names(session)]
+    for term in texts_asked(query, "base"):
+        begins = isinstance(term, Prefix)
+        if not any(name == term.text or (begins and name.startswith(term.text)) for name in known):
+            canonical = store.find_base(session, term.text)
+            if fold(canonical) != term.text:
+                raise UsageError(f"{term.text} is another name of {canonical}; write base:{canonical}.")

@@ -1,0 +1,307 @@
+"""The adapters whose weights were read, with what comparing and drawing them takes. Writes nothing."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlalchemy import Select, case, exists, null, select
+from sqlalchemy.orm import Session
+
+from catalog.adapters import AdapterConfig, ScalingRule, adapter_name, parse_config
+from catalog.database import Adapter, AdapterReason, BaseModel, Document, Repository, WeightsFile
+from catalog.database import Fingerprint as FingerprintRow
+from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
+from catalog.files import BlobStore
+from catalog.fingerprints import FINGERPRINT_VERSION, Copy, Cosine, exact_cosine, modules_of, spectrum_of
+from catalog.search.vectors import SPACES, Fingerprints, Kind, vector_key
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Files = tuple[Path, AdapterConfig]
+# The weights of an adapter folder, the one that is read first.
+_WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+# So many vectors are read at once.
+_BLOCK = 500
+
+
+class Weights(Protocol):
+    """An adapter with a weights file, as far as comparing it with others takes."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def adapter(self) -> str: ...
+    @property
+    def repository(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def subfolder(self) -> str: ...
+    @property
+    def base(self) -> str | None: ...
+    @property
+    def rank(self) -> int | None: ...
+    @property
+    def scaling(self) -> float | None: ...
+    @property
+    def norm(self) -> float | None: ...
+    @property
+    def license(self) -> str | None: ...
+    @property
+    def partial(self) -> Any: ...
+    @property
+    def skipped(self) -> bool: ...
+    @property
+    def weights_digest(self) -> str: ...
+    @property
+    def tensor_digest(self) -> str | None: ...
+    @property
+    def config_digest(self) -> str | None: ...
+    @property
+    def key(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Fingerprinted:
+    """An adapter of the catalog with a weights file, and what comparing it takes.
+
+    `partial` are the reasons for which its B A is not its whole update; `skipped` says that the rules refuse
+    it.
+    """
+
+    id: int
+    repository: str
+    owner: str
+    subfolder: str
+    base: str | None
+    rank: int | None
+    scaling: float | None
+    scaling_pattern: str | None
+    norm: float | None
+    health: str | None
+    license: str | None
+    library: str | None
+    front: Any
+    partial: Any
+    weights_digest: str
+    tensor_digest: str | None
+    config_digest: str | None
+    skipped: bool = False
+
+    @property
+    def adapter(self) -> str:
+        """Its short name."""
+        return adapter_name(self.repository, self.subfolder)
+
+    @property
+    def key(self) -> str:
+        """The key of its vectors."""
+        return vector_key(self.weights_digest, self.scaling_pattern or "")
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The datasets that its card's front matter names."""
+        named = self.front.get("datasets") if isinstance(self.front, dict) else None
+        named = [named] if isinstance(named, str) else named
+        return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
+
+
+_COLUMNS = (
+    Adapter.id,
+    Repository.name.label("repository"),
+    Repository.owner,
+    Adapter.subfolder,
+    BaseModel.canonical.label("base"),
+    Adapter.rank,
+    Adapter.scaling,
+    Adapter.scaling_pattern,
+    Adapter.norm,
+    Adapter.health,
+    Adapter.license,
+    Repository.library,
+    Adapter.card_front.label("front"),
+    Adapter.partial,
+    Adapter.weights_digest,
+    WeightsFile.tensor_digest,
+    Adapter.config_digest,
+)
+
+
+def kind(name: str) -> Kind:
+    """The kind of vector of that name; raises UsageError."""
+    if name not in SPACES:
+        raise UsageError(f"{name!r} is no kind of vector; there are {', '.join(SPACES)}.")
+    return "delta" if name == "delta" else "output"
+
+
+def fingerprinted(
+    session: Session, refusing: Collection[str], base: str | None = None, *, every: bool = False
+) -> Iterator[Fingerprinted]:
+    """The current adapters with a fingerprint that these reasons do not refuse, sorted by name.
+
+    With `every` those that they refuse are among them, marked.
+    """
+    query = (
+        _adapters(refusing, every=every)
+        .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+        .join(
+            FingerprintRow,
+            (FingerprintRow.weights_digest == Adapter.weights_digest)
+            & (FingerprintRow.scaling_pattern == Adapter.scaling_pattern),
+        )
+        .where(FingerprintRow.version == FINGERPRINT_VERSION)
+    )
+    if base is not None:
+        query = query.where(BaseModel.canonical == base)
+    for row in session.execute(query):
+        yield Fingerprinted(*row)
+
+
+def with_weights(
+    session: Session, refusing: Collection[str], *, every: bool = False
+) -> Iterator[Fingerprinted]:
+    """The current adapters whose weights file the Hub names by its content, read or not, sorted by name.
+
+    Pickles are among them: the digest of a file can be compared without opening it. `every` as for
+    `fingerprinted`.
+    """
+    files = case((Adapter.weights_digest.is_(None), Adapter.files), else_=null())
+    query = _adapters(refusing, every=every).outerjoin(
+        WeightsFile, WeightsFile.digest == Adapter.weights_digest
+    )
+    for *row, listed in session.execute(query.add_columns(files)):
+        found = Fingerprinted(*row)
+        digests = {file["name"]: file["digest"] for file in listed or ()}
+        digest = found.weights_digest or next(filter(None, map(digests.get, _WEIGHTS_NAMES)), None)
+        if digest is not None:
+            yield replace(found, weights_digest=digest)
+
+
+def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:
+    """The columns of `Fingerprinted` of current adapters."""
+    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
+    query = (
+        select(*_COLUMNS, refused.label("skipped"))
+        .join(Adapter.repository)
+        .outerjoin(Adapter.base_model)
+        .where(Adapter.current, Repository.gone_at.is_(None))
+        .order_by(Repository.name, Repository.hub_id, Adapter.subfolder)
+    )
+    return query if every else query.where(~refused)
+
+
+def usual_base(session: Session, refusing: Collection[str], *, every: bool = False) -> str | None:
+    """The base model of most adapters with a fingerprint, the first by name among equals."""
+    rows = fingerprinted(session, refusing, every=every)
+    counts = Counter(row.base for row in rows if row.base is not None)
+    return min(counts, key=lambda base: (-counts[base], base), default=None)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What a picture of an adapter shows: its modules, their spectra without scaling, and the scalings."""
+
+    modules: tuple[str, ...]
+    spectrum: NDArray[np.float32] = field(repr=False)
+    scalings: tuple[float, ...]
+
+
+def spectrum(session: Session, adapter: Adapter) -> Spectrum:
+    """The norms and singular values of an adapter's modules, (modules, 8) as in `catalog.fingerprints`.
+
+    Raises NotFoundError where its weights were never read.
+    """
+    row = fingerprint_row(session, adapter)
+    file = session.get_one(WeightsFile, row.weights_digest)
+    config = session.scalar(select(Document.content).where(Document.digest == adapter.config_digest))
+    parsed = parse_config(config or b"")
+    rules = ScalingRule(parsed)
+    modules = modules_of(zlib.decompress(file.header or b""), file.size, parsed)
+    return Spectrum(modules, spectrum_of(row.spectrum), tuple(rules.scaling(name) for name in modules))
+
+
+def fingerprint_row(session: Session, adapter: Adapter) -> FingerprintRow:
+    """The fingerprint of an adapter; raises NotFoundError where its weights were never read."""
+    key = (adapter.weights_digest, adapter.scaling_pattern, FINGERPRINT_VERSION)
+    row = session.get(FingerprintRow, key) if None not in key else None
+    if row is None:
+        name = adapter_name(adapter.repository.name, adapter.subfolder)
+        raise NotFoundError(
+            f"{name} has no fingerprint: its weights were not read, or its modules had other names then. "
+            "Crawl with --weights stream or keep."
+        )
+    return row
+
+
+def compare(left: Files, right: Files) -> Cosine | None:
+    """The exact cosine of two adapters' files; None where they have modules of other shapes."""
+    try:
+        return exact_cosine(left[0], left[1], right[0], right[1])
+    except (WeightsError, ConfigError):
+        return None
+
+
+def kept_files(
+    session: Session, blobs: BlobStore, weights_digest: str, config_digest: str | None
+) -> Files | None:
+    """The kept weights of an adapter and its configuration; None where they are not kept.
+
+    Raises DamagedFileError where the file has other bytes than it had.
+    """
+    kept = blobs.verified_path(weights_digest) if len(weights_digest) == 64 and config_digest else None
+    if kept is None:
+        return None
+    content = session.scalar(select(Document.content).where(Document.digest == config_digest))
+    return (kept, parse_config(content)) if content is not None else None
+
+
+def copies(session: Session, rows: Sequence[Weights], *, deltas: bool = True) -> list[Copy]:
+    """These adapters as `catalog.fingerprints` compares them, with the delta vectors of those that have one.
+
+    Without `deltas` no vector is read: they can be compared by file and tensors.
+    """
+    source = Fingerprints(session, "delta")
+    keys = sorted({row.key for row in rows}) if deltas else []
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for start in range(0, len(keys), _BLOCK):
+        vectors |= source.by_key(keys[start : start + _BLOCK])
+    return [
+        Copy(
+            adapter=row.adapter,
+            owner=row.owner,
+            repository=row.repository,
+            subfolder=row.subfolder,
+            base=row.base,
+            file=row.weights_digest,
+            tensor=row.tensor_digest,
+            delta=vectors.get(row.key),
+            scaling=row.scaling,
+            norm=row.norm,
+            key=row.key,
+        )
+        for row in rows
+    ]
+
+
+def exact_delta(
+    session: Session, rows: Sequence[Weights], blobs: BlobStore
+) -> Callable[[str, str], float | None]:
+    """A function of two names that gives the exact cosine, None where a file is not kept."""
+    by_name = {row.adapter: row for row in rows}
+
+    def cosine(left: str, right: str) -> float | None:
+        files = [
+            kept_files(session, blobs, by_name[name].weights_digest, by_name[name].config_digest)
+            for name in (left, right)
+        ]
+        found = compare(files[0], files[1]) if files[0] and files[1] else None
+        return found.delta if found else None
+
+    return cosine

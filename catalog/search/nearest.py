@@ -1,0 +1,257 @@
+"""The adapters most like one by their weights, or along a direction: sketches find them, exact cosines order.
+
+Writes no rows; the index writes its cache. Adapters of other base models are never compared: their modules
+have the same names and other meanings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import Session
+
+from catalog.adapters import AdapterFolder, adapter_name
+from catalog.database import Adapter, WeightsFile
+from catalog.errors import NotFoundError
+from catalog.files import BlobStore
+from catalog.fingerprints import Cosine, Fingerprint
+from catalog.index import open_index
+from catalog.search.likeness import Files, Weights, compare, fingerprint_row, fingerprinted, kept_files
+from catalog.search.vectors import SPACES, Fingerprints, Kind, vector_key
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Exact cosines are worked out for so many of the sketch's best at most.
+MOST_EXACT = 200
+# Cosines that differ by less are equal, up to rounding.
+_NO_SPREAD = 1e-12
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What neighbours are sought of: vectors by kind, its files where they are at hand, and the reasons for
+    which its B A is not its whole update.
+    """
+
+    name: str
+    base: str | None
+    vectors: dict[Kind, NDArray[np.float32]] = field(repr=False)
+    files: Files | None = None
+    tensor_digest: str | None = None
+    adapter_id: int | None = None
+    partial: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One adapter like the subject.
+
+    `score` is the exact cosine where it was worked out, else that of the sketches; `delta` and `output` are
+    the sketched cosines of both kinds. All of them are of the products B A: `partial` and `subject_partial`
+    are the reasons for which these are not the whole update, its own and those of the subject.
+    """
+
+    adapter: str
+    score: float
+    exact: bool
+    delta: float
+    output: float
+    norm_ratio: float | None
+    same_tensors: bool
+    rank: int | None
+    license: str | None
+    verdict: str = "accepted"
+    partial: tuple[str, ...] = ()
+    subject_partial: tuple[str, ...] = ()
+
+    @property
+    def why(self) -> str:
+        """What the score rests on, in words."""
+        if self.same_tensors:
+            return "the same tensors"
+        how = "exact" if self.exact else "sketched"
+        beside = sorted({*self.partial, *self.subject_partial})
+        alone = f"; of B A alone, without {', '.join(beside)}" if beside else ""
+        return f"{how}; delta {self.delta:+.2f}, output {self.output:+.2f}{alone}"
+
+
+def subject_of(session: Session, adapter: Adapter, blobs: BlobStore) -> Subject:
+    """An adapter of the catalog as the subject; raises NotFoundError where its weights were never read."""
+    name = adapter_name(adapter.repository.name, adapter.subfolder)
+    row = fingerprint_row(session, adapter)
+    key = vector_key(row.weights_digest, row.scaling_pattern)
+    return Subject(
+        name=name,
+        base=adapter.base_model.canonical if adapter.base_model else None,
+        vectors={kind: Fingerprints(session, kind).by_key([key])[key] for kind in SPACES},
+        files=kept_files(session, blobs, row.weights_digest, adapter.config_digest),
+        tensor_digest=session.get_one(WeightsFile, row.weights_digest).tensor_digest,
+        adapter_id=adapter.id,
+        partial=tuple(adapter.partial or ()),
+    )
+
+
+def subject_of_folder(folder: AdapterFolder, made: Fingerprint, base: str | None) -> Subject:
+    """A local adapter and its fingerprint as the subject; `base` is the canonical name of its base model."""
+    return Subject(
+        name=str(folder.path),
+        base=base,
+        vectors={"delta": made.delta, "output": made.output},
+        files=(folder.weights, folder.config),
+        tensor_digest=made.tensor_digest,
+        partial=partial_of(folder, made),
+    )
+
+
+def partial_of(folder: AdapterFolder, made: Fingerprint) -> tuple[str, ...]:
+    """The reasons for which the fingerprint of a local adapter is not that of its whole update."""
+    lost = ("non_finite",) if None in made.norms.values() else ()
+    return (*(feature.reason for feature in folder.partial), *lost)
+
+
+def neighbours(
+    session: Session,
+    subject: Subject,
+    index: Path,
+    blobs: BlobStore,
+    refusing: Collection[str],
+    *,
+    by: Kind = "output",
+    count: int = 10,
+    exact: bool = False,
+    rows: Sequence[Weights] | None = None,
+    every: bool = False,
+) -> list[Neighbour]:
+    """The `count` adapters of the same base model that are most like the subject, best first.
+
+    Of all that the catalog holds with a fingerprint, or of `rows`, which `refusing` does not touch. With
+    `every` those that `refusing` refuses are among them, marked.
+
+    With `exact`, the sketch's best (four times as many, 50 to 200) are compared by the trace identity, as far
+    as their files are kept, and ranked by that. Raises NotFoundError where there is nothing to compare with.
+    """
+    among = fingerprinted(session, refusing, subject.base, every=every) if rows is None else rows
+    found = [row for row in among if row.id != subject.adapter_id and subject.base in (None, row.base)]
+    if not found:
+        of = f" of {subject.base}" if subject.base else ""
+        raise NotFoundError(f"The catalog has no other adapter{of} with a fingerprint; crawl some first.")
+    by_key: dict[str, list[Weights]] = {}
+    for row in found:
+        by_key.setdefault(row.key, []).append(row)
+    wanted = min(max(4 * count, 50), MOST_EXACT) if exact else count
+    source = Fingerprints(session, by)
+    hits = open_index(index, SPACES[by], source).search(subject.vectors[by], wanted, among=by_key)
+    others: dict[Kind, dict[str, float]] = {by: {hit.key: hit.score for hit in hits}}
+    for kind in SPACES:
+        if kind != by:
+            others[kind] = _sketched(session, index, subject.vectors[kind], kind, list(others[by]))
+    compared = {
+        key: _compare(session, subject, by_key[key][0], blobs) if exact else None for key in others[by]
+    }
+    near = [
+        _neighbour(subject, row, by, {kind: others[kind].get(key, 0.0) for kind in SPACES}, compared[key])
+        for key in others[by]
+        for row in by_key[key]
+    ]
+    return sorted(near, key=lambda row: (-row.score, row.adapter))[:count]
+
+
+def _sketched(
+    session: Session, index: Path, query: NDArray[np.float32], kind: Kind, keys: list[str]
+) -> dict[str, float]:
+    """The sketched cosines of these keys with a vector of one kind: few are read, for many the index is.
+
+    Of a zero vector, and of keys whose vector is zero, nothing.
+    """
+    source = Fingerprints(session, kind)
+    if not query.any():
+        return {}
+    if len(keys) <= MOST_EXACT:
+        return {key: _cosine(query, vector) for key, vector in source.by_key(keys).items()}
+    hits = open_index(index, SPACES[kind], source).search(query, len(keys), among=keys)
+    return {hit.key: hit.score for hit in hits}
+
+
+def downhill(
+    session: Session,
+    index: Path,
+    keys: Collection[str],
+    direction: NDArray[Any],
+    backgrounds: Collection[NDArray[Any]] = (),
+    kind: Kind = "delta",
+) -> dict[str, float]:
+    """How far the fingerprints of these keys point along a direction, by key; those of zero are left out.
+
+    With `direction` the delta sketch (size,) of minus the gradient of a task's loss by the base model's
+    weights, <direction, sketch> is to first order how much an adapter lowers that loss. It is divided by
+    both norms, else the largest updates win on every task. With `kind` "output" it is the output sketch of
+    the adapter that one step down the slope makes. With `backgrounds`, the same of other tasks, the
+    cosines are `centred`. Raises UsageError for a vector of another size, not finite, or zero, and
+    NotFoundError where no key has a fingerprint.
+    """
+    import numpy as np
+
+    found = open_index(index, SPACES[kind], Fingerprints(session, kind))
+    known = sorted(set(keys) & set(found.keys))
+    if not known:
+        raise NotFoundError("None of the adapters has a fingerprint; crawl them with --weights stream.")
+    scores = []
+    for vector in (direction, *backgrounds):
+        cosines = {hit.key: hit.score for hit in found.search(vector, len(known), among=known)}
+        scores.append([cosines[key] for key in known])
+    told = centred(np.array(scores)) if len(scores) > 1 else np.array(scores[0])
+    return dict(zip(known, told.tolist(), strict=True))
+
+
+def centred(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The first row of (1 + backgrounds, adapters) as z-scores, less the mean of the z-scores below it.
+
+    z-scores are over the adapters, 0 where all are equal. Some adapters point down the slope of any task
+    (they teach a short answer); what is left is what one does for this task more than for others.
+    """
+    import numpy as np
+
+    spread = scores.std(axis=1, keepdims=True)
+    away = scores - scores.mean(axis=1, keepdims=True)
+    z = np.where(spread > _NO_SPREAD, away / np.maximum(spread, _NO_SPREAD), 0.0)
+    result: NDArray[np.float64] = z[0] - z[1:].mean(axis=0)
+    return result
+
+
+def _neighbour(
+    subject: Subject, row: Weights, by: Kind, sketched: dict[Kind, float], compared: Cosine | None
+) -> Neighbour:
+    exact = None if compared is None else (compared.delta if by == "delta" else compared.output)
+    return Neighbour(
+        adapter=row.adapter,
+        score=sketched[by] if exact is None else exact,
+        exact=exact is not None,
+        delta=sketched["delta"],
+        output=sketched["output"],
+        norm_ratio=compared.norm_ratio if compared else None,
+        same_tensors=subject.tensor_digest is not None and subject.tensor_digest == row.tensor_digest,
+        rank=row.rank,
+        license=row.license,
+        verdict="skipped" if row.skipped else "accepted",
+        partial=tuple(row.partial or ()),
+        subject_partial=subject.partial,
+    )
+
+
+def _cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    import numpy as np
+
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / length if length > 0 else 0.0
+
+
+def _compare(session: Session, subject: Subject, row: Weights, blobs: BlobStore) -> Cosine | None:
+    """The exact cosine with one adapter, None where a file is not at hand."""
+    files = kept_files(session, blobs, row.weights_digest, row.config_digest)
+    return compare(subject.files, files) if subject.files and files else None

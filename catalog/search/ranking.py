@@ -1,0 +1,371 @@
+"""Search by words and by meaning: filters, BM25 and vectors of cards → one ranked list with reasons.
+
+Two rankings are joined by reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): an adapter
+scores the sum over rankings of weight / (60 + rank). Ranks need no calibration between a BM25 and a cosine.
+Writes no rows; the indexes write their caches.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from catalog.database import Adapter, Repository
+from catalog.errors import UsageError
+from catalog.index import (
+    LEAST_SCORED,
+    Embedder,
+    Space,
+    VectorIndex,
+    WordHit,
+    WordIndex,
+    checked,
+    chunks,
+    content_of,
+    open_index,
+    open_words,
+)
+from catalog.query import Query
+from catalog.search.texts import CardTexts, CardVectors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# The constant of the fusion, from the paper.
+FUSION = 60
+# So many of the best of each ranking are joined at least.
+DEPTH = 200
+# In a catalog of more than LEAST_SCORED adapters a filter looks at so many times the depth first, and at the
+# whole catalog only where too few of them pass.
+_AHEAD = 8
+_MOST_AHEAD = 20_000
+MOST_TEXT = 10_000
+_EXCERPT = 160
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each ranking counts; raises UsageError unless finite, not negative, and not both zero.
+
+    Equal by default: nobody tuned them, for want of judged queries.
+    """
+
+    words: float = 1.0
+    meaning: float = 1.0
+
+    def __post_init__(self) -> None:
+        given = (self.words, self.meaning)
+        if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not any(given):
+            raise UsageError("The weights of words and meaning must be numbers from 0, one of them above it.")
+
+
+EVEN = Weights()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An adapter that was found.
+
+    `words` are those that the text's words met, by column; `cosine` is that of the best chunk of its card, of
+    which `excerpt` is the beginning, None and "" where meaning did not find it.
+    """
+
+    adapter: str
+    score: float
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cosine: float | None = None
+    excerpt: str = ""
+
+    @property
+    def why(self) -> str:
+        """What the score rests on, in words."""
+        said = [f"{column}: {', '.join(words)}" for column, words in self.words.items()]
+        if self.cosine is not None:
+            said.append(f"meaning {self.cosine:.2f}" + (f": “{self.excerpt}”" if self.excerpt else ""))
+        return "; ".join(said)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The hits, best first, and what a user should know of how they were found."""
+
+    hits: tuple[Hit, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Texts:
+    """Both indexes over the texts of a catalog as it was when `open_texts` made this; closed by its user."""
+
+    def __init__(
+        self, source: CardTexts, words: WordIndex, vectors: VectorIndex | None, embedder: Embedder | None
+    ) -> None:
+        self.names, self.contents = source.names, source.contents
+        self.words, self.vectors, self.embedder = words, vectors, embedder
+        self.adapters: dict[str, list[int]] = {}
+        for key, content in source.contents.items():
+            self.adapters.setdefault(content, []).append(key)
+        self.keys: dict[str, list[str]] = {}
+        for key_ in vectors.keys if vectors else ():
+            self.keys.setdefault(key_.partition(":")[0], []).append(key_)
+        # Cards without a vector yet.
+        self.missing = len(self.adapters.keys() - self.keys.keys())
+
+    def __enter__(self) -> Texts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.words.close()
+
+
+@dataclass(frozen=True)
+class _Near:
+    """What meaning knows of an adapter: its place among the distinct cards, the cosine, the best chunk."""
+
+    rank: int
+    cosine: float
+    chunk: str
+
+
+def open_texts(session: Session, folder: Path, embedder: Embedder | None) -> Texts:
+    """Both indexes from the folder of caches, brought up to date; without an encoder, words alone.
+
+    Vectors are those that `catalog.search.embed_cards` wrote: nothing is embedded here. Raises CatalogError
+    as `open_words` and `open_index` do.
+    """
+    source = CardTexts(session)
+    words = open_words(folder, source)
+    if embedder is None:
+        return Texts(source, words, None, None)
+    vectors = CardVectors(session, embedder.name, frozenset(source.contents.values()))
+    space = Space("text", embedder.name, embedder.size)
+    return Texts(source, words, open_index(folder, space, vectors), embedder)
+
+
+def search(
+    session: Session,
+    texts: Texts,
+    text: str,
+    k: int,
+    *,
+    query: Query | None = None,
+    refusing: Collection[str] = (),
+    weights: Weights = EVEN,
+) -> Found:
+    """The k adapters that fit a text best by words and by meaning, of those that the filter lets through.
+
+    `refusing` decides the verdict that the filter may ask for; without a filter nothing is left out. Equal
+    scores share a rank in each ranking; of equal sums those that words found come first, then names decide.
+    Raises UsageError for an empty text, one of more than 10,000 characters, and k below 1.
+    """
+    text = text.strip()
+    if not text or len(text) > MOST_TEXT:
+        raise UsageError(f"The text to search for must have 1 to {MOST_TEXT:,} characters.")
+    if k < 1:
+        raise UsageError(f"The number of hits must be at least 1, not {k}.")
+    if not texts.names:
+        return Found((), ("The catalog has no adapter to search.",))
+    depth = max(DEPTH, 2 * k)
+    heads = _heads(session, texts, text, depth, query, refusing, weights)
+    if heads is None:
+        return Found((), ("The filter lets no adapter through.",))
+    ranks, near = _word_ranks(heads.words[:depth]), _near_ranks(texts, heads, depth)
+    scores = {
+        key: (weights.words / (FUSION + ranks[key]) if key in ranks else 0.0)
+        + (weights.meaning / (FUSION + near[key].rank) if key in near else 0.0)
+        for key in {**ranks, **near}
+    }
+    # Where the sums are equal, a word that was met tells more than a vector that is near.
+    best = sorted(scores, key=lambda key: (-scores[key], key not in ranks, texts.names[key], key))[:k]
+    words = texts.words.where(text, [key for key in best if key in ranks])
+    hits = _hits(session, texts, {key: scores[key] for key in best}, words, near)
+    return Found(
+        hits,
+        (
+            *_notes(texts, weights),
+            *(() if hits else ("No adapter has any of these words, and no card is like them.",)),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The heads of both rankings, best first: adapters by words, cards by meaning with the cosine and the key
+    of their best chunk. Of these, `allowed` can be found; None for all.
+    """
+
+    words: list[WordHit]
+    cards: dict[str, tuple[float, str]]
+    allowed: set[int] | None = None
+
+    def among(self, texts: Texts, allowed: set[int]) -> _Heads:
+        """What is left of them."""
+        cards = {key: card for key, card in self.cards.items() if allowed.intersection(texts.adapters[key])}
+        return _Heads([hit for hit in self.words if hit.id in allowed], cards, allowed)
+
+
+def _heads(
+    session: Session,
+    texts: Texts,
+    text: str,
+    depth: int,
+    query: Query | None,
+    refusing: Collection[str],
+    weights: Weights,
+) -> _Heads | None:
+    """Both rankings to this depth at least, of those that the filter lets through; None where it lets nobody.
+
+    Filtering the head of a ranking of all gives the head of the filtered one, and reads a few rows of a large
+    catalog instead of all.
+    """
+    vector = None
+    if weights.meaning and texts.embedder is not None and texts.vectors is not None and texts.vectors.keys:
+        vector = query_vector(texts.embedder, text)
+
+    def heads(depth: int, allowed: set[int] | None) -> _Heads:
+        words = texts.words.search(text, depth, allowed) if weights.words else []
+        return _Heads(words, _cards(texts, vector, depth, allowed), allowed)
+
+    if query is None:
+        return heads(depth, None)
+    if len(texts.names) > LEAST_SCORED:
+        ahead = heads(_AHEAD * depth, None)
+        seen = {hit.id for hit in ahead.words}.union(*(texts.adapters[key] for key in ahead.cards))
+        if len(seen) <= _MOST_AHEAD:
+            left = ahead.among(texts, _allowed(session, texts, query, refusing, seen))
+            if all(
+                len(after) >= depth or len(before) < _AHEAD * depth
+                for before, after in ((ahead.words, left.words), (ahead.cards, left.cards))
+            ) and (left.words or left.cards):
+                return left
+    allowed = _allowed(session, texts, query, refusing)
+    return heads(depth, allowed) if allowed else None
+
+
+def _allowed(
+    session: Session,
+    texts: Texts,
+    query: Query,
+    refusing: Collection[str],
+    among: Collection[int] | None = None,
+) -> set[int]:
+    """The adapters that the filter lets through, of all or of some."""
+    listed = select(Adapter.id).join(Adapter.repository).where(query.clause(refusing))
+    if among is not None:
+        return set(session.scalars(listed.where(Adapter.id.in_(sorted(among))))) & texts.names.keys()
+    listed = listed.where(Adapter.current, Repository.gone_at.is_(None))
+    return set(session.scalars(listed)) & texts.names.keys()
+
+
+def _word_ranks(hits: Sequence[WordHit]) -> dict[int, int]:
+    """The rank by BM25 of adapters: 1 and the number of those with a higher score."""
+    ranks: dict[int, int] = {}
+    for place, hit in enumerate(hits):
+        level = place > 0 and hit.score == hits[place - 1].score
+        ranks[hit.id] = ranks[hits[place - 1].id] if level else place + 1
+    return ranks
+
+
+def _cards(
+    texts: Texts, vector: NDArray[np.float32] | None, depth: int, allowed: set[int] | None
+) -> dict[str, tuple[float, str]]:
+    """The best cards by the cosine of their best chunk with a vector: `depth` of them, or all there are.
+
+    One whose cosine is not above 0 is nothing like the text and left out. More chunks are asked for until
+    there are enough cards.
+    """
+    if vector is None or texts.vectors is None:
+        return {}
+    among = None
+    if allowed is not None:
+        contents = {texts.contents[key] for key in allowed if key in texts.contents}
+        among = [chunk for content in contents for chunk in texts.keys.get(content, ())]
+    wanted, best = 2 * depth, dict[str, tuple[float, str]]()
+    while True:
+        hits = texts.vectors.search(vector, wanted, among)
+        for hit in hits:
+            if hit.score > 0:
+                best.setdefault(hit.key.partition(":")[0], (hit.score, hit.key))
+        if len(best) >= depth or len(hits) < wanted or hits[-1].score <= 0:
+            return dict(list(best.items())[:depth])
+        wanted *= 2
+
+
+def _near_ranks(texts: Texts, heads: _Heads, depth: int) -> dict[int, _Near]:
+    """The best adapters by meaning; a card that several share takes one rank, as do cards of equal cosine."""
+    found: dict[int, _Near] = {}
+    rank, last = 0, math.inf
+    for place, (content, (cosine, chunk)) in enumerate(list(heads.cards.items())[:depth], 1):
+        rank, last = (rank, last) if cosine == last else (place, cosine)
+        for key in texts.adapters[content]:
+            if heads.allowed is None or key in heads.allowed:
+                found[key] = _Near(rank, cosine, chunk)
+    return found
+
+
+def query_vector(embedder: Embedder, text: str) -> NDArray[np.float32]:
+    """The vector of one text, (size,), worked out by one thread where the encoder computes with torch.
+
+    A second thread waits for the first more than it helps: on two busy cores it took 235 ms against 27.
+    """
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 1
+    if torch:
+        torch.set_num_threads(1)
+    try:
+        vector: NDArray[np.float32] = checked(embedder.encode([text]), 1, embedder)[0]
+    finally:
+        if torch:
+            torch.set_num_threads(threads)
+    return vector
+
+
+def _hits(
+    session: Session,
+    texts: Texts,
+    scores: Mapping[int, float],
+    words: Mapping[int, Mapping[str, tuple[str, ...]]],
+    near: Mapping[int, _Near],
+) -> tuple[Hit, ...]:
+    """The hits with their reasons, in the order of `scores`."""
+    rows = session.execute(select(Adapter.id, Adapter.card_text).where(Adapter.id.in_(scores)))
+    excerpts = {key: _excerpt(card, near[key].chunk) for key, card in rows if key in near}
+    return tuple(
+        Hit(
+            adapter=texts.names[key],
+            score=score,
+            words=words.get(key, {}),
+            cosine=near[key].cosine if key in near else None,
+            excerpt=excerpts.get(key, ""),
+        )
+        for key, score in scores.items()
+    )
+
+
+def _excerpt(card: str, key: str) -> str:
+    """The beginning of a chunk on one line; empty where the card is no longer the one that was embedded."""
+    content, _, number = key.partition(":")
+    pieces = chunks(card) if content_of(card) == content else ()
+    line = " ".join(pieces[int(number)].split()) if int(number) < len(pieces) else ""
+    if len(line) <= _EXCERPT:
+        return line
+    return (line[:_EXCERPT].rpartition(" ")[0] or line[:_EXCERPT]) + " …"
+
+
+def _notes(texts: Texts, weights: Weights) -> tuple[str, ...]:
+    if texts.vectors is None or not weights.meaning:
+        return ()
+    if not texts.missing:
+        return ()
+    cards = f"{texts.missing:,} of {len(texts.adapters):,} cards"
+    return (f"{cards} have no vector yet and were searched by words alone.",)

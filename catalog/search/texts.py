@@ -1,0 +1,211 @@
+"""The texts of the catalog: model cards as vectors, and all that names an adapter as words.
+
+The database keeps the vectors, by the sha256 of the text: a card that many adapters share, or that comes back
+after a change, is embedded once. `CardVectors` and `CardTexts` are what the two indexes are made from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Select, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from catalog.adapters import adapter_name
+from catalog.database import Adapter, BaseModel, Embedding, Repository
+from catalog.errors import ReadOnlyCatalogError
+from catalog.index import AdapterText, Embedder, checked, chunks, content_of, has_content
+from catalog.query import texts_in
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+_BATCH = 32
+_PAGE = 500
+
+
+@dataclass(frozen=True)
+class EmbedCounts:
+    """What `embed_cards` found and did: adapters, those of them whose card says too little, distinct texts of
+    the others, how many of these had their vectors already, how many were embedded, and in how many chunks.
+    """
+
+    adapters: int
+    missing: int
+    texts: int
+    known: int
+    new: int
+    chunks: int
+
+
+def described() -> Select[int, str, str]:
+    """Selects id, quality and text of the cards of all adapters that lists show."""
+    return (
+        select(Adapter.id, Adapter.card_quality, Adapter.card_text)
+        .join(Adapter.repository)
+        .where(Adapter.current, Repository.gone_at.is_(None))
+    )
+
+
+def embed_cards(
+    session: Session, embedder: Embedder, progress: Callable[[int, int], None] = lambda done, total: None
+) -> EmbedCounts:
+    """Writes the vectors of all cards that have none by this encoder yet; commits after every batch.
+
+    An interrupted run goes on where it stopped; a catalog that cannot be written to gets none. `progress` is
+    told how many of the new texts are done. Texts go to the encoder in the order of their digests, so that
+    two runs embed the same batches. Raises CatalogError for vectors of another size, or that are not finite.
+    """
+    adapters, missing = 0, 0
+    found: dict[str, int] = {}
+    for key, quality, text in session.execute(described().execution_options(yield_per=_PAGE)):
+        adapters += 1
+        if has_content(quality, text):
+            found.setdefault(content_of(text), key)
+        else:
+            missing += 1
+    known = set(session.scalars(select(Embedding.content).where(Embedding.model == embedder.name).distinct()))
+    new = sorted(found.keys() - known)
+    session.commit()
+    written = 0
+    known_texts = len(found) - len(new)
+    for start in range(0, len(new), _BATCH):
+        progress(start, len(new))
+        wanted = {key: found[key] for key in new[start : start + _BATCH]}
+        try:
+            written += _embed_batch(session, embedder, wanted)
+        except ReadOnlyCatalogError as error:
+            log.info("No vector of a card is kept: %s.", error)
+            session.rollback()
+            return EmbedCounts(adapters, missing, len(found), known_texts, 0, 0)
+    progress(len(new), len(new))
+    return EmbedCounts(adapters, missing, len(found), known_texts, len(new), written)
+
+
+def _embed_batch(session: Session, embedder: Embedder, wanted: Mapping[str, int]) -> int:
+    """Embeds texts, given as the adapter that has each, and commits; the number of chunks."""
+    cards = session.scalars(select(Adapter.card_text).where(Adapter.id.in_(wanted.values())))
+    # A card that changed since it was listed is of the next run.
+    texts = {content: card for card in cards if (content := content_of(card)) in wanted}
+    # No transaction is open while the encoder works, and the one below begins with its write: on SQLite, one
+    # that reads first would fail where another process wrote in between.
+    session.commit()
+    places = [
+        (content, n, chunk) for content in sorted(texts) for n, chunk in enumerate(chunks(texts[content]))
+    ]
+    if not places:
+        return 0
+    vectors = checked(embedder.encode([chunk for _, _, chunk in places]), len(places), embedder)
+    rows = [
+        {"content": content, "model": embedder.name, "chunk": n, "vector": vector.tobytes()}
+        for (content, n, _), vector in zip(places, vectors, strict=True)
+    ]
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    # Another process that embeds at the same time writes the same.
+    session.execute(insert(Embedding).on_conflict_do_nothing(), rows)
+    session.commit()
+    return len(rows)
+
+
+class CardVectors:
+    """The vectors of some texts by one encoder; a `catalog.index.vectors.VectorSource`.
+
+    A key is `content:chunk`, the chunk with two digits. Content and encoder decide the vector.
+    """
+
+    def __init__(self, session: Session, model: str, contents: frozenset[str]) -> None:
+        self._session, self._model, self._contents = session, model, contents
+
+    def keys(self) -> Sequence[str]:
+        """The keys of all chunks that have a vector, sorted."""
+        rows = self._session.execute(
+            select(Embedding.content, Embedding.chunk).where(Embedding.model == self._model)
+        )
+        return sorted(f"{content}:{chunk:02}" for content, chunk in rows if content in self._contents)
+
+    def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        """The vectors of these keys in their order, in blocks of (at most 500, size)."""
+        import numpy as np
+
+        for start in range(0, len(keys), _PAGE):
+            block = keys[start : start + _PAGE]
+            rows = self._session.execute(
+                select(Embedding.content, Embedding.chunk, Embedding.vector).where(
+                    Embedding.model == self._model,
+                    Embedding.content.in_({key.partition(":")[0] for key in block}),
+                )
+            )
+            found = {f"{content}:{chunk:02}": vector for content, chunk, vector in rows}
+            yield np.stack([np.frombuffer(found[key], dtype="<f4") for key in block])
+
+
+class CardTexts:
+    """All that names the adapters which lists show, as words; a `catalog.index.words.TextSource`.
+
+    `names` and `contents` are filled by `digests`: the adapter's name, and the name of its card's vectors
+    where it has content, by id.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.names: dict[int, str] = {}
+        self.contents: dict[int, str] = {}
+
+    def digests(self) -> Mapping[int, bytes]:
+        """The digest of every adapter's text by its id; reads all cards once."""
+        found: dict[int, bytes] = {}
+        self.names, self.contents = {}, {}
+        for row in self._session.execute(_named().execution_options(yield_per=_PAGE)):
+            text = _text(row)
+            found[text.id] = text.digest
+            self.names[text.id] = text.adapter
+            if has_content(row.card_quality, row.card_text):
+                self.contents[text.id] = content_of(row.card_text)
+        return found
+
+    def texts(self, ids: Collection[int]) -> Iterator[AdapterText]:
+        """The texts of these adapters, those that are still there."""
+        wanted = sorted(ids)
+        for start in range(0, len(wanted), _PAGE):
+            page = wanted[start : start + _PAGE]
+            for row in self._session.execute(_named().where(Adapter.id.in_(page)).order_by(Adapter.id)):
+                yield _text(row)
+
+
+def _named() -> Select[Any]:
+    return (
+        select(
+            Adapter.id,
+            Adapter.subfolder,
+            Adapter.card_quality,
+            Adapter.card_text,
+            Adapter.card_front,
+            Repository.name,
+            Repository.tags,
+            BaseModel.canonical,
+        )
+        .join(Adapter.repository)
+        .outerjoin(Adapter.base_model)
+        .where(Adapter.current, Repository.gone_at.is_(None))
+    )
+
+
+def _text(row: Any) -> AdapterText:
+    front = row.card_front if isinstance(row.card_front, dict) else {}
+    name = adapter_name(row.name, row.subfolder)
+    return AdapterText(
+        id=row.id,
+        adapter=name,
+        name=name,
+        card=row.card_text,
+        tags=" ".join(texts_in(row.tags)),
+        datasets=" ".join(texts_in(front.get("datasets"))),
+        base=row.canonical or "",
+    )

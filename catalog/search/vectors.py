@@ -1,0 +1,117 @@
+"""The vectors in the database, as `catalog.index.vectors` reads them: fingerprints of weights files by key.
+
+A key names a weights file and, where the scaling differs between modules, the pattern of scalings. The vector
+of a key and version never changes, so that the keys alone tell whether an index is still right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from catalog.database import Fingerprint
+from catalog.errors import StorageError
+from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE
+from catalog.index import IndexState, Space, VectorSource, check_index, open_index
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Kind = Literal["delta", "output"]
+SPACES: dict[Kind, Space] = {
+    "delta": Space("delta", str(FINGERPRINT_VERSION), DELTA_SIZE),
+    "output": Space("output", str(FINGERPRINT_VERSION), OUTPUT_SIZE),
+}
+_BLOCK = 500
+_COLUMNS = {"delta": Fingerprint.delta, "output": Fingerprint.output}
+
+
+def vector_key(weights_digest: str, scaling_pattern: str) -> str:
+    """The name of a fingerprint: the file's digest, and the pattern where there is one."""
+    return f"{weights_digest}+{scaling_pattern}" if scaling_pattern else weights_digest
+
+
+class Fingerprints:
+    """The delta or output vectors of the newest version in a catalog; a `catalog.index.VectorSource`."""
+
+    def __init__(self, session: Session, kind: Kind) -> None:
+        self._session, self._column = session, _COLUMNS[kind]
+
+    def keys(self) -> Sequence[str]:
+        """The keys of all fingerprints, sorted."""
+        rows = self._session.execute(
+            select(Fingerprint.weights_digest, Fingerprint.scaling_pattern).where(
+                Fingerprint.version == FINGERPRINT_VERSION
+            )
+        )
+        return sorted(vector_key(*row) for row in rows)
+
+    def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        """The vectors of these keys in their order, in blocks of (at most 500, size)."""
+        import numpy as np
+
+        for start in range(0, len(keys), _BLOCK):
+            block = keys[start : start + _BLOCK]
+            found = self.by_key(block)
+            yield np.stack([found[key] for key in block])
+
+    def by_key(self, keys: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The vectors of these keys that the catalog holds; at most 500 keys at once."""
+        import numpy as np
+
+        digests = {key.partition("+")[0] for key in keys}
+        rows = self._session.execute(
+            select(Fingerprint.weights_digest, Fingerprint.scaling_pattern, self._column).where(
+                Fingerprint.weights_digest.in_(digests), Fingerprint.version == FINGERPRINT_VERSION
+            )
+        )
+        wanted = set(keys)
+        vectors = ((vector_key(digest, pattern), blob) for digest, pattern, blob in rows)
+        return {key: np.frombuffer(blob, dtype="<f4") for key, blob in vectors if key in wanted}
+
+
+def matrix(source: Fingerprints, keys: Sequence[str]) -> NDArray[np.float32]:
+    """The vectors of these keys, repeated ones too, as (keys, size)."""
+    import numpy as np
+
+    unique = sorted(set(keys))
+    rows = np.concatenate(list(source.vectors(unique)))
+    place = {key: at for at, key in enumerate(unique)}
+    found: NDArray[np.float32] = rows[[place[key] for key in keys]]
+    return found
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The index of one space of a catalog."""
+
+    space: Space
+    source: VectorSource
+
+    def check(self, folder: Path) -> IndexState:
+        """What the cache in the folder is worth now."""
+        return check_index(folder, self.space, self.source)
+
+    def rebuild(self, folder: Path) -> IndexState:
+        """Throws the cache away, makes it again and says what it is worth; raises StorageError."""
+        state = self.check(folder)
+        try:
+            state.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"The index {state.path} cannot be removed: {error.strerror}.") from error
+        open_index(folder, self.space, self.source)
+        made = self.check(folder)
+        if made.state != "current":
+            raise StorageError(f"The index {made.path} cannot be written: it stays {made.state}.")
+        return made
+
+
+def indexes(session: Session) -> dict[str, Cache]:
+    """The indexes of a catalog by the name of their space."""
+    return {kind: Cache(space, Fingerprints(session, kind)) for kind, space in SPACES.items()}

@@ -1,0 +1,15 @@
+from .limits import left_out_in_words
+from .pinning import candidates, documents_of, pinned
+from .selection import select
+from .strategies import STRATEGIES, Question, Sources
+
+__all__ = [
+    "STRATEGIES",
+    "Question",
+    "Sources",
+    "candidates",
+    "documents_of",
+    "left_out_in_words",
+    "pinned",
+    "select",
+]

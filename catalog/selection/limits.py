@@ -1,0 +1,199 @@
+"""From a ranking to a pool: limits on owners, families, duplicates and size, and rankings that need no data.
+
+A ranking is a list of candidates, best first, each with a score (None where there is none) and why. All here
+is a pure function of its arguments and of the seed: random order comes from a hash of seed and identity, so
+that it depends neither on the order of rows nor on which other adapters are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from catalog.errors import UsageError
+from catalog.selection.pinning import Candidate
+
+# Norms within this factor of each other count as alike when a pool is matched.
+NORM_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A candidate at its place in a ranking."""
+
+    candidate: Candidate
+    score: float | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a pool may hold: `count` members (None for all that there are), at most so many an owner and a
+    family, one of each group of duplicates, and so many LoRA parameters in all; None for no limit.
+
+    `groups` and `families` say which group each adapter belongs to, by its name; those not named are alone.
+    """
+
+    count: int | None
+    per_owner: int | None = None
+    per_family: int | None = None
+    parameters: int | None = None
+    groups: Mapping[str, str] | None = None
+    families: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("count", "per_owner", "per_family", "parameters"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"A pool's {name.replace('_', ' ')} must be at least 1, not {value}.")
+
+
+def chosen(
+    ranking: Sequence[Ranked], limits: Limits, before: Mapping[str, int] = MappingProxyType({})
+) -> list[Ranked]:
+    """The first of the ranking that the limits let in, in order.
+
+    Raises UsageError where they are too few, with how many adapters were left out and why; `before` says it
+    of those that are not in the ranking.
+    """
+    taken, beyond = let_in(ranking, limits)
+    if len(taken) < (limits.count or 1):
+        total = len(ranking) + sum(before.values())
+        wanted = "" if limits.count is None else f", not {limits.count}"
+        reasons = left_out_in_words({**before, **beyond})
+        raise UsageError(
+            f"Only {len(taken)} of {total} adapters are left{wanted}{reasons and f': {reasons}'}; "
+            "ask for fewer or loosen what was asked."
+        )
+    return taken
+
+
+def left_out_in_words(left_out: Mapping[str, int]) -> str:
+    """How many were left out for what, such as `5 refused by the rules ours, 2 beyond 1 of one owner`."""
+    return ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
+
+
+def let_in(ranking: Sequence[Ranked], limits: Limits) -> tuple[list[Ranked], dict[str, int]]:
+    """The first of the ranking that the limits let in, and how many before the last of them they did not."""
+    taken: list[Ranked] = []
+    beyond: Counter[str] = Counter()
+    owners: Counter[str] = Counter()
+    families: Counter[str] = Counter()
+    groups: set[str] = set()
+    parameters = 0
+    for row in ranking:
+        if len(taken) == limits.count:
+            break
+        candidate = row.candidate
+        family = (limits.families or {}).get(candidate.adapter, candidate.adapter)
+        group = (limits.groups or {}).get(candidate.adapter, candidate.adapter)
+        size = parameters + (candidate.parameters or 0)
+        why = {
+            f"beyond {limits.per_owner} of one owner": _full(owners[candidate.owner], limits.per_owner),
+            f"beyond {limits.per_family} of one family": _full(families[family], limits.per_family),
+            "duplicates of another": limits.groups is not None and group in groups,
+            f"beyond {limits.parameters or 0:,} parameters in all": limits.parameters is not None
+            and size > limits.parameters,
+        }
+        if full := next((words for words, is_full in why.items() if is_full), None):
+            beyond[full] += 1
+            continue
+        taken.append(row)
+        owners[candidate.owner] += 1
+        families[family] += 1
+        groups.add(group)
+        parameters = size
+    return taken, dict(beyond)
+
+
+def _full(count: int, limit: int | None) -> bool:
+    return limit is not None and count >= limit
+
+
+def draw(seed: int, *words: str) -> float:
+    """A number of [0, 1) that seed and words determine, the same on every machine."""
+    digest = hashlib.blake2b("\0".join((str(seed), *words)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def random_order(rows: Sequence[Candidate], seed: int) -> list[Ranked]:
+    """All candidates in random order."""
+    drawn = sorted(rows, key=lambda row: (draw(seed, row.hub_id, row.subfolder), row.adapter))
+    return [Ranked(row, None, f"drawn at random (seed {seed})") for row in drawn]
+
+
+def by_rank(rows: Sequence[Candidate], _seed: int) -> list[Ranked]:
+    """The largest rank first, then the most parameters."""
+    known = [row for row in rows if row.rank is not None]
+    ordered = sorted(known, key=lambda row: (-(row.rank or 0), -(row.parameters or 0), row.adapter))
+    return [Ranked(row, float(row.rank or 0), f"rank {row.rank}") for row in ordered]
+
+
+def matched(rows: Sequence[Candidate], pool: Sequence[Candidate], seed: int) -> list[Ranked]:
+    """For each member of a pool one other adapter as like it as there is in recipe, else drawn at random.
+
+    Alike: the same rank, the same target modules, a norm within a factor of two, an owner that has as few in
+    the result as the member's in the pool. Where no adapter has all of it, the last demand is given up first;
+    `why` says what was kept.
+    """
+    members = {row.id for row in pool}
+    free = [row for row in random_order(rows, seed) if row.candidate.id not in members]
+    most = max(Counter(row.owner for row in pool).values(), default=1)
+    owners: Counter[str] = Counter()
+    found: list[Ranked] = []
+    for member in pool:
+        best = _best_match(member, [row.candidate for row in free], owners, most)
+        if best is None:
+            break
+        candidate, kept = best
+        free = [row for row in free if row.candidate.id != candidate.id]
+        owners[candidate.owner] += 1
+        same = ", ".join(kept) or "nothing"
+        found.append(Ranked(candidate, None, f"drawn for {member.adapter}: same {same} (seed {seed})"))
+    return found
+
+
+def _best_match(
+    member: Candidate, free: Sequence[Candidate], owners: Mapping[str, int], most: int
+) -> tuple[Candidate, list[str]] | None:
+    """The first free candidate that meets the most demands, and which; None where none is free."""
+    demands: tuple[tuple[str, Callable[[Candidate], bool]], ...] = (
+        ("rank", lambda row: row.rank == member.rank),
+        ("targets", lambda row: set(row.targets or ()) == set(member.targets or ())),
+        ("norm", lambda row: _near(row.norm, member.norm)),
+        ("number an owner", lambda row: owners.get(row.owner, 0) < most),
+    )
+    for kept in range(len(demands), -1, -1):
+        for row in free:
+            if all(meets(row) for _, meets in demands[:kept]):
+                return row, [name for name, _ in demands[:kept]]
+    return None
+
+
+def _near(one: float | None, other: float | None) -> bool:
+    if not one or not other:
+        return one == other
+    return abs(math.log(one / other)) <= math.log(NORM_FACTOR)
+
+
+def shuffled(ranking: Sequence[Ranked], seed: int) -> list[Ranked]:
+    """The ranking with its scores given to other adapters by chance: same scores, no information."""
+    drawn = random_order([row.candidate for row in ranking], seed)
+    return [
+        Ranked(other.candidate, row.score, f"the score of another adapter, by chance (seed {seed})")
+        for row, other in zip(ranking, drawn, strict=True)
+    ]
+
+
+def without(rows: Sequence[Candidate], excluded: Collection[str]) -> list[Candidate]:
+    """The candidates whose name, repository or owner is not excluded; an unknown name is a UsageError."""
+    names = {name for row in rows for name in (row.adapter, row.repository, row.owner)}
+    if unknown := sorted(set(excluded) - names):
+        raise UsageError(
+            f"There is no {unknown[0]} among the adapters to choose from; leave its --exclude out."
+        )
+    return [row for row in rows if not {row.adapter, row.repository, row.owner} & set(excluded)]

@@ -1,0 +1,241 @@
+"""What a pool is chosen from: the adapters of a catalog that can be pinned, as plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, exists, func, select
+from sqlalchemy.orm import Session
+
+from catalog.adapters import (
+    IN_LAYERS,
+    adapter_name,
+    layers_to_leave_out,
+    lora_modules,
+    parse_config,
+    parse_header,
+)
+from catalog.database import Adapter, AdapterReason, BaseModel, Document, Repository, WeightsFile
+from catalog.errors import PoolError
+from catalog.pools import Manifest, Member, PinnedFile
+from catalog.query import Query
+from catalog.search import vector_key
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter at its current commit whose weights have a sha256; `id` is its row."""
+
+    id: int
+    repository: str
+    hub_id: str
+    owner: str
+    commit: str
+    subfolder: str
+    base: str | None
+    rank: int | None
+    alpha: float | None
+    scaling: float | None
+    use_rslora: bool | None
+    targets: Any
+    parameters: int | None
+    norm: float | None
+    license: str | None
+    partial: Any
+    scaling_pattern: str | None
+    weights_digest: str
+    weights_name: str
+    tensor_digest: str | None
+    config_digest: str
+    card_digest: str | None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the rules refuse it: never, or it were no candidate."""
+        return False
+
+    @property
+    def adapter(self) -> str:
+        """Its short name."""
+        return adapter_name(self.repository, self.subfolder)
+
+    @property
+    def key(self) -> str:
+        """The key of its vectors."""
+        return vector_key(self.weights_digest, self.scaling_pattern or "")
+
+
+_COLUMNS = (
+    Adapter.id,
+    Repository.name.label("repository"),
+    Repository.hub_id,
+    Repository.owner,
+    Adapter.commit,
+    Adapter.subfolder,
+    BaseModel.canonical.label("base"),
+    Adapter.rank,
+    Adapter.alpha,
+    Adapter.scaling,
+    Adapter.use_rslora,
+    Adapter.targets,
+    Adapter.parameters,
+    Adapter.norm,
+    Adapter.license,
+    Adapter.partial,
+    Adapter.scaling_pattern,
+    Adapter.weights_digest,
+    Adapter.weights_name,
+    WeightsFile.tensor_digest,
+    Adapter.config_digest,
+    Adapter.card_digest,
+)
+
+
+def candidates(
+    session: Session,
+    refusing: Collection[str],
+    base: str | None = None,
+    where: Query | None = None,
+    without: Collection[str] = (),
+) -> list[Candidate]:
+    """The current adapters that these reasons do not refuse and the filter lets pass, sorted by name.
+
+    Adapters that are plain LoRA without the layers in `without` are among them, though whole weights of
+    these layers speak against them.
+    """
+    query = (
+        _adapters(select(*_COLUMNS), base)
+        .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+        .where(~_refused(refusing, without), *_PINNABLE)
+        .order_by(Repository.name, Repository.hub_id, Adapter.subfolder)
+    )
+    if where is not None:
+        query = query.where(where.clause(refusing))
+    rows = [Candidate(*row) for row in session.execute(query)]
+    layers = _layers_of(session, set(refusing) & IN_LAYERS) if without else {}
+    return [row for row in rows if row.id not in layers or _is_plain_without(layers[row.id], without)]
+
+
+def left_out(
+    session: Session,
+    refusing: Collection[str],
+    base: str | None = None,
+    where: Query | None = None,
+    without: Collection[str] = (),
+) -> dict[str, int]:
+    """How many current adapters of a base model are no candidates, by the first of the reasons in words."""
+    everybody = _adapters(select(func.count(Adapter.id)), base)
+    filtered = everybody if where is None else everybody.where(where.clause(refusing))
+    accepted = filtered.where(~_refused(refusing, without))
+    pinnable = accepted.join(WeightsFile, WeightsFile.digest == Adapter.weights_digest).where(*_PINNABLE)
+    counts = [session.scalar(query) or 0 for query in (everybody, filtered, accepted, pinnable)]
+    layers = counts[3] - len(candidates(session, refusing, base, where, without)) if without else 0
+    return {
+        "not let through by the filter": counts[0] - counts[1],
+        "refused by the rules": counts[1] - counts[2] + layers,
+        "without weights of a known sha256": counts[2] - counts[3],
+    }
+
+
+_PINNABLE = (func.length(Adapter.weights_digest) == 64, Adapter.config_digest.is_not(None))
+
+
+def _adapters(columns: Select[Any], base: str | None) -> Select[Any]:
+    """The statement over the current adapters that did not vanish, with their repository and base model."""
+    query = columns.join(Adapter.repository).outerjoin(Adapter.base_model)
+    query = query.where(Adapter.current, Repository.gone_at.is_(None))
+    return query if base is None else query.where(BaseModel.canonical == base)
+
+
+def _refused(refusing: Collection[str], without: Collection[str]) -> ColumnElement[bool]:
+    whole = set(refusing) - IN_LAYERS if without else set(refusing)
+    return exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(whole))
+
+
+def _layers_of(session: Session, reasons: Collection[str]) -> dict[int, tuple[str, ...]]:
+    """The layers that adapters with one of these reasons can be read without, by row; none where it takes
+    more than that.
+    """
+    told = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
+    query = (
+        select(Adapter.id, Document.content, WeightsFile.header, WeightsFile.size)
+        .join(Document, Document.digest == Adapter.config_digest)
+        .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+        .where(Adapter.current, told)
+    )
+    found = {}
+    for id_, content, header, size in session.execute(query):
+        config = parse_config(content)
+        spec = lora_modules(parse_header(zlib.decompress(header), size), config) if header else None
+        found[id_] = () if spec is None else layers_to_leave_out(config, spec)
+    return found
+
+
+def _is_plain_without(layers: Collection[str], without: Collection[str]) -> bool:
+    return bool(layers) and set(layers) <= set(without)
+
+
+def pinned(
+    session: Session, chosen: Mapping[int, tuple[float | None, str]], rows: Collection[Candidate]
+) -> list[Member]:
+    """The members of a pool for chosen candidates, `chosen` giving score and why by row, in its order.
+
+    Raises PoolError where the catalog lost a small file that would be pinned.
+    """
+    by_id = {row.id: row for row in rows}
+    return [_member(session, by_id[id_], score, why) for id_, (score, why) in chosen.items()]
+
+
+def _member(session: Session, row: Candidate, score: float | None, why: str) -> Member:
+    return Member(
+        repository=row.repository,
+        hub_id=row.hub_id,
+        commit=row.commit,
+        subfolder=row.subfolder,
+        files=tuple(_files(session, row)),
+        rank=row.rank,
+        alpha=row.alpha,
+        scaling=row.scaling,
+        use_rslora=bool(row.use_rslora),
+        targets=tuple(row.targets or ()),
+        parameters=row.parameters,
+        norm=row.norm,
+        tensor_digest=row.tensor_digest,
+        license=row.license,
+        score=None if score is None else round(score, 6),
+        why=why,
+    )
+
+
+def _files(session: Session, row: Candidate) -> list[PinnedFile]:
+    """Configuration, weights and card, by name; small files are hashed from what the catalog holds."""
+    files = session.scalar(select(Adapter.files).where(Adapter.id == row.id))
+    listed = {file["digest"]: file for file in files or ()}
+    weights = PinnedFile(row.weights_name, int(listed[row.weights_digest]["size"]), row.weights_digest)
+    found = [weights]
+    for digest in filter(None, (row.config_digest, row.card_digest)):
+        content = session.scalar(select(Document.content).where(Document.digest == digest))
+        if content is None:
+            raise PoolError(f"The catalog lost a file of {row.adapter}; crawl it again with --full.")
+        if digest in listed:
+            name = listed[digest]["name"]
+            found.append(PinnedFile(name, len(content), hashlib.sha256(content).hexdigest()))
+    return sorted(found, key=lambda file: file.name)
+
+
+def documents_of(session: Session, manifest: Manifest) -> dict[str, bytes]:
+    """The small files of a pool's members that the catalog holds, by their sha256."""
+    hubs = {member.hub_id for member in manifest.members}
+    commits = {member.commit for member in manifest.members}
+    rows = session.execute(
+        select(Adapter.config_digest, Adapter.card_digest)
+        .join(Adapter.repository)
+        .where(Repository.hub_id.in_(hubs), Adapter.commit.in_(commits))
+    )
+    digests = {digest for row in rows for digest in row if digest}
+    contents = session.scalars(select(Document.content).where(Document.digest.in_(digests)))
+    return {hashlib.sha256(content).hexdigest(): content for content in contents}

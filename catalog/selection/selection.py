@@ -1,0 +1,185 @@
+"""Choosing a pool: a question, a ranking of the candidates, limits, the manifest, and its controls.
+
+Deterministic given catalog, question and seed. Writes no rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from catalog.adapters import bases, objection
+from catalog.errors import NotFoundError, UsageError
+from catalog.fingerprints import families, representatives
+from catalog.pools import Manifest, checked_name
+from catalog.query import parse, to_text
+from catalog.search import likeness
+from catalog.selection.limits import (
+    Limits,
+    Ranked,
+    chosen,
+    left_out_in_words,
+    let_in,
+    matched,
+    random_order,
+    shuffled,
+    without,
+)
+from catalog.selection.pinning import Candidate, candidates, left_out, pinned
+from catalog.selection.strategies import OPTIONS, STRATEGIES, Question, Sources, Strategy
+
+__all__ = ["STAND_INS", "STRATEGIES", "Question", "Selection", "Sources", "asked", "select"]
+
+# Random stand-ins for the members, which the merging side makes from their files.
+STAND_INS: tuple[str, ...] = (
+    "random-pooled",
+    "random-each",
+    "random-directions",
+    "shuffled-layers",
+    "permuted-ranks",
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The pool and those that it is to be compared with, by name.
+
+    `left_out` says, where all were asked for, how many adapters of the base model are not in it, and why.
+    """
+
+    pool: Manifest
+    controls: tuple[Manifest, ...] = ()
+    ranking: tuple[Ranked, ...] = field(default=(), repr=False)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def select(question: Question, sources: Sources, *, controls: bool = False) -> Selection:
+    """The pool that answers the question, with its controls where they are asked for.
+
+    Raises UsageError and NotFoundError, in one sentence each, for a question that cannot be answered.
+    """
+    strategy = _checked(question)
+    where = parse(question.where) if question.where else None
+    known = candidates(sources.session, sources.refusing, question.base, where, question.without)
+    base = _usual_base(known) if question.base is None else question.base
+    known = [row for row in known if base is None or row.base == base]
+    named = without(known, question.exclude)
+    rows = [row for row in named if objection(row.license, question.use) is None]
+    before = left_out(sources.session, sources.refusing, base, where, question.without) | {
+        "excluded by name": len(known) - len(named),
+        f"with a licence that forbids {question.use}": len(named) - len(rows),
+    }
+    if not rows:
+        raise NotFoundError(_nobody(before))
+    ranking = strategy.rank(question, rows, sources)
+    before[f"that cannot be ranked by {question.by}"] = len(rows) - len(ranking)
+    limits = _limits(question, rows, sources)
+    taken = chosen(ranking, limits, before)
+    everybody = before | let_in(ranking, limits)[1] if question.count is None else {}
+    pool = _manifest(question, taken, rows, sources)
+    if not controls:
+        return Selection(pool, (), tuple(ranking), everybody)
+    alike = replace(limits, count=len(taken))
+    others = _controls(question, ranking, taken, rows, alike, sources)
+    named_ = [{"kind": kind, "pool": other.name, "digest": other.digest} for kind, other in others.items()]
+    stand_ins = [{"kind": kind, "seed": question.seed} for kind in STAND_INS]
+    pool = replace(pool, controls=(*named_, *stand_ins))
+    return Selection(pool, tuple(others.values()), tuple(ranking), everybody)
+
+
+def _nobody(left_out: Mapping[str, int]) -> str:
+    """What to say where nobody is left to choose from."""
+    reasons = left_out_in_words(left_out)
+    reasons = f" (of {sum(left_out.values()):,}: {reasons})" if reasons else ""
+    return f"No adapter satisfies the filter, the rules and the use{reasons}; loosen them or crawl more."
+
+
+def _usual_base(rows: Sequence[Candidate]) -> str | None:
+    """The base model of most candidates, the first by name among equals."""
+    counts = Counter(row.base for row in rows if row.base is not None)
+    return min(counts, key=lambda base: (-counts[base], base), default=None)
+
+
+def _checked(question: Question) -> Strategy:
+    checked_name(question.name)
+    if question.by not in STRATEGIES:
+        raise UsageError(f"{question.by!r} is no way to choose; there are {', '.join(STRATEGIES)}.")
+    strategy = STRATEGIES[question.by]
+    for need in strategy.needs:
+        if not getattr(question, need):
+            raise UsageError(f"Choosing by {question.by} takes {OPTIONS[need]}.")
+    return strategy
+
+
+def _limits(question: Question, rows: Sequence[Candidate], sources: Sources) -> Limits:
+    """The limits of a question, with the groups and families that it asks for."""
+    groups = members = None
+    if question.distinct:
+        copies = likeness.copies(sources.session, rows, deltas=question.distinct == "delta")
+        exact = likeness.exact_delta(sources.session, rows, sources.blobs)
+        groups = representatives(copies, question.distinct, exact)
+    if question.per_family:
+        # A series may go on beyond the filter.
+        known = list(likeness.fingerprinted(sources.session, sources.refusing, rows[0].base))
+        found = families(likeness.copies(sources.session, known))
+        members = {name: family.name for family in found for name in family.members}
+    return Limits(
+        question.count, question.per_owner, question.per_family, question.parameters, groups, members
+    )
+
+
+def _manifest(
+    question: Question, taken: Sequence[Ranked], rows: Sequence[Candidate], sources: Sources
+) -> Manifest:
+    picked = {row.candidate.id: (row.score, row.why) for row in taken}
+    base = taken[0].candidate.base
+    return Manifest(
+        name=question.name,
+        base=base,
+        members=tuple(pinned(sources.session, picked, rows)),
+        chosen=asked(question),
+        base_license=bases.license_of_base(base) if base else None,
+        use=question.use,
+    )
+
+
+def asked(question: Question) -> dict[str, Any]:
+    """The question as it stands in the manifest: every option that was set."""
+    options: Mapping[str, Any] = {
+        name: value for name, value in vars(question).items() if name not in ("name", "use")
+    }
+    said = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    said["count"] = "all" if question.count is None else question.count
+    said["where"] = to_text(parse(question.where)) if question.where else ""
+    if question.by not in ("adapter", "gradient"):
+        said.pop("kind")
+    if not question.exact:
+        said.pop("exact")
+    return {name: value for name, value in said.items() if value not in (None, "", [])}
+
+
+def _controls(
+    question: Question,
+    ranking: Sequence[Ranked],
+    taken: Sequence[Ranked],
+    rows: Sequence[Candidate],
+    limits: Limits,
+    sources: Sources,
+) -> dict[str, Manifest]:
+    """The pools that keep a choice honest: random ones, of its recipes, and with shuffled scores."""
+    pool = [row.candidate for row in taken]
+    rankings = {
+        **({"blind": STRATEGIES["prior"].rank(question, rows, sources)} if question.by == "score" else {}),
+        "random": random_order(rows, question.seed + 1),
+        "matched": matched(rows, pool, question.seed),
+        "shuffled": shuffled(ranking, question.seed),
+    }
+    found = {}
+    for kind, other in rankings.items():
+        loose = replace(limits, per_owner=None, parameters=None) if kind == "matched" else limits
+        asked_for = replace(question, name=f"{question.name}-{kind}", by=question.by)
+        manifest = _manifest(asked_for, chosen(other, loose), rows, sources)
+        found[kind] = replace(manifest, chosen={**asked(asked_for), "control": kind, "of": question.name})
+    return found

@@ -1,0 +1,306 @@
+"""The strategies: each ranks the candidates for a question and says of every one why it stands there.
+
+A strategy ranks; it never decides how many are taken. All of them are deterministic given catalog, question
+and seed. Writes no rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import Session
+
+from catalog.adapters import Use
+from catalog.database import find_pool, score_table
+from catalog.errors import NotFoundError, UsageError
+from catalog.files import BlobStore
+from catalog.index import Embedder
+from catalog.query import parse
+from catalog.scores import (
+    Measure,
+    Ranking,
+    ScoreMatrix,
+    by_score,
+    completion,
+    from_like_tasks,
+    prior,
+    race,
+    score_matrix,
+)
+from catalog.search import Subject, downhill, likeness, neighbours, open_texts, search
+from catalog.selection.limits import Ranked, by_rank, matched, random_order
+from catalog.selection.pinning import Candidate, candidates
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+# At least so many adapters are compared exactly, where that is asked for.
+SHORTLIST = 20
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked for; every field that is set stands in the manifest. `count` is None for all."""
+
+    name: str
+    by: str
+    count: int | None
+    seed: int = 0
+    base: str | None = None
+    rules: str = "ours"
+    where: str = ""
+    text: str | None = None
+    task: str | None = None
+    task_digest: str | None = None
+    samples: int | None = None
+    exact: bool = False
+    budget: int | None = None
+    like: str | None = None
+    to: str | None = None
+    kind: str = "output"
+    use: Use = "research"
+    per_owner: int | None = None
+    per_family: int | None = None
+    parameters: int | None = None
+    distinct: str | None = None
+    exclude: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    texts: str | None = None
+    beside: tuple[str, ...] = ()
+    date: str | None = None
+    left_out: int | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What strategies ask: the database, the caches, and what the caller made ready for the one chosen.
+
+    `measure` scores adapters, by short name, on further samples of the question's task. `direction`, of
+    (size,), is what `catalog.search.nearest.downhill` asks the index of the question's kind with, from the
+    candidates' base model; `backgrounds`, of (several, size), are the same of other tasks; `exact` says of
+    adapters, by short name, what their sketches estimate.
+    """
+
+    session: Session
+    refusing: Collection[str]
+    index: Path
+    blobs: BlobStore
+    embedder: Callable[[], Embedder | None]
+    subject: Callable[[str], Subject]
+    texts: Mapping[str, str] = field(default_factory=dict)
+    measure: Measure | None = None
+    exact: Callable[[Sequence[str]], Sequence[float]] | None = None
+    direction: NDArray[np.floating[Any]] | None = None
+    backgrounds: NDArray[np.floating[Any]] | None = None
+
+
+Rank = Callable[[Question, Sequence[Candidate], Sources], list[Ranked]]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to rank: what it does in one sentence, what of the question it needs, and the function."""
+
+    sentence: str
+    needs: tuple[str, ...]
+    rank: Rank
+
+
+def _by_text(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    by_name = {row.adapter: row for row in rows}
+    where = parse(question.where) if question.where else None
+    with open_texts(sources.session, sources.index, sources.embedder()) as texts:
+        found = search(
+            sources.session,
+            texts,
+            question.text or "",
+            max(len(rows), 1),
+            query=where,
+            refusing=sources.refusing,
+        )
+    return [Ranked(by_name[hit.adapter], hit.score, hit.why) for hit in found.hits if hit.adapter in by_name]
+
+
+def _by_adapter(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    by_name = {row.adapter: row for row in rows}
+    subject = sources.subject(question.like or "")
+    found = neighbours(
+        sources.session,
+        subject,
+        sources.index,
+        sources.blobs,
+        sources.refusing,
+        by=likeness.kind(question.kind),
+        count=max(len(rows), 1),
+        rows=rows,
+    )
+    return [Ranked(by_name[row.adapter], row.score, row.why) for row in found]
+
+
+def _by_score(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    return _by_scores(by_score(_matrix(question, rows, sources), _task(question)), rows)
+
+
+def _by_prior(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    return _by_scores(prior(_matrix(question, rows, sources), _task(question)), rows)
+
+
+def _by_like_tasks(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    ranking = from_like_tasks(_matrix(question, rows, sources), _task(question), _texts(question, sources))
+    return _by_scores(ranking, rows)
+
+
+def _by_completion(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    ranking = completion(_matrix(question, rows, sources), _task(question), _texts(question, sources))
+    return _by_scores(ranking, rows)
+
+
+def _by_racing(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    if sources.measure is None:
+        raise UsageError("Choosing by racing needs a base model that measures adapters on --task; name one.")
+    matrix = _matrix(question, rows, sources, racing=True)
+    found = race(
+        matrix, _task(question), sources.measure, question.budget or 0, texts=_texts(question, sources)
+    )
+    return _by_scores(found.ranking, rows)
+
+
+def _by_gradient(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    if sources.direction is None:
+        raise UsageError("Choosing by gradient needs a base model with a gradient on --task; name one.")
+    others = () if sources.backgrounds is None else sources.backgrounds
+    keys = {row.key for row in rows}
+    scores = downhill(
+        sources.session, sources.index, keys, sources.direction, others, likeness.kind(question.kind)
+    )
+    what = f"sd of the cosine, less those on {len(others)} others" if len(others) else "cosine"
+    ranked = [
+        Ranked(row, scores[row.key], f"down the slope of {_task(question)}: {scores[row.key]:+.3f} {what}")
+        for row in rows
+        if row.key in scores
+    ]
+    ranked.sort(key=lambda row: (-scores[row.candidate.key], row.candidate.adapter))
+    return ranked if sources.exact is None else _reordered(question, ranked, sources.exact)
+
+
+def _reordered(
+    question: Question, ranked: Sequence[Ranked], exact: Callable[[Sequence[str]], Sequence[float]]
+) -> list[Ranked]:
+    """The best first by exact scores, the rest as they were."""
+    best = ranked[: max(2 * (question.count or len(ranked)), SHORTLIST)]
+    scores = exact([row.candidate.adapter for row in best])
+    what = f"down the slope of {_task(question)}, exactly"
+    found = [
+        Ranked(row.candidate, score, f"{what}: {score:+.4g}") for row, score in zip(best, scores, strict=True)
+    ]
+    found.sort(key=lambda row: (-(row.score or 0.0), row.candidate.adapter))
+    return found + list(ranked[len(best) :])
+
+
+def _task(question: Question) -> str:
+    return question.task or ""
+
+
+def _texts(question: Question, sources: Sources) -> dict[str, str]:
+    """What tasks ask for, in words; that of the question's own task is --query where it is given."""
+    said = {_task(question): question.text} if question.text else {}
+    return {**sources.texts, **said}
+
+
+def _worst(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    return _by_score(question, rows, sources)[::-1]
+
+
+def _matrix(
+    question: Question, rows: Sequence[Candidate], sources: Sources, *, racing: bool = False
+) -> ScoreMatrix:
+    """The measured scores of the candidates and of all others; of no test split unless it is asked for.
+
+    For a race the candidates alone, and as if nothing was measured where nothing was.
+    """
+    names, task = [row.adapter for row in rows], _task(question)
+    try:
+        splits = question.splits
+        table = score_table(
+            sources.session,
+            splits or None,
+            leave_out=() if splits else ("test",),
+            # What a race measures is measured by the present rule.
+            renewed=(task,) if racing else (),
+        )
+    except NotFoundError:
+        if racing:
+            return score_matrix((), adapters=names).blank(task)
+        raise
+    among = set(names) if racing else set(table.adapters)
+    cells = ((one, task, value, n) for (one, task), (value, n) in table.cells.items() if one in among)
+    matrix = score_matrix(cells, base=table.base.items(), adapters=names)
+    unmeasured = task not in matrix.tasks and (racing or task in _texts(question, sources))
+    return matrix.blank(task) if unmeasured else matrix
+
+
+def _by_scores(ranking: Ranking, rows: Sequence[Candidate]) -> list[Ranked]:
+    """The candidates that a ranking can say something of, best first."""
+    by_name = {row.adapter: row for row in rows}
+    found = []
+    for place in ranking.order():
+        row, score = by_name.get(ranking.adapters[place]), float(ranking.scores[place])
+        if row is not None and not math.isnan(score):
+            found.append(Ranked(row, score, ranking.why[place]))
+    return found
+
+
+def _random(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    return random_order(rows, question.seed)
+
+
+def _largest(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    return by_rank(rows, question.seed)
+
+
+def _matched(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+    manifest = find_pool(sources.session, question.to or "")
+    everybody = candidates(sources.session, sources.refusing)
+    members = {(member.hub_id, member.commit, member.subfolder) for member in manifest.members}
+    pool = [row for row in everybody if (row.hub_id, row.commit, row.subfolder) in members]
+    if len(pool) < len(members):
+        raise NotFoundError(f"The catalog no longer holds all members of {question.to}; crawl them again.")
+    return matched(rows, pool, question.seed)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "text": Strategy("Names and cards that fit --query, by words and meaning.", ("text",), _by_text),
+    "adapter": Strategy("Weights like those of --like, an adapter or a folder.", ("like",), _by_adapter),
+    "score": Strategy("What they scored on --task.", ("task",), _by_score),
+    "prior": Strategy("How they stand out on other tasks than --task.", ("task",), _by_prior),
+    "tasks": Strategy(
+        "How they stand out on other tasks, those that read like --task most.", ("task",), _by_like_tasks
+    ),
+    "completion": Strategy(
+        "Their expected score on --task, from it, from other tasks and from like adapters.",
+        ("task",),
+        _by_completion,
+    ),
+    "racing": Strategy(
+        "Their expected score on --task after --budget samples, spent where they tell most.",
+        ("task", "budget"),
+        _by_racing,
+    ),
+    "gradient": Strategy(
+        "How far their weights point down the slope of the base model's loss on --task.",
+        ("task",),
+        _by_gradient,
+    ),
+    "worst": Strategy("The lowest scores on --task first.", ("task",), _worst),
+    "random": Strategy("Chance.", (), _random),
+    "matched": Strategy("Chance, with the recipes of the pool --to.", ("to",), _matched),
+    "rank": Strategy("The largest rank first.", (), _largest),
+}
+OPTIONS = {"text": "--query", "task": "--task", "budget": "--budget", "like": "--like", "to": "--to"}

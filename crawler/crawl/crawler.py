@@ -1,0 +1,238 @@
+"""One crawl from the first listing page to the last adapter: takes up what is left, lists, works, reports.
+
+Listing comes first and is written page by page; then the items are worked off in listing order
+(`crawler.crawl.items`). Whatever stops a crawl, the next one of the same question goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from catalog.adapters import BaseTable, extended_table
+from catalog.database import (
+    Crawl,
+    CrawlState,
+    Outcome,
+    for_writing,
+    frontier,
+    register_catalog,
+    retries,
+    store,
+    writer_lock,
+)
+from catalog.errors import HubError
+from catalog.files import BlobStore, remove_abandoned, temporary_store
+from crawler.crawl.description import description_digest
+from crawler.crawl.items import NOT_LISTED, Meter, Work
+from crawler.crawl.known import CatalogFacts, Known
+from crawler.crawl.options import CrawlOptions, Query, asked, asked_bases, listing, queries, unlisted
+from crawler.crawl.outcomes import CrawlReport, Preview, error_kind, report
+from crawler.crawl.pages import Walk, preview, walk
+from crawler.crawl.progress import Progress
+from crawler.crawl.stages import Tools
+from crawler.hub import Hub
+
+log = logging.getLogger(__name__)
+
+# What changed this long before the newest change known is listed again: the Hub's index is not instant.
+OVERLAP = timedelta(days=1)
+# Before this there is no time to go back to; a listing may have any date.
+EARLIEST = datetime.min.replace(tzinfo=UTC) + OVERLAP
+# The whole listing is read again after this time: it shows what vanished, and what came with an old date.
+WHOLE_EVERY = timedelta(days=7)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Crawler:
+    """Everything one crawl works with; `now` gives the time, aware."""
+
+    engine: Engine
+    hub: Hub
+    blobs: BlobStore
+    options: CrawlOptions
+    progress: Progress
+    stop: threading.Event
+    now: Callable[[], datetime] = _utc_now
+
+    def crawl(self) -> CrawlReport:
+        """Brings the catalog up to date, or goes on with an unfinished crawl of the same question.
+
+        A Hub that cannot be reached makes the report partial. Raises CatalogBusyError where another process
+        writes to the catalog.
+        """
+        with writer_lock(self.engine), self._streamed() as streamed:
+            started = time.monotonic()
+            self.progress.watch_bytes(lambda: self.hub.usage.bytes)
+            self.progress.listed(0)
+            if self.options.weights == "keep" or self.blobs.root.is_dir():
+                register_catalog(self.engine.url, self.blobs)
+            with Session(for_writing(self.engine)) as session, session.begin():
+                store.sync_bases(session)
+                bases = BaseTable(store.spellings(session))
+                crawl = self._open(session, bases)
+                plan, meter = _plan(crawl), Meter(self.hub, crawl, started)
+                scope, started_at = crawl.scope, crawl.started_at
+            error = self._list(plan)
+            self._note_unlisted(plan, bases)
+            work = Work(
+                self.engine,
+                self._tools(bases, streamed),
+                plan.crawl_id,
+                scope,
+                meter,
+                self.progress,
+                self.stop,
+                self.now,
+                started_at=started_at,
+                again=plan.since is None and plan.limit is None,
+            )
+            work.settle_all(self.options.workers)
+            with Session(for_writing(self.engine)) as session, session.begin():
+                crawl = session.get_one(Crawl, plan.crawl_id)
+                meter.write(session)
+                self._close(session, crawl, finished=error is None)
+                session.flush()
+                return report(session, crawl, error_kind(error) if error else None)
+
+    def _open(self, session: Session, bases: BaseTable) -> Crawl:
+        """The crawl to work on: the unfinished one of this scope, else a new one."""
+        planned, endpoint, now = queries(self.options, bases), self.hub.settings.endpoint, self.now()
+        question = asked(self.options, endpoint, planned, description_digest(bases))
+        scope = frontier.digest(question)
+        crawl = frontier.unfinished(session, scope, now - OVERLAP)
+        if crawl is not None and not (self.options.full and crawl.asked["since"]):
+            self.progress.note(f"continuing the crawl that began {crawl.started_at:%Y-%m-%d %H:%M} UTC")
+            frontier.reopen(session, crawl)
+            return crawl
+        since = _since(session, self.options, scope, now)
+        question["since"] = since.isoformat() if since else None
+        of = frontier.digest(listing(endpoint, planned))
+        crawl = frontier.open_crawl(session, of, scope, question, now)
+        retries.forget_superseded(session, crawl)
+        return crawl
+
+    def _list(self, plan: Walk) -> HubError | None:
+        """Reads the listings to their end; gives the error that stopped one, if any did."""
+        error = walk(self.engine, self.hub, plan, self.progress)
+        if error is not None:
+            return error
+        with Session(for_writing(self.engine)) as session, session.begin():
+            crawl = session.get_one(Crawl, plan.crawl_id)
+            # A Hub that shows nothing at all has lost its index, not all its repositories.
+            whole = plan.since is None and plan.limit is None and frontier.listed(session, crawl.id)
+            if whole:
+                frontier.add_missing(session, crawl, NOT_LISTED)
+            retries.enlist(session, crawl, self.now(), NOT_LISTED, all_of_them=self.options.full)
+        return None
+
+    def _note_unlisted(self, plan: Walk, bases: BaseTable) -> None:
+        """Says which of the base models no repository names, where their listings were read to the end."""
+        with Session(self.engine) as session:
+            full = plan.limit is not None and frontier.listed(session, plan.crawl_id) >= plan.limit
+            rows = {} if full else frontier.rows_by_query(session, plan.crawl_id)
+            for base in asked_bases(self.options):
+                own = queries(replace(self.options, bases=(base,)), bases)
+                counts = [rows.get(number) for number, query in enumerate(plan.queries) if query in own]
+                if any(count != 0 for count in counts):
+                    continue
+                if plan.since is None or not store.has_adapters(session, bases.known(base) or base):
+                    self.progress.note(unlisted(base, bases, store.base_names(session)))
+
+    @contextmanager
+    def _streamed(self) -> Iterator[BlobStore]:
+        """A store for files that are read and not kept; what killed crawls left beside the kept ones goes."""
+        beside = self.blobs.root.parent
+        remove_abandoned(beside)
+        if self.options.weights == "headers":
+            yield self.blobs  # nothing is read
+            return
+        with temporary_store(beside) as store:
+            yield store
+
+    def _tools(self, bases: BaseTable, streamed: BlobStore) -> Tools:
+        return Tools(
+            hub=self.hub,
+            blobs=self.blobs,
+            streamed=streamed,
+            bases=bases,
+            known=Known(CatalogFacts(self.engine)),
+            weights=self.options.weights,
+            rules=self.options.rules,
+            described_with=description_digest(bases),
+            most_weights=self.options.max_weights,
+        )
+
+    def _close(self, session: Session, crawl: Crawl, *, finished: bool) -> None:
+        """Writes how the crawl ended; the watermark moves where all is listed and nothing is pending.
+
+        What failed does not hold it: that stands on the list of what is tried again.
+        """
+        counts = frontier.outcomes(session, crawl.id)
+        whole = finished and not counts[Outcome.PENDING.value]
+        clean = whole and not counts[Outcome.FAILED.value]
+        crawl.state = CrawlState.COMPLETE if clean else CrawlState.PARTIAL
+        crawl.finished_at = self.now()
+        if whole and crawl.asked["limit"] is None:
+            # What changed after the listing began may stand on a page that was read before it changed.
+            newest, before = frontier.newest(session, crawl.id), frontier.watermark(session, crawl.scope)
+            marks = (before, min(newest, crawl.started_at) if newest is not None else None)
+            crawl.watermark = max((mark for mark in marks if mark is not None), default=None)
+        if finished:
+            frontier.prune(session, crawl)
+
+
+def _plan(crawl: Crawl) -> Walk:
+    since = crawl.asked["since"]
+    return Walk(
+        crawl_id=crawl.id,
+        queries=tuple(Query(tuple(filters), only) for filters, only in crawl.asked["queries"]),
+        since=datetime.fromisoformat(since) if since else None,
+        limit=crawl.asked["limit"],
+    )
+
+
+def _since(session: Session, options: CrawlOptions, scope: str, now: datetime) -> datetime | None:
+    """The time from which on changes are asked for; None asks for everything, as once a week."""
+    if options.full or options.limit is not None:
+        return None
+    mark, whole = frontier.watermark(session, scope), frontier.last_whole(session, scope)
+    if mark is None or whole is None or whole < now - WHOLE_EVERY:
+        return None
+    return max(mark, EARLIEST) - OVERLAP
+
+
+def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, progress: Progress) -> Preview:
+    """What a crawl would look at, by asking for the listings only; writes nothing.
+
+    Without a catalog every repository is new, and a base model has the spellings that the program knows.
+    """
+    counts = dict.fromkeys(("new", "changed", "unchanged"), 0)
+    progress.watch_bytes(lambda: hub.usage.bytes)
+    progress.listed(0)
+    bases = extended_table(store.spellings(session) if session is not None else ())
+    planned = queries(options, bases)
+    question = asked(options, hub.settings.endpoint, planned, description_digest(bases))
+    scope, now = frontier.digest(question), datetime.now(UTC)
+    since = _since(session, options, scope, now) if session is not None else None
+    for item in preview(hub, Walk(0, planned, since, options.limit)):
+        row = store.known_repository(session, item.hub_id or "") if session is not None else None
+        counts["new" if row is None else "unchanged" if row.commit == item.row.get("sha") else "changed"] += 1
+        progress.listed(sum(counts.values()))
+    if since is None and not sum(counts.values()):
+        others = store.base_names(session) if session is not None else ()
+        for base in asked_bases(options):
+            progress.note(unlisted(base, bases, others))
+    return Preview(tuple(query.filters for query in planned), counts, hub.usage.api)

@@ -1,0 +1,232 @@
+"""All that was read of one adapter folder → the record that the catalog stores; no network, no disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from catalog.adapters import (
+    PARTIAL,
+    AdapterConfig,
+    AdapterRecord,
+    AdapterSpec,
+    BaseIdentity,
+    BaseTable,
+    DocumentRecord,
+    ReasonRecord,
+    RepositoryRecord,
+    WeightsHealth,
+    WeightsRecord,
+    names_nothing,
+)
+from catalog.adapters import bases as base_facts
+from catalog.errors import ConfigError, WeightsError
+from catalog.fingerprints import health_of, pattern_of
+from crawler.crawl.screening import Evidence, Finding, screen
+from crawler.hub import Folder, ListedRepository
+from crawler.reading import Card
+
+MOST_FILES = 500
+# Version of what is read out of configs, cards and headers and of the rules: a change that would give known
+# adapters other rows raises it, and they are described again from what the catalog holds of them.
+DESCRIBE_VERSION = 4
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One adapter folder as far as it was read; `status` says why reading stopped, where something did."""
+
+    folder: Folder
+    card: Card
+    status: str | None = None
+    detail: str = ""
+    config: AdapterConfig | ConfigError | None = None
+    config_document: DocumentRecord | None = None
+    card_document: DocumentRecord | None = None
+    weights: WeightsRecord | None = None
+    spec: AdapterSpec | WeightsError | None = None
+    problems: tuple[str, ...] = field(default=())
+
+
+def repository_record(listed: ListedRepository) -> RepositoryRecord:
+    """What a listing row says of a repository, as the catalog stores it."""
+    return RepositoryRecord(
+        hub_id=listed.hub_id,
+        name=listed.name,
+        commit=listed.sha,
+        created_at=listed.created_at,
+        last_modified=listed.last_modified,
+        gated=listed.gated or None,
+        disabled=listed.disabled,
+        private=listed.private,
+        downloads=listed.downloads,
+        downloads_all_time=listed.downloads_all_time,
+        likes=listed.likes,
+        library=listed.library,
+        pipeline_tag=listed.pipeline_tag,
+        tags=listed.tags,
+    )
+
+
+def description_digest(bases: BaseTable) -> str:
+    """What an adapter's description depends on besides its files: the rules' version and the spellings."""
+    known = [[row.canonical, row.spelling, row.kind] for row in bases.rows]
+    return hashlib.sha256(json.dumps([DESCRIBE_VERSION, known]).encode()).hexdigest()[:16]
+
+
+def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described_with: str) -> AdapterRecord:
+    """The record of one adapter folder with every reason that speaks against it."""
+    identity = _identity(listed, draft, bases)
+    findings = screen(_evidence(listed, draft, identity))
+    measured, health = _health(draft) or (None, None)
+    return AdapterRecord(
+        commit=listed.sha or "",
+        subfolder=draft.folder.subfolder,
+        main=draft.folder.main,
+        files=_files(draft),
+        weights_name=None if draft.folder.weights is None else draft.folder.weights.path.rpartition("/")[2],
+        base_canonical=identity.canonical,
+        base_raw=identity.raw,
+        base_kind=identity.kind,
+        base_evidence=identity.evidence,
+        described_with=described_with,
+        norm=None if measured is None else measured.norm,
+        health=health,
+        scaling_pattern=_scaling_pattern(draft),
+        partial=_partial(draft, findings),
+        license=_license(listed, draft),
+        card_quality=draft.card.quality.value,
+        card_text=draft.card.text,
+        card_front=draft.card.front,
+        training={
+            key: value for key, value in asdict(draft.card.training).items() if value not in (None, (), {})
+        },
+        config=draft.config_document,
+        card=draft.card_document,
+        weights=draft.weights,
+        reasons=tuple(ReasonRecord(finding.reason.value, finding.detail) for finding in findings),
+        **_config_fields(draft.config),
+        **_spec_fields(draft),
+    )
+
+
+def findings(listed: ListedRepository, draft: Draft, bases: BaseTable) -> tuple[Finding, ...]:
+    """All that speaks against an adapter as far as it was read."""
+    return screen(_evidence(listed, draft, _identity(listed, draft, bases)))
+
+
+def _identity(listed: ListedRepository, draft: Draft, bases: BaseTable) -> BaseIdentity:
+    """The base model by the adapter's own config, else the Hub's copy of it, else the card, else the tags."""
+    config = draft.config.base_model if isinstance(draft.config, AdapterConfig) else None
+    copied = None if draft.folder.subfolder else listed.config_base
+    # A card may list the base under several names, or several bases: then it does not say which.
+    of_card = {bases.canonical(one): one for one in draft.card.base_models if not names_nothing(one)}
+    card = next(iter(of_card.values())) if len(of_card) == 1 else None
+    said = (text for text in (config, copied, card) if not names_nothing(text))
+    return bases.identify(next(said, config), tags=listed.tags)
+
+
+def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) -> Evidence:
+    canonical = identity.canonical
+    return Evidence(
+        repo_status=draft.status,
+        repo_detail=draft.detail,
+        subfolder=draft.folder.subfolder,
+        files=draft.folder.names,
+        config=draft.config,
+        weights=draft.spec,
+        base=identity,
+        dims=base_facts.dims(canonical) if canonical else None,
+        base_license=base_facts.license_of_base(canonical) if canonical else None,
+        card_license=_license(listed, draft),
+        tags=listed.tags,
+        health=measured[0] if (measured := _health(draft)) else None,
+        tree_problems=draft.problems if draft.folder.main else (),
+        card_problems=draft.card.unreadable,
+    )
+
+
+def _health(draft: Draft) -> tuple[WeightsHealth, str] | None:
+    """Norm and health of the values, None where they were not read or the scalings cannot be worked out."""
+    if draft.weights is None or not isinstance(draft.config, AdapterConfig):
+        return None
+    try:
+        return health_of(draft.weights, draft.config)
+    except (ConfigError, WeightsError):
+        return None  # patterns that cannot be applied, and broken headers, are reasons of their own
+
+
+def _scaling_pattern(draft: Draft) -> str | None:
+    if draft.weights is None or not isinstance(draft.config, AdapterConfig) or not draft.config.is_lora:
+        return None
+    try:
+        return pattern_of(draft.weights, draft.config)
+    except (ConfigError, WeightsError):
+        return None
+
+
+def _partial(draft: Draft, findings: Iterable[Finding]) -> tuple[str, ...] | None:
+    """The reasons for which the norm and the vectors of B A are not those of the whole update."""
+    if not isinstance(draft.spec, AdapterSpec) or not draft.spec.modules:
+        return None
+    return tuple(finding.reason.value for finding in findings if finding.reason.value in PARTIAL)
+
+
+def _license(listed: ListedRepository, draft: Draft) -> str | None:
+    """The licence id of the card, else of the repository's tags."""
+    stated = draft.card.stated_license or draft.card.license
+    if stated is not None:
+        return stated
+    return next((tag.partition(":")[2] for tag in listed.tags if tag.startswith("license:")), None)
+
+
+def _files(draft: Draft) -> tuple[Mapping[str, Any], ...]:
+    """Name, size and hash of the files in the folder: pickles are listed here and nowhere opened.
+
+    Of very many the first are listed, and those that make the adapter; the hash of the weights is that under
+    which they are on record.
+    """
+    folder = draft.folder
+    own = (folder.config, folder.weights, folder.card)
+    weights = draft.weights.digest if draft.weights is not None else None
+    return tuple(
+        {
+            "name": file.path.rpartition("/")[2],
+            "size": file.size,
+            "digest": (weights if file == folder.weights else None) or file.sha256 or file.oid,
+        }
+        for number, file in enumerate(folder.files)
+        if number < MOST_FILES or file in own
+    )
+
+
+def _config_fields(config: AdapterConfig | ConfigError | None) -> dict[str, Any]:
+    if not isinstance(config, AdapterConfig):
+        return {}
+    fields: dict[str, Any] = {
+        "peft_type": config.peft_type,
+        "task_type": config.task_type,
+        "rank": config.rank,
+    }
+    if config.rank is not None:
+        divisor = math.sqrt(config.rank) if config.use_rslora else config.rank
+        fields |= {"alpha": config.alpha, "use_rslora": config.use_rslora, "scaling": config.alpha / divisor}
+    return fields
+
+
+def _spec_fields(draft: Draft) -> dict[str, Any]:
+    """Targets and sizes from the weights' header where it was read, targets else as the config names them."""
+    if isinstance(draft.spec, AdapterSpec):
+        spec = draft.spec
+        return {
+            "targets": spec.targets,
+            "modules": len(spec.modules),
+            "parameters": spec.parameters,
+            "dtypes": spec.dtypes,
+        }
+    named = draft.config.target_modules if isinstance(draft.config, AdapterConfig) else None
+    return {"targets": (named,) if isinstance(named, str) else tuple(named or ())}

@@ -1,0 +1,405 @@
+"""The items of a crawl, settled one by one in listing order by workers that read and one thread that writes.
+
+The order makes the rows independent of which worker was quicker; one transaction writes a repository, its
+adapters and what became of the item, so that they agree whatever kills the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+
+from sqlalchemy import Engine, update
+from sqlalchemy.orm import Session
+
+from catalog.adapters import RepositoryRecord
+from catalog.database import Crawl, CrawlItem, Outcome, Repository, for_writing, frontier, retries, store
+from catalog.errors import HubBusyError, HubError, HubUnreachableError, LoradexError, StorageError
+from catalog.rules import UNREADABLE
+from crawler.crawl.description import repository_record
+from crawler.crawl.identity import bearer
+from crawler.crawl.outcomes import error_kind
+from crawler.crawl.progress import Progress
+from crawler.crawl.screening import refusing
+from crawler.crawl.stages import Gone, Processed, Tools, look_up, process
+from crawler.hub import BadRow, Hub, ListedRepository, parse_row
+
+log = logging.getLogger(__name__)
+
+# The raw row of a repository that an earlier crawl knew and the listing did not show.
+NOT_LISTED = {"not_listed": True}
+BATCH = 256
+# So many items in a row that fail for want of the Hub or the disk, and the rest is left for the next run.
+PATIENCE = 8
+# Reasons that may pass without a new commit; no hash covers the head of a file while it is read alone.
+PASSING = (
+    "gated",
+    "disabled",
+    "private",
+    "vanished",
+    "integrity",
+    "not_read",
+    "truncated",
+    "header_invalid",
+    "weights_unreadable",
+)
+# Why a row is left out whose repository shares its identity with another one that the Hub has.
+SAME_ID = "another repository has the same _id"
+OUT_OF_REACH = (HubUnreachableError, HubBusyError, StorageError)
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """A repository at the commit that the catalog holds: only what the listing says of it is new."""
+
+    repository: RepositoryRecord
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An item that can be tried again; `in_reach` is False where the Hub or the disk was the cause.
+
+    `own` is True where it is up to the user of this machine to mend it: the disk, the token.
+    """
+
+    kind: str
+    detail: str
+    in_reach: bool
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What became of a repository whose `_id` has several names; `others` are those of other repositories."""
+
+    name: str
+    others: tuple[str, ...]
+    result: Processed | Unchanged | Gone
+
+
+Result = Processed | Unchanged | Gone | Identified
+Job = Callable[[], Result]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An item under way."""
+
+    position: int
+    hub_id: str
+    name: str
+    result: Future[Result] = field(default_factory=Future)
+
+
+class Tally:
+    """How many items are settled, for whoever watches."""
+
+    def __init__(self, progress: Progress, done: int, total: int) -> None:
+        self._progress, self._done, self._total = progress, done, total
+        progress.working(done, total)
+
+    def add(self, settled: int) -> None:
+        """So many more are settled."""
+        self._done += settled
+        self._progress.working(self._done, self._total)
+
+
+class Meter:
+    """What a crawl costs: the totals of its earlier runs and of this one."""
+
+    def __init__(self, hub: Hub, crawl: Crawl, started: float) -> None:
+        self._hub, self._crawl_id, self._started = hub, crawl.id, started
+        self._before = (crawl.api_requests, crawl.resolver_requests, crawl.bytes, crawl.seconds)
+
+    def write(self, session: Session) -> None:
+        """Writes the totals to the crawl's row."""
+        api, resolver, received, seconds = self._before
+        usage = self._hub.usage
+        totals = {
+            "api_requests": api + usage.api,
+            "resolver_requests": resolver + usage.resolver,
+            "bytes": received + usage.bytes,
+            "seconds": seconds + time.monotonic() - self._started,
+        }
+        session.execute(update(Crawl).where(Crawl.id == self._crawl_id).values(totals))
+
+
+@dataclass(frozen=True)
+class Work:
+    """The pending items of one crawl and what it takes to settle them.
+
+    With `again`, what the Hub refused to show or sent wrong is asked for once more, though it did not change.
+    """
+
+    engine: Engine
+    tools: Tools
+    crawl_id: int
+    scope: str
+    meter: Meter
+    progress: Progress
+    stop: threading.Event
+    now: Callable[[], datetime]
+    started_at: datetime
+    again: bool
+
+    def settle_all(self, workers: int) -> None:
+        """Settles the pending items in order, at most four a worker in flight.
+
+        Stops early, with items left pending, where PATIENCE items in a row fail for want of the disk, or of a
+        Hub that does not answer a plain question either.
+        """
+        tally = self._tally()
+        failing = 0
+        window: deque[Task] = deque()
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="crawl")
+        try:
+            tasks = self._tasks(pool, tally)
+            while True:
+                while len(window) < 4 * workers and (task := next(tasks, None)) is not None:
+                    window.append(task)
+                if not window:
+                    break
+                ready = _ready(window)
+                for failure in self._settle(ready):
+                    failing = failing + 1 if failure is not None and not failure.in_reach else 0
+                    if failing == PATIENCE and failure is not None:
+                        if failure.kind == "storage" or not self._hub_answers():
+                            return
+                        failing = 0
+                tally.add(len(ready))
+        finally:
+            # Nothing is in flight when all is settled; whatever else ended the loop, nobody waits for it.
+            if window:
+                self.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _hub_answers(self) -> bool:
+        """Whether the Hub still lists: then it is single repositories that it cannot show."""
+        try:
+            self.tools.hub.page(self.tools.hub.listing_url(("peft",), sort="createdAt"))
+        except HubError as error:
+            log.warning("%s", error)
+            return False
+        return True
+
+    def _tally(self) -> Tally:
+        with Session(self.engine) as session:
+            counts = frontier.outcomes(session, self.crawl_id)
+        total = sum(counts.values()) - counts[Outcome.QUARANTINED.value]
+        return Tally(self.progress, total - counts[Outcome.PENDING.value], total)
+
+    def _tasks(self, pool: Executor, tally: Tally) -> Iterator[Task]:
+        """The items that take a look at the Hub, in order; those that take none are settled on the way."""
+        after = 0
+        while True:
+            with Session(for_writing(self.engine)) as session, session.begin():
+                items = frontier.pending(session, self.crawl_id, after, BATCH)
+                jobs = self._jobs(session, items)
+                tally.add(len(items) - len(jobs))
+                after = items[-1].position if items else after
+            if not items:
+                return
+            for task, job in jobs:
+                yield replace(task, result=pool.submit(job))
+
+    def _jobs(self, session: Session, items: Sequence[CrawlItem]) -> list[tuple[Task, Job]]:
+        """What workers are to do for these items; a repository that did not change is settled at once."""
+        known = store.known_repositories(session, [item.hub_id for item in items if item.hub_id])
+        unread = self._unread(session, [row.id for row in known.values()])
+        jobs: list[tuple[Task, Job]] = []
+        touched: list[Repository] = []
+        for item in items:
+            task = Task(item.position, item.hub_id or "", item.name or "")
+            row = known.get(task.hub_id)
+            commit = row.commit if row is not None and row.id not in unread else None
+            if item.row == NOT_LISTED:
+                jobs.append((task, partial(_look_again, task.hub_id, task.name, commit, self.tools)))
+                continue
+            listed = parse_row(item.row)
+            if isinstance(listed, BadRow):
+                frontier.settle(item, Outcome.QUARANTINED, error=listed.reason)
+            elif len(names := _names(item, row, listed)) > 1:
+                jobs.append((task, partial(_identify, listed, names, commit, self.tools)))
+            elif row is not None and self._is_older(listed, row):
+                frontier.settle(item, Outcome.UNCHANGED, detail="the catalog holds a newer state")
+            elif row is not None and commit is not None and listed.sha == commit:
+                touched.append(store.touch_repository(session, row, repository_record(listed), self.now()))
+                frontier.settle(item, Outcome.UNCHANGED)
+            else:
+                jobs.append((task, partial(process, listed, self.tools)))
+        store.bury_namesakes(session, touched, self.now())
+        unchanged = [item.hub_id or "" for item in items if item.outcome is Outcome.UNCHANGED]
+        retries.settle(session, self.scope, unchanged)
+        return jobs
+
+    def _is_older(self, listed: ListedRepository, row: Repository) -> bool:
+        """Whether a listing row, perhaps of a page read hours ago, tells of less than was seen since."""
+        if listed.last_modified is None or row.last_modified is None or row.last_seen <= self.started_at:
+            return False
+        return listed.last_modified < row.last_modified
+
+    def _unread(self, session: Session, repositories: Sequence[int]) -> set[int]:
+        """The repositories of which the catalog does not hold all that this crawl asks for."""
+        tools = self.tools
+        unread = store.judged_otherwise(session, repositories, tools.described_with)
+        if self.again:
+            unread |= store.with_reason(session, repositories, PASSING)
+        if tools.weights == "headers":
+            return unread
+        # Another cap lets in what an earlier one left out.
+        unread |= store.with_weights_up_to(session, repositories, "too_large", tools.most_weights)
+        unreadable = [reason.value for reason in UNREADABLE]
+        for owner, digest, known, accepted in store.readable_weights(
+            session, repositories, refusing(tools.rules), unreadable
+        ):
+            if not known or (tools.weights == "keep" and accepted and not tools.blobs.has(digest)):
+                unread.add(owner)
+        return unread
+
+    def _settle(self, tasks: Sequence[Task]) -> list[Failure | None]:
+        """Writes what became of tasks in one transaction; gives for each the failure, None where it was read.
+
+        Should a row be refused for a fault in loradex, the tasks are written one by one and that one failed.
+        """
+        results = [_result(task) for task in tasks]
+        try:
+            with Session(for_writing(self.engine)) as session, session.begin():
+                self._write(session, tasks, results)
+        except LoradexError:
+            raise
+        except Exception as error:
+            if len(tasks) > 1:
+                return [failure for task in tasks for failure in self._settle([task])]
+            results = [_failure(tasks[0], error)]
+            with Session(for_writing(self.engine)) as session, session.begin():
+                self._write(session, tasks, results)
+        return [result if isinstance(result, Failure) else None for result in results]
+
+    def _write(self, session: Session, tasks: Sequence[Task], results: Sequence[Result | Failure]) -> None:
+        known = store.known_repositories(session, [task.hub_id for task in tasks])
+        plain = [self._named(session, task, result) for task, result in zip(tasks, results, strict=True)]
+        commits = {hub_id: row.commit for hub_id, row in known.items()}
+        items = frontier.items_at(session, self.crawl_id, [task.position for task in tasks])
+        read = [(r.repository, r.adapters) for r in plain if isinstance(r, Processed)]
+        if read:
+            store.save_repositories(session, read, self.now())
+        for task, result in zip(tasks, plain, strict=True):
+            item, row = items[task.position], known.get(task.hub_id)
+            if isinstance(result, Failure):
+                retries.postpone(session, self.scope, _failed_item(item, result), self.now())
+                frontier.settle(item, Outcome.FAILED, error=result.kind, detail=result.detail)
+            elif isinstance(result, Gone):
+                self._bury(session, row, result)
+                frontier.settle(item, Outcome.GONE, detail=result.detail)
+            elif isinstance(result, Unchanged):
+                touched = store.touch_repository(session, row, result.repository, self.now())
+                store.bury_namesakes(session, [touched], self.now())
+                frontier.settle(item, Outcome.UNCHANGED)
+            else:
+                frontier.settle(item, _outcome(commits.get(task.hub_id), result.repository.commit))
+        read_ids = [t.hub_id for t, r in zip(tasks, plain, strict=True) if not isinstance(r, Failure)]
+        retries.settle(session, self.scope, read_ids)
+        store.save_documents(session, self.tools.known.fresh_documents())
+        self.meter.write(session)
+
+    def _named(
+        self, session: Session, task: Task, result: Result | Failure
+    ) -> Processed | Unchanged | Gone | Failure:
+        """The plain result; the name that a repository bears and those with its `_id` are written down."""
+        if not isinstance(result, Identified):
+            return result
+        frontier.items_at(session, self.crawl_id, [task.position])[task.position].name = result.name
+        if result.others:
+            log.warning("%s: left out, %s has the same _id", ", ".join(result.others), result.name)
+            frontier.add_namesakes(session, self.crawl_id, task.hub_id, result.others, SAME_ID)
+        return result.result
+
+    def _bury(self, session: Session, row: Repository | None, gone: Gone) -> None:
+        """Makes a repository a tombstone, also one that nobody had read yet."""
+        if row is None and gone.repository is not None:
+            row = store.touch_repository(session, None, gone.repository, self.now())
+        if row is not None:
+            store.mark_gone(row, self.now())
+
+
+def _ready(window: deque[Task]) -> list[Task]:
+    """Takes the first task, and those behind it that are done already and bear other names."""
+    taken = [window.popleft()]
+    names = {taken[0].name}
+    while window and window[0].result.done() and window[0].name not in names:
+        names.add(window[0].name)
+        taken.append(window.popleft())
+    return taken
+
+
+def _result(task: Task) -> Result | Failure:
+    """What a worker found, or why it found nothing."""
+    try:
+        return task.result.result()
+    except Exception as error:
+        return _failure(task, error)
+
+
+def _failure(task: Task, error: Exception) -> Failure:
+    if isinstance(error, LoradexError):
+        log.warning("%s: %s", task.name, error)
+        unauthorized = getattr(error, "status", None) == "unauthorized"
+        out_of_reach = isinstance(error, OUT_OF_REACH) or unauthorized
+        own = isinstance(error, StorageError) or unauthorized
+        return Failure(error_kind(error), str(error), not out_of_reach, own)
+    fault = f"{type(error).__name__}: {error}"
+    log.error("%s could not be read because of a fault in loradex: %s", task.name, fault)
+    log.info("where that was", exc_info=error)
+    return Failure(error_kind(error), fault, in_reach=True)
+
+
+def _failed_item(item: CrawlItem, failure: Failure) -> retries.FailedItem:
+    commit = item.row.get("sha") if isinstance(item.row, dict) else None
+    return retries.FailedItem(
+        hub_id=item.hub_id or "",
+        name=item.name or "",
+        commit=commit if isinstance(commit, str) else None,
+        error=failure.kind,
+        detail=failure.detail,
+        at_once=failure.own,
+    )
+
+
+def _outcome(before: str | None, after: str | None) -> Outcome:
+    """What to call a repository that was read, by the commits known before and after."""
+    if before is None:
+        return Outcome.NEW
+    return Outcome.UNCHANGED if before == after else Outcome.CHANGED
+
+
+def _names(item: CrawlItem, known: Repository | None, listed: ListedRepository) -> list[str]:
+    """The names that are given for an `_id`: that of the catalog first, then those of the listing."""
+    of_catalog = [known.name] if known is not None and known.gone_at is None else []
+    return list(dict.fromkeys([*of_catalog, listed.name, *frontier.other_names(item)]))
+
+
+def _identify(listed: ListedRepository, names: Sequence[str], commit: str | None, tools: Tools) -> Result:
+    """What became of the repository that bears an `_id` with several names."""
+    found = bearer(listed, names, tools.hub)
+    if commit is not None and found.repository.sha == commit:
+        result: Processed | Unchanged | Gone = Unchanged(repository_record(found.repository))
+    else:
+        result = process(found.repository, tools)
+    return Identified(found.repository.name, found.others, result)
+
+
+def _look_again(hub_id: str, name: str, commit: str | None, tools: Tools) -> Result:
+    """What became of a repository that the listing no longer shows."""
+    listed = look_up(hub_id, name, tools)
+    if listed is None:
+        return Gone(None, "the Hub no longer has it")
+    if commit is not None and listed.sha == commit:
+        return Unchanged(repository_record(listed))
+    return process(listed, tools)

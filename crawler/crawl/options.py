@@ -1,0 +1,121 @@
+"""What a crawl is asked for → the listing queries that find it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from catalog.adapters import BaseTable, seed_table
+from catalog.errors import UsageError
+from catalog.fingerprints import FINGERPRINT_VERSION
+from crawler.hub import valid_name
+
+DEFAULT_BASE = "meta-llama/Llama-3.1-8B-Instruct"
+WEIGHTS = ("keep", "stream", "headers")
+# All linear layers of an 8B model at rank 256 are 671 million numbers: 2.7 GB of float32.
+MAX_WEIGHTS = 5 * 10**9
+
+# Uploads of these tools often carry no `peft` tag; rows without an adapter file are passed over.
+ANY_BASE_TAGS = ("peft", "lora", "unsloth", "trl", "axolotl", "llama-factory")
+# An adapter whose card names another library is filed by the Hub as a finetune of its base.
+RELATIONS = ("adapter", "finetune")
+
+
+def check_base_name(name: str) -> None:
+    """Raises UsageError unless the Hub can have a model of this name."""
+    if not valid_name(name):
+        known = seed_table().known(name)
+        right = known or f"owner/name, as {DEFAULT_BASE}"
+        raise UsageError(f"{name[:80]!r} is no base model; write {right}.")
+
+
+@dataclass(frozen=True)
+class CrawlOptions:
+    """What was asked for; `rules` decide whose weights are kept, and none above `max_weights` are read."""
+
+    bases: tuple[str, ...] = ()
+    any_base: bool = False
+    limit: int | None = None
+    weights: str = "stream"
+    workers: int = 4
+    full: bool = False
+    rules: str = "ours"
+    max_weights: int = MAX_WEIGHTS
+
+    def __post_init__(self) -> None:
+        if self.any_base and self.bases:
+            raise UsageError("--any-base asks for every adapter; leave --base out, or --any-base.")
+        for base in self.bases:
+            check_base_name(base)
+        if self.limit is not None and self.limit < 1:
+            raise UsageError("--limit must be at least 1.")
+        if not 1 <= self.workers <= 32:
+            raise UsageError("--workers must lie between 1 and 32.")
+        if self.max_weights < 1:
+            raise UsageError("--max-weights must be at least one byte.")
+        if self.weights not in WEIGHTS:
+            raise UsageError(f"--weights is one of {', '.join(WEIGHTS)}.")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One listing: all `filters` hold; `adapters_only` where the Hub promises an adapter in every row."""
+
+    filters: tuple[str, ...]
+    adapters_only: bool
+
+
+def asked_bases(options: CrawlOptions) -> tuple[str, ...]:
+    """The base models that are asked for by name; none where every adapter is."""
+    return () if options.any_base else options.bases or (DEFAULT_BASE,)
+
+
+def unlisted(base: str, bases: BaseTable, others: Collection[str]) -> str:
+    """A sentence on a base model that no repository names; `others` are known beside the table."""
+    known = bases.known(base)
+    if known is not None:
+        return (
+            f"No repository lists an adapter of {known}, under any of its {len(bases.spellings(base))} names."
+        )
+    told = "" if base in others else f", and no base model is known as {base}; {bases.nearest(base, others)}"
+    return f"No repository lists an adapter of {base}{told}."
+
+
+def queries(options: CrawlOptions, bases: BaseTable) -> tuple[Query, ...]:
+    """The listings whose union by `_id` is what the options ask for, in a fixed order."""
+    if options.any_base:
+        return tuple(Query((tag,), tag == "peft") for tag in ANY_BASE_TAGS)
+    found: dict[Query, None] = {}
+    for base in asked_bases(options):
+        for relation in RELATIONS:
+            for spelling in bases.spellings(base):
+                found[Query((f"base_model:{relation}:{spelling}",), relation == "adapter")] = None
+    return tuple(found)
+
+
+def listing(endpoint: str, planned: tuple[Query, ...]) -> dict[str, Any]:
+    """Which rows of which Hub are looked at, as plain JSON."""
+    return {"hub": endpoint, "queries": [[list(query.filters), query.adapters_only] for query in planned]}
+
+
+def asked(
+    options: CrawlOptions, endpoint: str, planned: tuple[Query, ...], described_with: str
+) -> dict[str, Any]:
+    """The question as plain JSON: what is stored with a crawl, and what its scope is the digest of.
+
+    Workers and --full change how it is answered, not what is asked. The usual --max-weights is not written
+    down: older crawls that knew none asked the same.
+    """
+    cap = {} if options.max_weights == MAX_WEIGHTS else {"max_weights": options.max_weights}
+    return (
+        listing(endpoint, planned)
+        | cap
+        | {
+            "limit": options.limit,
+            "weights": options.weights,
+            "rules": options.rules,
+            "described_with": described_with,
+            "fingerprint_version": FINGERPRINT_VERSION,
+        }
+    )

@@ -1,0 +1,140 @@
+"""What a crawl did, counted: each listed repository has one outcome, each adapter one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from catalog.database import Crawl, CrawlState, Outcome, frontier, retries
+from catalog.errors import (
+    CursorExpiredError,
+    HubAccessError,
+    HubBusyError,
+    HubPayloadError,
+    HubUnreachableError,
+    IntegrityError,
+    LoradexError,
+    StorageError,
+)
+from crawler.crawl.screening import refusing
+
+_REPOSITORIES = (Outcome.NEW, Outcome.CHANGED, Outcome.UNCHANGED, Outcome.GONE, Outcome.FAILED)
+
+
+@dataclass(frozen=True)
+class CrawlReport:
+    """The numbers of one crawl.
+
+    `failed` as a status: its listings could not be read at all. `unmeasured` counts the adapters that are
+    accepted as far as is known, the values of their weights being unread. `resting` counts the repositories
+    that failed in earlier crawls and were not tried in this one, because they rest.
+    """
+
+    status: str
+    outcomes: Mapping[str, int]
+    adapters: int
+    skipped: int
+    reasons: Mapping[str, int]
+    skipped_by_paper: int
+    unmeasured: int
+    resting: int
+    errors: Mapping[str, int]
+    quarantined: Mapping[str, int]
+    requests: Mapping[str, int]
+    bytes: int
+    seconds: float
+
+    @property
+    def listed(self) -> int:
+        """The number of repositories looked at: those listed, and those that a listing once showed."""
+        return sum(self.outcomes.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that `loradex crawl --json` promises."""
+        return {
+            "status": self.status,
+            "listed": self.listed,
+            **self.outcomes,
+            "adapters": self.adapters,
+            "accepted": self.adapters - self.skipped,
+            "accepted_by_paper": self.adapters - self.skipped_by_paper,
+            "unmeasured": self.unmeasured,
+            "skipped": self.skipped,
+            "reasons": dict(self.reasons),
+            "resting": self.resting,
+            "errors": dict(self.errors),
+            "quarantined": dict(self.quarantined),
+            "requests": dict(self.requests),
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def report(session: Session, crawl: Crawl, listing_error: str | None = None) -> CrawlReport:
+    """The report of a crawl as the catalog knows it; `listing_error` is the kind that stopped its listing."""
+    counts = frontier.outcomes(session, crawl.id)
+    rules = crawl.asked["rules"]
+    adapters, skipped, reasons = frontier.adapter_counts(session, crawl.id, refusing(rules))
+    errors = frontier.errors(session, crawl.id, Outcome.FAILED)
+    if listing_error is not None:
+        errors[listing_error] = errors.get(listing_error, 0) + 1
+    return CrawlReport(
+        status=_status(crawl, sum(counts.values()), listing_error),
+        outcomes={outcome.value: counts[outcome.value] for outcome in (*_REPOSITORIES, Outcome.PENDING)},
+        adapters=adapters,
+        skipped=skipped,
+        reasons=reasons,
+        unmeasured=frontier.unmeasured(session, crawl.id, refusing(rules)),
+        skipped_by_paper=frontier.adapter_counts(session, crawl.id, refusing("paper"))[1],
+        resting=retries.resting(session, crawl),
+        errors=errors,
+        quarantined=frontier.errors(session, crawl.id, Outcome.QUARANTINED),
+        requests={"api": crawl.api_requests, "resolver": crawl.resolver_requests},
+        bytes=crawl.bytes,
+        seconds=crawl.seconds,
+    )
+
+
+def _status(crawl: Crawl, items: int, listing_error: str | None) -> str:
+    if crawl.state is CrawlState.COMPLETE:
+        return "complete"
+    return "failed" if listing_error is not None and items == 0 else "partial"
+
+
+_KINDS: tuple[tuple[type[LoradexError], str], ...] = (
+    (HubUnreachableError, "unreachable"),
+    (HubBusyError, "busy"),
+    (CursorExpiredError, "cursor_expired"),
+    (HubPayloadError, "payload"),
+    (IntegrityError, "integrity"),
+    (StorageError, "storage"),
+)
+
+
+def error_kind(error: Exception) -> str:
+    """The machine-readable kind of what went wrong; a fault in the program is `internal_` and its class."""
+    if isinstance(error, HubAccessError):
+        return error.status
+    return next((kind for cls, kind in _KINDS if isinstance(error, cls)), f"internal_{type(error).__name__}")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a crawl would look at: the listings, how many repositories they name, and what asking cost."""
+
+    queries: tuple[tuple[str, ...], ...]
+    counts: Mapping[str, int]
+    api_requests: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that `loradex crawl --dry-run --json` prints."""
+        return {
+            "status": "dry_run",
+            "queries": [list(filters) for filters in self.queries],
+            "listed": sum(self.counts.values()),
+            **self.counts,
+            "requests": {"api": self.api_requests, "resolver": 0},
+        }

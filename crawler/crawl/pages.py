@@ -1,0 +1,168 @@
+"""Listing pages → items of the crawl, page by page, each page in one transaction with its next-page URL."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from catalog.database import ItemRecord, PageRecord, for_writing, frontier
+from catalog.errors import CursorExpiredError, HubError, HubPayloadError
+from crawler.crawl.options import Query
+from crawler.crawl.progress import Progress
+from crawler.hub import MARKERS, BadRow, Hub, Page, needed, parse_row
+
+log = logging.getLogger(__name__)
+
+# No listing of the Hub is so long; one that leads on for ever must not.
+MOST_PAGES = 20_000
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What one crawl lists: all queries, newest change first and down to `since`, else newest first."""
+
+    crawl_id: int
+    queries: tuple[Query, ...]
+    since: datetime | None
+    limit: int | None
+
+    @property
+    def sort(self) -> str:
+        """`lastModified` for what changed since; else `createdAt`, a key that no edit moves while we read."""
+        return "createdAt" if self.since is None else "lastModified"
+
+
+def walk(engine: Engine, hub: Hub, plan: Walk, progress: Progress) -> HubError | None:
+    """Reads every query to its end and writes its pages; goes on where an earlier run of the crawl stopped.
+
+    Gives the first error that kept a query from being read on, None where there was none. A query that fails
+    does not keep the others from being read, unless two in a row fail: then the Hub is at fault.
+    """
+    errors: list[HubError] = []
+    failing = 0
+    for number in range(len(plan.queries)):
+        try:
+            _read_query(engine, hub, plan, number, progress)
+            failing = 0
+        except HubError as error:
+            log.warning("%s", error)
+            errors.append(error)
+            failing += 1
+            if failing == 2:
+                break
+    return errors[0] if errors else None
+
+
+def _read_query(engine: Engine, hub: Hub, plan: Walk, number: int, progress: Progress) -> None:
+    """Reads one query to its end; starts it again, once, where the Hub no longer takes the saved page."""
+    try:
+        for listed in _pages(engine, hub, plan, number):
+            progress.listed(listed)
+    except CursorExpiredError:
+        progress.note("The Hub no longer takes the saved page; this listing starts again.")
+        with Session(for_writing(engine)) as session, session.begin():
+            frontier.restart_query(session, plan.crawl_id, number)
+        for listed in _pages(engine, hub, plan, number):
+            progress.listed(listed)
+
+
+def preview(hub: Hub, plan: Walk) -> Iterator[ItemRecord]:
+    """The items that `walk` would write, each `_id` once, without writing anything."""
+    seen: set[str] = set()
+    for query in plan.queries:
+        url: str | None = hub.listing_url(query.filters, sort=plan.sort)
+        read: set[str] = set()
+        while url is not None and url not in read and len(read) < MOST_PAGES:
+            read.add(url)
+            page = hub.page(url)
+            for item in _items(page, query, plan.since)[0]:
+                if plan.limit is not None and len(seen) >= plan.limit:
+                    return
+                if item.hub_id is not None and item.hub_id not in seen:
+                    seen.add(item.hub_id)
+                    yield item
+            url = None if _reached(page, plan.since) else page.next_url
+
+
+def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
+    """Reads one query page by page, writes each, and gives the number of repositories listed so far."""
+    query = plan.queries[number]
+    while True:
+        with Session(engine) as session:
+            at = frontier.frontier(session, plan.crawl_id, number)
+            seen = frontier.seen_urls(session, plan.crawl_id, number)
+            listed = frontier.listed(session, plan.crawl_id)
+        room = None if plan.limit is None else plan.limit - listed
+        if at.done:
+            return
+        if at.number == MOST_PAGES:
+            raise HubPayloadError(
+                f"A listing of the Hub goes on after {MOST_PAGES:,} pages; it is cut there."
+            )
+        url = at.url or hub.listing_url(query.filters, sort=plan.sort)
+        page = Page((), None) if room == 0 else hub.page(url)
+        items, passed = _items(page, query, plan.since)
+        if page.next_url is not None and page.next_url in seen | {url}:
+            raise HubPayloadError(
+                "The Hub's listing leads back to a page that was read; try again later.",
+                url=url.partition("?")[0],
+            )
+        with Session(for_writing(engine)) as session, session.begin():
+            fresh = items if room is None else _first(session, plan.crawl_id, items, room)
+            full = room is not None and len(fresh) < len(items)
+            done = _reached(page, plan.since) or full or room == 0
+            record = PageRecord(number, at.number, url, None if done else page.next_url, fresh, passed)
+            frontier.add_page(session, plan.crawl_id, record)
+            listed = frontier.listed(session, plan.crawl_id)
+        yield listed
+
+
+def _first(
+    session: Session, crawl_id: int, items: tuple[ItemRecord, ...], room: int
+) -> tuple[ItemRecord, ...]:
+    """The items up to the one that fills the room; repositories that are listed already take none."""
+    known = frontier.already_listed(session, crawl_id, [item.hub_id for item in items if item.hub_id])
+    taken: list[ItemRecord] = []
+    for item in items:
+        if item.hub_id is not None and item.hub_id not in known:
+            if room == 0:
+                break
+            known.add(item.hub_id)
+            room -= 1
+        taken.append(item)
+    return tuple(taken)
+
+
+def _items(page: Page, query: Query, since: datetime | None) -> tuple[tuple[ItemRecord, ...], int]:
+    """The rows of a page that are wanted, as items, and the number of those passed over."""
+    items = tuple(item for raw in page.rows if (item := _item(raw, query, since)) is not None)
+    return items, len(page.rows) - len(items)
+
+
+def _item(raw: object, query: Query, since: datetime | None) -> ItemRecord | None:
+    row = parse_row(raw)
+    if isinstance(row, BadRow):
+        return ItemRecord(None, None, {"excerpt": row.excerpt}, error=row.reason)
+    if since is not None and row.last_modified is not None and row.last_modified < since:
+        return None
+    if not query.adapters_only and row.siblings is not None and not _holds_adapter(row.siblings):
+        return None
+    return ItemRecord(row.hub_id, row.name, needed(raw))
+
+
+def _holds_adapter(siblings: tuple[str, ...]) -> bool:
+    return any(PurePosixPath(path).name in MARKERS for path in siblings)
+
+
+def _reached(page: Page, since: datetime | None) -> bool:
+    """Whether a page sorted by change has come down to what is known already."""
+    if since is None or not page.rows:
+        return False
+    row = parse_row(page.rows[-1])
+    return not isinstance(row, BadRow) and row.last_modified is not None and row.last_modified < since

@@ -1,0 +1,5 @@
+"""The client of the Hub: listings, file lists and files, bounded and verified."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

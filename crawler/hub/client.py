@@ -1,0 +1,237 @@
+"""The Hub as the crawler sees it: listings, repositories, file lists and files, all bounded and checked.
+
+The only module that talks to the Hub. Next pages and redirects stay on the Hub's own host, names and paths
+are checked before they become part of a URL, and every file is compared with the hash that the commit's
+tree promises.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote, urlencode, urlsplit
+
+from catalog.errors import HubPayloadError, IntegrityError, UsageError
+from catalog.files import BlobStore, unsafe_path
+from crawler.hub import wire
+from crawler.hub.budget import Clock, RequestBudget
+from crawler.hub.exchange import Answer, Ask, Exchange, HubSettings, Usage
+from crawler.hub.rows import KEPT, valid_name
+from crawler.hub.transfer import Download, read_header, read_part, read_whole
+from crawler.hub.tree import RemoteFile, Tree, read_tree
+
+__all__ = ["Hub", "HubSettings", "Page", "RemoteFile", "Tree", "Usage"]
+
+# What a listing row and a repository's own row carry beyond the id; the Hub refuses names it does not know.
+_EXPAND = (*KEPT, "config", "siblings")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Page:
+    """One listing page: raw rows, and the URL of the next page."""
+
+    rows: tuple[object, ...]
+    next_url: str | None
+
+
+class Hub:
+    """One Hub for one crawl; its methods may be called from several threads.
+
+    They raise HubUnreachableError and HubBusyError after all retries, HubPayloadError for answers that make
+    no sense, HubAccessError for what may not be read, IntegrityError for wrong bytes, and
+    WaitCancelledError once `stop` is set.
+    """
+
+    def __init__(
+        self,
+        settings: HubSettings,
+        *,
+        budget: RequestBudget | None = None,
+        clock: Clock | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.settings = settings
+        self._exchange = Exchange(settings, budget, clock, stop or threading.Event())
+
+    def __enter__(self) -> Hub:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._exchange.close()
+
+    @property
+    def usage(self) -> Usage:
+        """What has been asked of the Hub so far."""
+        return self._exchange.usage
+
+    def listing_url(self, filters: Sequence[str], *, sort: str) -> str:
+        """The first page of the models that have all these tags, newest first by `sort`; sends nothing."""
+        query = [("filter", tag) for tag in filters]
+        query += [("sort", sort), ("limit", str(self.settings.page_limit))]
+        return f"{self.settings.endpoint}/api/models?{urlencode(query + _expanded())}"
+
+    def page(self, url: str) -> Page:
+        """One page of a listing; raises CursorExpiredError when the Hub no longer continues from this URL."""
+        rows, next_url = self._rows(url, self.settings.list_body)
+        return Page(tuple(rows), next_url)
+
+    def repository(self, name: str) -> dict[str, object]:
+        """The row of one repository, by its present or a former name; its `id` is the present one."""
+        url = f"{self._model_url(name)}?{urlencode(_expanded())}"
+
+        def read(answer: Answer) -> dict[str, object]:
+            row = _json(answer, self.settings.list_body)
+            if not isinstance(row, dict):
+                raise HubPayloadError("The Hub described a repository by something else.", url=answer.url)
+            return row
+
+        return self._exchange.ask(self._api(url), read)
+
+    def tree(self, name: str, commit: str) -> Tree:
+        """Every file of one commit, at any depth; entries that cannot be used are named in its problems."""
+        start = f"{self._model_url(name)}/tree/{_revision(commit)}?recursive=true&expand=false"
+        url: str | None = start
+        rows: list[object] = []
+        seen: set[str] = set()
+        problems = []
+        while url is not None:
+            if url in seen or len(seen) == self.settings.tree_pages:
+                problems.append(f"the file list goes on after {len(seen)} pages; the rest is left out")
+                break
+            seen.add(url)
+            page, url = self._rows(url, self.settings.tree_body)
+            rows += page
+        return read_tree(rows, problems)
+
+    def small_file(self, name: str, commit: str, file: RemoteFile) -> bytes:
+        """All bytes of a small file, equal to what the tree promised.
+
+        The hash decides, so an answer that does not say its commit is taken; one that says another is not.
+        """
+        if file.size > self.settings.small_file:
+            raise HubPayloadError(f"{file.path} has {file.size:,} bytes, too many for a small file.")
+        if file.oid is None and file.sha256 is None:
+            raise IntegrityError(f"{file.path} has no hash to verify it with.")
+
+        def read(answer: Answer) -> bytes:
+            _check_commit(answer, commit)
+            return read_whole(answer, file)
+
+        return self._exchange.ask(self._resolve(name, commit, file, self.settings.deadline), read)
+
+    def header(self, name: str, commit: str, file: RemoteFile) -> bytes:
+        """The safetensors header with its length, 8+n bytes; raises WeightsError for one that cannot be.
+
+        No hash covers a part of a file, so here the answer has to say its commit.
+        """
+
+        def part(first: int, last: int) -> bytes:
+            def read(answer: Answer) -> bytes:
+                _check_commit(answer, commit, required=True)
+                return read_part(answer, file, first, last)
+
+            ask = self._resolve(name, commit, file, self.settings.deadline)
+            return self._exchange.ask(replace(ask, headers=lambda: {"Range": f"bytes={first}-{last}"}), read)
+
+        return read_header(file, part, self.settings.header)
+
+    def download(self, name: str, commit: str, file: RemoteFile, blobs: BlobStore) -> Path:
+        """Where the file's bytes are in the store, verified by sha256; continues an earlier download."""
+        if file.sha256 is None:
+            raise IntegrityError(f"{file.path} has no sha256 to store it by.")
+        seconds = self.settings.deadline + self.settings.seconds_per_megabyte * file.size / 1e6
+        with blobs.writer(file.sha256, file.size) as blob:
+            if not blob.present:
+                download = Download(file, blob)
+                ask = replace(self._resolve(name, commit, file, seconds), headers=download.ask)
+
+                def take(answer: Answer) -> None:
+                    _check_commit(answer, commit)
+                    download.take(answer)
+
+                try:
+                    self._exchange.ask(ask, take)
+                except (IntegrityError, HubPayloadError):
+                    # What an earlier answer left may be at fault; without it, the file is.
+                    if not download.continued:
+                        raise
+                    download.restart()
+                    self._exchange.ask(ask, take)
+        return blobs.path(file.sha256)
+
+    def _model_url(self, name: str) -> str:
+        if not valid_name(name):
+            raise UsageError(f"{name[:80]!r} is not the name of a repository; write owner/name.")
+        return f"{self.settings.endpoint}/api/models/{quote(name)}"
+
+    def _api(self, url: str) -> Ask:
+        return Ask(url, "api", self.settings.deadline, lambda: {"Accept-Encoding": "gzip"})
+
+    def _resolve(self, name: str, commit: str, file: RemoteFile, seconds: float) -> Ask:
+        if not valid_name(name) or unsafe_path(file.path):
+            raise UsageError("That is not a file of a repository.")
+        url = f"{self.settings.endpoint}/{quote(name)}/resolve/{_revision(commit)}/{quote(file.path)}"
+        return Ask(url, "resolver", seconds)
+
+    def _rows(self, url: str, limit: int) -> tuple[list[object], str | None]:
+        if wire.origin(url) != self._exchange.origin:
+            raise HubPayloadError("The page is not on the Hub's own host.", url=wire.without_query(url))
+
+        def read(answer: Answer) -> tuple[list[object], str | None]:
+            rows = wire.parse_rows(_body(answer, limit), url=answer.url)
+            return rows, self._checked_next(url, answer.next_url)
+
+        return self._exchange.ask(self._api(url), read)
+
+    def _checked_next(self, url: str, next_url: str | None) -> str | None:
+        """The next page's URL; raises HubPayloadError unless it is another page of the same listing."""
+        if next_url is None:
+            return None
+        wrong = None
+        if wire.origin(next_url) is None:
+            wrong = "is not an absolute address"
+        elif wire.origin(next_url) != self._exchange.origin:
+            wrong = "is on another host"
+        elif urlsplit(next_url).path != urlsplit(url).path:
+            wrong = "belongs to another listing"
+        elif wire.same_query(next_url, url):
+            wrong = "is the page itself"
+        if wrong:
+            raise HubPayloadError(f"The next page of the list {wrong}.", url=wire.without_query(url))
+        return next_url
+
+
+def _expanded() -> list[tuple[str, str]]:
+    return [("expand", name) for name in _EXPAND]
+
+
+def _revision(commit: str) -> str:
+    """The commit or branch as one part of a URL; raises UsageError for what would be more than that."""
+    if not commit or unsafe_path(commit):
+        raise UsageError(f"{commit[:80]!r} is not a commit.")
+    return quote(commit, safe="")
+
+
+def _json(answer: Answer, limit: int) -> object:
+    return wire.parse_json(_body(answer, limit), url=answer.url)
+
+
+def _body(answer: Answer, limit: int) -> bytes:
+    encoding = answer.headers.get("content-encoding", "").strip().lower()
+    return wire.read_body(answer.chunks, encoding=encoding, limit=limit, url=answer.url)
+
+
+def _check_commit(answer: Answer, commit: str, *, required: bool = False) -> None:
+    """Raises IntegrityError for an answer of another commit; a branch may stand for any."""
+    if answer.commit is None and required:
+        raise IntegrityError("The Hub does not say of which commit the file is.", url=answer.url)
+    if answer.commit is not None and _COMMIT.fullmatch(commit) and answer.commit != commit:
+        raise IntegrityError("The Hub answered with a file of another commit.", url=answer.url)

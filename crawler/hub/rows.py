@@ -1,0 +1,270 @@
+"""One raw row of a listing page → the repository it describes, or why it describes none.
+
+The rows come from the Hub but their contents from its users, so no field is trusted. A row is bad only when
+it does not say which repository it means; any other odd field is left out and named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from crawler.reading import UnreadableError, reading
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_SHA = re.compile(r"[0-9a-f]{40}")
+_NAME_PART = re.compile(r"[A-Za-z0-9_.-]+")
+_DATE = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})?"
+)
+_LONGEST_NAME = 96
+_LONGEST_TEXT = 1024
+_LARGEST_COUNT = 2**63 - 1
+_MOST_TAGS = 2_000
+_MOST_SIBLINGS = 100_000
+_DEEPEST_ROW = 64
+_EXCERPT = 500
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+# Fields of a row, besides its identity, that are read and kept as they are.
+KEPT = (
+    *("createdAt", "disabled", "downloads", "downloadsAllTime", "gated", "lastModified", "library_name"),
+    *("likes", "pipeline_tag", "private", "sha", "tags"),
+)
+
+
+@dataclass(frozen=True)
+class ListedRepository:
+    """What a listing page says of one repository; `problems` names each field that could not be used.
+
+    `hub_id` is the Hub's `_id`, the identity; `gated` is "", "auto" or "manual"; dates are in UTC;
+    `config_base` is the raw base model name of the adapter's own config.
+    """
+
+    hub_id: str
+    name: str
+    sha: str | None
+    last_modified: datetime | None
+    created_at: datetime | None
+    gated: str
+    disabled: bool
+    private: bool
+    downloads: int | None
+    downloads_all_time: int | None
+    likes: int | None
+    tags: tuple[str, ...]
+    library: str | None
+    pipeline_tag: str | None
+    siblings: tuple[str, ...] | None
+    config_base: str | None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that names no repository: why, and its beginning as ASCII JSON."""
+
+    reason: str
+    excerpt: str
+
+
+def valid_name(name: object) -> bool:
+    """Whether the Hub allows this repository name: `owner/name`, or one part for the oldest models.
+
+    The Hub counts 96 characters for each part: of 960 real adapters 13 have longer names in all.
+    """
+    if not isinstance(name, str) or "--" in name or ".." in name:
+        return False
+    parts = name.split("/")
+    return len(parts) <= 2 and all(_valid_part(part) for part in parts) and not name.endswith(".git")
+
+
+def _valid_part(part: str) -> bool:
+    return (
+        _NAME_PART.fullmatch(part) is not None
+        and len(part) <= _LONGEST_NAME
+        and part[0] not in ".-"
+        and part[-1] not in ".-"
+    )
+
+
+def parse_row(raw: object) -> ListedRepository | BadRow:
+    """The repository of one raw row, or a BadRow when its identity cannot be used; never raises."""
+    try:
+        with reading("the row"):
+            return _parse(raw)
+    except UnreadableError as error:
+        return BadRow(str(error), "")
+
+
+def _parse(raw: object) -> ListedRepository | BadRow:
+    if not isinstance(raw, Mapping):
+        return BadRow("the row is not an object", _excerpt(raw))
+    if _too_deep(raw):
+        return BadRow("the row is nested too deep", _excerpt(raw))
+    hub_id, name, sha = raw.get("_id"), raw.get("id"), raw.get("sha")
+    if not isinstance(hub_id, str) or not _HUB_ID.fullmatch(hub_id):
+        return BadRow("the row has no usable _id", _excerpt(raw))
+    if not isinstance(name, str) or not valid_name(name):
+        return BadRow("the row has no usable id", _excerpt(raw))
+    if sha is not None and not (isinstance(sha, str) and _SHA.fullmatch(sha)):
+        return BadRow("the row's sha is not a commit", _excerpt(raw))
+    row = _Row(raw)
+    return ListedRepository(
+        hub_id=hub_id,
+        name=name,
+        sha=sha,
+        last_modified=row.date("lastModified"),
+        created_at=row.date("createdAt"),
+        gated=row.gated(),
+        disabled=row.flag("disabled"),
+        private=row.flag("private"),
+        downloads=row.count("downloads"),
+        downloads_all_time=row.count("downloadsAllTime"),
+        likes=row.count("likes"),
+        tags=row.tags(),
+        library=row.text("library_name"),
+        pipeline_tag=row.text("pipeline_tag"),
+        siblings=row.siblings(),
+        config_base=row.config_base(),
+        problems=tuple(row.problems),
+    )
+
+
+def needed(raw: object) -> dict[str, object]:
+    """The parts of a raw row that `parse_row` reads, file names left out: what is worth keeping of it."""
+    if not isinstance(raw, Mapping):
+        return {}
+    kept = {key: raw[key] for key in ("_id", "id", *KEPT) if key in raw}
+    config = raw.get("config")
+    if isinstance(config, Mapping):
+        kept["config"] = {"peft": config.get("peft")}
+    return kept
+
+
+class _Row:
+    """The fields of one row, each read by its type; a field of another type is named in `problems`."""
+
+    def __init__(self, raw: Mapping[object, object]) -> None:
+        self._raw = raw
+        self.problems: list[str] = []
+
+    def _odd(self, key: str, what: str) -> None:
+        self.problems.append(f"{key} {what}")
+
+    def text(self, key: str) -> str | None:
+        value = self._raw.get(key)
+        if value is None or _is_text(value):
+            return value if isinstance(value, str) else None
+        self._odd(key, "is not a short text")
+        return None
+
+    def flag(self, key: str) -> bool:
+        value = self._raw.get(key)
+        if value is not None and not isinstance(value, bool):
+            self._odd(key, "is neither true nor false")
+        return value is True
+
+    def gated(self) -> str:
+        value = self._raw.get("gated")
+        if value is None or value is False:
+            return ""
+        if value in ("auto", "manual"):
+            return str(value)
+        # Whatever else it means, it does not mean open.
+        self._odd("gated", "is neither false nor auto nor manual")
+        return "manual"
+
+    def count(self, key: str) -> int | None:
+        value = self._raw.get(key)
+        if value is None:
+            return None
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_COUNT:
+            return value
+        self._odd(key, "is not a count")
+        return None
+
+    def date(self, key: str) -> datetime | None:
+        value = self._raw.get(key)
+        if value is None:
+            return None
+        match = _DATE.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
+            self._odd(key, "is not a date")
+            return None
+        fraction = (match[2] or ".0")[1:7].ljust(6, "0")
+        offset = "+00:00" if match[3] in (None, "Z") else match[3]
+        try:
+            return datetime.fromisoformat(f"{match[1]}.{fraction}{offset}").astimezone(UTC)
+        except (ValueError, OverflowError):
+            self._odd(key, "is not a date")
+            return None
+
+    def tags(self) -> tuple[str, ...]:
+        value = self._raw.get("tags")
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            self._odd("tags", "is not a list")
+            return ()
+        return self._texts("tags", value, _MOST_TAGS)
+
+    def siblings(self) -> tuple[str, ...] | None:
+        value = self._raw.get("siblings")
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            self._odd("siblings", "is not a list")
+            return None
+        names = [item.get("rfilename") if isinstance(item, Mapping) else None for item in value]
+        return self._texts("siblings", names, _MOST_SIBLINGS)
+
+    def _texts(self, key: str, values: list[object], most: int) -> tuple[str, ...]:
+        if len(values) > most:
+            self._odd(key, f"has more than {most} entries")
+        kept = tuple(value for value in values[:most] if isinstance(value, str) and _is_text(value))
+        if len(kept) < min(len(values), most):
+            self._odd(key, "has entries that are not short texts")
+        return kept
+
+    def config_base(self) -> str | None:
+        value: object = self._raw.get("config")
+        for key in ("peft", "base_model_name_or_path"):
+            if value is None:
+                return None
+            if not isinstance(value, Mapping):
+                self._odd("config", "is not an object")
+                return None
+            value = value.get(key)
+        if value is None or _is_text(value):
+            return value if isinstance(value, str) else None
+        self._odd("config", "has a base model name that is not a short text")
+        return None
+
+
+def _too_deep(row: object) -> bool:
+    """Whether a row is nested deeper than what can be walked through, and written as JSON, by recursion."""
+    level: list[Any] = [row]
+    for _ in range(_DEEPEST_ROW):
+        inner = (node.values() if isinstance(node, Mapping) else node for node in level)
+        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _is_text(value: object) -> bool:
+    """Whether this is a text of reasonable length that any database stores."""
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT and not _UNSTORABLE.search(value)
+
+
+def _excerpt(raw: object) -> str:
+    try:
+        return json.dumps(raw)[:_EXCERPT]
+    except (TypeError, ValueError, RecursionError):
+        return f"a {type(raw).__name__} that cannot be shown"

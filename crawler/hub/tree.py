@@ -1,0 +1,135 @@
+"""The files of one commit: rows of the Hub's tree route → paths that are safe and hashes to verify by."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from catalog.files import unsafe_path
+from crawler.reading import UnreadableError, reading
+
+_SHA1 = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LARGEST_FILE = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a commit: `size` in bytes, `oid` the git sha1 of a plain file, `sha256` of an LFS file.
+
+    A file with neither cannot be verified; it is listed and never fetched.
+    """
+
+    path: str
+    size: int
+    oid: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of one commit; `problems` names each entry that was dropped or is odd, a sentence each."""
+
+    files: tuple[RemoteFile, ...]
+    problems: tuple[str, ...]
+
+
+def read_tree(rows: Iterable[object], problems: Iterable[str] = ()) -> Tree:
+    """The tree of these rows, each judged by itself: one bad entry costs that entry only.
+
+    Paths that differ only in case or in Unicode form are all kept and named, because the catalog stores
+    files by content and asks for them by exact path.
+    """
+    found = list(problems)
+    files: dict[str, RemoteFile] = {}
+    for row in rows:
+        entry = _guarded_entry(row)
+        if isinstance(entry, str):
+            found.append(entry)
+        elif entry is not None and entry.path in files:
+            found.append(f"{_shown(entry.path)} is listed twice")
+        elif entry is not None:
+            files[entry.path] = entry
+            if entry.oid is None and entry.sha256 is None:
+                found.append(f"{_shown(entry.path)} has no hash to verify it with")
+    for path in [path for path in files if any(above in files for above in _folders(path))]:
+        del files[path]
+        found.append(f"{_shown(path)} lies below a file")
+    found.extend(_collisions(files))
+    return Tree(tuple(files.values()), tuple(found))
+
+
+def _guarded_entry(row: object) -> RemoteFile | str | None:
+    try:
+        with reading("an entry"):
+            return _entry(row)
+    except UnreadableError as error:
+        return str(error)
+
+
+def _entry(row: object) -> RemoteFile | str | None:
+    """The file of one row, a sentence on why it is dropped, or None for a directory."""
+    if not isinstance(row, Mapping):
+        return "an entry is not an object"
+    path = row.get("path")
+    if not isinstance(path, str):
+        return "an entry has no path"
+    if reason := unsafe_path(path):
+        return f"{_shown(path)} {reason}"
+    if row.get("type") == "directory":
+        return None
+    if row.get("type") != "file":
+        return f"{_shown(path)} is of an unknown type"
+    lfs = row.get("lfs")
+    size = _size(row)
+    if lfs is None:
+        return (
+            RemoteFile(path, size, _hash(_SHA1, row.get("oid")), None)
+            if size is not None
+            else _sizeless(path)
+        )
+    # The row's own oid is that of the pointer that git keeps, not of the file.
+    if not isinstance(lfs, Mapping):
+        return f"{_shown(path)} has an lfs field that is not an object"
+    real = _size(lfs) if "size" in lfs else size
+    return (
+        RemoteFile(path, real, None, _hash(_SHA256, lfs.get("oid"))) if real is not None else _sizeless(path)
+    )
+
+
+def _size(row: Mapping[object, object]) -> int | None:
+    size = row.get("size")
+    if not isinstance(size, int) or isinstance(size, bool):
+        return None
+    return size if 0 <= size <= _LARGEST_FILE else None
+
+
+def _hash(form: re.Pattern[str], value: object) -> str | None:
+    return value if isinstance(value, str) and form.fullmatch(value) else None
+
+
+def _sizeless(path: str) -> str:
+    return f"{_shown(path)} has no size"
+
+
+def _folders(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def _collisions(files: Iterable[str]) -> list[str]:
+    first: dict[str, str] = {}
+    found = []
+    for path in files:
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+        if folded in first:
+            found.append(f"{_shown(path)} and {_shown(first[folded])} differ only in case or Unicode form")
+        first.setdefault(folded, path)
+    return found
+
+
+def _shown(path: str) -> str:
+    """The path for a message: ASCII, and not longer than a line."""
+    return ascii(path if len(path) <= 80 else f"{path[:77]}...")

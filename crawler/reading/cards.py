@@ -1,0 +1,177 @@
+"""A model card → what it says: licence, base models, datasets, training facts, readable text, and how good
+it is.
+
+`parse_card` takes any bytes and never raises; what could not be read is named in `problems`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from crawler.reading import frontmatter
+from crawler.reading.guard import UnreadableError, reading
+from crawler.reading.prose import has_template_marks, own_words, readable
+from crawler.reading.training import TrainingFacts, training_facts
+
+MAX_CARD = 10 * 1024 * 1024
+# Beyond this the body is cut before anything looks at it: no card that people read is longer.
+MAX_BODY = 200_000
+_LFS_POINTER = "version https://git-lfs"
+_MAX_ENTRY = 300
+_MAX_ENTRIES = 200
+# Fewer words than these are a title or a greeting, no description.
+_SOME_WORDS = 6
+_SLIPS = frozenset({"bad_license", "license_list", "licence_misspelt"})
+_LICENSE_PLACEHOLDERS = frozenset(
+    {"", "license", "licence", "none", "null", "n/a", "[more information needed]"}
+)
+
+
+class CardQuality(enum.StrEnum):
+    """How much a card tells; stored by value."""
+
+    ABSENT = "absent"
+    TEMPLATE = "template"
+    GENERATED = "generated"
+    HYPERPARAMETERS = "hyperparameters"
+    INFORMATIVE = "informative"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a README.md says; `front` holds its front matter as JSON values.
+
+    `license` is the Hub's id in lower case. Problems: not_utf8, lfs_pointer, too_large, bad_yaml, unsafe_tag,
+    alias_bomb, not_a_mapping, bad_license, license_list, licence_misspelt, and unreadable_ with the class of
+    a parser's fault.
+    """
+
+    front: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    problems: tuple[str, ...] = ()
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    base_models: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    language: tuple[str, ...] = ()
+    library: str | None = None
+    pipeline_tag: str | None = None
+    quality: CardQuality = CardQuality.ABSENT
+    text: str = ""
+    training: TrainingFacts = field(default_factory=TrainingFacts, hash=False)
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """The problems that cost the card or a part of it; the others are slips in a card that was read."""
+        return tuple(problem for problem in self.problems if problem not in _SLIPS)
+
+    @property
+    def stated_license(self) -> str | None:
+        """The licence id, or for `other` the name that stands beside it; None for `other` without a name."""
+        if self.license != "other":
+            return self.license
+        return self.license_name.lower() if self.license_name else None
+
+
+def parse_card(data: bytes) -> Card:
+    """The card in the bytes of a README.md; never raises."""
+    try:
+        with reading("the card"):
+            return _parse(data)
+    except UnreadableError as error:
+        return Card(problems=(f"unreadable_{error.fault}",))
+
+
+def _parse(data: bytes) -> Card:
+    problems: list[str] = []
+    text = _decode(data, problems)
+    if text.startswith(_LFS_POINTER):
+        return Card(problems=("lfs_pointer",))
+    front_text, body = frontmatter.split(text)
+    front, front_problems = frontmatter.load(front_text) if front_text is not None else ({}, ())
+    problems.extend(front_problems)
+    body = frontmatter.plain_text(body[:MAX_BODY].replace("\r\n", "\n"))
+    tags, datasets = _texts(front.get("tags")), _texts(front.get("datasets"))
+    facts = training_facts(body, tags, datasets)
+    prose = readable(body)
+    license_id = _license(front, problems)
+    return Card(
+        front=front,
+        problems=tuple(dict.fromkeys(problems)),
+        license=license_id,
+        license_name=_text(front.get("license_name")),
+        license_link=_text(front.get("license_link")),
+        base_models=_texts(front.get("base_model")),
+        datasets=datasets,
+        tags=tags,
+        language=_languages(front.get("language")),
+        library=_text(front.get("library_name")),
+        pipeline_tag=_text(front.get("pipeline_tag")),
+        quality=_quality(body, prose, facts),
+        text=prose,
+        training=facts,
+    )
+
+
+def _decode(data: bytes, problems: list[str]) -> str:
+    if len(data) > MAX_CARD:
+        problems.append("too_large")
+        data = data[:MAX_CARD]
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        problems.append("not_utf8")
+        return data.decode("utf-8", errors="replace")
+
+
+def _quality(body: str, prose: str, facts: TrainingFacts) -> CardQuality:
+    """Informative where somebody described this adapter; else the best that tools and templates left."""
+    if own_words(prose) >= _SOME_WORDS:
+        return CardQuality.INFORMATIVE
+    if facts.has_hyperparameters:
+        return CardQuality.HYPERPARAMETERS
+    if has_template_marks(body):
+        return CardQuality.TEMPLATE
+    if prose and facts.tool is not None:
+        return CardQuality.GENERATED
+    # A title, or a few words of nobody's tool, say no more than no card.
+    return CardQuality.ABSENT
+
+
+def _license(front: Mapping[str, Any], problems: list[str]) -> str | None:
+    value = front.get("license")
+    if value is None and "licence" in front:
+        # The card template of TRL spells the key so, with the word "license" for a value.
+        problems.append("licence_misspelt")
+        value = front["licence"]
+    if isinstance(value, list):
+        problems.append("license_list")
+        value = value[0] if value else None
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        problems.append("bad_license")
+        return None
+    license_id = value.strip().lower()[:_MAX_ENTRY]
+    return None if license_id in _LICENSE_PLACEHOLDERS else license_id
+
+
+def _text(value: object) -> str | None:
+    return value.strip()[:_MAX_ENTRY] or None if isinstance(value, str) else None
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """A text or a list of texts as distinct texts; entries of other types are passed over."""
+    entries = value if isinstance(value, list) else [value]
+    texts = (_text(entry) for entry in entries[:_MAX_ENTRIES])
+    return tuple(dict.fromkeys(text for text in texts if text is not None))
+
+
+def _languages(value: object) -> tuple[str, ...]:
+    entries = value if isinstance(value, list) else [value]
+    # YAML reads Norway's "no" as false.
+    return _texts(["no" if entry is False else entry for entry in entries])

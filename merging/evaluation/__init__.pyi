@@ -1,0 +1,36 @@
+from . import scores
+from .questions import Questions, TooLong, ask, unusual
+from .scores import BASE, Measured, Sampler, Score, measure
+from .scoring import (
+    WIDTH,
+    candidate_likelihoods,
+    entropies,
+    likelihoods,
+    losses,
+    mean_loss,
+    reading_groups,
+    targets_only,
+    too_large,
+)
+
+__all__ = [
+    "BASE",
+    "WIDTH",
+    "Measured",
+    "Questions",
+    "Sampler",
+    "Score",
+    "TooLong",
+    "ask",
+    "candidate_likelihoods",
+    "entropies",
+    "likelihoods",
+    "losses",
+    "mean_loss",
+    "measure",
+    "reading_groups",
+    "scores",
+    "targets_only",
+    "too_large",
+    "unusual",
+]

@@ -1,0 +1,148 @@
+"""Examples as the prompts that a model reads: those that are too long counted, and its way of reading known.
+
+Whether a tree of prompts gives what each gives alone is tried with prompts of the task at hand, once for each
+model and length (`merging.model.reading`): a tree as crowded as any, and the same texts by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from catalog.errors import UsageError
+from merging.evaluation.scoring import WIDTH, both_ways
+from merging.evaluation.trees import Tree
+from merging.model import BaseModel, Example, Prompt, Task, date_of, encode, encode_each, is_shortage
+
+TooLong = Literal["error", "skip"]
+# Of a tree and of plain reading, log p of a token may differ by so many times the data type's step to the
+# power of 2/3 (2.4e-4 in float32, .1 in float16, .4 in bfloat16), or by so many times what two plain batches
+# of the same texts differ by. SmolLM2-135M's differ by 1e-5 in float32 and .16 in bfloat16.
+_ROUNDING = 10.0
+_NOISE = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Examples that a model can read, with their prompts; `left_out` are too long for it."""
+
+    examples: tuple[Example, ...]
+    prompts: tuple[Prompt, ...]
+    left_out: int = 0
+
+
+def ask(base: BaseModel, task: Task, examples: Sequence[Example], too_long: TooLong = "error") -> Questions:
+    """The examples as the base reads them; those longer than its limit are an error or left out, never cut.
+
+    Makes sure of the base's way of reading. Raises UsageError for an example that is too long, with "skip"
+    where no other is left.
+    """
+    if too_long == "error":
+        prompts = encode(base.tokenizer, task, examples, base.limit, date=base.date)
+        check_reading(base, prompts)
+        return Questions(tuple(examples), tuple(prompts))
+    pairs = zip(examples, encode_each(base.tokenizer, task, examples, date=base.date), strict=True)
+    kept = [(example, prompt) for example, prompt in pairs if prompt.length <= base.limit]
+    if not kept:
+        raise UsageError(
+            f"All {len(examples)} examples of {task.name} are longer than the {base.limit} tokens that the "
+            "model reads; shorten them or choose another model."
+        )
+    check_reading(base, [prompt for _, prompt in kept])
+    return Questions(
+        tuple(example for example, _ in kept), tuple(prompt for _, prompt in kept), len(examples) - len(kept)
+    )
+
+
+def asked_date(base: BaseModel) -> str | None:
+    """The date on which the base is asked, where its template says one; else None."""
+    return date_of(base.tokenizer, base.date)
+
+
+def reads_plainly(base: BaseModel, prompts: Sequence[Prompt]) -> bool:
+    """Whether some of the prompts are read by themselves since a tree would be wrong."""
+    return any(prompt.depth > base.reading.shared_length for prompt in prompts)
+
+
+def unusual(base: BaseModel, *asked: Questions) -> dict[str, Any]:
+    """What a record says of questions where it is not as usual: date, plain reading, examples left out."""
+    date, left_out = asked_date(base), sum(one.left_out for one in asked)
+    plain = any(reads_plainly(base, one.prompts) for one in asked)
+    return {
+        **({"date": date} if date else {}),
+        **({"plain": True} if plain else {}),
+        **({"left_out": left_out} if left_out else {}),
+    }
+
+
+def check_reading(base: BaseModel, prompts: Sequence[Prompt]) -> None:
+    """Notes in `base.reading` up to which length trees give what plain reading gives, for these prompts.
+
+    Tries the longest prompt whose length is not known yet, then the shortest, then the middle one.
+    """
+    reading, tried = base.reading, 0
+    while True:
+        unsure = sorted((one for one in prompts if reading.unsure(one.depth)), key=lambda one: one.depth)
+        if not unsure:
+            return
+        at = (len(unsure) - 1, 0)[tried] if tried < 2 else len(unsure) // 2
+        tried += 1
+        equal = _equal(base, unsure[at], unsure)
+        if equal is None:
+            return
+        reading.learn(unsure[at].depth, equal)
+
+
+def _equal(base: BaseModel, longest: Prompt, others: Sequence[Prompt]) -> bool | None:
+    """Whether a tree with these prompts gives what they give alone; None where the model gives no number."""
+    import torch
+
+    width = WIDTH.get(base.device.type, WIDTH["cpu"])
+    while True:
+        prompts, few = _crowd(longest, others, width)
+        try:
+            tree, alone, batch = both_ways(base, prompts, few)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+        if width < longest.depth:
+            # Where two paths do not fit, no tree of several is read either.
+            return None
+        width //= 2
+    if not all(map(math.isfinite, alone)):
+        return None
+    lengths = [len(answer) for at in few for answer in prompts[at].answers]
+    noise = _apart(alone, batch, lengths)
+    step = max(torch.finfo(base.dtype).eps, torch.finfo(torch.float32).eps)
+    return bool(tree) and _apart(tree, alone, lengths) <= max(_ROUNDING * step ** (2 / 3), _NOISE * noise)
+
+
+def _apart(one: Sequence[float], other: Sequence[float], lengths: Sequence[int]) -> float:
+    """The largest difference of two lists of likelihoods, a token."""
+    return max(abs(a - b) / length for a, b, length in zip(one, other, lengths, strict=True))
+
+
+def _crowd(longest: Prompt, others: Sequence[Prompt], width: int) -> tuple[list[Prompt], list[int]]:
+    """Prompts of a tree of about `width` tokens that parts and parts again, and which of them are compared.
+
+    The longest one comes first and, with its second half turned, last; between them stand others and, to fill
+    the tree, its tokens in other orders.
+    """
+    question, answer = longest.question, max(longest.answers, key=len)
+    half = len(question) // 2
+    turned = Prompt((*question[:half], *question[half:][::-1]), (answer,), 0)
+    prompts = [Prompt(question, (question[: len(answer)], answer), 1)]
+    tree = Tree()
+    tree.add(prompts[0])
+    fitting = [one for one in others if one.depth <= longest.depth and one is not longest][:2]
+    middle = [Prompt(one.question, one.answers[:2], 0) for one in fitting]
+    filling = [Prompt((*question[at:], *question[:at]), (answer,), 0) for at in range(1, len(question), 7)]
+    for one in (*middle, *filling):
+        if len(tree.tokens) + tree.new_tokens(one) + tree.new_tokens(turned) > width:
+            break
+        prompts.append(one)
+        tree.add(one)
+    return [*prompts, turned], sorted({*range(min(1 + len(middle), len(prompts))), len(prompts)})

@@ -1,0 +1,392 @@
+"""How good adapters are at tasks: scores by example counts, one line of a log each, resumable.
+
+Adapters take turns over one base that stays in memory; the next is read while one is measured, and each is
+added to the weights or left beside them, whichever costs less for the tokens at hand. A log has one line for
+each score, keyed by everything that the score depends on, so that a run that was killed goes on where it
+was and counts nothing twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catalog.adapters import CONFIG_NAME
+from catalog.errors import (
+    ConfigError,
+    EvaluationError,
+    HubAccessError,
+    IntegrityError,
+    LoradexError,
+    MemoryLimitError,
+    MergeError,
+    StorageError,
+    UsageError,
+    WeightsError,
+)
+from catalog.scores import score_problem
+from merging.evaluation.questions import Questions, TooLong, ask, asked_date, reads_plainly
+from merging.evaluation.scoring import accuracy, generate, likelihoods, mean_loss, targets_only
+from merging.evaluation.trees import packed, tree_of
+from merging.members import Member, digest_of
+from merging.model import BUDGET, METRICS, BaseModel, Example, Split, Task, draw, examples, normalised, seen
+
+if TYPE_CHECKING:
+    from merging.live import LiveStack
+
+# Counts up when the same model would get another score.
+VERSION = 1
+BASE = "base"
+# What speaks against one adapter; anything else (the network, the disk) ends a race.
+_UNFIT = (MergeError, WeightsError, ConfigError, EvaluationError, HubAccessError, IntegrityError)
+# How every line of a log begins.
+_LINE = '{"adapter": '
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A score on n examples: `value` by the task's metric, from 0 to 1, and the mean over examples of the
+    right answer's loss a token, in nats. `left_out` examples were too long for the model.
+    """
+
+    value: float
+    loss: float
+    n: int
+    left_out: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it; examples left out are told where there are some."""
+        return _without_defaults(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One score as `scores.json` has it; `adapter` is "base" for the base model alone.
+
+    `metric` names the rule by which answers are compared. `date` is that of the prompts, where they say one;
+    `plain` that prompts were read by themselves, since a tree of them would be wrong for the model; and
+    `left_out` the examples that are too long for it.
+    Raises ValueError for a value that the metric cannot have.
+    """
+
+    adapter: str
+    task: str
+    split: str
+    metric: str
+    value: float
+    n: int
+    loss: float
+    base: str
+    seed: int
+    key: str
+    date: str | None = None
+    plain: bool = False
+    left_out: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it; what is as usual is left away."""
+        return _without_defaults(self)
+
+    def __post_init__(self) -> None:
+        problem = score_problem(self.metric, self.value, self.n)
+        if problem or not math.isfinite(self.loss):
+            raise ValueError(problem or "its loss is not finite")
+
+
+def measure(
+    base: BaseModel, task: Task, questions: Sequence[Example], too_long: TooLong = "error"
+) -> Measured:
+    """The score of the model as it is now on these examples.
+
+    Accuracy: the choice with the highest log-likelihood, its end included, is the answer. Exact match: the
+    greedy text equals the target after normalisation (recycling paper, 1.5). Raises EvaluationError where
+    the model gives no number, and what `ask` raises.
+    """
+    return _measured(base, task, ask(base, task, questions, too_long))
+
+
+def _measured(base: BaseModel, task: Task, asked: Questions) -> Measured:
+    prompts, questions = asked.prompts, asked.examples
+    if task.metric == "accuracy":
+        found = likelihoods(base, prompts)
+        value, loss = accuracy(prompts, found), mean_loss(prompts, found)
+    else:
+        alone = targets_only(prompts)
+        loss = mean_loss(alone, likelihoods(base, alone))
+        texts = generate(base, prompts)
+        right = [normalised(t) == normalised(q.target) for t, q in zip(texts, questions, strict=True)]
+        value = sum(right) / len(right)
+    if not math.isfinite(loss):
+        raise EvaluationError(f"The model gives no number on {task.name}; its weights overflow.")
+    return Measured(value, loss, len(prompts), asked.left_out)
+
+
+def evaluate(
+    base: BaseModel,
+    members: Sequence[Member],
+    tasks: Sequence[Task],
+    *,
+    split: Split = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    log: Path | None = None,
+    with_base: bool = True,
+    too_long: TooLong = "error",
+    progress: Progress | None = None,
+) -> Iterator[Score | LoradexError]:
+    """The score of the base (unless `with_base` is False) and of each member alone, on each task.
+
+    At most `limit` examples of the split, drawn by `seed`, the same for everybody; those too long for the
+    base are an error, or left out and counted (`too_long`). A member that cannot be put on the base gives its
+    error in place of its scores. What `log` holds already is not measured again, and what is measured is
+    added to it at once. Raises UsageError for a log that holds something else and for examples that are too
+    long, MemoryLimitError where the base cannot be asked, and StorageError where the log cannot be written.
+    """
+    rounds = [_round(base, task, split, limit, seed, too_long) for task in tasks]
+    done = _logged(log)
+    total, count = (len(members) + with_base) * len(rounds), 0
+    for found in _scores(base, members, rounds, done, with_base):
+        if isinstance(found, Score):
+            if found.key not in done:
+                _append(log, found)
+                done[found.key] = found
+            count += 1
+        else:
+            count += len(rounds) - count % len(rounds)
+        if progress is not None:
+            progress(count, total)
+        yield found
+
+
+def scores_document(scores: Sequence[Score]) -> dict[str, Any]:
+    """The document that `scores import` reads: {"scores": [{adapter, task, split, metric, value, n, …}]}."""
+    return {"scores": [score.document() for score in scores]}
+
+
+class Sampler:
+    """Measures adapters on a few training examples at a time, never twice on the same: a race's callback.
+
+    `find` gives the adapter of a name. All adapters see the examples `asked` in one order, drawn by `seed`;
+    `spent` counts examples, and `left_out` says why an adapter cannot be measured.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        task: Task,
+        find: Callable[[str], Member],
+        seed: int = 0,
+        too_long: TooLong = "error",
+    ) -> None:
+        self.base, self.task, self.find, self.spent = base, task, find, 0
+        # A race reads the examples that a training with this seed reads, and no others.
+        order = seen(task, min(BUDGET, len(examples(task, "train"))), seed=seed)
+        self.asked = ask(base, task, order, too_long)
+        self.left_out: dict[str, str] = {}
+        self._place: dict[str, int] = {}
+        self._live: LiveStack | None = None
+
+    def __call__(self, adapters: Sequence[str], samples: int) -> list[float | None]:
+        """The score of each adapter on its next `samples` examples, None where it cannot be measured."""
+        return [self._one(name, samples) for name in adapters]
+
+    def _one(self, name: str, samples: int) -> float | None:
+        start = self._place.get(name, 0)
+        questions = self.asked.examples[start : start + samples]
+        if len(questions) < samples:
+            return None
+        self._place[name] = start + samples
+        try:
+            with self._resident(self.find(name)).attached():
+                found = measure(self.base, self.task, questions)
+        except _UNFIT as error:
+            self.left_out.setdefault(name, str(error))
+            return None
+        self.spent += samples
+        return found.value
+
+    def _resident(self, member: Member) -> LiveStack:
+        from merging.live import LiveStack
+
+        if self._live is None:
+            self._live = LiveStack(self.base.model)
+        self._live.swap([member])
+        return self._live
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One task's examples, ready for any adapter; `tokens` is what reading them once takes."""
+
+    task: Task
+    split: str
+    seed: int
+    base: str
+    asked: Questions
+    date: str | None
+    plain: bool
+    tokens: int
+    identity: str
+
+    def key(self, adapter: str) -> str:
+        """A hash of all that the score depends on."""
+        return hashlib.sha256(f"{self.identity}\n{adapter}".encode()).hexdigest()
+
+    def score(self, base: BaseModel, name: str, key: str) -> Score:
+        """The score of the model as it is now, under this name."""
+        found = _measured(base, self.task, self.asked)
+        return Score(
+            adapter=name,
+            task=self.task.name,
+            split=self.split,
+            metric=METRICS[self.task.metric],
+            value=found.value,
+            n=found.n,
+            loss=found.loss,
+            base=self.base,
+            seed=self.seed,
+            key=key,
+            date=self.date,
+            plain=self.plain,
+            left_out=found.left_out,
+        )
+
+
+def _round(
+    base: BaseModel, task: Task, split: Split, limit: int | None, seed: int, too_long: TooLong
+) -> _Round:
+    asked = ask(base, task, draw(task, split, limit, seed=seed), too_long)
+    prompts, date, plain = asked.prompts, asked_date(base), reads_plainly(base, asked.prompts)
+    tokens = sum(len(tree_of(prompts[i] for i in group).tokens) for group in packed(prompts, 1 << 12))
+    # A model of the same name may be another one: its own losses tell.
+    few = targets_only(prompts[:4])
+    mark = f"{mean_loss(few, likelihoods(base, few)):.4g}"
+    parts: list[object] = [VERSION, base.name, base.revision, base.dtype, mark, task.digest, split]
+    parts += [len(prompts), seed]
+    # Only where they decide something, so that all other keys stay what they were.
+    parts += [f"answers {METRICS[task.metric]}"] if task.metric == "exact_match" else []
+    parts += [f"date {date}"] if date else []
+    parts += ["read plainly"] if plain else []
+    parts += [f"left out {asked.left_out}"] if asked.left_out else []
+    identity = "\n".join(str(part) for part in parts)
+    return _Round(task, split, seed, base.name, asked, date, plain, tokens, identity)
+
+
+def _scores(
+    base: BaseModel,
+    members: Sequence[Member],
+    rounds: Sequence[_Round],
+    done: Mapping[str, Score],
+    with_base: bool,
+) -> Iterator[Score | LoradexError]:
+    """Scores that are known, then those that are measured, one adapter after the other."""
+    from merging.live import LiveStack
+
+    def known(name: str, one: _Round, adapter: str) -> Score | None:
+        found = done.get(one.key(adapter))
+        return replace(found, adapter=name) if found else None
+
+    for one in rounds if with_base else ():
+        yield known(BASE, one, BASE) or one.score(base, BASE, one.key(BASE))
+    identities = {id(member): _identity(member) for member in members}
+    waiting: list[Member] = []
+    for member in members:
+        found = [known(member.name, one, identities[id(member)]) for one in rounds]
+        if all(found):
+            yield from (score for score in found if score)
+        else:
+            waiting.append(member)
+    tokens = sum(one.tokens for one in rounds)
+    live = LiveStack(base.model)
+    for (member,), failed in live.sweep([[member] for member in waiting]):
+        if failed is not None:
+            yield failed
+            continue
+        adapter = identities[id(member)]
+        try:
+            with _alone(live, tokens):
+                for one in rounds:
+                    yield known(member.name, one, adapter) or one.score(base, member.name, one.key(adapter))
+        except (EvaluationError, MergeError) as error:
+            yield type(error)(f"{member.name}: {error}")
+
+
+@contextlib.contextmanager
+def _alone(live: LiveStack, tokens: int) -> Iterator[None]:
+    """A block in which the resident member counts with weight 1, added or beside, whichever costs less.
+
+    Beside too where memory does not suffice for adding.
+    """
+    scales = live.scales_of([1.0] * len(live.members))
+    with contextlib.ExitStack() as stack:
+        added = live.worthwhile(tokens)
+        if added:
+            try:
+                stack.enter_context(live.dense(scales))
+            except MemoryLimitError:
+                added = False
+        if not added:
+            live.set_scales(scales)
+            stack.enter_context(live.attached())
+        yield
+
+
+def _identity(member: Member) -> str:
+    """What tells an adapter apart: its weights and its configuration."""
+    config = hashlib.sha256((member.folder / CONFIG_NAME).read_bytes()).hexdigest()
+    return f"{member.digest or digest_of(member.weights)} {config}"
+
+
+def _logged(log: Path | None) -> dict[str, Score]:
+    """The scores of a log by key; its last line may be torn off."""
+    if log is None or not log.exists():
+        return {}
+    try:
+        lines = log.read_text("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{log} is no log of scores; name another.") from error
+    torn = lines.pop()
+    if torn:
+        # Killed while it was written; what does not begin like a score is somebody else's.
+        if not (torn.startswith(_LINE) or _LINE.startswith(torn)):
+            raise UsageError(f"{log} is no log of scores; name another.")
+        _cut(log, torn)
+    found = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            score = Score(**json.loads(line))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{log} line {number} is no score; name another log.") from error
+        found[score.key] = score
+    return found
+
+
+def _without_defaults(made: Measured | Score) -> dict[str, Any]:
+    """The fields of a score but those that have their defaults."""
+    usual = {one.name: one.default for one in fields(made)}
+    return {name: value for name, value in asdict(made).items() if value != usual[name]}
+
+
+def _cut(log: Path, torn: str) -> None:
+    """Take a line that was never finished off the end of the log."""
+    with log.open("r+b") as file:
+        file.truncate(log.stat().st_size - len(torn.encode()))
+
+
+def _append(log: Path | None, score: Score) -> None:
+    if log is None:
+        return
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(score.document(), sort_keys=True) + "\n")
+            file.flush()
+    except OSError as error:
+        raise StorageError(f"{log} cannot be written: {error.strerror or error}.") from error

@@ -1,0 +1,374 @@
+"""What a model makes of prompts: log-likelihoods of answers, losses, generated text.
+
+Prompts are read as trees (`merging.evaluation`): instructions and questions that prompts or answers share are
+read once. Where a model would not give a tree's paths what it gives them alone (`merging.model`), every
+answer with its question is a row of a batch instead. Several candidates, coefficient vectors of a live stack,
+are rows of the same batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from catalog.errors import EvaluationError
+from merging.evaluation.trees import Tree, packed, tree_of
+from merging.model import BaseModel, Prompt, in_pieces, is_shortage, quiet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Tokens of one tree. Attention costs their square, so that a longer one saves nothing on a CPU.
+WIDTH = {"cpu": 512, "cuda": 4096}
+MOST_NEW_TOKENS = 30
+# Names of tables of positions, as GPT-2, OPT and their kin have them.
+_TABLES = frozenset({"wpe", "embed_positions", "position_embeddings"})
+# log p of every answer of a prompt.
+Likelihoods = tuple[float, ...]
+Progress = Callable[[int, int], None]
+
+
+def likelihoods(
+    base: BaseModel,
+    prompts: Sequence[Prompt],
+    *,
+    width: int | None = None,
+    progress: Progress | None = None,
+) -> list[Likelihoods]:
+    """log p(answer | question) of every answer of every prompt, its closing token included, in nats.
+
+    Where memory does not suffice trees are halved until it does; raises MemoryLimitError when one answer
+    alone does not fit.
+    """
+    return _likelihoods(base, prompts, None, width, progress)[0]
+
+
+def candidate_likelihoods(
+    base: BaseModel,
+    prompts: Sequence[Prompt],
+    candidates: int,
+    *,
+    width: int | None = None,
+    progress: Progress | None = None,
+) -> list[list[Likelihoods]]:
+    """`likelihoods` for each candidate, where the model treats row k of a batch as candidate k."""
+    return _likelihoods(base, prompts, candidates, width, progress)
+
+
+def _likelihoods(
+    base: BaseModel,
+    prompts: Sequence[Prompt],
+    candidates: int | None,
+    width: int | None,
+    progress: Progress | None,
+) -> list[list[Likelihoods]]:
+    """For each candidate, or once without, the likelihoods of all prompts."""
+    import torch
+
+    found: list[list[Likelihoods]] = [[()] * len(prompts) for _ in range(candidates or 1)]
+    done = 0
+    with torch.no_grad():
+        groups = reading_groups(base, prompts, width)
+        read = lambda group: _split_sums(base, [prompts[index] for index in group], candidates)  # noqa: E731
+        for indices, sums in in_pieces(groups, read, lambda index: too_large(prompts[index])):
+            for at, index in enumerate(indices):
+                for candidate, values in enumerate(found):
+                    values[index] = tuple(sums[at][candidate].tolist())
+            done += len(indices)
+            if progress is not None:
+                progress(done, len(prompts))
+    return found
+
+
+def reading_groups(base: BaseModel, prompts: Sequence[Prompt], width: int | None = None) -> list[list[int]]:
+    """Indices of prompts to be read together: trees of at most `width` tokens, then batches of as many.
+
+    A group holds prompts of one way of reading, and one prompt at least.
+    """
+    width = width or WIDTH.get(base.device.type, WIDTH["cpu"])
+    shared = [index for index, prompt in enumerate(prompts) if _in_tree(base, prompt)]
+    plain = [index for index, prompt in enumerate(prompts) if not _in_tree(base, prompt)]
+    trees = packed([prompts[index] for index in shared], width)
+    padded = _batches([prompts[index].length * len(prompts[index].answers) for index in plain], width)
+    return [[shared[at] for at in group] for group in trees] + [
+        [plain[at] for at in group] for group in padded
+    ]
+
+
+def too_large(prompt: Prompt) -> str:
+    """The sentence on a prompt that does not fit into memory by itself."""
+    return (
+        f"A prompt of {prompt.length} tokens does not fit into memory; use a device with more, or shorter "
+        "examples."
+    )
+
+
+def both_ways(
+    base: BaseModel, prompts: Sequence[Prompt], few: Sequence[int]
+) -> tuple[list[float], list[float], list[float]]:
+    """log p of every answer of the prompts at `few`: from one tree of all, read alone, and in one batch.
+
+    The first is empty where the model cannot be given a tree.
+    """
+    import torch
+
+    texts = [(prompts[at].question, answer) for at in few for answer in prompts[at].answers]
+    with torch.no_grad():
+        alone = [float(_text_sums(base, [text], 1)[0, 0]) for text in texts]
+        batch: list[float] = _text_sums(base, texts, 1)[:, 0].tolist()
+        try:
+            sums = _tree_sums(base, tree_of(prompts), 1)
+        except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            # The same texts were read a moment ago: it is the tree that the model does not take.
+            if is_shortage(error):
+                raise
+            return [], alone, batch
+    return [float(value) for at in few for value in sums[at][0]], alone, batch
+
+
+def chosen(found: Sequence[Likelihoods]) -> list[int]:
+    """The most likely answer of every prompt; the first of equals."""
+    return [max(range(len(values)), key=values.__getitem__) for values in found]
+
+
+def accuracy(prompts: Sequence[Prompt], found: Sequence[Likelihoods]) -> float:
+    """The share of prompts whose most likely answer is the right one."""
+    hits = [pick == prompt.right for prompt, pick in zip(prompts, chosen(found), strict=True)]
+    return sum(hits) / len(hits)
+
+
+def mean_loss(prompts: Sequence[Prompt], found: Sequence[Likelihoods]) -> float:
+    """The mean over prompts of the right answer's loss a token, in nats, from `likelihoods`."""
+    each = [-values[p.right] / len(p.target) for p, values in zip(prompts, found, strict=True)]
+    return sum(each) / len(each)
+
+
+def targets_only(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts with their right answers alone, for losses."""
+    return [Prompt(prompt.question, (prompt.target,), 0) for prompt in prompts]
+
+
+def losses(base: BaseModel, prompts: Sequence[Prompt], candidates: int = 1) -> Tensor:
+    """The right answer's loss a token of every prompt, (candidates, prompts) in nats, gradients kept.
+
+    All prompts are read together: the caller chooses how many.
+    """
+    import torch
+
+    found = _sums(base, targets_only(prompts), None if candidates == 1 else candidates)
+    sums = torch.stack([values[:, 0] for values in found], dim=1)
+    lengths = torch.tensor([len(prompt.target) for prompt in prompts], device=sums.device)
+    return -sums / lengths
+
+
+def entropies(base: BaseModel, prompts: Sequence[Prompt], candidates: int = 1) -> Tensor:
+    """The entropy among the answers of every prompt, (candidates, prompts) in nats, gradients kept.
+
+    From the answers' likelihoods, normalised to sum to 1; needs no label. All prompts are read together.
+    """
+    import torch
+
+    found = []
+    for values in _sums(base, prompts, None if candidates == 1 else candidates):
+        logs = values.log_softmax(1)
+        found.append(-(logs.exp() * logs).sum(1))
+    return torch.stack(found, dim=1)
+
+
+def generate(
+    base: BaseModel,
+    prompts: Sequence[Prompt],
+    *,
+    most: int = MOST_NEW_TOKENS,
+    progress: Progress | None = None,
+) -> list[str]:
+    """The greedy answer to every question, at most `most` tokens, special tokens left out.
+
+    Raises MemoryLimitError where a question alone does not fit into memory, and EvaluationError where a model
+    with a table of positions has none left for the answer.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    pad = base.tokenizer.pad_token_id
+    pad = base.tokenizer.eos_token_id if pad is None else pad
+    # Chat models may end their turn by another token than the tokenizer's end of sequence.
+    own = base.model.generation_config.eos_token_id
+    ends = {base.tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())}
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, max_new_tokens=most, eos_token_id=sorted(ends), pad_token_id=pad
+    )
+    longest = max((len(prompt.question) for prompt in prompts), default=0)
+    if longest + most > (room := _positions(base.model)):
+        raise EvaluationError(
+            f"A question of {longest} tokens leaves no room for an answer of {most} in the {room} positions "
+            "of this model; shorten it or take it out."
+        )
+    texts = [""] * len(prompts)
+
+    def answer(indices: Sequence[int]) -> Any:
+        questions = [list(prompts[index].question) for index in indices]
+        longest = max(map(len, questions))
+        tokens = torch.tensor([[pad] * (longest - len(q)) + q for q in questions], device=base.device)
+        mask = torch.tensor([[0] * (longest - len(q)) + [1] * len(q) for q in questions], device=base.device)
+        with torch.no_grad(), quiet():
+            out = base.model.generate(tokens, attention_mask=mask, generation_config=settings)
+        return out[:, longest:]
+
+    done = 0
+    groups = _question_groups(base, prompts, most)
+    for indices, rows in in_pieces(groups, answer, lambda index: too_large(prompts[index])):
+        for index, row in zip(indices, rows, strict=True):
+            texts[index] = base.tokenizer.decode(row, skip_special_tokens=True).strip()
+        done += len(indices)
+        if progress is not None:
+            progress(done, len(prompts))
+    return texts
+
+
+def _positions(model: Any) -> float:
+    """How many positions a model has a table for; no limit where it has none."""
+    from torch import nn
+
+    tables = (
+        one.num_embeddings - getattr(one, "offset", 0)
+        for name, one in model.named_modules()
+        if isinstance(one, nn.Embedding) and name.rpartition(".")[2] in _TABLES
+    )
+    return min(tables, default=math.inf)
+
+
+def _question_groups(base: BaseModel, prompts: Sequence[Prompt], most: int) -> list[list[int]]:
+    """Indices of prompts to be answered together: one by one where padding or other rows may matter."""
+    lengths = [len(prompt.question) + most for prompt in prompts]
+    budget = WIDTH.get(base.device.type, WIDTH["cpu"]) * 4
+    return _batches(lengths, 0 if base.reading.ordered else budget)
+
+
+def _in_tree(base: BaseModel, prompt: Prompt) -> bool:
+    return prompt.depth <= base.reading.shared_length
+
+
+def _split_sums(base: BaseModel, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
+    """`_sums` for no gradients; the answers of a prompt that does not fit by itself are read in parts."""
+    import torch
+
+    if len(prompts) > 1 or len(prompts[0].answers) == 1:
+        return _sums(base, prompts, candidates)
+    question, answers = prompts[0].question, prompts[0].answers
+    each = [Prompt(question, (answer,), 0) for answer in answers]
+
+    def read(group: Sequence[int]) -> Tensor:
+        return _sums(base, [Prompt(question, tuple(answers[at] for at in group), 0)], candidates)[0]
+
+    parts = in_pieces([range(len(answers))], read, lambda at: too_large(each[at]))
+    return [torch.cat([part for _, part in parts], dim=1)]
+
+
+def _sums(base: BaseModel, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
+    """For each prompt log p of its answers, (candidates, answers) in float32; (1, answers) without."""
+    flags = [_in_tree(base, prompt) for prompt in prompts]
+    if all(flags):
+        return _tree_sums(base, tree_of(prompts), candidates or 1)
+    if any(flags):
+        each = {
+            flag: iter(
+                _sums(base, [p for p, own in zip(prompts, flags, strict=True) if own is flag], candidates)
+            )
+            for flag in (True, False)
+        }
+        return [next(each[flag]) for flag in flags]
+    return _plain_sums(base, prompts, candidates)
+
+
+def _plain_sums(base: BaseModel, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
+    """`_sums` of texts by themselves: one batch of them, or with candidates one after the other."""
+    import torch
+
+    texts = [(prompt.question, answer) for prompt in prompts for answer in prompt.answers]
+    if candidates is None:
+        sums = _text_sums(base, texts, 1)[:, 0][None]
+    else:
+        sums = torch.cat([_text_sums(base, [text], candidates).T for text in texts], dim=0).T
+    return list(sums.split_with_sizes([len(prompt.answers) for prompt in prompts], dim=1))
+
+
+def _text_sums(
+    base: BaseModel, texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], copies: int
+) -> Tensor:
+    """log p of the answer of each (question, answer), a row of a batch each; one text may have copies.
+
+    Rows are padded at their ends, where a causal model does not look.
+    """
+    import torch
+
+    device = base.device
+    read = [[*question, *answer[:-1]] for question, answer in texts]
+    longest = max(map(len, read))
+    tokens = torch.tensor([row + row[-1:] * (longest - len(row)) for row in read], device=device)
+    # Logits from the first that is asked for to the last.
+    first = min(len(question) for question, _ in texts) - 1
+    logits = base.model(
+        input_ids=tokens.expand(max(copies, len(texts)), -1),
+        use_cache=False,
+        **_kept(base.model, longest - first),
+    ).logits
+    logits = logits[:, first - longest :]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    sums = []
+    for at, (question, answer) in enumerate(texts):
+        rows = slice(at, at + 1) if copies == 1 else slice(None)
+        start = len(question) - 1 - first
+        own = logits[rows, start : start + len(answer)]
+        wanted = torch.tensor(answer, device=device).expand(own.shape[0], -1)[..., None]
+        sums.append((own.gather(-1, wanted)[..., 0] - own.logsumexp(-1)).sum(1))
+    return torch.stack(sums, dim=0) if copies == 1 else sums[0][:, None]
+
+
+def _kept(model: Any, last: int) -> dict[str, int]:
+    """What asks a model for its last logits alone, where it knows how to."""
+    known = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": last} if "logits_to_keep" in known else {}
+
+
+def _tree_sums(base: BaseModel, tree: Tree, candidates: int) -> list[Tensor]:
+    """For each prompt of the tree log p of its answers, (candidates, answers) in float32."""
+    import torch
+
+    device = base.device
+    tokens = torch.tensor(tree.tokens, device=device).expand(candidates, -1)
+    positions = torch.tensor(tree.depths, device=device).expand(candidates, -1)
+    seen = torch.from_numpy(tree.seen()).to(device)
+    mask = torch.zeros(seen.shape, dtype=base.dtype, device=device)
+    mask.masked_fill_(~seen, torch.finfo(base.dtype).min)
+    pairs = [pair for answers in tree.answers for pair in answers]
+    kept = sorted({place for places, _ in pairs for place in places})
+    at = {place: number for number, place in enumerate(kept)}
+    logits = base.model(
+        input_ids=tokens,
+        position_ids=positions,
+        attention_mask=mask[None, None].expand(candidates, 1, -1, -1),
+        logits_to_keep=torch.tensor(kept, device=device),
+        use_cache=False,
+    ).logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    rows = torch.tensor([at[place] for places, _ in pairs for place in places], device=device)
+    wanted = torch.tensor([token for _, answer in pairs for token in answer], device=device)
+    each = logits[:, rows, wanted] - logits.logsumexp(-1)[:, rows]
+    whole = torch.stack(
+        [part.sum(1) for part in each.split_with_sizes([len(answer) for _, answer in pairs], dim=1)], 1
+    )
+    return list(whole.split_with_sizes([len(answers) for answers in tree.answers], dim=1))
+
+
+def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices by descending length in groups whose padded size stays within the budget."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

@@ -1,0 +1,328 @@
+"""Adaptive merging: what a task's examples say about how much of each member to take.
+
+The members stay beside the base (`merging.live`); what is learned are coefficients of theirs, directions to
+route by, or, where a method says so, their factors. The course of learning is that of the recycling paper
+(1.8): AdamW, cosine, a tenth of warm-up, the state with the best validation loss, the start included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catalog.errors import EvaluationError, MergeError, UsageError
+from merging.evaluation import TooLong, ask, unusual
+from merging.learning.adaptive import AdaptiveMethod, find_adaptive
+from merging.learning.candidates import search
+from merging.learning.coefficients import Coefficients
+from merging.learning.combination import CombineReport, Numbers, combine
+from merging.learning.course import Course, Recipe, mean_of, run
+from merging.live import ArrowGate, LiveStack, prototypes
+from merging.members import Member, digest_of
+from merging.model import BaseModel, Budget, Prompt, Task, memory_limit
+
+RECORD_VERSION = 1
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapted:
+    """What was learned, over the base it was learned on.
+
+    `numbers` are the coefficients by module and member, None for a method that routes; `record` is what
+    adapt.json says. `valid_before` is the validation loss at the method's start, `valid_loss` that of what
+    was kept, both a token in nats (the entropy for a method without labels).
+    """
+
+    method: AdaptiveMethod
+    live: LiveStack
+    numbers: Numbers | None
+    gate: ArrowGate | None
+    valid_before: float
+    valid_loss: float
+    record: Mapping[str, Any]
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block the base answers as the adapted model."""
+        with self.live.attached(self.gate):
+            yield
+
+    def write(
+        self,
+        out: Path,
+        *,
+        rank: int | None = None,
+        dtype: str | None = None,
+        base: str | None = None,
+        overwrite: bool = False,
+    ) -> CombineReport:
+        """Folds the result into one PEFT adapter, with adapt.json beside it, by `merging.learning.combine`.
+
+        Raises MergeError for a method whose result is no single adapter.
+        """
+        if self.numbers is None:
+            raise MergeError(
+                f"{self.method.name} sends every token its own way, so its result is no single adapter; "
+                "evaluate it where it was made, or choose a method that folds."
+            )
+        return combine(
+            self.live.members,
+            self.numbers,
+            out,
+            rank=rank,
+            dtype=dtype,
+            base=base,
+            record=self.record,
+            overwrite=overwrite,
+            stacks=self.live.stacks() if self.method.factors else None,
+        )
+
+
+def adapt(
+    base: BaseModel,
+    members: Sequence[Member],
+    task: Task,
+    budget: Budget,
+    method: str,
+    *,
+    target: Member | None = None,
+    steps: int | None = None,
+    rate: float | None = None,
+    batch: int = 8,
+    evaluate_every: int = 10,
+    patience: int = 20,
+    seed: int = 0,
+    too_long: TooLong = "error",
+    progress: Progress | None = None,
+) -> Adapted:
+    """The members (the target adapter first, where one is given) adapted to a task by `method`.
+
+    Gradients see `budget.train` and `budget.valid` chooses among the states; a method that tries candidates
+    scores them on both, as published. Examples too long for the base are an error, or left out and counted
+    (`too_long`). `steps` and `rate` are the row's unless given. The base's weights are
+    never changed. The same call gives the same numbers on the same machine. Raises UsageError for an unknown
+    method, a method that needs a target and got none, and settings that make no sense; MergeError for
+    members that do not fit; EvaluationError where the loss is not finite, and what `ask` raises.
+    """
+    row = find_adaptive(method)
+    if row.alone and target is None:
+        raise UsageError(f"{row.name} takes a target adapter alone; name one (--with).")
+    pool = ([target] if target else []) + ([] if row.alone else list(members))
+    if not pool:
+        raise UsageError("There is nothing to adapt; name at least one adapter.")
+    recipe = Recipe(row.steps if steps is None else steps, batch, evaluate_every, patience, seed)
+    _refuse(row, recipe, steps, rate)
+    if row.objective == "entropy" and task.metric != "accuracy":
+        raise UsageError(f"{row.name} chooses among answers, and {task.name} has none to choose from.")
+    rate = row.rate if rate is None else rate
+    train, valid = (ask(base, task, part, too_long) for part in (budget.train, budget.valid))
+    # What is trained is trained in float32: a small step would round away in bfloat16.
+    kind = torch.float32 if row.factors and base.dtype.itemsize < torch.float32.itemsize else None
+    with memory_limit(f"A pool of {len(pool)} beside the base model"):
+        live = LiveStack(base.model, pool, dtype=kind, train_factors=row.factors)
+    work = _Work(base, row, live, train.prompts, valid.prompts, recipe, rate)
+    learn = {"none": _fixed, "coefficients": _gradients, "candidates": _tried, "routing": _routed}[
+        row.learner
+    ]
+    with memory_limit(f"{row.name} on a pool of {len(pool)}"):
+        numbers, gate, course = learn(work, progress)
+    if not math.isfinite(course["valid_loss"]):
+        raise EvaluationError(
+            f"The loss of {row.name} is not finite; leave out large members, or take a lower rate."
+        )
+    record = {
+        "format": f"loradex-adapt/{RECORD_VERSION}",
+        "method": asdict(row),
+        "base": {"name": base.name, "revision": base.revision},
+        "task": {"name": task.name, "digest": task.digest, "license": task.license},
+        "budget": {"train": len(train.prompts), "valid": len(valid.prompts), "seed": budget.seed},
+        **unusual(base, train, valid),
+        "members": [_member(member) for member in pool],
+        "target": target.name if target else None,
+        "recipe": {"rate": rate, **asdict(recipe)} if row.learner != "none" else None,
+        "course": course,
+        "coefficients": None if numbers is None else {name: list(each) for name, each in numbers.items()},
+        "versions": {name: version(name) for name in ("loradex", "torch", "transformers")},
+    }
+    return Adapted(row, work.live, numbers, gate, course["valid_before"], course["valid_loss"], record)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    base: BaseModel
+    row: AdaptiveMethod
+    live: LiveStack
+    train: tuple[Prompt, ...]
+    valid: tuple[Prompt, ...]
+    recipe: Recipe
+    rate: float
+
+    def coefficients(self) -> Coefficients:
+        """The row's coefficients at their start, where the live stack's factors are."""
+        names = [member.name for member in self.live.members]
+        one_hot = {"target": 0} if self.row.init == "one_hot" else {}
+        made = Coefficients(
+            self.live.shapes,
+            names,
+            self.row.granularity,  # type: ignore[arg-type]
+            self.row.activation,  # type: ignore[arg-type]
+            self.row.init,  # type: ignore[arg-type]
+            self.recipe.seed,
+            **one_hot,
+        )
+        return made.to(self.base.device)
+
+    def validate(self) -> float:
+        """The objective on the validation examples as things stand."""
+        return mean_of(self.base, self.valid, self.row.objective)
+
+
+_Learned = tuple[Numbers | None, ArrowGate | None, dict[str, Any]]
+
+
+def _fixed(work: _Work, progress: Progress | None) -> _Learned:
+    coefficients = work.coefficients()
+    work.live.set_scales(coefficients.scales())
+    with work.live.attached():
+        loss = work.validate()
+    if progress is not None:
+        progress(1, 1)
+    return coefficients.numbers(), None, {"valid_before": loss, "valid_loss": loss}
+
+
+def _gradients(work: _Work, progress: Progress | None) -> _Learned:
+    coefficients = work.coefficients()
+    trained: list[nn.Parameter | Tensor] = [coefficients.raw]
+    if work.row.factors:
+        trained += [part for pair in work.live.factors.values() for part in pair]
+
+    def renew() -> None:
+        work.live.set_scales(coefficients.scales())
+
+    course = _learn(work, trained, renew, None, progress)
+    with torch.no_grad():
+        renew()
+    return coefficients.numbers(), None, course
+
+
+def _routed(work: _Work, progress: Progress | None) -> _Learned:
+    directions = prototypes(work.live)
+    gate = ArrowGate(work.live.shapes, directions)
+    if not work.recipe.steps or not work.rate:
+        with work.live.attached(gate):
+            loss = work.validate()
+        return None, gate, {"valid_before": loss, "valid_loss": loss}
+    trained = [values.requires_grad_(True) for values in gate.directions.values()]
+    course = _learn(work, trained, lambda: None, gate, progress)
+    for values in trained:
+        values.requires_grad_(False)
+    return None, gate, course
+
+
+def _learn(
+    work: _Work,
+    trained: Sequence[Tensor],
+    renew: Callable[[], None],
+    gate: ArrowGate | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Follows gradients of `trained`, leaves in it the state with the best validation loss, tells the course.
+
+    `renew` is called before each pass of the model, so that what depends on `trained` is made anew.
+    """
+    kept = [values.detach().clone() for values in trained]
+
+    def better() -> None:
+        for copy, values in zip(kept, trained, strict=True):
+            copy.copy_(values.detach())
+
+    def told(step: int) -> None:
+        if progress is not None:
+            progress(step, work.recipe.steps)
+
+    hook = work.base.model.register_forward_pre_hook(lambda _module, _inputs: renew())
+    try:
+        with work.live.attached(gate):
+            before = work.validate()
+            optimiser = torch.optim.AdamW(trained, lr=work.rate, betas=(0.9, 0.999), weight_decay=0.0)
+            course = run(
+                work.base,
+                optimiser,
+                work.rate,
+                work.recipe,
+                work.train,
+                work.valid,
+                objective=work.row.objective,
+                best=before if math.isfinite(before) else math.inf,
+                better=better,
+                told=told,
+            )
+    finally:
+        hook.remove()
+    with torch.no_grad():
+        for copy, values in zip(kept, trained, strict=True):
+            values.copy_(copy)
+    return _told(course, before)
+
+
+def _told(course: Course, before: float) -> dict[str, Any]:
+    """The course with the loss of the start, which stays where nothing was better."""
+    found = [loss for loss in (before, *(one.valid for one in course.losses)) if math.isfinite(loss)]
+    # Without the time it took: the same call writes the same bytes.
+    told = {name: value for name, value in course.document().items() if name != "seconds"}
+    return {"valid_before": before, **told, "valid_loss": min(found, default=math.nan)}
+
+
+def _tried(work: _Work, progress: Progress | None) -> _Learned:
+    found = search(
+        work.base, work.live, work.train + work.valid, work.recipe.steps, work.recipe.seed, progress
+    )
+    numbers = {
+        shape.name: tuple(
+            weight if rank else 0.0 for weight, rank in zip(found.weights, shape.ranks, strict=True)
+        )
+        for shape in work.live.shapes
+    }
+    work.live.set_scales(work.live.scales_of(found.weights))
+    with work.live.attached():
+        after = work.validate()
+    work.live.set_scales(work.live.scales_of([0.0] * len(found.weights)))
+    with work.live.attached():
+        before = work.validate()
+    work.live.set_scales(work.live.scales_of(found.weights))
+    tries = [
+        {"weights": one.weights, "loss": one.loss, "value": one.value}
+        if math.isfinite(one.value)
+        else {"weights": one.weights, "loss": None, "value": None}
+        for one in found.tries
+    ]
+    course = {"valid_before": before, "valid_loss": after, "tries": tries}
+    return numbers, None, course
+
+
+def _refuse(row: AdaptiveMethod, recipe: Recipe, steps: int | None, rate: float | None) -> None:
+    if row.steps:
+        recipe.check()
+    elif steps is not None or rate is not None:
+        raise UsageError(f"{row.name} learns nothing; leave out steps and learning rate.")
+    if rate is not None and not (rate > 0 and math.isfinite(rate)):
+        raise UsageError(f"The learning rate is {rate}; it is above 0.")
+
+
+def _member(member: Member) -> dict[str, Any]:
+    return {
+        "name": member.name,
+        "sha256": member.digest or digest_of(member.weights),
+        "license": member.licence,
+        "rank": max(module.rank for module in member.spec.modules),
+        **({"source": dict(member.source)} if member.source else {}),
+    }

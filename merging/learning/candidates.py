@@ -1,0 +1,129 @@
+"""Coefficients by trial: a whole generation of candidates reads the examples in one batch, none is merged.
+
+LoraHub (arXiv 2307.13269; algorithm.py of sail-sg/lorahub): minimise the loss plus 0.05 times the mean of
+the absolute coefficients, within 1.5 of 0, from 0 on. It uses NGOpt of nevergrad and adds A and B of the
+members separately, which needs equal ranks and adds products across members; here the updates are added,
+and the optimiser is CMA-ES (Hansen, arXiv 1604.00772) as pycma has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from catalog.errors import EvaluationError, MemoryLimitError
+from merging.evaluation import candidate_likelihoods, mean_loss, targets_only
+from merging.model import BaseModel, Prompt
+
+if TYPE_CHECKING:
+    from merging.live import LiveStack
+
+PENALTY = 0.05
+BOUND = 1.5
+SPREAD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One candidate: its loss a token in nats, and with the penalty what is minimised."""
+
+    weights: tuple[float, ...]
+    loss: float
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """All tries in order and the weights of the best; equals go to the first."""
+
+    tries: tuple[Try, ...]
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weights with the lowest value."""
+        return min(self.tries, key=lambda one: one.value).weights
+
+
+def search(
+    base: BaseModel,
+    live: LiveStack,
+    prompts: Sequence[Prompt],
+    tries: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Search:
+    """Tries at most `tries` vectors of one weight a member; the first is 0, the base itself.
+
+    Raises EvaluationError where no candidate has a finite loss.
+    """
+    found: list[Try] = list(evaluated(base, live, prompts, [[0.0] * len(live.members)]))
+    optimiser = _optimiser(len(live.members), tries, seed)
+    while len(found) < tries and not optimiser.stop():
+        asked = [list(map(float, one))[: len(live.members)] for one in optimiser.ask()]
+        room = tries - len(found)
+        known = evaluated(base, live, prompts, asked[:room])
+        found += known
+        if progress is not None:
+            progress(len(found), tries)
+        if len(known) < len(asked):
+            break
+        optimiser.tell(_padded(asked), [one.value if math.isfinite(one.value) else 1e9 for one in known])
+    if not any(math.isfinite(one.value) for one in found):
+        raise EvaluationError("No candidate gives a finite loss; leave out members with large updates.")
+    return Search(tuple(found))
+
+
+def evaluated(
+    base: BaseModel, live: LiveStack, prompts: Sequence[Prompt], candidates: Sequence[Sequence[float]]
+) -> list[Try]:
+    """The loss of each vector of weights over the resident members, all in one pass over the prompts.
+
+    Where memory does not suffice for a prompt with all of them, the first half goes first. Raises
+    MemoryLimitError where it does not for one.
+    """
+    groups = [range(len(candidates))]
+    while True:
+        try:
+            return [
+                one for group in groups for one in _tries(base, live, prompts, [candidates[n] for n in group])
+            ]
+        except MemoryLimitError:
+            if len(groups) == len(candidates):
+                raise
+        groups = [
+            half for group in groups for half in (group[: len(group) // 2], group[len(group) // 2 :]) if half
+        ]
+
+
+def _tries(
+    base: BaseModel, live: LiveStack, prompts: Sequence[Prompt], candidates: Sequence[Sequence[float]]
+) -> list[Try]:
+    """The loss of each vector of weights, in one pass over the prompts."""
+    import torch
+
+    sets = [live.scales_of(weights) for weights in candidates]
+    scales = {name: torch.stack([one[name] for one in sets]) for name in sets[0]}
+    live.set_scales(scales, torch.arange(len(candidates)))
+    targets = targets_only(prompts)
+    with live.attached():
+        found = candidate_likelihoods(base, targets, len(candidates))
+    result = []
+    for weights, values in zip(candidates, found, strict=True):
+        loss = mean_loss(targets, values)
+        penalty = PENALTY * sum(map(abs, weights)) / len(weights)
+        result.append(Try(tuple(weights), loss, loss + penalty if math.isfinite(loss) else math.inf))
+    return result
+
+
+def _optimiser(count: int, tries: int, seed: int) -> Any:
+    """CMA-ES over `count` weights; over two at least, which it needs: the second then has no effect."""
+    import cma
+
+    options = {"bounds": [-BOUND, BOUND], "seed": seed % (2**32 - 1) + 1, "maxfevals": tries, "verbose": -9}
+    return cma.CMAEvolutionStrategy([0.0] * max(2, count), SPREAD, options)
+
+
+def _padded(asked: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[*one, *[0.0] * (2 - len(one))] for one in asked]

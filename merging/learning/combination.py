@@ -1,0 +1,122 @@
+"""Coefficients that were found, written down: members in, one adapter out that PEFT loads.
+
+Each module is sum_i c_{m,i} Delta W_{m,i}, exact at the rank of all members whose coefficient is not 0, or
+its best approximation of a lower rank with the energy reported that this discards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catalog.errors import MergeError
+from merging.members import (
+    Member,
+    Shape,
+    Stack,
+    iterate_stacks,
+    new_folder,
+    shapes,
+    storage,
+    write_config,
+    write_json,
+)
+from merging.methods import Update, concatenate, truncate
+from merging.static import ModuleReport, Plan, plan, totals, write_updates
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAPT_RECORD = "adapt.json"
+Numbers = Mapping[str, Sequence[float | Sequence[float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class CombineReport:
+    """What was written: the folder, the record beside it, and each module by name."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    modules: Mapping[str, ModuleReport]
+
+
+def combine(
+    members: Sequence[Path | Member],
+    coefficients: Numbers,
+    out: Path,
+    *,
+    rank: int | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    base: str | None = None,
+    record: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    stacks: Iterable[Stack] | None = None,
+) -> CombineReport:
+    """One adapter in the folder `out`: the members weighted by `coefficients`, with adapt.json beside it.
+
+    `coefficients` has for each module one number a member, or a sequence of them for the member's ranks
+    (`Coefficients.numbers`); members and modules without a number other than 0 are left out. Without `rank`
+    nothing is lost, with it no module has more. `dtype` is that of all members, else float32. `stacks` are
+    factors to take instead of the members' files, in the order of `merging.members.shapes` (trained ones:
+    `LiveStack.stacks`). `record` is copied into adapt.json, with what the folding did under "combined".
+    The folder appears complete or not at all; one written by `combine` is replaced where `overwrite` says so.
+    Raises what `merging.static.plan` raises, MergeError where nothing is left, StorageError where the disk
+    refuses.
+    """
+    from merging.learning.coefficients import columns
+
+    planned = plan(members, "sum", rank=rank, dtype=dtype, device=device, base=base)
+    union = shapes(planned.members)
+    scales = columns(union, coefficients)
+    used = [shape for shape in union if shape.name in scales and bool(scales[shape.name].any())]
+    if not used:
+        raise MergeError(
+            "Every coefficient is 0, so the result is the base model; there is nothing to write."
+        )
+    source = iterate_stacks(planned.members, device) if stacks is None else stacks
+    with new_folder(out, overwrite, ADAPT_RECORD) as folder:
+        updates = _updates(used, source, scales, rank)
+        modules = write_updates(folder, planned.dtype, used, updates)
+        document = dict(record or {}) | {"combined": _combined(rank, planned.dtype, modules)}
+        with storage(out):
+            write_config(
+                folder, planned.members, _named(base, planned), {n: m.rank for n, m in modules.items()}
+            )
+            write_json(folder / ADAPT_RECORD, document)
+    return CombineReport(out, document, modules)
+
+
+def _named(base: str | None, planned: Plan) -> str | None:
+    """The base model by its canonical name, or the folder of a model that was given: PEFT finds it there."""
+    return base if base and (Path(base) / "config.json").is_file() else planned.base
+
+
+def _updates(
+    used: Sequence[Shape], stacks: Iterable[Stack], scales: Mapping[str, Tensor], rank: int | None
+) -> Iterator[tuple[Shape, Update]]:
+    names = {shape.name: shape for shape in used}
+    for stack in stacks:
+        if stack.name in names:
+            d = scales[stack.name].to(stack.a.device)
+            yield names[stack.name], _update(stack, d, rank)
+
+
+def _update(stack: Stack, d: Tensor, rank: int | None) -> Update:
+    """B D A without the ranks that count for nothing, truncated where more are left than `rank`."""
+    kept = d.nonzero()[:, 0]
+    rest = Stack(stack.name, stack.a[kept], stack.b[:, kept], (len(kept),), (1.0,))
+    if rank is None or rank >= len(kept):
+        return concatenate(rest, d[kept])
+    return truncate(rest, d[kept], rank)
+
+
+def _combined(rank: int | None, dtype: str, modules: Mapping[str, ModuleReport]) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "dtype": dtype,
+        "modules": {name: asdict(module) for name, module in modules.items()},
+        "totals": totals(modules),
+    }

@@ -1,0 +1,264 @@
+"""The course of one training: batches, AdamW steps by a cosine schedule, validation, and when to end.
+
+What is trained is whatever the optimiser holds; this module knows nothing of adapters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from catalog.errors import MemoryLimitError, UsageError
+from merging.evaluation import (
+    WIDTH,
+    entropies,
+    likelihoods,
+    losses,
+    mean_loss,
+    reading_groups,
+    targets_only,
+)
+from merging.model import BaseModel, Prompt, is_shortage
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+# Recycling paper, 1.8.
+WARM_UP = 0.1
+MOST_NORM = 1.0
+Objective = Literal["loss", "entropy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How long and by what steps: `evaluate_every` in steps, `patience` in measurements."""
+
+    steps: int = 100
+    batch: int = 8
+    evaluate_every: int = 10
+    patience: int = 20
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises UsageError for a number that makes no sense."""
+        for name in ("steps", "batch", "evaluate_every", "patience"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it is at least 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """The loss a token in nats after so many steps: on validation, and the mean over the batches since the
+    measure before."""
+
+    step: int
+    train: float
+    valid: float
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What became of one learning rate; the best measure counts.
+
+    `steps` are those taken. `diverged` is the step at which a loss was not finite, and None for a good one.
+    """
+
+    learning_rate: float
+    steps: int
+    best_step: int | None
+    valid_loss: float | None
+    diverged: int | None
+    losses: tuple[Measure, ...]
+    seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, told: dict[str, Any]) -> Course:
+        """The course that `document` wrote."""
+        return cls(**{**told, "losses": tuple(Measure(**one) for one in told["losses"])})
+
+
+def run(
+    base: BaseModel,
+    optimiser: Optimizer,
+    rate: float,
+    recipe: Recipe,
+    train: Sequence[Prompt],
+    valid: Sequence[Prompt],
+    *,
+    dropout: bool = False,
+    objective: Objective = "loss",
+    best: float = math.inf,
+    better: Callable[[], None] | None = None,
+    told: Callable[[int], None] | None = None,
+) -> Course:
+    """Train what the optimiser holds; `rate`, its learning rate, is the highest of the schedule.
+
+    Cosine to zero after a warm-up of a tenth of the steps, gradients clipped to norm 1. `objective` is the
+    loss of the right answers or the entropy among all answers. `better` is called at each new lowest
+    validation loss below `best`, so that the caller can keep the state, and `told` after each step.
+    `dropout` puts the model into training mode for the steps. Raises MemoryLimitError where a prompt does not
+    fit into memory.
+    """
+    from transformers import get_cosine_schedule_with_warmup
+
+    began = time.perf_counter()
+    base.model.eval()
+    schedule = get_cosine_schedule_with_warmup(optimiser, round(WARM_UP * recipe.steps), recipe.steps)
+    measures: list[Measure] = []
+    since: list[float] = []
+    diverged, step, lowest = None, 0, 0
+    for step, batch in enumerate(batches(train, recipe), 1):
+        since.append(_step(base, optimiser, schedule, batch, dropout, objective))
+        if told is not None:
+            told(step)
+        finite = math.isfinite(since[-1])
+        if finite and step % recipe.evaluate_every and step < recipe.steps:
+            continue
+        found = mean_of(base, valid, objective) if finite else math.nan
+        if not math.isfinite(found):
+            diverged = step
+            break
+        measures.append(Measure(step, math.fsum(since) / len(since), found))
+        since.clear()
+        if len(measures) == 1 or found < measures[lowest].valid:
+            lowest = len(measures) - 1
+            if found < best and better is not None:
+                better()
+        if len(measures) - 1 - lowest >= recipe.patience:
+            break
+    return _course(rate, step, diverged, measures, time.perf_counter() - began)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, base: BaseModel) -> Iterator[None]:
+    """torch's generators start from the seed, and go on where they were when the block ends."""
+    import torch
+
+    with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def batches(prompts: Sequence[Prompt], recipe: Recipe) -> Iterator[list[Prompt]]:
+    """The batch of every step: the prompts in an order of the seed, anew for each round over them.
+
+    A batch goes on over the end of a round, so that all have the same size.
+    """
+    draw = random.Random(f"batches:{recipe.seed}")  # noqa: S311 - an order, not a secret
+    waiting: list[Prompt] = []
+    for _ in range(recipe.steps):
+        while len(waiting) < recipe.batch:
+            waiting += draw.sample(list(prompts), len(prompts))
+        yield waiting[: recipe.batch]
+        del waiting[: recipe.batch]
+
+
+def gradients(
+    base: BaseModel, batch: Sequence[Prompt], clear: Callable[[], None], objective: Objective = "loss"
+) -> float:
+    """The mean objective of a batch; its gradients are added to those of the parameters that ask for some.
+
+    The batch is read in as few trees as the device bears. Where memory does not suffice `clear` is called,
+    which takes back all gradients, and the batch is read again in smaller trees, whose gradients add up to
+    the same. Raises MemoryLimitError where a prompt alone does not fit.
+    """
+    width = WIDTH.get(base.device.type, WIDTH["cpu"])
+    while True:
+        groups = reading_groups(base, _read(batch, objective), width)
+        try:
+            return sum(
+                _part(base, [batch[index] for index in group], len(batch), objective) for group in groups
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            if width < 2:
+                longest = max(prompt.length for prompt in batch)
+                raise MemoryLimitError(
+                    f"Training on a prompt of {longest} tokens does not fit into memory; use a device with "
+                    "more, or shorter examples."
+                ) from error
+        clear()
+        width //= 2
+
+
+def mean_of(base: BaseModel, prompts: Sequence[Prompt], objective: Objective) -> float:
+    """The mean over the prompts of the objective, in nats."""
+    if objective == "loss":
+        return valid_loss(base, prompts)
+    found = 0.0
+    for values in likelihoods(base, prompts):
+        whole = math.log(math.fsum(math.exp(value - max(values)) for value in values)) + max(values)
+        found -= math.fsum(math.exp(value - whole) * (value - whole) for value in values)
+    return found / len(prompts)
+
+
+def valid_loss(base: BaseModel, prompts: Sequence[Prompt]) -> float:
+    """The mean loss a token of the right answers, in nats."""
+    targets = targets_only(prompts)
+    return mean_loss(targets, likelihoods(base, targets))
+
+
+def _read(prompts: Sequence[Prompt], objective: Objective) -> Sequence[Prompt]:
+    """The prompts with the answers that the objective reads."""
+    return targets_only(prompts) if objective == "loss" else prompts
+
+
+def _part(base: BaseModel, prompts: Sequence[Prompt], whole: int, objective: Objective) -> float:
+    """The share of the prompts in the mean over `whole` of them; adds its gradients."""
+    import torch
+
+    each = losses(base, prompts) if objective == "loss" else entropies(base, prompts)
+    part = each[0].sum() / whole
+    torch.autograd.backward(part)
+    return float(part.detach())
+
+
+def _step(
+    base: BaseModel,
+    optimiser: Optimizer,
+    schedule: LRScheduler,
+    batch: Sequence[Prompt],
+    dropout: bool,
+    objective: Objective,
+) -> float:
+    """One step; the loss before it. A loss that is not finite changes nothing."""
+    import torch
+
+    optimiser.zero_grad(set_to_none=True)
+    if dropout:
+        base.model.train()
+    loss = gradients(base, batch, optimiser.zero_grad, objective)
+    if dropout:
+        base.model.eval()
+    if math.isfinite(loss):
+        trained = [one for group in optimiser.param_groups for one in group["params"] if one.grad is not None]
+        torch.nn.utils.clip_grad_norm_(trained, MOST_NORM)
+        optimiser.step()
+        schedule.step()
+    return loss
+
+
+def _course(
+    rate: float, steps: int, diverged: int | None, measures: Sequence[Measure], seconds: float
+) -> Course:
+    best = min(measures, key=lambda one: one.valid, default=None)
+    return Course(
+        learning_rate=rate,
+        steps=steps,
+        best_step=best.step if best else None,
+        valid_loss=best.valid if best else None,
+        diverged=diverged,
+        losses=tuple(measures),
+        seconds=round(seconds, 3),
+    )

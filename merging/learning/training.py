@@ -1,0 +1,389 @@
+"""A new LoRA on a task, its learning rate chosen on validation examples: the baseline of every merge.
+
+The recipe is that of the recycling paper (1.8): AdamW, cosine with a tenth of warm-up, the loss of the
+answers alone, the state with the best validation loss. Learning rates lie on the grid of "Learning Rate
+Matters" (arXiv 2602.04998), four a decade; a finished rate is kept beside the target, so that a killed run
+goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
+from catalog.errors import DivergedError, EvaluationError, UsageError
+from merging.evaluation import Questions, TooLong, ask
+from merging.learning import variants
+from merging.learning.course import Course, Recipe, batches, gradients, run, seeded, valid_loss
+from merging.learning.training_record import card, record, versions
+from merging.members import (
+    DTYPES,
+    new_folder,
+    refuse_existing,
+    storage,
+    tensor_writer,
+    weights_path,
+    write_json,
+    write_text,
+)
+from merging.model import BaseModel, Budget, Prompt, Task, memory_limit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRAIN_RECORD = "train.json"
+RATE_NAME = "rate.json"
+_FINISHED = "finished"
+ALL_LINEAR = variants.ALL_LINEAR
+# "Learning Rate Matters": the grid begins here with four points a decade, the best rate of LoRA at rank 128
+# and alpha = r is 2e-4, and from r = 4 to r = 256 it falls by 5.6.
+_GRID_START = 2e-6
+_GRID_POINTS = 4
+_BEST_AT_128 = 2e-4
+_FALL = math.log(5.6) / math.log(256 / 4)
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that decides what a rate becomes, beside base, task and rate."""
+
+    rank: int
+    alpha: float
+    targets: str | tuple[str, ...]
+    variant: str
+    dropout: float
+    dtype: str
+    recipe: Recipe
+
+    @property
+    def scaling(self) -> float:
+        """What B A is multiplied by."""
+        rooted = variants.variant(self.variant).options.get("use_rslora", False)
+        return self.alpha / (math.sqrt(self.rank) if rooted else self.rank)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """A trained adapter: its folder, and the record as train.json has it."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that was chosen."""
+        return float(self.record["learning_rate"])
+
+    @property
+    def valid_loss(self) -> float:
+        """The loss a token of the stored adapter on the validation examples, in nats."""
+        return float(self.record["valid_loss"])
+
+
+class _Given(NamedTuple):
+    base: BaseModel
+    learned: Questions
+    chosen_by: Questions
+
+    @property
+    def train(self) -> tuple[Prompt, ...]:
+        return self.learned.prompts
+
+    @property
+    def valid(self) -> tuple[Prompt, ...]:
+        return self.chosen_by.prompts
+
+
+def train(
+    base: BaseModel,
+    task: Task,
+    budget: Budget,
+    out: Path,
+    *,
+    rank: int = 16,
+    alpha: float | None = None,
+    targets: str | Sequence[str] = ALL_LINEAR,
+    learning_rates: Sequence[float] | None = None,
+    steps: int = 100,
+    batch: int = 8,
+    dropout: float = 0.0,
+    variant: str = "lora",
+    seed: int = 0,
+    evaluate_every: int = 10,
+    patience: int = 20,
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    too_long: TooLong = "error",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TrainReport:
+    """A LoRA trained on `budget.train`, written to the folder `out` with train.json and a model card.
+
+    `alpha` is the rank unless given, `targets` names modules or is "all-linear" (the output layer excluded),
+    `learning_rates` are `default_rates` unless given. Every rate starts from the same seed and sees the same
+    batches; after each `evaluate_every` steps the loss on `budget.valid` is measured, `patience` measurements
+    without a new best end a rate, and the rate with the lowest loss is chosen. A loss that is not finite ends
+    a rate too, which is then recorded and never chosen. Examples too long for the base are an error, or left
+    out and counted (`too_long`). Factors are trained in float32 and stored as `dtype`.
+    `progress` is told the steps done and of all.
+
+    The base is as it was, bit for bit, afterwards. The same call writes the same weights on the same machine
+    (on a CPU with as many threads). `out` appears complete or not at all; the same call after a kill trains
+    only the rates that are missing. Raises UsageError for settings that make no sense and EvaluationError
+    where no rate stays finite or a prompt does not fit into memory, and what `ask` raises.
+    """
+    settings = Settings(
+        rank=rank,
+        alpha=float(rank if alpha is None else alpha),
+        targets=_targets(targets),
+        variant=variant,
+        dropout=dropout,
+        dtype=dtype,
+        recipe=Recipe(steps, batch, evaluate_every, patience, seed),
+    )
+    _refuse_settings(settings)
+    rates = _rates(default_rates(settings) if learning_rates is None else learning_rates)
+    if not overwrite:
+        _remove_finished(out)
+    refuse_existing(out, overwrite, TRAIN_RECORD)
+    given = _Given(base, *(ask(base, task, part, too_long) for part in (budget.train, budget.valid)))
+    with memory_limit("The training"):
+        return _carry_out(given, task, budget, out, settings, rates, overwrite, progress)
+
+
+def default_rates(settings: Settings) -> tuple[float, ...]:
+    """Four neighbours of the grid, a decade apart but one point, around where the best rate is expected.
+
+    A higher rank wants a lower rate, and so does a variant by its row; the first steps change the weights by
+    scaling times rate, so that a larger alpha wants a lower rate in proportion.
+    """
+    expected = _BEST_AT_128 * (128 / settings.rank) ** _FALL
+    expected /= settings.scaling * variants.variant(settings.variant).slower
+    middle = round(_GRID_POINTS * math.log10(expected / _GRID_START))
+    return tuple(
+        float(f"{_GRID_START * 10 ** (point / _GRID_POINTS):.5g}") for point in range(middle - 1, middle + 3)
+    )
+
+
+@contextlib.contextmanager
+def worn(base: BaseModel, folder: Path) -> Iterator[None]:
+    """Inside the block the base has the adapter in a folder, of any variant, as plain PEFT puts it on."""
+    from peft import PeftModel
+
+    with seeded(0, base), variants.restored(base.model), variants.calm():
+        PeftModel.from_pretrained(base.model, folder)
+        yield
+
+
+def stored_loss(base: BaseModel, folder: Path, valid: Sequence[Prompt]) -> float:
+    """The loss of the adapter in a folder as plain PEFT reads it: what rounding left of it."""
+    with worn(base, folder):
+        return valid_loss(base, valid)
+
+
+def _carry_out(
+    given: _Given,
+    task: Task,
+    budget: Budget,
+    out: Path,
+    settings: Settings,
+    rates: Sequence[float],
+    overwrite: bool,
+    progress: Progress | None,
+) -> TrainReport:
+    """Every rate in the working folder, then the best one in its place."""
+    base = given.base
+    before = valid_loss(base, given.valid)
+    working = _working_folder(out, _identity(given, task, settings, before))
+    courses = _all_rates(given, settings, rates, working, progress)
+    best = _chosen(courses)
+    with new_folder(out, overwrite, TRAIN_RECORD) as folder, storage(out):
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            shutil.copyfile(working / _folder_name(best.learning_rate) / name, folder / name)
+        losses = before, stored_loss(base, folder, given.valid)
+        asked = (given.learned, given.chosen_by)
+        found = record(base, task, budget.seed, asked, asdict(settings), courses, best, losses, folder)
+        write_json(folder / TRAIN_RECORD, found)
+        write_text(folder / "README.md", card(task, found))
+        write_text(working / _FINISHED, "")
+    shutil.rmtree(working, ignore_errors=True)
+    return TrainReport(out, found)
+
+
+def _all_rates(
+    given: _Given, settings: Settings, rates: Sequence[float], working: Path, progress: Progress | None
+) -> list[Course]:
+    """The course of every rate, those that a killed run has finished read again."""
+    courses = []
+    steps = settings.recipe.steps
+    for number, rate in enumerate(rates):
+
+        def told(step: int, done: int = number * steps) -> None:
+            if progress is not None:
+                progress(done + step, len(rates) * steps)
+
+        place = working / _folder_name(rate)
+        if (place / RATE_NAME).is_file():
+            courses.append(Course.read(json.loads((place / RATE_NAME).read_text("utf-8"))))
+        else:
+            with new_folder(place, overwrite=True, record=RATE_NAME) as folder:
+                courses.append(_one_rate(given, settings, rate, folder, told))
+        told(steps)
+    return courses
+
+
+def _one_rate(
+    given: _Given, settings: Settings, rate: float, folder: Path, told: Callable[[int], None]
+) -> Course:
+    """Trains with one rate; the best state, unless the rate diverged, and its course are in the folder."""
+    base, recipe, row = given.base, settings.recipe, variants.variant(settings.variant)
+    best: dict[str, Tensor] = {}
+
+    def gradient() -> None:
+        gradients(base, next(batches(given.train, recipe)), base.model.zero_grad)
+
+    config = _config(base, settings)
+    with seeded(recipe.seed, base), variants.adapted(base.model, row, config, gradient) as model:
+        start = variants.factors(model) if row.changes_base else {}
+        course = run(
+            base,
+            variants.optimiser(row, model, rate),
+            rate,
+            recipe,
+            given.train,
+            given.valid,
+            dropout=settings.dropout > 0,
+            better=lambda: best.update(variants.factors(model)),
+            told=told,
+        )
+    with storage(folder):
+        if course.diverged is None:
+            made = variants.difference(best, start) if row.changes_base else best
+            _write_adapter(folder, made, variants.stored_config(row, config, base), settings.dtype)
+        write_json(folder / RATE_NAME, course.document())
+    return course
+
+
+def _config(base: BaseModel, settings: Settings) -> Any:
+    from peft import LoraConfig
+
+    alpha: Any = int(settings.alpha) if settings.alpha.is_integer() else settings.alpha
+    targets: Any = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
+    if targets == ALL_LINEAR:
+        targets, _ = variants.reachable(base.model)
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=alpha,
+        target_modules=targets,
+        lora_dropout=settings.dropout,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _write_adapter(folder: Path, made: Mapping[str, Tensor], config: Any, dtype: str) -> None:
+    """Writes weights and configuration; the modules' names, a set in PEFT, in their order."""
+    try:
+        with tensor_writer(weights_path(folder), dtype, sorted(made)) as writer:
+            for name in sorted(made):
+                writer.write(name, made[name])
+    except OverflowError as error:
+        raise EvaluationError(
+            f"The trained weights are too large for {dtype}; store them as float32."
+        ) from error
+    config.save_pretrained(folder)
+    told = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
+    told["target_modules"] = sorted(told["target_modules"])
+    write_json(folder / CONFIG_NAME, told)
+
+
+def _chosen(courses: Sequence[Course]) -> Course:
+    """The course with the lowest validation loss, the lower rate of equals; raises DivergedError."""
+    finite = [one for one in courses if one.diverged is None]
+    if not finite:
+        lowest = min(one.learning_rate for one in courses)
+        raise DivergedError(
+            f"The loss became infinite with every learning rate, the lowest {lowest:g}; choose lower ones."
+        )
+    return min(finite, key=lambda one: (one.valid_loss, one.learning_rate))
+
+
+def _working_path(out: Path) -> Path:
+    return out.with_name(f".{out.name}.training")
+
+
+def _remove_finished(out: Path) -> None:
+    """Removes the rates of a run that was killed after its adapter was in place."""
+    working = _working_path(out)
+    if (out / TRAIN_RECORD).is_file() and (working / _FINISHED).is_file():
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def _working_folder(out: Path, identity: Mapping[str, Any]) -> Path:
+    """The hidden folder beside `out` in which finished rates are kept; emptied when it is of another run."""
+    working = _working_path(out)
+    mark = working / "run.json"
+    with storage(working):
+        # As JSON has it, so that tuples and lists are the same.
+        text = json.dumps(identity, sort_keys=True)
+        if mark.is_file() and mark.read_text("utf-8") == text:
+            return working
+        shutil.rmtree(working, ignore_errors=True)
+        working.mkdir(parents=True)
+        write_text(mark, text)
+    return working
+
+
+def _identity(given: _Given, task: Task, settings: Settings, before: float) -> dict[str, Any]:
+    """What must be the same for a finished rate to count.
+
+    The weights of the base are known by what they make of the validation examples.
+    """
+    base = given.base
+    prompts = json.dumps([[asdict(prompt) for prompt in part] for part in (given.train, given.valid)])
+    return {
+        "base": [base.name, base.revision, str(base.dtype), base.device.type, f"{before:.6g}"],
+        "task": task.digest,
+        "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
+        "settings": asdict(settings),
+        "versions": versions(),
+    }
+
+
+def _folder_name(rate: float) -> str:
+    return f"rate-{rate!r}"
+
+
+def _targets(given: str | Sequence[str]) -> str | tuple[str, ...]:
+    if isinstance(given, str):
+        return given if given == ALL_LINEAR else (given,)
+    return tuple(sorted(set(given)))
+
+
+def _rates(given: Sequence[float]) -> tuple[float, ...]:
+    rates = tuple(sorted({float(rate) for rate in given}))
+    if not rates or not all(math.isfinite(rate) and rate > 0 for rate in rates):
+        raise UsageError("A learning rate is a positive number, such as 2e-4; name at least one.")
+    return rates
+
+
+def _refuse_settings(settings: Settings) -> None:
+    variants.variant(settings.variant)
+    settings.recipe.check()
+    if settings.rank < 1:
+        raise UsageError(f"The rank is {settings.rank}; it is at least 1.")
+    if not (math.isfinite(settings.alpha) and settings.alpha > 0):
+        raise UsageError(f"alpha is {settings.alpha}; it is a positive number.")
+    if not 0 <= settings.dropout < 1:
+        raise UsageError(f"The dropout is {settings.dropout}; it is at least 0 and below 1.")
+    if not settings.targets:
+        raise UsageError(f"Name the modules to train, or {ALL_LINEAR}.")
+    if settings.dtype not in DTYPES:
+        raise UsageError(f"Adapters are stored as one of {', '.join(DTYPES)}, not {settings.dtype}.")

@@ -1,0 +1,337 @@
+"""The variants of LoRA that `merging.learning` knows: how PEFT starts and trains each, and how it is stored.
+
+Whatever a variant does while it trains, the stored adapter belongs to the unchanged base. Those that subtract
+their start from the base's weights (PiSSA, OLoRA, LoRA-GA) are stored as the difference to that start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from catalog.errors import UsageError
+from merging.model import BaseModel
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+# AdamW of the recycling paper (1.8); LoRA+ recommends that B learns 2^4 times as fast as A (section 4).
+BETAS = (0.9, 0.999)
+LORAPLUS_RATIO = 16.0
+ALL_LINEAR = "all-linear"
+# What PEFT 0.21 takes for experts that were layers before transformers 5, the types of models for which it
+# refuses `out_proj`, and the layers there whose weights are read without calling them.
+_OLD_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+_MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+_READ_BY_KERNELS = frozenset({"out_proj", "dt_proj"})
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A row of the table.
+
+    `options` are fields of PEFT's LoraConfig. `mergeable` says that the stored adapter is plain LoRA, which
+    the rest of this program merges. `slower` is how many times lower its best learning rate lies than that of
+    LoRA: for PiSSA, OLoRA and LoRA-GA by the poster of "Learning Rate Matters" (arXiv 2602.04998), for LoRA+
+    by the advice in PEFT's documentation.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    mergeable: bool = True
+    changes_base: bool = False
+    slower: float = 1.0
+    optimiser: Literal["adamw", "loraplus", "lorafa"] = "adamw"
+
+
+_ROWS = (
+    Variant("lora", "A random and B zero, scaled by alpha / r.", "https://arxiv.org/abs/2106.09685"),
+    Variant(
+        "rslora",
+        "LoRA scaled by alpha over the root of r.",
+        "https://arxiv.org/abs/2312.03732",
+        {"use_rslora": True},
+    ),
+    Variant(
+        "dora",
+        "A magnitude for each output is trained beside the direction; no merge holds it.",
+        "https://arxiv.org/abs/2402.09353",
+        {"use_dora": True},
+        mergeable=False,
+    ),
+    Variant(
+        "pissa",
+        "Starts from the largest singular vectors of each weight.",
+        "https://arxiv.org/abs/2404.02948",
+        {"init_lora_weights": "pissa"},
+        changes_base=True,
+        slower=10.0,
+    ),
+    Variant(
+        "olora",
+        "Starts from the QR decomposition of each weight.",
+        "https://arxiv.org/abs/2406.01775",
+        {"init_lora_weights": "olora"},
+        changes_base=True,
+        slower=18.2,
+    ),
+    Variant(
+        "lora-ga",
+        "Starts from singular vectors of the gradient of the first batch.",
+        "https://arxiv.org/abs/2407.05000",
+        {"init_lora_weights": "lora_ga"},
+        changes_base=True,
+        slower=18.2,
+    ),
+    Variant(
+        "gaussian",
+        "A normal with standard deviation 1 / r, B zero.",
+        "https://arxiv.org/abs/2106.09685",
+        {"init_lora_weights": "gaussian"},
+    ),
+    Variant(
+        "orthogonal",
+        "A and B both start random, in orthogonal spaces, so that B A is zero; even ranks only.",
+        "https://datta0.github.io/posts/rethink-lora-init/",
+        {"init_lora_weights": "orthogonal"},
+    ),
+    Variant(
+        "mica",
+        "B is fixed to the smallest singular vectors of each weight; only A is trained.",
+        "https://arxiv.org/abs/2604.01694",
+        {"init_lora_weights": "mica"},
+    ),
+    Variant(
+        "loraplus",
+        f"LoRA whose B learns {LORAPLUS_RATIO:.0f} times as fast as A.",
+        "https://arxiv.org/abs/2402.12354",
+        slower=2.0,
+        optimiser="loraplus",
+    ),
+    Variant(
+        "lora-fa",
+        "LoRA whose A stays as it was drawn; the gradient of B is corrected for it.",
+        "https://arxiv.org/abs/2308.03303",
+        optimiser="lorafa",
+    ),
+)
+VARIANTS: Mapping[str, Variant] = {row.name: row for row in _ROWS}
+
+
+def variant(name: str) -> Variant:
+    """The row of that name; raises UsageError with the names that there are."""
+    if name not in VARIANTS:
+        raise UsageError(f"There is no variant {name!r}; choose one of {', '.join(VARIANTS)}.")
+    return VARIANTS[name]
+
+
+def reachable(model: nn.Module) -> tuple[str | list[str], tuple[str, ...]]:
+    """What "all-linear" means for a model, as PEFT takes it, and the last names of what it leaves out.
+
+    Experts that are one tensor of three dimensions are no layers, and PEFT takes layers of their old names
+    for them; it refuses `out_proj` of Mamba's models, whose kernels read its weights without calling it, as
+    Mamba does with `dt_proj`. Raises UsageError for a model without a layer that is left.
+    """
+    from torch import nn
+
+    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+    experts = any(one.ndim == 3 and "experts" in name for name, one in model.named_parameters())
+    read = {*(_OLD_EXPERTS if experts else ()), *(_READ_BY_KERNELS if kind in _MAMBA else ())}
+    if not read:
+        return ALL_LINEAR, ()
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    names = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
+    kept = [name for name in names if name.rpartition(".")[2] not in read]
+    if not kept:
+        raise UsageError(
+            f"A model of the type {kind} has no linear layer that an adapter can be trained on; choose "
+            "another."
+        )
+    left = {name.rpartition(".")[2] for name in names} - {name.rpartition(".")[2] for name in kept}
+    return kept, tuple(sorted({*left, *(["experts"] if experts else [])}))
+
+
+@contextlib.contextmanager
+def adapted(model: nn.Module, row: Variant, config: Any, gradient: Callable[[], None]) -> Iterator[Any]:
+    """The PEFT model of a new adapter in `model`, which is as it was, bit for bit, when the block ends.
+
+    `config` is a LoraConfig; its options of the variant are set here. `gradient` runs one batch forward and
+    backward, for variants that start from a gradient. Random starts come from torch's generator. Raises
+    UsageError for modules that are not there or a rank that the variant cannot have.
+    """
+    from peft import get_peft_model
+
+    for name, value in row.options.items():
+        setattr(config, name, value)
+    with restored(model, copied=row.changes_base):
+        try:
+            with calm():
+                if config.init_lora_weights == "lora_ga":
+                    _estimate(model, config, gradient)
+                made = get_peft_model(model, config)
+        except ValueError as error:
+            first = str(error).strip().partition("\n")[0].rstrip(".")
+            raise UsageError(f"No adapter of the variant {row.name} can be made: {first}.") from error
+        _refuse_short(row, config, made)
+        yield made
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
+    """Puts back modules, weights, flags and modes of `model` when the block ends, also by an error.
+
+    Weights that are replaced are put back; with `copied` the matrices are replaced by copies beforehand, so
+    that writing into them does no harm, which takes their memory twice.
+    """
+    children = [(one, name, child) for one in model.modules() for name, child in one._modules.items()]
+    parameters = [(one, one.data, one.requires_grad) for one in model.parameters()]
+    modes = [(one, one.training) for one in model.modules()]
+    names = set(vars(model))
+    try:
+        if copied:
+            for parameter, data, _ in parameters:
+                if data.ndim == 2:
+                    parameter.data = data.clone()
+        yield
+    finally:
+        for parent, name, child in children:
+            parent._modules[name] = child
+        for parameter, data, asked in parameters:
+            parameter.data = data
+            parameter.grad = None
+            parameter.requires_grad_(asked)
+        for module, mode in modes:
+            module.training = mode
+        for name in set(vars(model)) - names:
+            delattr(model, name)
+
+
+@contextlib.contextmanager
+def calm() -> Iterator[None]:
+    """Silences warnings that say nothing to a user.
+
+    PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name, its hooks for LoRA-GA sit on
+    layers whose inputs, the embeddings, need no gradient, and it tells how it adapts layers of GPT-2 and
+    experts.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+        warnings.filterwarnings("ignore", "The following alpha_pattern keys did not match", RuntimeWarning)
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        yield
+
+
+def optimiser(row: Variant, model: Any, rate: float) -> Optimizer:
+    """The optimiser of the adapter's parameters: AdamW without weight decay, or what the variant replaces
+    it by."""
+    import torch
+    from peft import optimizers
+
+    made: Optimizer
+    if row.optimiser == "loraplus":
+        made = optimizers.create_loraplus_optimizer(
+            model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=LORAPLUS_RATIO, betas=BETAS
+        )
+    elif row.optimiser == "lorafa":
+        config = model.peft_config["default"]
+        made = optimizers.create_lorafa_optimizer(model, r=config.r, lora_alpha=config.lora_alpha, lr=rate)
+    else:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        made = torch.optim.AdamW(trained, lr=rate, betas=BETAS, weight_decay=0.0)
+    return made
+
+
+def factors(model: Any) -> dict[str, Tensor]:
+    """Copies of the adapter's tensors on the CPU, by the names under which PEFT stores them."""
+    from peft import get_peft_model_state_dict
+
+    with calm():
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: state[name].detach().to("cpu", copy=True) for name in sorted(state)}
+
+
+def difference(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Factors of B A - B0 A0, float32, of twice the rank.
+
+    PEFT stores [A; A0] and [B, -B0]. The same product is given here in balanced factors, by its singular
+    value decomposition in float64: rounded to bfloat16 the former would lose small updates in the large
+    start.
+    """
+    import torch
+
+    found = {}
+    for name in now:
+        if "lora_A" not in name:
+            continue
+        other = name.replace("lora_A", "lora_B")
+        wide = torch.cat([now[name], start[name]]).double()
+        tall = torch.cat([now[other], -start[other]], dim=1).double()
+        # min(in, 2r) and min(out, 2r) columns: of a narrow layer some of the 2r factors are zero.
+        left, middle = torch.linalg.qr(tall)
+        right, last = torch.linalg.qr(wide.T)
+        u, sizes, v = torch.linalg.svd(middle @ last.T, full_matrices=False)
+        roots = sizes.sqrt()
+        a, b = torch.zeros_like(wide), torch.zeros_like(tall)
+        a[: len(roots)] = roots[:, None] * (v @ right.T)
+        b[:, : len(roots)] = (left @ u) * roots
+        found[name], found[other] = a.float(), b.float()
+    return found
+
+
+def stored_config(row: Variant, config: Any, base: BaseModel) -> Any:
+    """The LoraConfig by which the stored adapter is loaded: plain LoRA, or DoRA.
+
+    How it was started is of no use to who loads it, and would change the base again.
+    """
+    kept = copy.deepcopy(config)
+    kept.base_model_name_or_path, kept.revision, kept.inference_mode = base.name, base.revision, True
+    kept.init_lora_weights, kept.lora_ga_config = True, None
+    kept.target_modules = _short(set(kept.target_modules), base.model)
+    if row.changes_base:
+        kept.r, kept.lora_alpha = 2 * kept.r, 2 * kept.lora_alpha
+    return kept
+
+
+def _short(names: set[str], model: nn.Module) -> set[str]:
+    """The last parts of full names where they mean these modules and no others, as people write them."""
+    short = {name.rpartition(".")[2] for name in names}
+    meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in short}
+    return short if meant == names else names
+
+
+def _estimate(model: nn.Module, config: Any, gradient: Callable[[], None]) -> None:
+    from peft import LoraGAConfig
+    from peft.tuners.lora.loraga import preprocess_loraga
+
+    if config.target_modules == ALL_LINEAR:
+        from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+
+        # PEFT expands the name when the adapter is made, which is too late for the gradient.
+        _maybe_include_all_linear_layers(config, model)
+    config.lora_ga_config = LoraGAConfig()
+    preprocess_loraga(model, config, gradient)
+
+
+def _refuse_short(row: Variant, config: Any, model: Any) -> None:
+    """Singular vectors that a narrow weight does not have are missing without a word."""
+    if config.target_parameters:
+        names = ", ".join(sorted(config.target_parameters))
+        raise UsageError(
+            f"The experts of this model are tensors of three dimensions ({names}), on which no adapter is "
+            "trained here; name its other modules (--targets), such as q_proj,v_proj."
+        )
+    ranks = {one.shape[0] for name, one in model.named_parameters() if "lora_A" in name}
+    if ranks - {config.r}:
+        raise UsageError(
+            f"The variant {row.name} finds only {min(ranks)} singular vectors where the rank is {config.r}; "
+            "choose a lower rank."
+        )

@@ -1,0 +1,105 @@
+"""The factors of members in memory, each where the layer is that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catalog.adapters import modules_of_model
+from catalog.errors import MergeError
+from merging.members import Member, Shape, iterate_stacks, load_members, shapes
+
+# Blocks of transformers that read the weights of their dt_proj themselves.
+_UNCALLED = frozenset({"MambaMixer", "FalconMambaMixer"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resident:
+    """Members whose factors have been read: for each module A of (R, in) and B^T of (R, out).
+
+    Scalings are folded in. `devices` says where each module's factors belong.
+    """
+
+    members: tuple[Member, ...]
+    shapes: tuple[Shape, ...]
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    devices: Mapping[str, torch.device]
+
+    def placed(self) -> Resident:
+        """The same on the devices where they belong; the copy waits for nothing but their own streams."""
+        factors = {
+            name: (a.to(self.devices[name], non_blocking=True), bt.to(self.devices[name], non_blocking=True))
+            for name, (a, bt) in self.factors.items()
+        }
+        return replace(self, factors=factors)
+
+
+def read(
+    model: nn.Module, members: Sequence[Member], device: torch.device | None, dtype: torch.dtype | None
+) -> Resident:
+    """The members' factors in this machine's memory, in `dtype` or in that of each layer's weights.
+
+    They belong on `device`, by default where the layer is. Layers are looked for before anything is read.
+    Raises MergeError for a module that has no fit layer in the model, and what reading members raises.
+    """
+    # Spellings of the base's name are no concern here: the model itself says whether a member fits.
+    loaded = load_members(list(members), base="") if members else ()
+    union = shapes(loaded)
+    weights = {shape.name: layer(model, shape, loaded).weight for shape in union}
+    devices = {name: device or weight.device for name, weight in weights.items()}
+    factors = {}
+    for stack in iterate_stacks(loaded):
+        kind, pinned = dtype or weights[stack.name].dtype, devices[stack.name].type == "cuda"
+        a, bt = (part.to(kind).contiguous() for part in (stack.a, stack.b.T))
+        factors[stack.name] = (a.pin_memory(), bt.pin_memory()) if pinned else (a, bt)
+    return Resident(loaded, union, factors, devices)
+
+
+def _submodule(model: nn.Module, shape: Shape) -> nn.Module | None:
+    """The layer that a name means in the model: of that name, or the one that it is as versions name it."""
+    try:
+        return model.get_submodule(shape.name)
+    except AttributeError:
+        place = modules_of_model(model).place(shape.name, shape.in_features, shape.out_features)
+        return None if place is None else model.get_submodule(place)
+
+
+def _uncalled(model: nn.Module, found: nn.Module) -> bool:
+    """Whether a block of the model reads this layer's weights itself."""
+    return any(
+        type(block).__name__ in _UNCALLED and getattr(block, "dt_proj", None) is found
+        for block in model.modules()
+    )
+
+
+def layer(model: nn.Module, shape: Shape, members: Sequence[Member]) -> Any:
+    """The model's layer of that name; raises MergeError where there is none that fits."""
+    owner = next(member.name for member, rank in zip(members, shape.ranks, strict=True) if rank)
+    found = _submodule(model, shape)
+    if found is None:
+        raise MergeError(f"The base model has no {shape.name}; {owner} belongs to another model.")
+    if _uncalled(model, found):
+        raise MergeError(
+            f"The base model reads the weights of {shape.name} without calling that layer, so that an "
+            f"adapter beside it has no effect; leave out {owner}."
+        )
+    if shape.kind == "embedding":
+        fits, there = type(found) is nn.Embedding, ("num_embeddings", "embedding_dim")
+    else:
+        fits, there = isinstance(found, nn.Linear), ("in_features", "out_features")
+    if not fits:
+        raise MergeError(
+            f"{shape.name} of the base model is a {type(found).__name__}, and only linear layers and plain "
+            f"embeddings are adapted live; leave out {owner}."
+        )
+    widths = tuple(getattr(found, name) for name in there)
+    if widths != (shape.in_features, shape.out_features):
+        raise MergeError(
+            f"{shape.name} is {shape.in_features} to {shape.out_features} in {owner} and {widths[0]} to "
+            f"{widths[1]} in the base model; choose the model that it was trained on."
+        )
+    return found

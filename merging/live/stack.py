@@ -1,0 +1,347 @@
+"""Many adapters over one base model that stays in memory: their weights change, the model does not.
+
+All members are resident as stacked factors (`merging.members.stacks`), and a linear layer gives
+y = W x + B (s * (A x)), s the scale of each rank. A new vector of coefficients is a new s; several of them
+can share one batch; gradients reach the scales alone. Nothing is merged, and the base's weights are never
+written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from catalog.errors import LoradexError, MergeError, UsageError
+from merging.live.passes import Gate, Part, factored, folded, folds, looked_up, summed
+from merging.live.resident import Resident, layer, read
+from merging.members import Member, Shape, Stack
+from merging.model import memory_limit
+
+_BESIDE = "What the adapters add beside the base model"
+Way = Literal["cheapest", "factored", "folded"]
+Scales = Mapping[str, Tensor]
+
+
+class LiveStack:
+    """A model and the members whose weighted sum its layers add while `attached`.
+
+    `model` is any torch module whose layers bear the names that the members give; they must be plain linear
+    layers or embeddings of the members' widths. Factors are kept where each layer is and, unless `dtype` says
+    otherwise, in the layer's data type; scales are float32 (float64 over a float64 model) and multiply before
+    anything is rounded. `train_factors` makes A and B leaves that ask for gradients. `way` is for
+    measurements: "cheapest" chooses an order of multiplication layer by layer, see `merging.live`; only
+    float32 and wider layers are ever folded, since narrower ones would round small updates away.
+
+    Without `set_scales` every member counts with scale 1. Raises MergeError for a module that the model
+    lacks, that is no such layer or that has other widths, and what reading members raises.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        members: Sequence[Member] = (),
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        train_factors: bool = False,
+        way: Way = "cheapest",
+    ) -> None:
+        self.model = model
+        self.way = way
+        self._device = None if device is None else torch.device(device)
+        self._dtype = dtype
+        self._train_factors = train_factors
+        self._sites: dict[str, Any] = {}
+        self._attached: contextlib.ExitStack | None = None
+        self._gate: Gate | None = None
+        self._given: list[Part] = []
+        self._parts: dict[str, Part] = {}
+        self._scratch: dict[torch.Size, Tensor] = {}
+        self.swap(members)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The resident members in the order of their scales."""
+        return self._resident.members
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Every module of any member, sorted by layer and name."""
+        return self._resident.shapes
+
+    @property
+    def factors(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """A of (R, in) and B^T of (R, out) of every module, scalings folded in; what training changes."""
+        return self._resident.factors
+
+    def stacks(self) -> Iterator[Stack]:
+        """The factors as they are now, in float32 on the CPU, in the order of `shapes`."""
+        for shape in self.shapes:
+            a, bt = (part.detach().to("cpu", torch.float32) for part in self.factors[shape.name])
+            yield Stack(shape.name, a, bt.T, shape.ranks, tuple(float(rank > 0) for rank in shape.ranks))
+
+    def scales_of(self, weights: Sequence[float]) -> dict[str, Tensor]:
+        """Scales that give each member one weight in all modules."""
+        if len(weights) != len(self.members):
+            raise UsageError(f"There are {len(weights)} weights for {len(self.members)} members.")
+        values = torch.tensor([float(weight) for weight in weights], dtype=torch.float64)
+        return {
+            shape.name: torch.repeat_interleave(values, torch.tensor(shape.ranks)) for shape in self.shapes
+        }
+
+    def set_scales(self, scales: Scales, rows: Tensor | None = None) -> None:
+        """From now on module m adds B (s * (A x)) with s = `scales[m]` of (R,), or nothing where it has none.
+
+        With `rows`, one integer for each row of a batch, scales are (K, R) and row i uses the set `rows[i]`.
+        Ranks whose scales are 0 and ask for no gradient cost nothing. Raises UsageError for modules that no
+        member has and for wrong shapes.
+        """
+        self._give(self._checked(scales, rows))
+
+    def _give(self, parts: list[Part]) -> None:
+        self._given = parts
+        self._choose()
+
+    def _choose(self) -> None:
+        """Parts of which something is added; a gate sees the ranks of all members."""
+        self._parts = _by_name(self._given) if self._gate else _used(self._given)
+
+    def _checked(self, scales: Scales, rows: Tensor | None) -> list[Part]:
+        known = {shape.name: shape.total for shape in self.shapes}
+        if unknown := sorted(set(scales) - set(known)):
+            raise UsageError(f"No member has a module {unknown[0]}; name modules as `shapes` does.")
+        sets = () if rows is None else _sets(scales, rows)
+        groups = [] if rows is None else [(rows.cpu() == n).nonzero()[:, 0] for n in range(*sets)]
+        parts = []
+        for name, given in scales.items():
+            if tuple(given.shape) != (*sets, known[name]):
+                raise UsageError(
+                    f"The scales of {name} have shape {list(given.shape)}, not {[*sets, known[name]]}."
+                )
+            a, bt = self.factors[name]
+            kind = torch.float64 if a.dtype == torch.float64 else torch.float32
+            here = None if rows is None else rows.to(a.device)
+            there = tuple(group.to(a.device) for group in groups)
+            parts.append(Part(name, a, bt, given.to(a.device, kind), here, there))
+        return parts
+
+    @contextlib.contextmanager
+    def attached(self, gate: Gate | None = None) -> Iterator[LiveStack]:
+        """Inside the block the model's layers add the members; afterwards it is what it was.
+
+        `gate(module, x, h)` with h = A x of (..., R) gives a factor for each rank that depends on the input
+        (Arrow, LoRA-Flow), multiplied with the scales; with a gate no rank is left out for its scale of 0.
+        """
+        if self._attached is not None:
+            raise UsageError("The members are attached already; leave that block first.")
+        with contextlib.ExitStack() as stack:
+            self._attached, self._gate = stack, gate
+            stack.callback(self._forget)
+            self._choose()
+            for name in self._sites:
+                self._attach(name, stack)
+            yield self
+
+    def _forget(self) -> None:
+        self._attached, self._gate = None, None
+        self._scratch = {}
+
+    def _attach(self, name: str, stack: contextlib.ExitStack) -> None:
+        """Puts this module's pass in the place of its forward until `stack` closes."""
+        module = self._sites[name]
+        own = module.__dict__.get("forward")
+        inner = module.forward
+
+        def forward(x: Tensor) -> Tensor:
+            part = self._parts.get(name)
+            return inner(x) if part is None else self._pass(part, module, inner, own is None, x)
+
+        def restore() -> None:
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+        module.forward = forward
+        stack.callback(restore)
+
+    def _pass(self, part: Part, module: Any, inner: Any, plain: bool, x: Tensor) -> Tensor:
+        if part.rows is not None and x.shape[0] != len(part.rows):
+            raise UsageError(
+                f"{part.name} sees {x.shape[0]} rows and scales were given for {len(part.rows)}; "
+                "one for each row of the batch is needed."
+            )
+        if isinstance(module, nn.Embedding):
+            return looked_up(x, inner(x), part, self._gate)
+        if plain and self._gate is None and self._may_fold(part, module, x):
+            scratch = None if part.scales.requires_grad else self._room(module.weight)
+            return folded(x, module.weight, module.bias, part, scratch)
+        return factored(x, inner(x), part, self._gate)
+
+    def _may_fold(self, part: Part, module: nn.Linear, x: Tensor) -> bool:
+        weight = module.weight
+        possible = (
+            type(module) is nn.Linear
+            and weight.dtype in (torch.float32, torch.float64)
+            and weight.dtype == part.a.dtype == x.dtype
+            and not part.a.requires_grad
+            and not (torch.is_grad_enabled() and weight.requires_grad)
+            and not torch.is_autocast_enabled(x.device.type)
+        )
+        cheaper = self.way == "folded" or (self.way == "cheapest" and folds(part, x.numel() // x.shape[-1]))
+        return possible and cheaper
+
+    def _room(self, weight: Tensor) -> Tensor:
+        """Memory of the weights' shape that folding may write to."""
+        if weight.shape not in self._scratch:
+            with torch.inference_mode(False):
+                self._scratch[weight.shape] = torch.empty_like(weight)
+        return self._scratch[weight.shape]
+
+    def swap(self, members: Sequence[Member]) -> None:
+        """Makes other members resident, each with scale 1; layers that are attached stay so.
+
+        Members that cannot be read raise as in the constructor, and those before them stay.
+        """
+        with memory_limit(_BESIDE):
+            self._settle(self._read(members))
+
+    def _settle(self, host: Resident) -> None:
+        resident = host.placed()
+        for values in (values for pair in resident.factors.values() for values in pair):
+            values.requires_grad_(self._train_factors)
+        new = [shape for shape in resident.shapes if shape.name not in self._sites]
+        self._sites |= {shape.name: layer(self.model, shape, resident.members) for shape in new}
+        self._resident = resident
+        if self._attached is not None:
+            for shape in new:
+                self._attach(shape.name, self._attached)
+        self.set_scales(self.scales_of([1.0] * len(resident.members)))
+
+    def _read(self, members: Sequence[Member]) -> Resident:
+        return read(self.model, members, self._device, self._dtype)
+
+    def sweep(
+        self, groups: Iterable[Sequence[Member]]
+    ) -> Iterator[tuple[Sequence[Member], LoradexError | None]]:
+        """Makes one group of members after the other resident; the next is read meanwhile in a thread.
+
+        Gives each group with None, or with the error for which it is skipped; then the members before it stay
+        resident.
+        """
+        with ThreadPoolExecutor(1) as reader:
+            rest = iter(groups)
+            ahead: tuple[Sequence[Member], Future[Resident]] | None = None
+            while True:
+                following = next(rest, None)
+                coming = None if following is None else (following, reader.submit(self._read, following))
+                if ahead is not None:
+                    yield ahead[0], self._swapped(ahead[1])
+                if coming is None:
+                    return
+                ahead = coming
+
+    def _swapped(self, reading: Future[Resident]) -> LoradexError | None:
+        try:
+            with memory_limit(_BESIDE):
+                self._settle(reading.result())
+        except LoradexError as error:
+            return error
+        return None
+
+    @contextlib.contextmanager
+    def dense(self, scales: Scales) -> Iterator[LiveStack]:
+        """Inside the block the layers have weights W + B diag(s) A of their own, and add nothing else.
+
+        Sums are made in float32 and rounded once. The model's parameters are set aside and come back as they
+        were, to the bit and also after an error; layers that share their weights with another are parted
+        meanwhile. Takes the memory of all changed weights again, and raises MemoryLimitError where it is not
+        there. Raises UsageError as `set_scales` does and MergeError for layers whose weights are no plain
+        matrix of the layer's widths.
+        """
+        parts = _used(self._checked(scales, None))
+        before = self._given
+        with contextlib.ExitStack() as stack:
+            for name, part in parts.items():
+                module = self._sites[name]
+                with torch.no_grad(), memory_limit("A second copy of the weights that adapters change"):
+                    weight = nn.Parameter(_sum(module, part), requires_grad=False)
+                stack.callback(setattr, module, "weight", module.weight)
+                module.weight = weight
+            stack.callback(self._give, before)
+            self._give([])
+            yield self
+
+    @property
+    def crossover(self) -> float:
+        """The number of tokens for one vector of coefficients at which `dense` costs what `attached` does.
+
+        2 R in out operations once against 2 R (in + out) for each token, summed over the modules.
+        """
+        once = sum(shape.total * shape.in_features * shape.out_features for shape in self._linear())
+        each = sum(shape.total * (shape.in_features + shape.out_features) for shape in self._linear())
+        return once / each if each else 0.0
+
+    def worthwhile(self, tokens: int) -> bool:
+        """Whether `dense` costs less than `attached` for so many tokens with one vector of coefficients."""
+        return tokens > self.crossover
+
+    def _linear(self) -> list[Shape]:
+        return [shape for shape in self.shapes if shape.kind == "linear"]
+
+
+def _by_name(parts: Iterable[Part]) -> dict[str, Part]:
+    return {part.name: part for part in parts}
+
+
+def _sets(scales: Scales, rows: Tensor) -> tuple[int]:
+    """The number of sets of scales; raises UsageError where a row uses one that is not there."""
+    sets = next((len(given) for given in scales.values()), 0)
+    if rows.dim() != 1 or rows.dtype not in (torch.int64, torch.int32) or not len(rows):
+        raise UsageError("Rows must be a vector of integers, the set of scales of each row of the batch.")
+    if not 0 <= int(rows.min()) <= int(rows.max()) < sets:
+        raise UsageError(f"A row uses scales {int(rows.max())} and there are {sets} sets, from 0 on.")
+    return (sets,)
+
+
+def _used(parts: Sequence[Part]) -> dict[str, Part]:
+    """The parts without ranks that add nothing; one transfer from the device tells which these are."""
+    fixed = [part for part in parts if not part.trains]
+    masks = [(part.scales != 0).reshape(-1, part.scales.shape[-1]).any(0) for part in fixed]
+    if not masks:
+        return _by_name(parts)
+    together = torch.cat([mask.to(masks[0].device) for mask in masks]).cpu()
+    each = together.split_with_sizes([len(mask) for mask in masks])
+    narrow = {part.name: _narrowed(part, used) for part, used in zip(fixed, each, strict=True)}
+    chosen = [narrow.get(part.name, part) for part in parts]
+    return _by_name(part for part in chosen if part is not None)
+
+
+def _narrowed(part: Part, used: Tensor) -> Part | None:
+    """The part with the used ranks alone: itself, a view where they follow each other, else a copy."""
+    places = used.nonzero()[:, 0]
+    if not len(places):
+        return None
+    if len(places) == len(used):
+        return part
+    first, last = int(places[0]), int(places[-1])
+    chosen: Any = slice(first, last + 1) if last - first + 1 == len(places) else places.to(part.a.device)
+    return Part(part.name, part.a[chosen], part.bt[chosen], part.scales[..., chosen], part.rows, part.groups)
+
+
+def _sum(module: Any, part: Part) -> Tensor:
+    """W + B diag(s) A in the layer's data type; an embedding's W is (vocabulary, width) and takes A^T B^T."""
+    weight, wide = module.weight, torch.promote_types(module.weight.dtype, torch.float32)
+    a, bt = part.a.to(wide), part.bt.to(wide)
+    pair = (bt, a) if isinstance(module, nn.Embedding) else (a, bt)
+    if weight.shape != (pair[1].shape[1], pair[0].shape[1]) or not weight.dtype.is_floating_point:
+        raise MergeError(
+            f"{part.name} of the base model is kept in a form to which nothing can be added; "
+            "load the base unquantised."
+        )
+    return summed(weight.to(wide), *pair, part.scales.to(wide)).to(weight.dtype)

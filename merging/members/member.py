@@ -1,0 +1,436 @@
+"""A member of a merge: an adapter folder whose every tensor is understood, or a sentence why not.
+
+What a merge of updates cannot carry over (DoRA's magnitudes, biases, whole saved layers, an initialisation
+that changed the base) is refused by the name that the crawl gives it (`catalog.adapters`), so that nothing of
+an adapter is lost in silence. Factors are read with plain reads: pages of a memory map would count as memory
+until the whole file has been touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from io import RawIOBase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catalog.adapters import (
+    CONFIG_NAME,
+    MOST_CONFIG,
+    SENTENCES,
+    WEIGHTS_NAME,
+    AdapterConfig,
+    AdapterSpec,
+    BaseModules,
+    BaseTable,
+    Header,
+    LoraModule,
+    ModuleNames,
+    Tensor,
+    adapter_names,
+    beside_the_update,
+    header_length,
+    layers_to_leave_out,
+    lora_modules,
+    modules_of_folder,
+    modules_of_spelling,
+    parse_config,
+    parse_header,
+    seed_table,
+    tensors_beside,
+)
+from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
+from catalog.files import verified
+
+if TYPE_CHECKING:
+    import torch
+
+_BASE_CONFIG = "config.json"
+_PREFIX = 8
+# A module of a layer: what follows the first number is the same wherever models keep their layers.
+_NUMBERED = re.compile(r"(?P<place>[^0-9]*?)\.(?P<below>[0-9]+\..+)")
+_MAX_CARD = 64 * 1024
+# What is left out of every member, and nothing of its update with it: copies of the base, aids of training.
+_SPARE = frozenset({"base_copy", "auxiliary"})
+_LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,64})[\"']?[ \t]*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An adapter that can be merged.
+
+    `name` is what records and messages call it; `compared` gives for modules that versions of transformers
+    name in other ways the name that adapters are compared by. `digest` is the sha256 of the weights where
+    somebody has pinned it, `source` what else is known of its origin (repository, commit), `left_out` the
+    tensors that the caller asked to leave out, and copies of the base; all three are copied to merge.json.
+    `base` is the base model where somebody has said it, as a pool does; else the configuration counts.
+    """
+
+    name: str
+    folder: Path
+    config: AdapterConfig
+    spec: AdapterSpec
+    places: Mapping[str, tuple[Tensor, Tensor]] = field(hash=False, repr=False)
+    start: int
+    licence: str | None = None
+    digest: str | None = None
+    source: Mapping[str, str] = field(default_factory=dict, hash=False)
+    left_out: tuple[str, ...] = ()
+    compared: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+    base: str | None = None
+
+    @property
+    def weights(self) -> Path:
+        """The safetensors file."""
+        return self.folder / WEIGHTS_NAME
+
+    @property
+    def modules(self) -> dict[str, LoraModule]:
+        """Modules by name."""
+        return {module.name: module for module in self.spec.modules}
+
+
+def load_member(
+    folder: Path,
+    *,
+    name: str | None = None,
+    digest: str | None = None,
+    licence: str | None = None,
+    source: Mapping[str, str] | None = None,
+    without: Collection[str] = (),
+    purpose: str = "merged",
+    base: str | None = None,
+) -> Member:
+    """The adapter in a folder that PEFT has written, its header checked, no weights read.
+
+    `without` names layers, such as lm_head, of which the adapter's factors and saved weights are left out.
+    The weights of the base that PEFT saves beside a LoRA of the embeddings or the output head
+    (`lm_head.base_layer.weight`) are left out always: without these nothing is lost. `purpose` is what the
+    adapter is loaded for, in the words of a refusal: "merged", "evaluated". `base` is what a pool says of its
+    base.
+    Raises MergeError for an adapter that holds more than plain LoRA, ConfigError and WeightsError for broken
+    files, UsageError where there is no adapter.
+    """
+    name = name or folder.name
+    refusal = f"{name} cannot be {purpose}"
+    config = _config(folder, refusal)
+    header = _header(folder / WEIGHTS_NAME, name, refusal)
+    spare = {tensor for tensor, kind in tensors_beside(header, config).items() if kind in _SPARE}
+    left_out = tuple(t.name for t in header.tensors if t.name in spare or _named(t.name, without))
+    header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in set(left_out)))
+    names = adapter_names(header, config)
+    spec = lora_modules(header, config, names)
+    _refuse_features(refusal, purpose, config, spec)
+    member = Member(
+        name=name,
+        folder=folder,
+        config=config,
+        spec=spec,
+        places=_places(header, names),
+        start=_PREFIX + header.length,
+        licence=licence or _licence(folder),
+        digest=digest,
+        source=dict(source or {}),
+        left_out=left_out,
+        base=base,
+    )
+    moved = {module: path for module, path in names.written.items() if module != path}
+    return replace(_renamed(member, moved), compared={path: module for module, path in moved.items()})
+
+
+def load_members(
+    folders: Sequence[Path | Member], *, base: str | None = None, table: BaseTable | None = None
+) -> tuple[Member, ...]:
+    """Members that fit together: one base model, one name and one shape for every module.
+
+    Spellings that `table` holds as one base model are one; without it, those that are known from the start.
+    `base` says that all of them belong to this base, whatever each of them says. It must have their modules,
+    where it is known or its config.json lies in a folder of this name; so must the base that a member names.
+    Raises MergeError and what `load_member` raises.
+    """
+    if not folders:
+        raise UsageError("There is nothing to merge; name at least one adapter.")
+    members = [entry if isinstance(entry, Member) else load_member(entry) for entry in folders]
+    if base is None:
+        _refuse_bases(members, table or seed_table())
+    modules = _base_modules(base) if base else None
+    if base is None:
+        base = base_of(members, None, table)
+        modules = modules_of_spelling(base)
+    members = [_placed(member, base or "", modules) for member in members]
+    if modules is not None:
+        _refuse_widths(members, base or "", modules)
+    members = _agreed(members)
+    _refuse_shapes(members)
+    if modules is None:
+        _refuse_paths(members, base)
+    return tuple(members)
+
+
+def base_of(members: Sequence[Member], base: str | None = None, table: BaseTable | None = None) -> str | None:
+    """The base model of a merge by its canonical name: the one given, or the one that the members name."""
+    known = table or seed_table()
+    if base:
+        return known.canonical(base)
+    return next((name for m in members if (name := _base(m, known))), None)
+
+
+def base_note(members: Sequence[Member], base: str | None, table: BaseTable | None = None) -> str | None:
+    """A sentence on the members whose configuration names another base model than the merge has, or None.
+
+    A path that leads to no known model says nothing against any.
+    """
+    known = table or seed_table()
+    others = [
+        (member, other)
+        for member in members
+        if (other := known.identify(member.config.base_model).canonical) and base and other != base
+    ]
+    if not others:
+        return None
+    more = f", and {len(others) - 1} more name another base than this" if len(others) > 1 else ""
+    (member, other), *_ = others
+    return f"The members are taken as adapters of {base}, but {member.name} names {other}{more}."
+
+
+def _base(member: Member, table: BaseTable) -> str | None:
+    return table.canonical(member.base) or table.canonical(member.config.base_model)
+
+
+def read_module(member: Member, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A of (rank, in) and B of (out, rank) as stored, in the file's data type and in memory of their own.
+
+    Raises WeightsError where the file ends early or cannot be read.
+    """
+    a, b = member.places[module]
+    try:
+        with member.weights.open("rb", buffering=0) as file:
+            return _read(file, member, a), _read(file, member, b)
+    except OSError as error:
+        raise WeightsError("unreadable", f"The weights of {member.name} cannot be read: {error}.") from error
+
+
+def digest_of(path: Path) -> str:
+    """The sha256 of a file in hexadecimal; raises WeightsError where it cannot be read."""
+    try:
+        return verified.digest_of(path)
+    except OSError as error:
+        raise WeightsError("unreadable", f"The file {path.name} cannot be read: {error}.") from error
+
+
+def _config(folder: Path, refusal: str) -> AdapterConfig:
+    try:
+        with (folder / CONFIG_NAME).open("rb") as file:
+            data = file.read(MOST_CONFIG + 1)
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder} holds no {CONFIG_NAME}; name a folder that PEFT has written.") from error
+    except OSError as error:
+        raise ConfigError("unreadable", f"{refusal}: its configuration cannot be read: {error}.") from error
+    try:
+        return parse_config(data)
+    except ConfigError as error:
+        raise ConfigError(error.kind, f"{refusal}: {error}.") from error
+
+
+def _header(path: Path, name: str, refusal: str) -> Header:
+    try:
+        with path.open("rb") as file:
+            first = file.read(_PREFIX)
+            return parse_header(first + file.read(header_length(first)), path.stat().st_size)
+    except FileNotFoundError as error:
+        raise UsageError(f"{name} holds no {WEIGHTS_NAME}; only safetensors files are read.") from error
+    except OSError as error:
+        raise WeightsError("unreadable", f"The weights of {name} cannot be read: {error}.") from error
+    except WeightsError as error:
+        raise WeightsError(error.kind, f"{refusal}: {error}.") from error
+
+
+def _refuse_features(refusal: str, purpose: str, config: AdapterConfig, spec: AdapterSpec) -> None:
+    """Raises MergeError for the first thing that makes the update another than scaling * B A."""
+    found = next(iter(beside_the_update(config, spec)), None)
+    if found is not None:
+        seen = f"{found.reason}: {found.detail}" if found.detail else found.reason
+        # Who merges can name layers to leave out.
+        layers = ",".join(layers_to_leave_out(config, spec)) if purpose.startswith("merged") else ""
+        way = (
+            f"--without {layers} leaves out these layers"
+            if layers
+            else f"only scaling * B A is {purpose} here"
+        )
+        raise MergeError(f"{refusal}: {SENTENCES[found.reason]} ({seen}); {way}.")
+
+
+def _named(tensor: str, without: Collection[str]) -> bool:
+    """Whether a tensor is of a layer that is named."""
+    return any(f".{layer}." in f".{tensor}." for layer in without)
+
+
+def _refuse_bases(members: Sequence[Member], table: BaseTable) -> None:
+    named = [(member, base) for member in members if (base := _base(member, table))]
+    for member, base in named[1:]:
+        first, expected = named[0]
+        if base != expected:
+            raise MergeError(
+                f"{first.name} belongs to {expected} and {member.name} to {base}; "
+                "merge adapters of one base, or name the one that they share (--base)."
+            )
+
+
+def _placed(member: Member, base: str, modules: BaseModules | None) -> Member:
+    """The member with the names that its modules have in the base, as far as these are known.
+
+    Raises MergeError for a module that the base does not have.
+    """
+    if modules is None or member.config.layer_replication:
+        return member
+    places = {
+        module.name: modules.place(module.name, module.in_features, module.out_features)
+        for module in member.spec.modules
+    }
+    shared = Counter(places.values())
+    for module, place in places.items():
+        if place is None or shared[place] > 1:
+            raise MergeError(
+                f"{member.name} cannot be merged: its base {base} has no module "
+                f"{module}; name the base that it was trained on."
+            )
+    return _renamed(
+        member, {module: place for module, place in places.items() if place not in (None, module)}
+    )
+
+
+def _refuse_widths(members: Sequence[Member], base: str, modules: BaseModules) -> None:
+    """Raises MergeError for a module that fits the base that its own member names, and not this one."""
+    for member in members:
+        own = modules_of_spelling(member.config.base_model)
+        if own is None or member.config.layer_replication:
+            continue
+        for module in member.spec.modules:
+            widths = module.name, module.in_features, module.out_features
+            if module.name in own.shapes and not own.misfit(*widths) and (misfit := modules.misfit(*widths)):
+                raise MergeError(
+                    f"{member.name} cannot be merged: {module.name} is {_shape(module)} in it, and {misfit} "
+                    f"in {base}; name the base that it was trained on."
+                )
+
+
+def _base_modules(base: str) -> BaseModules | None:
+    """The modules of a base by any of its names, or of the model in a folder; None where they are unknown."""
+    if (Path(base) / _BASE_CONFIG).is_file():
+        return modules_of_folder(Path(base))
+    return modules_of_spelling(base)
+
+
+def _agreed(members: Sequence[Member]) -> list[Member]:
+    """The members with one name for each module: their own where these agree, else those for comparing."""
+    spelled: dict[str, set[str]] = {}
+    for member in members:
+        for module in member.places:
+            spelled.setdefault(member.compared.get(module, module), set()).add(module)
+    if all(len(names) == 1 for names in spelled.values()):
+        return list(members)
+    return [replace(_renamed(member, member.compared), compared={}) for member in members]
+
+
+def _renamed(member: Member, names: Mapping[str, str]) -> Member:
+    """The member with other names for some modules."""
+    if not names:
+        return member
+    modules = [replace(module, name=names.get(module.name, module.name)) for module in member.spec.modules]
+    modules.sort(key=lambda m: (-1 if m.layer is None else m.layer, m.name))
+    return replace(
+        member,
+        spec=replace(member.spec, modules=tuple(modules)),
+        places={names.get(module, module): pair for module, pair in member.places.items()},
+    )
+
+
+def _refuse_shapes(members: Sequence[Member]) -> None:
+    seen: dict[str, tuple[Member, LoraModule]] = {}
+    for member in members:
+        for module in member.spec.modules:
+            first, other = seen.setdefault(module.name, (member, module))
+            shapes = [(m.kind, m.in_features, m.out_features) for m in (other, module)]
+            if shapes[0] != shapes[1]:
+                raise MergeError(
+                    f"{module.name} is {_shape(other)} in {first.name} and {_shape(module)} in "
+                    f"{member.name}; merge adapters of one base."
+                )
+
+
+def _refuse_paths(members: Sequence[Member], base: str | None) -> None:
+    """Raises MergeError where two members of a base that nobody knows have the same layers in other places.
+
+    Of model.layers.0.self_attn.q_proj and transformer.h.0.self_attn.q_proj one at most is in the base, and
+    a merge of both would be half of what was asked for. A member that has modules in both places has one
+    base with both.
+    """
+    places: dict[tuple[str, str], tuple[Member, set[str]]] = {}
+    for member in members:
+        own: dict[tuple[str, str], set[str]] = {}
+        for module in member.spec.modules:
+            if match := _NUMBERED.fullmatch(module.name):
+                own.setdefault((match["below"], _shape(module)), set()).add(module.name)
+        for key, names in own.items():
+            first, others = places.setdefault(key, (member, names))
+            if names.isdisjoint(others):
+                raise MergeError(
+                    f"{first.name} has {min(others)} where {member.name} has {min(names)}, and the "
+                    f"modules of {base or 'their base'} are not known here; name its folder as --base."
+                )
+            others |= names
+
+
+def _shape(module: LoraModule) -> str:
+    return f"{module.kind} of {module.in_features} to {module.out_features}"
+
+
+def _places(header: Header, names: ModuleNames) -> dict[str, tuple[Tensor, Tensor]]:
+    halves: dict[str, dict[str, Tensor]] = {}
+    for tensor in header.tensors:
+        key = names.keys.get(tensor.name)
+        if key is not None:
+            halves.setdefault(key.module, {})[key.side] = tensor
+    return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
+
+
+def _read(file: RawIOBase, member: Member, tensor: Tensor) -> torch.Tensor:
+    import torch
+
+    raw = torch.empty(tensor.end - tensor.begin, dtype=torch.uint8)
+    file.seek(member.start + tensor.begin)
+    view, done = memoryview(raw.numpy().data), 0
+    while done < len(view) and (count := file.readinto(view[done:])):
+        done += count
+    if done < raw.numel():
+        raise WeightsError("truncated", f"The weights of {member.name} end early; fetch them again.")
+    return raw.view(_dtypes()[tensor.dtype]).reshape(tensor.shape)
+
+
+@functools.cache
+def _dtypes() -> Mapping[str, torch.dtype]:
+    import torch
+
+    return {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+    }
+
+
+def _licence(folder: Path) -> str | None:
+    """The licence that the front matter of the model card names, None where there is none."""
+    try:
+        with (folder / "README.md").open("rb") as file:
+            text = file.read(_MAX_CARD).decode("utf-8", "replace")
+    except OSError:
+        return None
+    parts = text.split("\n---", 1)
+    found = _LICENSE.search(parts[0]) if text.startswith("---") and len(parts) == 2 else None
+    return found[1].lower() if found else None

@@ -1,0 +1,180 @@
+"""Members as stacked factors, module by module: Delta W = B A for all of them together.
+
+For member i with scaling s_i the rows sign(s_i) sqrt|s_i| A_i stand below each other and the columns
+sqrt|s_i| B_i beside each other, so that the sum of all updates is B A, and member i is a range of rows and
+columns. The sign is in A, where PEFT's functions have it. One module of every member is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from catalog.adapters import LoraModule
+from catalog.errors import MergeError
+from merging.members.member import Member, read_module
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A module of the union of all members: `ranks` and `scalings` have one entry a member, 0 where it lacks
+    the module.
+    """
+
+    name: str
+    kind: str
+    in_features: int
+    out_features: int
+    ranks: tuple[int, ...]
+    scalings: tuple[float, ...]
+
+    def ranges(self) -> tuple[slice, ...]:
+        """Rows of A and columns of B of each member in the stack."""
+        return _ranges(self.ranks)
+
+    @property
+    def total(self) -> int:
+        """Sum of the ranks."""
+        return sum(self.ranks)
+
+    @property
+    def largest(self) -> int:
+        """The largest rank of a member."""
+        return max(self.ranks)
+
+    @property
+    def limit(self) -> int:
+        """The largest rank that the sum of the updates can have."""
+        return min(self.total, self.in_features, self.out_features)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Stacked factors of one module in float32: `a` of (R, in), `b` of (out, R), R the sum of `ranks`.
+
+    For an embedding in is the vocabulary, out the width. `ranks` is 0 for a member without the module, and so
+    is its entry of `scalings`.
+    """
+
+    name: str
+    a: Tensor
+    b: Tensor
+    ranks: tuple[int, ...]
+    scalings: tuple[float, ...]
+
+    def ranges(self) -> tuple[slice, ...]:
+        """Rows of `a` and columns of `b` of each member."""
+        return _ranges(self.ranks)
+
+    def columns(self, values: Sequence[float]) -> Tensor:
+        """One value a member, repeated for each of its ranks: float64 of (R,) on the factors' device."""
+        import torch
+
+        each = [value for value, rank in zip(values, self.ranks, strict=True) for _ in range(rank)]
+        return torch.tensor(each, dtype=torch.float64, device=self.a.device)
+
+
+def shapes(members: Sequence[Member]) -> tuple[Shape, ...]:
+    """Every module of any member, sorted by layer and name."""
+    tables = [member.modules for member in members]
+    union: dict[str, LoraModule] = {}
+    for table in tables:
+        for name, module in table.items():
+            union.setdefault(name, module)
+    order = sorted(union.values(), key=lambda m: (-1 if m.layer is None else m.layer, m.name))
+    return tuple(
+        Shape(
+            m.name,
+            m.kind,
+            m.in_features,
+            m.out_features,
+            tuple(table[m.name].rank if m.name in table else 0 for table in tables),
+            tuple(table[m.name].scaling if m.name in table else 0.0 for table in tables),
+        )
+        for m in order
+    )
+
+
+def iterate_stacks(members: Sequence[Member], device: str = "cpu") -> Iterator[Stack]:
+    """The stack of every module in the order of `shapes`; raises what `stacked` raises."""
+    for shape in shapes(members):
+        yield stacked(shape, members, device)
+
+
+def stacked(shape: Shape, members: Sequence[Member], device: str = "cpu") -> Stack:
+    """The stack of one module, read from the members' files.
+
+    Raises WeightsError and, for values that are not finite, MergeError.
+    """
+    import torch
+
+    a = torch.empty(shape.total, shape.in_features, device=device)
+    b = torch.empty(shape.out_features, shape.total, device=device)
+    _fill(shape, members, shape.scalings, a, b)
+    return Stack(shape.name, a, b, shape.ranks, shape.scalings)
+
+
+def joined(
+    shape: Shape, members: Sequence[Member], weights: Sequence[float], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """A of (R, in) and B of (out, R) with sum_i w_i Delta W_i = B A, in the data type to be written.
+
+    The same numbers as the stack with sqrt|w| on both sides, rounded once, in a third of the time because
+    nothing is held in float32. Raises what `stacked` raises.
+    """
+    import torch
+
+    a = torch.empty(shape.total, shape.in_features, dtype=dtype)
+    b = torch.empty(shape.out_features, shape.total, dtype=dtype)
+    _fill(shape, members, [w * s for w, s in zip(weights, shape.scalings, strict=True)], a, b)
+    return a, b
+
+
+def _fill(shape: Shape, members: Sequence[Member], factors: Sequence[float], a: Tensor, b: Tensor) -> None:
+    """sign(f) sqrt|f| A_i and sqrt|f| B_i for the factor f of each member, below and beside each other."""
+    for member, factor, place in zip(members, factors, shape.ranges(), strict=True):
+        if place.start < place.stop:
+            root = math.sqrt(abs(factor))
+            raw_a, raw_b = read_module(member, shape.name)
+            _scale(raw_a, math.copysign(root, factor), a[place])
+            _scale(raw_b, root, b[:, place])
+    if not (_finite(a) and _finite(b)):
+        _refuse_infinite(shape, members)
+
+
+def _scale(raw: Tensor, factor: float, out: Tensor) -> None:
+    """factor * raw in float32 arithmetic, rounded to the data type of `out` at the end."""
+    import torch
+
+    if raw.dtype == out.dtype and raw.device == out.device:
+        torch.mul(raw, factor, out=out)
+    else:
+        torch.mul(raw.to(out.device).to(torch.float32), factor, out=out)
+
+
+def _ranges(ranks: Sequence[int]) -> tuple[slice, ...]:
+    ends = list(accumulate(ranks))
+    return tuple(slice(end - rank, end) for end, rank in zip(ends, ranks, strict=True))
+
+
+def _refuse_infinite(shape: Shape, members: Sequence[Member]) -> None:
+    """Raises MergeError with the first member whose factors hold NaN or infinity."""
+    import torch
+
+    for member, rank in zip(members, shape.ranks, strict=True):
+        if rank and not all(_finite(factor.to(torch.float32)) for factor in read_module(member, shape.name)):
+            raise MergeError(f"{member.name} cannot be merged: {shape.name} holds NaN or infinity.")
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether every value is finite; the sum answers at once unless it overflows."""
+    import torch
+
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())

@@ -1,0 +1,115 @@
+"""What the class of a base model decides of its weights: which are one tensor under several names, and which
+are stored turned.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catalog.errors import ConfigError, UsageError
+from catalog.files import load_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_FLAG = "tie_word_embeddings"
+_MAX_CONFIG = 16 * 1024 * 1024
+
+
+def tied_to(base: Path, module: str) -> tuple[str, ...]:
+    """The modules with which a module of the base in a folder shares its weights, empty where with none.
+
+    They are those of the model that config.json describes, built without memory: what its class does by
+    default counts, not only what the file says. Modules of the same short name count as one, because a
+    checkpoint may name them otherwise than the model. Raises UsageError where config.json does not say
+    whether embeddings are shared and transformers is not installed or does not know the model.
+    """
+    config = _config(base)
+    model = _built(config)
+    if model is None:
+        return _told(base, config, module)
+    names: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        if name.endswith(".weight"):
+            names.setdefault(id(value), []).append(name.removesuffix(".weight"))
+    short = _short(module)
+    for group in names.values():
+        if len(group) > 1 and any(_short(name) == short for name in group):
+            return tuple(name for name in group if _short(name) != short) or tuple(group)
+    return ()
+
+
+def turned_layers(base: Path) -> frozenset[str] | None:
+    """The short names of the layers whose weights the base in a folder stores as (in, out), as GPT-2 does.
+
+    PEFT goes by the layer too, and corrects fan_in_fan_out. None where config.json names no model that
+    transformers knows.
+    """
+    model = _built(_config(base))
+    if model is None:
+        return None
+    from transformers.pytorch_utils import Conv1D
+
+    return frozenset(_short(name) for name, module in model.named_modules() if isinstance(module, Conv1D))
+
+
+def _short(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _config(base: Path) -> dict[str, Any]:
+    """What config.json of the base says; empty where it cannot be read."""
+    try:
+        document = load_json((base / "config.json").read_bytes(), max_bytes=_MAX_CONFIG)
+    except (OSError, ConfigError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _built(config: Mapping[str, Any]) -> nn.Module | None:
+    """The model of a configuration on the meta device; None where transformers cannot say what it is.
+
+    No code of the base's folder is run.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        return None
+    settings = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}
+    classes = [getattr(transformers, str(name), None) for name in _names(config.get("architectures"))]
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    try:
+        known = transformers.AutoConfig.for_model(str(config.get("model_type")), **settings)
+        with torch.device("meta"):
+            found: Any = next((one._from_config for one in classes if one is not None), None)
+            model: nn.Module = (found or transformers.AutoModelForCausalLM.from_config)(known)
+            return model
+    # Its classes raise errors of every kind for what a configuration may say; then the file's flags decide.
+    except Exception:
+        return None
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def _names(architectures: object) -> Sequence[str]:
+    return (
+        [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    )
+
+
+def _told(base: Path, config: Mapping[str, Any], module: str) -> tuple[str, ...]:
+    """What the flags of config.json say, those of nested configurations too."""
+    nested = [value for value in config.values() if isinstance(value, dict)]
+    flags = [one[_FLAG] for one in (config, *nested) if isinstance(one.get(_FLAG), bool)]
+    if not flags:
+        raise UsageError(
+            f"Whether {module} shares its weights with another layer of {base} cannot be told: config.json "
+            f"does not say {_FLAG}, and transformers does not know the model or is not installed; "
+            "pip install 'loradex[eval]', or say it in config.json."
+        )
+    return ("another layer",) if any(flags) else ()

@@ -1,0 +1,343 @@
+"""Members entry by entry, in blocks of rows: for methods that look at single entries of the updates.
+
+Such methods have no low-rank form. Their N matrices are never formed whole: a block of rows of all members
+is multiplied out, merged and used at once. The matrices are the updates themselves (space `delta`), or the
+updates in a common basis of rank R: on the output side (`knots`), or on both sides (`core`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from merging.methods.lowrank import Update, coordinates, truncate_dense
+from merging.methods.method import Parameter, Work
+from merging.methods.noise import normal, uniform
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPACE = Parameter(
+    "space",
+    "delta",
+    "where entries are compared: in the updates, or in a common basis of their outputs or of both sides",
+    choices=("delta", "knots", "core"),
+)
+THRESHOLDS = Parameter(
+    "thresholds",
+    "exact",
+    "magnitudes to keep found exactly, or from 262,144 entries (faster; the share is off by 0.1 %)",
+    choices=("exact", "sampled"),
+)
+# Bytes of a block of all members: small enough for a cache, large enough for a matrix product.
+_BLOCK = 4 * 1024 * 1024
+# Matrices of fewer entries are looked at whole, larger ones by way of a sample.
+_SMALL = 1 << 20
+_SAMPLE = 1 << 18
+_PART = 1 << 14
+_SIGMAS = 5
+# Half of the bits of a float32.
+_HALF = 16
+# Up to this length of the shorter side the truncation is exact; beyond, a subspace is iterated.
+_EXACT_SIDE = 512
+_OVERSAMPLE = 10
+_POWERS = 3
+
+Merge = Callable[["Tensor", slice], "Tensor"]
+"""(N, b, columns) and the range of rows to the merged (b, columns)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """N matrices of (rows, columns) as products left_i right_i; `lift` takes a truncated result home."""
+
+    left: Tensor
+    right: Tensor
+    places: tuple[slice, ...]
+    lift: Callable[[Update], Update]
+
+    @property
+    def rows(self) -> int:
+        """Rows of each matrix."""
+        return self.left.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Columns of each matrix."""
+        return self.right.shape[1]
+
+    def block(self, rows: slice) -> Tensor:
+        """A range of rows of every matrix, (N, b, columns) in float32."""
+        import torch
+
+        out = self.right.new_empty(len(self.places), rows.stop - rows.start, self.columns)
+        for n, place in enumerate(self.places):
+            torch.mm(self.left[rows, place], self.right[place], out=out[n])
+        return out
+
+    def ranges(self, matrices: int) -> Iterator[slice]:
+        """Ranges of rows of which so many matrices make a block."""
+        step = max(1, _BLOCK // (4 * matrices * self.columns))
+        for start in range(0, self.rows, step):
+            yield slice(start, min(start + step, self.rows))
+
+
+def entries(work: Work) -> Entries:
+    """The members' entries in the space that the parameter `space` names.
+
+    knots: SVD [Delta W_1 ... Delta W_N] = U S [V_1 ... V_N], entries of U^T Delta W_i = S V_i
+    (https://arxiv.org/abs/2410.19735). core: U from the SVD of [B_1 ... B_N] and V from that of the stacked
+    A_i, entries of U^T Delta W_i V (https://arxiv.org/abs/2509.17786), both of the members whose update is
+    not 0. All from R x R matrices.
+    """
+    stack, space = work.stack, str(work.options["space"])
+    places = stack.ranges()
+    if space == "delta":
+        return Entries(stack.b, stack.a, places, lambda update: update)
+    found = work.grams()
+    if space == "knots":
+        c_b, k_b = coordinates(found.b)
+        turn = _common_outputs(k_b, found.a, places)
+        basis = c_b.T @ turn
+        return Entries(
+            (turn.T @ k_b).to(stack.a), stack.a, places, lambda u: _lifted(u, stack.b, basis, None)
+        )
+    (c_a, k_a), (c_b, k_b) = (_of_updates(work, gram) for gram in found)
+    return Entries(
+        k_b.to(stack.a),
+        k_a.T.to(stack.a).contiguous(),
+        places,
+        lambda u: _lifted(u, stack.b, c_b.T, c_a @ stack.a.double()),
+    )
+
+
+def merge_entries(work: Work, found: Entries, merge: Merge) -> Update:
+    """The merged matrix, row by row, brought to the rank asked for.
+
+    It is kept whole where it fits into half of the memory budget, else made again for each pass over it.
+    Exact where its shorter side is at most 512; else by subspace iteration with 3 powers and 10 more
+    directions than asked for (Halko, Martinsson, Tropp, https://arxiv.org/abs/0909.4061).
+    """
+    blocks = _blocks(found, merge)
+    small = min(found.rows, found.columns) <= _EXACT_SIDE
+    if small or 8 * found.rows * found.columns <= work.memory:
+        whole = found.right.new_empty(found.rows, found.columns)
+        for rows, block in blocks():
+            whole[rows] = block
+        if small:
+            return found.lift(truncate_dense(whole, work.rank))
+        return found.lift(_iterated(work, found, lambda: _slices(found, whole)))
+    return found.lift(_iterated(work, found, blocks))
+
+
+def magnitude_thresholds(work: Work, found: Entries, keep: float, exact: bool = True) -> Tensor:
+    """For each matrix the magnitude that int(keep * entries) of its entries reach: float32 of (N, 1, 1).
+
+    Entries of exactly that magnitude are all kept. Exact for large matrices too: a sample gives a narrow
+    range, one pass counts what is above it and collects what is in it. `exact` False: the sample alone.
+    """
+    count = int(keep * found.rows * found.columns + 1e-9)
+    values = [_threshold(work, found, n, count, exact) for n in range(len(found.places))]
+    return found.left.new_tensor(values)[:, None, None]
+
+
+def whole_thresholds(works: Callable[[], Iterator[Work]], keep: float) -> dict[str, float]:
+    """For each member by name the magnitude that int(keep * entries) of its entries in all modules reach.
+
+    Exact, in two passes over the entries and with 1 MiB of counters a member: the bits of a float32 that is
+    not negative are ordered as the numbers are, so that the first pass counts by the upper half of the bits
+    and the second, where the limit lies, by the lower half.
+    """
+    upper = _bit_counts(works, None)
+    total = {name: int(counts.sum()) for name, counts in upper.items()}
+    wanted = {name: int(keep * count + 1e-9) for name, count in total.items()}
+    places = {name: _place(counts, wanted[name]) for name, counts in upper.items()}
+    lower = _bit_counts(works, {name: bits for name, (bits, _) in places.items()})
+    limits = {}
+    for name, (bits, rest) in places.items():
+        if wanted[name] <= 0:
+            limits[name] = float("inf")
+        elif wanted[name] >= total[name]:
+            limits[name] = 0.0
+        else:
+            limits[name] = _float_of((bits << _HALF) + _place(lower[name], rest)[0])
+    return limits
+
+
+def _bit_counts(works: Callable[[], Iterator[Work]], upper: Mapping[str, int] | None) -> dict[str, Tensor]:
+    """How many magnitudes of each member have each upper half of bits, or lower half beside an `upper`."""
+    import torch
+
+    found: dict[str, Tensor] = {}
+    for work in works():
+        whole = entries(work)
+        # The blocks of the merge itself, so that products are rounded alike.
+        for rows in whole.ranges(len(whole.places)):
+            for name, values in zip(work.names, whole.block(rows), strict=True):
+                bits = values.abs_().flatten().view(torch.int32)
+                if upper is None:
+                    bits = bits >> _HALF
+                else:
+                    bits = bits[bits >> _HALF == upper[name]] & ((1 << _HALF) - 1)
+                counts = torch.bincount(bits, minlength=1 << _HALF).cpu()
+                found[name] = counts if name not in found else found[name].add_(counts)
+    return found
+
+
+def _place(counts: Tensor, wanted: int) -> tuple[int, int]:
+    """The bin of the wanted-th largest number, and its place among those of the bin, from 1."""
+    above = counts.flip(0).cumsum(0)
+    last = min(int((above < wanted).sum()), len(counts) - 1)
+    return len(counts) - 1 - last, wanted - (int(above[last - 1]) if last else 0)
+
+
+def _float_of(bits: int) -> float:
+    import torch
+
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+
+def shrink(values: Tensor, limits: Tensor) -> Tensor:
+    """Entries of (N, ...) that reach their member's limit in magnitude, the others 0.
+
+    In one pass over the block; comparisons and masks of torch take over ten times longer.
+    """
+    import torch
+
+    below = torch.nextafter(limits, torch.zeros_like(limits)).flatten().tolist()
+    parts = [torch.nn.functional.hardshrink(v, limit) for v, limit in zip(values, below, strict=True)]
+    return torch.stack(parts)
+
+
+def keep_chances(work: Work, found: Entries, rows: slice) -> Tensor:
+    """Uniform numbers in [0, 1) for a block, the same for a member wherever it stands: (N, b, columns)."""
+    keys = [work.key("mask", name) for name in work.names]
+    return uniform(keys, rows, found.columns, str(found.left.device))
+
+
+def _of_updates(work: Work, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """`coordinates` of a Gram matrix of (R, R) for members whose update is not 0; 0 for the others."""
+    import torch
+
+    here, ranges = work.updates(), work.stack.ranges()
+    if not 0 < len(here) < len(ranges):
+        return coordinates(gram)
+    chosen = torch.cat([torch.arange(ranges[n].start, ranges[n].stop, device=gram.device) for n in here])
+    c, k = coordinates(gram[chosen][:, chosen])
+    whole = c.new_zeros(2, len(c), len(gram))
+    whole[:, :, chosen] = torch.stack([c, k])
+    return whole[0], whole[1]
+
+
+def _common_outputs(k_b: Tensor, gram_a: Tensor, places: tuple[slice, ...]) -> Tensor:
+    """Eigenvectors of sum_i U^T Delta W_i Delta W_i^T U in the basis U of B's columns, largest first."""
+    import torch
+
+    inner = torch.zeros_like(gram_a)
+    for place in places:
+        inner[place, place] = gram_a[place, place]
+    _, vectors = torch.linalg.eigh(k_b @ inner @ k_b.T)
+    turned: Tensor = vectors.flip(1)
+    return turned
+
+
+def _lifted(update: Update, b: Tensor, left: Tensor, right: Tensor | None) -> Update:
+    """B left b and a right: from the common basis back to the layer."""
+    outside = (b.double() @ (left @ update.b.double())).float()
+    inside = update.a if right is None else (update.a.double() @ right).float()
+    return Update(inside, outside, update.energy, update.discarded)
+
+
+def _blocks(found: Entries, merge: Merge) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
+    def each() -> Iterator[tuple[slice, Tensor]]:
+        for rows in found.ranges(len(found.places)):
+            yield rows, merge(found.block(rows), rows)
+
+    return each
+
+
+def _slices(found: Entries, whole: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    for rows in found.ranges(1):
+        yield rows, whole[rows]
+
+
+def _iterated(work: Work, found: Entries, blocks: Callable[[], Iterator[tuple[slice, Tensor]]]) -> Update:
+    """The leading rank-r part of a matrix that comes in blocks of rows, by subspace iteration."""
+    import torch
+
+    width = min(work.rank + _OVERSAMPLE, found.rows, found.columns)
+    basis = normal(work.key("subspace"), found.columns, width, str(found.left.device))
+    for _ in range(_POWERS):
+        # W^T W Q in one pass, without W.
+        image = torch.zeros_like(basis)
+        for _, block in blocks():
+            image.addmm_(block.T, block @ basis)
+        basis = torch.linalg.qr(image).Q
+    parts, energy = [], 0.0
+    for _, block in blocks():
+        parts.append(block @ basis)
+        energy += float(block.square().sum(dtype=torch.float64))
+    best = truncate_dense(torch.cat(parts), work.rank)
+    kept = (best.energy or 0.0) - best.discarded
+    return Update((best.a @ basis.T).contiguous(), best.b, energy, max(0.0, energy - kept))
+
+
+def _threshold(work: Work, found: Entries, member: int, count: int, exact: bool) -> float:
+    import torch
+
+    total = found.rows * found.columns
+    if count <= 0:
+        return float("inf")
+    if count >= total:
+        return 0.0
+    if total <= _SMALL:
+        return _kth_largest(_magnitudes(found, member, slice(0, found.rows)), count)
+    sample = _sample(work, found, member).sort(descending=True).values
+    middle = count / total * len(sample)
+    if not exact:
+        return float(sample[min(round(middle), len(sample) - 1)])
+    margin = _SIGMAS * (middle * (1 - count / total)) ** 0.5 + 1
+    high = float(sample[int(middle - margin)]) if middle > margin else float("inf")
+    low = float(sample[int(middle + margin)]) if middle + margin < len(sample) else 0.0
+    above, between = 0, []
+    for rows in found.ranges(1):
+        upper = _magnitudes(found, member, rows)
+        upper = upper[upper >= low]
+        between.append(upper[upper <= high])
+        above += len(upper) - len(between[-1])
+    inside = torch.cat(between)
+    if not above < count <= above + len(inside):
+        # The sample misled, which five standard deviations leave to one case in a million.
+        inside = torch.cat([_magnitudes(found, member, rows) for rows in found.ranges(1)])
+        above = 0
+    return _kth_largest(inside, count - above)
+
+
+def _magnitudes(found: Entries, member: int, rows: slice) -> Tensor:
+    place = found.places[member]
+    return (found.left[rows, place] @ found.right[place]).abs_().flatten()
+
+
+def _kth_largest(values: Tensor, count: int) -> float:
+    import torch
+
+    return float(torch.kthvalue(values, len(values) - count + 1).values)
+
+
+def _sample(work: Work, found: Entries, member: int) -> Tensor:
+    """Magnitudes of random entries, with repetition."""
+    import torch
+
+    key = work.key("sample", work.names[member])
+    device = str(found.left.device)
+    chances = uniform([key], slice(0, 2), _SAMPLE, device)[0]
+    row = (chances[0] * found.rows).long().clamp(max=found.rows - 1)
+    column = (chances[1] * found.columns).long().clamp(max=found.columns - 1)
+    place = found.places[member]
+    left, right = found.left[:, place], found.right[place].T
+    parts = [
+        (left[row[start : start + _PART]] * right[column[start : start + _PART]]).sum(1)
+        for start in range(0, _SAMPLE, _PART)
+    ]
+    return torch.cat(parts).abs()

@@ -1,0 +1,234 @@
+"""A base model ready to be asked: weights, tokenizer, context length, and where they came from.
+
+Nothing here is trained or changed; adapters are added by `merging.live`. Only safetensors are read, and no
+code of a repository is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catalog.errors import NotFoundError, UsageError
+from merging.model.gguf import GgufError, check_llama
+from merging.model.memory import memory_limit
+from merging.model.prompts import DATE
+from merging.model.reading import Reading, reading_of, reading_of_config
+
+if TYPE_CHECKING:
+    import torch
+
+# The recycling paper's longest sequence (1.5); also bounds the memory of attention masks.
+CONTEXT = 2048
+# Below the folder of bases: what was found of how models read prompts.
+CHECKS = ".reading"
+# Types of models whose positions are those of the row, and which take a tree without a word.
+_BY_ROW = frozenset({"gpt_neo", "mpt"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BaseModel:
+    """A causal language model with its tokenizer; `limit` is the most tokens of a prompt with its answer.
+
+    `name` is what adapters name as their base, `revision` the commit of the Hub or None. `reading` says how
+    much of a tree of prompts the model reads rightly; unless given, what its configuration says. `date` is
+    the day on which it is asked, for chat templates that say one.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    limit: int
+    revision: str | None = None
+    reading: Reading = field(default=None)  # type: ignore[assignment]
+    date: date = DATE
+
+    def __post_init__(self) -> None:
+        if self.reading is None:
+            object.__setattr__(self, "reading", reading_of(self.model))
+
+    @property
+    def _parameter(self) -> torch.Tensor:
+        found: torch.Tensor = next(iter(self.model.parameters()))
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The data type of the weights."""
+        return self._parameter.dtype
+
+
+def load_base(
+    base: str,
+    *,
+    bases: Path | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    revision: str | None = None,
+    date: date = DATE,
+) -> BaseModel:
+    """The base model in the folder `base`, kept as `base` below the folder `bases`, or of that id on the Hub.
+
+    `dtype` is float32 on a CPU and bfloat16 elsewhere unless named, `date` the day on which it is asked. The
+    model is in evaluation mode and none of its parameters asks for gradients. What is found of its way of
+    reading is kept below `bases`. Raises NotFoundError where there is no such model, UsageError for one that
+    is no causal language model or a device that is not there, and MemoryLimitError where it does not fit.
+    """
+    import torch
+
+    if Path(base).suffix == ".gguf":
+        raise UsageError(f"{base} is a GGUF file; convert it once with `loradex base keep ID {base}`.")
+    place = checkpoint(base, bases)
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"The device {device} is not there; choose cpu or another.") from error
+    kind = getattr(torch, dtype) if dtype else torch.float32 if where.type == "cpu" else torch.bfloat16
+    with memory_limit(f"The base model {base}"):
+        model, tokenizer = _loaded(base, str(place or base), kind, revision)
+        model.to(where).eval().requires_grad_(False)
+    text = model.config.get_text_config()
+    longest = int(getattr(text, "max_position_embeddings", None) or CONTEXT)
+    commit = getattr(model.config, "_commit_hash", None)
+    known = reading_of(model, bases / CHECKS if bases else None)
+    return BaseModel(base, model, tokenizer, min(longest, CONTEXT), commit, known, date)
+
+
+def checkpoint(base: str, bases: Path | None) -> Path | None:
+    """The folder of a base model on this machine, None where only the Hub may have it."""
+    if (Path(base) / "config.json").is_file():
+        return Path(base)
+    kept = bases / kept_name(base) if bases else None
+    return kept if kept and (kept / "config.json").is_file() else None
+
+
+def kept_name(base: str) -> str:
+    """The name of the folder in which a base model of the Hub is kept; raises UsageError for no id."""
+    parts = base.split("/")
+    if len(parts) > 2 or not all(parts) or any(part.startswith(".") or "\\" in part for part in parts):
+        raise UsageError(f"{base!r} is neither a folder with a model nor an id such as owner/name.")
+    return "--".join(parts)
+
+
+def keep_base(base: str, source: Path, bases: Path) -> Path:
+    """Converts a GGUF file into a checkpoint of float32 below `bases`, under the id `base`; the folder.
+
+    Llama-like models only. Weights are what the file says: one that was quantised stays as coarse as it is.
+    Raises UsageError where the file is missing or is no such model, or where a model is kept already.
+    """
+    target = bases / kept_name(base)
+    if target.exists():
+        raise UsageError(f"A checkpoint of {base} is kept in {target} already; remove that folder first.")
+    check_source(source)
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    from merging.members import new_folder
+
+    # The reader of GGUF has a bar of its own that nothing turns off.
+    with quiet(), contextlib.redirect_stderr(io.StringIO()), new_folder(target, overwrite=False) as folder:
+        try:
+            read = LlamaForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
+            tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        # What values that make no sense have the library raise is nowhere written down.
+        except Exception as error:
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
+            raise UsageError(f"{source} is no GGUF file of a Llama model: {why}.") from error
+        # A model that was read from GGUF refuses to be saved; a fresh one with the same values does not.
+        config = type(read.config)(
+            **{
+                key: value
+                for key, value in read.config.to_dict().items()
+                if key not in ("quantization_config", "_name_or_path", "transformers_version")
+            }
+        )
+        fresh = LlamaForCausalLM(config)
+        fresh.load_state_dict(read.state_dict())
+        fresh.generation_config.pad_token_id = tokenizer.pad_token_id
+        fresh.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return target
+
+
+def check_source(source: Path) -> None:
+    """Raises NotFoundError or UsageError unless `source` is a whole GGUF file of a Llama model."""
+    if not source.is_file():
+        raise NotFoundError(f"There is no file {source}; name a GGUF file.")
+    try:
+        check_llama(source)
+    except GgufError as error:
+        raise UsageError(f"{source} is no GGUF file of a Llama model: {error}.") from error
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps progress bars and notes of transformers off the terminal; its errors still come."""
+    from transformers.utils import logging as notes
+
+    shown, level = notes.is_progress_bar_enabled(), notes.get_verbosity()
+    notes.disable_progress_bar()  # type: ignore[no-untyped-call]
+    notes.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        notes.set_verbosity(level)
+        if shown:
+            notes.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def first_look(base: str) -> tuple[Any, bool]:
+    """The tokenizer of a base, and whether the first versions may have read its prompts wrongly in trees.
+
+    The latter by its configuration. Of a base of the Hub what is on this machine is enough. Raises as
+    `load_base` does.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    def look(local: bool) -> tuple[Any, Any]:
+        given: Any = {"trust_remote_code": False, "local_files_only": local}
+        config = AutoConfig.from_pretrained(base, **given)
+        return AutoTokenizer.from_pretrained(base, **given), config
+
+    with quiet(), _loading(base):
+        try:
+            tokenizer, config = look(True)
+        except OSError:
+            tokenizer, config = look(False)
+    known = reading_of_config(config)
+    return tokenizer, known.recurrent or known.window < CONTEXT or config.model_type in _BY_ROW
+
+
+def _loaded(name: str, place: str, kind: torch.dtype, revision: str | None) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet(), _loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            place, dtype=kind, revision=revision, use_safetensors=True, trust_remote_code=False
+        )
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Turns what transformers says of a model that cannot be loaded into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NotFoundError(f"The base model {name} cannot be loaded: {first}") from error
+    except ValueError as error:
+        raise UsageError(f"{name} is no causal language model: {error}.") from error

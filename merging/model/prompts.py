@@ -1,0 +1,157 @@
+"""Examples as tokens: the question through the tokenizer's chat template, each answer closed by its end.
+
+The question is one user's turn, instruction and input with an empty line between them; an answer is followed
+by the token that ends a turn. The loss of an answer, and the choice among answers, count these tokens only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+from catalog.errors import UsageError
+from merging.model.tasks import Example, Task
+
+# The day on which questions are asked, for templates that say one: that of Llama 3.1's own template.
+DATE = date(2024, 7, 26)
+_OTHER_DATE = date(2031, 11, 3)
+_CLOCK = "strftime_now"
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An example in tokens: the question, the answers to choose from, and which of them is right.
+
+    A task of free text has one answer, the target.
+    """
+
+    question: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    right: int
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        """The tokens of the right answer."""
+        return self.answers[self.right]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the question with its longest answer."""
+        return len(self.question) + max(len(answer) for answer in self.answers)
+
+    @property
+    def depth(self) -> int:
+        """Tokens of the longest path that is read: an answer's last token is predicted and never read."""
+        return self.length - 1
+
+
+def encode(
+    tokenizer: Any, task: Task, examples: Sequence[Example], limit: int, *, date: date = DATE
+) -> list[Prompt]:
+    """The examples in tokens; raises UsageError for one that is longer than `limit` tokens."""
+    prompts = encode_each(tokenizer, task, examples, date=date)
+    for number, prompt in enumerate(prompts, 1):
+        if prompt.length > limit:
+            raise UsageError(
+                f"Example {number} of {task.name} has {prompt.length} tokens, more than the {limit} that the "
+                "model reads; shorten it or take it out, or leave such examples out (--too-long skip)."
+            )
+    return prompts
+
+
+def encode_each(
+    tokenizer: Any, task: Task, examples: Sequence[Example], *, date: date = DATE
+) -> list[Prompt]:
+    """The examples in tokens, however long they are."""
+    answers: dict[str, tuple[int, ...]] = {}
+
+    def answer(text: str) -> tuple[int, ...]:
+        if text not in answers:
+            answers[text] = (*tokenizer(text, add_special_tokens=False)["input_ids"], end)
+        return answers[text]
+
+    end = _end_of_turn(tokenizer)
+    prompts = []
+    for example in examples:
+        choices = example.choices if task.metric == "accuracy" else (example.target,)
+        question = _question(tokenizer, task, example, date)
+        prompts.append(Prompt(question, tuple(map(answer, choices)), choices.index(example.target)))
+    return prompts
+
+
+def question_text(tokenizer: Any, task: Task, example: Example, date: date = DATE) -> str:
+    """The question as the model reads it, up to where its answer begins, asked on that date."""
+    content = f"{task.instruction}\n\n{example.input}"
+    if getattr(tokenizer, "chat_template", None):
+        return _in_template(tokenizer, content, date, date_string=_written(date))
+    return f"{content}\n\n"
+
+
+def date_of(tokenizer: Any, date: date = DATE) -> str | None:
+    """The date as records have it where it decides what a question reads; None where it does not.
+
+    It does where the chat template asks for the time of the day, and where `date` is another one than the
+    template would take by itself.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    texts = {_in_template(tokenizer, "?", other) for other in (DATE, _OTHER_DATE)}
+    texts.add(_in_template(tokenizer, "?", date, date_string=_written(date)))
+    return None if len(texts) == 1 else date.isoformat()
+
+
+def _in_template(tokenizer: Any, content: str, date: date, **given: str) -> str:
+    """A user's turn in the chat template, whose clock stands at midnight of the date."""
+    template = tokenizer.get_chat_template()
+    if _CLOCK in template:
+        given["chat_template"] = _clock(date) + template
+    turn = [{"role": "user", "content": content}]
+    return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, **given))
+
+
+@lru_cache
+def _clock(date: date) -> str:
+    """A macro in the place of the function by which templates ask for the time.
+
+    transformers gives templates no functions but its own. The line end belongs to the macro's tag, so that
+    the template behind it begins at a line's start.
+    """
+    filters = "".join(
+        f"|replace({json.dumps(sign)}, {json.dumps(date.strftime(sign))})"
+        for letter in "aAbBcCdDeFgGhHIjlmMpPrRsSTuUVwWxXyYzZf"
+        for sign in (f"%-{letter}", f"%{letter}")
+    )
+    return f"{{% macro {_CLOCK}(format) %}}{{{{ format{filters}|replace('%%', '%') }}}}{{% endmacro %}}\n"
+
+
+def _written(date: date) -> str:
+    """The date as Llama's templates have it; months are English whatever the language of the machine."""
+    return f"{date.day:02d} {_MONTHS[date.month - 1]} {date.year}"
+
+
+def normalised(text: str) -> str:
+    """A text as exact match compares it: lower case, no blanks, no full stops and line ends at its ends.
+
+    As the recycling paper's code does (r-three/realistic-adaptive-merging at cfc70df): what stands between
+    characters, the point of 12.5 or a line end, is part of the answer.
+    """
+    return text.replace(" ", "").strip().strip(".").lower()
+
+
+def _question(tokenizer: Any, task: Task, example: Example, date: date) -> tuple[int, ...]:
+    text = question_text(tokenizer, task, example, date)
+    # A template writes the special tokens itself.
+    special = not getattr(tokenizer, "chat_template", None)
+    return tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def _end_of_turn(tokenizer: Any) -> int:
+    """The token that ends an answer: the tokenizer's end of sequence, for most chat models their turn's."""
+    if tokenizer.eos_token_id is None:
+        raise UsageError("The tokenizer names no end of sequence; choose another base model.")
+    return int(tokenizer.eos_token_id)

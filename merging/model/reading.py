@@ -1,0 +1,149 @@
+"""How a model reads prompts: several as one tree of tokens, or each plainly by itself.
+
+A tree (`merging.evaluation`) gives every path what it would get alone only where a token sees all its
+ancestors and nothing else. A window of attention that is shorter than a path sees less of it alone, and a
+recurrent layer carries the state of one branch into the next. What the configuration says of windows and
+recurrences decides first; the rest is decided by reading some prompts both ways (`merging.evaluation`), once
+for each model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Names under which configurations list the kind of each layer.
+_KINDS = ("layer_types", "layers_block_type", "block_types", "_block_types")
+_RECURRENT_KINDS = ("linear", "mamba", "conv", "recurrent", "hybrid", "ssm", "delta", "rnn")
+# Of models whose configuration lists no kinds.
+_RECURRENT_MODELS = ("mamba", "rwkv", "xlstm")
+# Length of a window in tokens, and the word for its layers among the kinds.
+_WINDOWS = {
+    "sliding_window": "sliding",
+    "sliding_window_size": "sliding",
+    "attention_window_size": "",
+    "window_size": "",
+    "attention_chunk_size": "chunk",
+}
+VERSION = 1
+
+
+@dataclass(slots=True, eq=False)
+class Reading:
+    """What is known of a model's trees.
+
+    `window` is the longest path, in tokens, that every layer sees whole; `recurrent` says that states are
+    carried along the order of the tokens. `right` is the longest path of a tree that gave what plain reading
+    gives, `wrong` the shortest that did not. They are kept in the file `place`, where there is one.
+    """
+
+    window: float = math.inf
+    recurrent: bool = False
+    right: int = 0
+    wrong: float = math.inf
+    place: Path | None = None
+
+    @property
+    def shared_length(self) -> float:
+        """The longest path that is read in a tree; 0 where none is.
+
+        Once a tree was wrong, only lengths at which one was right are read so.
+        """
+        if self.recurrent:
+            return 0
+        return self.window if math.isinf(self.wrong) else min(self.window, self.right)
+
+    def unsure(self, length: int) -> bool:
+        """Whether it is not known yet if a tree with paths of this length is right."""
+        return not self.recurrent and length <= self.window and self.right < length < self.wrong
+
+    @property
+    def ordered(self) -> bool:
+        """Whether what precedes a prompt in its row, padding too, may change it."""
+        return self.recurrent or not math.isinf(self.wrong)
+
+    def learn(self, length: int, equal: bool) -> None:
+        """Notes whether a tree with paths of this length gave what plain reading gives, and keeps it."""
+        if equal:
+            self.right = max(self.right, length)
+        else:
+            self.wrong = min(self.wrong, max(length, self.right + 1))
+        if self.place is None:
+            return
+        told = {"right": self.right, "wrong": None if math.isinf(self.wrong) else int(self.wrong)}
+        # Only a shortcut: where the disk refuses, the next process finds the same.
+        with contextlib.suppress(OSError):
+            self.place.parent.mkdir(parents=True, exist_ok=True)
+            aside = self.place.with_name(f".{self.place.name}.new")
+            aside.write_text(json.dumps(told), encoding="utf-8")
+            aside.replace(self.place)
+
+
+def reading_of(model: Any, folder: Path | None = None) -> Reading:
+    """What a model's configuration says of its trees, and what earlier checks of such a model found.
+
+    Checks are kept in `folder` by configuration, data type, device, and the versions of transformers and
+    torch; without a folder they are made anew.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        return Reading()
+    made = reading_of_config(config, bool(getattr(type(model), "_is_stateful", False)))
+    if folder is not None:
+        made.place = folder / f"{_identity(model, config)}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            told = json.loads(made.place.read_text("utf-8"))
+            made.right = int(told["right"])
+            made.wrong = math.inf if told["wrong"] is None else int(told["wrong"])
+    return made
+
+
+def reading_of_config(config: Any, stateful: bool = False) -> Reading:
+    """What a configuration says of a model's trees; `stateful` is what transformers says of its class."""
+    text = config.get_text_config()
+    kinds = tuple(_kinds(text))
+    return Reading(_window(text, kinds), _recurrent(text, kinds, stateful))
+
+
+def _kinds(config: Any) -> Iterator[str]:
+    for name in _KINDS:
+        found = getattr(config, name, None)
+        if isinstance(found, (list, tuple)):
+            yield from (kind for kind in found if isinstance(kind, str))
+
+
+def _recurrent(config: Any, kinds: tuple[str, ...], stateful: bool) -> bool:
+    if kinds:
+        return any(word in kind for kind in kinds for word in _RECURRENT_KINDS)
+    return stateful or any(word in str(getattr(config, "model_type", "")) for word in _RECURRENT_MODELS)
+
+
+def _window(config: Any, kinds: tuple[str, ...]) -> float:
+    lengths = [math.inf]
+    for name, word in _WINDOWS.items():
+        length = getattr(config, name, None)
+        unused = word == "sliding" and getattr(config, "use_sliding_window", True) is False
+        if not isinstance(length, int) or length < 1 or unused:
+            continue
+        if not (kinds and word) or any(word in kind for kind in kinds):
+            lengths.append(length)
+    return min(lengths)
+
+
+def _identity(model: Any, config: Any) -> str:
+    """What a verdict on trees depends on, as 32 hexadecimal digits."""
+    import torch
+    import transformers
+
+    told = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    first = next(iter(model.parameters()))
+    attention = getattr(config, "_attn_implementation", None)
+    parts = (VERSION, told, transformers.__version__, torch.__version__, attention, first.dtype, first.device)
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

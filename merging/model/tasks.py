@@ -1,0 +1,230 @@
+"""Tasks: an instruction, examples in three splits, and how an answer is judged.
+
+A task is a folder with `task.json` (name, instruction, metric, choices or null, source, license) and
+`train.jsonl`, `valid.jsonl`, `test.jsonl`, one example a line: `input`, `target`, and `choices` where the
+task has none of its own. Only the training examples may be learned from or chosen by; the test examples
+judge, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from catalog.errors import ConfigError, NotFoundError, UsageError
+from catalog.files import load_json
+from catalog.scores import EXACT_MATCH
+
+TASK_NAME = "task.json"
+Split = Literal["train", "valid", "test"]
+Metric = Literal["accuracy", "exact_match"]
+# What a score by each metric of a task is called.
+METRICS: Mapping[Metric, str] = {"accuracy": "accuracy", "exact_match": EXACT_MATCH}
+SPLITS: tuple[Split, ...] = get_args(Split)
+# The budget of the recycling paper: 100 examples of the target task, a fifth of them for validation.
+BUDGET = 100
+VALID_SHARE = 0.2
+_MOST_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One example: what is asked, the right answer, and the answers to choose from (none: free text)."""
+
+    input: str
+    target: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task as its folder describes it; `digest` is the sha256 of its four files.
+
+    `metric` is accuracy (the most likely of the choices) or exact_match (generated text, normalised).
+    """
+
+    name: str
+    folder: Path
+    instruction: str
+    metric: Metric
+    choices: tuple[str, ...]
+    group: str
+    source: str
+    license: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The examples that a method may see: `train` to learn from, `valid` to choose by; none of the test."""
+
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    seed: int
+
+    @property
+    def all(self) -> tuple[Example, ...]:
+        """Both parts together."""
+        return self.train + self.valid
+
+
+def read_task(folder: Path) -> Task:
+    """The task in a folder; raises NotFoundError where there is none and UsageError for a broken one."""
+    file = folder / TASK_NAME
+    if not file.is_file():
+        raise NotFoundError(f"{folder} holds no {TASK_NAME}; name the folder of a task.")
+    told = _document(file)
+    try:
+        metric = told["metric"]
+        if metric not in get_args(Metric):
+            raise UsageError(f"{file}: the metric is accuracy or exact_match, not {metric!r}.")
+        return Task(
+            name=_text(told, "name"),
+            folder=folder,
+            instruction=_text(told, "instruction"),
+            metric=metric,
+            choices=_choices(told.get("choices")),
+            group=str(told.get("group") or ""),
+            source=str(told.get("source") or ""),
+            license=str(told.get("license") or "unknown"),
+            digest=_digest(folder),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{file} describes no task: {_reason(error)}.") from error
+
+
+def find_task(name: str, tasks: Path | None = None) -> Task:
+    """The task in the folder `name`, or of that name below the folder `tasks`.
+
+    Raises NotFoundError with the names that are there, and what `read_task` raises.
+    """
+    for folder in (Path(name), *([tasks / name] if tasks else [])):
+        if (folder / TASK_NAME).is_file():
+            return read_task(folder)
+    known = sorted(path.parent.name for path in tasks.glob(f"*/{TASK_NAME}")) if tasks else []
+    there = f"{tasks} holds {', '.join(known)}" if known else "name its folder, or where tasks are by --tasks"
+    raise NotFoundError(f"There is no task {name}; {there}.")
+
+
+def examples(task: Task, split: Split) -> tuple[Example, ...]:
+    """All examples of a split in the order of the file.
+
+    Raises NotFoundError where the split is missing, and UsageError, with the line, for an example that
+    cannot be used: no input or target, or a target that is not among the choices.
+    """
+    file = task.folder / f"{split}.jsonl"
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise UsageError(f"{file} is larger than {_MOST_BYTES >> 20} MiB; it is not read.")
+        lines = file.read_text("utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"The task {task.name} has no {split} examples: there is no {file}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}.") from error
+    found = tuple(_examples(task, file, lines))
+    if not found:
+        raise UsageError(f"{file} holds no examples.")
+    return found
+
+
+def budget(task: Task, n: int = BUDGET, *, seed: int = 0, valid: float = VALID_SHARE) -> Budget:
+    """`n` of the training examples drawn without replacement, the share `valid` of them for validation.
+
+    The draw depends on the seed and the task's name alone. Raises UsageError where the task has fewer than
+    `n` training examples or a part would be empty.
+    """
+    held = round(n * valid)
+    if not 1 <= held < n:
+        raise UsageError(
+            f"A budget of {n} examples cannot be split into training and validation; ask for more."
+        )
+    drawn = seen(task, n, seed=seed)
+    return Budget(drawn[held:], drawn[:held], seed)
+
+
+def seen(task: Task, n: int, *, seed: int = 0) -> tuple[Example, ...]:
+    """The first `n` of the training examples in an order of the seed: whoever sees fewer sees no others.
+
+    A selection and a training with the same seed therefore read the same examples. Raises UsageError where
+    the task has fewer.
+    """
+    pool = examples(task, "train")
+    if n > len(pool):
+        raise UsageError(
+            f"{task.name} has {len(pool)} training examples, fewer than the {n} asked for; ask for fewer."
+        )
+    order = random.Random(f"{task.name}:{seed}")  # noqa: S311 - a draw, not a secret
+    return tuple(order.sample(pool, len(pool))[:n])
+
+
+def draw(task: Task, split: Split, limit: int | None = None, *, seed: int = 0) -> tuple[Example, ...]:
+    """At most `limit` examples of a split, drawn by the seed; all of them, in the file's order, without."""
+    pool = examples(task, split)
+    if limit is None or limit >= len(pool):
+        return pool
+    if limit < 1:
+        raise UsageError(f"{limit} examples cannot be judged by; ask for at least one.")
+    return tuple(random.Random(f"{task.name}:{split}:{seed}").sample(pool, limit))  # noqa: S311 - a draw
+
+
+def _document(file: Path) -> dict[str, Any]:
+    try:
+        told = load_json(file.read_bytes(), max_bytes=_MOST_BYTES)
+    except (OSError, ConfigError) as error:
+        raise UsageError(f"{file} cannot be read: {error}.") from error
+    if not isinstance(told, dict):
+        raise UsageError(f"{file} describes no task: it is no JSON object.")
+    return told
+
+
+def _examples(task: Task, file: Path, lines: Sequence[str]) -> Iterator[Example]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            told: Any = load_json(line.encode(), max_bytes=_MOST_BYTES)
+            choices = _choices(told.get("choices")) or task.choices
+            example = Example(_text(told, "input"), _text(told, "target"), choices)
+        except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"{file} line {number} is no example: {_reason(error)}.") from error
+        if task.metric == "accuracy" and example.target not in choices:
+            wrong = (
+                "has no choices" if not choices else f"has the target {example.target!r}, which is no choice"
+            )
+            raise UsageError(f"{file} line {number} {wrong}.")
+        yield example
+
+
+def _text(told: dict[str, Any], key: str) -> str:
+    value = told[key]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key} is empty or no text")
+    return value
+
+
+def _choices(told: object) -> tuple[str, ...]:
+    if told is None:
+        return ()
+    if not isinstance(told, list) or not all(isinstance(one, str) and one.strip() for one in told):
+        raise ValueError("choices is no list of texts")
+    if len(told) < 2 or len(set(told)) < len(told):
+        raise ValueError("choices has fewer than two entries, or one of them twice")
+    return tuple(told)
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+
+
+def _digest(folder: Path) -> str:
+    """The sha256 over the names and hashes of the task's files that are there."""
+    whole = hashlib.sha256()
+    for name in (TASK_NAME, *(f"{split}.jsonl" for split in SPLITS)):
+        file = folder / name
+        if file.is_file():
+            whole.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()

@@ -1,0 +1,302 @@
+"""A LoRA folded into its base: W + s B A for every module, shard by shard, in the base's own layout.
+
+Each shard keeps its header, its tensors' order and their data types; values that change are computed in
+float32 and rounded once. One range of rows of one tensor is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from catalog.adapters import BaseModules, Header, LoraModule, Tensor, header_length, load_json, parse_header
+from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
+from merging.members import (
+    MERGE_RECORD,
+    Member,
+    digest_of,
+    load_member,
+    new_folder,
+    read_module,
+    storage,
+    tied_to,
+    turned_layers,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFIX = 8
+_CHUNK = 32 * 1024 * 1024
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_MAX_JSON = 64 * 1024 * 1024
+_WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt"})
+_NOT_COPIED = frozenset({MERGE_RECORD, "README.md", "pytorch_model.bin.index.json"})
+_DTYPES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class FoldReport:
+    """What was written: the folder, its shards, how many modules changed, and the bytes of all shards."""
+
+    folder: Path
+    shards: tuple[str, ...]
+    modules: int
+    size: int
+
+
+def apply_to(
+    base: Path,
+    adapter: Path | Member,
+    out: Path,
+    *,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> FoldReport:
+    """The base model in a folder with an adapter added, as a full model in the folder `out`.
+
+    Configuration and tokenizer are copied, weights of other formats are not. `progress` is told the number of
+    tensors changed and of all to change. Raises MergeError where a module of the adapter has no place in the
+    base, UsageError for what is no base in safetensors, StorageError where the disk refuses; `out` appears
+    complete or not at all.
+    """
+    member = adapter if isinstance(adapter, Member) else load_member(adapter, purpose="added to a base")
+    headers = {name: _header(base / name) for name in _shards(base)}
+    turned = turned_layers(base)
+    changes = _changes(base, member, headers, turned)
+    done, size = 0, 0
+    with new_folder(out, overwrite) as folder:
+        for name, header in headers.items():
+            with storage(out), (base / name).open("rb") as source, (folder / name).open("wb") as target:
+                _copy(source, target, _PREFIX + header.length)
+                for tensor in header.tensors:
+                    if tensor.name in changes:
+                        module = changes[tensor.name]
+                        is_turned = _is_turned(member, module, turned)
+                        _add(source, target, tensor, member, module, device, is_turned=is_turned)
+                        done += 1
+                        if progress is not None:
+                            progress(done, len(changes))
+                    else:
+                        _copy(source, target, tensor.end - tensor.begin)
+                target.flush()
+                os.fsync(target.fileno())
+            size += header.file_size
+        with storage(out):
+            _copy_others(base, folder)
+            write_json(folder / MERGE_RECORD, _record(member, tuple(headers), len(changes)))
+    return FoldReport(out, tuple(headers), len(changes), size)
+
+
+def refuse_unfoldable(base: Path, members: Iterable[Member]) -> None:
+    """Raises for the first member that `apply_to` would refuse; reads headers alone."""
+    headers = {name: _header(base / name) for name in _shards(base)}
+    turned = turned_layers(base)
+    for member in members:
+        _changes(base, member, headers, turned)
+
+
+def refuse_misfits(base: Path, members: Iterable[Member]) -> None:
+    """Raises MergeError for the first member with a module whose weight has another shape in the base in a
+    folder.
+
+    Reads the headers of the base's shards alone. A module that they know by no such name, or that is stored
+    quantised, tells nothing, and so does a base that is not in safetensors.
+    """
+    try:
+        names = _shards(base)
+    except UsageError:
+        return
+    tensors = _Tensors(_header(base / name) for name in names)
+    turned = turned_layers(base)
+    for member in members:
+        for module in member.spec.modules:
+            tensor = tensors.of(module)
+            if tensor is not None and tensor.dtype in _DTYPES:
+                _refuse_shape(tensor, member, module, turned)
+
+
+class _Tensors:
+    """The tensors of a base, found by the modules of adapters."""
+
+    def __init__(self, headers: Iterable[Header]) -> None:
+        self._by_name = {tensor.name: tensor for header in headers for tensor in header.tensors}
+        # A stored matrix may be turned: the width that matters is asked of the tensor itself.
+        names = (name.removesuffix(".weight") for name in self._by_name if name.endswith(".weight"))
+        self._modules = BaseModules(dict.fromkeys(names, (None, None)))
+
+    def of(self, module: LoraModule) -> Tensor | None:
+        """The weight of the layer that a module means; None where there is none, or more than one."""
+        name = self._modules.place(module.name, module.in_features, module.out_features)
+        return None if name is None else self._by_name[f"{name}.weight"]
+
+
+def refuse_tied(base: Path, members: Iterable[Member]) -> None:
+    """Raises MergeError for the first member with a module that shares its weights with another layer of the
+    base in a folder: an update folded into the one would change both.
+
+    Looks at modules outside the layers alone. Raises UsageError where the base does not tell.
+    """
+    for member in members:
+        for module in member.spec.modules:
+            outside = module.kind == "embedding" or module.layer is None
+            if outside and (others := tied_to(base, module.name)):
+                raise MergeError(
+                    f"{module.name} of the base shares its weights with {', '.join(others)} (tied "
+                    f"embeddings), so that folding {member.name} into it would change both; leave it out "
+                    f"(--without {module.short_name}), or load the adapter beside the base."
+                )
+
+
+def _shards(base: Path) -> tuple[str, ...]:
+    """The names of the base's shards, sorted."""
+    try:
+        index = (base / _INDEX).read_bytes() if (base / _INDEX).is_file() else None
+    except OSError as error:
+        raise UsageError(f"{base / _INDEX} cannot be read: {error.strerror or error}.") from error
+    if index is None:
+        if not (base / _SINGLE).is_file():
+            raise UsageError(f"{base} holds no base model in safetensors; name the folder of one.")
+        return (_SINGLE,)
+    try:
+        document = load_json(index, max_bytes=_MAX_JSON)
+    except ConfigError as error:
+        raise UsageError(f"{_INDEX} of the base cannot be used: {error}.") from error
+    table = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(table, dict) or not table:
+        raise UsageError(f"{_INDEX} of the base has no weight_map.")
+    names = sorted(set(map(str, table.values())))
+    for name in names:
+        if Path(name).name != name or not (base / name).is_file():
+            raise UsageError(f"The base's shard {name!r} is not there; fetch the whole model.")
+    return tuple(names)
+
+
+def _header(path: Path) -> Header:
+    try:
+        with path.open("rb") as file:
+            first = file.read(_PREFIX)
+            return parse_header(first + file.read(header_length(first)), path.stat().st_size)
+    except WeightsError as error:
+        raise WeightsError(error.kind, f"The base's shard {path.name} cannot be used: {error}.") from error
+    except OSError as error:
+        raise WeightsError("unreadable", f"The base's shard {path.name} cannot be read: {error}.") from error
+
+
+def _changes(
+    base: Path, member: Member, headers: Mapping[str, Header], turned: frozenset[str] | None
+) -> dict[str, LoraModule]:
+    """Which tensor each module changes, all of them found and of fitting shape."""
+    refuse_tied(base, [member])
+    tensors = _Tensors(headers.values())
+    changes = {}
+    for module in member.spec.modules:
+        tensor = tensors.of(module)
+        if tensor is None:
+            raise MergeError(f"The base has no {module.name}.weight; {member.name} belongs to another model.")
+        _refuse_shape(tensor, member, module, turned)
+        if tensor.dtype not in _DTYPES:
+            raise MergeError(
+                f"{tensor.name} is stored as {tensor.dtype}; fold into a base that is not quantised."
+            )
+        changes[tensor.name] = module
+    return changes
+
+
+def _refuse_shape(tensor: Tensor, member: Member, module: LoraModule, turned: frozenset[str] | None) -> None:
+    shape = (module.out_features, module.in_features)
+    if tensor.shape != (shape[::-1] if _is_turned(member, module, turned) else shape):
+        raise MergeError(
+            f"{tensor.name} of the base has shape {list(tensor.shape)}, {member.name} is made for "
+            f"{list(shape)} and belongs to another model."
+        )
+
+
+def _is_turned(member: Member, module: LoraModule, turned: frozenset[str] | None) -> bool:
+    """Whether the base stores the weight as (in, out): embeddings, and the Conv1D of GPT-2.
+
+    Where the base does not tell (`turned` is None), the adapter's fan_in_fan_out does.
+    """
+    if module.kind == "embedding":
+        return True
+    return member.config.fan_in_fan_out if turned is None else module.short_name in turned
+
+
+def _add(
+    source: BufferedReader,
+    target: BinaryIO,
+    tensor: Tensor,
+    member: Member,
+    module: LoraModule,
+    device: str,
+    *,
+    is_turned: bool,
+) -> None:
+    """Write rows of W + s B A from rows of W."""
+    import torch
+
+    a, b = (part.to(device).to(torch.float32) for part in read_module(member, module.name))
+    left, right = (a.T, b.T) if is_turned else (b, a)
+    right = right * module.scaling
+    kind = getattr(torch, _DTYPES[tensor.dtype])
+    row = (tensor.end - tensor.begin) // tensor.shape[0]
+    step = max(1, _CHUNK // row)
+    for start in range(0, tensor.shape[0], step):
+        rows = slice(start, min(start + step, tensor.shape[0]))
+        raw = torch.empty((rows.stop - start) * row, dtype=torch.uint8)
+        if source.readinto(raw.numpy().data) != raw.numel():
+            raise WeightsError("truncated", "The base became shorter while it was read; fetch it again.")
+        values = raw.view(kind).reshape(-1, tensor.shape[1]).to(device)
+        summed = _sum(values, left[rows], right).to(kind)
+        if not math.isfinite(float(summed.sum(dtype=torch.float64))):
+            raise MergeError(f"{tensor.name} with the adapter is not finite in {tensor.dtype}.")
+        target.write(summed.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _sum(values: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    wide = values if values.dtype == torch.float64 else values.to(torch.float32)
+    return wide + (left @ right).to(wide.dtype)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
+    while count:
+        data = source.read(min(count, _CHUNK))
+        if not data:
+            raise WeightsError("truncated", "The base became shorter while it was read; fetch it again.")
+        target.write(data)
+        count -= len(data)
+
+
+def _copy_others(base: Path, folder: Path) -> None:
+    """Copy the files beside the weights: configuration, tokenizer, licence; nothing of an old record."""
+    for file in sorted(base.iterdir()):
+        hidden = file.name.startswith(".") or file.name in _NOT_COPIED
+        if file.is_file() and file.suffix not in _WEIGHTS and not hidden:
+            shutil.copyfile(file, folder / file.name)
+
+
+def _record(member: Member, shards: tuple[str, ...], modules: int) -> dict[str, Any]:
+    """What was folded; the adapter's own merge.json is in it where it has one."""
+    try:
+        made = load_json((member.folder / MERGE_RECORD).read_bytes(), max_bytes=_MAX_JSON)
+    except (OSError, ConfigError):
+        made = None
+    return {
+        "folded": member.name,
+        "sha256": member.digest or digest_of(member.weights),
+        "base_model": member.config.base_model,
+        "shards": list(shards),
+        "modules": modules,
+        "merge": made,
+    }

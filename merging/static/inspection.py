@@ -1,0 +1,235 @@
+"""What is in a pool, and what a merge kept of it: angles, shares, overlaps, energy by rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catalog.adapters import BaseTable
+from catalog.errors import UsageError
+from catalog.files import temporary_folder
+from merging.members import Member, Stack, iterate_stacks, load_members, shapes, storage
+from merging.methods import Grams, coordinates, grams, pair_products, precise_truncation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+# Of a picture: names beside it, members whose cosines are written out, characters of a name.
+_MOST_NAMES = 40
+_MOST_NUMBERS = 12
+_NAME = 28
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Members compared by their whole updates, all numbers exact up to rounding.
+
+    `cosines` are between members. `input_overlap` and `output_overlap` are the shares of directions that two
+    members have in common, 0 to 1: the mean over modules of ||Q_i^T Q_j||^2 / min(r_i, r_j) with orthonormal
+    bases of the rows of A and of the columns of B; None where two members share no module. `interference` is
+    ||sum w Delta W||^2 / sum ||w Delta W||^2: 1 for orthogonal updates, N for equal ones, less than 1 where
+    they cancel. `energy_by_rank` is the share of the weighted sum's energy that rank 1, 2, … keeps in every
+    module. With a result, `shares` are <w_i Delta W_i, M> / ||M||^2, which add up to 1 for the exact sum, and
+    `likeness` the cosines between members and M.
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    norms: tuple[float, ...]
+    cosines: tuple[tuple[float, ...], ...]
+    input_overlap: tuple[tuple[float | None, ...], ...]
+    output_overlap: tuple[tuple[float | None, ...], ...]
+    interference: float
+    energy_by_rank: tuple[float, ...]
+    shares: tuple[float, ...] | None = None
+    likeness: tuple[float, ...] | None = None
+
+    def rank_for(self, share: float) -> int:
+        """The smallest rank that keeps this share of the energy in the weighted sum."""
+        kept = (n + 1 for n, value in enumerate(self.energy_by_rank) if value >= share - 1e-9)
+        return next(kept, len(self.energy_by_rank))
+
+
+class _Sums:
+    """Running sums over modules."""
+
+    def __init__(self, members: int, products: int) -> None:
+        import torch
+
+        self.products = torch.zeros(products, products, dtype=torch.float64)
+        self.overlaps = [torch.zeros(members, members, dtype=torch.float64) for _ in "ab"]
+        self.shared = torch.zeros(members, members, dtype=torch.float64)
+        self.spectrum = torch.zeros(0, dtype=torch.float64)
+
+    def add_spectrum(self, squares: Tensor) -> None:
+        import torch
+
+        longer = max(len(self.spectrum), len(squares))
+        self.spectrum = sum(  # type: ignore[assignment]  # a sum of two tensors is a tensor
+            torch.nn.functional.pad(values, (0, longer - len(values))) for values in (self.spectrum, squares)
+        )
+
+
+def inspect(
+    members: Sequence[Path | Member],
+    *,
+    result: Path | Member | None = None,
+    weights: Sequence[float] | None = None,
+    base: str | None = None,
+    table: BaseTable | None = None,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Inspection:
+    """Members compared with each other and, where a `result` is given, with the merge of them.
+
+    `weights` are those of the sum, 1 / N where none are given; `base` and `table` are those of
+    `load_members`. Reads every factor once and writes nothing; raises what `load_members` raises.
+    """
+    loaded = load_members([*members, result] if result is not None else members, base=base, table=table)
+    count = len(members)
+    used = tuple(weights) if weights is not None else (1 / count,) * count
+    if len(used) != count or not any(used):
+        raise UsageError(f"There are {len(used)} weights for {count} members; give one each, not all 0.")
+    sums = _Sums(count, len(loaded))
+    union = shapes(loaded)
+    padded = used if result is None else (*used, 0.0)
+    for number, stack in enumerate(iterate_stacks(loaded, device)):
+        found = grams(stack)
+        sums.products += pair_products(found, stack.ranks).cpu()
+        _add_overlaps(sums, found, stack, count)
+        if any(stack.ranks[:count]):
+            sums.add_spectrum(precise_truncation(found, stack.columns(padded), 1).squares.cpu())
+        if progress is not None:
+            progress(number + 1, len(union))
+    names = tuple(member.name for member in loaded[:count])
+    return _inspection(names, used, sums, result is not None)
+
+
+def plot(found: Inspection, path: Path) -> None:
+    """Write a picture of the cosines and of the energy by rank, in the format that the file's name says.
+
+    Raises UsageError where matplotlib is not installed, StorageError where the disk refuses.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("Pictures need matplotlib; pip install matplotlib.") from error
+    height = 3.6 + 0.1 * min(len(found.names), _MOST_NAMES)
+    figure = Figure(figsize=(1.4 * height + 5.0, height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.4 * height, 5.0))
+    _draw_cosines(found, figure, left)
+    _draw_energy(found, right)
+    with storage(path), temporary_folder(path.parent) as temporary:
+        picture = temporary / path.name
+        figure.savefig(picture, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        picture.replace(path)
+
+
+def _draw_cosines(found: Inspection, figure: Figure, axes: Axes) -> None:
+    """The cosines between different members: colours span the largest of them, the diagonal is left grey."""
+    import numpy as np
+
+    count = len(found.names)
+    shown = np.ma.masked_array(found.cosines, mask=np.eye(count, dtype=bool))
+    limit = float(np.abs(shown).max()) if count > 1 else 1.0
+    axes.set_facecolor("0.85")
+    image = axes.imshow(shown, vmin=-(limit or 1.0), vmax=limit or 1.0, cmap="RdBu_r")
+    step = -(-count // _MOST_NAMES)
+    ticks = range(0, count, step)
+    axes.set_xticks(ticks, [str(n + 1) for n in ticks], fontsize=7 if count <= 30 else 5)
+    axes.set_yticks(ticks, [f"{_short(found.names[n])}  {n + 1}" for n in ticks], fontsize=7)
+    axes.tick_params(length=0)
+    axes.set_title("Cosines between members", fontsize=10)
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+    bar.ax.tick_params(labelsize=8)
+    if count <= _MOST_NUMBERS:
+        for i, j in ((i, j) for i in range(count) for j in range(count) if i != j):
+            dark = abs(found.cosines[i][j]) > 0.6 * limit
+            colour = "white" if dark else "black"
+            axes.text(j, i, f"{found.cosines[i][j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+
+
+def _draw_energy(found: Inspection, axes: Axes) -> None:
+    """The share of the sum's energy by rank, with the ranks that keep 50, 90 and 99 %."""
+    from matplotlib.ticker import MaxNLocator
+
+    ranks = range(1, len(found.energy_by_rank) + 1)
+    axes.plot(
+        ranks, found.energy_by_rank, marker="o" if len(ranks) <= 64 else "", markersize=3, linewidth=1.2
+    )
+    for share in (0.5, 0.9, 0.99) if found.energy_by_rank else ():
+        rank = found.rank_for(share)
+        axes.plot([0, rank, rank], [share, share, 0], color="0.6", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            f"{share:.0%}: rank {rank}", (rank, share), (4, -10), textcoords="offset points", fontsize=8
+        )
+    axes.set(xlabel="rank", ylabel="share of the energy", ylim=(0, 1.03), xlim=(0, None))
+    axes.set_title("Energy of the weighted sum that a rank keeps", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+
+
+def _add_overlaps(sums: _Sums, found: Grams, stack: Stack, count: int) -> None:
+    """Adds ||Q_i^T Q_j||^2 / min(r_i, r_j) of one module for all pairs of members, of both sides."""
+    import torch
+
+    here = [n for n in range(count) if stack.ranks[n]]
+    places = [stack.ranges()[n] for n in here]
+    for total, gram in zip(sums.overlaps, found, strict=True):
+        bases = [coordinates(gram[place, place])[0] for place in places]
+        rows = torch.cat([basis @ gram[place] for basis, place in zip(bases, places, strict=True)])
+        squares = [(rows[:, p] @ basis.T).square().sum(1) for basis, p in zip(bases, places, strict=True)]
+        sizes = torch.tensor([len(basis) for basis in bases], device=gram.device)
+        owner = torch.repeat_interleave(torch.arange(len(here), device=gram.device), sizes)
+        inner = torch.zeros(len(here), len(here), dtype=torch.float64, device=gram.device)
+        inner.index_add_(0, owner, torch.stack(squares, 1))
+        shares = inner / torch.minimum(sizes[:, None], sizes)
+        total[torch.tensor(here)[:, None], torch.tensor(here)] += shares.cpu()
+    for i in here:
+        sums.shared[i, here] += 1
+
+
+def _inspection(names: tuple[str, ...], weights: tuple[float, ...], sums: _Sums, judged: bool) -> Inspection:
+    count = len(names)
+    products = sums.products.tolist()
+    norms = [math.sqrt(max(0.0, products[n][n])) for n in range(len(products))]
+    cosine = [
+        [products[i][j] / (norms[i] * norms[j]) if norms[i] * norms[j] else 0.0 for j in range(len(norms))]
+        for i in range(len(norms))
+    ]
+    pairs = [(i, j) for i in range(count) for j in range(count)]
+    whole = math.fsum(weights[i] * weights[j] * products[i][j] for i, j in pairs)
+    apart = math.fsum(weights[n] ** 2 * products[n][n] for n in range(count))
+    energy = float(sums.spectrum.sum())
+    square = products[-1][-1]
+    return Inspection(
+        names=names,
+        weights=weights,
+        norms=tuple(norms[:count]),
+        cosines=tuple(tuple(row[:count]) for row in cosine[:count]),
+        input_overlap=_means(sums.overlaps[0], sums.shared),
+        output_overlap=_means(sums.overlaps[1], sums.shared),
+        interference=whole / apart if apart else 0.0,
+        energy_by_rank=tuple((sums.spectrum.cumsum(0) / energy).tolist()) if energy else (),
+        shares=tuple(weights[n] * products[n][-1] / square if square else 0.0 for n in range(count))
+        if judged
+        else None,
+        likeness=tuple(cosine[n][-1] for n in range(count)) if judged else None,
+    )
+
+
+def _means(totals: Tensor, shared: Tensor) -> tuple[tuple[float | None, ...], ...]:
+    return tuple(
+        tuple(float(total / number) if number else None for total, number in zip(row, numbers, strict=True))
+        for row, numbers in zip(totals, shared, strict=True)
+    )

@@ -1,0 +1,309 @@
+"""Members in, one adapter out: the loop over modules, and the record of what was done."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from catalog.adapters import BaseTable
+from catalog.errors import MergeError
+from merging.members import (
+    MERGE_RECORD,
+    Member,
+    Shape,
+    digest_of,
+    factor_names,
+    joined,
+    new_folder,
+    shapes,
+    stacked,
+    storage,
+    tensor_writer,
+    weights_path,
+    write_config,
+    write_json,
+    write_text,
+)
+from merging.methods import Update, Work
+from merging.static.card import model_card
+from merging.static.plans import MEMORY, Plan, plan
+
+RECORD_VERSION = 1
+# Norms of an untruncated sum are measured up to this rank: the time grows with its square.
+_CHEAP_RANK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleReport:
+    """One merged module: its rank, ||Delta W||_F^2, and what the rank discarded of it.
+
+    `energy` is None where measuring it would take longer than the merge: untruncated sums of high rank.
+    """
+
+    rank: int
+    energy: float | None
+    discarded: float
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What a merge made: the folder, the record as merge.json has it, and each module by name."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    modules: Mapping[str, ModuleReport]
+
+    @property
+    def kept(self) -> float | None:
+        """The share of the energy that the result holds, None where the energy was not measured or is 0."""
+        totals = self.record["totals"]
+        return 1 - totals["discarded"] / totals["energy"] if totals["energy"] else None
+
+
+def merge(
+    members: Sequence[Path | Member],
+    method: str,
+    out: Path,
+    *,
+    parameters: Mapping[str, object] | None = None,
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    base: str | None = None,
+    table: BaseTable | None = None,
+    memory: int = MEMORY,
+    inputs: Sequence[Path] = (),
+    overwrite: bool = False,
+    pool: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """One adapter out of many, written to the folder `out` together with merge.json and a model card.
+
+    `parameters` to `inputs` are those of `plan`. `pool` (its name and digest) is copied into the record;
+    `progress` is told the number of modules done and of all. The folder appears complete or not at all.
+    Raises what `plan` raises, StorageError where the disk refuses, MergeError for values that are not finite.
+    """
+    planned = plan(
+        members,
+        method,
+        parameters=parameters,
+        weights=weights,
+        rank=rank,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        base=base,
+        table=table,
+        memory=memory,
+        inputs=inputs,
+    )
+    return carry_out(planned, out, overwrite=overwrite, pool=pool, progress=progress)
+
+
+def carry_out(
+    planned: Plan,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    pool: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """Does what a plan says; see `merge`."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(new_folder(out, overwrite))
+        hashing = ThreadPoolExecutor(1)
+        stack.callback(hashing.shutdown, cancel_futures=True)
+        digests = [member.digest or hashing.submit(digest_of, member.weights) for member in planned.members]
+        union = shapes([planned.members[n] for n in planned.present])
+        modules = write_updates(folder, planned.dtype, union, _updates(planned, progress, written=True))
+        with storage(out):
+            write_config(folder, planned.members, planned.base, {n: m.rank for n, m in modules.items()})
+            record = _record(planned, modules, digests, pool)
+            write_json(folder / MERGE_RECORD, record)
+            write_text(folder / "README.md", model_card(planned.members, planned.method, record))
+    return MergeReport(out, record, modules)
+
+
+def merged_modules(
+    planned: Plan, progress: Callable[[int, int], None] | None = None
+) -> Sequence[tuple[Shape, Update]]:
+    """The merged updates in memory, for callers that write nothing."""
+    return list(_updates(planned, progress))
+
+
+def works(planned: Plan) -> Iterator[Work]:
+    """What the method of a plan sees of each module; reads every factor once and writes nothing."""
+    members = [planned.members[n] for n in planned.present]
+    limits = _limits(planned, members)
+    for shape in shapes(members):
+        yield _work(planned, shape, members, limits)
+
+
+def _limits(planned: Plan, members: Sequence[Member]) -> Mapping[str, float]:
+    """What the method's survey of all modules finds; reads the factors as often as it asks for."""
+    survey = planned.method.survey
+    union = shapes(members)
+    return survey(lambda: (_work(planned, shape, members, {}) for shape in union)) if survey else {}
+
+
+def _updates(
+    planned: Plan, progress: Callable[[int, int], None] | None, written: bool = False
+) -> Iterator[tuple[Shape, Update]]:
+    """Shape and update of each module; modules that only members of weight 0 have are left out.
+
+    Where factors are to be `written` as they are, side by side, they come in the data type of the file.
+    """
+    import torch
+
+    members = [planned.members[n] for n in planned.present]
+    weights = [planned.weights[n] for n in planned.present]
+    union = shapes(members)
+    limits = _limits(planned, members)
+    for number, shape in enumerate(union):
+        if written and planned.joins(shape):
+            a, b = joined(shape, members, weights, getattr(torch, planned.dtype))
+            yield shape, Update(a, b, None, 0.0)
+        else:
+            yield shape, planned.method.run(_work(planned, shape, members, limits))
+        if progress is not None:
+            progress(number + 1, len(union))
+
+
+def _work(planned: Plan, shape: Shape, members: Sequence[Member], limits: Mapping[str, float]) -> Work:
+    """What the method sees of one module: the members that have it, their weights as they are."""
+    names = _unique([member.name for member in members])
+    return _without_absent(
+        Work(
+            stack=stacked(shape, members, planned.device),
+            weights=tuple(planned.weights[n] for n in planned.present),
+            rank=planned.bound(shape),
+            names=names,
+            options=planned.options,
+            seed=planned.seed,
+            memory=planned.memory,
+            inputs=tuple(planned.inputs[n] for n in planned.present) if planned.inputs else (),
+            limits=limits,
+        )
+    )
+
+
+def _without_absent(work: Work) -> Work:
+    """The same work for the members that have the module; weights stay as they are."""
+    return work.of([n for n, rank in enumerate(work.stack.ranks) if rank])
+
+
+def write_updates(
+    folder: Path, dtype: str, union: Sequence[Shape], updates: Iterable[tuple[Shape, Update]]
+) -> dict[str, ModuleReport]:
+    """Writes the factors of updates to a folder as they come, and reports each module by name.
+
+    `union` has every module that may come. Raises MergeError where `dtype` cannot hold a value, and
+    StorageError where the disk refuses.
+    """
+    names = [name for shape in union for name in factor_names(shape)]
+    modules: dict[str, ModuleReport] = {}
+    with storage(folder), tensor_writer(weights_path(folder), dtype, names) as writer:
+        for shape, update in updates:
+            try:
+                for name, values in zip(factor_names(shape), (update.a, update.b), strict=True):
+                    writer.write(name, values)
+            except OverflowError as error:
+                raise MergeError(
+                    f"The merged {shape.name} is too large for {dtype}; write float32 instead."
+                ) from error
+            modules[shape.name] = ModuleReport(update.a.shape[0], _energy(update), update.discarded)
+    return modules
+
+
+def _energy(update: Update) -> float | None:
+    """||b a||_F^2 as the method measured it, else by r x r Gram matrices in float32 where these are small."""
+    import torch
+
+    if update.energy is not None or update.a.shape[0] > _CHEAP_RANK:
+        return update.energy
+
+    a, b = update.a.to(torch.float32), update.b.to(torch.float32)
+    return max(0.0, float(((a @ a.T) * (b.T @ b)).sum(dtype=torch.float64)))
+
+
+def totals(modules: Mapping[str, ModuleReport]) -> dict[str, Any]:
+    """Energy, norm and discarded energy of all modules; None where not every module is measured."""
+    measured = [module.energy for module in modules.values() if module.energy is not None]
+    energy = math.fsum(measured) if len(measured) == len(modules) else None
+    return {
+        "energy": energy,
+        "norm": None if energy is None else math.sqrt(energy),
+        "discarded": math.fsum(module.discarded for module in modules.values()),
+        "modules": len(modules),
+    }
+
+
+def _record(
+    planned: Plan,
+    modules: Mapping[str, ModuleReport],
+    digests: Sequence[str | Future[str]],
+    pool: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    known = [digest if isinstance(digest, str) else digest.result() for digest in digests]
+    return {
+        "record_version": RECORD_VERSION,
+        "base_model": planned.base,
+        "method": planned.method.name,
+        **({"revision": planned.method.revision} if planned.method.revision > 1 else {}),
+        "paper": planned.method.paper,
+        "exact": planned.method.exact,
+        "parameters": dict(planned.options),
+        "seed": planned.seed,
+        "rank": planned.rank,
+        "dtype": planned.dtype,
+        "device": planned.device,
+        "pool": dict(pool) if pool else None,
+        "members": _member_entries(planned, known),
+        "modules": {name: asdict(module) for name, module in modules.items()},
+        "totals": totals(modules),
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in ("loradex", "torch", "safetensors")},
+    }
+
+
+def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": member.name,
+            "weight": weight,
+            "rank": max(module.rank for module in member.spec.modules),
+            "modules": len(member.spec.modules),
+            "licence": member.licence,
+            "sha256": digest,
+            **({"source": dict(member.source)} if member.source else {}),
+            **({"left_out": list(member.left_out)} if member.left_out else {}),
+            **({"base_model": spelling} if (spelling := _other_spelling(member, planned)) else {}),
+        }
+        for member, weight, digest in zip(planned.members, planned.weights, digests, strict=True)
+    ]
+
+
+def _other_spelling(member: Member, planned: Plan) -> str | None:
+    """What the member's configuration calls the base model, where this is not its canonical name."""
+    spelling = member.config.base_model
+    return None if spelling == planned.base else spelling
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{name}#{names[:n].count(name)}" for n, name in enumerate(names))

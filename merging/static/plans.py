@@ -1,0 +1,166 @@
+"""A merge that has been checked and not yet done: everything that can be wrong without reading weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from catalog.adapters import BaseTable
+from catalog.errors import MergeError, UsageError
+from merging.members import DTYPES, Member, Shape, base_note, base_of, load_members, shapes
+from merging.methods import MergeMethod, Value, find_method
+
+MEMORY = 512 * 1024 * 1024
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A merge that has been checked and not yet done.
+
+    `weights` has one entry a member as the method uses it, `rank` the bound that was asked for, else the
+    method's own. `base` is the canonical name of the base model. `notes` are sentences for the user.
+    """
+
+    members: tuple[Member, ...]
+    method: MergeMethod
+    options: Mapping[str, Value]
+    weights: tuple[float, ...]
+    rank: int | None
+    dtype: str
+    device: str
+    seed: int
+    base: str | None
+    memory: int = MEMORY
+    inputs: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Members whose weight is not 0."""
+        return tuple(n for n, weight in enumerate(self.weights) if weight)
+
+    def bound(self, shape: Shape) -> int:
+        """The largest rank that the result may have in a module."""
+        if not self.method.truncates:
+            return shape.total
+        largest = shape.total if self.method.full_rank else max(_ranks(self.members))
+        return min(self.rank or largest, shape.in_features, shape.out_features)
+
+    def joins(self, shape: Shape) -> bool:
+        """Whether the factors of all members side by side are the result in a module."""
+        row = self.method
+        sums = row.full_rank and row.exact and row.cost == "bytes"
+        return sums and self.device == "cpu" and self.bound(shape) >= shape.total
+
+
+def plan(
+    members: Sequence[Path | Member],
+    method: str,
+    *,
+    parameters: Mapping[str, object] | None = None,
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    base: str | None = None,
+    table: BaseTable | None = None,
+    memory: int = MEMORY,
+    inputs: Sequence[Path] = (),
+) -> Plan:
+    """A merge with everything checked that can be checked without reading weights; writes nothing.
+
+    `base` and `table` are those of `load_members`.
+    Raises UsageError for what makes no sense, MergeError for members that do not fit the method or each
+    other, and what `load_members` raises.
+    """
+    row = find_method(method)
+    options = row.options(parameters or {})
+    loaded = load_members(members, base=base, table=table)
+    of_all = base_of(loaded, base, table)
+    note = base_note(loaded, of_all, table)
+    _refuse_request(row, loaded, rank, len(inputs))
+    _refuse_device(device)
+    return Plan(
+        loaded,
+        row,
+        options,
+        _weights(row, len(loaded), weights),
+        rank,
+        _dtype(dtype, loaded),
+        device,
+        seed,
+        of_all,
+        memory,
+        tuple(inputs),
+        (note,) if note else (),
+    )
+
+
+def _refuse_request(row: MergeMethod, members: Sequence[Member], rank: int | None, inputs: int) -> None:
+    """Raises UsageError for a rank or activations of no use to the method, MergeError for unequal ranks."""
+    if rank is not None and not row.truncates:
+        raise UsageError(f"{row.name} sets the rank by itself.")
+    if rank is not None and rank < 1:
+        raise UsageError(f"The rank must be 1 or more, not {rank}.")
+    if row.data and inputs != len(members):
+        raise UsageError(f"{row.name} needs one file of activations for each of the {len(members)} members.")
+    if inputs and not row.data:
+        raise UsageError(f"{row.name} takes no activations.")
+    if row.units and rank is not None and rank > max(shape.total for shape in shapes(members)):
+        raise UsageError(f"{rank} clusters are more than the units that the members have in any module.")
+    if row.equal_ranks:
+        _refuse_ranks(members, row)
+
+
+def _weights(row: MergeMethod, count: int, given: Sequence[float] | None) -> tuple[float, ...]:
+    weights = row.default_weights(count) if given is None else tuple(float(weight) for weight in given)
+    if len(weights) != count:
+        raise UsageError(f"There are {len(weights)} weights for {count} members; give one each.")
+    if not all(math.isfinite(weight) for weight in weights) or not any(weights):
+        raise UsageError("Weights must be finite numbers, and one of them not 0.")
+    if not row.normalised:
+        return weights
+    total = math.fsum(weights)
+    if total == 0:
+        raise UsageError(f"{row.name} divides the weights by their sum, which is 0; use sum.")
+    return tuple(weight / total for weight in weights)
+
+
+def _refuse_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is no device; use cpu, cuda or cuda:0.") from error
+    if kind.type not in ("cpu", "cuda"):
+        raise UsageError(f"Merges run on cpu and cuda, not on {kind.type}.")
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"There is no device {device} here; use cpu.")
+
+
+def _dtype(asked: str | None, members: Sequence[Member]) -> str:
+    """The data type asked for, else the one that all members share, else float32."""
+    if asked is not None:
+        if asked not in DTYPES:
+            raise UsageError(f"{asked!r} is no data type to write; choose one of {', '.join(DTYPES)}.")
+        return asked
+    stored = {dtype for member in members for dtype in member.spec.dtypes}
+    return _STORED.get(stored.pop(), "float32") if len(stored) == 1 else "float32"
+
+
+def _refuse_ranks(members: Sequence[Member], row: MergeMethod) -> None:
+    for shape in shapes(members):
+        if len({rank for rank in shape.ranks if rank}) > 1:
+            raise MergeError(
+                f"{row.name} needs equal ranks and {shape.name} has {sorted({r for r in shape.ranks if r})}; "
+                "average and svd take any."
+            )
+
+
+def _ranks(members: Sequence[Member]) -> list[int]:
+    return [module.rank for member in members for module in member.spec.modules]
