@@ -27,8 +27,8 @@ from typing import Any
 
 import click
 
-from crawler.localhub import LocalHub
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
 from tests.studies.small import make_world
 
 # Fields of records, and columns, that tell a time or a cost and no result.

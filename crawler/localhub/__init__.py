@@ -1,10 +1,9 @@
 """A Hub in a folder: repositories on disk, served over the Hub's HTTP protocol to the real clients.
 
-`folder` says what the API would say of a folder, `api` answers requests with it, `server` listens; `faults`
-spoils answers on purpose, for tests.
+`folder` says what the API would say of a folder, `api` answers requests with it, `server` listens.
 """
 
 from crawler.localhub.omissions import Omission, omissions
-from crawler.localhub.server import Limits, LocalHub, create_app, serve
+from crawler.localhub.server import LocalHub, create_app, serve
 
-__all__ = ["Limits", "LocalHub", "Omission", "create_app", "omissions", "serve"]
+__all__ = ["LocalHub", "Omission", "create_app", "omissions", "serve"]

@@ -9,12 +9,12 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qs, quote, urlencode
+from urllib.parse import parse_qs, urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from catalog.errors import UsageError
@@ -39,16 +39,10 @@ class RefusedError(Exception):
 
 
 class HubApi:
-    """The endpoints over one folder.
+    """The endpoints over one folder; the bodies of its files come at once, without the Hub's redirects."""
 
-    `cdn` is the URL that the bodies of LFS files are redirected to, None to send them at once;
-    `redirect_small` sends readers of other files to /api/resolve-cache first, as the real Hub does.
-    """
-
-    def __init__(self, folder: HubFolder, *, cdn: str | None, redirect_small: bool) -> None:
+    def __init__(self, folder: HubFolder) -> None:
         self._folder = folder
-        self._cdn = cdn
-        self._redirect_small = redirect_small
         self._listed: list[Repository] | None = None
 
     def routes(self) -> list[Route]:
@@ -56,7 +50,6 @@ class HubApi:
         return [
             Route(api, self.list_models),
             Route("/api/whoami-v2", self.whoami),
-            Route("/api/resolve-cache/models/{owner}/{name}/{rev}/{path:path}", self.small_file),
             Route(repo, self.detail),
             Route(f"{repo}/revision/{{rev:path}}", self.detail),
             Route(f"{repo}/tree/{{rev}}", self.tree),
@@ -64,7 +57,6 @@ class HubApi:
             Route(f"{repo}/paths-info/{{rev}}", self.paths_info, methods=["POST"]),
             Route(f"{repo}/refs", self.refs),
             Route(f"{repo}/commits/{{rev:path}}", self.commits),
-            Route("/cdn/{owner}/{name}/{sha256}/{path:path}", self.cdn_file),
             Route("/{owner}/{name}/resolve/{rev}/{path:path}", self.resolve),
         ]
 
@@ -160,33 +152,7 @@ class HubApi:
         headers = {"X-Repo-Commit": repository.sha, "ETag": f'"{digest.etag}"', "Accept-Ranges": "bytes"}
         if digest.sha256 is not None:
             headers |= {"X-Linked-Etag": f'"{digest.sha256}"', "X-Linked-Size": str(digest.size)}
-            if self._cdn is not None:
-                place = quote(f"/cdn/{repository.repo_id}/{digest.sha256}/{path}")
-                return RedirectResponse(f"{self._cdn}{place}", 302, headers)
-        elif self._redirect_small:
-            place = quote(f"/api/resolve-cache/models/{repository.repo_id}/{repository.sha}/{path}")
-            query = urlencode([*request.query_params.multi_items(), ("etag", headers["ETag"])])
-            return RedirectResponse(f"{place}?{query}", 307, headers)
         return _file(request, file, headers)
-
-    def small_file(self, request: Request) -> Response:
-        repository = self._repository(request)
-        _refuse_disabled(repository)
-        _refuse_gated(repository, request)
-        path = request.path_params["path"]
-        if path not in repository.files:
-            raise _no_entry(repository, path)
-        etag = f'"{repository.digests[path].etag}"'
-        return _file(request, repository.files[path], {"X-Repo-Commit": repository.sha, "ETag": etag})
-
-    def cdn_file(self, request: Request) -> Response:
-        """The body of an LFS file; like a signed URL its address is the permission."""
-        repository = self._folder.find(_asked(request))
-        path, sha256 = request.path_params["path"], request.path_params["sha256"]
-        digest = repository.digests.get(path) if repository is not None else None
-        if repository is None or digest is None or digest.sha256 != sha256:
-            raise HTTPException(404)
-        return _file(request, repository.files[path], {"ETag": f'"{sha256}"'})
 
     def _repository(self, request: Request) -> Repository:
         """The repository a request names, at the revision it names. Raises RefusedError."""

@@ -26,7 +26,7 @@ PROGRAM = (sys.executable, "-m", "cli")
 HUB = """
 import sys
 from pathlib import Path
-from crawler.localhub import LocalHub
+from tests.localhub import LocalHub
 with LocalHub(Path(sys.argv[1])) as hub:
     print(hub.url, flush=True)
     sys.stdin.read()

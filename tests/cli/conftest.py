@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import loradex
-from crawler.localhub import LocalHub
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
 
 ROOT = Path(__file__).parents[2]
 # No known base model, so that small factors fit it.

@@ -10,8 +10,8 @@ import pytest
 
 from catalog.database import disposing, open_catalog, writer_lock
 from catalog.settings import Settings
-from crawler.localhub import LocalHub
 from tests.cli.conftest import TINY, Program
+from tests.localhub import LocalHub
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 

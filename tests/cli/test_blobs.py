@@ -18,9 +18,9 @@ from catalog.database import disposing, open_catalog, pool_store, writer_lock
 from catalog.files import BlobStore, temporary_folder
 from catalog.settings import Settings
 from cli.main import loradex
-from crawler.localhub import LocalHub
 from tests.cli.conftest import TINY, Program
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
 
 CRAWL = ("-q", "crawl", "--any-base", "--weights", "keep")
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from cli.commands.browse import marked, ruled, short_count, short_targets
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import Fault, Html
 from tests.cli.conftest import ROOT, TINY, Program
 from tests.hubs import adapter_config, card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
+from tests.localhub.faults import Fault, Html
 
 CRAWL = ("crawl", "--any-base", "--weights", "headers")
 EVIL = "\x1b[31mred\x1b]0;title\x07\u202e"

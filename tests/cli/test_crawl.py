@@ -15,10 +15,10 @@ from click.testing import Result
 
 from catalog.database import disposing, open_catalog, writer_lock
 from catalog.settings import Settings
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import Callback, Fault, Html, Status
 from tests.cli.conftest import TINY, Program
 from tests.hubs import lora_files, make_repo
+from tests.localhub import LocalHub
+from tests.localhub.faults import Callback, Fault, Html, Status
 
 TOKEN = "hf_ThisIsATokenThatNobodyMaySee"
 CRAWL = ("crawl", "--any-base", "--weights", "headers")

@@ -13,12 +13,12 @@ from click.testing import Result
 
 from catalog.adapters import parse_config
 from catalog.fingerprints import fingerprint
-from crawler.localhub import LocalHub
 from merging.learning import direction, exact_scores
 from merging.members import load_member
 from merging.model import read_task, seen
 from merging.model.base import kept_name
 from tests.hubs import card, make_repo
+from tests.localhub import LocalHub
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import NAME, save_base, tiny_base, write_task
 

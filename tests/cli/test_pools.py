@@ -16,8 +16,8 @@ from peft.utils import load_peft_weights
 
 from catalog.pools import Manifest, read_manifest
 from cli.main import loradex
-from crawler.localhub import LocalHub
 from tests.cli.conftest import ROOT, Program
+from tests.localhub import LocalHub
 
 pytestmark = pytest.mark.slow
 SAMPLE = ROOT / "data" / "sample_hub"

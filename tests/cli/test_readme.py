@@ -17,9 +17,9 @@ from catalog.settings import Settings
 from cli.app import Exit
 from cli.commands.demo import STEPS
 from cli.main import COMMANDS, loradex
-from crawler.localhub import LocalHub
 from tests import documents
 from tests.cli.conftest import ROOT, Program
+from tests.localhub import LocalHub
 
 README = documents.README.read_text(encoding="utf-8")
 HELP = documents.HELP.read_text(encoding="utf-8")

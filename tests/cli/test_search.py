@@ -9,8 +9,8 @@ import pytest
 
 from catalog.errors import EncoderError
 from catalog.index import encoder as embed
-from crawler.localhub import LocalHub
 from tests.cli.conftest import Program
+from tests.localhub import LocalHub
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from crawler.localhub import LocalHub
 from tests.cli.conftest import Program
+from tests.localhub import LocalHub
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from crawler.hub import Hub, HubSettings
-from crawler.localhub import LocalHub
 from tests.client import NAME, TOKEN
 from tests.fakes import VirtualClock
 from tests.hubs import make_repo
+from tests.localhub import LocalHub
 
 OFF = (
     "HF_HUB_DISABLE_XET",

@@ -21,9 +21,9 @@ from crawler.hub.budget import (
     SystemClock,
     WaitCancelledError,
 )
-from crawler.localhub import Limits, LocalHub
 from tests.fakes import VirtualClock
 from tests.hubs import make_repo
+from tests.localhub import Limits, LocalHub
 
 
 def send(budget: RequestBudget, clock: VirtualClock, count: int, latency: float = 0.0) -> list[float]:

@@ -17,10 +17,10 @@ from catalog.adapters import AdapterReference
 from catalog.database import make_engine
 from catalog.search import browse
 from crawler.crawl import refusing
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import SeenRequest
 from tests.crawling import crawl, dump, items
 from tests.hubs import BASE, adapter_config
+from tests.localhub import LocalHub
+from tests.localhub.faults import SeenRequest
 from tests.neighbours import (
     GOOD,
     TINY,

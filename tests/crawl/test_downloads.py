@@ -21,8 +21,10 @@ from catalog.errors import (
 )
 from catalog.files import BlobStore
 from crawler.hub import Hub, HubSettings, RemoteFile
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import (
+from tests.fakes import VirtualClock
+from tests.hubs import lora_files, make_repo, safetensors_header_bytes
+from tests.localhub import LocalHub
+from tests.localhub.faults import (
     Action,
     Corrupt,
     DropHeader,
@@ -36,8 +38,6 @@ from crawler.localhub.faults import (
     Truncate,
     WrongContentRange,
 )
-from tests.fakes import VirtualClock
-from tests.hubs import lora_files, make_repo, safetensors_header_bytes
 
 NAME = "someone/adapter"
 TOKEN = "hf_TheSecretOfThisTest"

@@ -17,8 +17,10 @@ import pytest
 from sqlalchemy import Engine
 
 from catalog.files import BlobStore
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import (
+from tests.crawling import crawl, dump
+from tests.hubs import lora_tensors, safetensors_bytes
+from tests.localhub import LocalHub
+from tests.localhub.faults import (
     Corrupt,
     DropHeader,
     Extend,
@@ -33,8 +35,6 @@ from crawler.localhub.faults import (
     Truncate,
     WrongContentRange,
 )
-from tests.crawling import crawl, dump
-from tests.hubs import lora_tensors, safetensors_bytes
 from tests.neighbours import (
     GOOD,
     all_counted,

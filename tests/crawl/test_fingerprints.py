@@ -17,10 +17,10 @@ from catalog.database.opening import downgrade, upgrade
 from catalog.database.remeasurement import Reread, reread
 from catalog.files import BlobStore
 from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE, fingerprint
-from crawler.localhub import LocalHub
 from tests.crawl.test_run import TINY
 from tests.crawling import crawl
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
 
 
 @pytest.fixture

@@ -16,8 +16,11 @@ from catalog.errors import (
 )
 from crawler.hub import Hub, HubSettings
 from crawler.hub.budget import WaitCancelledError
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import (
+from tests.client import NAME, commit_of
+from tests.fakes import VirtualClock
+from tests.hubs import make_repo
+from tests.localhub import LocalHub
+from tests.localhub.faults import (
     Callback,
     EditJson,
     Fault,
@@ -27,9 +30,6 @@ from crawler.localhub.faults import (
     Status,
     Truncate,
 )
-from tests.client import NAME, commit_of
-from tests.fakes import VirtualClock
-from tests.hubs import make_repo
 
 
 def everything(hub: Hub) -> list[object]:

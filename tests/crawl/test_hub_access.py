@@ -21,15 +21,15 @@ from catalog.errors import (
 from catalog.files import BlobStore
 from crawler.hub import Hub, HubSettings, RemoteFile
 from crawler.hub.refusal import FOREIGN, translate
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import (
+from tests.client import NAME, TOKEN, file_of
+from tests.hubs import make_repo
+from tests.localhub import LocalHub
+from tests.localhub.faults import (
     Fault,
     Json,
     SetHeader,
     Status,
 )
-from tests.client import NAME, TOKEN, file_of
-from tests.hubs import make_repo
 
 STATUSES = {
     "gated",

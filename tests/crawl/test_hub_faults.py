@@ -16,10 +16,10 @@ import pytest
 from catalog.errors import HubError, HubPayloadError, HubUnreachableError
 from crawler.hub import Hub, HubSettings, Page, wire
 from crawler.hub.budget import WaitCancelledError
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import Callback, Drip, Extend, Fault, Gzip, Hang, HangBody, Json, Status
 from tests.fakes import RawServer, VirtualClock
 from tests.hubs import make_repo
+from tests.localhub import LocalHub
+from tests.localhub.faults import Callback, Drip, Extend, Fault, Gzip, Hang, HangBody, Json, Status
 
 NAME = "someone/adapter"
 MEBIBYTE = 1 << 20

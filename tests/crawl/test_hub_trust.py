@@ -18,8 +18,10 @@ from catalog.errors import (
 from catalog.files import BlobStore
 from crawler.hub import Hub, HubSettings
 from crawler.hub.exchange import Ask, Exchange
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import (
+from tests.client import NAME, TOKEN, file_of
+from tests.fakes import RawServer, VirtualClock
+from tests.localhub import LocalHub
+from tests.localhub.faults import (
     Callback,
     Fault,
     Hang,
@@ -30,8 +32,6 @@ from crawler.localhub.faults import (
     Status,
     Truncate,
 )
-from tests.client import NAME, TOKEN, file_of
-from tests.fakes import RawServer, VirtualClock
 
 # Who is told what
 

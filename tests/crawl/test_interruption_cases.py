@@ -15,9 +15,9 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from catalog.database.schema import CrawlItem, CrawlPage
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import Callback, Fault, SeenRequest
 from tests.crawling import crawl, dump, items
+from tests.localhub import LocalHub
+from tests.localhub.faults import Callback, Fault, SeenRequest
 from tests.neighbours import GOOD, LISTING, neighbours, sqlite_catalog, verdicts
 
 pytestmark = pytest.mark.slow

@@ -19,8 +19,10 @@ from crawler.crawl.options import Query
 from crawler.crawl.pages import Walk, walk
 from crawler.crawl.progress import Silent
 from crawler.hub import Hub
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import (
+from tests.crawling import NOW, crawl, dump, hub_settings
+from tests.fakes import VirtualClock
+from tests.localhub import LocalHub
+from tests.localhub.faults import (
     Callback,
     Drip,
     Fault,
@@ -33,8 +35,6 @@ from crawler.localhub.faults import (
     Status,
     Truncate,
 )
-from tests.crawling import NOW, crawl, dump, hub_settings
-from tests.fakes import VirtualClock
 from tests.neighbours import (
     GOOD,
     LISTING,

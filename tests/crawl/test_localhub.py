@@ -25,9 +25,10 @@ from huggingface_hub.errors import (
 )
 
 from catalog.errors import UsageError
-from crawler.localhub import Limits, LocalHub, create_app, serve
+from crawler.localhub import create_app, serve
 from crawler.localhub.folder import Digest, HubFile, HubFolder
 from tests.hubs import BASE, make_repo
+from tests.localhub import Limits, LocalHub
 
 
 @pytest.fixture

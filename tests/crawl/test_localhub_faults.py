@@ -17,8 +17,9 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import (
+from tests.hubs import make_repo
+from tests.localhub import LocalHub
+from tests.localhub.faults import (
     Action,
     Callback,
     Corrupt,
@@ -42,7 +43,6 @@ from crawler.localhub.faults import (
     Truncate,
     WrongContentRange,
 )
-from tests.hubs import make_repo
 
 TEXT = "/ann/lora/resolve/main/text.txt"
 CONTENT = b"0123456789"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from crawler.localhub import Limits, LocalHub
 from tests.fakes import VirtualClock
+from tests.localhub import Limits, LocalHub
 from tests.neighbours import crawl_by, neighbours, repo
 
 

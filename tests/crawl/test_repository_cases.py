@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from catalog.database import make_engine
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import Callback, EditJson, Fault, Html, Json, NextLink, Status
 from tests.crawling import crawl, dump, items
 from tests.hubs import adapter_config, card
+from tests.localhub import LocalHub
+from tests.localhub.faults import Callback, EditJson, Fault, Html, Json, NextLink, Status
 from tests.neighbours import (
     GOOD,
     LISTING,

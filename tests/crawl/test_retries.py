@@ -16,10 +16,10 @@ from catalog.database import retries
 from catalog.database.retries import rest
 from catalog.database.schema import Crawl, CrawlRetry
 from crawler.crawl import stages
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import Fault, Hang, Status, Truncate
 from tests.crawling import NOW, crawl, items
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
+from tests.localhub.faults import Fault, Hang, Status, Truncate
 
 TINY = "acme/tiny"
 OLD, NEW = "2025-10-01T00:00:00.000Z", "2025-12-01T00:00:00.000Z"

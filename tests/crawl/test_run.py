@@ -18,10 +18,10 @@ from catalog.errors import CatalogBusyError
 from catalog.files import BlobStore
 from catalog.search import browse
 from crawler.crawl import refusing
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import Callback, Corrupt, EditJson, Fault, Hang, Status, Truncate
 from tests.crawling import crawl, dump, items
 from tests.hubs import adapter_config, card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
+from tests.localhub.faults import Callback, Corrupt, EditJson, Fault, Hang, Status, Truncate
 
 BASE = "meta-llama/Llama-3.1-8B-Instruct"
 # No known base model, so that small factors fit it.

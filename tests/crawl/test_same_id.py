@@ -13,10 +13,10 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from catalog.database import CrawlItem, Repository
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import EditJson, Fault, Status
 from tests.crawling import NOW, crawl
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
+from tests.localhub.faults import EditJson, Fault, Status
 
 TINY = "acme/tiny"
 ID = "5" * 24

@@ -16,11 +16,11 @@ from catalog.adapters import BaseSpelling
 from catalog.database import Crawl, CrawlItem, Repository, make_engine, store
 from catalog.database.opening import upgrade
 from catalog.files import BlobStore
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import EditJson, Fault, Status
 from tests.crawl.test_run import LISTING, TINY, row, unlike
 from tests.crawling import NOW, crawl
 from tests.hubs import adapter_config, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
+from tests.localhub.faults import EditJson, Fault, Status
 
 OTHER = {"bases": (TINY,)}
 

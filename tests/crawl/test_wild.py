@@ -20,9 +20,9 @@ from catalog.database import make_engine
 from catalog.database.opening import upgrade
 from catalog.search import browse
 from crawler.crawl import refusing
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import Callback, Fault
 from tests.crawling import crawl, dump, items
+from tests.localhub import LocalHub
+from tests.localhub.faults import Callback, Fault
 from tests.shared_data import SHARED, data
 from tests.wild import LLAMA, paper_hub, wild_hub
 

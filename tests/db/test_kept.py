@@ -11,9 +11,9 @@ from catalog.database import Adapter, WeightsFile, make_engine, parse_url
 from catalog.database.kept import catalog_name, origins, refuse_other_catalogs, register_catalog, unneeded
 from catalog.files import BlobStore
 from catalog.settings import Settings
-from crawler.localhub import LocalHub
 from tests.crawling import crawl
 from tests.hubs import lora_files, make_repo
+from tests.localhub import LocalHub
 
 
 def test_a_catalog_has_one_name_however_it_is_opened(catalog_url: str, tmp_path: Path) -> None:

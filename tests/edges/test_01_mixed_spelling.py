@@ -12,7 +12,6 @@ import pytest
 from catalog.adapters import BaseSpelling, BaseTable, extended_table, seed_spellings, seed_table
 from catalog.errors import MergeError
 from catalog.pools import Manifest, parse_manifest
-from crawler.localhub import LocalHub
 from merging.learning.combination import combine
 from merging.members import base_note, load_member, load_members
 from merging.model.base import kept_name
@@ -21,6 +20,7 @@ from merging.static.inspection import inspect
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
 from tests.merging.adapters import adapter, deltas, distance, total
 from tests.merging.test_controls import layered
 from tests.merging.test_evaluate import ROWS, tiny_adapter

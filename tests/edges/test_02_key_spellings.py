@@ -20,10 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME, load_problems, make_loadable
 from catalog.pools import EXPORT_RECORD, read_manifest, read_record
-from crawler.localhub import LocalHub
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, row
 from tests.hubs import make_repo
+from tests.localhub import LocalHub
 from tests.shared_data import shared
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from crawler.localhub import LocalHub
 from tests.cli.conftest import Program
 from tests.edges.rows import row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
 from tests.merging.adapters import Q, adapter
 from tests.shared_data import shared
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from crawler.localhub import LocalHub
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import make_repo
+from tests.localhub import LocalHub
 from tests.shared_data import shared
 
 HARMLESS = (

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crawler.localhub import LocalHub
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
 from tests.shared_data import shared
 
 BASE = "acme/tiny"

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from catalog.adapters import parse_config, seed_spellings, seed_table
 from catalog.rules import Reason
 from crawler.crawl.screening import Evidence, screen
-from crawler.localhub import LocalHub
 from tests.cli.conftest import TINY, Program
 from tests.edges.rows import row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
 from tests.shared_data import shared
 
 INSTRUCT = "meta-llama/Llama-3.1-8B-Instruct"

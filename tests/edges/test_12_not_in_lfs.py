@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import EditJson, Fault
 from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
+from tests.localhub.faults import EditJson, Fault
 from tests.shared_data import shared
 
 Program = Callable[..., Result]

@@ -16,11 +16,11 @@ from crawler.hub import BadRow, parse_row, tree
 from crawler.hub import rows as listing
 from crawler.hub.tree import read_tree
 from crawler.hub.wire import parse_rows
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import EditJson, Fault
 from crawler.reading import cards, parse_card
 from tests.edges.rows import row
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
+from tests.localhub.faults import EditJson, Fault
 from tests.shared_data import shared
 
 Program = Callable[..., Result]

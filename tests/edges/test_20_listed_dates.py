@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from crawler.localhub import LocalHub
-from crawler.localhub.faults import EditJson, Fault
 from crawler.reading import parse_card
 from tests.cli.conftest import ROOT, Program
+from tests.localhub import LocalHub
+from tests.localhub.faults import EditJson, Fault
 
 FRONT = b"---\ntags: !!set {alpha, beta, gamma, delta}\n---\n"
 

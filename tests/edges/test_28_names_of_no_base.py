@@ -8,10 +8,10 @@ from click.testing import CliRunner
 from catalog.adapters import BaseSpelling, BaseTable, seed_table
 from catalog.errors import NotFoundError
 from cli.main import loradex
-from crawler.localhub import LocalHub
 from tests.cli.conftest import TINY, Program
 from tests.edges.rows import row
 from tests.hubs import lora_files, make_repo
+from tests.localhub import LocalHub
 from tests.shared_data import shared
 
 INSTRUCT = "meta-llama/Llama-3.1-8B-Instruct"

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from crawler.localhub import LocalHub, omissions
+from crawler.localhub import omissions
 from crawler.localhub.folder import HubFolder
 from tests.edges.rows import row
 from tests.hubs import card, lora_files, make_repo
+from tests.localhub import LocalHub
 from tests.shared_data import shared
 
 Program = Callable[..., Result]

@@ -21,9 +21,9 @@ from catalog.database import Repository, disposing, open_catalog
 from catalog.errors import CatalogBusyError
 from catalog.settings import Settings
 from cli.main import loradex
-from crawler.localhub import LocalHub
 from tests.cli.conftest import Program
 from tests.db.test_search import Thesaurus
+from tests.localhub import LocalHub
 
 Lock = Callable[[Path], AbstractContextManager[None]]
 NOBODY = 65534

@@ -13,9 +13,9 @@ import pytest
 
 from catalog.files import BlobStore, temporary_folder
 from cli.app import Exit
-from crawler.localhub import LocalHub
 from tests.cli.conftest import TINY, Program
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
+from tests.localhub import LocalHub
 
 ROOT = Path(__file__).parents[2]
 CRAWL = ("crawl", "--any-base", "--weights")

@@ -31,7 +31,7 @@ from catalog.index.encoder import (
     has_content,
     load_embedder,
 )
-from crawler.localhub import LocalHub
+from tests.localhub import LocalHub
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "house", "sky", "of", "."]
 packaged = pytest.mark.skipif(

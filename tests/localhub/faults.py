@@ -23,8 +23,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from crawler.localhub.bodies import Corrupt, Drip, EditJson, Extend, HangBody, Truncate
-from crawler.localhub.request import SeenRequest, until_client_leaves, with_headers
+from tests.localhub.bodies import Corrupt, Drip, EditJson, Extend, HangBody, Truncate
+from tests.localhub.wire import SeenRequest, until_client_leaves, with_headers
 
 __all__ = [
     "Action",

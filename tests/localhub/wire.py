@@ -1,4 +1,4 @@
-"""A request as the local Hub saw it, and the two ways in which faults meddle with an answer."""
+"""A request as the local Hub saw it, and the ways in which an answer can be changed on its way."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ class SeenRequest:
     @property
     def line(self) -> str:
         return f"{self.method} {self.path}" + (f"?{self.query}" if self.query else "")
+
+
+def request_kind(path: str) -> str:
+    if path.startswith("/cdn/"):
+        return "cdn"
+    if path.startswith("/api/resolve-cache/") or path.split("/")[3:4] == ["resolve"]:
+        return "resolver"
+    return "api" if path.startswith("/api/") else "other"
 
 
 def with_headers(app: ASGIApp, change: Callable[[Scope, MutableHeaders, int], None]) -> ASGIApp:

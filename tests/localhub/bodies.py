@@ -12,7 +12,7 @@ import anyio
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crawler.localhub.request import SeenRequest, until_client_leaves, with_headers
+from tests.localhub.wire import SeenRequest, until_client_leaves, with_headers
 
 
 @dataclass(frozen=True)

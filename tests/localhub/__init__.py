@@ -1,0 +1,5 @@
+"""The local Hub as tests need it: with faults, limits, redirects and a log of what it was asked for."""
+
+from tests.localhub.server import Limits, LocalHub
+
+__all__ = ["Limits", "LocalHub"]
