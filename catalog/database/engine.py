@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
 
 from catalog.errors import CatalogBusyError, CatalogError, ReadOnlyCatalogError, UsageError
+from catalog.extras import require_extra
 from catalog.files import may_write
 
 BUSY_SECONDS = 30
@@ -57,10 +58,8 @@ def make_engine(url: str) -> Engine:
     else:
         if "connect_timeout" not in parsed.query:
             parsed = parsed.update_query_dict({"connect_timeout": str(CONNECT_SECONDS)})
-        try:
-            engine = create_engine(parsed, json_serializer=dumps, pool_pre_ping=True)
-        except ImportError as error:
-            raise CatalogError("PostgreSQL needs its driver: pip install 'loradex[postgres]'") from error
+        require_extra("postgres", "A catalog in PostgreSQL", CatalogError)
+        engine = create_engine(parsed, json_serializer=dumps, pool_pre_ping=True)
     event.listen(engine, "handle_error", _translate)
     return engine
 

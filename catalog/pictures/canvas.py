@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import StorageError, UsageError
+from catalog.extras import require_extra
 from catalog.files import temporary_folder
 
 if TYPE_CHECKING:
@@ -73,7 +74,11 @@ def checked_suffix(path: Path) -> str:
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """matplotlib's own defaults and the house's few changes, for the length of a `with`; not thread-safe."""
+    """matplotlib's own defaults and the house's few changes, for the length of a `with`; not thread-safe.
+
+    Raises UsageError where the extra `plot` is not installed.
+    """
+    require_extra("plot", "A picture")
     import matplotlib
 
     with matplotlib.rc_context():

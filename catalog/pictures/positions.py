@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalog.errors import UsageError
+from catalog.extras import require_extra
 
 Floats = NDArray[np.float64]
 
@@ -45,8 +46,9 @@ def layout(vectors: NDArray[Any], seed: int = 0) -> Floats:
 
     A vector without a direction (zero, or not finite) has no place: its row is NaN. The same input and seed
     give the same points on one machine, however many threads it has. Raises UsageError for anything but a
-    matrix.
+    matrix, and where the extra `plot` is not installed.
     """
+    require_extra("plot", "A map")
     vectors = np.asarray(vectors)
     vectors = vectors.astype(np.result_type(vectors.dtype, np.float32), copy=False)
     if vectors.ndim != 2:

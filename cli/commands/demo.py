@@ -17,7 +17,6 @@ import click
 from catalog.errors import NotFoundError
 from cli.app import App, pass_app
 from crawler.crawl import DEFAULT_BASE
-from crawler.localhub import LocalHub
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample_hub"
 CRAWL = ("crawl", "--any-base", "--weights", "keep")
@@ -102,6 +101,8 @@ def demo(app: App) -> None:
 
     Writes the folder `demo` in the data folder, which is emptied first.
     """
+    from crawler.localhub import LocalHub
+
     if not SAMPLE.is_dir():
         raise NotFoundError(f"The sample Hub is not at {SAMPLE}; run the demo from a clone of the project.")
     place = app.settings.data / "demo"

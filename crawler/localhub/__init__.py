@@ -3,7 +3,11 @@
 `folder` says what the API would say of a folder, `api` answers requests with it, `server` listens.
 """
 
-from crawler.localhub.omissions import Omission, omissions
-from crawler.localhub.server import LocalHub, create_app, serve
+from catalog.extras import require_extra
+
+require_extra("serve", "A Hub in a folder")
+
+from crawler.localhub.omissions import Omission, omissions  # noqa: E402
+from crawler.localhub.server import LocalHub, create_app, serve  # noqa: E402
 
 __all__ = ["LocalHub", "Omission", "create_app", "omissions", "serve"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import NotFoundError, UsageError
+from catalog.extras import require_extra
 from merging.model.gguf import GgufError, check_llama
 from merging.model.memory import memory_limit
 from merging.model.prompts import DATE
@@ -85,6 +86,7 @@ def load_base(
     reading is kept below `bases`. Raises NotFoundError where there is no such model, UsageError for one that
     is no causal language model or a device that is not there, and MemoryLimitError where it does not fit.
     """
+    require_extra("eval", "A base model")
     import torch
 
     if Path(base).suffix == ".gguf":
@@ -163,6 +165,7 @@ def keep_base(base: str, source: Path, bases: Path) -> Path:
 
 def check_source(source: Path) -> None:
     """Raises NotFoundError or UsageError unless `source` is a whole GGUF file of a Llama model."""
+    require_extra("eval", "A base model from a GGUF file")
     if not source.is_file():
         raise NotFoundError(f"There is no file {source}; name a GGUF file.")
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from catalog.adapters import BaseTable
 from catalog.errors import UsageError
+from catalog.extras import require_extra
 from catalog.files import temporary_folder
 from merging.members import Member, Stack, iterate_stacks, load_members, shapes, storage
 from merging.methods import Grams, coordinates, grams, pair_products, precise_truncation
@@ -113,12 +114,11 @@ def inspect(
 def plot(found: Inspection, path: Path) -> None:
     """Write a picture of the cosines and of the energy by rank, in the format that the file's name says.
 
-    Raises UsageError where matplotlib is not installed, StorageError where the disk refuses.
+    Raises UsageError where the extra `plot` is not installed, StorageError where the disk refuses.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("Pictures need matplotlib; pip install matplotlib.") from error
+    require_extra("plot", "A picture")
+    from matplotlib.figure import Figure
+
     height = 3.6 + 0.1 * min(len(found.names), _MOST_NAMES)
     figure = Figure(figsize=(1.4 * height + 5.0, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.4 * height, 5.0))

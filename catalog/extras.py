@@ -1,0 +1,34 @@
+"""The extras of the installation, and the sentence for one that is missing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from catalog.errors import LoradexError, UsageError
+
+# The modules by which an extra of pyproject.toml is known to be installed.
+EXTRAS = {
+    "eval": ("cma", "gguf", "peft", "transformers"),
+    "plot": ("matplotlib", "sklearn", "threadpoolctl"),
+    "postgres": ("psycopg",),
+    "ray": ("ray",),
+    "serve": ("starlette", "uvicorn"),
+    "study": ("jinja2", "pydantic"),
+}
+
+
+def require_extra(extra: str, purpose: str, error: type[LoradexError] = UsageError) -> None:
+    """Returns if the modules of an extra are installed; imports none of them.
+
+    Raises `error` for the first that is not, with the purpose (as "A picture") and the line that installs it.
+    """
+    for module in EXTRAS[extra]:
+        try:
+            installed = find_spec(module) is not None
+        except ImportError:
+            installed = False
+        if not installed:
+            raise error(
+                f"{purpose} requires the extra {extra}, of which {module} is not installed: "
+                f"pip install 'loradex[{extra}]'."
+            )
