@@ -26,9 +26,10 @@ from catalog.errors import (
 )
 from catalog.settings import Settings
 from cli.app import App, Exit
-from cli.output import Output, plain
+from cli.output import Output
 from cli.signals import StopSignal, set_up_signals
 from cli.streams import discard_stdout, set_up_streams
+from loradex.text import plain
 
 
 @dataclass(frozen=True)

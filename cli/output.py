@@ -12,30 +12,25 @@ import enum
 import io
 import json
 import math
-import re
 import shutil
 import sys
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import click
+
+from loradex.progress import ProgressCallback, Step, show_progress
+from loradex.text import plain
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # What is not read on a terminal is never folded.
 WIDTH_WITHOUT_TERMINAL = 1 << 30
-# Without a terminal a long command says how far it is once in so many seconds.
-NOTE_SECONDS = 60.0
-# The rate of what arrives is that of the last so many seconds.
-FLOW_SECONDS = 30.0
 # A column of a table becomes narrower than its longest word, but than this only where all others are so too.
 NARROWEST = 12
 # What the widest character takes.
@@ -48,7 +43,6 @@ _JOINTS = "/-_.:,@"
 # A cell that begins so is a formula to spreadsheets, which may send its neighbours elsewhere (OWASP, CSV
 # Injection); the wide forms are those of East Asian keyboards.
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 class Format(enum.StrEnum):
@@ -69,26 +63,6 @@ class Column:
     title: str = ""
     right: bool = False
     show: Callable[[Any], str] | None = None
-
-
-class Progress(Protocol):
-    """What a long command tells while it works; the same shape as `crawler.crawl.progress.Progress`."""
-
-    def watch_bytes(self, received: Callable[[], int]) -> None:
-        """From now on `received` gives the number of bytes that have arrived; any thread may ask."""
-        ...
-
-    def listed(self, repositories: int) -> None:
-        """So many things are found by now."""
-        ...
-
-    def working(self, done: int, total: int) -> None:
-        """So many of them are done."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -128,86 +102,22 @@ class Output:
             click.echo(plain(text), err=True)
 
     @contextmanager
-    def progress(self, label: str) -> Iterator[Progress]:
-        """Bars with rate and time left on stderr; without a terminal the notes, and a line now and then."""
-        if self.quiet or not sys.stderr.isatty():
-            yield Notes(self, label)
+    def show_progress(self) -> Iterator[ProgressCallback]:
+        """What a call of the library reports its progress to: bars on a terminal, else a line a minute.
+
+        Notes are written as talk; with `quiet` there is neither.
+        """
+        if self.quiet:
+            yield lambda _event: None
             return
-        from cli.bars import Bars
+        with show_progress(self.say) as callback:
+            yield callback
 
-        with Bars(label) as bars:
-            yield bars
-
-
-class Flow:
-    """Bytes that arrive: how many there are, and how many a second over the last half minute."""
-
-    def __init__(self, received: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
-        self._received, self._clock = received, clock
-        self._seen: deque[tuple[float, int]] = deque()
-        self._lock = threading.Lock()
-
-    def words(self) -> str:
-        """The amount and the rate as people say them: 1.2 GB, 8.5 MB/s."""
-        now, received = self._clock(), self._received()
-        with self._lock:
-            self._seen.append((now, received))
-            while len(self._seen) > 2 and now - self._seen[1][0] >= FLOW_SECONDS:
-                self._seen.popleft()
-            since, before = self._seen[0]
-        rate = f", {amount((received - before) / (now - since))}/s" if now - since > 0.5 else ""
-        return f"{amount(received)}{rate}"
-
-
-class Notes:
-    """Progress where nobody watches: the notes, and once a minute a line of how far it is."""
-
-    def __init__(self, output: Output, label: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._output, self._label, self._clock = output, label, clock
-        self._flow: Flow | None = None
-        self._told = clock()
-        self._first: tuple[float, int] | None = None
-
-    def watch_bytes(self, received: Callable[[], int]) -> None:
-        """From now on the lines say how many bytes have arrived."""
-        self._flow = Flow(received, self._clock)
-
-    def listed(self, repositories: int) -> None:
-        """A line when it is time."""
-        self._tell(f"listing: {repositories:,} so far")
-
-    def working(self, done: int, total: int) -> None:
-        """A line when it is time, with the time that is left as far as it can be told."""
-        now = self._clock()
-        self._first = self._first or (now, done)
-        since, before = self._first
-        left = (now - since) * (total - done) / (done - before) if done > before else None
-        about = f", about {_duration(left)} left" if left else ""
-        self._tell(f"{self._label}: {done:,} of {total:,}{about}")
-
-    def note(self, text: str) -> None:
-        """Writes the line, unless quiet."""
-        self._output.say(text)
-
-    def _tell(self, text: str) -> None:
-        if self._clock() - self._told >= NOTE_SECONDS:
-            self._told = self._clock()
-            self._output.say(f"{text} ({self._flow.words()})" if self._flow else text)
-
-
-def amount(count: float) -> str:
-    """A number of bytes as people say it: 820 kB, 33.4 MB, 1.2 GB."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= size:
-            return f"{count / size:.{0 if unit == 'kB' else 1}f} {unit}"
-    return f"{count:.0f} B"
-
-
-def _duration(seconds: float) -> str:
-    """A time as people say it: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Step]:
+        """The progress of one step of that name."""
+        with self.show_progress() as callback:
+            yield Step(callback, label)
 
 
 def output_options(*, lists: bool) -> Callable[[Command], Command]:
@@ -233,16 +143,6 @@ def _option(flag: str, chosen: Format, words: str) -> Callable[[Command], Comman
         context.obj = replace(context.obj, output=replace(context.obj.output, format=chosen))
 
     return click.option(flag, is_flag=True, expose_value=False, callback=choose, help=words)
-
-
-def plain(text: str) -> str:
-    """The text on one line, with everything that could steer a terminal shown as an escape."""
-    return _UNSAFE.sub(_escape, text)
-
-
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def width() -> int:

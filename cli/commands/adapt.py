@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ import click
 from catalog.adapters import misreadings
 from catalog.errors import MergeError, UsageError
 from cli.app import App, Exit, pass_app
-from cli.commands.asking import (
-    asked_base,
+from cli.commands.merge import members_of
+from cli.options import (
     base_option,
     date_option,
     device_option,
@@ -22,10 +22,9 @@ from cli.commands.asking import (
     task_option,
     tasks_option,
     too_long_option,
-    unusual_notes,
 )
-from cli.commands.merge import members_of
 from cli.output import Column, labelled, output_options
+from loradex.models import open_base, prompt_notes
 
 if TYPE_CHECKING:
     from merging.evaluation import Measured, TooLong
@@ -100,7 +99,7 @@ def adapt(
     split: str | None,
     limit: int | None,
     device: str,
-    date: datetime | None,
+    date: datetime.date | None,
     out: Path | None,
     overwrite: bool,
     **given: Any,
@@ -127,7 +126,13 @@ def adapt(
     members = members_of(app, pool, purpose="adapted")[0] if pool else []
     if control:
         members = _stand_ins(app, members, control, given["seed"], base)
-    model = asked_base(app, base, device, date)
+    model = open_base(
+        base,
+        bases=app.settings.bases,
+        device=device,
+        day=date,
+        report=lambda event: app.output.say(event.note),
+    )
     first = load_member(Path(target), purpose="adapted") if target else None
     with app.output.progress("adapting") as bar:
         done = learn(model, members, found, some, target=first, progress=bar.working, **given)
@@ -145,7 +150,7 @@ def adapt(
             score = _measured(model, found, split, limit, given["too_long"])
             told["score"] = {"split": split, **score.document()}
     app.output.document(told, _render)
-    for note in unusual_notes(done.record):
+    for note in prompt_notes(done.record):
         app.output.say(note)
     if nothing is not None:
         app.output.say(f"nothing was written: {nothing}")

@@ -17,8 +17,9 @@ from catalog.rules import UNREADABLE
 from catalog.search import browse, likeness
 from cli.app import App, pass_app
 from cli.commands.crawl import DOT, cost, verdicts
-from cli.output import NO_BREAK, Column, cell, fold, labelled, output_options, plain, width
+from cli.output import NO_BREAK, Column, cell, fold, labelled, output_options, width
 from crawler.crawl import RULE_SETS, RULES, Reason, refusing
+from loradex.text import plain
 
 LLAMA_LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 # What `show` tells people elsewhere or not at all; --json has everything.

@@ -16,9 +16,10 @@ import click
 from catalog.database import disposing, open_catalog, reading_if_any
 from catalog.files import BlobStore
 from cli.app import App, Exit, pass_app
-from cli.output import NO_BREAK, Progress, fold, labelled, output_options, width
+from cli.output import NO_BREAK, fold, labelled, output_options, width
 from crawler.crawl import DEFAULT_BASE, RULE_SETS, WEIGHTS, Crawler, CrawlOptions, preview_crawl, refusing
 from crawler.hub import Hub, HubSettings
+from loradex.progress import Step
 
 # Between things of one line; a line may end after it.
 DOT = f"{NO_BREAK}· "
@@ -119,7 +120,7 @@ def _preview(app: App, hub: Hub, options: CrawlOptions) -> dict[str, Any]:
 
 
 @contextmanager
-def _watched(app: App, hub: Hub, options: CrawlOptions) -> Iterator[Progress]:
+def _watched(app: App, hub: Hub, options: CrawlOptions) -> Iterator[Step]:
     """Says what is about to happen, and shows how far it is."""
     bases = ", ".join(options.bases or (DEFAULT_BASE,))
     of_what = "every base model" if options.any_base else bases

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,15 @@ import click
 from catalog.adapters import is_adapter_folder
 from catalog.errors import UsageError
 from cli.app import App, Exit, pass_app
-from cli.commands.asking import (
-    asked_base,
-    asked_tasks,
+from cli.commands.merge import members_of
+from cli.options import (
     base_option,
     date_option,
     device_option,
     too_long_option,
-    unusual_notes,
 )
-from cli.commands.merge import members_of
 from cli.output import Column, output_options
+from loradex.models import find_tasks, open_base, prompt_notes
 
 if TYPE_CHECKING:
     from merging.evaluation import Score
@@ -81,7 +79,7 @@ def evaluate(
     without_base: bool,
     out: Path | None,
     device: str,
-    date: datetime | None,
+    date: datetime.date | None,
     **given: Any,
 ) -> None:
     """Score the base model, adapters in folders and the members of a pool on tasks, each alone.
@@ -92,8 +90,14 @@ def evaluate(
     from merging.evaluation import scores as evaluating
 
     members = _members(app, adapters, pool)
-    found_tasks = asked_tasks(tasks, folder)
-    model = asked_base(app, base, device, date)
+    found_tasks = find_tasks(tasks, folder)
+    model = open_base(
+        base,
+        bases=app.settings.bases,
+        device=device,
+        day=date,
+        report=lambda event: app.output.say(event.note),
+    )
     scores, failed = [], []
     with app.output.progress("scoring") as bar:
         for found in evaluating.evaluate(
@@ -118,7 +122,7 @@ def evaluate(
 def _notes(scores: list[Score]) -> list[str]:
     """What is not as usual, each said once; counts of examples stand in the table."""
     told = [{name: value for name, value in one.document().items() if name != "left_out"} for one in scores]
-    return list(dict.fromkeys(note for one in told for note in unusual_notes(one)))
+    return list(dict.fromkeys(note for one in told for note in prompt_notes(one)))
 
 
 def _table(told: dict[str, Any]) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ from catalog.pools import Manifest, export, member_folder
 from catalog.scores import Measure
 from catalog.selection import candidates, pinned
 from cli.app import App
-from cli.commands.asking import asked_base, unusual_notes
 from cli.commands.fetching import fetching, folder_for_files
+from loradex.models import open_base, prompt_notes
 
 # How many other tasks a gradient is compared with, and by how many examples each (docs/results/gradient.md).
 BACKGROUNDS = 8
@@ -34,7 +34,7 @@ class Asking:
     """How a model is asked: where, on which day, and what becomes of examples that are too long for it."""
 
     device: str
-    date: datetime | None
+    date: datetime.date | None
     too_long: TooLong
 
 
@@ -57,7 +57,13 @@ def sloping(
     from merging.learning import direction, exact_scores
     from merging.model import seen
 
-    model = asked_base(app, base, asking.device, asking.date)
+    model = open_base(
+        base,
+        bases=app.settings.bases,
+        device=asking.device,
+        day=asking.date,
+        report=lambda event: app.output.say(event.note),
+    )
     aside = f", beside {', '.join(other.name for other in others)}" if others else ""
     app.output.say(f"following the gradient of {task.name}{aside}")
     count, seed = question.samples or 0, question.seed
@@ -89,7 +95,7 @@ def _unusual(app: App, model: BaseModel, *asked: Questions) -> dict[str, Any]:
     from merging.evaluation import unusual
 
     told = unusual(model, *asked)
-    for note in unusual_notes(told):
+    for note in prompt_notes(told):
         app.output.say(note)
     return {name: value for name, value in told.items() if name != "plain"}
 
@@ -127,7 +133,13 @@ def measuring(
     """
     from merging.evaluation import Sampler
 
-    model = asked_base(app, base, asking.device, asking.date)
+    model = open_base(
+        base,
+        bases=app.settings.bases,
+        device=asking.device,
+        day=asking.date,
+        report=lambda event: app.output.say(event.note),
+    )
     with _scratch(app) as scratch:
         find = _finder(app, session, refusing, canonical, scratch)
         sampler = Sampler(model, task, find, seed, asking.too_long)

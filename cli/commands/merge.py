@@ -15,10 +15,10 @@ from catalog.errors import PoolError, UsageError
 from catalog.files import Verified
 from catalog.pools import Manifest, export, in_export, member_folder, read_record, verify_files
 from cli.app import App, pass_app
-from cli.commands.asking import layers_in
 from cli.commands.base import base_table
 from cli.commands.fetching import fetching, folder_for_files
 from cli.commands.pools import found_pool
+from cli.options import split_names
 from cli.output import Column, labelled, output_options, table
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def weights_option(default: str) -> Callable[[Command], Command]:
 without_option = click.option(
     "--without",
     metavar="LAYER,…",
-    callback=layers_in,
+    callback=split_names,
     help="Leave out what members hold of these layers, such as lm_head, whole weights and factors alike.",
 )
 merge_base_option = click.option(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,11 @@ from catalog.search import browse
 from catalog.selection import STRATEGIES, Question, Sources, left_out_in_words, select
 from cli.app import App, pass_app
 from cli.commands.alike import subject
-from cli.commands.asking import date_option, device_option, layers_in, tasks_option, too_long_option
 from cli.commands.browse import rules_option, where_option
 from cli.commands.crawl import DOT
 from cli.commands.measuring import Asking, measuring, other_tasks, sloping
 from cli.commands.search import embedded, model_option
+from cli.options import date_option, device_option, split_names, tasks_option, too_long_option
 from cli.output import Column, cell, labelled, output_options, table
 from crawler.crawl import refusing
 
@@ -128,7 +128,7 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
 @click.option(
     "--without",
     metavar="LAYER,…",
-    callback=layers_in,
+    callback=split_names,
     help="Also adapters that are plain LoRA without these layers, such as lm_head,embed_tokens; merge takes "
     "the same option.",
 )
@@ -157,7 +157,7 @@ def select_(
     texts_file: Path | None,
     tasks: Path | None,
     device: str,
-    date: datetime | None,
+    date: datetime.date | None,
     too_long: TooLong,
     **given: Any,
 ) -> None:
@@ -185,7 +185,7 @@ def select_(
     if not dry_run:
         with writing(app.settings) as session:
             for manifest in pools:
-                pool_store.save_pool(session, manifest, datetime.now(UTC), replace=instead)
+                pool_store.save_pool(session, manifest, datetime.datetime.now(datetime.UTC), replace=instead)
             session.commit()
     places = {} if dry_run else {one.name: save_manifest(app, one) for one in pools}
     app.output.document(_manifest(found.pool), partial(render_pool, places=places))

@@ -9,7 +9,7 @@ import click
 
 from catalog.errors import UsageError
 from cli.app import App, Exit, pass_app
-from cli.commands.asking import device_option, tasks_option
+from cli.options import device_option, tasks_option
 from cli.output import Column, Format, output_options
 
 FOLDER = click.Path(file_okay=False, path_type=Path)

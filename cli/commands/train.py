@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cli.app import App, pass_app
-from cli.commands.asking import date_option, day, too_long_option, unusual_notes
+from cli.options import date_option, too_long_option
 from cli.output import Column, labelled, output_options, table
+from loradex.models import prompt_notes
 
 RATES = (
     Column("learning_rate", "learning rate", right=True, show=lambda rate: f"{rate:.5g}"),
@@ -114,7 +115,7 @@ def train(
     samples: int,
     seed: int,
     device: str,
-    date: datetime | None,
+    date: datetime.date | None,
     out: Path,
     **given: Any,
 ) -> None:
@@ -125,15 +126,15 @@ def train(
     card. The same command after an interruption goes on with the rates that are missing.
     """
     from merging.learning import train as carry_out
-    from merging.model import budget, find_task, load_base
+    from merging.model import DATE, budget, find_task, load_base
 
     found = find_task(task, tasks)
     drawn = budget(found, samples, seed=seed)
-    model = load_base(base, bases=app.settings.bases, device=device, date=day(date))
+    model = load_base(base, bases=app.settings.bases, device=device, date=date or DATE)
     with app.output.progress("training") as bar:
         report = carry_out(model, found, drawn, out, seed=seed, progress=bar.working, **given)
     app.output.document({"folder": str(out), **report.record}, _render)
-    for note in unusual_notes(report.record):
+    for note in prompt_notes(report.record):
         app.output.say(note)
     if missed := report.record.get("untrained"):
         app.output.say(f"not trained: {', '.join(missed)}, which all-linear leaves out in this model")

@@ -1,0 +1,84 @@
+"""Options that several commands share, and help in which options stand in groups."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+class GroupedOption(click.Option):
+    """An option that stands under the title `group` in the help of its command."""
+
+    def __init__(self, *args: Any, group: str = "", **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.group = group
+
+
+class Command(click.Command):
+    """A command whose help lists the options by group: those without one first, under Options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes a section for each group, in the order of the first option of each."""
+        sections: dict[str, list[tuple[str, str]]] = {"": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            group = parameter.group if isinstance(parameter, GroupedOption) else ""
+            if record is not None:
+                sections.setdefault(group, []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title or "Options"):
+                    formatter.write_dl(records)
+
+
+def option(*names: str, group: str = "", **settings: Any) -> Callable[[Decorated], Decorated]:
+    """The decorator of an option that stands under the title `group` in the help."""
+    return click.option(*names, cls=GroupedOption, group=group, **settings)
+
+
+def split_names(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """The names in a list with commas between them."""
+    return tuple(filter(None, (part.strip() for part in (value or "").split(","))))
+
+
+def _day(
+    _context: click.Context, _option: click.Parameter, value: datetime.datetime | None
+) -> datetime.date | None:
+    return None if value is None else value.date()
+
+
+base_option = option(
+    "--base", metavar="ID|DIR", required=True, help="The base model: kept here, in a folder, or on the Hub."
+)
+tasks_option = option("--tasks", metavar="DIR", type=FOLDER, help="Where tasks are.")
+task_option = option("--task", metavar="T", required=True, help="A task's folder, or its name in --tasks.")
+samples_option = option(
+    "--samples",
+    metavar="N",
+    type=click.IntRange(min=3),
+    default=100,
+    show_default=True,
+    help="Training examples to use, a fifth of them for validation.",
+)
+device_option = option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+too_long_option = option(
+    "--too-long",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What becomes of examples that are longer than the model reads: an error, or left out and counted.",
+)
+date_option = option(
+    "--date",
+    metavar="YYYY-MM-DD",
+    type=click.DateTime(["%Y-%m-%d"]),
+    callback=_day,
+    help="The day on which questions are asked, for chat templates that say one.  [default: 2024-07-26]",
+)

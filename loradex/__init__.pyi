@@ -1,0 +1,7 @@
+from .events import ProgressCallback, ProgressEvent, ProgressOption
+
+__all__ = [
+    "ProgressCallback",
+    "ProgressEvent",
+    "ProgressOption",
+]
