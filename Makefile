@@ -6,7 +6,8 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 DEMO := .venv/ready-demo
 READY := .venv/ready
-MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict > .venv/docs.txt 2>&1 \
+	|| { cat .venv/docs.txt; exit 1; }
 
 .PHONY: demo test coverage quick check docs fuzz kills bench bench-retrieval clean
 
@@ -33,7 +34,6 @@ check: $(READY)
 	@echo "mypy"; $(BIN)/mypy --no-error-summary
 	@echo "import contracts"; $(BIN)/lint-imports --no-logo > .venv/contracts.txt \
 		|| { cat .venv/contracts.txt; exit 1; }
-
 	@echo "documentation"; $(MKDOCS)
 
 # The documentation as a site, in build/site.

@@ -1,7 +1,7 @@
-"""What the documents say of the program, made from the program: `python -m tests.documents` writes it anew.
+"""What the documents say of the program, made from the program: `python -m tests.documents` writes it.
 
-docs/reference/commands.md holds the help of every command, the README the tables of commands and reasons,
-between two comments each. `tests/cli/test_readme.py` compares.
+Each page of docs/ that `PAGES` names has places for it, between two comments; `tests/cli/test_readme.py`
+compares.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
+from catalog.query import FIELDS
 from catalog.rules import RULES
 from cli.main import COMMANDS, loradex
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-HELP = ROOT / "docs" / "reference" / "commands.md"
-HEAD = """# The commands
-
-The `--help` of every command, written by `.venv/bin/python -m tests.documents`.
-"""
+DOCS = ROOT / "docs"
+HELP = DOCS / "reference" / "commands.md"
+REASONS = DOCS / "reference" / "reasons.md"
+FILTERS = DOCS / "reference" / "filters.md"
 
 
 def paths(command: click.Command = loradex, name: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -36,9 +36,9 @@ def paths(command: click.Command = loradex, name: tuple[str, ...] = ()) -> Itera
             yield from paths(found, (*name, word))
 
 
-def help_page() -> str:
-    """docs/reference/commands.md as it should be."""
-    return "\n".join([HEAD, *(_section(name) for name in paths())])
+def help_sections() -> str:
+    """The `--help` of every command under a heading of its own."""
+    return "\n".join(_section(name) for name in paths()).rstrip()
 
 
 def _section(name: tuple[str, ...]) -> str:
@@ -48,7 +48,10 @@ def _section(name: tuple[str, ...]) -> str:
 
 def command_table() -> str:
     """A row a command that does something: its words, and its line of help."""
-    rows = [f"| `loradex {' '.join(name)}` | {line} |" for name, line in _lines_of_help(loradex, ())]
+    rows = [
+        f"| [`loradex {' '.join(name)}`](#loradex-{'-'.join(name)}) | {line} |"
+        for name, line in _lines_of_help(loradex, ())
+    ]
     return "\n".join(["| command | what it does |", "|---|---|", *rows])
 
 
@@ -83,24 +86,38 @@ def _mark(refuses: bool) -> str:
     return "✗" if refuses else ""
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"commands": command_table, "reasons": reason_table}
+def field_table() -> str:
+    """A row a field of the filter language: its name, its kind and what it is."""
+    rows = [
+        f"| {', '.join(f'`{name}`' for name in (field.name, *field.aliases))} "
+        f"| {field.kind_in_words} | {field.help.replace('*', '·')} |"
+        for field in FIELDS.values()
+    ]
+    return "\n".join(["| field | kind | what it is |", "|---|---|---|", *rows])
 
 
-def with_tables(text: str) -> str:
-    """The README with its tables made anew; raises ValueError where a table has no place in it."""
-    for name, made in TABLES.items():
+PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
+    HELP: {"commands": command_table, "help": help_sections},
+    REASONS: {"reasons": reason_table},
+    FILTERS: {"fields": field_table},
+}
+
+
+def fill(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """The text of a page with its tables as the program has them; ValueError where one has no place in it."""
+    for name, table in tables.items():
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        table = made()
-        text, times = place.subn(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)  # type: ignore[misc]  # bound now
-        if times != 1:
-            raise ValueError(f"the README has {times} places for the table of {name}")
+        rows = table()
+        text, count = place.subn(lambda match, rows=rows: f"{match[1]}\n{rows}\n\n{match[2]}", text)  # type: ignore[misc]  # bound now
+        if count != 1:
+            raise ValueError(f"the page has {count} places for the table {name}")
     return text
 
 
 def main() -> None:
-    """Writes both files."""
-    HELP.write_text(help_page(), encoding="utf-8")
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Writes every page of `PAGES`."""
+    for page, tables in PAGES.items():
+        page.write_text(fill(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
 if __name__ == "__main__":

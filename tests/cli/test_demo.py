@@ -1,4 +1,4 @@
-"""`loradex demo`: what a newcomer sees first, and that the README shows just that."""
+"""`loradex demo`: what a newcomer sees first, and that the README and the tutorial show just that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from cli.commands import demo
 from cli.main import COMMANDS
 from tests.cli.conftest import ROOT, Program
-from tests.documents import README
+from tests.documents import DOCS, README
 
 pytestmark = pytest.mark.slow
 
@@ -96,11 +96,22 @@ def test_running_it_again_is_the_same_quietly_and_without_the_model_but_for_its_
     assert results[len(again) + 1].startswith("The catalog is ")
 
 
-def test_the_readme_shows_what_the_demo_says(first: tuple[Path, list[str]]) -> None:
-    block = README.read_text(encoding="utf-8").split("```\n$ make demo\n")[1].split("\n```")[0]
+@pytest.mark.parametrize("page", [README, DOCS / "tutorial.md"], ids=lambda page: page.stem)
+def test_a_page_shows_what_the_demo_says(page: Path, first: tuple[Path, list[str]]) -> None:
+    blocks = page.read_text(encoding="utf-8").split("<!-- demo -->\n```\n")[1:]
+    assert len(blocks) >= 5
     said = iter(map(comparable, first[1]))
-    for line in block.splitlines():
+    for line in (line for block in blocks for line in block.split("\n```")[0].splitlines()):
         assert line == "…" or comparable(line) in said, f"the demo does not say, or not here: {line!r}"
+
+
+def test_the_picture_of_the_documents_is_that_of_the_demo(first: tuple[Path, list[str]]) -> None:
+    names = [
+        set(re.findall(r"<!-- (\S+/\S+) -->", map_.read_text(encoding="utf-8")))
+        for map_ in (DOCS / "pictures" / "map.svg", first[0] / "data" / "demo" / "map.svg")
+    ]
+    assert len(names[0]) > 20
+    assert names[0] == names[1]
 
 
 def test_without_the_sample_hub(

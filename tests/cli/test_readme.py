@@ -11,8 +11,10 @@ from typing import Any
 
 import click
 import pytest
+from markdown.extensions.toc import slugify
 
 from catalog.rules import RULES
+from catalog.selection import STRATEGIES
 from catalog.settings import Settings
 from cli.app import Exit
 from cli.commands.demo import STEPS
@@ -23,12 +25,16 @@ from tests.localhub import LocalHub
 
 README = documents.README.read_text(encoding="utf-8")
 HELP = documents.HELP.read_text(encoding="utf-8")
-ANEW = "run `python -m tests.documents` to write it anew"
+PAGES = [documents.README, ROOT / "CONTRIBUTING.md", *sorted(documents.DOCS.rglob("*.md"))]
+REFERENCE = documents.DOCS / "reference"
+RENEW = "run `python -m tests.documents` to write it"
+MOST_BYTES = 10 * 1024
 
 
-def table(head: str) -> list[list[str]]:
-    """The rows of the table that begins with these cells, cell by cell."""
-    rows = README.split(f"\n{head}", 1)[1].split("\n\n")[0].splitlines()
+def table(page: str, head: str) -> list[list[str]]:
+    """The rows of the table of a reference page that begins with these cells, cell by cell."""
+    text = (REFERENCE / page).read_text(encoding="utf-8")
+    rows = text.split(f"\n{head}", 1)[1].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
@@ -36,46 +42,62 @@ def quoted(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
+def test_the_readme_is_short() -> None:
+    assert len(documents.README.read_bytes()) <= MOST_BYTES
+
+
+@pytest.mark.parametrize("page", documents.PAGES, ids=lambda page: page.name)
+def test_a_page_shows_what_the_program_says(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert documents.fill(text, documents.PAGES[page]) == text, RENEW
+
+
 def test_the_help_of_every_command_is_in_the_documents() -> None:
-    assert documents.help_page() == HELP, ANEW
     for name in documents.paths():
         assert f"## {' '.join(('loradex', *name))}\n" in HELP
 
 
-def test_the_tables_of_the_readme_are_those_of_the_program() -> None:
-    assert documents.with_tables(README) == README, ANEW
-
-
-def test_every_reason_stands_in_the_readme() -> None:
-    rows = {quoted(row[0])[0]: row for row in table("| reason |")}
+def test_every_reason_stands_on_the_page_of_reasons() -> None:
+    rows = {quoted(row[0])[0]: row for row in table("reasons.md", "| reason |")}
     assert list(rows) == [reason.value for reason in RULES]
     for reason, rule in RULES.items():
         marks = [bool(mark) for mark in rows[reason.value][2:]]
         assert (rows[reason.value][1], marks) == (rule.sentence, [rule.ours, rule.paper, rule.licensed])
 
 
-def test_every_command_stands_in_the_readme() -> None:
-    assert {quoted(row[0])[0].split()[1] for row in table("| command | what it does |")} == set(COMMANDS)
+def test_every_command_stands_in_the_table_of_commands() -> None:
+    rows = table("commands.md", "| command | what it does |")
+    assert {quoted(row[0])[0].split()[1] for row in rows} == set(COMMANDS)
 
 
-def test_a_readme_without_a_place_for_a_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 places for the table of commands"):
-        documents.with_tables("nothing")
+def test_every_strategy_stands_on_the_page_that_compares_them() -> None:
+    text = (documents.DOCS / "choose.md").read_text(encoding="utf-8")
+    assert set(STRATEGIES) <= set(quoted(text))
+
+
+def test_a_page_without_a_place_for_a_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 places for the table reasons"):
+        documents.fill("nothing", {"reasons": documents.reason_table})
 
 
 def test_the_exit_codes() -> None:
-    assert {int(row[0]) for row in table("| exit code |")} == set(Exit)
+    assert {int(row[0]) for row in table("json.md", "| exit code |")} == set(Exit)
 
 
-def _words() -> list[str]:
-    """Every `loradex …` line of the README's code blocks, without its comment."""
-    blocks = README.split("```")[1::2]
+def _examples() -> list[str]:
+    """Every `loradex …` line in a code block of a document, without its comment, and those of the demo."""
+    blocks = [
+        block
+        for page in PAGES
+        if page != documents.HELP
+        for block in page.read_text(encoding="utf-8").split("```")[1::2]
+    ]
     lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
-    found = [re.split(r"\s{2,}#", line)[0] for line in lines if line.startswith("loradex ")]
-    return found + [shlex.join(("loradex", *step.arguments)) for step in STEPS]
+    commands = [re.split(r"\s{2,}#|\s>\s", line)[0] for line in lines if line.startswith("loradex ")]
+    return sorted({*commands, *(shlex.join(("loradex", *step.arguments)) for step in STEPS)})
 
 
-@pytest.mark.parametrize("line", _words())
+@pytest.mark.parametrize("line", _examples())
 def test_every_example_is_a_command_that_parses(line: str) -> None:
     command: click.Command = loradex
     words = shlex.split(line)[1:]
@@ -90,26 +112,32 @@ def test_every_example_is_a_command_that_parses(line: str) -> None:
     assert words == []
 
 
-def test_every_link_leads_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
-    assert len(links) > 3
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
     for link in links:
-        if link.startswith("#"):
-            assert re.search(rf"^## {link[1:]}$", README, re.IGNORECASE | re.MULTILINE), link
-        else:
-            assert (ROOT / link).exists(), link
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target.read_text(encoding="utf-8")), link
 
 
-def test_every_setting_of_the_program_stands_in_the_readme() -> None:
+def _anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as MkDocs makes them."""
+    return {slugify(heading, "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+def test_every_setting_of_the_program_stands_on_the_page_of_settings() -> None:
     options = [option for option in loradex.params if isinstance(option, click.Option) and option.envvar]
-    rows = table("| | |")
+    rows = table("settings.md", "| | |")
     for option in options:
         assert any(str(option.envvar) in row[0] and option.opts[0] in row[0] for row in rows), option.name
 
 
 def test_lines_are_short() -> None:
-    long = [line for line in (*README.splitlines(), *HELP.splitlines()) if len(line) > 110]
-    assert [line for line in long if not line.startswith(("|", "loradex crawl  "))] == []
+    long = [line for line in (*README.splitlines(), *HELP.splitlines()) if len(line) > 122]
+    assert [line for line in long if not line.startswith("|")] == []
 
 
 # -- the JSON fields ---------------------------------------------------------------------------------------
@@ -141,7 +169,7 @@ FIRST: Callable[[Any], Any] = lambda rows: rows[0]  # noqa: E731
 def test_the_json_fields_of_a_command(
     name: str, words: tuple[str, ...], pick: Callable[[Any], Any], crawled: Program
 ) -> None:
-    rows = {quoted(row[0])[0]: quoted(row[1]) for row in table("| command | JSON |")}
+    rows = {quoted(row[0])[0]: quoted(row[1]) for row in table("json.md", "| command | JSON |")}
     fields = rows[name]
     if name == "show":
         fields = [*rows["adapters"], *fields[1:]]
@@ -149,14 +177,15 @@ def test_the_json_fields_of_a_command(
     assert set(pick(json.loads(crawled(*words, "--json").stdout))) == set(fields)
 
 
-def test_every_command_with_json_has_its_fields_in_the_readme() -> None:
-    rows = [quoted(row[0])[0] for row in table("| command | JSON |")]
+def test_every_command_with_json_has_its_fields_in_the_documents() -> None:
+    rows = [quoted(row[0])[0] for row in table("json.md", "| command | JSON |")]
     sections = re.split(r"^## loradex", HELP, flags=re.MULTILINE)[1:]
     with_json = {section.splitlines()[0].strip() for section in sections if "\n  --json " in section}
     assert with_json == {row for row in rows if "--" not in row}
 
 
-def test_the_places_in_the_readme_are_the_defaults() -> None:
+def test_the_places_in_the_documents_are_the_defaults() -> None:
     settings = Settings.make(data=Path("data"))
     assert settings.catalog_url == "sqlite:///data/catalog.db"
-    assert "the SQLite file `catalog.db` in the data folder" in " ".join(README.split())
+    page = (documents.DOCS / "guides" / "postgresql.md").read_text(encoding="utf-8")
+    assert "the SQLite file `catalog.db` in the data folder" in " ".join(page.split())
