@@ -1,7 +1,6 @@
 """What a study is: tasks x pools x methods x seeds, and what the report compares.
 
 These are the values that a YAML file says (`studies.file` reads it); paths in them are relative to the file.
-A study either has a grid (`Study`) or names published tables to be read (`Published`).
 """
 
 from __future__ import annotations
@@ -176,16 +175,6 @@ class Study(Part):
     pools: Mapping[Name, Pool] = {}
     methods: Annotated[Mapping[Name, Annotated[Method, Field(discriminator="use")]], Field(min_length=1)]
     cards: str | None = None
-    report: Report = Report()
-
-
-class Published(Part):
-    """Published tables, read and judged without any model."""
-
-    study: Name
-    title: str
-    question: str = ""
-    published: str
     report: Report = Report()
 
 

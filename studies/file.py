@@ -20,8 +20,10 @@ from catalog.errors import NotFoundError, UsageError
 from catalog.files import YamlError, read_yaml
 from merging.methods import nearest
 from studies.checks import WrongError, check
-from studies.design import KINDS_OF_METHOD, Adapters, Part, Pool, Published, Report, Study, Tasks, use_of
+from studies.design import KINDS_OF_METHOD, Adapters, Part, Pool, Report, Study, Tasks, use_of
 
+# The answer to a study of published tables, which a study could be once.
+PUBLISHED = "Published tables are not a study; use `python -m tools.published DIR` in a checkout of loradex."
 _MOST_BYTES = 1024 * 1024
 
 
@@ -29,7 +31,7 @@ _MOST_BYTES = 1024 * 1024
 class StudyFile:
     """A study with the folder that its paths are relative to, and the sha256 of the file."""
 
-    study: Study | Published
+    study: Study
     folder: Path
     sha256: str
 
@@ -64,6 +66,8 @@ def _found(name: str) -> Path:
     with suppress(OSError):  # a name too long for a file
         if path.is_file():
             return path
+    if name == "published":
+        raise NotFoundError(PUBLISHED)
     own = Path(str(files("studies"))) / f"{name}.yaml"
     if re.fullmatch(r"[a-z_]+", name) and own.is_file():
         return own
@@ -82,13 +86,13 @@ class _Reading:
             raise UsageError(f"{path}{line} is no YAML of a study: {error.problem}.") from error
         self.node, self.told = document.node, document.value
 
-    def study(self) -> Study | Published:
+    def study(self) -> Study:
         """The study, every name in it known; raises UsageError."""
         if not isinstance(self.told, dict):
             raise UsageError(f"{self.path} says no study: it has no names such as study, tasks, methods.")
+        if "published" in self.told:
+            raise UsageError(f"{self.path} line {self._line(['published'])}: {PUBLISHED}")
         try:
-            if "published" in self.told:
-                return Published.model_validate(self.told)
             made = Study.model_validate(self.told)
         except ValidationError as error:
             raise UsageError(self._sentence(error)) from error

@@ -31,7 +31,6 @@ from studies.design import (
     Merge,
     Method,
     Pool,
-    Published,
     Single,
     Study,
     Tasks,
@@ -77,13 +76,12 @@ class Grid:
     cells: tuple[Cell, ...]
     wild: Step | None
     facts: Mapping[str, Any]
-    parts: Mapping[str, Step] = field(default_factory=dict)
 
     @property
     def steps(self) -> list[Step]:
-        """The steps that cells and parts need, not those that these need."""
+        """The steps that cells need, not those that these need."""
         wanted = [step for cell in self.cells for step in (*cell.about, cell.step)]
-        return [*wanted, *self.parts.values(), *([self.wild] if self.wild else [])]
+        return [*wanted, *([self.wild] if self.wild else [])]
 
 
 def grid(
@@ -404,14 +402,3 @@ def _listing(folder: Path) -> str:
         if file.name in ("README.md", "adapter_config.json") and file.is_file():
             whole.update(f"{file.relative_to(folder)} {digest_of(file)}\n".encode())
     return whole.hexdigest()
-
-
-def published_grid(study: Published, beside: Path, folder: Path, *, tables: Path | None = None) -> Grid:
-    """The parts of published tables, each one step; they lie in `tables`, else where the study says."""
-    from studies.published import PARTS, digests
-
-    source = tables or beside / study.published
-    known = digests(source)
-    place = Place(folder.absolute(), "", None, "cpu", 1, {}, {}, source.absolute())
-    parts = {part: Step("published", {"part": part, "digests": known}) for part in PARTS}
-    return Grid(place, (), None, {"tables": known}, parts)

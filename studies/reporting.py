@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from merging.members import storage, write_json, write_text
-from studies import published
 from studies.report import grids, page
-from studies.report.sections import Section, Text
+from studies.report.sections import Text
 from studies.run import read
 
 PAGE, MARKDOWN, SUMMARY, PICTURES = "report.html", "report.md", "summary.json", "pictures"
@@ -22,8 +21,7 @@ def report(folder: Path, *, into: Path | None = None) -> dict[str, Any]:
     """
     facts, rows = read(folder)
     title, question = facts["study"]["title"], facts["study"]["question"]
-    found = sections(folder)
-    told = {"rows": rows} if "published" in facts["study"] else grids.summary(facts, rows)
+    found = grids.sections(facts, rows)
     into = into or folder
     with storage(into):
         (into / PICTURES).mkdir(parents=True, exist_ok=True)
@@ -31,15 +29,6 @@ def report(folder: Path, *, into: Path | None = None) -> dict[str, Any]:
             write_text(into / PICTURES / name, picture)
         write_text(into / PAGE, page.html(title, found, question))
         write_text(into / MARKDOWN, page.markdown(title, found, PICTURES, question))
-        write_json(into / SUMMARY, told)
+        write_json(into / SUMMARY, grids.summary(facts, rows))
     says = next((one.paragraphs for one in found if isinstance(one, Text)), ())
     return {"page": str(into / PAGE), "markdown": str(into / MARKDOWN), "says": list(says)}
-
-
-def sections(folder: Path) -> list[Section]:
-    """What the report of a study's folder shows, in its order; raises NotFoundError and StorageError."""
-    facts, rows = read(folder)
-    if "published" in facts["study"]:
-        known: Any = [row for row in rows if row["status"] == "done"]
-        return published.sections(known)
-    return grids.sections(facts, rows)

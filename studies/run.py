@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from catalog.errors import NotFoundError, StorageError, UsageError
 from merging.members import storage, write_json, write_text
-from studies.file import StudyFile
+from studies.file import PUBLISHED, StudyFile
 from studies.grid import Cell, Grid
 from studies.store import Place, Step, in_order
 from studies.work import carry_out
@@ -93,12 +93,6 @@ def results(made: Grid) -> Iterator[dict[str, Any]]:
     """What is known of every cell, in the order of the grid, as a line of results.jsonl says it."""
     for cell in made.cells:
         yield _row(made.place, cell)
-    for part, step in made.parts.items():
-        found, error = made.place.result(step), made.place.error(step)
-        if found:
-            yield from ({**row, "status": "done"} for row in found["rows"])
-        else:
-            yield {"part": part, "status": "failed" if error else "missing", "error": error}
 
 
 def write(file: StudyFile, made: Grid) -> list[dict[str, Any]]:
@@ -137,13 +131,16 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         facts = json.loads((folder / FACTS).read_text("utf-8"))
         lines = (folder / RESULTS).read_text("utf-8").splitlines()
-        return facts, [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
     except FileNotFoundError as error:
         raise NotFoundError(
             f"{folder} holds no study; run one with `loradex study run FILE -o {folder}`."
         ) from error
     except (OSError, ValueError) as error:
         raise StorageError(f"{folder} cannot be read: {error}; run the study again.") from error
+    if "published" in facts["study"]:
+        raise UsageError(f"{folder}: {PUBLISHED}")
+    return facts, rows
 
 
 def machine(device: str) -> str:

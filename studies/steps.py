@@ -265,13 +265,6 @@ def cards(job: Job) -> dict[str, Any]:
     return hyperparameters(job.place.source)
 
 
-def published(job: Job) -> dict[str, Any]:
-    """One part of what published tables say."""
-    from studies.published import PARTS
-
-    return {"rows": PARTS[job.told["part"]](job.place.source)}
-
-
 KINDS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
     "adapt": adapt,
     "cards": cards,
@@ -282,7 +275,6 @@ KINDS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
     "merge": merge,
     "pick": pick,
     "pool": pool,
-    "published": published,
     "relevance": relevance,
     "score": score,
     "single": single,

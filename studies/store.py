@@ -37,7 +37,6 @@ VERSIONS: Mapping[str, int] = {
     "merge": 1,
     "ensemble": 1,
     "adapt": 1,
-    "published": 1,
 }
 
 
@@ -62,7 +61,7 @@ class Step:
 class Place:
     """Where a study's work lies, and where it finds what its file names; the same on every machine.
 
-    `tasks` and `adapters` are folders by name, `source` is where model cards or published tables are.
+    `tasks` and `adapters` are folders by name, `source` is where model cards are.
     """
 
     folder: Path

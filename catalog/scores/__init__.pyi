@@ -1,9 +1,9 @@
 from .files import read_scores
+from .intervals import paired_bootstrap
 from .matrix import Ranking, ScoreMatrix, by_score, prior, score_matrix
 from .metrics import EXACT_MATCH, MOST_SAMPLES, OTHER_METRICS, SUCCESSORS, score_problem
 from .prediction import completion, from_like_tasks, likeness
 from .racing import CAP, STEP, Measure, race
-from .ranking_metrics import best_at, mean_at, ndcg, paired_bootstrap, recall_at
 from .record import BASE, Score
 
 __all__ = [
@@ -18,18 +18,14 @@ __all__ = [
     "Ranking",
     "Score",
     "ScoreMatrix",
-    "best_at",
     "by_score",
     "completion",
     "from_like_tasks",
     "likeness",
-    "mean_at",
-    "ndcg",
     "paired_bootstrap",
     "prior",
     "race",
     "read_scores",
-    "recall_at",
     "score_matrix",
     "score_problem",
 ]

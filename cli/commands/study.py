@@ -28,7 +28,7 @@ def study() -> None:
 @tasks_option
 @click.option("--adapters", metavar="DIR", type=FOLDER, help="Where the adapters are.")
 @click.option("--cards", metavar="DIR", type=FOLDER, help="Where model cards of the wild are.")
-@click.option("--tables", metavar="DIR", type=FOLDER, help="Where published tables are.")
+@click.option("--tables", metavar="DIR", hidden=True)
 @device_option
 @click.option(
     "--threads",
@@ -55,7 +55,7 @@ def run(
     /,
     file: str,
     out: Path,
-    tables: Path | None,
+    tables: str | None,
     dry_run: bool,
     **given: Any,
 ) -> None:
@@ -64,19 +64,17 @@ def run(
     A run that was stopped goes on where it was; a changed line computes anew only what depends on it. Cells
     that fail are kept as failed, and the exit code is 3.
     """
-    from studies.design import Published
-    from studies.file import read_study
-    from studies.grid import grid, published_grid
+    from studies.file import PUBLISHED, read_study
+    from studies.grid import grid
     from studies.run import run as carried_out
     from studies.store import in_order
 
+    if tables is not None:
+        raise UsageError(PUBLISHED)
     told = read_study(file)
     executor = _executor(given)
-    if isinstance(told.study, Published):
-        made = published_grid(told.study, told.folder, out, tables=tables)
-    else:
-        options = {name: given[name] for name in ("tasks", "adapters", "cards", "device", "threads")}
-        made = grid(told.study, told.folder, out, bases=app.settings.bases, **options)
+    options = {name: given[name] for name in ("tasks", "adapters", "cards", "device", "threads")}
+    made = grid(told.study, told.folder, out, bases=app.settings.bases, **options)
     if dry_run:
         steps = list(in_order(made.steps))
         done = sum(made.place.result(step) is not None for step in steps)

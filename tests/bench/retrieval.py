@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from catalog.pictures.canvas import save
-from studies.published.leaderboard import (
+from tests.shared_data import SHARED
+from tools.published.leaderboard import (
     BLIND,
     METRICS,
     RANDOM,
@@ -27,8 +28,7 @@ from studies.published.leaderboard import (
     strategies_picture,
     table,
 )
-from studies.published.tables import load
-from tests.shared_data import SHARED
+from tools.published.tables import load
 
 
 def write(results: Results, folder: Path, title: str) -> None:

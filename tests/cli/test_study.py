@@ -63,7 +63,7 @@ def test_a_study_with_failures_ends_with_three(run: Program, world: Path, tmp_pa
 def test_the_studies_that_come_along_are_listed(run: Program) -> None:
     told = json.loads(run("study", "list", "--json").stdout)
     assert [one["study"] for one in told["studies"]] == [
-        "learning_rate", "lego", "published", "recycling", "small",
+        "learning_rate", "lego", "recycling", "small",
     ]  # fmt: skip
 
 
@@ -74,7 +74,10 @@ def test_the_studies_that_come_along_are_listed(run: Program) -> None:
         (("run", "recycling", "-o", "OUT"), "There is no task amazon_reviews", 1),
         (("run", "STUDY", "-o", "OUT", "--workers", "2"), "belong to Ray", 2),
         (("run", "STUDY", "-o", "OUT", "--ray", "--address", "a:1", "--workers", "2"), "its own workers", 2),
-        (("run", "published", "-o", "OUT", "--tables", "EMPTY"), "EMPTY", 1),
+        (("run", "published", "-o", "OUT", "--tables", "EMPTY"), "Published tables are not a study", 2),
+        (("run", "published", "-o", "OUT"), "Published tables are not a study", 1),
+        (("run", "TABLES", "-o", "OUT"), "line 2: Published tables are not a study", 2),
+        (("report", "OLD"), "Published tables are not a study", 2),
         (("report", "EMPTY"), "holds no study", 1),
     ],
 )
@@ -82,7 +85,13 @@ def test_what_makes_no_sense_is_one_sentence(
     run: Program, world: Path, tmp_path: Path, words: tuple[str, ...], says: str, code: int
 ) -> None:
     (tmp_path / "EMPTY").mkdir()
-    places = {"OUT": str(tmp_path / "OUT"), "EMPTY": str(tmp_path / "EMPTY"), "STUDY": str(world)}
+    (tmp_path / "OLD").mkdir()
+    (tmp_path / "OLD" / "study.json").write_text('{"study": {"published": "tables", "title": "old"}}')
+    (tmp_path / "OLD" / "results.jsonl").touch()
+    (tmp_path / "TABLES").write_text("study: published\npublished: tables\n")
+    places = {name: str(tmp_path / name) for name in ("OUT", "EMPTY", "OLD", "TABLES")} | {
+        "STUDY": str(world)
+    }
     result = run("study", *(places.get(word, word) for word in words))
     assert result.exit_code == code, result.output
     assert says in result.stderr

@@ -124,7 +124,7 @@ def test_files_that_are_no_study(tmp_path: Path) -> None:
 
 
 def test_every_study_that_comes_with_the_program_can_be_read() -> None:
-    assert {"recycling", "published", "lego", "learning_rate", "small"} <= set(built_in())
+    assert {"recycling", "lego", "learning_rate", "small"} <= set(built_in())
     for name in built_in():
         assert read_study(name).study.study.replace("-", "_") == name
 

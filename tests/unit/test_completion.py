@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalog.errors import NotFoundError, UsageError
-from catalog.scores import ndcg
 from catalog.scores import prediction as module
 from catalog.scores.matrix import Floats, ScoreMatrix, by_score, prior
 from catalog.scores.prediction import (
@@ -301,7 +300,8 @@ def test_a_posterior_of_nothing_is_refused() -> None:
 @pytest.mark.slow
 def test_texts_and_likeness_help_on_published_scores() -> None:
     """On tasks without test scores, judged by their own 100 samples; docs/results/retrieval.md has all."""
-    from studies.published.tables import load
+    from tools.published.ranking import ndcg
+    from tools.published.tables import load
 
     found: dict[str, list[float]] = {"prior": [], "texts": [], "both": []}
     for task in load(data("recycling_paper"), proxy=True)[::3]:

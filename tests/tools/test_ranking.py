@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import UsageError
-from catalog.scores.ranking_metrics import Floats, best_at, mean_at, ndcg, paired_bootstrap, recall_at
+from tools.published.ranking import Floats, best_at, mean_at, ndcg, recall_at
 
 Metric = Callable[[Floats, Floats, int], float]
 METRICS = (ndcg, mean_at, recall_at, best_at)
@@ -125,36 +125,3 @@ def test_nonsense_is_refused(metric: Metric, scores: Floats, values: Floats, k: 
 def test_a_negative_gain_is_refused() -> None:
     with pytest.raises(UsageError, match="negative"):
         ndcg(floats(1, 2), floats(-0.1, 1), 1)
-
-
-def test_the_bootstrap_keeps_pairs_together() -> None:
-    first = np.random.default_rng(0).uniform(size=30)
-    found = paired_bootstrap(first + 0.25, first)
-    assert found == pytest.approx((0.25, 0.25, 0.25)), "every task differs by the same"
-    assert paired_bootstrap(first, first) == (0, 0, 0)
-
-
-def test_the_bootstrap_leaves_out_tasks_without_a_judgement() -> None:
-    found = paired_bootstrap(floats(1, NAN, 1), floats(0, 0, NAN))
-    assert found == (1, 1, 1)
-    with pytest.raises(UsageError, match="No task was judged"):
-        paired_bootstrap(floats(NAN), floats(1))
-
-
-def test_the_bootstrap_gives_the_same_interval_for_the_same_seed() -> None:
-    a, b = np.random.default_rng(1).uniform(size=(2, 20))
-    assert paired_bootstrap(a, b, seed=3) == paired_bootstrap(a, b, seed=3)
-    assert paired_bootstrap(a, b, seed=3) != paired_bootstrap(a, b, seed=4)
-    mirrored = paired_bootstrap(b, a, seed=3)
-    assert (mirrored.mean, mirrored.low) == pytest.approx(
-        (-paired_bootstrap(a, b, seed=3).mean, -paired_bootstrap(a, b, seed=3).high)
-    )
-
-
-def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    inside = 0
-    for trial in range(300):
-        found = paired_bootstrap(rng.normal(0.1, 0.2, size=40), np.zeros(40), draws=500, seed=trial)
-        inside += found.low <= 0.1 <= found.high
-    assert 0.90 <= inside / 300 <= 0.98

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from studies.published.leaderboard import METRICS, STRATEGIES, judge
-from studies.published.tables import Meter, Task, load
 from tests.bench.retrieval import main
 from tests.shared_data import data, shared
+from tools.published.leaderboard import METRICS, STRATEGIES, judge
+from tools.published.tables import Meter, Task, load
 
 TASKS = ("anli", "arc", "cola", "rte", "sst")
 SIZE = 40

@@ -1,6 +1,6 @@
 """Reports of the studies that were run, and what the documents quote of them, made from their results.
 
-`python -m tests.study_pages` writes report.md and the pictures beside the results in docs/results, and fills
+`python -m tools.study_pages` writes report.md and the pictures beside the results in docs/results, and fills
 the places in docs/results/*.md that name a section of a report:
 
     <!-- results recycling: Task by task -->
@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from studies.report import page
-from studies.reporting import MARKDOWN, PICTURES, report, sections
+from studies.report import grids, page
+from studies.report.sections import Section
+from studies.reporting import MARKDOWN, PICTURES
+from studies.run import read
+from tools import published
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 _PLACE = re.compile(r"(<!-- results ([a-z_]+): ([^>]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
 def studies() -> Iterator[Path]:
-    """The folders of the studies that were run."""
+    """The folders of results, those of the published tables among them."""
     yield from sorted(one.parent for one in RESULTS.glob("*/results.jsonl"))
 
 
@@ -39,11 +43,34 @@ def filled(text: str) -> str:
     return _PLACE.sub(lambda found: f"{found[1]}\n{_parts(found[2])[found[3]]}\n\n{found[4]}", text)
 
 
+def report_files(folder: Path) -> Mapping[str, str]:
+    """The Markdown and the pictures of a report, by their paths in the folder of its results."""
+    facts, sections = _sections(folder)
+    study = facts["study"]
+    pictures = {f"{PICTURES}/{name}": svg for name, svg in page.picture_files(sections).items()}
+    return {MARKDOWN: page.markdown(study["title"], sections, PICTURES, study["question"]), **pictures}
+
+
+def write_report(folder: Path) -> None:
+    """Writes the report's files into the folder of its results, in place of those of before."""
+    shutil.rmtree(folder / PICTURES, ignore_errors=True)
+    (folder / PICTURES).mkdir()
+    for name, text in report_files(folder).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _sections(folder: Path) -> tuple[dict[str, Any], list[Section]]:
+    facts, rows = read(folder)
+    if folder.name == published.NAME:
+        return facts, published.sections(rows)  # type: ignore[arg-type]  # the keys of a Row
+    return facts, grids.sections(facts, rows)
+
+
 @cache
 def _parts(study: str) -> dict[str, str]:
     """The sections of a report by title, as Markdown for a document that stands in docs/results."""
     found = {}
-    for one in sections(RESULTS / study):
+    for one in _sections(RESULTS / study)[1]:
         whole = page.markdown("", [one], f"{study}/{PICTURES}")
         found[one.title] = whole.split("\n\n", 2)[2].strip()
     return found
@@ -52,12 +79,7 @@ def _parts(study: str) -> dict[str, str]:
 def main() -> None:
     """Writes all of it."""
     for folder in studies():
-        shutil.rmtree(folder / PICTURES, ignore_errors=True)
-        aside = folder / ".report"
-        report(folder, into=aside)
-        (aside / MARKDOWN).replace(folder / MARKDOWN)
-        (aside / PICTURES).replace(folder / PICTURES)
-        shutil.rmtree(aside)
+        write_report(folder)
     for document in quoting():
         document.write_text(filled(document.read_text("utf-8")), encoding="utf-8")
 

@@ -18,19 +18,16 @@ from catalog.scores import (
     CAP,
     STEP,
     ScoreMatrix,
-    best_at,
     by_score,
     completion,
     from_like_tasks,
     likeness,
-    mean_at,
-    ndcg,
     paired_bootstrap,
     prior,
     race,
-    recall_at,
 )
-from studies.published.tables import Meter, Task
+from tools.published.ranking import best_at, mean_at, ndcg, recall_at
+from tools.published.tables import Meter, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

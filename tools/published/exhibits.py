@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from catalog.pictures import FAINT, MARKERS, PALETTE, extent, inches
-from studies.published.answers import Book, agreement, claims, number, shown
-from studies.published.quoted import Quoted, Row, quoted
 from studies.report.drawing import WIDTH, sheet, style, svg
 from studies.report.sections import Figure, Section, Table
+from tools.published.answers import Book, agreement, claims, number, shown
+from tools.published.quoted import Quoted, Row, quoted
 
 # From here on the base's two scores of a task are too far apart for chance.
 _APART = 0.3

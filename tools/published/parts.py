@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from catalog.scores import mean_at, paired_bootstrap
-from studies.published.composition import composition
-from studies.published.leaderboard import BLIND, METRICS, RANDOM, RAW, column, judge_all
-from studies.published.quoted import HEADLINE, Row, told
-from studies.published.tables import (
+from catalog.scores import paired_bootstrap
+from tools.published.composition import composition
+from tools.published.leaderboard import BLIND, METRICS, RANDOM, RAW, column, judge_all
+from tools.published.quoted import HEADLINE, Row, told
+from tools.published.ranking import mean_at
+from tools.published.tables import (
     MEASURED,
     MERGED,
     NEW,

@@ -9,22 +9,12 @@ among them would give on average (McSherry and Najork, ECIR 2008). So no result 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from catalog.errors import UsageError
 
 Floats = NDArray[np.float64]
-
-
-class Interval(NamedTuple):
-    """A mean over tasks and the ends of its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def ndcg(scores: Floats, gains: Floats, k: int) -> float:
@@ -79,21 +69,6 @@ def best_at(scores: Floats, values: Floats, k: int) -> float:
     for step in range(left):
         chance *= np.maximum(top - step, 0) / (size - step)
     return float(np.diff(chance, prepend=0.0) @ group)
-
-
-def paired_bootstrap(first: Floats, second: Floats, *, draws: int = 10_000, seed: int = 0) -> Interval:
-    """The mean difference first - second over tasks, with the ends of its 95 % percentile interval.
-
-    Both have shape (tasks,); tasks are drawn with replacement, pairs stay together, and tasks where either is
-    NaN are left out. Efron and Tibshirani (1993), section 13.3. Raises UsageError where no task is left.
-    """
-    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    difference = difference[~np.isnan(difference)]
-    if not len(difference):
-        raise UsageError("No task was judged for both rankings; give at least one.")
-    rows = np.random.default_rng(seed).integers(len(difference), size=(draws, len(difference)))
-    low, high = np.quantile(difference[rows].mean(axis=1), [0.025, 0.975])
-    return Interval(float(difference.mean()), float(low), float(high))
 
 
 def _judged(scores: Floats, values: Floats, k: int) -> tuple[Floats, Floats]:

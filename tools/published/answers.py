@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from studies.published.quoted import HEADLINE, Row, quoted
 from studies.report.sections import Text
+from tools.published.quoted import HEADLINE, Row, quoted
 
 _NOTHING = "—"
 _OWN = ", own LoRA among them"

@@ -15,8 +15,8 @@ import numpy as np
 
 from catalog.adapters import BaseDims, dims
 from catalog.errors import UsageError
-from studies.published.quoted import Row, told
-from studies.published.tables import MEASURED, adapter_info, idle_scores, pool_names, scores, tested_scores
+from tools.published.quoted import Row, told
+from tools.published.tables import MEASURED, adapter_info, idle_scores, pool_names, scores, tested_scores
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from catalog.errors import NotFoundError, UsageError
-from studies.published import PARTS, Row, digests, sections
-from studies.published.quoted import QUOTED, Quoted, quoted
 from studies.report.sections import Figure, Table, Text
 from tests.shared_data import data, shared
+from tools.published import PARTS, Row, digests, sections
+from tools.published.quoted import QUOTED, Quoted, quoted
 
 QV = ["q_proj", "v_proj"]
 ALL = [*QV, "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
