@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from catalog.errors import NotFoundError, StorageError, UsageError
+from catalog.files import replace_file
 from merging.members import storage, write_json, write_text
 from studies.file import PUBLISHED, StudyFile
 from studies.grid import Cell, Grid
@@ -116,13 +117,10 @@ def write(file: StudyFile, made: Grid) -> list[dict[str, Any]]:
         "steps": {"done": sum(found), "failed": failed, "missing": len(steps) - sum(found) - failed},
     }
     with storage(place.folder):
-        for name, content in ((RESULTS, text), (FACTS, None)):
-            aside = place.folder / f".{name}.new"
-            if content is None:
-                write_json(aside, facts)
-            else:
-                write_text(aside, content)
-            aside.replace(place.folder / name)
+        with replace_file(place.folder / RESULTS) as new:
+            write_text(new, text)
+        with replace_file(place.folder / FACTS) as new:
+            write_json(new, facts)
     return rows
 
 

@@ -30,7 +30,7 @@ from catalog.adapters.spec import (
 )
 from catalog.adapters.weights import header_bytes
 from catalog.errors import ConfigError, LoradexError
-from catalog.files import UTF8_BOM
+from catalog.files import UTF8_BOM, replace_file
 
 _CHUNK = 1 << 20
 
@@ -197,9 +197,7 @@ def _rename_tensors(file: Path, header: Header, names: Mapping[str, str]) -> Non
         }
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    new = file.with_name(f".{file.name}.new")
-    with file.open("rb") as source, new.open("wb") as target:
+    with replace_file(file) as new, file.open("rb") as source, new.open("wb") as target:
         source.seek(PREFIX + header.length)
         target.write(len(text).to_bytes(PREFIX, "little") + text)
         shutil.copyfileobj(source, target, _CHUNK)
-    new.replace(file)

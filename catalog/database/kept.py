@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from catalog.database.engine import place, sqlite_file
 from catalog.database.schema import Adapter, Pool, Repository, WeightsFile
 from catalog.errors import ConfigError, LoradexError, StorageError
-from catalog.files import Blob, BlobStore, in_use, load_json
+from catalog.files import Blob, BlobStore, in_use, load_json, replace_file
 from catalog.pools import MANIFEST_NAME, Manifest, parse_manifest, read_manifest
 from catalog.settings import Settings
 
@@ -192,6 +192,5 @@ def _read(blobs: BlobStore) -> Register:
 def _write(blobs: BlobStore, register: Register) -> None:
     file = blobs.root / REGISTER
     said = {"catalogs": list(register.catalogs), "complete": register.complete}
-    aside = file.with_name(f"{file.name}.new")
-    aside.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-    aside.replace(file)
+    with replace_file(file) as new:
+        new.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")

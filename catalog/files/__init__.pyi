@@ -1,5 +1,6 @@
 from . import verified
 from .blobs import Blob, BlobStore, BlobWriter, Damage, temporary_store
+from .cache import DAMAGES, open_cache, read_facts, write_cache
 from .disk import (
     at_work,
     copy_file,
@@ -7,7 +8,9 @@ from .disk import (
     is_refused,
     may_write,
     remove_abandoned,
+    replace_file,
     replace_folder,
+    sync,
     temporary_folder,
 )
 from .paths import unsafe_path
@@ -26,6 +29,7 @@ from .verified import Verified, digest_of
 
 __all__ = [
     "CORE_TAGS",
+    "DAMAGES",
     "LFS_POINTER",
     "MOST_DEPTH",
     "MOST_NODES",
@@ -47,12 +51,17 @@ __all__ = [
     "is_refused",
     "load_json",
     "may_write",
+    "open_cache",
+    "read_facts",
     "read_json",
     "read_yaml",
     "remove_abandoned",
+    "replace_file",
     "replace_folder",
+    "sync",
     "temporary_folder",
     "temporary_store",
     "unsafe_path",
     "verified",
+    "write_cache",
 ]

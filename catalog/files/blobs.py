@@ -22,7 +22,7 @@ from typing import BinaryIO
 from filelock import FileLock
 
 from catalog.errors import DamagedFileError, IntegrityError, StorageError
-from catalog.files.disk import copy_file, temporary_folder
+from catalog.files.disk import copy_file, replace_file, sync, temporary_folder
 from catalog.files.verified import Verified, digest_of
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -186,9 +186,8 @@ class BlobStore:
             path = self.path(blob.sha256)
             with _refusals_named(path):
                 if path.stat().st_nlink > 1:
-                    with temporary_folder(self.root) as temporary:
-                        copy_file(path, temporary / path.name)
-                        (temporary / path.name).replace(path)
+                    with replace_file(path) as new:
+                        copy_file(path, new)
                     found.append(blob.sha256)
         return found
 
@@ -229,7 +228,7 @@ class BlobStore:
         with self._locked(sha256), _refusals_named(self.root):
             target.parent.mkdir(exist_ok=True)
             other.path(sha256).replace(target)
-            _sync_folder(target.parent)
+            sync(target.parent)
 
     def remove(self, sha256: str) -> None:
         """Remove the blob, and what has arrived of it; nothing happens when neither is there."""
@@ -305,7 +304,7 @@ class BlobStore:
             target.parent.mkdir(exist_ok=True)
             (self._partials / blob.sha256).replace(target)
             blob.remember(None)
-            _sync_folder(target.parent)
+            sync(target.parent)
 
 
 @contextmanager
@@ -316,14 +315,6 @@ def temporary_store(parent: Path) -> Iterator[BlobStore]:
             parent.mkdir(parents=True, exist_ok=True)
             folder = stack.enter_context(temporary_folder(parent))
         yield BlobStore(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 @contextmanager

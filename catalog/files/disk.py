@@ -101,6 +101,29 @@ def remove_abandoned(parent: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """A place for the new bytes of a file, which replace it when the block ends: all of them or none.
+
+    They are on the disk when the block ends. Raises OSError, and leaves nothing, where the disk refuses.
+    """
+    with temporary_folder(path.parent) as temporary:
+        new = temporary / path.name
+        yield new
+        sync(new)
+        new.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Brings the bytes of a file, or the names in a folder, to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace_folder(new: Path, target: Path, temporary: Path) -> None:
     """Renames `new` to `target`; what was there is moved into the temporary folder first. Raises OSError."""
     if not target.exists():

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-_CHUNK = 1 << 20
 # Nanoseconds within which two changes of a file may bear the same date.
 _TICK = 100_000_000
 
@@ -68,11 +67,8 @@ class Verified:
 
 def digest_of(path: Path) -> str:
     """The sha256 of a file's bytes; raises OSError."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _look(path: Path) -> _Look:

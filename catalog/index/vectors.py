@@ -22,10 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
-from filelock import FileLock, Timeout
-
-from catalog.errors import CatalogError, ConfigError, UsageError
-from catalog.files import is_refused, load_json
+from catalog.errors import CatalogError, UsageError
+from catalog.files import DAMAGES, open_cache, read_facts, write_cache
 from catalog.fingerprints import cosines, near_pairs, rounding
 
 if TYPE_CHECKING:
@@ -40,8 +38,6 @@ State = Literal["current", "missing", "stale", "corrupt"]
 FLAT_UP_TO = 100_000
 
 _FORMAT = 1
-_MOST_MANIFEST = 64 << 20
-_CHUNK = 1 << 20
 # Rows whose float64 copies are held at once.
 _ROWS = 1024
 # Up to so many rows are copied and multiplied; more go through a selector.
@@ -355,64 +351,21 @@ def _cached(place: Path, stamp: str, read: _Read) -> tuple[State, int, VectorInd
     if not place.is_file():
         return "missing", 0, None
     try:
-        said: Any = load_json(place.with_suffix(".json").read_bytes(), max_bytes=_MOST_MANIFEST)
-        if said["stamp"] != stamp:
-            return "stale", int(said["vectors"]), None
-        with place.open("rb") as file:  # checked and read through one open file: a rename changes nothing
-            digest = hashlib.sha256()
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-            if digest.hexdigest() == said["sha256"]:
-                file.seek(0)
-                return "current", int(said["vectors"]), read(file, said["skipped"])
-    except (OSError, RuntimeError, ConfigError, KeyError, TypeError, ValueError):
-        pass  # whatever is wrong with it, it cannot be used
-    return "corrupt", 0, None
+        facts = read_facts(place)
+        if facts["stamp"] != stamp:
+            return "stale", int(facts["vectors"]), None
+        with open_cache(place, facts) as file:
+            return "current", int(facts["vectors"]), read(file, facts["skipped"])
+    except (*DAMAGES, RuntimeError):
+        return "corrupt", 0, None
 
 
 def _store(place: Path, index: Any, stamp: str, skipped: Sequence[str]) -> None:
-    """Writes the index and then its manifest; what the disk refuses is a warning, since it is a cache.
+    """Writes the index as a cache."""
 
-    The lock is not waited for: who holds it writes the same, or what the next one will find stale.
-    """
-    digest = hashlib.sha256()
+    def write(new: Path) -> dict[str, object]:
+        with new.open("wb") as file, _faiss() as faiss:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+        return {"stamp": stamp, "vectors": index.ntotal, "skipped": skipped}
 
-    def write(file: BinaryIO) -> None:
-        def through(data: bytes) -> int:
-            digest.update(data)
-            return file.write(data)
-
-        with _faiss() as faiss:
-            faiss.write_index(index, faiss.PyCallbackIOWriter(through))
-
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.with_suffix(".lock"), timeout=0):
-            _replace(place, write)
-            said = {"stamp": stamp, "sha256": digest.hexdigest(), "vectors": index.ntotal, "skipped": skipped}
-            text = json.dumps(said, indent=1, sort_keys=True)
-            _replace(place.with_suffix(".json"), lambda file: file.write(text.encode()))
-    except Timeout:
-        log.info("%s is being written by another process", place)
-    except (OSError, RuntimeError) as error:
-        level = logging.INFO if is_refused(error) else logging.WARNING
-        log.log(level, "%s cannot be written, so that it is built each time: %s", place, error)
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Puts a new file in place: written aside, brought to the disk, renamed."""
-    aside = path.with_name(f"{path.name}.new")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_cache(place, write)

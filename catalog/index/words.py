@@ -11,21 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import sqlite3
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Protocol
 
-from filelock import FileLock, Timeout
-
-from catalog.errors import CatalogError, ConfigError, UsageError
-from catalog.files import is_refused, load_json
+from catalog.errors import CatalogError, UsageError
+from catalog.files import DAMAGES, open_cache, read_facts, write_cache
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +38,6 @@ _EMPTY_WORDS = frozenset(
     | {"will", "with", "would", "you", "your"}
 )
 _MOST_TERMS = 32
-_MOST_MANIFEST = 1 << 16
-_CHUNK = 1 << 20
 _MARKS = ("\x01", "\x02")
 _MARKED = re.compile(f"{_MARKS[0]}([^{_MARKS[1]}]*){_MARKS[1]}")
 _NO_MARKS = dict.fromkeys(map(ord, _MARKS), " ")
@@ -106,13 +101,6 @@ class WordHit:
 
     id: int
     score: float
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    format: int
-    stamp: str
-    sha256: str
 
 
 class WordIndex:
@@ -235,19 +223,12 @@ def open_words(folder: Path, source: TextSource) -> WordIndex:
     """
     digests = source.digests()
     place, stamp = folder / "words.db", _stamp(digests)
-    manifest = _intact(place)
-    if manifest is not None and manifest.stamp == stamp:
-        with suppress(sqlite3.Error):  # replaced by another process just now
+    with suppress(sqlite3.Error, OSError):  # replaced by another process just now
+        if _stamp_of(place) == stamp:
             return _opened(place, stamp)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.with_suffix(".lock"), timeout=0):
-            return _renewed(place, source, digests, stamp)
-    except Timeout:
-        log.info("%s is being written by another process", place)
-    except (OSError, sqlite3.OperationalError) as error:
-        level = logging.INFO if is_refused(error) else logging.WARNING
-        log.log(level, "%s cannot be written and is built anew each time: %s", place, error)
+    if write_cache(place, lambda new: _renew(new, place, source, digests, stamp)):
+        with suppress(sqlite3.Error, OSError):
+            return _opened(place, stamp)
     connection = sqlite3.connect(":memory:")
     try:
         _fill(connection, source, digests, stamp, fresh=True)
@@ -257,30 +238,19 @@ def open_words(folder: Path, source: TextSource) -> WordIndex:
     return WordIndex(connection)
 
 
-def _renewed(place: Path, source: TextSource, digests: Mapping[int, bytes], stamp: str) -> WordIndex:
-    """A file of this stamp, made beside from the old one or from nothing, put in place and opened."""
-    aside, manifest = place.with_suffix(".db.new"), place.with_suffix(".json.new")
-    try:
-        fresh = _intact(place) is None
-        if fresh:
-            if place.exists():
-                log.warning("%s is damaged or of another version: building it", place)
-            aside.unlink(missing_ok=True)
-        else:
-            shutil.copyfile(place, aside)
-        with closing(sqlite3.connect(aside)) as connection:
-            connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
-            _fill(connection, source, digests, stamp, fresh=fresh)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-            said = asdict(_Manifest(_FORMAT, stamp, _sha256(file)))
-        manifest.write_text(json.dumps(said, indent=1, sort_keys=True), encoding="utf-8")
-        aside.replace(place)
-        manifest.replace(place.with_suffix(".json"))
-    finally:
-        aside.unlink(missing_ok=True)
-        manifest.unlink(missing_ok=True)
-    return _opened(place, stamp)
+def _renew(
+    new: Path, place: Path, source: TextSource, digests: Mapping[int, bytes], stamp: str
+) -> dict[str, object]:
+    """Makes a file of this stamp from the one in place, or from nothing; its facts."""
+    fresh = _stamp_of(place) is None
+    if not fresh:
+        shutil.copyfile(place, new)
+    elif place.exists():
+        log.warning("%s is damaged or of another version: building it", place)
+    with closing(sqlite3.connect(new)) as connection:
+        connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+        _fill(connection, source, digests, stamp, fresh=fresh)
+    return {"format": _FORMAT, "stamp": stamp}
 
 
 def _fill(
@@ -329,15 +299,13 @@ def _opened(file: Path, stamp: str) -> WordIndex:
         raise
 
 
-def _intact(place: Path) -> _Manifest | None:
-    """The manifest of a file of this version that is byte for byte what was written; None for any other."""
-    with suppress(OSError, ConfigError, KeyError, TypeError, ValueError):
-        said: Any = load_json(place.with_suffix(".json").read_bytes(), max_bytes=_MOST_MANIFEST)
-        manifest = _Manifest(int(said["format"]), str(said["stamp"]), str(said["sha256"]))
-        if manifest.format == _FORMAT:
-            with place.open("rb") as file:
-                if _sha256(file) == manifest.sha256:
-                    return manifest
+def _stamp_of(place: Path) -> str | None:
+    """The stamp of a file of this version that is byte for byte what was written; None for any other."""
+    with suppress(*DAMAGES):
+        facts = read_facts(place)
+        if facts["format"] == _FORMAT:
+            with open_cache(place, facts):
+                return str(facts["stamp"])
     return None
 
 
@@ -347,10 +315,3 @@ def _stamp(digests: Mapping[int, bytes]) -> str:
     for key in sorted(digests):
         stamp.update(b"%d %s" % (key, digests[key]))
     return stamp.hexdigest()
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()

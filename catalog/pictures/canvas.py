@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from catalog.errors import StorageError, UsageError
 from catalog.extras import require_extra
-from catalog.files import temporary_folder
+from catalog.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.colors import Normalize
@@ -320,9 +320,7 @@ def save(figure: Figure, path: Path, title: str) -> None:
     with settings():
         figure.savefig(content, format=suffix[1:], dpi=RESOLUTION, metadata=metadata[suffix])
     try:
-        with temporary_folder(path.parent) as temporary:
-            picture = temporary / path.name
-            picture.write_bytes(content.getvalue())
-            picture.replace(path)
+        with replace_file(path) as new:
+            new.write_bytes(content.getvalue())
     except OSError as error:
         raise StorageError(f"The picture {path} cannot be written: {error.strerror}.") from error

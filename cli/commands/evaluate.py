@@ -11,6 +11,7 @@ import click
 
 from catalog.adapters import is_adapter_folder
 from catalog.errors import UsageError
+from catalog.files import replace_file
 from cli.app import App, Exit, pass_app
 from cli.commands.merge import members_of
 from cli.options import (
@@ -155,8 +156,7 @@ def _write(out: Path, document: dict[str, Any]) -> None:
     from merging.members import storage
 
     text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    aside = out.with_name(f".{out.name}.new")
     with storage(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(f"{text}\n", encoding="utf-8")
-        aside.replace(out)
+        with replace_file(out) as new:
+            new.write_text(f"{text}\n", encoding="utf-8")

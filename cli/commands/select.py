@@ -16,7 +16,7 @@ import click
 from catalog.adapters import USES, adapter_name
 from catalog.database import pool_store, reading, store, writing
 from catalog.errors import UsageError
-from catalog.files import BlobStore, read_yaml
+from catalog.files import BlobStore, read_yaml, replace_file
 from catalog.pools import Manifest
 from catalog.query import parse
 from catalog.search import browse
@@ -278,9 +278,8 @@ def save_manifest(app: App, manifest: Manifest) -> Path:
     folder = app.settings.pools / manifest.folder_name
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / "pool.json"
-    aside = place.with_name(".pool.json.new")
-    aside.write_bytes(manifest.canonical())
-    aside.replace(place)
+    with replace_file(place) as new:
+        new.write_bytes(manifest.canonical())
     return place
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
 from catalog.errors import StorageError, UsageError
-from catalog.files import remove_abandoned, replace_folder, temporary_folder
+from catalog.files import remove_abandoned, replace_folder, sync, temporary_folder
 from merging.members.member import Member
 from merging.members.stacks import Shape
 
@@ -166,10 +166,8 @@ def write_json(path: Path, value: object) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8 and bring it to the disk."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_text(text, encoding="utf-8", newline="\n")
+    sync(path)
 
 
 def write_config(folder: Path, members: Sequence[Member], base: str | None, ranks: Mapping[str, int]) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from catalog.files import replace_file
+
 # Names under which configurations list the kind of each layer.
 _KINDS = ("layer_types", "layers_block_type", "block_types", "_block_types")
 _RECURRENT_KINDS = ("linear", "mamba", "conv", "recurrent", "hybrid", "ssm", "delta", "rnn")
@@ -80,9 +82,8 @@ class Reading:
         # Only a shortcut: where the disk refuses, the next process finds the same.
         with contextlib.suppress(OSError):
             self.place.parent.mkdir(parents=True, exist_ok=True)
-            aside = self.place.with_name(f".{self.place.name}.new")
-            aside.write_text(json.dumps(told), encoding="utf-8")
-            aside.replace(self.place)
+            with replace_file(self.place) as new:
+                new.write_text(json.dumps(told), encoding="utf-8")
 
 
 def reading_of(model: Any, folder: Path | None = None) -> Reading:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from catalog.adapters import BaseTable
 from catalog.errors import UsageError
 from catalog.extras import require_extra
-from catalog.files import temporary_folder
+from catalog.files import replace_file
 from merging.members import Member, Stack, iterate_stacks, load_members, shapes, storage
 from merging.methods import Grams, coordinates, grams, pair_products, precise_truncation
 
@@ -124,10 +124,8 @@ def plot(found: Inspection, path: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1.4 * height, 5.0))
     _draw_cosines(found, figure, left)
     _draw_energy(found, right)
-    with storage(path), temporary_folder(path.parent) as temporary:
-        picture = temporary / path.name
-        figure.savefig(picture, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-        picture.replace(path)
+    with storage(path), replace_file(path) as new:
+        figure.savefig(new, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _draw_cosines(found: Inspection, figure: Figure, axes: Axes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from catalog.files import copy_file, remove_abandoned, replace_folder, temporary_folder
+from catalog.files import copy_file, remove_abandoned, replace_file, replace_folder, temporary_folder
 
 # Makes a temporary folder with a file in it, says so, and waits to be killed.
 KILLED = """
@@ -95,6 +95,18 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
             replace_folder(new, target, temporary)
         assert [path.name for path in target.iterdir()] == [content]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_is_replaced_by_all_of_its_new_bytes_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in ("first", "second"):
+        with replace_file(path) as new:
+            new.write_text(content)
+        assert path.read_text() == content
+    with pytest.raises(OSError), replace_file(path) as new:
+        new.mkdir()  # is not a file that could take the place of one
+    assert path.read_text() == "second"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_threads_that_begin_at_once_keep_their_folders(tmp_path: Path) -> None:
