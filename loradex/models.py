@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from loradex.progress import ProgressCallback, ProgressEvent
 
 if TYPE_CHECKING:
-    from merging.model import BaseModel, Task
+    from merging.model import LoadedBase, Task
 
 
 def open_base(
     base: str, *, bases: Path, device: str, day: date | None, report: ProgressCallback
-) -> BaseModel:
+) -> LoadedBase:
     """The base model on the device; its chat template names the day, or 2024-07-26 where that is None.
 
     `base` is a folder, an id on the Hub, or an id that is kept in the folder `bases`.

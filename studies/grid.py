@@ -18,7 +18,7 @@ from catalog.errors import ConfigError, LoradexError, NotFoundError, UsageError
 from catalog.files import load_json
 from catalog.pools import ADAPTERS as EXPORTED
 from crawler.reading import parse_card
-from merging.learning import TRAIN_RECORD, Recipe, Settings, default_rates
+from merging.learning import TRAIN_RECORD, Recipe, TrainingSettings, default_rates
 from merging.members import digest_of, load_member
 from merging.methods import find_method
 from merging.model import METRICS, TASK_NAME, Task, checkpoint, date_of, find_task, first_look
@@ -226,7 +226,9 @@ class _Grid:
         if rates is None:
             recipe = Recipe(method.steps, method.batch)
             rates = default_rates(
-                Settings(rank, alpha, tuple(targets), method.variant, method.dropout, "bfloat16", recipe)
+                TrainingSettings(
+                    rank, alpha, tuple(targets), method.variant, method.dropout, "bfloat16", recipe
+                )
             )
         told = {**self._seen(task, seed), "settings": settings}
         each = {f"{rate!r}": self._step("train", {**told, "learning_rate": rate}) for rate in rates}

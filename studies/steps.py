@@ -20,8 +20,8 @@ from catalog.errors import EvaluationError
 from studies.store import Place
 
 if TYPE_CHECKING:
-    from merging.members import Member
-    from merging.model import BaseModel, Budget, Task
+    from merging.members import MergeMember
+    from merging.model import ExampleBudget, LoadedBase, Task
 
 Told = Mapping[str, Any]
 Found = Mapping[str, dict[str, Any]]
@@ -172,7 +172,7 @@ def merge(job: Job) -> dict[str, Any]:
     )
     ranks = [module.rank for module in report.modules.values()]
     # The norm of an untruncated sum of high rank is not measured.
-    kept = {} if report.kept is None else {"energy": report.kept}
+    kept = {} if report.energy_share is None else {"energy": report.energy_share}
     detail = {"rank": max(ranks, default=0), **kept}
     return {"adapter": f"{job.key}/{ADAPTER}", "detail": detail}
 
@@ -252,7 +252,7 @@ def adapt(job: Job) -> dict[str, Any]:
         seed=job.told["budget"]["seed"],
         **job.told["settings"],
     )
-    with done.applied():
+    with done.apply():
         value = measure(base, task, draw(task, "test", job.told["test"]))
     detail = {"valid_before": done.valid_before, "valid_loss": done.valid_loss}
     return {"score": value.document(), "detail": detail}
@@ -288,11 +288,11 @@ _Worth = Mapping[str, tuple[float, ...]]
 
 
 def _by_gradient(job: Job, names: Sequence[str]) -> _Worth:
-    from merging.learning import centred
+    from merging.learning import center_scores
 
     others = [one["scores"] for key, one in job.found.items() if key != "own"]
     rows = [[row[name] for name in names] for row in (job.found["own"]["scores"], *others)]
-    return {name: (value,) for name, value in zip(names, centred(rows), strict=True)}
+    return {name: (value,) for name, value in zip(names, center_scores(rows), strict=True)}
 
 
 def _by_measure(job: Job, names: Sequence[str]) -> _Worth:
@@ -327,13 +327,13 @@ def _take_threads(place: Place) -> None:
     torch.set_num_threads(place.threads)
 
 
-def _base(place: Place) -> BaseModel:
+def _base(place: Place) -> LoadedBase:
     _take_threads(place)
     return _loaded(place.base, place.bases, place.device)
 
 
 @lru_cache(maxsize=1)
-def _loaded(base: str, bases: Path | None, device: str) -> BaseModel:
+def _loaded(base: str, bases: Path | None, device: str) -> LoadedBase:
     """The base model, read once a process."""
     from merging.model import load_base
 
@@ -346,7 +346,7 @@ def _task(job: Job) -> Task:
     return read_task(job.place.tasks[job.told["task"]["name"]])
 
 
-def _budget(job: Job) -> Budget:
+def _budget(job: Job) -> ExampleBudget:
     from merging.model import budget
 
     given = job.told["budget"]
@@ -355,9 +355,9 @@ def _budget(job: Job) -> Budget:
 
 
 @contextlib.contextmanager
-def _worn(job: Job, base: BaseModel, one: Mapping[str, Any]) -> Iterator[None]:
+def _worn(job: Job, base: LoadedBase, one: Mapping[str, Any]) -> Iterator[None]:
     """Inside the block the base has the adapter that an input made or chose."""
-    from merging.learning import worn
+    from merging.learning import wear_adapter
     from merging.live import LiveStack
 
     if one.get("mergeable", True):
@@ -365,11 +365,11 @@ def _worn(job: Job, base: BaseModel, one: Mapping[str, Any]) -> Iterator[None]:
         with live.dense(live.scales_of([1.0])):
             yield
     else:
-        with worn(base, job.place.steps / one["adapter"]):
+        with wear_adapter(base, job.place.steps / one["adapter"]):
             yield
 
 
-def _member(place: Place, one: Mapping[str, Any]) -> Member:
+def _member(place: Place, one: Mapping[str, Any]) -> MergeMember:
     """An adapter of the study by name, or one that a step made."""
     from merging.members import load_member
 
@@ -378,5 +378,5 @@ def _member(place: Place, one: Mapping[str, Any]) -> Member:
     return load_member(place.steps / one["adapter"], name=one.get("called"))
 
 
-def _members(place: Place, pool: Told) -> list[Member]:
+def _members(place: Place, pool: Told) -> list[MergeMember]:
     return [_member(place, one) for one in pool["members"]]

@@ -20,10 +20,10 @@ from catalog.adapters.weights import iterate_modules, module_norms
 from catalog.fingerprints.sketches import delta_sketch, output_sketch
 from catalog.index import load_embedder
 from crawler.reading.cards import CardQuality, parse_card
-from merging.evaluation.scores import Score, evaluate
+from merging.evaluation.scores import TaskScore, evaluate
 from merging.learning.gradients import linear_modules, task_gradient
-from merging.members import Member, load_member
-from merging.model import BaseModel, Prompt, Task, budget, encode, examples, load_base, read_task
+from merging.members import MergeMember, load_member
+from merging.model import LoadedBase, Prompt, Task, budget, encode, examples, load_base, read_task
 from tests.shared_data import data, index
 
 if TYPE_CHECKING:
@@ -99,17 +99,17 @@ def tasks() -> list[Task]:
     return [read_task(folder) for folder in sorted(data("tasks").iterdir()) if folder.is_dir()]
 
 
-def members() -> list[Member]:
+def members() -> list[MergeMember]:
     """The adapters of the shared folder by name."""
     return [load_member(folder) for folder in sorted(data("zoo").iterdir()) if folder.is_dir()]
 
 
 def one_pass(
-    base: BaseModel | None,
+    base: LoadedBase | None,
     task: Task,
     answers: str,
     span: tuple[int, int],
-    pool: Sequence[Member],
+    pool: Sequence[MergeMember],
     kept: Path,
 ) -> Pass | None:
     """The pass over these of the samples of a budget, from the scratch folder where it is there.
@@ -144,7 +144,7 @@ def _each_answer(prompt: Prompt) -> list[Prompt]:
     return [Prompt(prompt.question, (one,), 0) for one in (prompt.target, *others[: MOST_ANSWERS - 1])]
 
 
-def read_zoo(pool: Sequence[Member], modules: Sequence[str]) -> Zoo:
+def read_zoo(pool: Sequence[MergeMember], modules: Sequence[str]) -> Zoo:
     """The sketches, norms and texts of the adapters; without a text of its own, the name."""
     import numpy as np
 
@@ -409,7 +409,7 @@ def report_gains(
 
 
 def measured(
-    base: BaseModel | None, pool: Sequence[Member], kept: Path, names: Sequence[str]
+    base: LoadedBase | None, pool: Sequence[MergeMember], kept: Path, names: Sequence[str]
 ) -> dict[str, tuple[Rows, Rows]]:
     """Gains in loss (nats a token) and in accuracy of every adapter alone, by task."""
     import numpy as np
@@ -423,9 +423,9 @@ def measured(
             scores = list(evaluate(base, pool, [task], split="valid", limit=limit, log=log))
         else:
             scores = _logged(log, task.name, pool)
-        if any(not isinstance(score, Score) for score in scores) or len(scores) <= len(pool):
+        if any(not isinstance(score, TaskScore) for score in scores) or len(scores) <= len(pool):
             continue
-        first, *each = (score for score in scores if isinstance(score, Score))
+        first, *each = (score for score in scores if isinstance(score, TaskScore))
         gains[task.name] = (
             np.array([first.loss - score.loss for score in each]),
             np.array([score.value - first.value for score in each]),
@@ -433,9 +433,9 @@ def measured(
     return gains
 
 
-def _logged(log: Path, task: str, pool: Sequence[Member]) -> list[Any]:
+def _logged(log: Path, task: str, pool: Sequence[MergeMember]) -> list[Any]:
     """The scores of the base and then of the adapters that a log has for a task."""
-    rows = [Score(**json.loads(line)) for line in log.read_text("utf-8").splitlines()]
+    rows = [TaskScore(**json.loads(line)) for line in log.read_text("utf-8").splitlines()]
     by_name = {row.adapter: row for row in rows if row.task == task}
     return [by_name[name] for name in ("base", *(member.name for member in pool)) if name in by_name]
 

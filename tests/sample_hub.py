@@ -20,11 +20,11 @@ from typing import Any, Literal
 
 from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
 from merging.evaluation import Measured, measure
-from merging.learning.training import ALL_LINEAR, TRAIN_RECORD, stored_loss, train
+from merging.learning.training import ALL_LINEAR, TRAIN_RECORD, loss_on_disk, train
 from merging.learning.training_record import card as informative
 from merging.live import LiveStack
 from merging.members import load_member
-from merging.model import BaseModel, Task, budget, draw, encode, find_task, load_base
+from merging.model import LoadedBase, Task, budget, draw, encode, find_task, load_base
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB = Path(__file__).resolve().parents[1] / "data" / "sample_hub"
@@ -88,7 +88,7 @@ ADAPTERS: tuple[Adapter, ...] = (
 )
 
 
-def trained(base: BaseModel, task: Task, adapter: Adapter, work: Path) -> dict[str, Any]:
+def trained(base: LoadedBase, task: Task, adapter: Adapter, work: Path) -> dict[str, Any]:
     """The record of the adapter's training, which is carried out unless the folder `work` holds it."""
     out = work / adapter.name
     if (out / TRAIN_RECORD).is_file():
@@ -184,13 +184,13 @@ def write(task: Task, adapter: Adapter, record: Mapping[str, Any], work: Path, h
     return folder
 
 
-def measured(base: BaseModel, task: Task, folder: Path, before: Measured) -> str:
+def measured(base: LoadedBase, task: Task, folder: Path, before: Measured) -> str:
     """A row of the table: loss and score of the base and of the adapter, and its loss in plain PEFT."""
     test = draw(task, "test", TEST)
     live = LiveStack(base.model, [load_member(folder)])
     with live.dense(live.scales_of([1.0])):
         after = measure(base, task, test)
-    plain = stored_loss(base, folder, encode(base.tokenizer, task, test, base.limit))
+    plain = loss_on_disk(base, folder, encode(base.tokenizer, task, test, base.limit))
     losses = f"{before.loss:.3f} | {after.loss:.3f} | {plain:.3f}"
     return f"| {folder.name} | {losses} | {before.value:.2f} | {after.value:.2f} |"
 
@@ -220,7 +220,7 @@ def main() -> None:
         say(f"{adapter.name}: validation loss {losses}, {record['seconds']:.0f} s")
 
 
-def _measure_all(base: BaseModel, tasks: Path, hub: Path) -> None:
+def _measure_all(base: LoadedBase, tasks: Path, hub: Path) -> None:
     """Prints a row for each adapter; the base is asked once a task."""
     say("| adapter | base: loss | adapter: loss | in plain PEFT | base: score | adapter: score |")
     say("|---|--:|--:|--:|--:|--:|")

@@ -28,9 +28,9 @@ from loradex.models import open_base, prompt_notes
 
 if TYPE_CHECKING:
     from merging.evaluation import Measured, TooLong
-    from merging.learning import Adapted
-    from merging.members import Member
-    from merging.model import BaseModel, Task
+    from merging.learning import Adaptation
+    from merging.members import MergeMember
+    from merging.model import LoadedBase, Task
 
 METHODS = (
     Column("method"),
@@ -157,24 +157,24 @@ def adapt(
         raise click.exceptions.Exit(Exit.PARTIAL)
 
 
-def _answering(done: Adapted, base: BaseModel, folder: Path | None) -> AbstractContextManager[object]:
+def _answering(done: Adaptation, base: LoadedBase, folder: Path | None) -> AbstractContextManager[object]:
     """A block in which the base answers as what was written, or as what was learned where nothing was."""
     if folder is None:
-        return done.applied()
+        return done.apply()
     from merging.live import LiveStack
     from merging.members import load_member
 
-    return LiveStack(base.model, [load_member(folder)]).attached()
+    return LiveStack(base.model, [load_member(folder)]).attach()
 
 
-def _measured(base: BaseModel, task: Task, split: Any, limit: int | None, too_long: TooLong) -> Measured:
+def _measured(base: LoadedBase, task: Task, split: Any, limit: int | None, too_long: TooLong) -> Measured:
     from merging.evaluation import measure
     from merging.model import draw
 
     return measure(base, task, draw(task, split, limit), too_long)
 
 
-def _stand_ins(app: App, members: list[Member], control: str, seed: int, base: str) -> list[Member]:
+def _stand_ins(app: App, members: list[MergeMember], control: str, seed: int, base: str) -> list[MergeMember]:
     """Stand-ins below the data folder, made once for the same members, kind and seed."""
     import hashlib
 

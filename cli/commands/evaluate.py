@@ -24,8 +24,8 @@ from cli.output import Column, output_options
 from loradex.models import find_tasks, open_base, prompt_notes
 
 if TYPE_CHECKING:
-    from merging.evaluation import Score
-    from merging.members import Member
+    from merging.evaluation import TaskScore
+    from merging.members import MergeMember
 
 SCORES = (
     Column("adapter"),
@@ -104,7 +104,7 @@ def evaluate(
         for found in evaluating.evaluate(
             model, members, found_tasks, with_base=not without_base, progress=bar.working, **given
         ):
-            if isinstance(found, evaluating.Score):
+            if isinstance(found, evaluating.TaskScore):
                 scores.append(found)
             else:
                 failed.append(str(found))
@@ -120,7 +120,7 @@ def evaluate(
         raise click.exceptions.Exit(Exit.PARTIAL)
 
 
-def _notes(scores: list[Score]) -> list[str]:
+def _notes(scores: list[TaskScore]) -> list[str]:
     """What is not as usual, each said once; counts of examples stand in the table."""
     told = [{name: value for name, value in one.document().items() if name != "left_out"} for one in scores]
     return list(dict.fromkeys(note for one in told for note in prompt_notes(one)))
@@ -133,7 +133,7 @@ def _table(told: dict[str, Any]) -> list[str]:
     return table(told["scores"], (*SCORES, *([LEFT_OUT] if skipped else [])))
 
 
-def _members(app: App, adapters: tuple[str, ...], pool: str | None) -> list[Member]:
+def _members(app: App, adapters: tuple[str, ...], pool: str | None) -> list[MergeMember]:
     from merging.evaluation import BASE
     from merging.members import load_member
 

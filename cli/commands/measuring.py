@@ -25,8 +25,8 @@ BACKGROUND_SAMPLES = 24
 if TYPE_CHECKING:
     from catalog.selection import Question, Sources
     from merging.evaluation import Questions, TooLong
-    from merging.members import Member
-    from merging.model import BaseModel, Task
+    from merging.members import MergeMember
+    from merging.model import LoadedBase, Task
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def sloping(
     """
     from merging.evaluation import ask
     from merging.learning import direction, exact_scores
-    from merging.model import seen
+    from merging.model import first_examples
 
     model = open_base(
         base,
@@ -67,9 +67,10 @@ def sloping(
     aside = f", beside {', '.join(other.name for other in others)}" if others else ""
     app.output.say(f"following the gradient of {task.name}{aside}")
     count, seed = question.samples or 0, question.seed
-    rest = [(other, seen(other, min(count, BACKGROUND_SAMPLES), seed=seed)) for other in others]
+    rest = [(other, first_examples(other, min(count, BACKGROUND_SAMPLES), seed=seed)) for other in others]
     asked = [
-        ask(model, one, some, asking.too_long) for one, some in ((task, seen(task, count, seed=seed)), *rest)
+        ask(model, one, some, asking.too_long)
+        for one, some in ((task, first_examples(task, count, seed=seed)), *rest)
     ]
     told = _unusual(app, model, *asked)
     question, own = replace(question, **told), asked[0].examples
@@ -90,7 +91,7 @@ def sloping(
         yield replace(ready, exact=exact), question
 
 
-def _unusual(app: App, model: BaseModel, *asked: Questions) -> dict[str, Any]:
+def _unusual(app: App, model: LoadedBase, *asked: Questions) -> dict[str, Any]:
     """What the manifest says of questions that are not read as usual; said aloud too."""
     from merging.evaluation import unusual
 
@@ -167,14 +168,14 @@ def _scratch(app: App) -> Iterator[Path]:
 
 def _finder(
     app: App, session: Any, refusing: Collection[str], base: str, scratch: Path
-) -> Callable[[str], Member]:
+) -> Callable[[str], MergeMember]:
     """What gives the adapter of a short name, its pinned files below `scratch`."""
     from merging.members import load_member
 
     rows = {row.adapter: row for row in candidates(session, refusing, base)}
-    found: dict[str, Member] = {}
+    found: dict[str, MergeMember] = {}
 
-    def find(name: str) -> Member:
+    def find(name: str) -> MergeMember:
         if name not in found:
             if name not in rows:
                 raise NotFoundError(f"There is no adapter {name} of {base}.")

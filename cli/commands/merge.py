@@ -23,7 +23,7 @@ from cli.output import Column, labelled, output_options, table
 
 if TYPE_CHECKING:
     from catalog.adapters import BaseTable
-    from merging.members import Member
+    from merging.members import MergeMember
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 METHODS = (
@@ -185,13 +185,13 @@ def merge(
     with app.output.progress("merging") as bar:
         report = carry_out(planned, made, overwrite=overwrite, pool=source, progress=bar.working)
     ranks = {module.rank for module in report.modules.values()}
-    found = {"folder": str(made), "kept": report.kept, "misread": misreadings(ranks), **report.record}
+    found = {"folder": str(made), "kept": report.energy_share, "misread": misreadings(ranks), **report.record}
     if apply_to:
         found["model"] = str(_fold(app, apply_to, made, out, given["device"], overwrite))
     app.output.document(found, _render_merge)
 
 
-def _strange(table: BaseTable, base: str | None, members: Sequence[Member]) -> list[str]:
+def _strange(table: BaseTable, base: str | None, members: Sequence[MergeMember]) -> list[str]:
     """A sentence on a base that was given and is known neither here nor to a member, or a folder of none."""
     named = {member.config.base_model for member in members}
     if base is None or base in named or table.known(base):
@@ -202,7 +202,7 @@ def _strange(table: BaseTable, base: str | None, members: Sequence[Member]) -> l
     return [f"No base model is known as {base}; {table.nearest(base)}."]
 
 
-def _unused(without: Sequence[str], members: Sequence[Member]) -> list[str]:
+def _unused(without: Sequence[str], members: Sequence[MergeMember]) -> list[str]:
     """A sentence on each layer that was to be left out and of which no member holds anything."""
     left_out = [f".{tensor}." for member in members for tensor in member.left_out]
     unused = [layer for layer in without if not any(f".{layer}." in tensor for tensor in left_out)]
@@ -222,7 +222,7 @@ def members_of(
     without: Sequence[str] = (),
     purpose: str = "merged",
     table: BaseTable | None = None,
-) -> tuple[list[Member], Manifest | None]:
+) -> tuple[list[MergeMember], Manifest | None]:
     """The members in the folders given, or of the one pool given, whose files are brought here first.
 
     `purpose` is what they are loaded for, in the words of a refusal. Those of a pool have its base model by

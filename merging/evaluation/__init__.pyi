@@ -1,6 +1,6 @@
 from . import scores
 from .questions import Questions, TooLong, ask, unusual
-from .scores import BASE, Measured, Sampler, Score, measure
+from .scores import BASE, Measured, Sampler, TaskScore, measure
 from .scoring import (
     WIDTH,
     candidate_likelihoods,
@@ -19,7 +19,7 @@ __all__ = [
     "Measured",
     "Questions",
     "Sampler",
-    "Score",
+    "TaskScore",
     "TooLong",
     "ask",
     "candidate_likelihoods",

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from catalog.errors import UsageError
 from merging.evaluation.scoring import WIDTH, both_ways
-from merging.evaluation.trees import Tree
-from merging.model import BaseModel, Example, Prompt, Task, date_of, encode, encode_each, is_shortage
+from merging.evaluation.trees import TokenTree
+from merging.model import Example, LoadedBase, Prompt, Task, date_of, encode, encode_each, is_shortage
 
 TooLong = Literal["error", "skip"]
 # Of a tree and of plain reading, log p of a token may differ by so many times the data type's step to the
@@ -33,7 +33,7 @@ class Questions:
     left_out: int = 0
 
 
-def ask(base: BaseModel, task: Task, examples: Sequence[Example], too_long: TooLong = "error") -> Questions:
+def ask(base: LoadedBase, task: Task, examples: Sequence[Example], too_long: TooLong = "error") -> Questions:
     """The examples as the base reads them; those longer than its limit are an error or left out, never cut.
 
     Makes sure of the base's way of reading. Raises UsageError for an example that is too long, with "skip"
@@ -44,32 +44,34 @@ def ask(base: BaseModel, task: Task, examples: Sequence[Example], too_long: TooL
         check_reading(base, prompts)
         return Questions(tuple(examples), tuple(prompts))
     pairs = zip(examples, encode_each(base.tokenizer, task, examples, date=base.date), strict=True)
-    kept = [(example, prompt) for example, prompt in pairs if prompt.length <= base.limit]
-    if not kept:
+    pairs_read = [(example, prompt) for example, prompt in pairs if prompt.length <= base.limit]
+    if not pairs_read:
         raise UsageError(
             f"All {len(examples)} examples of {task.name} are longer than the {base.limit} tokens that the "
             "model reads; shorten them or choose another model."
         )
-    check_reading(base, [prompt for _, prompt in kept])
+    check_reading(base, [prompt for _, prompt in pairs_read])
     return Questions(
-        tuple(example for example, _ in kept), tuple(prompt for _, prompt in kept), len(examples) - len(kept)
+        tuple(example for example, _ in pairs_read),
+        tuple(prompt for _, prompt in pairs_read),
+        len(examples) - len(pairs_read),
     )
 
 
-def asked_date(base: BaseModel) -> str | None:
+def prompt_date(base: LoadedBase) -> str | None:
     """The date on which the base is asked, where its template says one; else None."""
     return date_of(base.tokenizer, base.date)
 
 
-def reads_plainly(base: BaseModel, prompts: Sequence[Prompt]) -> bool:
+def reads_plainly(base: LoadedBase, prompts: Sequence[Prompt]) -> bool:
     """Whether some of the prompts are read by themselves since a tree would be wrong."""
-    return any(prompt.depth > base.reading.shared_length for prompt in prompts)
+    return any(prompt.depth > base.reading.tree_length for prompt in prompts)
 
 
-def unusual(base: BaseModel, *asked: Questions) -> dict[str, Any]:
+def unusual(base: LoadedBase, *question_sets: Questions) -> dict[str, Any]:
     """What a record says of questions where it is not as usual: date, plain reading, examples left out."""
-    date, left_out = asked_date(base), sum(one.left_out for one in asked)
-    plain = any(reads_plainly(base, one.prompts) for one in asked)
+    date, left_out = prompt_date(base), sum(questions.left_out for questions in question_sets)
+    plain = any(reads_plainly(base, questions.prompts) for questions in question_sets)
     return {
         **({"date": date} if date else {}),
         **({"plain": True} if plain else {}),
@@ -77,14 +79,16 @@ def unusual(base: BaseModel, *asked: Questions) -> dict[str, Any]:
     }
 
 
-def check_reading(base: BaseModel, prompts: Sequence[Prompt]) -> None:
+def check_reading(base: LoadedBase, prompts: Sequence[Prompt]) -> None:
     """Notes in `base.reading` up to which length trees give what plain reading gives, for these prompts.
 
     Tries the longest prompt whose length is not known yet, then the shortest, then the middle one.
     """
     reading, tried = base.reading, 0
     while True:
-        unsure = sorted((one for one in prompts if reading.unsure(one.depth)), key=lambda one: one.depth)
+        unsure = sorted(
+            (prompt for prompt in prompts if reading.unsure(prompt.depth)), key=lambda prompt: prompt.depth
+        )
         if not unsure:
             return
         at = (len(unsure) - 1, 0)[tried] if tried < 2 else len(unsure) // 2
@@ -95,13 +99,13 @@ def check_reading(base: BaseModel, prompts: Sequence[Prompt]) -> None:
         reading.learn(unsure[at].depth, equal)
 
 
-def _equal(base: BaseModel, longest: Prompt, others: Sequence[Prompt]) -> bool | None:
+def _equal(base: LoadedBase, longest: Prompt, other_prompts: Sequence[Prompt]) -> bool | None:
     """Whether a tree with these prompts gives what they give alone; None where the model gives no number."""
     import torch
 
     width = WIDTH.get(base.device.type, WIDTH["cpu"])
     while True:
-        prompts, few = _crowd(longest, others, width)
+        prompts, few = _crowd(longest, other_prompts, width)
         try:
             tree, alone, batch = both_ways(base, prompts, few)
             break
@@ -120,12 +124,12 @@ def _equal(base: BaseModel, longest: Prompt, others: Sequence[Prompt]) -> bool |
     return bool(tree) and _apart(tree, alone, lengths) <= max(_ROUNDING * step ** (2 / 3), _NOISE * noise)
 
 
-def _apart(one: Sequence[float], other: Sequence[float], lengths: Sequence[int]) -> float:
+def _apart(left: Sequence[float], right: Sequence[float], lengths: Sequence[int]) -> float:
     """The largest difference of two lists of likelihoods, a token."""
-    return max(abs(a - b) / length for a, b, length in zip(one, other, lengths, strict=True))
+    return max(abs(a - b) / length for a, b, length in zip(left, right, lengths, strict=True))
 
 
-def _crowd(longest: Prompt, others: Sequence[Prompt], width: int) -> tuple[list[Prompt], list[int]]:
+def _crowd(longest: Prompt, candidates: Sequence[Prompt], width: int) -> tuple[list[Prompt], list[int]]:
     """Prompts of a tree of about `width` tokens that parts and parts again, and which of them are compared.
 
     The longest one comes first and, with its second half turned, last; between them stand others and, to fill
@@ -135,14 +139,14 @@ def _crowd(longest: Prompt, others: Sequence[Prompt], width: int) -> tuple[list[
     half = len(question) // 2
     turned = Prompt((*question[:half], *question[half:][::-1]), (answer,), 0)
     prompts = [Prompt(question, (question[: len(answer)], answer), 1)]
-    tree = Tree()
+    tree = TokenTree()
     tree.add(prompts[0])
-    fitting = [one for one in others if one.depth <= longest.depth and one is not longest][:2]
-    middle = [Prompt(one.question, one.answers[:2], 0) for one in fitting]
+    fitting = [prompt for prompt in candidates if prompt.depth <= longest.depth and prompt is not longest][:2]
+    middle = [Prompt(prompt.question, prompt.answers[:2], 0) for prompt in fitting]
     filling = [Prompt((*question[at:], *question[:at]), (answer,), 0) for at in range(1, len(question), 7)]
-    for one in (*middle, *filling):
-        if len(tree.tokens) + tree.new_tokens(one) + tree.new_tokens(turned) > width:
+    for prompt in (*middle, *filling):
+        if len(tree.tokens) + tree.new_tokens(prompt) + tree.new_tokens(turned) > width:
             break
-        prompts.append(one)
-        tree.add(one)
+        prompts.append(prompt)
+        tree.add(prompt)
     return [*prompts, turned], sorted({*range(min(1 + len(middle), len(prompts))), len(prompts)})

@@ -31,11 +31,22 @@ from catalog.errors import (
     WeightsError,
 )
 from catalog.scores import score_problem
-from merging.evaluation.questions import Questions, TooLong, ask, asked_date, reads_plainly
+from merging.evaluation.questions import Questions, TooLong, ask, prompt_date, reads_plainly
 from merging.evaluation.scoring import accuracy, generate, likelihoods, mean_loss, targets_only
-from merging.evaluation.trees import packed, tree_of
-from merging.members import Member, digest_of
-from merging.model import BUDGET, METRICS, BaseModel, Example, Split, Task, draw, examples, normalised, seen
+from merging.evaluation.trees import pack_prompts, tree_of
+from merging.members import MergeMember, digest_of
+from merging.model import (
+    BUDGET,
+    METRICS,
+    Example,
+    LoadedBase,
+    Split,
+    Task,
+    draw,
+    examples,
+    first_examples,
+    normalise_text,
+)
 
 if TYPE_CHECKING:
     from merging.live import LiveStack
@@ -67,7 +78,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class TaskScore:
     """One score as `scores.json` has it; `adapter` is "base" for the base model alone.
 
     `metric` names the rule by which answers are compared. `date` is that of the prompts, where they say one;
@@ -101,7 +112,7 @@ class Score:
 
 
 def measure(
-    base: BaseModel, task: Task, questions: Sequence[Example], too_long: TooLong = "error"
+    base: LoadedBase, task: Task, questions: Sequence[Example], too_long: TooLong = "error"
 ) -> Measured:
     """The score of the model as it is now on these examples.
 
@@ -109,28 +120,28 @@ def measure(
     greedy text equals the target after normalisation (recycling paper, 1.5). Raises EvaluationError where
     the model gives no number, and what `ask` raises.
     """
-    return _measured(base, task, ask(base, task, questions, too_long))
+    return _measure(base, task, ask(base, task, questions, too_long))
 
 
-def _measured(base: BaseModel, task: Task, asked: Questions) -> Measured:
-    prompts, questions = asked.prompts, asked.examples
+def _measure(base: LoadedBase, task: Task, question_set: Questions) -> Measured:
+    prompts, questions = question_set.prompts, question_set.examples
     if task.metric == "accuracy":
-        found = likelihoods(base, prompts)
-        value, loss = accuracy(prompts, found), mean_loss(prompts, found)
+        answers = likelihoods(base, prompts)
+        value, loss = accuracy(prompts, answers), mean_loss(prompts, answers)
     else:
         alone = targets_only(prompts)
         loss = mean_loss(alone, likelihoods(base, alone))
         texts = generate(base, prompts)
-        right = [normalised(t) == normalised(q.target) for t, q in zip(texts, questions, strict=True)]
+        right = [normalise_text(t) == normalise_text(q.target) for t, q in zip(texts, questions, strict=True)]
         value = sum(right) / len(right)
     if not math.isfinite(loss):
         raise EvaluationError(f"The model gives no number on {task.name}; its weights overflow.")
-    return Measured(value, loss, len(prompts), asked.left_out)
+    return Measured(value, loss, len(prompts), question_set.left_out)
 
 
 def evaluate(
-    base: BaseModel,
-    members: Sequence[Member],
+    base: LoadedBase,
+    members: Sequence[MergeMember],
     tasks: Sequence[Task],
     *,
     split: Split = "test",
@@ -140,7 +151,7 @@ def evaluate(
     with_base: bool = True,
     too_long: TooLong = "error",
     progress: Progress | None = None,
-) -> Iterator[Score | LoradexError]:
+) -> Iterator[TaskScore | LoradexError]:
     """The score of the base (unless `with_base` is False) and of each member alone, on each task.
 
     At most `limit` examples of the split, drawn by `seed`, the same for everybody; those too long for the
@@ -150,22 +161,22 @@ def evaluate(
     long, MemoryLimitError where the base cannot be asked, and StorageError where the log cannot be written.
     """
     rounds = [_round(base, task, split, limit, seed, too_long) for task in tasks]
-    done = _logged(log)
+    done = _read_log(log)
     total, count = (len(members) + with_base) * len(rounds), 0
-    for found in _scores(base, members, rounds, done, with_base):
-        if isinstance(found, Score):
-            if found.key not in done:
-                _append(log, found)
-                done[found.key] = found
+    for score in _scores(base, members, rounds, done, with_base):
+        if isinstance(score, TaskScore):
+            if score.key not in done:
+                _append(log, score)
+                done[score.key] = score
             count += 1
         else:
             count += len(rounds) - count % len(rounds)
         if progress is not None:
             progress(count, total)
-        yield found
+        yield score
 
 
-def scores_document(scores: Sequence[Score]) -> dict[str, Any]:
+def scores_document(scores: Sequence[TaskScore]) -> dict[str, Any]:
     """The document that `scores import` reads: {"scores": [{adapter, task, split, metric, value, n, …}]}."""
     return {"scores": [score.document() for score in scores]}
 
@@ -179,15 +190,15 @@ class Sampler:
 
     def __init__(
         self,
-        base: BaseModel,
+        base: LoadedBase,
         task: Task,
-        find: Callable[[str], Member],
+        find: Callable[[str], MergeMember],
         seed: int = 0,
         too_long: TooLong = "error",
     ) -> None:
         self.base, self.task, self.find, self.spent = base, task, find, 0
         # A race reads the examples that a training with this seed reads, and no others.
-        order = seen(task, min(BUDGET, len(examples(task, "train"))), seed=seed)
+        order = first_examples(task, min(BUDGET, len(examples(task, "train"))), seed=seed)
         self.asked = ask(base, task, order, too_long)
         self.left_out: dict[str, str] = {}
         self._place: dict[str, int] = {}
@@ -204,15 +215,15 @@ class Sampler:
             return None
         self._place[name] = start + samples
         try:
-            with self._resident(self.find(name)).attached():
-                found = measure(self.base, self.task, questions)
+            with self._resident(self.find(name)).attach():
+                measurement = measure(self.base, self.task, questions)
         except _UNFIT as error:
             self.left_out.setdefault(name, str(error))
             return None
         self.spent += samples
-        return found.value
+        return measurement.value
 
-    def _resident(self, member: Member) -> LiveStack:
+    def _resident(self, member: MergeMember) -> LiveStack:
         from merging.live import LiveStack
 
         if self._live is None:
@@ -239,32 +250,32 @@ class _Round:
         """A hash of all that the score depends on."""
         return hashlib.sha256(f"{self.identity}\n{adapter}".encode()).hexdigest()
 
-    def score(self, base: BaseModel, name: str, key: str) -> Score:
+    def score(self, base: LoadedBase, name: str, key: str) -> TaskScore:
         """The score of the model as it is now, under this name."""
-        found = _measured(base, self.task, self.asked)
-        return Score(
+        measurement = _measure(base, self.task, self.asked)
+        return TaskScore(
             adapter=name,
             task=self.task.name,
             split=self.split,
             metric=METRICS[self.task.metric],
-            value=found.value,
-            n=found.n,
-            loss=found.loss,
+            value=measurement.value,
+            n=measurement.n,
+            loss=measurement.loss,
             base=self.base,
             seed=self.seed,
             key=key,
             date=self.date,
             plain=self.plain,
-            left_out=found.left_out,
+            left_out=measurement.left_out,
         )
 
 
 def _round(
-    base: BaseModel, task: Task, split: Split, limit: int | None, seed: int, too_long: TooLong
+    base: LoadedBase, task: Task, split: Split, limit: int | None, seed: int, too_long: TooLong
 ) -> _Round:
-    asked = ask(base, task, draw(task, split, limit, seed=seed), too_long)
-    prompts, date, plain = asked.prompts, asked_date(base), reads_plainly(base, asked.prompts)
-    tokens = sum(len(tree_of(prompts[i] for i in group).tokens) for group in packed(prompts, 1 << 12))
+    questions = ask(base, task, draw(task, split, limit, seed=seed), too_long)
+    prompts, date, plain = questions.prompts, prompt_date(base), reads_plainly(base, questions.prompts)
+    tokens = sum(len(tree_of(prompts[i] for i in group).tokens) for group in pack_prompts(prompts, 1 << 12))
     # A model of the same name may be another one: its own losses tell.
     few = targets_only(prompts[:4])
     mark = f"{mean_loss(few, likelihoods(base, few)):.4g}"
@@ -274,36 +285,36 @@ def _round(
     parts += [f"answers {METRICS[task.metric]}"] if task.metric == "exact_match" else []
     parts += [f"date {date}"] if date else []
     parts += ["read plainly"] if plain else []
-    parts += [f"left out {asked.left_out}"] if asked.left_out else []
+    parts += [f"left out {questions.left_out}"] if questions.left_out else []
     identity = "\n".join(str(part) for part in parts)
-    return _Round(task, split, seed, base.name, asked, date, plain, tokens, identity)
+    return _Round(task, split, seed, base.name, questions, date, plain, tokens, identity)
 
 
 def _scores(
-    base: BaseModel,
-    members: Sequence[Member],
+    base: LoadedBase,
+    members: Sequence[MergeMember],
     rounds: Sequence[_Round],
-    done: Mapping[str, Score],
+    done: Mapping[str, TaskScore],
     with_base: bool,
-) -> Iterator[Score | LoradexError]:
+) -> Iterator[TaskScore | LoradexError]:
     """Scores that are known, then those that are measured, one adapter after the other."""
     from merging.live import LiveStack
 
-    def known(name: str, one: _Round, adapter: str) -> Score | None:
-        found = done.get(one.key(adapter))
-        return replace(found, adapter=name) if found else None
+    def known(name: str, round_: _Round, adapter: str) -> TaskScore | None:
+        entry = done.get(round_.key(adapter))
+        return replace(entry, adapter=name) if entry else None
 
-    for one in rounds if with_base else ():
-        yield known(BASE, one, BASE) or one.score(base, BASE, one.key(BASE))
+    for task_round in rounds if with_base else ():
+        yield known(BASE, task_round, BASE) or task_round.score(base, BASE, task_round.key(BASE))
     identities = {id(member): _identity(member) for member in members}
-    waiting: list[Member] = []
+    waiting: list[MergeMember] = []
     for member in members:
-        found = [known(member.name, one, identities[id(member)]) for one in rounds]
-        if all(found):
-            yield from (score for score in found if score)
+        entries = [known(member.name, task_round, identities[id(member)]) for task_round in rounds]
+        if all(entries):
+            yield from (score for score in entries if score)
         else:
             waiting.append(member)
-    tokens = sum(one.tokens for one in rounds)
+    tokens = sum(task_round.tokens for task_round in rounds)
     live = LiveStack(base.model)
     for (member,), failed in live.sweep([[member] for member in waiting]):
         if failed is not None:
@@ -311,15 +322,17 @@ def _scores(
             continue
         adapter = identities[id(member)]
         try:
-            with _alone(live, tokens):
-                for one in rounds:
-                    yield known(member.name, one, adapter) or one.score(base, member.name, one.key(adapter))
+            with _single_member(live, tokens):
+                for task_round in rounds:
+                    yield known(member.name, task_round, adapter) or task_round.score(
+                        base, member.name, task_round.key(adapter)
+                    )
         except (EvaluationError, MergeError) as error:
             yield type(error)(f"{member.name}: {error}")
 
 
 @contextlib.contextmanager
-def _alone(live: LiveStack, tokens: int) -> Iterator[None]:
+def _single_member(live: LiveStack, tokens: int) -> Iterator[None]:
     """A block in which the resident member counts with weight 1, added or beside, whichever costs less.
 
     Beside too where memory does not suffice for adding.
@@ -334,17 +347,17 @@ def _alone(live: LiveStack, tokens: int) -> Iterator[None]:
                 added = False
         if not added:
             live.set_scales(scales)
-            stack.enter_context(live.attached())
+            stack.enter_context(live.attach())
         yield
 
 
-def _identity(member: Member) -> str:
+def _identity(member: MergeMember) -> str:
     """What tells an adapter apart: its weights and its configuration."""
     config = hashlib.sha256((member.folder / CONFIG_NAME).read_bytes()).hexdigest()
     return f"{member.digest or digest_of(member.weights)} {config}"
 
 
-def _logged(log: Path | None) -> dict[str, Score]:
+def _read_log(log: Path | None) -> dict[str, TaskScore]:
     """The scores of a log by key; its last line may be torn off."""
     if log is None or not log.exists():
         return {}
@@ -358,20 +371,20 @@ def _logged(log: Path | None) -> dict[str, Score]:
         if not (torn.startswith(_LINE) or _LINE.startswith(torn)):
             raise UsageError(f"{log} is no log of scores; name another.")
         _cut(log, torn)
-    found = {}
+    entries = {}
     for number, line in enumerate(lines, 1):
         try:
-            score = Score(**json.loads(line))
+            score = TaskScore(**json.loads(line))
         except (TypeError, ValueError) as error:
             raise UsageError(f"{log} line {number} is no score; name another log.") from error
-        found[score.key] = score
-    return found
+        entries[score.key] = score
+    return entries
 
 
-def _without_defaults(made: Measured | Score) -> dict[str, Any]:
+def _without_defaults(record: Measured | TaskScore) -> dict[str, Any]:
     """The fields of a score but those that have their defaults."""
-    usual = {one.name: one.default for one in fields(made)}
-    return {name: value for name, value in asdict(made).items() if value != usual[name]}
+    usual = {field.name: field.default for field in fields(record)}
+    return {name: value for name, value in asdict(record).items() if value != usual[name]}
 
 
 def _cut(log: Path, torn: str) -> None:
@@ -380,7 +393,7 @@ def _cut(log: Path, torn: str) -> None:
         file.truncate(log.stat().st_size - len(torn.encode()))
 
 
-def _append(log: Path | None, score: Score) -> None:
+def _append(log: Path | None, score: TaskScore) -> None:
     if log is None:
         return
     try:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import EvaluationError
-from merging.evaluation.trees import Tree, packed, tree_of
-from merging.model import BaseModel, Prompt, in_pieces, is_shortage, quiet
+from merging.evaluation.trees import TokenTree, pack_prompts, tree_of
+from merging.model import LoadedBase, Prompt, in_pieces, is_shortage, quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 def likelihoods(
-    base: BaseModel,
+    base: LoadedBase,
     prompts: Sequence[Prompt],
     *,
     width: int | None = None,
@@ -46,7 +46,7 @@ def likelihoods(
 
 
 def candidate_likelihoods(
-    base: BaseModel,
+    base: LoadedBase,
     prompts: Sequence[Prompt],
     candidates: int,
     *,
@@ -58,7 +58,7 @@ def candidate_likelihoods(
 
 
 def _likelihoods(
-    base: BaseModel,
+    base: LoadedBase,
     prompts: Sequence[Prompt],
     candidates: int | None,
     width: int | None,
@@ -67,22 +67,22 @@ def _likelihoods(
     """For each candidate, or once without, the likelihoods of all prompts."""
     import torch
 
-    found: list[list[Likelihoods]] = [[()] * len(prompts) for _ in range(candidates or 1)]
+    rows: list[list[Likelihoods]] = [[()] * len(prompts) for _ in range(candidates or 1)]
     done = 0
     with torch.no_grad():
         groups = reading_groups(base, prompts, width)
         read = lambda group: _split_sums(base, [prompts[index] for index in group], candidates)  # noqa: E731
         for indices, sums in in_pieces(groups, read, lambda index: too_large(prompts[index])):
             for at, index in enumerate(indices):
-                for candidate, values in enumerate(found):
+                for candidate, values in enumerate(rows):
                     values[index] = tuple(sums[at][candidate].tolist())
             done += len(indices)
             if progress is not None:
                 progress(done, len(prompts))
-    return found
+    return rows
 
 
-def reading_groups(base: BaseModel, prompts: Sequence[Prompt], width: int | None = None) -> list[list[int]]:
+def reading_groups(base: LoadedBase, prompts: Sequence[Prompt], width: int | None = None) -> list[list[int]]:
     """Indices of prompts to be read together: trees of at most `width` tokens, then batches of as many.
 
     A group holds prompts of one way of reading, and one prompt at least.
@@ -90,7 +90,7 @@ def reading_groups(base: BaseModel, prompts: Sequence[Prompt], width: int | None
     width = width or WIDTH.get(base.device.type, WIDTH["cpu"])
     shared = [index for index, prompt in enumerate(prompts) if _in_tree(base, prompt)]
     plain = [index for index, prompt in enumerate(prompts) if not _in_tree(base, prompt)]
-    trees = packed([prompts[index] for index in shared], width)
+    trees = pack_prompts([prompts[index] for index in shared], width)
     padded = _batches([prompts[index].length * len(prompts[index].answers) for index in plain], width)
     return [[shared[at] for at in group] for group in trees] + [
         [plain[at] for at in group] for group in padded
@@ -106,7 +106,7 @@ def too_large(prompt: Prompt) -> str:
 
 
 def both_ways(
-    base: BaseModel, prompts: Sequence[Prompt], few: Sequence[int]
+    base: LoadedBase, prompts: Sequence[Prompt], few: Sequence[int]
 ) -> tuple[list[float], list[float], list[float]]:
     """log p of every answer of the prompts at `few`: from one tree of all, read alone, and in one batch.
 
@@ -128,21 +128,21 @@ def both_ways(
     return [float(value) for at in few for value in sums[at][0]], alone, batch
 
 
-def chosen(found: Sequence[Likelihoods]) -> list[int]:
+def choose_answers(answers: Sequence[Likelihoods]) -> list[int]:
     """The most likely answer of every prompt; the first of equals."""
-    return [max(range(len(values)), key=values.__getitem__) for values in found]
+    return [max(range(len(values)), key=values.__getitem__) for values in answers]
 
 
-def accuracy(prompts: Sequence[Prompt], found: Sequence[Likelihoods]) -> float:
+def accuracy(prompts: Sequence[Prompt], answers: Sequence[Likelihoods]) -> float:
     """The share of prompts whose most likely answer is the right one."""
-    hits = [pick == prompt.right for prompt, pick in zip(prompts, chosen(found), strict=True)]
+    hits = [pick == prompt.right for prompt, pick in zip(prompts, choose_answers(answers), strict=True)]
     return sum(hits) / len(hits)
 
 
-def mean_loss(prompts: Sequence[Prompt], found: Sequence[Likelihoods]) -> float:
+def mean_loss(prompts: Sequence[Prompt], answers: Sequence[Likelihoods]) -> float:
     """The mean over prompts of the right answer's loss a token, in nats, from `likelihoods`."""
-    each = [-values[p.right] / len(p.target) for p, values in zip(prompts, found, strict=True)]
-    return sum(each) / len(each)
+    losses_by_prompt = [-values[p.right] / len(p.target) for p, values in zip(prompts, answers, strict=True)]
+    return sum(losses_by_prompt) / len(losses_by_prompt)
 
 
 def targets_only(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -150,35 +150,35 @@ def targets_only(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [Prompt(prompt.question, (prompt.target,), 0) for prompt in prompts]
 
 
-def losses(base: BaseModel, prompts: Sequence[Prompt], candidates: int = 1) -> Tensor:
+def losses(base: LoadedBase, prompts: Sequence[Prompt], candidates: int = 1) -> Tensor:
     """The right answer's loss a token of every prompt, (candidates, prompts) in nats, gradients kept.
 
     All prompts are read together: the caller chooses how many.
     """
     import torch
 
-    found = _sums(base, targets_only(prompts), None if candidates == 1 else candidates)
-    sums = torch.stack([values[:, 0] for values in found], dim=1)
+    likelihood_sums = _sums(base, targets_only(prompts), None if candidates == 1 else candidates)
+    sums = torch.stack([values[:, 0] for values in likelihood_sums], dim=1)
     lengths = torch.tensor([len(prompt.target) for prompt in prompts], device=sums.device)
     return -sums / lengths
 
 
-def entropies(base: BaseModel, prompts: Sequence[Prompt], candidates: int = 1) -> Tensor:
+def entropies(base: LoadedBase, prompts: Sequence[Prompt], candidates: int = 1) -> Tensor:
     """The entropy among the answers of every prompt, (candidates, prompts) in nats, gradients kept.
 
     From the answers' likelihoods, normalised to sum to 1; needs no label. All prompts are read together.
     """
     import torch
 
-    found = []
+    entropy_values = []
     for values in _sums(base, prompts, None if candidates == 1 else candidates):
         logs = values.log_softmax(1)
-        found.append(-(logs.exp() * logs).sum(1))
-    return torch.stack(found, dim=1)
+        entropy_values.append(-(logs.exp() * logs).sum(1))
+    return torch.stack(entropy_values, dim=1)
 
 
 def generate(
-    base: BaseModel,
+    base: LoadedBase,
     prompts: Sequence[Prompt],
     *,
     most: int = MOST_NEW_TOKENS,
@@ -233,57 +233,57 @@ def _positions(model: Any) -> float:
     from torch import nn
 
     tables = (
-        one.num_embeddings - getattr(one, "offset", 0)
-        for name, one in model.named_modules()
-        if isinstance(one, nn.Embedding) and name.rpartition(".")[2] in _TABLES
+        module.num_embeddings - getattr(module, "offset", 0)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _TABLES
     )
     return min(tables, default=math.inf)
 
 
-def _question_groups(base: BaseModel, prompts: Sequence[Prompt], most: int) -> list[list[int]]:
+def _question_groups(base: LoadedBase, prompts: Sequence[Prompt], most: int) -> list[list[int]]:
     """Indices of prompts to be answered together: one by one where padding or other rows may matter."""
     lengths = [len(prompt.question) + most for prompt in prompts]
     budget = WIDTH.get(base.device.type, WIDTH["cpu"]) * 4
-    return _batches(lengths, 0 if base.reading.ordered else budget)
+    return _batches(lengths, 0 if base.reading.depends_on_order else budget)
 
 
-def _in_tree(base: BaseModel, prompt: Prompt) -> bool:
-    return prompt.depth <= base.reading.shared_length
+def _in_tree(base: LoadedBase, prompt: Prompt) -> bool:
+    return prompt.depth <= base.reading.tree_length
 
 
-def _split_sums(base: BaseModel, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
+def _split_sums(base: LoadedBase, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
     """`_sums` for no gradients; the answers of a prompt that does not fit by itself are read in parts."""
     import torch
 
     if len(prompts) > 1 or len(prompts[0].answers) == 1:
         return _sums(base, prompts, candidates)
     question, answers = prompts[0].question, prompts[0].answers
-    each = [Prompt(question, (answer,), 0) for answer in answers]
+    single_answers = [Prompt(question, (answer,), 0) for answer in answers]
 
     def read(group: Sequence[int]) -> Tensor:
         return _sums(base, [Prompt(question, tuple(answers[at] for at in group), 0)], candidates)[0]
 
-    parts = in_pieces([range(len(answers))], read, lambda at: too_large(each[at]))
+    parts = in_pieces([range(len(answers))], read, lambda at: too_large(single_answers[at]))
     return [torch.cat([part for _, part in parts], dim=1)]
 
 
-def _sums(base: BaseModel, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
+def _sums(base: LoadedBase, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
     """For each prompt log p of its answers, (candidates, answers) in float32; (1, answers) without."""
     flags = [_in_tree(base, prompt) for prompt in prompts]
     if all(flags):
         return _tree_sums(base, tree_of(prompts), candidates or 1)
     if any(flags):
-        each = {
+        parts = {
             flag: iter(
                 _sums(base, [p for p, own in zip(prompts, flags, strict=True) if own is flag], candidates)
             )
             for flag in (True, False)
         }
-        return [next(each[flag]) for flag in flags]
+        return [next(parts[flag]) for flag in flags]
     return _plain_sums(base, prompts, candidates)
 
 
-def _plain_sums(base: BaseModel, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
+def _plain_sums(base: LoadedBase, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
     """`_sums` of texts by themselves: one batch of them, or with candidates one after the other."""
     import torch
 
@@ -296,7 +296,7 @@ def _plain_sums(base: BaseModel, prompts: Sequence[Prompt], candidates: int | No
 
 
 def _text_sums(
-    base: BaseModel, texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], copies: int
+    base: LoadedBase, texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], copies: int
 ) -> Tensor:
     """log p of the answer of each (question, answer), a row of a batch each; one text may have copies.
 
@@ -313,7 +313,7 @@ def _text_sums(
     logits = base.model(
         input_ids=tokens.expand(max(copies, len(texts)), -1),
         use_cache=False,
-        **_kept(base.model, longest - first),
+        **_logit_options(base.model, longest - first),
     ).logits
     logits = logits[:, first - longest :]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -322,45 +322,49 @@ def _text_sums(
         rows = slice(at, at + 1) if copies == 1 else slice(None)
         start = len(question) - 1 - first
         own = logits[rows, start : start + len(answer)]
-        wanted = torch.tensor(answer, device=device).expand(own.shape[0], -1)[..., None]
-        sums.append((own.gather(-1, wanted)[..., 0] - own.logsumexp(-1)).sum(1))
+        targets = torch.tensor(answer, device=device).expand(own.shape[0], -1)[..., None]
+        sums.append((own.gather(-1, targets)[..., 0] - own.logsumexp(-1)).sum(1))
     return torch.stack(sums, dim=0) if copies == 1 else sums[0][:, None]
 
 
-def _kept(model: Any, last: int) -> dict[str, int]:
+def _logit_options(model: Any, last: int) -> dict[str, int]:
     """What asks a model for its last logits alone, where it knows how to."""
-    known = inspect.signature(model.forward).parameters
-    return {"logits_to_keep": last} if "logits_to_keep" in known else {}
+    parameters = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": last} if "logits_to_keep" in parameters else {}
 
 
-def _tree_sums(base: BaseModel, tree: Tree, candidates: int) -> list[Tensor]:
+def _tree_sums(base: LoadedBase, tree: TokenTree, candidates: int) -> list[Tensor]:
     """For each prompt of the tree log p of its answers, (candidates, answers) in float32."""
     import torch
 
     device = base.device
     tokens = torch.tensor(tree.tokens, device=device).expand(candidates, -1)
     positions = torch.tensor(tree.depths, device=device).expand(candidates, -1)
-    seen = torch.from_numpy(tree.seen()).to(device)
-    mask = torch.zeros(seen.shape, dtype=base.dtype, device=device)
-    mask.masked_fill_(~seen, torch.finfo(base.dtype).min)
+    tree_mask = torch.from_numpy(tree.attention_mask()).to(device)
+    mask = torch.zeros(tree_mask.shape, dtype=base.dtype, device=device)
+    mask.masked_fill_(~tree_mask, torch.finfo(base.dtype).min)
     pairs = [pair for answers in tree.answers for pair in answers]
-    kept = sorted({place for places, _ in pairs for place in places})
-    at = {place: number for number, place in enumerate(kept)}
+    logit_places = sorted({place for places, _ in pairs for place in places})
+    at = {place: number for number, place in enumerate(logit_places)}
     logits = base.model(
         input_ids=tokens,
         position_ids=positions,
         attention_mask=mask[None, None].expand(candidates, 1, -1, -1),
-        logits_to_keep=torch.tensor(kept, device=device),
+        logits_to_keep=torch.tensor(logit_places, device=device),
         use_cache=False,
     ).logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     rows = torch.tensor([at[place] for places, _ in pairs for place in places], device=device)
-    wanted = torch.tensor([token for _, answer in pairs for token in answer], device=device)
-    each = logits[:, rows, wanted] - logits.logsumexp(-1)[:, rows]
-    whole = torch.stack(
-        [part.sum(1) for part in each.split_with_sizes([len(answer) for _, answer in pairs], dim=1)], 1
+    targets = torch.tensor([token for _, answer in pairs for token in answer], device=device)
+    log_probabilities = logits[:, rows, targets] - logits.logsumexp(-1)[:, rows]
+    answer_sums = torch.stack(
+        [
+            part.sum(1)
+            for part in log_probabilities.split_with_sizes([len(answer) for _, answer in pairs], dim=1)
+        ],
+        1,
     )
-    return list(whole.split_with_sizes([len(answers) for answers in tree.answers], dim=1))
+    return list(answer_sums.split_with_sizes([len(answers) for answers in tree.answers], dim=1))
 
 
 def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

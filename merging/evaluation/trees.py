@@ -17,7 +17,7 @@ from merging.model import Prompt
 
 
 @dataclass(slots=True)
-class Tree:
+class TokenTree:
     """Tokens in an order in which parents come first.
 
     `answers` holds, for each prompt added and each of its answers, the places whose logits predict the
@@ -47,53 +47,53 @@ class Tree:
     @property
     def depths(self) -> list[int]:
         """The position of every token."""
-        found: list[int] = []
+        depths: list[int] = []
         for parent in self.parents:
-            found.append(0 if parent < 0 else found[parent] + 1)
-        return found
+            depths.append(0 if parent < 0 else depths[parent] + 1)
+        return depths
 
-    def seen(self) -> NDArray[np.bool_]:
+    def attention_mask(self) -> NDArray[np.bool_]:
         """(tokens, tokens): whether the row's token sees the column's: itself and its ancestors."""
-        seen = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
+        mask = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
         for at, parent in enumerate(self.parents):
             if parent >= 0:
-                seen[at] = seen[parent]
-            seen[at, at] = True
-        return seen
+                mask[at] = mask[parent]
+            mask[at, at] = True
+        return mask
 
     def _path(self, start: int, tokens: Iterable[int]) -> list[int]:
         """The places of the tokens below `start`, those that are new added."""
         at, places = start, []
         for token in tokens:
-            found = self._places.get((at, token))
-            if found is None:
-                found = self._places[(at, token)] = len(self.tokens)
+            place = self._places.get((at, token))
+            if place is None:
+                place = self._places[(at, token)] = len(self.tokens)
                 self.tokens.append(token)
                 self.parents.append(at)
-            places.append(found)
-            at = found
+            places.append(place)
+            at = place
         return places
 
 
-def tree_of(prompts: Iterable[Prompt]) -> Tree:
+def tree_of(prompts: Iterable[Prompt]) -> TokenTree:
     """One tree of all the prompts, in their order."""
-    tree = Tree()
+    tree = TokenTree()
     for prompt in prompts:
         tree.add(prompt)
     return tree
 
 
-def packed(prompts: Sequence[Prompt], width: int) -> list[list[int]]:
+def pack_prompts(prompts: Sequence[Prompt], width: int) -> list[list[int]]:
     """Indices of prompts in groups whose trees have at most `width` tokens, or hold one prompt.
 
     Prompts that begin alike come together.
     """
     groups: list[list[int]] = []
-    tree = Tree()
+    tree = TokenTree()
     for index in sorted(range(len(prompts)), key=lambda index: (prompts[index].question, index)):
         if not groups or len(tree.tokens) + tree.new_tokens(prompts[index]) > width:
             groups.append([])
-            tree = Tree()
+            tree = TokenTree()
         tree.add(prompts[index])
         groups[-1].append(index)
     return groups

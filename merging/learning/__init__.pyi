@@ -1,9 +1,9 @@
-from .adaptation import Adapted, adapt
+from .adaptation import Adaptation, adapt
 from .adaptive import ADAPTIVE, find_adaptive
 from .combination import ADAPT_RECORD
 from .course import Recipe
-from .gradients import centred, direction, exact_scores
-from .training import TRAIN_RECORD, Settings, default_rates, train, worn
+from .gradients import center_scores, direction, exact_scores
+from .training import TRAIN_RECORD, TrainingSettings, default_rates, train, wear_adapter
 from .variants import VARIANTS
 
 __all__ = [
@@ -11,15 +11,15 @@ __all__ = [
     "ADAPT_RECORD",
     "TRAIN_RECORD",
     "VARIANTS",
-    "Adapted",
+    "Adaptation",
     "Recipe",
-    "Settings",
+    "TrainingSettings",
     "adapt",
-    "centred",
+    "center_scores",
     "default_rates",
     "direction",
     "exact_scores",
     "find_adaptive",
     "train",
-    "worn",
+    "wear_adapter",
 ]

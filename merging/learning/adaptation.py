@@ -26,15 +26,15 @@ from merging.learning.coefficients import Coefficients
 from merging.learning.combination import CombineReport, Numbers, combine
 from merging.learning.course import Course, Recipe, mean_of, run
 from merging.live import ArrowGate, LiveStack, prototypes
-from merging.members import Member, digest_of
-from merging.model import BaseModel, Budget, Prompt, Task, memory_limit
+from merging.members import MergeMember, digest_of
+from merging.model import ExampleBudget, LoadedBase, Prompt, Task, memory_limit
 
 RECORD_VERSION = 1
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Adapted:
+class Adaptation:
     """What was learned, over the base it was learned on.
 
     `numbers` are the coefficients by module and member, None for a method that routes; `record` is what
@@ -51,9 +51,9 @@ class Adapted:
     record: Mapping[str, Any]
 
     @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
+    def apply(self) -> Iterator[None]:
         """Inside the block the base answers as the adapted model."""
-        with self.live.attached(self.gate):
+        with self.live.attach(self.gate):
             yield
 
     def write(
@@ -88,13 +88,13 @@ class Adapted:
 
 
 def adapt(
-    base: BaseModel,
-    members: Sequence[Member],
+    base: LoadedBase,
+    members: Sequence[MergeMember],
     task: Task,
-    budget: Budget,
+    budget: ExampleBudget,
     method: str,
     *,
-    target: Member | None = None,
+    target: MergeMember | None = None,
     steps: int | None = None,
     rate: float | None = None,
     batch: int = 8,
@@ -103,7 +103,7 @@ def adapt(
     seed: int = 0,
     too_long: TooLong = "error",
     progress: Progress | None = None,
-) -> Adapted:
+) -> Adaptation:
     """The members (the target adapter first, where one is given) adapted to a task by `method`.
 
     Gradients see `budget.train` and `budget.valid` chooses among the states; a method that tries candidates
@@ -130,9 +130,12 @@ def adapt(
     with memory_limit(f"A pool of {len(pool)} beside the base model"):
         live = LiveStack(base.model, pool, dtype=kind, train_factors=row.factors)
     work = _Work(base, row, live, train.prompts, valid.prompts, recipe, rate)
-    learn = {"none": _fixed, "coefficients": _gradients, "candidates": _tried, "routing": _routed}[
-        row.learner
-    ]
+    learn = {
+        "none": _learn_nothing,
+        "coefficients": _gradients,
+        "candidates": _search_weights,
+        "routing": _learn_routing,
+    }[row.learner]
     with memory_limit(f"{row.name} on a pool of {len(pool)}"):
         numbers, gate, course = learn(work, progress)
     if not math.isfinite(course["valid_loss"]):
@@ -150,15 +153,15 @@ def adapt(
         "target": target.name if target else None,
         "recipe": {"rate": rate, **asdict(recipe)} if row.learner != "none" else None,
         "course": course,
-        "coefficients": None if numbers is None else {name: list(each) for name, each in numbers.items()},
+        "coefficients": None if numbers is None else {name: list(values) for name, values in numbers.items()},
         "versions": {name: version(name) for name in ("loradex", "torch", "transformers")},
     }
-    return Adapted(row, work.live, numbers, gate, course["valid_before"], course["valid_loss"], record)
+    return Adaptation(row, work.live, numbers, gate, course["valid_before"], course["valid_loss"], record)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    base: BaseModel
+    base: LoadedBase
     row: AdaptiveMethod
     live: LiveStack
     train: tuple[Prompt, ...]
@@ -170,7 +173,7 @@ class _Work:
         """The row's coefficients at their start, where the live stack's factors are."""
         names = [member.name for member in self.live.members]
         one_hot = {"target": 0} if self.row.init == "one_hot" else {}
-        made = Coefficients(
+        coefficients = Coefficients(
             self.live.shapes,
             names,
             self.row.granularity,  # type: ignore[arg-type]
@@ -179,7 +182,7 @@ class _Work:
             self.recipe.seed,
             **one_hot,
         )
-        return made.to(self.base.device)
+        return coefficients.to(self.base.device)
 
     def validate(self) -> float:
         """The objective on the validation examples as things stand."""
@@ -189,10 +192,10 @@ class _Work:
 _Learned = tuple[Numbers | None, ArrowGate | None, dict[str, Any]]
 
 
-def _fixed(work: _Work, progress: Progress | None) -> _Learned:
+def _learn_nothing(work: _Work, progress: Progress | None) -> _Learned:
     coefficients = work.coefficients()
     work.live.set_scales(coefficients.scales())
-    with work.live.attached():
+    with work.live.attach():
         loss = work.validate()
     if progress is not None:
         progress(1, 1)
@@ -214,11 +217,11 @@ def _gradients(work: _Work, progress: Progress | None) -> _Learned:
     return coefficients.numbers(), None, course
 
 
-def _routed(work: _Work, progress: Progress | None) -> _Learned:
+def _learn_routing(work: _Work, progress: Progress | None) -> _Learned:
     directions = prototypes(work.live)
     gate = ArrowGate(work.live.shapes, directions)
     if not work.recipe.steps or not work.rate:
-        with work.live.attached(gate):
+        with work.live.attach(gate):
             loss = work.validate()
         return None, gate, {"valid_before": loss, "valid_loss": loss}
     trained = [values.requires_grad_(True) for values in gate.directions.values()]
@@ -239,19 +242,19 @@ def _learn(
 
     `renew` is called before each pass of the model, so that what depends on `trained` is made anew.
     """
-    kept = [values.detach().clone() for values in trained]
+    best_state = [values.detach().clone() for values in trained]
 
     def better() -> None:
-        for copy, values in zip(kept, trained, strict=True):
+        for copy, values in zip(best_state, trained, strict=True):
             copy.copy_(values.detach())
 
-    def told(step: int) -> None:
+    def report_step(step: int) -> None:
         if progress is not None:
             progress(step, work.recipe.steps)
 
     hook = work.base.model.register_forward_pre_hook(lambda _module, _inputs: renew())
     try:
-        with work.live.attached(gate):
+        with work.live.attach(gate):
             before = work.validate()
             optimiser = torch.optim.AdamW(trained, lr=work.rate, betas=(0.9, 0.999), weight_decay=0.0)
             course = run(
@@ -264,46 +267,46 @@ def _learn(
                 objective=work.row.objective,
                 best=before if math.isfinite(before) else math.inf,
                 better=better,
-                told=told,
+                report_step=report_step,
             )
     finally:
         hook.remove()
     with torch.no_grad():
-        for copy, values in zip(kept, trained, strict=True):
+        for copy, values in zip(best_state, trained, strict=True):
             values.copy_(copy)
-    return _told(course, before)
+    return _course_document(course, before)
 
 
-def _told(course: Course, before: float) -> dict[str, Any]:
+def _course_document(course: Course, before: float) -> dict[str, Any]:
     """The course with the loss of the start, which stays where nothing was better."""
-    found = [loss for loss in (before, *(one.valid for one in course.losses)) if math.isfinite(loss)]
+    losses = [loss for loss in (before, *(measure.valid for measure in course.losses)) if math.isfinite(loss)]
     # Without the time it took: the same call writes the same bytes.
-    told = {name: value for name, value in course.document().items() if name != "seconds"}
-    return {"valid_before": before, **told, "valid_loss": min(found, default=math.nan)}
+    document = {name: value for name, value in course.document().items() if name != "seconds"}
+    return {"valid_before": before, **document, "valid_loss": min(losses, default=math.nan)}
 
 
-def _tried(work: _Work, progress: Progress | None) -> _Learned:
-    found = search(
+def _search_weights(work: _Work, progress: Progress | None) -> _Learned:
+    result = search(
         work.base, work.live, work.train + work.valid, work.recipe.steps, work.recipe.seed, progress
     )
     numbers = {
         shape.name: tuple(
-            weight if rank else 0.0 for weight, rank in zip(found.weights, shape.ranks, strict=True)
+            weight if rank else 0.0 for weight, rank in zip(result.weights, shape.ranks, strict=True)
         )
         for shape in work.live.shapes
     }
-    work.live.set_scales(work.live.scales_of(found.weights))
-    with work.live.attached():
+    work.live.set_scales(work.live.scales_of(result.weights))
+    with work.live.attach():
         after = work.validate()
-    work.live.set_scales(work.live.scales_of([0.0] * len(found.weights)))
-    with work.live.attached():
+    work.live.set_scales(work.live.scales_of([0.0] * len(result.weights)))
+    with work.live.attach():
         before = work.validate()
-    work.live.set_scales(work.live.scales_of(found.weights))
+    work.live.set_scales(work.live.scales_of(result.weights))
     tries = [
-        {"weights": one.weights, "loss": one.loss, "value": one.value}
-        if math.isfinite(one.value)
-        else {"weights": one.weights, "loss": None, "value": None}
-        for one in found.tries
+        {"weights": attempt.weights, "loss": attempt.loss, "value": attempt.value}
+        if math.isfinite(attempt.value)
+        else {"weights": attempt.weights, "loss": None, "value": None}
+        for attempt in result.tries
     ]
     course = {"valid_before": before, "valid_loss": after, "tries": tries}
     return numbers, None, course
@@ -318,7 +321,7 @@ def _refuse(row: AdaptiveMethod, recipe: Recipe, steps: int | None, rate: float 
         raise UsageError(f"The learning rate is {rate}; it is above 0.")
 
 
-def _member(member: Member) -> dict[str, Any]:
+def _member(member: MergeMember) -> dict[str, Any]:
     return {
         "name": member.name,
         "sha256": member.digest or digest_of(member.weights),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from catalog.errors import EvaluationError, MemoryLimitError
 from merging.evaluation import candidate_likelihoods, mean_loss, targets_only
-from merging.model import BaseModel, Prompt
+from merging.model import LoadedBase, Prompt
 
 if TYPE_CHECKING:
     from merging.live import LiveStack
@@ -43,11 +43,11 @@ class Search:
     @property
     def weights(self) -> tuple[float, ...]:
         """The weights with the lowest value."""
-        return min(self.tries, key=lambda one: one.value).weights
+        return min(self.tries, key=lambda attempt: attempt.value).weights
 
 
 def search(
-    base: BaseModel,
+    base: LoadedBase,
     live: LiveStack,
     prompts: Sequence[Prompt],
     tries: int,
@@ -58,25 +58,28 @@ def search(
 
     Raises EvaluationError where no candidate has a finite loss.
     """
-    found: list[Try] = list(evaluated(base, live, prompts, [[0.0] * len(live.members)]))
+    attempts: list[Try] = list(evaluate_candidates(base, live, prompts, [[0.0] * len(live.members)]))
     optimiser = _optimiser(len(live.members), tries, seed)
-    while len(found) < tries and not optimiser.stop():
-        asked = [list(map(float, one))[: len(live.members)] for one in optimiser.ask()]
-        room = tries - len(found)
-        known = evaluated(base, live, prompts, asked[:room])
-        found += known
+    while len(attempts) < tries and not optimiser.stop():
+        proposals = [list(map(float, proposal))[: len(live.members)] for proposal in optimiser.ask()]
+        room = tries - len(attempts)
+        evaluations = evaluate_candidates(base, live, prompts, proposals[:room])
+        attempts += evaluations
         if progress is not None:
-            progress(len(found), tries)
-        if len(known) < len(asked):
+            progress(len(attempts), tries)
+        if len(evaluations) < len(proposals):
             break
-        optimiser.tell(_padded(asked), [one.value if math.isfinite(one.value) else 1e9 for one in known])
-    if not any(math.isfinite(one.value) for one in found):
+        optimiser.tell(
+            _pad_vectors(proposals),
+            [proposal.value if math.isfinite(proposal.value) else 1e9 for proposal in evaluations],
+        )
+    if not any(math.isfinite(proposal.value) for proposal in attempts):
         raise EvaluationError("No candidate gives a finite loss; leave out members with large updates.")
-    return Search(tuple(found))
+    return Search(tuple(attempts))
 
 
-def evaluated(
-    base: BaseModel, live: LiveStack, prompts: Sequence[Prompt], candidates: Sequence[Sequence[float]]
+def evaluate_candidates(
+    base: LoadedBase, live: LiveStack, prompts: Sequence[Prompt], candidates: Sequence[Sequence[float]]
 ) -> list[Try]:
     """The loss of each vector of weights over the resident members, all in one pass over the prompts.
 
@@ -87,7 +90,9 @@ def evaluated(
     while True:
         try:
             return [
-                one for group in groups for one in _tries(base, live, prompts, [candidates[n] for n in group])
+                attempt
+                for group in groups
+                for attempt in _tries(base, live, prompts, [candidates[n] for n in group])
             ]
         except MemoryLimitError:
             if len(groups) == len(candidates):
@@ -98,19 +103,19 @@ def evaluated(
 
 
 def _tries(
-    base: BaseModel, live: LiveStack, prompts: Sequence[Prompt], candidates: Sequence[Sequence[float]]
+    base: LoadedBase, live: LiveStack, prompts: Sequence[Prompt], candidates: Sequence[Sequence[float]]
 ) -> list[Try]:
     """The loss of each vector of weights, in one pass over the prompts."""
     import torch
 
     sets = [live.scales_of(weights) for weights in candidates]
-    scales = {name: torch.stack([one[name] for one in sets]) for name in sets[0]}
+    scales = {name: torch.stack([scale_set[name] for scale_set in sets]) for name in sets[0]}
     live.set_scales(scales, torch.arange(len(candidates)))
     targets = targets_only(prompts)
-    with live.attached():
-        found = candidate_likelihoods(base, targets, len(candidates))
+    with live.attach():
+        answers = candidate_likelihoods(base, targets, len(candidates))
     result = []
-    for weights, values in zip(candidates, found, strict=True):
+    for weights, values in zip(candidates, answers, strict=True):
         loss = mean_loss(targets, values)
         penalty = PENALTY * sum(map(abs, weights)) / len(weights)
         result.append(Try(tuple(weights), loss, loss + penalty if math.isfinite(loss) else math.inf))
@@ -125,5 +130,5 @@ def _optimiser(count: int, tries: int, seed: int) -> Any:
     return cma.CMAEvolutionStrategy([0.0] * max(2, count), SPREAD, options)
 
 
-def _padded(asked: Sequence[Sequence[float]]) -> list[list[float]]:
-    return [[*one, *[0.0] * (2 - len(one))] for one in asked]
+def _pad_vectors(vectors: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[*vector, *[0.0] * (2 - len(vector))] for vector in vectors]

@@ -49,10 +49,10 @@ class Design:
     target: int | None = None
 
     def __post_init__(self) -> None:
-        for field, known in (("granularity", Granularity), ("activation", Activation), ("init", Init)):
+        for field, literal in (("granularity", Granularity), ("activation", Activation), ("init", Init)):
             value = getattr(self, field)
-            if value not in get_args(known):
-                raise UsageError(f"There is no {field} {value!r}; {nearest(str(value), get_args(known))}.")
+            if value not in get_args(literal):
+                raise UsageError(f"There is no {field} {value!r}; {nearest(str(value), get_args(literal))}.")
         if self.activation == "softmax" and self.granularity == "rank":
             raise UsageError("A softmax is over members and ranks have none in common; choose module.")
         if self.activation == "squared" and self.init == "zero":
@@ -94,7 +94,7 @@ class Coefficients(nn.Module):
         size = (int(where.numel()),) if granularity == "rank" else (len(groups), len(names))
         self.raw = nn.Parameter(_start(size, self.design, self.shapes, len(names)))
 
-    def applied(self) -> Tensor:
+    def values(self) -> Tensor:
         """f(c), of the shape of `raw`."""
         match self.design.activation:
             case "squared":
@@ -111,7 +111,7 @@ class Coefficients(nn.Module):
     def scales(self) -> dict[str, Tensor]:
         """The scale of each rank, (R,) for every module by name; differentiable with respect to `raw`."""
         ranks = [shape.total for shape in self.shapes]
-        parts = self.applied().reshape(-1)[self._where].split_with_sizes(ranks)
+        parts = self.values().reshape(-1)[self._where].split_with_sizes(ranks)
         return {shape.name: part for shape, part in zip(self.shapes, parts, strict=True)}
 
     def numbers(self) -> dict[str, tuple[Applied, ...]]:
@@ -121,8 +121,8 @@ class Coefficients(nn.Module):
         """
         with torch.no_grad():
             scales = {name: part.tolist() for name, part in self.scales().items()}
-        each = self.design.granularity == "rank"
-        return {shape.name: _by_member(scales[shape.name], shape, each) for shape in self.shapes}
+        by_rank = self.design.granularity == "rank"
+        return {shape.name: _by_member(scales[shape.name], shape, by_rank) for shape in self.shapes}
 
 
 def _layout(
@@ -165,18 +165,20 @@ def _start(size: tuple[int, ...], design: Design, shapes: Sequence[Shape], count
         case "equal_root":
             return torch.full(size, count**-0.5)
         case "one_hot":
-            one = [float(member == design.target) for member in range(count)]
+            by_member = [float(member == design.target) for member in range(count)]
             if design.granularity != "rank":
-                return torch.tensor(one).repeat(size[0], 1)
-            each = [one[m] for shape in shapes for m, rank in enumerate(shape.ranks) for _ in range(rank)]
-            return torch.tensor(each)
+                return torch.tensor(by_member).repeat(size[0], 1)
+            by_rank = [
+                by_member[m] for shape in shapes for m, rank in enumerate(shape.ranks) for _ in range(rank)
+            ]
+            return torch.tensor(by_rank)
         case _:
             return torch.zeros(size)
 
 
-def _by_member(values: list[float], shape: Shape, each: bool) -> tuple[Applied, ...]:
+def _by_member(values: list[float], shape: Shape, by_rank: bool) -> tuple[Applied, ...]:
     parts = [tuple(values[place]) for place in shape.ranges()]
-    return tuple(part if each else part[0] if part else 0.0 for part in parts)
+    return tuple(part if by_rank else part[0] if part else 0.0 for part in parts)
 
 
 def columns(
@@ -187,12 +189,12 @@ def columns(
     The reverse of `Coefficients.numbers`; modules that `coefficients` does not name are left out. Raises
     UsageError for modules that no member has and for numbers that are not one a member or one a rank.
     """
-    known = {shape.name: shape for shape in shapes}
+    shapes_by_name = {shape.name: shape for shape in shapes}
     result = {}
     for name, numbers in coefficients.items():
-        if name not in known:
+        if name not in shapes_by_name:
             raise UsageError(f"No member has a module {name}; name modules as the members do.")
-        result[name] = _column(known[name], numbers)
+        result[name] = _column(shapes_by_name[name], numbers)
     return result
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from catalog.errors import MergeError
 from merging.members import (
-    Member,
+    MergeMember,
     Shape,
     Stack,
     iterate_stacks,
@@ -43,7 +43,7 @@ class CombineReport:
 
 
 def combine(
-    members: Sequence[Path | Member],
+    members: Sequence[Path | MergeMember],
     coefficients: Numbers,
     out: Path,
     *,
@@ -80,16 +80,16 @@ def combine(
     with new_folder(out, overwrite, ADAPT_RECORD) as folder:
         updates = _updates(used, source, scales, rank)
         modules = write_updates(folder, planned.dtype, used, updates)
-        document = dict(record or {}) | {"combined": _combined(rank, planned.dtype, modules)}
+        document = dict(record or {}) | {"combined": _combination_record(rank, planned.dtype, modules)}
         with storage(out):
             write_config(
-                folder, planned.members, _named(base, planned), {n: m.rank for n, m in modules.items()}
+                folder, planned.members, _base_name(base, planned), {n: m.rank for n, m in modules.items()}
             )
             write_json(folder / ADAPT_RECORD, document)
     return CombineReport(out, document, modules)
 
 
-def _named(base: str | None, planned: Plan) -> str | None:
+def _base_name(base: str | None, planned: Plan) -> str | None:
     """The base model by its canonical name, or the folder of a model that was given: PEFT finds it there."""
     return base if base and (Path(base) / "config.json").is_file() else planned.base
 
@@ -106,14 +106,14 @@ def _updates(
 
 def _update(stack: Stack, d: Tensor, rank: int | None) -> Update:
     """B D A without the ranks that count for nothing, truncated where more are left than `rank`."""
-    kept = d.nonzero()[:, 0]
-    rest = Stack(stack.name, stack.a[kept], stack.b[:, kept], (len(kept),), (1.0,))
-    if rank is None or rank >= len(kept):
-        return concatenate(rest, d[kept])
-    return truncate(rest, d[kept], rank)
+    columns = d.nonzero()[:, 0]
+    used = Stack(stack.name, stack.a[columns], stack.b[:, columns], (len(columns),), (1.0,))
+    if rank is None or rank >= len(columns):
+        return concatenate(used, d[columns])
+    return truncate(used, d[columns], rank)
 
 
-def _combined(rank: int | None, dtype: str, modules: Mapping[str, ModuleReport]) -> dict[str, Any]:
+def _combination_record(rank: int | None, dtype: str, modules: Mapping[str, ModuleReport]) -> dict[str, Any]:
     return {
         "rank": rank,
         "dtype": dtype,

@@ -23,7 +23,7 @@ from merging.evaluation import (
     reading_groups,
     targets_only,
 )
-from merging.model import BaseModel, Prompt, is_shortage
+from merging.model import LoadedBase, Prompt, is_shortage
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -82,13 +82,13 @@ class Course:
         return asdict(self)
 
     @classmethod
-    def read(cls, told: dict[str, Any]) -> Course:
+    def read(cls, document: dict[str, Any]) -> Course:
         """The course that `document` wrote."""
-        return cls(**{**told, "losses": tuple(Measure(**one) for one in told["losses"])})
+        return cls(**{**document, "losses": tuple(Measure(**measure) for measure in document["losses"])})
 
 
 def run(
-    base: BaseModel,
+    base: LoadedBase,
     optimiser: Optimizer,
     rate: float,
     recipe: Recipe,
@@ -99,13 +99,13 @@ def run(
     objective: Objective = "loss",
     best: float = math.inf,
     better: Callable[[], None] | None = None,
-    told: Callable[[int], None] | None = None,
+    report_step: Callable[[int], None] | None = None,
 ) -> Course:
     """Train what the optimiser holds; `rate`, its learning rate, is the highest of the schedule.
 
     Cosine to zero after a warm-up of a tenth of the steps, gradients clipped to norm 1. `objective` is the
     loss of the right answers or the entropy among all answers. `better` is called at each new lowest
-    validation loss below `best`, so that the caller can keep the state, and `told` after each step.
+    validation loss below `best`, so that the caller can keep the state, and `report_step` after each step.
     `dropout` puts the model into training mode for the steps. Raises MemoryLimitError where a prompt does not
     fit into memory.
     """
@@ -119,20 +119,20 @@ def run(
     diverged, step, lowest = None, 0, 0
     for step, batch in enumerate(batches(train, recipe), 1):
         since.append(_step(base, optimiser, schedule, batch, dropout, objective))
-        if told is not None:
-            told(step)
+        if report_step is not None:
+            report_step(step)
         finite = math.isfinite(since[-1])
         if finite and step % recipe.evaluate_every and step < recipe.steps:
             continue
-        found = mean_of(base, valid, objective) if finite else math.nan
-        if not math.isfinite(found):
+        loss = mean_of(base, valid, objective) if finite else math.nan
+        if not math.isfinite(loss):
             diverged = step
             break
-        measures.append(Measure(step, math.fsum(since) / len(since), found))
+        measures.append(Measure(step, math.fsum(since) / len(since), loss))
         since.clear()
-        if len(measures) == 1 or found < measures[lowest].valid:
+        if len(measures) == 1 or loss < measures[lowest].valid:
             lowest = len(measures) - 1
-            if found < best and better is not None:
+            if loss < best and better is not None:
                 better()
         if len(measures) - 1 - lowest >= recipe.patience:
             break
@@ -140,7 +140,7 @@ def run(
 
 
 @contextlib.contextmanager
-def seeded(seed: int, base: BaseModel) -> Iterator[None]:
+def set_seeds(seed: int, base: LoadedBase) -> Iterator[None]:
     """torch's generators start from the seed, and go on where they were when the block ends."""
     import torch
 
@@ -164,7 +164,7 @@ def batches(prompts: Sequence[Prompt], recipe: Recipe) -> Iterator[list[Prompt]]
 
 
 def gradients(
-    base: BaseModel, batch: Sequence[Prompt], clear: Callable[[], None], objective: Objective = "loss"
+    base: LoadedBase, batch: Sequence[Prompt], clear: Callable[[], None], objective: Objective = "loss"
 ) -> float:
     """The mean objective of a batch; its gradients are added to those of the parameters that ask for some.
 
@@ -192,18 +192,18 @@ def gradients(
         width //= 2
 
 
-def mean_of(base: BaseModel, prompts: Sequence[Prompt], objective: Objective) -> float:
+def mean_of(base: LoadedBase, prompts: Sequence[Prompt], objective: Objective) -> float:
     """The mean over the prompts of the objective, in nats."""
     if objective == "loss":
         return valid_loss(base, prompts)
-    found = 0.0
+    total = 0.0
     for values in likelihoods(base, prompts):
-        whole = math.log(math.fsum(math.exp(value - max(values)) for value in values)) + max(values)
-        found -= math.fsum(math.exp(value - whole) * (value - whole) for value in values)
-    return found / len(prompts)
+        log_sum = math.log(math.fsum(math.exp(value - max(values)) for value in values)) + max(values)
+        total -= math.fsum(math.exp(value - log_sum) * (value - log_sum) for value in values)
+    return total / len(prompts)
 
 
-def valid_loss(base: BaseModel, prompts: Sequence[Prompt]) -> float:
+def valid_loss(base: LoadedBase, prompts: Sequence[Prompt]) -> float:
     """The mean loss a token of the right answers, in nats."""
     targets = targets_only(prompts)
     return mean_loss(targets, likelihoods(base, targets))
@@ -214,18 +214,18 @@ def _read(prompts: Sequence[Prompt], objective: Objective) -> Sequence[Prompt]:
     return targets_only(prompts) if objective == "loss" else prompts
 
 
-def _part(base: BaseModel, prompts: Sequence[Prompt], whole: int, objective: Objective) -> float:
-    """The share of the prompts in the mean over `whole` of them; adds its gradients."""
+def _part(base: LoadedBase, prompts: Sequence[Prompt], count: int, objective: Objective) -> float:
+    """The share of the prompts in the mean over `count` of them; adds its gradients."""
     import torch
 
-    each = losses(base, prompts) if objective == "loss" else entropies(base, prompts)
-    part = each[0].sum() / whole
+    values = losses(base, prompts) if objective == "loss" else entropies(base, prompts)
+    part = values[0].sum() / count
     torch.autograd.backward(part)
     return float(part.detach())
 
 
 def _step(
-    base: BaseModel,
+    base: LoadedBase,
     optimiser: Optimizer,
     schedule: LRScheduler,
     batch: Sequence[Prompt],
@@ -242,7 +242,12 @@ def _step(
     if dropout:
         base.model.eval()
     if math.isfinite(loss):
-        trained = [one for group in optimiser.param_groups for one in group["params"] if one.grad is not None]
+        trained = [
+            parameter
+            for group in optimiser.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
         torch.nn.utils.clip_grad_norm_(trained, MOST_NORM)
         optimiser.step()
         schedule.step()
@@ -252,7 +257,7 @@ def _step(
 def _course(
     rate: float, steps: int, diverged: int | None, measures: Sequence[Measure], seconds: float
 ) -> Course:
-    best = min(measures, key=lambda one: one.valid, default=None)
+    best = min(measures, key=lambda measure: measure.valid, default=None)
     return Course(
         learning_rate=rate,
         steps=steps,

@@ -25,8 +25,8 @@ from catalog.adapters import Module
 from catalog.errors import EvaluationError, UsageError
 from catalog.fingerprints import DELTA_SIZE, OUTPUT_SIZE, output_sketch, signs
 from merging.evaluation import TooLong, ask, losses, reading_groups, targets_only, too_large
-from merging.members import Member
-from merging.model import BaseModel, Example, Prompt, Task, in_pieces, memory_limit
+from merging.members import MergeMember
+from merging.model import Example, LoadedBase, Prompt, Task, in_pieces, memory_limit
 
 if TYPE_CHECKING:
     from numpy import float32
@@ -80,11 +80,11 @@ class Downhill:
 
 @memory_limit("The gradient of the task")
 def task_gradient(
-    base: BaseModel,
+    base: LoadedBase,
     prompts: Sequence[Prompt],
     *,
     modules: Sequence[str] | None = None,
-    members: Sequence[Member] = (),
+    members: Sequence[MergeMember] = (),
     width: int | None = None,
 ) -> Gradient:
     """The gradient of the mean loss of the prompts, sketched; one pass forward and backward.
@@ -94,7 +94,7 @@ def task_gradient(
     MergeError for members of another base and what `backward` raises.
     """
     names = tuple(sorted(linear_modules(base.model) if modules is None else modules))
-    sketched, sums, products = set(names), _Sums(), _Products(base, members)
+    sketched, sums, products = set(names), _SketchSums(), _Products(base, members)
 
     def collect(name: str, x: Tensor, dy: Tensor) -> None:
         if name in sketched:
@@ -108,10 +108,10 @@ def task_gradient(
 
 
 def direction(
-    base: BaseModel,
+    base: LoadedBase,
     task: Task,
     examples: Sequence[Example],
-    others: Sequence[Samples] = (),
+    backgrounds: Sequence[Samples] = (),
     *,
     kind: Kind = "output",
     too_long: TooLong = "error",
@@ -123,21 +123,21 @@ def direction(
     """
     import numpy as np
 
-    def vector(one: Task, samples: Sequence[Example]) -> NDArray[float32]:
-        found = task_gradient(base, ask(base, one, samples, too_long).prompts)
-        return found.output if kind == "output" else found.delta
+    def vector(samples_task: Task, samples: Sequence[Example]) -> NDArray[float32]:
+        gradient = task_gradient(base, ask(base, samples_task, samples, too_long).prompts)
+        return gradient.output if kind == "output" else gradient.delta
 
     size = OUTPUT_SIZE if kind == "output" else DELTA_SIZE
-    rows = [vector(*other) for other in others]
+    rows = [vector(*other) for other in backgrounds]
     return vector(task, examples), np.array(rows, dtype=np.float32).reshape(-1, size)
 
 
 def exact_scores(
-    base: BaseModel,
+    base: LoadedBase,
     task: Task,
     examples: Sequence[Example],
-    members: Sequence[Member],
-    others: Sequence[Samples] = (),
+    members: Sequence[MergeMember],
+    backgrounds: Sequence[Samples] = (),
     *,
     too_long: TooLong = "error",
 ) -> list[float]:
@@ -148,14 +148,14 @@ def exact_scores(
     Raises what `task_gradient` and `ask` raise.
     """
     rows = []
-    for one, samples in ((task, examples), *others):
-        prompts = ask(base, one, samples, too_long).prompts
+    for sample_task, samples in ((task, examples), *backgrounds):
+        prompts = ask(base, sample_task, samples, too_long).prompts
         exact = task_gradient(base, prompts, modules=(), members=members).exact
         rows.append([member.unit for member in exact])
-    return centred(rows)
+    return center_scores(rows)
 
 
-def centred(rows: Sequence[Sequence[float]]) -> list[float]:
+def center_scores(rows: Sequence[Sequence[float]]) -> list[float]:
     """Scores of members on a task, the first row, told apart from those on other tasks, the other rows.
 
     The z-score over the members less the mean of those on the other tasks; the scores as they are where
@@ -177,12 +177,14 @@ def linear_modules(model: Any) -> tuple[str, ...]:
     from torch import nn
 
     head = model.get_output_embeddings()
-    found = (name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head)
-    return tuple(sorted(found))
+    names = (
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
+    )
+    return tuple(sorted(names))
 
 
 def backward(
-    base: BaseModel,
+    base: LoadedBase,
     prompts: Sequence[Prompt],
     collect: Collect,
     *,
@@ -202,37 +204,37 @@ def backward(
     groups = reading_groups(base, read, width or WIDTH.get(base.device.type, WIDTH["cpu"]))
     total = 0.0
 
-    def passed(group: Sequence[int]) -> tuple[float, list[tuple[str, Tensor, Tensor]]]:
+    def run_pass(group: Sequence[int]) -> tuple[float, list[tuple[str, Tensor, Tensor]]]:
         return _pass(base, [read[index] for index in group], modules)
 
-    for _, (loss, seen) in in_pieces(groups, passed, lambda index: too_large(read[index])):
+    for _, (loss, activations) in in_pieces(groups, run_pass, lambda index: too_large(read[index])):
         if not math.isfinite(loss):
             raise EvaluationError("The loss of a prompt is not finite; the weights of the base overflow.")
         total += loss
-        for name, x, dy in seen:
+        for name, x, dy in activations:
             collect(name, x, dy / len(prompts))
     return total / len(prompts)
 
 
 def _pass(
-    base: BaseModel, prompts: Sequence[Prompt], modules: Sequence[str]
+    base: LoadedBase, prompts: Sequence[Prompt], modules: Sequence[str]
 ) -> tuple[float, list[tuple[str, Tensor, Tensor]]]:
     """The sum of the prompts' losses, and of each layer its inputs and the gradients of its outputs."""
     import torch
 
-    with torch.enable_grad(), _listening(base.model, modules) as seen:
+    with torch.enable_grad(), _record_activations(base.model, modules) as activations:
         loss = losses(base, prompts).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss.detach()), seen
+    return float(loss.detach()), activations
 
 
 @contextlib.contextmanager
-def _listening(model: Any, modules: Sequence[str]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+def _record_activations(model: Any, modules: Sequence[str]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
     """Within the block a pass backward adds (name, inputs, gradients of the outputs) of the layers."""
     import torch
     from torch import nn
 
-    seen: list[tuple[str, Tensor, Tensor]] = []
+    activations: list[tuple[str, Tensor, Tensor]] = []
 
     def listen(name: str) -> Callable[..., None]:
         def forward(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -240,7 +242,7 @@ def _listening(model: Any, modules: Sequence[str]) -> Iterator[list[tuple[str, T
 
             def arrived(dy: Tensor) -> None:
                 kind = torch.promote_types(x.dtype, torch.float32)
-                seen.append((name, x.flatten(0, -2).to(kind), dy.detach().flatten(0, -2).to(kind)))
+                activations.append((name, x.flatten(0, -2).to(kind), dy.detach().flatten(0, -2).to(kind)))
 
             output.register_hook(arrived)  # type: ignore[no-untyped-call]
 
@@ -252,7 +254,7 @@ def _listening(model: Any, modules: Sequence[str]) -> Iterator[list[tuple[str, T
         stack.callback(start.remove)
         for name in modules:
             stack.callback(_linear(model, name, nn.Linear).register_forward_hook(listen(name)).remove)
-        yield seen
+        yield activations
 
 
 def _asking(_: Any, __: Any, output: Tensor) -> Tensor:
@@ -261,34 +263,34 @@ def _asking(_: Any, __: Any, output: Tensor) -> Tensor:
 
 def _linear(model: Any, name: str, kind: type) -> Any:
     try:
-        found = model.get_submodule(name)
+        module = model.get_submodule(name)
     except AttributeError:
-        found = None
-    if not isinstance(found, kind):
+        module = None
+    if not isinstance(module, kind):
         raise UsageError(f"The base model has no linear layer {name}; name others.")
-    return found
+    return module
 
 
 class _Products:
     """Sums over tokens of <B^T dy, A x> for every rank of every member, by module."""
 
-    def __init__(self, base: BaseModel, members: Sequence[Member]) -> None:
+    def __init__(self, base: LoadedBase, members: Sequence[MergeMember]) -> None:
         from merging.live import layer
-        from merging.members import shapes, stacked
+        from merging.members import read_stack, shapes
 
         linear = [shape for shape in shapes(members) if shape.kind == "linear"]
         for shape in linear:
             layer(base.model, shape, members)
         self._members = len(members)
-        self.stacks = {shape.name: stacked(shape, members, str(base.device)) for shape in linear}
+        self.stacks = {shape.name: read_stack(shape, members, str(base.device)) for shape in linear}
         self._sums: dict[str, Tensor] = {}
 
     def add(self, name: str, x: Tensor, dy: Tensor) -> None:
         """Adds a module's tokens to the sums; nothing where no member has the module."""
         stack = self.stacks.get(name)
         if stack is not None:
-            each = ((x @ stack.a.T.to(x.dtype)) * (dy @ stack.b.to(x.dtype))).sum(0).double()
-            self._sums[name] = self._sums[name] + each if name in self._sums else each
+            products = ((x @ stack.a.T.to(x.dtype)) * (dy @ stack.b.to(x.dtype))).sum(0).double()
+            self._sums[name] = self._sums[name] + products if name in self._sums else products
 
     def downhill(self) -> tuple[Downhill, ...]:
         """Of every member minus its products with the gradient."""
@@ -304,12 +306,12 @@ class _Products:
                     squares[at] += (norm or 0.0) ** 2
         raw = [math.fsum(part.values()) for part in parts]
         return tuple(
-            Downhill(whole, whole / math.sqrt(square) if square else 0.0, part)
-            for whole, square, part in zip(raw, squares, parts, strict=True)
+            Downhill(total, total / math.sqrt(square) if square else 0.0, part)
+            for total, square, part in zip(raw, squares, parts, strict=True)
         )
 
 
-class _Sums:
+class _SketchSums:
     """Sums over tokens from which the sketches are made; the signs are drawn once a module."""
 
     def __init__(self) -> None:
@@ -319,7 +321,7 @@ class _Sums:
 
     def add(self, name: str, x: Tensor, dy: Tensor) -> None:
         """Adds a module's tokens to the sums."""
-        left, right, start = self._drawn(name, x, dy)
+        left, right, start = self._draw_signs(name, x, dy)
         self._delta = self._delta + ((dy @ left).T @ (x @ right)).double() / _DELTA_WIDTH
         half = dy.T @ (x @ start)
         self._halves[name] = self._halves[name] + half if name in self._halves else half
@@ -330,8 +332,8 @@ class _Sums:
 
         if not self._halves:
             return np.zeros(DELTA_SIZE, dtype=np.float32)
-        found: NDArray[float32] = -self._delta.cpu().numpy().astype(np.float32).ravel()
-        return found
+        delta: NDArray[float32] = -self._delta.cpu().numpy().astype(np.float32).ravel()
+        return delta
 
     def step(self) -> list[Module]:
         """Minus the signs of G A^T as B, beside A, sorted by module."""
@@ -340,13 +342,13 @@ class _Sums:
             for name, half in sorted(self._halves.items())
         ]
 
-    def _drawn(self, name: str, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw_signs(self, name: str, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         import torch
 
         if name not in self._signs:
             left = signs("delta", name, "B", dy.shape[-1], _DELTA_WIDTH)
             right = signs("delta", name, "A", x.shape[-1], _DELTA_WIDTH)
             start = signs("step", name, "A", x.shape[-1], STEP_RANK)
-            drawn = [torch.from_numpy(one).to(x) for one in (left, right, start)]
-            self._signs[name] = (drawn[0], drawn[1], drawn[2])
+            sign_tensors = [torch.from_numpy(array).to(x) for array in (left, right, start)]
+            self._signs[name] = (sign_tensors[0], sign_tensors[1], sign_tensors[2])
         return self._signs[name]

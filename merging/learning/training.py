@@ -22,7 +22,7 @@ from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
 from catalog.errors import DivergedError, EvaluationError, UsageError
 from merging.evaluation import Questions, TooLong, ask
 from merging.learning import variants
-from merging.learning.course import Course, Recipe, batches, gradients, run, seeded, valid_loss
+from merging.learning.course import Course, Recipe, batches, gradients, run, set_seeds, valid_loss
 from merging.learning.training_record import card, record, versions
 from merging.members import (
     DTYPES,
@@ -34,7 +34,7 @@ from merging.members import (
     write_json,
     write_text,
 )
-from merging.model import BaseModel, Budget, Prompt, Task, memory_limit
+from merging.model import ExampleBudget, LoadedBase, Prompt, Task, memory_limit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TrainingSettings:
     """Everything that decides what a rate becomes, beside base, task and rate."""
 
     rank: int
@@ -90,7 +90,7 @@ class TrainReport:
 
 
 class _Given(NamedTuple):
-    base: BaseModel
+    base: LoadedBase
     learned: Questions
     chosen_by: Questions
 
@@ -104,9 +104,9 @@ class _Given(NamedTuple):
 
 
 def train(
-    base: BaseModel,
+    base: LoadedBase,
     task: Task,
-    budget: Budget,
+    budget: ExampleBudget,
     out: Path,
     *,
     rank: int = 16,
@@ -140,7 +140,7 @@ def train(
     only the rates that are missing. Raises UsageError for settings that make no sense and EvaluationError
     where no rate stays finite or a prompt does not fit into memory, and what `ask` raises.
     """
-    settings = Settings(
+    settings = TrainingSettings(
         rank=rank,
         alpha=float(rank if alpha is None else alpha),
         targets=_targets(targets),
@@ -154,12 +154,12 @@ def train(
     if not overwrite:
         _remove_finished(out)
     refuse_existing(out, overwrite, TRAIN_RECORD)
-    given = _Given(base, *(ask(base, task, part, too_long) for part in (budget.train, budget.valid)))
+    inputs = _Given(base, *(ask(base, task, part, too_long) for part in (budget.train, budget.valid)))
     with memory_limit("The training"):
-        return _carry_out(given, task, budget, out, settings, rates, overwrite, progress)
+        return _carry_out(inputs, task, budget, out, settings, rates, overwrite, progress)
 
 
-def default_rates(settings: Settings) -> tuple[float, ...]:
+def default_rates(settings: TrainingSettings) -> tuple[float, ...]:
     """Four neighbours of the grid, a decade apart but one point, around where the best rate is expected.
 
     A higher rank wants a lower rate, and so does a variant by its row; the first steps change the weights by
@@ -174,59 +174,65 @@ def default_rates(settings: Settings) -> tuple[float, ...]:
 
 
 @contextlib.contextmanager
-def worn(base: BaseModel, folder: Path) -> Iterator[None]:
+def wear_adapter(base: LoadedBase, folder: Path) -> Iterator[None]:
     """Inside the block the base has the adapter in a folder, of any variant, as plain PEFT puts it on."""
     from peft import PeftModel
 
-    with seeded(0, base), variants.restored(base.model), variants.calm():
+    with set_seeds(0, base), variants.restore_model(base.model), variants.calm():
         PeftModel.from_pretrained(base.model, folder)
         yield
 
 
-def stored_loss(base: BaseModel, folder: Path, valid: Sequence[Prompt]) -> float:
+def loss_on_disk(base: LoadedBase, folder: Path, valid: Sequence[Prompt]) -> float:
     """The loss of the adapter in a folder as plain PEFT reads it: what rounding left of it."""
-    with worn(base, folder):
+    with wear_adapter(base, folder):
         return valid_loss(base, valid)
 
 
 def _carry_out(
-    given: _Given,
+    inputs: _Given,
     task: Task,
-    budget: Budget,
+    budget: ExampleBudget,
     out: Path,
-    settings: Settings,
+    settings: TrainingSettings,
     rates: Sequence[float],
     overwrite: bool,
     progress: Progress | None,
 ) -> TrainReport:
     """Every rate in the working folder, then the best one in its place."""
-    base = given.base
-    before = valid_loss(base, given.valid)
-    working = _working_folder(out, _identity(given, task, settings, before))
-    courses = _all_rates(given, settings, rates, working, progress)
-    best = _chosen(courses)
+    base = inputs.base
+    before = valid_loss(base, inputs.valid)
+    working = _working_folder(out, _identity(inputs, task, settings, before))
+    courses = _all_rates(inputs, settings, rates, working, progress)
+    best = _choose_course(courses)
     with new_folder(out, overwrite, TRAIN_RECORD) as folder, storage(out):
         for name in (CONFIG_NAME, WEIGHTS_NAME):
             shutil.copyfile(working / _folder_name(best.learning_rate) / name, folder / name)
-        losses = before, stored_loss(base, folder, given.valid)
-        asked = (given.learned, given.chosen_by)
-        found = record(base, task, budget.seed, asked, asdict(settings), courses, best, losses, folder)
-        write_json(folder / TRAIN_RECORD, found)
-        write_text(folder / "README.md", card(task, found))
+        losses = before, loss_on_disk(base, folder, inputs.valid)
+        question_sets = (inputs.learned, inputs.chosen_by)
+        document = record(
+            base, task, budget.seed, question_sets, asdict(settings), courses, best, losses, folder
+        )
+        write_json(folder / TRAIN_RECORD, document)
+        write_text(folder / "README.md", card(task, document))
         write_text(working / _FINISHED, "")
     shutil.rmtree(working, ignore_errors=True)
-    return TrainReport(out, found)
+    return TrainReport(out, document)
 
 
 def _all_rates(
-    given: _Given, settings: Settings, rates: Sequence[float], working: Path, progress: Progress | None
+    inputs: _Given,
+    settings: TrainingSettings,
+    rates: Sequence[float],
+    working: Path,
+    progress: Progress | None,
 ) -> list[Course]:
     """The course of every rate, those that a killed run has finished read again."""
     courses = []
     steps = settings.recipe.steps
     for number, rate in enumerate(rates):
 
-        def told(step: int, done: int = number * steps) -> None:
+        def report_step(step: int, done: int = number * steps) -> None:
             if progress is not None:
                 progress(done + step, len(rates) * steps)
 
@@ -235,44 +241,44 @@ def _all_rates(
             courses.append(Course.read(json.loads((place / RATE_NAME).read_text("utf-8"))))
         else:
             with new_folder(place, overwrite=True, record=RATE_NAME) as folder:
-                courses.append(_one_rate(given, settings, rate, folder, told))
-        told(steps)
+                courses.append(_one_rate(inputs, settings, rate, folder, report_step))
+        report_step(steps)
     return courses
 
 
 def _one_rate(
-    given: _Given, settings: Settings, rate: float, folder: Path, told: Callable[[int], None]
+    inputs: _Given, settings: TrainingSettings, rate: float, folder: Path, report_step: Callable[[int], None]
 ) -> Course:
     """Trains with one rate; the best state, unless the rate diverged, and its course are in the folder."""
-    base, recipe, row = given.base, settings.recipe, variants.variant(settings.variant)
+    base, recipe, row = inputs.base, settings.recipe, variants.variant(settings.variant)
     best: dict[str, Tensor] = {}
 
     def gradient() -> None:
-        gradients(base, next(batches(given.train, recipe)), base.model.zero_grad)
+        gradients(base, next(batches(inputs.train, recipe)), base.model.zero_grad)
 
     config = _config(base, settings)
-    with seeded(recipe.seed, base), variants.adapted(base.model, row, config, gradient) as model:
+    with set_seeds(recipe.seed, base), variants.adapt_model(base.model, row, config, gradient) as model:
         start = variants.factors(model) if row.changes_base else {}
         course = run(
             base,
             variants.optimiser(row, model, rate),
             rate,
             recipe,
-            given.train,
-            given.valid,
+            inputs.train,
+            inputs.valid,
             dropout=settings.dropout > 0,
             better=lambda: best.update(variants.factors(model)),
-            told=told,
+            report_step=report_step,
         )
     with storage(folder):
         if course.diverged is None:
-            made = variants.difference(best, start) if row.changes_base else best
-            _write_adapter(folder, made, variants.stored_config(row, config, base), settings.dtype)
+            tensors = variants.difference(best, start) if row.changes_base else best
+            _write_adapter(folder, tensors, variants.config_to_store(row, config, base), settings.dtype)
         write_json(folder / RATE_NAME, course.document())
     return course
 
 
-def _config(base: BaseModel, settings: Settings) -> Any:
+def _config(base: LoadedBase, settings: TrainingSettings) -> Any:
     from peft import LoraConfig
 
     alpha: Any = int(settings.alpha) if settings.alpha.is_integer() else settings.alpha
@@ -288,31 +294,31 @@ def _config(base: BaseModel, settings: Settings) -> Any:
     )
 
 
-def _write_adapter(folder: Path, made: Mapping[str, Tensor], config: Any, dtype: str) -> None:
+def _write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: Any, dtype: str) -> None:
     """Writes weights and configuration; the modules' names, a set in PEFT, in their order."""
     try:
-        with tensor_writer(weights_path(folder), dtype, sorted(made)) as writer:
-            for name in sorted(made):
-                writer.write(name, made[name])
+        with tensor_writer(weights_path(folder), dtype, sorted(tensors)) as writer:
+            for name in sorted(tensors):
+                writer.write(name, tensors[name])
     except OverflowError as error:
         raise EvaluationError(
             f"The trained weights are too large for {dtype}; store them as float32."
         ) from error
     config.save_pretrained(folder)
-    told = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
-    told["target_modules"] = sorted(told["target_modules"])
-    write_json(folder / CONFIG_NAME, told)
+    document = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
+    document["target_modules"] = sorted(document["target_modules"])
+    write_json(folder / CONFIG_NAME, document)
 
 
-def _chosen(courses: Sequence[Course]) -> Course:
+def _choose_course(courses: Sequence[Course]) -> Course:
     """The course with the lowest validation loss, the lower rate of equals; raises DivergedError."""
-    finite = [one for one in courses if one.diverged is None]
+    finite = [course for course in courses if course.diverged is None]
     if not finite:
-        lowest = min(one.learning_rate for one in courses)
+        lowest = min(course.learning_rate for course in courses)
         raise DivergedError(
             f"The loss became infinite with every learning rate, the lowest {lowest:g}; choose lower ones."
         )
-    return min(finite, key=lambda one: (one.valid_loss, one.learning_rate))
+    return min(finite, key=lambda course: (course.valid_loss, course.learning_rate))
 
 
 def _working_path(out: Path) -> Path:
@@ -341,13 +347,13 @@ def _working_folder(out: Path, identity: Mapping[str, Any]) -> Path:
     return working
 
 
-def _identity(given: _Given, task: Task, settings: Settings, before: float) -> dict[str, Any]:
+def _identity(inputs: _Given, task: Task, settings: TrainingSettings, before: float) -> dict[str, Any]:
     """What must be the same for a finished rate to count.
 
     The weights of the base are known by what they make of the validation examples.
     """
-    base = given.base
-    prompts = json.dumps([[asdict(prompt) for prompt in part] for part in (given.train, given.valid)])
+    base = inputs.base
+    prompts = json.dumps([[asdict(prompt) for prompt in part] for part in (inputs.train, inputs.valid)])
     return {
         "base": [base.name, base.revision, str(base.dtype), base.device.type, f"{before:.6g}"],
         "task": task.digest,
@@ -361,20 +367,20 @@ def _folder_name(rate: float) -> str:
     return f"rate-{rate!r}"
 
 
-def _targets(given: str | Sequence[str]) -> str | tuple[str, ...]:
-    if isinstance(given, str):
-        return given if given == ALL_LINEAR else (given,)
-    return tuple(sorted(set(given)))
+def _targets(targets: str | Sequence[str]) -> str | tuple[str, ...]:
+    if isinstance(targets, str):
+        return targets if targets == ALL_LINEAR else (targets,)
+    return tuple(sorted(set(targets)))
 
 
-def _rates(given: Sequence[float]) -> tuple[float, ...]:
-    rates = tuple(sorted({float(rate) for rate in given}))
+def _rates(learning_rates: Sequence[float]) -> tuple[float, ...]:
+    rates = tuple(sorted({float(rate) for rate in learning_rates}))
     if not rates or not all(math.isfinite(rate) and rate > 0 for rate in rates):
         raise UsageError("A learning rate is a positive number, such as 2e-4; name at least one.")
     return rates
 
 
-def _refuse_settings(settings: Settings) -> None:
+def _refuse_settings(settings: TrainingSettings) -> None:
     variants.variant(settings.variant)
     settings.recipe.check()
     if settings.rank < 1:

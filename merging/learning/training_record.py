@@ -15,7 +15,7 @@ from merging.evaluation import Questions, unusual
 from merging.learning.course import Course
 from merging.learning.variants import ALL_LINEAR, VARIANTS, reachable
 from merging.members import digest_of
-from merging.model import BaseModel, Task
+from merging.model import LoadedBase, Task
 
 RECORD_VERSION = 1
 # Terms of a task's data that are nothing but the name of a licence; the Hub writes them in lower case.
@@ -25,10 +25,10 @@ _STRANGE = re.compile(r"[^\w .,:;()@/+'\"?!%=’‘“”–—-]")
 
 
 def record(
-    base: BaseModel,
+    base: LoadedBase,
     task: Task,
     seed: int,
-    asked: tuple[Questions, Questions],
+    question_sets: tuple[Questions, Questions],
     settings: Mapping[str, Any],
     courses: Sequence[Course],
     best: Course,
@@ -37,13 +37,13 @@ def record(
 ) -> dict[str, Any]:
     """train.json: what was trained on what, every rate with its losses, and what came of it.
 
-    `asked` are the examples learned from and chosen by, drawn with `seed`; `losses` are those on the
+    `question_sets` are the examples learned from and chosen by, drawn with `seed`; `losses` are those on the
     validation examples of the base alone and of the stored adapter. `edge` says that the best rate is the
     lowest or the highest tried, so that a better one may lie beyond; `untrained` names layers that
     "all-linear" does not reach in this model.
     """
     untrained = reachable(base.model)[1] if settings["targets"] == ALL_LINEAR else ()
-    found = {
+    document = {
         "record_version": RECORD_VERSION,
         "base_model": base.name,
         "revision": base.revision,
@@ -56,54 +56,58 @@ def record(
             "license": task.license,
             "instruction": task.instruction,
         },
-        "budget": {"train": len(asked[0].prompts), "valid": len(asked[1].prompts), "seed": seed},
-        **unusual(base, *asked),
+        "budget": {
+            "train": len(question_sets[0].prompts),
+            "valid": len(question_sets[1].prompts),
+            "seed": seed,
+        },
+        **unusual(base, *question_sets),
         **({"untrained": list(untrained)} if untrained else {}),
         "settings": dict(settings),
         "paper": VARIANTS[settings["variant"]].paper,
         "mergeable": VARIANTS[settings["variant"]].mergeable,
         "learning_rate": best.learning_rate,
         "edge": _edge(courses, best),
-        "rates": [{**one.document(), "chosen": one is best} for one in courses],
+        "rates": [{**course.document(), "chosen": course is best} for course in courses],
         "valid_loss_before": losses[0],
         "valid_loss": losses[1],
         "sha256": digest_of(folder / WEIGHTS_NAME),
-        "seconds": round(sum(one.seconds for one in courses), 3),
+        "seconds": round(sum(course.seconds for course in courses), 3),
         "versions": versions(),
     }
     # As the file gives it back: lists for tuples.
-    read: dict[str, Any] = json.loads(json.dumps(found))
+    read: dict[str, Any] = json.loads(json.dumps(document))
     return read
 
 
 def versions() -> dict[str, str | None]:
     """The versions of what trains."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    numbers: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("loradex", "peft", "torch", "transformers"):
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            numbers[name] = None
+    return numbers
 
 
-def card(task: Task, found: Mapping[str, Any]) -> str:
+def card(task: Task, document: Mapping[str, Any]) -> str:
     """The text of README.md: front matter, then data, settings and what was measured; nothing beyond.
 
     Front matter as https://huggingface.co/docs/hub/model-cards has it. The licence is that of the task's data
     where the task names one and nothing else.
     """
     front = {
-        "base_model": found["base_model"],
+        "base_model": document["base_model"],
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "license": _licence(task.license),
         "datasets": [task.name],
         "tags": ["lora", "loradex"],
     }
-    settings, recipe = found["settings"], found["settings"]["recipe"]
-    row, budget = VARIANTS[settings["variant"]], found["budget"]
-    chosen = next(one for one in found["rates"] if one["chosen"])
+    settings, recipe = document["settings"], document["settings"]["recipe"]
+    row, budget = VARIANTS[settings["variant"]], document["budget"]
+    best = next(rate for rate in document["rates"] if rate["chosen"])
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items() if value), "---", ""]
     lines += [
         f"# A LoRA for {_plain(task.name)}",
@@ -119,14 +123,14 @@ def card(task: Task, found: Mapping[str, Any]) -> str:
         "",
         f"* rank {settings['rank']}, alpha {settings['alpha']:g}, dropout {settings['dropout']:g}",
         f"* modules: {_modules(settings['targets'])}",
-        f"* learning rate {chosen['learning_rate']:g} of {len(found['rates'])} tried, cosine with warm-up",
-        f"* AdamW, {chosen['steps']} of {recipe['steps']} steps of {recipe['batch']} examples",
-        f"* the state after step {chosen['best_step']}; seed {recipe['seed']}",
+        f"* learning rate {best['learning_rate']:g} of {len(document['rates'])} tried, cosine with warm-up",
+        f"* AdamW, {best['steps']} of {recipe['steps']} steps of {recipe['batch']} examples",
+        f"* the state after step {best['best_step']}; seed {recipe['seed']}",
         "",
         "| loss a token on the validation examples, in nats | |",
         "|---|---|",
-        f"| base model alone | {found['valid_loss_before']:.4f} |",
-        f"| with this adapter | {found['valid_loss']:.4f} |",
+        f"| base model alone | {document['valid_loss_before']:.4f} |",
+        f"| with this adapter | {document['valid_loss']:.4f} |",
         "",
         "Rate and step were chosen by this loss, so that it is lower than on new examples. Nothing else was",
         "measured. train.json beside this file has every rate, setting and version.",
@@ -136,7 +140,7 @@ def card(task: Task, found: Mapping[str, Any]) -> str:
 
 def _edge(courses: Sequence[Course], best: Course) -> str | None:
     """Whether the best of several rates is the last on its side."""
-    rates = sorted(one.learning_rate for one in courses)
+    rates = sorted(course.learning_rate for course in courses)
     if len(rates) < 2 or best.learning_rate not in (rates[0], rates[-1]):
         return None
     return "lowest" if best.learning_rate == rates[0] else "highest"

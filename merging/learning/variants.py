@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from catalog.errors import UsageError
-from merging.model import BaseModel
+from merging.model import LoadedBase
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -142,24 +142,28 @@ def reachable(model: nn.Module) -> tuple[str | list[str], tuple[str, ...]]:
     from torch import nn
 
     kind = str(getattr(getattr(model, "config", None), "model_type", ""))
-    experts = any(one.ndim == 3 and "experts" in name for name, one in model.named_parameters())
+    experts = any(parameter.ndim == 3 and "experts" in name for name, parameter in model.named_parameters())
     read = {*(_OLD_EXPERTS if experts else ()), *(_READ_BY_KERNELS if kind in _MAMBA else ())}
     if not read:
         return ALL_LINEAR, ()
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    names = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
-    kept = [name for name in names if name.rpartition(".")[2] not in read]
-    if not kept:
+    names = [
+        name
+        for name, parameter in model.named_modules()
+        if isinstance(parameter, nn.Linear) and parameter is not head
+    ]
+    linear = [name for name in names if name.rpartition(".")[2] not in read]
+    if not linear:
         raise UsageError(
             f"A model of the type {kind} has no linear layer that an adapter can be trained on; choose "
             "another."
         )
-    left = {name.rpartition(".")[2] for name in names} - {name.rpartition(".")[2] for name in kept}
-    return kept, tuple(sorted({*left, *(["experts"] if experts else [])}))
+    left = {name.rpartition(".")[2] for name in names} - {name.rpartition(".")[2] for name in linear}
+    return linear, tuple(sorted({*left, *(["experts"] if experts else [])}))
 
 
 @contextlib.contextmanager
-def adapted(model: nn.Module, row: Variant, config: Any, gradient: Callable[[], None]) -> Iterator[Any]:
+def adapt_model(model: nn.Module, row: Variant, config: Any, gradient: Callable[[], None]) -> Iterator[Any]:
     """The PEFT model of a new adapter in `model`, which is as it was, bit for bit, when the block ends.
 
     `config` is a LoraConfig; its options of the variant are set here. `gradient` runs one batch forward and
@@ -170,29 +174,33 @@ def adapted(model: nn.Module, row: Variant, config: Any, gradient: Callable[[], 
 
     for name, value in row.options.items():
         setattr(config, name, value)
-    with restored(model, copied=row.changes_base):
+    with restore_model(model, copied=row.changes_base):
         try:
             with calm():
                 if config.init_lora_weights == "lora_ga":
                     _estimate(model, config, gradient)
-                made = get_peft_model(model, config)
+                peft_model = get_peft_model(model, config)
         except ValueError as error:
             first = str(error).strip().partition("\n")[0].rstrip(".")
             raise UsageError(f"No adapter of the variant {row.name} can be made: {first}.") from error
-        _refuse_short(row, config, made)
-        yield made
+        _refuse_short(row, config, peft_model)
+        yield peft_model
 
 
 @contextlib.contextmanager
-def restored(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
+def restore_model(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
     """Puts back modules, weights, flags and modes of `model` when the block ends, also by an error.
 
     Weights that are replaced are put back; with `copied` the matrices are replaced by copies beforehand, so
     that writing into them does no harm, which takes their memory twice.
     """
-    children = [(one, name, child) for one in model.modules() for name, child in one._modules.items()]
-    parameters = [(one, one.data, one.requires_grad) for one in model.parameters()]
-    modes = [(one, one.training) for one in model.modules()]
+    children = [
+        (container, name, child)
+        for container in model.modules()
+        for name, child in container._modules.items()
+    ]
+    parameters = [(container, container.data, container.requires_grad) for container in model.parameters()]
+    modes = [(container, container.training) for container in model.modules()]
     names = set(vars(model))
     try:
         if copied:
@@ -203,10 +211,10 @@ def restored(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
     finally:
         for parent, name, child in children:
             parent._modules[name] = child
-        for parameter, data, asked in parameters:
+        for parameter, data, requires_grad in parameters:
             parameter.data = data
             parameter.grad = None
-            parameter.requires_grad_(asked)
+            parameter.requires_grad_(requires_grad)
         for module, mode in modes:
             module.training = mode
         for name in set(vars(model)) - names:
@@ -236,18 +244,18 @@ def optimiser(row: Variant, model: Any, rate: float) -> Optimizer:
     import torch
     from peft import optimizers
 
-    made: Optimizer
+    adamw: Optimizer
     if row.optimiser == "loraplus":
-        made = optimizers.create_loraplus_optimizer(
+        adamw = optimizers.create_loraplus_optimizer(
             model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=LORAPLUS_RATIO, betas=BETAS
         )
     elif row.optimiser == "lorafa":
         config = model.peft_config["default"]
-        made = optimizers.create_lorafa_optimizer(model, r=config.r, lora_alpha=config.lora_alpha, lr=rate)
+        adamw = optimizers.create_lorafa_optimizer(model, r=config.r, lora_alpha=config.lora_alpha, lr=rate)
     else:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        made = torch.optim.AdamW(trained, lr=rate, betas=BETAS, weight_decay=0.0)
-    return made
+        adamw = torch.optim.AdamW(trained, lr=rate, betas=BETAS, weight_decay=0.0)
+    return adamw
 
 
 def factors(model: Any) -> dict[str, Tensor]:
@@ -268,7 +276,7 @@ def difference(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[s
     """
     import torch
 
-    found = {}
+    tensors = {}
     for name in now:
         if "lora_A" not in name:
             continue
@@ -283,22 +291,22 @@ def difference(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[s
         a, b = torch.zeros_like(wide), torch.zeros_like(tall)
         a[: len(roots)] = roots[:, None] * (v @ right.T)
         b[:, : len(roots)] = (left @ u) * roots
-        found[name], found[other] = a.float(), b.float()
-    return found
+        tensors[name], tensors[other] = a.float(), b.float()
+    return tensors
 
 
-def stored_config(row: Variant, config: Any, base: BaseModel) -> Any:
+def config_to_store(row: Variant, config: Any, base: LoadedBase) -> Any:
     """The LoraConfig by which the stored adapter is loaded: plain LoRA, or DoRA.
 
     How it was started is of no use to who loads it, and would change the base again.
     """
-    kept = copy.deepcopy(config)
-    kept.base_model_name_or_path, kept.revision, kept.inference_mode = base.name, base.revision, True
-    kept.init_lora_weights, kept.lora_ga_config = True, None
-    kept.target_modules = _short(set(kept.target_modules), base.model)
+    plain = copy.deepcopy(config)
+    plain.base_model_name_or_path, plain.revision, plain.inference_mode = base.name, base.revision, True
+    plain.init_lora_weights, plain.lora_ga_config = True, None
+    plain.target_modules = _short(set(plain.target_modules), base.model)
     if row.changes_base:
-        kept.r, kept.lora_alpha = 2 * kept.r, 2 * kept.lora_alpha
-    return kept
+        plain.r, plain.lora_alpha = 2 * plain.r, 2 * plain.lora_alpha
+    return plain
 
 
 def _short(names: set[str], model: nn.Module) -> set[str]:
@@ -329,7 +337,7 @@ def _refuse_short(row: Variant, config: Any, model: Any) -> None:
             f"The experts of this model are tensors of three dimensions ({names}), on which no adapter is "
             "trained here; name its other modules (--targets), such as q_proj,v_proj."
         )
-    ranks = {one.shape[0] for name, one in model.named_parameters() if "lora_A" in name}
+    ranks = {parameter.shape[0] for name, parameter in model.named_parameters() if "lora_A" in name}
     if ranks - {config.r}:
         raise UsageError(
             f"The variant {row.name} finds only {min(ranks)} singular vectors where the rank is {config.r}; "

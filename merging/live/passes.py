@@ -61,21 +61,21 @@ def folds(part: Part, tokens: int) -> bool:
     return 2 * weights + min(thin, tokens * inside * outside + weights) < 2 * thin
 
 
-def factored(x: Tensor, y: Tensor, part: Part, gate: Gate | None = None) -> Tensor:
+def pass_by_factors(x: Tensor, y: Tensor, part: Part, gate: Gate | None = None) -> Tensor:
     """y + (s * (x A^T)) B^T, in place where no gradient is asked for; `y` is the layer's own output.
 
     `gate(name, x, x A^T)` gives one more factor for each rank, of a shape that (..., R) takes.
     """
     h = functional.linear(x.to(part.a.dtype), part.a)
-    return _added(x, y, h, part, gate)
+    return _add_to(x, y, h, part, gate)
 
 
-def looked_up(ids: Tensor, y: Tensor, part: Part, gate: Gate | None = None) -> Tensor:
+def pass_by_lookup(ids: Tensor, y: Tensor, part: Part, gate: Gate | None = None) -> Tensor:
     """The same for an embedding: A is (R, vocabulary), and A x is the token's column of it."""
-    return _added(ids.unsqueeze(-1), y, functional.embedding(ids, part.a.T), part, gate)
+    return _add_to(ids.unsqueeze(-1), y, functional.embedding(ids, part.a.T), part, gate)
 
 
-def folded(
+def pass_by_sum(
     x: Tensor, weight: Tensor, bias: Tensor | None, part: Part, scratch: Tensor | None = None
 ) -> Tensor:
     """x (W + B diag(s) A)^T + bias by way of the summed weights; `scratch` of W's shape saves allocating."""
@@ -83,22 +83,22 @@ def folded(
         if torch.is_grad_enabled() and (x.requires_grad or part.scales.requires_grad):
             folding: Callable[..., Tensor] = _Folded.apply
             return folding(x, part.scales, weight, bias, part.a, part.bt)
-        return functional.linear(x, summed(weight, part.a, part.bt, part.scales, scratch), bias)
+        return functional.linear(x, sum_weights(weight, part.a, part.bt, part.scales, scratch), bias)
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
     for scales, rows in zip(part.scales, part.groups, strict=True):
         if len(rows):
-            y[rows] = functional.linear(x[rows], summed(weight, part.a, part.bt, scales, scratch), bias)
+            y[rows] = functional.linear(x[rows], sum_weights(weight, part.a, part.bt, scales, scratch), bias)
     return y
 
 
-def summed(weight: Tensor, a: Tensor, bt: Tensor, scales: Tensor, out: Tensor | None = None) -> Tensor:
+def sum_weights(weight: Tensor, a: Tensor, bt: Tensor, scales: Tensor, out: Tensor | None = None) -> Tensor:
     """W + B diag(s) A; the narrower factor is the one that is scaled."""
     if a.shape[1] < bt.shape[1]:
         return torch.addmm(weight, bt.T, a * scales[:, None], out=out)
     return torch.addmm(weight, (bt * scales[:, None]).T, a, out=out)
 
 
-def _added(x: Tensor, y: Tensor, h: Tensor, part: Part, gate: Gate | None) -> Tensor:
+def _add_to(x: Tensor, y: Tensor, h: Tensor, part: Part, gate: Gate | None) -> Tensor:
     tracked = h.requires_grad or y.requires_grad or part.trains
     scales = part.of_rows(x)
     if gate is not None:
@@ -126,7 +126,7 @@ class _Folded(torch.autograd.Function):
         ctx: Any, x: Tensor, scales: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, bt: Tensor
     ) -> Tensor:
         ctx.save_for_backward(x, scales, weight, a, bt)
-        return functional.linear(x, summed(weight, a, bt, scales), bias)
+        return functional.linear(x, sum_weights(weight, a, bt, scales), bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -134,7 +134,7 @@ class _Folded(torch.autograd.Function):
         x, scales, weight, a, bt = ctx.saved_tensors
         of_y, of_x, of_scales = gradient.reshape(-1, weight.shape[0]), None, None
         if ctx.needs_input_grad[0]:
-            of_x = (of_y @ summed(weight, a, bt, scales)).view_as(x)
+            of_x = (of_y @ sum_weights(weight, a, bt, scales)).view_as(x)
         if ctx.needs_input_grad[1]:
             of_scales = _of_scales(x.reshape(-1, weight.shape[1]), of_y, a, bt)
         return of_x, of_scales, None, None, None, None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from catalog.adapters import modules_of_model
 from catalog.errors import MergeError
-from merging.members import Member, Shape, iterate_stacks, load_members, shapes
+from merging.members import MergeMember, Shape, iterate_stacks, load_members, shapes
 
 # Blocks of transformers that read the weights of their dt_proj themselves.
 _UNCALLED = frozenset({"MambaMixer", "FalconMambaMixer"})
@@ -24,12 +24,12 @@ class Resident:
     Scalings are folded in. `devices` says where each module's factors belong.
     """
 
-    members: tuple[Member, ...]
+    members: tuple[MergeMember, ...]
     shapes: tuple[Shape, ...]
     factors: Mapping[str, tuple[Tensor, Tensor]]
     devices: Mapping[str, torch.device]
 
-    def placed(self) -> Resident:
+    def place(self) -> Resident:
         """The same on the devices where they belong; the copy waits for nothing but their own streams."""
         factors = {
             name: (a.to(self.devices[name], non_blocking=True), bt.to(self.devices[name], non_blocking=True))
@@ -39,7 +39,7 @@ class Resident:
 
 
 def read(
-    model: nn.Module, members: Sequence[Member], device: torch.device | None, dtype: torch.dtype | None
+    model: nn.Module, members: Sequence[MergeMember], device: torch.device | None, dtype: torch.dtype | None
 ) -> Resident:
     """The members' factors in this machine's memory, in `dtype` or in that of each layer's weights.
 
@@ -68,38 +68,38 @@ def _submodule(model: nn.Module, shape: Shape) -> nn.Module | None:
         return None if place is None else model.get_submodule(place)
 
 
-def _uncalled(model: nn.Module, found: nn.Module) -> bool:
+def _reads_weights_itself(model: nn.Module, module: nn.Module) -> bool:
     """Whether a block of the model reads this layer's weights itself."""
     return any(
-        type(block).__name__ in _UNCALLED and getattr(block, "dt_proj", None) is found
+        type(block).__name__ in _UNCALLED and getattr(block, "dt_proj", None) is module
         for block in model.modules()
     )
 
 
-def layer(model: nn.Module, shape: Shape, members: Sequence[Member]) -> Any:
+def layer(model: nn.Module, shape: Shape, members: Sequence[MergeMember]) -> Any:
     """The model's layer of that name; raises MergeError where there is none that fits."""
     owner = next(member.name for member, rank in zip(members, shape.ranks, strict=True) if rank)
-    found = _submodule(model, shape)
-    if found is None:
+    module = _submodule(model, shape)
+    if module is None:
         raise MergeError(f"The base model has no {shape.name}; {owner} belongs to another model.")
-    if _uncalled(model, found):
+    if _reads_weights_itself(model, module):
         raise MergeError(
             f"The base model reads the weights of {shape.name} without calling that layer, so that an "
             f"adapter beside it has no effect; leave out {owner}."
         )
     if shape.kind == "embedding":
-        fits, there = type(found) is nn.Embedding, ("num_embeddings", "embedding_dim")
+        fits, sizes = type(module) is nn.Embedding, ("num_embeddings", "embedding_dim")
     else:
-        fits, there = isinstance(found, nn.Linear), ("in_features", "out_features")
+        fits, sizes = isinstance(module, nn.Linear), ("in_features", "out_features")
     if not fits:
         raise MergeError(
-            f"{shape.name} of the base model is a {type(found).__name__}, and only linear layers and plain "
+            f"{shape.name} of the base model is a {type(module).__name__}, and only linear layers and plain "
             f"embeddings are adapted live; leave out {owner}."
         )
-    widths = tuple(getattr(found, name) for name in there)
+    widths = tuple(getattr(module, name) for name in sizes)
     if widths != (shape.in_features, shape.out_features):
         raise MergeError(
             f"{shape.name} is {shape.in_features} to {shape.out_features} in {owner} and {widths[0]} to "
             f"{widths[1]} in the base model; choose the model that it was trained on."
         )
-    return found
+    return module

@@ -60,9 +60,9 @@ class ArrowGate:
 
     def __call__(self, module: str, x: Tensor, _h: Tensor) -> Tensor:
         """Weights of (..., R) for inputs x of (..., in)."""
-        known = self.directions[module]
+        directions = self.directions[module]
         # An embedding's input is a token, that is a unit vector.
-        fits = x.to(known.dtype) @ known.T if x.is_floating_point() else known.T[x]
+        fits = x.to(directions.dtype) @ directions.T if x.is_floating_point() else directions.T[x]
         logits = fits.abs() / TEMPERATURE
         if self.top < logits.shape[-1]:
             least = logits.topk(self.top, dim=-1).values[..., -1:]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from catalog.errors import LoradexError, MergeError, UsageError
-from merging.live.passes import Gate, Part, factored, folded, folds, looked_up, summed
+from merging.live.passes import Gate, Part, folds, pass_by_factors, pass_by_lookup, pass_by_sum, sum_weights
 from merging.live.resident import Resident, layer, read
-from merging.members import Member, Shape, Stack
+from merging.members import MergeMember, Shape, Stack
 from merging.model import memory_limit
 
 _BESIDE = "What the adapters add beside the base model"
@@ -44,7 +44,7 @@ class LiveStack:
     def __init__(
         self,
         model: nn.Module,
-        members: Sequence[Member] = (),
+        members: Sequence[MergeMember] = (),
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -65,7 +65,7 @@ class LiveStack:
         self.swap(members)
 
     @property
-    def members(self) -> tuple[Member, ...]:
+    def members(self) -> tuple[MergeMember, ...]:
         """The resident members in the order of their scales."""
         return self._resident.members
 
@@ -101,7 +101,7 @@ class LiveStack:
         Ranks whose scales are 0 and ask for no gradient cost nothing. Raises UsageError for modules that no
         member has and for wrong shapes.
         """
-        self._give(self._checked(scales, rows))
+        self._give(self._check_scales(scales, rows))
 
     def _give(self, parts: list[Part]) -> None:
         self._given = parts
@@ -109,29 +109,29 @@ class LiveStack:
 
     def _choose(self) -> None:
         """Parts of which something is added; a gate sees the ranks of all members."""
-        self._parts = _by_name(self._given) if self._gate else _used(self._given)
+        self._parts = _by_name(self._given) if self._gate else _used_parts(self._given)
 
-    def _checked(self, scales: Scales, rows: Tensor | None) -> list[Part]:
-        known = {shape.name: shape.total for shape in self.shapes}
-        if unknown := sorted(set(scales) - set(known)):
+    def _check_scales(self, scales: Scales, rows: Tensor | None) -> list[Part]:
+        ranks = {shape.name: shape.total for shape in self.shapes}
+        if unknown := sorted(set(scales) - set(ranks)):
             raise UsageError(f"No member has a module {unknown[0]}; name modules as `shapes` does.")
         sets = () if rows is None else _sets(scales, rows)
         groups = [] if rows is None else [(rows.cpu() == n).nonzero()[:, 0] for n in range(*sets)]
         parts = []
-        for name, given in scales.items():
-            if tuple(given.shape) != (*sets, known[name]):
+        for name, scale in scales.items():
+            if tuple(scale.shape) != (*sets, ranks[name]):
                 raise UsageError(
-                    f"The scales of {name} have shape {list(given.shape)}, not {[*sets, known[name]]}."
+                    f"The scales of {name} have shape {list(scale.shape)}, not {[*sets, ranks[name]]}."
                 )
             a, bt = self.factors[name]
             kind = torch.float64 if a.dtype == torch.float64 else torch.float32
             here = None if rows is None else rows.to(a.device)
-            there = tuple(group.to(a.device) for group in groups)
-            parts.append(Part(name, a, bt, given.to(a.device, kind), here, there))
+            placed = tuple(group.to(a.device) for group in groups)
+            parts.append(Part(name, a, bt, scale.to(a.device, kind), here, placed))
         return parts
 
     @contextlib.contextmanager
-    def attached(self, gate: Gate | None = None) -> Iterator[LiveStack]:
+    def attach(self, gate: Gate | None = None) -> Iterator[LiveStack]:
         """Inside the block the model's layers add the members; afterwards it is what it was.
 
         `gate(module, x, h)` with h = A x of (..., R) gives a factor for each rank that depends on the input
@@ -177,11 +177,11 @@ class LiveStack:
                 "one for each row of the batch is needed."
             )
         if isinstance(module, nn.Embedding):
-            return looked_up(x, inner(x), part, self._gate)
+            return pass_by_lookup(x, inner(x), part, self._gate)
         if plain and self._gate is None and self._may_fold(part, module, x):
             scratch = None if part.scales.requires_grad else self._room(module.weight)
-            return folded(x, module.weight, module.bias, part, scratch)
-        return factored(x, inner(x), part, self._gate)
+            return pass_by_sum(x, module.weight, module.bias, part, scratch)
+        return pass_by_factors(x, inner(x), part, self._gate)
 
     def _may_fold(self, part: Part, module: nn.Linear, x: Tensor) -> bool:
         weight = module.weight
@@ -203,7 +203,7 @@ class LiveStack:
                 self._scratch[weight.shape] = torch.empty_like(weight)
         return self._scratch[weight.shape]
 
-    def swap(self, members: Sequence[Member]) -> None:
+    def swap(self, members: Sequence[MergeMember]) -> None:
         """Makes other members resident, each with scale 1; layers that are attached stay so.
 
         Members that cannot be read raise as in the constructor, and those before them stay.
@@ -212,7 +212,7 @@ class LiveStack:
             self._settle(self._read(members))
 
     def _settle(self, host: Resident) -> None:
-        resident = host.placed()
+        resident = host.place()
         for values in (values for pair in resident.factors.values() for values in pair):
             values.requires_grad_(self._train_factors)
         new = [shape for shape in resident.shapes if shape.name not in self._sites]
@@ -223,30 +223,30 @@ class LiveStack:
                 self._attach(shape.name, self._attached)
         self.set_scales(self.scales_of([1.0] * len(resident.members)))
 
-    def _read(self, members: Sequence[Member]) -> Resident:
+    def _read(self, members: Sequence[MergeMember]) -> Resident:
         return read(self.model, members, self._device, self._dtype)
 
     def sweep(
-        self, groups: Iterable[Sequence[Member]]
-    ) -> Iterator[tuple[Sequence[Member], LoradexError | None]]:
+        self, groups: Iterable[Sequence[MergeMember]]
+    ) -> Iterator[tuple[Sequence[MergeMember], LoradexError | None]]:
         """Makes one group of members after the other resident; the next is read meanwhile in a thread.
 
         Gives each group with None, or with the error for which it is skipped; then the members before it stay
         resident.
         """
         with ThreadPoolExecutor(1) as reader:
-            rest = iter(groups)
-            ahead: tuple[Sequence[Member], Future[Resident]] | None = None
+            remaining = iter(groups)
+            ahead: tuple[Sequence[MergeMember], Future[Resident]] | None = None
             while True:
-                following = next(rest, None)
+                following = next(remaining, None)
                 coming = None if following is None else (following, reader.submit(self._read, following))
                 if ahead is not None:
-                    yield ahead[0], self._swapped(ahead[1])
+                    yield ahead[0], self._swap_layers(ahead[1])
                 if coming is None:
                     return
                 ahead = coming
 
-    def _swapped(self, reading: Future[Resident]) -> LoradexError | None:
+    def _swap_layers(self, reading: Future[Resident]) -> LoradexError | None:
         try:
             with memory_limit(_BESIDE):
                 self._settle(reading.result())
@@ -264,7 +264,7 @@ class LiveStack:
         there. Raises UsageError as `set_scales` does and MergeError for layers whose weights are no plain
         matrix of the layer's widths.
         """
-        parts = _used(self._checked(scales, None))
+        parts = _used_parts(self._check_scales(scales, None))
         before = self._given
         with contextlib.ExitStack() as stack:
             for name, part in parts.items():
@@ -284,8 +284,8 @@ class LiveStack:
         2 R in out operations once against 2 R (in + out) for each token, summed over the modules.
         """
         once = sum(shape.total * shape.in_features * shape.out_features for shape in self._linear())
-        each = sum(shape.total * (shape.in_features + shape.out_features) for shape in self._linear())
-        return once / each if each else 0.0
+        per_token = sum(shape.total * (shape.in_features + shape.out_features) for shape in self._linear())
+        return once / per_token if per_token else 0.0
 
     def worthwhile(self, tokens: int) -> bool:
         """Whether `dense` costs less than `attached` for so many tokens with one vector of coefficients."""
@@ -301,7 +301,7 @@ def _by_name(parts: Iterable[Part]) -> dict[str, Part]:
 
 def _sets(scales: Scales, rows: Tensor) -> tuple[int]:
     """The number of sets of scales; raises UsageError where a row uses one that is not there."""
-    sets = next((len(given) for given in scales.values()), 0)
+    sets = next((len(groups) for groups in scales.values()), 0)
     if rows.dim() != 1 or rows.dtype not in (torch.int64, torch.int32) or not len(rows):
         raise UsageError("Rows must be a vector of integers, the set of scales of each row of the batch.")
     if not 0 <= int(rows.min()) <= int(rows.max()) < sets:
@@ -309,20 +309,20 @@ def _sets(scales: Scales, rows: Tensor) -> tuple[int]:
     return (sets,)
 
 
-def _used(parts: Sequence[Part]) -> dict[str, Part]:
+def _used_parts(parts: Sequence[Part]) -> dict[str, Part]:
     """The parts without ranks that add nothing; one transfer from the device tells which these are."""
     fixed = [part for part in parts if not part.trains]
     masks = [(part.scales != 0).reshape(-1, part.scales.shape[-1]).any(0) for part in fixed]
     if not masks:
         return _by_name(parts)
     together = torch.cat([mask.to(masks[0].device) for mask in masks]).cpu()
-    each = together.split_with_sizes([len(mask) for mask in masks])
-    narrow = {part.name: _narrowed(part, used) for part, used in zip(fixed, each, strict=True)}
-    chosen = [narrow.get(part.name, part) for part in parts]
-    return _by_name(part for part in chosen if part is not None)
+    flags = together.split_with_sizes([len(mask) for mask in masks])
+    narrow = {part.name: _narrow_part(part, used) for part, used in zip(fixed, flags, strict=True)}
+    used_parts = [narrow.get(part.name, part) for part in parts]
+    return _by_name(part for part in used_parts if part is not None)
 
 
-def _narrowed(part: Part, used: Tensor) -> Part | None:
+def _narrow_part(part: Part, used: Tensor) -> Part | None:
     """The part with the used ranks alone: itself, a view where they follow each other, else a copy."""
     places = used.nonzero()[:, 0]
     if not len(places):
@@ -330,8 +330,10 @@ def _narrowed(part: Part, used: Tensor) -> Part | None:
     if len(places) == len(used):
         return part
     first, last = int(places[0]), int(places[-1])
-    chosen: Any = slice(first, last + 1) if last - first + 1 == len(places) else places.to(part.a.device)
-    return Part(part.name, part.a[chosen], part.bt[chosen], part.scales[..., chosen], part.rows, part.groups)
+    selection: Any = slice(first, last + 1) if last - first + 1 == len(places) else places.to(part.a.device)
+    return Part(
+        part.name, part.a[selection], part.bt[selection], part.scales[..., selection], part.rows, part.groups
+    )
 
 
 def _sum(module: Any, part: Part) -> Tensor:
@@ -344,4 +346,4 @@ def _sum(module: Any, part: Part) -> Tensor:
             f"{part.name} of the base model is kept in a form to which nothing can be added; "
             "load the base unquantised."
         )
-    return summed(weight.to(wide), *pair, part.scales.to(wide)).to(weight.dtype)
+    return sum_weights(weight.to(wide), *pair, part.scales.to(wide)).to(weight.dtype)

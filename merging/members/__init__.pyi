@@ -1,5 +1,5 @@
 from .member import (
-    Member,
+    MergeMember,
     base_note,
     base_of,
     digest_of,
@@ -7,8 +7,8 @@ from .member import (
     load_members,
     read_module,
 )
-from .stacks import Shape, Stack, iterate_stacks, joined, shapes, stacked
-from .tying import tied_to, turned_layers
+from .stacks import Shape, Stack, iterate_stacks, join_factors, read_stack, shapes
+from .tying import modules_sharing_weights, transposed_layers
 from .writer import (
     DTYPES,
     MERGE_RECORD,
@@ -27,7 +27,7 @@ from .writer import (
 __all__ = [
     "DTYPES",
     "MERGE_RECORD",
-    "Member",
+    "MergeMember",
     "Shape",
     "Stack",
     "adapter_config",
@@ -36,18 +36,18 @@ __all__ = [
     "digest_of",
     "factor_names",
     "iterate_stacks",
-    "joined",
+    "join_factors",
     "load_member",
     "load_members",
+    "modules_sharing_weights",
     "new_folder",
     "read_module",
+    "read_stack",
     "refuse_existing",
     "shapes",
-    "stacked",
     "storage",
     "tensor_writer",
-    "tied_to",
-    "turned_layers",
+    "transposed_layers",
     "weights_path",
     "write_config",
     "write_json",

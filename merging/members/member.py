@@ -59,7 +59,7 @@ _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,64})[\"']?[ \t]*$", re.M
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class MergeMember:
     """An adapter that can be merged.
 
     `name` is what records and messages call it; `compared` gives for modules that versions of transformers
@@ -103,7 +103,7 @@ def load_member(
     without: Collection[str] = (),
     purpose: str = "merged",
     base: str | None = None,
-) -> Member:
+) -> MergeMember:
     """The adapter in a folder that PEFT has written, its header checked, no weights read.
 
     `without` names layers, such as lm_head, of which the adapter's factors and saved weights are left out.
@@ -119,12 +119,12 @@ def load_member(
     config = _config(folder, refusal)
     header = _header(folder / WEIGHTS_NAME, name, refusal)
     spare = {tensor for tensor, kind in tensors_beside(header, config).items() if kind in _SPARE}
-    left_out = tuple(t.name for t in header.tensors if t.name in spare or _named(t.name, without))
+    left_out = tuple(t.name for t in header.tensors if t.name in spare or _is_of_layers(t.name, without))
     header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in set(left_out)))
     names = adapter_names(header, config)
     spec = lora_modules(header, config, names)
     _refuse_features(refusal, purpose, config, spec)
-    member = Member(
+    member = MergeMember(
         name=name,
         folder=folder,
         config=config,
@@ -138,12 +138,12 @@ def load_member(
         base=base,
     )
     moved = {module: path for module, path in names.written.items() if module != path}
-    return replace(_renamed(member, moved), compared={path: module for module, path in moved.items()})
+    return replace(_rename_modules(member, moved), compared={path: module for module, path in moved.items()})
 
 
 def load_members(
-    folders: Sequence[Path | Member], *, base: str | None = None, table: BaseTable | None = None
-) -> tuple[Member, ...]:
+    folders: Sequence[Path | MergeMember], *, base: str | None = None, table: BaseTable | None = None
+) -> tuple[MergeMember, ...]:
     """Members that fit together: one base model, one name and one shape for every module.
 
     Spellings that `table` holds as one base model are one; without it, those that are known from the start.
@@ -153,54 +153,56 @@ def load_members(
     """
     if not folders:
         raise UsageError("There is nothing to merge; name at least one adapter.")
-    members = [entry if isinstance(entry, Member) else load_member(entry) for entry in folders]
+    members = [entry if isinstance(entry, MergeMember) else load_member(entry) for entry in folders]
     if base is None:
         _refuse_bases(members, table or seed_table())
     modules = _base_modules(base) if base else None
     if base is None:
         base = base_of(members, None, table)
         modules = modules_of_spelling(base)
-    members = [_placed(member, base or "", modules) for member in members]
+    members = [_place_member(member, base or "", modules) for member in members]
     if modules is not None:
         _refuse_widths(members, base or "", modules)
-    members = _agreed(members)
+    members = _agree_on_names(members)
     _refuse_shapes(members)
     if modules is None:
         _refuse_paths(members, base)
     return tuple(members)
 
 
-def base_of(members: Sequence[Member], base: str | None = None, table: BaseTable | None = None) -> str | None:
+def base_of(
+    members: Sequence[MergeMember], base: str | None = None, table: BaseTable | None = None
+) -> str | None:
     """The base model of a merge by its canonical name: the one given, or the one that the members name."""
-    known = table or seed_table()
+    bases = table or seed_table()
     if base:
-        return known.canonical(base)
-    return next((name for m in members if (name := _base(m, known))), None)
+        return bases.canonical(base)
+    return next((name for m in members if (name := _base(m, bases))), None)
 
 
-def base_note(members: Sequence[Member], base: str | None, table: BaseTable | None = None) -> str | None:
+def base_note(members: Sequence[MergeMember], base: str | None, table: BaseTable | None = None) -> str | None:
     """A sentence on the members whose configuration names another base model than the merge has, or None.
 
     A path that leads to no known model says nothing against any.
     """
-    known = table or seed_table()
-    others = [
+    bases = table or seed_table()
+    unlike = [
         (member, other)
         for member in members
-        if (other := known.identify(member.config.base_model).canonical) and base and other != base
+        if (other := bases.identify(member.config.base_model).canonical) and base and other != base
     ]
-    if not others:
+    if not unlike:
         return None
-    more = f", and {len(others) - 1} more name another base than this" if len(others) > 1 else ""
-    (member, other), *_ = others
+    more = f", and {len(unlike) - 1} more name another base than this" if len(unlike) > 1 else ""
+    (member, other), *_ = unlike
     return f"The members are taken as adapters of {base}, but {member.name} names {other}{more}."
 
 
-def _base(member: Member, table: BaseTable) -> str | None:
+def _base(member: MergeMember, table: BaseTable) -> str | None:
     return table.canonical(member.base) or table.canonical(member.config.base_model)
 
 
-def read_module(member: Member, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+def read_module(member: MergeMember, module: str) -> tuple[torch.Tensor, torch.Tensor]:
     """A of (rank, in) and B of (out, rank) as stored, in the file's data type and in memory of their own.
 
     Raises WeightsError where the file ends early or cannot be read.
@@ -250,9 +252,9 @@ def _header(path: Path, name: str, refusal: str) -> Header:
 
 def _refuse_features(refusal: str, purpose: str, config: AdapterConfig, spec: AdapterSpec) -> None:
     """Raises MergeError for the first thing that makes the update another than scaling * B A."""
-    found = next(iter(beside_the_update(config, spec)), None)
-    if found is not None:
-        seen = f"{found.reason}: {found.detail}" if found.detail else found.reason
+    feature = next(iter(beside_the_update(config, spec)), None)
+    if feature is not None:
+        description = f"{feature.reason}: {feature.detail}" if feature.detail else feature.reason
         # Who merges can name layers to leave out.
         layers = ",".join(layers_to_leave_out(config, spec)) if purpose.startswith("merged") else ""
         way = (
@@ -260,18 +262,18 @@ def _refuse_features(refusal: str, purpose: str, config: AdapterConfig, spec: Ad
             if layers
             else f"only scaling * B A is {purpose} here"
         )
-        raise MergeError(f"{refusal}: {SENTENCES[found.reason]} ({seen}); {way}.")
+        raise MergeError(f"{refusal}: {SENTENCES[feature.reason]} ({description}); {way}.")
 
 
-def _named(tensor: str, without: Collection[str]) -> bool:
+def _is_of_layers(tensor: str, without: Collection[str]) -> bool:
     """Whether a tensor is of a layer that is named."""
     return any(f".{layer}." in f".{tensor}." for layer in without)
 
 
-def _refuse_bases(members: Sequence[Member], table: BaseTable) -> None:
-    named = [(member, base) for member in members if (base := _base(member, table))]
-    for member, base in named[1:]:
-        first, expected = named[0]
+def _refuse_bases(members: Sequence[MergeMember], table: BaseTable) -> None:
+    base_pairs = [(member, base) for member in members if (base := _base(member, table))]
+    for member, base in base_pairs[1:]:
+        first, expected = base_pairs[0]
         if base != expected:
             raise MergeError(
                 f"{first.name} belongs to {expected} and {member.name} to {base}; "
@@ -279,7 +281,7 @@ def _refuse_bases(members: Sequence[Member], table: BaseTable) -> None:
             )
 
 
-def _placed(member: Member, base: str, modules: BaseModules | None) -> Member:
+def _place_member(member: MergeMember, base: str, modules: BaseModules | None) -> MergeMember:
     """The member with the names that its modules have in the base, as far as these are known.
 
     Raises MergeError for a module that the base does not have.
@@ -297,12 +299,12 @@ def _placed(member: Member, base: str, modules: BaseModules | None) -> Member:
                 f"{member.name} cannot be merged: its base {base} has no module "
                 f"{module}; name the base that it was trained on."
             )
-    return _renamed(
+    return _rename_modules(
         member, {module: place for module, place in places.items() if place not in (None, module)}
     )
 
 
-def _refuse_widths(members: Sequence[Member], base: str, modules: BaseModules) -> None:
+def _refuse_widths(members: Sequence[MergeMember], base: str, modules: BaseModules) -> None:
     """Raises MergeError for a module that fits the base that its own member names, and not this one."""
     for member in members:
         own = modules_of_spelling(member.config.base_model)
@@ -324,7 +326,7 @@ def _base_modules(base: str) -> BaseModules | None:
     return modules_of_spelling(base)
 
 
-def _agreed(members: Sequence[Member]) -> list[Member]:
+def _agree_on_names(members: Sequence[MergeMember]) -> list[MergeMember]:
     """The members with one name for each module: their own where these agree, else those for comparing."""
     spelled: dict[str, set[str]] = {}
     for member in members:
@@ -332,10 +334,10 @@ def _agreed(members: Sequence[Member]) -> list[Member]:
             spelled.setdefault(member.compared.get(module, module), set()).add(module)
     if all(len(names) == 1 for names in spelled.values()):
         return list(members)
-    return [replace(_renamed(member, member.compared), compared={}) for member in members]
+    return [replace(_rename_modules(member, member.compared), compared={}) for member in members]
 
 
-def _renamed(member: Member, names: Mapping[str, str]) -> Member:
+def _rename_modules(member: MergeMember, names: Mapping[str, str]) -> MergeMember:
     """The member with other names for some modules."""
     if not names:
         return member
@@ -348,11 +350,11 @@ def _renamed(member: Member, names: Mapping[str, str]) -> Member:
     )
 
 
-def _refuse_shapes(members: Sequence[Member]) -> None:
-    seen: dict[str, tuple[Member, LoraModule]] = {}
+def _refuse_shapes(members: Sequence[MergeMember]) -> None:
+    first_shapes: dict[str, tuple[MergeMember, LoraModule]] = {}
     for member in members:
         for module in member.spec.modules:
-            first, other = seen.setdefault(module.name, (member, module))
+            first, other = first_shapes.setdefault(module.name, (member, module))
             shapes = [(m.kind, m.in_features, m.out_features) for m in (other, module)]
             if shapes[0] != shapes[1]:
                 raise MergeError(
@@ -361,27 +363,27 @@ def _refuse_shapes(members: Sequence[Member]) -> None:
                 )
 
 
-def _refuse_paths(members: Sequence[Member], base: str | None) -> None:
+def _refuse_paths(members: Sequence[MergeMember], base: str | None) -> None:
     """Raises MergeError where two members of a base that nobody knows have the same layers in other places.
 
     Of model.layers.0.self_attn.q_proj and transformer.h.0.self_attn.q_proj one at most is in the base, and
     a merge of both would be half of what was asked for. A member that has modules in both places has one
     base with both.
     """
-    places: dict[tuple[str, str], tuple[Member, set[str]]] = {}
+    places: dict[tuple[str, str], tuple[MergeMember, set[str]]] = {}
     for member in members:
         own: dict[tuple[str, str], set[str]] = {}
         for module in member.spec.modules:
             if match := _NUMBERED.fullmatch(module.name):
                 own.setdefault((match["below"], _shape(module)), set()).add(module.name)
         for key, names in own.items():
-            first, others = places.setdefault(key, (member, names))
-            if names.isdisjoint(others):
+            first, other_names = places.setdefault(key, (member, names))
+            if names.isdisjoint(other_names):
                 raise MergeError(
-                    f"{first.name} has {min(others)} where {member.name} has {min(names)}, and the "
+                    f"{first.name} has {min(other_names)} where {member.name} has {min(names)}, and the "
                     f"modules of {base or 'their base'} are not known here; name its folder as --base."
                 )
-            others |= names
+            other_names |= names
 
 
 def _shape(module: LoraModule) -> str:
@@ -397,7 +399,7 @@ def _places(header: Header, names: ModuleNames) -> dict[str, tuple[Tensor, Tenso
     return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
 
 
-def _read(file: RawIOBase, member: Member, tensor: Tensor) -> torch.Tensor:
+def _read(file: RawIOBase, member: MergeMember, tensor: Tensor) -> torch.Tensor:
     import torch
 
     raw = torch.empty(tensor.end - tensor.begin, dtype=torch.uint8)
@@ -432,5 +434,5 @@ def _licence(folder: Path) -> str | None:
     except OSError:
         return None
     parts = text.split("\n---", 1)
-    found = _LICENSE.search(parts[0]) if text.startswith("---") and len(parts) == 2 else None
-    return found[1].lower() if found else None
+    match = _LICENSE.search(parts[0]) if text.startswith("---") and len(parts) == 2 else None
+    return match[1].lower() if match else None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from catalog.adapters import LoraModule
 from catalog.errors import MergeError
-from merging.members.member import Member, read_module
+from merging.members.member import MergeMember, read_module
 
 if TYPE_CHECKING:
     import torch
@@ -77,11 +77,11 @@ class Stack:
         """One value a member, repeated for each of its ranks: float64 of (R,) on the factors' device."""
         import torch
 
-        each = [value for value, rank in zip(values, self.ranks, strict=True) for _ in range(rank)]
-        return torch.tensor(each, dtype=torch.float64, device=self.a.device)
+        by_column = [value for value, rank in zip(values, self.ranks, strict=True) for _ in range(rank)]
+        return torch.tensor(by_column, dtype=torch.float64, device=self.a.device)
 
 
-def shapes(members: Sequence[Member]) -> tuple[Shape, ...]:
+def shapes(members: Sequence[MergeMember]) -> tuple[Shape, ...]:
     """Every module of any member, sorted by layer and name."""
     tables = [member.modules for member in members]
     union: dict[str, LoraModule] = {}
@@ -102,13 +102,13 @@ def shapes(members: Sequence[Member]) -> tuple[Shape, ...]:
     )
 
 
-def iterate_stacks(members: Sequence[Member], device: str = "cpu") -> Iterator[Stack]:
-    """The stack of every module in the order of `shapes`; raises what `stacked` raises."""
+def iterate_stacks(members: Sequence[MergeMember], device: str = "cpu") -> Iterator[Stack]:
+    """The stack of every module in the order of `shapes`; raises what `read_stack` raises."""
     for shape in shapes(members):
-        yield stacked(shape, members, device)
+        yield read_stack(shape, members, device)
 
 
-def stacked(shape: Shape, members: Sequence[Member], device: str = "cpu") -> Stack:
+def read_stack(shape: Shape, members: Sequence[MergeMember], device: str = "cpu") -> Stack:
     """The stack of one module, read from the members' files.
 
     Raises WeightsError and, for values that are not finite, MergeError.
@@ -121,13 +121,13 @@ def stacked(shape: Shape, members: Sequence[Member], device: str = "cpu") -> Sta
     return Stack(shape.name, a, b, shape.ranks, shape.scalings)
 
 
-def joined(
-    shape: Shape, members: Sequence[Member], weights: Sequence[float], dtype: torch.dtype
+def join_factors(
+    shape: Shape, members: Sequence[MergeMember], weights: Sequence[float], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """A of (R, in) and B of (out, R) with sum_i w_i Delta W_i = B A, in the data type to be written.
 
     The same numbers as the stack with sqrt|w| on both sides, rounded once, in a third of the time because
-    nothing is held in float32. Raises what `stacked` raises.
+    nothing is held in float32. Raises what `read_stack` raises.
     """
     import torch
 
@@ -137,7 +137,9 @@ def joined(
     return a, b
 
 
-def _fill(shape: Shape, members: Sequence[Member], factors: Sequence[float], a: Tensor, b: Tensor) -> None:
+def _fill(
+    shape: Shape, members: Sequence[MergeMember], factors: Sequence[float], a: Tensor, b: Tensor
+) -> None:
     """sign(f) sqrt|f| A_i and sqrt|f| B_i for the factor f of each member, below and beside each other."""
     for member, factor, place in zip(members, factors, shape.ranges(), strict=True):
         if place.start < place.stop:
@@ -164,7 +166,7 @@ def _ranges(ranks: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(end - rank, end) for end, rank in zip(ends, ranks, strict=True))
 
 
-def _refuse_infinite(shape: Shape, members: Sequence[Member]) -> None:
+def _refuse_infinite(shape: Shape, members: Sequence[MergeMember]) -> None:
     """Raises MergeError with the first member whose factors hold NaN or infinity."""
     import torch
 

@@ -19,7 +19,7 @@ _FLAG = "tie_word_embeddings"
 _MAX_CONFIG = 16 * 1024 * 1024
 
 
-def tied_to(base: Path, module: str) -> tuple[str, ...]:
+def modules_sharing_weights(base: Path, module: str) -> tuple[str, ...]:
     """The modules with which a module of the base in a folder shares its weights, empty where with none.
 
     They are those of the model that config.json describes, built without memory: what its class does by
@@ -30,7 +30,7 @@ def tied_to(base: Path, module: str) -> tuple[str, ...]:
     config = _config(base)
     model = _built(config)
     if model is None:
-        return _told(base, config, module)
+        return _tying_flags(base, config, module)
     names: dict[int, list[str]] = {}
     for name, value in model.named_parameters(remove_duplicate=False):
         if name.endswith(".weight"):
@@ -42,7 +42,7 @@ def tied_to(base: Path, module: str) -> tuple[str, ...]:
     return ()
 
 
-def turned_layers(base: Path) -> frozenset[str] | None:
+def transposed_layers(base: Path) -> frozenset[str] | None:
     """The short names of the layers whose weights the base in a folder stores as (in, out), as GPT-2 does.
 
     PEFT goes by the layer too, and corrects fan_in_fan_out. None where config.json names no model that
@@ -84,10 +84,12 @@ def _built(config: Mapping[str, Any]) -> nn.Module | None:
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)
     try:
-        known = transformers.AutoConfig.for_model(str(config.get("model_type")), **settings)
+        settings_class = transformers.AutoConfig.for_model(str(config.get("model_type")), **settings)
         with torch.device("meta"):
-            found: Any = next((one._from_config for one in classes if one is not None), None)
-            model: nn.Module = (found or transformers.AutoModelForCausalLM.from_config)(known)
+            build: Any = next(
+                (model_class._from_config for model_class in classes if model_class is not None), None
+            )
+            model: nn.Module = (build or transformers.AutoModelForCausalLM.from_config)(settings_class)
             return model
     # Its classes raise errors of every kind for what a configuration may say; then the file's flags decide.
     except Exception:
@@ -102,10 +104,10 @@ def _names(architectures: object) -> Sequence[str]:
     )
 
 
-def _told(base: Path, config: Mapping[str, Any], module: str) -> tuple[str, ...]:
+def _tying_flags(base: Path, config: Mapping[str, Any], module: str) -> tuple[str, ...]:
     """What the flags of config.json say, those of nested configurations too."""
     nested = [value for value in config.values() if isinstance(value, dict)]
-    flags = [one[_FLAG] for one in (config, *nested) if isinstance(one.get(_FLAG), bool)]
+    flags = [section[_FLAG] for section in (config, *nested) if isinstance(section.get(_FLAG), bool)]
     if not flags:
         raise UsageError(
             f"Whether {module} shares its weights with another layer of {base} cannot be told: config.json "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
 from catalog.errors import StorageError, UsageError
 from catalog.files import remove_abandoned, replace_folder, sync, temporary_folder
-from merging.members.member import Member
+from merging.members.member import MergeMember
 from merging.members.stacks import Shape
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ def factor_names(shape: Shape) -> tuple[str, str]:
     )
 
 
-def adapter_config(members: Sequence[Member], base: str | None, ranks: Mapping[str, int]) -> dict[str, Any]:
+def adapter_config(
+    members: Sequence[MergeMember], base: str | None, ranks: Mapping[str, int]
+) -> dict[str, Any]:
     """The adapter_config.json of a merge: alpha = r in every module, so that its scaling is 1.
 
     The most frequent rank is `r`, modules of other ranks are in both patterns by their full names, escaped as
@@ -131,8 +133,8 @@ def adapter_config(members: Sequence[Member], base: str | None, ranks: Mapping[s
     """
     counts = sorted(ranks.values())
     usual = max(sorted(set(counts)), key=counts.count)
-    others = sorted((n for n, rank in ranks.items() if rank != usual), key=lambda n: (-len(n), n))
-    pattern = {re.escape(name): ranks[name] for name in others}
+    exceptions = sorted((n for n, rank in ranks.items() if rank != usual), key=lambda n: (-len(n), n))
+    pattern = {re.escape(name): ranks[name] for name in exceptions}
     tasks = {member.config.task_type for member in members}
     return {
         "alpha_pattern": pattern,
@@ -170,7 +172,9 @@ def write_text(path: Path, text: str) -> None:
     sync(path)
 
 
-def write_config(folder: Path, members: Sequence[Member], base: str | None, ranks: Mapping[str, int]) -> None:
+def write_config(
+    folder: Path, members: Sequence[MergeMember], base: str | None, ranks: Mapping[str, int]
+) -> None:
     """Write adapter_config.json."""
     write_json(folder / CONFIG_NAME, adapter_config(members, base, ranks))
 
@@ -180,7 +184,7 @@ def weights_path(folder: Path) -> Path:
     return folder / WEIGHTS_NAME
 
 
-def _targets(members: Sequence[Member], names: Sequence[str]) -> list[str]:
+def _targets(members: Sequence[MergeMember], names: Sequence[str]) -> list[str]:
     """Short names where they mean exactly these modules in every layer, else the full names.
 
     They do where each member asked for short names in all layers, and no layer of a member lacks one.

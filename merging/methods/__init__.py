@@ -15,15 +15,15 @@ from merging.methods.lowrank import (
     precise_truncation,
     truncate,
 )
-from merging.methods.method import MergeMethod, Value, Work, nearest
+from merging.methods.method import MergeMethod, ModuleWork, Value, nearest
 
 __all__ = [
     "METHODS",
     "Grams",
     "MergeMethod",
+    "ModuleWork",
     "Update",
     "Value",
-    "Work",
     "centroid_energy",
     "concatenate",
     "coordinates",

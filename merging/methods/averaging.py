@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from merging.members import Stack
 from merging.methods.lowrank import Update, concatenate, truncate
-from merging.methods.method import MergeMethod, Work
+from merging.methods.method import MergeMethod, ModuleWork
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _PEFT = "https://huggingface.co/docs/peft/developer_guides/model_merging"
 
 
-def weighted_sum(work: Work) -> Update:
+def sum_updates(work: ModuleWork) -> Update:
     """sum_i w_i Delta W_i: the stacked factors themselves, or the best approximation of a lower rank."""
     d = work.stack.columns(work.weights)
     if work.rank >= work.stack.a.shape[0]:
@@ -22,24 +22,24 @@ def weighted_sum(work: Work) -> Update:
     return truncate(work.stack, d, work.rank)
 
 
-def concatenation(work: Work) -> Update:
+def concatenation(work: ModuleWork) -> Update:
     """[B_1 ... B_N] [w_1 A_1; ...; w_N A_N], the sum itself at rank sum r_i."""
     return concatenate(work.stack, work.stack.columns(work.weights))
 
 
-def truncated_sum(work: Work) -> Update:
+def sum_and_truncate(work: ModuleWork) -> Update:
     """The best rank-r approximation of sum_i w_i Delta W_i, by Eckart-Young-Mirsky."""
     return truncate(work.stack, work.stack.columns(work.weights), work.rank)
 
 
-def separate_sum(work: Work) -> Update:
+def separate_sum(work: ModuleWork) -> Update:
     """(sum w_i B_i)(sum w_i A_i), scalings folded in as sqrt|s|: cross terms and squared weights."""
     a, b = separate(work.stack)
     weights = a.new_tensor(_present(work))
     return Update(_sum(weights, a), _sum(weights, b), None, 0.0)
 
 
-def peft_linear(work: Work) -> Update:
+def peft_linear(work: ModuleWork) -> Update:
     """(sum sqrt|w s| B_i)(sum sign(w s) sqrt|w s| A_i), as PEFT's combination type linear does."""
     a, b = separate(work.stack)
     weights = a.new_tensor(_present(work))
@@ -55,7 +55,7 @@ def separate(stack: Stack) -> tuple[Tensor, Tensor]:
     return torch.stack([stack.a[p] for p in ranges]), torch.stack([stack.b[:, p] for p in ranges])
 
 
-def _present(work: Work) -> list[float]:
+def _present(work: ModuleWork) -> list[float]:
     return [w for w, rank in zip(work.weights, work.stack.ranks, strict=True) if rank]
 
 
@@ -71,7 +71,7 @@ METHODS = (
         "average",
         "The mean of the updates, by weights that are divided by their sum.",
         "https://arxiv.org/abs/2203.05482",
-        weighted_sum,
+        sum_updates,
         exact=True,
         normalised=True,
         full_rank=True,
@@ -80,7 +80,7 @@ METHODS = (
         "sum",
         "The weighted sum of the updates (task arithmetic).",
         "https://arxiv.org/abs/2212.04089",
-        weighted_sum,
+        sum_updates,
         exact=True,
         weight=1.0,
         full_rank=True,
@@ -99,7 +99,7 @@ METHODS = (
         "svd",
         "The best approximation of the weighted sum at one rank, by singular values.",
         "https://doi.org/10.1007/BF02288367",
-        truncated_sum,
+        sum_and_truncate,
         exact=True,
     ),
     MergeMethod(
@@ -135,7 +135,7 @@ METHODS = (
         "peft-svd",
         "The weighted sum at the largest rank, as PEFT's svd, without a matrix of the layer's size.",
         _PEFT,
-        truncated_sum,
+        sum_and_truncate,
         exact=True,
         weight=1.0,
     ),

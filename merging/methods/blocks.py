@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merging.methods.lowrank import Update, coordinates, truncate_dense
-from merging.methods.method import Parameter, Work
+from merging.methods.method import ModuleWork, Parameter
 from merging.methods.noise import normal, uniform
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Entries:
             yield slice(start, min(start + step, self.rows))
 
 
-def entries(work: Work) -> Entries:
+def entries(work: ModuleWork) -> Entries:
     """The members' entries in the space that the parameter `space` names.
 
     knots: SVD [Delta W_1 ... Delta W_N] = U S [V_1 ... V_N], entries of U^T Delta W_i = S V_i
@@ -95,54 +95,52 @@ def entries(work: Work) -> Entries:
     places = stack.ranges()
     if space == "delta":
         return Entries(stack.b, stack.a, places, lambda update: update)
-    found = work.grams()
+    grams = work.grams()
     if space == "knots":
-        c_b, k_b = coordinates(found.b)
-        turn = _common_outputs(k_b, found.a, places)
+        c_b, k_b = coordinates(grams.b)
+        turn = _common_outputs(k_b, grams.a, places)
         basis = c_b.T @ turn
-        return Entries(
-            (turn.T @ k_b).to(stack.a), stack.a, places, lambda u: _lifted(u, stack.b, basis, None)
-        )
-    (c_a, k_a), (c_b, k_b) = (_of_updates(work, gram) for gram in found)
+        return Entries((turn.T @ k_b).to(stack.a), stack.a, places, lambda u: _lift(u, stack.b, basis, None))
+    (c_a, k_a), (c_b, k_b) = (_of_updates(work, gram) for gram in grams)
     return Entries(
         k_b.to(stack.a),
         k_a.T.to(stack.a).contiguous(),
         places,
-        lambda u: _lifted(u, stack.b, c_b.T, c_a @ stack.a.double()),
+        lambda u: _lift(u, stack.b, c_b.T, c_a @ stack.a.double()),
     )
 
 
-def merge_entries(work: Work, found: Entries, merge: Merge) -> Update:
+def merge_entries(work: ModuleWork, entry_blocks: Entries, merge: Merge) -> Update:
     """The merged matrix, row by row, brought to the rank asked for.
 
     It is kept whole where it fits into half of the memory budget, else made again for each pass over it.
     Exact where its shorter side is at most 512; else by subspace iteration with 3 powers and 10 more
     directions than asked for (Halko, Martinsson, Tropp, https://arxiv.org/abs/0909.4061).
     """
-    blocks = _blocks(found, merge)
-    small = min(found.rows, found.columns) <= _EXACT_SIDE
-    if small or 8 * found.rows * found.columns <= work.memory:
-        whole = found.right.new_empty(found.rows, found.columns)
+    blocks = _blocks(entry_blocks, merge)
+    small = min(entry_blocks.rows, entry_blocks.columns) <= _EXACT_SIDE
+    if small or 8 * entry_blocks.rows * entry_blocks.columns <= work.memory:
+        dense = entry_blocks.right.new_empty(entry_blocks.rows, entry_blocks.columns)
         for rows, block in blocks():
-            whole[rows] = block
+            dense[rows] = block
         if small:
-            return found.lift(truncate_dense(whole, work.rank))
-        return found.lift(_iterated(work, found, lambda: _slices(found, whole)))
-    return found.lift(_iterated(work, found, blocks))
+            return entry_blocks.lift(truncate_dense(dense, work.rank))
+        return entry_blocks.lift(_iterate_subspace(work, entry_blocks, lambda: _slices(entry_blocks, dense)))
+    return entry_blocks.lift(_iterate_subspace(work, entry_blocks, blocks))
 
 
-def magnitude_thresholds(work: Work, found: Entries, keep: float, exact: bool = True) -> Tensor:
+def magnitude_thresholds(work: ModuleWork, blocks: Entries, keep: float, exact: bool = True) -> Tensor:
     """For each matrix the magnitude that int(keep * entries) of its entries reach: float32 of (N, 1, 1).
 
     Entries of exactly that magnitude are all kept. Exact for large matrices too: a sample gives a narrow
     range, one pass counts what is above it and collects what is in it. `exact` False: the sample alone.
     """
-    count = int(keep * found.rows * found.columns + 1e-9)
-    values = [_threshold(work, found, n, count, exact) for n in range(len(found.places))]
-    return found.left.new_tensor(values)[:, None, None]
+    count = int(keep * blocks.rows * blocks.columns + 1e-9)
+    values = [_threshold(work, blocks, n, count, exact) for n in range(len(blocks.places))]
+    return blocks.left.new_tensor(values)[:, None, None]
 
 
-def whole_thresholds(works: Callable[[], Iterator[Work]], keep: float) -> dict[str, float]:
+def whole_thresholds(works: Callable[[], Iterator[ModuleWork]], keep: float) -> dict[str, float]:
     """For each member by name the magnitude that int(keep * entries) of its entries in all modules reach.
 
     Exact, in two passes over the entries and with 1 MiB of counters a member: the bits of a float32 that is
@@ -151,45 +149,47 @@ def whole_thresholds(works: Callable[[], Iterator[Work]], keep: float) -> dict[s
     """
     upper = _bit_counts(works, None)
     total = {name: int(counts.sum()) for name, counts in upper.items()}
-    wanted = {name: int(keep * count + 1e-9) for name, count in total.items()}
-    places = {name: _place(counts, wanted[name]) for name, counts in upper.items()}
+    counts_to_keep = {name: int(keep * count + 1e-9) for name, count in total.items()}
+    places = {name: _place(counts, counts_to_keep[name]) for name, counts in upper.items()}
     lower = _bit_counts(works, {name: bits for name, (bits, _) in places.items()})
     limits = {}
-    for name, (bits, rest) in places.items():
-        if wanted[name] <= 0:
+    for name, (bits, remaining) in places.items():
+        if counts_to_keep[name] <= 0:
             limits[name] = float("inf")
-        elif wanted[name] >= total[name]:
+        elif counts_to_keep[name] >= total[name]:
             limits[name] = 0.0
         else:
-            limits[name] = _float_of((bits << _HALF) + _place(lower[name], rest)[0])
+            limits[name] = _float_of((bits << _HALF) + _place(lower[name], remaining)[0])
     return limits
 
 
-def _bit_counts(works: Callable[[], Iterator[Work]], upper: Mapping[str, int] | None) -> dict[str, Tensor]:
+def _bit_counts(
+    works: Callable[[], Iterator[ModuleWork]], upper: Mapping[str, int] | None
+) -> dict[str, Tensor]:
     """How many magnitudes of each member have each upper half of bits, or lower half beside an `upper`."""
     import torch
 
-    found: dict[str, Tensor] = {}
+    bit_counts: dict[str, Tensor] = {}
     for work in works():
-        whole = entries(work)
+        blocks = entries(work)
         # The blocks of the merge itself, so that products are rounded alike.
-        for rows in whole.ranges(len(whole.places)):
-            for name, values in zip(work.names, whole.block(rows), strict=True):
+        for rows in blocks.ranges(len(blocks.places)):
+            for name, values in zip(work.names, blocks.block(rows), strict=True):
                 bits = values.abs_().flatten().view(torch.int32)
                 if upper is None:
                     bits = bits >> _HALF
                 else:
                     bits = bits[bits >> _HALF == upper[name]] & ((1 << _HALF) - 1)
                 counts = torch.bincount(bits, minlength=1 << _HALF).cpu()
-                found[name] = counts if name not in found else found[name].add_(counts)
-    return found
+                bit_counts[name] = counts if name not in bit_counts else bit_counts[name].add_(counts)
+    return bit_counts
 
 
-def _place(counts: Tensor, wanted: int) -> tuple[int, int]:
+def _place(counts: Tensor, count: int) -> tuple[int, int]:
     """The bin of the wanted-th largest number, and its place among those of the bin, from 1."""
     above = counts.flip(0).cumsum(0)
-    last = min(int((above < wanted).sum()), len(counts) - 1)
-    return len(counts) - 1 - last, wanted - (int(above[last - 1]) if last else 0)
+    last = min(int((above < count).sum()), len(counts) - 1)
+    return len(counts) - 1 - last, count - (int(above[last - 1]) if last else 0)
 
 
 def _float_of(bits: int) -> float:
@@ -210,24 +210,24 @@ def shrink(values: Tensor, limits: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def keep_chances(work: Work, found: Entries, rows: slice) -> Tensor:
+def keep_chances(work: ModuleWork, blocks: Entries, rows: slice) -> Tensor:
     """Uniform numbers in [0, 1) for a block, the same for a member wherever it stands: (N, b, columns)."""
     keys = [work.key("mask", name) for name in work.names]
-    return uniform(keys, rows, found.columns, str(found.left.device))
+    return uniform(keys, rows, blocks.columns, str(blocks.left.device))
 
 
-def _of_updates(work: Work, gram: Tensor) -> tuple[Tensor, Tensor]:
+def _of_updates(work: ModuleWork, gram: Tensor) -> tuple[Tensor, Tensor]:
     """`coordinates` of a Gram matrix of (R, R) for members whose update is not 0; 0 for the others."""
     import torch
 
     here, ranges = work.updates(), work.stack.ranges()
     if not 0 < len(here) < len(ranges):
         return coordinates(gram)
-    chosen = torch.cat([torch.arange(ranges[n].start, ranges[n].stop, device=gram.device) for n in here])
-    c, k = coordinates(gram[chosen][:, chosen])
-    whole = c.new_zeros(2, len(c), len(gram))
-    whole[:, :, chosen] = torch.stack([c, k])
-    return whole[0], whole[1]
+    columns = torch.cat([torch.arange(ranges[n].start, ranges[n].stop, device=gram.device) for n in here])
+    c, k = coordinates(gram[columns][:, columns])
+    basis = c.new_zeros(2, len(c), len(gram))
+    basis[:, :, columns] = torch.stack([c, k])
+    return basis[0], basis[1]
 
 
 def _common_outputs(k_b: Tensor, gram_a: Tensor, places: tuple[slice, ...]) -> Tensor:
@@ -242,32 +242,34 @@ def _common_outputs(k_b: Tensor, gram_a: Tensor, places: tuple[slice, ...]) -> T
     return turned
 
 
-def _lifted(update: Update, b: Tensor, left: Tensor, right: Tensor | None) -> Update:
+def _lift(update: Update, b: Tensor, left: Tensor, right: Tensor | None) -> Update:
     """B left b and a right: from the common basis back to the layer."""
     outside = (b.double() @ (left @ update.b.double())).float()
     inside = update.a if right is None else (update.a.double() @ right).float()
     return Update(inside, outside, update.energy, update.discarded)
 
 
-def _blocks(found: Entries, merge: Merge) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
+def _blocks(blocks: Entries, merge: Merge) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
     def each() -> Iterator[tuple[slice, Tensor]]:
-        for rows in found.ranges(len(found.places)):
-            yield rows, merge(found.block(rows), rows)
+        for rows in blocks.ranges(len(blocks.places)):
+            yield rows, merge(blocks.block(rows), rows)
 
     return each
 
 
-def _slices(found: Entries, whole: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    for rows in found.ranges(1):
-        yield rows, whole[rows]
+def _slices(blocks: Entries, dense: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    for rows in blocks.ranges(1):
+        yield rows, dense[rows]
 
 
-def _iterated(work: Work, found: Entries, blocks: Callable[[], Iterator[tuple[slice, Tensor]]]) -> Update:
+def _iterate_subspace(
+    work: ModuleWork, entry_blocks: Entries, blocks: Callable[[], Iterator[tuple[slice, Tensor]]]
+) -> Update:
     """The leading rank-r part of a matrix that comes in blocks of rows, by subspace iteration."""
     import torch
 
-    width = min(work.rank + _OVERSAMPLE, found.rows, found.columns)
-    basis = normal(work.key("subspace"), found.columns, width, str(found.left.device))
+    width = min(work.rank + _OVERSAMPLE, entry_blocks.rows, entry_blocks.columns)
+    basis = normal(work.key("subspace"), entry_blocks.columns, width, str(entry_blocks.left.device))
     for _ in range(_POWERS):
         # W^T W Q in one pass, without W.
         image = torch.zeros_like(basis)
@@ -279,21 +281,21 @@ def _iterated(work: Work, found: Entries, blocks: Callable[[], Iterator[tuple[sl
         parts.append(block @ basis)
         energy += float(block.square().sum(dtype=torch.float64))
     best = truncate_dense(torch.cat(parts), work.rank)
-    kept = (best.energy or 0.0) - best.discarded
-    return Update((best.a @ basis.T).contiguous(), best.b, energy, max(0.0, energy - kept))
+    energy_kept = (best.energy or 0.0) - best.discarded
+    return Update((best.a @ basis.T).contiguous(), best.b, energy, max(0.0, energy - energy_kept))
 
 
-def _threshold(work: Work, found: Entries, member: int, count: int, exact: bool) -> float:
+def _threshold(work: ModuleWork, blocks: Entries, member: int, count: int, exact: bool) -> float:
     import torch
 
-    total = found.rows * found.columns
+    total = blocks.rows * blocks.columns
     if count <= 0:
         return float("inf")
     if count >= total:
         return 0.0
     if total <= _SMALL:
-        return _kth_largest(_magnitudes(found, member, slice(0, found.rows)), count)
-    sample = _sample(work, found, member).sort(descending=True).values
+        return _kth_largest(_magnitudes(blocks, member, slice(0, blocks.rows)), count)
+    sample = _sample(work, blocks, member).sort(descending=True).values
     middle = count / total * len(sample)
     if not exact:
         return float(sample[min(round(middle), len(sample) - 1)])
@@ -301,22 +303,22 @@ def _threshold(work: Work, found: Entries, member: int, count: int, exact: bool)
     high = float(sample[int(middle - margin)]) if middle > margin else float("inf")
     low = float(sample[int(middle + margin)]) if middle + margin < len(sample) else 0.0
     above, between = 0, []
-    for rows in found.ranges(1):
-        upper = _magnitudes(found, member, rows)
+    for rows in blocks.ranges(1):
+        upper = _magnitudes(blocks, member, rows)
         upper = upper[upper >= low]
         between.append(upper[upper <= high])
         above += len(upper) - len(between[-1])
     inside = torch.cat(between)
     if not above < count <= above + len(inside):
         # The sample misled, which five standard deviations leave to one case in a million.
-        inside = torch.cat([_magnitudes(found, member, rows) for rows in found.ranges(1)])
+        inside = torch.cat([_magnitudes(blocks, member, rows) for rows in blocks.ranges(1)])
         above = 0
     return _kth_largest(inside, count - above)
 
 
-def _magnitudes(found: Entries, member: int, rows: slice) -> Tensor:
-    place = found.places[member]
-    return (found.left[rows, place] @ found.right[place]).abs_().flatten()
+def _magnitudes(blocks: Entries, member: int, rows: slice) -> Tensor:
+    place = blocks.places[member]
+    return (blocks.left[rows, place] @ blocks.right[place]).abs_().flatten()
 
 
 def _kth_largest(values: Tensor, count: int) -> float:
@@ -325,17 +327,17 @@ def _kth_largest(values: Tensor, count: int) -> float:
     return float(torch.kthvalue(values, len(values) - count + 1).values)
 
 
-def _sample(work: Work, found: Entries, member: int) -> Tensor:
+def _sample(work: ModuleWork, blocks: Entries, member: int) -> Tensor:
     """Magnitudes of random entries, with repetition."""
     import torch
 
     key = work.key("sample", work.names[member])
-    device = str(found.left.device)
+    device = str(blocks.left.device)
     chances = uniform([key], slice(0, 2), _SAMPLE, device)[0]
-    row = (chances[0] * found.rows).long().clamp(max=found.rows - 1)
-    column = (chances[1] * found.columns).long().clamp(max=found.columns - 1)
-    place = found.places[member]
-    left, right = found.left[:, place], found.right[place].T
+    row = (chances[0] * blocks.rows).long().clamp(max=blocks.rows - 1)
+    column = (chances[1] * blocks.columns).long().clamp(max=blocks.columns - 1)
+    place = blocks.places[member]
+    left, right = blocks.left[:, place], blocks.right[place].T
     parts = [
         (left[row[start : start + _PART]] * right[column[start : start + _PART]]).sum(1)
         for start in range(0, _SAMPLE, _PART)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from merging.members import Stack
 from merging.methods.lowrank import Update, coordinates, grams
-from merging.methods.method import MergeMethod, Parameter, Work
+from merging.methods.method import MergeMethod, ModuleWork, Parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def lego(work: Work) -> Update:
+def lego(work: ModuleWork) -> Update:
     """B P^T diag(c) P A for the means P over k clusters of units, k the rank asked for.
 
     1. units: all members' units, times sqrt|w|. 2. clusters: k-means of their directions. 3. centroids: means
@@ -28,7 +28,7 @@ def lego(work: Work) -> Update:
     clusters as units this is the concatenation, if the second reweighting is off.
     """
     stack = _units(work)
-    a, b, means = _clustered(stack, work)
+    a, b, means = _cluster_units(stack, work)
     if not len(a):
         return Update(stack.a[:1], stack.b[:, :1], 0.0, 0.0)
     factor = _parameter_reweighting(a, b, means, str(work.options["norm"]))
@@ -41,13 +41,13 @@ def lego(work: Work) -> Update:
     return Update(factor[:, None] * (means @ a), (b @ means.T) * factor, None, 0.0)
 
 
-def centroid_energy(work: Work) -> tuple[float, float]:
+def centroid_energy(work: ModuleWork) -> tuple[float, float]:
     """What the centroids hold of the units' squared lengths, and all of these.
 
     Sums over clusters of size * ||mu||^2 and over units of ||s||^2 before either reweighting. All less what
     is held is the objective of the paper's clustering, the sum of ||s - mu||^2.
     """
-    a, b, means = _clustered(_units(work), work)
+    a, b, means = _cluster_units(_units(work), work)
     a, b, means = (part.double() for part in (a, b, means))
     held = (means @ a).square().sum(1) + (b @ means.T).square().sum(0)
     return float((held * (means > 0).sum(1)).sum()), float(a.square().sum() + b.square().sum())
@@ -65,8 +65,8 @@ def clusters(likeness: Tensor, lengths: Tensor, count: int, iterations: int, key
     units = likeness.shape[0]
     if count >= units:
         return torch.arange(units, device=likeness.device)
-    chosen = _farthest(likeness, lengths, count) if key is None else _random(units, count, key)
-    centroids = torch.nn.functional.one_hot(chosen.to(likeness.device), units).to(likeness)
+    seeds = _farthest(likeness, lengths, count) if key is None else _random(units, count, key)
+    centroids = torch.nn.functional.one_hot(seeds.to(likeness.device), units).to(likeness)
     labels = None
     for _ in range(iterations):
         distances = _distances(likeness, centroids)
@@ -87,9 +87,9 @@ def singular_units(stack: Stack) -> Stack:
     import torch
 
     parts_a, parts_b = [], []
-    found = grams(stack)
+    stack_grams = grams(stack)
     for place in stack.ranges():
-        (c_a, k_a), (c_b, k_b) = (coordinates(gram[place, place]) for gram in found)
+        (c_a, k_a), (c_b, k_b) = (coordinates(gram[place, place]) for gram in stack_grams)
         u, s, vh = torch.linalg.svd(k_b @ k_a.T, full_matrices=False)
         roots = s.sqrt()
         a = (roots[:, None] * vh) @ c_a @ stack.a[place].double()
@@ -101,19 +101,21 @@ def singular_units(stack: Stack) -> Stack:
     return replace(stack, a=torch.cat(parts_a), b=torch.cat(parts_b, 1), ranks=ranks)
 
 
-def _units(work: Work) -> Stack:
-    return _weighted(singular_units(work.stack) if work.options["units"] == "singular" else work.stack, work)
+def _units(work: ModuleWork) -> Stack:
+    return _weight_columns(
+        singular_units(work.stack) if work.options["units"] == "singular" else work.stack, work
+    )
 
 
-def _clustered(stack: Stack, work: Work) -> tuple[Tensor, Tensor, Tensor]:
+def _cluster_units(stack: Stack, work: ModuleWork) -> tuple[Tensor, Tensor, Tensor]:
     """Factors of the units that are not 0, (R, in) and (out, R), and means over their clusters, (k, R)."""
-    found = grams(stack)
-    lengths = found.a.diagonal() * found.b.diagonal()
+    stack_grams = grams(stack)
+    lengths = stack_grams.a.diagonal() * stack_grams.b.diagonal()
     alive = lengths > 0
     a, b = stack.a[alive], stack.b[:, alive]
     if not len(a):
         return a, b, a.new_zeros(0, 0)
-    likeness = _cosines(found.a[alive][:, alive]) + _cosines(found.b[alive][:, alive])
+    likeness = _cosines(stack_grams.a[alive][:, alive]) + _cosines(stack_grams.b[alive][:, alive])
     labels = clusters(
         likeness,
         lengths[alive],
@@ -124,7 +126,7 @@ def _clustered(stack: Stack, work: Work) -> tuple[Tensor, Tensor, Tensor]:
     return a, b, _means(labels).to(a)
 
 
-def _weighted(stack: Stack, work: Work) -> Stack:
+def _weight_columns(stack: Stack, work: ModuleWork) -> Stack:
     d = stack.columns(work.weights).to(stack.a)
     roots = d.abs().sqrt()
     return replace(stack, a=stack.a * (roots * d.sign())[:, None], b=stack.b * roots)
@@ -169,13 +171,13 @@ def _farthest(likeness: Tensor, lengths: Tensor, count: int) -> Tensor:
     import torch
 
     squares = likeness.diagonal()
-    chosen = [int(lengths.argmax())]
-    nearest = squares + squares[chosen[0]] - 2 * likeness[chosen[0]]
-    while len(chosen) < count:
-        nearest[chosen[-1]] = -1
-        chosen.append(int(nearest.argmax()))
-        nearest = torch.minimum(nearest, squares + squares[chosen[-1]] - 2 * likeness[chosen[-1]])
-    return torch.tensor(chosen)
+    seeds = [int(lengths.argmax())]
+    nearest = squares + squares[seeds[0]] - 2 * likeness[seeds[0]]
+    while len(seeds) < count:
+        nearest[seeds[-1]] = -1
+        seeds.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, squares + squares[seeds[-1]] - 2 * likeness[seeds[-1]])
+    return torch.tensor(seeds)
 
 
 def _random(units: int, count: int, key: int) -> Tensor:
@@ -194,8 +196,8 @@ def _parameter_reweighting(a: Tensor, b: Tensor, means: Tensor, norm: str) -> Te
 
     def norms(rows: Tensor, columns: Tensor) -> Tensor:
         both = torch.stack([rows.norm(order, dim=1), columns.norm(order, dim=0)])
-        whole: Tensor = both.norm(order, dim=0)
-        return whole
+        column_norms: Tensor = both.norm(order, dim=0)
+        return column_norms
 
     centroid = norms(means @ a, b @ means.T)
     factor: Tensor = torch.where(centroid > 0, (means @ norms(a, b)) / centroid, 0)

@@ -78,24 +78,24 @@ def grams(stack: Stack, precise: bool = True) -> Grams:
     return Grams(_row_gram(stack.a, kind), _row_gram(stack.b.T, kind))
 
 
-def pair_products(found: Grams, ranks: Sequence[int]) -> Tensor:
+def pair_products(gram_pair: Grams, ranks: Sequence[int]) -> Tensor:
     """<Delta W_i, Delta W_j> of all members, (N, N) in float64: block sums of G_A * G_B (elementwise).
 
     The trace identity <B_i A_i, B_j A_j> = tr((B_i^T B_j)(A_j A_i^T)).
     """
     import torch
 
-    terms = (found.a * found.b).to(torch.float64)
+    terms = (gram_pair.a * gram_pair.b).to(torch.float64)
     owner = torch.repeat_interleave(torch.tensor(list(ranks), device=terms.device))
     one_hot = torch.nn.functional.one_hot(owner, len(ranks)).to(torch.float64)
     return one_hot.T @ terms @ one_hot
 
 
-def energy(found: Grams, d: Tensor) -> float:
+def energy(gram_pair: Grams, d: Tensor) -> float:
     """||B D A||_F^2 = d^T (G_A * G_B) d for weights `d` of (R,)."""
     import torch
 
-    return max(0.0, float(d @ (found.a * found.b).to(torch.float64) @ d))
+    return max(0.0, float(d @ (gram_pair.a * gram_pair.b).to(torch.float64) @ d))
 
 
 def coordinates(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,45 +108,45 @@ def coordinates(gram: Tensor) -> tuple[Tensor, Tensor]:
     import torch
 
     values, vectors = torch.linalg.eigh(gram.to(torch.float64))
-    kept = values > _ROUNDING * values[-1].clamp(min=0)
-    kept[-1] = True
-    roots, vectors = values[kept].clamp(min=0).sqrt()[:, None], vectors[:, kept].T
+    significant = values > _ROUNDING * values[-1].clamp(min=0)
+    significant[-1] = True
+    roots, vectors = values[significant].clamp(min=0).sqrt()[:, None], vectors[:, significant].T
     return torch.where(roots > 0, vectors / roots, 0), vectors * roots
 
 
-def truncation(found: Grams, d: Tensor, rank: int) -> Truncation | None:
+def truncation(gram_pair: Grams, d: Tensor, rank: int) -> Truncation | None:
     """The best rank-r approximation of B D A from Gram matrices in float32, by Cholesky.
 
     None where that is not accurate enough: nearly dependent rows of A, or a loss that float32 cannot tell
     from zero. `precise_truncation` has the formula and always an answer.
     """
-    basis = _cholesky_coordinates(found.a)
+    basis = _cholesky_coordinates(gram_pair.a)
     if basis is None:
         return None
-    result = _truncation(found, basis, d, rank)
+    result = _truncation(gram_pair, basis, d, rank)
     return None if _inaccurate(result.squares, rank) else result
 
 
-def precise_truncation(found: Grams, d: Tensor, rank: int) -> Truncation:
+def precise_truncation(gram_pair: Grams, d: Tensor, rank: int) -> Truncation:
     """The best rank-r approximation of B D A (Eckart-Young) from Gram matrices in float64.
 
     With a basis C of A's rows and K = C G_A, the squared singular values are the eigenvalues of
     K D G_B D K^T = V S^2 V^T, and Delta W_r = (B D K^T V_r)(V_r^T C A).
     """
-    return _truncation(found, coordinates(found.a), d, rank)
+    return _truncation(gram_pair, coordinates(gram_pair.a), d, rank)
 
 
-def _truncation(found: Grams, basis: tuple[Tensor, Tensor], d: Tensor, rank: int) -> Truncation:
+def _truncation(gram_pair: Grams, basis: tuple[Tensor, Tensor], d: Tensor, rank: int) -> Truncation:
     import torch
 
     c, k = basis
     scaled = k * d.to(k)
-    values, vectors = torch.linalg.eigh(scaled @ found.b @ scaled.T)
+    values, vectors = torch.linalg.eigh(scaled @ gram_pair.b @ scaled.T)
     squares = values.flip(0).to(torch.float64).clamp(min=0)
-    chosen = vectors.flip(1)[:, : _numerical_rank(squares, rank)]
-    roots = squares[: chosen.shape[1]].pow(0.25).to(k)
+    leading = vectors.flip(1)[:, : _numerical_rank(squares, rank)]
+    roots = squares[: leading.shape[1]].pow(0.25).to(k)
     inverse = torch.where(roots > 0, 1 / roots, 0)
-    return Truncation((scaled.T @ chosen) * inverse, (chosen * roots).T @ c, squares)
+    return Truncation((scaled.T @ leading) * inverse, (leading * roots).T @ c, squares)
 
 
 def core_truncation(core: Tensor, left: Tensor, right: Tensor, rank: int) -> Truncation:
@@ -158,16 +158,16 @@ def core_truncation(core: Tensor, left: Tensor, right: Tensor, rank: int) -> Tru
 
     u, s, vh = torch.linalg.svd(core, full_matrices=False)
     squares = s.square()
-    kept = _numerical_rank(squares, rank)
-    roots = s[:kept].sqrt()
-    return Truncation(left.T @ (u[:, :kept] * roots), (roots[:, None] * vh[:kept]) @ right, squares)
+    rank_kept = _numerical_rank(squares, rank)
+    roots = s[:rank_kept].sqrt()
+    return Truncation(left.T @ (u[:, :rank_kept] * roots), (roots[:, None] * vh[:rank_kept]) @ right, squares)
 
 
-def apply(stack: Stack, found: Truncation) -> Update:
+def apply(stack: Stack, cut: Truncation) -> Update:
     """The update that a truncation describes, its factors multiplied out."""
-    a = _joined([found.right @ part for part in _parts(stack.a, found.right.dtype)], 1)
-    b = _joined([part.T @ found.left for part in _parts(stack.b.T, found.left.dtype)], 0)
-    return Update(a, b, found.energy, found.discarded)
+    a = _concatenate([cut.right @ part for part in _parts(stack.a, cut.right.dtype)], 1)
+    b = _concatenate([part.T @ cut.left for part in _parts(stack.b.T, cut.left.dtype)], 0)
+    return Update(a, b, cut.energy, cut.discarded)
 
 
 def truncate(stack: Stack, d: Tensor, rank: int) -> Update:
@@ -178,8 +178,8 @@ def truncate(stack: Stack, d: Tensor, rank: int) -> Update:
     """
     if stack.a.shape[0] > min(stack.a.shape[1], stack.b.shape[0]):
         return truncate_dense((stack.b * d.to(stack.b)) @ stack.a, rank)
-    found = truncation(grams(stack, precise=False), d, rank)
-    return apply(stack, precise_truncation(grams(stack), d, rank) if found is None else found)
+    cut = truncation(grams(stack, precise=False), d, rank)
+    return apply(stack, precise_truncation(grams(stack), d, rank) if cut is None else cut)
 
 
 def truncate_dense(matrix: Tensor, rank: int) -> Update:
@@ -193,13 +193,13 @@ def truncate_dense(matrix: Tensor, rank: int) -> Update:
         return Update(turned.b.T.contiguous(), turned.a.T.contiguous(), turned.energy, turned.discarded)
     values, vectors = torch.linalg.eigh(_row_gram(matrix.T, torch.float64))
     squares = values.flip(0).clamp(min=0)
-    kept = _numerical_rank(squares, rank)
-    chosen = vectors.flip(1)[:, :kept]
-    roots = squares[:kept].pow(0.25)
+    rank_kept = _numerical_rank(squares, rank)
+    leading = vectors.flip(1)[:, :rank_kept]
+    roots = squares[:rank_kept].pow(0.25)
     inverse = torch.where(roots > 0, 1 / roots, 0)
-    b = _joined([part.T @ (chosen * inverse) for part in _parts(matrix.T, torch.float64)], 0)
-    a = (chosen * roots).T.to(torch.float32).contiguous()
-    return Update(a, b, float(squares.sum()), float(squares[kept:].sum()))
+    b = _concatenate([part.T @ (leading * inverse) for part in _parts(matrix.T, torch.float64)], 0)
+    a = (leading * roots).T.to(torch.float32).contiguous()
+    return Update(a, b, float(squares.sum()), float(squares[rank_kept:].sum()))
 
 
 def concatenate(stack: Stack, d: Tensor) -> Update:
@@ -227,11 +227,11 @@ def _parts(rows: Tensor, kind: dtype) -> Iterator[Tensor]:
         yield rows[:, start : start + width].to(kind)
 
 
-def _joined(parts: list[Tensor], dimension: int) -> Tensor:
+def _concatenate(parts: list[Tensor], dimension: int) -> Tensor:
     import torch
 
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
-    return whole.to(torch.float32).contiguous()
+    tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
+    return tensor.to(torch.float32).contiguous()
 
 
 def _cholesky_coordinates(gram: Tensor) -> tuple[Tensor, Tensor] | None:

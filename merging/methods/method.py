@@ -71,7 +71,7 @@ class Parameter:
 
 
 @dataclass
-class Work:
+class ModuleWork:
     """All that a method sees of one module: the members' factors, their weights, and what was asked.
 
     `weights` has one entry a member, none of them 0; `rank` is the largest rank that the result may have;
@@ -97,23 +97,23 @@ class Work:
             self._grams = grams(self.stack)
         return self._grams
 
-    def of(self, members: Sequence[int]) -> Work:
+    def of(self, members: Sequence[int]) -> ModuleWork:
         """The same work for some of the members; their weights stay as they are."""
         import torch
 
         stack, ranges = self.stack, self.stack.ranges()
         index = [column for n in members for column in range(ranges[n].start, ranges[n].stop)]
-        chosen = torch.tensor(index, dtype=torch.long, device=stack.a.device)
-        whole = len(index) == stack.a.shape[0]
+        member_columns = torch.tensor(index, dtype=torch.long, device=stack.a.device)
+        complete = len(index) == stack.a.shape[0]
         products = self._grams
-        if products is not None and not whole:
-            products = Grams(*(gram[chosen][:, chosen] for gram in products))
+        if products is not None and not complete:
+            products = Grams(*(gram[member_columns][:, member_columns] for gram in products))
         return replace(
             self,
             stack=Stack(
                 stack.name,
-                stack.a if whole else stack.a[chosen],
-                stack.b if whole else stack.b[:, chosen],
+                stack.a if complete else stack.a[member_columns],
+                stack.b if complete else stack.b[:, member_columns],
                 tuple(stack.ranks[n] for n in members),
                 tuple(stack.scalings[n] for n in members),
             ),
@@ -123,7 +123,7 @@ class Work:
             _grams=products,
         )
 
-    def of_updates(self) -> Work:
+    def of_updates(self) -> ModuleWork:
         """The same work for the members whose update of this module is not 0; for all where each is 0."""
         here = self.updates()
         return self.of(here) if 0 < len(here) < len(self.weights) else self
@@ -133,9 +133,9 @@ class Work:
 
         It is 0 where float32 cannot tell ||B_i A_i||^2 from 0 beside ||A_i||^2 ||B_i||^2.
         """
-        found, here = self.grams(), []
+        gram_pair, here = self.grams(), []
         for n, place in enumerate(self.stack.ranges()):
-            a, b = found.a[place, place], found.b[place, place]
+            a, b = gram_pair.a[place, place], gram_pair.b[place, place]
             bound = float(a.trace() * b.trace())
             if bound > 0 and float((a * b).sum()) > _ROUNDING * bound:
                 here.append(n)
@@ -174,7 +174,7 @@ class MergeMethod:
     name: str
     summary: str
     paper: str
-    run: Callable[[Work], Update]
+    run: Callable[[ModuleWork], Update]
     parameters: tuple[Parameter, ...] = ()
     exact: bool = False
     data: bool = False
@@ -186,7 +186,7 @@ class MergeMethod:
     equal_ranks: bool = False
     cost: Literal["bytes", "grams", "entries"] = "bytes"
     units: bool = False
-    survey: Callable[[Callable[[], Iterator[Work]]], Mapping[str, float]] | None = None
+    survey: Callable[[Callable[[], Iterator[ModuleWork]]], Mapping[str, float]] | None = None
     revision: int = 1
 
     @property
@@ -194,28 +194,28 @@ class MergeMethod:
         """A member's weight where none is given, in words: 1/N or 1."""
         return "1/N" if self.weight == "mean" else f"{self.weight:g}"
 
-    def options(self, given: Mapping[str, object]) -> dict[str, Value]:
+    def options(self, settings: Mapping[str, object]) -> dict[str, Value]:
         """All parameters with the given values read and checked; raises UsageError with the nearest names."""
-        known = {parameter.name: parameter for parameter in self.parameters}
-        for name in given:
-            if name not in known:
+        parameters = {parameter.name: parameter for parameter in self.parameters}
+        for name in settings:
+            if name not in parameters:
                 raise UsageError(
-                    f"{self.name} has no parameter {name!r}; {nearest(name, known)}."
-                    if known
+                    f"{self.name} has no parameter {name!r}; {nearest(name, parameters)}."
+                    if parameters
                     else f"{self.name} has no parameters, so {name!r} cannot be set."
                 )
-        values = {name: parameter.default for name, parameter in known.items()}
-        return values | {name: known[name].read(value) for name, value in given.items()}
+        values = {name: parameter.default for name, parameter in parameters.items()}
+        return values | {name: parameters[name].read(value) for name, value in settings.items()}
 
     def default_weights(self, count: int) -> tuple[float, ...]:
         """The weights of `count` members where none are given."""
         return (1 / count if self.weight == "mean" else self.weight,) * count
 
 
-def nearest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
+def nearest(name: str, names: Mapping[str, object] | Sequence[str]) -> str:
     """'did you mean …' with the nearest known names, or all of them where none is near."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}" if close else f"there are {', '.join(known)}"
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}" if close else f"there are {', '.join(names)}"
 
 
 _FLAGS = {"true": True, "false": False}

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from catalog.errors import MergeError
 from merging.methods.lowrank import Update, concatenate, truncate
-from merging.methods.method import MergeMethod, Parameter, Work
+from merging.methods.method import MergeMethod, ModuleWork, Parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def regmean(work: Work) -> Update:
+def regmean(work: ModuleWork) -> Update:
     """argmin_W sum_i w_i ||(W - Delta W_i) X_i||^2 = (sum w_i Delta W_i G_i)(sum w_i G_i)^-1.
 
     https://arxiv.org/abs/2212.09849, with G_i = X_i X_i^T; the base cancels. In factors only A
@@ -43,7 +43,7 @@ def regmean(work: Work) -> Update:
     return concatenate(stack, ones) if work.rank >= stack.a.shape[0] else truncate(stack, ones, work.rank)
 
 
-def _gram(path: Path, work: Work) -> Tensor:
+def _gram(path: Path, work: ModuleWork) -> Tensor:
     """G of (in, in) in float64 from a safetensors file: MODULE.gram, or MODULE.inputs of (n, in)."""
     import torch
     from safetensors import SafetensorError, safe_open

@@ -23,7 +23,7 @@ from merging.methods.blocks import (
     whole_thresholds,
 )
 from merging.methods.lowrank import Update
-from merging.methods.method import MergeMethod, Parameter, Work
+from merging.methods.method import MergeMethod, ModuleWork, Parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ TRIM = Parameter(
 )
 
 
-def elected(values: Tensor, election: str = "total") -> Tensor:
+def elect_signs(values: Tensor, election: str = "total") -> Tensor:
     """The sign of each entry over members on dimension 0, +1 or -1; a tie is positive, as in PEFT."""
     votes = values if election == "total" else values.sign()
     return (votes.sum(0) >= 0).to(values.dtype).mul_(2).sub_(1)
@@ -75,33 +75,33 @@ def agreeing_sum(values: Tensor, weights: Tensor, sign: Tensor) -> Tensor:
 
 def peft_disjoint_mean(values: Tensor, weights: Tensor, election: str) -> Tensor:
     """PEFT's merge: signs elected without weights, weighted entries divided by the number that agree."""
-    sign = elected(values, election)
+    sign = elect_signs(values, election)
     agree = agreeing_sum(values.sign(), weights.new_ones(len(weights)), sign).mul_(sign)
     return agreeing_sum(values, weights, sign) / agree.clamp(min=1)
 
 
-def elect_and_mean(work: Work, values: Tensor) -> Tensor:
+def elect_and_mean(work: ModuleWork, values: Tensor) -> Tensor:
     """Steps 2 and 3 of TIES for trimmed entries, times `scale`."""
     weights = values.new_tensor(work.weights)
     weighted = values * weights.reshape(-1, *(1,) * (values.ndim - 1))
-    sign = elected(weighted, str(work.options["election"]))
+    sign = elect_signs(weighted, str(work.options["election"]))
     return agreeing_mean(weighted, weights.abs(), sign) * work.number("scale")
 
 
-def ties(work: Work) -> Update:
+def ties(work: ModuleWork) -> Update:
     """TIES on entries in the space that the parameter names."""
-    found = entries(work)
-    return merge_entries(work, found, ties_blocks(work, found))
+    blocks = entries(work)
+    return merge_entries(work, blocks, ties_blocks(work, blocks))
 
 
-def ties_blocks(work: Work, found: Entries) -> Merge:
+def ties_blocks(work: ModuleWork, blocks: Entries) -> Merge:
     """The three steps of TIES for blocks of rows of these entries."""
     # 1. trim: each member keeps its largest entries, of the module or of all modules
     if work.limits:
-        limits = found.left.new_tensor([work.limits[name] for name in work.names])[:, None, None]
+        limits = blocks.left.new_tensor([work.limits[name] for name in work.names])[:, None, None]
     else:
         exact = work.options["thresholds"] == "exact"
-        limits = magnitude_thresholds(work, found, work.number("density"), exact)
+        limits = magnitude_thresholds(work, blocks, work.number("density"), exact)
 
     def merge(values: Tensor, rows: slice) -> Tensor:
         return elect_and_mean(work, shrink(values, limits))
@@ -109,7 +109,7 @@ def ties_blocks(work: Work, found: Entries) -> Merge:
     return merge
 
 
-def whole_limits(works: Callable[[], Iterator[Work]]) -> Mapping[str, float]:
+def whole_limits(works: Callable[[], Iterator[ModuleWork]]) -> Mapping[str, float]:
     """Where trimming looks at whole vectors, the magnitude by which each member is trimmed; else nothing.
 
     Raises UsageError where such magnitudes are to be sampled: they are found exactly.
@@ -122,29 +122,29 @@ def whole_limits(works: Callable[[], Iterator[Work]]) -> Mapping[str, float]:
     return whole_thresholds(works, first.number("density"))
 
 
-def peft_ties_svd(work: Work) -> Update:
+def peft_ties_svd(work: ModuleWork) -> Update:
     """PEFT's ties_svd: its TIES on the updates, then their best approximation of the rank asked for."""
-    found = entries(work)
-    limits = magnitude_thresholds(work, found, work.number("density"))
-    weights = found.left.new_tensor(work.weights)
+    blocks = entries(work)
+    limits = magnitude_thresholds(work, blocks, work.number("density"))
+    weights = blocks.left.new_tensor(work.weights)
 
     def merge(values: Tensor, rows: slice) -> Tensor:
         return peft_disjoint_mean(shrink(values, limits), weights, str(work.options["election"]))
 
-    return merge_entries(work, found, merge)
+    return merge_entries(work, blocks, merge)
 
 
-def peft_ties(work: Work) -> Update:
+def peft_ties(work: ModuleWork) -> Update:
     """PEFT's ties: on A and B apart, trimmed and elected without scalings, then weighted by their roots."""
     parts = peft_factors(work)
     merged = [
-        peft_disjoint_mean(trimmed(values, work.number("density")), weights, str(work.options["election"]))
+        peft_disjoint_mean(trim(values, work.number("density")), weights, str(work.options["election"]))
         for values, weights in parts
     ]
     return Update(merged[0], merged[1], None, 0.0)
 
 
-def peft_factors(work: Work) -> list[tuple[Tensor, Tensor]]:
+def peft_factors(work: ModuleWork) -> list[tuple[Tensor, Tensor]]:
     """A and B of all members without scalings, (N, r, in) and (N, out, r), each with PEFT's weights for it.
 
     These are sign(w s) sqrt|w s| for A and sqrt|w s| for B.
@@ -160,12 +160,12 @@ def peft_factors(work: Work) -> list[tuple[Tensor, Tensor]]:
     return [(a / signed, side * sign), (b / signed.abs(), side)]
 
 
-def trimmed(values: Tensor, density: float) -> Tensor:
+def trim(values: Tensor, density: float) -> Tensor:
     """The int(density * n) largest entries of each member of (N, ...), the others 0."""
     flat = values.flatten(1)
     count = int(density * flat.shape[1] + 1e-9)
-    kept = flat.abs().topk(count, dim=1).indices
-    return flat.new_zeros(flat.shape).scatter(1, kept, flat.gather(1, kept)).reshape(values.shape)
+    largest = flat.abs().topk(count, dim=1).indices
+    return flat.new_zeros(flat.shape).scatter(1, largest, flat.gather(1, largest)).reshape(values.shape)
 
 
 _SPACE_OF = {

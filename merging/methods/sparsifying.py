@@ -20,7 +20,7 @@ from merging.methods.blocks import (
     shrink,
 )
 from merging.methods.lowrank import Update
-from merging.methods.method import MergeMethod, Parameter, Work
+from merging.methods.method import MergeMethod, ModuleWork, Parameter
 from merging.methods.noise import uniform
 from merging.methods.sign_election import (
     DELTA_SPACE,
@@ -30,7 +30,7 @@ from merging.methods.sign_election import (
     elect_and_mean,
     peft_disjoint_mean,
     peft_factors,
-    trimmed,
+    trim,
 )
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ _PEFT = "https://huggingface.co/docs/peft/developer_guides/model_merging"
 Sparsifier = Callable[["Tensor", slice], "Tensor"]
 
 
-def magnitude(work: Work, found: Entries) -> Sparsifier:
+def magnitude(work: ModuleWork, blocks: Entries) -> Sparsifier:
     """Each member keeps its `density` largest entries."""
     exact = work.options.get("thresholds") != "sampled"
-    limits = magnitude_thresholds(work, found, work.number("density"), exact)
+    limits = magnitude_thresholds(work, blocks, work.number("density"), exact)
     return lambda values, rows: shrink(values, limits)
 
 
-def dare(work: Work, found: Entries) -> Sparsifier:
+def dare(work: ModuleWork, blocks: Entries) -> Sparsifier:
     """Each entry stays with chance p = `density` and is divided by p, so that its mean does not change."""
     density = work.number("density")
-    return lambda values, rows: _thinned(values, keep_chances(work, found, rows), density)
+    return lambda values, rows: _thin(values, keep_chances(work, blocks, rows), density)
 
 
-def della(work: Work, found: Entries) -> Sparsifier:
+def della(work: ModuleWork, blocks: Entries) -> Sparsifier:
     """As DARE, the chance rising with the rank of the magnitude within the row.
 
     From p - epsilon / 2 for the smallest entry to p + epsilon / 2 for the largest, with p = `density` and
@@ -67,96 +67,100 @@ def della(work: Work, found: Entries) -> Sparsifier:
     if density == 1:
         return lambda values, rows: values
     low, high = max(density - window / 2, 1e-3), min(density + window / 2, 1.0)
-    ladder = torch.linspace(low, high, found.columns, device=found.left.device)
+    ladder = torch.linspace(low, high, blocks.columns, device=blocks.left.device)
 
     def drop(values: Tensor, rows: slice) -> Tensor:
         order = values.abs().argsort(dim=2, stable=True)
         chance = torch.empty_like(values).scatter_(2, order, ladder.expand_as(values))
-        return _thinned(values, keep_chances(work, found, rows), chance)
+        return _thin(values, keep_chances(work, blocks, rows), chance)
 
     return drop
 
 
-def breadcrumbs(work: Work, found: Entries) -> Sparsifier:
+def breadcrumbs(work: ModuleWork, blocks: Entries) -> Sparsifier:
     """Each member loses its `largest` largest entries and its smallest, so that `density` of them stay."""
     exact = work.options["thresholds"] == "exact"
     largest = min(work.number("largest"), 1 - work.number("density"))
-    outliers = magnitude_thresholds(work, found, largest, exact)
-    limits = magnitude_thresholds(work, found, work.number("density") + largest, exact)
+    outliers = magnitude_thresholds(work, blocks, largest, exact)
+    limits = magnitude_thresholds(work, blocks, work.number("density") + largest, exact)
     return lambda values, rows: shrink(values, limits) - shrink(values, outliers)
 
 
-def summed(sparsify: Callable[[Work, Entries], Sparsifier]) -> Callable[[Work], Update]:
+def sum_sparse(sparsify: Callable[[ModuleWork, Entries], Sparsifier]) -> Callable[[ModuleWork], Update]:
     """A method: sparsify, then scale * sum_i w_i v_i."""
 
-    def run(work: Work) -> Update:
-        found = entries(work)
-        drop = sparsify(work, found)
-        weights = found.left.new_tensor(work.weights) * work.number("scale")
-        return merge_entries(work, found, lambda values, rows: _weighted(weights, drop(values, rows)))
+    def run(work: ModuleWork) -> Update:
+        blocks = entries(work)
+        drop = sparsify(work, blocks)
+        weights = blocks.left.new_tensor(work.weights) * work.number("scale")
+        return merge_entries(work, blocks, lambda values, rows: _weigh(weights, drop(values, rows)))
 
     return run
 
 
-def elected_mean(sparsify: Callable[[Work, Entries], Sparsifier]) -> Callable[[Work], Update]:
+def elect_and_average(
+    sparsify: Callable[[ModuleWork, Entries], Sparsifier],
+) -> Callable[[ModuleWork], Update]:
     """A method: sparsify, then elect signs and average those that agree, as TIES does."""
 
-    def run(work: Work) -> Update:
-        found = entries(work)
-        drop = sparsify(work, found)
-        return merge_entries(work, found, lambda values, rows: elect_and_mean(work, drop(values, rows)))
+    def run(work: ModuleWork) -> Update:
+        blocks = entries(work)
+        drop = sparsify(work, blocks)
+        return merge_entries(work, blocks, lambda values, rows: elect_and_mean(work, drop(values, rows)))
 
     return run
 
 
-def peft_svd(sparsify: Callable[[Work, Entries], Sparsifier], elect: bool) -> Callable[[Work], Update]:
+def peft_svd(
+    sparsify: Callable[[ModuleWork, Entries], Sparsifier], elect: bool
+) -> Callable[[ModuleWork], Update]:
     """PEFT's *_svd types: sparsify the updates, then its sum or its election, then truncate."""
 
-    def run(work: Work) -> Update:
-        found = entries(work)
-        drop = sparsify(work, found)
-        weights = found.left.new_tensor(work.weights)
+    def run(work: ModuleWork) -> Update:
+        blocks = entries(work)
+        drop = sparsify(work, blocks)
+        weights = blocks.left.new_tensor(work.weights)
 
         def merge(values: Tensor, rows: slice) -> Tensor:
-            kept = drop(values, rows)
+            sparse = drop(values, rows)
             if elect:
-                return peft_disjoint_mean(kept, weights, str(work.options["election"]))
-            return _weighted(weights, kept)
+                return peft_disjoint_mean(sparse, weights, str(work.options["election"]))
+            return _weigh(weights, sparse)
 
-        return merge_entries(work, found, merge)
+        return merge_entries(work, blocks, merge)
 
     return run
 
 
-def peft_apart(random: bool, elect: bool) -> Callable[[Work], Update]:
+def peft_apart(random: bool, elect: bool) -> Callable[[ModuleWork], Update]:
     """PEFT's types on A and B apart: prune by magnitude or at random, then its sum or its election."""
 
-    def run(work: Work) -> Update:
+    def run(work: ModuleWork) -> Update:
         merged = []
         for side, (values, weights) in zip("ab", peft_factors(work), strict=True):
             density = work.number("density")
-            kept = _dropped(work, values, side, density) if random else trimmed(values, density)
+            sparse = _drop_entries(work, values, side, density) if random else trim(values, density)
             election = str(work.options.get("election"))
-            merged.append(peft_disjoint_mean(kept, weights, election) if elect else _weighted(weights, kept))
+            merged.append(peft_disjoint_mean(sparse, weights, election) if elect else _weigh(weights, sparse))
         return Update(merged[0], merged[1], None, 0.0)
 
     return run
 
 
-def _dropped(work: Work, values: Tensor, side: str, density: float) -> Tensor:
+def _drop_entries(work: ModuleWork, values: Tensor, side: str, density: float) -> Tensor:
     """DARE on whole factors of (N, rows, columns)."""
     keys = [work.key(side, name) for name in work.names]
     chances = uniform(keys, slice(0, values.shape[1]), values.shape[2], str(values.device))
-    return _thinned(values, chances, density)
+    return _thin(values, chances, density)
 
 
-def _thinned(values: Tensor, chances: Tensor, keep: float | Tensor) -> Tensor:
+def _thin(values: Tensor, chances: Tensor, keep: float | Tensor) -> Tensor:
     """v / p where the chance is below p, else 0; a sign is a cheaper mask than a comparison."""
-    kept: Tensor = chances.neg_().add_(keep).sign_().clamp_(min=0).div_(keep).mul_(values)
-    return kept
+    sparse: Tensor = chances.neg_().add_(keep).sign_().clamp_(min=0).div_(keep).mul_(values)
+    return sparse
 
 
-def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+def _weigh(weights: Tensor, values: Tensor) -> Tensor:
     import torch
 
     total: Tensor = torch.tensordot(weights, values, 1)
@@ -177,7 +181,7 @@ METHODS = (
         "magnitude",
         "The weighted sum of the updates' largest entries.",
         _PEFT,
-        summed(magnitude),
+        sum_sparse(magnitude),
         (_HALF, SCALE, SPACE, THRESHOLDS),
         cost="entries",
     ),
@@ -185,7 +189,7 @@ METHODS = (
         "dare",
         "The weighted sum of random entries, rescaled so that its mean over seeds is the weighted sum.",
         _DARE,
-        summed(dare),
+        sum_sparse(dare),
         (_CHANCE, SCALE, SPACE),
         cost="entries",
     ),
@@ -193,7 +197,7 @@ METHODS = (
         "dare-ties",
         "Random entries, rescaled, then TIES' election of signs and mean.",
         _DARE,
-        elected_mean(dare),
+        elect_and_average(dare),
         (_CHANCE, SCALE, ELECTION, SPACE),
         weight=1.0,
         cost="entries",
@@ -202,7 +206,7 @@ METHODS = (
         "knots-dare-ties",
         "DARE-TIES in a common basis of the outputs (KnOTS).",
         "https://arxiv.org/abs/2410.19735",
-        elected_mean(dare),
+        elect_and_average(dare),
         (_KNOTS, replace(SCALE, default=0.4), ELECTION, KNOTS_SPACE),
         weight=1.0,
         cost="entries",
@@ -211,7 +215,7 @@ METHODS = (
         "della",
         "Random entries, large ones more often, rescaled, then TIES' election of signs and mean.",
         "https://arxiv.org/abs/2406.11617",
-        elected_mean(della),
+        elect_and_average(della),
         (_DELLA, _WINDOW, replace(SCALE, default=1.1), ELECTION, SPACE),
         weight=1.0,
         cost="entries",
@@ -221,7 +225,7 @@ METHODS = (
         "breadcrumbs",
         "The weighted sum of the updates without their largest and their smallest entries.",
         "https://arxiv.org/abs/2312.06795",
-        summed(breadcrumbs),
+        sum_sparse(breadcrumbs),
         (_CRUMBS, _LARGEST, SCALE, SPACE, THRESHOLDS),
         cost="entries",
     ),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from merging.methods.lowrank import Truncation, Update, apply, coordinates, core_truncation
-from merging.methods.method import MergeMethod, Parameter, Work
+from merging.methods.method import MergeMethod, ModuleWork, Parameter
 from merging.methods.sign_election import SCALE
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ class Cores:
         return self.k_b[:, place], self.k_a[:, place]
 
 
-def cores(work: Work) -> Cores:
+def cores(work: ModuleWork) -> Cores:
     """The members' cores, in float64."""
-    found = work.grams()
-    (left, k_b), (right, k_a) = coordinates(found.b), coordinates(found.a)
+    gram_pair = work.grams()
+    (left, k_b), (right, k_a) = coordinates(gram_pair.b), coordinates(gram_pair.a)
     return Cores(left, right, k_b, k_a, work.stack.ranges())
 
 
-def tsv_merge(work: Work) -> Update:
+def tsv_merge(work: ModuleWork) -> Update:
     """TSV-M: the top k singular triplets of each member, their vectors made orthogonal to each other.
 
     https://arxiv.org/abs/2412.00081: U = [U_1 ... U_N] is replaced by the nearest matrix with
@@ -53,35 +53,35 @@ def tsv_merge(work: Work) -> Update:
     import torch
 
     work = work.of_updates()
-    found = cores(work)
-    given = int(work.number("components"))
-    most = given or max(1, min(work.stack.a.shape[1], work.stack.b.shape[0]) // len(work.weights))
+    member_cores = cores(work)
+    components = int(work.number("components"))
+    most = components or max(1, min(work.stack.a.shape[1], work.stack.b.shape[0]) // len(work.weights))
     us, vs, values = [], [], []
     for member, weight in enumerate(work.weights):
-        u, s, vh = _product_svd(*found.sides(member))
+        u, s, vh = _product_svd(*member_cores.sides(member))
         us.append(u[:, :most])
         vs.append(vh[:most])
         values.append(weight * s[:most])
     u, v = _nearest_orthonormal(torch.cat(us, 1)), _nearest_orthonormal(torch.cat(vs).T)
     core = u * torch.cat(values) @ v.T * work.number("scale")
-    return apply(work.stack, core_truncation(core, found.left, found.right, work.rank))
+    return apply(work.stack, core_truncation(core, member_cores.left, member_cores.right, work.rank))
 
 
-def iso_c(work: Work) -> Update:
+def iso_c(work: ModuleWork) -> Update:
     """Iso-C: the weighted sum with every singular value replaced by their mean.
 
     https://arxiv.org/abs/2502.04959. The mean is over the singular values that are not zero; the
     paper's code divides their sum by the layer's width, which `over` = width does.
     """
-    found = cores(work)
+    member_cores = cores(work)
     d = work.stack.columns(work.weights)
-    u, s, vh = _svd(found.k_b * d @ found.k_a.T)
+    u, s, vh = _svd(member_cores.k_b * d @ member_cores.k_a.T)
     width = min(work.stack.a.shape[1], work.stack.b.shape[0])
     mean = float(s.sum()) / (width if work.options["over"] == "width" else len(s))
-    return _isotropic(work, found, u, vh.T, mean)
+    return _isotropic(work, member_cores, u, vh.T, mean)
 
 
-def iso_cts(work: Work) -> Update:
+def iso_cts(work: ModuleWork) -> Update:
     """Iso-CTS: common directions of the sum, and for each member the strongest ones outside of these.
 
     https://arxiv.org/abs/2502.04959: all of them made orthonormal, with one
@@ -93,25 +93,27 @@ def iso_cts(work: Work) -> Update:
     import torch
 
     work = work.of_updates()
-    found = cores(work)
-    u, s, vh = _svd(found.k_b * work.stack.columns(work.weights) @ found.k_a.T)
+    member_cores = cores(work)
+    u, s, vh = _svd(member_cores.k_b * work.stack.columns(work.weights) @ member_cores.k_a.T)
     width = min(work.stack.a.shape[1], work.stack.b.shape[0])
     full = work.options["over"] == "width"
     total = width if full else min(work.rank, len(s))
     count = len(work.weights)
-    each = min(total // count, round((total - int(total * work.number("common"))) / count))
-    common = min(total - each * count, len(s))
+    share = min(total // count, round((total - int(total * work.number("common"))) / count))
+    common = min(total - share * count, len(s))
     us, values, vs = [u[:, :common]], [s[:common]], [vh[:common]]
     for member, weight in enumerate(work.weights):
-        left, right = found.sides(member)
+        left, right = member_cores.sides(member)
         outside = weight * (left - us[0] @ (us[0].T @ left))
         own_u, own_s, own_vh = _product_svd(outside, right, floor=float(s[0]))
-        us.append(own_u[:, :each])
-        values.append(own_s[:each])
-        vs.append(own_vh[:each])
+        us.append(own_u[:, :share])
+        values.append(own_s[:share])
+        vs.append(own_vh[:share])
     u, v = _nearest_orthonormal(torch.cat(us, 1)), _nearest_orthonormal(torch.cat(vs).T)
-    chosen = torch.cat(values)
-    return _isotropic(work, found, u, v, float(chosen.sum()) / (width if full else len(chosen)))
+    singular_values = torch.cat(values)
+    return _isotropic(
+        work, member_cores, u, v, float(singular_values.sum()) / (width if full else len(singular_values))
+    )
 
 
 def _svd(core: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,8 +121,8 @@ def _svd(core: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     import torch
 
     u, s, vh = torch.linalg.svd(core, full_matrices=False)
-    kept = max(0 if floor else 1, int((s > _ROUNDING * max(float(s[0]), floor)).sum()))
-    return u[:, :kept], s[:kept], vh[:kept]
+    rank_kept = max(0 if floor else 1, int((s > _ROUNDING * max(float(s[0]), floor)).sum()))
+    return u[:, :rank_kept], s[:rank_kept], vh[:rank_kept]
 
 
 def _product_svd(left: Tensor, right: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,21 +140,23 @@ def _nearest_orthonormal(columns: Tensor) -> Tensor:
     return u @ vh
 
 
-def _isotropic(work: Work, found: Cores, u: Tensor, v: Tensor, value: float) -> Update:
+def _isotropic(work: ModuleWork, member_cores: Cores, u: Tensor, v: Tensor, value: float) -> Update:
     """value * U V^T, or its first columns where the rank is smaller; the others are the energy lost.
 
     Of more directions than U or V has rows it is the best approximation of the rank.
     """
     value *= work.number("scale")
     if u.shape[1] > min(u.shape[0], v.shape[0]):
-        return apply(work.stack, core_truncation(value * u @ v.T, found.left, found.right, work.rank))
-    kept = min(work.rank, u.shape[1])
+        return apply(
+            work.stack, core_truncation(value * u @ v.T, member_cores.left, member_cores.right, work.rank)
+        )
+    rank_kept = min(work.rank, u.shape[1])
     root = abs(value) ** 0.5
-    left = found.left.T @ u[:, :kept] * root * (1 if value >= 0 else -1)
-    right = (v[:, :kept].T * root) @ found.right
+    left = member_cores.left.T @ u[:, :rank_kept] * root * (1 if value >= 0 else -1)
+    right = (v[:, :rank_kept].T * root) @ member_cores.right
     update = apply(work.stack, Truncation(left, right, u.new_zeros(0)))
     energy, lost = (
-        float((x @ y.T).square().sum()) * value**2 for x, y in ((u, v), (u[:, kept:], v[:, kept:]))
+        float((x @ y.T).square().sum()) * value**2 for x, y in ((u, v), (u[:, rank_kept:], v[:, rank_kept:]))
     )
     return replace(update, energy=energy, discarded=lost)
 

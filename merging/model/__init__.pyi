@@ -1,20 +1,20 @@
-from .base import BaseModel, check_source, checkpoint, first_look, keep_base, load_base, quiet
+from .base import LoadedBase, check_source, checkpoint, first_look, keep_base, load_base, quiet
 from .memory import in_pieces, is_shortage, memory_limit
-from .prompts import DATE, Prompt, date_of, encode, encode_each, normalised
+from .prompts import DATE, Prompt, date_of, encode, encode_each, normalise_text
 from .tasks import (
     BUDGET,
     METRICS,
     TASK_NAME,
-    Budget,
     Example,
+    ExampleBudget,
     Split,
     Task,
     budget,
     draw,
     examples,
     find_task,
+    first_examples,
     read_task,
-    seen,
 )
 
 __all__ = [
@@ -22,9 +22,9 @@ __all__ = [
     "DATE",
     "METRICS",
     "TASK_NAME",
-    "BaseModel",
-    "Budget",
     "Example",
+    "ExampleBudget",
+    "LoadedBase",
     "Prompt",
     "Split",
     "Task",
@@ -37,14 +37,14 @@ __all__ = [
     "encode_each",
     "examples",
     "find_task",
+    "first_examples",
     "first_look",
     "in_pieces",
     "is_shortage",
     "keep_base",
     "load_base",
     "memory_limit",
-    "normalised",
+    "normalise_text",
     "quiet",
     "read_task",
-    "seen",
 ]

@@ -20,7 +20,7 @@ from catalog.extras import require_extra
 from merging.model.gguf import GgufError, check_llama
 from merging.model.memory import memory_limit
 from merging.model.prompts import DATE
-from merging.model.reading import Reading, reading_of, reading_of_config
+from merging.model.reading import ReadingMode, reading_of, reading_of_config
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ _BY_ROW = frozenset({"gpt_neo", "mpt"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BaseModel:
+class LoadedBase:
     """A causal language model with its tokenizer; `limit` is the most tokens of a prompt with its answer.
 
     `name` is what adapters name as their base, `revision` the commit of the Hub or None. `reading` says how
@@ -47,7 +47,7 @@ class BaseModel:
     tokenizer: Any
     limit: int
     revision: str | None = None
-    reading: Reading = field(default=None)  # type: ignore[assignment]
+    reading: ReadingMode = field(default=None)  # type: ignore[assignment]
     date: date = DATE
 
     def __post_init__(self) -> None:
@@ -56,8 +56,8 @@ class BaseModel:
 
     @property
     def _parameter(self) -> torch.Tensor:
-        found: torch.Tensor = next(iter(self.model.parameters()))
-        return found
+        parameter: torch.Tensor = next(iter(self.model.parameters()))
+        return parameter
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +78,7 @@ def load_base(
     dtype: str | None = None,
     revision: str | None = None,
     date: date = DATE,
-) -> BaseModel:
+) -> LoadedBase:
     """The base model in the folder `base`, kept as `base` below the folder `bases`, or of that id on the Hub.
 
     `dtype` is float32 on a CPU and bfloat16 elsewhere unless named, `date` the day on which it is asked. The
@@ -99,21 +99,21 @@ def load_base(
         raise UsageError(f"The device {device} is not there; choose cpu or another.") from error
     kind = getattr(torch, dtype) if dtype else torch.float32 if where.type == "cpu" else torch.bfloat16
     with memory_limit(f"The base model {base}"):
-        model, tokenizer = _loaded(base, str(place or base), kind, revision)
+        model, tokenizer = _load(base, str(place or base), kind, revision)
         model.to(where).eval().requires_grad_(False)
     text = model.config.get_text_config()
     longest = int(getattr(text, "max_position_embeddings", None) or CONTEXT)
     commit = getattr(model.config, "_commit_hash", None)
-    known = reading_of(model, bases / CHECKS if bases else None)
-    return BaseModel(base, model, tokenizer, min(longest, CONTEXT), commit, known, date)
+    reading = reading_of(model, bases / CHECKS if bases else None)
+    return LoadedBase(base, model, tokenizer, min(longest, CONTEXT), commit, reading, date)
 
 
 def checkpoint(base: str, bases: Path | None) -> Path | None:
     """The folder of a base model on this machine, None where only the Hub may have it."""
     if (Path(base) / "config.json").is_file():
         return Path(base)
-    kept = bases / kept_name(base) if bases else None
-    return kept if kept and (kept / "config.json").is_file() else None
+    local_copy = bases / kept_name(base) if bases else None
+    return local_copy if local_copy and (local_copy / "config.json").is_file() else None
 
 
 def kept_name(base: str) -> str:
@@ -181,14 +181,14 @@ def quiet() -> Iterator[None]:
     """Keeps progress bars and notes of transformers off the terminal; its errors still come."""
     from transformers.utils import logging as notes
 
-    shown, level = notes.is_progress_bar_enabled(), notes.get_verbosity()
+    progress_bar, level = notes.is_progress_bar_enabled(), notes.get_verbosity()
     notes.disable_progress_bar()  # type: ignore[no-untyped-call]
     notes.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
         notes.set_verbosity(level)
-        if shown:
+        if progress_bar:
             notes.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
@@ -201,20 +201,20 @@ def first_look(base: str) -> tuple[Any, bool]:
     from transformers import AutoConfig, AutoTokenizer
 
     def look(local: bool) -> tuple[Any, Any]:
-        given: Any = {"trust_remote_code": False, "local_files_only": local}
-        config = AutoConfig.from_pretrained(base, **given)
-        return AutoTokenizer.from_pretrained(base, **given), config
+        options: Any = {"trust_remote_code": False, "local_files_only": local}
+        config = AutoConfig.from_pretrained(base, **options)
+        return AutoTokenizer.from_pretrained(base, **options), config
 
     with quiet(), _loading(base):
         try:
             tokenizer, config = look(True)
         except OSError:
             tokenizer, config = look(False)
-    known = reading_of_config(config)
-    return tokenizer, known.recurrent or known.window < CONTEXT or config.model_type in _BY_ROW
+    reading = reading_of_config(config)
+    return tokenizer, reading.recurrent or reading.window < CONTEXT or config.model_type in _BY_ROW
 
 
-def _loaded(name: str, place: str, kind: torch.dtype, revision: str | None) -> tuple[Any, Any]:
+def _load(name: str, place: str, kind: torch.dtype, revision: str | None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet(), _loading(name):

@@ -33,7 +33,7 @@ class GgufError(ValueError):
 
 
 @dataclass(frozen=True)
-class Header:
+class GgufHeader:
     """Single values by name, the lengths of the lists, and the shapes of tensors, fastest dimension first."""
 
     values: Mapping[str, object]
@@ -70,14 +70,14 @@ def check_llama(path: Path) -> None:
         "ffn_down": (inner, width),
     }
     embeddings = (width, header.lists[_WORDS])
-    wanted = {"token_embd.weight": embeddings, "output_norm.weight": (width,)}
+    expected = {"token_embd.weight": embeddings, "output_norm.weight": (width,)}
     for number in range(blocks):
-        wanted |= {f"blk.{number}.{name}.weight": shape for name, shape in block.items()}
+        expected |= {f"blk.{number}.{name}.weight": shape for name, shape in block.items()}
     # Without one of its own, the output has the weights of the embeddings.
-    _compare(header.tensors, wanted, {"output.weight": embeddings})
+    _compare(header.tensors, expected, {"output.weight": embeddings})
 
 
-def _refuse_scaled_positions(header: Header) -> None:
+def _refuse_scaled_positions(header: GgufHeader) -> None:
     scaled = [
         name for name in _SCALED if name in header.tensors or header.values.get(name) not in (None, "none")
     ]
@@ -87,7 +87,7 @@ def _refuse_scaled_positions(header: Header) -> None:
         )
 
 
-def _number(header: Header, name: str, default: int | None = None) -> int:
+def _number(header: GgufHeader, name: str, default: int | None = None) -> int:
     value = header.values.get(f"llama.{name}", default)
     if type(value) is not int or value < 1:
         raise GgufError(f"it does not say llama.{name}")
@@ -96,27 +96,27 @@ def _number(header: Header, name: str, default: int | None = None) -> int:
 
 def _compare(
     tensors: Mapping[str, tuple[int, ...]],
-    wanted: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
     optional: Mapping[str, tuple[int, ...]],
 ) -> None:
-    for name, shape in {**wanted, **optional}.items():
+    for name, shape in {**expected, **optional}.items():
         if name in tensors and tensors[name] != shape:
             raise GgufError(f"{name} has the shape {list(tensors[name])}, not {list(shape)}")
-        if name in wanted and name not in tensors:
+        if name in expected and name not in tensors:
             raise GgufError(f"it has no tensor {name}")
     for name in tensors:
-        if name not in wanted and name not in optional:
+        if name not in expected and name not in optional:
             raise GgufError(f"it has a tensor {name[:80]}, which a Llama model of its header has not")
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> GgufHeader:
     """The header of a GGUF file; raises GgufError for one that is cut off, or not of version 2 or 3."""
     with path.open("rb") as file:
-        return _Reader(file, path.stat().st_size).header()
+        return _GgufReader(file, path.stat().st_size).header()
 
 
 @dataclass
-class _Reader:
+class _GgufReader:
     """A file of `size` bytes that is read from the start; a length beyond its end is refused at once."""
 
     file: BinaryIO
@@ -124,7 +124,7 @@ class _Reader:
     values: dict[str, object] = field(default_factory=dict)
     lists: dict[str, int] = field(default_factory=dict)
 
-    def header(self) -> Header:
+    def header(self) -> GgufHeader:
         if self.take(4) != b"GGUF":
             raise GgufError("it does not begin with GGUF")
         version = self.number("I")
@@ -136,7 +136,7 @@ class _Reader:
             raise GgufError(f"it claims {tensors:,} tensors and {values:,} values, which no model has")
         for _ in range(values):
             self.read_value()
-        return Header(self.values, self.lists, self.tensors(tensors))
+        return GgufHeader(self.values, self.lists, self.tensors(tensors))
 
     def tensors(self, count: int) -> dict[str, tuple[int, ...]]:
         """The shapes by name; raises GgufError where the data of one is not in the file."""
@@ -176,7 +176,7 @@ class _Reader:
         if kind == _STRING:
             self.values[name] = self.text()
         elif kind in _FORMATS:
-            self.values[name] = self.unpacked(_FORMATS[kind])
+            self.values[name] = self.unpack(_FORMATS[kind])
         elif kind == _ARRAY:
             self.skip_list(name)
         else:
@@ -206,11 +206,11 @@ class _Reader:
         return self.take(self.number("Q")).decode("utf-8", "backslashreplace")
 
     def number(self, code: str) -> int:
-        return int(self.unpacked(code))
+        return int(self.unpack(code))
 
-    def unpacked(self, code: str) -> int | float | bool:
-        found: int | float | bool = struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
-        return found
+    def unpack(self, code: str) -> int | float | bool:
+        value: int | float | bool = struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+        return value
 
     def skip(self, length: int) -> None:
         self.check(length)

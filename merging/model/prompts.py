@@ -88,7 +88,7 @@ def question_text(tokenizer: Any, task: Task, example: Example, date: date = DAT
     """The question as the model reads it, up to where its answer begins, asked on that date."""
     content = f"{task.instruction}\n\n{example.input}"
     if getattr(tokenizer, "chat_template", None):
-        return _in_template(tokenizer, content, date, date_string=_written(date))
+        return _in_template(tokenizer, content, date, date_string=_format_date(date))
     return f"{content}\n\n"
 
 
@@ -101,17 +101,17 @@ def date_of(tokenizer: Any, date: date = DATE) -> str | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     texts = {_in_template(tokenizer, "?", other) for other in (DATE, _OTHER_DATE)}
-    texts.add(_in_template(tokenizer, "?", date, date_string=_written(date)))
+    texts.add(_in_template(tokenizer, "?", date, date_string=_format_date(date)))
     return None if len(texts) == 1 else date.isoformat()
 
 
-def _in_template(tokenizer: Any, content: str, date: date, **given: str) -> str:
+def _in_template(tokenizer: Any, content: str, date: date, **variables: str) -> str:
     """A user's turn in the chat template, whose clock stands at midnight of the date."""
     template = tokenizer.get_chat_template()
     if _CLOCK in template:
-        given["chat_template"] = _clock(date) + template
+        variables["chat_template"] = _clock(date) + template
     turn = [{"role": "user", "content": content}]
-    return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, **given))
+    return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, **variables))
 
 
 @lru_cache
@@ -129,12 +129,12 @@ def _clock(date: date) -> str:
     return f"{{% macro {_CLOCK}(format) %}}{{{{ format{filters}|replace('%%', '%') }}}}{{% endmacro %}}\n"
 
 
-def _written(date: date) -> str:
+def _format_date(date: date) -> str:
     """The date as Llama's templates have it; months are English whatever the language of the machine."""
     return f"{date.day:02d} {_MONTHS[date.month - 1]} {date.year}"
 
 
-def normalised(text: str) -> str:
+def normalise_text(text: str) -> str:
     """A text as exact match compares it: lower case, no blanks, no full stops and line ends at its ends.
 
     As the recycling paper's code does (r-three/realistic-adaptive-merging at cfc70df): what stands between

@@ -37,7 +37,7 @@ VERSION = 1
 
 
 @dataclass(slots=True, eq=False)
-class Reading:
+class ReadingMode:
     """What is known of a model's trees.
 
     `window` is the longest path, in tokens, that every layer sees whole; `recurrent` says that states are
@@ -52,7 +52,7 @@ class Reading:
     place: Path | None = None
 
     @property
-    def shared_length(self) -> float:
+    def tree_length(self) -> float:
         """The longest path that is read in a tree; 0 where none is.
 
         Once a tree was wrong, only lengths at which one was right are read so.
@@ -66,7 +66,7 @@ class Reading:
         return not self.recurrent and length <= self.window and self.right < length < self.wrong
 
     @property
-    def ordered(self) -> bool:
+    def depends_on_order(self) -> bool:
         """Whether what precedes a prompt in its row, padding too, may change it."""
         return self.recurrent or not math.isinf(self.wrong)
 
@@ -78,15 +78,15 @@ class Reading:
             self.wrong = min(self.wrong, max(length, self.right + 1))
         if self.place is None:
             return
-        told = {"right": self.right, "wrong": None if math.isinf(self.wrong) else int(self.wrong)}
+        document = {"right": self.right, "wrong": None if math.isinf(self.wrong) else int(self.wrong)}
         # Only a shortcut: where the disk refuses, the next process finds the same.
         with contextlib.suppress(OSError):
             self.place.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(self.place) as new:
-                new.write_text(json.dumps(told), encoding="utf-8")
+                new.write_text(json.dumps(document), encoding="utf-8")
 
 
-def reading_of(model: Any, folder: Path | None = None) -> Reading:
+def reading_of(model: Any, folder: Path | None = None) -> ReadingMode:
     """What a model's configuration says of its trees, and what earlier checks of such a model found.
 
     Checks are kept in `folder` by configuration, data type, device, and the versions of transformers and
@@ -94,29 +94,29 @@ def reading_of(model: Any, folder: Path | None = None) -> Reading:
     """
     config = getattr(model, "config", None)
     if config is None:
-        return Reading()
-    made = reading_of_config(config, bool(getattr(type(model), "_is_stateful", False)))
+        return ReadingMode()
+    reading = reading_of_config(config, bool(getattr(type(model), "_is_stateful", False)))
     if folder is not None:
-        made.place = folder / f"{_identity(model, config)}.json"
+        reading.place = folder / f"{_identity(model, config)}.json"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            told = json.loads(made.place.read_text("utf-8"))
-            made.right = int(told["right"])
-            made.wrong = math.inf if told["wrong"] is None else int(told["wrong"])
-    return made
+            document = json.loads(reading.place.read_text("utf-8"))
+            reading.right = int(document["right"])
+            reading.wrong = math.inf if document["wrong"] is None else int(document["wrong"])
+    return reading
 
 
-def reading_of_config(config: Any, stateful: bool = False) -> Reading:
+def reading_of_config(config: Any, stateful: bool = False) -> ReadingMode:
     """What a configuration says of a model's trees; `stateful` is what transformers says of its class."""
     text = config.get_text_config()
     kinds = tuple(_kinds(text))
-    return Reading(_window(text, kinds), _recurrent(text, kinds, stateful))
+    return ReadingMode(_window(text, kinds), _recurrent(text, kinds, stateful))
 
 
 def _kinds(config: Any) -> Iterator[str]:
     for name in _KINDS:
-        found = getattr(config, name, None)
-        if isinstance(found, (list, tuple)):
-            yield from (kind for kind in found if isinstance(kind, str))
+        value = getattr(config, name, None)
+        if isinstance(value, (list, tuple)):
+            yield from (kind for kind in value if isinstance(kind, str))
 
 
 def _recurrent(config: Any, kinds: tuple[str, ...], stateful: bool) -> bool:
@@ -142,9 +142,19 @@ def _identity(model: Any, config: Any) -> str:
     import torch
     import transformers
 
-    told = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    settings = {
+        k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")
+    }
     first = next(iter(model.parameters()))
     attention = getattr(config, "_attn_implementation", None)
-    parts = (VERSION, told, transformers.__version__, torch.__version__, attention, first.dtype, first.device)
+    parts = (
+        VERSION,
+        settings,
+        transformers.__version__,
+        torch.__version__,
+        attention,
+        first.dtype,
+        first.device,
+    )
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -59,7 +59,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class ExampleBudget:
     """The examples that a method may see: `train` to learn from, `valid` to choose by; none of the test."""
 
     train: tuple[Example, ...]
@@ -77,20 +77,20 @@ def read_task(folder: Path) -> Task:
     file = folder / TASK_NAME
     if not file.is_file():
         raise NotFoundError(f"{folder} holds no {TASK_NAME}; name the folder of a task.")
-    told = _document(file)
+    document = _document(file)
     try:
-        metric = told["metric"]
+        metric = document["metric"]
         if metric not in get_args(Metric):
             raise UsageError(f"{file}: the metric is accuracy or exact_match, not {metric!r}.")
         return Task(
-            name=_text(told, "name"),
+            name=_text(document, "name"),
             folder=folder,
-            instruction=_text(told, "instruction"),
+            instruction=_text(document, "instruction"),
             metric=metric,
-            choices=_choices(told.get("choices")),
-            group=str(told.get("group") or ""),
-            source=str(told.get("source") or ""),
-            license=str(told.get("license") or "unknown"),
+            choices=_choices(document.get("choices")),
+            group=str(document.get("group") or ""),
+            source=str(document.get("source") or ""),
+            license=str(document.get("license") or "unknown"),
             digest=_digest(folder),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -105,9 +105,11 @@ def find_task(name: str, tasks: Path | None = None) -> Task:
     for folder in (Path(name), *([tasks / name] if tasks else [])):
         if (folder / TASK_NAME).is_file():
             return read_task(folder)
-    known = sorted(path.parent.name for path in tasks.glob(f"*/{TASK_NAME}")) if tasks else []
-    there = f"{tasks} holds {', '.join(known)}" if known else "name its folder, or where tasks are by --tasks"
-    raise NotFoundError(f"There is no task {name}; {there}.")
+    names = sorted(path.parent.name for path in tasks.glob(f"*/{TASK_NAME}")) if tasks else []
+    advice = (
+        f"{tasks} holds {', '.join(names)}" if names else "name its folder, or where tasks are by --tasks"
+    )
+    raise NotFoundError(f"There is no task {name}; {advice}.")
 
 
 def examples(task: Task, split: Split) -> tuple[Example, ...]:
@@ -125,13 +127,13 @@ def examples(task: Task, split: Split) -> tuple[Example, ...]:
         raise NotFoundError(f"The task {task.name} has no {split} examples: there is no {file}.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}.") from error
-    found = tuple(_examples(task, file, lines))
-    if not found:
+    rows = tuple(_examples(task, file, lines))
+    if not rows:
         raise UsageError(f"{file} holds no examples.")
-    return found
+    return rows
 
 
-def budget(task: Task, n: int = BUDGET, *, seed: int = 0, valid: float = VALID_SHARE) -> Budget:
+def budget(task: Task, n: int = BUDGET, *, seed: int = 0, valid: float = VALID_SHARE) -> ExampleBudget:
     """`n` of the training examples drawn without replacement, the share `valid` of them for validation.
 
     The draw depends on the seed and the task's name alone. Raises UsageError where the task has fewer than
@@ -142,11 +144,11 @@ def budget(task: Task, n: int = BUDGET, *, seed: int = 0, valid: float = VALID_S
         raise UsageError(
             f"A budget of {n} examples cannot be split into training and validation; ask for more."
         )
-    drawn = seen(task, n, seed=seed)
-    return Budget(drawn[held:], drawn[:held], seed)
+    train_examples = first_examples(task, n, seed=seed)
+    return ExampleBudget(train_examples[held:], train_examples[:held], seed)
 
 
-def seen(task: Task, n: int, *, seed: int = 0) -> tuple[Example, ...]:
+def first_examples(task: Task, n: int, *, seed: int = 0) -> tuple[Example, ...]:
     """The first `n` of the training examples in an order of the seed: whoever sees fewer sees no others.
 
     A selection and a training with the same seed therefore read the same examples. Raises UsageError where
@@ -173,12 +175,12 @@ def draw(task: Task, split: Split, limit: int | None = None, *, seed: int = 0) -
 
 def _document(file: Path) -> dict[str, Any]:
     try:
-        told = load_json(file.read_bytes(), max_bytes=_MOST_BYTES)
+        document = load_json(file.read_bytes(), max_bytes=_MOST_BYTES)
     except (OSError, ConfigError) as error:
         raise UsageError(f"{file} cannot be read: {error}.") from error
-    if not isinstance(told, dict):
+    if not isinstance(document, dict):
         raise UsageError(f"{file} describes no task: it is no JSON object.")
-    return told
+    return document
 
 
 def _examples(task: Task, file: Path, lines: Sequence[str]) -> Iterator[Example]:
@@ -186,9 +188,9 @@ def _examples(task: Task, file: Path, lines: Sequence[str]) -> Iterator[Example]
         if not line.strip():
             continue
         try:
-            told: Any = load_json(line.encode(), max_bytes=_MOST_BYTES)
-            choices = _choices(told.get("choices")) or task.choices
-            example = Example(_text(told, "input"), _text(told, "target"), choices)
+            document: Any = load_json(line.encode(), max_bytes=_MOST_BYTES)
+            choices = _choices(document.get("choices")) or task.choices
+            example = Example(_text(document, "input"), _text(document, "target"), choices)
         except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"{file} line {number} is no example: {_reason(error)}.") from error
         if task.metric == "accuracy" and example.target not in choices:
@@ -199,21 +201,21 @@ def _examples(task: Task, file: Path, lines: Sequence[str]) -> Iterator[Example]
         yield example
 
 
-def _text(told: dict[str, Any], key: str) -> str:
-    value = told[key]
+def _text(document: dict[str, Any], key: str) -> str:
+    value = document[key]
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key} is empty or no text")
     return value
 
 
-def _choices(told: object) -> tuple[str, ...]:
-    if told is None:
+def _choices(value: object) -> tuple[str, ...]:
+    if value is None:
         return ()
-    if not isinstance(told, list) or not all(isinstance(one, str) and one.strip() for one in told):
+    if not isinstance(value, list) or not all(isinstance(choice, str) and choice.strip() for choice in value):
         raise ValueError("choices is no list of texts")
-    if len(told) < 2 or len(set(told)) < len(told):
+    if len(value) < 2 or len(set(value)) < len(value):
         raise ValueError("choices has fewer than two entries, or one of them twice")
-    return tuple(told)
+    return tuple(value)
 
 
 def _reason(error: Exception) -> str:
@@ -222,9 +224,9 @@ def _reason(error: Exception) -> str:
 
 def _digest(folder: Path) -> str:
     """The sha256 over the names and hashes of the task's files that are there."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in (TASK_NAME, *(f"{split}.jsonl" for split in SPLITS)):
         file = folder / name
         if file.is_file():
-            whole.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return whole.hexdigest()
+            digest.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()

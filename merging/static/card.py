@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from catalog.adapters import misreadings
-from merging.members import Member
+from merging.members import MergeMember
 from merging.methods import MergeMethod
 
 # What may stand in a table of Markdown; names from strangers lose everything else.
 _STRANGE = re.compile(r"[^\w .@/:+-]")
 
 
-def model_card(members: Sequence[Member], method: MergeMethod, record: Mapping[str, Any]) -> str:
+def model_card(members: Sequence[MergeMember], method: MergeMethod, record: Mapping[str, Any]) -> str:
     """The text of README.md: front matter, then base, method, members and licences.
 
     Front matter as https://huggingface.co/docs/hub/model-cards has it: `merge` among the tags. The licence is
@@ -48,8 +48,8 @@ def model_card(members: Sequence[Member], method: MergeMethod, record: Mapping[s
     ]
     if record["totals"]["energy"]:
         lines += ["", f"Energy that the rank could not hold: {_share(record['totals'])}."]
-    found = misreadings({module["rank"] for module in record["modules"].values()})
-    lines += ["", *found] if found else []
+    misread_by = misreadings({module["rank"] for module in record["modules"].values()})
+    lines += ["", *misread_by] if misread_by else []
     lines += ["", "merge.json beside this file has every parameter, version and digest."]
     return "\n".join(lines) + "\n"
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from catalog.adapters import CONFIG_NAME, BaseTable, LoraModule
 from catalog.errors import MergeError, UsageError, WeightsError
 from merging.members import (
-    Member,
+    MergeMember,
     adapter_config,
     digest_of,
     factor_names,
@@ -66,8 +66,8 @@ _Draw = Callable[[str], "tuple[Tensor, Tensor]"]
 
 
 def stand_in(
-    member: Member, kind: str, out: Path, seed: int = 0, pool: Sequence[Member] | None = None
-) -> Member:
+    member: MergeMember, kind: str, out: Path, seed: int = 0, pool: Sequence[MergeMember] | None = None
+) -> MergeMember:
     """A stand-in of the member, written to the folder `out`, which PEFT loads like any adapter.
 
     `kind` is one of KINDS; `pool` are the members that random-pooled takes its standard deviations from, the
@@ -78,55 +78,55 @@ def stand_in(
     Raises UsageError for a kind that is none and a folder with something else in it, MergeError for values
     that are not finite and for a member that has a module in one layer only (shuffled-layers), StorageError.
     """
-    return _stand_in(member, kind, out, seed, *_pooled(kind, pool or (member,)))
+    return _stand_in(member, kind, out, seed, *_pool_spread(kind, pool or (member,)))
 
 
 def stand_ins(
-    members: Sequence[Path | Member],
+    members: Sequence[Path | MergeMember],
     kind: str,
     out: Path,
     seed: int = 0,
     *,
     base: str | None = None,
     table: BaseTable | None = None,
-) -> tuple[Member, ...]:
+) -> tuple[MergeMember, ...]:
     """A stand-in of every member, each in a folder of its own below `out`; the members are the pool.
 
     `base` and `table` are those of `load_members`. Raises what `stand_in` and `load_members` raise.
     """
     loaded = load_members(members, base=base, table=table)
-    pooled = _pooled(kind, loaded)
+    pooled = _pool_spread(kind, loaded)
     return tuple(
         _stand_in(member, kind, out / f"{number:03}-{_STRANGE.sub('--', member.name)[-80:]}", seed, *pooled)
         for number, member in enumerate(loaded, 1)
     )
 
 
-def spread(members: Sequence[Member]) -> dict[str, tuple[float, float]]:
+def entry_deviations(members: Sequence[MergeMember]) -> dict[str, tuple[float, float]]:
     """The standard deviations of all stored entries of A and of B by module, over all members that have it.
 
     With the divisor n - 1, as `torch.std`; 0 for a single entry. Raises MergeError for values that are not
     finite, WeightsError.
     """
-    found = {}
+    deviations = {}
     for shape in shapes(members):
         pairs = [_factors(member, shape.name) for member in members if shape.name in member.places]
-        found[shape.name] = (_std([a for a, _ in pairs]), _std([b for _, b in pairs]))
-    return found
+        deviations[shape.name] = (_std([a for a, _ in pairs]), _std([b for _, b in pairs]))
+    return deviations
 
 
-def _pooled(kind: str, pool: Sequence[Member]) -> tuple[Spread, tuple[str, ...]]:
+def _pool_spread(kind: str, pool: Sequence[MergeMember]) -> tuple[Spread, tuple[str, ...]]:
     """The spread of a pool and the digests of its members, empty where the kind does not look at it."""
     if kind not in KINDS:
         raise UsageError(f"{kind!r} is no control; choose one of {', '.join(KINDS)}.")
     if kind != "random-pooled":
         return {}, ()
-    return spread(pool), tuple(_digest(member) for member in pool)
+    return entry_deviations(pool), tuple(_digest(member) for member in pool)
 
 
 def _stand_in(
-    member: Member, kind: str, out: Path, seed: int, pooled: Spread, digests: Sequence[str]
-) -> Member:
+    member: MergeMember, kind: str, out: Path, seed: int, pooled: Spread, digests: Sequence[str]
+) -> MergeMember:
     digest = _digest(member)
     dtype = _dtype(member, kind)
     record = {
@@ -163,14 +163,16 @@ def _stand_in(
 def _held(out: Path, record: Mapping[str, Any], document: Mapping[str, Any]) -> str | None:
     """The digest of the weights in a folder that holds this stand-in, byte by byte; else None."""
     try:
-        found = [json.loads((out / name).read_text(encoding="utf-8")) for name in (CONTROL_NAME, CONFIG_NAME)]
+        documents = [
+            json.loads((out / name).read_text(encoding="utf-8")) for name in (CONTROL_NAME, CONFIG_NAME)
+        ]
         digest = digest_of(weights_path(out))
     except (OSError, ValueError, WeightsError):
         return None
-    return digest if found == [{**record, "sha256": digest}, document] else None
+    return digest if documents == [{**record, "sha256": digest}, document] else None
 
 
-def _document(member: Member) -> dict[str, Any]:
+def _document(member: MergeMember) -> dict[str, Any]:
     """The adapter_config.json: plain LoRA on the member's modules with its ranks and alphas."""
     ranks = {module.name: module.rank for module in member.spec.modules}
     config = member.config
@@ -184,7 +186,7 @@ def _document(member: Member) -> dict[str, Any]:
     }
 
 
-def _write_factors(member: Member, draw: _Draw, folder: Path, dtype: str) -> None:
+def _write_factors(member: MergeMember, draw: _Draw, folder: Path, dtype: str) -> None:
     union = shapes([member])
     names = [name for shape in union for name in factor_names(shape)]
     with storage(folder), tensor_writer(weights_path(folder), dtype, names) as writer:
@@ -199,15 +201,15 @@ def _write_factors(member: Member, draw: _Draw, folder: Path, dtype: str) -> Non
                     ) from error
 
 
-def _draw(member: Member, kind: str, key: tuple[object, ...], pooled: Spread) -> _Draw:
+def _draw(member: MergeMember, kind: str, key: tuple[object, ...], pooled: Spread) -> _Draw:
     if kind == "shuffled-layers":
-        origin = _shuffled(member, key)
+        origin = _shuffle_modules(member, key)
         return lambda module: _factors(member, origin[module])
     if kind == "random-directions":
-        return lambda module: _redirected(member, module, (*key, module))
+        return lambda module: _redirect_factors(member, module, (*key, module))
     if kind == "permuted-ranks":
-        return lambda module: _permuted(member, module, (*key, module))
-    spreads = pooled if kind == "random-pooled" else spread([member])
+        return lambda module: _permute_ranks(member, module, (*key, module))
+    spreads = pooled if kind == "random-pooled" else entry_deviations([member])
     return lambda module: _normals(member.modules[module], spreads[module], (*key, module))
 
 
@@ -221,7 +223,7 @@ def _normals(
     return a.mul_(std_a).float(), b.mul_(std_b).float()
 
 
-def _redirected(member: Member, module: str, key: tuple[object, ...]) -> tuple[Tensor, Tensor]:
+def _redirect_factors(member: MergeMember, module: str, key: tuple[object, ...]) -> tuple[Tensor, Tensor]:
     """A' = sqrt(S / |s|) V^T and B' = U sqrt(S / |s|), S the singular values of s B A, U and V random.
 
     Rows beyond the rank that the layer allows are zero.
@@ -232,19 +234,19 @@ def _redirected(member: Member, module: str, key: tuple[object, ...]) -> tuple[T
     a, b = (factor.double() for factor in _factors(member, module))
     # The singular values of B A are those of the product of both triangles.
     values = torch.linalg.svdvals(torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T)
-    kept = len(values)
+    rank = len(values)
     new_a, new_b = torch.zeros_like(a), torch.zeros_like(b)
-    new_a[:kept] = values.sqrt()[:, None] * _orthonormal((*key, "A"), shape.in_features, kept).T
-    new_b[:, :kept] = _orthonormal((*key, "B"), shape.out_features, kept) * values.sqrt()
+    new_a[:rank] = values.sqrt()[:, None] * _orthonormal((*key, "A"), shape.in_features, rank).T
+    new_b[:, :rank] = _orthonormal((*key, "B"), shape.out_features, rank) * values.sqrt()
     return new_a.float(), new_b.float()
 
 
-def _permuted(member: Member, module: str, key: tuple[object, ...]) -> tuple[Tensor, Tensor]:
+def _permute_ranks(member: MergeMember, module: str, key: tuple[object, ...]) -> tuple[Tensor, Tensor]:
     """A and B with the module's ranks in a random order."""
     import numpy as np
 
     a, b = _factors(member, module)
-    order = np.random.Generator(np.random.Philox(key=_seed(key))).permutation(a.shape[0])
+    order = np.random.Generator(np.random.Philox(key=_module_seed(key))).permutation(a.shape[0])
     return a[order], b[:, order]
 
 
@@ -259,7 +261,7 @@ def _orthonormal(key: tuple[object, ...], rows: int, columns: int) -> Tensor:
     return signed
 
 
-def _shuffled(member: Member, key: tuple[object, ...]) -> dict[str, str]:
+def _shuffle_modules(member: MergeMember, key: tuple[object, ...]) -> dict[str, str]:
     """The module whose factors each module gets: the next on a random cycle through the layers."""
     import numpy as np
 
@@ -271,22 +273,24 @@ def _shuffled(member: Member, key: tuple[object, ...]) -> dict[str, str]:
                 f"{names[0]}; choose another control or leave it out."
             )
         layers = tuple(member.modules[name].layer for name in names)
-        order = np.random.Generator(np.random.Philox(key=_seed((*key, layers)))).permutation(len(names))
+        order = np.random.Generator(np.random.Philox(key=_module_seed((*key, layers)))).permutation(
+            len(names)
+        )
         origin.update({names[order[n]]: names[order[n - 1]] for n in range(len(names))})
     return origin
 
 
-def _columns(member: Member) -> Iterator[list[str]]:
+def _columns(member: MergeMember) -> Iterator[list[str]]:
     """Names of modules that differ in nothing but the layer: same place, shape, rank and scaling."""
-    found: dict[tuple[object, ...], list[str]] = {}
+    columns: dict[tuple[object, ...], list[str]] = {}
     for m in member.spec.modules:
         place = _NUMBER.sub("*", m.name, count=1)
         same = (place, m.kind, m.in_features, m.out_features, m.rank, m.scaling)
-        found.setdefault(same, []).append(m.name)
-    yield from found.values()
+        columns.setdefault(same, []).append(m.name)
+    yield from columns.values()
 
 
-def _factors(member: Member, module: str) -> tuple[Tensor, Tensor]:
+def _factors(member: MergeMember, module: str) -> tuple[Tensor, Tensor]:
     """A and B as stored, in float32 or better; raises MergeError where they are not finite."""
     import torch
 
@@ -311,20 +315,20 @@ def _normal(key: tuple[object, ...], rows: int, columns: int) -> Tensor:
     import numpy as np
     import torch
 
-    generator = np.random.Generator(np.random.Philox(key=_seed(key)))
+    generator = np.random.Generator(np.random.Philox(key=_module_seed(key)))
     return torch.from_numpy(generator.standard_normal((rows, columns)))
 
 
-def _seed(key: tuple[object, ...]) -> int:
+def _module_seed(key: tuple[object, ...]) -> int:
     text = "\x1f".join(str(part) for part in key)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
 
 
-def _digest(member: Member) -> str:
+def _digest(member: MergeMember) -> str:
     return member.digest or digest_of(member.weights)
 
 
-def _dtype(member: Member, kind: str) -> str:
+def _dtype(member: MergeMember, kind: str) -> str:
     """The data type to write: the member's where it has one that is written, else float32."""
     stored = member.spec.dtypes
     exact = kind == "random-directions" or len(stored) > 1

@@ -68,7 +68,7 @@ def price(planned: Plan, rates: Rates | None = None) -> Price:
     seconds = sum(
         single / rates.single + double / rates.double + eigen / rates.eigen for single, double, eigen in steps
     )
-    elements = sum(_touched(planned, shape) for shape in union)
+    elements = sum(_numbers_moved(planned, shape) for shape in union)
     return Price(
         members=len(members),
         modules=len(union),
@@ -136,7 +136,7 @@ def _operations(planned: Plan, shape: Shape) -> tuple[float, float, float]:
     return 0.0, grams + sums, 4.0 * total**3
 
 
-def _touched(planned: Plan, shape: Shape) -> float:
+def _numbers_moved(planned: Plan, shape: Shape) -> float:
     """Numbers that are moved through memory beside the factors themselves."""
     if planned.method.cost != "entries":
         return 0.0

@@ -19,14 +19,14 @@ from catalog.adapters import BaseModules, Header, LoraModule, Tensor, header_len
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from merging.members import (
     MERGE_RECORD,
-    Member,
+    MergeMember,
     digest_of,
     load_member,
+    modules_sharing_weights,
     new_folder,
     read_module,
     storage,
-    tied_to,
-    turned_layers,
+    transposed_layers,
     write_json,
 )
 
@@ -55,7 +55,7 @@ class FoldReport:
 
 def apply_to(
     base: Path,
-    adapter: Path | Member,
+    adapter: Path | MergeMember,
     out: Path,
     *,
     device: str = "cpu",
@@ -69,9 +69,9 @@ def apply_to(
     base, UsageError for what is no base in safetensors, StorageError where the disk refuses; `out` appears
     complete or not at all.
     """
-    member = adapter if isinstance(adapter, Member) else load_member(adapter, purpose="added to a base")
+    member = adapter if isinstance(adapter, MergeMember) else load_member(adapter, purpose="added to a base")
     headers = {name: _header(base / name) for name in _shards(base)}
-    turned = turned_layers(base)
+    turned = transposed_layers(base)
     changes = _changes(base, member, headers, turned)
     done, size = 0, 0
     with new_folder(out, overwrite) as folder:
@@ -97,15 +97,15 @@ def apply_to(
     return FoldReport(out, tuple(headers), len(changes), size)
 
 
-def refuse_unfoldable(base: Path, members: Iterable[Member]) -> None:
+def refuse_unfoldable(base: Path, members: Iterable[MergeMember]) -> None:
     """Raises for the first member that `apply_to` would refuse; reads headers alone."""
     headers = {name: _header(base / name) for name in _shards(base)}
-    turned = turned_layers(base)
+    turned = transposed_layers(base)
     for member in members:
         _changes(base, member, headers, turned)
 
 
-def refuse_misfits(base: Path, members: Iterable[Member]) -> None:
+def refuse_misfits(base: Path, members: Iterable[MergeMember]) -> None:
     """Raises MergeError for the first member with a module whose weight has another shape in the base in a
     folder.
 
@@ -117,7 +117,7 @@ def refuse_misfits(base: Path, members: Iterable[Member]) -> None:
     except UsageError:
         return
     tensors = _Tensors(_header(base / name) for name in names)
-    turned = turned_layers(base)
+    turned = transposed_layers(base)
     for member in members:
         for module in member.spec.modules:
             tensor = tensors.of(module)
@@ -140,7 +140,7 @@ class _Tensors:
         return None if name is None else self._by_name[f"{name}.weight"]
 
 
-def refuse_tied(base: Path, members: Iterable[Member]) -> None:
+def refuse_tied(base: Path, members: Iterable[MergeMember]) -> None:
     """Raises MergeError for the first member with a module that shares its weights with another layer of the
     base in a folder: an update folded into the one would change both.
 
@@ -149,9 +149,9 @@ def refuse_tied(base: Path, members: Iterable[Member]) -> None:
     for member in members:
         for module in member.spec.modules:
             outside = module.kind == "embedding" or module.layer is None
-            if outside and (others := tied_to(base, module.name)):
+            if outside and (tied := modules_sharing_weights(base, module.name)):
                 raise MergeError(
-                    f"{module.name} of the base shares its weights with {', '.join(others)} (tied "
+                    f"{module.name} of the base shares its weights with {', '.join(tied)} (tied "
                     f"embeddings), so that folding {member.name} into it would change both; leave it out "
                     f"(--without {module.short_name}), or load the adapter beside the base."
                 )
@@ -193,7 +193,7 @@ def _header(path: Path) -> Header:
 
 
 def _changes(
-    base: Path, member: Member, headers: Mapping[str, Header], turned: frozenset[str] | None
+    base: Path, member: MergeMember, headers: Mapping[str, Header], turned: frozenset[str] | None
 ) -> dict[str, LoraModule]:
     """Which tensor each module changes, all of them found and of fitting shape."""
     refuse_tied(base, [member])
@@ -212,7 +212,9 @@ def _changes(
     return changes
 
 
-def _refuse_shape(tensor: Tensor, member: Member, module: LoraModule, turned: frozenset[str] | None) -> None:
+def _refuse_shape(
+    tensor: Tensor, member: MergeMember, module: LoraModule, turned: frozenset[str] | None
+) -> None:
     shape = (module.out_features, module.in_features)
     if tensor.shape != (shape[::-1] if _is_turned(member, module, turned) else shape):
         raise MergeError(
@@ -221,7 +223,7 @@ def _refuse_shape(tensor: Tensor, member: Member, module: LoraModule, turned: fr
         )
 
 
-def _is_turned(member: Member, module: LoraModule, turned: frozenset[str] | None) -> bool:
+def _is_turned(member: MergeMember, module: LoraModule, turned: frozenset[str] | None) -> bool:
     """Whether the base stores the weight as (in, out): embeddings, and the Conv1D of GPT-2.
 
     Where the base does not tell (`turned` is None), the adapter's fan_in_fan_out does.
@@ -235,7 +237,7 @@ def _add(
     source: BufferedReader,
     target: BinaryIO,
     tensor: Tensor,
-    member: Member,
+    member: MergeMember,
     module: LoraModule,
     device: str,
     *,
@@ -286,17 +288,17 @@ def _copy_others(base: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def _record(member: Member, shards: tuple[str, ...], modules: int) -> dict[str, Any]:
+def _record(member: MergeMember, shards: tuple[str, ...], modules: int) -> dict[str, Any]:
     """What was folded; the adapter's own merge.json is in it where it has one."""
     try:
-        made = load_json((member.folder / MERGE_RECORD).read_bytes(), max_bytes=_MAX_JSON)
+        document = load_json((member.folder / MERGE_RECORD).read_bytes(), max_bytes=_MAX_JSON)
     except (OSError, ConfigError):
-        made = None
+        document = None
     return {
         "folded": member.name,
         "sha256": member.digest or digest_of(member.weights),
         "base_model": member.config.base_model,
         "shards": list(shards),
         "modules": modules,
-        "merge": made,
+        "merge": document,
     }

@@ -12,7 +12,7 @@ from catalog.adapters import BaseTable
 from catalog.errors import UsageError
 from catalog.extras import require_extra
 from catalog.files import replace_file
-from merging.members import Member, Stack, iterate_stacks, load_members, shapes, storage
+from merging.members import MergeMember, Stack, iterate_stacks, load_members, shapes, storage
 from merging.methods import Grams, coordinates, grams, pair_products, precise_truncation
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ class Inspection:
 
     def rank_for(self, share: float) -> int:
         """The smallest rank that keeps this share of the energy in the weighted sum."""
-        kept = (n + 1 for n, value in enumerate(self.energy_by_rank) if value >= share - 1e-9)
-        return next(kept, len(self.energy_by_rank))
+        ranks = (n + 1 for n, value in enumerate(self.energy_by_rank) if value >= share - 1e-9)
+        return next(ranks, len(self.energy_by_rank))
 
 
-class _Sums:
+class _PairSums:
     """Running sums over modules."""
 
     def __init__(self, members: int, products: int) -> None:
@@ -77,9 +77,9 @@ class _Sums:
 
 
 def inspect(
-    members: Sequence[Path | Member],
+    members: Sequence[Path | MergeMember],
     *,
-    result: Path | Member | None = None,
+    result: Path | MergeMember | None = None,
     weights: Sequence[float] | None = None,
     base: str | None = None,
     table: BaseTable | None = None,
@@ -96,22 +96,22 @@ def inspect(
     used = tuple(weights) if weights is not None else (1 / count,) * count
     if len(used) != count or not any(used):
         raise UsageError(f"There are {len(used)} weights for {count} members; give one each, not all 0.")
-    sums = _Sums(count, len(loaded))
+    sums = _PairSums(count, len(loaded))
     union = shapes(loaded)
     padded = used if result is None else (*used, 0.0)
     for number, stack in enumerate(iterate_stacks(loaded, device)):
-        found = grams(stack)
-        sums.products += pair_products(found, stack.ranks).cpu()
-        _add_overlaps(sums, found, stack, count)
+        gram_pair = grams(stack)
+        sums.products += pair_products(gram_pair, stack.ranks).cpu()
+        _add_overlaps(sums, gram_pair, stack, count)
         if any(stack.ranks[:count]):
-            sums.add_spectrum(precise_truncation(found, stack.columns(padded), 1).squares.cpu())
+            sums.add_spectrum(precise_truncation(gram_pair, stack.columns(padded), 1).squares.cpu())
         if progress is not None:
             progress(number + 1, len(union))
     names = tuple(member.name for member in loaded[:count])
     return _inspection(names, used, sums, result is not None)
 
 
-def plot(found: Inspection, path: Path) -> None:
+def plot(inspection: Inspection, path: Path) -> None:
     """Write a picture of the cosines and of the energy by rank, in the format that the file's name says.
 
     Raises UsageError where the extra `plot` is not installed, StorageError where the disk refuses.
@@ -119,49 +119,51 @@ def plot(found: Inspection, path: Path) -> None:
     require_extra("plot", "A picture")
     from matplotlib.figure import Figure
 
-    height = 3.6 + 0.1 * min(len(found.names), _MOST_NAMES)
+    height = 3.6 + 0.1 * min(len(inspection.names), _MOST_NAMES)
     figure = Figure(figsize=(1.4 * height + 5.0, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.4 * height, 5.0))
-    _draw_cosines(found, figure, left)
-    _draw_energy(found, right)
+    _draw_cosines(inspection, figure, left)
+    _draw_energy(inspection, right)
     with storage(path), replace_file(path) as new:
         figure.savefig(new, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _draw_cosines(found: Inspection, figure: Figure, axes: Axes) -> None:
+def _draw_cosines(inspection: Inspection, figure: Figure, axes: Axes) -> None:
     """The cosines between different members: colours span the largest of them, the diagonal is left grey."""
     import numpy as np
 
-    count = len(found.names)
-    shown = np.ma.masked_array(found.cosines, mask=np.eye(count, dtype=bool))
-    limit = float(np.abs(shown).max()) if count > 1 else 1.0
+    count = len(inspection.names)
+    off_diagonal = np.ma.masked_array(inspection.cosines, mask=np.eye(count, dtype=bool))
+    limit = float(np.abs(off_diagonal).max()) if count > 1 else 1.0
     axes.set_facecolor("0.85")
-    image = axes.imshow(shown, vmin=-(limit or 1.0), vmax=limit or 1.0, cmap="RdBu_r")
+    image = axes.imshow(off_diagonal, vmin=-(limit or 1.0), vmax=limit or 1.0, cmap="RdBu_r")
     step = -(-count // _MOST_NAMES)
     ticks = range(0, count, step)
     axes.set_xticks(ticks, [str(n + 1) for n in ticks], fontsize=7 if count <= 30 else 5)
-    axes.set_yticks(ticks, [f"{_short(found.names[n])}  {n + 1}" for n in ticks], fontsize=7)
+    axes.set_yticks(ticks, [f"{_short(inspection.names[n])}  {n + 1}" for n in ticks], fontsize=7)
     axes.tick_params(length=0)
     axes.set_title("Cosines between members", fontsize=10)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
     bar.ax.tick_params(labelsize=8)
     if count <= _MOST_NUMBERS:
         for i, j in ((i, j) for i in range(count) for j in range(count) if i != j):
-            dark = abs(found.cosines[i][j]) > 0.6 * limit
+            dark = abs(inspection.cosines[i][j]) > 0.6 * limit
             colour = "white" if dark else "black"
-            axes.text(j, i, f"{found.cosines[i][j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+            axes.text(
+                j, i, f"{inspection.cosines[i][j]:.2f}", ha="center", va="center", fontsize=7, color=colour
+            )
 
 
-def _draw_energy(found: Inspection, axes: Axes) -> None:
+def _draw_energy(inspection: Inspection, axes: Axes) -> None:
     """The share of the sum's energy by rank, with the ranks that keep 50, 90 and 99 %."""
     from matplotlib.ticker import MaxNLocator
 
-    ranks = range(1, len(found.energy_by_rank) + 1)
+    ranks = range(1, len(inspection.energy_by_rank) + 1)
     axes.plot(
-        ranks, found.energy_by_rank, marker="o" if len(ranks) <= 64 else "", markersize=3, linewidth=1.2
+        ranks, inspection.energy_by_rank, marker="o" if len(ranks) <= 64 else "", markersize=3, linewidth=1.2
     )
-    for share in (0.5, 0.9, 0.99) if found.energy_by_rank else ():
-        rank = found.rank_for(share)
+    for share in (0.5, 0.9, 0.99) if inspection.energy_by_rank else ():
+        rank = inspection.rank_for(share)
         axes.plot([0, rank, rank], [share, share, 0], color="0.6", linewidth=0.8, linestyle=":")
         axes.annotate(
             f"{share:.0%}: rank {rank}", (rank, share), (4, -10), textcoords="offset points", fontsize=8
@@ -177,13 +179,13 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
 
-def _add_overlaps(sums: _Sums, found: Grams, stack: Stack, count: int) -> None:
+def _add_overlaps(sums: _PairSums, gram_pair: Grams, stack: Stack, count: int) -> None:
     """Adds ||Q_i^T Q_j||^2 / min(r_i, r_j) of one module for all pairs of members, of both sides."""
     import torch
 
     here = [n for n in range(count) if stack.ranks[n]]
     places = [stack.ranges()[n] for n in here]
-    for total, gram in zip(sums.overlaps, found, strict=True):
+    for total, gram in zip(sums.overlaps, gram_pair, strict=True):
         bases = [coordinates(gram[place, place])[0] for place in places]
         rows = torch.cat([basis @ gram[place] for basis, place in zip(bases, places, strict=True)])
         squares = [(rows[:, p] @ basis.T).square().sum(1) for basis, p in zip(bases, places, strict=True)]
@@ -197,7 +199,9 @@ def _add_overlaps(sums: _Sums, found: Grams, stack: Stack, count: int) -> None:
         sums.shared[i, here] += 1
 
 
-def _inspection(names: tuple[str, ...], weights: tuple[float, ...], sums: _Sums, judged: bool) -> Inspection:
+def _inspection(
+    names: tuple[str, ...], weights: tuple[float, ...], sums: _PairSums, judged: bool
+) -> Inspection:
     count = len(names)
     products = sums.products.tolist()
     norms = [math.sqrt(max(0.0, products[n][n])) for n in range(len(products))]
@@ -206,7 +210,7 @@ def _inspection(names: tuple[str, ...], weights: tuple[float, ...], sums: _Sums,
         for i in range(len(norms))
     ]
     pairs = [(i, j) for i in range(count) for j in range(count)]
-    whole = math.fsum(weights[i] * weights[j] * products[i][j] for i, j in pairs)
+    total = math.fsum(weights[i] * weights[j] * products[i][j] for i, j in pairs)
     apart = math.fsum(weights[n] ** 2 * products[n][n] for n in range(count))
     energy = float(sums.spectrum.sum())
     square = products[-1][-1]
@@ -217,7 +221,7 @@ def _inspection(names: tuple[str, ...], weights: tuple[float, ...], sums: _Sums,
         cosines=tuple(tuple(row[:count]) for row in cosine[:count]),
         input_overlap=_means(sums.overlaps[0], sums.shared),
         output_overlap=_means(sums.overlaps[1], sums.shared),
-        interference=whole / apart if apart else 0.0,
+        interference=total / apart if apart else 0.0,
         energy_by_rank=tuple((sums.spectrum.cumsum(0) / energy).tolist()) if energy else (),
         shares=tuple(weights[n] * products[n][-1] / square if square else 0.0 for n in range(count))
         if judged

@@ -16,14 +16,14 @@ from catalog.adapters import BaseTable
 from catalog.errors import MergeError
 from merging.members import (
     MERGE_RECORD,
-    Member,
+    MergeMember,
     Shape,
     digest_of,
     factor_names,
-    joined,
+    join_factors,
     new_folder,
+    read_stack,
     shapes,
-    stacked,
     storage,
     tensor_writer,
     weights_path,
@@ -31,7 +31,7 @@ from merging.members import (
     write_json,
     write_text,
 )
-from merging.methods import Update, Work
+from merging.methods import ModuleWork, Update
 from merging.static.card import model_card
 from merging.static.plans import MEMORY, Plan, plan
 
@@ -61,14 +61,14 @@ class MergeReport:
     modules: Mapping[str, ModuleReport]
 
     @property
-    def kept(self) -> float | None:
+    def energy_share(self) -> float | None:
         """The share of the energy that the result holds, None where the energy was not measured or is 0."""
         totals = self.record["totals"]
         return 1 - totals["discarded"] / totals["energy"] if totals["energy"] else None
 
 
 def merge(
-    members: Sequence[Path | Member],
+    members: Sequence[Path | MergeMember],
     method: str,
     out: Path,
     *,
@@ -133,14 +133,14 @@ def carry_out(
     return MergeReport(out, record, modules)
 
 
-def merged_modules(
+def merge_in_memory(
     planned: Plan, progress: Callable[[int, int], None] | None = None
 ) -> Sequence[tuple[Shape, Update]]:
     """The merged updates in memory, for callers that write nothing."""
     return list(_updates(planned, progress))
 
 
-def works(planned: Plan) -> Iterator[Work]:
+def works(planned: Plan) -> Iterator[ModuleWork]:
     """What the method of a plan sees of each module; reads every factor once and writes nothing."""
     members = [planned.members[n] for n in planned.present]
     limits = _limits(planned, members)
@@ -148,7 +148,7 @@ def works(planned: Plan) -> Iterator[Work]:
         yield _work(planned, shape, members, limits)
 
 
-def _limits(planned: Plan, members: Sequence[Member]) -> Mapping[str, float]:
+def _limits(planned: Plan, members: Sequence[MergeMember]) -> Mapping[str, float]:
     """What the method's survey of all modules finds; reads the factors as often as it asks for."""
     survey = planned.method.survey
     union = shapes(members)
@@ -170,7 +170,7 @@ def _updates(
     limits = _limits(planned, members)
     for number, shape in enumerate(union):
         if written and planned.joins(shape):
-            a, b = joined(shape, members, weights, getattr(torch, planned.dtype))
+            a, b = join_factors(shape, members, weights, getattr(torch, planned.dtype))
             yield shape, Update(a, b, None, 0.0)
         else:
             yield shape, planned.method.run(_work(planned, shape, members, limits))
@@ -178,12 +178,14 @@ def _updates(
             progress(number + 1, len(union))
 
 
-def _work(planned: Plan, shape: Shape, members: Sequence[Member], limits: Mapping[str, float]) -> Work:
+def _work(
+    planned: Plan, shape: Shape, members: Sequence[MergeMember], limits: Mapping[str, float]
+) -> ModuleWork:
     """What the method sees of one module: the members that have it, their weights as they are."""
     names = _unique([member.name for member in members])
     return _without_absent(
-        Work(
-            stack=stacked(shape, members, planned.device),
+        ModuleWork(
+            stack=read_stack(shape, members, planned.device),
             weights=tuple(planned.weights[n] for n in planned.present),
             rank=planned.bound(shape),
             names=names,
@@ -196,7 +198,7 @@ def _work(planned: Plan, shape: Shape, members: Sequence[Member], limits: Mappin
     )
 
 
-def _without_absent(work: Work) -> Work:
+def _without_absent(work: ModuleWork) -> ModuleWork:
     """The same work for the members that have the module; weights stay as they are."""
     return work.of([n for n, rank in enumerate(work.stack.ranks) if rank])
 
@@ -253,7 +255,7 @@ def _record(
     digests: Sequence[str | Future[str]],
     pool: Mapping[str, str] | None,
 ) -> dict[str, Any]:
-    known = [digest if isinstance(digest, str) else digest.result() for digest in digests]
+    sha256s = [digest if isinstance(digest, str) else digest.result() for digest in digests]
     return {
         "record_version": RECORD_VERSION,
         "base_model": planned.base,
@@ -267,7 +269,7 @@ def _record(
         "dtype": planned.dtype,
         "device": planned.device,
         "pool": dict(pool) if pool else None,
-        "members": _member_entries(planned, known),
+        "members": _member_entries(planned, sha256s),
         "modules": {name: asdict(module) for name, module in modules.items()},
         "totals": totals(modules),
         "versions": {"python": platform.python_version()}
@@ -292,7 +294,7 @@ def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any
     ]
 
 
-def _other_spelling(member: Member, planned: Plan) -> str | None:
+def _other_spelling(member: MergeMember, planned: Plan) -> str | None:
     """What the member's configuration calls the base model, where this is not its canonical name."""
     spelling = member.config.base_model
     return None if spelling == planned.base else spelling

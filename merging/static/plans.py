@@ -9,7 +9,7 @@ from pathlib import Path
 
 from catalog.adapters import BaseTable
 from catalog.errors import MergeError, UsageError
-from merging.members import DTYPES, Member, Shape, base_note, base_of, load_members, shapes
+from merging.members import DTYPES, MergeMember, Shape, base_note, base_of, load_members, shapes
 from merging.methods import MergeMethod, Value, find_method
 
 MEMORY = 512 * 1024 * 1024
@@ -24,7 +24,7 @@ class Plan:
     method's own. `base` is the canonical name of the base model. `notes` are sentences for the user.
     """
 
-    members: tuple[Member, ...]
+    members: tuple[MergeMember, ...]
     method: MergeMethod
     options: Mapping[str, Value]
     weights: tuple[float, ...]
@@ -57,7 +57,7 @@ class Plan:
 
 
 def plan(
-    members: Sequence[Path | Member],
+    members: Sequence[Path | MergeMember],
     method: str,
     *,
     parameters: Mapping[str, object] | None = None,
@@ -100,7 +100,7 @@ def plan(
     )
 
 
-def _refuse_request(row: MergeMethod, members: Sequence[Member], rank: int | None, inputs: int) -> None:
+def _refuse_request(row: MergeMethod, members: Sequence[MergeMember], rank: int | None, inputs: int) -> None:
     """Raises UsageError for a rank or activations of no use to the method, MergeError for unequal ranks."""
     if rank is not None and not row.truncates:
         raise UsageError(f"{row.name} sets the rank by itself.")
@@ -116,8 +116,12 @@ def _refuse_request(row: MergeMethod, members: Sequence[Member], rank: int | Non
         _refuse_ranks(members, row)
 
 
-def _weights(row: MergeMethod, count: int, given: Sequence[float] | None) -> tuple[float, ...]:
-    weights = row.default_weights(count) if given is None else tuple(float(weight) for weight in given)
+def _weights(row: MergeMethod, count: int, member_weights: Sequence[float] | None) -> tuple[float, ...]:
+    weights = (
+        row.default_weights(count)
+        if member_weights is None
+        else tuple(float(weight) for weight in member_weights)
+    )
     if len(weights) != count:
         raise UsageError(f"There are {len(weights)} weights for {count} members; give one each.")
     if not all(math.isfinite(weight) for weight in weights) or not any(weights):
@@ -143,17 +147,17 @@ def _refuse_device(device: str) -> None:
         raise UsageError(f"There is no device {device} here; use cpu.")
 
 
-def _dtype(asked: str | None, members: Sequence[Member]) -> str:
+def _dtype(requested: str | None, members: Sequence[MergeMember]) -> str:
     """The data type asked for, else the one that all members share, else float32."""
-    if asked is not None:
-        if asked not in DTYPES:
-            raise UsageError(f"{asked!r} is no data type to write; choose one of {', '.join(DTYPES)}.")
-        return asked
+    if requested is not None:
+        if requested not in DTYPES:
+            raise UsageError(f"{requested!r} is no data type to write; choose one of {', '.join(DTYPES)}.")
+        return requested
     stored = {dtype for member in members for dtype in member.spec.dtypes}
     return _STORED.get(stored.pop(), "float32") if len(stored) == 1 else "float32"
 
 
-def _refuse_ranks(members: Sequence[Member], row: MergeMethod) -> None:
+def _refuse_ranks(members: Sequence[MergeMember], row: MergeMethod) -> None:
     for shape in shapes(members):
         if len({rank for rank in shape.ranks if rank}) > 1:
             raise MergeError(
@@ -162,5 +166,5 @@ def _refuse_ranks(members: Sequence[Member], row: MergeMethod) -> None:
             )
 
 
-def _ranks(members: Sequence[Member]) -> list[int]:
+def _ranks(members: Sequence[MergeMember]) -> list[int]:
     return [module.rank for member in members for module in member.spec.modules]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from merging.learning.coefficients import Coefficients
 from merging.live.stack import LiveStack, Way
-from merging.members import Member
+from merging.members import MergeMember
 from tests.merging.llama import TARGETS, write
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -74,7 +74,7 @@ def large(place: Path, layers: int, rounds: int) -> None:
         forwards(model, members, rounds, f"8B's shapes, {rows} x {length}", ids(rows, length, 1024).cuda())
 
 
-def forwards(model: Any, members: Sequence[Member], rounds: int, title: str, batch: Tensor) -> None:
+def forwards(model: Any, members: Sequence[MergeMember], rounds: int, title: str, batch: Tensor) -> None:
     """A forward with all members against one of the base."""
     cases: dict[str, Callable[[], object]] = {"base": lambda: forward(model, batch)}
     live = LiveStack(model, members)
@@ -85,7 +85,7 @@ def forwards(model: Any, members: Sequence[Member], rounds: int, title: str, bat
         say(f"forward, {title}, {way}", f"{seconds[way] / seconds['base']:.2f} x base")
 
 
-def crossover(model: Any, members: Sequence[Member], rounds: int) -> None:
+def crossover(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
     """Weights summed once against two thin products for each token, around the derived number of tokens."""
     live = LiveStack(model, members)
     scales = live.scales_of([1.0] * len(members))
@@ -105,7 +105,7 @@ def crossover(model: Any, members: Sequence[Member], rounds: int) -> None:
         )
 
 
-def steps(model: Any, members: Sequence[Member], rounds: int) -> None:
+def steps(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
     """Loss and gradients of coefficients for each module against the recycling paper's einsum layer."""
     batch, live = ids(8, 128), LiveStack(model, members)
     cases: dict[str, Callable[[], object]] = {}
@@ -159,7 +159,7 @@ def with_einsum(model: Any, batch: Tensor, live: LiveStack) -> None:
         step(model, batch, use, live)
 
 
-def candidates(model: Any, members: Sequence[Member], rounds: int) -> None:
+def candidates(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
     """Sixteen vectors of coefficients on 2 x 64 tokens each: one resident stack against merges by PEFT."""
     import peft
 
@@ -209,7 +209,7 @@ def attached(live: LiveStack, way: Way, run: Callable[[], object]) -> Callable[[
 
     def inside() -> None:
         live.way = way
-        with live.attached():
+        with live.attach():
             run()
 
     return inside
@@ -253,7 +253,7 @@ def llama(sizes: dict[str, int], layers: int, vocabulary: int) -> Any:
     return transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
-def adapters(place: Path, model: Any, dtype: torch.dtype = torch.float32) -> list[Member]:
+def adapters(place: Path, model: Any, dtype: torch.dtype = torch.float32) -> list[MergeMember]:
     """Twenty adapters on all projections."""
     return [
         write(place / f"m{n}", model, n, rank=RANK, targets=TARGETS, size=0.01, dtype=dtype)

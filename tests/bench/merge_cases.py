@@ -85,7 +85,7 @@ def ours(folders: Sequence[Path], method: str, out: Path, **settings: Any) -> Ca
         # Digests are known, as they are of a pool: hashing takes a second processor.
         members = [load_member(folder, digest="0" * 64) for folder in folders]
         report = merge(members, method, out, overwrite=True, **settings)
-        return {"kept": report.kept}
+        return {"kept": report.energy_share}
 
     return work
 
@@ -250,7 +250,7 @@ def one_module(count: int, kind: str) -> Callable[[], dict[str, Any]]:
     import torch
 
     from merging.members import Stack
-    from merging.methods import Work, find_method
+    from merging.methods import ModuleWork, find_method
     from merging.methods.blocks import entries, merge_entries
     from merging.methods.sign_election import ties_blocks
 
@@ -268,7 +268,7 @@ def one_module(count: int, kind: str) -> Callable[[], dict[str, Any]]:
 
     def streamed(finish: bool, mode: str) -> dict[str, Any]:
         options = find_method("ties").options({"thresholds": mode})
-        work = Work(stack, (1.0,) * count, RANK, tuple(map(str, range(count))), options)
+        work = ModuleWork(stack, (1.0,) * count, RANK, tuple(map(str, range(count))), options)
         found = entries(work)
         merge = ties_blocks(work, found)
         if finish:

@@ -15,7 +15,7 @@ from catalog.adapters import parse_config
 from catalog.fingerprints import fingerprint
 from merging.learning import direction, exact_scores
 from merging.members import load_member
-from merging.model import read_task, seen
+from merging.model import first_examples, read_task
 from merging.model.base import kept_name
 from tests.hubs import card, make_repo
 from tests.localhub import LocalHub
@@ -54,7 +54,7 @@ def test_by_gradient_is_the_cosine_of_two_sketches(run: Program, place: Path) ->
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     task = read_task(place / "tasks" / "parity")
-    wanted, others = direction(tiny_base(), task, seen(task, 12))
+    wanted, others = direction(tiny_base(), task, first_examples(task, 12))
     assert len(others) == 0
     assert found["chosen"]["kind"] == "output"
     expected = {}
@@ -122,7 +122,7 @@ def test_exact_orders_the_best_by_their_weights(run: Program, place: Path) -> No
     found = json.loads(result.stdout)
     tasks = [read_task(place / "tasks" / name) for name in ("parity", "other")]
     members = [load_member(place / "adapters" / name.replace("/", "--"), name=name) for name in OWNERS]
-    samples = [seen(task, 12) for task in tasks]
+    samples = [first_examples(task, 12) for task in tasks]
     assert found["chosen"]["beside"] == [f"other {tasks[1].digest}"]
     scores = exact_scores(tiny_base(), tasks[0], samples[0], members, [(tasks[1], samples[1])])
     expected = dict(zip(OWNERS, scores, strict=True))

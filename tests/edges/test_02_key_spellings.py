@@ -187,7 +187,7 @@ def test_a_loaded_model_decides_what_names_mean(tmp_path: Path, plain: Path) -> 
     wanted = PeftModel.from_pretrained(tiny(), str(plain)).eval()(tokens).logits
     for number, spell in enumerate((inserted, SPELLINGS["layers-only"], SPELLINGS["fsdp"])):
         folder = respelled(plain, tmp_path / str(number), spell)
-        with LiveStack(tiny().eval(), [load_member(folder)]).attached() as live, torch.no_grad():
+        with LiveStack(tiny().eval(), [load_member(folder)]).attach() as live, torch.no_grad():
             assert torch.allclose(live.model(tokens).logits, wanted, atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from catalog.adapters.spec import ScalingRule, factor_key, parse_config
 from merging.members import Stack
-from merging.methods import Update, Work, find_method
+from merging.methods import ModuleWork, Update, find_method
 from tests.hubs import adapter_config
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -122,13 +122,13 @@ def work(
     names: Sequence[str] | None = None,
     memory: int = 1 << 29,
     **options: Any,
-) -> Work:
+) -> ModuleWork:
     """What a method sees of one module, with its default weights and all the rank there is unless told."""
     row = find_method(method)
     count = len(stack.ranks)
     given = row.default_weights(count) if weights is None else tuple(weights)
     limit = stack.a.shape[0] if row.full_rank else min(stack.a.shape[1], stack.b.shape[0])
-    return Work(
+    return ModuleWork(
         stack=stack,
         weights=tuple(w / sum(given) for w in given) if row.normalised else given,
         rank=limit if rank is None else rank,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from merging.model import BaseModel, Prompt
+from merging.model import LoadedBase, Prompt
 from tests.merging.tiny import tiny_tokenizer
 
 _WIDTHS: dict[str, Any] = {
@@ -95,7 +95,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def architecture(kind: str, seed: int = 0, **extra: Any) -> BaseModel:
+def architecture(kind: str, seed: int = 0, **extra: Any) -> LoadedBase:
     """A random model of a kind of transformers': two to four layers of width 32, windows of 16 tokens."""
     tokenizer = tiny_tokenizer()
     end = tokenizer.eos_token_id
@@ -106,10 +106,10 @@ def architecture(kind: str, seed: int = 0, **extra: Any) -> BaseModel:
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
-    return BaseModel(f"tests/{kind}", model, tokenizer, 512)
+    return LoadedBase(f"tests/{kind}", model, tokenizer, 512)
 
 
-def alone(base: BaseModel, prompt: Prompt) -> list[float]:
+def alone(base: LoadedBase, prompt: Prompt) -> list[float]:
     """log p of every answer, by the definition: one row a text, no mask, no sharing."""
     found = []
     with torch.no_grad():

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from merging.members import Member, load_member
+from merging.members import MergeMember, load_member
 from tests.hubs import adapter_config
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -47,7 +47,7 @@ def write(
     size: float = 0.03,
     dtype: torch.dtype = torch.float32,
     **config: Any,
-) -> Member:
+) -> MergeMember:
     """An adapter of random factors in a folder, as PEFT would have written it."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -69,7 +69,7 @@ def write(
     return load_member(folder)
 
 
-def mixed(place: Path, model: Any) -> list[Member]:
+def mixed(place: Path, model: Any) -> list[MergeMember]:
     """Members as they are met: ranks, scalings and targets of their own, one of them rank-stabilised."""
     return [
         write(place / "m0", model, 0, rank=2, lora_alpha=16),

@@ -12,10 +12,10 @@ from peft import PeftModel
 from catalog.errors import EvaluationError, MergeError, UsageError
 from merging.evaluation import likelihoods, mean_loss, measure, targets_only
 from merging.learning import ADAPTIVE, adapt
-from merging.learning.candidates import BOUND, PENALTY, evaluated, search
+from merging.learning.candidates import BOUND, PENALTY, evaluate_candidates, search
 from merging.live import ArrowGate, LiveStack, prototypes
-from merging.members import Member, Stack, digest_of, load_member
-from merging.model import BaseModel, Budget, Task, budget, encode, read_task
+from merging.members import MergeMember, Stack, digest_of, load_member
+from merging.model import ExampleBudget, LoadedBase, Task, budget, encode, read_task
 from tests.merging.test_evaluate import tiny_adapter
 from tests.merging.tiny import NAME, tiny_base, write_task
 
@@ -31,30 +31,30 @@ def task(tmp_path: Path) -> Task:
 
 
 @pytest.fixture
-def some(task: Task) -> Budget:
+def some(task: Task) -> ExampleBudget:
     return budget(task, 30, seed=1)
 
 
 @pytest.fixture
-def members(tmp_path: Path) -> list[Member]:
+def members(tmp_path: Path) -> list[MergeMember]:
     return [tiny_adapter(tmp_path / f"a{n}", n + 1, rank=n + 1, size=0.3) for n in range(3)]
 
 
-def valid_loss(base: BaseModel, task: Task, some: Budget) -> float:
+def valid_loss(base: LoadedBase, task: Task, some: ExampleBudget) -> float:
     prompts = targets_only(encode(base.tokenizer, task, some.valid, base.limit))
     return mean_loss(prompts, likelihoods(base, prompts))
 
 
 @pytest.mark.parametrize("method", FOLDING)
 def test_what_is_written_is_what_was_learned(
-    tmp_path: Path, task: Task, some: Budget, members: list[Member], method: str
+    tmp_path: Path, task: Task, some: ExampleBudget, members: list[MergeMember], method: str
 ) -> None:
     base = tiny_base()
     before = {name: values.clone() for name, values in base.model.state_dict().items()}
     steps = None if method == "average" else 12
     rate = 0.05 if ADAPTIVE[method].factors else None
     done = adapt(base, members[1:], task, some, method, target=members[0], steps=steps, rate=rate)
-    with done.applied():
+    with done.apply():
         expected = measure(base, task, some.valid)
     if done.method.objective == "loss":
         assert expected.loss == pytest.approx(done.valid_loss, abs=1e-5)
@@ -66,7 +66,7 @@ def test_what_is_written_is_what_was_learned(
     report = done.write(tmp_path / "out", base=NAME)
     other = tiny_base()
     plain = PeftModel.from_pretrained(other.model, report.folder)
-    found = measure(BaseModel(NAME, plain, other.tokenizer, 512), task, some.valid)
+    found = measure(LoadedBase(NAME, plain, other.tokenizer, 512), task, some.valid)
     assert found.loss == pytest.approx(expected.loss, abs=2e-4)
     record = json.loads((report.folder / "adapt.json").read_text())
     assert record["method"]["name"] == method
@@ -81,21 +81,25 @@ def test_what_is_written_is_what_was_learned(
     "method", [name for name, row in ADAPTIVE.items() if row.steps and row.objective == "loss"]
 )
 def test_validation_never_gets_worse_than_the_start(
-    task: Task, some: Budget, members: list[Member], method: str
+    task: Task, some: ExampleBudget, members: list[MergeMember], method: str
 ) -> None:
     done = adapt(tiny_base(), members[1:], task, some, method, target=members[0], steps=10)
     if done.method.learner != "candidates":
         assert done.valid_loss <= done.valid_before
 
 
-def test_learning_helps_on_what_it_learns_from(task: Task, some: Budget, members: list[Member]) -> None:
+def test_learning_helps_on_what_it_learns_from(
+    task: Task, some: ExampleBudget, members: list[MergeMember]
+) -> None:
     base = tiny_base()
     done = adapt(base, members, task, some, "recycling", steps=30, rate=0.2)
     assert done.valid_before == pytest.approx(valid_loss(base, task, some), abs=1e-6)
     assert done.valid_loss < done.valid_before - 0.1
 
 
-def test_the_same_seed_gives_the_same_numbers(task: Task, some: Budget, members: list[Member]) -> None:
+def test_the_same_seed_gives_the_same_numbers(
+    task: Task, some: ExampleBudget, members: list[MergeMember]
+) -> None:
     def once(seed: int) -> object:
         return adapt(tiny_base(), members, task, some, "recycling", steps=5, seed=seed).numbers
 
@@ -103,18 +107,20 @@ def test_the_same_seed_gives_the_same_numbers(task: Task, some: Budget, members:
     assert once(0) != once(1)
 
 
-def test_zero_is_the_base_and_one_hot_the_target(task: Task, some: Budget, members: list[Member]) -> None:
+def test_zero_is_the_base_and_one_hot_the_target(
+    task: Task, some: ExampleBudget, members: list[MergeMember]
+) -> None:
     base = tiny_base()
     start = adapt(base, members, task, some, "recycling", steps=1, rate=1e-12)
     assert start.valid_before == pytest.approx(valid_loss(base, task, some), abs=1e-6)
     alone = adapt(base, members[1:], task, some, "target-rescaled", target=members[0], steps=1, rate=1e-12)
-    with LiveStack(base.model, [members[0]]).attached():
+    with LiveStack(base.model, [members[0]]).attach():
         assert alone.valid_before == pytest.approx(valid_loss(base, task, some), abs=1e-6)
     assert [member["name"] for member in alone.record["members"]] == ["a0"]
 
 
-def test_entropy_needs_no_labels(task: Task, some: Budget, members: list[Member]) -> None:
-    flipped = Budget(
+def test_entropy_needs_no_labels(task: Task, some: ExampleBudget, members: list[MergeMember]) -> None:
+    flipped = ExampleBudget(
         tuple(
             type(one)(one.input, {"yes": "no", "no": "yes"}[one.target], one.choices) for one in some.train
         ),
@@ -132,7 +138,7 @@ def test_entropy_needs_no_labels(task: Task, some: Budget, members: list[Member]
     assert supervised[0] != supervised[1]
 
 
-def test_entropy_is_for_choices(tmp_path: Path, members: list[Member]) -> None:
+def test_entropy_is_for_choices(tmp_path: Path, members: list[MergeMember]) -> None:
     text = read_task(write_task(tmp_path / "text", ROWS, choices=None, metric="exact_match"))
     with pytest.raises(UsageError, match="adamerging-entropy chooses among answers, and text has none"):
         adapt(tiny_base(), members, text, budget(text, 30), "adamerging-entropy", steps=2)
@@ -140,24 +146,26 @@ def test_entropy_is_for_choices(tmp_path: Path, members: list[Member]) -> None:
 
 @pytest.mark.parametrize("method", ROUTING)
 def test_routing_is_measured_and_never_folded(
-    tmp_path: Path, task: Task, some: Budget, members: list[Member], method: str
+    tmp_path: Path, task: Task, some: ExampleBudget, members: list[MergeMember], method: str
 ) -> None:
     base = tiny_base()
     done = adapt(base, members, task, some, method, steps=4 if ADAPTIVE[method].steps else None)
-    with done.applied():
+    with done.apply():
         assert valid_loss(base, task, some) == pytest.approx(done.valid_loss, abs=1e-6)
     with pytest.raises(MergeError, match="sends every token its own way"):
         done.write(tmp_path / "out")
 
 
-def test_arrow_with_one_member_is_that_member(task: Task, some: Budget, members: list[Member]) -> None:
+def test_arrow_with_one_member_is_that_member(
+    task: Task, some: ExampleBudget, members: list[MergeMember]
+) -> None:
     base = tiny_base()
     done = adapt(base, members[:1], task, some, "arrow")
-    with LiveStack(base.model, members[:1]).attached():
+    with LiveStack(base.model, members[:1]).attach():
         assert done.valid_loss == pytest.approx(valid_loss(base, task, some), abs=1e-6)
 
 
-def test_a_prototype_is_the_top_right_singular_vector(members: list[Member]) -> None:
+def test_a_prototype_is_the_top_right_singular_vector(members: list[MergeMember]) -> None:
     live = LiveStack(tiny_base().model, members)
     found = prototypes(live)
     from merging.members import iterate_stacks
@@ -186,23 +194,23 @@ def _shape(stack: Stack) -> object:
 
 
 def test_candidates_of_a_generation_are_those_one_by_one(
-    task: Task, some: Budget, members: list[Member]
+    task: Task, some: ExampleBudget, members: list[MergeMember]
 ) -> None:
     base = tiny_base()
     prompts = encode(base.tokenizer, task, some.all, base.limit)
     live = LiveStack(base.model, members)
     vectors = [[0.5, -0.2, 0.0], [0.0, 0.0, 0.0], [1.5, 1.0, -1.5]]
-    together = evaluated(base, live, prompts, vectors)
+    together = evaluate_candidates(base, live, prompts, vectors)
     for weights, one in zip(vectors, together, strict=True):
         live.set_scales(live.scales_of(weights))
-        with live.attached():
+        with live.attach():
             found = mean_loss(targets_only(prompts), likelihoods(base, targets_only(prompts)))
         assert one.loss == pytest.approx(found, abs=1e-5)
         assert one.value == pytest.approx(found + PENALTY * sum(map(abs, weights)) / 3, abs=1e-5)
 
 
 def test_a_search_keeps_to_its_bounds_and_budget_and_never_ends_above_the_base(
-    task: Task, some: Budget, members: list[Member]
+    task: Task, some: ExampleBudget, members: list[MergeMember]
 ) -> None:
     base = tiny_base()
     prompts = encode(base.tokenizer, task, some.all, base.limit)
@@ -215,7 +223,7 @@ def test_a_search_keeps_to_its_bounds_and_budget_and_never_ends_above_the_base(
 
 
 def test_members_that_overflow_are_an_error_and_no_result(
-    tmp_path: Path, task: Task, some: Budget, members: list[Member]
+    tmp_path: Path, task: Task, some: ExampleBudget, members: list[MergeMember]
 ) -> None:
     huge = tiny_adapter(tmp_path / "huge", 9, size=1e19)
     for method in ("average", "adamerging", "arrow"):
@@ -228,14 +236,14 @@ def test_members_that_overflow_are_an_error_and_no_result(
     json.dumps(found.record, allow_nan=False)
 
 
-def test_factors_are_trained_in_float32(task: Task, some: Budget, members: list[Member]) -> None:
+def test_factors_are_trained_in_float32(task: Task, some: ExampleBudget, members: list[MergeMember]) -> None:
     base = tiny_base(dtype=torch.bfloat16)
     done = adapt(base, members, task, some, "pi-tuning", steps=2)
     assert {part.dtype for pair in done.live.factors.values() for part in pair} == {torch.float32}
     assert base.dtype == torch.bfloat16
 
 
-def test_any_seed_will_do(task: Task, some: Budget, members: list[Member]) -> None:
+def test_any_seed_will_do(task: Task, some: ExampleBudget, members: list[MergeMember]) -> None:
     def once(seed: int) -> object:
         return adapt(tiny_base(), members, task, some, "lorahub", steps=8, seed=seed).numbers
 
@@ -243,7 +251,7 @@ def test_any_seed_will_do(task: Task, some: Budget, members: list[Member]) -> No
     once(-4)
 
 
-def test_nonsense_is_said(task: Task, some: Budget, members: list[Member]) -> None:
+def test_nonsense_is_said(task: Task, some: ExampleBudget, members: list[MergeMember]) -> None:
     base = tiny_base()
     with pytest.raises(UsageError, match="did you mean recycling"):
         adapt(base, members, task, some, "recyclin")

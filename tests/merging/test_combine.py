@@ -11,14 +11,14 @@ import torch
 
 from catalog.errors import MergeError, StorageError, UsageError
 from merging.learning.combination import ADAPT_RECORD, combine
-from merging.members import Member, iterate_stacks, load_member, shapes
+from merging.members import MergeMember, iterate_stacks, load_member, shapes
 from tests.merging.adapters import ALL, Q, adapter, deltas, distance, total
 
 V = "model.layers.0.self_attn.v_proj"
 
 
 @pytest.fixture
-def members(tmp_path: Path) -> list[Member]:
+def members(tmp_path: Path) -> list[MergeMember]:
     """Three of mixed ranks, scalings and modules."""
     return [
         load_member(adapter(tmp_path / "m0", 0, rank=2)),
@@ -27,7 +27,7 @@ def members(tmp_path: Path) -> list[Member]:
     ]
 
 
-def expected(members: list[Member], numbers: dict[str, list[float]]) -> dict[str, torch.Tensor]:
+def expected(members: list[MergeMember], numbers: dict[str, list[float]]) -> dict[str, torch.Tensor]:
     found = [deltas(member.folder) for member in members]
     return {
         name: sum(c * delta[name] for c, delta in zip(row, found, strict=True) if name in delta)  # type: ignore[misc]
@@ -35,7 +35,7 @@ def expected(members: list[Member], numbers: dict[str, list[float]]) -> dict[str
     }
 
 
-def test_every_module_has_its_own_weighted_sum(members: list[Member], tmp_path: Path) -> None:
+def test_every_module_has_its_own_weighted_sum(members: list[MergeMember], tmp_path: Path) -> None:
     numbers = {name: [0.5 + n, -1.0, 0.3 * n] for n, name in enumerate(ALL, 1)}
     report = combine(members, numbers, tmp_path / "out")
     assert distance(deltas(tmp_path / "out"), expected(members, numbers)) < 1e-6
@@ -43,7 +43,7 @@ def test_every_module_has_its_own_weighted_sum(members: list[Member], tmp_path: 
     assert report.record["combined"]["totals"]["discarded"] == 0
 
 
-def test_what_counts_for_nothing_is_left_out(members: list[Member], tmp_path: Path) -> None:
+def test_what_counts_for_nothing_is_left_out(members: list[MergeMember], tmp_path: Path) -> None:
     numbers = {Q: [0.0, 2.0, 0.0], V: [0.0, 0.0, 0.0], ALL[2]: [1.0, 0.0, 0.0]}
     report = combine(members, numbers, tmp_path / "out")
     assert {name: module.rank for name, module in report.modules.items()} == {Q: 4, ALL[2]: 2}
@@ -53,7 +53,7 @@ def test_what_counts_for_nothing_is_left_out(members: list[Member], tmp_path: Pa
     assert config["target_modules"] == sorted([Q, ALL[2]])
 
 
-def test_a_coefficient_a_rank_scales_that_rank(members: list[Member], tmp_path: Path) -> None:
+def test_a_coefficient_a_rank_scales_that_rank(members: list[MergeMember], tmp_path: Path) -> None:
     report = combine(members[:1], {Q: [[0.0, 3.0]]}, tmp_path / "out")
     stack = next(stack for stack in iterate_stacks(members[:1]) if stack.name == Q)
     assert report.modules[Q].rank == 1
@@ -63,7 +63,7 @@ def test_a_coefficient_a_rank_scales_that_rank(members: list[Member], tmp_path: 
 
 @pytest.mark.parametrize("rank", [1, 3, 6])
 def test_a_truncation_is_the_best_and_says_what_it_drops(
-    rank: int, members: list[Member], tmp_path: Path
+    rank: int, members: list[MergeMember], tmp_path: Path
 ) -> None:
     numbers = {name: [1.0, -0.5, 0.7] for name in ALL}
     report = combine(members, numbers, tmp_path / "out", rank=rank)
@@ -78,7 +78,7 @@ def test_a_truncation_is_the_best_and_says_what_it_drops(
     assert totals["discarded"] == pytest.approx(sum(m.discarded for m in report.modules.values()))
 
 
-def test_the_record_is_beside_it(members: list[Member], tmp_path: Path) -> None:
+def test_the_record_is_beside_it(members: list[MergeMember], tmp_path: Path) -> None:
     report = combine(members, {Q: [1, 1, 1]}, tmp_path / "out", record={"task": "rte", "seed": 3})
     document = json.loads((tmp_path / "out" / ADAPT_RECORD).read_text())
     assert (document["task"], document["seed"]) == ("rte", 3)
@@ -91,14 +91,14 @@ def test_the_record_is_beside_it(members: list[Member], tmp_path: Path) -> None:
     ]
 
 
-def test_twice_is_the_same_to_the_byte(members: list[Member], tmp_path: Path) -> None:
+def test_twice_is_the_same_to_the_byte(members: list[MergeMember], tmp_path: Path) -> None:
     for out in ("one", "two"):
         combine(members, {name: [1.0, 0.5, -1.0] for name in ALL}, tmp_path / out, rank=3)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
-def test_trained_factors_are_written_instead_of_the_files(members: list[Member], tmp_path: Path) -> None:
+def test_trained_factors_are_written_instead_of_the_files(members: list[MergeMember], tmp_path: Path) -> None:
     stacks = list(iterate_stacks(members))
     for stack in stacks:
         stack.a.mul_(2)
@@ -107,7 +107,7 @@ def test_trained_factors_are_written_instead_of_the_files(members: list[Member],
     assert distance(deltas(tmp_path / "out"), doubled) < 1e-6
 
 
-def test_only_its_own_folders_are_replaced(members: list[Member], tmp_path: Path) -> None:
+def test_only_its_own_folders_are_replaced(members: list[MergeMember], tmp_path: Path) -> None:
     out = tmp_path / "out"
     combine(members, {Q: [1, 1, 1]}, out)
     with pytest.raises(UsageError, match="is there already"):
@@ -135,7 +135,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(
     options: dict[str, Any],
     error: type[Exception],
     message: str,
-    members: list[Member],
+    members: list[MergeMember],
     tmp_path: Path,
 ) -> None:
     with pytest.raises(error, match=message):
@@ -143,7 +143,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(
     assert not list((tmp_path / "new").glob("*")) if (tmp_path / "new").exists() else True
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(members: list[Member], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_a_sentence(members: list[MergeMember], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         combine(members, {Q: [1, 1, 1]}, tmp_path / "file" / "out")
@@ -160,7 +160,7 @@ def test_live_trained_and_written_agree(tmp_path: Path) -> None:
     live = LiveStack(model, members, train_factors=True)
     found = Coefficients(live.shapes, [m.name for m in members], "module", "leaky_relu", "normal", seed=1)
     optimiser = torch.optim.SGD([found.raw, *(f for pair in live.factors.values() for f in pair)], lr=1e-4)
-    with live.attached():
+    with live.attach():
         live.set_scales(found.scales())
         model(tokens()).logits.square().mean().backward()
         optimiser.step()
@@ -169,6 +169,6 @@ def test_live_trained_and_written_agree(tmp_path: Path) -> None:
             trained = model(tokens()).logits
     combine(members, found.numbers(), tmp_path / "out", dtype="float32", stacks=live.stacks())
     written = LiveStack(model, [load_member(tmp_path / "out")])
-    with written.attached(), torch.no_grad():
+    with written.attach(), torch.no_grad():
         assert torch.allclose(model(tokens()).logits, trained, atol=1e-5 * float(trained.abs().max()))
     assert [shape.name for shape in shapes([load_member(tmp_path / "out")])] == [s.name for s in live.shapes]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from catalog.errors import MergeError, UsageError
 from catalog.selection.selection import STAND_INS
-from merging.members import Member, digest_of, load_member, read_module
+from merging.members import MergeMember, digest_of, load_member, read_module
 from merging.static import controls, merge
-from merging.static.controls import CONTROL_NAME, KINDS, spread, stand_in, stand_ins
+from merging.static.controls import CONTROL_NAME, KINDS, entry_deviations, stand_in, stand_ins
 from tests.hubs import adapter_config
 from tests.merging.adapters import deltas
 
@@ -50,7 +50,7 @@ def layered(
     return folder
 
 
-def one_pair(folder: Path, a: list[list[float]], b: list[list[float]]) -> Member:
+def one_pair(folder: Path, a: list[list[float]], b: list[list[float]]) -> MergeMember:
     """An adapter of one module worked by hand."""
     stem = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
     folder.mkdir(parents=True)
@@ -65,7 +65,7 @@ def spectra(folder: Path) -> dict[str, Tensor]:
     return {name: torch.linalg.svdvals(delta) for name, delta in deltas(folder).items()}
 
 
-def facts(member: Member) -> list[tuple[object, ...]]:
+def facts(member: MergeMember) -> list[tuple[object, ...]]:
     """Everything of the modules but the values."""
     return [(m.name, m.kind, m.in_features, m.out_features, m.rank, m.scaling) for m in member.spec.modules]
 
@@ -78,10 +78,10 @@ def test_the_spread_of_a_pool_worked_by_hand(tmp_path: Path) -> None:
     # A: 1 3 and 5 7, mean 4, squares 9 1 1 9, so std = sqrt(20 / 3); B: 2 and 4, mean 3, std = sqrt 2.
     first = one_pair(tmp_path / "a", [[1.0, 3.0]], [[2.0]])
     second = one_pair(tmp_path / "b", [[5.0, 7.0]], [[4.0]])
-    (found,) = spread([first, second]).values()
+    (found,) = entry_deviations([first, second]).values()
     assert list(found) == pytest.approx([math.sqrt(20 / 3), math.sqrt(2)], rel=1e-14)
     # Alone: A of 1 and 3 has sqrt 2, B is a single number.
-    (alone,) = spread([first]).values()
+    (alone,) = entry_deviations([first]).values()
     assert list(alone) == pytest.approx([math.sqrt(2), 0.0], rel=1e-14)
 
 
@@ -92,7 +92,7 @@ def test_the_pooled_spread_is_that_of_all_factors_in_one_tensor(tmp_path: Path) 
         load_member(layered(tmp_path / "b", 2, rank=8, scale=3.0, lora_alpha=128)),
         load_member(layered(tmp_path / "c", 3, layers=range(2))),
     ]
-    found = spread(members)
+    found = entry_deviations(members)
     for name, (std_a, std_b) in found.items():
         here = [read_module(member, name) for member in members if name in member.modules]
         assert std_a == pytest.approx(float(torch.cat([a for a, _ in here]).double().std()), rel=1e-12)
@@ -185,7 +185,7 @@ def test_random_each_has_each_factors_own_spread_and_no_mean(tmp_path: Path) -> 
 def test_random_pooled_has_the_pools_spread_in_every_member(tmp_path: Path) -> None:
     members = [load_member(layered(tmp_path / f"m{n}", n, rank=16, scale=s)) for n, s in enumerate((0.1, 5))]
     made = stand_ins(members, "random-pooled", tmp_path / "out")
-    pooled = spread(members)
+    pooled = entry_deviations(members)
     for one in made:
         for name, (std_a, std_b) in pooled.items():
             for values, std in zip(read_module(one, name), (std_a, std_b), strict=True):

@@ -7,16 +7,16 @@ import torch
 
 import merging.methods.blocks as entries_module
 from merging.members import Stack
-from merging.methods import Work, find_method
+from merging.methods import ModuleWork, find_method
 from merging.methods.blocks import Entries, entries, magnitude_thresholds, merge_entries
 from merging.methods.noise import normal, uniform
 from tests.merging.adapters import dense, gap, product, random_stack, rotated
 
 
-def work_of(stack: Stack, space: str = "delta", rank: int = 50, memory: int = 1 << 29) -> Work:
+def work_of(stack: Stack, space: str = "delta", rank: int = 50, memory: int = 1 << 29) -> ModuleWork:
     options = find_method("ties").options({"space": space})
     count = len(stack.ranks)
-    return Work(stack, (1.0,) * count, rank, tuple(map(str, range(count))), options, memory=memory)
+    return ModuleWork(stack, (1.0,) * count, rank, tuple(map(str, range(count))), options, memory=memory)
 
 
 def whole(found: Entries) -> torch.Tensor:

@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from catalog.errors import EvaluationError, LoradexError, MergeError, UsageError
 from catalog.scores import read_scores
-from merging.evaluation.scores import BASE, Sampler, Score, evaluate, measure, scores_document
-from merging.members import Member, load_member
+from merging.evaluation.scores import BASE, Sampler, TaskScore, evaluate, measure, scores_document
+from merging.members import MergeMember, load_member
 from merging.model import Task, draw, examples, read_task
 from tests.merging.tiny import NAME, tiny_base, write_task
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 ROWS = [(f"{'ab'[number % 2]}{number}", "yes" if number % 3 else "no") for number in range(30)]
 
 
-def tiny_adapter(folder: Path, seed: int, rank: int = 2, size: float = 0.5) -> Member:
+def tiny_adapter(folder: Path, seed: int, rank: int = 2, size: float = 0.5) -> MergeMember:
     """A random adapter of the tiny base that PEFT has written."""
     model = get_peft_model(tiny_base().model, LoraConfig(r=rank, target_modules=["q_proj", "up_proj"]))
     torch.manual_seed(seed)
@@ -43,7 +43,7 @@ def tasks(tmp_path: Path) -> list[Task]:
 def test_a_score_is_that_of_plain_peft(tmp_path: Path, tasks: list[Task]) -> None:
     members = [tiny_adapter(tmp_path / f"a{n}", n, rank=n + 1) for n in range(3)]
     base = tiny_base()
-    found = [one for one in evaluate(base, members, tasks[:1]) if isinstance(one, Score)]
+    found = [one for one in evaluate(base, members, tasks[:1]) if isinstance(one, TaskScore)]
     assert [one.adapter for one in found] == [BASE, "a0", "a1", "a2"]
     for score, member in zip(found[1:], members, strict=True):
         other = tiny_base()
@@ -99,7 +99,7 @@ def test_the_same_weights_under_two_names_are_measured_once(tmp_path: Path, task
     members = [tiny_adapter(tmp_path / name, 1) for name in ("one", "copy")]
     log = tmp_path / "scores.jsonl"
     found = list(evaluate(tiny_base(), members, tasks[:1], log=log, with_base=False))
-    assert [one.adapter for one in found if isinstance(one, Score)] == ["one", "copy"]
+    assert [one.adapter for one in found if isinstance(one, TaskScore)] == ["one", "copy"]
     assert len(log.read_text().splitlines()) == 1
 
 
@@ -129,7 +129,7 @@ def test_an_adapter_of_another_base_is_named_and_others_go_on(tmp_path: Path, ta
     found = list(evaluate(tiny_base(), members, tasks[:1], with_base=False))
     assert isinstance(found[0], LoradexError)
     assert "wide" in str(found[0])
-    assert isinstance(found[1], Score)
+    assert isinstance(found[1], TaskScore)
     assert found[1].adapter == "good"
 
 
@@ -139,7 +139,7 @@ def test_an_adapter_that_overflows_is_named_and_others_go_on(tmp_path: Path, tas
     found = list(evaluate(tiny_base(), members, tasks[:1], with_base=False, log=log))
     assert isinstance(found[0], LoradexError)
     assert str(found[0]).startswith("huge: ")
-    assert isinstance(found[1], Score)
+    assert isinstance(found[1], TaskScore)
     assert (found[1].adapter, len(log.read_text().splitlines())) == ("good", 1)
 
 
@@ -188,7 +188,7 @@ def test_a_model_that_overflows_is_no_score(tmp_path: Path, tasks: list[Task]) -
 
 
 def test_scores_can_be_imported(tmp_path: Path, tasks: list[Task]) -> None:
-    found = [one for one in evaluate(tiny_base(), [], tasks, limit=5) if isinstance(one, Score)]
+    found = [one for one in evaluate(tiny_base(), [], tasks, limit=5) if isinstance(one, TaskScore)]
     file = tmp_path / "scores.json"
     file.write_text(json.dumps(scores_document(found)))
     rows = read_scores(file, source="here", split="", metric="", n=None)
@@ -202,7 +202,7 @@ def test_a_race_sees_each_example_once_and_never_more_than_there_are(
 ) -> None:
     member = tiny_adapter(tmp_path / "a", 1)
 
-    def find(name: str) -> Member:
+    def find(name: str) -> MergeMember:
         if name != "a":
             raise MergeError(f"{name} does not fit.")
         return member
@@ -217,6 +217,6 @@ def test_a_race_sees_each_example_once_and_never_more_than_there_are(
     from merging.live import LiveStack
 
     base = tiny_base()
-    with LiveStack(base.model, [member]).attached():
+    with LiveStack(base.model, [member]).attach():
         expected = measure(base, tasks[0], whole).value
     assert sum(part[0] or 0.0 for part in parts[:3]) / 3 == pytest.approx(expected)

@@ -30,8 +30,8 @@ from merging.learning.gradients import (
     task_gradient,
 )
 from merging.live import LiveStack
-from merging.members import Member, load_member
-from merging.model import BaseModel, Prompt, Task, encode, examples, read_task
+from merging.members import MergeMember, load_member
+from merging.model import LoadedBase, Prompt, Task, encode, examples, read_task
 from tests.hubs import adapter_config
 from tests.merging.adapters import deltas
 from tests.merging.llama import mixed, write
@@ -39,7 +39,7 @@ from tests.merging.test_scoring import some_prompts
 from tests.merging.tiny import tiny_base, write_task
 
 
-def double_base(seed: int = 0) -> BaseModel:
+def double_base(seed: int = 0) -> LoadedBase:
     """A tiny Llama that is float64 all through; its own norms round to float32."""
     base = tiny_base(seed, dtype=torch.float64)
     for parent in list(base.model.modules()):
@@ -54,7 +54,7 @@ BASE = double_base()
 LAYERS = linear_modules(BASE.model)
 
 
-def autograd(base: BaseModel, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def autograd(base: LoadedBase, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     """The gradient of the mean loss by every weight, as torch gives it, from prompts read one by one."""
     weights = {name: base.model.get_submodule(name).weight for name in LAYERS}
     for weight in weights.values():
@@ -67,7 +67,7 @@ def autograd(base: BaseModel, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     return dict(zip(weights, found, strict=True))
 
 
-def one_loss(base: BaseModel, prompt: Prompt) -> Tensor:
+def one_loss(base: LoadedBase, prompt: Prompt) -> Tensor:
     """The right answer's loss a token by its definition."""
     logs = base.model(torch.tensor([prompt.question + prompt.target])).logits[0].log_softmax(-1)
     start = len(prompt.question) - 1
@@ -75,7 +75,7 @@ def one_loss(base: BaseModel, prompt: Prompt) -> Tensor:
     return -torch.stack(whole).mean()
 
 
-def dense(base: BaseModel, prompts: Sequence[Prompt], width: int | None = None) -> dict[str, Tensor]:
+def dense(base: LoadedBase, prompts: Sequence[Prompt], width: int | None = None) -> dict[str, Tensor]:
     """The gradient by every weight, from what `backward` hands out."""
     found: dict[str, Tensor] = {}
 
@@ -168,7 +168,7 @@ class Toy(nn.Module):
 
 
 def test_a_gradient_by_hand(tmp_path: Path) -> None:
-    base = BaseModel("toy", Toy(), None, 8)
+    base = LoadedBase("toy", Toy(), None, 8)
     # Both tokens are as likely: dL/dy = (1/2, 1/2) - (0, 1), x = (1, 0), so G = [[1/2, 0], [-1/2, 0]].
     prompts = [Prompt((0,), ((1,), (0,)), 0)]
     seen: dict[str, Tensor] = {}
@@ -183,7 +183,7 @@ def test_a_gradient_by_hand(tmp_path: Path) -> None:
     assert dict(exact.modules) == {"layer": exact.raw}
 
 
-def one_module(folder: Path, a: list[list[float]], b: list[list[float]], alpha: int) -> Member:
+def one_module(folder: Path, a: list[list[float]], b: list[list[float]], alpha: int) -> MergeMember:
     """A member whose only module is `layer`."""
     folder.mkdir()
     factors = {"lora_A": torch.tensor(a), "lora_B": torch.tensor(b)}
@@ -221,7 +221,7 @@ def test_a_little_of_an_adapter_lowers_the_loss_by_as_much_as_promised(tmp_path:
 
     def loss(weights: Sequence[float]) -> float:
         live.set_scales(live.scales_of(weights))
-        with live.attached(), torch.no_grad():
+        with live.attach(), torch.no_grad():
             return float(losses(BASE, right).mean())
 
     step = 1e-3
@@ -293,7 +293,7 @@ def test_a_step_down_the_slope_is_found_among_random_adapters(tmp_path: Path, ki
 def test_backgrounds_are_what_the_other_tasks_ask_with(tmp_path: Path) -> None:
     one, other = make_task(tmp_path / "one", "a bb ccc"), make_task(tmp_path / "other", "x yy zzz wwww")
     samples = [(task, examples(task, "train")) for task in (one, other)]
-    vector, backgrounds = direction(BASE, *samples[0], others=[samples[1], samples[0]])
+    vector, backgrounds = direction(BASE, *samples[0], backgrounds=[samples[1], samples[0]])
     assert backgrounds.shape == (2, 1035)
     assert backgrounds[0].tobytes() == direction(BASE, *samples[1])[0].tobytes()
     assert backgrounds[1].tobytes() == vector.tobytes()

@@ -58,7 +58,7 @@ def test_energy_by_rank_is_what_truncations_keep(folders: list[Path], tmp_path: 
     assert found.energy_by_rank[-1] == pytest.approx(1)
     for rank in (1, 3):
         report = merge(folders, "svd", tmp_path / f"r{rank}", rank=rank)
-        assert found.energy_by_rank[rank - 1] == pytest.approx(report.kept, rel=1e-4)
+        assert found.energy_by_rank[rank - 1] == pytest.approx(report.energy_share, rel=1e-4)
     assert found.rank_for(0.9) == 1 + sum(share < 0.9 - 1e-9 for share in found.energy_by_rank)
 
 

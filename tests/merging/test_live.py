@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from catalog.errors import MergeError, UsageError, WeightsError
 from merging.live.stack import LiveStack, Way
-from merging.members import Member
+from merging.members import MergeMember
 from tests.merging.adapters import deltas, total
 
 pytest.importorskip("transformers")
@@ -33,7 +33,7 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def members(model: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Member]:
+def members(model: Any, tmp_path_factory: pytest.TempPathFactory) -> list[MergeMember]:
     return mixed(tmp_path_factory.mktemp("members"), model)
 
 
@@ -76,35 +76,37 @@ def flops(model: Any, ids: Tensor) -> int:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_live_model_is_the_model_with_summed_weights(way: Way, model: Any, members: list[Member]) -> None:
+def test_the_live_model_is_the_model_with_summed_weights(
+    way: Way, model: Any, members: list[MergeMember]
+) -> None:
     live = LiveStack(model, members, way=way)
     expected = logits(added(model, total(WEIGHTS, [member.folder for member in members])))
-    with live.attached():
+    with live.attach():
         live.set_scales(live.scales_of(WEIGHTS))
         assert close(logits(model), expected)
     assert not close(logits(model), expected, 0.1)
 
 
-def test_without_scales_every_member_counts_once(model: Any, members: list[Member]) -> None:
+def test_without_scales_every_member_counts_once(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
-    with live.attached():
+    with live.attach():
         found = logits(model)
     assert close(found, logits(added(model, total([1] * 4, [member.folder for member in members]))))
 
 
 @OLD_NAME
-def test_each_member_alone_is_what_peft_loads(model: Any, members: list[Member]) -> None:
+def test_each_member_alone_is_what_peft_loads(model: Any, members: list[MergeMember]) -> None:
     peft = pytest.importorskip("peft")
     live = LiveStack(model, members)
     for number, member in enumerate(members):
         judge = peft.PeftModel.from_pretrained(copy.deepcopy(model), member.folder).eval()
-        with live.attached():
+        with live.attach():
             live.set_scales(live.scales_of([float(n == number) for n in range(4)]))
             assert close(logits(model), logits(judge))
 
 
 @OLD_NAME
-def test_the_weighted_sum_is_what_peft_concatenates(model: Any, members: list[Member]) -> None:
+def test_the_weighted_sum_is_what_peft_concatenates(model: Any, members: list[MergeMember]) -> None:
     peft = pytest.importorskip("peft")
     plain = [members[n] for n in (0, 2, 3)]  # PEFT overscales what rsLoRA it concatenates
     judge = peft.PeftModel.from_pretrained(copy.deepcopy(model), plain[0].folder, adapter_name="m0")
@@ -113,7 +115,7 @@ def test_the_weighted_sum_is_what_peft_concatenates(model: Any, members: list[Me
     judge.add_weighted_adapter(["m0", "m1", "m2"], [0.7, 0.2, 1.3], "sum", combination_type="cat")
     judge.set_adapter("sum")
     live = LiveStack(model, plain)
-    with live.attached():
+    with live.attach():
         live.set_scales(live.scales_of([0.7, 0.2, 1.3]))
         assert close(logits(model), logits(judge.eval()))
 
@@ -130,13 +132,15 @@ def test_two_by_two_by_hand(tmp_path: Path) -> None:
         live.factors["q_proj"][0].copy_(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
         live.factors["q_proj"][1].copy_(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
         live.set_scales({"q_proj": torch.tensor([2.0, 10.0])})
-        with live.attached():
+        with live.attach():
             assert base["q_proj"](torch.tensor([[1.0, 2.0]])).tolist() == [[11.0, 13.0]]
         assert base["q_proj"](torch.tensor([[1.0, 2.0]])).tolist() == [[5.0, 11.0]]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_candidates_in_one_batch_are_what_each_is_alone(way: Way, model: Any, members: list[Member]) -> None:
+def test_candidates_in_one_batch_are_what_each_is_alone(
+    way: Way, model: Any, members: list[MergeMember]
+) -> None:
     live = LiveStack(model, members, way=way)
     generator = torch.Generator().manual_seed(0)
     candidates = [
@@ -144,7 +148,7 @@ def test_candidates_in_one_batch_are_what_each_is_alone(way: Way, model: Any, me
     ]
     candidates[1] = live.scales_of([0, 1, 0, 0])
     rows, ids = torch.tensor([2, 0, 1, 2, 0]), tokens(5)
-    with live.attached():
+    with live.attach():
         live.set_scales({name: torch.stack([c[name] for c in candidates]) for name in candidates[0]}, rows)
         together = logits(model, ids)
         for number, candidate in enumerate(candidates):
@@ -180,18 +184,18 @@ def test_gradients_of_scales_are_finite_differences(way: Way, count: int, tmp_pa
         found: Tensor = block(x).sum(0)
         return found
 
-    with live.attached():
+    with live.attach():
         assert torch.autograd.gradcheck(run, (x, *scales))
 
 
 @pytest.mark.parametrize("length", [2, 60])
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_of_scales_are_those_of_the_weights_along_each_rank(
-    way: Way, length: int, model: Any, members: list[Member]
+    way: Way, length: int, model: Any, members: list[MergeMember]
 ) -> None:
     live, ids = LiveStack(model, members, way=way), tokens(2, length)
     scales = {name: value.float().requires_grad_() for name, value in live.scales_of(WEIGHTS).items()}
-    with live.attached():
+    with live.attach():
         live.set_scales(scales)
         model(ids).logits.sin().sum().backward()
     judge = added(model, total(WEIGHTS, [member.folder for member in members])).requires_grad_(True)
@@ -201,23 +205,23 @@ def test_gradients_of_scales_are_those_of_the_weights_along_each_rank(
         assert close(scales[name].grad, expected, 1e-3)
 
 
-def test_gradients_reach_nothing_but_the_scales(model: Any, members: list[Member]) -> None:
+def test_gradients_reach_nothing_but_the_scales(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
     scales = {name: value.float().requires_grad_() for name, value in live.scales_of([0] * 4).items()}
-    with live.attached():
+    with live.attach():
         live.set_scales(scales)
         model(tokens()).logits.square().sum().backward()
     assert all(value.grad is not None and bool(value.grad.any()) for value in scales.values())
     assert not any(a.requires_grad or bt.requires_grad for a, bt in live.factors.values())
 
 
-def test_candidates_have_gradients_of_their_own(model: Any, members: list[Member]) -> None:
+def test_candidates_have_gradients_of_their_own(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
     scales = {
         name: torch.stack([value.float(), 2 * value.float()]).requires_grad_()
         for name, value in live.scales_of(WEIGHTS).items()
     }
-    with live.attached():
+    with live.attach():
         live.set_scales(scales, torch.tensor([0, 0, 0]))
         model(tokens()).logits.square().sum().backward()
     for value in scales.values():
@@ -226,10 +230,10 @@ def test_candidates_have_gradients_of_their_own(model: Any, members: list[Member
         assert not bool(value.grad[1].any())
 
 
-def test_a_base_that_trains_keeps_its_gradients(members: list[Member]) -> None:
+def test_a_base_that_trains_keeps_its_gradients(members: list[MergeMember]) -> None:
     base = tiny().requires_grad_(True)
     live = LiveStack(base, members, way="folded")
-    with live.attached():
+    with live.attach():
         base(tokens()).logits.square().sum().backward()
     found = [parameter.grad.clone() for parameter in base.parameters()]
     summed = added(tiny(), total([1] * 4, [member.folder for member in members])).requires_grad_(True)
@@ -238,10 +242,10 @@ def test_a_base_that_trains_keeps_its_gradients(members: list[Member]) -> None:
         assert close(one, other.grad, 1e-4)
 
 
-def test_factors_train_where_that_is_asked_for(model: Any, members: list[Member]) -> None:
+def test_factors_train_where_that_is_asked_for(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members[:1], train_factors=True)
     name = "model.layers.0.mlp.up_proj"
-    with live.attached():
+    with live.attach():
         model(tokens()).logits.square().sum().backward()
     a, bt = live.factors[name]
     judge = added(model, deltas(members[0].folder)).requires_grad_(True)
@@ -253,7 +257,7 @@ def test_factors_train_where_that_is_asked_for(model: Any, members: list[Member]
     assert close(bt.grad, a.detach() @ of_weight.T, 1e-4)
 
 
-def test_dense_weights_give_the_same_and_are_gone_afterwards(model: Any, members: list[Member]) -> None:
+def test_dense_weights_give_the_same_and_are_gone_afterwards(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
     expected = logits(added(model, total(WEIGHTS, [member.folder for member in members])))
     plain = logits(model)
@@ -262,9 +266,9 @@ def test_dense_weights_give_the_same_and_are_gone_afterwards(model: Any, members
     assert torch.equal(logits(model), plain)
 
 
-def test_dense_inside_attached_adds_nothing_twice(model: Any, members: list[Member]) -> None:
+def test_dense_inside_attached_adds_nothing_twice(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
-    with live.attached():
+    with live.attach():
         live.set_scales(live.scales_of([0, 1, 0, 0]))
         before = logits(model)
         with live.dense(live.scales_of(WEIGHTS)):
@@ -274,12 +278,14 @@ def test_dense_inside_attached_adds_nothing_twice(model: Any, members: list[Memb
 
 
 @pytest.mark.parametrize("context", ["attached", "dense"])
-def test_an_error_inside_leaves_the_base_as_it_was(context: str, model: Any, members: list[Member]) -> None:
+def test_an_error_inside_leaves_the_base_as_it_was(
+    context: str, model: Any, members: list[MergeMember]
+) -> None:
     live = LiveStack(model, members)
     plain = logits(model)
 
     def fails() -> None:
-        with live.attached() if context == "attached" else live.dense(live.scales_of(WEIGHTS)):
+        with live.attach() if context == "attached" else live.dense(live.scales_of(WEIGHTS)):
             assert not close(logits(model), plain, 0.1)
             raise RuntimeError("no")
 
@@ -308,7 +314,7 @@ def test_half_precision_is_near_the_exact_sum(tmp_path: Path) -> None:
     member = write(tmp_path / "m", half, 0, dtype=torch.bfloat16)
     live = LiveStack(half, [member], way="folded")
     assert {part.dtype for pair in live.factors.values() for part in pair} == {torch.bfloat16}
-    with live.attached():
+    with live.attach():
         found = logits(half).float()
     exact = logits(added(half.float(), deltas(member.folder)))
     assert close(found, exact, 0.1)
@@ -318,15 +324,15 @@ def test_factors_may_be_wider_than_the_base(tmp_path: Path) -> None:
     half = tiny().to(torch.bfloat16)
     member = write(tmp_path / "m", half, 0)
     live = LiveStack(half, [member], dtype=torch.float32)
-    with live.attached():
+    with live.attach():
         found = logits(half)
     assert found.dtype == torch.bfloat16
     assert close(found.float(), logits(added(half.float(), deltas(member.folder))), 0.1)
 
 
-def test_autocast_changes_the_precision_and_nothing_else(model: Any, members: list[Member]) -> None:
+def test_autocast_changes_the_precision_and_nothing_else(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
-    with live.attached():
+    with live.attach():
         live.set_scales(live.scales_of(WEIGHTS))
         exact = logits(model)
         with torch.autocast("cpu", torch.bfloat16):
@@ -336,7 +342,7 @@ def test_autocast_changes_the_precision_and_nothing_else(model: Any, members: li
     assert close(found.float(), exact, 0.15)
 
 
-def test_a_gate_multiplies_the_scales(model: Any, members: list[Member]) -> None:
+def test_a_gate_multiplies_the_scales(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
     seen = {}
 
@@ -345,16 +351,16 @@ def test_a_gate_multiplies_the_scales(model: Any, members: list[Member]) -> None
         return torch.full(h.shape, 2.0)
 
     live.set_scales(live.scales_of(WEIGHTS))
-    with live.attached(gate):
+    with live.attach(gate):
         found = logits(model)
     live.set_scales(live.scales_of([2 * weight for weight in WEIGHTS]))
-    with live.attached():
+    with live.attach():
         assert close(found, logits(model))
     assert seen["model.layers.0.mlp.down_proj"] == ((3, 7, 48), (3, 7, 9))
     assert set(seen) == {shape.name for shape in live.shapes}
 
 
-def test_a_gate_chooses_token_by_token_among_all_members(model: Any, members: list[Member]) -> None:
+def test_a_gate_chooses_token_by_token_among_all_members(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
     name, ids = "lm_head", tokens()
     a, bt = live.factors[name]
@@ -366,55 +372,55 @@ def test_a_gate_chooses_token_by_token_among_all_members(model: Any, members: li
         states.append(x)
         return chosen.expand_as(h)
 
-    with live.attached(gate):
+    with live.attach(gate):
         found = logits(model, ids)
     expected = logits(model, ids) + chosen * (states[0] @ a.T @ bt)
     assert close(found, expected)
     live.set_scales(live.scales_of([0] * 4))
-    with live.attached(gate):
+    with live.attach(gate):
         live.set_scales(live.scales_of([0] * 4))
         logits(model, ids)
     assert len(states) == 1 + len(live.shapes)
 
 
-def test_gradients_pass_through_a_gate(model: Any, members: list[Member]) -> None:
+def test_gradients_pass_through_a_gate(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
     strength = torch.tensor(1.0, requires_grad=True)
-    with live.attached(lambda name, x, h: strength):
+    with live.attach(lambda name, x, h: strength):
         model(tokens()).logits.square().sum().backward()
     assert strength.grad is not None
     assert bool(strength.grad)
 
 
-def test_absent_members_cost_nothing(model: Any, members: list[Member]) -> None:
+def test_absent_members_cost_nothing(model: Any, members: list[MergeMember]) -> None:
     ids, live, alone = tokens(), LiveStack(model, members, way="factored"), LiveStack(model, members[1:2])
     alone.way = "factored"
-    with live.attached():
+    with live.attach():
         live.set_scales(live.scales_of([0, 0.5, 0, 0]))
         one = flops(model, ids)
         live.set_scales(live.scales_of([0, 0, 0, 0]))
         none = flops(model, ids)
-    with alone.attached():
+    with alone.attach():
         assert one == flops(model, ids)
     assert none == flops(model, ids) < one
 
 
-def test_the_cheapest_way_is_no_dearer_than_either(model: Any, members: list[Member]) -> None:
+def test_the_cheapest_way_is_no_dearer_than_either(model: Any, members: list[MergeMember]) -> None:
     for length in (1, 4, 12, 60):
         costs = {}
         for way in WAYS:
             live = LiveStack(model, members, way=way)
-            with live.attached():
+            with live.attach():
                 costs[way] = flops(model, tokens(3, length))
         assert costs["cheapest"] <= min(costs["factored"], costs["folded"])
     assert costs["folded"] < costs["factored"]
 
 
-def test_the_crossover_is_where_operations_are_equal(model: Any, members: list[Member]) -> None:
+def test_the_crossover_is_where_operations_are_equal(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members, way="factored")
     costs = {}
     for length in (4, 8):
-        with live.attached():
+        with live.attach():
             costs[length] = flops(model, tokens(1, length))
         costs[length] -= flops(model, tokens(1, length))
     each = (costs[8] - costs[4]) / 4
@@ -434,7 +440,7 @@ def test_embeddings_are_looked_up(tmp_path: Path) -> None:
     updates["model.embed_tokens"] = updates["model.embed_tokens"].T
     expected = logits(added(parted, {name: 0.5 * update for name, update in updates.items()}))
     live = LiveStack(base, [member])
-    with live.attached():
+    with live.attach():
         live.set_scales(live.scales_of([0.5]))
         assert close(logits(base), expected)
     with live.dense(live.scales_of([0.5])):
@@ -442,23 +448,23 @@ def test_embeddings_are_looked_up(tmp_path: Path) -> None:
     assert base.lm_head.weight is base.model.embed_tokens.weight
 
 
-def test_other_members_take_their_place(model: Any, members: list[Member]) -> None:
+def test_other_members_take_their_place(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members[1:2])
-    with live.attached():
+    with live.attach():
         for member in (members[3], members[0], members[1]):
             live.swap([member])
             assert live.members == (member,)
             assert close(logits(model), logits(added(model, deltas(member.folder))))
 
 
-def added_logits(model: Any, groups: Sequence[Sequence[Member]]) -> list[Tensor]:
+def added_logits(model: Any, groups: Sequence[Sequence[MergeMember]]) -> list[Tensor]:
     return [
         logits(added(model, total([1] * len(group), [member.folder for member in group]))) for group in groups
     ]
 
 
 def test_a_sweep_shows_each_group_and_skips_what_is_broken(
-    model: Any, members: list[Member], tmp_path: Path
+    model: Any, members: list[MergeMember], tmp_path: Path
 ) -> None:
     broken = write(tmp_path / "broken", model, 9)
     broken.weights.write_bytes(broken.weights.read_bytes()[:-100])
@@ -467,7 +473,7 @@ def test_a_sweep_shows_each_group_and_skips_what_is_broken(
     good = added_logits(model, [groups[0], groups[2], groups[4]])
     live = LiveStack(model, members)
     found, errors = [], []
-    with live.attached():
+    with live.attach():
         for group, error in live.sweep(groups):
             errors.append(type(error))
             if error is None:
@@ -477,17 +483,17 @@ def test_a_sweep_shows_each_group_and_skips_what_is_broken(
     assert all(close(one, other) for one, other in zip(found, good, strict=True))
 
 
-def test_twice_is_the_same_to_the_bit(model: Any, members: list[Member]) -> None:
+def test_twice_is_the_same_to_the_bit(model: Any, members: list[MergeMember]) -> None:
     found = []
     for _ in range(2):
         live = LiveStack(model, members)
-        with live.attached():
+        with live.attach():
             live.set_scales(live.scales_of(WEIGHTS))
             found.append(logits(model))
     assert torch.equal(*found)
 
 
-def test_what_does_not_fit_the_base_is_named(members: list[Member], tmp_path: Path) -> None:
+def test_what_does_not_fit_the_base_is_named(members: list[MergeMember], tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="is 32 to 64 in m3 and 16 to 64 in the base model"):
         LiveStack(tiny(hidden_size=16), members)
     with pytest.raises(MergeError, match=r"no model.layers.1.mlp.down_proj; m0 belongs to another"):
@@ -513,14 +519,14 @@ def test_weights_in_another_form_are_live_and_not_dense(tmp_path: Path) -> None:
     member = write(tmp_path / "m", nn.ModuleDict({"q_proj": nn.Linear(2, 2)}), 0, targets=["q_proj"])
     live = LiveStack(base, [member], dtype=torch.float32, way="folded")
     x = torch.tensor([[1.0, 2.0]])
-    with live.attached():
+    with live.attach():
         found = base["q_proj"](x)
     assert close(found, x @ torch.ones(2, 2) + x @ deltas(member.folder)["q_proj"].T.float())
     with pytest.raises(MergeError, match="load the base unquantised"), live.dense(live.scales_of([1])):
         pass
 
 
-def test_what_makes_no_sense_is_refused(model: Any, members: list[Member]) -> None:
+def test_what_makes_no_sense_is_refused(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
     right = live.scales_of(WEIGHTS)
     several = {name: torch.stack([value, value]) for name, value in right.items()}
@@ -538,16 +544,16 @@ def test_what_makes_no_sense_is_refused(model: Any, members: list[Member]) -> No
             live.set_scales(scales, rows)
     with pytest.raises(UsageError, match="3 weights for 4 members"):
         live.scales_of([1, 2, 3])
-    with live.attached():
+    with live.attach():
         live.set_scales(several, torch.tensor([0, 1]))
         with pytest.raises(UsageError, match="sees 3 rows and scales were given for 2"):
             logits(model)
-        with pytest.raises(UsageError, match="attached already"), live.attached():
+        with pytest.raises(UsageError, match="attached already"), live.attach():
             pass
         live.set_scales(right)
 
 
-def test_a_layer_that_somebody_else_wraps_stays_wrapped(members: list[Member]) -> None:
+def test_a_layer_that_somebody_else_wraps_stays_wrapped(members: list[MergeMember]) -> None:
     base = tiny()
     layer, calls = base.get_submodule("model.layers.0.self_attn.q_proj"), []
     inner = layer.forward
@@ -558,7 +564,7 @@ def test_a_layer_that_somebody_else_wraps_stays_wrapped(members: list[Member]) -
 
     layer.forward = wrapped
     expected = logits(added(tiny(), total([1] * 4, [member.folder for member in members])))
-    with LiveStack(base, members, way="folded").attached():
+    with LiveStack(base, members, way="folded").attach():
         assert close(logits(base), expected)
     assert layer.forward is wrapped
     assert len(calls) == 1
@@ -566,13 +572,15 @@ def test_a_layer_that_somebody_else_wraps_stays_wrapped(members: list[Member]) -
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpu_gives_what_the_processor_does(dtype: torch.dtype, model: Any, members: list[Member]) -> None:
+def test_a_gpu_gives_what_the_processor_does(
+    dtype: torch.dtype, model: Any, members: list[MergeMember]
+) -> None:
     expected = logits(added(model, total(WEIGHTS, [member.folder for member in members])))
     there = copy.deepcopy(model).to("cuda", dtype)
     live = LiveStack(there, members)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     scales, ids = live.scales_of(WEIGHTS), tokens().cuda()
-    contexts: list[contextlib.AbstractContextManager[Any]] = [live.dense(scales), live.attached()]
+    contexts: list[contextlib.AbstractContextManager[Any]] = [live.dense(scales), live.attach()]
     live.set_scales(scales)
     for context in contexts:
         with context:

@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from catalog.errors import ConfigError, LoradexError, MergeError, UsageError, WeightsError
-from merging.members import digest_of, iterate_stacks, joined, load_member, load_members, read_module, shapes
+from merging.members import (
+    digest_of,
+    iterate_stacks,
+    join_factors,
+    load_member,
+    load_members,
+    read_module,
+    shapes,
+)
 from merging.methods import concatenate
 from tests.merging.adapters import ALL, Q, adapter, deltas
 
@@ -168,7 +176,7 @@ def test_joined_factors_are_the_weighted_sum_rounded_once(
     ]
     members, weights = load_members(folders), (0.5, -2.0, 0.25)
     for shape, stack in zip(shapes(members), iterate_stacks(members), strict=True):
-        a, b = joined(shape, members, weights, out)
+        a, b = join_factors(shape, members, weights, out)
         exact = concatenate(stack, stack.columns(weights))
         unit = torch.finfo(out).eps
         assert a.dtype == b.dtype == out
@@ -188,7 +196,7 @@ def test_joined_factors_that_are_not_finite_are_refused_by_name(bad: float, tmp_
         ]
     )
     with pytest.raises(MergeError, match=f"broken cannot be merged: {Q} holds NaN"):
-        joined(shapes(members)[0], members, (1.0, 1.0), torch.bfloat16)
+        join_factors(shapes(members)[0], members, (1.0, 1.0), torch.bfloat16)
 
 
 def test_factors_that_contradict_are_refused(tmp_path: Path) -> None:

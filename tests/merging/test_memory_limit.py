@@ -11,14 +11,14 @@ import torch
 
 from catalog.errors import EvaluationError, MemoryLimitError
 from merging.evaluation.questions import check_reading, reads_plainly
-from merging.evaluation.scores import Sampler, Score, evaluate
+from merging.evaluation.scores import Sampler, TaskScore, evaluate
 from merging.evaluation.scoring import generate, likelihoods
 from merging.learning import adapt, train
-from merging.learning.candidates import evaluated
+from merging.learning.candidates import evaluate_candidates
 from merging.learning.gradients import direction, exact_scores, task_gradient
 from merging.live import LiveStack
 from merging.model import (
-    BaseModel,
+    LoadedBase,
     Prompt,
     Task,
     budget,
@@ -51,7 +51,7 @@ def task(tmp_path: Path) -> Task:
     return read_task(write_task(tmp_path / "tasks" / "choice", ROWS))
 
 
-def narrow(base: BaseModel, most: int, error: BaseException = SHORTAGES[1]) -> BaseModel:
+def narrow(base: LoadedBase, most: int, error: BaseException = SHORTAGES[1]) -> LoadedBase:
     """The base on a device that holds a batch of `most` tokens."""
 
     def refuse(_module: Any, _words: Any, named: dict[str, Any]) -> None:
@@ -136,8 +136,8 @@ def test_scores_are_the_same_in_pieces(tmp_path: Path, task: Task) -> None:
     members = [tiny_adapter(tmp_path / "one", 1)]
     whole = list(evaluate(tiny_base(), members, [task]))
     for found, wanted in zip(evaluate(narrow(tiny_base(), 60), members, [task]), whole, strict=True):
-        assert isinstance(found, Score)
-        assert isinstance(wanted, Score)
+        assert isinstance(found, TaskScore)
+        assert isinstance(wanted, TaskScore)
         assert (found.value, found.key) == (wanted.value, wanted.key)
         assert found.loss == pytest.approx(wanted.loss, abs=1e-5)
     with pytest.raises(MemoryLimitError, match="does not fit into memory"):
@@ -185,7 +185,7 @@ def test_candidates_that_do_not_fit_together_are_asked_in_turn(tmp_path: Path) -
     found = []
     for base in (tiny_base(), narrow(tiny_base(), 50)):
         live = LiveStack(base.model, [tiny_adapter(tmp_path / str(len(found)), 1)])
-        found.append([one.loss for one in evaluated(base, live, prompts, weights)])
+        found.append([one.loss for one in evaluate_candidates(base, live, prompts, weights)])
     assert found[1] == pytest.approx(found[0], abs=1e-5)
 
 
@@ -208,7 +208,7 @@ def test_a_race_leaves_out_an_adapter_that_does_not_fit(
     assert "does not fit into memory" in sampler.left_out["large"]
     found = list(evaluate(tiny_base(), [members["large"], members["good"]], [task], limit=4, with_base=False))
     assert isinstance(found[0], EvaluationError)
-    assert isinstance(found[1], Score)
+    assert isinstance(found[1], TaskScore)
 
 
 def test_an_adapter_stays_beside_weights_that_cannot_be_copied(
@@ -225,8 +225,8 @@ def test_an_adapter_stays_beside_weights_that_cannot_be_copied(
     monkeypatch.setattr(live, "_sum", refuse)
     monkeypatch.setattr(LiveStack, "worthwhile", lambda *_: True)
     (found,) = evaluate(tiny_base(), members, [task], with_base=False)
-    assert isinstance(found, Score)
-    assert isinstance(whole, Score)
+    assert isinstance(found, TaskScore)
+    assert isinstance(whole, TaskScore)
     assert found.loss == pytest.approx(whole.loss, abs=1e-5)
 
 
@@ -238,7 +238,7 @@ def test_sums_of_a_gradient_that_do_not_fit_are_one_sentence(
     def refuse(*_: Any) -> None:
         raise SHORTAGES[0]
 
-    monkeypatch.setattr(gradient._Sums, "add", refuse)
+    monkeypatch.setattr(gradient._SketchSums, "add", refuse)
     with pytest.raises(MemoryLimitError, match="The gradient of the task does not fit into memory"):
         task_gradient(tiny_base(), some_prompts(2, 20, 22))
 
@@ -253,4 +253,4 @@ def test_the_way_of_reading_is_tried_with_trees_that_fit(kind: str) -> None:
     # Where not even two prompts fit, nothing is known, and nothing is said.
     base = narrow(architecture(kind), 10)
     check_reading(base, prompts)
-    assert (base.reading.right, base.reading.ordered) == (0, False)
+    assert (base.reading.right, base.reading.depends_on_order) == (0, False)

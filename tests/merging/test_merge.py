@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from catalog.errors import LoradexError, MergeError, StorageError, UsageError
 from merging.members import digest_of, factor_names, load_member
-from merging.methods import METHODS, Update, Work
+from merging.methods import METHODS, ModuleWork, Update
 from merging.static import plan
-from merging.static.merger import merge, merged_modules
+from merging.static.merger import merge, merge_in_memory
 from tests.merging.adapters import ALL, SHAPES, Q, adapter, deltas, distance, total
 
 
@@ -37,7 +37,7 @@ def test_the_sum_on_the_disk_is_the_sum_of_the_members(folders: list[Path], tmp_
     assert distance(deltas(tmp_path / "out"), total(weights, folders)) < 1e-6
     assert report.modules[Q].rank == 3 + 5 + 4
     assert report.modules["model.layers.1.self_attn.q_proj"].rank == 3 + 2
-    assert report.kept == 1
+    assert report.energy_share == 1
 
 
 def test_energy_is_told_where_it_was_measured_alone(tmp_path: Path) -> None:
@@ -47,14 +47,14 @@ def test_energy_is_told_where_it_was_measured_alone(tmp_path: Path) -> None:
     for name, folders, kept in (("high", high, None), ("low", high[:1], 1)):
         report = merge(folders, "peft-cat", tmp_path / name)
         assert (report.record["totals"]["energy"] is None) is (kept is None)
-        assert report.kept == kept
+        assert report.energy_share == kept
         assert (line in (tmp_path / name / "README.md").read_text()) is (kept is not None)
     cut = merge(high, "svd", tmp_path / "cut", rank=2)
-    assert 0 < (cut.kept or 0) < 1
-    assert f"{line}: {1 - (cut.kept or 0):.3%}." in (tmp_path / "cut" / "README.md").read_text()
+    assert 0 < (cut.energy_share or 0) < 1
+    assert f"{line}: {1 - (cut.energy_share or 0):.3%}." in (tmp_path / "cut" / "README.md").read_text()
     nothing = {name: (torch.ones(1, i), torch.zeros(o, 1)) for name, (i, o) in SHAPES.items()}
     zero = merge([adapter(tmp_path / "zero", rank=1, factors=nothing)], "sum", tmp_path / "none")
-    assert (zero.kept, zero.record["totals"]["energy"]) == (None, 0.0)
+    assert (zero.energy_share, zero.record["totals"]["energy"]) == (None, 0.0)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-6), ("float16", 1e-3), ("bfloat16", 1e-2)])
@@ -84,8 +84,8 @@ def test_a_truncation_reports_its_energy(rank: int, folders: list[Path], tmp_pat
     assert record == report.record
     discarded = sum(module["discarded"] for module in record["modules"].values())
     assert record["totals"]["discarded"] == pytest.approx(discarded)
-    assert report.kept is not None
-    assert 0 < report.kept < 1
+    assert report.energy_share is not None
+    assert 0 < report.energy_share < 1
 
 
 def test_the_record_names_everything_that_made_the_result(folders: list[Path], tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_what_is_joined_on_the_disk_is_what_the_method_makes(
 ) -> None:
     merge(folders, method, tmp_path / "out", weights=weights)
     written = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    for shape, update in merged_modules(plan(folders, method, weights=weights)):
+    for shape, update in merge_in_memory(plan(folders, method, weights=weights)):
         for name, values in zip(factor_names(shape), (update.a, update.b), strict=True):
             torch.testing.assert_close(written.pop(name), values, rtol=5e-7, atol=0)
     assert not written
@@ -297,7 +297,7 @@ def test_every_row_of_the_table_merges_and_says_what_it_is(each_method: list[str
     for name in each_method:
         row = METHODS[name]
         planned = plan(pair, name, seed=1)
-        for shape, update in merged_modules(planned):
+        for shape, update in merge_in_memory(planned):
             assert isinstance(update, Update)
             assert update.a.shape == (update.a.shape[0], shape.in_features)
             assert update.b.shape == (shape.out_features, update.a.shape[0])
@@ -313,17 +313,17 @@ def test_every_row_of_the_table_merges_and_says_what_it_is(each_method: list[str
 
 
 def test_a_method_gets_only_members_that_have_the_module(folders: list[Path]) -> None:
-    seen: dict[str, Work] = {}
+    seen: dict[str, ModuleWork] = {}
     row = METHODS["sum"]
     planned = plan(folders, "sum")
 
-    def watch(work: Work) -> Update:
+    def watch(work: ModuleWork) -> Update:
         seen[work.stack.name] = work
         return row.run(work)
 
     from dataclasses import replace
 
-    merged_modules(replace(planned, method=replace(row, run=watch)))
+    merge_in_memory(replace(planned, method=replace(row, run=watch)))
     assert seen[Q].names == ("one#0", "two#0", "three#0")
     assert seen["model.layers.0.mlp.down_proj"].names == ("one#0", "three#0")
     assert seen["model.layers.0.mlp.down_proj"].stack.ranks == (3, 2)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from merging.evaluation import scores as evaluating
-from merging.evaluation.scores import Score, evaluate, scores_document
-from merging.members import Member, load_member
+from merging.evaluation.scores import TaskScore, evaluate, scores_document
+from merging.members import MergeMember, load_member
 from merging.model import read_task
 from tests.merging.test_evaluate import ROWS
 from tests.merging.tiny import tiny_base, write_task
@@ -25,7 +25,7 @@ CONFIG = (
 )
 
 
-def adapter(folder: Path) -> Member:
+def adapter(folder: Path) -> MergeMember:
     """The adapter of the recorded scores, the same bytes wherever it is made."""
     folder.mkdir()
     tensors = {}
@@ -48,9 +48,9 @@ def test_recorded_scores_of_choices_are_used_and_those_of_texts_are_not(
     text = read_task(write_task(tmp_path / "tasks" / "text", ROWS, choices=None, metric="exact_match"))
     members = [adapter(tmp_path / "one")]
     measured = []
-    inner = evaluating._measured
+    inner = evaluating._measure
     monkeypatch.setattr(
-        evaluating, "_measured", lambda *given: measured.append(given[1].name) or inner(*given)
+        evaluating, "_measure", lambda *given: measured.append(given[1].name) or inner(*given)
     )
     old = [json.loads(line) for line in LOG.read_text().splitlines()]
     found = []
@@ -59,8 +59,8 @@ def test_recorded_scores_of_choices_are_used_and_those_of_texts_are_not(
             evaluate(tiny_base(), members, [choice, text], split=split, limit=10, seed=seed, log=log)  # type: ignore[arg-type]
         )
     assert measured == ["text"] * 4
-    assert all(isinstance(score, Score) for score in found)
-    documents = scores_document([score for score in found if isinstance(score, Score)])["scores"]
+    assert all(isinstance(score, TaskScore) for score in found)
+    documents = scores_document([score for score in found if isinstance(score, TaskScore)])["scores"]
     assert [one for one in documents if one["task"] == "choice"] == [
         one for one in old if one["task"] == "choice"
     ]

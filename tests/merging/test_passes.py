@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from merging.live.passes import Part, factored, folded, folds, tokens_to_fold
+from merging.live.passes import Part, folds, pass_by_factors, pass_by_sum, tokens_to_fold
 
 sizes = st.integers(1, 9)
 
@@ -45,9 +45,9 @@ def layers(draw: st.DrawFn) -> tuple[Part, Tensor, Tensor, Tensor | None, Tensor
 def test_both_orders_give_the_sum(drawn: tuple[Part, Tensor, Tensor, Tensor | None, Tensor]) -> None:
     part, x, weight, bias, expected = drawn
     for found in (
-        factored(x, functional.linear(x, weight, bias), part),
-        folded(x, weight, bias, part),
-        folded(x, weight, bias, part, torch.empty_like(weight)),
+        pass_by_factors(x, functional.linear(x, weight, bias), part),
+        pass_by_sum(x, weight, bias, part),
+        pass_by_sum(x, weight, bias, part, torch.empty_like(weight)),
     ):
         assert found.shape == expected.shape
         assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4)
@@ -63,9 +63,9 @@ def test_both_orders_have_the_gradients_of_the_sum(
         leaves = [x.clone().requires_grad_(), part.scales.clone().requires_grad_()]
         tracked = Part("m", part.a, part.bt, leaves[1], part.rows, part.groups)
         y = (
-            factored(leaves[0], functional.linear(leaves[0], weight, bias), tracked)
+            pass_by_factors(leaves[0], functional.linear(leaves[0], weight, bias), tracked)
             if order == "factored"
-            else folded(leaves[0], weight, bias, tracked)
+            else pass_by_sum(leaves[0], weight, bias, tracked)
         )
         found.append(torch.autograd.grad(y.sin().sum(), leaves))
     for one, other in zip(*found, strict=True):
@@ -84,9 +84,9 @@ def test_the_order_with_fewer_operations_is_chosen(
         x = torch.randn(count, inside, requires_grad=training)
         with FlopCounterMode(display=False) as counter:
             y = (
-                factored(x, functional.linear(x, weight), part)
+                pass_by_factors(x, functional.linear(x, weight), part)
                 if order == "factored"
-                else folded(x, weight, None, part)
+                else pass_by_sum(x, weight, None, part)
             )
             if training:
                 y.sum().backward()

@@ -13,10 +13,10 @@ import pytest
 
 from catalog.errors import UsageError
 from merging.evaluation import ask
-from merging.evaluation.scores import Sampler, Score, evaluate, measure, scores_document
+from merging.evaluation.scores import Sampler, TaskScore, evaluate, measure, scores_document
 from merging.learning import adapt, direction, exact_scores, train
-from merging.model import BaseModel, Task, budget, examples, read_task
-from merging.model.prompts import DATE, date_of, encode, normalised, question_text
+from merging.model import LoadedBase, Task, budget, examples, read_task
+from merging.model.prompts import DATE, date_of, encode, normalise_text, question_text
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import tiny_base, tiny_tokenizer, write_task
 
@@ -43,7 +43,7 @@ def task(tmp_path: Path) -> Task:
 
 
 @pytest.fixture
-def base() -> BaseModel:
+def base() -> LoadedBase:
     return replace(tiny_base(), limit=60)
 
 
@@ -70,21 +70,21 @@ def test_answers_are_compared_as_the_paper_does(one: str, other: str, same: bool
     def paper(text: str) -> str:
         return text.replace(" ", "").strip().strip(".").lower()
 
-    assert (normalised(one) == normalised(other)) is same
-    assert (normalised(one), normalised(other)) == (paper(one), paper(other))
+    assert (normalise_text(one) == normalise_text(other)) is same
+    assert (normalise_text(one), normalise_text(other)) == (paper(one), paper(other))
 
 
-def test_an_example_that_is_too_long_is_named_with_what_to_do(base: BaseModel, task: Task) -> None:
+def test_an_example_that_is_too_long_is_named_with_what_to_do(base: LoadedBase, task: Task) -> None:
     with pytest.raises(
         UsageError, match=r"Example 2 of long has \d+ tokens, more than the 60 .*--too-long skip"
     ):
         measure(base, task, examples(task, "test"))
 
 
-def test_scores_without_the_long_ones_say_how_many(base: BaseModel, task: Task, tmp_path: Path) -> None:
+def test_scores_without_the_long_ones_say_how_many(base: LoadedBase, task: Task, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     (found,) = evaluate(base, [], [task], too_long="skip", log=log)
-    assert isinstance(found, Score)
+    assert isinstance(found, TaskScore)
     assert (found.n, found.left_out) == (19, 1)
     assert json.loads(log.read_text())["left_out"] == 1
     assert scores_document([found])["scores"][0]["left_out"] == 1
@@ -95,7 +95,7 @@ def test_scores_without_the_long_ones_say_how_many(base: BaseModel, task: Task, 
     (whole,) = evaluate(tiny_base(), [], [task], too_long="skip")
     (usual,) = evaluate(tiny_base(), [], [task])
     assert whole == usual
-    assert isinstance(whole, Score)
+    assert isinstance(whole, TaskScore)
     assert "left_out" not in whole.document()
     assert whole.key != found.key
 
@@ -106,7 +106,7 @@ def test_a_task_of_nothing_but_long_examples_is_one_sentence(tmp_path: Path) -> 
         list(evaluate(replace(tiny_base(), limit=60), [], [task], too_long="skip"))
 
 
-def test_training_leaves_long_examples_out_and_says_so(base: BaseModel, task: Task, tmp_path: Path) -> None:
+def test_training_leaves_long_examples_out_and_says_so(base: LoadedBase, task: Task, tmp_path: Path) -> None:
     some = budget(task, 20)
     settings: Any = {"learning_rates": [1e-3], "steps": 2, "batch": 2, "evaluate_every": 1, "rank": 2}
     with pytest.raises(UsageError, match="--too-long skip"):
@@ -117,7 +117,7 @@ def test_training_leaves_long_examples_out_and_says_so(base: BaseModel, task: Ta
     assert made.record["budget"]["train"] + made.record["budget"]["valid"] == 19
 
 
-def test_adapting_leaves_long_examples_out_and_says_so(base: BaseModel, task: Task, tmp_path: Path) -> None:
+def test_adapting_leaves_long_examples_out_and_says_so(base: LoadedBase, task: Task, tmp_path: Path) -> None:
     members, some = [tiny_adapter(tmp_path / "one", 1)], budget(task, 20)
     with pytest.raises(UsageError, match="--too-long skip"):
         adapt(base, members, task, some, "recycling", steps=1)
@@ -125,7 +125,7 @@ def test_adapting_leaves_long_examples_out_and_says_so(base: BaseModel, task: Ta
     assert made.record["left_out"] == 1
 
 
-def test_gradients_and_races_leave_long_examples_out(base: BaseModel, task: Task, tmp_path: Path) -> None:
+def test_gradients_and_races_leave_long_examples_out(base: LoadedBase, task: Task, tmp_path: Path) -> None:
     some, member = examples(task, "train"), tiny_adapter(tmp_path / "one", 1)
     shorter = [one for one in some if "z" not in one.input]
     with pytest.raises(UsageError, match="--too-long skip"):
@@ -203,12 +203,12 @@ def test_a_tokenizer_without_a_template_has_no_date() -> None:
 
 
 def test_the_date_is_a_part_of_keys_and_records_only_where_it_is_said(task: Task, tmp_path: Path) -> None:
-    found: dict[tuple[str, int], Score] = {}
+    found: dict[tuple[str, int], TaskScore] = {}
     for template in (TODAY, _ANSWER):
         for year in (2024, 2025):
             base = replace(tiny_base(), tokenizer=in_template(template), date=datetime.date(year, 7, 26))
             (score,) = evaluate(base, [], [task], limit=4)
-            assert isinstance(score, Score)
+            assert isinstance(score, TaskScore)
             found[template, year] = score
     assert found[_ANSWER, 2024] == found[_ANSWER, 2025]
     assert "date" not in found[_ANSWER, 2024].document()

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from merging.evaluation.questions import check_reading, reads_plainly
-from merging.evaluation.scores import Score, evaluate
+from merging.evaluation.scores import TaskScore, evaluate
 from merging.evaluation.scoring import candidate_likelihoods, entropies, generate, likelihoods, losses
 from merging.learning.course import gradients
 from merging.live import LiveStack
 from merging.members import load_member
-from merging.model import BaseModel, Prompt, load_base, read_task
+from merging.model import LoadedBase, Prompt, load_base, read_task
 from merging.model.reading import reading_of
 from tests.merging.architectures import alone, architecture, some_prompts
 from tests.merging.test_evaluate import ROWS, tiny_adapter
@@ -33,7 +33,7 @@ OTHERS = ("mpt", "gpt_neo", "bloom")
 TREES = ("llama", "gpt2", "mixtral")
 
 
-def agree(base: BaseModel, prompts: list[Prompt]) -> None:
+def agree(base: LoadedBase, prompts: list[Prompt]) -> None:
     """Checks the likelihoods against the definition."""
     check_reading(base, prompts)
     for prompt, values in zip(prompts, likelihoods(base, prompts), strict=True):
@@ -175,11 +175,11 @@ def test_candidates_of_a_stack_are_rows_where_prompts_are_read_plainly(tmp_path:
     expected = []
     for weight in (0.0, 1.0):
         live.set_scales(live.scales_of([weight]))
-        with live.attached():
+        with live.attach():
             expected.append([alone(base, prompt) for prompt in prompts])
     sets = [live.scales_of([weight]) for weight in (0.0, 1.0)]
     live.set_scales({name: torch.stack([one[name] for one in sets]) for name in sets[0]}, torch.arange(2))
-    with live.attached():
+    with live.attach():
         found = candidate_likelihoods(base, prompts, 2)
     assert expected[0] != expected[1]
     for candidate, row in zip(found, expected, strict=True):
@@ -211,8 +211,8 @@ def test_only_scores_that_a_tree_would_spoil_have_another_key(tmp_path: Path) ->
         (scores[window],) = evaluate(base, [], [task], limit=4)
     llama, same = (next(iter(evaluate(tiny_base(), [], [task], limit=4))) for _ in range(2))
     short, long = scores[16], scores[400]
-    assert isinstance(short, Score)
-    assert isinstance(long, Score)
+    assert isinstance(short, TaskScore)
+    assert isinstance(long, TaskScore)
     assert short.plain
     assert short.document()["plain"] is True
     assert not long.plain

@@ -13,7 +13,7 @@ from catalog.errors import EvaluationError
 from merging.evaluation.scoring import (
     accuracy,
     candidate_likelihoods,
-    chosen,
+    choose_answers,
     entropies,
     generate,
     likelihoods,
@@ -21,14 +21,14 @@ from merging.evaluation.scoring import (
     mean_loss,
     targets_only,
 )
-from merging.evaluation.trees import packed, tree_of
-from merging.model import BaseModel, Prompt
+from merging.evaluation.trees import pack_prompts, tree_of
+from merging.model import LoadedBase, Prompt
 from tests.merging.tiny import tiny_base
 
 BASE = tiny_base(dtype=torch.float64)
 
 
-def alone(base: BaseModel, prompt: Prompt) -> list[float]:
+def alone(base: LoadedBase, prompt: Prompt) -> list[float]:
     """The definition: one row a text, no mask, no sharing."""
     found = []
     for answer in prompt.answers:
@@ -64,7 +64,7 @@ def test_every_answer_gets_the_likelihood_that_it_has_alone(count: int, seed: in
 def test_the_first_answer_of_a_likely_word_is_chosen() -> None:
     prompts = [Prompt((1,), ((2, 3), (4,)), 1), Prompt((1,), ((4,), (2, 3)), 1)]
     found = [(-3.0, -1.0), (-2.0, -2.0)]
-    assert chosen(found) == [1, 0]
+    assert choose_answers(found) == [1, 0]
     assert accuracy(prompts, found) == 0.5
     # (1 nat over one token + 2 nats over two tokens) / 2
     assert mean_loss(prompts, found) == pytest.approx((1.0 + 1.0) / 2)
@@ -76,12 +76,12 @@ def test_a_prefix_of_two_prompts_is_read_once() -> None:
     assert tree.tokens == [5, 6, 7, 1, 8]
     assert tree.parents == [-1, 0, 1, 2, 1]
     assert tree.depths == [0, 1, 2, 3, 2]
-    assert tree.seen()[4].tolist() == [True, True, False, False, True]
+    assert tree.attention_mask()[4].tolist() == [True, True, False, False, True]
 
 
 def test_groups_hold_every_prompt_once_and_keep_to_the_width() -> None:
     prompts = some_prompts(40, 3)
-    groups = packed(prompts, 50)
+    groups = pack_prompts(prompts, 50)
     assert sorted(index for group in groups for index in group) == list(range(40))
     sizes = [len(tree_of(prompts[index] for index in group).tokens) for group in groups]
     assert all(size <= 50 for size in sizes)
@@ -152,14 +152,14 @@ class _SmallMemory(torch.nn.Module):
 def test_a_tree_that_does_not_fit_is_halved() -> None:
     prompts = some_prompts(12, 8)
     small = _SmallMemory(BASE.model, 30)
-    found = likelihoods(BaseModel("small", small, BASE.tokenizer, 512), prompts, width=1000)
+    found = likelihoods(LoadedBase("small", small, BASE.tokenizer, 512), prompts, width=1000)
     assert small.seen > 1
     for values, expected in zip(found, likelihoods(BASE, prompts), strict=True):
         assert values == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_prompt_that_does_not_fit_alone_is_said() -> None:
-    small = BaseModel("small", _SmallMemory(BASE.model, 3), BASE.tokenizer, 512)
+    small = LoadedBase("small", _SmallMemory(BASE.model, 3), BASE.tokenizer, 512)
     with pytest.raises(EvaluationError, match="does not fit into memory"):
         likelihoods(small, some_prompts(4, 9))
 

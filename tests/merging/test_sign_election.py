@@ -11,7 +11,7 @@ from torch import Tensor
 from catalog.errors import UsageError
 from merging.methods import METHODS
 from merging.methods.blocks import entries, whole_thresholds
-from merging.methods.sign_election import elected, trimmed
+from merging.methods.sign_election import elect_signs, trim
 from merging.static import merge
 from tests.merging.adapters import (
     ALL,
@@ -124,9 +124,9 @@ def test_whole_vectors_are_not_sampled(tmp_path: Path) -> None:
 
 def test_election_by_number_and_by_sum() -> None:
     values = torch.tensor([[5.0], [-1.0], [-2.0]])
-    assert elected(values, "total").tolist() == [1]
-    assert elected(values, "frequency").tolist() == [-1]
-    assert elected(torch.zeros(2, 1)).tolist() == [1]
+    assert elect_signs(values, "total").tolist() == [1]
+    assert elect_signs(values, "frequency").tolist() == [-1]
+    assert elect_signs(torch.zeros(2, 1)).tolist() == [1]
 
 
 @pytest.mark.parametrize("density", [0.2, 0.6, 1.0])
@@ -178,9 +178,9 @@ def test_the_gauge_matters_exactly_where_the_table_says() -> None:
 
 
 def test_trimming_keeps_so_many_of_each_member() -> None:
-    kept = trimmed(torch.tensor([[[1.0, -5.0], [3.0, 2.0]], [[9.0, 8.0], [7.0, -10.0]]]), 0.5)
+    kept = trim(torch.tensor([[[1.0, -5.0], [3.0, 2.0]], [[9.0, 8.0], [7.0, -10.0]]]), 0.5)
     assert kept.tolist() == [[[0, -5], [3, 0]], [[9, 0], [0, -10]]]
-    assert not trimmed(torch.ones(2, 3, 3), 0).any()
+    assert not trim(torch.ones(2, 3, 3), 0).any()
 
 
 def test_a_scaling_of_zero_leaves_no_nan() -> None:

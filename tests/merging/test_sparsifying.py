@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from merging.methods import Work, find_method
+from merging.methods import ModuleWork, find_method
 from merging.methods.blocks import entries
 from merging.methods.sparsifying import breadcrumbs, dare, della, magnitude
 from tests.merging.adapters import dense, gap, product, random_stack, rotated, run, stack_of
@@ -50,7 +50,7 @@ def test_della_is_unbiased_over_seeds_and_keeps_large_entries_more_often() -> No
     row = find_method("della")
     kept, mean = torch.zeros(30, 40), torch.zeros(30, 40)
     for seed in range(300):
-        work = Work(stack, (1.0,), 30, ("a",), row.options({"density": 0.5, "window": 0.6}), seed)
+        work = ModuleWork(stack, (1.0,), 30, ("a",), row.options({"density": 0.5, "window": 0.6}), seed)
         found = entries(work)
         block = found.block(slice(0, 30))
         dropped = della(work, found)(block, slice(0, 30))[0]
@@ -69,7 +69,7 @@ def test_the_chances_of_della_are_those_of_the_published_code(monkeypatch: pytes
     stack = stack_of(([[1.0, -2.0, 3.0, -4.0, 5.0]], [[1.0], [10.0]]))
     chances = [0.56, 0.63, 0.7, 0.77, 0.84]
     row = find_method("della")
-    work = Work(stack, (1.0,), 2, ("a",), row.options({"density": 0.7, "window": 0.28}))
+    work = ModuleWork(stack, (1.0,), 2, ("a",), row.options({"density": 0.7, "window": 0.28}))
     found = entries(work)
     block = found.block(slice(0, 2))
     for drawn in (0.0, 0.65, 0.8, 0.9):
@@ -78,7 +78,7 @@ def test_the_chances_of_della_are_those_of_the_published_code(monkeypatch: pytes
         kept = della(work, found)(block.clone(), slice(0, 2))
         scale = torch.tensor([1 / p if drawn < p else 0.0 for p in chances])
         torch.testing.assert_close(kept, block * scale)
-    default = Work(stack, (1.0,), 2, ("a",), row.options({}))
+    default = ModuleWork(stack, (1.0,), 2, ("a",), row.options({}))
     monkeypatch.setattr("merging.methods.sparsifying.keep_chances", lambda *_: torch.zeros(1, 2, 5))
     least = block / della(default, found)(block.clone(), slice(0, 2))
     torch.testing.assert_close(least[0, 0], torch.linspace(0.63, 0.77, 5))
@@ -114,7 +114,7 @@ def test_a_member_keeps_its_mask_wherever_it_stands(method: str) -> None:
 def test_members_have_masks_of_their_own() -> None:
     one = random_stack([4], 40, 40)
     stack = stack_of((one.a, one.b), (one.a, one.b))
-    work = Work(stack, (1.0, 1.0), 4, ("a", "b"), find_method("dare").options({}))
+    work = ModuleWork(stack, (1.0, 1.0), 4, ("a", "b"), find_method("dare").options({}))
     found = entries(work)
     kept = dare(work, found)(found.block(slice(0, 40)), slice(0, 40)) != 0
     assert 0.2 < float((kept[0] & kept[1]).float().mean()) < 0.3
@@ -124,7 +124,7 @@ def test_what_stays_are_whole_shares() -> None:
     stack = random_stack([3, 5], 30, 20)
     rows = slice(0, 20)
     for method, sparsify, share in [("magnitude", magnitude, 0.5), ("breadcrumbs", breadcrumbs, 0.9)]:
-        work = Work(stack, (1.0, 1.0), 4, ("a", "b"), find_method(method).options({}))
+        work = ModuleWork(stack, (1.0, 1.0), 4, ("a", "b"), find_method(method).options({}))
         found = entries(work)
         block = found.block(rows)
         kept = sparsify(work, found)(block, rows)

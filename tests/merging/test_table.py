@@ -11,7 +11,7 @@ from torch import Tensor
 from merging.members import Stack
 from merging.methods import METHODS
 from merging.static import plan
-from merging.static.merger import merge, merged_modules
+from merging.static.merger import merge, merge_in_memory
 from tests.merging.adapters import (
     ALL,
     adapter,
@@ -180,12 +180,12 @@ def test_modules_that_some_members_lack_are_merged_from_the_others(method: str, 
         adapter(tmp_path / "two", seed=2, modules=ALL[:2]),
         adapter(tmp_path / "three", seed=3, modules=ALL[1:]),
     ]
-    found = {shape.name: update for shape, update in merged_modules(plan(folders, method, seed=1))}
+    found = {shape.name: update for shape, update in merge_in_memory(plan(folders, method, seed=1))}
     assert set(found) == set(ALL)
     assert all(torch.isfinite(update.a).all() and torch.isfinite(update.b).all() for update in found.values())
     if not METHODS[method].normalised:
         weight = plan(folders, method).weights[2]
         planned = plan(folders[2:], method, seed=1, weights=[weight])
-        alone = {shape.name: update for shape, update in merged_modules(planned)}
+        alone = {shape.name: update for shape, update in merge_in_memory(planned)}
         lone = "model.layers.1.self_attn.q_proj"
         assert gap(found[lone], product(alone[lone])) < 1e-5

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from catalog.errors import MergeError, UsageError
-from merging.evaluation.scores import Score, evaluate
+from merging.evaluation.scores import TaskScore, evaluate
 from merging.learning import train
 from merging.learning.variants import ALL_LINEAR, reachable
 from merging.members import load_member
@@ -52,8 +52,8 @@ def test_default_targets_are_trained_and_the_rest_is_named(
     assert not config["target_parameters"]
     assert made.record.get("untrained") == untrained
     base, adapter = evaluate(architecture(kind), [load_member(tmp_path / "out")], [task], limit=4)
-    assert isinstance(base, Score)
-    assert isinstance(adapter, Score)
+    assert isinstance(base, TaskScore)
+    assert isinstance(adapter, TaskScore)
     assert adapter.loss != base.loss
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from catalog.errors import NotFoundError, UsageError
-from merging.model import budget, draw, examples, find_task, read_task, seen
-from merging.model.prompts import encode, normalised, question_text
+from merging.model import budget, draw, examples, find_task, first_examples, read_task
+from merging.model.prompts import encode, normalise_text, question_text
 from tests.merging.tiny import tiny_tokenizer, write_task
 from tests.shared_data import SHARED, shared
 
@@ -53,11 +53,11 @@ def test_a_budget_is_drawn_from_training_examples_by_seed(tmp_path: Path) -> Non
 
 def test_whoever_sees_fewer_sees_no_others(tmp_path: Path) -> None:
     task = read_task(write_task(tmp_path / "odd", ROWS))
-    whole = seen(task, 100, seed=3)
+    whole = first_examples(task, 100, seed=3)
     assert set(budget(task, 100, seed=3).all) == set(whole)
-    assert seen(task, 24, seed=3) == whole[:24]
+    assert first_examples(task, 24, seed=3) == whole[:24]
     assert budget(task, 40, seed=3).all[-8:] == whole[:8]
-    assert seen(task, 100, seed=4) != whole
+    assert first_examples(task, 100, seed=4) != whole
 
 
 def test_a_line_may_hold_any_separator_of_unicode(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_free_text_has_one_answer(tmp_path: Path) -> None:
 
 
 def test_exact_match_ignores_case_white_space_and_full_stops() -> None:
-    assert normalised(" The answer.\n") == normalised("theanswer")
-    assert normalised("yes") != normalised("no")
+    assert normalise_text(" The answer.\n") == normalise_text("theanswer")
+    assert normalise_text("yes") != normalise_text("no")
 
 
 @shared

@@ -21,11 +21,11 @@ from torch import Tensor
 from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
 from catalog.errors import EvaluationError, MergeError, UsageError
 from merging.evaluation import losses
-from merging.learning.course import Recipe, batches, gradients, run, seeded, valid_loss
-from merging.learning.training import TRAIN_RECORD, Settings, TrainReport, default_rates, train
-from merging.learning.variants import VARIANTS, adapted, difference, factors, optimiser
+from merging.learning.course import Recipe, batches, gradients, run, set_seeds, valid_loss
+from merging.learning.training import TRAIN_RECORD, TrainingSettings, TrainReport, default_rates, train
+from merging.learning.variants import VARIANTS, adapt_model, difference, factors, optimiser
 from merging.members import load_member, read_module
-from merging.model import BaseModel, Budget, Prompt, Task, budget, encode, read_task
+from merging.model import ExampleBudget, LoadedBase, Prompt, Task, budget, encode, read_task
 from tests.merging.tiny import tiny_base, write_task
 
 peft = pytest.importorskip("peft")
@@ -56,11 +56,11 @@ def task(folder: Path) -> Task:
     return read_task(folder)
 
 
-def drawn(task: Task) -> Budget:
+def drawn(task: Task) -> ExampleBudget:
     return budget(task, 10)
 
 
-def quick(folder: Path, out: Path, base: BaseModel | None = None, **given: Any) -> TrainReport:
+def quick(folder: Path, out: Path, base: LoadedBase | None = None, **given: Any) -> TrainReport:
     """A training of a second: rank 4, six steps of four examples, in float32."""
     task = read_task(folder)
     settings: dict[str, Any] = {
@@ -74,7 +74,7 @@ def quick(folder: Path, out: Path, base: BaseModel | None = None, **given: Any) 
     return train(base or tiny_base(), task, drawn(task), out, **{**settings, **given})
 
 
-def logits(model: Any, task: Task, base: BaseModel) -> Tensor:
+def logits(model: Any, task: Task, base: LoadedBase) -> Tensor:
     """What the model says to a fixed text."""
     with torch.no_grad():
         tokens = torch.tensor([encode(base.tokenizer, task, drawn(task).valid, 512)[0].question])
@@ -95,7 +95,7 @@ def timeless(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def unchanged(base: BaseModel) -> Iterator[None]:
+def unchanged(base: LoadedBase) -> Iterator[None]:
     """Asserts that the base is what it was: modules, bits, flags, modes, attributes."""
 
     def state() -> list[Any]:
@@ -172,7 +172,7 @@ def test_plain_peft_reads_what_was_trained(variant: str, folder: Path, task: Tas
     def first() -> None:
         gradients(base, next(batches(prompts[0], recipe)), base.model.zero_grad)
 
-    with seeded(0, base), adapted(base.model, row, config, first) as model:
+    with set_seeds(0, base), adapt_model(base.model, row, config, first) as model:
         course = run(
             base,
             optimiser(row, model, 2e-3),
@@ -210,7 +210,7 @@ def test_three_steps_are_those_of_adamw_by_hand(task: Task) -> None:
     prompts = encode(base.tokenizer, task, drawn(task).train, 512)
     recipe, rate = Recipe(steps=3, batch=4, evaluate_every=3), 0.01
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["down_proj"], task_type="CAUSAL_LM")
-    with seeded(0, base), adapted(base.model, VARIANTS["lora"], config, lambda: None) as model:
+    with set_seeds(0, base), adapt_model(base.model, VARIANTS["lora"], config, lambda: None) as model:
         ours = {name: one.requires_grad_() for name, one in factors(model).items()}
         run(base, optimiser(VARIANTS["lora"], model, rate), rate, recipe, prompts, prompts)
         theirs = factors(model)
@@ -307,7 +307,7 @@ def test_rates_of_a_run_that_was_killed_at_its_very_end_go(
     assert contents(out) == before
 
 
-def failing(base: BaseModel, calls: int) -> Callable[[], None]:
+def failing(base: LoadedBase, calls: int) -> Callable[[], None]:
     """Interrupts the model at that forward pass; what is returned ends that."""
     left = [calls]
 
@@ -387,7 +387,7 @@ def test_the_loss_told_is_that_of_the_rounded_adapter(folder: Path, task: Task, 
 def test_a_bfloat16_base_is_trained_by_float32_factors(folder: Path, tmp_path: Path) -> None:
     base = tiny_base(dtype=torch.bfloat16)
     config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    with adapted(base.model, VARIANTS["lora"], config, lambda: None) as model:
+    with adapt_model(base.model, VARIANTS["lora"], config, lambda: None) as model:
         assert {one.dtype for one in factors(model).values()} == {torch.float32}
     report = quick(folder, tmp_path / "out", base, steps=20, learning_rates=[2e-2])
     assert report.valid_loss < 0.8 * report.record["valid_loss_before"]
@@ -415,7 +415,7 @@ def test_every_round_of_batches_has_every_example_once() -> None:
     assert found != [list(batch) for batch in batches(prompts, Recipe(steps=14, batch=3, seed=6))]
 
 
-def narrow(base: BaseModel, most: int) -> None:
+def narrow(base: LoadedBase, most: int) -> None:
     """A model that runs out of memory where a tree has more than `most` tokens."""
 
     def refuse(_module: Any, _words: Any, named: dict[str, Any]) -> None:
@@ -450,8 +450,8 @@ def test_a_prompt_that_does_not_fit_is_told(folder: Path, tmp_path: Path) -> Non
         quick(folder, tmp_path / "out", base)
 
 
-def settings(rank: int = 128, alpha: float | None = None, variant: str = "lora") -> Settings:
-    return Settings(rank, alpha or rank, "all-linear", variant, 0.0, "bfloat16", Recipe())
+def settings(rank: int = 128, alpha: float | None = None, variant: str = "lora") -> TrainingSettings:
+    return TrainingSettings(rank, alpha or rank, "all-linear", variant, 0.0, "bfloat16", Recipe())
 
 
 def test_default_rates_lie_on_the_grid_around_the_best_of_the_paper() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from catalog.errors import UsageError
-from merging.members import tied_to
+from merging.members import modules_sharing_weights
 
 SMALL = {
     "hidden_size": 16,
@@ -68,7 +68,7 @@ def base(folder: Path, **config: Any) -> Path:
 def test_the_class_decides(
     config: dict[str, Any], module: str, others: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert tied_to(base(tmp_path, **config), module) == others
+    assert modules_sharing_weights(base(tmp_path, **config), module) == others
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,10 @@ def test_the_class_decides(
 def test_of_a_model_that_nobody_knows_the_flags_decide(
     config: dict[str, Any], others: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert tied_to(base(tmp_path, model_type="of-tomorrow", **config), "model.embed_tokens") == others
+    assert (
+        modules_sharing_weights(base(tmp_path, model_type="of-tomorrow", **config), "model.embed_tokens")
+        == others
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,7 @@ def test_of_a_model_that_nobody_knows_the_flags_decide(
 )
 def test_where_nothing_tells_it_is_one_sentence(config: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot be told.*loradex\[eval\]"):
-        tied_to(base(tmp_path, **config), "model.embed_tokens")
+        modules_sharing_weights(base(tmp_path, **config), "model.embed_tokens")
 
 
 def test_without_transformers_the_flags_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,5 +115,10 @@ def test_without_transformers_the_flags_decide(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(builtins, "__import__", refuse)
     gpt2 = base(tmp_path, model_type="gpt2")
     with pytest.raises(UsageError, match="transformers does not know the model or is not installed"):
-        tied_to(gpt2, "transformer.wte")
-    assert tied_to(base(tmp_path, model_type="gpt2", tie_word_embeddings=False), "transformer.wte") == ()
+        modules_sharing_weights(gpt2, "transformer.wte")
+    assert (
+        modules_sharing_weights(
+            base(tmp_path, model_type="gpt2", tie_word_embeddings=False), "transformer.wte"
+        )
+        == ()
+    )

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from merging.model import BaseModel
+from merging.model import LoadedBase
 
 NAME = "tests/tiny-llama"
 _TEMPLATE = (
@@ -23,7 +23,7 @@ _SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 
 def tiny_base(
     seed: int = 0, *, layers: int = 2, hidden: int = 32, dtype: torch.dtype = torch.float32
-) -> BaseModel:
+) -> LoadedBase:
     """A random Llama of `layers` layers of width `hidden`, 4 heads (2 for keys and values), 260 tokens."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
@@ -41,7 +41,7 @@ def tiny_base(
         initializer_range=0.2,
     )
     model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
-    return BaseModel(NAME, model, tokenizer, 512)
+    return LoadedBase(NAME, model, tokenizer, 512)
 
 
 def tiny_tokenizer() -> Any:
@@ -56,7 +56,7 @@ def tiny_tokenizer() -> Any:
     return tokenizer
 
 
-def save_base(base: BaseModel, folder: Path) -> Path:
+def save_base(base: LoadedBase, folder: Path) -> Path:
     """The folder with the model as a checkpoint that `load_base` reads."""
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)

@@ -92,7 +92,7 @@ def test_an_ensemble_is_the_mean_of_probabilities(world: Path, whole: Path) -> N
     each = []
     for name in row["detail"]["members"]:
         live = LiveStack(base.model, [load_member(world.parent / "adapters" / name)])
-        with live.attached():
+        with live.attach():
             live.set_scales(live.scales_of([1.0]))
             each.append([[math.exp(v) for v in values] for values in likelihoods(base, prompts)])
     hits = 0
