@@ -11,13 +11,15 @@ FORMATS = ("json", "jsonl", "csv", "tsv")
 class Command:
     """A command; after it the text files that match `files` are recorded, and digests of the others.
 
-    The values of the JSON keys `wording` are texts for people, which may change.
+    The values of the JSON keys `wording` are texts for people, which may change; without `printed` what the
+    command prints is left out.
     """
 
     name: str
     arguments: str
     files: tuple[str, ...] = ()
     wording: tuple[str, ...] = ()
+    printed: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ def _each_format(name: str, arguments: str, wording: tuple[str, ...] = ()) -> tu
 def _merge(name: str, method: str, *, members: str = "near") -> Command:
     words = f"merge {members} --method {method} -o out/{name} --json"
     return Command(f"merge-{name}", words, (f"out/{name}/*",))
+
+
+def _weights(method: str) -> Command:
+    """A merge of which the weights count."""
+    words = f"merge adapters/a0 adapters/a2 --method {method} --seed 1 -o out/weights-{method} --json"
+    return Command(f"weights-{method}", words, (f"out/weights-{method}/*.safetensors",), printed=False)
 
 
 CATALOG: tuple[Command, ...] = (
@@ -155,6 +163,12 @@ POOLS: tuple[Command, ...] = (
     Command("blobs-repair", "blobs repair --json"),
 )
 
+_OTHER_METHODS = (
+    *("peft-linear", "peft-cat", "peft-svd", "knots-ties", "core-ties", "peft-ties", "peft-ties-svd"),
+    *("magnitude", "dare", "knots-dare-ties", "della", "breadcrumbs", "peft-magnitude-prune"),
+    *("peft-dare-linear", "peft-dare-ties", "peft-magnitude-prune-svd", "peft-dare-linear-svd"),
+    *("peft-dare-ties-svd", "tsv-m", "iso-c", "iso-cts"),
+)
 MERGES: tuple[Command, ...] = (
     Command("methods", "methods --json", wording=("summary", "meaning")),
     Command("adaptive", "adaptive --json", wording=("summary",)),
@@ -176,6 +190,7 @@ MERGES: tuple[Command, ...] = (
         )
     ),
     _merge("separate-average", "separate-average", members="adapters/a0 adapters/a2"),
+    *map(_weights, _OTHER_METHODS),
     Command("merge-price", "merge near --method ties --rank 8 --dry-run --json"),
     Command(
         "merge-apply",
@@ -213,6 +228,30 @@ LEARNING: tuple[Command, ...] = (
         "adapt slope --base tests/tiny-llama --task tasks/halves --method lorahub --samples 10 --steps 3"
         " --control random-each -o out/hubbed --json",
         ("out/hubbed/*", "data/controls/**/*"),
+    ),
+    *(
+        Command(
+            f"adapt-{method}",
+            f"adapt adapters/a0 adapters/a2 --base base --task tasks/thirds --method {method} --samples 10"
+            " --steps 2 --split test --limit 4 --json",
+        )
+        for method in ("adamerging", "adamerging-entropy", "soups", "pi-tuning")
+    ),
+    *(
+        Command(
+            f"adapt-{method}",
+            f"adapt adapters/a0 adapters/a2 --base base --task tasks/thirds --method {method} --samples 10"
+            " --split test --limit 4 --json",
+        )
+        for method in ("average", "arrow")
+    ),
+    *(
+        Command(
+            f"adapt-{method}",
+            f"adapt adapters/a0 adapters/a2 --with out/trained --base base --task tasks/thirds"
+            f" --method {method} --samples 10 --steps 2 --split test --limit 4 --json",
+        )
+        for method in ("arrow-trained", "target-rescaled", "target-continued")
     ),
     Command(
         "evaluate",

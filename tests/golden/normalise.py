@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # A document of more bytes is recorded as its sha256, its size and its keys.
-MOST = 4_500
+MOST = 4_000
 _VERSION_KEYS = ("loradex", "numpy", "peft", "python", "safetensors", "torch", "transformers")
 
 

@@ -117,7 +117,7 @@ def _record(command: Command, folder: Path, seen: dict[str, str]) -> str:
     result = _run(command.arguments)
     text = without_wording(_normal(result.stdout, folder), command.wording)
     head = f"$ loradex {command.arguments}\nexit code {result.exit_code}\n"
-    parts = [head, _once(text, f"stdout of {command.name}", seen)]
+    parts = [head, _once(text, f"stdout of {command.name}", seen) if command.printed else ""]
     for pattern in command.files:
         paths = sorted(path for path in folder.glob(pattern) if path.is_file())
         parts.extend(_file(path, folder, command.wording, seen) for path in paths)
