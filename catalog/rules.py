@@ -32,11 +32,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from catalog.adapters import SENTENCES
 
 RuleSet = Literal["paper", "ours", "licensed"]
+RULE_SETS: tuple[RuleSet, ...] = get_args(RuleSet)
 Needs = Literal["listing", "files", "config", "header", "weights"]
 
 PAPER_NORM = (1.0, 1000.0)

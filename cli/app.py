@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from catalog.settings import Settings
 from cli.output import Output
+
+if TYPE_CHECKING:
+    from loradex import Catalog
 
 
 class Exit(enum.IntEnum):
@@ -32,6 +36,13 @@ class App:
     quiet: bool
     verbose: int
     output: Output
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog of the global options, closed when the command ends."""
+        from loradex import Catalog
+
+        return click.get_current_context().with_resource(Catalog(self.settings))
 
 
 pass_app = click.make_pass_decorator(App)

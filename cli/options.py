@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from catalog.rules import RULE_SETS
+
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -81,4 +83,24 @@ date_option = option(
     type=click.DateTime(["%Y-%m-%d"]),
     callback=_day,
     help="The day on which questions are asked, for chat templates that say one.  [default: 2024-07-26]",
+)
+rules_option = option(
+    "--rules",
+    type=click.Choice(RULE_SETS),
+    default="ours",
+    show_default=True,
+    help="Judge by these rules.",
+)
+verdict_option = option(
+    "--verdict",
+    type=click.Choice(["accepted", "any"]),
+    default="accepted",
+    show_default=True,
+    help="any: also adapters that the rules refuse, marked as skipped.",
+)
+where_option = option(
+    "--where",
+    metavar="W",
+    default="",
+    help="Only what this filter lets through, such as `rank:8..64 -owner:someone`.",
 )

@@ -1,7 +1,20 @@
+from . import errors
+from .catalog import Catalog, open
+from .errors import LoradexError, NotFoundError, UsageError
 from .events import ProgressCallback, ProgressEvent, ProgressOption
+from .rows import AdapterDetails, AdapterRow, Rows
 
 __all__ = [
+    "AdapterDetails",
+    "AdapterRow",
+    "Catalog",
+    "LoradexError",
+    "NotFoundError",
     "ProgressCallback",
     "ProgressEvent",
     "ProgressOption",
+    "Rows",
+    "UsageError",
+    "errors",
+    "open",
 ]

@@ -26,6 +26,7 @@ from sqlalchemy import URL, Engine, create_engine, make_url, text
 from catalog import database
 from catalog.database import make_engine
 
+SAMPLE_HUB = Path(__file__).parents[1] / "data" / "sample_hub"
 CLOSED_DOOR = "http://127.0.0.1:9"
 ENVIRONMENT = {
     "HF_ENDPOINT": CLOSED_DOOR,
@@ -91,6 +92,21 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "hf_home"))
+
+
+@pytest.fixture(scope="session")
+def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the sample Hub crawled into it, weights kept."""
+    import loradex
+    from crawler.localhub import LocalHub
+
+    data = tmp_path_factory.mktemp("sample") / "data"
+    with LocalHub(SAMPLE_HUB) as hub, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", hub.url)
+        with loradex.open(data) as catalog:
+            report = catalog.crawl(any_base=True, weights="keep")
+    assert report.status == "complete"
+    return data
 
 
 @pytest.fixture(params=BACKENDS)

@@ -29,8 +29,9 @@ from catalog.fingerprints import verdict as health_in_a_word
 from catalog.search import Fingerprinted, browse, likeness
 from catalog.search import nearest as nearest
 from cli.app import App, pass_app
-from cli.commands.browse import rules_option, short_count, short_targets, verdict_option
+from cli.options import rules_option, verdict_option
 from cli.output import Column, labelled, output_options
+from cli.tables import short_count, short_targets
 from crawler.crawl import RULES, Reason, refusing
 
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 import click
 
-from catalog.database import disposing, open_catalog, reading_if_any
-from catalog.files import BlobStore
+from catalog.rules import RULE_SETS
 from cli.app import App, Exit, pass_app
-from cli.output import NO_BREAK, fold, labelled, output_options, width
-from crawler.crawl import DEFAULT_BASE, RULE_SETS, WEIGHTS, Crawler, CrawlOptions, preview_crawl, refusing
-from crawler.hub import Hub, HubSettings
-from loradex.progress import Step
+from cli.output import fold, labelled, output_options, width
+from cli.tables import DOT, cost_text, counts_text, verdict_lines
+from crawler.crawl import DEFAULT_BASE, WEIGHTS, CrawlReport, Preview
 
-# Between things of one line; a line may end after it.
-DOT = f"{NO_BREAK}· "
 # How a crawl can end that is not complete: its exit code, and what to do.
 ENDS = {
     "partial": (
@@ -51,7 +44,6 @@ class Size(click.ParamType[int]):
 @click.command()
 @click.option(
     "--base",
-    "bases",
     metavar="ID",
     multiple=True,
     help=f"Base model, under any of its names; may be given several times.  [default: {DEFAULT_BASE}]",
@@ -69,7 +61,7 @@ class Size(click.ParamType[int]):
 )
 @click.option(
     "--rules",
-    type=click.Choice(list(RULE_SETS)),
+    type=click.Choice(RULE_SETS),
     default="ours",
     show_default=True,
     help="Which rules decide what is skipped, and so whose weights are not kept.",
@@ -87,95 +79,58 @@ class Size(click.ParamType[int]):
 @click.option("--dry-run", is_flag=True, help="Ask for the listings only and write nothing.")
 @output_options(lists=False)
 @pass_app
-def crawl(app: App, /, dry_run: bool, **given: Any) -> None:
+def crawl(
+    app: App,
+    /,
+    base: tuple[str, ...],
+    any_base: bool,
+    limit: int | None,
+    weights: str,
+    rules: str,
+    max_weights: int,
+    workers: int,
+    full: bool,
+    dry_run: bool,
+) -> None:
     """List the Hub for adapters of a base model and bring the catalog up to date.
 
     An interrupted crawl goes on where it stopped when the same command runs again. A repository that did not
     change costs no request beyond the listing.
     """
-    options = CrawlOptions(**given)
-    stop = threading.Event()
-    settings = replace(HubSettings.from_environment(), connections=options.workers)
-    with Hub(settings, stop=stop) as hub:
-        found = _preview(app, hub, options) if dry_run else _crawl(app, hub, options, stop)
-    app.output.document(found, partial(_render, rules=options.rules))
-    if found["status"] in ENDS:
-        code, advice = ENDS[found["status"]]
+    catalog = app.catalog
+    call: Callable[..., CrawlReport | Preview] = catalog.preview if dry_run else catalog.crawl
+    with app.output.show_progress() as progress:
+        report = call(
+            base=base,
+            any_base=any_base,
+            limit=limit,
+            weights=weights,
+            rules=rules,
+            max_weights=max_weights,
+            workers=workers,
+            full=full,
+            progress=progress,
+        ).as_json()
+    app.output.document(report, partial(_render, rules=rules))
+    if report["status"] in ENDS:
+        code, advice = ENDS[report["status"]]
         app.output.say(advice)
         click.get_current_context().exit(code)
 
 
-def _crawl(app: App, hub: Hub, options: CrawlOptions, stop: threading.Event) -> dict[str, Any]:
-    blobs = BlobStore(app.settings.blobs)
-    with (
-        disposing(open_catalog(app.settings, create=True)) as engine,
-        _watched(app, hub, options) as progress,
-    ):
-        return Crawler(engine, hub, blobs, options, progress, stop).crawl().as_json()
-
-
-def _preview(app: App, hub: Hub, options: CrawlOptions) -> dict[str, Any]:
-    with reading_if_any(app.settings) as session, _watched(app, hub, options) as progress:
-        return preview_crawl(session, hub, options, progress).as_json()
-
-
-@contextmanager
-def _watched(app: App, hub: Hub, options: CrawlOptions) -> Iterator[Step]:
-    """Says what is about to happen, and shows how far it is."""
-    bases = ", ".join(options.bases or (DEFAULT_BASE,))
-    of_what = "every base model" if options.any_base else bases
-    app.output.say(f"Crawling {hub.settings.endpoint} for adapters of {of_what}")
-    with app.output.progress("reading") as progress:
-        yield progress
-
-
-def _render(found: dict[str, Any], rules: str) -> str:
+def _render(report: dict[str, Any], rules: str) -> str:
     """The counts as a few lines: what was listed, what became of it, why, what it cost."""
     states = ("new", "changed", "unchanged", "gone", "failed", "pending")
-    outcomes = [f"{name} {found[name]:,}" for name in states if found.get(name)]
-    first = [f"{found['status'].replace('_', ' ')}: {found['listed']:,} repositories listed", *outcomes]
+    outcomes = [f"{name} {report[name]:,}" for name in states if report.get(name)]
+    first = [f"{report['status'].replace('_', ' ')}: {report['listed']:,} repositories listed", *outcomes]
     rows: list[tuple[str, str]] = []
-    if "queries" in found:
-        asked = [" + ".join(filters) for filters in found["queries"]]
-        rows += zip_longest(["asked for"], asked, fillvalue="")
+    if "queries" in report:
+        listings = [" + ".join(filters) for filters in report["queries"]]
+        rows += zip_longest(["asked for"], listings, fillvalue="")
     else:
-        rows += verdicts(found, rules)
-        rows += [(name, counted(found[name])) for name in ("errors", "quarantined")]
-        resting = f"{found['resting']:,} that failed before; `loradex status` says when they are tried again"
-        rows.append(("resting", resting if found["resting"] else ""))
+        rows += verdict_lines(report, rules)
+        rows += [(name, counts_text(report[name])) for name in ("errors", "quarantined")]
+        resting = f"{report['resting']:,} that failed before; `loradex status` says when they are tried again"
+        rows.append(("resting", resting if report["resting"] else ""))
     lines = fold(DOT.join(first), width())
-    return "\n".join([*lines, labelled([*rows, ("cost", cost(found))], indent="  ")])
-
-
-def verdicts(found: Mapping[str, Any], rules: str) -> list[tuple[str, str]]:
-    """How many adapters there are, how many the rules accept, and why not the others, as labelled lines."""
-    refusals = refusing(rules)
-    unread = f" ({found['unmeasured']:,} unmeasured)" if found.get("unmeasured") else ""
-    accepted, skipped = (
-        f"accepted {found['accepted']:,}{unread}",
-        f"skipped {found['skipped']:,} (rules:{NO_BREAK}{rules})",
-    )
-    by_paper = "accepted_by_paper" in found and rules != "paper"
-    return [
-        ("adapters", DOT.join([f"{found['adapters']:,}", accepted, skipped])),
-        ("paper's rules", f"accepted {found['accepted_by_paper']:,}" if by_paper else ""),
-        ("skipped for", counted({name: n for name, n in found["reasons"].items() if name in refusals})),
-        ("also noted", counted({name: n for name, n in found["reasons"].items() if name not in refusals})),
-    ]
-
-
-def cost(found: Mapping[str, Any]) -> str:
-    """What a crawl took: requests, bytes and seconds, as far as they are known."""
-    requests = found["requests"]
-    parts = [f"{requests['api']:,} API and {requests['resolver']:,} resolver requests"]
-    if "bytes" in found:
-        small = found["bytes"] < 1e5
-        amount = f"{found['bytes'] / 1e3:,.0f} kB" if small else f"{found['bytes'] / 1e6:,.1f} MB"
-        parts += [amount, f"{found['seconds']:,.1f} s"]
-    return DOT.join(part.replace(" ", NO_BREAK) for part in parts)
-
-
-def counted(counts: Mapping[str, int]) -> str:
-    """Counts by name, the largest first, to be wrapped between the pairs."""
-    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    return DOT.join(f"{name}{NO_BREAK}{n:,}" for name, n in ordered)
+    return "\n".join([*lines, labelled([*rows, ("cost", cost_text(report))], indent="  ")])

@@ -12,7 +12,7 @@ from catalog.errors import NotFoundError
 from catalog.pictures import layout, map_picture
 from catalog.search import Fingerprinted, Fingerprints, likeness, matrix
 from cli.app import App, pass_app
-from cli.commands.browse import rules_option, verdict_option
+from cli.options import rules_option, verdict_option
 from crawler.crawl import refusing
 
 # With more points their names would cover each other.

@@ -14,7 +14,7 @@ from catalog.index import DEFAULT_MODEL, Embedder, load_embedder
 from catalog.query import parse
 from catalog.search import Weights, browse, embed_cards, open_texts, search
 from cli.app import App, pass_app
-from cli.commands.browse import rules_option, where_option
+from cli.options import rules_option, where_option
 from cli.output import Column, output_options
 from crawler.crawl import refusing
 

@@ -23,12 +23,19 @@ from catalog.search import browse
 from catalog.selection import STRATEGIES, Question, Sources, left_out_in_words, select
 from cli.app import App, pass_app
 from cli.commands.alike import subject
-from cli.commands.browse import rules_option, where_option
-from cli.commands.crawl import DOT
 from cli.commands.measuring import Asking, measuring, other_tasks, sloping
 from cli.commands.search import embedded, model_option
-from cli.options import date_option, device_option, split_names, tasks_option, too_long_option
+from cli.options import (
+    date_option,
+    device_option,
+    rules_option,
+    split_names,
+    tasks_option,
+    too_long_option,
+    where_option,
+)
 from cli.output import Column, cell, labelled, output_options, table
+from cli.tables import DOT
 from crawler.crawl import refusing
 
 if TYPE_CHECKING:

@@ -23,11 +23,10 @@ from catalog.adapters import (
     shown,
 )
 from catalog.errors import ConfigError, UsageError, WeightsError
-from catalog.rules import NORM_EXPLODED, PAPER_NORM, RULES, Reason, Rule
+from catalog.rules import NORM_EXPLODED, PAPER_NORM, RULE_SETS, RULES, Reason, Rule
 
 __all__ = ["RULES", "RULE_SETS", "Evidence", "Finding", "Reason", "Rule", "refused_by", "refusing", "screen"]
 
-RULE_SETS = ("paper", "ours", "licensed")
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAMES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")

@@ -72,18 +72,6 @@ def start(data: Path) -> Callable[..., subprocess.Popen[str]]:
     return start
 
 
-@pytest.fixture(scope="session")
-def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with the sample Hub crawled into it, weights kept."""
-    data = tmp_path_factory.mktemp("sample") / "data"
-    with LocalHub(ROOT / "data" / "sample_hub") as hub, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_ENDPOINT", hub.url)
-        words = ["--data", str(data), "-q", "crawl", "--any-base", "--weights", "keep"]
-        result = CliRunner().invoke(loradex, words)
-    assert result.exit_code == 0, result.output
-    return data
-
-
 @pytest.fixture
 def sample(sample_data: Path) -> Program:
     """The program on the catalog of the sample Hub."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cli.commands.browse import marked, ruled, short_count, short_targets
+from cli.tables import reasons_text, short_count, short_targets, verdict_text
 from tests.cli.conftest import ROOT, TINY, Program
 from tests.hubs import adapter_config, card, lora_files, lora_tensors, make_repo, safetensors_bytes
 from tests.localhub import LocalHub
@@ -143,8 +143,8 @@ def test_an_empty_list_says_so(crawled: Program) -> None:
     ],
 )
 def test_notes_are_told_apart_from_refusals(reasons: list[str], told: str, verdict: str | None) -> None:
-    assert marked(reasons, {"gated", "use_dora"}) == told
-    assert ruled(reasons, {"gated", "use_dora"}) == (verdict or f"skipped: {told}")
+    assert reasons_text(reasons, {"gated", "use_dora"}) == told
+    assert verdict_text(reasons, {"gated", "use_dora"}) == (verdict or f"skipped: {told}")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""Texts and columns that the output of several commands shares."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from catalog.rules import RULES, Reason
+from cli.output import NO_BREAK, Column
+from crawler.crawl import refusing
+
+# Between things of one line; a line may end after it.
+DOT = f"{NO_BREAK}· "
+LLAMA_LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def rank_column() -> Column:
+    """The rank of an adapter."""
+    return Column("rank", right=True)
+
+
+def targets_column() -> Column:
+    """The target modules of an adapter, in few letters."""
+    return Column("targets", show=short_targets)
+
+
+def size_column() -> Column:
+    """The number of parameters of an adapter."""
+    return Column("parameters", "size", True, short_count)
+
+
+def score_column(digits: int = 3) -> Column:
+    """A score, empty where there is none."""
+    return Column("score", right=True, show=lambda score: "" if score is None else f"{score:.{digits}f}")
+
+
+def short_targets(names: Sequence[str] | None) -> str:
+    """Target modules in few letters: `q,v`, or `all-linear` for the seven of a Llama layer."""
+    short = {name.removesuffix("_proj") for name in names or ()}
+    unusual = first_of(sorted(short.difference(LLAMA_LINEAR)), 4)
+    if short.issuperset(LLAMA_LINEAR):
+        return ", ".join(["all-linear", *unusual])
+    return ",".join([*(name for name in LLAMA_LINEAR if name in short), *unusual])
+
+
+def first_of(texts: Sequence[str], most: int) -> list[str]:
+    """The first of many texts, and how many more there are."""
+    more = len(texts) - most
+    return [*texts[:most], f"and {more:,} more"] if more > 0 else list(texts)
+
+
+def short_count(number: int | None) -> str:
+    """A number of parameters in three digits: 41.9M."""
+    if number is None:
+        return ""
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return str(number)
+
+
+def reasons_text(reasons: Sequence[str], refusals: Collection[str]) -> str:
+    """The reasons that refuse, then in parentheses those that do not."""
+    against = ", ".join(name for name in reasons if name in refusals)
+    noted = ", ".join(name for name in reasons if name not in refusals)
+    return f"{against} ({noted})".strip() if noted else against
+
+
+def verdict_text(reasons: Sequence[str], refusals: Collection[str]) -> str:
+    """The verdict with its reasons."""
+    refused = any(name in refusals for name in reasons)
+    text = reasons_text(reasons, refusals)
+    return f"skipped: {text}" if refused else f"accepted {text}".strip()
+
+
+def reason_sentence(reason: str, detail: str = "") -> str:
+    """A reason with its sentence and what was seen."""
+    return f"{reason}: {RULES[Reason(reason)].sentence}{f' ({detail})' if detail else ''}"
+
+
+def verdict_lines(counts: Mapping[str, Any], rules: str) -> list[tuple[str, str]]:
+    """How many adapters there are, how many the rules accept, and why not the others, as labelled lines."""
+    refusals, reasons = refusing(rules), counts["reasons"]
+    unread = f" ({counts['unmeasured']:,} unmeasured)" if counts.get("unmeasured") else ""
+    accepted, skipped = (
+        f"accepted {counts['accepted']:,}{unread}",
+        f"skipped {counts['skipped']:,} (rules:{NO_BREAK}{rules})",
+    )
+    by_paper = "accepted_by_paper" in counts and rules != "paper"
+    return [
+        ("adapters", DOT.join([f"{counts['adapters']:,}", accepted, skipped])),
+        ("paper's rules", f"accepted {counts['accepted_by_paper']:,}" if by_paper else ""),
+        ("skipped for", counts_text({name: n for name, n in reasons.items() if name in refusals})),
+        ("also noted", counts_text({name: n for name, n in reasons.items() if name not in refusals})),
+    ]
+
+
+def cost_text(crawl: Mapping[str, Any]) -> str:
+    """What a crawl took: requests, bytes and seconds, as far as they are known."""
+    requests = crawl["requests"]
+    parts = [f"{requests['api']:,} API and {requests['resolver']:,} resolver requests"]
+    if "bytes" in crawl:
+        size = crawl["bytes"]
+        amount = f"{size / 1e3:,.0f} kB" if size < 1e5 else f"{size / 1e6:,.1f} MB"
+        parts += [amount, f"{crawl['seconds']:,.1f} s"]
+    return DOT.join(part.replace(" ", NO_BREAK) for part in parts)
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Counts by name, the largest first, to be wrapped between the pairs."""
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    return DOT.join(f"{name}{NO_BREAK}{n:,}" for name, n in ordered)

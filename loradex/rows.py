@@ -1,0 +1,202 @@
+"""Results of several rows: sequences of frozen rows that become data frames, Arrow tables and HTML."""
+
+from __future__ import annotations
+
+import enum
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from catalog.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+RowT = TypeVar("RowT")
+
+# A notebook shows the first rows of a long result.
+MOST_HTML_ROWS = 50
+
+
+class Rows(Sequence[RowT], Generic[RowT]):
+    """Frozen rows of one type, in order; `notes` are sentences on how they were obtained.
+
+    Args:
+        rows: Instances of a dataclass.
+        row_type: That dataclass; its fields are the columns, for a result without rows too.
+        notes: Sentences for a user, such as that a text encoder was not available.
+
+    Example:
+        >>> from loradex.rows import PoolRow, Rows
+        >>> rows = Rows([PoolRow("mine", 3, "random", None, "research", (), "0" * 64)], PoolRow)
+        >>> len(rows), rows[0].pool, rows.columns[:2]
+        (1, 'mine', ('pool', 'members'))
+    """
+
+    def __init__(self, rows: Iterable[RowT], row_type: type[RowT], notes: Sequence[str] = ()) -> None:
+        self._rows = tuple(rows)
+        self._row_type: Any = row_type
+        self.notes = tuple(notes)
+
+    @overload
+    def __getitem__(self, index: int) -> RowT: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rows[RowT]: ...
+    def __getitem__(self, index: int | slice) -> RowT | Rows[RowT]:
+        """One row, or the rows of a slice."""
+        if isinstance(index, slice):
+            return Rows(self._rows[index], self._row_type, self.notes)
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[RowT]:
+        return iter(self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rows) and self._rows == other._rows
+
+    def __hash__(self) -> int:
+        return hash(self._rows)
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} rows of {self._row_type.__name__}>"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the rows' fields."""
+        return tuple(field.name for field in fields(self._row_type))
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries, with the keys that the command line prints as JSON."""
+        rows: tuple[Any, ...] = self._rows
+        return [asdict(row) for row in rows]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a data frame, one column a field; raises UsageError without pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise UsageError("to_pandas() needs pandas; pip install pandas.") from error
+        return pandas.DataFrame(self.to_dicts(), columns=list(self.columns))
+
+    def to_arrow(self) -> pyarrow.Table:
+        """The rows as an Arrow table, one column a field; raises UsageError without pyarrow."""
+        try:
+            import pyarrow
+        except ImportError as error:
+            raise UsageError("to_arrow() needs pyarrow; pip install pyarrow.") from error
+        rows = self.to_dicts()
+        return pyarrow.table({name: [row[name] for row in rows] for name in self.columns})
+
+    def _repr_html_(self) -> str:
+        """The first rows as an HTML table, every value escaped."""
+        rows = [[cell_text(row[name]) for name in self.columns] for row in self[:MOST_HTML_ROWS].to_dicts()]
+        return html_table(self.columns, rows, caption=f"{len(self):,} rows")
+
+
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+    """A table as HTML; every text in it is escaped."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in texts)}</tr>" for texts in rows)
+    title = f"<caption>{html.escape(caption)}</caption>"
+    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def cell_text(value: object) -> str:
+    """A value as people read it: nothing for None, days for instants, four digits for fractions."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d}"
+    if isinstance(value, enum.Enum):
+        return str(value.value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {cell_text(item)}" for key, item in value.items())
+    if isinstance(value, (set, frozenset)):
+        return cell_text(sorted(value))
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(cell_text, value))
+    return str(value)
+
+
+@dataclass(frozen=True)
+class AdapterRow:
+    """One adapter of a catalog at its current commit.
+
+    `verdict` and `reasons` say what the rules in use make of it; `partial` lists the reasons for which its
+    update is more than scaling * B A. `norm` is the Frobenius norm of that product. None stands for a value
+    that the catalog does not hold.
+    """
+
+    adapter: str
+    commit: str
+    base: str | None
+    rank: int | None
+    alpha: float | None
+    scaling: float | None
+    targets: Sequence[str] | None
+    parameters: int | None
+    license: str | None
+    verdict: str
+    reasons: Sequence[str]
+    norm: float | None
+    health: str | None
+    partial: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class AdapterDetails(AdapterRow):
+    """Everything known of one adapter: its row, its repository, its configuration, files, card and training.
+
+    `details` says what was seen, by reason. `base_raw` is the base model as the adapter spells it.
+    """
+
+    hub_id: str
+    aliases: Sequence[str]
+    created: datetime | None
+    modified: datetime | None
+    gone: datetime | None
+    gated: str | None
+    downloads: int | None
+    likes: int | None
+    tags: Sequence[str] | None
+    current: bool
+    main: bool
+    other_adapters: Sequence[str]
+    base_raw: str | None
+    base_kind: str | None
+    base_evidence: str | None
+    peft_type: str | None
+    task_type: str | None
+    use_rslora: bool | None
+    modules: int | None
+    dtypes: Sequence[str] | None
+    weights: Mapping[str, str | None]
+    files: Sequence[Mapping[str, Any]] | None
+    card_quality: str | None
+    card: str
+    training: Mapping[str, Any]
+    details: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PoolRow:
+    """One pool of a catalog: its name, its number of members, how they were chosen, and its digest."""
+
+    pool: str
+    members: int
+    by: str | None
+    base: str | None
+    use: str
+    controls: Sequence[str]
+    digest: str
+    created: datetime | None = None
