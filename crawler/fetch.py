@@ -32,8 +32,8 @@ class Fetcher:
         """Raises PoolError where the file cannot be had or is another one, and HubError for the way to it."""
         if file.sha256 in self.documents:
             return Content(data=self.documents[file.sha256])
-        if kept := self.blobs.verified_path(file.sha256):
-            return Content(path=kept)
+        if path := self.blobs.verified_path(file.sha256):
+            return Content(path=path)
         if self.hub is None:
             raise PoolError(f"{member.adapter}: {file.name} is not kept here; fetch it from the Hub.")
         try:
@@ -104,12 +104,12 @@ def hub_problems(manifest: Manifest, hub: Hub, progress: Callable[[int, int], No
 
     Two API requests a member.
     """
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for done, member in enumerate(manifest.members):
         progress(done, len(manifest.members))
-        found += _problems(member, hub)
+        problems += _problems(member, hub)
     progress(len(manifest.members), len(manifest.members))
-    return found
+    return problems
 
 
 def _problems(member: Member, hub: Hub) -> list[Problem]:

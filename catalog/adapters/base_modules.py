@@ -44,10 +44,10 @@ class BaseModules:
 
     @cached_property
     def _reduced(self) -> Mapping[str, tuple[str, ...]]:
-        found: dict[str, list[str]] = {}
+        modules: dict[str, list[str]] = {}
         for name in self.shapes:
-            found.setdefault(reduced(name), []).append(name)
-        return {name: tuple(names) for name, names in found.items()}
+            modules.setdefault(reduced(name), []).append(name)
+        return {name: tuple(names) for name, names in modules.items()}
 
     def place(self, name: str, in_features: int, out_features: int) -> str | None:
         """The one module that a name means: itself, or the only one of these widths that differs from it in
@@ -131,14 +131,14 @@ def built_modules(config: Mapping[str, Any]) -> BaseModules:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     settings = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}
-    known = AutoConfig.for_model(str(config.get("model_type")), **settings)
+    config_object = AutoConfig.for_model(str(config.get("model_type")), **settings)
     build: Any = AutoModelForCausalLM.from_config
     with torch.device("meta"):
         try:
-            model = build(known)
+            model = build(config_object)
         except ValueError:
             build = AutoModelForImageTextToText.from_config
-            model = build(known)
+            model = build(config_object)
     return modules_of_model(model)
 
 
@@ -161,8 +161,8 @@ def modules_of_model(model: nn.Module) -> BaseModules:
 @functools.cache
 def _known(name: str) -> BaseModules:
     text = files("catalog.adapters").joinpath("base_modules.json").read_text(encoding="utf-8")
-    found = json.loads(text)[name]
-    shapes = {module: tuple(shape) for module, shape in found["outside"].items()}
-    for layer in range(found["layers"]):
-        shapes |= {f"model.layers.{layer}.{short}": tuple(shape) for short, shape in found["inside"].items()}
+    widths = json.loads(text)[name]
+    shapes = {module: tuple(shape) for module, shape in widths["outside"].items()}
+    for layer in range(widths["layers"]):
+        shapes |= {f"model.layers.{layer}.{short}": tuple(shape) for short, shape in widths["inside"].items()}
     return BaseModules(shapes)

@@ -105,14 +105,14 @@ def plain_name(text: str) -> tuple[str, str]:
     return revised[1], f"revision {revised[2]} left out"
 
 
-def _from_address(rest: str, before: str) -> tuple[str, str]:
-    rest = unquote(re.split(r"[?#]", rest, maxsplit=1)[0]).strip("/")
-    if rest.startswith(_NO_MODELS):
+def _from_address(path: str, before: str) -> tuple[str, str]:
+    path = unquote(re.split(r"[?#]", path, maxsplit=1)[0]).strip("/")
+    if path.startswith(_NO_MODELS):
         return "", "an address of no model"
-    name, told = plain_name(_PAGE.sub("", rest)) if rest else ("", "")
+    name, note = plain_name(_PAGE.sub("", path)) if path else ("", "")
     if before:
-        return f"{before}{name}", told
-    return "/".join(name.split("/")[:2]), told
+        return f"{before}{name}", note
+    return "/".join(name.split("/")[:2]), note
 
 
 def _without_git(name: str) -> str:
@@ -178,7 +178,7 @@ def _of_hub_cache(parts: list[str]) -> Iterator[Reading]:
 def _of_modelscope(parts: list[str]) -> Iterator[Reading]:
     for at, part in enumerate(parts):
         if part.casefold() == "modelscope":
-            below = [one for one in parts[at + 1 :] if one not in ("hub", "models")]
+            below = [folder for folder in parts[at + 1 :] if folder not in ("hub", "models")]
             if len(below) >= 2:
                 name = "/".join(below[:2])
                 yield Reading(name, f"path of a ModelScope cache, {name}", whole=True)
@@ -192,11 +192,11 @@ def _of_kaggle(parts: list[str]) -> Iterator[Reading]:
     for at, (model, framework) in enumerate(pairwise(parts)):
         if framework.casefold() in _FRAMEWORKS:
             variation = parts[at + 2] if at + 2 < len(parts) else ""
-            told = f"Kaggle's path of {model}"
-            yield Reading(f"{model}-{variation}", f"{told}, {variation}")
+            note = f"Kaggle's path of {model}"
+            yield Reading(f"{model}-{variation}", f"{note}, {variation}")
             # Kaggle kept the word that Meta used for Llama 2.
-            yield Reading(f"{model}-{variation}".replace("-chat", "-instruct"), f"{told}, {variation}")
-            yield Reading(variation, f"{told}, {variation}")
+            yield Reading(f"{model}-{variation}".replace("-chat", "-instruct"), f"{note}, {variation}")
+            yield Reading(variation, f"{note}, {variation}")
             if not variation.strip("0123456789") or variation.casefold() == "default":
-                yield Reading(model, told)
+                yield Reading(model, note)
             return

@@ -163,8 +163,10 @@ class BaseTable:
         for row in spellings:
             self._add(BaseSpelling(row.canonical, row.canonical, "canonical"))
             self._add(row)
-        known = {owner for owners in self._owners.values() for owner in owners} | _mirrors()
-        self._prefixes = sorted({words(owner) for owner in known}, key=lambda one: (-len(one), one))
+        all_owners = {owner for owners in self._owners.values() for owner in owners} | _mirrors()
+        self._prefixes = sorted(
+            {words(owner) for owner in all_owners}, key=lambda prefix: (-len(prefix), prefix)
+        )
 
     def _add(self, row: BaseSpelling) -> None:
         # What a row says of a name outweighs that the name is some other row's canonical one.
@@ -193,10 +195,10 @@ class BaseTable:
         """
         canonical = self.known(name)
         if canonical is not None:
-            known = {r.spelling for r in self._rows.values() if r.canonical == canonical}
+            spellings = {r.spelling for r in self._rows.values() if r.canonical == canonical}
             if self._find(name) is None and _REPO_ID.match(name):
-                known.add(name)
-            return (canonical, *sorted(known - {canonical}))
+                spellings.add(name)
+            return (canonical, *sorted(spellings - {canonical}))
         short = name.rpartition("/")[2]
         derived = {name, *(f"unsloth/{short}{end}" for end in ("", "-bnb-4bit", "-unsloth-bnb-4bit"))}
         derived |= {spelling.lower() for spelling in derived}
@@ -216,26 +218,26 @@ class BaseTable:
             return None
         return self.identify(name).canonical or name.strip()
 
-    def find(self, name: str, others: Collection[str] = ()) -> str:
-        """The canonical name of the base model that a user means: one of the table, or of `others`.
+    def find(self, name: str, candidates: Collection[str] = ()) -> str:
+        """The canonical name of the base model that a user means: one of the table, or of `candidates`.
 
         Raises NotFoundError with the nearest known names.
         """
-        same = [other for other in others if other.casefold() == name.casefold()]
-        found = self.known(name) or (name if name in same else next(iter(same), None))
-        if found is None:
-            raise NotFoundError(f"No base model is known as {name}; {self.nearest(name, others)}.")
-        return found
+        same = [other for other in candidates if other.casefold() == name.casefold()]
+        match = self.known(name) or (name if name in same else next(iter(same), None))
+        if match is None:
+            raise NotFoundError(f"No base model is known as {name}; {self.nearest(name, candidates)}.")
+        return match
 
-    def nearest(self, name: str, others: Collection[str] = ()) -> str:
+    def nearest(self, name: str, candidates: Collection[str] = ()) -> str:
         """The known names nearest to one that is not known, as the end of a sentence."""
         likeness: dict[str, float] = {}
         for canonical, spelling in (
             *((row.canonical, row.spelling) for row in self._rows.values() if row.kind != "local_path"),
-            *((other, other) for other in others),
+            *((other, other) for other in candidates),
         ):
             likeness[canonical] = max(likeness.get(canonical, 0.0), _likeness(name, spelling))
-        best = sorted(likeness, key=lambda one: (-likeness[one], one))[:3]
+        best = sorted(likeness, key=lambda candidate: (-likeness[candidate], candidate))[:3]
         if not best:
             return "none is known yet"
         return (
@@ -251,15 +253,15 @@ class BaseTable:
         names can be crawled. A path on somebody's disk is a base model only where it leads to a known name,
         or into a cache of a hub. Words such as None name nothing.
         """
-        found = None if raw is None or names_nothing(raw) else self._identify(raw)
-        if found is not None and found.canonical is not None:
-            return found
+        identity = None if raw is None or names_nothing(raw) else self._identify(raw)
+        if identity is not None and identity.canonical is not None:
+            return identity
         for tag in _base_tags(tags):
             by_tag = self._identify(tag.rpartition(":")[2])
             if by_tag.canonical is not None:
-                kind = by_tag.kind if found is None else found.kind
+                kind = by_tag.kind if identity is None else identity.kind
                 return BaseIdentity(by_tag.canonical, raw, kind, f"tag {tag}")
-        return found or BaseIdentity(None, raw, "local_path", "no base model is named")
+        return identity or BaseIdentity(None, raw, "local_path", "no base model is named")
 
     def _find(self, name: str) -> BaseSpelling | None:
         return self._rows.get(name) or self._folded.get(name.casefold())
@@ -293,9 +295,9 @@ class BaseTable:
 
     def _of_hub(self, name: str) -> str | None:
         """The model of a repository in a cache: a known one, else itself, but for ModelScope's own copies."""
-        known = self._of_copy(name) or self._of_mirror(name)
+        original = self._of_copy(name) or self._of_mirror(name)
         other = name.partition("/")[0].casefold() not in _mirrors("modelscope")
-        return known or (name if other else None)
+        return original or (name if other else None)
 
     def _identify_id(self, raw: str, name: str, left_out: str) -> BaseIdentity:
         """The identity of a repository id, or of a name without an owner."""
@@ -319,9 +321,9 @@ class BaseTable:
             parts = words(text)
             for owner in ((), *self._prefixes):
                 if parts[: len(owner)] == owner:
-                    rest = parts[len(owner) :]
-                    shorter = rest[:-1] if rest[-1:] == ("hf",) else rest
-                    if canonical := self._words.get(rest) or self._words.get(shorter):
+                    remaining = parts[len(owner) :]
+                    shorter = remaining[:-1] if remaining[-1:] == ("hf",) else remaining
+                    if canonical := self._words.get(remaining) or self._words.get(shorter):
                         return canonical
         return None
 
@@ -356,17 +358,17 @@ def extended_table(rows: Iterable[BaseSpelling]) -> BaseTable:
 
 def _base_tags(tags: Sequence[str]) -> list[str]:
     """The `base_model:` tags, those that say adapter first, those without a relation last."""
-    found = [tag for tag in tags if tag.startswith("base_model:")]
+    base_tags = [tag for tag in tags if tag.startswith("base_model:")]
     order = {"adapter": 0, "finetune": 1, "quantized": 2}
-    return sorted(found, key=lambda tag: (order.get(tag.split(":")[1], 3), tag))
+    return sorted(base_tags, key=lambda tag: (order.get(tag.split(":")[1], 3), tag))
 
 
 def _likeness(name: str, spelling: str) -> float:
     """How alike two names are, from 0 to 1: as a whole, or without owners, which counts a little less."""
     left, right = name.casefold(), spelling.casefold()
-    whole = SequenceMatcher(None, left, right).ratio()
+    ratio = SequenceMatcher(None, left, right).ratio()
     short = SequenceMatcher(None, left.rpartition("/")[2], right.rpartition("/")[2]).ratio()
-    return max(whole, 0.95 * short)
+    return max(ratio, 0.95 * short)
 
 
 def _with(evidence: str, left_out: str) -> str:

@@ -15,20 +15,24 @@ def misreadings(
 
     Empty for one rank that is 8 or a multiple of 16, with the scaling alpha / rank everywhere.
     """
-    found = []
+    sentences = []
     low, high = min(ranks, default=0), max(ranks, default=0)
     if low != high:
-        found.append(
+        sentences.append(
             f"It has ranks from {low} to {high}: llama.cpp scales them wrongly, SGLang and LMDeploy refuse "
             f"them, TGI and LoRAX too within a kind of module; vLLM needs --max-lora-rank {high}."
         )
     elif high != 8 and high % 16:
-        found.append(f"It has rank {high}: TGI and LoRAX scale ranks wrongly that are not 8 or 16 times n.")
+        sentences.append(
+            f"It has rank {high}: TGI and LoRAX scale ranks wrongly that are not 8 or 16 times n."
+        )
     if alpha_pattern:
-        found.append(
+        sentences.append(
             "Some modules have an alpha of their own: llama.cpp, SGLang, TGI, LoRAX, LMDeploy, and vLLM "
             "before 0.32, scale them wrongly."
         )
     if rslora:
-        found.append("It is rsLoRA: llama.cpp, SGLang and LMDeploy take alpha / rank and scale it wrongly.")
-    return tuple(found)
+        sentences.append(
+            "It is rsLoRA: llama.cpp, SGLang and LMDeploy take alpha / rank and scale it wrongly."
+        )
+    return tuple(sentences)

@@ -70,10 +70,10 @@ def features(config: AdapterConfig, spec: AdapterSpec | None = None) -> tuple[Fe
     Reasons with a sentence in SENTENCES make the update another one; `base_copy` and `unused_setting` do not.
     Without `spec`, the modules and other tensors of the weights file, the configuration alone is asked.
     """
-    found: dict[str, Feature] = {}
+    features_by_reason: dict[str, Feature] = {}
     for feature in _features(config, spec if config.is_lora else None):
-        found.setdefault(feature.reason, feature)
-    return tuple(found.values())
+        features_by_reason.setdefault(feature.reason, feature)
+    return tuple(features_by_reason.values())
 
 
 def beside_the_update(config: AdapterConfig, spec: AdapterSpec | None = None) -> tuple[Feature, ...]:
@@ -88,8 +88,8 @@ def layers_to_leave_out(config: AdapterConfig, spec: AdapterSpec) -> tuple[str, 
     """
     if not spec.modules or {feature.reason for feature in beside_the_update(config, spec)} - IN_LAYERS:
         return ()
-    beside = (other for other in spec.others if other.kind in {"saved", "trainable_tokens"})
-    return tuple(sorted({other.layer for other in beside}))
+    saved_tensors = (other for other in spec.others if other.kind in {"saved", "trainable_tokens"})
+    return tuple(sorted({other.layer for other in saved_tensors}))
 
 
 def _features(config: AdapterConfig, spec: AdapterSpec | None) -> Iterator[Feature]:
@@ -136,10 +136,10 @@ def _stored(config: AdapterConfig, spec: AdapterSpec) -> Iterator[Feature]:
     """What the weights file holds, and what the configuration names of which it holds nothing."""
     kinds = {other.kind for other in spec.others}
     layers = {other.layer for other in spec.others if other.kind == "saved"}
-    named = tuple(name for name in config.modules_to_save or () if name in layers)
+    saved_layers = tuple(name for name in config.modules_to_save or () if name in layers)
     idle = tuple(name for name in config.modules_to_save or () if name not in layers)
-    if named:
-        yield Feature("modules_to_save", shown(named))
+    if saved_layers:
+        yield Feature("modules_to_save", shown(saved_layers))
     if layers:
         yield Feature("full_weights", shown(tuple(sorted(layers))))
     for other in spec.others:

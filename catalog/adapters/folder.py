@@ -27,8 +27,8 @@ class AdapterFolder:
     @property
     def partial(self) -> tuple[Feature, ...]:
         """What its update is besides scaling * B A, by the names of the crawl's reasons."""
-        found = beside_the_update(self.config, self.spec)
-        return tuple(feature for feature in found if feature.reason in PARTIAL)
+        features_beside = beside_the_update(self.config, self.spec)
+        return tuple(feature for feature in features_beside if feature.reason in PARTIAL)
 
 
 def is_adapter_folder(path: Path) -> bool:

@@ -89,10 +89,10 @@ def factor_key(tensor_name: str, keep: frozenset[str] = frozenset()) -> FactorKe
 
     `keep` are parts of paths that belong to the base, though wrappers use them too.
     """
-    found = _factor(tensor_name, keep)
-    if found is None:
+    factor = _factor(tensor_name, keep)
+    if factor is None:
         return None
-    return found[1]
+    return factor[1]
 
 
 def read_names(header: Header, base: BaseModules | None = None, task: str | None = CAUSAL) -> ModuleNames:
@@ -107,9 +107,9 @@ def read_names(header: Header, base: BaseModules | None = None, task: str | None
     keys: dict[str, FactorKey] = {}
     written: dict[str, str] = {}
     for tensor in header.tensors:
-        found = _factor(tensor.name, keep)
-        if found is not None:
-            path, key = found
+        factor = _factor(tensor.name, keep)
+        if factor is not None:
+            path, key = factor
             keys[tensor.name] = key
             written.setdefault(key.module, _live(path) if task in (None, CAUSAL) else path)
     if base is None:
@@ -136,9 +136,9 @@ def peft_names(header: Header, names: ModuleNames) -> dict[str, str]:
     """
     bare = bool(names.keys) and not any(PREFIX in name for name in names.keys)
     modules = {
-        found[0]: names.written[names.keys[tensor.name].module]
+        factor[0]: names.written[names.keys[tensor.name].module]
         for tensor in header.tensors
-        if tensor.name in names.keys and (found := _factor(tensor.name, names.kept))
+        if tensor.name in names.keys and (factor := _factor(tensor.name, names.kept))
     }
     return {
         tensor.name: _peft_name(names.keys[tensor.name], names.written)
@@ -153,10 +153,10 @@ def respelled(header: Header, names: ModuleNames) -> tuple[str, ...]:
 
     PEFT reads the name of the adapter that it loads as, `default`, in front of the leaf too.
     """
-    wanted = ((tensor.name, names.keys.get(tensor.name)) for tensor in header.tensors)
+    expected_names = ((tensor.name, names.keys.get(tensor.name)) for tensor in header.tensors)
     return tuple(
         name
-        for name, key in wanted
+        for name, key in expected_names
         if key is not None and _OWN_NAME.sub("", name) != _peft_name(key, names.written)
     )
 
@@ -188,8 +188,8 @@ def first_tensor(name: str) -> str:
     key = first_key(name)
     if key is None:
         # The module of a factor beside it: prefixes are taken away by one rule.
-        beside = first_key(f"{name}.lora_A.weight")
-        return beside.module if beside else name
+        first = first_key(f"{name}.lora_A.weight")
+        return first.module if first else name
     return _named_factor(key)
 
 
@@ -207,12 +207,12 @@ def _factor(name: str, keep: frozenset[str]) -> tuple[str, FactorKey] | None:
     return path, _key(_moved(_live(path)), match)
 
 
-def _peft_path(name: str, kept: frozenset[str], modules: Mapping[str, str], *, bare: bool) -> str:
+def _peft_path(name: str, keep: frozenset[str], modules: Mapping[str, str], *, bare: bool) -> str:
     """A tensor's name without wrappers, and its module as in the base where a factor of it has another name.
 
     PEFT's prefix is in front where it stood in the name, or where `bare` asks for it.
     """
-    parts = _unwrapped(name.split("."), kept)
+    parts = _unwrapped(name.split("."), keep)
     below = _below_prefix(parts)
     if below == parts and not bare:
         return ".".join(parts)
@@ -223,12 +223,12 @@ def _peft_path(name: str, kept: frozenset[str], modules: Mapping[str, str], *, b
 
 
 def _key(module: str, match: re.Match[str]) -> FactorKey:
-    found = match.groupdict()
+    groups = match.groupdict()
     return FactorKey(
         module=module,
-        side=_SIDES[found["side"] or found["word"]],
-        kind="embedding" if found["embedding"] else "linear",
-        leaf="bias" if found.get("leaf") == "bias" else "weight",
+        side=_SIDES[groups["side"] or groups["word"]],
+        kind="embedding" if groups["embedding"] else "linear",
+        leaf="bias" if groups.get("leaf") == "bias" else "weight",
     )
 
 
@@ -244,14 +244,14 @@ def _below_prefix(parts: Sequence[str]) -> list[str]:
 
 def _live(path: str) -> str:
     """A path as a causal model of transformers has it: with `model.` once, where it was lost or repeated."""
-    rest = path.split(".")
-    while rest[:2] == ["model", "model"] or (rest[0] == "base_model" and len(rest) > 1):
-        rest = rest[1:]
-    if rest[:2] == ["model", "lm_head"]:
-        rest = rest[1:]
-    if rest[0] == "embed_tokens" or (rest[0] == "layers" and len(rest) > 1 and rest[1].isdigit()):
-        rest = ["model", *rest]
-    return ".".join(rest)
+    parts = path.split(".")
+    while parts[:2] == ["model", "model"] or (parts[0] == "base_model" and len(parts) > 1):
+        parts = parts[1:]
+    if parts[:2] == ["model", "lm_head"]:
+        parts = parts[1:]
+    if parts[0] == "embed_tokens" or (parts[0] == "layers" and len(parts) > 1 and parts[1].isdigit()):
+        parts = ["model", *parts]
+    return ".".join(parts)
 
 
 def _moved(path: str) -> str:
@@ -259,16 +259,18 @@ def _moved(path: str) -> str:
     parts = path.split(".")
     if parts[0] in _MOVED_HEADS:
         return f"model.{path}"
-    rest = parts[1:] if parts[:2] == ["model", "language_model"] else parts
-    if rest[0] != "language_model":
+    remaining = parts[1:] if parts[:2] == ["model", "language_model"] else parts
+    if remaining[0] != "language_model":
         return path
-    rest = rest[1:]
-    while rest[:1] == ["model"]:
-        rest = rest[1:]
-    if rest[:1] == ["lm_head"]:
-        return ".".join(rest)
+    remaining = remaining[1:]
+    while remaining[:1] == ["model"]:
+        remaining = remaining[1:]
+    if remaining[:1] == ["lm_head"]:
+        return ".".join(remaining)
     return (
-        ".".join(["model", "language_model", *rest]) if rest[:1] in (["layers"], ["embed_tokens"]) else path
+        ".".join(["model", "language_model", *remaining])
+        if remaining[:1] in (["layers"], ["embed_tokens"])
+        else path
     )
 
 
@@ -283,13 +285,13 @@ def _places(
             sides = widths.setdefault(key.module, {})
             if key.leaf == "weight" and len(tensor.shape) == 2:
                 sides[key.side] = tensor.shape[1] if key.side == "A" else tensor.shape[0]
-    found = {
+    places = {
         module: base.place(module, sides.get("A", 0), sides.get("B", 0)) for module, sides in widths.items()
     }
-    shared = Counter(place for place in found.values() if place is not None)
+    shared = Counter(place for place in places.values() if place is not None)
     return {
         module: place if place is not None and (shared[place] == 1 or place == module) else None
-        for module, place in found.items()
+        for module, place in places.items()
     }
 
 

@@ -96,24 +96,24 @@ def settings_of_nothing(config: AdapterConfig, spec: AdapterSpec) -> dict[str, A
     """
     saved = {other.layer for other in spec.others if other.kind == "saved"}
     stored = [name for name in config.modules_to_save or () if name in saved]
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if len(stored) < len(config.modules_to_save or ()):
-        found["modules_to_save"] = stored or None
+        settings["modules_to_save"] = stored or None
     tokens = config.trainable_token_indices
     if tokens is not None and tokens != {} and all(o.kind != "trainable_tokens" for o in spec.others):
-        found["trainable_token_indices"] = None
-    return found
+        settings["trainable_token_indices"] = None
+    return settings
 
 
 def _missing_tensors(config: AdapterConfig, spec: AdapterSpec) -> Iterator[str]:
     """Modules and tokens that the configuration says are saved, where PEFT finds the module and no tensor."""
-    found = settings_of_nothing(config, spec)
+    settings = settings_of_nothing(config, spec)
     inside = _IN_DECODERS | {part for module in spec.modules for part in module.name.split(".")}
-    stored = found.get("modules_to_save", config.modules_to_save) or ()
+    stored = settings.get("modules_to_save", config.modules_to_save) or ()
     yield from (
         f"modules_to_save {name} without its weights"
         for name in config.modules_to_save or ()
         if name in inside and name not in stored
     )
-    if "trainable_token_indices" in found:
+    if "trainable_token_indices" in settings:
         yield "trainable_token_indices without their weights"

@@ -81,19 +81,19 @@ def load_problems(folder: Path) -> tuple[str, ...]:
     adapter = _read(folder)
     if isinstance(adapter, str):
         return (adapter,)
-    spec, found = adapter.spec, []
+    spec, problems = adapter.spec, []
     if spec.respelled:
         total = len(adapter.names.keys)
         some = "none" if len(spec.respelled) == total else f"{total - len(spec.respelled)}"
-        found.append(f"PEFT finds {some} of its {total} factors under names such as {spec.respelled[0]}")
+        problems.append(f"PEFT finds {some} of its {total} factors under names such as {spec.respelled[0]}")
     if spec.absent:
-        found.append(f"its base model has no module {spec.absent[0]}")
-    found += [
+        problems.append(f"its base model has no module {spec.absent[0]}")
+    problems += [
         f"PEFT does not load its configuration: {reason}" for reason in peft_refusals(adapter.config, spec)
     ]
     if left := _untargeted(adapter.config, adapter.modules):
-        found.append(f"its configuration does not target {len(left)} of its modules, such as {left[0]}")
-    return tuple(found)
+        problems.append(f"its configuration does not target {len(left)} of its modules, such as {left[0]}")
+    return tuple(problems)
 
 
 def engine_problems(folder: Path) -> tuple[str, ...]:

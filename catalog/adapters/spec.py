@@ -195,13 +195,14 @@ def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | Non
     ]
     modules.sort(key=lambda m: (-1 if m.layer is None else m.layer, m.name))
     dtypes = tuple(sorted({tensor.dtype for pair in halves.values() for tensor in pair.values()}))
-    beside, saved = tensors_beside(header, config, names), _Layers(config.modules_to_save)
-    others = tuple(
-        OtherTensor(_presentable(name), kind, _saved_layer(name, saved)) for name, kind in beside.items()
+    tensor_roles, saved = tensors_beside(header, config, names), _Layers(config.modules_to_save)
+    other_tensors = tuple(
+        OtherTensor(_presentable(name), kind, _saved_layer(name, saved))
+        for name, kind in tensor_roles.items()
     )
     return AdapterSpec(
         tuple(modules),
-        others,
+        other_tensors,
         problems.listed(),
         dtypes,
         header.metadata,
@@ -220,12 +221,12 @@ def tensors_beside(header: Header, config: AdapterConfig, names: ModuleNames | N
     """
     keys = (names or adapter_names(header, config)).keys
     all_names, saved = {tensor.name for tensor in header.tensors}, _Layers(config.modules_to_save)
-    found: dict[str, str] = {}
+    roles: dict[str, str] = {}
     for tensor in header.tensors:
         key = keys.get(tensor.name)
         if key is None or key.leaf == "bias":
-            found[tensor.name] = "lora_bias" if key else _other_kind(tensor.name, all_names, config, saved)
-    return found
+            roles[tensor.name] = "lora_bias" if key else _other_kind(tensor.name, all_names, config, saved)
+    return roles
 
 
 class _Layers:
@@ -292,9 +293,9 @@ class _Problems:
 
 
 def _abridged(details: list[str]) -> str:
-    shown = ", ".join(detail if len(detail) <= 120 else detail[:117] + "..." for detail in details[:_SHOWN])
+    text = ", ".join(detail if len(detail) <= 120 else detail[:117] + "..." for detail in details[:_SHOWN])
     more = len(details) - _SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
+    return f"{text} and {more} more" if more > 0 else text
 
 
 def _presentable(name: str) -> str:

@@ -209,14 +209,14 @@ def tensor_digest(path: Path) -> str:
     a cast does. Raises WeightsError.
     """
     header = _header(path)
-    named = first_tensor if has_first_names(header) else canonical_tensor
+    canonical = first_tensor if has_first_names(header) else canonical_tensor
     lines = []
     try:
         with path.open("rb") as file:
             file.seek(PREFIX + header.length)
             for tensor in header.tensors:
                 content = _digest_of(file, tensor.end - tensor.begin)
-                lines.append(json.dumps([named(tensor.name), tensor.dtype, tensor.shape, content]))
+                lines.append(json.dumps([canonical(tensor.name), tensor.dtype, tensor.shape, content]))
     except OSError as error:
         raise WeightsError("unreadable", f"the weights cannot be read: {error}") from error
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
@@ -314,13 +314,13 @@ def _numbers(header: Header, keys: Mapping[str, FactorKey]) -> Iterator[tuple[En
 
 def _matching(halves: Mapping[str, Mapping[str, Entry]]) -> list[tuple[str, str, str]]:
     """(module, name of A, name of B) of each pair whose inner sizes agree, sorted by module."""
-    found = []
+    pairs = []
     for module, pair in sorted(halves.items()):
         if len(pair) == 2 and pair["A"].shape[0] == pair["B"].shape[1]:
             a, b = pair["A"], pair["B"]
             _check_size(module, a.shape[0], a.shape[1], b.shape[0])
-            found.append((module, a.name, b.name))
-    return found
+            pairs.append((module, a.name, b.name))
+    return pairs
 
 
 def _check_size(module: str, rank: int, in_features: int, out_features: int) -> None:

@@ -145,31 +145,31 @@ def _connect_read_only(
     except sqlite3.OperationalError:
         before = _look(file)
     has_log = log_file.is_file() and log_file.stat().st_size > 0
-    found = _opened(file, "mode=ro&vfs=unix-none" if has_log else "mode=ro&immutable=1")
-    found.before = before
-    return found
+    connection = _opened(file, "mode=ro&vfs=unix-none" if has_log else "mode=ro&immutable=1")
+    connection.before = before
+    return connection
 
 
 def _opened(file: Path, how: str) -> _ReadOnly:
     """A connection that was read from; raises sqlite3.OperationalError where that cannot be."""
-    found = sqlite3.connect(
+    connection = sqlite3.connect(
         f"{file.absolute().as_uri()}?{how}", uri=True, check_same_thread=False, factory=_ReadOnly
     )
     try:
         # Without locks the index of the log is kept in memory, not in a file.
         if "vfs" in how:
-            found.execute("PRAGMA locking_mode = EXCLUSIVE")
-        found.execute("SELECT count(*) FROM sqlite_master")
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("SELECT count(*) FROM sqlite_master")
     except BaseException:
-        found.close()
+        connection.close()
         raise
-    found.file = file
-    return found
+    connection.file = file
+    return connection
 
 
 def _look(file: Path) -> tuple[int, int, int]:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _refuse_changed(connection: Connection, *_: Any) -> None:
@@ -211,17 +211,17 @@ def _translate(context: ExceptionContext) -> None:
     """Raises the CatalogError for a driver's error that is no bug of the program; others stay as they are."""
     error = context.original_exception
     where = f"the catalog {place(context.engine.url)}" if context.engine else "the catalog"
-    said = " ".join(str(error).split("\n")[0].split())
+    message = " ".join(str(error).split("\n")[0].split())
     if isinstance(error, sqlite3.Error):
-        if "is locked" in said:
+        if "is locked" in message:
             raise CatalogBusyError(
                 f"{where} was locked for {BUSY_SECONDS} s: another process is writing"
             ) from error
-        if said == _READ_ONLY:
+        if message == _READ_ONLY:
             raise ReadOnlyCatalogError(f"{where} cannot be written to") from error
-        if said in _SQLITE_WORDS:
-            raise CatalogError(f"{where} {_SQLITE_WORDS[said]}") from error
+        if message in _SQLITE_WORDS:
+            raise CatalogError(f"{where} {_SQLITE_WORDS[message]}") from error
     elif type(context.sqlalchemy_exception).__name__ == "OperationalError":
-        raise CatalogError(f"{where} does not answer: {said}") from error
+        raise CatalogError(f"{where} does not answer: {message}") from error
     elif getattr(error, "sqlstate", None) in _REFUSED:
-        raise ReadOnlyCatalogError(f"{where} refuses: {said}") from error
+        raise ReadOnlyCatalogError(f"{where} refuses: {message}") from error

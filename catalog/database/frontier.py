@@ -50,9 +50,9 @@ class Frontier:
     done: bool
 
 
-def digest(asked: Mapping[str, Any]) -> str:
+def digest(question: Mapping[str, Any]) -> str:
     """The sha256 of a question as JSON: the same question has the same digest, everywhere."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
 
 
 def unfinished(session: Session, scope: str, not_before: datetime) -> Crawl | None:
@@ -96,14 +96,18 @@ def last_whole(session: Session, scope: str) -> datetime | None:
         .where(Crawl.scope == scope, or_(Crawl.state == CrawlState.COMPLETE, Crawl.watermark.is_not(None)))
         .order_by(Crawl.id.desc())
     )
-    return next((started for started, asked in rows if asked["since"] is None), None)
+    return next((started for started, question in rows if question["since"] is None), None)
 
 
-def open_crawl(session: Session, listing: str, scope: str, asked: Mapping[str, Any], now: datetime) -> Crawl:
+def open_crawl(
+    session: Session, listing: str, scope: str, question: Mapping[str, Any], now: datetime
+) -> Crawl:
     """A new crawl's row, flushed; an older one of its scope that never ended is given up."""
     older = update(Crawl).where(Crawl.scope == scope, Crawl.state == CrawlState.RUNNING)
     session.execute(older.values(state=CrawlState.PARTIAL))
-    crawl = Crawl(listing=listing, scope=scope, asked=dict(asked), state=CrawlState.RUNNING, started_at=now)
+    crawl = Crawl(
+        listing=listing, scope=scope, asked=dict(question), state=CrawlState.RUNNING, started_at=now
+    )
     session.add(crawl)
     session.flush()
     return crawl
@@ -166,7 +170,7 @@ def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
     fresh = 0
     position = session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl_id)) or 0
     ids = [item.hub_id for item in page.items if item.hub_id is not None]
-    known = {
+    known_ids = {
         row.hub_id: row
         for row in session.scalars(
             select(CrawlItem).where(CrawlItem.crawl_id == crawl_id, CrawlItem.hub_id.in_(ids))
@@ -176,7 +180,7 @@ def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
     for item in page.items:
         if item.hub_id is None and item.row in refused:
             continue
-        row = known.get(item.hub_id) if item.hub_id is not None else None
+        row = known_ids.get(item.hub_id) if item.hub_id is not None else None
         if row is not None:
             if row.name != item.name:
                 _add_name(row, item)
@@ -188,7 +192,7 @@ def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
         row = CrawlItem(crawl_id=crawl_id, position=position, outcome=outcome, detail=None, **vars(item))
         session.add(row)
         if item.hub_id is not None:
-            known[item.hub_id] = row
+            known_ids[item.hub_id] = row
     session.flush()
     return fresh
 

@@ -55,8 +55,8 @@ def register_catalog(url: URL, blobs: BlobStore) -> None:
             return
         blobs.root.mkdir(parents=True, exist_ok=True)
         with FileLock(blobs.root / f"{REGISTER}.lock"):
-            known = _read(blobs)
-            _write(blobs, Register(tuple(sorted({*known.catalogs, name})), known.complete))
+            register = _read(blobs)
+            _write(blobs, Register(tuple(sorted({*register.catalogs, name})), register.complete))
 
 
 def catalog_name(url: URL, blobs: BlobStore) -> str:
@@ -75,11 +75,11 @@ def refuse_other_catalogs(url: URL, blobs: BlobStore, *, only: bool, deleting: b
     `only` says that no other one does.
     """
     register, mine = _read(blobs), catalog_name(url, blobs)
-    others = [name for name in register.catalogs if name != mine]
-    if others:
+    other_catalogs = [name for name in register.catalogs if name != mine]
+    if other_catalogs:
         raise StorageError(
-            f"The files in {blobs.root} are those of the catalog {others[0]} too; where that is no more, "
-            f"take its name out of {blobs.root / REGISTER}"
+            f"The files in {blobs.root} are those of the catalog {other_catalogs[0]} too; where that is no "
+            f"more, take its name out of {blobs.root / REGISTER}"
         )
     if deleting and not (register.complete or only):
         raise StorageError(
@@ -110,24 +110,24 @@ def unneeded(session: Session, settings: Settings, blobs: BlobStore) -> Unneeded
     """
     if in_use(settings.data):
         raise StorageError(f"another process works in {settings.data}: wait until it is done")
-    whole, partial = list(blobs.blobs()), blobs.partial_files()
-    digests = {blob.sha256 for blob in (*whole, *partial)}
-    named = _named_digests(session, settings.pools, sorted(digests))
+    complete, partial = list(blobs.blobs()), blobs.partial_files()
+    digests = {blob.sha256 for blob in (*complete, *partial)}
+    needed = _named_digests(session, settings.pools, sorted(digests))
     return Unneeded(
-        tuple(blob for blob in whole if blob.sha256 not in named),
-        tuple(blob for blob in partial if blob.sha256 not in named),
+        tuple(blob for blob in complete if blob.sha256 not in needed),
+        tuple(blob for blob in partial if blob.sha256 not in needed),
     )
 
 
 def _named_digests(session: Session, pools: Path, digests: Sequence[str]) -> set[str]:
-    found = set[str]()
+    digests_in_use = set[str]()
     for start in range(0, len(digests), _BLOCK):
         block = digests[start : start + _BLOCK]
         rows = select(WeightsFile.digest).join(Adapter, _carries()).where(WeightsFile.digest.in_(block))
-        found.update(session.scalars(rows.distinct()))
+        digests_in_use.update(session.scalars(rows.distinct()))
     for manifest in _manifests(session, pools):
-        found.update(file.sha256 for member in manifest.members for file in member.files)
-    return found
+        digests_in_use.update(file.sha256 for member in manifest.members for file in member.files)
+    return digests_in_use
 
 
 def origins(session: Session | None, pools: Path, digest: str) -> list[Origin]:
@@ -135,15 +135,15 @@ def origins(session: Session | None, pools: Path, digest: str) -> list[Origin]:
 
     Without a session only the manifests in the folder `pools` are asked.
     """
-    found = _places_of_adapters(session, digest) if session else []
+    places = _places_of_adapters(session, digest) if session else []
     for manifest in _manifests(session, pools):
-        found += [
+        places += [
             Origin(member.repository, member.commit, _path(member.subfolder, file.name), file.size)
             for member in manifest.members
             for file in member.files
             if file.sha256 == digest
         ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(places))
 
 
 def _places_of_adapters(session: Session, digest: str) -> list[Origin]:
@@ -179,8 +179,8 @@ def _read(blobs: BlobStore) -> Register:
     """The register; raises StorageError for a file that somebody edited."""
     file = blobs.root / REGISTER
     try:
-        said: Any = load_json(file.read_bytes(), max_bytes=_MOST_REGISTER)
-        return Register(tuple(map(str, said["catalogs"])), said["complete"] is True)
+        document: Any = load_json(file.read_bytes(), max_bytes=_MOST_REGISTER)
+        return Register(tuple(map(str, document["catalogs"])), document["complete"] is True)
     except FileNotFoundError:
         return Register((), complete=next(blobs.blobs(), None) is None)
     except (ConfigError, KeyError, TypeError) as error:
@@ -191,6 +191,6 @@ def _read(blobs: BlobStore) -> Register:
 
 def _write(blobs: BlobStore, register: Register) -> None:
     file = blobs.root / REGISTER
-    said = {"catalogs": list(register.catalogs), "complete": register.complete}
+    document = {"catalogs": list(register.catalogs), "complete": register.complete}
     with replace_file(file) as new:
-        new.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -53,11 +53,11 @@ def current(engine: Engine) -> str | None:
 
 def check(engine: Engine) -> None:
     """Returns when the schema is the newest; else NoCatalogError or SchemaVersionError says what to type."""
-    found, where = current(engine), place(engine.url)
-    if found is None:
+    revision, where = current(engine), place(engine.url)
+    if revision is None:
         raise _no_catalog(where)
-    if found != head():
-        _refuse_unknown(found, where)
+    if revision != head():
+        _refuse_unknown(revision, where)
         raise SchemaVersionError(f"the catalog {where} has an older schema: run `loradex db upgrade`")
 
 
@@ -68,11 +68,11 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     something else.
     """
     with _migrating(engine) as connection:
-        found = _revision(connection)
-        if found is None:
+        current_revision = _revision(connection)
+        if current_revision is None:
             _refuse_foreign(connection)
         else:
-            _refuse_unknown(found, place(engine.url))
+            _refuse_unknown(current_revision, place(engine.url))
         command.upgrade(config(connection), revision)
 
 
@@ -201,10 +201,10 @@ def info(engine: Engine) -> CatalogInfo:
 
 def config(connection: Connection | None = None) -> Config:
     """Alembic's configuration for the migrations of this package, on a connection within a transaction."""
-    made = Config()
-    made.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
-    made.attributes["connection"] = connection
-    return made
+    alembic_config = Config()
+    alembic_config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
+    alembic_config.attributes["connection"] = connection
+    return alembic_config
 
 
 def _scripts() -> ScriptDirectory:
@@ -221,8 +221,8 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _refuse_unknown(revision: str, where: str) -> None:
-    known = {script.revision for script in _scripts().walk_revisions()}
-    if revision not in known:
+    revisions = {script.revision for script in _scripts().walk_revisions()}
+    if revision not in revisions:
         raise SchemaVersionError(
             f"the catalog {where} was made by a newer loradex: upgrade the program (pip install -U loradex)"
         )
@@ -230,12 +230,12 @@ def _refuse_unknown(revision: str, where: str) -> None:
 
 def _refuse_foreign(connection: Connection) -> None:
     """Raises CatalogError where our tables would meet a stranger's; a PostgreSQL schema may be shared."""
-    taken = set(inspect(connection).get_table_names()) - {VERSION_TABLE}
+    tables = set(inspect(connection).get_table_names()) - {VERSION_TABLE}
     if connection.dialect.name != "sqlite":
-        taken &= set(Table.metadata.tables)
-    if taken:
+        tables &= set(Table.metadata.tables)
+    if tables:
         raise CatalogError(
-            f"{place(connection.engine.url)} holds something else (a table {min(taken)}): choose another"
+            f"{place(connection.engine.url)} holds something else (a table {min(tables)}): choose another"
         )
 
 

@@ -58,10 +58,10 @@ def find_pool(session: Session, name: str) -> Manifest:
 
 def pools(session: Session) -> list[dict[str, Any]]:
     """Name, digest, number of members, strategy and time of all pools, by name."""
-    found = []
+    rows = []
     for row in session.scalars(select(Pool).order_by(Pool.name)):
         manifest = parse_manifest(row.manifest.encode())
-        found.append(
+        rows.append(
             {
                 "pool": row.name,
                 "members": len(manifest.members),
@@ -73,7 +73,7 @@ def pools(session: Session) -> list[dict[str, Any]]:
                 "created": row.created_at,
             }
         )
-    return found
+    return rows
 
 
 def remove_pools(session: Session, names: Sequence[str]) -> int:

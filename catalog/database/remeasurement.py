@@ -34,23 +34,23 @@ def reread(engine: Engine, blobs: BlobStore, progress: Callable[[int, int], None
 
     `progress` is told how many of how many are done. Raises CatalogBusyError where another process writes.
     """
-    made = unreadable = 0
+    computed = unreadable = 0
     use_one_thread()
     with writer_lock(engine):
         with Session(engine) as session:
             missing = store.without_fingerprint(session)
-        kept = [row for row in missing if blobs.has(row[0])]
-        for done, (digest, _, config) in enumerate(kept):
-            progress(done, len(kept))
+        readable = [row for row in missing if blobs.has(row[0])]
+        for done, (digest, _, config) in enumerate(readable):
+            progress(done, len(readable))
             try:
                 path = blobs.verified_path(digest) or blobs.path(digest)
-                found = fingerprint(path, parse_config(config))
+                result = fingerprint(path, parse_config(config))
             except (ConfigError, DamagedFileError, WeightsError) as error:
                 log.warning("%s", error)
                 unreadable += 1
                 continue
             with Session(for_writing(engine)) as session, session.begin():
-                store.save_fingerprint(session, digest, record_of(found), found.tensor_digest)
-            made += 1
-        progress(len(kept), len(kept))
-    return Reread(made, len(missing) - len(kept), unreadable)
+                store.save_fingerprint(session, digest, record_of(result), result.tensor_digest)
+            computed += 1
+        progress(len(readable), len(readable))
+    return Reread(computed, len(missing) - len(readable), unreadable)

@@ -93,17 +93,17 @@ def enlist(session: Session, crawl: Crawl, now: datetime, row: Any, *, all_of_th
 
 def forget_superseded(session: Session, crawl: Crawl) -> None:
     """Drops the lists of older questions whose place this crawl takes: it lists everything itself."""
-    others = session.execute(
+    other_crawls = session.execute(
         select(Crawl.scope, Crawl.asked)
         .where(Crawl.listing == crawl.listing, Crawl.scope != crawl.scope)
         .where(Crawl.scope.in_(select(CrawlRetry.scope)))
     )
-    superseded = {scope for scope, asked in others if _lasting(asked) == _lasting(crawl.asked)}
+    superseded = {scope for scope, question in other_crawls if _lasting(question) == _lasting(crawl.asked)}
     session.execute(delete(CrawlRetry).where(CrawlRetry.scope.in_(superseded)))
 
 
-def _lasting(asked: Any) -> Any:
-    return {key: value for key, value in asked.items() if key not in _PASSING}
+def _lasting(question: Any) -> Any:
+    return {key: value for key, value in question.items() if key not in _PASSING}
 
 
 def resting(session: Session, crawl: Crawl) -> int:

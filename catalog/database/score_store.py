@@ -34,7 +34,7 @@ def save_scores(session: Session, scores: Iterable[Score]) -> Saved:
     """
     listed = list(scores)
     sources = {score.source for score in listed}
-    there = {
+    stored_rows = {
         (row.subject, row.task, row.split, row.metric, row.source): row
         for row in session.scalars(select(Evaluation).where(Evaluation.source.in_(sources)))
     }
@@ -43,7 +43,7 @@ def save_scores(session: Session, scores: Iterable[Score]) -> Saved:
     fresh: dict[tuple[str, ...], dict[str, Any]] = {}
     for score in listed:
         key = (score.subject, score.task, score.split, score.metric, score.source)
-        row = there.get(key)
+        row = stored_rows.get(key)
         if row is None:
             fresh[key] = {**vars(score), "adapter_id": ids.get(score.subject)}
         elif (row.value, row.n) != (score.value, score.n):
@@ -100,9 +100,9 @@ def score_table(
     if sources is not None:
         query = query.where(Evaluation.source.in_(sources))
     sums: dict[tuple[str, str], list[tuple[float, int | None]]] = {}
-    found = list(session.scalars(query))
-    present = {(row.task, row.metric) for row in found}
-    for row in found:
+    evaluations = list(session.scalars(query))
+    present = {(row.task, row.metric) for row in evaluations}
+    for row in evaluations:
         successor = SUCCESSORS.get(row.metric)
         if successor and (row.task in renewed or (row.task, successor) in present):
             continue
@@ -127,8 +127,8 @@ def _short(subject: str) -> str:
 def _mean(values: list[tuple[float, int | None]]) -> tuple[float, int | None]:
     weights = [n or 1 for _, n in values]
     mean = sum(value * weight for (value, _), weight in zip(values, weights, strict=True)) / sum(weights)
-    known = [n for _, n in values if n is not None]
-    return mean, sum(known) if known else None
+    counts = [n for _, n in values if n is not None]
+    return mean, sum(counts) if counts else None
 
 
 def summary(session: Session) -> list[dict[str, Any]]:

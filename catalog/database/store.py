@@ -59,13 +59,13 @@ def known_repositories(session: Session, hub_ids: Collection[str]) -> dict[str, 
 
 
 def touch_repository(
-    session: Session, known: Repository | None, record: RepositoryRecord, now: datetime
+    session: Session, repository: Repository | None, record: RepositoryRecord, now: datetime
 ) -> Repository:
     """Sets what a listing says of a repository, new or known, and gives its row; adapters are left alone.
 
     A new name keeps the row and leaves the old name as an alias.
     """
-    row = known or Repository(hub_id=record.hub_id, name=record.name, first_seen=now)
+    row = repository or Repository(hub_id=record.hub_id, name=record.name, first_seen=now)
     if row.name != record.name:
         session.merge(RepositoryAlias(repository_id=row.id, name=row.name))
         row.name = record.name
@@ -84,35 +84,41 @@ def bury_namesakes(session: Session, repositories: Collection[Repository], now: 
     session.flush()
     bearers = {row.hub_id for row in repositories}
     names = {row.name for row in repositories}
-    others = update(Repository).where(Repository.name.in_(names), Repository.hub_id.not_in(bearers))
-    session.execute(others.where(Repository.gone_at.is_(None)).values(gone_at=now))
+    namesakes = update(Repository).where(Repository.name.in_(names), Repository.hub_id.not_in(bearers))
+    session.execute(namesakes.where(Repository.gone_at.is_(None)).values(gone_at=now))
 
 
 def save_repositories(
-    session: Session, found: Sequence[tuple[RepositoryRecord, Sequence[AdapterRecord]]], now: datetime
+    session: Session, records: Sequence[tuple[RepositoryRecord, Sequence[AdapterRecord]]], now: datetime
 ) -> None:
     """Writes repositories with all adapters of one commit each; adapters of older commits stay as history.
 
     No two of them may have the same name: which of two is the one that is still there depends on the order.
     """
-    adapters = [adapter for _, inside in found for adapter in inside]
-    known = known_repositories(session, [record.hub_id for record, _ in found])
-    old = [row.id for row in known.values()]
+    adapters = [adapter for _, inside in records for adapter in inside]
+    repositories = known_repositories(session, [record.hub_id for record, _ in records])
+    old = [row.id for row in repositories.values()]
     session.execute(update(Adapter).where(Adapter.repository_id.in_(old)).values(current=False))
     save_documents(session, [d for adapter in adapters for d in (adapter.config, adapter.card) if d])
     _save_weights(session, [adapter.weights for adapter in adapters if adapter.weights])
     bases = _base_model_ids(session, {a.base_canonical for a in adapters if a.base_canonical is not None})
     with session.no_autoflush:
-        rows = [touch_repository(session, known.get(record.hub_id), record, now) for record, _ in found]
+        rows = [
+            touch_repository(session, repositories.get(record.hub_id), record, now) for record, _ in records
+        ]
     bury_namesakes(session, rows, now)
-    commits = {record.commit for record, _ in found}
+    commits = {record.commit for record, _ in records}
     same = select(Adapter).where(Adapter.repository_id.in_(old), Adapter.commit.in_(commits))
-    there = {(a.repository_id, a.commit, a.subfolder): a for a in session.scalars(same)} if old else {}
+    stored_adapters = (
+        {(a.repository_id, a.commit, a.subfolder): a for a in session.scalars(same)} if old else {}
+    )
     with session.no_autoflush:
-        for row, (record, inside) in zip(rows, found, strict=True):
+        for row, (record, inside) in zip(rows, records, strict=True):
             row.commit = record.commit
             for adapter in inside:
-                at = there.get((row.id, adapter.commit, adapter.subfolder)) or Adapter(repository_id=row.id)
+                at = stored_adapters.get((row.id, adapter.commit, adapter.subfolder)) or Adapter(
+                    repository_id=row.id
+                )
                 _write_adapter(at, adapter, bases.get(adapter.base_canonical or ""))
                 session.add(at)
     session.flush()
@@ -155,20 +161,20 @@ def known_weights(session: Session, digest: str) -> WeightsRecord | None:
     if row is None:
         return None
     header = zlib.decompress(row.header) if row.header is not None else None
-    found = select(Fingerprint).where(
+    statement = select(Fingerprint).where(
         Fingerprint.weights_digest == row.digest, Fingerprint.version == FINGERPRINT_VERSION
     )
     fingerprints = tuple(
         FingerprintRecord(f.scaling_pattern, f.version, f.spectrum, f.delta, f.output)
-        for f in session.scalars(found.order_by(Fingerprint.scaling_pattern))
+        for f in session.scalars(statement.order_by(Fingerprint.scaling_pattern))
     )
     return WeightsRecord(row.digest, row.size, header, row.tensor_digest, fingerprints, row.git_oid)
 
 
-def save_fingerprint(session: Session, weights_digest: str, made: FingerprintRecord, tensors: str) -> None:
+def save_fingerprint(session: Session, weights_digest: str, record: FingerprintRecord, tensors: str) -> None:
     """Writes one fingerprint of a known weights file, and the digest of its tensors."""
     session.get_one(WeightsFile, weights_digest).tensor_digest = tensors
-    session.merge(Fingerprint(weights_digest=weights_digest, **asdict(made)))
+    session.merge(Fingerprint(weights_digest=weights_digest, **asdict(record)))
     session.flush()
 
 
@@ -177,7 +183,7 @@ def without_fingerprint(session: Session) -> list[tuple[str, str, bytes]]:
 
     Sorted, each pair once; files that nobody has read are among them.
     """
-    made = exists().where(
+    has_fingerprint = exists().where(
         Fingerprint.weights_digest == Adapter.weights_digest,
         Fingerprint.scaling_pattern == Adapter.scaling_pattern,
         Fingerprint.version == FINGERPRINT_VERSION,
@@ -186,11 +192,11 @@ def without_fingerprint(session: Session) -> list[tuple[str, str, bytes]]:
         select(Adapter.weights_digest, Adapter.scaling_pattern, Document.content)
         .join(Document, Document.digest == Adapter.config_digest)
         .where(Adapter.current, Adapter.weights_digest.is_not(None), Adapter.scaling_pattern.is_not(None))
-        .where(func.length(Adapter.weights_digest) == 64, ~made)
+        .where(func.length(Adapter.weights_digest) == 64, ~has_fingerprint)
         .order_by(Adapter.weights_digest, Adapter.scaling_pattern, Adapter.config_digest)
     )
-    found = {(str(digest), str(pattern)): content for digest, pattern, content in rows}
-    return [(digest, pattern, content) for (digest, pattern), content in found.items()]
+    configs = {(str(digest), str(pattern)): content for digest, pattern, content in rows}
+    return [(digest, pattern, content) for (digest, pattern), content in configs.items()]
 
 
 def readable_weights(
@@ -205,7 +211,7 @@ def readable_weights(
             Adapter.repository_id.in_(repository_ids), Adapter.current, readable(unreadable)
         )
     )
-    return [(owner, str(digest), bool(known), bool(passes)) for owner, digest, known, passes in rows]
+    return [(owner, str(digest), bool(measured), bool(passes)) for owner, digest, measured, passes in rows]
 
 
 def waiting(session: Session, unreadable: Collection[str]) -> int:
@@ -237,8 +243,8 @@ def _known() -> ColumnElement[bool]:
 
 
 def _has_reason(reasons: Collection[str]) -> ColumnElement[bool]:
-    found = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
-    return found.correlate(Adapter)
+    condition = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
+    return condition.correlate(Adapter)
 
 
 def with_weights_up_to(session: Session, repository_ids: Collection[int], reason: str, most: int) -> set[int]:
@@ -291,8 +297,8 @@ def add_spelling(session: Session, record: SpellingRecord) -> None:
 
 def sync_bases(session: Session) -> None:
     """Brings the spellings that the program knows into the catalog; those of a user stay as they are."""
-    known = set(session.scalars(select(BaseSpelling.spelling)))
-    missing = [record for record in seed_spellings() if record.spelling not in known]
+    stored_spellings = set(session.scalars(select(BaseSpelling.spelling)))
+    missing = [record for record in seed_spellings() if record.spelling not in stored_spellings]
     bases = _base_model_ids(session, {record.canonical for record in missing})
     session.add_all(
         BaseSpelling(
@@ -323,8 +329,8 @@ def base_names(session: Session) -> tuple[str, ...]:
     """The canonical names of all base models that the catalog has spellings or adapters of, sorted."""
     of_adapters = exists().where(Adapter.base_model_id == BaseModel.id)
     spelled = exists().where(BaseSpelling.base_model_id == BaseModel.id)
-    named = select(BaseModel.canonical).where(or_(of_adapters, spelled))
-    return tuple(session.scalars(named.order_by(BaseModel.canonical)))
+    statement = select(BaseModel.canonical).where(or_(of_adapters, spelled))
+    return tuple(session.scalars(statement.order_by(BaseModel.canonical)))
 
 
 def find_base(session: Session, name: str) -> str:
@@ -337,16 +343,16 @@ def find_base(session: Session, name: str) -> str:
 
 def has_adapters(session: Session, canonical: str) -> bool:
     """Whether the catalog has current adapters of a base model."""
-    found = (
+    condition = (
         select(Adapter.id).join(Adapter.base_model).where(BaseModel.canonical == canonical, Adapter.current)
     )
-    return session.scalar(found.limit(1)) is not None
+    return session.scalar(condition.limit(1)) is not None
 
 
 def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:
     """The ids of base models by canonical name; those that are not there yet are made."""
-    found = select(BaseModel.canonical, BaseModel.id).where(BaseModel.canonical.in_(names))
-    ids = dict(session.execute(found).all()) if names else {}
+    statement = select(BaseModel.canonical, BaseModel.id).where(BaseModel.canonical.in_(names))
+    ids = dict(session.execute(statement).all()) if names else {}
     missing = [
         BaseModel(canonical=name, license=license_of_base(name)) for name in sorted({*names} - ids.keys())
     ]
@@ -358,11 +364,11 @@ def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:
 def save_documents(session: Session, records: Collection[DocumentRecord]) -> None:
     """Writes small files under their digests; those that are there already stay."""
     contents = {record.digest: record.content for record in records}
-    known = set(session.scalars(select(Document.digest).where(Document.digest.in_(contents))))
+    stored_digests = set(session.scalars(select(Document.digest).where(Document.digest.in_(contents))))
     session.add_all(
         Document(digest=digest, content=content)
         for digest, content in contents.items()
-        if digest not in known
+        if digest not in stored_digests
     )
 
 
@@ -383,5 +389,5 @@ def _save_weights(session: Session, records: Collection[WeightsRecord]) -> None:
         row.git_oid = record.git_oid or row.git_oid
     session.flush()
     for record in records:
-        for made in record.fingerprints:
-            session.merge(Fingerprint(weights_digest=record.digest, **asdict(made)))
+        for fingerprint_record in record.fingerprints:
+            session.merge(Fingerprint(weights_digest=record.digest, **asdict(fingerprint_record)))

@@ -181,15 +181,15 @@ class BlobStore:
 
         Exports of earlier versions were such links: an edit of one in place changes the blob.
         """
-        found = []
+        separated = []
         for blob in self.blobs():
             path = self.path(blob.sha256)
             with _refusals_named(path):
                 if path.stat().st_nlink > 1:
                     with replace_file(path) as new:
                         copy_file(path, new)
-                    found.append(blob.sha256)
-        return found
+                    separated.append(blob.sha256)
+        return separated
 
     def blobs(self) -> Iterator[Blob]:
         """All blobs, sorted by name; none is read."""
@@ -204,23 +204,23 @@ class BlobStore:
 
         `progress` is told how many bytes of how many are read.
         """
-        every, found, done = list(self.blobs()), list[Damage](), 0
+        every, damages, done = list(self.blobs()), list[Damage](), 0
         total = sum(blob.size for blob in every)
         for blob in every:
             progress(done, total)
             done += blob.size
             try:
                 if not self.verify(blob.sha256):
-                    found.append(Damage(blob.sha256, blob.size, "has other bytes than its name says"))
+                    damages.append(Damage(blob.sha256, blob.size, "has other bytes than its name says"))
             except StorageError as error:
-                found.append(Damage(blob.sha256, blob.size, str(error)))
+                damages.append(Damage(blob.sha256, blob.size, str(error)))
         progress(total, total)
-        return found
+        return damages
 
     def partial_files(self) -> list[Blob]:
         """What has arrived so far of blobs that are not whole, sorted by name."""
-        found = sorted(self._partials.glob("*"))
-        return [Blob(path.name, path.stat().st_size) for path in found if _SHA256.fullmatch(path.name)]
+        paths = sorted(self._partials.glob("*"))
+        return [Blob(path.name, path.stat().st_size) for path in paths if _SHA256.fullmatch(path.name)]
 
     def take_over(self, sha256: str, other: BlobStore) -> None:
         """Moves a blob of another store on this file system here, in the place of one that is there."""

@@ -97,8 +97,8 @@ def remove_abandoned(parent: Path) -> None:
         with suppress(OSError, Timeout), FileLock(folder / _LOCK, timeout=0):
             _put_back(folder)
             # Under its name somebody may be about to lock it; under another nobody can.
-            aside = folder.rename(folder.with_name(f"{folder.name}-"))
-            shutil.rmtree(aside, ignore_errors=True)
+            renamed = folder.rename(folder.with_name(f"{folder.name}-"))
+            shutil.rmtree(renamed, ignore_errors=True)
 
 
 @contextmanager

@@ -96,12 +96,12 @@ class _Hooks:
         self.duplicate_keys = False
 
     def pairs(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
             if self.unique_keys:
                 raise ValueError("an object repeats a key")
             self.duplicate_keys = True
-        return found
+        return mapping
 
     def integer(self, digits: str) -> int | float:
         if len(digits) > _MAX_DIGITS:

@@ -138,7 +138,10 @@ def _check_aliases(root: yaml.Node) -> None:
             open_nodes.add(id(node))
             below = [measure(child) for child in _children(node)]
             open_nodes.discard(id(node))
-            size, height = 1 + sum(one for one, _ in below), 1 + max((one for _, one in below), default=0)
+            size, height = (
+                1 + sum(node_size for node_size, _ in below),
+                1 + max((node_size for _, node_size in below), default=0),
+            )
             if size > MOST_NODES or height > 2 * MOST_DEPTH:
                 raise YamlError("alias_bomb", f"its aliases stand for more than {MOST_NODES:,} entries", line)
             sizes[id(node)] = size, height
@@ -149,7 +152,7 @@ def _check_aliases(root: yaml.Node) -> None:
 
 def _check_names(root: yaml.Node) -> None:
     """Raises YamlError for a name that is a list or a mapping, or that stands twice in one mapping."""
-    waiting, seen = [root], {id(root)}
+    waiting, visited = [root], {id(root)}
     while waiting:
         node = waiting.pop()
         if isinstance(node, yaml.MappingNode):
@@ -161,8 +164,8 @@ def _check_names(root: yaml.Node) -> None:
                 if key.value in names:
                     raise YamlError("twice", f"{_short(key.value)} stands there twice; keep one", line)
                 names.add(key.value)
-        below = [child for child in _children(node) if id(child) not in seen]
-        seen.update(map(id, below))
+        below = [child for child in _children(node) if id(child) not in visited]
+        visited.update(map(id, below))
         waiting += reversed(below)
 
 
@@ -173,5 +176,5 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _short(text: object) -> str:
-    shown = " ".join(str(text).split())
-    return repr(shown if len(shown) <= 40 else shown[:39] + "…")
+    line = " ".join(str(text).split())
+    return repr(line if len(line) <= 40 else line[:39] + "…")

@@ -38,31 +38,31 @@ class Verified:
 
         Raises OSError, FileNotFoundError among them.
         """
-        seen = _look(path)
-        if (sha256, seen) in self._known or seen in self._written(sha256):
+        look = _look(path)
+        if (sha256, look) in self._known or look in self._written(sha256):
             return True
         began = time.time_ns()
         if digest_of(path) != sha256:
             return False
-        self._known.add((sha256, seen))
+        self._known.add((sha256, look))
         # A change within the clock's tick of the last one would leave the same dates.
-        if began - max(seen.modified, seen.changed) > _TICK:
-            self._write(sha256, seen)
+        if began - max(look.modified, look.changed) > _TICK:
+            self._write(sha256, look)
         return True
 
-    def _write(self, sha256: str, seen: _Look) -> None:
+    def _write(self, sha256: str, look: _Look) -> None:
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True)
             with (self._folder / sha256[:2]).open("ab", buffering=0) as file:
-                file.write(" ".join([sha256, *map(str, seen)]).encode() + b"\n")
+                file.write(" ".join([sha256, *map(str, look)]).encode() + b"\n")
 
     def _written(self, sha256: str) -> set[_Look]:
         try:
             lines = (self._folder / sha256[:2]).read_text("ascii", "replace").split("\n")[:-1]
         except OSError:
             return set()
-        found = [line.split(" ")[1:] for line in lines if line.startswith(f"{sha256} ")]
-        return {_Look(*map(int, numbers)) for numbers in found if _is_look(numbers)}
+        entries = [line.split(" ")[1:] for line in lines if line.startswith(f"{sha256} ")]
+        return {_Look(*map(int, numbers)) for numbers in entries if _is_look(numbers)}
 
 
 def digest_of(path: Path) -> str:
@@ -72,8 +72,8 @@ def digest_of(path: Path) -> str:
 
 
 def _look(path: Path) -> _Look:
-    found = path.stat()
-    return _Look(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    stat = path.stat()
+    return _Look(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 def _is_look(numbers: list[str]) -> bool:

@@ -115,10 +115,10 @@ def representatives(
 ) -> dict[str, str]:
     """For each adapter the id of its group: the first member's name, its own where it has no duplicate."""
     rows = by_name(copies)
-    found = {row.adapter: row.adapter for row in rows}
+    representative = {row.adapter: row.adapter for row in rows}
     for group in duplicates(rows, level, exact):
-        found.update(dict.fromkeys(group.members, group.members[0]))
-    return found
+        representative.update(dict.fromkeys(group.members, group.members[0]))
+    return representative
 
 
 def cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
@@ -128,8 +128,8 @@ def cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
     a, b = left.astype(np.float64), right.astype(np.float64)
     # Row by row: a matrix product adds in an order that depends on the other rows.
     dots, of_a, of_b = (np.einsum("...j,...j", x, y) for x, y in ((a, b), (a, a), (b, b)))
-    found: NDArray[np.float64] = np.clip(dots / np.sqrt(of_a * of_b), -1.0, 1.0)
-    return found
+    values: NDArray[np.float64] = np.clip(dots / np.sqrt(of_a * of_b), -1.0, 1.0)
+    return values
 
 
 def rounding(size: int) -> float:
@@ -160,9 +160,11 @@ def near_pairs(units: NDArray[np.float32], at_least: float) -> Iterator[tuple[in
         sides = (left_of[once], right_of[once])
         for first in range(0, len(sides[0]), _PAIRS):
             left, right = (start + side[first : first + _PAIRS] for side in sides)
-            found = cosines(units[left], units[right])
-            kept = found >= at_least
-            yield from zip(left[kept].tolist(), right[kept].tolist(), found[kept].tolist(), strict=True)
+            values = cosines(units[left], units[right])
+            is_near = values >= at_least
+            yield from zip(
+                left[is_near].tolist(), right[is_near].tolist(), values[is_near].tolist(), strict=True
+            )
 
 
 def _heads(units: NDArray[np.float32], at_least: float) -> NDArray[np.float32]:
@@ -175,13 +177,13 @@ def _heads(units: NDArray[np.float32], at_least: float) -> NDArray[np.float32]:
     length = max(_LEAST_HEAD, math.ceil(4 * size * (1 - at_least)))
     if length > size // 2:
         return units
-    rest = np.sqrt(np.square(units[:, length:], dtype=np.float64).sum(axis=1, keepdims=True))
-    return np.concatenate([units[:, :length], rest.astype(np.float32)], axis=1)
+    tail_norms = np.sqrt(np.square(units[:, length:], dtype=np.float64).sum(axis=1, keepdims=True))
+    return np.concatenate([units[:, :length], tail_norms.astype(np.float32)], axis=1)
 
 
 def by_name(copies: Iterable[Copy]) -> list[Copy]:
-    named = {copy.adapter: copy for copy in copies}
-    return [named[name] for name in sorted(named)]
+    copies_by_name = {copy.adapter: copy for copy in copies}
+    return [copies_by_name[name] for name in sorted(copies_by_name)]
 
 
 def unit_vectors(rows: Sequence[Copy]) -> dict[int, NDArray[np.float32]]:
@@ -266,9 +268,9 @@ def _join_alike(rows: Sequence[Copy], parents: list[int], exact: Exact | None) -
     links = []
     for link in sorted(candidates, key=strongest_first):
         if root(parents, link.left) != root(parents, link.right):
-            found = exact(rows[link.left].adapter, rows[link.right].adapter) if exact else None
-            if found is not None:
-                link = Link(link.left, link.right, found, exact=True)
+            cosine = exact(rows[link.left].adapter, rows[link.right].adapter) if exact else None
+            if cosine is not None:
+                link = Link(link.left, link.right, cosine, exact=True)
             if link.cosine >= (SAME_EXACT if link.exact else SAME_SKETCH):
                 join(parents, link.left, link.right)
                 links.append(link)
@@ -280,11 +282,11 @@ def _group(
 ) -> Group:
     level = next(level for level in LEVELS if len({roots[level][node] for node in nodes}) == 1)
     notes = [_rescaled([rows[node] for node in nodes])]
-    seen: list[list[int]] = []
+    groups: list[list[int]] = []
     for cheaper in LEVELS[: LEVELS.index(level)]:
         for part in grouped(nodes, roots[cheaper].__getitem__):
-            if len(part) > 1 and part not in seen:
-                seen.append(part)
+            if len(part) > 1 and part not in groups:
+                groups.append(part)
                 notes.append(f"same {cheaper}: {', '.join(rows[node].adapter for node in part)}")
     return Group(
         level=level,
@@ -318,7 +320,7 @@ def _ratios(values: Iterable[float | None]) -> str:
 
 
 def by_root(links: Iterable[Link], roots: Sequence[int]) -> dict[int, list[Link]]:
-    found: dict[int, list[Link]] = {}
+    links_of_root: dict[int, list[Link]] = {}
     for link in links:
-        found.setdefault(roots[link.left], []).append(link)
-    return found
+        links_of_root.setdefault(roots[link.left], []).append(link)
+    return links_of_root

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def record_of(made: Fingerprint) -> FingerprintRecord:
+def record_of(fingerprint: Fingerprint) -> FingerprintRecord:
     """A fingerprint as it is stored: little-endian float32."""
-    spectrum, delta, output = (v.astype("<f4").tobytes() for v in (made.spectrum, made.delta, made.output))
-    return FingerprintRecord(made.scaling_pattern, made.version, spectrum, delta, output)
+    spectrum, delta, output = (
+        v.astype("<f4").tobytes() for v in (fingerprint.spectrum, fingerprint.delta, fingerprint.output)
+    )
+    return FingerprintRecord(fingerprint.scaling_pattern, fingerprint.version, spectrum, delta, output)
 
 
 def modules_of(header: bytes, size: int, config: AdapterConfig) -> tuple[str, ...]:
@@ -52,12 +54,12 @@ def health_of(record: WeightsRecord, config: AdapterConfig) -> tuple[WeightsHeal
     header = parse_header(record.header, record.size)
     modules = header_modules(header, config)
     # Spectra know no scalings: that of the plain pattern serves every adapter that has its names.
-    made = record.fingerprint(fingerprint_pattern(header, config))
-    if made is None and has_first_names(header, config):
-        made = record.fingerprint("")
-    if made is None:
+    measured = record.fingerprint(fingerprint_pattern(header, config))
+    if measured is None and has_first_names(header, config):
+        measured = record.fingerprint("")
+    if measured is None:
         return None
-    norms = spectrum_norms(modules, spectrum_of(made.spectrum))
+    norms = spectrum_norms(modules, spectrum_of(measured.spectrum))
     return health(norms, config), verdict(norms, config)
 
 

@@ -75,8 +75,8 @@ def families(copies: Iterable[Copy]) -> list[Family]:
     continued = [link for link in sorted(near, key=strongest_first) if join(parents, link.left, link.right)]
     roots = all_roots(parents)
     own = by_root(continued, roots)
-    found = [_family(rows, nodes, series, own.get(nodes[0], ())) for nodes in parts(roots)]
-    return sorted(found, key=lambda family: family.name)
+    result = [_family(rows, nodes, series, own.get(nodes[0], ())) for nodes in parts(roots)]
+    return sorted(result, key=lambda family: family.name)
 
 
 def series_name(name: str) -> str:
@@ -113,11 +113,13 @@ def _family(
 ) -> Family:
     """The family of these nodes, which repositories, series and links of continued training joined."""
     repositories = Counter(rows[node].repository for node in nodes)
-    named = Counter(series[node] for node in nodes if node in series)
+    series_counts = Counter(series[node] for node in nodes if node in series)
     why = []
-    if named:
+    if series_counts:
         names = len({rows[node].repository for node in nodes if node in series})
-        why.append(f"{names} names of {'one series' if len(named) == 1 else f'{len(named)} series'}")
+        why.append(
+            f"{names} names of {'one series' if len(series_counts) == 1 else f'{len(series_counts)} series'}"
+        )
         if names < SERIES_NAMES:
             why[-1] += f" with delta cosine from {SERIES}"
     if len(nodes) > len(repositories):
@@ -126,7 +128,9 @@ def _family(
     if links:
         why.append(f"delta cosine from {min(link.cosine for link in links):.2f}")
     return Family(
-        name=min(named, key=lambda name: (-named[name], name)) if named else min(repositories),
+        name=min(series_counts, key=lambda name: (-series_counts[name], name))
+        if series_counts
+        else min(repositories),
         members=tuple(rows[node].adapter for node in nodes),
         why="; ".join(why),
     )

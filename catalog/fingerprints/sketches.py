@@ -198,16 +198,20 @@ def verdict(norms: Mapping[str, float | None], config: AdapterConfig) -> Verdict
     (2 * 1e-4 * (4096 * 8 / 3)^1/2 = 0.021, B being zero before and the rows of A of norm 3^-1/2), and 39 real
     adapters of 40 steps have 0.36 to 2.2. Raises ConfigError as ScalingRule does.
     """
-    found = health(norms, config)
-    if not found.modules:
+    weights_health = health(norms, config)
+    if not weights_health.modules:
         return "empty"
-    if found.non_finite:
+    if weights_health.non_finite:
         return "non_finite"
-    if found.zero_update:
+    if weights_health.zero_update:
         return "zero_update"
-    if found.norm > EXPLODING:
+    if weights_health.norm > EXPLODING:
         return "exploding"
-    return "barely_trained" if found.norm < BARELY_TRAINED * math.sqrt(found.modules) else "healthy"
+    return (
+        "barely_trained"
+        if weights_health.norm < BARELY_TRAINED * math.sqrt(weights_health.modules)
+        else "healthy"
+    )
 
 
 @dataclass(frozen=True)
@@ -249,15 +253,15 @@ def _triangle(tall: Tensor, gram_matrix: Tensor) -> Tensor:
     import torch
 
     lengths = gram_matrix.diagonal().sqrt()
-    kept = lengths > 0
-    unit = gram_matrix[kept][:, kept] / torch.outer(lengths[kept], lengths[kept])
+    nonzero = lengths > 0
+    unit = gram_matrix[nonzero][:, nonzero] / torch.outer(lengths[nonzero], lengths[nonzero])
     values, vectors = torch.linalg.eigh(unit)
     if float(values[0]) < _ILL_CONDITIONED:
         exact = tall.to(torch.float32).to(torch.float64)
         triangle: Tensor = torch.linalg.qr(exact, mode="r").R
         return triangle
     triangle = torch.zeros(len(values), len(lengths), dtype=torch.float64, device=tall.device)
-    triangle[:, kept] = values.sqrt()[:, None] * vectors.T * lengths[kept]
+    triangle[:, nonzero] = values.sqrt()[:, None] * vectors.T * lengths[nonzero]
     return triangle
 
 
@@ -333,7 +337,7 @@ def _square(width: int) -> NDArray[float64]:
     return np.zeros((width, width))
 
 
-def _device(named: str | None) -> str:
+def _device(device: str | None) -> str:
     import torch
 
-    return named or ("cuda" if torch.cuda.is_available() else "cpu")
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -121,13 +121,13 @@ def checked(vectors: NDArray[np.float32], count: int, embedder: Embedder) -> NDA
     """The vectors as little-endian float32; raises CatalogError unless they are what the encoder promised."""
     import numpy as np
 
-    made = np.ascontiguousarray(vectors, dtype="<f4")
-    if made.shape != (count, embedder.size) or not np.isfinite(made).all():
+    array = np.ascontiguousarray(vectors, dtype="<f4")
+    if array.shape != (count, embedder.size) or not np.isfinite(array).all():
         raise CatalogError(
             f"The encoder {embedder.name} gave vectors that cannot be used; take another one, "
             "or search by words alone."
         )
-    return made
+    return array
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,10 @@ class SentenceEncoder:
             return np.empty((0, self.size), dtype=np.float32)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = self.model.encode(
+            encoded = self.model.encode(
                 list(texts), show_progress_bar=False, convert_to_numpy=True, normalize_embeddings=True
             )
-        vectors: NDArray[np.float32] = np.asarray(made, dtype=np.float32)
+        vectors: NDArray[np.float32] = np.asarray(encoded, dtype=np.float32)
         return vectors
 
 
@@ -247,8 +247,8 @@ def _digest(model: SentenceTransformer) -> str:
     digest.update(_tokenizer(model).encode())
     for module in model:
         configuration = getattr(module, "get_config_dict", None)
-        said = configuration() if callable(configuration) else None
-        digest.update(json.dumps([type(module).__name__, said], sort_keys=True, default=str).encode())
+        settings = configuration() if callable(configuration) else None
+        digest.update(json.dumps([type(module).__name__, settings], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
@@ -257,10 +257,10 @@ def _tokenizer(model: SentenceTransformer) -> str:
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
     if backend is None:
         return json.dumps(sorted(model.tokenizer.get_vocab().items()))
-    said = json.loads(backend.to_str())
-    return json.dumps({key: value for key, value in said.items() if key not in ("truncation", "padding")})
+    document = json.loads(backend.to_str())
+    return json.dumps({key: value for key, value in document.items() if key not in ("truncation", "padding")})
 
 
 def _first_line(error: Exception) -> str:
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return said.rstrip(".")[:200]
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text.rstrip(".")[:200]

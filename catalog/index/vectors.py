@@ -132,11 +132,11 @@ class VectorIndex:
         total = len(self.keys) if rows is None else len(rows)
         if not total:
             return []
-        found = self._candidates(unit.astype(np.float32), min(k, total), rows)
-        parts = (found[start : start + _ROWS] for start in range(0, len(found), _ROWS))
+        candidates = self._candidates(unit.astype(np.float32), min(k, total), rows)
+        parts = (candidates[start : start + _ROWS] for start in range(0, len(candidates), _ROWS))
         scores = np.concatenate([cosines(self._rows[part], unit) for part in parts])
-        order = np.lexsort((found, -scores))[:k]
-        return [Hit(self.keys[found[n]], float(scores[n])) for n in order]
+        order = np.lexsort((candidates, -scores))[:k]
+        return [Hit(self.keys[candidates[n]], float(scores[n])) for n in order]
 
     def all_pairs(self, at_least: float) -> Iterator[tuple[str, str, float]]:
         """Each pair of keys whose cosine is `at_least` or more, once: (first key, second key, cosine).
@@ -160,24 +160,24 @@ class VectorIndex:
             few: NDArray[np.int64] = among[near >= np.partition(near, -k)[-k] - rounding(self.size)]
             return few
         total = len(self.keys) if among is None else len(among)
-        wanted = k + _MARGIN
+        count = k + _MARGIN
         while True:
-            wanted = min(wanted, total)
-            scores, rows = self._nearest(query, wanted, among)
-            if wanted == total or scores[-1] < scores[k - 1] - rounding(self.size):
+            count = min(count, total)
+            scores, rows = self._nearest(query, count, among)
+            if count == total or scores[-1] < scores[k - 1] - rounding(self.size):
                 return rows
-            wanted *= 2  # the tie goes on
+            count *= 2  # the tie goes on
 
     def _nearest(
-        self, query: NDArray[np.float32], wanted: int, among: NDArray[np.int64] | None
+        self, query: NDArray[np.float32], count: int, among: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """What FAISS finds: scores, best first, and rows, both of (wanted,)."""
         import numpy as np
 
         with _faiss() as faiss:
-            if self._index is not self._flat and among is None and wanted <= _DEEPEST:
-                width = faiss.SearchParametersHNSW(efSearch=max(_WIDTH, 2 * wanted))
-                scores, rows = self._index.search(query[None], wanted, params=width)
+            if self._index is not self._flat and among is None and count <= _DEEPEST:
+                width = faiss.SearchParametersHNSW(efSearch=max(_WIDTH, 2 * count))
+                scores, rows = self._index.search(query[None], count, params=width)
                 if (rows >= 0).all():  # else the graph ended before
                     return scores[0], rows[0]
             selected = None
@@ -186,7 +186,7 @@ class VectorIndex:
                 admitted[among] = True
                 bits = faiss.IDSelectorBitmap(np.packbits(admitted, bitorder="little"))
                 selected = faiss.SearchParameters(sel=bits)
-            scores, rows = self._flat.search(query[None], wanted, params=selected)
+            scores, rows = self._flat.search(query[None], count, params=selected)
         return scores[0], rows[0]
 
 
@@ -211,12 +211,12 @@ def open_index(
             return VectorIndex(keys, skipped, faiss.read_index(faiss.PyCallbackIOReader(file.read)))
 
     keys = _checked_keys(source)
-    chosen: Kind = kind if len(keys) > flat_up_to else "flat"
-    place, stamp = folder / f"{space.name}.faiss", _stamp(space, chosen, keys)
+    index_kind: Kind = kind if len(keys) > flat_up_to else "flat"
+    place, stamp = folder / f"{space.name}.faiss", _stamp(space, index_kind, keys)
     state, _, cached = _cached(place, stamp, read)
     if cached is None:
         log.log(logging.WARNING if state == "corrupt" else logging.INFO, "%s is %s: built anew", place, state)
-        index, skipped = _build(space, chosen, keys, source)
+        index, skipped = _build(space, index_kind, keys, source)
         _store(place, index, stamp, skipped)
         cached = VectorIndex(keys, skipped, index)
     return cached
@@ -321,8 +321,8 @@ def _build(space: Space, kind: Kind, keys: Sequence[str], source: VectorSource) 
                 break
             lengths = _lengths(block, of, space)
             skipped += [key for key, length in zip(of, lengths, strict=True) if length == 0]
-            kept = lengths > 0
-            index.add(np.ascontiguousarray(block[kept] / lengths[kept, None], dtype=np.float32))
+            nonzero = lengths > 0
+            index.add(np.ascontiguousarray(block[nonzero] / lengths[nonzero, None], dtype=np.float32))
     if done != len(keys):
         raise CatalogError(f"The {space.name} vectors changed while they were read: run the command again.")
     return index, skipped

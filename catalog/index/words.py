@@ -76,8 +76,8 @@ class AdapterText:
     def digest(self) -> bytes:
         """sha256 of everything but the id."""
         digest = hashlib.sha256()
-        for said in (self.adapter, self.name, self.card, self.tags, self.datasets, self.base):
-            data = said.encode()
+        for text in (self.adapter, self.name, self.card, self.tags, self.datasets, self.base):
+            data = text.encode()
             digest.update(b"%d:" % len(data))
             digest.update(data)
         return digest.digest()
@@ -130,12 +130,12 @@ class WordIndex:
             return []
         # The + keeps SQLite from asking FTS5 for one adapter after the other.
         only = "AND +texts.rowid IN (SELECT value FROM json_each(?))" if among is not None else ""
-        found = self._connection.execute(
+        rows = self._connection.execute(
             "SELECT texts.rowid, -bm25(texts) AS score FROM texts JOIN source ON source.id = texts.rowid "  # noqa: S608
             f"WHERE texts MATCH ? {only} ORDER BY score DESC, source.adapter LIMIT ?",
             (match, *((json.dumps(list(among)),) if among is not None else ()), k),
         )
-        return [WordHit(key, score) for key, score in found]
+        return [WordHit(key, score) for key, score in rows]
 
     def where(self, text: str, ids: Collection[int]) -> dict[int, dict[str, tuple[str, ...]]]:
         """The words of these adapters that the text's words met, by id and column, in lower case."""
@@ -153,8 +153,8 @@ class WordIndex:
         return {
             key: {
                 column: words
-                for column, said in zip(COLUMNS, columns, strict=True)
-                if (words := tuple(dict.fromkeys(word.lower() for word in _MARKED.findall(said))))
+                for column, content in zip(COLUMNS, columns, strict=True)
+                if (words := tuple(dict.fromkeys(word.lower() for word in _MARKED.findall(content))))
             }
             for key, *columns in rows
         }
@@ -163,22 +163,22 @@ class WordIndex:
         """The terms that some adapter has, the rarest first, as far as the number to be scored allows."""
         counts = {term: self._adapters_with(term) for term in looked_for}
         left = max(LEAST_SCORED, self.size // _PART_SCORED)
-        chosen: list[str] = []
+        telling_terms: list[str] = []
         for term in sorted(filter(counts.get, counts), key=lambda term: counts[term]):
             left -= counts[term]
-            if chosen and left < 0:
+            if telling_terms and left < 0:
                 break
-            chosen.append(term)
-        return chosen
+            telling_terms.append(term)
+        return telling_terms
 
     def _adapters_with(self, term: str) -> int:
-        found = self._connection.execute("SELECT count(*) FROM texts WHERE texts MATCH ?", (f'"{term}"',))
-        return int(found.fetchone()[0])
+        cursor = self._connection.execute("SELECT count(*) FROM texts WHERE texts MATCH ?", (f'"{term}"',))
+        return int(cursor.fetchone()[0])
 
 
-def _any(found: Collection[str]) -> str:
+def _any(terms_found: Collection[str]) -> str:
     """The FTS5 expression "one of these terms"."""
-    return " OR ".join(f'"{term}"' for term in found)
+    return " OR ".join(f'"{term}"' for term in terms_found)
 
 
 def spread(text: str) -> str:
@@ -204,13 +204,13 @@ def terms(text: str) -> tuple[str, ...]:
     At most 32. They hold letters, digits and spaces only: nothing in them is FTS5's syntax. Words that tell
     nothing (the, of, to…) are left out where any others are left.
     """
-    found: list[str] = []
+    words_found: list[str] = []
     for run in _RUN.findall(unicodedata.normalize("NFC", text)):
         if _IDEOGRAPH.match(run):
-            found += [" ".join(run[n : n + 2]) for n in range(max(len(run) - 1, 1))]
+            words_found += [" ".join(run[n : n + 2]) for n in range(max(len(run) - 1, 1))]
         else:
-            found += spread(run).split()
-    distinct = {term.lower(): term for term in found}
+            words_found += spread(run).split()
+    distinct = {term.lower(): term for term in words_found}
     telling = {word: term for word, term in distinct.items() if word not in _EMPTY_WORDS}
     return tuple((telling or distinct).values())[:_MOST_TERMS]
 
@@ -269,9 +269,9 @@ def _fill(
             raise CatalogError(
                 f"This Python's SQLite cannot search texts, take one with FTS5: {error}."
             ) from error
-    known = dict(connection.execute("SELECT id, digest FROM source"))
-    changed = sorted(key for key, digest in digests.items() if known.get(key) != digest)
-    gone = [(key,) for key in known if known[key] != digests.get(key)]
+    stored_digests = dict(connection.execute("SELECT id, digest FROM source"))
+    changed = sorted(key for key, digest in digests.items() if stored_digests.get(key) != digest)
+    gone = [(key,) for key in stored_digests if stored_digests[key] != digests.get(key)]
     connection.executemany("DELETE FROM texts WHERE rowid = ?", gone)
     connection.executemany("DELETE FROM source WHERE id = ?", gone)
     for text in source.texts(changed):

@@ -194,9 +194,9 @@ def _rows(counts: Counter[str]) -> tuple[str, ...]:
 
     if len(counts) <= MOST_ROWS:
         return tuple(sorted(counts, key=place))
-    known = set(_ORDER) | set(_LAST)
-    kept = sorted(counts, key=lambda kind: (kind not in known, -counts[kind], kind))[: MOST_ROWS - 1]
-    return (*sorted(kept, key=place), f"{len(counts) - len(kept)} other types")
+    known_kinds = set(_ORDER) | set(_LAST)
+    kinds = sorted(counts, key=lambda kind: (kind not in known_kinds, -counts[kind], kind))[: MOST_ROWS - 1]
+    return (*sorted(kinds, key=place), f"{len(counts) - len(kinds)} other types")
 
 
 def _columns(layers: set[int]) -> tuple[int, ...]:
@@ -213,11 +213,11 @@ def _summary(grid: _Grid, scalings: Sequence[float]) -> str:
     touched = len({int(column) for column in grid.column if column >= 0})
     if touched:
         parts.append(counted(touched, "layer"))
-    known = [float(s) for s in scalings if math.isfinite(s)]
-    if known and min(known) == max(known):
-        parts.append(f"scaling s = {number(known[0])}")
-    elif known:
-        parts.append(f"scaling s from {number(min(known))} to {number(max(known))}")
+    numbers = [float(s) for s in scalings if math.isfinite(s)]
+    if numbers and min(numbers) == max(numbers):
+        parts.append(f"scaling s = {number(numbers[0])}")
+    elif numbers:
+        parts.append(f"scaling s from {number(min(numbers))} to {number(max(numbers))}")
     if len(finite):
         parts.append(f"norm of the whole update {number(math.hypot(*finite))}")
     if len(finite) < len(grid.norm):
@@ -234,21 +234,21 @@ def _draw_norms(figure: Figure, grid: _Grid, place: Place) -> None:
     # The column of no layer stands apart, alone where there are no layers, and only where it holds something.
     first = 0 if grid.unplaced else 1
     norms, broken = norms[:, first:], broken[:, first:]
-    shown = norms[np.isfinite(norms)]
+    finite = norms[np.isfinite(norms)]
     strip = 0.0
     if grid.unplaced:
         strip = _NO_LAYER if grid.layers else width
-        axes = _cells(figure, (x, y, strip, height), norms[:, :1], broken[:, :1], shown)
+        axes = _cells(figure, (x, y, strip, height), norms[:, :1], broken[:, :1], finite)
         axes.set_xticks([0], labels=["none"])
         strip += 0.06
     if grid.layers:
         layers = slice(1 - first, None)
         place = x + strip, y, width - strip, height
-        axes = _cells(figure, place, norms[:, layers], broken[:, layers], shown)
+        axes = _cells(figure, place, norms[:, layers], broken[:, layers], finite)
         _layer_ticks(axes, grid.layers)
     write(figure, x + width / 2, y - 0.36, "layer", ha="center", va="baseline")
-    if shown.size:
-        colour_bar(figure, (x, y - 0.62, width * 0.62, 0.1), shown)
+    if finite.size:
+        colour_bar(figure, (x, y - 0.62, width * 0.62, 0.1), finite)
         shared = len(set(zip(grid.row.tolist(), grid.column.tolist(), strict=True))) < len(grid.row)
         text = "Frobenius norm (no unit)" + (", of the modules of a cell together" if shared else "")
         write(figure, x, y - 0.97, text, size=SMALL, va="baseline", color=FAINT)
@@ -270,11 +270,11 @@ def _cells(
     rows, columns = norms.shape
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), xticks=[], yticks=[])
     if scale_of.size:
-        shown, scale, _ = colour_scale(scale_of)
+        colour_map, scale, _ = colour_scale(scale_of)
         mesh = axes.pcolormesh(
             np.arange(columns + 1) - 0.5,
             np.arange(rows + 1) - 0.5,
-            np.ma.masked_invalid(np.maximum(norms, shown.min())),
+            np.ma.masked_invalid(np.maximum(norms, colour_map.min())),
             norm=scale,
             cmap=COLOUR_MAP,
             # White lines between cells while they are wide enough to bear them, no seams otherwise.
@@ -304,7 +304,7 @@ def _draw_key(figure: Figure, x: float, y: float, empty: bool, broken: bool) -> 
     from matplotlib.patches import Rectangle
 
     entries = [("no module", empty), ("not finite", broken)]
-    for text in [text for text, there in entries if there]:
+    for text in [text for text, present in entries if present]:
         look: dict[str, Any] = {"facecolor": _NO_MODULE, "edgecolor": FAINT, "linewidth": 0.4}
         if text == "not finite":
             look = _HATCHED
@@ -324,13 +324,13 @@ def _draw_spectra(figure: Figure, grid: _Grid, x: float, row: float) -> None:
     for i in range(len(grid.types)):
         y = top - (i + 1) * row
         axes = _spectrum_axes(figure, (x, y + 0.05, _SPECTRUM, row - 0.1), count, i == len(grid.types) - 1)
-        chosen = measured & (grid.row == i)
-        if chosen.any() and len(grid.types) > 1:
+        in_row = measured & (grid.row == i)
+        if in_row.any() and len(grid.types) > 1:
             everywhere = np.median(grid.ratios[measured, :count], axis=0)
             axes.plot(range(1, count + 1), everywhere, color=FAINT, linewidth=0.8, linestyle=":")
-        if chosen.any():
-            _draw_spectrum(axes, grid.ratios[chosen, :count])
-        text = _range(grid.stable_rank[chosen]) if chosen.any() else "–"
+        if in_row.any():
+            _draw_spectrum(axes, grid.ratios[in_row, :count])
+        text = _range(grid.stable_rank[in_row]) if in_row.any() else "–"
         write(figure, x + _SPECTRUM + 0.22, y + row / 2, text, size=SMALL, va="center")
     write(figure, x + _SPECTRUM / 2, _BOTTOM - 0.36, "index i of the singular value", ha="center")
     notes = ("● median and ▮ range of a module type", "‧‧‧ median of all modules")

@@ -117,8 +117,8 @@ def inches(
     figure: Figure, x: float, y: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
     """A place given in inches from the lower left corner as matplotlib takes it."""
-    whole = figure.get_figwidth(), figure.get_figheight()
-    return x / whole[0], y / whole[1], width / whole[0], height / whole[1]
+    size = figure.get_figwidth(), figure.get_figheight()
+    return x / size[0], y / size[1], width / size[0], height / size[1]
 
 
 def heading(figure: Figure, title: str, subtitle: str) -> None:
@@ -139,9 +139,9 @@ def plain(text: str) -> str:
     Those are controls, line breaks, spaces other than the usual one, marks that turn the reading direction or
     stack on a letter, halves of surrogate pairs, and characters that the font of the pictures lacks.
     """
-    drawn = _drawn_characters()
+    drawable = _drawn_characters()
     return "".join(
-        c if ord(c) in drawn else c.encode("unicode_escape").decode("ascii")
+        c if ord(c) in drawable else c.encode("unicode_escape").decode("ascii")
         for c in unicodedata.normalize("NFC", text)
     )
 
@@ -151,16 +151,16 @@ def _drawn_characters() -> frozenset[int]:
     from matplotlib.font_manager import get_font
 
     font = get_font(_properties(TEXT)[1])
-    drawn = (code for code in font.get_charmap() if chr(code).isprintable())
-    return frozenset(code for code in drawn if unicodedata.category(chr(code)) not in ("Mn", "Me"))
+    codes = (code for code in font.get_charmap() if chr(code).isprintable())
+    return frozenset(code for code in codes if unicodedata.category(chr(code)) not in ("Mn", "Me"))
 
 
 @cache
 def _properties(size: float) -> tuple[FontProperties, str]:
     from matplotlib.font_manager import FontProperties, findfont
 
-    found = FontProperties(family=_FONT, size=size)
-    return found, findfont(found, fallback_to_default=False)
+    properties = FontProperties(family=_FONT, size=size)
+    return properties, findfont(properties, fallback_to_default=False)
 
 
 def extent(text: str, size: float) -> tuple[float, float]:
@@ -223,8 +223,8 @@ def colour_bar(figure: Figure, place: Place, values: NDArray[Any]) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    shown, scale, arrow = colour_scale(values)
-    distinct = np.unique(shown)
+    colour_map, scale, arrow = colour_scale(values)
+    distinct = np.unique(colour_map)
     upright = place[3] > place[2]
     if distinct.size == 1:
         x, y, width, height = place
@@ -309,12 +309,12 @@ def save(figure: Figure, path: Path, title: str) -> None:
     Raises StorageError where the folder takes no file.
     """
     suffix = checked_suffix(path)
-    shown = plain(title[:_LONGEST])
+    safe_title = plain(title[:_LONGEST])
     # Without the time of writing and the version of the program that wrote.
     metadata: dict[str, dict[str, Any]] = {
-        ".svg": {"Date": None, "Creator": None, "Title": shown},
-        ".png": {"Software": None, "Title": shown},
-        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Title": shown},
+        ".svg": {"Date": None, "Creator": None, "Title": safe_title},
+        ".png": {"Software": None, "Title": safe_title},
+        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Title": safe_title},
     }
     content = BytesIO()
     with settings():

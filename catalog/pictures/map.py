@@ -110,22 +110,22 @@ def map_figure(
         figure = sheet(_HEIGHT)
         heading(figure, title, _summary(len(points), len(placed)))
         axes, places = _axes(figure, points[placed])
-        shown = [colours[i] for i in placed]
+        point_colours = [colours[i] for i in placed]
         if kind == "numbers":
-            _draw_numbers(figure, axes, places, shown, legend_title)
+            _draw_numbers(figure, axes, places, point_colours, legend_title)
         else:
-            _draw_groups(figure, axes, places, shown, legend_title if kind == "words" else "")
+            _draw_groups(figure, axes, places, point_colours, legend_title if kind == "words" else "")
         if labels and len(placed) <= MOST_NAMES:
             _draw_names(figure, places, [names[i] for i in placed])
     return figure
 
 
 def _kind(colours: Sequence[str | float | None]) -> Literal["words", "numbers", "nothing"]:
-    known = [colour for colour in colours if colour is not None]
-    words = sum(isinstance(colour, str) for colour in known)
-    if 0 < words < len(known):
+    values = [colour for colour in colours if colour is not None]
+    words = sum(isinstance(colour, str) for colour in values)
+    if 0 < words < len(values):
         raise UsageError("A map is coloured by words or by numbers, not by both at once.")
-    return "nothing" if not known else "words" if words else "numbers"
+    return "nothing" if not values else "words" if words else "numbers"
 
 
 def _summary(count: int, placed: int) -> str:
@@ -169,19 +169,19 @@ def _draw_numbers(
     legend_title: str,
 ) -> None:
     values = np.array([np.nan if colour is None else float(colour) for colour in colours])
-    known = np.isfinite(values)
+    finite = np.isfinite(values)
     look = _look(len(points))
-    axes.scatter(*points[~known].T, color=UNKNOWN, edgecolors="white", **look)
+    axes.scatter(*points[~finite].T, color=UNKNOWN, edgecolors="white", **look)
     top = _draw_legend_title(figure, legend_title)
     x = WIDTH - _LEGEND
-    if known.any():
-        shown, scale, _ = colour_scale(values[known])
-        order = _order(len(shown))
-        look |= {"c": shown[order], "norm": scale, "cmap": COLOUR_MAP, "edgecolors": "white"}
-        axes.scatter(*points[known][order].T, **look)
-        colour_bar(figure, (x, top - 2.6, 0.14, 2.5), values[known])
-    if not known.all():
-        unknown = _Group("unknown", np.flatnonzero(~known), UNKNOWN, "o")
+    if finite.any():
+        colour_map, scale, _ = colour_scale(values[finite])
+        order = _order(len(colour_map))
+        look |= {"c": colour_map[order], "norm": scale, "cmap": COLOUR_MAP, "edgecolors": "white"}
+        axes.scatter(*points[finite][order].T, **look)
+        colour_bar(figure, (x, top - 2.6, 0.14, 2.5), values[finite])
+    if not finite.all():
+        unknown = _Group("unknown", np.flatnonzero(~finite), UNKNOWN, "o")
         _draw_entry(figure, x, top - 3.0, unknown)
 
 
@@ -215,8 +215,8 @@ def _groups(colours: Sequence[str | None]) -> list[_Group]:
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     coloured = ranked[: len(PALETTE)]
     slots = {word: slot for slot, word in enumerate(coloured)}
-    others, unknown = len(coloured), len(coloured) + 1
-    slot = np.array([unknown if c is None else slots.get(c, others) for c in colours], dtype=np.intp)
+    other_group, unknown = len(coloured), len(coloured) + 1
+    slot = np.array([unknown if c is None else slots.get(c, other_group) for c in colours], dtype=np.intp)
     looks = [
         *((word, PALETTE[i], MARKERS[i]) for i, word in enumerate(coloured)),
         (f"{len(ranked) - len(coloured):,} others", OTHER, "o"),

@@ -108,12 +108,12 @@ def _tsne(units: NDArray[np.float32], start: Floats, seed: int) -> Floats:
     spread = start[:, 0].std()
     if spread == 0:
         return start
-    found = TSNE(
+    embedding = TSNE(
         perplexity=min(_PERPLEXITY, (len(units) - 1) / 3),
         init=(start / spread * 1e-4).astype(np.float32),
         random_state=seed,
     ).fit_transform(units)
-    return np.asarray(found, dtype=np.float64)
+    return np.asarray(embedding, dtype=np.float64)
 
 
 def _among(units: NDArray[np.float32], landmarks: NDArray[np.float32], points: Floats) -> Floats:
@@ -141,38 +141,38 @@ def name_places(
     anchors = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     places = [_candidates(anchor, size, box) for anchor, size in zip(anchors, sizes, strict=True)]
     alone = [_costs_alone(anchors, i, boxes) for i, boxes in enumerate(places)]
-    chosen = {i: int(costs.argmin()) for i, costs in enumerate(alone) if len(costs)}
+    place_of = {i: int(costs.argmin()) for i, costs in enumerate(alone) if len(costs)}
     # Each in turn takes the place that costs least beside all others, until all are content or time is up.
     for _ in range(_ROUNDS):
-        before = dict(chosen)
+        before = dict(place_of)
         for i, k in before.items():
             alone_best = k == alone[i].argmin()
-            if not alone_best or _beside(anchors, places, chosen, i, places[i][[k]])[0]:
-                chosen[i] = int((alone[i] + _beside(anchors, places, chosen, i, places[i])).argmin())
-        if chosen == before:
+            if not alone_best or _beside(anchors, places, place_of, i, places[i][[k]])[0]:
+                place_of[i] = int((alone[i] + _beside(anchors, places, place_of, i, places[i])).argmin())
+        if place_of == before:
             break
-    for i in _without_conflicts(anchors, places, alone, chosen):
-        costs = alone[i] + _beside(anchors, places, chosen, i, places[i])
+    for i in _without_conflicts(anchors, places, alone, place_of):
+        costs = alone[i] + _beside(anchors, places, place_of, i, places[i])
         if costs.min() <= _DEAREST:
-            chosen[i] = int(costs.argmin())
-    corners = {i: places[i][k].tolist() for i, k in chosen.items()}
+            place_of[i] = int(costs.argmin())
+    corners = {i: places[i][k].tolist() for i, k in place_of.items()}
     return [(corners[i][0], corners[i][1]) if i in corners else None for i in range(len(places))]
 
 
 def _without_conflicts(
-    anchors: Floats, places: list[Floats], alone: list[Floats], chosen: dict[int, int]
+    anchors: Floats, places: list[Floats], alone: list[Floats], place_of: dict[int, int]
 ) -> list[int]:
-    """Takes the dearest name out of `chosen` until none is too dear, and says which, the last one first."""
+    """Takes the dearest name out of `place_of` until none is too dear, and says which, the last one first."""
     left_out: list[int] = []
-    while chosen:
+    while place_of:
         costs = {
-            i: float(alone[i][k] + _beside(anchors, places, chosen, i, places[i][[k]])[0])
-            for i, k in chosen.items()
+            i: float(alone[i][k] + _beside(anchors, places, place_of, i, places[i][[k]])[0])
+            for i, k in place_of.items()
         }
         dearest = max(costs, key=lambda i: (costs[i], i))
         if costs[dearest] <= _DEAREST:
             break
-        del chosen[dearest]
+        del place_of[dearest]
         left_out.insert(0, dearest)
     return left_out
 
@@ -206,15 +206,15 @@ def _costs_alone(anchors: Floats, which: int, boxes: Floats) -> Floats:
 
 
 def _beside(
-    anchors: Floats, places: list[Floats], chosen: dict[int, int], which: int, boxes: Floats
+    anchors: Floats, places: list[Floats], place_of: dict[int, int], which: int, boxes: Floats
 ) -> Floats:
     """What each place (m, 4) of a name costs beside all other names and their lines where they are now."""
-    others = [i for i in chosen if i != which]
-    taken = np.array([places[i][chosen[i]] for i in others]).reshape(-1, 4)
-    here, owners = anchors[which], anchors[others]
-    ends, their_ends = leader(here, boxes), leader(owners, taken)
-    covering = ((boxes[:, None, :2] < taken[:, 2:]) & (boxes[:, None, 2:] > taken[:, :2])).all(axis=2)
-    cut = _cuts(owners, their_ends, boxes[:, None]) | _cuts(here, ends[:, None], taken)
+    other_names = [i for i in place_of if i != which]
+    occupied = np.array([places[i][place_of[i]] for i in other_names]).reshape(-1, 4)
+    here, owners = anchors[which], anchors[other_names]
+    ends, their_ends = leader(here, boxes), leader(owners, occupied)
+    covering = ((boxes[:, None, :2] < occupied[:, 2:]) & (boxes[:, None, 2:] > occupied[:, :2])).all(axis=2)
+    cut = _cuts(owners, their_ends, boxes[:, None]) | _cuts(here, ends[:, None], occupied)
     crossed = _crossing(here, ends, owners, their_ends)
     return np.asarray(_CONFLICT * (covering | cut).sum(axis=1) + _CROSSED * crossed.sum(axis=1))
 

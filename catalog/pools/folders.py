@@ -172,13 +172,13 @@ def read_record(folder: Path) -> ExportRecord | None:
 
 def load_problems_of(manifest: Manifest, folder: Path) -> list[Problem]:
     """The members of an export of which plain PEFT loads nothing, or not all, each with the reasons."""
-    found = []
+    problems = []
     for member in manifest.members:
         where = _folder_of(manifest, folder, member)
         reasons = load_problems(where) if where is not None else ()
         if reasons:
-            found.append(Problem(member.adapter, "peft", f"{member.adapter}: {'; '.join(reasons)}."))
-    return found
+            problems.append(Problem(member.adapter, "peft", f"{member.adapter}: {'; '.join(reasons)}."))
+    return problems
 
 
 def _folder_of(manifest: Manifest, folder: Path, member: Member) -> Path | None:
@@ -190,12 +190,12 @@ def _folder_of(manifest: Manifest, folder: Path, member: Member) -> Path | None:
 
 def misread_members(manifest: Manifest, folder: Path) -> dict[str, list[str]]:
     """What engines other than PEFT make of the members of an export: who each sentence is true of."""
-    found: dict[str, list[str]] = {}
+    members_by_engine: dict[str, list[str]] = {}
     for member in manifest.members:
         where = _folder_of(manifest, folder, member)
         for sentence in engine_problems(where) if where is not None else ():
-            found.setdefault(sentence, []).append(member.adapter)
-    return found
+            members_by_engine.setdefault(sentence, []).append(member.adapter)
+    return members_by_engine
 
 
 def rewritten_members(manifest: Manifest, record: ExportRecord) -> list[str]:
@@ -273,7 +273,7 @@ def verify_files(
     says was written for the pinned file; without a record with the pinned file itself. With `verified` files
     are passed over that were read before and did not change since.
     """
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for done, member in enumerate(manifest.members):
         progress(done, len(manifest.members))
         for file in member.files:
@@ -281,11 +281,13 @@ def verify_files(
             if path is None:
                 continue
             if not path.is_file():
-                found.append(Problem(member.adapter, "missing", f"{member.adapter} has no {file.name}."))
+                problems.append(Problem(member.adapter, "missing", f"{member.adapter} has no {file.name}."))
             elif reason := _difference(path, _expected(member, file, record), verified):
-                found.append(Problem(member.adapter, "changed", f"{member.adapter}: {file.name} {reason}."))
+                problems.append(
+                    Problem(member.adapter, "changed", f"{member.adapter}: {file.name} {reason}.")
+                )
     progress(len(manifest.members), len(manifest.members))
-    return found
+    return problems
 
 
 def _expected(member: Member, file: PinnedFile, record: ExportRecord | None) -> PinnedFile:

@@ -162,8 +162,8 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def _manifest(document: dict[str, Any]) -> Manifest:
-    known = {f.name for f in fields(Manifest)} | {"format"}
-    if unknown := sorted(set(document) - known):
+    allowed = {f.name for f in fields(Manifest)} | {"format"}
+    if unknown := sorted(set(document) - allowed):
         raise ValueError(f"it has the unknown field {unknown[0]!r}")
     use = _is(str, document["use"], "use")
     if use not in USES:
@@ -179,7 +179,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         chosen=_is(dict, document["chosen"], "chosen"),
         controls=tuple(_is(dict, row, "controls") for row in _is(list, document["controls"], "controls")),
         base_license=_or_none(str, document["base_license"], "base_license"),
-        use=next(one for one in get_args(Use) if one == use),
+        use=next(name_of_use for name_of_use in get_args(Use) if name_of_use == use),
     )
 
 
@@ -191,12 +191,12 @@ def _member(row: Any) -> Member:
         hub_id=_is(str, values.pop("hub_id"), "hub_id"),
         commit=_fits(_COMMIT, values.pop("commit"), "commit"),
         subfolder=_below(values.pop("subfolder"), empty=True),
-        files=tuple(_file(one) for one in files),
+        files=tuple(_file(entry) for entry in files),
         rank=_or_none(int, values.pop("rank"), "rank"),
         alpha=_number(values.pop("alpha"), "alpha"),
         scaling=_number(values.pop("scaling"), "scaling"),
         use_rslora=_is(bool, values.pop("use_rslora"), "use_rslora"),
-        targets=tuple(_is(str, one, "targets") for one in targets),
+        targets=tuple(_is(str, entry, "targets") for entry in targets),
         parameters=_or_none(int, values.pop("parameters"), "parameters"),
         norm=_number(values.pop("norm"), "norm"),
         tensor_digest=_or_none(str, values.pop("tensor_digest"), "tensor_digest"),
@@ -263,12 +263,12 @@ class Problem:
 
 def license_problems(manifest: Manifest, use: Use | None = None) -> list[Problem]:
     """The members, and the base model, whose licence forbids what the pool is for (or another `use`)."""
-    asked = use or manifest.use
-    found = [
+    use_asked = use or manifest.use
+    problems = [
         Problem(member.adapter, "license", f"{member.adapter} {reason}.")
         for member in manifest.members
-        if (reason := objection(member.license, asked))
+        if (reason := objection(member.license, use_asked))
     ]
-    if manifest.base and (reason := objection(manifest.base_license, asked)) and manifest.base_license:
-        found.append(Problem(manifest.base, "license", f"The base model {manifest.base} {reason}."))
-    return found
+    if manifest.base and (reason := objection(manifest.base_license, use_asked)) and manifest.base_license:
+        problems.append(Problem(manifest.base, "license", f"The base model {manifest.base} {reason}."))
+    return problems

@@ -99,8 +99,8 @@ def texts_in(value: object) -> tuple[str, ...]:
     YAML reads the bare word "no", the language of Norway, as false; it is a text again here.
     """
     entries = value if isinstance(value, (list, tuple)) else [value]
-    named = ("no" if entry is False else entry for entry in entries)
-    return tuple(entry for entry in named if isinstance(entry, str))
+    texts = ("no" if entry is False else entry for entry in entries)
+    return tuple(entry for entry in texts if isinstance(entry, str))
 
 
 # SQLite's lower() knows A to Z alone; PostgreSQL's does where the collation is "C".
@@ -154,13 +154,15 @@ def _texts(document: Any, key: str | None = None) -> Some:
 
 
 def _base(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
-    found = exists().where(BaseModel.id == Adapter.base_model_id, condition(BaseModel.canonical))
-    return found.correlate(Adapter)
+    condition_on_base = exists().where(BaseModel.id == Adapter.base_model_id, condition(BaseModel.canonical))
+    return condition_on_base.correlate(Adapter)
 
 
 def _reason(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
-    found = exists().where(AdapterReason.adapter_id == Adapter.id, condition(AdapterReason.reason))
-    return found.correlate(Adapter)
+    condition_on_reason = exists().where(
+        AdapterReason.adapter_id == Adapter.id, condition(AdapterReason.reason)
+    )
+    return condition_on_reason.correlate(Adapter)
 
 
 def _verdict(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:

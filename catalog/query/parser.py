@@ -212,8 +212,8 @@ class _Reader:
         if word in _NO_OPERATORS:
             return _NO_OPERATORS[word]
         ahead = _GROUP_AHEAD.match(self.text, self.at)
-        beside = ahead is not None and (ahead[1] is None or fold(ahead[1]) in NAMES)
-        return _MAYBE_OPERATORS.get(word.lower()) if beside else None
+        next_is_term = ahead is not None and (ahead[1] is None or fold(ahead[1]) in NAMES)
+        return _MAYBE_OPERATORS.get(word.lower()) if next_is_term else None
 
     def refuse_comparison(self) -> None:
         """Raises UsageError where a comparison of another language stands here, with what is right."""
@@ -258,12 +258,12 @@ class _Reader:
 
     def field(self, name: str) -> Field:
         """The field of this name, of whichever case."""
-        found = NAMES.get(fold(name))
-        if found is None:
+        field = NAMES.get(fold(name))
+        if field is None:
             near = difflib.get_close_matches(fold(name), NAMES, n=1)
-            known = f"write {near[0]}" if near else f"the fields are {', '.join(FIELDS)}"
-            self.fail(f"No field is called {_shown(name)}", f"{known}, or put a word with a colon in quotes")
-        return FIELDS[found]
+            advice = f"write {near[0]}" if near else f"the fields are {', '.join(FIELDS)}"
+            self.fail(f"No field is called {_shown(name)}", f"{advice}, or put a word with a colon in quotes")
+        return FIELDS[field]
 
     def value(self, field: Field) -> Query:
         """One value, range or pattern of a field."""
@@ -320,7 +320,9 @@ def _test(field: Field, text: str, starred: bool, choices: Collection[str]) -> Q
     if field.kind == "text":
         text = fold(text)
         if choices and not any(_fits(choice, text, starred) for choice in choices):
-            near = "".join(f"write {one}; " for one in difflib.get_close_matches(text, choices, n=1))
+            near = "".join(
+                f"write {near_choice}; " for near_choice in difflib.get_close_matches(text, choices, n=1)
+            )
             raise ValueError(f"{near}it is one of {', '.join(choices)}")
         return Prefix(field.name, text) if starred else Equals(field.name, text)
     if starred:
@@ -362,11 +364,11 @@ def _instead_of_words(field: Field, negation: str | None, word: str, text: str) 
     negated = bool(negation) or word.lower().endswith("not")
     if text.lower() in ("null", "none"):
         return f"{field.name}:*" if negated else f"-{field.name}:*"
-    first, *rest = re.split(r"\s+and\s+", text, flags=re.IGNORECASE)
+    first, *remaining = re.split(r"\s+and\s+", text, flags=re.IGNORECASE)
     if word.lower() == "between":
-        text = "..".join([first, *rest])
+        text = "..".join([first, *remaining])
     else:
-        text = ",".join(re.sub(r"^'(.*)'$", r'"\1"', one.strip()) for one in first.strip("()").split(","))
+        text = ",".join(re.sub(r"^'(.*)'$", r'"\1"', value.strip()) for value in first.strip("()").split(","))
     return _instead(field, "!=" if negated else "=", text)
 
 

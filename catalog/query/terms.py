@@ -191,8 +191,8 @@ class Word:
         def inside(value: Any) -> ColumnElement[bool]:
             return AsciiLower(value).contains(self.text, autoescape=True)
 
-        named = (FIELDS[name].some(inside, refusing) for name in ("adapter", "tag"))
-        return or_(*named, inside(Adapter.card_text))
+        clauses = (FIELDS[name].some(inside, refusing) for name in ("adapter", "tag"))
+        return or_(*clauses, inside(Adapter.card_text))
 
     def match(self, row: Mapping[str, Any]) -> bool:
         """Whether a row of `query_row` matches."""

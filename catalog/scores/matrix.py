@@ -50,8 +50,8 @@ class ScoreMatrix:
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise UsageError(f"The {what} {twice} stands in the table twice; leave one out.")
-        known = self.values[~np.isnan(self.values)]
-        if known.size and not 0 <= known.min() <= known.max() <= 1:
+        measured = self.values[~np.isnan(self.values)]
+        if measured.size and not 0 <= measured.min() <= measured.max() <= 1:
             raise UsageError("A score lies outside 0 to 1; give shares of right answers.")
         if not np.array_equal(~np.isnan(self.values), self.n > 0):
             raise UsageError("A score without samples, or samples without a score; give both or neither.")
@@ -84,10 +84,10 @@ class ScoreMatrix:
     def without(self, *tasks: str) -> ScoreMatrix:
         """The matrix without these tasks."""
         gone = [self.column(task) for task in tasks]
-        kept = tuple(task for task in self.tasks if task not in tasks)
+        tasks_left = tuple(task for task in self.tasks if task not in tasks)
         # One layout in memory, so that sums are rounded alike whatever was taken out.
         values, n = (np.ascontiguousarray(np.delete(a, gone, axis=1)) for a in (self.values, self.n))
-        return replace(self, tasks=kept, values=values, n=n, base=np.delete(self.base, gone))
+        return replace(self, tasks=tasks_left, values=values, n=n, base=np.delete(self.base, gone))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,8 +104,8 @@ class Ranking:
 
     def order(self) -> list[int]:
         """The adapters' numbers, best first; equal scores by name, those without a score last."""
-        known = np.where(np.isnan(self.scores), -np.inf, self.scores)
-        return sorted(range(len(self.adapters)), key=lambda i: (-known[i], self.adapters[i]))
+        scores = np.where(np.isnan(self.scores), -np.inf, self.scores)
+        return sorted(range(len(self.adapters)), key=lambda i: (-scores[i], self.adapters[i]))
 
 
 def score_matrix(
@@ -119,21 +119,21 @@ def score_matrix(
     `base` gives the base model's score by task; `adapters` names rows that shall be there without a score.
     None samples count as 100. Raises UsageError for a cell given twice and for what is no score.
     """
-    found: dict[tuple[str, str], tuple[float, int]] = {}
+    measured_cells: dict[tuple[str, str], tuple[float, int]] = {}
     for adapter, task, value, n in cells:
-        if (adapter, task) in found:
+        if (adapter, task) in measured_cells:
             raise UsageError(f"{adapter} has two scores on {task}; choose one split, metric and source.")
         if not (0 <= value <= 1 and (n is None or n > 0)):
             raise UsageError(f"{adapter} on {task}: {value} of {n} samples is no score from 0 to 1.")
-        found[adapter, task] = (value, UNSAID if n is None else n)
-    known = dict(base)
-    rows = sorted({adapter for adapter, _ in found} | set(adapters))
-    tasks = sorted({task for _, task in found})
+        measured_cells[adapter, task] = (value, UNSAID if n is None else n)
+    base_scores = dict(base)
+    rows = sorted({adapter for adapter, _ in measured_cells} | set(adapters))
+    tasks = sorted({task for _, task in measured_cells})
     row, column = {name: i for i, name in enumerate(rows)}, {name: i for i, name in enumerate(tasks)}
     values, n_cells = np.full((len(rows), len(tasks)), np.nan), np.zeros((len(rows), len(tasks)))
-    for (adapter, task), (value, n) in found.items():
+    for (adapter, task), (value, n) in measured_cells.items():
         values[row[adapter], column[task]], n_cells[row[adapter], column[task]] = value, n
-    bases = np.array([known.get(task, np.nan) for task in tasks], dtype=np.float64)
+    bases = np.array([base_scores.get(task, np.nan) for task in tasks], dtype=np.float64)
     return ScoreMatrix(tuple(rows), tuple(tasks), values, n_cells, bases)
 
 
@@ -163,11 +163,11 @@ def prior(matrix: ScoreMatrix, task: str) -> Ranking:
     for an unknown task and UsageError where there is no score on any other.
     """
     matrix.column(task)
-    others = other_tasks(matrix, task)
-    columns = excess(others.values)
+    other_matrix = other_tasks(matrix, task)
+    columns = excess(other_matrix.values)
     count = (~np.isnan(columns)).sum(axis=1)
     means, effects = _means(columns), effect(columns)
-    gains = _means(others.values - others.base)
+    gains = _means(other_matrix.values - other_matrix.base)
     why = tuple(
         f"stands out by {mean:+.2f} sd over {tasks} other task(s), shrunk to {shrunk:+.2f}"
         + (f"; mean gain over the base {gain:+.3f}" if not np.isnan(gain) else "")
@@ -181,10 +181,10 @@ def prior(matrix: ScoreMatrix, task: str) -> Ranking:
 def other_tasks(matrix: ScoreMatrix, task: str) -> ScoreMatrix:
     """The other tasks that any adapter was measured on; raises UsageError where there are none."""
     empty = [name for name, n in zip(matrix.tasks, matrix.n.T, strict=True) if name != task and not n.any()]
-    others = matrix.without(*{task, *empty} & set(matrix.tasks))
-    if not others.tasks:
+    other_matrix = matrix.without(*{task, *empty} & set(matrix.tasks))
+    if not other_matrix.tasks:
         raise UsageError(f"No adapter was measured on a task other than {task}; import scores first.")
-    return others
+    return other_matrix
 
 
 def excess(values: Floats) -> Floats:
@@ -213,10 +213,10 @@ def effect(columns: Floats) -> Floats:
     inside = columns - means[:, None]
     freedom = int(count.sum() - (count > 0).sum())
     sigma2 = float(np.nansum(inside**2)) / freedom if freedom > 0 else 1.0
-    seen = count > 0
-    tau2 = float(np.mean(means[seen] ** 2 - sigma2 / count[seen])) if seen.any() else 0.0
+    measured = count > 0
+    tau2 = float(np.mean(means[measured] ** 2 - sigma2 / count[measured])) if measured.any() else 0.0
     tau2 = max(tau2, 1e-9)
-    result: Floats = means * count / np.where(seen, count + sigma2 / tau2, 1)
+    result: Floats = means * count / np.where(measured, count + sigma2 / tau2, 1)
     return result
 
 

@@ -93,23 +93,23 @@ def completion(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None =
         why = tuple(f"expected to stand out by {value:+.2f} sd on {task}" for value in expected.shape)
         leaning = f", mostly by {', '.join(nearest)}" if texts else ""
         return Ranking(matrix.adapters, expected.shape, tuple(text + leaning for text in why))
-    found = posterior(expected, values, n)
-    return Ranking(matrix.adapters, found.mean, reasons(found, values, n, task), found.deviation)
+    result = posterior(expected, values, n)
+    return Ranking(matrix.adapters, result.mean, reasons(result, values, n, task), result.deviation)
 
 
 def _with_copies(
     matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None, unmeasured: NDArray[np.int64]
 ) -> Ranking:
     """The completion of the measured adapters and one unmeasured one, which speaks for all of these."""
-    kept = np.setdiff1d(np.arange(len(matrix.adapters)), unmeasured[1:])
-    names = tuple(matrix.adapters[i] for i in kept)
-    found = completion(
-        replace(matrix, adapters=names, values=matrix.values[kept], n=matrix.n[kept]), task, texts
+    places = np.setdiff1d(np.arange(len(matrix.adapters)), unmeasured[1:])
+    names = tuple(matrix.adapters[i] for i in places)
+    result = completion(
+        replace(matrix, adapters=names, values=matrix.values[places], n=matrix.n[places]), task, texts
     )
-    place = np.searchsorted(kept, np.arange(len(matrix.adapters)))
-    place[unmeasured] = np.searchsorted(kept, unmeasured[0])
-    deviation = None if found.deviation is None else found.deviation[place]
-    return Ranking(matrix.adapters, found.scores[place], tuple(found.why[i] for i in place), deviation)
+    place = np.searchsorted(places, np.arange(len(matrix.adapters)))
+    place[unmeasured] = np.searchsorted(places, unmeasured[0])
+    deviation = None if result.deviation is None else result.deviation[place]
+    return Ranking(matrix.adapters, result.scores[place], tuple(result.why[i] for i in place), deviation)
 
 
 def from_like_tasks(matrix: ScoreMatrix, task: str, texts: Mapping[str, str]) -> Ranking:
@@ -119,11 +119,11 @@ def from_like_tasks(matrix: ScoreMatrix, task: str, texts: Mapping[str, str]) ->
     columns are taken as they are: `completion` also evens them out between like adapters. Raises as `prior`.
     """
     matrix.column(task)
-    others = other_tasks(matrix, task)
-    weights = _task_weights(task, others.tasks, texts)
-    scores = _filled(excess(others.values)) @ weights
-    first = [others.tasks[i] for i in np.argsort(-weights, kind="stable")[:3]]
-    why = f"over {len(others.tasks)} other tasks, mostly {', '.join(first)}"
+    other_matrix = other_tasks(matrix, task)
+    weights = _task_weights(task, other_matrix.tasks, texts)
+    scores = _filled(excess(other_matrix.values)) @ weights
+    first = [other_matrix.tasks[i] for i in np.argsort(-weights, kind="stable")[:3]]
+    why = f"over {len(other_matrix.tasks)} other tasks, mostly {', '.join(first)}"
     return Ranking(matrix.adapters, scores, tuple(f"stands out by {value:+.2f} {why}" for value in scores))
 
 
@@ -139,18 +139,18 @@ def expectation(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None 
             f"{len(matrix.adapters):,}; narrow them with a filter."
         )
     try:
-        others = other_tasks(matrix, task)
+        other_matrix = other_tasks(matrix, task)
     except UsageError:
         size = len(matrix.adapters)
         return Expectation(np.full((size, size), 1 - _TREND), np.zeros(size), {})
-    covariance = _covariance(others.values)
-    weights = _task_weights(task, others.tasks, texts or {})
-    raw = _filled(excess(others.values)) @ weights
+    covariance = _covariance(other_matrix.values)
+    weights = _task_weights(task, other_matrix.tasks, texts or {})
+    raw = _filled(excess(other_matrix.values)) @ weights
     ridge = covariance + _SMOOTHING * np.eye(len(raw))
     smooth = covariance @ np.linalg.solve(ridge, raw - raw.mean())
     spread = float(smooth.std())
     shape = (smooth - smooth.mean()) / spread if spread > 0 else np.zeros(len(raw))
-    return Expectation(covariance, shape, dict(zip(others.tasks, weights.tolist(), strict=True)))
+    return Expectation(covariance, shape, dict(zip(other_matrix.tasks, weights.tolist(), strict=True)))
 
 
 def posterior(expected: Expectation, values: Floats, n: Floats) -> Posterior:
@@ -162,19 +162,19 @@ def posterior(expected: Expectation, values: Floats, n: Floats) -> Posterior:
     p (1 - p) / n with one p (1 - p) for the task, estimated without bias, so that a score that happens to be
     near 0 or 1 is not trusted more for it.
     """
-    seen = n > 0
-    if not seen.any():
+    measured = n > 0
+    if not measured.any():
         raise UsageError("A posterior needs at least one measured score; measure some adapters.")
-    y, count = values[seen], n[seen]
+    y, count = values[measured], n[measured]
     middle = float(count @ y / count.sum())
     noise = _noise(y, count, middle) / count
     design = np.column_stack([np.ones(len(values)), expected.shape])
     amplitude, own, total = _likeliest(
-        expected.covariance[np.ix_(seen, seen)], design[seen], noise, y - middle
+        expected.covariance[np.ix_(measured, measured)], design[measured], noise, y - middle
     )
     scales = np.array([_LEVEL, amplitude])
-    cross = amplitude * expected.covariance[:, seen] + (design * scales) @ design[seen].T
-    cross[np.flatnonzero(seen), np.arange(len(y))] += own * amplitude
+    cross = amplitude * expected.covariance[:, measured] + (design * scales) @ design[measured].T
+    cross[np.flatnonzero(measured), np.arange(len(y))] += own * amplitude
     solved = np.linalg.solve(total, np.column_stack([y - middle, cross.T]))
     alone = amplitude * (np.diag(expected.covariance) + own) + (design**2) @ scales
     variance = alone - np.einsum("ij,ji->i", cross, solved[:, 1:])
@@ -204,13 +204,13 @@ def _likeliest(covariance: Floats, design: Floats, noise: Floats, y: Floats) -> 
     return _AMPLITUDES[best[0]], _OWN[best[1]], total(best)
 
 
-def reasons(found: Posterior, values: Floats, n: Floats, task: str) -> tuple[str, ...]:
+def reasons(result: Posterior, values: Floats, n: Floats, task: str) -> tuple[str, ...]:
     """Why each adapter has its expected score: its own samples, or those of adapters like it."""
     return tuple(
         f"expected {mean:.3f} ± {deviation:.3f}"
         + (f" from {value:.3f} on {count:.0f} samples" if count else ", not measured itself")
         + f" of {task} and like adapters"
-        for mean, deviation, value, count in zip(found.mean, found.deviation, values, n, strict=True)
+        for mean, deviation, value, count in zip(result.mean, result.deviation, values, n, strict=True)
     )
 
 
@@ -221,10 +221,10 @@ def likeness(texts: Sequence[str]) -> Floats:
     return (_cosines(texts) + _cosines([_last_sentence(text) for text in texts])) / 2
 
 
-def _task_weights(task: str, others: Sequence[str], texts: Mapping[str, str]) -> Floats:
+def _task_weights(task: str, other_names: Sequence[str], texts: Mapping[str, str]) -> Floats:
     """The weight of every other task in the ridge regression to this one; equal ones without texts."""
-    alike = likeness([texts.get(name, "") for name in (*others, task)]) + _COMMON
-    ridge = alike[:-1, :-1] + _RIDGE * np.eye(len(others))
+    alike = likeness([texts.get(name, "") for name in (*other_names, task)]) + _COMMON
+    ridge = alike[:-1, :-1] + _RIDGE * np.eye(len(other_names))
     return np.asarray(np.linalg.solve(ridge, alike[:-1, -1]), dtype=np.float64)
 
 
@@ -273,11 +273,11 @@ def _last_sentence(text: str) -> str:
 def _cosines(texts: Sequence[str]) -> Floats:
     """Cosines of tf-idf vectors of words and pairs of words: (1 + ln tf) (1 + ln((1 + N) / (1 + df)))."""
     counts = [Counter(_terms(text)) for text in texts]
-    documents = Counter(term for found in counts for term in found)
+    documents = Counter(term for term_counts in counts for term in term_counts)
     column = {term: i for i, term in enumerate(sorted(documents))}
     table = np.zeros((len(texts), max(len(column), 1)))
-    for row, found in enumerate(counts):
-        for term, times in found.items():
+    for row, term_counts in enumerate(counts):
+        for term, times in term_counts.items():
             rarity = 1 + math.log((1 + len(texts)) / (1 + documents[term]))
             table[row, column[term]] = (1 + math.log(times)) * rarity
     length = np.linalg.norm(table, axis=1, keepdims=True)

@@ -69,11 +69,11 @@ def race(
     while spent + step <= budget:
         room = able & (n + step <= cap)
         order = [i for i in _promising(expected, right, n) if room[i]]
-        chosen = order[: min(batch, (budget - spent) // step)]
-        if not chosen:
+        batch_rows = order[: min(batch, (budget - spent) // step)]
+        if not batch_rows:
             break
-        answers = measure([matrix.adapters[i] for i in chosen], step)
-        for i, score in zip(chosen, _checked(answers, len(chosen)), strict=True):
+        answers = measure([matrix.adapters[i] for i in batch_rows], step)
+        for i, score in zip(batch_rows, _checked(answers, len(batch_rows)), strict=True):
             if math.isnan(score):
                 able[i] = False
             else:
@@ -81,8 +81,8 @@ def race(
     if not n.any():
         raise UsageError(f"No adapter could be measured on {task}; see why, or rank by other tasks.")
     values = np.where(n > 0, right / np.maximum(n, 1), np.nan)
-    found = posterior(expected, values, n)
-    ranking = Ranking(matrix.adapters, found.mean, reasons(found, values, n, task), found.deviation)
+    result = posterior(expected, values, n)
+    ranking = Ranking(matrix.adapters, result.mean, reasons(result, values, n, task), result.deviation)
     return Race(ranking, spent, matrix.with_column(task, values, n))
 
 
@@ -91,16 +91,16 @@ def _promising(expected: Expectation, right: Floats, n: Floats) -> list[int]:
     if not n.any():
         promise = expected.shape
     else:
-        found = posterior(expected, np.where(n > 0, right / np.maximum(n, 1), np.nan), n)
-        promise = _improvement(found)
+        result = posterior(expected, np.where(n > 0, right / np.maximum(n, 1), np.nan), n)
+        promise = _improvement(result)
     return [int(i) for i in np.argsort(-promise, kind="stable")]
 
 
-def _improvement(found: Posterior) -> Floats:
+def _improvement(estimate: Posterior) -> Floats:
     """E[max(f - best, 0)] of every adapter for a normal posterior, with best the tenth largest mean."""
-    best = np.sort(found.mean)[::-1][min(_INCUMBENT, len(found.mean)) - 1]
-    deviation = np.maximum(found.deviation, 1e-12)
-    z = (found.mean - best) / deviation
+    best = np.sort(estimate.mean)[::-1][min(_INCUMBENT, len(estimate.mean)) - 1]
+    deviation = np.maximum(estimate.deviation, 1e-12)
+    z = (estimate.mean - best) / deviation
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     below = np.array([(1 + math.erf(value / math.sqrt(2))) / 2 for value in z])
     result: Floats = deviation * (z * below + density)

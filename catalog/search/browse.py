@@ -80,8 +80,10 @@ def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> I
     if listing.verdict not in (None, "any"):
         query = query.where(_refused(refusing) if listing.verdict == "skipped" else ~_refused(refusing))
     if listing.reason is not None:
-        found = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason == listing.reason)
-        query = query.where(found)
+        has_reason = exists().where(
+            AdapterReason.adapter_id == Adapter.id, AdapterReason.reason == listing.reason
+        )
+        query = query.where(has_reason)
     if listing.base is not None:
         query = query.join(Adapter.base_model).where(BaseModel.canonical == listing.base)
     if listing.where is not None:
@@ -146,7 +148,7 @@ def find_adapter(session: Session, reference: AdapterReference) -> Adapter:
 def details(session: Session, adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
     """Everything known of one adapter, as plain values."""
     repository = adapter.repository
-    others = session.scalars(
+    other_adapters = session.scalars(
         select(Adapter.subfolder)
         .where(
             Adapter.repository_id == repository.id, Adapter.commit == adapter.commit, Adapter.id != adapter.id
@@ -165,7 +167,7 @@ def details(session: Session, adapter: Adapter, refusing: Collection[str]) -> di
         "tags": repository.tags,
         "current": adapter.current,
         "main": adapter.main,
-        "other_adapters": list(others),
+        "other_adapters": list(other_adapters),
         "base_raw": adapter.base_raw,
         "base_kind": adapter.base_kind,
         "base_evidence": adapter.base_evidence,
@@ -248,10 +250,10 @@ def refuse_unknown_bases(session: Session, query: Query) -> None:
 
     What a filter leaves out (-base:…) may be unknown.
     """
-    known = [fold(name) for name in store.base_names(session)]
+    base_names = [fold(name) for name in store.base_names(session)]
     for term in texts_asked(query, "base"):
         begins = isinstance(term, Prefix)
-        if not any(name == term.text or (begins and name.startswith(term.text)) for name in known):
+        if not any(name == term.text or (begins and name.startswith(term.text)) for name in base_names):
             canonical = store.find_base(session, term.text)
             if fold(canonical) != term.text:
                 raise UsageError(f"{term.text} is another name of {canonical}; write base:{canonical}.")

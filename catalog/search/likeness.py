@@ -108,9 +108,9 @@ class Fingerprinted:
     @property
     def datasets(self) -> tuple[str, ...]:
         """The datasets that its card's front matter names."""
-        named = self.front.get("datasets") if isinstance(self.front, dict) else None
-        named = [named] if isinstance(named, str) else named
-        return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
+        datasets = self.front.get("datasets") if isinstance(self.front, dict) else None
+        datasets = [datasets] if isinstance(datasets, str) else datasets
+        return tuple(name for name in datasets if isinstance(name, str)) if isinstance(datasets, list) else ()
 
 
 _COLUMNS = (
@@ -177,11 +177,11 @@ def with_weights(
         WeightsFile, WeightsFile.digest == Adapter.weights_digest
     )
     for *row, listed in session.execute(query.add_columns(files)):
-        found = Fingerprinted(*row)
+        row_values = Fingerprinted(*row)
         digests = {file["name"]: file["digest"] for file in listed or ()}
-        digest = found.weights_digest or next(filter(None, map(digests.get, _WEIGHTS_NAMES)), None)
+        digest = row_values.weights_digest or next(filter(None, map(digests.get, _WEIGHTS_NAMES)), None)
         if digest is not None:
-            yield replace(found, weights_digest=digest)
+            yield replace(row_values, weights_digest=digest)
 
 
 def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:
@@ -255,11 +255,11 @@ def kept_files(
 
     Raises DamagedFileError where the file has other bytes than it had.
     """
-    kept = blobs.verified_path(weights_digest) if len(weights_digest) == 64 and config_digest else None
-    if kept is None:
+    path = blobs.verified_path(weights_digest) if len(weights_digest) == 64 and config_digest else None
+    if path is None:
         return None
     content = session.scalar(select(Document.content).where(Document.digest == config_digest))
-    return (kept, parse_config(content)) if content is not None else None
+    return (path, parse_config(content)) if content is not None else None
 
 
 def copies(session: Session, rows: Sequence[Weights], *, deltas: bool = True) -> list[Copy]:
@@ -301,7 +301,7 @@ def exact_delta(
             kept_files(session, blobs, by_name[name].weights_digest, by_name[name].config_digest)
             for name in (left, right)
         ]
-        found = compare(files[0], files[1]) if files[0] and files[1] else None
-        return found.delta if found else None
+        result = compare(files[0], files[1]) if files[0] and files[1] else None
+        return result.delta if result else None
 
     return cosine

@@ -75,8 +75,8 @@ class Neighbour:
         if self.same_tensors:
             return "the same tensors"
         how = "exact" if self.exact else "sketched"
-        beside = sorted({*self.partial, *self.subject_partial})
-        alone = f"; of B A alone, without {', '.join(beside)}" if beside else ""
+        reasons = sorted({*self.partial, *self.subject_partial})
+        alone = f"; of B A alone, without {', '.join(reasons)}" if reasons else ""
         return f"{how}; delta {self.delta:+.2f}, output {self.output:+.2f}{alone}"
 
 
@@ -96,21 +96,21 @@ def subject_of(session: Session, adapter: Adapter, blobs: BlobStore) -> Subject:
     )
 
 
-def subject_of_folder(folder: AdapterFolder, made: Fingerprint, base: str | None) -> Subject:
+def subject_of_folder(folder: AdapterFolder, fingerprint: Fingerprint, base: str | None) -> Subject:
     """A local adapter and its fingerprint as the subject; `base` is the canonical name of its base model."""
     return Subject(
         name=str(folder.path),
         base=base,
-        vectors={"delta": made.delta, "output": made.output},
+        vectors={"delta": fingerprint.delta, "output": fingerprint.output},
         files=(folder.weights, folder.config),
-        tensor_digest=made.tensor_digest,
-        partial=partial_of(folder, made),
+        tensor_digest=fingerprint.tensor_digest,
+        partial=partial_of(folder, fingerprint),
     )
 
 
-def partial_of(folder: AdapterFolder, made: Fingerprint) -> tuple[str, ...]:
+def partial_of(folder: AdapterFolder, fingerprint: Fingerprint) -> tuple[str, ...]:
     """The reasons for which the fingerprint of a local adapter is not that of its whole update."""
-    lost = ("non_finite",) if None in made.norms.values() else ()
+    lost = ("non_finite",) if None in fingerprint.norms.values() else ()
     return (*(feature.reason for feature in folder.partial), *lost)
 
 
@@ -136,26 +136,30 @@ def neighbours(
     as their files are kept, and ranked by that. Raises NotFoundError where there is nothing to compare with.
     """
     among = fingerprinted(session, refusing, subject.base, every=every) if rows is None else rows
-    found = [row for row in among if row.id != subject.adapter_id and subject.base in (None, row.base)]
-    if not found:
+    candidates = [row for row in among if row.id != subject.adapter_id and subject.base in (None, row.base)]
+    if not candidates:
         of = f" of {subject.base}" if subject.base else ""
         raise NotFoundError(f"The catalog has no other adapter{of} with a fingerprint; crawl some first.")
     by_key: dict[str, list[Weights]] = {}
-    for row in found:
+    for row in candidates:
         by_key.setdefault(row.key, []).append(row)
-    wanted = min(max(4 * count, 50), MOST_EXACT) if exact else count
+    candidate_count = min(max(4 * count, 50), MOST_EXACT) if exact else count
     source = Fingerprints(session, by)
-    hits = open_index(index, SPACES[by], source).search(subject.vectors[by], wanted, among=by_key)
-    others: dict[Kind, dict[str, float]] = {by: {hit.key: hit.score for hit in hits}}
+    hits = open_index(index, SPACES[by], source).search(subject.vectors[by], candidate_count, among=by_key)
+    other_scores: dict[Kind, dict[str, float]] = {by: {hit.key: hit.score for hit in hits}}
     for kind in SPACES:
         if kind != by:
-            others[kind] = _sketched(session, index, subject.vectors[kind], kind, list(others[by]))
+            other_scores[kind] = _sketched(
+                session, index, subject.vectors[kind], kind, list(other_scores[by])
+            )
     compared = {
-        key: _compare(session, subject, by_key[key][0], blobs) if exact else None for key in others[by]
+        key: _compare(session, subject, by_key[key][0], blobs) if exact else None for key in other_scores[by]
     }
     near = [
-        _neighbour(subject, row, by, {kind: others[kind].get(key, 0.0) for kind in SPACES}, compared[key])
-        for key in others[by]
+        _neighbour(
+            subject, row, by, {kind: other_scores[kind].get(key, 0.0) for kind in SPACES}, compared[key]
+        )
+        for key in other_scores[by]
         for row in by_key[key]
     ]
     return sorted(near, key=lambda row: (-row.score, row.adapter))[:count]
@@ -196,16 +200,18 @@ def downhill(
     """
     import numpy as np
 
-    found = open_index(index, SPACES[kind], Fingerprints(session, kind))
-    known = sorted(set(keys) & set(found.keys))
-    if not known:
+    vector_index = open_index(index, SPACES[kind], Fingerprints(session, kind))
+    indexed_keys = sorted(set(keys) & set(vector_index.keys))
+    if not indexed_keys:
         raise NotFoundError("None of the adapters has a fingerprint; crawl them with --weights stream.")
     scores = []
     for vector in (direction, *backgrounds):
-        cosines = {hit.key: hit.score for hit in found.search(vector, len(known), among=known)}
-        scores.append([cosines[key] for key in known])
-    told = centred(np.array(scores)) if len(scores) > 1 else np.array(scores[0])
-    return dict(zip(known, told.tolist(), strict=True))
+        cosines = {
+            hit.key: hit.score for hit in vector_index.search(vector, len(indexed_keys), among=indexed_keys)
+        }
+        scores.append([cosines[key] for key in indexed_keys])
+    z_scores = centred(np.array(scores)) if len(scores) > 1 else np.array(scores[0])
+    return dict(zip(indexed_keys, z_scores.tolist(), strict=True))
 
 
 def centred(scores: NDArray[np.float64]) -> NDArray[np.float64]:

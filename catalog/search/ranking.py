@@ -63,8 +63,8 @@ class Weights:
     meaning: float = 1.0
 
     def __post_init__(self) -> None:
-        given = (self.words, self.meaning)
-        if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not any(given):
+        weights = (self.words, self.meaning)
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
             raise UsageError("The weights of words and meaning must be numbers from 0, one of them above it.")
 
 
@@ -88,10 +88,10 @@ class Hit:
     @property
     def why(self) -> str:
         """What the score rests on, in words."""
-        said = [f"{column}: {', '.join(words)}" for column, words in self.words.items()]
+        parts = [f"{column}: {', '.join(words)}" for column, words in self.words.items()]
         if self.cosine is not None:
-            said.append(f"meaning {self.cosine:.2f}" + (f": “{self.excerpt}”" if self.excerpt else ""))
-        return "; ".join(said)
+            parts.append(f"meaning {self.cosine:.2f}" + (f": “{self.excerpt}”" if self.excerpt else ""))
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -240,9 +240,9 @@ def _heads(
         return heads(depth, None)
     if len(texts.names) > LEAST_SCORED:
         ahead = heads(_AHEAD * depth, None)
-        seen = {hit.id for hit in ahead.words}.union(*(texts.adapters[key] for key in ahead.cards))
-        if len(seen) <= _MOST_AHEAD:
-            left = ahead.among(texts, _allowed(session, texts, query, refusing, seen))
+        ids = {hit.id for hit in ahead.words}.union(*(texts.adapters[key] for key in ahead.cards))
+        if len(ids) <= _MOST_AHEAD:
+            left = ahead.among(texts, _allowed(session, texts, query, refusing, ids))
             if all(
                 len(after) >= depth or len(before) < _AHEAD * depth
                 for before, after in ((ahead.words, left.words), (ahead.cards, left.cards))
@@ -290,27 +290,27 @@ def _cards(
     if allowed is not None:
         contents = {texts.contents[key] for key in allowed if key in texts.contents}
         among = [chunk for content in contents for chunk in texts.keys.get(content, ())]
-    wanted, best = 2 * depth, dict[str, tuple[float, str]]()
+    count, best = 2 * depth, dict[str, tuple[float, str]]()
     while True:
-        hits = texts.vectors.search(vector, wanted, among)
+        hits = texts.vectors.search(vector, count, among)
         for hit in hits:
             if hit.score > 0:
                 best.setdefault(hit.key.partition(":")[0], (hit.score, hit.key))
-        if len(best) >= depth or len(hits) < wanted or hits[-1].score <= 0:
+        if len(best) >= depth or len(hits) < count or hits[-1].score <= 0:
             return dict(list(best.items())[:depth])
-        wanted *= 2
+        count *= 2
 
 
 def _near_ranks(texts: Texts, heads: _Heads, depth: int) -> dict[int, _Near]:
     """The best adapters by meaning; a card that several share takes one rank, as do cards of equal cosine."""
-    found: dict[int, _Near] = {}
+    near: dict[int, _Near] = {}
     rank, last = 0, math.inf
     for place, (content, (cosine, chunk)) in enumerate(list(heads.cards.items())[:depth], 1):
         rank, last = (rank, last) if cosine == last else (place, cosine)
         for key in texts.adapters[content]:
             if heads.allowed is None or key in heads.allowed:
-                found[key] = _Near(rank, cosine, chunk)
-    return found
+                near[key] = _Near(rank, cosine, chunk)
+    return near
 
 
 def query_vector(embedder: Embedder, text: str) -> NDArray[np.float32]:

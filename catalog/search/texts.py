@@ -64,36 +64,38 @@ def embed_cards(
     two runs embed the same batches. Raises CatalogError for vectors of another size, or that are not finite.
     """
     adapters, missing = 0, 0
-    found: dict[str, int] = {}
+    adapter_of_content: dict[str, int] = {}
     for key, quality, text in session.execute(described().execution_options(yield_per=_PAGE)):
         adapters += 1
         if has_content(quality, text):
-            found.setdefault(content_of(text), key)
+            adapter_of_content.setdefault(content_of(text), key)
         else:
             missing += 1
-    known = set(session.scalars(select(Embedding.content).where(Embedding.model == embedder.name).distinct()))
-    new = sorted(found.keys() - known)
+    embedded = set(
+        session.scalars(select(Embedding.content).where(Embedding.model == embedder.name).distinct())
+    )
+    new = sorted(adapter_of_content.keys() - embedded)
     session.commit()
     written = 0
-    known_texts = len(found) - len(new)
+    known_texts = len(adapter_of_content) - len(new)
     for start in range(0, len(new), _BATCH):
         progress(start, len(new))
-        wanted = {key: found[key] for key in new[start : start + _BATCH]}
+        batch = {key: adapter_of_content[key] for key in new[start : start + _BATCH]}
         try:
-            written += _embed_batch(session, embedder, wanted)
+            written += _embed_batch(session, embedder, batch)
         except ReadOnlyCatalogError as error:
             log.info("No vector of a card is kept: %s.", error)
             session.rollback()
-            return EmbedCounts(adapters, missing, len(found), known_texts, 0, 0)
+            return EmbedCounts(adapters, missing, len(adapter_of_content), known_texts, 0, 0)
     progress(len(new), len(new))
-    return EmbedCounts(adapters, missing, len(found), known_texts, len(new), written)
+    return EmbedCounts(adapters, missing, len(adapter_of_content), known_texts, len(new), written)
 
 
-def _embed_batch(session: Session, embedder: Embedder, wanted: Mapping[str, int]) -> int:
+def _embed_batch(session: Session, embedder: Embedder, batch: Mapping[str, int]) -> int:
     """Embeds texts, given as the adapter that has each, and commits; the number of chunks."""
-    cards = session.scalars(select(Adapter.card_text).where(Adapter.id.in_(wanted.values())))
+    cards = session.scalars(select(Adapter.card_text).where(Adapter.id.in_(batch.values())))
     # A card that changed since it was listed is of the next run.
-    texts = {content: card for card in cards if (content := content_of(card)) in wanted}
+    texts = {content: card for card in cards if (content := content_of(card)) in batch}
     # No transaction is open while the encoder works, and the one below begins with its write: on SQLite, one
     # that reads first would fail where another process wrote in between.
     session.commit()
@@ -142,8 +144,8 @@ class CardVectors:
                     Embedding.content.in_({key.partition(":")[0] for key in block}),
                 )
             )
-            found = {f"{content}:{chunk:02}": vector for content, chunk, vector in rows}
-            yield np.stack([np.frombuffer(found[key], dtype="<f4") for key in block])
+            vectors_by_key = {f"{content}:{chunk:02}": vector for content, chunk, vector in rows}
+            yield np.stack([np.frombuffer(vectors_by_key[key], dtype="<f4") for key in block])
 
 
 class CardTexts:
@@ -160,21 +162,21 @@ class CardTexts:
 
     def digests(self) -> Mapping[int, bytes]:
         """The digest of every adapter's text by its id; reads all cards once."""
-        found: dict[int, bytes] = {}
+        digests_by_id: dict[int, bytes] = {}
         self.names, self.contents = {}, {}
         for row in self._session.execute(_named().execution_options(yield_per=_PAGE)):
             text = _text(row)
-            found[text.id] = text.digest
+            digests_by_id[text.id] = text.digest
             self.names[text.id] = text.adapter
             if has_content(row.card_quality, row.card_text):
                 self.contents[text.id] = content_of(row.card_text)
-        return found
+        return digests_by_id
 
     def texts(self, ids: Collection[int]) -> Iterator[AdapterText]:
         """The texts of these adapters, those that are still there."""
-        wanted = sorted(ids)
-        for start in range(0, len(wanted), _PAGE):
-            page = wanted[start : start + _PAGE]
+        sorted_ids = sorted(ids)
+        for start in range(0, len(sorted_ids), _PAGE):
+            page = sorted_ids[start : start + _PAGE]
             for row in self._session.execute(_named().where(Adapter.id.in_(page)).order_by(Adapter.id)):
                 yield _text(row)
 

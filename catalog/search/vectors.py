@@ -58,8 +58,8 @@ class Fingerprints:
 
         for start in range(0, len(keys), _BLOCK):
             block = keys[start : start + _BLOCK]
-            found = self.by_key(block)
-            yield np.stack([found[key] for key in block])
+            vectors_by_key = self.by_key(block)
+            yield np.stack([vectors_by_key[key] for key in block])
 
     def by_key(self, keys: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors of these keys that the catalog holds; at most 500 keys at once."""
@@ -71,9 +71,9 @@ class Fingerprints:
                 Fingerprint.weights_digest.in_(digests), Fingerprint.version == FINGERPRINT_VERSION
             )
         )
-        wanted = set(keys)
+        key_set = set(keys)
         vectors = ((vector_key(digest, pattern), blob) for digest, pattern, blob in rows)
-        return {key: np.frombuffer(blob, dtype="<f4") for key, blob in vectors if key in wanted}
+        return {key: np.frombuffer(blob, dtype="<f4") for key, blob in vectors if key in key_set}
 
 
 def matrix(source: Fingerprints, keys: Sequence[str]) -> NDArray[np.float32]:
@@ -83,8 +83,8 @@ def matrix(source: Fingerprints, keys: Sequence[str]) -> NDArray[np.float32]:
     unique = sorted(set(keys))
     rows = np.concatenate(list(source.vectors(unique)))
     place = {key: at for at, key in enumerate(unique)}
-    found: NDArray[np.float32] = rows[[place[key] for key in keys]]
-    return found
+    result: NDArray[np.float32] = rows[[place[key] for key in keys]]
+    return result
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,12 @@ class Cache:
         except OSError as error:
             raise StorageError(f"The index {state.path} cannot be removed: {error.strerror}.") from error
         open_index(folder, self.space, self.source)
-        made = self.check(folder)
-        if made.state != "current":
-            raise StorageError(f"The index {made.path} cannot be written: it stays {made.state}.")
-        return made
+        cache_state = self.check(folder)
+        if cache_state.state != "current":
+            raise StorageError(
+                f"The index {cache_state.path} cannot be written: it stays {cache_state.state}."
+            )
+        return cache_state
 
 
 def indexes(session: Session) -> dict[str, Cache]:

@@ -60,16 +60,16 @@ def chosen(
     Raises UsageError where they are too few, with how many adapters were left out and why; `before` says it
     of those that are not in the ranking.
     """
-    taken, beyond = let_in(ranking, limits)
-    if len(taken) < (limits.count or 1):
+    members, beyond = let_in(ranking, limits)
+    if len(members) < (limits.count or 1):
         total = len(ranking) + sum(before.values())
-        wanted = "" if limits.count is None else f", not {limits.count}"
+        size = "" if limits.count is None else f", not {limits.count}"
         reasons = left_out_in_words({**before, **beyond})
         raise UsageError(
-            f"Only {len(taken)} of {total} adapters are left{wanted}{reasons and f': {reasons}'}; "
+            f"Only {len(members)} of {total} adapters are left{size}{reasons and f': {reasons}'}; "
             "ask for fewer or loosen what was asked."
         )
-    return taken
+    return members
 
 
 def left_out_in_words(left_out: Mapping[str, int]) -> str:
@@ -79,14 +79,14 @@ def left_out_in_words(left_out: Mapping[str, int]) -> str:
 
 def let_in(ranking: Sequence[Ranked], limits: Limits) -> tuple[list[Ranked], dict[str, int]]:
     """The first of the ranking that the limits let in, and how many before the last of them they did not."""
-    taken: list[Ranked] = []
+    members: list[Ranked] = []
     beyond: Counter[str] = Counter()
     owners: Counter[str] = Counter()
     families: Counter[str] = Counter()
     groups: set[str] = set()
     parameters = 0
     for row in ranking:
-        if len(taken) == limits.count:
+        if len(members) == limits.count:
             break
         candidate = row.candidate
         family = (limits.families or {}).get(candidate.adapter, candidate.adapter)
@@ -102,12 +102,12 @@ def let_in(ranking: Sequence[Ranked], limits: Limits) -> tuple[list[Ranked], dic
         if full := next((words for words, is_full in why.items() if is_full), None):
             beyond[full] += 1
             continue
-        taken.append(row)
+        members.append(row)
         owners[candidate.owner] += 1
         families[family] += 1
         groups.add(group)
         parameters = size
-    return taken, dict(beyond)
+    return members, dict(beyond)
 
 
 def _full(count: int, limit: int | None) -> bool:
@@ -122,14 +122,14 @@ def draw(seed: int, *words: str) -> float:
 
 def random_order(rows: Sequence[Candidate], seed: int) -> list[Ranked]:
     """All candidates in random order."""
-    drawn = sorted(rows, key=lambda row: (draw(seed, row.hub_id, row.subfolder), row.adapter))
-    return [Ranked(row, None, f"drawn at random (seed {seed})") for row in drawn]
+    ordered = sorted(rows, key=lambda row: (draw(seed, row.hub_id, row.subfolder), row.adapter))
+    return [Ranked(row, None, f"drawn at random (seed {seed})") for row in ordered]
 
 
 def by_rank(rows: Sequence[Candidate], _seed: int) -> list[Ranked]:
     """The largest rank first, then the most parameters."""
-    known = [row for row in rows if row.rank is not None]
-    ordered = sorted(known, key=lambda row: (-(row.rank or 0), -(row.parameters or 0), row.adapter))
+    with_rank = [row for row in rows if row.rank is not None]
+    ordered = sorted(with_rank, key=lambda row: (-(row.rank or 0), -(row.parameters or 0), row.adapter))
     return [Ranked(row, float(row.rank or 0), f"rank {row.rank}") for row in ordered]
 
 
@@ -144,17 +144,17 @@ def matched(rows: Sequence[Candidate], pool: Sequence[Candidate], seed: int) -> 
     free = [row for row in random_order(rows, seed) if row.candidate.id not in members]
     most = max(Counter(row.owner for row in pool).values(), default=1)
     owners: Counter[str] = Counter()
-    found: list[Ranked] = []
+    matches: list[Ranked] = []
     for member in pool:
         best = _best_match(member, [row.candidate for row in free], owners, most)
         if best is None:
             break
-        candidate, kept = best
+        candidate, level = best
         free = [row for row in free if row.candidate.id != candidate.id]
         owners[candidate.owner] += 1
-        same = ", ".join(kept) or "nothing"
-        found.append(Ranked(candidate, None, f"drawn for {member.adapter}: same {same} (seed {seed})"))
-    return found
+        same = ", ".join(level) or "nothing"
+        matches.append(Ranked(candidate, None, f"drawn for {member.adapter}: same {same} (seed {seed})"))
+    return matches
 
 
 def _best_match(
@@ -167,25 +167,25 @@ def _best_match(
         ("norm", lambda row: _near(row.norm, member.norm)),
         ("number an owner", lambda row: owners.get(row.owner, 0) < most),
     )
-    for kept in range(len(demands), -1, -1):
+    for level in range(len(demands), -1, -1):
         for row in free:
-            if all(meets(row) for _, meets in demands[:kept]):
-                return row, [name for name, _ in demands[:kept]]
+            if all(meets(row) for _, meets in demands[:level]):
+                return row, [name for name, _ in demands[:level]]
     return None
 
 
-def _near(one: float | None, other: float | None) -> bool:
-    if not one or not other:
-        return one == other
-    return abs(math.log(one / other)) <= math.log(NORM_FACTOR)
+def _near(left: float | None, right: float | None) -> bool:
+    if not left or not right:
+        return left == right
+    return abs(math.log(left / right)) <= math.log(NORM_FACTOR)
 
 
 def shuffled(ranking: Sequence[Ranked], seed: int) -> list[Ranked]:
     """The ranking with its scores given to other adapters by chance: same scores, no information."""
-    drawn = random_order([row.candidate for row in ranking], seed)
+    ordered = random_order([row.candidate for row in ranking], seed)
     return [
         Ranked(other.candidate, row.score, f"the score of another adapter, by chance (seed {seed})")
-        for row, other in zip(ranking, drawn, strict=True)
+        for row, other in zip(ranking, ordered, strict=True)
     ]
 
 

@@ -152,27 +152,27 @@ def _adapters(columns: Select[Any], base: str | None) -> Select[Any]:
 
 
 def _refused(refusing: Collection[str], without: Collection[str]) -> ColumnElement[bool]:
-    whole = set(refusing) - IN_LAYERS if without else set(refusing)
-    return exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(whole))
+    reasons = set(refusing) - IN_LAYERS if without else set(refusing)
+    return exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
 
 
 def _layers_of(session: Session, reasons: Collection[str]) -> dict[int, tuple[str, ...]]:
     """The layers that adapters with one of these reasons can be read without, by row; none where it takes
     more than that.
     """
-    told = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
+    has_reason = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
     query = (
         select(Adapter.id, Document.content, WeightsFile.header, WeightsFile.size)
         .join(Document, Document.digest == Adapter.config_digest)
         .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
-        .where(Adapter.current, told)
+        .where(Adapter.current, has_reason)
     )
-    found = {}
+    layers = {}
     for id_, content, header, size in session.execute(query):
         config = parse_config(content)
         spec = lora_modules(parse_header(zlib.decompress(header), size), config) if header else None
-        found[id_] = () if spec is None else layers_to_leave_out(config, spec)
-    return found
+        layers[id_] = () if spec is None else layers_to_leave_out(config, spec)
+    return layers
 
 
 def _is_plain_without(layers: Collection[str], without: Collection[str]) -> bool:
@@ -180,14 +180,14 @@ def _is_plain_without(layers: Collection[str], without: Collection[str]) -> bool
 
 
 def pinned(
-    session: Session, chosen: Mapping[int, tuple[float | None, str]], rows: Collection[Candidate]
+    session: Session, ranks: Mapping[int, tuple[float | None, str]], rows: Collection[Candidate]
 ) -> list[Member]:
-    """The members of a pool for chosen candidates, `chosen` giving score and why by row, in its order.
+    """The members of a pool for chosen candidates, `ranks` giving score and why by row, in its order.
 
     Raises PoolError where the catalog lost a small file that would be pinned.
     """
     by_id = {row.id: row for row in rows}
-    return [_member(session, by_id[id_], score, why) for id_, (score, why) in chosen.items()]
+    return [_member(session, by_id[id_], score, why) for id_, (score, why) in ranks.items()]
 
 
 def _member(session: Session, row: Candidate, score: float | None, why: str) -> Member:
@@ -216,15 +216,15 @@ def _files(session: Session, row: Candidate) -> list[PinnedFile]:
     files = session.scalar(select(Adapter.files).where(Adapter.id == row.id))
     listed = {file["digest"]: file for file in files or ()}
     weights = PinnedFile(row.weights_name, int(listed[row.weights_digest]["size"]), row.weights_digest)
-    found = [weights]
+    pinned_files = [weights]
     for digest in filter(None, (row.config_digest, row.card_digest)):
         content = session.scalar(select(Document.content).where(Document.digest == digest))
         if content is None:
             raise PoolError(f"The catalog lost a file of {row.adapter}; crawl it again with --full.")
         if digest in listed:
             name = listed[digest]["name"]
-            found.append(PinnedFile(name, len(content), hashlib.sha256(content).hexdigest()))
-    return sorted(found, key=lambda file: file.name)
+            pinned_files.append(PinnedFile(name, len(content), hashlib.sha256(content).hexdigest()))
+    return sorted(pinned_files, key=lambda file: file.name)
 
 
 def documents_of(session: Session, manifest: Manifest) -> dict[str, bytes]:

@@ -62,31 +62,33 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     """
     strategy = _checked(question)
     where = parse(question.where) if question.where else None
-    known = candidates(sources.session, sources.refusing, question.base, where, question.without)
-    base = _usual_base(known) if question.base is None else question.base
-    known = [row for row in known if base is None or row.base == base]
-    named = without(known, question.exclude)
-    rows = [row for row in named if objection(row.license, question.use) is None]
+    candidate_rows = candidates(sources.session, sources.refusing, question.base, where, question.without)
+    base = _usual_base(candidate_rows) if question.base is None else question.base
+    candidate_rows = [row for row in candidate_rows if base is None or row.base == base]
+    candidate_rows_left = without(candidate_rows, question.exclude)
+    rows = [row for row in candidate_rows_left if objection(row.license, question.use) is None]
     before = left_out(sources.session, sources.refusing, base, where, question.without) | {
-        "excluded by name": len(known) - len(named),
-        f"with a licence that forbids {question.use}": len(named) - len(rows),
+        "excluded by name": len(candidate_rows) - len(candidate_rows_left),
+        f"with a licence that forbids {question.use}": len(candidate_rows_left) - len(rows),
     }
     if not rows:
         raise NotFoundError(_nobody(before))
     ranking = strategy.rank(question, rows, sources)
     before[f"that cannot be ranked by {question.by}"] = len(rows) - len(ranking)
     limits = _limits(question, rows, sources)
-    taken = chosen(ranking, limits, before)
+    members = chosen(ranking, limits, before)
     everybody = before | let_in(ranking, limits)[1] if question.count is None else {}
-    pool = _manifest(question, taken, rows, sources)
+    pool = _manifest(question, members, rows, sources)
     if not controls:
         return Selection(pool, (), tuple(ranking), everybody)
-    alike = replace(limits, count=len(taken))
-    others = _controls(question, ranking, taken, rows, alike, sources)
-    named_ = [{"kind": kind, "pool": other.name, "digest": other.digest} for kind, other in others.items()]
+    alike = replace(limits, count=len(members))
+    control_pools = _controls(question, ranking, members, rows, alike, sources)
+    named_ = [
+        {"kind": kind, "pool": other.name, "digest": other.digest} for kind, other in control_pools.items()
+    ]
     stand_ins = [{"kind": kind, "seed": question.seed} for kind in STAND_INS]
     pool = replace(pool, controls=(*named_, *stand_ins))
-    return Selection(pool, tuple(others.values()), tuple(ranking), everybody)
+    return Selection(pool, tuple(control_pools.values()), tuple(ranking), everybody)
 
 
 def _nobody(left_out: Mapping[str, int]) -> str:
@@ -122,19 +124,19 @@ def _limits(question: Question, rows: Sequence[Candidate], sources: Sources) -> 
         groups = representatives(copies, question.distinct, exact)
     if question.per_family:
         # A series may go on beyond the filter.
-        known = list(likeness.fingerprinted(sources.session, sources.refusing, rows[0].base))
-        found = families(likeness.copies(sources.session, known))
-        members = {name: family.name for family in found for name in family.members}
+        measured_rows = list(likeness.fingerprinted(sources.session, sources.refusing, rows[0].base))
+        family_list = families(likeness.copies(sources.session, measured_rows))
+        members = {name: family.name for family in family_list for name in family.members}
     return Limits(
         question.count, question.per_owner, question.per_family, question.parameters, groups, members
     )
 
 
 def _manifest(
-    question: Question, taken: Sequence[Ranked], rows: Sequence[Candidate], sources: Sources
+    question: Question, members: Sequence[Ranked], rows: Sequence[Candidate], sources: Sources
 ) -> Manifest:
-    picked = {row.candidate.id: (row.score, row.why) for row in taken}
-    base = taken[0].candidate.base
+    picked = {row.candidate.id: (row.score, row.why) for row in members}
+    base = members[0].candidate.base
     return Manifest(
         name=question.name,
         base=base,
@@ -150,36 +152,36 @@ def asked(question: Question) -> dict[str, Any]:
     options: Mapping[str, Any] = {
         name: value for name, value in vars(question).items() if name not in ("name", "use")
     }
-    said = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    said["count"] = "all" if question.count is None else question.count
-    said["where"] = to_text(parse(question.where)) if question.where else ""
+    answer = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    answer["count"] = "all" if question.count is None else question.count
+    answer["where"] = to_text(parse(question.where)) if question.where else ""
     if question.by not in ("adapter", "gradient"):
-        said.pop("kind")
+        answer.pop("kind")
     if not question.exact:
-        said.pop("exact")
-    return {name: value for name, value in said.items() if value not in (None, "", [])}
+        answer.pop("exact")
+    return {name: value for name, value in answer.items() if value not in (None, "", [])}
 
 
 def _controls(
     question: Question,
     ranking: Sequence[Ranked],
-    taken: Sequence[Ranked],
+    members: Sequence[Ranked],
     rows: Sequence[Candidate],
     limits: Limits,
     sources: Sources,
 ) -> dict[str, Manifest]:
     """The pools that keep a choice honest: random ones, of its recipes, and with shuffled scores."""
-    pool = [row.candidate for row in taken]
+    pool = [row.candidate for row in members]
     rankings = {
         **({"blind": STRATEGIES["prior"].rank(question, rows, sources)} if question.by == "score" else {}),
         "random": random_order(rows, question.seed + 1),
         "matched": matched(rows, pool, question.seed),
         "shuffled": shuffled(ranking, question.seed),
     }
-    found = {}
+    pools = {}
     for kind, other in rankings.items():
         loose = replace(limits, per_owner=None, parameters=None) if kind == "matched" else limits
         asked_for = replace(question, name=f"{question.name}-{kind}", by=question.by)
         manifest = _manifest(asked_for, chosen(other, loose), rows, sources)
-        found[kind] = replace(manifest, chosen={**asked(asked_for), "control": kind, "of": question.name})
-    return found
+        pools[kind] = replace(manifest, chosen={**asked(asked_for), "control": kind, "of": question.name})
+    return pools

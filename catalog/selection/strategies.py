@@ -117,7 +117,7 @@ def _by_text(question: Question, rows: Sequence[Candidate], sources: Sources) ->
     by_name = {row.adapter: row for row in rows}
     where = parse(question.where) if question.where else None
     with open_texts(sources.session, sources.index, sources.embedder()) as texts:
-        found = search(
+        hits = search(
             sources.session,
             texts,
             question.text or "",
@@ -125,13 +125,13 @@ def _by_text(question: Question, rows: Sequence[Candidate], sources: Sources) ->
             query=where,
             refusing=sources.refusing,
         )
-    return [Ranked(by_name[hit.adapter], hit.score, hit.why) for hit in found.hits if hit.adapter in by_name]
+    return [Ranked(by_name[hit.adapter], hit.score, hit.why) for hit in hits.hits if hit.adapter in by_name]
 
 
 def _by_adapter(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
     by_name = {row.adapter: row for row in rows}
     subject = sources.subject(question.like or "")
-    found = neighbours(
+    nearest = neighbours(
         sources.session,
         subject,
         sources.index,
@@ -141,7 +141,7 @@ def _by_adapter(question: Question, rows: Sequence[Candidate], sources: Sources)
         count=max(len(rows), 1),
         rows=rows,
     )
-    return [Ranked(by_name[row.adapter], row.score, row.why) for row in found]
+    return [Ranked(by_name[row.adapter], row.score, row.why) for row in nearest]
 
 
 def _by_score(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
@@ -166,21 +166,21 @@ def _by_racing(question: Question, rows: Sequence[Candidate], sources: Sources) 
     if sources.measure is None:
         raise UsageError("Choosing by racing needs a base model that measures adapters on --task; name one.")
     matrix = _matrix(question, rows, sources, racing=True)
-    found = race(
+    result = race(
         matrix, _task(question), sources.measure, question.budget or 0, texts=_texts(question, sources)
     )
-    return _by_scores(found.ranking, rows)
+    return _by_scores(result.ranking, rows)
 
 
 def _by_gradient(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
     if sources.direction is None:
         raise UsageError("Choosing by gradient needs a base model with a gradient on --task; name one.")
-    others = () if sources.backgrounds is None else sources.backgrounds
+    backgrounds = () if sources.backgrounds is None else sources.backgrounds
     keys = {row.key for row in rows}
     scores = downhill(
-        sources.session, sources.index, keys, sources.direction, others, likeness.kind(question.kind)
+        sources.session, sources.index, keys, sources.direction, backgrounds, likeness.kind(question.kind)
     )
-    what = f"sd of the cosine, less those on {len(others)} others" if len(others) else "cosine"
+    what = f"sd of the cosine, less those on {len(backgrounds)} others" if len(backgrounds) else "cosine"
     ranked = [
         Ranked(row, scores[row.key], f"down the slope of {_task(question)}: {scores[row.key]:+.3f} {what}")
         for row in rows
@@ -197,11 +197,11 @@ def _reordered(
     best = ranked[: max(2 * (question.count or len(ranked)), SHORTLIST)]
     scores = exact([row.candidate.adapter for row in best])
     what = f"down the slope of {_task(question)}, exactly"
-    found = [
+    head = [
         Ranked(row.candidate, score, f"{what}: {score:+.4g}") for row, score in zip(best, scores, strict=True)
     ]
-    found.sort(key=lambda row: (-(row.score or 0.0), row.candidate.adapter))
-    return found + list(ranked[len(best) :])
+    head.sort(key=lambda row: (-(row.score or 0.0), row.candidate.adapter))
+    return head + list(ranked[len(best) :])
 
 
 def _task(question: Question) -> str:
@@ -210,8 +210,8 @@ def _task(question: Question) -> str:
 
 def _texts(question: Question, sources: Sources) -> dict[str, str]:
     """What tasks ask for, in words; that of the question's own task is --query where it is given."""
-    said = {_task(question): question.text} if question.text else {}
-    return {**sources.texts, **said}
+    texts = {_task(question): question.text} if question.text else {}
+    return {**sources.texts, **texts}
 
 
 def _worst(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
@@ -240,7 +240,9 @@ def _matrix(
             return score_matrix((), adapters=names).blank(task)
         raise
     among = set(names) if racing else set(table.adapters)
-    cells = ((one, task, value, n) for (one, task), (value, n) in table.cells.items() if one in among)
+    cells = (
+        (adapter, task, value, n) for (adapter, task), (value, n) in table.cells.items() if adapter in among
+    )
     matrix = score_matrix(cells, base=table.base.items(), adapters=names)
     unmeasured = task not in matrix.tasks and (racing or task in _texts(question, sources))
     return matrix.blank(task) if unmeasured else matrix
@@ -249,12 +251,12 @@ def _matrix(
 def _by_scores(ranking: Ranking, rows: Sequence[Candidate]) -> list[Ranked]:
     """The candidates that a ranking can say something of, best first."""
     by_name = {row.adapter: row for row in rows}
-    found = []
+    ranked = []
     for place in ranking.order():
         row, score = by_name.get(ranking.adapters[place]), float(ranking.scores[place])
         if row is not None and not math.isnan(score):
-            found.append(Ranked(row, score, ranking.why[place]))
-    return found
+            ranked.append(Ranked(row, score, ranking.why[place]))
+    return ranked
 
 
 def _random(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:

@@ -132,8 +132,8 @@ class Crawler:
         with Session(for_writing(self.engine)) as session, session.begin():
             crawl = session.get_one(Crawl, plan.crawl_id)
             # A Hub that shows nothing at all has lost its index, not all its repositories.
-            whole = plan.since is None and plan.limit is None and frontier.listed(session, crawl.id)
-            if whole:
+            complete = plan.since is None and plan.limit is None and frontier.listed(session, crawl.id)
+            if complete:
                 frontier.add_missing(session, crawl, NOT_LISTED)
             retries.enlist(session, crawl, self.now(), NOT_LISTED, all_of_them=self.options.full)
         return None
@@ -154,12 +154,12 @@ class Crawler:
     @contextmanager
     def _streamed(self) -> Iterator[BlobStore]:
         """A store for files that are read and not kept; what killed crawls left beside the kept ones goes."""
-        beside = self.blobs.root.parent
-        remove_abandoned(beside)
+        parent = self.blobs.root.parent
+        remove_abandoned(parent)
         if self.options.weights == "headers":
             yield self.blobs  # nothing is read
             return
-        with temporary_store(beside) as store:
+        with temporary_store(parent) as store:
             yield store
 
     def _tools(self, bases: BaseTable, streamed: BlobStore) -> Tools:
@@ -181,11 +181,11 @@ class Crawler:
         What failed does not hold it: that stands on the list of what is tried again.
         """
         counts = frontier.outcomes(session, crawl.id)
-        whole = finished and not counts[Outcome.PENDING.value]
-        clean = whole and not counts[Outcome.FAILED.value]
+        complete = finished and not counts[Outcome.PENDING.value]
+        clean = complete and not counts[Outcome.FAILED.value]
         crawl.state = CrawlState.COMPLETE if clean else CrawlState.PARTIAL
         crawl.finished_at = self.now()
-        if whole and crawl.asked["limit"] is None:
+        if complete and crawl.asked["limit"] is None:
             # What changed after the listing began may stand on a page that was read before it changed.
             newest, before = frontier.newest(session, crawl.id), frontier.watermark(session, crawl.scope)
             marks = (before, min(newest, crawl.started_at) if newest is not None else None)
@@ -208,8 +208,8 @@ def _since(session: Session, options: CrawlOptions, scope: str, now: datetime) -
     """The time from which on changes are asked for; None asks for everything, as once a week."""
     if options.full or options.limit is not None:
         return None
-    mark, whole = frontier.watermark(session, scope), frontier.last_whole(session, scope)
-    if mark is None or whole is None or whole < now - WHOLE_EVERY:
+    mark, complete = frontier.watermark(session, scope), frontier.last_whole(session, scope)
+    if mark is None or complete is None or complete < now - WHOLE_EVERY:
         return None
     return max(mark, EARLIEST) - OVERLAP
 
@@ -232,7 +232,7 @@ def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, prog
         counts["new" if row is None else "unchanged" if row.commit == item.row.get("sha") else "changed"] += 1
         progress.listed(sum(counts.values()))
     if since is None and not sum(counts.values()):
-        others = store.base_names(session) if session is not None else ()
+        base_names = store.base_names(session) if session is not None else ()
         for base in asked_bases(options):
-            progress.note(unlisted(base, bases, others))
+            progress.note(unlisted(base, bases, base_names))
     return Preview(tuple(query.filters for query in planned), counts, hub.usage.api)

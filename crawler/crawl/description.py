@@ -74,8 +74,8 @@ def repository_record(listed: ListedRepository) -> RepositoryRecord:
 
 def description_digest(bases: BaseTable) -> str:
     """What an adapter's description depends on besides its files: the rules' version and the spellings."""
-    known = [[row.canonical, row.spelling, row.kind] for row in bases.rows]
-    return hashlib.sha256(json.dumps([DESCRIBE_VERSION, known]).encode()).hexdigest()[:16]
+    spellings = [[row.canonical, row.spelling, row.kind] for row in bases.rows]
+    return hashlib.sha256(json.dumps([DESCRIBE_VERSION, spellings]).encode()).hexdigest()[:16]
 
 
 def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described_with: str) -> AdapterRecord:
@@ -124,10 +124,10 @@ def _identity(listed: ListedRepository, draft: Draft, bases: BaseTable) -> BaseI
     config = draft.config.base_model if isinstance(draft.config, AdapterConfig) else None
     copied = None if draft.folder.subfolder else listed.config_base
     # A card may list the base under several names, or several bases: then it does not say which.
-    of_card = {bases.canonical(one): one for one in draft.card.base_models if not names_nothing(one)}
+    of_card = {bases.canonical(name): name for name in draft.card.base_models if not names_nothing(name)}
     card = next(iter(of_card.values())) if len(of_card) == 1 else None
-    said = (text for text in (config, copied, card) if not names_nothing(text))
-    return bases.identify(next(said, config), tags=listed.tags)
+    names = (text for text in (config, copied, card) if not names_nothing(text))
+    return bases.identify(next(names, config), tags=listed.tags)
 
 
 def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) -> Evidence:
@@ -228,5 +228,5 @@ def _spec_fields(draft: Draft) -> dict[str, Any]:
             "parameters": spec.parameters,
             "dtypes": spec.dtypes,
         }
-    named = draft.config.target_modules if isinstance(draft.config, AdapterConfig) else None
-    return {"targets": (named,) if isinstance(named, str) else tuple(named or ())}
+    targets = draft.config.target_modules if isinstance(draft.config, AdapterConfig) else None
+    return {"targets": (targets,) if isinstance(targets, str) else tuple(targets or ())}

@@ -30,17 +30,17 @@ def bearer(listed: ListedRepository, names: Sequence[str], hub: Hub) -> Bearer:
     Args:
         names: The name that the catalog knows first, then those of the listing.
     """
-    found: dict[str, ListedRepository] = {}
+    candidates: dict[str, ListedRepository] = {}
     for name in dict.fromkeys(names):
-        if name in found:
+        if name in candidates:
             continue
         row = _look_up(name, hub)
         if row is not None and row.hub_id == listed.hub_id:
-            found.setdefault(row.name, row)
-    if not found:
+            candidates.setdefault(row.name, row)
+    if not candidates:
         return Bearer(listed, ())
-    first, *others = found
-    return Bearer(found[first], tuple(others))
+    first, *other_names = candidates
+    return Bearer(candidates[first], tuple(other_names))
 
 
 def _look_up(name: str, hub: Hub) -> ListedRepository | None:

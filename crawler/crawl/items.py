@@ -105,9 +105,9 @@ class Tally:
         self._progress, self._done, self._total = progress, done, total
         progress.working(done, total)
 
-    def add(self, settled: int) -> None:
+    def add(self, count: int) -> None:
         """So many more are settled."""
-        self._done += settled
+        self._done += count
         self._progress.working(self._done, self._total)
 
 
@@ -166,14 +166,14 @@ class Work:
                     window.append(task)
                 if not window:
                     break
-                ready = _ready(window)
-                for failure in self._settle(ready):
+                batch = _ready(window)
+                for failure in self._settle(batch):
                     failing = failing + 1 if failure is not None and not failure.in_reach else 0
                     if failing == PATIENCE and failure is not None:
                         if failure.kind == "storage" or not self._hub_answers():
                             return
                         failing = 0
-                tally.add(len(ready))
+                tally.add(len(batch))
         finally:
             # Nothing is in flight when all is settled; whatever else ended the loop, nobody waits for it.
             if window:
@@ -211,13 +211,13 @@ class Work:
 
     def _jobs(self, session: Session, items: Sequence[CrawlItem]) -> list[tuple[Task, Job]]:
         """What workers are to do for these items; a repository that did not change is settled at once."""
-        known = store.known_repositories(session, [item.hub_id for item in items if item.hub_id])
-        unread = self._unread(session, [row.id for row in known.values()])
+        repositories = store.known_repositories(session, [item.hub_id for item in items if item.hub_id])
+        unread = self._unread(session, [row.id for row in repositories.values()])
         jobs: list[tuple[Task, Job]] = []
         touched: list[Repository] = []
         for item in items:
             task = Task(item.position, item.hub_id or "", item.name or "")
-            row = known.get(task.hub_id)
+            row = repositories.get(task.hub_id)
             commit = row.commit if row is not None and row.id not in unread else None
             if item.row == NOT_LISTED:
                 jobs.append((task, partial(_look_again, task.hub_id, task.name, commit, self.tools)))
@@ -256,10 +256,10 @@ class Work:
         # Another cap lets in what an earlier one left out.
         unread |= store.with_weights_up_to(session, repositories, "too_large", tools.most_weights)
         unreadable = [reason.value for reason in UNREADABLE]
-        for owner, digest, known, accepted in store.readable_weights(
+        for owner, digest, is_measured, accepted in store.readable_weights(
             session, repositories, refusing(tools.rules), unreadable
         ):
-            if not known or (tools.weights == "keep" and accepted and not tools.blobs.has(digest)):
+            if not is_measured or (tools.weights == "keep" and accepted and not tools.blobs.has(digest)):
                 unread.add(owner)
         return unread
 
@@ -283,15 +283,15 @@ class Work:
         return [result if isinstance(result, Failure) else None for result in results]
 
     def _write(self, session: Session, tasks: Sequence[Task], results: Sequence[Result | Failure]) -> None:
-        known = store.known_repositories(session, [task.hub_id for task in tasks])
+        repositories = store.known_repositories(session, [task.hub_id for task in tasks])
         plain = [self._named(session, task, result) for task, result in zip(tasks, results, strict=True)]
-        commits = {hub_id: row.commit for hub_id, row in known.items()}
+        commits = {hub_id: row.commit for hub_id, row in repositories.items()}
         items = frontier.items_at(session, self.crawl_id, [task.position for task in tasks])
         read = [(r.repository, r.adapters) for r in plain if isinstance(r, Processed)]
         if read:
             store.save_repositories(session, read, self.now())
         for task, result in zip(tasks, plain, strict=True):
-            item, row = items[task.position], known.get(task.hub_id)
+            item, row = items[task.position], repositories.get(task.hub_id)
             if isinstance(result, Failure):
                 retries.postpone(session, self.scope, _failed_item(item, result), self.now())
                 frontier.settle(item, Outcome.FAILED, error=result.kind, detail=result.detail)
@@ -331,12 +331,12 @@ class Work:
 
 def _ready(window: deque[Task]) -> list[Task]:
     """Takes the first task, and those behind it that are done already and bear other names."""
-    taken = [window.popleft()]
-    names = {taken[0].name}
+    batch = [window.popleft()]
+    names = {batch[0].name}
     while window and window[0].result.done() and window[0].name not in names:
         names.add(window[0].name)
-        taken.append(window.popleft())
-    return taken
+        batch.append(window.popleft())
+    return batch
 
 
 def _result(task: Task) -> Result | Failure:
@@ -379,20 +379,20 @@ def _outcome(before: str | None, after: str | None) -> Outcome:
     return Outcome.UNCHANGED if before == after else Outcome.CHANGED
 
 
-def _names(item: CrawlItem, known: Repository | None, listed: ListedRepository) -> list[str]:
+def _names(item: CrawlItem, repository: Repository | None, listed: ListedRepository) -> list[str]:
     """The names that are given for an `_id`: that of the catalog first, then those of the listing."""
-    of_catalog = [known.name] if known is not None and known.gone_at is None else []
+    of_catalog = [repository.name] if repository is not None and repository.gone_at is None else []
     return list(dict.fromkeys([*of_catalog, listed.name, *frontier.other_names(item)]))
 
 
 def _identify(listed: ListedRepository, names: Sequence[str], commit: str | None, tools: Tools) -> Result:
     """What became of the repository that bears an `_id` with several names."""
-    found = bearer(listed, names, tools.hub)
-    if commit is not None and found.repository.sha == commit:
-        result: Processed | Unchanged | Gone = Unchanged(repository_record(found.repository))
+    identity = bearer(listed, names, tools.hub)
+    if commit is not None and identity.repository.sha == commit:
+        result: Processed | Unchanged | Gone = Unchanged(repository_record(identity.repository))
     else:
-        result = process(found.repository, tools)
-    return Identified(found.repository.name, found.others, result)
+        result = process(identity.repository, tools)
+    return Identified(identity.repository.name, identity.others, result)
 
 
 def _look_again(hub_id: str, name: str, commit: str | None, tools: Tools) -> Result:

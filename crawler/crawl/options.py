@@ -25,8 +25,8 @@ RELATIONS = ("adapter", "finetune")
 def check_base_name(name: str) -> None:
     """Raises UsageError unless the Hub can have a model of this name."""
     if not valid_name(name):
-        known = seed_table().known(name)
-        right = known or f"owner/name, as {DEFAULT_BASE}"
+        canonical = seed_table().known(name)
+        right = canonical or f"owner/name, as {DEFAULT_BASE}"
         raise UsageError(f"{name[:80]!r} is no base model; write {right}.")
 
 
@@ -71,27 +71,30 @@ def asked_bases(options: CrawlOptions) -> tuple[str, ...]:
     return () if options.any_base else options.bases or (DEFAULT_BASE,)
 
 
-def unlisted(base: str, bases: BaseTable, others: Collection[str]) -> str:
-    """A sentence on a base model that no repository names; `others` are known beside the table."""
-    known = bases.known(base)
-    if known is not None:
-        return (
-            f"No repository lists an adapter of {known}, under any of its {len(bases.spellings(base))} names."
-        )
-    told = "" if base in others else f", and no base model is known as {base}; {bases.nearest(base, others)}"
-    return f"No repository lists an adapter of {base}{told}."
+def unlisted(base: str, bases: BaseTable, base_names: Collection[str]) -> str:
+    """A sentence on a base model that no repository names; `base_names` are known beside the table."""
+    canonical = bases.known(base)
+    if canonical is not None:
+        count = len(bases.spellings(base))
+        return f"No repository lists an adapter of {canonical}, under any of its {count} names."
+    advice = (
+        ""
+        if base in base_names
+        else f", and no base model is known as {base}; {bases.nearest(base, base_names)}"
+    )
+    return f"No repository lists an adapter of {base}{advice}."
 
 
 def queries(options: CrawlOptions, bases: BaseTable) -> tuple[Query, ...]:
     """The listings whose union by `_id` is what the options ask for, in a fixed order."""
     if options.any_base:
         return tuple(Query((tag,), tag == "peft") for tag in ANY_BASE_TAGS)
-    found: dict[Query, None] = {}
+    unique: dict[Query, None] = {}
     for base in asked_bases(options):
         for relation in RELATIONS:
             for spelling in bases.spellings(base):
-                found[Query((f"base_model:{relation}:{spelling}",), relation == "adapter")] = None
-    return tuple(found)
+                unique[Query((f"base_model:{relation}:{spelling}",), relation == "adapter")] = None
+    return tuple(unique)
 
 
 def listing(endpoint: str, planned: tuple[Query, ...]) -> dict[str, Any]:

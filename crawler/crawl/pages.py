@@ -74,7 +74,7 @@ def _read_query(engine: Engine, hub: Hub, plan: Walk, number: int, progress: Pro
 
 def preview(hub: Hub, plan: Walk) -> Iterator[ItemRecord]:
     """The items that `walk` would write, each `_id` once, without writing anything."""
-    seen: set[str] = set()
+    urls: set[str] = set()
     for query in plan.queries:
         url: str | None = hub.listing_url(query.filters, sort=plan.sort)
         read: set[str] = set()
@@ -82,10 +82,10 @@ def preview(hub: Hub, plan: Walk) -> Iterator[ItemRecord]:
             read.add(url)
             page = hub.page(url)
             for item in _items(page, query, plan.since)[0]:
-                if plan.limit is not None and len(seen) >= plan.limit:
+                if plan.limit is not None and len(urls) >= plan.limit:
                     return
-                if item.hub_id is not None and item.hub_id not in seen:
-                    seen.add(item.hub_id)
+                if item.hub_id is not None and item.hub_id not in urls:
+                    urls.add(item.hub_id)
                     yield item
             url = None if _reached(page, plan.since) else page.next_url
 
@@ -96,7 +96,7 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
     while True:
         with Session(engine) as session:
             at = frontier.frontier(session, plan.crawl_id, number)
-            seen = frontier.seen_urls(session, plan.crawl_id, number)
+            urls = frontier.seen_urls(session, plan.crawl_id, number)
             listed = frontier.listed(session, plan.crawl_id)
         room = None if plan.limit is None else plan.limit - listed
         if at.done:
@@ -108,7 +108,7 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
         url = at.url or hub.listing_url(query.filters, sort=plan.sort)
         page = Page((), None) if room == 0 else hub.page(url)
         items, passed = _items(page, query, plan.since)
-        if page.next_url is not None and page.next_url in seen | {url}:
+        if page.next_url is not None and page.next_url in urls | {url}:
             raise HubPayloadError(
                 "The Hub's listing leads back to a page that was read; try again later.",
                 url=url.partition("?")[0],
@@ -127,16 +127,16 @@ def _first(
     session: Session, crawl_id: int, items: tuple[ItemRecord, ...], room: int
 ) -> tuple[ItemRecord, ...]:
     """The items up to the one that fills the room; repositories that are listed already take none."""
-    known = frontier.already_listed(session, crawl_id, [item.hub_id for item in items if item.hub_id])
-    taken: list[ItemRecord] = []
+    listed_ids = frontier.already_listed(session, crawl_id, [item.hub_id for item in items if item.hub_id])
+    records: list[ItemRecord] = []
     for item in items:
-        if item.hub_id is not None and item.hub_id not in known:
+        if item.hub_id is not None and item.hub_id not in listed_ids:
             if room == 0:
                 break
-            known.add(item.hub_id)
+            listed_ids.add(item.hub_id)
             room -= 1
-        taken.append(item)
-    return tuple(taken)
+        records.append(item)
+    return tuple(records)
 
 
 def _items(page: Page, query: Query, since: datetime | None) -> tuple[tuple[ItemRecord, ...], int]:

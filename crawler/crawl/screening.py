@@ -136,11 +136,11 @@ Found = Iterator[Finding]
 
 def screen(evidence: Evidence) -> tuple[Finding, ...]:
     """Everything that speaks against an adapter, each reason once, in the order of the table of rules."""
-    found: dict[Reason, Finding] = {}
+    findings: dict[Reason, Finding] = {}
     for check in _CHECKS:
         for finding in check(evidence):
-            found.setdefault(finding.reason, Finding(finding.reason, finding.detail[:_MAX_DETAIL]))
-    return tuple(found[reason] for reason in RULES if reason in found)
+            findings.setdefault(finding.reason, Finding(finding.reason, finding.detail[:_MAX_DETAIL]))
+    return tuple(findings[reason] for reason in RULES if reason in findings)
 
 
 def refusing(rules: str) -> tuple[str, ...]:
@@ -180,8 +180,8 @@ def _files(evidence: Evidence) -> Found:
     if pickles:
         yield Finding(Reason.PICKLE_ONLY, ", ".join(pickles))
     else:
-        others = [name for name in evidence.files if name.endswith(".safetensors")][:5]
-        yield Finding(Reason.NO_SAFETENSORS, f"there is {', '.join(others)}" if others else "")
+        other_files = [name for name in evidence.files if name.endswith(".safetensors")][:5]
+        yield Finding(Reason.NO_SAFETENSORS, f"there is {', '.join(other_files)}" if other_files else "")
 
 
 def _config(evidence: Evidence) -> Found:
@@ -289,9 +289,9 @@ def _shapes(spec: AdapterSpec, config: AdapterConfig, evidence: Evidence) -> Fou
         if module.layer is not None and module.layer >= dims.layers:
             yield Finding(Reason.WRONG_BASE_SHAPE, f"{module.name}: the base has {dims.layers} layers")
         elif expected is not None and not _fits(module, expected):
-            seen = f"{module.in_features} to {module.out_features}"
-            wanted = " to ".join("any" if width is None else str(width) for width in expected)
-            yield Finding(Reason.WRONG_BASE_SHAPE, f"{module.name}: {seen}, the base has {wanted}")
+            actual = f"{module.in_features} to {module.out_features}"
+            required = " to ".join("any" if width is None else str(width) for width in expected)
+            yield Finding(Reason.WRONG_BASE_SHAPE, f"{module.name}: {actual}, the base has {required}")
 
 
 def _fits(module: LoraModule, expected: tuple[int | None, int | None]) -> bool:

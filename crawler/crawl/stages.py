@@ -183,8 +183,8 @@ def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
 
 def _is_measured(weights: WeightsRecord, config: AdapterConfig, tools: Tools) -> bool:
     """Whether the values of a weights file are on record with these scalings, so that nobody fetches it."""
-    known = tools.known.weights(weights.digest)
-    return known is not None and known.fingerprint(pattern_of(known, config)) is not None
+    record = tools.known.weights(weights.digest)
+    return record is not None and record.fingerprint(pattern_of(record, config)) is not None
 
 
 def _identified(listed: ListedRepository, file: RemoteFile, tools: Tools) -> tuple[RemoteFile, bytes | None]:
@@ -194,9 +194,9 @@ def _identified(listed: ListedRepository, file: RemoteFile, tools: Tools) -> tup
     """
     if file.sha256 is not None:
         return file, None
-    known = tools.known.weights(file.oid or "")
-    if known is not None and known.git_oid == file.oid:
-        return replace(file, sha256=known.digest), None
+    record = tools.known.weights(file.oid or "")
+    if record is not None and record.git_oid == file.oid:
+        return replace(file, sha256=record.digest), None
     content = tools.hub.small_file(listed.name, listed.sha or "", file)
     return replace(file, sha256=hashlib.sha256(content).hexdigest()), content
 
@@ -211,16 +211,16 @@ def _read_values(
     *,
     keep: bool,
 ) -> WeightsRecord:
-    known = replace(tools.known.weights(weights.digest) or weights, git_oid=file.oid)
-    if not keep and known.fingerprint(pattern_of(known, config)):
-        return known
+    record = replace(tools.known.weights(weights.digest) or weights, git_oid=file.oid)
+    if not keep and record.fingerprint(pattern_of(record, config)):
+        return record
     with _file_at_hand(listed, file, content, tools, keep=keep) as path:
-        read = replace(known, header=header_bytes(path))
+        read = replace(record, header=header_bytes(path))
         # The header of the verified file decides: the one that came by itself could not be checked.
         if read.fingerprint(pattern_of(read, config)) is None:
-            made = _fingerprint(path, file, config)
-            fingerprints = (*read.fingerprints, record_of(made))
-            read = replace(read, tensor_digest=made.tensor_digest, fingerprints=fingerprints)
+            fingerprint_record = _fingerprint(path, file, config)
+            fingerprints = (*read.fingerprints, record_of(fingerprint_record))
+            read = replace(read, tensor_digest=fingerprint_record.tensor_digest, fingerprints=fingerprints)
     tools.known.learn_weights(read)
     return read
 
@@ -233,12 +233,12 @@ def _file_at_hand(
     sha256 = file.sha256 or ""
     store = tools.blobs if keep else tools.streamed
     try:
-        kept = tools.blobs.verified_path(sha256)
+        path = tools.blobs.verified_path(sha256)
     except DamagedFileError as error:
         log.warning("%s", error)
-        kept, store = None, tools.streamed
-    if kept is not None:
-        yield kept
+        path, store = None, tools.streamed
+    if path is not None:
+        yield path
         return
     try:
         if content is not None:
@@ -304,12 +304,12 @@ def _with_header(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
     weights = WeightsRecord(digest, file.size)
     try:
         with tools.known.fetching(digest):
-            known = tools.known.weights(digest) or weights
-            content = known.header or tools.hub.header(listed.name, listed.sha or "", file)
+            record = tools.known.weights(digest) or weights
+            content = record.header or tools.hub.header(listed.name, listed.sha or "", file)
             # The hash of a file says nothing of its head alone: one that makes no sense is not kept under it.
             header = _header(file, content)
-            weights = replace(known, header=content)
-            if known.header is None:
+            weights = replace(record, header=content)
+            if record.header is None:
                 tools.known.learn_weights(weights)
         return replace(draft, weights=weights, spec=_modules(file, header, config))
     except WeightsError as error:

@@ -141,19 +141,19 @@ class RequestBudget:
             self._clock.sleep(max(wait, _SHORTEST_WAIT), wake)
             waited += self._clock.now() - now
 
-    def observe(self, kind: Kind, said: ServerLimit) -> None:
+    def observe(self, kind: Kind, limit: ServerLimit) -> None:
         """Take over what the server says: its policy replaces the limit, its count can only lower."""
         lane = self._lanes[kind]
         with self._lock:
             now = self._clock.now()
-            if said.window is not None and 1 <= said.window <= 86_400:
-                lane.window = float(said.window)
+            if limit.window is not None and 1 <= limit.window <= 86_400:
+                lane.window = float(limit.window)
             reserve = 0
-            if said.limit is not None and 1 <= said.limit <= _LARGEST_LIMIT:
-                lane.quota = self._quota(said.limit)
-                reserve = said.limit - lane.quota
-            allowance = max(0, said.remaining - reserve)
-            until = now + min(max(0.0, said.reset), 2 * lane.window) + _RESET_SLACK
+            if limit.limit is not None and 1 <= limit.limit <= _LARGEST_LIMIT:
+                lane.quota = self._quota(limit.limit)
+                reserve = limit.limit - lane.quota
+            allowance = max(0, limit.remaining - reserve)
+            until = now + min(max(0.0, limit.reset), 2 * lane.window) + _RESET_SLACK
             next_window = now >= lane.until or until > lane.until + _SAME_END
             if lane.allowance is None or next_window:
                 lane.allowance, lane.until = allowance, until

@@ -100,13 +100,13 @@ class Hub:
         start = f"{self._model_url(name)}/tree/{_revision(commit)}?recursive=true&expand=false"
         url: str | None = start
         rows: list[object] = []
-        seen: set[str] = set()
+        urls: set[str] = set()
         problems = []
         while url is not None:
-            if url in seen or len(seen) == self.settings.tree_pages:
-                problems.append(f"the file list goes on after {len(seen)} pages; the rest is left out")
+            if url in urls or len(urls) == self.settings.tree_pages:
+                problems.append(f"the file list goes on after {len(urls)} pages; the rest is left out")
                 break
-            seen.add(url)
+            urls.add(url)
             page, url = self._rows(url, self.settings.tree_body)
             rows += page
         return read_tree(rows, problems)

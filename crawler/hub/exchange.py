@@ -266,25 +266,30 @@ class Exchange:
             target = urljoin(hops[-1], location)
         except ValueError:
             target = ""
-        there = wire.origin(target)
+        target_origin = wire.origin(target)
         wrong = None
-        if there is None:
+        if target_origin is None:
             wrong = "to no address"
         elif target in hops or len(hops) > _MOST_REDIRECTS:
             wrong = "in a circle"
-        elif there != self.origin and ask.kind == "api":
+        elif target_origin != self.origin and ask.kind == "api":
             wrong = "away from its own host"
-        elif there.startswith("http:") and not (wire.origin(hops[-1]) or "").startswith("http:"):
+        elif target_origin.startswith("http:") and not (wire.origin(hops[-1]) or "").startswith("http:"):
             wrong = "to an unencrypted address"
         if wrong:
             raise HubPayloadError(f"The Hub redirects {wrong}.", url=wire.without_query(ask.url))
         return target
 
     def _observe(self, kind: Kind, headers: Mapping[str, str]) -> None:
-        said = rate_limit(headers)
-        of = _CLASSES.get(said.resource_type, kind) if said else None
-        if said and of:
-            limit = ServerLimit(said.remaining, said.reset_in_seconds, said.limit, said.window_seconds)
+        server_limit = rate_limit(headers)
+        of = _CLASSES.get(server_limit.resource_type, kind) if server_limit else None
+        if server_limit and of:
+            limit = ServerLimit(
+                server_limit.remaining,
+                server_limit.reset_in_seconds,
+                server_limit.limit,
+                server_limit.window_seconds,
+            )
             self._budget.observe(of, limit)
 
     def _chunks(self, response: httpx.Response) -> Iterator[bytes]:
@@ -303,9 +308,9 @@ class Exchange:
 def _pause(state: RetryCallState) -> float:
     """Seconds before the next try: what the server asked for, else 1, 2, 4 … up to a minute."""
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, HubBusyError) else None
-    if asked is not None:
-        return asked
+    wait = error.retry_after if isinstance(error, HubBusyError) else None
+    if wait is not None:
+        return wait
     return float(min(_FIRST_PAUSE * 2 ** (state.attempt_number - 1), _LONGEST_PAUSE))
 
 

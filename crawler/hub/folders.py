@@ -43,9 +43,9 @@ def adapter_folders(files: Sequence[RemoteFile]) -> tuple[Folder, ...]:
     for file in files:
         folder, _, name = file.path.rpartition("/")
         inside[folder][name] = file
-    found = sorted(folder for folder, names in inside.items() if MARKERS & names.keys())
-    main = min(found, key=_rank, default="")
-    found.sort(key=lambda folder: (folder != main, folder))
+    paths = sorted(folder for folder, names in inside.items() if MARKERS & names.keys())
+    main = min(paths, key=_rank, default="")
+    paths.sort(key=lambda folder: (folder != main, folder))
     return tuple(
         Folder(
             subfolder=folder,
@@ -55,7 +55,7 @@ def adapter_folders(files: Sequence[RemoteFile]) -> tuple[Folder, ...]:
             weights=inside[folder].get(WEIGHTS),
             card=_card(folder, inside),
         )
-        for folder in found
+        for folder in paths
     )
 
 

@@ -61,29 +61,29 @@ FOREIGN: tuple[type[Exception], ...] = (
 
 def translate(error: Exception, url: str) -> HubError:
     """The catalog's error for one of the client library's or the HTTP library's (`FOREIGN`)."""
-    shown = wire.without_query(url)
+    address = wire.without_query(url)
     if isinstance(error, HfHubHTTPError):
         return _refusal(error, url)
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
-        return HubUnreachableError(f"The Hub did not answer in time ({shown}).", url=shown)
+        return HubUnreachableError(f"The Hub did not answer in time ({address}).", url=address)
     if isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)):
-        return HubUnreachableError(f"The connection to the Hub broke ({shown}).", url=shown)
-    return HubPayloadError(f"The Hub's answer cannot be followed ({shown}).", url=shown)
+        return HubUnreachableError(f"The connection to the Hub broke ({address}).", url=address)
+    return HubPayloadError(f"The Hub's answer cannot be followed ({address}).", url=address)
 
 
 def _refusal(error: HfHubHTTPError, url: str) -> HubError:
-    shown = wire.without_query(url)
+    address = wire.without_query(url)
     status = error.response.status_code
     if status in (400, 410) and "cursor=" in url:
-        return CursorExpiredError("The Hub no longer continues the list from here.", url=shown)
+        return CursorExpiredError("The Hub no longer continues the list from here.", url=address)
     if error.response.headers.get("x-error-message") == _BAD_CREDENTIALS:
         return HubAccessError(
-            "The Hub does not accept the token; log in again.", status="unauthorized", url=shown
+            "The Hub does not accept the token; log in again.", status="unauthorized", url=address
         )
     refused = ("refused", f"The Hub refuses with HTTP {status}")
     of_status = _REFUSED_STATUS.get(status, refused)
     name, words = next((row for kind, row in _REFUSALS if isinstance(error, kind)), of_status)
-    return HubAccessError(f"{words} ({shown}).", status=name, url=shown)
+    return HubAccessError(f"{words} ({address}).", status=name, url=address)
 
 
 @contextmanager
@@ -98,24 +98,26 @@ def translated(url: str) -> Iterator[None]:
 def refuse(response: httpx.Response, url: str, *, own: bool) -> None:
     """Raise for any answer but 200 and 206; of a refusal only two short headers are read, never the body."""
     status = response.status_code
-    shown = wire.without_query(url)
+    address = wire.without_query(url)
     if status in (200, 206):
         return
     if status in (408, 429) or status >= 500:
         wait = _asked_wait(response)
         raise HubBusyError(
-            f"The Hub is busy: HTTP {status} ({shown}).", url=shown, status=status, retry_after=wait
+            f"The Hub is busy: HTTP {status} ({address}).", url=address, status=status, retry_after=wait
         )
     if status == 416:
-        raise HubPayloadError(f"The Hub does not have the part that was asked for ({shown}).", url=shown)
+        raise HubPayloadError(f"The Hub does not have the part that was asked for ({address}).", url=address)
     if status >= 400 and not own:
-        message = f"The Hub's storage refuses the file with HTTP {status} ({shown})."
-        raise HubAccessError(message, status="refused", url=shown)
+        message = f"The Hub's storage refuses the file with HTTP {status} ({address})."
+        raise HubAccessError(message, status="refused", url=address)
     # Texts that mean something are ASCII; what else stands there must not keep the refusal from being read.
     headers = {name: _ascii(response.headers.get(name, "")) for name in ("x-error-code", "x-error-message")}
-    hf_raise_for_status(httpx.Response(status, headers=headers, json={}, request=httpx.Request("GET", shown)))
+    hf_raise_for_status(
+        httpx.Response(status, headers=headers, json={}, request=httpx.Request("GET", address))
+    )
     raise HubPayloadError(
-        f"The Hub answered with HTTP {status}, which means nothing here ({shown}).", url=shown
+        f"The Hub answered with HTTP {status}, which means nothing here ({address}).", url=address
     )
 
 
@@ -126,9 +128,9 @@ def _ascii(text: str) -> str:
 def _asked_wait(response: httpx.Response) -> float | None:
     """Seconds the server asks to wait; its rate limit counts only where that is why it refused."""
     wait = wire.retry_after(response.headers)
-    said = rate_limit(response.headers)
-    if wait is None and response.status_code == 429 and said is not None and said.remaining == 0:
-        return min(said.reset_in_seconds, 1_000_000) + 1.0
+    limit = rate_limit(response.headers)
+    if wait is None and response.status_code == 429 and limit is not None and limit.remaining == 0:
+        return min(limit.reset_in_seconds, 1_000_000) + 1.0
     return wait
 
 

@@ -140,11 +140,11 @@ def needed(raw: object) -> dict[str, object]:
     """The parts of a raw row that `parse_row` reads, file names left out: what is worth keeping of it."""
     if not isinstance(raw, Mapping):
         return {}
-    kept = {key: raw[key] for key in ("_id", "id", *KEPT) if key in raw}
+    fields = {key: raw[key] for key in ("_id", "id", *KEPT) if key in raw}
     config = raw.get("config")
     if isinstance(config, Mapping):
-        kept["config"] = {"peft": config.get("peft")}
-    return kept
+        fields["config"] = {"peft": config.get("peft")}
+    return fields
 
 
 class _Row:
@@ -227,10 +227,10 @@ class _Row:
     def _texts(self, key: str, values: list[object], most: int) -> tuple[str, ...]:
         if len(values) > most:
             self._odd(key, f"has more than {most} entries")
-        kept = tuple(value for value in values[:most] if isinstance(value, str) and _is_text(value))
-        if len(kept) < min(len(values), most):
+        texts = tuple(value for value in values[:most] if isinstance(value, str) and _is_text(value))
+        if len(texts) < min(len(values), most):
             self._odd(key, "has entries that are not short texts")
-        return kept
+        return texts
 
     def config_base(self) -> str | None:
         value: object = self._raw.get("config")

@@ -42,23 +42,23 @@ def read_tree(rows: Iterable[object], problems: Iterable[str] = ()) -> Tree:
     Paths that differ only in case or in Unicode form are all kept and named, because the catalog stores
     files by content and asks for them by exact path.
     """
-    found = list(problems)
+    problem_list = list(problems)
     files: dict[str, RemoteFile] = {}
     for row in rows:
         entry = _guarded_entry(row)
         if isinstance(entry, str):
-            found.append(entry)
+            problem_list.append(entry)
         elif entry is not None and entry.path in files:
-            found.append(f"{_shown(entry.path)} is listed twice")
+            problem_list.append(f"{_shown(entry.path)} is listed twice")
         elif entry is not None:
             files[entry.path] = entry
             if entry.oid is None and entry.sha256 is None:
-                found.append(f"{_shown(entry.path)} has no hash to verify it with")
+                problem_list.append(f"{_shown(entry.path)} has no hash to verify it with")
     for path in [path for path in files if any(above in files for above in _folders(path))]:
         del files[path]
-        found.append(f"{_shown(path)} lies below a file")
-    found.extend(_collisions(files))
-    return Tree(tuple(files.values()), tuple(found))
+        problem_list.append(f"{_shown(path)} lies below a file")
+    problem_list.extend(_collisions(files))
+    return Tree(tuple(files.values()), tuple(problem_list))
 
 
 def _guarded_entry(row: object) -> RemoteFile | str | None:
@@ -121,13 +121,15 @@ def _folders(path: str) -> list[str]:
 
 def _collisions(files: Iterable[str]) -> list[str]:
     first: dict[str, str] = {}
-    found = []
+    collisions = []
     for path in files:
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
         if folded in first:
-            found.append(f"{_shown(path)} and {_shown(first[folded])} differ only in case or Unicode form")
+            collisions.append(
+                f"{_shown(path)} and {_shown(first[folded])} differ only in case or Unicode form"
+            )
         first.setdefault(folded, path)
-    return found
+    return collisions
 
 
 def _shown(path: str) -> str:

@@ -118,11 +118,11 @@ class HubApi:
     def _paths_info(self, request: Request, paths: Sequence[str], expand: bool) -> Response:
         repository = self._repository(request)
         folders = tree(repository, "", recursive=True, expand=expand) or []
-        known = {entry["path"]: entry for entry in folders if entry["type"] == "directory"}
-        known |= {
+        directories = {entry["path"]: entry for entry in folders if entry["type"] == "directory"}
+        directories |= {
             path: file_entry(repository, path, expand=expand) for path in paths if path in repository.files
         }
-        return _json([known[path] for path in dict.fromkeys(paths) if path in known])
+        return _json([directories[path] for path in dict.fromkeys(paths) if path in directories])
 
     def refs(self, request: Request) -> Response:
         repository = self._repository(request)
@@ -156,10 +156,10 @@ class HubApi:
 
     def _repository(self, request: Request) -> Repository:
         """The repository a request names, at the revision it names. Raises RefusedError."""
-        asked = _asked(request)
-        repository = self._folder.find(asked)
-        if repository is None and (new := self._folder.renamed(asked)) is not None:
-            moved = request.url.path.replace(f"/{asked}", f"/{new}", 1)
+        requested = _asked(request)
+        repository = self._folder.find(requested)
+        if repository is None and (new := self._folder.renamed(requested)) is not None:
+            moved = request.url.path.replace(f"/{requested}", f"/{new}", 1)
             query = f"?{request.url.query}" if request.url.query else ""
             raise RefusedError(307, None, f"Renamed to {new}", {"Location": f"{moved}{query}"})
         if repository is None or repository.flag("private"):
@@ -247,8 +247,8 @@ def _params(request: Request) -> dict[str, list[str]]:
 def _next_link(request: Request, cursor: str | None) -> dict[str, str]:
     if cursor is None:
         return {}
-    kept = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
-    url = request.url.replace(query=urlencode([*kept, ("cursor", cursor)]))
+    params = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    url = request.url.replace(query=urlencode([*params, ("cursor", cursor)]))
     return {"Link": f'<{url}>; rel="next"'}
 
 
@@ -256,11 +256,11 @@ def _asked_paths(body: bytes, content_type: str) -> tuple[list[str], bool]:
     """The paths and the expand flag of a paths-info body, a form or JSON. Raises BadQueryError."""
     try:
         if content_type.startswith("application/json"):
-            asked = json.loads(body)
+            document = json.loads(body)
         else:
             form = parse_qs(body.decode("utf-8"))
-            asked = {"paths": form.get("paths", []), "expand": truth(form, "expand")}
-        return [str(path) for path in asked["paths"]], bool(asked.get("expand", False))
+            document = {"paths": form.get("paths", []), "expand": truth(form, "expand")}
+        return [str(path) for path in document["paths"]], bool(document.get("expand", False))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise BadQueryError("The body must name paths") from None
 

@@ -71,8 +71,8 @@ def tree(
             folders.setdefault(prefix + "/".join(parts[:depth]), []).append(f"{path}\0{digest.etag}\n")
     entries = [file_entry(repository, path, expand=expand) for path in below]
     entries += [_folder_entry(repository, path, "".join(lines), expand) for path, lines in folders.items()]
-    kept = [entry for entry in entries if recursive or "/" not in entry["path"][len(prefix) :]]
-    return sorted(kept, key=_path_of)
+    listed_entries = [entry for entry in entries if recursive or "/" not in entry["path"][len(prefix) :]]
+    return sorted(listed_entries, key=_path_of)
 
 
 def file_entry(repository: Repository, path: str, *, expand: bool) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def _config(repository: Repository) -> dict[str, Any] | None:
     adapter = repository.adapter_config
     if adapter is None:
         return None
-    named = ("base_model_name_or_path", "task_type")
-    return {"peft": {name: adapter[name] for name in named if name in adapter}}
+    fields = ("base_model_name_or_path", "task_type")
+    return {"peft": {name: adapter[name] for name in fields if name in adapter}}
 
 
 def _model_index(repository: Repository) -> Any:

@@ -86,8 +86,8 @@ class Repository:
 
     @cached_property
     def identity(self) -> str:
-        given = self.overrides.get("_id")
-        return given if isinstance(given, str) else derived_identity(self.repo_id)
+        identity = self.overrides.get("_id")
+        return identity if isinstance(identity, str) else derived_identity(self.repo_id)
 
     @cached_property
     def derived(self) -> Derived:
@@ -109,9 +109,9 @@ class Repository:
 
     @cached_property
     def sha(self) -> str:
-        given = self.overrides.get("sha")
-        if isinstance(given, str):
-            return given
+        sha = self.overrides.get("sha")
+        if isinstance(sha, str):
+            return sha
         lines = "".join(f"{path}\0{digest.etag}\n" for path, digest in self.digests.items())
         return hashlib.sha1(f"{self.repo_id}\n{lines}".encode(), usedforsecurity=False).hexdigest()
 
@@ -137,10 +137,10 @@ class Repository:
 
     def _digest(self, file: HubFile) -> Digest:
         files = self.overrides.get("files", {})
-        given = files.get(file.path, {}) if isinstance(files, dict) else {}
-        if not isinstance(given, dict) or not given:
+        digests = files.get(file.path, {}) if isinstance(files, dict) else {}
+        if not isinstance(digests, dict) or not digests:
             return self.digest_file(file)
-        size, sha256 = given.get("size"), given.get("sha256")
+        size, sha256 = digests.get("size"), digests.get("sha256")
         size = size if isinstance(size, int) else file.size
         return _lfs_digest(str(sha256), size) if sha256 else replace(self.digest_file(file), size=size)
 
@@ -184,8 +184,8 @@ class HubFolder:
 
     def scan(self) -> list[Repository]:
         """Every repository as it is on disk now, by name; one with a bad .hub.json is warned of."""
-        found = (self._find_or_warn(repo_id) for repo_id in sorted(self._repo_ids()))
-        return [repository for repository in found if repository is not None]
+        repositories = (self._find_or_warn(repo_id) for repo_id in sorted(self._repo_ids()))
+        return [repository for repository in repositories if repository is not None]
 
     def renamed(self, repo_id: str) -> str | None:
         """The name of the repository that was called `repo_id` before, or None."""
@@ -194,13 +194,13 @@ class HubFolder:
     def digest(self, file: HubFile) -> Digest:
         """The digest of a file, read at most once while its size and time stay. Raises OSError."""
         key = (file.disk, file.size, file.mtime_ns)
-        known = self._digests.get(key)
-        if known is None:
+        digest = self._digests.get(key)
+        if digest is None:
             started = time.time_ns()
-            known = _read_digest(file)
+            digest = _read_digest(file)
             if started - file.mtime_ns > SETTLED_NS:
-                self._digests[key] = known
-        return known
+                self._digests[key] = digest
+        return digest
 
     def _find_or_warn(self, repo_id: str) -> Repository | None:
         try:

@@ -76,12 +76,12 @@ def list_page(repositories: Iterable[Repository], query: ListQuery) -> tuple[lis
 
 def page_limit(params: Mapping[str, Sequence[str]], most: int = MAX_PAGE) -> int:
     """The page size asked for, at most `most`. Raises BadQueryError."""
-    given = _last(params, "limit")
-    if given is None:
+    limit = _last(params, "limit")
+    if limit is None:
         return most
-    if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) > 0):
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and int(limit) > 0):
         raise BadQueryError("limit must be a positive number")
-    return min(int(given), most)
+    return min(int(limit), most)
 
 
 def expanded(params: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

@@ -26,9 +26,9 @@ class Omission:
 
 def omissions(folder: HubFolder) -> list[Omission]:
     """Every folder that is not served as a repository, and each repository that no crawl lists, by path."""
-    found = list(_outside(folder))
-    found += _unlisted(folder.scan())
-    return sorted(found, key=lambda omission: omission.path)
+    result = list(_outside(folder))
+    result += _unlisted(folder.scan())
+    return sorted(result, key=lambda omission: omission.path)
 
 
 def _outside(folder: HubFolder) -> Iterator[Omission]:

@@ -70,13 +70,13 @@ class LocalHub:
     def __enter__(self) -> Self:
         app = self._wrap(create_app(self.root))
         listener = _listen(LOOPBACK, self._port)
-        ready = threading.Event()
-        self._server = _Server(app, ready.set)
+        started = threading.Event()
+        self._server = _Server(app, started.set)
         self._thread = threading.Thread(
             target=self._server.run, args=([listener],), name="local-hub", daemon=True
         )
         self._thread.start()
-        if not ready.wait(START_SECONDS):
+        if not started.wait(START_SECONDS):
             listener.close()
             raise LoradexError("The local Hub did not start; its thread died or hangs.")
         self.url = _url(listener)

@@ -51,11 +51,13 @@ class Derived:
 def derive(readme: str, adapter: Mapping[str, Any] | None, paths: Collection[str]) -> Derived:
     """The Hub's reading of one repository: `readme` is the card's text, `adapter` the root adapter_config."""
     card = front_matter(readme)
-    named = _named_library(card or {})
-    library = named or _library_of_files(paths)
+    library_name = _named_library(card or {})
+    library = library_name or _library_of_files(paths)
     pipeline = _words((card or {}).get("pipeline_tag"))
     bases = _base_models(card or {}, adapter)
-    relation = _relation(card or {}, named, "adapter_config.json" in paths, len(bases)) if bases else None
+    relation = (
+        _relation(card or {}, library_name, "adapter_config.json" in paths, len(bases)) if bases else None
+    )
     tags = [
         *([library] if library else []),
         *(["safetensors"] if any(path.endswith(".safetensors") for path in paths) else []),
@@ -159,9 +161,9 @@ def _card_tags(card: Mapping[str, Any], readme: str) -> Iterable[str]:
 
 
 def _named_library(card: Mapping[str, Any]) -> str | None:
-    given = _words(card.get("library_name"))
-    if given:
-        return given[0]
+    stated = _words(card.get("library_name"))
+    if stated:
+        return stated[0]
     tags = set(_words(card.get("tags")))
     return next((library for library in LIBRARIES if library in tags), None)
 
@@ -176,20 +178,20 @@ def _base_models(card: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> 
     bases = [base for base in _words(card.get("base_model")) if BASE_ID.fullmatch(base)]
     if not bases and adapter is not None:
         # A bare word in a configuration is as often a folder as a model, so an owner is asked for.
-        named = _words(adapter.get("base_model_name_or_path"))
-        bases = [base for base in named if OWNED_ID.fullmatch(base)]
+        names = _words(adapter.get("base_model_name_or_path"))
+        bases = [base for base in names if OWNED_ID.fullmatch(base)]
     return tuple(dict.fromkeys(bases))
 
 
-def _relation(card: Mapping[str, Any], named: str | None, adapter_at_root: bool, bases: int) -> str:
+def _relation(card: Mapping[str, Any], library: str | None, adapter_at_root: bool, bases: int) -> str:
     """adapter, merge, finetune, or what the card says.
 
     Unsloth's cards name transformers as library and no relation: the Hub then says finetune, adapter
     file or not, which is why a crawl that asks for adapters alone misses them.
     """
-    given = _words(card.get("base_model_relation"))
-    if given:
-        return given[0]
-    if named == "peft" or (named is None and adapter_at_root):
+    relation = _words(card.get("base_model_relation"))
+    if relation:
+        return relation[0]
+    if library == "peft" or (library is None and adapter_at_root):
         return "adapter"
     return "merge" if bases > 1 else "finetune"

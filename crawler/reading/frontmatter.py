@@ -49,15 +49,15 @@ _Loader.add_constructor(_YAML + "merge", _as_text)
 def split(text: str) -> tuple[str | None, str]:
     """(front matter or None, body) of a README: the part between a first line `---` and the next one."""
     start = text.lstrip("\ufeff \t\r\n")
-    first, newline, rest = start.partition("\n")
+    first, newline, remaining = start.partition("\n")
     if first.rstrip() != "---" or not newline:
         return None, text
-    if rest.startswith("---") and rest[3:4] in ("", "\r", "\n"):
-        return "", rest[3:]
-    at = rest.find("\n---")
-    while at >= 0 and rest[at + 4 : at + 5] not in ("", "\r", "\n"):
-        at = rest.find("\n---", at + 4)
-    return (None, text) if at < 0 else (rest[:at], rest[at + 4 :])
+    if remaining.startswith("---") and remaining[3:4] in ("", "\r", "\n"):
+        return "", remaining[3:]
+    at = remaining.find("\n---")
+    while at >= 0 and remaining[at + 4 : at + 5] not in ("", "\r", "\n"):
+        at = remaining.find("\n---", at + 4)
+    return (None, text) if at < 0 else (remaining[:at], remaining[at + 4 :])
 
 
 def load(text: str) -> tuple[Front, tuple[str, ...]]:

@@ -76,8 +76,8 @@ def readable(body: str) -> str:
     nothing.
     """
     lines = [_clean(line[:_MAX_LINE]) for line in _without_code(_without_comments(body))]
-    kept = _without_empty_headings([line for line in lines if line is not None])
-    text = "\n".join(kept)
+    lines_left = _without_empty_headings([line for line in lines if line is not None])
+    text = "\n".join(lines_left)
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")
     return text.strip()
@@ -144,17 +144,17 @@ def _clean(line: str) -> str | None:
 
 def _without_empty_headings(lines: list[str]) -> list[str]:
     """The lines without headings under which nothing stands before a heading of the same or a higher rank."""
-    kept: list[str] = []
+    lines_left: list[str] = []
     content_below = 0  # the lowest rank of heading that what was kept so far can stand under; 7 for text
     for line in reversed(lines):
         heading = _HEADING.match(line)
         if heading is None:
             content_below = 7 if line.strip() else content_below
-            kept.append(line)
+            lines_left.append(line)
         elif content_below > len(heading[1]):
-            kept.append(line)
+            lines_left.append(line)
             content_below = len(heading[1])
-    return kept[::-1]
+    return lines_left[::-1]
 
 
 def _is_boilerplate(line: str) -> bool:

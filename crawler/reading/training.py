@@ -126,29 +126,31 @@ class TrainingFacts:
 
     def as_json(self) -> dict[str, Any]:
         """The facts that are known, as JSON values."""
-        known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        known["datasets"], known["versions"] = list(self.datasets), dict(self.versions)
-        return {name: value for name, value in known.items() if value not in (None, [], {})}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["datasets"], values["versions"] = list(self.datasets), dict(self.versions)
+        return {name: value for name, value in values.items() if value not in (None, [], {})}
 
 
 def training_facts(body: str, tags: Sequence[str] = (), datasets: Sequence[str] = ()) -> TrainingFacts:
     """What the body of a card, its tags and the datasets of its front matter say; the first statement
     counts.
     """
-    found: dict[str, Any] = {}
-    named: list[str] = list(datasets)
+    facts: dict[str, Any] = {}
+    dataset_names: list[str] = list(datasets)
     versions: dict[str, str] = {}
     lines = [line[:_MAX_LINE] for line in body.split("\n", _MAX_LINES)[:_MAX_LINES]]
     for line in lines:
         _read_version(line, versions)
-        _read_field(line, found)
-        named.extend(_datasets(line))
+        _read_field(line, facts)
+        dataset_names.extend(_datasets(line))
     for line in lines:
         # Prose counts where the tools' own lists are silent.
         if "train" in line.lower():
-            _read_prose(line, found)
+            _read_prose(line, facts)
     tool = _tool("\n".join(lines).lower(), tags, versions)
-    return TrainingFacts(**found, datasets=tuple(dict.fromkeys(named))[:50], tool=tool, versions=versions)
+    return TrainingFacts(
+        **facts, datasets=tuple(dict.fromkeys(dataset_names))[:50], tool=tool, versions=versions
+    )
 
 
 def _read_version(line: str, versions: dict[str, str]) -> None:
@@ -160,24 +162,24 @@ def _read_version(line: str, versions: dict[str, str]) -> None:
         versions.setdefault("axolotl", match[1])
 
 
-def _read_field(line: str, found: dict[str, Any]) -> None:
+def _read_field(line: str, facts: dict[str, Any]) -> None:
     match = _FIELD.match(line)
     if match is None:
         return
     name = _FIELDS.get(match[1].strip().lower().replace(" ", "_").replace("-", "_"))
-    if name is not None and name not in found:
+    if name is not None and name not in facts:
         value = _value(name, match[2].strip(" |`*\r"))
         if value is not None:
-            found[name] = value
+            facts[name] = value
 
 
-def _read_prose(line: str, found: dict[str, Any]) -> None:
+def _read_prose(line: str, facts: dict[str, Any]) -> None:
     for name, pattern in _IN_PROSE:
         match = pattern.search(line)
-        if match is not None and name not in found:
+        if match is not None and name not in facts:
             value = _value(name, match[1])
             if value is not None:
-                found[name] = value
+                facts[name] = value
 
 
 def _value(name: str, text: str) -> float | int | str | None:
@@ -196,10 +198,10 @@ def _datasets(line: str) -> list[str]:
     path = _PATH.match(line)
     if path is not None:
         return [path[1].strip("'\"")]
-    named = _DATASETS.search(line)
-    if named is None or "fine-tuned version" not in line:
+    match = _DATASETS.search(line)
+    if match is None or "fine-tuned version" not in line:
         return []
-    parts = re.split(r", the |,? and the ", named[1])
+    parts = re.split(r", the |,? and the ", match[1])
     return [part.strip() for part in parts if part.strip().lower() not in _NO_DATASET]
 
 
