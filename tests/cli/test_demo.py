@@ -13,7 +13,7 @@ import pytest
 from cli.commands import demo
 from cli.main import COMMANDS
 from tests.cli.conftest import ROOT, Program
-from tests.documents import DOCS, README
+from tools.documents import DOCS, README
 
 pytestmark = pytest.mark.slow
 

@@ -19,15 +19,15 @@ from catalog.settings import Settings
 from cli.app import Exit
 from cli.commands.demo import STEPS
 from cli.main import COMMANDS, loradex
-from tests import documents
 from tests.cli.conftest import ROOT, Program
 from tests.localhub import LocalHub
+from tools import documents
 
 README = documents.README.read_text(encoding="utf-8")
 HELP = documents.HELP.read_text(encoding="utf-8")
 PAGES = [documents.README, ROOT / "CONTRIBUTING.md", *sorted(documents.DOCS.rglob("*.md"))]
 REFERENCE = documents.DOCS / "reference"
-RENEW = "run `python -m tests.documents` to write it"
+RENEW = "run `python -m tools.documents` to write it"
 MOST_BYTES = 10 * 1024
 
 

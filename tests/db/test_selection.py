@@ -25,7 +25,7 @@ from catalog.scores import Score
 from catalog.search import Fingerprints
 from catalog.search.nearest import Subject, centred
 from catalog.selection import Question, Sources, select
-from tests.bench.select import fill
+from tools.bench.select import fill
 
 # The updates of o1/r1 to o4/r4 along two directions; the last does nothing.
 UPDATES = ((300.0, 0.0), (1.0, 1.0), (0.0, 5.0), (0.0, 0.0))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from merging.static import merge
-from tests import documents
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, row
 from tests.merging.adapters import adapter, deltas
 from tests.shared_data import shared
+from tools import documents
 
 MEANS = {"average", "svd", "separate-average", "magnitude", "dare", "breadcrumbs"}
 

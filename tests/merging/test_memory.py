@@ -17,7 +17,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from merging.static.merger import merge
-from tests.merging.peak import peak_during
+from tools.bench.peak import peak_during
 method, place = sys.argv[1], Path(sys.argv[2])
 folders = sorted(place.glob("m*"))
 merge([place / "warm"], method, place / f"warm-{method}", rank=4)

@@ -12,7 +12,7 @@ import pytest
 from studies.reporting import MARKDOWN, PICTURES, report
 from tools import published, study_pages
 
-ANEW = "run `python -m tools.study_pages` to write it anew"
+ANEW = "run `python -m tools.documents` to write it anew"
 pytestmark = pytest.mark.slow
 RESULTS = list(study_pages.studies())
 STUDIES = [folder for folder in RESULTS if folder.name != published.NAME]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bench.retrieval import main
 from tests.shared_data import data, shared
+from tools.bench.retrieval import main
 from tools.published.leaderboard import METRICS, STRATEGIES, judge
 from tools.published.tables import Meter, Task, load
 
@@ -136,7 +136,7 @@ def test_the_benchmark_writes_the_same_files_twice(
 
 def test_without_the_tables_there_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(tmp_path)]) == 1
-    assert "name their folder with --data" in capsys.readouterr().err
+    assert "name the folder of the published tables" in capsys.readouterr().err
 
 
 @shared

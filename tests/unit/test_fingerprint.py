@@ -40,9 +40,9 @@ from catalog.fingerprints.sketches import (
     stable_rank,
     verdict,
 )
-from tests.bench.fingerprints import bound, generated, peak_memory, write
-from tests.bench.fingerprints import config as llama_config
 from tests.shared_data import data, shared
+from tools.bench.fingerprints import bound, generated, peak_memory, write
+from tools.bench.fingerprints import config as llama_config
 
 PREFIX = "base_model.model."
 # Width of the output and of the input of each module.

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from catalog.errors import LoradexError
 from merging.members import write_json, write_text
 from studies.run import FACTS, RESULTS
 from tools import published, study_pages
@@ -38,9 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("tables", type=Path, metavar="DIR", help="the folder of the published tables")
     tables = parser.parse_args(argv).tables
-    digests = published.digests(tables)
     folder = study_pages.RESULTS / published.NAME
-    write_text(folder / RESULTS, results(tables))
+    try:
+        digests = published.digests(tables)
+        write_text(folder / RESULTS, results(tables))
+    except LoradexError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     write_json(folder / FACTS, {"study": {"title": TITLE, "question": QUESTION}, "tables": digests})
     study_pages.main()
     return 0

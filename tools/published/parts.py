@@ -131,7 +131,7 @@ def relevance(folder: Path) -> list[Row]:
 
 
 def leaderboard(folder: Path) -> list[Row]:
-    """Ways of choosing adapters, judged by test scores: what tests.bench.retrieval prints, as rows."""
+    """Ways of choosing adapters, judged by test scores: what tools.bench.retrieval prints, as rows."""
     results = judge_all(load(folder))
     rows: list[Row] = []
     for name in results:

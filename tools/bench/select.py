@@ -37,7 +37,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints a table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.select", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.bench.select", description=__doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000])
     counts = parser.parse_args(argv).counts
     say("", *(f"{count:,}" for count in counts))

@@ -1,6 +1,6 @@
 """The vector index as it grows: seconds to build and load it, milliseconds to search it; all pairs of 1,000.
 
-Run as `python -m tests.bench.index [--large] [--hnsw]`. Vectors are generated, in clusters of ten, and are
+Run as `python -m tools.bench.index [--large] [--hnsw]`. Vectors are generated, in clusters of ten, and are
 already in memory, so that building does not count the time to read them from a database.
 """
 

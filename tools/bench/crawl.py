@@ -26,7 +26,7 @@ PROGRAM = (sys.executable, "-m", "cli")
 HUB = """
 import sys
 from pathlib import Path
-from tests.localhub import LocalHub
+from crawler.localhub import LocalHub
 with LocalHub(Path(sys.argv[1])) as hub:
     print(hub.url, flush=True)
     sys.stdin.read()
@@ -103,7 +103,7 @@ def crawl(url: str, data: Path) -> Run:
 
 def main(argv: Sequence[str]) -> None:
     """Measures a small and a large Hub and prints a table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench crawl", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.bench crawl", description=__doc__)
     parser.add_argument("--small", type=int, default=1000)
     parser.add_argument("--large", type=int, default=20_000)
     sizes = parser.parse_args(argv)
@@ -147,7 +147,7 @@ def report(runs: dict[str, Run]) -> None:
 
 def adapters(run: Run) -> int:
     """How many adapters a run went through."""
-    return int(run.found.get("listed", run.found.get("adapters")))
+    return int(run.found["listed"] if "listed" in run.found else run.found["adapters"])
 
 
 def rate(run: Run) -> float:

@@ -1,6 +1,6 @@
 """Choosing adapters by measured scores: nDCG@30 of the gain over the base, against samples spent.
 
-Run as `python -m tests.bench.retrieval [--data DIR] [-o DIR]`. Every strategy sees the 100-sample scores of
+Run as `python -m tools.bench.retrieval --data DIR [-o DIR]`. Every strategy sees the 100-sample scores of
 960 adapters on the other tasks and the tasks' instructions; what it wants to know of the task itself it
 buys, sample by sample. Test scores judge. `--proxy` judges tasks without test scores by their own 100
 samples: everything that was ever tuned was tuned there.
@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from catalog.errors import LoradexError
 from catalog.pictures.canvas import save
-from tests.shared_data import SHARED
 from tools.published.leaderboard import (
     BLIND,
     METRICS,
@@ -51,18 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="the folder of the published tables")
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the published tables")
     parser.add_argument("-o", type=Path, dest="to", help="a folder for the table, a CSV and pictures")
     parser.add_argument("--repeats", type=int, default=3, help="draws of samples for a race (default 3)")
     parser.add_argument("--proxy", action="store_true", help="judge without test scores")
     parser.add_argument("--only", action="append", help="a strategy; may be given several times")
     asked = parser.parse_args(argv)
-    folder = asked.data or (SHARED and SHARED / "data" / "recycling_paper")
-    if folder is None or not (folder / "pool_ids.txt").is_file():
-        sys.stderr.write("The published tables are not there; name their folder with --data.\n")
-        return 1
     kept = (RANDOM, BLIND, RAW, *(asked.only or [strategy.name for strategy in STRATEGIES]))
-    tasks = load(folder, proxy=asked.proxy)
+    try:
+        tasks = load(asked.data, proxy=asked.proxy)
+    except LoradexError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     strategies = [strategy for strategy in STRATEGIES if strategy.name in kept]
     results = judge_all(
         tasks, strategies, repeats=asked.repeats, done=lambda name: sys.stderr.write(f"{name}\n")

@@ -1,4 +1,4 @@
-"""The trained adapters of data/sample_hub, made anew: `python -m tests.sample_hub --tasks DIR --bases DIR`.
+"""The trained adapters of data/sample_hub, made anew: `python -m tools.sample_hub --tasks DIR --bases DIR`.
 
 Each row of ADAPTERS is one training by `merging.learning` on a task whose data has an open licence, and one
 repository of the sample Hub: configuration, weights, a card, and the dates and counters in `.hub.json`. A

@@ -1,6 +1,6 @@
 """Merges against PEFT and mergekit: time and peak memory as ratios, each run in a process of its own.
 
-`python -m tests.bench.merging` generates adapters of a small Llama (hidden 1024, 8 layers) and of
+`python -m tools.bench.merging` generates adapters of a small Llama (hidden 1024, 8 layers) and of
 Llama-3.1-8B's shapes. Seconds are processor time of one thread unless said, of PEFT without loading the base
 or the adapters, of ours with reading and writing the files; memory is the rise of the resident set above its
 size before the call (Linux). `--mergekit` and `--whole` are runs of their own: full models by mergekit, and
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench.merge_cases import RANK, SMALL, Size, build, large
+from tools.bench.merge_cases import RANK, SMALL, Size, build, large
 
 SUMS = ("average", "concatenation")
 
@@ -35,7 +35,7 @@ def measure(
     cold: bool = False,
 ) -> dict[str, Any]:
     """One case in a process of its own; prints a row."""
-    command = [sys.executable, "-m", "tests.bench.merge_cases", "--place", str(place), "--case", case]
+    command = [sys.executable, "-m", "tools.bench.merge_cases", "--place", str(place), "--case", case]
     command += ["--count", str(count), "--size", size, "--layers", str(layers), *(["--cold"] if cold else [])]
     limits = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | limits)

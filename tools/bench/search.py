@@ -1,6 +1,6 @@
 """Search by words and meaning as the catalog grows: seconds to fill and load, milliseconds a search.
 
-Run as `python -m tests.bench.search [--large] [--default-encoder]`. Cards are generated, of 60 to 500 words
+Run as `python -m tools.bench.search [--large] [--default-encoder]`. Cards are generated, of 60 to 500 words
 whose frequencies fall as in a language (Zipf), and so are their vectors, about three chunks a card: only the
 time of a query's own vector depends on the encoder, and it is measured by itself.
 """
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ class Drawn:
         """Vectors of length 1, the same for the same text."""
         seeds = (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts)
         drawn = np.array([np.random.default_rng(seed).standard_normal(SIZE) for seed in seeds])
-        return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+        vectors: NDArray[np.float32] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        return vectors.astype(np.float32)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if asked.default_encoder:
         encoder = load_embedder()
         for clock in (time.perf_counter, time.process_time):
-            took = sorted(timed(lambda text=text: query_vector(encoder, text), clock) for text in queries())
+            took = sorted(timed(partial(query_vector, encoder, text), clock) for text in queries())
             say(f"a query's vector, {clock.__name__}: p50 {1e3 * percentile(took, 50):.1f} ms")
 
 
@@ -104,9 +106,7 @@ def opened(session: Session, place: Path) -> None:
 
 def busy(session: Session, texts: Texts) -> list[float]:
     """Seconds of processor time of each search, sorted: nearly the same on a machine that others use."""
-    return sorted(
-        timed(lambda text=text: search(session, texts, text, HITS), time.process_time) for text in queries()
-    )
+    return sorted(timed(partial(search, session, texts, text, HITS), time.process_time) for text in queries())
 
 
 def times(
@@ -115,7 +115,7 @@ def times(
     """Seconds of each search, sorted; the first search, which fills caches, does not count."""
     given: dict[str, Any] = {"query": query, "weights": weights or Weights()}
     search(session, texts, "a first one", HITS, **given)
-    return sorted(timed(lambda text=text: search(session, texts, text, HITS, **given)) for text in queries())
+    return sorted(timed(partial(search, session, texts, text, HITS, **given)) for text in queries())
 
 
 def timed(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -147,7 +147,7 @@ def zipf(drawn: np.random.Generator, count: int) -> NDArray[np.int64]:
 def queries() -> list[str]:
     """Texts of three to six words, frequent and rare ones, as people write them."""
     drawn, words = np.random.default_rng(2), vocabulary()
-    return [" ".join(words[n] for n in zipf(drawn, drawn.integers(3, 7))) for _ in range(QUERIES)]
+    return [" ".join(words[n] for n in zipf(drawn, int(drawn.integers(3, 7)))) for _ in range(QUERIES)]
 
 
 def fill(engine: Engine, count: int) -> None:

@@ -1,6 +1,6 @@
 """Fingerprints of a whole Llama-3.1-8B adapter: time against forming B A, memory, and the sketches' errors.
 
-Run as `python -m tests.bench.fingerprints`. The adapter is generated: rank 16, all seven linear modules of
+Run as `python -m tools.bench.fingerprints`. The adapter is generated: rank 16, all seven linear modules of
 all 32 layers, bfloat16, 84 MB. A is drawn as PEFT initialises it, B with a falling spectrum. Torch has one
 thread by default: matrices of 16 columns gain little from more, and threads that wait for each other on a
 busy machine lose much.

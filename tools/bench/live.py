@@ -1,6 +1,6 @@
 """Twenty adapters over one base: a forward, a training step and candidates, against the base and PEFT.
 
-`python -m tests.bench.live` makes a Llama of random weights in SmolLM2-135M's shapes and twenty adapters of
+`python -m tools.bench.live` makes a Llama of random weights in SmolLM2-135M's shapes and twenty adapters of
 rank 16 on all seven projections. Ratios are medians over rounds in which the sides take turns; on a processor
 they are of the time of one thread, on a GPU of the time until it has finished. Logits are those of the last
 position, so that a large vocabulary hides nothing.
@@ -18,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ LARGE = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads":
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints a table; on a processor in a child that has one thread."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.live", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.bench.live", description=__doc__)
     parser.add_argument("--layers", type=int, default=12, help="layers of the small model, 30 for all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     if "OMP_NUM_THREADS" not in os.environ:
-        command = [sys.executable, "-m", "tests.bench.live", *(argv if argv is not None else sys.argv[1:])]
+        command = [sys.executable, "-m", "tools.bench.live", *(argv if argv is not None else sys.argv[1:])]
         return subprocess.run(command, env=os.environ | ONE_THREAD, check=False).returncode
     with tempfile.TemporaryDirectory() as place:
         small(Path(place), options.layers, options.rounds)
@@ -97,7 +98,7 @@ def crossover(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
             with live.dense(scales):
                 forward(model, batch)
 
-        factored = attached(live, "factored", lambda batch=batch: forward(model, batch))
+        factored = attached(live, "factored", partial(forward, model, batch))
         seconds = measured({"live": factored, "dense": dense}, rounds, "cpu")
         say(
             f"dense, {length} tokens ({share:g} of crossover)",
@@ -189,9 +190,11 @@ def candidates(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
         forward(judge, batch)
         judge.delete_adapter("sum")
 
-    seconds["peft"] = statistics.median(
-        timed(lambda: [merge(vector) for vector in vectors], "cpu") for _ in range(max(1, rounds // 2))
-    )
+    def merge_each() -> None:
+        for vector in vectors:
+            merge(vector)
+
+    seconds["peft"] = statistics.median(timed(merge_each, "cpu") for _ in range(max(1, rounds // 2)))
     judge.unload()
     say(
         f"{CANDIDATES} candidates of {len(members)} members",
@@ -242,7 +245,7 @@ def timed(run: Callable[[], object], device: str) -> float:
     return clock() - began
 
 
-def llama(sizes: dict[str, int], layers: int, vocabulary: int) -> Any:
+def llama(sizes: dict[str, Any], layers: int, vocabulary: int) -> Any:
     """A Llama of random weights."""
     import transformers
 
@@ -250,7 +253,8 @@ def llama(sizes: dict[str, int], layers: int, vocabulary: int) -> Any:
     config = transformers.LlamaConfig(
         **sizes, num_hidden_layers=layers, vocab_size=vocabulary, tie_word_embeddings=True
     )
-    return transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+    model: Any = transformers.LlamaForCausalLM(config)
+    return model.eval().requires_grad_(False)
 
 
 def adapters(place: Path, model: Any, dtype: torch.dtype = torch.float32) -> list[MergeMember]:

@@ -1,6 +1,6 @@
 """The cases of the merging benchmark, each measured once in a process of its own.
 
-`python -m tests.bench.merge_cases --case ours:svd --place FOLDER --count 8` prints a line of JSON: processor
+`python -m tools.bench.merge_cases --case ours:svd --place FOLDER --count 8` prints a line of JSON: processor
 seconds, wall seconds, and the rise of the resident set above its size before the call (Linux).
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.hubs import adapter_config
-from tests.merging.peak import peak_during
+from tools.bench.peak import peak_during
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", *MLP)

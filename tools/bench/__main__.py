@@ -1,6 +1,6 @@
-"""`make bench`: every benchmark, or those that are named: `python -m tests.bench fingerprints index`.
+"""`make bench`: every benchmark, or those that are named: `python -m tools.bench fingerprints index`.
 
-Each prints one table with ratios of what one run measured; `python -m tests.bench.NAME --help` tells
+Each prints one table with ratios of what one run measured; `python -m tools.bench.NAME --help` tells
 the options of one.
 """
 
@@ -20,11 +20,11 @@ def main(chosen: list[str]) -> int:
         return 2
     worst = 0
     for name in chosen or NAMES:
-        title = (importlib.import_module(f"tests.bench.{name}").__doc__ or name).split("\n")[0]
+        title = (importlib.import_module(f"tools.bench.{name}").__doc__ or name).split("\n")[0]
         sys.stdout.write(f"\n== {name}: {title}\n")
         sys.stdout.flush()
         worst = max(
-            worst, subprocess.run([sys.executable, "-m", f"tests.bench.{name}"], check=False).returncode
+            worst, subprocess.run([sys.executable, "-m", f"tools.bench.{name}"], check=False).returncode
         )
     return worst
 

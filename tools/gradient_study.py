@@ -1,9 +1,9 @@
 """Finding adapters by a task's gradient, on real adapters and tasks: the numbers of docs/results/gradient.md.
 
-Run as `python -m tests.gradient_study --bases FOLDER --scratch FOLDER`. It reads the shared folders of tasks
-and adapters. Passes over the base model and measured scores are kept in the scratch folder, so that a run
-that was killed goes on where it was; with `--report` nothing is computed that is not there. Every second task
-by name is for development, where choices were made; the others judge.
+Run as `python -m tools.gradient_study --tasks DIR --adapters DIR --bases DIR --scratch DIR`. Passes over the
+base model and measured scores are kept in the scratch folder, so that a run that was killed goes on where it
+was; with `--report` nothing is computed that is not there. Every second task by name is for development,
+where choices were made; the others judge.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from merging.evaluation.scores import TaskScore, evaluate
 from merging.learning.gradients import linear_modules, task_gradient
 from merging.members import MergeMember, load_member
 from merging.model import LoadedBase, Prompt, Task, budget, encode, examples, load_base, read_task
-from tests.shared_data import data, index
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -55,8 +54,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Zoo:
-    """The adapters: names, tasks, the kind of each task, sketches of unit length, norms of modules, texts."""
+    """All tasks as queries, and the adapters: names, tasks, the kind of each task, sketches of unit length,
+    norms of modules, texts.
+    """
 
+    queries: list[Task]
     names: list[str]
     tasks: list[str]
     kinds: Mapping[str, str]
@@ -94,14 +96,14 @@ class Found:
         )
 
 
-def tasks() -> list[Task]:
-    """The tasks of the shared folder by name."""
-    return [read_task(folder) for folder in sorted(data("tasks").iterdir()) if folder.is_dir()]
+def read_tasks(place: Path) -> list[Task]:
+    """The tasks of a folder by name."""
+    return [read_task(folder) for folder in sorted(place.iterdir()) if folder.is_dir()]
 
 
-def members() -> list[MergeMember]:
-    """The adapters of the shared folder by name."""
-    return [load_member(folder) for folder in sorted(data("zoo").iterdir()) if folder.is_dir()]
+def read_members(place: Path) -> list[MergeMember]:
+    """The adapters of a folder by name."""
+    return [load_member(folder) for folder in sorted(place.iterdir()) if folder.is_dir()]
 
 
 def one_pass(
@@ -144,11 +146,12 @@ def _each_answer(prompt: Prompt) -> list[Prompt]:
     return [Prompt(prompt.question, (one,), 0) for one in (prompt.target, *others[: MOST_ANSWERS - 1])]
 
 
-def read_zoo(pool: Sequence[MergeMember], modules: Sequence[str]) -> Zoo:
+def read_zoo(index: Path, queries: list[Task], pool: Sequence[MergeMember], modules: Sequence[str]) -> Zoo:
     """The sketches, norms and texts of the adapters; without a text of its own, the name."""
     import numpy as np
 
-    told = {row["name"]: row for row in index("zoo")}
+    rows = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+    told = {row["name"]: row for row in rows}
     deltas, outputs, norms, texts = [], [], [], []
     for member in pool:
         deltas.append(delta_sketch(iterate_modules(member.weights, member.config)))
@@ -161,7 +164,7 @@ def read_zoo(pool: Sequence[MergeMember], modules: Sequence[str]) -> Zoo:
     names = [member.name for member in pool]
     kinds = {row["task"]: row["group"] for row in told.values()}
     tasks_of = [told[name]["task"] for name in names]
-    return Zoo(names, tasks_of, kinds, unit(deltas), unit(outputs), np.array(norms), texts)
+    return Zoo(queries, names, tasks_of, kinds, unit(deltas), unit(outputs), np.array(norms), texts)
 
 
 def unit(vectors: Sequence[Any]) -> Rows:
@@ -253,9 +256,9 @@ def reordered(first: Rows, second: Rows) -> Rows:
     return found
 
 
-def halves(queries: Sequence[Task]) -> Iterator[tuple[str, list[int]]]:
+def halves(zoo: Zoo, queries: Sequence[Task]) -> Iterator[tuple[str, list[int]]]:
     """The places of the tasks for development and of those that judge."""
-    order = [task.name for task in tasks()]
+    order = [task.name for task in zoo.queries]
     for rest, half in enumerate(("development", "judging")):
         yield half, [at for at, task in enumerate(queries) if order.index(task.name) % 2 == rest]
 
@@ -278,14 +281,14 @@ def any_answer(zoo: Zoo, passes: Sequence[Pass], others: Sequence[Pass | None]) 
 
 def report_ways(ways: Mapping[str, Rows], queries: Sequence[Task], zoo: Zoo) -> None:
     """A line for each way and half of the tasks."""
-    for half, places in halves(queries):
+    for half, places in halves(zoo, queries):
         for name, rows in ways.items():
             say(f"{half:<12} {name:<40} {found(rows[places], [queries[at] for at in places], zoo)}")
 
 
 def report_neighbours(zoo: Zoo) -> None:
     """How near an adapter's own fingerprints bring its kin."""
-    queries = [task for task in tasks() if task.name in zoo.names]
+    queries = [task for task in zoo.queries if task.name in zoo.names]
     mine = [zoo.names.index(task.name) for task in queries]
     for name, vectors in (("delta", zoo.delta), ("output", zoo.output)):
         say(f"by the {name} of the task's own adapter: {found(vectors[mine] @ vectors.T, queries, zoo)}")
@@ -295,7 +298,7 @@ def report_backgrounds(ways: Mapping[str, Rows], zoo: Zoo, draws: int = 10) -> N
     """What centring is worth by few tasks of other kinds than the query's, drawn at random."""
     import numpy as np
 
-    queries = tasks()
+    queries = zoo.queries
     for name in ("exact, unit", "sketch of output"):
         each = z(ways[name])
         for count in (0, 1, 2, 4, 8, 16):
@@ -306,11 +309,13 @@ def report_backgrounds(ways: Mapping[str, Rows], zoo: Zoo, draws: int = 10) -> N
                     strange = [at for at, other in enumerate(queries) if other.group != task.group]
                     if count:
                         rows[row] -= each[draw.choice(strange, count, replace=False)].mean(0)
-                done.append([found(rows[at], [queries[k] for k in at], zoo) for _, at in halves(queries)])
+                done.append(
+                    [found(rows[at], [queries[k] for k in at], zoo) for _, at in halves(zoo, queries)]
+                )
             said = [
                 f"{half} own first {np.mean([one[at].own for one in done]):4.1f}/{done[0][at].of}, kin at "
                 f"{np.mean([one[at].kin for one in done]):.3f}"
-                for at, (half, _) in enumerate(halves(queries))
+                for at, (half, _) in enumerate(halves(zoo, queries))
             ]
             say(f"{name}, {count:2} backgrounds: {'; '.join(said)}")
 
@@ -323,7 +328,9 @@ def report_sketch(zoo: Zoo, passes: Sequence[Pass]) -> None:
     exact = np.array([one.exact.sum(1) for one in passes]) / zoo.lengths / lengths
     sketch = unit([one.delta for one in passes]) @ zoo.delta.T
     own = [
-        exact[row, zoo.names.index(task.name)] for row, task in enumerate(tasks()) if task.name in zoo.names
+        exact[row, zoo.names.index(task.name)]
+        for row, task in enumerate(zoo.queries)
+        if task.name in zoo.names
     ]
     error = sketch - exact
     ranks = np.mean([spearman(a, b) for a, b in zip(sketch, exact, strict=True)])
@@ -340,7 +347,7 @@ def report_samples(zoo: Zoo, usual: Sequence[Pass], draws: Mapping[str, Sequence
     """Other draws, fewer and more samples of some tasks, centred by the usual passes of the others."""
     import numpy as np
 
-    queries = tasks()
+    queries = zoo.queries
     for task, row in ((task, row) for row, task in enumerate(queries) if task.name in draws):
         few, unseen, *each = draws[task.name]
         if few is None or unseen is None or any(one is None for one in each):
@@ -375,7 +382,7 @@ def report_gains(
     """Rank correlations of scores with measured gains of the others, and what the best five of them gain."""
     import numpy as np
 
-    queries = [task.name for task in tasks()]
+    queries = [task.name for task in zoo.queries]
     table: dict[str, list[list[float]]] = {}
     for name, (loss, value) in gains.items():
         row, rest = queries.index(name), [at for at, task in enumerate(zoo.tasks) if task != name]
@@ -409,15 +416,13 @@ def report_gains(
 
 
 def measured(
-    base: LoadedBase | None, pool: Sequence[MergeMember], kept: Path, names: Sequence[str]
+    base: LoadedBase | None, tasks: Sequence[Task], pool: Sequence[MergeMember], kept: Path
 ) -> dict[str, tuple[Rows, Rows]]:
     """Gains in loss (nats a token) and in accuracy of every adapter alone, by task."""
     import numpy as np
 
     gains = {}
-    for task in tasks():
-        if task.name not in names:
-            continue
+    for task in tasks:
         log, limit = kept / "scores.jsonl", MEASURED[task.name]
         if base is not None:
             scores = list(evaluate(base, pool, [task], split="valid", limit=limit, log=log))
@@ -445,7 +450,7 @@ def by_text(zoo: Zoo) -> Rows:
     import numpy as np
 
     embedder = load_embedder()
-    left, right = embedder.encode([task.instruction for task in tasks()]), embedder.encode(zoo.texts)
+    left, right = embedder.encode([task.instruction for task in zoo.queries]), embedder.encode(zoo.texts)
     found: Rows = (left @ right.T).astype(np.float64)
     return found
 
@@ -455,6 +460,8 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", type=Path, required=True, help="folder with the tasks")
+    parser.add_argument("--adapters", type=Path, required=True, help="folder with adapters and index.jsonl")
     parser.add_argument("--bases", type=Path, required=True, help="folder with the base model")
     parser.add_argument("--scratch", type=Path, required=True, help="folder to keep passes and scores in")
     parser.add_argument("--report", action="store_true", help="compute nothing that is not there")
@@ -462,26 +469,27 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load_base(BASE, bases=options.bases)
-    base, pool, kept = None if options.report else model, members(), options.scratch
-    zoo = read_zoo(pool, linear_modules(model.model))
-    passes = [one_pass(base, task, "target", USUAL, pool, kept) for task in tasks()]
+    base, pool, kept = None if options.report else model, read_members(options.adapters), options.scratch
+    tasks = read_tasks(options.tasks)
+    zoo = read_zoo(options.adapters / "index.jsonl", tasks, pool, linear_modules(model.model))
+    passes = [one_pass(base, task, "target", USUAL, pool, kept) for task in tasks]
     usual = [one for one in passes if one is not None]
     if len(usual) < len(passes):
         raise SystemExit("Some passes are not there; run without --report.")
     ways = variants(zoo, usual, by_text(zoo))
-    report_ways(ways, tasks(), zoo)
-    others = [one_pass(base, task, "any", ANY, pool, kept) for task in tasks()]
+    report_ways(ways, tasks, zoo)
+    others = [one_pass(base, task, "any", ANY, pool, kept) for task in tasks]
     with_any = [at for at, one in enumerate(others) if one is not None]
     ways_any = any_answer(zoo, [usual[at] for at in with_any], [others[at] for at in with_any])
-    report_ways(ways_any, [tasks()[at] for at in with_any], zoo)
+    report_ways(ways_any, [tasks[at] for at in with_any], zoo)
     report_neighbours(zoo)
     report_backgrounds(ways, zoo)
     report_sketch(zoo, usual)
-    some = [task for task in tasks() if task.name in MEASURED]
+    some = [task for task in tasks if task.name in MEASURED]
     asked = [("target", FEW), ("valid", USUAL), *(("target", span) for span in DRAWS)]
     spans = {task.name: [one_pass(base, task, *one, pool, kept) for one in asked] for task in some}
     report_samples(zoo, usual, spans)
-    report_gains(zoo, ways, measured(base, pool, kept, list(MEASURED)))
+    report_gains(zoo, ways, measured(base, some, pool, kept))
 
 
 def say(line: str) -> None:

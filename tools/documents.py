@@ -1,7 +1,7 @@
-"""What the documents say of the program, made from the program: `python -m tests.documents` writes it.
+"""What the documents say of the program, made from the program: `python -m tools.documents` writes it.
 
 Each page of docs/ that `PAGES` names has places for it, between two comments; `tests/cli/test_readme.py`
-compares.
+compares. The reports of studies and what docs/results quotes of them are written by `tools.study_pages`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from click.testing import CliRunner
 from catalog.query import FIELDS
 from catalog.rules import RULES
 from cli.main import COMMANDS, loradex
+from merging.methods import METHODS
+from tools import study_pages
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -23,6 +25,7 @@ DOCS = ROOT / "docs"
 HELP = DOCS / "reference" / "commands.md"
 REASONS = DOCS / "reference" / "reasons.md"
 FILTERS = DOCS / "reference" / "filters.md"
+MERGING = DOCS / "reference" / "merging.md"
 
 
 def paths(command: click.Command = loradex, name: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -96,10 +99,34 @@ def field_table() -> str:
     return "\n".join(["| field | kind | what it is |", "|---|---|---|", *rows])
 
 
+def method_table() -> str:
+    """A row a merge method: what it does, its weight and parameters, whether it is exact, and its source."""
+    rows = []
+    for method in METHODS.values():
+        parameters = "<br>".join(
+            f"`{p.name}` = {p.default} ({p.range.replace('|', 'or')})" for p in method.parameters
+        )
+        exact = "needs activations" if method.data else "yes" if method.exact else "no"
+        source = method.paper.removeprefix("https://").removeprefix("arxiv.org/abs/").partition("/")[0]
+        cells = (
+            f"`{method.name}`",
+            method.summary,
+            method.default_weight,
+            parameters,
+            exact,
+            method.gauge,
+            f"[{source}]({method.paper})",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    head = "| method | what it does | weight | parameters | exact | gauge | source |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
+
+
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     HELP: {"commands": command_table, "help": help_sections},
     REASONS: {"reasons": reason_table},
     FILTERS: {"fields": field_table},
+    MERGING: {"methods": method_table},
 }
 
 
@@ -115,9 +142,10 @@ def fill(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
 
 
 def main() -> None:
-    """Writes every page of `PAGES`."""
+    """Writes every page of `PAGES`, and the reports of studies."""
     for page, tables in PAGES.items():
         page.write_text(fill(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    study_pages.main()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: mutated inputs for every reader, and what became of them as a table.
+"""`python -m tools.fuzz`: mutated inputs for every reader, and what became of them as a table.
 
 The exit code is 1 where a reader crashed: where it raised anything but one of its own refusals. The smallest
 input of each crash is written to a folder, and a line says how to run it again.
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import click
 
-from tests.fuzz.mutation import mutations
-from tests.fuzz.readers import Reader, readers
+from tools.fuzz.mutation import mutations
+from tools.fuzz.readers import Reader, readers
 
 # Seconds of the processor after which an input counts as one that never ends.
 LONGEST_SECONDS = 20.0
@@ -108,7 +108,7 @@ def _without(data: bytes, size: int) -> Iterator[bytes]:
 
 def main(words: Sequence[str]) -> int:
     """Runs the readers named, all without a name; gives the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__)
     parser.add_argument("reader", nargs="*", help="all of them without one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inputs", type=int, default=20_000, help="for each reader; costly ones get fewer")
@@ -136,7 +136,7 @@ def main(words: Sequence[str]) -> int:
             asked.crashes.mkdir(parents=True, exist_ok=True)
             path = asked.crashes / f"{name.replace(' ', '-')}-{number}"
             path.write_bytes(data)
-            click.echo(f"  {where}: {data[:60]!r}\n  python -m tests.fuzz '{name}' --again {path}")
+            click.echo(f"  {where}: {data[:60]!r}\n  python -m tools.fuzz '{name}' --again {path}")
     return 1 if crashed else 0
 
 

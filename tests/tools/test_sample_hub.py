@@ -10,7 +10,7 @@ from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
 from crawler.reading import parse_card
 from merging.learning.training import ALL_LINEAR
 from merging.members import load_member
-from tests.sample_hub import ADAPTERS, BASE, HUB, OWNER, Adapter
+from tools.sample_hub import ADAPTERS, BASE, HUB, OWNER, Adapter
 
 README = (HUB / "README.md").read_text(encoding="utf-8")
 FILES = {".hub.json", "README.md", CONFIG_NAME, WEIGHTS_NAME}

@@ -1,4 +1,4 @@
-"""`python -m tests.kills`: long commands killed with SIGKILL at random moments, run again, and compared.
+"""`python -m tools.kills`: long commands killed with SIGKILL at random moments, run again, and compared.
 
 Each command is first run whole. Then, as often as asked, it starts anew in an empty folder, is killed after a
 random part of that time, and the same command is run again to its end. Nothing may be lost: every file must
@@ -27,8 +27,8 @@ from typing import Any
 
 import click
 
+from crawler.localhub import LocalHub
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
-from tests.localhub import LocalHub
 from tests.studies.small import make_world
 
 # Fields of records, and columns, that tell a time or a cost and no result.
@@ -265,7 +265,7 @@ def _warm() -> None:
 
 def main(words: Sequence[str]) -> int:
     """Kills the commands named, all without a name; gives 1 where something was lost or left behind."""
-    parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.kills", description=__doc__)
     parser.add_argument("command", nargs="*", choices=[[], *COMMANDS], help="all of them without one")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

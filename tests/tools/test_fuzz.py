@@ -7,9 +7,9 @@ from itertools import islice
 import pytest
 
 from catalog.errors import ConfigError
-from tests.fuzz.__main__ import COSTLY, run
-from tests.fuzz.mutation import LONGEST, mutations
-from tests.fuzz.readers import Reader, readers
+from tools.fuzz.__main__ import COSTLY, run
+from tools.fuzz.mutation import LONGEST, mutations
+from tools.fuzz.readers import Reader, readers
 
 SEEDS = (b"alpha: beta, gamma", b"12345678")
 

@@ -1,1 +1,0 @@
-"""Mutated inputs for every reader of foreign bytes; run by `make fuzz`, or `python -m tests.fuzz --help`."""
