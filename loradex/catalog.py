@@ -51,7 +51,7 @@ def open(data: str | Path = "data", *, url: str | None = None) -> Catalog:  # no
     Raises:
         UsageError: The path is not Unicode, which no URL can contain.
 
-    Example:
+    Examples:
         >>> with loradex.open("data") as catalog:
         ...     catalog.status().adapters
         12
@@ -170,7 +170,7 @@ class Catalog:
     def status(self, *, rules: str = "ours") -> CatalogStatus:
         """What the catalog contains, and its newest crawls.
 
-        Example:
+        Examples:
             >>> status = catalog.status()
             >>> status.adapters == status.accepted + status.skipped
             True
@@ -206,7 +206,7 @@ class Catalog:
             UsageError: The filter, or another argument, is not valid.
             NotFoundError: The catalog does not know the base model.
 
-        Example:
+        Examples:
             >>> rows = catalog.adapters("rank:..64", sort="downloads", limit=2)
             >>> [row.rank <= 64 for row in rows]
             [True, True]
@@ -290,7 +290,7 @@ class Catalog:
     def __getitem__(self, adapter: str) -> AdapterDetails:
         """`details` by the usual rules.
 
-        Example:
+        Examples:
             >>> catalog["zoo/banking77"].rank
             16
         """

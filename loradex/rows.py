@@ -29,7 +29,7 @@ class Rows(Sequence[RowT], Generic[RowT]):
         row_type: That dataclass; its fields are the columns, for a result without rows too.
         notes: Sentences for a user, such as that a text encoder was not available.
 
-    Example:
+    Examples:
         >>> from loradex.rows import PoolRow, Rows
         >>> rows = Rows([PoolRow("mine", 3, "random", None, "research", (), "0" * 64)], PoolRow)
         >>> len(rows), rows[0].pool, rows.columns[:2]

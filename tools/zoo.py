@@ -2,7 +2,7 @@
 
 Run as `python -m tools.zoo DIR`. DIR has a folder for each adapter, and an index.jsonl that names the task
 and the kind of task of each; adapters of one task are twins from other seeds. Every row of numbers is a table
-of docs/reference/fingerprints.md. The exact products of all pairs take minutes.
+of docs/results/fingerprints.md. The exact products of all pairs take minutes.
 """
 
 from __future__ import annotations
