@@ -235,9 +235,9 @@ class ScalingRule:
         self._rank = config.rank
         self._alpha = config.alpha
         self._rslora = config.use_rslora
-        self._ranks = [(Pattern(key), rank) for key, rank in config.rank_pattern.items()]
-        self._alphas = [(Pattern(key), alpha) for key, alpha in config.alpha_pattern.items()]
         self._budget = Budget()
+        self._ranks = [(Pattern(key, self._budget), rank) for key, rank in config.rank_pattern.items()]
+        self._alphas = [(Pattern(key, self._budget), alpha) for key, alpha in config.alpha_pattern.items()]
 
     def rank(self, module: str) -> int:
         """The rank of a module; raises ConfigError of kind bad_field where the configuration has none."""

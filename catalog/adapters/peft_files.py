@@ -182,7 +182,7 @@ def _is_targeted(config: AdapterConfig, name: str, kind: str, budget: Budget) ->
 def _is_named(names: tuple[str, ...] | str, module: str, budget: Budget) -> bool:
     """Whether a pattern is the whole name, or one of these names is it or the end of it."""
     if isinstance(names, str):
-        return Pattern(names).matches(module, budget)
+        return Pattern(names, budget).matches(module, budget)
     return any(f".{module}".endswith(f".{name}") for name in names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -83,6 +84,21 @@ def test_what_the_budget_cannot_pay_is_refused(pattern: str) -> None:
     assert refused.value.kind == "bad_pattern"
 
 
+def test_compiling_many_large_patterns_is_paid_from_the_budget() -> None:
+    table = (f"(?:.?){{{width}}}" for width in range(900, 1000))
+    budget = Budget(10_000_000)
+    with pytest.raises(ConfigError, match="takes too long"):
+        list(map(Pattern, table, itertools.repeat(budget)))
+    assert next(table, None) is not None
+
+
+@pytest.mark.parametrize("pattern", [r"\d+", r"\bq_proj", r"[^\W]"])
+def test_a_class_of_characters_is_not_matched_with_a_name_beyond_ascii(pattern: str) -> None:
+    with pytest.raises(ConfigError, match="in ASCII only"):
+        Pattern(pattern).matches_suffix("model.é", Budget())
+    assert Pattern("[^a]").matches_suffix("model.é", Budget())
+
+
 @pytest.mark.parametrize(
     "pattern",
     [
@@ -103,6 +119,12 @@ def test_what_the_budget_cannot_pay_is_refused(pattern: str) -> None:
         "(" * 31 + ")" * 31,
         r"\Z",
         "a{9999}",
+        "a{,3}",
+        "[[:alpha:]]",
+        r"\pN",
+        r"\Qa\E",
+        "(?<n>a)",
+        "\ud800",
     ],
 )
 def test_unsupported_patterns_are_refused_by_kind(pattern: str) -> None:
