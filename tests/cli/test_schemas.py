@@ -13,15 +13,15 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from catalog.selection import Question
-from merging.evaluation.scores import Score, evaluate, scores_document
+from merging.evaluation.scores import TaskScore, evaluate, scores_document
 from merging.members import load_member
 from merging.model import read_task
 from tests.cli.conftest import Program
-from tests.documents import DOCS
 from tests.localhub import LocalHub
 from tests.merging.adapters import adapter
 from tests.merging.test_evaluate import ROWS
 from tests.merging.tiny import tiny_base, write_task
+from tools.documents import DOCS
 
 Path_ = tuple[str | int, ...]
 # What a file may have or lack.
@@ -54,7 +54,7 @@ def written(hub: LocalHub, run: Program, tmp_path: Path) -> dict[str, list[Any]]
     return {
         "pool": [json.loads(file.read_bytes()) for file in sorted(tmp_path.rglob("pool.json"))],
         "merge": [json.loads(file.read_bytes()) for file in sorted(tmp_path.rglob("merge.json"))],
-        "scores": [scores_document([score for score in scores if isinstance(score, Score)])],
+        "scores": [scores_document([score for score in scores if isinstance(score, TaskScore)])],
     }
 
 
