@@ -202,3 +202,8 @@ RULES: Mapping[Reason, Rule] = {
         "listing", "licensed", "its licence grants what its base model's does not"
     ),
 }
+
+
+def reason_sentence(reason: str, detail: str = "") -> str:
+    """A reason with its sentence and what was seen."""
+    return f"{reason}: {RULES[Reason(reason)].sentence}{f' ({detail})' if detail else ''}"

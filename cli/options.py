@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from catalog.index import DEFAULT_MODEL
 from catalog.rules import RULE_SETS
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -103,4 +104,10 @@ where_option = option(
     metavar="W",
     default="",
     help="Only what this filter lets through, such as `rank:8..64 -owner:someone`.",
+)
+model_option = option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help="The text encoder: an id on the Hub, or a local folder.",
 )

@@ -101,6 +101,11 @@ class Output:
         if not self.quiet:
             click.echo(plain(text), err=True)
 
+    def say_all(self, texts: Iterable[str]) -> None:
+        """Writes each text as a line of talk."""
+        for text in texts:
+            self.say(text)
+
     @contextmanager
     def show_progress(self) -> Iterator[ProgressCallback]:
         """What a call of the library reports its progress to: bars on a terminal, else a line a minute.

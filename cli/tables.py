@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from catalog.rules import RULES, Reason
 from cli.output import NO_BREAK, Column
 from crawler.crawl import refusing
 
@@ -71,11 +70,6 @@ def verdict_text(reasons: Sequence[str], refusals: Collection[str]) -> str:
     refused = any(name in refusals for name in reasons)
     text = reasons_text(reasons, refusals)
     return f"skipped: {text}" if refused else f"accepted {text}".strip()
-
-
-def reason_sentence(reason: str, detail: str = "") -> str:
-    """A reason with its sentence and what was seen."""
-    return f"{reason}: {RULES[Reason(reason)].sentence}{f' ({detail})' if detail else ''}"
 
 
 def verdict_lines(counts: Mapping[str, Any], rules: str) -> list[tuple[str, str]]:

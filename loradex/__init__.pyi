@@ -1,5 +1,6 @@
 from . import errors
 from .catalog import Catalog, open
+from .comparison import fingerprint
 from .errors import LoradexError, NotFoundError, UsageError
 from .events import ProgressCallback, ProgressEvent, ProgressOption
 from .rows import AdapterDetails, AdapterRow, Rows
@@ -16,5 +17,6 @@ __all__ = [
     "Rows",
     "UsageError",
     "errors",
+    "fingerprint",
     "open",
 ]

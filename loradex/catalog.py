@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,27 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from catalog.adapters import AdapterReference, adapter_name
-from catalog.database import disposing, open_catalog, reading, reading_if_any, store
-from catalog.errors import NotFoundError, UsageError
+from catalog.database import Reread, disposing, open_catalog, reading, reading_if_any, reread, store
+from catalog.errors import EncoderError, NotFoundError, UsageError
 from catalog.files import BlobStore
+from catalog.fingerprints import LEVELS, duplicates, families
+from catalog.index import DEFAULT_MODEL
 from catalog.query import FIELDS, parse
 from catalog.rules import UNREADABLE, Reason
-from catalog.search import browse, likeness
+from catalog.search import (
+    SPACES,
+    Fingerprints,
+    Hit,
+    Neighbour,
+    Weights,
+    browse,
+    indexes,
+    likeness,
+    matrix,
+    neighbours,
+    open_texts,
+    search,
+)
 from catalog.settings import Settings
 from crawler.crawl import (
     DEFAULT_BASE,
@@ -29,15 +44,31 @@ from crawler.crawl import (
     refusing,
 )
 from crawler.hub import Hub, HubSettings
-from loradex.progress import ProgressOption, Step, reporting
-from loradex.results import CatalogStatus, FilterField
-from loradex.rows import AdapterDetails, AdapterRow, Rows
+from loradex.comparison import (
+    COLOURS,
+    compare_subjects,
+    family_rows,
+    find_subject,
+    group_rows,
+    subject_notes,
+)
+from loradex.encoding import embed_catalog
+from loradex.progress import ProgressEvent, ProgressOption, Step, reporting
+from loradex.results import CatalogStatus, Comparison, FilterField, MapReport
+from loradex.rows import AdapterDetails, AdapterRow, FamilyRow, GroupRow, IndexRow, Rows, SearchRow
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from catalog.database import Session
+    from catalog.index import IndexState
     from catalog.query import Query
 
 VERDICTS = ("accepted", "skipped", "any")
 SORTS = tuple(browse.SORTS)
+# With more points on a map their names would cover each other.
+MOST_NAMES = 60
 
 
 def open(data: str | Path = "data", *, url: str | None = None) -> Catalog:  # noqa: A001
@@ -287,6 +318,288 @@ class Catalog:
         adapter_picture(name, spectrum.modules, spectrum.spectrum, spectrum.scalings, Path(path))
         return Path(path)
 
+    def fingerprints(
+        self,
+        kind: str = "output",
+        *,
+        where: str = "",
+        base: str | None = None,
+        verdict: str = "accepted",
+        rules: str = "ours",
+    ) -> tuple[list[str], NDArray[np.float32]]:
+        """The fingerprint vectors of the adapters whose weights were read, sorted by name.
+
+        Args:
+            kind: "output", the sketch of where updates write to, whatever they were initialised with, or
+                "delta", the sketch of the whole update scaling * B A.
+            where: Only those that this filter accepts.
+            base: Only those of this base model. Vectors of different base models must not be compared.
+            verdict: "accepted", or "any" for adapters that the rules refuse too.
+            rules: The rules of the verdict.
+
+        Returns:
+            The n names, and a float32 array of shape (n, d).
+
+        Example:
+            >>> names, vectors = catalog.fingerprints("output")
+            >>> len(names) == len(vectors)
+            True
+        """
+        import numpy as np
+
+        check_choice("verdict", verdict, ("accepted", "any"))
+        space, query = likeness.kind(kind), read_filter(where)
+        with reading(self.settings) as session:
+            canonical = None if base is None else store.find_base(session, base)
+            if query is not None:
+                browse.refuse_unknown_bases(session, query)
+            rows = list(
+                likeness.fingerprinted(
+                    session, refusing(rules), canonical, every=verdict == "any", where=query
+                )
+            )
+            if not rows:
+                return [], np.zeros((0, SPACES[space].size), np.float32)
+            vectors = matrix(Fingerprints(session, space), [row.key for row in rows])
+        return [row.adapter for row in rows], vectors
+
+    def similar(
+        self,
+        adapter: str,
+        k: int = 10,
+        *,
+        by: str = "output",
+        exact: bool = False,
+        verdict: str = "accepted",
+        rules: str = "ours",
+    ) -> Rows[Neighbour]:
+        """The adapters of the same base model that are most like one, by their weights, best first.
+
+        Scores are cosines of the products B A: 1 for the same update, 0 for unrelated ones. Those of sketches
+        are off by about 0.03.
+
+        Args:
+            adapter: A reference, as for `details`, or a local folder.
+            k: The largest number of rows.
+            by: "output" or "delta", as for `fingerprints`.
+            exact: Whether to compare the best by their weights, as far as files are kept.
+            verdict: "accepted", or "any" for adapters that the rules refuse too.
+            rules: The rules of the verdict.
+
+        Raises:
+            NotFoundError: The adapter is not in the catalog, has no fingerprint, or is the only one.
+
+        Writes:
+            The cache of the vectors, in the data folder.
+        """
+        check_choice("verdict", verdict, ("accepted", "any"))
+        space = likeness.kind(by)
+        with reading(self.settings) as session:
+            subject = find_subject(session, adapter, self._blobs)
+            rows = neighbours(
+                session,
+                subject,
+                self.settings.index,
+                self._blobs,
+                refusing(rules),
+                by=space,
+                count=k,
+                exact=exact,
+                every=verdict == "any",
+            )
+        notes = subject_notes(adapter, subject)
+        if exact and not all(row.exact for row in rows):
+            notes.append("Some files are not kept (crawl with --weights keep): their scores are sketched.")
+        return Rows(rows, Neighbour, notes)
+
+    def compare(self, left: str, right: str) -> Comparison:
+        """How alike two adapters of one base model are, exactly where the files of both are at hand.
+
+        Args:
+            left: A reference, as for `details`, or a local folder.
+            right: Another one.
+
+        Raises:
+            NotFoundError: One of them is not in the catalog, or its weights were never read.
+            UsageError: They have different base models.
+        """
+        with reading(self.settings) as session:
+            pair = [find_subject(session, adapter, self._blobs) for adapter in (left, right)]
+        return compare_subjects(*pair)
+
+    def search(
+        self,
+        text: str,
+        k: int = 10,
+        *,
+        where: str = "",
+        words_only: bool = False,
+        weights: tuple[float, float] = (1.0, 1.0),
+        model: str = DEFAULT_MODEL,
+        rules: str = "ours",
+        progress: ProgressOption = False,
+    ) -> Rows[SearchRow]:
+        """The adapters whose name, card, datasets, tags or base fit a text, by words and meaning, best first.
+
+        Two rankings, BM25 and the cosines of card embeddings, are joined by reciprocal rank fusion (Cormack,
+        Clarke and Büttcher, SIGIR 2009). Cards are embedded once, when they are first searched.
+
+        Args:
+            text: What to look for, up to 10,000 characters.
+            k: The largest number of rows.
+            where: Only those that this filter accepts.
+            words_only: Whether words alone decide, so that no text encoder is loaded.
+            weights: How much the ranking by words and the one by meaning count.
+            model: The text encoder: an id on the Hub, or a local folder.
+            rules: The rules of the filter's verdict.
+            progress: See `loradex.progress`.
+
+        Returns:
+            The rows; their notes say where meaning could not be used.
+
+        Raises:
+            UsageError: An argument is not valid.
+            EncoderError: The encoder cannot be loaded, and words do not count.
+
+        Writes:
+            The vectors of new cards, in the catalog; the caches of words and vectors, in the data folder.
+        """
+        query, shares = read_filter(where), Weights(*weights)
+        if words_only and not shares.words:
+            raise UsageError(
+                "By words alone, words must count: leave out `words_only`, or give words a weight above 0."
+            )
+        notes: list[str] = []
+        with reading(self.settings) as session, reporting(progress) as report:
+            if query is not None:
+                browse.refuse_unknown_bases(session, query)
+            embedder = None
+            if not words_only:
+                try:
+                    embedder = embed_catalog(session, model, Step(report, "embedding cards"), notes)
+                except EncoderError as error:
+                    if not shares.words:
+                        raise
+                    notes.append(f"searching by words alone: {error}")
+            with open_texts(session, self.settings.index, embedder) as texts:
+                found = search(session, texts, text, k, query=query, refusing=refusing(rules), weights=shares)
+            rows = [_search_row(session, hit) for hit in found.hits]
+        return Rows(rows, SearchRow, (*notes, *found.notes))
+
+    def duplicates(
+        self, level: str = "delta", *, verdict: str = "accepted", rules: str = "ours"
+    ) -> Rows[GroupRow]:
+        """Groups of adapters with the same or nearly the same weights.
+
+        Args:
+            level: "file" for the same bytes, "tensor" for the same tensors, "delta" for the same update but
+                for rounding or scale; each includes those before.
+            verdict: "accepted", or "any" for adapters that the rules refuse too.
+            rules: The rules of the verdict.
+        """
+        check_choice("level", level, LEVELS)
+        check_choice("verdict", verdict, ("accepted", "any"))
+        with reading(self.settings) as session:
+            rows = list(likeness.with_weights(session, refusing(rules), every=verdict == "any"))
+            copies = likeness.copies(session, rows, deltas=level == "delta")
+            groups = duplicates(copies, level, exact=likeness.exact_delta(session, rows, self._blobs))
+        return group_rows(groups, rows)
+
+    def families(self, *, verdict: str = "accepted", rules: str = "ours") -> Rows[FamilyRow]:
+        """Families of adapters: one owner's series, and the checkpoints of one run."""
+        check_choice("verdict", verdict, ("accepted", "any"))
+        with reading(self.settings) as session:
+            rows = list(likeness.fingerprinted(session, refusing(rules), every=verdict == "any"))
+            return family_rows(families(likeness.copies(session, rows)), rows)
+
+    def map(
+        self,
+        path: str | Path,
+        *,
+        by: str = "output",
+        colour: str = "owner",
+        base: str | None = None,
+        seed: int = 0,
+        verdict: str = "accepted",
+        rules: str = "ours",
+        progress: ProgressOption = False,
+    ) -> MapReport:
+        """Draws the adapters of a base model in two dimensions, near each other where their weights are.
+
+        Distances between groups mean nothing; who is near whom does.
+
+        Args:
+            path: The picture to write, .svg or .png.
+            by: "output" or "delta", as for `fingerprints`.
+            colour: "owner", "rank", "norm", "tool" (the library that the Hub names), "task" (the first
+                dataset of the card), "health", "verdict" or "partial" (what B A leaves out).
+            base: The base model, the most frequent one by default.
+            seed: Of the layout.
+            verdict: "accepted", or "any" for adapters that the rules refuse too.
+            rules: The rules of the verdict.
+            progress: See `loradex.progress`.
+
+        Raises:
+            NotFoundError: There are fewer than two fingerprints of the base model.
+            UsageError: The extra "plot" is not installed, or the path has another suffix.
+        """
+        from catalog.pictures import layout, map_picture
+
+        check_choice("verdict", verdict, ("accepted", "any"))
+        check_choice("colour", colour, COLOURS)
+        space, every = likeness.kind(by), verdict == "any"
+        with reading(self.settings) as session:
+            if base is not None:
+                base = store.find_base(session, base)
+            else:
+                base = likeness.usual_base(session, refusing(rules), every=every)
+            rows = list(likeness.fingerprinted(session, refusing(rules), base, every=every))
+            if len(rows) < 2:
+                raise NotFoundError(
+                    f"A map takes two fingerprints of {base or 'one base model'}; crawl some."
+                )
+            vectors = matrix(Fingerprints(session, space), [row.key for row in rows])
+        with reporting(progress) as report:
+            report(ProgressEvent("drawing", 0, 1))
+            map_picture(
+                layout(vectors, seed=seed),
+                [row.adapter for row in rows],
+                [COLOURS[colour](row) for row in rows],
+                title=f"Adapters of {base or 'unknown base models'}, by {space} sketch",
+                legend_title=colour,
+                path=Path(path),
+                labels=len(rows) <= MOST_NAMES,
+            )
+        skipped, partial = sum(row.skipped for row in rows), sum(bool(row.partial) for row in rows)
+        return MapReport(Path(path), len(rows), skipped, partial)
+
+    def remeasure(self, *, progress: ProgressOption = False) -> Reread:
+        """Makes the fingerprints that are missing of kept files, as after their definition changed.
+
+        Writes:
+            Fingerprints, in the catalog; one transaction each.
+
+        Raises:
+            CatalogBusyError: Another process writes to the catalog.
+        """
+        with (
+            reporting(progress) as report,
+            disposing(open_catalog(self.settings, create=False)) as engine,
+        ):
+            return reread(engine, self._blobs, Step(report, "reading").working)
+
+    def check_indexes(self) -> Rows[IndexRow]:
+        """The state of each vector index, which are caches that calls make by themselves."""
+        with reading(self.settings) as session:
+            states = {name: row.check(self.settings.index) for name, row in indexes(session).items()}
+        return _index_rows(states)
+
+    def rebuild_indexes(self) -> Rows[IndexRow]:
+        """Makes every vector index again from the catalog; raises StorageError where the disk refuses."""
+        with reading(self.settings) as session:
+            states = {name: row.rebuild(self.settings.index) for name, row in indexes(session).items()}
+        return _index_rows(states)
+
     def __getitem__(self, adapter: str) -> AdapterDetails:
         """`details` by the usual rules.
 
@@ -302,6 +615,16 @@ class Catalog:
             return isinstance(adapter, str) and bool(self.details(adapter))
         except NotFoundError:
             return False
+
+
+def _index_rows(states: Mapping[str, IndexState]) -> Rows[IndexRow]:
+    rows = (IndexRow(name, state.state, state.vectors, str(state.path)) for name, state in states.items())
+    return Rows(rows, IndexRow)
+
+
+def _search_row(session: Session, hit: Hit) -> SearchRow:
+    adapter = browse.find_adapter(session, AdapterReference.parse(hit.adapter))
+    return SearchRow(hit.adapter, hit.score, hit.why, adapter.commit, adapter.rank, adapter.license)
 
 
 def _crawl_options(
@@ -340,4 +663,4 @@ def check_choice(parameter: str, value: str | None, choices: Collection[str | No
     """Raises UsageError unless the value is one of the choices."""
     if value not in choices:
         names = ", ".join(repr(choice) for choice in choices if choice is not None)
-        raise UsageError(f"{parameter}={value!r} is not valid; use one of {names}.")
+        raise UsageError(f"`{parameter}` is {value!r}; use one of {names}.")

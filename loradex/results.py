@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -39,3 +40,35 @@ class FilterField:
     kind: str
     aliases: Sequence[str]
     help: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How alike two adapters are: cosines of their products scaling * B A.
+
+    `delta` compares the whole updates, `output` where they write to. `exact` says that both files were
+    compared; else the cosines are of sketches, off by about 0.03, and `norm_ratio` (left over right) is None.
+    `left_partial` and `right_partial` are the reasons for which an update is more than these products.
+    """
+
+    left: str
+    right: str
+    delta: float
+    output: float
+    norm_ratio: float | None
+    exact: bool
+    same_tensors: bool
+    left_partial: Sequence[str]
+    right_partial: Sequence[str]
+
+
+@dataclass(frozen=True)
+class MapReport:
+    """A map that was drawn: its path, its number of adapters, how many of them the rules refuse, and of how
+    many B A is only a part.
+    """
+
+    path: Path
+    adapters: int
+    skipped: int
+    partial: int

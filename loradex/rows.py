@@ -200,3 +200,81 @@ class PoolRow:
     controls: Sequence[str]
     digest: str
     created: datetime | None = None
+
+
+@dataclass(frozen=True)
+class FolderFingerprint:
+    """What the weights in an adapter's folder say, all of it of the products scaling * B A.
+
+    `norm` is the Frobenius norm over all modules, `norms` that of each module, `stable_rank` the median over
+    modules of ||dW||_F^2 / ||dW||_2^2. `partial` maps the reasons for which the update is more than these
+    products to what was seen; `load_problems` are sentences on what PEFT does not load.
+    """
+
+    adapter: str
+    base: str | None
+    rank: int | None
+    alpha: float | None
+    targets: Sequence[str]
+    modules: int
+    parameters: int
+    norm: float | None
+    stable_rank: float | None
+    health: str
+    partial: Mapping[str, str]
+    load_problems: Sequence[str]
+    tensor_digest: str | None
+    norms: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class SearchRow:
+    """One adapter that fits a text: its score (reciprocal rank fusion) and what that rests on."""
+
+    adapter: str
+    score: float
+    why: str
+    commit: str
+    rank: int | None
+    license: str | None
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """Adapters with the same or nearly the same weights.
+
+    `level` is the loosest comparison that was needed: file, tensor or delta. `cosine` is that of the weakest
+    link, `exact` whether every link was compared by its weights. `skipped` are the members that the rules
+    refuse, `partial` those of whose update B A is a part, with the reasons.
+    """
+
+    level: str
+    members: Sequence[str]
+    cosine: float | None
+    exact: bool
+    note: str
+    size: int
+    skipped: Sequence[str]
+    partial: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class FamilyRow:
+    """Adapters of one owner that belong together: a series, or the checkpoints of one run."""
+
+    family: str
+    size: int
+    why: str
+    members: Sequence[str]
+    skipped: Sequence[str]
+    partial: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One vector index: its state (current, stale, corrupt or missing), its vectors, its file."""
+
+    space: str
+    state: str
+    vectors: int | None
+    file: str

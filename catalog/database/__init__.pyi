@@ -7,6 +7,7 @@ from .kinds import CrawlState, Outcome, Spelling
 from .opening import (
     VERSION_TABLE,
     CatalogInfo,
+    Session,
     check,
     config,
     current,
@@ -24,7 +25,7 @@ from .opening import (
     writing,
 )
 from .pool_store import find_pool
-from .remeasurement import reread
+from .remeasurement import Reread, reread
 from .schema import (
     Adapter,
     AdapterReason,
@@ -61,6 +62,8 @@ __all__ = [
     "PageRecord",
     "Repository",
     "RepositoryAlias",
+    "Reread",
+    "Session",
     "Spelling",
     "Table",
     "WeightsFile",

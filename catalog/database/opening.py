@@ -15,7 +15,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, func, inspect, select, table
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session as Session
 
 from catalog.database.engine import for_writing, make_engine, parse_url, place, sqlite_file
 from catalog.database.schema import Table

@@ -1,4 +1,5 @@
 from .copies import (
+    LEVELS,
     Copy,
     Group,
     cosines,
@@ -8,7 +9,7 @@ from .copies import (
     rounding,
 )
 from .exact import Cosine, exact_cosine
-from .measurements import health_of, modules_of, pattern_of, record_of, spectrum_of
+from .measurements import health_of, modules_of, partial_reasons, pattern_of, record_of, spectrum_of
 from .series import Family, families
 from .sketches import (
     DELTA_SIZE,
@@ -26,6 +27,7 @@ from .sketches import (
 __all__ = [
     "DELTA_SIZE",
     "FINGERPRINT_VERSION",
+    "LEVELS",
     "OUTPUT_SIZE",
     "Copy",
     "Cosine",
@@ -41,6 +43,7 @@ __all__ = [
     "modules_of",
     "near_pairs",
     "output_sketch",
+    "partial_reasons",
     "pattern_of",
     "record_of",
     "representatives",

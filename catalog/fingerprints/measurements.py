@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from catalog.adapters import (
     AdapterConfig,
+    AdapterFolder,
     FingerprintRecord,
     WeightsHealth,
     WeightsRecord,
@@ -28,6 +29,12 @@ def record_of(fingerprint: Fingerprint) -> FingerprintRecord:
         v.astype("<f4").tobytes() for v in (fingerprint.spectrum, fingerprint.delta, fingerprint.output)
     )
     return FingerprintRecord(fingerprint.scaling_pattern, fingerprint.version, spectrum, delta, output)
+
+
+def partial_reasons(folder: AdapterFolder, fingerprint: Fingerprint) -> tuple[str, ...]:
+    """The reasons for which the fingerprint of a local adapter is not that of its whole update."""
+    lost = ("non_finite",) if None in fingerprint.norms.values() else ()
+    return (*(feature.reason for feature in folder.partial), *lost)
 
 
 def modules_of(header: bytes, size: int, config: AdapterConfig) -> tuple[str, ...]:

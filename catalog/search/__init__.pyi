@@ -1,13 +1,16 @@
 from . import browse, likeness, nearest
 from .likeness import Fingerprinted
-from .nearest import Subject, downhill, neighbours
-from .ranking import Weights, open_texts, search
+from .nearest import Neighbour, Subject, downhill, neighbours, sketch_cosine
+from .ranking import Hit, Weights, open_texts, search
 from .texts import embed_cards
-from .vectors import Fingerprints, indexes, matrix, vector_key
+from .vectors import SPACES, Fingerprints, indexes, matrix, vector_key
 
 __all__ = [
+    "SPACES",
     "Fingerprinted",
     "Fingerprints",
+    "Hit",
+    "Neighbour",
     "Subject",
     "Weights",
     "browse",
@@ -20,5 +23,6 @@ __all__ = [
     "neighbours",
     "open_texts",
     "search",
+    "sketch_cosine",
     "vector_key",
 ]

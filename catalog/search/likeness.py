@@ -18,6 +18,7 @@ from catalog.database import Fingerprint as FingerprintRow
 from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
 from catalog.files import BlobStore
 from catalog.fingerprints import FINGERPRINT_VERSION, Copy, Cosine, exact_cosine, modules_of, spectrum_of
+from catalog.query import Query
 from catalog.search.vectors import SPACES, Fingerprints, Kind, vector_key
 
 if TYPE_CHECKING:
@@ -142,11 +143,16 @@ def kind(name: str) -> Kind:
 
 
 def fingerprinted(
-    session: Session, refusing: Collection[str], base: str | None = None, *, every: bool = False
+    session: Session,
+    refusing: Collection[str],
+    base: str | None = None,
+    *,
+    every: bool = False,
+    where: Query | None = None,
 ) -> Iterator[Fingerprinted]:
     """The current adapters with a fingerprint that these reasons do not refuse, sorted by name.
 
-    With `every` those that they refuse are among them, marked.
+    With `every` those that they refuse are among them, marked. `where` is a filter on them.
     """
     query = (
         _adapters(refusing, every=every)
@@ -160,6 +166,8 @@ def fingerprinted(
     )
     if base is not None:
         query = query.where(BaseModel.canonical == base)
+    if where is not None:
+        query = query.where(where.clause(refusing))
     for row in session.execute(query):
         yield Fingerprinted(*row)
 

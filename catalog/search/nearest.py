@@ -17,7 +17,7 @@ from catalog.adapters import AdapterFolder, adapter_name
 from catalog.database import Adapter, WeightsFile
 from catalog.errors import NotFoundError
 from catalog.files import BlobStore
-from catalog.fingerprints import Cosine, Fingerprint
+from catalog.fingerprints import Cosine, Fingerprint, partial_reasons
 from catalog.index import open_index
 from catalog.search.likeness import Files, Weights, compare, fingerprint_row, fingerprinted, kept_files
 from catalog.search.vectors import SPACES, Fingerprints, Kind, vector_key
@@ -53,7 +53,8 @@ class Neighbour:
 
     `score` is the exact cosine where it was worked out, else that of the sketches; `delta` and `output` are
     the sketched cosines of both kinds. All of them are of the products B A: `partial` and `subject_partial`
-    are the reasons for which these are not the whole update, its own and those of the subject.
+    are the reasons for which these are not the whole update, its own and those of the subject. `norm_ratio`
+    is known where weights were compared; `why` is what the score rests on, in words.
     """
 
     adapter: str
@@ -68,16 +69,7 @@ class Neighbour:
     verdict: str = "accepted"
     partial: tuple[str, ...] = ()
     subject_partial: tuple[str, ...] = ()
-
-    @property
-    def why(self) -> str:
-        """What the score rests on, in words."""
-        if self.same_tensors:
-            return "the same tensors"
-        how = "exact" if self.exact else "sketched"
-        reasons = sorted({*self.partial, *self.subject_partial})
-        alone = f"; of B A alone, without {', '.join(reasons)}" if reasons else ""
-        return f"{how}; delta {self.delta:+.2f}, output {self.output:+.2f}{alone}"
+    why: str = ""
 
 
 def subject_of(session: Session, adapter: Adapter, blobs: BlobStore) -> Subject:
@@ -104,14 +96,8 @@ def subject_of_folder(folder: AdapterFolder, fingerprint: Fingerprint, base: str
         vectors={"delta": fingerprint.delta, "output": fingerprint.output},
         files=(folder.weights, folder.config),
         tensor_digest=fingerprint.tensor_digest,
-        partial=partial_of(folder, fingerprint),
+        partial=partial_reasons(folder, fingerprint),
     )
-
-
-def partial_of(folder: AdapterFolder, fingerprint: Fingerprint) -> tuple[str, ...]:
-    """The reasons for which the fingerprint of a local adapter is not that of its whole update."""
-    lost = ("non_finite",) if None in fingerprint.norms.values() else ()
-    return (*(feature.reason for feature in folder.partial), *lost)
 
 
 def neighbours(
@@ -176,7 +162,7 @@ def _sketched(
     if not query.any():
         return {}
     if len(keys) <= MOST_EXACT:
-        return {key: _cosine(query, vector) for key, vector in source.by_key(keys).items()}
+        return {key: sketch_cosine(query, vector) for key, vector in source.by_key(keys).items()}
     hits = open_index(index, SPACES[kind], source).search(query, len(keys), among=keys)
     return {hit.key: hit.score for hit in hits}
 
@@ -233,6 +219,12 @@ def _neighbour(
     subject: Subject, row: Weights, by: Kind, sketched: dict[Kind, float], compared: Cosine | None
 ) -> Neighbour:
     exact = None if compared is None else (compared.delta if by == "delta" else compared.output)
+    same_tensors = subject.tensor_digest is not None and subject.tensor_digest == row.tensor_digest
+    partial = tuple(row.partial or ())
+    beside = ", ".join(sorted({*partial, *subject.partial}))
+    cosines = f"delta {sketched['delta']:+.2f}, output {sketched['output']:+.2f}"
+    of_product = f"; of B A alone, without {beside}" if beside else ""
+    method = "sketched" if exact is None else "exact"
     return Neighbour(
         adapter=row.adapter,
         score=sketched[by] if exact is None else exact,
@@ -240,16 +232,18 @@ def _neighbour(
         delta=sketched["delta"],
         output=sketched["output"],
         norm_ratio=compared.norm_ratio if compared else None,
-        same_tensors=subject.tensor_digest is not None and subject.tensor_digest == row.tensor_digest,
+        same_tensors=same_tensors,
         rank=row.rank,
         license=row.license,
         verdict="skipped" if row.skipped else "accepted",
-        partial=tuple(row.partial or ()),
+        partial=partial,
         subject_partial=subject.partial,
+        why="the same tensors" if same_tensors else f"{method}; {cosines}{of_product}",
     )
 
 
-def _cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+def sketch_cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    """The cosine of two sketches, 0 where one of them is zero."""
     import numpy as np
 
     a, b = left.astype(np.float64), right.astype(np.float64)

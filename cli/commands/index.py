@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from catalog.database import reading
-from catalog.search import indexes
 from cli.app import App, Exit, pass_app
 from cli.output import Column, output_options
 
@@ -24,10 +20,9 @@ def index() -> None:
 @pass_app
 def check(app: App) -> None:
     """Say whether each index is current, stale, corrupt or missing; exit code 1 unless all are current."""
-    with reading(app.settings) as session:
-        found = [_row(name, one.check(app.settings.index)) for name, one in indexes(session).items()]
-    app.output.rows(found, COLUMNS)
-    if any(row["state"] != "current" for row in found):
+    rows = app.catalog.check_indexes()
+    app.output.rows(rows, COLUMNS)
+    if any(row.state != "current" for row in rows):
         app.output.say("The next command that needs an index makes it; so does `loradex index rebuild`.")
         click.get_current_context().exit(Exit.ERROR)
 
@@ -37,10 +32,4 @@ def check(app: App) -> None:
 @pass_app
 def rebuild(app: App) -> None:
     """Make every index again from the catalog."""
-    with reading(app.settings) as session:
-        found = [_row(name, one.rebuild(app.settings.index)) for name, one in indexes(session).items()]
-    app.output.rows(found, COLUMNS)
-
-
-def _row(name: str, state: Any) -> dict[str, Any]:
-    return {"space": name, "state": state.state, "vectors": state.vectors, "file": str(state.path)}
+    app.output.rows(app.catalog.rebuild_indexes(), COLUMNS)

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from catalog.database import reading, store
-from catalog.errors import NotFoundError
-from catalog.pictures import layout, map_picture
-from catalog.search import Fingerprinted, Fingerprints, likeness, matrix
 from cli.app import App, pass_app
 from cli.options import rules_option, verdict_option
-from crawler.crawl import refusing
-
-# With more points their names would cover each other.
-MOST_NAMES = 60
-
-COLOURS: dict[str, Callable[[Fingerprinted], str | float | None]] = {
-    "owner": lambda row: row.owner,
-    "rank": lambda row: row.rank,
-    "norm": lambda row: row.norm,
-    "tool": lambda row: row.library,
-    "task": lambda row: row.datasets[0] if row.datasets else None,
-    "health": lambda row: row.health,
-    "verdict": lambda row: "skipped" if row.skipped else "accepted",
-    "partial": lambda row: ", ".join(row.partial or ()) or "whole",
-}
+from loradex.comparison import COLOURS
 
 
 @click.command("map")
@@ -53,29 +34,17 @@ def map_(
 
     Distances between groups mean nothing; who is near whom does.
     """
-    kind, every = likeness.kind(by), verdict == "any"
-    with reading(app.settings) as session:
-        if base is not None:
-            base = store.find_base(session, base)
-        else:
-            base = likeness.usual_base(session, refusing(rules), every=every)
-        rows = list(likeness.fingerprinted(session, refusing(rules), base, every=every))
-        if len(rows) < 2:
-            raise NotFoundError(f"A map takes two fingerprints of {base or 'one base model'}; crawl some.")
-        vectors = matrix(Fingerprints(session, kind), [row.key for row in rows])
-    with app.output.progress("drawing"):
-        map_picture(
-            layout(vectors, seed=seed),
-            [row.adapter for row in rows],
-            [COLOURS[colour](row) for row in rows],
-            title=f"Adapters of {base or 'unknown base models'}, by {kind} sketch",
-            legend_title=colour,
-            path=file,
-            labels=len(rows) <= MOST_NAMES,
+    with app.output.show_progress() as progress:
+        report = app.catalog.map(
+            file,
+            by=by,
+            colour=colour,
+            base=base,
+            seed=seed,
+            verdict=verdict,
+            rules=rules,
+            progress=progress,
         )
-    counts = {
-        "skipped by the rules": sum(row.skipped for row in rows),
-        "by a part of their update": sum(bool(row.partial) for row in rows),
-    }
-    marked = "".join(f", {count:,} of them {what}" for what, count in counts.items() if count)
-    app.output.say(f"{len(rows):,} adapters drawn into {file}{marked}")
+    marks = {"skipped by the rules": report.skipped, "by a part of their update": report.partial}
+    marked = "".join(f", {count:,} of them {what}" for what, count in marks.items() if count)
+    app.output.say(f"{report.adapters:,} adapters drawn into {file}{marked}")

@@ -22,12 +22,11 @@ from catalog.query import parse
 from catalog.search import browse
 from catalog.selection import STRATEGIES, Question, Sources, left_out_in_words, select
 from cli.app import App, pass_app
-from cli.commands.alike import subject
 from cli.commands.measuring import Asking, measuring, other_tasks, sloping
-from cli.commands.search import embedded, model_option
 from cli.options import (
     date_option,
     device_option,
+    model_option,
     rules_option,
     split_names,
     tasks_option,
@@ -37,8 +36,11 @@ from cli.options import (
 from cli.output import Column, cell, labelled, output_options, table
 from cli.tables import DOT
 from crawler.crawl import refusing
+from loradex.comparison import find_subject
+from loradex.encoding import embed_catalog
 
 if TYPE_CHECKING:
+    from catalog.index import Embedder
     from merging.evaluation import TooLong
     from merging.model import Task
 
@@ -274,10 +276,18 @@ def _sources(app: App, session: Any, model: str, rules: str, texts: dict[str, st
         refusing=refusing(rules),
         index=app.settings.index,
         blobs=blobs,
-        embedder=lambda: embedded(app, session, model),
-        subject=lambda name: subject(session, name, blobs),
+        embedder=lambda: _embedder(app, session, model),
+        subject=lambda name: find_subject(session, name, blobs),
         texts=texts,
     )
+
+
+def _embedder(app: App, session: Any, model: str) -> Embedder:
+    notes: list[str] = []
+    with app.output.progress("embedding cards") as step:
+        embedder = embed_catalog(session, model, step, notes)
+    app.output.say_all(notes)
+    return embedder
 
 
 def save_manifest(app: App, manifest: Manifest) -> Path:

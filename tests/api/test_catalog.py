@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +57,8 @@ def test_an_adapter_is_found_by_its_reference(catalog: loradex.Catalog) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"verdict": "good"}, "verdict='good' is not valid; use one of 'accepted', 'skipped', 'any'"),
-        ({"reason": "ugly"}, "reason='ugly' is not valid"),
+        ({"verdict": "good"}, "`verdict` is 'good'; use one of 'accepted', 'skipped', 'any'."),
+        ({"reason": "ugly"}, "`reason` is 'ugly'"),
         ({"where": "rank>4"}, "rank:5.."),
         ({"where": "reason:ugly"}, "ugly"),
         ({"sort": "beauty"}, "beauty"),
@@ -105,3 +106,59 @@ def test_rows_become_an_arrow_table(catalog: loradex.Catalog) -> None:
     pytest.importorskip("pyarrow")
     rows = catalog.adapters()
     assert rows.to_arrow().to_pylist() == rows.to_dicts()
+
+
+def test_vectors_come_with_their_names(catalog: loradex.Catalog) -> None:
+    names, vectors = catalog.fingerprints("delta", where="owner:zoo")
+    assert names == sorted(names)
+    assert all(name.startswith("zoo/") for name in names)
+    assert vectors.shape == (len(names), vectors.shape[1])
+    assert str(vectors.dtype) == "float32"
+    nobody, empty = catalog.fingerprints("delta", where="owner:nobody")
+    assert (nobody, empty.shape) == ([], (0, vectors.shape[1]))
+
+
+def test_the_nearest_adapter_agrees_with_the_comparison(catalog: loradex.Catalog) -> None:
+    rows = catalog.similar("zoo/banking77", k=2, exact=True)
+    pair = catalog.compare("zoo/banking77", rows[0].adapter)
+    assert pair.exact
+    assert pair.output == pytest.approx(rows[0].score)
+    assert catalog.compare("zoo/banking77", "zoo/banking77").delta == pytest.approx(1)
+
+
+def test_a_search_by_words_states_why(catalog: loradex.Catalog) -> None:
+    rows = catalog.search("banking", k=3, words_only=True)
+    assert rows[0].adapter.startswith("zoo/banking77")
+    assert "banking" in rows[0].why
+    with pytest.raises(loradex.UsageError, match="words must count"):
+        catalog.search("banking", words_only=True, weights=(0, 1))
+
+
+def test_duplicates_and_families_name_their_members(catalog: loradex.Catalog) -> None:
+    for rows in (catalog.duplicates(), catalog.families()):
+        assert all(row.size == len(row.members) for row in rows)
+    with pytest.raises(loradex.UsageError, match="`level` is 'near'"):
+        catalog.duplicates("near")
+
+
+def test_a_map_is_drawn_to_a_file(catalog: loradex.Catalog, tmp_path: Path) -> None:
+    report = catalog.map(tmp_path / "map.svg", colour="rank")
+    assert report.adapters == len(catalog.fingerprints()[0])
+    assert (tmp_path / "map.svg").read_text().startswith("<?xml")
+    with pytest.raises(loradex.UsageError, match="`colour` is 'red'"):
+        catalog.map(tmp_path / "map.svg", colour="red")
+
+
+def test_the_fingerprint_of_a_folder_needs_no_catalog(sample_data: Path) -> None:
+    folder = Path(__file__).parents[2] / "data" / "sample_hub" / "zoo" / "banking77"
+    numbers = loradex.fingerprint(folder)
+    adapter = loradex.open(sample_data)["zoo/banking77"]
+    assert numbers.norm == pytest.approx(adapter.norm)
+    assert (numbers.rank, numbers.health, numbers.partial) == (adapter.rank, adapter.health, {})
+
+
+def test_the_indexes_are_caches(sample_data: Path, tmp_path: Path) -> None:
+    shutil.copy(sample_data / "catalog.db", tmp_path)
+    catalog = loradex.open(tmp_path)
+    assert {row.state for row in catalog.check_indexes()} == {"missing"}
+    assert {row.state for row in catalog.rebuild_indexes()} == {"current"}

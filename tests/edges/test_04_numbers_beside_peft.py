@@ -13,8 +13,7 @@ import torch
 import transformers
 
 from catalog.adapters import health, read_folder
-from catalog.fingerprints import fingerprint
-from catalog.search.nearest import partial_of
+from catalog.fingerprints import fingerprint, partial_reasons
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -95,7 +94,7 @@ def read(folder: Path) -> tuple[float, set[str]]:
     """The norm that we print, and what it leaves out."""
     found = read_folder(folder)
     made = fingerprint(found.weights, found.config)
-    return health(made.norms, found.config).norm, set(partial_of(found, made))
+    return health(made.norms, found.config).norm, set(partial_reasons(found, made))
 
 
 @pytest.mark.parametrize("name", WHOLE)

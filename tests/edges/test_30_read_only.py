@@ -253,7 +253,7 @@ def test_a_folder_that_nobody_may_enter_is_one_sentence(filled: Path) -> None:
 def test_cards_that_no_vector_can_be_written_of_go_by_words_and_are_counted(
     filled: Path, lock: Lock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.commands.search.load_embedder", lambda _model: Thesaurus())
+    monkeypatch.setattr("loradex.encoding.load_embedder", lambda _model: Thesaurus())
     with contextlib.closing(sqlite3.connect(filled / "catalog.db")) as writer, writer:
         writer.execute("UPDATE adapter SET card_quality = 'informative', card_text = ?", (DESCRIBED,))
     with lock(filled):

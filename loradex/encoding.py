@@ -1,0 +1,24 @@
+"""The text encoder of a catalog, whose new cards are embedded before it is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from catalog.index import Embedder, load_embedder
+from catalog.search import embed_cards
+
+if TYPE_CHECKING:
+    from catalog.database import Session
+    from loradex.progress import Step
+
+
+def embed_catalog(session: Session, model: str, step: Step, notes: list[str]) -> Embedder:
+    """The encoder, after it embedded the cards that are new; adds to `notes` what it could not.
+
+    Raises EncoderError where it cannot be loaded. Writes the vectors.
+    """
+    embedder = load_embedder(model)
+    counts = embed_cards(session, embedder, step.working)
+    if left := counts.texts - counts.known - counts.new:
+        notes.append(f"The catalog takes no vectors: {left:,} of {counts.texts:,} cards go by words alone.")
+    return embedder
