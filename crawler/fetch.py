@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from catalog.database import Origin
 from catalog.errors import HubAccessError, HubPayloadError, IntegrityError, PoolError
 from catalog.files import BlobStore, temporary_store
-from catalog.pools import Content, Manifest, Member, PinnedFile, Problem
+from catalog.pools import Content, Manifest, Member, PinnedFile, PoolProblem
 from crawler.hub import BadRow, Hub, RemoteFile, parse_row
 
 WEIGHTS = ".safetensors"
@@ -32,7 +32,7 @@ class Fetcher:
         """Raises PoolError where the file cannot be had or is another one, and HubError for the way to it."""
         if file.sha256 in self.documents:
             return Content(data=self.documents[file.sha256])
-        if path := self.blobs.verified_path(file.sha256):
+        if path := self.blobs.path_of(file.sha256):
             return Content(path=path)
         if self.hub is None:
             raise PoolError(f"{member.adapter}: {file.name} is not kept here; fetch it from the Hub.")
@@ -99,12 +99,12 @@ def _fetch_again(blobs: BlobStore, sha256: str, origins: Sequence[Origin], hub: 
     return why
 
 
-def hub_problems(manifest: Manifest, hub: Hub, progress: Callable[[int, int], None]) -> list[Problem]:
+def hub_problems(manifest: Manifest, hub: Hub, progress: Callable[[int, int], None]) -> list[PoolProblem]:
     """The members whose repository or commit the Hub no longer has, or has under another identity or licence.
 
     Two API requests a member.
     """
-    problems: list[Problem] = []
+    problems: list[PoolProblem] = []
     for done, member in enumerate(manifest.members):
         progress(done, len(manifest.members))
         problems += _problems(member, hub)
@@ -112,13 +112,15 @@ def hub_problems(manifest: Manifest, hub: Hub, progress: Callable[[int, int], No
     return problems
 
 
-def _problems(member: Member, hub: Hub) -> list[Problem]:
+def _problems(member: Member, hub: Hub) -> list[PoolProblem]:
     name = member.adapter
     try:
         row = parse_row(hub.repository(member.repository))
         if isinstance(row, BadRow) or row.hub_id != member.hub_id:
-            return [Problem(name, "moved", f"{member.repository} is now another repository on the Hub.")]
+            return [PoolProblem(name, "moved", f"{member.repository} is now another repository on the Hub.")]
         hub.tree(member.repository, member.commit)
     except HubAccessError as error:
-        return [Problem(name, "vanished", f"{member.reference} is no longer on the Hub ({error.status}).")]
+        return [
+            PoolProblem(name, "vanished", f"{member.reference} is no longer on the Hub ({error.status}).")
+        ]
     return []

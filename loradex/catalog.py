@@ -21,9 +21,9 @@ from catalog.rules import UNREADABLE, Reason
 from catalog.search import (
     SPACES,
     Fingerprints,
-    Hit,
     Neighbour,
-    Weights,
+    SearchHit,
+    SearchWeights,
     browse,
     indexes,
     likeness,
@@ -354,7 +354,7 @@ class Catalog:
             if query is not None:
                 browse.refuse_unknown_bases(session, query)
             rows = list(
-                likeness.fingerprinted(
+                likeness.adapters_with_fingerprint(
                     session, refusing(rules), canonical, every=verdict == "any", where=query
                 )
             )
@@ -464,7 +464,7 @@ class Catalog:
         Writes:
             The vectors of new cards, in the catalog; the caches of words and vectors, in the data folder.
         """
-        query, shares = read_filter(where), Weights(*weights)
+        query, shares = read_filter(where), SearchWeights(*weights)
         if words_only and not shares.words:
             raise UsageError(
                 "By words alone, words must count: leave out `words_only`, or give words a weight above 0."
@@ -509,7 +509,7 @@ class Catalog:
         """Families of adapters: one owner's series, and the checkpoints of one run."""
         check_choice("verdict", verdict, ("accepted", "any"))
         with reading(self.settings) as session:
-            rows = list(likeness.fingerprinted(session, refusing(rules), every=verdict == "any"))
+            rows = list(likeness.adapters_with_fingerprint(session, refusing(rules), every=verdict == "any"))
             return family_rows(families(likeness.copies(session, rows)), rows)
 
     def map(
@@ -553,7 +553,7 @@ class Catalog:
                 base = store.find_base(session, base)
             else:
                 base = likeness.usual_base(session, refusing(rules), every=every)
-            rows = list(likeness.fingerprinted(session, refusing(rules), base, every=every))
+            rows = list(likeness.adapters_with_fingerprint(session, refusing(rules), base, every=every))
             if len(rows) < 2:
                 raise NotFoundError(
                     f"A map takes two fingerprints of {base or 'one base model'}; crawl some."
@@ -570,7 +570,7 @@ class Catalog:
                 path=Path(path),
                 labels=len(rows) <= MOST_NAMES,
             )
-        skipped, partial = sum(row.skipped for row in rows), sum(bool(row.partial) for row in rows)
+        skipped, partial = sum(row.is_refused for row in rows), sum(bool(row.partial) for row in rows)
         return MapReport(Path(path), len(rows), skipped, partial)
 
     def remeasure(self, *, progress: ProgressOption = False) -> Reread:
@@ -622,7 +622,7 @@ def _index_rows(states: Mapping[str, IndexState]) -> Rows[IndexRow]:
     return Rows(rows, IndexRow)
 
 
-def _search_row(session: Session, hit: Hit) -> SearchRow:
+def _search_row(session: Session, hit: SearchHit) -> SearchRow:
     adapter = browse.find_adapter(session, AdapterReference.parse(hit.adapter))
     return SearchRow(hit.adapter, hit.score, hit.why, adapter.commit, adapter.rank, adapter.license)
 

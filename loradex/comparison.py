@@ -38,7 +38,7 @@ COLOURS: dict[str, Callable[[Fingerprinted], str | float | None]] = {
     "tool": lambda row: row.library,
     "task": lambda row: row.datasets[0] if row.datasets else None,
     "health": lambda row: row.health,
-    "verdict": lambda row: "skipped" if row.skipped else "accepted",
+    "verdict": lambda row: "skipped" if row.is_refused else "accepted",
     "partial": lambda row: ", ".join(row.partial or ()) or "whole",
 }
 
@@ -165,6 +165,6 @@ def _marks(members: Sequence[str], adapters: Mapping[str, Fingerprinted]) -> dic
     """The members that the rules refuse, and those whose B A is not the whole update, with the reasons."""
     rows = [adapters[member] for member in members]
     return {
-        "skipped": [row.adapter for row in rows if row.skipped],
+        "skipped": [row.adapter for row in rows if row.is_refused],
         "partial": {row.adapter: list(row.partial) for row in rows if row.partial},
     }

@@ -47,7 +47,7 @@ class Step:
         """Reports that `done` of `total` parts are finished."""
         self.report(ProgressEvent(self.name, done, total))
 
-    def listed(self, count: int) -> None:
+    def report_listing(self, count: int) -> None:
         """Reports that `count` parts are listed by now."""
         self.report(ProgressEvent("listing", count))
 

@@ -9,7 +9,7 @@ from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection
 from sqlalchemy.types import TypeDecorator
 
-from catalog.database import VERSION_TABLE, Table
+from catalog.database import VERSION_TABLE, TableBase
 
 
 def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[False]:
@@ -23,7 +23,7 @@ def run(connection: Connection) -> None:
     """Runs the migrations; writes, but does not commit."""
     context.configure(
         connection=connection,
-        target_metadata=Table.metadata,
+        target_metadata=TableBase.metadata,
         version_table=VERSION_TABLE,
         render_as_batch=connection.dialect.name == "sqlite",
         render_item=render_item,

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from catalog.database import Table
+from catalog.database import TableBase
 from catalog.files import BlobStore
 from crawler.crawl import Crawler, CrawlOptions
 from crawler.crawl.progress import Silent
@@ -58,7 +58,7 @@ def dump(engine: Engine) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     with Session(engine) as session:
         for table in RECORDS:
-            columns = Table.metadata.tables[table].columns
+            columns = TableBase.metadata.tables[table].columns
             rows = [dict(row) for row in session.execute(select(*columns)).mappings()]
             for row in rows:
                 for key in list(row):
@@ -72,7 +72,7 @@ def dump(engine: Engine) -> dict[str, list[str]]:
 
 def items(engine: Engine) -> list[tuple[str | None, str]]:
     """What became of each item of the newest crawl, in its order."""
-    item, crawl_ = Table.metadata.tables["crawl_item"], Table.metadata.tables["crawl"]
+    item, crawl_ = TableBase.metadata.tables["crawl_item"], TableBase.metadata.tables["crawl"]
     with Session(engine) as session:
         newest = select(crawl_.c.id).order_by(crawl_.c.id.desc()).limit(1).scalar_subquery()
         query = select(item.c.name, item.c.outcome).where(item.c.crawl_id == newest).order_by(item.c.position)

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import AdapterReference
-from catalog.database import Document, make_engine
+from catalog.database import DocumentRow, make_engine
 from catalog.files import BlobStore
 from catalog.search import browse
 from crawler.crawl import Crawler, CrawlOptions, refusing
@@ -134,7 +134,7 @@ def below(folder: Path) -> set[str]:
 def has_document(engine: Engine, content: bytes) -> bool:
     """Whether the catalog keeps a small file with exactly these bytes."""
     with Session(engine) as session:
-        query = select(func.count()).select_from(Document).where(Document.content == content)
+        query = select(func.count()).select_from(DocumentRow).where(DocumentRow.content == content)
         return bool(session.scalar(query))
 
 

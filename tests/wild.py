@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog.adapters import AdapterConfig, BaseDims, BaseTable, dims, parse_config, seed_spellings
+from catalog.adapters import AdapterConfig, BaseDims, BaseTable, dims, initial_spellings, parse_config
 from catalog.errors import ConfigError
-from crawler.crawl.screening import Evidence, refused_by, screen
+from crawler.crawl.screening import Evidence, reasons_to_refuse, screen
 from tests.hubs import adapter_config, card, make_repo, safetensors_header_bytes
 from tests.shared_data import data, index
 
@@ -41,7 +41,7 @@ class ByConfig:
 
 def by_config(rules: str = "ours") -> ByConfig:
     """The wild folders judged by their configurations alone."""
-    table = BaseTable(seed_spellings())
+    table = BaseTable(initial_spellings())
     rows, read, used, undecided = index("wild"), 0, 0, 0
     reasons: Counter[str] = Counter()
     for row in rows:
@@ -57,7 +57,7 @@ def by_config(rules: str = "ours") -> ByConfig:
             base=table.identify(named),
             card_license=row["card_license"],
         )
-        refused = {reason.value for reason in refused_by(screen(evidence), rules)}
+        refused = {reason.value for reason in reasons_to_refuse(screen(evidence), rules)}
         reasons.update(refused)
         read += isinstance(config, AdapterConfig) and config.is_lora
         used += not refused

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.adapters.bases import dims_name, seed_table
+from catalog.adapters.bases import dims_name, initial_table
 from catalog.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ class BaseModules:
         return frozenset(part for name in self.shapes for part in name.split("."))
 
     @cached_property
-    def _reduced(self) -> Mapping[str, tuple[str, ...]]:
+    def _reduce_names(self) -> Mapping[str, tuple[str, ...]]:
         modules: dict[str, list[str]] = {}
         for name in self.shapes:
-            modules.setdefault(reduced(name), []).append(name)
+            modules.setdefault(reduce_name(name), []).append(name)
         return {name: tuple(names) for name, names in modules.items()}
 
     def place(self, name: str, in_features: int, out_features: int) -> str | None:
@@ -57,7 +57,7 @@ class BaseModules:
             return name
         fit = [
             module
-            for module in self._reduced.get(reduced(name), ())
+            for module in self._reduce_names.get(reduce_name(name), ())
             if self.shapes[module][0] in (None, in_features)
             and self.shapes[module][1] in (None, out_features)
         ]
@@ -71,7 +71,7 @@ class BaseModules:
         return " to ".join("any" if width is None else str(width) for width in shape)
 
 
-def reduced(name: str) -> str:
+def reduce_name(name: str) -> str:
     """A name without the parts in front that versions of a library move about."""
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in _MOVABLE:
@@ -88,7 +88,7 @@ def modules_of_base(canonical: str | None) -> BaseModules | None:
 @functools.lru_cache(maxsize=256)
 def modules_of_spelling(raw: str | None) -> BaseModules | None:
     """The modules of the base that a configuration names in any spelling known from the start."""
-    return modules_of_base(seed_table().identify(raw).canonical) if raw else None
+    return modules_of_base(initial_table().identify(raw).canonical) if raw else None
 
 
 def modules_of_folder(folder: Path) -> BaseModules:

@@ -71,7 +71,7 @@ _QUANTISED = re.compile(rf"(?:[-_.](?:{_FORMATS}))+\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class NameReading:
     """One name that a text may mean, and how it was come by.
 
     `whole` says that the text names a repository of a hub and no folder of somebody's own.
@@ -137,18 +137,18 @@ def words(name: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(_MARKED.sub(" ", text)))
 
 
-def decoded(name: str) -> str:
+def decode_name(name: str) -> str:
     """A name with the points that ModelScope writes as three underscores."""
     return name.replace("___", ".")
 
 
-def readings_of_path(path: str) -> Iterator[Reading]:
+def readings_of_path(path: str) -> Iterator[NameReading]:
     """The names that a path may mean, the surest first; each is a part of the path.
 
     A folder of somebody's own inside that of a known model (a checkpoint, merged weights) is read as itself.
     """
     path = _SNAPSHOT.sub("", path.replace("\\", "/").rstrip("/"))
-    parts = [decoded(part) for part in path.split("/") if part not in ("", ".")]
+    parts = [decode_name(part) for part in path.split("/") if part not in ("", ".")]
     yield from _of_hub_cache(parts)
     yield from _of_kaggle(parts)
     yield from _of_modelscope(parts)
@@ -159,12 +159,12 @@ def readings_of_path(path: str) -> Iterator[Reading]:
     if last and ":" not in parts[last - 1]:
         name = parts[last - 1].removesuffix(".gguf")
         where = "ends in" if last == len(parts) else "has"
-        yield Reading(name, f"local path {where} {name}")
+        yield NameReading(name, f"local path {where} {name}")
         if last > 1 and name[:1].isdigit():
-            yield Reading(f"{parts[last - 2]}-{name}", f"local path {where} {parts[last - 2]}/{name}")
+            yield NameReading(f"{parts[last - 2]}-{name}", f"local path {where} {parts[last - 2]}/{name}")
 
 
-def _of_hub_cache(parts: list[str]) -> Iterator[Reading]:
+def _of_hub_cache(parts: list[str]) -> Iterator[NameReading]:
     """models--OWNER--NAME, whole or at a snapshot; a folder inside of one may hold another model."""
     for at, part in enumerate(parts):
         inside = parts[at + 1 :]
@@ -172,20 +172,20 @@ def _of_hub_cache(parts: list[str]) -> Iterator[Reading]:
             not inside or (inside[0] == "snapshots" and len(inside) <= 2)
         ):
             name = f"{cached[1]}/{cached[2]}" if cached[1] else cached[2]
-            yield Reading(name, f"local path ends in {name}", whole=True)
+            yield NameReading(name, f"local path ends in {name}", whole=True)
 
 
-def _of_modelscope(parts: list[str]) -> Iterator[Reading]:
+def _of_modelscope(parts: list[str]) -> Iterator[NameReading]:
     for at, part in enumerate(parts):
         if part.casefold() == "modelscope":
             below = [folder for folder in parts[at + 1 :] if folder not in ("hub", "models")]
             if len(below) >= 2:
                 name = "/".join(below[:2])
-                yield Reading(name, f"path of a ModelScope cache, {name}", whole=True)
+                yield NameReading(name, f"path of a ModelScope cache, {name}", whole=True)
             return
 
 
-def _of_kaggle(parts: list[str]) -> Iterator[Reading]:
+def _of_kaggle(parts: list[str]) -> Iterator[NameReading]:
     """MODEL/FRAMEWORK/VARIATION: the variation says the size, alone or after the name of the model."""
     if not {"kaggle", "kagglehub"} & {part.casefold() for part in parts}:
         return
@@ -193,10 +193,10 @@ def _of_kaggle(parts: list[str]) -> Iterator[Reading]:
         if framework.casefold() in _FRAMEWORKS:
             variation = parts[at + 2] if at + 2 < len(parts) else ""
             note = f"Kaggle's path of {model}"
-            yield Reading(f"{model}-{variation}", f"{note}, {variation}")
+            yield NameReading(f"{model}-{variation}", f"{note}, {variation}")
             # Kaggle kept the word that Meta used for Llama 2.
-            yield Reading(f"{model}-{variation}".replace("-chat", "-instruct"), f"{note}, {variation}")
-            yield Reading(variation, f"{note}, {variation}")
+            yield NameReading(f"{model}-{variation}".replace("-chat", "-instruct"), f"{note}, {variation}")
+            yield NameReading(variation, f"{note}, {variation}")
             if not variation.strip("0123456789") or variation.casefold() == "default":
-                yield Reading(model, note)
+                yield NameReading(model, note)
             return

@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import Any, Literal, cast, get_args
 
 from catalog.adapters.base_names import (
-    decoded,
+    decode_name,
     names_nothing,
     plain_name,
     readings_of_path,
@@ -100,7 +100,7 @@ class BaseIdentity:
     evidence: str
 
 
-def seed_spellings() -> tuple[BaseSpelling, ...]:
+def initial_spellings() -> tuple[BaseSpelling, ...]:
     """Every spelling that the program knows from the start, canonical names included."""
     rows: list[BaseSpelling] = []
     for model in _seeds()["models"]:
@@ -115,19 +115,19 @@ def seed_spellings() -> tuple[BaseSpelling, ...]:
 
 def dims(canonical: str) -> BaseDims | None:
     """Dimensions of a base model, None where they are not known for sure."""
-    model = _seed(canonical)
+    model = _initial_row(canonical)
     return None if model is None else BaseDims(**_seeds()["dims"][model["dims"]])
 
 
 def dims_name(canonical: str) -> str | None:
     """Under which name the dimensions of a base model are listed; models of one size share them."""
-    model = _seed(canonical)
+    model = _initial_row(canonical)
     return None if model is None else cast(str, model["dims"])
 
 
 def license_of_base(canonical: str) -> str | None:
     """Licence id of a base model as the Hub writes it (llama3.1, apache-2.0), None where it is not known."""
-    model = _seed(canonical)
+    model = _initial_row(canonical)
     return None if model is None else cast(str, model["license"])
 
 
@@ -146,7 +146,7 @@ def _seeds() -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(text))
 
 
-def _seed(canonical: str) -> Mapping[str, Any] | None:
+def _initial_row(canonical: str) -> Mapping[str, Any] | None:
     return next((model for model in _seeds()["models"] if model["canonical"] == canonical), None)
 
 
@@ -281,7 +281,7 @@ class BaseTable:
             return BaseIdentity(row.canonical, raw, kind, _with(evidence, left_out))
         if _is_local_path(name):
             return self._identify_path(raw, name)
-        return self._identify_id(raw, decoded(name), left_out)
+        return self._identify_id(raw, decode_name(name), left_out)
 
     def _identify_path(self, raw: str, path: str) -> BaseIdentity:
         for reading in readings_of_path(path):
@@ -346,14 +346,14 @@ class BaseTable:
 
 
 @functools.cache
-def seed_table() -> BaseTable:
+def initial_table() -> BaseTable:
     """The table of what the program knows from the start."""
-    return BaseTable(seed_spellings())
+    return BaseTable(initial_spellings())
 
 
-def extended_table(rows: Iterable[BaseSpelling]) -> BaseTable:
+def table_with(rows: Iterable[BaseSpelling]) -> BaseTable:
     """The table of what the program knows from the start and of a catalog's rows, which outweigh it."""
-    return BaseTable({row.spelling: row for row in (*seed_spellings(), *rows)}.values())
+    return BaseTable({row.spelling: row for row in (*initial_spellings(), *rows)}.values())
 
 
 def _base_tags(tags: Sequence[str]) -> list[str]:

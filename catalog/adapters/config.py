@@ -63,7 +63,7 @@ class AdapterConfig:
         """Whether this is a LoRA and not another method that PEFT saves in the same form."""
         return self.peft_type == "LORA"
 
-    def switched_on(self, key: str) -> bool:
+    def has_settings(self, key: str) -> bool:
         """Whether a sub-configuration such as eva_config or loftq_config holds anything."""
         return bool(self.raw.get(key))
 
@@ -87,8 +87,8 @@ def parse_config(data: bytes) -> AdapterConfig:
     init = fields.optional("init_lora_weights", _flag_or_text)
     return AdapterConfig(
         peft_type=peft_type,
-        rank=fields.required("r", _rank) if fields.strict else None,
-        alpha=fields.required("lora_alpha", _number) if fields.strict else 0.0,
+        rank=fields.require("r", _rank) if fields.strict else None,
+        alpha=fields.require("lora_alpha", _number) if fields.strict else 0.0,
         task_type=fields.optional("task_type", _text),
         base_model=fields.optional("base_model_name_or_path", _text),
         revision=fields.optional("revision", _text),
@@ -125,7 +125,7 @@ class _Fields:
         self.strict = strict
         self.anomalies: list[str] = []
 
-    def required(self, key: str, read: Callable[[object], T]) -> T:
+    def require(self, key: str, read: Callable[[object], T]) -> T:
         """The value of a field without which the weights mean nothing."""
         try:
             return read(self.raw.get(key))
@@ -142,7 +142,7 @@ class _Fields:
         if self.raw.get(key) is None:
             return None
         if self.strict:
-            return self.required(key, read)
+            return self.require(key, read)
         try:
             return read(self.raw[key])
         except ValueError:
@@ -152,13 +152,13 @@ class _Fields:
 
 def _rank(value: object) -> int:
     if type(value) is not int or not 1 <= value <= MAX_RANK:
-        raise ValueError(f"must be a whole number from 1 to {MAX_RANK}, not {_shown(value)}")
+        raise ValueError(f"must be a whole number from 1 to {MAX_RANK}, not {_short_value(value)}")
     return value
 
 
 def _number(value: object) -> float:
     if type(value) not in (int, float):
-        raise ValueError(f"must be a number, not {_shown(value)}")
+        raise ValueError(f"must be a number, not {_short_value(value)}")
     try:
         number = float(value)  # type: ignore[arg-type]  # int or float: the line above checked
     except OverflowError as error:
@@ -170,13 +170,13 @@ def _number(value: object) -> float:
 
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, not {_shown(value)}")
+        raise ValueError(f"must be true or false, not {_short_value(value)}")
     return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"must be a text, not {_shown(value)}")
+        raise ValueError(f"must be a text, not {_short_value(value)}")
     return value
 
 
@@ -186,7 +186,7 @@ def _flag_or_text(value: object) -> bool | str:
 
 def _names(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"must be a list of names, not {_shown(value)}")
+        raise ValueError(f"must be a list of names, not {_short_value(value)}")
     return tuple(sorted(set(value)))
 
 
@@ -197,13 +197,13 @@ def _names_or_pattern(value: object) -> tuple[str, ...] | str:
 def _layers(value: object) -> tuple[int, ...]:
     layers = value if isinstance(value, list) else [value]
     if any(type(layer) is not int for layer in layers):
-        raise ValueError(f"must be layer numbers, not {_shown(value)}")
+        raise ValueError(f"must be layer numbers, not {_short_value(value)}")
     return tuple(layers)
 
 
 def _table(value: object, read: Callable[[object], T]) -> dict[str, T]:
     if not isinstance(value, dict):
-        raise ValueError(f"must be a table, not {_shown(value)}")
+        raise ValueError(f"must be a table, not {_short_value(value)}")
     try:
         return {key: read(entry) for key, entry in value.items()}
     except ValueError as error:
@@ -218,7 +218,7 @@ def _alphas(value: object) -> dict[str, float]:
     return _table(value, _number)
 
 
-def _shown(value: object) -> str:
+def _short_value(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -96,7 +96,7 @@ def _features(config: AdapterConfig, spec: AdapterSpec | None) -> Iterator[Featu
     if not config.is_lora:
         yield Feature("not_lora", config.peft_type)
     yield from _whatever_is_stored(config)
-    yield from _settings(config) if spec is None else _stored(config, spec)
+    yield from _settings(config) if spec is None else _stored_features(config, spec)
 
 
 def _whatever_is_stored(config: AdapterConfig) -> Iterator[Feature]:
@@ -104,11 +104,11 @@ def _whatever_is_stored(config: AdapterConfig) -> Iterator[Feature]:
     if config.use_dora:
         yield Feature("use_dora")
     if config.layer_replication:
-        yield Feature("layer_replication", shown(config.layer_replication))
+        yield Feature("layer_replication", format_detail(config.layer_replication))
     if config.alora_invocation_tokens:
-        yield Feature("alora", shown(config.alora_invocation_tokens))
+        yield Feature("alora", format_detail(config.alora_invocation_tokens))
     # PEFT takes a table for switched on even where it is empty.
-    variants = [key for key in _VARIANTS if config.switched_on(key) or isinstance(config.raw.get(key), dict)]
+    variants = [key for key in _VARIANTS if config.has_settings(key) or isinstance(config.raw.get(key), dict)]
     if variants:
         yield Feature("lora_variant", ", ".join(variants))
     init = config.init_lora_weights
@@ -129,24 +129,24 @@ def _settings(config: AdapterConfig) -> Iterator[Feature]:
     )
     for reason, value in settings:
         if value:
-            yield Feature(reason, shown(value))
+            yield Feature(reason, format_detail(value))
 
 
-def _stored(config: AdapterConfig, spec: AdapterSpec) -> Iterator[Feature]:
+def _stored_features(config: AdapterConfig, spec: AdapterSpec) -> Iterator[Feature]:
     """What the weights file holds, and what the configuration names of which it holds nothing."""
     kinds = {other.kind for other in spec.others}
     layers = {other.layer for other in spec.others if other.kind == "saved"}
     saved_layers = tuple(name for name in config.modules_to_save or () if name in layers)
     idle = tuple(name for name in config.modules_to_save or () if name not in layers)
     if saved_layers:
-        yield Feature("modules_to_save", shown(saved_layers))
+        yield Feature("modules_to_save", format_detail(saved_layers))
     if layers:
-        yield Feature("full_weights", shown(tuple(sorted(layers))))
+        yield Feature("full_weights", format_detail(tuple(sorted(layers))))
     for other in spec.others:
         if other.kind in _OF_TENSORS:
             yield Feature(_OF_TENSORS[other.kind], other.name)
     if spec.of_parameters:
-        yield Feature("target_parameters", shown(config.target_parameters))
+        yield Feature("target_parameters", format_detail(config.target_parameters))
     for problem in spec.problems:
         yield Feature(problem.kind, problem.detail)
     if not spec.modules and not spec.problems:
@@ -154,14 +154,14 @@ def _stored(config: AdapterConfig, spec: AdapterSpec) -> Iterator[Feature]:
     unused: tuple[tuple[str, object], ...] = (
         (f"bias {config.bias}", config.bias != "none" and "bias" not in kinds),
         ("lora_bias", config.lora_bias and "lora_bias" not in kinds),
-        (f"modules_to_save {shown(idle)}", idle),
+        (f"modules_to_save {format_detail(idle)}", idle),
         ("trainable_token_indices", config.trainable_token_indices and "trainable_tokens" not in kinds),
     )
     if any(is_unused for _, is_unused in unused):
         yield Feature("unused_setting", "; ".join(setting for setting, is_unused in unused if is_unused))
 
 
-def shown(value: object) -> str:
+def format_detail(value: object) -> str:
     """A value of a configuration as a detail: names with commas between them, cut after 200 characters."""
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

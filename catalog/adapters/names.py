@@ -148,7 +148,7 @@ def peft_names(header: Header, names: ModuleNames) -> dict[str, str]:
     }
 
 
-def respelled(header: Header, names: ModuleNames) -> tuple[str, ...]:
+def names_peft_misses(header: Header, names: ModuleNames) -> tuple[str, ...]:
     """The names of factors under which PEFT does not look for them, in the order of the file.
 
     PEFT reads the name of the adapter that it loads as, `default`, in front of the leaf too.
@@ -167,9 +167,9 @@ def canonical_tensor(name: str) -> str:
     if key is None:
         if len(name) > MAX_NAME or not name.isprintable():
             return name
-        below = ".".join(_below_prefix(_unwrapped(name.split("."), ())))
-        return _moved(_live(below)) if below else name
-    return _named_factor(key)
+        below = ".".join(_below_prefix(_unwrap(name.split("."), ())))
+        return _move_names(_live(below)) if below else name
+    return _factor_of_name(key)
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
@@ -190,7 +190,7 @@ def first_tensor(name: str) -> str:
         # The module of a factor beside it: prefixes are taken away by one rule.
         first = first_key(f"{name}.lora_A.weight")
         return first.module if first else name
-    return _named_factor(key)
+    return _factor_of_name(key)
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
@@ -198,13 +198,13 @@ def _factor(name: str, keep: frozenset[str]) -> tuple[str, FactorKey] | None:
     """The path of a factor's module without what programs add, and its place; None where it is no factor."""
     if len(name) > MAX_NAME or not name.isprintable():
         return None
-    plain = ".".join(_unwrapped(name.split("."), keep))
+    plain = ".".join(_unwrap(name.split("."), keep))
     match = _FACTOR.match(plain) or (_DIALECT.match(plain) if PREFIX in plain else None)
     below = _below_prefix(match["module"].split(".")) if match else []
     if match is None or not any(below) or not _SIDED.isdisjoint(below):
         return None
     path = ".".join(below)
-    return path, _key(_moved(_live(path)), match)
+    return path, _key(_move_names(_live(path)), match)
 
 
 def _peft_path(name: str, keep: frozenset[str], modules: Mapping[str, str], *, bare: bool) -> str:
@@ -212,7 +212,7 @@ def _peft_path(name: str, keep: frozenset[str], modules: Mapping[str, str], *, b
 
     PEFT's prefix is in front where it stood in the name, or where `bare` asks for it.
     """
-    parts = _unwrapped(name.split("."), keep)
+    parts = _unwrap(name.split("."), keep)
     below = _below_prefix(parts)
     if below == parts and not bare:
         return ".".join(parts)
@@ -232,7 +232,7 @@ def _key(module: str, match: re.Match[str]) -> FactorKey:
     )
 
 
-def _unwrapped(parts: Sequence[str], keep: Collection[str]) -> list[str]:
+def _unwrap(parts: Sequence[str], keep: Collection[str]) -> list[str]:
     return [part for part in parts if part not in WRAPPERS or part in keep]
 
 
@@ -254,7 +254,7 @@ def _live(path: str) -> str:
     return ".".join(parts)
 
 
-def _moved(path: str) -> str:
+def _move_names(path: str) -> str:
     """A path of a model of vision and text as transformers has it since its names were moved."""
     parts = path.split(".")
     if parts[0] in _MOVED_HEADS:
@@ -296,10 +296,10 @@ def _places(
 
 
 def _peft_name(key: FactorKey, written: Mapping[str, str]) -> str:
-    return f"{PREFIX}{_named_factor(replace(key, module=written[key.module]), embedding_leaf=False)}"
+    return f"{PREFIX}{_factor_of_name(replace(key, module=written[key.module]), embedding_leaf=False)}"
 
 
-def _named_factor(key: FactorKey, *, embedding_leaf: bool = True) -> str:
+def _factor_of_name(key: FactorKey, *, embedding_leaf: bool = True) -> str:
     embedding = "embedding_" if key.kind == "embedding" else ""
     leaf = "" if embedding and not embedding_leaf and key.leaf == "weight" else f".{key.leaf}"
     return f"{key.module}.lora_{embedding}{key.side}{leaf}"

@@ -85,7 +85,7 @@ def _initialisation(config: AdapterConfig) -> Iterator[str]:
     init = config.init_lora_weights
     if isinstance(init, str) and not _INITS.fullmatch(init):
         yield f"init_lora_weights {init[:40]!r}"
-    elif init == "loftq" and not config.switched_on("loftq_config"):
+    elif init == "loftq" and not config.has_settings("loftq_config"):
         yield "init_lora_weights 'loftq' without loftq_config"
 
 

@@ -67,7 +67,7 @@ def make_loadable(folder: Path) -> frozenset[str]:
         return frozenset()
     changed = set()
     data = (folder / CONFIG_NAME).read_bytes()
-    if (repaired := _repaired(data, adapter)) != data:
+    if (repaired := _repair_config(data, adapter)) != data:
         (folder / CONFIG_NAME).write_bytes(repaired)
         changed.add(CONFIG_NAME)
     if any(name != new for name, new in renamed.items()):
@@ -91,7 +91,7 @@ def load_problems(folder: Path) -> tuple[str, ...]:
     problems += [
         f"PEFT does not load its configuration: {reason}" for reason in peft_refusals(adapter.config, spec)
     ]
-    if left := _untargeted(adapter.config, adapter.modules):
+    if left := _modules_without_target(adapter.config, adapter.modules):
         problems.append(f"its configuration does not target {len(left)} of its modules, such as {left[0]}")
     return tuple(problems)
 
@@ -124,7 +124,7 @@ def _read(folder: Path) -> _Adapter | str:
     return _Adapter(config, header, names, lora_modules(header, config, names))
 
 
-def _repaired(data: bytes, adapter: _Adapter) -> bytes:
+def _repair_config(data: bytes, adapter: _Adapter) -> bytes:
     """The configuration as PEFT loads it; the same bytes where nothing has to change."""
     config, raw = adapter.config, dict(adapter.config.raw)
     meant: dict[str, Any] = {"lora_dropout": 0.0, "rank_pattern": {}, "alpha_pattern": {}}
@@ -133,7 +133,7 @@ def _repaired(data: bytes, adapter: _Adapter) -> bytes:
     changes = {key: value for key, value in meant.items() if key in raw and raw[key] is None}
     if any(reason.endswith(" weights") for reason in peft_refusals(config, adapter.spec)):
         changes |= settings_of_nothing(config, adapter.spec)
-    if adapter.modules and _untargeted(config, adapter.modules):
+    if adapter.modules and _modules_without_target(config, adapter.modules):
         changes["target_modules"] = sorted(adapter.modules)
         unset = ("exclude_modules", "layers_to_transform", "layers_pattern")
         changes |= {key: None for key in unset if raw.get(key) is not None}
@@ -142,7 +142,7 @@ def _repaired(data: bytes, adapter: _Adapter) -> bytes:
     return f"{json.dumps(raw | changes, indent=2, sort_keys=True)}\n".encode()
 
 
-def _untargeted(config: AdapterConfig, modules: Mapping[str, str]) -> list[str]:
+def _modules_without_target(config: AdapterConfig, modules: Mapping[str, str]) -> list[str]:
     """The modules that the configuration does not target, so that PEFT drops their factors; sorted.
 
     A pattern that cannot be evaluated safely counts as one that targets all, one that is none as one that

@@ -20,20 +20,20 @@ from catalog.adapters.names import (
     ModuleNames,
     canonical_tensor,
     factor_key,
+    names_peft_misses,
     read_names,
-    respelled,
 )
 from catalog.errors import ConfigError
 from catalog.files import load_json
 
 __all__ = [
     "AdapterConfig",
+    "AdapterProblem",
     "AdapterSpec",
     "FactorKey",
     "Header",
     "LoraModule",
     "OtherTensor",
-    "Problem",
     "ScalingRule",
     "Tensor",
     "adapter_names",
@@ -105,7 +105,7 @@ class OtherTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class AdapterProblem:
     """Why an adapter cannot be taken as it is.
 
     Kinds: unpaired_factor, rank_mismatch, empty_tensor, not_a_matrix, duplicate_factor, bad_dtype,
@@ -127,7 +127,7 @@ class AdapterSpec:
 
     modules: tuple[LoraModule, ...]
     others: tuple[OtherTensor, ...] = ()
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[AdapterProblem, ...] = ()
     dtypes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     respelled: tuple[str, ...] = ()
@@ -197,16 +197,16 @@ def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | Non
     dtypes = tuple(sorted({tensor.dtype for pair in halves.values() for tensor in pair.values()}))
     tensor_roles, saved = tensors_beside(header, config, names), _Layers(config.modules_to_save)
     other_tensors = tuple(
-        OtherTensor(_presentable(name), kind, _saved_layer(name, saved))
+        OtherTensor(_presentable(name), kind, _layer_of_saved(name, saved))
         for name, kind in tensor_roles.items()
     )
     return AdapterSpec(
         tuple(modules),
         other_tensors,
-        problems.listed(),
+        problems.as_tuple(),
         dtypes,
         header.metadata,
-        respelled=respelled(header, names),
+        respelled=names_peft_misses(header, names),
         absent=names.absent,
         of_parameters=tuple(m.name for m in modules if _is_of_parameters(m.name, holders)),
     )
@@ -258,7 +258,7 @@ class _Layers:
         return any(".".join(parts[-length:]) in names for length, names in self._by_length.items())
 
 
-def _saved_layer(name: str, saved: _Layers) -> str:
+def _layer_of_saved(name: str, saved: _Layers) -> str:
     """The layer that a whole saved tensor belongs to: as the configuration names it, else its short name."""
     name = canonical_tensor(name)
     return saved.within(name) or _INSIDE_A_LAYER.sub("", name).rpartition(".")[2]
@@ -288,11 +288,11 @@ class _Problems:
     def add(self, kind: str, detail: str) -> None:
         self._found.setdefault(kind, []).append(detail)
 
-    def listed(self) -> tuple[Problem, ...]:
-        return tuple(Problem(kind, _abridged(details)) for kind, details in sorted(self._found.items()))
+    def as_tuple(self) -> tuple[AdapterProblem, ...]:
+        return tuple(AdapterProblem(kind, _abridge(details)) for kind, details in sorted(self._found.items()))
 
 
-def _abridged(details: list[str]) -> str:
+def _abridge(details: list[str]) -> str:
     text = ", ".join(detail if len(detail) <= 120 else detail[:117] + "..." for detail in details[:_SHOWN])
     more = len(details) - _SHOWN
     return f"{text} and {more} more" if more > 0 else text

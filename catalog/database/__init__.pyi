@@ -3,7 +3,7 @@ from .columns import CleanText
 from .engine import for_writing, make_engine, parse_url
 from .frontier import ItemRecord, PageRecord
 from .kept import Origin, register_catalog
-from .kinds import CrawlState, Outcome, Spelling
+from .kinds import CrawlState, ItemOutcome, SpellingKind
 from .opening import (
     VERSION_TABLE,
     CatalogInfo,
@@ -29,43 +29,43 @@ from .remeasurement import Reread, reread
 from .schema import (
     Adapter,
     AdapterReason,
-    BaseModel,
+    BaseModelRow,
     Crawl,
     CrawlItem,
-    Document,
+    DocumentRow,
     Embedding,
-    Fingerprint,
+    FingerprintRow,
     Repository,
     RepositoryAlias,
     WeightsFile,
 )
 from .score_store import score_table
 from .store import waiting
-from .table import Table
+from .table import TableBase
 
 __all__ = [
     "VERSION_TABLE",
     "Adapter",
     "AdapterReason",
-    "BaseModel",
+    "BaseModelRow",
     "CatalogInfo",
     "CleanText",
     "Crawl",
     "CrawlItem",
     "CrawlState",
-    "Document",
+    "DocumentRow",
     "Embedding",
-    "Fingerprint",
+    "FingerprintRow",
+    "ItemOutcome",
     "ItemRecord",
     "Origin",
-    "Outcome",
     "PageRecord",
     "Repository",
     "RepositoryAlias",
     "Reread",
     "Session",
-    "Spelling",
-    "Table",
+    "SpellingKind",
+    "TableBase",
     "WeightsFile",
     "check",
     "config",

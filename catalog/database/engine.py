@@ -141,16 +141,16 @@ def _connect_read_only(
         return None
     log_file = file.with_name(f"{file.name}-wal")
     try:
-        return _opened(file, "mode=ro")
+        return _open_read_only(file, "mode=ro")
     except sqlite3.OperationalError:
         before = _look(file)
     has_log = log_file.is_file() and log_file.stat().st_size > 0
-    connection = _opened(file, "mode=ro&vfs=unix-none" if has_log else "mode=ro&immutable=1")
+    connection = _open_read_only(file, "mode=ro&vfs=unix-none" if has_log else "mode=ro&immutable=1")
     connection.before = before
     return connection
 
 
-def _opened(file: Path, how: str) -> _ReadOnly:
+def _open_read_only(file: Path, how: str) -> _ReadOnly:
     """A connection that was read from; raises sqlite3.OperationalError where that cannot be."""
     connection = sqlite3.connect(
         f"{file.absolute().as_uri()}?{how}", uri=True, check_same_thread=False, factory=_ReadOnly

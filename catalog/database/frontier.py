@@ -23,7 +23,7 @@ from catalog.database.schema import (
     CrawlItem,
     CrawlPage,
     CrawlState,
-    Outcome,
+    ItemOutcome,
     Repository,
 )
 
@@ -55,7 +55,7 @@ def digest(question: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
 
 
-def unfinished(session: Session, scope: str, not_before: datetime) -> Crawl | None:
+def crawl_to_resume(session: Session, scope: str, not_before: datetime) -> Crawl | None:
     """The newest crawl of this scope, if its listing or one of its items is still to be done.
 
     One that began before `not_before` is none: its rows tell of commits that the Hub has left behind.
@@ -77,8 +77,8 @@ def reopen(session: Session, crawl: Crawl) -> None:
     crawl.state = CrawlState.RUNNING
     session.execute(
         update(CrawlItem)
-        .where(CrawlItem.crawl_id == crawl.id, CrawlItem.outcome == Outcome.FAILED)
-        .values(outcome=Outcome.PENDING, error=None, detail=None)
+        .where(CrawlItem.crawl_id == crawl.id, CrawlItem.outcome == ItemOutcome.FAILED)
+        .values(outcome=ItemOutcome.PENDING, error=None, detail=None)
     )
 
 
@@ -176,7 +176,9 @@ def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
             select(CrawlItem).where(CrawlItem.crawl_id == crawl_id, CrawlItem.hub_id.in_(ids))
         )
     }
-    refused = _quarantined(session, crawl_id) if any(item.hub_id is None for item in page.items) else []
+    refused = (
+        _quarantine_problems(session, crawl_id) if any(item.hub_id is None for item in page.items) else []
+    )
     for item in page.items:
         if item.hub_id is None and item.row in refused:
             continue
@@ -184,11 +186,11 @@ def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
         if row is not None:
             if row.name != item.name:
                 _add_name(row, item)
-            elif row.outcome is Outcome.PENDING:
+            elif row.outcome is ItemOutcome.PENDING:
                 row.row = {**item.row, OTHER_NAMES: names} if (names := other_names(row)) else item.row
             continue
         position, fresh = position + 1, fresh + 1
-        outcome = Outcome.PENDING if item.error is None else Outcome.QUARANTINED
+        outcome = ItemOutcome.PENDING if item.error is None else ItemOutcome.QUARANTINED
         row = CrawlItem(crawl_id=crawl_id, position=position, outcome=outcome, detail=None, **vars(item))
         session.add(row)
         if item.hub_id is not None:
@@ -205,10 +207,10 @@ def other_names(item: CrawlItem) -> list[str]:
 
 def _add_name(row: CrawlItem, item: ItemRecord) -> None:
     names = other_names(row)
-    if row.outcome is not Outcome.PENDING:
+    if row.outcome is not ItemOutcome.PENDING:
         # It is settled; what came since has its row, and whoever bears the identity is to be found out.
         names, row.row, row.name = [row.name or ""], item.row, item.name
-        row.outcome, row.error, row.detail = Outcome.PENDING, None, None
+        row.outcome, row.error, row.detail = ItemOutcome.PENDING, None, None
     elif item.name not in names:
         names.append(item.name or "")
     row.row = {**row.row, OTHER_NAMES: names}
@@ -223,7 +225,7 @@ def add_namesakes(session: Session, crawl_id: int, hub_id: str, names: Sequence[
             position=position,
             hub_id=None,
             name=name,
-            outcome=Outcome.QUARANTINED,
+            outcome=ItemOutcome.QUARANTINED,
             row={"_id": hub_id, "id": name},
             error=error,
         )
@@ -232,11 +234,11 @@ def add_namesakes(session: Session, crawl_id: int, hub_id: str, names: Sequence[
     session.flush()
 
 
-def _quarantined(session: Session, crawl_id: int) -> list[Any]:
+def _quarantine_problems(session: Session, crawl_id: int) -> list[Any]:
     return list(
         session.scalars(
             select(CrawlItem.row).where(
-                CrawlItem.crawl_id == crawl_id, CrawlItem.outcome == Outcome.QUARANTINED
+                CrawlItem.crawl_id == crawl_id, CrawlItem.outcome == ItemOutcome.QUARANTINED
             )
         )
     )
@@ -270,7 +272,7 @@ def prune(session: Session, crawl: Crawl) -> None:
     )
 
 
-def listed(session: Session, crawl_id: int) -> int:
+def count_listed(session: Session, crawl_id: int) -> int:
     """The number of repositories that a crawl has listed; rows without an identity do not count."""
     return (
         session.scalar(
@@ -300,7 +302,9 @@ def pending(session: Session, crawl_id: int, after: int, count: int) -> Sequence
     return session.scalars(
         select(CrawlItem)
         .where(
-            CrawlItem.crawl_id == crawl_id, CrawlItem.outcome == Outcome.PENDING, CrawlItem.position > after
+            CrawlItem.crawl_id == crawl_id,
+            CrawlItem.outcome == ItemOutcome.PENDING,
+            CrawlItem.position > after,
         )
         .order_by(CrawlItem.position)
         .limit(count)
@@ -313,10 +317,12 @@ def items_at(session: Session, crawl_id: int, positions: Collection[int]) -> dic
     return {item.position: item for item in session.scalars(items)}
 
 
-def settle(item: CrawlItem, outcome: Outcome, *, error: str | None = None, detail: str | None = None) -> None:
+def settle(
+    item: CrawlItem, outcome: ItemOutcome, *, error: str | None = None, detail: str | None = None
+) -> None:
     """Sets what became of an item; its raw row is dropped unless the item failed and may be tried again."""
     item.outcome, item.error, item.detail = outcome, error, detail
-    if outcome is not Outcome.FAILED:
+    if outcome is not ItemOutcome.FAILED:
         item.row = None
 
 
@@ -341,7 +347,9 @@ def add_missing(session: Session, crawl: Crawl, row: Any) -> int:
     last = session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl.id)) or 0
     missing = known_elsewhere(session, crawl)
     session.add_all(
-        CrawlItem(crawl_id=crawl.id, position=n, hub_id=hub_id, name=name, outcome=Outcome.PENDING, row=row)
+        CrawlItem(
+            crawl_id=crawl.id, position=n, hub_id=hub_id, name=name, outcome=ItemOutcome.PENDING, row=row
+        )
         for n, (hub_id, name) in enumerate(missing, start=last + 1)
     )
     session.flush()
@@ -359,7 +367,7 @@ def newest(session: Session, crawl_id: int) -> datetime | None:
 
 def outcomes(session: Session, crawl_id: int) -> dict[str, int]:
     """The number of items in each state."""
-    counts = dict.fromkeys((outcome.value for outcome in Outcome), 0)
+    counts = dict.fromkeys((outcome.value for outcome in ItemOutcome), 0)
     rows = session.execute(
         select(CrawlItem.outcome, func.count())
         .where(CrawlItem.crawl_id == crawl_id)
@@ -368,7 +376,7 @@ def outcomes(session: Session, crawl_id: int) -> dict[str, int]:
     return counts | {outcome.value: n for outcome, n in rows}
 
 
-def errors(session: Session, crawl_id: int, outcome: Outcome) -> dict[str, int]:
+def errors(session: Session, crawl_id: int, outcome: ItemOutcome) -> dict[str, int]:
     """The number of items of one outcome by the kind of their error."""
     rows = session.execute(
         select(CrawlItem.error, func.count())
@@ -410,7 +418,7 @@ def adapter_counts(
     return adapters, skipped, dict(rows.all())
 
 
-def unmeasured(session: Session, crawl_id: int, refusing: Iterable[str]) -> int:
+def count_unmeasured(session: Session, crawl_id: int, refusing: Iterable[str]) -> int:
     """The number of a crawl's adapters that are not refused and whose weights' values nobody read."""
     refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(list(refusing)))
     ids = _adapters_of(crawl_id).where(~refused, Adapter.norm.is_(None))

@@ -18,7 +18,7 @@ from sqlalchemy import URL, ColumnElement, select
 from sqlalchemy.orm import Session
 
 from catalog.database.engine import place, sqlite_file
-from catalog.database.schema import Adapter, Pool, Repository, WeightsFile
+from catalog.database.schema import Adapter, PoolRow, Repository, WeightsFile
 from catalog.errors import ConfigError, LoradexError, StorageError
 from catalog.files import Blob, BlobStore, in_use, load_json, replace_file
 from catalog.pools import MANIFEST_NAME, Manifest, parse_manifest, read_manifest
@@ -103,7 +103,7 @@ class Unneeded:
         return sum(blob.size for blob in (*self.files, *self.partial))
 
 
-def unneeded(session: Session, settings: Settings, blobs: BlobStore) -> Unneeded:
+def find_unneeded(session: Session, settings: Settings, blobs: BlobStore) -> Unneeded:
     """What neither an adapter of the catalog, of an older commit either, nor a pool names.
 
     Raises StorageError where another process works in the data folder: it may be about to name some.
@@ -112,14 +112,14 @@ def unneeded(session: Session, settings: Settings, blobs: BlobStore) -> Unneeded
         raise StorageError(f"another process works in {settings.data}: wait until it is done")
     complete, partial = list(blobs.blobs()), blobs.partial_files()
     digests = {blob.sha256 for blob in (*complete, *partial)}
-    needed = _named_digests(session, settings.pools, sorted(digests))
+    needed = _digests_in_use(session, settings.pools, sorted(digests))
     return Unneeded(
         tuple(blob for blob in complete if blob.sha256 not in needed),
         tuple(blob for blob in partial if blob.sha256 not in needed),
     )
 
 
-def _named_digests(session: Session, pools: Path, digests: Sequence[str]) -> set[str]:
+def _digests_in_use(session: Session, pools: Path, digests: Sequence[str]) -> set[str]:
     digests_in_use = set[str]()
     for start in range(0, len(digests), _BLOCK):
         block = digests[start : start + _BLOCK]
@@ -168,7 +168,7 @@ def _path(subfolder: str, name: str | None) -> str:
 
 def _manifests(session: Session | None, pools: Path) -> Iterator[Manifest]:
     """The pools of the catalog, and those whose manifest lies in the folder."""
-    for text in session.scalars(select(Pool.manifest).order_by(Pool.name)) if session else ():
+    for text in session.scalars(select(PoolRow.manifest).order_by(PoolRow.name)) if session else ():
         yield parse_manifest(text.encode())
     for file in sorted(pools.glob(f"*/{MANIFEST_NAME}")):
         with suppress(LoradexError):  # somebody else's file

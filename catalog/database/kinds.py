@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 
-class Spelling(enum.StrEnum):
+class SpellingKind(enum.StrEnum):
     """How a base model's name in the wild relates to the canonical one."""
 
     CANONICAL = "canonical"
@@ -24,7 +24,7 @@ class CrawlState(enum.StrEnum):
     PARTIAL = "partial"
 
 
-class Outcome(enum.StrEnum):
+class ItemOutcome(enum.StrEnum):
     """What became of one listed row; each ends in exactly one of them, `pending` is none."""
 
     PENDING = "pending"

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, func, inspect, select, table
 from sqlalchemy.orm import Session as Session
 
 from catalog.database.engine import for_writing, make_engine, parse_url, place, sqlite_file
-from catalog.database.schema import Table
+from catalog.database.schema import TableBase
 from catalog.errors import CatalogBusyError, CatalogError, NoCatalogError, SchemaVersionError
 from catalog.settings import Settings
 
@@ -188,7 +188,7 @@ def info(engine: Engine) -> CatalogInfo:
     newest = head()
     with engine.connect() as connection:
         revision = _revision(connection)
-        names = sorted(Table.metadata.tables) if revision == newest else []
+        names = sorted(TableBase.metadata.tables) if revision == newest else []
         rows = {name: connection.scalar(select(func.count()).select_from(table(name))) or 0 for name in names}
         if engine.dialect.name == "sqlite":
             file = sqlite_file(engine.url)
@@ -232,7 +232,7 @@ def _refuse_foreign(connection: Connection) -> None:
     """Raises CatalogError where our tables would meet a stranger's; a PostgreSQL schema may be shared."""
     tables = set(inspect(connection).get_table_names()) - {VERSION_TABLE}
     if connection.dialect.name != "sqlite":
-        tables &= set(Table.metadata.tables)
+        tables &= set(TableBase.metadata.tables)
     if tables:
         raise CatalogError(
             f"{place(connection.engine.url)} holds something else (a table {min(tables)}): choose another"

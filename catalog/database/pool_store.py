@@ -9,22 +9,22 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from catalog.database.schema import Adapter, Pool, PoolMember, Repository
+from catalog.database.schema import Adapter, PoolMember, PoolRow, Repository
 from catalog.errors import NotFoundError, PoolError
 from catalog.pools import Manifest, Member, parse_manifest
 
 
-def save_pool(session: Session, manifest: Manifest, now: datetime, *, replace: bool = False) -> Pool:
+def save_pool(session: Session, manifest: Manifest, now: datetime, *, replace: bool = False) -> PoolRow:
     """Writes a pool under its name; the same pool again changes nothing.
 
     Raises PoolError where another pool has the name, unless it is to be replaced.
     """
-    row = session.scalar(select(Pool).where(Pool.name == manifest.name))
+    row = session.scalar(select(PoolRow).where(PoolRow.name == manifest.name))
     if row is not None and row.digest == manifest.digest:
         return row
     if row is not None and not replace:
         raise PoolError(f"There is another pool called {manifest.name}; choose a new name or add --replace.")
-    row = row or Pool(name=manifest.name)
+    row = row or PoolRow(name=manifest.name)
     row.digest, row.created_at = manifest.digest, now
     row.manifest = manifest.canonical().decode()
     session.add(row)
@@ -50,7 +50,7 @@ def known_adapter(session: Session, member: Member) -> int | None:
 
 def find_pool(session: Session, name: str) -> Manifest:
     """The manifest of a pool by name; raises NotFoundError, and PoolError for a row that somebody edited."""
-    row = session.scalar(select(Pool).where(Pool.name == name))
+    row = session.scalar(select(PoolRow).where(PoolRow.name == name))
     if row is None:
         raise NotFoundError(f"There is no pool {name!r}; `loradex pools` lists them.")
     return parse_manifest(row.manifest.encode())
@@ -59,7 +59,7 @@ def find_pool(session: Session, name: str) -> Manifest:
 def pools(session: Session) -> list[dict[str, Any]]:
     """Name, digest, number of members, strategy and time of all pools, by name."""
     rows = []
-    for row in session.scalars(select(Pool).order_by(Pool.name)):
+    for row in session.scalars(select(PoolRow).order_by(PoolRow.name)):
         manifest = parse_manifest(row.manifest.encode())
         rows.append(
             {
@@ -78,7 +78,7 @@ def pools(session: Session) -> list[dict[str, Any]]:
 
 def remove_pools(session: Session, names: Sequence[str]) -> int:
     """Removes pools by name; the number that were there."""
-    rows = session.scalars(select(Pool).where(Pool.name.in_(names))).all()
+    rows = session.scalars(select(PoolRow).where(PoolRow.name.in_(names))).all()
     for row in rows:
         session.execute(delete(PoolMember).where(PoolMember.pool_id == row.id))
         session.delete(row)

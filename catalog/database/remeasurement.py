@@ -43,7 +43,7 @@ def reread(engine: Engine, blobs: BlobStore, progress: Callable[[int, int], None
         for done, (digest, _, config) in enumerate(readable):
             progress(done, len(readable))
             try:
-                path = blobs.verified_path(digest) or blobs.path(digest)
+                path = blobs.path_of(digest) or blobs.path(digest)
                 result = fingerprint(path, parse_config(config))
             except (ConfigError, DamagedFileError, WeightsError) as error:
                 log.warning("%s", error)

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from catalog.database.schema import Crawl, CrawlItem, CrawlRetry, Outcome
+from catalog.database.schema import Crawl, CrawlItem, CrawlRetry, ItemOutcome
 
 # After the second failure a repository rests for so long, after each further one twice as long, up to a day.
 FIRST_REST = timedelta(minutes=10)
@@ -82,9 +82,9 @@ def enlist(session: Session, crawl: Crawl, now: datetime, row: Any, *, all_of_th
             if item is None:
                 last += 1
                 added = CrawlItem(crawl_id=crawl.id, position=last, hub_id=retry.hub_id, name=retry.name)
-                added.outcome, added.row = Outcome.PENDING, row
+                added.outcome, added.row = ItemOutcome.PENDING, row
                 session.add(added)
-        elif item is not None and item.outcome is Outcome.PENDING:
+        elif item is not None and item.outcome is ItemOutcome.PENDING:
             commit = item.row.get("sha") if isinstance(item.row, dict) else None
             if commit in (None, retry.commit):
                 session.delete(item)
@@ -113,7 +113,7 @@ def resting(session: Session, crawl: Crawl) -> int:
     return session.scalar(waiting) or 0
 
 
-def listed(session: Session) -> list[dict[str, Any]]:
+def list_retries(session: Session) -> list[dict[str, Any]]:
     """Everything that is to be tried again, by name, as plain values."""
     rows = session.scalars(select(CrawlRetry).order_by(CrawlRetry.name, CrawlRetry.scope))
     return [

@@ -13,30 +13,30 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from catalog.database.kinds import CrawlState, Outcome, Spelling
-from catalog.database.table import Key, Table, stored
+from catalog.database.kinds import CrawlState, ItemOutcome, SpellingKind
+from catalog.database.table import Key, TableBase, enum_column
 
 __all__ = [
     "Adapter",
     "AdapterReason",
-    "BaseModel",
-    "BaseSpelling",
+    "BaseModelRow",
+    "BaseSpellingRow",
     "Crawl",
     "CrawlItem",
     "CrawlPage",
     "CrawlRetry",
     "CrawlState",
-    "Document",
+    "DocumentRow",
     "Embedding",
     "Evaluation",
-    "Fingerprint",
-    "Outcome",
-    "Pool",
+    "FingerprintRow",
+    "ItemOutcome",
     "PoolMember",
+    "PoolRow",
     "Repository",
     "RepositoryAlias",
-    "Spelling",
-    "Table",
+    "SpellingKind",
+    "TableBase",
     "WeightsFile",
 ]
 
@@ -45,7 +45,7 @@ SHA1 = "length({0}) = 40"
 DIGEST = "length({0}) IN (40, 64)"
 
 
-class BaseModel(Table):
+class BaseModelRow(TableBase):
     """A base model under its canonical Hub id."""
 
     __tablename__ = "base_model"
@@ -56,23 +56,23 @@ class BaseModel(Table):
     license: Mapped[str | None] = mapped_column(comment="licence id of the base model, for instance llama3.1")
 
 
-class BaseSpelling(Table):
+class BaseSpellingRow(TableBase):
     """One name under which a base model is met in the wild."""
 
     __tablename__ = "base_spelling"
 
     spelling: Mapped[str] = mapped_column(primary_key=True)
     base_model_id: Mapped[int] = mapped_column(ForeignKey("base_model.id", ondelete="CASCADE"), index=True)
-    kind: Mapped[Spelling] = mapped_column(stored(Spelling))
+    kind: Mapped[SpellingKind] = mapped_column(enum_column(SpellingKind, "spelling"))
     note: Mapped[str] = mapped_column(default="")
     by_user: Mapped[bool] = mapped_column(
         default=False, comment="added by a user, never overwritten by the program"
     )
 
-    base_model: Mapped[BaseModel] = relationship()
+    base_model: Mapped[BaseModelRow] = relationship()
 
 
-class Repository(Table):
+class Repository(TableBase):
     """A model repository of the Hub; its identity is the Hub's `_id`, never its name."""
 
     __tablename__ = "repository"
@@ -108,7 +108,7 @@ class Repository(Table):
     )
 
 
-class RepositoryAlias(Table):
+class RepositoryAlias(TableBase):
     """A name that a repository had before it was renamed."""
 
     __tablename__ = "repository_alias"
@@ -119,7 +119,7 @@ class RepositoryAlias(Table):
     name: Mapped[str] = mapped_column(primary_key=True, index=True)
 
 
-class Document(Table):
+class DocumentRow(TableBase):
     """A small file (adapter_config.json, README.md) as fetched and verified, under its git or LFS hash."""
 
     __tablename__ = "document"
@@ -129,7 +129,7 @@ class Document(Table):
     content: Mapped[bytes]
 
 
-class WeightsFile(Table):
+class WeightsFile(TableBase):
     """A safetensors file under its sha256; one outside LFS that nobody has read under its git blob id."""
 
     __tablename__ = "weights_file"
@@ -148,7 +148,7 @@ class WeightsFile(Table):
     )
 
 
-class Adapter(Table):
+class Adapter(TableBase):
     """One adapter folder of a repository at one commit."""
 
     __tablename__ = "adapter"
@@ -210,13 +210,13 @@ class Adapter(Table):
     )
 
     repository: Mapped[Repository] = relationship(back_populates="adapters")
-    base_model: Mapped[BaseModel | None] = relationship()
+    base_model: Mapped[BaseModelRow | None] = relationship()
     reasons: Mapped[list[AdapterReason]] = relationship(
         passive_deletes=True, order_by="AdapterReason.position", cascade="all, delete-orphan"
     )
 
 
-class AdapterReason(Table):
+class AdapterReason(TableBase):
     """One thing that speaks against an adapter; all of them are recorded, not the first only."""
 
     __tablename__ = "adapter_reason"
@@ -227,7 +227,7 @@ class AdapterReason(Table):
     detail: Mapped[str]
 
 
-class Crawl(Table):
+class Crawl(TableBase):
     """What was asked of the Hub, how far it got, and what it cost; totals run on when it is resumed."""
 
     __tablename__ = "crawl"
@@ -240,7 +240,7 @@ class Crawl(Table):
     asked: Mapped[Any] = mapped_column(
         comment="the options, the queries and the time before which nothing is listed"
     )
-    state: Mapped[CrawlState] = mapped_column(stored(CrawlState))
+    state: Mapped[CrawlState] = mapped_column(enum_column(CrawlState, "crawlstate"))
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
     watermark: Mapped[datetime | None] = mapped_column(
@@ -252,7 +252,7 @@ class Crawl(Table):
     seconds: Mapped[float] = mapped_column(default=0.0)
 
 
-class CrawlPage(Table):
+class CrawlPage(TableBase):
     """One listing page, written together with its rows: `next_url` of the newest page is the frontier."""
 
     __tablename__ = "crawl_page"
@@ -268,7 +268,7 @@ class CrawlPage(Table):
     )
 
 
-class CrawlItem(Table):
+class CrawlItem(TableBase):
     """One row of a listing and what became of it."""
 
     __tablename__ = "crawl_item"
@@ -281,7 +281,7 @@ class CrawlItem(Table):
     position: Mapped[int] = mapped_column(primary_key=True)
     hub_id: Mapped[str | None] = mapped_column(comment="null for a row that has no usable identity")
     name: Mapped[str | None]
-    outcome: Mapped[Outcome] = mapped_column(stored(Outcome))
+    outcome: Mapped[ItemOutcome] = mapped_column(enum_column(ItemOutcome, "outcome"))
     row: Mapped[Any] = mapped_column(
         nullable=True, comment="the raw listing row until the item is settled, or why it was refused"
     )
@@ -289,7 +289,7 @@ class CrawlItem(Table):
     detail: Mapped[str | None]
 
 
-class CrawlRetry(Table):
+class CrawlRetry(TableBase):
     """A repository that could not be read: later crawls of the scope try it again, with growing pauses."""
 
     __tablename__ = "crawl_retry"
@@ -305,7 +305,7 @@ class CrawlRetry(Table):
     next_at: Mapped[datetime] = mapped_column(comment="when it may be tried again")
 
 
-class Fingerprint(Table):
+class FingerprintRow(TableBase):
     """What a weights file does under one pattern of scalings, made by one version of the definition.
 
     Vectors are little-endian float32, as `catalog.fingerprints.Fingerprint` describes them; the rows of
@@ -324,7 +324,7 @@ class Fingerprint(Table):
     output: Mapped[bytes]
 
 
-class Embedding(Table):
+class Embedding(TableBase):
     """A vector of one chunk of a text, made by one model."""
 
     __tablename__ = "embedding"
@@ -335,7 +335,7 @@ class Embedding(Table):
     vector: Mapped[bytes] = mapped_column(comment="little-endian float32")
 
 
-class Evaluation(Table):
+class Evaluation(TableBase):
     """A measured score: adapter or merge, on a task's split, by a metric, with n and where it came from."""
 
     __tablename__ = "evaluation"
@@ -357,7 +357,7 @@ class Evaluation(Table):
     source: Mapped[str]
 
 
-class Pool(Table):
+class PoolRow(TableBase):
     """A pinned selection of adapters under a name."""
 
     __tablename__ = "pool"
@@ -370,7 +370,7 @@ class Pool(Table):
     created_at: Mapped[datetime]
 
 
-class PoolMember(Table):
+class PoolMember(TableBase):
     """One adapter of a pool, at its place."""
 
     __tablename__ = "pool_member"

@@ -67,7 +67,7 @@ def _adapter_ids(session: Session) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Table:
+class ScoreTable:
     """Scores as rows and columns: `cells` maps (adapter, task) to value and number of samples."""
 
     adapters: tuple[str, ...]
@@ -82,7 +82,7 @@ def score_table(
     sources: Collection[str] | None = None,
     leave_out: Collection[str] = (),
     renewed: Collection[str] = (),
-) -> Table:
+) -> ScoreTable:
     """The scores of adapters by short name and task, of some splits and sources, or of all but some.
 
     Scores by metrics that are no shares (`catalog.scores`) are not in it. A column has scores of one rule of
@@ -113,7 +113,7 @@ def score_table(
     base = {task: value for (subject, task), (value, _) in cells.items() if subject == BASE}
     adapters = tuple(sorted({subject for subject, _ in cells} - {BASE}))
     of_adapters = {key: cell for key, cell in cells.items() if key[0] != BASE}
-    return Table(adapters, tuple(sorted({task for _, task in cells})), of_adapters, base)
+    return ScoreTable(adapters, tuple(sorted({task for _, task in cells})), of_adapters, base)
 
 
 def _short(subject: str) -> str:

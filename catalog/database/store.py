@@ -20,21 +20,21 @@ from catalog.adapters import (
     FingerprintRecord,
     RepositoryRecord,
     WeightsRecord,
-    extended_table,
+    initial_spellings,
     license_of_base,
-    seed_spellings,
+    table_with,
 )
 from catalog.adapters import BaseSpelling as SpellingRecord
 from catalog.database.schema import (
     Adapter,
     AdapterReason,
-    BaseModel,
-    BaseSpelling,
-    Document,
-    Fingerprint,
+    BaseModelRow,
+    BaseSpellingRow,
+    DocumentRow,
+    FingerprintRow,
     Repository,
     RepositoryAlias,
-    Spelling,
+    SpellingKind,
     WeightsFile,
 )
 from catalog.fingerprints import FINGERPRINT_VERSION
@@ -148,7 +148,7 @@ def mark_gone(repository: Repository, now: datetime) -> None:
 
 def known_document(session: Session, digest: str) -> bytes | None:
     """The content of a small file that was fetched before, or None."""
-    return session.scalar(select(Document.content).where(Document.digest == digest))
+    return session.scalar(select(DocumentRow.content).where(DocumentRow.digest == digest))
 
 
 def known_weights(session: Session, digest: str) -> WeightsRecord | None:
@@ -161,12 +161,12 @@ def known_weights(session: Session, digest: str) -> WeightsRecord | None:
     if row is None:
         return None
     header = zlib.decompress(row.header) if row.header is not None else None
-    statement = select(Fingerprint).where(
-        Fingerprint.weights_digest == row.digest, Fingerprint.version == FINGERPRINT_VERSION
+    statement = select(FingerprintRow).where(
+        FingerprintRow.weights_digest == row.digest, FingerprintRow.version == FINGERPRINT_VERSION
     )
     fingerprints = tuple(
         FingerprintRecord(f.scaling_pattern, f.version, f.spectrum, f.delta, f.output)
-        for f in session.scalars(statement.order_by(Fingerprint.scaling_pattern))
+        for f in session.scalars(statement.order_by(FingerprintRow.scaling_pattern))
     )
     return WeightsRecord(row.digest, row.size, header, row.tensor_digest, fingerprints, row.git_oid)
 
@@ -174,7 +174,7 @@ def known_weights(session: Session, digest: str) -> WeightsRecord | None:
 def save_fingerprint(session: Session, weights_digest: str, record: FingerprintRecord, tensors: str) -> None:
     """Writes one fingerprint of a known weights file, and the digest of its tensors."""
     session.get_one(WeightsFile, weights_digest).tensor_digest = tensors
-    session.merge(Fingerprint(weights_digest=weights_digest, **asdict(record)))
+    session.merge(FingerprintRow(weights_digest=weights_digest, **asdict(record)))
     session.flush()
 
 
@@ -184,13 +184,13 @@ def without_fingerprint(session: Session) -> list[tuple[str, str, bytes]]:
     Sorted, each pair once; files that nobody has read are among them.
     """
     has_fingerprint = exists().where(
-        Fingerprint.weights_digest == Adapter.weights_digest,
-        Fingerprint.scaling_pattern == Adapter.scaling_pattern,
-        Fingerprint.version == FINGERPRINT_VERSION,
+        FingerprintRow.weights_digest == Adapter.weights_digest,
+        FingerprintRow.scaling_pattern == Adapter.scaling_pattern,
+        FingerprintRow.version == FINGERPRINT_VERSION,
     )
     rows = session.execute(
-        select(Adapter.weights_digest, Adapter.scaling_pattern, Document.content)
-        .join(Document, Document.digest == Adapter.config_digest)
+        select(Adapter.weights_digest, Adapter.scaling_pattern, DocumentRow.content)
+        .join(DocumentRow, DocumentRow.digest == Adapter.config_digest)
         .where(Adapter.current, Adapter.weights_digest.is_not(None), Adapter.scaling_pattern.is_not(None))
         .where(func.length(Adapter.weights_digest) == 64, ~has_fingerprint)
         .order_by(Adapter.weights_digest, Adapter.scaling_pattern, Adapter.config_digest)
@@ -235,9 +235,9 @@ def readable(unreadable: Collection[str]) -> ColumnElement[bool]:
 def _known() -> ColumnElement[bool]:
     """Whether the values of an adapter's weights were read as they are read now."""
     fingerprinted = exists().where(
-        Fingerprint.weights_digest == Adapter.weights_digest,
-        Fingerprint.scaling_pattern == Adapter.scaling_pattern,
-        Fingerprint.version == FINGERPRINT_VERSION,
+        FingerprintRow.weights_digest == Adapter.weights_digest,
+        FingerprintRow.scaling_pattern == Adapter.scaling_pattern,
+        FingerprintRow.version == FINGERPRINT_VERSION,
     )
     return and_(Adapter.norm.is_not(None), fingerprinted.correlate(Adapter))
 
@@ -260,7 +260,7 @@ def with_weights_up_to(session: Session, repository_ids: Collection[int], reason
     )
 
 
-def judged_otherwise(session: Session, repository_ids: Collection[int], described_with: str) -> set[int]:
+def repositories_to_judge(session: Session, repository_ids: Collection[int], described_with: str) -> set[int]:
     """The repositories with a current adapter that was judged with other rules or spellings than these."""
     return set(
         session.scalars(
@@ -288,23 +288,23 @@ def with_reason(session: Session, repository_ids: Collection[int], reasons: Coll
 
 def add_spelling(session: Session, record: SpellingRecord) -> None:
     """Writes one spelling of a base model that a user gives; it replaces what the program says of it."""
-    row = session.get(BaseSpelling, record.spelling) or BaseSpelling(spelling=record.spelling)
+    row = session.get(BaseSpellingRow, record.spelling) or BaseSpellingRow(spelling=record.spelling)
     row.base_model_id = _base_model_ids(session, {record.canonical})[record.canonical]
-    row.kind, row.note, row.by_user = Spelling(record.kind), record.note, True
+    row.kind, row.note, row.by_user = SpellingKind(record.kind), record.note, True
     session.add(row)
     session.flush()
 
 
 def sync_bases(session: Session) -> None:
     """Brings the spellings that the program knows into the catalog; those of a user stay as they are."""
-    stored_spellings = set(session.scalars(select(BaseSpelling.spelling)))
-    missing = [record for record in seed_spellings() if record.spelling not in stored_spellings]
+    stored_spellings = set(session.scalars(select(BaseSpellingRow.spelling)))
+    missing = [record for record in initial_spellings() if record.spelling not in stored_spellings]
     bases = _base_model_ids(session, {record.canonical for record in missing})
     session.add_all(
-        BaseSpelling(
+        BaseSpellingRow(
             spelling=record.spelling,
             base_model_id=bases[record.canonical],
-            kind=Spelling(record.kind),
+            kind=SpellingKind(record.kind),
             note=record.note,
             by_user=False,
         )
@@ -316,9 +316,9 @@ def sync_bases(session: Session) -> None:
 def spellings(session: Session) -> tuple[SpellingRecord, ...]:
     """All spellings of all base models, sorted by base and spelling."""
     rows = session.execute(
-        select(BaseModel.canonical, BaseSpelling.spelling, BaseSpelling.kind, BaseSpelling.note)
-        .join(BaseSpelling.base_model)
-        .order_by(BaseModel.canonical, BaseSpelling.spelling)
+        select(BaseModelRow.canonical, BaseSpellingRow.spelling, BaseSpellingRow.kind, BaseSpellingRow.note)
+        .join(BaseSpellingRow.base_model)
+        .order_by(BaseModelRow.canonical, BaseSpellingRow.spelling)
     )
     return tuple(
         SpellingRecord(canonical, spelling, kind.value, note) for canonical, spelling, kind, note in rows
@@ -327,10 +327,10 @@ def spellings(session: Session) -> tuple[SpellingRecord, ...]:
 
 def base_names(session: Session) -> tuple[str, ...]:
     """The canonical names of all base models that the catalog has spellings or adapters of, sorted."""
-    of_adapters = exists().where(Adapter.base_model_id == BaseModel.id)
-    spelled = exists().where(BaseSpelling.base_model_id == BaseModel.id)
-    statement = select(BaseModel.canonical).where(or_(of_adapters, spelled))
-    return tuple(session.scalars(statement.order_by(BaseModel.canonical)))
+    of_adapters = exists().where(Adapter.base_model_id == BaseModelRow.id)
+    spelled = exists().where(BaseSpellingRow.base_model_id == BaseModelRow.id)
+    statement = select(BaseModelRow.canonical).where(or_(of_adapters, spelled))
+    return tuple(session.scalars(statement.order_by(BaseModelRow.canonical)))
 
 
 def find_base(session: Session, name: str) -> str:
@@ -338,23 +338,25 @@ def find_base(session: Session, name: str) -> str:
 
     Raises NotFoundError with the nearest known names.
     """
-    return extended_table(spellings(session)).find(name, base_names(session))
+    return table_with(spellings(session)).find(name, base_names(session))
 
 
 def has_adapters(session: Session, canonical: str) -> bool:
     """Whether the catalog has current adapters of a base model."""
     condition = (
-        select(Adapter.id).join(Adapter.base_model).where(BaseModel.canonical == canonical, Adapter.current)
+        select(Adapter.id)
+        .join(Adapter.base_model)
+        .where(BaseModelRow.canonical == canonical, Adapter.current)
     )
     return session.scalar(condition.limit(1)) is not None
 
 
 def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:
     """The ids of base models by canonical name; those that are not there yet are made."""
-    statement = select(BaseModel.canonical, BaseModel.id).where(BaseModel.canonical.in_(names))
+    statement = select(BaseModelRow.canonical, BaseModelRow.id).where(BaseModelRow.canonical.in_(names))
     ids = dict(session.execute(statement).all()) if names else {}
     missing = [
-        BaseModel(canonical=name, license=license_of_base(name)) for name in sorted({*names} - ids.keys())
+        BaseModelRow(canonical=name, license=license_of_base(name)) for name in sorted({*names} - ids.keys())
     ]
     session.add_all(missing)
     session.flush()
@@ -364,9 +366,9 @@ def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:
 def save_documents(session: Session, records: Collection[DocumentRecord]) -> None:
     """Writes small files under their digests; those that are there already stay."""
     contents = {record.digest: record.content for record in records}
-    stored_digests = set(session.scalars(select(Document.digest).where(Document.digest.in_(contents))))
+    stored_digests = set(session.scalars(select(DocumentRow.digest).where(DocumentRow.digest.in_(contents))))
     session.add_all(
-        Document(digest=digest, content=content)
+        DocumentRow(digest=digest, content=content)
         for digest, content in contents.items()
         if digest not in stored_digests
     )
@@ -390,4 +392,4 @@ def _save_weights(session: Session, records: Collection[WeightsRecord]) -> None:
     session.flush()
     for record in records:
         for fingerprint_record in record.fingerprints:
-            session.merge(Fingerprint(weights_digest=record.digest, **asdict(fingerprint_record)))
+            session.merge(FingerprintRow(weights_digest=record.digest, **asdict(fingerprint_record)))

@@ -20,7 +20,7 @@ NAMING = {
 }
 
 
-class Table(DeclarativeBase):
+class TableBase(DeclarativeBase):
     """All tables, with constraints named the same on every database."""
 
     metadata = MetaData(naming_convention=NAMING)
@@ -34,15 +34,15 @@ class Table(DeclarativeBase):
     }
 
 
-def stored(kind: type[enum.Enum]) -> Enum:
-    """The column type of an enum: its values as text, with a CHECK that admits no others."""
+def enum_column(kind: type[enum.Enum], name: str) -> Enum:
+    """The column type of an enum: its values as text, with a CHECK of this name that admits no others."""
     return Enum(
         kind,
         native_enum=False,
         create_constraint=True,
         values_callable=_values,
         length=16,
-        name=kind.__name__.lower(),
+        name=name,
     )
 
 

@@ -162,14 +162,14 @@ class BlobStore:
 
     def verify(self, sha256: str) -> bool:
         """Whether the blob is in the store and its bytes still have this hash; reads all of it."""
-        return self._compared(sha256, lambda path: digest_of(path) == sha256) is True
+        return self._compare(sha256, lambda path: digest_of(path) == sha256) is True
 
-    def verified_path(self, sha256: str) -> Path | None:
+    def path_of(self, sha256: str) -> Path | None:
         """Where the blob is, None where it is not; its bytes are read once after each change of the file.
 
         Raises DamagedFileError for other bytes than its name says, and StorageError where the disk refuses.
         """
-        same = self._compared(sha256, lambda path: self._verified.holds(path, sha256))
+        same = self._compare(sha256, lambda path: self._verified.holds(path, sha256))
         if same is False:
             raise DamagedFileError(
                 f"The kept file {sha256} has other bytes than its name says: run `loradex blobs repair`."
@@ -199,7 +199,7 @@ class BlobStore:
                 if _SHA256.fullmatch(sha256) and path.is_file():
                     yield Blob(sha256, path.stat().st_size)
 
-    def damaged(self, progress: Callable[[int, int], None]) -> list[Damage]:
+    def find_damage(self, progress: Callable[[int, int], None]) -> list[Damage]:
         """The blobs that have other bytes than their name says or cannot be read; every byte is read.
 
         `progress` is told how many bytes of how many are read.
@@ -225,7 +225,7 @@ class BlobStore:
     def take_over(self, sha256: str, other: BlobStore) -> None:
         """Moves a blob of another store on this file system here, in the place of one that is there."""
         target = self.path(sha256)
-        with self._locked(sha256), _refusals_named(self.root):
+        with self._lock(sha256), _refusals_named(self.root):
             target.parent.mkdir(exist_ok=True)
             other.path(sha256).replace(target)
             sync(target.parent)
@@ -260,7 +260,7 @@ class BlobStore:
         the bytes for the next writer.
         """
         target = self.path(sha256)
-        with self._locked(sha256):
+        with self._lock(sha256):
             present = target.is_file()
             blob = BlobWriter(self._partials / sha256, sha256, size, present=present, fresh=fresh)
             try:
@@ -277,7 +277,7 @@ class BlobStore:
             if not present:
                 self._publish(blob, target)
 
-    def _compared(self, sha256: str, compare: Callable[[Path], bool]) -> bool | None:
+    def _compare(self, sha256: str, compare: Callable[[Path], bool]) -> bool | None:
         """What a comparison of the blob's bytes finds, None where it is not there."""
         try:
             return compare(self.path(sha256))
@@ -287,7 +287,7 @@ class BlobStore:
             raise StorageError(f"The kept file {sha256} cannot be read: {error.strerror}.") from error
 
     @contextmanager
-    def _locked(self, sha256: str) -> Iterator[None]:
+    def _lock(self, sha256: str) -> Iterator[None]:
         # A fixed number of lock files: one for each blob could never be removed without a race.
         path = self._partials / "locks" / f"{sha256[:3]}.lock"
         lock = FileLock(path)

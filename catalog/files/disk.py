@@ -56,7 +56,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     Raises OSError.
     """
     remove_abandoned(parent)
-    folder, lock = _locked_folder(parent)
+    folder, lock = _lock_folder(parent)
     try:
         yield folder
     finally:
@@ -139,7 +139,7 @@ def replace_folder(new: Path, target: Path, temporary: Path) -> None:
         raise
 
 
-def _locked_folder(parent: Path) -> tuple[Path, FileLock]:
+def _lock_folder(parent: Path) -> tuple[Path, FileLock]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         lock = FileLock(folder / _LOCK, timeout=0)

@@ -26,7 +26,7 @@ _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class JsonDocument:
     """A JSON value and the oddities of its text: bom, duplicate_keys."""
 
     value: object
@@ -45,7 +45,7 @@ def read_json(
     max_depth: int = 64,
     unique_keys: bool = False,
     finite: bool = True,
-) -> Document:
+) -> JsonDocument:
     """The value in `data` with its anomalies.
 
     Without `finite`, NaN, infinities and numbers that no float holds are read as NaN and infinity, for a
@@ -74,7 +74,7 @@ def read_json(
         raise _not_json(str(error)) from error
     _check_tree(value, max_depth)
     anomalies = (("bom",) if bom else ()) + (("duplicate_keys",) if hooks.duplicate_keys else ())
-    return Document(value, anomalies)
+    return JsonDocument(value, anomalies)
 
 
 def _decode(data: bytes) -> tuple[str, bool]:

@@ -32,7 +32,7 @@ class YamlError(ValueError):
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """What a text says, and the node of it, which knows its lines; None for a text that says nothing."""
 
     value: Any
@@ -61,7 +61,7 @@ Loader.add_implicit_resolver(
 )
 
 
-def _bounded(name: str) -> None:
+def _check_bounds(name: str) -> None:
     construct = yaml.SafeLoader.yaml_constructors[_YAML + name]
 
     def construct_bounded(loader: BoundedLoader, node: yaml.ScalarNode) -> object:
@@ -74,10 +74,10 @@ def _bounded(name: str) -> None:
 
 
 for _name in ("int", "float", "timestamp"):
-    _bounded(_name)
+    _check_bounds(_name)
 
 
-def read_yaml(text: str) -> Document:
+def read_yaml(text: str) -> YamlDocument:
     """The one document in a text; raises YamlError for what is no YAML, too much, or points to itself.
 
     Only the tags of YAML's core schema may be written out. A name is a word, and stands once in its mapping.
@@ -88,10 +88,10 @@ def read_yaml(text: str) -> Document:
         try:
             node = loader.get_single_node()
             if node is None:
-                return Document(None, None)
+                return YamlDocument(None, None)
             _check_aliases(node)
             _check_names(node)
-            return Document(loader.construct_document(node), node)
+            return YamlDocument(loader.construct_document(node), node)
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 _TICK = 100_000_000
 
 
-class _Look(NamedTuple):
+class _FileState(NamedTuple):
     """What tells that a file changed: its size in bytes, its dates in nanoseconds and its inode."""
 
     size: int
@@ -31,7 +31,7 @@ class Verified:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: set[tuple[str, _Look]] = set()
+        self._known: set[tuple[str, _FileState]] = set()
 
     def holds(self, path: Path, sha256: str) -> bool:
         """Whether the file has the bytes of this sha256; they are read once after each change of the file.
@@ -39,7 +39,7 @@ class Verified:
         Raises OSError, FileNotFoundError among them.
         """
         look = _look(path)
-        if (sha256, look) in self._known or look in self._written(sha256):
+        if (sha256, look) in self._known or look in self._read_looks(sha256):
             return True
         began = time.time_ns()
         if digest_of(path) != sha256:
@@ -50,19 +50,19 @@ class Verified:
             self._write(sha256, look)
         return True
 
-    def _write(self, sha256: str, look: _Look) -> None:
+    def _write(self, sha256: str, look: _FileState) -> None:
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True)
             with (self._folder / sha256[:2]).open("ab", buffering=0) as file:
                 file.write(" ".join([sha256, *map(str, look)]).encode() + b"\n")
 
-    def _written(self, sha256: str) -> set[_Look]:
+    def _read_looks(self, sha256: str) -> set[_FileState]:
         try:
             lines = (self._folder / sha256[:2]).read_text("ascii", "replace").split("\n")[:-1]
         except OSError:
             return set()
         entries = [line.split(" ")[1:] for line in lines if line.startswith(f"{sha256} ")]
-        return {_Look(*map(int, numbers)) for numbers in entries if _is_look(numbers)}
+        return {_FileState(*map(int, numbers)) for numbers in entries if _is_look(numbers)}
 
 
 def digest_of(path: Path) -> str:
@@ -71,12 +71,12 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _look(path: Path) -> _Look:
+def _look(path: Path) -> _FileState:
     stat = path.stat()
-    return _Look(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return _FileState(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 def _is_look(numbers: list[str]) -> bool:
-    return len(numbers) == len(_Look._fields) and all(
+    return len(numbers) == len(_FileState._fields) and all(
         number.isascii() and number.isdigit() for number in numbers
     )

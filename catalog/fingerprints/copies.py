@@ -201,14 +201,16 @@ def unit_vectors(rows: Sequence[Copy]) -> dict[int, NDArray[np.float32]]:
     return units
 
 
-def grouped(nodes: Iterable[int], by: Callable[[int], object]) -> list[list[int]]:
+def group_nodes(nodes: Iterable[int], by: Callable[[int], object]) -> list[list[int]]:
     groups: dict[object, list[int]] = {}
     for node in nodes:
         groups.setdefault(by(node), []).append(node)
     return list(groups.values())
 
 
-def alike(units: Mapping[int, NDArray[np.float32]], nodes: Sequence[int], at_least: float) -> Iterator[Link]:
+def links_above(
+    units: Mapping[int, NDArray[np.float32]], nodes: Sequence[int], at_least: float
+) -> Iterator[Link]:
     """The links between these nodes from a cosine of their sketches on."""
     import numpy as np
 
@@ -248,7 +250,7 @@ def join_equal(parents: list[int], values: Sequence[object]) -> None:
 
 def parts(roots: Sequence[int]) -> list[list[int]]:
     """The parts of two and more nodes, each sorted, by their first node."""
-    return [nodes for nodes in grouped(range(len(roots)), lambda node: roots[node]) if len(nodes) > 1]
+    return [nodes for nodes in group_nodes(range(len(roots)), lambda node: roots[node]) if len(nodes) > 1]
 
 
 def _join_alike(rows: Sequence[Copy], parents: list[int], exact: Exact | None) -> list[Link]:
@@ -262,8 +264,8 @@ def _join_alike(rows: Sequence[Copy], parents: list[int], exact: Exact | None) -
     bound = SAME_SKETCH if exact is None else CANDIDATE
     candidates = [
         link
-        for nodes in grouped(sorted(first.values()), lambda node: rows[node].base)
-        for link in alike(units, nodes, bound)
+        for nodes in group_nodes(sorted(first.values()), lambda node: rows[node].base)
+        for link in links_above(units, nodes, bound)
     ]
     links = []
     for link in sorted(candidates, key=strongest_first):
@@ -281,10 +283,10 @@ def _group(
     rows: Sequence[Copy], nodes: list[int], roots: Mapping[Level, list[int]], links: Sequence[Link]
 ) -> Group:
     level = next(level for level in LEVELS if len({roots[level][node] for node in nodes}) == 1)
-    notes = [_rescaled([rows[node] for node in nodes])]
+    notes = [_scale_difference([rows[node] for node in nodes])]
     groups: list[list[int]] = []
     for cheaper in LEVELS[: LEVELS.index(level)]:
-        for part in grouped(nodes, roots[cheaper].__getitem__):
+        for part in group_nodes(nodes, roots[cheaper].__getitem__):
             if len(part) > 1 and part not in groups:
                 groups.append(part)
                 notes.append(f"same {cheaper}: {', '.join(rows[node].adapter for node in part)}")
@@ -297,7 +299,7 @@ def _group(
     )
 
 
-def _rescaled(members: Sequence[Copy]) -> str:
+def _scale_difference(members: Sequence[Copy]) -> str:
     """How the norms of equal updates differ, or their scalings where no norm is known; empty where not."""
     norms, scalings = _ratios(row.norm for row in members), _ratios(row.scaling for row in members)
     if norms:

@@ -44,7 +44,9 @@ def exact_cosine(left: Path, left_config: AdapterConfig, right: Path, right_conf
     `catalog.adapters.weights.iterate_modules` does.
     """
     rows = [(0.0,) * 6]
-    for mine, other in _joined(iterate_modules(left, left_config), iterate_modules(right, right_config)):
+    for mine, other in _pair_modules(
+        iterate_modules(left, left_config), iterate_modules(right, right_config)
+    ):
         rows.append((*_inner(mine, mine), *_inner(other, other), *_inner(mine, other)))
     left_delta, left_output, right_delta, right_output, delta, output = (
         math.fsum(column) for column in zip(*rows, strict=True)
@@ -65,25 +67,25 @@ class _Measured:
     norm: float
 
 
-def _joined(
+def _pair_modules(
     left: Iterator[Module], right: Iterator[Module]
 ) -> Iterator[tuple[_Measured | None, _Measured | None]]:
     """The modules of two adapters, both sorted by name, side by side; None where one has no such module."""
     mine, other = next(left, None), next(right, None)
     while mine is not None or other is not None:
         if other is None or (mine is not None and mine.name < other.name):
-            yield _measured(mine), None
+            yield _measure(mine), None
             mine = next(left, None)
         elif mine is None or other.name < mine.name:
-            yield None, _measured(other)
+            yield None, _measure(other)
             other = next(right, None)
         else:
             _check_shapes(mine, other)
-            yield _measured(mine), _measured(other)
+            yield _measure(mine), _measure(other)
             mine, other = next(left, None), next(right, None)
 
 
-def _measured(module: Module | None) -> _Measured | None:
+def _measure(module: Module | None) -> _Measured | None:
     """The module measured, or None where it does nothing or holds a value that is not finite."""
     if module is None:
         return None

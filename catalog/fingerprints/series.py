@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from catalog.fingerprints.copies import (
     Copy,
     Link,
-    alike,
     all_roots,
     by_name,
     by_root,
-    grouped,
+    group_nodes,
     join,
     join_equal,
+    links_above,
     parts,
     root,
     strongest_first,
@@ -68,8 +68,8 @@ def families(copies: Iterable[Copy]) -> list[Family]:
     series = _join_series(rows, units, parents)
     near = [
         link
-        for nodes in grouped(units, lambda node: (rows[node].owner, rows[node].base))
-        for link in alike(units, nodes, CONTINUED)
+        for nodes in group_nodes(units, lambda node: (rows[node].owner, rows[node].base))
+        for link in links_above(units, nodes, CONTINUED)
         if root(parents, link.left) != root(parents, link.right)
     ]
     continued = [link for link in sorted(near, key=strongest_first) if join(parents, link.left, link.right)]
@@ -90,21 +90,21 @@ def _join_series(
     """Joins the series of each owner; gives the name of its series for each node that is in one."""
     series: dict[int, str] = {}
     names = [series_name(row.repository.rpartition("/")[2]) for row in rows]
-    for nodes in grouped(range(len(rows)), lambda node: (rows[node].owner, names[node])):
+    for nodes in group_nodes(range(len(rows)), lambda node: (rows[node].owner, names[node])):
         repositories = {rows[node].repository for node in nodes}
-        if len(repositories) >= SERIES_NAMES or (len(repositories) > 1 and _kindred(rows, units, nodes)):
+        if len(repositories) >= SERIES_NAMES or (len(repositories) > 1 and _is_series(rows, units, nodes)):
             for node in nodes:
                 join(parents, nodes[0], node)
                 series[node] = f"{rows[node].owner}/{names[node]}"
     return series
 
 
-def _kindred(rows: Sequence[Copy], units: Mapping[int, NDArray[np.float32]], nodes: Sequence[int]) -> bool:
+def _is_series(rows: Sequence[Copy], units: Mapping[int, NDArray[np.float32]], nodes: Sequence[int]) -> bool:
     """Whether updates in two of the repositories have the cosine of a series."""
     return any(
         rows[link.left].repository != rows[link.right].repository
-        for group in grouped((node for node in nodes if node in units), lambda node: rows[node].base)
-        for link in alike(units, group, SERIES)
+        for group in group_nodes((node for node in nodes if node in units), lambda node: rows[node].base)
+        for link in links_above(units, group, SERIES)
     )
 
 

@@ -178,7 +178,7 @@ def signs(kind: str, module: str, side: str, rows: int, width: int) -> NDArray[f
     import numpy as np
 
     packed = _sign_bits(kind, module, side, rows, width)
-    return _unpacked(np.frombuffer(packed, np.uint8), rows, width)
+    return _unpack_signs(np.frombuffer(packed, np.uint8), rows, width)
 
 
 def stable_rank(row: NDArray[float32]) -> float:
@@ -267,8 +267,8 @@ def _triangle(tall: Tensor, gram_matrix: Tensor) -> Tensor:
 
 def _delta_term(factors: _Factors) -> NDArray[float64]:
     """L^T (B A) R / s of (s, s)."""
-    left = _projected("delta", factors.name, "B", factors.b, _DELTA_WIDTH)
-    right = _projected("delta", factors.name, "A", factors.a.T, _DELTA_WIDTH)
+    left = _project("delta", factors.name, "B", factors.b, _DELTA_WIDTH)
+    right = _project("delta", factors.name, "A", factors.a.T, _DELTA_WIDTH)
     term: NDArray[float64] = (left @ right.T / _DELTA_WIDTH).cpu().numpy()
     return term
 
@@ -277,12 +277,12 @@ def _output_term(factors: _Factors) -> NDArray[float64]:
     """P^T (B A)(B A)^T P / ||B A||^2 of (s, s); zero for a zero product."""
     if not factors.norm:
         return _square(_OUTPUT_WIDTH)
-    half = _projected("output", factors.name, "B", factors.b, _OUTPUT_WIDTH) / factors.norm
+    half = _project("output", factors.name, "B", factors.b, _OUTPUT_WIDTH) / factors.norm
     term: NDArray[float64] = (half @ factors.gram_a @ half.T).cpu().numpy()
     return term
 
 
-def _projected(kind: str, module: str, side: str, tall: Tensor, width: int) -> Tensor:
+def _project(kind: str, module: str, side: str, tall: Tensor, width: int) -> Tensor:
     """signs^T M of (width, r) in float64 for a tall M of (n, r), summed in float32 block by block of rows."""
     import numpy as np
     import torch
@@ -292,7 +292,7 @@ def _projected(kind: str, module: str, side: str, tall: Tensor, width: int) -> T
     for start in range(0, tall.shape[0], _ROWS):
         block = tall[start : start + _ROWS]
         bits = packed[start * width // 8 :]
-        matrix = torch.from_numpy(_unpacked(bits, len(block), width)).to(tall.device)
+        matrix = torch.from_numpy(_unpack_signs(bits, len(block), width)).to(tall.device)
         part = matrix.T @ block.to(torch.float32)
         if not bool(torch.isfinite(part).all()):
             part = matrix.T.to(torch.float64) @ block.to(torch.float64)
@@ -305,7 +305,7 @@ def _sign_bits(kind: str, module: str, side: str, rows: int, width: int) -> byte
     return hashlib.shake_128(seed.encode()).digest(-(-rows * width // 8))
 
 
-def _unpacked(packed: NDArray[uint8], rows: int, width: int) -> NDArray[float32]:
+def _unpack_signs(packed: NDArray[uint8], rows: int, width: int) -> NDArray[float32]:
     """The leading bits of bytes as a (rows, width) matrix of signs."""
     import numpy as np
 

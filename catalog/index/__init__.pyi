@@ -1,7 +1,7 @@
 from .encoder import (
     DEFAULT_MODEL,
     Embedder,
-    checked,
+    check_vectors,
     chunks,
     content_of,
     has_content,
@@ -22,7 +22,7 @@ __all__ = [
     "WordHit",
     "WordIndex",
     "check_index",
-    "checked",
+    "check_vectors",
     "chunks",
     "content_of",
     "has_content",

@@ -117,7 +117,7 @@ def content_of(text: str) -> str:
     return hashlib.sha256(f"chunks {CHUNKING}\n{text}".encode()).hexdigest()
 
 
-def checked(vectors: NDArray[np.float32], count: int, embedder: Embedder) -> NDArray[np.float32]:
+def check_vectors(vectors: NDArray[np.float32], count: int, embedder: Embedder) -> NDArray[np.float32]:
     """The vectors as little-endian float32; raises CatalogError unless they are what the encoder promised."""
     import numpy as np
 
@@ -168,7 +168,7 @@ def load_embedder(name: str = DEFAULT_MODEL) -> SentenceEncoder:
     """
     title, source, revision = _place(name)
     try:
-        model = _loaded(source, revision, folder=source != title)
+        model = _load_model(source, revision, folder=source != title)
     # What a damaged folder or a Hub out of reach makes the libraries raise is nowhere written down.
     except Exception as error:
         raise EncoderError(
@@ -197,7 +197,7 @@ def _place(name: str) -> tuple[str, str, str | None]:
     return match["id"], match["id"], match["revision"]
 
 
-def _loaded(source: str, revision: str | None, *, folder: bool) -> SentenceTransformer:
+def _load_model(source: str, revision: str | None, *, folder: bool) -> SentenceTransformer:
     """The model from its folder, or from the cache, or from the Hub.
 
     What the cache has is taken as it is: an encoder that changes would have all cards embedded again.
@@ -212,11 +212,11 @@ def _loaded(source: str, revision: str | None, *, folder: bool) -> SentenceTrans
         warnings.simplefilter("ignore")
         if not folder:
             with suppress(Exception):  # nothing there, or a download that was broken off
-                return _opened(source, revision, local=True)
-        return _opened(source, revision, local=folder)
+                return _open_model(source, revision, local=True)
+        return _open_model(source, revision, local=folder)
 
 
-def _opened(source: str, revision: str | None, *, local: bool) -> SentenceTransformer:
+def _open_model(source: str, revision: str | None, *, local: bool) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import load_file_path
 

@@ -74,7 +74,7 @@ class VectorSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Hit:
+class VectorHit:
     """A vector that was found, and its cosine with the query."""
 
     key: str
@@ -110,7 +110,7 @@ class VectorIndex:
         self._flat, self._rows = _storage(index)
         self._places = {key: place for place, key in enumerate(self.keys)}
 
-    def search(self, query: NDArray[Any], k: int, among: Collection[str] | None = None) -> list[Hit]:
+    def search(self, query: NDArray[Any], k: int, among: Collection[str] | None = None) -> list[VectorHit]:
         """The k keys of highest cosine with a query of (size,), best first, ties by key.
 
         Scores are worked out again in float64, so that equal vectors have equal scores and the order, also at
@@ -136,7 +136,7 @@ class VectorIndex:
         parts = (candidates[start : start + _ROWS] for start in range(0, len(candidates), _ROWS))
         scores = np.concatenate([cosines(self._rows[part], unit) for part in parts])
         order = np.lexsort((candidates, -scores))[:k]
-        return [Hit(self.keys[candidates[n]], float(scores[n])) for n in order]
+        return [VectorHit(self.keys[candidates[n]], float(scores[n])) for n in order]
 
     def all_pairs(self, at_least: float) -> Iterator[tuple[str, str, float]]:
         """Each pair of keys whose cosine is `at_least` or more, once: (first key, second key, cosine).
@@ -210,10 +210,10 @@ def open_index(
         with _faiss() as faiss:
             return VectorIndex(keys, skipped, faiss.read_index(faiss.PyCallbackIOReader(file.read)))
 
-    keys = _checked_keys(source)
+    keys = _check_keys(source)
     index_kind: Kind = kind if len(keys) > flat_up_to else "flat"
     place, stamp = folder / f"{space.name}.faiss", _stamp(space, index_kind, keys)
-    state, _, cached = _cached(place, stamp, read)
+    state, _, cached = _read_cache(place, stamp, read)
     if cached is None:
         log.log(logging.WARNING if state == "corrupt" else logging.INFO, "%s is %s: built anew", place, state)
         index, skipped = _build(space, index_kind, keys, source)
@@ -229,10 +229,10 @@ def check_index(
 
     A file whose manifest is missing or unreadable is corrupt: nobody can tell what its bytes should be.
     """
-    keys = _checked_keys(source)
+    keys = _check_keys(source)
     place = folder / f"{space.name}.faiss"
     stamp = _stamp(space, kind if len(keys) > flat_up_to else "flat", keys)
-    state, vectors, _ = _cached(place, stamp, lambda _file, _skipped: None)
+    state, vectors, _ = _read_cache(place, stamp, lambda _file, _skipped: None)
     return IndexState(state, vectors, place)
 
 
@@ -289,7 +289,7 @@ def _unit_query(query: NDArray[Any], size: int) -> NDArray[np.float64]:
     return unit
 
 
-def _checked_keys(source: VectorSource) -> Sequence[str]:
+def _check_keys(source: VectorSource) -> Sequence[str]:
     keys = source.keys()
     if any(left >= right for left, right in pairwise(keys)):
         raise ValueError("the keys of a vector source must be sorted and unique")
@@ -346,7 +346,7 @@ def _lengths(block: NDArray[np.float32], keys: Sequence[str], space: Space) -> N
 _Read = Callable[[BinaryIO, Sequence[str]], "VectorIndex | None"]
 
 
-def _cached(place: Path, stamp: str, read: _Read) -> tuple[State, int, VectorIndex | None]:
+def _read_cache(place: Path, stamp: str, read: _Read) -> tuple[State, int, VectorIndex | None]:
     """A cache's state, its number of vectors, and what `read` makes of the bytes where they are sound."""
     if not place.is_file():
         return "missing", 0, None

@@ -181,7 +181,7 @@ def _any(terms_found: Collection[str]) -> str:
     return " OR ".join(f'"{term}"' for term in terms_found)
 
 
-def spread(text: str) -> str:
+def separate_words(text: str) -> str:
     """The text with every word that hides in another one beside it: `LlamaGuard2` is llama and guard too.
 
     snake_case and kebab-case fall apart by themselves. Hexadecimal runs, as UUIDs have, stay whole.
@@ -209,7 +209,7 @@ def terms(text: str) -> tuple[str, ...]:
         if _IDEOGRAPH.match(run):
             words_found += [" ".join(run[n : n + 2]) for n in range(max(len(run) - 1, 1))]
         else:
-            words_found += spread(run).split()
+            words_found += separate_words(run).split()
     distinct = {term.lower(): term for term in words_found}
     telling = {word: term for word, term in distinct.items() if word not in _EMPTY_WORDS}
     return tuple((telling or distinct).values())[:_MOST_TERMS]
@@ -225,10 +225,10 @@ def open_words(folder: Path, source: TextSource) -> WordIndex:
     place, stamp = folder / "words.db", _stamp(digests)
     with suppress(sqlite3.Error, OSError):  # replaced by another process just now
         if _stamp_of(place) == stamp:
-            return _opened(place, stamp)
+            return _open(place, stamp)
     if write_cache(place, lambda new: _renew(new, place, source, digests, stamp)):
         with suppress(sqlite3.Error, OSError):
-            return _opened(place, stamp)
+            return _open(place, stamp)
     connection = sqlite3.connect(":memory:")
     try:
         _fill(connection, source, digests, stamp, fresh=True)
@@ -276,7 +276,7 @@ def _fill(
     connection.executemany("DELETE FROM source WHERE id = ?", gone)
     for text in source.texts(changed):
         connection.execute("INSERT INTO source VALUES (?, ?, ?)", (text.id, text.adapter, text.digest))
-        columns = (text.id, *(spread(getattr(text, column)) for column in COLUMNS))
+        columns = (text.id, *(separate_words(getattr(text, column)) for column in COLUMNS))
         connection.execute(_INSERT, columns)
     connection.execute("DELETE FROM stamp")
     connection.execute("INSERT INTO stamp VALUES (?)", (stamp,))
@@ -285,7 +285,7 @@ def _fill(
     connection.commit()
 
 
-def _opened(file: Path, stamp: str) -> WordIndex:
+def _open(file: Path, stamp: str) -> WordIndex:
     """The index in a file that nobody changes; raises sqlite3.Error where it is not of this stamp."""
     connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
     try:

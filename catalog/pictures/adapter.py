@@ -26,12 +26,12 @@ from catalog.pictures.canvas import (
     TEXT,
     WIDTH,
     Place,
-    checked_suffix,
+    check_suffix,
     colour_bar,
     colour_scale,
-    counted,
+    count_noun,
     extent,
-    fitted,
+    fit_text,
     heading,
     inches,
     number,
@@ -63,7 +63,7 @@ _HATCHED: dict[str, Any] = {"facecolor": "white", "edgecolor": "#D55E00", "hatch
 
 
 @dataclass(frozen=True)
-class _Grid:
+class _ModuleGrid:
     """Modules by row (module type) and column (layer, -1 for none).
 
     `norm` is ||s B A|| and `ratios` the singular values over the largest, NaN where not finite or zero.
@@ -78,7 +78,7 @@ class _Grid:
     stable_rank: NDArray[np.float64]
 
     @property
-    def unplaced(self) -> bool:
+    def has_no_layer(self) -> bool:
         """Whether a module belongs to no layer."""
         return bool((self.column < 0).any())
 
@@ -112,7 +112,7 @@ def adapter_picture(
     Raises UsageError for a suffix that is no .svg, .png or .pdf, for no modules and for lengths that
     differ, and StorageError where the file cannot be written.
     """
-    checked_suffix(path)
+    check_suffix(path)
     figure = adapter_figure(name, modules, spectrum, scalings)
     save(figure, path, f"{name}: norm by layer and module type, spectrum")
 
@@ -132,7 +132,7 @@ def adapter_figure(
     with settings():
         figure = sheet(_BOTTOM + height + _TOP)
         heading(figure, name, _summary(grid, scalings))
-        labels = [fitted(kind, 72 * 1.5) for kind in grid.types]
+        labels = [fit_text(kind, 72 * 1.5) for kind in grid.types]
         left = _MARGIN + max(extent(label, TEXT)[0] for label in labels) / 72 + 0.1
         for i, label in enumerate(labels):
             write(figure, left - 0.08, _BOTTOM + height - (i + 0.5) * row, label, ha="right", va="center")
@@ -142,7 +142,9 @@ def adapter_figure(
     return figure
 
 
-def _grid(modules: Sequence[str], spectrum: NDArray[np.float64], scalings: NDArray[np.float64]) -> _Grid:
+def _grid(
+    modules: Sequence[str], spectrum: NDArray[np.float64], scalings: NDArray[np.float64]
+) -> _ModuleGrid:
     kinds = [_module_type(module) for module in modules]
     types = _rows(Counter(kinds))
     rows = {kind: row for row, kind in enumerate(types)}
@@ -158,7 +160,7 @@ def _grid(modules: Sequence[str], spectrum: NDArray[np.float64], scalings: NDArr
     zero = ~(finite & (spectrum[:, 1] > 0))
     ratios[zero], stable_rank[zero] = np.nan, np.nan
     other = len(types) - 1
-    return _Grid(
+    return _ModuleGrid(
         types=types,
         layers=layers,
         row=np.array([rows.get(kind, other) for kind in kinds]),
@@ -206,13 +208,13 @@ def _columns(layers: set[int]) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
-def _summary(grid: _Grid, scalings: Sequence[float]) -> str:
+def _summary(grid: _ModuleGrid, scalings: Sequence[float]) -> str:
     """What the picture as a whole says, in one line."""
     finite = grid.norm[np.isfinite(grid.norm)]
-    parts = [counted(len(grid.norm), "module")]
+    parts = [count_noun(len(grid.norm), "module")]
     touched = len({int(column) for column in grid.column if column >= 0})
     if touched:
-        parts.append(counted(touched, "layer"))
+        parts.append(count_noun(touched, "layer"))
     numbers = [float(s) for s in scalings if math.isfinite(s)]
     if numbers and min(numbers) == max(numbers):
         parts.append(f"scaling s = {number(numbers[0])}")
@@ -227,16 +229,16 @@ def _summary(grid: _Grid, scalings: Sequence[float]) -> str:
     return "  ·  ".join(parts)
 
 
-def _draw_norms(figure: Figure, grid: _Grid, place: Place) -> None:
+def _draw_norms(figure: Figure, grid: _ModuleGrid, place: Place) -> None:
     x, y, width, height = place
     write(figure, x, y + height + 0.09, "Norm ‖s·B·A‖ of the update", va="baseline")
     norms, broken = grid.cells()
     # The column of no layer stands apart, alone where there are no layers, and only where it holds something.
-    first = 0 if grid.unplaced else 1
+    first = 0 if grid.has_no_layer else 1
     norms, broken = norms[:, first:], broken[:, first:]
     finite = norms[np.isfinite(norms)]
     strip = 0.0
-    if grid.unplaced:
+    if grid.has_no_layer:
         strip = _NO_LAYER if grid.layers else width
         axes = _cells(figure, (x, y, strip, height), norms[:, :1], broken[:, :1], finite)
         axes.set_xticks([0], labels=["none"])
@@ -314,7 +316,7 @@ def _draw_key(figure: Figure, x: float, y: float, empty: bool, broken: bool) -> 
         y -= 0.2
 
 
-def _draw_spectra(figure: Figure, grid: _Grid, x: float, row: float) -> None:
+def _draw_spectra(figure: Figure, grid: _ModuleGrid, x: float, row: float) -> None:
     """One small picture a module type: median and range of the singular values over the largest."""
     top = _BOTTOM + row * len(grid.types)
     write(figure, x, top + 0.09, "Spectrum σᵢ / σ₁ of B·A", va="baseline")

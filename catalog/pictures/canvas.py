@@ -64,7 +64,7 @@ _LOGARITHMIC = 8.0
 _HUGE = 1e150
 
 
-def checked_suffix(path: Path) -> str:
+def check_suffix(path: Path) -> str:
     """The suffix of a picture's file in lower case; raises UsageError where it names no format."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -124,8 +124,8 @@ def inches(
 def heading(figure: Figure, title: str, subtitle: str) -> None:
     """Title and subtitle along the top left edge, in the uppermost half inch."""
     height = figure.get_figheight()
-    write(figure, 0.15, height - 0.27, fitted(title, 72 * (WIDTH - 0.4), TITLE), size=TITLE)
-    write(figure, 0.15, height - 0.47, fitted(subtitle, 72 * (WIDTH - 0.4), TEXT), color=FAINT)
+    write(figure, 0.15, height - 0.27, fit_text(title, 72 * (WIDTH - 0.4), TITLE), size=TITLE)
+    write(figure, 0.15, height - 0.47, fit_text(subtitle, 72 * (WIDTH - 0.4), TEXT), color=FAINT)
 
 
 def write(figure: Figure, x: float, y: float, text: str, size: float = TEXT, **style: Any) -> Text:
@@ -171,7 +171,7 @@ def extent(text: str, size: float) -> tuple[float, float]:
     return float(width), 1.2 * size
 
 
-def fitted(text: str, width: float, size: float = TEXT) -> str:
+def fit_text(text: str, width: float, size: float = TEXT) -> str:
     """The text as `plain` gives it, its middle left out where it is wider than `width` points."""
     if len(text) > _LONGEST:
         text = text[: _LONGEST // 2] + _ELLIPSIS + text[-_LONGEST // 2 :]
@@ -284,7 +284,7 @@ def _have_room(ticks: list[float], scale: Normalize, length: float, upright: boo
     return True
 
 
-def counted(count: int, noun: str) -> str:
+def count_noun(count: int, noun: str) -> str:
     """1 module, 2 modules, 1,000 modules."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
@@ -308,7 +308,7 @@ def save(figure: Figure, path: Path, title: str) -> None:
 
     Raises StorageError where the folder takes no file.
     """
-    suffix = checked_suffix(path)
+    suffix = check_suffix(path)
     safe_title = plain(title[:_LONGEST])
     # Without the time of writing and the version of the program that wrote.
     metadata: dict[str, dict[str, Any]] = {

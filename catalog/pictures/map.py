@@ -21,12 +21,12 @@ from catalog.pictures.canvas import (
     SMALL,
     UNKNOWN,
     WIDTH,
-    checked_suffix,
+    check_suffix,
     colour_bar,
     colour_scale,
-    counted,
+    count_noun,
     extent,
-    fitted,
+    fit_text,
     heading,
     inches,
     save,
@@ -86,7 +86,7 @@ def map_picture(
     Raises UsageError for a suffix that is no .svg, .png or .pdf, for no points, for lengths that differ
     and for a mixture of words and numbers, and StorageError where the file cannot be written.
     """
-    checked_suffix(path)
+    check_suffix(path)
     save(map_figure(points, names, colours, title, legend_title, labels), path, title)
 
 
@@ -129,7 +129,7 @@ def _kind(colours: Sequence[str | float | None]) -> Literal["words", "numbers", 
 
 
 def _summary(count: int, placed: int) -> str:
-    text = counted(count, "adapter")
+    text = count_noun(count, "adapter")
     return text if placed == count else f"{text}, {count - placed:,} of them without a place on the map"
 
 
@@ -232,7 +232,7 @@ def _groups(colours: Sequence[str | None]) -> list[_Group]:
 def _draw_legend_title(figure: Figure, text: str) -> float:
     """Writes the title of the legend; returns the height in inches where its entries begin."""
     y = _HEIGHT - _TOP - 0.11
-    write(figure, WIDTH - _LEGEND, y, fitted(text, 72 * (_LEGEND - 0.15)))
+    write(figure, WIDTH - _LEGEND, y, fit_text(text, 72 * (_LEGEND - 0.15)))
     return y
 
 
@@ -252,12 +252,12 @@ def _draw_entry(figure: Figure, x: float, y: float, group: _Group) -> None:
     figure.add_artist(mark)
     count = f" ({len(group.members):,})"
     room = 72 * (_LEGEND - 0.35) - extent(count, SMALL)[0]
-    write(figure, x + 0.2, y, fitted(group.label, room, SMALL) + count, size=SMALL)
+    write(figure, x + 0.2, y, fit_text(group.label, room, SMALL) + count, size=SMALL)
 
 
 def _draw_names(figure: Figure, anchors: NDArray[np.float64], names: Sequence[str]) -> None:
     """Names beside their points, as many as have room."""
-    texts = [fitted(name, _NAME_WIDTH, SMALL) for name in names]
+    texts = [fit_text(name, _NAME_WIDTH, SMALL) for name in names]
     sizes = [extent(text, SMALL) for text in texts]
     corners = name_places(anchors, [(width + 1, height) for width, height in sizes], _BOX)
     origin = np.array([_LEFT, _BOTTOM])
@@ -271,7 +271,7 @@ def _draw_names(figure: Figure, anchors: NDArray[np.float64], names: Sequence[st
             _draw_line(figure, origin + anchor / 72, origin + end / 72)
     missing = sum(corner is None for corner in corners)
     if missing:
-        text = f"{counted(missing, 'name')} without room"
+        text = f"{count_noun(missing, 'name')} without room"
         write(figure, WIDTH - _LEGEND, _BOTTOM, text, size=SMALL, color=FAINT)
 
 

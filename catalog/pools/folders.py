@@ -17,7 +17,7 @@ from typing import Literal
 from catalog.adapters import engine_problems, load_problems, make_loadable
 from catalog.errors import ConfigError, PoolError, StorageError
 from catalog.files import Verified, copy_file, digest_of, load_json, replace_folder, temporary_folder
-from catalog.pools.manifest import MANIFEST_NAME, Manifest, Member, PinnedFile, Problem
+from catalog.pools.manifest import MANIFEST_NAME, Manifest, Member, PinnedFile, PoolProblem
 
 Form = Literal["peft", "mergekit", "vllm", "hub", "ids"]
 FORMS: tuple[Form, ...] = ("peft", "mergekit", "vllm", "hub", "ids")
@@ -170,14 +170,14 @@ def read_record(folder: Path) -> ExportRecord | None:
     return record
 
 
-def load_problems_of(manifest: Manifest, folder: Path) -> list[Problem]:
+def load_problems_of(manifest: Manifest, folder: Path) -> list[PoolProblem]:
     """The members of an export of which plain PEFT loads nothing, or not all, each with the reasons."""
     problems = []
     for member in manifest.members:
         where = _folder_of(manifest, folder, member)
         reasons = load_problems(where) if where is not None else ()
         if reasons:
-            problems.append(Problem(member.adapter, "peft", f"{member.adapter}: {'; '.join(reasons)}."))
+            problems.append(PoolProblem(member.adapter, "peft", f"{member.adapter}: {'; '.join(reasons)}."))
     return problems
 
 
@@ -266,14 +266,14 @@ def verify_files(
     progress: Progress,
     record: ExportRecord | None = None,
     verified: Verified | None = None,
-) -> list[Problem]:
+) -> list[PoolProblem]:
     """The files of a pool that are missing or have other bytes; `place` says where each should be.
 
     None as a place passes a file over. Every byte is read, and compared with what the record of an export
     says was written for the pinned file; without a record with the pinned file itself. With `verified` files
     are passed over that were read before and did not change since.
     """
-    problems: list[Problem] = []
+    problems: list[PoolProblem] = []
     for done, member in enumerate(manifest.members):
         progress(done, len(manifest.members))
         for file in member.files:
@@ -281,16 +281,18 @@ def verify_files(
             if path is None:
                 continue
             if not path.is_file():
-                problems.append(Problem(member.adapter, "missing", f"{member.adapter} has no {file.name}."))
-            elif reason := _difference(path, _expected(member, file, record), verified):
                 problems.append(
-                    Problem(member.adapter, "changed", f"{member.adapter}: {file.name} {reason}.")
+                    PoolProblem(member.adapter, "missing", f"{member.adapter} has no {file.name}.")
+                )
+            elif reason := _difference(path, _expected_file(member, file, record), verified):
+                problems.append(
+                    PoolProblem(member.adapter, "changed", f"{member.adapter}: {file.name} {reason}.")
                 )
     progress(len(manifest.members), len(manifest.members))
     return problems
 
 
-def _expected(member: Member, file: PinnedFile, record: ExportRecord | None) -> PinnedFile:
+def _expected_file(member: Member, file: PinnedFile, record: ExportRecord | None) -> PinnedFile:
     """The pinned file, or what was written in its place by a record that is of this very file."""
     path = (member_folder(member) / file.name).as_posix()
     written = record.files.get(path) if record is not None else None

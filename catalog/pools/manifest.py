@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from catalog.adapters import USES, BaseTable, Use, objection, seed_table
+from catalog.adapters import USES, BaseTable, Use, initial_table, objection
 from catalog.errors import ConfigError, NotFoundError, PoolError
 from catalog.files import load_json, unsafe_path
 
@@ -110,7 +110,7 @@ class Manifest:
         """The base model by its one name, whatever spelling the manifest has, by `table` or what is known
         from the start.
         """
-        return (table or seed_table()).canonical(self.base)
+        return (table or initial_table()).canonical(self.base)
 
     @property
     def folder_name(self) -> str:
@@ -118,7 +118,7 @@ class Manifest:
         return f"{self.name}-{self.digest[:SHORT]}"
 
 
-def checked_name(name: str) -> str:
+def check_name(name: str) -> str:
     """The name of a pool, as it came; raises PoolError for one that is no name of a folder."""
     if not _NAME.fullmatch(name) or unsafe_path(name):
         raise PoolError(f"{name[:80]!r} is no name for a pool; use letters, digits, dots, - and _.")
@@ -173,7 +173,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"{repeated} is in it twice")
     return Manifest(
-        name=checked_name(_is(str, document["name"], "name")),
+        name=check_name(_is(str, document["name"], "name")),
         base=_or_none(str, document["base"], "base"),
         members=members,
         chosen=_is(dict, document["chosen"], "chosen"),
@@ -250,7 +250,7 @@ def _number(value: Any, name: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Problem:
+class PoolProblem:
     """What is wrong with a pool: of which member (or of the pool as a whole), what kind, in a sentence.
 
     Kinds: missing, changed, vanished, moved, license, peft (plain PEFT does not load all of it).
@@ -261,14 +261,14 @@ class Problem:
     detail: str
 
 
-def license_problems(manifest: Manifest, use: Use | None = None) -> list[Problem]:
+def license_problems(manifest: Manifest, use: Use | None = None) -> list[PoolProblem]:
     """The members, and the base model, whose licence forbids what the pool is for (or another `use`)."""
     use_asked = use or manifest.use
     problems = [
-        Problem(member.adapter, "license", f"{member.adapter} {reason}.")
+        PoolProblem(member.adapter, "license", f"{member.adapter} {reason}.")
         for member in manifest.members
         if (reason := objection(member.license, use_asked))
     ]
     if manifest.base and (reason := objection(manifest.base_license, use_asked)) and manifest.base_license:
-        problems.append(Problem(manifest.base, "license", f"The base model {manifest.base} {reason}."))
+        problems.append(PoolProblem(manifest.base, "license", f"The base model {manifest.base} {reason}."))
     return problems

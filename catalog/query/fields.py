@@ -22,7 +22,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
 from catalog.adapters import DTYPE_BITS, adapter_name
-from catalog.database import Adapter, AdapterReason, BaseModel, CleanText, Repository
+from catalog.database import Adapter, AdapterReason, BaseModelRow, CleanText, Repository
 
 Kind = Literal["text", "whole", "number", "date", "flag"]
 Condition = Callable[[Any], ColumnElement[bool]]
@@ -154,7 +154,9 @@ def _texts(document: Any, key: str | None = None) -> Some:
 
 
 def _base(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
-    condition_on_base = exists().where(BaseModel.id == Adapter.base_model_id, condition(BaseModel.canonical))
+    condition_on_base = exists().where(
+        BaseModelRow.id == Adapter.base_model_id, condition(BaseModelRow.canonical)
+    )
     return condition_on_base.correlate(Adapter)
 
 

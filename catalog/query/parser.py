@@ -97,7 +97,7 @@ def parse(text: str, choices: Mapping[str, Collection[str]] = MappingProxyType({
         raise UsageError(
             f"A filter has {MAX_LENGTH:,} characters at most and this one {len(text):,}: shorten it."
         )
-    reader = _Reader(clean_text(text), choices)
+    reader = _QueryReader(clean_text(text), choices)
     reader.skip()
     if reader.at == len(reader.text):
         return EVERYTHING
@@ -107,7 +107,7 @@ def parse(text: str, choices: Mapping[str, Collection[str]] = MappingProxyType({
     return query
 
 
-class _Reader:
+class _QueryReader:
     """Reads a text from left to right, by one method a rule of the grammar; `at` is how far it got."""
 
     def __init__(self, text: str, choices: Mapping[str, Collection[str]]) -> None:
@@ -199,7 +199,9 @@ class _Reader:
             self.fail(f"{text} is no operator", f"{advice}, or put the word in quotes", start)
         if not quoted and "*" in text:
             self.fail(
-                f"The word {_shown(text)} has a *", "leave it out, since words match inside others", start
+                f"The word {_format_term(text)} has a *",
+                "leave it out, since words match inside others",
+                start,
             )
         if not text:
             self.fail("The word is empty", "write something between the quotes", start)
@@ -235,7 +237,7 @@ class _Reader:
             # Text such as lr=1e-4 is a word; a sign of two characters or before a number compares.
             if len(sign) == 1 and (sign not in "<>≥≤" or not _NUMBER.fullmatch(text)):
                 return
-            advice = f"no field is called {_shown(name)} (the fields are {', '.join(FIELDS)})"
+            advice = f"no field is called {_format_term(name)} (the fields are {', '.join(FIELDS)})"
         elif sign == ":" and fold(name) not in NAMES:
             return
         else:
@@ -262,7 +264,9 @@ class _Reader:
         if field is None:
             near = difflib.get_close_matches(fold(name), NAMES, n=1)
             advice = f"write {near[0]}" if near else f"the fields are {', '.join(FIELDS)}"
-            self.fail(f"No field is called {_shown(name)}", f"{advice}, or put a word with a colon in quotes")
+            self.fail(
+                f"No field is called {_format_term(name)}", f"{advice}, or put a word with a colon in quotes"
+            )
         return FIELDS[field]
 
     def value(self, field: Field) -> Query:
@@ -275,7 +279,7 @@ class _Reader:
         elif starred:
             text = text[:-1]
         if "*" in text and not quoted:
-            self.fail(f"{_shown(text)} has a * inside", "put it last, or the value in quotes", start)
+            self.fail(f"{_format_term(text)} has a * inside", "put it last, or the value in quotes", start)
         if not text and starred and not quoted:
             return Present(field.name)
         if not text:
@@ -284,7 +288,7 @@ class _Reader:
         try:
             return _test(field, text, starred, field.choices or self.choices.get(field.name, ()))
         except ValueError as error:
-            self.fail(f"{field.name} cannot be {_shown(text)}", str(error), start)
+            self.fail(f"{field.name} cannot be {_format_term(text)}", str(error), start)
 
     def piece(self, pattern: re.Pattern[str]) -> tuple[str, bool]:
         """The text in quotes or the bare one that stands here, and whether it was in quotes."""
@@ -311,7 +315,7 @@ class _Reader:
             self.fail(f"There are more than {MAX_TERMS} terms", "split the filter", start)
 
 
-def _shown(text: str) -> str:
+def _format_term(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:39] + "…")
 
 
@@ -352,7 +356,7 @@ def _instead(field: Field, sign: str, text: str) -> str:
     value = f'"{text[1:-1]}"' if len(text) > 2 and text[0] == text[-1] == "'" else text
     try:
         equal = parse(f"{field.name}:{value}")
-        return to_text(_compared(field, sign, equal))
+        return to_text(_comparison(field, sign, equal))
     except (UsageError, ValueError):
         return (
             f"{field.name}: and a value directly behind it, such as {_SAMPLES[field.kind].format(field.name)}"
@@ -372,7 +376,7 @@ def _instead_of_words(field: Field, negation: str | None, word: str, text: str) 
     return _instead(field, "!=" if negated else "=", text)
 
 
-def _compared(field: Field, sign: str, equal: Query) -> Query:
+def _comparison(field: Field, sign: str, equal: Query) -> Query:
     """The term that a comparison means, from the one of equality; raises ValueError where there is none."""
     if "~" in sign and isinstance(equal, Equals):
         equal = Prefix(field.name, equal.text)
@@ -399,7 +403,7 @@ def _beyond(equal: Between, *, above: bool, included: bool) -> Between:
     end = equal.low
     step = 0 if included else 1 if above else -1
     if isinstance(end, Period):
-        end = end.shifted(step)
+        end = end.shift(step)
     elif isinstance(end, int):
         end += step
     return Between(equal.field, end, None) if above else Between(equal.field, None, end)

@@ -57,7 +57,7 @@ class Period:
         except (ValueError, OverflowError):
             return None
 
-    def shifted(self, by: int) -> Period:
+    def shift(self, by: int) -> Period:
         """The period so many of its kind later; raises ValueError where the calendar of Python has none."""
         if self.day is not None:
             day = date.fromordinal(self.start.toordinal() + by)
@@ -286,7 +286,7 @@ def _stands_alone(*parts: Query) -> None:
 def to_text(query: Query) -> str:
     """The query as canonical text: `parse(to_text(query)) == query` for every query that `parse` gives."""
     if isinstance(query, And):
-        return " ".join(map(_beside, query.parts, (None, *query.parts)))
+        return " ".join(map(_text_after, query.parts, (None, *query.parts)))
     if isinstance(query, Or):
         if (field := _common_field(query)) is not None:
             return f"{field}:{','.join(_value(part) for part in query.parts)}"
@@ -296,15 +296,15 @@ def to_text(query: Query) -> str:
         return f"-({to_text(query.part)})" if grouped else f"-{to_text(query.part)}"
     if isinstance(query, Word):
         bare = _PLAIN_WORD.fullmatch(query.text) and query.text not in _OPERATORS
-        return query.text if bare else _quoted(query.text)
+        return query.text if bare else _quote(query.text)
     return f"{query.field}:{_value(query)}"
 
 
-def _beside(part: Query, before: Query | None) -> str:
+def _text_after(part: Query, before: Query | None) -> str:
     """The text of one part of a conjunction behind another one."""
     if isinstance(part, Word) and isinstance(before, Word):
         compares = before.text in NAMES and part.text in COMPARING_WORDS
-        return _quoted(part.text) if compares else to_text(part)
+        return _quote(part.text) if compares else to_text(part)
     return f"({to_text(part)})" if _is_loose(part) else to_text(part)
 
 
@@ -331,7 +331,7 @@ def _value(term: Query) -> str:
         low, high = (_end(end) for end in (term.low, term.high))
         return low if low == high else f"{low}..{high}"
     if isinstance(term, (Equals, Prefix)):
-        text = term.text if _PLAIN_VALUE.fullmatch(term.text) else _quoted(term.text)
+        text = term.text if _PLAIN_VALUE.fullmatch(term.text) else _quote(term.text)
         return f"{text}*" if isinstance(term, Prefix) else text
     return "*"
 
@@ -340,6 +340,6 @@ def _end(end: Number | Period | None) -> str:
     return "" if end is None else str(end) if isinstance(end, Period) else number_text(end)
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

@@ -199,7 +199,7 @@ def excess(values: Floats) -> Floats:
     return result
 
 
-def standardised(values: Floats) -> Floats:
+def standardise(values: Floats) -> Floats:
     """Every column with mean 0 and variance 1 over its measured cells; all 0 where they do not differ."""
     spread = np.nanstd(values, axis=0)
     result: Floats = (values - np.nanmean(values, axis=0)) / np.where(spread > 0, spread, 1)

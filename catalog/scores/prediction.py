@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalog.errors import UsageError
-from catalog.scores.matrix import Ranking, ScoreMatrix, effect, excess, other_tasks, standardised
+from catalog.scores.matrix import Ranking, ScoreMatrix, effect, excess, other_tasks, standardise
 
 Floats = NDArray[np.float64]
 
@@ -121,7 +121,7 @@ def from_like_tasks(matrix: ScoreMatrix, task: str, texts: Mapping[str, str]) ->
     matrix.column(task)
     other_matrix = other_tasks(matrix, task)
     weights = _task_weights(task, other_matrix.tasks, texts)
-    scores = _filled(excess(other_matrix.values)) @ weights
+    scores = _fill(excess(other_matrix.values)) @ weights
     first = [other_matrix.tasks[i] for i in np.argsort(-weights, kind="stable")[:3]]
     why = f"over {len(other_matrix.tasks)} other tasks, mostly {', '.join(first)}"
     return Ranking(matrix.adapters, scores, tuple(f"stands out by {value:+.2f} {why}" for value in scores))
@@ -145,7 +145,7 @@ def expectation(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None 
         return Expectation(np.full((size, size), 1 - _TREND), np.zeros(size), {})
     covariance = _covariance(other_matrix.values)
     weights = _task_weights(task, other_matrix.tasks, texts or {})
-    raw = _filled(excess(other_matrix.values)) @ weights
+    raw = _fill(excess(other_matrix.values)) @ weights
     ridge = covariance + _SMOOTHING * np.eye(len(raw))
     smooth = covariance @ np.linalg.solve(ridge, raw - raw.mean())
     spread = float(smooth.std())
@@ -230,9 +230,9 @@ def _task_weights(task: str, other_names: Sequence[str], texts: Mapping[str, str
 
 def _covariance(values: Floats) -> Floats:
     """The covariance k of the module's docstring between rows of (adapters, tasks) with holes."""
-    holes = standardised(values)
+    holes = standardise(values)
     unknown = np.isnan(holes).mean(axis=1)
-    columns = _filled(holes)
+    columns = _fill(holes)
     trend = columns @ columns.T / columns.shape[1]
     squares = np.diag(trend)
     distance = np.maximum(squares[:, None] + squares - 2 * trend, 0) + unknown[:, None] + unknown
@@ -242,7 +242,7 @@ def _covariance(values: Floats) -> Floats:
     return result
 
 
-def _filled(columns: Floats) -> Floats:
+def _fill(columns: Floats) -> Floats:
     """Standardised columns with each row's shrunk mean in its holes."""
     result: Floats = np.where(np.isnan(columns), effect(columns)[:, None], columns)
     return result

@@ -73,7 +73,7 @@ def race(
         if not batch_rows:
             break
         answers = measure([matrix.adapters[i] for i in batch_rows], step)
-        for i, score in zip(batch_rows, _checked(answers, len(batch_rows)), strict=True):
+        for i, score in zip(batch_rows, _check_answers(answers, len(batch_rows)), strict=True):
             if math.isnan(score):
                 able[i] = False
             else:
@@ -107,7 +107,7 @@ def _improvement(estimate: Posterior) -> Floats:
     return result
 
 
-def _checked(answers: Sequence[float | None], expected: int) -> list[float]:
+def _check_answers(answers: Sequence[float | None], expected: int) -> list[float]:
     """The answers with NaN for None; raises UsageError for what is no score."""
     scores = [math.nan if answer is None else float(answer) for answer in answers]
     if len(scores) != expected or not all(math.isnan(score) or 0 <= score <= 1 for score in scores):

@@ -1,7 +1,7 @@
 from . import browse, likeness, nearest
 from .likeness import Fingerprinted
 from .nearest import Neighbour, Subject, downhill, neighbours, sketch_cosine
-from .ranking import Hit, Weights, open_texts, search
+from .ranking import SearchHit, SearchWeights, open_texts, search
 from .texts import embed_cards
 from .vectors import SPACES, Fingerprints, indexes, matrix, vector_key
 
@@ -9,10 +9,10 @@ __all__ = [
     "SPACES",
     "Fingerprinted",
     "Fingerprints",
-    "Hit",
     "Neighbour",
+    "SearchHit",
+    "SearchWeights",
     "Subject",
-    "Weights",
     "browse",
     "downhill",
     "embed_cards",

@@ -17,10 +17,10 @@ from catalog.adapters import AdapterReference, adapter_name
 from catalog.database import (
     Adapter,
     AdapterReason,
-    BaseModel,
+    BaseModelRow,
     Crawl,
     Embedding,
-    Fingerprint,
+    FingerprintRow,
     Repository,
     RepositoryAlias,
     retries,
@@ -59,7 +59,7 @@ class Listing:
             raise UsageError(f"{self.sort!r} is no order; adapters can be sorted by {', '.join(SORTS)}.")
 
 
-def _refused(refusing: Collection[str]) -> ColumnElement[bool]:
+def _is_refused(refusing: Collection[str]) -> ColumnElement[bool]:
     return exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
 
 
@@ -78,14 +78,14 @@ def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> I
     """The rows of a listing, each as the plain values that the command prints."""
     query = _current()
     if listing.verdict not in (None, "any"):
-        query = query.where(_refused(refusing) if listing.verdict == "skipped" else ~_refused(refusing))
+        query = query.where(_is_refused(refusing) if listing.verdict == "skipped" else ~_is_refused(refusing))
     if listing.reason is not None:
         has_reason = exists().where(
             AdapterReason.adapter_id == Adapter.id, AdapterReason.reason == listing.reason
         )
         query = query.where(has_reason)
     if listing.base is not None:
-        query = query.join(Adapter.base_model).where(BaseModel.canonical == listing.base)
+        query = query.join(Adapter.base_model).where(BaseModelRow.canonical == listing.base)
     if listing.where is not None:
         query = query.where(listing.where.clause(refusing))
     query = query.order_by(*SORTS[listing.sort], Repository.name, Repository.hub_id, Adapter.subfolder)
@@ -196,7 +196,7 @@ def totals(
     current = _current().with_only_columns(Adapter.id).options()
     ids = current.subquery()
     count = session.scalar(select(func.count()).select_from(ids)) or 0
-    skipped_ids = current.where(_refused(refusing)).subquery()
+    skipped_ids = current.where(_is_refused(refusing)).subquery()
     measured = current.where(Adapter.norm.is_not(None))
     skipped = session.scalar(select(func.count()).select_from(skipped_ids)) or 0
     reasons = session.execute(
@@ -213,12 +213,12 @@ def totals(
         "accepted": count - skipped,
         "skipped": skipped,
         "reasons": dict(reasons.all()),
-        "fingerprints": session.scalar(select(func.count()).select_from(Fingerprint)) or 0,
+        "fingerprints": session.scalar(select(func.count()).select_from(FingerprintRow)) or 0,
         "measured": _count(session, measured),
         "partial": _count(session, measured.where(FIELDS["partial"].some(lambda name: name != "", ()))),
         "waiting": waiting(session, unreadable),
         "embeddings": session.scalar(select(func.count()).select_from(Embedding)) or 0,
-        "retries": retries.listed(session),
+        "retries": retries.list_retries(session),
         "crawls": [_crawl_row(crawl) for crawl in _newest(session, crawls)],
     }
 

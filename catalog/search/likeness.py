@@ -13,8 +13,8 @@ from sqlalchemy import Select, case, exists, null, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import AdapterConfig, ScalingRule, adapter_name, parse_config
-from catalog.database import Adapter, AdapterReason, BaseModel, Document, Repository, WeightsFile
-from catalog.database import Fingerprint as FingerprintRow
+from catalog.database import Adapter, AdapterReason, BaseModelRow, DocumentRow, Repository, WeightsFile
+from catalog.database import FingerprintRow as FingerprintRow
 from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
 from catalog.files import BlobStore
 from catalog.fingerprints import FINGERPRINT_VERSION, Copy, Cosine, exact_cosine, modules_of, spectrum_of
@@ -32,7 +32,7 @@ _WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_mod
 _BLOCK = 500
 
 
-class Weights(Protocol):
+class WeightsView(Protocol):
     """An adapter with a weights file, as far as comparing it with others takes."""
 
     @property
@@ -58,7 +58,7 @@ class Weights(Protocol):
     @property
     def partial(self) -> Any: ...
     @property
-    def skipped(self) -> bool: ...
+    def is_refused(self) -> bool: ...
     @property
     def weights_digest(self) -> str: ...
     @property
@@ -73,8 +73,7 @@ class Weights(Protocol):
 class Fingerprinted:
     """An adapter of the catalog with a weights file, and what comparing it takes.
 
-    `partial` are the reasons for which its B A is not its whole update; `skipped` says that the rules refuse
-    it.
+    `partial` are the reasons for which its B A is not its whole update; `is_refused`: the rules refuse it.
     """
 
     id: int
@@ -94,7 +93,7 @@ class Fingerprinted:
     weights_digest: str
     tensor_digest: str | None
     config_digest: str | None
-    skipped: bool = False
+    is_refused: bool = False
 
     @property
     def adapter(self) -> str:
@@ -119,7 +118,7 @@ _COLUMNS = (
     Repository.name.label("repository"),
     Repository.owner,
     Adapter.subfolder,
-    BaseModel.canonical.label("base"),
+    BaseModelRow.canonical.label("base"),
     Adapter.rank,
     Adapter.scaling,
     Adapter.scaling_pattern,
@@ -142,7 +141,7 @@ def kind(name: str) -> Kind:
     return "delta" if name == "delta" else "output"
 
 
-def fingerprinted(
+def adapters_with_fingerprint(
     session: Session,
     refusing: Collection[str],
     base: str | None = None,
@@ -165,7 +164,7 @@ def fingerprinted(
         .where(FingerprintRow.version == FINGERPRINT_VERSION)
     )
     if base is not None:
-        query = query.where(BaseModel.canonical == base)
+        query = query.where(BaseModelRow.canonical == base)
     if where is not None:
         query = query.where(where.clause(refusing))
     for row in session.execute(query):
@@ -207,7 +206,7 @@ def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:
 
 def usual_base(session: Session, refusing: Collection[str], *, every: bool = False) -> str | None:
     """The base model of most adapters with a fingerprint, the first by name among equals."""
-    rows = fingerprinted(session, refusing, every=every)
+    rows = adapters_with_fingerprint(session, refusing, every=every)
     counts = Counter(row.base for row in rows if row.base is not None)
     return min(counts, key=lambda base: (-counts[base], base), default=None)
 
@@ -228,7 +227,7 @@ def spectrum(session: Session, adapter: Adapter) -> Spectrum:
     """
     row = fingerprint_row(session, adapter)
     file = session.get_one(WeightsFile, row.weights_digest)
-    config = session.scalar(select(Document.content).where(Document.digest == adapter.config_digest))
+    config = session.scalar(select(DocumentRow.content).where(DocumentRow.digest == adapter.config_digest))
     parsed = parse_config(config or b"")
     rules = ScalingRule(parsed)
     modules = modules_of(zlib.decompress(file.header or b""), file.size, parsed)
@@ -263,14 +262,14 @@ def kept_files(
 
     Raises DamagedFileError where the file has other bytes than it had.
     """
-    path = blobs.verified_path(weights_digest) if len(weights_digest) == 64 and config_digest else None
+    path = blobs.path_of(weights_digest) if len(weights_digest) == 64 and config_digest else None
     if path is None:
         return None
-    content = session.scalar(select(Document.content).where(Document.digest == config_digest))
+    content = session.scalar(select(DocumentRow.content).where(DocumentRow.digest == config_digest))
     return (path, parse_config(content)) if content is not None else None
 
 
-def copies(session: Session, rows: Sequence[Weights], *, deltas: bool = True) -> list[Copy]:
+def copies(session: Session, rows: Sequence[WeightsView], *, deltas: bool = True) -> list[Copy]:
     """These adapters as `catalog.fingerprints` compares them, with the delta vectors of those that have one.
 
     Without `deltas` no vector is read: they can be compared by file and tensors.
@@ -299,7 +298,7 @@ def copies(session: Session, rows: Sequence[Weights], *, deltas: bool = True) ->
 
 
 def exact_delta(
-    session: Session, rows: Sequence[Weights], blobs: BlobStore
+    session: Session, rows: Sequence[WeightsView], blobs: BlobStore
 ) -> Callable[[str, str], float | None]:
     """A function of two names that gives the exact cosine, None where a file is not kept."""
     by_name = {row.adapter: row for row in rows}

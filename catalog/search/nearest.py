@@ -19,7 +19,14 @@ from catalog.errors import NotFoundError
 from catalog.files import BlobStore
 from catalog.fingerprints import Cosine, Fingerprint, partial_reasons
 from catalog.index import open_index
-from catalog.search.likeness import Files, Weights, compare, fingerprint_row, fingerprinted, kept_files
+from catalog.search.likeness import (
+    Files,
+    WeightsView,
+    adapters_with_fingerprint,
+    compare,
+    fingerprint_row,
+    kept_files,
+)
 from catalog.search.vectors import SPACES, Fingerprints, Kind, vector_key
 
 if TYPE_CHECKING:
@@ -110,7 +117,7 @@ def neighbours(
     by: Kind = "output",
     count: int = 10,
     exact: bool = False,
-    rows: Sequence[Weights] | None = None,
+    rows: Sequence[WeightsView] | None = None,
     every: bool = False,
 ) -> list[Neighbour]:
     """The `count` adapters of the same base model that are most like the subject, best first.
@@ -121,12 +128,12 @@ def neighbours(
     With `exact`, the sketch's best (four times as many, 50 to 200) are compared by the trace identity, as far
     as their files are kept, and ranked by that. Raises NotFoundError where there is nothing to compare with.
     """
-    among = fingerprinted(session, refusing, subject.base, every=every) if rows is None else rows
+    among = adapters_with_fingerprint(session, refusing, subject.base, every=every) if rows is None else rows
     candidates = [row for row in among if row.id != subject.adapter_id and subject.base in (None, row.base)]
     if not candidates:
         of = f" of {subject.base}" if subject.base else ""
         raise NotFoundError(f"The catalog has no other adapter{of} with a fingerprint; crawl some first.")
-    by_key: dict[str, list[Weights]] = {}
+    by_key: dict[str, list[WeightsView]] = {}
     for row in candidates:
         by_key.setdefault(row.key, []).append(row)
     candidate_count = min(max(4 * count, 50), MOST_EXACT) if exact else count
@@ -135,7 +142,7 @@ def neighbours(
     other_scores: dict[Kind, dict[str, float]] = {by: {hit.key: hit.score for hit in hits}}
     for kind in SPACES:
         if kind != by:
-            other_scores[kind] = _sketched(
+            other_scores[kind] = _sketch_cosines(
                 session, index, subject.vectors[kind], kind, list(other_scores[by])
             )
     compared = {
@@ -151,7 +158,7 @@ def neighbours(
     return sorted(near, key=lambda row: (-row.score, row.adapter))[:count]
 
 
-def _sketched(
+def _sketch_cosines(
     session: Session, index: Path, query: NDArray[np.float32], kind: Kind, keys: list[str]
 ) -> dict[str, float]:
     """The sketched cosines of these keys with a vector of one kind: few are read, for many the index is.
@@ -196,11 +203,11 @@ def downhill(
             hit.key: hit.score for hit in vector_index.search(vector, len(indexed_keys), among=indexed_keys)
         }
         scores.append([cosines[key] for key in indexed_keys])
-    z_scores = centred(np.array(scores)) if len(scores) > 1 else np.array(scores[0])
+    z_scores = center_scores(np.array(scores)) if len(scores) > 1 else np.array(scores[0])
     return dict(zip(indexed_keys, z_scores.tolist(), strict=True))
 
 
-def centred(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+def center_scores(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """The first row of (1 + backgrounds, adapters) as z-scores, less the mean of the z-scores below it.
 
     z-scores are over the adapters, 0 where all are equal. Some adapters point down the slope of any task
@@ -216,7 +223,7 @@ def centred(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _neighbour(
-    subject: Subject, row: Weights, by: Kind, sketched: dict[Kind, float], compared: Cosine | None
+    subject: Subject, row: WeightsView, by: Kind, sketched: dict[Kind, float], compared: Cosine | None
 ) -> Neighbour:
     exact = None if compared is None else (compared.delta if by == "delta" else compared.output)
     same_tensors = subject.tensor_digest is not None and subject.tensor_digest == row.tensor_digest
@@ -235,7 +242,7 @@ def _neighbour(
         same_tensors=same_tensors,
         rank=row.rank,
         license=row.license,
-        verdict="skipped" if row.skipped else "accepted",
+        verdict="skipped" if row.is_refused else "accepted",
         partial=partial,
         subject_partial=subject.partial,
         why="the same tensors" if same_tensors else f"{method}; {cosines}{of_product}",
@@ -251,7 +258,7 @@ def sketch_cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> floa
     return float(a @ b) / length if length > 0 else 0.0
 
 
-def _compare(session: Session, subject: Subject, row: Weights, blobs: BlobStore) -> Cosine | None:
+def _compare(session: Session, subject: Subject, row: WeightsView, blobs: BlobStore) -> Cosine | None:
     """The exact cosine with one adapter, None where a file is not at hand."""
     files = kept_files(session, blobs, row.weights_digest, row.config_digest)
     return compare(subject.files, files) if subject.files and files else None

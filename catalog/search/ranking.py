@@ -27,7 +27,7 @@ from catalog.index import (
     VectorIndex,
     WordHit,
     WordIndex,
-    checked,
+    check_vectors,
     chunks,
     content_of,
     open_index,
@@ -53,7 +53,7 @@ _EXCERPT = 160
 
 
 @dataclass(frozen=True)
-class Weights:
+class SearchWeights:
     """How much each ranking counts; raises UsageError unless finite, not negative, and not both zero.
 
     Equal by default: nobody tuned them, for want of judged queries.
@@ -68,11 +68,11 @@ class Weights:
             raise UsageError("The weights of words and meaning must be numbers from 0, one of them above it.")
 
 
-EVEN = Weights()
+EVEN = SearchWeights()
 
 
 @dataclass(frozen=True)
-class Hit:
+class SearchHit:
     """An adapter that was found.
 
     `words` are those that the text's words met, by column; `cosine` is that of the best chunk of its card, of
@@ -98,7 +98,7 @@ class Hit:
 class Found:
     """The hits, best first, and what a user should know of how they were found."""
 
-    hits: tuple[Hit, ...]
+    hits: tuple[SearchHit, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -160,7 +160,7 @@ def search(
     *,
     query: Query | None = None,
     refusing: Collection[str] = (),
-    weights: Weights = EVEN,
+    weights: SearchWeights = EVEN,
 ) -> Found:
     """The k adapters that fit a text best by words and by meaning, of those that the filter lets through.
 
@@ -221,7 +221,7 @@ def _heads(
     depth: int,
     query: Query | None,
     refusing: Collection[str],
-    weights: Weights,
+    weights: SearchWeights,
 ) -> _Heads | None:
     """Both rankings to this depth at least, of those that the filter lets through; None where it lets nobody.
 
@@ -242,17 +242,17 @@ def _heads(
         ahead = heads(_AHEAD * depth, None)
         ids = {hit.id for hit in ahead.words}.union(*(texts.adapters[key] for key in ahead.cards))
         if len(ids) <= _MOST_AHEAD:
-            left = ahead.among(texts, _allowed(session, texts, query, refusing, ids))
+            left = ahead.among(texts, _matching_ids(session, texts, query, refusing, ids))
             if all(
                 len(after) >= depth or len(before) < _AHEAD * depth
                 for before, after in ((ahead.words, left.words), (ahead.cards, left.cards))
             ) and (left.words or left.cards):
                 return left
-    allowed = _allowed(session, texts, query, refusing)
+    allowed = _matching_ids(session, texts, query, refusing)
     return heads(depth, allowed) if allowed else None
 
 
-def _allowed(
+def _matching_ids(
     session: Session,
     texts: Texts,
     query: Query,
@@ -323,7 +323,7 @@ def query_vector(embedder: Embedder, text: str) -> NDArray[np.float32]:
     if torch:
         torch.set_num_threads(1)
     try:
-        vector: NDArray[np.float32] = checked(embedder.encode([text]), 1, embedder)[0]
+        vector: NDArray[np.float32] = check_vectors(embedder.encode([text]), 1, embedder)[0]
     finally:
         if torch:
             torch.set_num_threads(threads)
@@ -336,12 +336,12 @@ def _hits(
     scores: Mapping[int, float],
     words: Mapping[int, Mapping[str, tuple[str, ...]]],
     near: Mapping[int, _Near],
-) -> tuple[Hit, ...]:
+) -> tuple[SearchHit, ...]:
     """The hits with their reasons, in the order of `scores`."""
     rows = session.execute(select(Adapter.id, Adapter.card_text).where(Adapter.id.in_(scores)))
     excerpts = {key: _excerpt(card, near[key].chunk) for key, card in rows if key in near}
     return tuple(
-        Hit(
+        SearchHit(
             adapter=texts.names[key],
             score=score,
             words=words.get(key, {}),
@@ -362,7 +362,7 @@ def _excerpt(card: str, key: str) -> str:
     return (line[:_EXCERPT].rpartition(" ")[0] or line[:_EXCERPT]) + " …"
 
 
-def _notes(texts: Texts, weights: Weights) -> tuple[str, ...]:
+def _notes(texts: Texts, weights: SearchWeights) -> tuple[str, ...]:
     if texts.vectors is None or not weights.meaning:
         return ()
     if not texts.missing:

@@ -16,9 +16,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from catalog.adapters import adapter_name
-from catalog.database import Adapter, BaseModel, Embedding, Repository
+from catalog.database import Adapter, BaseModelRow, Embedding, Repository
 from catalog.errors import ReadOnlyCatalogError
-from catalog.index import AdapterText, Embedder, checked, chunks, content_of, has_content
+from catalog.index import AdapterText, Embedder, check_vectors, chunks, content_of, has_content
 from catalog.query import texts_in
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class EmbedCounts:
     chunks: int
 
 
-def described() -> Select[int, str, str]:
+def select_cards() -> Select[int, str, str]:
     """Selects id, quality and text of the cards of all adapters that lists show."""
     return (
         select(Adapter.id, Adapter.card_quality, Adapter.card_text)
@@ -65,7 +65,7 @@ def embed_cards(
     """
     adapters, missing = 0, 0
     adapter_of_content: dict[str, int] = {}
-    for key, quality, text in session.execute(described().execution_options(yield_per=_PAGE)):
+    for key, quality, text in session.execute(select_cards().execution_options(yield_per=_PAGE)):
         adapters += 1
         if has_content(quality, text):
             adapter_of_content.setdefault(content_of(text), key)
@@ -104,7 +104,7 @@ def _embed_batch(session: Session, embedder: Embedder, batch: Mapping[str, int])
     ]
     if not places:
         return 0
-    vectors = checked(embedder.encode([chunk for _, _, chunk in places]), len(places), embedder)
+    vectors = check_vectors(embedder.encode([chunk for _, _, chunk in places]), len(places), embedder)
     rows = [
         {"content": content, "model": embedder.name, "chunk": n, "vector": vector.tobytes()}
         for (content, n, _), vector in zip(places, vectors, strict=True)
@@ -164,7 +164,7 @@ class CardTexts:
         """The digest of every adapter's text by its id; reads all cards once."""
         digests_by_id: dict[int, bytes] = {}
         self.names, self.contents = {}, {}
-        for row in self._session.execute(_named().execution_options(yield_per=_PAGE)):
+        for row in self._session.execute(_select_names().execution_options(yield_per=_PAGE)):
             text = _text(row)
             digests_by_id[text.id] = text.digest
             self.names[text.id] = text.adapter
@@ -177,11 +177,13 @@ class CardTexts:
         sorted_ids = sorted(ids)
         for start in range(0, len(sorted_ids), _PAGE):
             page = sorted_ids[start : start + _PAGE]
-            for row in self._session.execute(_named().where(Adapter.id.in_(page)).order_by(Adapter.id)):
+            for row in self._session.execute(
+                _select_names().where(Adapter.id.in_(page)).order_by(Adapter.id)
+            ):
                 yield _text(row)
 
 
-def _named() -> Select[Any]:
+def _select_names() -> Select[Any]:
     return (
         select(
             Adapter.id,
@@ -191,7 +193,7 @@ def _named() -> Select[Any]:
             Adapter.card_front,
             Repository.name,
             Repository.tags,
-            BaseModel.canonical,
+            BaseModelRow.canonical,
         )
         .join(Adapter.repository)
         .outerjoin(Adapter.base_model)

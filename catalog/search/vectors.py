@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from catalog.database import Fingerprint
+from catalog.database import FingerprintRow
 from catalog.errors import StorageError
 from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE
 from catalog.index import IndexState, Space, VectorSource, check_index, open_index
@@ -29,7 +29,7 @@ SPACES: dict[Kind, Space] = {
     "output": Space("output", str(FINGERPRINT_VERSION), OUTPUT_SIZE),
 }
 _BLOCK = 500
-_COLUMNS = {"delta": Fingerprint.delta, "output": Fingerprint.output}
+_COLUMNS = {"delta": FingerprintRow.delta, "output": FingerprintRow.output}
 
 
 def vector_key(weights_digest: str, scaling_pattern: str) -> str:
@@ -46,8 +46,8 @@ class Fingerprints:
     def keys(self) -> Sequence[str]:
         """The keys of all fingerprints, sorted."""
         rows = self._session.execute(
-            select(Fingerprint.weights_digest, Fingerprint.scaling_pattern).where(
-                Fingerprint.version == FINGERPRINT_VERSION
+            select(FingerprintRow.weights_digest, FingerprintRow.scaling_pattern).where(
+                FingerprintRow.version == FINGERPRINT_VERSION
             )
         )
         return sorted(vector_key(*row) for row in rows)
@@ -67,8 +67,8 @@ class Fingerprints:
 
         digests = {key.partition("+")[0] for key in keys}
         rows = self._session.execute(
-            select(Fingerprint.weights_digest, Fingerprint.scaling_pattern, self._column).where(
-                Fingerprint.weights_digest.in_(digests), Fingerprint.version == FINGERPRINT_VERSION
+            select(FingerprintRow.weights_digest, FingerprintRow.scaling_pattern, self._column).where(
+                FingerprintRow.weights_digest.in_(digests), FingerprintRow.version == FINGERPRINT_VERSION
             )
         )
         key_set = set(keys)

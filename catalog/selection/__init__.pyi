@@ -1,5 +1,5 @@
 from .limits import left_out_in_words
-from .pinning import candidates, documents_of, pinned
+from .pinning import candidates, documents_of, pin_members
 from .selection import select
 from .strategies import STRATEGIES, Question, Sources
 
@@ -10,6 +10,6 @@ __all__ = [
     "candidates",
     "documents_of",
     "left_out_in_words",
-    "pinned",
+    "pin_members",
     "select",
 ]

@@ -31,7 +31,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Limits:
+class PoolLimits:
     """What a pool may hold: `count` members (None for all that there are), at most so many an owner and a
     family, one of each group of duplicates, and so many LoRA parameters in all; None for no limit.
 
@@ -52,8 +52,8 @@ class Limits:
                 raise UsageError(f"A pool's {name.replace('_', ' ')} must be at least 1, not {value}.")
 
 
-def chosen(
-    ranking: Sequence[Ranked], limits: Limits, before: Mapping[str, int] = MappingProxyType({})
+def take_members(
+    ranking: Sequence[Ranked], limits: PoolLimits, before: Mapping[str, int] = MappingProxyType({})
 ) -> list[Ranked]:
     """The first of the ranking that the limits let in, in order.
 
@@ -77,7 +77,7 @@ def left_out_in_words(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
 
 
-def let_in(ranking: Sequence[Ranked], limits: Limits) -> tuple[list[Ranked], dict[str, int]]:
+def let_in(ranking: Sequence[Ranked], limits: PoolLimits) -> tuple[list[Ranked], dict[str, int]]:
     """The first of the ranking that the limits let in, and how many before the last of them they did not."""
     members: list[Ranked] = []
     beyond: Counter[str] = Counter()
@@ -133,7 +133,7 @@ def by_rank(rows: Sequence[Candidate], _seed: int) -> list[Ranked]:
     return [Ranked(row, float(row.rank or 0), f"rank {row.rank}") for row in ordered]
 
 
-def matched(rows: Sequence[Candidate], pool: Sequence[Candidate], seed: int) -> list[Ranked]:
+def match_recipes(rows: Sequence[Candidate], pool: Sequence[Candidate], seed: int) -> list[Ranked]:
     """For each member of a pool one other adapter as like it as there is in recipe, else drawn at random.
 
     Alike: the same rank, the same target modules, a norm within a factor of two, an owner that has as few in
@@ -180,7 +180,7 @@ def _near(left: float | None, right: float | None) -> bool:
     return abs(math.log(left / right)) <= math.log(NORM_FACTOR)
 
 
-def shuffled(ranking: Sequence[Ranked], seed: int) -> list[Ranked]:
+def shuffle_scores(ranking: Sequence[Ranked], seed: int) -> list[Ranked]:
     """The ranking with its scores given to other adapters by chance: same scores, no information."""
     ordered = random_order([row.candidate for row in ranking], seed)
     return [

@@ -19,7 +19,7 @@ from catalog.adapters import (
     parse_config,
     parse_header,
 )
-from catalog.database import Adapter, AdapterReason, BaseModel, Document, Repository, WeightsFile
+from catalog.database import Adapter, AdapterReason, BaseModelRow, DocumentRow, Repository, WeightsFile
 from catalog.errors import PoolError
 from catalog.pools import Manifest, Member, PinnedFile
 from catalog.query import Query
@@ -54,7 +54,7 @@ class Candidate:
     card_digest: str | None
 
     @property
-    def skipped(self) -> bool:
+    def is_refused(self) -> bool:
         """Whether the rules refuse it: never, or it were no candidate."""
         return False
 
@@ -76,7 +76,7 @@ _COLUMNS = (
     Repository.owner,
     Adapter.commit,
     Adapter.subfolder,
-    BaseModel.canonical.label("base"),
+    BaseModelRow.canonical.label("base"),
     Adapter.rank,
     Adapter.alpha,
     Adapter.scaling,
@@ -110,7 +110,7 @@ def candidates(
     query = (
         _adapters(select(*_COLUMNS), base)
         .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
-        .where(~_refused(refusing, without), *_PINNABLE)
+        .where(~_is_refused(refusing, without), *_PINNABLE)
         .order_by(Repository.name, Repository.hub_id, Adapter.subfolder)
     )
     if where is not None:
@@ -130,7 +130,7 @@ def left_out(
     """How many current adapters of a base model are no candidates, by the first of the reasons in words."""
     everybody = _adapters(select(func.count(Adapter.id)), base)
     filtered = everybody if where is None else everybody.where(where.clause(refusing))
-    accepted = filtered.where(~_refused(refusing, without))
+    accepted = filtered.where(~_is_refused(refusing, without))
     pinnable = accepted.join(WeightsFile, WeightsFile.digest == Adapter.weights_digest).where(*_PINNABLE)
     counts = [session.scalar(query) or 0 for query in (everybody, filtered, accepted, pinnable)]
     layers = counts[3] - len(candidates(session, refusing, base, where, without)) if without else 0
@@ -148,10 +148,10 @@ def _adapters(columns: Select[Any], base: str | None) -> Select[Any]:
     """The statement over the current adapters that did not vanish, with their repository and base model."""
     query = columns.join(Adapter.repository).outerjoin(Adapter.base_model)
     query = query.where(Adapter.current, Repository.gone_at.is_(None))
-    return query if base is None else query.where(BaseModel.canonical == base)
+    return query if base is None else query.where(BaseModelRow.canonical == base)
 
 
-def _refused(refusing: Collection[str], without: Collection[str]) -> ColumnElement[bool]:
+def _is_refused(refusing: Collection[str], without: Collection[str]) -> ColumnElement[bool]:
     reasons = set(refusing) - IN_LAYERS if without else set(refusing)
     return exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
 
@@ -162,8 +162,8 @@ def _layers_of(session: Session, reasons: Collection[str]) -> dict[int, tuple[st
     """
     has_reason = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
     query = (
-        select(Adapter.id, Document.content, WeightsFile.header, WeightsFile.size)
-        .join(Document, Document.digest == Adapter.config_digest)
+        select(Adapter.id, DocumentRow.content, WeightsFile.header, WeightsFile.size)
+        .join(DocumentRow, DocumentRow.digest == Adapter.config_digest)
         .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
         .where(Adapter.current, has_reason)
     )
@@ -179,7 +179,7 @@ def _is_plain_without(layers: Collection[str], without: Collection[str]) -> bool
     return bool(layers) and set(layers) <= set(without)
 
 
-def pinned(
+def pin_members(
     session: Session, ranks: Mapping[int, tuple[float | None, str]], rows: Collection[Candidate]
 ) -> list[Member]:
     """The members of a pool for chosen candidates, `ranks` giving score and why by row, in its order.
@@ -218,7 +218,7 @@ def _files(session: Session, row: Candidate) -> list[PinnedFile]:
     weights = PinnedFile(row.weights_name, int(listed[row.weights_digest]["size"]), row.weights_digest)
     pinned_files = [weights]
     for digest in filter(None, (row.config_digest, row.card_digest)):
-        content = session.scalar(select(Document.content).where(Document.digest == digest))
+        content = session.scalar(select(DocumentRow.content).where(DocumentRow.digest == digest))
         if content is None:
             raise PoolError(f"The catalog lost a file of {row.adapter}; crawl it again with --full.")
         if digest in listed:
@@ -237,5 +237,5 @@ def documents_of(session: Session, manifest: Manifest) -> dict[str, bytes]:
         .where(Repository.hub_id.in_(hubs), Adapter.commit.in_(commits))
     )
     digests = {digest for row in rows for digest in row if digest}
-    contents = session.scalars(select(Document.content).where(Document.digest.in_(digests)))
+    contents = session.scalars(select(DocumentRow.content).where(DocumentRow.digest.in_(digests)))
     return {hashlib.sha256(content).hexdigest(): content for content in contents}

@@ -13,24 +13,24 @@ from typing import Any
 from catalog.adapters import bases, objection
 from catalog.errors import NotFoundError, UsageError
 from catalog.fingerprints import families, representatives
-from catalog.pools import Manifest, checked_name
+from catalog.pools import Manifest, check_name
 from catalog.query import parse, to_text
 from catalog.search import likeness
 from catalog.selection.limits import (
-    Limits,
+    PoolLimits,
     Ranked,
-    chosen,
     left_out_in_words,
     let_in,
-    matched,
+    match_recipes,
     random_order,
-    shuffled,
+    shuffle_scores,
+    take_members,
     without,
 )
-from catalog.selection.pinning import Candidate, candidates, left_out, pinned
+from catalog.selection.pinning import Candidate, candidates, left_out, pin_members
 from catalog.selection.strategies import OPTIONS, STRATEGIES, Question, Sources, Strategy
 
-__all__ = ["STAND_INS", "STRATEGIES", "Question", "Selection", "Sources", "asked", "select"]
+__all__ = ["STAND_INS", "STRATEGIES", "Question", "Selection", "Sources", "question_document", "select"]
 
 # Random stand-ins for the members, which the merging side makes from their files.
 STAND_INS: tuple[str, ...] = (
@@ -60,7 +60,7 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
 
     Raises UsageError and NotFoundError, in one sentence each, for a question that cannot be answered.
     """
-    strategy = _checked(question)
+    strategy = _check_question(question)
     where = parse(question.where) if question.where else None
     candidate_rows = candidates(sources.session, sources.refusing, question.base, where, question.without)
     base = _usual_base(candidate_rows) if question.base is None else question.base
@@ -76,7 +76,7 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     ranking = strategy.rank(question, rows, sources)
     before[f"that cannot be ranked by {question.by}"] = len(rows) - len(ranking)
     limits = _limits(question, rows, sources)
-    members = chosen(ranking, limits, before)
+    members = take_members(ranking, limits, before)
     everybody = before | let_in(ranking, limits)[1] if question.count is None else {}
     pool = _manifest(question, members, rows, sources)
     if not controls:
@@ -104,8 +104,8 @@ def _usual_base(rows: Sequence[Candidate]) -> str | None:
     return min(counts, key=lambda base: (-counts[base], base), default=None)
 
 
-def _checked(question: Question) -> Strategy:
-    checked_name(question.name)
+def _check_question(question: Question) -> Strategy:
+    check_name(question.name)
     if question.by not in STRATEGIES:
         raise UsageError(f"{question.by!r} is no way to choose; there are {', '.join(STRATEGIES)}.")
     strategy = STRATEGIES[question.by]
@@ -115,7 +115,7 @@ def _checked(question: Question) -> Strategy:
     return strategy
 
 
-def _limits(question: Question, rows: Sequence[Candidate], sources: Sources) -> Limits:
+def _limits(question: Question, rows: Sequence[Candidate], sources: Sources) -> PoolLimits:
     """The limits of a question, with the groups and families that it asks for."""
     groups = members = None
     if question.distinct:
@@ -124,10 +124,12 @@ def _limits(question: Question, rows: Sequence[Candidate], sources: Sources) -> 
         groups = representatives(copies, question.distinct, exact)
     if question.per_family:
         # A series may go on beyond the filter.
-        measured_rows = list(likeness.fingerprinted(sources.session, sources.refusing, rows[0].base))
+        measured_rows = list(
+            likeness.adapters_with_fingerprint(sources.session, sources.refusing, rows[0].base)
+        )
         family_list = families(likeness.copies(sources.session, measured_rows))
         members = {name: family.name for family in family_list for name in family.members}
-    return Limits(
+    return PoolLimits(
         question.count, question.per_owner, question.per_family, question.parameters, groups, members
     )
 
@@ -140,14 +142,14 @@ def _manifest(
     return Manifest(
         name=question.name,
         base=base,
-        members=tuple(pinned(sources.session, picked, rows)),
-        chosen=asked(question),
+        members=tuple(pin_members(sources.session, picked, rows)),
+        chosen=question_document(question),
         base_license=bases.license_of_base(base) if base else None,
         use=question.use,
     )
 
 
-def asked(question: Question) -> dict[str, Any]:
+def question_document(question: Question) -> dict[str, Any]:
     """The question as it stands in the manifest: every option that was set."""
     options: Mapping[str, Any] = {
         name: value for name, value in vars(question).items() if name not in ("name", "use")
@@ -167,7 +169,7 @@ def _controls(
     ranking: Sequence[Ranked],
     members: Sequence[Ranked],
     rows: Sequence[Candidate],
-    limits: Limits,
+    limits: PoolLimits,
     sources: Sources,
 ) -> dict[str, Manifest]:
     """The pools that keep a choice honest: random ones, of its recipes, and with shuffled scores."""
@@ -175,13 +177,15 @@ def _controls(
     rankings = {
         **({"blind": STRATEGIES["prior"].rank(question, rows, sources)} if question.by == "score" else {}),
         "random": random_order(rows, question.seed + 1),
-        "matched": matched(rows, pool, question.seed),
-        "shuffled": shuffled(ranking, question.seed),
+        "matched": match_recipes(rows, pool, question.seed),
+        "shuffled": shuffle_scores(ranking, question.seed),
     }
     pools = {}
     for kind, other in rankings.items():
         loose = replace(limits, per_owner=None, parameters=None) if kind == "matched" else limits
         asked_for = replace(question, name=f"{question.name}-{kind}", by=question.by)
-        manifest = _manifest(asked_for, chosen(other, loose), rows, sources)
-        pools[kind] = replace(manifest, chosen={**asked(asked_for), "control": kind, "of": question.name})
+        manifest = _manifest(asked_for, take_members(other, loose), rows, sources)
+        pools[kind] = replace(
+            manifest, chosen={**question_document(asked_for), "control": kind, "of": question.name}
+        )
     return pools

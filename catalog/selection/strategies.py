@@ -32,7 +32,7 @@ from catalog.scores import (
     score_matrix,
 )
 from catalog.search import Subject, downhill, likeness, neighbours, open_texts, search
-from catalog.selection.limits import Ranked, by_rank, matched, random_order
+from catalog.selection.limits import Ranked, by_rank, match_recipes, random_order
 from catalog.selection.pinning import Candidate, candidates
 
 if TYPE_CHECKING:
@@ -187,10 +187,10 @@ def _by_gradient(question: Question, rows: Sequence[Candidate], sources: Sources
         if row.key in scores
     ]
     ranked.sort(key=lambda row: (-scores[row.candidate.key], row.candidate.adapter))
-    return ranked if sources.exact is None else _reordered(question, ranked, sources.exact)
+    return ranked if sources.exact is None else _reorder(question, ranked, sources.exact)
 
 
-def _reordered(
+def _reorder(
     question: Question, ranked: Sequence[Ranked], exact: Callable[[Sequence[str]], Sequence[float]]
 ) -> list[Ranked]:
     """The best first by exact scores, the rest as they were."""
@@ -267,14 +267,14 @@ def _largest(question: Question, rows: Sequence[Candidate], sources: Sources) ->
     return by_rank(rows, question.seed)
 
 
-def _matched(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _match_control(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
     manifest = find_pool(sources.session, question.to or "")
     everybody = candidates(sources.session, sources.refusing)
     members = {(member.hub_id, member.commit, member.subfolder) for member in manifest.members}
     pool = [row for row in everybody if (row.hub_id, row.commit, row.subfolder) in members]
     if len(pool) < len(members):
         raise NotFoundError(f"The catalog no longer holds all members of {question.to}; crawl them again.")
-    return matched(rows, pool, question.seed)
+    return match_recipes(rows, pool, question.seed)
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -302,7 +302,7 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "worst": Strategy("The lowest scores on --task first.", ("task",), _worst),
     "random": Strategy("Chance.", (), _random),
-    "matched": Strategy("Chance, with the recipes of the pool --to.", ("to",), _matched),
+    "matched": Strategy("Chance, with the recipes of the pool --to.", ("to",), _match_control),
     "rank": Strategy("The largest rank first.", (), _largest),
 }
 OPTIONS = {"text": "--query", "task": "--task", "budget": "--budget", "like": "--like", "to": "--to"}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from catalog.adapters import BaseSpelling, BaseTable, extended_table, seed_spellings
-from catalog.database import Spelling, reading_if_any, store, writing
+from catalog.adapters import BaseSpelling, BaseTable, initial_spellings, table_with
+from catalog.database import SpellingKind, reading_if_any, store, writing
 from catalog.errors import CatalogError, UsageError
 from cli.app import App, pass_app
 from cli.output import NO_BREAK, Column, output_options
@@ -45,7 +45,7 @@ def list_(app: App, base: str | None) -> None:
 @click.argument("spelling")
 @click.option(
     "--kind",
-    type=click.Choice([kind.value for kind in Spelling if kind is not Spelling.CANONICAL]),
+    type=click.Choice([kind.value for kind in SpellingKind if kind is not SpellingKind.CANONICAL]),
     default="mirror",
     show_default=True,
     help="How it relates to the base model.",
@@ -55,7 +55,7 @@ def list_(app: App, base: str | None) -> None:
 def add(app: App, canonical: str, spelling: str, kind: str, note: str) -> None:
     """Say that SPELLING is another name of the base model CANONICAL; the next crawl asks for it too."""
     check_base_name(canonical)
-    if kind != Spelling.LOCAL_PATH.value or not spelling.strip() or not spelling.isprintable():
+    if kind != SpellingKind.LOCAL_PATH.value or not spelling.strip() or not spelling.isprintable():
         check_base_name(spelling)
     with writing(app.settings) as session:
         store.sync_bases(session)
@@ -64,7 +64,7 @@ def add(app: App, canonical: str, spelling: str, kind: str, note: str) -> None:
         canonical = table.known(canonical) or canonical
         if spelling == canonical:
             raise UsageError(f"{spelling} is the base model itself; give another name of it.")
-        store.add_spelling(session, BaseSpelling(canonical, spelling, Spelling(kind).value, note))
+        store.add_spelling(session, BaseSpelling(canonical, spelling, SpellingKind(kind).value, note))
         session.commit()
     app.output.say(f"{spelling} is {canonical} ({kind})")
     if strange and canonical not in others:
@@ -98,13 +98,13 @@ def base_table(app: App) -> BaseTable:
     """
     try:
         with reading_if_any(app.settings) as session:
-            return extended_table(store.spellings(session) if session is not None else ())
+            return table_with(store.spellings(session) if session is not None else ())
     except CatalogError as error:
         app.output.say(f"names of base models that the catalog adds are left out: {error}")
-        return extended_table(())
+        return table_with(())
 
 
 def known_spellings(of_catalog: Iterable[BaseSpelling]) -> list[BaseSpelling]:
     """What the program knows from the start and what the catalog adds or says otherwise, by base model."""
-    rows = {row.spelling: row for row in (*seed_spellings(), *of_catalog)}
+    rows = {row.spelling: row for row in (*initial_spellings(), *of_catalog)}
     return sorted(rows.values(), key=lambda row: (row.canonical, row.kind != "canonical", row.spelling))

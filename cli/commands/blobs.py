@@ -95,7 +95,7 @@ def gc(app: App, yes: bool, only_catalog: bool) -> None:
     with writing(app.settings, create=False) as session:
         url = parse_url(app.settings.catalog_url)
         kept.refuse_other_catalogs(url, store, only=only_catalog, deleting=yes)
-        found = kept.unneeded(session, app.settings, store)
+        found = kept.find_unneeded(session, app.settings, store)
         if yes:
             store.remove_all(blob.sha256 for blob in (*found.files, *found.partial))
     app.output.document({**asdict(found), "bytes": found.size, "deleted": yes}, _render_collected)
@@ -105,7 +105,7 @@ def gc(app: App, yes: bool, only_catalog: bool) -> None:
 
 def _damaged(app: App, store: BlobStore) -> list[Damage]:
     with app.output.progress("reading MB") as bar:
-        return store.damaged(lambda done, total: bar.working(done // _MEGABYTE, total // _MEGABYTE))
+        return store.find_damage(lambda done, total: bar.working(done // _MEGABYTE, total // _MEGABYTE))
 
 
 def _totals(store: BlobStore) -> dict[str, int]:

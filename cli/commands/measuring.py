@@ -13,7 +13,7 @@ from catalog.errors import NotFoundError
 from catalog.files import temporary_folder
 from catalog.pools import Manifest, export, member_folder
 from catalog.scores import Measure
-from catalog.selection import candidates, pinned
+from catalog.selection import candidates, pin_members
 from cli.app import App
 from cli.commands.fetching import fetching, folder_for_files
 from loradex.models import open_base, prompt_notes
@@ -180,7 +180,7 @@ def _finder(
             if name not in rows:
                 raise NotFoundError(f"There is no adapter {name} of {base}.")
             row = rows[name]
-            (member,) = pinned(session, {row.id: (None, "")}, [row])
+            (member,) = pin_members(session, {row.id: (None, "")}, [row])
             manifest = Manifest("race", base, (member,))
             with fetching(app, manifest) as fetch:
                 folder = export(manifest, scratch, "peft", fetch, lambda _done, _all: None)

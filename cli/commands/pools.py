@@ -22,7 +22,7 @@ from catalog.pools import (
     Manifest,
     Member,
     PinnedFile,
-    Problem,
+    PoolProblem,
     export,
     in_export,
     license_problems,
@@ -107,7 +107,7 @@ def export_(
     manifest = found_pool(app, pool)
     chosen = next(one for one in FORMS if one == form)
     below, made = to or app.settings.pools, []
-    problems: list[Problem] = []
+    problems: list[PoolProblem] = []
     misread: dict[str, list[str]] = {}
     for one in (manifest, *_controls(app, manifest)):
         with fetching(app, one) as fetch, app.output.progress("exporting") as bar:
@@ -132,7 +132,7 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{more}"
 
 
-def _export_notes(app: App, manifest: Manifest, folder: Path) -> list[Problem]:
+def _export_notes(app: App, manifest: Manifest, folder: Path) -> list[PoolProblem]:
     """Says which members were written in other bytes, and gives those that PEFT does not load even so."""
     record = read_record(folder)
     changed = rewritten_members(manifest, record) if record is not None else []
@@ -219,7 +219,7 @@ def _places(app: App, manifest: Manifest, pool: Path) -> Callable[[Member, Pinne
 
 def _file_problems(
     app: App, manifest: Manifest, pool: Path, progress: Callable[[int, int], None]
-) -> tuple[list[Problem], bool]:
+) -> tuple[list[PoolProblem], bool]:
     """What is wrong with the files of a pool, and whether it was exported as it is, for PEFT or not."""
     folder = pool if pool.is_dir() else pool.parent
     record = read_record(folder) if pool.exists() else None
@@ -243,7 +243,7 @@ def _controls(app: App, manifest: Manifest) -> list[Manifest]:
     return found
 
 
-def _render_problems(found: dict[str, Any], problems: list[Problem]) -> str:
+def _render_problems(found: dict[str, Any], problems: list[PoolProblem]) -> str:
     if not problems:
         return f"nothing is wrong with it ({found['digest'][:12]})"
     return "\n".join(f"{problem.kind:<9}{problem.detail}" for problem in problems)

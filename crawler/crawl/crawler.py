@@ -17,11 +17,11 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from catalog.adapters import BaseTable, extended_table
+from catalog.adapters import BaseTable, table_with
 from catalog.database import (
     Crawl,
     CrawlState,
-    Outcome,
+    ItemOutcome,
     for_writing,
     frontier,
     register_catalog,
@@ -32,9 +32,17 @@ from catalog.database import (
 from catalog.errors import HubError
 from catalog.files import BlobStore, remove_abandoned, temporary_store
 from crawler.crawl.description import description_digest
-from crawler.crawl.items import NOT_LISTED, Meter, Work
+from crawler.crawl.items import NOT_LISTED, ItemQueue, Meter
 from crawler.crawl.known import CatalogFacts, Known
-from crawler.crawl.options import CrawlOptions, Query, asked, asked_bases, listing, queries, unlisted
+from crawler.crawl.options import (
+    CrawlOptions,
+    Query,
+    bases_of,
+    explain_no_listing,
+    listing,
+    queries,
+    question_document,
+)
 from crawler.crawl.outcomes import CrawlReport, Preview, error_kind, report
 from crawler.crawl.pages import Walk, preview, walk
 from crawler.crawl.progress import Progress
@@ -73,10 +81,10 @@ class Crawler:
         A Hub that cannot be reached makes the report partial. Raises CatalogBusyError where another process
         writes to the catalog.
         """
-        with writer_lock(self.engine), self._streamed() as streamed:
+        with writer_lock(self.engine), self._open_stream() as streamed:
             started = time.monotonic()
             self.progress.watch_bytes(lambda: self.hub.usage.bytes)
-            self.progress.listed(0)
+            self.progress.report_listing(0)
             if self.options.weights == "keep" or self.blobs.root.is_dir():
                 register_catalog(self.engine.url, self.blobs)
             with Session(for_writing(self.engine)) as session, session.begin():
@@ -87,7 +95,7 @@ class Crawler:
                 scope, started_at = crawl.scope, crawl.started_at
             error = self._list(plan)
             self._note_unlisted(plan, bases)
-            work = Work(
+            work = ItemQueue(
                 self.engine,
                 self._tools(bases, streamed),
                 plan.crawl_id,
@@ -110,9 +118,9 @@ class Crawler:
     def _open(self, session: Session, bases: BaseTable) -> Crawl:
         """The crawl to work on: the unfinished one of this scope, else a new one."""
         planned, endpoint, now = queries(self.options, bases), self.hub.settings.endpoint, self.now()
-        question = asked(self.options, endpoint, planned, description_digest(bases))
+        question = question_document(self.options, endpoint, planned, description_digest(bases))
         scope = frontier.digest(question)
-        crawl = frontier.unfinished(session, scope, now - OVERLAP)
+        crawl = frontier.crawl_to_resume(session, scope, now - OVERLAP)
         if crawl is not None and not (self.options.full and crawl.asked["since"]):
             self.progress.note(f"continuing the crawl that began {crawl.started_at:%Y-%m-%d %H:%M} UTC")
             frontier.reopen(session, crawl)
@@ -132,7 +140,7 @@ class Crawler:
         with Session(for_writing(self.engine)) as session, session.begin():
             crawl = session.get_one(Crawl, plan.crawl_id)
             # A Hub that shows nothing at all has lost its index, not all its repositories.
-            complete = plan.since is None and plan.limit is None and frontier.listed(session, crawl.id)
+            complete = plan.since is None and plan.limit is None and frontier.count_listed(session, crawl.id)
             if complete:
                 frontier.add_missing(session, crawl, NOT_LISTED)
             retries.enlist(session, crawl, self.now(), NOT_LISTED, all_of_them=self.options.full)
@@ -141,18 +149,18 @@ class Crawler:
     def _note_unlisted(self, plan: Walk, bases: BaseTable) -> None:
         """Says which of the base models no repository names, where their listings were read to the end."""
         with Session(self.engine) as session:
-            full = plan.limit is not None and frontier.listed(session, plan.crawl_id) >= plan.limit
+            full = plan.limit is not None and frontier.count_listed(session, plan.crawl_id) >= plan.limit
             rows = {} if full else frontier.rows_by_query(session, plan.crawl_id)
-            for base in asked_bases(self.options):
+            for base in bases_of(self.options):
                 own = queries(replace(self.options, bases=(base,)), bases)
                 counts = [rows.get(number) for number, query in enumerate(plan.queries) if query in own]
                 if any(count != 0 for count in counts):
                     continue
                 if plan.since is None or not store.has_adapters(session, bases.known(base) or base):
-                    self.progress.note(unlisted(base, bases, store.base_names(session)))
+                    self.progress.note(explain_no_listing(base, bases, store.base_names(session)))
 
     @contextmanager
-    def _streamed(self) -> Iterator[BlobStore]:
+    def _open_stream(self) -> Iterator[BlobStore]:
         """A store for files that are read and not kept; what killed crawls left beside the kept ones goes."""
         parent = self.blobs.root.parent
         remove_abandoned(parent)
@@ -181,8 +189,8 @@ class Crawler:
         What failed does not hold it: that stands on the list of what is tried again.
         """
         counts = frontier.outcomes(session, crawl.id)
-        complete = finished and not counts[Outcome.PENDING.value]
-        clean = complete and not counts[Outcome.FAILED.value]
+        complete = finished and not counts[ItemOutcome.PENDING.value]
+        clean = complete and not counts[ItemOutcome.FAILED.value]
         crawl.state = CrawlState.COMPLETE if clean else CrawlState.PARTIAL
         crawl.finished_at = self.now()
         if complete and crawl.asked["limit"] is None:
@@ -221,18 +229,18 @@ def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, prog
     """
     counts = dict.fromkeys(("new", "changed", "unchanged"), 0)
     progress.watch_bytes(lambda: hub.usage.bytes)
-    progress.listed(0)
-    bases = extended_table(store.spellings(session) if session is not None else ())
+    progress.report_listing(0)
+    bases = table_with(store.spellings(session) if session is not None else ())
     planned = queries(options, bases)
-    question = asked(options, hub.settings.endpoint, planned, description_digest(bases))
+    question = question_document(options, hub.settings.endpoint, planned, description_digest(bases))
     scope, now = frontier.digest(question), datetime.now(UTC)
     since = _since(session, options, scope, now) if session is not None else None
     for item in preview(hub, Walk(0, planned, since, options.limit)):
         row = store.known_repository(session, item.hub_id or "") if session is not None else None
         counts["new" if row is None else "unchanged" if row.commit == item.row.get("sha") else "changed"] += 1
-        progress.listed(sum(counts.values()))
+        progress.report_listing(sum(counts.values()))
     if since is None and not sum(counts.values()):
         base_names = store.base_names(session) if session is not None else ()
-        for base in asked_bases(options):
-            progress.note(unlisted(base, bases, base_names))
+        for base in bases_of(options):
+            progress.note(explain_no_listing(base, bases, base_names))
     return Preview(tuple(query.filters for query in planned), counts, hub.usage.api)

@@ -178,7 +178,7 @@ def _partial(draft: Draft, findings: Iterable[Finding]) -> tuple[str, ...] | Non
 
 def _license(listed: ListedRepository, draft: Draft) -> str | None:
     """The licence id of the card, else of the repository's tags."""
-    stated = draft.card.stated_license or draft.card.license
+    stated = draft.card.license_in_words or draft.card.license
     if stated is not None:
         return stated
     return next((tag.partition(":")[2] for tag in listed.tags if tag.startswith("license:")), None)

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
 from catalog.adapters import RepositoryRecord
-from catalog.database import Crawl, CrawlItem, Outcome, Repository, for_writing, frontier, retries, store
+from catalog.database import Crawl, CrawlItem, ItemOutcome, Repository, for_writing, frontier, retries, store
 from catalog.errors import HubBusyError, HubError, HubUnreachableError, LoradexError, StorageError
 from catalog.rules import UNREADABLE
 from crawler.crawl.description import repository_record
@@ -63,7 +63,7 @@ class Unchanged:
 
 
 @dataclass(frozen=True)
-class Failure:
+class ItemFailure:
     """An item that can be tried again; `in_reach` is False where the Hub or the disk was the cause.
 
     `own` is True where it is up to the user of this machine to mend it: the disk, the token.
@@ -89,7 +89,7 @@ Job = Callable[[], Result]
 
 
 @dataclass(frozen=True)
-class Task:
+class ItemTask:
     """An item under way."""
 
     position: int
@@ -132,7 +132,7 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Work:
+class ItemQueue:
     """The pending items of one crawl and what it takes to settle them.
 
     With `again`, what the Hub refused to show or sent wrong is asked for once more, though it did not change.
@@ -157,7 +157,7 @@ class Work:
         """
         tally = self._tally()
         failing = 0
-        window: deque[Task] = deque()
+        window: deque[ItemTask] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="crawl")
         try:
             tasks = self._tasks(pool, tally)
@@ -192,10 +192,10 @@ class Work:
     def _tally(self) -> Tally:
         with Session(self.engine) as session:
             counts = frontier.outcomes(session, self.crawl_id)
-        total = sum(counts.values()) - counts[Outcome.QUARANTINED.value]
-        return Tally(self.progress, total - counts[Outcome.PENDING.value], total)
+        total = sum(counts.values()) - counts[ItemOutcome.QUARANTINED.value]
+        return Tally(self.progress, total - counts[ItemOutcome.PENDING.value], total)
 
-    def _tasks(self, pool: Executor, tally: Tally) -> Iterator[Task]:
+    def _tasks(self, pool: Executor, tally: Tally) -> Iterator[ItemTask]:
         """The items that take a look at the Hub, in order; those that take none are settled on the way."""
         after = 0
         while True:
@@ -209,14 +209,14 @@ class Work:
             for task, job in jobs:
                 yield replace(task, result=pool.submit(job))
 
-    def _jobs(self, session: Session, items: Sequence[CrawlItem]) -> list[tuple[Task, Job]]:
+    def _jobs(self, session: Session, items: Sequence[CrawlItem]) -> list[tuple[ItemTask, Job]]:
         """What workers are to do for these items; a repository that did not change is settled at once."""
         repositories = store.known_repositories(session, [item.hub_id for item in items if item.hub_id])
         unread = self._unread(session, [row.id for row in repositories.values()])
-        jobs: list[tuple[Task, Job]] = []
+        jobs: list[tuple[ItemTask, Job]] = []
         touched: list[Repository] = []
         for item in items:
-            task = Task(item.position, item.hub_id or "", item.name or "")
+            task = ItemTask(item.position, item.hub_id or "", item.name or "")
             row = repositories.get(task.hub_id)
             commit = row.commit if row is not None and row.id not in unread else None
             if item.row == NOT_LISTED:
@@ -224,18 +224,18 @@ class Work:
                 continue
             listed = parse_row(item.row)
             if isinstance(listed, BadRow):
-                frontier.settle(item, Outcome.QUARANTINED, error=listed.reason)
+                frontier.settle(item, ItemOutcome.QUARANTINED, error=listed.reason)
             elif len(names := _names(item, row, listed)) > 1:
                 jobs.append((task, partial(_identify, listed, names, commit, self.tools)))
             elif row is not None and self._is_older(listed, row):
-                frontier.settle(item, Outcome.UNCHANGED, detail="the catalog holds a newer state")
+                frontier.settle(item, ItemOutcome.UNCHANGED, detail="the catalog holds a newer state")
             elif row is not None and commit is not None and listed.sha == commit:
                 touched.append(store.touch_repository(session, row, repository_record(listed), self.now()))
-                frontier.settle(item, Outcome.UNCHANGED)
+                frontier.settle(item, ItemOutcome.UNCHANGED)
             else:
                 jobs.append((task, partial(process, listed, self.tools)))
         store.bury_namesakes(session, touched, self.now())
-        unchanged = [item.hub_id or "" for item in items if item.outcome is Outcome.UNCHANGED]
+        unchanged = [item.hub_id or "" for item in items if item.outcome is ItemOutcome.UNCHANGED]
         retries.settle(session, self.scope, unchanged)
         return jobs
 
@@ -248,7 +248,7 @@ class Work:
     def _unread(self, session: Session, repositories: Sequence[int]) -> set[int]:
         """The repositories of which the catalog does not hold all that this crawl asks for."""
         tools = self.tools
-        unread = store.judged_otherwise(session, repositories, tools.described_with)
+        unread = store.repositories_to_judge(session, repositories, tools.described_with)
         if self.again:
             unread |= store.with_reason(session, repositories, PASSING)
         if tools.weights == "headers":
@@ -263,7 +263,7 @@ class Work:
                 unread.add(owner)
         return unread
 
-    def _settle(self, tasks: Sequence[Task]) -> list[Failure | None]:
+    def _settle(self, tasks: Sequence[ItemTask]) -> list[ItemFailure | None]:
         """Writes what became of tasks in one transaction; gives for each the failure, None where it was read.
 
         Should a row be refused for a fault in loradex, the tasks are written one by one and that one failed.
@@ -280,11 +280,15 @@ class Work:
             results = [_failure(tasks[0], error)]
             with Session(for_writing(self.engine)) as session, session.begin():
                 self._write(session, tasks, results)
-        return [result if isinstance(result, Failure) else None for result in results]
+        return [result if isinstance(result, ItemFailure) else None for result in results]
 
-    def _write(self, session: Session, tasks: Sequence[Task], results: Sequence[Result | Failure]) -> None:
+    def _write(
+        self, session: Session, tasks: Sequence[ItemTask], results: Sequence[Result | ItemFailure]
+    ) -> None:
         repositories = store.known_repositories(session, [task.hub_id for task in tasks])
-        plain = [self._named(session, task, result) for task, result in zip(tasks, results, strict=True)]
+        plain = [
+            self._name_result(session, task, result) for task, result in zip(tasks, results, strict=True)
+        ]
         commits = {hub_id: row.commit for hub_id, row in repositories.items()}
         items = frontier.items_at(session, self.crawl_id, [task.position for task in tasks])
         read = [(r.repository, r.adapters) for r in plain if isinstance(r, Processed)]
@@ -292,26 +296,26 @@ class Work:
             store.save_repositories(session, read, self.now())
         for task, result in zip(tasks, plain, strict=True):
             item, row = items[task.position], repositories.get(task.hub_id)
-            if isinstance(result, Failure):
-                retries.postpone(session, self.scope, _failed_item(item, result), self.now())
-                frontier.settle(item, Outcome.FAILED, error=result.kind, detail=result.detail)
+            if isinstance(result, ItemFailure):
+                retries.postpone(session, self.scope, _item_to_retry(item, result), self.now())
+                frontier.settle(item, ItemOutcome.FAILED, error=result.kind, detail=result.detail)
             elif isinstance(result, Gone):
                 self._bury(session, row, result)
-                frontier.settle(item, Outcome.GONE, detail=result.detail)
+                frontier.settle(item, ItemOutcome.GONE, detail=result.detail)
             elif isinstance(result, Unchanged):
                 touched = store.touch_repository(session, row, result.repository, self.now())
                 store.bury_namesakes(session, [touched], self.now())
-                frontier.settle(item, Outcome.UNCHANGED)
+                frontier.settle(item, ItemOutcome.UNCHANGED)
             else:
                 frontier.settle(item, _outcome(commits.get(task.hub_id), result.repository.commit))
-        read_ids = [t.hub_id for t, r in zip(tasks, plain, strict=True) if not isinstance(r, Failure)]
+        read_ids = [t.hub_id for t, r in zip(tasks, plain, strict=True) if not isinstance(r, ItemFailure)]
         retries.settle(session, self.scope, read_ids)
         store.save_documents(session, self.tools.known.fresh_documents())
         self.meter.write(session)
 
-    def _named(
-        self, session: Session, task: Task, result: Result | Failure
-    ) -> Processed | Unchanged | Gone | Failure:
+    def _name_result(
+        self, session: Session, task: ItemTask, result: Result | ItemFailure
+    ) -> Processed | Unchanged | Gone | ItemFailure:
         """The plain result; the name that a repository bears and those with its `_id` are written down."""
         if not isinstance(result, Identified):
             return result
@@ -329,7 +333,7 @@ class Work:
             store.mark_gone(row, self.now())
 
 
-def _ready(window: deque[Task]) -> list[Task]:
+def _ready(window: deque[ItemTask]) -> list[ItemTask]:
     """Takes the first task, and those behind it that are done already and bear other names."""
     batch = [window.popleft()]
     names = {batch[0].name}
@@ -339,7 +343,7 @@ def _ready(window: deque[Task]) -> list[Task]:
     return batch
 
 
-def _result(task: Task) -> Result | Failure:
+def _result(task: ItemTask) -> Result | ItemFailure:
     """What a worker found, or why it found nothing."""
     try:
         return task.result.result()
@@ -347,20 +351,20 @@ def _result(task: Task) -> Result | Failure:
         return _failure(task, error)
 
 
-def _failure(task: Task, error: Exception) -> Failure:
+def _failure(task: ItemTask, error: Exception) -> ItemFailure:
     if isinstance(error, LoradexError):
         log.warning("%s: %s", task.name, error)
         unauthorized = getattr(error, "status", None) == "unauthorized"
         out_of_reach = isinstance(error, OUT_OF_REACH) or unauthorized
         own = isinstance(error, StorageError) or unauthorized
-        return Failure(error_kind(error), str(error), not out_of_reach, own)
+        return ItemFailure(error_kind(error), str(error), not out_of_reach, own)
     fault = f"{type(error).__name__}: {error}"
     log.error("%s could not be read because of a fault in loradex: %s", task.name, fault)
     log.info("where that was", exc_info=error)
-    return Failure(error_kind(error), fault, in_reach=True)
+    return ItemFailure(error_kind(error), fault, in_reach=True)
 
 
-def _failed_item(item: CrawlItem, failure: Failure) -> retries.FailedItem:
+def _item_to_retry(item: CrawlItem, failure: ItemFailure) -> retries.FailedItem:
     commit = item.row.get("sha") if isinstance(item.row, dict) else None
     return retries.FailedItem(
         hub_id=item.hub_id or "",
@@ -372,11 +376,11 @@ def _failed_item(item: CrawlItem, failure: Failure) -> retries.FailedItem:
     )
 
 
-def _outcome(before: str | None, after: str | None) -> Outcome:
+def _outcome(before: str | None, after: str | None) -> ItemOutcome:
     """What to call a repository that was read, by the commits known before and after."""
     if before is None:
-        return Outcome.NEW
-    return Outcome.UNCHANGED if before == after else Outcome.CHANGED
+        return ItemOutcome.NEW
+    return ItemOutcome.UNCHANGED if before == after else ItemOutcome.CHANGED
 
 
 def _names(item: CrawlItem, repository: Repository | None, listed: ListedRepository) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from catalog.adapters import BaseTable, seed_table
+from catalog.adapters import BaseTable, initial_table
 from catalog.errors import UsageError
 from catalog.fingerprints import FINGERPRINT_VERSION
 from crawler.hub import valid_name
@@ -25,7 +25,7 @@ RELATIONS = ("adapter", "finetune")
 def check_base_name(name: str) -> None:
     """Raises UsageError unless the Hub can have a model of this name."""
     if not valid_name(name):
-        canonical = seed_table().known(name)
+        canonical = initial_table().known(name)
         right = canonical or f"owner/name, as {DEFAULT_BASE}"
         raise UsageError(f"{name[:80]!r} is no base model; write {right}.")
 
@@ -66,12 +66,12 @@ class Query:
     adapters_only: bool
 
 
-def asked_bases(options: CrawlOptions) -> tuple[str, ...]:
+def bases_of(options: CrawlOptions) -> tuple[str, ...]:
     """The base models that are asked for by name; none where every adapter is."""
     return () if options.any_base else options.bases or (DEFAULT_BASE,)
 
 
-def unlisted(base: str, bases: BaseTable, base_names: Collection[str]) -> str:
+def explain_no_listing(base: str, bases: BaseTable, base_names: Collection[str]) -> str:
     """A sentence on a base model that no repository names; `base_names` are known beside the table."""
     canonical = bases.known(base)
     if canonical is not None:
@@ -90,7 +90,7 @@ def queries(options: CrawlOptions, bases: BaseTable) -> tuple[Query, ...]:
     if options.any_base:
         return tuple(Query((tag,), tag == "peft") for tag in ANY_BASE_TAGS)
     unique: dict[Query, None] = {}
-    for base in asked_bases(options):
+    for base in bases_of(options):
         for relation in RELATIONS:
             for spelling in bases.spellings(base):
                 unique[Query((f"base_model:{relation}:{spelling}",), relation == "adapter")] = None
@@ -102,7 +102,7 @@ def listing(endpoint: str, planned: tuple[Query, ...]) -> dict[str, Any]:
     return {"hub": endpoint, "queries": [[list(query.filters), query.adapters_only] for query in planned]}
 
 
-def asked(
+def question_document(
     options: CrawlOptions, endpoint: str, planned: tuple[Query, ...], described_with: str
 ) -> dict[str, Any]:
     """The question as plain JSON: what is stored with a crawl, and what its scope is the digest of.

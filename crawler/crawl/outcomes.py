@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from catalog.database import Crawl, CrawlState, Outcome, frontier, retries
+from catalog.database import Crawl, CrawlState, ItemOutcome, frontier, retries
 from catalog.errors import (
     CursorExpiredError,
     HubAccessError,
@@ -21,7 +21,13 @@ from catalog.errors import (
 )
 from crawler.crawl.screening import refusing
 
-_REPOSITORIES = (Outcome.NEW, Outcome.CHANGED, Outcome.UNCHANGED, Outcome.GONE, Outcome.FAILED)
+_REPOSITORIES = (
+    ItemOutcome.NEW,
+    ItemOutcome.CHANGED,
+    ItemOutcome.UNCHANGED,
+    ItemOutcome.GONE,
+    ItemOutcome.FAILED,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class CrawlReport:
     seconds: float
 
     @property
-    def listed(self) -> int:
+    def repositories_seen(self) -> int:
         """The number of repositories looked at: those listed, and those that a listing once showed."""
         return sum(self.outcomes.values())
 
@@ -56,7 +62,7 @@ class CrawlReport:
         """The fields that `loradex crawl --json` promises."""
         return {
             "status": self.status,
-            "listed": self.listed,
+            "listed": self.repositories_seen,
             **self.outcomes,
             "adapters": self.adapters,
             "accepted": self.adapters - self.skipped,
@@ -78,20 +84,20 @@ def report(session: Session, crawl: Crawl, listing_error: str | None = None) -> 
     counts = frontier.outcomes(session, crawl.id)
     rules = crawl.asked["rules"]
     adapters, skipped, reasons = frontier.adapter_counts(session, crawl.id, refusing(rules))
-    errors = frontier.errors(session, crawl.id, Outcome.FAILED)
+    errors = frontier.errors(session, crawl.id, ItemOutcome.FAILED)
     if listing_error is not None:
         errors[listing_error] = errors.get(listing_error, 0) + 1
     return CrawlReport(
         status=_status(crawl, sum(counts.values()), listing_error),
-        outcomes={outcome.value: counts[outcome.value] for outcome in (*_REPOSITORIES, Outcome.PENDING)},
+        outcomes={outcome.value: counts[outcome.value] for outcome in (*_REPOSITORIES, ItemOutcome.PENDING)},
         adapters=adapters,
         skipped=skipped,
         reasons=reasons,
-        unmeasured=frontier.unmeasured(session, crawl.id, refusing(rules)),
+        unmeasured=frontier.count_unmeasured(session, crawl.id, refusing(rules)),
         skipped_by_paper=frontier.adapter_counts(session, crawl.id, refusing("paper"))[1],
         resting=retries.resting(session, crawl),
         errors=errors,
-        quarantined=frontier.errors(session, crawl.id, Outcome.QUARANTINED),
+        quarantined=frontier.errors(session, crawl.id, ItemOutcome.QUARANTINED),
         requests={"api": crawl.api_requests, "resolver": crawl.resolver_requests},
         bytes=crawl.bytes,
         seconds=crawl.seconds,

@@ -15,7 +15,7 @@ from catalog.database import ItemRecord, PageRecord, for_writing, frontier
 from catalog.errors import CursorExpiredError, HubError, HubPayloadError
 from crawler.crawl.options import Query
 from crawler.crawl.progress import Progress
-from crawler.hub import MARKERS, BadRow, Hub, Page, needed, parse_row
+from crawler.hub import MARKERS, BadRow, Hub, Page, parse_row, reduce_row
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +63,13 @@ def _read_query(engine: Engine, hub: Hub, plan: Walk, number: int, progress: Pro
     """Reads one query to its end; starts it again, once, where the Hub no longer takes the saved page."""
     try:
         for listed in _pages(engine, hub, plan, number):
-            progress.listed(listed)
+            progress.report_listing(listed)
     except CursorExpiredError:
         progress.note("The Hub no longer takes the saved page; this listing starts again.")
         with Session(for_writing(engine)) as session, session.begin():
             frontier.restart_query(session, plan.crawl_id, number)
         for listed in _pages(engine, hub, plan, number):
-            progress.listed(listed)
+            progress.report_listing(listed)
 
 
 def preview(hub: Hub, plan: Walk) -> Iterator[ItemRecord]:
@@ -87,7 +87,7 @@ def preview(hub: Hub, plan: Walk) -> Iterator[ItemRecord]:
                 if item.hub_id is not None and item.hub_id not in urls:
                     urls.add(item.hub_id)
                     yield item
-            url = None if _reached(page, plan.since) else page.next_url
+            url = None if _is_known(page, plan.since) else page.next_url
 
 
 def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
@@ -97,7 +97,7 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
         with Session(engine) as session:
             at = frontier.frontier(session, plan.crawl_id, number)
             urls = frontier.seen_urls(session, plan.crawl_id, number)
-            listed = frontier.listed(session, plan.crawl_id)
+            listed = frontier.count_listed(session, plan.crawl_id)
         room = None if plan.limit is None else plan.limit - listed
         if at.done:
             return
@@ -116,10 +116,10 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
         with Session(for_writing(engine)) as session, session.begin():
             fresh = items if room is None else _first(session, plan.crawl_id, items, room)
             full = room is not None and len(fresh) < len(items)
-            done = _reached(page, plan.since) or full or room == 0
+            done = _is_known(page, plan.since) or full or room == 0
             record = PageRecord(number, at.number, url, None if done else page.next_url, fresh, passed)
             frontier.add_page(session, plan.crawl_id, record)
-            listed = frontier.listed(session, plan.crawl_id)
+            listed = frontier.count_listed(session, plan.crawl_id)
         yield listed
 
 
@@ -153,14 +153,14 @@ def _item(raw: object, query: Query, since: datetime | None) -> ItemRecord | Non
         return None
     if not query.adapters_only and row.siblings is not None and not _holds_adapter(row.siblings):
         return None
-    return ItemRecord(row.hub_id, row.name, needed(raw))
+    return ItemRecord(row.hub_id, row.name, reduce_row(raw))
 
 
 def _holds_adapter(siblings: tuple[str, ...]) -> bool:
     return any(PurePosixPath(path).name in MARKERS for path in siblings)
 
 
-def _reached(page: Page, since: datetime | None) -> bool:
+def _is_known(page: Page, since: datetime | None) -> bool:
     """Whether a page sorted by change has come down to what is known already."""
     if since is None or not page.rows:
         return False

@@ -13,7 +13,7 @@ class Progress(Protocol):
         """From now on `received` gives the number of bytes that have arrived; any thread may ask."""
         ...
 
-    def listed(self, repositories: int) -> None:
+    def report_listing(self, repositories: int) -> None:
         """So many repositories are listed by now."""
         ...
 
@@ -32,7 +32,7 @@ class Silent:
     def watch_bytes(self, received: Callable[[], int]) -> None:
         """Does nothing."""
 
-    def listed(self, repositories: int) -> None:
+    def report_listing(self, repositories: int) -> None:
         """Does nothing."""
 
     def working(self, done: int, total: int) -> None:

@@ -17,15 +17,25 @@ from catalog.adapters import (
     LoraModule,
     WeightsHealth,
     features,
+    format_detail,
     modules_of_base,
     names_nothing,
     peft_refusals,
-    shown,
 )
 from catalog.errors import ConfigError, UsageError, WeightsError
 from catalog.rules import NORM_EXPLODED, PAPER_NORM, RULE_SETS, RULES, Reason, Rule
 
-__all__ = ["RULES", "RULE_SETS", "Evidence", "Finding", "Reason", "Rule", "refused_by", "refusing", "screen"]
+__all__ = [
+    "RULES",
+    "RULE_SETS",
+    "Evidence",
+    "Finding",
+    "Reason",
+    "Rule",
+    "reasons_to_refuse",
+    "refusing",
+    "screen",
+]
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -150,7 +160,7 @@ def refusing(rules: str) -> tuple[str, ...]:
     return tuple(reason.value for reason, rule in RULES.items() if getattr(rule, rules))
 
 
-def refused_by(findings: Iterable[Finding], rules: str) -> tuple[Reason, ...]:
+def reasons_to_refuse(findings: Iterable[Finding], rules: str) -> tuple[Reason, ...]:
     """The reasons among findings for which a set of rules refuses, none: accepted. Raises UsageError."""
     refused = set(refusing(rules))
     return tuple(finding.reason for finding in findings if finding.reason.value in refused)
@@ -221,10 +231,10 @@ def _looks_causal(names: Iterable[str]) -> bool:
 def _patterns(config: AdapterConfig) -> Found:
     """What the paper's collector refuses by the configuration alone."""
     if config.rank_pattern:
-        yield Finding(Reason.RANK_PATTERN, shown(config.rank_pattern))
+        yield Finding(Reason.RANK_PATTERN, format_detail(config.rank_pattern))
     if config.alpha_pattern:
-        yield Finding(Reason.ALPHA_PATTERN, shown(config.alpha_pattern))
-    settings = [key for key in ("loftq_config", "eva_config", "corda_config") if config.switched_on(key)]
+        yield Finding(Reason.ALPHA_PATTERN, format_detail(config.alpha_pattern))
+    settings = [key for key in ("loftq_config", "eva_config", "corda_config") if config.has_settings(key)]
     if settings:
         yield Finding(Reason.INIT_CONFIG, ", ".join(settings))
 

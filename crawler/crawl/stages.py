@@ -40,7 +40,7 @@ from catalog.files import BlobStore
 from catalog.fingerprints import Fingerprint, fingerprint, pattern_of, record_of, use_one_thread
 from crawler.crawl.description import Draft, describe, findings, repository_record
 from crawler.crawl.known import Known
-from crawler.crawl.screening import refused_by
+from crawler.crawl.screening import reasons_to_refuse
 from crawler.hub import BadRow, Folder, Hub, ListedRepository, RemoteFile, adapter_folders, parse_row
 from crawler.reading import MAX_CARD, Card, UnreadableError, parse_card, reading
 
@@ -165,20 +165,20 @@ def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
     if draft.status is not None or not draft.spec.modules:
         return draft
     small = file.size <= tools.most_weights
-    accepted = not refused_by(findings(listed, draft, tools.bases), tools.rules)
+    accepted = not reasons_to_refuse(findings(listed, draft, tools.bases), tools.rules)
     keep = tools.weights == "keep" and accepted and small
     try:
         if not small and not _is_measured(weights, config, tools):
             too_large = f"{file.path} has {file.size:,} bytes; --max-weights is {tools.most_weights:,}"
             return replace(draft, status="too_large", detail=too_large)
-        file, content = _identified(listed, file, tools)
+        file, content = _identify_file(listed, file, tools)
         weights = replace(weights, digest=file.sha256 or "")
         with tools.known.reading(file.sha256 or ""):
             weights = _read_values(listed, file, content, weights, config, tools, keep=keep)
         header = _header(file, weights.header or b"")
         return replace(draft, weights=weights, spec=_modules(file, header, config))
     except (HubAccessError, IntegrityError, HubPayloadError, WeightsError, ConfigError) as error:
-        return _stopped(draft, error)
+        return _stop_reading(draft, error)
 
 
 def _is_measured(weights: WeightsRecord, config: AdapterConfig, tools: Tools) -> bool:
@@ -187,7 +187,9 @@ def _is_measured(weights: WeightsRecord, config: AdapterConfig, tools: Tools) ->
     return record is not None and record.fingerprint(pattern_of(record, config)) is not None
 
 
-def _identified(listed: ListedRepository, file: RemoteFile, tools: Tools) -> tuple[RemoteFile, bytes | None]:
+def _identify_file(
+    listed: ListedRepository, file: RemoteFile, tools: Tools
+) -> tuple[RemoteFile, bytes | None]:
     """A weights file with its sha256, and its bytes where they had to be fetched to know it.
 
     The tree gives a file outside LFS git's hash alone. Such a file is small, and verified by that hash.
@@ -233,7 +235,7 @@ def _file_at_hand(
     sha256 = file.sha256 or ""
     store = tools.blobs if keep else tools.streamed
     try:
-        path = tools.blobs.verified_path(sha256)
+        path = tools.blobs.path_of(sha256)
     except DamagedFileError as error:
         log.warning("%s", error)
         path, store = None, tools.streamed
@@ -259,7 +261,7 @@ def _read_folder(listed: ListedRepository, folder: Folder, tools: Tools) -> Draf
         except (HubAccessError, IntegrityError, HubPayloadError) as error:
             if isinstance(error, HubAccessError) and error.status in {"revision_gone", "unauthorized"}:
                 raise
-            return _stopped(draft, error)
+            return _stop_reading(draft, error)
     return draft
 
 
@@ -368,7 +370,7 @@ def _root(files: tuple[RemoteFile, ...]) -> Folder:
     return Folder(subfolder="", main=True, files=files, config=None, weights=None, card=None)
 
 
-def _stopped(draft: Draft, error: Exception) -> Draft:
+def _stop_reading(draft: Draft, error: Exception) -> Draft:
     """The draft as far as it was read, with why reading stopped."""
     if isinstance(error, HubAccessError):
         if error.status == "unauthorized":

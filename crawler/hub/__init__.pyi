@@ -1,7 +1,7 @@
 from .client import Hub, Page
 from .exchange import HubSettings
 from .folders import MARKERS, Folder, adapter_folders
-from .rows import BadRow, ListedRepository, needed, parse_row, valid_name
+from .rows import BadRow, ListedRepository, parse_row, reduce_row, valid_name
 from .tree import RemoteFile
 from .wire import check_endpoint
 
@@ -16,7 +16,7 @@ __all__ = [
     "RemoteFile",
     "adapter_folders",
     "check_endpoint",
-    "needed",
     "parse_row",
+    "reduce_row",
     "valid_name",
 ]

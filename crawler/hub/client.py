@@ -21,9 +21,9 @@ from crawler.hub.budget import Clock, RequestBudget
 from crawler.hub.exchange import Answer, Ask, Exchange, HubSettings, Usage
 from crawler.hub.rows import KEPT, valid_name
 from crawler.hub.transfer import Download, read_header, read_part, read_whole
-from crawler.hub.tree import RemoteFile, Tree, read_tree
+from crawler.hub.tree import RemoteFile, RepositoryTree, read_tree
 
-__all__ = ["Hub", "HubSettings", "Page", "RemoteFile", "Tree", "Usage"]
+__all__ = ["Hub", "HubSettings", "Page", "RemoteFile", "RepositoryTree", "Usage"]
 
 # What a listing row and a repository's own row carry beyond the id; the Hub refuses names it does not know.
 _EXPAND = (*KEPT, "config", "siblings")
@@ -76,7 +76,7 @@ class Hub:
         """The first page of the models that have all these tags, newest first by `sort`; sends nothing."""
         query = [("filter", tag) for tag in filters]
         query += [("sort", sort), ("limit", str(self.settings.page_limit))]
-        return f"{self.settings.endpoint}/api/models?{urlencode(query + _expanded())}"
+        return f"{self.settings.endpoint}/api/models?{urlencode(query + _expand())}"
 
     def page(self, url: str) -> Page:
         """One page of a listing; raises CursorExpiredError when the Hub no longer continues from this URL."""
@@ -85,7 +85,7 @@ class Hub:
 
     def repository(self, name: str) -> dict[str, object]:
         """The row of one repository, by its present or a former name; its `id` is the present one."""
-        url = f"{self._model_url(name)}?{urlencode(_expanded())}"
+        url = f"{self._model_url(name)}?{urlencode(_expand())}"
 
         def read(answer: Answer) -> dict[str, object]:
             row = _json(answer, self.settings.list_body)
@@ -95,7 +95,7 @@ class Hub:
 
         return self._exchange.ask(self._api(url), read)
 
-    def tree(self, name: str, commit: str) -> Tree:
+    def tree(self, name: str, commit: str) -> RepositoryTree:
         """Every file of one commit, at any depth; entries that cannot be used are named in its problems."""
         start = f"{self._model_url(name)}/tree/{_revision(commit)}?recursive=true&expand=false"
         url: str | None = start
@@ -187,11 +187,11 @@ class Hub:
 
         def read(answer: Answer) -> tuple[list[object], str | None]:
             rows = wire.parse_rows(_body(answer, limit), url=answer.url)
-            return rows, self._checked_next(url, answer.next_url)
+            return rows, self._check_next(url, answer.next_url)
 
         return self._exchange.ask(self._api(url), read)
 
-    def _checked_next(self, url: str, next_url: str | None) -> str | None:
+    def _check_next(self, url: str, next_url: str | None) -> str | None:
         """The next page's URL; raises HubPayloadError unless it is another page of the same listing."""
         if next_url is None:
             return None
@@ -209,7 +209,7 @@ class Hub:
         return next_url
 
 
-def _expanded() -> list[tuple[str, str]]:
+def _expand() -> list[tuple[str, str]]:
     return [("expand", name) for name in _EXPAND]
 
 

@@ -43,7 +43,7 @@ from crawler.hub.budget import (
     SystemClock,
     WaitCancelledError,
 )
-from crawler.hub.refusal import rate_limit, refuse, translated
+from crawler.hub.refusal import rate_limit, refuse, translate_errors
 
 T = TypeVar("T")
 
@@ -207,7 +207,11 @@ class Exchange:
     def _once(self, ask: Ask, read: Callable[[Answer], T]) -> T:
         with self._slots:
             deadline = wire.Deadline(ask.seconds)
-            with translated(ask.url), self._sockets.within(deadline), self._answer(ask, deadline) as answer:
+            with (
+                translate_errors(ask.url),
+                self._sockets.within(deadline),
+                self._answer(ask, deadline) as answer,
+            ):
                 return read(answer)
 
     @contextmanager
@@ -232,7 +236,7 @@ class Exchange:
                         next_url=response.links.get("next", {}).get("url"),
                     )
                     return
-                hops.append(self.redirected(ask, hops, response.headers.get("location", "")))
+                hops.append(self.redirect_target(ask, hops, response.headers.get("location", "")))
                 own = own and wire.origin(hops[-1]) == self.origin
             finally:
                 response.close()
@@ -260,7 +264,7 @@ class Exchange:
             self._observe(ask.kind, response.headers)
         return response
 
-    def redirected(self, ask: Ask, hops: Sequence[str], location: str) -> str:
+    def redirect_target(self, ask: Ask, hops: Sequence[str], location: str) -> str:
         """Where a redirect leads; raises HubPayloadError for a place where this question must not go."""
         try:
             target = urljoin(hops[-1], location)

@@ -87,7 +87,7 @@ def _refusal(error: HfHubHTTPError, url: str) -> HubError:
 
 
 @contextmanager
-def translated(url: str) -> Iterator[None]:
+def translate_errors(url: str) -> Iterator[None]:
     """Inside the block, every foreign exception becomes one of `catalog.errors`."""
     try:
         yield
@@ -102,7 +102,7 @@ def refuse(response: httpx.Response, url: str, *, own: bool) -> None:
     if status in (200, 206):
         return
     if status in (408, 429) or status >= 500:
-        wait = _asked_wait(response)
+        wait = _wait_of_server(response)
         raise HubBusyError(
             f"The Hub is busy: HTTP {status} ({address}).", url=address, status=status, retry_after=wait
         )
@@ -125,7 +125,7 @@ def _ascii(text: str) -> str:
     return text[:200].encode("ascii", "replace").decode("ascii")
 
 
-def _asked_wait(response: httpx.Response) -> float | None:
+def _wait_of_server(response: httpx.Response) -> float | None:
     """Seconds the server asks to wait; its rate limit counts only where that is why it refused."""
     wait = wire.retry_after(response.headers)
     limit = rate_limit(response.headers)

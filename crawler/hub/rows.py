@@ -121,7 +121,7 @@ def _parse(raw: object) -> ListedRepository | BadRow:
         sha=sha,
         last_modified=row.date("lastModified"),
         created_at=row.date("createdAt"),
-        gated=row.gated(),
+        gated=row.gate(),
         disabled=row.flag("disabled"),
         private=row.flag("private"),
         downloads=row.count("downloads"),
@@ -136,7 +136,7 @@ def _parse(raw: object) -> ListedRepository | BadRow:
     )
 
 
-def needed(raw: object) -> dict[str, object]:
+def reduce_row(raw: object) -> dict[str, object]:
     """The parts of a raw row that `parse_row` reads, file names left out: what is worth keeping of it."""
     if not isinstance(raw, Mapping):
         return {}
@@ -170,7 +170,7 @@ class _Row:
             self._odd(key, "is neither true nor false")
         return value is True
 
-    def gated(self) -> str:
+    def gate(self) -> str:
         value = self._raw.get("gated")
         if value is None or value is False:
             return ""

@@ -29,14 +29,14 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Tree:
+class RepositoryTree:
     """The files of one commit; `problems` names each entry that was dropped or is odd, a sentence each."""
 
     files: tuple[RemoteFile, ...]
     problems: tuple[str, ...]
 
 
-def read_tree(rows: Iterable[object], problems: Iterable[str] = ()) -> Tree:
+def read_tree(rows: Iterable[object], problems: Iterable[str] = ()) -> RepositoryTree:
     """The tree of these rows, each judged by itself: one bad entry costs that entry only.
 
     Paths that differ only in case or in Unicode form are all kept and named, because the catalog stores
@@ -45,23 +45,23 @@ def read_tree(rows: Iterable[object], problems: Iterable[str] = ()) -> Tree:
     problem_list = list(problems)
     files: dict[str, RemoteFile] = {}
     for row in rows:
-        entry = _guarded_entry(row)
+        entry = _read_entry(row)
         if isinstance(entry, str):
             problem_list.append(entry)
         elif entry is not None and entry.path in files:
-            problem_list.append(f"{_shown(entry.path)} is listed twice")
+            problem_list.append(f"{_short_path(entry.path)} is listed twice")
         elif entry is not None:
             files[entry.path] = entry
             if entry.oid is None and entry.sha256 is None:
-                problem_list.append(f"{_shown(entry.path)} has no hash to verify it with")
+                problem_list.append(f"{_short_path(entry.path)} has no hash to verify it with")
     for path in [path for path in files if any(above in files for above in _folders(path))]:
         del files[path]
-        problem_list.append(f"{_shown(path)} lies below a file")
+        problem_list.append(f"{_short_path(path)} lies below a file")
     problem_list.extend(_collisions(files))
-    return Tree(tuple(files.values()), tuple(problem_list))
+    return RepositoryTree(tuple(files.values()), tuple(problem_list))
 
 
-def _guarded_entry(row: object) -> RemoteFile | str | None:
+def _read_entry(row: object) -> RemoteFile | str | None:
     try:
         with reading("an entry"):
             return _entry(row)
@@ -77,11 +77,11 @@ def _entry(row: object) -> RemoteFile | str | None:
     if not isinstance(path, str):
         return "an entry has no path"
     if reason := unsafe_path(path):
-        return f"{_shown(path)} {reason}"
+        return f"{_short_path(path)} {reason}"
     if row.get("type") == "directory":
         return None
     if row.get("type") != "file":
-        return f"{_shown(path)} is of an unknown type"
+        return f"{_short_path(path)} is of an unknown type"
     lfs = row.get("lfs")
     size = _size(row)
     if lfs is None:
@@ -92,7 +92,7 @@ def _entry(row: object) -> RemoteFile | str | None:
         )
     # The row's own oid is that of the pointer that git keeps, not of the file.
     if not isinstance(lfs, Mapping):
-        return f"{_shown(path)} has an lfs field that is not an object"
+        return f"{_short_path(path)} has an lfs field that is not an object"
     real = _size(lfs) if "size" in lfs else size
     return (
         RemoteFile(path, real, None, _hash(_SHA256, lfs.get("oid"))) if real is not None else _sizeless(path)
@@ -111,7 +111,7 @@ def _hash(form: re.Pattern[str], value: object) -> str | None:
 
 
 def _sizeless(path: str) -> str:
-    return f"{_shown(path)} has no size"
+    return f"{_short_path(path)} has no size"
 
 
 def _folders(path: str) -> list[str]:
@@ -126,12 +126,12 @@ def _collisions(files: Iterable[str]) -> list[str]:
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
         if folded in first:
             collisions.append(
-                f"{_shown(path)} and {_shown(first[folded])} differ only in case or Unicode form"
+                f"{_short_path(path)} and {_short_path(first[folded])} differ only in case or Unicode form"
             )
         first.setdefault(folded, path)
     return collisions
 
 
-def _shown(path: str) -> str:
+def _short_path(path: str) -> str:
     """The path for a message: ASCII, and not longer than a line."""
     return ascii(path if len(path) <= 80 else f"{path[:77]}...")

@@ -19,8 +19,16 @@ from starlette.routing import Route
 
 from catalog.errors import UsageError
 from crawler.localhub.fields import COMMIT_TITLE, DETAIL, describe, file_entry, siblings, tree
-from crawler.localhub.folder import HubFile, HubFolder, Repository
-from crawler.localhub.listing import BadQueryError, expanded, list_page, list_query, page_limit, truth, wanted
+from crawler.localhub.folder import HubFile, HubFolder, HubRepository
+from crawler.localhub.listing import (
+    BadQueryError,
+    is_requested,
+    list_page,
+    list_query,
+    page_limit,
+    parse_expand,
+    truth,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +51,7 @@ class HubApi:
 
     def __init__(self, folder: HubFolder) -> None:
         self._folder = folder
-        self._listed: list[Repository] | None = None
+        self._listed: list[HubRepository] | None = None
 
     def routes(self) -> list[Route]:
         api, repo = "/api/models", "/api/models/{owner}/{name}"
@@ -71,7 +79,9 @@ class HubApi:
             page, cursor = list_page(self._listed, query)
             fresh = [self._folder.find(repository.repo_id) for repository in page]
             page = [
-                repository for repository in fresh if repository is not None and wanted(repository, query)
+                repository
+                for repository in fresh
+                if repository is not None and is_requested(repository, query)
             ]
         rows = [_row(repository, query.fields) for repository in page]
         return _json([row for row in rows if row is not None], _next_link(request, cursor))
@@ -82,7 +92,7 @@ class HubApi:
     def detail(self, request: Request) -> Response:
         repository = self._repository(request)
         params = _params(request)
-        fields = expanded(params)
+        fields = parse_expand(params)
         more = [name for name in repository.overrides if name not in NOT_FACTS]
         described = describe(repository, fields or (*DETAIL, *more))
         if not fields and truth(params, "blobs"):
@@ -112,7 +122,7 @@ class HubApi:
             body += chunk
             if len(body) > MAX_BODY:
                 raise RefusedError(413, None, "The list of paths is too long")
-        paths, expand = _asked_paths(body, request.headers.get("content-type", ""))
+        paths, expand = _requested_paths(body, request.headers.get("content-type", ""))
         return await run_in_threadpool(self._paths_info, request, paths, expand)
 
     def _paths_info(self, request: Request, paths: Sequence[str], expand: bool) -> Response:
@@ -154,11 +164,11 @@ class HubApi:
             headers |= {"X-Linked-Etag": f'"{digest.sha256}"', "X-Linked-Size": str(digest.size)}
         return _file(request, file, headers)
 
-    def _repository(self, request: Request) -> Repository:
+    def _repository(self, request: Request) -> HubRepository:
         """The repository a request names, at the revision it names. Raises RefusedError."""
-        requested = _asked(request)
+        requested = _requested_revision(request)
         repository = self._folder.find(requested)
-        if repository is None and (new := self._folder.renamed(requested)) is not None:
+        if repository is None and (new := self._folder.new_name(requested)) is not None:
             moved = request.url.path.replace(f"/{requested}", f"/{new}", 1)
             query = f"?{request.url.query}" if request.url.query else ""
             raise RefusedError(307, None, f"Renamed to {new}", {"Location": f"{moved}{query}"})
@@ -171,7 +181,7 @@ class HubApi:
         return repository
 
 
-def refused(_request: Request, error: Exception) -> Response:
+def error_response(_request: Request, error: Exception) -> Response:
     """The Hub's answer to what an endpoint raised; `localhub` says which exceptions come here."""
     status, code, headers = 500, None, {}
     message = str(error)
@@ -190,23 +200,23 @@ def refused(_request: Request, error: Exception) -> Response:
     return _json({"error": message}, headers, status)
 
 
-def _refuse_disabled(repository: Repository) -> None:
+def _refuse_disabled(repository: HubRepository) -> None:
     if repository.flag("disabled"):
         raise RefusedError(403, None, DISABLED)
 
 
-def _refuse_gated(repository: Repository, request: Request) -> None:
+def _refuse_gated(repository: HubRepository, request: Request) -> None:
     if repository.flag("gated"):
         status = 403 if "authorization" in request.headers else 401
         message = f"Access to model {repository.repo_id} is restricted. You must have access to it."
         raise RefusedError(status, "GatedRepo", message)
 
 
-def _no_entry(repository: Repository, path: str) -> RefusedError:
+def _no_entry(repository: HubRepository, path: str) -> RefusedError:
     return RefusedError(404, "EntryNotFound", f"{path} does not exist", {"X-Repo-Commit": repository.sha})
 
 
-def _row(repository: Repository, fields: Sequence[str]) -> dict[str, Any] | None:
+def _row(repository: HubRepository, fields: Sequence[str]) -> dict[str, Any] | None:
     """A list row, or None with a warning where a file went or cannot be read: the other rows still count."""
     try:
         return describe(repository, fields)
@@ -233,7 +243,7 @@ def _json(value: Any, headers: Mapping[str, str] | None = None, status: int = 20
     return Response(json.dumps(value).encode("ascii"), status, headers, "application/json")
 
 
-def _asked(request: Request) -> str:
+def _requested_revision(request: Request) -> str:
     return f"{request.path_params['owner']}/{request.path_params['name']}"
 
 
@@ -252,7 +262,7 @@ def _next_link(request: Request, cursor: str | None) -> dict[str, str]:
     return {"Link": f'<{url}>; rel="next"'}
 
 
-def _asked_paths(body: bytes, content_type: str) -> tuple[list[str], bool]:
+def _requested_paths(body: bytes, content_type: str) -> tuple[list[str], bool]:
     """The paths and the expand flag of a paths-info body, a form or JSON. Raises BadQueryError."""
     try:
         if content_type.startswith("application/json"):

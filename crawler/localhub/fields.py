@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from crawler.localhub.folder import Digest, Repository, derived_identity
+from crawler.localhub.folder import Digest, HubRepository, derive_identity
 
 COMMIT_TITLE = "Upload folder"
 BASIC = (
@@ -23,7 +23,7 @@ FULL = (*BASIC, "author", "sha", "lastModified", "gated", "disabled", "siblings"
 DETAIL = (*FULL, "cardData", "config", "model-index", "spaces", "usedStorage")
 
 
-def describe(repository: Repository, fields: Iterable[str]) -> dict[str, Any]:
+def describe(repository: HubRepository, fields: Iterable[str]) -> dict[str, Any]:
     """The JSON object of a repository: its identity and those fields that are known. Raises OSError."""
     described: dict[str, Any] = {
         "_id": repository.overrides.get("_id", repository.identity),
@@ -37,14 +37,14 @@ def describe(repository: Repository, fields: Iterable[str]) -> dict[str, Any]:
     return described
 
 
-def field_value(repository: Repository, name: str) -> Any:
+def field_value(repository: HubRepository, name: str) -> Any:
     """One field: what .hub.json says, else what follows from the files, else None."""
     if name in repository.overrides:
         return repository.overrides[name]
     return FIELDS[name](repository) if name in FIELDS else None
 
 
-def siblings(repository: Repository, *, blobs: bool) -> list[dict[str, Any]]:
+def siblings(repository: HubRepository, *, blobs: bool) -> list[dict[str, Any]]:
     """The files of a repository as the detail route lists them; with `blobs` their sizes and hashes too."""
     if "siblings" in repository.overrides or not blobs:
         listed: list[dict[str, Any]] = field_value(repository, "siblings")
@@ -57,7 +57,7 @@ def siblings(repository: Repository, *, blobs: bool) -> list[dict[str, Any]]:
 
 
 def tree(
-    repository: Repository, folder: str, *, recursive: bool, expand: bool
+    repository: HubRepository, folder: str, *, recursive: bool, expand: bool
 ) -> list[dict[str, Any]] | None:
     """Entries below `folder` ("" is the root), by path; None where there is no such folder."""
     prefix = f"{folder}/" if folder else ""
@@ -75,7 +75,7 @@ def tree(
     return sorted(listed_entries, key=_path_of)
 
 
-def file_entry(repository: Repository, path: str, *, expand: bool) -> dict[str, Any]:
+def file_entry(repository: HubRepository, path: str, *, expand: bool) -> dict[str, Any]:
     """A file as the tree and paths-info routes say it; KeyError where there is none."""
     digest = repository.digests[path]
     entry: dict[str, Any] = {"type": "file", "oid": digest.oid, "size": digest.size, "path": path}
@@ -87,13 +87,13 @@ def file_entry(repository: Repository, path: str, *, expand: bool) -> dict[str, 
     return entry
 
 
-def _folder_entry(repository: Repository, path: str, content: str, expand: bool) -> dict[str, Any]:
+def _folder_entry(repository: HubRepository, path: str, content: str, expand: bool) -> dict[str, Any]:
     oid = hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()
     entry: dict[str, Any] = {"type": "directory", "oid": oid, "size": 0, "path": path}
     return entry | ({"lastCommit": _last_commit(repository)} if expand else {})
 
 
-def _last_commit(repository: Repository) -> dict[str, Any]:
+def _last_commit(repository: HubRepository) -> dict[str, Any]:
     return {"id": repository.sha, "title": COMMIT_TITLE, "date": repository.last_modified}
 
 
@@ -101,17 +101,17 @@ def _lfs(digest: Digest, hash_name: str) -> dict[str, Any]:
     return {hash_name: digest.sha256, "size": digest.size, "pointerSize": digest.pointer_size}
 
 
-def _base_models(repository: Repository) -> dict[str, Any] | None:
-    derived = repository.derived
+def _base_models(repository: HubRepository) -> dict[str, Any] | None:
+    derived = repository.derive
     if not derived.base_models:
         return None
     return {
         "relation": derived.relation,
-        "models": [{"_id": derived_identity(base), "id": base} for base in derived.base_models],
+        "models": [{"_id": derive_identity(base), "id": base} for base in derived.base_models],
     }
 
 
-def _config(repository: Repository) -> dict[str, Any] | None:
+def _config(repository: HubRepository) -> dict[str, Any] | None:
     adapter = repository.adapter_config
     if adapter is None:
         return None
@@ -119,18 +119,18 @@ def _config(repository: Repository) -> dict[str, Any] | None:
     return {"peft": {name: adapter[name] for name in fields if name in adapter}}
 
 
-def _model_index(repository: Repository) -> Any:
-    return (repository.derived.card or {}).get("model-index")
+def _model_index(repository: HubRepository) -> Any:
+    return (repository.derive.card or {}).get("model-index")
 
 
-def _used_storage(repository: Repository) -> int:
+def _storage_bytes(repository: HubRepository) -> int:
     return sum(digest.size for digest in repository.digests.values() if digest.sha256)
 
 
-FIELDS: Mapping[str, Callable[[Repository], Any]] = {
+FIELDS: Mapping[str, Callable[[HubRepository], Any]] = {
     "author": lambda repo: repo.owner,
     "baseModels": _base_models,
-    "cardData": lambda repo: repo.derived.card,
+    "cardData": lambda repo: repo.derive.card,
     "config": _config,
     "createdAt": lambda repo: repo.created_at,
     "disabled": lambda repo: repo.flag("disabled"),
@@ -138,17 +138,17 @@ FIELDS: Mapping[str, Callable[[Repository], Any]] = {
     "downloadsAllTime": lambda repo: field_value(repo, "downloads"),
     "gated": lambda repo: repo.flag("gated"),
     "lastModified": lambda repo: repo.last_modified,
-    "library_name": lambda repo: repo.derived.library,
+    "library_name": lambda repo: repo.derive.library,
     "likes": lambda _: 0,
     "model-index": _model_index,
-    "pipeline_tag": lambda repo: repo.derived.pipeline_tag,
+    "pipeline_tag": lambda repo: repo.derive.pipeline_tag,
     "private": lambda repo: repo.flag("private"),
     "sha": lambda repo: repo.sha,
     "siblings": lambda repo: [{"rfilename": path} for path in sorted(repo.files)],
     "spaces": lambda _: [],
     "tags": lambda repo: repo.tags,
     "trendingScore": lambda _: 0,
-    "usedStorage": _used_storage,
+    "usedStorage": _storage_bytes,
 }
 # Valid on the Hub, but a folder cannot know them unless .hub.json says so.
 UNKNOWN_HERE = (

@@ -71,7 +71,7 @@ class Digest:
 
 
 @dataclass(frozen=True, eq=False)
-class Repository:
+class HubRepository:
     """One repository as it was found; derived facts are computed when they are first asked for."""
 
     repo_id: str
@@ -87,10 +87,10 @@ class Repository:
     @cached_property
     def identity(self) -> str:
         identity = self.overrides.get("_id")
-        return identity if isinstance(identity, str) else derived_identity(self.repo_id)
+        return identity if isinstance(identity, str) else derive_identity(self.repo_id)
 
     @cached_property
-    def derived(self) -> Derived:
+    def derive(self) -> Derived:
         return derive(self._text("README.md"), self.adapter_config, self.files.keys())
 
     @cached_property
@@ -125,7 +125,7 @@ class Repository:
 
     @property
     def tags(self) -> Any:
-        return self.overrides.get("tags", list(self.derived.tags))
+        return self.overrides.get("tags", list(self.derive.tags))
 
     def flag(self, name: str) -> Any:
         """`gated`, `disabled` or `private`: false where nothing is said."""
@@ -161,7 +161,7 @@ class HubFolder:
     """The repositories of one folder, by name; safe to use from several threads."""
 
     root: Path
-    _known: dict[str, tuple[_Look, Repository]] = field(default_factory=dict)
+    _known: dict[str, tuple[_FolderState, HubRepository]] = field(default_factory=dict)
     _digests: dict[tuple[str, int, int], Digest] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -170,7 +170,7 @@ class HubFolder:
             raise UsageError(f"{self.root} is not a folder; give one that holds owner/name/…files.")
         self.root = self.root.resolve()
 
-    def find(self, repo_id: str) -> Repository | None:
+    def find(self, repo_id: str) -> HubRepository | None:
         """The repository of this name as it is on disk now, or None. Raises UsageError on a bad .hub.json."""
         owner, _, name = repo_id.partition("/")
         if not (is_name(owner) and is_name(name)):
@@ -182,12 +182,12 @@ class HubFolder:
             return None
         return self._read(repo_id, directory)
 
-    def scan(self) -> list[Repository]:
+    def scan(self) -> list[HubRepository]:
         """Every repository as it is on disk now, by name; one with a bad .hub.json is warned of."""
         repositories = (self._find_or_warn(repo_id) for repo_id in sorted(self._repo_ids()))
         return [repository for repository in repositories if repository is not None]
 
-    def renamed(self, repo_id: str) -> str | None:
+    def new_name(self, repo_id: str) -> str | None:
         """The name of the repository that was called `repo_id` before, or None."""
         return next((new.repo_id for new in self.scan() if repo_id in new.previous_names()), None)
 
@@ -202,7 +202,7 @@ class HubFolder:
                 self._digests[key] = digest
         return digest
 
-    def _find_or_warn(self, repo_id: str) -> Repository | None:
+    def _find_or_warn(self, repo_id: str) -> HubRepository | None:
         try:
             return self.find(repo_id)
         except UsageError as error:
@@ -219,15 +219,17 @@ class HubFolder:
                     continue
                 yield from (f"{owner.name}/{name}" for name in names if is_name(name))
 
-    def _read(self, repo_id: str, directory: str) -> Repository:
+    def _read(self, repo_id: str, directory: str) -> HubRepository:
         looked = time.time_ns()
-        look = _Look(tuple(sorted(self._walk(directory, ""), key=_path)), _stamp(f"{directory}/{OVERRIDES}"))
+        look = _FolderState(
+            tuple(sorted(self._walk(directory, ""), key=_path)), _stamp(f"{directory}/{OVERRIDES}")
+        )
         with self._lock:
             before = self._known.get(repo_id)
         if before is not None and before[0] == look:
             return before[1]
         newest = max((file.mtime_ns for file in look.files), default=None)
-        repository = Repository(
+        repository = HubRepository(
             repo_id=repo_id,
             files={file.path: file for file in look.files},
             overrides=_overrides(directory, repo_id) if look.overrides else {},
@@ -266,7 +268,7 @@ class HubFolder:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _FolderState:
     """What a glance at a repository's folder shows; equal glances mean unchanged facts."""
 
     files: tuple[HubFile, ...]
@@ -280,7 +282,7 @@ def is_name(name: str) -> bool:
     return "--" not in name and ".." not in name
 
 
-def derived_identity(repo_id: str) -> str:
+def derive_identity(repo_id: str) -> str:
     """The `_id` of a repository whose .hub.json names none: 24 hex digits that follow from its name."""
     return hashlib.sha256(repo_id.encode()).hexdigest()[:24]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crawler.localhub.fields import BASIC, FIELDS, FULL, UNKNOWN_HERE, field_value
-from crawler.localhub.folder import Repository
+from crawler.localhub.folder import HubRepository
 
 MAX_PAGE = 1000
 
@@ -52,18 +52,20 @@ def list_query(params: Mapping[str, Sequence[str]]) -> ListQuery:
         descending=direction == "-1",
         limit=page_limit(params),
         after=_decode_cursor(cursor, sort) if cursor is not None else None,
-        fields=expanded(params) or _list_fields(params),
+        fields=parse_expand(params) or _list_fields(params),
     )
 
 
-def list_page(repositories: Iterable[Repository], query: ListQuery) -> tuple[list[Repository], str | None]:
+def list_page(
+    repositories: Iterable[HubRepository], query: ListQuery
+) -> tuple[list[HubRepository], str | None]:
     """The repositories of one page in order, and the cursor of the next page where there is one.
 
     The order is by the sort field, then by `_id` upwards, so that a cursor names a place which stays
     valid when repositories come and go between two pages.
     """
     key = SORT_KEYS[query.sort]
-    keyed = [(key(repo), repo.identity, repo) for repo in repositories if wanted(repo, query)]
+    keyed = [(key(repo), repo.identity, repo) for repo in repositories if is_requested(repo, query)]
     if query.after is not None:
         value, identity = query.after
         keyed = [row for row in keyed if _follows(row[0], row[1], value, identity, query.descending)]
@@ -84,7 +86,7 @@ def page_limit(params: Mapping[str, Sequence[str]], most: int = MAX_PAGE) -> int
     return min(int(limit), most)
 
 
-def expanded(params: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def parse_expand(params: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The keys that `expand` and `expand[]` name. Raises BadQueryError on a key nobody knows."""
     keys = (*params.get("expand", ()), *params.get("expand[]", ()))
     for key in keys:
@@ -100,25 +102,25 @@ def truth(params: Mapping[str, Sequence[str]], name: str) -> bool:
     return (_last(params, name) or "").lower() in ("true", "1")
 
 
-def _number(name: str) -> Callable[[Repository], float]:
+def _number(name: str) -> Callable[[HubRepository], float]:
     """A sort key that takes a repository for zero where its counter is no number."""
 
-    def key(repository: Repository) -> float:
+    def key(repository: HubRepository) -> float:
         value = field_value(repository, name)
         return value if isinstance(value, (int, float)) and value == value else 0
 
     return key
 
 
-def _text(name: str) -> Callable[[Repository], str]:
-    def key(repository: Repository) -> str:
+def _text(name: str) -> Callable[[HubRepository], str]:
+    def key(repository: HubRepository) -> str:
         value = field_value(repository, name)
         return value if isinstance(value, str) else ""
 
     return key
 
 
-SORT_KEYS: Mapping[str, Callable[[Repository], Any]] = {
+SORT_KEYS: Mapping[str, Callable[[HubRepository], Any]] = {
     "createdAt": _text("createdAt"),
     "lastModified": _text("lastModified"),
     "downloads": _number("downloads"),
@@ -133,7 +135,7 @@ def _list_fields(params: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return (*names, *extra)
 
 
-def wanted(repository: Repository, query: ListQuery) -> bool:
+def is_requested(repository: HubRepository, query: ListQuery) -> bool:
     if repository.flag("private"):
         return False
     if query.author is not None and repository.owner != query.author:
@@ -148,7 +150,7 @@ def wanted(repository: Repository, query: ListQuery) -> bool:
     return _in_task(repository, query)
 
 
-def _in_task(repository: Repository, query: ListQuery) -> bool:
+def _in_task(repository: HubRepository, query: ListQuery) -> bool:
     return query.pipeline_tag is None or field_value(repository, "pipeline_tag") == query.pipeline_tag
 
 
@@ -183,9 +185,9 @@ def _last(params: Mapping[str, Sequence[str]], name: str) -> str | None:
     return values[-1] if values else None
 
 
-def _identity_of(row: tuple[Any, str, Repository]) -> str:
+def _identity_of(row: tuple[Any, str, HubRepository]) -> str:
     return row[1]
 
 
-def _value_of(row: tuple[Any, str, Repository]) -> Any:
+def _value_of(row: tuple[Any, str, HubRepository]) -> Any:
     return row[0]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from crawler.localhub.folder import HIDDEN, HubFolder, Repository, is_name
+from crawler.localhub.folder import HIDDEN, HubFolder, HubRepository, is_name
 
 LAYOUT = "a repository lies at OWNER/NAME"
 MARKERS = frozenset({"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"})
@@ -27,7 +27,7 @@ class Omission:
 def omissions(folder: HubFolder) -> list[Omission]:
     """Every folder that is not served as a repository, and each repository that no crawl lists, by path."""
     result = list(_outside(folder))
-    result += _unlisted(folder.scan())
+    result += _omissions_of_listing(folder.scan())
     return sorted(result, key=lambda omission: omission.path)
 
 
@@ -102,7 +102,7 @@ def _cache(folder: HubFolder, name: str) -> str:
     return f"it is of a cache of huggingface_hub, not a repository{copy}"
 
 
-def _unlisted(repositories: Iterable[Repository]) -> Iterator[Omission]:
+def _omissions_of_listing(repositories: Iterable[HubRepository]) -> Iterator[Omission]:
     """Repositories that are served, and that a crawl does not find or confuses with another one."""
     first: dict[str, str] = {}
     for repository in repositories:
@@ -114,7 +114,7 @@ def _unlisted(repositories: Iterable[Repository]) -> Iterator[Omission]:
             yield Omission(name, reason)
 
 
-def _unfindable(repository: Repository) -> str | None:
+def _unfindable(repository: HubRepository) -> str | None:
     adapters = sorted(path for path in repository.files if path.rpartition("/")[2] in MARKERS)
     if any("/" not in path for path in adapters):
         return None

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from catalog.errors import LoradexError, UsageError
-from crawler.localhub.api import HubApi, RefusedError, refused
+from crawler.localhub.api import HubApi, RefusedError, error_response
 from crawler.localhub.folder import HubFolder
 from crawler.localhub.listing import BadQueryError
 
@@ -33,7 +33,7 @@ def create_app(root: Path) -> Starlette:
     """The application that serves the repositories below `root`. Raises UsageError without such a folder."""
     errors = (RefusedError, BadQueryError, HTTPException, UsageError, OSError)
     app = Starlette(
-        routes=HubApi(HubFolder(root)).routes(), exception_handlers=dict.fromkeys(errors, refused)
+        routes=HubApi(HubFolder(root)).routes(), exception_handlers=dict.fromkeys(errors, error_response)
     )
     app.router.redirect_slashes = False
     return app

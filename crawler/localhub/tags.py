@@ -51,7 +51,7 @@ class Derived:
 def derive(readme: str, adapter: Mapping[str, Any] | None, paths: Collection[str]) -> Derived:
     """The Hub's reading of one repository: `readme` is the card's text, `adapter` the root adapter_config."""
     card = front_matter(readme)
-    library_name = _named_library(card or {})
+    library_name = _library_name(card or {})
     library = library_name or _library_of_files(paths)
     pipeline = _words((card or {}).get("pipeline_tag"))
     bases = _base_models(card or {}, adapter)
@@ -160,7 +160,7 @@ def _card_tags(card: Mapping[str, Any], readme: str) -> Iterable[str]:
     yield from (f"license:{name}" for name in _words(card.get("license")))
 
 
-def _named_library(card: Mapping[str, Any]) -> str | None:
+def _library_name(card: Mapping[str, Any]) -> str | None:
     stated = _words(card.get("library_name"))
     if stated:
         return stated[0]

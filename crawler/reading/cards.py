@@ -70,7 +70,7 @@ class Card:
         return tuple(problem for problem in self.problems if problem not in _SLIPS)
 
     @property
-    def stated_license(self) -> str | None:
+    def license_in_words(self) -> str | None:
         """The licence id, or for `other` the name that stands beside it; None for `other` without a name."""
         if self.license != "other":
             return self.license

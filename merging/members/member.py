@@ -33,13 +33,13 @@ from catalog.adapters import (
     adapter_names,
     beside_the_update,
     header_length,
+    initial_table,
     layers_to_leave_out,
     lora_modules,
     modules_of_folder,
     modules_of_spelling,
     parse_config,
     parse_header,
-    seed_table,
     tensors_beside,
 )
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
@@ -155,7 +155,7 @@ def load_members(
         raise UsageError("There is nothing to merge; name at least one adapter.")
     members = [entry if isinstance(entry, MergeMember) else load_member(entry) for entry in folders]
     if base is None:
-        _refuse_bases(members, table or seed_table())
+        _refuse_bases(members, table or initial_table())
     modules = _base_modules(base) if base else None
     if base is None:
         base = base_of(members, None, table)
@@ -174,7 +174,7 @@ def base_of(
     members: Sequence[MergeMember], base: str | None = None, table: BaseTable | None = None
 ) -> str | None:
     """The base model of a merge by its canonical name: the one given, or the one that the members name."""
-    bases = table or seed_table()
+    bases = table or initial_table()
     if base:
         return bases.canonical(base)
     return next((name for m in members if (name := _base(m, bases))), None)
@@ -185,7 +185,7 @@ def base_note(members: Sequence[MergeMember], base: str | None, table: BaseTable
 
     A path that leads to no known model says nothing against any.
     """
-    bases = table or seed_table()
+    bases = table or initial_table()
     unlike = [
         (member, other)
         for member in members

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catalog.pictures import FAINT, GRID, INK, MARKERS, PALETTE, SMALL, extent, fitted, inches, number
+from catalog.pictures import FAINT, GRID, INK, MARKERS, PALETTE, SMALL, extent, fit_text, inches, number
 from studies.report.comparing import Row
 from studies.report.curves import Line
 from studies.report.drawing import WIDTH, sheet, style, svg
@@ -52,16 +52,16 @@ def gains(rows: Sequence[Row], against: str, title: str) -> str:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlabel(fitted(f"difference to {against}, points", 72 * (WIDTH - left)))
+        axes.set_xlabel(fit_text(f"difference to {against}, points", 72 * (WIDTH - left)))
         return svg(figure, title)
 
 
 def _in_two(label: str) -> str:
     """A label in two lines, method and pool, where one would be wide."""
     method, _, pool = label.partition(" | ")
-    if not pool or extent(fitted(label, 1e6), 8)[0] <= 1.7 * 72:
-        return fitted(label, 2.3 * 72)
-    return f"{fitted(method, 2.3 * 72)}\n{fitted(pool, 2.3 * 72)}"
+    if not pool or extent(fit_text(label, 1e6), 8)[0] <= 1.7 * 72:
+        return fit_text(label, 2.3 * 72)
+    return f"{fit_text(method, 2.3 * 72)}\n{fit_text(pool, 2.3 * 72)}"
 
 
 def relevance(points: Sequence[Related], title: str) -> str:
@@ -179,7 +179,7 @@ def _look(i: int) -> tuple[str, str, str]:
 
 
 def _columns(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> int:
-    widest = max(extent(fitted(name, 72 * (WIDTH - 1.2)), 8)[0] for name, _ in entries) / 72 + 0.45
+    widest = max(extent(fit_text(name, 72 * (WIDTH - 1.2)), 8)[0] for name, _ in entries) / 72 + 0.45
     return min(len(entries), max(1, int((WIDTH - 0.3) / widest)))
 
 
@@ -202,7 +202,7 @@ def _legend(figure: Figure, entries: Sequence[tuple[str, Mapping[str, Any]]]) ->
         figure.text(
             x + 0.34,
             y,
-            fitted(name, 72 * (WIDTH - 1.2)),
+            fit_text(name, 72 * (WIDTH - 1.2)),
             fontsize=8,
             va="center_baseline",
             transform=figure.dpi_scale_trans,
@@ -242,7 +242,7 @@ def _x_axis(axes: Axes, values: Sequence[float], key: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(FixedLocator(_roomy(tried, axes, spread, shown)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
-    axes.set_xlabel(fitted(key.replace("_", " "), 2 * 72))
+    axes.set_xlabel(fit_text(key.replace("_", " "), 2 * 72))
 
 
 def _spread_y(axes: Axes, values: Sequence[float]) -> None:

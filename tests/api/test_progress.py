@@ -35,7 +35,7 @@ def test_a_function_gets_every_event() -> None:
     events: list[ProgressEvent] = []
     with reporting(events.append) as report:
         step = Step(report, "merging")
-        step.listed(3)
+        step.report_listing(3)
         step.working(1, 3)
         step.note("a note")
         step.watch_bytes(lambda: 7)
@@ -63,12 +63,12 @@ def test_without_a_terminal_a_line_a_minute_says_how_far_it_is() -> None:
     lines: list[str] = []
     step = Step(ProgressLines(lines.append, lambda: now), "reading")
     step.watch_bytes(lambda: received)
-    step.listed(3)
+    step.report_listing(3)
     for now, done in ((30.0, 1), (61.0, 10), (100.0, 20), (125.0, 30)):
         received = round(now * 2e6)
         step.working(done, 330)
     now = 200.0
-    step.listed(1200)
+    step.report_listing(1200)
     assert lines == [
         "reading: 10 of 330, about 18 min left (122.0 MB)",
         "reading: 30 of 330, about 16 min left (250.0 MB, 2.0 MB/s)",
@@ -109,7 +109,7 @@ def test_bars_show_the_bytes_from_the_start(reads: bool, shown: str) -> None:
     with ProgressBars(print, console) as bars:
         step = Step(bars, "reading")
         step.watch_bytes(lambda: 33_400_000)
-        step.listed(0)
+        step.report_listing(0)
         if reads:
             step.working(0, 41)
     assert re.search(shown + r" *33\.4 MB 0:00:00", written.getvalue())
@@ -121,7 +121,7 @@ def test_bars_show_what_is_done_the_rate_and_the_time() -> None:
     with ProgressBars(early.append, console) as bars:
         step = Step(bars, "crawling [bold]x")
         step.note("early")
-        step.listed(31)
+        step.report_listing(31)
         step.working(0, 31)
         step.working(31, 31)
         step.note("resumed\x1b")
@@ -136,7 +136,7 @@ def test_bars_show_what_is_done_the_rate_and_the_time() -> None:
 def test_bars_give_each_step_a_line_and_end_the_listing() -> None:
     written, console = terminal()
     with ProgressBars(print, console) as bars:
-        Step(bars, "bringing").listed(2)
+        Step(bars, "bringing").report_listing(2)
         Step(bars, "bringing").working(2, 2)
         Step(bars, "merging").working(1, 9)
     last = written.getvalue().rsplit("bringing", 1)[1]

@@ -270,7 +270,7 @@ def test_without_a_terminal_only_the_notes_of_progress_are_said(
     quiet: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Output(quiet=quiet).progress("crawling") as progress:
-        progress.listed(5)
+        progress.report_listing(5)
         progress.working(1, 5)
         progress.note("a note\x1b")
     said = capsys.readouterr()

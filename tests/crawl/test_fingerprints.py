@@ -12,7 +12,7 @@ from sqlalchemy import Engine, delete, select, text, update
 from sqlalchemy.orm import Session
 
 from catalog.adapters import read_folder
-from catalog.database import Adapter, Fingerprint, Repository, WeightsFile, make_engine, waiting
+from catalog.database import Adapter, FingerprintRow, Repository, WeightsFile, make_engine, waiting
 from catalog.database.opening import downgrade, upgrade
 from catalog.database.remeasurement import Reread, reread
 from catalog.files import BlobStore
@@ -42,11 +42,11 @@ def made(engine: Engine) -> dict[str, list[tuple[str, int]]]:
     """(pattern of scalings, version) of the fingerprints of each repository's adapter."""
     with Session(engine) as session:
         rows = session.execute(
-            select(Repository.name, Fingerprint.scaling_pattern, Fingerprint.version)
+            select(Repository.name, FingerprintRow.scaling_pattern, FingerprintRow.version)
             .join(Adapter, Adapter.repository_id == Repository.id)
-            .join(Fingerprint, Fingerprint.weights_digest == Adapter.weights_digest)
-            .where(Adapter.scaling_pattern == Fingerprint.scaling_pattern)
-            .order_by(Repository.name, Fingerprint.scaling_pattern)
+            .join(FingerprintRow, FingerprintRow.weights_digest == Adapter.weights_digest)
+            .where(Adapter.scaling_pattern == FingerprintRow.scaling_pattern)
+            .order_by(Repository.name, FingerprintRow.scaling_pattern)
         )
         found: dict[str, list[tuple[str, int]]] = {}
         for name, pattern, version in rows:
@@ -61,7 +61,7 @@ def test_stream_keeps_the_fingerprint_and_no_file(tmp_path: Path, engine: Engine
     local = read_folder(folder)
     wanted = fingerprint(local.weights, local.config)
     with Session(engine) as session:
-        row = session.scalars(select(Fingerprint)).one()
+        row = session.scalars(select(FingerprintRow)).one()
         file = session.scalars(select(WeightsFile)).one()
         assert session.scalars(select(Adapter.health)).one() == "healthy"
         assert file.tensor_digest == wanted.tensor_digest
@@ -77,7 +77,7 @@ def test_headers_make_no_fingerprint(tmp_path: Path, engine: Engine) -> None:
     with LocalHub(tmp_path / "hub") as hub:
         crawl(hub.url, engine, tmp_path, weights="headers")
     with Session(engine) as session:
-        assert session.scalars(select(Fingerprint)).all() == []
+        assert session.scalars(select(FingerprintRow)).all() == []
         assert session.scalars(select(Adapter.health)).one() is None
         assert session.scalars(select(Adapter.scaling_pattern)).one() == ""
 
@@ -102,7 +102,7 @@ def test_one_file_has_a_fingerprint_for_each_pattern_of_scalings(tmp_path: Path,
     assert pattern
     with Session(engine) as session:
         assert len(session.scalars(select(WeightsFile)).all()) == 1
-        rows = session.scalars(select(Fingerprint).order_by(Fingerprint.scaling_pattern)).all()
+        rows = session.scalars(select(FingerprintRow).order_by(FingerprintRow.scaling_pattern)).all()
         assert len({row.delta for row in rows}) == len(rows) >= 2
         assert len({row.output for row in rows}) == 1
 
@@ -126,7 +126,7 @@ def test_reread_makes_what_is_missing_of_kept_files_without_a_hub(tmp_path: Path
     with LocalHub(tmp_path / "hub") as hub:
         crawl(hub.url, engine, tmp_path, weights="keep")
     with Session(engine) as session:
-        before = {row.weights_digest: row.delta for row in session.scalars(select(Fingerprint))}
+        before = {row.weights_digest: row.delta for row in session.scalars(select(FingerprintRow))}
     blobs = BlobStore(tmp_path / "blobs")
     blobs.remove(sorted(before)[0])
     with engine.begin() as connection:
@@ -135,7 +135,7 @@ def test_reread_makes_what_is_missing_of_kept_files_without_a_hub(tmp_path: Path
     assert reread(engine, blobs, lambda done, total: told.append((done, total))) == Reread(1, 1, 0)
     assert told == [(0, 1), (1, 1)]
     with Session(engine) as session:
-        after = {row.weights_digest: row.delta for row in session.scalars(select(Fingerprint))}
+        after = {row.weights_digest: row.delta for row in session.scalars(select(FingerprintRow))}
     assert after == {sorted(before)[1]: before[sorted(before)[1]]}
     assert reread(engine, blobs, lambda done, total: None).made == 0
 
@@ -151,7 +151,7 @@ def test_the_number_of_workers_changes_no_vector(tmp_path: Path, workers: int) -
             upgrade(engine)
             crawl(hub.url, engine, tmp_path / place, weights="stream", workers=workers)
             with Session(engine) as session:
-                rows = session.scalars(select(Fingerprint).order_by(Fingerprint.weights_digest))
+                rows = session.scalars(select(FingerprintRow).order_by(FingerprintRow.weights_digest))
                 found.append([(row.weights_digest, row.spectrum, row.delta, row.output) for row in rows])
             engine.dispose()
     assert len(found[0]) == 5
@@ -176,13 +176,15 @@ def test_a_catalog_made_before_keeps_every_fingerprint_and_what_was_refused_is_r
             refused = session.scalars(
                 select(Adapter).join(Repository).where(Repository.name == "bob/dora")
             ).one()
-            session.execute(delete(Fingerprint).where(Fingerprint.weights_digest == refused.weights_digest))
+            session.execute(
+                delete(FingerprintRow).where(FingerprintRow.weights_digest == refused.weights_digest)
+            )
             refused.norm = refused.health = None
             session.execute(update(Adapter).values(described_with="by an earlier version"))
         downgrade(engine, "0003")
         upgrade(engine)
         with Session(engine) as session:
-            before = {row.weights_digest: bytes(row.delta) for row in session.scalars(select(Fingerprint))}
+            before = {row.weights_digest: bytes(row.delta) for row in session.scalars(select(FingerprintRow))}
             partial = dict(session.execute(select(Repository.name, Adapter.partial).join(Repository)).all())
             assert waiting(session, ()) == 1
         assert (len(before), partial) == (1, {"ann/one": [], "bob/dora": ["use_dora"]})
@@ -195,7 +197,7 @@ def test_a_catalog_made_before_keeps_every_fingerprint_and_what_was_refused_is_r
         crawl(hub.url, engine, tmp_path, weights="stream", full=True)
         assert downloads(hub) == []
     with Session(engine) as session:
-        after = {row.weights_digest: bytes(row.delta) for row in session.scalars(select(Fingerprint))}
+        after = {row.weights_digest: bytes(row.delta) for row in session.scalars(select(FingerprintRow))}
         assert len(after) == 2
         assert before.items() <= after.items()
         assert waiting(session, ()) == 0

@@ -84,9 +84,9 @@ def test_case_44_a_redirect_never_leaves_encryption(endpoint: str, target: str, 
     exchange = Exchange(HubSettings(endpoint), None, None, threading.Event())
     if refused:
         with pytest.raises(HubPayloadError, match="unencrypted"):
-            exchange.redirected(ask, [ask.url], target)
+            exchange.redirect_target(ask, [ask.url], target)
     else:
-        assert exchange.redirected(ask, [ask.url], target).startswith(target[:4].lower())
+        assert exchange.redirect_target(ask, [ask.url], target).startswith(target[:4].lower())
     exchange.close()
 
 

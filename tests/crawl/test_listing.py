@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crawler.hub import BadRow, ListedRepository, needed, parse_row, valid_name
+from crawler.hub import BadRow, ListedRepository, parse_row, reduce_row, valid_name
 
 ROW: dict[str, Any] = {
     "_id": "65a1b2c3d4e5f60718293a4b",
@@ -236,7 +236,7 @@ def test_case_28_no_field_raises(over: dict[str, Any]) -> None:
     if isinstance(row, BadRow):
         assert {"_id", "id", "sha"} & set(over)
     else:
-        assert parse_row(needed(ROW | over)) == replace(row, siblings=None, problems=ANY)
+        assert parse_row(reduce_row(ROW | over)) == replace(row, siblings=None, problems=ANY)
         for text in (*row.tags, *(row.siblings or ()), row.library or "", row.config_base or ""):
             assert "\x00" not in text
             text.encode("utf-8")

@@ -13,13 +13,13 @@ import pytest
 
 from catalog.errors import UsageError
 from crawler.localhub.fields import describe, tree
-from crawler.localhub.folder import HubFolder, Repository, is_name
+from crawler.localhub.folder import HubFolder, HubRepository, is_name
 from crawler.localhub.listing import BadQueryError, list_page, list_query
 from crawler.localhub.tags import derive, front_matter
 from tests.hubs import BASE, adapter_config, card, lora_files, make_repo
 
 
-def read(root: Path, repo_id: str) -> Repository:
+def read(root: Path, repo_id: str) -> HubRepository:
     found = HubFolder(root).find(repo_id)
     assert found is not None
     return found

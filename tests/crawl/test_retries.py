@@ -49,7 +49,7 @@ def hub(root: Path) -> Iterator[LocalHub]:
 def waiting(engine: Engine) -> list[dict[str, Any]]:
     """What `status` lists."""
     with Session(engine) as session:
-        return retries.listed(session)
+        return retries.list_retries(session)
 
 
 def watermarks(engine: Engine) -> list[datetime | None]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.files import unsafe_path
-from crawler.hub.tree import RemoteFile, Tree, read_tree
+from crawler.hub.tree import RemoteFile, RepositoryTree, read_tree
 
 SHA1, SHA256 = "1" * 40, "2" * 64
 GOOD = {"type": "file", "path": "README.md", "size": 5, "oid": SHA1}
@@ -26,7 +26,7 @@ def lfs(**over: Any) -> dict[str, Any]:
 
 def test_plain_files_lfs_files_and_directories() -> None:
     tree = read_tree([entry(), {"type": "directory", "path": "sub", "oid": SHA1, "size": 0}, lfs()])
-    assert tree == Tree(
+    assert tree == RepositoryTree(
         (
             RemoteFile("README.md", 5, SHA1, None),
             RemoteFile("adapter_model.safetensors", 900, None, SHA256),

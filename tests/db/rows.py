@@ -47,7 +47,7 @@ def value(column: Any) -> Any:
 
 def tables() -> list[Table]:
     """All tables, those that are pointed at first."""
-    return schema.Table.metadata.sorted_tables
+    return schema.TableBase.metadata.sorted_tables
 
 
 def fill(engine: Engine) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from catalog.adapters import BaseSpelling
-from catalog.database import BaseModel, store
+from catalog.database import BaseModelRow, store
 from catalog.errors import NotFoundError, UsageError
 from catalog.query import parse
 from catalog.search import browse
@@ -22,7 +22,7 @@ def test_a_base_model_is_known_by_its_names_and_by_its_adapters(engine: Engine) 
         (only,) = store.base_names(session)
         assert store.has_adapters(session, only)
         # The row was written with a number of its own, which PostgreSQL's sequence does not know.
-        session.add(BaseModel(id=2, canonical="left/over"))
+        session.add(BaseModelRow(id=2, canonical="left/over"))
         if engine.dialect.name == "postgresql":
             session.execute(text("SELECT setval(pg_get_serial_sequence('base_model', 'id'), 2)"))
         store.sync_bases(session)

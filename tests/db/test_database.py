@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from catalog import database
 from catalog.database import engine as engines
 from catalog.database.engine import for_writing, make_engine, place
-from catalog.database.schema import Document, Pool, Table
+from catalog.database.schema import DocumentRow, PoolRow, TableBase
 from catalog.errors import (
     CatalogBusyError,
     CatalogError,
@@ -35,11 +35,11 @@ SECRET = "hunter2"
 
 def documents(engine: Engine) -> int:
     with Session(engine) as session:
-        return len(session.scalars(select(Document)).all())
+        return len(session.scalars(select(DocumentRow)).all())
 
 
-def document(number: int) -> Document:
-    return Document(digest=f"{number:040x}", content=b"x")
+def document(number: int) -> DocumentRow:
+    return DocumentRow(digest=f"{number:040x}", content=b"x")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     with database.disposing(engine), engine.connect() as connection:
         connection.execute(text("PRAGMA max_page_count = 1"))
         with pytest.raises(CatalogError, match="the disk is full"):
-            connection.execute(insert(Document).values(digest="a" * 40, content=b"x" * 500_000))
+            connection.execute(insert(DocumentRow).values(digest="a" * 40, content=b"x" * 500_000))
 
 
 def test_a_bug_stays_a_bug(engine: Engine) -> None:
@@ -179,7 +179,7 @@ def test_writing_makes_the_catalog_and_reading_finds_it(empty_url: str, tmp_path
         session.add(document(1))
         session.commit()
     with database.reading(settings) as session:
-        assert session.scalars(select(Document.digest)).all() == [f"{1:040x}"]
+        assert session.scalars(select(DocumentRow.digest)).all() == [f"{1:040x}"]
 
 
 @pytest.mark.parametrize("create", [False, True])
@@ -198,7 +198,7 @@ def test_info_counts_rows(engine: Engine) -> None:
     found = database.info(engine)
     assert (found.revision, found.rows["document"], found.rows["adapter"]) == (database.head(), 2, 0)
     assert found.bytes > 10_000
-    assert set(found.rows) == set(Table.metadata.tables)
+    assert set(found.rows) == set(TableBase.metadata.tables)
 
 
 def test_info_of_a_database_with_nothing_in_it(empty_engine: Engine) -> None:
@@ -211,7 +211,7 @@ def test_savepoints_undo_their_part_only(engine: Engine) -> None:
         session.add(document(1))
         session.flush()
         savepoint = session.begin_nested()
-        session.add(Document(digest="short", content=b""))
+        session.add(DocumentRow(digest="short", content=b""))
         with pytest.raises(IntegrityError):
             session.flush()
         savepoint.rollback()
@@ -222,10 +222,10 @@ def test_savepoints_undo_their_part_only(engine: Engine) -> None:
 def test_a_reader_sees_one_state_however_often_it_looks(engine: Engine) -> None:
     """On SQLite a transaction that only reads is a snapshot; PostgreSQL reads what is committed."""
     with Session(engine) as reader, Session(engine) as writer:
-        reader.scalars(select(Document)).all()
+        reader.scalars(select(DocumentRow)).all()
         writer.add(document(1))
         writer.commit()
-        seen = len(reader.scalars(select(Document)).all())
+        seen = len(reader.scalars(select(DocumentRow)).all())
     assert seen == (0 if engine.dialect.name == "sqlite" else 1)
 
 
@@ -246,7 +246,7 @@ def test_case_82_two_writers_wait_for_each_other(engine: Engine) -> None:
         started.wait()
         for step in range(5):
             with Session(for_writing(engine)) as session:
-                session.scalars(select(Document)).all()
+                session.scalars(select(DocumentRow)).all()
                 session.add(document(number * 100 + step))
                 session.commit()
 
@@ -335,7 +335,7 @@ def _take_when_the_server_has_noticed(engine: Engine) -> None:
 def test_json_is_written_with_sorted_keys(engine: Engine) -> None:
     with Session(engine) as session:
         manifest = {"b": 1, "ä": [None, {"y": 0, "x": 1}]}
-        session.add(Pool(name="one", digest="d" * 64, manifest=manifest, created_at=rows.NOW))
+        session.add(PoolRow(name="one", digest="d" * 64, manifest=manifest, created_at=rows.NOW))
         session.commit()
         stored = session.scalar(text("SELECT CAST(manifest AS TEXT) FROM pool"))
     assert stored == '{"b": 1, "ä": [null, {"x": 1, "y": 0}]}'

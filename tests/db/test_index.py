@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 
 from catalog.database import Embedding
 from catalog.errors import CatalogError, UsageError
-from catalog.index.vectors import Hit, Space, VectorIndex, check_index, open_index
+from catalog.index.vectors import Space, VectorHit, VectorIndex, check_index, open_index
 
 SIZE = 8
 SPACE = Space("text", "a-model", SIZE)
@@ -81,7 +81,7 @@ def nearest(rows: Rows, query: NDArray[Any], k: int) -> list[str]:
     return sorted(rows, key=lambda key: (-cosine(rows[key], query), key))[:k]
 
 
-def keys(hits: list[Hit]) -> list[str]:
+def keys(hits: list[VectorHit]) -> list[str]:
     return [hit.key for hit in hits]
 
 

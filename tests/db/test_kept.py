@@ -8,7 +8,13 @@ from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
 from catalog.database import Adapter, WeightsFile, make_engine, parse_url
-from catalog.database.kept import catalog_name, origins, refuse_other_catalogs, register_catalog, unneeded
+from catalog.database.kept import (
+    catalog_name,
+    find_unneeded,
+    origins,
+    refuse_other_catalogs,
+    register_catalog,
+)
 from catalog.files import BlobStore
 from catalog.settings import Settings
 from tests.crawling import crawl
@@ -55,6 +61,6 @@ def test_a_file_outside_lfs_is_named_by_what_git_calls_it(engine: Engine, tmp_pa
         session.add(WeightsFile(digest="a" * 40, size=kept.size))
         session.execute(update(Adapter).values(weights_digest="a" * 40))
         assert [one.repository for one in origins(session, settings.pools, kept.sha256)] == ["ann/one"]
-        assert unneeded(session, settings, store).files == ()
+        assert find_unneeded(session, settings, store).files == ()
         session.execute(update(Adapter).values(weights_digest=None))
-        assert unneeded(session, settings, store).files == (kept,)
+        assert find_unneeded(session, settings, store).files == (kept,)

@@ -33,7 +33,7 @@ def test_up(empty_engine: Engine, times: int) -> None:
     assert database.current(empty_engine) == database.head()
     database.check(empty_engine)
     assert set(inspect(empty_engine).get_table_names()) == {
-        *schema.Table.metadata.tables,
+        *schema.TableBase.metadata.tables,
         database.VERSION_TABLE,
     }
 
@@ -108,15 +108,15 @@ def test_case_81_autogenerate_finds_nothing(engine: Engine) -> None:
                 "version_table": database.VERSION_TABLE,
             },
         )
-        assert compare_metadata(context, schema.Table.metadata) == []
+        assert compare_metadata(context, schema.TableBase.metadata) == []
 
 
 def test_every_constraint_has_the_name_of_the_schema(engine: Engine) -> None:
     """Autogenerate does not see CHECKs; a schema made by SQLAlchemy itself is the other witness."""
-    wanted = _constraints(schema.Table.metadata)
+    wanted = _constraints(schema.TableBase.metadata)
     found: set[str] = set()
     inspector = inspect(engine)
-    for table in schema.Table.metadata.tables:
+    for table in schema.TableBase.metadata.tables:
         found.add(str(inspector.get_pk_constraint(table)["name"]))
         for listed in (
             inspector.get_unique_constraints(table),

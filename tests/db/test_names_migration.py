@@ -26,7 +26,7 @@ from catalog.adapters import (
 )
 from catalog.database import store
 from catalog.fingerprints import DELTA_SIZE, OUTPUT_SIZE
-from catalog.search.likeness import fingerprinted
+from catalog.search.likeness import adapters_with_fingerprint
 from tests.db import rows
 
 NOW = datetime(2026, 9, 1, tzinfo=UTC)
@@ -116,7 +116,7 @@ def test_what_was_made_with_other_names_is_not_paired_and_waits(
 ) -> None:
     database.upgrade(engine)
     with Session(engine) as session:
-        paired = {row.repository.partition("/")[2] for row in fingerprinted(session, ())}
+        paired = {row.repository.partition("/")[2] for row in adapters_with_fingerprint(session, ())}
         assert paired == {"plain", "outside", "unreadable"}
         assert store.waiting(session, ()) == len(CHANGED) + 1
         missing = {digest for digest, _, _ in store.without_fingerprint(session)}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from catalog.database import Adapter, AdapterReason, BaseModel, Repository
+from catalog.database import Adapter, AdapterReason, BaseModelRow, Repository
 from catalog.query.fields import FIELDS, fold, query_row
 from catalog.query.parser import MAX_DEPTH, MAX_LENGTH, MAX_TERMS, parse, to_text
 from catalog.query.terms import And, Between, Equals, Flag, Not, Or, Period, Prefix, Present, Query, Word
@@ -82,7 +82,7 @@ REALS = [None, 0.0, 0.1, 0.1 + 0.2, 0.3, 1.0, -1.5, 1e-300, 1.7e308, 16.0]
 
 def fill(session: Session) -> None:
     """Adapters in which every odd value occurs, and odd values meet in changing company."""
-    bases = [BaseModel(canonical=name) for name in ("meta-llama/Llama-3.1-8B-Instruct", "acme/a_b")]
+    bases = [BaseModelRow(canonical=name) for name in ("meta-llama/Llama-3.1-8B-Instruct", "acme/a_b")]
     session.add_all(bases)
     every = zip(
         range(60),
@@ -306,7 +306,7 @@ def test_what_a_filter_selects(engine: Engine, text: str, names: set[str]) -> No
             )
             session.add(adapter)
             if name == "b":
-                adapter.base_model = BaseModel(canonical="acme/tiny")
+                adapter.base_model = BaseModelRow(canonical="acme/tiny")
             if name in "cd":
                 reason = "zero_update" if name == "d" else "no_card"
                 adapter.reasons = [AdapterReason(reason=reason, position=0, detail="")]

@@ -29,11 +29,11 @@ from catalog.database import schema
 from catalog.database.schema import (
     Adapter,
     AdapterReason,
-    BaseModel,
+    BaseModelRow,
     Crawl,
     CrawlItem,
     CrawlState,
-    Pool,
+    PoolRow,
     Repository,
 )
 from catalog.files import clean_json, clean_text
@@ -50,7 +50,7 @@ KEYS = [
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_table_says_what_a_row_means(table: Table) -> None:
-    owner = next(mapper.class_ for mapper in schema.Table.registry.mappers if mapper.local_table is table)
+    owner = next(mapper.class_ for mapper in schema.TableBase.registry.mappers if mapper.local_table is table)
     assert owner.__doc__
     assert owner.__doc__.split("\n")[0].rstrip().endswith((".", ":", ";"))
 
@@ -102,7 +102,7 @@ def test_an_adapter_of_a_pool_cannot_vanish(engine: Engine) -> None:
     ],
 )
 def test_checks_are_enforced(engine: Engine, table: str, values: dict[str, Any]) -> None:
-    made = schema.Table.metadata.tables[table]
+    made = schema.TableBase.metadata.tables[table]
     row = {column.name: rows.value(column) for column in made.columns} | values
     with engine.connect() as connection:
         without_foreign_keys(connection)
@@ -152,10 +152,10 @@ TEXTS = [
 @pytest.mark.parametrize(("given_text", "stored"), TEXTS)
 def test_texts(engine: Engine, given_text: str, stored: str) -> None:
     with Session(engine) as session:
-        session.add(BaseModel(canonical="base", license=given_text))
+        session.add(BaseModelRow(canonical="base", license=given_text))
         session.commit()
         session.expire_all()
-        assert session.scalars(select(BaseModel.license)).one() == stored
+        assert session.scalars(select(BaseModelRow.license)).one() == stored
 
 
 DOCUMENTS = [
@@ -229,19 +229,19 @@ def test_reals(engine: Engine, value: float, stored: float | None) -> None:
 )
 def test_instants(engine: Engine, value: datetime) -> None:
     with Session(engine) as session:
-        session.add(Pool(name="one", digest=rows.SHA256, manifest={}, created_at=value))
+        session.add(PoolRow(name="one", digest=rows.SHA256, manifest={}, created_at=value))
         session.commit()
         session.expire_all()
-        found = session.scalars(select(Pool.created_at)).one()
+        found = session.scalars(select(PoolRow.created_at)).one()
         assert found == value
         assert found.utcoffset() == timedelta(0)
-        assert session.scalars(select(Pool).where(Pool.created_at == value)).one().name == "one"
+        assert session.scalars(select(PoolRow).where(PoolRow.created_at == value)).one().name == "one"
 
 
 def test_a_naive_instant_is_refused(engine: Engine) -> None:
     with Session(engine) as session:
         session.add(
-            Pool(name="one", digest=rows.SHA256, manifest={}, created_at=rows.NOW.replace(tzinfo=None))
+            PoolRow(name="one", digest=rows.SHA256, manifest={}, created_at=rows.NOW.replace(tzinfo=None))
         )
         with pytest.raises(StatementError, match="naive datetime"):
             session.flush()
@@ -272,7 +272,7 @@ def test_a_crawl_begins_with_nothing_spent(engine: Engine) -> None:
 def test_every_key_of_a_child_has_an_index_or_leads_one(engine: Engine) -> None:
     """Deleting a parent looks for its children; without an index that is a scan of the table for each."""
     inspector = inspect(engine)
-    for table in schema.Table.metadata.tables:
+    for table in schema.TableBase.metadata.tables:
         leading = {tuple(index["column_names"][:1]) for index in inspector.get_indexes(table)}
         leading |= {tuple(unique["column_names"][:1]) for unique in inspector.get_unique_constraints(table)}
         leading.add(tuple(inspector.get_pk_constraint(table)["constrained_columns"][:1]))

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from catalog.database import Adapter, AdapterReason, BaseModel, Embedding, Repository
+from catalog.database import Adapter, AdapterReason, BaseModelRow, Embedding, Repository
 from catalog.errors import CatalogError, UsageError
 from catalog.index.encoder import MOST_CHUNKS, chunks, content_of
 from catalog.query import parse
-from catalog.search.ranking import DEPTH, Found, Weights, open_texts, query_vector, search
+from catalog.search.ranking import DEPTH, Found, SearchWeights, open_texts, query_vector, search
 from catalog.search.texts import EmbedCounts, embed_cards
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -78,7 +78,7 @@ def add(
 
 
 def fill(session: Session) -> None:
-    tiny = BaseModel(canonical="acme/tiny")
+    tiny = BaseModelRow(canonical="acme/tiny")
     add(session, "jo/tweet-emotion", "Reads the mood of short posts." + ALSO, rank=8, base_model=tiny)
     add(session, "jo/feelings", "Finds feelings, and how strong they are." + ALSO, rank=16, tags=["nlp"])
     add(session, "jo/TextToSQL", "Writes queries for a database." + ALSO, rank=16)
@@ -258,8 +258,12 @@ def ranks(scores: dict[str, float]) -> dict[str, int]:
     return {name: 1 + sum(other > score for other in scores.values()) for name, score in scores.items()}
 
 
-@pytest.mark.parametrize("weights", [Weights(), Weights(3, 1), Weights(0, 1), Weights(1, 0)])
-def test_scores_are_the_reciprocal_rank_fusion(engine: Engine, tmp_path: Path, weights: Weights) -> None:
+@pytest.mark.parametrize(
+    "weights", [SearchWeights(), SearchWeights(3, 1), SearchWeights(0, 1), SearchWeights(1, 0)]
+)
+def test_scores_are_the_reciprocal_rank_fusion(
+    engine: Engine, tmp_path: Path, weights: SearchWeights
+) -> None:
     with Session(engine) as session:
         fill(session)
         embed_cards(session, Thesaurus())
@@ -291,7 +295,7 @@ def test_equal_cards_share_a_rank(engine: Engine, tmp_path: Path) -> None:
         add(session, "jo/d", "Reads the mood of posts and writes poems." + ALSO)
         session.commit()
         embed_cards(session, Thesaurus())
-        result = found(session, tmp_path, "feelings", weights=Weights(0, 1))
+        result = found(session, tmp_path, "feelings", weights=SearchWeights(0, 1))
         assert names(result) == ["jo/a", "jo/b", "jo/c", "jo/d"]
         assert [hit.score for hit in result.hits] == [1 / 61, 1 / 61, 1 / 61, 1 / 62]
 
@@ -306,7 +310,7 @@ def test_cards_of_equal_cosine_share_a_rank(engine: Engine, tmp_path: Path) -> N
             add(session, f"jo/{name}", card + ALSO)
         session.commit()
         embed_cards(session, Coarse())
-        result = found(session, tmp_path, "anything", embedder=Coarse(), weights=Weights(0, 1))
+        result = found(session, tmp_path, "anything", embedder=Coarse(), weights=SearchWeights(0, 1))
         assert [(hit.adapter, hit.score) for hit in result.hits] == [
             ("jo/a", 1 / 61),
             ("jo/c", 1 / 61),
@@ -335,7 +339,7 @@ def test_the_best_chunk_speaks_for_a_card(engine: Engine, tmp_path: Path) -> Non
         add(session, "jo/short", "Writes queries for a database." + ALSO)
         session.commit()
         embed_cards(session, Thesaurus())
-        hit = found(session, tmp_path, "poems", weights=Weights(0, 1)).hits[0]
+        hit = found(session, tmp_path, "poems", weights=SearchWeights(0, 1)).hits[0]
         best = max(chunks(long), key=lambda chunk: cosine("poems", chunk))
         assert hit.adapter == "jo/long"
         assert hit.cosine == pytest.approx(cosine("poems", best), abs=1e-6)
@@ -373,9 +377,9 @@ def test_a_filter_bounds_both_rankings(engine: Engine, tmp_path: Path, where: st
 
 @pytest.mark.slow
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", [Weights(1, 0), Weights(0, 1)], ids=["words", "meaning"])
+@pytest.mark.parametrize("weights", [SearchWeights(1, 0), SearchWeights(0, 1)], ids=["words", "meaning"])
 def test_a_filter_leaves_the_order_in_a_large_catalog(
-    engine: Engine, tmp_path: Path, weights: Weights
+    engine: Engine, tmp_path: Path, weights: SearchWeights
 ) -> None:
     """Of 5,200 adapters half pass, then one in a hundred: some are looked at first, then all of them."""
     rows = range(1, 5201)
@@ -416,7 +420,7 @@ def test_more_than_the_depth_of_chunks_of_one_card_hide_nobody(engine: Engine, t
             add(session, f"jo/short{n:03}", f"Card {n} says little of emotion." + ALSO)
         session.commit()
         embed_cards(session, Thesaurus())
-        result = found(session, tmp_path, "mood", k=DEPTH, weights=Weights(0, 1))
+        result = found(session, tmp_path, "mood", k=DEPTH, weights=SearchWeights(0, 1))
         assert len(result.hits) == DEPTH
         assert {name[:7] for name in names(result)[:60]} == {"jo/long"}
         assert {name[:8] for name in names(result)[60:]} == {"jo/short"}
@@ -433,7 +437,7 @@ def test_an_index_of_another_encoder_is_not_taken(engine: Engine, tmp_path: Path
         fill(session)
         for embedder in (Thesaurus(), Mirror()):
             embed_cards(session, embedder)
-        meaning = {"weights": Weights(0, 1)}
+        meaning = {"weights": SearchWeights(0, 1)}
         assert names(found(session, tmp_path, "database", **meaning))[0] == "jo/TextToSQL"
         assert names(found(session, tmp_path, "poems", embedder=Mirror(), **meaning))[0] == "jo/poet"
         assert names(found(session, tmp_path, "database", **meaning))[0] == "jo/TextToSQL"
@@ -467,7 +471,7 @@ def test_what_changes_in_the_catalog_changes_the_answer(engine: Engine, tmp_path
         assert "jo/poet" not in after
         assert "jo/feelings" not in after
         assert "jo/renamed" in after
-        assert names(found(session, tmp_path, "renamed", weights=Weights(1, 0))) == ["jo/renamed"]
+        assert names(found(session, tmp_path, "renamed", weights=SearchWeights(1, 0))) == ["jo/renamed"]
 
 
 def test_an_empty_catalog_and_a_search_for_nothing(engine: Engine, tmp_path: Path) -> None:
@@ -489,7 +493,7 @@ def test_an_empty_catalog_and_a_search_for_nothing(engine: Engine, tmp_path: Pat
 @pytest.mark.parametrize("pair", [(0, 0), (-1, 1), (1, math.nan), (math.inf, 1)])
 def test_weights_that_make_no_sense_are_refused(pair: tuple[float, float]) -> None:
     with pytest.raises(UsageError, match="numbers from 0"):
-        Weights(*pair)
+        SearchWeights(*pair)
 
 
 @pytest.mark.slow
@@ -536,7 +540,7 @@ def test_both_databases_and_two_runs_give_the_same(tmp_path: Path, engine: Engin
         assert one == found(session, tmp_path / "one", "emotion verse")
         arms = {
             kind: names(found(session, tmp_path / "one", "emotion verse", weights=weights))
-            for kind, weights in {"words": Weights(1, 0), "meaning": Weights(0, 1)}.items()
+            for kind, weights in {"words": SearchWeights(1, 0), "meaning": SearchWeights(0, 1)}.items()
         }
     assert arms == {
         "words": ["jo/poet", "jo/nameless-emotion", "jo/tool", "jo/tweet-emotion"],

@@ -14,7 +14,7 @@ import sqlalchemy as sql
 from sqlalchemy import Engine, delete, func, update
 from sqlalchemy.orm import Session
 
-from catalog.database import Fingerprint, Table
+from catalog.database import FingerprintRow, TableBase
 from catalog.database.score_store import save_scores
 from catalog.errors import LoradexError, NotFoundError, UsageError
 from catalog.files import BlobStore
@@ -23,7 +23,7 @@ from catalog.index import Space, open_index
 from catalog.pools import Member, PinnedFile, export, read_manifest
 from catalog.scores import Score
 from catalog.search import Fingerprints
-from catalog.search.nearest import Subject, centred
+from catalog.search.nearest import Subject, center_scores
 from catalog.selection import Question, Sources, select
 from tools.bench.select import fill
 
@@ -48,8 +48,8 @@ def sources(engine: Engine, tmp_path: Path) -> Any:
         for place, update_ in enumerate(UPDATES):
             digest = digest_of(place)
             session.execute(
-                update(Fingerprint)
-                .where(Fingerprint.weights_digest == digest)
+                update(FingerprintRow)
+                .where(FingerprintRow.weights_digest == digest)
                 .values(delta=along(*update_).astype("<f4").tobytes())
             )
         yield Sources(session, (), tmp_path / "index", BlobStore(tmp_path), lambda: None, nobody)
@@ -96,9 +96,9 @@ def test_what_goes_down_every_slope_is_no_find(sources: Sources) -> None:
 def test_centring_by_hand() -> None:
     # Rows of standard deviation 1 (1, -1) and 2 (3, -1); one without any.
     table = np.array([[1.0, -1.0], [3.0, -1.0], [0.3, 0.3]])
-    assert centred(table[:2]).tolist() == [0, 0]
-    assert centred(table).tolist() == [0.5, -0.5]
-    assert centred(table[::-1]).tolist() == [-1, 1]
+    assert center_scores(table[:2]).tolist() == [0, 0]
+    assert center_scores(table).tolist() == [0.5, -0.5]
+    assert center_scores(table[::-1]).tolist() == [-1, 1]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_what_is_missing_is_named(sources: Sources, asked: dict[str, Any], told:
 
 def unchanged(sources: Sources) -> tuple[int, ...]:
     """How many rows each table has."""
-    tables = Table.metadata.sorted_tables
+    tables = TableBase.metadata.sorted_tables
     return tuple(sources.session.scalar(sql.select(func.count()).select_from(t)) or 0 for t in tables)
 
 
@@ -237,6 +237,6 @@ def test_a_pool_whose_file_is_gone_is_one_sentence(sources: Sources, tmp_path: P
 
 
 def test_a_catalog_without_fingerprints_has_no_slope(sources: Sources) -> None:
-    sources.session.execute(delete(Fingerprint))
+    sources.session.execute(delete(FingerprintRow))
     with pytest.raises(NotFoundError, match="None of the adapters has a fingerprint"):
         chosen(given(sources, direction=along(1.0)), 1, by="gradient", task="t", kind="delta")

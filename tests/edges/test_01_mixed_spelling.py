@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from catalog.adapters import BaseSpelling, BaseTable, extended_table, seed_spellings, seed_table
+from catalog.adapters import BaseSpelling, BaseTable, initial_spellings, initial_table, table_with
 from catalog.errors import MergeError
 from catalog.pools import Manifest, parse_manifest
 from merging.learning.combination import combine
@@ -98,7 +98,7 @@ def test_thirty_adapters_of_six_spellings_merge(tmp_path: Path) -> None:
 def test_all_real_spellings_of_one_base_model_are_one(tmp_path: Path) -> None:
     """Seventy-two real configurations and cards of Llama-3.1-8B-Instruct, in five spellings."""
     said = [one["base_model"] or one["card_base_model"] for one in index("wild")]
-    names = [name for name in said if isinstance(name, str) and seed_table().canonical(name) == INSTRUCT]
+    names = [name for name in said if isinstance(name, str) and initial_table().canonical(name) == INSTRUCT]
     assert (len(names), len(set(names))) == (72, 5)
     assert plan(spelled(tmp_path, *names), "average").base == INSTRUCT
 
@@ -196,10 +196,10 @@ def test_names_that_a_catalog_adds_count(run: Program, tmp_path: Path) -> None:
 
 
 def test_a_row_of_a_catalog_outweighs_what_is_known_from_the_start() -> None:
-    table = extended_table([BaseSpelling("a/B", INSTRUCT, "mirror")])
+    table = table_with([BaseSpelling("a/B", INSTRUCT, "mirror")])
     assert table.canonical(INSTRUCT) == "a/B"
     assert table.canonical(f"/disk/{BASE}") == BASE
-    assert BaseTable(seed_spellings()).canonical(INSTRUCT) == INSTRUCT
+    assert BaseTable(initial_spellings()).canonical(INSTRUCT) == INSTRUCT
 
 
 def test_a_pool_has_the_canonical_base_and_its_bytes_stay() -> None:
@@ -209,7 +209,7 @@ def test_a_pool_has_the_canonical_base_and_its_bytes_stay() -> None:
     assert read.canonical() == older.canonical()
     assert read.digest == older.digest
     assert Manifest("none", None, ()).canonical_base() is None
-    table = extended_table([BaseSpelling(INSTRUCT, "someone/my-copy", "mirror")])
+    table = table_with([BaseSpelling(INSTRUCT, "someone/my-copy", "mirror")])
     assert Manifest("mine", "someone/my-copy", ()).canonical_base(table) == INSTRUCT
 
 

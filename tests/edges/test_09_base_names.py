@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from catalog.adapters import BaseSpelling, BaseTable, seed_spellings, seed_table
+from catalog.adapters import BaseSpelling, BaseTable, initial_spellings, initial_table
 from catalog.adapters.base_names import words
 from tests.edges.rows import row
 from tests.shared_data import index, shared
@@ -100,12 +100,12 @@ AS_WRITTEN = (
 @shared
 def test_the_names_of_the_row() -> None:
     for one in json.loads((row("09-base-names") / "names.json").read_text(encoding="utf-8")):
-        assert seed_table().identify(one["name"]).canonical == one["base"], one["name"]
+        assert initial_table().identify(one["name"]).canonical == one["base"], one["name"]
 
 
 @pytest.mark.parametrize(("written", "meant"), WRITTEN.items())
 def test_what_tools_write_means_the_model(written: str, meant: str) -> None:
-    found = seed_table().identify(written)
+    found = initial_table().identify(written)
     assert (found.canonical, found.raw) == (meant, written)
     assert found.evidence
     assert "\n" not in found.evidence
@@ -113,25 +113,25 @@ def test_what_tools_write_means_the_model(written: str, meant: str) -> None:
 
 @pytest.mark.parametrize("written", OTHERS)
 def test_a_folder_of_ones_own_is_no_known_model(written: str) -> None:
-    assert seed_table().identify(written).canonical is None
+    assert initial_table().identify(written).canonical is None
 
 
 @pytest.mark.parametrize("written", AS_WRITTEN)
 def test_another_repository_is_taken_as_it_is_written(written: str) -> None:
-    found = seed_table().identify(written)
+    found = initial_table().identify(written)
     assert (found.canonical, found.kind) == (written, "canonical")
 
 
 def test_a_revision_is_told() -> None:
-    found = seed_table().identify(f"{INSTRUCT}@refs/pr/1")
+    found = initial_table().identify(f"{INSTRUCT}@refs/pr/1")
     assert found.evidence == f"case-insensitive match of {INSTRUCT}, revision refs/pr/1 left out"
 
 
 def test_every_known_name_is_found_in_a_folder_however_its_words_are_set_apart() -> None:
-    for known in seed_spellings():
+    for known in initial_spellings():
         short = known.spelling.rpartition("/")[2]
         for name in (short, short.replace("-", "_"), short.replace(".", "___"), short.lower()):
-            assert seed_table().identify(f"/disk/{name}").canonical == known.canonical, name
+            assert initial_table().identify(f"/disk/{name}").canonical == known.canonical, name
 
 
 def test_the_words_of_a_name_keep_numbers_apart() -> None:
@@ -142,7 +142,7 @@ def test_the_words_of_a_name_keep_numbers_apart() -> None:
 
 
 def test_a_folder_that_a_user_named_says_nothing_of_others_of_its_name() -> None:
-    table = BaseTable([*seed_spellings(), BaseSpelling(INSTRUCT, "/data/mine", "local_path")])
+    table = BaseTable([*initial_spellings(), BaseSpelling(INSTRUCT, "/data/mine", "local_path")])
     assert table.identify("/data/mine").canonical == INSTRUCT
     assert table.identify("/elsewhere/mine").canonical is None
 
@@ -151,7 +151,7 @@ def test_a_folder_that_a_user_named_says_nothing_of_others_of_its_name() -> None
 def test_no_real_configuration_means_less_than_it_says() -> None:
     """Of the real configurations and cards one more is known: Kaggle's path in a card."""
     named = {one[key] for one in index("wild") for key in ("base_model", "card_base_model")}
-    found = {name: seed_table().identify(name) for name in named if isinstance(name, str)}
+    found = {name: initial_table().identify(name) for name in named if isinstance(name, str)}
     read = {name: one.canonical for name, one in found.items() if one.kind == "local_path" and one.canonical}
     assert {name for name, one in found.items() if one.canonical is None} == {
         "./flan",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog.adapters import parse_config, seed_spellings, seed_table
+from catalog.adapters import initial_spellings, initial_table, parse_config
 from catalog.rules import Reason
 from crawler.crawl.screening import Evidence, screen
 from tests.cli.conftest import TINY, Program
@@ -21,7 +21,7 @@ from tests.localhub import LocalHub
 from tests.shared_data import shared
 
 INSTRUCT = "meta-llama/Llama-3.1-8B-Instruct"
-KNOWN = sorted({one.canonical for one in seed_spellings()})
+KNOWN = sorted({one.canonical for one in initial_spellings()})
 SUFFIXES = (
     *(
         "-FP8",
@@ -40,13 +40,13 @@ SUFFIXES = (
 @shared
 def test_the_names_of_the_row() -> None:
     for one in json.loads((row("10-unknown-mirrors") / "names.json").read_text(encoding="utf-8")):
-        assert seed_table().identify(one["name"]).canonical in one["right"], one["name"]
+        assert initial_table().identify(one["name"]).canonical in one["right"], one["name"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_quantised_copy_of_a_known_model_is_that_model(suffix: str) -> None:
     for known in KNOWN:
-        found = seed_table().identify(f"someone/{known.rpartition('/')[2]}{suffix}")
+        found = initial_table().identify(f"someone/{known.rpartition('/')[2]}{suffix}")
         assert (found.canonical, found.kind) == (known, "quantised")
         assert found.evidence == f"quantised suffix {suffix}"
 
@@ -56,7 +56,7 @@ def test_a_quantised_copy_of_a_known_model_is_that_model(suffix: str) -> None:
     "stem", ["someone/Other-7B", "unsloth/Phi-4", "someone/Llama-3.1-8B-Instruct-abliterated"]
 )
 def test_a_quantised_copy_of_an_unknown_model_keeps_its_name(stem: str, suffix: str) -> None:
-    found = seed_table().identify(stem + suffix)
+    found = initial_table().identify(stem + suffix)
     assert (found.canonical, found.kind) == (stem + suffix, "canonical")
 
 
@@ -65,7 +65,7 @@ def test_a_quantised_copy_of_an_unknown_model_keeps_its_name(stem: str, suffix: 
     st.sampled_from(("", *SUFFIXES)),
 )
 def test_a_repository_is_a_known_model_or_itself(name: str, suffix: str) -> None:
-    found = seed_table().identify(name + suffix).canonical
+    found = initial_table().identify(name + suffix).canonical
     assert found in {None, name + suffix, *KNOWN}
 
 
@@ -74,9 +74,9 @@ def test_a_repository_is_a_known_model_or_itself(name: str, suffix: str) -> None
     ["None", "none", "NONE", "null", "", " ", "NaN", "nan", "'None'", "undefined", "N/A", "unknown", "-"],
 )
 def test_words_for_nothing_name_no_base(word: str) -> None:
-    found = seed_table().identify(word, tags=["base_model:None", "base_model:adapter:null"])
+    found = initial_table().identify(word, tags=["base_model:None", "base_model:adapter:null"])
     assert (found.canonical, found.evidence) == (None, "no base model is named")
-    by_tag = seed_table().identify(word, tags=[f"base_model:adapter:{INSTRUCT}"])
+    by_tag = initial_table().identify(word, tags=[f"base_model:adapter:{INSTRUCT}"])
     assert by_tag.canonical == INSTRUCT
 
 
@@ -90,7 +90,7 @@ def test_an_adapter_whose_base_is_a_word_for_nothing_has_no_base(word: str) -> N
         "target_modules": ["q_proj"],
     }
     config = parse_config(json.dumps(document).encode())
-    found = screen(Evidence(config=config, base=seed_table().identify(config.base_model)))
+    found = screen(Evidence(config=config, base=initial_table().identify(config.base_model)))
     assert [one.reason for one in found if one.reason.value.startswith("base_")] == [Reason.BASE_MISSING]
 
 
@@ -135,4 +135,4 @@ def test_a_name_that_was_made_up_before_is_known_no_more(
 @pytest.mark.parametrize("part", ["-4bit", "_q1", "_q4_k_m", "_q1_s", ".6.0bpw", "-fp8-dynamic", "-128g"])
 def test_a_long_suffix_ends_soon_that_is_none(part: str) -> None:
     name = f"someone/Other-7B{part * (480 // len(part))}!"
-    assert seed_table().identify(name).canonical is None
+    assert initial_table().identify(name).canonical is None

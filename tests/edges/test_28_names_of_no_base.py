@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from catalog.adapters import BaseSpelling, BaseTable, seed_table
+from catalog.adapters import BaseSpelling, BaseTable, initial_table
 from catalog.errors import NotFoundError
 from cli.main import loradex
 from tests.cli.conftest import TINY, Program
@@ -43,14 +43,14 @@ def test_the_names_of_the_row(hub: LocalHub, run: Program) -> None:
 @pytest.mark.parametrize(("slip", "meant"), SLIPS.items())
 def test_the_nearest_name_stands_first(slip: str, meant: str) -> None:
     with pytest.raises(NotFoundError, match=f"known as {slip}; the nearest known names are {meant}, "):
-        seed_table().find(slip)
+        initial_table().find(slip)
 
 
 def test_names_that_only_a_catalog_has_are_found_and_near() -> None:
-    assert seed_table().find("Some/Base", ["some/base", "Some/Base"]) == "Some/Base"
-    assert seed_table().find("some/BASE", ["some/base"]) == "some/base"
+    assert initial_table().find("Some/Base", ["some/base", "Some/Base"]) == "Some/Base"
+    assert initial_table().find("some/BASE", ["some/base"]) == "some/base"
     with pytest.raises(NotFoundError, match="nearest known names are some/base, "):
-        seed_table().find("some/bas", ["some/base"])
+        initial_table().find("some/bas", ["some/base"])
     with pytest.raises(NotFoundError, match="the only known name is a/B"):
         BaseTable([BaseSpelling("a/B", "a/B", "canonical")]).find("c/D")
     with pytest.raises(NotFoundError, match="none is known yet"):

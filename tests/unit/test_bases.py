@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog.adapters import BaseSpelling, BaseTable, bases, seed_spellings
+from catalog.adapters import BaseSpelling, BaseTable, bases, initial_spellings
 from catalog.errors import UsageError
 from tests.shared_data import index, shared
 
 INSTRUCT = "meta-llama/Llama-3.1-8B-Instruct"
-TABLE = BaseTable(seed_spellings())
+TABLE = BaseTable(initial_spellings())
 CACHE = "/root/.cache/huggingface/hub/models--meta-llama--Llama-3.1-8B-Instruct"
 
 
@@ -168,7 +168,7 @@ def test_spellings_of_an_unlisted_base_are_derived() -> None:
 
 def test_rows_of_a_user_extend_the_table() -> None:
     rows = [
-        *seed_spellings(),
+        *initial_spellings(),
         BaseSpelling(INSTRUCT, "/data/llama", "local_path"),
         BaseSpelling("a/B", "c/D", "mirror"),
     ]
@@ -179,7 +179,7 @@ def test_rows_of_a_user_extend_the_table() -> None:
 
 
 def test_a_user_may_say_that_a_known_name_is_another_base() -> None:
-    table = BaseTable([*seed_spellings(), BaseSpelling("a/B", INSTRUCT, "mirror")])
+    table = BaseTable([*initial_spellings(), BaseSpelling("a/B", INSTRUCT, "mirror")])
     assert table.identify(INSTRUCT).canonical == "a/B"
 
 
@@ -194,7 +194,7 @@ def test_an_unknown_kind_is_refused() -> None:
 
 
 def test_the_seeds_contradict_each_other_nowhere() -> None:
-    rows = seed_spellings()
+    rows = initial_spellings()
     assert len({row.spelling for row in rows}) == len(rows)
     folded: dict[str, set[str]] = {}
     for row in rows:

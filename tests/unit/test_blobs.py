@@ -367,11 +367,11 @@ def test_a_blob_is_read_once_by_all_processes_until_it_changes(
 ) -> None:
     path = settled(store, monkeypatch)
     for _ in range(2):
-        assert store.verified_path(SHA) == path
-        assert BlobStore(store.root).verified_path(SHA) == path
+        assert store.path_of(SHA) == path
+        assert BlobStore(store.root).path_of(SHA) == path
     assert readings == [SHA]
     age(path)
-    assert BlobStore(store.root).verified_path(SHA) == path
+    assert BlobStore(store.root).path_of(SHA) == path
     assert readings == [SHA, SHA], "a file with other dates was not read again"
 
 
@@ -379,20 +379,20 @@ def test_a_change_in_place_is_noticed_whatever_was_read_before(
     store: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = settled(store, monkeypatch)
-    assert store.verified_path(SHA) == path
+    assert store.path_of(SHA) == path
     dates = path.stat()
     with path.open("r+b") as file:
         file.write(b"x")
     os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns + 1))
     for one in (store, BlobStore(store.root)):
         with pytest.raises(DamagedFileError, match="loradex blobs repair"):
-            one.verified_path(SHA)
+            one.path_of(SHA)
 
 
 def test_what_was_read_right_after_a_change_is_not_remembered(store: BlobStore, readings: list[str]) -> None:
     fill(store)
     for _ in range(2):
-        BlobStore(store.root).verified_path(SHA)
+        BlobStore(store.root).path_of(SHA)
     assert readings == [SHA, SHA]
 
 
@@ -405,9 +405,9 @@ def test_what_makes_no_sense_among_the_remembered_is_passed_over(
     fill(store)
     (store.root / "verified").mkdir()
     (store.root / "verified" / SHA[:2]).write_bytes(line)
-    assert store.verified_path(SHA) == store.path(SHA)
+    assert store.path_of(SHA) == store.path(SHA)
     assert readings == [SHA]
 
 
 def test_a_blob_that_is_not_there_has_no_path(store: BlobStore) -> None:
-    assert store.verified_path(SHA) is None
+    assert store.path_of(SHA) is None

@@ -94,7 +94,7 @@ def test_fields_of_the_front_matter() -> None:
     assert read.base_models == ("a/B", "a/C")
     assert (read.datasets, read.tags, read.language) == (("imdb",), ("x",), ("en", "de"))
     assert (read.library, read.pipeline_tag) == ("peft", "text-generation")
-    assert (read.license, read.license_link, read.stated_license) == ("apache-2.0", "LICENSE", "apache-2.0")
+    assert (read.license, read.license_link, read.license_in_words) == ("apache-2.0", "LICENSE", "apache-2.0")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_fields_of_the_front_matter() -> None:
 )
 def test_licence(front: str, license_id: str | None, stated: str | None, problems: tuple[str, ...]) -> None:
     read = parse_card(card(front))
-    assert (read.license, read.stated_license, read.problems) == (license_id, stated, problems)
+    assert (read.license, read.license_in_words, read.problems) == (license_id, stated, problems)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from catalog.errors import UsageError
 from catalog.selection.limits import (
-    Limits,
+    PoolLimits,
     Ranked,
     by_rank,
-    chosen,
     draw,
     let_in,
-    matched,
+    match_recipes,
     random_order,
-    shuffled,
+    shuffle_scores,
+    take_members,
     without,
 )
 from catalog.selection.pinning import Candidate
@@ -90,10 +90,10 @@ def test_no_limit_is_ever_broken(
 ) -> None:
     families = {row.adapter: f"family {row.id % 5}" for row in MANY}
     groups = {row.adapter: f"group {row.id // 2}" for row in MANY}
-    limits = Limits(count, per_owner, per_family, parameters, groups, families)
+    limits = PoolLimits(count, per_owner, per_family, parameters, groups, families)
     ranking = random_order(MANY, seed)
     try:
-        taken = chosen(ranking, limits)
+        taken = take_members(ranking, limits)
     except UsageError:
         assume(False)
     assert len(taken) == count
@@ -107,18 +107,20 @@ def test_no_limit_is_ever_broken(
 
 def test_more_than_there_are_is_one_sentence() -> None:
     with pytest.raises(UsageError, match="Only 40 of 40 adapters are left, not 41; ask"):
-        chosen(random_order(MANY, 0), Limits(41))
+        take_members(random_order(MANY, 0), PoolLimits(41))
     with pytest.raises(UsageError, match="at least 1"):
-        Limits(0)
+        PoolLimits(0)
 
 
 def test_too_few_are_told_with_what_left_the_others_out() -> None:
     groups = {row.adapter: f"group {row.id // 2}" for row in MANY}
     ranking = random_order(MANY, 0)
     with pytest.raises(UsageError) as refused:
-        chosen(ranking, Limits(30, per_owner=7, groups=groups), {"refused by the rules": 5, "unread": 0})
+        take_members(
+            ranking, PoolLimits(30, per_owner=7, groups=groups), {"refused by the rules": 5, "unread": 0}
+        )
     told = str(refused.value)
-    taken, beyond = let_in(ranking, Limits(None, per_owner=7, groups=groups))
+    taken, beyond = let_in(ranking, PoolLimits(None, per_owner=7, groups=groups))
     assert told.startswith(f"Only {len(taken)} of 45 adapters are left, not 30: 5 refused by the rules, ")
     assert {"beyond 7 of one owner", "duplicates of another"} == set(beyond)
     assert all(f"{count} {why}" in told for why, count in beyond.items())
@@ -127,9 +129,9 @@ def test_too_few_are_told_with_what_left_the_others_out() -> None:
 
 
 def test_all_are_all_that_the_limits_let_in() -> None:
-    assert chosen(random_order(MANY, 0), Limits(None)) == random_order(MANY, 0)
+    assert take_members(random_order(MANY, 0), PoolLimits(None)) == random_order(MANY, 0)
     with pytest.raises(UsageError, match="Only 0 of 3 adapters are left: 3 refused; ask"):
-        chosen([], Limits(None), {"refused": 3})
+        take_members([], PoolLimits(None), {"refused": 3})
 
 
 def test_largest_rank_first() -> None:
@@ -140,29 +142,29 @@ def test_largest_rank_first() -> None:
 
 def test_a_matched_pool_has_the_recipes_of_the_other_and_none_of_its_members() -> None:
     pool = [candidate(number) for number in (0, 1, 2, 3)]
-    found = matched(MANY, pool, 3)
+    found = match_recipes(MANY, pool, 3)
     assert len(found) == 4
     assert not {row.candidate.id for row in found} & {row.id for row in pool}
     for row, member in zip(found, pool, strict=True):
         assert (row.candidate.rank, row.candidate.targets) == (member.rank, member.targets)
         assert f"drawn for {member.adapter}" in row.why
-    assert names(found) == names(matched(MANY[::-1], pool, 3))
-    assert names(found) != names(matched(MANY, pool, 4))
+    assert names(found) == names(match_recipes(MANY[::-1], pool, 3))
+    assert names(found) != names(match_recipes(MANY, pool, 4))
 
 
 def test_a_match_keeps_what_it_can_and_says_so() -> None:
     alone = candidate(1, rank=77, targets=["lm_head"], norm=1e9)
-    [found] = matched(MANY, [alone], 0)
+    [found] = match_recipes(MANY, [alone], 0)
     assert "same nothing" in found.why
     near = [candidate(5, rank=77, targets=["lm_head"], norm=7e8), *MANY]
-    [found] = matched(near, [alone], 0)
+    [found] = match_recipes(near, [alone], 0)
     assert found.candidate.id == 5
     assert "same rank, targets, norm, number an owner" in found.why
 
 
 def test_a_shuffle_keeps_the_scores_and_moves_them() -> None:
     ranking = by_rank(MANY, 0)
-    moved = shuffled(ranking, 0)
+    moved = shuffle_scores(ranking, 0)
     assert [row.score for row in moved] == [row.score for row in ranking]
     assert sorted(names(moved)) == sorted(names(ranking))
     assert names(moved) != names(ranking)

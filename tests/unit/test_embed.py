@@ -25,7 +25,7 @@ from catalog.index.encoder import (
     MOST_CHUNKS,
     OVERLAP_PIECES,
     PACKAGE,
-    checked,
+    check_vectors,
     chunks,
     content_of,
     has_content,
@@ -151,11 +151,11 @@ class _Promises:
 )
 def test_vectors_that_break_the_promise_are_refused(bad: Any) -> None:
     with pytest.raises(CatalogError, match="The encoder x gave vectors"):
-        checked(bad, 2, _Promises())
+        check_vectors(bad, 2, _Promises())
 
 
 def test_vectors_are_little_endian_float32() -> None:
-    made = checked(np.array([[1.0, 2.0]], dtype=">f8"), 1, _Promises())
+    made = check_vectors(np.array([[1.0, 2.0]], dtype=">f8"), 1, _Promises())
     assert made.tobytes() == bytes.fromhex("0000803f00000040")
 
 

@@ -26,9 +26,9 @@ from catalog.adapters.names import (
     factor_key,
     first_key,
     first_tensor,
+    names_peft_misses,
     peft_names,
     read_names,
-    respelled,
 )
 from catalog.errors import UsageError
 from tools import base_modules
@@ -89,20 +89,20 @@ def test_every_spelling_is_one_module(spelling: str) -> None:
     found = header((spelling, (2, 8)))
     names = read_names(found)
     assert peft_names(found, names) == {spelling: f"{PEFT}.lora_A.weight"}
-    assert respelled(found, names) == (spelling,)
+    assert names_peft_misses(found, names) == (spelling,)
 
 
 def test_what_peft_writes_is_not_respelled() -> None:
     embedding = "base_model.model.model.embed_tokens.lora_embedding_A"
     found = header(*pair(PEFT), (embedding, (2, 8)), (f"{PEFT}.lora_B.bias", (8,)))
-    assert respelled(found, read_names(found)) == ()
+    assert names_peft_misses(found, read_names(found)) == ()
     assert peft_names(found, read_names(found)) == {tensor.name: tensor.name for tensor in found.tensors}
 
 
 @pytest.mark.parametrize(("name", "found"), [("default", True), ("mine", False), ("defaults", False)])
 def test_peft_finds_factors_under_its_own_name_of_an_adapter(name: str, found: bool) -> None:
     file = header((f"{PEFT}.lora_A.{name}.weight", (2, 8)), (f"{PEFT}.lora_B.{name}.weight", (8, 2)))
-    assert (respelled(file, read_names(file)) == ()) is found
+    assert (names_peft_misses(file, read_names(file)) == ()) is found
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_models_of_vision_and_text_are_compared_by_their_new_names() -> None:
     assert {key.module for key in names.keys.values()} == {new}
     # PEFT itself reads old names where the base has new ones, so that they are written as they were.
     assert names.written == {new: old}
-    assert respelled(found, names) == ()
+    assert names_peft_misses(found, names) == ()
     for before, after in (
         ("vision_tower.encoder.x", "model.vision_tower.encoder.x"),
         ("language_model.lm_head", "lm_head"),
@@ -200,7 +200,7 @@ def test_a_wrapper_that_the_base_has_stays() -> None:
     base = BaseModules({"model.module.x": (4, 4)})
     found = header(*pair("base_model.model.model.module.x", widths=(4, 4)))
     assert {key.module for key in read_names(found, base).keys.values()} == {"model.module.x"}
-    assert respelled(found, read_names(found, base)) == ()
+    assert names_peft_misses(found, read_names(found, base)) == ()
 
 
 def test_tensors_beside_the_factors_move_with_them() -> None:

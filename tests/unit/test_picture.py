@@ -278,7 +278,7 @@ def test_what_cannot_be_drawn_is_escaped(text: str, drawn: str) -> None:
 
 @given(st.text(max_size=500), st.floats(15, 300))
 def test_a_fitted_text_fits_and_keeps_both_ends(text: str, width: float) -> None:
-    fitted = canvas.fitted(text, width)
+    fitted = canvas.fit_text(text, width)
     assert canvas.extent(fitted, canvas.TEXT)[0] <= width
     assert fitted.isprintable()
     whole = canvas.plain(text)

@@ -20,7 +20,7 @@ from catalog.pools.manifest import (
     Manifest,
     Member,
     PinnedFile,
-    checked_name,
+    check_name,
     license_problems,
     parse_manifest,
     read_manifest,
@@ -150,7 +150,7 @@ def test_a_manifest_is_found_by_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "con", "x" * 101, "a\n", "é"])
 def test_a_pool_has_a_name_that_is_a_folder(name: str) -> None:
     with pytest.raises(PoolError):
-        checked_name(name)
+        check_name(name)
 
 
 def test_a_license_that_forbids_is_a_problem_of_that_member() -> None:

@@ -20,7 +20,7 @@ from catalog.scores.matrix import (
     other_tasks,
     prior,
     score_matrix,
-    standardised,
+    standardise,
 )
 
 NAN = math.nan
@@ -146,7 +146,7 @@ def test_the_excess_worked_by_hand() -> None:
 
 
 def test_standardised_columns() -> None:
-    found = standardised(np.array([[0.2, 0.5], [0.4, 0.5], [0.6, NAN]]))
+    found = standardise(np.array([[0.2, 0.5], [0.4, 0.5], [0.6, NAN]]))
     assert found[:, 0] == pytest.approx([-math.sqrt(1.5), 0, math.sqrt(1.5)])
     assert same(found[:, 1], np.array([0, 0, NAN]))
 

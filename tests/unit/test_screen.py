@@ -21,18 +21,18 @@ from catalog.adapters import (
     Tensor,
     WeightsHealth,
     bases,
+    initial_spellings,
     lora_modules,
     parse_config,
-    seed_spellings,
 )
 from catalog.errors import ConfigError, UsageError, WeightsError
 from catalog.rules import Needs, Reason
-from crawler.crawl.screening import RULE_SETS, RULES, Evidence, refused_by, refusing, screen
+from crawler.crawl.screening import RULE_SETS, RULES, Evidence, reasons_to_refuse, refusing, screen
 from tests.shared_data import data, index, shared
 from tests.wild import by_config
 
 BASE = "meta-llama/Llama-3.1-8B-Instruct"
-TABLE = BaseTable(seed_spellings())
+TABLE = BaseTable(initial_spellings())
 LORA: dict[str, Any] = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -401,12 +401,12 @@ def test_reasons_and_who_refuses(known: Evidence, expected: list[str], refusers:
         if known.config is not None or finding.reason is not Reason.LICENSE_MISSING
     ]
     assert sorted(found) == expected
-    assert {rules for rules in ("paper", "ours") if refused_by(findings, rules)} == refusers & {
+    assert {rules for rules in ("paper", "ours") if reasons_to_refuse(findings, rules)} == refusers & {
         "paper",
         "ours",
     }
     if known.card_license:
-        assert bool(refused_by(findings, "licensed")) is ("licensed" in refusers)
+        assert bool(reasons_to_refuse(findings, "licensed")) is ("licensed" in refusers)
 
 
 def test_every_reason_has_a_case_and_a_rule() -> None:
@@ -478,7 +478,7 @@ def test_the_crawl_refuses_what_a_merge_refuses() -> None:
 
 def test_unknown_rules_are_a_usage_error() -> None:
     with pytest.raises(UsageError):
-        refused_by((), "sentence")
+        reasons_to_refuse((), "sentence")
 
 
 values: st.SearchStrategy[Any] = (
@@ -600,6 +600,6 @@ def test_the_pool_of_the_paper_is_accepted_by_the_rules_of_the_paper() -> None:
         read = config(r=info["r"], lora_alpha=info["lora_alpha"], target_modules=info["target_modules"])
         identity = TABLE.identify(read.base_model)
         findings = screen(Evidence(files=files("adapter_model.safetensors"), config=read, base=identity))
-        if refused_by(findings, "paper"):
+        if reasons_to_refuse(findings, "paper"):
             refused[name] = findings
     assert refused == {}

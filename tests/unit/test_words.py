@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import UsageError
-from catalog.index.words import AdapterText, WordIndex, open_words, spread, terms
+from catalog.index.words import AdapterText, WordIndex, open_words, separate_words, terms
 
 
 class Source:
@@ -68,7 +68,7 @@ def names(
     ],
 )
 def test_words_that_hide_in_others_stand_beside_them(whole: str, words: str) -> None:
-    assert spread(whole) == words
+    assert separate_words(whole) == words
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_what_is_looked_for(query: str, looked_for: tuple[str, ...]) -> None:
 )
 def test_long_runs_take_time_in_proportion(hostile: str) -> None:
     """Each of these would run for minutes where an expression goes back over what it read."""
-    assert len(spread(hostile)) <= 4 * len(hostile)
+    assert len(separate_words(hostile)) <= 4 * len(hostile)
 
 
 NAMES = Source(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalog.fingerprints import Copy, duplicates
-from catalog.index.vectors import Hit, Kind, Space, VectorIndex, open_index
+from catalog.index.vectors import Kind, Space, VectorHit, VectorIndex, open_index
 
 SIZE = 1024
 CLUSTER = 10
@@ -99,7 +99,7 @@ def searched(
     found, times = [], []
     for row in np.random.default_rng(1).choice(len(source.names), QUERIES, replace=False):
 
-        def search(query: NDArray[np.float32] = source.values[row]) -> list[Hit]:
+        def search(query: NDArray[np.float32] = source.values[row]) -> list[VectorHit]:
             return index.search(query, NEIGHBOURS, among)
 
         hits, seconds = timed(search)

@@ -25,11 +25,11 @@ from sqlalchemy import Engine, insert
 from sqlalchemy.orm import Session
 
 from catalog import database
-from catalog.database import Adapter, BaseModel, Repository, make_engine
+from catalog.database import Adapter, BaseModelRow, Repository, make_engine
 from catalog.index import load_embedder
 from catalog.query import Query, parse
 from catalog.search import embed_cards
-from catalog.search.ranking import Texts, Weights, open_texts, query_vector, search
+from catalog.search.ranking import SearchWeights, Texts, open_texts, query_vector, search
 
 SIZE = 384
 VOCABULARY = 20_000
@@ -90,7 +90,10 @@ def measured(place: Path, count: int) -> list[str]:
             loaded = timed(lambda: opened(session, place))
             with open_texts(session, place, Drawn()) as texts:
                 both, cpu = times(session, texts), busy(session, texts)
-                arms = [times(session, texts, weights=weights) for weights in (Weights(1, 0), Weights(0, 1))]
+                arms = [
+                    times(session, texts, weights=weights)
+                    for weights in (SearchWeights(1, 0), SearchWeights(0, 1))
+                ]
                 filtered = times(session, texts, query=parse("rank:16"))
     told = [f"{count:,}", f"{counts.chunks:,}", f"{embedded:.1f}", f"{made:.1f}", f"{loaded:.2f}"]
     halves = (percentile(took, 50) for took in (cpu, *arms, filtered))
@@ -110,10 +113,10 @@ def busy(session: Session, texts: Texts) -> list[float]:
 
 
 def times(
-    session: Session, texts: Texts, *, query: Query | None = None, weights: Weights | None = None
+    session: Session, texts: Texts, *, query: Query | None = None, weights: SearchWeights | None = None
 ) -> list[float]:
     """Seconds of each search, sorted; the first search, which fills caches, does not count."""
-    given: dict[str, Any] = {"query": query, "weights": weights or Weights()}
+    given: dict[str, Any] = {"query": query, "weights": weights or SearchWeights()}
     search(session, texts, "a first one", HITS, **given)
     return sorted(timed(partial(search, session, texts, text, HITS, **given)) for text in queries())
 
@@ -172,7 +175,7 @@ def fill(engine: Engine, count: int) -> None:
              "card_front": {"datasets": [str(card[3])]}}
         )  # fmt: skip
     with engine.begin() as connection:
-        connection.execute(insert(BaseModel), [{"id": 1, "canonical": "acme/tiny"}])
+        connection.execute(insert(BaseModelRow), [{"id": 1, "canonical": "acme/tiny"}])
         connection.execute(insert(Repository), repositories)
         connection.execute(insert(Adapter), adapters)
 

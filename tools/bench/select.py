@@ -17,7 +17,15 @@ from sqlalchemy import Engine, insert
 from sqlalchemy.orm import Session
 
 from catalog import database
-from catalog.database import Adapter, BaseModel, Document, Fingerprint, Repository, WeightsFile, make_engine
+from catalog.database import (
+    Adapter,
+    BaseModelRow,
+    DocumentRow,
+    FingerprintRow,
+    Repository,
+    WeightsFile,
+    make_engine,
+)
 from catalog.files import BlobStore
 from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE
 from catalog.search import Subject
@@ -80,8 +88,8 @@ def fill(engine: Engine, count: int) -> None:
     random = np.random.default_rng(0)
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]
     with engine.begin() as connection:
-        connection.execute(insert(BaseModel), [{"id": 1, "canonical": "acme/tiny"}])
-        connection.execute(insert(Document), [{"digest": CONFIG, "content": b"{}"}])
+        connection.execute(insert(BaseModelRow), [{"id": 1, "canonical": "acme/tiny"}])
+        connection.execute(insert(DocumentRow), [{"digest": CONFIG, "content": b"{}"}])
         connection.execute(insert(WeightsFile), [{"digest": digest, "size": 8} for digest in digests])
         connection.execute(
             insert(Repository),
@@ -105,7 +113,7 @@ def fill(engine: Engine, count: int) -> None:
             ],
         )  # fmt: skip
         connection.execute(
-            insert(Fingerprint),
+            insert(FingerprintRow),
             [
                 {"weights_digest": digest, "scaling_pattern": "", "version": FINGERPRINT_VERSION,
                  "spectrum": b"", "delta": random.normal(size=DELTA_SIZE).astype("<f4").tobytes(),

@@ -195,14 +195,14 @@ _PATTERN_PIECES = (
 
 def readers() -> dict[str, Reader]:
     """Every reader by name."""
-    from catalog.adapters import BaseTable, parse_config, seed_spellings
+    from catalog.adapters import BaseTable, initial_spellings, parse_config
     from catalog.adapters.patterns import Budget, Pattern
     from catalog.files import load_json
     from catalog.pools import parse_manifest
     from catalog.query import parse
     from crawler.reading import parse_card
 
-    table = BaseTable(seed_spellings())
+    table = BaseTable(initial_spellings())
     return {
         "card": Reader(parse_card, (_CARD, _CARD_FULL), pieces=_YAML_PIECES),
         "config": Reader(parse_config, (_CONFIG, b'{"peft_type": "IA3"}'), (ConfigError,)),
@@ -299,10 +299,10 @@ def _listing_page(data: bytes) -> object:
 
 
 def _listing_row(data: bytes) -> object:
-    from crawler.hub import needed, parse_row
+    from crawler.hub import parse_row, reduce_row
 
     row = _loaded(data)
-    return parse_row(row), needed(row)
+    return parse_row(row), reduce_row(row)
 
 
 def _file_list(data: bytes) -> object:
