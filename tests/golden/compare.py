@@ -65,6 +65,8 @@ def outline(text: str) -> str:
             lines.append(line)
         elif line.startswith("== "):
             lines.append(re.sub(r"[0-9a-f]{8,}( \d+$)?", "HEX", line))
+        elif line.startswith("sha256 "):
+            lines.append("sha256")
         elif lines and lines[-1].startswith("exit code ") and line[:1].isalpha():
             lines.append(line)
     return "\n".join([*sorted(lines), *sorted(keys)]) + "\n"

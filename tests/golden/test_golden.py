@@ -86,3 +86,4 @@ def test_a_long_record_names_its_keys() -> None:
     assert compact(text).splitlines()[1] == "keys: first, second, third"
     assert "third" in outline(compact(text)).splitlines()
     assert compact(text) != compact(text.replace("first", "1st"))
+    assert outline(compact(text)) == outline(compact(text.replace("x", "y")))
