@@ -51,6 +51,15 @@ def split_names(_context: click.Context, _option: click.Parameter, value: str | 
     return tuple(filter(None, (part.strip() for part in (value or "").split(","))))
 
 
+def base_name(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """The name of a base model as it was written; what names nothing, such as None, is refused."""
+    from catalog.adapters import names_nothing
+
+    if value is not None and names_nothing(value):
+        raise click.BadParameter(f"{value!r} names no base model; write owner/name.")
+    return value
+
+
 def _day(
     _context: click.Context, _option: click.Parameter, value: datetime.datetime | None
 ) -> datetime.date | None:

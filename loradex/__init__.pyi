@@ -3,6 +3,7 @@ from .catalog import Catalog, open
 from .comparison import fingerprint
 from .errors import LoradexError, NotFoundError, UsageError
 from .events import ProgressCallback, ProgressEvent, ProgressOption
+from .merging import MergeRequest, MethodParameter, MethodRow, fold, inspect, merge, methods
 from .rows import AdapterDetails, AdapterRow, Rows
 
 __all__ = [
@@ -10,6 +11,9 @@ __all__ = [
     "AdapterRow",
     "Catalog",
     "LoradexError",
+    "MergeRequest",
+    "MethodParameter",
+    "MethodRow",
     "NotFoundError",
     "ProgressCallback",
     "ProgressEvent",
@@ -18,5 +22,9 @@ __all__ = [
     "UsageError",
     "errors",
     "fingerprint",
+    "fold",
+    "inspect",
+    "merge",
+    "methods",
     "open",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,6 @@ import click
 from catalog.adapters import misreadings
 from catalog.errors import MergeError, UsageError
 from cli.app import App, Exit, pass_app
-from cli.commands.merge import members_of
 from cli.options import (
     base_option,
     date_option,
@@ -24,6 +24,7 @@ from cli.options import (
     too_long_option,
 )
 from cli.output import Column, labelled, output_options
+from loradex.members import open_members
 from loradex.models import open_base, prompt_notes
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def adapt(
         refuse_existing(out, overwrite, ADAPT_RECORD)
     found = find_task(task, tasks)
     some = budget(found, samples, seed=given["seed"])
-    members = members_of(app, pool, purpose="adapted")[0] if pool else []
+    members = _open_members(app, pool, "adapted") if pool else []
     if control:
         members = _stand_ins(app, members, control, given["seed"], base)
     model = open_base(
@@ -217,3 +218,9 @@ def _score(found: dict[str, Any] | None) -> str:
     return (
         f"{found['value']:.3f} on {found['n']} of {found['split']}, loss {found['loss']:.3f}" if found else ""
     )
+
+
+def _open_members(app: App, source: Sequence[str], purpose: str) -> list[MergeMember]:
+    progress = click.get_current_context().with_resource(app.output.show_progress())
+    opened = open_members(source, settings=app.settings, report=progress, purpose=purpose)
+    return list(click.get_current_context().with_resource(opened).members)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from catalog.adapters import BaseSpelling, BaseTable, initial_spellings, table_with
+from catalog.adapters import BaseSpelling, BaseTable, initial_spellings
 from catalog.database import SpellingKind, reading_if_any, store, writing
-from catalog.errors import CatalogError, UsageError
+from catalog.errors import UsageError
 from cli.app import App, pass_app
 from cli.output import NO_BREAK, Column, output_options
 from crawler.crawl import check_base_name
@@ -90,18 +90,6 @@ def keep(app: App, name: str, file: Path) -> None:
 def _below(canonical: Collection[str], name: str) -> str:
     """The name as the table shows it: below that of its base model."""
     return name if name in canonical else f"{2 * NO_BREAK}{name}"
-
-
-def base_table(app: App) -> BaseTable:
-    """The names of base models that the program and the catalog know; those of the program alone where there
-    is no catalog, or one that cannot be read.
-    """
-    try:
-        with reading_if_any(app.settings) as session:
-            return table_with(store.spellings(session) if session is not None else ())
-    except CatalogError as error:
-        app.output.say(f"names of base models that the catalog adds are left out: {error}")
-        return table_with(())
 
 
 def known_spellings(of_catalog: Iterable[BaseSpelling]) -> list[BaseSpelling]:

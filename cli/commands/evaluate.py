@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from catalog.adapters import is_adapter_folder
 from catalog.errors import UsageError
 from catalog.files import replace_file
 from cli.app import App, Exit, pass_app
-from cli.commands.merge import members_of
 from cli.options import (
     base_option,
     date_option,
@@ -21,6 +21,7 @@ from cli.options import (
     too_long_option,
 )
 from cli.output import Column, output_options
+from loradex.members import open_members
 from loradex.models import find_tasks, open_base, prompt_notes
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _members(app: App, adapters: tuple[str, ...], pool: str | None) -> list[Merg
     ]
     if BASE in called:
         raise UsageError(f"An adapter called {BASE} would be taken for the base model; rename its folder.")
-    members = members_of(app, [pool], purpose="evaluated")[0] if pool else []
+    members = _open_members(app, [pool], "evaluated") if pool else []
     return members + [
         load_member(place, name=name, purpose="evaluated") for place, name in zip(places, called, strict=True)
     ]
@@ -160,3 +161,9 @@ def _write(out: Path, document: dict[str, Any]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(out) as new:
             new.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _open_members(app: App, source: Sequence[str], purpose: str) -> list[MergeMember]:
+    progress = click.get_current_context().with_resource(app.output.show_progress())
+    opened = open_members(source, settings=app.settings, report=progress, purpose=purpose)
+    return list(click.get_current_context().with_resource(opened).members)

@@ -15,7 +15,7 @@ from catalog.pools import Manifest, export, member_folder
 from catalog.scores import Measure
 from catalog.selection import candidates, pin_members
 from cli.app import App
-from cli.commands.fetching import fetching, folder_for_files
+from loradex.fetching import fetching, writable_folder
 from loradex.models import open_base, prompt_notes
 
 # How many other tasks a gradient is compared with, and by how many examples each (docs/results/gradient.md).
@@ -162,7 +162,7 @@ def measuring(
 @contextmanager
 def _scratch(app: App) -> Iterator[Path]:
     """A folder beside the kept files, whose blocks copies may share; it goes when the block ends."""
-    with temporary_folder(folder_for_files(app.settings.data)) as scratch:
+    with writable_folder(app.settings.data) as folder, temporary_folder(folder) as scratch:
         yield scratch
 
 
@@ -182,7 +182,7 @@ def _finder(
             row = rows[name]
             (member,) = pin_members(session, {row.id: (None, "")}, [row])
             manifest = Manifest("race", base, (member,))
-            with fetching(app, manifest) as fetch:
+            with fetching(app.settings, manifest) as fetch:
                 folder = export(manifest, scratch, "peft", fetch, lambda _done, _all: None)
             found[name] = load_member(folder / member_folder(member), name=name, purpose="evaluated")
         return found[name]

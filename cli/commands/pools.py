@@ -18,7 +18,6 @@ from catalog.files import BlobStore
 from catalog.pools import (
     EXPORT_RECORD,
     FORMS,
-    MANIFEST_NAME,
     Manifest,
     Member,
     PinnedFile,
@@ -34,11 +33,12 @@ from catalog.pools import (
     verify_files,
 )
 from cli.app import App, Exit, pass_app
-from cli.commands.fetching import fetching
 from cli.commands.select import render_pool, save_manifest
 from cli.output import Column, output_options
 from crawler.fetch import hub_problems
 from crawler.hub import Hub, HubSettings
+from loradex.fetching import fetching
+from loradex.members import find_manifest
 
 LIST = (
     Column("pool"),
@@ -71,7 +71,7 @@ def pool() -> None:
 @pass_app
 def show(app: App, pool: str) -> None:
     """The manifest: members, how they were chosen, what to compare them with."""
-    manifest = found_pool(app, pool)
+    manifest = find_manifest(app.settings, pool)
     app.output.document({**asdict(manifest), "digest": manifest.digest}, partial(render_pool, places={}))
 
 
@@ -104,13 +104,13 @@ def export_(
     loads it; export.json has the sha256 of both, pool.json that of the source. Files are copies: an edit in
     an export does not reach the data folder. The controls that belong to it are exported beside it.
     """
-    manifest = found_pool(app, pool)
+    manifest = find_manifest(app.settings, pool)
     chosen = next(one for one in FORMS if one == form)
     below, made = to or app.settings.pools, []
     problems: list[PoolProblem] = []
     misread: dict[str, list[str]] = {}
     for one in (manifest, *_controls(app, manifest)):
-        with fetching(app, one) as fetch, app.output.progress("exporting") as bar:
+        with fetching(app.settings, one) as fetch, app.output.progress("exporting") as bar:
             chosen_fetch = fetch if weights else None
             made.append(export(one, below, chosen, chosen_fetch, bar.working, as_is=as_is))
         if weights:
@@ -157,7 +157,7 @@ def verify(app: App, pool: str, use: str | None, online: bool) -> None:
     pinned file; members that PEFT does not load are named. Of a pool by name those that are kept are read.
     Exit code 1 where something is wrong; what PEFT does not load is not, after an export --as-is.
     """
-    manifest = found_pool(app, pool)
+    manifest = find_manifest(app.settings, pool)
     judged = next((one for one in USES if one == use), None)
     with app.output.progress("reading") as bar:
         problems, lenient = _file_problems(app, manifest, Path(pool), bar.working)
@@ -185,7 +185,7 @@ def import_(app: App, file: Path, weights: bool, instead: bool) -> None:
     with ExitStack() as stack:
         if weights:
             # Nobody may collect what is fetched before the pool names it.
-            fetch = stack.enter_context(fetching(app, manifest))
+            fetch = stack.enter_context(fetching(app.settings, manifest))
             with app.output.progress("fetching") as bar:
                 for done, member in enumerate(manifest.members):
                     bar.working(done, len(manifest.members))
@@ -197,15 +197,6 @@ def import_(app: App, file: Path, weights: bool, instead: bool) -> None:
     places = {manifest.name: save_manifest(app, manifest)}
     found = {**asdict(manifest), "digest": manifest.digest}
     app.output.document(found, partial(render_pool, places=places))
-
-
-def found_pool(app: App, pool: str) -> Manifest:
-    """The manifest in a file or folder of that name where there is one, else the catalog's pool."""
-    path = Path(pool)
-    if path.is_file() or (path / MANIFEST_NAME).is_file():
-        return read_manifest(path)
-    with reading(app.settings) as session:
-        return pool_store.find_pool(session, pool)
 
 
 def _places(app: App, manifest: Manifest, pool: Path) -> Callable[[Member, PinnedFile], Path | None]:

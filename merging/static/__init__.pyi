@@ -1,14 +1,17 @@
 from . import inspection
 from .controls import KINDS, stand_ins
-from .costs import price
-from .folding import apply_to, refuse_misfits, refuse_unfoldable
-from .merger import ModuleReport, carry_out, merge, totals, works, write_updates
+from .costs import Price, price
+from .folding import FoldReport, apply_to, refuse_misfits, refuse_unfoldable
+from .merger import MergeReport, ModuleReport, carry_out, merge, totals, works, write_updates
 from .plans import Plan, plan
 
 __all__ = [
     "KINDS",
+    "FoldReport",
+    "MergeReport",
     "ModuleReport",
     "Plan",
+    "Price",
     "apply_to",
     "carry_out",
     "inspection",

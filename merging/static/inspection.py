@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from catalog.adapters import BaseTable
 from catalog.errors import UsageError
@@ -36,7 +36,7 @@ class Inspection:
     ||sum w Delta W||^2 / sum ||w Delta W||^2: 1 for orthogonal updates, N for equal ones, less than 1 where
     they cancel. `energy_by_rank` is the share of the weighted sum's energy that rank 1, 2, … keeps in every
     module. With a result, `shares` are <w_i Delta W_i, M> / ||M||^2, which add up to 1 for the exact sum, and
-    `likeness` the cosines between members and M.
+    `likeness` the cosines between members and M. `notes` are sentences on what is unusual about the members.
     """
 
     names: tuple[str, ...]
@@ -49,11 +49,33 @@ class Inspection:
     energy_by_rank: tuple[float, ...]
     shares: tuple[float, ...] | None = None
     likeness: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """All numbers, and the ranks that keep 50, 90 and 99 % of the energy, as plain values."""
+        numbers = {name: value for name, value in asdict(self).items() if name != "notes"}
+        return numbers | {f"rank_for_{share}": self.rank_for(share / 100) for share in (50, 90, 99)}
 
     def rank_for(self, share: float) -> int:
         """The smallest rank that keeps this share of the energy in the weighted sum."""
         ranks = (n + 1 for n, value in enumerate(self.energy_by_rank) if value >= share - 1e-9)
         return next(ranks, len(self.energy_by_rank))
+
+    def plot(self, path: Path) -> None:
+        """Writes a picture of the cosines and of the energy by rank, in the format that the file's name says.
+
+        Raises UsageError where the extra `plot` is not installed, StorageError where the disk refuses.
+        """
+        require_extra("plot", "A picture")
+        from matplotlib.figure import Figure
+
+        height = 3.6 + 0.1 * min(len(self.names), _MOST_NAMES)
+        figure = Figure(figsize=(1.4 * height + 5.0, height), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.4 * height, 5.0))
+        _draw_cosines(self, figure, left)
+        _draw_energy(self, right)
+        with storage(path), replace_file(path) as new:
+            figure.savefig(new, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 class _PairSums:
@@ -109,23 +131,6 @@ def inspect(
             progress(number + 1, len(union))
     names = tuple(member.name for member in loaded[:count])
     return _inspection(names, used, sums, result is not None)
-
-
-def plot(inspection: Inspection, path: Path) -> None:
-    """Write a picture of the cosines and of the energy by rank, in the format that the file's name says.
-
-    Raises UsageError where the extra `plot` is not installed, StorageError where the disk refuses.
-    """
-    require_extra("plot", "A picture")
-    from matplotlib.figure import Figure
-
-    height = 3.6 + 0.1 * min(len(inspection.names), _MOST_NAMES)
-    figure = Figure(figsize=(1.4 * height + 5.0, height), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.4 * height, 5.0))
-    _draw_cosines(inspection, figure, left)
-    _draw_energy(inspection, right)
-    with storage(path), replace_file(path) as new:
-        figure.savefig(new, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _draw_cosines(inspection: Inspection, figure: Figure, axes: Axes) -> None:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from catalog.adapters import BaseTable
+from catalog.adapters import BaseTable, misreadings
 from catalog.errors import MergeError
 from merging.members import (
     MERGE_RECORD,
@@ -54,17 +54,38 @@ class ModuleReport:
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """What a merge made: the folder, the record as merge.json has it, and each module by name."""
+    """What a merge made: the folder, the record as merge.json has it, and each module by name.
+
+    `model` is the folder of the base model with the merge added, where that was asked for; `notes` are
+    sentences on what is unusual about the members.
+    """
 
     folder: Path
     record: Mapping[str, Any]
     modules: Mapping[str, ModuleReport]
+    model: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def misread(self) -> tuple[str, ...]:
+        """Sentences on other programs that read the result in another way than PEFT."""
+        return tuple(misreadings({module.rank for module in self.modules.values()}))
 
     @property
     def energy_share(self) -> float | None:
         """The share of the energy that the result holds, None where the energy was not measured or is 0."""
         totals = self.record["totals"]
         return 1 - totals["discarded"] / totals["energy"] if totals["energy"] else None
+
+    def document(self) -> dict[str, Any]:
+        """The record with the folder, the energy kept and how others read the result, as plain values."""
+        facts = {
+            "folder": str(self.folder),
+            "kept": self.energy_share,
+            "misread": self.misread,
+            **self.record,
+        }
+        return facts | ({"model": str(self.model)} if self.model else {})
 
 
 def merge(

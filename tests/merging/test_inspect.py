@@ -10,7 +10,7 @@ import torch
 from catalog.errors import UsageError
 from merging.static import merge, plan
 from merging.static.costs import Rates, calibrate, price
-from merging.static.inspection import inspect, plot
+from merging.static.inspection import inspect
 from tests.merging.adapters import ALL, Q, adapter, deltas, total
 
 RATES = Rates(1e11, 5e10, 1e9, 1e10)
@@ -84,7 +84,7 @@ def test_the_weights_must_fit_and_nothing_but_a_picture_is_written(
     with pytest.raises(UsageError, match="2 weights for 3"):
         inspect(folders, weights=[1, 1])
     pytest.importorskip("matplotlib")
-    plot(inspect(folders), tmp_path / "picture.png")
+    inspect(folders).plot(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 

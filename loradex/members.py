@@ -1,0 +1,168 @@
+"""The members of a merge: adapters in folders, or those of one pool, whose files are fetched first.
+
+Folders alone need no database and no network: what does is imported where a pool is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catalog.adapters import extended_table, is_adapter_folder
+from catalog.errors import CatalogError, PoolError, UsageError
+from catalog.settings import Settings
+from loradex.progress import ProgressCallback, ProgressEvent, Step
+from merging.members import load_member
+
+if TYPE_CHECKING:
+    from catalog.adapters import BaseTable
+    from catalog.pools import Manifest
+    from catalog.pools import Member as PoolMember
+    from merging.members import MergeMember
+
+MemberSource = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class MemberSet:
+    """Members as they were loaded, and the pool that they are of, if any."""
+
+    members: tuple[MergeMember, ...]
+    manifest: Manifest | None = None
+
+
+def settings_of(catalog: Settings | None) -> Settings | None:
+    """The places of a catalog, however it is given."""
+    return catalog
+
+
+@contextmanager
+def open_members(
+    source: MemberSource,
+    *,
+    settings: Settings | None,
+    report: ProgressCallback,
+    without: Collection[str] = (),
+    purpose: str = "merged",
+    table: BaseTable | None = None,
+) -> Iterator[MemberSet]:
+    """The members, for as long as the block runs.
+
+    `source` are folders of adapters, or one pool by its name, its pool.json or its folder. `without` names
+    layers to leave out, `purpose` is the participle of a refusal ("merged", "evaluated"). Members of a pool
+    have its base model by the canonical name that `table` has for it.
+    Raises UsageError, NotFoundError, PoolError, and what `merging.members.load_member` raises.
+    """
+    names = [source] if isinstance(source, (str, Path)) else list(source)
+    if all(is_adapter_folder(Path(name)) for name in names):
+        yield MemberSet(tuple(load_member(Path(name), without=without, purpose=purpose) for name in names))
+        return
+    if len(names) > 1:
+        wrong = next(name for name in names if not is_adapter_folder(Path(name)))
+        raise UsageError(f"{wrong} is not a folder of an adapter; name one pool, or folders of adapters.")
+    manifest = find_manifest(settings, str(names[0]))
+    with _pool_folder(settings, manifest, Path(names[0]), report) as folder:
+        members = [
+            _load_pool_member(folder, member, without, purpose, manifest.canonical_base(table))
+            for member in manifest.members
+        ]
+        yield MemberSet(tuple(members), manifest)
+
+
+def find_manifest(settings: Settings | None, pool: str) -> Manifest:
+    """The manifest in a file or folder of that name where there is one, else that of the catalog's pool.
+
+    Raises NotFoundError where neither is there, PoolError for a manifest that cannot be read, UsageError
+    where no catalog is given to look a name up in.
+    """
+    from catalog.pools import MANIFEST_NAME, read_manifest
+
+    path = Path(pool)
+    if path.is_file() or (path / MANIFEST_NAME).is_file():
+        return read_manifest(path)
+    if settings is None:
+        raise UsageError(f"{pool} is not a folder of an adapter; a pool is found by name in a `catalog`.")
+    from catalog.database import pool_store, reading
+
+    with reading(settings) as session:
+        return pool_store.find_pool(session, pool)
+
+
+def read_base_table(settings: Settings, report: ProgressCallback) -> BaseTable:
+    """The names of base models that the program and the catalog know.
+
+    Those of the program alone where there is no catalog, or one that cannot be read, which is reported.
+    """
+    if _is_absent(settings):
+        return extended_table(())
+    from catalog.database import reading_if_any, store
+
+    try:
+        with reading_if_any(settings) as session:
+            return extended_table(store.spellings(session) if session is not None else ())
+    except CatalogError as error:
+        text = f"names of base models that the catalog adds are left out: {error}"
+        report(ProgressEvent("reading the catalog", note=text))
+        return extended_table(())
+
+
+def _is_absent(settings: Settings) -> bool:
+    """Whether the catalog is the file of the data folder, and is not there."""
+    if settings != Settings.make(data=settings.data):
+        return False
+    try:
+        (settings.data / "catalog.db").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _load_pool_member(
+    folder: Path, member: PoolMember, without: Collection[str], purpose: str, base: str | None
+) -> MergeMember:
+    from catalog.pools import member_folder
+
+    return load_member(
+        folder / member_folder(member),
+        name=member.adapter,
+        digest=next((file.sha256 for file in member.files if file.name.endswith(".safetensors")), None),
+        licence=member.license,
+        source={"repository": member.repository, "commit": member.commit, "subfolder": member.subfolder},
+        without=without,
+        purpose=purpose,
+        base=base,
+    )
+
+
+@contextmanager
+def _pool_folder(
+    settings: Settings | None, manifest: Manifest, pool: Path, report: ProgressCallback
+) -> Iterator[Path]:
+    """The folder of a pool's files: its export where one was named, else one made below the data folder.
+
+    The files of an export are compared with their digests, once after each change of one.
+    """
+    from catalog.files import Verified
+    from catalog.pools import export, in_export, read_record, verify_files
+
+    folder = pool if pool.is_dir() else pool.parent
+    place = in_export(manifest, folder) if pool.exists() else None
+    if place is not None:
+        verified = Verified(settings.blobs / "verified") if settings else None
+        step = Step(report, "verifying the members")
+        problems = verify_files(manifest, place, step.working, read_record(folder), verified)
+        if problems:
+            raise PoolError(f"{problems[0].detail} Export the pool again.")
+        yield folder
+        return
+    if settings is None:
+        raise UsageError(f"The files of {manifest.name} are not beside its manifest; give a `catalog`.")
+    from loradex.fetching import fetching, writable_folder
+
+    with fetching(settings, manifest) as fetch, writable_folder(settings.pools) as below:
+        yield export(manifest, below, "peft", fetch, Step(report, "fetching the members").working)

@@ -1,0 +1,383 @@
+"""`loradex.merge`, `inspect`, `fold` and the table of merge methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from catalog.adapters import extended_table
+from catalog.settings import Settings
+from loradex.members import MemberSource, open_members, read_base_table, settings_of
+from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, Step, reporting
+
+if TYPE_CHECKING:
+    from catalog.adapters import BaseTable
+    from catalog.pools import Manifest
+    from merging.members import MergeMember
+    from merging.static import FoldReport, MergeReport, Plan, Price
+    from merging.static.inspection import Inspection
+
+
+@dataclass(frozen=True)
+class MethodParameter:
+    """A parameter of a merge method: its default, the values it takes in words, and what it does."""
+
+    name: str
+    default: float | int | str | bool
+    range: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """A merge method; `weight` is a member's where none is given, "mean" for 1/N.
+
+    `normalised` methods divide the weights by their sum. `exact` ones compute the quantity that they define,
+    with no approximation but rounding. `gauge` is what happens where a member's factors change and its update
+    does not: "invariant", "rotations" (invariant under these), or "dependent". `data` methods need
+        activations.
+    """
+
+    method: str
+    summary: str
+    paper: str
+    weight: float | Literal["mean"]
+    normalised: bool
+    exact: bool
+    gauge: str
+    data: bool
+    parameters: tuple[MethodParameter, ...]
+
+
+def methods() -> tuple[MethodRow, ...]:
+    """The merge methods, with their parameters and where they come from.
+
+    Example:
+        >>> [row.method for row in loradex.methods() if row.exact][:2]
+        ['sum', 'average']
+    """
+    from merging.methods import METHODS
+
+    return tuple(
+        MethodRow(
+            row.name,
+            row.summary,
+            row.paper,
+            row.weight,
+            row.normalised,
+            row.exact,
+            row.gauge,
+            row.data,
+            tuple(MethodParameter(p.name, p.default, p.range, p.meaning) for p in row.parameters),
+        )
+        for row in METHODS.values()
+    )
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """A merge to be priced (`cost`) or run (`run`); the arguments are those of `merge`."""
+
+    members: MemberSource
+    method: str
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    weights: Sequence[float] | None = None
+    rank: int | None = None
+    dtype: str | None = None
+    device: str = "cpu"
+    seed: int = 0
+    without: Collection[str] = ()
+    base: str | None = None
+    control: str | None = None
+    apply_to: Path | None = None
+    catalog: Settings | None = None
+
+    def cost(self, *, progress: ProgressOption = False) -> Price:
+        """The rank, size, memory and time of the merge; reads no weights and writes nothing."""
+        from merging.static import price
+
+        with reporting(progress) as report, self._checked(report) as merge:
+            return price(merge.plan)
+
+    def run(
+        self, out: str | Path, *, overwrite: bool = False, progress: ProgressOption = False
+    ) -> MergeReport:
+        """Merges into the folder `out`; see `merge`."""
+        from merging.static import apply_to, carry_out
+
+        target = Path(out)
+        folder = target.with_name(f"{target.name}-adapter") if self.apply_to else target
+        with reporting(progress) as report, self._checked(report) as merge:
+            plan = self._plan_control(merge, target) if self.control else merge.plan
+            pool = {"name": merge.manifest.name, "digest": merge.manifest.digest} if merge.manifest else None
+            step = Step(report, "merging")
+            merged = carry_out(plan, folder, overwrite=overwrite, pool=pool, progress=step.working)
+            if self.apply_to is not None:
+                apply_to(
+                    Path(self.apply_to),
+                    folder,
+                    target,
+                    device=self.device,
+                    overwrite=overwrite,
+                    progress=Step(report, "adding to the base").working,
+                )
+        model = target if self.apply_to else None
+        return dataclasses.replace(merged, model=model, notes=merge.notes)
+
+    @contextmanager
+    def _checked(self, report: ProgressCallback) -> Iterator[_CheckedMerge]:
+        """Everything checked that can be checked without reading weights; notes are reported."""
+        from merging.static import refuse_unfoldable
+
+        settings = settings_of(self.catalog)
+        table = read_base_table(settings, report) if settings else extended_table(())
+        purpose = "merged or added to a base" if self.apply_to else "merged"
+        with open_members(
+            self.members, settings=settings, report=report, without=self.without, purpose=purpose, table=table
+        ) as opened:
+            plan = self._plan(opened.members, table)
+            notes = (
+                *plan.notes,
+                *base_notes(table, self.base, opened.members),
+                *unused_layer_notes(self.without, opened.members),
+            )
+            for note in notes:
+                report(ProgressEvent("checking", note=note))
+            if self.apply_to is not None:
+                refuse_unfoldable(Path(self.apply_to), plan.members)
+            yield _CheckedMerge(plan, opened.members, opened.manifest, table, notes)
+
+    def _plan(self, members: Sequence[MergeMember], table: BaseTable) -> Plan:
+        from merging.static import plan
+
+        return plan(
+            members,
+            self.method,
+            parameters=self.parameters,
+            weights=self.weights,
+            rank=self.rank,
+            dtype=self.dtype,
+            device=self.device,
+            seed=self.seed,
+            base=self.base,
+            table=table,
+        )
+
+    def _plan_control(self, merge: _CheckedMerge, out: Path) -> Plan:
+        """The same merge of stand-ins of the members, which are written beside `out`."""
+        from merging.static import stand_ins
+
+        place = out.with_name(f"{out.name}-members")
+        members = stand_ins(
+            merge.members, self.control or "", place, self.seed, base=self.base, table=merge.table
+        )
+        return self._plan(members, merge.table)
+
+
+@dataclass(frozen=True)
+class _CheckedMerge:
+    """A merge that can be priced or run: its plan, and what the plan was made of."""
+
+    plan: Plan
+    members: tuple[MergeMember, ...]
+    manifest: Manifest | None
+    table: BaseTable
+    notes: tuple[str, ...]
+
+
+def merge(
+    members: MemberSource,
+    method: str,
+    *,
+    out: str | Path,
+    parameters: Mapping[str, object] | None = None,
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    without: Collection[str] = (),
+    base: str | None = None,
+    control: str | None = None,
+    apply_to: str | Path | None = None,
+    overwrite: bool = False,
+    catalog: Settings | None = None,
+    progress: ProgressOption = False,
+) -> MergeReport:
+    """One adapter out of many, written to the folder `out`, which plain PEFT loads.
+
+    Args:
+        members: Folders of adapters, or one pool: a `Pool`, its name in `catalog`, its pool.json or its
+        folder.
+        method: The name of a row of `methods()`.
+        out: The folder to write. It appears complete or not at all.
+        parameters: Values of the method's parameters by name.
+        weights: One number a member, in their order. By default 1/N or 1 each, as the method has it.
+        rank: The largest rank of the result in any module.
+        dtype: "float32", "bfloat16" or "float16", of the result; by default that of the members.
+        device: "cpu", "cuda" or "cuda:N".
+        seed: Of methods that draw, and of `control`.
+        without: Layers, such as "lm_head", of which whole weights and factors of all members are left out.
+        base: The base model that the members share, where they do not name it, or name different ones.
+        control: Merge stand-ins of the members: "random-pooled", "random-each", "random-directions",
+            "shuffled-layers" or "permuted-ranks". They are written to the folder `out` with "-members"
+            appended.
+        apply_to: The folder of a base model to add the merge to. `out` is then the full model, and the
+            adapter lies in the folder `out` with "-adapter" appended.
+        overwrite: Replace what is in `out`.
+        catalog: Where a pool of this name is found, and names of base models that are added to those known.
+        progress: See `loradex.progress`.
+
+    Returns:
+        The folder, the record that merge.json holds, rank and energy of each module, and `notes`: sentences
+        on what is unusual about the members.
+
+    Raises:
+        UsageError: The method, a parameter, or another argument is not valid.
+        MergeError: The members do not fit each other, the method, or the base model.
+        ConfigError, WeightsError: A file of a member cannot be used.
+        NotFoundError, PoolError: The pool is not in the catalog, or its files are not the pinned ones.
+        StorageError: The disk refuses.
+
+    Writes:
+        adapter_config.json, adapter_model.safetensors, merge.json (members with digests, method, parameters,
+        energy) and README.md, a model card. The same call writes the same bytes.
+
+    Example:
+        >>> report = loradex.merge(["first", "second"], "ties", rank=16, out="merged")
+        >>> report.folder
+        PosixPath('merged')
+    """
+    request = MergeRequest(
+        members,
+        method,
+        parameters=parameters or {},
+        weights=weights,
+        rank=rank,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        without=without,
+        base=base,
+        control=control,
+        apply_to=None if apply_to is None else Path(apply_to),
+        catalog=catalog,
+    )
+    return request.run(out, overwrite=overwrite, progress=progress)
+
+
+def inspect(
+    members: MemberSource,
+    *,
+    result: str | Path | None = None,
+    weights: Sequence[float] | None = None,
+    without: Collection[str] = (),
+    base: str | None = None,
+    device: str = "cpu",
+    catalog: Settings | None = None,
+    progress: ProgressOption = False,
+) -> Inspection:
+    """How similar the members are, how much they interfere, and the energy that each rank of their sum keeps.
+
+    Args:
+        members: As for `merge`.
+        result: The folder of a merge of them, to be compared with each member.
+        weights: One number a member in the sum; 1/N each by default.
+        without, base, device, catalog: As for `merge`.
+        progress: See `loradex.progress`.
+
+    Returns:
+        Norms, cosines and overlaps of N members (N x N), the interference, and the energy by rank, all exact
+        up to rounding; its method `plot` draws it.
+
+    Raises:
+        UsageError, MergeError, ConfigError, WeightsError, NotFoundError, PoolError: As for `merge`.
+
+    Example:
+        >>> loradex.inspect(["first", "second"]).cosines[0][1]
+        0.03
+    """
+    from merging.members import base_note, base_of
+    from merging.static import inspection
+
+    settings = settings_of(catalog)
+    with reporting(progress) as report:
+        table = read_base_table(settings, report) if settings else extended_table(())
+        with open_members(members, settings=settings, report=report, without=without, table=table) as opened:
+            inspected = inspection.inspect(
+                opened.members,
+                result=None if result is None else Path(result),
+                weights=weights,
+                base=base,
+                table=table,
+                device=device,
+                progress=Step(report, "reading").working,
+            )
+        note = base_note(opened.members, base_of(opened.members, base, table), table)
+        notes = (
+            *([note] if note else []),
+            *base_notes(table, base, opened.members),
+            *unused_layer_notes(without, opened.members),
+        )
+        for sentence in notes:
+            report(ProgressEvent("checking", note=sentence))
+    return dataclasses.replace(inspected, notes=notes)
+
+
+def fold(
+    base: str | Path,
+    adapter: str | Path,
+    *,
+    out: str | Path,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: ProgressOption = False,
+) -> FoldReport:
+    """The base model in a folder with an adapter added, as a full model in the folder `out`.
+
+    Args:
+        base: A folder with config.json and weights in safetensors.
+        adapter: The folder of an adapter that PEFT loads.
+        out: The folder to write. It appears complete or not at all.
+        device: Where the products are computed: "cpu", "cuda" or "cuda:N".
+        overwrite: Replace what is in `out`.
+        progress: See `loradex.progress`.
+
+    Raises:
+        MergeError: A module of the adapter has no place in the base.
+        UsageError: `base` is not a folder of a model in safetensors.
+        StorageError: The disk refuses.
+
+    Example:
+        >>> loradex.fold("base", "merged", out="model").folder
+        PosixPath('model')
+    """
+    from merging.static import apply_to
+
+    with reporting(progress) as report:
+        step = Step(report, "adding to the base")
+        return apply_to(
+            Path(base), Path(adapter), Path(out), device=device, overwrite=overwrite, progress=step.working
+        )
+
+
+def base_notes(table: BaseTable, base: str | None, members: Sequence[MergeMember]) -> list[str]:
+    """A sentence on a base that neither the table nor a member names, or on a folder that is not a model."""
+    named = {member.config.base_model for member in members}
+    if base is None or base in named or table.known(base):
+        return []
+    if Path(base).is_dir():
+        is_model = (Path(base) / "config.json").is_file()
+        return [] if is_model else [f"{base} holds no config.json, so that its modules are not known."]
+    return [f"No base model is known as {base}; {table.nearest(base)}."]
+
+
+def unused_layer_notes(without: Collection[str], members: Sequence[MergeMember]) -> list[str]:
+    """A sentence on each layer that was to be left out and of which no member holds anything."""
+    left_out = [f".{tensor}." for member in members for tensor in member.left_out]
+    unused = [layer for layer in without if not any(f".{layer}." in tensor for tensor in left_out)]
+    return [f"No member holds anything of {layer}, which `without` names." for layer in unused]
