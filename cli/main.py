@@ -26,7 +26,7 @@ from catalog.errors import (
 )
 from catalog.settings import Settings
 from cli.app import App, Exit
-from cli.output import Output
+from cli.output import RUNNING, Output, name_options
 from cli.signals import StopSignal, set_up_signals
 from cli.streams import discard_stdout, set_up_streams
 from loradex.text import plain
@@ -96,7 +96,7 @@ def words(kind: type[LoradexError]) -> Words:
 
 def sentence(error: LoradexError) -> str:
     """The one line that a user sees."""
-    message = plain(" ".join(str(error).split())) or type(error).__name__
+    message = plain(name_options(" ".join(str(error).split()))) or type(error).__name__
     advice = words(type(error)).advice
     return f"Error: {message}" + (f" ({advice})" if advice else "")
 
@@ -230,7 +230,8 @@ def _accept_global_options(command: click.Command) -> None:
 
 
 def _set_again(context: click.Context, option: click.Parameter, value: Any) -> None:
-    """Takes a global option that stands behind the command."""
+    """Takes a global option that stands behind the command, and remembers the command that runs."""
+    context.meta[RUNNING] = context.command
     app, given = context.obj, context.find_root().params
     if not value or not isinstance(app, App) or option.name is None:
         return

@@ -12,6 +12,7 @@ import enum
 import io
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,12 @@ _JOINTS = "/-_.:,@"
 # A cell that begins so is a formula to spreadsheets, which may send its neighbours elsewhere (OWASP, CSV
 # Injection); the wide forms are those of East Asian keyboards.
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+
+
+# Where a context's `meta` holds the command that runs.
+RUNNING = "loradex.command"
+# A parameter in a text of the library, with or without a value.
+_PARAMETER = re.compile(r"`(?P<name>[a-z_]+)(?:=(?P<value>[^`]+))?`")
 
 
 class Format(enum.StrEnum):
@@ -97,9 +104,9 @@ class Output:
             self.say("nothing to list")
 
     def say(self, text: str) -> None:
-        """Writes a line of talk to stderr, unless quiet."""
+        """Writes a line of talk to stderr, unless quiet; parameters are named as options."""
         if not self.quiet:
-            click.echo(plain(text), err=True)
+            click.echo(plain(name_options(text)), err=True)
 
     def say_all(self, texts: Iterable[str]) -> None:
         """Writes each text as a line of talk."""
@@ -148,6 +155,27 @@ def _option(flag: str, chosen: Format, words: str) -> Callable[[Command], Comman
         context.obj = replace(context.obj, output=replace(context.obj.output, format=chosen))
 
     return click.option(flag, is_flag=True, expose_value=False, callback=choose, help=words)
+
+
+def name_options(text: str) -> str:
+    """The text of the library with each `parameter` of the running command named as its option."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return text
+    parameters = context.meta.get(RUNNING, context.command).params
+    return _PARAMETER.sub(lambda match: _option_of(match, parameters), text)
+
+
+def _option_of(match: re.Match[str], parameters: Sequence[click.Parameter]) -> str:
+    """`rank` as --rank, `rank=16` as --rank 16; what the command has no option for stays as it is."""
+    name, value = match.group("name", "value")
+    for parameter in parameters:
+        if not isinstance(parameter, click.Option):
+            continue
+        if name == parameter.name or f"--{name.replace('_', '-')}" in parameter.opts:
+            flag = max(parameter.opts, key=len)
+            return f"{flag} {value}" if value and value != "True" else flag
+    return match.group()
 
 
 def width() -> int:
