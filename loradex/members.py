@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from catalog.adapters import BaseTable
     from catalog.pools import Manifest
     from catalog.pools import Member as PoolMember
+    from loradex.catalog import Catalog
     from merging.members import MergeMember
 
 MemberSource = str | Path | Sequence[str | Path]
@@ -34,9 +35,9 @@ class MemberSet:
     manifest: Manifest | None = None
 
 
-def settings_of(catalog: Settings | None) -> Settings | None:
+def settings_of(catalog: Catalog | Settings | None) -> Settings | None:
     """The places of a catalog, however it is given."""
-    return catalog
+    return catalog if catalog is None or isinstance(catalog, Settings) else catalog.settings
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from catalog.adapters import extended_table
 from catalog.settings import Settings
 from loradex.members import MemberSource, open_members, read_base_table, settings_of
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, Step, reporting
+from loradex.rows import Rows
 
 if TYPE_CHECKING:
     from catalog.adapters import BaseTable
     from catalog.pools import Manifest
+    from loradex.catalog import Catalog
     from merging.members import MergeMember
     from merging.static import FoldReport, MergeReport, Plan, Price
     from merging.static.inspection import Inspection
@@ -53,7 +55,7 @@ class MethodRow:
     parameters: tuple[MethodParameter, ...]
 
 
-def methods() -> tuple[MethodRow, ...]:
+def methods() -> Rows[MethodRow]:
     """The merge methods, with their parameters and where they come from.
 
     Example:
@@ -62,7 +64,7 @@ def methods() -> tuple[MethodRow, ...]:
     """
     from merging.methods import METHODS
 
-    return tuple(
+    rows = (
         MethodRow(
             row.name,
             row.summary,
@@ -76,6 +78,7 @@ def methods() -> tuple[MethodRow, ...]:
         )
         for row in METHODS.values()
     )
+    return Rows(rows, MethodRow)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class MergeRequest:
     base: str | None = None
     control: str | None = None
     apply_to: Path | None = None
-    catalog: Settings | None = None
+    catalog: Catalog | Settings | None = None
 
     def cost(self, *, progress: ProgressOption = False) -> Price:
         """The rank, size, memory and time of the merge; reads no weights and writes nothing."""
@@ -205,7 +208,7 @@ def merge(
     control: str | None = None,
     apply_to: str | Path | None = None,
     overwrite: bool = False,
-    catalog: Settings | None = None,
+    catalog: Catalog | Settings | None = None,
     progress: ProgressOption = False,
 ) -> MergeReport:
     """One adapter out of many, written to the folder `out`, which plain PEFT loads.
@@ -278,7 +281,7 @@ def inspect(
     without: Collection[str] = (),
     base: str | None = None,
     device: str = "cpu",
-    catalog: Settings | None = None,
+    catalog: Catalog | Settings | None = None,
     progress: ProgressOption = False,
 ) -> Inspection:
     """How similar the members are, how much they interfere, and the energy that each rank of their sum keeps.
