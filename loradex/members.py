@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catalog.adapters import extended_table, is_adapter_folder
+from catalog.adapters import is_adapter_folder, table_with
 from catalog.errors import CatalogError, PoolError, UsageError
 from catalog.settings import Settings
 from loradex.progress import ProgressCallback, ProgressEvent, Step
@@ -98,16 +98,16 @@ def read_base_table(settings: Settings, report: ProgressCallback) -> BaseTable:
     Those of the program alone where there is no catalog, or one that cannot be read, which is reported.
     """
     if _is_absent(settings):
-        return extended_table(())
+        return table_with(())
     from catalog.database import reading_if_any, store
 
     try:
         with reading_if_any(settings) as session:
-            return extended_table(store.spellings(session) if session is not None else ())
+            return table_with(store.spellings(session) if session is not None else ())
     except CatalogError as error:
         text = f"names of base models that the catalog adds are left out: {error}"
         report(ProgressEvent("reading the catalog", note=text))
-        return extended_table(())
+        return table_with(())
 
 
 def _is_absent(settings: Settings) -> bool:

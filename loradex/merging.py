@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from catalog.adapters import extended_table
+from catalog.adapters import table_with
 from catalog.settings import Settings
 from loradex.members import MemberSource, open_members, read_base_table, settings_of
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, Step, reporting
@@ -137,7 +137,7 @@ class MergeRequest:
         from merging.static import refuse_unfoldable
 
         settings = settings_of(self.catalog)
-        table = read_base_table(settings, report) if settings else extended_table(())
+        table = read_base_table(settings, report) if settings else table_with(())
         purpose = "merged or added to a base" if self.apply_to else "merged"
         with open_members(
             self.members, settings=settings, report=report, without=self.without, purpose=purpose, table=table
@@ -309,7 +309,7 @@ def inspect(
 
     settings = settings_of(catalog)
     with reporting(progress) as report:
-        table = read_base_table(settings, report) if settings else extended_table(())
+        table = read_base_table(settings, report) if settings else table_with(())
         with open_members(members, settings=settings, report=report, without=without, table=table) as opened:
             inspected = inspection.inspect(
                 opened.members,
