@@ -24,11 +24,9 @@ _CHUNK = 4096
 _STEPS = (4.5, 8.5, 14.0, 22.0, 32.0, 44.0, 60.0, 80.0, 105.0)
 _DIRECTIONS = 16
 # The room between a name and the edge, and half the width of a point. Then in 1/72 inch of distance: what
-# covering a point, crossing a line and a conflict cost, and the cost from which a name is rather left out.
+# covering a point costs, up to which cost a place is near, and from which a name is rather left out.
 _EDGE, _MARKER = 2.0, 3.0
-_COVERED, _CROSSED, _CONFLICT = 80.0, 60.0, 500.0
-_DEAREST = 160.0
-_ROUNDS = 8
+_COVERED, _NEAR, _DEAREST = 80.0, 20.0, 160.0
 # From this distance on a line joins name and point.
 LEADER = 7.0
 
@@ -139,42 +137,22 @@ def name_places(
     from its point has a line to it (`leader`) that crosses no name.
     """
     anchors = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    corners: list[tuple[float, float] | None] = [None] * len(anchors)
+    owners, taken = np.empty((0, 2)), np.empty((0, 4))
     places = [_candidates(anchor, size, box) for anchor, size in zip(anchors, sizes, strict=True)]
-    alone = [_costs_alone(anchors, i, boxes) for i, boxes in enumerate(places)]
-    place_of = {i: int(costs.argmin()) for i, costs in enumerate(alone) if len(costs)}
-    # Each in turn takes the place that costs least beside all others, until all are content or time is up.
-    for _ in range(_ROUNDS):
-        before = dict(place_of)
-        for i, k in before.items():
-            alone_best = k == alone[i].argmin()
-            if not alone_best or _beside(anchors, places, place_of, i, places[i][[k]])[0]:
-                place_of[i] = int((alone[i] + _beside(anchors, places, place_of, i, places[i])).argmin())
-        if place_of == before:
-            break
-    for i in _without_conflicts(anchors, places, alone, place_of):
-        costs = alone[i] + _beside(anchors, places, place_of, i, places[i])
-        if costs.min() <= _DEAREST:
-            place_of[i] = int(costs.argmin())
-    corners = {i: places[i][k].tolist() for i, k in place_of.items()}
-    return [(corners[i][0], corners[i][1]) if i in corners else None for i in range(len(places))]
-
-
-def _without_conflicts(
-    anchors: Floats, places: list[Floats], alone: list[Floats], place_of: dict[int, int]
-) -> list[int]:
-    """Takes the dearest name out of `place_of` until none is too dear, and says which, the last one first."""
-    left_out: list[int] = []
-    while place_of:
-        costs = {
-            i: float(alone[i][k] + _beside(anchors, places, place_of, i, places[i][[k]])[0])
-            for i, k in place_of.items()
-        }
-        dearest = max(costs, key=lambda i: (costs[i], i))
-        if costs[dearest] <= _DEAREST:
-            break
-        del place_of[dearest]
-        left_out.insert(0, dearest)
-    return left_out
+    costs = [_costs(anchors, i, boxes) for i, boxes in enumerate(places)]
+    # Names with the fewest places that are near come first.
+    for i in sorted(range(len(places)), key=lambda i: (costs[i] <= _NEAR).sum()):
+        boxes = places[i]
+        covering = ((boxes[:, None, :2] < taken[:, 2:]) & (boxes[:, None, 2:] > taken[:, :2])).all(axis=2)
+        cut = _cuts(owners, leader(owners, taken), boxes[:, None])
+        cut |= _cuts(anchors[i], leader(anchors[i], boxes)[:, None], taken)
+        cost = np.where((covering | cut).any(axis=1), np.inf, costs[i])
+        if cost.size and cost.min() <= _DEAREST:
+            place = boxes[cost.argmin()]
+            owners, taken = np.vstack([owners, anchors[i]]), np.vstack([taken, place])
+            corners[i] = (float(place[0]), float(place[1]))
+    return corners
 
 
 def leader(anchors: Floats, boxes: Floats) -> Floats:
@@ -195,7 +173,7 @@ def _candidates(anchor: Floats, size: tuple[float, float], box: tuple[float, flo
     return boxes[inside.all(axis=1)]
 
 
-def _costs_alone(anchors: Floats, which: int, boxes: Floats) -> Floats:
+def _costs(anchors: Floats, which: int, boxes: Floats) -> Floats:
     """What each place (m, 4) of a name costs for being far, for standing on other points or not beside."""
     here = anchors[which]
     length = np.sqrt(((leader(here, boxes) - here) ** 2).sum(axis=1))
@@ -203,20 +181,6 @@ def _costs_alone(anchors: Floats, which: int, boxes: Floats) -> Floats:
     low, high = boxes[:, None, :2] - _MARKER, boxes[:, None, 2:] + _MARKER
     covered = ((anchors > low) & (anchors < high)).all(axis=2).sum(axis=1)
     return np.asarray(length + 0.5 * tilt + _COVERED * covered)
-
-
-def _beside(
-    anchors: Floats, places: list[Floats], place_of: dict[int, int], which: int, boxes: Floats
-) -> Floats:
-    """What each place (m, 4) of a name costs beside all other names and their lines where they are now."""
-    other_names = [i for i in place_of if i != which]
-    occupied = np.array([places[i][place_of[i]] for i in other_names]).reshape(-1, 4)
-    here, owners = anchors[which], anchors[other_names]
-    ends, their_ends = leader(here, boxes), leader(owners, occupied)
-    covering = ((boxes[:, None, :2] < occupied[:, 2:]) & (boxes[:, None, 2:] > occupied[:, :2])).all(axis=2)
-    cut = _cuts(owners, their_ends, boxes[:, None]) | _cuts(here, ends[:, None], occupied)
-    crossed = _crossing(here, ends, owners, their_ends)
-    return np.asarray(_CONFLICT * (covering | cut).sum(axis=1) + _CROSSED * crossed.sum(axis=1))
 
 
 def _cuts(starts: Floats, ends: Floats, boxes: Floats) -> NDArray[np.bool_]:
@@ -227,15 +191,3 @@ def _cuts(starts: Floats, ends: Floats, boxes: Floats) -> NDArray[np.bool_]:
     first = np.minimum(enter, leave).max(axis=-1)
     last = np.maximum(enter, leave).min(axis=-1)
     return np.asarray((first < last) & (last > 0) & (first < 1))
-
-
-def _crossing(start: Floats, ends: Floats, starts: Floats, other_ends: Floats) -> NDArray[np.bool_]:
-    """Which of the lines from one start to ends (m, 2) cross which of the others (k, 2), as (m, k)."""
-
-    def side(a: Floats, b: Floats, c: Floats) -> Floats:
-        ab, ac = b - a, c - a
-        return np.asarray(np.sign(ab[..., 0] * ac[..., 1] - ab[..., 1] * ac[..., 0]))
-
-    to = ends[:, None]
-    apart = side(start, to, starts) * side(start, to, other_ends) < 0
-    return np.asarray(apart & (side(starts, other_ends, start) * side(starts, other_ends, to) < 0))
