@@ -20,7 +20,7 @@ from studies.design import (
     points,
     pools_of,
     seeds_of,
-    settled,
+    settle_method,
 )
 
 
@@ -41,9 +41,9 @@ def check(study: Study) -> None:
         _check_settings(name, method)
     labels = list(dict.fromkeys(all_labels(study)))
     for number, claim in enumerate(study.report.claims):
-        for key, told in (("compare", claim.compare), ("with", claim.against)):
-            if told not in labels:
-                raise WrongError(("report", "claims", number, key), _unknown(told, labels))
+        for key, label_list in (("compare", claim.compare), ("with", claim.against)):
+            if label_list not in labels:
+                raise WrongError(("report", "claims", number, key), _unknown(label_list, labels))
     against = study.report.against
     if against is not None and against not in labels:
         raise WrongError(("report", "against"), _unknown(against, labels))
@@ -97,7 +97,9 @@ def _check_target(study: Study, name: str, method: Adapt) -> None:
         return
     target = study.methods.get(method.target)
     if not isinstance(target, Train):
-        trained = ", ".join(one for one, other in study.methods.items() if isinstance(other, Train))
+        trained = ", ".join(
+            method_name for method_name, other in study.methods.items() if isinstance(other, Train)
+        )
         raise WrongError(
             ("methods", name, "with"), f"with names a method that trains; there is {trained or 'none'}"
         )
@@ -110,7 +112,7 @@ def _check_target(study: Study, name: str, method: Adapt) -> None:
 def _check_settings(name: str, method: Method) -> None:
     for point in points(method.over):
         try:
-            settled(method, point)
+            settle_method(method, point)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = str(first["loc"][0]) if first["loc"] else ""
@@ -121,5 +123,5 @@ def _check_settings(name: str, method: Method) -> None:
             raise WrongError(("methods", name, key), str(error)) from error
 
 
-def _unknown(told: str, known: Sequence[str]) -> str:
-    return f"there is no {told!r}; {nearest(told, known)}"
+def _unknown(name: str, names: Sequence[str]) -> str:
+    return f"there is no {name!r}; {nearest(name, names)}"

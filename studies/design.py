@@ -22,11 +22,11 @@ Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Part(BaseModel):
+class StudyPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class Tasks(Part):
+class Tasks(StudyPart):
     """Which tasks, where they are, and how many examples are learned from, chosen by and judged on."""
 
     source: Annotated[str, Field(alias="from")] = "tasks"
@@ -36,7 +36,7 @@ class Tasks(Part):
     test: Count | None = None
 
 
-class Adapters(Part):
+class Adapters(StudyPart):
     """The adapters that pools are chosen from: a folder with one folder of PEFT's for each.
 
     Where they are measured one by one, it is on `measure` of the examples that may be learned from, on all of
@@ -48,7 +48,7 @@ class Adapters(Part):
     measure: Count | None = None
 
 
-class Pool(Part):
+class StudyPool(StudyPart):
     """How a pool is chosen, anew for every task and seed.
 
     `gradient` asks the task's gradient on `samples` of the training examples, `measured` takes the best
@@ -67,13 +67,13 @@ class Pool(Part):
     seeds: Seeds | None = None
 
     @model_validator(mode="after")
-    def _sized(self) -> Pool:
+    def _check_size(self) -> StudyPool:
         if self.k is None and self.by != "all":
             raise ValueError("say how many members the pool has, by k")
         return self
 
 
-class _Method(Part):
+class _Method(StudyPart):
     over: Mapping[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
     tasks: tuple[str, ...] | None = None
     seeds: Seeds | None = None
@@ -145,7 +145,7 @@ class Adapt(Pooled):
 Method = Base | Train | Single | Ensemble | Merge | Adapt
 
 
-class Claim(Part):
+class StudyClaim(StudyPart):
     """A statement, and the two labels whose difference speaks for or against it."""
 
     claim: str
@@ -154,15 +154,15 @@ class Claim(Part):
     margin: Annotated[float, Field(ge=0, le=1)] = 0.02
 
 
-class Report(Part):
+class Report(StudyPart):
     """What the report compares and draws."""
 
     against: str | None = None
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[StudyClaim, ...] = ()
     figures: tuple[Literal["gains", "relevance", "tuning", "curve", "energy", "wild"], ...] = ("gains",)
 
 
-class Study(Part):
+class Study(StudyPart):
     """A grid of tasks, pools, methods and seeds over one base model."""
 
     study: Name
@@ -172,7 +172,7 @@ class Study(Part):
     tasks: Tasks
     adapters: Adapters | None = None
     seeds: Seeds = (0,)
-    pools: Mapping[Name, Pool] = {}
+    pools: Mapping[Name, StudyPool] = {}
     methods: Annotated[Mapping[Name, Annotated[Method, Field(discriminator="use")]], Field(min_length=1)]
     cards: str | None = None
     report: Report = Report()
@@ -183,33 +183,33 @@ KINDS_OF_METHOD: tuple[type[_Method], ...] = (Base, Train, Single, Ensemble, Mer
 
 def label(method: str, pool: str | None, settings: Mapping[str, Any]) -> str:
     """What a cell is called in claims and tables: "method | pool, key=value"."""
-    whole = f"{method} | {pool}" if pool else method
-    return ", ".join([whole, *(f"{key}={_shown(settings[key])}" for key in sorted(settings))])
+    text = f"{method} | {pool}" if pool else method
+    return ", ".join([text, *(f"{key}={_format_value(settings[key])}" for key in sorted(settings))])
 
 
 def points(over: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Value]]:
     """Every point of a grid of settings, the last name changing fastest; one empty point without names."""
-    found: list[dict[str, Value]] = [{}]
+    grid_points: list[dict[str, Value]] = [{}]
     for name, values in over.items():
-        found = [{**point, name: value} for point in found for value in values]
-    yield from found
+        grid_points = [{**point, name: value} for point in grid_points for value in values]
+    yield from grid_points
 
 
-def settled(method: Method, point: Mapping[str, Value]) -> Method:
+def settle_method(method: Method, point: Mapping[str, Value]) -> Method:
     """The method with the settings of a point; a name that it does not have is a parameter of its merge.
 
     Raises ValidationError and UsageError for settings that make no sense.
     """
-    told = method.model_dump(by_alias=True, exclude_unset=True) | {"over": {}}
+    document = method.model_dump(by_alias=True, exclude_unset=True) | {"over": {}}
     for name, value in point.items():
         if isinstance(method, Merge) and name not in Merge.model_fields:
-            told["parameters"] = {**told.get("parameters", {}), name: value}
+            document["parameters"] = {**document.get("parameters", {}), name: value}
         else:
-            told[name] = value
-    made = type(method).model_validate(told)
-    if isinstance(made, Merge):
-        find_method(made.method).options(made.parameters)
-    return made
+            document[name] = value
+    result = type(method).model_validate(document)
+    if isinstance(result, Merge):
+        find_method(result.method).options(result.parameters)
+    return result
 
 
 def needs_pool(method: Method) -> bool:
@@ -221,16 +221,16 @@ def needs_pool(method: Method) -> bool:
 
 def seeds_of(study: Study, method: Method, pool: str | None) -> tuple[int, ...]:
     """The seeds with which a method is asked on a pool, in the order of the study."""
-    named = (method.seeds, study.pools[pool].seeds if pool else None)
-    return tuple(seed for seed in study.seeds if all(some is None or seed in some for some in named))
+    own_seeds = (method.seeds, study.pools[pool].seeds if pool else None)
+    return tuple(seed for seed in study.seeds if all(some is None or seed in some for some in own_seeds))
 
 
 def pools_of(study: Study, method: Method) -> tuple[str | None, ...]:
     """The names of the pools that a method is asked on; None alone for a method without."""
     if not needs_pool(method):
         return (None,)
-    named = getattr(method, "pools", None)
-    return tuple(study.pools) if named is None else tuple(named)
+    names = getattr(method, "pools", None)
+    return tuple(study.pools) if names is None else tuple(names)
 
 
 def all_labels(study: Study) -> Iterator[str]:
@@ -247,7 +247,7 @@ def use_of(kind: type[_Method]) -> str:
     return use
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return (
         f"{value:g}"
         if isinstance(value, float)

@@ -20,7 +20,7 @@ from catalog.errors import NotFoundError, UsageError
 from catalog.files import YamlError, read_yaml
 from merging.methods import nearest
 from studies.checks import WrongError, check
-from studies.design import KINDS_OF_METHOD, Adapters, Part, Pool, Report, Study, Tasks, use_of
+from studies.design import KINDS_OF_METHOD, Adapters, Report, Study, StudyPart, StudyPool, Tasks, use_of
 
 # The answer to a study of published tables, which a study could be once.
 PUBLISHED = "Published tables are not a study; use `python -m tools.published DIR` in a checkout of loradex."
@@ -41,7 +41,7 @@ def read_study(name: str) -> StudyFile:
 
     Raises NotFoundError where there is none, and UsageError, with the line, for a file that says no study.
     """
-    path = _found(name)
+    path = _find_file(name)
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UsageError(f"{path} is larger than a study may be ({_MOST_BYTES >> 20} MiB).")
@@ -57,11 +57,11 @@ def read_study(name: str) -> StudyFile:
 def built_in() -> list[str]:
     """The names of the studies that come with the program."""
     return sorted(
-        one.name.removesuffix(".yaml") for one in files("studies").iterdir() if one.name.endswith(".yaml")
+        file.name.removesuffix(".yaml") for file in files("studies").iterdir() if file.name.endswith(".yaml")
     )
 
 
-def _found(name: str) -> Path:
+def _find_file(name: str) -> Path:
     path = Path(name)
     with suppress(OSError):  # a name too long for a file
         if path.is_file():
@@ -93,37 +93,39 @@ class _Reading:
         if "published" in self.told:
             raise UsageError(f"{self.path} line {self._line(['published'])}: {PUBLISHED}")
         try:
-            made = Study.model_validate(self.told)
+            study = Study.model_validate(self.told)
         except ValidationError as error:
             raise UsageError(self._sentence(error)) from error
         try:
-            check(made)
+            check(study)
         except WrongError as error:
             raise UsageError(f"{self.path} line {self._line(error.place)}: {error}.") from error
-        return made
+        return study
 
     def _sentence(self, error: ValidationError) -> str:
         # A name that nobody reads is likelier the cause than one that is missing for it.
-        first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+        first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
         # The name of the kind of method, by which pydantic tells them apart, is no key of the file.
-        place = [one for n, one in enumerate(first["loc"]) if not (n == 2 and first["loc"][0] == "methods")]
-        where = ".".join(str(one) for one in place) or "the file"
+        place = [
+            entry for n, entry in enumerate(first["loc"]) if not (n == 2 and first["loc"][0] == "methods")
+        ]
+        where = ".".join(str(entry) for entry in place) or "the file"
         return f"{self.path} line {self._line(place)}: {where}: {_plain(first, self._names(place))}."
 
     def _names(self, place: Sequence[str | int]) -> list[str]:
         """The names that may stand where an unknown one does."""
-        owners: dict[str, type[Part]] = {
+        owners: dict[str, type[StudyPart]] = {
             "tasks": Tasks,
             "adapters": Adapters,
             "report": Report,
-            "pools": Pool,
+            "pools": StudyPool,
         }
         part = owners.get(str(place[0])) if len(place) > 1 else Study
         methods = self.told.get("methods") if isinstance(self.told, dict) else None
         if len(place) > 1 and place[0] == "methods" and isinstance(methods, dict):
-            told = methods.get(place[1])
-            use = told.get("use") if isinstance(told, dict) else None
-            part = next((one for one in KINDS_OF_METHOD if use_of(one) == use), None)
+            document = methods.get(place[1])
+            use = document.get("use") if isinstance(document, dict) else None
+            part = next((kind for kind in KINDS_OF_METHOD if use_of(kind) == use), None)
         return [] if part is None else [field.alias or name for name, field in part.model_fields.items()]
 
     def _line(self, place: Sequence[str | int]) -> int:
@@ -155,5 +157,5 @@ def _plain(error: Mapping[str, Any], names: Sequence[str]) -> str:
     if kind == "value_error":
         return str(context.get("error", error["msg"])).rstrip(".")
     text = str(error["msg"]).replace("Input should be", "it should be").rstrip(".")
-    given = error.get("input")
-    return f"{text}, not {given!r}" if isinstance(given, (str, int, float, bool)) else text
+    value = error.get("input")
+    return f"{text}, not {value!r}" if isinstance(value, (str, int, float, bool)) else text

@@ -30,16 +30,16 @@ from studies.design import (
     Ensemble,
     Merge,
     Method,
-    Pool,
     Single,
     Study,
+    StudyPool,
     Tasks,
     Train,
     label,
     points,
     pools_of,
     seeds_of,
-    settled,
+    settle_method,
 )
 from studies.store import Place, Step
 
@@ -50,7 +50,7 @@ _LEGO = "lora-lego"
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One score of the grid: `step` gives it, and `about` says more of it."""
 
     task: str
@@ -73,20 +73,20 @@ class Grid:
     """A study with everything found that it names: `facts` is what study.json says of it."""
 
     place: Place
-    cells: tuple[Cell, ...]
+    cells: tuple[GridCell, ...]
     wild: Step | None
     facts: Mapping[str, Any]
 
     @property
     def steps(self) -> list[Step]:
         """The steps that cells need, not those that these need."""
-        wanted = [step for cell in self.cells for step in (*cell.about, cell.step)]
-        return [*wanted, *([self.wild] if self.wild else [])]
+        steps = [step for cell in self.cells for step in (*cell.about, cell.step)]
+        return [*steps, *([self.wild] if self.wild else [])]
 
 
 def grid(
     study: Study,
-    beside: Path,
+    study_folder: Path,
     folder: Path,
     *,
     bases: Path | None = None,
@@ -97,17 +97,17 @@ def grid(
     threads: int = 1,
 ) -> Grid:
     """The study's cells, its work in `folder`; tasks, adapters and cards lie in these folders, else where the
-    study says, relative to `beside`.
+    study says, relative to `study_folder`.
 
     Reads the digests of tasks, base and adapters; writes nothing. Raises NotFoundError for what is not there,
     UsageError for a study that makes no sense and MergeError for an adapter of another base.
     """
-    known = _tasks(study.tasks, tasks or beside / study.tasks.source)
-    kept = checkpoint(study.base, bases)
+    task_table = _tasks(study.tasks, tasks or study_folder / study.tasks.source)
+    local_copy = checkpoint(study.base, bases)
     members = {}
     if study.adapters:
-        members = _adapters(study.adapters, adapters or beside / study.adapters.source, kept)
-    wild = cards or (beside / study.cards if study.cards else None)
+        members = _adapters(study.adapters, adapters or study_folder / study.adapters.source, local_copy)
+    wild = cards or (study_folder / study.cards if study.cards else None)
     if study.cards and not (wild and wild.is_dir()):
         raise NotFoundError(f"{wild} is no folder of model cards; name one by --cards.")
     # Absolute, since the processes of a cluster begin in folders of their own.
@@ -117,14 +117,14 @@ def grid(
         bases=bases.absolute() if bases else None,
         device=device,
         threads=threads,
-        tasks={name: task.folder.absolute() for name, task in known.items()},
-        adapters={name: Path(one["folder"]).absolute() for name, one in members.items()},
+        tasks={name: task.folder.absolute() for name, task in task_table.items()},
+        adapters={name: Path(row["folder"]).absolute() for name, row in members.items()},
         source=(wild or Path()).absolute(),
     )
-    reading = _reading(str(kept or study.base))
-    made = _Grid(study, known, members, _identity(study.base, bases, device), reading)
+    reading = _reading(str(local_copy or study.base))
+    builder = _GridBuilder(study, task_table, members, _identity(study.base, bases, device), reading)
     facts = {
-        "base": {**made.base, **reading},
+        "base": {**builder.base, **reading},
         "tasks": {
             name: {
                 "digest": task.digest,
@@ -132,16 +132,16 @@ def grid(
                 "license": task.license,
                 "metric": METRICS[task.metric],
             }
-            for name, task in known.items()
+            for name, task in task_table.items()
         },
-        "adapters": {name: one["sha256"] for name, one in members.items()},
+        "adapters": {name: row["sha256"] for name, row in members.items()},
     }
     read = Step("cards", {"digest": _listing(wild)}) if study.cards and wild else None
-    return Grid(place, tuple(made.cells()), read, facts)
+    return Grid(place, tuple(builder.cells()), read, facts)
 
 
 @dataclass(frozen=True)
-class _Grid:
+class _GridBuilder:
     study: Study
     tasks: Mapping[str, Task]
     adapters: Mapping[str, Mapping[str, Any]]
@@ -149,7 +149,7 @@ class _Grid:
     reading: Mapping[str, str] = field(default_factory=dict)
     _made: dict[str, Step] = field(default_factory=dict)
 
-    def cells(self) -> Iterator[Cell]:
+    def cells(self) -> Iterator[GridCell]:
         """Every cell in the order of the report."""
         for seed in self.study.seeds:
             for task in self.tasks.values():
@@ -160,43 +160,43 @@ class _Grid:
                         if seed not in seeds_of(self.study, method, pool):
                             continue
                         for point in points(method.over):
-                            yield self._cell(task, seed, name, pool, settled(method, point), point)
+                            yield self._cell(task, seed, name, pool, settle_method(method, point), point)
 
     def _cell(
         self, task: Task, seed: int, name: str, pool: str | None, method: Method, point: Mapping[str, Any]
-    ) -> Cell:
+    ) -> GridCell:
         members = self._members(task, seed, self.study.pools[pool]) if pool else None
         about, figures = [members] if members else [], self.study.report.figures
         if members and "relevance" in figures and not self.study.pools[pool or ""].control:
             # With the examples of one seed, since every adapter is measured for it.
-            found = {"pool": members, "measured": self._measured(task, self.study.seeds[0])}
-            about.append(self._step("relevance", {}, found))
+            inputs = {"pool": members, "measured": self._measure_step(task, self.study.seeds[0])}
+            about.append(self._step("relevance", {}, inputs))
         step = self._score(task, seed, method, members)
-        made = [one for one in step.inputs.values() if one is not members]
-        about += made
+        merged = [source for source in step.inputs.values() if source is not members]
+        about += merged
         if members and isinstance(method, Merge) and method.method == _LEGO and "energy" in figures:
             # Its rank cuts nothing off; what is lost is lost among the units of a cluster.
-            told = {key: made[0].params[key] for key in ("method", "parameters", "rank", "seed")}
-            about.append(self._step("clusters", told, {"pool": members}))
+            params = {key: merged[0].params[key] for key in ("method", "parameters", "rank", "seed")}
+            about.append(self._step("clusters", params, {"pool": members}))
         about.append(step)
-        return Cell(task.name, task.group, seed, name, pool, dict(point), step, tuple(about))
+        return GridCell(task.name, task.group, seed, name, pool, dict(point), step, tuple(about))
 
     def _score(self, task: Task, seed: int, method: Method, members: Step | None) -> Step:
         """The step that gives a method's score."""
-        test = {**self._judged(task), "test": self.study.tasks.test}
+        test = {**self._judgement(task), "test": self.study.tasks.test}
         if isinstance(method, Base):
             return self._step("score", test)
         if isinstance(method, Train):
-            return self._step("score", test, {"adapter": self._trained(task, seed, method)})
+            return self._step("score", test, {"adapter": self._train_step(task, seed, method)})
         if isinstance(method, Adapt):
-            return self._adapted(task, seed, method, members)
+            return self._adapt_step(task, seed, method, members)
         if members is None:
             raise TypeError(f"{method.use} needs a pool")
         if isinstance(method, Ensemble):
             return self._step("ensemble", test, {"pool": members})
         if isinstance(method, Single):
             return self._step("score", test, {"adapter": self._step("single", {}, {"pool": members})})
-        told = {
+        params = {
             "method": method.method,
             "parameters": dict(method.parameters),
             "rank": method.rank,
@@ -205,9 +205,9 @@ class _Grid:
             **({} if method.weight is None else {"weight": method.weight}),
             **({"revision": revision} if (revision := find_method(method.method).revision) > 1 else {}),
         }
-        return self._step("score", test, {"adapter": self._step("merge", told, {"pool": members})})
+        return self._step("score", test, {"adapter": self._step("merge", params, {"pool": members})})
 
-    def _trained(self, task: Task, seed: int, method: Method) -> Step:
+    def _train_step(self, task: Task, seed: int, method: Method) -> Step:
         """A training at one rate, or the best of several."""
         if not isinstance(method, Train):
             raise TypeError(f"{method.use} trains nothing")
@@ -230,27 +230,31 @@ class _Grid:
                     rank, alpha, tuple(targets), method.variant, method.dropout, "bfloat16", recipe
                 )
             )
-        told = {**self._seen(task, seed), "settings": settings}
-        each = {f"{rate!r}": self._step("train", {**told, "learning_rate": rate}) for rate in rates}
-        return next(iter(each.values())) if len(each) == 1 else self._step("pick", {}, each)
+        params = {**self._examples(task, seed), "settings": settings}
+        step_by_rate = {f"{rate!r}": self._step("train", {**params, "learning_rate": rate}) for rate in rates}
+        return (
+            next(iter(step_by_rate.values()))
+            if len(step_by_rate) == 1
+            else self._step("pick", {}, step_by_rate)
+        )
 
-    def _adapted(self, task: Task, seed: int, method: Adapt, members: Step | None) -> Step:
+    def _adapt_step(self, task: Task, seed: int, method: Adapt, members: Step | None) -> Step:
         settings = {"steps": method.steps, "rate": method.learning_rate}
-        told = {
-            **self._seen(task, seed),
-            **self._judged(task),
+        params = {
+            **self._examples(task, seed),
+            **self._judgement(task),
             "method": method.method,
             "settings": {name: value for name, value in settings.items() if value is not None},
             "test": self.study.tasks.test,
         }
         inputs = {"pool": members} if members else {}
         if method.target is not None:
-            inputs["target"] = self._trained(task, seed, self.study.methods[method.target])
-        return self._step("adapt", told, inputs)
+            inputs["target"] = self._train_step(task, seed, self.study.methods[method.target])
+        return self._step("adapt", params, inputs)
 
-    def _members(self, task: Task, seed: int, pool: Pool) -> Step:
+    def _members(self, task: Task, seed: int, pool: StudyPool) -> Step:
         """The step that chooses a pool, or makes stand-ins of it."""
-        told = {
+        params = {
             "task": {"name": task.name},
             "by": pool.by,
             "k": pool.k or len(self.adapters),
@@ -258,33 +262,37 @@ class _Grid:
             "adapters": self._candidates(pool.among),
         }
         inputs: dict[str, Step] = {}
-        others = [other for other in self.tasks.values() if other.name != task.name]
+        other_tasks = [other for other in self.tasks.values() if other.name != task.name]
         if pool.by == "gradient":
             inputs["own"] = self._gradient(task, seed, pool.samples)
-            inputs |= {other.name: self._gradient(other, seed, pool.samples) for other in others}
+            inputs |= {other.name: self._gradient(other, seed, pool.samples) for other in other_tasks}
         elif pool.by == "measured":
-            inputs["own"] = self._measured(task, seed)
+            inputs["own"] = self._measure_step(task, seed)
         elif pool.by == "prior":
-            if not others:
+            if not other_tasks:
                 raise UsageError("A pool by prior needs scores on other tasks; name more than one task.")
-            inputs = {other.name: self._measured(other, seed) for other in others}
+            inputs = {other.name: self._measure_step(other, seed) for other in other_tasks}
         elif pool.by == "random":
-            told["seed"] = seed
-        chosen = self._step("pool", told, inputs)
+            params["seed"] = seed
+        pool_step = self._step("pool", params, inputs)
         if pool.control is None:
-            return chosen
-        return self._step("stand-ins", {"control": pool.control, "seed": seed}, {"pool": chosen})
+            return pool_step
+        return self._step("stand-ins", {"control": pool.control, "seed": seed}, {"pool": pool_step})
 
     def _gradient(self, task: Task, seed: int, samples: int) -> Step:
         samples = min(samples, self.study.tasks.train)
-        told = {**self._seen(task, seed), "samples": samples, "adapters": self._everyone()}
-        return self._step("gradient", told)
+        params = {**self._examples(task, seed), "samples": samples, "adapters": self._everyone()}
+        return self._step("gradient", params)
 
-    def _measured(self, task: Task, seed: int) -> Step:
-        told: dict[str, Any] = {**self._seen(task, seed), **self._judged(task), "adapters": self._everyone()}
+    def _measure_step(self, task: Task, seed: int) -> Step:
+        params: dict[str, Any] = {
+            **self._examples(task, seed),
+            **self._judgement(task),
+            "adapters": self._everyone(),
+        }
         if self.study.adapters and self.study.adapters.measure:
-            told["samples"] = self.study.adapters.measure
-        return self._step("measured", told)
+            params["samples"] = self.study.adapters.measure
+        return self._step("measured", params)
 
     def _candidates(self, among: Sequence[str] | None) -> list[dict[str, Any]]:
         """The adapters that a pool is chosen from."""
@@ -296,71 +304,76 @@ class _Grid:
 
     def _everyone(self) -> list[dict[str, Any]]:
         """All adapters, to be measured."""
-        return [{key: one[key] for key in ("name", "sha256")} for one in self.adapters.values()]
+        return [{key: row[key] for key in ("name", "sha256")} for row in self.adapters.values()]
 
-    def _asked(self, task: Task) -> dict[str, Any]:
+    def _question(self, task: Task) -> dict[str, Any]:
         return {"task": {"name": task.name, "digest": task.digest}, "base": self.base, **self.reading}
 
-    def _judged(self, task: Task) -> dict[str, Any]:
+    def _judgement(self, task: Task) -> dict[str, Any]:
         """What is asked, with the rule by which answers are compared where they are texts."""
         rule = {"answers": METRICS[task.metric]} if task.metric == "exact_match" else {}
-        return {**self._asked(task), **rule}
+        return {**self._question(task), **rule}
 
-    def _seen(self, task: Task, seed: int) -> dict[str, Any]:
-        given = self.study.tasks
-        return {**self._asked(task), "budget": {"train": given.train, "valid": given.valid, "seed": seed}}
+    def _examples(self, task: Task, seed: int) -> dict[str, Any]:
+        selection = self.study.tasks
+        return {
+            **self._question(task),
+            "budget": {"train": selection.train, "valid": selection.valid, "seed": seed},
+        }
 
     def _step(self, kind: str, params: Mapping[str, Any], inputs: Mapping[str, Step] | None = None) -> Step:
         """The step, one object however often it is asked for."""
-        made = Step(kind, params, inputs or {})
-        return self._made.setdefault(made.key, made)
+        step = Step(kind, params, inputs or {})
+        return self._made.setdefault(step.key, step)
 
 
-def _tasks(told: Tasks, folder: Path) -> dict[str, Task]:
-    names = told.names
+def _tasks(selection: Tasks, folder: Path) -> dict[str, Task]:
+    names = selection.names
     if names == "all":
         names = tuple(sorted(path.parent.name for path in folder.glob(f"*/{TASK_NAME}")))
     if not names:
         raise NotFoundError(f"{folder} holds no tasks; say where they are, by tasks.from or --tasks.")
-    found = [find_task(name, folder) for name in names]
-    return {task.name: task for task in found}
+    task_list = [find_task(name, folder) for name in names]
+    return {task.name: task for task in task_list}
 
 
-def _adapters(told: Adapters, folder: Path, base: Path | None) -> dict[str, dict[str, Any]]:
+def _adapters(selection: Adapters, folder: Path, base: Path | None) -> dict[str, dict[str, Any]]:
     """Name, folder, sha256 of the weights, and the task trained on of every adapter, sorted by name.
 
     Raises MergeError for one that belongs to another model than the base in a folder.
     """
     # A pool that was exported has its adapters in a folder of their own.
     folder = folder / EXPORTED if (folder / EXPORTED).is_dir() else folder
-    there = {one.name: one for one in sorted(folder.glob("*")) if is_adapter_folder(one)}
-    names = tuple(there) if told.names == "all" else told.names
-    if not there or (missing := [name for name in names if name not in there]):
-        what = f"no adapter {missing[0]}" if there else "no adapters"
+    folders = {path.name: path for path in sorted(folder.glob("*")) if is_adapter_folder(path)}
+    names = tuple(folders) if selection.names == "all" else selection.names
+    if not folders or (missing := [name for name in names if name not in folders]):
+        what = f"no adapter {missing[0]}" if folders else "no adapters"
         raise NotFoundError(f"{folder} holds {what}; say where they are, by adapters.from or --adapters.")
-    members = {name: load_member(there[name], name=name, purpose="used in a study") for name in sorted(names)}
+    members = {
+        name: load_member(folders[name], name=name, purpose="used in a study") for name in sorted(names)
+    }
     if base is not None:
         refuse_misfits(base, members.values())
     return {
         name: {
             "name": name,
-            "folder": str(there[name]),
+            "folder": str(folders[name]),
             "sha256": digest_of(member.weights),
-            "trained_on": _trained_on(there[name]),
+            "trained_on": _task_of_adapter(folders[name]),
         }
         for name, member in members.items()
     }
 
 
-def _trained_on(folder: Path) -> str | None:
+def _task_of_adapter(folder: Path) -> str | None:
     """The task that an adapter says it was trained on, by its record or as the one dataset of its card; None
     where nothing says so."""
     for name in _TRAINED_ON:
         try:
-            told = load_json((folder / name).read_bytes(), max_bytes=_MOST_BYTES)
+            document = load_json((folder / name).read_bytes(), max_bytes=_MOST_BYTES)
         except (OSError, ConfigError):
             continue
-        task = told.get("task") if isinstance(told, dict) else None
+        task = document.get("task") if isinstance(document, dict) else None
         task = task.get("name") if isinstance(task, dict) else task
         if isinstance(task, str):
             return task
@@ -390,17 +403,17 @@ def _reading(base: str) -> Mapping[str, str]:
 @lru_cache(maxsize=4)
 def _digest(folder: Path) -> str:
     """The sha256 over the names and hashes of a checkpoint's files."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"):
-            whole.update(f"{file.name} {digest_of(file)}\n".encode())
-    return whole.hexdigest()
+            digest.update(f"{file.name} {digest_of(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _listing(folder: Path) -> str:
     """The sha256 over names and contents of the cards and configurations below a folder."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.name in ("README.md", "adapter_config.json") and file.is_file():
-            whole.update(f"{file.relative_to(folder)} {digest_of(file)}\n".encode())
-    return whole.hexdigest()
+            digest.update(f"{file.relative_to(folder)} {digest_of(file)}\n".encode())
+    return digest.hexdigest()

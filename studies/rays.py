@@ -56,24 +56,24 @@ class Ray:
 
     def _sent(self, ray: Any, place: Place, steps: Sequence[Step]) -> Iterator[tuple[Step, str | None]]:
         # A step waits for the references it is given, and reads its inputs' results from the folder.
-        task = ray.remote(num_cpus=place.threads, num_gpus=self.gpus, max_retries=2)(_carried)
+        task = ray.remote(num_cpus=place.threads, num_gpus=self.gpus, max_retries=2)(_carry_out_after)
         sent: dict[str, Any] = {}
         waiting: dict[Any, Step] = {}
         most = max(1, round(_AHEAD * ray.cluster_resources().get("CPU", 1) / place.threads))
         for step in steps:
             if len(waiting) >= most:
                 yield self._next(ray, waiting)
-            needs = [sent[one.key] for one in step.inputs.values() if one.key in sent]
+            needs = [sent[needed.key] for needed in step.inputs.values() if needed.key in sent]
             sent[step.key] = task.remote(place, step, *needs)
             waiting[sent[step.key]] = step
         while waiting:
             yield self._next(ray, waiting)
 
     def _next(self, ray: Any, waiting: dict[Any, Step]) -> tuple[Step, str | None]:
-        (ready, *_), _ = ray.wait(list(waiting))
-        return waiting.pop(ready), ray.get(ready)
+        (finished, *_), _ = ray.wait(list(waiting))
+        return waiting.pop(finished), ray.get(finished)
 
 
-def _carried(place: Place, step: Step, *needs: str | None) -> str | None:
+def _carry_out_after(place: Place, step: Step, *needs: str | None) -> str | None:
     """`carry_out`, after the steps whose outcomes are `needs`."""
     return carry_out(place, step)

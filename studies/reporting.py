@@ -21,14 +21,14 @@ def report(folder: Path, *, into: Path | None = None) -> dict[str, Any]:
     """
     facts, rows = read(folder)
     title, question = facts["study"]["title"], facts["study"]["question"]
-    found = grids.sections(facts, rows)
+    page_sections = grids.sections(facts, rows)
     into = into or folder
     with storage(into):
         (into / PICTURES).mkdir(parents=True, exist_ok=True)
-        for name, picture in page.picture_files(found).items():
+        for name, picture in page.picture_files(page_sections).items():
             write_text(into / PICTURES / name, picture)
-        write_text(into / PAGE, page.html(title, found, question))
-        write_text(into / MARKDOWN, page.markdown(title, found, PICTURES, question))
+        write_text(into / PAGE, page.html(title, page_sections, question))
+        write_text(into / MARKDOWN, page.markdown(title, page_sections, PICTURES, question))
         write_json(into / SUMMARY, grids.summary(facts, rows))
-    says = next((one.paragraphs for one in found if isinstance(one, Text)), ())
+    says = next((section.paragraphs for section in page_sections if isinstance(section, Text)), ())
     return {"page": str(into / PAGE), "markdown": str(into / MARKDOWN), "says": list(says)}

@@ -22,7 +22,7 @@ from catalog.errors import NotFoundError, StorageError, UsageError
 from catalog.files import replace_file
 from merging.members import storage, write_json, write_text
 from studies.file import PUBLISHED, StudyFile
-from studies.grid import Cell, Grid
+from studies.grid import Grid, GridCell
 from studies.store import Place, Step, in_order
 from studies.work import carry_out
 
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """How many cells are done, failed and missing, and the first errors."""
 
     done: int
@@ -53,26 +53,26 @@ def one_by_one(place: Place, steps: Sequence[Step]) -> Iterator[tuple[Step, str 
 
 def run(
     file: StudyFile,
-    made: Grid,
+    study_grid: Grid,
     *,
     executor: Executor = one_by_one,
     progress: Progress | None = None,
-) -> Outcome:
+) -> StepOutcome:
     """Carries out what is not done of a study, and writes results.jsonl and study.json.
 
     A step that fails for a reason of the program's own errors leaves its cells failed, and the others go on.
     A killed run loses the step it was at. Raises UsageError where another run is at work in the same folder
     or the folder holds something else, and StorageError.
     """
-    place = made.place
+    place = study_grid.place
     _refuse_other(place.folder)
-    with _alone(place.folder):
+    with _lock_folder(place.folder):
         place.forget_failures()
-        steps = list(in_order(made.steps))
+        steps = list(in_order(study_grid.steps))
         left = [step for step in steps if place.result(step) is None]
         done = len(steps) - len(left)
         written = time.monotonic()
-        rows = write(file, made)
+        rows = write(file, study_grid)
         if progress is not None:
             progress(done, len(steps))
         try:
@@ -82,39 +82,39 @@ def run(
                     progress(done, len(steps))
                 if time.monotonic() - written > _REST:
                     # So that the report of a run that is not over can be read.
-                    rows, written = write(file, made), time.monotonic()
+                    rows, written = write(file, study_grid), time.monotonic()
         finally:
-            rows = write(file, made)
+            rows = write(file, study_grid)
     states = [row["status"] for row in rows]
     errors = dict.fromkeys(row["error"] for row in rows if row["status"] == "failed")
-    return Outcome(states.count("done"), states.count("failed"), states.count("missing"), tuple(errors))
+    return StepOutcome(states.count("done"), states.count("failed"), states.count("missing"), tuple(errors))
 
 
-def results(made: Grid) -> Iterator[dict[str, Any]]:
+def results(study_grid: Grid) -> Iterator[dict[str, Any]]:
     """What is known of every cell, in the order of the grid, as a line of results.jsonl says it."""
-    for cell in made.cells:
-        yield _row(made.place, cell)
+    for cell in study_grid.cells:
+        yield _row(study_grid.place, cell)
 
 
-def write(file: StudyFile, made: Grid) -> list[dict[str, Any]]:
+def write(file: StudyFile, study_grid: Grid) -> list[dict[str, Any]]:
     """Writes results.jsonl and study.json of what is known; the rows."""
-    place, steps, rows = made.place, list(in_order(made.steps)), list(results(made))
+    place, steps, rows = study_grid.place, list(in_order(study_grid.steps)), list(results(study_grid))
     text = "".join(
         json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for row in rows
     )
-    found = [place.result(step) is not None for step in steps]
+    finished = [place.result(step) is not None for step in steps]
     failed = sum(place.error(step) is not None for step in steps)
     facts = {
         "study": file.study.model_dump(mode="json", by_alias=True),
         "file_sha256": file.sha256,
-        **made.facts,
-        "wild": place.result(made.wild) if made.wild else None,
+        **study_grid.facts,
+        "wild": place.result(study_grid.wild) if study_grid.wild else None,
         "versions": _versions(),
         "device": place.device,
         "threads": place.threads,
         "machine": machine(place.device),
         "seconds": round(sum(place.seconds(step) for step in steps), 1),
-        "steps": {"done": sum(found), "failed": failed, "missing": len(steps) - sum(found) - failed},
+        "steps": {"done": sum(finished), "failed": failed, "missing": len(steps) - sum(finished) - failed},
     }
     with storage(place.folder):
         with replace_file(place.folder / RESULTS) as new:
@@ -145,24 +145,24 @@ def machine(device: str) -> str:
     """Processor, cores and accelerator of this machine, in words, where others may do the work."""
     import os
 
-    told = f"{platform.machine()}, {os.cpu_count()} cores"
+    text = f"{platform.machine()}, {os.cpu_count()} cores"
     if device.startswith("cuda"):
         import torch
 
         if not torch.cuda.is_available():
-            return told
-        return f"{told}, {torch.cuda.get_device_name(torch.device(device))}"
-    return told
+            return text
+        return f"{text}, {torch.cuda.get_device_name(torch.device(device))}"
+    return text
 
 
-def _row(place: Place, cell: Cell) -> dict[str, Any]:
+def _row(place: Place, cell: GridCell) -> dict[str, Any]:
     """A cell's line; the detail of a cell that is not done is what is known of it."""
-    found = place.result(cell.step)
+    result = place.result(cell.step)
     detail: dict[str, Any] = {}
     for step in cell.about:
         detail |= (place.result(step) or {}).get("detail", {})
-    score = found["score"] if found else {"value": None, "loss": None, "n": None}
-    error = None if found else place.error(cell.step)
+    score = result["score"] if result else {"value": None, "loss": None, "n": None}
+    error = None if result else place.error(cell.step)
     return {
         "cell": cell.step.key[:16],
         "task": cell.task,
@@ -171,7 +171,7 @@ def _row(place: Place, cell: Cell) -> dict[str, Any]:
         "method": cell.method,
         "pool": cell.pool,
         "settings": dict(cell.settings),
-        "status": "done" if found else "failed" if error else "missing",
+        "status": "done" if result else "failed" if error else "missing",
         "error": error,
         **score,
         "detail": detail,
@@ -179,7 +179,7 @@ def _row(place: Place, cell: Cell) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _lock_folder(folder: Path) -> Iterator[None]:
     """Inside the block no other run works in the folder."""
     with storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,8 +198,8 @@ def _refuse_other(folder: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            numbers[name] = version(name)
+    return numbers

@@ -34,8 +34,8 @@ class Job:
 
     place: Place
     key: str
-    told: Told
-    found: Found
+    params: Told
+    inputs: Found
     out: Path
 
 
@@ -45,8 +45,8 @@ def score(job: Job) -> dict[str, Any]:
     from merging.model import draw
 
     base, task = _base(job.place), _task(job)
-    questions = draw(task, "test", job.told["test"])
-    with _worn(job, base, job.found["adapter"]) if job.found else contextlib.nullcontext():
+    questions = draw(task, "test", job.params["test"])
+    with _with_adapter(job, base, job.inputs["adapter"]) if job.inputs else contextlib.nullcontext():
         return {"score": measure(base, task, questions).document()}
 
 
@@ -54,84 +54,85 @@ def train(job: Job) -> dict[str, Any]:
     """A new LoRA at one learning rate."""
     from merging.learning import train as trained
 
-    made = trained(
+    report = trained(
         _base(job.place),
         _task(job),
         _budget(job),
         job.out / ADAPTER,
-        learning_rates=[job.told["learning_rate"]],
-        seed=job.told["budget"]["seed"],
-        **job.told["settings"],
+        learning_rates=[job.params["learning_rate"]],
+        seed=job.params["budget"]["seed"],
+        **job.params["settings"],
     )
     detail = {
-        "learning_rate": made.learning_rate,
-        "valid_loss": made.valid_loss,
-        "valid_before": made.record["valid_loss_before"],
-        "rank": made.record["settings"]["rank"],
+        "learning_rate": report.learning_rate,
+        "valid_loss": report.valid_loss,
+        "valid_before": report.record["valid_loss_before"],
+        "rank": report.record["settings"]["rank"],
     }
     adapter = {"adapter": f"{job.key}/{ADAPTER}", "called": "new LoRA"}
-    return {**adapter, "mergeable": made.record["mergeable"], "detail": detail}
+    return {**adapter, "mergeable": report.record["mergeable"], "detail": detail}
 
 
 def pick(job: Job) -> dict[str, Any]:
     """The one of several trainings with the lowest validation loss, the lower rate of equals."""
-    if not job.found:
+    if not job.inputs:
         raise EvaluationError("The loss became infinite with every learning rate; choose lower ones.")
     best = min(
-        job.found.values(), key=lambda one: (one["detail"]["valid_loss"], one["detail"]["learning_rate"])
+        job.inputs.values(),
+        key=lambda result: (result["detail"]["valid_loss"], result["detail"]["learning_rate"]),
     )
-    rates = sorted(one["detail"]["learning_rate"] for one in job.found.values())
+    rates = sorted(result["detail"]["learning_rate"] for result in job.inputs.values())
     edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best["detail"]["learning_rate"])
     return {**best, "detail": {**best["detail"], "edge": edge if len(rates) > 1 else None}}
 
 
-def measured(job: Job) -> dict[str, Any]:
+def measure_adapters(job: Job) -> dict[str, Any]:
     """The score of the base and of every adapter alone on examples that may be learned from."""
     from merging.evaluation import measure
 
-    base, task, seen = _base(job.place), _task(job), _budget(job).all[: job.told.get("samples")]
+    base, task, examples = _base(job.place), _task(job), _budget(job).all[: job.params.get("samples")]
     scores: dict[str, Any] = {}
-    for one in job.told["adapters"]:
-        with _worn(job, base, {"name": one["name"]}):
-            scores[one["name"]] = measure(base, task, seen).document()
-    return {"base": measure(base, task, seen).document(), "scores": scores}
+    for adapter in job.params["adapters"]:
+        with _with_adapter(job, base, {"name": adapter["name"]}):
+            scores[adapter["name"]] = measure(base, task, examples).document()
+    return {"base": measure(base, task, examples).document(), "scores": scores}
 
 
 def gradient(job: Job) -> dict[str, Any]:
     """How far downhill every adapter points on the task, exactly, per norm of its update."""
     from merging.learning import exact_scores
 
-    names = [one["name"] for one in job.told["adapters"]]
+    names = [adapter["name"] for adapter in job.params["adapters"]]
     members = [_member(job.place, {"name": name}) for name in names]
-    seen = _budget(job).train[: job.told["samples"]]
-    scores = exact_scores(_base(job.place), _task(job), seen, members)
+    examples = _budget(job).train[: job.params["samples"]]
+    scores = exact_scores(_base(job.place), _task(job), examples, members)
     return {"scores": dict(zip(names, scores, strict=True))}
 
 
 def pool(job: Job) -> dict[str, Any]:
     """The members of a pool, best first; those of equal worth by name."""
-    told, task = job.told, job.told["task"]["name"]
-    names = [one["name"] for one in told["adapters"]]
-    own = {one["name"] for one in told["adapters"] if one["trained_on"] == task}
-    worth = _WORTH[told["by"]](job, names)
+    params, task = job.params, job.params["task"]["name"]
+    names = [adapter["name"] for adapter in params["adapters"]]
+    own = {adapter["name"] for adapter in params["adapters"] if adapter["trained_on"] == task}
+    worth = _WORTH[params["by"]](job, names)
     order = sorted(names, key=lambda name: ([-value for value in worth[name]], name))
-    if told["own"] == "leave out":
+    if params["own"] == "leave out":
         order = [name for name in order if name not in own]
-    elif told["own"] == "only":
+    elif params["own"] == "only":
         order = [name for name in order if name in own]
-    elif told["own"] == "first":
+    elif params["own"] == "first":
         order.sort(key=lambda name: name not in own)
-    chosen = order[: told["k"]]
-    if not chosen:
+    members = order[: params["k"]]
+    if not members:
         raise EvaluationError(f"No adapter is left for a pool on {task}; allow others.")
-    detail = {"members": chosen, "own": any(name in own for name in chosen)}
-    return {"members": [{"name": name} for name in chosen], "detail": detail}
+    detail = {"members": members, "own": any(name in own for name in members)}
+    return {"members": [{"name": name} for name in members], "detail": detail}
 
 
 def relevance(job: Job) -> dict[str, Any]:
     """How much the members alone lower the loss on the budget's examples, in nats a token, on average."""
-    scores, before = job.found["measured"]["scores"], job.found["measured"]["base"]["loss"]
-    gains = [before - scores[one["name"]]["loss"] for one in job.found["pool"]["members"]]
+    scores, before = job.inputs["measured"]["scores"], job.inputs["measured"]["base"]["loss"]
+    gains = [before - scores[member["name"]]["loss"] for member in job.inputs["pool"]["members"]]
     return {"detail": {"relevance": math.fsum(gains) / len(gains)}}
 
 
@@ -141,15 +142,15 @@ def stand_ins(job: Job) -> dict[str, Any]:
 
     _take_threads(job.place)
     members = made(
-        _members(job.place, job.found["pool"]),
-        job.told["control"],
+        _members(job.place, job.inputs["pool"]),
+        job.params["control"],
         job.out / "members",
-        job.told["seed"],
+        job.params["seed"],
         base=job.place.base,
     )
     below = [f"{job.key}/members/{member.folder.name}" for member in members]
-    detail = {**job.found["pool"]["detail"], "control": job.told["control"]}
-    return {"members": [{"adapter": one} for one in below], "detail": detail}
+    detail = {**job.inputs["pool"]["detail"], "control": job.params["control"]}
+    return {"members": [{"adapter": adapter} for adapter in below], "detail": detail}
 
 
 def merge(job: Job) -> dict[str, Any]:
@@ -157,23 +158,23 @@ def merge(job: Job) -> dict[str, Any]:
     from merging.static import merge as merged
 
     _take_threads(job.place)
-    members = _members(job.place, job.found["pool"])
-    weight = job.told.get("weight")
+    members = _members(job.place, job.inputs["pool"])
+    weight = job.params.get("weight")
     report = merged(
         members,
-        job.told["method"],
+        job.params["method"],
         job.out / ADAPTER,
         weights=None if weight is None else [weight] * len(members),
-        parameters=job.told["parameters"],
-        rank=job.told["rank"],
-        seed=job.told["seed"],
+        parameters=job.params["parameters"],
+        rank=job.params["rank"],
+        seed=job.params["seed"],
         base=job.place.base,
         dtype="float32",
     )
     ranks = [module.rank for module in report.modules.values()]
     # The norm of an untruncated sum of high rank is not measured.
-    kept = {} if report.energy_share is None else {"energy": report.energy_share}
-    detail = {"rank": max(ranks, default=0), **kept}
+    energy = {} if report.energy_share is None else {"energy": report.energy_share}
+    detail = {"rank": max(ranks, default=0), **energy}
     return {"adapter": f"{job.key}/{ADAPTER}", "detail": detail}
 
 
@@ -183,22 +184,22 @@ def clusters(job: Job) -> dict[str, Any]:
     from merging.static import plan, works
 
     _take_threads(job.place)
-    told = job.told
+    params = job.params
     planned = plan(
-        _members(job.place, job.found["pool"]),
-        told["method"],
-        parameters=told["parameters"],
-        rank=told["rank"],
-        seed=told["seed"],
+        _members(job.place, job.inputs["pool"]),
+        params["method"],
+        parameters=params["parameters"],
+        rank=params["rank"],
+        seed=params["seed"],
         base=job.place.base,
     )
-    held, whole = zip(*(centroid_energy(work) for work in works(planned)), strict=True)
-    return {"detail": {"energy": math.fsum(held) / math.fsum(whole) if any(whole) else 1.0}}
+    held, total = zip(*(centroid_energy(work) for work in works(planned)), strict=True)
+    return {"detail": {"energy": math.fsum(held) / math.fsum(total) if any(total) else 1.0}}
 
 
 def single(job: Job) -> dict[str, Any]:
     """The first member of a pool, as an adapter."""
-    return {**job.found["pool"]["members"][0], "detail": {}}
+    return {**job.inputs["pool"]["members"][0], "detail": {}}
 
 
 def ensemble(job: Job) -> dict[str, Any]:
@@ -213,25 +214,25 @@ def ensemble(job: Job) -> dict[str, Any]:
     base, task = _base(job.place), _task(job)
     if task.metric != "accuracy":
         raise EvaluationError(f"An ensemble chooses among answers, and {task.name} has none to choose from.")
-    prompts = ask(base, task, draw(task, "test", job.told["test"])).prompts
-    count = len(job.found["pool"]["members"])
+    prompts = ask(base, task, draw(task, "test", job.params["test"])).prompts
+    count = len(job.inputs["pool"]["members"])
     shares = [[0.0] * len(prompt.answers) for prompt in prompts]
     right = [0.0] * len(prompts)
-    for one in job.found["pool"]["members"]:
-        with _worn(job, base, one):
+    for member in job.inputs["pool"]["members"]:
+        with _with_adapter(job, base, member):
             logs = likelihoods(base, prompts)
         for number, values in enumerate(logs):
-            whole = math.log(math.fsum(math.exp(value - max(values)) for value in values)) + max(values)
+            log_sum = math.log(math.fsum(math.exp(value - max(values)) for value in values)) + max(values)
             for choice, value in enumerate(values):
-                shares[number][choice] += math.exp(value - whole) / count
+                shares[number][choice] += math.exp(value - log_sum) / count
             right[number] += math.exp(values[prompts[number].right]) / count
     hits = [share.index(max(share)) == prompt.right for share, prompt in zip(shares, prompts, strict=True)]
     losses = [
         -math.log(max(chance, 1e-300)) / len(prompt.target)
         for chance, prompt in zip(right, prompts, strict=True)
     ]
-    found = {"value": sum(hits) / len(hits), "loss": math.fsum(losses) / len(losses), "n": len(hits)}
-    return {"score": found, "detail": {}}
+    result = {"value": sum(hits) / len(hits), "loss": math.fsum(losses) / len(losses), "n": len(hits)}
+    return {"score": result, "detail": {}}
 
 
 def adapt(job: Job) -> dict[str, Any]:
@@ -241,19 +242,19 @@ def adapt(job: Job) -> dict[str, Any]:
     from merging.model import draw
 
     base, task = _base(job.place), _task(job)
-    target = _member(job.place, job.found["target"]) if "target" in job.found else None
+    target = _member(job.place, job.inputs["target"]) if "target" in job.inputs else None
     done = adapted(
         base,
-        _members(job.place, job.found["pool"]) if "pool" in job.found else [],
+        _members(job.place, job.inputs["pool"]) if "pool" in job.inputs else [],
         task,
         _budget(job),
-        job.told["method"],
+        job.params["method"],
         target=target,
-        seed=job.told["budget"]["seed"],
-        **job.told["settings"],
+        seed=job.params["budget"]["seed"],
+        **job.params["settings"],
     )
     with done.apply():
-        value = measure(base, task, draw(task, "test", job.told["test"]))
+        value = measure(base, task, draw(task, "test", job.params["test"]))
     detail = {"valid_before": done.valid_before, "valid_loss": done.valid_loss}
     return {"score": value.document(), "detail": detail}
 
@@ -271,7 +272,7 @@ KINDS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
     "clusters": clusters,
     "ensemble": ensemble,
     "gradient": gradient,
-    "measured": measured,
+    "measured": measure_adapters,
     "merge": merge,
     "pick": pick,
     "pool": pool,
@@ -290,23 +291,23 @@ _Worth = Mapping[str, tuple[float, ...]]
 def _by_gradient(job: Job, names: Sequence[str]) -> _Worth:
     from merging.learning import center_scores
 
-    others = [one["scores"] for key, one in job.found.items() if key != "own"]
-    rows = [[row[name] for name in names] for row in (job.found["own"]["scores"], *others)]
+    backgrounds = [result["scores"] for key, result in job.inputs.items() if key != "own"]
+    rows = [[row[name] for name in names] for row in (job.inputs["own"]["scores"], *backgrounds)]
     return {name: (value,) for name, value in zip(names, center_scores(rows), strict=True)}
 
 
 def _by_measure(job: Job, names: Sequence[str]) -> _Worth:
-    scores = job.found["own"]["scores"]
+    scores = job.inputs["own"]["scores"]
     return {name: (scores[name]["value"], -scores[name]["loss"]) for name in names}
 
 
 def _by_prior(job: Job, names: Sequence[str]) -> _Worth:
-    rows = [one["scores"] for one in job.found.values()]
+    rows = [result["scores"] for result in job.inputs.values()]
     return {name: (math.fsum(row[name]["value"] for row in rows) / len(rows),) for name in names}
 
 
 def _by_chance(job: Job, names: Sequence[str]) -> _Worth:
-    key = f"pool:{job.told['task']['name']}:{job.told['seed']}"
+    key = f"pool:{job.params['task']['name']}:{job.params['seed']}"
     draw = random.Random(key)  # noqa: S311 - a draw, not a secret
     return {name: (draw.random(),) for name in sorted(names)}
 
@@ -329,11 +330,11 @@ def _take_threads(place: Place) -> None:
 
 def _base(place: Place) -> LoadedBase:
     _take_threads(place)
-    return _loaded(place.base, place.bases, place.device)
+    return _load_once(place.base, place.bases, place.device)
 
 
 @lru_cache(maxsize=1)
-def _loaded(base: str, bases: Path | None, device: str) -> LoadedBase:
+def _load_once(base: str, bases: Path | None, device: str) -> LoadedBase:
     """The base model, read once a process."""
     from merging.model import load_base
 
@@ -343,40 +344,40 @@ def _loaded(base: str, bases: Path | None, device: str) -> LoadedBase:
 def _task(job: Job) -> Task:
     from merging.model import read_task
 
-    return read_task(job.place.tasks[job.told["task"]["name"]])
+    return read_task(job.place.tasks[job.params["task"]["name"]])
 
 
 def _budget(job: Job) -> ExampleBudget:
     from merging.model import budget
 
-    given = job.told["budget"]
-    n = given["train"] + given["valid"]
-    return budget(_task(job), n, seed=given["seed"], valid=given["valid"] / n)
+    example_counts = job.params["budget"]
+    n = example_counts["train"] + example_counts["valid"]
+    return budget(_task(job), n, seed=example_counts["seed"], valid=example_counts["valid"] / n)
 
 
 @contextlib.contextmanager
-def _worn(job: Job, base: LoadedBase, one: Mapping[str, Any]) -> Iterator[None]:
+def _with_adapter(job: Job, base: LoadedBase, member: Mapping[str, Any]) -> Iterator[None]:
     """Inside the block the base has the adapter that an input made or chose."""
     from merging.learning import wear_adapter
     from merging.live import LiveStack
 
-    if one.get("mergeable", True):
-        live = LiveStack(base.model, [_member(job.place, one)])
+    if member.get("mergeable", True):
+        live = LiveStack(base.model, [_member(job.place, member)])
         with live.dense(live.scales_of([1.0])):
             yield
     else:
-        with wear_adapter(base, job.place.steps / one["adapter"]):
+        with wear_adapter(base, job.place.steps / member["adapter"]):
             yield
 
 
-def _member(place: Place, one: Mapping[str, Any]) -> MergeMember:
+def _member(place: Place, member: Mapping[str, Any]) -> MergeMember:
     """An adapter of the study by name, or one that a step made."""
     from merging.members import load_member
 
-    if "name" in one:
-        return load_member(place.adapters[one["name"]], name=one["name"])
-    return load_member(place.steps / one["adapter"], name=one.get("called"))
+    if "name" in member:
+        return load_member(place.adapters[member["name"]], name=member["name"])
+    return load_member(place.steps / member["adapter"], name=member.get("called"))
 
 
 def _members(place: Place, pool: Told) -> list[MergeMember]:
-    return [_member(place, one) for one in pool["members"]]
+    return [_member(place, member) for member in pool["members"]]

@@ -51,9 +51,9 @@ class Step:
     @cached_property
     def key(self) -> str:
         """32 hexadecimal digits; the same in every process."""
-        inputs = {name: one.key for name, one in self.inputs.items()}
-        told = [self.kind, VERSIONS[self.kind], self.params, inputs]
-        text = json.dumps(told, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        inputs = {name: step.key for name, step in self.inputs.items()}
+        content = [self.kind, VERSIONS[self.kind], self.params, inputs]
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -84,24 +84,24 @@ class Place:
 
     def error(self, step: Step) -> str | None:
         """Why a step failed when it was last tried, None where it did not."""
-        told = _read(self._failed(step))
-        return None if told is None else str(told["error"])
+        document = _read(self._failure_file(step))
+        return None if document is None else str(document["error"])
 
     def seconds(self, step: Step) -> float:
         """How long a step took, 0 where it is not done."""
-        told = _read(self.steps / step.key / TIME)
-        return float(told["seconds"]) if told else 0.0
+        document = _read(self.steps / step.key / TIME)
+        return float(document["seconds"]) if document else 0.0
 
-    def diverged(self, step: Step) -> bool:
+    def has_diverged(self, step: Step) -> bool:
         """Whether a step failed because its training diverged, as it would again."""
-        return bool((_read(self._failed(step)) or {}).get("diverged"))
+        return bool((_read(self._failure_file(step)) or {}).get("diverged"))
 
     def fail(self, step: Step, error: LoradexError) -> None:
         """Keeps why a step failed."""
         with storage(self.folder):
-            self._failed(step).parent.mkdir(parents=True, exist_ok=True)
-            told = {"error": str(error), "kind": step.kind, "diverged": isinstance(error, DivergedError)}
-            write_json(self._failed(step), told)
+            self._failure_file(step).parent.mkdir(parents=True, exist_ok=True)
+            document = {"error": str(error), "kind": step.kind, "diverged": isinstance(error, DivergedError)}
+            write_json(self._failure_file(step), document)
 
     def forget_failures(self) -> None:
         """Lets failed steps be tried again, and clears what a killed run left half-done."""
@@ -112,33 +112,33 @@ class Place:
             for half in set(self.steps.glob(".*")) - set(self.steps.glob(".loradex-*")):
                 shutil.rmtree(half, ignore_errors=True)
 
-    def _failed(self, step: Step) -> Path:
+    def _failure_file(self, step: Step) -> Path:
         return self.folder / "failed" / f"{step.key}.json"
 
 
-def in_order(wanted: Iterable[Step]) -> Iterator[Step]:
+def in_order(steps: Iterable[Step]) -> Iterator[Step]:
     """The steps and all that they need, each once, inputs first."""
-    seen: set[str] = set()
-    waiting = [(step, False) for step in list(wanted)[::-1]]
+    keys: set[str] = set()
+    waiting = [(step, False) for step in list(steps)[::-1]]
     while waiting:
-        step, ready = waiting.pop()
-        if step.key in seen:
+        step, inputs_done = waiting.pop()
+        if step.key in keys:
             continue
-        if ready:
-            seen.add(step.key)
+        if inputs_done:
+            keys.add(step.key)
             yield step
         else:
             waiting.append((step, True))
-            waiting.extend((one, False) for one in list(step.inputs.values())[::-1])
+            waiting.extend((input_step, False) for input_step in list(step.inputs.values())[::-1])
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise StorageError(
             f"{path} cannot be read: {error}; remove its folder and run the study again."
         ) from error
-    return found
+    return document

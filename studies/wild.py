@@ -19,7 +19,7 @@ def hyperparameters(folder: Path) -> dict[str, Any]:
     {"cards": adapters seen, "learning_rate": [...], "rank": [...]}; an adapter is a folder with an
     adapter_config.json, and its card the README.md beside it. What cannot be read counts as silent.
     """
-    rates, ranks, seen = [], [], 0
+    rates, ranks, cards_read = [], [], 0
     for path in sorted(folder.rglob(CONFIG_NAME)):
         try:
             config = parse_config(_start(path, _MAX_CONFIG))
@@ -27,13 +27,13 @@ def hyperparameters(folder: Path) -> dict[str, Any]:
             continue
         if not config.is_lora:
             continue
-        seen += 1
+        cards_read += 1
         ranks.append(config.rank)
         card = path.with_name(CARD_NAME)
         training = parse_card(_start(card, MAX_CARD)).training if card.is_file() else None
         if training is not None and training.learning_rate:
             rates.append(training.learning_rate)
-    return {"cards": seen, "learning_rate": sorted(rates), "rank": sorted(ranks)}
+    return {"cards": cards_read, "learning_rate": sorted(rates), "rank": sorted(ranks)}
 
 
 def _start(path: Path, most: int) -> bytes:

@@ -18,17 +18,19 @@ def carry_out(place: Place, step: Step) -> str | None:
     """Does a step unless it is done; None, or why it failed. Other errors than the program's own pass."""
     if place.result(step) is not None:
         return None
-    inputs = {name: place.result(one) for name, one in step.inputs.items()}
+    inputs = {name: place.result(input_step) for name, input_step in step.inputs.items()}
     try:
-        for name, found in inputs.items():
-            tolerable = step.kind in _TOLERANT and place.diverged(step.inputs[name])
-            if found is None and not tolerable:
+        for name, input_result in inputs.items():
+            tolerable = step.kind in _TOLERANT and place.has_diverged(step.inputs[name])
+            if input_result is None and not tolerable:
                 # The first cause, however many steps lie between.
                 raise EvaluationError(place.error(step.inputs[name]) or "What it needs was not made.")
         began = time.perf_counter()
         with new_folder(place.steps / step.key, overwrite=True, record=RESULT) as out:
-            known = {name: found for name, found in inputs.items() if found is not None}
-            result = KINDS[step.kind](Job(place, step.key, step.params, known, out))
+            results = {
+                name: input_result for name, input_result in inputs.items() if input_result is not None
+            }
+            result = KINDS[step.kind](Job(place, step.key, step.params, results, out))
             with storage(out):
                 write_json(out / STEP, {"kind": step.kind, "params": step.params})
                 write_json(out / TIME, {"seconds": round(time.perf_counter() - began, 3)})

@@ -162,11 +162,11 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgres_admin(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An autocommitting engine of a user who may create databases."""
-    given, server = request.config.stash[_server_url], None
-    if not given:
+    arguments, server = request.config.stash[_server_url], None
+    if not arguments:
         server = _started(request.config.stash[_server_folder])
-        given = server.get_uri()
-    url = make_url(given).set(drivername="postgresql+psycopg")
+        arguments = server.get_uri()
+    url = make_url(arguments).set(drivername="postgresql+psycopg")
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
     if server is not None:
         _execute(engine, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")

@@ -28,9 +28,9 @@ RECORDS = (
 )
 
 
-def hub_settings(url: str, **given: Any) -> HubSettings:
+def hub_settings(url: str, **arguments: Any) -> HubSettings:
     """Settings for the local Hub: two attempts and short deadlines, so that a fault is soon over."""
-    return HubSettings(**({"endpoint": url, "timeout": 2.0, "deadline": 5.0, "attempts": 2} | given))
+    return HubSettings(**({"endpoint": url, "timeout": 2.0, "deadline": 5.0, "attempts": 2} | arguments))
 
 
 def crawl(
@@ -43,19 +43,19 @@ def crawl(
     **options: Any,
 ) -> dict[str, Any]:
     """Crawls and gives the report as JSON; waits for the Hub pass on a virtual clock."""
-    given = CrawlOptions(
+    arguments = CrawlOptions(
         **({"any_base": "bases" not in options, "weights": "headers", "workers": 2} | options)
     )
     stop = threading.Event()
     with Hub(hub_settings(url, **(hub or {})), clock=VirtualClock(), stop=stop) as client:
-        crawler = Crawler(engine, client, BlobStore(data / "blobs"), given, Silent(), stop, lambda: now)
+        crawler = Crawler(engine, client, BlobStore(data / "blobs"), arguments, Silent(), stop, lambda: now)
         return crawler.crawl().as_json()
 
 
 def dump(engine: Engine) -> dict[str, list[str]]:
     """Every record of the catalog as text, sorted, foreign keys spelled out by what they stand for."""
     names: dict[tuple[str, int], str] = {}
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     with Session(engine) as session:
         for table in RECORDS:
             columns = TableBase.metadata.tables[table].columns
@@ -66,8 +66,8 @@ def dump(engine: Engine) -> dict[str, list[str]]:
                         row[key] = names[key.removesuffix("_id"), row[key]]
                 if "id" in row:
                     names[table, row["id"]] = _name(table, row)
-            found[table] = sorted(_text(row) for row in rows)
-    return found
+            result[table] = sorted(_text(row) for row in rows)
+    return result
 
 
 def items(engine: Engine) -> list[tuple[str | None, str]]:
@@ -86,7 +86,9 @@ def _name(table: str, row: dict[str, Any]) -> str:
 
 
 def _text(row: dict[str, Any]) -> str:
-    kept = {key: value for key, value in row.items() if key not in PASSING}
+    remaining = {key: value for key, value in row.items() if key not in PASSING}
     return json.dumps(
-        kept, sort_keys=True, default=lambda value: value.hex() if isinstance(value, bytes) else str(value)
+        remaining,
+        sort_keys=True,
+        default=lambda value: value.hex() if isinstance(value, bytes) else str(value),
     )

@@ -52,9 +52,11 @@ def repo(
 
     `files` are put over the usual ones (None takes one away), `hub` over what the Hub says of it.
     """
-    kept = {path: body for path, body in (own_files(name) | dict(files or {})).items() if body is not None}
-    make_repo(root, name, kept, TAGGED | hub)
-    return kept
+    remaining = {
+        path: body for path, body in (own_files(name) | dict(files or {})).items() if body is not None
+    }
+    make_repo(root, name, remaining, TAGGED | hub)
+    return remaining
 
 
 def neighbours(root: Path) -> None:
@@ -82,11 +84,11 @@ def crawl_by(
     **options: Any,
 ) -> dict[str, Any]:
     """A crawl by a clock that the test holds; gives the report as JSON."""
-    asked: dict[str, Any] = {"any_base": True, "weights": "headers", "workers": 2}
-    given = CrawlOptions(**asked | options)
+    requests: dict[str, Any] = {"any_base": True, "weights": "headers", "workers": 2}
+    arguments = CrawlOptions(**requests | options)
     stop = threading.Event()
     with Hub(hub_settings(url, **(hub or {})), clock=clock, stop=stop) as client:
-        crawler = Crawler(engine, client, BlobStore(data / "blobs"), given, Silent(), stop, lambda: NOW)
+        crawler = Crawler(engine, client, BlobStore(data / "blobs"), arguments, Silent(), stop, lambda: NOW)
         return crawler.crawl().as_json()
 
 
@@ -121,9 +123,9 @@ def all_counted(report: Mapping[str, Any]) -> bool:
 def blobs(data: Path) -> set[str]:
     """The sha256 of every blob that is visible in a data folder, each with its bytes checked."""
     store = BlobStore(data / "blobs")
-    found = {file.parent.name + file.name for file in store.root.glob("[0-9a-f][0-9a-f]/*")}
-    assert all(store.verify(sha256) for sha256 in found), "a blob is not what its name says"
-    return found
+    paths = {file.parent.name + file.name for file in store.root.glob("[0-9a-f][0-9a-f]/*")}
+    assert all(store.verify(sha256) for sha256 in paths), "a blob is not what its name says"
+    return paths
 
 
 def below(folder: Path) -> set[str]:

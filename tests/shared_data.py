@@ -14,8 +14,8 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 
 
 def _found() -> Path | None:
-    named = os.environ.get("LORADEX_SHARED")
-    folder = Path(named) if named else Path(__file__).resolve().parents[1].parent / "shared"
+    by_name = os.environ.get("LORADEX_SHARED")
+    folder = Path(by_name) if by_name else Path(__file__).resolve().parents[1].parent / "shared"
     return folder if (folder / "data").is_dir() else None
 
 

@@ -58,5 +58,5 @@ def test_every_promised_case_has_a_test() -> None:
 
 
 def test_every_tested_case_is_named() -> None:
-    shown = set().union(*FOUND.values())
-    assert shown == {number for number, _ in NAMED}
+    output = set().union(*FOUND.values())
+    assert output == {number for number, _ in NAMED}

@@ -51,5 +51,5 @@ def test_the_environment_is_clean(tmp_path_factory: pytest.TempPathFactory) -> N
 
 
 def test_a_subprocess_inherits_it() -> None:
-    seen = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
-    assert f"HF_ENDPOINT={CLOSED_DOOR}" in seen.splitlines()
+    result = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
+    assert f"HF_ENDPOINT={CLOSED_DOOR}" in result.splitlines()

@@ -50,11 +50,11 @@ def by_config(rules: str = "ours") -> ByConfig:
             config = parse_config((data("wild") / row["dir"] / row["config_file"]).read_bytes())
         except ConfigError as error:
             config = error
-        named = config.base_model if isinstance(config, AdapterConfig) else None
+        by_name = config.base_model if isinstance(config, AdapterConfig) else None
         evidence = Evidence(
             files=("adapter_config.json", "adapter_model.safetensors"),
             config=config,
-            base=table.identify(named),
+            base=table.identify(by_name),
             card_license=row["card_license"],
         )
         refused = {reason.value for reason in reasons_to_refuse(screen(evidence), rules)}
@@ -70,8 +70,8 @@ def wild_hub(root: Path) -> int:
     folders = [folder for folder in sorted(data("wild").iterdir()) if folder.is_dir()]
     for folder in folders:
         files: dict[str, bytes | str] = {file.name: file.read_bytes() for file in folder.iterdir()}
-        owner, _, rest = folder.name.partition("__")
-        make_repo(root, f"{owner}/{re.sub('-{2,}|_{2,}', '-', rest)}", files)
+        owner, _, remaining = folder.name.partition("__")
+        make_repo(root, f"{owner}/{re.sub('-{2,}|_{2,}', '-', remaining)}", files)
     return len(folders)
 
 
@@ -85,31 +85,31 @@ def paper_hub(root: Path) -> list[str]:
     shape = dims(LLAMA)
     assert shape is not None
     for number, name in enumerate(ids):
-        known = facts.get(name)
-        if not known:
+        names = facts.get(name)
+        if not names:
             make_repo(root, name, {"README.md": card(base_model=LLAMA)})
             continue
-        fields = {key: known[key] for key in ("r", "lora_alpha", "lora_dropout", "target_modules")}
+        fields = {key: names[key] for key in ("r", "lora_alpha", "lora_dropout", "target_modules")}
         files: dict[str, bytes | str] = {
             "adapter_config.json": json.dumps(adapter_config(base_model_name_or_path=LLAMA, **fields)),
             "README.md": card(base_model=LLAMA),
         }
         folder = make_repo(root, name, files)
-        size = _hollow(folder / "adapter_model.safetensors", _shapes(known, shape))
+        size = _hollow(folder / "adapter_model.safetensors", _shapes(names, shape))
         override = {"files": {"adapter_model.safetensors": {"size": size, "sha256": f"{number:064x}"}}}
         (folder / ".hub.json").write_text(json.dumps(override))
     return ids
 
 
-def _shapes(known: dict[str, Any], shape: BaseDims) -> Iterable[tuple[str, tuple[int, int]]]:
+def _shapes(names: dict[str, Any], shape: BaseDims) -> Iterable[tuple[str, tuple[int, int]]]:
     """(tensor name, shape) of the LoRA factors that PEFT would save for these targets on Llama-3.1-8B."""
-    targets, rank = known["target_modules"], known["r"]
+    targets, rank = names["target_modules"], names["r"]
     targets = [targets] if isinstance(targets, str) else targets
     for target in sorted(targets):
-        found = shape.shape(target.rpartition(".")[2])
-        if found is None:
+        result = shape.shape(target.rpartition(".")[2])
+        if result is None:
             continue
-        inside, outside = (shape.vocab if width is None else width for width in found)
+        inside, outside = (shape.vocab if width is None else width for width in result)
         part = "self_attn" if target.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
         if target == "lm_head":
             places = ["base_model.model.lm_head"]

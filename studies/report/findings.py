@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
-from studies.report.comparing import Cell, Difference, Results, finite, verdict
-from studies.report.curves import RATE, Line, lines, varied
-from studies.report.relating import Correlation, Related, correlation, related
-from studies.report.tuning import Row as Tuned
-from studies.report.tuning import at_one_rate, extent, tuned
+from studies.report.comparing import Difference, ResultCell, Results, finite, verdict
+from studies.report.curves import RATE, Line, lines, varying_settings
+from studies.report.relating import Correlation, Related, correlation, relate
+from studies.report.tuning import TuningRow as Tuned
+from studies.report.tuning import at_one_rate, extent, tune_by_loss
 from studies.report.wording import sentence
 
 # Learning rates that someone may have trained with; cards say others too.
@@ -19,7 +19,7 @@ SANE = (1e-8, 10.0)
 
 
 @dataclass(frozen=True)
-class Claim:
+class ClaimFinding:
     """A claim with the difference that speaks for or against it, and what that allows to say."""
 
     claim: str
@@ -42,7 +42,7 @@ class Spot:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailureFinding:
     """Cells of a label that failed for the same reason, as the seeds of each task."""
 
     label: str
@@ -66,50 +66,54 @@ class Findings:
 
     def __init__(self, study: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> None:
         self.study, self.results = study, Results(cells)
-        self.told: Mapping[str, Any] = study.get("study") or {}
-        report = self.told.get("report") or {}
+        self.record: Mapping[str, Any] = study.get("study") or {}
+        report = self.record.get("report") or {}
         self.asked = tuple(report.get("figures") or ())
         against = report.get("against")
         self.against: str | None = against if against in self.results.labels else None
         self.rows = tuple(self.results.row(label, self.against) for label in self.results.labels)
-        self.claims = tuple(self._claim(one) for one in report.get("claims") or ())
+        self.claims = tuple(self._claim(claim) for claim in report.get("claims") or ())
         self.related: tuple[Related, ...] = ()
         if "relevance" in self.asked and self.against:
-            self.related = related(self.results, self.against)
+            self.related = relate(self.results, self.against)
         self.correlation: Correlation | None = correlation(self.related)
         self.wild = self._wild() if "wild" in self.asked else None
         self._tune()
-        keys = varied(self.results)
+        keys = varying_settings(self.results)
         self.curves = {key: self.lines(key) for key in keys} if "curve" in self.asked else {}
         at = ("k",) if "k" in keys else keys
-        energy = {key: lines(self.results.cells, key, lambda one: one.known("energy")) for key in at}
-        self.energy = {key: found for key, found in energy.items() if found and "energy" in self.asked}
+        energy = {key: lines(self.results.cells, key, lambda claim: claim.known("energy")) for key in at}
+        self.energy = {
+            key: energy_lines
+            for key, energy_lines in energy.items()
+            if energy_lines and "energy" in self.asked
+        }
 
     def lines(self, key: str) -> tuple[Line, ...]:
         """Lines of the value against a setting."""
-        return lines(self.results.cells, key, lambda one: one.value)
+        return lines(self.results.cells, key, lambda cell: cell.value)
 
     def spot(self, label: str, task: str) -> Spot | None:
         """What is known of a label on a task; None where the grid has no such cell."""
         cells = self.results.at(label, task)
-        values = [one.value for one in cells if one.value is not None]
-        states = [one.status for one in cells]
+        values = [cell.value for cell in cells if cell.value is not None]
+        states = [cell.status for cell in cells]
         counts = (states.count(state) for state in ("done", "failed", "missing"))
         return Spot(fmean(values) if values else None, *counts) if cells else None
 
     @property
-    def failures(self) -> tuple[Failure, ...]:
+    def failures(self) -> tuple[FailureFinding, ...]:
         """Why cells failed, in the order of the grid."""
-        found: dict[tuple[str, str], dict[str, list[int]]] = {}
-        for one in (one for label in self.results.labels for one in self.results.of(label)):
-            if one.status == "failed":
-                reason = one.label, one.error or "No reason is on record."
-                found.setdefault(reason, {}).setdefault(one.task, []).append(one.seed)
-        return tuple(Failure(label, cells, error) for (label, error), cells in found.items())
+        counts: dict[tuple[str, str], dict[str, list[int]]] = {}
+        for cell in (cell for label in self.results.labels for cell in self.results.of(label)):
+            if cell.status == "failed":
+                reason = cell.label, cell.error or "No reason is on record."
+                counts.setdefault(reason, {}).setdefault(cell.task, []).append(cell.seed)
+        return tuple(FailureFinding(label, cells, error) for (label, error), cells in counts.items())
 
     def count(self, status: str) -> int:
         """How many cells are done, failed or missing."""
-        return sum(one.status == status for one in self.results.cells)
+        return sum(cell.status == status for cell in self.results.cells)
 
     def summary(self) -> dict[str, Any]:
         """Every number that the report shows, as plain JSON; values are shares of 0 to 1, losses in nats."""
@@ -118,76 +122,76 @@ class Findings:
             for task in self.results.tasks
         }
         return {
-            "name": self.told.get("name") or self.told.get("study"),
-            "title": self.told.get("title"),
-            "question": self.told.get("question"),
+            "name": self.record.get("name") or self.record.get("study"),
+            "title": self.record.get("title"),
+            "question": self.record.get("question"),
             "against": self.against,
-            "claims": [asdict(one) for one in self.claims],
-            "rows": [asdict(one) for one in self.rows],
+            "claims": [asdict(claim) for claim in self.claims],
+            "rows": [asdict(claim) for claim in self.rows],
             "tasks": spots,
             "examples": dict(self.results.examples),
-            "failures": [asdict(one) for one in self.failures],
+            "failures": [asdict(claim) for claim in self.failures],
             "cells": {status: self.count(status) for status in ("done", "failed", "missing")},
             "relevance": {
-                "points": [asdict(one) for one in self.related],
+                "points": [asdict(claim) for claim in self.related],
                 "spearman": asdict(self.correlation) if self.correlation else None,
             },
-            "tuning": {name: _plain(found) for name, found in self.tuning.items()},
-            "tuned": [_tuned(one) for one in self.tuned],
-            "at one rate": [_tuned(one) for one in self.fixed],
+            "tuning": {name: _plain(lines) for name, lines in self.tuning.items()},
+            "tuned": [_tuning_document(claim) for claim in self.tuned],
+            "at one rate": [_tuning_document(claim) for claim in self.fixed],
             "extent": {
                 "tuned": asdict(over) if (over := extent(self.tuned)) else None,
                 "at one rate": asdict(over) if (over := extent(self.fixed)) else None,
             },
-            "curves": {key: _plain(found) for key, found in self.curves.items()},
-            "energy": {key: _plain(found) for key, found in self.energy.items()},
+            "curves": {key: _plain(lines) for key, lines in self.curves.items()},
+            "energy": {key: _plain(lines) for key, lines in self.energy.items()},
             "wild": _plain_wild(self.wild),
             "run": {key: value for key, value in self.study.items() if key not in ("study", "wild")},
         }
 
-    def _claim(self, told: Mapping[str, Any]) -> Claim:
-        a, b, margin = str(told["compare"]), str(told["with"]), float(told.get("margin", 0.02))
+    def _claim(self, claim: Mapping[str, Any]) -> ClaimFinding:
+        a, b, margin = str(claim["compare"]), str(claim["with"]), float(claim.get("margin", 0.02))
         difference = self.results.compare(a, b)
         kind = verdict(difference, margin)
-        return Claim(
-            str(told["claim"]), a, b, margin, kind, sentence(kind, a, b, difference, margin), difference
+        return ClaimFinding(
+            str(claim["claim"]), a, b, margin, kind, sentence(kind, a, b, difference, margin), difference
         )
 
     def _tune(self) -> None:
-        methods = self.told.get("methods") or {}
-        cells: list[Cell] = [one for one in self.results.cells if finite(one.settings.get(RATE))]
-        asked = bool({"tuning", "wild"} & set(self.asked)) and bool(cells)
+        methods = self.record.get("methods") or {}
+        cells: list[ResultCell] = [cell for cell in self.results.cells if finite(cell.settings.get(RATE))]
+        requested = bool({"tuning", "wild"} & set(self.asked)) and bool(cells)
         self.tuning: dict[str, tuple[Line, ...]] = {}
-        if asked:
-            loss = lines(cells, RATE, lambda one: one.known("valid_loss"))
-            self.tuning = {"value": lines(cells, RATE, lambda one: one.value), "validation loss": loss}
-        wanted = asked and "tuning" in self.asked
-        self.tuned: tuple[Tuned, ...] = tuned(self.results, methods) if wanted else ()
-        self.fixed: tuple[Tuned, ...] = at_one_rate(self.results, methods) if wanted else ()
+        if requested:
+            loss = lines(cells, RATE, lambda cell: cell.known("valid_loss"))
+            self.tuning = {"value": lines(cells, RATE, lambda cell: cell.value), "validation loss": loss}
+        with_curves = requested and "tuning" in self.asked
+        self.tuned: tuple[Tuned, ...] = tune_by_loss(self.results, methods) if with_curves else ()
+        self.fixed: tuple[Tuned, ...] = at_one_rate(self.results, methods) if with_curves else ()
 
     def _wild(self) -> Wild | None:
-        told = self.study.get("wild")
-        if not told:
+        wild = self.study.get("wild")
+        if not wild:
             return None
         numbers = {
-            key: [number for one in told.get(key) or () if (number := finite(one)) is not None]
+            key: [number for value in wild.get(key) or () if (number := finite(value)) is not None]
             for key in (RATE, "rank")
         }
-        rates = tuple(sorted(one for one in numbers[RATE] if SANE[0] <= one <= SANE[1]))
-        ranks = tuple(sorted(one for one in numbers["rank"] if one > 0))
+        rates = tuple(sorted(value for value in numbers[RATE] if SANE[0] <= value <= SANE[1]))
+        ranks = tuple(sorted(value for value in numbers["rank"] if value > 0))
         left_out = len(numbers[RATE]) - len(rates)
         if not rates and not ranks:
             return None
         return Wild(
-            str(told.get("from") or "model cards"), int(told.get("cards") or 0), rates, ranks, left_out
+            str(wild.get("from") or "model cards"), int(wild.get("cards") or 0), rates, ranks, left_out
         )
 
 
-def _plain(found: Sequence[Line]) -> list[dict[str, Any]]:
-    return [{**asdict(line), "points": [asdict(point) for point in line.points]} for line in found]
+def _plain(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    return [{**asdict(line), "points": [asdict(point) for point in line.points]} for line in lines]
 
 
-def _tuned(row: Tuned) -> dict[str, Any]:
+def _tuning_document(row: Tuned) -> dict[str, Any]:
     return {**asdict(row), "rates": [{"rate": rate, "times": times} for rate, times in row.rates.items()]}
 
 

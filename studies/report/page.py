@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from studies.report.drawing import standalone, unique
-from studies.report.sections import Figure, Section, Table, Text
+from studies.report.sections import Figure, Section, TableSection, Text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -58,33 +58,33 @@ def html(title: str, sections: Sequence[Section], question: str = "") -> str:
 
 def markdown(title: str, sections: Sequence[Section], pictures: str, question: str = "") -> str:
     """The same for GitHub; figures are links to files of `picture_files` in the folder `pictures`."""
-    blocks = [f"# {_marked(title)}", *([_paragraph(question)] if question else [])]
+    blocks = [f"# {_escape(title)}", *([_paragraph(question)] if question else [])]
     for section, name in zip(sections, _names(sections), strict=True):
-        blocks.append(f"## {_marked(section.title)}")
+        blocks.append(f"## {_escape(section.title)}")
         if isinstance(section, Text):
             blocks += [_paragraph(text) for text in section.paragraphs]
-        elif isinstance(section, Table):
+        elif isinstance(section, TableSection):
             blocks += [_grid(section), *([_paragraph(section.note)] if section.note else [])]
         else:
             link = f"{pictures.rstrip('/')}/{name}" if pictures else name
-            alternative = re.sub(r"[\[\]]", "", _marked(section.title))
+            alternative = re.sub(r"[\[\]]", "", _escape(section.title))
             blocks += [f"![{alternative}]({link})", *([_paragraph(section.note)] if section.note else [])]
     return "\n\n".join(blocks) + "\n"
 
 
 def picture_files(sections: Sequence[Section]) -> dict[str, str]:
     """The content of each figure's file by name, in plain colours on white."""
-    named = zip(sections, _names(sections), strict=True)
-    return {name: standalone(section.svg) for section, name in named if isinstance(section, Figure)}
+    pairs = zip(sections, _names(sections), strict=True)
+    return {name: standalone(section.svg) for section, name in pairs if isinstance(section, Figure)}
 
 
 def clean(text: str) -> str:
     r"""The text in one line, with an escape (\x07) for each character that cannot be seen."""
-    shown = (
+    cells = (
         char if unicodedata.category(char) not in _UNSEEN else char.encode("unicode_escape").decode("ascii")
         for char in re.sub(r"[ \t\r\n]+", " ", text)
     )
-    return "".join(shown).strip()
+    return "".join(cells).strip()
 
 
 def _part(section: Section, anchor: str) -> _Part:
@@ -103,8 +103,8 @@ def _part(section: Section, anchor: str) -> _Part:
 
 def _are_numbers(cells: Sequence[str]) -> bool:
     """Whether most of what a column says is numbers."""
-    said = [cell for cell in cells if cell not in _EMPTY]
-    return bool(said) and 2 * sum(bool(_NUMBER.fullmatch(cell)) for cell in said) > len(said)
+    values = [cell for cell in cells if cell not in _EMPTY]
+    return bool(values) and 2 * sum(bool(_NUMBER.fullmatch(cell)) for cell in values) > len(values)
 
 
 @cache
@@ -121,25 +121,25 @@ def _names(sections: Sequence[Section]) -> list[str]:
     """A file name for each section's picture, all different."""
     names: list[str] = []
     for number, section in enumerate(sections, 1):
-        told = section.name if isinstance(section, Figure) else ""
-        stem = re.sub(r"[^a-z0-9]+", "-", told.lower()).strip("-") or f"figure-{number}"
+        name = section.name if isinstance(section, Figure) else ""
+        stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or f"figure-{number}"
         names.append(f"{stem}.svg" if f"{stem}.svg" not in names else f"{stem}-{number}.svg")
     return names
 
 
-def _grid(table: Table) -> str:
+def _grid(table: TableSection) -> str:
     columns = _part(table, "").columns
     rule = ["---:" if column.right else "---" for column in columns]
     rows = [tuple(column.name for column in columns), *table.rows]
-    lines = ["| " + " | ".join(_marked(cell) or " " for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(_escape(cell) or " " for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:]])
 
 
-def _marked(text: str) -> str:
+def _escape(text: str) -> str:
     """The text with everything escaped that Markdown or HTML would read as a sign."""
     text = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKED.sub(lambda found: f"\\{found[0]}", text)
+    return _MARKED.sub(lambda match: f"\\{match[0]}", text)
 
 
 def _paragraph(text: str) -> str:
-    return _FIRST.sub(r"\1\\", _marked(text))
+    return _FIRST.sub(r"\1\\", _escape(text))

@@ -46,31 +46,31 @@ class Correlation:
     tasks: int
 
 
-def related(results: Results, against: str) -> tuple[Related, ...]:
+def relate(results: Results, against: str) -> tuple[Related, ...]:
     """A point for each label with a pool and each task where relevance and both values are known.
 
     A method without a second pool on the task has none there.
     """
-    found: dict[tuple[str, str], list[Related]] = defaultdict(list)
+    points_by_label: dict[tuple[str, str], list[Related]] = defaultdict(list)
     for name in results.labels:
         cells = results.of(name)
         pool = cells[0].pool
         if name == against or not pool:
             continue
-        relevance = by_task(cells, lambda one: one.known("relevance"))
+        relevance = by_task(cells, lambda cell: cell.known("relevance"))
         compared = results.compare(name, against)
         for task, gain in (compared.by_task if compared else {}).items():
             if task in relevance:
-                own = any(bool(one.detail.get("own")) for one in results.at(name, task))
+                own = any(bool(cell.detail.get("own")) for cell in results.at(name, task))
                 method = labelled(cells[0].method, None, cells[0].settings)
-                found[method, task].append(Related(task, name, pool, own, relevance[task], gain))
-    return tuple(point for points in found.values() if len(points) > 1 for point in _centred(points))
+                points_by_label[method, task].append(Related(task, name, pool, own, relevance[task], gain))
+    return tuple(point for points in points_by_label.values() if len(points) > 1 for point in _center(points))
 
 
-def _centred(points: Sequence[Related]) -> list[Related]:
-    relevance = fmean(one.relevance for one in points)
-    gain = fmean(one.gain for one in points)
-    return [replace(one, relevance=one.relevance - relevance, gain=one.gain - gain) for one in points]
+def _center(points: Sequence[Related]) -> list[Related]:
+    relevance = fmean(point.relevance for point in points)
+    gain = fmean(point.gain for point in points)
+    return [replace(point, relevance=point.relevance - relevance, gain=point.gain - gain) for point in points]
 
 
 def correlation(points: Sequence[Related], *, draws: int = _DRAWS, seed: int = 0) -> Correlation | None:
@@ -81,20 +81,20 @@ def correlation(points: Sequence[Related], *, draws: int = _DRAWS, seed: int = 0
     """
     if len(points) < 3:
         return None
-    x, y = (np.array([getattr(one, name) for one in points]) for name in ("relevance", "gain"))
+    x, y = (np.array([getattr(point, name) for point in points]) for name in ("relevance", "gain"))
     rho = _spearman(x, y)
     if rho is None:
         return None
-    names = list(dict.fromkeys(one.task for one in points))
-    rows = [np.flatnonzero([one.task == name for one in points]) for name in names]
+    names = list(dict.fromkeys(point.task for point in points))
+    rows = [np.flatnonzero([point.task == name for point in points]) for name in names]
     generator = np.random.default_rng(seed)
-    found = []
+    samples = []
     for _ in range(draws if len(names) > 1 else 0):
-        drawn = np.concatenate([rows[i] for i in generator.integers(len(names), size=len(names))])
-        value = _spearman(x[drawn], y[drawn])
+        resample = np.concatenate([rows[i] for i in generator.integers(len(names), size=len(names))])
+        value = _spearman(x[resample], y[resample])
         if value is not None:
-            found.append(value)
-    low, high = (float(end) for end in np.quantile(found, [0.025, 0.975])) if found else (None, None)
+            samples.append(value)
+    low, high = (float(end) for end in np.quantile(samples, [0.025, 0.975])) if samples else (None, None)
     return Correlation(rho, low, high, len(points), len(names))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TableSection:
     """Rows of text, ready to read; the first column names the row."""
 
     title: str
@@ -33,4 +33,4 @@ class Text:
     paragraphs: tuple[str, ...]
 
 
-Section = Table | Figure | Text
+Section = TableSection | Figure | Text

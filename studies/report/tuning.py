@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from studies.report.comparing import (
-    Cell,
     Difference,
     Means,
+    ResultCell,
     Results,
     Spread,
     by_task,
     compare,
     finite,
-    spread,
+    mean_and_error,
 )
 from studies.report.curves import RATE, rest
 
@@ -25,7 +25,7 @@ _TOLD = frozenset({RATE, "variant", "rank"})
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TuningRow:
     """One variant and rank: its test value and loss, and the value's difference to plain LoRA of the same
     rank (`against`).
 
@@ -68,19 +68,19 @@ class _Trial:
     variant: str
     rank: float | None
     others: tuple[tuple[str, str], ...]
-    cells: Sequence[Cell]
+    cells: Sequence[ResultCell]
 
 
-def tuned(results: Results, methods: Mapping[str, Any]) -> tuple[Row, ...]:
+def tune_by_loss(results: Results, methods: Mapping[str, Any]) -> tuple[TuningRow, ...]:
     """Each variant and rank at the rate with the lowest validation loss, chosen anew for every task and seed.
 
     A task counts where every seed has a training that is done and none that is missing.
     """
     trials = _trials(results, methods)
-    return _rows(trials, {trial.label: _chosen(trial) for trial in trials}, results.steps)
+    return _rows(trials, {trial.label: _choose_cells(trial) for trial in trials}, results.steps)
 
 
-def at_one_rate(results: Results, methods: Mapping[str, Any]) -> tuple[Row, ...]:
+def at_one_rate(results: Results, methods: Mapping[str, Any]) -> tuple[TuningRow, ...]:
     """Each variant and rank at one rate: that with the lowest mean validation loss of plain LoRA at the rank.
 
     Only rates at which plain LoRA is done on every task and seed count; without one a rank has no rows.
@@ -89,24 +89,31 @@ def at_one_rate(results: Results, methods: Mapping[str, Any]) -> tuple[Row, ...]
     best = {(trial.rank, trial.others): _best(trial) for trial in reversed(trials) if trial.variant == PLAIN}
     fixed = []
     for trial in trials:
-        cells = [one for one in trial.cells if one.settings[RATE] == best.get((trial.rank, trial.others))]
+        cells = [cell for cell in trial.cells if cell.settings[RATE] == best.get((trial.rank, trial.others))]
         if cells:
             fixed.append(replace(trial, cells=cells))
     return _rows(fixed, {trial.label: trial.cells for trial in fixed}, results.steps)
 
 
-def extent(rows: Sequence[Row]) -> Extent | None:
+def extent(rows: Sequence[TuningRow]) -> Extent | None:
     """How far the rows differ from plain LoRA; None where none is compared."""
-    found = [row.difference for row in rows if row.difference]
-    if not found:
+    differences = [row.difference for row in rows if row.difference]
+    if not differences:
         return None
-    apart = sum(one.low is not None and one.high is not None and one.low * one.high > 0 for one in found)
-    means = [one.mean for one in found]
-    return Extent(min(means), max(means), apart, len(found), max(one.tasks for one in found))
+    apart = sum(
+        difference.low is not None and difference.high is not None and difference.low * difference.high > 0
+        for difference in differences
+    )
+    means = [difference.mean for difference in differences]
+    return Extent(
+        min(means), max(means), apart, len(differences), max(difference.tasks for difference in differences)
+    )
 
 
-def _rows(trials: Sequence[_Trial], picked: Mapping[str, Sequence[Cell]], steps: Means) -> tuple[Row, ...]:
-    values = {name: by_task(cells, lambda one: one.value) for name, cells in picked.items()}
+def _rows(
+    trials: Sequence[_Trial], picked: Mapping[str, Sequence[ResultCell]], steps: Means
+) -> tuple[TuningRow, ...]:
+    values = {name: by_task(cells, lambda cell: cell.value) for name, cells in picked.items()}
     rows = []
     for trial in trials:
         plain = _plain(trial, trials)
@@ -116,79 +123,89 @@ def _rows(trials: Sequence[_Trial], picked: Mapping[str, Sequence[Cell]], steps:
 
 
 def _row(
-    trial: _Trial, cells: Sequence[Cell], values: Mapping[str, Means], against: str | None, steps: Means
-) -> Row:
-    mine, losses = values[trial.label], spread(by_task(cells, lambda one: one.loss))
-    done = [one for one in cells if one.status == "done"]
+    trial: _Trial, cells: Sequence[ResultCell], values: Mapping[str, Means], against: str | None, steps: Means
+) -> TuningRow:
+    mine, losses = values[trial.label], mean_and_error(by_task(cells, lambda cell: cell.loss))
+    done = [cell for cell in cells if cell.status == "done"]
     rates: dict[float, int] = defaultdict(int)
-    for one in done:
-        rates[float(one.settings[RATE])] += 1
-    tried = sorted({float(one.settings[RATE]) for one in trial.cells})
+    for cell in done:
+        rates[float(cell.settings[RATE])] += 1
+    tried = sorted({float(cell.settings[RATE]) for cell in trial.cells})
     ends = {tried[0], tried[-1]} if len(tried) > 1 else set()
     other = None if against in (None, trial.label) else against
-    return Row(
+    return TuningRow(
         label=trial.label,
         variant=trial.variant,
         rank=trial.rank,
-        value=spread(mine),
+        value=mean_and_error(mine),
         loss=losses.mean if losses else None,
         against=other,
         difference=compare(mine, values[other], steps) if other else None,
         rates=dict(sorted(rates.items())),
         edges=sum(count for rate, count in rates.items() if rate in ends),
-        failed=sum(one.status == "failed" for one in trial.cells),
+        failed=sum(cell.status == "failed" for cell in trial.cells),
     )
 
 
 def _trials(results: Results, methods: Mapping[str, Any]) -> list[_Trial]:
     """Variant and rank are those of the settings, else of the method in the study, else of the detail."""
-    found: dict[str, list[Cell]] = defaultdict(list)
-    for one in results.cells:
-        if finite(one.settings.get(RATE)):
-            found[rest(one, RATE)].append(one)
+    cells_by_label: dict[str, list[ResultCell]] = defaultdict(list)
+    for cell in results.cells:
+        if finite(cell.settings.get(RATE)):
+            cells_by_label[rest(cell, RATE)].append(cell)
     trials = []
-    for name, cells in found.items():
+    for name, cells in cells_by_label.items():
         first = cells[0]
-        told = {**(methods.get(first.method) or {}), **first.settings}
-        rank = finite(told.get("rank"))
+        settings = {**(methods.get(first.method) or {}), **first.settings}
+        rank = finite(settings.get("rank"))
         if rank is None:
-            rank = next((number for one in cells if (number := one.known("rank")) is not None), None)
-        others = tuple(sorted((key, str(value)) for key, value in first.settings.items() if key not in _TOLD))
-        trials.append(_Trial(name, first.method, str(told.get("variant", PLAIN)), rank, others, cells))
+            rank = next((number for cell in cells if (number := cell.known("rank")) is not None), None)
+        other_settings = tuple(
+            sorted((key, str(value)) for key, value in first.settings.items() if key not in _TOLD)
+        )
+        trials.append(
+            _Trial(name, first.method, str(settings.get("variant", PLAIN)), rank, other_settings, cells)
+        )
     return trials
 
 
 def _plain(trial: _Trial, trials: Sequence[_Trial]) -> _Trial | None:
     """Plain LoRA of the same rank and other settings, of the same method where there is one."""
     key = PLAIN, trial.rank, trial.others
-    same = [one for one in trials if (one.variant, one.rank, one.others) == key]
-    return next((one for one in same if one.method == trial.method), same[0] if same else None)
+    same = [
+        plain_trial
+        for plain_trial in trials
+        if (plain_trial.variant, plain_trial.rank, plain_trial.others) == key
+    ]
+    return next(
+        (plain_trial for plain_trial in same if plain_trial.method == trial.method), same[0] if same else None
+    )
 
 
-def _chosen(trial: _Trial) -> list[Cell]:
+def _choose_cells(trial: _Trial) -> list[ResultCell]:
     """For each task and seed the cell with the lowest validation loss, the lower rate of equals.
 
     Where one is missing or none is done it is that one, so that the task does not count.
     """
-    runs: dict[tuple[str, int], list[Cell]] = defaultdict(list)
-    for one in trial.cells:
-        runs[one.task, one.seed].append(one)
-    chosen = []
+    runs: dict[tuple[str, int], list[ResultCell]] = defaultdict(list)
+    for cell in trial.cells:
+        runs[cell.task, cell.seed].append(cell)
+    picked = []
     for cells in runs.values():
-        missing = [one for one in cells if one.status == "missing"]
-        done = [one for one in cells if one.status == "done" and one.known("valid_loss") is not None]
-        best = min(done, key=lambda one: (one.known("valid_loss"), one.settings[RATE]), default=cells[0])
-        chosen.append(missing[0] if missing else best)
-    return chosen
+        missing = [cell for cell in cells if cell.status == "missing"]
+        done = [cell for cell in cells if cell.status == "done" and cell.known("valid_loss") is not None]
+        best = min(done, key=lambda cell: (cell.known("valid_loss"), cell.settings[RATE]), default=cells[0])
+        picked.append(missing[0] if missing else best)
+    return picked
 
 
 def _best(trial: _Trial) -> float | None:
     """The rate with the lowest validation loss on average over tasks, the lower rate of equals."""
     losses = {}
-    for rate in sorted({float(one.settings[RATE]) for one in trial.cells}):
-        cells = [one for one in trial.cells if one.settings[RATE] == rate]
-        means = by_task(cells, lambda one: one.known("valid_loss"))
-        over = spread(means)
-        if over is not None and len(means) == len({one.task for one in cells}):
+    for rate in sorted({float(cell.settings[RATE]) for cell in trial.cells}):
+        cells = [cell for cell in trial.cells if cell.settings[RATE] == rate]
+        means = by_task(cells, lambda cell: cell.known("valid_loss"))
+        over = mean_and_error(means)
+        if over is not None and len(means) == len({cell.task for cell in cells}):
             losses[rate] = over.mean
     return min(losses, key=lambda rate: losses[rate]) if losses else None

@@ -36,7 +36,7 @@ VERDICTS: Mapping[str, str] = {
 }
 
 
-def counted(count: int, noun: str, many: str = "") -> str:
+def count_noun(count: int, noun: str, many: str = "") -> str:
     """1 task, 2 tasks, 1,000 tasks."""
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
@@ -47,7 +47,7 @@ def points(share: float) -> str:
     return f"−{text}" if share < 0 and float(text) else text
 
 
-def signed(share: float) -> str:
+def format_difference(share: float) -> str:
     """A difference of shares in points with its sign: +1.8, −0.4, 0.0."""
     text = points(share)
     return f"+{text}" if share > 0 and float(text) else text
@@ -83,8 +83,9 @@ def interval(difference: Difference | None) -> str:
     if difference is None:
         return NOTHING
     if difference.low is None or difference.high is None:
-        return signed(difference.mean)
-    return f"{signed(difference.mean)} [{signed(difference.low)}, {signed(difference.high)}]"
+        return format_difference(difference.mean)
+    mean, low, high = map(format_difference, (difference.mean, difference.low, difference.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def record(difference: Difference | None) -> str:
@@ -97,24 +98,25 @@ def sentence(kind: str, a: str, b: str, difference: Difference | None, margin: f
     if difference is None:
         return VERDICTS[kind].format(a=a, b=b)
     low, high = difference.low, difference.high
-    told = VERDICTS[kind].format(
+    text = VERDICTS[kind].format(
         a=a,
         b=b,
-        mean=signed(difference.mean),
+        mean=format_difference(difference.mean),
         margin=level(margin),
-        tasks=counted(difference.tasks, "task"),
+        tasks=count_noun(difference.tasks, "task"),
         largest=points(max(abs(low or 0.0), abs(high or 0.0))),
     )
     if low is None or high is None:
-        return f"{told} It says nothing about other tasks."
+        return f"{text} It says nothing about other tasks."
     if kind == "about the same" and (low > 0 or high < 0):
-        told += f" A small advantage of ‘{a if low > 0 else b}’ is there."
+        text += f" A small advantage of ‘{a if low > 0 else b}’ is there."
     if difference.tasks < FEW:
-        few = counted(difference.tasks, "task")
-        told = f"With {few} the interval is not to be trusted. As far as it goes: {told}"
+        few = count_noun(difference.tasks, "task")
+        text = f"With {few} the interval is not to be trusted. As far as it goes: {text}"
     return (
-        f"{told} Mean difference {signed(difference.mean)} points, 95 % interval {signed(low)} "
-        f"to {signed(high)}, over {counted(difference.tasks, 'task')}: "
+        f"{text} Mean difference {format_difference(difference.mean)} points, "
+        f"95 % interval {format_difference(low)} to {format_difference(high)}, "
+        f"over {count_noun(difference.tasks, 'task')}: "
         f"won on {difference.wins}, tied on {difference.ties}, lost on {difference.losses}."
     )
 
@@ -139,7 +141,7 @@ def counts(words: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {word}" for word, count in words.items() if count) or "none"
 
 
-def listed(names: Sequence[str], most: int = 12) -> str:
+def list_names(names: Sequence[str], most: int = 12) -> str:
     """The names with commas; of many the first, and how many more."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    text = ", ".join(names[:most])
+    return text if len(names) <= most else f"{text} and {len(names) - most} more"

@@ -125,12 +125,12 @@ def test_bars_show_what_is_done_the_rate_and_the_time() -> None:
         step.working(0, 31)
         step.working(31, 31)
         step.note("resumed\x1b")
-    shown = written.getvalue()
+    output = written.getvalue()
     assert early == ["early"]
-    assert "crawling [bold]x" in shown
-    assert "31/31" in shown
-    assert "0:00:0" in shown
-    assert "resumed\\x1b" in shown
+    assert "crawling [bold]x" in output
+    assert "31/31" in output
+    assert "0:00:0" in output
+    assert "resumed\\x1b" in output
 
 
 def test_bars_give_each_step_a_line_and_end_the_listing() -> None:

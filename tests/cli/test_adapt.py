@@ -39,14 +39,14 @@ def test_evaluate_prints_scores_that_can_be_imported(run: Program, place: Path) 
     file, log = place / "scores.json", place / "log.jsonl"
     result = run(*words, *adapters, "-o", str(file), "--log", str(log), "--json")
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert [(row["adapter"], row["task"]) for row in told["scores"]] == [
+    document = json.loads(result.stdout)
+    assert [(row["adapter"], row["task"]) for row in document["scores"]] == [
         (adapter, task) for adapter in ("base", "a0", "a1") for task in ("first", "second")
     ]
-    assert json.loads(file.read_text()) == told
+    assert json.loads(file.read_text()) == document
     assert len(log.read_text().splitlines()) == 6
     again = run(*words, *adapters, "--log", str(log), "--json")
-    assert json.loads(again.stdout) == told
+    assert json.loads(again.stdout) == document
     assert "a1" in run(*words, *adapters, "--log", str(log)).stdout
     imported = run("scores", "import", str(file), "--json")
     assert json.loads(imported.stdout)["rows"] == 6
@@ -70,20 +70,20 @@ def test_adapt_writes_an_adapter_that_peft_loads(run: Program, place: Path) -> N
     words += [str(place / "tasks"), "--with", str(place / "a0"), "--samples", "20", "--steps", "6"]
     result = run(*words, "--split", "test", "--limit", "5", "-o", str(out), "--json")
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert told["score"]["n"] == 5
-    assert told["target"] == "a0"
-    assert [member["name"] for member in told["members"]] == ["a0", "a1", "a2"]
-    assert told["valid_loss"] <= told["valid_before"]
+    document = json.loads(result.stdout)
+    assert document["score"]["n"] == 5
+    assert document["target"] == "a0"
+    assert [member["name"] for member in document["members"]] == ["a0", "a1", "a2"]
+    assert document["valid_loss"] <= document["valid_before"]
     PeftModel.from_pretrained(tiny_base().model, out)
     config = json.loads((out / "adapter_config.json").read_text())
-    assert told["misread"] == list(misreadings({config["r"], *config["rank_pattern"].values()}))
+    assert document["misread"] == list(misreadings({config["r"], *config["rank_pattern"].values()}))
     again = run(*words, "-o", str(out))
     assert again.exit_code != 0
     assert "is there already" in again.stderr
-    shown = run(*words, "-o", str(out), "--overwrite")
-    assert shown.exit_code == 0
-    assert "recycling" in shown.stdout
+    output = run(*words, "-o", str(out), "--overwrite")
+    assert output.exit_code == 0
+    assert "recycling" in output.stdout
 
 
 def test_adapt_with_stand_ins_makes_them_once(run: Program, place: Path, data: Path) -> None:
@@ -121,10 +121,10 @@ def test_the_score_is_that_of_the_adapter_that_was_written(run: Program, place: 
     task = str(place / "tasks" / "first")
     words = ["adapt", str(place / "a1"), str(place / "a2"), "--base", NAME, "--task", task, "--samples", "20"]
     words += ["--method", "adamerging", "--steps", "3", "--rank", "1", "--split", "test"]
-    told = json.loads(run(*words, "-o", str(place / "out"), "--json").stdout)
+    document = json.loads(run(*words, "-o", str(place / "out"), "--json").stdout)
     alone = run("evaluate", "--base", NAME, "--task", task, "--adapter", str(place / "out"), "--json")
     row = json.loads(alone.stdout)["scores"][1]
-    assert told["score"]["loss"] == pytest.approx(row["loss"], abs=1e-5)
+    assert document["score"]["loss"] == pytest.approx(row["loss"], abs=1e-5)
 
 
 def test_adapters_of_one_name_are_told_apart(run: Program, place: Path) -> None:
@@ -195,8 +195,8 @@ def test_long_examples_stop_evaluate_or_are_counted_in_its_table(run: Program, p
     assert "--too-long skip" in run(*words, "--split", "test").stderr
     result = run(*words, "--split", "test", "--too-long", "skip", "--json")
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert (told["left_out"], told["score"]["left_out"]) == (1, 1)
+    document = json.loads(result.stdout)
+    assert (document["left_out"], document["score"]["left_out"]) == (1, 1)
     assert "examples longer than the model reads, left out: 1" in result.stderr
 
 
@@ -209,7 +209,7 @@ def test_a_date_is_an_option_and_said(run: Program, place: Path, data: Path) -> 
     first, again, later = run(*words), run(*words), run(*words, "--date", "2025-01-02")
     assert first.stdout == again.stdout
     assert "the prompts say the date 2024-07-26, whatever the day is" in first.stderr
-    rows = [json.loads(one.stdout)["scores"][0] for one in (first, later)]
+    rows = [json.loads(item.stdout)["scores"][0] for item in (first, later)]
     assert [row["date"] for row in rows] == ["2024-07-26", "2025-01-02"]
     assert rows[0]["key"] != rows[1]["key"]
     assert "--date" in run(*words, "--date", "tomorrow").stderr

@@ -19,35 +19,35 @@ def rows(run: Program, *words: str) -> list[dict[str, Any]]:
     """What a command lists, as JSON."""
     result = run(*words, "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert isinstance(found, list)
-    return found
+    document = json.loads(result.stdout)
+    assert isinstance(document, list)
+    return document
 
 
 @pytest.mark.parametrize(("by", "between"), [("output", 0.45), ("delta", 0.14)])
 @pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
 def test_the_twin_from_another_seed_is_nearest(sample: Program, by: str, between: float, exact: bool) -> None:
-    found = rows(sample, "similar", "zoo/banking77", "--by", by, "-k", "4", *["--exact"] * exact)
-    assert len(found) == 4
-    assert found[0]["adapter"] == "zoo/banking77-seed104"
-    assert "zoo/banking77" not in {row["adapter"] for row in found}
-    assert [row["exact"] for row in found] == [exact] * 4
-    assert found[0]["score"] > between > found[1]["score"]
-    assert [row["score"] for row in found] == sorted((row["score"] for row in found), reverse=True)
+    result = rows(sample, "similar", "zoo/banking77", "--by", by, "-k", "4", *["--exact"] * exact)
+    assert len(result) == 4
+    assert result[0]["adapter"] == "zoo/banking77-seed104"
+    assert "zoo/banking77" not in {row["adapter"] for row in result}
+    assert [row["exact"] for row in result] == [exact] * 4
+    assert result[0]["score"] > between > result[1]["score"]
+    assert [row["score"] for row in result] == sorted((row["score"] for row in result), reverse=True)
 
 
 def test_a_folder_outside_the_catalog_is_compared(sample: Program, tmp_path: Path) -> None:
     folder = shutil.copytree(ZOO / "overruling", tmp_path / "mine")
-    found = rows(sample, "similar", str(folder), "-k", "2", "--exact")
-    assert found[0]["adapter"] == "zoo/overruling"
-    assert found[0]["same_tensors"]
-    assert found[0]["score"] == pytest.approx(1, abs=1e-6)
-    assert found[0]["norm_ratio"] == pytest.approx(1, abs=1e-6)
+    result = rows(sample, "similar", str(folder), "-k", "2", "--exact")
+    assert result[0]["adapter"] == "zoo/overruling"
+    assert result[0]["same_tensors"]
+    assert result[0]["score"] == pytest.approx(1, abs=1e-6)
+    assert result[0]["norm_ratio"] == pytest.approx(1, abs=1e-6)
 
 
 def test_the_same_question_has_the_same_answer(sample: Program) -> None:
-    asked = ("similar", "zoo/clinc_oos", "--json")
-    assert sample(*asked).stdout == sample(*asked).stdout
+    requests = ("similar", "zoo/clinc_oos", "--json")
+    assert sample(*requests).stdout == sample(*requests).stdout
 
 
 @pytest.mark.parametrize(
@@ -71,26 +71,26 @@ def test_what_cannot_be_done_is_one_sentence(sample: Program, words: list[str], 
 
 
 def test_duplicates_of_the_sample(sample: Program) -> None:
-    found = rows(sample, "duplicates")
-    for group in found:
+    result = rows(sample, "duplicates")
+    for group in result:
         assert group["size"] == len(group["members"]) >= 2
         assert group["level"] in {"file", "tensor", "delta"}
-    assert not any("zoo/banking77" in group["members"] for group in found), "a twin is no duplicate"
+    assert not any("zoo/banking77" in group["members"] for group in result), "a twin is no duplicate"
 
 
 def test_families_of_the_sample(sample: Program) -> None:
-    found = rows(sample, "duplicates", "--level", "family")
-    checkpoints = [family for family in found if any("checkpoints" in name for name in family["members"])]
+    result = rows(sample, "duplicates", "--level", "family")
+    checkpoints = [family for family in result if any("checkpoints" in name for name in family["members"])]
     assert len(checkpoints) == 1
     assert len(checkpoints[0]["members"]) >= 2
 
 
 def test_a_local_folder_is_measured(sample: Program) -> None:
-    [found] = rows(sample, "fingerprint", str(ZOO / "banking77"))
-    shown = json.loads(sample("show", "zoo/banking77", "--json").stdout)
-    assert found["norm"] == pytest.approx(shown["norm"], rel=1e-6)
-    assert (found["rank"], found["health"]) == (shown["rank"], "healthy")
-    assert found["parameters"] == shown["parameters"]
+    [result] = rows(sample, "fingerprint", str(ZOO / "banking77"))
+    document = json.loads(sample("show", "zoo/banking77", "--json").stdout)
+    assert result["norm"] == pytest.approx(document["norm"], rel=1e-6)
+    assert (result["rank"], result["health"]) == (document["rank"], "healthy")
+    assert result["parameters"] == document["parameters"]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
@@ -111,6 +111,6 @@ def test_case_83_the_index_is_checked_and_mended(sample: Program, sample_data: P
     broken = sample("index", "check")
     assert broken.exit_code == 1
     assert "corrupt" in broken.stdout
-    found = rows(sample, "similar", "zoo/banking77", "--by", "delta", "-k", "1")
-    assert found[0]["adapter"] == "zoo/banking77-seed104"
+    result = rows(sample, "similar", "zoo/banking77", "--by", "delta", "-k", "1")
+    assert result[0]["adapter"] == "zoo/banking77-seed104"
     assert sample("index", "check").exit_code == 0

@@ -20,31 +20,31 @@ def rows(run: Program, *words: str) -> list[dict[str, Any]]:
     """What `base list` prints as JSON."""
     result = run("base", "list", *words, "--json")
     assert result.exit_code == 0
-    found = json.loads(result.stdout)
-    assert isinstance(found, list)
-    return found
+    document = json.loads(result.stdout)
+    assert isinstance(document, list)
+    return document
 
 
 def test_the_names_are_listed_without_a_catalog(run: Program, data: Path) -> None:
-    found = rows(run)
-    assert {"canonical": LLAMA, "spelling": LLAMA, "kind": "canonical", "note": ""} in found
-    assert len({row["spelling"] for row in found}) == len(found) > 100
+    result = rows(run)
+    assert {"canonical": LLAMA, "spelling": LLAMA, "kind": "canonical", "note": ""} in result
+    assert len({row["spelling"] for row in result}) == len(result) > 100
     assert not data.exists()
 
 
 @pytest.mark.parametrize("name", [LLAMA, "unsloth/Llama-3.1-8B-Instruct", LLAMA.upper()])
 def test_a_base_model_is_found_under_any_of_its_names(name: str, run: Program) -> None:
-    found = rows(run, "--base", name)
-    assert found[0]["spelling"] == LLAMA
-    assert {row["canonical"] for row in found} == {LLAMA}
+    result = rows(run, "--base", name)
+    assert result[0]["spelling"] == LLAMA
+    assert {row["canonical"] for row in result} == {LLAMA}
 
 
 def test_an_unknown_base_model(run: Program) -> None:
     assert rows(run, "--base", "nobody/knows") == []
-    shown = run("base", "list", "--base", "nobody/knows")
-    assert (shown.exit_code, shown.stdout) == (0, "")
-    assert shown.stderr.startswith("No base model is known as nobody/knows; the nearest known names are ")
-    assert shown.stderr.endswith(".\nnothing to list\n")
+    result = run("base", "list", "--base", "nobody/knows")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.startswith("No base model is known as nobody/knows; the nearest known names are ")
+    assert result.stderr.endswith(".\nnothing to list\n")
 
 
 @pytest.mark.usefixtures("eighty_columns")
@@ -116,9 +116,9 @@ def test_names_that_cannot_be(words: list[str], told: str, run: Program) -> None
 
 def test_case_76_a_note_cannot_steer_the_terminal(run: Program) -> None:
     run("base", "add", TINY, "me/copy", "--note", "\x1b[31mred\u202e\n[bold]")
-    shown = run("base", "list", "--base", TINY).stdout
-    assert "\\x1b[31mred\\u202e\\x0a[bold]" in "".join(shown.split())
-    assert all(character.isprintable() for character in shown.replace("\n", ""))
+    result = run("base", "list", "--base", TINY).stdout
+    assert "\\x1b[31mred\\u202e\\x0a[bold]" in "".join(result.split())
+    assert all(character.isprintable() for character in result.replace("\n", ""))
 
 
 def test_names_can_be_listed_while_a_crawl_runs(run: Program, data: Path) -> None:

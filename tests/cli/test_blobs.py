@@ -69,13 +69,13 @@ def names(store: BlobStore) -> list[str]:
 
 
 def test_verify_reads_all_and_names_what_has_other_bytes(run: Program, store: BlobStore) -> None:
-    found = told(run("blobs", "verify", "--json"))
-    assert (found["ok"], found["files"], found["damaged"]) == (True, 2, [])
-    assert found["bytes"] == sum(blob.size for blob in store.blobs())
+    actual = told(run("blobs", "verify", "--json"))
+    assert (actual["ok"], actual["files"], actual["damaged"]) == (True, 2, [])
+    assert actual["bytes"] == sum(blob.size for blob in store.blobs())
     first, second = names(store)
     edit(store.path(second))
-    found = told(run("blobs", "verify", "--json"), 1)
-    assert [one["sha256"] for one in found["damaged"]] == [second]
+    actual = told(run("blobs", "verify", "--json"), 1)
+    assert [item["sha256"] for item in actual["damaged"]] == [second]
     result = run("blobs", "verify")
     assert result.exit_code == 1
     assert second in result.stdout
@@ -85,8 +85,8 @@ def test_verify_reads_all_and_names_what_has_other_bytes(run: Program, store: Bl
 
 def test_verify_lists_what_has_arrived_of_a_download(run: Program, store: BlobStore) -> None:
     begin_download(store, "0" * 64, 10, b"half")
-    found = told(run("blobs", "verify", "--json"))
-    assert found["partial"] == [{"sha256": "0" * 64, "size": 4}]
+    result = told(run("blobs", "verify", "--json"))
+    assert result["partial"] == [{"sha256": "0" * 64, "size": 4}]
 
 
 def test_repair_fetches_what_is_damaged_and_nothing_else(
@@ -95,8 +95,8 @@ def test_repair_fetches_what_is_damaged_and_nothing_else(
     first, second = names(store)
     untouched, before = store.path(first).stat().st_ino, len(hub.log)
     edit(store.path(second))
-    found = told(run("blobs", "repair", "--json"))
-    assert [one["sha256"] for one in found["repaired"]] == [second]
+    result = told(run("blobs", "repair", "--json"))
+    assert [item["sha256"] for item in result["repaired"]] == [second]
     assert len(hub.log) == before + 1
     assert store.verify(second)
     assert store.path(first).stat().st_ino == untouched
@@ -114,13 +114,13 @@ def test_repair_leaves_the_only_copy_of_what_the_hub_lost(
         if "one" in str(weights):
             weights.write_bytes(weights.read_bytes() + b"changed")
     before = {sha256: store.path(sha256).read_bytes() for sha256 in names(store)}
-    found = told(run("blobs", "repair", "--json"), 1)
-    assert len(found["repaired"]) == 1
-    assert len(found["left"]) == 2
-    for one in found["left"]:
-        assert store.path(one["sha256"]).read_bytes() == before[one["sha256"]]
-        assert one["why"]
-    assert lost in {one["sha256"] for one in found["left"]}
+    result = told(run("blobs", "repair", "--json"), 1)
+    assert len(result["repaired"]) == 1
+    assert len(result["left"]) == 2
+    for item in result["left"]:
+        assert store.path(item["sha256"]).read_bytes() == before[item["sha256"]]
+        assert item["why"]
+    assert lost in {item["sha256"] for item in result["left"]}
 
 
 @pytest.mark.parametrize("command", ["similar", "merge"])
@@ -148,8 +148,8 @@ def test_gc_lists_and_with_yes_deletes_what_nothing_names(run: Program, store: B
     result = run("blobs", "gc")
     assert (result.exit_code, unneeded in result.stdout, "--yes" in result.stderr) == (0, True, True)
     assert store.has(unneeded)
-    found = told(run("blobs", "gc", "--yes", "--json"))
-    assert [one["sha256"] for one in found["files"]] == [unneeded]
+    actual = told(run("blobs", "gc", "--yes", "--json"))
+    assert [file["sha256"] for file in actual["files"]] == [unneeded]
     assert names(store) == needed
     assert told(run("blobs", "gc", "--json"))["files"] == []
 
@@ -198,7 +198,7 @@ def test_gc_refuses_where_another_catalog_uses_the_files(
 def test_gc_refuses_where_nobody_wrote_down_who_uses_the_files(run: Program, store: BlobStore) -> None:
     unneeded = orphan(store)
     (store.root / "catalogs.json").unlink()
-    assert [one["sha256"] for one in told(run("blobs", "gc", "--json"))["files"]] == [unneeded]
+    assert [file["sha256"] for file in told(run("blobs", "gc", "--json"))["files"]] == [unneeded]
     assert run(*CRAWL).exit_code == 0
     result = run("blobs", "gc", "--yes")
     assert (result.exit_code, "--only-catalog" in result.stderr) == (1, True)
@@ -248,12 +248,12 @@ def test_gc_without_a_catalog_deletes_nothing(run: Program, store: BlobStore, da
 
 def test_gc_deletes_what_has_arrived_of_unneeded_files_alone(run: Program, store: BlobStore) -> None:
     needed = names(store)[0]
-    whole = store.path(needed).read_bytes()
+    text = store.path(needed).read_bytes()
     store.remove(needed)
-    for sha256, size in ((needed, len(whole)), ("0" * 64, 10)):
-        begin_download(store, sha256, size, whole[:4])
-    found = told(run("blobs", "gc", "--yes", "--json"))
-    assert [one["sha256"] for one in found["partial"]] == ["0" * 64]
+    for sha256, size in ((needed, len(text)), ("0" * 64, 10)):
+        begin_download(store, sha256, size, text[:4])
+    result = told(run("blobs", "gc", "--yes", "--json"))
+    assert [item["sha256"] for item in result["partial"]] == ["0" * 64]
     assert [blob.sha256 for blob in store.partial_files()] == [needed]
 
 
@@ -291,9 +291,9 @@ def test_a_pool_that_is_being_imported_is_not_collected(
     collected: list[Result] = []
     save = pool_store.save_pool
 
-    def saving(*given: Any, **options: Any) -> Any:
+    def saving(*arguments: Any, **options: Any) -> Any:
         collected.append(run("blobs", "gc", "--yes", "--only-catalog"))
-        return save(*given, **options)
+        return save(*arguments, **options)
 
     monkeypatch.setattr(pool_store, "save_pool", saving)
     assert run("pool", "import", str(elsewhere), "--weights").exit_code == 0

@@ -40,9 +40,9 @@ def listed(run: Program, *words: str) -> list[dict[str, Any]]:
     """The rows of `adapters` as JSON."""
     result = run("adapters", *words, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
-    found = json.loads(result.stdout)
-    assert isinstance(found, list)
-    return found
+    document = json.loads(result.stdout)
+    assert isinstance(document, list)
+    return document
 
 
 def names(rows: list[dict[str, Any]]) -> list[str]:
@@ -53,12 +53,12 @@ def names(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def test_status(crawled: Program) -> None:
-    found = json.loads(crawled("status", "--json").stdout)
-    told = ("repositories", "gone", "adapters", "accepted", "skipped", "fingerprints", "embeddings")
-    assert [found[name] for name in told] == [3, 0, 3, 2, 1, 0, 0]
-    assert [found[name] for name in ("measured", "partial", "waiting")] == [0, 0, 3]
-    assert found["reasons"] == {"license_missing": 1, "use_dora": 1}
-    assert [crawl["state"] for crawl in found["crawls"]] == ["complete"]
+    document = json.loads(crawled("status", "--json").stdout)
+    message = ("repositories", "gone", "adapters", "accepted", "skipped", "fingerprints", "embeddings")
+    assert [document[name] for name in message] == [3, 0, 3, 2, 1, 0, 0]
+    assert [document[name] for name in ("measured", "partial", "waiting")] == [0, 0, 3]
+    assert document["reasons"] == {"license_missing": 1, "use_dora": 1}
+    assert [crawl["state"] for crawl in document["crawls"]] == ["complete"]
     lines = crawled("status").stdout.splitlines()
     assert lines[:3] == [
         "repositories  3",
@@ -176,14 +176,14 @@ def test_counts_as_people_say_them(number: int | None, shown: str) -> None:
 
 @pytest.mark.usefixtures("eighty_columns")
 def test_one_adapter_in_full(crawled: Program) -> None:
-    found = json.loads(crawled("show", "bob/two", "--json").stdout)
-    assert set(found) > ROW | {"hub_id", "files", "card", "details", "training", "other_adapters"}
-    assert (found["verdict"], found["reasons"]) == ("accepted", ["license_missing"])
+    document = json.loads(crawled("show", "bob/two", "--json").stdout)
+    assert set(document) > ROW | {"hub_id", "files", "card", "details", "training", "other_adapters"}
+    assert (document["verdict"], document["reasons"]) == ("accepted", ["license_missing"])
     lines = crawled("show", "bob/two").stdout.splitlines()
     assert lines[:3] == [
         "bob/two  accepted (rules: ours)",
         "  (license_missing)  it states no licence",
-        f"commit         {found['commit']}",
+        f"commit         {document['commit']}",
     ]
     assert "parameters     128" in lines
     assert "files          README.md  " in "\n".join(lines)
@@ -212,9 +212,9 @@ def test_folders_and_commits_can_be_named(hub: LocalHub, root: Path, run: Progra
 
     assert commit("dan/four") == commit("dan/four:checkpoint-10") == "aaaa2"
     assert commit("dan/four@aaaa1") == commit("dan/four@aaaa1:checkpoint-10") == "aaaa1"
-    told = " ".join(run("show", "dan/four@aaaa1").stdout.split())
-    assert " current no " in told
-    assert " other_adapters checkpoint-10 " in told
+    document = " ".join(run("show", "dan/four@aaaa1").stdout.split())
+    assert " current no " in document
+    assert " other_adapters checkpoint-10 " in document
     ambiguous = run("show", "dan/four@aaaa")
     assert ambiguous.exit_code == 2
     assert ambiguous.stderr == "Error: dan/four@aaaa fits several commits; write more of it.\n"
@@ -273,17 +273,17 @@ def hostile(root: Path, hub: LocalHub, run: Program) -> Program:
     [("status",), ("adapters",), ("adapters", "--verdict", "skipped"), ("show", "eve/evil")],
 )
 def test_case_76_nothing_from_the_hub_steers_the_terminal(words: tuple[str, ...], hostile: Program) -> None:
-    shown = hostile(*words)
-    assert shown.exit_code == 0
-    assert all(character.isprintable() for character in shown.output.replace("\n", ""))
-    assert max(map(len, shown.stdout.splitlines())) <= 80
+    output = hostile(*words)
+    assert output.exit_code == 0
+    assert all(character.isprintable() for character in output.output.replace("\n", ""))
+    assert max(map(len, output.stdout.splitlines())) <= 80
     assert hostile(*words, "--json").stdout.isascii()
 
 
 def test_case_76_what_was_hostile_is_shown_as_escapes(hostile: Program) -> None:
-    shown = hostile("show", "eve/evil").stdout
-    assert "  \\x1b[31mred\\x1b]0;title\\x07\\u202e\n" in shown
-    assert "[bold]=1+1" in shown
+    output = hostile("show", "eve/evil").stdout
+    assert "  \\x1b[31mred\\x1b]0;title\\x07\\u202e\n" in output
+    assert "[bold]=1+1" in output
     assert json.loads(hostile("show", "eve/evil", "--json").stdout)["card"].startswith(EVIL)
 
 
@@ -332,11 +332,11 @@ def test_a_terminal_that_is_too_narrow_gets_a_table_too(crawled: Program, data: 
 
 @pytest.mark.slow
 def test_a_crawl_in_a_terminal_shows_how_far_it_is(hub: LocalHub, data: Path) -> None:
-    shown = in_a_terminal(80, data, *CRAWL)
-    assert f"Crawling {hub.url} for adapters of every base model\n" in shown
-    assert "reading" in shown
-    assert "3/3" in shown
-    assert "complete: 3 repositories listed · new 3\n" in shown
+    output = in_a_terminal(80, data, *CRAWL)
+    assert f"Crawling {hub.url} for adapters of every base model\n" in output
+    assert "reading" in output
+    assert "3/3" in output
+    assert "complete: 3 repositories listed · new 3\n" in output
 
 
 @pytest.mark.slow

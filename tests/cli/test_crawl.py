@@ -27,35 +27,35 @@ COUNTS = ("new", "changed", "unchanged", "gone", "failed", "pending")
 
 def document(result: Result) -> dict[str, Any]:
     """The JSON that a command printed, and nothing else."""
-    found = json.loads(result.stdout)
-    assert isinstance(found, dict)
-    return found
+    actual = json.loads(result.stdout)
+    assert isinstance(actual, dict)
+    return actual
 
 
 def test_the_numbers_of_a_crawl(hub: LocalHub, run: Program) -> None:
     result = run(*CRAWL, "--json")
     assert result.exit_code == 0
     assert result.stderr == f"Crawling {hub.url} for adapters of every base model\n"
-    found = document(result)
-    assert {name: found[name] for name in COUNTS} == dict.fromkeys(COUNTS, 0) | {"new": 3}
-    told = ("status", "listed", "adapters", "accepted", "accepted_by_paper", "unmeasured", "skipped")
-    assert [found[name] for name in told] == ["complete", 3, 3, 2, 2, 2, 1]
-    assert (found["reasons"], found["errors"], found["quarantined"]) == (
+    actual = document(result)
+    assert {name: actual[name] for name in COUNTS} == dict.fromkeys(COUNTS, 0) | {"new": 3}
+    message = ("status", "listed", "adapters", "accepted", "accepted_by_paper", "unmeasured", "skipped")
+    assert [actual[name] for name in message] == ["complete", 3, 3, 2, 2, 2, 1]
+    assert (actual["reasons"], actual["errors"], actual["quarantined"]) == (
         {"license_missing": 1, "use_dora": 1},
         {},
         {},
     )
-    assert found["requests"] == {"api": hub.count("api"), "resolver": hub.count("resolver")}
-    assert found["bytes"] > 0
-    assert found["seconds"] > 0
+    assert actual["requests"] == {"api": hub.count("api"), "resolver": hub.count("resolver")}
+    assert actual["bytes"] > 0
+    assert actual["seconds"] > 0
 
 
 def test_a_second_crawl_fetches_nothing(hub: LocalHub, run: Program) -> None:
     run(*CRAWL)
     hub.clear()
-    found = document(run(*CRAWL, "--json"))
-    assert (found["status"], found["new"], found["changed"]) == ("complete", 0, 0)
-    assert found["requests"]["resolver"] == hub.count("resolver") == 0
+    result = document(run(*CRAWL, "--json"))
+    assert (result["status"], result["new"], result["changed"]) == ("complete", 0, 0)
+    assert result["requests"]["resolver"] == hub.count("resolver") == 0
 
 
 def test_the_screen_of_a_crawl(hub: LocalHub, run: Program) -> None:
@@ -87,8 +87,8 @@ def test_one_base_is_asked_for_under_all_its_names(hub: LocalHub, run: Program) 
         in result.stderr
     )
     assert document(result)["listed"] == 3
-    asked = [request.query for request in hub.log if request.path == "/api/models"]
-    assert any("base_model%3Aadapter%3Aunsloth%2Ftiny" in query for query in asked)
+    requests = [request.query for request in hub.log if request.path == "/api/models"]
+    assert any("base_model%3Aadapter%3Aunsloth%2Ftiny" in query for query in requests)
 
 
 def test_limit(hub: LocalHub, run: Program) -> None:
@@ -101,10 +101,10 @@ def test_a_dry_run_writes_nothing(known: bool, hub: LocalHub, data: Path, run: P
         run(*CRAWL)
     before = {file: file.read_bytes() for file in data.rglob("*") if file.is_file()}
     hub.clear()
-    found = document(run(*CRAWL, "--dry-run", "--json"))
-    assert (found["status"], found["new"]) == ("dry_run", 0 if known else 3)
-    assert found["queries"][0] == ["peft"]
-    assert found["requests"] == {"api": hub.count("api"), "resolver": 0}
+    result = document(run(*CRAWL, "--dry-run", "--json"))
+    assert (result["status"], result["new"]) == ("dry_run", 0 if known else 3)
+    assert result["queries"][0] == ["peft"]
+    assert result["requests"] == {"api": hub.count("api"), "resolver": 0}
     assert {request.path for request in hub.log} == {"/api/models"}
     assert {file: file.read_bytes() for file in data.rglob("*") if file.is_file()} == before
     assert data.exists() == known
@@ -130,8 +130,8 @@ def test_a_repository_that_cannot_be_read_is_3_and_is_tried_again(hub: LocalHub,
     hub.clear()
     again = run(*CRAWL, "--json")
     assert again.exit_code == 0
-    found = document(again)
-    assert (found["status"], found["new"], found["unchanged"]) == ("complete", 1, 2)
+    result = document(again)
+    assert (result["status"], result["new"], result["unchanged"]) == ("complete", 1, 2)
     assert not any("/bob/two/" in request.path for request in hub.log)
 
 
@@ -148,14 +148,14 @@ def test_a_listing_that_breaks_off(
     hub.faults.append(Fault(rf"/api/models\?filter={listing}", Html()))
     result = run(*CRAWL, "--json")
     assert result.exit_code == code
-    found = document(result)
-    assert (found["status"], found["listed"], found["errors"]) == (status, listed, {"payload": 1})
+    actual = document(result)
+    assert (actual["status"], actual["listed"], actual["errors"]) == (status, listed, {"payload": 1})
     assert result.stderr.splitlines()[-1].startswith(told)
 
 
 def test_weights_that_are_read_are_measured(hub: LocalHub, run: Program) -> None:
-    found = document(run("crawl", "--any-base", "--json"))
-    assert (found["accepted"], found["unmeasured"]) == (2, 0)
+    result = document(run("crawl", "--any-base", "--json"))
+    assert (result["accepted"], result["unmeasured"]) == (2, 0)
 
 
 def test_case_92_a_second_crawl_at_the_same_time_is_1(hub: LocalHub, data: Path, run: Program) -> None:
@@ -174,14 +174,14 @@ def test_case_93_an_interrupted_crawl_is_130_and_goes_on(
     interrupt = Callback(lambda _: process.send_signal(signal.SIGINT))
     hub.faults.append(Fault("/resolve/.*/adapter_config.json", interrupt, times=1, skip=1))
     with start(*CRAWL, "--workers", "1", "--json") as process:
-        printed, said = process.communicate()
+        printed, message = process.communicate()
     assert (process.returncode, printed) == (130, "")
-    assert said.splitlines()[-1] == "interrupted; run the same command again to continue"
-    assert "Traceback" not in said
+    assert message.splitlines()[-1] == "interrupted; run the same command again to continue"
+    assert "Traceback" not in message
     again = run(*CRAWL, "--json")
     assert "continuing the crawl that began " in again.stderr
-    found = document(again)
-    assert (found["status"], found["listed"], found["new"], found["accepted"]) == ("complete", 3, 3, 2)
+    result = document(again)
+    assert (result["status"], result["listed"], result["new"], result["accepted"]) == ("complete", 3, 3, 2)
 
 
 def test_workers_are_requests_in_flight(hub: LocalHub, root: Path, run: Program) -> None:

@@ -48,18 +48,18 @@ def test_a_newer_catalog(catalog_url: str, engine: Engine) -> None:
         result = run(catalog_url, "db", command)
         assert result.exit_code == 1
         assert "made by a newer loradex" in result.stderr
-    shown = run(catalog_url, "db", "info")
-    assert shown.exit_code == 0
-    assert "future (newest" in shown.stdout
+    output = run(catalog_url, "db", "info")
+    assert output.exit_code == 0
+    assert "future (newest" in output.stdout
 
 
 def test_info(catalog_url: str) -> None:
-    shown = run(catalog_url, "db", "info", "--json")
-    found = json.loads(shown.stdout)
-    assert found["revision"] == found["head"] == database.head()
-    assert found["rows"]["adapter"] == 0
-    assert found["dialect"] == catalog_url.split("+")[0].split(":")[0]
-    assert shown.stderr == ""
+    result = run(catalog_url, "db", "info", "--json")
+    document = json.loads(result.stdout)
+    assert document["revision"] == document["head"] == database.head()
+    assert document["rows"]["adapter"] == 0
+    assert document["dialect"] == catalog_url.split("+")[0].split(":")[0]
+    assert result.stderr == ""
     table = run(catalog_url, "db", "info")
     assert re.search(r"^  adapter +0$", table.stdout, re.MULTILINE)
     assert run(catalog_url, "db", "info", "--jsonl").exit_code == 2

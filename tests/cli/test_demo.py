@@ -89,7 +89,7 @@ def test_running_it_again_is_the_same_quietly_and_without_the_model_but_for_its_
         for name in ("base keep", "evaluate")
     )
     end += next(at for at, line in enumerate(lines[end:]) if not line)
-    results = [comparable(one) for one in lines[: start - 2] + lines[end:] if not one.startswith(talk)]
+    results = [comparable(item) for item in lines[: start - 2] + lines[end:] if not item.startswith(talk)]
     again = [comparable(line) for line in run_demo(folder, "-q", code=("-c", WITHOUT))]
     assert again == results[: len(again)]
     assert results[len(again)] == ""
@@ -100,9 +100,9 @@ def test_running_it_again_is_the_same_quietly_and_without_the_model_but_for_its_
 def test_a_page_shows_what_the_demo_says(page: Path, first: tuple[Path, list[str]]) -> None:
     blocks = page.read_text(encoding="utf-8").split("<!-- demo -->\n```\n")[1:]
     assert len(blocks) >= 5
-    said = iter(map(comparable, first[1]))
+    message = iter(map(comparable, first[1]))
     for line in (line for block in blocks for line in block.split("\n```")[0].splitlines()):
-        assert line == "…" or comparable(line) in said, f"the demo does not say, or not here: {line!r}"
+        assert line == "…" or comparable(line) in message, f"the demo does not say, or not here: {line!r}"
 
 
 def test_the_picture_of_the_documents_is_that_of_the_demo(first: tuple[Path, list[str]]) -> None:

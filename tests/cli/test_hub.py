@@ -26,15 +26,15 @@ def test_a_served_folder_can_be_crawled(
         monkeypatch.setenv(name, value)
         crawled = run("crawl", "--any-base", "--weights", "headers")
         server.send_signal(signal.SIGINT)
-        printed, said = server.communicate()
+        printed, message = server.communicate()
     assert name == "HF_ENDPOINT"
     assert crawled.stdout.startswith("complete: 3 repositories listed · new 3\n")
-    assert (server.returncode, printed, said) == (0, "", "")
+    assert (server.returncode, printed, message) == (0, "", "")
 
 
 def test_a_port_that_is_taken(root: Path, run: Program) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as selected:
+        port = str(selected.getsockname()[1])
         result = run("hub", "serve", str(root), "--port", port)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: Cannot serve on 127.0.0.1 port {port} (")

@@ -163,9 +163,9 @@ def test_the_places_come_from_options_then_environment(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    seen: list[App] = []
-    assert run(seen.append, *options).exit_code == 0
-    assert seen[0].settings == settings
+    requests: list[App] = []
+    assert run(requests.append, *options).exit_code == 0
+    assert requests[0].settings == settings
 
 
 def commands(command: click.Command = loradex) -> Iterator[click.Command]:
@@ -206,15 +206,15 @@ def test_every_command_takes_the_global_options_and_its_help_does_not_repeat_the
 def test_the_places_may_stand_behind_the_command(
     words: list[str], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Settings] = []
+    requests: list[Settings] = []
 
-    def open_existing(given: Settings) -> None:
-        seen.append(given)
+    def open_existing(arguments: Settings) -> None:
+        requests.append(arguments)
         raise errors.NoCatalogError("none")
 
     monkeypatch.setattr("cli.commands.db.database.open_existing", open_existing)
     assert CliRunner().invoke(loradex, words).exit_code == 1
-    assert seen == [settings]
+    assert requests == [settings]
 
 
 @pytest.mark.parametrize(
@@ -228,16 +228,16 @@ def test_the_places_may_stand_behind_the_command(
 def test_talk_may_be_set_behind_the_command(
     words: list[str], quiet: bool, verbose: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[App] = []
+    requests: list[App] = []
 
     def action(app: App) -> None:
-        seen.append(app)
+        requests.append(app)
 
     command = loradex.get_command(click.Context(loradex), "db")
     assert isinstance(command, click.Group)
     monkeypatch.setattr(command.commands["info"], "callback", pass_app(action))
     assert CliRunner().invoke(loradex, [*words, "--json"]).exit_code == 0
-    assert [(app.quiet, app.verbose, app.output) for app in seen] == [
+    assert [(app.quiet, app.verbose, app.output) for app in requests] == [
         (quiet, verbose, Output(Format.JSON, quiet))
     ]
 
@@ -256,8 +256,8 @@ def test_an_option_of_a_command_goes_before_the_global_one_of_its_name() -> None
 
 @pytest.mark.parametrize("words", [[], ["db"], ["pool"], ["hub"], ["base"], ["study"], ["scores"], ["index"]])
 def test_a_group_alone_prints_its_help(words: list[str]) -> None:
-    alone, asked = (CliRunner().invoke(loradex, [*words, *more]) for more in ([], ["--help"]))
-    assert (alone.exit_code, alone.stdout, alone.stderr) == (0, asked.stdout, "")
+    alone, requests = (CliRunner().invoke(loradex, [*words, *more]) for more in ([], ["--help"]))
+    assert (alone.exit_code, alone.stdout, alone.stderr) == (0, requests.stdout, "")
 
 
 @pytest.mark.parametrize(

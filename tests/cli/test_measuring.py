@@ -52,25 +52,27 @@ def test_by_gradient_is_the_cosine_of_two_sketches(run: Program, place: Path) ->
     words = ["--by", "gradient", "--base", NAME, "--task", "parity", "--tasks", str(place / "tasks")]
     result = run("select", "slope", *words, "--samples", "12", "-k", "4", "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
+    document = json.loads(result.stdout)
     task = read_task(place / "tasks" / "parity")
-    wanted, others = direction(tiny_base(), task, first_examples(task, 12))
-    assert len(others) == 0
-    assert found["chosen"]["kind"] == "output"
+    requested, other_items = direction(tiny_base(), task, first_examples(task, 12))
+    assert len(other_items) == 0
+    assert document["chosen"]["kind"] == "output"
     expected = {}
     for name in OWNERS:
         folder = place / "adapters" / name.replace("/", "--")
         config = parse_config((folder / "adapter_config.json").read_bytes())
         sketch = fingerprint(folder / "adapter_model.safetensors", config).output
-        expected[name] = float(wanted @ sketch / np.linalg.norm(wanted) / np.linalg.norm(sketch))
-    assert {one["repository"]: one["score"] for one in found["members"]} == pytest.approx(expected, abs=1e-4)
-    scores = [one["score"] for one in found["members"]]
+        expected[name] = float(requested @ sketch / np.linalg.norm(requested) / np.linalg.norm(sketch))
+    assert {member["repository"]: member["score"] for member in document["members"]} == pytest.approx(
+        expected, abs=1e-4
+    )
+    scores = [member["score"] for member in document["members"]]
     assert scores == sorted(scores, reverse=True)
-    assert found["chosen"]["task"] == "parity"
-    assert found["chosen"]["task_digest"] == task.digest
-    assert found["chosen"]["samples"] == 12
+    assert document["chosen"]["task"] == "parity"
+    assert document["chosen"]["task_digest"] == task.digest
+    assert document["chosen"]["samples"] == 12
     again = run("select", "slope", *words, "--samples", "12", "-k", "4", "--replace", "--json")
-    assert json.loads(again.stdout)["digest"] == found["digest"]
+    assert json.loads(again.stdout)["digest"] == document["digest"]
 
 
 def test_by_racing_keeps_to_its_budget_and_says_what_it_measured(
@@ -79,13 +81,13 @@ def test_by_racing_keeps_to_its_budget_and_says_what_it_measured(
     words = ["--by", "racing", "--base", NAME, "--task", str(place / "tasks" / "parity"), "-k", "2"]
     result = run("select", "race", *words, "--budget", "60", "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert len(found["members"]) == 2
-    assert found["chosen"]["budget"] == 60
-    assert all("measured" in one["why"] or "sample" in one["why"] for one in found["members"])
+    document = json.loads(result.stdout)
+    assert len(document["members"]) == 2
+    assert document["chosen"]["budget"] == 60
+    assert all("measured" in member["why"] or "sample" in member["why"] for member in document["members"])
     assert not list(data.glob(".measured-*"))
     again = run("select", "race", *words, "--budget", "60", "--replace", "--json")
-    assert json.loads(again.stdout)["digest"] == found["digest"]
+    assert json.loads(again.stdout)["digest"] == document["digest"]
 
 
 def test_kept_files_are_not_needed(run: Program, place: Path, data: Path) -> None:
@@ -119,15 +121,19 @@ def test_exact_orders_the_best_by_their_weights(run: Program, place: Path) -> No
     ]
     result = run("select", "slope", *words, "--samples", "12", "-k", "4", "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
+    document = json.loads(result.stdout)
     tasks = [read_task(place / "tasks" / name) for name in ("parity", "other")]
     members = [load_member(place / "adapters" / name.replace("/", "--"), name=name) for name in OWNERS]
     samples = [first_examples(task, 12) for task in tasks]
-    assert found["chosen"]["beside"] == [f"other {tasks[1].digest}"]
+    assert document["chosen"]["beside"] == [f"other {tasks[1].digest}"]
     scores = exact_scores(tiny_base(), tasks[0], samples[0], members, [(tasks[1], samples[1])])
     expected = dict(zip(OWNERS, scores, strict=True))
-    assert {one["repository"]: one["score"] for one in found["members"]} == pytest.approx(expected, abs=1e-4)
-    assert [one["repository"] for one in found["members"]] == sorted(OWNERS, key=lambda name: -expected[name])
+    assert {member["repository"]: member["score"] for member in document["members"]} == pytest.approx(
+        expected, abs=1e-4
+    )
+    assert [member["repository"] for member in document["members"]] == sorted(
+        OWNERS, key=lambda name: -expected[name]
+    )
 
 
 @pytest.mark.parametrize("way", [("gradient", "--samples", "9"), ("racing", "--budget", "20")])

@@ -44,13 +44,13 @@ def headed(tmp_path: Path) -> Path:
 
 def test_stand_ins_are_merged_in_place_of_the_members(pair: list[Path], tmp_path: Path) -> None:
     words = ("merge", *pair, "--method", "average", "--control", "random-each", "--seed", 4)
-    found = ok(tmp_path, *words, "-o", tmp_path / "out")
-    assert [member["source"]["control"] for member in found["members"]] == ["random-each"] * 2
-    assert [member["name"] for member in found["members"]] == ["m0:random-each:4", "m1:random-each:4"]
-    kept = sorted(path.name for path in (tmp_path / "out-members").iterdir())
-    assert kept == ["001-m0", "002-m1"]
+    result = ok(tmp_path, *words, "-o", tmp_path / "out")
+    assert [member["source"]["control"] for member in result["members"]] == ["random-each"] * 2
+    assert [member["name"] for member in result["members"]] == ["m0:random-each:4", "m1:random-each:4"]
+    paths = sorted(path.name for path in (tmp_path / "out-members").iterdir())
+    assert paths == ["001-m0", "002-m1"]
     again = ok(tmp_path, *words, "-o", tmp_path / "out", "--overwrite")
-    assert again["members"] == found["members"]
+    assert again["members"] == result["members"]
 
 
 def test_a_price_of_stand_ins_writes_nothing(pair: list[Path], tmp_path: Path) -> None:
@@ -99,9 +99,9 @@ def test_what_is_left_out_is_said(headed: Path, tmp_path: Path) -> None:
 
 
 def test_members_with_copies_can_be_compared(headed: Path, pair: list[Path], tmp_path: Path) -> None:
-    found = ok(tmp_path, "inspect-merge", headed, *pair, "--without", "embed_tokens, lm_head")
-    assert found["names"] == ["headed", "m0", "m1"]
-    assert found["cosines"][0][1] == pytest.approx(1, abs=1e-6)
+    result = ok(tmp_path, "inspect-merge", headed, *pair, "--without", "embed_tokens, lm_head")
+    assert result["names"] == ["headed", "m0", "m1"]
+    assert result["cosines"][0][1] == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("dry", [True, False])
@@ -130,6 +130,6 @@ def test_a_layer_of_which_nothing_is_left_out_is_named(
 ) -> None:
     result = run(tmp_path, *command, headed, *pair, "--without", "lm_head,lm_haed")
     assert result.exit_code == 0
-    said = " ".join(result.stderr.split())
-    assert "No member holds anything of lm_haed, which --without names." in said
-    assert "anything of lm_head" not in said
+    message = " ".join(result.stderr.split())
+    assert "No member holds anything of lm_haed, which --without names." in message
+    assert "anything of lm_head" not in message

@@ -52,11 +52,11 @@ class Pair:
 
 def test_a_table_of_hostile_rows_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     Output().rows([{"name": HOSTILE, "rank": 8}], ["name", Column("rank", "r", right=True)])
-    shown = capsys.readouterr().out
-    assert all(character == "\n" or character.isprintable() for character in shown)
-    assert "\\x1b[31mred" in shown
-    assert "[bold]x[/bold]" in shown
-    assert ":smile:" in shown
+    output = capsys.readouterr().out
+    assert all(character == "\n" or character.isprintable() for character in output)
+    assert "\\x1b[31mred" in output
+    assert "[bold]x[/bold]" in output
+    assert ":smile:" in output
 
 
 WIDE = [{"name": f"owner/{'long-name-' * 20}", "about": "words " * 40, "rank": 8} for _ in range(3)]
@@ -96,13 +96,13 @@ def test_a_terminal_of_any_width_gets_its_table(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cli.output.WIDTH_WITHOUT_TERMINAL", columns)
         lines = table([dict(zip(names, row, strict=False)) for row in rows], names)
-        shown = labelled(zip(names, rows[0], strict=False)) if rows else ""
+        output = labelled(zip(names, rows[0], strict=False)) if rows else ""
         folded = fold("".join(rows[0]) if rows else "", columns - 2)
     room = max(columns, 2 * count + 2 * (count - 1))
     assert all(cell_len(line) <= room for line in lines)
     assert bool(lines) == bool(rows)
     assert "".join("".join(folded).split()) == "".join("".join("".join(row) for row in rows[:1]).split())
-    assert shown.count("\n") < 600
+    assert output.count("\n") < 600
 
 
 SHEET = [
@@ -148,8 +148,8 @@ def test_case_77_every_way_to_begin_a_formula_is_a_text(sign: str) -> None:
 def test_a_list_without_rows_has_its_names(capsys: pytest.CaptureFixture[str]) -> None:
     Output(Format.CSV).rows([], ["name", Column("rank")])
     Output(Format.TSV).document({"b": 1, "a": "x"}, str)
-    said = capsys.readouterr()
-    assert (said.out, said.err) == ("name,rank\r\na\tb\nx\t1\n", "")
+    message = capsys.readouterr()
+    assert (message.out, message.err) == ("name,rank\r\na\tb\nx\t1\n", "")
 
 
 PLAIN_TEXTS = st.text(st.characters(codec="utf-8")).map(lambda text: f"x{text}") | st.just("")
@@ -159,8 +159,8 @@ VALUES = st.none() | st.booleans() | st.integers() | PLAIN_TEXTS
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES, min_size=1), min_size=1))
 def test_csv_gives_back_what_json_has(rows: list[dict[str, Any]]) -> None:
     written = io.StringIO(separated(rows, ["b"], Format.CSV), newline="")
-    for given_, found in zip(rows, csv.DictReader(written), strict=True):
-        for name, text in found.items():
+    for given_, result in zip(rows, csv.DictReader(written), strict=True):
+        for name, text in result.items():
             value = given_.get(name)
             assert text == ("" if value is None else value if isinstance(value, str) else json.dumps(value))
 
@@ -183,15 +183,15 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_documents(capsys: pytest.CaptureFixture[str]) -> None:
     Output(Format.JSON).document({"b": 1, "a": HOSTILE}, str)
-    shown = capsys.readouterr().out
-    assert json.loads(shown) == {"a": HOSTILE, "b": 1}
-    assert shown.index('"a"') < shown.index('"b"')
-    assert shown.isascii()
-    Output().document({"a": HOSTILE}, lambda found: f"first\n{found['a']}")
-    shown = capsys.readouterr().out
-    assert shown.startswith("first\n\\x1b[31mred")
-    assert "\x1b" not in shown
-    Output().document({}, lambda found: "empty")
+    output = capsys.readouterr().out
+    assert json.loads(output) == {"a": HOSTILE, "b": 1}
+    assert output.index('"a"') < output.index('"b"')
+    assert output.isascii()
+    Output().document({"a": HOSTILE}, lambda result: f"first\n{result['a']}")
+    output = capsys.readouterr().out
+    assert output.startswith("first\n\\x1b[31mred")
+    assert "\x1b" not in output
+    Output().document({}, lambda result: "empty")
     assert capsys.readouterr().out == "empty\n"
 
 
@@ -249,19 +249,19 @@ def test_cell(value: Any, shown: str) -> None:
     ],
 )
 def test_the_options_choose_the_format(lists: bool, flags: list[str], chosen: Format | None) -> None:
-    seen: list[Output] = []
+    requests: list[Output] = []
 
     @click.command()
     @output_options(lists=lists)
     @pass_app
     def command(app: App) -> None:
-        seen.append(app.output)
+        requests.append(app.output)
 
     app = App(Settings("sqlite:///x", Path("x")), quiet=True, verbose=0, output=Output(quiet=True))
     result = CliRunner().invoke(command, flags, obj=app)
     assert result.exit_code == (0 if chosen else 2)
-    assert [output.format for output in seen] == ([chosen] if chosen else [])
-    assert all(output.quiet for output in seen)
+    assert [output.format for output in requests] == ([chosen] if chosen else [])
+    assert all(output.quiet for output in requests)
     assert app.output.format is Format.TABLE
 
 
@@ -273,8 +273,8 @@ def test_without_a_terminal_only_the_notes_of_progress_are_said(
         progress.report_listing(5)
         progress.working(1, 5)
         progress.note("a note\x1b")
-    said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "" if quiet else "a note\\x1b\n")
+    message = capsys.readouterr()
+    assert (message.out, message.err) == ("", "" if quiet else "a note\\x1b\n")
 
 
 @pytest.mark.parametrize(
@@ -318,15 +318,15 @@ def test_words_give_way_before_names(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_an_empty_table_is_a_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     Output().rows([], ["name"])
-    said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "nothing to list\n")
+    message = capsys.readouterr()
+    assert (message.out, message.err) == ("", "nothing to list\n")
 
 
 @pytest.mark.usefixtures("eighty_columns")
 def test_labels_are_aligned_and_values_wrapped() -> None:
     value = " ".join(["word"] * 20)
-    shown = labelled([("a", value), ("", "next"), ("empty", " "), ("long", "x\x1b")], indent="  ")
-    assert shown.splitlines() == [
+    output = labelled([("a", value), ("", "next"), ("empty", " "), ("long", "x\x1b")], indent="  ")
+    assert output.splitlines() == [
         "  a     " + " ".join(["word"] * 14),
         "        " + " ".join(["word"] * 6),
         "        next",

@@ -53,8 +53,8 @@ def ok(run: Program, *words: str) -> Any:
 
 
 def test_case_86_a_pool_goes_out_and_comes_back_with_the_same_bytes(both: Program, tmp_path: Path) -> None:
-    made = ok(both, "select", "near", *LIKE, "--controls")
-    assert made["members"][0]["repository"] == "zoo/banking77-seed104"
+    result = ok(both, "select", "near", *LIKE, "--controls")
+    assert result["members"][0]["repository"] == "zoo/banking77-seed104"
     out = tmp_path / "out"
     folders = [
         Path(folder)
@@ -69,22 +69,22 @@ def test_case_86_a_pool_goes_out_and_comes_back_with_the_same_bytes(both: Progra
     assert ok(both, "pool", "verify", str(folders[0])) == {
         "ok": True,
         "problems": [],
-        "digest": made["digest"],
+        "digest": result["digest"],
     }
     elsewhere = ("--data", str(tmp_path / "elsewhere"))
     words = [*elsewhere, "pool", "import", str(folders[0]), "--weights", "--json"]
     imported = CliRunner().invoke(loradex, words)
     assert imported.exit_code == 0, imported.output
-    assert json.loads(imported.stdout)["digest"] == made["digest"]
+    assert json.loads(imported.stdout)["digest"] == result["digest"]
     again = CliRunner().invoke(
         loradex, [*elsewhere, "pool", "export", "near", "--to", str(tmp_path / "two"), "--weights"]
     )
     assert again.exit_code == 0, again.output
-    there = tmp_path / "two" / folders[0].name
+    target = tmp_path / "two" / folders[0].name
     weights = [path for path in first if path.suffix == ".safetensors" and folders[0] in path.parents]
     assert len(weights) == 3
     for path in weights:
-        assert (there / path.relative_to(folders[0])).read_bytes() == first[path]
+        assert (target / path.relative_to(folders[0])).read_bytes() == first[path]
 
 
 def test_both_databases_choose_the_same_bytes(both: Program, sample: Program, tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_both_databases_choose_the_same_bytes(both: Program, sample: Program, tm
         ("words", "--by", "text", "--query", "bank customers", "-k", "2"),
     ):
         here = ok(sample, "select", *words, "--dry-run")
-        there = ok(both, "select", *words, "--dry-run")
-        assert here == there
+        target = ok(both, "select", *words, "--dry-run")
+        assert here == target
         assert len(here["members"]) == here["chosen"]["count"]
 
 
@@ -119,8 +119,8 @@ def test_a_pool_as_a_hub_is_served_again(mine: Program, tmp_path: Path) -> None:
     manifest = read_manifest(Path(folder))
     with LocalHub(Path(folder)) as hub, pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_ENDPOINT", hub.url)
-        found = ok(mine, "pool", "verify", "three", "--hub")
-        assert found == {"ok": True, "problems": [], "digest": manifest.digest}
+        result = ok(mine, "pool", "verify", "three", "--hub")
+        assert result == {"ok": True, "problems": [], "digest": manifest.digest}
 
 
 def changed(folder: Path, manifest: Manifest) -> None:
@@ -235,9 +235,9 @@ def test_a_name_is_not_taken_from_another_pool(mine: Program) -> None:
 
 
 def test_search_finds_by_words_and_by_meaning(sample: Program) -> None:
-    found = ok(sample, "search", "a speaker who corrects a slip of the tongue", "-k", "3")
-    assert found[0]["adapter"] == "zoo/disfl_qa"
-    assert "meaning" in found[0]["why"]
+    result = ok(sample, "search", "a speaker who corrects a slip of the tongue", "-k", "3")
+    assert result[0]["adapter"] == "zoo/disfl_qa"
+    assert "meaning" in result[0]["why"]
     by_words = ok(sample, "search", "overruling", "--words", "-k", "3")
     assert {hit["adapter"] for hit in by_words} == {f"zoo/overruling{end}" for end in ("", "-r2", "-r8")}
     assert by_words[0]["adapter"] == "zoo/overruling-r8", "the one whose card says what it is for"
@@ -301,17 +301,22 @@ def test_a_task_that_nobody_measured_is_known_by_its_words(scored: Program, tmp_
         "--query",
         "mend what a speaker says with a slip of the tongue",
     )
-    found = ok(scored, "select", "p", "--by", "tasks", *words, "-k", "1", "--dry-run")
-    assert found["members"][0]["repository"] == "zoo/disfl_qa"
-    assert len(found["chosen"]["texts"]) == 64
+    result = ok(scored, "select", "p", "--by", "tasks", *words, "-k", "1", "--dry-run")
+    assert result["members"][0]["repository"] == "zoo/disfl_qa"
+    assert len(result["chosen"]["texts"]) == 64
     refused = scored("select", "p", "--by", "tasks", "--task", "new", "-k", "1")
     assert refused.exit_code == 1
     assert "new" in refused.stderr
 
 
 def test_a_pool_by_scores_has_a_control_that_is_blind_to_the_task(scored: Program) -> None:
-    made = ok(scored, "select", "best", "--by", "score", "--task", "bank", "-k", "2", "--controls")
-    assert [control["kind"] for control in made["controls"]][:4] == ["blind", "random", "matched", "shuffled"]
+    result = ok(scored, "select", "best", "--by", "score", "--task", "bank", "-k", "2", "--controls")
+    assert [control["kind"] for control in result["controls"]][:4] == [
+        "blind",
+        "random",
+        "matched",
+        "shuffled",
+    ]
     assert {row["pool"] for row in ok(scored, "pools")} == {
         *("best", "best-blind", "best-random", "best-matched", "best-shuffled")
     }

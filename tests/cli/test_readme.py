@@ -106,9 +106,9 @@ def test_every_example_is_a_command_that_parses(line: str) -> None:
         _, words, _ = command.make_parser(context).parse_args(words)
         if not isinstance(command, click.Group):
             break
-        found = command.get_command(context, words[0])
-        assert found is not None, words[0]
-        command, words = found, words[1:]
+        result = command.get_command(context, words[0])
+        assert result is not None, words[0]
+        command, words = result, words[1:]
     assert words == []
 
 

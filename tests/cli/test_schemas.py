@@ -106,5 +106,5 @@ def test_a_file_of_the_program_is_valid_and_an_altered_one_is_not(written: dict[
 
 def test_the_schema_has_every_option_of_a_selection() -> None:
     options = {field.name for field in fields(Question)} - {"name", "use"}
-    chosen = validator("pool").schema["properties"]["chosen"]["properties"]
-    assert set(chosen) == options | {"control", "of"}
+    selected = validator("pool").schema["properties"]["chosen"]["properties"]
+    assert set(selected) == options | {"control", "of"}

@@ -31,15 +31,15 @@ def without_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_encoder")
 def test_without_the_encoder_words_alone_decide_and_stderr_says_so(crawled: Program) -> None:
-    found, by_words = crawled("search", "bob", "--json"), crawled("search", "bob", "--json", "--words")
-    assert found.exit_code == by_words.exit_code == 0
-    assert found.stdout == by_words.stdout
-    assert [row["adapter"] for row in json.loads(found.stdout)] == ["bob/two"]
-    assert found.stderr.startswith(
+    result, by_words = crawled("search", "bob", "--json"), crawled("search", "bob", "--json", "--words")
+    assert result.exit_code == by_words.exit_code == 0
+    assert result.stdout == by_words.stdout
+    assert [row["adapter"] for row in json.loads(result.stdout)] == ["bob/two"]
+    assert result.stderr.startswith(
         "searching by words alone: The text encoder sentence-transformers/all-MiniLM"
     )
-    assert "No module named" in found.stderr
-    assert (found.stderr.count("\n"), by_words.stderr) == (1, "")
+    assert "No module named" in result.stderr
+    assert (result.stderr.count("\n"), by_words.stderr) == (1, "")
 
 
 @pytest.mark.usefixtures("without_encoder")

@@ -18,11 +18,11 @@ def crawled(hub: LocalHub, run: Program) -> Program:
 
 
 def test_all_are_taken_and_those_that_are_not_are_counted(crawled: Program) -> None:
-    found = crawled("select", "mine", "--by", "random", "-k", "all", "--json")
-    pool = json.loads(found.stdout)
+    result = crawled("select", "mine", "--by", "random", "-k", "all", "--json")
+    pool = json.loads(result.stdout)
     assert {member["repository"] for member in pool["members"]} == {"ann/one", "bob/two"}
     assert pool["chosen"]["count"] == "all"
-    assert "2 adapters; left out: 1 refused by the rules\n" in found.stderr
+    assert "2 adapters; left out: 1 refused by the rules\n" in result.stderr
     again = crawled("select", "mine", "--by", "random", "-k", "all", "--json")
     assert json.loads(again.stdout)["digest"] == pool["digest"]
     assert json.loads(crawled("pool", "show", "mine", "--json").stdout)["digest"] == pool["digest"]
@@ -42,8 +42,8 @@ def test_all_are_taken_and_those_that_are_not_are_counted(crawled: Program) -> N
     ],
 )
 def test_what_leaves_adapters_out_is_said(words: tuple[str, ...], left_out: str, crawled: Program) -> None:
-    found = crawled("select", "mine", "--by", "random", "-k", "all", "--dry-run", *words)
-    assert (found.exit_code, found.stderr) == (0, f"1 adapter; left out: {left_out}\n")
+    result = crawled("select", "mine", "--by", "random", "-k", "all", "--dry-run", *words)
+    assert (result.exit_code, result.stderr) == (0, f"1 adapter; left out: {left_out}\n")
     refused = crawled("select", "mine", "--by", "random", "-k", "2", *words)
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert refused.stderr == (
@@ -58,15 +58,17 @@ def test_nobody_is_left(crawled: Program) -> None:
 
 
 def test_what_a_way_has_nothing_to_go_by_for_is_left_out(crawled: Program) -> None:
-    found = crawled("select", "mine", "--by", "text", "--query", "bob", "-k", "all", "--dry-run")
-    assert found.exit_code == 0
-    assert "refused by the rules" in found.stderr
+    result = crawled("select", "mine", "--by", "text", "--query", "bob", "-k", "all", "--dry-run")
+    assert result.exit_code == 0
+    assert "refused by the rules" in result.stderr
 
 
 def test_controls_of_all_are_as_many(crawled: Program) -> None:
-    found = crawled("select", "mine", "--by", "random", "-k", "all", "--controls", "--where", "downloads:..0")
-    assert found.exit_code == 2
-    assert "Only 0 of 0 adapters are left, not 1" in found.stderr
+    result = crawled(
+        "select", "mine", "--by", "random", "-k", "all", "--controls", "--where", "downloads:..0"
+    )
+    assert result.exit_code == 2
+    assert "Only 0 of 0 adapters are left, not 1" in result.stderr
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "most", "1.5", ""])

@@ -28,21 +28,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_study_from_the_file_to_the_page(run: Program, world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     counted = run("study", "run", str(world), "-o", str(out), "--dry-run", "--json")
-    told = json.loads(counted.stdout)
-    assert (told["cells"], told["done"]) == (22, 0)
-    assert told["kinds"]["train"] == 4
+    document = json.loads(counted.stdout)
+    assert (document["cells"], document["done"]) == (22, 0)
+    assert document["kinds"]["train"] == 4
     assert not out.exists(), "a dry run writes nothing"
     ran = run("study", "run", str(world), "-o", str(out))
     assert ran.exit_code == 0, ran.output
     assert "22 cells done, 0 failed, 0 missing" in ran.stdout
     reported = run("study", "report", str(out), "--json")
     assert reported.exit_code == 0, reported.output
-    told = json.loads(reported.stdout)
-    assert any("it helps" in sentence for sentence in told["says"])
-    page = Path(told["page"]).read_text()
+    document = json.loads(reported.stdout)
+    assert any("it helps" in sentence for sentence in document["says"])
+    page = Path(document["page"]).read_text()
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert all(row["method"] in page for row in rows)
-    assert "| new LoRA |" in Path(told["markdown"]).read_text()
+    assert "| new LoRA |" in Path(document["markdown"]).read_text()
     before = {path: path.read_bytes() for path in out.glob("*.*")}
     assert run("study", "report", str(out)).exit_code == 0
     assert {path: path.read_bytes() for path in out.glob("*.*")} == before
@@ -61,8 +61,8 @@ def test_a_study_with_failures_ends_with_three(run: Program, world: Path, tmp_pa
 
 
 def test_the_studies_that_come_along_are_listed(run: Program) -> None:
-    told = json.loads(run("study", "list", "--json").stdout)
-    assert [one["study"] for one in told["studies"]] == [
+    document = json.loads(run("study", "list", "--json").stdout)
+    assert [study["study"] for study in document["studies"]] == [
         "learning_rate", "lego", "recycling", "small",
     ]  # fmt: skip
 

@@ -39,11 +39,11 @@ def test_the_document_is_train_json(train: Program, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = train("--task", "thirds", "--lr", "1e-3,1e-2", "-o", str(out), "--json")
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert told.pop("folder") == str(out)
-    assert told == json.loads((out / "train.json").read_text())
-    assert [one["learning_rate"] for one in told["rates"]] == [1e-3, 1e-2]
-    assert told["budget"] == {"train": 4, "valid": 1, "seed": 0}
+    document = json.loads(result.stdout)
+    assert document.pop("folder") == str(out)
+    assert document == json.loads((out / "train.json").read_text())
+    assert [rate["learning_rate"] for rate in document["rates"]] == [1e-3, 1e-2]
+    assert document["budget"] == {"train": 4, "valid": 1, "seed": 0}
     assert load_member(out).config.base_model == NAME
 
 
@@ -51,14 +51,14 @@ def test_the_table_has_a_row_for_every_rate(train: Program, tmp_path: Path) -> N
     rates = ("--lr", "1e-5,1e-2,1e12")
     result = train("--task", "thirds", *rates, "-o", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
-    header, low, best, high, *rest = result.stdout.splitlines()
+    header, low, best, high, *remaining = result.stdout.splitlines()
     assert header.split() == ["learning", "rate", "best", "step", "valid", "loss", "verdict"]
     assert low.split()[:2] == ["1e-05", "2"]
     assert best.split()[0] == "0.01"
     assert best.endswith("chosen")
     assert "diverged at step" in high
-    assert any(line.startswith("loss after") and line.endswith("as stored") for line in rest)
-    assert "".join(rest).replace(" ", "").endswith(f"folder{tmp_path / 'out'}")
+    assert any(line.startswith("loss after") and line.endswith("as stored") for line in remaining)
+    assert "".join(remaining).replace(" ", "").endswith(f"folder{tmp_path / 'out'}")
 
 
 def test_a_best_rate_at_the_edge_is_said(train: Program, tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_a_best_rate_at_the_edge_is_said(train: Program, tmp_path: Path) -> None
 
 def test_without_rates_four_of_the_grid_are_tried(train: Program, tmp_path: Path) -> None:
     result = train("--task", "thirds", "-o", str(tmp_path / "out"), "--targets", "q_proj, v_proj", "--json")
-    told = json.loads(result.stdout)
-    assert [one["learning_rate"] for one in told["rates"]] == [6.3246e-4, 1.1247e-3, 2e-3, 3.5566e-3]
-    assert told["settings"]["targets"] == ["q_proj", "v_proj"]
+    document = json.loads(result.stdout)
+    assert [rate["learning_rate"] for rate in document["rates"]] == [6.3246e-4, 1.1247e-3, 2e-3, 3.5566e-3]
+    assert document["settings"]["targets"] == ["q_proj", "v_proj"]
 
 
 @pytest.mark.parametrize(

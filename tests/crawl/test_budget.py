@@ -199,6 +199,6 @@ def test_a_hub_with_limits_never_has_to_refuse(tmp_path: Path, phase: float) -> 
         clock.advance(phase)
         for _ in range(70):
             hub.repository("someone/adapter")
-        assert {seen.status for seen in server.log} == {200}
+        assert {requests.status for requests in server.log} == {200}
         assert len(server.log) == 70
         assert hub.usage.waited_seconds > 0

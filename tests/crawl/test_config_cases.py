@@ -191,8 +191,10 @@ def stock(root: Path, canary: Path) -> None:
     for case, body in CARDS.items():
         repo(root, f"card/{case}", {"README.md": body})
     for case, (text, *_) in LICENCES.items():
-        named = config(base_model_name_or_path=BASE)
-        repo(root, f"licence/{case}", {"adapter_config.json": named, "README.md": front(text)}, tags=["peft"])
+        by_name = config(base_model_name_or_path=BASE)
+        repo(
+            root, f"licence/{case}", {"adapter_config.json": by_name, "README.md": front(text)}, tags=["peft"]
+        )
     most = 10 * MEBIBYTE
     start = front("license: mit") + b"Somebody wrote these words about this one adapter.\n"
     repo(root, "card/case-75-ten-megabytes", {"README.md": start + b"a" * (most - len(start))})
@@ -232,10 +234,10 @@ def test_every_repository_is_counted_once_and_the_good_ones_are_accepted(library
 @pytest.mark.parametrize("case", CONFIGS)
 def test_a_wrong_configuration_is_a_reason(case: str, library: Library) -> None:
     body, reason, fields = CONFIGS[case]
-    found = row(library.engine, f"config/{case}")
-    assert found["verdict"] == ("accepted" if reason is None or case in NOTED else "skipped")
-    assert reason is None or reason in found["reasons"]
-    assert {name: found[name] for name in fields} == fields
+    result = row(library.engine, f"config/{case}")
+    assert result["verdict"] == ("accepted" if reason is None or case in NOTED else "skipped")
+    assert reason is None or reason in result["reasons"]
+    assert {name: result[name] for name in fields} == fields
     assert has_document(library.engine, body) is (len(body) <= MEBIBYTE), "the bytes were not kept"
 
 
@@ -249,29 +251,29 @@ def test_what_the_paper_cannot_merge_is_refused_by_its_rules(case: str, library:
 @pytest.mark.parametrize("case", SPELLINGS)
 def test_a_base_model_has_one_name_however_it_is_spelled(case: str, library: Library) -> None:
     spelling, canonical, kind, reason = SPELLINGS[case]
-    found = row(library.engine, f"base/{case}")
-    assert (found["base"], found["base_kind"]) == (canonical, kind)
-    assert reason is None or reason in found["reasons"]
-    assert found["base_raw"] == spelling or canonical is None
-    assert canonical is None or found["base_evidence"]
+    result = row(library.engine, f"base/{case}")
+    assert (result["base"], result["base_kind"]) == (canonical, kind)
+    assert reason is None or reason in result["reasons"]
+    assert result["base_raw"] == spelling or canonical is None
+    assert canonical is None or result["base_evidence"]
 
 
 @pytest.mark.parametrize("case", CARDS)
 def test_a_card_that_nobody_can_read_costs_the_card_only(case: str, library: Library) -> None:
-    found = row(library.engine, f"card/{case}")
-    assert found["verdict"] == "accepted"
-    assert found["license"] is None
-    assert "license_missing" in found["reasons"]
+    result = row(library.engine, f"card/{case}")
+    assert result["verdict"] == "accepted"
+    assert result["license"] is None
+    assert "license_missing" in result["reasons"]
     assert has_document(library.engine, CARDS[case]), "the bytes were not kept as they are"
 
 
 @pytest.mark.parametrize("case", LICENCES)
 def test_a_licence_is_read_and_compared_with_that_of_the_base(case: str, library: Library) -> None:
     _, licence, reason = LICENCES[case]
-    found = row(library.engine, f"licence/{case}")
-    assert (found["base"], found["license"]) == (BASE, licence)
-    said = {"license_missing", "license_conflict"} & set(found["reasons"])
-    assert said == ({reason} if reason else set())
+    result = row(library.engine, f"licence/{case}")
+    assert (result["base"], result["license"]) == (BASE, licence)
+    message = {"license_missing", "license_conflict"} & set(result["reasons"])
+    assert message == ({reason} if reason else set())
 
 
 @pytest.mark.parametrize(
@@ -284,11 +286,11 @@ def test_a_licence_is_read_and_compared_with_that_of_the_base(case: str, library
 def test_a_card_of_ten_megabytes_is_read_and_cut(
     name: str, fetched: int, licence: str | None, library: Library
 ) -> None:
-    found = row(library.engine, name)
-    assert (found["verdict"], found["license"]) == ("accepted", licence)
-    assert len(found["card"]) < MEBIBYTE
-    asked = [request.path for request in library.asked if request.path.startswith(f"/{name}/")]
-    assert sum(path.endswith("README.md") for path in asked) == fetched
+    result = row(library.engine, name)
+    assert (result["verdict"], result["license"]) == ("accepted", licence)
+    assert len(result["card"]) < MEBIBYTE
+    requests = [request.path for request in library.asked if request.path.startswith(f"/{name}/")]
+    assert sum(path.endswith("README.md") for path in requests) == fetched
 
 
 @pytest.mark.parametrize(
@@ -301,13 +303,13 @@ def test_a_card_of_ten_megabytes_is_read_and_cut(
     ],
 )
 def test_a_pickle_is_listed_and_never_opened(name: str, reason: str | None, library: Library) -> None:
-    found = row(library.engine, f"pickle/{name}")
-    assert found["verdict"] == ("skipped" if reason else "accepted")
-    assert reason is None or reason in found["reasons"]
-    listed = {file["name"]: file for file in found["files"]}
+    result = row(library.engine, f"pickle/{name}")
+    assert result["verdict"] == ("skipped" if reason else "accepted")
+    assert reason is None or reason in result["reasons"]
+    listed = {file["name"]: file for file in result["files"]}
     assert all(file["size"] and file["digest"] for file in listed.values())
-    asked = [request.path for request in library.asked if f"/pickle/{name}/resolve" in request.path]
-    assert not any(path.endswith((".bin", ".pt")) for path in asked)
+    requests = [request.path for request in library.asked if f"/pickle/{name}/resolve" in request.path]
+    assert not any(path.endswith((".bin", ".pt")) for path in requests)
     assert not (library.place / "canary").exists(), "somebody opened a pickle"
 
 
@@ -324,7 +326,7 @@ def test_case_80_wrong_configurations_and_cards_leave_the_same_rows_on_both_data
     databases = request.getfixturevalue("postgres_database")(request.getfixturevalue("postgres_template"))
     engine = make_engine(next(databases))
     crawl(library.hub.url, engine, tmp_path, weights="headers")
-    found = (dump(engine), items(engine))
+    result = (dump(engine), items(engine))
     engine.dispose()
     databases.close()
-    assert found == (dump(library.engine), items(library.engine))
+    assert result == (dump(library.engine), items(library.engine))

@@ -77,7 +77,7 @@ class Setup:
         return self.hub.download(NAME, self.commit, self.files[WEIGHTS], self.blobs)
 
     def ranges(self) -> list[str | None]:
-        return [seen.headers.get("range") for seen in self.server.log]
+        return [requests.headers.get("range") for requests in self.server.log]
 
     def stored(self) -> list[Path]:
         """Every file of the store that is no lock."""
@@ -88,9 +88,9 @@ class Setup:
 def case(tmp_path: Path) -> Iterator[Setup]:
     make_repo(tmp_path / "hub", NAME, FILES)
     with LocalHub(tmp_path / "hub") as server:
-        made = Setup(server, tmp_path / "blobs")
-        with made.hub:
-            yield made
+        result = Setup(server, tmp_path / "blobs")
+        with result.hub:
+            yield result
 
 
 def test_what_is_read_is_what_is_there(case: Setup) -> None:
@@ -320,12 +320,12 @@ def test_case_44_another_host_gets_no_token(tmp_path: Path, ask: Callable[[Setup
         case = Setup(server, tmp_path / "blobs")
         with case.hub:
             ask(case)
-            assert [seen.headers.get("authorization") for seen in server.log if seen.kind == "cdn"] == (
-                [] if ask is SMALL else [None]
-            )
-            assert {seen.headers["authorization"] for seen in server.log if seen.kind != "cdn"} == {
-                f"Bearer {TOKEN}"
-            }
+            assert [
+                requests.headers.get("authorization") for requests in server.log if requests.kind == "cdn"
+            ] == ([] if ask is SMALL else [None])
+            assert {
+                requests.headers["authorization"] for requests in server.log if requests.kind != "cdn"
+            } == {f"Bearer {TOKEN}"}
             usage = case.hub.usage
             assert (usage.resolver, usage.redirects, usage.cdn) == ((1, 1, 0) if ask is SMALL else (1, 0, 1))
 

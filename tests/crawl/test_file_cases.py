@@ -145,11 +145,11 @@ def shelf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         faults.append(Fault(f"GET /o/{case}/resolve/.*/{spoilt.file}", spoilt.action, skip=spoilt.skip))
     with LocalHub(root, faults=faults) as hub, sqlite_catalog(request, place / "data") as engine:
         report = crawl(hub.url, engine, place / "data", weights="keep")
-        became, judged, kept = outcomes(engine), verdicts(engine), blobs(place / "data")
+        became, judged, remaining = outcomes(engine), verdicts(engine), blobs(place / "data")
         rows = {name: row(engine, name) for name in judged}
         hub.faults.clear()
         crawl(hub.url, engine, place / "data", weights="keep", full=True)
-        yield Shelf(place, sha256, report, became, judged, kept, rows, verdicts(engine))
+        yield Shelf(place, sha256, report, became, judged, remaining, rows, verdicts(engine))
 
 
 def test_every_repository_is_counted_once_and_the_good_ones_are_accepted(shelf: Shelf) -> None:
@@ -197,8 +197,8 @@ def test_case_42_a_hub_without_ranges_is_not_read_to_the_end_for_a_header(
         report = crawl(hub.url, engine, tmp_path, weights=policy)
     assert row(engine, "o/large")["verdict"] == "accepted"
     assert len(large) > 3_000_000
-    whole = len(large) if policy == "keep" else 0
-    assert report["bytes"] - whole < 1_000_000
+    complete = len(large) if policy == "keep" else 0
+    assert report["bytes"] - complete < 1_000_000
 
 
 def test_case_44_another_host_gets_the_request_and_no_token(engine: Engine, tmp_path: Path) -> None:
@@ -207,11 +207,11 @@ def test_case_44_another_host_gets_the_request_and_no_token(engine: Engine, tmp_
     neighbours(root)
     with LocalHub(root, cdn=True) as hub:
         report = crawl(hub.url, engine, tmp_path, weights="keep", hub={"token": "hf_secret"})
-        there = [request for request in hub.log if request.kind == "cdn"]
+        target = [request for request in hub.log if request.kind == "cdn"]
         here = [request for request in hub.log if request.kind != "cdn"]
     assert (report["accepted"], len(blobs(tmp_path))) == (3, 3)
-    assert len(there) >= 3
-    assert all("authorization" not in request.headers for request in there)
+    assert len(target) >= 3
+    assert all("authorization" not in request.headers for request in target)
     assert all(request.headers["authorization"] == "Bearer hf_secret" for request in here)
 
 
@@ -299,8 +299,8 @@ def test_case_48_the_same_weights_of_many_repositories_are_one_file(engine: Engi
         repo(root, f"o/copy{number}", {WEIGHTS: shared})
     with LocalHub(root) as hub:
         report = crawl(hub.url, engine, tmp_path, weights="keep", workers=4)
-        whole = [r for r in hub.log if r.path.endswith(WEIGHTS) and "range" not in r.headers]
-    assert (report["accepted"], len(whole)) == (6, 1)
+        complete = [r for r in hub.log if r.path.endswith(WEIGHTS) and "range" not in r.headers]
+    assert (report["accepted"], len(complete)) == (6, 1)
     assert blobs(tmp_path) == {hashlib.sha256(shared).hexdigest()}
 
 
@@ -319,9 +319,9 @@ def test_a_broken_download_is_continued_by_the_next_crawl_or_starts_again(
         (partial,) = (tmp_path / "blobs/partial").glob("*.etag")
         partial.write_text('"another"')
     report = crawl(hub.url, engine, tmp_path, weights="keep")
-    (asked,) = [request for request in hub.log if request.headers.get("range", "").endswith("-")]
-    assert asked.headers["range"] == "bytes=500-"
-    assert asked.status == (200 if changed else 206)
+    (requests,) = [request for request in hub.log if request.headers.get("range", "").endswith("-")]
+    assert requests.headers["range"] == "bytes=500-"
+    assert requests.status == (200 if changed else 206)
     assert (report["status"], report["accepted"], len(blobs(tmp_path))) == ("complete", 3, 3)
 
 

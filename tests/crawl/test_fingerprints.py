@@ -48,10 +48,10 @@ def made(engine: Engine) -> dict[str, list[tuple[str, int]]]:
             .where(Adapter.scaling_pattern == FingerprintRow.scaling_pattern)
             .order_by(Repository.name, FingerprintRow.scaling_pattern)
         )
-        found: dict[str, list[tuple[str, int]]] = {}
+        result: dict[str, list[tuple[str, int]]] = {}
         for name, pattern, version in rows:
-            found.setdefault(name, []).append((pattern, version))
-    return found
+            result.setdefault(name, []).append((pattern, version))
+    return result
 
 
 def test_stream_keeps_the_fingerprint_and_no_file(tmp_path: Path, engine: Engine) -> None:
@@ -59,17 +59,19 @@ def test_stream_keeps_the_fingerprint_and_no_file(tmp_path: Path, engine: Engine
     with LocalHub(tmp_path / "hub") as hub:
         crawl(hub.url, engine, tmp_path, weights="stream")
     local = read_folder(folder)
-    wanted = fingerprint(local.weights, local.config)
+    expected = fingerprint(local.weights, local.config)
     with Session(engine) as session:
         row = session.scalars(select(FingerprintRow)).one()
         file = session.scalars(select(WeightsFile)).one()
         assert session.scalars(select(Adapter.health)).one() == "healthy"
-        assert file.tensor_digest == wanted.tensor_digest
+        assert file.tensor_digest == expected.tensor_digest
         assert not BlobStore(tmp_path / "blobs").has(file.digest)
         assert (len(row.delta), len(row.output)) == (4 * DELTA_SIZE, 4 * OUTPUT_SIZE)
         stored = [np.frombuffer(blob, "<f4") for blob in (row.spectrum, row.delta, row.output)]
-    for found, vector in zip(stored, (wanted.spectrum.ravel(), wanted.delta, wanted.output), strict=True):
-        np.testing.assert_allclose(found, vector, rtol=1e-5, atol=1e-7)
+    for result, vector in zip(
+        stored, (expected.spectrum.ravel(), expected.delta, expected.output), strict=True
+    ):
+        np.testing.assert_allclose(result, vector, rtol=1e-5, atol=1e-7)
 
 
 def test_headers_make_no_fingerprint(tmp_path: Path, engine: Engine) -> None:
@@ -91,14 +93,14 @@ def test_one_file_has_a_fingerprint_for_each_pattern_of_scalings(tmp_path: Path,
     put(root, "d/same-relation", tensors, lora_alpha=64, alpha_pattern={"q_proj": 256})
     with LocalHub(root) as hub:
         crawl(hub.url, engine, tmp_path, weights="stream")
-        whole = [r for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
-        assert len(whole) <= 2, "the file was fetched for each repository"
+        complete = [r for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
+        assert len(complete) <= 2, "the file was fetched for each repository"
         hub.clear()
         crawl(hub.url, engine, tmp_path, weights="stream", full=True)
         assert hub.count("resolver") == 0
-    found = made(engine)
-    assert found["a/plain"] == found["b/other-alpha"] == [("", FINGERPRINT_VERSION)]
-    [(pattern, _)] = found["c/pattern"]
+    result = made(engine)
+    assert result["a/plain"] == result["b/other-alpha"] == [("", FINGERPRINT_VERSION)]
+    [(pattern, _)] = result["c/pattern"]
     assert pattern
     with Session(engine) as session:
         assert len(session.scalars(select(WeightsFile)).all()) == 1
@@ -131,9 +133,9 @@ def test_reread_makes_what_is_missing_of_kept_files_without_a_hub(tmp_path: Path
     blobs.remove(sorted(before)[0])
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM fingerprint"))
-    told: list[tuple[int, int]] = []
-    assert reread(engine, blobs, lambda done, total: told.append((done, total))) == Reread(1, 1, 0)
-    assert told == [(0, 1), (1, 1)]
+    document: list[tuple[int, int]] = []
+    assert reread(engine, blobs, lambda done, total: document.append((done, total))) == Reread(1, 1, 0)
+    assert document == [(0, 1), (1, 1)]
     with Session(engine) as session:
         after = {row.weights_digest: row.delta for row in session.scalars(select(FingerprintRow))}
     assert after == {sorted(before)[1]: before[sorted(before)[1]]}
@@ -144,7 +146,7 @@ def test_reread_makes_what_is_missing_of_kept_files_without_a_hub(tmp_path: Path
 def test_the_number_of_workers_changes_no_vector(tmp_path: Path, workers: int) -> None:
     for number in range(5):
         put(tmp_path / "hub", f"o/a{number}", lora_tensors(seed=number, layers=2))
-    found = []
+    result = []
     with LocalHub(tmp_path / "hub") as hub:
         for place in ("one", "two"):
             engine = make_engine(f"sqlite:///{tmp_path / place}.db")
@@ -152,16 +154,16 @@ def test_the_number_of_workers_changes_no_vector(tmp_path: Path, workers: int) -
             crawl(hub.url, engine, tmp_path / place, weights="stream", workers=workers)
             with Session(engine) as session:
                 rows = session.scalars(select(FingerprintRow).order_by(FingerprintRow.weights_digest))
-                found.append([(row.weights_digest, row.spectrum, row.delta, row.output) for row in rows])
+                result.append([(row.weights_digest, row.spectrum, row.delta, row.output) for row in rows])
             engine.dispose()
-    assert len(found[0]) == 5
-    assert found[0] == found[1]
+    assert len(result[0]) == 5
+    assert result[0] == result[1]
 
 
 def downloads(hub: LocalHub) -> list[str]:
     """The repositories whose weights were fetched whole."""
-    whole = [r for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
-    return sorted({"/".join(r.path.split("/")[1:3]) for r in whole})
+    complete = [r for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
+    return sorted({"/".join(r.path.split("/")[1:3]) for r in complete})
 
 
 def test_a_catalog_made_before_keeps_every_fingerprint_and_what_was_refused_is_read(
@@ -215,8 +217,8 @@ def test_files_of_refused_adapters_are_read_and_not_kept(tmp_path: Path, engine:
             rows = session.execute(
                 select(Repository.name, Adapter.weights_digest, Adapter.norm).join(Repository)
             )
-            found = {name: (digest and blobs.has(digest), norm is not None) for name, digest, norm in rows}
-        assert found == {"ann/one": (True, True), "bob/dora": (False, True), "cat/other": (None, False)}
+            result = {name: (digest and blobs.has(digest), norm is not None) for name, digest, norm in rows}
+        assert result == {"ann/one": (True, True), "bob/dora": (False, True), "cat/other": (None, False)}
         hub.clear()
         crawl(hub.url, engine, tmp_path, weights="keep", full=True)
         assert downloads(hub) == []

@@ -123,7 +123,7 @@ def test_case_23_a_renamed_repository_keeps_its_identity(hub: Hub, server: Local
     row = hub.repository("someone/old")
     assert (row["id"], row["_id"]) == (NAME, "0123456789abcdef01234567")
     assert (hub.usage.api, hub.usage.redirects) == (1, 1)
-    assert [seen.headers["authorization"] for seen in server.log] == [f"Bearer {TOKEN}"] * 2
+    assert [requests.headers["authorization"] for requests in server.log] == [f"Bearer {TOKEN}"] * 2
 
 
 def test_case_25_a_commit_that_is_gone(hub: Hub) -> None:

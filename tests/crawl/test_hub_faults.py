@@ -73,11 +73,11 @@ def test_case_19_a_slow_hub_is_asked_again(server: LocalHub) -> None:
 )
 def test_dripping_head_bytes_are_left_in_time(before: bytes) -> None:
     """Each byte comes well before the timeout, so only the deadline ends it; without, the answer is good."""
-    rest = {
+    remaining = {
         b"": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
         b"HTTP/1.1 200 OK\r\nX-Long: ": b"x" * 40 + b"\r\nContent-Length: 2\r\n\r\n[]",
     }.get(before, b"1\r\n[\r\n1\r\n \r\n1\r\n \r\n1\r\n]\r\n0\r\n\r\n")
-    pieces = [before, *(bytes([byte]) for byte in rest)]
+    pieces = [before, *(bytes([byte]) for byte in remaining)]
     with RawServer(lambda _: (piece for piece in pieces if piece), pause=0.02) as raw:
         with pytest.raises(HubUnreachableError, match="in time"):
             first_page(raw.url, deadline=0.2)
@@ -221,7 +221,7 @@ def test_every_call_on_a_socket_ends_by_the_deadline(timeout: float | None) -> N
     with deadlines.within(wire.Deadline(60)):
         use(wire.DeadlineSockets(wires, deadlines), timeout)
     assert len(wires.timeouts) == 4
-    assert all(given is not None and 0 < given <= 60 for given in wires.timeouts)
+    assert all(arguments is not None and 0 < arguments <= 60 for arguments in wires.timeouts)
 
 
 def test_outside_an_exchange_a_socket_has_its_own_timeout() -> None:

@@ -121,7 +121,7 @@ def test_case_89_the_hub_knows_who_asks(hub: Hub, server: LocalHub) -> None:
 def test_case_91_nothing_but_the_hub_is_asked(hub: Hub, server: LocalHub, tmp_path: Path) -> None:
     commit, file = file_of(hub, "adapter_model.safetensors")
     hub.download(NAME, commit, file, BlobStore(tmp_path / "blobs"))
-    assert [seen.path for seen in server.log] == [
+    assert [requests.path for requests in server.log] == [
         f"/api/models/{NAME}",
         f"/api/models/{NAME}/tree/{commit}",
         f"/{NAME}/resolve/{commit}/adapter_model.safetensors",
@@ -139,10 +139,10 @@ def test_case_94_the_token_is_nowhere_but_in_requests(
     hub: Hub, server: LocalHub, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    shown = [repr(hub.settings), str(hub.settings), repr(vars(hub))]
+    output = [repr(hub.settings), str(hub.settings), repr(vars(hub))]
     commit, file = file_of(hub)
     hub.small_file(NAME, commit, file)
-    shown += [seen.line for seen in server.log]
+    output += [requests.line for requests in server.log]
     echo = f"Bearer {TOKEN}"
     for answer in (
         Status(401, error_message="Invalid credentials in Authorization header"),
@@ -158,18 +158,18 @@ def test_case_94_the_token_is_nowhere_but_in_requests(
         patient = replace(hub.settings, timeout=0.1, attempts=2)
         with Hub(patient, clock=VirtualClock()) as second, pytest.raises(HubError) as caught:
             second.small_file(NAME, commit, file)
-        shown += traceback.format_exception(caught.value)
+        output += traceback.format_exception(caught.value)
         error: BaseException | None = caught.value
         while error is not None:
-            shown += [str(error), repr(error), repr(vars(error))]
+            output += [str(error), repr(error), repr(vars(error))]
             request = getattr(error, "_request", None) or getattr(
                 getattr(error, "response", None), "request", None
             )
             assert request is None or "authorization" not in request.headers
             error = error.__cause__ or error.__context__
-    shown += [record.getMessage() for record in caplog.records]
-    assert all(echo in seen.headers["authorization"] for seen in server.log)
-    assert not any(TOKEN in text for text in shown)
+    output += [record.getMessage() for record in caplog.records]
+    assert all(echo in requests.headers["authorization"] for requests in server.log)
+    assert not any(TOKEN in text for text in output)
 
 
 def test_case_94_a_token_goes_over_plain_http_to_this_machine_only(caplog: pytest.LogCaptureFixture) -> None:

@@ -29,7 +29,7 @@ FILE = "GET /.*/resolve/"
 KILLED_IN_A_PAGE = """
 import os, signal, sys
 from pathlib import Path
-from catalog import frontier
+from catalog.database import frontier
 from catalog.database.engine import make_engine
 from tests.crawling import crawl
 write, left = frontier.add_page, [int(sys.argv[3])]
@@ -69,13 +69,13 @@ def run(hub: LocalHub, data: Path, *program: str) -> subprocess.Popen[bytes]:
 
 def stopped_at(hub: LocalHub, data: Path, match: str, turn: int, how: signal.Signals) -> int:
     """Sends a signal to a crawl when it asks for this for the `turn`th time; gives how it ended."""
-    seen = 0
+    requests = 0
     child: list[subprocess.Popen[bytes]] = []
 
     def count(request: SeenRequest) -> None:
-        nonlocal seen
-        seen += re.search(match, request.line) is not None
-        if seen == turn:
+        nonlocal requests
+        requests += re.search(match, request.line) is not None
+        if requests == turn:
             child[0].send_signal(how)
 
     hub.faults[:] = [Fault(match, Callback(count))]
@@ -105,18 +105,18 @@ def test_case_12_killed_at_page_boundaries_inside_pages_and_between_files(
         assert stopped_at(hub, tmp_path, match, turn, signal.SIGKILL) == killed
     report = crawl(hub.url, engine, tmp_path, hub={"page_limit": 1})
     assert (report["status"], report["listed"], report["accepted"]) == ("complete", 3, 3)
-    with sqlite_catalog(request, tmp_path / "whole") as whole:
-        crawl(hub.url, whole, tmp_path / "whole", hub={"page_limit": 1})
-        assert dump(engine) == dump(whole)
-        assert items(engine) == items(whole)
+    with sqlite_catalog(request, tmp_path / "whole") as complete:
+        crawl(hub.url, complete, tmp_path / "whole", hub={"page_limit": 1})
+        assert dump(engine) == dump(complete)
+        assert items(engine) == items(complete)
 
 
 def test_case_93_an_interrupt_ends_the_process_and_the_next_crawl_goes_on(
     hub: LocalHub, engine: Engine, tmp_path: Path
 ) -> None:
     assert stopped_at(hub, tmp_path, FILE, 4, signal.SIGINT) != 0
-    asked = {request.path for request in hub.log if request.path.endswith("config.json")}
+    requests = {request.path for request in hub.log if request.path.endswith("config.json")}
     report = crawl(hub.url, engine, tmp_path, hub={"page_limit": 1})
     assert (report["status"], report["listed"], report["unchanged"]) == ("complete", 3, 0)
     assert set(verdicts(engine)) == set(GOOD)
-    assert len(asked) < 3, "it was not interrupted in the middle"
+    assert len(requests) < 3, "it was not interrupted in the middle"

@@ -194,10 +194,10 @@ def test_case_13_an_expired_cursor_of_an_incremental_crawl_starts_again_from_the
         hub.faults.append(Fault(SECOND, Status(410), times=1))
         hub.clear()
         report = crawl(hub.url, engine, tmp_path, hub=ONE_BY_ONE)
-        asked = [request.query for request in hub.log if "filter=peft" in request.query]
+        requests = [request.query for request in hub.log if "filter=peft" in request.query]
     assert (report["status"], report["listed"], report["changed"]) == ("complete", 3, 3)
-    assert all("sort=lastModified" in query for query in asked)
-    assert sum("cursor=" not in query for query in asked) == 2, "the listing did not start again"
+    assert all("sort=lastModified" in query for query in requests)
+    assert sum("cursor=" not in query for query in requests) == 2, "the listing did not start again"
 
 
 @pytest.mark.parametrize(
@@ -292,11 +292,11 @@ class Pages:
     def __init__(self, pages: int) -> None:
         self.pages = pages
 
-    def wrap(self, app: ASGIApp, seen: SeenRequest) -> ASGIApp:
-        page = int(parse_qs(seen.query).get("cursor", ["0"])[0])
+    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+        page = int(parse_qs(requests.query).get("cursor", ["0"])[0])
         facts = TAGGED | {"sha": "0" * 40, "cardData": {"text": "x" * 16_000}}
         rows = [facts | {"_id": f"{n:024x}", "id": f"o/r{n}"} for n in range(40 * page, 40 * page + 40)]
-        following = f"http://{seen.headers['host']}/api/models?cursor={page + 1}"
+        following = f"http://{requests.headers['host']}/api/models?cursor={page + 1}"
         link = {"Link": f'<{following}>; rel="next"'} if page + 1 < self.pages else {}
         return JSONResponse(rows, headers=link)
 

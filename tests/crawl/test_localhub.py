@@ -61,8 +61,8 @@ class Answer:
         parts = urlsplit(hub_url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
         try:
-            named = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.request(method, target, body, named)
+            by_name = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, target, body, by_name)
             response = connection.getresponse()
             self.status, self.headers, self.body = response.status, response.headers, response.read()
         finally:
@@ -74,8 +74,8 @@ class Answer:
 
 
 def download(hub: LocalHub, cache: Path, path: str, **more: Any) -> Path:
-    found = hf_hub_download("ann/lora", path, endpoint=hub.url, token=False, cache_dir=cache, **more)
-    return Path(found)
+    result = hf_hub_download("ann/lora", path, endpoint=hub.url, token=False, cache_dir=cache, **more)
+    return Path(result)
 
 
 def test_list_models_over_several_pages(tmp_path: Path) -> None:
@@ -83,20 +83,20 @@ def test_list_models_over_several_pages(tmp_path: Path) -> None:
         hub = {"_id": f"{number:024x}", "createdAt": f"2024-01-01T00:00:{number % 60:02}.000Z"}
         make_repo(tmp_path, f"ann/r{number}", {}, hub)
     with LocalHub(tmp_path) as running:
-        found = list(
+        result = list(
             HfApi(endpoint=running.url, token=False).list_models(sort="created_at", expand=["createdAt"])
         )
         assert running.count("api") == 3
-    assert len({model.id for model in found}) == len(found) == 2500
-    dates = [model.created_at for model in found if model.created_at is not None]
+    assert len({model.id for model in result}) == len(result) == 2500
+    dates = [model.created_at for model in result if model.created_at is not None]
     assert dates == sorted(dates, reverse=True)
 
 
 def test_list_models_filters_and_describes(api: HfApi) -> None:
-    wanted = ["peft", f"base_model:adapter:{BASE}"]
-    found = {model.id: model for model in api.list_models(filter=wanted, full=True, cardData=True)}
-    assert set(found) == {"ann/lora", "ann/gated", "ann/disabled"}
-    lora = found["ann/lora"]
+    expected = ["peft", f"base_model:adapter:{BASE}"]
+    result = {model.id: model for model in api.list_models(filter=expected, full=True, cardData=True)}
+    assert set(result) == {"ann/lora", "ann/gated", "ann/disabled"}
+    lora = result["ann/lora"]
     assert lora.downloads == 12
     assert lora.sha == api.model_info("ann/lora").sha
     assert lora.card_data is not None
@@ -120,8 +120,8 @@ def test_next_link_is_absolute_and_keeps_the_query(hub: LocalHub) -> None:
 def test_a_page_shows_what_changed_since_the_first(root: Path) -> None:
     with LocalHub(root) as running:
         first = Answer(running.url, "GET", "/api/models?limit=2")
-        seen = {row["id"] for row in first.json}
-        gone = next(name for name in ("lora", "gated", "disabled") if f"ann/{name}" not in seen)
+        requests = {row["id"] for row in first.json}
+        gone = next(name for name in ("lora", "gated", "disabled") if f"ann/{name}" not in requests)
         for file in (root / "ann" / gone).iterdir():
             file.unlink()
         (root / "ann" / gone).rmdir()
@@ -215,8 +215,8 @@ def test_case_23_renamed_repositories_answer_under_the_old_name(
 ) -> None:
     assert api.model_info("ann/old").id == "ann/lora"
     assert [entry.path for entry in api.list_repo_tree("ann/old")]
-    found = hf_hub_download("ann/old", "README.md", endpoint=hub.url, token=False, cache_dir=tmp_path)
-    assert Path(found).read_text().startswith("---")
+    result = hf_hub_download("ann/old", "README.md", endpoint=hub.url, token=False, cache_dir=tmp_path)
+    assert Path(result).read_text().startswith("---")
     moved = Answer(hub.url, "GET", "/api/models/ann/old?expand=sha")
     assert (moved.status, moved.headers["Location"]) == (307, "/api/models/ann/lora?expand=sha")
 
@@ -344,8 +344,8 @@ def test_headers_of_files(hub: LocalHub, api: HfApi) -> None:
 
 def test_conditional_requests(hub: LocalHub) -> None:
     etag = Answer(hub.url, "HEAD", WEIGHTS).headers["ETag"]
-    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
-        answer = Answer(hub.url, "GET", WEIGHTS, If_None_Match=known)
+    for names in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        answer = Answer(hub.url, "GET", WEIGHTS, If_None_Match=names)
         assert (answer.status, answer.body) == (304, b"")
     assert Answer(hub.url, "GET", WEIGHTS, If_None_Match='"other"').status == 200
     assert Answer(hub.url, "GET", WEIGHTS, Range="bytes=0-9", If_Range=etag).status == 206
@@ -479,8 +479,8 @@ def test_no_folder_and_no_port_are_one_clear_sentence(root: Path) -> None:
         create_app(root / "nothing")
     with pytest.raises(UsageError, match="is not a folder"), LocalHub(root / "nothing"):
         pass
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as selected:
+        port = selected.getsockname()[1]
         with pytest.raises(UsageError, match=f"port {port} .*choose another"):
             serve(root, "127.0.0.1", port)
     with pytest.raises(UsageError, match="70000 is no port"):

@@ -64,8 +64,8 @@ def client(hub: LocalHub) -> Iterator[httpx.Client]:
 
 def test_faults_fire_after_some_and_for_some(hub: LocalHub, client: httpx.Client) -> None:
     hub.faults.append(Fault(r"^GET /api/models\?limit=1$", Status(503), times=2, skip=1))
-    asked = [client.get("/api/models?limit=1").status_code for _ in range(5)]
-    assert asked == [200, 503, 503, 200, 200]
+    requests = [client.get("/api/models?limit=1").status_code for _ in range(5)]
+    assert requests == [200, 503, 503, 200, 200]
     assert client.get("/api/models?limit=2").status_code == 200
     assert [request.status for request in hub.log] == [200, 503, 503, 200, 200, 200]
 
@@ -194,15 +194,15 @@ def test_edits_leave_refusals_alone(hub: LocalHub, client: httpx.Client) -> None
 
 
 def test_a_fault_can_call_back_before_the_answer(hub: LocalHub, client: httpx.Client, tmp_path: Path) -> None:
-    seen: list[SeenRequest] = []
+    requests: list[SeenRequest] = []
 
     def change(request: SeenRequest) -> None:
-        seen.append(request)
+        requests.append(request)
         (tmp_path / "ann/lora/later.txt").write_text("new")
 
     hub.faults.append(Fault("later", Callback(change), times=1))
     assert client.get("/ann/lora/resolve/main/later.txt").text == "new"
-    assert [(request.path, request.kind) for request in seen] == [
+    assert [(request.path, request.kind) for request in requests] == [
         ("/ann/lora/resolve/main/later.txt", "resolver")
     ]
 

@@ -20,9 +20,9 @@ from tests.hubs import BASE, adapter_config, card, lora_files, make_repo
 
 
 def read(root: Path, repo_id: str) -> HubRepository:
-    found = HubFolder(root).find(repo_id)
-    assert found is not None
-    return found
+    result = HubFolder(root).find(repo_id)
+    assert result is not None
+    return result
 
 
 def test_facts_are_the_same_from_start_to_start(tmp_path: Path) -> None:
@@ -314,9 +314,9 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     ],
 )
 def test_front_matter_is_plain_json_or_nothing(text: str, expected: dict[str, Any] | None) -> None:
-    found = front_matter(f"---\n{text}\n---\n# body\n")
-    assert found == expected
-    json.dumps(found)
+    result = front_matter(f"---\n{text}\n---\n# body\n")
+    assert result == expected
+    json.dumps(result)
 
 
 @pytest.mark.parametrize("readme", ["", "# only a body", "---\na: 1\n", "text\n---\na: 1\n---\n"])

@@ -187,9 +187,9 @@ def test_what_cannot_be_read_has_a_reason_or_is_counted(case: str, village: Vill
     name = f"access/{case}"
     assert outcomes(village.engine)[name] == outcome
     if outcome == "new" and why is not None:
-        found = row(village.engine, name)
-        assert why in found["reasons"]
-        assert found["verdict"] == "skipped"
+        result = row(village.engine, name)
+        assert why in result["reasons"]
+        assert result["verdict"] == "skipped"
     else:
         assert name not in verdicts(village.engine)
         assert why is None or village.report["errors"][why] > 0
@@ -197,24 +197,24 @@ def test_what_cannot_be_read_has_a_reason_or_is_counted(case: str, village: Vill
 
 @pytest.mark.parametrize("case", ENTRIES)
 def test_an_entry_that_nobody_can_use_costs_that_entry_only(case: str, village: Village) -> None:
-    found = row(village.engine, f"tree/{case}")
-    assert found["verdict"] == "accepted"
-    assert found["rank"] == 4
-    assert ENTRIES[case][1] in found["details"]["unusable_files"]
-    assert found["other_adapters"] == []
-    assert found["weights"]["digest"] in blobs(village.place / "data")
+    result = row(village.engine, f"tree/{case}")
+    assert result["verdict"] == "accepted"
+    assert result["rank"] == 4
+    assert ENTRIES[case][1] in result["details"]["unusable_files"]
+    assert result["other_adapters"] == []
+    assert result["weights"]["digest"] in blobs(village.place / "data")
 
 
 @pytest.mark.parametrize("case", UNVERIFIABLE)
 def test_a_file_that_nobody_can_verify_is_not_accepted_on_trust(case: str, village: Village) -> None:
-    found = row(village.engine, f"hash/{case}")
-    assert found["verdict"] == "skipped"
-    assert {UNVERIFIABLE[case][1], "unusable_files"} <= set(found["reasons"])
+    result = row(village.engine, f"hash/{case}")
+    assert result["verdict"] == "skipped"
+    assert {UNVERIFIABLE[case][1], "unusable_files"} <= set(result["reasons"])
 
 
 def test_case_31_files_beyond_the_first_thousand_are_read(village: Village) -> None:
-    found = row(village.engine, "tree/case-31-many-files")
-    assert (found["adapter"], found["verdict"]) == ("tree/case-31-many-files:zoo", "accepted")
+    result = row(village.engine, "tree/case-31-many-files")
+    assert (result["adapter"], result["verdict"]) == ("tree/case-31-many-files:zoo", "accepted")
     pages = [request for request in village.hub.log if "case-31-many-files/tree" in request.path]
     assert len(pages) == 2
 
@@ -262,9 +262,9 @@ def test_case_26_main_moves_while_the_files_are_read(engine: Engine, tmp_path: P
         hub.faults.append(Fault("GET /bob/two/resolve/.*README", Callback(move), times=1))
         report = crawl(hub.url, engine, tmp_path, weights="keep")
         assert (report["status"], report["new"], report["accepted"]) == ("complete", 3, 3)
-        found = row(engine, "bob/two")
+        result = row(engine, "bob/two")
         again = crawl(hub.url, engine, tmp_path, weights="keep", full=True)
-    assert (found["alpha"], "Main has moved" in found["card"]) == (64, True)
+    assert (result["alpha"], "Main has moved" in result["card"]) == (64, True)
     assert again["unchanged"] == 3, "what is stored is not the commit that was read"
 
 
@@ -324,8 +324,8 @@ def test_case_28_whatever_the_fields_hold_every_repository_is_counted(
     report = crawl(hub.url, engine, data, full=True, weights="stream")
     assert all_counted(report), report
     assert (report["pending"], report["quarantined"]) == (0, {})
-    known = outcomes(engine)
-    assert {known[item["id"]] for item in listed} <= {"new", "gone", "failed"}
+    names = outcomes(engine)
+    assert {names[item["id"]] for item in listed} <= {"new", "gone", "failed"}
     assert {verdicts(engine)[name] for name in GOOD} == {"accepted"}
 
 

@@ -71,7 +71,9 @@ def test_a_failure_does_not_hold_the_watermark_and_is_tried_again(
     hub.clear()
     second = crawl(hub.url, engine, tmp_path)
     assert (second["status"], second["new"], second["failed"]) == ("complete", 1, 0)
-    assert all("sort=lastModified" in seen.query for seen in hub.log if seen.path == "/api/models")
+    assert all(
+        "sort=lastModified" in requests.query for requests in hub.log if requests.path == "/api/models"
+    )
     assert waiting(engine) == []
     assert watermarks(engine)[-1] == datetime.fromisoformat(NEW)
 
@@ -106,7 +108,7 @@ def test_pauses_grow_and_nobody_is_asked_before_they_are_over(
             hub.clear()
             soon = crawl(hub.url, engine, tmp_path, now=row["next_try"] - timedelta(seconds=1))
             assert (soon["status"], soon["failed"], soon["resting"]) == ("complete", 0, 1)
-            assert [seen for seen in hub.log if "bob/two" in seen.path] == []
+            assert [requests for requests in hub.log if "bob/two" in requests.path] == []
             assert dict(items(engine)) == OTHERS
         now = row["next_try"]
     assert waiting(engine)[0]["attempts"] == 4
@@ -163,10 +165,10 @@ def test_a_fault_of_our_own_is_recorded_and_holds_nobody(
 ) -> None:
     describe = stages.describe
 
-    def fall(listed: Any, *given: Any) -> Any:
+    def fall(listed: Any, *arguments: Any) -> Any:
         if listed.name == "bob/two":
             raise ZeroDivisionError("of ours")
-        return describe(listed, *given)
+        return describe(listed, *arguments)
 
     hub.faults.clear()
     with monkeypatch.context() as patched:

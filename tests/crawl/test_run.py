@@ -306,15 +306,15 @@ def test_case_23_a_renamed_repository_keeps_its_row_and_its_old_name(
     hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     crawl(hub.url, engine, tmp_path)
-    known = row(engine, "ann/one")
-    hub_id = known["hub_id"]
+    expected = row(engine, "ann/one")
+    hub_id = expected["hub_id"]
     (root / "ann/one").rename(root / "ann/renamed")
-    names = {"_id": hub_id, "sha": known["commit"], "previous_names": ["ann/one"]}
+    names = {"_id": hub_id, "sha": expected["commit"], "previous_names": ["ann/one"]}
     (root / "ann/renamed/.hub.json").write_text(json.dumps(names))
     report = crawl(hub.url, engine, tmp_path, full=True)
     assert (report["listed"], report["unchanged"], report["gone"]) == (3, 3, 0)
-    found = row(engine, "ann/one")
-    assert (found["adapter"], found["hub_id"], found["aliases"]) == ("ann/renamed", hub_id, ["ann/one"])
+    result = row(engine, "ann/one")
+    assert (result["adapter"], result["hub_id"], result["aliases"]) == ("ann/renamed", hub_id, ["ann/one"])
 
 
 def test_case_24_the_same_name_with_another_id_is_another_repository(
@@ -327,9 +327,9 @@ def test_case_24_the_same_name_with_another_id_is_another_repository(
     assert report["new"] == 1
     assert row(engine, "ann/one")["hub_id"] == "f" * 24
     with Session(engine) as session:
-        known = store.known_repository(session, old)
-        assert known is not None
-        assert known.gone_at is not None
+        names = store.known_repository(session, old)
+        assert names is not None
+        assert names.gone_at is not None
 
 
 def test_case_25_a_commit_that_vanished_is_read_at_the_new_one(
@@ -441,12 +441,12 @@ def test_keep_stores_verified_files_and_stream_deletes_them(
     blobs = BlobStore(tmp_path / "blobs")
     report = crawl(hub.url, engine, tmp_path, weights="stream")
     assert report["accepted"] == 3
-    found = row(engine, "ann/one")
-    assert found["norm"] > 0
-    assert not blobs.has(found["weights"]["digest"])
+    result = row(engine, "ann/one")
+    assert result["norm"] > 0
+    assert not blobs.has(result["weights"]["digest"])
     hub.clear()
     crawl(hub.url, engine, tmp_path, weights="keep")
-    assert blobs.verify(found["weights"]["digest"])
+    assert blobs.verify(result["weights"]["digest"])
     assert hub.count("resolver") == 3, "only the weights were to be fetched"
     hub.clear()
     crawl(hub.url, engine, tmp_path, weights="keep")
@@ -470,9 +470,9 @@ def test_case_48_the_same_weights_are_fetched_once(root: Path, engine: Engine, t
         make_repo(root, f"o/copy{number}", unlike(f"copy{number}") | {"adapter_model.safetensors": shared})
     with LocalHub(root) as hub:
         report = crawl(hub.url, engine, tmp_path, weights="stream", workers=4)
-        whole = [r for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
+        complete = [r for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
     assert report["accepted"] == 6
-    assert len(whole) == 1
+    assert len(complete) == 1
 
 
 def test_zero_and_broken_values_are_reasons_once_the_weights_are_read(
@@ -513,9 +513,9 @@ def test_a_base_is_asked_for_under_all_its_names(root: Path, engine: Engine, tmp
         report = crawl(hub.url, engine, tmp_path, bases=(BASE,))
     assert report["listed"] == 5
     for name in (*spelled, "o/untagged"):
-        found = row(engine, name)
-        assert found["base"] == BASE
-        assert found["base_raw"] == spelled.get(name, BASE)
+        result = row(engine, name)
+        assert result["base"] == BASE
+        assert result["base_raw"] == spelled.get(name, BASE)
 
 
 # -- one writer, one transaction ---------------------------------------------------------------------------
@@ -553,12 +553,12 @@ def test_case_93_an_interrupt_leaves_a_crawl_that_goes_on(
     saved = 0
     save = store.save_repositories
 
-    def interrupted(*given: Any) -> Any:
+    def interrupted(*arguments: Any) -> Any:
         nonlocal saved
         saved += 1
         if saved == 2:
             raise KeyboardInterrupt
-        return save(*given)
+        return save(*arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(store, "save_repositories", interrupted)

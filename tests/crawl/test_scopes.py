@@ -114,14 +114,14 @@ def test_an_unfinished_crawl_of_long_ago_is_given_up(hub: LocalHub, engine: Engi
     late = NOW + timedelta(days=3)
     report = crawl(hub.url, engine, tmp_path, hub={"page_limit": 1}, now=late)
     assert (report["status"], report["listed"]) == ("complete", 3)
-    assert [found.started_at for found in crawls(engine)] == [NOW, late]
+    assert [result.started_at for result in crawls(engine)] == [NOW, late]
 
 
 def test_the_whole_listing_is_read_again_after_a_week(hub: LocalHub, engine: Engine, tmp_path: Path) -> None:
     for days in (0, 1, 6, 8, 9):
         crawl(hub.url, engine, tmp_path, now=NOW + timedelta(days=days))
-    whole = [found.asked["since"] is None for found in crawls(engine)]
-    assert whole == [True, False, False, True, False]
+    complete = [result.asked["since"] is None for result in crawls(engine)]
+    assert complete == [True, False, False, True, False]
 
 
 def test_what_was_gated_is_asked_for_again_by_a_full_crawl(
@@ -144,8 +144,8 @@ def test_the_same_weights_elsewhere_are_judged_there_too(
     hub.clear()
     report = crawl(hub.url, engine, tmp_path, weights="stream")
     assert (report["accepted"], report["reasons"]["zero_update"]) == (3, 2)
-    whole = [seen for seen in hub.log if seen.path.endswith(".safetensors")]
-    assert len(whole) == 4, "the file that two of five share was not fetched exactly once"
+    complete = [requests for requests in hub.log if requests.path.endswith(".safetensors")]
+    assert len(complete) == 4, "the file that two of five share was not fetched exactly once"
 
 
 def test_a_new_owner_of_a_name_does_not_bury_the_renamed_one(
@@ -170,7 +170,7 @@ def test_a_ghost_in_the_listing_does_not_bury_the_living(
     def haunt(rows: Any) -> Any:
         return [
             *rows,
-            *({**found, "_id": "9" * 24, "sha": "a" * 40} for found in rows if found["id"] == "bob/two"),
+            *({**result, "_id": "9" * 24, "sha": "a" * 40} for result in rows if result["id"] == "bob/two"),
         ]
 
     crawl(hub.url, engine, tmp_path)

@@ -86,28 +86,28 @@ def test_the_paper_base_is_crawled_under_all_its_names(wild: Path, tmp_path: Pat
 
 
 def test_case_12_kill_9_at_twenty_points_then_the_same_rows(wild: Path, tmp_path: Path) -> None:
-    whole = _engine(tmp_path / "whole")
+    complete = _engine(tmp_path / "whole")
     with LocalHub(wild) as hub:
-        crawl(hub.url, whole, tmp_path / "whole", hub={"page_limit": 50})
+        crawl(hub.url, complete, tmp_path / "whole", hub={"page_limit": 50})
         longest = 2 * len(hub.log) // KILLS
         points = [random.Random(seed).randint(1, longest) for seed in range(KILLS)]
         broken = _engine(tmp_path / "broken")
         killed = sum(_killed_at(hub, tmp_path / "broken", point) for point in points)
         _run(hub.url, tmp_path / "broken").wait()
     assert killed >= KILLS // 2, "the crawl was over before the kills"
-    assert dump(broken) == dump(whole)
-    assert items(broken) == items(whole)
+    assert dump(broken) == dump(complete)
+    assert items(broken) == items(complete)
 
 
 def _killed_at(hub: LocalHub, data: Path, point: int) -> bool:
     """Runs the crawl and kills it at its request number `point`; whether it was killed."""
-    seen = 0
+    requests = 0
     child: list[subprocess.Popen[bytes]] = []
 
     def count(_request: Any) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == point:
+        nonlocal requests
+        requests += 1
+        if requests == point:
             child[0].send_signal(signal.SIGKILL)
 
     hub.faults[:] = [Fault("GET ", Callback(count))]

@@ -15,8 +15,8 @@ from sqlalchemy import Engine, insert, make_url, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from catalog import database
 from catalog.database import engine as engines
+from catalog.database import opening
 from catalog.database.engine import for_writing, make_engine, place
 from catalog.database.schema import DocumentRow, PoolRow, TableBase
 from catalog.errors import (
@@ -48,8 +48,8 @@ def document(number: int) -> DocumentRow:
 )
 def test_every_sqlite_connection_is_set_up(tmp_path: Path, pragma: str, value: object) -> None:
     engine = make_engine(f"sqlite:///{tmp_path}/new/folders/catalog.db")
-    with database.disposing(engine), engine.connect() as one, engine.connect() as two:
-        assert [connection.scalar(text(f"PRAGMA {pragma}")) for connection in (one, two)] == [value, value]
+    with opening.disposing(engine), engine.connect() as item, engine.connect() as two:
+        assert [connection.scalar(text(f"PRAGMA {pragma}")) for connection in (item, two)] == [value, value]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_refused_connection_is_one_sentence_without_the_password() -> None:
     engine = make_engine(f"postgresql://joe:{SECRET}@127.0.0.1:9/name?password={SECRET}")
-    with database.disposing(engine), pytest.raises(CatalogError, match="does not answer") as caught:
-        database.current(engine)
+    with opening.disposing(engine), pytest.raises(CatalogError, match="does not answer") as caught:
+        opening.current(engine)
     assert SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "postgresql://joe@127.0.0.1:9/name" in str(caught.value)
@@ -102,7 +102,7 @@ def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path, content: by
     file = tmp_path / "catalog.db"
     file.write_bytes(content)
     with pytest.raises(CatalogError, match="is not a SQLite database") as caught:
-        database.open_catalog(Settings.make(data=tmp_path), create=create)
+        opening.open_catalog(Settings.make(data=tmp_path), create=create)
     assert str(file) in str(caught.value)
     assert file.read_bytes() == content
 
@@ -112,31 +112,31 @@ def test_another_programs_database_is_left_as_it_is(tmp_path: Path) -> None:
     connection.execute("CREATE TABLE cookies (x)")
     connection.close()
     with pytest.raises(CatalogError, match=r"holds something else \(a table cookies\)"):
-        database.open_catalog(Settings.make(data=tmp_path), create=True)
+        opening.open_catalog(Settings.make(data=tmp_path), create=True)
 
 
 def test_a_folder_in_the_files_place(tmp_path: Path) -> None:
     (tmp_path / "catalog.db").mkdir()
     with pytest.raises(CatalogError, match="cannot be opened"):
-        database.open_catalog(Settings.make(data=tmp_path), create=True)
+        opening.open_catalog(Settings.make(data=tmp_path), create=True)
 
 
 def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(CatalogError, match=r"folder .* cannot be made: (Not a directory|File exists)"):
-        database.open_catalog(Settings.make(data=tmp_path / "data"), create=True)
+        opening.open_catalog(Settings.make(data=tmp_path / "data"), create=True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(CatalogError, match="cannot be opened"):
-        database.open_catalog(Settings.make(data=tmp_path), create=True)
+        opening.open_catalog(Settings.make(data=tmp_path), create=True)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
-    engine = database.open_catalog(Settings.make(data=tmp_path), create=True)
-    with database.disposing(engine), engine.connect() as connection:
+    engine = opening.open_catalog(Settings.make(data=tmp_path), create=True)
+    with opening.disposing(engine), engine.connect() as connection:
         connection.execute(text("PRAGMA max_page_count = 1"))
         with pytest.raises(CatalogError, match="the disk is full"):
             connection.execute(insert(DocumentRow).values(digest="a" * 40, content=b"x" * 500_000))
@@ -154,12 +154,12 @@ def test_a_missing_privilege_is_one_sentence(request: pytest.FixtureRequest) -> 
     databases = request.getfixturevalue("postgres_database")("template0")
     url = make_url(next(databases))
     admin = make_engine(url.render_as_string(hide_password=False))
-    with database.disposing(admin), admin.begin() as connection:
+    with opening.disposing(admin), admin.begin() as connection:
         connection.execute(text("CREATE ROLE visitor LOGIN"))
     guest = make_engine(url.set(username="visitor", password=None).render_as_string())
-    with database.disposing(guest), pytest.raises(CatalogError, match="permission denied for schema public"):
-        database.upgrade(guest)
-    with database.disposing(admin), admin.begin() as connection:
+    with opening.disposing(guest), pytest.raises(CatalogError, match="permission denied for schema public"):
+        opening.upgrade(guest)
+    with opening.disposing(admin), admin.begin() as connection:
         connection.execute(text("DROP ROLE visitor"))
     databases.close()
 
@@ -167,18 +167,18 @@ def test_a_missing_privilege_is_one_sentence(request: pytest.FixtureRequest) -> 
 def test_reading_where_there_is_no_catalog(empty_url: str, tmp_path: Path) -> None:
     settings = Settings.make(data=tmp_path, catalog_url=empty_url)
     with pytest.raises(NoCatalogError, match="run `loradex crawl` first"):
-        database.open_catalog(settings, create=False)
-    with pytest.raises(NoCatalogError), database.reading(settings):
+        opening.open_catalog(settings, create=False)
+    with pytest.raises(NoCatalogError), opening.reading(settings):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_writing_makes_the_catalog_and_reading_finds_it(empty_url: str, tmp_path: Path) -> None:
     settings = Settings.make(data=tmp_path, catalog_url=empty_url)
-    with database.writing(settings) as session:
+    with opening.writing(settings) as session:
         session.add(document(1))
         session.commit()
-    with database.reading(settings) as session:
+    with opening.reading(settings) as session:
         assert session.scalars(select(DocumentRow.digest)).all() == [f"{1:040x}"]
 
 
@@ -186,24 +186,24 @@ def test_writing_makes_the_catalog_and_reading_finds_it(empty_url: str, tmp_path
 def test_an_old_catalog_is_never_changed_on_the_way(
     catalog_url: str, tmp_path: Path, create: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "head", lambda: "9999")
+    monkeypatch.setattr(opening, "head", lambda: "9999")
     with pytest.raises(SchemaVersionError, match="db upgrade"):
-        database.open_catalog(Settings.make(data=tmp_path, catalog_url=catalog_url), create=create)
+        opening.open_catalog(Settings.make(data=tmp_path, catalog_url=catalog_url), create=create)
 
 
 def test_info_counts_rows(engine: Engine) -> None:
     with Session(engine) as session:
         session.add_all([document(1), document(2)])
         session.commit()
-    found = database.info(engine)
-    assert (found.revision, found.rows["document"], found.rows["adapter"]) == (database.head(), 2, 0)
-    assert found.bytes > 10_000
-    assert set(found.rows) == set(TableBase.metadata.tables)
+    result = opening.info(engine)
+    assert (result.revision, result.rows["document"], result.rows["adapter"]) == (opening.head(), 2, 0)
+    assert result.bytes > 10_000
+    assert set(result.rows) == set(TableBase.metadata.tables)
 
 
 def test_info_of_a_database_with_nothing_in_it(empty_engine: Engine) -> None:
-    found = database.info(empty_engine)
-    assert (found.revision, found.rows) == (None, {})
+    result = opening.info(empty_engine)
+    assert (result.revision, result.rows) == (None, {})
 
 
 def test_savepoints_undo_their_part_only(engine: Engine) -> None:
@@ -225,8 +225,8 @@ def test_a_reader_sees_one_state_however_often_it_looks(engine: Engine) -> None:
         reader.scalars(select(DocumentRow)).all()
         writer.add(document(1))
         writer.commit()
-        seen = len(reader.scalars(select(DocumentRow)).all())
-    assert seen == (0 if engine.dialect.name == "sqlite" else 1)
+        requests = len(reader.scalars(select(DocumentRow)).all())
+    assert requests == (0 if engine.dialect.name == "sqlite" else 1)
 
 
 def test_case_82_a_reader_is_not_held_up_by_a_writer(engine: Engine) -> None:
@@ -262,9 +262,9 @@ def test_case_82_a_lock_held_too_long_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "BUSY_SECONDS", 0)
-    engine = database.open_catalog(Settings.make(data=tmp_path), create=True)
+    engine = opening.open_catalog(Settings.make(data=tmp_path), create=True)
     with (
-        database.disposing(engine),
+        opening.disposing(engine),
         for_writing(engine).begin(),
         pytest.raises(CatalogBusyError, match="another process is writing"),
         for_writing(engine).begin(),
@@ -273,28 +273,28 @@ def test_case_82_a_lock_held_too_long_is_one_sentence(
 
 
 def test_case_92_one_writer_a_catalog(engine: Engine) -> None:
-    with database.writer_lock(engine):
-        with pytest.raises(CatalogBusyError, match="wait until it is done"), database.writer_lock(engine):
+    with opening.writer_lock(engine):
+        with pytest.raises(CatalogBusyError, match="wait until it is done"), opening.writer_lock(engine):
             pass
         assert documents(engine) == 0
-    with database.writer_lock(engine):
+    with opening.writer_lock(engine):
         pass
 
 
 def test_case_92_the_lock_is_free_after_an_error(engine: Engine) -> None:
-    with pytest.raises(ZeroDivisionError), database.writer_lock(engine):
+    with pytest.raises(ZeroDivisionError), opening.writer_lock(engine):
         raise ZeroDivisionError
-    with database.writer_lock(engine):
+    with opening.writer_lock(engine):
         pass
 
 
 def test_a_lock_file_that_cannot_be_made(tmp_path: Path) -> None:
-    engine = database.open_catalog(Settings.make(data=tmp_path), create=True)
+    engine = opening.open_catalog(Settings.make(data=tmp_path), create=True)
     (tmp_path / "catalog.db.lock").mkdir()
     with (
-        database.disposing(engine),
+        opening.disposing(engine),
         pytest.raises(CatalogError, match=r"lock file .* cannot be made"),
-        database.writer_lock(engine),
+        opening.writer_lock(engine),
     ):
         pass
 
@@ -302,8 +302,8 @@ def test_a_lock_file_that_cannot_be_made(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_case_92_the_lock_dies_with_its_process(catalog_url: str, engine: Engine) -> None:
     code = (
-        "import sys; from catalog import database, engine\n"
-        "with database.writer_lock(engine.make_engine(sys.argv[1])):\n"
+        "import sys; from catalog.database import engine, opening\n"
+        "with opening.writer_lock(engine.make_engine(sys.argv[1])):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -315,7 +315,7 @@ def test_case_92_the_lock_dies_with_its_process(catalog_url: str, engine: Engine
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(CatalogBusyError), database.writer_lock(engine):
+        with pytest.raises(CatalogBusyError), opening.writer_lock(engine):
             pass
         holder.kill()
     _take_when_the_server_has_noticed(engine)
@@ -325,10 +325,10 @@ def _take_when_the_server_has_noticed(engine: Engine) -> None:
     """PostgreSQL ends the session of a dead client a moment later; its own lock wait tells when."""
     if engine.dialect.name != "sqlite":
         with engine.connect() as connection:
-            key = database.lock_key(connection, "writer")
+            key = opening.lock_key(connection, "writer")
             connection.execute(text("SET LOCAL lock_timeout = '20s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-    with database.writer_lock(engine):
+    with opening.writer_lock(engine):
         pass
 
 

@@ -48,8 +48,8 @@ class Stored:
                     Embedding.model == self.model, Embedding.content.in_(block)
                 )
             )
-            found = {content: np.frombuffer(vector, dtype="<f4") for content, vector in rows}
-            yield np.stack([found[key] for key in block])
+            result = {content: np.frombuffer(vector, dtype="<f4") for content, vector in rows}
+            yield np.stack([result[key] for key in block])
 
 
 class Given:
@@ -101,9 +101,9 @@ def test_an_index_over_the_database_finds_what_numpy_finds(engine: Engine, tmp_p
     with Session(engine) as session:
         write(session, "a-model", rows)
         write(session, "b-model", random_rows(5, seed=1))
-        found = open_index(tmp_path / "index", SPACE, Stored(session, "a-model"))
+        result = open_index(tmp_path / "index", SPACE, Stored(session, "a-model"))
         again = open_index(tmp_path / "index", SPACE, Stored(session, "a-model"))
-    for index in (found, again):
+    for index in (result, again):
         assert index.keys == tuple(sorted(rows))
         for query in rows.values():
             hits = index.search(query, 5)
@@ -141,9 +141,9 @@ def test_case_85_the_index_of_another_model_is_refused(engine: Engine, tmp_path:
         write(session, "b-model", theirs)
         open_index(tmp_path, SPACE, Stored(session, "a-model"))
         assert check_index(tmp_path, other, Stored(session, "b-model")).state == "stale"
-        found = open_index(tmp_path, other, Stored(session, "b-model"))
-    assert keys(found.search(theirs["key0003"], 1)) == ["key0003"]
-    assert found.search(theirs["key0003"], 1)[0].score == pytest.approx(1, abs=1e-7)
+        result = open_index(tmp_path, other, Stored(session, "b-model"))
+    assert keys(result.search(theirs["key0003"], 1)) == ["key0003"]
+    assert result.search(theirs["key0003"], 1)[0].score == pytest.approx(1, abs=1e-7)
 
 
 # Searching.
@@ -249,8 +249,8 @@ def test_only_the_direction_of_a_vector_counts() -> None:
         "opposite": -base,
         "tiny": base * np.float32(1e-30),
     }
-    found = {hit.key: hit.score for hit in in_memory(rows).search(base.astype(np.float64) * 1e-100, 4)}
-    assert found == {key: pytest.approx(-1 if key == "opposite" else 1, abs=1e-7) for key in rows}
+    hits = {hit.key: hit.score for hit in in_memory(rows).search(base.astype(np.float64) * 1e-100, 4)}
+    assert hits == {key: pytest.approx(-1 if key == "opposite" else 1, abs=1e-7) for key in rows}
 
 
 # Pairs.
@@ -264,11 +264,11 @@ def test_all_pairs_are_those_of_numpy(tile: int, at_least: float, monkeypatch: p
     rows["key0029"] = rows["key0004"].copy()
     names = sorted(rows)
     pairs = [(a, b) for n, a in enumerate(names) for b in names[n + 1 :]]
-    wanted = [(a, b) for a, b in pairs if cosine(rows[a], rows[b]) >= at_least - 1e-12]
-    found = list(in_memory(rows).all_pairs(at_least))
-    assert [(a, b) for a, b, _ in found] == wanted
-    assert [score for *_, score in found] == pytest.approx(
-        [cosine(rows[a], rows[b]) for a, b in wanted], abs=2e-7
+    expected = [(a, b) for a, b in pairs if cosine(rows[a], rows[b]) >= at_least - 1e-12]
+    result = list(in_memory(rows).all_pairs(at_least))
+    assert [(a, b) for a, b, _ in result] == expected
+    assert [score for *_, score in result] == pytest.approx(
+        [cosine(rows[a], rows[b]) for a, b in expected], abs=2e-7
     )
 
 
@@ -385,14 +385,14 @@ def test_a_damaged_cache_is_noticed_and_built_again(
 ) -> None:
     rows = random_rows(30)
     source = Given(rows)
-    whole = open_index(tmp_path, SPACE, source).search(rows["key0001"], 30)
+    hits = open_index(tmp_path, SPACE, source).search(rows["key0001"], 30)
     path = tmp_path / file
     if damage is None:
         path.unlink()
     else:
         path.write_bytes(damage(path.read_bytes()))
     assert check_index(tmp_path, SPACE, source).state == state
-    assert open_index(tmp_path, SPACE, source).search(rows["key0001"], 30) == whole
+    assert open_index(tmp_path, SPACE, source).search(rows["key0001"], 30) == hits
     assert source.read == 2
     assert check_index(tmp_path, SPACE, source).state == "current"
 
@@ -410,9 +410,9 @@ def test_a_manifest_whose_keys_do_not_fit_the_file_is_not_believed(skipped: Any,
 
 def test_case_84_a_sound_file_of_something_else_is_not_loaded(tmp_path: Path) -> None:
     # What a process leaves that is killed between the two files: a readable index, and another's checksum.
-    rows, others = random_rows(30), random_rows(30, seed=1)
+    rows, other_items = random_rows(30), random_rows(30, seed=1)
     open_index(tmp_path / "ours", SPACE, Given(rows))
-    open_index(tmp_path / "theirs", SPACE, Given(others))
+    open_index(tmp_path / "theirs", SPACE, Given(other_items))
     (tmp_path / "theirs" / "text.faiss").replace(tmp_path / "ours" / "text.faiss")
     assert check_index(tmp_path / "ours", SPACE, Given(rows)).state == "corrupt"
     index = open_index(tmp_path / "ours", SPACE, Given(rows))

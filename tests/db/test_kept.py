@@ -54,13 +54,17 @@ def test_a_file_outside_lfs_is_named_by_what_git_calls_it(engine: Engine, tmp_pa
         crawl(hub.url, engine, tmp_path, weights="keep")
     settings = Settings.make(data=tmp_path)
     store = BlobStore(settings.blobs)
-    (kept,) = store.blobs()
+    (remaining,) = store.blobs()
     with Session(engine) as session:
-        assert [one.repository for one in origins(session, settings.pools, kept.sha256)] == ["ann/one"]
+        assert [origin.repository for origin in origins(session, settings.pools, remaining.sha256)] == [
+            "ann/one"
+        ]
         session.execute(update(WeightsFile).values(git_oid="a" * 40))
-        session.add(WeightsFile(digest="a" * 40, size=kept.size))
+        session.add(WeightsFile(digest="a" * 40, size=remaining.size))
         session.execute(update(Adapter).values(weights_digest="a" * 40))
-        assert [one.repository for one in origins(session, settings.pools, kept.sha256)] == ["ann/one"]
+        assert [origin.repository for origin in origins(session, settings.pools, remaining.sha256)] == [
+            "ann/one"
+        ]
         assert find_unneeded(session, settings, store).files == ()
         session.execute(update(Adapter).values(weights_digest=None))
-        assert find_unneeded(session, settings, store).files == (kept,)
+        assert find_unneeded(session, settings, store).files == (remaining,)

@@ -14,8 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, inspect, select, text
 from sqlalchemy.orm import Session
 
-from catalog import database
-from catalog.database import schema
+from catalog.database import opening, schema
 from catalog.errors import CatalogError, SchemaVersionError
 from tests.db import rows
 
@@ -23,30 +22,30 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_fresh_database_has_no_revision(empty_engine: Engine) -> None:
-    assert database.current(empty_engine) is None
+    assert opening.current(empty_engine) is None
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["case-81-up-from-empty", "case-81-up-twice"])
 def test_up(empty_engine: Engine, times: int) -> None:
     for _ in range(times):
-        database.upgrade(empty_engine)
-    assert database.current(empty_engine) == database.head()
-    database.check(empty_engine)
+        opening.upgrade(empty_engine)
+    assert opening.current(empty_engine) == opening.head()
+    opening.check(empty_engine)
     assert set(inspect(empty_engine).get_table_names()) == {
         *schema.TableBase.metadata.tables,
-        database.VERSION_TABLE,
+        opening.VERSION_TABLE,
     }
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["case-81-empty", "case-81-populated"])
 def test_down_drops_everything_and_up_makes_it_again(empty_engine: Engine, full: bool) -> None:
-    database.upgrade(empty_engine)
+    opening.upgrade(empty_engine)
     if full:
         rows.fill(empty_engine)
-    database.downgrade(empty_engine, "base")
-    assert set(inspect(empty_engine).get_table_names()) == {database.VERSION_TABLE}
-    assert database.current(empty_engine) is None
-    database.upgrade(empty_engine)
+    opening.downgrade(empty_engine, "base")
+    assert set(inspect(empty_engine).get_table_names()) == {opening.VERSION_TABLE}
+    assert opening.current(empty_engine) is None
+    opening.upgrade(empty_engine)
     assert not any(rows.dump(empty_engine).values())
     rows.fill(empty_engine)
 
@@ -54,8 +53,8 @@ def test_down_drops_everything_and_up_makes_it_again(empty_engine: Engine, full:
 def test_case_81_up_on_a_full_catalog_keeps_every_row(engine: Engine) -> None:
     rows.fill(engine)
     before = rows.dump(engine)
-    assert all(len(found) == 1 for found in before.values())
-    database.upgrade(engine)
+    assert all(len(result) == 1 for result in before.values())
+    opening.upgrade(engine)
     assert rows.dump(engine) == before
 
 
@@ -84,15 +83,15 @@ def test_marks_of_partial_updates_come_from_the_reasons_and_no_row_is_lost(engin
             ]
             session.add(other)
     before = rows.dump(engine)
-    database.downgrade(engine, "0003")
-    database.upgrade(engine)
+    opening.downgrade(engine, "0003")
+    opening.upgrade(engine)
     after = rows.dump(engine)
     partial = list(schema.Adapter.__table__.columns.keys()).index("partial")
-    assert {name: len(found) for name, found in after.items()} == {
-        name: len(found) for name, found in before.items()
+    assert {name: len(result) for name, result in after.items()} == {
+        name: len(result) for name, result in before.items()
     }
-    assert {name: found for name, found in after.items() if name != "adapter"} == {
-        name: found for name, found in before.items() if name != "adapter"
+    assert {name: result for name, result in after.items() if name != "adapter"} == {
+        name: result for name, result in before.items() if name != "adapter"
     }
     marks = [row[partial] for row in sorted(after["adapter"], key=lambda row: int(row[0]))]
     assert marks == [[], [], ["full_weights", "use_dora"], None, []]
@@ -105,7 +104,7 @@ def test_case_81_autogenerate_finds_nothing(engine: Engine) -> None:
             opts={
                 "compare_type": True,
                 "compare_server_default": True,
-                "version_table": database.VERSION_TABLE,
+                "version_table": opening.VERSION_TABLE,
             },
         )
         assert compare_metadata(context, schema.TableBase.metadata) == []
@@ -113,20 +112,20 @@ def test_case_81_autogenerate_finds_nothing(engine: Engine) -> None:
 
 def test_every_constraint_has_the_name_of_the_schema(engine: Engine) -> None:
     """Autogenerate does not see CHECKs; a schema made by SQLAlchemy itself is the other witness."""
-    wanted = _constraints(schema.TableBase.metadata)
-    found: set[str] = set()
+    expected = _constraints(schema.TableBase.metadata)
+    result: set[str] = set()
     inspector = inspect(engine)
     for table in schema.TableBase.metadata.tables:
-        found.add(str(inspector.get_pk_constraint(table)["name"]))
+        result.add(str(inspector.get_pk_constraint(table)["name"]))
         for listed in (
             inspector.get_unique_constraints(table),
             inspector.get_foreign_keys(table),
             inspector.get_check_constraints(table),
             [index for index in inspector.get_indexes(table) if not index.get("duplicates_constraint")],
         ):
-            found.update(str(constraint["name"]) for constraint in listed)
-    assert found == wanted
-    assert "None" not in found
+            result.update(str(constraint["name"]) for constraint in listed)
+    assert result == expected
+    assert "None" not in result
 
 
 def test_comments_reach_postgres(engine: Engine) -> None:
@@ -134,8 +133,8 @@ def test_comments_reach_postgres(engine: Engine) -> None:
         assert not engine.dialect.supports_comments
         return
     columns = inspect(engine).get_columns("repository")
-    wanted = {column.name: column.comment for column in schema.Repository.__table__.columns}
-    assert {column["name"]: column["comment"] for column in columns} == wanted
+    expected = {column.name: column.comment for column in schema.Repository.__table__.columns}
+    assert {column["name"]: column["comment"] for column in columns} == expected
 
 
 @pytest.mark.parametrize(
@@ -147,33 +146,33 @@ def test_comments_reach_postgres(engine: Engine) -> None:
 )
 def test_check_says_what_to_type(engine: Engine, revision: str | None, advice: str) -> None:
     with engine.begin() as connection:
-        connection.execute(text(f"DELETE FROM {database.VERSION_TABLE}"))
+        connection.execute(text(f"DELETE FROM {opening.VERSION_TABLE}"))
         if revision is not None:
-            statement = text(f"INSERT INTO {database.VERSION_TABLE} VALUES (:revision)")
+            statement = text(f"INSERT INTO {opening.VERSION_TABLE} VALUES (:revision)")
             connection.execute(statement, {"revision": revision})
     with pytest.raises(CatalogError, match=advice):
-        database.check(engine)
+        opening.check(engine)
 
 
 def test_an_older_schema_is_told_to_upgrade(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "head", lambda: "9999")
+    monkeypatch.setattr(opening, "head", lambda: "9999")
     with pytest.raises(SchemaVersionError, match="run `loradex db upgrade`"):
-        database.check(engine)
+        opening.check(engine)
 
 
 def test_a_newer_catalog_is_not_upgraded(engine: Engine) -> None:
     with engine.begin() as connection:
-        connection.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = 'future'"))
+        connection.execute(text(f"UPDATE {opening.VERSION_TABLE} SET version_num = 'future'"))
     with pytest.raises(SchemaVersionError, match="newer"):
-        database.upgrade(engine)
-    assert database.current(engine) == "future"
+        opening.upgrade(engine)
+    assert opening.current(engine) == "future"
 
 
 def test_a_strangers_table_is_left_alone(empty_engine: Engine) -> None:
     with empty_engine.begin() as connection:
         connection.execute(text("CREATE TABLE adapter (what TEXT)"))
     with pytest.raises(CatalogError, match=r"holds something else \(a table adapter\)"):
-        database.upgrade(empty_engine)
+        opening.upgrade(empty_engine)
     assert inspect(empty_engine).get_table_names() == ["adapter"]
 
 
@@ -187,14 +186,15 @@ def test_a_failed_migration_leaves_nothing(empty_engine: Engine, monkeypatch: py
     upgrade = command.upgrade
     monkeypatch.setattr(command, "upgrade", run_and_fail)
     with pytest.raises(KeyboardInterrupt):
-        database.upgrade(empty_engine)
+        opening.upgrade(empty_engine)
     assert inspect(empty_engine).get_table_names() == []
 
 
 @pytest.mark.slow
 def test_processes_that_upgrade_at_once_all_succeed(empty_url: str) -> None:
     code = (
-        "import sys; from catalog import database, engine; database.upgrade(engine.make_engine(sys.argv[1]))"
+        "import sys; from catalog.database import engine, opening; "
+        "opening.upgrade(engine.make_engine(sys.argv[1]))"
     )
     started = [
         subprocess.Popen([sys.executable, "-c", code, empty_url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -205,7 +205,7 @@ def test_processes_that_upgrade_at_once_all_succeed(empty_url: str) -> None:
 
 
 def test_foreign_keys_are_back_on_after_a_migration(empty_engine: Engine) -> None:
-    database.upgrade(empty_engine)
+    opening.upgrade(empty_engine)
     if empty_engine.dialect.name == "sqlite":
         with empty_engine.connect() as connection:
             assert connection.scalar(text("PRAGMA foreign_keys")) == 1

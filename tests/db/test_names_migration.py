@@ -50,9 +50,9 @@ def record(prefix: str, **config: Any) -> AdapterRecord:
     data = save(tensors)
     digest = hashlib.sha256(data).hexdigest()
     header = data[: 8 + int.from_bytes(data[:8], "little")]
-    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": "made/x", **config}
+    message = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": "made/x", **config}
     document = DocumentRecord(
-        hashlib.sha256(json.dumps(said).encode()).hexdigest(), json.dumps(said).encode()
+        hashlib.sha256(json.dumps(message).encode()).hexdigest(), json.dumps(message).encode()
     )
     first = [
         name.partition("base_model.model.")[2].removesuffix(".lora_A.weight")
@@ -61,7 +61,7 @@ def record(prefix: str, **config: Any) -> AdapterRecord:
     ]
     pattern = scaling_pattern(first, parse_config(document.content))
     vectors = [np.arange(size, dtype="<f4").tobytes() for size in (16, DELTA_SIZE, OUTPUT_SIZE)]
-    made = FingerprintRecord(pattern, 1, *vectors)
+    result = FingerprintRecord(pattern, 1, *vectors)
     return AdapterRecord(
         commit="c" * 40,
         subfolder="",
@@ -71,42 +71,42 @@ def record(prefix: str, **config: Any) -> AdapterRecord:
         health="healthy",
         scaling_pattern=pattern,
         config=document,
-        weights=WeightsRecord(digest, len(data), header, "e" * 64, (made,)),
+        weights=WeightsRecord(digest, len(data), header, "e" * 64, (result,)),
     )
 
 
 def repository(name: str) -> RepositoryRecord:
     facts = dict.fromkeys(RepositoryRecord.__dataclass_fields__)
-    known = {"hub_id": name, "name": f"made/{name}", "disabled": False, "private": False, "tags": ()}
-    return RepositoryRecord(**{**facts, **known})  # type: ignore[arg-type]
+    names = {"hub_id": name, "name": f"made/{name}", "disabled": False, "private": False, "tags": ()}
+    return RepositoryRecord(**{**facts, **names})  # type: ignore[arg-type]
 
 
-def fill(engine: Engine, found: dict[str, AdapterRecord]) -> None:
+def fill(engine: Engine, result: dict[str, AdapterRecord]) -> None:
     with Session(engine) as session, session.begin():
-        store.save_repositories(session, [(repository(name), [one]) for name, one in found.items()], NOW)
+        store.save_repositories(session, [(repository(name), [item]) for name, item in result.items()], NOW)
 
 
 @pytest.fixture
 def before(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
     """The rows of a catalog of revision 0004."""
-    found = {name: record(prefix) for name, prefix in NAMES.items()}
-    found["patterned"] = record(NAMES["wrapped"], rank_pattern={"layers.0.q_proj": 2, "x": 1}, lora_alpha=3)
-    found["unreadable"] = record(f"{PREFIX}k_")
-    broken = found["unreadable"].weights
+    result = {name: record(prefix) for name, prefix in NAMES.items()}
+    result["patterned"] = record(NAMES["wrapped"], rank_pattern={"layers.0.q_proj": 2, "x": 1}, lora_alpha=3)
+    result["unreadable"] = record(f"{PREFIX}k_")
+    broken = result["unreadable"].weights
     assert broken is not None
-    found["unreadable"] = replace(found["unreadable"], weights=replace(broken, header=b"\x00\xff"))
+    result["unreadable"] = replace(result["unreadable"], weights=replace(broken, header=b"\x00\xff"))
     database.downgrade(engine, "0004")
-    fill(engine, found)
+    fill(engine, result)
     return rows.dump(engine)
 
 
 def test_no_row_is_lost_and_no_fingerprint_changes(engine: Engine, before: dict[str, list[Any]]) -> None:
     database.upgrade(engine)
     after = rows.dump(engine)
-    assert {name: len(found) for name, found in after.items()} == {
-        n: len(found) for n, found in before.items()
+    assert {name: len(result) for name, result in after.items()} == {
+        n: len(result) for n, result in before.items()
     }
-    changed = {name for name, found in after.items() if found != before[name]}
+    changed = {name for name, result in after.items() if result != before[name]}
     assert changed == {"adapter"}
     assert sorted(after["fingerprint"]) == sorted(before["fingerprint"])
 

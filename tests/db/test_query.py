@@ -93,18 +93,18 @@ def fill(session: Session) -> None:
         strict=False,
     )
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    for n, name, text, card, entries, front, instant, whole, real in every:
+    for n, name, text, card, entries, front, instant, complete, real in every:
         repository = Repository(
             hub_id=f"id{n}", name=f"{name}{n if n >= len(NAMES) else ''}", owner=name.rpartition("/")[0],
             commit=f"{n:040x}", created_at=instant, last_modified=INSTANTS[-n % len(INSTANTS)],
-            gated=[None, "auto", "manual"][n % 3], disabled=False, private=False, downloads=whole,
+            gated=[None, "auto", "manual"][n % 3], disabled=False, private=False, downloads=complete,
             likes=n, library=text, tags=LISTS[-n % len(LISTS)] or [], first_seen=now, last_seen=now,
         )  # fmt: skip
         adapter = Adapter(
             repository=repository, commit=f"{n:040x}", subfolder=["", "", "v1", "deep/er"][n % 4],
             main=n % 4 < 2, current=True, files=[], base_model=[None, *bases][n % 3], peft_type=text,
             task_type=TEXTS[-n % len(TEXTS)],
-            rank=whole, alpha=real, scaling=REALS[-n % len(REALS)], use_rslora=[None, True, False][n % 3],
+            rank=complete, alpha=real, scaling=REALS[-n % len(REALS)], use_rslora=[None, True, False][n % 3],
             targets=entries or [], modules=n, parameters=WHOLES[-n % len(WHOLES)], dtypes=["BF16"] * (n % 2),
             described_with="", norm=real, health=text, partial=entries, license=text, training={},
             card_quality=FIELDS["quality"].choices[n % 5], card_text=card, card_front=front,
@@ -116,16 +116,16 @@ def fill(session: Session) -> None:
 
 
 def by_sql(session: Session, query: Query) -> set[int]:
-    chosen = select(Adapter.id).join(Adapter.repository).where(query.clause(REFUSING))
-    return set(session.scalars(chosen))
+    selected = select(Adapter.id).join(Adapter.repository).where(query.clause(REFUSING))
+    return set(session.scalars(selected))
 
 
 def rows(session: Session) -> dict[int, dict[str, Any]]:
     return {adapter.id: query_row(adapter, REFUSING) for adapter in session.scalars(select(Adapter))}
 
 
-def by_rows(found: dict[int, dict[str, Any]], query: Query) -> set[int]:
-    return {key for key, row in found.items() if query.match(row)}
+def by_rows(result: dict[int, dict[str, Any]], query: Query) -> set[int]:
+    return {key for key, row in result.items() if query.match(row)}
 
 
 def some(values: Sequence[Any]) -> st.SearchStrategy[Any]:
@@ -190,12 +190,12 @@ MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCh
 def test_both_faces_select_the_same(engine: Engine) -> None:
     with Session(engine) as session:
         fill(session)
-        found = rows(session)
+        result = rows(session)
 
         @MANY
         @given(QUERIES)
         def agree(query: Query) -> None:
-            assert by_sql(session, query) == by_rows(found, query), to_text(query)
+            assert by_sql(session, query) == by_rows(result, query), to_text(query)
 
         agree()
 
@@ -215,19 +215,19 @@ def test_every_field_has_the_same_values_in_both_faces(engine: Engine) -> None:
     """Every value that occurs is asked for by itself: rows have it in both faces or in none."""
     with Session(engine) as session:
         fill(session)
-        found = rows(session)
+        result = rows(session)
         for name, field in FIELDS.items():
             by_value: dict[Query, set[int]] = {}
-            for key, row in found.items():
+            for key, row in result.items():
                 for value in field.values(row):
                     if value != "":
                         by_value.setdefault(value_query(name, value), set()).add(key)
             assert by_value, name
             for query, having in list(by_value.items())[:12]:
                 assert by_sql(session, query) == having, to_text(query)
-                assert by_sql(session, Not(query)) == set(found) - having, to_text(query)
+                assert by_sql(session, Not(query)) == set(result) - having, to_text(query)
             having = set().union(*by_value.values())
-            assert by_sql(session, Not(Present(name))) == set(found) - having, name
+            assert by_sql(session, Not(Present(name))) == set(result) - having, name
 
 
 @pytest.mark.parametrize(
@@ -291,8 +291,8 @@ def test_what_a_filter_selects(engine: Engine, text: str, names: set[str]) -> No
                 "disabled": False,
                 "private": False,
             }
-            seen = {"first_seen": now, "last_seen": now, "tags": []}
-            repository = Repository(**(default | seen | of_repository.get(name, {})))
+            requests = {"first_seen": now, "last_seen": now, "tags": []}
+            repository = Repository(**(default | requests | of_repository.get(name, {})))
             plain: dict[str, Any] = {
                 "subfolder": "",
                 "main": True,
@@ -349,6 +349,6 @@ def test_a_filter_goes_with_a_query_that_joins_the_base_model(engine: Engine) ->
         fill(session)
         query = parse("base:acme/a_b verdict:accepted")
         listed = select(Adapter.id).join(Adapter.repository).join(Adapter.base_model).join(Adapter.reasons)
-        chosen = listed.where(query.clause(REFUSING)).distinct()
+        selected = listed.where(query.clause(REFUSING)).distinct()
         with_reasons = {key for key, row in rows(session).items() if row["reasons"] and query.match(row)}
-        assert set(session.scalars(chosen)) == with_reasons != set()
+        assert set(session.scalars(selected)) == with_reasons != set()

@@ -59,8 +59,8 @@ def test_every_table_says_what_a_row_means(table: Table) -> None:
 def test_every_row_comes_back_as_it_was_written(engine: Engine, table: Table) -> None:
     rows.fill(engine)
     with engine.connect() as connection:
-        found = connection.execute(select(table)).one()._mapping
-    assert {column.name: found[column] for column in table.columns} == {
+        result = connection.execute(select(table)).one()._mapping
+    assert {column.name: result[column] for column in table.columns} == {
         column.name: rows.value(column) for column in table.columns
     }
 
@@ -79,7 +79,7 @@ def test_deleting_a_repository_takes_what_is_its_own(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(delete(schema.PoolMember))
         connection.execute(delete(Repository))
-    left = {name for name, found in rows.dump(engine).items() if found}
+    left = {name for name, result in rows.dump(engine).items() if result}
     assert {"repository", "repository_alias", "adapter", "adapter_reason"}.isdisjoint(left)
     assert {"document", "weights_file", "evaluation", "base_model"} <= left
 
@@ -102,12 +102,12 @@ def test_an_adapter_of_a_pool_cannot_vanish(engine: Engine) -> None:
     ],
 )
 def test_checks_are_enforced(engine: Engine, table: str, values: dict[str, Any]) -> None:
-    made = schema.TableBase.metadata.tables[table]
-    row = {column.name: rows.value(column) for column in made.columns} | values
+    result = schema.TableBase.metadata.tables[table]
+    row = {column.name: rows.value(column) for column in result.columns} | values
     with engine.connect() as connection:
         without_foreign_keys(connection)
         with pytest.raises(IntegrityError, match=f"(?i)ck_{table}_"):
-            connection.execute(insert(made).values(row))
+            connection.execute(insert(result).values(row))
 
 
 def without_foreign_keys(connection: Connection) -> None:
@@ -232,9 +232,9 @@ def test_instants(engine: Engine, value: datetime) -> None:
         session.add(PoolRow(name="one", digest=rows.SHA256, manifest={}, created_at=value))
         session.commit()
         session.expire_all()
-        found = session.scalars(select(PoolRow.created_at)).one()
-        assert found == value
-        assert found.utcoffset() == timedelta(0)
+        result = session.scalars(select(PoolRow.created_at)).one()
+        assert result == value
+        assert result.utcoffset() == timedelta(0)
         assert session.scalars(select(PoolRow).where(PoolRow.created_at == value)).one().name == "one"
 
 

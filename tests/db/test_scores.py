@@ -44,14 +44,14 @@ def test_a_table_of_scores_joins_sources_by_their_samples(engine: Engine) -> Non
                 replace(ONE, subject=BASE, value=0.4),
             ],
         )
-        found = score_table(session, splits=["test"])
-    assert found.adapters == ("ann/one", "bob/two", "bob/two:checkpoint-1")
-    assert found.tasks == ("anli", "rte")
-    assert found.base == {"anli": 0.4}
-    value, n = found.cells["ann/one", "anli"]
+        result = score_table(session, splits=["test"])
+    assert result.adapters == ("ann/one", "bob/two", "bob/two:checkpoint-1")
+    assert result.tasks == ("anli", "rte")
+    assert result.base == {"anli": 0.4}
+    value, n = result.cells["ann/one", "anli"]
     assert (value, n) == (pytest.approx(0.3), 40)
-    assert found.cells["bob/two", "rte"] == (0.0, None)
-    assert (BASE, "anli") not in found.cells
+    assert result.cells["bob/two", "rte"] == (0.0, None)
+    assert (BASE, "anli") not in result.cells
 
 
 def test_the_largest_counts_and_longest_texts_are_stored_by_both_databases(engine: Engine) -> None:

@@ -60,17 +60,17 @@ class Thesaurus:
 
 
 def add(
-    session: Session, name: str, card: str = "", *, quality: str = "", subfolder: str = "", **given: Any
+    session: Session, name: str, card: str = "", *, quality: str = "", subfolder: str = "", **arguments: Any
 ) -> Adapter:
     repository = session.scalar(select(Repository).where(Repository.name == name)) or Repository(
         hub_id=name, name=name, owner=name.partition("/")[0], disabled=False, private=False,
-        tags=given.pop("tags", []), first_seen=NOW, last_seen=NOW, gone_at=given.pop("gone_at", None),
+        tags=arguments.pop("tags", []), first_seen=NOW, last_seen=NOW, gone_at=arguments.pop("gone_at", None),
     )  # fmt: skip
     plain: dict[str, Any] = {"commit": "c" * 40, "main": True, "current": True, "files": [], "targets": []}
     plain |= {"dtypes": [], "described_with": "", "training": {}, "card_front": {}, "rank": None}
     adapter = Adapter(
         repository=repository, subfolder=subfolder, card_text=card,
-        card_quality=quality or ("informative" if card else "absent"), **(plain | given),
+        card_quality=quality or ("informative" if card else "absent"), **(plain | arguments),
     )  # fmt: skip
     session.add(adapter)
     session.flush()
@@ -90,10 +90,10 @@ def fill(session: Session) -> None:
     session.commit()
 
 
-def found(session: Session, folder: Path, text: str, k: int = 10, **given: Any) -> Found:
-    embedder = given.pop("embedder", Thesaurus())
+def found(session: Session, folder: Path, text: str, k: int = 10, **arguments: Any) -> Found:
+    embedder = arguments.pop("embedder", Thesaurus())
     with open_texts(session, folder, embedder) as texts:
-        return search(session, texts, text, k, **given)
+        return search(session, texts, text, k, **arguments)
 
 
 def names(result: Found) -> list[str]:
@@ -112,10 +112,10 @@ def test_every_card_with_content_is_embedded_once(engine: Engine) -> None:
         add(session, "jo/two", shared)
         add(session, "jo/two", shared, subfolder="second", main=False)
         session.commit()
-        embedder, told = Thesaurus(), list[tuple[int, int]]()
-        counts = embed_cards(session, embedder, lambda done, total: told.append((done, total)))
+        embedder, document = Thesaurus(), list[tuple[int, int]]()
+        counts = embed_cards(session, embedder, lambda done, total: document.append((done, total)))
         assert counts == EmbedCounts(adapters=8, missing=2, texts=5, known=0, new=5, chunks=5)
-        assert told == [(0, 5), (5, 5)]
+        assert document == [(0, 5), (5, 5)]
         stored = embeddings(session)
         assert sum(text == shared for batch in embedder.batches for text in batch) == 1
         vector = np.frombuffer(stored[content_of(shared), "thesaurus@1", 0], dtype="<f4")
@@ -156,10 +156,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(engine: Engine) -> None:
         with pytest.raises(KeyboardInterrupt):
             embed_cards(session, Dies())
     with Session(engine) as session:
-        kept = embeddings(session)
+        remaining = embeddings(session)
         counts = embed_cards(session, Thesaurus())
-        assert (counts.known, counts.new) == (len(kept), 50 - len(kept)) == (32, 18)
-        assert kept.items() <= embeddings(session).items()
+        assert (counts.known, counts.new) == (len(remaining), 50 - len(remaining)) == (32, 18)
+        assert remaining.items() <= embeddings(session).items()
 
 
 def test_two_that_embed_at_the_same_time_do_not_hinder_each_other(engine: Engine) -> None:
@@ -396,10 +396,10 @@ def test_a_filter_leaves_the_order_in_a_large_catalog(
         embed_cards(session, Thesaurus())
         every = found(session, tmp_path, "emotion", k=5200, weights=weights)
         for where, passes in (("rank:8", lambda n: n % 2 == 0), ("owner:o7", lambda n: n % 100 == 7)):
-            wanted = [name for name in names(every) if passes(int(name.rpartition("r")[2]))]
+            expected = [name for name in names(every) if passes(int(name.rpartition("r")[2]))]
             left = found(session, tmp_path, "emotion", k=25, query=parse(where), weights=weights)
-            assert names(left) == wanted[:25]
-            assert len(wanted) >= 25
+            assert names(left) == expected[:25]
+            assert len(expected) >= 25
 
 
 def card(number: int) -> str:
@@ -535,9 +535,9 @@ def test_both_databases_and_two_runs_give_the_same(tmp_path: Path, engine: Engin
     with Session(engine) as session:
         fill(session)
         embed_cards(session, Thesaurus())
-        one = found(session, tmp_path / "one", "emotion verse")
-        assert one == found(session, tmp_path / "two", "emotion verse")
-        assert one == found(session, tmp_path / "one", "emotion verse")
+        item = found(session, tmp_path / "one", "emotion verse")
+        assert item == found(session, tmp_path / "two", "emotion verse")
+        assert item == found(session, tmp_path / "one", "emotion verse")
         arms = {
             kind: names(found(session, tmp_path / "one", "emotion verse", weights=weights))
             for kind, weights in {"words": SearchWeights(1, 0), "meaning": SearchWeights(0, 1)}.items()
@@ -546,7 +546,7 @@ def test_both_databases_and_two_runs_give_the_same(tmp_path: Path, engine: Engin
         "words": ["jo/poet", "jo/nameless-emotion", "jo/tool", "jo/tweet-emotion"],
         "meaning": ["jo/poet", "jo/feelings", "jo/tweet-emotion"],
     }
-    assert [(hit.adapter, hit.score) for hit in one.hits] == [
+    assert [(hit.adapter, hit.score) for hit in item.hits] == [
         ("jo/poet", pytest.approx(2 / 61)),
         ("jo/tweet-emotion", pytest.approx(1 / 64 + 1 / 63)),
         ("jo/nameless-emotion", pytest.approx(1 / 62)),

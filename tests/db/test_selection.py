@@ -68,17 +68,17 @@ def given(sources: Sources, **over: Any) -> Sources:
     return Sources(**(vars(sources) | over))
 
 
-def chosen(sources: Sources, count: int, **asked: Any) -> dict[str, float | None]:
+def chosen(sources: Sources, count: int, **requests: Any) -> dict[str, float | None]:
     """The members' scores by name, in their order."""
-    pool = select(Question(name="pool", count=count, **asked), sources).pool
+    pool = select(Question(name="pool", count=count, **requests), sources).pool
     return {member.adapter: member.score for member in pool.members}
 
 
 def test_downhill_is_the_cosine_whatever_the_norm(sources: Sources) -> None:
     slope = given(sources, direction=along(0.001))
-    found = chosen(slope, 3, by="gradient", task="t", kind="delta")
-    assert list(found) == ["o1/r1", "o2/r2", "o3/r3"]
-    assert list(found.values()) == pytest.approx([1, math.sqrt(0.5), 0], abs=1e-6)
+    result = chosen(slope, 3, by="gradient", task="t", kind="delta")
+    assert list(result) == ["o1/r1", "o2/r2", "o3/r3"]
+    assert list(result.values()) == pytest.approx([1, math.sqrt(0.5), 0], abs=1e-6)
     back = chosen(given(sources, direction=along(-2.0)), 3, by="gradient", task="t", kind="delta")
     assert list(back) == ["o3/r3", "o2/r2", "o1/r1"]
     with pytest.raises(UsageError, match="Only 3 of 4"):
@@ -88,9 +88,9 @@ def test_downhill_is_the_cosine_whatever_the_norm(sources: Sources) -> None:
 def test_what_goes_down_every_slope_is_no_find(sources: Sources) -> None:
     """Cosines 1, .707, 0 on the task and 0, .707, 1 on another: z-scores mirror, and the middle cancels."""
     both = given(sources, direction=along(1.0), backgrounds=np.stack([along(0.0, 7.0)]))
-    found = chosen(both, 3, by="gradient", task="t", kind="delta")
-    assert list(found) == ["o1/r1", "o2/r2", "o3/r3"]
-    assert list(found.values()) == pytest.approx([1 / SPREAD, 0, -1 / SPREAD], abs=1e-5)
+    result = chosen(both, 3, by="gradient", task="t", kind="delta")
+    assert list(result) == ["o1/r1", "o2/r2", "o3/r3"]
+    assert list(result.values()) == pytest.approx([1 / SPREAD, 0, -1 / SPREAD], abs=1e-5)
 
 
 def test_centring_by_hand() -> None:
@@ -134,13 +134,13 @@ def test_a_race_measures_the_candidates_alone_and_finds_the_best(sources: Source
     rows += [score("nobody/elsewhere", "t", 1.0), score("o3/r3", "t", 0.4), score("o1/r1", "t", 1.0, "test")]
     save_scores(sources.session, rows)
     bench = Bench()
-    asked = {"by": "racing", "task": "t", "budget": 90, "exclude": ("o4/r4",)}
-    found = chosen(given(sources, measure=bench), 3, **asked)
-    assert next(iter(found)) == "o2/r2"
+    requests = {"by": "racing", "task": "t", "budget": 90, "exclude": ("o4/r4",)}
+    result = chosen(given(sources, measure=bench), 3, **requests)
+    assert next(iter(result)) == "o2/r2"
     assert {name for name, _ in bench.asked} == {"o1/r1", "o2/r2"}
     assert sum(samples for _, samples in bench.asked) == 90
     again = Bench()
-    assert chosen(given(sources, measure=again), 3, **asked) == found
+    assert chosen(given(sources, measure=again), 3, **requests) == result
     assert again.asked == bench.asked
 
 
@@ -217,8 +217,8 @@ def test_an_index_of_another_model_is_built_anew(sources: Sources) -> None:
     open_index(sources.index, stranger, Fingerprints(sources.session, "output"))
     file = sources.index / "delta.faiss"
     before = file.read_bytes()
-    found = chosen(given(sources, direction=along(1.0)), 3, by="gradient", task="t", kind="delta")
-    assert list(found) == ["o1/r1", "o2/r2", "o3/r3"]
+    result = chosen(given(sources, direction=along(1.0)), 3, by="gradient", task="t", kind="delta")
+    assert list(result) == ["o1/r1", "o2/r2", "o3/r3"]
     assert file.read_bytes() != before
 
 

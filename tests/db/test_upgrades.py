@@ -13,12 +13,12 @@ from tests.db import rows
 
 def contents(engine: Engine) -> dict[str, list[dict[str, Any]]]:
     """Every row of every table that is there, by table."""
-    there = MetaData()
-    there.reflect(engine)
+    target = MetaData()
+    target.reflect(engine)
     with engine.connect() as connection:
         return {
             name: [dict(row) for row in connection.execute(select(table)).mappings()]
-            for name, table in there.tables.items()
+            for name, table in target.tables.items()
             if name != database.VERSION_TABLE
         }
 
@@ -26,19 +26,19 @@ def contents(engine: Engine) -> dict[str, list[dict[str, Any]]]:
 @pytest.mark.parametrize("revision", ["0002"])
 def test_the_rows_of_an_earlier_catalog_stay(revision: str, empty_engine: Engine) -> None:
     database.upgrade(empty_engine, revision)
-    there = MetaData()
-    there.reflect(empty_engine)
+    target = MetaData()
+    target.reflect(empty_engine)
     with empty_engine.begin() as connection:
         for table in rows.tables():
-            if table.name in there.tables:
-                known = there.tables[table.name].columns.keys()
-                given = {c.name: rows.value(c) for c in table.columns if c.name in known}
-                connection.execute(insert(table).values(given))
+            if table.name in target.tables:
+                names = target.tables[table.name].columns.keys()
+                arguments = {c.name: rows.value(c) for c in table.columns if c.name in names}
+                connection.execute(insert(table).values(arguments))
     before = contents(empty_engine)
     database.upgrade(empty_engine)
     database.check(empty_engine)
     after = contents(empty_engine)
-    assert {name: len(found) for name, found in before.items()} == dict.fromkeys(before, 1)
+    assert {name: len(result) for name, result in before.items()} == dict.fromkeys(before, 1)
     for name, [row] in before.items():
         [now] = after[name]
         assert {column: now[column] for column in row} == row, name

@@ -20,13 +20,13 @@ def shapes() -> dict[str, tuple[int, ...]]:
         "attn_norm": (WIDTH,),
         "ffn_norm": (WIDTH,),
     }
-    found: dict[str, tuple[int, ...]] = {
+    result: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (len(WORDS), WIDTH),
         "output_norm.weight": (WIDTH,),
     }
     for number in range(BLOCKS):
-        found |= {f"blk.{number}.{name}.weight": shape for name, shape in block.items()}
-    return found
+        result |= {f"blk.{number}.{name}.weight": shape for name, shape in block.items()}
+    return result
 
 
 def write_gguf(

@@ -32,11 +32,11 @@ def relative_error(merged: Path, *members: Path, share: float | None = None) -> 
     """How far a merge is from `share` times the sum of its members as PEFT applies them; the mean without."""
     peft = _reference()
     weight = 1 / len(members) if share is None else share
-    wanted: dict[str, object] = {}
+    expected: dict[str, object] = {}
     for member in members:
         for key, value in peft.delta(member)[0].items():
-            wanted[key] = wanted.get(key, 0.0) + weight * value
-    return float(peft.apart(peft.delta(merged)[0], wanted))
+            expected[key] = expected.get(key, 0.0) + weight * value
+    return float(peft.apart(peft.delta(merged)[0], expected))
 
 
 @functools.cache

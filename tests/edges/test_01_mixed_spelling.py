@@ -81,8 +81,8 @@ def test_the_bases_of_the_row_that_differ_are_refused(run: Program, tmp_path: Pa
     folders = [str(row("01-mixed-spelling") / name) for name in ("small-canonical", "instruct-canonical")]
     refused = run("merge", *folders, "--method", "average", "-o", str(tmp_path / "out"))
     assert refused.exit_code == 1
-    told = " ".join(refused.output.split())
-    assert f"belongs to HuggingFaceTB/SmolLM2-135M-Instruct and instruct-canonical to {INSTRUCT}" in told
+    document = " ".join(refused.output.split())
+    assert f"belongs to HuggingFaceTB/SmolLM2-135M-Instruct and instruct-canonical to {INSTRUCT}" in document
 
 
 def test_thirty_adapters_of_six_spellings_merge(tmp_path: Path) -> None:
@@ -90,15 +90,17 @@ def test_thirty_adapters_of_six_spellings_merge(tmp_path: Path) -> None:
     report = merge(folders, "average", tmp_path / "out", dtype="float32")
     assert distance(deltas(tmp_path / "out"), total([1 / 30] * 30, folders)) < 1e-6
     assert written_base(tmp_path / "out") == report.record["base_model"] == INSTRUCT
-    told = [member.get("base_model") for member in report.record["members"][:6]]
-    assert told == [None, *SPELLINGS[1:]], "the record lost how members spell their base"
+    document = [member.get("base_model") for member in report.record["members"][:6]]
+    assert document == [None, *SPELLINGS[1:]], "the record lost how members spell their base"
 
 
 @shared
 def test_all_real_spellings_of_one_base_model_are_one(tmp_path: Path) -> None:
     """Seventy-two real configurations and cards of Llama-3.1-8B-Instruct, in five spellings."""
-    said = [one["base_model"] or one["card_base_model"] for one in index("wild")]
-    names = [name for name in said if isinstance(name, str) and initial_table().canonical(name) == INSTRUCT]
+    message = [item["base_model"] or item["card_base_model"] for item in index("wild")]
+    names = [
+        name for name in message if isinstance(name, str) and initial_table().canonical(name) == INSTRUCT
+    ]
     assert (len(names), len(set(names))) == (72, 5)
     assert plan(spelled(tmp_path, *names), "average").base == INSTRUCT
 
@@ -109,8 +111,8 @@ def test_stand_ins_of_six_spellings_are_made_and_merge(kind: str, tmp_path: Path
         layered(tmp_path / f"m{number}", number, base_model_name_or_path=name)
         for number, name in enumerate(SPELLINGS)
     ]
-    made = stand_ins(folders, kind, tmp_path / "stand-ins")
-    assert plan(made, "average").base == INSTRUCT
+    result = stand_ins(folders, kind, tmp_path / "stand-ins")
+    assert plan(result, "average").base == INSTRUCT
 
 
 def test_six_spellings_are_inspected_and_combined(tmp_path: Path) -> None:
@@ -157,9 +159,9 @@ def test_a_base_that_contradicts_a_member_is_told_in_one_sentence(run: Program, 
     folders = [str(folder) for folder in spelled(tmp_path, BASE, INSTRUCT, "unsloth/Llama-3.1-8B")]
     done = run("merge", *folders, "--method", "average", "-o", str(tmp_path / "out"), "--base", INSTRUCT)
     assert done.exit_code == 0, done.output
-    told = " ".join(done.stderr.split())
+    document = " ".join(done.stderr.split())
     sentence = f"are taken as adapters of {INSTRUCT}, but m0 names {BASE}, and 1 more name another base"
-    assert sentence in told
+    assert sentence in document
     inspected = run("inspect-merge", *folders, "--base", INSTRUCT)
     assert inspected.exit_code == 0
     assert sentence in " ".join(inspected.stderr.split())
@@ -241,8 +243,8 @@ def test_a_selected_pool_merges(six: LocalHub, run: Program, tmp_path: Path) -> 
         return json.loads(done.stdout) if "--json" in words else None
 
     ok("-q", "crawl", "--any-base", "--weights", "keep")
-    chosen = ok("select", "all", "--by", "random", "-k", "12", "--base", INSTRUCT, "--json")
-    assert {member["repository"] for member in chosen["members"]} == {f"six/m{n:02}" for n in range(12)}
+    selected = ok("select", "all", "--by", "random", "-k", "12", "--base", INSTRUCT, "--json")
+    assert {member["repository"] for member in selected["members"]} == {f"six/m{n:02}" for n in range(12)}
     for words in (("--dry-run",), ("--control", "random-pooled"), ()):
         ok("merge", "all", "--method", "average", "-o", str(tmp_path / "out"), "--overwrite", *words)
         if not words:
@@ -261,12 +263,12 @@ def test_six_spellings_are_evaluated_and_adapted(run: Program, data: Path, tmp_p
         document = json.loads(config.read_text())
         config.write_text(json.dumps({**document, "base_model_name_or_path": name}))
         folders.append(str(config.parent))
-    asked = ("--base", INSTRUCT, "--task", str(task))
-    named = [word for folder in folders for word in ("--adapter", folder)]
-    assert run("evaluate", *asked, *named, "--limit", "2").exit_code == 0
+    requests = ("--base", INSTRUCT, "--task", str(task))
+    by_name = [word for folder in folders for word in ("--adapter", folder)]
+    assert run("evaluate", *requests, *by_name, "--limit", "2").exit_code == 0
     for words in ((), ("--control", "random-each")):
         out = tmp_path / f"out{len(words)}"
         course = ("--samples", "10", "--steps", "2", "-o", str(out))
-        done = run("adapt", *folders, *asked, *course, *words)
+        done = run("adapt", *folders, *requests, *course, *words)
         assert done.exit_code == 0, done.output
         assert written_base(out) == INSTRUCT

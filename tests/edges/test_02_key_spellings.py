@@ -135,8 +135,8 @@ def test_every_spelling_is_the_plain_adapter(
     crawled(run, folders, tmp_path / "hub", monkeypatch)
     rows = ok(run, "adapters")
     assert {row["verdict"] for row in rows} == {"accepted"}
-    wanted = norm(applied(plain))
-    assert [row["norm"] for row in rows] == pytest.approx([wanted] * len(folders), rel=1e-5)
+    expected = norm(applied(plain))
+    assert [row["norm"] for row in rows] == pytest.approx([expected] * len(folders), rel=1e-5)
     for name in SPELLINGS:
         reasons = ok(run, "show", f"made/{name}")["details"]
         first = next(iter(load_file(folders[name] / WEIGHTS_NAME)))
@@ -148,7 +148,7 @@ def test_every_spelling_is_the_plain_adapter(
     places = exported(run, tmp_path)
     assert len(places) == len(folders)
     for place in places.values():
-        assert norm(applied(place)) == pytest.approx(wanted, rel=1e-5), place
+        assert norm(applied(place)) == pytest.approx(expected, rel=1e-5), place
         written, source = load_file(place / WEIGHTS_NAME), load_file(plain / WEIGHTS_NAME)
         assert written.keys() == source.keys()
         assert all(torch.equal(written[key], source[key]) for key in source)
@@ -157,9 +157,9 @@ def test_every_spelling_is_the_plain_adapter(
 def test_numbers_of_a_folder_say_what_peft_makes_of_it(run: Program, tmp_path: Path, plain: Path) -> None:
     wrapped = respelled(plain, tmp_path / "wrapped", SPELLINGS["fsdp"])
     result = run("fingerprint", str(wrapped), str(plain), "--json")
-    told = json.loads(result.stdout)
-    assert [len(one["load_problems"]) for one in told] == [1, 0]
-    assert told[0]["norm"] == pytest.approx(told[1]["norm"], rel=1e-6)
+    document = json.loads(result.stdout)
+    assert [len(item["load_problems"]) for item in document] == [1, 0]
+    assert document[0]["norm"] == pytest.approx(document[1]["norm"], rel=1e-6)
     assert "wrapped: PEFT finds none of its 12 factors" in " ".join(result.stderr.split())
 
 
@@ -169,9 +169,9 @@ def test_a_merge_of_plain_and_wrapped_is_that_of_the_plain_one(
     wrapped = respelled(plain, tmp_path / "wrapped", SPELLINGS["fsdp"])
     words = ("--method", "average", "--dtype", "float32", "-o", str(tmp_path / "out"))
     assert run("merge", str(plain), str(wrapped), *words).exit_code == 0
-    got, wanted = applied(tmp_path / "out"), applied(plain)
-    gap = norm({name: got[name] - wanted[name] for name in wanted})
-    assert gap < 1e-6 * norm(wanted)
+    got, expected = applied(tmp_path / "out"), applied(plain)
+    gap = norm({name: got[name] - expected[name] for name in expected})
+    assert gap < 1e-6 * norm(expected)
 
 
 def inserted(name: str) -> str:
@@ -184,11 +184,11 @@ def test_a_loaded_model_decides_what_names_mean(tmp_path: Path, plain: Path) -> 
     from merging.members import load_member
 
     tokens = torch.arange(12)[None]
-    wanted = PeftModel.from_pretrained(tiny(), str(plain)).eval()(tokens).logits
+    expected = PeftModel.from_pretrained(tiny(), str(plain)).eval()(tokens).logits
     for number, spell in enumerate((inserted, SPELLINGS["layers-only"], SPELLINGS["fsdp"])):
         folder = respelled(plain, tmp_path / str(number), spell)
         with LiveStack(tiny().eval(), [load_member(folder)]).attach() as live, torch.no_grad():
-            assert torch.allclose(live.model(tokens).logits, wanted, atol=1e-5)
+            assert torch.allclose(live.model(tokens).logits, expected, atol=1e-5)
 
 
 def test_a_base_in_a_folder_decides_what_names_mean(run: Program, tmp_path: Path, plain: Path) -> None:
@@ -202,11 +202,11 @@ def test_a_base_in_a_folder_decides_what_names_mean(run: Program, tmp_path: Path
     assert norm(applied(tmp_path / "out")) == pytest.approx(norm(applied(plain)), rel=1e-6)
     result = run("merge", str(folder), *words[:-2], "-o", str(model), "--apply-to", str(base))
     assert result.exit_code == 0, result.output
-    folded, wanted = load_file(model / "model.safetensors"), applied(plain)
+    folded, expected = load_file(model / "model.safetensors"), applied(plain)
     gaps = {
-        name: folded[name].double() - tiny().state_dict()[name].double() - wanted[name] for name in folded
+        name: folded[name].double() - tiny().state_dict()[name].double() - expected[name] for name in folded
     }
-    assert norm(gaps) < 1e-5 * norm(wanted)
+    assert norm(gaps) < 1e-5 * norm(expected)
     odd = respelled(plain, tmp_path / "odd", lambda name: name.replace("q_proj", "query"))
     result = run("merge", str(odd), *words, "-o", str(tmp_path / "never"))
     assert result.exit_code != 0
@@ -290,24 +290,26 @@ def test_an_export_has_both_digests_and_is_verified_by_both(
     assert (record.pool, record.as_is) == (manifest.digest, False)
     changed = sorted(path for path, file in record.files.items() if file.source != file.written)
     assert [Path(path).name for path in changed] == [CONFIG_NAME, WEIGHTS_NAME]
-    assert {file.sha256 for one in manifest.members for file in one.files} == {
+    assert {file.sha256 for member in manifest.members for file in member.files} == {
         file.source for file in record.files.values()
     }
     assert ok(run, "pool", "verify", str(folder)) == {"ok": True, "problems": [], "digest": manifest.digest}
     merged = ok(run, "merge", str(folder), "--method", "average", "-o", str(tmp_path / "merged"))
-    sources = {file.sha256 for one in manifest.members for file in one.files if file.name == WEIGHTS_NAME}
-    assert {one["sha256"] for one in merged["members"]} == sources
+    sources = {
+        file.sha256 for member in manifest.members for file in member.files if file.name == WEIGHTS_NAME
+    }
+    assert {member["sha256"] for member in merged["members"]} == sources
 
     weights = folder / next(path for path in changed if path.endswith(WEIGHTS_NAME))
     data = weights.read_bytes()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     result = run("pool", "verify", str(folder), "--json")
     assert result.exit_code == 1
-    assert [one["kind"] for one in json.loads(result.stdout)["problems"]] == ["changed"]
+    assert [member["kind"] for member in json.loads(result.stdout)["problems"]] == ["changed"]
     # Without its record an export is compared with the manifest alone, as before there were any.
     (folder / EXPORT_RECORD).unlink()
     result = run("pool", "verify", str(folder), "--json")
-    assert [one["kind"] for one in json.loads(result.stdout)["problems"]] == ["changed", "changed"]
+    assert [member["kind"] for member in json.loads(result.stdout)["problems"]] == ["changed", "changed"]
     (folder / EXPORT_RECORD).write_text("{}")
     assert run("pool", "verify", str(folder)).exit_code != 0
 
@@ -321,25 +323,27 @@ def test_as_it_is_no_byte_changes_and_the_members_are_named(
     ok(run, "select", "all", "--by", "random", "-k", "2")
     result = run("pool", "export", "all", "--weights", "--to", str(tmp_path / "out"), "--json", *words)
     assert result.exit_code == 0
-    told = json.loads(result.stdout)
-    assert [(one["member"], one["kind"]) for one in told["problems"]] == [("made/wrapped", "peft")]
+    document = json.loads(result.stdout)
+    assert [(problem["member"], problem["kind"]) for problem in document["problems"]] == [
+        ("made/wrapped", "peft")
+    ]
     assert "not loaded by PEFT: made/wrapped: PEFT finds none of its 12 factors" in " ".join(
         result.stderr.split()
     )
-    [folder] = map(Path, told["folders"])
+    [folder] = map(Path, document["folders"])
     held = {file.read_bytes() for file in folder.rglob(WEIGHTS_NAME)}
-    assert held == {(one / WEIGHTS_NAME).read_bytes() for one in (plain, wrapped)}
+    assert held == {(problem / WEIGHTS_NAME).read_bytes() for problem in (plain, wrapped)}
     assert (folder / EXPORT_RECORD).exists() is ("hub" not in words)
-    found = ok(run, "pool", "verify", str(folder))
-    assert found["ok"]
-    assert [one["kind"] for one in found["problems"]] == ([] if "hub" in words else ["peft"])
+    actual = ok(run, "pool", "verify", str(folder))
+    assert actual["ok"]
+    assert [problem["kind"] for problem in actual["problems"]] == ([] if "hub" in words else ["peft"])
 
 
 def test_modules_that_the_base_lacks_are_a_reason(
     run: Program, tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {"base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-    odd = respelled(plain, tmp_path / "odd", lambda name: name.replace("self_attn", "attention"), **known)
+    names = {"base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+    odd = respelled(plain, tmp_path / "odd", lambda name: name.replace("self_attn", "attention"), **names)
     crawled(run, {"odd": odd}, tmp_path / "hub", monkeypatch)
     assert "model.layers.0.attention.q_proj" in ok(run, "show", "made/odd")["details"]["no_such_module"]
     result = run("merge", str(odd), "--method", "average", "-o", str(tmp_path / "out"))
@@ -356,8 +360,8 @@ def test_wrapped_and_dead_names_of_the_table(
     folders = {Path(name).name: row(name) for name in names}
     crawled(run, folders, tmp_path / "hub", monkeypatch)
     rows = ok(run, "adapters")
-    assert {one["verdict"] for one in rows} == {"accepted"}
-    assert [one["norm"] for one in rows] == pytest.approx([NORM] * len(folders), abs=1e-4)
+    assert {item["verdict"] for item in rows} == {"accepted"}
+    assert [item["norm"] for item in rows] == pytest.approx([NORM] * len(folders), abs=1e-4)
     assert [len(group["members"]) for group in ok(run, "duplicates")] == [len(folders)]
     places = exported(run, tmp_path)
     assert len(places) == len(folders)
@@ -405,7 +409,7 @@ def test_an_export_says_which_engines_misread_its_members(
     crawled(run, {name: row(f"16-ranks-of-a-merge/{name}") for name in names}, tmp_path / "hub", monkeypatch)
     ok(run, "select", "all", "--by", "random", "-k", "2")
     result = run("pool", "export", "all", "--weights", "--to", str(tmp_path / "out"), "--json")
-    [told] = json.loads(result.stdout)["misread"]
-    assert told["members"] == ["made/rslora-16"]
-    assert told["detail"].startswith("It is rsLoRA: llama.cpp, SGLang and LMDeploy")
-    assert f"made/rslora-16. {told['detail']}" in " ".join(result.stderr.split())
+    [document] = json.loads(result.stdout)["misread"]
+    assert document["members"] == ["made/rslora-16"]
+    assert document["detail"].startswith("It is rsLoRA: llama.cpp, SGLang and LMDeploy")
+    assert f"made/rslora-16. {document['detail']}" in " ".join(result.stderr.split())

@@ -24,7 +24,7 @@ def told(run: Program, *folders: Path) -> dict[str, dict[str, str]]:
     """What `fingerprint` says that its numbers leave out, by folder."""
     result = run("fingerprint", *map(str, folders), "--json")
     assert result.exit_code == 0, result.output
-    return {Path(found["adapter"]).name: found["partial"] for found in json.loads(result.stdout)}
+    return {Path(actual["adapter"]).name: actual["partial"] for actual in json.loads(result.stdout)}
 
 
 @shared
@@ -33,18 +33,18 @@ def test_each_folder_of_the_row_names_what_its_number_leaves_out(run: Program) -
         row("04-not-the-whole-update") / name for name in ("plain", "dora", "pissa-raw", "trained-head")
     ]
     experts = row("04-not-the-whole-update") / "experts"
-    found = {name: sorted(reasons) for name, reasons in told(run, *folders, experts).items()}
-    assert found == {
+    result = {name: sorted(reasons) for name, reasons in told(run, *folders, experts).items()}
+    assert result == {
         "plain": [],
         "dora": ["use_dora"],
         "pissa-raw": ["relative_init"],
         "trained-head": ["full_weights", "modules_to_save"],
         "experts": ["target_parameters"],
     }
-    shown = run("fingerprint", *map(str, folders))
-    assert "leaves out" in shown.stdout
-    assert "modules_to_save, full_weights" in shown.stdout
-    assert "leave out relative_init: its update is relative to a changed base model (pissa)" in shown.stderr
+    output = run("fingerprint", *map(str, folders))
+    assert "leaves out" in output.stdout
+    assert "modules_to_save, full_weights" in output.stdout
+    assert "leave out relative_init: its update is relative to a changed base model (pissa)" in output.stderr
     assert "leaves out" not in run("fingerprint", str(folders[0])).stdout
 
 
@@ -74,9 +74,9 @@ SIBLINGS: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], list[str]]] =
 
 @pytest.mark.parametrize("name", SIBLINGS)
 def test_what_else_an_update_can_be_is_named(run: Program, tmp_path: Path, name: str) -> None:
-    config, beside, reasons = SIBLINGS[name]
+    config, neighbour, reasons = SIBLINGS[name]
     path = adapter(tmp_path / name, **config) / "adapter_model.safetensors"
-    tensors = {f"base_model.model.{tensor}": value for tensor, value in beside.items()}
+    tensors = {f"base_model.model.{tensor}": value for tensor, value in neighbour.items()}
     save_file({**load_file(path), **tensors}, path)
     assert sorted(told(run, path.parent)[name]) == reasons
 
@@ -87,19 +87,19 @@ def test_a_module_that_is_dropped_is_named(run: Program, tmp_path: Path) -> None
     tensors = load_file(path)
     tensors[f"base_model.model.{Q}.lora_B.weight"] = torch.ones(12, 1)
     save_file(tensors, path)
-    found = told(run, path.parent)["blocks"]
-    assert found["lora_variant"] == "use_bdlora"
-    assert Q in found["rank_mismatch"]
+    result = told(run, path.parent)["blocks"]
+    assert result["lora_variant"] == "use_bdlora"
+    assert Q in result["rank_mismatch"]
     assert f"{Q}: A has rank 3, B 1" in run("fingerprint", str(path.parent)).stderr.replace("\n", " ")
 
 
 def test_what_peft_does_not_load_is_said(run: Program, tmp_path: Path) -> None:
     path = adapter(tmp_path / "wrapped", bias=None) / "adapter_model.safetensors"
     save_file({f"_orig_mod.{name}": value for name, value in load_file(path).items()}, path)
-    (found,) = json.loads(run("fingerprint", str(path.parent), "--json").stdout)
-    assert "PEFT finds none of its 8 factors under names such as _orig_mod." in found["load_problems"][0]
-    assert found["load_problems"][1].endswith("bias null")
-    assert found["partial"] == {}
+    (result,) = json.loads(run("fingerprint", str(path.parent), "--json").stdout)
+    assert "PEFT finds none of its 8 factors under names such as _orig_mod." in result["load_problems"][0]
+    assert result["load_problems"][1].endswith("bias null")
+    assert result["partial"] == {}
     assert "PEFT finds none of its 8 factors" in " ".join(run("fingerprint", str(path.parent)).stderr.split())
     plain = json.loads(run("fingerprint", str(adapter(tmp_path / "plain")), "--json").stdout)
     assert plain[0]["load_problems"] == []
@@ -132,30 +132,30 @@ def everyone(run: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def rows(run: Program, *words: str) -> list[dict[str, Any]]:
     result = run(*words, "--json")
     assert result.exit_code == 0, result.output
-    found: list[dict[str, Any]] = json.loads(result.stdout)
-    return found
+    document: list[dict[str, Any]] = json.loads(result.stdout)
+    return document
 
 
 def test_rules_decide_use_and_not_what_is_known(everyone: Program) -> None:
-    found = {one["adapter"]: one for one in rows(everyone, "adapters")}
+    result = {item["adapter"]: item for item in rows(everyone, "adapters")}
     measured = ("ann/plain", "bob/dora", "cat/classifier", "dan/other")
-    assert [found[name]["verdict"] for name in measured] == ["accepted", "skipped", "skipped", "accepted"]
-    assert len({found[name]["norm"] for name in measured[:3]}) == 1
-    assert [found[name]["partial"] for name in measured] == [[], ["use_dora"], [], []]
-    assert found["eve/pickle"]["norm"] is None
+    assert [result[name]["verdict"] for name in measured] == ["accepted", "skipped", "skipped", "accepted"]
+    assert len({result[name]["norm"] for name in measured[:3]}) == 1
+    assert [result[name]["partial"] for name in measured] == [[], ["use_dora"], [], []]
+    assert result["eve/pickle"]["norm"] is None
     status = json.loads(everyone("status", "--json").stdout)
     assert [status[name] for name in ("measured", "partial", "waiting")] == [4, 1, 0]
-    shown = everyone("show", "bob/dora").stdout
-    assert "partial" in shown
-    assert rows(everyone, "adapters", "--where", "partial:use_dora") == [found["bob/dora"]]
+    output = everyone("show", "bob/dora").stdout
+    assert "partial" in output
+    assert rows(everyone, "adapters", "--where", "partial:use_dora") == [result["bob/dora"]]
 
 
 def test_similar_shows_the_refused_when_asked_and_marks_them(everyone: Program) -> None:
-    assert [one["adapter"] for one in rows(everyone, "similar", "ann/plain")] == ["dan/other"]
-    found = rows(everyone, "similar", "ann/plain", "--verdict", "any")
-    assert [one["adapter"] for one in found] == ["bob/dora", "cat/classifier", "dan/other"]
-    assert [one["verdict"] for one in found] == ["skipped", "skipped", "accepted"]
-    assert [one["partial"] for one in found] == [["use_dora"], [], []]
+    assert [item["adapter"] for item in rows(everyone, "similar", "ann/plain")] == ["dan/other"]
+    result = rows(everyone, "similar", "ann/plain", "--verdict", "any")
+    assert [item["adapter"] for item in result] == ["bob/dora", "cat/classifier", "dan/other"]
+    assert [item["verdict"] for item in result] == ["skipped", "skipped", "accepted"]
+    assert [item["partial"] for item in result] == [["use_dora"], [], []]
     assert "skipped" in everyone("similar", "ann/plain", "--verdict", "any").stdout
     of_dora = everyone("similar", "bob/dora")
     assert "of B A alone, without use_dora" in " ".join(of_dora.stdout.split())
@@ -169,20 +169,20 @@ def test_similar_of_a_folder_says_what_it_leaves_out(everyone: Program, tmp_path
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     (folder / "adapter_model.safetensors").write_bytes(safetensors_bytes(lora_tensors(seed=3)))
     result = everyone("similar", str(folder), "--json")
-    assert {tuple(one["subject_partial"]) for one in json.loads(result.stdout)} == {("use_dora",)}
+    assert {tuple(item["subject_partial"]) for item in json.loads(result.stdout)} == {("use_dora",)}
     assert "is compared without use_dora" in result.stderr
 
 
 def test_duplicates_of_refused_adapters_are_marked(everyone: Program) -> None:
     assert rows(everyone, "duplicates") == []
-    found = {one["members"][0]: one for one in rows(everyone, "duplicates", "--verdict", "any")}
-    group = found["ann/plain"]
+    result = {item["members"][0]: item for item in rows(everyone, "duplicates", "--verdict", "any")}
+    group = result["ann/plain"]
     assert group["members"] == ["ann/plain", "bob/dora", "cat/classifier"]
     assert (group["level"], group["skipped"]) == ("file", ["bob/dora", "cat/classifier"])
     assert group["partial"] == {"bob/dora": ["use_dora"]}
-    assert found["eve/pickle"]["members"] == ["eve/pickle", "fay/pickle"]
-    shown = " ".join(everyone("duplicates", "--verdict", "any").stdout.split())
-    assert "bob/dora without use_dora" in shown
+    assert result["eve/pickle"]["members"] == ["eve/pickle", "fay/pickle"]
+    output = " ".join(everyone("duplicates", "--verdict", "any").stdout.split())
+    assert "bob/dora without use_dora" in output
 
 
 def test_files_are_compared_that_nobody_has_read(
@@ -206,8 +206,8 @@ def test_a_map_of_every_adapter_says_how_many_are_skipped(everyone: Program, tmp
     assert "2 adapters drawn" in everyone(*words).stderr
     every = everyone(*words, "--verdict", "any", "--colour", "verdict")
     assert every.exit_code == 0, every.output
-    wanted = "4 adapters drawn into"
-    assert wanted in every.stderr
+    expected = "4 adapters drawn into"
+    assert expected in every.stderr
     assert "2 of them skipped by the rules, 1 of them by a part of their update" in " ".join(
         every.stderr.split()
     )
@@ -220,8 +220,8 @@ def test_a_folder_that_cannot_be_read_costs_no_other(run: Program, tmp_path: Pat
     cut.write_bytes(cut.read_bytes()[:40])
     result = run("fingerprint", str(null), str(plain), str(cut.parent), "--json")
     assert result.exit_code == 1
-    assert [found["adapter"] for found in json.loads(result.stdout)] == [str(plain)]
-    said = " ".join(result.stderr.split())
-    assert f"{null} cannot be read: lora_alpha of adapter_config.json must be a number, not None." in said
-    assert f"Error: {cut.parent} cannot be read: a file of 40 bytes" in said
+    assert [actual["adapter"] for actual in json.loads(result.stdout)] == [str(plain)]
+    message = " ".join(result.stderr.split())
+    assert f"{null} cannot be read: lora_alpha of adapter_config.json must be a number, not None." in message
+    assert f"Error: {cut.parent} cannot be read: a file of 40 bytes" in message
     assert run("fingerprint", str(null), "--json").stdout == ""

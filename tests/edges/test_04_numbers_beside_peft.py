@@ -70,9 +70,9 @@ def qwen2() -> Any:
 
 def trained(base: Any, folder: Path, settings: Mapping[str, Any]) -> Path:
     """An adapter that PEFT has made and saved, every parameter that it trains moved at random."""
-    given = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    arguments = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
     torch.manual_seed(1)
-    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**given | dict(settings)))
+    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**arguments | dict(settings)))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -92,9 +92,9 @@ def norm_by_peft(base: Any, folder: Path) -> float:
 
 def read(folder: Path) -> tuple[float, set[str]]:
     """The norm that we print, and what it leaves out."""
-    found = read_folder(folder)
-    made = fingerprint(found.weights, found.config)
-    return health(made.norms, found.config).norm, set(partial_reasons(found, made))
+    content = read_folder(folder)
+    result = fingerprint(content.weights, content.config)
+    return health(result.norms, content.config).norm, set(partial_reasons(content, result))
 
 
 @pytest.mark.parametrize("name", WHOLE)

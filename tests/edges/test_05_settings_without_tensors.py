@@ -42,10 +42,10 @@ def test_the_crawl_accepts_and_measures_them_as_the_plain_one(
     with LocalHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         assert run("crawl", "--any-base").exit_code == 0
-    found = rows_of(run, "adapters")
-    assert len(found) == 1 + len(HARMLESS)
-    assert {one["verdict"] for one in found} == {"accepted"}
-    assert [one["norm"] for one in found] == pytest.approx([PLAIN_NORM] * len(found), abs=1e-4)
+    result = rows_of(run, "adapters")
+    assert len(result) == 1 + len(HARMLESS)
+    assert {item["verdict"] for item in result} == {"accepted"}
+    assert [item["norm"] for item in result] == pytest.approx([PLAIN_NORM] * len(result), abs=1e-4)
 
 
 @shared

@@ -37,7 +37,7 @@ def test_what_is_left_of_them_is_the_plain_adapter(run: Program, tmp_path: Path,
 def test_a_pool_can_hold_them_where_their_layers_are_named(
     run: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number, (name, config, beside) in enumerate(
+    for number, (name, config, neighbour) in enumerate(
         (
             ("ann/plain", {}, {}),
             ("bob/head", {"modules_to_save": ["lm_head"]}, HEAD),
@@ -47,7 +47,7 @@ def test_a_pool_can_hold_them_where_their_layers_are_named(
         )
     ):
         files = lora_files(BASE, **config) | {"README.md": card("Mine.\n", base_model=BASE)}
-        files["adapter_model.safetensors"] = safetensors_bytes(lora_tensors(seed=number) | beside)
+        files["adapter_model.safetensors"] = safetensors_bytes(lora_tensors(seed=number) | neighbour)
         make_repo(tmp_path / "hub", name, files)
     with LocalHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -56,15 +56,15 @@ def test_a_pool_can_hold_them_where_their_layers_are_named(
         def members(*words: str) -> list[str]:
             result = run("select", "pool", "--by", "random", *words, "--replace", "--json")
             assert result.exit_code == 0, result.output
-            return sorted(one["repository"] for one in json.loads(result.stdout)["members"])
+            return sorted(member["repository"] for member in json.loads(result.stdout)["members"])
 
         assert members("-k", "1") == ["ann/plain"]
         assert run("select", "pool", "--by", "random", "-k", "2", "--replace").exit_code != 0
-        wanted = ["ann/plain", "bob/head", "cat/older"]
-        assert members("-k", "3", "--without", "lm_head") == wanted
-        assert members("-k", "4", "--without", "norm,lm_head") == [*wanted, "dan/norm"]
-        shown = run("pool", "show", "pool").stdout
-        assert "--without norm,lm_head" in " ".join(shown.split())
+        expected = ["ann/plain", "bob/head", "cat/older"]
+        assert members("-k", "3", "--without", "lm_head") == expected
+        assert members("-k", "4", "--without", "norm,lm_head") == [*expected, "dan/norm"]
+        output = run("pool", "show", "pool").stdout
+        assert "--without norm,lm_head" in " ".join(output.split())
         merge = ("merge", "pool", "--method", "average", "-o", str(tmp_path / "out"))
         refused = run(*merge)
         assert refused.exit_code != 0

@@ -99,16 +99,16 @@ AS_WRITTEN = (
 
 @shared
 def test_the_names_of_the_row() -> None:
-    for one in json.loads((row("09-base-names") / "names.json").read_text(encoding="utf-8")):
-        assert initial_table().identify(one["name"]).canonical == one["base"], one["name"]
+    for item in json.loads((row("09-base-names") / "names.json").read_text(encoding="utf-8")):
+        assert initial_table().identify(item["name"]).canonical == item["base"], item["name"]
 
 
 @pytest.mark.parametrize(("written", "meant"), WRITTEN.items())
 def test_what_tools_write_means_the_model(written: str, meant: str) -> None:
-    found = initial_table().identify(written)
-    assert (found.canonical, found.raw) == (meant, written)
-    assert found.evidence
-    assert "\n" not in found.evidence
+    result = initial_table().identify(written)
+    assert (result.canonical, result.raw) == (meant, written)
+    assert result.evidence
+    assert "\n" not in result.evidence
 
 
 @pytest.mark.parametrize("written", OTHERS)
@@ -118,20 +118,20 @@ def test_a_folder_of_ones_own_is_no_known_model(written: str) -> None:
 
 @pytest.mark.parametrize("written", AS_WRITTEN)
 def test_another_repository_is_taken_as_it_is_written(written: str) -> None:
-    found = initial_table().identify(written)
-    assert (found.canonical, found.kind) == (written, "canonical")
+    result = initial_table().identify(written)
+    assert (result.canonical, result.kind) == (written, "canonical")
 
 
 def test_a_revision_is_told() -> None:
-    found = initial_table().identify(f"{INSTRUCT}@refs/pr/1")
-    assert found.evidence == f"case-insensitive match of {INSTRUCT}, revision refs/pr/1 left out"
+    result = initial_table().identify(f"{INSTRUCT}@refs/pr/1")
+    assert result.evidence == f"case-insensitive match of {INSTRUCT}, revision refs/pr/1 left out"
 
 
 def test_every_known_name_is_found_in_a_folder_however_its_words_are_set_apart() -> None:
-    for known in initial_spellings():
-        short = known.spelling.rpartition("/")[2]
+    for spelling in initial_spellings():
+        short = spelling.spelling.rpartition("/")[2]
         for name in (short, short.replace("-", "_"), short.replace(".", "___"), short.lower()):
-            assert initial_table().identify(f"/disk/{name}").canonical == known.canonical, name
+            assert initial_table().identify(f"/disk/{name}").canonical == spelling.canonical, name
 
 
 def test_the_words_of_a_name_keep_numbers_apart() -> None:
@@ -150,10 +150,12 @@ def test_a_folder_that_a_user_named_says_nothing_of_others_of_its_name() -> None
 @shared
 def test_no_real_configuration_means_less_than_it_says() -> None:
     """Of the real configurations and cards one more is known: Kaggle's path in a card."""
-    named = {one[key] for one in index("wild") for key in ("base_model", "card_base_model")}
-    found = {name: initial_table().identify(name) for name in named if isinstance(name, str)}
-    read = {name: one.canonical for name, one in found.items() if one.kind == "local_path" and one.canonical}
-    assert {name for name, one in found.items() if one.canonical is None} == {
+    by_name = {item[key] for item in index("wild") for key in ("base_model", "card_base_model")}
+    result = {name: initial_table().identify(name) for name in by_name if isinstance(name, str)}
+    read = {
+        name: item.canonical for name, item in result.items() if item.kind == "local_path" and item.canonical
+    }
+    assert {name for name, item in result.items() if item.canonical is None} == {
         "./flan",
         "/root/autodl-tmp/google/flan-t5-xxl",
     }

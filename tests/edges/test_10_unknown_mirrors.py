@@ -39,16 +39,16 @@ SUFFIXES = (
 
 @shared
 def test_the_names_of_the_row() -> None:
-    for one in json.loads((row("10-unknown-mirrors") / "names.json").read_text(encoding="utf-8")):
-        assert initial_table().identify(one["name"]).canonical in one["right"], one["name"]
+    for item in json.loads((row("10-unknown-mirrors") / "names.json").read_text(encoding="utf-8")):
+        assert initial_table().identify(item["name"]).canonical in item["right"], item["name"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_quantised_copy_of_a_known_model_is_that_model(suffix: str) -> None:
-    for known in KNOWN:
-        found = initial_table().identify(f"someone/{known.rpartition('/')[2]}{suffix}")
-        assert (found.canonical, found.kind) == (known, "quantised")
-        assert found.evidence == f"quantised suffix {suffix}"
+    for names in KNOWN:
+        result = initial_table().identify(f"someone/{names.rpartition('/')[2]}{suffix}")
+        assert (result.canonical, result.kind) == (names, "quantised")
+        assert result.evidence == f"quantised suffix {suffix}"
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -56,8 +56,8 @@ def test_a_quantised_copy_of_a_known_model_is_that_model(suffix: str) -> None:
     "stem", ["someone/Other-7B", "unsloth/Phi-4", "someone/Llama-3.1-8B-Instruct-abliterated"]
 )
 def test_a_quantised_copy_of_an_unknown_model_keeps_its_name(stem: str, suffix: str) -> None:
-    found = initial_table().identify(stem + suffix)
-    assert (found.canonical, found.kind) == (stem + suffix, "canonical")
+    result = initial_table().identify(stem + suffix)
+    assert (result.canonical, result.kind) == (stem + suffix, "canonical")
 
 
 @given(
@@ -65,8 +65,8 @@ def test_a_quantised_copy_of_an_unknown_model_keeps_its_name(stem: str, suffix: 
     st.sampled_from(("", *SUFFIXES)),
 )
 def test_a_repository_is_a_known_model_or_itself(name: str, suffix: str) -> None:
-    found = initial_table().identify(name + suffix).canonical
-    assert found in {None, name + suffix, *KNOWN}
+    result = initial_table().identify(name + suffix).canonical
+    assert result in {None, name + suffix, *KNOWN}
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_a_repository_is_a_known_model_or_itself(name: str, suffix: str) -> None
     ["None", "none", "NONE", "null", "", " ", "NaN", "nan", "'None'", "undefined", "N/A", "unknown", "-"],
 )
 def test_words_for_nothing_name_no_base(word: str) -> None:
-    found = initial_table().identify(word, tags=["base_model:None", "base_model:adapter:null"])
-    assert (found.canonical, found.evidence) == (None, "no base model is named")
+    result = initial_table().identify(word, tags=["base_model:None", "base_model:adapter:null"])
+    assert (result.canonical, result.evidence) == (None, "no base model is named")
     by_tag = initial_table().identify(word, tags=[f"base_model:adapter:{INSTRUCT}"])
     assert by_tag.canonical == INSTRUCT
 
@@ -90,8 +90,10 @@ def test_an_adapter_whose_base_is_a_word_for_nothing_has_no_base(word: str) -> N
         "target_modules": ["q_proj"],
     }
     config = parse_config(json.dumps(document).encode())
-    found = screen(Evidence(config=config, base=initial_table().identify(config.base_model)))
-    assert [one.reason for one in found if one.reason.value.startswith("base_")] == [Reason.BASE_MISSING]
+    findings = screen(Evidence(config=config, base=initial_table().identify(config.base_model)))
+    assert [item.reason for item in findings if item.reason.value.startswith("base_")] == [
+        Reason.BASE_MISSING
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,8 @@ def test_the_card_is_asked_where_the_configuration_says_none(
     files["adapter_model.safetensors"] = safetensors_bytes(lora_tensors(seed=9))
     make_repo(root, "dan/four", files, {})
     assert run("-q", "crawl", "--any-base").exit_code == 0
-    found = json.loads(run("show", "dan/four", "--json").stdout)
-    assert found["base"] == TINY
+    document = json.loads(run("show", "dan/four", "--json").stdout)
+    assert document["base"] == TINY
 
 
 def test_a_name_that_was_made_up_before_is_known_no_more(

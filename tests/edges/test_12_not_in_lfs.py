@@ -45,7 +45,9 @@ def ok(result: Result) -> Any:
 
 
 def weights_requests(hub: LocalHub, name: str) -> int:
-    return sum(seen.path.startswith(f"/{name}/resolve/") and WEIGHTS in seen.path for seen in hub.log)
+    return sum(
+        requests.path.startswith(f"/{name}/resolve/") and WEIGHTS in requests.path for requests in hub.log
+    )
 
 
 @shared
@@ -59,16 +61,16 @@ def test_it_is_measured_chosen_exported_and_merged(
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         report = ok(run("crawl", "--any-base", "--weights", policy, "--json"))
         assert (report["status"], report["accepted"], report["unmeasured"]) == ("complete", 1, 0)
-        shown = ok(run("show", "maker/small", "--json"))
-        assert shown["norm"] == pytest.approx(1.7604, abs=5e-5)
+        result = ok(run("show", "maker/small", "--json"))
+        assert result["norm"] == pytest.approx(1.7604, abs=5e-5)
         digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-        assert shown["weights"]["digest"] == digest
+        assert result["weights"]["digest"] == digest
         ok(run("select", "one", "--by", "random", "-k", "1", "--json"))
         to = ("--to", str(tmp_path / "out"), "--weights", "--json")
         [exported] = ok(run("pool", "export", "one", *to))["folders"]
         assert ok(run("pool", "verify", exported, "--json"))["ok"]
-        kept = [path for path in (tmp_path / "data/blobs").glob("??/*") if len(path.name) == 62]
-        assert [path.parent.name + path.name for path in kept] == [digest]
+        paths = [path for path in (tmp_path / "data/blobs").glob("??/*") if len(path.name) == 62]
+        assert [path.parent.name + path.name for path in paths] == [digest]
     [member] = (Path(exported) / "adapters").iterdir()
     assert peft_norm(member) == pytest.approx(1.7604, abs=5e-5)
     words = (str(member), "--method", "average", "-o", str(tmp_path / "merged"), "--dtype", "float32")
@@ -116,8 +118,8 @@ def test_what_an_earlier_crawl_left_unmeasured_is_measured_by_the_next_that_read
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     assert ok(run("crawl", "--any-base", "--weights", "headers", "--json"))["unmeasured"] == 2
     assert ok(run("crawl", "--any-base", "--weights", "stream", "--json"))["unmeasured"] == 0
-    shown = ok(run("show", "ann/git", "--json"))
-    assert (shown["health"], len(shown["weights"]["digest"])) == ("healthy", 64)
+    result = ok(run("show", "ann/git", "--json"))
+    assert (result["health"], len(result["weights"]["digest"])) == ("healthy", 64)
     # What is known stays known where the weights are not read.
     assert ok(run("crawl", "--any-base", "--weights", "headers", "--full", "--json"))["unmeasured"] == 0
 
@@ -144,11 +146,13 @@ def test_too_large_weights_are_a_counted_reason_until_the_cap_is_raised(
     hub.clear()
     report = ok(run(*crawl, "--max-weights", "500B"))
     assert (report["status"], report["skipped"], report["reasons"]["too_large"]) == ("complete", 2, 2)
-    whole = [seen for seen in hub.log if WEIGHTS in seen.path and "range" not in seen.headers]
-    assert whole == []
-    shown = ok(run("show", "ann/git", "--json"))
-    assert "--max-weights is 500" in shown["details"]["too_large"]
-    assert (shown["rank"], shown["modules"]) == (4, 2)
+    complete = [
+        requests for requests in hub.log if WEIGHTS in requests.path and "range" not in requests.headers
+    ]
+    assert complete == []
+    result = ok(run("show", "ann/git", "--json"))
+    assert "--max-weights is 500" in result["details"]["too_large"]
+    assert (result["rank"], result["modules"]) == (4, 2)
     report = ok(run(*crawl))
     assert (report["accepted"], report["unmeasured"], report["reasons"]) == (2, 0, {})
     # What is measured stays so under a lower one: nothing has to be fetched for it.

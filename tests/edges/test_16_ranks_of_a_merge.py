@@ -29,18 +29,18 @@ def test_the_average_of_the_row_is_right_in_peft_and_names_who_misreads_it(
 ) -> None:
     members = [str(row("16-ranks-of-a-merge") / name) for name in ("rank-4", "rank-8-all", "rslora-16")]
     words = (*members, "--method", "average", "--dtype", "float32", "-o", str(tmp_path / "out"))
-    [told] = merged(run, *words)["misread"]
-    assert told.startswith(
+    [document] = merged(run, *words)["misread"]
+    assert document.startswith(
         "It has ranks from 8 to 28: llama.cpp scales them wrongly, SGLang and LMDeploy refuse"
     )
-    assert told.endswith("vLLM needs --max-lora-rank 28.")
+    assert document.endswith("vLLM needs --max-lora-rank 28.")
     assert peft_norm(tmp_path / "out") == pytest.approx(1.9706, abs=5e-5)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     ranks = {config["r"], *config["rank_pattern"].values()}
     assert (min(ranks), max(ranks)) == (8, 28)
-    shown = run("merge", *words, "--overwrite")
-    assert LLAMA_CPP in " ".join(shown.stdout.split())
-    assert told in (tmp_path / "out" / "README.md").read_text()
+    result = run("merge", *words, "--overwrite")
+    assert LLAMA_CPP in " ".join(result.stdout.split())
+    assert document in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("ranks", [(8, 8), (3, 5), (16, 4), (40, 8)])
@@ -49,9 +49,9 @@ def test_one_rank_is_misread_by_few_or_by_nobody(
 ) -> None:
     folders = [adapter(tmp_path / f"m{n}", seed=n, rank=rank) for n, rank in enumerate(ranks)]
     words = (*map(str, folders), "--method", "peft-cat", "-o", str(tmp_path / "out"))
-    found = merged(run, *words)["misread"]
+    result = merged(run, *words)["misread"]
     words = f"It has rank {sum(ranks)}: TGI and LoRAX scale ranks wrongly that are not 8 or 16 times n."
-    assert found == ([] if sum(ranks) in (8, 16, 48) else [words])
+    assert result == ([] if sum(ranks) in (8, 16, 48) else [words])
 
 
 def test_what_misreads_what() -> None:

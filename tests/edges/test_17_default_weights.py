@@ -19,13 +19,15 @@ MEANS = {"average", "svd", "separate-average", "magnitude", "dare", "breadcrumbs
 
 
 def test_the_list_of_methods_names_each_default(run: Program) -> None:
-    told = {one["method"]: one for one in map(json.loads, run("methods", "--jsonl").stdout.splitlines())}
-    assert {name for name, one in told.items() if one["weight"] == "mean"} == MEANS
-    assert {one["weight"] for name, one in told.items() if name not in MEANS} == {1.0}
-    assert [name for name, one in told.items() if one["normalised"]] == ["average"]
-    shown = run("methods").stdout
-    assert "weight" in shown.splitlines()[0]
-    assert "1/N" in shown
+    document = {
+        item["method"]: item for item in map(json.loads, run("methods", "--jsonl").stdout.splitlines())
+    }
+    assert {name for name, item in document.items() if item["weight"] == "mean"} == MEANS
+    assert {item["weight"] for name, item in document.items() if name not in MEANS} == {1.0}
+    assert [name for name, item in document.items() if item["normalised"]] == ["average"]
+    result = run("methods").stdout
+    assert "weight" in result.splitlines()[0]
+    assert "1/N" in result
     assert "[default: 1/N or 1 each, as `methods` says]" in " ".join(run("merge", "--help").stdout.split())
     assert "[default: 1/N or 1 each, as `methods` says]" in " ".join(
         documents.HELP.read_text("utf-8").split()

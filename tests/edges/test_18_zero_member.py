@@ -36,12 +36,12 @@ def test_one_module_of_zeros_is_left_to_the_others(method: str, tmp_path: Path) 
     for name, (inside, outside) in SHAPES.items():
         a, b = torch.randn(3, inside, generator=generator), torch.randn(outside, 3, generator=generator)
         factors[name] = (a, torch.zeros_like(b) if name == ALL[2] else b)
-    one, two = adapter(tmp_path / "one", seed=1), adapter(tmp_path / "two", factors=factors)
+    item, two = adapter(tmp_path / "one", seed=1), adapter(tmp_path / "two", factors=factors)
     lacking = adapter(tmp_path / "lacking", factors=factors, modules=[n for n in ALL if n != ALL[2]])
     parameters = {"rescale": False} if method == "lora-lego" else {}
     for out, second in (("zero", two), ("absent", lacking)):
         # By one name, from which random numbers are made.
         place = second.rename(tmp_path / "second")
-        merge([one, place], method, tmp_path / out, parameters=parameters)
+        merge([item, place], method, tmp_path / out, parameters=parameters)
         place.rename(second)
     assert distance(deltas(tmp_path / "zero"), deltas(tmp_path / "absent")) < 1e-6

@@ -26,9 +26,9 @@ def test_a_base_tied_by_its_class_is_refused_before_anything_is_written(run: Pro
     )
     refused = run(*words, "-o", str(tmp_path / "out"))
     assert refused.exit_code == 1
-    told = " ".join(refused.stderr.split())
-    assert "transformer.wte of the base shares its weights with lm_head (tied embeddings)" in told
-    assert "--without wte" in told
+    document = " ".join(refused.stderr.split())
+    assert "transformer.wte of the base shares its weights with lm_head (tied embeddings)" in document
+    assert "--without wte" in document
     assert not list(tmp_path.glob("out*"))
     # What stands beside the embedding can be folded.
     done = run(*words, "--without", "wte", "-o", str(tmp_path / "out"))
@@ -59,6 +59,8 @@ def test_an_untied_base_answers_as_the_adapter_over_it(run: Program, tmp_path: P
     with torch.no_grad():
         folded = GPT2LMHeadModel.from_pretrained(tmp_path / "out")(tokens).logits
         plain = GPT2LMHeadModel.from_pretrained(base)(tokens).logits
-        beside = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), str(adapter))(tokens).logits
-    assert float((folded - beside).norm() / (beside - plain).norm()) < 1e-4
+        neighbour = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), str(adapter))(
+            tokens
+        ).logits
+    assert float((folded - neighbour).norm() / (neighbour - plain).norm()) < 1e-4
     shutil.rmtree(tmp_path / "out")

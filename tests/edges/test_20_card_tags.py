@@ -50,12 +50,12 @@ def test_a_tag_that_its_value_does_not_fit_costs_the_front_matter(
         assert (report["status"], report["new"], report["failed"]) == ("complete", 4, 0)
         assert (report["adapters"], report["reasons"]["card_unreadable"]) == (4, 4)
         rows = json.loads(run("adapters", "--json").stdout)
-        assert {one["adapter"] for one in rows} == {f"maker/{name}" for name in CARDS}
-        assert all("card_unreadable" in one["reasons"] for one in rows)
+        assert {item["adapter"] for item in rows} == {f"maker/{name}" for name in CARDS}
+        assert all("card_unreadable" in item["reasons"] for item in rows)
         hub.clear()
         again = json.loads(run("crawl", "--any-base", "--json").stdout)
         assert (again["status"], again["new"], again["unchanged"]) == ("complete", 0, 4)
-        assert all("sort=lastModified" in seen.query for seen in hub.log)
+        assert all("sort=lastModified" in requests.query for requests in hub.log)
 
 
 class FallError(Exception):
@@ -89,13 +89,13 @@ def test_a_parser_that_falls_is_a_reason_with_the_class_and_the_rest_is_kept(
     first = run("crawl", "--any-base", "--json")
     report = json.loads(first.stdout)
     assert (first.exit_code, report["status"], report["failed"]) == (0, "complete", 0)
-    shown = json.loads(run("show", "ann/one", "--json").stdout)
-    assert reason in shown["reasons"]
-    assert "FallError" in shown["details"][reason]
+    document = json.loads(run("show", "ann/one", "--json").stdout)
+    assert reason in document["reasons"]
+    assert "FallError" in document["details"][reason]
     assert "Traceback" not in first.stderr
     # All else that was read is there.
-    assert (shown["card"] == "Made by ann/one.") is (parser != "card")
-    assert (shown["rank"] == 4) is (parser != "config")
+    assert (document["card"] == "Made by ann/one.") is (parser != "card")
+    assert (document["rank"] == 4) is (parser != "config")
     again = json.loads(run("crawl", "--any-base", "--json").stdout)
     assert (again["status"], again["unchanged"]) == ("complete", 3)
 
@@ -119,9 +119,9 @@ def test_whoever_asks_for_more_sees_where_the_parser_fell(
     hub: LocalHub, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "parse_config", fall)
-    told = run("-v", "crawl", "--any-base")
-    assert "Traceback" in told.stderr
-    assert "FallError" in told.stderr
+    result = run("-v", "crawl", "--any-base")
+    assert "Traceback" in result.stderr
+    assert "FallError" in result.stderr
 
 
 def test_rows_of_listings_and_trees_fall_alone(monkeypatch: pytest.MonkeyPatch) -> None:

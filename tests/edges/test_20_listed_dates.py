@@ -24,8 +24,8 @@ def test_a_date_that_no_repository_can_have_stops_no_later_crawl(
     hub.faults.append(Fault("filter=peft", EditJson(lambda rows: [row | date for row in rows])))
     words = ("crawl", "--any-base", "--weights", "headers", "--json")
     reports = [run(*words) for _ in range(3)]
-    assert [one.exit_code for one in reports] == [0, 0, 0]
-    assert [json.loads(one.stdout)["unchanged"] for one in reports] == [0, 3, 3]
+    assert [report.exit_code for report in reports] == [0, 0, 0]
+    assert [json.loads(report.stdout)["unchanged"] for report in reports] == [0, 3, 3]
 
 
 def test_a_set_in_a_card_has_one_order_in_every_process() -> None:

@@ -39,8 +39,8 @@ def test_the_row(run: Program, data: Path) -> None:
 def test_a_whole_file_is_kept(run: Program, data: Path, tmp_path: Path, whole: bytes) -> None:
     file = tmp_path / "tiny.gguf"
     file.write_bytes(whole)
-    kept = run("base", "keep", "made/x", str(file))
-    assert (kept.exit_code, kept.stdout) == (0, "")
+    result = run("base", "keep", "made/x", str(file))
+    assert (result.exit_code, result.stdout) == (0, "")
     assert (data / "bases" / "made--x" / "model.safetensors").is_file()
 
 
@@ -53,11 +53,11 @@ def test_what_only_the_library_can_tell_is_one_sentence(run: Program, data: Path
 
 
 def changed(**tensors: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         **shapes(),
         **{f"{name.replace('__', '.')}.weight": shape for name, shape in tensors.items()},
     }
-    return {name: shape for name, shape in found.items() if shape is not None}
+    return {name: shape for name, shape in result.items() if shape is not None}
 
 
 @pytest.mark.parametrize(

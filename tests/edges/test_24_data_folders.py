@@ -44,8 +44,8 @@ def upgrade(here: Path, name: str) -> None:
         for command in (["db", "upgrade"], ["db", "check"], ["adapters"], ["blobs", "gc"]):
             result = run.invoke(loradex, [*words, *command], env=environment)
             assert result.exit_code == 0, result.output
-        found = json.loads(run.invoke(loradex, [*words, "db", "info", "--json"], env=environment).stdout)
-        assert Path(found["place"]).samefile(here / name / "catalog.db")
+        document = json.loads(run.invoke(loradex, [*words, "db", "info", "--json"], env=environment).stdout)
+        assert Path(document["place"]).samefile(here / name / "catalog.db")
         assert [path.name for path in here.iterdir()] == [name]
 
 

@@ -22,9 +22,9 @@ TINY = "acme/tiny"
 
 
 def left_out(root: Path) -> dict[str, str]:
-    found = omissions(HubFolder(root))
-    assert len({one.path for one in found}) == len(found)
-    return {one.path: one.reason for one in found}
+    result = omissions(HubFolder(root))
+    assert len({item.path for item in result}) == len(result)
+    return {item.path: item.reason for item in result}
 
 
 @shared
@@ -75,8 +75,8 @@ def test_where_an_adapter_is_not_found(place: str, tmp_path: Path) -> None:
     path, reason = PLACES[place]
     make_repo(tmp_path, path, {name: text for name, text in lora_files(TINY).items() if name != "README.md"})
     make_repo(tmp_path, "own/good", lora_files(TINY))
-    [(named, why)] = left_out(tmp_path).items()
-    assert path.startswith(named)
+    [(by_name, why)] = left_out(tmp_path).items()
+    assert path.startswith(by_name)
     assert reason in why
 
 
@@ -98,7 +98,7 @@ def test_what_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "hub/ann/elsewhere").symlink_to(tmp_path)
     (tmp_path / "hub/ann/nowhere").symlink_to(tmp_path / "none")
     (tmp_path / "hub/adapter_config.json").write_text("{}")
-    found = left_out(tmp_path / "hub")
+    result = left_out(tmp_path / "hub")
     expected = {
         ".": "the served folder itself",
         "adapter_config.json-is-a-folder/x": "no adapter",
@@ -108,6 +108,6 @@ def test_what_else_is_named(tmp_path: Path) -> None:
         "bob/second": "the _id of ann/first",
         "empty": "no folder in it",
     }
-    assert found.keys() == expected.keys()
+    assert result.keys() == expected.keys()
     for path, words in expected.items():
-        assert words in found[path]
+        assert words in result[path]

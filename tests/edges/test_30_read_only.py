@@ -145,23 +145,23 @@ def listing(data: Path) -> set[str]:
 @locks
 def test_every_reading_command_says_the_same_as_where_it_may_write(filled: Path, lock: Lock) -> None:
     def answers(data: Path) -> dict[str, tuple[int, str, str]]:
-        found = {}
+        actual = {}
         for words in READING:
             result = CliRunner().invoke(loradex, ["--data", str(data), *words])
-            told = result.stdout.replace(str(data), "DATA")
+            document = result.stdout.replace(str(data), "DATA")
             # A log beside the file counts as a part of it.
-            told = re.sub(r"(?m)^size .*", "", told)
-            found[" ".join(words)] = result.exit_code, told, result.stderr
-        return found
+            document = re.sub(r"(?m)^size .*", "", document)
+            actual[" ".join(words)] = result.exit_code, document, result.stderr
+        return actual
 
     spare = filled.with_name("spare")
     shutil.copytree(filled, spare)
-    wanted = answers(spare)
-    assert {code for code, _, _ in wanted.values()} == {0}
+    expected = answers(spare)
+    assert {code for code, _, _ in expected.values()} == {0}
     for state in states(filled):
         before = listing(filled)
         with lock(filled):
-            assert answers(filled) == wanted, state
+            assert answers(filled) == expected, state
         assert listing(filled) == before, state
 
 

@@ -22,7 +22,7 @@ CRAWL = ("crawl", "--any-base", "--weights")
 # Says when the weights of an adapter lie on the disk, and goes on when its input ends.
 READING = """
 import sys
-from crawler import stages
+from crawler.crawl import stages
 measure = stages.fingerprint
 def waiting(path, config):
     print("reading", path, flush=True)
@@ -69,7 +69,7 @@ def test_weights_that_were_being_read_are_gone_after_the_next_crawl(
     hub: LocalHub, run: Program, data: Path, number: int, code: int
 ) -> None:
     assert run(*CRAWL, "keep").exit_code == 0
-    kept = files(data / "blobs")
+    remaining = files(data / "blobs")
     add_adapter(hub.root, "dan/four")
     words = [sys.executable, "-c", READING, "--data", str(data), *CRAWL, "stream", "--workers", "1"]
     pipe = subprocess.PIPE
@@ -85,10 +85,10 @@ def test_weights_that_were_being_read_are_gone_after_the_next_crawl(
     assert process.returncode == code
     assert ("run the same command again" in talk) == (number != signal.SIGKILL)
     assert bool(streamed(data)) == (number == signal.SIGKILL)
-    assert files(data / "blobs") == kept, "a streamed file lies among those that are kept"
+    assert files(data / "blobs") == remaining, "a streamed file lies among those that are kept"
     assert run(*CRAWL, "stream").exit_code == 0
     assert not streamed(data)
-    assert files(data / "blobs") == kept
+    assert files(data / "blobs") == remaining
     assert run("show", "dan/four", "--json").exit_code == 0
 
 
@@ -109,9 +109,9 @@ def test_a_file_that_is_kept_is_read_there_and_stays(hub: LocalHub, run: Program
         blob.write(weights)
     assert run(*CRAWL, "stream").exit_code == 0
     assert blobs.verify(sha256)
-    asked = [one for one in hub.log if "four" in one.path and one.path.endswith(".safetensors")]
-    assert asked
-    assert all(request.headers.get("range") for request in asked), "fetched though it is kept"
+    requests = [item for item in hub.log if "four" in item.path and item.path.endswith(".safetensors")]
+    assert requests
+    assert all(request.headers.get("range") for request in requests), "fetched though it is kept"
 
 
 def test_a_kept_file_with_other_bytes_is_not_measured_and_not_deleted(
@@ -126,5 +126,5 @@ def test_a_kept_file_with_other_bytes_is_not_measured_and_not_deleted(
     assert result.exit_code == 0
     assert "loradex blobs repair" in result.stderr
     assert blobs.path(sha256).read_bytes() == weights[:-1] + b"x"
-    shown = run("show", "dan/four", "--json")
-    assert '"health": "healthy"' in shown.stdout
+    output = run("show", "dan/four", "--json")
+    assert '"health": "healthy"' in output.stdout

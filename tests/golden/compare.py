@@ -49,8 +49,8 @@ def differences(recorded: Path, current: Path) -> list[str]:
             before, after = outline(before), outline(after)
         if before != after:
             lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
-            shown = [line[:300] for line in lines][2 : 2 + _MOST_LINES]
-            reports.append("\n".join([name, *shown]))
+            output = [line[:300] for line in lines][2 : 2 + _MOST_LINES]
+            reports.append("\n".join([name, *output]))
     return reports
 
 

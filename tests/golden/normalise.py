@@ -54,7 +54,7 @@ def compact(text: str) -> str:
 
 
 def _keys_of(text: str) -> set[str]:
-    found: set[str] = set()
+    result: set[str] = set()
     try:
         values = [json.loads(text)]
     except ValueError:
@@ -63,8 +63,8 @@ def _keys_of(text: str) -> set[str]:
         except ValueError:
             return set(text.splitlines()[:1])
     for value in values:
-        _collect(value, found.add)
-    return found
+        _collect(value, result.add)
+    return result
 
 
 def _collect(value: Any, add: Callable[[str], None]) -> None:

@@ -43,9 +43,9 @@ def records(folder: Path) -> Iterator[tuple[str, str]]:
     with _hub(folder / "hub") as url:
         _settle(folder, url)
         write_world(folder)
-        seen: dict[str, str] = {}
+        requests: dict[str, str] = {}
         for command in (*CATALOG, *POOLS, *MERGES, *LEARNING, *LAST):
-            yield command.name, _record(command, folder, seen)
+            yield command.name, _record(command, folder, requests)
         yield "tables", _tables(folder / "data" / "catalog.db")
         yield MACHINE, json.dumps(machine(), indent=1) + "\n"
         yield ERRORS, json.dumps([_failure(wrong, folder) for wrong in WRONG], indent=1) + "\n"
@@ -60,7 +60,7 @@ def _hub(folder: Path) -> Iterator[str]:
         try:
             assert process.stderr is not None
             url = next(
-                (found for line in process.stderr if (found := re.search(r"http://\S+:\d+", line))), None
+                (hits for line in process.stderr if (hits := re.search(r"http://\S+:\d+", line))), None
             )
             assert url is not None, "the Hub did not start"
             yield url[0]
@@ -113,26 +113,26 @@ def _expanded(word: str) -> list[str]:
     return sorted(map(str, Path().glob(word))) if "?" in word else [word]
 
 
-def _record(command: Command, folder: Path, seen: dict[str, str]) -> str:
+def _record(command: Command, folder: Path, requests: dict[str, str]) -> str:
     result = _run(command.arguments)
     text = without_wording(_normal(result.stdout, folder), command.wording)
     head = f"$ loradex {command.arguments}\nexit code {result.exit_code}\n"
-    parts = [head, _once(text, f"stdout of {command.name}", seen) if command.printed else ""]
+    parts = [head, _once(text, f"stdout of {command.name}", requests) if command.printed else ""]
     for pattern in command.files:
         paths = sorted(path for path in folder.glob(pattern) if path.is_file())
-        parts.extend(_file(path, folder, command.wording, seen) for path in paths)
+        parts.extend(_file(path, folder, command.wording, requests) for path in paths)
     return "".join(parts)
 
 
-def _once(text: str, name: str, seen: dict[str, str]) -> str:
+def _once(text: str, name: str, requests: dict[str, str]) -> str:
     """The text in short, or where it was recorded before."""
-    first = seen.setdefault(text, name)
+    first = requests.setdefault(text, name)
     if first != name and len(text) > _LEAST_REPEATED:
         return f"as {first}\n"
     return compact(text)
 
 
-def _file(path: Path, folder: Path, wording: tuple[str, ...], seen: dict[str, str]) -> str:
+def _file(path: Path, folder: Path, wording: tuple[str, ...], requests: dict[str, str]) -> str:
     name = path.relative_to(folder).as_posix()
     if path.suffix in _FOR_PEOPLE:
         return f"== {name}\n"
@@ -140,7 +140,7 @@ def _file(path: Path, folder: Path, wording: tuple[str, ...], seen: dict[str, st
         return f"== {file_line(path, name)}\n"
     text = without_wording(_normal(path.read_text(), folder), wording)
     end = "" if text.endswith("\n") else "\n== no line end\n"
-    return f"== {name}\n{_once(text + end, name, seen)}"
+    return f"== {name}\n{_once(text + end, name, requests)}"
 
 
 def _failure(wrong: Wrong, folder: Path) -> dict[str, Any]:

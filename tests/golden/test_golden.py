@@ -24,9 +24,9 @@ def test_every_output_is_what_was_recorded(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.golden", str(tmp_path / "now")]
     result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
-    found = differences(RECORDED, tmp_path / "now")
+    actual = differences(RECORDED, tmp_path / "now")
     bugs = f"\n\n{result.stderr[-4000:]}" if "Traceback" in result.stderr else ""
-    assert not found, f"{len(found)} outputs differ from the records:\n\n" + "\n\n".join(found) + bugs
+    assert not actual, f"{len(actual)} outputs differ from the records:\n\n" + "\n\n".join(actual) + bugs
 
 
 @pytest.fixture

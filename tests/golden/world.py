@@ -158,8 +158,8 @@ def write_repository(folder: Path, number: int) -> None:
     front = f"---\nbase_model: {BASE}\nlibrary_name: peft\nlicense: mit\n---\n"
     (folder / "README.md").write_text(f"{front}\nMade by {folder.parent.name} for questions of parity.\n")
     date = f"2026-01-{11 + number}T12:00:00.000Z"
-    told = {"createdAt": date, "lastModified": date, "downloads": number, "likes": 0}
-    (folder / ".hub.json").write_text(json.dumps(told))
+    document = {"createdAt": date, "lastModified": date, "downloads": number, "likes": 0}
+    (folder / ".hub.json").write_text(json.dumps(document))
 
 
 def write_task(folder: Path, rows: list[tuple[str, str]]) -> None:

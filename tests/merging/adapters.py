@@ -81,8 +81,8 @@ def distance(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
     """The relative Frobenius distance of two updates over all modules."""
     assert set(left) == set(right)
     square = sum(float((left[name] - right[name]).square().sum()) for name in left)
-    whole = sum(float(right[name].square().sum()) for name in right)
-    return float((square / whole) ** 0.5)
+    complete = sum(float(right[name].square().sum()) for name in right)
+    return float((square / complete) ** 0.5)
 
 
 def stack_of(*pairs: tuple[Any, Any], name: str = Q) -> Stack:
@@ -126,11 +126,11 @@ def work(
     """What a method sees of one module, with its default weights and all the rank there is unless told."""
     row = find_method(method)
     count = len(stack.ranks)
-    given = row.default_weights(count) if weights is None else tuple(weights)
+    arguments = row.default_weights(count) if weights is None else tuple(weights)
     limit = stack.a.shape[0] if row.full_rank else min(stack.a.shape[1], stack.b.shape[0])
     return ModuleWork(
         stack=stack,
-        weights=tuple(w / sum(given) for w in given) if row.normalised else given,
+        weights=tuple(w / sum(arguments) for w in arguments) if row.normalised else arguments,
         rank=limit if rank is None else rank,
         names=tuple(names) if names else tuple(str(n) for n in range(count)),
         options=row.options(options),

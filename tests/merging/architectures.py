@@ -111,14 +111,14 @@ def architecture(kind: str, seed: int = 0, **extra: Any) -> LoadedBase:
 
 def alone(base: LoadedBase, prompt: Prompt) -> list[float]:
     """log p of every answer, by the definition: one row a text, no mask, no sharing."""
-    found = []
+    result = []
     with torch.no_grad():
         for answer in prompt.answers:
             tokens = torch.tensor([prompt.question + answer])
             logs = base.model(tokens, use_cache=False).logits[0].log_softmax(-1)
             start = len(prompt.question) - 1
-            found.append(sum(float(logs[start + at, token]) for at, token in enumerate(answer)))
-    return found
+            result.append(sum(float(logs[start + at, token]) for at, token in enumerate(answer)))
+    return result
 
 
 def some_prompts(count: int, least: int, most: int, seed: int = 0) -> list[Prompt]:
@@ -127,7 +127,7 @@ def some_prompts(count: int, least: int, most: int, seed: int = 0) -> list[Promp
     shared = [draw.randrange(250) for _ in range(least - 1)]
     prompts = []
     for _ in range(count):
-        rest = [draw.randrange(250) for _ in range(draw.randint(least, most) - len(shared))]
+        remaining = [draw.randrange(250) for _ in range(draw.randint(least, most) - len(shared))]
         answers = tuple(tuple(draw.randrange(250) for _ in range(draw.randint(1, 3))) for _ in range(2))
-        prompts.append(Prompt((*shared, *rest), answers, draw.randrange(2)))
+        prompts.append(Prompt((*shared, *remaining), answers, draw.randrange(2)))
     return prompts

@@ -59,21 +59,21 @@ def test_what_is_written_is_what_was_learned(
     if done.method.objective == "loss":
         assert expected.loss == pytest.approx(done.valid_loss, abs=1e-5)
     assert all(torch.equal(before[name], values) for name, values in base.model.state_dict().items())
-    if done.numbers is not None and not any(any(each) for each in done.numbers.values()):
+    if done.numbers is not None and not any(any(number) for number in done.numbers.values()):
         with pytest.raises(MergeError, match="result is the base model"):
             done.write(tmp_path / "out")
         return
     report = done.write(tmp_path / "out", base=NAME)
     other = tiny_base()
     plain = PeftModel.from_pretrained(other.model, report.folder)
-    found = measure(LoadedBase(NAME, plain, other.tokenizer, 512), task, some.valid)
-    assert found.loss == pytest.approx(expected.loss, abs=2e-4)
+    result = measure(LoadedBase(NAME, plain, other.tokenizer, 512), task, some.valid)
+    assert result.loss == pytest.approx(expected.loss, abs=2e-4)
     record = json.loads((report.folder / "adapt.json").read_text())
     assert record["method"]["name"] == method
     assert record["task"]["digest"] == task.digest
     assert record["members"][0]["name"] == "a0"
     weights = [digest_of(member.weights) for member in members]
-    assert [one["sha256"] for one in record["members"]] == weights[: len(record["members"])]
+    assert [item["sha256"] for item in record["members"]] == weights[: len(record["members"])]
     load_member(report.folder)
 
 
@@ -122,16 +122,17 @@ def test_zero_is_the_base_and_one_hot_the_target(
 def test_entropy_needs_no_labels(task: Task, some: ExampleBudget, members: list[MergeMember]) -> None:
     flipped = ExampleBudget(
         tuple(
-            type(one)(one.input, {"yes": "no", "no": "yes"}[one.target], one.choices) for one in some.train
+            type(item)(item.input, {"yes": "no", "no": "yes"}[item.target], item.choices)
+            for item in some.train
         ),
         some.valid,
         some.seed,
     )
-    found = [
+    result = [
         adapt(tiny_base(), members, task, part, "adamerging-entropy", steps=6).numbers
         for part in (some, flipped)
     ]
-    assert found[0] == found[1]
+    assert result[0] == result[1]
     supervised = [
         adapt(tiny_base(), members, task, part, "adamerging", steps=6).numbers for part in (some, flipped)
     ]
@@ -167,14 +168,14 @@ def test_arrow_with_one_member_is_that_member(
 
 def test_a_prototype_is_the_top_right_singular_vector(members: list[MergeMember]) -> None:
     live = LiveStack(tiny_base().model, members)
-    found = prototypes(live)
+    result = prototypes(live)
     from merging.members import iterate_stacks
 
     for stack in iterate_stacks(members):
         for number, place in enumerate(place for place in stack.ranges() if place.stop > place.start):
             update = stack.b[:, place].double() @ stack.a[place].double()
             top = torch.linalg.svd(update).Vh[0]
-            assert abs(float(found[stack.name][number].double() @ top)) == pytest.approx(1, abs=1e-6)
+            assert abs(float(result[stack.name][number].double() @ top)) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_gate_mixes_the_best_by_a_softmax() -> None:
@@ -201,12 +202,12 @@ def test_candidates_of_a_generation_are_those_one_by_one(
     live = LiveStack(base.model, members)
     vectors = [[0.5, -0.2, 0.0], [0.0, 0.0, 0.0], [1.5, 1.0, -1.5]]
     together = evaluate_candidates(base, live, prompts, vectors)
-    for weights, one in zip(vectors, together, strict=True):
+    for weights, item in zip(vectors, together, strict=True):
         live.set_scales(live.scales_of(weights))
         with live.attach():
-            found = mean_loss(targets_only(prompts), likelihoods(base, targets_only(prompts)))
-        assert one.loss == pytest.approx(found, abs=1e-5)
-        assert one.value == pytest.approx(found + PENALTY * sum(map(abs, weights)) / 3, abs=1e-5)
+            result = mean_loss(targets_only(prompts), likelihoods(base, targets_only(prompts)))
+        assert item.loss == pytest.approx(result, abs=1e-5)
+        assert item.value == pytest.approx(result + PENALTY * sum(map(abs, weights)) / 3, abs=1e-5)
 
 
 def test_a_search_keeps_to_its_bounds_and_budget_and_never_ends_above_the_base(
@@ -215,11 +216,11 @@ def test_a_search_keeps_to_its_bounds_and_budget_and_never_ends_above_the_base(
     base = tiny_base()
     prompts = encode(base.tokenizer, task, some.all, base.limit)
     for pool in (members, members[:1]):
-        found = search(base, LiveStack(base.model, pool), prompts, 20, seed=0)
-        assert len(found.tries) == 20
-        assert all(abs(weight) <= BOUND for one in found.tries for weight in one.weights)
-        assert found.tries[0].weights == (0.0,) * len(pool)
-        assert min(one.value for one in found.tries) < found.tries[0].value
+        hits = search(base, LiveStack(base.model, pool), prompts, 20, seed=0)
+        assert len(hits.tries) == 20
+        assert all(abs(weight) <= BOUND for item in hits.tries for weight in item.weights)
+        assert hits.tries[0].weights == (0.0,) * len(pool)
+        assert min(item.value for item in hits.tries) < hits.tries[0].value
 
 
 def test_members_that_overflow_are_an_error_and_no_result(
@@ -232,8 +233,8 @@ def test_members_that_overflow_are_an_error_and_no_result(
                 tiny_base(), [huge, *members], task, some, method, steps=None if method != "adamerging" else 3
             )
     # A candidate that overflows is only not chosen.
-    found = adapt(tiny_base(), [huge, *members], task, some, "lorahub", steps=10)
-    json.dumps(found.record, allow_nan=False)
+    result = adapt(tiny_base(), [huge, *members], task, some, "lorahub", steps=10)
+    json.dumps(result.record, allow_nan=False)
 
 
 def test_factors_are_trained_in_float32(task: Task, some: ExampleBudget, members: list[MergeMember]) -> None:

@@ -33,24 +33,24 @@ FIRST, SECOND = ([[1.0, 2.0]], [[1.0], [0.0]]), ([[3.0, 4.0]], [[0.0], [1.0]])
     ],
 )
 def test_cases_worked_by_hand(method: str, weights: list[float] | None, expected: list[list[float]]) -> None:
-    found = product(run(method, stack_of(FIRST, SECOND), weights))
-    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=0, atol=1e-6)
+    result = product(run(method, stack_of(FIRST, SECOND), weights))
+    torch.testing.assert_close(result, torch.tensor(expected).double(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", EXACT)
 def test_exact_methods_are_the_dense_sum_at_any_mix_of_ranks(method: str) -> None:
     stack = random_stack([3, 1, 5])
     weights = [0.7, -0.4, 1.3]
-    given = [w / sum(weights) for w in weights] if METHODS[method].normalised else weights
-    expected = torch.stack([w * d for w, d in zip(given, dense(stack), strict=True)]).sum(0)
+    arguments = [w / sum(weights) for w in weights] if METHODS[method].normalised else weights
+    expected = torch.stack([w * d for w, d in zip(arguments, dense(stack), strict=True)]).sum(0)
     assert gap(run(method, stack, weights), expected) < 1e-6
     assert gap(run(method, rotated(stack, orthogonal=False), weights), expected) < 1e-4
 
 
 @pytest.mark.parametrize("method", ["average", "svd"])
 def test_copies_of_one_average_to_it(method: str) -> None:
-    one = random_stack([3])
-    assert gap(run(method, stack_of(*[(one.a, one.b)] * 5)), dense(one)[0]) < 1e-6
+    item = random_stack([3])
+    assert gap(run(method, stack_of(*[(item.a, item.b)] * 5)), dense(item)[0]) < 1e-6
 
 
 @pytest.mark.parametrize("method", ["separate-average", "peft-linear"])

@@ -43,11 +43,11 @@ def test_a_case_worked_by_hand() -> None:
     # Units (1,0|2,0), (0,1|0,1) and (0,3|0,3): the latter two have one direction and form a cluster.
     stack = stack_of(([[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 1.0]]), ([[0.0, 3.0]], [[0.0], [3.0]]))
     # Its mean (0,2|0,2) gives 4; the mean largest entry is 2 as well, so the first reweighting is 1.
-    found = product(run("lora-lego", stack, rank=2, rescale=False))
-    torch.testing.assert_close(found, torch.tensor([[2.0, 0.0], [0.0, 4.0]]).double())
+    result = product(run("lora-lego", stack, rank=2, rescale=False))
+    torch.testing.assert_close(result, torch.tensor([[2.0, 0.0], [0.0, 4.0]]).double())
     # The second: r is the mean rank 3/2, k is 2.
-    found = product(run("lora-lego", stack, rank=2))
-    torch.testing.assert_close(found, (1.5 / 2) ** 0.5 * torch.tensor([[2.0, 0.0], [0.0, 4.0]]).double())
+    result = product(run("lora-lego", stack, rank=2))
+    torch.testing.assert_close(result, (1.5 / 2) ** 0.5 * torch.tensor([[2.0, 0.0], [0.0, 4.0]]).double())
 
 
 def test_what_the_centroids_hold_worked_by_hand() -> None:
@@ -65,8 +65,10 @@ def test_what_the_centroids_hold_worked_by_hand() -> None:
 def test_more_clusters_hold_more_until_they_hold_all(units: str) -> None:
     stack = random_stack((3, 2, 4), 6, 5, seed=4)
     shares = [
-        held / whole
-        for held, whole in (centroid_energy(work("lora-lego", stack, rank=k, units=units)) for k in (1, 5, 9))
+        held / complete
+        for held, complete in (
+            centroid_energy(work("lora-lego", stack, rank=k, units=units)) for k in (1, 5, 9)
+        )
     ]
     assert 0 < shares[0] < shares[1] < shares[2] == pytest.approx(1)
 
@@ -107,9 +109,9 @@ def test_with_as_many_clusters_as_units_it_is_the_concatenation(ranks: list[int]
 @pytest.mark.parametrize("units", ["stored", "singular"])
 @pytest.mark.parametrize("start", ["farthest"])
 def test_copies_of_one_give_it_back(copies: int, units: str, start: str) -> None:
-    one = random_stack([4])
-    stack = stack_of(*[(one.a, one.b)] * copies)
-    assert gap(run("lora-lego", stack, rank=4, units=units, start=start), dense(one)[0]) < 1e-5
+    item = random_stack([4])
+    stack = stack_of(*[(item.a, item.b)] * copies)
+    assert gap(run("lora-lego", stack, rank=4, units=units, start=start), dense(item)[0]) < 1e-5
 
 
 def test_only_singular_units_do_not_depend_on_the_gauge() -> None:
@@ -122,17 +124,17 @@ def test_only_singular_units_do_not_depend_on_the_gauge() -> None:
 
 def test_singular_units_are_the_same_updates() -> None:
     stack = stack_of(*[(s.a, s.b) for s in (random_stack([4]), random_stack([6], seed=2))])
-    found = singular_units(stack)
-    for left, right in zip(dense(found), dense(stack), strict=True):
+    result = singular_units(stack)
+    for left, right in zip(dense(result), dense(stack), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
-    gram = grams(found).a[:4, :4]
+    gram = grams(result).a[:4, :4]
     assert float((gram - gram.diagonal().diag()).abs().max()) < 1e-4
 
 
 def test_the_concatenation_of_a_member_of_weight_zero_is_the_other() -> None:
     stack = random_stack([4, 3])
-    found = run("lora-lego", stack, [1.0, -1.0], rank=7, rescale=False)
-    assert gap(found, dense(stack)[0] - dense(stack)[1]) < 1e-6
+    result = run("lora-lego", stack, [1.0, -1.0], rank=7, rescale=False)
+    assert gap(result, dense(stack)[0] - dense(stack)[1]) < 1e-6
 
 
 def test_clusters_are_those_of_lloyd_on_the_directions() -> None:
@@ -176,9 +178,9 @@ def test_units_of_no_length_are_left_out() -> None:
 
 def test_random_starts_follow_the_seed() -> None:
     stack = random_stack([8, 8], 30, 20)
-    one, again, other = (product(run("lora-lego", stack, rank=4, start="random", seed=s)) for s in (1, 1, 2))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
+    item, again, other = (product(run("lora-lego", stack, rank=4, start="random", seed=s)) for s in (1, 1, 2))
+    assert torch.equal(item, again)
+    assert not torch.equal(item, other)
 
 
 def test_folders_of_mixed_ranks_and_more_clusters_than_units(tmp_path: Path) -> None:

@@ -35,11 +35,11 @@ Q, UP = SHAPES[2].name, SHAPES[1].name
 
 def made(values: Any = None, **design: Any) -> Coefficients:
     """Coefficients of the three members, with these values for what is trained."""
-    found = Coefficients(SHAPES, NAMES, **design)
+    result = Coefficients(SHAPES, NAMES, **design)
     if values is not None:
         with torch.no_grad():
-            found.raw.copy_(torch.tensor(values).expand_as(found.raw))
-    return found
+            result.raw.copy_(torch.tensor(values).expand_as(result.raw))
+    return result
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_there_are_as_many_as_the_granularity_says(granularity: Granularity, sha
     ],
 )
 def test_activations_by_hand(activation: Activation, expected: list[float]) -> None:
-    found = made([2.0, 5.0, -1.0], activation=activation, init="normal")
-    assert found.scales()[Q].tolist() == pytest.approx(expected, rel=1e-6)
+    result = made([2.0, 5.0, -1.0], activation=activation, init="normal")
+    assert result.scales()[Q].tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_softmax_is_over_the_members_that_are_there() -> None:
@@ -71,8 +71,8 @@ def test_a_softmax_is_over_the_members_that_are_there() -> None:
     assert numbers["lm_head"] == (0.0, 1.0, 0.0)
     for shape in SHAPES:
         assert sum(map(float, numbers[shape.name])) == pytest.approx(1)  # type: ignore[arg-type]
-    whole = made([0.0, 1.0, 2.0], activation="softmax", granularity="adapter").numbers()
-    assert whole[UP] == pytest.approx([math.exp(n) / (1 + math.e + math.e**2) for n in range(3)])
+    complete = made([0.0, 1.0, 2.0], activation="softmax", granularity="adapter").numbers()
+    assert complete[UP] == pytest.approx([math.exp(n) / (1 + math.e + math.e**2) for n in range(3)])
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_a_softmax_is_over_the_members_that_are_there() -> None:
 @pytest.mark.parametrize("granularity", get_args(Granularity))
 def test_starts_by_hand(init: Init, expected: list[float], granularity: Granularity) -> None:
     target = 2 if init == "one_hot" else None
-    found = made(activation="linear", init=init, granularity=granularity, target=target).scales()[UP]
-    assert found.tolist() == pytest.approx([expected[n] for n in (0, 1, 1, 2, 2, 2)])
+    result = made(activation="linear", init=init, granularity=granularity, target=target).scales()[UP]
+    assert result.tolist() == pytest.approx([expected[n] for n in (0, 1, 1, 2, 2, 2)])
 
 
 @pytest.mark.parametrize(("init", "mean", "deviation"), [("uniform", 0.5, 12**-0.5), ("normal", 0, 0.5)])
@@ -101,9 +101,9 @@ def test_random_starts_have_the_distribution_that_they_are_named_for(
 
 @pytest.mark.parametrize("init", ["uniform", "normal"])
 def test_a_seed_gives_the_same_start_and_another_a_different_one(init: Init) -> None:
-    one, same, other = (made(init=init, seed=seed).raw for seed in (1, 1, 2))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+    item, same, other = (made(init=init, seed=seed).raw for seed in (1, 1, 2))
+    assert torch.equal(item, same)
+    assert not torch.equal(item, other)
 
 
 @pytest.mark.parametrize("granularity", get_args(Granularity))
@@ -111,19 +111,19 @@ def test_a_seed_gives_the_same_start_and_another_a_different_one(init: Init) -> 
 def test_every_start_can_be_left(granularity: Granularity, activation: Activation) -> None:
     if (granularity, activation) == ("rank", "softmax"):
         return
-    found = made(granularity=granularity, activation=activation, init="normal")
+    result = made(granularity=granularity, activation=activation, init="normal")
     generator = torch.Generator().manual_seed(0)
-    sum((s * torch.rand(s.shape, generator=generator)).sum() for s in found.scales().values()).backward()
-    assert found.raw.grad is not None
-    assert bool(found.raw.grad.any())
+    sum((s * torch.rand(s.shape, generator=generator)).sum() for s in result.scales().values()).backward()
+    assert result.raw.grad is not None
+    assert bool(result.raw.grad.any())
 
 
 def test_zero_with_leaky_relu_can_be_left() -> None:
-    found = made()
-    sum(scales.sum() for scales in found.scales().values()).backward()
-    assert found.raw.grad is not None
-    assert float(found.raw.grad[1, 1]) == pytest.approx(0.02)  # two ranks, slope 0.01 at 0
-    assert float(found.raw.grad[0, 0]) == 0  # nobody's lm_head
+    result = made()
+    sum(scales.sum() for scales in result.scales().values()).backward()
+    assert result.raw.grad is not None
+    assert float(result.raw.grad[1, 1]) == pytest.approx(0.02)  # two ranks, slope 0.01 at 0
+    assert float(result.raw.grad[0, 0]) == 0  # nobody's lm_head
 
 
 def test_groups_share_their_coefficient() -> None:
@@ -146,9 +146,9 @@ def test_groups_share_their_coefficient() -> None:
 
 
 def test_one_number_a_rank_is_a_tuple_a_member() -> None:
-    found = made(torch.arange(18.0).tolist(), granularity="rank", activation="linear")
-    assert found.numbers()[UP] == ((2.0,), (3.0, 4.0), (5.0, 6.0, 7.0))
-    assert found.numbers()["lm_head"] == ((), (0.0, 1.0), ())
+    result = made(torch.arange(18.0).tolist(), granularity="rank", activation="linear")
+    assert result.numbers()[UP] == ((2.0,), (3.0, 4.0), (5.0, 6.0, 7.0))
+    assert result.numbers()["lm_head"] == ((), (0.0, 1.0), ())
 
 
 ranks = st.lists(st.integers(0, 3), min_size=3, max_size=3).filter(any)
@@ -160,9 +160,9 @@ def test_numbers_and_scales_say_the_same(table: list[list[int]], granularity: Gr
         shape_of(f"model.layers.{n // 2}.{'mlp.up' if n % 2 else 'self_attn.q'}_proj", tuple(row))
         for n, row in enumerate(table)
     ]
-    found = Coefficients(shapes, NAMES, granularity, "leaky_relu", "normal", seed)
-    back = columns(shapes, found.numbers())
-    for name, scales in found.scales().items():
+    result = Coefficients(shapes, NAMES, granularity, "leaky_relu", "normal", seed)
+    back = columns(shapes, result.numbers())
+    for name, scales in result.scales().items():
         assert torch.equal(back[name].float(), scales.detach())
 
 

@@ -28,9 +28,9 @@ def members(tmp_path: Path) -> list[MergeMember]:
 
 
 def expected(members: list[MergeMember], numbers: dict[str, list[float]]) -> dict[str, torch.Tensor]:
-    found = [deltas(member.folder) for member in members]
+    result = [deltas(member.folder) for member in members]
     return {
-        name: sum(c * delta[name] for c, delta in zip(row, found, strict=True) if name in delta)  # type: ignore[misc]
+        name: sum(c * delta[name] for c, delta in zip(row, result, strict=True) if name in delta)  # type: ignore[misc]
         for name, row in numbers.items()
     }
 
@@ -57,8 +57,8 @@ def test_a_coefficient_a_rank_scales_that_rank(members: list[MergeMember], tmp_p
     report = combine(members[:1], {Q: [[0.0, 3.0]]}, tmp_path / "out")
     stack = next(stack for stack in iterate_stacks(members[:1]) if stack.name == Q)
     assert report.modules[Q].rank == 1
-    one = 3 * stack.b[:, 1:].double() @ stack.a[1:].double()
-    assert distance(deltas(tmp_path / "out"), {Q: one}) < 1e-6
+    item = 3 * stack.b[:, 1:].double() @ stack.a[1:].double()
+    assert distance(deltas(tmp_path / "out"), {Q: item}) < 1e-6
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6])
@@ -68,10 +68,10 @@ def test_a_truncation_is_the_best_and_says_what_it_drops(
     numbers = {name: [1.0, -0.5, 0.7] for name in ALL}
     report = combine(members, numbers, tmp_path / "out", rank=rank)
     written, exact = deltas(tmp_path / "out"), expected(members, numbers)
-    for name, whole in exact.items():
-        squares = torch.linalg.svdvals(whole).square()
+    for name, complete in exact.items():
+        squares = torch.linalg.svdvals(complete).square()
         lost = float(squares[rank:].sum())
-        assert float((written[name] - whole).square().sum()) == pytest.approx(lost, rel=1e-3, abs=1e-6)
+        assert float((written[name] - complete).square().sum()) == pytest.approx(lost, rel=1e-3, abs=1e-6)
         assert report.modules[name].discarded == pytest.approx(lost, rel=1e-3, abs=1e-6)
         assert report.modules[name].rank <= rank
     totals = report.record["combined"]["totals"]
@@ -158,16 +158,16 @@ def test_live_trained_and_written_agree(tmp_path: Path) -> None:
     model = tiny()
     members = mixed(tmp_path / "members", model)
     live = LiveStack(model, members, train_factors=True)
-    found = Coefficients(live.shapes, [m.name for m in members], "module", "leaky_relu", "normal", seed=1)
-    optimiser = torch.optim.SGD([found.raw, *(f for pair in live.factors.values() for f in pair)], lr=1e-4)
+    result = Coefficients(live.shapes, [m.name for m in members], "module", "leaky_relu", "normal", seed=1)
+    optimiser = torch.optim.SGD([result.raw, *(f for pair in live.factors.values() for f in pair)], lr=1e-4)
     with live.attach():
-        live.set_scales(found.scales())
+        live.set_scales(result.scales())
         model(tokens()).logits.square().mean().backward()
         optimiser.step()
         with torch.no_grad():
-            live.set_scales(found.scales())
+            live.set_scales(result.scales())
             trained = model(tokens()).logits
-    combine(members, found.numbers(), tmp_path / "out", dtype="float32", stacks=live.stacks())
+    combine(members, result.numbers(), tmp_path / "out", dtype="float32", stacks=live.stacks())
     written = LiveStack(model, [load_member(tmp_path / "out")])
     with written.attach(), torch.no_grad():
         assert torch.allclose(model(tokens()).logits, trained, atol=1e-5 * float(trained.abs().max()))

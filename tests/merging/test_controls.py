@@ -78,8 +78,8 @@ def test_the_spread_of_a_pool_worked_by_hand(tmp_path: Path) -> None:
     # A: 1 3 and 5 7, mean 4, squares 9 1 1 9, so std = sqrt(20 / 3); B: 2 and 4, mean 3, std = sqrt 2.
     first = one_pair(tmp_path / "a", [[1.0, 3.0]], [[2.0]])
     second = one_pair(tmp_path / "b", [[5.0, 7.0]], [[4.0]])
-    (found,) = entry_deviations([first, second]).values()
-    assert list(found) == pytest.approx([math.sqrt(20 / 3), math.sqrt(2)], rel=1e-14)
+    (result,) = entry_deviations([first, second]).values()
+    assert list(result) == pytest.approx([math.sqrt(20 / 3), math.sqrt(2)], rel=1e-14)
     # Alone: A of 1 and 3 has sqrt 2, B is a single number.
     (alone,) = entry_deviations([first]).values()
     assert list(alone) == pytest.approx([math.sqrt(2), 0.0], rel=1e-14)
@@ -92,12 +92,12 @@ def test_the_pooled_spread_is_that_of_all_factors_in_one_tensor(tmp_path: Path) 
         load_member(layered(tmp_path / "b", 2, rank=8, scale=3.0, lora_alpha=128)),
         load_member(layered(tmp_path / "c", 3, layers=range(2))),
     ]
-    found = entry_deviations(members)
-    for name, (std_a, std_b) in found.items():
+    result = entry_deviations(members)
+    for name, (std_a, std_b) in result.items():
         here = [read_module(member, name) for member in members if name in member.modules]
         assert std_a == pytest.approx(float(torch.cat([a for a, _ in here]).double().std()), rel=1e-12)
         assert std_b == pytest.approx(float(torch.cat([b for _, b in here], 1).double().std()), rel=1e-12)
-    assert len(found) == 10
+    assert len(result) == 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,12 +117,12 @@ def test_names_ranks_and_scalings_stay(kind: str, tmp_path: Path) -> None:
     document = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(document | patterns))
     member = load_member(folder, name="owner/m", source={"commit": "c0ffee"})
-    made = stand_in(member, kind, tmp_path / "out", seed=3)
-    assert facts(made) == facts(member)
-    assert {m.scaling for m in made.spec.modules} == {8 / math.sqrt(2), 64 / math.sqrt(4)}
-    assert (made.config.base_model, made.name) == (member.config.base_model, f"owner/m:{kind}:3")
-    assert made.source["commit"] == "c0ffee"
-    assert made.digest == digest_of(made.weights)
+    result = stand_in(member, kind, tmp_path / "out", seed=3)
+    assert facts(result) == facts(member)
+    assert {m.scaling for m in result.spec.modules} == {8 / math.sqrt(2), 64 / math.sqrt(4)}
+    assert (result.config.base_model, result.name) == (member.config.base_model, f"owner/m:{kind}:3")
+    assert result.source["commit"] == "c0ffee"
+    assert result.digest == digest_of(result.weights)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -169,10 +169,10 @@ def test_members_modules_and_sides_have_numbers_of_their_own(kind: str, tmp_path
 def test_random_each_has_each_factors_own_spread_and_no_mean(tmp_path: Path) -> None:
     """12 normal factors: mean and variance within 4.5 of their standard errors, kurtosis that of a normal."""
     member = load_member(layered(tmp_path / "m", rank=20))
-    made = stand_in(member, "random-each", tmp_path / "out")
+    result = stand_in(member, "random-each", tmp_path / "out")
     original = load_file(member.weights)
     scaled = []
-    for name, values in load_file(made.weights).items():
+    for name, values in load_file(result.weights).items():
         std = float(original[name].double().std())
         numbers = values.double().flatten() / std
         assert abs(float(numbers.mean())) < 4.5 / math.sqrt(len(numbers))
@@ -184,11 +184,11 @@ def test_random_each_has_each_factors_own_spread_and_no_mean(tmp_path: Path) -> 
 
 def test_random_pooled_has_the_pools_spread_in_every_member(tmp_path: Path) -> None:
     members = [load_member(layered(tmp_path / f"m{n}", n, rank=16, scale=s)) for n, s in enumerate((0.1, 5))]
-    made = stand_ins(members, "random-pooled", tmp_path / "out")
+    result = stand_ins(members, "random-pooled", tmp_path / "out")
     pooled = entry_deviations(members)
-    for one in made:
+    for item in result:
         for name, (std_a, std_b) in pooled.items():
-            for values, std in zip(read_module(one, name), (std_a, std_b), strict=True):
+            for values, std in zip(read_module(item, name), (std_a, std_b), strict=True):
                 error = 4.5 * math.sqrt(2 / values.numel())
                 assert float(values.double().square().mean()) / std**2 == pytest.approx(1, abs=error)
 
@@ -203,14 +203,14 @@ def test_a_stand_in_alone_is_the_one_of_its_pool(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_random_directions_keep_every_singular_value(dtype: torch.dtype, tmp_path: Path) -> None:
     member = load_member(layered(tmp_path / "m", dtype=dtype, lora_alpha=3, use_rslora=True))
-    made = stand_in(member, "random-directions", tmp_path / "out")
-    after = spectra(made.folder)
+    result = stand_in(member, "random-directions", tmp_path / "out")
+    after = spectra(result.folder)
     for name, values in spectra(member.folder).items():
         torch.testing.assert_close(after[name][:4] / values[0], values[:4] / values[0], rtol=0, atol=1e-6)
         assert float(after[name][4]) < 1e-6 * float(values[0])
     overlaps = [
         float(torch.cosine_similarity(x.flatten(), y.flatten(), 0))
-        for x, y in zip(deltas(member.folder).values(), deltas(made.folder).values(), strict=True)
+        for x, y in zip(deltas(member.folder).values(), deltas(result.folder).values(), strict=True)
     ]
     # Of 576 or 960 entries: unrelated directions have cosines of about 0.03.
     assert max(map(abs, overlaps)) < 0.2
@@ -232,51 +232,51 @@ def test_more_ranks_than_the_layer_allows_keep_the_spectrum(tmp_path: Path) -> N
     member = one_pair(
         tmp_path / "m", [[3.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [[2.0, 0.0, 0.0], [0.0, 5.0, 0.0]]
     )
-    made = stand_in(member, "random-directions", tmp_path / "out")
+    result = stand_in(member, "random-directions", tmp_path / "out")
     # B A = [[6, 0], [0, 5]].
-    (values,) = spectra(made.folder).values()
+    (values,) = spectra(result.folder).values()
     torch.testing.assert_close(values, torch.tensor([6.0, 5.0]).double(), rtol=0, atol=1e-6)
-    assert made.spec.modules[0].rank == 3
+    assert result.spec.modules[0].rank == 3
 
 
 def test_shuffled_layers_are_the_members_own_and_none_keeps_its_own(tmp_path: Path) -> None:
     member = load_member(layered(tmp_path / "m", layers=range(3, 9), dtype=torch.bfloat16))
-    made = stand_in(member, "shuffled-layers", tmp_path / "out", seed=1)
+    result = stand_in(member, "shuffled-layers", tmp_path / "out", seed=1)
     moved = []
     for place in BASES:
         names = [f"model.layers.{n}.{place}" for n in range(3, 9)]
-        before, after = ([read_module(m, name) for name in names] for m in (member, made))
+        before, after = ([read_module(m, name) for name in names] for m in (member, result))
         origin = [next(i for i, old in enumerate(before) if all(map(torch.equal, old, new))) for new in after]
         assert sorted(origin) == list(range(6))
         assert all(n != i for n, i in enumerate(origin))
         moved.append(origin)
     assert moved[0] == moved[1]
-    assert made.spec.dtypes == ("BF16",)
+    assert result.spec.dtypes == ("BF16",)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_two_layers_swap_whatever_the_seed(seed: int, tmp_path: Path) -> None:
     member = load_member(layered(tmp_path / "m", layers=(0, 1)))
-    made = stand_in(member, "shuffled-layers", tmp_path / "out", seed=seed)
-    old, new = load_file(member.weights), load_file(made.weights)
+    result = stand_in(member, "shuffled-layers", tmp_path / "out", seed=seed)
+    old, new = load_file(member.weights), load_file(result.weights)
     assert all(torch.equal(new[name], old[name.translate({48: 49, 49: 48})]) for name in old)
 
 
 def test_layers_of_another_rank_or_scaling_are_not_mixed(tmp_path: Path) -> None:
     """Layers 0 to 2 with alpha 8, layers 3 and 4 with alpha 16: updates keep their size as they move."""
     member = load_member(layered(tmp_path / "m", alpha_pattern={r"layers\.[34]\.[a-z_.]+": 16}))
-    made = stand_in(member, "shuffled-layers", tmp_path / "out")
+    result = stand_in(member, "shuffled-layers", tmp_path / "out")
     before = sorted(float(delta.norm()) for delta in deltas(member.folder).values())
-    after = sorted(float(delta.norm()) for delta in deltas(made.folder).values())
+    after = sorted(float(delta.norm()) for delta in deltas(result.folder).values())
     assert after == pytest.approx(before, rel=1e-12)
 
 
 def test_permuted_ranks_are_the_same_update(tmp_path: Path) -> None:
     member = load_member(layered(tmp_path / "one", rank=8))
-    made = stand_in(member, "permuted-ranks", tmp_path / "out", seed=3)
+    result = stand_in(member, "permuted-ranks", tmp_path / "out", seed=3)
     moved = 0
     for name in member.modules:
-        (a, b), (other_a, other_b) = read_module(member, name), read_module(made, name)
+        (a, b), (other_a, other_b) = read_module(member, name), read_module(result, name)
         order = [int((a == row).all(dim=1).nonzero()) for row in other_a]
         assert sorted(order) == list(range(8))
         assert torch.equal(b[:, order], other_b)
@@ -306,8 +306,8 @@ def test_values_that_are_not_finite_are_refused_and_leave_nothing(kind: str, tmp
 @pytest.mark.parametrize("kind", RANDOM)
 def test_an_untrained_member_stays_without_effect(kind: str, tmp_path: Path) -> None:
     member = load_member(layered(tmp_path / "zero", scale=0.0))
-    made = stand_in(member, kind, tmp_path / "out")
-    assert not any(delta.any() for delta in deltas(made.folder).values())
+    result = stand_in(member, kind, tmp_path / "out")
+    assert not any(delta.any() for delta in deltas(result.folder).values())
 
 
 def test_a_kind_that_is_none_is_refused_with_those_that_are(tmp_path: Path) -> None:
@@ -317,25 +317,25 @@ def test_a_kind_that_is_none_is_refused_with_those_that_are(tmp_path: Path) -> N
 
 def test_a_stand_in_is_written_once_and_other_folders_are_left_alone(tmp_path: Path) -> None:
     member = load_member(layered(tmp_path / "m"))
-    made = stand_in(member, "random-each", tmp_path / "out")
-    inode = made.weights.stat().st_ino
+    result = stand_in(member, "random-each", tmp_path / "out")
+    inode = result.weights.stat().st_ino
     again = stand_in(member, "random-each", tmp_path / "out")
-    assert (again, again.weights.stat().st_ino) == (made, inode)
+    assert (again, again.weights.stat().st_ino) == (result, inode)
     with pytest.raises(UsageError, match="is there already"):
         stand_in(member, "random-each", tmp_path / "out", seed=1)
-    config = json.loads((made.folder / "adapter_config.json").read_text())
-    (made.folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
+    config = json.loads((result.folder / "adapter_config.json").read_text())
+    (result.folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
     with pytest.raises(UsageError, match="is there already"):
         stand_in(member, "random-each", tmp_path / "out")
 
 
 def test_merges_take_stand_ins_and_say_so(tmp_path: Path) -> None:
     members = [load_member(layered(tmp_path / f"m{n}", n), name=f"owner/m{n}") for n in range(2)]
-    made = stand_ins(members, "random-directions", tmp_path / "made", seed=5)
-    entries = merge(made, "average", tmp_path / "out").record["members"]
+    result = stand_ins(members, "random-directions", tmp_path / "made", seed=5)
+    entries = merge(result, "average", tmp_path / "out").record["members"]
     assert [entry["name"] for entry in entries] == [f"owner/m{n}:random-directions:5" for n in range(2)]
     assert entries[0]["source"]["of_sha256"] == digest_of(members[0].weights)
-    assert [entry["sha256"] for entry in entries] == [digest_of(member.weights) for member in made]
+    assert [entry["sha256"] for entry in entries] == [digest_of(member.weights) for member in result]
 
 
 # PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
@@ -353,10 +353,10 @@ def test_plain_peft_loads_them(kind: str, tmp_path: Path) -> None:
     )
     torch.manual_seed(0)
     folder = layered(tmp_path / "m", scale=0.1, alpha_pattern={"q_proj": 3})
-    made = stand_in(load_member(folder), kind, tmp_path / "out")
-    model = peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM(config), made.folder)
-    expected = deltas(made.folder)
-    for name in made.modules:
+    result = stand_in(load_member(folder), kind, tmp_path / "out")
+    model = peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM(config), result.folder)
+    expected = deltas(result.folder)
+    for name in result.modules:
         module = model.get_submodule(f"base_model.model.{name}")
         torch.testing.assert_close(
             module.get_delta_weight("default").double(), expected[name], rtol=0, atol=1e-5

@@ -19,8 +19,8 @@ def work_of(stack: Stack, space: str = "delta", rank: int = 50, memory: int = 1 
     return ModuleWork(stack, (1.0,) * count, rank, tuple(map(str, range(count))), options, memory=memory)
 
 
-def whole(found: Entries) -> torch.Tensor:
-    return found.block(slice(0, found.rows))
+def whole(result: Entries) -> torch.Tensor:
+    return result.block(slice(0, result.rows))
 
 
 @pytest.mark.parametrize("space", ["delta", "knots", "core"])
@@ -37,18 +37,18 @@ def test_the_common_basis_of_outputs_is_that_of_knots() -> None:
     stack = random_stack([3, 2], 14, 12)
     deltas = dense(stack)
     u = torch.linalg.svd(torch.cat(deltas, 1), full_matrices=False).U[:, :5]
-    found = whole(entries(work_of(stack, "knots")))
+    result = whole(entries(work_of(stack, "knots")))
     for n, delta in enumerate(deltas):
-        torch.testing.assert_close(found[n].double().abs(), (u.T @ delta).abs(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result[n].double().abs(), (u.T @ delta).abs(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_core_is_that_of_core_space() -> None:
     stack = random_stack([3, 2], 14, 12)
     u = torch.linalg.svd(stack.b.double(), full_matrices=False).U
     v = torch.linalg.svd(stack.a.double(), full_matrices=False).Vh
-    found = whole(entries(work_of(stack, "core"))).flip(1, 2)
+    result = whole(entries(work_of(stack, "core"))).flip(1, 2)
     for n, delta in enumerate(dense(stack)):
-        torch.testing.assert_close(found[n].double().abs(), (u.T @ delta @ v.T).abs(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result[n].double().abs(), (u.T @ delta @ v.T).abs(), rtol=1e-4, atol=1e-4)
 
 
 def test_knots_do_not_depend_on_the_gauge_and_cores_on_rotations_neither() -> None:
@@ -69,34 +69,36 @@ def test_thresholds_keep_exactly_the_share(keep: float, small: bool, monkeypatch
         monkeypatch.setattr(entries_module, "_BLOCK", 4000)
     for seed in range(8):
         work = work_of(random_stack([3, 2, 1], 37, 23, seed))
-        found = entries(work)
-        kept = (whole(found).abs() >= magnitude_thresholds(work, found, keep)).flatten(1).sum(1)
-        assert kept.tolist() == [int(keep * 37 * 23 + 1e-9)] * 3
+        result = entries(work)
+        remaining = (whole(result).abs() >= magnitude_thresholds(work, result, keep)).flatten(1).sum(1)
+        assert remaining.tolist() == [int(keep * 37 * 23 + 1e-9)] * 3
 
 
 def test_a_sample_that_misleads_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entries_module, "_SMALL", 10)
-    monkeypatch.setattr(entries_module, "_sample", lambda work, found, member: torch.full((300,), 1e9))
+    monkeypatch.setattr(entries_module, "_sample", lambda work, result, member: torch.full((300,), 1e9))
     work = work_of(random_stack([3], 37, 23))
-    found = entries(work)
-    assert int((whole(found).abs() >= magnitude_thresholds(work, found, 0.2)).sum()) == int(0.2 * 37 * 23)
+    result = entries(work)
+    assert int((whole(result).abs() >= magnitude_thresholds(work, result, 0.2)).sum()) == int(0.2 * 37 * 23)
 
 
 def test_sampled_thresholds_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entries_module, "_SMALL", 10)
     work = work_of(random_stack([3, 2], 300, 200))
-    found = entries(work)
-    kept = (whole(found).abs() >= magnitude_thresholds(work, found, 0.2, exact=False)).float().mean((1, 2))
-    torch.testing.assert_close(kept, torch.full((2,), 0.2), rtol=0, atol=0.005)
+    result = entries(work)
+    remaining = (
+        (whole(result).abs() >= magnitude_thresholds(work, result, 0.2, exact=False)).float().mean((1, 2))
+    )
+    torch.testing.assert_close(remaining, torch.full((2,), 0.2), rtol=0, atol=0.005)
 
 
 def test_many_zeros_keep_all_that_is_not_zero() -> None:
     stack = random_stack([1], 10, 10)
     stack.b[2:] = 0
     work = work_of(stack)
-    found = entries(work)
-    limit = magnitude_thresholds(work, found, 0.9)
-    assert int((whole(found) * (whole(found).abs() >= limit)).count_nonzero()) == 20
+    result = entries(work)
+    limit = magnitude_thresholds(work, result, 0.9)
+    assert int((whole(result) * (whole(result).abs() >= limit)).count_nonzero()) == 20
 
 
 @pytest.mark.parametrize("memory", [1 << 29, 1])

@@ -43,15 +43,15 @@ def tasks(tmp_path: Path) -> list[Task]:
 def test_a_score_is_that_of_plain_peft(tmp_path: Path, tasks: list[Task]) -> None:
     members = [tiny_adapter(tmp_path / f"a{n}", n, rank=n + 1) for n in range(3)]
     base = tiny_base()
-    found = [one for one in evaluate(base, members, tasks[:1]) if isinstance(one, TaskScore)]
-    assert [one.adapter for one in found] == [BASE, "a0", "a1", "a2"]
-    for score, member in zip(found[1:], members, strict=True):
+    scores = [item for item in evaluate(base, members, tasks[:1]) if isinstance(item, TaskScore)]
+    assert [item.adapter for item in scores] == [BASE, "a0", "a1", "a2"]
+    for score, member in zip(scores[1:], members, strict=True):
         other = tiny_base()
         model = PeftModel.from_pretrained(other.model, member.folder)
         alone = measure(type(other)(NAME, model, other.tokenizer, 512), tasks[0], examples(tasks[0], "test"))
         assert score.value == alone.value
         assert score.loss == pytest.approx(alone.loss, abs=1e-5)
-    assert len({round(one.loss, 6) for one in found}) == 4
+    assert len({round(item.loss, 6) for item in scores}) == 4
 
 
 def test_the_base_is_what_it_was(tmp_path: Path, tasks: list[Task]) -> None:
@@ -71,7 +71,7 @@ def test_exact_match_counts_generated_texts(tmp_path: Path, tasks: list[Task]) -
 
     texts = generate(base, encode(base.tokenizer, tasks[1], questions, 512))
     # A task whose targets are what the model says, but for the last.
-    rows = [(one.input, text or "-") for one, text in zip(questions, texts, strict=True)]
+    rows = [(item.input, text or "-") for item, text in zip(questions, texts, strict=True)]
     rows[-1] = (rows[-1][0], "certainly not this")
     own = read_task(write_task(tmp_path / "own", rows, choices=None, metric="exact_match"))
     expected = sum(text != "" for text in texts[:-1]) / 4
@@ -81,25 +81,27 @@ def test_exact_match_counts_generated_texts(tmp_path: Path, tasks: list[Task]) -
 def test_a_run_goes_on_where_it_was(tmp_path: Path, tasks: list[Task]) -> None:
     members = [tiny_adapter(tmp_path / f"a{n}", n) for n in range(2)]
     log = tmp_path / "out" / "scores.jsonl"
-    whole = list(evaluate(tiny_base(), members, tasks, limit=10, log=log))
+    scores = list(evaluate(tiny_base(), members, tasks, limit=10, log=log))
     lines = log.read_text().splitlines(keepends=True)
-    assert len(lines) == len(whole) == 6
+    assert len(lines) == len(scores) == 6
     # Killed while the fourth line was written.
     log.write_text("".join(lines[:3]) + lines[3][:20])
-    told: list[tuple[int, int]] = []
+    document: list[tuple[int, int]] = []
     again = list(
-        evaluate(tiny_base(), members, tasks, limit=10, log=log, progress=lambda *counts: told.append(counts))
+        evaluate(
+            tiny_base(), members, tasks, limit=10, log=log, progress=lambda *counts: document.append(counts)
+        )
     )
-    assert again == whole
+    assert again == scores
     assert log.read_text() == "".join(lines)
-    assert told[-1] == (6, 6)
+    assert document[-1] == (6, 6)
 
 
 def test_the_same_weights_under_two_names_are_measured_once(tmp_path: Path, tasks: list[Task]) -> None:
     members = [tiny_adapter(tmp_path / name, 1) for name in ("one", "copy")]
     log = tmp_path / "scores.jsonl"
-    found = list(evaluate(tiny_base(), members, tasks[:1], log=log, with_base=False))
-    assert [one.adapter for one in found if isinstance(one, TaskScore)] == ["one", "copy"]
+    scores = list(evaluate(tiny_base(), members, tasks[:1], log=log, with_base=False))
+    assert [item.adapter for item in scores if isinstance(item, TaskScore)] == ["one", "copy"]
     assert len(log.read_text().splitlines()) == 1
 
 
@@ -126,29 +128,29 @@ def test_an_adapter_of_another_base_is_named_and_others_go_on(tmp_path: Path, ta
     model = get_peft_model(wide.model, LoraConfig(r=2, target_modules=["q_proj"]))
     model.save_pretrained(tmp_path / "wide", save_embedding_layers=False)
     members = [load_member(tmp_path / "wide"), good]
-    found = list(evaluate(tiny_base(), members, tasks[:1], with_base=False))
-    assert isinstance(found[0], LoradexError)
-    assert "wide" in str(found[0])
-    assert isinstance(found[1], TaskScore)
-    assert found[1].adapter == "good"
+    scores = list(evaluate(tiny_base(), members, tasks[:1], with_base=False))
+    assert isinstance(scores[0], LoradexError)
+    assert "wide" in str(scores[0])
+    assert isinstance(scores[1], TaskScore)
+    assert scores[1].adapter == "good"
 
 
 def test_an_adapter_that_overflows_is_named_and_others_go_on(tmp_path: Path, tasks: list[Task]) -> None:
     members = [tiny_adapter(tmp_path / "huge", 1, size=1e19), tiny_adapter(tmp_path / "good", 2)]
     log = tmp_path / "scores.jsonl"
-    found = list(evaluate(tiny_base(), members, tasks[:1], with_base=False, log=log))
-    assert isinstance(found[0], LoradexError)
-    assert str(found[0]).startswith("huge: ")
-    assert isinstance(found[1], TaskScore)
-    assert (found[1].adapter, len(log.read_text().splitlines())) == ("good", 1)
+    scores = list(evaluate(tiny_base(), members, tasks[:1], with_base=False, log=log))
+    assert isinstance(scores[0], LoradexError)
+    assert str(scores[0]).startswith("huge: ")
+    assert isinstance(scores[1], TaskScore)
+    assert (scores[1].adapter, len(log.read_text().splitlines())) == ("good", 1)
 
 
 def test_a_log_whose_last_line_lost_its_end_goes_on(tmp_path: Path, tasks: list[Task]) -> None:
     log = tmp_path / "scores.jsonl"
-    whole = list(evaluate(tiny_base(), [], tasks, limit=5, log=log))
+    scores = list(evaluate(tiny_base(), [], tasks, limit=5, log=log))
     text = log.read_text()
     log.write_text(text[:-1])
-    assert list(evaluate(tiny_base(), [], tasks, limit=5, log=log)) == whole
+    assert list(evaluate(tiny_base(), [], tasks, limit=5, log=log)) == scores
     assert log.read_text() == text
 
 
@@ -188,12 +190,12 @@ def test_a_model_that_overflows_is_no_score(tmp_path: Path, tasks: list[Task]) -
 
 
 def test_scores_can_be_imported(tmp_path: Path, tasks: list[Task]) -> None:
-    found = [one for one in evaluate(tiny_base(), [], tasks, limit=5) if isinstance(one, TaskScore)]
+    scores = [item for item in evaluate(tiny_base(), [], tasks, limit=5) if isinstance(item, TaskScore)]
     file = tmp_path / "scores.json"
-    file.write_text(json.dumps(scores_document(found)))
+    file.write_text(json.dumps(scores_document(scores)))
     rows = read_scores(file, source="here", split="", metric="", n=None)
     assert [(row.subject, row.task, row.value, row.n) for row in rows] == [
-        (one.adapter, one.task, one.value, 5) for one in found
+        (item.adapter, item.task, item.value, 5) for item in scores
     ]
 
 
@@ -213,10 +215,10 @@ def test_a_race_sees_each_example_once_and_never_more_than_there_are(
     assert parts[3] == [None, None]
     assert sampler.spent == 30
     assert sampler.left_out == {"unknown": "unknown does not fit."}
-    whole = draw(tasks[0], "train", 30)
+    complete = draw(tasks[0], "train", 30)
     from merging.live import LiveStack
 
     base = tiny_base()
     with LiveStack(base.model, [member]).attach():
-        expected = measure(base, tasks[0], whole).value
+        expected = measure(base, tasks[0], complete).value
     assert sum(part[0] or 0.0 for part in parts[:3]) / 3 == pytest.approx(expected)

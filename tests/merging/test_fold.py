@@ -58,8 +58,8 @@ def test_every_changed_weight_is_the_sum_rounded_once(
     dtype: torch.dtype, error: float, shards: int, tmp_path: Path
 ) -> None:
     source, lora = base(tmp_path / "base", dtype, shards), adapter(tmp_path / "lora")
-    told: list[tuple[int, int]] = []
-    report = apply_to(source, lora, tmp_path / "out", progress=lambda done, of: told.append((done, of)))
+    document: list[tuple[int, int]] = []
+    report = apply_to(source, lora, tmp_path / "out", progress=lambda done, of: document.append((done, of)))
     before, after, added = tensors_of(source), tensors_of(tmp_path / "out"), deltas(lora)
     assert set(after) == set(before)
     for name, tensor in before.items():
@@ -70,7 +70,7 @@ def test_every_changed_weight_is_the_sum_rounded_once(
         else:
             expected = tensor.double() + delta
             assert float((after[name].double() - expected).abs().max()) <= error * float(expected.abs().max())
-    assert (report.modules, len(report.shards), told[-1]) == (4, shards, (4, 4))
+    assert (report.modules, len(report.shards), document[-1]) == (4, shards, (4, 4))
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"config.json", "tokenizer.json", "merge.json"} <= names
     assert "pytorch_model.bin" not in names
@@ -81,9 +81,9 @@ def test_ranges_of_rows_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest
     apply_to(source, lora, tmp_path / "a")
     monkeypatch.setattr("merging.static.folding._CHUNK", 150)
     apply_to(source, lora, tmp_path / "b")
-    one, other = (tensors_of(tmp_path / name) for name in "ab")
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-6)
+    item, other = (tensors_of(tmp_path / name) for name in "ab")
+    for name in item:
+        torch.testing.assert_close(item[name], other[name], rtol=1e-6, atol=1e-6)
     assert (tmp_path / "a" / "config.json").read_bytes() == (tmp_path / "b" / "config.json").read_bytes()
 
 
@@ -100,8 +100,8 @@ def test_embeddings_are_stored_the_other_way_round(tmp_path: Path) -> None:
     config = adapter_config(r=2, lora_alpha=6, target_modules=["embed_tokens"])
     (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
     apply_to(source, tmp_path / "lora", tmp_path / "out")
-    found = tensors_of(tmp_path / "out")["model.embed_tokens.weight"]
-    torch.testing.assert_close(found, table + 3 * (b @ a).T, rtol=1e-5, atol=1e-5)
+    result = tensors_of(tmp_path / "out")["model.embed_tokens.weight"]
+    torch.testing.assert_close(result, table + 3 * (b @ a).T, rtol=1e-5, atol=1e-5)
     (source / "config.json").write_text('{"tie_word_embeddings": true}')
     with pytest.raises(MergeError, match=r"model.embed_tokens of the base shares its weights"):
         apply_to(source, tmp_path / "lora", tmp_path / "tied")

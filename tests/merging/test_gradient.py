@@ -61,34 +61,34 @@ def autograd(base: LoadedBase, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         weight.requires_grad_(True)
     try:
         loss = torch.stack([one_loss(base, prompt) for prompt in prompts]).mean()
-        found = torch.autograd.grad(loss, list(weights.values()))
+        result = torch.autograd.grad(loss, list(weights.values()))
     finally:
         base.model.requires_grad_(False)
-    return dict(zip(weights, found, strict=True))
+    return dict(zip(weights, result, strict=True))
 
 
 def one_loss(base: LoadedBase, prompt: Prompt) -> Tensor:
     """The right answer's loss a token by its definition."""
     logs = base.model(torch.tensor([prompt.question + prompt.target])).logits[0].log_softmax(-1)
     start = len(prompt.question) - 1
-    whole = [logs[start + at, token] for at, token in enumerate(prompt.target)]
-    return -torch.stack(whole).mean()
+    complete = [logs[start + at, token] for at, token in enumerate(prompt.target)]
+    return -torch.stack(complete).mean()
 
 
 def dense(base: LoadedBase, prompts: Sequence[Prompt], width: int | None = None) -> dict[str, Tensor]:
     """The gradient by every weight, from what `backward` hands out."""
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
 
     def collect(name: str, x: Tensor, dy: Tensor) -> None:
-        found[name] = found.get(name, torch.zeros(())) + dy.T @ x
+        result[name] = result.get(name, torch.zeros(())) + dy.T @ x
 
     backward(base, prompts, collect, modules=LAYERS, width=width)
-    return found
+    return result
 
 
 def as_update(gradient: Mapping[str, Tensor]) -> list[Module]:
     """Minus the gradient as an adapter of full rank."""
-    return [Module(name, one.float(), torch.eye(len(one)), -1.0) for name, one in sorted(gradient.items())]
+    return [Module(name, item.float(), torch.eye(len(item)), -1.0) for name, item in sorted(gradient.items())]
 
 
 @settings(max_examples=12, deadline=None)
@@ -99,27 +99,27 @@ def as_update(gradient: Mapping[str, Tensor]) -> list[Module]:
 )
 def test_the_gradient_is_that_of_autograd(count: int, seed: int, width: int) -> None:
     prompts = some_prompts(count, seed)
-    wanted = autograd(BASE, prompts)
-    found = dense(BASE, prompts, width)
-    for name, one in wanted.items():
-        assert float((found[name] - one).abs().max()) < 1e-9, name
+    expected = autograd(BASE, prompts)
+    result = dense(BASE, prompts, width)
+    for name, item in expected.items():
+        assert float((result[name] - item).abs().max()) < 1e-9, name
 
 
 def test_the_loss_is_the_mean_over_the_prompts() -> None:
     prompts = some_prompts(5, 8)
-    wanted = sum(float(one_loss(BASE, prompt)) for prompt in prompts) / 5
-    found = task_gradient(BASE, prompts)
-    assert found.loss == pytest.approx(wanted, abs=1e-9)
-    assert found.prompts == 5
+    expected = sum(float(one_loss(BASE, prompt)) for prompt in prompts) / 5
+    result = task_gradient(BASE, prompts)
+    assert result.loss == pytest.approx(expected, abs=1e-9)
+    assert result.prompts == 5
 
 
 def test_the_sketch_is_the_catalogs_of_minus_the_gradient() -> None:
     prompts = some_prompts(6, 1)
-    wanted = delta_sketch(as_update(autograd(BASE, prompts)))
-    found = task_gradient(BASE, prompts).delta
-    assert found.shape == (1024,)
-    assert found.dtype == np.float32
-    assert np.abs(found - wanted).max() < 1e-5 * np.linalg.norm(wanted)
+    expected = delta_sketch(as_update(autograd(BASE, prompts)))
+    result = task_gradient(BASE, prompts).delta
+    assert result.shape == (1024,)
+    assert result.dtype == np.float32
+    assert np.abs(result - expected).max() < 1e-5 * np.linalg.norm(expected)
 
 
 def test_the_step_is_the_first_that_adam_takes_on_a_lora() -> None:
@@ -171,10 +171,10 @@ def test_a_gradient_by_hand(tmp_path: Path) -> None:
     base = LoadedBase("toy", Toy(), None, 8)
     # Both tokens are as likely: dL/dy = (1/2, 1/2) - (0, 1), x = (1, 0), so G = [[1/2, 0], [-1/2, 0]].
     prompts = [Prompt((0,), ((1,), (0,)), 0)]
-    seen: dict[str, Tensor] = {}
-    loss = backward(base, prompts, lambda n, x, dy: seen.update({n: dy.T @ x}), modules=["layer"])
+    requests: dict[str, Tensor] = {}
+    loss = backward(base, prompts, lambda n, x, dy: requests.update({n: dy.T @ x}), modules=["layer"])
     assert loss == pytest.approx(np.log(2))
-    assert seen["layer"].tolist() == [[0.5, 0.0], [-0.5, 0.0]]
+    assert requests["layer"].tolist() == [[0.5, 0.0], [-0.5, 0.0]]
     # 2 B A = [[0, 0], [2, 0]]: minus its product with G is 1, over its norm 1/2.
     member = one_module(tmp_path / "m", a=[[1.0, 0.0]], b=[[0.0], [1.0]], alpha=2)
     (exact,) = task_gradient(base, prompts, members=[member]).exact
@@ -187,10 +187,10 @@ def one_module(folder: Path, a: list[list[float]], b: list[list[float]], alpha: 
     """A member whose only module is `layer`."""
     folder.mkdir()
     factors = {"lora_A": torch.tensor(a), "lora_B": torch.tensor(b)}
-    tensors = {f"base_model.model.layer.{side}.weight": one for side, one in factors.items()}
+    tensors = {f"base_model.model.layer.{side}.weight": item for side, item in factors.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
-    told = adapter_config(r=len(a), lora_alpha=alpha, target_modules=["layer"])
-    (folder / "adapter_config.json").write_text(json.dumps(told))
+    document = adapter_config(r=len(a), lora_alpha=alpha, target_modules=["layer"])
+    (folder / "adapter_config.json").write_text(json.dumps(document))
     return load_member(folder)
 
 
@@ -198,19 +198,19 @@ def test_exact_products_are_those_with_dense_updates(tmp_path: Path) -> None:
     members = mixed(tmp_path, BASE.model)
     prompts = some_prompts(6, 2)
     gradient = dense(BASE, prompts)
-    found = task_gradient(BASE, prompts, members=members, width=30)
-    for member, exact in zip(members, found.exact, strict=True):
+    result = task_gradient(BASE, prompts, members=members, width=30)
+    for member, exact in zip(members, result.exact, strict=True):
         updates = deltas(member.folder)
         assert set(exact.modules) == set(updates)
         for name, update in updates.items():
             if name != "lm_head":
-                wanted = -float((gradient[name] * update).sum())
+                expected = -float((gradient[name] * update).sum())
                 scale = float(gradient[name].norm() * update.norm())
-                assert exact.modules[name] == pytest.approx(wanted, abs=1e-6 * scale)
+                assert exact.modules[name] == pytest.approx(expected, abs=1e-6 * scale)
         norm = float(sum(update.square().sum() for update in updates.values())) ** 0.5
         assert exact.unit == pytest.approx(exact.raw / norm, rel=1e-5)
     # What members lie in the way changes neither sketch.
-    assert found.delta.tobytes() == task_gradient(BASE, prompts, width=30).delta.tobytes()
+    assert result.delta.tobytes() == task_gradient(BASE, prompts, width=30).delta.tobytes()
 
 
 def test_a_little_of_an_adapter_lowers_the_loss_by_as_much_as_promised(tmp_path: Path) -> None:
@@ -225,23 +225,23 @@ def test_a_little_of_an_adapter_lowers_the_loss_by_as_much_as_promised(tmp_path:
             return float(losses(BASE, right).mean())
 
     step = 1e-3
-    for at, one in enumerate(promised):
+    for at, item in enumerate(promised):
         up, down = ([sign * step * (at == k) for k in range(4)] for sign in (1, -1))
-        assert (loss(down) - loss(up)) / (2 * step) == pytest.approx(one.raw, rel=1e-3, abs=1e-5)
+        assert (loss(down) - loss(up)) / (2 * step) == pytest.approx(item.raw, rel=1e-3, abs=1e-5)
 
 
 def test_estimates_have_no_bias_and_the_promised_spread() -> None:
     prompts = some_prompts(6, 5)
     gradient = autograd(BASE, prompts)
     sketch = task_gradient(BASE, prompts).delta.astype(np.float64)
-    length = float(sum(one.square().sum() for one in gradient.values())) ** 0.5
+    length = float(sum(item.square().sum() for item in gradient.values())) ** 0.5
     draw = torch.Generator().manual_seed(0)
     errors = []
     for _ in range(80):
         update = [
-            Module(name, torch.randn(2, one.shape[1], generator=draw), b, 1.0)
-            for name, one in gradient.items()
-            for b in [torch.randn(len(one), 2, generator=draw)]
+            Module(name, torch.randn(2, item.shape[1], generator=draw), b, 1.0)
+            for name, item in gradient.items()
+            for b in [torch.randn(len(item), 2, generator=draw)]
         ]
         exact = [(m.b.double() @ m.a.double(), gradient[m.name]) for m in update]
         inner = -sum(float((x * g).sum()) for x, g in exact)
@@ -285,14 +285,14 @@ def test_a_step_down_the_slope_is_found_among_random_adapters(tmp_path: Path, ki
         ]
     )
     sketch = delta_sketch if kind == "delta" else output_sketch
-    found = [sketch(update) for update in updates]
-    scores = [float(vector @ one / np.linalg.norm(one)) for one in found]
+    result = [sketch(update) for update in updates]
+    scores = [float(vector @ item / np.linalg.norm(item)) for item in result]
     assert int(np.argmax(scores)) == 20
 
 
 def test_backgrounds_are_what_the_other_tasks_ask_with(tmp_path: Path) -> None:
-    one, other = make_task(tmp_path / "one", "a bb ccc"), make_task(tmp_path / "other", "x yy zzz wwww")
-    samples = [(task, examples(task, "train")) for task in (one, other)]
+    item, other = make_task(tmp_path / "one", "a bb ccc"), make_task(tmp_path / "other", "x yy zzz wwww")
+    samples = [(task, examples(task, "train")) for task in (item, other)]
     vector, backgrounds = direction(BASE, *samples[0], backgrounds=[samples[1], samples[0]])
     assert backgrounds.shape == (2, 1035)
     assert backgrounds[0].tobytes() == direction(BASE, *samples[1])[0].tobytes()
@@ -301,8 +301,8 @@ def test_backgrounds_are_what_the_other_tasks_ask_with(tmp_path: Path) -> None:
 
 def test_exact_scores_are_units_and_centred_by_hand(tmp_path: Path) -> None:
     members = mixed(tmp_path / "members", BASE.model)
-    one, other = make_task(tmp_path / "one", "a bb ccc"), make_task(tmp_path / "other", "x yy zzz wwww")
-    samples = [(task, examples(task, "train")) for task in (one, other)]
+    item, other = make_task(tmp_path / "one", "a bb ccc"), make_task(tmp_path / "other", "x yy zzz wwww")
+    samples = [(task, examples(task, "train")) for task in (item, other)]
     units = []
     for task, some in samples:
         prompts = encode(BASE.tokenizer, task, some, BASE.limit)
@@ -332,12 +332,12 @@ def test_a_base_in_bfloat16_points_the_same_way() -> None:
 
 def test_the_base_is_left_as_it_was(tmp_path: Path) -> None:
     base, prompts = tiny_base(), some_prompts(4, 7)
-    before = {name: one.clone() for name, one in base.model.named_parameters()}
+    before = {name: item.clone() for name, item in base.model.named_parameters()}
     task_gradient(base, prompts, members=mixed(tmp_path, base.model))
-    for name, one in base.model.named_parameters():
-        assert one.grad is None
-        assert not one.requires_grad
-        assert torch.equal(one, before[name])
+    for name, item in base.model.named_parameters():
+        assert item.grad is None
+        assert not item.requires_grad
+        assert torch.equal(item, before[name])
     assert not any(module._forward_hooks for module in base.model.modules())
 
 
@@ -350,7 +350,7 @@ def test_the_output_head_counts_only_where_it_is_asked_for() -> None:
 
 def test_trees_that_do_not_fit_are_halved_and_nothing_counts_twice() -> None:
     prompts = some_prompts(8, 11)
-    wanted = task_gradient(BASE, prompts).delta
+    expected = task_gradient(BASE, prompts).delta
     sizes: list[int] = []
 
     def refuse(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
@@ -360,16 +360,16 @@ def test_trees_that_do_not_fit_are_halved_and_nothing_counts_twice() -> None:
 
     hook = BASE.model.register_forward_pre_hook(refuse, with_kwargs=True)
     try:
-        found = task_gradient(BASE, prompts).delta
+        result = task_gradient(BASE, prompts).delta
     finally:
         hook.remove()
     assert max(sizes) > 20 > min(sizes)
-    assert np.abs(found - wanted).max() < 1e-6 * np.linalg.norm(wanted)
+    assert np.abs(result - expected).max() < 1e-6 * np.linalg.norm(expected)
 
 
 def test_memory_that_runs_out_on_the_way_back_counts_nothing_twice() -> None:
     prompts = some_prompts(8, 11)
-    wanted = task_gradient(BASE, prompts).delta
+    expected = task_gradient(BASE, prompts).delta
     left = [2]
 
     def refuse(_: Any, __: Any, output: Tensor) -> None:
@@ -383,11 +383,11 @@ def test_memory_that_runs_out_on_the_way_back_counts_nothing_twice() -> None:
     # The first layer is the last on the way back: all others have been listened to by then.
     hook = BASE.model.get_submodule(LAYERS[0]).register_forward_hook(refuse)
     try:
-        found = task_gradient(BASE, prompts).delta
+        result = task_gradient(BASE, prompts).delta
     finally:
         hook.remove()
     assert left == [0]
-    assert np.abs(found - wanted).max() < 1e-6 * np.linalg.norm(wanted)
+    assert np.abs(result - expected).max() < 1e-6 * np.linalg.norm(expected)
 
 
 def test_a_prompt_that_never_fits_is_an_error() -> None:

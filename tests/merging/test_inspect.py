@@ -39,27 +39,27 @@ def flat(update: dict[str, torch.Tensor], names: set[str]) -> torch.Tensor:
 def test_angles_norms_and_shares_are_those_of_the_dense_updates(folders: list[Path], tmp_path: Path) -> None:
     weights = [0.5, -1.0, 2.0]
     merge(folders, "sum", tmp_path / "out", weights=weights)
-    found = inspect(folders, result=tmp_path / "out", weights=weights)
+    result = inspect(folders, result=tmp_path / "out", weights=weights)
     vectors = torch.stack([flat(deltas(folder), set(ALL)) for folder in folders])
     merged = flat(total(weights, folders), set(ALL))
-    assert found.norms == pytest.approx(vectors.norm(dim=1).tolist(), rel=1e-5)
+    assert result.norms == pytest.approx(vectors.norm(dim=1).tolist(), rel=1e-5)
     unit = vectors / vectors.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(torch.tensor(found.cosines), (unit @ unit.T).float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(result.cosines), (unit @ unit.T).float(), rtol=0, atol=1e-5)
     shares = [w * float(v @ merged / merged.square().sum()) for w, v in zip(weights, vectors, strict=True)]
-    assert found.shares == pytest.approx(shares, abs=1e-5)
-    assert sum(found.shares or ()) == pytest.approx(1, abs=1e-5)
-    assert found.likeness == pytest.approx((unit @ (merged / merged.norm())).tolist(), abs=1e-5)
+    assert result.shares == pytest.approx(shares, abs=1e-5)
+    assert sum(result.shares or ()) == pytest.approx(1, abs=1e-5)
+    assert result.likeness == pytest.approx((unit @ (merged / merged.norm())).tolist(), abs=1e-5)
     apart = sum(w**2 * float(v.square().sum()) for w, v in zip(weights, vectors, strict=True))
-    assert found.interference == pytest.approx(float(merged.square().sum()) / apart, rel=1e-5)
+    assert result.interference == pytest.approx(float(merged.square().sum()) / apart, rel=1e-5)
 
 
 def test_energy_by_rank_is_what_truncations_keep(folders: list[Path], tmp_path: Path) -> None:
-    found = inspect(folders)
-    assert found.energy_by_rank[-1] == pytest.approx(1)
+    result = inspect(folders)
+    assert result.energy_by_rank[-1] == pytest.approx(1)
     for rank in (1, 3):
         report = merge(folders, "svd", tmp_path / f"r{rank}", rank=rank)
-        assert found.energy_by_rank[rank - 1] == pytest.approx(report.energy_share, rel=1e-4)
-    assert found.rank_for(0.9) == 1 + sum(share < 0.9 - 1e-9 for share in found.energy_by_rank)
+        assert result.energy_by_rank[rank - 1] == pytest.approx(report.energy_share, rel=1e-4)
+    assert result.rank_for(0.9) == 1 + sum(share < 0.9 - 1e-9 for share in result.energy_by_rank)
 
 
 def test_overlaps_of_equal_and_of_orthogonal_members(tmp_path: Path) -> None:
@@ -68,13 +68,13 @@ def test_overlaps_of_equal_and_of_orthogonal_members(tmp_path: Path) -> None:
     equal = adapter(tmp_path / "b", modules=[Q], factors={Q: (2 * eye[:3], eye[:, :3])})
     other = adapter(tmp_path / "c", modules=[Q], factors={Q: (eye[4:7], eye[:, :3])})
     apart = adapter(tmp_path / "d", modules=[ALL[1]])
-    found = inspect([first, equal, other, apart])
-    assert found.cosines[0][1] == pytest.approx(1)
-    assert found.cosines[0][2] == pytest.approx(0)
-    assert found.input_overlap[0][:3] == pytest.approx([1, 1, 0], abs=1e-9)
-    assert found.output_overlap[0][:3] == pytest.approx([1, 1, 1], abs=1e-9)
-    assert found.input_overlap[0][3] is None
-    assert found.interference < 2
+    result = inspect([first, equal, other, apart])
+    assert result.cosines[0][1] == pytest.approx(1)
+    assert result.cosines[0][2] == pytest.approx(0)
+    assert result.input_overlap[0][:3] == pytest.approx([1, 1, 0], abs=1e-9)
+    assert result.output_overlap[0][:3] == pytest.approx([1, 1, 1], abs=1e-9)
+    assert result.input_overlap[0][3] is None
+    assert result.interference < 2
     assert inspect([first, equal], weights=[2, 1]).interference == pytest.approx(2)
 
 
@@ -92,16 +92,16 @@ def test_the_weights_must_fit_and_nothing_but_a_picture_is_written(
 def test_ranks_and_sizes_of_a_price_are_those_of_the_merge(method: str, tmp_path: Path) -> None:
     folders = [adapter(tmp_path / f"m{n}", seed=n, rank=3, dtype=torch.bfloat16) for n in range(2)]
     planned = plan(folders, method)
-    asked = price(planned, RATES)
+    requests = price(planned, RATES)
     report = merge(folders, method, tmp_path / "out")
-    assert asked.rank == max(module.rank for module in report.modules.values())
+    assert requests.rank == max(module.rank for module in report.modules.values())
     written = sum(
         m.rank * (24 if n.endswith("q_proj") else 20 if n.endswith("v_proj") else 32)
         for n, m in report.modules.items()
     )
-    assert (asked.parameters, asked.size) == (written, 2 * written)
-    assert asked.read == 2 * 2 * 3 * (24 + 20 + 32 + 24)
-    assert asked.memory > 0
+    assert (requests.parameters, requests.size) == (written, 2 * written)
+    assert requests.read == 2 * 2 * 3 * (24 + 20 + 32 + 24)
+    assert requests.memory > 0
 
 
 def test_a_price_grows_with_what_it_pays_for(tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def added(model: Any, updates: Mapping[str, Tensor]) -> Any:
 
 def logits(model: Any, ids: Tensor | None = None) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model(tokens() if ids is None else ids).logits
-    return found
+        result: Tensor = model(tokens() if ids is None else ids).logits
+    return result
 
 
 def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> bool:
@@ -90,8 +90,8 @@ def test_the_live_model_is_the_model_with_summed_weights(
 def test_without_scales_every_member_counts_once(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
     with live.attach():
-        found = logits(model)
-    assert close(found, logits(added(model, total([1] * 4, [member.folder for member in members]))))
+        result = logits(model)
+    assert close(result, logits(added(model, total([1] * 4, [member.folder for member in members]))))
 
 
 @OLD_NAME
@@ -165,8 +165,8 @@ class Block(nn.Module):
         self.down_proj = nn.Linear(7, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.down_proj(self.gate_proj(x).tanh() * self.up_proj(x))
-        return found
+        result: Tensor = self.down_proj(self.gate_proj(x).tanh() * self.up_proj(x))
+        return result
 
 
 @pytest.mark.parametrize("count", [1, 30])
@@ -181,8 +181,8 @@ def test_gradients_of_scales_are_finite_differences(way: Way, count: int, tmp_pa
 
     def run(x: Tensor, *scales: Tensor) -> Tensor:
         live.set_scales({shape.name: value for shape, value in zip(live.shapes, scales, strict=True)})
-        found: Tensor = block(x).sum(0)
-        return found
+        result: Tensor = block(x).sum(0)
+        return result
 
     with live.attach():
         assert torch.autograd.gradcheck(run, (x, *scales))
@@ -235,11 +235,11 @@ def test_a_base_that_trains_keeps_its_gradients(members: list[MergeMember]) -> N
     live = LiveStack(base, members, way="folded")
     with live.attach():
         base(tokens()).logits.square().sum().backward()
-    found = [parameter.grad.clone() for parameter in base.parameters()]
+    result = [parameter.grad.clone() for parameter in base.parameters()]
     summed = added(tiny(), total([1] * 4, [member.folder for member in members])).requires_grad_(True)
     summed(tokens()).logits.square().sum().backward()
-    for one, other in zip(found, summed.parameters(), strict=True):
-        assert close(one, other.grad, 1e-4)
+    for item, other in zip(result, summed.parameters(), strict=True):
+        assert close(item, other.grad, 1e-4)
 
 
 def test_factors_train_where_that_is_asked_for(model: Any, members: list[MergeMember]) -> None:
@@ -315,9 +315,9 @@ def test_half_precision_is_near_the_exact_sum(tmp_path: Path) -> None:
     live = LiveStack(half, [member], way="folded")
     assert {part.dtype for pair in live.factors.values() for part in pair} == {torch.bfloat16}
     with live.attach():
-        found = logits(half).float()
+        result = logits(half).float()
     exact = logits(added(half.float(), deltas(member.folder)))
-    assert close(found, exact, 0.1)
+    assert close(result, exact, 0.1)
 
 
 def test_factors_may_be_wider_than_the_base(tmp_path: Path) -> None:
@@ -325,9 +325,9 @@ def test_factors_may_be_wider_than_the_base(tmp_path: Path) -> None:
     member = write(tmp_path / "m", half, 0)
     live = LiveStack(half, [member], dtype=torch.float32)
     with live.attach():
-        found = logits(half)
-    assert found.dtype == torch.bfloat16
-    assert close(found.float(), logits(added(half.float(), deltas(member.folder))), 0.1)
+        result = logits(half)
+    assert result.dtype == torch.bfloat16
+    assert close(result.float(), logits(added(half.float(), deltas(member.folder))), 0.1)
 
 
 def test_autocast_changes_the_precision_and_nothing_else(model: Any, members: list[MergeMember]) -> None:
@@ -336,46 +336,46 @@ def test_autocast_changes_the_precision_and_nothing_else(model: Any, members: li
         live.set_scales(live.scales_of(WEIGHTS))
         exact = logits(model)
         with torch.autocast("cpu", torch.bfloat16):
-            found = logits(model)
+            result = logits(model)
             live.way = "folded"  # sums of weights in bfloat16 would lose small updates
-            assert torch.equal(logits(model), found)
-    assert close(found.float(), exact, 0.15)
+            assert torch.equal(logits(model), result)
+    assert close(result.float(), exact, 0.15)
 
 
 def test_a_gate_multiplies_the_scales(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
-    seen = {}
+    requests = {}
 
     def gate(name: str, x: Tensor, h: Tensor) -> Tensor:
-        seen[name] = (x.shape, h.shape)
+        requests[name] = (x.shape, h.shape)
         return torch.full(h.shape, 2.0)
 
     live.set_scales(live.scales_of(WEIGHTS))
     with live.attach(gate):
-        found = logits(model)
+        result = logits(model)
     live.set_scales(live.scales_of([2 * weight for weight in WEIGHTS]))
     with live.attach():
-        assert close(found, logits(model))
-    assert seen["model.layers.0.mlp.down_proj"] == ((3, 7, 48), (3, 7, 9))
-    assert set(seen) == {shape.name for shape in live.shapes}
+        assert close(result, logits(model))
+    assert requests["model.layers.0.mlp.down_proj"] == ((3, 7, 48), (3, 7, 9))
+    assert set(requests) == {shape.name for shape in live.shapes}
 
 
 def test_a_gate_chooses_token_by_token_among_all_members(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
     name, ids = "lm_head", tokens()
     a, bt = live.factors[name]
-    chosen = torch.rand(3, 7, 1, generator=torch.Generator().manual_seed(0)).round()
+    selected = torch.rand(3, 7, 1, generator=torch.Generator().manual_seed(0)).round()
     live.set_scales({name: torch.ones(4)})
     states = []
 
     def gate(_: str, x: Tensor, h: Tensor) -> Tensor:
         states.append(x)
-        return chosen.expand_as(h)
+        return selected.expand_as(h)
 
     with live.attach(gate):
-        found = logits(model, ids)
-    expected = logits(model, ids) + chosen * (states[0] @ a.T @ bt)
-    assert close(found, expected)
+        result = logits(model, ids)
+    expected = logits(model, ids) + selected * (states[0] @ a.T @ bt)
+    assert close(result, expected)
     live.set_scales(live.scales_of([0] * 4))
     with live.attach(gate):
         live.set_scales(live.scales_of([0] * 4))
@@ -397,12 +397,12 @@ def test_absent_members_cost_nothing(model: Any, members: list[MergeMember]) -> 
     alone.way = "factored"
     with live.attach():
         live.set_scales(live.scales_of([0, 0.5, 0, 0]))
-        one = flops(model, ids)
+        item = flops(model, ids)
         live.set_scales(live.scales_of([0, 0, 0, 0]))
         none = flops(model, ids)
     with alone.attach():
-        assert one == flops(model, ids)
-    assert none == flops(model, ids) < one
+        assert item == flops(model, ids)
+    assert none == flops(model, ids) < item
 
 
 def test_the_cheapest_way_is_no_dearer_than_either(model: Any, members: list[MergeMember]) -> None:
@@ -423,10 +423,10 @@ def test_the_crossover_is_where_operations_are_equal(model: Any, members: list[M
         with live.attach():
             costs[length] = flops(model, tokens(1, length))
         costs[length] -= flops(model, tokens(1, length))
-    each = (costs[8] - costs[4]) / 4
+    values = (costs[8] - costs[4]) / 4
     with FlopCounterMode(display=False) as counter, live.dense(live.scales_of([1] * 4)):
         pass
-    assert counter.get_total_flops() == pytest.approx(each * live.crossover)
+    assert counter.get_total_flops() == pytest.approx(values * live.crossover)
     assert live.worthwhile(int(live.crossover) + 1)
     assert not live.worthwhile(int(live.crossover))
 
@@ -472,25 +472,25 @@ def test_a_sweep_shows_each_group_and_skips_what_is_broken(
     groups = [[members[0]], [broken], [members[2], members[3]], [foreign], [members[1]]]
     good = added_logits(model, [groups[0], groups[2], groups[4]])
     live = LiveStack(model, members)
-    found, errors = [], []
+    result, errors = [], []
     with live.attach():
         for group, error in live.sweep(groups):
             errors.append(type(error))
             if error is None:
                 assert list(live.members) == list(group)
-                found.append(logits(model))
+                result.append(logits(model))
     assert errors == [type(None), WeightsError, type(None), MergeError, type(None)]
-    assert all(close(one, other) for one, other in zip(found, good, strict=True))
+    assert all(close(item, other) for item, other in zip(result, good, strict=True))
 
 
 def test_twice_is_the_same_to_the_bit(model: Any, members: list[MergeMember]) -> None:
-    found = []
+    result = []
     for _ in range(2):
         live = LiveStack(model, members)
         with live.attach():
             live.set_scales(live.scales_of(WEIGHTS))
-            found.append(logits(model))
-    assert torch.equal(*found)
+            result.append(logits(model))
+    assert torch.equal(*result)
 
 
 def test_what_does_not_fit_the_base_is_named(members: list[MergeMember], tmp_path: Path) -> None:
@@ -520,8 +520,8 @@ def test_weights_in_another_form_are_live_and_not_dense(tmp_path: Path) -> None:
     live = LiveStack(base, [member], dtype=torch.float32, way="folded")
     x = torch.tensor([[1.0, 2.0]])
     with live.attach():
-        found = base["q_proj"](x)
-    assert close(found, x @ torch.ones(2, 2) + x @ deltas(member.folder)["q_proj"].T.float())
+        result = base["q_proj"](x)
+    assert close(result, x @ torch.ones(2, 2) + x @ deltas(member.folder)["q_proj"].T.float())
     with pytest.raises(MergeError, match="load the base unquantised"), live.dense(live.scales_of([1])):
         pass
 
@@ -576,12 +576,12 @@ def test_a_gpu_gives_what_the_processor_does(
     dtype: torch.dtype, model: Any, members: list[MergeMember]
 ) -> None:
     expected = logits(added(model, total(WEIGHTS, [member.folder for member in members])))
-    there = copy.deepcopy(model).to("cuda", dtype)
-    live = LiveStack(there, members)
+    target = copy.deepcopy(model).to("cuda", dtype)
+    live = LiveStack(target, members)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     scales, ids = live.scales_of(WEIGHTS), tokens().cuda()
     contexts: list[contextlib.AbstractContextManager[Any]] = [live.dense(scales), live.attach()]
     live.set_scales(scales)
     for context in contexts:
         with context:
-            assert close(logits(there, ids).float().cpu(), expected, tolerance)
+            assert close(logits(target, ids).float().cpu(), expected, tolerance)

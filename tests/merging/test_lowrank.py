@@ -39,9 +39,9 @@ def whole(stack: Stack, weights: list[float]) -> Tensor:
 def test_a_truncation_worked_by_hand() -> None:
     # 3 e1 e1^T and 4 e2 e2^T: the larger stays, the energy of the other, 9 of 25, goes.
     stack = stack_of(([[3.0, 0.0]], [[1.0], [0.0]]), ([[0.0, 2.0]], [[0.0], [2.0]]))
-    found = truncate(stack, stack.columns([1, 1]), 1)
-    assert torch.allclose(product(found), torch.tensor([[0.0, 0.0], [0.0, 4.0]]).double())
-    assert (found.energy, found.discarded) == (pytest.approx(25), pytest.approx(9))
+    result = truncate(stack, stack.columns([1, 1]), 1)
+    assert torch.allclose(product(result), torch.tensor([[0.0, 0.0], [0.0, 4.0]]).double())
+    assert (result.energy, result.discarded) == (pytest.approx(25), pytest.approx(9))
 
 
 @settings(deadline=None, max_examples=60)
@@ -50,30 +50,30 @@ def test_truncation_is_the_best_one(ranks: list[int], rank: int, seed: int, side
     stack = random_stack(ranks, *sides, seed=seed)
     weights = [(-1) ** n * (1 + n / 3) for n in range(len(ranks))]
     matrix = whole(stack, weights)
-    found = truncate(stack, stack.columns(weights), rank)
+    result = truncate(stack, stack.columns(weights), rank)
     loss = float((matrix - best(matrix, rank)).norm())
-    assert float((matrix - product(found)).norm()) <= loss + 2e-6 * float(matrix.norm())
-    assert found.discarded == pytest.approx(loss**2, abs=1e-5 * float(matrix.norm()) ** 2)
-    assert found.energy == pytest.approx(float(matrix.square().sum()), rel=1e-5)
-    assert found.a.shape[0] <= rank
+    assert float((matrix - product(result)).norm()) <= loss + 2e-6 * float(matrix.norm())
+    assert result.discarded == pytest.approx(loss**2, abs=1e-5 * float(matrix.norm()) ** 2)
+    assert result.energy == pytest.approx(float(matrix.square().sum()), rel=1e-5)
+    assert result.a.shape[0] <= rank
 
 
 @pytest.mark.parametrize("copies", [2, 7])
 def test_dependent_factors_do_no_harm(copies: int) -> None:
-    one = random_stack([4], 30, 20)
-    stack = stack_of(*[(one.a, one.b)] * copies)
-    found = truncate(stack, stack.columns([1 / copies] * copies), 4)
-    assert gap(found, dense(one)[0]) < 1e-6
-    assert found.a.shape[0] == 4
+    item = random_stack([4], 30, 20)
+    stack = stack_of(*[(item.a, item.b)] * copies)
+    result = truncate(stack, stack.columns([1 / copies] * copies), 4)
+    assert gap(result, dense(item)[0]) < 1e-6
+    assert result.a.shape[0] == 4
     more = truncate(stack, stack.columns([1 / copies] * copies), 4 * copies)
     assert more.a.shape[0] == 4
 
 
 def test_float32_grams_decline_what_they_cannot_tell() -> None:
-    one = random_stack([4], 30, 20)
-    copies = stack_of(*[(one.a, one.b)] * 2)
+    item = random_stack([4], 30, 20)
+    copies = stack_of(*[(item.a, item.b)] * 2)
     assert truncation(grams(copies, precise=False), copies.columns([1, 1]), 4) is None
-    steep = stack_of((one.a, one.b * torch.logspace(0, -6, 4)))
+    steep = stack_of((item.a, item.b * torch.logspace(0, -6, 4)))
     assert truncation(grams(steep, precise=False), steep.columns([1]), 3) is None
     assert gap(truncate(steep, steep.columns([1]), 3), best(dense(steep)[0], 3)) < 1e-6
     plain = random_stack([4, 4], 30, 20)
@@ -87,16 +87,16 @@ def test_nearly_equal_members_keep_their_difference() -> None:
     b = torch.randn(50, 4, generator=generator)
     near = a + 1e-3 * torch.randn(4, 60, generator=generator)
     stack = stack_of((a, b), (near, b))
-    found = truncate(stack, stack.columns([1, -1]), 4)
-    assert gap(found, whole(stack, [1.0, -1.0])) < 1e-5
+    result = truncate(stack, stack.columns([1, -1]), 4)
+    assert gap(result, whole(stack, [1.0, -1.0])) < 1e-5
 
 
 def test_zero_members_give_a_zero_update_of_rank_one() -> None:
     stack = stack_of((torch.zeros(2, 5), torch.ones(4, 2)))
-    found = truncate(stack, stack.columns([1]), 2)
-    assert found.a.shape == (1, 5)
-    assert not product(found).any()
-    assert (found.energy, found.discarded) == (0.0, 0.0)
+    result = truncate(stack, stack.columns([1]), 2)
+    assert result.a.shape == (1, 5)
+    assert not product(result).any()
+    assert (result.energy, result.discarded) == (0.0, 0.0)
 
 
 @settings(deadline=None, max_examples=40)
@@ -135,9 +135,9 @@ def test_the_gauge_of_the_members_does_not_matter(orthogonal: bool) -> None:
 
 def test_cached_grams_serve_every_weight_vector() -> None:
     stack = random_stack([3, 4, 5], 40, 30)
-    found = grams(stack)
+    result = grams(stack)
     for weights in ([1.0, 0.0, 0.0], [0.2, 0.3, -0.5]):
-        update = apply(stack, precise_truncation(found, stack.columns(weights), 4))
+        update = apply(stack, precise_truncation(result, stack.columns(weights), 4))
         matrix = whole(stack, weights)
         assert float((matrix - product(update)).norm()) == pytest.approx(
             float((matrix - best(matrix, 4)).norm()), abs=1e-5
@@ -154,8 +154,8 @@ def test_coordinates_are_orthonormal_and_complete() -> None:
 
 def test_a_core_is_truncated_in_its_bases() -> None:
     stack = random_stack([3, 4], 15, 20)
-    found = grams(stack)
-    (right, k_right), (left, k_left) = coordinates(found.a), coordinates(found.b)
+    result = grams(stack)
+    (right, k_right), (left, k_left) = coordinates(result.a), coordinates(result.b)
     update = apply(stack, core_truncation(k_left @ k_right.T, left, right, 3))
     matrix = whole(stack, [1.0, 1.0])
     assert gap(update, best(matrix, 3)) < 1e-6
@@ -164,8 +164,8 @@ def test_a_core_is_truncated_in_its_bases() -> None:
 @pytest.mark.parametrize("sides", [(8, 21), (21, 8), (6, 6)])
 def test_dense_truncation_on_either_side(sides: tuple[int, int]) -> None:
     matrix = torch.randn(*sides, generator=torch.Generator().manual_seed(1))
-    found = truncate_dense(matrix, 3)
-    assert gap(found, best(matrix.double(), 3)) < 1e-6
-    assert found.discarded == pytest.approx(
+    result = truncate_dense(matrix, 3)
+    assert gap(result, best(matrix.double(), 3)) < 1e-6
+    assert result.discarded == pytest.approx(
         float(torch.linalg.svdvals(matrix.double())[3:].square().sum()), rel=1e-6
     )

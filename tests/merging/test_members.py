@@ -96,11 +96,11 @@ COPY = {"base_model.model.lm_head.base_layer.weight": torch.ones(9, 12)}
 OLDER = ("base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.weight")
 
 
-def with_head(folder: Path, **beside: Tensor) -> Path:
+def with_head(folder: Path, **neighbour: Tensor) -> Path:
     """An adapter that has a LoRA of the output head too, as PEFT saves it, and other tensors beside."""
     targets = ["q_proj", "v_proj", "down_proj", "lm_head"]
     path = adapter(folder, target_modules=targets) / "adapter_model.safetensors"
-    save_file({**load_file(path), **HEAD, **beside}, path)
+    save_file({**load_file(path), **HEAD, **neighbour}, path)
     return folder
 
 
@@ -133,8 +133,8 @@ def test_a_layer_that_is_named_is_left_out_with_its_factors(tmp_path: Path) -> N
 
 def test_copies_in_the_older_spelling_are_refused_with_their_layers(tmp_path: Path) -> None:
     """Older versions of PEFT wrote whole weights under the layer's own name, as they wrote trained ones."""
-    beside = {name: torch.ones(9, 12) for name in OLDER}
-    folder = with_head(tmp_path / "head", **beside)
+    neighbour = {name: torch.ones(9, 12) for name in OLDER}
+    folder = with_head(tmp_path / "head", **neighbour)
     with pytest.raises(MergeError, match="--without embed_tokens,lm_head leaves out these layers"):
         load_member(folder)
     with pytest.raises(MergeError, match="--without embed_tokens leaves out"):
@@ -313,9 +313,9 @@ def test_a_stack_holds_every_update_at_any_mix_of_ranks_scalings_and_modules(tmp
     for shape, stack in zip(shapes(members), iterate_stacks(members), strict=True):
         assert stack.ranks == shape.ranks
         for place, of_member in zip(stack.ranges(), truth, strict=True):
-            found = stack.b[:, place].double() @ stack.a[place].double()
-            expected = of_member.get(shape.name, torch.zeros_like(found))
-            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+            result = stack.b[:, place].double() @ stack.a[place].double()
+            expected = of_member.get(shape.name, torch.zeros_like(result))
+            torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_licence_is_the_one_of_the_front_matter(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_the_configuration_of_a_member_is_plain_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["transformer.h", "model.language_model.layers", "decoder.layers"])
 def test_layers_in_other_places_of_an_unknown_base_are_not_merged(tmp_path: Path, place: str) -> None:
-    one = adapter(tmp_path / "one", base_model_name_or_path="made/tiny")
+    item = adapter(tmp_path / "one", base_model_name_or_path="made/tiny")
     other = adapter(tmp_path / "other", base_model_name_or_path="made/tiny")
     weights = other / "adapter_model.safetensors"
     save_file(
@@ -348,5 +348,5 @@ def test_layers_in_other_places_of_an_unknown_base_are_not_merged(tmp_path: Path
         weights,
     )
     with pytest.raises(MergeError, match=r"has model\.layers\.0.* where .*--base"):
-        load_members([one, other])
+        load_members([item, other])
     load_members([other])

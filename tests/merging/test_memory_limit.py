@@ -54,8 +54,8 @@ def task(tmp_path: Path) -> Task:
 def narrow(base: LoadedBase, most: int, error: BaseException = SHORTAGES[1]) -> LoadedBase:
     """The base on a device that holds a batch of `most` tokens."""
 
-    def refuse(_module: Any, _words: Any, named: dict[str, Any]) -> None:
-        if named["input_ids"].numel() > most:
+    def refuse(_module: Any, _words: Any, by_name: dict[str, Any]) -> None:
+        if by_name["input_ids"].numel() > most:
             raise error
 
     base.model.register_forward_pre_hook(refuse, with_kwargs=True)
@@ -108,13 +108,15 @@ def test_pieces_are_halved_in_their_order_until_the_smallest_is_refused() -> Non
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 @pytest.mark.parametrize("error", [SHORTAGES[0], SHORTAGES[1], SHORTAGES[4]])
 def test_likelihoods_and_answers_are_the_same_in_pieces(kind: str, error: Exception) -> None:
-    prompts = [Prompt(one.question, (*one.answers, (3, 4), (5,)), 0) for one in some_prompts(6, 20, 40)]
-    whole, texts = likelihoods(architecture(kind), prompts), generate(architecture(kind), prompts, most=3)
+    prompts = [
+        Prompt(prompt.question, (*prompt.answers, (3, 4), (5,)), 0) for prompt in some_prompts(6, 20, 40)
+    ]
+    complete, texts = likelihoods(architecture(kind), prompts), generate(architecture(kind), prompts, most=3)
     calls: list[int] = []
     base = narrow(architecture(kind), 45, error)
     base.model.register_forward_hook(lambda *_: calls.append(1))
-    for values, wanted in zip(likelihoods(base, prompts), whole, strict=True):
-        assert values == pytest.approx(wanted, abs=1e-5)
+    for values, expected in zip(likelihoods(base, prompts), complete, strict=True):
+        assert values == pytest.approx(expected, abs=1e-5)
     assert len(calls) >= len(prompts)
     assert generate(base, prompts, most=3) == texts
     with pytest.raises(
@@ -127,28 +129,28 @@ def test_likelihoods_and_answers_are_the_same_in_pieces(kind: str, error: Except
 
 def test_a_prompt_of_many_answers_is_read_in_parts() -> None:
     prompt = Prompt(tuple(range(20)), tuple((n, n + 1, n + 2) for n in range(30)), 4)
-    (whole,) = likelihoods(tiny_base(), [prompt])
+    (complete,) = likelihoods(tiny_base(), [prompt])
     (parts,) = likelihoods(narrow(tiny_base(), 30), [prompt])
-    assert parts == pytest.approx(whole, abs=1e-5)
+    assert parts == pytest.approx(complete, abs=1e-5)
 
 
 def test_scores_are_the_same_in_pieces(tmp_path: Path, task: Task) -> None:
     members = [tiny_adapter(tmp_path / "one", 1)]
-    whole = list(evaluate(tiny_base(), members, [task]))
-    for found, wanted in zip(evaluate(narrow(tiny_base(), 60), members, [task]), whole, strict=True):
-        assert isinstance(found, TaskScore)
-        assert isinstance(wanted, TaskScore)
-        assert (found.value, found.key) == (wanted.value, wanted.key)
-        assert found.loss == pytest.approx(wanted.loss, abs=1e-5)
+    scores = list(evaluate(tiny_base(), members, [task]))
+    for result, expected in zip(evaluate(narrow(tiny_base(), 60), members, [task]), scores, strict=True):
+        assert isinstance(result, TaskScore)
+        assert isinstance(expected, TaskScore)
+        assert (result.value, result.key) == (expected.value, expected.key)
+        assert result.loss == pytest.approx(expected.loss, abs=1e-5)
     with pytest.raises(MemoryLimitError, match="does not fit into memory"):
         list(evaluate(narrow(tiny_base(), 10), members, [task]))
 
 
 def test_gradients_are_the_same_in_pieces(tmp_path: Path, task: Task) -> None:
     some, member = examples(task, "train")[:8], tiny_adapter(tmp_path / "one", 1)
-    whole, _ = direction(tiny_base(dtype=torch.float64), task, some, kind="delta")
+    complete, _ = direction(tiny_base(dtype=torch.float64), task, some, kind="delta")
     parts, _ = direction(narrow(tiny_base(dtype=torch.float64), 60), task, some, kind="delta")
-    assert parts.tolist() == pytest.approx(whole.tolist(), rel=1e-4, abs=1e-7)
+    assert parts.tolist() == pytest.approx(complete.tolist(), rel=1e-4, abs=1e-7)
     scores = exact_scores(tiny_base(), task, some, [member])
     assert exact_scores(narrow(tiny_base(), 60), task, some, [member]) == pytest.approx(scores, rel=1e-4)
     with pytest.raises(MemoryLimitError, match="does not fit into memory"):
@@ -159,9 +161,9 @@ def test_a_training_is_the_same_in_pieces(tmp_path: Path, task: Task) -> None:
     settings: Any = {"learning_rates": [1e-2], "steps": 3, "batch": 4, "evaluate_every": 1, "rank": 2}
     losses = []
     for number, base in enumerate((tiny_base(), narrow(tiny_base(), 60))):
-        made = train(base, task, budget(task, 10), tmp_path / str(number), **settings)
-        assert made.record["settings"]["recipe"]["batch"] == 4
-        losses.append([one["train"] for one in made.record["rates"][0]["losses"]])
+        report = train(base, task, budget(task, 10), tmp_path / str(number), **settings)
+        assert report.record["settings"]["recipe"]["batch"] == 4
+        losses.append([loss["train"] for loss in report.record["rates"][0]["losses"]])
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     with pytest.raises(MemoryLimitError, match="does not fit into memory"):
         train(narrow(tiny_base(), 10), task, budget(task, 10), tmp_path / "none", **settings)
@@ -171,10 +173,10 @@ def test_a_training_is_the_same_in_pieces(tmp_path: Path, task: Task) -> None:
 @pytest.mark.parametrize("method", ["recycling", "lorahub"])
 def test_an_adaptation_is_the_same_in_pieces(tmp_path: Path, task: Task, method: str) -> None:
     members = [tiny_adapter(tmp_path / name, number) for number, name in enumerate(("one", "two"))]
-    whole = adapt(tiny_base(), members, task, budget(task, 10), method, steps=3)
+    complete = adapt(tiny_base(), members, task, budget(task, 10), method, steps=3)
     # A generation of lorahub is several rows of one batch, and one of them fits.
     parts = adapt(narrow(tiny_base(), 60), members, task, budget(task, 10), method, steps=3)
-    assert parts.valid_loss == pytest.approx(whole.valid_loss, abs=1e-4)
+    assert parts.valid_loss == pytest.approx(complete.valid_loss, abs=1e-4)
     with pytest.raises(MemoryLimitError, match="does not fit into memory"):
         adapt(narrow(tiny_base(), 10), members, task, budget(task, 10), method, steps=3)
 
@@ -182,11 +184,11 @@ def test_an_adaptation_is_the_same_in_pieces(tmp_path: Path, task: Task, method:
 def test_candidates_that_do_not_fit_together_are_asked_in_turn(tmp_path: Path) -> None:
     prompts = some_prompts(2, 20, 22)
     weights = [[0.0], [0.5], [1.0], [1.5], [-1.0]]
-    found = []
+    result = []
     for base in (tiny_base(), narrow(tiny_base(), 50)):
-        live = LiveStack(base.model, [tiny_adapter(tmp_path / str(len(found)), 1)])
-        found.append([one.loss for one in evaluate_candidates(base, live, prompts, weights)])
-    assert found[1] == pytest.approx(found[0], abs=1e-5)
+        live = LiveStack(base.model, [tiny_adapter(tmp_path / str(len(result)), 1)])
+        result.append([candidate.loss for candidate in evaluate_candidates(base, live, prompts, weights)])
+    assert result[1] == pytest.approx(result[0], abs=1e-5)
 
 
 def test_a_race_leaves_out_an_adapter_that_does_not_fit(
@@ -206,9 +208,11 @@ def test_a_race_leaves_out_an_adapter_that_does_not_fit(
     assert scores[0] is not None
     assert scores[1] is None
     assert "does not fit into memory" in sampler.left_out["large"]
-    found = list(evaluate(tiny_base(), [members["large"], members["good"]], [task], limit=4, with_base=False))
-    assert isinstance(found[0], EvaluationError)
-    assert isinstance(found[1], TaskScore)
+    result = list(
+        evaluate(tiny_base(), [members["large"], members["good"]], [task], limit=4, with_base=False)
+    )
+    assert isinstance(result[0], EvaluationError)
+    assert isinstance(result[1], TaskScore)
 
 
 def test_an_adapter_stays_beside_weights_that_cannot_be_copied(
@@ -217,17 +221,17 @@ def test_an_adapter_stays_beside_weights_that_cannot_be_copied(
     from merging.live import stack as live
 
     members = [tiny_adapter(tmp_path / "one", 1)]
-    (whole,) = evaluate(tiny_base(), members, [task], with_base=False)
+    (complete,) = evaluate(tiny_base(), members, [task], with_base=False)
 
     def refuse(*_: Any) -> Iterator[None]:
         raise SHORTAGES[0]
 
     monkeypatch.setattr(live, "_sum", refuse)
     monkeypatch.setattr(LiveStack, "worthwhile", lambda *_: True)
-    (found,) = evaluate(tiny_base(), members, [task], with_base=False)
-    assert isinstance(found, TaskScore)
-    assert isinstance(whole, TaskScore)
-    assert found.loss == pytest.approx(whole.loss, abs=1e-5)
+    (result,) = evaluate(tiny_base(), members, [task], with_base=False)
+    assert isinstance(result, TaskScore)
+    assert isinstance(complete, TaskScore)
+    assert result.loss == pytest.approx(complete.loss, abs=1e-5)
 
 
 def test_sums_of_a_gradient_that_do_not_fit_are_one_sentence(

@@ -44,11 +44,11 @@ def test_energy_is_told_where_it_was_measured_alone(tmp_path: Path) -> None:
     """A sum of high rank is written as it is, and its norm is nobody's concern; a zero has none to keep."""
     high = [adapter(tmp_path / f"h{n}", seed=n, rank=40) for n in range(2)]
     line = "Energy that the rank could not hold"
-    for name, folders, kept in (("high", high, None), ("low", high[:1], 1)):
+    for name, folders, remaining in (("high", high, None), ("low", high[:1], 1)):
         report = merge(folders, "peft-cat", tmp_path / name)
-        assert (report.record["totals"]["energy"] is None) is (kept is None)
-        assert report.energy_share == kept
-        assert (line in (tmp_path / name / "README.md").read_text()) is (kept is not None)
+        assert (report.record["totals"]["energy"] is None) is (remaining is None)
+        assert report.energy_share == remaining
+        assert (line in (tmp_path / name / "README.md").read_text()) is (remaining is not None)
     cut = merge(high, "svd", tmp_path / "cut", rank=2)
     assert 0 < (cut.energy_share or 0) < 1
     assert f"{line}: {1 - (cut.energy_share or 0):.3%}." in (tmp_path / "cut" / "README.md").read_text()
@@ -75,10 +75,10 @@ def test_the_data_type_is_that_of_all_members_else_float32(tmp_path: Path) -> No
 def test_a_truncation_reports_its_energy(rank: int, folders: list[Path], tmp_path: Path) -> None:
     report = merge(folders, "svd", tmp_path / "out", rank=rank)
     expected = total([1 / 3] * 3, folders)
-    found = deltas(tmp_path / "out")
+    result = deltas(tmp_path / "out")
     for name, module in report.modules.items():
         assert module.energy == pytest.approx(float(expected[name].square().sum()), rel=1e-5)
-        loss = float((expected[name] - found[name]).square().sum())
+        loss = float((expected[name] - result[name]).square().sum())
         assert module.discarded == pytest.approx(loss, rel=1e-3, abs=1e-5)
     record = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert record == report.record
@@ -181,7 +181,9 @@ def test_a_full_disk_leaves_nothing_behind(
     import merging.members.writer as write
 
     original = write.TensorWriter
-    monkeypatch.setattr(write, "TensorWriter", lambda file, *rest: original(FullDisk(file, room), *rest))
+    monkeypatch.setattr(
+        write, "TensorWriter", lambda file, *remaining: original(FullDisk(file, room), *remaining)
+    )
     place = tmp_path / "place"
     with pytest.raises(StorageError, match="No space left"):
         merge(folders, "sum", place / "out")
@@ -243,9 +245,9 @@ def test_what_makes_no_sense_is_refused_before_anything_is_read(
 
 
 def test_progress_is_told_after_each_module(folders: list[Path], tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    merge(folders, "sum", tmp_path / "out", progress=lambda done, of: told.append((done, of)))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    document: list[tuple[int, int]] = []
+    merge(folders, "sum", tmp_path / "out", progress=lambda done, of: document.append((done, of)))
+    assert document == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_one_module_of_each_member_is_in_memory_at_a_time(
@@ -254,20 +256,22 @@ def test_one_module_of_each_member_is_in_memory_at_a_time(
     """The method of a module runs before the next module is read."""
     import merging.members.stacks as stack
 
-    seen: list[str] = []
+    requests: list[str] = []
     read = stack.read_module
-    monkeypatch.setattr(stack, "read_module", lambda member, name: seen.append(name) or read(member, name))
-    asked: list[int] = []
-    merge(folders, "sum", tmp_path / "out", progress=lambda done, of: asked.append(len(set(seen))))
-    assert asked == [1, 2, 3, 4]
+    monkeypatch.setattr(
+        stack, "read_module", lambda member, name: requests.append(name) or read(member, name)
+    )
+    questions: list[int] = []
+    merge(folders, "sum", tmp_path / "out", progress=lambda done, of: questions.append(len(set(requests))))
+    assert questions == [1, 2, 3, 4]
 
 
 def test_the_record_says_what_was_left_out(folders: list[Path], tmp_path: Path) -> None:
     members = [load_member(folder, without=["down_proj"]) for folder in folders]
     report = merge(members, "average", tmp_path / "out")
     names = [entry.get("left_out", []) for entry in report.record["members"]]
-    assert {"down_proj" in name for found in names for name in found} == {True}
-    assert [len(found) for found in names] == [2, 0, 2]
+    assert {"down_proj" in name for result in names for name in result} == {True}
+    assert [len(result) for result in names] == [2, 0, 2]
     assert not any("down_proj" in name for name in report.modules)
     document = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert not any("down_proj" in target for target in document["target_modules"])
@@ -313,20 +317,20 @@ def test_every_row_of_the_table_merges_and_says_what_it_is(each_method: list[str
 
 
 def test_a_method_gets_only_members_that_have_the_module(folders: list[Path]) -> None:
-    seen: dict[str, ModuleWork] = {}
+    requests: dict[str, ModuleWork] = {}
     row = METHODS["sum"]
     planned = plan(folders, "sum")
 
     def watch(work: ModuleWork) -> Update:
-        seen[work.stack.name] = work
+        requests[work.stack.name] = work
         return row.run(work)
 
     from dataclasses import replace
 
     merge_in_memory(replace(planned, method=replace(row, run=watch)))
-    assert seen[Q].names == ("one#0", "two#0", "three#0")
-    assert seen["model.layers.0.mlp.down_proj"].names == ("one#0", "three#0")
-    assert seen["model.layers.0.mlp.down_proj"].stack.ranks == (3, 2)
+    assert requests[Q].names == ("one#0", "two#0", "three#0")
+    assert requests["model.layers.0.mlp.down_proj"].names == ("one#0", "three#0")
+    assert requests["model.layers.0.mlp.down_proj"].stack.ranks == (3, 2)
 
 
 def test_parameters_are_read_from_words_as_from_values() -> None:

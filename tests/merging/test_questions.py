@@ -83,21 +83,21 @@ def test_an_example_that_is_too_long_is_named_with_what_to_do(base: LoadedBase, 
 
 def test_scores_without_the_long_ones_say_how_many(base: LoadedBase, task: Task, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    (found,) = evaluate(base, [], [task], too_long="skip", log=log)
-    assert isinstance(found, TaskScore)
-    assert (found.n, found.left_out) == (19, 1)
+    (result,) = evaluate(base, [], [task], too_long="skip", log=log)
+    assert isinstance(result, TaskScore)
+    assert (result.n, result.left_out) == (19, 1)
     assert json.loads(log.read_text())["left_out"] == 1
-    assert scores_document([found])["scores"][0]["left_out"] == 1
-    shorter = [one for one in examples(task, "test") if "z" not in one.input]
-    wanted = measure(base, task, shorter)
-    assert (found.value, found.loss) == (wanted.value, pytest.approx(wanted.loss, abs=1e-6))
+    assert scores_document([result])["scores"][0]["left_out"] == 1
+    shorter = [example for example in examples(task, "test") if "z" not in example.input]
+    expected = measure(base, task, shorter)
+    assert (result.value, result.loss) == (expected.value, pytest.approx(expected.loss, abs=1e-6))
     # The same without anything too long: nothing is said, and the key is that of all examples.
-    (whole,) = evaluate(tiny_base(), [], [task], too_long="skip")
+    (complete,) = evaluate(tiny_base(), [], [task], too_long="skip")
     (usual,) = evaluate(tiny_base(), [], [task])
-    assert whole == usual
-    assert isinstance(whole, TaskScore)
-    assert "left_out" not in whole.document()
-    assert whole.key != found.key
+    assert complete == usual
+    assert isinstance(complete, TaskScore)
+    assert "left_out" not in complete.document()
+    assert complete.key != result.key
 
 
 def test_a_task_of_nothing_but_long_examples_is_one_sentence(tmp_path: Path) -> None:
@@ -112,22 +112,22 @@ def test_training_leaves_long_examples_out_and_says_so(base: LoadedBase, task: T
     with pytest.raises(UsageError, match="--too-long skip"):
         train(base, task, some, tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
-    made = train(base, task, some, tmp_path / "out", too_long="skip", **settings)
-    assert made.record["left_out"] == 1
-    assert made.record["budget"]["train"] + made.record["budget"]["valid"] == 19
+    report = train(base, task, some, tmp_path / "out", too_long="skip", **settings)
+    assert report.record["left_out"] == 1
+    assert report.record["budget"]["train"] + report.record["budget"]["valid"] == 19
 
 
 def test_adapting_leaves_long_examples_out_and_says_so(base: LoadedBase, task: Task, tmp_path: Path) -> None:
     members, some = [tiny_adapter(tmp_path / "one", 1)], budget(task, 20)
     with pytest.raises(UsageError, match="--too-long skip"):
         adapt(base, members, task, some, "recycling", steps=1)
-    made = adapt(base, members, task, some, "recycling", steps=1, too_long="skip")
-    assert made.record["left_out"] == 1
+    result = adapt(base, members, task, some, "recycling", steps=1, too_long="skip")
+    assert result.record["left_out"] == 1
 
 
 def test_gradients_and_races_leave_long_examples_out(base: LoadedBase, task: Task, tmp_path: Path) -> None:
     some, member = examples(task, "train"), tiny_adapter(tmp_path / "one", 1)
-    shorter = [one for one in some if "z" not in one.input]
+    shorter = [item for item in some if "z" not in item.input]
     with pytest.raises(UsageError, match="--too-long skip"):
         direction(base, task, some)
     vector, _ = direction(base, task, some, too_long="skip")
@@ -203,18 +203,18 @@ def test_a_tokenizer_without_a_template_has_no_date() -> None:
 
 
 def test_the_date_is_a_part_of_keys_and_records_only_where_it_is_said(task: Task, tmp_path: Path) -> None:
-    found: dict[tuple[str, int], TaskScore] = {}
+    result: dict[tuple[str, int], TaskScore] = {}
     for template in (TODAY, _ANSWER):
         for year in (2024, 2025):
             base = replace(tiny_base(), tokenizer=in_template(template), date=datetime.date(year, 7, 26))
             (score,) = evaluate(base, [], [task], limit=4)
             assert isinstance(score, TaskScore)
-            found[template, year] = score
-    assert found[_ANSWER, 2024] == found[_ANSWER, 2025]
-    assert "date" not in found[_ANSWER, 2024].document()
-    assert found[TODAY, 2024].document()["date"] == "2024-07-26"
-    assert found[TODAY, 2025].document()["date"] == "2025-07-26"
-    assert found[TODAY, 2024].key != found[TODAY, 2025].key
+            result[template, year] = score
+    assert result[_ANSWER, 2024] == result[_ANSWER, 2025]
+    assert "date" not in result[_ANSWER, 2024].document()
+    assert result[TODAY, 2024].document()["date"] == "2024-07-26"
+    assert result[TODAY, 2025].document()["date"] == "2025-07-26"
+    assert result[TODAY, 2024].key != result[TODAY, 2025].key
     settings: Any = {"learning_rates": [1e-3], "steps": 1, "batch": 2, "rank": 2}
     base = replace(tiny_base(), tokenizer=in_template(TODAY))
     assert train(base, task, budget(task, 10), tmp_path / "out", **settings).record["date"] == "2024-07-26"
@@ -224,8 +224,8 @@ def test_the_date_is_a_part_of_keys_and_records_only_where_it_is_said(task: Task
 
 def test_asking_nothing_too_long_keeps_all(task: Task) -> None:
     some = examples(task, "test")
-    asked = ask(tiny_base(), task, some, "skip")
-    assert (asked.examples, asked.left_out) == (some, 0)
+    requests = ask(tiny_base(), task, some, "skip")
+    assert (requests.examples, requests.left_out) == (some, 0)
     assert len(ROWS) == 30
 
 

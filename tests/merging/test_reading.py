@@ -110,7 +110,7 @@ def test_a_check_is_made_once_for_each_model(tmp_path: Path) -> None:
     for _ in range(2):
         base = load_base("tiny", bases=tmp_path)
         calls: list[int] = []
-        base.model.register_forward_hook(lambda *_, seen=calls: seen.append(1))
+        base.model.register_forward_hook(lambda *_, requests=calls: requests.append(1))
         check_reading(base, prompts)
         check_reading(base, prompts[:2])
         counts.append(len(calls))
@@ -143,20 +143,20 @@ def test_gradients_and_losses_are_those_of_each_text_alone() -> None:
     weight = base.model.model.layers[0].mlp.up_proj.weight.requires_grad_()
 
     def by_definition() -> torch.Tensor:
-        each = []
+        values = []
         for prompt in prompts:
             logs = base.model(torch.tensor([prompt.question + prompt.target])).logits[0].log_softmax(-1)
             start = len(prompt.question) - 1
-            each.append(
+            values.append(
                 -sum(logs[start + at, token] for at, token in enumerate(prompt.target)) / len(prompt.target)
             )
-        return torch.stack(each)
+        return torch.stack(values)
 
-    wanted = by_definition()
-    (expected,) = torch.autograd.grad(wanted.mean(), weight)
-    assert losses(base, prompts)[0].tolist() == pytest.approx(wanted.tolist(), abs=1e-5)
+    requested = by_definition()
+    (expected,) = torch.autograd.grad(requested.mean(), weight)
+    assert losses(base, prompts)[0].tolist() == pytest.approx(requested.tolist(), abs=1e-5)
     assert gradients(base, prompts, base.model.zero_grad) == pytest.approx(
-        float(wanted.detach().mean()), abs=1e-5
+        float(requested.detach().mean()), abs=1e-5
     )
     torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-6)
 
@@ -178,13 +178,13 @@ def test_candidates_of_a_stack_are_rows_where_prompts_are_read_plainly(tmp_path:
         with live.attach():
             expected.append([alone(base, prompt) for prompt in prompts])
     sets = [live.scales_of([weight]) for weight in (0.0, 1.0)]
-    live.set_scales({name: torch.stack([one[name] for one in sets]) for name in sets[0]}, torch.arange(2))
+    live.set_scales({name: torch.stack([item[name] for item in sets]) for name in sets[0]}, torch.arange(2))
     with live.attach():
-        found = candidate_likelihoods(base, prompts, 2)
+        result = candidate_likelihoods(base, prompts, 2)
     assert expected[0] != expected[1]
-    for candidate, row in zip(found, expected, strict=True):
-        for values, wanted in zip(candidate, row, strict=True):
-            assert values == pytest.approx(wanted, abs=1e-4)
+    for candidate, row in zip(result, expected, strict=True):
+        for values, requested in zip(candidate, row, strict=True):
+            assert values == pytest.approx(requested, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", [*RECURRENT, "gemma3_text", "bloom"])
@@ -199,8 +199,8 @@ def test_generated_text_is_the_greedy_one(kind: str) -> None:
                 tokens.append(int(base.model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
             if tokens[-1] == base.tokenizer.eos_token_id:
                 break
-        made = base.tokenizer.decode(tokens[len(prompt.question) :], skip_special_tokens=True)
-        assert text == made.strip()
+        result = base.tokenizer.decode(tokens[len(prompt.question) :], skip_special_tokens=True)
+        assert text == result.strip()
 
 
 def test_only_scores_that_a_tree_would_spoil_have_another_key(tmp_path: Path) -> None:

@@ -30,13 +30,13 @@ BASE = tiny_base(dtype=torch.float64)
 
 def alone(base: LoadedBase, prompt: Prompt) -> list[float]:
     """The definition: one row a text, no mask, no sharing."""
-    found = []
+    result = []
     for answer in prompt.answers:
         tokens = torch.tensor([prompt.question + answer])
         logs = base.model(tokens).logits[0].log_softmax(-1)
         start = len(prompt.question) - 1
-        found.append(sum(float(logs[start + at, token]) for at, token in enumerate(answer)))
-    return found
+        result.append(sum(float(logs[start + at, token]) for at, token in enumerate(answer)))
+    return result
 
 
 def some_prompts(count: int, seed: int) -> list[Prompt]:
@@ -56,18 +56,18 @@ def some_prompts(count: int, seed: int) -> list[Prompt]:
 @given(count=st.integers(1, 8), seed=st.integers(0, 10_000), width=st.integers(1, 80))
 def test_every_answer_gets_the_likelihood_that_it_has_alone(count: int, seed: int, width: int) -> None:
     prompts = some_prompts(count, seed)
-    found = likelihoods(BASE, prompts, width=width)
-    for prompt, values in zip(prompts, found, strict=True):
+    result = likelihoods(BASE, prompts, width=width)
+    for prompt, values in zip(prompts, result, strict=True):
         assert values == pytest.approx(alone(BASE, prompt), abs=2e-5)
 
 
 def test_the_first_answer_of_a_likely_word_is_chosen() -> None:
     prompts = [Prompt((1,), ((2, 3), (4,)), 1), Prompt((1,), ((4,), (2, 3)), 1)]
-    found = [(-3.0, -1.0), (-2.0, -2.0)]
-    assert choose_answers(found) == [1, 0]
-    assert accuracy(prompts, found) == 0.5
+    result = [(-3.0, -1.0), (-2.0, -2.0)]
+    assert choose_answers(result) == [1, 0]
+    assert accuracy(prompts, result) == 0.5
     # (1 nat over one token + 2 nats over two tokens) / 2
-    assert mean_loss(prompts, found) == pytest.approx((1.0 + 1.0) / 2)
+    assert mean_loss(prompts, result) == pytest.approx((1.0 + 1.0) / 2)
 
 
 def test_a_prefix_of_two_prompts_is_read_once() -> None:
@@ -92,14 +92,14 @@ def test_losses_are_those_of_likelihoods_and_have_gradients() -> None:
     base = tiny_base(1, dtype=torch.float64)
     prompts = some_prompts(5, 4)
     weight = base.model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
-    found = losses(base, prompts)
+    result = losses(base, prompts)
     expected = [
         -values[prompt.right] / len(prompt.target)
         for prompt, values in zip(prompts, likelihoods(base, prompts), strict=True)
     ]
-    assert found.shape == (1, 5)
-    assert found[0].tolist() == pytest.approx(expected, abs=1e-5)
-    found.mean().backward()
+    assert result.shape == (1, 5)
+    assert result[0].tolist() == pytest.approx(expected, abs=1e-5)
+    result.mean().backward()
     assert weight.grad is not None
     assert float(weight.grad.abs().sum()) > 0
 
@@ -108,17 +108,17 @@ def test_candidates_are_rows_of_one_batch() -> None:
     prompts = some_prompts(6, 5)
     once, twice = likelihoods(BASE, prompts), candidate_likelihoods(BASE, prompts, 2)
     for values in twice:
-        assert [one for row in values for one in row] == pytest.approx(
-            [one for row in once for one in row], abs=1e-5
+        assert [item for row in values for item in row] == pytest.approx(
+            [item for row in once for item in row], abs=1e-5
         )
 
 
 def test_targets_alone_have_the_same_likelihood() -> None:
     prompts = some_prompts(6, 6)
     alone = likelihoods(BASE, targets_only(prompts))
-    whole = likelihoods(BASE, prompts)
-    assert [one[0] for one in alone] == pytest.approx(
-        [values[prompt.right] for prompt, values in zip(prompts, whole, strict=True)], abs=1e-5
+    complete = likelihoods(BASE, prompts)
+    assert [item[0] for item in alone] == pytest.approx(
+        [values[prompt.right] for prompt, values in zip(prompts, complete, strict=True)], abs=1e-5
     )
 
 
@@ -142,19 +142,19 @@ class _SmallMemory(torch.nn.Module):
         super().__init__()
         self.inner, self.most, self.seen = model, most, 0
 
-    def forward(self, input_ids: torch.Tensor, **given: object) -> object:
+    def forward(self, input_ids: torch.Tensor, **arguments: object) -> object:
         if input_ids.numel() > self.most:
             raise torch.OutOfMemoryError
         self.seen += 1
-        return self.inner(input_ids=input_ids, **given)
+        return self.inner(input_ids=input_ids, **arguments)
 
 
 def test_a_tree_that_does_not_fit_is_halved() -> None:
     prompts = some_prompts(12, 8)
     small = _SmallMemory(BASE.model, 30)
-    found = likelihoods(LoadedBase("small", small, BASE.tokenizer, 512), prompts, width=1000)
+    result = likelihoods(LoadedBase("small", small, BASE.tokenizer, 512), prompts, width=1000)
     assert small.seen > 1
-    for values, expected in zip(found, likelihoods(BASE, prompts), strict=True):
+    for values, expected in zip(result, likelihoods(BASE, prompts), strict=True):
         assert values == pytest.approx(expected, abs=1e-5)
 
 
@@ -166,7 +166,7 @@ def test_a_prompt_that_does_not_fit_alone_is_said() -> None:
 
 def test_entropy_is_that_of_the_normalised_answers() -> None:
     prompts = [prompt for prompt in some_prompts(8, 10) if len(prompt.answers) > 1]
-    found = entropies(BASE, prompts)
+    result = entropies(BASE, prompts)
     for at, values in enumerate(likelihoods(BASE, prompts)):
         weights = torch.tensor(values, dtype=torch.float64).softmax(0)
-        assert float(found[0, at]) == pytest.approx(float(-(weights * weights.log()).sum()), abs=1e-5)
+        assert float(result[0, at]) == pytest.approx(float(-(weights * weights.log()).sum()), abs=1e-5)

@@ -37,14 +37,14 @@ FIRST, SECOND = ([[4.0, -1.0], [2.0, 3.0]], ONE), ([[2.0, 5.0], [-6.0, 1.0]], ON
 def dense_ties(deltas: list[Tensor], weights: list[float], density: float) -> Tensor:
     """Algorithm 1 of the paper on dense matrices in float64, weights on the trimmed entries."""
     total = torch.zeros_like(deltas[0])
-    kept = []
+    remaining = []
     for delta in deltas:
         count = int(density * delta.numel())
         limit = delta.abs().flatten().sort(descending=True).values[count - 1]
-        kept.append(torch.where(delta.abs() >= limit, delta, 0))
+        remaining.append(torch.where(delta.abs() >= limit, delta, 0))
     for i in range(total.shape[0]):
         for j in range(total.shape[1]):
-            terms = [(w * float(k[i, j]), abs(w)) for w, k in zip(weights, kept, strict=True)]
+            terms = [(w * float(k[i, j]), abs(w)) for w, k in zip(weights, remaining, strict=True)]
             positive = sum(t for t, _ in terms) >= 0
             agreeing = [(t, w) for t, w in terms if (t > 0 if positive else t < 0)]
             if agreeing:
@@ -54,14 +54,14 @@ def dense_ties(deltas: list[Tensor], weights: list[float], density: float) -> Te
 
 def test_a_case_worked_by_hand() -> None:
     # Density 1/2 leaves [4 .; . 3] and [. 5; -6 .]: nobody disagrees, each entry is its only member's.
-    found = product(run("ties", stack_of(FIRST, SECOND), density=0.5))
-    torch.testing.assert_close(found, torch.tensor([[4.0, 5.0], [-6.0, 3.0]]).double(), rtol=0, atol=1e-5)
+    result = product(run("ties", stack_of(FIRST, SECOND), density=0.5))
+    torch.testing.assert_close(result, torch.tensor([[4.0, 5.0], [-6.0, 3.0]]).double(), rtol=0, atol=1e-5)
     # All entries: 4 and 2 average to 3; -1 loses to 5; 2 loses to -6; 3 and 1 average to 2. Doubled.
-    found = product(run("ties", stack_of(FIRST, SECOND), density=1, scale=2))
-    torch.testing.assert_close(found, torch.tensor([[6.0, 10.0], [-12.0, 4.0]]).double(), rtol=0, atol=1e-5)
+    result = product(run("ties", stack_of(FIRST, SECOND), density=1, scale=2))
+    torch.testing.assert_close(result, torch.tensor([[6.0, 10.0], [-12.0, 4.0]]).double(), rtol=0, atol=1e-5)
     # Weights 3 and 1: (12 + 2) / 4, and -3 against 5 still loses, 6 against -6 is a tie and positive.
-    found = product(run("ties", stack_of(FIRST, SECOND), [3, 1], density=1))
-    torch.testing.assert_close(found, torch.tensor([[3.5, 5.0], [2.0, 2.5]]).double(), rtol=0, atol=1e-5)
+    result = product(run("ties", stack_of(FIRST, SECOND), [3, 1], density=1))
+    torch.testing.assert_close(result, torch.tensor([[3.5, 5.0], [2.0, 2.5]]).double(), rtol=0, atol=1e-5)
 
 
 def test_trimming_over_the_whole_vector_is_the_paper(tmp_path: Path) -> None:
@@ -69,16 +69,18 @@ def test_trimming_over_the_whole_vector_is_the_paper(tmp_path: Path) -> None:
     folders = [
         adapter(tmp_path / f"m{n}", seed=n, rank=3 + n, modules=ALL[: 4 - n], ranks={Q: 2}) for n in range(3)
     ]
-    told = [deltas(folder) for folder in folders]
+    document = [deltas(folder) for folder in folders]
     # Modules of unequal size, so that a share of each is no share of all.
-    expected, kept = {}, []
-    for each in told:
-        vector = torch.cat([delta.abs().flatten() for delta in each.values()]).sort(descending=True).values
+    expected, remaining = {}, []
+    for values in document:
+        vector = torch.cat([delta.abs().flatten() for delta in values.values()]).sort(descending=True).values
         limit = vector[int(0.2 * len(vector)) - 1] * (1 - 1e-6)
-        kept.append({name: torch.where(delta.abs() >= limit, delta, 0) for name, delta in each.items()})
+        remaining.append(
+            {name: torch.where(delta.abs() >= limit, delta, 0) for name, delta in values.items()}
+        )
     for name in ALL:
-        there = [each[name] for each in kept if name in each]
-        expected[name] = dense_ties(there, [1.0] * len(there), 1.0)
+        target = [values[name] for values in remaining if name in values]
+        expected[name] = dense_ties(target, [1.0] * len(target), 1.0)
     for memory in (1, 1 << 29):
         options = {"trim": "vector", "density": 0.2}
         merge(folders, "ties", tmp_path / f"o{memory}", parameters=options, rank=20, memory=memory)
@@ -91,28 +93,28 @@ def test_trimming_over_the_whole_vector_is_the_paper(tmp_path: Path) -> None:
 def test_the_limit_of_all_modules_is_exact(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by halves of bits in blocks of a few rows, it is the very number that sorting gives."""
     monkeypatch.setattr("merging.methods.blocks._BLOCK", 500)
-    made = [work("ties", random_stack([3, 2], 30, 20, seed=seed)) for seed in (1, 2)]
-    made[1].stack.b[:, :3] *= 1e-4
+    result = [work("ties", random_stack([3, 2], 30, 20, seed=seed)) for seed in (1, 2)]
+    result[1].stack.b[:, :3] *= 1e-4
     # The same blocks, because a product of other rows may be rounded otherwise.
-    spaces = [entries(one) for one in made]
+    spaces = [entries(item) for item in result]
     values = [
         torch.cat([space.block(rows).abs() for rows in space.ranges(2)], 1).flatten(1) for space in spaces
     ]
-    found = whole_thresholds(lambda: iter(made), density)
+    actual = whole_thresholds(lambda: iter(result), density)
     for n, name in enumerate(("0", "1")):
         every = torch.cat([block[n] for block in values])
         count = int(density * len(every) + 1e-9)
         if 0 < count < len(every):
-            assert found[name] == float(every.sort(descending=True).values[count - 1])
-            assert int((every >= found[name]).sum()) == count
+            assert actual[name] == float(every.sort(descending=True).values[count - 1])
+            assert int((every >= actual[name]).sum()) == count
         else:
-            assert found[name] == (0.0 if count else float("inf"))
+            assert actual[name] == (0.0 if count else float("inf"))
 
 
 def test_equal_magnitudes_and_zeros_have_a_limit() -> None:
-    one = stack_of(([[1.0, -1.0, 1.0, 0.0]], [[1.0], [0.0]]))
-    assert whole_thresholds(lambda: iter([work("ties", one)]), 0.25) == {"0": 1.0}
-    assert whole_thresholds(lambda: iter([work("ties", one)]), 0.75) == {"0": 0.0}
+    item = stack_of(([[1.0, -1.0, 1.0, 0.0]], [[1.0], [0.0]]))
+    assert whole_thresholds(lambda: iter([work("ties", item)]), 0.25) == {"0": 1.0}
+    assert whole_thresholds(lambda: iter([work("ties", item)]), 0.75) == {"0": 0.0}
 
 
 def test_whole_vectors_are_not_sampled(tmp_path: Path) -> None:
@@ -139,16 +141,16 @@ def test_ties_is_the_paper_on_the_dense_updates(density: float, weights: list[fl
 
 @pytest.mark.parametrize("method", ["ties", "knots-ties", "core-ties"])
 def test_identities(method: str) -> None:
-    stack, one = random_stack([3, 2, 4], seed=4), random_stack([3])
+    stack, item = random_stack([3, 2, 4], seed=4), random_stack([3])
     first, second, third = stack.ranges()
     turned = stack_of(*[(stack.a[p], stack.b[:, p]) for p in (third, first, second)])
     left = run(method, stack, [1, 2, 0.5], density=0.4)
     # The order of members, copies, a single member, and agreeing signs.
     assert gap(left, product(run(method, turned, [0.5, 1, 2], density=0.4))) < 1e-4
-    assert gap(run(method, stack_of(*[(one.a, one.b)] * 4), density=1), dense(one)[0]) < 1e-5
-    assert gap(run(method, one, density=1), dense(one)[0]) < 1e-5
-    scaled = stack_of((one.a, one.b), (one.a, 2 * one.b))
-    assert gap(run(method, scaled, density=1), 1.5 * dense(one)[0]) < 1e-5
+    assert gap(run(method, stack_of(*[(item.a, item.b)] * 4), density=1), dense(item)[0]) < 1e-5
+    assert gap(run(method, item, density=1), dense(item)[0]) < 1e-5
+    scaled = stack_of((item.a, item.b), (item.a, 2 * item.b))
+    assert gap(run(method, scaled, density=1), 1.5 * dense(item)[0]) < 1e-5
 
 
 def test_the_mean_where_all_signs_agree() -> None:
@@ -178,8 +180,8 @@ def test_the_gauge_matters_exactly_where_the_table_says() -> None:
 
 
 def test_trimming_keeps_so_many_of_each_member() -> None:
-    kept = trim(torch.tensor([[[1.0, -5.0], [3.0, 2.0]], [[9.0, 8.0], [7.0, -10.0]]]), 0.5)
-    assert kept.tolist() == [[[0, -5], [3, 0]], [[9, 0], [0, -10]]]
+    remaining = trim(torch.tensor([[[1.0, -5.0], [3.0, 2.0]], [[9.0, 8.0], [7.0, -10.0]]]), 0.5)
+    assert remaining.tolist() == [[[0, -5], [3, 0]], [[9, 0], [0, -10]]]
     assert not trim(torch.ones(2, 3, 3), 0).any()
 
 

@@ -17,14 +17,14 @@ RANDOM = ["dare", "dare-ties", "della", "knots-dare-ties", "peft-dare-linear-svd
 
 def test_magnitude_worked_by_hand() -> None:
     # Half of the entries stay: [4 .; . 3] and [. 5; -6 .], each times its weight.
-    found = product(run("magnitude", stack_of(FIRST, SECOND), [1, 2], density=0.5))
-    torch.testing.assert_close(found, torch.tensor([[4.0, 10.0], [-12.0, 3.0]]).double(), rtol=0, atol=1e-5)
+    result = product(run("magnitude", stack_of(FIRST, SECOND), [1, 2], density=0.5))
+    torch.testing.assert_close(result, torch.tensor([[4.0, 10.0], [-12.0, 3.0]]).double(), rtol=0, atol=1e-5)
 
 
 def test_breadcrumbs_worked_by_hand() -> None:
     # A quarter from the top (4, and 6) and a quarter from the bottom (-1, and 1) go.
-    found = product(run("breadcrumbs", stack_of(FIRST, SECOND), [1, 1], density=0.5, largest=0.25))
-    torch.testing.assert_close(found, torch.tensor([[2.0, 5.0], [2.0, 3.0]]).double(), rtol=0, atol=1e-5)
+    result = product(run("breadcrumbs", stack_of(FIRST, SECOND), [1, 1], density=0.5, largest=0.25))
+    torch.testing.assert_close(result, torch.tensor([[2.0, 5.0], [2.0, 3.0]]).double(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["magnitude", "dare", "breadcrumbs"])
@@ -48,16 +48,16 @@ def test_dare_is_unbiased_over_seeds(space: str) -> None:
 def test_della_is_unbiased_over_seeds_and_keeps_large_entries_more_often() -> None:
     stack = random_stack([4], 40, 30)
     row = find_method("della")
-    kept, mean = torch.zeros(30, 40), torch.zeros(30, 40)
+    remaining, mean = torch.zeros(30, 40), torch.zeros(30, 40)
     for seed in range(300):
         work = ModuleWork(stack, (1.0,), 30, ("a",), row.options({"density": 0.5, "window": 0.6}), seed)
-        found = entries(work)
-        block = found.block(slice(0, 30))
-        dropped = della(work, found)(block, slice(0, 30))[0]
-        kept += (dropped != 0) / 300
+        result = entries(work)
+        block = result.block(slice(0, 30))
+        dropped = della(work, result)(block, slice(0, 30))[0]
+        remaining += (dropped != 0) / 300
         mean += dropped / 300
     order = block[0].abs().argsort(1)
-    chances = kept.gather(1, order).mean(0)
+    chances = remaining.gather(1, order).mean(0)
     expected = torch.linspace(0.2, 0.8, 40)
     # 30 rows x 300 seeds: a share has a standard deviation of at most 0.0053.
     torch.testing.assert_close(chances, expected, rtol=0, atol=0.025)
@@ -70,17 +70,17 @@ def test_the_chances_of_della_are_those_of_the_published_code(monkeypatch: pytes
     chances = [0.56, 0.63, 0.7, 0.77, 0.84]
     row = find_method("della")
     work = ModuleWork(stack, (1.0,), 2, ("a",), row.options({"density": 0.7, "window": 0.28}))
-    found = entries(work)
-    block = found.block(slice(0, 2))
-    for drawn in (0.0, 0.65, 0.8, 0.9):
-        same = torch.full((1, 2, 5), drawn)
+    result = entries(work)
+    block = result.block(slice(0, 2))
+    for samples in (0.0, 0.65, 0.8, 0.9):
+        same = torch.full((1, 2, 5), samples)
         monkeypatch.setattr("merging.methods.sparsifying.keep_chances", lambda *_, same=same: same)
-        kept = della(work, found)(block.clone(), slice(0, 2))
-        scale = torch.tensor([1 / p if drawn < p else 0.0 for p in chances])
-        torch.testing.assert_close(kept, block * scale)
+        remaining = della(work, result)(block.clone(), slice(0, 2))
+        scale = torch.tensor([1 / p if samples < p else 0.0 for p in chances])
+        torch.testing.assert_close(remaining, block * scale)
     default = ModuleWork(stack, (1.0,), 2, ("a",), row.options({}))
     monkeypatch.setattr("merging.methods.sparsifying.keep_chances", lambda *_: torch.zeros(1, 2, 5))
-    least = block / della(default, found)(block.clone(), slice(0, 2))
+    least = block / della(default, result)(block.clone(), slice(0, 2))
     torch.testing.assert_close(least[0, 0], torch.linspace(0.63, 0.77, 5))
 
 
@@ -92,11 +92,11 @@ def test_della_of_density_one_keeps_everything() -> None:
 @pytest.mark.parametrize("method", RANDOM)
 def test_a_seed_decides_and_nothing_else(method: str) -> None:
     stack = random_stack([3, 2], 16, 12)
-    one, again, other = (product(run(method, stack, seed=seed)) for seed in (1, 1, 2))
-    assert torch.equal(one, again)
-    assert float((one - other).norm()) > 0.05 * float(one.norm())
+    item, again, other = (product(run(method, stack, seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(item, again)
+    assert float((item - other).norm()) > 0.05 * float(item.norm())
     budget = product(run(method, stack, seed=1, memory=1))
-    assert torch.equal(one, budget)
+    assert torch.equal(item, budget)
 
 
 @pytest.mark.parametrize("method", RANDOM)
@@ -112,12 +112,12 @@ def test_a_member_keeps_its_mask_wherever_it_stands(method: str) -> None:
 
 
 def test_members_have_masks_of_their_own() -> None:
-    one = random_stack([4], 40, 40)
-    stack = stack_of((one.a, one.b), (one.a, one.b))
+    item = random_stack([4], 40, 40)
+    stack = stack_of((item.a, item.b), (item.a, item.b))
     work = ModuleWork(stack, (1.0, 1.0), 4, ("a", "b"), find_method("dare").options({}))
-    found = entries(work)
-    kept = dare(work, found)(found.block(slice(0, 40)), slice(0, 40)) != 0
-    assert 0.2 < float((kept[0] & kept[1]).float().mean()) < 0.3
+    result = entries(work)
+    remaining = dare(work, result)(result.block(slice(0, 40)), slice(0, 40)) != 0
+    assert 0.2 < float((remaining[0] & remaining[1]).float().mean()) < 0.3
 
 
 def test_what_stays_are_whole_shares() -> None:
@@ -125,13 +125,13 @@ def test_what_stays_are_whole_shares() -> None:
     rows = slice(0, 20)
     for method, sparsify, share in [("magnitude", magnitude, 0.5), ("breadcrumbs", breadcrumbs, 0.9)]:
         work = ModuleWork(stack, (1.0, 1.0), 4, ("a", "b"), find_method(method).options({}))
-        found = entries(work)
-        block = found.block(rows)
-        kept = sparsify(work, found)(block, rows)
-        assert (kept != 0).flatten(1).sum(1).tolist() == [share * 600] * 2
+        result = entries(work)
+        block = result.block(rows)
+        remaining = sparsify(work, result)(block, rows)
+        assert (remaining != 0).flatten(1).sum(1).tolist() == [share * 600] * 2
         if method == "breadcrumbs":
-            gone = block.abs().masked_fill(kept != 0, 0).flatten(1).sort(descending=True).values
-            left = kept.abs().flatten(1)
+            gone = block.abs().masked_fill(remaining != 0, 0).flatten(1).sort(descending=True).values
+            left = remaining.abs().flatten(1)
             assert (gone[:, :6] > left.max(1).values[:, None]).all()
             assert (gone[:, 6] < torch.where(left > 0, left, 9e9).min(1).values).all()
 

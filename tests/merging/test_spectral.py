@@ -30,14 +30,14 @@ def dense_tsv(deltas: list[Tensor], k: int) -> Tensor:
 
 def dense_iso_cts(deltas: list[Tensor], total: int, fraction: float) -> Tensor:
     u, s, vh = svd(torch.stack(deltas).sum(0))
-    each = min(total // len(deltas), round((total - int(total * fraction)) / len(deltas)))
-    common = total - each * len(deltas)
+    values = min(total // len(deltas), round((total - int(total * fraction)) / len(deltas)))
+    common = total - values * len(deltas)
     us, ss, vs = [u[:, :common]], [s[:common]], [vh[:common]]
     for delta in deltas:
         own = svd(delta - us[0] @ us[0].T @ delta)
-        us.append(own[0][:, :each])
-        ss.append(own[1][:each])
-        vs.append(own[2][:each])
+        us.append(own[0][:, :values])
+        ss.append(own[1][:values])
+        vs.append(own[2][:values])
     return torch.cat(ss).mean() * orthonormal(torch.cat(us, 1)) @ orthonormal(torch.cat(vs).T).T
 
 
@@ -83,9 +83,9 @@ def test_iso_cts_is_the_algorithm_on_dense_matrices(fraction: float) -> None:
     expected = dense_iso_cts(dense(stack), 8, fraction)
     assert gap(run("iso-cts", stack, common=fraction), expected) < 1e-5
     for total in (6, 3, 1):
-        found = run("iso-cts", stack, rank=total, common=fraction)
-        assert found.a.shape[0] <= total
-        assert gap(found, dense_iso_cts(dense(stack), total, fraction)) < 1e-5
+        result = run("iso-cts", stack, rank=total, common=fraction)
+        assert result.a.shape[0] <= total
+        assert gap(result, dense_iso_cts(dense(stack), total, fraction)) < 1e-5
 
 
 @pytest.mark.parametrize("method", ["tsv-m", "iso-c", "iso-cts"])
@@ -100,15 +100,15 @@ def test_neither_gauge_nor_order_matters(method: str) -> None:
 
 def test_copies_and_single_members() -> None:
     """TSV-M gives one adapter back, alone or in copies; the isotropic methods flatten it."""
-    one = random_stack([3], 40, 30)
-    many = stack_of(*[(one.a, one.b)] * 4)
-    u, s, vh = svd(dense(one)[0])
+    item = random_stack([3], 40, 30)
+    many = stack_of(*[(item.a, item.b)] * 4)
+    u, s, vh = svd(dense(item)[0])
     flat = s[:3].mean() * u[:, :3] @ vh[:3]
-    assert gap(run("tsv-m", one), dense(one)[0]) < 1e-5
-    assert gap(run("tsv-m", many), dense(one)[0]) < 1e-5
+    assert gap(run("tsv-m", item), dense(item)[0]) < 1e-5
+    assert gap(run("tsv-m", many), dense(item)[0]) < 1e-5
     assert run("tsv-m", many).a.shape[0] == 3
     for method in ("iso-c", "iso-cts"):
-        assert gap(run(method, one), flat) < 1e-5
+        assert gap(run(method, item), flat) < 1e-5
         assert gap(run(method, many, [0.25] * 4), flat) < 1e-5
 
 
@@ -117,13 +117,13 @@ def authors_iso_cts(deltas: list[Tensor], fraction: float) -> Tensor:
     width, count = min(deltas[0].shape), len(deltas)
     specific = round((width - int(width * fraction)) / count) * count
     u, s, vh = svd(torch.stack(deltas).sum(0))
-    common, each = width - specific, specific // count
+    common, values = width - specific, specific // count
     us, ss, vs = [], [], []
     for delta in deltas:
         own = svd(delta - u[:, :common] @ u[:, :common].T @ delta)
-        us.append(own[0][:, :each])
-        ss.append(own[1][:each])
-        vs.append(own[2][:each])
+        us.append(own[0][:, :values])
+        ss.append(own[1][:values])
+        vs.append(own[2][:values])
     us, ss, vs = [*us, u[:, :common]], [*ss, s[:common]], [*vs, vh[:common]]
     return torch.cat(ss).mean() * orthonormal(torch.cat(us, 1)) @ orthonormal(torch.cat(vs).T).T
 
@@ -132,10 +132,10 @@ def authors_iso_cts(deltas: list[Tensor], fraction: float) -> Tensor:
 def test_iso_cts_over_the_width_is_the_published_code(fraction: float) -> None:
     # The members' ranks add up to the width, so that no direction of the dense SVD is arbitrary.
     stack = random_stack([5, 5], 14, 10)
-    found = run("iso-cts", stack, common=fraction, over="width")
-    assert gap(found, authors_iso_cts(dense(stack), fraction)) < 1e-5
+    result = run("iso-cts", stack, common=fraction, over="width")
+    assert gap(result, authors_iso_cts(dense(stack), fraction)) < 1e-5
     # The default is the same where rank and width are.
-    assert gap(run("iso-cts", stack, common=fraction), product(found)) < 1e-5
+    assert gap(run("iso-cts", stack, common=fraction), product(result)) < 1e-5
 
 
 def test_iso_cts_over_the_width_has_the_scale_of_the_width() -> None:
@@ -152,18 +152,18 @@ def test_iso_cts_over_the_width_has_the_scale_of_the_width() -> None:
 
 def test_more_directions_than_the_width_are_truncated() -> None:
     """Opposite members: the sum is 0 but for the third, each has directions of its own, 3 + 3 + 4 of 4."""
-    one, other = random_stack([3], 8, 4), random_stack([4], 8, 4, seed=1)
-    stack = stack_of((one.a, one.b), (one.a, -one.b), (other.a, 1e-3 * other.b))
-    found = run("iso-cts", stack, common=0.0, over="width", rank=2)
-    assert found.a.shape[0] == 2
-    assert torch.isfinite(product(found)).all()
-    assert 0 < found.discarded < (found.energy or 0)
+    item, other = random_stack([3], 8, 4), random_stack([4], 8, 4, seed=1)
+    stack = stack_of((item.a, item.b), (item.a, -item.b), (other.a, 1e-3 * other.b))
+    result = run("iso-cts", stack, common=0.0, over="width", rank=2)
+    assert result.a.shape[0] == 2
+    assert torch.isfinite(product(result)).all()
+    assert 0 < result.discarded < (result.energy or 0)
 
 
 def test_a_member_that_is_zero_has_no_directions() -> None:
     # 3 e1 e1^T, and two members whose update is 0: by B, and by rows of A where B is 0.
-    one = ([[3.0, 0.0]], [[1.0], [0.0]])
+    item = ([[3.0, 0.0]], [[1.0], [0.0]])
     zeros = ([[5.0, 7.0]], [[0.0], [0.0]]), ([[0.0, 0.0], [1.0, 2.0]], [[4.0, 0.0], [6.0, 0.0]])
     expected = torch.tensor([[3.0, 0.0], [0.0, 0.0]]).double()
     for method in ("tsv-m", "iso-c", "iso-cts"):
-        torch.testing.assert_close(product(run(method, stack_of(one, *zeros))), expected)
+        torch.testing.assert_close(product(run(method, stack_of(item, *zeros))), expected)

@@ -66,9 +66,9 @@ def test_the_gauge_is_the_one_that_the_row_states(method: str) -> None:
 
 @pytest.mark.parametrize("method", SUMS)
 def test_copies_of_one_member_average_to_it(method: str) -> None:
-    one = random_stack([3], 20, 15)
-    copies = stack_of(*pairs(one) * 3)
-    assert gap(run(method, copies, [0.2, 0.5, 0.3], rank=9), dense(one)[0]) < 1e-5
+    item = random_stack([3], 20, 15)
+    copies = stack_of(*pairs(item) * 3)
+    assert gap(run(method, copies, [0.2, 0.5, 0.3], rank=9), dense(item)[0]) < 1e-5
 
 
 @pytest.mark.parametrize("method", ROWS)
@@ -86,12 +86,12 @@ def test_a_weight_of_one_and_others_of_zero_is_the_member_alone(method: str, tmp
 def test_a_member_of_zeros_does_no_harm(method: str) -> None:
     """B = 0, as before training: the result is finite, and the sum is that of the others."""
     first, second, third = pairs(stack_for(method))
-    found = run(method, stack_of(first, (second[0], torch.zeros_like(second[1])), third), [1.0, 1.0, 1.0])
-    assert torch.isfinite(found.a).all()
-    assert torch.isfinite(found.b).all()
+    result = run(method, stack_of(first, (second[0], torch.zeros_like(second[1])), third), [1.0, 1.0, 1.0])
+    assert torch.isfinite(result.a).all()
+    assert torch.isfinite(result.b).all()
     if method in SUMS and not METHODS[method].normalised:
         expected = product(run(method, stack_of(first, third), [1.0, 1.0]))
-        assert gap(found, expected) < 1e-5
+        assert gap(result, expected) < 1e-5
 
 
 @pytest.mark.parametrize("method", [name for name in ROWS if not METHODS[name].normalised])
@@ -99,12 +99,12 @@ def test_a_member_of_zeros_is_as_if_it_were_absent(method: str) -> None:
     """Under equal weights of the others; A and B apart see its A, and a mean by 1 / N divides by all."""
     (first, second, third), apart = pairs(stack_for(method)), METHODS[method].equal_ranks
     for count in (1, 2):
-        others = (first, second)[:count]
+        other_items = (first, second)[:count]
         names = ("one", "two")[:count]
-        alone = run(method, stack_of(*others), [1.0, 0.7][:count], rank=3, names=names)
+        alone = run(method, stack_of(*other_items), [1.0, 0.7][:count], rank=3, names=names)
         zero = (third[0], torch.zeros_like(third[1]))
         with_zero = run(
-            method, stack_of(*others, zero), [*[1.0, 0.7][:count], 1.0], rank=3, names=(*names, "three")
+            method, stack_of(*other_items, zero), [*[1.0, 0.7][:count], 1.0], rank=3, names=(*names, "three")
         )
         assert (gap(with_zero, product(alone)) < 1e-6) is not apart
 
@@ -134,13 +134,13 @@ OTHERS = {"iso-c", "iso-cts", "lora-lego"}
 def test_the_default_weight_is_what_the_row_says(method: str) -> None:
     """Four equal members, everything kept, no factor on the result: by how much it is each of them."""
     row = METHODS[method]
-    one = random_stack([3], 20, 15)
-    copies = stack_of(*pairs(one) * 4)
-    whole = {"density": 1, "scale": 1, "largest": 0, "rescale": False}
-    options = {p.name: whole[p.name] for p in row.parameters if p.name in whole}
-    found = product(run(method, copies, rank=3, **options))
-    update = dense(one)[0]
-    times = float((found * update).sum() / update.square().sum())
+    item = random_stack([3], 20, 15)
+    copies = stack_of(*pairs(item) * 4)
+    complete = {"density": 1, "scale": 1, "largest": 0, "rescale": False}
+    options = {p.name: complete[p.name] for p in row.parameters if p.name in complete}
+    result = product(run(method, copies, rank=3, **options))
+    update = dense(item)[0]
+    times = float((result * update).sum() / update.square().sum())
     sums, means = {"1/N": (1.0, 1.0), "1": (4.0, 1.0)}[row.default_weight]
     expected = sums if method in ADDING else means if method in MEANS else None
     if method in SQUARES:
@@ -151,11 +151,13 @@ def test_the_default_weight_is_what_the_row_says(method: str) -> None:
         # lora-lego gives the mean unit of a cluster, the isotropic ones the sum with equal singular values.
         assert method in OTHERS
         s = torch.linalg.svdvals(update)[:3]
-        wanted = 4 * s.mean() if method != "lora-lego" else s
-        torch.testing.assert_close(torch.linalg.svdvals(found)[:3], wanted.expand(3), rtol=1e-4, atol=1e-4)
+        requested = 4 * s.mean() if method != "lora-lego" else s
+        torch.testing.assert_close(
+            torch.linalg.svdvals(result)[:3], requested.expand(3), rtol=1e-4, atol=1e-4
+        )
     else:
         assert times == pytest.approx(expected, rel=1e-4)
-        assert float((found - expected * update).norm() / update.norm()) < 1e-4 * expected
+        assert float((result - expected * update).norm() / update.norm()) < 1e-4 * expected
 
 
 def test_every_sum_says_whether_it_is_one_of_weights() -> None:
@@ -167,9 +169,9 @@ def test_every_sum_says_whether_it_is_one_of_weights() -> None:
 
 @pytest.mark.parametrize("method", ROWS)
 def test_zeros_alone_merge_to_zero(method: str) -> None:
-    made = [(a, torch.zeros_like(b)) for a, b in pairs(stack_for(method))]
-    found = run(method, stack_of(*made))
-    assert float(product(found).abs().max()) == 0.0
+    result = [(a, torch.zeros_like(b)) for a, b in pairs(stack_for(method))]
+    actual = run(method, stack_of(*result))
+    assert float(product(actual).abs().max()) == 0.0
 
 
 @pytest.mark.parametrize("method", ROWS)
@@ -180,12 +182,14 @@ def test_modules_that_some_members_lack_are_merged_from_the_others(method: str, 
         adapter(tmp_path / "two", seed=2, modules=ALL[:2]),
         adapter(tmp_path / "three", seed=3, modules=ALL[1:]),
     ]
-    found = {shape.name: update for shape, update in merge_in_memory(plan(folders, method, seed=1))}
-    assert set(found) == set(ALL)
-    assert all(torch.isfinite(update.a).all() and torch.isfinite(update.b).all() for update in found.values())
+    result = {shape.name: update for shape, update in merge_in_memory(plan(folders, method, seed=1))}
+    assert set(result) == set(ALL)
+    assert all(
+        torch.isfinite(update.a).all() and torch.isfinite(update.b).all() for update in result.values()
+    )
     if not METHODS[method].normalised:
         weight = plan(folders, method).weights[2]
         planned = plan(folders[2:], method, seed=1, weights=[weight])
         alone = {shape.name: update for shape, update in merge_in_memory(planned)}
         lone = "model.layers.1.self_attn.q_proj"
-        assert gap(found[lone], product(alone[lone])) < 1e-5
+        assert gap(result[lone], product(alone[lone])) < 1e-5

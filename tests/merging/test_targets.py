@@ -46,11 +46,11 @@ def task(tmp_path: Path) -> Task:
 def test_default_targets_are_trained_and_the_rest_is_named(
     kind: str, trained: str, untrained: list[str] | None, task: Task, tmp_path: Path
 ) -> None:
-    made = train(architecture(kind), task, budget(task, 6), tmp_path / "out", **SETTINGS)
+    report = train(architecture(kind), task, budget(task, 6), tmp_path / "out", **SETTINGS)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["target_modules"] == trained.split()
     assert not config["target_parameters"]
-    assert made.record.get("untrained") == untrained
+    assert report.record.get("untrained") == untrained
     base, adapter = evaluate(architecture(kind), [load_member(tmp_path / "out")], [task], limit=4)
     assert isinstance(base, TaskScore)
     assert isinstance(adapter, TaskScore)
@@ -90,8 +90,8 @@ def test_an_adapter_of_layers_that_are_no_linear_ones_is_one_true_sentence(
     task: Task, tmp_path: Path
 ) -> None:
     train(architecture("gpt2"), task, budget(task, 6), tmp_path / "out", **SETTINGS)
-    (found,) = evaluate(
+    (result,) = evaluate(
         architecture("gpt2"), [load_member(tmp_path / "out")], [task], limit=4, with_base=False
     )
-    assert isinstance(found, MergeError)
-    assert "is a Conv1D, and only linear layers" in str(found)
+    assert isinstance(result, MergeError)
+    assert "is a Conv1D, and only linear layers" in str(result)

@@ -24,9 +24,9 @@ def test_a_task_and_its_examples_are_as_written(tmp_path: Path) -> None:
         ("yes", "no"),
         "CC0-1.0",
     )
-    found = examples(task, "test")
-    assert [(one.input, one.target) for one in found] == ROWS
-    assert all(one.choices == ("yes", "no") for one in found)
+    result = examples(task, "test")
+    assert [(item.input, item.target) for item in result] == ROWS
+    assert all(item.choices == ("yes", "no") for item in result)
 
 
 def test_the_digest_changes_with_any_byte_of_an_example(tmp_path: Path) -> None:
@@ -40,11 +40,11 @@ def test_the_digest_changes_with_any_byte_of_an_example(tmp_path: Path) -> None:
 
 def test_a_budget_is_drawn_from_training_examples_by_seed(tmp_path: Path) -> None:
     task = read_task(write_task(tmp_path / "odd", ROWS))
-    one = budget(task, 100, seed=3)
-    assert (len(one.train), len(one.valid)) == (80, 20)
-    assert len({example.input for example in one.all}) == 100
-    assert budget(task, 100, seed=3) == one
-    assert budget(task, 100, seed=4) != one
+    item = budget(task, 100, seed=3)
+    assert (len(item.train), len(item.valid)) == (80, 20)
+    assert len({example.input for example in item.all}) == 100
+    assert budget(task, 100, seed=3) == item
+    assert budget(task, 100, seed=4) != item
     with pytest.raises(UsageError, match="odd has 120 training examples, fewer than the 200 asked for"):
         budget(task, 200)
     with pytest.raises(UsageError, match="cannot be split"):
@@ -53,11 +53,11 @@ def test_a_budget_is_drawn_from_training_examples_by_seed(tmp_path: Path) -> Non
 
 def test_whoever_sees_fewer_sees_no_others(tmp_path: Path) -> None:
     task = read_task(write_task(tmp_path / "odd", ROWS))
-    whole = first_examples(task, 100, seed=3)
-    assert set(budget(task, 100, seed=3).all) == set(whole)
-    assert first_examples(task, 24, seed=3) == whole[:24]
-    assert budget(task, 40, seed=3).all[-8:] == whole[:8]
-    assert first_examples(task, 100, seed=4) != whole
+    complete = first_examples(task, 100, seed=3)
+    assert set(budget(task, 100, seed=3).all) == set(complete)
+    assert first_examples(task, 24, seed=3) == complete[:24]
+    assert budget(task, 40, seed=3).all[-8:] == complete[:8]
+    assert first_examples(task, 100, seed=4) != complete
 
 
 def test_a_line_may_hold_any_separator_of_unicode(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def drawn(task: Task) -> ExampleBudget:
     return budget(task, 10)
 
 
-def quick(folder: Path, out: Path, base: LoadedBase | None = None, **given: Any) -> TrainReport:
+def quick(folder: Path, out: Path, base: LoadedBase | None = None, **arguments: Any) -> TrainReport:
     """A training of a second: rank 4, six steps of four examples, in float32."""
     task = read_task(folder)
     settings: dict[str, Any] = {
@@ -71,15 +71,15 @@ def quick(folder: Path, out: Path, base: LoadedBase | None = None, **given: Any)
         "dtype": "float32",
         "learning_rates": [5e-3],
     }
-    return train(base or tiny_base(), task, drawn(task), out, **{**settings, **given})
+    return train(base or tiny_base(), task, drawn(task), out, **{**settings, **arguments})
 
 
 def logits(model: Any, task: Task, base: LoadedBase) -> Tensor:
     """What the model says to a fixed text."""
     with torch.no_grad():
         tokens = torch.tensor([encode(base.tokenizer, task, drawn(task).valid, 512)[0].question])
-        found: Tensor = model(tokens).logits
-        return found.clone()
+        result: Tensor = model(tokens).logits
+        return result.clone()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -88,10 +88,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def timeless(folder: Path) -> dict[str, Any]:
     """train.json without what a clock has measured."""
-    told: dict[str, Any] = json.loads((folder / TRAIN_RECORD).read_text())
-    for one in (told, *told["rates"]):
-        del one["seconds"]
-    return told
+    document: dict[str, Any] = json.loads((folder / TRAIN_RECORD).read_text())
+    for item in (document, *document["rates"]):
+        del item["seconds"]
+    return document
 
 
 @contextmanager
@@ -102,9 +102,9 @@ def unchanged(base: LoadedBase) -> Iterator[None]:
         model = base.model
         return [
             [(name, id(module), module.training) for name, module in model.named_modules()],
-            [(name, one.requires_grad, one.grad) for name, one in model.named_parameters()],
+            [(name, item.requires_grad, item.grad) for name, item in model.named_parameters()],
             sorted(vars(model)),
-            [one.numpy().tobytes() for one in model.state_dict().values()],
+            [item.numpy().tobytes() for item in model.state_dict().values()],
         ]
 
     before = state()
@@ -115,16 +115,16 @@ def unchanged(base: LoadedBase) -> Iterator[None]:
 @pytest.mark.slow
 def test_the_loss_falls_and_the_lowest_one_is_chosen(folder: Path, tmp_path: Path) -> None:
     report = quick(folder, tmp_path / "out", steps=20, learning_rates=[1e-5, 1e-3, 2e-2])
-    told = report.record
-    found = {one["learning_rate"]: one["valid_loss"] for one in told["rates"]}
-    assert report.learning_rate == min(found, key=found.__getitem__) == told["learning_rate"]
-    assert [one["learning_rate"] for one in told["rates"] if one["chosen"]] == [report.learning_rate]
-    assert report.valid_loss < found[1e-5] < told["valid_loss_before"]
-    assert report.valid_loss < 0.8 * told["valid_loss_before"]
-    for one in told["rates"]:
-        assert one["valid_loss"] == min(measure["valid"] for measure in one["losses"])
-        assert [measure["step"] for measure in one["losses"]] == list(range(2, 21, 2))
-    assert told == json.loads((tmp_path / "out" / TRAIN_RECORD).read_text())
+    document = report.record
+    result = {rate["learning_rate"]: rate["valid_loss"] for rate in document["rates"]}
+    assert report.learning_rate == min(result, key=result.__getitem__) == document["learning_rate"]
+    assert [rate["learning_rate"] for rate in document["rates"] if rate["chosen"]] == [report.learning_rate]
+    assert report.valid_loss < result[1e-5] < document["valid_loss_before"]
+    assert report.valid_loss < 0.8 * document["valid_loss_before"]
+    for rate in document["rates"]:
+        assert rate["valid_loss"] == min(measure["valid"] for measure in rate["losses"])
+        assert [measure["step"] for measure in rate["losses"]] == list(range(2, 21, 2))
+    assert document == json.loads((tmp_path / "out" / TRAIN_RECORD).read_text())
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_the_base_is_as_it_was_after_an_error(
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_plain_peft_reads_what_was_trained(variant: str, folder: Path, task: Task, tmp_path: Path) -> None:
     """The trained model itself is made a second time, step by step, and asked in memory."""
-    base, row, kept = tiny_base(), VARIANTS[variant], []
+    base, row, remaining = tiny_base(), VARIANTS[variant], []
     report = quick(folder, tmp_path / "out", base, variant=variant, steps=2, learning_rates=[2e-3])
     recipe = Recipe(steps=2, batch=4, evaluate_every=2)
     prompts = [encode(base.tokenizer, task, part, 512) for part in (drawn(task).train, drawn(task).valid)]
@@ -179,13 +179,13 @@ def test_plain_peft_reads_what_was_trained(variant: str, folder: Path, task: Tas
             2e-3,
             recipe,
             *prompts,
-            better=lambda: kept.append(logits(base.model, task, base)),
+            better=lambda: remaining.append(logits(base.model, task, base)),
         )
     assert course.valid_loss == report.record["rates"][0]["valid_loss"]
     plain = peft.PeftModel.from_pretrained(tiny_base().model, tmp_path / "out")
-    torch.testing.assert_close(logits(plain, task, base), kept[-1], rtol=1e-4, atol=1e-4)
-    moved = (kept[-1] - logits(tiny_base().model, task, base)).abs().max()
-    assert moved > 100 * (logits(plain, task, base) - kept[-1]).abs().max()
+    torch.testing.assert_close(logits(plain, task, base), remaining[-1], rtol=1e-4, atol=1e-4)
+    moved = (remaining[-1] - logits(tiny_base().model, task, base)).abs().max()
+    assert moved > 100 * (logits(plain, task, base) - remaining[-1]).abs().max()
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
@@ -211,21 +211,21 @@ def test_three_steps_are_those_of_adamw_by_hand(task: Task) -> None:
     recipe, rate = Recipe(steps=3, batch=4, evaluate_every=3), 0.01
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["down_proj"], task_type="CAUSAL_LM")
     with set_seeds(0, base), adapt_model(base.model, VARIANTS["lora"], config, lambda: None) as model:
-        ours = {name: one.requires_grad_() for name, one in factors(model).items()}
+        ours = {name: item.requires_grad_() for name, item in factors(model).items()}
         run(base, optimiser(VARIANTS["lora"], model, rate), rate, recipe, prompts, prompts)
         theirs = factors(model)
     layers = [base.model.model.layers[number].mlp.down_proj for number in (0, 1)]
     weights = [layer.weight.data.clone() for layer in layers]
-    momenta = {name: (torch.zeros_like(one), torch.zeros_like(one)) for name, one in ours.items()}
+    momenta = {name: (torch.zeros_like(item), torch.zeros_like(item)) for name, item in ours.items()}
     for step, batch in enumerate(batches(prompts, recipe), 1):
         for number, layer in enumerate(layers):
             stem = f"base_model.model.model.layers.{number}.mlp.down_proj.lora_"
             del layer.weight
             layer.weight = weights[number] + 3 * ours[f"{stem}B.weight"] @ ours[f"{stem}A.weight"]
-        found = torch.autograd.grad(losses(base, batch)[0].mean(), list(ours.values()))
-        norm = math.sqrt(sum(float(one.square().sum()) for one in found))
+        result = torch.autograd.grad(losses(base, batch)[0].mean(), list(ours.values()))
+        norm = math.sqrt(sum(float(item.square().sum()) for item in result))
         now = rate * (1 + math.cos(math.pi * (step - 1) / 3)) / 2
-        for (name, values), gradient in zip(ours.items(), found, strict=True):
+        for (name, values), gradient in zip(ours.items(), result, strict=True):
             g = gradient * min(1.0, 1.0 / (norm + 1e-6))
             m, v = momenta[name]
             m.mul_(0.9).add_(0.1 * g)
@@ -241,53 +241,53 @@ def test_a_difference_is_exact_and_survives_bfloat16() -> None:
     """A small update beside a large start: PEFT's [A; A0] and [B, -B0] lose it when they are rounded."""
     torch.manual_seed(0)
     start = {"x.lora_A.weight": torch.randn(3, 40), "x.lora_B.weight": torch.randn(30, 3)}
-    now = {name: one + 1e-3 * torch.randn_like(one) for name, one in start.items()}
+    now = {name: item + 1e-3 * torch.randn_like(item) for name, item in start.items()}
 
     def product(pair: dict[str, Tensor]) -> Tensor:
         return pair["x.lora_B.weight"].double() @ pair["x.lora_A.weight"].double()
 
     def rounded(pair: dict[str, Tensor]) -> Tensor:
-        return product({name: one.bfloat16() for name, one in pair.items()})
+        return product({name: item.bfloat16() for name, item in pair.items()})
 
     true = product(now) - product(start)
-    found = difference(now, start)
-    assert [tuple(one.shape) for one in found.values()] == [(6, 40), (30, 6)]
+    result = difference(now, start)
+    assert [tuple(item.shape) for item in result.values()] == [(6, 40), (30, 6)]
     joined = {
         "x.lora_A.weight": torch.cat([now["x.lora_A.weight"], start["x.lora_A.weight"]]),
         "x.lora_B.weight": torch.cat([now["x.lora_B.weight"], -start["x.lora_B.weight"]], dim=1),
     }
-    assert float((product(found) - true).norm() / true.norm()) < 1e-5
-    assert float((rounded(found) - true).norm() / true.norm()) < 5e-3
+    assert float((product(result) - true).norm() / true.norm()) < 1e-5
+    assert float((rounded(result) - true).norm() / true.norm()) < 5e-3
     assert float((rounded(joined) - true).norm() / true.norm()) > 0.5
 
 
 def test_a_layer_narrower_than_the_difference_keeps_its_shape() -> None:
     torch.manual_seed(1)
     start = {"x.lora_A.weight": torch.randn(3, 4), "x.lora_B.weight": torch.randn(5, 3)}
-    now = {name: torch.randn_like(one) for name, one in start.items()}
-    found = difference(now, start)
-    assert [tuple(one.shape) for one in found.values()] == [(6, 4), (5, 6)]
+    now = {name: torch.randn_like(item) for name, item in start.items()}
+    result = difference(now, start)
+    assert [tuple(item.shape) for item in result.values()] == [(6, 4), (5, 6)]
     true = (
         now["x.lora_B.weight"] @ now["x.lora_A.weight"] - start["x.lora_B.weight"] @ start["x.lora_A.weight"]
     )
-    torch.testing.assert_close(found["x.lora_B.weight"] @ found["x.lora_A.weight"], true)
+    torch.testing.assert_close(result["x.lora_B.weight"] @ result["x.lora_A.weight"], true)
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(folder: Path, tmp_path: Path) -> None:
-    out, whole = tmp_path / "out", tmp_path / "whole"
+    out, complete = tmp_path / "out", tmp_path / "whole"
     command = [sys.executable, "-c", KILLED, str(folder), str(out)]
     ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert not out.exists()
-    told: list[int] = []
-    quick(folder, out, learning_rates=[1e-3, 1e-2], progress=lambda done, _: told.append(done))
-    assert told == [6, 7, 8, 9, 10, 11, 12, 12]
-    quick(folder, whole, learning_rates=[1e-3, 1e-2])
+    document: list[int] = []
+    quick(folder, out, learning_rates=[1e-3, 1e-2], progress=lambda done, _: document.append(done))
+    assert document == [6, 7, 8, 9, 10, 11, 12, 12]
+    quick(folder, complete, learning_rates=[1e-3, 1e-2])
     assert sorted(contents(out)) == ["README.md", CONFIG_NAME, WEIGHTS_NAME, TRAIN_RECORD]
     for name in ("README.md", CONFIG_NAME, WEIGHTS_NAME):
-        assert contents(out)[name] == contents(whole)[name]
-    assert timeless(out) == timeless(whole)
+        assert contents(out)[name] == contents(complete)[name]
+    assert timeless(out) == timeless(complete)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
 
 
@@ -331,10 +331,12 @@ def test_rates_of_other_settings_do_not_count(folder: Path, tmp_path: Path) -> N
         quick(folder, tmp_path / "out", base, learning_rates=[1e-3, 1e-2], seed=7)
     end()
     assert (tmp_path / ".out.training" / "rate-0.001" / "rate.json").is_file()
-    told: list[int] = []
-    quick(folder, tmp_path / "out", learning_rates=[1e-3, 1e-2], progress=lambda done, _: told.append(done))
+    document: list[int] = []
+    quick(
+        folder, tmp_path / "out", learning_rates=[1e-3, 1e-2], progress=lambda done, _: document.append(done)
+    )
     quick(folder, tmp_path / "clean", learning_rates=[1e-3, 1e-2])
-    assert told[:3] == [1, 2, 3]
+    assert document[:3] == [1, 2, 3]
     assert timeless(tmp_path / "out") == timeless(tmp_path / "clean")
 
 
@@ -388,7 +390,7 @@ def test_a_bfloat16_base_is_trained_by_float32_factors(folder: Path, tmp_path: P
     base = tiny_base(dtype=torch.bfloat16)
     config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
     with adapt_model(base.model, VARIANTS["lora"], config, lambda: None) as model:
-        assert {one.dtype for one in factors(model).values()} == {torch.float32}
+        assert {factor.dtype for factor in factors(model).values()} == {torch.float32}
     report = quick(folder, tmp_path / "out", base, steps=20, learning_rates=[2e-2])
     assert report.valid_loss < 0.8 * report.record["valid_loss_before"]
 
@@ -396,46 +398,46 @@ def test_a_bfloat16_base_is_trained_by_float32_factors(folder: Path, tmp_path: P
 def test_patience_ends_a_rate(folder: Path, tmp_path: Path) -> None:
     """At this rate the loss rises soon; the state before that is kept."""
     settings: dict[str, Any] = {"steps": 40, "evaluate_every": 1, "learning_rates": [0.1]}
-    one = quick(folder, tmp_path / "a", patience=2, **settings).record["rates"][0]
-    assert one["steps"] < 40
-    assert one["steps"] == one["best_step"] + 2
-    last = [measure["valid"] for measure in one["losses"]][-3:]
-    assert last[0] == min(last) == one["valid_loss"]
+    item = quick(folder, tmp_path / "a", patience=2, **settings).record["rates"][0]
+    assert item["steps"] < 40
+    assert item["steps"] == item["best_step"] + 2
+    last = [measure["valid"] for measure in item["losses"]][-3:]
+    assert last[0] == min(last) == item["valid_loss"]
 
 
 def test_every_round_of_batches_has_every_example_once() -> None:
     prompts = [Prompt((number,), ((0,),), 0) for number in range(7)]
     recipe = Recipe(steps=14, batch=3, seed=5)
-    found = [list(batch) for batch in batches(prompts, recipe)]
-    seen = [prompt.question[0] for batch in found for prompt in batch]
-    assert [len(batch) for batch in found] == [3] * 14
-    assert all(sorted(seen[at : at + 7]) == list(range(7)) for at in range(0, 42, 7))
-    assert seen[:7] != seen[7:14]
-    assert found == [list(batch) for batch in batches(prompts, recipe)]
-    assert found != [list(batch) for batch in batches(prompts, Recipe(steps=14, batch=3, seed=6))]
+    result = [list(batch) for batch in batches(prompts, recipe)]
+    requests = [prompt.question[0] for batch in result for prompt in batch]
+    assert [len(batch) for batch in result] == [3] * 14
+    assert all(sorted(requests[at : at + 7]) == list(range(7)) for at in range(0, 42, 7))
+    assert requests[:7] != requests[7:14]
+    assert result == [list(batch) for batch in batches(prompts, recipe)]
+    assert result != [list(batch) for batch in batches(prompts, Recipe(steps=14, batch=3, seed=6))]
 
 
 def narrow(base: LoadedBase, most: int) -> None:
     """A model that runs out of memory where a tree has more than `most` tokens."""
 
-    def refuse(_module: Any, _words: Any, named: dict[str, Any]) -> None:
-        if named["input_ids"].shape[1] > most:
+    def refuse(_module: Any, _words: Any, by_name: dict[str, Any]) -> None:
+        if by_name["input_ids"].shape[1] > most:
             raise torch.OutOfMemoryError("out of memory")
 
     base.model.register_forward_pre_hook(refuse, with_kwargs=True)
 
 
 def test_where_memory_is_short_the_gradient_is_the_same(task: Task) -> None:
-    found = []
+    result = []
     for most in (10_000, 90):
         base = tiny_base(dtype=torch.float64)
         prompts = encode(base.tokenizer, task, drawn(task).train, 512)
         narrow(base, most)
         weight = base.model.model.layers[0].mlp.up_proj.weight.requires_grad_()
-        found.append((gradients(base, prompts, base.model.zero_grad), weight.grad))
-    (loss, whole), (other, parts) = found
+        result.append((gradients(base, prompts, base.model.zero_grad), weight.grad))
+    (loss, complete), (other, parts) = result
     assert loss == pytest.approx(other, rel=1e-12)
-    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(parts, complete)
 
 
 def test_a_prompt_that_does_not_fit_is_told(folder: Path, tmp_path: Path) -> None:
@@ -570,8 +572,8 @@ def test_the_card_says_what_was_measured(folder: Path, tmp_path: Path) -> None:
 )
 def test_a_licence_is_named_where_it_is_one(terms: str, licence: str | None, tmp_path: Path) -> None:
     where = write_task(tmp_path / "task", ROWS)
-    told = json.loads((where / "task.json").read_text()) | {"license": terms, "source": "x`\n# Pat's <b>"}
-    (where / "task.json").write_text(json.dumps(told))
+    document = json.loads((where / "task.json").read_text()) | {"license": terms, "source": "x`\n# Pat's <b>"}
+    (where / "task.json").write_text(json.dumps(document))
     quick(where, tmp_path / "out", steps=1)
     assert load_member(tmp_path / "out").licence == licence
     text = (tmp_path / "out" / "README.md").read_text()

@@ -107,10 +107,10 @@ def test_where_nothing_tells_it_is_one_sentence(config: dict[str, Any], tmp_path
 def test_without_transformers_the_flags_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def refuse(name: str, *rest: Any) -> Any:
+    def refuse(name: str, *remaining: Any) -> Any:
         if name == "transformers":
             raise ImportError(name)
-        return real(name, *rest)
+        return real(name, *remaining)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     gpt2 = base(tmp_path, model_type="gpt2")

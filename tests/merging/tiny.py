@@ -74,7 +74,7 @@ def write_task(
 ) -> Path:
     """A task folder whose three splits hold the rows (input, target)."""
     folder.mkdir(parents=True)
-    told = {
+    document = {
         "name": folder.name,
         "group": group,
         "instruction": instruction,
@@ -83,8 +83,8 @@ def write_task(
         "source": "made in a test",
         "license": "CC0-1.0",
     }
-    (folder / "task.json").write_text(json.dumps(told))
-    lines = "".join(json.dumps({"input": one, "target": target}) + "\n" for one, target in rows)
+    (folder / "task.json").write_text(json.dumps(document))
+    lines = "".join(json.dumps({"input": item, "target": target}) + "\n" for item, target in rows)
     for split in ("train", "valid", "test"):
         (folder / f"{split}.jsonl").write_text(lines)
     return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from catalog.errors import NotFoundError, UsageError
-from studies.design import Study, Train, all_labels, points, settled
+from studies.design import Study, Train, all_labels, points, settle_method
 from studies.file import built_in, read_study
 
 GOOD = """\
@@ -39,9 +39,9 @@ report:
 def read(tmp_path: Path, text: str) -> Study:
     path = tmp_path / "study.yaml"
     path.write_text(text)
-    found = read_study(str(path)).study
-    assert isinstance(found, Study)
-    return found
+    content = read_study(str(path)).study
+    assert isinstance(content, Study)
+    return content
 
 
 def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
@@ -91,12 +91,12 @@ def test_what_is_wrong_is_said_with_its_line(
     tmp_path: Path, old: str, new: str, line: int, words: str
 ) -> None:
     assert GOOD.count(old) == 1
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as document:
         read(tmp_path, GOOD.replace(old, new))
-    assert f"study.yaml line {line}" in str(told.value)
-    assert words in str(told.value)
-    assert "\n" not in str(told.value)
-    assert str(told.value).endswith(".")
+    assert f"study.yaml line {line}" in str(document.value)
+    assert words in str(document.value)
+    assert "\n" not in str(document.value)
+    assert str(document.value).endswith(".")
 
 
 def test_a_method_and_its_pool_need_a_seed_in_common(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_a_method_and_its_pool_need_a_seed_in_common(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("told", ["", "methods:", "methods: {}", "methods: [base]", "methods: {a: base}"])
 def test_methods_that_are_none_are_one_sentence(tmp_path: Path, told: str) -> None:
-    with pytest.raises(UsageError, match=r"study\.yaml line \d+: methods") as seen:
+    with pytest.raises(UsageError, match=r"study\.yaml line \d+: methods") as document:
         read(tmp_path, GOOD[: GOOD.index("methods:")] + told + "\n")
-    assert "\n" not in str(seen.value)
+    assert "\n" not in str(document.value)
 
 
 def test_files_that_are_no_study(tmp_path: Path) -> None:
@@ -138,5 +138,5 @@ def test_a_grid_of_settings_goes_through_all_points() -> None:
 
 def test_a_point_of_a_merge_sets_its_parameters(tmp_path: Path) -> None:
     study = read(tmp_path, GOOD.replace("parameters: {density: 0.3}", "over: {density: [0.1], rank: [7]}"))
-    made = settled(study.methods["sum"], {"density": 0.1, "rank": 7})
-    assert (made.model_dump()["parameters"], made.model_dump()["rank"]) == ({"density": 0.1}, 7)
+    result = settle_method(study.methods["sum"], {"density": 0.1, "rank": 7})
+    assert (result.model_dump()["parameters"], result.model_dump()["rank"]) == ({"density": 0.1}, 7)

@@ -12,7 +12,7 @@ import pytest
 
 from merging.model import read_task
 from studies.design import Study
-from studies.grid import _Grid, _reading
+from studies.grid import _GridBuilder, _reading
 from studies.store import in_order
 from tests.merging.architectures import architecture
 from tests.merging.tiny import save_base, tiny_base, write_task
@@ -51,8 +51,8 @@ def keys(folder: Path, metric: str, reading: Mapping[str, str] | None = None) ->
     """A hash of the keys of each kind of step in the tiny study, whose tasks are judged by the metric."""
     import yaml
 
-    told = yaml.safe_load(TEXT.format(base="owner/base").replace("1e-3", "0.001").replace("1e-2", "0.01"))
-    told["pools"]["known"] = {"by": "measured", "k": 1}
+    document = yaml.safe_load(TEXT.format(base="owner/base").replace("1e-3", "0.001").replace("1e-2", "0.01"))
+    document["pools"]["known"] = {"by": "measured", "k": 1}
     names = ("thirds", "halves")
     choices = ("yes", "no") if metric == "accuracy" else None
     tasks = {n: read_task(write_task(folder / n, ROWS, metric=metric, choices=choices)) for n in names}
@@ -60,16 +60,16 @@ def keys(folder: Path, metric: str, reading: Mapping[str, str] | None = None) ->
         name: {"name": name, "folder": name, "sha256": name * 32, "trained_on": None} for name in ("a0", "a1")
     }
     if metric == "exact_match":
-        del told["methods"]["both"]
-    grid = _Grid(
-        Study.model_validate(told), tasks, adapters, BASE, **({"reading": reading} if reading else {})
+        del document["methods"]["both"]
+    grid = _GridBuilder(
+        Study.model_validate(document), tasks, adapters, BASE, **({"reading": reading} if reading else {})
     )
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     for step in in_order([cell.step for cell in grid.cells()]):
-        found.setdefault(step.kind, []).append(step.key)
+        result.setdefault(step.kind, []).append(step.key)
     return {
-        kind: hashlib.sha256(json.dumps(sorted(each)).encode()).hexdigest()[:16]
-        for kind, each in found.items()
+        kind: hashlib.sha256(json.dumps(sorted(values)).encode()).hexdigest()[:16]
+        for kind, values in result.items()
     }
 
 
@@ -85,14 +85,14 @@ def test_steps_judged_by_choices_are_known_again(tmp_path: Path) -> None:
 
 def test_steps_judged_by_texts_are_made_anew_and_what_was_trained_is_not(tmp_path: Path) -> None:
     # Of pools and merges those that were chosen by such scores.
-    found = changed(keys(tmp_path, "exact_match"), KEYS["exact_match"])
-    assert found == {"score", "measured", "adapt", "pool", "merge"}
+    result = changed(keys(tmp_path, "exact_match"), KEYS["exact_match"])
+    assert result == {"score", "measured", "adapt", "pool", "merge"}
 
 
 def test_a_base_that_is_read_otherwise_now_is_asked_anew(tmp_path: Path) -> None:
-    found = changed(keys(tmp_path, "accuracy", {"reading": "plain"}), KEYS["accuracy"])
-    assert "stand-ins" not in found
-    assert {"score", "measured", "adapt", "gradient", "train", "ensemble"} <= found
+    result = changed(keys(tmp_path, "accuracy", {"reading": "plain"}), KEYS["accuracy"])
+    assert "stand-ins" not in result
+    assert {"score", "measured", "adapt", "gradient", "train", "ensemble"} <= result
 
 
 @pytest.mark.parametrize(

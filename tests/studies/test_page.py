@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from studies.report.drawing import VARIABLES, sheet, style, svg
 from studies.report.page import clean, html, markdown, picture_files
-from studies.report.sections import Figure, Section, Table, Text
+from studies.report.sections import Figure, Section, TableSection, Text
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -40,7 +40,7 @@ def everything(label: str = "x") -> list[Section]:
     rows = tuple((name, "81.0 ± 1.2", name) for name in HOSTILE)
     return [
         Text(label, (label, *HOSTILE)),
-        Table(label, ("task", "mean", label), rows, label),
+        TableSection(label, ("task", "mean", label), rows, label),
         Figure("one", picture(label), label, "gains"),
         Figure("two", picture(label), label, "gains"),
     ]
@@ -67,9 +67,9 @@ class Tags(HTMLParser):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_are_text_and_never_code(name: str) -> None:
     page = html(name, everything(name), name)
-    found = Tags(page)
-    assert name in found.text
-    assert not {tag for tag, _ in found.tags} & {
+    result = Tags(page)
+    assert name in result.text
+    assert not {tag for tag, _ in result.tags} & {
         "script",
         "img",
         "iframe",
@@ -79,7 +79,7 @@ def test_names_are_text_and_never_code(name: str) -> None:
         "form",
         "b",
     }
-    assert not [key for _, attributes in found.tags for key in attributes if key.startswith("on")]
+    assert not [key for _, attributes in result.tags for key in attributes if key.startswith("on")]
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:
@@ -94,11 +94,11 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
 
 def test_ids_are_unique_and_every_reference_has_its_target() -> None:
     page = html("T", everything())
-    found = [attributes["id"] for _, attributes in Tags(page).tags if "id" in attributes]
-    assert len(found) == len(set(found))
-    wanted = re.findall(r"(?:url\(#|href=\"#|aria-labelledby=\")([^\")]+)", page)
-    assert wanted
-    assert set(wanted) <= set(found)
+    result = [attributes["id"] for _, attributes in Tags(page).tags if "id" in attributes]
+    assert len(result) == len(set(result))
+    expected = re.findall(r"(?:url\(#|href=\"#|aria-labelledby=\")([^\")]+)", page)
+    assert expected
+    assert set(expected) <= set(result)
 
 
 def test_two_makings_give_the_same_bytes() -> None:
@@ -112,7 +112,7 @@ def test_columns_of_numbers_are_to_the_right_and_rows_have_headings() -> None:
         ("1", "81.0 ± 1.2", "7 of 8", "24 done", "failed"),
         ("2", "—", "8", "23 done, 1 failed", "41.0 (1 failed)"),
     )
-    page = html("T", [Table("t", ("a", "b", "c", "d", "e"), rows)])
+    page = html("T", [TableSection("t", ("a", "b", "c", "d", "e"), rows)])
     cells = [attributes.get("class") for tag, attributes in Tags(page).tags if tag == "td"]
     assert cells == ["n", "n", None, "n"] * 2
     assert page.count('<th scope="row">') == 2
@@ -120,7 +120,7 @@ def test_columns_of_numbers_are_to_the_right_and_rows_have_headings() -> None:
 
 
 def test_a_long_name_in_a_head_breaks_after_an_underscore_and_is_still_escaped() -> None:
-    page = html("T", [Table("t", ("method", "hate_or_<b>"), (("a", "1"),))])
+    page = html("T", [TableSection("t", ("method", "hate_or_<b>"), (("a", "1"),))])
     assert "hate_<wbr>or_<wbr>&lt;b&gt;</th>" in page
 
 
@@ -137,13 +137,13 @@ def test_every_colour_of_a_picture_is_a_variable_with_a_light_and_a_dark_value()
 
 
 def test_a_picture_keeps_its_text_as_text_and_a_name_as_it_is() -> None:
-    found = ElementTree.fromstring(picture('#332288 <b> $x$ & id="y"'))
-    texts = ["".join(one.itertext()) for one in found.iter("{http://www.w3.org/2000/svg}text")]
+    result = ElementTree.fromstring(picture('#332288 <b> $x$ & id="y"'))
+    texts = ["".join(item.itertext()) for item in result.iter("{http://www.w3.org/2000/svg}text")]
     assert '#332288 <b> $x$ & id="y"' in texts
-    title = found.find("{http://www.w3.org/2000/svg}title")
+    title = result.find("{http://www.w3.org/2000/svg}title")
     assert title is not None
     assert title.text == 'title #332288 <b> $x$ & id="y"'
-    assert title.get("id") == found.get("aria-labelledby")
+    assert title.get("id") == result.get("aria-labelledby")
 
 
 def test_files_of_pictures_have_plain_colours_on_white_and_names_of_their_own() -> None:
@@ -170,8 +170,8 @@ def test_markdown_reads_as_what_was_written(name: str) -> None:
     kinds = {child.type for token in inline for child in token.children or []}
     assert kinds == {"text", "image"} or kinds == {"text", "image", "text_special"}
     assert "html_block" not in {token.type for token in tokens}
-    shown = ["".join(child.content for child in token.children or []) for token in inline]
-    assert shown[:3] == [name, name, name]
+    output = ["".join(child.content for child in token.children or []) for token in inline]
+    assert output[:3] == [name, name, name]
     # The headings of two tables' worth of cells: one head and a row for each name.
     first = next(i for i, token in enumerate(tokens) if token.type == "table_open")
     last = next(i for i, token in enumerate(tokens) if token.type == "table_close")

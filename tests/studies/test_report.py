@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from studies.report.comparing import Difference, Results, compare, spread, verdict
+from studies.report.comparing import Difference, Results, compare, mean_and_error, verdict
 from studies.report.curves import lines
 from studies.report.findings import Findings
 from studies.report.grids import sections, summary
-from studies.report.relating import Related, correlation, related
-from studies.report.sections import Figure, Section, Table, Text
-from studies.report.tuning import at_one_rate, tuned
-from studies.report.wording import duration, interval, level, points, rate, sentence, signed
+from studies.report.relating import Related, correlation, relate
+from studies.report.sections import Figure, Section, TableSection, Text
+from studies.report.tuning import at_one_rate, tune_by_loss
+from studies.report.wording import duration, format_difference, interval, level, points, rate, sentence
 
 Values = dict[str, dict[str, list[float | None]]]
 ADAPTERS = {"a": "0" * 64, "b": "1" * 64}
@@ -71,22 +71,22 @@ def grid(values: Values) -> list[dict[str, Any]]:
     ]
 
 
-def titled(found: list[Section], title: str) -> Section:
+def titled(result: list[Section], title: str) -> Section:
     """The section of that title."""
-    return next(one for one in found if one.title == title)
+    return next(item for item in result if item.title == title)
 
 
-def table(found: list[Section], title: str) -> Table:
+def table(result: list[Section], title: str) -> TableSection:
     """The table of that title."""
-    one = titled(found, title)
-    assert isinstance(one, Table)
-    return one
+    item = titled(result, title)
+    assert isinstance(item, TableSection)
+    return item
 
 
-def said(found: list[Section]) -> str:
+def said(result: list[Section]) -> str:
     """The sentences at the top."""
-    assert isinstance(found[0], Text)
-    return "\n".join(found[0].paragraphs)
+    assert isinstance(result[0], Text)
+    return "\n".join(result[0].paragraphs)
 
 
 PAIR: Values = {
@@ -128,24 +128,24 @@ def test_differences_are_paired_over_tasks_and_half_an_example_is_a_tie() -> Non
 def test_a_whole_example_is_no_tie(
     mine: float, other: float, steps: dict[str, float], record: tuple[int, int, int]
 ) -> None:
-    found = compare({"t": mine}, {"t": other}, steps)
-    assert found is not None
-    assert (found.wins, found.ties, found.losses) == record
+    result = compare({"t": mine}, {"t": other}, steps)
+    assert result is not None
+    assert (result.wins, result.ties, result.losses) == record
 
 
 def test_a_label_with_a_failed_cell_is_compared_where_both_are_complete() -> None:
     cells = grid({"new": PAIR["new"], "old": {**PAIR["old"], "t3": [0.3, None]}})
-    found = sections(study(against="new"), cells)
-    row = dict(zip(table(found, "Every method against new").columns, _row(found, "old"), strict=True))
+    result = sections(study(against="new"), cells)
+    row = dict(zip(table(result, "Every method against new").columns, _row(result, "old"), strict=True))
     assert row["tasks"] == "2 of 3"
     assert row["cells"] == "5 done, 1 failed"
     assert row["mean\u00a0±\u00a0SE"] == "72.8 ± 7.8"
     assert row["difference\u00a0[95\u00a0%]"] == "+2.7 [+0.5, +5.0]"
     assert row["win/tie/loss"] == "1/1/0"
-    note = table(found, "Every method against new").note
+    note = table(result, "Every method against new").note
     assert "only the difference compares: old." in note
     assert "With 2 tasks no interval is to be trusted." in note
-    assert "The study is not complete: of 12 cells 1 failed." in said(found)
+    assert "The study is not complete: of 12 cells 1 failed." in said(result)
 
 
 def test_a_label_with_fewer_seeds_is_compared_on_these() -> None:
@@ -157,21 +157,21 @@ def test_a_label_with_fewer_seeds_is_compared_on_these() -> None:
     assert results.values("new")["t1"] == pytest.approx(0.6)
     row = results.row("old", "new")
     assert (row.tasks, row.expected, row.seeds, row.done) == (3, 3, 1, 3)
-    shown = table(sections(study(against="new"), cells), "Every method against new")
-    assert "Asked with fewer seeds, and compared on these: old." in shown.note
+    output = table(sections(study(against="new"), cells), "Every method against new")
+    assert "Asked with fewer seeds, and compared on these: old." in output.note
 
 
-def _row(found: list[Section], label: str) -> tuple[str, ...]:
-    return next(row for row in table(found, "Every method against new").rows if row[0] == label)
+def _row(result: list[Section], label: str) -> tuple[str, ...]:
+    return next(row for row in table(result, "Every method against new").rows if row[0] == label)
 
 
 def test_failed_and_missing_cells_are_shown() -> None:
     cells = grid({"new": PAIR["new"], "old": {"t1": [0.5, None], "t2": [None, None]}})
     cells += [cell("t3", seed, "old", None) for seed in (0, 1)]
-    found = sections(study(against="new"), cells)
-    assert [row[2] for row in table(found, "Task by task").rows] == ["50.0 (1 failed)", "failed", "missing"]
-    assert table(found, "What failed").rows == (("old", "3", "No.", "t1 1; t2 0, 1"),)
-    assert _row(found, "old")[1:] == ("—", "—", "—", "—", "0 of 3", "1 done, 3 failed, 2 missing")
+    result = sections(study(against="new"), cells)
+    assert [row[2] for row in table(result, "Task by task").rows] == ["50.0 (1 failed)", "failed", "missing"]
+    assert table(result, "What failed").rows == (("old", "3", "No.", "t1 1; t2 0, 1"),)
+    assert _row(result, "old")[1:] == ("—", "—", "—", "—", "0 of 3", "1 done, 3 failed, 2 missing")
 
 
 def test_the_table_of_tasks_is_rather_long_than_wide() -> None:
@@ -184,10 +184,10 @@ def test_the_table_of_tasks_is_rather_long_than_wide() -> None:
 
 
 def test_a_label_that_the_grid_does_not_ask_on_a_task_is_not_failed_there() -> None:
-    found = sections(study(against="new"), grid({"new": PAIR["new"], "old": {"t1": [0.5, 0.5]}}))
-    assert [row[2] for row in table(found, "Task by task").rows] == ["50.0", "—", "—"]
-    assert _row(found, "old")[-2:] == ("1", "2 done")
-    assert "Asked on some of the tasks only: old." in table(found, "Every method against new").note
+    result = sections(study(against="new"), grid({"new": PAIR["new"], "old": {"t1": [0.5, 0.5]}}))
+    assert [row[2] for row in table(result, "Task by task").rows] == ["50.0", "—", "—"]
+    assert _row(result, "old")[-2:] == ("1", "2 done")
+    assert "Asked on some of the tasks only: old." in table(result, "Every method against new").note
 
 
 def _ends(low: float, high: float) -> Difference:
@@ -248,10 +248,10 @@ def test_verdicts_without_an_interval() -> None:
 )
 def test_sentences(low: float, high: float, words: str) -> None:
     difference = _ends(low, high)
-    told = sentence(verdict(difference, 0.02), "a", "b", difference, 0.02)
-    assert told.startswith(words)
-    assert "not to be trusted" not in told
-    assert told.endswith("over 8 tasks: won on 4, tied on 0, lost on 4.")
+    document = sentence(verdict(difference, 0.02), "a", "b", difference, 0.02)
+    assert document.startswith(words)
+    assert "not to be trusted" not in document
+    assert document.endswith("over 8 tasks: won on 4, tied on 0, lost on 4.")
 
 
 def test_four_tasks_are_too_few_and_five_are_not() -> None:
@@ -261,11 +261,11 @@ def test_four_tasks_are_too_few_and_five_are_not() -> None:
             "new": {f"t{i}": [0.5] for i in range(count)},
             "old": {f"t{i}": [0.6 + 0.01 * i] for i in range(count)},
         }
-        found = sections(study(against="new", claims=[claim]), grid(values))
-        assert ("With 4 tasks the interval is not to be trusted." in said(found)) is few
-        assert ("no interval is to be trusted" in table(found, "Every method against new").note) is few
-        assert "“It helps” — " in said(found)
-        assert "‘old’ is better than ‘new’ by more than the margin of 2 points." in said(found)
+        result = sections(study(against="new", claims=[claim]), grid(values))
+        assert ("With 4 tasks the interval is not to be trusted." in said(result)) is few
+        assert ("no interval is to be trusted" in table(result, "Every method against new").note) is few
+        assert "“It helps” — " in said(result)
+        assert "‘old’ is better than ‘new’ by more than the margin of 2 points." in said(result)
 
 
 def test_a_row_of_too_few_tasks_among_others_is_named() -> None:
@@ -281,33 +281,33 @@ def test_a_row_of_too_few_tasks_among_others_is_named() -> None:
 
 def test_one_task_has_no_error_and_no_interval() -> None:
     claim = {"claim": "It helps", "compare": "old", "with": "new", "margin": 0.02}
-    found = sections(study(against="new", claims=[claim]), grid({"new": {"t": [0.5]}, "old": {"t": [0.7]}}))
-    assert _row(found, "old")[1:4] == ("70.0", "+20.0", "1/0/0")
-    assert "differs from ‘new’ by +20.0 points; one task gives no interval." in said(found)
+    result = sections(study(against="new", claims=[claim]), grid({"new": {"t": [0.5]}, "old": {"t": [0.7]}}))
+    assert _row(result, "old")[1:4] == ("70.0", "+20.0", "1/0/0")
+    assert "differs from ‘new’ by +20.0 points; one task gives no interval." in said(result)
 
 
 def test_a_claim_about_what_has_no_results_says_so() -> None:
     claim = {"claim": "It helps", "compare": "gone", "with": "new", "margin": 0.02}
-    found = sections(study(against="gone", claims=[claim]), grid({"new": {"t": [0.5]}}))
-    assert "No task has complete results for both ‘gone’ and ‘new’, so nothing can be said." in said(found)
-    assert table(found, "Every method").columns[:2] == ("method", "mean\u00a0±\u00a0SE")
+    result = sections(study(against="gone", claims=[claim]), grid({"new": {"t": [0.5]}}))
+    assert "No task has complete results for both ‘gone’ and ‘new’, so nothing can be said." in said(result)
+    assert table(result, "Every method").columns[:2] == ("method", "mean\u00a0±\u00a0SE")
 
 
 def test_a_study_of_which_nothing_is_done_says_so() -> None:
     claim = {"claim": "It helps", "compare": "old", "with": "new", "margin": 0.02}
-    asked = ["gains", "relevance", "tuning", "curve", "energy", "wild"]
+    requests = ["gains", "relevance", "tuning", "curve", "energy", "wild"]
     rows = [cell("t", 0, method, None, settings={"k": k}) for method in ("new", "old") for k in (1, 2)]
     for cells in (rows, []):
-        found = sections(study(against="new, k=1", claims=[claim], figures=asked), cells)
-        assert f"No cell of this study is done (of {len(cells)})" in said(found)
-        assert not [one for one in found if isinstance(one, Figure)]
-        assert "nan" not in "".join(_texts(found)).lower().split()
+        result = sections(study(against="new, k=1", claims=[claim], figures=requests), cells)
+        assert f"No cell of this study is done (of {len(cells)})" in said(result)
+        assert not [item for item in result if isinstance(item, Figure)]
+        assert "nan" not in "".join(_texts(result)).lower().split()
 
 
 def test_a_value_that_is_no_finite_number_is_a_failure() -> None:
     cells = [cell("t", 0, "new", math.nan), cell("t", 0, "old", math.inf)]
-    found = sections(study(against="new"), cells)
-    assert [row[2] for row in table(found, "What failed").rows] == ["The value is not a finite number."] * 2
+    result = sections(study(against="new"), cells)
+    assert [row[2] for row in table(result, "What failed").rows] == ["The value is not a finite number."] * 2
     json.dumps(summary(study(against="new"), cells), allow_nan=False)
 
 
@@ -319,14 +319,14 @@ def _tuning(pissa_high: float | None = 0.8) -> list[dict[str, Any]]:
     values = {("lora", 1e-4): 0.5, ("lora", 1e-3): 0.6, ("pissa", 1e-4): 0.7, ("pissa", 1e-3): pissa_high}
     losses = {("lora", 1e-4): 2.0, ("lora", 1e-3): 1.0}
     cells = []
-    for (variant, one), value in values.items():
+    for (variant, item), value in values.items():
         for task in ("t1", "t2"):
-            low = one == (1e-4 if task == "t1" else 1e-3)
-            loss = losses.get((variant, one), 1.0 if low else 2.0)
-            told = {"valid_loss": loss} if value is not None else {}
-            settings = {"learning_rate": one, "variant": variant}
+            low = item == (1e-4 if task == "t1" else 1e-3)
+            loss = losses.get((variant, item), 1.0 if low else 2.0)
+            document = {"valid_loss": loss} if value is not None else {}
+            settings = {"learning_rate": item, "variant": variant}
             failed = {} if value is not None else {"status": "failed", "error": "The loss is infinite."}
-            cells.append(cell(task, 0, "new", value, settings=settings, detail=told, **failed))
+            cells.append(cell(task, 0, "new", value, settings=settings, detail=document, **failed))
     return cells
 
 
@@ -341,23 +341,23 @@ def test_a_variant_is_compared_with_plain_lora_of_the_same_other_settings() -> N
             0,
             "new",
             value,
-            settings={"learning_rate": one, "variant": variant, "steps": steps},
-            detail={"valid_loss": one},
+            settings={"learning_rate": item, "variant": variant, "steps": steps},
+            detail={"valid_loss": item},
         )
         for (variant, steps), value in values.items()
-        for one in RATES
+        for item in RATES
         for task in ("t1", "t2")
     ]
-    for rows in (tuned(Results(cells), METHODS), at_one_rate(Results(cells), METHODS)):
-        told = {row.label: row.difference.mean for row in rows if row.difference}
-        assert told == {
+    for rows in (tune_by_loss(Results(cells), METHODS), at_one_rate(Results(cells), METHODS)):
+        document = {row.label: row.difference.mean for row in rows if row.difference}
+        assert document == {
             "new, steps=20, variant=rslora": pytest.approx(0.01),
             "new, steps=100, variant=rslora": pytest.approx(0.01),
         }
 
 
 def test_every_variant_is_tuned_by_its_validation_loss() -> None:
-    plain, other = tuned(Results(_tuning()), METHODS)
+    plain, other = tune_by_loss(Results(_tuning()), METHODS)
     assert (plain.variant, plain.rank, plain.against, plain.difference) == ("lora", 8, None, None)
     assert plain.value is not None
     assert plain.value.mean == pytest.approx(0.6)
@@ -370,18 +370,18 @@ def test_every_variant_is_tuned_by_its_validation_loss() -> None:
 
 
 def test_a_failed_training_is_never_chosen_and_a_missing_one_makes_the_task_not_count() -> None:
-    other = tuned(Results(_tuning(pissa_high=None)), METHODS)[1]
+    other = tune_by_loss(Results(_tuning(pissa_high=None)), METHODS)[1]
     assert (other.rates, other.failed) == ({1e-4: 2}, 2)
     assert other.value is not None
     assert other.value.tasks == 2
     cells = _tuning()
     gone = next(
-        one
-        for one in cells
-        if one["task"] == "t2" and one["settings"] == {"learning_rate": 1e-4, "variant": "pissa"}
+        item
+        for item in cells
+        if item["task"] == "t2" and item["settings"] == {"learning_rate": 1e-4, "variant": "pissa"}
     )
     gone.update(status="missing", value=None)
-    other = tuned(Results(cells), METHODS)[1]
+    other = tune_by_loss(Results(cells), METHODS)[1]
     assert other.value is not None
     assert other.value.tasks == 1
 
@@ -396,22 +396,22 @@ def test_one_rate_for_all_is_the_best_of_plain_lora() -> None:
 def test_variants_are_compared_at_their_rank_wherever_it_is_told() -> None:
     cells = []
     for method, rank, value in (("L8", 8, 0.5), ("L64", 64, 0.6), ("P64", 64, 0.8)):
-        told = {"learning_rate": 1e-4, "rank": rank, "valid_loss": 1.0}
-        cells.append(cell("t", 0, method, value, settings={"learning_rate": 1e-4}, detail=told))
-    rows = tuned(Results(cells), {"P64": {"variant": "pissa"}})
+        document = {"learning_rate": 1e-4, "rank": rank, "valid_loss": 1.0}
+        cells.append(cell("t", 0, method, value, settings={"learning_rate": 1e-4}, detail=document))
+    rows = tune_by_loss(Results(cells), {"P64": {"variant": "pissa"}})
     assert [(row.rank, row.against) for row in rows] == [(8, None), (64, None), (64, "L64")]
 
 
 def test_a_tuning_study_says_what_tuning_changes() -> None:
-    told = study(figures=["tuning"])
-    told["study"]["methods"] = METHODS
-    found = sections(told, _tuning())
+    document = study(figures=["tuning"])
+    document["study"]["methods"] = METHODS
+    result = sections(document, _tuning())
     assert (
         "With the learning rate tuned, variants differ from plain LoRA of the same rank by +15.0 to +15.0"
-        in said(found)
+        in said(result)
     )
-    assert "With 2 tasks no interval is to be trusted." in said(found)
-    rows = table(found, "With the learning rate tuned").rows
+    assert "With 2 tasks no interval is to be trusted." in said(result)
+    rows = table(result, "With the learning rate tuned").rows
     assert rows[1] == (
         "new, variant=pissa",
         "75.0 ± 5.0",
@@ -422,34 +422,34 @@ def test_a_tuning_study_says_what_tuning_changes() -> None:
         "2 of 2",
         "0",
     )
-    assert table(found, "At one learning rate").rows[1][-2:] == ("1e-3", "0")
+    assert table(result, "At one learning rate").rows[1][-2:] == ("1e-3", "0")
 
 
 @pytest.mark.parametrize(("worst", "ticks"), [(1.5, set()), (40.0, {"1", "2", "5", "10", "20"})])
 def test_losses_far_apart_stand_on_a_logarithmic_axis(worst: float, ticks: set[str]) -> None:
-    told, cells = study(figures=["tuning"]), _tuning()
-    told["study"]["methods"] = METHODS
-    for one in cells:
-        if one["detail"]["valid_loss"] == 2.0:
-            one["detail"]["valid_loss"] = worst
-    figure = titled(sections(told, cells), "Learning rates")
+    document, cells = study(figures=["tuning"]), _tuning()
+    document["study"]["methods"] = METHODS
+    for item in cells:
+        if item["detail"]["valid_loss"] == 2.0:
+            item["detail"]["valid_loss"] = worst
+    figure = titled(sections(document, cells), "Learning rates")
     assert isinstance(figure, Figure)
-    shown = set(re.findall(r">([\d.]+)</text>", figure.svg))
-    assert ticks <= shown
-    assert ("20" in shown) is bool(ticks)
+    output = set(re.findall(r">([\d.]+)</text>", figure.svg))
+    assert ticks <= output
+    assert ("20" in output) is bool(ticks)
 
 
 def test_points_of_a_curve_are_hollow_or_left_out_where_cells_are_not_done() -> None:
     cells = grid({"m": {"t1": [0.5], "t2": [0.7]}})
-    cells = [{**one, "settings": {"k": 1}} for one in cells]
+    cells = [{**item, "settings": {"k": 1}} for item in cells]
     cells += [cell("t1", 0, "m", 0.9, settings={"k": 2}), cell("t2", 0, "m", None, settings={"k": 2})]
     cells += [cell("t1", 0, "m", None, settings={"k": 3})]
-    (line,) = lines(Results(cells).cells, "k", lambda one: one.value)
-    assert [(one.x, one.tasks, one.whole) for one in line.points] == [(1, 2, True), (2, 1, False)]
+    (line,) = lines(Results(cells).cells, "k", lambda item: item.value)
+    assert [(item.x, item.tasks, item.whole) for item in line.points] == [(1, 2, True), (2, 1, False)]
     assert line.points[0].mean == pytest.approx(0.6)
     assert line.points[0].error == pytest.approx(0.1)
     assert line.left_out == (3,)
-    (figure,) = [one for one in sections(study(figures=["curve"]), cells) if isinstance(one, Figure)]
+    (figure,) = [item for item in sections(study(figures=["curve"]), cells) if isinstance(item, Figure)]
     assert "Hollow points" in figure.note
     assert "Left out, since no task is complete there: m at 3." in figure.note
 
@@ -460,24 +460,24 @@ def _pools(relevances: list[float], more: float = 0.2) -> list[dict[str, Any]]:
     for i, relevance in enumerate(relevances):
         cells.append(cell(f"t{i}", 0, "new", 0.5))
         for pool, extra in (("p", 0.0), ("q", 1.0)):
-            told = {"relevance": relevance + more * extra, "own": i == 0 and pool == "q"}
+            document = {"relevance": relevance + more * extra, "own": i == 0 and pool == "q"}
             value = 0.5 - relevance / 2 + 0.01 * extra
-            cells.append(cell(f"t{i}", 0, "merge", value, pool=pool, detail=told))
+            cells.append(cell(f"t{i}", 0, "merge", value, pool=pool, detail=document))
         cells.append(cell(f"t{i}", 0, "other", 0.3, pool="p", detail={"relevance": relevance}))
     return cells
 
 
 def test_relevance_and_gain_are_compared_within_a_task_and_a_method() -> None:
     # Over all cells, relevance and gain are opposed: tasks whose pools are more relevant gain less.
-    found = related(Results(_pools([0.1, 0.5])), "new")
-    assert [(one.task, one.label, one.own) for one in found] == [
+    result = relate(Results(_pools([0.1, 0.5])), "new")
+    assert [(item.task, item.label, item.own) for item in result] == [
         ("t0", "merge | p", False),
         ("t0", "merge | q", True),
         ("t1", "merge | p", False),
         ("t1", "merge | q", False),
     ]
-    assert [one.relevance for one in found] == pytest.approx([-0.1, 0.1, -0.1, 0.1])
-    assert [one.gain for one in found] == pytest.approx([-0.005, 0.005, -0.005, 0.005])
+    assert [item.relevance for item in result] == pytest.approx([-0.1, 0.1, -0.1, 0.1])
+    assert [item.gain for item in result] == pytest.approx([-0.005, 0.005, -0.005, 0.005])
 
 
 def test_the_correlation_is_of_ranks() -> None:
@@ -487,10 +487,10 @@ def test_the_correlation_is_of_ranks() -> None:
         ]
 
     at = [0.1, 0.2, 0.7, 0.9]
-    seen = correlation(points([0.0, 0.01, 0.04, 0.5]))
-    assert seen is not None
-    assert seen.rho == pytest.approx(1)
-    assert (seen.points, seen.tasks) == (4, 4)
+    requests = correlation(points([0.0, 0.01, 0.04, 0.5]))
+    assert requests is not None
+    assert requests.rho == pytest.approx(1)
+    assert (requests.points, requests.tasks) == (4, 4)
     swapped = correlation(points([0.0, 0.04, 0.01, 0.5]))
     assert swapped is not None
     assert swapped.rho == pytest.approx(0.8)
@@ -500,7 +500,7 @@ def test_the_correlation_is_of_ranks() -> None:
 def test_a_pool_of_which_relevance_is_not_known_is_no_point() -> None:
     cells = _pools([0.1, 0.2])
     cells[1]["detail"]["relevance"] = None
-    assert {one.task for one in related(Results(cells), "new")} == {"t1"}
+    assert {item.task for item in relate(Results(cells), "new")} == {"t1"}
 
 
 def test_figures_are_those_asked_for_where_their_data_is_there() -> None:
@@ -508,37 +508,39 @@ def test_figures_are_those_asked_for_where_their_data_is_there() -> None:
     cells += [
         cell("t1", 0, "lego", 0.4 + k / 100, settings={"k": k}, detail={"energy": k / 10}) for k in (1, 8)
     ]
-    asked = ["gains", "relevance", "tuning", "curve", "energy", "wild"]
-    told = {
-        **study(against="new", figures=asked),
+    requests = ["gains", "relevance", "tuning", "curve", "energy", "wild"]
+    document = {
+        **study(against="new", figures=requests),
         "wild": {"learning_rate": [1e-4], "rank": [8, 16], "cards": 3},
     }
-    names = [one.name for one in sections(told, cells) if isinstance(one, Figure)]
+    names = [section.name for section in sections(document, cells) if isinstance(section, Figure)]
     assert names == ["gains", "relevance", "tuning", "curve-k", "energy-k", "wild"]
-    told["study"]["report"]["figures"] = ["energy"]
-    assert [one.name for one in sections(told, cells) if isinstance(one, Figure)] == ["energy-k"]
+    document["study"]["report"]["figures"] = ["energy"]
+    assert [section.name for section in sections(document, cells) if isinstance(section, Figure)] == [
+        "energy-k"
+    ]
 
 
 def test_rates_of_the_wild_that_make_no_sense_are_left_out_and_counted() -> None:
     wild = {"learning_rate": [1e-4, 5000.0, 0, None, "x", math.nan], "rank": [8, True], "cards": 6}
-    told = {**study(figures=["wild"]), "wild": wild}
-    found = Findings(told, _tuning()).wild
-    assert found is not None
-    assert (found.rates, found.ranks, found.left_out) == ((1e-4,), (8,), 2)
-    note = next(one.note for one in sections(told, _tuning()) if isinstance(one, Figure))
+    document = {**study(figures=["wild"]), "wild": wild}
+    result = Findings(document, _tuning()).wild
+    assert result is not None
+    assert (result.rates, result.ranks, result.left_out) == ((1e-4,), (8,), 2)
+    note = next(section.note for section in sections(document, _tuning()) if isinstance(section, Figure))
     assert "Left out: 2 rates outside 1e-8 to 10." in note
 
 
 def test_the_size_is_said_and_small_is_called_small() -> None:
-    found = titled(sections(study(), grid(PAIR)), "How large this is")
-    assert isinstance(found, Text)
-    assert "".join(found.paragraphs) == (
+    result = titled(sections(study(), grid(PAIR)), "How large this is")
+    assert isinstance(result, Text)
+    assert "".join(result.paragraphs) == (
         "3 tasks of 100 test examples, 2 seeds, 2 adapters, base model org/Tiny-135M: a small model "
         "(135 million parameters, by its name) and small tasks. What holds here need not hold for larger "
         "ones."
     )
-    told = {**study(), "adapters": {}, "base": {"name": "meta/Llama-3.1-8B-Instruct", "digest": "0"}}
-    large = titled(sections(told, [cell("t", 0, "m", 0.5, n=5000)]), "How large this is")
+    document = {**study(), "adapters": {}, "base": {"name": "meta/Llama-3.1-8B-Instruct", "digest": "0"}}
+    large = titled(sections(document, [cell("t", 0, "m", 0.5, n=5000)]), "How large this is")
     assert isinstance(large, Text)
     assert "a model (8 billion parameters, by its name) and tasks of different sizes." in large.paragraphs[0]
     assert "small" not in large.paragraphs[0]
@@ -562,9 +564,9 @@ def test_what_was_run_is_said() -> None:
     [
         (points(0.8125), "81.2"),
         (points(-0.0004), "0.0"),
-        (signed(0.0176), "+1.8"),
-        (signed(-0.0004), "0.0"),
-        (signed(-0.004), "−0.4"),
+        (format_difference(0.0176), "+1.8"),
+        (format_difference(-0.0004), "0.0"),
+        (format_difference(-0.004), "−0.4"),
         (level(0.07), "7 points"),
         (level(0.01), "1 point"),
         (interval(None), "—"),
@@ -580,58 +582,58 @@ def test_numbers_as_they_are_read(text: str, words: str) -> None:
 
 
 def test_no_tasks_have_no_mean() -> None:
-    assert spread({}) is None
+    assert mean_and_error({}) is None
 
 
-def _texts(found: list[Section]) -> Iterator[str]:
-    for one in found:
-        if isinstance(one, Table):
-            yield from (text for row in one.rows for text in row)
-            yield one.note
-        elif isinstance(one, Text):
-            yield from one.paragraphs
+def _texts(result: list[Section]) -> Iterator[str]:
+    for item in result:
+        if isinstance(item, TableSection):
+            yield from (text for row in item.rows for text in row)
+            yield item.note
+        elif isinstance(item, Text):
+            yield from item.paragraphs
         else:
-            yield one.note
+            yield item.note
 
 
 def _numbers(value: Any) -> Iterator[float]:
     """Every number in a summary, and those inside its texts."""
     if isinstance(value, dict):
-        for key, one in value.items():
+        for key, item in value.items():
             yield from _numbers(key)
-            yield from _numbers(one)
+            yield from _numbers(item)
     elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _numbers(one)
+        for item in value:
+            yield from _numbers(item)
     elif isinstance(value, str):
-        yield from (float(one) for one in re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", value))
+        yield from (float(item) for item in re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", value))
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield abs(float(value))
 
 
 def test_every_number_of_the_tables_is_in_the_summary() -> None:
     cells = _tuning() + _pools([0.1, 0.2, 0.7]) + grid({"old": {"t0": [0.31, None], "t1": [0.77, 0.78]}})
-    told = study(against="new", figures=["gains", "relevance", "tuning"])
-    known = set()
-    for value in _numbers(json.loads(json.dumps(summary(told, cells), allow_nan=False))):
-        known |= {f"{100 * value:.1f}", f"{value:.3f}", f"{value:g}", rate(value), f"{value:.2f}"}
-    found = sections(told, cells)
-    seen = 0
+    document = study(against="new", figures=["gains", "relevance", "tuning"])
+    names = set()
+    for value in _numbers(json.loads(json.dumps(summary(document, cells), allow_nan=False))):
+        names |= {f"{100 * value:.1f}", f"{value:.3f}", f"{value:g}", rate(value), f"{value:.2f}"}
+    result = sections(document, cells)
+    requests = 0
     for title in (
         "Every method against new",
         "Task by task",
         "With the learning rate tuned",
         "At one learning rate",
     ):
-        for row in table(found, title).rows:
+        for row in table(result, title).rows:
             for text in row[1:]:
                 for number in re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", text):
-                    assert number in known, (title, row, number)
-                    seen += 1
-    assert seen > 80
+                    assert number in names, (title, row, number)
+                    requests += 1
+    assert requests > 80
 
 
 def test_the_same_results_give_the_same_sections() -> None:
-    told = study(against="new", figures=["gains", "relevance", "tuning", "curve"])
+    document = study(against="new", figures=["gains", "relevance", "tuning", "curve"])
     cells = _tuning() + _pools([0.1, 0.2, 0.7])
-    assert sections(told, cells) == sections(told, cells)
+    assert sections(document, cells) == sections(document, cells)

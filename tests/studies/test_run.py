@@ -52,7 +52,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 def keys(path: Path, out: Path) -> dict[tuple[object, ...], str]:
     """The key of every cell by what it is called."""
     cells = made(path, out)[1].cells
-    return {(one.task, one.seed, one.label): one.step.key for one in cells}
+    return {(cell.task, cell.seed, cell.label): cell.step.key for cell in cells}
 
 
 def test_every_cell_has_its_line_in_the_order_of_the_grid(whole: Path) -> None:
@@ -81,23 +81,23 @@ def test_scores_are_those_of_the_library_asked_directly(world: Path, whole: Path
     merge(members, "average", tmp_path / "merged", seed=1, dtype="float32")
     live = LiveStack(base.model, [load_member(tmp_path / "merged")])
     with live.dense(live.scales_of([1.0])):
-        found = measure(base, task, questions)
-    assert (row["value"], row["loss"]) == (found.value, found.loss)
+        result = measure(base, task, questions)
+    assert (row["value"], row["loss"]) == (result.value, result.loss)
 
 
 def test_an_ensemble_is_the_mean_of_probabilities(world: Path, whole: Path) -> None:
     row = next(r for r in rows_of(whole) if (r["task"], r["seed"], r["method"]) == ("halves", 0, "both"))
     base, task = load_base(str(world.parent / "base")), read_task(world.parent / "tasks" / "halves")
     prompts = encode(base.tokenizer, task, draw(task, "test", 6), base.limit)
-    each = []
+    parts = []
     for name in row["detail"]["members"]:
         live = LiveStack(base.model, [load_member(world.parent / "adapters" / name)])
         with live.attach():
             live.set_scales(live.scales_of([1.0]))
-            each.append([[math.exp(v) for v in values] for values in likelihoods(base, prompts)])
+            parts.append([[math.exp(v) for v in values] for values in likelihoods(base, prompts)])
     hits = 0
     for number, prompt in enumerate(prompts):
-        first, second = (one[number] for one in each)
+        first, second = (item[number] for item in parts)
         share = [a / sum(first) + b / sum(second) for a, b in zip(first, second, strict=True)]
         hits += share.index(max(share)) == prompt.right
     assert row["value"] == hits / 6
@@ -112,7 +112,7 @@ def test_what_cells_share_is_made_once(world: Path, tmp_path: Path) -> None:
     # The base does not depend on the seed.
     assert sum(step.kind == "score" and not step.inputs for step in steps) == 2
     place = {step.key: number for number, step in enumerate(steps)}
-    assert all(place[one.key] < place[step.key] for step in steps for one in step.inputs.values())
+    assert all(place[item.key] < place[step.key] for step in steps for item in step.inputs.values())
 
 
 def test_keys_are_the_same_in_every_process(world: Path, tmp_path: Path) -> None:
@@ -120,10 +120,10 @@ def test_keys_are_the_same_in_every_process(world: Path, tmp_path: Path) -> None
         "from tests.studies.test_run import keys; from pathlib import Path; import sys;"
         "print(sorted(keys(Path(sys.argv[1]), Path('elsewhere')).values()))"
     )
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, str(world)], capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == str(sorted(keys(world, tmp_path / "out").values()))
+    assert result.stdout.strip() == str(sorted(keys(world, tmp_path / "out").values()))
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,10 @@ def test_methods_and_pools_of_some_seeds(world: Path, tmp_path: Path) -> None:
     assert changed.count("seeds:") == text.count("seeds:") + 2
     path = world.with_name("some.yaml")
     path.write_text(changed)
-    every, some = (made(one, tmp_path)[1].cells for one in (world, path))
-    left = [one for one in every if one.pool != "chance" or one.seed == 1]
-    left = [one for one in left if one.method != "base" or one.seed == 0]
-    assert [one.step.key for one in some] == [one.step.key for one in left]
+    every, some = (made(item, tmp_path)[1].cells for item in (world, path))
+    left = [item for item in every if item.pool != "chance" or item.seed == 1]
+    left = [item for item in left if item.method != "base" or item.seed == 0]
+    assert [item.step.key for item in some] == [item.step.key for item in left]
     assert len(left) < len(every)
 
 
@@ -198,9 +198,9 @@ def test_a_changed_adapter_changes_the_pools(world: Path, tmp_path: Path) -> Non
 def test_a_second_run_does_nothing(world: Path, whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (whole / "steps").glob("*/*")}
     text = (whole / RESULTS).read_bytes()
-    told: list[tuple[int, int]] = []
-    run(*made(world, whole), progress=lambda done, total: told.append((done, total)))
-    assert told == [(told[0][1], told[0][1])]
+    document: list[tuple[int, int]] = []
+    run(*made(world, whole), progress=lambda done, total: document.append((done, total)))
+    assert document == [(document[0][1], document[0][1])]
     assert {path: path.stat().st_mtime_ns for path in (whole / "steps").glob("*/*")} == before
     assert (whole / RESULTS).read_bytes() == text
 
@@ -229,7 +229,7 @@ def test_the_folders_of_a_study_are_absolute(
     monkeypatch.chdir(tmp_path)
     place = made(world, Path("out"))[1].place
     folders = [place.folder, place.source, *place.tasks.values(), *place.adapters.values()]
-    assert all(one.is_absolute() for one in folders)
+    assert all(folder.is_absolute() for folder in folders)
     assert place.folder == tmp_path / "out"
 
 
@@ -289,7 +289,7 @@ def test_a_training_that_failed_for_once_leaves_no_choice_without_it(
     world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(job: Job) -> dict[str, Any]:
-        if job.told["learning_rate"] == 1e-2:
+        if job.params["learning_rate"] == 1e-2:
             raise EvaluationError("The memory is full.")
         return train(job)
 
@@ -362,8 +362,8 @@ def test_an_adapter_of_another_base_is_refused_before_anything_runs(world: Path,
 
 
 def test_results_of_nothing_are_missing(world: Path, tmp_path: Path) -> None:
-    found = list(results(made(world, tmp_path / "out")[1]))
-    assert {row["status"] for row in found} == {"missing"}
+    result = list(results(made(world, tmp_path / "out")[1]))
+    assert {row["status"] for row in result} == {"missing"}
     assert machine("cpu")
 
 
@@ -380,7 +380,7 @@ def test_two_processes_of_ray_find_what_one_process_finds(world: Path, whole: Pa
     out = tmp_path / "out"
     words = ["study", "run", str(world), "-o", str(out), "--ray", "--workers", "2", "--json"]
     program = [sys.executable, "-W", "ignore", "-m", "cli", "--data", str(tmp_path / "data"), *words]
-    told = subprocess.run(program, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout)["done"] == 44
+    result = subprocess.run(program, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["done"] == 44
     assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()

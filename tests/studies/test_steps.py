@@ -78,15 +78,15 @@ def rows_of(out: Path) -> dict[tuple[str, str, str | None], dict[str, Any]]:
 def scores(world: Path, name: str) -> dict[str, tuple[float, float]]:
     """Value and loss of the base and of every adapter on four examples of a task's budget, asked directly."""
     base, task = load_base(str(world.parent / "base")), read_task(world.parent / "tasks" / name)
-    seen = budget(task, 6, seed=0, valid=2 / 6).all[:4]
-    alone = measure(base, task, seen)
-    found = {"base": (alone.value, alone.loss)}
+    requests = budget(task, 6, seed=0, valid=2 / 6).all[:4]
+    alone = measure(base, task, requests)
+    result = {"base": (alone.value, alone.loss)}
     for number in range(4):
         live = LiveStack(base.model, [load_member(world.parent / "adapters" / f"a{number}")])
         with live.dense(live.scales_of([1.0])):
-            one = measure(base, task, seen)
-        found[f"a{number}"] = (one.value, one.loss)
-    return found
+            item = measure(base, task, requests)
+        result[f"a{number}"] = (item.value, item.loss)
+    return result
 
 
 def test_pools_by_measured_scores_and_by_those_on_other_tasks(world: Path, out: Path) -> None:
@@ -113,11 +113,11 @@ def test_lego_says_how_much_of_the_units_its_centroids_hold(world: Path, out: Pa
     members = [world.parent / "adapters" / name for name in lego[1]["detail"]["members"]]
     units = [unit for member in members for unit in unit_vectors(member)]
     # One centroid a module: the mean of its units.
-    whole = sum(float(unit.square().sum()) for _, unit in units)
+    complete = sum(float(unit.square().sum()) for _, unit in units)
     means = {name: torch.stack([unit for other, unit in units if other == name]) for name, _ in units}
     held = sum(len(rows) * float(rows.mean(0).square().sum()) for rows in means.values())
-    assert lego[1]["detail"]["energy"] == pytest.approx(held / whole, rel=1e-4)
-    assert held / whole < lego[2]["detail"]["energy"] < lego[3]["detail"]["energy"] == pytest.approx(1)
+    assert lego[1]["detail"]["energy"] == pytest.approx(held / complete, rel=1e-4)
+    assert held / complete < lego[2]["detail"]["energy"] < lego[3]["detail"]["energy"] == pytest.approx(1)
 
 
 def test_a_variant_that_cannot_be_merged_is_scored_all_the_same(out: Path) -> None:
@@ -132,16 +132,16 @@ def test_the_weight_is_that_of_every_member(world: Path, out: Path) -> None:
     members = [load_member(world.parent / "adapters" / name) for name in row["detail"]["members"]]
     live = LiveStack(base.model, members)
     with live.dense(live.scales_of([2.0, 2.0])):
-        found = measure(base, task, draw(task, "test", 6))
-    assert row["loss"] == pytest.approx(found.loss, abs=1e-4)
+        result = measure(base, task, draw(task, "test", 6))
+    assert row["loss"] == pytest.approx(result.loss, abs=1e-4)
 
 
 def test_what_cards_and_configurations_of_the_wild_say(world: Path, out: Path) -> None:
     (world.parent / "adapters" / "broken").mkdir(exist_ok=True)
     (world.parent / "adapters" / "broken" / "adapter_config.json").write_text("{")
-    found = hyperparameters(world.parent / "adapters")
-    assert found == {"cards": 4, "learning_rate": [0.0002], "rank": [1, 1, 2, 2]}
-    told = report(out)
-    page = Path(told["page"]).read_text()
+    result = hyperparameters(world.parent / "adapters")
+    assert result == {"cards": 4, "learning_rate": [0.0002], "rank": [1, 1, 2, 2]}
+    document = report(out)
+    page = Path(document["page"]).read_text()
     assert "in the wild" in page
     assert "relevance" in page

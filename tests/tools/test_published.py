@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from catalog.errors import NotFoundError, UsageError
-from studies.report.sections import Figure, Table, Text
+from studies.report.sections import Figure, TableSection, Text
 from tests.shared_data import data, shared
 from tools.published import PARTS, Row, digests, sections
 from tools.published.quoted import QUOTED, Quoted, quoted
@@ -64,9 +64,9 @@ def found(rows: Sequence[Row], name: str, column: str = "value") -> Row:
 
 
 def value(rows: Sequence[Row], name: str, column: str = "value") -> float:
-    told = found(rows, name, column)["value"]
-    assert told is not None
-    return told
+    document = found(rows, name, column)["value"]
+    assert document is not None
+    return document
 
 
 def test_the_pool_is_counted(folder: Path) -> None:
@@ -172,12 +172,17 @@ def test_parts_are_the_same_twice_and_plain_json(folder: Path) -> None:
 def test_the_report_is_made_of_the_rows_that_are_there(folder: Path) -> None:
     rows = [row for part in PARTS.values() for row in part(folder)]
     read = json.loads(json.dumps(rows))
-    made = sections(read)
-    assert made == sections(read), "pictures included"
-    assert [type(section) for section in made].count(Figure) == 3
-    assert all(len(row) == len(one.columns) for one in made if isinstance(one, Table) for row in one.rows)
-    assert all(one.svg.startswith("<svg") for one in made if isinstance(one, Figure))
-    titles = [section.title for section in made]
+    result = sections(read)
+    assert result == sections(read), "pictures included"
+    assert [type(section) for section in result].count(Figure) == 3
+    assert all(
+        len(row) == len(item.columns)
+        for item in result
+        if isinstance(item, TableSection)
+        for row in item.rows
+    )
+    assert all(item.svg.startswith("<svg") for item in result if isinstance(item, Figure))
+    titles = [section.title for section in result]
     without = [section.title for section in sections([row for row in rows if row["part"] != "relevance"])]
     assert [title for title in titles if title not in without] == [
         "Do merges gain where relevant adapters are?",
@@ -212,9 +217,9 @@ def made_row(low: float, high: float) -> Row:
 def test_what_is_said_follows_the_interval(
     low: float, high: float, way: str, numbers: str, zero: str
 ) -> None:
-    (text,) = (one for one in sections([made_row(low, high)]) if isinstance(one, Text))
-    said = f"{way} a new LoRA of 10 samples: {numbers} over 9 tasks; the interval {zero} zero."
-    assert any(f"The simple average of 30 adapters {said}" in one for one in text.paragraphs)
+    (text,) = (section for section in sections([made_row(low, high)]) if isinstance(section, Text))
+    message = f"{way} a new LoRA of 10 samples: {numbers} over 9 tasks; the interval {zero} zero."
+    assert any(f"The simple average of 30 adapters {message}" in section for section in text.paragraphs)
 
 
 def test_a_figure_agrees_when_it_is_the_number_rounded() -> None:
@@ -251,8 +256,8 @@ def test_digests_name_what_is_read_and_what_is_missing(folder: Path) -> None:
 )
 def test_a_part_without_its_file_says_so_in_a_sentence(part: str, name: str, folder: Path) -> None:
     (folder / name).unlink()
-    shown = name.replace("_a.csv", r"\*.csv")
-    with pytest.raises(NotFoundError, match=f" lacks {shown}; name the folder of the published tables.$"):
+    output = name.replace("_a.csv", r"\*.csv")
+    with pytest.raises(NotFoundError, match=f" lacks {output}; name the folder of the published tables.$"):
         PARTS[part](folder)
 
 
@@ -276,15 +281,15 @@ def test_tables_without_a_judged_task(folder: Path) -> None:
 def test_figures_in_print_come_out_to_the_digit(part: str, figures: int) -> None:
     checked: list[tuple[str, str, float, Quoted]] = []
     for row in PARTS[part](data("recycling_paper")):
-        one = quoted(row)
-        if one and one.whole and row["value"] is not None:
-            checked.append((row["row"], row["column"], row["value"], one))
+        item = quoted(row)
+        if item and item.whole and row["value"] is not None:
+            checked.append((row["row"], row["column"], row["value"], item))
     assert len(checked) == figures
-    wrong = [told for told in checked if not told[3].agrees(told[2])]
+    wrong = [document for document in checked if not document[3].agrees(document[2])]
     # The figure in print is a mean of draws; 30 times the mean rank is 1,110.7.
     expected = ["ranks of 30 at random, mean of the sum"] if part == "pool" else []
-    assert [told[0] for told in wrong] == expected
-    assert all(told[3].why for told in wrong)
+    assert [document[0] for document in wrong] == expected
+    assert all(document[3].why for document in wrong)
 
 
 @shared
@@ -301,14 +306,14 @@ def test_every_figure_in_print_stands_beside_a_number() -> None:
 @shared
 def test_the_merges_have_intervals_over_their_tasks() -> None:
     rows = PARTS["merged"](data("recycling_paper"))
-    told: dict[str, Any] = {
+    document: dict[str, Any] = {
         "simple average": ("less zero-shot", 61, 1),
         "TSV": ("less zero-shot", 61, 1),
         "TIES": ("less zero-shot", 61, -1),
         "simple average, own LoRA among them": ("less the same without it", 62, 1),
         "TSV, own LoRA among them": ("less the same without it", 62, 0),
     }
-    for name, (column, tasks, sign) in told.items():
+    for name, (column, tasks, sign) in document.items():
         row = found(rows, name, column)
         assert row["tasks"] == tasks
         assert row["low"] is not None
@@ -322,8 +327,10 @@ def test_the_page_holds_the_tables_of_the_rows() -> None:
     page = (Path(__file__).parents[2] / "docs" / "results" / "published.md").read_text(encoding="utf-8")
     parts = ("alone", "merged", "relevance")
     rows = [row for part in parts for row in PARTS[part](data("recycling_paper"))]
-    tables = [one for one in sections(rows) if isinstance(one, Table)]
-    lines = ["| " + " | ".join(cell or " " for cell in row) + " |" for one in tables for row in one.rows]
+    tables = [section for section in sections(rows) if isinstance(section, TableSection)]
+    lines = [
+        "| " + " | ".join(cell or " " for cell in row) + " |" for section in tables for row in section.rows
+    ]
     assert len(lines) == 29
     written = [" ".join(line.split()) for line in page.splitlines()]
     assert [line for line in lines if " ".join(line.split()) not in written] == []

@@ -35,8 +35,8 @@ def rankings(draw: st.DrawFn, most: int = 12) -> tuple[Floats, Floats, int]:
 def test_ndcg_worked_by_hand() -> None:
     # In the order of the scores the gains are 0.1, 0.3, 0.0: DCG@2 = 0.1 / 1 + 0.3 / log2(3).
     # The ideal is 0.3, 0.1: 0.3 / 1 + 0.1 / log2(3).
-    found = ndcg(floats(2, 9, 1, 5), floats(0.0, 0.1, 0.0, 0.3), 2)
-    assert found == pytest.approx((0.1 + 0.3 / math.log2(3)) / (0.3 + 0.1 / math.log2(3)), rel=1e-12)
+    result = ndcg(floats(2, 9, 1, 5), floats(0.0, 0.1, 0.0, 0.3), 2)
+    assert result == pytest.approx((0.1 + 0.3 / math.log2(3)) / (0.3 + 0.1 / math.log2(3)), rel=1e-12)
     # Both first places are shared by 0.1 and 0.3: each counts with the mean of 1 and 1 / log2(3).
     shared = ndcg(floats(2, 9, 1, 9), floats(0.0, 0.1, 0.0, 0.3), 2)
     assert shared == pytest.approx(0.4 * (1 + 1 / math.log2(3)) / 2 / (0.3 + 0.1 / math.log2(3)), rel=1e-12)

@@ -66,7 +66,7 @@ def test_tasks_are_those_with_test_scores_and_a_proxy_those_without(tmp_path: Pa
 
 @pytest.mark.parametrize("strategy", FREE, ids=lambda strategy: strategy.name)
 def test_what_costs_nothing_depends_on_nothing_of_the_task(strategy: object, tmp_path: Path) -> None:
-    rank = next(one.rank for one in STRATEGIES if one is strategy)
+    rank = next(item.rank for item in STRATEGIES if item is strategy)
     first = named(load(tables(tmp_path / "one")), "anli")
     second = named(load(tables(tmp_path / "two", hidden_seed=1)), "anli")
     assert not np.array_equal(first.column, second.column)
@@ -78,7 +78,7 @@ def test_what_costs_nothing_depends_on_nothing_of_the_task(strategy: object, tmp
 
 @pytest.mark.parametrize("name", ["race 1,000", "all x 100: raw", "all x 100: completion"])
 def test_what_is_bought_does_not_come_from_the_test_scores(name: str, tmp_path: Path) -> None:
-    strategy = next(one for one in STRATEGIES if one.name == name)
+    strategy = next(item for item in STRATEGIES if item.name == name)
     task = named(load(tables(tmp_path / "t")), "rte")
     other = Task(**{**vars(task), "values": 1 - task.values})
     meters = Meter(task, 0), Meter(other, 0)

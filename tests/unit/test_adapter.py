@@ -49,8 +49,8 @@ def pair(name: str = f"base_model.model.{LAYER}", *, rank: int = 16, of_b: int |
     return [(f"{name}.lora_A.weight", (rank, 64)), (f"{name}.lora_B.weight", (48, b))]
 
 
-def kinds(found: Any) -> list[str]:
-    return [problem.kind for problem in found.problems]
+def kinds(result: Any) -> list[str]:
+    return [problem.kind for problem in result.problems]
 
 
 def test_fields_of_a_configuration() -> None:
@@ -355,7 +355,7 @@ def test_without_a_scaling_there_are_no_modules() -> None:
 
 @shared
 def test_the_wild_configurations_are_read_as_the_index_says() -> None:
-    seen = {"peft": 0, "mlx": 0, "unparsable": 0}
+    requests = {"peft": 0, "mlx": 0, "unparsable": 0}
     for row in index("wild"):
         text = (data("wild") / row["dir"] / row["config_file"]).read_bytes()
         try:
@@ -363,9 +363,9 @@ def test_the_wild_configurations_are_read_as_the_index_says() -> None:
         except ConfigError as error:
             expected = {"not_peft": "mlx", "lfs_pointer": "unparsable"}[error.kind]
             assert row["config_kind"] == expected, row["dir"]
-            seen[expected] += 1
+            requests[expected] += 1
             continue
-        seen["peft"] += 1
+        requests["peft"] += 1
         assert (row["config_kind"], row["peft_type"]) == ("peft", read.peft_type), row["dir"]
         assert row["base_model"] == read.base_model, row["dir"]
         assert row["task_type"] == read.task_type, row["dir"]
@@ -378,7 +378,7 @@ def test_the_wild_configurations_are_read_as_the_index_says() -> None:
             )
         assert ("use_dora" in row["anomalies"]) is read.use_dora
         assert ("use_rslora" in row["anomalies"]) is read.use_rslora
-    assert seen == {"peft": 249, "mlx": 3, "unparsable": 2}
+    assert requests == {"peft": 249, "mlx": 3, "unparsable": 2}
 
 
 def test_a_long_list_of_saved_modules_costs_no_more_than_a_short_one() -> None:

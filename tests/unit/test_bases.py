@@ -123,8 +123,8 @@ CACHE = "/root/.cache/huggingface/hub/models--meta-llama--Llama-3.1-8B-Instruct"
     ],
 )
 def test_identify(raw: str | None, canonical: str | None, kind: str, evidence: str) -> None:
-    found = TABLE.identify(raw)
-    assert (found.canonical, found.kind, found.evidence, found.raw) == (canonical, kind, evidence, raw)
+    result = TABLE.identify(raw)
+    assert (result.canonical, result.kind, result.evidence, result.raw) == (canonical, kind, evidence, raw)
 
 
 def test_tags_help_where_the_words_say_nothing() -> None:
@@ -137,18 +137,18 @@ def test_tags_help_where_the_words_say_nothing() -> None:
 
 
 def test_spellings_of_a_known_base() -> None:
-    found = TABLE.spellings("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit")
-    assert found[0] == INSTRUCT
-    assert list(found[1:]) == sorted(found[1:])
-    assert {"meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/meta-llama-3.1-8b-instruct"} <= set(found)
-    assert not any("Instruct" not in name and "instruct" not in name for name in found)
-    assert TABLE.spellings(INSTRUCT) == found
+    result = TABLE.spellings("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit")
+    assert result[0] == INSTRUCT
+    assert list(result[1:]) == sorted(result[1:])
+    assert {"meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/meta-llama-3.1-8b-instruct"} <= set(result)
+    assert not any("Instruct" not in name and "instruct" not in name for name in result)
+    assert TABLE.spellings(INSTRUCT) == result
 
 
 def test_a_copy_that_nobody_listed_is_a_spelling_where_it_is_asked_for() -> None:
-    found = TABLE.spellings("someone/Llama-3.1-8B-Instruct-GGUF")
-    assert found[0] == INSTRUCT
-    assert set(found) - set(TABLE.spellings(INSTRUCT)) == {"someone/Llama-3.1-8B-Instruct-GGUF"}
+    result = TABLE.spellings("someone/Llama-3.1-8B-Instruct-GGUF")
+    assert result[0] == INSTRUCT
+    assert set(result) - set(TABLE.spellings(INSTRUCT)) == {"someone/Llama-3.1-8B-Instruct-GGUF"}
     assert TABLE.spellings("/kaggle/input/llama-3.1/transformers/8b-instruct/2") == TABLE.spellings(INSTRUCT)
     assert TABLE.spellings(INSTRUCT.upper()) == TABLE.spellings(INSTRUCT)
 
@@ -237,11 +237,11 @@ FAMILIES = {
 @shared
 def test_the_wild_base_models_are_of_the_family_that_the_index_says() -> None:
     for row in index("wild"):
-        found = TABLE.identify(row["base_model"])
+        result = TABLE.identify(row["base_model"])
         family = row["base_family"]
         if family in FAMILIES:
-            assert found.canonical in FAMILIES[family], row["dir"]
+            assert result.canonical in FAMILIES[family], row["dir"]
         elif family == "Llama-3.2":
-            assert (found.canonical or "").startswith("meta-llama/Llama-3.2-"), row["dir"]
+            assert (result.canonical or "").startswith("meta-llama/Llama-3.2-"), row["dir"]
         elif row["base_model"] is None:
-            assert found.canonical is None
+            assert result.canonical is None

@@ -32,8 +32,8 @@ def fill(store: BlobStore, data: bytes = DATA) -> None:
 
 
 def files(store: BlobStore) -> list[str]:
-    found = [path for path in store.root.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    return sorted(str(path.relative_to(store.root)) for path in found)
+    paths = [path for path in store.root.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return sorted(str(path.relative_to(store.root)) for path in paths)
 
 
 class BrokenWayError(Exception):
@@ -338,14 +338,14 @@ with BlobStore(Path({str(store.root)!r})).writer({SHA!r}, len(data)) as blob:
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The digests of the files of which all bytes were read, in order."""
-    found: list[str] = []
+    result: list[str] = []
 
     def noting(path: Path) -> str:
-        found.append(digest_of(path))
-        return found[-1]
+        result.append(digest_of(path))
+        return result[-1]
 
     monkeypatch.setattr("catalog.files.verified.digest_of", noting)
-    return found
+    return result
 
 
 def age(path: Path, seconds: float = 100.0) -> None:
@@ -384,9 +384,9 @@ def test_a_change_in_place_is_noticed_whatever_was_read_before(
     with path.open("r+b") as file:
         file.write(b"x")
     os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns + 1))
-    for one in (store, BlobStore(store.root)):
+    for item in (store, BlobStore(store.root)):
         with pytest.raises(DamagedFileError, match="loradex blobs repair"):
-            one.path_of(SHA)
+            item.path_of(SHA)
 
 
 def test_what_was_read_right_after_a_change_is_not_remembered(store: BlobStore, readings: list[str]) -> None:

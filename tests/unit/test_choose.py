@@ -71,9 +71,9 @@ def test_random_order_is_of_the_seed_alone() -> None:
 
 
 def test_draws_are_uniform_and_pinned() -> None:
-    drawn = [draw(0, str(number)) for number in range(4000)]
-    assert abs(sum(drawn) / 4000 - 0.5) < 0.02
-    assert Counter(int(10 * value) for value in drawn).most_common()[-1][1] > 320
+    samples = [draw(0, str(number)) for number in range(4000)]
+    assert abs(sum(samples) / 4000 - 0.5) < 0.02
+    assert Counter(int(10 * value) for value in samples).most_common()[-1][1] > 320
     # blake2b, eight bytes, of "7\0word", over 2^64: worked out with the coreutils program b2sum -l 64.
     assert draw(7, "word") == int("574bd6522a5b6c21", 16) / 2**64
 
@@ -93,16 +93,16 @@ def test_no_limit_is_ever_broken(
     limits = PoolLimits(count, per_owner, per_family, parameters, groups, families)
     ranking = random_order(MANY, seed)
     try:
-        taken = take_members(ranking, limits)
+        selected = take_members(ranking, limits)
     except UsageError:
         assume(False)
-    assert len(taken) == count
-    rows = [row.candidate for row in taken]
+    assert len(selected) == count
+    rows = [row.candidate for row in selected]
     assert max(Counter(row.owner for row in rows).values()) <= (per_owner or count)
     assert max(Counter(families[row.adapter] for row in rows).values()) <= (per_family or count)
     assert len({groups[row.adapter] for row in rows}) == count
     assert sum(row.parameters or 0 for row in rows) <= (parameters or 10**9)
-    assert names(taken) == [name for name in names(ranking) if name in set(names(taken))]
+    assert names(selected) == [name for name in names(ranking) if name in set(names(selected))]
 
 
 def test_more_than_there_are_is_one_sentence() -> None:
@@ -119,13 +119,15 @@ def test_too_few_are_told_with_what_left_the_others_out() -> None:
         take_members(
             ranking, PoolLimits(30, per_owner=7, groups=groups), {"refused by the rules": 5, "unread": 0}
         )
-    told = str(refused.value)
-    taken, beyond = let_in(ranking, PoolLimits(None, per_owner=7, groups=groups))
-    assert told.startswith(f"Only {len(taken)} of 45 adapters are left, not 30: 5 refused by the rules, ")
+    document = str(refused.value)
+    selected, beyond = let_in(ranking, PoolLimits(None, per_owner=7, groups=groups))
+    assert document.startswith(
+        f"Only {len(selected)} of 45 adapters are left, not 30: 5 refused by the rules, "
+    )
     assert {"beyond 7 of one owner", "duplicates of another"} == set(beyond)
-    assert all(f"{count} {why}" in told for why, count in beyond.items())
-    assert "unread" not in told
-    assert len(taken) + sum(beyond.values()) == len(MANY)
+    assert all(f"{count} {why}" in document for why, count in beyond.items())
+    assert "unread" not in document
+    assert len(selected) + sum(beyond.values()) == len(MANY)
 
 
 def test_all_are_all_that_the_limits_let_in() -> None:
@@ -142,24 +144,24 @@ def test_largest_rank_first() -> None:
 
 def test_a_matched_pool_has_the_recipes_of_the_other_and_none_of_its_members() -> None:
     pool = [candidate(number) for number in (0, 1, 2, 3)]
-    found = match_recipes(MANY, pool, 3)
-    assert len(found) == 4
-    assert not {row.candidate.id for row in found} & {row.id for row in pool}
-    for row, member in zip(found, pool, strict=True):
+    result = match_recipes(MANY, pool, 3)
+    assert len(result) == 4
+    assert not {row.candidate.id for row in result} & {row.id for row in pool}
+    for row, member in zip(result, pool, strict=True):
         assert (row.candidate.rank, row.candidate.targets) == (member.rank, member.targets)
         assert f"drawn for {member.adapter}" in row.why
-    assert names(found) == names(match_recipes(MANY[::-1], pool, 3))
-    assert names(found) != names(match_recipes(MANY, pool, 4))
+    assert names(result) == names(match_recipes(MANY[::-1], pool, 3))
+    assert names(result) != names(match_recipes(MANY, pool, 4))
 
 
 def test_a_match_keeps_what_it_can_and_says_so() -> None:
     alone = candidate(1, rank=77, targets=["lm_head"], norm=1e9)
-    [found] = match_recipes(MANY, [alone], 0)
-    assert "same nothing" in found.why
+    [result] = match_recipes(MANY, [alone], 0)
+    assert "same nothing" in result.why
     near = [candidate(5, rank=77, targets=["lm_head"], norm=7e8), *MANY]
-    [found] = match_recipes(near, [alone], 0)
-    assert found.candidate.id == 5
-    assert "same rank, targets, norm, number an owner" in found.why
+    [result] = match_recipes(near, [alone], 0)
+    assert result.candidate.id == 5
+    assert "same rank, targets, norm, number an owner" in result.why
 
 
 def test_a_shuffle_keeps_the_scores_and_moves_them() -> None:

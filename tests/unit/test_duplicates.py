@@ -34,14 +34,14 @@ BASE = "acme/tiny"
 def copy(adapter: str, delta: NDArray[Any] | None = None, **fields: Any) -> Copy:
     """An adapter `owner/name` or `owner/name:folder`; all that is not given is unknown, but for the base."""
     repository, _, subfolder = adapter.partition(":")
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "owner": repository.split("/")[0],
         "repository": repository,
         "subfolder": subfolder,
         "base": BASE,
         **dict.fromkeys(("file", "tensor", "scaling", "norm", "key")),
     }
-    return Copy(adapter=adapter, delta=delta, **(given | fields))
+    return Copy(adapter=adapter, delta=delta, **(arguments | fields))
 
 
 def at(cosine: float, other: int = 1, size: int = 6) -> NDArray[np.float32]:
@@ -51,11 +51,11 @@ def at(cosine: float, other: int = 1, size: int = 6) -> NDArray[np.float32]:
     return 7 * vector
 
 
-def exactly(**known: float) -> Callable[[str, str], float | None]:
+def exactly(**names: float) -> Callable[[str, str], float | None]:
     """The exact cosine by the names of a pair, joined by `_`, without owners."""
 
     def cosine(left: str, right: str) -> float | None:
-        return known.get(f"{left[2:]}_{right[2:]}")
+        return names.get(f"{left[2:]}_{right[2:]}")
 
     return cosine
 
@@ -167,32 +167,32 @@ def test_groups_chain_and_tell_their_weakest_link() -> None:
     (group,) = duplicates(rows)
     assert group.members == ("o/a", "o/b", "o/c")
     assert group.cosine == pytest.approx(math.cos(math.radians(2.4)), abs=1e-7)
-    asked = exactly(a_b=1.0, a_c=0.5, b_c=0.5)
-    assert members(duplicates(rows, exact=asked)) == [("o/a", "o/b")]
+    requests = exactly(a_b=1.0, a_c=0.5, b_c=0.5)
+    assert members(duplicates(rows, exact=requests)) == [("o/a", "o/b")]
 
 
 def test_exact_is_false_where_one_link_rests_on_a_sketch() -> None:
     rows = [copy("o/a", at(1)), copy("o/b", at(0.99999)), copy("o/c", at(0.9999, 2))]
     (both,) = duplicates(rows, exact=exactly(a_b=1.0, a_c=0.99995))
     assert (both.exact, both.cosine) == (True, 0.99995)
-    (one,) = duplicates(rows, exact=exactly(a_b=1.0))
-    assert one.exact is False
-    assert one.cosine == pytest.approx(0.9999, abs=1e-6)
+    (item,) = duplicates(rows, exact=exactly(a_b=1.0))
+    assert item.exact is False
+    assert item.cosine == pytest.approx(0.9999, abs=1e-6)
 
 
 def test_equal_files_and_pairs_already_joined_are_not_compared_again() -> None:
-    asked = []
+    requests = []
 
     def exact(left: str, right: str) -> float:
-        asked.append((left, right))
+        requests.append((left, right))
         return 1.0
 
     rows = [copy(f"o/{name}", at(1), file="f", key="f") for name in "abc"]
     rows += [copy(f"o/{name}", at(0.9999 + 1e-5 * n), key=name) for n, name in enumerate("xyz")]
     (group,) = duplicates(rows, exact=exact)
     assert group.members == ("o/a", "o/b", "o/c", "o/x", "o/y", "o/z")
-    assert len(asked) == len(set(asked)) == 3
-    assert not [pair for pair in asked if {"o/b", "o/c"} & set(pair)]
+    assert len(requests) == len(set(requests)) == 3
+    assert not [pair for pair in requests if {"o/b", "o/c"} & set(pair)]
 
 
 # Notes.
@@ -217,7 +217,7 @@ SCALINGS = [{"scaling": 2.0}, {"scaling": 1.0}]
     ],
 )
 def test_rescaled_copies_are_told(fields: list[dict[str, Any]], note: str) -> None:
-    rows = [copy(f"o/{number}", file="f", **given) for number, given in enumerate(fields)]
+    rows = [copy(f"o/{number}", file="f", **arguments) for number, arguments in enumerate(fields)]
     assert [group.note for group in duplicates(rows)] == [note]
 
 
@@ -259,12 +259,12 @@ def test_groups_are_the_components_that_scipy_finds(seed: int) -> None:
     pairs = [(a, b) for a, left in enumerate(rows) for b, right in enumerate(rows) if alike(left, right)]
     graph = coo_array((np.ones(len(pairs)), np.transpose(pairs)), shape=(len(rows), len(rows)))
     _, labels = connected_components(graph, directed=False)
-    wanted = {
+    expected = {
         tuple(rows[node].adapter for node in np.flatnonzero(labels == label))
         for label, size in Counter(labels.tolist()).items()
         if size > 1
     }
-    assert set(members(duplicates(rows))) == wanted
+    assert set(members(duplicates(rows))) == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -281,21 +281,21 @@ def test_the_order_of_the_rows_does_not_matter(seed: int, random: Any) -> None:
 @given(st.integers(0, 10_000), st.sampled_from(["file", "tensor", "delta"]))
 def test_every_adapter_has_one_representative(seed: int, level: str) -> None:
     rows = random_copies(seed)
-    found = representatives(rows, level)
-    assert set(found) == {row.adapter for row in rows}
+    result = representatives(rows, level)
+    assert set(result) == {row.adapter for row in rows}
     grouped = {name: group.members[0] for group in duplicates(rows, level) for name in group.members}
-    assert found == {name: grouped.get(name, name) for name in found}
+    assert result == {name: grouped.get(name, name) for name in result}
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000))
 def test_every_adapter_is_in_one_family_at_most(seed: int) -> None:
-    found = families(random_copies(seed))
-    named = [name for family in found for name in family.members]
-    assert len(named) == len(set(named))
-    assert all(len(family.members) > 1 and family.why for family in found)
-    assert all(len({name.split("/")[0] for name in family.members}) == 1 for family in found)
-    assert len({family.name for family in found}) == len(found)
+    result = families(random_copies(seed))
+    by_name = [name for family in result for name in family.members]
+    assert len(by_name) == len(set(by_name))
+    assert all(len(family.members) > 1 and family.why for family in result)
+    assert all(len({name.split("/")[0] for name in family.members}) == 1 for family in result)
+    assert len({family.name for family in result}) == len(result)
 
 
 def test_a_thousand_with_planted_copies_are_found_exactly() -> None:
@@ -310,16 +310,16 @@ def test_a_thousand_with_planted_copies_are_found_exactly() -> None:
 def test_equal_rows_have_equal_cosines_wherever_they_stand(size: int) -> None:
     random = np.random.default_rng(0)
     row, query = random.standard_normal(size).astype(np.float32), random.standard_normal(size)
-    found = set()
+    result = set()
     for count in (1, 2, 5, 33, 500):
         rows = random.standard_normal((count, size)).astype(np.float32)
         for place in {0, count // 2, count - 1}:
             rows[place] = row
-            found |= {
+            result |= {
                 float(cosines(rows, query)[place]),
                 float(cosines(rows, np.tile(query, (count, 1)))[place]),
             }
-    assert len(found) == 1
+    assert len(result) == 1
 
 
 @pytest.mark.parametrize("tile", [1, 50, 8 << 20])
@@ -329,10 +329,10 @@ def test_tiles_do_not_change_the_pairs(tile: int, monkeypatch: pytest.MonkeyPatc
     values = np.random.default_rng(0).standard_normal((25, 5))
     units = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
     table = units.astype(np.float64) @ units.T
-    wanted = [(a, b) for a in range(25) for b in range(a + 1, 25) if table[a, b] >= 0.3]
-    found = list(near_pairs(units, 0.3))
-    assert [pair[:2] for pair in found] == wanted
-    assert [pair[2] for pair in found] == pytest.approx([table[pair] for pair in wanted], abs=1e-6)
+    expected = [(a, b) for a in range(25) for b in range(a + 1, 25) if table[a, b] >= 0.3]
+    result = list(near_pairs(units, 0.3))
+    assert [pair[:2] for pair in result] == expected
+    assert [pair[2] for pair in result] == pytest.approx([table[pair] for pair in expected], abs=1e-6)
 
 
 # Families.
@@ -407,16 +407,16 @@ def test_links_of_several_kinds_make_one_family() -> None:
 @shared
 def test_the_families_of_the_recycling_pool() -> None:
     names = (data("recycling_paper") / "pool_ids.txt").read_text(encoding="utf-8").split()
-    found = {family.name: family.members for family in families([copy(name) for name in names])}
+    result = {family.name: family.members for family in families([copy(name) for name in names])}
     assert len(names) == 960
-    sizes = {name: len(found[name]) for name in found}
+    sizes = {name: len(result[name]) for name in result}
     assert sizes["GaetanMichelet/Llama-#-#B_task-#_#-samples_config-#"] == 36
-    of_owner = Counter(name.split("/")[0] for members in found.values() for name in members)
+    of_owner = Counter(name.split("/")[0] for members in result.values() for name in members)
     assert of_owner["GaetanMichelet"] == 98
     assert of_owner["clembench-playpen"] == 82
     assert of_owner["chchen"] == 57
     # Tuning jobs with uuids for names: a family of each owner of three or more.
     jobs = Counter(name.split("/")[0] for name in names if series_name(name.split("/")[1]) == "#")
     assert sum(jobs.values()) == 187
-    assert {name for name in found if name.endswith("/#")} == {f"{job}/#" for job in jobs if jobs[job] >= 3}
-    assert (len(found), sum(sizes.values())) == (64, 453)
+    assert {name for name in result if name.endswith("/#")} == {f"{job}/#" for job in jobs if jobs[job] >= 3}
+    assert (len(result), sum(sizes.values())) == (64, 453)

@@ -155,8 +155,8 @@ def test_vectors_that_break_the_promise_are_refused(bad: Any) -> None:
 
 
 def test_vectors_are_little_endian_float32() -> None:
-    made = check_vectors(np.array([[1.0, 2.0]], dtype=">f8"), 1, _Promises())
-    assert made.tobytes() == bytes.fromhex("0000803f00000040")
+    result = check_vectors(np.array([[1.0, 2.0]], dtype=">f8"), 1, _Promises())
+    assert result.tobytes() == bytes.fromhex("0000803f00000040")
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +202,8 @@ def by_hand(folder: Path, text: str) -> Any:
     from transformers import BertModel
 
     model = BertModel.from_pretrained(folder).eval()
-    known = {word: n for n, word in enumerate(WORDS)}
-    ids = [2, *(known.get(word, 1) for word in re.findall(r"\w+|\.", text.lower())), 3]
+    names = {word: n for n, word in enumerate(WORDS)}
+    ids = [2, *(names.get(word, 1) for word in re.findall(r"\w+|\.", text.lower())), 3]
     with torch.no_grad():
         states = model(torch.tensor([ids])).last_hidden_state[0]
     mean = states.double().mean(dim=0).numpy()

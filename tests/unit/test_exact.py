@@ -76,18 +76,18 @@ def by_the_book(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
     )
 
 
-def close(found: Cosine, expected: Cosine, tolerance: float = 1e-12) -> None:
-    assert found.delta == pytest.approx(expected.delta, abs=tolerance)
-    assert found.output == pytest.approx(expected.output, abs=tolerance)
-    assert found.norm_ratio == pytest.approx(expected.norm_ratio, rel=tolerance)
+def close(result: Cosine, expected: Cosine, tolerance: float = 1e-12) -> None:
+    assert result.delta == pytest.approx(expected.delta, abs=tolerance)
+    assert result.output == pytest.approx(expected.output, abs=tolerance)
+    assert result.norm_ratio == pytest.approx(expected.norm_ratio, rel=tolerance)
 
 
 def test_a_case_worked_by_hand(tmp_path: Path) -> None:
     """X = [[2, 0], [0, 0]] and Y = [[3, 4], [0, 0]]: <X, Y> = 6, norms 2 and 5, one row."""
     left = saved(tmp_path / "left", {"q": (torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0], [0.0]]))})
     right = saved(tmp_path / "right", {"q": (torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0], [0.0]]))})
-    found = exact_cosine(left, config(r=1, lora_alpha=1), right, config(r=1, lora_alpha=3))
-    close(found, Cosine(delta=6 / 10, output=1.0, norm_ratio=2 / 15))
+    result = exact_cosine(left, config(r=1, lora_alpha=1), right, config(r=1, lora_alpha=3))
+    close(result, Cosine(delta=6 / 10, output=1.0, norm_ratio=2 / 15))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -101,12 +101,12 @@ def test_equal_to_the_dense_product(seed: int, ranks: tuple[int, int], tmp_path:
     configs = config(alpha_pattern={"k": 3}), config(use_rslora=True, rank_pattern={"v": 9})
     expected = by_the_book(dense(left, configs[0]), dense(right, configs[1]))
     assert expected.delta > 0.2
-    found = exact_cosine(
+    result = exact_cosine(
         saved(tmp_path / "left", left), configs[0], saved(tmp_path / "right", right), configs[1]
     )
-    close(found, expected)
+    close(result, expected)
     back = exact_cosine(tmp_path / "right", configs[1], tmp_path / "left", configs[0])
-    close(back, Cosine(found.delta, found.output, 1 / found.norm_ratio))
+    close(back, Cosine(result.delta, result.output, 1 / result.norm_ratio))
 
 
 def test_modules_of_one_side_count_in_the_norms_alone(tmp_path: Path) -> None:
@@ -121,17 +121,19 @@ def test_modules_of_one_side_count_in_the_norms_alone(tmp_path: Path) -> None:
 
 def test_nothing_in_common(tmp_path: Path) -> None:
     left, right = saved(tmp_path / "left", random(0, "q")), saved(tmp_path / "right", random(0, "v"))
-    found = exact_cosine(left, config(), right, config())
-    assert (found.delta, found.output) == (0.0, 0.0)
-    assert found.norm_ratio > 0
+    result = exact_cosine(left, config(), right, config())
+    assert (result.delta, result.output) == (0.0, 0.0)
+    assert result.norm_ratio > 0
 
 
 def test_case_63_rotated_factors_are_the_same_adapter(tmp_path: Path) -> None:
     left = random(5)
     turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1))).Q
     right = {name: (turn @ a, b @ turn.T) for name, (a, b) in left.items()}
-    found = exact_cosine(saved(tmp_path / "left", left), config(), saved(tmp_path / "right", right), config())
-    close(found, Cosine(1.0, 1.0, 1.0), 1e-6)
+    result = exact_cosine(
+        saved(tmp_path / "left", left), config(), saved(tmp_path / "right", right), config()
+    )
+    close(result, Cosine(1.0, 1.0, 1.0), 1e-6)
 
 
 def test_the_ratio_of_norms_tells_a_moved_alpha_and_the_cosine_its_sign(tmp_path: Path) -> None:
@@ -145,9 +147,9 @@ def test_case_64_a_cast_is_told_from_another_adapter(dtype: torch.dtype, tmp_pat
     """Above the threshold of 1 - 1e-4 that stands for the same weights."""
     left = random(7)
     cast = {name: (a.to(dtype), b.to(dtype)) for name, (a, b) in left.items()}
-    found = exact_cosine(saved(tmp_path / "left", left), config(), saved(tmp_path / "right", cast), config())
-    assert 1 - 1e-5 < found.delta < 1
-    assert 1 - 1e-5 < found.output < 1
+    result = exact_cosine(saved(tmp_path / "left", left), config(), saved(tmp_path / "right", cast), config())
+    assert 1 - 1e-5 < result.delta < 1
+    assert 1 - 1e-5 < result.output < 1
 
 
 ZERO = (torch.ones(4, 30), torch.zeros(20, 4))
@@ -222,7 +224,7 @@ def test_two_runs_on_one_task_of_the_zoo_against_the_dense_product() -> None:
     grams = [{n: x @ x.T / float(x.norm()) ** 2 for n, x in update.items()} for update in updates]
     output = sum(float((grams[0][name] * grams[1][name]).sum()) for name in left)
     lengths = [math.hypot(*(float(part.norm()) for part in gram.values())) for gram in grams]
-    found = exact_cosine(*arguments)
+    result = exact_cosine(*arguments)
     expected = Cosine(delta / math.prod(norms), output / math.prod(lengths), norms[0] / norms[1])
-    close(found, expected, 1e-10)
-    assert found.output > 2 * found.delta > 0.2
+    close(result, expected, 1e-10)
+    assert result.output > 2 * result.delta > 0.2

@@ -76,11 +76,11 @@ def tensors(modules: list[Module], prefix: str = PREFIX, adapter: str = "") -> d
 
 def of(stored: Mapping[str, torch.Tensor] | list[Module], read: AdapterConfig | None = None) -> Fingerprint:
     """The fingerprint of modules or tensors after a trip through a file."""
-    found = tensors(stored) if isinstance(stored, list) else dict(stored)
-    rank = next(len(tensor) for name, tensor in found.items() if "lora_A" in name or "embedding_A" in name)
+    result = tensors(stored) if isinstance(stored, list) else dict(stored)
+    rank = next(len(tensor) for name, tensor in result.items() if "lora_A" in name or "embedding_A" in name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "adapter_model.safetensors")
-        save_file(found, path)
+        save_file(result, path)
         return fingerprint(path, read or config(rank))
 
 
@@ -117,15 +117,15 @@ def identical(left: Fingerprint, right: Fingerprint) -> bool:
 
 
 def test_sizes_and_types() -> None:
-    found = of(drawn(0, 3))
+    result = of(drawn(0, 3))
     assert (DELTA_SIZE, OUTPUT_SIZE) == (32 * 32, 46 * 45 // 2)
-    assert found.delta.shape == (DELTA_SIZE,)
-    assert found.output.shape == (OUTPUT_SIZE,)
-    assert found.spectrum.shape == (2, 1 + LEADING)
-    assert {found.delta.dtype, found.output.dtype, found.spectrum.dtype} == {np.dtype(np.float32)}
-    assert found.modules == tuple(sorted(WIDTHS))
-    assert (found.version, found.scaling_pattern) == (FINGERPRINT_VERSION, "")
-    assert len(found.tensor_digest) == 64
+    assert result.delta.shape == (DELTA_SIZE,)
+    assert result.output.shape == (OUTPUT_SIZE,)
+    assert result.spectrum.shape == (2, 1 + LEADING)
+    assert {result.delta.dtype, result.output.dtype, result.spectrum.dtype} == {np.dtype(np.float32)}
+    assert result.modules == tuple(sorted(WIDTHS))
+    assert (result.version, result.scaling_pattern) == (FINGERPRINT_VERSION, "")
+    assert len(result.tensor_digest) == 64
 
 
 def test_the_delta_of_one_entry_is_worked_by_hand() -> None:
@@ -157,8 +157,8 @@ def test_the_output_of_one_row_is_worked_by_hand() -> None:
 def test_signs_are_the_bits_of_shake128(kind: str, module: str, side: str, width: int, digits: str) -> None:
     """Digits by `printf 'loradex delta 1 lm_head A' | openssl dgst -shake128 -xoflen 4` and the like."""
     bits = [int(bit) for digit in digits for bit in f"{int(digit, 16):04b}"]
-    found = signs(kind, module, side, 4, width).ravel()[: len(bits)]
-    assert found.tolist() == [1.0 if bit else -1.0 for bit in bits]
+    result = signs(kind, module, side, 4, width).ravel()[: len(bits)]
+    assert result.tolist() == [1.0 if bit else -1.0 for bit in bits]
 
 
 @pytest.mark.parametrize("width", [32, 46])
@@ -172,10 +172,10 @@ def test_rows_of_signs_do_not_depend_on_how_many_there_are(width: int) -> None:
 
 def test_blocks_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = drawn(3, 4)
-    whole = delta_sketch(modules), output_sketch(modules)
+    complete = delta_sketch(modules), output_sketch(modules)
     monkeypatch.setattr("catalog.fingerprints.sketches._ROWS", 16)
-    assert distance(whole[0], delta_sketch(modules)) < 1e-6
-    assert distance(whole[1], output_sketch(modules)) < 1e-6
+    assert distance(complete[0], delta_sketch(modules)) < 1e-6
+    assert distance(complete[1], output_sketch(modules)) < 1e-6
 
 
 @pytest.mark.slow
@@ -190,9 +190,9 @@ def test_the_same_bytes_in_another_process(tmp_path: Path) -> None:
         ".hexdigest(), found.tensor_digest, found.scaling_pattern)"
     )
     read = config(3, alpha_pattern={"up_proj": 3})
-    found = fingerprint(path, read)
-    vectors = found.delta.tobytes() + found.output.tobytes() + found.spectrum.tobytes()
-    expected = [hashlib.sha256(vectors).hexdigest(), found.tensor_digest, found.scaling_pattern]
+    result = fingerprint(path, read)
+    vectors = result.delta.tobytes() + result.output.tobytes() + result.spectrum.tobytes()
+    expected = [hashlib.sha256(vectors).hexdigest(), result.tensor_digest, result.scaling_pattern]
     for seed in ("0", "4711"):
         arguments = (sys.executable, "-c", program, str(path), json.dumps(read.raw))
         environment = os.environ | {"PYTHONHASHSEED": seed}
@@ -322,9 +322,9 @@ def test_case_62_one_bit_of_the_weights_counts(tmp_path: Path) -> None:
 def test_prefixes_and_adapter_names_do_not_count(prefix: str, adapter: str) -> None:
     """Case 60."""
     modules = drawn(4, 2)
-    plain, named = of(modules), of(tensors(modules, prefix, adapter))
-    assert identical(plain, named)
-    assert plain.tensor_digest == named.tensor_digest
+    plain, by_name = of(modules), of(tensors(modules, prefix, adapter))
+    assert identical(plain, by_name)
+    assert plain.tensor_digest == by_name.tensor_digest
 
 
 def test_the_name_of_a_module_counts() -> None:
@@ -365,8 +365,8 @@ def other_signs(modules: list[Module], draw: int) -> list[Module]:
 
 def three_of_llama(seed: int) -> list[Module]:
     """Three modules of Llama-3.1-8B's shapes."""
-    kept = ("k_proj", "v_proj", "o_proj")
-    return [module for module in generated(seed, layers=1) if module.name.endswith(kept)]
+    remaining = ("k_proj", "v_proj", "o_proj")
+    return [module for module in generated(seed, layers=1) if module.name.endswith(remaining)]
 
 
 DRAWS = 160
@@ -418,11 +418,11 @@ def test_cosines_are_unbiased_and_those_of_strangers_have_a_sd_of_one_in_32(shar
     inner = sum(float(((x.b.T @ y.b) * (x.a @ y.a.T)).sum()) * 4 for x, y in zip(left, right, strict=True))
     size = math.sqrt(bound(left)[0] * bound(right)[0])
     assert inner / size == pytest.approx(share, abs=0.01)
-    ones, others = sketches(left), sketches(right)
-    estimates = (ones * others).sum(1) / size
+    ones, other_items = sketches(left), sketches(right)
+    estimates = (ones * other_items).sum(1) / size
     assert abs(estimates.mean() - inner / size) < 4 * estimates.std() / math.sqrt(DRAWS)
     if share == 0.0:
-        cosines = estimates * size / (np.linalg.norm(ones, axis=1) * np.linalg.norm(others, axis=1))
+        cosines = estimates * size / (np.linalg.norm(ones, axis=1) * np.linalg.norm(other_items, axis=1))
         assert 0.78 < cosines.std() * 32 < 1.25
 
 
@@ -433,13 +433,13 @@ def test_the_output_sketch_estimates_what_the_exact_cosine_computes(tmp_path: Pa
     right = [y._replace(b=0.8 * x.b + 0.4 * y.b) for x, y in zip(left, other, strict=True)]
     for name, modules in (("left", left), ("right", right)):
         write(tmp_path / name, modules, "float32")
-    found = exact_cosine(tmp_path / "left", llama_config(), tmp_path / "right", llama_config())
-    assert abs(found.delta) < 0.02 < 0.5 < found.output
-    ones, others = sketches(left, output_sketch), sketches(right, output_sketch)
-    estimates = (ones * others).sum(1)
-    lengths = [float(np.mean((kind**2).sum(1))) for kind in (ones, others)]
+    result = exact_cosine(tmp_path / "left", llama_config(), tmp_path / "right", llama_config())
+    assert abs(result.delta) < 0.02 < 0.5 < result.output
+    ones, other_items = sketches(left, output_sketch), sketches(right, output_sketch)
+    estimates = (ones * other_items).sum(1)
+    lengths = [float(np.mean((kind**2).sum(1))) for kind in (ones, other_items)]
     error = estimates.std() / math.sqrt(DRAWS) / math.sqrt(math.prod(lengths))
-    assert estimates.mean() / math.sqrt(math.prod(lengths)) == pytest.approx(found.output, abs=5 * error)
+    assert estimates.mean() / math.sqrt(math.prod(lengths)) == pytest.approx(result.output, abs=5 * error)
 
 
 def test_the_output_is_free_of_every_scale_and_blind_to_the_input() -> None:
@@ -459,8 +459,8 @@ def values(a: torch.Tensor, b: torch.Tensor) -> tuple[NDArray[np.float32], NDArr
     """The row of the spectrum, and the same by LAPACK's SVD of the product."""
     (row,) = of([Module("q", a, b, 1.0)]).spectrum
     dense = b.double().numpy() @ a.double().numpy()
-    found = np.linalg.svd(dense, compute_uv=False)[:LEADING]
-    return row, np.concatenate([[np.linalg.norm(dense)], found, np.zeros(LEADING - len(found))])
+    result = np.linalg.svd(dense, compute_uv=False)[:LEADING]
+    return row, np.concatenate([[np.linalg.norm(dense)], result, np.zeros(LEADING - len(result))])
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7, 8, 40])
@@ -479,9 +479,9 @@ def test_small_singular_values_are_right_where_factors_are_ill_conditioned(step:
     b = torch.cumsum(parts * step ** torch.arange(6), 1).float()
     a = torch.randn(6, 50, generator=generator)
     row, expected = values(a, b)
-    kept = expected > 1e-10 * expected[0]
-    assert kept.sum() >= 4
-    assert row[kept] == pytest.approx(expected[kept], rel=1e-5)
+    remaining = expected > 1e-10 * expected[0]
+    assert remaining.sum() >= 4
+    assert row[remaining] == pytest.approx(expected[remaining], rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4, 50), (60, 4), (2, 3)])
@@ -512,13 +512,13 @@ def test_a_module_that_is_not_finite_has_a_nan_row_and_is_left_out(bad: float, s
     good, broken = drawn(0, 3)
     factor = getattr(broken, side).clone()
     factor[1, 1] = bad
-    found, alone = of([good, broken._replace(**{side: factor})]), of([good])
-    rows = dict(zip(found.modules, found.spectrum, strict=True))
+    result, alone = of([good, broken._replace(**{side: factor})]), of([good])
+    rows = dict(zip(result.modules, result.spectrum, strict=True))
     assert np.isnan(rows[broken.name]).all()
     assert np.array_equal(rows[good.name], alone.spectrum[0])
-    assert np.array_equal(found.delta, alone.delta)
-    assert np.array_equal(found.output, alone.output)
-    assert found.norms == {good.name: pytest.approx(float(alone.spectrum[0, 0])), broken.name: None}
+    assert np.array_equal(result.delta, alone.delta)
+    assert np.array_equal(result.output, alone.output)
+    assert result.norms == {good.name: pytest.approx(float(alone.spectrum[0, 0])), broken.name: None}
 
 
 def test_numbers_at_the_ends_of_float32() -> None:
@@ -547,28 +547,28 @@ def test_sums_beyond_float32_are_taken_in_float64() -> None:
 def test_an_absurd_update_has_no_delta_that_would_spoil_comparisons() -> None:
     modules = drawn(0, 2)
     for size in (1e10, 1e30):
-        found = of([module._replace(b=module.b * size) for module in modules])
-        assert np.isfinite(found.spectrum).all()
-        assert np.isfinite(np.dot(found.delta, found.delta))
-        assert bool(found.delta.any()) is (size < 1e15)
-        assert distance(of(modules).output, found.output) < 1e-5
-        assert verdict(found.norms, config(2)) == "exploding"
+        result = of([module._replace(b=module.b * size) for module in modules])
+        assert np.isfinite(result.spectrum).all()
+        assert np.isfinite(np.dot(result.delta, result.delta))
+        assert bool(result.delta.any()) is (size < 1e15)
+        assert distance(of(modules).output, result.output) < 1e-5
+        assert verdict(result.norms, config(2)) == "exploding"
 
 
 @pytest.mark.parametrize("side", ["a", "b"])
 def test_a_zero_product_is_zero_everywhere(side: str) -> None:
     """Case 56."""
     modules = [module._replace(**{side: torch.zeros_like(getattr(module, side))}) for module in drawn(0, 3)]
-    found = of(modules)
-    assert not found.delta.any()
-    assert not found.output.any()
-    assert not found.spectrum.any()
+    result = of(modules)
+    assert not result.delta.any()
+    assert not result.output.any()
+    assert not result.spectrum.any()
 
 
 def test_alpha_zero_leaves_no_delta() -> None:
-    found = of(drawn(0, 3), config(3, lora_alpha=0))
-    assert not found.delta.any()
-    assert found.scaling_pattern != ""
+    result = of(drawn(0, 3), config(3, lora_alpha=0))
+    assert not result.delta.any()
+    assert result.scaling_pattern != ""
 
 
 def test_negative_alpha_turns_the_delta_and_is_a_pattern_of_its_own() -> None:
@@ -588,12 +588,12 @@ def test_an_adapter_without_modules_has_an_empty_fingerprint() -> None:
         "o.lora_A.weight": torch.ones(2, 0),
         "o.lora_B.weight": torch.ones(3, 2),
     }
-    for found in (of(stored), of({"q.lora_A.weight": torch.ones(2)})):
-        assert found.modules == ()
-        assert found.spectrum.shape == (0, 1 + LEADING)
-        assert not found.delta.any()
-        assert not found.output.any()
-        assert found.norms == {}
+    for result in (of(stored), of({"q.lora_A.weight": torch.ones(2)})):
+        assert result.modules == ()
+        assert result.spectrum.shape == (0, 1 + LEADING)
+        assert not result.delta.any()
+        assert not result.output.any()
+        assert result.norms == {}
 
 
 def test_types_may_be_mixed_and_what_is_no_number_is_left_out() -> None:
@@ -609,9 +609,9 @@ def test_types_may_be_mixed_and_what_is_no_number_is_left_out() -> None:
         "q.lora_A.weight": torch.ones(2, 3, dtype=torch.int8),
         "q.lora_B.weight": torch.ones(3, 2, dtype=torch.int8),
     }
-    found = of(mixed)
-    assert found.modules == tuple(sorted(WIDTHS))
-    assert cosine(found.delta, of(modules).delta) > 0.99
+    result = of(mixed)
+    assert result.modules == tuple(sorted(WIDTHS))
+    assert cosine(result.delta, of(modules).delta) > 0.99
 
 
 def test_embeddings_and_the_head_are_modules_and_other_tensors_count_in_the_digest_alone() -> None:
@@ -622,9 +622,9 @@ def test_embeddings_and_the_head_are_modules_and_other_tensors_count_in_the_dige
         "base_model.model.lm_head.lora_A.weight": torch.randn(2, 16),
         "base_model.model.lm_head.lora_B.weight": torch.randn(300, 2),
     }
-    found = of(stored)
-    assert found.modules == ("lm_head", "model.embed_tokens")
-    assert (found.spectrum[:, 0] > 0).all()
+    result = of(stored)
+    assert result.modules == ("lm_head", "model.embed_tokens")
+    assert (result.spectrum[:, 0] > 0).all()
     more = of(
         stored
         | {
@@ -632,8 +632,8 @@ def test_embeddings_and_the_head_are_modules_and_other_tensors_count_in_the_dige
             "base_model.model.lm_head.lora_magnitude_vector": torch.randn(300),
         }
     )
-    assert identical(found, more)
-    assert found.tensor_digest != more.tensor_digest
+    assert identical(result, more)
+    assert result.tensor_digest != more.tensor_digest
 
 
 def lying(change: Mapping[str, Any]) -> bytes:
@@ -696,9 +696,9 @@ def test_the_verdict(norms: dict[str, float | None], fields: dict[str, Any], exp
 def test_the_norms_of_a_fingerprint_give_the_same_verdict(tmp_path: Path) -> None:
     path = tmp_path / "x"
     save_file(tensors(drawn(0, 3)), path)
-    found, norms = fingerprint(path, config(3)).norms, module_norms(path)
-    assert found == {name: pytest.approx(norm, rel=1e-6) for name, norm in norms.items()}
-    assert verdict(found, config(3)) == verdict(norms, config(3)) == "healthy"
+    result, norms = fingerprint(path, config(3)).norms, module_norms(path)
+    assert result == {name: pytest.approx(norm, rel=1e-6) for name, norm in norms.items()}
+    assert verdict(result, config(3)) == verdict(norms, config(3)) == "healthy"
 
 
 # Whole adapters.
@@ -725,15 +725,15 @@ def test_twins_of_the_zoo_find_each_other() -> None:
         folder = data("zoo") / name
         read = parse_config((folder / "adapter_config.json").read_bytes())
         arguments[name] = (folder / "adapter_model.safetensors", read)
-    found = {name: fingerprint(*arguments[name]) for name in names}
-    for one, other in (names[:2], names[2:4]):
-        near = sorted(names, key=lambda name: -cosine(found[one].output, found[name].output))
-        assert near[:2] == [one, other]
-        exact = exact_cosine(*arguments[one], *arguments[other])
+    result = {name: fingerprint(*arguments[name]) for name in names}
+    for item, other in (names[:2], names[2:4]):
+        near = sorted(names, key=lambda name: -cosine(result[item].output, result[name].output))
+        assert near[:2] == [item, other]
+        exact = exact_cosine(*arguments[item], *arguments[other])
         # Five of the standard deviations of the cosine of strangers: 1 / 32 and 1 / 1035^1/2.
-        assert cosine(found[one].delta, found[other].delta) == pytest.approx(exact.delta, abs=5 / 32)
-        assert cosine(found[one].output, found[other].output) == pytest.approx(exact.output, abs=5 / 32)
-        assert {verdict(found[name].norms, arguments[name][1]) for name in (one, other)} == {"healthy"}
-        modules = list(iterate_modules(*arguments[one]))
+        assert cosine(result[item].delta, result[other].delta) == pytest.approx(exact.delta, abs=5 / 32)
+        assert cosine(result[item].output, result[other].output) == pytest.approx(exact.output, abs=5 / 32)
+        assert {verdict(result[name].norms, arguments[name][1]) for name in (item, other)} == {"healthy"}
+        modules = list(iterate_modules(*arguments[item]))
         scaling = modules[0].scaling
-        assert distance(delta_sketch(modules), found[one].delta * np.float32(scaling)) < 1e-6
+        assert distance(delta_sketch(modules), result[item].delta * np.float32(scaling)) < 1e-6

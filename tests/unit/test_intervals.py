@@ -20,14 +20,14 @@ def floats(*values: float) -> Floats:
 
 def test_the_bootstrap_keeps_pairs_together() -> None:
     first = np.random.default_rng(0).uniform(size=30)
-    found = paired_bootstrap(first + 0.25, first)
-    assert found == pytest.approx((0.25, 0.25, 0.25)), "every task differs by the same"
+    result = paired_bootstrap(first + 0.25, first)
+    assert result == pytest.approx((0.25, 0.25, 0.25)), "every task differs by the same"
     assert paired_bootstrap(first, first) == (0, 0, 0)
 
 
 def test_the_bootstrap_leaves_out_tasks_without_a_judgement() -> None:
-    found = paired_bootstrap(floats(1, NAN, 1), floats(0, 0, NAN))
-    assert found == (1, 1, 1)
+    result = paired_bootstrap(floats(1, NAN, 1), floats(0, 0, NAN))
+    assert result == (1, 1, 1)
     with pytest.raises(UsageError, match="No task was judged"):
         paired_bootstrap(floats(NAN), floats(1))
 
@@ -46,6 +46,6 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     inside = 0
     for trial in range(300):
-        found = paired_bootstrap(rng.normal(0.1, 0.2, size=40), np.zeros(40), draws=500, seed=trial)
-        inside += found.low <= 0.1 <= found.high
+        result = paired_bootstrap(rng.normal(0.1, 0.2, size=40), np.zeros(40), draws=500, seed=trial)
+        inside += result.low <= 0.1 <= result.high
     assert 0.90 <= inside / 300 <= 0.98

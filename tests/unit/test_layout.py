@@ -52,8 +52,8 @@ def test_few_vectors_are_where_scikit_learn_projects_them() -> None:
 
 def test_neighbours_on_the_map_are_neighbours_by_cosine() -> None:
     vectors, group = groups(80, of=8)
-    found = group[nearest(layout(vectors), 5)]
-    assert (found == group[:, None]).mean() > 0.98
+    result = group[nearest(layout(vectors), 5)]
+    assert (result == group[:, None]).mean() > 0.98
 
 
 def test_twins_stand_together_among_unrelated_vectors() -> None:

@@ -77,8 +77,8 @@ def pair(
 
 
 def config(base: str | None = KNOWN, **fields: Any) -> Any:
-    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 2, **fields}
-    return parse_config(json.dumps({"base_model_name_or_path": base, **said}).encode())
+    message = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 2, **fields}
+    return parse_config(json.dumps({"base_model_name_or_path": base, **message}).encode())
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
@@ -86,17 +86,17 @@ def test_every_spelling_is_one_module(spelling: str) -> None:
     key = factor_key(spelling)
     assert key is not None
     assert (key.module, key.side, key.kind, key.leaf) == (Q, "A", "linear", "weight")
-    found = header((spelling, (2, 8)))
-    names = read_names(found)
-    assert peft_names(found, names) == {spelling: f"{PEFT}.lora_A.weight"}
-    assert names_peft_misses(found, names) == (spelling,)
+    result = header((spelling, (2, 8)))
+    names = read_names(result)
+    assert peft_names(result, names) == {spelling: f"{PEFT}.lora_A.weight"}
+    assert names_peft_misses(result, names) == (spelling,)
 
 
 def test_what_peft_writes_is_not_respelled() -> None:
     embedding = "base_model.model.model.embed_tokens.lora_embedding_A"
-    found = header(*pair(PEFT), (embedding, (2, 8)), (f"{PEFT}.lora_B.bias", (8,)))
-    assert names_peft_misses(found, read_names(found)) == ()
-    assert peft_names(found, read_names(found)) == {tensor.name: tensor.name for tensor in found.tensors}
+    result = header(*pair(PEFT), (embedding, (2, 8)), (f"{PEFT}.lora_B.bias", (8,)))
+    assert names_peft_misses(result, read_names(result)) == ()
+    assert peft_names(result, read_names(result)) == {tensor.name: tensor.name for tensor in result.tensors}
 
 
 @pytest.mark.parametrize(("name", "found"), [("default", True), ("mine", False), ("defaults", False)])
@@ -132,12 +132,12 @@ def test_words_of_other_layouts_are_no_factors() -> None:
 
 def test_models_of_vision_and_text_are_compared_by_their_new_names() -> None:
     old, new = "language_model.model.layers.0.x", "model.language_model.layers.0.x"
-    found = header(*pair(f"base_model.model.{old}"))
-    names = read_names(found)
+    result = header(*pair(f"base_model.model.{old}"))
+    names = read_names(result)
     assert {key.module for key in names.keys.values()} == {new}
     # PEFT itself reads old names where the base has new ones, so that they are written as they were.
     assert names.written == {new: old}
-    assert names_peft_misses(found, names) == ()
+    assert names_peft_misses(result, names) == ()
     for before, after in (
         ("vision_tower.encoder.x", "model.vision_tower.encoder.x"),
         ("language_model.lm_head", "lm_head"),
@@ -151,11 +151,11 @@ def test_models_of_vision_and_text_are_compared_by_their_new_names() -> None:
 def test_the_class_without_a_head_has_no_model_in_front() -> None:
     """An adapter for AutoModel is compared as any, and written as PEFT finds it there."""
     name = "base_model.model.layers.0.self_attn.q_proj"
-    found = header(*pair(name), *pair("module.base_model.model.layers.1.self_attn.q_proj"))
+    result = header(*pair(name), *pair("module.base_model.model.layers.1.self_attn.q_proj"))
     for base in (None, modules_of_spelling(KNOWN)):
-        names = read_names(found, base, "FEATURE_EXTRACTION")
+        names = read_names(result, base, "FEATURE_EXTRACTION")
         assert {key.module for key in names.keys.values()} == {Q, Q.replace("0", "1")}
-        written = peft_names(found, names)
+        written = peft_names(result, names)
         assert written[f"{name}.lora_A.weight"] == f"{name}.lora_A.weight"
         assert {new.split(".")[2] for new in written.values()} == {"layers"}
 
@@ -183,7 +183,7 @@ def test_the_base_decides_where_it_is_known() -> None:
 def test_what_names_no_module_of_the_base_is_told(module: str, widths: tuple[int, int]) -> None:
     read = lora_modules(header(*pair(f"base_model.model.{module}", widths=widths)), config())
     assert read.absent == (module,)
-    assert [one.name for one in read.modules] == [module]
+    assert [item.name for item in read.modules] == [module]
 
 
 def test_two_names_of_one_module_are_never_joined() -> None:
@@ -198,14 +198,14 @@ def test_two_names_of_one_module_are_never_joined() -> None:
 
 def test_a_wrapper_that_the_base_has_stays() -> None:
     base = BaseModules({"model.module.x": (4, 4)})
-    found = header(*pair("base_model.model.model.module.x", widths=(4, 4)))
-    assert {key.module for key in read_names(found, base).keys.values()} == {"model.module.x"}
-    assert names_peft_misses(found, read_names(found, base)) == ()
+    result = header(*pair("base_model.model.model.module.x", widths=(4, 4)))
+    assert {key.module for key in read_names(result, base).keys.values()} == {"model.module.x"}
+    assert names_peft_misses(result, read_names(result, base)) == ()
 
 
 def test_tensors_beside_the_factors_move_with_them() -> None:
-    found = header(*pair(Q), ("lm_head.weight", (4, 4)))
-    assert peft_names(found, read_names(found))["lm_head.weight"] == "base_model.model.lm_head.weight"
+    result = header(*pair(Q), ("lm_head.weight", (4, 4)))
+    assert peft_names(result, read_names(result))["lm_head.weight"] == "base_model.model.lm_head.weight"
     wrapped = header(*pair(f"module.{PEFT}"), ("module.base_model.model.lm_head.weight", (4, 4)))
     assert set(peft_names(wrapped, read_names(wrapped)).values()) == {
         *(name for name, _ in pair(PEFT)),
@@ -217,12 +217,12 @@ def test_what_belongs_to_a_module_goes_where_the_module_goes() -> None:
     """DoRA's magnitudes and copies of a layer, beside factors of a name that is not PEFT's."""
     inserted = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
     more = (f"{inserted}.lora_magnitude_vector", f"{inserted}.base_layer.weight")
-    found = header(*pair(inserted), *((name, (576,)) for name in more))
-    for base, wanted in ((modules_of_spelling(KNOWN), PEFT), (None, inserted)):
-        written = peft_names(found, read_names(found, base))
+    result = header(*pair(inserted), *((name, (576,)) for name in more))
+    for base, expected in ((modules_of_spelling(KNOWN), PEFT), (None, inserted)):
+        written = peft_names(result, read_names(result, base))
         assert [written[name] for name in more] == [
-            f"{wanted}.lora_magnitude_vector",
-            f"{wanted}.base_layer.weight",
+            f"{expected}.lora_magnitude_vector",
+            f"{expected}.base_layer.weight",
         ]
 
 
@@ -241,18 +241,18 @@ def test_reading_again_changes_nothing_and_loses_nothing(
 ) -> None:
     """PEFT's spelling is read as what it was made of; two tensors of one place are told as duplicates."""
     shapes = [(2, 576) if "A" in name or "a.w" in name else (576, 2) for name in names]
-    found = header(*((name, (2, 2) if alike else shape) for name, shape in zip(names, shapes, strict=True)))
-    known = modules_of_spelling(base)
-    read = read_names(found, known)
-    written = peft_names(found, read)
+    result = header(*((name, (2, 2) if alike else shape) for name, shape in zip(names, shapes, strict=True)))
+    expected = modules_of_spelling(base)
+    read = read_names(result, expected)
+    written = peft_names(result, read)
     places = list(read.keys.values())
     for name, key in read.keys.items():
-        [again] = read_names(header((written[name], (2, 576))), known).keys.values()
+        [again] = read_names(header((written[name], (2, 576))), expected).keys.values()
         assert (again.side, again.kind, again.leaf) == (key.side, key.kind, key.leaf)
         assert again.module == key.module or key.module in read.absent
         assert canonical_tensor(canonical_tensor(name)) == canonical_tensor(name)
     if len(set(places)) < len(places):
-        problems = {problem.kind for problem in lora_modules(found, config(base)).problems}
+        problems = {problem.kind for problem in lora_modules(result, config(base)).problems}
         assert "duplicate_factor" in problems or all(
             key.leaf == "bias" for key in places if places.count(key) > 1
         )
@@ -275,11 +275,11 @@ def test_the_list_of_modules_is_what_transformers_builds() -> None:
 
 
 def test_modules_of_known_bases() -> None:
-    found = modules_of_base(KNOWN)
-    assert found is not None
-    assert len(found.shapes) == 30 * 7 + 2
-    assert found.shapes[Q] == (576, 576)
-    assert (found.shapes["lm_head"], found.shapes["model.embed_tokens"]) == ((576, None), (None, 576))
+    result = modules_of_base(KNOWN)
+    assert result is not None
+    assert len(result.shapes) == 30 * 7 + 2
+    assert result.shapes[Q] == (576, 576)
+    assert (result.shapes["lm_head"], result.shapes["model.embed_tokens"]) == ((576, None), (None, 576))
     assert modules_of_base("somebody/unknown") is None
     assert modules_of_spelling("unsloth/SmolLM2-135M-Instruct") is not None
     assert modules_of_spelling(None) is None
@@ -289,18 +289,18 @@ def test_modules_of_a_folder_are_built_without_weights(tmp_path: Path) -> None:
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 128}
     settings = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, **small}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    found = modules_of_folder(tmp_path)
-    assert found.shapes["model.layers.1.mlp.down_proj"] == (64, 32)
-    assert len(found.shapes) == 2 * 7 + 2
+    result = modules_of_folder(tmp_path)
+    assert result.shapes["model.layers.1.mlp.down_proj"] == (64, 32)
+    assert len(result.shapes) == 2 * 7 + 2
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     pictures = {"model_type": "clip_vision_model", "image_size": 8, "patch_size": 4, **vision}
     both = {"model_type": "llava", "text_config": settings, "vision_config": pictures}
     (tmp_path / "config.json").write_text(json.dumps(both))
-    found = modules_of_folder(tmp_path)
+    result = modules_of_folder(tmp_path)
     moved = "language_model.model.layers.1.mlp.down_proj"
-    assert found.place(moved, 64, 32) == "model.language_model.layers.1.mlp.down_proj"
+    assert result.place(moved, 64, 32) == "model.language_model.layers.1.mlp.down_proj"
     assert (
-        found.place("model.layers.1.mlp.down_proj", 64, 32) == "model.language_model.layers.1.mlp.down_proj"
+        result.place("model.layers.1.mlp.down_proj", 64, 32) == "model.language_model.layers.1.mlp.down_proj"
     )
     (tmp_path / "config.json").write_text(json.dumps({**both, "text_config": {"num_hidden_layers": 10**9}}))
     with pytest.raises(UsageError, match="more layers than any model has"):

@@ -76,16 +76,16 @@ def visible(figure: Any) -> Iterator[Any]:
 def check_texts(figure: Any) -> None:
     """No text leaves the paper, and none covers another."""
     with canvas.settings():
-        found = [(text.get_text(), text.get_window_extent()) for text in visible(figure)]
+        result = [(text.get_text(), text.get_window_extent()) for text in visible(figure)]
     width, height = figure.canvas.get_width_height()
-    for text, box in found:
+    for text, box in result:
         assert box.x0 >= 0, text
         assert box.y0 >= 0, text
         assert box.x1 <= width, text
         assert box.y1 <= height, text
-    for i, (text, box) in enumerate(found):
-        for other, beside in found[:i]:
-            shared = np.minimum(box.max, beside.max) - np.maximum(box.min, beside.min)
+    for i, (text, box) in enumerate(result):
+        for other, neighbour in result[:i]:
+            shared = np.minimum(box.max, neighbour.max) - np.maximum(box.min, neighbour.min)
             # A pixel is what boxes of neighbouring lines share that nobody sees.
             assert shared.min() < 1.5, (text, other)
 
@@ -281,11 +281,11 @@ def test_a_fitted_text_fits_and_keeps_both_ends(text: str, width: float) -> None
     fitted = canvas.fit_text(text, width)
     assert canvas.extent(fitted, canvas.TEXT)[0] <= width
     assert fitted.isprintable()
-    whole = canvas.plain(text)
-    if fitted != whole:
+    complete = canvas.plain(text)
+    if fitted != complete:
         head, _, tail = fitted.rpartition("…")
-        assert whole.startswith(head)
-        assert whole.endswith(tail)
+        assert complete.startswith(head)
+        assert complete.endswith(tail)
 
 
 @pytest.mark.parametrize(
@@ -326,10 +326,10 @@ def test_numbers_have_three_figures(value: float, written: str) -> None:
 def test_colour_scales(
     values: list[float], logarithmic: bool, arrow: str, limits: tuple[float, float]
 ) -> None:
-    shown, scale, at = canvas.colour_scale(np.array(values))
+    output, scale, at = canvas.colour_scale(np.array(values))
     assert (type(scale).__name__ == "LogNorm", at) == (logarithmic, arrow)
     assert (scale.vmin, scale.vmax) == pytest.approx(limits)
-    placed = np.asarray(scale(shown))
+    placed = np.asarray(scale(output))
     assert np.all((placed >= 0) & (placed <= 1))
     assert np.all(np.diff(placed) >= 0)
 
@@ -350,27 +350,27 @@ def test_the_most_frequent_categories_have_a_colour_and_the_rest_is_grey() -> No
     legend = written[written.index("owner") + 1 :]
     assert legend[:9] == [f"owner{i} ({12 - i})" for i in range(9)]
     assert legend[9:11] == ["3 others (6)", "unknown (3)"]
-    drawn = {
+    samples = {
         tuple(group.get_facecolor()[0][:3]): len(group.get_offsets()) for group in figure.axes[0].collections
     }
-    assert len(drawn) == 11
-    assert sorted(drawn.values()) == sorted([*range(4, 13), 6, 3])
+    assert len(samples) == 11
+    assert sorted(samples.values()) == sorted([*range(4, 13), 6, 3])
 
 
 def test_numbers_have_a_bar_whose_ticks_are_the_ranks() -> None:
     ranks: list[float | None] = [4, 8, 16, 32, 64, 128, None, math.nan] * 3
     figure = map_figure(clusters(24), ["x"] * 24, ranks, "Title", "rank", False)
     assert {"4", "8", "16", "32", "64", "128", "unknown (6)"} <= set(texts(figure))
-    unknown, known = figure.axes[0].collections
-    assert (len(unknown.get_offsets()), len(known.get_offsets())) == (6, 18)
+    unknown, names = figure.axes[0].collections
+    assert (len(unknown.get_offsets()), len(names.get_offsets())) == (6, 18)
 
 
 def test_a_colour_belongs_to_its_point() -> None:
     points = clusters(900)
     figure = map_figure(points, ["x"] * 900, (points[:, 0] - 100).tolist(), "Title", "x", False)
-    known = figure.axes[0].collections[-1]
-    drawn, values = np.asarray(known.get_offsets())[:, 0], np.asarray(known.get_array())
-    assert np.corrcoef(drawn, values)[0, 1] == pytest.approx(1)
+    names = figure.axes[0].collections[-1]
+    samples, values = np.asarray(names.get_offsets())[:, 0], np.asarray(names.get_array())
+    assert np.corrcoef(samples, values)[0, 1] == pytest.approx(1)
     middle = float(np.median(points[:, 0]))
     words = ["left" if x < middle else "right" for x in points[:, 0]]
     (both,) = map_figure(points, ["x"] * 900, words, "Title", "side", False).axes[0].collections
@@ -422,9 +422,9 @@ def test_what_has_no_place_or_no_room_is_told() -> None:
     crowd = map_figure(
         np.zeros((60, 2)), [f"owner/a-rather-long-name-{i}" for i in range(60)], [None] * 60, "", "", True
     )
-    shown = [text for text in texts(crowd) if text.startswith("owner/")]
+    output = [text for text in texts(crowd) if text.startswith("owner/")]
     (left_out,) = [text for text in texts(crowd) if "without room" in text]
-    assert left_out.startswith(f"{60 - len(shown)} names")
+    assert left_out.startswith(f"{60 - len(output)} names")
 
 
 def test_names_stand_beside_few_points_only() -> None:
@@ -567,7 +567,7 @@ print("matplotlib.pyplot" in sys.modules)
 @pytest.mark.slow
 def test_the_same_bytes_in_every_process_without_a_display(tmp_path: Path) -> None:
     """Whatever the hash seed, the number of threads, the folder and the user's own settings of matplotlib."""
-    said = []
+    message = []
     rc = tmp_path / "matplotlibrc"
     rc.write_text("font.family: serif\nsavefig.dpi: 33\nsvg.fonttype: none\nfigure.facecolor: red\n")
     for seed, threads, more in (("1", "1", {}), ("2", "4", {"MATPLOTLIBRC": str(rc)})):
@@ -584,10 +584,10 @@ def test_the_same_bytes_in_every_process_without_a_display(tmp_path: Path) -> No
             text=True,
             check=True,
         )
-        said.append(done.stdout)
-    assert said[0] == said[1]
-    assert said[0].endswith("False\n")
-    assert len(said[0].splitlines()) == 14
+        message.append(done.stdout)
+    assert message[0] == message[1]
+    assert message[0].endswith("False\n")
+    assert len(message[0].splitlines()) == 14
 
 
 def test_the_same_bytes_twice(tmp_path: Path) -> None:

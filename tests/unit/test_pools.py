@@ -65,15 +65,15 @@ def edited(change: Callable[[dict[str, Any]], object]) -> bytes:
 
 
 def test_the_bytes_are_canonical_and_name_the_pool() -> None:
-    made = pool()
-    data = made.canonical()
+    result = pool()
+    data = result.canonical()
     assert data == pool().canonical()
-    assert made.digest == hashlib.sha256(data).hexdigest()
-    assert made.folder_name == f"mine-{made.digest[:8]}"
+    assert result.digest == hashlib.sha256(data).hexdigest()
+    assert result.folder_name == f"mine-{result.digest[:8]}"
     document = json.loads(data)
     assert document["format"] == FORMAT
     assert data.decode() == json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    assert parse_manifest(data) == made
+    assert parse_manifest(data) == result
 
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20)
@@ -90,10 +90,10 @@ MEMBERS = st.builds(
 )
 
 
-@given(st.lists(MEMBERS, max_size=4, unique_by=lambda one: one.folder_name), TEXTS)
+@given(st.lists(MEMBERS, max_size=4, unique_by=lambda item: item.folder_name), TEXTS)
 def test_what_is_written_is_read(members: list[Member], query: str) -> None:
-    made = pool(*members, chosen={"by": "text", "query": query, "k": len(members)})
-    assert parse_manifest(made.canonical()) == made
+    result = pool(*members, chosen={"by": "text", "query": query, "k": len(members)})
+    assert parse_manifest(result.canonical()) == result
 
 
 HOSTILE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
@@ -154,7 +154,7 @@ def test_a_pool_has_a_name_that_is_a_folder(name: str) -> None:
 
 
 def test_a_license_that_forbids_is_a_problem_of_that_member() -> None:
-    made = pool(
+    result = pool(
         member("a/open"),
         member("b/silent", license=None),
         member("c/no-sale", license="cc-by-nc-4.0"),
@@ -162,13 +162,13 @@ def test_a_license_that_forbids_is_a_problem_of_that_member() -> None:
         member("e/odd", license="other"),
         base_license="llama3.1",
     )
-    found = {use: [problem.member for problem in license_problems(made, use)] for use in USES}
-    assert found == {
+    actual = {use: [problem.member for problem in license_problems(result, use)] for use in USES}
+    assert actual == {
         "research": [],
         "publish": ["b/silent", "d/closed", "e/odd"],
         "commercial": ["b/silent", "c/no-sale", "d/closed", "e/odd"],
     }
-    assert license_problems(replace(made, use="commercial")) == license_problems(made, "commercial")
+    assert license_problems(replace(result, use="commercial")) == license_problems(result, "commercial")
 
 
 def test_what_is_withheld_from_less_is_withheld_from_more() -> None:

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 class Bench:
     """Measures adapters of known true scores with binomial errors, and remembers what it was asked for."""
 
-    def __init__(self, known: ScoreMatrix, truth: Floats, refused: Sequence[str] = ()) -> None:
-        self.truth = dict(zip(known.adapters, truth, strict=True))
+    def __init__(self, names: ScoreMatrix, truth: Floats, refused: Sequence[str] = ()) -> None:
+        self.truth = dict(zip(names.adapters, truth, strict=True))
         self.refused = set(refused)
         self.rng = np.random.default_rng(0)
         self.asked: list[tuple[list[str], int]] = []
@@ -38,16 +38,16 @@ class Bench:
 
     def samples(self) -> Counter[str]:
         """Samples asked for by adapter."""
-        found: Counter[str] = Counter()
+        result: Counter[str] = Counter()
         for adapters, n in self.asked:
-            found.update(dict.fromkeys(adapters, n))
-        return found
+            result.update(dict.fromkeys(adapters, n))
+        return result
 
 
 def run(seed: int, budget: int, **options: int) -> tuple[Race, Bench, Floats]:
-    known, truth = planted(seed, rows=60)
-    bench = Bench(known, truth[:, 0])
-    return race(known.blank("t0"), "t0", bench, budget, **options), bench, truth[:, 0]
+    names, truth = planted(seed, rows=60)
+    bench = Bench(names, truth[:, 0])
+    return race(names.blank("t0"), "t0", bench, budget, **options), bench, truth[:, 0]
 
 
 @given(
@@ -59,39 +59,39 @@ def run(seed: int, budget: int, **options: int) -> tuple[Race, Bench, Floats]:
 )
 @settings(max_examples=25, deadline=None)
 def test_no_more_is_spent_than_allowed(seed: int, budget: int, step: int, rounds: int, cap: int) -> None:
-    found, bench, _ = run(seed, budget, step=step, rounds=rounds, cap=cap)
+    result, bench, _ = run(seed, budget, step=step, rounds=rounds, cap=cap)
     samples = bench.samples()
-    assert found.spent == sum(samples.values()) <= budget
+    assert result.spent == sum(samples.values()) <= budget
     assert max(samples.values()) <= cap
     # What is not spent would not have paid for another step.
-    assert budget - found.spent < step or all(samples[name] + step > cap for name in bench.truth)
+    assert budget - result.spent < step or all(samples[name] + step > cap for name in bench.truth)
     for adapters, n in bench.asked:
         assert n == step
         assert len(set(adapters)) == len(adapters) > 0
-    at = found.matrix.column("t0")
+    at = result.matrix.column("t0")
     assert same(
-        found.matrix.n[:, at], np.array([samples[name] for name in found.matrix.adapters], dtype=np.float64)
+        result.matrix.n[:, at], np.array([samples[name] for name in result.matrix.adapters], dtype=np.float64)
     )
 
 
 def test_the_same_answers_give_the_same_race() -> None:
-    first, one, _ = run(1, 300)
+    first, item, _ = run(1, 300)
     second, two, _ = run(1, 300)
-    assert one.asked == two.asked
+    assert item.asked == two.asked
     assert first.ranking.scores.tobytes() == second.ranking.scores.tobytes()
     assert first.ranking.why == second.ranking.why
 
 
 def test_samples_of_a_cell_are_pooled() -> None:
-    found, bench, _ = run(2, 300)
-    answers = Bench(found.matrix, np.array([bench.truth[name] for name in found.matrix.adapters]))
+    result, bench, _ = run(2, 300)
+    answers = Bench(result.matrix, np.array([bench.truth[name] for name in result.matrix.adapters]))
     right: Counter[str] = Counter()
     for adapters, n in bench.asked:
         for name, score in zip(adapters, answers(adapters, n), strict=True):
             right[name] += round((score or 0) * n)
-    raw = by_score(found.matrix, "t0").scores
+    raw = by_score(result.matrix, "t0").scores
     samples = bench.samples()
-    for name, score in zip(found.matrix.adapters, raw, strict=True):
+    for name, score in zip(result.matrix.adapters, raw, strict=True):
         if samples[name]:
             assert score == pytest.approx(right[name] / samples[name])
         else:
@@ -102,71 +102,71 @@ def test_a_race_finds_better_adapters_than_the_same_samples_for_everyone() -> No
     """600 samples for 60 adapters, of which measuring all 100 times would take 6,000, on eight tasks."""
     raced, evenly, spent_well = [], [], []
     for task in range(8):
-        known, truth = planted(task, rows=60)
+        names, truth = planted(task, rows=60)
         name, scores = f"t{task}", truth[:, task]
-        bench = Bench(known, scores)
-        found = race(known.blank(name), name, bench, 600)
-        raced.append(scores[found.ranking.order()[:5]].mean() - scores.mean())
-        each = np.random.default_rng(task).binomial(10, scores) / 10
-        even = by_score(known.with_column(name, each, np.full(60, 10.0)), name)
+        bench = Bench(names, scores)
+        result = race(names.blank(name), name, bench, 600)
+        raced.append(scores[result.ranking.order()[:5]].mean() - scores.mean())
+        values = np.random.default_rng(task).binomial(10, scores) / 10
+        even = by_score(names.with_column(name, values, np.full(60, 10.0)), name)
         evenly.append(scores[even.order()[:5]].mean() - scores.mean())
-        best = {known.adapters[i] for i in np.argsort(-scores)[:15]}
+        best = {names.adapters[i] for i in np.argsort(-scores)[:15]}
         samples = bench.samples()
-        spent_well.append(sum(n for adapter, n in samples.items() if adapter in best) / found.spent)
+        spent_well.append(sum(n for adapter, n in samples.items() if adapter in best) / result.spent)
     assert np.mean(raced) > 1.1 * np.mean(evenly)
     assert np.mean(spent_well) > 0.4, "the best quarter gets more than a quarter"
 
 
 def test_an_adapter_that_stands_out_is_found_whatever_the_other_tasks_say() -> None:
-    known, truth = planted(0, rows=40)
+    names, truth = planted(0, rows=40)
     truth = truth[:, 0].clip(0, 0.6)
     worst = int(np.argmin(truth))
     truth[worst] = 1.0
-    found = race(known.blank("t0"), "t0", Bench(known, truth), 800)
-    assert found.ranking.order()[0] == worst
+    result = race(names.blank("t0"), "t0", Bench(names, truth), 800)
+    assert result.ranking.order()[0] == worst
 
 
 def test_what_was_measured_before_is_not_bought_again() -> None:
-    known, truth = planted(3, rows=30)
+    names, truth = planted(3, rows=30)
     n = np.where(np.arange(30) < 10, 100.0, 0.0)
-    part = known.with_column("t0", np.where(n > 0, known.values[:, 0], np.nan), n)
-    bench = Bench(known, truth[:, 0])
-    found = race(part, "t0", bench, 200)
-    assert not set(bench.samples()) & set(known.adapters[:10]), "their 100 samples are the cap"
-    assert same(found.matrix.values[:10, 0], known.values[:10, 0])
-    assert found.spent == 200
+    part = names.with_column("t0", np.where(n > 0, names.values[:, 0], np.nan), n)
+    bench = Bench(names, truth[:, 0])
+    result = race(part, "t0", bench, 200)
+    assert not set(bench.samples()) & set(names.adapters[:10]), "their 100 samples are the cap"
+    assert same(result.matrix.values[:10, 0], names.values[:10, 0])
+    assert result.spent == 200
 
 
 def test_an_adapter_that_cannot_be_measured_is_asked_for_once() -> None:
-    known, truth = planted(4, rows=20)
-    refused = known.adapters[::3]
-    bench = Bench(known, truth[:, 0], refused)
-    found = race(known.blank("t0"), "t0", bench, 2000, cap=30)
+    names, truth = planted(4, rows=20)
+    refused = names.adapters[::3]
+    bench = Bench(names, truth[:, 0], refused)
+    result = race(names.blank("t0"), "t0", bench, 2000, cap=30)
     counts = Counter(name for adapters, _ in bench.asked for name in adapters)
     assert {name: counts[name] for name in refused} == dict.fromkeys(refused, 1)
-    assert found.spent == 30 * (20 - len(refused))
-    assert np.isfinite(found.ranking.scores).all(), "they are ranked by those like them"
+    assert result.spent == 30 * (20 - len(refused))
+    assert np.isfinite(result.ranking.scores).all(), "they are ranked by those like them"
 
 
 def test_where_nobody_can_be_measured_there_is_no_race() -> None:
-    known, truth = planted(4, rows=6)
+    names, truth = planted(4, rows=6)
     with pytest.raises(UsageError, match="No adapter could be measured on t0"):
-        race(known.blank("t0"), "t0", Bench(known, truth[:, 0], known.adapters), 100)
+        race(names.blank("t0"), "t0", Bench(names, truth[:, 0], names.adapters), 100)
 
 
 @pytest.mark.parametrize("answers", [[0.5], [0.5, 1.2], [0.5, -0.1], [0.5, math.inf]])
 def test_an_answer_that_is_no_score_is_refused(answers: list[float]) -> None:
-    known = drawn(0, rows=2)
+    names = drawn(0, rows=2)
     with pytest.raises(UsageError, match="no score from 0 to 1 for each adapter"):
-        race(known.blank("t0"), "t0", lambda adapters, n: answers, 20, rounds=1)
+        race(names.blank("t0"), "t0", lambda adapters, n: answers, 20, rounds=1)
 
 
 def test_a_budget_below_one_step_and_an_unknown_task_are_refused() -> None:
-    known = drawn(0)
+    names = drawn(0)
     with pytest.raises(UsageError, match="at least one step of 10 samples"):
-        race(known, "t0", lambda adapters, n: [], 9)
+        race(names, "t0", lambda adapters, n: [], 9)
     with pytest.raises(NotFoundError, match="t99"):
-        race(known, "t99", lambda adapters, n: [], 100)
+        race(names, "t99", lambda adapters, n: [], 100)
 
 
 def test_the_expected_improvement_is_the_integral() -> None:
@@ -175,11 +175,11 @@ def test_the_expected_improvement_is_the_integral() -> None:
 
     mean = np.array([0.5, 0.6, 0.2, 0.61])
     deviation = np.array([0.1, 0.02, 0.2, 0.0])
-    found = _improvement(Posterior(mean, deviation))
+    result = _improvement(Posterior(mean, deviation))
     # Of four adapters, the tenth best is the last: 0.2.
-    for m, s, value in zip(mean, deviation, found, strict=True):
+    for m, s, value in zip(mean, deviation, result, strict=True):
         if s:
-            wanted, _ = quad(lambda f, m=m, s=s: (f - 0.2) * norm.pdf(f, m, s), 0.2, 3, epsabs=1e-12)
-            assert value == pytest.approx(wanted, abs=1e-9)
+            expected, _ = quad(lambda f, m=m, s=s: (f - 0.2) * norm.pdf(f, m, s), 0.2, 3, epsabs=1e-12)
+            assert value == pytest.approx(expected, abs=1e-9)
         else:
             assert value == pytest.approx(0.41)

@@ -23,20 +23,20 @@ def read(tmp_path: Path, text: str | bytes, name: str = "scores.csv") -> list[Sc
 
 
 def test_a_wide_table_has_a_score_a_cell_and_holes(tmp_path: Path) -> None:
-    found = read(tmp_path, "adapter,anli,rte\nann/one,0.5,\nbob/two,1,0.25\n\n")
-    assert [(score.subject, score.task, score.value) for score in found] == [
+    result = read(tmp_path, "adapter,anli,rte\nann/one,0.5,\nbob/two,1,0.25\n\n")
+    assert [(score.subject, score.task, score.value) for score in result] == [
         ("ann/one", "anli", 0.5),
         ("bob/two", "anli", 1.0),
         ("bob/two", "rte", 0.25),
     ]
-    assert {(score.split, score.metric, score.n, score.source) for score in found} == {
+    assert {(score.split, score.metric, score.n, score.source) for score in result} == {
         ("test", "accuracy", 100, "me")
     }
 
 
 def test_a_table_of_the_base_model(tmp_path: Path) -> None:
-    [found] = read(tmp_path, "\ufefftask,zero_shot\nanli,0.4\n")
-    assert (found.subject, found.task, found.value) == (BASE, "anli", 0.4)
+    [result] = read(tmp_path, "\ufefftask,zero_shot\nanli,0.4\n")
+    assert (result.subject, result.task, result.value) == (BASE, "anli", 0.4)
 
 
 WRONG = [
@@ -76,8 +76,8 @@ def score(**over: Any) -> dict[str, Any]:
 
 
 def test_a_document_of_scores_says_everything_itself(tmp_path: Path) -> None:
-    [found] = read(tmp_path, json.dumps({"scores": [score(extra=1)]}), "scores.json")
-    assert found == Score("ann/one", "anli", "valid", "f1", 0.25, None, "me")
+    [result] = read(tmp_path, json.dumps({"scores": [score(extra=1)]}), "scores.json")
+    assert result == Score("ann/one", "anli", "valid", "f1", 0.25, None, "me")
 
 
 @pytest.mark.parametrize("document", [[], {}, {"scores": {}}])
@@ -137,8 +137,8 @@ def test_numbers_that_json_does_not_have_are_named_too(tmp_path: Path, value: st
     "over", [{"metric": "mcc", "value": -1}, {"metric": "perplexity", "value": 9.5}, {"n": 2**63 - 1}]
 )
 def test_the_ends_of_what_a_score_can_be_are_scores(tmp_path: Path, over: dict[str, Any]) -> None:
-    [found] = read(tmp_path, json.dumps({"scores": [score(**over)]}), "scores.json")
-    assert (found.value, found.n) == (score(**over)["value"], score(**over)["n"])
+    [result] = read(tmp_path, json.dumps({"scores": [score(**over)]}), "scores.json")
+    assert (result.value, result.n) == (score(**over)["value"], score(**over)["n"])
 
 
 def test_a_table_is_held_to_the_same_ranges(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 @shared
 def test_the_published_tables_are_read_whole() -> None:
     place = data("recycling_paper")
-    found = read_scores(place / "scores_100_samples.csv", **GIVEN)
+    content = read_scores(place / "scores_100_samples.csv", **GIVEN)
     ids = set((place / "pool_ids.txt").read_text().split())
     assert len(ids) == 960
-    assert ids <= {score.subject for score in found}
+    assert ids <= {score.subject for score in content}
     tests = read_scores(place / "scores_test_dev_tasks.csv", **GIVEN)
     assert len({score.task for score in tests}) == 23

@@ -60,12 +60,12 @@ def spec(read: AdapterConfig, tensors: dict[str, tuple[int, ...]], dtype: str = 
 
 
 def evidence(
-    fields: dict[str, Any] | None = None, tensors: dict[str, tuple[int, ...]] | None = None, **known: Any
+    fields: dict[str, Any] | None = None, tensors: dict[str, tuple[int, ...]] | None = None, **names: Any
 ) -> Evidence:
     """An adapter that all rules accept, with changes."""
     read = config(**fields or {})
     identity = TABLE.identify(read.base_model)
-    made = Evidence(
+    result = Evidence(
         files=("README.md", "adapter_config.json", "adapter_model.safetensors"),
         config=read,
         weights=spec(read, {**GOOD_TENSORS, **tensors} if tensors else GOOD_TENSORS),
@@ -75,7 +75,7 @@ def evidence(
         card_license="llama3.1",
         health=HEALTH,
     )
-    return replace(made, **known)
+    return replace(result, **names)
 
 
 def reasons(of: Evidence) -> list[str]:
@@ -394,13 +394,13 @@ CASES = [
 @pytest.mark.parametrize(("known", "expected", "refusers"), CASES)
 def test_reasons_and_who_refuses(known: Evidence, expected: list[str], refusers: set[str]) -> None:
     findings = screen(known)
-    found = [
+    result = [
         finding.reason.value
         for finding in findings
         # Of what was not read nobody expects a licence.
         if known.config is not None or finding.reason is not Reason.LICENSE_MISSING
     ]
-    assert sorted(found) == expected
+    assert sorted(result) == expected
     assert {rules for rules in ("paper", "ours") if reasons_to_refuse(findings, rules)} == refusers & {
         "paper",
         "ours",
@@ -411,10 +411,10 @@ def test_reasons_and_who_refuses(known: Evidence, expected: list[str], refusers:
 
 def test_every_reason_has_a_case_and_a_rule() -> None:
     assert set(RULES) == set(Reason)
-    known = [case.values[0] for case in CASES]
-    shown = {finding.reason for of in known if isinstance(of, Evidence) for finding in screen(of)}
-    rest = {Reason.NOT_A_MATRIX, Reason.DUPLICATE_FACTOR, Reason.BAD_DTYPE}
-    assert shown == set(Reason) - rest
+    names = [case.values[0] for case in CASES]
+    output = {finding.reason for of in names if isinstance(of, Evidence) for finding in screen(of)}
+    remaining = {Reason.NOT_A_MATRIX, Reason.DUPLICATE_FACTOR, Reason.BAD_DTYPE}
+    assert output == set(Reason) - remaining
     read, x = config(), "base_model.model.x"
     odd: list[tuple[dict[str, tuple[int, ...]], str, Reason]] = [
         ({f"{x}.lora_A.weight": (16, 3, 3), f"{x}.lora_B.weight": (4, 16, 1)}, "F32", Reason.NOT_A_MATRIX),
@@ -438,8 +438,8 @@ def test_the_table_is_sound() -> None:
 
 def test_all_reasons_are_found_each_once_and_in_the_order_of_the_table() -> None:
     tensors = {f"{Q}.lora_A.weight": (16, 2048), "a": (1,), "b": (1,), f"{Q}.bias": (1,)}
-    known = evidence({"use_dora": True, "bias": "all"}, tensors, subfolder="x", card_license=None)
-    assert reasons(known) == [
+    names = evidence({"use_dora": True, "bias": "all"}, tensors, subfolder="x", card_license=None)
+    assert reasons(names) == [
         "not_root",
         "use_dora",
         "has_bias",
@@ -447,13 +447,13 @@ def test_all_reasons_are_found_each_once_and_in_the_order_of_the_table() -> None
         "wrong_base_shape",
         "license_missing",
     ]
-    assert screen(known) == screen(known)
+    assert screen(names) == screen(names)
 
 
 def test_details_say_what_was_seen() -> None:
     tensors = {f"{Q}.lora_A.weight": (16, 2048), "lm_head.weight": (9, 9)}
-    known = evidence({"modules_to_save": ["lm_head", "score"]}, tensors, card_license="mit")
-    assert [finding.detail for finding in screen(known)] == [
+    names = evidence({"modules_to_save": ["lm_head", "score"]}, tensors, card_license="mit")
+    assert [finding.detail for finding in screen(names)] == [
         "lm_head",
         "lm_head",
         "modules_to_save score",
@@ -560,13 +560,13 @@ def test_the_wild_folders_end_in_the_expected_reasons() -> None:
         findings = screen(
             Evidence(files=tuple(row["files"]), config=read, base=base, card_license=row["card_license"])
         )
-        found = {finding.reason for finding in findings}
-        counts.update(reason.value for reason in found)
+        result = {finding.reason for finding in findings}
+        counts.update(reason.value for reason in result)
         lora = row["peft_type"] == "LORA"
-        assert (Reason.NOT_LORA in found) is (row["config_kind"] == "peft" and not lora), row["dir"]
-        assert (Reason.USE_DORA in found) is ("use_dora" in row["anomalies"]), row["dir"]
+        assert (Reason.NOT_LORA in result) is (row["config_kind"] == "peft" and not lora), row["dir"]
+        assert (Reason.USE_DORA in result) is ("use_dora" in row["anomalies"]), row["dir"]
         weights = [w["name"] for w in row["weights"]]
-        assert (Reason.PICKLE_ONLY in found) is (
+        assert (Reason.PICKLE_ONLY in result) is (
             "adapter_model.bin" in weights and "adapter_model.safetensors" not in weights
         )
     assert {
@@ -583,11 +583,11 @@ def test_the_wild_folders_end_in_the_expected_reasons() -> None:
 
 @shared
 def test_more_of_the_wild_folders_are_measured_than_used() -> None:
-    found = by_config()
+    result = by_config()
     methods = [row["peft_type"] for row in index("wild") if row["config_kind"] == "peft"]
-    assert found.read == methods.count("LORA")
-    assert 0 < found.used < found.read < found.folders
-    assert found.used + found.open <= found.read
+    assert result.read == methods.count("LORA")
+    assert 0 < result.used < result.read < result.folders
+    assert result.used + result.open <= result.read
 
 
 @shared

@@ -63,10 +63,10 @@ def written(folder: Path, header: dict[str, Any], content: bytes, name: str = "x
 def test_a_case_worked_by_hand(tmp_path: Path) -> None:
     # B A = [[1, 2], [3, 4]] [[0, 1], [1, 0]] = [[2, 1], [4, 3]], norm^2 = 30; scaling 4 / 2; two modules.
     path = saved(tmp_path, *[([[0, 1], [1, 0]], [[1, 2], [3, 4]])] * 2)
-    found = measured(path, config())
-    assert found.norm == pytest.approx(2 * math.sqrt(60), rel=1e-14)
-    assert (found.modules, found.non_finite, found.zero_update) == (2, False, False)
-    assert found.norm_in_layers == found.norm
+    result = measured(path, config())
+    assert result.norm == pytest.approx(2 * math.sqrt(60), rel=1e-14)
+    assert (result.modules, result.non_finite, result.zero_update) == (2, False, False)
+    assert result.norm_in_layers == result.norm
     assert list(module_norms(path).values()) == [pytest.approx(math.sqrt(30))] * 2
 
 
@@ -92,9 +92,9 @@ def test_the_trace_is_the_norm_of_the_product(dtype: torch.dtype, tmp_path: Path
 
 def test_chunks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path, (torch.randn(4, 50).tolist(), torch.randn(30, 4).tolist()))
-    whole = module_norms(path)
+    complete = module_norms(path)
     monkeypatch.setattr("catalog.adapters.weights._CHUNK", 7)
-    assert module_norms(path) == {name: pytest.approx(norm, rel=1e-14) for name, norm in whole.items()}
+    assert module_norms(path) == {name: pytest.approx(norm, rel=1e-14) for name, norm in complete.items()}
 
 
 ZERO = [[0.0, 0.0], [0.0, 0.0]]
@@ -113,9 +113,9 @@ SOME = [[1.0, 2.0], [3.0, 4.0]]
     ],
 )
 def test_zero_update(a: Any, b: Any, zero: bool, tmp_path: Path) -> None:
-    found = measured(saved(tmp_path, (a, b)), config())
-    assert found.zero_update is zero
-    assert (found.norm == 0) is zero
+    result = measured(saved(tmp_path, (a, b)), config())
+    assert result.zero_update is zero
+    assert (result.norm == 0) is zero
 
 
 def test_one_module_that_does_something_is_enough(tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def test_not_finite(bad: float, side: int, tmp_path: Path) -> None:
     broken = [[0.0, 0.0], [0.0, bad]]
     pair = (broken, ZERO) if side == 0 else (ZERO, broken)
     path = saved(tmp_path, (SOME, SOME), pair)
-    found = measured(path, config())
-    assert (found.non_finite, found.zero_update) == (True, False)
-    assert math.isfinite(found.norm)
+    result = measured(path, config())
+    assert (result.non_finite, result.zero_update) == (True, False)
+    assert math.isfinite(result.norm)
     assert list(module_norms(path).values())[1] is None
 
 
@@ -151,9 +151,9 @@ def test_embeddings_count_in_the_norm_and_not_in_the_layers(tmp_path: Path) -> N
         },
         path,
     )
-    found = measured(path, config())
-    assert found.norm == pytest.approx(4.0)
-    assert found.norm_in_layers == pytest.approx(2 * math.sqrt(2))
+    result = measured(path, config())
+    assert result.norm == pytest.approx(4.0)
+    assert result.norm_in_layers == pytest.approx(2 * math.sqrt(2))
 
 
 def test_halves_and_mismatches_are_passed_over(tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_halves_and_mismatches_are_passed_over(tmp_path: Path) -> None:
         },
         path,
     )
-    found = measured(path, config())
-    assert (found.modules, found.norm, found.zero_update) == (0, 0.0, False)
+    result = measured(path, config())
+    assert (result.modules, result.norm, result.zero_update) == (0, 0.0, False)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ def test_a_cut_file_and_a_missing_one(tmp_path: Path) -> None:
 
 
 def test_nothing_is_measured_of_an_empty_adapter() -> None:
-    found = health({}, config())
-    assert (found.norm, found.modules, found.zero_update, found.non_finite) == (0.0, 0, False, False)
+    result = health({}, config())
+    assert (result.norm, result.modules, result.zero_update, result.non_finite) == (0.0, 0, False, False)
 
 
 def test_modules_come_by_name_with_their_scaling(tmp_path: Path) -> None:
@@ -261,8 +261,8 @@ def test_a_pattern_names_the_relation_and_not_the_size() -> None:
 
 def test_the_pattern_is_these_digits_on_every_machine() -> None:
     text = b'[["model.layers.0.q_proj", 0.5], ["model.layers.0.v_proj", 1.0]]'
-    found = scaling_pattern(reversed(NAMES), config(lora_alpha=4, alpha_pattern={"v_proj": 8}))
-    assert found == hashlib.sha256(text).hexdigest()[:32]
+    result = scaling_pattern(reversed(NAMES), config(lora_alpha=4, alpha_pattern={"v_proj": 8}))
+    assert result == hashlib.sha256(text).hexdigest()[:32]
 
 
 def test_nothing_has_no_pattern() -> None:
@@ -283,28 +283,28 @@ def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
 
 
 def test_case_62_the_tensor_digest_sees_weights_and_not_the_way_they_are_written(tmp_path: Path) -> None:
-    one, two = b"\x00\x00\x80\x3f", b"\x00\x00\x00\x40"
+    item, two = b"\x00\x00\x80\x3f", b"\x00\x00\x00\x40"
     plain = {"q.lora_A.weight": entry("F32", [1, 1], 0, 4), "q.lora_B.weight": entry("F32", [1, 1], 4, 8)}
-    digest = tensor_digest(written(tmp_path, plain, one + two))
-    metadata = tensor_digest(written(tmp_path, {"__metadata__": {"format": "pt"}, **plain}, one + two))
+    digest = tensor_digest(written(tmp_path, plain, item + two))
+    metadata = tensor_digest(written(tmp_path, {"__metadata__": {"format": "pt"}, **plain}, item + two))
     swapped = {
         "base_model.model.q.lora_B.default.weight": entry("F32", [1, 1], 0, 4),
         "module.q.lora_A.weight": entry("F32", [1, 1], 4, 8),
     }
-    assert digest == metadata == tensor_digest(written(tmp_path, swapped, two + one))
-    others = [
-        (plain, two + one),
-        (plain, one + one),
-        ({**plain, "q.lora_B.weight": entry("I32", [1, 1], 4, 8)}, one + two),
-        ({**plain, "q.lora_B.weight": entry("F32", [1], 4, 8)}, one + two),
+    assert digest == metadata == tensor_digest(written(tmp_path, swapped, two + item))
+    other_items = [
+        (plain, two + item),
+        (plain, item + item),
+        ({**plain, "q.lora_B.weight": entry("I32", [1, 1], 4, 8)}, item + two),
+        ({**plain, "q.lora_B.weight": entry("F32", [1], 4, 8)}, item + two),
         (
             {"v.lora_A.weight": plain["q.lora_A.weight"], "q.lora_B.weight": plain["q.lora_B.weight"]},
-            one + two,
+            item + two,
         ),
-        ({**plain, "base_model.model.lm_head.weight": entry("F32", [1], 8, 12)}, one + two + one),
+        ({**plain, "base_model.model.lm_head.weight": entry("F32", [1], 8, 12)}, item + two + item),
     ]
-    digests = {tensor_digest(written(tmp_path, header, content)) for header, content in others}
-    assert len(digests | {digest}) == len(others) + 1
+    digests = {tensor_digest(written(tmp_path, header, content)) for header, content in other_items}
+    assert len(digests | {digest}) == len(other_items) + 1
 
 
 def test_prefixes_of_other_tensors_do_not_count_either(tmp_path: Path) -> None:
@@ -383,6 +383,6 @@ def test_adapters_of_the_zoo_agree_with_the_explicit_product() -> None:
                 for side in "AB"
             )
             square += float((module.scaling * (b.double() @ a.double())).norm()) ** 2
-        found = measured(path, read)
-        assert found.norm == pytest.approx(math.sqrt(square), rel=1e-10)
-        assert (found.modules, found.non_finite, found.zero_update) == (len(spec.modules), False, False)
+        result = measured(path, read)
+        assert result.norm == pytest.approx(math.sqrt(square), rel=1e-10)
+        assert (result.modules, result.non_finite, result.zero_update) == (len(spec.modules), False, False)

@@ -135,8 +135,8 @@ def test_no_text_is_syntax(tmp_path: Path) -> None:
 
         @given(st.text(max_size=40))
         def searched(query: str) -> None:
-            found = {hit.id for hit in index.search(query, 9)}
-            assert index.where(query, list(NAMES.rows)).keys() == found
+            hits = {hit.id for hit in index.search(query, 9)}
+            assert index.where(query, list(NAMES.rows)).keys() == hits
 
         searched()
 
@@ -166,10 +166,10 @@ def test_scores_are_bm25(tmp_path: Path) -> None:
     ]
     source = Source(*(text(n, "", card) for n, card in enumerate(cards, 1)))
     with closing(open_words(tmp_path, source)) as index:
-        found = {hit.id: hit.score for hit in index.search("red grey", 10)}
+        hits = {hit.id: hit.score for hit in index.search("red grey", 10)}
     expected = bm25([card.split() for card in cards], ["red", "grey"])
-    assert found == {n: pytest.approx(score, rel=1e-12) for n, score in enumerate(expected, 1) if score}
-    assert len(found) == 4
+    assert hits == {n: pytest.approx(score, rel=1e-12) for n, score in enumerate(expected, 1) if score}
+    assert len(hits) == 4
 
 
 def test_ties_are_in_the_order_of_names_and_k_cuts(tmp_path: Path) -> None:

@@ -115,12 +115,12 @@ def formed(path: Path) -> list[float]:
 
 def seconds(work: Callable[[], object], times: int) -> float:
     """The least wall time of some runs."""
-    found = []
+    result = []
     for _ in range(times):
         began = time.perf_counter()
         work()
-        found.append(time.perf_counter() - began)
-    return min(found)
+        result.append(time.perf_counter() - began)
+    return min(result)
 
 
 def errors(adapters: int, layers: int) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -172,13 +172,17 @@ def main(argv: list[str] | None = None) -> None:
         size = path.stat().st_size
         forming = seconds(lambda: formed(path), 3)
         norms = seconds(lambda: module_norms(path), 3)
-        whole = seconds(lambda: fingerprint(path, read, "cpu"), 3)
+        complete = seconds(lambda: fingerprint(path, read, "cpu"), 3)
         digest = seconds(lambda: tensor_digest(path), 3)
         before, after = peak_memory(path, read)
         modules = sum(1 for _ in iterate_modules(path, read))
     say(f"{modules} modules, {size / 1e6:.0f} MB, {torch.get_num_threads()} torch threads")
     say(f"{'':<44}{'seconds':>9}{'ratio':>9}")
-    rows = (("B A formed, float32, and its norm", forming), ("module_norms", norms), ("fingerprint", whole))
+    rows = (
+        ("B A formed, float32, and its norm", forming),
+        ("module_norms", norms),
+        ("fingerprint", complete),
+    )
     for label, spent in (*rows, ("  of which tensor_digest", digest)):
         say(f"{label:<44}{spent:>9.3f}{forming / spent:>9.1f}")
     say(f"{'cosines of all pairs of 1,000':<44}{all_pairs(1000):>9.3f}")

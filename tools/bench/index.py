@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", action="store_true", help="also 100,000 vectors, in 1.5 GB of memory")
     parser.add_argument("--hnsw", action="store_true", help="also the graph, which takes minutes to build")
-    asked = parser.parse_args(argv)
+    parsed = parser.parse_args(argv)
     say(*COLUMNS)
-    for count in (1000, 20_000, 100_000) if asked.large else (1000, 20_000):
+    for count in (1000, 20_000, 100_000) if parsed.large else (1000, 20_000):
         source = Generated(count)
         exact = report(source, "flat", None)
-        if asked.hnsw:
+        if parsed.hnsw:
             report(source, "hnsw", exact)
     all_pairs()
 
@@ -76,9 +76,9 @@ def report(source: Generated, kind: Kind, exact: list[set[str]] | None) -> list[
         _, build = timed(opened)
         index, load = timed(opened)
         size = Path(place, f"{SPACE.name}.faiss").stat().st_size / 2**20
-    found, milliseconds = searched(index, source, None)
+    result, milliseconds = searched(index, source, None)
     _, of_a_tenth = searched(index, source, source.names[::10])
-    recall = statistics.mean(len(a & b) / len(b) for a, b in zip(found, exact or found, strict=True))
+    recall = statistics.mean(len(a & b) / len(b) for a, b in zip(result, exact or result, strict=True))
     say(
         f"{len(source.names):,}",
         kind,
@@ -89,23 +89,23 @@ def report(source: Generated, kind: Kind, exact: list[set[str]] | None) -> list[
         f"{of_a_tenth:.2f}",
         f"{recall:.3f}",
     )
-    return found
+    return result
 
 
 def searched(
     index: VectorIndex, source: Generated, among: Sequence[str] | None
 ) -> tuple[list[set[str]], float]:
     """The keys found by each query, and the median of their milliseconds."""
-    found, times = [], []
+    result, times = [], []
     for row in np.random.default_rng(1).choice(len(source.names), QUERIES, replace=False):
 
         def search(query: NDArray[np.float32] = source.values[row]) -> list[VectorHit]:
             return index.search(query, NEIGHBOURS, among)
 
         hits, seconds = timed(search)
-        found.append({hit.key for hit in hits})
+        result.append({hit.key for hit in hits})
         times.append(1000 * seconds)
-    return found, statistics.median(times)
+    return result, statistics.median(times)
 
 
 def all_pairs() -> None:

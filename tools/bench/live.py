@@ -122,8 +122,8 @@ def steps(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
 
 def step(model: Any, batch: Tensor, use: Callable[[Any], object], live: LiveStack) -> None:
     """One loss with its gradients."""
-    found = Coefficients(live.shapes, [member.name for member in live.members])
-    use(found.scales())
+    result = Coefficients(live.shapes, [member.name for member in live.members])
+    use(result.scales())
     model(batch, logits_to_keep=1).logits.float().logsumexp(-1).sum().backward()
 
 
@@ -137,8 +137,8 @@ class Einsum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output with the members' added."""
-        found: Tensor = self.inner(x) + torch.einsum("...i,ri,r,or->...o", x, self.a, self.scales, self.b)
-        return found
+        result: Tensor = self.inner(x) + torch.einsum("...i,ri,r,or->...o", x, self.a, self.scales, self.b)
+        return result
 
 
 def with_einsum(model: Any, batch: Tensor, live: LiveStack) -> None:
@@ -171,8 +171,8 @@ def candidates(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
     live = LiveStack(model, members)
 
     def together() -> None:
-        each = [live.scales_of(vector.tolist()) for vector in vectors]
-        scales = {name: torch.stack([one[name] for one in each]) for name in each[0]}
+        values = [live.scales_of(vector.tolist()) for vector in vectors]
+        scales = {name: torch.stack([item[name] for item in values]) for name in values[0]}
         live.set_scales(scales, torch.arange(CANDIDATES).repeat_interleave(len(batch)))
         forward(model, batch.repeat(CANDIDATES, 1))
 
@@ -226,13 +226,13 @@ def forward(model: Any, batch: Tensor) -> None:
 
 def measured(cases: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
     """The median of each case's seconds; the cases take turns, after one round that does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in cases}
+    selected: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 1):
         for name, run in cases.items():
             seconds = timed(run, device)
             if number:
-                taken[name].append(seconds)
-    return {name: statistics.median(values) for name, values in taken.items()}
+                selected[name].append(seconds)
+    return {name: statistics.median(values) for name, values in selected.items()}
 
 
 def timed(run: Callable[[], object], device: str) -> float:

@@ -203,8 +203,8 @@ def by_mergekit(folders: Sequence[Path], kind: str, place: Path, size: Size) -> 
         import_module(f"mergekit.{name}") for name in ("config", "merge", "options")
     )
     base = saved_base(place, size)
-    one = {"weight": 1.0, "density": 0.2} if kind == "ties" else {"weight": 1 / len(folders)}
-    models = [{"model": f"{base}+{folder}", "parameters": one} for folder in folders]
+    item = {"weight": 1.0, "density": 0.2} if kind == "ties" else {"weight": 1 / len(folders)}
+    models = [{"model": f"{base}+{folder}", "parameters": item} for folder in folders]
     document: dict[str, Any] = {"merge_method": kind, "models": models, "dtype": "float32"}
     if kind == "ties":
         document |= {"base_model": str(base), "parameters": {"normalize": True}}
@@ -269,13 +269,13 @@ def one_module(count: int, kind: str) -> Callable[[], dict[str, Any]]:
     def streamed(finish: bool, mode: str) -> dict[str, Any]:
         options = find_method("ties").options({"thresholds": mode})
         work = ModuleWork(stack, (1.0,) * count, RANK, tuple(map(str, range(count))), options)
-        found = entries(work)
-        merge = ties_blocks(work, found)
+        result = entries(work)
+        merge = ties_blocks(work, result)
         if finish:
-            return {"kept": merge_entries(work, found, merge).energy}
+            return {"kept": merge_entries(work, result, merge).energy}
         total = 0.0
-        for rows in found.ranges(count):
-            total += float(merge(found.block(rows), rows).square().sum(dtype=torch.float64))
+        for rows in result.ranges(count):
+            total += float(merge(result.block(rows), rows).square().sum(dtype=torch.float64))
         return {"norm": total**0.5}
 
     if kind == "peft":
@@ -300,8 +300,8 @@ def weight_vectors(count: int, size: Size) -> Callable[[], dict[str, Any]]:
     weights = torch.rand(count * RANK, dtype=torch.float64)
 
     def work() -> dict[str, Any]:
-        done = [truncation(found, weights, RANK) for found in cached]
-        return {"modules": sum(found is not None for found in done)}
+        done = [truncation(result, weights, RANK) for result in cached]
+        return {"modules": sum(result is not None for result in done)}
 
     return work
 
@@ -342,9 +342,9 @@ def main() -> None:
     if arguments.cold:
         forget(folders)
     began, clock = time.process_time(), time.perf_counter()
-    found, peak = peak_during(work)
+    result, peak = peak_during(work)
     seconds, wall = time.process_time() - began, time.perf_counter() - clock
-    sys.stdout.write(json.dumps({**found, "seconds": seconds, "wall": wall, "mib": peak / 2**20}) + "\n")
+    sys.stdout.write(json.dumps({**result, "seconds": seconds, "wall": wall, "mib": peak / 2**20}) + "\n")
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ class Drawn:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of length 1, the same for the same text."""
         seeds = (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts)
-        drawn = np.array([np.random.default_rng(seed).standard_normal(SIZE) for seed in seeds])
-        vectors: NDArray[np.float32] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        samples = np.array([np.random.default_rng(seed).standard_normal(SIZE) for seed in seeds])
+        vectors: NDArray[np.float32] = samples / np.linalg.norm(samples, axis=1, keepdims=True)
         return vectors.astype(np.float32)
 
 
@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--default-encoder", action="store_true", help="also the vector of a query by the default encoder"
     )
-    asked = parser.parse_args(argv)
+    parsed = parser.parse_args(argv)
     say(*COLUMNS, *TIMES)
-    for count in (1000, 20_000, 100_000) if asked.large else (1000, 20_000):
+    for count in (1000, 20_000, 100_000) if parsed.large else (1000, 20_000):
         with tempfile.TemporaryDirectory() as place:
             say(*measured(Path(place), count))
-    if asked.default_encoder:
+    if parsed.default_encoder:
         encoder = load_embedder()
         for clock in (time.perf_counter, time.process_time):
             took = sorted(timed(partial(query_vector, encoder, text), clock) for text in queries())
@@ -86,7 +86,7 @@ def measured(place: Path, count: int) -> list[str]:
             began = time.perf_counter()
             counts = embed_cards(session, Drawn())
             embedded = time.perf_counter() - began
-            made = timed(lambda: opened(session, place))
+            result = timed(lambda: opened(session, place))
             loaded = timed(lambda: opened(session, place))
             with open_texts(session, place, Drawn()) as texts:
                 both, cpu = times(session, texts), busy(session, texts)
@@ -95,10 +95,10 @@ def measured(place: Path, count: int) -> list[str]:
                     for weights in (SearchWeights(1, 0), SearchWeights(0, 1))
                 ]
                 filtered = times(session, texts, query=parse("rank:16"))
-    told = [f"{count:,}", f"{counts.chunks:,}", f"{embedded:.1f}", f"{made:.1f}", f"{loaded:.2f}"]
+    document = [f"{count:,}", f"{counts.chunks:,}", f"{embedded:.1f}", f"{result:.1f}", f"{loaded:.2f}"]
     halves = (percentile(took, 50) for took in (cpu, *arms, filtered))
     cells = [percentile(both, 50), percentile(both, 95), *halves]
-    return [*told, *(f"{1e3 * seconds:.1f}" for seconds in cells)]
+    return [*document, *(f"{1e3 * seconds:.1f}" for seconds in cells)]
 
 
 def opened(session: Session, place: Path) -> None:
@@ -116,9 +116,9 @@ def times(
     session: Session, texts: Texts, *, query: Query | None = None, weights: SearchWeights | None = None
 ) -> list[float]:
     """Seconds of each search, sorted; the first search, which fills caches, does not count."""
-    given: dict[str, Any] = {"query": query, "weights": weights or SearchWeights()}
-    search(session, texts, "a first one", HITS, **given)
-    return sorted(timed(partial(search, session, texts, text, HITS, **given)) for text in queries())
+    arguments: dict[str, Any] = {"query": query, "weights": weights or SearchWeights()}
+    search(session, texts, "a first one", HITS, **arguments)
+    return sorted(timed(partial(search, session, texts, text, HITS, **arguments)) for text in queries())
 
 
 def timed(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -135,29 +135,29 @@ def percentile(took: Sequence[float], percent: int) -> float:
 
 def vocabulary() -> list[str]:
     """Made-up words of two to four syllables, the frequent ones first."""
-    drawn = np.random.default_rng(1)
+    samples = np.random.default_rng(1)
     syllables = [a + b for a in "bdfgklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "ing", "us")]
-    return ["".join(drawn.choice(syllables, size=drawn.integers(2, 5))) for _ in range(VOCABULARY)]
+    return ["".join(samples.choice(syllables, size=samples.integers(2, 5))) for _ in range(VOCABULARY)]
 
 
-def zipf(drawn: np.random.Generator, count: int) -> NDArray[np.int64]:
+def zipf(samples: np.random.Generator, count: int) -> NDArray[np.int64]:
     """Ranks of words as in a language: the n-th is drawn in proportion to 1/(n + 2.7)."""
     weights = 1 / (np.arange(VOCABULARY) + 2.7)
-    ranks: NDArray[np.int64] = drawn.choice(VOCABULARY, size=count, p=weights / weights.sum())
+    ranks: NDArray[np.int64] = samples.choice(VOCABULARY, size=count, p=weights / weights.sum())
     return ranks
 
 
 def queries() -> list[str]:
     """Texts of three to six words, frequent and rare ones, as people write them."""
-    drawn, words = np.random.default_rng(2), vocabulary()
-    return [" ".join(words[n] for n in zipf(drawn, int(drawn.integers(3, 7)))) for _ in range(QUERIES)]
+    samples, words = np.random.default_rng(2), vocabulary()
+    return [" ".join(words[n] for n in zipf(samples, int(samples.integers(3, 7)))) for _ in range(QUERIES)]
 
 
 def fill(engine: Engine, count: int) -> None:
     """A catalog of so many adapters with a card each."""
-    drawn, words = np.random.default_rng(3), np.array(vocabulary())
-    lengths = drawn.integers(60, 501, size=count)
-    drawn_words = np.split(words[zipf(drawn, int(lengths.sum()))], np.cumsum(lengths)[:-1])
+    samples, words = np.random.default_rng(3), np.array(vocabulary())
+    lengths = samples.integers(60, 501, size=count)
+    drawn_words = np.split(words[zipf(samples, int(lengths.sum()))], np.cumsum(lengths)[:-1])
     repositories, adapters = [], []
     for number, card in enumerate(drawn_words, 1):
         paragraphs = (" ".join(card[start : start + 50]) for start in range(0, len(card), 50))

@@ -63,7 +63,7 @@ def measured(place: Path, count: int) -> dict[str, tuple[float, float]]:
         database.upgrade(engine)
         fill(engine, count)
         random = np.random.default_rng(1)
-        one = Subject(
+        item = Subject(
             name="one",
             base="acme/tiny",
             vectors={
@@ -72,7 +72,7 @@ def measured(place: Path, count: int) -> dict[str, tuple[float, float]]:
             },
         )
         with Session(engine) as session:
-            sources = Sources(session, (), place / "index", BlobStore(place), lambda: None, lambda _: one)
+            sources = Sources(session, (), place / "index", BlobStore(place), lambda: None, lambda _: item)
             return {way: min(seconds(way, sources) for _ in range(2)) for way in WAYS}
 
 

@@ -353,13 +353,13 @@ def _task(data: bytes) -> object:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        head, _, rest = data.partition(b"\n")
+        head, _, remaining = data.partition(b"\n")
         settings = {"name": "t", "instruction": "Answer.", "metric": "exact_match"}
         (folder / "task.json").write_bytes(
             json.dumps(settings).encode() if head.startswith(b'{"input') else head
         )
         (folder / "train.jsonl").write_bytes(data)
-        (folder / "valid.jsonl").write_bytes(rest)
+        (folder / "valid.jsonl").write_bytes(remaining)
         (folder / "test.jsonl").write_bytes(data)
         task = read_task(folder)
         return [examples(task, split) for split in ("train", "valid", "test")]

@@ -44,8 +44,8 @@ def number(value: float | None, decimals: int = 3, *, signed: bool = False) -> s
 def shown(row: Row) -> str:
     """The number with its interval; a difference has a sign."""
     value, low, high = row["value"], row["low"], row["high"]
-    signed, found = "less" in row["column"] or "gain" in row["column"], quoted(row)
-    decimals = 3 if found is None else max(found.decimals, 1)
+    signed, result = "less" in row["column"] or "gain" in row["column"], quoted(row)
+    decimals = 3 if result is None else max(result.decimals, 1)
     if value is not None and (abs(value) > 1 if low is not None else value.is_integer()):
         decimals = 0
     elif low is not None:
@@ -69,8 +69,8 @@ def _compared(book: Book, part: str, name: str, column: str, subject: str, other
 
 def claims(book: Book) -> Text | None:
     paragraphs = [
-        " ".join([head, *found, rest])
-        for head, found, rest in (
+        " ".join([head, *result, remaining])
+        for head, result, remaining in (
             (
                 "1. Recycling gives little over a new LoRA: answered for merges without training alone.",
                 _little(book),
@@ -210,26 +210,26 @@ def _transfer(book: Book) -> list[str]:
 def agreement(book: Book) -> Text | None:
     """How many of the figures in print come out to their last digit, and which do not."""
     checked = [
-        (row, found, row["value"])
+        (row, result, row["value"])
         for row in book.rows
-        if (found := quoted(row)) and found.whole and row["value"] is not None
+        if (result := quoted(row)) and result.whole and row["value"] is not None
     ]
     if not checked:
         return None
-    wrong = [(row, found, value) for row, found, value in checked if not found.agrees(value)]
+    wrong = [(row, result, value) for row, result, value in checked if not result.agrees(value)]
     right = len(checked) - len(wrong)
     of = f"{right} of {len(checked)} figures in print that rest on files which are here in full"
     paragraphs = [f"{of} come out to their last digit."]
-    for row, found, value in wrong:
-        why = f": {found.why}" if found.why else "; why is not known"
-        here = number(value, max(found.decimals, 1))
-        paragraphs.append(f"{row['part']}, {row['row']}: {here}, in print {found.text}{why}.")
-    others = [
-        row for row in book.rows if (found := quoted(row)) and not found.whole and row["value"] is not None
+    for row, result, value in wrong:
+        why = f": {result.why}" if result.why else "; why is not known"
+        here = number(value, max(result.decimals, 1))
+        paragraphs.append(f"{row['part']}, {row['row']}: {here}, in print {result.text}{why}.")
+    other_rows = [
+        row for row in book.rows if (result := quoted(row)) and not result.whole and row["value"] is not None
     ]
-    if others:
+    if other_rows:
         paragraphs.append(
-            f"{len(others)} other figures in print are of more tasks than the folder has test scores of; "
+            f"{len(other_rows)} other figures in print are of more tasks than the folder has test scores of; "
             "they stand beside these for comparison and need not agree."
         )
     return Text("Agreement with the figures in print", tuple(paragraphs))

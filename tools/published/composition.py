@@ -32,7 +32,7 @@ def composition(folder: Path) -> list[Row]:
             f"{folder} tells of no adapter's configuration; take the published adapter_info.json."
         )
     owners = Counter(_owner(name) for name in info)
-    uuids = [found[0] for name in names if (found := _UUID.search(name))]
+    uuids = [hits[0] for name in names if (hits := _UUID.search(name))]
     miners = [name for name in info if _UUID.fullmatch(name.rpartition("/")[2])]
     counts: dict[str, float] = {
         "adapters": len(names),
@@ -62,26 +62,27 @@ def _ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def _configurations(info: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """How many adapters have which rank, alpha, dropout and target modules."""
-    ranks = Counter(int(one["r"]) for one in info)
-    targets = [tuple(sorted(one["target_modules"])) for one in info]
-    scales = Counter(f"{one['lora_alpha'] / one['r']:.3g}" for one in info)
+    ranks = Counter(int(item["r"]) for item in info)
+    targets = [tuple(sorted(item["target_modules"])) for item in info]
+    scales = Counter(f"{item['lora_alpha'] / item['r']:.3g}" for item in info)
     beyond = [names for names in targets if {"lm_head", "embed_tokens"} & set(names)]
     return {
         **{f"rank {rank}": count for rank, count in sorted(ranks.items())},
         "rank, mean": sum(ranks.elements()) / len(info),
         "rank, sum": sum(ranks.elements()),
-        **{f"alpha {one}": count for one, count in sorted(Counter(a["lora_alpha"] for a in info).items())},
+        **{f"alpha {item}": count for item, count in sorted(Counter(a["lora_alpha"] for a in info).items())},
         **{f"alpha / rank {scale}": count for scale, count in _ranked(scales)},
         **{
-            f"dropout {one}": count for one, count in _ranked(Counter(f"{a['lora_dropout']:g}" for a in info))
+            f"dropout {item}": count
+            for item, count in _ranked(Counter(f"{a['lora_dropout']:g}" for a in info))
         },
         **{
             f"end of sequence {token}": count
-            for token, count in _ranked(Counter(one.get("eos_token") or "not said" for one in info))
+            for token, count in _ranked(Counter(item.get("eos_token") or "not said" for item in info))
         },
         "sets of target modules": len(set(targets)),
         "pairs of rank and target modules": len(
-            {(one["r"], t) for one, t in zip(info, targets, strict=True)}
+            {(item["r"], t) for item, t in zip(info, targets, strict=True)}
         ),
         "targets with lm_head or embed_tokens": len(beyond),
         **{f"targets {name}": count for name, count in _ranked(Counter(map(_short, targets)))[:6]},
@@ -90,22 +91,22 @@ def _configurations(info: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _short(targets: Sequence[str]) -> str:
     linear = [name.removesuffix("_proj") for name in _LINEAR if name in targets]
-    others = [name for name in targets if name not in _LINEAR]
-    return ", ".join([*(["all 7 linear"] if len(linear) == len(_LINEAR) else linear), *others])
+    other_items = [name for name in targets if name not in _LINEAR]
+    return ", ".join([*(["all 7 linear"] if len(linear) == len(_LINEAR) else linear), *other_items])
 
 
 def _sizes(info: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Parameters in the layers' linear modules, and what 30 adapters drawn at random add up to in rank."""
     base = cast(BaseDims, dims(MODEL))
     sizes = []
-    for one in info:
+    for item in info:
         widths = 0
-        for target in one["target_modules"]:
+        for target in item["target_modules"]:
             name = target.rpartition(".")[2]
             inputs, outputs = (base.shape(name) if name in _LINEAR else None) or (0, 0)
             widths += ((inputs or 0) + (outputs or 0)) * (1 if ".layers." in target else base.layers)
-        sizes.append(one["r"] * widths)
-    ranks, rng = np.array([one["r"] for one in info]), np.random.default_rng(0)
+        sizes.append(item["r"] * widths)
+    ranks, rng = np.array([item["r"] for item in info]), np.random.default_rng(0)
     count = min(_DRAWN, len(ranks))
     sums = [rng.choice(ranks, count, replace=False).sum() for _ in range(_DRAWS)]
     return {

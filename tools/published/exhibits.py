@@ -8,7 +8,7 @@ import numpy as np
 
 from catalog.pictures import FAINT, MARKERS, PALETTE, extent, inches
 from studies.report.drawing import WIDTH, sheet, style, svg
-from studies.report.sections import Figure, Section, Table
+from studies.report.sections import Figure, Section, TableSection
 from tools.published.answers import Book, agreement, claims, number, shown
 from tools.published.quoted import Quoted, Row, quoted
 
@@ -49,7 +49,7 @@ _LEADERBOARD: Cells = (
 def sections(rows: Sequence[Row]) -> list[Section]:
     """The report's sections; what rests on a part without rows is left out."""
     book = Book(rows)
-    made: list[Section | None] = [
+    result: list[Section | None] = [
         claims(book),
         _table(
             book,
@@ -91,7 +91,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         ),
         agreement(book),
     ]
-    return [section for section in made if section is not None]
+    return [section for section in result if section is not None]
 
 
 _MERGED_NOTE = (
@@ -122,7 +122,7 @@ _HEADLINE_NOTE = (
 )
 
 
-def _table(book: Book, part: str, title: str, lead: str, cells: Cells, note: str = "") -> Table | None:
+def _table(book: Book, part: str, title: str, lead: str, cells: Cells, note: str = "") -> TableSection | None:
     """The rows of a part that have the leading column; figures in print stand beside it."""
     names = book.names(part, lead)
     leading = [
@@ -132,35 +132,35 @@ def _table(book: Book, part: str, title: str, lead: str, cells: Cells, note: str
     if not names:
         return None
     printed, counted = any(quoted(row) for row in leading), any(row["tasks"] for row in leading)
-    (head, _), *others = cells
+    (head, _), *other_items = cells
     columns = (
         "",
         *(["tasks"] if counted else []),
         head,
         *(["in print"] if printed else []),
-        *(h for h, _ in others),
+        *(h for h, _ in other_items),
     )
     rows = []
     for name, row in zip(names, leading, strict=True):
-        found = [book.get(part, name, column) for _, column in others]
+        result = [book.get(part, name, column) for _, column in other_items]
         rows.append(
             (
                 name,
                 *([number(row["tasks"], 0)] if counted else []),
                 shown(row),
                 *([_printed(quoted(row), row)] if printed else []),
-                *(shown(one) if one else "" for one in found),
+                *(shown(item) if item else "" for item in result),
             )
         )
-    return Table(title, columns, tuple(rows), note)
+    return TableSection(title, columns, tuple(rows), note)
 
 
-def _printed(found: Quoted | None, row: Row) -> str:
-    if found is None:
+def _printed(result: Quoted | None, row: Row) -> str:
+    if result is None:
         return ""
-    if found.tasks is None:
-        return found.text if found.whole else f"{found.text} (all tasks)"
-    return found.text if found.tasks == row["tasks"] else f"{found.text} ({found.tasks} tasks)"
+    if result.tasks is None:
+        return result.text if result.whole else f"{result.text} (all tasks)"
+    return result.text if result.tasks == row["tasks"] else f"{result.text} ({result.tasks} tasks)"
 
 
 def _merges_picture(book: Book) -> Figure | None:

@@ -49,7 +49,7 @@ def alone(folder: Path) -> list[Row]:
     new = scores(folder, NEW)
     base = np.array([task.base for task in tasks])
     lora = np.array([new.get(task.name, {}).get("test_accuracy", np.nan) for task in tasks])
-    chosen = {
+    selected = {
         "base model": base,
         "new LoRA of 10 samples": lora,
         "adapter at random": _each(tasks, lambda task: float(np.nanmean(task.values))),
@@ -58,9 +58,9 @@ def alone(folder: Path) -> list[Row]:
         "best of the test itself": _each(tasks, lambda t: float(np.nanmax(t.values))),
     }
     rows: list[Row] = []
-    for name, values in chosen.items():
+    for name, values in selected.items():
         rows.append(_mean("alone", name, "score", values))
-        against = {"less base": base, "less random": chosen["adapter at random"], "less new LoRA": lora}
+        against = {"less base": base, "less random": selected["adapter at random"], "less new LoRA": lora}
         rows += [
             _mean("alone", name, what, values, other)
             for what, other in against.items()
@@ -72,24 +72,24 @@ def alone(folder: Path) -> list[Row]:
 def merged(folder: Path) -> list[Row]:
     """What simple average, TSV and TIES of 30 adapters score against the base and a LoRA of 10 samples."""
     table, new = scores(folder, MERGED), scores(folder, NEW)
-    named, base = zero_shot(folder), base_scores(folder)
+    names, base = zero_shot(folder), base_scores(folder)
     tasks = sorted(table)
-    known: dict[str, Floats] = {name: _column(table, tasks, cell) for name, cell in MERGES.items()}
-    lora = known["new LoRA of 10 samples"] = _column(new, tasks, "test_accuracy")
-    zero = known["zero-shot"] = np.array([base.get(task, np.nan) for task in tasks])
-    by_name = np.array([task in named for task in tasks])
+    expected: dict[str, Floats] = {name: _column(table, tasks, cell) for name, cell in MERGES.items()}
+    lora = expected["new LoRA of 10 samples"] = _column(new, tasks, "test_accuracy")
+    zero = expected["zero-shot"] = np.array([base.get(task, np.nan) for task in tasks])
+    by_name = np.array([task in names for task in tasks])
     rows: list[Row] = []
-    for name, values in known.items():
+    for name, values in expected.items():
         rows.append(_mean("merged", name, "score", values))
         if by_name.any():
             rows.append(_mean("merged", name, "score, zero-shot by name", np.where(by_name, values, np.nan)))
         for what, other in (("less zero-shot", zero), ("less new LoRA", lora)):
             if values is not other:
                 rows.append(_mean("merged", name, what, values, other))
-        without = known.get(name.removesuffix(", own LoRA among them"), values)
+        without = expected.get(name.removesuffix(", own LoRA among them"), values)
         if without is not values:
             rows.append(_mean("merged", name, "less the same without it", values, without))
-    everything = np.array(list(named.values()))
+    everything = np.array(list(names.values()))
     return [*rows, told("merged", "zero-shot, every row of its file", "score", _average(everything))]
 
 
@@ -109,14 +109,14 @@ def relevance(folder: Path) -> list[Row]:
     alone = np.array([np.mean(sorted(columns[task])[-_TOP:]) - start[task] for task in tasks])
     zero = np.array([base[task] for task in tasks])
     gains = {name: _column(table, tasks, cell) - zero for name, cell in MERGES.items()}
-    shown = {
+    output = {
         "gain alone": alone,
         "gain merged": gains["simple average"],
         "base on test less on 100 samples": zero - np.array([start[task] for task in tasks]),
     }
     rows = [
         told("relevance", task, what, float(values[at]))
-        for what, values in shown.items()
+        for what, values in output.items()
         for at, task in enumerate(tasks)
     ]
     for name, gain in gains.items() if tasks else ():
@@ -140,8 +140,8 @@ def leaderboard(folder: Path) -> list[Row]:
         for metric in METRICS:
             values = column(results, name, metric)
             rows.append(_mean("leaderboard", name, metric, values))
-            others = (RANDOM, BLIND, RAW) if metric == "nDCG@30" else (RANDOM,)
-            for other in others:
+            other_items = (RANDOM, BLIND, RAW) if metric == "nDCG@30" else (RANDOM,)
+            for other in other_items:
                 if other != name:
                     second = column(results, other, metric)
                     rows.append(_mean("leaderboard", name, f"{metric} less {other}", values, second))
@@ -151,12 +151,12 @@ def leaderboard(folder: Path) -> list[Row]:
 def headline(folder: Path) -> list[Row]:
     """The paper's own means over its 62 tasks, and those of them that the folder's files give again."""
     base, table = base_scores(folder), scores(folder, MERGED)
-    found = {
+    result = {
         "zero-shot": np.array([base[task] for task in sorted(table) if task in base]),
         "new LoRA of 10 samples": _column(scores(folder, NEW), sorted(table), "test_accuracy"),
     }
     return [
-        _mean("headline", name, "score", found[name]) if name in found else told("headline", name, "score")
+        _mean("headline", name, "score", result[name]) if name in result else told("headline", name, "score")
         for name in HEADLINE
     ]
 
@@ -177,8 +177,8 @@ def _mean(part: str, row: str, what: str, values: Floats, other: Floats | float 
     tasks = int((~np.isnan(difference)).sum())
     if not tasks:
         return told(part, row, what, tasks=0)
-    found = paired_bootstrap(difference, np.zeros(len(difference)))
-    return told(part, row, what, found.mean, ends=(found.low, found.high), tasks=tasks)
+    result = paired_bootstrap(difference, np.zeros(len(difference)))
+    return told(part, row, what, result.mean, ends=(result.low, result.high), tasks=tasks)
 
 
 def _average(values: Floats) -> float | None:
@@ -198,22 +198,22 @@ def _shares(tasks: Sequence[Task], base: Floats) -> list[Row]:
     share = _each(tasks, lambda task: float(np.nanmean(task.beats)))
     values = np.array([task.values for task in tasks])
     pairs = [np.stack([task.column, task.values], axis=1) for task in tasks]
-    known = [pair[~np.isnan(pair).any(axis=1)] for pair in pairs]
+    names = [pair[~np.isnan(pair).any(axis=1)] for pair in pairs]
     measures: dict[str, tuple[Floats, Callable[[Floats], float]]] = {
         "correlation of 100 samples and test, median task": (
-            np.array([_pearson(one) for one in known]),
+            np.array([_pearson(item) for item in names]),
             _median,
         ),
         "rank correlation of 100 samples and test, median task": (
-            np.array([_spearman(one) for one in known]),
+            np.array([_spearman(item) for item in names]),
             _median,
         ),
         "share of the pool above the base, median task": (share, _median),
-        "pool adapter's mean over tasks, mean": (values, lambda found: float(np.mean(_by_adapter(found)))),
-        "pool adapter's mean over tasks, median": (values, lambda found: _median(_by_adapter(found))),
+        "pool adapter's mean over tasks, mean": (values, lambda result: float(np.mean(_by_adapter(result)))),
+        "pool adapter's mean over tasks, median": (values, lambda result: _median(_by_adapter(result))),
         "adapters above the base on average": (
             values - base[:, None],
-            lambda found: float((_by_adapter(found) > 0).sum()),
+            lambda result: float((_by_adapter(result) > 0).sum()),
         ),
     }
     rows = [_resampled("alone", name, "value", data, measure) for name, (data, measure) in measures.items()]
@@ -227,26 +227,26 @@ def _shares(tasks: Sequence[Task], base: Floats) -> list[Row]:
 
 def _by_adapter(values: Floats) -> Floats:
     """The mean over tasks of each adapter that was judged on one."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=0)
-    total = np.where(known, values, 0.0).sum(axis=0)
-    found: Floats = total[count > 0] / count[count > 0]
-    return found
+    names = ~np.isnan(values)
+    count = names.sum(axis=0)
+    total = np.where(names, values, 0.0).sum(axis=0)
+    result: Floats = total[count > 0] / count[count > 0]
+    return result
 
 
 def _resampled(part: str, row: str, what: str, data: Floats, measure: Callable[[Floats], float]) -> Row:
     """A measure of data by task (tasks, ...), and its 95 % percentile interval over tasks drawn again."""
-    drawn = np.random.default_rng(0).integers(len(data), size=(_DRAWS, len(data)))
-    found = np.array([measure(data[rows]) for rows in drawn])
-    found = found[~np.isnan(found)]
-    low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (np.nan, np.nan)
+    samples = np.random.default_rng(0).integers(len(data), size=(_DRAWS, len(data)))
+    result = np.array([measure(data[rows]) for rows in samples])
+    result = result[~np.isnan(result)]
+    low, high = np.quantile(result, [0.025, 0.975]) if len(result) else (np.nan, np.nan)
     return told(part, row, what, measure(data), ends=(float(low), float(high)), tasks=len(data))
 
 
 def _median(values: Floats) -> float:
     """The median of those that are numbers, NaN where none is."""
-    known = values[~np.isnan(values)]
-    return float(np.median(known)) if len(known) else float("nan")
+    names = values[~np.isnan(values)]
+    return float(np.median(names)) if len(names) else float("nan")
 
 
 def _pearson(pairs: Floats) -> float:
@@ -271,6 +271,6 @@ def _partial(columns: Floats) -> float:
     if len(ranks) < 2 or (np.ptp(ranks, axis=0) == 0).any():
         return float("nan")
     matrix = np.corrcoef(ranks.T)
-    rest = (1 - matrix[0, 2] ** 2) * (1 - matrix[1, 2] ** 2)
+    remaining = (1 - matrix[0, 2] ** 2) * (1 - matrix[1, 2] ** 2)
     direct = matrix[0, 1] - matrix[0, 2] * matrix[1, 2]
-    return float(direct / math.sqrt(rest)) if rest > 1e-12 else float("nan")
+    return float(direct / math.sqrt(remaining)) if remaining > 1e-12 else float("nan")

@@ -58,7 +58,7 @@ def told(
     tasks: int | None = None,
 ) -> Row:
     """The row with what is in print beside it; a value that is no number is None."""
-    found = QUOTED.get((part, row, column))
+    result = QUOTED.get((part, row, column))
     low, high = (None, None) if ends is None or value is None or value != value else ends
     return Row(
         part=part,
@@ -67,7 +67,7 @@ def told(
         value=None if value is None or value != value else float(value),
         low=None if low is None or low != low else float(low),
         high=None if high is None or high != high else float(high),
-        published=None if found is None else float(found.text),
+        published=None if result is None else float(result.text),
         tasks=tasks,
     )
 
@@ -221,9 +221,9 @@ def _figures() -> Iterator[tuple[tuple[str, str, str], Quoted]]:
         yield ("pool", name, "value"), Quoted(text, why=_WHY.get(name, ""))
     for name, text in _NOT_WHOLE_POOL.items():
         yield ("pool", name, "value"), Quoted(text, whole=False)
-    for name, (all_of_them, named) in _MERGED.items():
+    for name, (all_of_them, by_name) in _MERGED.items():
         yield ("merged", name, "score"), Quoted(all_of_them, tasks=62)
-        yield ("merged", name, "score, zero-shot by name"), Quoted(named, tasks=55)
+        yield ("merged", name, "score, zero-shot by name"), Quoted(by_name, tasks=55)
     yield ("merged", "zero-shot", "score, zero-shot by name"), Quoted("0.475", tasks=55)
     yield ("merged", "zero-shot, every row of its file", "score"), Quoted("0.470")
     for (name, column), text in _ALONE.items():
@@ -239,8 +239,8 @@ def _figures() -> Iterator[tuple[tuple[str, str, str], Quoted]]:
         for column, text in cells.items():
             yield ("leaderboard", strategy, column), Quoted(text, tasks=48, whole=False)
     for name, text in HEADLINE.items():
-        whole = name == "new LoRA of 10 samples"
-        yield ("headline", name, "score"), Quoted(text, tasks=62, whole=whole)
+        complete = name == "new LoRA of 10 samples"
+        yield ("headline", name, "score"), Quoted(text, tasks=62, whole=complete)
 
 
 QUOTED: Mapping[tuple[str, str, str], Quoted] = dict(_figures())

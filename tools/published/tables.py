@@ -115,14 +115,14 @@ def load(folder: Path, *, proxy: bool = False) -> list[Task]:
         if name in pool
         for task, value in row.items()
     )
-    told = task_texts(folder)
-    texts = {name: str(task.get("instruction", "")) for name, task in told.items()}
+    document = task_texts(folder)
+    texts = {name: str(task.get("instruction", "")) for name, task in document.items()}
     test = tested_scores(folder)
     tested = _tasks(test)
     base = idle_scores(folder, table) if proxy else idle_scores(folder, test) | zero_shot(folder)
     judged = [task for task in matrix.tasks if (task in tested) is not proxy and task not in LEFT_OUT]
     judging = table if proxy else test
-    found = [
+    result = [
         Task(
             name=task,
             visible=matrix.blank(task),
@@ -136,9 +136,9 @@ def load(folder: Path, *, proxy: bool = False) -> list[Task]:
         for task in judged
         if task in base
     ]
-    if not found:
+    if not result:
         raise UsageError(f"{folder} has no task that was both measured and judged; take the published files.")
-    return found
+    return result
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -159,23 +159,23 @@ def pool_names(folder: Path) -> list[str]:
 def adapter_info(folder: Path) -> dict[str, dict[str, Any]]:
     """The configurations of the pool's adapters; those of which nothing is known are left out."""
     try:
-        told = load_json(_text(folder, INFO).encode(), max_bytes=_MOST_BYTES)
+        document = load_json(_text(folder, INFO).encode(), max_bytes=_MOST_BYTES)
     except ConfigError as error:
         raise UsageError(f"{folder / INFO} is no JSON: {error}.") from error
-    if not isinstance(told, dict) or not all(isinstance(one, dict) for one in told.values()):
+    if not isinstance(document, dict) or not all(isinstance(item, dict) for item in document.values()):
         raise UsageError(f"{folder / INFO} holds no configurations by name; take the published file.")
-    return {name: told[name] for name in pool_names(folder) if told.get(name)}
+    return {name: document[name] for name in pool_names(folder) if document.get(name)}
 
 
 def task_texts(folder: Path) -> dict[str, dict[str, Any]]:
     """What tasks.yaml says of every task."""
     try:
-        told = read_yaml(_text(folder, TASKS)).value
+        document = read_yaml(_text(folder, TASKS)).value
     except YamlError as error:
         raise UsageError(f"{folder / TASKS} is no YAML: {error}.") from error
-    if not isinstance(told, dict) or not all(isinstance(one, dict) for one in told.values()):
+    if not isinstance(document, dict) or not all(isinstance(item, dict) for item in document.values()):
         raise UsageError(f"{folder / TASKS} describes no tasks by name; take the published file.")
-    return told
+    return document
 
 
 def scores(folder: Path, name: str) -> Scores:
@@ -191,14 +191,14 @@ def scores(folder: Path, name: str) -> Scores:
 
 def tested_scores(folder: Path) -> Scores:
     """The test scores of every file that has some."""
-    found: Scores = {}
+    result: Scores = {}
     files = sorted(path.name for path in folder.glob(TESTED))
     if not files:
         raise _absent(folder, [TESTED])
     for name in files:
         for adapter, row in scores(folder, name).items():
-            found.setdefault(adapter, {}).update(row)
-    return found
+            result.setdefault(adapter, {}).update(row)
+    return result
 
 
 def zero_shot(folder: Path) -> dict[str, float]:
@@ -212,13 +212,13 @@ def base_scores(folder: Path) -> dict[str, float]:
     As published under the task's own name, else under the name of its data set or of the data set's
     configuration (`main` is gsm8k), else what all adapters that do nothing have in common.
     """
-    named = zero_shot(folder)
+    by_name = zero_shot(folder)
     by_path: dict[str, float] = {}
-    for task, told in task_texts(folder).items():
-        last = str((told.get("path") or [""])[-1]).rpartition("/")[2].replace("-", "_")
-        if last in named:
-            by_path[task] = named[last]
-    return idle_scores(folder, tested_scores(folder)) | by_path | named
+    for task, document in task_texts(folder).items():
+        last = str((document.get("path") or [""])[-1]).rpartition("/")[2].replace("-", "_")
+        if last in by_name:
+            by_path[task] = by_name[last]
+    return idle_scores(folder, tested_scores(folder)) | by_path | by_name
 
 
 def measured_base(folder: Path) -> dict[str, float]:
@@ -232,9 +232,9 @@ def _tasks(table: Scores) -> list[str]:
 
 def _samples(values: Iterable[float | None]) -> int:
     """The smallest number of samples of which all these scores are whole shares; 100 where there is none."""
-    known = np.array([value for value in values if value is not None])
+    names = np.array([value for value in values if value is not None])
     for n in range(1, _MOST_SAMPLES):
-        if np.abs(known * n - np.rint(known * n)).max() < 1e-6:
+        if np.abs(names * n - np.rint(names * n)).max() < 1e-6:
             return n
     return _MOST_SAMPLES
 
@@ -252,12 +252,12 @@ def idle_scores(folder: Path, judging: Mapping[str, Mapping[str, float]]) -> dic
         return {}
     ((most, _),) = Counter(rows.values()).most_common(1)
     idle = [judging[name] for name, row in rows.items() if row == most and name in judging]
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for task in sorted({task for row in idle for task in row}):
         values = {row[task] for row in idle if task in row}
         if len(values) == 1:
-            found[task] = values.pop()
-    return found
+            result[task] = values.pop()
+    return result
 
 
 def _text(folder: Path, name: str) -> str:
