@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from catalog.adapters import AdapterReference, adapter_name
-from catalog.database import Reread, disposing, open_catalog, reading, reading_if_any, reread, store
+from catalog import database
+from catalog.adapters import AdapterReference, BaseSpelling, BaseTable, adapter_name, initial_spellings
+from catalog.database import (
+    CatalogInfo,
+    Reread,
+    SpellingKind,
+    disposing,
+    kept,
+    make_engine,
+    open_catalog,
+    parse_url,
+    reading,
+    reading_if_any,
+    reread,
+    store,
+    writer_lock,
+    writing,
+)
 from catalog.errors import EncoderError, NotFoundError, UsageError
-from catalog.files import BlobStore
+from catalog.files import BlobStore, Damage
 from catalog.fingerprints import LEVELS, duplicates, families
 from catalog.index import DEFAULT_MODEL
 from catalog.query import FIELDS, parse
@@ -40,9 +56,11 @@ from crawler.crawl import (
     CrawlOptions,
     CrawlReport,
     Preview,
+    check_base_name,
     preview_crawl,
     refusing,
 )
+from crawler.fetch import repair
 from crawler.hub import Hub, HubSettings
 from loradex.comparison import (
     COLOURS,
@@ -53,8 +71,18 @@ from loradex.comparison import (
     subject_notes,
 )
 from loradex.encoding import embed_catalog
-from loradex.progress import ProgressEvent, ProgressOption, Step, reporting
-from loradex.results import CatalogStatus, Comparison, FilterField, MapReport
+from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, Step, reporting
+from loradex.results import (
+    AddedSpelling,
+    CatalogStatus,
+    Comparison,
+    FilterField,
+    GarbageReport,
+    MapReport,
+    SchemaUpgrade,
+    WeightsCheck,
+    WeightsRepair,
+)
 from loradex.rows import AdapterDetails, AdapterRow, FamilyRow, GroupRow, IndexRow, Rows, SearchRow
 
 if TYPE_CHECKING:
@@ -69,6 +97,7 @@ VERDICTS = ("accepted", "skipped", "any")
 SORTS = tuple(browse.SORTS)
 # With more points on a map their names would cover each other.
 MOST_NAMES = 60
+_MEGABYTE = 10**6
 
 
 def open(data: str | Path = "data", *, url: str | None = None) -> Catalog:  # noqa: A001
@@ -600,6 +629,148 @@ class Catalog:
             states = {name: row.rebuild(self.settings.index) for name, row in indexes(session).items()}
         return _index_rows(states)
 
+    def verify_weights(self, *, progress: ProgressOption = False) -> WeightsCheck:
+        """Reads every kept weights file and compares it with its digest."""
+        with reporting(progress) as report:
+            damaged = _read_kept(self._blobs, report)
+        partial = tuple(self._blobs.partial_files())
+        return WeightsCheck(not damaged, tuple(damaged), partial, *_totals(self._blobs))
+
+    def repair_weights(self, *, progress: ProgressOption = False) -> WeightsRepair:
+        """Reads every kept weights file and fetches damaged ones again, from a commit that still has them.
+
+        A damaged file is replaced once the new one is verified, and stays where none can be fetched. Files
+        that an export of an earlier version shares as a hard link become files of their own.
+        """
+        blobs = self._blobs
+        with reporting(progress) as report:
+            damaged = _read_kept(blobs, report)
+            separated = blobs.separate()
+            with reading_if_any(self.settings) as session:
+                places = {
+                    blob.sha256: kept.origins(session, self.settings.pools, blob.sha256) for blob in damaged
+                }
+            with Hub(HubSettings.from_environment()) as hub:
+                left = repair(blobs, places, hub, Step(report, "fetching").working)
+        return WeightsRepair(
+            not left,
+            tuple(blob for blob in damaged if blob.sha256 not in left),
+            tuple(replace(blob, why=left[blob.sha256]) for blob in damaged if blob.sha256 in left),
+            tuple(separated),
+            *_totals(blobs),
+        )
+
+    def collect_garbage(self, *, delete: bool = False, only_catalog: bool = False) -> GarbageReport:
+        """The kept files that no adapter, of an older commit either, and no pool of the catalog names.
+
+        Args:
+            delete: Whether to delete them, and what has arrived of unfinished downloads of such files.
+            only_catalog: Asserts that no other catalog uses the data folder, where it is too old to tell.
+
+        Raises:
+            CatalogBusyError: Another process writes to the catalog.
+            StorageError: Another process works in the data folder, or another catalog uses it.
+        """
+        blobs = self._blobs
+        with writing(self.settings, create=False) as session:
+            url = parse_url(self.settings.catalog_url)
+            kept.refuse_other_catalogs(url, blobs, only=only_catalog, deleting=delete)
+            unneeded = kept.find_unneeded(session, self.settings, blobs)
+            if delete:
+                blobs.remove_all(blob.sha256 for blob in (*unneeded.files, *unneeded.partial))
+        return GarbageReport(unneeded.files, unneeded.partial, unneeded.size, delete)
+
+    def base_names(self, base: str | None = None) -> Rows[BaseSpelling]:
+        """The names under which base models are known, by the program and by the catalog if there is one.
+
+        Args:
+            base: Only the names of this base model. A note says which names are near where it is not known.
+        """
+        with reading_if_any(self.settings) as session:
+            spellings = _spellings(store.spellings(session) if session is not None else ())
+            names = store.base_names(session) if session is not None else ()
+        notes = []
+        if base is not None:
+            table = BaseTable(spellings)
+            canonical = table.known(base)
+            spellings = [row for row in spellings if row.canonical == canonical]
+            if canonical is None and base not in names:
+                notes.append(f"No base model is known as {base}; {table.nearest(base, names)}.")
+        return Rows(spellings, BaseSpelling, notes)
+
+    def add_base_name(
+        self, canonical: str, spelling: str, *, kind: str = "mirror", note: str = ""
+    ) -> AddedSpelling:
+        """Records another name of a base model; the next crawl asks for it too.
+
+        Args:
+            canonical: The base model, under any of its names.
+            spelling: The further name.
+            kind: How it relates to the base model; see `catalog.database.SpellingKind`.
+            note: Where the name is from.
+
+        Raises:
+            UsageError: One of them cannot be the name of a model on the Hub, or both are the same model.
+        """
+        check_choice("kind", kind, [row.value for row in SpellingKind if row is not SpellingKind.CANONICAL])
+        check_base_name(canonical)
+        if kind != SpellingKind.LOCAL_PATH.value or not spelling.strip() or not spelling.isprintable():
+            check_base_name(spelling)
+        with writing(self.settings) as session:
+            store.sync_bases(session)
+            table, names = BaseTable(store.spellings(session)), store.base_names(session)
+            nearest = "" if canonical in names else table.nearest(canonical, names)
+            canonical = table.known(canonical) or canonical
+            if spelling == canonical:
+                raise UsageError(f"{spelling} is the base model itself; give another name of it.")
+            row = BaseSpelling(canonical, spelling, SpellingKind(kind).value, note)
+            store.add_spelling(session, row)
+            session.commit()
+        unknown = bool(nearest) and canonical not in names
+        advice = f"{canonical} was not known before; {nearest}." if unknown else ""
+        return AddedSpelling(canonical, spelling, kind, advice)
+
+    def keep_base(self, name: str, file: str | Path, *, progress: ProgressOption = False) -> Path:
+        """Keeps a base model in the data folder, from a GGUF file of a Llama model, to be found by its name.
+
+        It is converted once, to float32; a model that was quantised stays as coarse.
+
+        Args:
+            name: The id of the base model, owner/name.
+            file: The GGUF file.
+
+        Returns:
+            The folder of the model.
+        """
+        from merging.model import check_source, keep_base
+
+        check_source(Path(file))
+        with reporting(progress) as report:
+            report(ProgressEvent("converting", note=f"converting {Path(file).name}"))
+            return keep_base(name, Path(file), self.settings.bases)
+
+    def upgrade(self) -> SchemaUpgrade:
+        """Brings the schema of the catalog up to date; makes the catalog if there is none.
+
+        Raises:
+            SchemaVersionError: The catalog was made by a newer version.
+            CatalogBusyError: Another process writes to the catalog.
+        """
+        with disposing(make_engine(self.settings.catalog_url)) as engine, writer_lock(engine):
+            before = database.current(engine)
+            database.upgrade(engine)
+        return SchemaUpgrade(before, database.head())
+
+    def check(self) -> str:
+        """The revision of the schema; raises SchemaVersionError unless it is the newest one."""
+        with disposing(open_catalog(self.settings, create=False)):
+            return database.head()
+
+    def info(self) -> CatalogInfo:
+        """Where the catalog is, its schema, its size in bytes and the rows of each table."""
+        with disposing(database.open_existing(self.settings)) as engine:
+            return database.info(engine)
+
     def __getitem__(self, adapter: str) -> AdapterDetails:
         """`details` by the usual rules.
 
@@ -615,6 +786,22 @@ class Catalog:
             return isinstance(adapter, str) and bool(self.details(adapter))
         except NotFoundError:
             return False
+
+
+def _read_kept(blobs: BlobStore, report: ProgressCallback) -> list[Damage]:
+    step = Step(report, "reading MB")
+    return blobs.find_damage(lambda done, total: step.working(done // _MEGABYTE, total // _MEGABYTE))
+
+
+def _totals(blobs: BlobStore) -> tuple[int, int]:
+    sizes = [blob.size for blob in blobs.blobs()]
+    return len(sizes), sum(sizes)
+
+
+def _spellings(of_catalog: Iterable[BaseSpelling]) -> list[BaseSpelling]:
+    """What the program knows from the start and what the catalog adds or replaces, by base model."""
+    rows = {row.spelling: row for row in (*initial_spellings(), *of_catalog)}
+    return sorted(rows.values(), key=lambda row: (row.canonical, row.kind != "canonical", row.spelling))
 
 
 def _index_rows(states: Mapping[str, IndexState]) -> Rows[IndexRow]:

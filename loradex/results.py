@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from catalog.files import Blob, Damage
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,61 @@ class MapReport:
     adapters: int
     skipped: int
     partial: int
+
+
+@dataclass(frozen=True)
+class WeightsCheck:
+    """The kept weights files whose bytes were read and compared with their digests.
+
+    `damaged` have other bytes; `partial` are the parts of downloads that have arrived. `files` and `bytes`
+    are the totals of what is kept.
+    """
+
+    ok: bool
+    damaged: Sequence[Damage]
+    partial: Sequence[Blob]
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class WeightsRepair:
+    """What became of damaged weights files: `repaired` were fetched again, `left` (with why) could not be.
+
+    `separated` are the digests of files that an export shared as a hard link and no longer does.
+    """
+
+    ok: bool
+    repaired: Sequence[Damage]
+    left: Sequence[Damage]
+    separated: Sequence[str]
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class GarbageReport:
+    """The kept files that no adapter and no pool names, and whether they were deleted."""
+
+    files: Sequence[Blob]
+    partial: Sequence[Blob]
+    bytes: int
+    deleted: bool
+
+
+@dataclass(frozen=True)
+class AddedSpelling:
+    """A further name of a base model; `advice` is a sentence where the base model was not known before."""
+
+    canonical: str
+    spelling: str
+    kind: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class SchemaUpgrade:
+    """The revision of a catalog's schema before an upgrade (None where there was none) and after it."""
+
+    before: str | None
+    after: str

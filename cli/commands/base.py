@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 import click
 
-from catalog.adapters import BaseSpelling, BaseTable, initial_spellings
-from catalog.database import SpellingKind, reading_if_any, store, writing
-from catalog.errors import UsageError
+from catalog.database import SpellingKind
 from cli.app import App, pass_app
 from cli.output import NO_BREAK, Column, output_options
-from crawler.crawl import check_base_name
 
 
 @click.group()
@@ -27,17 +24,10 @@ def base() -> None:
 @pass_app
 def list_(app: App, base: str | None) -> None:
     """List every name that is known; writes nothing and needs no catalog."""
-    with reading_if_any(app.settings) as session:
-        known = known_spellings(store.spellings(session) if session is not None else ())
-        others = store.base_names(session) if session is not None else ()
-    if base is not None:
-        table = BaseTable(known)
-        canonical = table.known(base)
-        known = [row for row in known if row.canonical == canonical]
-        if canonical is None and base not in others:
-            app.output.say(f"No base model is known as {base}; {table.nearest(base, others)}.")
-    below = partial(_below, {row.canonical for row in known})
-    app.output.rows(known, (Column("spelling", "base model", show=below), "kind", "note"))
+    rows = app.catalog.base_names(base)
+    app.output.say_all(rows.notes)
+    below = partial(_below, {row.canonical for row in rows})
+    app.output.rows(rows, (Column("spelling", "base model", show=below), "kind", "note"))
 
 
 @base.command()
@@ -54,21 +44,9 @@ def list_(app: App, base: str | None) -> None:
 @pass_app
 def add(app: App, canonical: str, spelling: str, kind: str, note: str) -> None:
     """Say that SPELLING is another name of the base model CANONICAL; the next crawl asks for it too."""
-    check_base_name(canonical)
-    if kind != SpellingKind.LOCAL_PATH.value or not spelling.strip() or not spelling.isprintable():
-        check_base_name(spelling)
-    with writing(app.settings) as session:
-        store.sync_bases(session)
-        table, others = BaseTable(store.spellings(session)), store.base_names(session)
-        strange = "" if canonical in others else table.nearest(canonical, others)
-        canonical = table.known(canonical) or canonical
-        if spelling == canonical:
-            raise UsageError(f"{spelling} is the base model itself; give another name of it.")
-        store.add_spelling(session, BaseSpelling(canonical, spelling, SpellingKind(kind).value, note))
-        session.commit()
-    app.output.say(f"{spelling} is {canonical} ({kind})")
-    if strange and canonical not in others:
-        app.output.say(f"{canonical} was not known before; {strange}.")
+    row = app.catalog.add_base_name(canonical, spelling, kind=kind, note=note)
+    app.output.say(f"{row.spelling} is {row.canonical} ({row.kind})")
+    app.output.say_all(filter(None, [row.advice]))
 
 
 @base.command()
@@ -80,19 +58,11 @@ def keep(app: App, name: str, file: Path) -> None:
 
     It is converted once, to float32, below the data folder; a model that was quantised stays as coarse.
     """
-    from merging.model import check_source, keep_base
-
-    check_source(file)
-    app.output.say(f"converting {file.name}")
-    app.output.say(f"{name} is kept in {keep_base(name, file, app.settings.bases)}")
+    with app.output.show_progress() as progress:
+        folder = app.catalog.keep_base(name, file, progress=progress)
+    app.output.say(f"{name} is kept in {folder}")
 
 
 def _below(canonical: Collection[str], name: str) -> str:
     """The name as the table shows it: below that of its base model."""
     return name if name in canonical else f"{2 * NO_BREAK}{name}"
-
-
-def known_spellings(of_catalog: Iterable[BaseSpelling]) -> list[BaseSpelling]:
-    """What the program knows from the start and what the catalog adds or says otherwise, by base model."""
-    rows = {row.spelling: row for row in (*initial_spellings(), *of_catalog)}
-    return sorted(rows.values(), key=lambda row: (row.canonical, row.kind != "canonical", row.spelling))

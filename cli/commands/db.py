@@ -1,15 +1,16 @@
-"""The schema of the catalog: bring it up to date, check it, look at it."""
+"""`loradex db`: the schema of the catalog."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from catalog import database
-from catalog.database import make_engine
 from cli.app import App, pass_app
 from cli.output import output_options
+
+if TYPE_CHECKING:
+    from catalog.database import CatalogInfo
 
 
 @click.group()
@@ -21,13 +22,10 @@ def db() -> None:
 @pass_app
 def upgrade(app: App) -> None:
     """Bring the schema up to date; makes the catalog if there is none."""
-    engine = make_engine(app.settings.catalog_url)
-    with database.disposing(engine), database.writer_lock(engine):
-        before = database.current(engine)
-        database.upgrade(engine)
-    after = database.head()
+    schema = app.catalog.upgrade()
+    same = schema.before == schema.after
     app.output.say(
-        f"schema {after}, as before" if before == after else f"schema {before or 'none'} -> {after}"
+        f"schema {schema.after}, as before" if same else f"schema {schema.before or 'none'} -> {schema.after}"
     )
 
 
@@ -35,8 +33,7 @@ def upgrade(app: App) -> None:
 @pass_app
 def check(app: App) -> None:
     """Fail unless the catalog is there and its schema is the newest."""
-    with database.disposing(database.open_catalog(app.settings, create=False)):
-        app.output.say(f"schema {database.head()}, the newest")
+    app.output.say(f"schema {app.catalog.check()}, the newest")
 
 
 @db.command()
@@ -44,16 +41,15 @@ def check(app: App) -> None:
 @pass_app
 def info(app: App) -> None:
     """Where the catalog is, its schema, its size and the rows of each table."""
-    with database.disposing(database.open_existing(app.settings)) as engine:
-        app.output.document(database.info(engine), _render)
+    app.output.document(app.catalog.info(), _render)
 
 
-def _render(found: database.CatalogInfo) -> str:
-    lines: list[tuple[str, Any]] = [
-        ("catalog", found.place),
-        ("database", found.dialect),
-        ("schema", f"{found.revision or 'none'} (newest {found.head})"),
-        ("size", f"{found.bytes:,} bytes"),
-        *((f"  {name}", f"{count:,}") for name, count in found.rows.items()),
+def _render(info: CatalogInfo) -> str:
+    lines = [
+        ("catalog", info.place),
+        ("database", info.dialect),
+        ("schema", f"{info.revision or 'none'} (newest {info.head})"),
+        ("size", f"{info.bytes:,} bytes"),
+        *((f"  {name}", f"{count:,}") for name, count in info.rows.items()),
     ]
     return "\n".join(f"{name:<20}{value}" for name, value in lines)

@@ -212,7 +212,7 @@ def test_the_places_may_stand_behind_the_command(
         requests.append(arguments)
         raise errors.NoCatalogError("none")
 
-    monkeypatch.setattr("cli.commands.db.database.open_existing", open_existing)
+    monkeypatch.setattr("catalog.database.open_existing", open_existing)
     assert CliRunner().invoke(loradex, words).exit_code == 1
     assert requests == [settings]
 
