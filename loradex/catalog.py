@@ -369,7 +369,7 @@ class Catalog:
         Returns:
             The n names, and a float32 array of shape (n, d).
 
-        Example:
+        Examples:
             >>> names, vectors = catalog.fingerprints("output")
             >>> len(names) == len(vectors)
             True

@@ -59,7 +59,7 @@ def fingerprint(folder: str | Path) -> FolderFingerprint:
         ConfigError: adapter_config.json cannot be used.
         WeightsError: The weights file cannot be used.
 
-    Example:
+    Examples:
         >>> adapter = loradex.fingerprint("adapters/banking77")
         >>> adapter.rank, adapter.health
         (16, 'healthy')

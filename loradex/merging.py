@@ -58,7 +58,7 @@ class MethodRow:
 def methods() -> Rows[MethodRow]:
     """The merge methods, with their parameters and where they come from.
 
-    Example:
+    Examples:
         >>> [row.method for row in loradex.methods() if row.exact][:2]
         ['sum', 'average']
     """
@@ -215,7 +215,7 @@ def merge(
 
     Args:
         members: Folders of adapters, or one pool: a `Pool`, its name in `catalog`, its pool.json or its
-        folder.
+            folder.
         method: The name of a row of `methods()`.
         out: The folder to write. It appears complete or not at all.
         parameters: Values of the method's parameters by name.
@@ -250,7 +250,7 @@ def merge(
         adapter_config.json, adapter_model.safetensors, merge.json (members with digests, method, parameters,
         energy) and README.md, a model card. The same call writes the same bytes.
 
-    Example:
+    Examples:
         >>> report = loradex.merge(["first", "second"], "ties", rank=16, out="merged")
         >>> report.folder
         PosixPath('merged')
@@ -300,7 +300,7 @@ def inspect(
     Raises:
         UsageError, MergeError, ConfigError, WeightsError, NotFoundError, PoolError: As for `merge`.
 
-    Example:
+    Examples:
         >>> loradex.inspect(["first", "second"]).cosines[0][1]
         0.03
     """
@@ -355,7 +355,7 @@ def fold(
         UsageError: `base` is not a folder of a model in safetensors.
         StorageError: The disk refuses.
 
-    Example:
+    Examples:
         >>> loradex.fold("base", "merged", out="model").folder
         PosixPath('model')
     """

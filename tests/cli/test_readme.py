@@ -13,6 +13,7 @@ import click
 import pytest
 from markdown.extensions.toc import slugify
 
+import loradex as library
 from catalog.rules import RULES
 from catalog.selection import STRATEGIES
 from catalog.settings import Settings
@@ -73,6 +74,14 @@ def test_every_command_stands_in_the_table_of_commands() -> None:
 def test_every_strategy_stands_on_the_page_that_compares_them() -> None:
     text = (documents.DOCS / "choose.md").read_text(encoding="utf-8")
     assert set(STRATEGIES) <= set(quoted(text))
+
+
+def test_every_name_of_the_library_is_on_its_page() -> None:
+    text = (REFERENCE / "api.md").read_text(encoding="utf-8")
+    names = re.findall(r"^::: loradex\.(\w+)$", text, re.MULTILINE)
+    # The errors that have a name of their own are those of the module.
+    errors = {name for name in library.errors.__all__ if hasattr(library, name)}
+    assert sorted(names) == sorted(set(library.__all__) - errors)
 
 
 def test_a_page_without_a_place_for_a_table_is_refused() -> None:
