@@ -132,7 +132,7 @@ def _load_pool_member(
         folder / member_folder(member),
         name=member.adapter,
         digest=next((file.sha256 for file in member.files if file.name.endswith(".safetensors")), None),
-        licence=member.license,
+        license_id=member.license,
         source={"repository": member.repository, "commit": member.commit, "subfolder": member.subfolder},
         without=without,
         purpose=purpose,

@@ -35,7 +35,9 @@ from .folder import (
     WEIGHTS_NAME,
     AdapterFolder,
     is_adapter_folder,
+    read_config,
     read_folder,
+    read_header,
 )
 from .header import DTYPE_BITS, Header, Tensor, header_length, parse_header
 from .licenses import USES, Use, objection
@@ -149,7 +151,9 @@ __all__ = [
     "parse_header",
     "peft_refusals",
     "product_norm",
+    "read_config",
     "read_folder",
+    "read_header",
     "relative_scalings",
     "scaling_pattern",
     "table_with",

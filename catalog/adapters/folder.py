@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalog.adapters.feature import PARTIAL, Feature, beside_the_update
-from catalog.adapters.spec import AdapterConfig, AdapterSpec, lora_modules, parse_config, parse_header
+from catalog.adapters.spec import AdapterConfig, AdapterSpec, Header, lora_modules, parse_config, parse_header
 from catalog.adapters.weights import header_bytes
 from catalog.errors import ConfigError, NotFoundError, WeightsError
 
@@ -41,25 +41,36 @@ def read_folder(path: Path) -> AdapterFolder:
 
     Raises NotFoundError, ConfigError, and WeightsError (of kind no_safetensors, or for a broken header).
     """
-    file, weights = path / CONFIG_NAME, path / WEIGHTS_NAME
-    if not file.is_file():
+    if not is_adapter_folder(path):
         raise NotFoundError(f"{path} holds no {CONFIG_NAME}; name the folder of one adapter.")
-    try:
-        if file.stat().st_size > MOST_CONFIG:
-            raise ConfigError(
-                "too_large", f"{CONFIG_NAME} has more than {MOST_CONFIG:,} bytes, and is none of PEFT"
-            )
-        config = parse_config(file.read_bytes())
-    except ConfigError as error:
-        raise ConfigError(error.kind, f"{path} cannot be read: {error}.") from error
-    except OSError as error:
-        raise ConfigError("unreadable", f"{file} cannot be read: {error.strerror}.") from error
+    config, weights = read_config(path, f"{path} cannot be read"), path / WEIGHTS_NAME
     if not config.is_lora:
         raise ConfigError("not_lora", f"{path} holds a {config.peft_type} adapter; only LoRA is understood.")
     if not weights.is_file():
         raise WeightsError("no_safetensors", f"{path} has no {WEIGHTS_NAME}; pickles are never opened.")
-    try:
-        header = parse_header(header_bytes(weights), weights.stat().st_size)
-    except WeightsError as error:
-        raise WeightsError(error.kind, f"{path} cannot be read: {error}.") from error
+    header = read_header(weights, f"{path} cannot be read")
     return AdapterFolder(path, config, weights, lora_modules(header, config))
+
+
+def read_config(folder: Path, refusal: str) -> AdapterConfig:
+    """The configuration in a folder that holds one; raises ConfigError, which begins with `refusal`."""
+    try:
+        with (folder / CONFIG_NAME).open("rb") as file:
+            data = file.read(MOST_CONFIG + 1)
+        if len(data) > MOST_CONFIG:
+            raise ConfigError(
+                "too_large", f"{CONFIG_NAME} has more than {MOST_CONFIG:,} bytes, and is none of PEFT"
+            )
+        return parse_config(data)
+    except ConfigError as error:
+        raise ConfigError(error.kind, f"{refusal}: {error}.") from error
+    except OSError as error:
+        raise ConfigError("unreadable", f"{refusal}: its configuration cannot be read: {error}.") from error
+
+
+def read_header(weights: Path, refusal: str) -> Header:
+    """The header of a safetensors file; raises WeightsError, which begins with `refusal`."""
+    try:
+        return parse_header(header_bytes(weights), weights.stat().st_size)
+    except WeightsError as error:
+        raise WeightsError(error.kind, f"{refusal}: {error}.") from error

@@ -325,7 +325,7 @@ def _member(member: MergeMember) -> dict[str, Any]:
     return {
         "name": member.name,
         "sha256": member.digest or digest_of(member.weights),
-        "license": member.licence,
+        "license": member.license,
         "rank": max(module.rank for module in member.spec.modules),
         **({"source": dict(member.source)} if member.source else {}),
     }

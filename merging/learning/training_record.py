@@ -19,7 +19,7 @@ from merging.model import LoadedBase, Task
 
 RECORD_VERSION = 1
 # Terms of a task's data that are nothing but the name of a licence; the Hub writes them in lower case.
-_LICENCE = re.compile(r"(MIT|Apache-2\.0|CC0-1\.0|CC[ -]BY(-NC)?(-SA|-ND)?[ -][1-4]\.0)")
+_LICENSE = re.compile(r"(MIT|Apache-2\.0|CC0-1\.0|CC[ -]BY(-NC)?(-SA|-ND)?[ -][1-4]\.0)")
 # What may stand in a line of Markdown; texts of strangers lose everything else.
 _STRANGE = re.compile(r"[^\w .,:;()@/+'\"?!%=’‘“”–—-]")
 
@@ -101,7 +101,7 @@ def card(task: Task, document: Mapping[str, Any]) -> str:
         "base_model": document["base_model"],
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "license": _licence(task.license),
+        "license": _license(task.license),
         "datasets": [task.name],
         "tags": ["lora", "loradex"],
     }
@@ -146,8 +146,8 @@ def _edge(courses: Sequence[Course], best: Course) -> str | None:
     return "lowest" if best.learning_rate == rates[0] else "highest"
 
 
-def _licence(terms: str) -> str | None:
-    return terms.lower().replace(" ", "-") if _LICENCE.fullmatch(terms) else None
+def _license(terms: str) -> str | None:
+    return terms.lower().replace(" ", "-") if _LICENSE.fullmatch(terms) else None
 
 
 def _modules(targets: str | Sequence[str]) -> str:

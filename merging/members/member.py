@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from catalog.adapters import (
     CONFIG_NAME,
-    MOST_CONFIG,
     SENTENCES,
     WEIGHTS_NAME,
     AdapterConfig,
@@ -32,17 +31,17 @@ from catalog.adapters import (
     Tensor,
     adapter_names,
     beside_the_update,
-    header_length,
     initial_table,
+    is_adapter_folder,
     layers_to_leave_out,
     lora_modules,
     modules_of_folder,
     modules_of_spelling,
-    parse_config,
-    parse_header,
+    read_config,
+    read_header,
     tensors_beside,
 )
-from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
+from catalog.errors import MergeError, UsageError, WeightsError
 from catalog.files import verified
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class MergeMember:
     spec: AdapterSpec
     places: Mapping[str, tuple[Tensor, Tensor]] = field(hash=False, repr=False)
     start: int
-    licence: str | None = None
+    license: str | None = None
     digest: str | None = None
     source: Mapping[str, str] = field(default_factory=dict, hash=False)
     left_out: tuple[str, ...] = ()
@@ -98,7 +97,7 @@ def load_member(
     *,
     name: str | None = None,
     digest: str | None = None,
-    licence: str | None = None,
+    license_id: str | None = None,
     source: Mapping[str, str] | None = None,
     without: Collection[str] = (),
     purpose: str = "merged",
@@ -116,8 +115,12 @@ def load_member(
     """
     name = name or folder.name
     refusal = f"{name} cannot be {purpose}"
-    config = _config(folder, refusal)
-    header = _header(folder / WEIGHTS_NAME, name, refusal)
+    if not is_adapter_folder(folder):
+        raise UsageError(f"{folder} holds no {CONFIG_NAME}; name a folder that PEFT has written.")
+    config = read_config(folder, refusal)
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise UsageError(f"{name} holds no {WEIGHTS_NAME}; only safetensors files are read.")
+    header = read_header(folder / WEIGHTS_NAME, refusal)
     spare = {tensor for tensor, kind in tensors_beside(header, config).items() if kind in _SPARE}
     left_out = tuple(t.name for t in header.tensors if t.name in spare or _is_of_layers(t.name, without))
     header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in set(left_out)))
@@ -131,7 +134,7 @@ def load_member(
         spec=spec,
         places=_places(header, names),
         start=_PREFIX + header.length,
-        licence=licence or _licence(folder),
+        license=license_id or _license(folder),
         digest=digest,
         source=dict(source or {}),
         left_out=left_out,
@@ -221,33 +224,6 @@ def digest_of(path: Path) -> str:
         return verified.digest_of(path)
     except OSError as error:
         raise WeightsError("unreadable", f"The file {path.name} cannot be read: {error}.") from error
-
-
-def _config(folder: Path, refusal: str) -> AdapterConfig:
-    try:
-        with (folder / CONFIG_NAME).open("rb") as file:
-            data = file.read(MOST_CONFIG + 1)
-    except FileNotFoundError as error:
-        raise UsageError(f"{folder} holds no {CONFIG_NAME}; name a folder that PEFT has written.") from error
-    except OSError as error:
-        raise ConfigError("unreadable", f"{refusal}: its configuration cannot be read: {error}.") from error
-    try:
-        return parse_config(data)
-    except ConfigError as error:
-        raise ConfigError(error.kind, f"{refusal}: {error}.") from error
-
-
-def _header(path: Path, name: str, refusal: str) -> Header:
-    try:
-        with path.open("rb") as file:
-            first = file.read(_PREFIX)
-            return parse_header(first + file.read(header_length(first)), path.stat().st_size)
-    except FileNotFoundError as error:
-        raise UsageError(f"{name} holds no {WEIGHTS_NAME}; only safetensors files are read.") from error
-    except OSError as error:
-        raise WeightsError("unreadable", f"The weights of {name} cannot be read: {error}.") from error
-    except WeightsError as error:
-        raise WeightsError(error.kind, f"{refusal}: {error}.") from error
 
 
 def _refuse_features(refusal: str, purpose: str, config: AdapterConfig, spec: AdapterSpec) -> None:
@@ -426,8 +402,8 @@ def _dtypes() -> Mapping[str, torch.dtype]:
     }
 
 
-def _licence(folder: Path) -> str | None:
-    """The licence that the front matter of the model card names, None where there is none."""
+def _license(folder: Path) -> str | None:
+    """The license that the front matter of the model card names, None where there is none."""
     try:
         with (folder / "README.md").open("rb") as file:
             text = file.read(_MAX_CARD).decode("utf-8", "replace")

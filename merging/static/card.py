@@ -21,11 +21,11 @@ def model_card(members: Sequence[MergeMember], method: MergeMethod, record: Mapp
     Front matter as https://huggingface.co/docs/hub/model-cards has it: `merge` among the tags. The licence is
     named where all members have the same.
     """
-    licences = {member.licence for member in members}
+    licenses = {member.license for member in members}
     front = {
         "base_model": record["base_model"],
         "library_name": "peft",
-        "license": members[0].licence if len(licences) == 1 else None,
+        "license": members[0].license if len(licenses) == 1 else None,
         "tags": ["lora", "merge"],
     }
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items() if value), "---", ""]
@@ -39,8 +39,8 @@ def model_card(members: Sequence[MergeMember], method: MergeMethod, record: Mapp
     lines += [f"* seed = {record['seed']}", ""] if record["parameters"] else []
     lines += ["| member | weight | rank | licence |", "|---|---|---|---|"]
     for entry in record["members"]:
-        licence = _plain(entry["licence"] or "not named")
-        lines.append(f"| {_plain(entry['name'])} | {entry['weight']:.6g} | {entry['rank']} | {licence} |")
+        license_id = _plain(entry["license"] or "not named")
+        lines.append(f"| {_plain(entry['name'])} | {entry['weight']:.6g} | {entry['rank']} | {license_id} |")
     lines += [
         f"\nLeft out of {_plain(entry['name'])}: {_plain(', '.join(entry['left_out']))}."
         for entry in record["members"]

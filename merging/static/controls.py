@@ -154,7 +154,7 @@ def _stand_in(
         out,
         name=f"{member.name}:{kind}:{seed}",
         digest=weights,
-        licence=member.licence,
+        license_id=member.license,
         source={**member.source, "control": kind, "seed": str(seed), "of": member.name, "of_sha256": digest},
         base=member.base,
     )

@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from catalog.adapters import BaseModules, Header, LoraModule, Tensor, header_length, load_json, parse_header
+from catalog.adapters import BaseModules, Header, LoraModule, Tensor, load_json, read_header
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from merging.members import (
     MERGE_RECORD,
@@ -182,14 +182,7 @@ def _shards(base: Path) -> tuple[str, ...]:
 
 
 def _header(path: Path) -> Header:
-    try:
-        with path.open("rb") as file:
-            first = file.read(_PREFIX)
-            return parse_header(first + file.read(header_length(first)), path.stat().st_size)
-    except WeightsError as error:
-        raise WeightsError(error.kind, f"The base's shard {path.name} cannot be used: {error}.") from error
-    except OSError as error:
-        raise WeightsError("unreadable", f"The base's shard {path.name} cannot be read: {error}.") from error
+    return read_header(path, f"The base's shard {path.name} cannot be used")
 
 
 def _changes(

@@ -305,7 +305,7 @@ def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any
             "weight": weight,
             "rank": max(module.rank for module in member.spec.modules),
             "modules": len(member.spec.modules),
-            "licence": member.licence,
+            "license": member.license,
             "sha256": digest,
             **({"source": dict(member.source)} if member.source else {}),
             **({"left_out": list(member.left_out)} if member.left_out else {}),

@@ -320,11 +320,11 @@ def test_a_stack_holds_every_update_at_any_mix_of_ranks_scalings_and_modules(tmp
 
 def test_the_licence_is_the_one_of_the_front_matter(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a")
-    assert load_member(folder).licence is None
+    assert load_member(folder).license is None
     (folder / "README.md").write_text("---\nlicense: 'Apache-2.0'\n---\nlicense: mit\n")
-    assert load_member(folder).licence == "apache-2.0"
+    assert load_member(folder).license == "apache-2.0"
     (folder / "README.md").write_text("---\ntags: []\n---\nlicense: mit\n")
-    assert load_member(folder).licence is None
+    assert load_member(folder).license is None
 
 
 def test_the_digest_of_a_missing_file_is_an_error_of_ours(tmp_path: Path) -> None:

@@ -553,7 +553,7 @@ def test_all_linear_layers_are_named_shortly(folder: Path, tmp_path: Path) -> No
 def test_the_card_says_what_was_measured(folder: Path, tmp_path: Path) -> None:
     report = quick(folder, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert load_member(tmp_path / "out").licence == "cc0-1.0"
+    assert load_member(tmp_path / "out").license == "cc0-1.0"
     assert text.startswith('---\nbase_model: "tests/tiny-llama"\nlibrary_name: "peft"\n')
     assert f"| base model alone | {report.record['valid_loss_before']:.4f} |" in text
     assert f"| with this adapter | {report.valid_loss:.4f} |" in text
@@ -575,7 +575,7 @@ def test_a_licence_is_named_where_it_is_one(terms: str, licence: str | None, tmp
     document = json.loads((where / "task.json").read_text()) | {"license": terms, "source": "x`\n# Pat's <b>"}
     (where / "task.json").write_text(json.dumps(document))
     quick(where, tmp_path / "out", steps=1)
-    assert load_member(tmp_path / "out").licence == licence
+    assert load_member(tmp_path / "out").license == licence
     text = (tmp_path / "out" / "README.md").read_text()
     assert ("\nlicense:" in text) == (licence is not None)
     assert "* Data: x? ? Pat's ?b?\n" in text
