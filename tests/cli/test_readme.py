@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,30 @@ def test_every_example_is_a_command_that_parses(line: str) -> None:
         assert result is not None, words[0]
         command, words = result, words[1:]
     assert words == []
+
+
+def _calls() -> Iterator[tuple[str, ast.Call]]:
+    """Every call `loradex.…(…)` or `catalog.…(…)` in a Python block of a document."""
+    for page in PAGES:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for node in ast.walk(ast.parse(block)):
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and isinstance(node.func.value, ast.Name)
+                    and node.func.value.id in ("loradex", "catalog")
+                ):
+                    yield f"{page.name}: {ast.unparse(node)}", node
+
+
+@pytest.mark.parametrize("call", [pytest.param(call, id=name) for name, call in _calls()])
+def test_every_example_in_python_is_a_call_that_the_library_takes(call: ast.Call) -> None:
+    assert isinstance(call.func, ast.Attribute)
+    assert isinstance(call.func.value, ast.Name)
+    owner = library if call.func.value.id == "loradex" else library.Catalog
+    signature = inspect.signature(getattr(owner, call.func.attr))
+    instance = [] if owner is library else [None]
+    signature.bind(*instance, *call.args, **{str(word.arg): word.value for word in call.keywords})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
