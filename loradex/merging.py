@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from catalog.pools import Manifest
     from loradex.catalog import Catalog
     from merging.members import MergeMember
-    from merging.static import FoldReport, MergeReport, Plan, Price
-    from merging.static.inspection import Inspection
+    from merging.static import FoldReport, Inspection, MergeReport, Plan, Price
 
 
 @dataclass(frozen=True)

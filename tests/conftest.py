@@ -23,8 +23,7 @@ import hypothesis
 import pytest
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 
-from catalog import database
-from catalog.database import make_engine
+from catalog.database import make_engine, opening
 
 SAMPLE_HUB = Path(__file__).parents[1] / "data" / "sample_hub"
 CLOSED_DOOR = "http://127.0.0.1:9"
@@ -210,7 +209,7 @@ def _execute(engine: Engine, *statements: str) -> None:
 
 def _upgraded(url: str) -> None:
     engine = make_engine(url)
-    database.upgrade(engine)
+    opening.upgrade(engine)
     engine.dispose()
 
 

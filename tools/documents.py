@@ -7,6 +7,7 @@ compares. The reports of studies and what docs/results quotes of them are writte
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -26,6 +27,7 @@ HELP = DOCS / "reference" / "commands.md"
 REASONS = DOCS / "reference" / "reasons.md"
 FILTERS = DOCS / "reference" / "filters.md"
 MERGING = DOCS / "reference" / "merging.md"
+ARCHITECTURE = DOCS / "architecture.md"
 
 
 def paths(command: click.Command = loradex, name: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -122,11 +124,26 @@ def method_table() -> str:
     return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
 
 
+def layer_drawing() -> str:
+    """The levels of the rooms and of the packages in each, from top to bottom, by the import contracts."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    lines = ["```"]
+    for contract in project["tool"]["importlinter"]["contracts"]:
+        if contract["type"] == "layers":
+            lines += [contract.get("containers", ["rooms"])[0], *map(_level, contract["layers"]), ""]
+    return "\n".join([*lines[:-1], "```"])
+
+
+def _level(layer: str) -> str:
+    return "    " + " · ".join(name.strip() for name in re.split(r"[|:]", layer))
+
+
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     HELP: {"commands": command_table, "help": help_sections},
     REASONS: {"reasons": reason_table},
     FILTERS: {"fields": field_table},
     MERGING: {"methods": method_table},
+    ARCHITECTURE: {"levels": layer_drawing},
 }
 
 

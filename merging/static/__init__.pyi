@@ -2,12 +2,14 @@ from . import inspection
 from .controls import KINDS, stand_ins
 from .costs import Price, price
 from .folding import FoldReport, apply_to, refuse_misfits, refuse_unfoldable
+from .inspection import Inspection
 from .merger import MergeReport, ModuleReport, carry_out, merge, totals, works, write_updates
 from .plans import Plan, plan
 
 __all__ = [
     "KINDS",
     "FoldReport",
+    "Inspection",
     "MergeReport",
     "ModuleReport",
     "Plan",

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine, text
 
-from catalog import database
+from catalog.database import opening
 from cli.main import loradex
 
 ROOT = Path(__file__).parents[2]
@@ -28,14 +28,14 @@ def test_upgrade_makes_the_catalog_and_says_so(empty_url: str) -> None:
     assert run(empty_url, "db", "check").exit_code == 1
     first = run(empty_url, "db", "upgrade")
     assert (first.exit_code, first.stdout) == (0, "")
-    assert first.stderr == f"schema none -> {database.head()}\n"
-    assert run(empty_url, "db", "upgrade").stderr == f"schema {database.head()}, as before\n"
-    assert run(empty_url, "db", "check").stderr == f"schema {database.head()}, the newest\n"
+    assert first.stderr == f"schema none -> {opening.head()}\n"
+    assert run(empty_url, "db", "upgrade").stderr == f"schema {opening.head()}, as before\n"
+    assert run(empty_url, "db", "check").stderr == f"schema {opening.head()}, the newest\n"
     assert run(empty_url, "-q", "db", "check").stderr == ""
 
 
 def test_upgrade_waits_for_nobody(catalog_url: str, engine: Engine) -> None:
-    with database.writer_lock(engine):
+    with opening.writer_lock(engine):
         result = run(catalog_url, "db", "upgrade")
     assert result.exit_code == 1
     assert "another process is writing" in result.stderr
@@ -43,7 +43,7 @@ def test_upgrade_waits_for_nobody(catalog_url: str, engine: Engine) -> None:
 
 def test_a_newer_catalog(catalog_url: str, engine: Engine) -> None:
     with engine.begin() as connection:
-        connection.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = 'future'"))
+        connection.execute(text(f"UPDATE {opening.VERSION_TABLE} SET version_num = 'future'"))
     for command in ("check", "upgrade"):
         result = run(catalog_url, "db", command)
         assert result.exit_code == 1
@@ -56,7 +56,7 @@ def test_a_newer_catalog(catalog_url: str, engine: Engine) -> None:
 def test_info(catalog_url: str) -> None:
     result = run(catalog_url, "db", "info", "--json")
     document = json.loads(result.stdout)
-    assert document["revision"] == document["head"] == database.head()
+    assert document["revision"] == document["head"] == opening.head()
     assert document["rows"]["adapter"] == 0
     assert document["dialect"] == catalog_url.split("+")[0].split(":")[0]
     assert result.stderr == ""

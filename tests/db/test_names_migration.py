@@ -14,7 +14,6 @@ from safetensors.numpy import save
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from catalog import database
 from catalog.adapters import (
     AdapterRecord,
     DocumentRecord,
@@ -24,7 +23,7 @@ from catalog.adapters import (
     parse_config,
     scaling_pattern,
 )
-from catalog.database import store
+from catalog.database import opening, store
 from catalog.fingerprints import DELTA_SIZE, OUTPUT_SIZE
 from catalog.search.likeness import adapters_with_fingerprint
 from tests.db import rows
@@ -95,13 +94,13 @@ def before(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
     broken = result["unreadable"].weights
     assert broken is not None
     result["unreadable"] = replace(result["unreadable"], weights=replace(broken, header=b"\x00\xff"))
-    database.downgrade(engine, "0004")
+    opening.downgrade(engine, "0004")
     fill(engine, result)
     return rows.dump(engine)
 
 
 def test_no_row_is_lost_and_no_fingerprint_changes(engine: Engine, before: dict[str, list[Any]]) -> None:
-    database.upgrade(engine)
+    opening.upgrade(engine)
     after = rows.dump(engine)
     assert {name: len(result) for name, result in after.items()} == {
         n: len(result) for n, result in before.items()
@@ -114,14 +113,14 @@ def test_no_row_is_lost_and_no_fingerprint_changes(engine: Engine, before: dict[
 def test_what_was_made_with_other_names_is_not_paired_and_waits(
     engine: Engine, before: dict[str, list[Any]]
 ) -> None:
-    database.upgrade(engine)
+    opening.upgrade(engine)
     with Session(engine) as session:
         paired = {row.repository.partition("/")[2] for row in adapters_with_fingerprint(session, ())}
         assert paired == {"plain", "outside", "unreadable"}
         assert store.waiting(session, ()) == len(CHANGED) + 1
         missing = {digest for digest, _, _ in store.without_fingerprint(session)}
     assert len(missing) == len(CHANGED)
-    database.downgrade(engine, "0004")
-    database.upgrade(engine)
+    opening.downgrade(engine, "0004")
+    opening.upgrade(engine)
     with Session(engine) as session:
         assert store.waiting(session, ()) == len(CHANGED) + 1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, MetaData, insert, select
 
-from catalog import database
+from catalog.database import opening
 from tests.db import rows
 
 
@@ -19,13 +19,13 @@ def contents(engine: Engine) -> dict[str, list[dict[str, Any]]]:
         return {
             name: [dict(row) for row in connection.execute(select(table)).mappings()]
             for name, table in target.tables.items()
-            if name != database.VERSION_TABLE
+            if name != opening.VERSION_TABLE
         }
 
 
 @pytest.mark.parametrize("revision", ["0002"])
 def test_the_rows_of_an_earlier_catalog_stay(revision: str, empty_engine: Engine) -> None:
-    database.upgrade(empty_engine, revision)
+    opening.upgrade(empty_engine, revision)
     target = MetaData()
     target.reflect(empty_engine)
     with empty_engine.begin() as connection:
@@ -35,8 +35,8 @@ def test_the_rows_of_an_earlier_catalog_stay(revision: str, empty_engine: Engine
                 arguments = {c.name: rows.value(c) for c in table.columns if c.name in names}
                 connection.execute(insert(table).values(arguments))
     before = contents(empty_engine)
-    database.upgrade(empty_engine)
-    database.check(empty_engine)
+    opening.upgrade(empty_engine)
+    opening.check(empty_engine)
     after = contents(empty_engine)
     assert {name: len(result) for name, result in before.items()} == dict.fromkeys(before, 1)
     for name, [row] in before.items():

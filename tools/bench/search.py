@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, insert
 from sqlalchemy.orm import Session
 
-from catalog import database
-from catalog.database import Adapter, BaseModelRow, Repository, make_engine
+from catalog.database import Adapter, BaseModelRow, Repository, make_engine, opening
 from catalog.index import load_embedder
 from catalog.query import Query, parse
 from catalog.search import embed_cards
@@ -79,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measured(place: Path, count: int) -> list[str]:
     """The row of a catalog of so many cards."""
     engine = make_engine(f"sqlite:///{place / 'catalog.db'}")
-    with database.disposing(engine):
-        database.upgrade(engine)
+    with opening.disposing(engine):
+        opening.upgrade(engine)
         fill(engine, count)
         with Session(engine) as session:
             began = time.perf_counter()

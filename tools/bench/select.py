@@ -16,7 +16,6 @@ import numpy as np
 from sqlalchemy import Engine, insert
 from sqlalchemy.orm import Session
 
-from catalog import database
 from catalog.database import (
     Adapter,
     BaseModelRow,
@@ -25,6 +24,7 @@ from catalog.database import (
     Repository,
     WeightsFile,
     make_engine,
+    opening,
 )
 from catalog.files import BlobStore
 from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE
@@ -59,8 +59,8 @@ def measured(place: Path, count: int) -> dict[str, tuple[float, float]]:
     """Seconds of each way on a catalog of so many adapters, and of processor time; the better of two runs."""
     place.mkdir()
     engine = make_engine(f"sqlite:///{place / 'catalog.db'}")
-    with database.disposing(engine):
-        database.upgrade(engine)
+    with opening.disposing(engine):
+        opening.upgrade(engine)
         fill(engine, count)
         random = np.random.default_rng(1)
         item = Subject(
