@@ -14,6 +14,12 @@ from catalog.rules import RULE_SETS
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+# Titles of groups of options that several commands have.
+LEARNING = "Learning"
+MODEL = "Model"
+RESULT = "Result"
+SCORING = "Scoring"
 
 
 class GroupedOption(click.Option):
@@ -79,9 +85,20 @@ samples_option = option(
     show_default=True,
     help="Training examples to use, a fifth of them for validation.",
 )
-device_option = option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+control_option = option(
+    "--control",
+    metavar="KIND",
+    help="Take stand-ins of the members: random-pooled, random-each, random-directions, shuffled-layers or "
+    "permuted-ranks.",
+)
+overwrite_option = option("--overwrite", group=RESULT, is_flag=True, help="Replace what is there.")
+rank_option = option(
+    "--rank", group=RESULT, metavar="R", type=click.IntRange(min=1), help="The largest rank of the result."
+)
+device_option = option("--device", group=MODEL, default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 too_long_option = option(
     "--too-long",
+    group=MODEL,
     type=click.Choice(["error", "skip"]),
     default="error",
     show_default=True,
@@ -89,6 +106,7 @@ too_long_option = option(
 )
 date_option = option(
     "--date",
+    group=MODEL,
     metavar="YYYY-MM-DD",
     type=click.DateTime(["%Y-%m-%d"]),
     callback=_day,

@@ -174,7 +174,7 @@ def _option_of(match: re.Match[str], parameters: Sequence[click.Parameter]) -> s
             continue
         if name == parameter.name or f"--{name.replace('_', '-')}" in parameter.opts:
             flag = max(parameter.opts, key=len)
-            return f"{flag} {value}" if value and value != "True" else flag
+            return f"{flag} {value.strip(chr(34))}" if value and value != "True" else flag
     return match.group()
 
 

@@ -1,45 +1,493 @@
-"""Base models and tasks: what training, adapting and evaluating start from."""
+"""`loradex.train`, `adapt` and `evaluate`: a base model and tasks in, adapters and scores out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import date
+import dataclasses
+import datetime
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from loradex.progress import ProgressCallback, ProgressEvent
+from catalog.adapters import is_adapter_folder, misreadings
+from catalog.errors import LoradexError, MergeError, UsageError
+from catalog.files import replace_file
+from catalog.settings import Settings
+from loradex.members import MemberSource, open_members, settings_of
+from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, Step, reporting
+from loradex.rows import Rows
 
 if TYPE_CHECKING:
-    from merging.model import LoadedBase, Task
+    from loradex.catalog import Catalog
+    from merging.evaluation import Measured, TaskScore
+    from merging.learning import Adaptation, TrainReport
+    from merging.members import MergeMember
+    from merging.model import LoadedBase, Split, Task
+
+    BaseSource = str | Path | LoadedBase
+    TaskSource = str | Path | Task
+
+TooLong = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class AdaptiveRow:
+    """An adaptive merge method, with the settings that it is published with.
+
+    `learner` is what it learns: "none", "coefficients" by gradients, "candidates" by trials, or "routing".
+    `rate` is its learning rate, `steps` its number of steps or trials. `factors` are trained too, `alone`
+    only the target takes part, and `folds` is whether the result is one adapter.
+    """
+
+    method: str
+    summary: str
+    paper: str
+    learner: str
+    granularity: str
+    activation: str
+    init: str
+    rate: float
+    steps: int
+    objective: str
+    factors: bool
+    alone: bool
+    folds: bool
+
+
+def adaptive_methods() -> Rows[AdaptiveRow]:
+    """The methods of `adapt`, with their settings and where they come from.
+
+    Example:
+        >>> "recycling" in [row.method for row in loradex.adaptive_methods()]
+        True
+    """
+    from merging.learning import ADAPTIVE
+
+    rows = (
+        AdaptiveRow(row.name, **{name: value for name, value in asdict(row).items() if name != "name"})
+        for row in ADAPTIVE.values()
+    )
+    return Rows(rows, AdaptiveRow)
+
+
+def load_task(name: str | Path, folder: str | Path | None = None) -> Task:
+    """The task in the folder `name`, or of that name below `folder`.
+
+    A task is a folder with task.json (name, instruction, metric, choices) and the examples train.jsonl,
+    valid.jsonl and test.jsonl.
+
+    Raises:
+        NotFoundError: There is no such task; the names below `folder` are listed.
+        UsageError: A file of the task is not valid.
+
+    Example:
+        >>> loradex.load_task("tasks/mine").metric
+        'accuracy'
+    """
+    from merging.model import find_task
+
+    return find_task(str(name), None if folder is None else Path(folder))
+
+
+def load_tasks(names: Sequence[str | Path], folder: str | Path | None = None) -> list[Task]:
+    """The tasks of these names or in these folders; ["all"] are all tasks below `folder`.
+
+    Raises what `load_task` raises.
+    """
+    from merging.model import TASK_NAME
+
+    if folder is not None and list(names) == ["all"]:
+        names = sorted(path.parent.name for path in Path(folder).glob(f"*/{TASK_NAME}"))
+    return [load_task(name, folder) for name in names]
+
+
+def load_base(
+    base: str | Path,
+    *,
+    device: str = "cpu",
+    date: datetime.date | None = None,
+    catalog: Catalog | Settings | None = None,
+    progress: ProgressOption = False,
+) -> LoadedBase:
+    """A base model in memory, for several calls of `train`, `adapt` and `evaluate`.
+
+    Args:
+        base: A folder, an id on the Hub, or the id of a model that is kept in the data folder of `catalog`.
+        device: "cpu" (float32), or "cuda" or "cuda:N" (bfloat16).
+        date: The day that chat templates name in prompts; 2024-07-26 by default.
+        catalog: Whose data folder holds base models, and what was found of their way of reading.
+        progress: See `loradex.progress`.
+
+    Raises:
+        NotFoundError: There is no such model.
+        UsageError: The model is not a causal language model, or the device is not there.
+        MemoryLimitError: The model does not fit into the memory of the device.
+    """
+    with reporting(progress) as report:
+        return _as_model(base, catalog, device, date, report)
+
+
+def train(
+    base: BaseSource,
+    task: TaskSource,
+    *,
+    out: str | Path,
+    rank: int = 16,
+    alpha: float | None = None,
+    learning_rates: Sequence[float] | None = None,
+    steps: int = 100,
+    batch: int = 8,
+    samples: int = 100,
+    targets: str | Sequence[str] = "all-linear",
+    dropout: float = 0.0,
+    variant: str = "lora",
+    evaluate_every: int = 10,
+    patience: int = 20,
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    seed: int = 0,
+    too_long: TooLong = "error",
+    date: datetime.date | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    catalog: Catalog | Settings | None = None,
+    progress: ProgressOption = False,
+) -> TrainReport:
+    """A new LoRA of a base model, trained on a task: the baseline that every merge is compared with.
+
+    Each learning rate is trained from the same start, and the adapter with the lowest loss on the validation
+    examples is written.
+
+    Args:
+        base: As for `load_base`, or what that returned.
+        task: A task, or its folder.
+        out: The folder to write. It appears complete or not at all.
+        rank: The rank r of the factors A (r x in) and B (out x r).
+        alpha: Updates are scaled by alpha / rank; by default the rank, a scaling of 1.
+        learning_rates: Rates to try; by default four around what the rank needs.
+        steps: Steps of each rate.
+        batch: Examples of a step.
+        samples: Training examples to draw from the task, a fifth of them for validation.
+        targets: Names of modules, such as ["q_proj", "v_proj"], or "all-linear".
+        dropout: Of the inputs of A, from 0 to 1.
+        variant: "lora", "rslora", "dora", "pissa", "olora", "lora-ga", "gaussian", "orthogonal", "mica",
+            "loraplus" or "lora-fa".
+        evaluate_every: Steps between two validations.
+        patience: Validations without a new best that end a rate.
+        dtype: In which the adapter is stored.
+        seed: Of the examples that are drawn, the start and the order.
+        too_long: "error", or "skip" to leave out and count examples that are longer than the model reads.
+        date, device, catalog: As for `load_base`.
+        overwrite: Replace the training that is in `out`.
+        progress: See `loradex.progress`.
+
+    Returns:
+        The folder, the record that train.json holds, and `notes`: sentences on what is unusual.
+
+    Raises:
+        UsageError: An argument is not valid, or examples are too long.
+        NotFoundError: There is no such model or task.
+        EvaluationError: No rate has a finite loss, or the work does not fit into memory.
+        StorageError: The disk refuses.
+
+    Writes:
+        What PEFT loads, train.json with every rate and loss, and a model card. The same call after an
+        interruption continues with the rates that are missing.
+
+    Example:
+        >>> report = loradex.train("HuggingFaceTB/SmolLM2-135M-Instruct", "tasks/mine", rank=8, out="mine")
+        >>> report.valid_loss < report.record["valid_loss_before"]
+        True
+    """
+    from merging.learning import train as train_adapter
+    from merging.model import budget
+
+    loaded_task = _as_task(task)
+    drawn = budget(loaded_task, samples, seed=seed)
+    with reporting(progress) as report:
+        model = _as_model(base, catalog, device, date, report)
+        trained = train_adapter(
+            model,
+            loaded_task,
+            drawn,
+            Path(out),
+            rank=rank,
+            alpha=alpha,
+            targets=targets,
+            learning_rates=learning_rates,
+            steps=steps,
+            batch=batch,
+            dropout=dropout,
+            variant=variant,
+            seed=seed,
+            evaluate_every=evaluate_every,
+            patience=patience,
+            dtype=dtype,
+            too_long=too_long,
+            overwrite=overwrite,
+            progress=Step(report, "training").working,
+        )
+        notes = _report_notes(report, [*prompt_notes(trained.record), *_training_notes(trained.record)])
+    return dataclasses.replace(trained, notes=notes)
+
+
+@dataclass(frozen=True)
+class AdaptReport:
+    """What `adapt` has learned, and the adapter that it has written.
+
+    `record` is what adapt.json holds, with the validation losses (nats a token) before and after. `folder` is
+    None where nothing was to be written, or the result is not an adapter, which `problem` then explains.
+    `score` is the measured score on `split`, where that was asked for.
+    """
+
+    folder: Path | None
+    record: Mapping[str, Any]
+    misread: tuple[str, ...] = ()
+    split: str | None = None
+    score: Measured | None = None
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The report as plain values, as the command prints it."""
+        document = dict(self.record)
+        if self.folder is not None:
+            document |= {"folder": str(self.folder), "misread": self.misread}
+        if self.score is not None:
+            document["score"] = {"split": self.split, **self.score.document()}
+        return document
+
+
+def adapt(
+    members: MemberSource,
+    base: BaseSource,
+    task: TaskSource,
+    *,
+    out: str | Path | None = None,
+    method: str = "recycling",
+    target: str | Path | None = None,
+    control: str | None = None,
+    samples: int = 100,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    batch: int = 8,
+    rank: int | None = None,
+    seed: int = 0,
+    split: Literal["valid", "test"] | None = None,
+    limit: int | None = None,
+    too_long: TooLong = "error",
+    date: datetime.date | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    catalog: Catalog | Settings | None = None,
+    progress: ProgressOption = False,
+) -> AdaptReport:
+    """One adapter out of many, by how much of each a task's examples want.
+
+    Args:
+        members: As for `merge`; may be empty where `target` is given.
+        base: As for `load_base`, or what that returned.
+        task: A task, or its folder.
+        out: The folder to write. It appears complete or not at all; None writes nothing.
+        method: A row of `adaptive_methods()`.
+        target: The folder of an adapter that was trained on the task; it is the first member.
+        control: Stand-ins in place of the members, as for `merge`. They are kept in the data folder of
+        `catalog`.
+        samples: Training examples to draw from the task, a fifth of them for validation.
+        steps: Steps or trials; by default those of the method.
+        learning_rate: By default that of the method.
+        batch: Examples of a step.
+        rank: The largest rank of what is written.
+        seed: Of the examples that are drawn, and of the method.
+        split: "valid" or "test": also score the result on these examples.
+        limit: The largest number of examples to score.
+        too_long, date, device, catalog: As for `train`.
+        overwrite: Replace what is in `out`.
+        progress: See `loradex.progress`.
+
+    Raises:
+        UsageError: An argument is not valid, or neither `out` nor `split` is given.
+        MergeError: The members do not fit each other or the base.
+        NotFoundError: There is no such model, task or pool.
+        EvaluationError: The loss is not finite, or the work does not fit into memory.
+        StorageError: The disk refuses.
+
+    Writes:
+        What PEFT loads, adapt.json (members, coefficients, course) and a model card.
+
+    Example:
+        >>> report = loradex.adapt(["first", "second"], "base", "tasks/mine", out="adapted")
+        >>> report.record["valid_loss"] <= report.record["valid_before"]
+        True
+    """
+    from merging.learning import ADAPT_RECORD, find_adaptive
+    from merging.learning import adapt as learn
+    from merging.members import load_member, refuse_existing
+    from merging.model import budget
+
+    if out is None and split is None:
+        raise UsageError("Say where the adapter goes (`out`), or what to score it on (`split`).")
+    row = find_adaptive(method)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        if not row.folds:
+            raise UsageError(f"{row.name} makes no adapter; leave out `out` and give `split`.")
+        refuse_existing(folder, overwrite, ADAPT_RECORD)
+    loaded_task = _as_task(task)
+    drawn = budget(loaded_task, samples, seed=seed)
+    with (
+        reporting(progress) as report,
+        _open_pool(members, catalog, "adapted", report) as opened,
+    ):
+        if control:
+            opened = _stand_ins(opened, control, seed, str(getattr(base, "name", base)), catalog)
+        model = _as_model(base, catalog, device, date, report)
+        first = load_member(Path(target), purpose="adapted") if target else None
+        adaptation = learn(
+            model,
+            opened,
+            loaded_task,
+            drawn,
+            method,
+            target=first,
+            steps=steps,
+            rate=learning_rate,
+            batch=batch,
+            seed=seed,
+            too_long=too_long,
+            progress=Step(report, "adapting").working,
+        )
+        written = _write_adaptation(adaptation, folder, rank, model.name, overwrite)
+        if split is not None:
+            score = _score(adaptation, model, written.folder, loaded_task, split, limit, too_long)
+            written = dataclasses.replace(written, split=split, score=score)
+        return dataclasses.replace(written, notes=_report_notes(report, prompt_notes(adaptation.record)))
+
+
+class TaskScores(Rows["TaskScore"]):
+    """Scores of adapters on tasks; `failures` are the errors of adapters that cannot be put on the base."""
+
+    def __init__(
+        self, scores: Iterable[TaskScore], failures: Iterable[LoradexError], notes: Sequence[str]
+    ) -> None:
+        from merging.evaluation import TaskScore
+
+        super().__init__(scores, TaskScore, notes)
+        self.failures = tuple(failures)
+
+    def document(self) -> dict[str, Any]:
+        """The scores as scores.json has them, which `Catalog.import_scores` reads."""
+        return {"scores": [score.document() for score in self]}
+
+
+def evaluate(
+    base: BaseSource,
+    tasks: TaskSource | Sequence[TaskSource],
+    adapters: str | Path | Sequence[str | Path] = (),
+    *,
+    pool: MemberSource | None = None,
+    split: Split = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    without_base: bool = False,
+    out: str | Path | None = None,
+    log: str | Path | None = None,
+    too_long: TooLong = "error",
+    date: datetime.date | None = None,
+    device: str = "cpu",
+    catalog: Catalog | Settings | None = None,
+    progress: ProgressOption = False,
+) -> TaskScores:
+    """The scores of a base model, of adapters and of the members of a pool on tasks, each alone.
+
+    Accuracy takes the choice of the highest likelihood, exact match the greedy answer.
+
+    Args:
+        base: As for `load_base`, or what that returned.
+        tasks: Tasks, or their folders.
+        adapters: Folders of adapters.
+        pool: A pool, as for `merge`.
+        split: "train", "valid" or "test".
+        limit: The largest number of examples of each task.
+        seed: Of the draw of these examples.
+        without_base: Leave out the base model alone.
+        out: The file scores.json to write.
+        log: A file with one line a score, written as it is measured; a call that was stopped continues from
+        it. too_long, date, device, catalog: As for `train`.
+        progress: See `loradex.progress`.
+
+    Returns:
+        One row a score, with its value (0 to 1), the number of examples and the loss (nats a token); adapters
+        that cannot be put on the base are in `failures`, and what is unusual is in `notes`.
+
+    Raises:
+        UsageError: An argument is not valid, a folder is not an adapter, or examples are too long.
+        NotFoundError: There is no such model, task or pool.
+        StorageError: The log or the file cannot be written.
+
+    Example:
+        >>> scores = loradex.evaluate("base", ["tasks/mine"], ["merged"])
+        >>> [(row.adapter, row.n) for row in scores]
+        [('base', 100), ('merged', 100)]
+    """
+    from merging.evaluation import scores as evaluation
+    from merging.model import Task
+
+    sources = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
+    folders = [adapters] if isinstance(adapters, (str, Path)) else list(adapters)
+    alone = _load_adapters(folders)
+    scores: list[TaskScore] = []
+    failures: list[LoradexError] = []
+    with (
+        reporting(progress) as report,
+        _open_pool(pool or (), catalog, "evaluated", report) as opened,
+    ):
+        loaded_tasks = [_as_task(source) for source in sources]
+        model = _as_model(base, catalog, device, date, report)
+        for score in evaluation.evaluate(
+            model,
+            [*opened, *alone],
+            loaded_tasks,
+            split=split,
+            limit=limit,
+            seed=seed,
+            log=None if log is None else Path(log),
+            with_base=not without_base,
+            too_long=too_long,
+            progress=Step(report, "scoring").working,
+        ):
+            if isinstance(score, LoradexError):
+                failures.append(score)
+            else:
+                scores.append(score)
+        notes = [f"left out: {failure}" for failure in failures] + _score_notes(scores)
+        rows = TaskScores(scores, failures, _report_notes(report, notes))
+    if out is not None:
+        _write_document(Path(out), rows.document())
+    return rows
 
 
 def open_base(
-    base: str, *, bases: Path, device: str, day: date | None, report: ProgressCallback
+    base: str, *, bases: Path | None, device: str, day: datetime.date | None, report: ProgressCallback
 ) -> LoadedBase:
     """The base model on the device; its chat template names the day, or 2024-07-26 where that is None.
 
     `base` is a folder, an id on the Hub, or an id that is kept in the folder `bases`.
     """
-    from merging.model import DATE, load_base
+    from merging.model import DATE
+    from merging.model import load_base as load
 
     report(ProgressEvent("loading", note=f"loading {base}"))
-    return load_base(base, bases=bases, device=device, date=day or DATE)
-
-
-def find_tasks(names: Sequence[str], folder: Path | None) -> list[Task]:
-    """The tasks of these names, or in these folders; ["all"] is every task in the folder."""
-    from merging.model import TASK_NAME, find_task
-
-    if folder is not None and list(names) == ["all"]:
-        names = sorted(path.parent.name for path in folder.glob(f"*/{TASK_NAME}"))
-    return [find_task(name, folder) for name in names]
+    return load(base, bases=bases, device=device, date=day or DATE)
 
 
 def prompt_notes(record: Mapping[str, object]) -> list[str]:
     """Sentences on what a record (train.json, adapt.json, a score) states about unusual prompts."""
     notes = []
     if record.get("date"):
-        notes.append(f"the prompts say the date {record['date']}, whatever the day is; --date sets another")
+        notes.append(f"the prompts say the date {record['date']}, whatever the day is; `date` sets another")
     if record.get("plain"):
         notes.append(
             "prompts are read one by one where a tree of them would be wrong for this model (a short window "
@@ -48,3 +496,137 @@ def prompt_notes(record: Mapping[str, object]) -> list[str]:
     if record.get("left_out"):
         notes.append(f"examples longer than the model reads, left out: {record['left_out']}")
     return notes
+
+
+def _training_notes(record: Mapping[str, Any]) -> list[str]:
+    """Sentences on modules that were not trained, and on a best rate at the end of those tried."""
+    notes = []
+    if skipped := record.get("untrained"):
+        notes.append(f"not trained: {', '.join(skipped)}, which all-linear leaves out in this model")
+    if edge := record["edge"]:
+        side = {"lowest": "lower", "highest": "higher"}[edge]
+        notes.append(f"the best rate is the {edge} tried; `learning_rates` with {side} ones may do better")
+    return notes
+
+
+def _score_notes(scores: Sequence[TaskScore]) -> list[str]:
+    """What is unusual about scores, each sentence once; the rows themselves count examples left out."""
+    records = [{**score.document(), "left_out": 0} for score in scores]
+    return list(dict.fromkeys(note for record in records for note in prompt_notes(record)))
+
+
+def _report_notes(report: ProgressCallback, notes: Sequence[str]) -> tuple[str, ...]:
+    for note in notes:
+        report(ProgressEvent("notes", note=note))
+    return tuple(notes)
+
+
+def _as_task(source: TaskSource) -> Task:
+    return load_task(source) if isinstance(source, (str, Path)) else source
+
+
+def _as_model(
+    source: BaseSource,
+    catalog: Catalog | Settings | None,
+    device: str,
+    day: datetime.date | None,
+    report: ProgressCallback,
+) -> LoadedBase:
+    if not isinstance(source, (str, Path)):
+        return source
+    settings = settings_of(catalog)
+    return open_base(
+        str(source), bases=settings.bases if settings else None, device=device, day=day, report=report
+    )
+
+
+@contextmanager
+def _open_pool(
+    source: MemberSource, catalog: Catalog | Settings | None, purpose: str, report: ProgressCallback
+) -> Iterator[Sequence[MergeMember]]:
+    """The members of a source, none for an empty one, for as long as the block runs."""
+    if not isinstance(source, (str, Path)) and not source:
+        yield ()
+        return
+    with open_members(source, settings=settings_of(catalog), report=report, purpose=purpose) as opened:
+        yield opened.members
+
+
+def _stand_ins(
+    members: Sequence[MergeMember], control: str, seed: int, base: str, catalog: Catalog | Settings | None
+) -> Sequence[MergeMember]:
+    """Stand-ins below the data folder, made once for the same members, kind and seed."""
+    from merging.members import digest_of
+    from merging.static import stand_ins
+
+    settings = settings_of(catalog)
+    if settings is None:
+        raise UsageError("Stand-ins are kept in a data folder; give a `catalog`.")
+    digests = " ".join(member.digest or digest_of(member.weights) for member in members)
+    name = hashlib.sha256(digests.encode()).hexdigest()[:12]
+    return stand_ins(
+        members, control, settings.data / "controls" / f"{name}-{control}-{seed}", seed, base=base
+    )
+
+
+def _write_adaptation(
+    adaptation: Adaptation, out: Path | None, rank: int | None, base: str, overwrite: bool
+) -> AdaptReport:
+    """The report of an adaptation, which is written to `out` where that is given and possible."""
+    losses = {"valid_before": adaptation.valid_before, "valid_loss": adaptation.valid_loss}
+    report = AdaptReport(None, {**losses, **adaptation.record})
+    if out is None:
+        return report
+    try:
+        combined = adaptation.write(out, rank=rank, base=base, overwrite=overwrite)
+    except MergeError as error:
+        return dataclasses.replace(report, problem=str(error))
+    ranks = {module.rank for module in combined.modules.values()}
+    return dataclasses.replace(report, folder=combined.folder, misread=tuple(misreadings(ranks)))
+
+
+def _score(
+    adaptation: Adaptation,
+    base: LoadedBase,
+    folder: Path | None,
+    task: Task,
+    split: Split,
+    limit: int | None,
+    too_long: TooLong,
+) -> Measured:
+    """The score of what was written, or of what was learned where nothing was."""
+    from merging.evaluation import measure
+    from merging.live import LiveStack
+    from merging.members import load_member
+    from merging.model import draw
+
+    stack = None if folder is None else LiveStack(base.model, [load_member(folder)])
+    with adaptation.apply() if stack is None else stack.attach():
+        return measure(base, task, draw(task, split, limit), too_long)
+
+
+def _load_adapters(folders: Sequence[str | Path]) -> list[MergeMember]:
+    """The adapters in folders, by the folder's name, or its whole path where two have the same name."""
+    from merging.evaluation import BASE
+    from merging.members import load_member
+
+    if wrong := next((name for name in folders if not is_adapter_folder(Path(name))), None):
+        raise UsageError(f"{wrong} is not a folder of an adapter; name a folder that PEFT has written.")
+    places = [Path(name).resolve() for name in folders]
+    short = [place.name for place in places]
+    names = [place.name if short.count(place.name) == 1 else str(place) for place in places]
+    if BASE in names:
+        raise UsageError(f"An adapter called {BASE} would be taken for the base model; rename its folder.")
+    return [
+        load_member(place, name=name, purpose="evaluated") for place, name in zip(places, names, strict=True)
+    ]
+
+
+def _write_document(out: Path, document: Mapping[str, Any]) -> None:
+    from merging.members import storage
+
+    text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with storage(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(out) as new:
+            new.write_text(f"{text}\n", encoding="utf-8")

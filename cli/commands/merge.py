@@ -12,7 +12,19 @@ import click
 import loradex
 from catalog.errors import UsageError
 from cli.app import App, pass_app
-from cli.options import FOLDER, Command, Decorated, base_name, device_option, option, split_names
+from cli.options import (
+    FOLDER,
+    RESULT,
+    Command,
+    Decorated,
+    base_name,
+    control_option,
+    device_option,
+    option,
+    overwrite_option,
+    rank_option,
+    split_names,
+)
 from cli.output import Column, labelled, output_options, table
 
 METHODS = (
@@ -53,7 +65,6 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str | Non
 
 members_argument = click.argument("members", nargs=-1, required=True, metavar="POOL|DIR…")
 _MEMBERS = "Members"
-_RESULT = "Result"
 
 
 def weights_option(default: str) -> Callable[[Decorated], Decorated]:
@@ -85,27 +96,19 @@ merge_base_option = option(
 @weights_option("1/N or 1 each, as `methods` says")
 @without_option
 @merge_base_option
-@option(
-    "--control",
-    group=_MEMBERS,
-    metavar="KIND",
-    help="Merge stand-ins of the members: random-pooled, random-each, random-directions, shuffled-layers "
-    "or permuted-ranks.",
-)
-@option("-o", "--out", group=_RESULT, metavar="DIR", type=FOLDER, help="The folder to write.")
-@option("--overwrite", group=_RESULT, is_flag=True, help="Replace what is there.")
-@option(
-    "--rank", group=_RESULT, metavar="R", type=click.IntRange(min=1), help="The largest rank of the result."
-)
+@control_option
+@option("-o", "--out", group=RESULT, metavar="DIR", type=FOLDER, help="The folder to write.")
+@overwrite_option
+@rank_option
 @option(
     "--dtype",
-    group=_RESULT,
+    group=RESULT,
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Of the result.  [default: the members']",
 )
 @option(
     "--apply-to",
-    group=_RESULT,
+    group=RESULT,
     metavar="BASE",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Add the merge to the base model in this folder, and write the full model.",

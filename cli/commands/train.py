@@ -5,14 +5,28 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
+import loradex
 from cli.app import App, pass_app
-from cli.options import date_option, too_long_option
+from cli.options import (
+    FOLDER,
+    LEARNING,
+    RESULT,
+    Command,
+    base_option,
+    date_option,
+    device_option,
+    option,
+    overwrite_option,
+    task_option,
+    tasks_option,
+    too_long_option,
+)
 from cli.output import Column, labelled, output_options, table
-from loradex.models import prompt_notes
+from loradex.models import TooLong
 
 RATES = (
     Column("learning_rate", "learning rate", right=True, show=lambda rate: f"{rate:.5g}"),
@@ -22,34 +36,23 @@ RATES = (
 )
 
 
-def _rates(_context: click.Context, _option: click.Parameter, given: str | None) -> list[float] | None:
+def _rates(_context: click.Context, _option: click.Parameter, value: str | None) -> list[float] | None:
     try:
-        return [float(part) for part in given.split(",")] if given else None
+        return [float(part) for part in value.split(",")] if value else None
     except ValueError as error:
         raise click.BadParameter("write rates with commas between them, such as 1e-4,2e-4.") from error
 
 
-def _modules(_context: click.Context, _option: click.Parameter, given: str) -> str | Sequence[str]:
-    names = [part.strip() for part in given.split(",") if part.strip()]
+def _modules(_context: click.Context, _option: click.Parameter, value: str) -> str | Sequence[str]:
+    names = [part.strip() for part in value.split(",") if part.strip()]
     return names[0] if len(names) == 1 else names
 
 
-@click.command()
-@click.option("--base", metavar="B", required=True, help="A base model: its folder, or its id on the Hub.")
-@click.option("--task", metavar="T", required=True, help="A task: its folder, or its name below --tasks.")
-@click.option("--tasks", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--rank", metavar="R", type=int, default=16, show_default=True)
-@click.option("--alpha", metavar="A", type=float, help="Updates are scaled by alpha / rank.  [default: rank]")
-@click.option(
-    "--lr",
-    "learning_rates",
-    metavar="A,B,…",
-    callback=_rates,
-    help="Rates to try; one is no sweep.  [default: four a decade around what the rank wants]",
-)
-@click.option("--steps", metavar="N", type=int, default=100, show_default=True, help="Of each rate.")
-@click.option("--batch", metavar="N", type=int, default=8, show_default=True, help="Examples of a step.")
-@click.option(
+@click.command(cls=Command)
+@base_option
+@task_option
+@tasks_option
+@option(
     "--samples",
     metavar="N",
     type=int,
@@ -57,53 +60,97 @@ def _modules(_context: click.Context, _option: click.Parameter, given: str) -> s
     show_default=True,
     help="Training examples of the task to draw, a fifth of them to choose by.",
 )
-@click.option(
+@too_long_option
+@date_option
+@device_option
+@option("--rank", group="Adapter", metavar="R", type=int, default=16, show_default=True)
+@option(
+    "--alpha",
+    group="Adapter",
+    metavar="A",
+    type=float,
+    help="Updates are scaled by alpha / rank.  [default: rank]",
+)
+@option(
     "--targets",
+    group="Adapter",
     metavar="NAME,…",
     callback=_modules,
     default="all-linear",
     show_default=True,
     help="Modules to train, such as q_proj,v_proj.",
 )
-@click.option("--dropout", metavar="P", type=float, default=0.0, show_default=True)
-@click.option(
+@option("--dropout", group="Adapter", metavar="P", type=float, default=0.0, show_default=True)
+@option(
     "--variant",
+    group="Adapter",
     metavar="V",
     default="lora",
     show_default=True,
     help="lora, rslora, dora, pissa, olora, lora-ga, gaussian, orthogonal, mica, loraplus or lora-fa.",
 )
-@click.option(
+@option(
+    "--lr",
+    "learning_rates",
+    group=LEARNING,
+    metavar="A,B,…",
+    callback=_rates,
+    help="Rates to try; one is no sweep.  [default: four a decade around what the rank wants]",
+)
+@option(
+    "--steps",
+    group=LEARNING,
+    metavar="N",
+    type=int,
+    default=100,
+    show_default=True,
+    help="Of each rate.",
+)
+@option(
+    "--batch",
+    group=LEARNING,
+    metavar="N",
+    type=int,
+    default=8,
+    show_default=True,
+    help="Examples of a step.",
+)
+@option(
     "--evaluate-every",
+    group=LEARNING,
     metavar="N",
     type=int,
     default=10,
     show_default=True,
     help="Steps between two validations.",
 )
-@click.option(
+@option(
     "--patience",
+    group=LEARNING,
     metavar="N",
     type=int,
     default=20,
     show_default=True,
     help="Validations without a new best that end a rate.",
 )
-@click.option(
+@option(
+    "--seed",
+    group=LEARNING,
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of the examples drawn, the start and the order.",
+)
+@option("-o", "--out", group=RESULT, metavar="DIR", required=True, type=FOLDER)
+@overwrite_option
+@option(
     "--dtype",
+    group=RESULT,
     type=click.Choice(["bfloat16", "float16", "float32"]),
     default="bfloat16",
     show_default=True,
     help="In which the adapter is stored.",
 )
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the examples drawn, the start and the order."
-)
-@too_long_option
-@date_option
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("-o", "--out", metavar="DIR", required=True, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--overwrite", is_flag=True, help="Replace the training that is there.")
 @output_options(lists=False)
 @pass_app
 def train(
@@ -113,11 +160,23 @@ def train(
     task: str,
     tasks: Path | None,
     samples: int,
-    seed: int,
-    device: str,
+    too_long: TooLong,
     date: datetime.date | None,
+    device: str,
+    rank: int,
+    alpha: float | None,
+    targets: str | Sequence[str],
+    dropout: float,
+    variant: str,
+    learning_rates: list[float] | None,
+    steps: int,
+    batch: int,
+    evaluate_every: int,
+    patience: int,
+    seed: int,
     out: Path,
-    **given: Any,
+    overwrite: bool,
+    dtype: Literal["bfloat16", "float16", "float32"],
 ) -> None:
     """Train a new LoRA on a task: the baseline that every merge is measured against.
 
@@ -125,35 +184,42 @@ def train(
     examples is kept. The folder holds what plain PEFT loads, train.json with every rate and loss, and a model
     card. The same command after an interruption goes on with the rates that are missing.
     """
-    from merging.learning import train as carry_out
-    from merging.model import DATE, budget, find_task, load_base
+    with app.output.show_progress() as progress:
+        report = loradex.train(
+            base,
+            loradex.load_task(task, tasks),
+            out=out,
+            rank=rank,
+            alpha=alpha,
+            learning_rates=learning_rates,
+            steps=steps,
+            batch=batch,
+            samples=samples,
+            targets=targets,
+            dropout=dropout,
+            variant=variant,
+            evaluate_every=evaluate_every,
+            patience=patience,
+            dtype=dtype,
+            seed=seed,
+            too_long=too_long,
+            date=date,
+            device=device,
+            overwrite=overwrite,
+            catalog=app.settings,
+            progress=progress,
+        )
+    app.output.document({"folder": str(report.folder), **report.record}, _render)
 
-    found = find_task(task, tasks)
-    drawn = budget(found, samples, seed=seed)
-    model = load_base(base, bases=app.settings.bases, device=device, date=date or DATE)
-    with app.output.progress("training") as bar:
-        report = carry_out(model, found, drawn, out, seed=seed, progress=bar.working, **given)
-    app.output.document({"folder": str(out), **report.record}, _render)
-    for note in prompt_notes(report.record):
-        app.output.say(note)
-    if missed := report.record.get("untrained"):
-        app.output.say(f"not trained: {', '.join(missed)}, which all-linear leaves out in this model")
-    if edge := report.record["edge"]:
-        app.output.say(f"the best rate is the {edge} tried; --lr with {_side(edge)} ones may do better")
 
-
-def _side(edge: str) -> str:
-    return {"lowest": "lower", "highest": "higher"}[edge]
-
-
-def _render(found: dict[str, Any]) -> str:
-    rows = [{**one, "verdict": _verdict(one)} for one in found["rates"]]
+def _render(result: dict[str, Any]) -> str:
+    rows = [{**rate, "verdict": _verdict(rate)} for rate in result["rates"]]
     facts = labelled(
         [
-            ("loss before", f"{found['valid_loss_before']:.4f}"),
-            ("loss after", f"{found['valid_loss']:.4f}, as stored"),
-            ("seconds", f"{found['seconds']:.0f}"),
-            ("folder", found["folder"]),
+            ("loss before", f"{result['valid_loss_before']:.4f}"),
+            ("loss after", f"{result['valid_loss']:.4f}, as stored"),
+            ("seconds", f"{result['seconds']:.0f}"),
+            ("folder", result["folder"]),
         ]
     )
     return "\n".join([*table(rows, RATES), "", facts])

@@ -3,7 +3,7 @@ from .adaptive import ADAPTIVE, find_adaptive
 from .combination import ADAPT_RECORD
 from .course import Recipe
 from .gradients import center_scores, direction, exact_scores
-from .training import TRAIN_RECORD, TrainingSettings, default_rates, train, wear_adapter
+from .training import TRAIN_RECORD, TrainingSettings, TrainReport, default_rates, train, wear_adapter
 from .variants import VARIANTS
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "VARIANTS",
     "Adaptation",
     "Recipe",
+    "TrainReport",
     "TrainingSettings",
     "adapt",
     "center_scores",

@@ -73,10 +73,11 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """A trained adapter: its folder, and the record as train.json has it."""
+    """A trained adapter: its folder, the record as train.json has it, and sentences on what is unusual."""
 
     folder: Path
     record: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def learning_rate(self) -> float:

@@ -142,7 +142,7 @@ def test_adapters_of_one_name_are_told_apart(run: Program, place: Path) -> None:
 def test_nonsense_is_one_sentence(run: Program, place: Path) -> None:
     words = ["adapt", str(place / "a1"), "--base", NAME, "--task", str(place / "tasks" / "first")]
     for more, sentence in (
-        ([], "Say where the adapter goes (-o)"),
+        ([], "Say where the adapter goes (--out)"),
         (["-o", "x", "--samples", "500"], "fewer than the 500 asked for"),
         (["-o", "x", "--samples", "20", "--method", "averge"], "did you mean average"),
         (["-o", "x", "--samples", "20", "--method", "arrow"], "arrow makes no adapter"),
@@ -154,8 +154,10 @@ def test_nonsense_is_one_sentence(run: Program, place: Path) -> None:
     result = run("evaluate", "--base", "no/base", "--task", str(place / "tasks" / "first"))
     assert result.exit_code != 0
     assert len(result.stderr.strip().splitlines()) <= 2
-    result = run("evaluate", "--base", NAME, "--task", "first", "--adapter", str(place))
-    assert "is no folder of an adapter" in result.stderr
+    result = run(
+        "evaluate", "--base", NAME, "--task", str(place / "tasks" / "first"), "--adapter", str(place)
+    )
+    assert "is not a folder of an adapter" in result.stderr
     result = run("base", "keep", "owner/name", str(place / "none.gguf"))
     assert "There is no file" in result.stderr
 

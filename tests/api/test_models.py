@@ -1,0 +1,102 @@
+"""`loradex.train`, `adapt` and `evaluate` on a small model in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import loradex
+from catalog.errors import NotFoundError, UsageError
+from merging.model import LoadedBase
+from tests.merging.test_evaluate import ROWS, tiny_adapter
+from tests.merging.tiny import save_base, tiny_base, write_task
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+@pytest.fixture
+def base() -> LoadedBase:
+    return tiny_base()
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    write_task(tmp_path / "tasks" / "first", ROWS)
+    return tmp_path / "tasks" / "first"
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> list[Path]:
+    return [tiny_adapter(tmp_path / f"a{number}", number, size=0.3) for number in range(2)]
+
+
+def test_tasks_are_found_by_folder_and_by_name(task: Path) -> None:
+    assert loradex.load_task(task) == loradex.load_task("first", task.parent)
+    assert [found.name for found in loradex.load_tasks(["all"], task.parent)] == ["first"]
+    with pytest.raises(NotFoundError, match=r"There is no task second; .*holds first"):
+        loradex.load_task("second", task.parent)
+
+
+def test_what_is_trained_is_written_and_scored(base: LoadedBase, task: Path, tmp_path: Path) -> None:
+    events: list[loradex.ProgressEvent] = []
+    report = loradex.train(
+        base,
+        task,
+        out=tmp_path / "mine",
+        rank=2,
+        learning_rates=[1e-2],
+        steps=3,
+        samples=20,
+        progress=events.append,
+    )
+    assert report.record == json.loads((tmp_path / "mine" / "train.json").read_text())
+    assert (events[-1].step, events[-1].done) == ("training", events[-1].total)
+    scores = loradex.evaluate(base, task, tmp_path / "mine", limit=5, out=tmp_path / "scores.json")
+    assert [(row.adapter, row.n) for row in scores] == [("base", 5), ("mine", 5)]
+    assert json.loads((tmp_path / "scores.json").read_text()) == scores.document()
+    assert scores.failures == ()
+
+
+def test_a_base_in_a_folder_is_loaded_once_for_several_calls(task: Path, tmp_path: Path) -> None:
+    save_base(tiny_base(), tmp_path / "base")
+    model = loradex.load_base(tmp_path / "base")
+    rows = [loradex.evaluate(source, task, limit=4)[0] for source in (model, tmp_path / "base")]
+    assert rows[0].value == rows[1].value
+    assert rows[0].loss == pytest.approx(rows[1].loss)
+
+
+def test_members_are_adapted_to_a_task(
+    base: LoadedBase, task: Path, adapters: list[Path], tmp_path: Path
+) -> None:
+    report = loradex.adapt(
+        adapters, base, task, out=tmp_path / "out", samples=20, steps=3, split="test", limit=4
+    )
+    assert report.folder == tmp_path / "out"
+    assert report.record["valid_loss"] <= report.record["valid_before"]
+    assert report.score is not None
+    assert report.document()["score"] == {"split": "test", **report.score.document()}
+    assert json.loads((tmp_path / "out" / "adapt.json").read_text())["members"] == report.record["members"]
+    with pytest.raises(UsageError, match=r"Say where the adapter goes \(`out`\)"):
+        loradex.adapt(adapters, base, task)
+    with pytest.raises(UsageError, match="give a `catalog`"):
+        loradex.adapt(adapters, base, task, out=tmp_path / "new", samples=20, control="random-each")
+
+
+def test_an_adapter_that_does_not_fit_is_a_failure_beside_the_scores(
+    base: LoadedBase, task: Path, adapters: list[Path]
+) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        file = adapters[0] / name
+        file.write_bytes(file.read_bytes().replace(b"q_proj", b"k_proj"))
+    scores = loradex.evaluate(base, [task], adapters, limit=3, without_base=True)
+    assert [row.adapter for row in scores] == ["a1"]
+    assert len(scores.failures) == 1
+    assert scores.notes == (f"left out: {scores.failures[0]}",)
+
+
+def test_adaptive_methods_are_rows() -> None:
+    rows = {row.method: row for row in loradex.adaptive_methods()}
+    assert rows["recycling"].folds
+    assert not rows["arrow"].folds
