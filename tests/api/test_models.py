@@ -29,7 +29,7 @@ def task(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def adapters(tmp_path: Path) -> list[Path]:
-    return [tiny_adapter(tmp_path / f"a{number}", number, size=0.3) for number in range(2)]
+    return [tiny_adapter(tmp_path / f"a{number}", number, size=0.3).folder for number in range(2)]
 
 
 def test_tasks_are_found_by_folder_and_by_name(task: Path) -> None:
