@@ -26,10 +26,15 @@ def paired_bootstrap(first: Floats, second: Floats, *, draws: int = 10_000, seed
     Both have shape (tasks,); tasks are drawn with replacement, pairs stay together, and tasks where either is
     NaN are left out. Efron and Tibshirani (1993), section 13.3. Raises UsageError where no task is left.
     """
+    from scipy.stats import bootstrap
+
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     difference = difference[~np.isnan(difference)]
     if not len(difference):
         raise UsageError("No task was judged for both rankings; give at least one.")
-    rows = np.random.default_rng(seed).integers(len(difference), size=(draws, len(difference)))
-    low, high = np.quantile(difference[rows].mean(axis=1), [0.025, 0.975])
-    return Interval(float(difference.mean()), float(low), float(high))
+    low = high = mean = float(difference.mean())
+    if len(difference) > 1:
+        rng = np.random.default_rng(seed)
+        result = bootstrap((difference,), np.mean, n_resamples=draws, method="percentile", rng=rng)
+        low, high = map(float, result.confidence_interval)
+    return Interval(mean, low, high)

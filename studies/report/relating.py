@@ -99,9 +99,6 @@ def correlation(points: Sequence[Related], *, draws: int = _DRAWS, seed: int = 0
 
 
 def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
-    first, second = rankdata(x), rankdata(y)
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])
+    return None if np.ptp(x) == 0 or np.ptp(y) == 0 else float(spearmanr(x, y).statistic)

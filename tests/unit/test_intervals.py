@@ -42,6 +42,15 @@ def test_the_bootstrap_gives_the_same_interval_for_the_same_seed() -> None:
     )
 
 
+@pytest.mark.parametrize("tasks", [1, 2, 5, 36])
+def test_the_bootstrap_is_that_of_the_percentiles_of_means(tasks: int) -> None:
+    difference = np.random.default_rng(tasks).normal(size=tasks)
+    rows = np.random.default_rng(0).integers(tasks, size=(10_000, tasks))
+    ends = np.quantile(difference[rows].mean(axis=1), [0.025, 0.975])
+    result = paired_bootstrap(difference, np.zeros(tasks))
+    assert result == pytest.approx((difference.mean(), *ends), abs=1e-12)
+
+
 def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     inside = 0
