@@ -22,29 +22,31 @@ _MODEL_TYPES = {"gemma-2": "gemma2", "qwen2.5": "qwen2", "qwen3": "qwen3", "mist
 
 def document() -> str:
     """The text of the data file."""
-    names = json.loads((ROOT / "catalog" / "adapters" / "bases.json").read_text(encoding="utf-8"))["dims"]
-    lines = [f" {json.dumps(name)}: {json.dumps(_described(name, dims))}" for name, dims in names.items()]
+    dimensions = json.loads((ROOT / "catalog" / "adapters" / "bases.json").read_text(encoding="utf-8"))[
+        "dims"
+    ]
+    lines = [f" {json.dumps(name)}: {json.dumps(_describe(name, dims))}" for name, dims in dimensions.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _described(name: str, dims: dict[str, int]) -> dict[str, Any]:
+def _describe(name: str, dims: dict[str, int]) -> dict[str, Any]:
     """Layers, and widths (in, out) of the modules inside and outside them; null for the vocabulary."""
-    result = built_modules(_config(name, dims)).shapes
+    shapes = built_modules(_config(name, dims)).shapes
     inside: dict[str, tuple[int | None, int | None]] = {}
     outside: dict[str, tuple[int | None, int | None]] = {}
-    for module, shape in result.items():
+    for module, shape in shapes.items():
         widths = (
             None if shape[0] == dims["vocab"] else shape[0],
             None if shape[1] == dims["vocab"] else shape[1],
         )
-        head, _, remaining = module.partition("model.layers.")
-        if head or not remaining:
+        head, _, tail = module.partition("model.layers.")
+        if head or not tail:
             outside[module] = widths
             continue
-        short = remaining.partition(".")[2]
+        short = tail.partition(".")[2]
         if inside.setdefault(short, widths) != widths:
             raise ValueError(f"{name}: {module} is not as in the other layers")
-    if len(result) != len(outside) + dims["layers"] * len(inside):
+    if len(shapes) != len(outside) + dims["layers"] * len(inside):
         raise ValueError(f"{name}: its layers hold different modules")
     return {"layers": dims["layers"], "inside": inside, "outside": outside}
 

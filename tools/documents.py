@@ -36,9 +36,9 @@ def paths(command: click.Command = loradex, name: tuple[str, ...] = ()) -> Itera
     if isinstance(command, click.Group):
         context = click.Context(command)
         for word in command.list_commands(context):
-            result = command.get_command(context, word)
-            assert result is not None
-            yield from paths(result, (*name, word))
+            subcommand = command.get_command(context, word)
+            assert subcommand is not None
+            yield from paths(subcommand, (*name, word))
 
 
 def help_sections() -> str:
@@ -63,11 +63,11 @@ def command_table() -> str:
 def _lines_of_help(group: click.Group, name: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
     context = click.Context(group)
     for word in group.list_commands(context):
-        result = group.get_command(context, word)
-        if isinstance(result, click.Group):
-            yield from _lines_of_help(result, (*name, word))
-        elif result is not None:
-            yield (*name, word), COMMANDS[word].help if not name else result.get_short_help_str(limit=200)
+        subcommand = group.get_command(context, word)
+        if isinstance(subcommand, click.Group):
+            yield from _lines_of_help(subcommand, (*name, word))
+        elif subcommand is not None:
+            yield (*name, word), COMMANDS[word].help if not name else subcommand.get_short_help_str(limit=200)
 
 
 def reason_table() -> str:

@@ -70,12 +70,12 @@ class Zoo:
     @property
     def lengths(self) -> Rows:
         """The norms of whole updates."""
-        result: Rows = (self.norms**2).sum(1) ** 0.5
-        return result
+        lengths: Rows = (self.norms**2).sum(1) ** 0.5
+        return lengths
 
 
 @dataclass(frozen=True)
-class Found:
+class RankingQuality:
     """How rankings of adapters do: the task's adapter first (its twin counted against it), it or its twin
     first, it among the first SHORTLIST; adapters of tasks of the same kind (kin): their mean place among the
     others, from 0 to 1, and how often one is the first of these.
@@ -112,7 +112,7 @@ def one_pass(
     answers: str,
     span: tuple[int, int],
     pool: Sequence[MergeMember],
-    remaining: Path,
+    scratch: Path,
 ) -> Pass | None:
     """The pass over these of the samples of a budget, from the scratch folder where it is there.
 
@@ -121,19 +121,19 @@ def one_pass(
     """
     import numpy as np
 
-    file = remaining / "passes" / f"{task.name}-{answers}-{span[0]}-{span[1]}.npz"
+    file = scratch / "passes" / f"{task.name}-{answers}-{span[0]}-{span[1]}.npz"
     if not file.exists():
         if base is None or (answers == "any" and task.metric != "accuracy"):
             return None
         pool_of = examples(task, "valid") if answers == "valid" else budget(task).all
         prompts = encode(base.tokenizer, task, pool_of[slice(*span)], base.limit)
         if answers == "any":
-            prompts = [item for prompt in prompts for item in _each_answer(prompt)]
-        result = task_gradient(base, prompts, members=pool)
-        exact = [[item.modules.get(name, 0.0) for name in result.modules] for item in result.exact]
+            prompts = [variant for prompt in prompts for variant in _each_answer(prompt)]
+        gradient = task_gradient(base, prompts, members=pool)
+        exact = [[variant.modules.get(name, 0.0) for name in gradient.modules] for variant in gradient.exact]
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part.npz")
-        np.savez(part, delta=result.delta, output=result.output, exact=np.array(exact))
+        np.savez(part, delta=gradient.delta, output=gradient.output, exact=np.array(exact))
         part.replace(file)
         say(f"{task.name} {answers} {span}")
     with np.load(file) as read:
@@ -142,8 +142,11 @@ def one_pass(
 
 def _each_answer(prompt: Prompt) -> list[Prompt]:
     """The prompt with every answer as the right one: that and the first others, MOST_ANSWERS together."""
-    other_items = [answer for at, answer in enumerate(prompt.answers) if at != prompt.right]
-    return [Prompt(prompt.question, (item,), 0) for item in (prompt.target, *other_items[: MOST_ANSWERS - 1])]
+    wrong_answers = [answer for at, answer in enumerate(prompt.answers) if at != prompt.right]
+    return [
+        Prompt(prompt.question, (choice,), 0)
+        for choice in (prompt.target, *wrong_answers[: MOST_ANSWERS - 1])
+    ]
 
 
 def read_zoo(index: Path, queries: list[Task], pool: Sequence[MergeMember], modules: Sequence[str]) -> Zoo:
@@ -151,7 +154,7 @@ def read_zoo(index: Path, queries: list[Task], pool: Sequence[MergeMember], modu
     import numpy as np
 
     rows = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
-    document = {row["name"]: row for row in rows}
+    facts = {row["name"]: row for row in rows}
     deltas, outputs, norms, texts = [], [], [], []
     for member in pool:
         deltas.append(delta_sketch(iterate_modules(member.weights, member.config)))
@@ -162,8 +165,8 @@ def read_zoo(index: Path, queries: list[Task], pool: Sequence[MergeMember], modu
         own = card.quality is CardQuality.INFORMATIVE
         texts.append(card.text if own else member.name.replace("_", " "))
     names = [member.name for member in pool]
-    kinds = {row["task"]: row["group"] for row in document.values()}
-    tasks_of = [document[name]["task"] for name in names]
+    kinds = {row["task"]: row["group"] for row in facts.values()}
+    tasks_of = [facts[name]["task"] for name in names]
     return Zoo(queries, names, tasks_of, kinds, unit(deltas), unit(outputs), np.array(norms), texts)
 
 
@@ -172,24 +175,26 @@ def unit(vectors: Sequence[Any]) -> Rows:
     import numpy as np
 
     rows = np.array(vectors, dtype=np.float64)
-    result: Rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return result
+    units: Rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return units
 
 
 def z(scores: Rows) -> Rows:
     """Rows with mean 0 and standard deviation 1."""
     import numpy as np
 
-    result: Rows = (scores - scores.mean(1, keepdims=True)) / np.maximum(scores.std(1, keepdims=True), 1e-12)
-    return result
+    standardised: Rows = (scores - scores.mean(1, keepdims=True)) / np.maximum(
+        scores.std(1, keepdims=True), 1e-12
+    )
+    return standardised
 
 
-def centred(scores: Rows) -> Rows:
+def centre(scores: Rows) -> Rows:
     """z-scores less each adapter's mean over the other tasks."""
-    values = z(scores)
-    n = len(values)
-    result: Rows = values - (values.sum(0) - values) / (n - 1)
-    return result
+    standard = z(scores)
+    n = len(standard)
+    background_free: Rows = standard - (standard.sum(0) - standard) / (n - 1)
+    return background_free
 
 
 def spearman(left: Any, right: Any) -> float:
@@ -201,7 +206,7 @@ def spearman(left: Any, right: Any) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else 0.0
 
 
-def found(scores: Rows, queries: Sequence[Task], zoo: Zoo) -> Found:
+def judge_rankings(scores: Rows, queries: Sequence[Task], zoo: Zoo) -> RankingQuality:
     """How well the rows, one a query, rank the adapters."""
     import numpy as np
 
@@ -215,67 +220,70 @@ def found(scores: Rows, queries: Sequence[Task], zoo: Zoo) -> Found:
             own += zoo.names[order[0]] == task.name
             family += order[0] in mine
             listed += zoo.names.index(task.name) in order[:SHORTLIST]
-        remaining = [at for at in order if at not in mine]
-        same = [place for place, at in enumerate(remaining) if zoo.kinds[zoo.tasks[at]] == task.group]
+        strangers = [at for at in order if at not in mine]
+        same = [place for place, at in enumerate(strangers) if zoo.kinds[zoo.tasks[at]] == task.group]
         if same:
-            kin.append(float(np.mean(same)) / (len(remaining) - 1))
+            kin.append(float(np.mean(same)) / (len(strangers) - 1))
             kin_first += same[0] == 0
-    return Found(own, family, listed, counted, float(np.mean(kin)), kin_first, len(kin))
+    return RankingQuality(own, family, listed, counted, float(np.mean(kin)), kin_first, len(kin))
 
 
 def variants(zoo: Zoo, passes: Sequence[Pass], text: Rows) -> dict[str, Rows]:
     """(tasks, adapters) scores by each way, plain and centred."""
     import numpy as np
 
-    exact = np.array([item.exact for item in passes])
-    values = np.divide(exact, zoo.norms, out=np.zeros_like(exact), where=zoo.norms > 0)
-    values /= values.std((0, 1), keepdims=True)
+    exact = np.array([task_pass.exact for task_pass in passes])
+    quotients = np.divide(exact, zoo.norms, out=np.zeros_like(exact), where=zoo.norms > 0)
+    quotients /= quotients.std((0, 1), keepdims=True)
     ways = {
         "exact, raw": exact.sum(2),
         "exact, unit": exact.sum(2) / zoo.lengths,
-        "exact, modules of equal weight": values.sum(2) / (zoo.norms > 0).sum(1) ** 0.5,
-        "sketch of delta": unit([item.delta for item in passes]) @ zoo.delta.T,
-        "sketch of output": unit([item.output for item in passes]) @ zoo.output.T,
+        "exact, modules of equal weight": quotients.sum(2) / (zoo.norms > 0).sum(1) ** 0.5,
+        "sketch of delta": unit([task_pass.delta for task_pass in passes]) @ zoo.delta.T,
+        "sketch of output": unit([task_pass.output for task_pass in passes]) @ zoo.output.T,
         "text": text,
     }
-    ways |= {f"{name}, centred": centred(rows) for name, rows in list(ways.items())}
+    ways |= {f"{name}, centred": centre(rows) for name, rows in list(ways.items())}
     output, exact_centred = ways["sketch of output, centred"], ways["exact, unit, centred"]
     ways["text + output, centred"] = ways["text, centred"] + output
-    ways["exact of the best by output"] = reordered(output, exact_centred)
+    ways["exact of the best by output"] = rerank(output, exact_centred)
     return ways
 
 
-def reordered(first: Rows, second: Rows) -> Rows:
+def rerank(first: Rows, second: Rows) -> Rows:
     """Rows that rank the first SHORTLIST by `first` by `second`, and all others below, by `first`."""
     import numpy as np
 
-    result: Rows = first.copy()
-    for row, better in zip(result, second, strict=True):
+    order_rows: Rows = first.copy()
+    for row, better in zip(order_rows, second, strict=True):
         best = np.argsort(-row, kind="stable")[:SHORTLIST]
         row[best] = row.max() + 1 + better[best] - better[best].min()
-    return result
+    return order_rows
 
 
 def halves(zoo: Zoo, queries: Sequence[Task]) -> Iterator[tuple[str, list[int]]]:
     """The places of the tasks for development and of those that judge."""
     order = [task.name for task in zoo.queries]
-    for remaining, half in enumerate(("development", "judging")):
-        yield half, [at for at, task in enumerate(queries) if order.index(task.name) % 2 == remaining]
+    for parity, half in enumerate(("development", "judging")):
+        yield half, [at for at, task in enumerate(queries) if order.index(task.name) % 2 == parity]
 
 
-def any_answer(zoo: Zoo, passes: Sequence[Pass], other_items: Sequence[Pass | None]) -> dict[str, Rows]:
+def any_answer(zoo: Zoo, passes: Sequence[Pass], answer_passes: Sequence[Pass | None]) -> dict[str, Rows]:
     """Unit scores, and the same with any answer of the same task as the background."""
     import numpy as np
 
-    right = np.array([item.exact.sum(1) for item in passes]) / zoo.lengths
+    right = np.array([task_pass.exact.sum(1) for task_pass in passes]) / zoo.lengths
     blank = np.zeros_like(right[0])
-    any_one = np.array([blank if item is None else item.exact.sum(1) for item in other_items]) / zoo.lengths
+    any_one = (
+        np.array([blank if task_pass is None else task_pass.exact.sum(1) for task_pass in answer_passes])
+        / zoo.lengths
+    )
     return {
         "exact, unit": right,
         "exact, unit, z less z of any answer": z(right) - z(any_one),
         "exact, unit of the difference": right - any_one,
-        "exact, unit of the difference, centred": centred(right - any_one),
-        "exact, unit, centred": centred(right),
+        "exact, unit of the difference, centred": centre(right - any_one),
+        "exact, unit, centred": centre(right),
     }
 
 
@@ -283,7 +291,7 @@ def report_ways(ways: Mapping[str, Rows], queries: Sequence[Task], zoo: Zoo) -> 
     """A line for each way and half of the tasks."""
     for half, places in halves(zoo, queries):
         for name, rows in ways.items():
-            say(f"{half:<12} {name:<40} {found(rows[places], [queries[at] for at in places], zoo)}")
+            say(f"{half:<12} {name:<40} {judge_rankings(rows[places], [queries[at] for at in places], zoo)}")
 
 
 def report_neighbours(zoo: Zoo) -> None:
@@ -291,7 +299,8 @@ def report_neighbours(zoo: Zoo) -> None:
     queries = [task for task in zoo.queries if task.name in zoo.names]
     mine = [zoo.names.index(task.name) for task in queries]
     for name, vectors in (("delta", zoo.delta), ("output", zoo.output)):
-        say(f"by the {name} of the task's own adapter: {found(vectors[mine] @ vectors.T, queries, zoo)}")
+        quality = judge_rankings(vectors[mine] @ vectors.T, queries, zoo)
+        say(f"by the {name} of the task's own adapter: {quality}")
 
 
 def report_backgrounds(ways: Mapping[str, Rows], zoo: Zoo, draws: int = 10) -> None:
@@ -300,33 +309,36 @@ def report_backgrounds(ways: Mapping[str, Rows], zoo: Zoo, draws: int = 10) -> N
 
     queries = zoo.queries
     for name in ("exact, unit", "sketch of output"):
-        values = z(ways[name])
+        standard = z(ways[name])
         for count in (0, 1, 2, 4, 8, 16):
             done = []
             for seed in range(draws if count else 1):
-                draw, rows = np.random.default_rng(seed), values.copy()
+                draw, rows = np.random.default_rng(seed), standard.copy()
                 for row, task in enumerate(queries):
                     strange = [at for at, other in enumerate(queries) if other.group != task.group]
                     if count:
-                        rows[row] -= values[draw.choice(strange, count, replace=False)].mean(0)
+                        rows[row] -= standard[draw.choice(strange, count, replace=False)].mean(0)
                 done.append(
-                    [found(rows[at], [queries[k] for k in at], zoo) for _, at in halves(zoo, queries)]
+                    [
+                        judge_rankings(rows[at], [queries[k] for k in at], zoo)
+                        for _, at in halves(zoo, queries)
+                    ]
                 )
-            message = [
-                f"{half} own first {np.mean([item[at].own for item in done]):4.1f}/{done[0][at].of}, kin at "
-                f"{np.mean([item[at].kin for item in done]):.3f}"
+            sentences = [
+                f"{half} own first {np.mean([draw[at].own for draw in done]):4.1f}/{done[0][at].of}, kin at "
+                f"{np.mean([draw[at].kin for draw in done]):.3f}"
                 for at, (half, _) in enumerate(halves(zoo, queries))
             ]
-            say(f"{name}, {count:2} backgrounds: {'; '.join(message)}")
+            say(f"{name}, {count:2} backgrounds: {'; '.join(sentences)}")
 
 
 def report_sketch(zoo: Zoo, passes: Sequence[Pass]) -> None:
     """How far sketched cosines with the gradient are from exact ones."""
     import numpy as np
 
-    lengths = np.linalg.norm([item.delta for item in passes], axis=1, keepdims=True)
-    exact = np.array([item.exact.sum(1) for item in passes]) / zoo.lengths / lengths
-    sketch = unit([item.delta for item in passes]) @ zoo.delta.T
+    lengths = np.linalg.norm([task_pass.delta for task_pass in passes], axis=1, keepdims=True)
+    exact = np.array([task_pass.exact.sum(1) for task_pass in passes]) / zoo.lengths / lengths
+    sketch = unit([task_pass.delta for task_pass in passes]) @ zoo.delta.T
     own = [
         exact[row, zoo.names.index(task.name)]
         for row, task in enumerate(zoo.queries)
@@ -349,31 +361,31 @@ def report_samples(zoo: Zoo, usual: Sequence[Pass], draws: Mapping[str, Sequence
 
     queries = zoo.queries
     for task, row in ((task, row) for row, task in enumerate(queries) if task.name in draws):
-        few, unseen, *values = draws[task.name]
-        if few is None or unseen is None or any(item is None for item in values):
+        few, unseen, *spans_of_24 = draws[task.name]
+        if few is None or unseen is None or any(task_pass is None for task_pass in spans_of_24):
             continue
-        complete = [item for item in values if item is not None]
+        complete = [task_pass for task_pass in spans_of_24 if task_pass is not None]
         spans = {
             "8": few.exact,
             "24": complete[0].exact,
-            "96": np.mean([item.exact for item in complete], axis=0),
+            "96": np.mean([task_pass.exact for task_pass in complete], axis=0),
         }
         spans["24 of valid"] = unseen.exact
-        spans |= {f"24, draw {at}": item.exact for at, item in enumerate(complete[1:], 1)}
+        spans |= {f"24, draw {at}": task_pass.exact for at, task_pass in enumerate(complete[1:], 1)}
         scores, places = {}, {}
         for name, exact in spans.items():
-            rows = np.array([item.exact.sum(1) for item in usual]) / zoo.lengths
+            rows = np.array([task_pass.exact.sum(1) for task_pass in usual]) / zoo.lengths
             rows[row] = exact.sum(1) / zoo.lengths
-            scores[name] = centred(rows)[row]
+            scores[name] = centre(rows)[row]
             order = np.argsort(-scores[name], kind="stable").tolist()
             places[name] = order.index(zoo.names.index(task.name)) + 1
         twenty = [value for name, value in scores.items() if name.startswith("24") and name != "24 of valid"]
         pairs = [spearman(a, b) for at, a in enumerate(twenty) for b in twenty[:at]]
-        outputs = unit([item.output for item in complete]) @ zoo.output.T
+        outputs = unit([task_pass.output for task_pass in complete]) @ zoo.output.T
         sketched = [spearman(a, b) for at, a in enumerate(outputs) for b in outputs[:at]]
         say(
             f"{task.name}: rank correlation with 96 samples: of 8 {spearman(scores['8'], scores['96']):.2f}, "
-            f"of 24 {np.mean([spearman(item, scores['96']) for item in twenty]):.2f}; of two draws of 24 "
+            f"of 24 {np.mean([spearman(row, scores['96']) for row in twenty]):.2f}; of two draws of 24 "
             f"{np.mean(pairs):.2f} (sketch of output {np.mean(sketched):.2f}); own adapter's place: {places}"
         )
 
@@ -389,17 +401,17 @@ def report_gains(
     queries = [task.name for task in zoo.queries]
     table: dict[str, list[list[float]]] = {}
     for name, (loss, value) in gains.items():
-        row, remaining = queries.index(name), [at for at, task in enumerate(zoo.tasks) if task != name]
+        row, foreign = queries.index(name), [at for at, task in enumerate(zoo.tasks) if task != name]
         own, half = zoo.names.index(name), "judging" if row % 2 else "development"
         say(
-            f"{name} ({half}): gain in loss: own {loss[own]:+.2f}, others {loss[remaining].mean():+.2f}, "
-            f"best {loss[remaining].max():+.2f}; in accuracy: own {value[own]:+.3f}, "
-            f"others {value[remaining].mean():+.3f}, best {value[remaining].max():+.3f}"
+            f"{name} ({half}): gain in loss: own {loss[own]:+.2f}, others {loss[foreign].mean():+.2f}, best "
+            f"{loss[foreign].max():+.2f}; in accuracy: own {value[own]:+.3f}, "
+            f"others {value[foreign].mean():+.3f}, best {value[foreign].max():+.3f}"
         )
         scored = {way: rows[row] for way, rows in ways.items()} | {"norm, smallest first": -zoo.lengths}
-        other_items = [z(np.array(pair)) for other, pair in gains.items() if other != name]
-        if other_items:
-            scored["prior"] = np.mean(other_items, axis=(0, 1))
+        other_gains = [z(np.array(pair)) for other, pair in gains.items() if other != name]
+        if other_gains:
+            scored["prior"] = np.mean(other_gains, axis=(0, 1))
             scored["prior + exact, unit, centred"] = (
                 z(scored["prior"][None])[0] + z(ways["exact, unit, centred"])[row]
             )
@@ -407,45 +419,45 @@ def report_gains(
                 z(scored["prior"][None])[0] + z(ways["sketch of output, centred"])[row]
             )
         for way, scores in scored.items():
-            best = np.array(remaining)[np.argsort(-scores[remaining], kind="stable")[:5]]
+            best = np.array(foreign)[np.argsort(-scores[foreign], kind="stable")[:5]]
             figures = [
-                spearman(scores[remaining], loss[remaining]),
-                spearman(scores[remaining], value[remaining]),
+                spearman(scores[foreign], loss[foreign]),
+                spearman(scores[foreign], value[foreign]),
             ]
             table.setdefault(way, []).append([*figures, loss[best].mean(), value[best].mean()])
     for way, rows in table.items():
-        values = ", ".join(f"{row[0]:+.2f}/{row[1]:+.2f}" for row in rows)
+        each_task = ", ".join(f"{row[0]:+.2f}/{row[1]:+.2f}" for row in rows)
         mean = np.mean(rows, axis=0)
         say(
-            f"{way:<40} rank correlation with loss/accuracy {values}; mean {mean[0]:+.2f}/{mean[1]:+.2f}; "
+            f"{way:<40} rank correlation with loss/accuracy {each_task}; mean {mean[0]:+.2f}/{mean[1]:+.2f}; "
             f"best five gain {mean[2]:+.2f}, {mean[3]:+.3f} ({len(rows)} tasks)"
         )
 
 
-def measured(
-    base: LoadedBase | None, tasks: Sequence[Task], pool: Sequence[MergeMember], remaining: Path
+def measure_gains(
+    base: LoadedBase | None, tasks: Sequence[Task], pool: Sequence[MergeMember], scratch: Path
 ) -> dict[str, tuple[Rows, Rows]]:
     """Gains in loss (nats a token) and in accuracy of every adapter alone, by task."""
     import numpy as np
 
     gains = {}
     for task in tasks:
-        log, limit = remaining / "scores.jsonl", MEASURED[task.name]
+        log, limit = scratch / "scores.jsonl", MEASURED[task.name]
         if base is not None:
             scores = list(evaluate(base, pool, [task], split="valid", limit=limit, log=log))
         else:
-            scores = _logged(log, task.name, pool)
+            scores = _read_log(log, task.name, pool)
         if any(not isinstance(score, TaskScore) for score in scores) or len(scores) <= len(pool):
             continue
-        first, *values = (score for score in scores if isinstance(score, TaskScore))
+        first, *adapter_scores = (score for score in scores if isinstance(score, TaskScore))
         gains[task.name] = (
-            np.array([first.loss - score.loss for score in values]),
-            np.array([score.value - first.value for score in values]),
+            np.array([first.loss - score.loss for score in adapter_scores]),
+            np.array([score.value - first.value for score in adapter_scores]),
         )
     return gains
 
 
-def _logged(log: Path, task: str, pool: Sequence[MergeMember]) -> list[Any]:
+def _read_log(log: Path, task: str, pool: Sequence[MergeMember]) -> list[Any]:
     """The scores of the base and then of the adapters that a log has for a task."""
     rows = [TaskScore(**json.loads(line)) for line in log.read_text("utf-8").splitlines()]
     by_name = {row.adapter: row for row in rows if row.task == task}
@@ -458,8 +470,8 @@ def by_text(zoo: Zoo) -> Rows:
 
     embedder = load_embedder()
     left, right = embedder.encode([task.instruction for task in zoo.queries]), embedder.encode(zoo.texts)
-    result: Rows = (left @ right.T).astype(np.float64)
-    return result
+    cosines: Rows = (left @ right.T).astype(np.float64)
+    return cosines
 
 
 def main() -> None:
@@ -476,27 +488,29 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load_base(BASE, bases=options.bases)
-    base, pool, remaining = None if options.report else model, read_members(options.adapters), options.scratch
+    base, pool, scratch = None if options.report else model, read_members(options.adapters), options.scratch
     tasks = read_tasks(options.tasks)
     zoo = read_zoo(options.adapters / "index.jsonl", tasks, pool, linear_modules(model.model))
-    passes = [one_pass(base, task, "target", USUAL, pool, remaining) for task in tasks]
-    usual = [item for item in passes if item is not None]
+    passes = [one_pass(base, task, "target", USUAL, pool, scratch) for task in tasks]
+    usual = [task_pass for task_pass in passes if task_pass is not None]
     if len(usual) < len(passes):
         raise SystemExit("Some passes are not there; run without --report.")
     ways = variants(zoo, usual, by_text(zoo))
     report_ways(ways, tasks, zoo)
-    other_items = [one_pass(base, task, "any", ANY, pool, remaining) for task in tasks]
-    with_any = [at for at, item in enumerate(other_items) if item is not None]
-    ways_any = any_answer(zoo, [usual[at] for at in with_any], [other_items[at] for at in with_any])
+    answer_passes = [one_pass(base, task, "any", ANY, pool, scratch) for task in tasks]
+    with_any = [at for at, task_pass in enumerate(answer_passes) if task_pass is not None]
+    ways_any = any_answer(zoo, [usual[at] for at in with_any], [answer_passes[at] for at in with_any])
     report_ways(ways_any, [tasks[at] for at in with_any], zoo)
     report_neighbours(zoo)
     report_backgrounds(ways, zoo)
     report_sketch(zoo, usual)
     some = [task for task in tasks if task.name in MEASURED]
-    requests = [("target", FEW), ("valid", USUAL), *(("target", span) for span in DRAWS)]
-    spans = {task.name: [one_pass(base, task, *item, pool, remaining) for item in requests] for task in some}
+    samples = [("target", FEW), ("valid", USUAL), *(("target", span) for span in DRAWS)]
+    spans = {
+        task.name: [one_pass(base, task, *task_pass, pool, scratch) for task_pass in samples] for task in some
+    }
     report_samples(zoo, usual, spans)
-    report_gains(zoo, ways, measured(base, some, pool, remaining))
+    report_gains(zoo, ways, measure_gains(base, some, pool, scratch))
 
 
 def say(line: str) -> None:

@@ -58,8 +58,8 @@ class Command:
 def _learn(name: str, *more: str) -> Callable[[Path, Path], Sequence[str]]:
     def words(world: Path, out: Path) -> Sequence[str]:
         task = ("--base", str(world / "base"), "--task", str(world / "tasks" / "halves"))
-        remaining = (part.format(world=world, out=out) for part in more)
-        return ("--data", str(out / "data"), name, *task, *remaining)
+        extra = (part.format(world=world, out=out) for part in more)
+        return ("--data", str(out / "data"), name, *task, *extra)
 
     return words
 
@@ -75,14 +75,14 @@ def _study(world: Path, out: Path) -> Sequence[str]:
 
 def _files(out: Path) -> object:
     """Every file below a folder with what it holds, and every empty folder; locks that nobody holds stay."""
-    result: dict[str, object] = {}
+    contents: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
         if path.is_dir():
-            result[f"{name}/"] = not any(path.iterdir())
+            contents[f"{name}/"] = not any(path.iterdir())
         elif path.suffix != ".lock":
-            result[name] = _content(path)
-    return result
+            contents[name] = _content(path)
+    return contents
 
 
 def _content(path: Path) -> object:
@@ -105,22 +105,22 @@ def _timeless(value: Any) -> Any:
 
 def _rows(out: Path) -> object:
     """The rows of a crawl's catalog without ids and times, the names of all files, and unfinished items."""
-    result: dict[str, object] = {}
+    contents: dict[str, object] = {}
     with sqlite3.connect(out / "data" / "catalog.db") as database:
         for table in TABLES:
             cursor = database.execute(f"SELECT * FROM {table}")
             names = [column[0] for column in cursor.description]
-            remaining = [n for n, name in enumerate(names) if name not in CLOCKS]
-            result[table] = sorted(repr([row[n] for n in remaining]) for row in cursor)
-        result["unfinished"] = database.execute(
+            columns = [n for n, name in enumerate(names) if name not in CLOCKS]
+            contents[table] = sorted(repr([row[n] for n in columns]) for row in cursor)
+        contents["unfinished"] = database.execute(
             "SELECT count(*) FROM crawl_item WHERE outcome IN ('pending', 'failed')"
         ).fetchone()
-    result["files"] = sorted(
+    contents["files"] = sorted(
         str(path.relative_to(out))
         for path in out.rglob("*")
         if path.is_file() and path.name not in LASTING and path.suffix != ".lock"
     )
-    return result
+    return contents
 
 
 COMMANDS = {
@@ -190,7 +190,7 @@ def _whole(words: Sequence[str]) -> float:
     return time.monotonic() - before
 
 
-def _killed(words: Sequence[str], seconds: float) -> bool:
+def _run_and_kill(words: Sequence[str], seconds: float) -> bool:
     """Runs the program and kills it after so many seconds; whether it was still running then."""
     child = _in_child(words)
     time.sleep(seconds)
@@ -225,7 +225,7 @@ def trial(name: str, kills: int, seed: int, world: Path, scratch: Path) -> tuple
     while met < kills:
         out = scratch / "out"
         out.mkdir()
-        met += _killed(command.words(world, out), at := draw.uniform(0, seconds))
+        met += _run_and_kill(command.words(world, out), at := draw.uniform(0, seconds))
         _whole(command.words(world, out))
         # Records name the folder that they were made for.
         shutil.rmtree(expected)
@@ -269,12 +269,12 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("command", nargs="*", choices=[[], *COMMANDS], help="all of them without one")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parsed = parser.parse_args(words)
+    options = parser.parse_args(words)
     _warm()
     failed = False
     with tempfile.TemporaryDirectory() as folder, worlds(Path(folder)) as world:
-        for name in parsed.command or COMMANDS:
-            met, wrong = trial(name, parsed.kills, parsed.seed, world, Path(folder) / name)
+        for name in options.command or COMMANDS:
+            met, wrong = trial(name, options.kills, options.seed, world, Path(folder) / name)
             failed |= bool(wrong)
             click.echo(f"{name:<10} killed {met:>3} times: {len(wrong)} lost or left behind")
             for line in wrong[:10]:

@@ -40,7 +40,7 @@ _BESIDE = re.compile(r"\s+train\.json beside this file has [^.]*\.\s*\Z")
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
+class SampleAdapter:
     """A repository of the sample Hub, and everything that its training depends on beside the data."""
 
     name: str
@@ -56,39 +56,41 @@ class Adapter:
     steps: int = STEPS
 
 
-ADAPTERS: tuple[Adapter, ...] = (
-    Adapter("banking77", "banking77", 13, 4, 8, QV, 2e-3, 400, "template", "rslora"),
-    Adapter("banking77-r2", "banking77", 31, 2, 4, ALL_LINEAR, 1e-3, 200, "informative"),
-    Adapter("banking77-seed104", "banking77", 104, 4, 8, QV, 2e-3, 400, "template", "rslora"),
-    Adapter("boolean-r16", "boolean_expressions", 52, 16, 16, QV, 2e-3, 100, "hyperparameters"),
-    Adapter("boolean_expressions", "boolean_expressions", 7, 4, 8, QKVO, 2e-3, 100, "informative"),
-    Adapter("clinc_oos", "clinc_oos", 4, 4, 8, ALL_LINEAR, 1e-3, 200, "template"),
-    Adapter("clinc_oos-r2", "clinc_oos", 36, 2, 4, QKVO, 2e-3, 200, "informative", "lora", 30),
-    Adapter("clinc_oos-r8", "clinc_oos", 71, 8, 8, QV, 2e-3, 200, "template"),
-    Adapter("colored_objects", "colored_objects", 20, 4, 8, QKVO, 2e-3, 100, "hyperparameters"),
-    Adapter(
+ADAPTERS: tuple[SampleAdapter, ...] = (
+    SampleAdapter("banking77", "banking77", 13, 4, 8, QV, 2e-3, 400, "template", "rslora"),
+    SampleAdapter("banking77-r2", "banking77", 31, 2, 4, ALL_LINEAR, 1e-3, 200, "informative"),
+    SampleAdapter("banking77-seed104", "banking77", 104, 4, 8, QV, 2e-3, 400, "template", "rslora"),
+    SampleAdapter("boolean-r16", "boolean_expressions", 52, 16, 16, QV, 2e-3, 100, "hyperparameters"),
+    SampleAdapter("boolean_expressions", "boolean_expressions", 7, 4, 8, QKVO, 2e-3, 100, "informative"),
+    SampleAdapter("clinc_oos", "clinc_oos", 4, 4, 8, ALL_LINEAR, 1e-3, 200, "template"),
+    SampleAdapter("clinc_oos-r2", "clinc_oos", 36, 2, 4, QKVO, 2e-3, 200, "informative", "lora", 30),
+    SampleAdapter("clinc_oos-r8", "clinc_oos", 71, 8, 8, QV, 2e-3, 200, "template"),
+    SampleAdapter("colored_objects", "colored_objects", 20, 4, 8, QKVO, 2e-3, 100, "hyperparameters"),
+    SampleAdapter(
         "colored_objects-r2", "colored_objects", 44, 2, 2, ALL_LINEAR, 2e-3, 100, "informative", "lora", 30
     ),
-    Adapter("disfl_qa", "disfl_qa", 16, 4, 8, ALL_LINEAR, 1e-3, 200, "informative"),
-    Adapter("disfl_qa-r2", "disfl_qa", 58, 2, 4, QKVO, 2e-3, 200, "hyperparameters", "lora", 30),
-    Adapter("disfl_qa-r8", "disfl_qa", 83, 8, 8, QV, 2e-3, 200, "template"),
-    Adapter("fig_qa", "fig_qa", 24, 8, 16, QV, 2e-3, 200, "template"),
-    Adapter("fig_qa-r4", "fig_qa", 67, 4, 4, QKVO, 2e-3, 200, "hyperparameters", "lora", 30),
-    Adapter("hate_or_offensive", "hate_or_offensive", 33, 4, 4, QKVO, 1e-3, 200, "informative", "rslora"),
-    Adapter(
+    SampleAdapter("disfl_qa", "disfl_qa", 16, 4, 8, ALL_LINEAR, 1e-3, 200, "informative"),
+    SampleAdapter("disfl_qa-r2", "disfl_qa", 58, 2, 4, QKVO, 2e-3, 200, "hyperparameters", "lora", 30),
+    SampleAdapter("disfl_qa-r8", "disfl_qa", 83, 8, 8, QV, 2e-3, 200, "template"),
+    SampleAdapter("fig_qa", "fig_qa", 24, 8, 16, QV, 2e-3, 200, "template"),
+    SampleAdapter("fig_qa-r4", "fig_qa", 67, 4, 4, QKVO, 2e-3, 200, "hyperparameters", "lora", 30),
+    SampleAdapter(
+        "hate_or_offensive", "hate_or_offensive", 33, 4, 4, QKVO, 1e-3, 200, "informative", "rslora"
+    ),
+    SampleAdapter(
         "hate_or_offensive-r2", "hate_or_offensive", 49, 2, 4, ALL_LINEAR, 1e-3, 200, "template", "lora", 30
     ),
-    Adapter("hyperbaton", "hyperbaton", 27, 4, 8, QV, 2e-3, 100, "template"),
-    Adapter("hyperbaton-r8", "hyperbaton", 75, 8, 8, QKVO, 2e-3, 100, "hyperparameters"),
-    Adapter("object_counting", "object_counting", 40, 2, 2, ALL_LINEAR, 2e-3, 100, "template"),
-    Adapter("object_counting-r16", "object_counting", 88, 16, 32, QV, 1e-3, 100, "informative"),
-    Adapter("overruling", "overruling", 22, 4, 8, ALL_LINEAR, 1e-3, 200, "hyperparameters"),
-    Adapter("overruling-r2", "overruling", 61, 2, 4, QV, 2e-3, 200, "hyperparameters", "lora", 30),
-    Adapter("overruling-r8", "overruling", 95, 8, 8, QKVO, 2e-3, 200, "informative"),
+    SampleAdapter("hyperbaton", "hyperbaton", 27, 4, 8, QV, 2e-3, 100, "template"),
+    SampleAdapter("hyperbaton-r8", "hyperbaton", 75, 8, 8, QKVO, 2e-3, 100, "hyperparameters"),
+    SampleAdapter("object_counting", "object_counting", 40, 2, 2, ALL_LINEAR, 2e-3, 100, "template"),
+    SampleAdapter("object_counting-r16", "object_counting", 88, 16, 32, QV, 1e-3, 100, "informative"),
+    SampleAdapter("overruling", "overruling", 22, 4, 8, ALL_LINEAR, 1e-3, 200, "hyperparameters"),
+    SampleAdapter("overruling-r2", "overruling", 61, 2, 4, QV, 2e-3, 200, "hyperparameters", "lora", 30),
+    SampleAdapter("overruling-r8", "overruling", 95, 8, 8, QKVO, 2e-3, 200, "informative"),
 )
 
 
-def trained(base: LoadedBase, task: Task, adapter: Adapter, work: Path) -> dict[str, Any]:
+def train_adapter(base: LoadedBase, task: Task, adapter: SampleAdapter, work: Path) -> dict[str, Any]:
     """The record of the adapter's training, which is carried out unless the folder `work` holds it."""
     out = work / adapter.name
     if (out / TRAIN_RECORD).is_file():
@@ -111,20 +113,20 @@ def trained(base: LoadedBase, task: Task, adapter: Adapter, work: Path) -> dict[
     ).record
 
 
-def _is_of(record: Mapping[str, Any], task: Task, adapter: Adapter) -> bool:
+def _is_of(record: Mapping[str, Any], task: Task, adapter: SampleAdapter) -> bool:
     """Whether a training was of this row on this data."""
-    result, recipe, parts = record["settings"], record["settings"]["recipe"], record["budget"]
-    targets = result["targets"] if isinstance(result["targets"], str) else tuple(result["targets"])
+    settings, recipe, parts = record["settings"], record["settings"]["recipe"], record["budget"]
+    targets = settings["targets"] if isinstance(settings["targets"], str) else tuple(settings["targets"])
     return bool(
         record["task"]["digest"] == task.digest
-        and (result["rank"], result["alpha"], targets) == (adapter.rank, adapter.alpha, adapter.targets)
-        and (result["variant"], record["learning_rate"]) == (adapter.variant, adapter.learning_rate)
+        and (settings["rank"], settings["alpha"], targets) == (adapter.rank, adapter.alpha, adapter.targets)
+        and (settings["variant"], record["learning_rate"]) == (adapter.variant, adapter.learning_rate)
         and (recipe["steps"], recipe["seed"]) == (adapter.steps, adapter.seed)
         and parts["train"] + parts["valid"] == adapter.samples
     )
 
 
-def card(task: Task, adapter: Adapter, record: Mapping[str, Any]) -> str:
+def card(task: Task, adapter: SampleAdapter, record: Mapping[str, Any]) -> str:
     """The README.md of the repository."""
     if adapter.card == "template":
         return template_card(record["versions"]["peft"])
@@ -146,7 +148,7 @@ def template_card(peft: str) -> str:
     return f"{text}\n### Framework versions\n\n- PEFT {peft}\n"
 
 
-def hyperparameters_card(adapter: Adapter, record: Mapping[str, Any]) -> str:
+def hyperparameters_card(adapter: SampleAdapter, record: Mapping[str, Any]) -> str:
     """A card as trainers write them: what they were set to, and the losses."""
     course = next(rate for rate in record["rates"] if rate["chosen"])
     recipe = record["settings"]["recipe"]
@@ -172,7 +174,7 @@ def hyperparameters_card(adapter: Adapter, record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(task: Task, adapter: Adapter, record: Mapping[str, Any], work: Path, hub: Path) -> Path:
+def write(task: Task, adapter: SampleAdapter, record: Mapping[str, Any], work: Path, hub: Path) -> Path:
     """The repository's folder in the Hub, written anew."""
     folder = hub / OWNER / adapter.name
     shutil.rmtree(folder, ignore_errors=True)
@@ -182,12 +184,12 @@ def write(task: Task, adapter: Adapter, record: Mapping[str, Any], work: Path, h
     (folder / "README.md").write_text(card(task, adapter, record), encoding="utf-8")
     number = ADAPTERS.index(adapter)
     date = f"2026-01-{number + 2:02d}T12:00:00.000Z"
-    document = {"createdAt": date, "downloads": 40 + 7 * number, "lastModified": date, "likes": number % 4}
-    (folder / ".hub.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    override = {"createdAt": date, "downloads": 40 + 7 * number, "lastModified": date, "likes": number % 4}
+    (folder / ".hub.json").write_text(json.dumps(override, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
-def measured(base: LoadedBase, task: Task, folder: Path, before: Measured) -> str:
+def measure_adapter(base: LoadedBase, task: Task, folder: Path, before: Measured) -> str:
     """A row of the table: loss and score of the base and of the adapter, and its loss in plain PEFT."""
     test = draw(task, "test", TEST)
     live = LiveStack(base.model, [load_member(folder)])
@@ -206,19 +208,19 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=HUB, help="folder of the Hub")
     parser.add_argument("--work", type=Path, default=Path("build/sample_hub"), help="of finished trainings")
     parser.add_argument("--measure", action="store_true", help="ask the adapters about test examples")
-    parsed = parser.parse_args()
+    options = parser.parse_args()
     import torch
 
     # The weights depend on the number of threads.
     torch.set_num_threads(1)
-    base = load_base(BASE, bases=parsed.bases)
-    if parsed.measure:
-        _measure_all(base, parsed.tasks, parsed.out)
+    base = load_base(BASE, bases=options.bases)
+    if options.measure:
+        _measure_all(base, options.tasks, options.out)
         return
     for adapter in ADAPTERS:
-        task = find_task(adapter.task, parsed.tasks)
-        record = trained(base, task, adapter, parsed.work)
-        write(task, adapter, record, parsed.work, parsed.out)
+        task = find_task(adapter.task, options.tasks)
+        record = train_adapter(base, task, adapter, options.work)
+        write(task, adapter, record, options.work, options.out)
         losses = f"{record['valid_loss_before']:.3f} to {record['valid_loss']:.3f}"
         say(f"{adapter.name}: validation loss {losses}, {record['seconds']:.0f} s")
 
@@ -232,7 +234,7 @@ def _measure_all(base: LoadedBase, tasks: Path, hub: Path) -> None:
         task = find_task(adapter.task, tasks)
         if task.name not in alone:
             alone[task.name] = measure(base, task, draw(task, "test", TEST))
-        say(measured(base, task, hub / OWNER / adapter.name, alone[task.name]))
+        say(measure_adapter(base, task, hub / OWNER / adapter.name, alone[task.name]))
 
 
 def say(line: str) -> None:

@@ -30,17 +30,17 @@ _PLACE = re.compile(r"(<!-- results ([a-z_]+): ([^>]+) -->\n).*?(<!-- end of res
 
 def studies() -> Iterator[Path]:
     """The folders of results, those of the published tables among them."""
-    yield from sorted(item.parent for item in RESULTS.glob("*/results.jsonl"))
+    yield from sorted(path.parent for path in RESULTS.glob("*/results.jsonl"))
 
 
 def quoting() -> Iterator[Path]:
     """The documents that quote results."""
-    yield from (item for item in sorted(RESULTS.glob("*.md")) if _PLACE.search(item.read_text("utf-8")))
+    yield from (path for path in sorted(RESULTS.glob("*.md")) if _PLACE.search(path.read_text("utf-8")))
 
 
-def filled(text: str) -> str:
+def fill_places(text: str) -> str:
     """The document with every place filled; raises KeyError for a section that no report has."""
-    return _PLACE.sub(lambda result: f"{result[1]}\n{_parts(result[2])[result[3]]}\n\n{result[4]}", text)
+    return _PLACE.sub(lambda match: f"{match[1]}\n{_parts(match[2])[match[3]]}\n\n{match[4]}", text)
 
 
 def report_files(folder: Path) -> Mapping[str, str]:
@@ -69,11 +69,11 @@ def _sections(folder: Path) -> tuple[dict[str, Any], list[Section]]:
 @cache
 def _parts(study: str) -> dict[str, str]:
     """The sections of a report by title, as Markdown for a document that stands in docs/results."""
-    result = {}
+    by_title = {}
     for section in _sections(RESULTS / study)[1]:
-        complete = page.markdown("", [section], f"{study}/{PICTURES}")
-        result[section.title] = complete.split("\n\n", 2)[2].strip()
-    return result
+        text = page.markdown("", [section], f"{study}/{PICTURES}")
+        by_title[section.title] = text.split("\n\n", 2)[2].strip()
+    return by_title
 
 
 def main() -> None:
@@ -81,4 +81,4 @@ def main() -> None:
     for folder in studies():
         write_report(folder)
     for document in quoting():
-        document.write_text(filled(document.read_text("utf-8")), encoding="utf-8")
+        document.write_text(fill_places(document.read_text("utf-8")), encoding="utf-8")

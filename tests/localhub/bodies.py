@@ -21,7 +21,7 @@ class Truncate:
 
     after_bytes: int
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         async def stop(_receive: Receive) -> None:
             return None
 
@@ -34,7 +34,7 @@ class HangBody:
 
     after_bytes: int
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         return _cut(app, self.after_bytes, until_client_leaves)
 
 
@@ -45,7 +45,7 @@ class Drip:
     bytes_per_chunk: int = 1
     seconds: float = 1.0
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         async def drip(scope: Scope, receive: Receive, send: Send) -> None:
             async def slow(message: Message) -> None:
                 body = message.get("body", b"")
@@ -75,7 +75,7 @@ class Extend:
     extra: bytes
     declared: bool = False
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         def lengthen(_scope: Scope, headers: MutableHeaders, _status: int) -> None:
             length = int(headers.get("content-length", "0"))
             del headers["content-length"]
@@ -89,7 +89,7 @@ class Extend:
 
             await app(scope, receive, longer)
 
-        return app if requests.method == "HEAD" else with_headers(extend, lengthen)
+        return app if request.method == "HEAD" else with_headers(extend, lengthen)
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,15 @@ class Corrupt:
 
     offset: int
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         async def corrupt(scope: Scope, receive: Receive, send: Send) -> None:
             position = 0
 
             async def flip(message: Message) -> None:
                 nonlocal position
                 if message["type"] == "http.response.start":
-                    arguments = MutableHeaders(raw=list(message["headers"])).get("content-range", "")
-                    start = re.match(r"bytes (\d+)-", arguments)
+                    content_range = MutableHeaders(raw=list(message["headers"])).get("content-range", "")
+                    start = re.match(r"bytes (\d+)-", content_range)
                     position = int(start.group(1)) if start else 0
                 else:
                     body = bytearray(message.get("body", b""))
@@ -127,7 +127,7 @@ class EditJson:
 
     function: Callable[[Any], Any]
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         async def edit(scope: Scope, receive: Receive, send: Send) -> None:
             start: Message = {}
             body = b""
@@ -140,7 +140,7 @@ class EditJson:
                     body += message.get("body", b"")
 
             await app(scope, receive, keep)
-            content = self._edited(body) if start["status"] == 200 else body
+            content = self._edit(body) if start["status"] == 200 else body
             headers = MutableHeaders(raw=list(start["headers"]))
             headers["Content-Length"] = str(len(content))
             await send({**start, "headers": headers.raw})
@@ -148,7 +148,7 @@ class EditJson:
 
         return edit
 
-    def _edited(self, body: bytes) -> bytes:
+    def _edit(self, body: bytes) -> bytes:
         value = json.loads(body)
         edited = self.function(value)
         return json.dumps(value if edited is None else edited).encode()
@@ -189,13 +189,13 @@ async def _unless_stopped(app: ASGIApp, scope: Scope, receive: Receive, send: Se
 
 def _quiet(receive: Receive) -> Receive:
     """A `receive` that gives the request, then keeps silent: only the fault sees the client leave."""
-    arguments = False
+    delivered = False
 
     async def once() -> Message:
-        nonlocal arguments
-        if arguments:
+        nonlocal delivered
+        if delivered:
             await anyio.sleep_forever()
-        arguments = True
+        delivered = True
         return await receive()
 
     return once

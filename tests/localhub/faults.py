@@ -58,7 +58,7 @@ MEBIBYTE = 1024 * 1024
 class Action(Protocol):
     """What a fault does: the answering application in, a spoiled one out."""
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp: ...
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp: ...
 
 
 @dataclass
@@ -82,11 +82,11 @@ class Fault:
         return turn > 0 and (self.times is None or turn <= self.times)
 
 
-def spoil(app: ASGIApp, faults: Sequence[Fault], requests: SeenRequest) -> ASGIApp:
+def spoil(app: ASGIApp, faults: Sequence[Fault], request: SeenRequest) -> ASGIApp:
     """`app` as the faults that apply to this request leave it."""
-    firing = [fault for fault in list(faults) if fault.fires(requests.line)]
+    firing = [fault for fault in list(faults) if fault.fires(request.line)]
     for fault in reversed(firing):
-        app = fault.action.wrap(app, requests)
+        app = fault.action.wrap(app, request)
     return app
 
 
@@ -103,7 +103,7 @@ class Status:
     error_code: str | None = None
     error_message: str | None = None
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         headers = dict(self.headers)
         if self.error_code is not None:
             headers["X-Error-Code"] = self.error_code
@@ -118,7 +118,7 @@ class Html:
 
     body: str = "<!doctype html><title>Sign in</title><p>Please sign in to this network."
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         return Response(self.body, media_type="text/html")
 
 
@@ -128,7 +128,7 @@ class Json:
 
     value: Any
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         return Response(json.dumps(self.value), media_type="application/json")
 
 
@@ -142,7 +142,7 @@ class Gzip:
     suffix: bytes = b""
     media_type: str = "application/json"
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         return StreamingResponse(self._stream(), 200, {"Content-Encoding": "gzip"}, self.media_type)
 
     async def _stream(self) -> AsyncIterator[bytes]:
@@ -158,7 +158,7 @@ class Gzip:
 class Hang:
     """Say nothing until the client leaves."""
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         async def hang(scope: Scope, receive: Receive, send: Send) -> None:
             await until_client_leaves(receive)
 
@@ -172,7 +172,7 @@ class RedirectTo:
     url: str
     code: int = 302
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         return Response(status_code=self.code, headers={"Location": self.url})
 
 
@@ -182,7 +182,7 @@ class RedirectLoop:
 
     code: int = 302
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         async def loop(scope: Scope, receive: Receive, send: Send) -> None:
             again = Response(status_code=self.code, headers={"Location": str(Request(scope).url)})
             await again(scope, receive, send)
@@ -196,9 +196,9 @@ class Callback:
 
     function: Callable[[SeenRequest], object]
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         async def call(scope: Scope, receive: Receive, send: Send) -> None:
-            await anyio.to_thread.run_sync(self.function, requests)
+            await anyio.to_thread.run_sync(self.function, request)
             await app(scope, receive, send)
 
         return call
@@ -214,7 +214,7 @@ class SetHeader:
     name: str
     value: str
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         def put(_scope: Scope, headers: MutableHeaders, _status: int) -> None:
             headers[self.name] = self.value
 
@@ -227,7 +227,7 @@ class DropHeader:
 
     name: str
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         def drop(_scope: Scope, headers: MutableHeaders, _status: int) -> None:
             del headers[self.name]
 
@@ -244,7 +244,7 @@ class NextLink:
 
     url: str
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         def relink(scope: Scope, headers: MutableHeaders, _status: int) -> None:
             true = re.search(r"<([^>]*)>", headers.get("link", ""))
             following = true.group(1) if true else ""
@@ -263,7 +263,7 @@ class WrongContentRange:
 
     value: str = "bytes 1-2/3"
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         def claim(_scope: Scope, headers: MutableHeaders, status: int) -> None:
             if status == 206:
                 headers["Content-Range"] = self.value
@@ -275,9 +275,9 @@ class WrongContentRange:
 class IgnoreRange:
     """Answer a request for a range with 200 and the whole file."""
 
-    def wrap(self, app: ASGIApp, requests: SeenRequest) -> ASGIApp:
+    def wrap(self, app: ASGIApp, request: SeenRequest) -> ASGIApp:
         async def whole(scope: Scope, receive: Receive, send: Send) -> None:
-            remaining = [(name, value) for name, value in scope["headers"] if name.lower() != b"range"]
-            await app({**scope, "headers": remaining}, receive, send)
+            headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"range"]
+            await app({**scope, "headers": headers}, receive, send)
 
         return whole

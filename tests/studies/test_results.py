@@ -45,9 +45,9 @@ def test_documents_quote_the_reports() -> None:
     assert quoting
     for document in quoting:
         text = document.read_text("utf-8")
-        assert study_pages.filled(text) == text, f"{document.name}: {ANEW}"
+        assert study_pages.fill_places(text) == text, f"{document.name}: {ANEW}"
 
 
 def test_a_section_that_no_report_has_is_not_passed_over() -> None:
     with pytest.raises(KeyError):
-        study_pages.filled(f"<!-- results {STUDIES[0].name}: Nothing -->\n<!-- end of results -->\n")
+        study_pages.fill_places(f"<!-- results {STUDIES[0].name}: Nothing -->\n<!-- end of results -->\n")

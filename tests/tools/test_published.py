@@ -13,7 +13,7 @@ from catalog.errors import NotFoundError, UsageError
 from studies.report.sections import Figure, TableSection, Text
 from tests.shared_data import data, shared
 from tools.published import PARTS, Row, digests, sections
-from tools.published.quoted import QUOTED, Quoted, quoted
+from tools.published.quoted import QUOTED, Quoted, find_figure
 
 QV = ["q_proj", "v_proj"]
 ALL = [*QV, "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -281,9 +281,9 @@ def test_tables_without_a_judged_task(folder: Path) -> None:
 def test_figures_in_print_come_out_to_the_digit(part: str, figures: int) -> None:
     checked: list[tuple[str, str, float, Quoted]] = []
     for row in PARTS[part](data("recycling_paper")):
-        item = quoted(row)
-        if item and item.whole and row["value"] is not None:
-            checked.append((row["row"], row["column"], row["value"], item))
+        one = find_figure(row)
+        if one and one.complete and row["value"] is not None:
+            checked.append((row["row"], row["column"], row["value"], one))
     assert len(checked) == figures
     wrong = [document for document in checked if not document[3].agrees(document[2])]
     # The figure in print is a mean of draws; 30 times the mean rank is 1,110.7.

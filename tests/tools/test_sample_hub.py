@@ -10,7 +10,7 @@ from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
 from crawler.reading import parse_card
 from merging.learning.training import ALL_LINEAR
 from merging.members import load_member
-from tools.sample_hub import ADAPTERS, BASE, HUB, OWNER, Adapter
+from tools.sample_hub import ADAPTERS, BASE, HUB, OWNER, SampleAdapter
 
 README = (HUB / "README.md").read_text(encoding="utf-8")
 FILES = {".hub.json", "README.md", CONFIG_NAME, WEIGHTS_NAME}
@@ -29,7 +29,7 @@ def test_they_stay_small() -> None:
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter.name)
-def test_a_repository_is_what_its_row_says(adapter: Adapter) -> None:
+def test_a_repository_is_what_its_row_says(adapter: SampleAdapter) -> None:
     folder = HUB / OWNER / adapter.name
     assert {file.name for file in folder.iterdir()} == FILES
     config = json.loads((folder / CONFIG_NAME).read_text("utf-8"))

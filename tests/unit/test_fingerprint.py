@@ -41,7 +41,7 @@ from catalog.fingerprints.sketches import (
     verdict,
 )
 from tests.shared_data import data, shared
-from tools.bench.fingerprints import bound, generated, peak_memory, write
+from tools.bench.fingerprints import bound, generate_modules, peak_memory, write
 from tools.bench.fingerprints import config as llama_config
 
 PREFIX = "base_model.model."
@@ -365,8 +365,8 @@ def other_signs(modules: list[Module], draw: int) -> list[Module]:
 
 def three_of_llama(seed: int) -> list[Module]:
     """Three modules of Llama-3.1-8B's shapes."""
-    remaining = ("k_proj", "v_proj", "o_proj")
-    return [module for module in generated(seed, layers=1) if module.name.endswith(remaining)]
+    kept = ("k_proj", "v_proj", "o_proj")
+    return [module for module in generate_modules(seed, layers=1) if module.name.endswith(kept)]
 
 
 DRAWS = 160
@@ -708,7 +708,7 @@ def test_the_norms_of_a_fingerprint_give_the_same_verdict(tmp_path: Path) -> Non
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_stays_below_400_megabytes_for_a_whole_adapter_of_llama(tmp_path: Path) -> None:
     path = tmp_path / "adapter_model.safetensors"
-    write(path, generated(0))
+    write(path, generate_modules(0))
     assert path.stat().st_size > 83e6
     before, after = peak_memory(path, llama_config())
     assert before > 50e6

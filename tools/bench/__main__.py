@@ -13,13 +13,13 @@ import sys
 NAMES = ("fingerprints", "index", "search", "select", "merging", "live", "crawl")
 
 
-def main(selected: list[str]) -> int:
+def main(names: list[str]) -> int:
     """Runs the benchmarks one after the other, each in a process of its own; gives the worst exit code."""
-    if unknown := sorted(set(selected) - set(NAMES)):
+    if unknown := sorted(set(names) - set(NAMES)):
         sys.stderr.write(f"There is no benchmark {unknown[0]}; there are {', '.join(NAMES)}.\n")
         return 2
     worst = 0
-    for name in selected or NAMES:
+    for name in names or NAMES:
         title = (importlib.import_module(f"tools.bench.{name}").__doc__ or name).split("\n")[0]
         sys.stdout.write(f"\n== {name}: {title}\n")
         sys.stdout.flush()

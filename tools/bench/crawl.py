@@ -50,7 +50,7 @@ print(json.dumps({"adapters": seen, "seconds": time.monotonic() - began}))
 class Run:
     """One measured process: what it printed as JSON, its wall time in seconds, and its peak memory in MiB."""
 
-    found: dict[str, Any]
+    facts: dict[str, Any]
     seconds: float
     peak: float
 
@@ -68,7 +68,7 @@ def build(root: Path, count: int) -> None:
 
 
 @contextmanager
-def served(root: Path) -> Iterator[str]:
+def serve_hub(root: Path) -> Iterator[str]:
     """The URL of a Hub in a process of its own: a child's peak memory is at least its parent's size."""
     server = subprocess.Popen(
         (sys.executable, "-c", HUB, str(root)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -82,7 +82,7 @@ def served(root: Path) -> Iterator[str]:
         server.wait()
 
 
-def measured(arguments: tuple[str, ...], **environment: str) -> Run:
+def measure_process(arguments: tuple[str, ...], **environment: str) -> Run:
     """Runs a process to its end; raises CalledProcessError where it fails."""
     began = time.monotonic()
     child = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
@@ -98,7 +98,7 @@ def measured(arguments: tuple[str, ...], **environment: str) -> Run:
 def crawl(url: str, data: Path) -> Run:
     """One crawl of everything, without weights, into the catalog of this folder."""
     arguments = (*PROGRAM, "--data", str(data), "crawl", "--any-base", "--weights", "headers", "--json")
-    return measured(arguments, HF_ENDPOINT=url, HF_HUB_DISABLE_TELEMETRY="1")
+    return measure_process(arguments, HF_ENDPOINT=url, HF_HUB_DISABLE_TELEMETRY="1")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -112,12 +112,12 @@ def main(argv: Sequence[str]) -> None:
         for name, count in (("small", sizes.small), ("large", sizes.large)):
             root = Path(place, name)
             build(root, count)
-            with served(root) as url:
+            with serve_hub(root) as url:
                 runs[name] = crawl(url, Path(place, f"data-{name}"))
                 runs[f"{name}, again"] = crawl(url, Path(place, f"data-{name}"))
                 if name == "small":
                     script = (sys.executable, "-c", PLAIN, url, str(Path(place, "cache")))
-                    runs["plain client"] = measured(
+                    runs["plain client"] = measure_process(
                         script, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1"
                     )
     report(runs)
@@ -128,10 +128,10 @@ def report(runs: dict[str, Run]) -> None:
     columns = ("adapters", "seconds", "a second", "API", "resolver", "peak MiB")
     say(f"{'run':<16}" + "".join(f"{column:>10}" for column in columns))
     for name, run in runs.items():
-        requests = run.found.get("requests", {"api": "", "resolver": ""})
+        requests = run.facts.get("requests", {"api": "", "resolver": ""})
         cells = (
             str(adapters(run)),
-            f"{run.found['seconds']:.1f}",
+            f"{run.facts['seconds']:.1f}",
             f"{rate(run):.1f}",
             str(requests["api"]),
             str(requests["resolver"]),
@@ -142,17 +142,17 @@ def report(runs: dict[str, Run]) -> None:
     say(f"rate, small over the plain client  {rate(small) / rate(runs['plain client']):.2f}")
     say(f"rate, large over small             {rate(large) / rate(small):.2f}")
     say(f"peak memory, large over small      {large.peak / small.peak:.2f}")
-    say(f"resolver requests an adapter       {small.found['requests']['resolver'] / adapters(small):.3f}")
+    say(f"resolver requests an adapter       {small.facts['requests']['resolver'] / adapters(small):.3f}")
 
 
 def adapters(run: Run) -> int:
     """How many adapters a run went through."""
-    return int(run.found["listed"] if "listed" in run.found else run.found["adapters"])
+    return int(run.facts["listed"] if "listed" in run.facts else run.facts["adapters"])
 
 
 def rate(run: Run) -> float:
     """Adapters a second."""
-    return adapters(run) / float(run.found["seconds"])
+    return adapters(run) / float(run.facts["seconds"])
 
 
 def say(line: str) -> None:

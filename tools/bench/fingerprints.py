@@ -63,7 +63,7 @@ def config(**fields: Any) -> AdapterConfig:
     return parse_config(json.dumps({"peft_type": "LORA", "r": 16, "lora_alpha": 32, **fields}).encode())
 
 
-def generated(seed: int, layers: int = LAYERS, rank: int = 16) -> Iterator[Module]:
+def generate_modules(seed: int, layers: int = LAYERS, rank: int = 16) -> Iterator[Module]:
     """The modules of an adapter for Llama-3.1-8B with scaling 2, float32, drawn from a seed."""
     import torch
 
@@ -108,19 +108,19 @@ def bound(modules: Iterable[Module], width: int = 32) -> tuple[float, float]:
     return square, 2 / width**2 + (4 / width + 2 / width**2) * fourth / square**2
 
 
-def formed(path: Path) -> list[float]:
+def form_norms(path: Path) -> list[float]:
     """||B A|| of each module by forming B A in float32."""
     return [float((b.float() @ a.float()).norm()) for _, a, b in iterate_factors(path)]
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
     """The least wall time of some runs."""
-    result = []
+    spans = []
     for _ in range(times):
         began = time.perf_counter()
         work()
-        result.append(time.perf_counter() - began)
-    return min(result)
+        spans.append(time.perf_counter() - began)
+    return min(spans)
 
 
 def errors(adapters: int, layers: int) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -129,7 +129,7 @@ def errors(adapters: int, layers: int) -> tuple[tuple[float, float], tuple[float
 
     sketches, ratios, bounds = [], [], []
     for seed in range(adapters):
-        modules = list(generated(seed, layers))
+        modules = list(generate_modules(seed, layers))
         square, variance = bound(modules)
         sketches.append(delta_sketch(modules).astype(np.float64))
         ratios.append(float(sketches[-1] @ sketches[-1]) / square)
@@ -168,11 +168,11 @@ def main(argv: list[str] | None = None) -> None:
     read = config()
     with tempfile.TemporaryDirectory() as place:
         path = Path(place, "adapter_model.safetensors")
-        write(path, generated(0, sizes.layers))
+        write(path, generate_modules(0, sizes.layers))
         size = path.stat().st_size
-        forming = seconds(lambda: formed(path), 3)
+        forming = seconds(lambda: form_norms(path), 3)
         norms = seconds(lambda: module_norms(path), 3)
-        complete = seconds(lambda: fingerprint(path, read, "cpu"), 3)
+        fingerprint_seconds = seconds(lambda: fingerprint(path, read, "cpu"), 3)
         digest = seconds(lambda: tensor_digest(path), 3)
         before, after = peak_memory(path, read)
         modules = sum(1 for _ in iterate_modules(path, read))
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = (
         ("B A formed, float32, and its norm", forming),
         ("module_norms", norms),
-        ("fingerprint", complete),
+        ("fingerprint", fingerprint_seconds),
     )
     for label, spent in (*rows, ("  of which tensor_digest", digest)):
         say(f"{label:<44}{spent:>9.3f}{forming / spent:>9.1f}")

@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", action="store_true", help="also 100,000 vectors, in 1.5 GB of memory")
     parser.add_argument("--hnsw", action="store_true", help="also the graph, which takes minutes to build")
-    parsed = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     say(*COLUMNS)
-    for count in (1000, 20_000, 100_000) if parsed.large else (1000, 20_000):
+    for count in (1000, 20_000, 100_000) if options.large else (1000, 20_000):
         source = Generated(count)
         exact = report(source, "flat", None)
-        if parsed.hnsw:
+        if options.hnsw:
             report(source, "hnsw", exact)
     all_pairs()
 
@@ -70,15 +70,15 @@ def report(source: Generated, kind: Kind, exact: list[set[str]] | None) -> list[
     flat_up_to = 0 if kind == "hnsw" else len(source.names)
     with tempfile.TemporaryDirectory() as place:
 
-        def opened() -> VectorIndex:
+        def load_index() -> VectorIndex:
             return open_index(Path(place), SPACE, source, kind=kind, flat_up_to=flat_up_to)
 
-        _, build = timed(opened)
-        index, load = timed(opened)
+        _, build = time_work(load_index)
+        index, load = time_work(load_index)
         size = Path(place, f"{SPACE.name}.faiss").stat().st_size / 2**20
-    result, milliseconds = searched(index, source, None)
-    _, of_a_tenth = searched(index, source, source.names[::10])
-    recall = statistics.mean(len(a & b) / len(b) for a, b in zip(result, exact or result, strict=True))
+    hits, milliseconds = search_each(index, source, None)
+    _, of_a_tenth = search_each(index, source, source.names[::10])
+    recall = statistics.mean(len(a & b) / len(b) for a, b in zip(hits, exact or hits, strict=True))
     say(
         f"{len(source.names):,}",
         kind,
@@ -89,23 +89,23 @@ def report(source: Generated, kind: Kind, exact: list[set[str]] | None) -> list[
         f"{of_a_tenth:.2f}",
         f"{recall:.3f}",
     )
-    return result
+    return hits
 
 
-def searched(
+def search_each(
     index: VectorIndex, source: Generated, among: Sequence[str] | None
 ) -> tuple[list[set[str]], float]:
     """The keys found by each query, and the median of their milliseconds."""
-    result, times = [], []
+    key_sets, times = [], []
     for row in np.random.default_rng(1).choice(len(source.names), QUERIES, replace=False):
 
         def search(query: NDArray[np.float32] = source.values[row]) -> list[VectorHit]:
             return index.search(query, NEIGHBOURS, among)
 
-        hits, seconds = timed(search)
-        result.append({hit.key for hit in hits})
+        hits, seconds = time_work(search)
+        key_sets.append({hit.key for hit in hits})
         times.append(1000 * seconds)
-    return result, statistics.median(times)
+    return key_sets, statistics.median(times)
 
 
 def all_pairs() -> None:
@@ -117,13 +117,13 @@ def all_pairs() -> None:
         Copy(name, "o", f"o/{name}", "", "base", None, None, vector, None, None, None)
         for name, vector in zip(source.names, source.values, strict=True)
     ]
-    pairs, seconds = timed(lambda: list(index.all_pairs(0.4)))
+    pairs, seconds = time_work(lambda: list(index.all_pairs(0.4)))
     say_line(f"all pairs of 1,000 by the index, {len(pairs):,} found: {seconds:.3f} s")
-    groups, seconds = timed(lambda: duplicates(rows))
+    groups, seconds = time_work(lambda: duplicates(rows))
     say_line(f"duplicates among 1,000, {len(groups)} groups: {seconds:.3f} s")
 
 
-def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+def time_work(work: Callable[[], Result]) -> tuple[Result, float]:
     """What the work gives, and its seconds."""
     began = time.perf_counter()
     result = work()

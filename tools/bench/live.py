@@ -80,8 +80,8 @@ def forwards(model: Any, members: Sequence[MergeMember], rounds: int, title: str
     cases: dict[str, Callable[[], object]] = {"base": lambda: forward(model, batch)}
     live = LiveStack(model, members)
     for way in ways(model):
-        cases[way] = attached(live, way, lambda: forward(model, batch))
-    seconds = measured(cases, rounds, batch.device.type)
+        cases[way] = attach(live, way, lambda: forward(model, batch))
+    seconds = measure_cases(cases, rounds, batch.device.type)
     for way in ways(model):
         say(f"forward, {title}, {way}", f"{seconds[way] / seconds['base']:.2f} x base")
 
@@ -98,8 +98,8 @@ def crossover(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
             with live.dense(scales):
                 forward(model, batch)
 
-        factored = attached(live, "factored", partial(forward, model, batch))
-        seconds = measured({"live": factored, "dense": dense}, rounds, "cpu")
+        factored = attach(live, "factored", partial(forward, model, batch))
+        seconds = measure_cases({"live": factored, "dense": dense}, rounds, "cpu")
         say(
             f"dense, {length} tokens ({share:g} of crossover)",
             f"{seconds['dense'] / seconds['live']:.2f} x live",
@@ -111,10 +111,10 @@ def steps(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
     batch, live = ids(8, 128), LiveStack(model, members)
     cases: dict[str, Callable[[], object]] = {}
     for way in ways(model):
-        cases[way] = attached(live, way, lambda: step(model, batch, live.set_scales, live))
+        cases[way] = attach(live, way, lambda: step(model, batch, live.set_scales, live))
     cases["einsum"] = lambda: with_einsum(model, batch, live)
     cases["base"] = lambda: forward(model, batch)
-    seconds = measured(cases, rounds, "cpu")
+    seconds = measure_cases(cases, rounds, "cpu")
     for way in ways(model):
         say(f"coefficient step, {way}", f"{seconds['einsum'] / seconds[way]:.2f} x as fast as einsum")
         say("", f"{seconds[way] / seconds['base']:.2f} x base forward")
@@ -122,8 +122,8 @@ def steps(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
 
 def step(model: Any, batch: Tensor, use: Callable[[Any], object], live: LiveStack) -> None:
     """One loss with its gradients."""
-    result = Coefficients(live.shapes, [member.name for member in live.members])
-    use(result.scales())
+    coefficients = Coefficients(live.shapes, [member.name for member in live.members])
+    use(coefficients.scales())
     model(batch, logits_to_keep=1).logits.float().logsumexp(-1).sum().backward()
 
 
@@ -137,8 +137,8 @@ class Einsum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output with the members' added."""
-        result: Tensor = self.inner(x) + torch.einsum("...i,ri,r,or->...o", x, self.a, self.scales, self.b)
-        return result
+        output: Tensor = self.inner(x) + torch.einsum("...i,ri,r,or->...o", x, self.a, self.scales, self.b)
+        return output
 
 
 def with_einsum(model: Any, batch: Tensor, live: LiveStack) -> None:
@@ -171,13 +171,13 @@ def candidates(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
     live = LiveStack(model, members)
 
     def together() -> None:
-        values = [live.scales_of(vector.tolist()) for vector in vectors]
-        scales = {name: torch.stack([item[name] for item in values]) for name in values[0]}
+        scale_rows = [live.scales_of(vector.tolist()) for vector in vectors]
+        scales = {name: torch.stack([row[name] for row in scale_rows]) for name in scale_rows[0]}
         live.set_scales(scales, torch.arange(CANDIDATES).repeat_interleave(len(batch)))
         forward(model, batch.repeat(CANDIDATES, 1))
 
     seconds = {
-        "live": statistics.median(timed(attached(live, "cheapest", together), "cpu") for _ in range(rounds))
+        "live": statistics.median(time_run(attach(live, "cheapest", together), "cpu") for _ in range(rounds))
     }
     names = [f"m{n}" for n in range(len(members))]
     judge = peft.PeftModel.from_pretrained(model, members[0].folder, adapter_name=names[0]).eval()
@@ -194,7 +194,7 @@ def candidates(model: Any, members: Sequence[MergeMember], rounds: int) -> None:
         for vector in vectors:
             merge(vector)
 
-    seconds["peft"] = statistics.median(timed(merge_each, "cpu") for _ in range(max(1, rounds // 2)))
+    seconds["peft"] = statistics.median(time_run(merge_each, "cpu") for _ in range(max(1, rounds // 2)))
     judge.unload()
     say(
         f"{CANDIDATES} candidates of {len(members)} members",
@@ -207,7 +207,7 @@ def ways(model: Any) -> tuple[Way, ...]:
     return ("cheapest", "factored", "folded") if model.dtype == torch.float32 else ("cheapest",)
 
 
-def attached(live: LiveStack, way: Way, run: Callable[[], object]) -> Callable[[], None]:
+def attach(live: LiveStack, way: Way, run: Callable[[], object]) -> Callable[[], None]:
     """The same with the members attached."""
 
     def inside() -> None:
@@ -224,18 +224,18 @@ def forward(model: Any, batch: Tensor) -> None:
         model(batch, logits_to_keep=1)
 
 
-def measured(cases: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
+def measure_cases(cases: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
     """The median of each case's seconds; the cases take turns, after one round that does not count."""
-    selected: dict[str, list[float]] = {name: [] for name in cases}
+    times: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 1):
         for name, run in cases.items():
-            seconds = timed(run, device)
+            seconds = time_run(run, device)
             if number:
-                selected[name].append(seconds)
-    return {name: statistics.median(values) for name, values in selected.items()}
+                times[name].append(seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
-def timed(run: Callable[[], object], device: str) -> float:
+def time_run(run: Callable[[], object], device: str) -> float:
     """Seconds of one run: of the processor, or by the clock until the GPU has finished."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     began = clock()

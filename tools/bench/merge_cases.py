@@ -202,9 +202,9 @@ def by_mergekit(folders: Sequence[Path], kind: str, place: Path, size: Size) -> 
     configured, merging, options = (
         import_module(f"mergekit.{name}") for name in ("config", "merge", "options")
     )
-    base = saved_base(place, size)
-    item = {"weight": 1.0, "density": 0.2} if kind == "ties" else {"weight": 1 / len(folders)}
-    models = [{"model": f"{base}+{folder}", "parameters": item} for folder in folders]
+    base = save_base(place, size)
+    member = {"weight": 1.0, "density": 0.2} if kind == "ties" else {"weight": 1 / len(folders)}
+    models = [{"model": f"{base}+{folder}", "parameters": member} for folder in folders]
     document: dict[str, Any] = {"merge_method": kind, "models": models, "dtype": "float32"}
     if kind == "ties":
         document |= {"base_model": str(base), "parameters": {"normalize": True}}
@@ -220,7 +220,7 @@ def by_mergekit(folders: Sequence[Path], kind: str, place: Path, size: Size) -> 
     return work
 
 
-def saved_base(place: Path, size: Size) -> Path:
+def save_base(place: Path, size: Size) -> Path:
     """The folder of the base model, written where it is not there yet."""
     import torch
 
@@ -230,11 +230,11 @@ def saved_base(place: Path, size: Size) -> Path:
     return place / "base"
 
 
-def folded(folders: Sequence[Path], place: Path, size: Size) -> Callable[[], dict[str, Any]]:
+def fold_average(folders: Sequence[Path], place: Path, size: Size) -> Callable[[], dict[str, Any]]:
     """The average of the adapters, added to the base: a full model, files to files."""
     from merging.static import apply_to
 
-    base = saved_base(place, size)
+    base = save_base(place, size)
     average = ours(folders, "average", place / "average")
 
     def work() -> dict[str, Any]:
@@ -266,21 +266,21 @@ def one_module(count: int, kind: str) -> Callable[[], dict[str, Any]]:
         merged = ties(deltas, torch.ones(count), 0.2)
         return {"norm": float(merged.square().sum(dtype=torch.float64)) ** 0.5}
 
-    def streamed(finish: bool, mode: str) -> dict[str, Any]:
+    def stream(finish: bool, mode: str) -> dict[str, Any]:
         options = find_method("ties").options({"thresholds": mode})
         work = ModuleWork(stack, (1.0,) * count, RANK, tuple(map(str, range(count))), options)
-        result = entries(work)
-        merge = ties_blocks(work, result)
+        module_entries = entries(work)
+        merge = ties_blocks(work, module_entries)
         if finish:
-            return {"kept": merge_entries(work, result, merge).energy}
+            return {"kept": merge_entries(work, module_entries, merge).energy}
         total = 0.0
-        for rows in result.ranges(count):
-            total += float(merge(result.block(rows), rows).square().sum(dtype=torch.float64))
+        for rows in module_entries.ranges(count):
+            total += float(merge(module_entries.block(rows), rows).square().sum(dtype=torch.float64))
         return {"norm": total**0.5}
 
     if kind == "peft":
         return dense
-    return lambda: streamed(kind == "truncated", "sampled" if kind == "sampled" else "exact")
+    return lambda: stream(kind == "truncated", "sampled" if kind == "sampled" else "exact")
 
 
 def weight_vectors(count: int, size: Size) -> Callable[[], dict[str, Any]]:
@@ -300,8 +300,8 @@ def weight_vectors(count: int, size: Size) -> Callable[[], dict[str, Any]]:
     weights = torch.rand(count * RANK, dtype=torch.float64)
 
     def work() -> dict[str, Any]:
-        done = [truncation(result, weights, RANK) for result in cached]
-        return {"modules": sum(result is not None for result in done)}
+        done = [truncation(factors, weights, RANK) for factors in cached]
+        return {"modules": sum(factors is not None for factors in done)}
 
     return work
 
@@ -315,7 +315,7 @@ def work_of(arguments: argparse.Namespace, folders: Sequence[Path]) -> Callable[
         "ours": lambda: ours(folders, kind, place / "out", **settings),
         "peft": lambda: by_peft(folders, kind, size),
         "mergekit": lambda: by_mergekit(folders, kind, place, size),
-        "folded": lambda: folded(folders, place, size),
+        "folded": lambda: fold_average(folders, place, size),
         "memory": lambda: in_memory(folders),
         "read": lambda: reading(folders),
         "copy": lambda: copying(folders, place / "copy"),
@@ -342,9 +342,9 @@ def main() -> None:
     if arguments.cold:
         forget(folders)
     began, clock = time.process_time(), time.perf_counter()
-    result, peak = peak_during(work)
+    facts, peak = peak_during(work)
     seconds, wall = time.process_time() - began, time.perf_counter() - clock
-    sys.stdout.write(json.dumps({**result, "seconds": seconds, "wall": wall, "mib": peak / 2**20}) + "\n")
+    sys.stdout.write(json.dumps({**facts, "seconds": seconds, "wall": wall, "mib": peak / 2**20}) + "\n")
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ def measure(
     command += ["--count", str(count), "--size", size, "--layers", str(layers), *(["--cold"] if cold else [])]
     limits = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | limits)
-    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    times = f"{document['seconds']:>9.2f} s{document['wall']:>9.2f} s wall"
-    say(f"{case + (' (cold)' if cold else ''):<28}{count:>4}{times}{document['mib']:>9.0f} MiB")
-    return document
+    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    times = f"{facts['seconds']:>9.2f} s{facts['wall']:>9.2f} s wall"
+    say(f"{case + (' (cold)' if cold else ''):<28}{count:>4}{times}{facts['mib']:>9.0f} MiB")
+    return facts
 
 
 def pool(place: Path, size: Size, count: int, dtype: str) -> None:
@@ -88,9 +88,9 @@ def pass_on(place: Path, count: int, size: str, layers: int) -> None:
             case: measure(place, case, count, size, layers, cold=cold) for case in ("read", "load", "copy")
         }
         for method in SUMS:
-            result = measure(place, f"ours:{method}", count, size, layers, cold=cold)
+            facts = measure(place, f"ours:{method}", count, size, layers, cold=cold)
             clock = "wall" if cold else "seconds"
-            times = ", ".join(f"{result[clock] / bare[case][clock]:.1f}x {case}" for case in bare)
+            times = ", ".join(f"{facts[clock] / bare[case][clock]:.1f}x {case}" for case in bare)
             say(f"  {method}{' from the disk, wall' if cold else ''}: {times}")
 
 
@@ -105,8 +105,8 @@ def shapes(count: int, layers: int) -> None:
             runs.append(measure(place, "ours:svd", count, "large", depth))
     say(f"peak memory, {layers} layers over {max(1, layers // 4)}: {runs[1]['mib'] / runs[0]['mib']:.2f}")
     say(f"32 layers would take {runs[1]['seconds'] * 32 / layers:.1f} s")
-    result = measure(Path(), "weights", count, "large")
-    say(f"a new weight vector on cached grams, 224 modules: {result['seconds'] * 32:.1f} s")
+    facts = measure(Path(), "weights", count, "large")
+    say(f"a new weight vector on cached grams, 224 modules: {facts['seconds'] * 32:.1f} s")
 
 
 def entrywise(count: int) -> None:

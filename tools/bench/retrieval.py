@@ -56,22 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="draws of samples for a race (default 3)")
     parser.add_argument("--proxy", action="store_true", help="judge without test scores")
     parser.add_argument("--only", action="append", help="a strategy; may be given several times")
-    parsed = parser.parse_args(argv)
-    remaining = (RANDOM, BLIND, RAW, *(parsed.only or [strategy.name for strategy in STRATEGIES]))
+    options = parser.parse_args(argv)
+    names = (RANDOM, BLIND, RAW, *(options.only or [strategy.name for strategy in STRATEGIES]))
     try:
-        tasks = load(parsed.data, proxy=parsed.proxy)
+        tasks = load(options.data, proxy=options.proxy)
     except LoradexError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    strategies = [strategy for strategy in STRATEGIES if strategy.name in remaining]
+    strategies = [strategy for strategy in STRATEGIES if strategy.name in names]
     results = judge_all(
-        tasks, strategies, repeats=parsed.repeats, done=lambda name: sys.stderr.write(f"{name}\n")
+        tasks, strategies, repeats=options.repeats, done=lambda name: sys.stderr.write(f"{name}\n")
     )
-    judged = "their own 100 samples" if parsed.proxy else "test scores"
+    judged = "their own 100 samples" if options.proxy else "test scores"
     title = f"{len(tasks[0].values)} adapters, {len(tasks)} tasks judged by {judged}"
     sys.stdout.write(f"{title}\n\n{table(results)}")
-    if parsed.to:
-        write(results, parsed.to, title)
+    if options.to:
+        write(results, options.to, title)
     return 0
 
 

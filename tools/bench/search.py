@@ -49,8 +49,8 @@ class Drawn:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of length 1, the same for the same text."""
         seeds = (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts)
-        samples = np.array([np.random.default_rng(seed).standard_normal(SIZE) for seed in seeds])
-        vectors: NDArray[np.float32] = samples / np.linalg.norm(samples, axis=1, keepdims=True)
+        normals = np.array([np.random.default_rng(seed).standard_normal(SIZE) for seed in seeds])
+        vectors: NDArray[np.float32] = normals / np.linalg.norm(normals, axis=1, keepdims=True)
         return vectors.astype(np.float32)
 
 
@@ -63,19 +63,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--default-encoder", action="store_true", help="also the vector of a query by the default encoder"
     )
-    parsed = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     say(*COLUMNS, *TIMES)
-    for count in (1000, 20_000, 100_000) if parsed.large else (1000, 20_000):
+    for count in (1000, 20_000, 100_000) if options.large else (1000, 20_000):
         with tempfile.TemporaryDirectory() as place:
-            say(*measured(Path(place), count))
-    if parsed.default_encoder:
+            say(*measure_catalog(Path(place), count))
+    if options.default_encoder:
         encoder = load_embedder()
         for clock in (time.perf_counter, time.process_time):
-            took = sorted(timed(partial(query_vector, encoder, text), clock) for text in queries())
+            took = sorted(time_work(partial(query_vector, encoder, text), clock) for text in queries())
             say(f"a query's vector, {clock.__name__}: p50 {1e3 * percentile(took, 50):.1f} ms")
 
 
-def measured(place: Path, count: int) -> list[str]:
+def measure_catalog(place: Path, count: int) -> list[str]:
     """The row of a catalog of so many cards."""
     engine = make_engine(f"sqlite:///{place / 'catalog.db'}")
     with opening.disposing(engine):
@@ -85,8 +85,8 @@ def measured(place: Path, count: int) -> list[str]:
             began = time.perf_counter()
             counts = embed_cards(session, Drawn())
             embedded = time.perf_counter() - began
-            result = timed(lambda: opened(session, place))
-            loaded = timed(lambda: opened(session, place))
+            index_seconds = time_work(lambda: open_indexes(session, place))
+            loaded = time_work(lambda: open_indexes(session, place))
             with open_texts(session, place, Drawn()) as texts:
                 both, cpu = times(session, texts), busy(session, texts)
                 arms = [
@@ -94,13 +94,19 @@ def measured(place: Path, count: int) -> list[str]:
                     for weights in (SearchWeights(1, 0), SearchWeights(0, 1))
                 ]
                 filtered = times(session, texts, query=parse("rank:16"))
-    document = [f"{count:,}", f"{counts.chunks:,}", f"{embedded:.1f}", f"{result:.1f}", f"{loaded:.2f}"]
+    counts_row = [
+        f"{count:,}",
+        f"{counts.chunks:,}",
+        f"{embedded:.1f}",
+        f"{index_seconds:.1f}",
+        f"{loaded:.2f}",
+    ]
     halves = (percentile(took, 50) for took in (cpu, *arms, filtered))
     cells = [percentile(both, 50), percentile(both, 95), *halves]
-    return [*document, *(f"{1e3 * seconds:.1f}" for seconds in cells)]
+    return [*counts_row, *(f"{1e3 * seconds:.1f}" for seconds in cells)]
 
 
-def opened(session: Session, place: Path) -> None:
+def open_indexes(session: Session, place: Path) -> None:
     """Opens the indexes and closes them."""
     with open_texts(session, place, Drawn()):
         pass
@@ -108,19 +114,21 @@ def opened(session: Session, place: Path) -> None:
 
 def busy(session: Session, texts: Texts) -> list[float]:
     """Seconds of processor time of each search, sorted: nearly the same on a machine that others use."""
-    return sorted(timed(partial(search, session, texts, text, HITS), time.process_time) for text in queries())
+    return sorted(
+        time_work(partial(search, session, texts, text, HITS), time.process_time) for text in queries()
+    )
 
 
 def times(
     session: Session, texts: Texts, *, query: Query | None = None, weights: SearchWeights | None = None
 ) -> list[float]:
     """Seconds of each search, sorted; the first search, which fills caches, does not count."""
-    arguments: dict[str, Any] = {"query": query, "weights": weights or SearchWeights()}
-    search(session, texts, "a first one", HITS, **arguments)
-    return sorted(timed(partial(search, session, texts, text, HITS, **arguments)) for text in queries())
+    options: dict[str, Any] = {"query": query, "weights": weights or SearchWeights()}
+    search(session, texts, "a first one", HITS, **options)
+    return sorted(time_work(partial(search, session, texts, text, HITS, **options)) for text in queries())
 
 
-def timed(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+def time_work(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that the work took."""
     began = clock()
     work()
@@ -134,29 +142,31 @@ def percentile(took: Sequence[float], percent: int) -> float:
 
 def vocabulary() -> list[str]:
     """Made-up words of two to four syllables, the frequent ones first."""
-    samples = np.random.default_rng(1)
+    generator = np.random.default_rng(1)
     syllables = [a + b for a in "bdfgklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "ing", "us")]
-    return ["".join(samples.choice(syllables, size=samples.integers(2, 5))) for _ in range(VOCABULARY)]
+    return ["".join(generator.choice(syllables, size=generator.integers(2, 5))) for _ in range(VOCABULARY)]
 
 
-def zipf(samples: np.random.Generator, count: int) -> NDArray[np.int64]:
+def zipf(generator: np.random.Generator, count: int) -> NDArray[np.int64]:
     """Ranks of words as in a language: the n-th is drawn in proportion to 1/(n + 2.7)."""
     weights = 1 / (np.arange(VOCABULARY) + 2.7)
-    ranks: NDArray[np.int64] = samples.choice(VOCABULARY, size=count, p=weights / weights.sum())
+    ranks: NDArray[np.int64] = generator.choice(VOCABULARY, size=count, p=weights / weights.sum())
     return ranks
 
 
 def queries() -> list[str]:
     """Texts of three to six words, frequent and rare ones, as people write them."""
-    samples, words = np.random.default_rng(2), vocabulary()
-    return [" ".join(words[n] for n in zipf(samples, int(samples.integers(3, 7)))) for _ in range(QUERIES)]
+    generator, words = np.random.default_rng(2), vocabulary()
+    return [
+        " ".join(words[n] for n in zipf(generator, int(generator.integers(3, 7)))) for _ in range(QUERIES)
+    ]
 
 
 def fill(engine: Engine, count: int) -> None:
     """A catalog of so many adapters with a card each."""
-    samples, words = np.random.default_rng(3), np.array(vocabulary())
-    lengths = samples.integers(60, 501, size=count)
-    drawn_words = np.split(words[zipf(samples, int(lengths.sum()))], np.cumsum(lengths)[:-1])
+    generator, words = np.random.default_rng(3), np.array(vocabulary())
+    lengths = generator.integers(60, 501, size=count)
+    drawn_words = np.split(words[zipf(generator, int(lengths.sum()))], np.cumsum(lengths)[:-1])
     repositories, adapters = [], []
     for number, card in enumerate(drawn_words, 1):
         paragraphs = (" ".join(card[start : start + 50]) for start in range(0, len(card), 50))

@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = parser.parse_args(argv).counts
     say("", *(f"{count:,}" for count in counts))
     with tempfile.TemporaryDirectory() as place:
-        columns = [measured(Path(place, str(count)), count) for count in counts]
+        columns = [measure_catalog(Path(place, str(count)), count) for count in counts]
     for way in WAYS:
         say(way, *(f"{column[way][0]:.2f} s ({column[way][1]:.2f})" for column in columns))
 
 
-def measured(place: Path, count: int) -> dict[str, tuple[float, float]]:
+def measure_catalog(place: Path, count: int) -> dict[str, tuple[float, float]]:
     """Seconds of each way on a catalog of so many adapters, and of processor time; the better of two runs."""
     place.mkdir()
     engine = make_engine(f"sqlite:///{place / 'catalog.db'}")
@@ -63,7 +63,7 @@ def measured(place: Path, count: int) -> dict[str, tuple[float, float]]:
         opening.upgrade(engine)
         fill(engine, count)
         random = np.random.default_rng(1)
-        item = Subject(
+        subject = Subject(
             name="one",
             base="acme/tiny",
             vectors={
@@ -72,7 +72,7 @@ def measured(place: Path, count: int) -> dict[str, tuple[float, float]]:
             },
         )
         with Session(engine) as session:
-            sources = Sources(session, (), place / "index", BlobStore(place), lambda: None, lambda _: item)
+            sources = Sources(session, (), place / "index", BlobStore(place), lambda: None, lambda _: subject)
             return {way: min(seconds(way, sources) for _ in range(2)) for way in WAYS}
 
 

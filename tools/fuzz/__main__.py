@@ -43,7 +43,7 @@ class Outcome:
 def crash_of(reader: Reader, data: bytes) -> str | None:
     """Where and how the reader fails on an input, None where it reads or refuses it."""
     try:
-        with _bounded():
+        with _limit_time():
             reader.read(data)
     except reader.refusals:
         return None
@@ -54,7 +54,7 @@ def crash_of(reader: Reader, data: bytes) -> str | None:
 
 
 @contextmanager
-def _bounded() -> Iterator[None]:
+def _limit_time() -> Iterator[None]:
     """Raises TimeoutError inside the block after LONGEST_SECONDS of the processor."""
 
     def stop(_number: int, _frame: object) -> None:
@@ -76,7 +76,7 @@ def run(reader: Reader, name: str, seed: int, count: int) -> Outcome:
         before = time.process_time()
         outcome.inputs += 1
         try:
-            with _bounded():
+            with _limit_time():
                 reader.read(data)
         except reader.refusals:
             outcome.refused += 1
@@ -114,27 +114,27 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--inputs", type=int, default=20_000, help="for each reader; costly ones get fewer")
     parser.add_argument("--crashes", type=Path, default=Path("fuzz-crashes"), help="where crashing inputs go")
     parser.add_argument("--again", type=Path, help="run this one input on the reader named")
-    parsed = parser.parse_args(words)
+    options = parser.parse_args(words)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     table = readers()
-    names = parsed.reader or list(table)
+    names = options.reader or list(table)
     if unknown := [name for name in names if name not in table]:
         parser.error(f"no reader {unknown[0]!r}; there are {', '.join(table)}")
-    if parsed.again:
-        table[names[0]].read(parsed.again.read_bytes())
+    if options.again:
+        table[names[0]].read(options.again.read_bytes())
         return 0
     crashed = False
     click.echo(f"{'reader':<16}{'inputs':>9}{'read':>9}{'refused':>9}{'crashes':>9}{'slowest':>10}")
     for name in names:
-        outcome = run(table[name], name, parsed.seed, max(1, parsed.inputs // COSTLY.get(name, 1)))
+        outcome = run(table[name], name, options.seed, max(1, options.inputs // COSTLY.get(name, 1)))
         read = outcome.inputs - outcome.refused - len(outcome.crashes)
         numbers = (outcome.inputs, read, outcome.refused, len(outcome.crashes))
         click.echo(f"{name:<16}" + "".join(f"{n:>9,}" for n in numbers) + f"{outcome.slowest:>8.2f} s")
         for number, (where, data) in enumerate(sorted(outcome.crashes.items())):
             crashed = True
-            parsed.crashes.mkdir(parents=True, exist_ok=True)
-            path = parsed.crashes / f"{name.replace(' ', '-')}-{number}"
+            options.crashes.mkdir(parents=True, exist_ok=True)
+            path = options.crashes / f"{name.replace(' ', '-')}-{number}"
             path.write_bytes(data)
             click.echo(f"  {where}: {data[:60]!r}\n  python -m tools.fuzz '{name}' --again {path}")
     return 1 if crashed else 0

@@ -280,7 +280,7 @@ def _file(read: Callable[[Path], object], name: str) -> Callable[[bytes], object
     return read_bytes
 
 
-def _loaded(data: bytes) -> Any:
+def _load_answer(data: bytes) -> Any:
     """What the client makes of an answer of the Hub; a protocol error is a refusal of its own."""
     from catalog.errors import HubPayloadError
     from crawler.hub.wire import parse_json
@@ -301,7 +301,7 @@ def _listing_page(data: bytes) -> object:
 def _listing_row(data: bytes) -> object:
     from crawler.hub import parse_row, reduce_row
 
-    row = _loaded(data)
+    row = _load_answer(data)
     return parse_row(row), reduce_row(row)
 
 
@@ -309,7 +309,7 @@ def _file_list(data: bytes) -> object:
     from crawler.hub import adapter_folders
     from crawler.hub.tree import read_tree
 
-    rows = _loaded(data)
+    rows = _load_answer(data)
     return adapter_folders(read_tree(rows if isinstance(rows, list) else [rows]).files)
 
 
@@ -353,13 +353,13 @@ def _task(data: bytes) -> object:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        head, _, remaining = data.partition(b"\n")
+        head, _, tail = data.partition(b"\n")
         settings = {"name": "t", "instruction": "Answer.", "metric": "exact_match"}
         (folder / "task.json").write_bytes(
             json.dumps(settings).encode() if head.startswith(b'{"input') else head
         )
         (folder / "train.jsonl").write_bytes(data)
-        (folder / "valid.jsonl").write_bytes(remaining)
+        (folder / "valid.jsonl").write_bytes(tail)
         (folder / "test.jsonl").write_bytes(data)
         task = read_task(folder)
         return [examples(task, split) for split in ("train", "valid", "test")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studies.report.sections import Text
-from tools.published.quoted import HEADLINE, Row, quoted
+from tools.published.quoted import HEADLINE, Row, find_figure
 
 _NOTHING = "—"
 _OWN = ", own LoRA among them"
@@ -41,11 +41,11 @@ def number(value: float | None, decimals: int = 3, *, signed: bool = False) -> s
     return text.replace("-", "−") if float(text.replace(",", "")) else f"{0:.{decimals}f}"
 
 
-def shown(row: Row) -> str:
+def format_row(row: Row) -> str:
     """The number with its interval; a difference has a sign."""
     value, low, high = row["value"], row["low"], row["high"]
-    signed, result = "less" in row["column"] or "gain" in row["column"], quoted(row)
-    decimals = 3 if result is None else max(result.decimals, 1)
+    signed, figure = "less" in row["column"] or "gain" in row["column"], find_figure(row)
+    decimals = 3 if figure is None else max(figure.decimals, 1)
     if value is not None and (abs(value) > 1 if low is not None else value.is_integer()):
         decimals = 0
     elif low is not None:
@@ -56,7 +56,7 @@ def shown(row: Row) -> str:
     return f"{text} [{number(low, decimals, signed=signed)}, {number(high, decimals, signed=signed)}]"
 
 
-def _compared(book: Book, part: str, name: str, column: str, subject: str, other: str) -> list[str]:
+def _compare(book: Book, part: str, name: str, column: str, subject: str, other: str) -> list[str]:
     """A sentence on a difference: which way it goes, or that it cannot be told, and the numbers."""
     row = book.get(part, name, column)
     if row is None or row["low"] is None or row["high"] is None:
@@ -64,13 +64,13 @@ def _compared(book: Book, part: str, name: str, column: str, subject: str, other
     way, zero = "cannot be told from", "the interval holds zero"
     if row["low"] > 0 or row["high"] < 0:
         way, zero = ("is above" if row["low"] > 0 else "is below"), "the interval excludes zero"
-    return [f"{subject} {way} {other}: {shown(row)} over {row['tasks']} tasks; {zero}."]
+    return [f"{subject} {way} {other}: {format_row(row)} over {row['tasks']} tasks; {zero}."]
 
 
 def claims(book: Book) -> Text | None:
     paragraphs = [
-        " ".join([head, *result, remaining])
-        for head, result, remaining in (
+        " ".join([head, *sentences, tail])
+        for head, sentences, tail in (
             (
                 "1. Recycling gives little over a new LoRA: answered for merges without training alone.",
                 _little(book),
@@ -115,10 +115,10 @@ _REST = (
 def _little(book: Book) -> list[str]:
     new = "a new LoRA of 10 samples"
     sentences = [
-        *_compared(
+        *_compare(
             book, "merged", "simple average", "less new LoRA", "The simple average of 30 adapters", new
         ),
-        *_compared(
+        *_compare(
             book,
             "merged",
             f"simple average{_OWN}",
@@ -126,10 +126,10 @@ def _little(book: Book) -> list[str]:
             "With the task's own LoRA of 100 samples among them it",
             new,
         ),
-        *_compared(book, "merged", "TSV", "less new LoRA", "TSV", new),
-        *_compared(book, "merged", "TIES", "less new LoRA", "TIES", new),
-        *_compared(book, "merged", "TIES", "less zero-shot", "TIES", "the base model"),
-        *_compared(
+        *_compare(book, "merged", "TSV", "less new LoRA", "TSV", new),
+        *_compare(book, "merged", "TIES", "less new LoRA", "TIES", new),
+        *_compare(book, "merged", "TIES", "less zero-shot", "TIES", "the base model"),
+        *_compare(
             book,
             "alone",
             "best of the 100 samples",
@@ -151,9 +151,9 @@ def _choice(book: Book) -> list[str]:
     first = "The first adapter by 100 samples"
     best = "The best of the first 30 by 100 samples"
     return [
-        *_compared(book, "alone", "best of the 100 samples", "less random", first, "one at random"),
-        *_compared(book, "leaderboard", _RAW, "best@30 less random", best, "that of 30 at random"),
-        *_compared(
+        *_compare(book, "alone", "best of the 100 samples", "less random", first, "one at random"),
+        *_compare(book, "leaderboard", _RAW, "best@30 less random", best, "that of 30 at random"),
+        *_compare(
             book,
             "leaderboard",
             "prior",
@@ -161,7 +161,7 @@ def _choice(book: Book) -> list[str]:
             "The first adapter by scores on other tasks",
             "one at random",
         ),
-        *_compared(
+        *_compare(
             book,
             "leaderboard",
             _RAW,
@@ -174,7 +174,7 @@ def _choice(book: Book) -> list[str]:
 
 def _transfer(book: Book) -> list[str]:
     sentences = [
-        *_compared(
+        *_compare(
             book,
             "alone",
             "best of the 100 samples",
@@ -182,7 +182,7 @@ def _transfer(book: Book) -> list[str]:
             "The adapter that is best on 100 samples",
             "the base model",
         ),
-        *_compared(
+        *_compare(
             book,
             "merged",
             "simple average",
@@ -193,7 +193,7 @@ def _transfer(book: Book) -> list[str]:
     ]
     for name in ("simple average", "TSV", "TIES"):
         subject = f"{name[0].upper()}{name[1:]} with the task's own LoRA among the adapters"
-        sentences += _compared(
+        sentences += _compare(
             book, "merged", f"{name}{_OWN}", "less the same without it", subject, "the same without it"
         )
     row = book.get("relevance", "simple average", "rank correlation, base held")
@@ -201,8 +201,8 @@ def _transfer(book: Book) -> list[str]:
         sure = "excludes" if row["low"] > 0 or row["high"] < 0 else "holds"
         sentences.append(
             "How much the 30 best adapters gain alone and how much their simple average gains go together by "
-            f"a rank correlation of {shown(row)} over {row['tasks']} tasks, with the base's score held; the "
-            f"interval {sure} zero."
+            f"a rank correlation of {format_row(row)} over {row['tasks']} tasks, with the base's score held; "
+            f"the interval {sure} zero."
         )
     return sentences
 
@@ -210,26 +210,28 @@ def _transfer(book: Book) -> list[str]:
 def agreement(book: Book) -> Text | None:
     """How many of the figures in print come out to their last digit, and which do not."""
     checked = [
-        (row, result, row["value"])
+        (row, figure, row["value"])
         for row in book.rows
-        if (result := quoted(row)) and result.whole and row["value"] is not None
+        if (figure := find_figure(row)) and figure.complete and row["value"] is not None
     ]
     if not checked:
         return None
-    wrong = [(row, result, value) for row, result, value in checked if not result.agrees(value)]
+    wrong = [(row, figure, value) for row, figure, value in checked if not figure.agrees(value)]
     right = len(checked) - len(wrong)
     of = f"{right} of {len(checked)} figures in print that rest on files which are here in full"
     paragraphs = [f"{of} come out to their last digit."]
-    for row, result, value in wrong:
-        why = f": {result.why}" if result.why else "; why is not known"
-        here = number(value, max(result.decimals, 1))
-        paragraphs.append(f"{row['part']}, {row['row']}: {here}, in print {result.text}{why}.")
-    other_rows = [
-        row for row in book.rows if (result := quoted(row)) and not result.whole and row["value"] is not None
+    for row, figure, value in wrong:
+        why = f": {figure.why}" if figure.why else "; why is not known"
+        here = number(value, max(figure.decimals, 1))
+        paragraphs.append(f"{row['part']}, {row['row']}: {here}, in print {figure.text}{why}.")
+    partial = [
+        row
+        for row in book.rows
+        if (figure := find_figure(row)) and not figure.complete and row["value"] is not None
     ]
-    if other_rows:
+    if partial:
         paragraphs.append(
-            f"{len(other_rows)} other figures in print are of more tasks than the folder has test scores of; "
+            f"{len(partial)} other figures in print are of more tasks than the folder has test scores of; "
             "they stand beside these for comparison and need not agree."
         )
     return Text("Agreement with the figures in print", tuple(paragraphs))

@@ -15,8 +15,8 @@ import numpy as np
 
 from catalog.adapters import BaseDims, dims
 from catalog.errors import UsageError
-from tools.published.quoted import Row, told
-from tools.published.tables import MEASURED, adapter_info, idle_scores, pool_names, scores, tested_scores
+from tools.published.quoted import Row, make_row
+from tools.published.tables import MEASURED, adapter_info, idle_scores, pool_names, scores, scores_on_test
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -32,14 +32,14 @@ def composition(folder: Path) -> list[Row]:
             f"{folder} tells of no adapter's configuration; take the published adapter_info.json."
         )
     owners = Counter(_owner(name) for name in info)
-    uuids = [hits[0] for name in names if (hits := _UUID.search(name))]
+    uuids = [match[0] for name in names if (match := _UUID.search(name))]
     miners = [name for name in info if _UUID.fullmatch(name.rpartition("/")[2])]
     counts: dict[str, float] = {
         "adapters": len(names),
         "with a known configuration": len(info),
         "owners": len({_owner(name) for name in names}),
         "owners of adapters with a known configuration": len(owners),
-        **{f"owner {name}": count for name, count in _ranked(owners)[:8]},
+        **{f"owner {name}": count for name, count in _sort_counts(owners)[:8]},
         "a UUID in the name": len(uuids),
         "different UUIDs in names": len(set(uuids)),
         "named by a UUID, configuration known": len(miners),
@@ -47,66 +47,71 @@ def composition(folder: Path) -> list[Row]:
         "copies of llama381binstruct_summarize": sum("llama381binstruct_summarize" in name for name in names),
         **_configurations(list(info.values())),
         **_sizes(list(info.values())),
-        **_evaluated(folder, set(names)),
+        **_count_scored(folder, set(names)),
     }
-    return [told("pool", name, "value", value) for name, value in counts.items()]
+    return [make_row("pool", name, "value", value) for name, value in counts.items()]
 
 
 def _owner(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+def _sort_counts(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _configurations(info: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """How many adapters have which rank, alpha, dropout and target modules."""
-    ranks = Counter(int(item["r"]) for item in info)
-    targets = [tuple(sorted(item["target_modules"])) for item in info]
-    scales = Counter(f"{item['lora_alpha'] / item['r']:.3g}" for item in info)
+    ranks = Counter(int(config["r"]) for config in info)
+    targets = [tuple(sorted(config["target_modules"])) for config in info]
+    scales = Counter(f"{config['lora_alpha'] / config['r']:.3g}" for config in info)
     beyond = [names for names in targets if {"lm_head", "embed_tokens"} & set(names)]
     return {
         **{f"rank {rank}": count for rank, count in sorted(ranks.items())},
         "rank, mean": sum(ranks.elements()) / len(info),
         "rank, sum": sum(ranks.elements()),
-        **{f"alpha {item}": count for item, count in sorted(Counter(a["lora_alpha"] for a in info).items())},
-        **{f"alpha / rank {scale}": count for scale, count in _ranked(scales)},
         **{
-            f"dropout {item}": count
-            for item, count in _ranked(Counter(f"{a['lora_dropout']:g}" for a in info))
+            f"alpha {config}": count
+            for config, count in sorted(Counter(a["lora_alpha"] for a in info).items())
+        },
+        **{f"alpha / rank {scale}": count for scale, count in _sort_counts(scales)},
+        **{
+            f"dropout {config}": count
+            for config, count in _sort_counts(Counter(f"{a['lora_dropout']:g}" for a in info))
         },
         **{
             f"end of sequence {token}": count
-            for token, count in _ranked(Counter(item.get("eos_token") or "not said" for item in info))
+            for token, count in _sort_counts(
+                Counter(config.get("eos_token") or "not said" for config in info)
+            )
         },
         "sets of target modules": len(set(targets)),
         "pairs of rank and target modules": len(
-            {(item["r"], t) for item, t in zip(info, targets, strict=True)}
+            {(config["r"], t) for config, t in zip(info, targets, strict=True)}
         ),
         "targets with lm_head or embed_tokens": len(beyond),
-        **{f"targets {name}": count for name, count in _ranked(Counter(map(_short, targets)))[:6]},
+        **{f"targets {name}": count for name, count in _sort_counts(Counter(map(_short, targets)))[:6]},
     }
 
 
 def _short(targets: Sequence[str]) -> str:
     linear = [name.removesuffix("_proj") for name in _LINEAR if name in targets]
-    other_items = [name for name in targets if name not in _LINEAR]
-    return ", ".join([*(["all 7 linear"] if len(linear) == len(_LINEAR) else linear), *other_items])
+    other_targets = [name for name in targets if name not in _LINEAR]
+    return ", ".join([*(["all 7 linear"] if len(linear) == len(_LINEAR) else linear), *other_targets])
 
 
 def _sizes(info: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Parameters in the layers' linear modules, and what 30 adapters drawn at random add up to in rank."""
     base = cast(BaseDims, dims(MODEL))
     sizes = []
-    for item in info:
+    for config in info:
         widths = 0
-        for target in item["target_modules"]:
+        for target in config["target_modules"]:
             name = target.rpartition(".")[2]
             inputs, outputs = (base.shape(name) if name in _LINEAR else None) or (0, 0)
             widths += ((inputs or 0) + (outputs or 0)) * (1 if ".layers." in target else base.layers)
-        sizes.append(item["r"] * widths)
-    ranks, rng = np.array([item["r"] for item in info]), np.random.default_rng(0)
+        sizes.append(config["r"] * widths)
+    ranks, rng = np.array([config["r"] for config in info]), np.random.default_rng(0)
     count = min(_DRAWN, len(ranks))
     sums = [rng.choice(ranks, count, replace=False).sum() for _ in range(_DRAWS)]
     return {
@@ -122,9 +127,9 @@ def _sizes(info: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _evaluated(folder: Path, inside: set[str]) -> dict[str, float]:
+def _count_scored(folder: Path, inside: set[str]) -> dict[str, float]:
     """How many adapters were scored, and how many of them score as the base does, on every task."""
-    measured, tested = scores(folder, MEASURED), tested_scores(folder)
+    measured, tested = scores(folder, MEASURED), scores_on_test(folder)
     base = idle_scores(folder, tested)
     idle = [name for name, row in tested.items() if row and all(base.get(t) == v for t, v in row.items())]
     return {

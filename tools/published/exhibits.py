@@ -9,8 +9,8 @@ import numpy as np
 from catalog.pictures import FAINT, MARKERS, PALETTE, extent, inches
 from studies.report.drawing import WIDTH, sheet, style, svg
 from studies.report.sections import Figure, Section, TableSection
-from tools.published.answers import Book, agreement, claims, number, shown
-from tools.published.quoted import Quoted, Row, quoted
+from tools.published.answers import Book, agreement, claims, format_row, number
+from tools.published.quoted import Quoted, Row, find_figure
 
 # From here on the base's two scores of a task are too far apart for chance.
 _APART = 0.3
@@ -49,7 +49,7 @@ _LEADERBOARD: Cells = (
 def sections(rows: Sequence[Row]) -> list[Section]:
     """The report's sections; what rests on a part without rows is left out."""
     book = Book(rows)
-    result: list[Section | None] = [
+    candidates: list[Section | None] = [
         claims(book),
         _table(
             book,
@@ -91,7 +91,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         ),
         agreement(book),
     ]
-    return [section for section in result if section is not None]
+    return [section for section in candidates if section is not None]
 
 
 _MERGED_NOTE = (
@@ -131,36 +131,36 @@ def _table(book: Book, part: str, title: str, lead: str, cells: Cells, note: str
     ]
     if not names:
         return None
-    printed, counted = any(quoted(row) for row in leading), any(row["tasks"] for row in leading)
-    (head, _), *other_items = cells
+    printed, counted = any(find_figure(row) for row in leading), any(row["tasks"] for row in leading)
+    (head, _), *more_cells = cells
     columns = (
         "",
         *(["tasks"] if counted else []),
         head,
         *(["in print"] if printed else []),
-        *(h for h, _ in other_items),
+        *(h for h, _ in more_cells),
     )
     rows = []
     for name, row in zip(names, leading, strict=True):
-        result = [book.get(part, name, column) for _, column in other_items]
+        more_rows = [book.get(part, name, column) for _, column in more_cells]
         rows.append(
             (
                 name,
                 *([number(row["tasks"], 0)] if counted else []),
-                shown(row),
-                *([_printed(quoted(row), row)] if printed else []),
-                *(shown(item) if item else "" for item in result),
+                format_row(row),
+                *([_format_figure(find_figure(row), row)] if printed else []),
+                *(format_row(more_row) if more_row else "" for more_row in more_rows),
             )
         )
     return TableSection(title, columns, tuple(rows), note)
 
 
-def _printed(result: Quoted | None, row: Row) -> str:
-    if result is None:
+def _format_figure(figure: Quoted | None, row: Row) -> str:
+    if figure is None:
         return ""
-    if result.tasks is None:
-        return result.text if result.whole else f"{result.text} (all tasks)"
-    return result.text if result.tasks == row["tasks"] else f"{result.text} ({result.tasks} tasks)"
+    if figure.tasks is None:
+        return figure.text if figure.complete else f"{figure.text} (all tasks)"
+    return figure.text if figure.tasks == row["tasks"] else f"{figure.text} ({figure.tasks} tasks)"
 
 
 def _merges_picture(book: Book) -> Figure | None:
@@ -234,8 +234,8 @@ def _relevance_picture(book: Book) -> Figure | None:
         return None
     apart = [row for row in book.rows if row["column"] == "base on test less on 100 samples"]
     odd = "".join(
-        f" On {row['row']} the base's score on the test less that on the 100 samples is {shown(row)}, so "
-        "that the place of its point says little."
+        f" On {row['row']} the base's score on the test less that on the 100 samples is {format_row(row)}, "
+        "so that the place of its point says little."
         for row in apart
         if abs(row["value"] or 0.0) > _APART
     )

@@ -68,9 +68,9 @@ def _buy(task: Task, meter: Meter, adapters: Sequence[str], n: int) -> ScoreMatr
 
 def _without_nearest(task: Task, count: int) -> ScoreMatrix:
     """The visible matrix without the tasks that read most like this one."""
-    other_items = [name for name in task.visible.tasks if name != task.name]
-    alike = likeness([task.texts.get(name, "") for name in (*other_items, task.name)])[-1, :-1]
-    return task.visible.without(*(other_items[i] for i in np.argsort(-alike, kind="stable")[:count]))
+    other_tasks = [name for name in task.visible.tasks if name != task.name]
+    alike = likeness([task.texts.get(name, "") for name in (*other_tasks, task.name)])[-1, :-1]
+    return task.visible.without(*(other_tasks[i] for i in np.argsort(-alike, kind="stable")[:count]))
 
 
 def _everyone(n: int, *, complete: bool) -> Rank:
@@ -86,8 +86,8 @@ def _everyone(n: int, *, complete: bool) -> Rank:
 def _first_of_prior(count: int) -> Rank:
     def rank(task: Task, meter: Meter) -> Floats:
         first = prior(task.visible, task.name)
-        selected = [first.adapters[i] for i in first.order()[:count]]
-        return by_score(_buy(task, meter, selected, CAP), task.name).scores
+        subset = [first.adapters[i] for i in first.order()[:count]]
+        return by_score(_buy(task, meter, subset, CAP), task.name).scores
 
     return rank
 
@@ -166,14 +166,14 @@ def column(results: Results, strategy: str, metric: str = "nDCG@30") -> Floats:
 
 def table(results: Results) -> str:
     """The means over tasks as a Markdown table, nDCG with its interval, then the paired differences."""
-    other_items = [name for name in METRICS if name != "nDCG@30"]
+    metrics = [name for name in METRICS if name != "nDCG@30"]
     lines = [
-        "| strategy | samples | nDCG@30 [95 %] | " + " | ".join(other_items) + " |",
-        "|---|---|---|" + "---|" * len(other_items),
+        "| strategy | samples | nDCG@30 [95 %] | " + " | ".join(metrics) + " |",
+        "|---|---|---|" + "---|" * len(metrics),
     ]
     for name in results:
         gain = paired_bootstrap(column(results, name), np.zeros(len(results[name])))
-        cells = [f"{np.nanmean(column(results, name, metric)):.3f}" for metric in other_items]
+        cells = [f"{np.nanmean(column(results, name, metric)):.3f}" for metric in metrics]
         spent = f"{np.mean(column(results, name, 'spent')):,.0f}"
         lines.append(
             f"| {name} | {spent} | {gain.mean:.3f} [{gain.low:.3f}, {gain.high:.3f}] | {' | '.join(cells)} |"
@@ -183,9 +183,9 @@ def table(results: Results) -> str:
     for name in results:
         cells = []
         for other in (RANDOM, BLIND, RAW):
-            result = paired_bootstrap(column(results, name), column(results, other))
+            interval = paired_bootstrap(column(results, name), column(results, other))
             cells.append(
-                f"{result.mean:+.3f} [{result.low:+.3f}, {result.high:+.3f}]" if other != name else ""
+                f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]" if other != name else ""
             )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -200,10 +200,10 @@ def strategies_picture(results: Results, title: str) -> Figure:
         axes = figure.subplots()
         for y, name in enumerate(reversed(list(results))):
             values = column(results, name)
-            result = paired_bootstrap(values, np.zeros(len(values)))
+            interval = paired_bootstrap(values, np.zeros(len(values)))
             axes.plot(values, np.full(len(values), y), "|", color=GRID, zorder=1)
-            axes.plot([result.low, result.high], [y, y], color=PALETTE[0], lw=2, zorder=2)
-            axes.plot(result.mean, y, "o", color=PALETTE[0], zorder=3)
+            axes.plot([interval.low, interval.high], [y, y], color=PALETTE[0], lw=2, zorder=2)
+            axes.plot(interval.mean, y, "o", color=PALETTE[0], zorder=3)
         axes.set_yticks(range(len(results)), list(reversed(list(results))))
         axes.set_xlim(0, 1.02)
         axes.set_xlabel(f"nDCG@30 of the gain over the base; 95 % intervals over {len(values)} tasks")

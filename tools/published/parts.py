@@ -15,7 +15,7 @@ import numpy as np
 from catalog.scores import paired_bootstrap
 from tools.published.composition import composition
 from tools.published.leaderboard import BLIND, METRICS, RANDOM, RAW, column, judge_all
-from tools.published.quoted import HEADLINE, Row, told
+from tools.published.quoted import HEADLINE, Row, make_row
 from tools.published.ranking import mean_at
 from tools.published.tables import (
     MEASURED,
@@ -24,9 +24,9 @@ from tools.published.tables import (
     Floats,
     Scores,
     Task,
+    base_on_samples,
     base_scores,
     load,
-    measured_base,
     pool_names,
     scores,
     zero_shot,
@@ -43,13 +43,13 @@ MERGES = {
 _TOP, _DRAWS = 30, 2000
 
 
-def alone(folder: Path) -> list[Row]:
+def judge_alone(folder: Path) -> list[Row]:
     """What the pool's adapters score alone on the tasks with test scores, chosen by their 100 samples."""
     tasks = load(folder)
     new = scores(folder, NEW)
     base = np.array([task.base for task in tasks])
     lora = np.array([new.get(task.name, {}).get("test_accuracy", np.nan) for task in tasks])
-    selected = {
+    choices = {
         "base model": base,
         "new LoRA of 10 samples": lora,
         "adapter at random": _each(tasks, lambda task: float(np.nanmean(task.values))),
@@ -58,9 +58,9 @@ def alone(folder: Path) -> list[Row]:
         "best of the test itself": _each(tasks, lambda t: float(np.nanmax(t.values))),
     }
     rows: list[Row] = []
-    for name, values in selected.items():
+    for name, values in choices.items():
         rows.append(_mean("alone", name, "score", values))
-        against = {"less base": base, "less random": selected["adapter at random"], "less new LoRA": lora}
+        against = {"less base": base, "less random": choices["adapter at random"], "less new LoRA": lora}
         rows += [
             _mean("alone", name, what, values, other)
             for what, other in against.items()
@@ -69,28 +69,28 @@ def alone(folder: Path) -> list[Row]:
     return rows + _shares(tasks, base)
 
 
-def merged(folder: Path) -> list[Row]:
+def judge_merges(folder: Path) -> list[Row]:
     """What simple average, TSV and TIES of 30 adapters score against the base and a LoRA of 10 samples."""
     table, new = scores(folder, MERGED), scores(folder, NEW)
-    names, base = zero_shot(folder), base_scores(folder)
+    zero_shot_scores, base = zero_shot(folder), base_scores(folder)
     tasks = sorted(table)
-    expected: dict[str, Floats] = {name: _column(table, tasks, cell) for name, cell in MERGES.items()}
-    lora = expected["new LoRA of 10 samples"] = _column(new, tasks, "test_accuracy")
-    zero = expected["zero-shot"] = np.array([base.get(task, np.nan) for task in tasks])
-    by_name = np.array([task in names for task in tasks])
+    columns: dict[str, Floats] = {name: _column(table, tasks, cell) for name, cell in MERGES.items()}
+    lora = columns["new LoRA of 10 samples"] = _column(new, tasks, "test_accuracy")
+    zero = columns["zero-shot"] = np.array([base.get(task, np.nan) for task in tasks])
+    by_name = np.array([task in zero_shot_scores for task in tasks])
     rows: list[Row] = []
-    for name, values in expected.items():
+    for name, values in columns.items():
         rows.append(_mean("merged", name, "score", values))
         if by_name.any():
             rows.append(_mean("merged", name, "score, zero-shot by name", np.where(by_name, values, np.nan)))
         for what, other in (("less zero-shot", zero), ("less new LoRA", lora)):
             if values is not other:
                 rows.append(_mean("merged", name, what, values, other))
-        without = expected.get(name.removesuffix(", own LoRA among them"), values)
+        without = columns.get(name.removesuffix(", own LoRA among them"), values)
         if without is not values:
             rows.append(_mean("merged", name, "less the same without it", values, without))
-    everything = np.array(list(names.values()))
-    return [*rows, told("merged", "zero-shot, every row of its file", "score", _average(everything))]
+    everything = np.array(list(zero_shot_scores.values()))
+    return [*rows, make_row("merged", "zero-shot, every row of its file", "score", _average(everything))]
 
 
 def relevance(folder: Path) -> list[Row]:
@@ -99,7 +99,7 @@ def relevance(folder: Path) -> list[Row]:
     The rank correlation is also given with the base's score held (of ranks, less what a line on the base's
     ranks explains): where the base is weak, there is more to gain for both.
     """
-    table, base, start = scores(folder, MERGED), base_scores(folder), measured_base(folder)
+    table, base, start = scores(folder, MERGED), base_scores(folder), base_on_samples(folder)
     inside = set(pool_names(folder))
     columns: dict[str, list[float]] = {}
     for name, row in scores(folder, MEASURED).items():
@@ -109,20 +109,20 @@ def relevance(folder: Path) -> list[Row]:
     alone = np.array([np.mean(sorted(columns[task])[-_TOP:]) - start[task] for task in tasks])
     zero = np.array([base[task] for task in tasks])
     gains = {name: _column(table, tasks, cell) - zero for name, cell in MERGES.items()}
-    output = {
+    by_column = {
         "gain alone": alone,
         "gain merged": gains["simple average"],
         "base on test less on 100 samples": zero - np.array([start[task] for task in tasks]),
     }
     rows = [
-        told("relevance", task, what, float(values[at]))
-        for what, values in output.items()
+        make_row("relevance", task, what, float(values[at]))
+        for what, values in by_column.items()
         for at, task in enumerate(tasks)
     ]
     for name, gain in gains.items() if tasks else ():
         by_task = np.stack([alone, gain, zero], axis=1)
-        rows.append(_resampled("relevance", name, "rank correlation", by_task, _spearman))
-        rows.append(_resampled("relevance", name, "rank correlation, base held", by_task, _partial))
+        rows.append(_resample("relevance", name, "rank correlation", by_task, _spearman))
+        rows.append(_resample("relevance", name, "rank correlation, base held", by_task, _partial))
     upper = alone > _median(alone)
     for name, gain in gains.items():
         rows.append(_mean("relevance", name, "gain, more relevant half", gain[upper]))
@@ -136,12 +136,12 @@ def leaderboard(folder: Path) -> list[Row]:
     rows: list[Row] = []
     for name in results:
         spent = column(results, name, "spent")
-        rows.append(told("leaderboard", name, "samples", _average(spent), tasks=len(spent)))
+        rows.append(make_row("leaderboard", name, "samples", _average(spent), tasks=len(spent)))
         for metric in METRICS:
             values = column(results, name, metric)
             rows.append(_mean("leaderboard", name, metric, values))
-            other_items = (RANDOM, BLIND, RAW) if metric == "nDCG@30" else (RANDOM,)
-            for other in other_items:
+            references = (RANDOM, BLIND, RAW) if metric == "nDCG@30" else (RANDOM,)
+            for other in references:
                 if other != name:
                     second = column(results, other, metric)
                     rows.append(_mean("leaderboard", name, f"{metric} less {other}", values, second))
@@ -151,20 +151,22 @@ def leaderboard(folder: Path) -> list[Row]:
 def headline(folder: Path) -> list[Row]:
     """The paper's own means over its 62 tasks, and those of them that the folder's files give again."""
     base, table = base_scores(folder), scores(folder, MERGED)
-    result = {
+    by_name = {
         "zero-shot": np.array([base[task] for task in sorted(table) if task in base]),
         "new LoRA of 10 samples": _column(scores(folder, NEW), sorted(table), "test_accuracy"),
     }
     return [
-        _mean("headline", name, "score", result[name]) if name in result else told("headline", name, "score")
+        _mean("headline", name, "score", by_name[name])
+        if name in by_name
+        else make_row("headline", name, "score")
         for name in HEADLINE
     ]
 
 
 PARTS: Mapping[str, Callable[[Path], list[Row]]] = {
     "pool": composition,
-    "alone": alone,
-    "merged": merged,
+    "alone": judge_alone,
+    "merged": judge_merges,
     "relevance": relevance,
     "leaderboard": leaderboard,
     "headline": headline,
@@ -176,9 +178,9 @@ def _mean(part: str, row: str, what: str, values: Floats, other: Floats | float 
     difference = values - other
     tasks = int((~np.isnan(difference)).sum())
     if not tasks:
-        return told(part, row, what, tasks=0)
-    result = paired_bootstrap(difference, np.zeros(len(difference)))
-    return told(part, row, what, result.mean, ends=(result.low, result.high), tasks=tasks)
+        return make_row(part, row, what, tasks=0)
+    interval = paired_bootstrap(difference, np.zeros(len(difference)))
+    return make_row(part, row, what, interval.mean, ends=(interval.low, interval.high), tasks=tasks)
 
 
 def _average(values: Floats) -> float | None:
@@ -198,55 +200,55 @@ def _shares(tasks: Sequence[Task], base: Floats) -> list[Row]:
     share = _each(tasks, lambda task: float(np.nanmean(task.beats)))
     values = np.array([task.values for task in tasks])
     pairs = [np.stack([task.column, task.values], axis=1) for task in tasks]
-    names = [pair[~np.isnan(pair).any(axis=1)] for pair in pairs]
+    complete = [pair[~np.isnan(pair).any(axis=1)] for pair in pairs]
     measures: dict[str, tuple[Floats, Callable[[Floats], float]]] = {
         "correlation of 100 samples and test, median task": (
-            np.array([_pearson(item) for item in names]),
+            np.array([_pearson(task_pair) for task_pair in complete]),
             _median,
         ),
         "rank correlation of 100 samples and test, median task": (
-            np.array([_spearman(item) for item in names]),
+            np.array([_spearman(task_pair) for task_pair in complete]),
             _median,
         ),
         "share of the pool above the base, median task": (share, _median),
-        "pool adapter's mean over tasks, mean": (values, lambda result: float(np.mean(_by_adapter(result)))),
-        "pool adapter's mean over tasks, median": (values, lambda result: _median(_by_adapter(result))),
+        "pool adapter's mean over tasks, mean": (values, lambda matrix: float(np.mean(_by_adapter(matrix)))),
+        "pool adapter's mean over tasks, median": (values, lambda matrix: _median(_by_adapter(matrix))),
         "adapters above the base on average": (
             values - base[:, None],
-            lambda result: float((_by_adapter(result) > 0).sum()),
+            lambda matrix: float((_by_adapter(matrix) > 0).sum()),
         ),
     }
-    rows = [_resampled("alone", name, "value", data, measure) for name, (data, measure) in measures.items()]
+    rows = [_resample("alone", name, "value", data, measure) for name, (data, measure) in measures.items()]
     name = "share of the pool above the base"
     return [
         *rows,
-        told("alone", f"{name}, smallest", "value", float(share.min()), tasks=len(tasks)),
-        told("alone", f"{name}, largest", "value", float(share.max()), tasks=len(tasks)),
+        make_row("alone", f"{name}, smallest", "value", float(share.min()), tasks=len(tasks)),
+        make_row("alone", f"{name}, largest", "value", float(share.max()), tasks=len(tasks)),
     ]
 
 
 def _by_adapter(values: Floats) -> Floats:
     """The mean over tasks of each adapter that was judged on one."""
-    names = ~np.isnan(values)
-    count = names.sum(axis=0)
-    total = np.where(names, values, 0.0).sum(axis=0)
-    result: Floats = total[count > 0] / count[count > 0]
-    return result
+    present = ~np.isnan(values)
+    count = present.sum(axis=0)
+    total = np.where(present, values, 0.0).sum(axis=0)
+    means: Floats = total[count > 0] / count[count > 0]
+    return means
 
 
-def _resampled(part: str, row: str, what: str, data: Floats, measure: Callable[[Floats], float]) -> Row:
+def _resample(part: str, row: str, what: str, data: Floats, measure: Callable[[Floats], float]) -> Row:
     """A measure of data by task (tasks, ...), and its 95 % percentile interval over tasks drawn again."""
-    samples = np.random.default_rng(0).integers(len(data), size=(_DRAWS, len(data)))
-    result = np.array([measure(data[rows]) for rows in samples])
-    result = result[~np.isnan(result)]
-    low, high = np.quantile(result, [0.025, 0.975]) if len(result) else (np.nan, np.nan)
-    return told(part, row, what, measure(data), ends=(float(low), float(high)), tasks=len(data))
+    draws = np.random.default_rng(0).integers(len(data), size=(_DRAWS, len(data)))
+    measures = np.array([measure(data[rows]) for rows in draws])
+    measures = measures[~np.isnan(measures)]
+    low, high = np.quantile(measures, [0.025, 0.975]) if len(measures) else (np.nan, np.nan)
+    return make_row(part, row, what, measure(data), ends=(float(low), float(high)), tasks=len(data))
 
 
 def _median(values: Floats) -> float:
     """The median of those that are numbers, NaN where none is."""
-    names = values[~np.isnan(values)]
-    return float(np.median(names)) if len(names) else float("nan")
+    numbers = values[~np.isnan(values)]
+    return float(np.median(numbers)) if len(numbers) else float("nan")
 
 
 def _pearson(pairs: Floats) -> float:
@@ -271,6 +273,6 @@ def _partial(columns: Floats) -> float:
     if len(ranks) < 2 or (np.ptp(ranks, axis=0) == 0).any():
         return float("nan")
     matrix = np.corrcoef(ranks.T)
-    remaining = (1 - matrix[0, 2] ** 2) * (1 - matrix[1, 2] ** 2)
+    unexplained = (1 - matrix[0, 2] ** 2) * (1 - matrix[1, 2] ** 2)
     direct = matrix[0, 1] - matrix[0, 2] * matrix[1, 2]
-    return float(direct / math.sqrt(remaining)) if remaining > 1e-12 else float("nan")
+    return float(direct / math.sqrt(unexplained)) if unexplained > 1e-12 else float("nan")

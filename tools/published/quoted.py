@@ -1,7 +1,8 @@
 """Figures that are in print about the published tables, and the rows that stand beside them.
 
-`whole` figures were computed from files that the folder holds in full, and must come out to their last digit.
-The others are of more tasks than the folder has test scores of, or of runs that were not published by task.
+`complete` figures were computed from files that the folder holds in full, and must come out to their last
+digit. The others are of more tasks than the folder has test scores of, or of runs that were not published by
+task.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Quoted:
 
     text: str
     tasks: int | None = None
-    whole: bool = True
+    complete: bool = True
     why: str = ""
 
     @property
@@ -43,12 +44,12 @@ class Quoted:
         return f"{value:.{self.decimals}f}" == self.text
 
 
-def quoted(row: Row) -> Quoted | None:
+def find_figure(row: Row) -> Quoted | None:
     """The figure in print for a row's number."""
     return QUOTED.get((row["part"], row["row"], row["column"]))
 
 
-def told(
+def make_row(
     part: str,
     row: str,
     column: str,
@@ -58,7 +59,7 @@ def told(
     tasks: int | None = None,
 ) -> Row:
     """The row with what is in print beside it; a value that is no number is None."""
-    result = QUOTED.get((part, row, column))
+    figure = QUOTED.get((part, row, column))
     low, high = (None, None) if ends is None or value is None or value != value else ends
     return Row(
         part=part,
@@ -67,7 +68,7 @@ def told(
         value=None if value is None or value != value else float(value),
         low=None if low is None or low != low else float(low),
         high=None if high is None or high != high else float(high),
-        published=None if result is None else float(result.text),
+        published=None if figure is None else float(figure.text),
         tasks=tasks,
     )
 
@@ -220,27 +221,27 @@ def _figures() -> Iterator[tuple[tuple[str, str, str], Quoted]]:
     for name, text in _POOL.items():
         yield ("pool", name, "value"), Quoted(text, why=_WHY.get(name, ""))
     for name, text in _NOT_WHOLE_POOL.items():
-        yield ("pool", name, "value"), Quoted(text, whole=False)
+        yield ("pool", name, "value"), Quoted(text, complete=False)
     for name, (all_of_them, by_name) in _MERGED.items():
         yield ("merged", name, "score"), Quoted(all_of_them, tasks=62)
         yield ("merged", name, "score, zero-shot by name"), Quoted(by_name, tasks=55)
     yield ("merged", "zero-shot", "score, zero-shot by name"), Quoted("0.475", tasks=55)
     yield ("merged", "zero-shot, every row of its file", "score"), Quoted("0.470")
     for (name, column), text in _ALONE.items():
-        yield ("alone", name, column), Quoted(text, tasks=54, whole=False)
-    yield ("alone", "pool adapter's mean over tasks, mean", "value"), Quoted("0.430", whole=False)
-    yield ("alone", "pool adapter's mean over tasks, median", "value"), Quoted("0.464", whole=False)
-    yield ("alone", "adapters above the base on average", "value"), Quoted("182", whole=False)
+        yield ("alone", name, column), Quoted(text, tasks=54, complete=False)
+    yield ("alone", "pool adapter's mean over tasks, mean", "value"), Quoted("0.430", complete=False)
+    yield ("alone", "pool adapter's mean over tasks, median", "value"), Quoted("0.464", complete=False)
+    yield ("alone", "adapters above the base on average", "value"), Quoted("182", complete=False)
     yield (
         ("alone", "rank correlation of 100 samples and test, median task", "value"),
-        Quoted("0.80", tasks=48, whole=False),
+        Quoted("0.80", tasks=48, complete=False),
     )
     for strategy, cells in _LEADERBOARD.items():
         for column, text in cells.items():
-            yield ("leaderboard", strategy, column), Quoted(text, tasks=48, whole=False)
+            yield ("leaderboard", strategy, column), Quoted(text, tasks=48, complete=False)
     for name, text in HEADLINE.items():
         complete = name == "new LoRA of 10 samples"
-        yield ("headline", name, "score"), Quoted(text, tasks=62, whole=complete)
+        yield ("headline", name, "score"), Quoted(text, tasks=62, complete=complete)
 
 
 QUOTED: Mapping[tuple[str, str, str], Quoted] = dict(_figures())

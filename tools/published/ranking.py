@@ -24,19 +24,19 @@ def ndcg(scores: Floats, gains: Floats, k: int) -> float:
     anything: such a task cannot tell rankings apart. Järvelin and Kekäläinen, TOIS 20 (2002), section 2.2,
     with the discount of Burges et al. (ICML 2005).
     """
-    scores, gains = _judged(scores, gains, k)
+    scores, gains = _select_judged(scores, gains, k)
     if gains.min() < 0:
         raise UsageError("A gain is negative; give gains of zero or more.")
     discounts = 1 / np.log2(np.arange(2, min(k, len(gains)) + 2))
     ideal = float(np.sort(gains)[::-1][: len(discounts)] @ discounts)
-    return float(_shared(scores, discounts) @ gains) / ideal if ideal > 0 else float("nan")
+    return float(_share_weights(scores, discounts) @ gains) / ideal if ideal > 0 else float("nan")
 
 
 def mean_at(scores: Floats, values: Floats, k: int) -> float:
     """The mean value of the first k; of all where there are fewer than k."""
-    scores, values = _judged(scores, values, k)
+    scores, values = _select_judged(scores, values, k)
     places = min(k, len(values))
-    return float(_shared(scores, np.full(places, 1 / places)) @ values)
+    return float(_share_weights(scores, np.full(places, 1 / places)) @ values)
 
 
 def recall_at(scores: Floats, values: Floats, k: int) -> float:
@@ -44,10 +44,10 @@ def recall_at(scores: Floats, values: Floats, k: int) -> float:
 
     All that are worth as much as the k-th count as among the most valuable.
     """
-    scores, values = _judged(scores, values, k)
+    scores, values = _select_judged(scores, values, k)
     places = min(k, len(values))
     relevant = values >= np.sort(values)[::-1][places - 1]
-    return float(_shared(scores, np.full(places, 1 / places)) @ relevant)
+    return float(_share_weights(scores, np.full(places, 1 / places)) @ relevant)
 
 
 def best_at(scores: Floats, values: Floats, k: int) -> float:
@@ -56,7 +56,7 @@ def best_at(scores: Floats, values: Floats, k: int) -> float:
     With t places left for a group of g adapters of one score, the largest of t drawn from it exceeds its
     j-th smallest value with probability 1 - C(j, t) / C(g, t).
     """
-    scores, values = _judged(scores, values, k)
+    scores, values = _select_judged(scores, values, k)
     places = min(k, len(values))
     cut = np.sort(scores)[::-1][places - 1]
     sure = values[scores > cut]
@@ -71,7 +71,7 @@ def best_at(scores: Floats, values: Floats, k: int) -> float:
     return float(np.diff(chance, prepend=0.0) @ group)
 
 
-def _judged(scores: Floats, values: Floats, k: int) -> tuple[Floats, Floats]:
+def _select_judged(scores: Floats, values: Floats, k: int) -> tuple[Floats, Floats]:
     """Scores and values of the judged adapters; a missing score is minus infinity."""
     scores, values = np.asarray(scores, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if scores.shape != values.shape or scores.ndim != 1:
@@ -84,7 +84,7 @@ def _judged(scores: Floats, values: Floats, k: int) -> tuple[Floats, Floats]:
     return np.where(np.isnan(scores), -np.inf, scores)[judged], values[judged]
 
 
-def _shared(scores: Floats, weights: Floats) -> Floats:
+def _share_weights(scores: Floats, weights: Floats) -> Floats:
     """The weight of each adapter's place, (N,): places from the first on, equal scores share theirs."""
     places = np.zeros(len(scores))
     places[: len(weights)] = weights

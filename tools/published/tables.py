@@ -115,14 +115,14 @@ def load(folder: Path, *, proxy: bool = False) -> list[Task]:
         if name in pool
         for task, value in row.items()
     )
-    document = task_texts(folder)
-    texts = {name: str(task.get("instruction", "")) for name, task in document.items()}
-    test = tested_scores(folder)
+    descriptions = task_texts(folder)
+    texts = {name: str(task.get("instruction", "")) for name, task in descriptions.items()}
+    test = scores_on_test(folder)
     tested = _tasks(test)
     base = idle_scores(folder, table) if proxy else idle_scores(folder, test) | zero_shot(folder)
     judged = [task for task in matrix.tasks if (task in tested) is not proxy and task not in LEFT_OUT]
     judging = table if proxy else test
-    result = [
+    judged_tasks = [
         Task(
             name=task,
             visible=matrix.blank(task),
@@ -136,9 +136,9 @@ def load(folder: Path, *, proxy: bool = False) -> list[Task]:
         for task in judged
         if task in base
     ]
-    if not result:
+    if not judged_tasks:
         raise UsageError(f"{folder} has no task that was both measured and judged; take the published files.")
-    return result
+    return judged_tasks
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -162,7 +162,7 @@ def adapter_info(folder: Path) -> dict[str, dict[str, Any]]:
         document = load_json(_text(folder, INFO).encode(), max_bytes=_MOST_BYTES)
     except ConfigError as error:
         raise UsageError(f"{folder / INFO} is no JSON: {error}.") from error
-    if not isinstance(document, dict) or not all(isinstance(item, dict) for item in document.values()):
+    if not isinstance(document, dict) or not all(isinstance(config, dict) for config in document.values()):
         raise UsageError(f"{folder / INFO} holds no configurations by name; take the published file.")
     return {name: document[name] for name in pool_names(folder) if document.get(name)}
 
@@ -173,7 +173,9 @@ def task_texts(folder: Path) -> dict[str, dict[str, Any]]:
         document = read_yaml(_text(folder, TASKS)).value
     except YamlError as error:
         raise UsageError(f"{folder / TASKS} is no YAML: {error}.") from error
-    if not isinstance(document, dict) or not all(isinstance(item, dict) for item in document.values()):
+    if not isinstance(document, dict) or not all(
+        isinstance(description, dict) for description in document.values()
+    ):
         raise UsageError(f"{folder / TASKS} describes no tasks by name; take the published file.")
     return document
 
@@ -189,16 +191,16 @@ def scores(folder: Path, name: str) -> Scores:
     return rows
 
 
-def tested_scores(folder: Path) -> Scores:
+def scores_on_test(folder: Path) -> Scores:
     """The test scores of every file that has some."""
-    result: Scores = {}
+    by_adapter: Scores = {}
     files = sorted(path.name for path in folder.glob(TESTED))
     if not files:
         raise _absent(folder, [TESTED])
     for name in files:
         for adapter, row in scores(folder, name).items():
-            result.setdefault(adapter, {}).update(row)
-    return result
+            by_adapter.setdefault(adapter, {}).update(row)
+    return by_adapter
 
 
 def zero_shot(folder: Path) -> dict[str, float]:
@@ -214,14 +216,14 @@ def base_scores(folder: Path) -> dict[str, float]:
     """
     by_name = zero_shot(folder)
     by_path: dict[str, float] = {}
-    for task, document in task_texts(folder).items():
-        last = str((document.get("path") or [""])[-1]).rpartition("/")[2].replace("-", "_")
+    for task, description in task_texts(folder).items():
+        last = str((description.get("path") or [""])[-1]).rpartition("/")[2].replace("-", "_")
         if last in by_name:
             by_path[task] = by_name[last]
-    return idle_scores(folder, tested_scores(folder)) | by_path | by_name
+    return idle_scores(folder, scores_on_test(folder)) | by_path | by_name
 
 
-def measured_base(folder: Path) -> dict[str, float]:
+def base_on_samples(folder: Path) -> dict[str, float]:
     """The base model's scores on the 100 samples: what all adapters that do nothing have in common."""
     return idle_scores(folder, scores(folder, MEASURED))
 
@@ -232,9 +234,9 @@ def _tasks(table: Scores) -> list[str]:
 
 def _samples(values: Iterable[float | None]) -> int:
     """The smallest number of samples of which all these scores are whole shares; 100 where there is none."""
-    names = np.array([value for value in values if value is not None])
+    numbers = np.array([value for value in values if value is not None])
     for n in range(1, _MOST_SAMPLES):
-        if np.abs(names * n - np.rint(names * n)).max() < 1e-6:
+        if np.abs(numbers * n - np.rint(numbers * n)).max() < 1e-6:
             return n
     return _MOST_SAMPLES
 
@@ -252,12 +254,12 @@ def idle_scores(folder: Path, judging: Mapping[str, Mapping[str, float]]) -> dic
         return {}
     ((most, _),) = Counter(rows.values()).most_common(1)
     idle = [judging[name] for name, row in rows.items() if row == most and name in judging]
-    result: dict[str, float] = {}
+    by_task: dict[str, float] = {}
     for task in sorted({task for row in idle for task in row}):
         values = {row[task] for row in idle if task in row}
         if len(values) == 1:
-            result[task] = values.pop()
-    return result
+            by_task[task] = values.pop()
+    return by_task
 
 
 def _text(folder: Path, name: str) -> str:
