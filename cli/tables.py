@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cli.output import NO_BREAK, Column
+from catalog.adapters import adapter_name
+from cli.output import NO_BREAK, Column, cell, labelled, table
 from crawler.crawl import refusing
+
+if TYPE_CHECKING:
+    from loradex.pool import Pool
 
 # Between things of one line; a line may end after it.
 DOT = f"{NO_BREAK}· "
@@ -104,3 +109,29 @@ def counts_text(counts: Mapping[str, int]) -> str:
     """Counts by name, the largest first, to be wrapped between the pairs."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return DOT.join(f"{name}{NO_BREAK}{n:,}" for name, n in ordered)
+
+
+def pool_paths(pool: Pool) -> dict[str, Path]:
+    """Where a pool and its controls were saved, by their names."""
+    return {row.name: row.path for row in (pool, *pool.control_pools) if row.path is not None}
+
+
+def pool_text(pool: Mapping[str, Any], places: Mapping[str, Path]) -> str:
+    """A pool as lines: what it is, then its members."""
+    members = [
+        {**member, "adapter": adapter_name(member["repository"], member["subfolder"])}
+        for member in pool["members"]
+    ]
+    without = pool["chosen"].get("without", ())
+    chosen = DOT.join(f"{name} {cell(value)}" for name, value in pool["chosen"].items())
+    rows = [
+        ("pool", f"{pool['name']}  {len(members)} members of {pool['base']}"),
+        ("chosen", chosen),
+        ("use", pool["use"]),
+        ("merge with", f"--without {','.join(without)}" if without else ""),
+        ("digest", pool["digest"]),
+        *(("saved" if name == pool["name"] else "control", str(path)) for name, path in places.items()),
+        ("to compare", ", ".join(row["kind"] for row in pool["controls"])),
+    ]
+    columns = (score_column(), Column("adapter"), rank_column(), Column("license"), Column("why"))
+    return "\n".join([labelled(rows), "", *table(members, columns)])

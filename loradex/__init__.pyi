@@ -16,6 +16,7 @@ from .models import (
     load_tasks,
     train,
 )
+from .pool import Pool, PoolCheck, PoolExport
 from .rows import AdapterDetails, AdapterRow, Rows
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
     "MethodParameter",
     "MethodRow",
     "NotFoundError",
+    "Pool",
+    "PoolCheck",
+    "PoolExport",
     "ProgressCallback",
     "ProgressEvent",
     "ProgressOption",

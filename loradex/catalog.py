@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from catalog import database
-from catalog.adapters import AdapterReference, BaseSpelling, BaseTable, adapter_name, initial_spellings
+from catalog.adapters import USES, AdapterReference, BaseSpelling, BaseTable, adapter_name, initial_spellings
 from catalog.database import (
     CatalogInfo,
     Reread,
@@ -21,19 +23,23 @@ from catalog.database import (
     make_engine,
     open_catalog,
     parse_url,
+    pool_store,
     reading,
     reading_if_any,
     reread,
+    score_store,
     store,
     writer_lock,
     writing,
 )
 from catalog.errors import EncoderError, NotFoundError, UsageError
-from catalog.files import BlobStore, Damage
+from catalog.files import BlobStore, Damage, at_work
 from catalog.fingerprints import LEVELS, duplicates, families
 from catalog.index import DEFAULT_MODEL
+from catalog.pools import read_manifest
 from catalog.query import FIELDS, parse
 from catalog.rules import UNREADABLE, Reason
+from catalog.scores import read_scores
 from catalog.search import (
     SPACES,
     Fingerprints,
@@ -48,6 +54,7 @@ from catalog.search import (
     open_texts,
     search,
 )
+from catalog.selection import STRATEGIES, Question
 from catalog.settings import Settings
 from crawler.crawl import (
     DEFAULT_BASE,
@@ -62,6 +69,7 @@ from crawler.crawl import (
 )
 from crawler.fetch import repair
 from crawler.hub import Hub, HubSettings
+from loradex.choices import check_choice
 from loradex.comparison import (
     COLOURS,
     compare_subjects,
@@ -71,6 +79,8 @@ from loradex.comparison import (
     subject_notes,
 )
 from loradex.encoding import embed_catalog
+from loradex.members import find_pool
+from loradex.pool import Pool, save_pools
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, Step, reporting
 from loradex.results import (
     AddedSpelling,
@@ -80,10 +90,23 @@ from loradex.results import (
     GarbageReport,
     MapReport,
     SchemaUpgrade,
+    ScoreImport,
     WeightsCheck,
     WeightsRepair,
 )
-from loradex.rows import AdapterDetails, AdapterRow, FamilyRow, GroupRow, IndexRow, Rows, SearchRow
+from loradex.rows import (
+    AdapterDetails,
+    AdapterRow,
+    FamilyRow,
+    GroupRow,
+    IndexRow,
+    PoolRow,
+    Rows,
+    ScoreRow,
+    ScoreSourceRow,
+    SearchRow,
+)
+from loradex.selection import TaskOptions, select_pool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,6 +115,8 @@ if TYPE_CHECKING:
     from catalog.database import Session
     from catalog.index import IndexState
     from catalog.query import Query
+    from merging.evaluation import TooLong
+    from merging.model import Task
 
 VERDICTS = ("accepted", "skipped", "any")
 SORTS = tuple(browse.SORTS)
@@ -629,6 +654,239 @@ class Catalog:
             states = {name: row.rebuild(self.settings.index) for name, row in indexes(session).items()}
         return _index_rows(states)
 
+    def select(
+        self,
+        name: str,
+        *,
+        by: str,
+        k: int | None = 10,
+        query: str | None = None,
+        task: str | Path | Task | None = None,
+        tasks: str | Path | None = None,
+        texts: str | Path | None = None,
+        samples: int | None = None,
+        exact: bool = False,
+        budget: int | None = None,
+        like: str | None = None,
+        to: str | None = None,
+        kind: str = "output",
+        splits: Sequence[str] = (),
+        where: str = "",
+        base: str | None = None,
+        seed: int = 0,
+        per_owner: int | None = None,
+        per_family: int | None = None,
+        distinct: str | None = None,
+        parameters: int | None = None,
+        exclude: Sequence[str] = (),
+        without: Sequence[str] = (),
+        use: str = "research",
+        controls: bool = False,
+        replace: bool = False,
+        dry_run: bool = False,
+        device: str = "cpu",
+        date: datetime.date | None = None,
+        too_long: str = "error",
+        model: str = DEFAULT_MODEL,
+        rules: str = "ours",
+        progress: ProgressOption = False,
+    ) -> Pool:
+        """Selects adapters and saves them as a pool, pinned to commits and hashes.
+
+        The same catalog, arguments and seed give the same pool, byte for byte.
+
+        Args:
+            name: The name of the pool.
+            by: The strategy, a key of `catalog.selection.STRATEGIES`: "text", "adapter", "score", "prior",
+                "tasks", "completion", "racing", "gradient", "worst", "random", "matched" or "rank".
+            k: The number of members; None for every adapter that can be ranked, within the limits.
+            query: What the adapters should be good for (text).
+            task: The task whose scores decide (score, prior, tasks, completion, worst); its folder, its name
+                in `tasks`, or what `loradex.load_task` returns, where a model reads it (gradient, racing).
+            tasks: The folder of tasks. A gradient is compared with those of up to eight others in it.
+            texts: A YAML or JSON file of task names and instructions (tasks, completion).
+            samples: Training examples that a gradient reads, 100 by default.
+            exact: Whether to read the weights of the best and order them exactly (gradient).
+            budget: Examples to spend in all (racing).
+            like: The adapter, or local folder, that members should resemble (adapter).
+            to: The pool to be matched (matched).
+            kind: "output" or "delta", the vectors to compare by (adapter, gradient).
+            splits: Scores of these splits alone; by default all but test, which is there to judge.
+            where: Only adapters that this filter accepts.
+            base: Only adapters of this base model, the most frequent one by default; the one to load
+                (gradient, racing).
+            seed: Of every random choice.
+            per_owner, per_family: The largest number of members of one owner, of one family.
+            distinct: "file", "tensor" or "delta", for one of each group of such duplicates.
+            parameters: The largest number of LoRA parameters in all.
+            exclude: Names of adapters, repositories or owners.
+            without: Layers, so that adapters which are plain LoRA without these are candidates too.
+            use: "research", "publish" or "commercial": adapters whose license forbids it are left out.
+            controls: Whether to save the pools NAME-random, NAME-matched and NAME-shuffled, too.
+            replace: Whether to replace another pool of this name.
+            dry_run: Whether to save nothing.
+            device: Where a model runs: "cpu", "cuda" or "cuda:N".
+            date: The day that chat templates name, 2024-07-26 by default.
+            too_long: "error", or "skip" to leave out examples longer than the model reads.
+            model: The text encoder (text).
+            rules: The rules that decide which adapters are candidates.
+            progress: See `loradex.progress`.
+
+        Returns:
+            The pool, with its control pools.
+
+        Raises:
+            UsageError: The arguments contradict each other, or too few adapters are left.
+            NotFoundError: No adapter is left, or a name is not in the catalog.
+            PoolError: Another pool has this name.
+
+        Writes:
+            The pools, in the catalog; pool.json of each below the pools of the data folder.
+
+        Example:
+            >>> pool = catalog.select("three", by="random", k=3, seed=1)
+            >>> len(pool.members)
+            3
+        """
+        check_choice("kind", kind, ("output", "delta"))
+        check_choice("distinct", distinct, (None, *LEVELS))
+        if where:
+            read_filter(where)
+        question = Question(
+            name=name,
+            by=check_choice("by", by, STRATEGIES),
+            count=k,
+            seed=seed,
+            base=base,
+            rules=rules,
+            where=where,
+            text=query,
+            samples=samples,
+            exact=exact,
+            budget=budget,
+            like=like,
+            to=to,
+            kind=kind,
+            use=check_choice("use", use, USES),
+            per_owner=per_owner,
+            per_family=per_family,
+            parameters=parameters,
+            distinct=distinct,
+            exclude=tuple(exclude),
+            without=tuple(without),
+            splits=tuple(splits),
+        )
+        skips: tuple[TooLong, ...] = ("error", "skip")
+        options = TaskOptions(task, tasks, texts, device, date, check_choice("too_long", too_long, skips))
+        with reporting(progress) as report:
+            return select_pool(
+                question,
+                options,
+                self.settings,
+                model=model,
+                controls=controls,
+                save=not dry_run,
+                replace_others=replace,
+                report=report,
+            )
+
+    def pools(self) -> Rows[PoolRow]:
+        """The pools of the catalog, by name."""
+        with reading(self.settings) as session:
+            return Rows((PoolRow(**row) for row in pool_store.pools(session)), PoolRow)
+
+    def pool(self, pool: str | Path) -> Pool:
+        """The pool of this name, in this pool.json, or in this folder; a file of that name comes first.
+
+        Raises:
+            NotFoundError: There is none.
+            PoolError: The manifest was edited, or cannot be read.
+        """
+        return find_pool(self.settings, str(pool))
+
+    def save_pool(self, pool: Pool, *, replace: bool = False) -> Pool:
+        """Saves a pool, in the catalog and below the pools of the data folder.
+
+        Raises:
+            PoolError: Another pool has its name, and `replace` is False.
+        """
+        return save_pools([pool], self.settings, replace_others=replace)[0]
+
+    def import_pool(
+        self,
+        file: str | Path,
+        *,
+        weights: bool = False,
+        replace: bool = False,
+        progress: ProgressOption = False,
+    ) -> Pool:
+        """Saves a pool that somebody exported.
+
+        Args:
+            file: Its pool.json, or the folder of one.
+            weights: Whether to fetch every file at its pinned commit now, and to check it.
+            replace: Whether to replace another pool of this name.
+            progress: See `loradex.progress`.
+
+        Raises:
+            NotFoundError: There is no such file.
+            PoolError: It is not a manifest, or a file is not the pinned one.
+        """
+        pool = Pool(read_manifest(Path(file)), self.settings)
+        # Nobody may collect what is fetched before the pool names it.
+        with at_work(self.settings.data) if weights else nullcontext():
+            if weights:
+                pool.fetch_weights(progress=progress)
+            return self.save_pool(pool, replace=replace)
+
+    def remove_pools(self, *names: str) -> int:
+        """Removes pools from the catalog, not their exports; returns how many there were."""
+        with writing(self.settings, create=False) as session:
+            count = pool_store.remove_pools(session, names)
+            session.commit()
+        return count
+
+    def scores(self, adapter: str | None = None, *, task: str | None = None) -> Rows[ScoreRow]:
+        """The measured scores of one adapter, on one task, or all of them, the highest first."""
+        with reading(self.settings) as session:
+            rows = score_store.scores_of(session, adapter, task)
+        return Rows((ScoreRow(**row) for row in rows), ScoreRow)
+
+    def score_sources(self) -> Rows[ScoreSourceRow]:
+        """How much each source measured, by split and metric."""
+        with reading(self.settings) as session:
+            rows = score_store.summary(session)
+        return Rows((ScoreSourceRow(**row) for row in rows), ScoreSourceRow)
+
+    def import_scores(
+        self,
+        file: str | Path,
+        *,
+        source: str | None = None,
+        split: str = "test",
+        metric: str = "accuracy",
+        n: int | None = None,
+    ) -> ScoreImport:
+        """Brings the scores of a file into the catalog; those of the same source are replaced.
+
+        Args:
+            file: A CSV with one row an adapter and one column a task (with the columns task and zero_shot it
+                holds the base model's), or the scores.json of an evaluation.
+            source: Who measured, by default the name of the file.
+            split: Of a CSV, on which samples.
+            metric: Of a CSV, what the numbers are.
+            n: Of a CSV, how many samples a score is of.
+
+        Raises:
+            UsageError: The file cannot be read, or a value is outside the range of its metric.
+        """
+        path = Path(file)
+        scores = read_scores(path, source=source or path.name, split=split, metric=metric, n=n)
+        with writing(self.settings) as session:
+            saved = score_store.save_scores(session, scores)
+            session.commit()
+        return ScoreImport(len(scores), **asdict(saved))
+
     def verify_weights(self, *, progress: ProgressOption = False) -> WeightsCheck:
         """Reads every kept weights file and compares it with its digest."""
         with reporting(progress) as report:
@@ -655,7 +913,7 @@ class Catalog:
         return WeightsRepair(
             not left,
             tuple(blob for blob in damaged if blob.sha256 not in left),
-            tuple(replace(blob, why=left[blob.sha256]) for blob in damaged if blob.sha256 in left),
+            tuple(replace_fields(blob, why=left[blob.sha256]) for blob in damaged if blob.sha256 in left),
             tuple(separated),
             *_totals(blobs),
         )
@@ -830,7 +1088,7 @@ def _crawl_options(
 
 
 def _open_hub(options: CrawlOptions, stop: threading.Event) -> Hub:
-    return Hub(replace(HubSettings.from_environment(), connections=options.workers), stop=stop)
+    return Hub(replace_fields(HubSettings.from_environment(), connections=options.workers), stop=stop)
 
 
 def _announced(step: Step, hub: Hub, options: CrawlOptions) -> Step:
@@ -844,10 +1102,3 @@ def read_filter(where: str) -> Query | None:
     """The filter in a text, None for an empty one; raises UsageError with the place of the mistake."""
     query = parse(where, {"reason": [reason.value for reason in Reason]})
     return query if where else None
-
-
-def check_choice(parameter: str, value: str | None, choices: Collection[str | None]) -> None:
-    """Raises UsageError unless the value is one of the choices."""
-    if value not in choices:
-        names = ", ".join(repr(choice) for choice in choices if choice is not None)
-        raise UsageError(f"`{parameter}` is {value!r}; use one of {names}.")

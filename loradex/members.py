@@ -9,11 +9,12 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from catalog.adapters import is_adapter_folder, table_with
 from catalog.errors import CatalogError, PoolError, UsageError
 from catalog.settings import Settings
+from loradex.pool import Pool
 from loradex.progress import ProgressCallback, ProgressEvent, Step
 from merging.members import load_member
 
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
     from catalog.adapters import BaseTable
     from catalog.pools import Manifest
     from catalog.pools import Member as PoolMember
-    from loradex.catalog import Catalog
     from merging.members import MergeMember
 
-MemberSource = str | Path | Sequence[str | Path]
+MemberSource = str | Path | Pool | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,13 @@ class MemberSet:
     manifest: Manifest | None = None
 
 
-def settings_of(catalog: Catalog | Settings | None) -> Settings | None:
+class HasSettings(Protocol):
+    """A catalog as `loradex.open` gives it."""
+
+    settings: Settings
+
+
+def settings_of(catalog: HasSettings | Settings | None) -> Settings | None:
     """The places of a catalog, however it is given."""
     return catalog if catalog is None or isinstance(catalog, Settings) else catalog.settings
 
@@ -52,29 +58,31 @@ def open_members(
 ) -> Iterator[MemberSet]:
     """The members, for as long as the block runs.
 
-    `source` are folders of adapters, or one pool by its name, its pool.json or its folder. `without` names
+    `source` are folders of adapters, or one pool: itself, its name, its pool.json or folder. `without` names
     layers to leave out, `purpose` is the participle of a refusal ("merged", "evaluated"). Members of a pool
     have its base model by the canonical name that `table` has for it.
     Raises UsageError, NotFoundError, PoolError, and what `merging.members.load_member` raises.
     """
-    names = [source] if isinstance(source, (str, Path)) else list(source)
-    if all(is_adapter_folder(Path(name)) for name in names):
-        yield MemberSet(tuple(load_member(Path(name), without=without, purpose=purpose) for name in names))
-        return
-    if len(names) > 1:
-        wrong = next(name for name in names if not is_adapter_folder(Path(name)))
-        raise UsageError(f"{wrong} is not a folder of an adapter; name one pool, or folders of adapters.")
-    manifest = find_manifest(settings, str(names[0]))
-    with _pool_folder(settings, manifest, Path(names[0]), report) as folder:
-        members = [
-            _load_pool_member(folder, member, without, purpose, manifest.canonical_base(table))
-            for member in manifest.members
-        ]
-        yield MemberSet(tuple(members), manifest)
+    if isinstance(source, Pool):
+        pool = source
+    else:
+        names = [source] if isinstance(source, (str, Path)) else list(source)
+        folders = [Path(name) for name in names]
+        if all(is_adapter_folder(folder) for folder in folders):
+            yield MemberSet(tuple(load_member(path, without=without, purpose=purpose) for path in folders))
+            return
+        if len(names) > 1:
+            wrong = next(folder for folder in folders if not is_adapter_folder(folder))
+            raise UsageError(f"{wrong} is not a folder of an adapter; name one pool, or folders of adapters.")
+        pool = find_pool(settings, str(names[0]))
+    base = pool.manifest.canonical_base(table)
+    with _pool_folder(pool, report) as folder:
+        members = [_load_pool_member(folder, member, without, purpose, base) for member in pool.members]
+        yield MemberSet(tuple(members), pool.manifest)
 
 
-def find_manifest(settings: Settings | None, pool: str) -> Manifest:
-    """The manifest in a file or folder of that name where there is one, else that of the catalog's pool.
+def find_pool(settings: Settings | None, pool: str) -> Pool:
+    """The pool in a file or folder of that name where there is one, else that of the catalog.
 
     Raises NotFoundError where neither is there, PoolError for a manifest that cannot be read, UsageError
     where no catalog is given to look a name up in.
@@ -83,13 +91,13 @@ def find_manifest(settings: Settings | None, pool: str) -> Manifest:
 
     path = Path(pool)
     if path.is_file() or (path / MANIFEST_NAME).is_file():
-        return read_manifest(path)
+        return Pool(read_manifest(path), settings, path)
     if settings is None:
         raise UsageError(f"{pool} is not a folder of an adapter; a pool is found by name in a `catalog`.")
     from catalog.database import pool_store, reading
 
     with reading(settings) as session:
-        return pool_store.find_pool(session, pool)
+        return Pool(pool_store.find_pool(session, pool), settings, path if path.exists() else None)
 
 
 def read_base_table(settings: Settings, report: ProgressCallback) -> BaseTable:
@@ -141,19 +149,17 @@ def _load_pool_member(
 
 
 @contextmanager
-def _pool_folder(
-    settings: Settings | None, manifest: Manifest, pool: Path, report: ProgressCallback
-) -> Iterator[Path]:
-    """The folder of a pool's files: its export where one was named, else one made below the data folder.
+def _pool_folder(pool: Pool, report: ProgressCallback) -> Iterator[Path]:
+    """The folder of a pool's files: its export where it was read from one, else one below the data folder.
 
     The files of an export are compared with their digests, once after each change of one.
     """
     from catalog.files import Verified
     from catalog.pools import export, in_export, read_record, verify_files
 
-    folder = pool if pool.is_dir() else pool.parent
-    place = in_export(manifest, folder) if pool.exists() else None
-    if place is not None:
+    manifest, settings, folder = pool.manifest, pool.settings, pool.folder
+    place = in_export(manifest, folder) if folder is not None else None
+    if folder is not None and place is not None:
         verified = Verified(settings.blobs / "verified") if settings else None
         step = Step(report, "verifying the members")
         problems = verify_files(manifest, place, step.working, read_record(folder), verified)

@@ -16,6 +16,7 @@ from catalog.adapters import is_adapter_folder, misreadings
 from catalog.errors import LoradexError, MergeError, UsageError
 from catalog.files import replace_file
 from catalog.settings import Settings
+from loradex.bases import open_base, prompt_notes
 from loradex.members import MemberSource, open_members, settings_of
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, Step, reporting
 from loradex.rows import Rows
@@ -467,35 +468,6 @@ def evaluate(
     if out is not None:
         _write_document(Path(out), rows.document())
     return rows
-
-
-def open_base(
-    base: str, *, bases: Path | None, device: str, day: datetime.date | None, report: ProgressCallback
-) -> LoadedBase:
-    """The base model on the device; its chat template names the day, or 2024-07-26 where that is None.
-
-    `base` is a folder, an id on the Hub, or an id that is kept in the folder `bases`.
-    """
-    from merging.model import DATE
-    from merging.model import load_base as load
-
-    report(ProgressEvent("loading", note=f"loading {base}"))
-    return load(base, bases=bases, device=device, date=day or DATE)
-
-
-def prompt_notes(record: Mapping[str, object]) -> list[str]:
-    """Sentences on what a record (train.json, adapt.json, a score) states about unusual prompts."""
-    notes = []
-    if record.get("date"):
-        notes.append(f"the prompts say the date {record['date']}, whatever the day is; `date` sets another")
-    if record.get("plain"):
-        notes.append(
-            "prompts are read one by one where a tree of them would be wrong for this model (a short window "
-            "of attention, or recurrent layers); this takes longer"
-        )
-    if record.get("left_out"):
-        notes.append(f"examples longer than the model reads, left out: {record['left_out']}")
-    return notes
 
 
 def _training_notes(record: Mapping[str, Any]) -> list[str]:

@@ -133,3 +133,17 @@ class SchemaUpgrade:
 
     before: str | None
     after: str
+
+
+@dataclass(frozen=True)
+class ScoreImport:
+    """The scores of a file: how many it has, how many of them were new, changed and known.
+
+    `unknown_adapters` counts the subjects that the catalog does not contain; a later crawl may find them.
+    """
+
+    rows: int
+    new: int
+    changed: int
+    known: int
+    unknown_adapters: int

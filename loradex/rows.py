@@ -278,3 +278,29 @@ class IndexRow:
     state: str
     vectors: int | None
     file: str
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One measured score; `n` is the number of samples, None where the source does not state it."""
+
+    adapter: str
+    task: str
+    split: str
+    metric: str
+    value: float
+    n: int | None
+    source: str
+
+
+@dataclass(frozen=True)
+class ScoreSourceRow:
+    """How much one source measured on one split by one metric."""
+
+    source: str
+    split: str
+    metric: str
+    scores: int
+    subjects: int
+    tasks: int
+    of_known_adapters: int

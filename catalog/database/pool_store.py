@@ -23,7 +23,9 @@ def save_pool(session: Session, manifest: Manifest, now: datetime, *, replace: b
     if row is not None and row.digest == manifest.digest:
         return row
     if row is not None and not replace:
-        raise PoolError(f"There is another pool called {manifest.name}; choose a new name or add --replace.")
+        raise PoolError(
+            f"There is another pool called {manifest.name}; choose a new name or add `replace=True`."
+        )
     row = row or PoolRow(name=manifest.name)
     row.digest, row.created_at = manifest.digest, now
     row.manifest = manifest.canonical().decode()

@@ -80,7 +80,7 @@ def export(
     pinned ones and StorageError where the disk refuses.
     """
     if fetch is None and form in ("peft", "hub"):
-        raise PoolError(f"The format {form} holds the weights; add --weights.")
+        raise PoolError(f"The format {form} holds the weights; add `weights=True`.")
     target = to / (manifest.folder_name if form in ("peft", "hub") else f"{manifest.folder_name}-{form}")
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def _recipes(manifest: Manifest, form: Form, *, local: bool) -> dict[str, str]:
 def _places(manifest: Manifest, *, local: bool) -> Sequence[tuple[Member, str]]:
     """Each member with the words that name it to other programs: a folder, or an id of the Hub."""
     if not local and (inside := next((m for m in manifest.members if m.subfolder), None)):
-        raise PoolError(f"{inside.adapter} lies in a subfolder, which others cannot name; add --weights.")
+        raise PoolError(f"{inside.adapter} is in a subfolder, which others cannot name; add `weights=True`.")
     return [
         (member, member_folder(member).as_posix() if local else member.repository)
         for member in manifest.members

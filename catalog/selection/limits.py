@@ -194,6 +194,6 @@ def without(rows: Sequence[Candidate], excluded: Collection[str]) -> list[Candid
     names = {name for row in rows for name in (row.adapter, row.repository, row.owner)}
     if unknown := sorted(set(excluded) - names):
         raise UsageError(
-            f"There is no {unknown[0]} among the adapters to choose from; leave its --exclude out."
+            f"There is no {unknown[0]} among the adapters to choose from; leave it out of `exclude`."
         )
     return [row for row in rows if not {row.adapter, row.repository, row.owner} & set(excluded)]

@@ -28,7 +28,7 @@ from catalog.selection.limits import (
     without,
 )
 from catalog.selection.pinning import Candidate, candidates, left_out, pin_members
-from catalog.selection.strategies import OPTIONS, STRATEGIES, Question, Sources, Strategy
+from catalog.selection.strategies import PARAMETERS, STRATEGIES, Question, Sources, Strategy
 
 __all__ = ["STAND_INS", "STRATEGIES", "Question", "Selection", "Sources", "question_document", "select"]
 
@@ -111,7 +111,7 @@ def _check_question(question: Question) -> Strategy:
     strategy = STRATEGIES[question.by]
     for need in strategy.needs:
         if not getattr(question, need):
-            raise UsageError(f"Choosing by {question.by} takes {OPTIONS[need]}.")
+            raise UsageError(f"Choosing by {question.by} takes `{PARAMETERS[need]}`.")
     return strategy
 
 

@@ -164,7 +164,7 @@ def _by_completion(question: Question, rows: Sequence[Candidate], sources: Sourc
 
 def _by_racing(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
     if sources.measure is None:
-        raise UsageError("Choosing by racing needs a base model that measures adapters on --task; name one.")
+        raise UsageError("Choosing by racing needs a base model that measures adapters on the `task`.")
     matrix = _matrix(question, rows, sources, racing=True)
     result = race(
         matrix, _task(question), sources.measure, question.budget or 0, texts=_texts(question, sources)
@@ -174,7 +174,7 @@ def _by_racing(question: Question, rows: Sequence[Candidate], sources: Sources) 
 
 def _by_gradient(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
     if sources.direction is None:
-        raise UsageError("Choosing by gradient needs a base model with a gradient on --task; name one.")
+        raise UsageError("Choosing by gradient needs a base model with a gradient on the `task`.")
     backgrounds = () if sources.backgrounds is None else sources.backgrounds
     keys = {row.key for row in rows}
     scores = downhill(
@@ -209,7 +209,7 @@ def _task(question: Question) -> str:
 
 
 def _texts(question: Question, sources: Sources) -> dict[str, str]:
-    """What tasks ask for, in words; that of the question's own task is --query where it is given."""
+    """What tasks ask for, in words; that of the question's own task is `text` where it is given."""
     texts = {_task(question): question.text} if question.text else {}
     return {**sources.texts, **texts}
 
@@ -278,31 +278,32 @@ def _match_control(question: Question, rows: Sequence[Candidate], sources: Sourc
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "text": Strategy("Names and cards that fit --query, by words and meaning.", ("text",), _by_text),
-    "adapter": Strategy("Weights like those of --like, an adapter or a folder.", ("like",), _by_adapter),
-    "score": Strategy("What they scored on --task.", ("task",), _by_score),
-    "prior": Strategy("How they stand out on other tasks than --task.", ("task",), _by_prior),
+    "text": Strategy("Names and cards that fit `query`, by words and meaning.", ("text",), _by_text),
+    "adapter": Strategy("Weights like those of `like`, an adapter or a folder.", ("like",), _by_adapter),
+    "score": Strategy("What they scored on `task`.", ("task",), _by_score),
+    "prior": Strategy("How they stand out on other tasks than `task`.", ("task",), _by_prior),
     "tasks": Strategy(
-        "How they stand out on other tasks, those that read like --task most.", ("task",), _by_like_tasks
+        "How they stand out on other tasks, those that read like `task` most.", ("task",), _by_like_tasks
     ),
     "completion": Strategy(
-        "Their expected score on --task, from it, from other tasks and from like adapters.",
+        "Their expected score on `task`, from it, from other tasks and from like adapters.",
         ("task",),
         _by_completion,
     ),
     "racing": Strategy(
-        "Their expected score on --task after --budget samples, spent where they tell most.",
+        "Their expected score on `task` after `budget` samples, spent where they tell most.",
         ("task", "budget"),
         _by_racing,
     ),
     "gradient": Strategy(
-        "How far their weights point down the slope of the base model's loss on --task.",
+        "How far their weights point down the slope of the base model's loss on `task`.",
         ("task",),
         _by_gradient,
     ),
-    "worst": Strategy("The lowest scores on --task first.", ("task",), _worst),
+    "worst": Strategy("The lowest scores on `task` first.", ("task",), _worst),
     "random": Strategy("Chance.", (), _random),
-    "matched": Strategy("Chance, with the recipes of the pool --to.", ("to",), _match_control),
+    "matched": Strategy("Chance, with the recipes of the pool `to`.", ("to",), _match_control),
     "rank": Strategy("The largest rank first.", (), _largest),
 }
-OPTIONS = {"text": "--query", "task": "--task", "budget": "--budget", "like": "--like", "to": "--to"}
+# The parameter of the public call for what a strategy needs.
+PARAMETERS = {"text": "query", "task": "task", "budget": "budget", "like": "like", "to": "to"}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
-from catalog.database import reading, score_store, writing
-from catalog.scores import MOST_SAMPLES, read_scores
+from catalog.scores import MOST_SAMPLES
 from cli.app import App, pass_app
 from cli.output import Column, labelled, output_options
 
@@ -60,11 +58,8 @@ def import_(app: App, file: Path, source: str | None, split: str, metric: str, n
     refused with its line or number: -1 to 1 for correlations (mcc, matthews_correlation, pearson, spearman,
     kendall), 0 up for loss, nll and perplexity, 0 to 1 for any other metric.
     """
-    found = read_scores(file, source=source or file.name, split=split, metric=metric, n=n)
-    with writing(app.settings) as session:
-        saved = score_store.save_scores(session, found)
-        session.commit()
-    app.output.document({"rows": len(found), **asdict(saved)}, _render_saved)
+    counts = app.catalog.import_scores(file, source=source, split=split, metric=metric, n=n)
+    app.output.document(asdict(counts), _render_counts)
 
 
 @scores.command()
@@ -74,12 +69,11 @@ def import_(app: App, file: Path, source: str | None, split: str, metric: str, n
 @pass_app
 def show(app: App, adapter: str | None, task: str | None) -> None:
     """The scores of one ADAPTER, or on one task; without either, how much each source measured."""
-    with reading(app.settings) as session:
-        if adapter is None and task is None:
-            app.output.rows(score_store.summary(session), SUMMARY)
-        else:
-            app.output.rows(score_store.scores_of(session, adapter, task), SCORES)
+    if adapter is None and task is None:
+        app.output.rows(app.catalog.score_sources(), SUMMARY)
+    else:
+        app.output.rows(app.catalog.scores(adapter, task=task), SCORES)
 
 
-def _render_saved(found: dict[str, Any]) -> str:
-    return labelled((name.replace("_", " "), f"{count:,}") for name, count in found.items())
+def _render_counts(counts: dict[str, int]) -> str:
+    return labelled((name.replace("_", " "), f"{count:,}") for name, count in counts.items())

@@ -158,8 +158,8 @@ def test_a_race_starts_from_nothing(sources: Sources) -> None:
     [
         ({"by": "racing", "task": "t", "budget": 100}, "needs a base model that measures"),
         ({"by": "gradient", "task": "t", "kind": "delta"}, "needs a base model with a gradient"),
-        ({"by": "racing", "task": "t"}, "takes --budget"),
-        ({"by": "gradient"}, "takes --task"),
+        ({"by": "racing", "task": "t"}, "takes `budget`"),
+        ({"by": "gradient"}, "takes `task`"),
         ({"by": "luck"}, "is no way to choose"),
     ],
 )

@@ -1,0 +1,20 @@
+"""Arguments that take one of a few values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from catalog.errors import UsageError
+
+Choice = TypeVar("Choice", bound=str | None)
+
+
+def check_choice(parameter: str, value: str | None, choices: Iterable[Choice]) -> Choice:
+    """The one of the choices that the value equals; raises UsageError for another value."""
+    values = list(choices)
+    for choice in values:
+        if choice == value:
+            return choice
+    names = ", ".join(repr(str(choice)) for choice in values if choice is not None)
+    raise UsageError(f"`{parameter}` is {value!r}; use one of {names}.")

@@ -1,0 +1,133 @@
+"""The use case of `Catalog.select`: a question, the model it may ask, and the pools that are saved."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catalog.database import reading, store
+from catalog.errors import UsageError
+from catalog.files import BlobStore, read_yaml
+from catalog.query import parse
+from catalog.search import browse
+from catalog.selection import Question, Sources, left_out_in_words, select
+from crawler.crawl import refusing
+from loradex.comparison import find_subject
+from loradex.encoding import embed_catalog
+from loradex.measuring import ModelRequest, other_tasks, with_model
+from loradex.pool import Pool, save_pools
+from loradex.progress import ProgressCallback, Step
+
+if TYPE_CHECKING:
+    from catalog.index import Embedder
+    from catalog.settings import Settings
+    from merging.evaluation import TooLong
+    from merging.model import Task
+
+# The strategies that ask a base model, and how many examples a gradient reads.
+MODELLED = ("gradient", "racing")
+SAMPLES = 100
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """The parameters of a selection that name a task and say how a model reads it."""
+
+    task: str | Path | Task | None
+    tasks: str | Path | None
+    texts: str | Path | None
+    device: str
+    date: datetime.date | None
+    too_long: TooLong
+
+
+def select_pool(
+    question: Question,
+    options: TaskOptions,
+    settings: Settings,
+    *,
+    model: str,
+    controls: bool,
+    save: bool,
+    replace_others: bool,
+    report: ProgressCallback,
+) -> Pool:
+    """The pool that answers the question, saved with its controls unless `save` is False."""
+    texts, digest = _read_instructions(options.texts)
+    question, request = _model_request(replace(question, texts=digest), options)
+    notes: list[str] = []
+    with reading(settings) as session:
+        if question.base is not None:
+            question = replace(question, base=store.find_base(session, question.base))
+        if question.where:
+            browse.refuse_unknown_bases(session, parse(question.where))
+
+        def load_encoder() -> Embedder:
+            return embed_catalog(session, model, Step(report, "embedding cards"), notes)
+
+        blobs = BlobStore(settings.blobs)
+        sources = Sources(
+            session=session,
+            refusing=refusing(question.rules),
+            index=settings.index,
+            blobs=blobs,
+            embedder=load_encoder,
+            subject=lambda name: find_subject(session, name, blobs),
+            texts=texts,
+        )
+        with with_model(request, question, sources, settings, report) as (prepared, asked):
+            selection = select(asked, prepared, controls=controls)
+    if selection.left_out:
+        count = len(selection.pool.members)
+        reasons = left_out_in_words(selection.left_out) or "none"
+        notes.append(f"{count:,} adapter{'s' * (count != 1)}; left out: {reasons}")
+    pools = [Pool(manifest, settings) for manifest in (selection.pool, *selection.controls)]
+    if save:
+        pools = save_pools(pools, settings, replace_others=replace_others)
+    return replace(pools[0], control_pools=tuple(pools[1:]), left_out=selection.left_out, notes=tuple(notes))
+
+
+def _model_request(question: Question, options: TaskOptions) -> tuple[Question, ModelRequest | None]:
+    """The question with the task's name, and what a model is asked for the strategies that ask one."""
+    task = options.task
+    if question.by not in MODELLED or task is None:
+        name = task if task is None or isinstance(task, (str, Path)) else task.name
+        return replace(question, task=None if name is None else str(name)), None
+    from merging.model import find_task
+
+    if question.base is None:
+        raise UsageError(f"Choosing by {question.by} asks a model; name it with `base`.")
+    folder = None if options.tasks is None else Path(options.tasks)
+    if isinstance(task, (str, Path)):
+        task = find_task(str(task), folder)
+    question = replace(question, task=task.name, task_digest=task.digest)
+    others: list[Task] = []
+    if question.by == "gradient":
+        others = other_tasks(task, folder, question.seed)
+        beside = tuple(f"{other.name} {other.digest}" for other in others)
+        question = replace(question, samples=question.samples or SAMPLES, beside=beside)
+    request = ModelRequest(question.base or "", task, others, options.device, options.date, options.too_long)
+    return question, request
+
+
+def _read_instructions(file: str | Path | None) -> tuple[dict[str, str], str | None]:
+    """The instructions of tasks in a file, and the sha256 of its bytes; a task is a text or has one."""
+    if file is None:
+        return {}, None
+    try:
+        data = Path(file).read_bytes()
+        document = read_yaml(data.decode()).value
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # YamlError, UnicodeDecodeError
+        raise UsageError(f"{file} is no YAML or JSON: {error}.") from error
+    rows = document if isinstance(document, dict) else {}
+    texts = {
+        str(name): row.get("instruction", "") if isinstance(row, dict) else row for name, row in rows.items()
+    }
+    if not texts or not all(isinstance(text, str) for text in texts.values()):
+        raise UsageError(f"{file} must map names of tasks to instructions.")
+    return texts, hashlib.sha256(data).hexdigest()
