@@ -43,6 +43,7 @@ from crawler.hub.budget import (
     SystemClock,
     WaitCancelledError,
 )
+from crawler.hub.connection import DeadlineTransport
 from crawler.hub.refusal import rate_limit, refuse, translate_errors
 
 T = TypeVar("T")
@@ -160,7 +161,7 @@ class Exchange:
         self._headers = {"User-Agent": _user_agent(), "Accept": "*/*", "Accept-Encoding": "identity"}
         self._bearer = _bearer(settings, local=local)
         self._sockets = wire.SocketDeadlines()
-        self._client = _client(settings, self._sockets, through_proxies=not local)
+        self._client = _client(settings, self._sockets, local=local)
         self._slots = threading.BoundedSemaphore(settings.connections)
         self._usage = Usage()
         self._usage_lock = threading.Lock()
@@ -340,18 +341,10 @@ def _bearer(settings: HubSettings, *, local: bool) -> str | None:
     return f"Bearer {settings.token}"
 
 
-def _client(settings: HubSettings, sockets: wire.SocketDeadlines, *, through_proxies: bool) -> httpx.Client:
+def _client(settings: HubSettings, sockets: wire.SocketDeadlines, *, local: bool) -> httpx.Client:
     """A client without cookies whose sockets obey the deadlines; a Hub on this machine needs no proxy."""
-    client = httpx.Client(
+    return httpx.Client(
         cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[])),
         follow_redirects=False,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=settings.connections),
-        trust_env=through_proxies,
+        transport=DeadlineTransport(sockets, settings.connections, local=local),
     )
-    for transport in (client._transport, *client._mounts.values()):
-        if isinstance(transport, httpx.HTTPTransport):
-            # httpcore takes a network backend, httpx has no way to hand it one.
-            pool = transport._pool
-            bounded = wire.DeadlineSockets(pool._network_backend, sockets)
-            pool._network_backend = bounded  # type: ignore[assignment]  # the same methods, another class
-    return client

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily: httpx or httpx2
 
 from catalog.errors import (
     HubError,
@@ -17,7 +18,9 @@ from catalog.errors import (
 )
 from catalog.files import BlobStore
 from crawler.hub import Hub, HubSettings
+from crawler.hub.connection import _ERRORS, DeadlineTransport, httpcore
 from crawler.hub.exchange import Ask, Exchange
+from crawler.hub.wire import SocketDeadlines
 from tests.client import NAME, TOKEN, file_of
 from tests.fakes import RawServer, VirtualClock
 from tests.localhub import LocalHub
@@ -199,6 +202,24 @@ def test_case_94_a_hub_on_this_machine_is_reached_without_a_proxy(
         with Hub(HubSettings(server.url, token=TOKEN)) as hub:
             hub.repository(NAME)
         assert proxy.log == []
+
+
+def test_a_host_in_no_proxy_is_reached_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    with RawServer(lambda _: [answer]) as proxy, RawServer(lambda _: [answer]) as direct:
+        monkeypatch.setenv("ALL_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        with DeadlineTransport(SocketDeadlines(), 1, local=False) as transport:
+            for url in ("http://hub.invalid/api", f"{direct.url}/api"):
+                assert transport.handle_request(httpx.Request("GET", url)).read() == b"{}"
+        assert (len(proxy.heads), len(direct.heads)) == (1, 1)
+
+
+def test_every_error_of_httpcore_is_one_of_httpx() -> None:
+    errors = [error for error in vars(httpcore).values() if isinstance(error, type)]
+    known = [error for error in errors if issubclass(error, Exception) and issubclass(error, _ERRORS)]
+    assert len(known) > len(_ERRORS)
+    assert all(issubclass(getattr(httpx, error.__name__), httpx.TransportError) for error in known)
 
 
 def test_case_88_no_more_than_so_many_requests_at_once(server: LocalHub) -> None:
