@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from catalog.adapters import is_adapter_folder
 from catalog.errors import ConfigError, LoradexError, NotFoundError, UsageError
 from catalog.files import load_json
 from catalog.pools import ADAPTERS as EXPORTED
+from catalog.samples import sample_data
 from crawler.reading import parse_card
 from merging.learning import TRAIN_RECORD, Recipe, TrainingSettings, default_rates
 from merging.members import digest_of, load_member
@@ -47,6 +49,7 @@ from studies.store import Place, Step
 _TRAINED_ON = (TRAIN_RECORD, "training.json")
 _MOST_BYTES = 16 * 1024 * 1024
 _LEGO = "lora-lego"
+_OWN_DATA = "../data/"
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,13 @@ def grid(
     Reads the digests of tasks, base and adapters; writes nothing. Raises NotFoundError for what is not there,
     UsageError for a study that makes no sense and MergeError for an adapter of another base.
     """
-    task_table = _tasks(study.tasks, tasks or study_folder / study.tasks.source)
+    task_table = _tasks(study.tasks, tasks or _data_folder(study_folder, study.tasks.source))
     local_copy = checkpoint(study.base, bases)
     members = {}
     if study.adapters:
-        members = _adapters(study.adapters, adapters or study_folder / study.adapters.source, local_copy)
+        members = _adapters(
+            study.adapters, adapters or _data_folder(study_folder, study.adapters.source), local_copy
+        )
     wild = cards or (study_folder / study.cards if study.cards else None)
     if study.cards and not (wild and wild.is_dir()):
         raise NotFoundError(f"{wild} is no folder of model cards; name one by --cards.")
@@ -325,6 +330,13 @@ class _GridBuilder:
         """The step, one object however often it is asked for."""
         step = Step(kind, params, inputs or {})
         return self._made.setdefault(step.key, step)
+
+
+def _data_folder(study_folder: Path, source: str) -> Path:
+    """The folder that a study names, relative to its own; a study of loradex itself names data of loradex."""
+    if source.startswith(_OWN_DATA) and study_folder == Path(str(files("studies"))):
+        return sample_data() / source.removeprefix(_OWN_DATA)
+    return study_folder / source
 
 
 def _tasks(selection: Tasks, folder: Path) -> dict[str, Task]:

