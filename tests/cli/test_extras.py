@@ -24,7 +24,7 @@ COMMANDS = [
     ("plot", ["inspect-merge", ADAPTER, ADAPTER, "--plot", "out.svg"], 2),
     ("postgres", ["--catalog", "postgresql://localhost/none", "status"], 1),
     ("study", ["study", "list"], 2),
-    ("ray", ["study", "run", "published", "-o", "out", "--ray", "--tables", "."], 2),
+    ("ray", ["study", "run", "small", "-o", "out", "--ray"], 2),
     ("serve", ["hub", "serve", "."], 2),
     ("serve", ["demo"], 2),
 ]

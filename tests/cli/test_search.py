@@ -26,7 +26,7 @@ def without_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*_: object, **__: object) -> None:
         raise ImportError("No module named 'sentence_transformers'")
 
-    monkeypatch.setattr(embed, "_loaded", absent)
+    monkeypatch.setattr(embed, "_load_model", absent)
 
 
 @pytest.mark.usefixtures("without_encoder")
