@@ -18,7 +18,7 @@ NAME = re.compile(r"(?:test_)?case[-_](\d+)(?:_and_(\d+))?(?=[-_])")
 PROMISED = set(range(1, 95))
 
 
-def written(file: Path) -> Iterator[str]:
+def names_in_file(file: Path) -> Iterator[str]:
     """The names of the tests in a file, and the texts that may name parameters of them."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_"):
@@ -29,7 +29,7 @@ def written(file: Path) -> Iterator[str]:
 
 def cases(file: Path) -> set[int]:
     """The numbers of the cases that the tests of a file show."""
-    matches = (NAME.match(f"{name}-") for name in written(file))
+    matches = (NAME.match(f"{name}-") for name in names_in_file(file))
     return {int(number) for match in matches if match for number in match.groups() if number}
 
 

@@ -33,7 +33,7 @@ def store(hub: LocalHub, run: Program, data: Path) -> BlobStore:
     return BlobStore(data / "blobs")
 
 
-def told(result: Result, code: int = 0) -> Any:
+def error_document(result: Result, code: int = 0) -> Any:
     """What a command that ended so says as JSON."""
     assert result.exit_code == code, result.output
     return json.loads(result.stdout)
@@ -69,12 +69,12 @@ def names(store: BlobStore) -> list[str]:
 
 
 def test_verify_reads_all_and_names_what_has_other_bytes(run: Program, store: BlobStore) -> None:
-    actual = told(run("blobs", "verify", "--json"))
+    actual = error_document(run("blobs", "verify", "--json"))
     assert (actual["ok"], actual["files"], actual["damaged"]) == (True, 2, [])
     assert actual["bytes"] == sum(blob.size for blob in store.blobs())
     first, second = names(store)
     edit(store.path(second))
-    actual = told(run("blobs", "verify", "--json"), 1)
+    actual = error_document(run("blobs", "verify", "--json"), 1)
     assert [item["sha256"] for item in actual["damaged"]] == [second]
     result = run("blobs", "verify")
     assert result.exit_code == 1
@@ -85,7 +85,7 @@ def test_verify_reads_all_and_names_what_has_other_bytes(run: Program, store: Bl
 
 def test_verify_lists_what_has_arrived_of_a_download(run: Program, store: BlobStore) -> None:
     begin_download(store, "0" * 64, 10, b"half")
-    result = told(run("blobs", "verify", "--json"))
+    result = error_document(run("blobs", "verify", "--json"))
     assert result["partial"] == [{"sha256": "0" * 64, "size": 4}]
 
 
@@ -95,13 +95,13 @@ def test_repair_fetches_what_is_damaged_and_nothing_else(
     first, second = names(store)
     untouched, before = store.path(first).stat().st_ino, len(hub.log)
     edit(store.path(second))
-    result = told(run("blobs", "repair", "--json"))
+    result = error_document(run("blobs", "repair", "--json"))
     assert [item["sha256"] for item in result["repaired"]] == [second]
     assert len(hub.log) == before + 1
     assert store.verify(second)
     assert store.path(first).stat().st_ino == untouched
-    assert told(run("blobs", "verify", "--json"))["ok"]
-    assert told(run("blobs", "repair", "--json"))["repaired"] == []
+    assert error_document(run("blobs", "verify", "--json"))["ok"]
+    assert error_document(run("blobs", "repair", "--json"))["repaired"] == []
 
 
 def test_repair_leaves_the_only_copy_of_what_the_hub_lost(
@@ -114,7 +114,7 @@ def test_repair_leaves_the_only_copy_of_what_the_hub_lost(
         if "one" in str(weights):
             weights.write_bytes(weights.read_bytes() + b"changed")
     before = {sha256: store.path(sha256).read_bytes() for sha256 in names(store)}
-    result = told(run("blobs", "repair", "--json"), 1)
+    result = error_document(run("blobs", "repair", "--json"), 1)
     assert len(result["repaired"]) == 1
     assert len(result["left"]) == 2
     for item in result["left"]:
@@ -148,10 +148,10 @@ def test_gc_lists_and_with_yes_deletes_what_nothing_names(run: Program, store: B
     result = run("blobs", "gc")
     assert (result.exit_code, unneeded in result.stdout, "--yes" in result.stderr) == (0, True, True)
     assert store.has(unneeded)
-    actual = told(run("blobs", "gc", "--yes", "--json"))
+    actual = error_document(run("blobs", "gc", "--yes", "--json"))
     assert [file["sha256"] for file in actual["files"]] == [unneeded]
     assert names(store) == needed
-    assert told(run("blobs", "gc", "--json"))["files"] == []
+    assert error_document(run("blobs", "gc", "--json"))["files"] == []
 
 
 def test_gc_keeps_what_an_older_commit_has(hub: LocalHub, run: Program, store: BlobStore) -> None:
@@ -160,7 +160,7 @@ def test_gc_keeps_what_an_older_commit_has(hub: LocalHub, run: Program, store: B
     make_repo(hub.root, "ann/one", lora_files(TINY) | {"adapter_model.safetensors": weights}, mtime=None)
     assert run(*CRAWL).exit_code == 0
     assert set(names(store)) > set(before)
-    assert told(run("blobs", "gc", "--yes", "--json"))["files"] == []
+    assert error_document(run("blobs", "gc", "--yes", "--json"))["files"] == []
     assert set(before) < set(names(store))
 
 
@@ -175,7 +175,7 @@ def test_gc_keeps_what_a_pool_alone_names(run: Program, store: BlobStore, data: 
         else:
             for manifest in (data / "pools").rglob("pool.json"):
                 manifest.unlink()
-    assert told(run("blobs", "gc", "--yes", "--json"))["files"] == []
+    assert error_document(run("blobs", "gc", "--yes", "--json"))["files"] == []
     assert len(names(store)) == 2
 
 
@@ -198,7 +198,7 @@ def test_gc_refuses_where_another_catalog_uses_the_files(
 def test_gc_refuses_where_nobody_wrote_down_who_uses_the_files(run: Program, store: BlobStore) -> None:
     unneeded = orphan(store)
     (store.root / "catalogs.json").unlink()
-    assert [file["sha256"] for file in told(run("blobs", "gc", "--json"))["files"]] == [unneeded]
+    assert [file["sha256"] for file in error_document(run("blobs", "gc", "--json"))["files"]] == [unneeded]
     assert run(*CRAWL).exit_code == 0
     result = run("blobs", "gc", "--yes")
     assert (result.exit_code, "--only-catalog" in result.stderr) == (1, True)
@@ -235,7 +235,7 @@ def test_gc_refuses_while_another_process_is_at_work(
 @pytest.mark.parametrize("command", ["verify", "repair"])
 def test_no_catalog_and_no_file_is_nothing_wrong(tmp_path: Path, command: str) -> None:
     result = CliRunner().invoke(loradex, ["--data", str(tmp_path / "none"), "blobs", command, "--json"])
-    assert told(result)["files"] == 0
+    assert error_document(result)["files"] == 0
     assert not (tmp_path / "none").exists()
 
 
@@ -252,7 +252,7 @@ def test_gc_deletes_what_has_arrived_of_unneeded_files_alone(run: Program, store
     store.remove(needed)
     for sha256, size in ((needed, len(text)), ("0" * 64, 10)):
         begin_download(store, sha256, size, text[:4])
-    result = told(run("blobs", "gc", "--yes", "--json"))
+    result = error_document(run("blobs", "gc", "--yes", "--json"))
     assert [item["sha256"] for item in result["partial"]] == ["0" * 64]
     assert [blob.sha256 for blob in store.partial_files()] == [needed]
 
@@ -263,14 +263,14 @@ def test_an_export_is_verified_before_it_is_merged(
 ) -> None:
     assert run("select", "both", "--by", "random", "-k", "2").exit_code == 0
     exporting = ("pool", "export", "both", "--weights", "--to", str(tmp_path / "out"), "--json")
-    folder = Path(told(run(*exporting))["folders"][0])
+    folder = Path(error_document(run(*exporting))["folders"][0])
     more = ("--method", "average", "-o", str(tmp_path / "merged")) if command == "merge" else ()
     assert run(command, str(folder), *more).exit_code == 0
     edit(next(folder.rglob("adapter_model.safetensors")))
     result = run(command, str(folder), *more, *(["--overwrite"] if more else []))
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.output
     assert "Export the pool again" in result.stderr
-    assert told(run("blobs", "verify", "--json"))["ok"], "the edit reached the kept files"
+    assert error_document(run("blobs", "verify", "--json"))["ok"], "the edit reached the kept files"
     assert run(*exporting).exit_code == 0
     assert run(command, str(folder), *more, *(["--overwrite"] if more else [])).exit_code == 0
 
@@ -307,7 +307,7 @@ def test_repair_parts_kept_files_from_exports_of_earlier_versions(
     first, second = names(store)
     (tmp_path / "export").hardlink_to(store.path(first))
     before = store.path(second).stat().st_ino
-    assert told(run("blobs", "repair", "--json"))["separated"] == [first]
+    assert error_document(run("blobs", "repair", "--json"))["separated"] == [first]
     edit(tmp_path / "export")
     assert store.verify(first)
     assert store.path(second).stat().st_ino == before

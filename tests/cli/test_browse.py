@@ -36,7 +36,7 @@ def crawled(hub: LocalHub, run: Program) -> Program:
     return run
 
 
-def listed(run: Program, *words: str) -> list[dict[str, Any]]:
+def list_rows(run: Program, *words: str) -> list[dict[str, Any]]:
     """The rows of `adapters` as JSON."""
     result = run("adapters", *words, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -81,7 +81,7 @@ def test_status_by_other_rules(crawled: Program) -> None:
 
 
 def test_a_list_of_adapters(crawled: Program) -> None:
-    rows = listed(crawled)
+    rows = list_rows(crawled)
     assert names(rows) == ["ann/one", "bob/two", "cat/three"]
     assert all(set(row) == ROW for row in rows)
     assert rows[0]["targets"] == ["q_proj", "v_proj"]
@@ -105,7 +105,7 @@ def test_a_list_of_adapters(crawled: Program) -> None:
     ],
 )
 def test_which_adapters_are_listed(words: list[str], expected: list[str], crawled: Program) -> None:
-    assert names(listed(crawled, *words)) == expected
+    assert names(list_rows(crawled, *words)) == expected
 
 
 def test_the_tables_of_adapters(crawled: Program) -> None:

@@ -45,7 +45,7 @@ print(json.dumps(after))
 """
 
 
-def imported_by(*arguments: str) -> set[str]:
+def modules_imported(*arguments: str) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -58,7 +58,7 @@ def imported_by(*arguments: str) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("option", ["--help", "-h", "--version"])
 def test_the_program_itself_imports_next_to_nothing(option: str) -> None:
-    assert imported_by(option) & (MODELS | SERVER | LIBRARIES) == set()
+    assert modules_imported(option) & (MODELS | SERVER | LIBRARIES) == set()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cli.main import loradex
 from tests.merging.adapters import adapter
-from tests.merging.test_controls import layered
+from tests.merging.test_controls import layer_up
 
 
 def run(tmp_path: Path, *words: object) -> Result:
@@ -30,13 +30,13 @@ def ok(tmp_path: Path, *words: object) -> Any:
 @pytest.fixture
 def pair(tmp_path: Path) -> list[Path]:
     """Two adapters."""
-    return [layered(tmp_path / f"m{n}", n) for n in range(2)]
+    return [layer_up(tmp_path / f"m{n}", n) for n in range(2)]
 
 
 @pytest.fixture
 def headed(tmp_path: Path) -> Path:
     """An adapter with the copy of the output head that PEFT saves beside a LoRA of it."""
-    path = layered(tmp_path / "headed") / "adapter_model.safetensors"
+    path = layer_up(tmp_path / "headed") / "adapter_model.safetensors"
     copy = {"base_model.model.lm_head.base_layer.weight": torch.ones(5, 24)}
     save_file({**load_file(path), **copy}, path)
     return path.parent

@@ -123,7 +123,7 @@ def test_a_pool_as_a_hub_is_served_again(mine: Program, tmp_path: Path) -> None:
         assert result == {"ok": True, "problems": [], "digest": manifest.digest}
 
 
-def changed(folder: Path, manifest: Manifest) -> None:
+def flip_bit(folder: Path, manifest: Manifest) -> None:
     """One bit of the weights of the first member."""
     file = folder / "adapters" / manifest.members[0].folder_name / "adapter_model.safetensors"
     with file.open("r+b") as opened:
@@ -133,12 +133,12 @@ def changed(folder: Path, manifest: Manifest) -> None:
         opened.write(bytes([last[0] ^ 1]))
 
 
-def removed(folder: Path, manifest: Manifest) -> None:
+def remove_config(folder: Path, manifest: Manifest) -> None:
     """The configuration of the first member."""
     (folder / "adapters" / manifest.members[0].folder_name / "adapter_config.json").unlink()
 
 
-@pytest.mark.parametrize(("harm", "kind"), [(changed, "changed"), (removed, "missing")])
+@pytest.mark.parametrize(("harm", "kind"), [(flip_bit, "changed"), (remove_config, "missing")])
 def test_verify_finds_what_was_done_to_an_export(mine: Program, tmp_path: Path, harm: Any, kind: str) -> None:
     ok(mine, "select", "two", "--by", "random", "-k", "2")
     [folder] = ok(mine, "pool", "export", "two", "--to", str(tmp_path), "--weights")["folders"]

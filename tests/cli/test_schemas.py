@@ -63,11 +63,11 @@ def alterations(document: Any) -> Iterator[tuple[str, Any]]:
     for path, value in _places(document):
         if isinstance(value, dict) and path[-1:] != ("parameters",):
             if path != ("modules",):
-                yield f"{path} with another field", _changed(document, path, "surplus")
+                yield f"{path} with another field", _replace_value(document, path, "surplus")
             for key in value.keys() - OPTIONAL if path != ("modules",) else ():
-                yield f"{path} without {key}", _changed(document, path, key)
+                yield f"{path} without {key}", _replace_value(document, path, key)
         elif not isinstance(value, (dict, list)):
-            yield f"{path} is a list", _changed(document, path[:-1], path[-1], [value])
+            yield f"{path} is a list", _replace_value(document, path[:-1], path[-1], [value])
 
 
 def _places(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
@@ -77,7 +77,7 @@ def _places(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
         yield from _places(part, (*path, key))
 
 
-def _changed(document: Any, path: Path_, key: str | int, value: Any = None) -> Any:
+def _replace_value(document: Any, path: Path_, key: str | int, value: Any = None) -> Any:
     """A copy with another value at a place; without one, its key taken out, or put in where it was not."""
     copied = copy.deepcopy(document)
     place = copied

@@ -49,7 +49,7 @@ def config(**over: Any) -> bytes:
     return json.dumps(adapter_config(base_model_name_or_path=TINY) | over).encode()
 
 
-def spliced(text: bytes) -> bytes:
+def splice_text(text: bytes) -> bytes:
     """A good configuration with this text put in behind its opening brace."""
     return b"{" + text + b", " + config()[1:]
 
@@ -79,9 +79,9 @@ CONFIGS: dict[str, tuple[bytes, str | None, dict[str, Any]]] = {
     "case-71-no-json": (b"peft_type: LORA", "config_unreadable", {}),
     "case-71-list": (b"[]", "config_unreadable", {}),
     "case-71-deep": (b'{"a":' * 100_000, "config_unreadable", {}),
-    "case-71-deep-and-whole": (spliced(b'"a": ' + b"[" * 3_000 + b"]" * 3_000), "config_unreadable", {}),
+    "case-71-deep-and-whole": (splice_text(b'"a": ' + b"[" * 3_000 + b"]" * 3_000), "config_unreadable", {}),
     "case-71-huge": (config() + b" " * MEBIBYTE, "config_unreadable", {}),
-    "case-71-keys-twice": (spliced(b'"r": 64, "lora_alpha": "x"'), None, {"rank": 4, "alpha": 8}),
+    "case-71-keys-twice": (splice_text(b'"r": 64, "lora_alpha": "x"'), None, {"rank": 4, "alpha": 8}),
     "case-71-byte-order-mark": (b"\xef\xbb\xbf" + config(), None, {"rank": 4}),
     "case-71-utf-16": (config().decode().encode("utf-16"), "config_unreadable", {}),
     "case-71-latin-1": (config().replace(b"CAUSAL_LM", b"\xe9"), "config_unreadable", {}),
@@ -89,7 +89,7 @@ CONFIGS: dict[str, tuple[bytes, str | None, dict[str, Any]]] = {
     "case-71-infinity": (config(lora_alpha=float("inf")), "config_unreadable", {}),
     "case-71-beyond-floats": (config().replace(b": 8,", b": 1e999,"), "config_unreadable", {}),
     "case-71-5000-digits": (config().replace(b'"r": 4', b'"r": ' + b"9" * 5_000), "config_unreadable", {}),
-    "case-71-5000-digits-elsewhere": (spliced(b'"a": ' + b"9" * 5_000), "config_unreadable", {}),
+    "case-71-5000-digits-elsewhere": (splice_text(b'"a": ' + b"9" * 5_000), "config_unreadable", {}),
     "case-71-pointer": (POINTER, "config_lfs_pointer", {}),
     "case-72-rslora": (config(use_rslora=True), None, {"use_rslora": True, "scaling": 4.0}),
     "case-72-dora": (config(use_dora=True), "use_dora", {}),

@@ -370,7 +370,7 @@ def test_case_49_a_broken_download_continues(case: Setup) -> None:
     assert len(case.stored()) == 1
 
 
-def interrupted(case: Setup) -> None:
+def interrupt_download(case: Setup) -> None:
     """Leaves the first 500 bytes in the store."""
     case.server.faults.insert(0, Fault(RESOLVE, Truncate(500), times=1))
     with case.another(attempts=1) as hub, pytest.raises(HubUnreachableError):
@@ -379,7 +379,7 @@ def interrupted(case: Setup) -> None:
 
 
 def test_case_49_another_run_continues(case: Setup) -> None:
-    interrupted(case)
+    interrupt_download(case)
     assert case.download().read_bytes() == FILES[WEIGHTS]
     assert case.ranges() == ["bytes=500-"]
 
@@ -393,7 +393,7 @@ def test_case_49_another_run_continues(case: Setup) -> None:
     ],
 )
 def test_a_server_that_does_not_continue_starts_over(case: Setup, action: Action, requests: int) -> None:
-    interrupted(case)
+    interrupt_download(case)
     case.fault(action, times=1)
     assert case.download().read_bytes() == FILES[WEIGHTS]
     assert len(case.server.log) == requests
@@ -405,7 +405,7 @@ def partial_of(case: Setup) -> Path:
 
 
 def test_case_49_if_range_does_not_match(case: Setup) -> None:
-    interrupted(case)
+    interrupt_download(case)
     partial = partial_of(case)
     partial.with_name(f"{partial.name}.etag").write_text('"another"')
     partial.write_bytes(b"x" * 500)
@@ -415,7 +415,7 @@ def test_case_49_if_range_does_not_match(case: Setup) -> None:
 
 @pytest.mark.parametrize("etag", [None, "\xff\xfe", "W/weak", '"a"\r\nX: y'])
 def test_case_49_without_a_name_for_the_bytes_the_hash_decides(case: Setup, etag: str | None) -> None:
-    interrupted(case)
+    interrupt_download(case)
     partial = partial_of(case)
     name = partial.with_name(f"{partial.name}.etag")
     name.unlink() if etag is None else name.write_text(etag, "latin-1")
@@ -425,14 +425,14 @@ def test_case_49_without_a_name_for_the_bytes_the_hash_decides(case: Setup, etag
 
 
 def test_case_49_spoilt_bytes_are_fetched_again(case: Setup) -> None:
-    interrupted(case)
+    interrupt_download(case)
     partial_of(case).write_bytes(b"x" * 500)
     assert case.download().read_bytes() == FILES[WEIGHTS]
     assert case.ranges() == ["bytes=500-", None]
 
 
 def test_case_37_a_continued_download_that_is_wrong_twice_is_refused(case: Setup) -> None:
-    interrupted(case)
+    interrupt_download(case)
     case.fault(Corrupt(900))
     with pytest.raises(IntegrityError):
         case.download()

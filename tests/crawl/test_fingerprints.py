@@ -38,7 +38,7 @@ def put(root: Path, name: str, tensors: Mapping[str, Any], **config: Any) -> Pat
     return make_repo(root, name, files)
 
 
-def made(engine: Engine) -> dict[str, list[tuple[str, int]]]:
+def fingerprint_keys(engine: Engine) -> dict[str, list[tuple[str, int]]]:
     """(pattern of scalings, version) of the fingerprints of each repository's adapter."""
     with Session(engine) as session:
         rows = session.execute(
@@ -98,7 +98,7 @@ def test_one_file_has_a_fingerprint_for_each_pattern_of_scalings(tmp_path: Path,
         hub.clear()
         crawl(hub.url, engine, tmp_path, weights="stream", full=True)
         assert hub.count("resolver") == 0
-    result = made(engine)
+    result = fingerprint_keys(engine)
     assert result["a/plain"] == result["b/other-alpha"] == [("", FINGERPRINT_VERSION)]
     [(pattern, _)] = result["c/pattern"]
     assert pattern
@@ -116,7 +116,7 @@ def test_what_an_old_version_made_is_made_again_and_never_mixed(tmp_path: Path, 
         with engine.begin() as connection:
             connection.execute(text("UPDATE fingerprint SET version = 0"))
         crawl(hub.url, engine, tmp_path, weights="stream", full=True)
-        assert made(engine) == {"ann/one": [("", 0), ("", FINGERPRINT_VERSION)]}
+        assert fingerprint_keys(engine) == {"ann/one": [("", 0), ("", FINGERPRINT_VERSION)]}
         hub.clear()
         crawl(hub.url, engine, tmp_path, weights="stream", full=True)
         assert hub.count("resolver") == 0

@@ -67,7 +67,7 @@ def run(hub: LocalHub, data: Path, *program: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen((*command, *(program[2:] or ("1",))), env=environment, stderr=subprocess.DEVNULL)
 
 
-def stopped_at(hub: LocalHub, data: Path, match: str, turn: int, how: signal.Signals) -> int:
+def stop_crawl(hub: LocalHub, data: Path, match: str, turn: int, how: signal.Signals) -> int:
     """Sends a signal to a crawl when it asks for this for the `turn`th time; gives how it ended."""
     requests = 0
     child: list[subprocess.Popen[bytes]] = []
@@ -95,14 +95,14 @@ def test_case_12_killed_at_page_boundaries_inside_pages_and_between_files(
     killed = -signal.SIGKILL
     assert run(hub, tmp_path, "-c", KILLED_IN_A_PAGE, "1").wait() == killed
     assert pages() == 0, "a page without its rows"
-    assert stopped_at(hub, tmp_path, LISTING, 2, signal.SIGKILL) == killed
+    assert stop_crawl(hub, tmp_path, LISTING, 2, signal.SIGKILL) == killed
     assert pages() == 1, "a page that was read is lost"
     assert run(hub, tmp_path, "-c", KILLED_IN_A_PAGE, "2").wait() == killed
     assert pages() == 2
     with Session(engine) as session:
         assert session.scalar(select(func.count()).select_from(CrawlItem)) == 2
     for match, turn in ((TREE, 2), (FILE, 2)):
-        assert stopped_at(hub, tmp_path, match, turn, signal.SIGKILL) == killed
+        assert stop_crawl(hub, tmp_path, match, turn, signal.SIGKILL) == killed
     report = crawl(hub.url, engine, tmp_path, hub={"page_limit": 1})
     assert (report["status"], report["listed"], report["accepted"]) == ("complete", 3, 3)
     with sqlite_catalog(request, tmp_path / "whole") as complete:
@@ -114,7 +114,7 @@ def test_case_12_killed_at_page_boundaries_inside_pages_and_between_files(
 def test_case_93_an_interrupt_ends_the_process_and_the_next_crawl_goes_on(
     hub: LocalHub, engine: Engine, tmp_path: Path
 ) -> None:
-    assert stopped_at(hub, tmp_path, FILE, 4, signal.SIGINT) != 0
+    assert stop_crawl(hub, tmp_path, FILE, 4, signal.SIGINT) != 0
     requests = {request.path for request in hub.log if request.path.endswith("config.json")}
     report = crawl(hub.url, engine, tmp_path, hub={"page_limit": 1})
     assert (report["status"], report["listed"], report["unchanged"]) == ("complete", 3, 0)

@@ -102,7 +102,7 @@ ENTRIES: dict[str, tuple[list[Any], str]] = {
 }
 
 
-def unhashed(path: str) -> EditJson:
+def remove_hash(path: str) -> EditJson:
     """A file list in which this file has no hash."""
 
     def forget(rows: list[dict[str, Any]]) -> None:
@@ -114,16 +114,16 @@ def unhashed(path: str) -> EditJson:
     return EditJson(forget)
 
 
-def added(entries: list[Any]) -> EditJson:
+def add_entries(entries: list[Any]) -> EditJson:
     """A file list with these entries at its end."""
     return EditJson(lambda rows: rows + entries)
 
 
 # Repositories whose file list is changed; what becomes of each, with a reason.
 UNVERIFIABLE = {
-    "case-32-weights-without-oid": (unhashed("adapter_model.safetensors"), "integrity"),
-    "case-32-config-without-oid": (unhashed("adapter_config.json"), "integrity"),
-    "case-32-card-without-oid": (unhashed("README.md"), "integrity"),
+    "case-32-weights-without-oid": (remove_hash("adapter_model.safetensors"), "integrity"),
+    "case-32-config-without-oid": (remove_hash("adapter_config.json"), "integrity"),
+    "case-32-card-without-oid": (remove_hash("README.md"), "integrity"),
 }
 
 
@@ -149,7 +149,7 @@ def settle(root: Path) -> list[Fault]:
     faults.append(Fault("GET /api/models/access/case-25/tree", Status(404, error_code="RevisionNotFound")))
     for case, (entries, _) in ENTRIES.items():
         repo(root, f"tree/{case}")
-        faults.append(Fault(f"GET /api/models/tree/{case}/tree", added(entries)))
+        faults.append(Fault(f"GET /api/models/tree/{case}/tree", add_entries(entries)))
     for case, (edit, _) in UNVERIFIABLE.items():
         repo(root, f"hash/{case}")
         faults.append(Fault(f"GET /api/models/hash/{case}/tree", edit))

@@ -67,7 +67,7 @@ def row(engine: Engine, name: str) -> dict[str, Any]:
         return browse.details(session, adapter, refusing("ours"))
 
 
-def counted(report: dict[str, Any]) -> bool:
+def is_accounted_for(report: dict[str, Any]) -> bool:
     """Whether every listed repository is in exactly one state and every adapter has one verdict."""
     states = ("new", "changed", "unchanged", "gone", "failed", "pending")
     return (
@@ -88,7 +88,7 @@ def test_a_new_adapter_costs_one_api_and_three_resolver_requests(
     lists = sum(request.path == "/api/models" for request in hub.log)
     assert report["requests"] == {"api": 3 + lists, "resolver": 9}
     assert report["requests"] == {"api": hub.count("api"), "resolver": hub.count("resolver")}
-    assert counted(report)
+    assert is_accounted_for(report)
 
 
 def test_case_50_an_unchanged_hub_costs_no_resolver_request(
@@ -171,7 +171,7 @@ def test_case_05_bad_rows_are_quarantined_and_the_rest_is_read(
     hub.faults.append(Fault(LISTING + ".*filter=peft", EditJson(spoil)))
     report = crawl(hub.url, engine, tmp_path)
     assert (report["status"], report["new"], sum(report["quarantined"].values())) == ("complete", 3, 4)
-    assert counted(report)
+    assert is_accounted_for(report)
 
 
 def test_case_11_a_hub_that_fails_leaves_a_partial_crawl_that_goes_on(
@@ -279,7 +279,7 @@ def test_what_may_not_be_read_is_skipped_with_a_reason(
         report = crawl(hub.url, engine, tmp_path)
     assert (report["status"], report["listed"], report["accepted"]) == ("complete", 2, 1)
     assert reason in row(engine, "shy/one")["reasons"]
-    assert counted(report)
+    assert is_accounted_for(report)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_repository_that_is_missing_when_read_is_a_tombstone(
     hub.faults.append(Fault("GET /api/models/bob/two", answer))
     report = crawl(hub.url, engine, tmp_path)
     assert (report["status"], report["new"], report["gone"]) == ("complete", 2, 1)
-    assert counted(report)
+    assert is_accounted_for(report)
     with Session(engine) as session:
         gone = session.scalars(select(Repository.name).where(Repository.gone_at.is_not(None))).all()
     assert gone == ["bob/two"]

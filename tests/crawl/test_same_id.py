@@ -23,7 +23,7 @@ ID = "5" * 24
 REASON = {"another repository has the same _id": 1}
 
 
-def made(root: Path, name: str, day: int, **hub: Any) -> None:
+def make_dated_repo(root: Path, name: str, day: int, **hub: Any) -> None:
     """A repository with an adapter of its own, changed and made on that day of May 2025."""
     seed = sum(name.encode())
     files = lora_files(TINY, lora_dropout=seed / 1e5)
@@ -37,9 +37,9 @@ def made(root: Path, name: str, day: int, **hub: Any) -> None:
 def root(tmp_path: Path) -> Path:
     """A Hub's folder: ann/new and bob/old have one `_id`, cat/else another."""
     folder = tmp_path / "hub"
-    made(folder, "ann/new", 20, _id=ID)
-    made(folder, "bob/old", 10, _id=ID)
-    made(folder, "cat/else", 15)
+    make_dated_repo(folder, "ann/new", 20, _id=ID)
+    make_dated_repo(folder, "bob/old", 10, _id=ID)
+    make_dated_repo(folder, "cat/else", 15)
     return folder
 
 
@@ -80,12 +80,12 @@ def test_the_one_that_was_left_out_does_not_take_its_place_when_it_changes(
     hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     assert crawl(hub.url, engine, tmp_path)["quarantined"] == REASON
-    made(root, "bob/old", 25, _id=ID)
+    make_dated_repo(root, "bob/old", 25, _id=ID)
     report = crawl(hub.url, engine, tmp_path, now=NOW + timedelta(days=1))
     assert (report["status"], report["quarantined"]) == ("complete", REASON)
     assert left_out(engine) == ["bob/old"]
     assert names(engine) == {"ann/new": True, "cat/else": True}
-    made(root, "ann/new", 26, _id=ID, downloads=5)
+    make_dated_repo(root, "ann/new", 26, _id=ID, downloads=5)
     (root / "ann/new/more.txt").write_text("more")
     report = crawl(hub.url, engine, tmp_path, now=NOW + timedelta(days=2))
     assert (report["status"], report["changed"]) == ("complete", 1)

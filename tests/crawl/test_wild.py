@@ -92,14 +92,14 @@ def test_case_12_kill_9_at_twenty_points_then_the_same_rows(wild: Path, tmp_path
         longest = 2 * len(hub.log) // KILLS
         points = [random.Random(seed).randint(1, longest) for seed in range(KILLS)]
         broken = _engine(tmp_path / "broken")
-        killed = sum(_killed_at(hub, tmp_path / "broken", point) for point in points)
+        killed = sum(_kill_crawl(hub, tmp_path / "broken", point) for point in points)
         _run(hub.url, tmp_path / "broken").wait()
     assert killed >= KILLS // 2, "the crawl was over before the kills"
     assert dump(broken) == dump(complete)
     assert items(broken) == items(complete)
 
 
-def _killed_at(hub: LocalHub, data: Path, point: int) -> bool:
+def _kill_crawl(hub: LocalHub, data: Path, point: int) -> bool:
     """Runs the crawl and kills it at its request number `point`; whether it was killed."""
     requests = 0
     child: list[subprocess.Popen[bytes]] = []

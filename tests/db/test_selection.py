@@ -68,7 +68,7 @@ def given(sources: Sources, **over: Any) -> Sources:
     return Sources(**(vars(sources) | over))
 
 
-def chosen(sources: Sources, count: int, **requests: Any) -> dict[str, float | None]:
+def score_by_name(sources: Sources, count: int, **requests: Any) -> dict[str, float | None]:
     """The members' scores by name, in their order."""
     pool = select(Question(name="pool", count=count, **requests), sources).pool
     return {member.adapter: member.score for member in pool.members}
@@ -76,19 +76,19 @@ def chosen(sources: Sources, count: int, **requests: Any) -> dict[str, float | N
 
 def test_downhill_is_the_cosine_whatever_the_norm(sources: Sources) -> None:
     slope = given(sources, direction=along(0.001))
-    result = chosen(slope, 3, by="gradient", task="t", kind="delta")
+    result = score_by_name(slope, 3, by="gradient", task="t", kind="delta")
     assert list(result) == ["o1/r1", "o2/r2", "o3/r3"]
     assert list(result.values()) == pytest.approx([1, math.sqrt(0.5), 0], abs=1e-6)
-    back = chosen(given(sources, direction=along(-2.0)), 3, by="gradient", task="t", kind="delta")
+    back = score_by_name(given(sources, direction=along(-2.0)), 3, by="gradient", task="t", kind="delta")
     assert list(back) == ["o3/r3", "o2/r2", "o1/r1"]
     with pytest.raises(UsageError, match="Only 3 of 4"):
-        chosen(slope, 4, by="gradient", task="t", kind="delta")
+        score_by_name(slope, 4, by="gradient", task="t", kind="delta")
 
 
 def test_what_goes_down_every_slope_is_no_find(sources: Sources) -> None:
     """Cosines 1, .707, 0 on the task and 0, .707, 1 on another: z-scores mirror, and the middle cancels."""
     both = given(sources, direction=along(1.0), backgrounds=np.stack([along(0.0, 7.0)]))
-    result = chosen(both, 3, by="gradient", task="t", kind="delta")
+    result = score_by_name(both, 3, by="gradient", task="t", kind="delta")
     assert list(result) == ["o1/r1", "o2/r2", "o3/r3"]
     assert list(result.values()) == pytest.approx([1 / SPREAD, 0, -1 / SPREAD], abs=1e-5)
 
@@ -107,7 +107,7 @@ def test_centring_by_hand() -> None:
 )
 def test_a_direction_of_another_space_is_refused(sources: Sources, direction: Any, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        chosen(given(sources, direction=direction), 1, by="gradient", task="t", kind="delta")
+        score_by_name(given(sources, direction=direction), 1, by="gradient", task="t", kind="delta")
 
 
 TRUTH = {"o1/r1": 0.2, "o2/r2": 0.9, "o3/r3": 0.4, "o4/r4": 0.5}
@@ -135,12 +135,12 @@ def test_a_race_measures_the_candidates_alone_and_finds_the_best(sources: Source
     save_scores(sources.session, rows)
     bench = Bench()
     requests = {"by": "racing", "task": "t", "budget": 90, "exclude": ("o4/r4",)}
-    result = chosen(given(sources, measure=bench), 3, **requests)
+    result = score_by_name(given(sources, measure=bench), 3, **requests)
     assert next(iter(result)) == "o2/r2"
     assert {name for name, _ in bench.asked} == {"o1/r1", "o2/r2"}
     assert sum(samples for _, samples in bench.asked) == 90
     again = Bench()
-    assert chosen(given(sources, measure=again), 3, **requests) == result
+    assert score_by_name(given(sources, measure=again), 3, **requests) == result
     assert again.asked == bench.asked
 
 
@@ -165,7 +165,7 @@ def test_a_race_starts_from_nothing(sources: Sources) -> None:
 )
 def test_what_is_missing_is_named(sources: Sources, asked: dict[str, Any], told: str) -> None:
     with pytest.raises(LoradexError, match=told) as refused:
-        chosen(sources, 1, **asked)
+        score_by_name(sources, 1, **asked)
     assert str(refused.value).count(".") == 1
 
 
@@ -201,7 +201,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     save_scores(sources.session, [score("o1/r1", "rte", 0.5), score("o2/r2", "anli", 0.5)])
     before = unchanged(sources)
     with pytest.raises(LoradexError, match=told) as refused:
-        chosen(sources, **({"count": 2} | asked))
+        score_by_name(sources, **({"count": 2} | asked))
     text = str(refused.value)
     assert text[-1] in ".?"
     assert "\n" not in text
@@ -217,7 +217,7 @@ def test_an_index_of_another_model_is_built_anew(sources: Sources) -> None:
     open_index(sources.index, stranger, Fingerprints(sources.session, "output"))
     file = sources.index / "delta.faiss"
     before = file.read_bytes()
-    result = chosen(given(sources, direction=along(1.0)), 3, by="gradient", task="t", kind="delta")
+    result = score_by_name(given(sources, direction=along(1.0)), 3, by="gradient", task="t", kind="delta")
     assert list(result) == ["o1/r1", "o2/r2", "o3/r3"]
     assert file.read_bytes() != before
 
@@ -239,4 +239,4 @@ def test_a_pool_whose_file_is_gone_is_one_sentence(sources: Sources, tmp_path: P
 def test_a_catalog_without_fingerprints_has_no_slope(sources: Sources) -> None:
     sources.session.execute(delete(FingerprintRow))
     with pytest.raises(NotFoundError, match="None of the adapters has a fingerprint"):
-        chosen(given(sources, direction=along(1.0)), 1, by="gradient", task="t", kind="delta")
+        score_by_name(given(sources, direction=along(1.0)), 1, by="gradient", task="t", kind="delta")

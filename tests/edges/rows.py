@@ -17,7 +17,7 @@ def row(name: str) -> Path:
     return SHARED / "cases" / name
 
 
-def copied(name: str, to: Path) -> Path:
+def copy_row(name: str, to: Path) -> Path:
     """A copy of a row's folder that a test may change; `to` must not be there yet."""
     return Path(shutil.copytree(row(name), to))
 

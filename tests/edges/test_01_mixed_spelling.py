@@ -22,7 +22,7 @@ from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
 from tests.localhub import LocalHub
 from tests.merging.adapters import adapter, deltas, distance, total
-from tests.merging.test_controls import layered
+from tests.merging.test_controls import layer_up
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import save_base, tiny_base, write_task
 from tests.shared_data import index, shared
@@ -41,7 +41,7 @@ SPELLINGS = (
 ATTENTION = {"q_proj": (4096, 4096), "v_proj": (4096, 1024)}
 
 
-def spelled(place: Path, *names: str | None) -> list[Path]:
+def make_adapters(place: Path, *names: str | None) -> list[Path]:
     """Adapters whose configurations name these bases."""
     return [
         adapter(place / f"m{number}", number, base_model_name_or_path=name)
@@ -86,7 +86,7 @@ def test_the_bases_of_the_row_that_differ_are_refused(run: Program, tmp_path: Pa
 
 
 def test_thirty_adapters_of_six_spellings_merge(tmp_path: Path) -> None:
-    folders = spelled(tmp_path, *islice(cycle(SPELLINGS), 30))
+    folders = make_adapters(tmp_path, *islice(cycle(SPELLINGS), 30))
     report = merge(folders, "average", tmp_path / "out", dtype="float32")
     assert distance(deltas(tmp_path / "out"), total([1 / 30] * 30, folders)) < 1e-6
     assert written_base(tmp_path / "out") == report.record["base_model"] == INSTRUCT
@@ -102,13 +102,13 @@ def test_all_real_spellings_of_one_base_model_are_one(tmp_path: Path) -> None:
         name for name in message if isinstance(name, str) and initial_table().canonical(name) == INSTRUCT
     ]
     assert (len(names), len(set(names))) == (72, 5)
-    assert plan(spelled(tmp_path, *names), "average").base == INSTRUCT
+    assert plan(make_adapters(tmp_path, *names), "average").base == INSTRUCT
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stand_ins_of_six_spellings_are_made_and_merge(kind: str, tmp_path: Path) -> None:
     folders = [
-        layered(tmp_path / f"m{number}", number, base_model_name_or_path=name)
+        layer_up(tmp_path / f"m{number}", number, base_model_name_or_path=name)
         for number, name in enumerate(SPELLINGS)
     ]
     result = stand_ins(folders, kind, tmp_path / "stand-ins")
@@ -116,7 +116,7 @@ def test_stand_ins_of_six_spellings_are_made_and_merge(kind: str, tmp_path: Path
 
 
 def test_six_spellings_are_inspected_and_combined(tmp_path: Path) -> None:
-    folders = spelled(tmp_path, *SPELLINGS)
+    folders = make_adapters(tmp_path, *SPELLINGS)
     assert inspect(folders).interference > 0
     members = load_members(folders)
     names = members[0].modules
@@ -126,7 +126,7 @@ def test_six_spellings_are_inspected_and_combined(tmp_path: Path) -> None:
 
 def test_quantised_copies_that_nobody_listed_are_the_base(tmp_path: Path) -> None:
     names = ("RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8", INSTRUCT, "x/Llama-3.1-8B-Instruct-GGUF")
-    assert plan(spelled(tmp_path, *names), "average").base == INSTRUCT
+    assert plan(make_adapters(tmp_path, *names), "average").base == INSTRUCT
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ def test_quantised_copies_that_nobody_listed_are_the_base(tmp_path: Path) -> Non
 )
 def test_bases_that_differ_are_refused_by_name(names: tuple[str, str], told: str, tmp_path: Path) -> None:
     with pytest.raises(MergeError, match=told):
-        load_members(spelled(tmp_path, *names))
+        load_members(make_adapters(tmp_path, *names))
 
 
 def test_a_base_that_is_given_is_that_of_all(run: Program, tmp_path: Path) -> None:
-    folders = [str(folder) for folder in spelled(tmp_path, "./flan", None, "None", SPELLINGS[3])]
+    folders = [str(folder) for folder in make_adapters(tmp_path, "./flan", None, "None", SPELLINGS[3])]
     words = ("merge", *folders, "--method", "average", "-o", str(tmp_path / "out"))
     assert run(*words).exit_code == 1
     done = run(*words, "--base", SPELLINGS[1])
@@ -156,7 +156,7 @@ def test_a_base_that_is_given_is_that_of_all(run: Program, tmp_path: Path) -> No
 
 
 def test_a_base_that_contradicts_a_member_is_told_in_one_sentence(run: Program, tmp_path: Path) -> None:
-    folders = [str(folder) for folder in spelled(tmp_path, BASE, INSTRUCT, "unsloth/Llama-3.1-8B")]
+    folders = [str(folder) for folder in make_adapters(tmp_path, BASE, INSTRUCT, "unsloth/Llama-3.1-8B")]
     done = run("merge", *folders, "--method", "average", "-o", str(tmp_path / "out"), "--base", INSTRUCT)
     assert done.exit_code == 0, done.output
     document = " ".join(done.stderr.split())
@@ -169,7 +169,7 @@ def test_a_base_that_contradicts_a_member_is_told_in_one_sentence(run: Program, 
 
 
 def test_a_base_that_nobody_knows_is_told(run: Program, tmp_path: Path) -> None:
-    (folder,) = spelled(tmp_path, None)
+    (folder,) = make_adapters(tmp_path, None)
     words = ("merge", str(folder), "--method", "sum", "-o", str(tmp_path / "out"))
     done = run(*words, "--base", f"{INSTRUCT}s")
     assert f"No base model is known as {INSTRUCT}s; the nearest known names are {INSTRUCT}, " in done.stderr
@@ -179,7 +179,7 @@ def test_a_base_that_nobody_knows_is_told(run: Program, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["None", "", "null"])
 def test_a_word_for_nothing_is_no_base_to_give(word: str, run: Program, tmp_path: Path) -> None:
-    (folder,) = spelled(tmp_path, INSTRUCT)
+    (folder,) = make_adapters(tmp_path, INSTRUCT)
     words = ("merge", str(folder), "--method", "sum", "-o", str(tmp_path / "out"), "--base", word)
     refused = run(*words)
     assert (refused.exit_code, (tmp_path / "out").exists()) == (2, False)
@@ -187,7 +187,7 @@ def test_a_word_for_nothing_is_no_base_to_give(word: str, run: Program, tmp_path
 
 
 def test_names_that_a_catalog_adds_count(run: Program, tmp_path: Path) -> None:
-    folders = [str(folder) for folder in spelled(tmp_path, "someone/my-copy", INSTRUCT)]
+    folders = [str(folder) for folder in make_adapters(tmp_path, "someone/my-copy", INSTRUCT)]
     words = ("merge", *folders, "--method", "average", "-o", str(tmp_path / "out"))
     assert run(*words).exit_code == 1
     assert run("base", "add", INSTRUCT, "someone/my-copy").exit_code == 0
@@ -216,7 +216,7 @@ def test_a_pool_has_the_canonical_base_and_its_bytes_stay() -> None:
 
 
 def test_what_a_pool_says_of_the_base_counts_for_its_members(tmp_path: Path) -> None:
-    folders = spelled(tmp_path, "/home/x/mine", "someone/my-copy", INSTRUCT)
+    folders = make_adapters(tmp_path, "/home/x/mine", "someone/my-copy", INSTRUCT)
     members = [load_member(folder, base=INSTRUCT) for folder in folders]
     assert plan(members, "average").base == INSTRUCT
     assert base_note(members, INSTRUCT) == (

@@ -65,7 +65,7 @@ def tiny() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**size, num_attention_heads=4, num_key_value_heads=2))
 
 
-def applied(folder: Path) -> dict[str, torch.Tensor]:
+def peft_update(folder: Path) -> dict[str, torch.Tensor]:
     """What plain PEFT adds to the weights of the tiny model."""
     before = tiny().state_dict()
     after = PeftModel.from_pretrained(tiny(), str(folder)).merge_and_unload().state_dict()
@@ -92,7 +92,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def respelled(plain: Path, to: Path, spell: Callable[[str], str], **over: Any) -> Path:
+def respell(plain: Path, to: Path, spell: Callable[[str], str], **over: Any) -> Path:
     """The adapter with other names of tensors, and fields of the configuration."""
     to.mkdir(parents=True)
     tensors = load_file(plain / WEIGHTS_NAME)
@@ -118,7 +118,7 @@ def ok(run: Program, *words: str) -> Any:
     return json.loads(result.stdout)
 
 
-def exported(run: Program, tmp_path: Path, *words: str) -> dict[str, Path]:
+def export_all(run: Program, tmp_path: Path, *words: str) -> dict[str, Path]:
     """All adapters of the catalog as a pool, exported: folder by name."""
     ok(run, "select", "all", "--by", "random", "-k", str(len(ok(run, "adapters"))))
     [folder] = ok(run, "pool", "export", "all", "--weights", "--to", str(tmp_path / "out"), *words)["folders"]
@@ -130,12 +130,12 @@ def test_every_spelling_is_the_plain_adapter(
 ) -> None:
     folders = {"plain": plain}
     for name, spell in SPELLINGS.items():
-        folders[name] = respelled(plain, tmp_path / "made" / name, spell)
-        assert norm(applied(folders[name])) == 0.0, name
+        folders[name] = respell(plain, tmp_path / "made" / name, spell)
+        assert norm(peft_update(folders[name])) == 0.0, name
     crawled(run, folders, tmp_path / "hub", monkeypatch)
     rows = ok(run, "adapters")
     assert {row["verdict"] for row in rows} == {"accepted"}
-    expected = norm(applied(plain))
+    expected = norm(peft_update(plain))
     assert [row["norm"] for row in rows] == pytest.approx([expected] * len(folders), rel=1e-5)
     for name in SPELLINGS:
         reasons = ok(run, "show", f"made/{name}")["details"]
@@ -145,17 +145,17 @@ def test_every_spelling_is_the_plain_adapter(
     groups = ok(run, "duplicates")
     assert len(groups) == 1
     assert len(groups[0]["members"]) == len(folders)
-    places = exported(run, tmp_path)
+    places = export_all(run, tmp_path)
     assert len(places) == len(folders)
     for place in places.values():
-        assert norm(applied(place)) == pytest.approx(expected, rel=1e-5), place
+        assert norm(peft_update(place)) == pytest.approx(expected, rel=1e-5), place
         written, source = load_file(place / WEIGHTS_NAME), load_file(plain / WEIGHTS_NAME)
         assert written.keys() == source.keys()
         assert all(torch.equal(written[key], source[key]) for key in source)
 
 
 def test_numbers_of_a_folder_say_what_peft_makes_of_it(run: Program, tmp_path: Path, plain: Path) -> None:
-    wrapped = respelled(plain, tmp_path / "wrapped", SPELLINGS["fsdp"])
+    wrapped = respell(plain, tmp_path / "wrapped", SPELLINGS["fsdp"])
     result = run("fingerprint", str(wrapped), str(plain), "--json")
     document = json.loads(result.stdout)
     assert [len(item["load_problems"]) for item in document] == [1, 0]
@@ -166,15 +166,15 @@ def test_numbers_of_a_folder_say_what_peft_makes_of_it(run: Program, tmp_path: P
 def test_a_merge_of_plain_and_wrapped_is_that_of_the_plain_one(
     run: Program, tmp_path: Path, plain: Path
 ) -> None:
-    wrapped = respelled(plain, tmp_path / "wrapped", SPELLINGS["fsdp"])
+    wrapped = respell(plain, tmp_path / "wrapped", SPELLINGS["fsdp"])
     words = ("--method", "average", "--dtype", "float32", "-o", str(tmp_path / "out"))
     assert run("merge", str(plain), str(wrapped), *words).exit_code == 0
-    got, expected = applied(tmp_path / "out"), applied(plain)
+    got, expected = peft_update(tmp_path / "out"), peft_update(plain)
     gap = norm({name: got[name] - expected[name] for name in expected})
     assert gap < 1e-6 * norm(expected)
 
 
-def inserted(name: str) -> str:
+def insert_prefix(name: str) -> str:
     """A name as of a model of vision and text, on a base of text alone: only the base can tell."""
     return name.replace("model.model.layers", "model.model.language_model.layers")
 
@@ -185,8 +185,8 @@ def test_a_loaded_model_decides_what_names_mean(tmp_path: Path, plain: Path) -> 
 
     tokens = torch.arange(12)[None]
     expected = PeftModel.from_pretrained(tiny(), str(plain)).eval()(tokens).logits
-    for number, spell in enumerate((inserted, SPELLINGS["layers-only"], SPELLINGS["fsdp"])):
-        folder = respelled(plain, tmp_path / str(number), spell)
+    for number, spell in enumerate((insert_prefix, SPELLINGS["layers-only"], SPELLINGS["fsdp"])):
+        folder = respell(plain, tmp_path / str(number), spell)
         with LiveStack(tiny().eval(), [load_member(folder)]).attach() as live, torch.no_grad():
             assert torch.allclose(live.model(tokens).logits, expected, atol=1e-5)
 
@@ -194,20 +194,20 @@ def test_a_loaded_model_decides_what_names_mean(tmp_path: Path, plain: Path) -> 
 def test_a_base_in_a_folder_decides_what_names_mean(run: Program, tmp_path: Path, plain: Path) -> None:
     base, model = tmp_path / "base", tmp_path / "model"
     tiny().save_pretrained(base)
-    folder = respelled(plain, tmp_path / "inserted", inserted)
+    folder = respell(plain, tmp_path / "inserted", insert_prefix)
     words = ("--method", "sum", "--dtype", "float32", "--base", str(base))
     result = run("merge", str(folder), *words, "-o", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     assert set(load_file(tmp_path / "out" / WEIGHTS_NAME)) == set(load_file(plain / WEIGHTS_NAME))
-    assert norm(applied(tmp_path / "out")) == pytest.approx(norm(applied(plain)), rel=1e-6)
+    assert norm(peft_update(tmp_path / "out")) == pytest.approx(norm(peft_update(plain)), rel=1e-6)
     result = run("merge", str(folder), *words[:-2], "-o", str(model), "--apply-to", str(base))
     assert result.exit_code == 0, result.output
-    folded, expected = load_file(model / "model.safetensors"), applied(plain)
+    folded, expected = load_file(model / "model.safetensors"), peft_update(plain)
     gaps = {
         name: folded[name].double() - tiny().state_dict()[name].double() - expected[name] for name in folded
     }
     assert norm(gaps) < 1e-5 * norm(expected)
-    odd = respelled(plain, tmp_path / "odd", lambda name: name.replace("q_proj", "query"))
+    odd = respell(plain, tmp_path / "odd", lambda name: name.replace("q_proj", "query"))
     result = run("merge", str(odd), *words, "-o", str(tmp_path / "never"))
     assert result.exit_code != 0
     assert "has no module model.layers.0.self_attn.query" in " ".join(result.stderr.split())
@@ -234,21 +234,21 @@ def test_a_base_in_a_folder_decides_what_names_mean(run: Program, tmp_path: Path
 def test_configurations_are_mended_or_named(
     tmp_path: Path, plain: Path, over: dict[str, Any], mends: bool
 ) -> None:
-    folder = respelled(plain, tmp_path / "adapter", lambda name: name, **over)
+    folder = respell(plain, tmp_path / "adapter", lambda name: name, **over)
     assert load_problems(folder)
     weights = (folder / WEIGHTS_NAME).read_bytes()
     make_loadable(folder)
     assert (folder / WEIGHTS_NAME).read_bytes() == weights
     if mends:
         assert load_problems(folder) == ()
-        assert norm(applied(folder)) == pytest.approx(norm(applied(plain)), rel=1e-6)
+        assert norm(peft_update(folder)) == pytest.approx(norm(peft_update(plain)), rel=1e-6)
     else:
         assert any(str(*over.values()) in problem for problem in load_problems(folder))
 
 
 @pytest.mark.parametrize("targets", [TARGETS, "all-linear", r".*\.(q|v|down)_proj", r"(?=x)y"])
 def test_what_peft_loads_stays_byte_for_byte(tmp_path: Path, plain: Path, targets: Any) -> None:
-    folder = respelled(plain, tmp_path / "adapter", lambda name: name, target_modules=targets)
+    folder = respell(plain, tmp_path / "adapter", lambda name: name, target_modules=targets)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     make_loadable(folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
@@ -256,7 +256,7 @@ def test_what_peft_loads_stays_byte_for_byte(tmp_path: Path, plain: Path, target
 
 
 def test_a_byte_order_mark_goes_and_nothing_else(tmp_path: Path, plain: Path) -> None:
-    folder = respelled(plain, tmp_path / "adapter", lambda name: name)
+    folder = respell(plain, tmp_path / "adapter", lambda name: name)
     text = (folder / CONFIG_NAME).read_bytes()
     (folder / CONFIG_NAME).write_bytes(b"\xef\xbb\xbf" + text)
     assert any("byte order mark" in problem for problem in load_problems(folder))
@@ -280,9 +280,9 @@ def test_two_tensors_are_never_given_one_name(tmp_path: Path, plain: Path) -> No
 def test_an_export_has_both_digests_and_is_verified_by_both(
     run: Program, tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrapped = respelled(plain, tmp_path / "wrapped", SPELLINGS["fsdp"], bias=None)
+    wrapped = respell(plain, tmp_path / "wrapped", SPELLINGS["fsdp"], bias=None)
     crawled(run, {"plain": plain, "wrapped": wrapped}, tmp_path / "hub", monkeypatch)
-    first, again = exported(run, tmp_path), exported(run, tmp_path)
+    first, again = export_all(run, tmp_path), export_all(run, tmp_path)
     assert first == again
     folder = next(iter(first.values())).parents[1]
     manifest, record = read_manifest(folder), read_record(folder)
@@ -318,7 +318,7 @@ def test_an_export_has_both_digests_and_is_verified_by_both(
 def test_as_it_is_no_byte_changes_and_the_members_are_named(
     run: Program, tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
-    wrapped = respelled(plain, tmp_path / "wrapped", SPELLINGS["orig-mod-outside"])
+    wrapped = respell(plain, tmp_path / "wrapped", SPELLINGS["orig-mod-outside"])
     crawled(run, {"plain": plain, "wrapped": wrapped}, tmp_path / "hub", monkeypatch)
     ok(run, "select", "all", "--by", "random", "-k", "2")
     result = run("pool", "export", "all", "--weights", "--to", str(tmp_path / "out"), "--json", *words)
@@ -343,7 +343,7 @@ def test_modules_that_the_base_lacks_are_a_reason(
     run: Program, tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {"base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-    odd = respelled(plain, tmp_path / "odd", lambda name: name.replace("self_attn", "attention"), **names)
+    odd = respell(plain, tmp_path / "odd", lambda name: name.replace("self_attn", "attention"), **names)
     crawled(run, {"odd": odd}, tmp_path / "hub", monkeypatch)
     assert "model.layers.0.attention.q_proj" in ok(run, "show", "made/odd")["details"]["no_such_module"]
     result = run("merge", str(odd), "--method", "average", "-o", str(tmp_path / "out"))
@@ -363,7 +363,7 @@ def test_wrapped_and_dead_names_of_the_table(
     assert {item["verdict"] for item in rows} == {"accepted"}
     assert [item["norm"] for item in rows] == pytest.approx([NORM] * len(folders), abs=1e-4)
     assert [len(group["members"]) for group in ok(run, "duplicates")] == [len(folders)]
-    places = exported(run, tmp_path)
+    places = export_all(run, tmp_path)
     assert len(places) == len(folders)
     for place in places.values():
         assert peft_norm(place) == pytest.approx(NORM, abs=1e-4)

@@ -20,7 +20,7 @@ from tests.shared_data import shared
 TINY = "acme/tiny"
 
 
-def told(run: Program, *folders: Path) -> dict[str, dict[str, str]]:
+def omissions_by_folder(run: Program, *folders: Path) -> dict[str, dict[str, str]]:
     """What `fingerprint` says that its numbers leave out, by folder."""
     result = run("fingerprint", *map(str, folders), "--json")
     assert result.exit_code == 0, result.output
@@ -33,7 +33,7 @@ def test_each_folder_of_the_row_names_what_its_number_leaves_out(run: Program) -
         row("04-not-the-whole-update") / name for name in ("plain", "dora", "pissa-raw", "trained-head")
     ]
     experts = row("04-not-the-whole-update") / "experts"
-    result = {name: sorted(reasons) for name, reasons in told(run, *folders, experts).items()}
+    result = {name: sorted(reasons) for name, reasons in omissions_by_folder(run, *folders, experts).items()}
     assert result == {
         "plain": [],
         "dora": ["use_dora"],
@@ -78,7 +78,7 @@ def test_what_else_an_update_can_be_is_named(run: Program, tmp_path: Path, name:
     path = adapter(tmp_path / name, **config) / "adapter_model.safetensors"
     tensors = {f"base_model.model.{tensor}": value for tensor, value in neighbour.items()}
     save_file({**load_file(path), **tensors}, path)
-    assert sorted(told(run, path.parent)[name]) == reasons
+    assert sorted(omissions_by_folder(run, path.parent)[name]) == reasons
 
 
 def test_a_module_that_is_dropped_is_named(run: Program, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_module_that_is_dropped_is_named(run: Program, tmp_path: Path) -> None
     tensors = load_file(path)
     tensors[f"base_model.model.{Q}.lora_B.weight"] = torch.ones(12, 1)
     save_file(tensors, path)
-    result = told(run, path.parent)["blocks"]
+    result = omissions_by_folder(run, path.parent)["blocks"]
     assert result["lora_variant"] == "use_bdlora"
     assert Q in result["rank_mismatch"]
     assert f"{Q}: A has rank 3, B 1" in run("fingerprint", str(path.parent)).stderr.replace("\n", " ")

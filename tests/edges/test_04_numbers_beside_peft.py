@@ -68,7 +68,7 @@ def qwen2() -> Any:
     return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES, tie_word_embeddings=False))
 
 
-def trained(base: Any, folder: Path, settings: Mapping[str, Any]) -> Path:
+def train_randomly(base: Any, folder: Path, settings: Mapping[str, Any]) -> Path:
     """An adapter that PEFT has made and saved, every parameter that it trains moved at random."""
     arguments = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
     torch.manual_seed(1)
@@ -99,7 +99,7 @@ def read(folder: Path) -> tuple[float, set[str]]:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_number_without_a_note_is_that_of_peft(llama: Any, tmp_path: Path, name: str) -> None:
-    folder = trained(llama, tmp_path / name, WHOLE[name])
+    folder = train_randomly(llama, tmp_path / name, WHOLE[name])
     norm, partial = read(folder)
     assert partial == set()
     assert norm == pytest.approx(norm_by_peft(llama, folder), rel=1e-5)
@@ -108,7 +108,7 @@ def test_a_number_without_a_note_is_that_of_peft(llama: Any, tmp_path: Path, nam
 @pytest.mark.parametrize("name", PARTS)
 def test_a_number_that_is_not_that_of_peft_has_a_note(qwen2: Any, tmp_path: Path, name: str) -> None:
     settings, reasons = PARTS[name]
-    folder = trained(qwen2, tmp_path / name, settings)
+    folder = train_randomly(qwen2, tmp_path / name, settings)
     norm, partial = read(folder)
     assert partial == reasons
     assert norm != pytest.approx(norm_by_peft(qwen2, folder), rel=1e-5)

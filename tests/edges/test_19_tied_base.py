@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Program
-from tests.edges.rows import copied, row
+from tests.edges.rows import copy_row, row
 from tests.shared_data import shared
 
 
@@ -44,7 +44,7 @@ def test_an_untied_base_answers_as_the_adapter_over_it(run: Program, tmp_path: P
     from safetensors.torch import load_file, save_file
     from transformers import GPT2LMHeadModel
 
-    place = copied("19-tied-base", tmp_path / "row")
+    place = copy_row("19-tied-base", tmp_path / "row")
     base = place / "base-gpt2"
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))

@@ -13,7 +13,7 @@ from tests.edges.rows import row
 from tests.shared_data import shared
 
 
-def stored(run: Program) -> list[Any]:
+def list_scores(run: Program) -> list[Any]:
     """What `scores show` lists."""
     return list(json.loads(run("scores", "show", "--json").stdout))
 
@@ -25,7 +25,7 @@ def test_the_number_of_the_score_is_named_and_nothing_is_stored(run: Program, na
     refused = run("scores", "import", str(row("23-scores") / f"{name}.json"))
     assert refused.exit_code == 2
     assert f"Score 1: its accuracy is {value}, not a number from 0 to 1." in " ".join(refused.stderr.split())
-    assert stored(run) == []
+    assert list_scores(run) == []
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_good_rows_beside_a_bad_one_are_not_stored(
     refused = run("scores", "import", str(tmp_path / file))
     assert refused.exit_code == 2
     assert f"{place}:" in " ".join(refused.stderr.split())
-    assert stored(run) == []
+    assert list_scores(run) == []
 
 
 def test_a_number_of_samples_beyond_63_bits_is_refused_on_the_command_line(
@@ -60,4 +60,4 @@ def test_a_number_of_samples_beyond_63_bits_is_refused_on_the_command_line(
     file.write_text("adapter,cola\nann/one,0.5\n", encoding="utf-8")
     assert run("scores", "import", str(file), "-n", str(2**63)).exit_code == 2
     assert run("scores", "import", str(file), "-n", str(2**63 - 1)).exit_code == 0
-    assert stored(run)[0]["scores"] == 1
+    assert list_scores(run)[0]["scores"] == 1

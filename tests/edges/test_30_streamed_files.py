@@ -50,7 +50,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def streamed(data: Path) -> list[Path]:
+def temporary_folders(data: Path) -> list[Path]:
     """The temporary folders in the data folder."""
     return list(data.glob(".loradex-*"))
 
@@ -79,15 +79,15 @@ def test_weights_that_were_being_read_are_gone_after_the_next_crawl(
         assert process.stdout is not None
         place = Path(process.stdout.readline().split(" ", 1)[1].rstrip("\n"))
         assert place.is_file()
-        assert place.is_relative_to(streamed(data)[0])
+        assert place.is_relative_to(temporary_folders(data)[0])
         process.send_signal(number)
         _, talk = process.communicate()
     assert process.returncode == code
     assert ("run the same command again" in talk) == (number != signal.SIGKILL)
-    assert bool(streamed(data)) == (number == signal.SIGKILL)
+    assert bool(temporary_folders(data)) == (number == signal.SIGKILL)
     assert files(data / "blobs") == remaining, "a streamed file lies among those that are kept"
     assert run(*CRAWL, "stream").exit_code == 0
-    assert not streamed(data)
+    assert not temporary_folders(data)
     assert files(data / "blobs") == remaining
     assert run("show", "dan/four", "--json").exit_code == 0
 
@@ -98,7 +98,7 @@ def test_a_folder_in_use_survives_the_start_of_another_crawl(hub: LocalHub, run:
         (folder / "streaming").write_bytes(b"half a file")
         assert run(*CRAWL, "stream").exit_code == 0
         assert (folder / "streaming").is_file()
-    assert not streamed(data)
+    assert not temporary_folders(data)
 
 
 def test_a_file_that_is_kept_is_read_there_and_stays(hub: LocalHub, run: Program, data: Path) -> None:

@@ -97,7 +97,7 @@ def _run(arguments: str) -> Ended:
 
     from cli.main import loradex
 
-    words = [path for word in shlex.split(arguments) for path in _expanded(word)]
+    words = [path for word in shlex.split(arguments) for path in _expand_pattern(word)]
     if words[0] != "--data":
         words = ["--data", "data", *words]
     result = CliRunner().invoke(loradex, words, prog_name="loradex")
@@ -108,7 +108,7 @@ def _run(arguments: str) -> Ended:
     return Ended(result.exit_code, result.stdout, result.stderr)
 
 
-def _expanded(word: str) -> list[str]:
+def _expand_pattern(word: str) -> list[str]:
     """The paths that a pattern with question marks stands for, else the word."""
     return sorted(map(str, Path().glob(word))) if "?" in word else [word]
 

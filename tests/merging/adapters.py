@@ -154,7 +154,7 @@ def gap(update: Update, expected: Tensor) -> float:
     return float((product(update) - expected).norm() / expected.norm())
 
 
-def rotated(stack: Stack, seed: int = 0, orthogonal: bool = True) -> Stack:
+def rotate(stack: Stack, seed: int = 0, orthogonal: bool = True) -> Stack:
     """The same updates with every member's factors changed, A to G A and B to B G^-1."""
     generator = torch.Generator().manual_seed(seed)
     pairs = []

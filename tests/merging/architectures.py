@@ -109,7 +109,7 @@ def architecture(kind: str, seed: int = 0, **extra: Any) -> LoadedBase:
     return LoadedBase(f"tests/{kind}", model, tokenizer, 512)
 
 
-def alone(base: LoadedBase, prompt: Prompt) -> list[float]:
+def plain_likelihoods(base: LoadedBase, prompt: Prompt) -> list[float]:
     """log p of every answer, by the definition: one row a text, no mask, no sharing."""
     result = []
     with torch.no_grad():

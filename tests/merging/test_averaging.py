@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from merging.methods import METHODS, averaging
-from tests.merging.adapters import dense, gap, product, random_stack, rotated, run, stack_of
+from tests.merging.adapters import dense, gap, product, random_stack, rotate, run, stack_of
 
 EXACT = [row.name for row in averaging.METHODS if row.exact]
 # Delta W_1 = [[1, 2], [0, 0]] and Delta W_2 = [[0, 0], [3, 4]].
@@ -44,7 +44,7 @@ def test_exact_methods_are_the_dense_sum_at_any_mix_of_ranks(method: str) -> Non
     arguments = [w / sum(weights) for w in weights] if METHODS[method].normalised else weights
     expected = torch.stack([w * d for w, d in zip(arguments, dense(stack), strict=True)]).sum(0)
     assert gap(run(method, stack, weights), expected) < 1e-6
-    assert gap(run(method, rotated(stack, orthogonal=False), weights), expected) < 1e-4
+    assert gap(run(method, rotate(stack, orthogonal=False), weights), expected) < 1e-4
 
 
 @pytest.mark.parametrize("method", ["average", "svd"])
@@ -56,7 +56,7 @@ def test_copies_of_one_average_to_it(method: str) -> None:
 @pytest.mark.parametrize("method", ["separate-average", "peft-linear"])
 def test_separate_sums_depend_on_the_gauge_and_this_is_said(method: str) -> None:
     stack = random_stack([3, 3])
-    left, right = run(method, stack), run(method, rotated(stack))
+    left, right = run(method, stack), run(method, rotate(stack))
     assert gap(left, product(right)) > 0.1
     assert METHODS[method].gauge == "dependent"
 

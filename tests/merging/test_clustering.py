@@ -22,14 +22,14 @@ from tests.merging.adapters import (
     gap,
     product,
     random_stack,
-    rotated,
+    rotate,
     run,
     stack_of,
     work,
 )
 
 
-def shuffled(stack: Stack, seed: int) -> Stack:
+def shuffle_members(stack: Stack, seed: int) -> Stack:
     """Members and their ranks in another order."""
     generator = torch.Generator().manual_seed(seed)
     pairs = []
@@ -90,7 +90,7 @@ def test_the_first_reweighting_undoes_the_decay_of_norms() -> None:
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 12), st.integers(0, 10**6))
 def test_the_order_of_units_and_members_does_not_matter(ranks: list[int], k: int, seed: int) -> None:
     stack = random_stack(ranks, 30, 20, seed)
-    left, right = (run("lora-lego", s, rank=k) for s in (stack, shuffled(stack, seed)))
+    left, right = (run("lora-lego", s, rank=k) for s in (stack, shuffle_members(stack, seed)))
     assert left.a.shape[0] == min(k, sum(ranks))
     assert gap(left, product(right)) < 1e-4
 
@@ -118,7 +118,7 @@ def test_only_singular_units_do_not_depend_on_the_gauge() -> None:
     stack = random_stack([4, 3], 30, 20)
     for units, same in (("stored", False), ("singular", True)):
         left = run("lora-lego", stack, rank=4, units=units)
-        right = run("lora-lego", rotated(stack, orthogonal=False), rank=4, units=units)
+        right = run("lora-lego", rotate(stack, orthogonal=False), rank=4, units=units)
         assert (gap(left, product(right)) < 1e-3) is same
 
 

@@ -33,7 +33,7 @@ NAMES = ("one", "two", "three")
 Q, UP = SHAPES[2].name, SHAPES[1].name
 
 
-def made(values: Any = None, **design: Any) -> Coefficients:
+def numbers_of(values: Any = None, **design: Any) -> Coefficients:
     """Coefficients of the three members, with these values for what is trained."""
     result = Coefficients(SHAPES, NAMES, **design)
     if values is not None:
@@ -47,7 +47,7 @@ def made(values: Any = None, **design: Any) -> Coefficients:
     [("adapter", (1, 3)), ("layer", (3, 3)), ("sublayer", (4, 3)), ("module", (5, 3)), ("rank", (18,))],
 )
 def test_there_are_as_many_as_the_granularity_says(granularity: Granularity, shape: tuple[int, ...]) -> None:
-    assert tuple(made(granularity=granularity).raw.shape) == shape
+    assert tuple(numbers_of(granularity=granularity).raw.shape) == shape
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,16 @@ def test_there_are_as_many_as_the_granularity_says(granularity: Granularity, sha
     ],
 )
 def test_activations_by_hand(activation: Activation, expected: list[float]) -> None:
-    result = made([2.0, 5.0, -1.0], activation=activation, init="normal")
+    result = numbers_of([2.0, 5.0, -1.0], activation=activation, init="normal")
     assert result.scales()[Q].tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_softmax_is_over_the_members_that_are_there() -> None:
-    numbers = made([0.0, 1.0, 2.0], activation="softmax").numbers()
+    numbers = numbers_of([0.0, 1.0, 2.0], activation="softmax").numbers()
     assert numbers["lm_head"] == (0.0, 1.0, 0.0)
     for shape in SHAPES:
         assert sum(map(float, numbers[shape.name])) == pytest.approx(1)  # type: ignore[arg-type]
-    complete = made([0.0, 1.0, 2.0], activation="softmax", granularity="adapter").numbers()
+    complete = numbers_of([0.0, 1.0, 2.0], activation="softmax", granularity="adapter").numbers()
     assert complete[UP] == pytest.approx([math.exp(n) / (1 + math.e + math.e**2) for n in range(3)])
 
 
@@ -82,7 +82,7 @@ def test_a_softmax_is_over_the_members_that_are_there() -> None:
 @pytest.mark.parametrize("granularity", get_args(Granularity))
 def test_starts_by_hand(init: Init, expected: list[float], granularity: Granularity) -> None:
     target = 2 if init == "one_hot" else None
-    result = made(activation="linear", init=init, granularity=granularity, target=target).scales()[UP]
+    result = numbers_of(activation="linear", init=init, granularity=granularity, target=target).scales()[UP]
     assert result.tolist() == pytest.approx([expected[n] for n in (0, 1, 1, 2, 2, 2)])
 
 
@@ -101,7 +101,7 @@ def test_random_starts_have_the_distribution_that_they_are_named_for(
 
 @pytest.mark.parametrize("init", ["uniform", "normal"])
 def test_a_seed_gives_the_same_start_and_another_a_different_one(init: Init) -> None:
-    item, same, other = (made(init=init, seed=seed).raw for seed in (1, 1, 2))
+    item, same, other = (numbers_of(init=init, seed=seed).raw for seed in (1, 1, 2))
     assert torch.equal(item, same)
     assert not torch.equal(item, other)
 
@@ -111,7 +111,7 @@ def test_a_seed_gives_the_same_start_and_another_a_different_one(init: Init) -> 
 def test_every_start_can_be_left(granularity: Granularity, activation: Activation) -> None:
     if (granularity, activation) == ("rank", "softmax"):
         return
-    result = made(granularity=granularity, activation=activation, init="normal")
+    result = numbers_of(granularity=granularity, activation=activation, init="normal")
     generator = torch.Generator().manual_seed(0)
     sum((s * torch.rand(s.shape, generator=generator)).sum() for s in result.scales().values()).backward()
     assert result.raw.grad is not None
@@ -119,7 +119,7 @@ def test_every_start_can_be_left(granularity: Granularity, activation: Activatio
 
 
 def test_zero_with_leaky_relu_can_be_left() -> None:
-    result = made()
+    result = numbers_of()
     sum(scales.sum() for scales in result.scales().values()).backward()
     assert result.raw.grad is not None
     assert float(result.raw.grad[1, 1]) == pytest.approx(0.02)  # two ranks, slope 0.01 at 0
@@ -128,9 +128,9 @@ def test_zero_with_leaky_relu_can_be_left() -> None:
 
 def test_groups_share_their_coefficient() -> None:
     with torch.no_grad():
-        layer = made(granularity="layer", activation="linear")
+        layer = numbers_of(granularity="layer", activation="linear")
         layer.raw.copy_(torch.arange(9.0).reshape(3, 3))
-        sub = made(granularity="sublayer", activation="linear")
+        sub = numbers_of(granularity="sublayer", activation="linear")
         sub.raw.copy_(torch.arange(12.0).reshape(4, 3))
     assert layer.groups == ("", "model.layers.0", "model.layers.1")
     assert layer.numbers() == {
@@ -146,7 +146,7 @@ def test_groups_share_their_coefficient() -> None:
 
 
 def test_one_number_a_rank_is_a_tuple_a_member() -> None:
-    result = made(torch.arange(18.0).tolist(), granularity="rank", activation="linear")
+    result = numbers_of(torch.arange(18.0).tolist(), granularity="rank", activation="linear")
     assert result.numbers()[UP] == ((2.0,), (3.0, 4.0), (5.0, 6.0, 7.0))
     assert result.numbers()["lm_head"] == ((), (0.0, 1.0), ())
 
@@ -181,7 +181,7 @@ def test_numbers_and_scales_say_the_same(table: list[list[int]], granularity: Gr
 )
 def test_what_cannot_be_trained_is_refused(design: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        made(**design)
+        numbers_of(**design)
 
 
 @pytest.mark.parametrize(

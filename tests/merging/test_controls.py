@@ -25,7 +25,7 @@ BASES: Mapping[str, tuple[int, int]] = {"self_attn.q_proj": (24, 24), "mlp.down_
 RANDOM = [kind for kind in KINDS if kind.startswith("random")]
 
 
-def layered(
+def layer_up(
     folder: Path,
     seed: int = 0,
     layers: Sequence[int] = range(5),
@@ -88,9 +88,9 @@ def test_the_spread_of_a_pool_worked_by_hand(tmp_path: Path) -> None:
 def test_the_pooled_spread_is_that_of_all_factors_in_one_tensor(tmp_path: Path) -> None:
     """As the recycling paper's code has it: unequal ranks, scalings left out, missing modules passed over."""
     members = [
-        load_member(layered(tmp_path / "a", 1, scale=0.1)),
-        load_member(layered(tmp_path / "b", 2, rank=8, scale=3.0, lora_alpha=128)),
-        load_member(layered(tmp_path / "c", 3, layers=range(2))),
+        load_member(layer_up(tmp_path / "a", 1, scale=0.1)),
+        load_member(layer_up(tmp_path / "b", 2, rank=8, scale=3.0, lora_alpha=128)),
+        load_member(layer_up(tmp_path / "c", 3, layers=range(2))),
     ]
     result = entry_deviations(members)
     for name, (std_a, std_b) in result.items():
@@ -107,7 +107,7 @@ def test_names_ranks_and_scalings_stay(kind: str, tmp_path: Path) -> None:
         "alpha_pattern": {r"layers\.[0-4]\.self_attn\.q_proj": 64.0},
         "use_rslora": True,
     }
-    folder = layered(tmp_path / "m")
+    folder = layer_up(tmp_path / "m")
     path = folder / "adapter_model.safetensors"
     cut = {
         name: (tensor[:2] if ".lora_A" in name else tensor[:, :2]) if "down_proj" in name else tensor
@@ -127,7 +127,7 @@ def test_names_ranks_and_scalings_stay(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_folder_says_name_seed_and_source(kind: str, tmp_path: Path) -> None:
-    member = load_member(layered(tmp_path / "m"), name="owner/m")
+    member = load_member(layer_up(tmp_path / "m"), name="owner/m")
     stand_in(member, kind, tmp_path / "out", seed=7)
     record = json.loads((tmp_path / "out" / CONTROL_NAME).read_text())
     assert (record["control"], record["seed"], record["of"]) == (kind, 7, "owner/m")
@@ -137,7 +137,7 @@ def test_the_folder_says_name_seed_and_source(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_call_writes_the_same_bytes_and_another_seed_others(kind: str, tmp_path: Path) -> None:
-    member = load_member(layered(tmp_path / "m"))
+    member = load_member(layer_up(tmp_path / "m"))
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         stand_in(member, kind, tmp_path / name, seed=seed)
     first, second, other = (
@@ -150,7 +150,7 @@ def test_the_same_call_writes_the_same_bytes_and_another_seed_others(kind: str, 
 @pytest.mark.parametrize("kind", RANDOM)
 def test_members_modules_and_sides_have_numbers_of_their_own(kind: str, tmp_path: Path) -> None:
     """Cosines between the factors of two members of one name, of two layers, and of A and B."""
-    folders = [layered(tmp_path / f"{n}" / "adapter", n) for n in range(2)]
+    folders = [layer_up(tmp_path / f"{n}" / "adapter", n) for n in range(2)]
     first, second = (
         load_file(m.weights) for m in stand_ins([load_member(f) for f in folders], kind, tmp_path / "o")
     )
@@ -168,7 +168,7 @@ def test_members_modules_and_sides_have_numbers_of_their_own(kind: str, tmp_path
 
 def test_random_each_has_each_factors_own_spread_and_no_mean(tmp_path: Path) -> None:
     """12 normal factors: mean and variance within 4.5 of their standard errors, kurtosis that of a normal."""
-    member = load_member(layered(tmp_path / "m", rank=20))
+    member = load_member(layer_up(tmp_path / "m", rank=20))
     result = stand_in(member, "random-each", tmp_path / "out")
     original = load_file(member.weights)
     scaled = []
@@ -183,7 +183,7 @@ def test_random_each_has_each_factors_own_spread_and_no_mean(tmp_path: Path) -> 
 
 
 def test_random_pooled_has_the_pools_spread_in_every_member(tmp_path: Path) -> None:
-    members = [load_member(layered(tmp_path / f"m{n}", n, rank=16, scale=s)) for n, s in enumerate((0.1, 5))]
+    members = [load_member(layer_up(tmp_path / f"m{n}", n, rank=16, scale=s)) for n, s in enumerate((0.1, 5))]
     result = stand_ins(members, "random-pooled", tmp_path / "out")
     pooled = entry_deviations(members)
     for item in result:
@@ -194,7 +194,7 @@ def test_random_pooled_has_the_pools_spread_in_every_member(tmp_path: Path) -> N
 
 
 def test_a_stand_in_alone_is_the_one_of_its_pool(tmp_path: Path) -> None:
-    members = [load_member(layered(tmp_path / f"m{n}", n)) for n in range(2)]
+    members = [load_member(layer_up(tmp_path / f"m{n}", n)) for n in range(2)]
     together = stand_ins(members, "random-pooled", tmp_path / "all", seed=2)
     alone = stand_in(members[1], "random-pooled", tmp_path / "one", seed=2, pool=members)
     assert alone.digest == together[1].digest
@@ -202,7 +202,7 @@ def test_a_stand_in_alone_is_the_one_of_its_pool(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_random_directions_keep_every_singular_value(dtype: torch.dtype, tmp_path: Path) -> None:
-    member = load_member(layered(tmp_path / "m", dtype=dtype, lora_alpha=3, use_rslora=True))
+    member = load_member(layer_up(tmp_path / "m", dtype=dtype, lora_alpha=3, use_rslora=True))
     result = stand_in(member, "random-directions", tmp_path / "out")
     after = spectra(result.folder)
     for name, values in spectra(member.folder).items():
@@ -240,7 +240,7 @@ def test_more_ranks_than_the_layer_allows_keep_the_spectrum(tmp_path: Path) -> N
 
 
 def test_shuffled_layers_are_the_members_own_and_none_keeps_its_own(tmp_path: Path) -> None:
-    member = load_member(layered(tmp_path / "m", layers=range(3, 9), dtype=torch.bfloat16))
+    member = load_member(layer_up(tmp_path / "m", layers=range(3, 9), dtype=torch.bfloat16))
     result = stand_in(member, "shuffled-layers", tmp_path / "out", seed=1)
     moved = []
     for place in BASES:
@@ -256,7 +256,7 @@ def test_shuffled_layers_are_the_members_own_and_none_keeps_its_own(tmp_path: Pa
 
 @pytest.mark.parametrize("seed", range(20))
 def test_two_layers_swap_whatever_the_seed(seed: int, tmp_path: Path) -> None:
-    member = load_member(layered(tmp_path / "m", layers=(0, 1)))
+    member = load_member(layer_up(tmp_path / "m", layers=(0, 1)))
     result = stand_in(member, "shuffled-layers", tmp_path / "out", seed=seed)
     old, new = load_file(member.weights), load_file(result.weights)
     assert all(torch.equal(new[name], old[name.translate({48: 49, 49: 48})]) for name in old)
@@ -264,7 +264,7 @@ def test_two_layers_swap_whatever_the_seed(seed: int, tmp_path: Path) -> None:
 
 def test_layers_of_another_rank_or_scaling_are_not_mixed(tmp_path: Path) -> None:
     """Layers 0 to 2 with alpha 8, layers 3 and 4 with alpha 16: updates keep their size as they move."""
-    member = load_member(layered(tmp_path / "m", alpha_pattern={r"layers\.[34]\.[a-z_.]+": 16}))
+    member = load_member(layer_up(tmp_path / "m", alpha_pattern={r"layers\.[34]\.[a-z_.]+": 16}))
     result = stand_in(member, "shuffled-layers", tmp_path / "out")
     before = sorted(float(delta.norm()) for delta in deltas(member.folder).values())
     after = sorted(float(delta.norm()) for delta in deltas(result.folder).values())
@@ -272,7 +272,7 @@ def test_layers_of_another_rank_or_scaling_are_not_mixed(tmp_path: Path) -> None
 
 
 def test_permuted_ranks_are_the_same_update(tmp_path: Path) -> None:
-    member = load_member(layered(tmp_path / "one", rank=8))
+    member = load_member(layer_up(tmp_path / "one", rank=8))
     result = stand_in(member, "permuted-ranks", tmp_path / "out", seed=3)
     moved = 0
     for name in member.modules:
@@ -286,7 +286,7 @@ def test_permuted_ranks_are_the_same_update(tmp_path: Path) -> None:
 
 
 def test_a_module_of_one_layer_cannot_be_shuffled(tmp_path: Path) -> None:
-    member = load_member(layered(tmp_path / "lonely", layers=[2]))
+    member = load_member(layer_up(tmp_path / "lonely", layers=[2]))
     with pytest.raises(MergeError, match="lonely cannot be shuffled: no other layer has a module like"):
         stand_in(member, "shuffled-layers", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -294,7 +294,7 @@ def test_a_module_of_one_layer_cannot_be_shuffled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_that_are_not_finite_are_refused_and_leave_nothing(kind: str, tmp_path: Path) -> None:
-    path = layered(tmp_path / "broken") / "adapter_model.safetensors"
+    path = layer_up(tmp_path / "broken") / "adapter_model.safetensors"
     tensors = load_file(path)
     tensors["base_model.model.model.layers.4.mlp.down_proj.lora_B.weight"][3, 1] = math.nan
     save_file(tensors, path)
@@ -305,18 +305,18 @@ def test_values_that_are_not_finite_are_refused_and_leave_nothing(kind: str, tmp
 
 @pytest.mark.parametrize("kind", RANDOM)
 def test_an_untrained_member_stays_without_effect(kind: str, tmp_path: Path) -> None:
-    member = load_member(layered(tmp_path / "zero", scale=0.0))
+    member = load_member(layer_up(tmp_path / "zero", scale=0.0))
     result = stand_in(member, kind, tmp_path / "out")
     assert not any(delta.any() for delta in deltas(result.folder).values())
 
 
 def test_a_kind_that_is_none_is_refused_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'random' is no control; choose one of random-pooled"):
-        stand_in(load_member(layered(tmp_path / "m")), "random", tmp_path / "out")
+        stand_in(load_member(layer_up(tmp_path / "m")), "random", tmp_path / "out")
 
 
 def test_a_stand_in_is_written_once_and_other_folders_are_left_alone(tmp_path: Path) -> None:
-    member = load_member(layered(tmp_path / "m"))
+    member = load_member(layer_up(tmp_path / "m"))
     result = stand_in(member, "random-each", tmp_path / "out")
     inode = result.weights.stat().st_ino
     again = stand_in(member, "random-each", tmp_path / "out")
@@ -330,7 +330,7 @@ def test_a_stand_in_is_written_once_and_other_folders_are_left_alone(tmp_path: P
 
 
 def test_merges_take_stand_ins_and_say_so(tmp_path: Path) -> None:
-    members = [load_member(layered(tmp_path / f"m{n}", n), name=f"owner/m{n}") for n in range(2)]
+    members = [load_member(layer_up(tmp_path / f"m{n}", n), name=f"owner/m{n}") for n in range(2)]
     result = stand_ins(members, "random-directions", tmp_path / "made", seed=5)
     entries = merge(result, "average", tmp_path / "out").record["members"]
     assert [entry["name"] for entry in entries] == [f"owner/m{n}:random-directions:5" for n in range(2)]
@@ -352,7 +352,7 @@ def test_plain_peft_loads_them(kind: str, tmp_path: Path) -> None:
         vocab_size=32,
     )
     torch.manual_seed(0)
-    folder = layered(tmp_path / "m", scale=0.1, alpha_pattern={"q_proj": 3})
+    folder = layer_up(tmp_path / "m", scale=0.1, alpha_pattern={"q_proj": 3})
     result = stand_in(load_member(folder), kind, tmp_path / "out")
     model = peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM(config), result.folder)
     expected = deltas(result.folder)

@@ -10,7 +10,7 @@ from merging.members import Stack
 from merging.methods import ModuleWork, find_method
 from merging.methods.blocks import Entries, entries, magnitude_thresholds, merge_entries
 from merging.methods.noise import normal, uniform
-from tests.merging.adapters import dense, gap, product, random_stack, rotated
+from tests.merging.adapters import dense, gap, product, random_stack, rotate
 
 
 def work_of(stack: Stack, space: str = "delta", rank: int = 50, memory: int = 1 << 29) -> ModuleWork:
@@ -55,7 +55,7 @@ def test_knots_do_not_depend_on_the_gauge_and_cores_on_rotations_neither() -> No
     stack = random_stack([3, 2], 14, 12)
     for space, orthogonal in (("knots", False), ("core", True)):
         left = whole(entries(work_of(stack, space))).abs()
-        right = whole(entries(work_of(rotated(stack, orthogonal=orthogonal), space))).abs()
+        right = whole(entries(work_of(rotate(stack, orthogonal=orthogonal), space))).abs()
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3)
 
 

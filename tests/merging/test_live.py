@@ -49,7 +49,7 @@ def unchanged(model: Any) -> Iterator[None]:
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
-def added(model: Any, updates: Mapping[str, Tensor]) -> Any:
+def plus(model: Any, updates: Mapping[str, Tensor]) -> Any:
     """A copy of the model with updates added to its weights."""
     other = copy.deepcopy(model)
     for name, update in updates.items():
@@ -80,7 +80,7 @@ def test_the_live_model_is_the_model_with_summed_weights(
     way: Way, model: Any, members: list[MergeMember]
 ) -> None:
     live = LiveStack(model, members, way=way)
-    expected = logits(added(model, total(WEIGHTS, [member.folder for member in members])))
+    expected = logits(plus(model, total(WEIGHTS, [member.folder for member in members])))
     with live.attach():
         live.set_scales(live.scales_of(WEIGHTS))
         assert close(logits(model), expected)
@@ -91,7 +91,7 @@ def test_without_scales_every_member_counts_once(model: Any, members: list[Merge
     live = LiveStack(model, members)
     with live.attach():
         result = logits(model)
-    assert close(result, logits(added(model, total([1] * 4, [member.folder for member in members]))))
+    assert close(result, logits(plus(model, total([1] * 4, [member.folder for member in members]))))
 
 
 @OLD_NAME
@@ -198,7 +198,7 @@ def test_gradients_of_scales_are_those_of_the_weights_along_each_rank(
     with live.attach():
         live.set_scales(scales)
         model(ids).logits.sin().sum().backward()
-    judge = added(model, total(WEIGHTS, [member.folder for member in members])).requires_grad_(True)
+    judge = plus(model, total(WEIGHTS, [member.folder for member in members])).requires_grad_(True)
     judge(ids).logits.sin().sum().backward()
     for name, (a, bt) in live.factors.items():
         expected = ((bt @ judge.get_submodule(name).weight.grad) * a).sum(1)
@@ -236,7 +236,7 @@ def test_a_base_that_trains_keeps_its_gradients(members: list[MergeMember]) -> N
     with live.attach():
         base(tokens()).logits.square().sum().backward()
     result = [parameter.grad.clone() for parameter in base.parameters()]
-    summed = added(tiny(), total([1] * 4, [member.folder for member in members])).requires_grad_(True)
+    summed = plus(tiny(), total([1] * 4, [member.folder for member in members])).requires_grad_(True)
     summed(tokens()).logits.square().sum().backward()
     for item, other in zip(result, summed.parameters(), strict=True):
         assert close(item, other.grad, 1e-4)
@@ -248,7 +248,7 @@ def test_factors_train_where_that_is_asked_for(model: Any, members: list[MergeMe
     with live.attach():
         model(tokens()).logits.square().sum().backward()
     a, bt = live.factors[name]
-    judge = added(model, deltas(members[0].folder)).requires_grad_(True)
+    judge = plus(model, deltas(members[0].folder)).requires_grad_(True)
     judge(tokens()).logits.square().sum().backward()
     of_weight = judge.get_submodule(name).weight.grad
     assert a.grad is not None
@@ -259,7 +259,7 @@ def test_factors_train_where_that_is_asked_for(model: Any, members: list[MergeMe
 
 def test_dense_weights_give_the_same_and_are_gone_afterwards(model: Any, members: list[MergeMember]) -> None:
     live = LiveStack(model, members)
-    expected = logits(added(model, total(WEIGHTS, [member.folder for member in members])))
+    expected = logits(plus(model, total(WEIGHTS, [member.folder for member in members])))
     plain = logits(model)
     with live.dense(live.scales_of(WEIGHTS)):
         assert close(logits(model), expected)
@@ -274,7 +274,7 @@ def test_dense_inside_attached_adds_nothing_twice(model: Any, members: list[Merg
         with live.dense(live.scales_of(WEIGHTS)):
             dense = logits(model)
         assert torch.equal(logits(model), before)
-    assert close(dense, logits(added(model, total(WEIGHTS, [member.folder for member in members]))))
+    assert close(dense, logits(plus(model, total(WEIGHTS, [member.folder for member in members]))))
 
 
 @pytest.mark.parametrize("context", ["attached", "dense"])
@@ -316,7 +316,7 @@ def test_half_precision_is_near_the_exact_sum(tmp_path: Path) -> None:
     assert {part.dtype for pair in live.factors.values() for part in pair} == {torch.bfloat16}
     with live.attach():
         result = logits(half).float()
-    exact = logits(added(half.float(), deltas(member.folder)))
+    exact = logits(plus(half.float(), deltas(member.folder)))
     assert close(result, exact, 0.1)
 
 
@@ -327,7 +327,7 @@ def test_factors_may_be_wider_than_the_base(tmp_path: Path) -> None:
     with live.attach():
         result = logits(half)
     assert result.dtype == torch.bfloat16
-    assert close(result.float(), logits(added(half.float(), deltas(member.folder))), 0.1)
+    assert close(result.float(), logits(plus(half.float(), deltas(member.folder))), 0.1)
 
 
 def test_autocast_changes_the_precision_and_nothing_else(model: Any, members: list[MergeMember]) -> None:
@@ -438,7 +438,7 @@ def test_embeddings_are_looked_up(tmp_path: Path) -> None:
     parted.lm_head.weight = nn.Parameter(parted.lm_head.weight.clone(), requires_grad=False)
     updates = deltas(member.folder)
     updates["model.embed_tokens"] = updates["model.embed_tokens"].T
-    expected = logits(added(parted, {name: 0.5 * update for name, update in updates.items()}))
+    expected = logits(plus(parted, {name: 0.5 * update for name, update in updates.items()}))
     live = LiveStack(base, [member])
     with live.attach():
         live.set_scales(live.scales_of([0.5]))
@@ -454,12 +454,12 @@ def test_other_members_take_their_place(model: Any, members: list[MergeMember]) 
         for member in (members[3], members[0], members[1]):
             live.swap([member])
             assert live.members == (member,)
-            assert close(logits(model), logits(added(model, deltas(member.folder))))
+            assert close(logits(model), logits(plus(model, deltas(member.folder))))
 
 
 def added_logits(model: Any, groups: Sequence[Sequence[MergeMember]]) -> list[Tensor]:
     return [
-        logits(added(model, total([1] * len(group), [member.folder for member in group]))) for group in groups
+        logits(plus(model, total([1] * len(group), [member.folder for member in group]))) for group in groups
     ]
 
 
@@ -563,7 +563,7 @@ def test_a_layer_that_somebody_else_wraps_stays_wrapped(members: list[MergeMembe
         return inner(x)
 
     layer.forward = wrapped
-    expected = logits(added(tiny(), total([1] * 4, [member.folder for member in members])))
+    expected = logits(plus(tiny(), total([1] * 4, [member.folder for member in members])))
     with LiveStack(base, members, way="folded").attach():
         assert close(logits(base), expected)
     assert layer.forward is wrapped
@@ -575,7 +575,7 @@ def test_a_layer_that_somebody_else_wraps_stays_wrapped(members: list[MergeMembe
 def test_a_gpu_gives_what_the_processor_does(
     dtype: torch.dtype, model: Any, members: list[MergeMember]
 ) -> None:
-    expected = logits(added(model, total(WEIGHTS, [member.folder for member in members])))
+    expected = logits(plus(model, total(WEIGHTS, [member.folder for member in members])))
     target = copy.deepcopy(model).to("cuda", dtype)
     live = LiveStack(target, members)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1

@@ -22,7 +22,7 @@ from merging.methods.lowrank import (
     truncate_dense,
     truncation,
 )
-from tests.merging.adapters import dense, gap, product, random_stack, rotated, stack_of
+from tests.merging.adapters import dense, gap, product, random_stack, rotate, stack_of
 
 RANKS = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
@@ -121,7 +121,7 @@ def test_products_norms_and_sums_are_those_of_the_dense_updates(ranks: list[int]
 @pytest.mark.parametrize("orthogonal", [True, False])
 def test_the_gauge_of_the_members_does_not_matter(orthogonal: bool) -> None:
     stack = random_stack([3, 5, 2], 40, 30)
-    other = rotated(stack, seed=5, orthogonal=orthogonal)
+    other = rotate(stack, seed=5, orthogonal=orthogonal)
     weights = [1.0, -2.0, 0.5]
     left, right = (truncate(s, s.columns(weights), 4) for s in (stack, other))
     assert gap(left, product(right)) < 1e-5

@@ -43,7 +43,7 @@ def model_of(base: Path) -> Any:
     return transformers.LlamaForCausalLM.from_pretrained(base).eval()
 
 
-def trained(base: Path, folder: Path, seed: int, **config: Any) -> Path:
+def peft_save(base: Path, folder: Path, seed: int, **config: Any) -> Path:
     """An adapter that PEFT itself has made and saved, with factors that are far from zero."""
     torch.manual_seed(seed)
     fields: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": list(TARGETS)} | config
@@ -59,7 +59,7 @@ def trained(base: Path, folder: Path, seed: int, **config: Any) -> Path:
 def equal(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three adapters of one shape."""
     place = tmp_path_factory.mktemp("equal")
-    return [trained(base, place / f"m{n}", n) for n in range(3)]
+    return [peft_save(base, place / f"m{n}", n) for n in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +67,14 @@ def mixed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Adapters as they are met: ranks, scalings and targets of their own."""
     place = tmp_path_factory.mktemp("mixed")
     return [
-        trained(base, place / "m0", 0, r=2, lora_alpha=16),
-        trained(base, place / "m1", 1, r=6, target_modules=["q_proj", "k_proj"], use_rslora=True),
-        trained(base, place / "m2", 2, r=3, rank_pattern={"layers.1.self_attn.q_proj": 5}, lora_alpha=1),
-        trained(base, place / "m3", 3, r=4, target_modules=["lm_head", "v_proj"], layers_to_transform=None),
+        peft_save(base, place / "m0", 0, r=2, lora_alpha=16),
+        peft_save(base, place / "m1", 1, r=6, target_modules=["q_proj", "k_proj"], use_rslora=True),
+        peft_save(base, place / "m2", 2, r=3, rank_pattern={"layers.1.self_attn.q_proj": 5}, lora_alpha=1),
+        peft_save(base, place / "m3", 3, r=4, target_modules=["lm_head", "v_proj"], layers_to_transform=None),
     ]
 
 
-def loaded(base: Path, folder: Path) -> Any:
+def peft_load(base: Path, folder: Path) -> Any:
     """The base with an adapter, by PEFT's own loader; a missing key is a warning, hence an error."""
     return peft.PeftModel.from_pretrained(model_of(base), folder).eval()
 
@@ -115,7 +115,7 @@ def test_plain_peft_loads_a_merge_of_wild_shapes_with_the_logits_of_the_sum(
         for name, delta in total(weights, mixed).items():
             judged.get_submodule(name).weight += delta.float()
     expected = logits(judged)
-    result = logits(loaded(base, tmp_path / "out"))
+    result = logits(peft_load(base, tmp_path / "out"))
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
     assert float((expected - logits(model_of(base))).abs().max()) > 0.01
 
@@ -130,7 +130,7 @@ def test_the_copies_that_peft_adds_for_lm_head_are_left_out_and_nothing_is_lost(
     report = merge([tmp_path / "head"], "sum", tmp_path / "out")
     (member,) = report.record["members"]
     assert member["left_out"] == ["base_model.model.lm_head.base_layer.weight"]
-    result, expected = (logits(loaded(base, tmp_path / name)) for name in ("out", "head"))
+    result, expected = (logits(peft_load(base, tmp_path / name)) for name in ("out", "head"))
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
     assert float((expected - logits(model_of(base))).abs().max()) > 0.01
 
@@ -139,7 +139,7 @@ def test_the_ranks_that_peft_reads_are_those_of_the_factors(
     base: Path, mixed: list[Path], tmp_path: Path
 ) -> None:
     report = merge(mixed, "svd", tmp_path / "out", rank=5)
-    model = loaded(base, tmp_path / "out")
+    model = peft_load(base, tmp_path / "out")
     result = deltas_of(model, "default")
     assert set(result) == set(report.modules)
     for name, rank in ((name, module.rank) for name, module in report.modules.items()):
@@ -159,14 +159,14 @@ def test_short_names_are_targets_only_where_they_mean_the_same(
         return document
 
     assert targets(equal, "equal") == sorted(TARGETS)
-    part = trained(base, tmp_path / "part", 7, layers_to_transform=[1])
+    part = peft_save(base, tmp_path / "part", 7, layers_to_transform=[1])
     assert targets([part], "one-layer") == [
         "model.layers.1.mlp.down_proj",
         "model.layers.1.self_attn.q_proj",
         "model.layers.1.self_attn.v_proj",
     ]
     assert "model.layers.0.self_attn.k_proj" in targets(mixed, "mixed")
-    assert set(deltas_of(loaded(base, tmp_path / "one-layer"), "default")) == set(targets([part], "again"))
+    assert set(deltas_of(peft_load(base, tmp_path / "one-layer"), "default")) == set(targets([part], "again"))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_peft_conventions_give_what_peft_gives(
     selected = [folders[0], folders[2], folders[1]]
     judge = deltas_of(by_peft(base, selected, kind, weights), "merged")
     merge(selected, ours, tmp_path / "out", weights=weights)
-    assert distance(deltas_of(loaded(base, tmp_path / "out"), "default"), judge) < 1e-5
+    assert distance(deltas_of(peft_load(base, tmp_path / "out"), "default"), judge) < 1e-5
 
 
 def test_peft_linear_is_not_the_sum_and_ours_is(base: Path, equal: list[Path], tmp_path: Path) -> None:
@@ -198,14 +198,14 @@ def test_peft_linear_is_not_the_sum_and_ours_is(base: Path, equal: list[Path], t
     exact = total(weights, equal)
     assert distance(judge, exact) > 0.8
     merge(equal, "sum", tmp_path / "out", weights=weights)
-    assert distance(deltas_of(loaded(base, tmp_path / "out"), "default"), exact) < 1e-6
+    assert distance(deltas_of(peft_load(base, tmp_path / "out"), "default"), exact) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["cat", "svd"])
 def test_peft_overscales_what_has_rslora_by_the_root_of_the_rank(
     kind: str, base: Path, tmp_path: Path
 ) -> None:
-    folders = [trained(base, tmp_path / f"m{n}", n, use_rslora=True) for n in range(3)]
+    folders = [peft_save(base, tmp_path / f"m{n}", n, use_rslora=True) for n in range(3)]
     exact = total([1, 1, 1], folders)
     judge = deltas_of(
         by_peft(base, folders, kind, [1, 1, 1], **({"svd_rank": 12} if kind == "svd" else {})), "merged"
@@ -213,7 +213,7 @@ def test_peft_overscales_what_has_rslora_by_the_root_of_the_rank(
     root = 12**0.5
     assert distance(judge, {name: root * delta for name, delta in exact.items()}) < 1e-5
     merge(folders, f"peft-{kind}", tmp_path / "out", **({"rank": 12} if kind == "svd" else {}))
-    assert distance(deltas_of(loaded(base, tmp_path / "out"), "default"), exact) < 1e-5
+    assert distance(deltas_of(peft_load(base, tmp_path / "out"), "default"), exact) < 1e-5
 
 
 def test_a_second_merge_under_one_name_does_nothing_in_peft_and_all_in_ours(
@@ -225,7 +225,7 @@ def test_a_second_merge_under_one_name_does_nothing_in_peft_and_all_in_ours(
     assert distance(deltas_of(model, "merged"), before) == 0
     for weights in ([1, 1, 1], [5, 0, 0]):
         merge(equal, "sum", tmp_path / "out", weights=weights, overwrite=True)
-    assert distance(deltas_of(loaded(base, tmp_path / "out"), "default"), total([5, 0, 0], equal)) < 1e-6
+    assert distance(deltas_of(peft_load(base, tmp_path / "out"), "default"), total([5, 0, 0], equal)) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_peft_pruning_is_ours_under_its_names(
     selected, weights = [folders[0], folders[2], folders[1]], [0.7, -0.4, 1.3]
     judge = deltas_of(by_peft(base, selected, kind, weights, density=0.35), "merged")
     merge(selected, ours, tmp_path / "out", weights=weights, parameters={"density": 0.35})
-    assert distance(deltas_of(loaded(base, tmp_path / "out"), "default"), judge) < 1e-4
+    assert distance(deltas_of(peft_load(base, tmp_path / "out"), "default"), judge) < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:The density 1.0 is greater:UserWarning")
@@ -264,7 +264,7 @@ def test_peft_dare_is_ours_where_nothing_is_random(
     selected, weights = [folders[0], folders[2], folders[1]], [0.7, -0.4, 1.3]
     judge = deltas_of(by_peft(base, selected, kind, weights, density=1.0), "merged")
     merge(selected, ours, tmp_path / "out", weights=weights, parameters={"density": 1})
-    assert distance(deltas_of(loaded(base, tmp_path / "out"), "default"), judge) < 1e-4
+    assert distance(deltas_of(peft_load(base, tmp_path / "out"), "default"), judge) < 1e-4
 
 
 def test_peft_ties_on_factors_is_far_from_ties_of_the_updates(
@@ -274,7 +274,8 @@ def test_peft_ties_on_factors_is_far_from_ties_of_the_updates(
         rank = {} if name == "peft-ties" else {"rank": 32}
         merge(equal, name, tmp_path / name, parameters={"density": 0.2}, **rank)
     ours, factors, dense = (
-        deltas_of(loaded(base, tmp_path / name), "default") for name in ("ties", "peft-ties", "peft-ties-svd")
+        deltas_of(peft_load(base, tmp_path / name), "default")
+        for name in ("ties", "peft-ties", "peft-ties-svd")
     )
     # With equal weights PEFT's ties_svd is the published method, its ties is not.
     assert distance(dense, ours) < 1e-4

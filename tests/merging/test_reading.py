@@ -18,7 +18,7 @@ from merging.live import LiveStack
 from merging.members import load_member
 from merging.model import LoadedBase, Prompt, load_base, read_task
 from merging.model.reading import reading_of
-from tests.merging.architectures import alone, architecture, some_prompts
+from tests.merging.architectures import architecture, plain_likelihoods, some_prompts
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import save_base, tiny_base, write_task
 
@@ -37,7 +37,7 @@ def agree(base: LoadedBase, prompts: list[Prompt]) -> None:
     """Checks the likelihoods against the definition."""
     check_reading(base, prompts)
     for prompt, values in zip(prompts, likelihoods(base, prompts), strict=True):
-        assert values == pytest.approx(alone(base, prompt), abs=1e-4)
+        assert values == pytest.approx(plain_likelihoods(base, prompt), abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", [*WINDOWS, *RECURRENT, *OTHERS, *TREES])
@@ -62,8 +62,8 @@ def test_prompts_within_the_window_are_read_as_a_tree(kind: str) -> None:
     longer = [replace(prompt, question=(9, 9, *prompt.question)) for prompt in short]
     assert reads_plainly(base, longer)
     both = likelihoods(base, [*short, *longer])
-    assert both[0] == pytest.approx(alone(base, short[0]), abs=1e-4)
-    assert both[-1] == pytest.approx(alone(base, longer[-1]), abs=1e-4)
+    assert both[0] == pytest.approx(plain_likelihoods(base, short[0]), abs=1e-4)
+    assert both[-1] == pytest.approx(plain_likelihoods(base, longer[-1]), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_gradients_and_losses_are_those_of_each_text_alone() -> None:
 def test_entropies_read_all_answers_plainly() -> None:
     base, prompts = architecture("lfm2"), some_prompts(4, 20, 40)
     for prompt, value in zip(prompts, entropies(base, prompts)[0], strict=True):
-        weights = torch.tensor(alone(base, prompt), dtype=torch.float64).softmax(0)
+        weights = torch.tensor(plain_likelihoods(base, prompt), dtype=torch.float64).softmax(0)
         assert float(value) == pytest.approx(float(-(weights * weights.log()).sum()), abs=1e-5)
 
 
@@ -176,7 +176,7 @@ def test_candidates_of_a_stack_are_rows_where_prompts_are_read_plainly(tmp_path:
     for weight in (0.0, 1.0):
         live.set_scales(live.scales_of([weight]))
         with live.attach():
-            expected.append([alone(base, prompt) for prompt in prompts])
+            expected.append([plain_likelihoods(base, prompt) for prompt in prompts])
     sets = [live.scales_of([weight]) for weight in (0.0, 1.0)]
     live.set_scales({name: torch.stack([item[name] for item in sets]) for name in sets[0]}, torch.arange(2))
     with live.attach():

@@ -23,7 +23,7 @@ from tests.merging.adapters import (
     gap,
     product,
     random_stack,
-    rotated,
+    rotate,
     run,
     stack_of,
     work,
@@ -170,7 +170,7 @@ def test_the_gauge_matters_exactly_where_the_table_says() -> None:
         ("peft-ties", True, False),
     ]:
         left = run(method, stack, density=0.3)
-        right = run(method, rotated(stack, orthogonal=orthogonal), density=0.3)
+        right = run(method, rotate(stack, orthogonal=orthogonal), density=0.3)
         assert (gap(left, product(right)) < 1e-3) is same, method
         expected = "invariant" if not orthogonal else "rotations"
         if same:

@@ -8,7 +8,7 @@ import torch
 from merging.methods import ModuleWork, find_method
 from merging.methods.blocks import entries
 from merging.methods.sparsifying import breadcrumbs, dare, della, magnitude
-from tests.merging.adapters import dense, gap, product, random_stack, rotated, run, stack_of
+from tests.merging.adapters import dense, gap, product, random_stack, rotate, run, stack_of
 
 ONE = [[1.0, 0.0], [0.0, 1.0]]
 FIRST, SECOND = ([[4.0, -1.0], [2.0, 3.0]], ONE), ([[2.0, 5.0], [-6.0, 1.0]], ONE)
@@ -107,7 +107,7 @@ def test_a_member_keeps_its_mask_wherever_it_stands(method: str) -> None:
     left = run(method, stack, [1, 2, 3], names=["a", "b", "c"])
     right = run(method, turned, [3, 1, 2], names=["c", "a", "b"])
     assert gap(left, product(right)) < 1e-4
-    same = run(method, rotated(stack, orthogonal=False), [1, 2, 3], names=["a", "b", "c"])
+    same = run(method, rotate(stack, orthogonal=False), [1, 2, 3], names=["a", "b", "c"])
     assert gap(same, product(left)) < 1e-2
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.merging.adapters import dense, gap, product, random_stack, rotated, run, stack_of
+from tests.merging.adapters import dense, gap, product, random_stack, rotate, run, stack_of
 
 
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,7 +94,7 @@ def test_neither_gauge_nor_order_matters(method: str) -> None:
     first, second, third = stack.ranges()
     turned = stack_of(*[(stack.a[p], stack.b[:, p]) for p in (third, first, second)])
     left = run(method, stack, [1, 2, -0.5], scale=0.7)
-    assert gap(run(method, rotated(stack, orthogonal=False), [1, 2, -0.5], scale=0.7), product(left)) < 1e-3
+    assert gap(run(method, rotate(stack, orthogonal=False), [1, 2, -0.5], scale=0.7), product(left)) < 1e-3
     assert gap(run(method, turned, [-0.5, 1, 2], scale=0.7), product(left)) < 1e-4
 
 

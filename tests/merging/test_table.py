@@ -21,7 +21,7 @@ from tests.merging.adapters import (
     gap,
     product,
     random_stack,
-    rotated,
+    rotate,
     run,
     stack_of,
 )
@@ -57,11 +57,11 @@ def test_the_gauge_is_the_one_that_the_row_states(method: str) -> None:
     stack, row = stack_for(method), METHODS[method]
     left = run(method, stack, rank=4, names=NAMES)
     for orthogonal, kinds in ((True, ("invariant", "rotations")), (False, ("invariant",))):
-        right = run(method, rotated(stack, orthogonal=orthogonal), rank=4, names=NAMES)
+        right = run(method, rotate(stack, orthogonal=orthogonal), rank=4, names=NAMES)
         if row.gauge in kinds:
             assert gap(right, product(left)) < 1e-3
     if row.gauge == "dependent":
-        assert gap(run(method, rotated(stack, orthogonal=False), rank=4, names=NAMES), product(left)) > 1e-2
+        assert gap(run(method, rotate(stack, orthogonal=False), rank=4, names=NAMES), product(left)) > 1e-2
 
 
 @pytest.mark.parametrize("method", SUMS)

@@ -95,7 +95,7 @@ def timeless(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def unchanged(base: LoadedBase) -> Iterator[None]:
+def assert_unchanged(base: LoadedBase) -> Iterator[None]:
     """Asserts that the base is what it was: modules, bits, flags, modes, attributes."""
 
     def state() -> list[Any]:
@@ -137,7 +137,7 @@ def test_the_best_rate_at_an_edge_is_told(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_the_base_is_as_it_was(variant: str, folder: Path, tmp_path: Path) -> None:
     base = tiny_base()
-    with unchanged(base):
+    with assert_unchanged(base):
         quick(folder, tmp_path / "out", base, variant=variant, steps=2, dropout=0.1)
 
 
@@ -155,7 +155,7 @@ def test_the_base_is_as_it_was_after_an_error(
             raise error
 
     base.model.register_forward_hook(fail)
-    with unchanged(base), pytest.raises((EvaluationError, KeyboardInterrupt)):
+    with assert_unchanged(base), pytest.raises((EvaluationError, KeyboardInterrupt)):
         quick(folder, tmp_path / "out", base, variant=variant)
     assert not (tmp_path / "out").exists()
 
@@ -448,7 +448,7 @@ def test_a_prompt_that_does_not_fit_is_told(folder: Path, tmp_path: Path) -> Non
             raise torch.OutOfMemoryError("out of memory")
 
     base.model.register_forward_pre_hook(refuse)
-    with unchanged(base), pytest.raises(EvaluationError, match=r"Training on a prompt of \d+ tokens"):
+    with assert_unchanged(base), pytest.raises(EvaluationError, match=r"Training on a prompt of \d+ tokens"):
         quick(folder, tmp_path / "out", base)
 
 
@@ -510,7 +510,7 @@ def test_a_budget_smaller_than_a_batch_trains(folder: Path, task: Task, tmp_path
 )
 def test_settings_that_make_no_sense(given: dict[str, Any], words: str, folder: Path, tmp_path: Path) -> None:
     base = tiny_base()
-    with unchanged(base), pytest.raises(UsageError, match=words):
+    with assert_unchanged(base), pytest.raises(UsageError, match=words):
         quick(folder, tmp_path / "out", base, **given)
     assert not (tmp_path / "out").exists()
 

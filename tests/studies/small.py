@@ -53,7 +53,7 @@ def make_world(folder: Path) -> Path:
     return path
 
 
-def made(path: Path, out: Path) -> tuple[StudyFile, Grid]:
+def make_study(path: Path, out: Path) -> tuple[StudyFile, Grid]:
     """A file of `make_world` read, and its grid with the work in `out`."""
     file = read_study(str(path))
     assert isinstance(file.study, Study)
@@ -71,7 +71,7 @@ def main() -> None:
         if done >= most:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run(*made(path, out), progress=progress)
+    run(*make_study(path, out), progress=progress)
 
 
 if __name__ == "__main__":

@@ -73,24 +73,24 @@ def keys(folder: Path, metric: str, reading: Mapping[str, str] | None = None) ->
     }
 
 
-def changed(now: Mapping[str, str], before: Mapping[str, str]) -> set[str]:
+def kinds_with_other_keys(now: Mapping[str, str], before: Mapping[str, str]) -> set[str]:
     """The kinds of steps whose keys are others."""
     assert now.keys() == before.keys()
     return {kind for kind in now if now[kind] != before[kind]}
 
 
 def test_steps_judged_by_choices_are_known_again(tmp_path: Path) -> None:
-    assert changed(keys(tmp_path, "accuracy"), KEYS["accuracy"]) == set()
+    assert kinds_with_other_keys(keys(tmp_path, "accuracy"), KEYS["accuracy"]) == set()
 
 
 def test_steps_judged_by_texts_are_made_anew_and_what_was_trained_is_not(tmp_path: Path) -> None:
     # Of pools and merges those that were chosen by such scores.
-    result = changed(keys(tmp_path, "exact_match"), KEYS["exact_match"])
+    result = kinds_with_other_keys(keys(tmp_path, "exact_match"), KEYS["exact_match"])
     assert result == {"score", "measured", "adapt", "pool", "merge"}
 
 
 def test_a_base_that_is_read_otherwise_now_is_asked_anew(tmp_path: Path) -> None:
-    result = changed(keys(tmp_path, "accuracy", {"reading": "plain"}), KEYS["accuracy"])
+    result = kinds_with_other_keys(keys(tmp_path, "accuracy", {"reading": "plain"}), KEYS["accuracy"])
     assert "stand-ins" not in result
     assert {"score", "measured", "adapt", "gradient", "train", "ensemble"} <= result
 

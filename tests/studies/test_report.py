@@ -71,19 +71,19 @@ def grid(values: Values) -> list[dict[str, Any]]:
     ]
 
 
-def titled(result: list[Section], title: str) -> Section:
+def find_section(result: list[Section], title: str) -> Section:
     """The section of that title."""
     return next(item for item in result if item.title == title)
 
 
 def table(result: list[Section], title: str) -> TableSection:
     """The table of that title."""
-    item = titled(result, title)
+    item = find_section(result, title)
     assert isinstance(item, TableSection)
     return item
 
 
-def said(result: list[Section]) -> str:
+def sentences(result: list[Section]) -> str:
     """The sentences at the top."""
     assert isinstance(result[0], Text)
     return "\n".join(result[0].paragraphs)
@@ -145,7 +145,7 @@ def test_a_label_with_a_failed_cell_is_compared_where_both_are_complete() -> Non
     note = table(result, "Every method against new").note
     assert "only the difference compares: old." in note
     assert "With 2 tasks no interval is to be trusted." in note
-    assert "The study is not complete: of 12 cells 1 failed." in said(result)
+    assert "The study is not complete: of 12 cells 1 failed." in sentences(result)
 
 
 def test_a_label_with_fewer_seeds_is_compared_on_these() -> None:
@@ -262,10 +262,10 @@ def test_four_tasks_are_too_few_and_five_are_not() -> None:
             "old": {f"t{i}": [0.6 + 0.01 * i] for i in range(count)},
         }
         result = sections(study(against="new", claims=[claim]), grid(values))
-        assert ("With 4 tasks the interval is not to be trusted." in said(result)) is few
+        assert ("With 4 tasks the interval is not to be trusted." in sentences(result)) is few
         assert ("no interval is to be trusted" in table(result, "Every method against new").note) is few
-        assert "“It helps” — " in said(result)
-        assert "‘old’ is better than ‘new’ by more than the margin of 2 points." in said(result)
+        assert "“It helps” — " in sentences(result)
+        assert "‘old’ is better than ‘new’ by more than the margin of 2 points." in sentences(result)
 
 
 def test_a_row_of_too_few_tasks_among_others_is_named() -> None:
@@ -283,13 +283,15 @@ def test_one_task_has_no_error_and_no_interval() -> None:
     claim = {"claim": "It helps", "compare": "old", "with": "new", "margin": 0.02}
     result = sections(study(against="new", claims=[claim]), grid({"new": {"t": [0.5]}, "old": {"t": [0.7]}}))
     assert _row(result, "old")[1:4] == ("70.0", "+20.0", "1/0/0")
-    assert "differs from ‘new’ by +20.0 points; one task gives no interval." in said(result)
+    assert "differs from ‘new’ by +20.0 points; one task gives no interval." in sentences(result)
 
 
 def test_a_claim_about_what_has_no_results_says_so() -> None:
     claim = {"claim": "It helps", "compare": "gone", "with": "new", "margin": 0.02}
     result = sections(study(against="gone", claims=[claim]), grid({"new": {"t": [0.5]}}))
-    assert "No task has complete results for both ‘gone’ and ‘new’, so nothing can be said." in said(result)
+    assert "No task has complete results for both ‘gone’ and ‘new’, so nothing can be said." in sentences(
+        result
+    )
     assert table(result, "Every method").columns[:2] == ("method", "mean\u00a0±\u00a0SE")
 
 
@@ -299,7 +301,7 @@ def test_a_study_of_which_nothing_is_done_says_so() -> None:
     rows = [cell("t", 0, method, None, settings={"k": k}) for method in ("new", "old") for k in (1, 2)]
     for cells in (rows, []):
         result = sections(study(against="new, k=1", claims=[claim], figures=requests), cells)
-        assert f"No cell of this study is done (of {len(cells)})" in said(result)
+        assert f"No cell of this study is done (of {len(cells)})" in sentences(result)
         assert not [item for item in result if isinstance(item, Figure)]
         assert "nan" not in "".join(_texts(result)).lower().split()
 
@@ -408,9 +410,9 @@ def test_a_tuning_study_says_what_tuning_changes() -> None:
     result = sections(document, _tuning())
     assert (
         "With the learning rate tuned, variants differ from plain LoRA of the same rank by +15.0 to +15.0"
-        in said(result)
+        in sentences(result)
     )
-    assert "With 2 tasks no interval is to be trusted." in said(result)
+    assert "With 2 tasks no interval is to be trusted." in sentences(result)
     rows = table(result, "With the learning rate tuned").rows
     assert rows[1] == (
         "new, variant=pissa",
@@ -432,7 +434,7 @@ def test_losses_far_apart_stand_on_a_logarithmic_axis(worst: float, ticks: set[s
     for item in cells:
         if item["detail"]["valid_loss"] == 2.0:
             item["detail"]["valid_loss"] = worst
-    figure = titled(sections(document, cells), "Learning rates")
+    figure = find_section(sections(document, cells), "Learning rates")
     assert isinstance(figure, Figure)
     output = set(re.findall(r">([\d.]+)</text>", figure.svg))
     assert ticks <= output
@@ -532,7 +534,7 @@ def test_rates_of_the_wild_that_make_no_sense_are_left_out_and_counted() -> None
 
 
 def test_the_size_is_said_and_small_is_called_small() -> None:
-    result = titled(sections(study(), grid(PAIR)), "How large this is")
+    result = find_section(sections(study(), grid(PAIR)), "How large this is")
     assert isinstance(result, Text)
     assert "".join(result.paragraphs) == (
         "3 tasks of 100 test examples, 2 seeds, 2 adapters, base model org/Tiny-135M: a small model "
@@ -540,7 +542,7 @@ def test_the_size_is_said_and_small_is_called_small() -> None:
         "ones."
     )
     document = {**study(), "adapters": {}, "base": {"name": "meta/Llama-3.1-8B-Instruct", "digest": "0"}}
-    large = titled(sections(document, [cell("t", 0, "m", 0.5, n=5000)]), "How large this is")
+    large = find_section(sections(document, [cell("t", 0, "m", 0.5, n=5000)]), "How large this is")
     assert isinstance(large, Text)
     assert "a model (8 billion parameters, by its name) and tasks of different sizes." in large.paragraphs[0]
     assert "small" not in large.paragraphs[0]

@@ -25,7 +25,7 @@ from studies.run import RESULTS, machine, read, results, run
 from studies.steps import KINDS, Job, train
 from studies.store import Step, in_order
 from tests.merging.tiny import save_base, tiny_base
-from tests.studies.small import TEXT, made, make_world
+from tests.studies.small import TEXT, make_study, make_world
 
 # PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study carried out without interruption."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    outcome = run(*made(world, out))
+    outcome = run(*make_study(world, out))
     assert (outcome.failed, outcome.missing) == (0, 0)
     return out
 
@@ -51,7 +51,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 def keys(path: Path, out: Path) -> dict[tuple[object, ...], str]:
     """The key of every cell by what it is called."""
-    cells = made(path, out)[1].cells
+    cells = make_study(path, out)[1].cells
     return {(cell.task, cell.seed, cell.label): cell.step.key for cell in cells}
 
 
@@ -104,7 +104,7 @@ def test_an_ensemble_is_the_mean_of_probabilities(world: Path, whole: Path) -> N
 
 
 def test_what_cells_share_is_made_once(world: Path, tmp_path: Path) -> None:
-    steps = list(in_order(made(world, tmp_path / "out")[1].steps))
+    steps = list(in_order(make_study(world, tmp_path / "out")[1].steps))
     kinds = [step.kind for step in steps]
     # Two rates, two tasks, two seeds: the method with one rate trains nothing of its own.
     assert kinds.count("train") == 8
@@ -163,7 +163,7 @@ def test_a_merge_is_made_anew_where_its_method_gives_another_result(world: Path,
     other = world.with_name("revised.yaml")
     other.write_text(world.read_text().replace("method: average", "method: della"))
     for file, revision in ((world, None), (other, 2)):
-        cells = [cell for cell in made(file, tmp_path)[1].cells if cell.method == "average"]
+        cells = [cell for cell in make_study(file, tmp_path)[1].cells if cell.method == "average"]
         merges = [step for cell in cells for step in cell.step.inputs.values() if step.kind == "merge"]
         assert merges
         assert {step.params.get("revision") for step in merges} == {revision}
@@ -176,7 +176,7 @@ def test_methods_and_pools_of_some_seeds(world: Path, tmp_path: Path) -> None:
     assert changed.count("seeds:") == text.count("seeds:") + 2
     path = world.with_name("some.yaml")
     path.write_text(changed)
-    every, some = (made(item, tmp_path)[1].cells for item in (world, path))
+    every, some = (make_study(item, tmp_path)[1].cells for item in (world, path))
     left = [item for item in every if item.pool != "chance" or item.seed == 1]
     left = [item for item in left if item.method != "base" or item.seed == 0]
     assert [item.step.key for item in some] == [item.step.key for item in left]
@@ -199,7 +199,7 @@ def test_a_second_run_does_nothing(world: Path, whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (whole / "steps").glob("*/*")}
     text = (whole / RESULTS).read_bytes()
     document: list[tuple[int, int]] = []
-    run(*made(world, whole), progress=lambda done, total: document.append((done, total)))
+    run(*make_study(world, whole), progress=lambda done, total: document.append((done, total)))
     assert document == [(document[0][1], document[0][1])]
     assert {path: path.stat().st_mtime_ns for path in (whole / "steps").glob("*/*")} == before
     assert (whole / RESULTS).read_bytes() == text
@@ -216,7 +216,7 @@ def test_a_merge_is_made_on_the_threads_of_the_study(world: Path, whole: Path, t
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert run(*made(world, out)).missing == 0
+        assert run(*make_study(world, out)).missing == 0
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -227,7 +227,7 @@ def test_the_folders_of_a_study_are_absolute(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    place = made(world, Path("out"))[1].place
+    place = make_study(world, Path("out"))[1].place
     folders = [place.folder, place.source, *place.tasks.values(), *place.adapters.values()]
     assert all(folder.is_absolute() for folder in folders)
     assert place.folder == tmp_path / "out"
@@ -247,7 +247,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(world: Path, whole: P
         assert len(list((out / "steps").glob("[0-9a-f]*"))) == most
     # What a kill in the middle of a step leaves.
     (out / "steps" / ".0123.half").mkdir()
-    outcome = run(*made(world, out))
+    outcome = run(*make_study(world, out))
     assert (outcome.failed, outcome.missing) == (0, 0)
     assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()
     assert not list((out / "steps").glob(".*"))
@@ -258,7 +258,7 @@ def test_an_interrupted_run_leaves_results_that_can_be_read(world: Path, tmp_pat
         if done >= 5:
             raise KeyboardInterrupt
 
-    file, grid = made(world, tmp_path / "out")
+    file, grid = make_study(world, tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         run(file, grid, progress=progress)
     facts, rows = read(tmp_path / "out")
@@ -274,7 +274,7 @@ def test_a_cell_that_fails_is_kept_as_failed_and_tried_again(world: Path, tmp_pa
     path = world.with_name("failing.yaml")
     path.write_text(text.replace("[1e-3, 1e-2]", "[1e30, 1e35]").replace("seeds: [0, 1]", "seeds: [0]"))
     out = tmp_path / "out"
-    outcome = run(*made(path, out))
+    outcome = run(*make_study(path, out))
     rows = rows_of(out)
     failed = {(row["method"], row["pool"]) for row in rows if row["status"] == "failed"}
     assert failed == {("new LoRA", None), ("recycling", "best"), ("recycling", "noise")}
@@ -282,7 +282,7 @@ def test_a_cell_that_fails_is_kept_as_failed_and_tried_again(world: Path, tmp_pa
     assert outcome.errors == ("The loss became infinite with every learning rate; choose lower ones.",)
     assert all(row["error"] == outcome.errors[0] for row in rows if row["status"] == "failed")
     path.write_text(text.replace("seeds: [0, 1]", "seeds: [0]"))
-    assert run(*made(path, out)).failed == 0
+    assert run(*make_study(path, out)).failed == 0
 
 
 def test_a_training_that_failed_for_once_leaves_no_choice_without_it(
@@ -296,12 +296,12 @@ def test_a_training_that_failed_for_once_leaves_no_choice_without_it(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setitem(KINDS, "train", broken)
-        outcome = run(*made(world, out))
+        outcome = run(*make_study(world, out))
     assert outcome.errors == ("The memory is full.",)
     assert {row["method"] for row in rows_of(out) if row["status"] == "failed"} == {
         *("new LoRA", "one rate", "recycling")
     }
-    assert run(*made(world, out)).failed == 0
+    assert run(*make_study(world, out)).failed == 0
     assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()
 
 
@@ -310,12 +310,12 @@ def test_runs_keep_out_of_each_others_way(world: Path, tmp_path: Path) -> None:
     out.mkdir()
     (out / "steps").mkdir()
     with FileLock(out / ".lock"), pytest.raises(UsageError, match="Another run is at work"):
-        run(*made(world, out))
+        run(*make_study(world, out))
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("mine")
     with pytest.raises(UsageError, match="holds something else"):
-        run(*made(world, other))
+        run(*make_study(world, other))
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
 
 
@@ -328,10 +328,10 @@ def test_a_name_that_is_not_there(world: Path, tmp_path: Path) -> None:
     other = world.with_name("absent.yaml")
     other.write_text(world.read_text().replace("names: [halves, thirds]", "names: [halves, quarters]"))
     with pytest.raises(NotFoundError, match="quarters"):
-        made(other, tmp_path)
+        make_study(other, tmp_path)
     other.write_text(world.read_text().replace("{from: adapters}", "{from: adapters, names: [a0, a9]}"))
     with pytest.raises(NotFoundError, match="no adapter a9"):
-        made(other, tmp_path)
+        make_study(other, tmp_path)
 
 
 def test_adapters_of_an_exported_pool_and_among_some(world: Path, tmp_path: Path) -> None:
@@ -343,12 +343,12 @@ def test_adapters_of_an_exported_pool_and_among_some(world: Path, tmp_path: Path
     path.write_text(text)
     assert keys(path, tmp_path) == keys(world, tmp_path)
     path.write_text(text.replace("chance: {by: random, k: 2}", "chance: {by: random, k: 2, among: [a1, a2]}"))
-    run(*made(path, tmp_path / "out"))
+    run(*make_study(path, tmp_path / "out"))
     rows = [row for row in rows_of(tmp_path / "out") if row["pool"] == "chance"]
     assert {name for row in rows for name in row["detail"]["members"]} == {"a1", "a2"}
     path.write_text(text.replace("chance: {by: random, k: 2}", "chance: {by: random, k: 2, among: [a1, a7]}"))
     with pytest.raises(UsageError, match="a7, which is none of the adapters"):
-        made(path, tmp_path / "out")
+        make_study(path, tmp_path / "out")
 
 
 def test_an_adapter_of_another_base_is_refused_before_anything_runs(world: Path, tmp_path: Path) -> None:
@@ -357,12 +357,12 @@ def test_an_adapter_of_another_base_is_refused_before_anything_runs(world: Path,
     save_base(tiny_base(hidden=64), tmp_path / "wider")
     path.write_text(path.read_text().replace(f"base: {world.parent / 'base'}", f"base: {tmp_path / 'wider'}"))
     with pytest.raises(MergeError, match=r"a0 is made for .* belongs to another model"):
-        made(path, tmp_path / "out")
+        make_study(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_results_of_nothing_are_missing(world: Path, tmp_path: Path) -> None:
-    result = list(results(made(world, tmp_path / "out")[1]))
+    result = list(results(make_study(world, tmp_path / "out")[1]))
     assert {row["status"] for row in result} == {"missing"}
     assert machine("cpu")
 

@@ -19,7 +19,7 @@ from merging.model import budget, draw, load_base, read_task
 from studies.reporting import report
 from studies.run import RESULTS, run
 from studies.wild import hyperparameters
-from tests.studies.small import made, make_world
+from tests.studies.small import make_study, make_world
 
 # PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -57,7 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def out(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("steps") / "out"
-    run(*made(world, folder))
+    run(*make_study(world, folder))
     return folder
 
 

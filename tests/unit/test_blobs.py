@@ -354,7 +354,7 @@ def age(path: Path, seconds: float = 100.0) -> None:
     os.utime(path, (then, then))
 
 
-def settled(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> Path:
+def age_blob(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The blob of the store, last changed long ago by the clock of the store."""
     fill(store)
     now = store.path(SHA).stat().st_ctime_ns + 10**10
@@ -365,7 +365,7 @@ def settled(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_blob_is_read_once_by_all_processes_until_it_changes(
     store: BlobStore, readings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = settled(store, monkeypatch)
+    path = age_blob(store, monkeypatch)
     for _ in range(2):
         assert store.path_of(SHA) == path
         assert BlobStore(store.root).path_of(SHA) == path
@@ -378,7 +378,7 @@ def test_a_blob_is_read_once_by_all_processes_until_it_changes(
 def test_a_change_in_place_is_noticed_whatever_was_read_before(
     store: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = settled(store, monkeypatch)
+    path = age_blob(store, monkeypatch)
     assert store.path_of(SHA) == path
     dates = path.stat()
     with path.open("r+b") as file:

@@ -22,7 +22,7 @@ from catalog.scores.prediction import (
     posterior,
 )
 from tests.shared_data import data, shared
-from tests.unit.test_scores import drawn, matrix, same
+from tests.unit.test_scores import draw_matrix, matrix, same
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ DIGIT = "Classify the sentence. Return only the digit (0 or 1), without explanat
 LETTER = "Answer the multiple-choice question. Return only the letter (A, B, C or D)."
 
 
-def planted(seed: int, rows: int = 150, tasks: int = 20, factors: int = 3) -> tuple[ScoreMatrix, Floats]:
+def plant_matrix(seed: int, rows: int = 150, tasks: int = 20, factors: int = 3) -> tuple[ScoreMatrix, Floats]:
     """A matrix of 100-sample scores of adapters whose true scores, given too, have few factors."""
     rng = np.random.default_rng(seed)
     raw = rng.normal(size=(rows, factors)) @ rng.normal(size=(factors, tasks)) / math.sqrt(factors)
@@ -98,7 +98,7 @@ def brute(expected: Expectation, values: Floats, n: Floats) -> tuple[Floats, Flo
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_posterior_is_the_conditional_normal_distribution(seed: int) -> None:
-    names, _ = planted(seed, rows=40, tasks=8)
+    names, _ = plant_matrix(seed, rows=40, tasks=8)
     expected = expectation(names, "t0", {})
     rng = np.random.default_rng(seed)
     n = np.where(rng.uniform(size=40) < 0.5, rng.integers(2, 30, size=40), 0).astype(np.float64)
@@ -110,7 +110,7 @@ def test_the_posterior_is_the_conditional_normal_distribution(seed: int) -> None
 
 
 def test_the_more_samples_the_less_is_shrunk() -> None:
-    names, _ = planted(0, rows=60)
+    names, _ = plant_matrix(0, rows=60)
     at = names.values[:, 0]
     distances = []
     for samples in (5.0, 50.0, 5000.0):
@@ -122,7 +122,7 @@ def test_the_more_samples_the_less_is_shrunk() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_shrunk_scores_are_nearer_to_the_truth_than_raw_ones(seed: int) -> None:
-    names, truth = planted(seed)
+    names, truth = plant_matrix(seed)
     result = completion(names, "t3")
     assert error(result.scores, truth[:, 3]) < 0.5 * error(by_score(names, "t3").scores, truth[:, 3])
     assert result.deviation is not None
@@ -132,7 +132,7 @@ def test_shrunk_scores_are_nearer_to_the_truth_than_raw_ones(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_third_of_the_adapters_tells_of_the_others(seed: int) -> None:
-    names, truth = planted(seed)
+    names, truth = plant_matrix(seed)
     n = np.where(np.arange(150) % 3 == 0, 100.0, 0.0)
     few = names.with_column("t3", np.where(n > 0, names.values[:, 3], np.nan), n)
     result = completion(few, "t3")
@@ -147,9 +147,9 @@ def test_a_third_of_the_adapters_tells_of_the_others(seed: int) -> None:
 @given(st.integers(0, 30))
 @settings(max_examples=10)
 def test_what_is_expected_sees_nothing_of_the_task_itself(seed: int) -> None:
-    complete = drawn(seed)
+    complete = draw_matrix(seed)
     texts = {f"t{j}": text for j, text in enumerate((DIGIT, LETTER, DIGIT, LETTER, ""))}
-    other = drawn(seed + 1000)
+    other = draw_matrix(seed + 1000)
     changed = complete.with_column("t0", other.values[:, 0], other.n[:, 0])
     for first, second in ((complete, changed), (complete, complete.blank("t0"))):
         item, two = expectation(first, "t0", texts), expectation(second, "t0", texts)
@@ -186,7 +186,7 @@ def test_tasks_that_read_alike_name_their_specialists(task: str) -> None:
 
 
 def test_without_texts_all_tasks_count_alike() -> None:
-    weights = expectation(drawn(0), "t0").weights
+    weights = expectation(draw_matrix(0), "t0").weights
     assert len(set(np.round(list(weights.values()), 12))) == 1
 
 
@@ -201,7 +201,7 @@ def test_like_adapters_are_evened_out() -> None:
 
 
 def test_an_adapter_that_nobody_measured_has_no_neighbours() -> None:
-    complete = drawn(3, rows=20, columns=6, holes=0)
+    complete = draw_matrix(3, rows=20, columns=6, holes=0)
     values = complete.values.copy()
     values[4, 1:] = np.nan
     covariance = expectation(matrix(values.tolist()), "t0").covariance
@@ -215,7 +215,7 @@ def test_an_adapter_that_nobody_measured_has_no_neighbours() -> None:
 
 def test_those_that_nobody_measured_count_as_one() -> None:
     """However many they are and wherever they stand, nobody's score changes, and theirs is one."""
-    rows: list[list[float]] = drawn(3, rows=30, columns=6, holes=0).values.tolist()
+    rows: list[list[float]] = draw_matrix(3, rows=30, columns=6, holes=0).values.tolist()
     empty = [math.nan] * 6
     for blank in (False, True):
         few, many = matrix([*rows, empty]), matrix([empty, *rows[:10], *[empty] * 9000, *rows[10:], empty])
@@ -232,7 +232,7 @@ def test_those_that_nobody_measured_count_as_one() -> None:
 
 
 def test_more_than_can_be_compared_is_one_sentence() -> None:
-    crowd = drawn(0, rows=5001, columns=2, holes=0)
+    crowd = draw_matrix(0, rows=5001, columns=2, holes=0)
     with pytest.raises(UsageError, match=r"At most 5,000 adapters .* not 5,001; narrow them"):
         completion(crowd, "t0")
 
@@ -293,7 +293,7 @@ def test_what_cannot_be_ranked(known: ScoreMatrix, task: str, kind: Any, message
 
 def test_a_posterior_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="at least one measured score"):
-        posterior(expectation(drawn(0), "t0"), np.full(12, np.nan), np.zeros(12))
+        posterior(expectation(draw_matrix(0), "t0"), np.full(12, np.nan), np.zeros(12))
 
 
 @shared

@@ -57,7 +57,7 @@ def pool(*members: Member, **over: Any) -> Manifest:
     return Manifest(members=members or (member(),), **(facts | over))
 
 
-def edited(change: Callable[[dict[str, Any]], object]) -> bytes:
+def edit_manifest(change: Callable[[dict[str, Any]], object]) -> bytes:
     """The canonical bytes of a manifest after a change that somebody made."""
     document = json.loads(pool().canonical())
     change(document)
@@ -120,7 +120,7 @@ HOSTILE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
 @pytest.mark.parametrize(("change", "told"), [pytest.param(c, t, id=i) for i, c, t in HOSTILE])
 def test_a_manifest_from_elsewhere_is_not_believed(change: Callable[[Any], object], told: str) -> None:
     with pytest.raises(PoolError, match=told):
-        parse_manifest(edited(change))
+        parse_manifest(edit_manifest(change))
 
 
 @pytest.mark.parametrize(

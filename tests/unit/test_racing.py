@@ -15,8 +15,8 @@ from catalog.errors import NotFoundError, UsageError
 from catalog.scores.matrix import Floats, ScoreMatrix, by_score
 from catalog.scores.prediction import Posterior
 from catalog.scores.racing import Race, _improvement, race
-from tests.unit.test_completion import planted
-from tests.unit.test_scores import drawn, same
+from tests.unit.test_completion import plant_matrix
+from tests.unit.test_scores import draw_matrix, same
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ class Bench:
 
 
 def run(seed: int, budget: int, **options: int) -> tuple[Race, Bench, Floats]:
-    names, truth = planted(seed, rows=60)
+    names, truth = plant_matrix(seed, rows=60)
     bench = Bench(names, truth[:, 0])
     return race(names.blank("t0"), "t0", bench, budget, **options), bench, truth[:, 0]
 
@@ -102,7 +102,7 @@ def test_a_race_finds_better_adapters_than_the_same_samples_for_everyone() -> No
     """600 samples for 60 adapters, of which measuring all 100 times would take 6,000, on eight tasks."""
     raced, evenly, spent_well = [], [], []
     for task in range(8):
-        names, truth = planted(task, rows=60)
+        names, truth = plant_matrix(task, rows=60)
         name, scores = f"t{task}", truth[:, task]
         bench = Bench(names, scores)
         result = race(names.blank(name), name, bench, 600)
@@ -118,7 +118,7 @@ def test_a_race_finds_better_adapters_than_the_same_samples_for_everyone() -> No
 
 
 def test_an_adapter_that_stands_out_is_found_whatever_the_other_tasks_say() -> None:
-    names, truth = planted(0, rows=40)
+    names, truth = plant_matrix(0, rows=40)
     truth = truth[:, 0].clip(0, 0.6)
     worst = int(np.argmin(truth))
     truth[worst] = 1.0
@@ -127,7 +127,7 @@ def test_an_adapter_that_stands_out_is_found_whatever_the_other_tasks_say() -> N
 
 
 def test_what_was_measured_before_is_not_bought_again() -> None:
-    names, truth = planted(3, rows=30)
+    names, truth = plant_matrix(3, rows=30)
     n = np.where(np.arange(30) < 10, 100.0, 0.0)
     part = names.with_column("t0", np.where(n > 0, names.values[:, 0], np.nan), n)
     bench = Bench(names, truth[:, 0])
@@ -138,7 +138,7 @@ def test_what_was_measured_before_is_not_bought_again() -> None:
 
 
 def test_an_adapter_that_cannot_be_measured_is_asked_for_once() -> None:
-    names, truth = planted(4, rows=20)
+    names, truth = plant_matrix(4, rows=20)
     refused = names.adapters[::3]
     bench = Bench(names, truth[:, 0], refused)
     result = race(names.blank("t0"), "t0", bench, 2000, cap=30)
@@ -149,20 +149,20 @@ def test_an_adapter_that_cannot_be_measured_is_asked_for_once() -> None:
 
 
 def test_where_nobody_can_be_measured_there_is_no_race() -> None:
-    names, truth = planted(4, rows=6)
+    names, truth = plant_matrix(4, rows=6)
     with pytest.raises(UsageError, match="No adapter could be measured on t0"):
         race(names.blank("t0"), "t0", Bench(names, truth[:, 0], names.adapters), 100)
 
 
 @pytest.mark.parametrize("answers", [[0.5], [0.5, 1.2], [0.5, -0.1], [0.5, math.inf]])
 def test_an_answer_that_is_no_score_is_refused(answers: list[float]) -> None:
-    names = drawn(0, rows=2)
+    names = draw_matrix(0, rows=2)
     with pytest.raises(UsageError, match="no score from 0 to 1 for each adapter"):
         race(names.blank("t0"), "t0", lambda adapters, n: answers, 20, rounds=1)
 
 
 def test_a_budget_below_one_step_and_an_unknown_task_are_refused() -> None:
-    names = drawn(0)
+    names = draw_matrix(0)
     with pytest.raises(UsageError, match="at least one step of 10 samples"):
         race(names, "t0", lambda adapters, n: [], 9)
     with pytest.raises(NotFoundError, match="t99"):

@@ -40,7 +40,7 @@ def matrix(values: list[list[float]], n: float = 100, base: list[float] | None =
     )
 
 
-def drawn(seed: int, rows: int = 12, columns: int = 5, holes: float = 0.2) -> ScoreMatrix:
+def draw_matrix(seed: int, rows: int = 12, columns: int = 5, holes: float = 0.2) -> ScoreMatrix:
     """A matrix of random scores in hundredths, with holes in every column but the first."""
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 101, size=(rows, columns)) / 100
@@ -94,7 +94,7 @@ def test_a_matrix_that_does_not_fit_is_refused(change: dict[str, object], messag
 
 @given(st.integers(0, 50))
 def test_columns_are_put_in_taken_out_and_blanked(seed: int) -> None:
-    complete = drawn(seed)
+    complete = draw_matrix(seed)
     at = complete.column("t2")
     empty = complete.blank("t2")
     assert empty.tasks == complete.tasks
@@ -187,9 +187,9 @@ def test_the_prior_favours_those_who_stand_out_elsewhere() -> None:
 
 @given(st.integers(0, 50))
 def test_the_prior_sees_nothing_of_the_task_itself(seed: int) -> None:
-    complete = drawn(seed)
+    complete = draw_matrix(seed)
     result = prior(complete, "t0")
-    other = drawn(seed + 1000)
+    other = draw_matrix(seed + 1000)
     changed = complete.with_column("t0", other.values[:, 0], other.n[:, 0])
     assert same(prior(changed, "t0").scores, result.scores)
     assert same(prior(complete.blank("t0"), "t0").scores, result.scores)
@@ -198,7 +198,7 @@ def test_the_prior_sees_nothing_of_the_task_itself(seed: int) -> None:
 
 @given(st.integers(0, 50), st.randoms())
 def test_the_prior_of_an_adapter_does_not_depend_on_its_place(seed: int, random: object) -> None:
-    complete = drawn(seed)
+    complete = draw_matrix(seed)
     order = np.random.default_rng(seed).permutation(len(complete.adapters))
     moved = ScoreMatrix(
         tuple(complete.adapters[i] for i in order),
@@ -211,7 +211,7 @@ def test_the_prior_of_an_adapter_does_not_depend_on_its_place(seed: int, random:
 
 
 def test_tasks_that_nobody_was_measured_on_count_for_nothing() -> None:
-    complete = drawn(0)
+    complete = draw_matrix(0)
     assert same(prior(complete.blank("empty"), "t0").scores, prior(complete, "t0").scores)
     assert other_tasks(complete.blank("empty"), "t0").tasks == ("t1", "t2", "t3", "t4")
 
