@@ -253,7 +253,7 @@ def main() -> None:
     loradex(prog_name="loradex")
 
 
-class _Talk(logging.Handler):
+class _LogLines(logging.Handler):
     """Log records as lines on stderr, whatever stderr is at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -265,5 +265,5 @@ def _set_up_logging(quiet: bool, verbose: int) -> None:
     for name in ("catalog", "crawler", "merging", "cli"):
         logger = logging.getLogger(name)
         logger.setLevel(level)
-        logger.handlers = [_Talk()]
+        logger.handlers = [_LogLines()]
         logger.propagate = False

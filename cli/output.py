@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import click
 
-from loradex.progress import ProgressCallback, Step, show_progress
+from loradex.progress import ProgressCallback, ProgressStep, show_progress
 from loradex.text import plain
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -126,10 +126,10 @@ class Output:
             yield callback
 
     @contextmanager
-    def progress(self, label: str) -> Iterator[Step]:
+    def progress(self, label: str) -> Iterator[ProgressStep]:
         """The progress of one step of that name."""
         with self.show_progress() as callback:
-            yield Step(callback, label)
+            yield ProgressStep(callback, label)
 
 
 def output_options(*, lists: bool) -> Callable[[Command], Command]:

@@ -18,6 +18,16 @@ from .models import (
 )
 from .pool import Pool, PoolCheck, PoolExport
 from .rows import AdapterDetails, AdapterRow, Rows
+from .studies import (
+    StudyOutcome,
+    StudyPlan,
+    StudyReport,
+    StudyRequest,
+    StudyRow,
+    built_in_studies,
+    report_study,
+    run_study,
+)
 
 __all__ = [
     "AdaptReport",
@@ -37,10 +47,16 @@ __all__ = [
     "ProgressEvent",
     "ProgressOption",
     "Rows",
+    "StudyOutcome",
+    "StudyPlan",
+    "StudyReport",
+    "StudyRequest",
+    "StudyRow",
     "TaskScores",
     "UsageError",
     "adapt",
     "adaptive_methods",
+    "built_in_studies",
     "errors",
     "evaluate",
     "fingerprint",
@@ -52,5 +68,7 @@ __all__ = [
     "merge",
     "methods",
     "open",
+    "report_study",
+    "run_study",
     "train",
 ]

@@ -81,7 +81,7 @@ from loradex.comparison import (
 from loradex.encoding import embed_catalog
 from loradex.members import find_pool
 from loradex.pool import Pool, save_pools
-from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, Step, reporting
+from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.results import (
     AddedSpelling,
     CatalogStatus,
@@ -222,7 +222,7 @@ class Catalog:
             reporting(progress) as report,
             disposing(open_catalog(self.settings, create=True)) as engine,
         ):
-            step = _announced(Step(report, "reading"), hub, options)
+            step = _announced(ProgressStep(report, "reading"), hub, options)
             return Crawler(engine, hub, self._blobs, options, step, stop).crawl()
 
     def preview(
@@ -245,7 +245,7 @@ class Catalog:
             reporting(progress) as report,
             reading_if_any(self.settings) as session,
         ):
-            step = _announced(Step(report, "reading"), hub, options)
+            step = _announced(ProgressStep(report, "reading"), hub, options)
             return preview_crawl(session, hub, options, step)
 
     @property
@@ -530,7 +530,7 @@ class Catalog:
             embedder = None
             if not words_only:
                 try:
-                    embedder = embed_catalog(session, model, Step(report, "embedding cards"), notes)
+                    embedder = embed_catalog(session, model, ProgressStep(report, "embedding cards"), notes)
                 except EncoderError as error:
                     if not shares.words:
                         raise
@@ -640,7 +640,7 @@ class Catalog:
             reporting(progress) as report,
             disposing(open_catalog(self.settings, create=False)) as engine,
         ):
-            return reread(engine, self._blobs, Step(report, "reading").working)
+            return reread(engine, self._blobs, ProgressStep(report, "reading").working)
 
     def check_indexes(self) -> Rows[IndexRow]:
         """The state of each vector index, which are caches that calls make by themselves."""
@@ -909,7 +909,7 @@ class Catalog:
                     blob.sha256: kept.origins(session, self.settings.pools, blob.sha256) for blob in damaged
                 }
             with Hub(HubSettings.from_environment()) as hub:
-                left = repair(blobs, places, hub, Step(report, "fetching").working)
+                left = repair(blobs, places, hub, ProgressStep(report, "fetching").working)
         return WeightsRepair(
             not left,
             tuple(blob for blob in damaged if blob.sha256 not in left),
@@ -1047,7 +1047,7 @@ class Catalog:
 
 
 def _read_kept(blobs: BlobStore, report: ProgressCallback) -> list[Damage]:
-    step = Step(report, "reading MB")
+    step = ProgressStep(report, "reading MB")
     return blobs.find_damage(lambda done, total: step.working(done // _MEGABYTE, total // _MEGABYTE))
 
 
@@ -1091,7 +1091,7 @@ def _open_hub(options: CrawlOptions, stop: threading.Event) -> Hub:
     return Hub(replace_fields(HubSettings.from_environment(), connections=options.workers), stop=stop)
 
 
-def _announced(step: Step, hub: Hub, options: CrawlOptions) -> Step:
+def _announced(step: ProgressStep, hub: Hub, options: CrawlOptions) -> ProgressStep:
     """The step, after a note on what is crawled."""
     bases = "every base model" if options.any_base else ", ".join(options.bases or (DEFAULT_BASE,))
     step.note(f"Crawling {hub.settings.endpoint} for adapters of {bases}")

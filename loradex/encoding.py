@@ -9,10 +9,10 @@ from catalog.search import embed_cards
 
 if TYPE_CHECKING:
     from catalog.database import Session
-    from loradex.progress import Step
+    from loradex.progress import ProgressStep
 
 
-def embed_catalog(session: Session, model: str, step: Step, notes: list[str]) -> Embedder:
+def embed_catalog(session: Session, model: str, step: ProgressStep, notes: list[str]) -> Embedder:
     """The encoder, after it embedded the cards that are new; adds to `notes` what it could not.
 
     Raises EncoderError where it cannot be loaded. Writes the vectors.

@@ -37,7 +37,7 @@ ProgressOption = bool | ProgressCallback
 
 
 @dataclass(frozen=True)
-class Step:
+class ProgressStep:
     """One step of a call as the crawler and the merges report on it; each report is an event."""
 
     report: ProgressCallback

@@ -16,7 +16,7 @@ from catalog.pools import Manifest, export, member_folder
 from catalog.selection import candidates, pin_members
 from loradex.bases import open_base, prompt_notes
 from loradex.fetching import fetching, writable_folder
-from loradex.progress import ProgressCallback, ProgressEvent, Step
+from loradex.progress import ProgressCallback, ProgressEvent, ProgressStep
 
 if TYPE_CHECKING:
     from catalog.database import Session
@@ -124,7 +124,7 @@ def _with_scores(
     """The sources with what scores adapters on further training examples."""
     from merging.evaluation import Sampler
 
-    model, step = request.open_base(settings, report), Step(report, "racing")
+    model, step = request.open_base(settings, report), ProgressStep(report, "racing")
     with _scratch(settings) as scratch:
         load = _loader(settings, sources.session, sources.refusing, question.base or request.base, scratch)
         sampler = Sampler(model, request.task, load, question.seed, request.too_long)

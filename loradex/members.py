@@ -15,7 +15,7 @@ from catalog.adapters import is_adapter_folder, table_with
 from catalog.errors import CatalogError, PoolError, UsageError
 from catalog.settings import Settings
 from loradex.pool import Pool
-from loradex.progress import ProgressCallback, ProgressEvent, Step
+from loradex.progress import ProgressCallback, ProgressEvent, ProgressStep
 from merging.members import load_member
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _pool_folder(pool: Pool, report: ProgressCallback) -> Iterator[Path]:
     place = in_export(manifest, folder) if folder is not None else None
     if folder is not None and place is not None:
         verified = Verified(settings.blobs / "verified") if settings else None
-        step = Step(report, "verifying the members")
+        step = ProgressStep(report, "verifying the members")
         problems = verify_files(manifest, place, step.working, read_record(folder), verified)
         if problems:
             raise PoolError(f"{problems[0].detail} Export the pool again.")
@@ -172,4 +172,4 @@ def _pool_folder(pool: Pool, report: ProgressCallback) -> Iterator[Path]:
     from loradex.fetching import fetching, writable_folder
 
     with fetching(settings, manifest) as fetch, writable_folder(settings.pools) as below:
-        yield export(manifest, below, "peft", fetch, Step(report, "fetching the members").working)
+        yield export(manifest, below, "peft", fetch, ProgressStep(report, "fetching the members").working)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from catalog.adapters import table_with
 from catalog.settings import Settings
 from loradex.members import MemberSource, open_members, read_base_table, settings_of
-from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, Step, reporting
+from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class MergeRequest:
         with reporting(progress) as report, self._checked(report) as merge:
             plan = self._plan_control(merge, target) if self.control else merge.plan
             pool = {"name": merge.manifest.name, "digest": merge.manifest.digest} if merge.manifest else None
-            step = Step(report, "merging")
+            step = ProgressStep(report, "merging")
             merged = carry_out(plan, folder, overwrite=overwrite, pool=pool, progress=step.working)
             if self.apply_to is not None:
                 apply_to(
@@ -125,7 +125,7 @@ class MergeRequest:
                     target,
                     device=self.device,
                     overwrite=overwrite,
-                    progress=Step(report, "adding to the base").working,
+                    progress=ProgressStep(report, "adding to the base").working,
                 )
         model = target if self.apply_to else None
         return dataclasses.replace(merged, model=model, notes=merge.notes)
@@ -317,7 +317,7 @@ def inspect(
                 base=base,
                 table=table,
                 device=device,
-                progress=Step(report, "reading").working,
+                progress=ProgressStep(report, "reading").working,
             )
         note = base_note(opened.members, base_of(opened.members, base, table), table)
         notes = (
@@ -361,7 +361,7 @@ def fold(
     from merging.static import apply_to
 
     with reporting(progress) as report:
-        step = Step(report, "adding to the base")
+        step = ProgressStep(report, "adding to the base")
         return apply_to(
             Path(base), Path(adapter), Path(out), device=device, overwrite=overwrite, progress=step.working
         )

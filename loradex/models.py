@@ -18,7 +18,7 @@ from catalog.files import replace_file
 from catalog.settings import Settings
 from loradex.bases import open_base, prompt_notes
 from loradex.members import MemberSource, open_members, settings_of
-from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, Step, reporting
+from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def train(
             dtype=dtype,
             too_long=too_long,
             overwrite=overwrite,
-            progress=Step(report, "training").working,
+            progress=ProgressStep(report, "training").working,
         )
         notes = _report_notes(report, [*prompt_notes(trained.record), *_training_notes(trained.record)])
     return dataclasses.replace(trained, notes=notes)
@@ -358,7 +358,7 @@ def adapt(
             batch=batch,
             seed=seed,
             too_long=too_long,
-            progress=Step(report, "adapting").working,
+            progress=ProgressStep(report, "adapting").working,
         )
         written = _write_adaptation(adaptation, folder, rank, model.name, overwrite)
         if split is not None:
@@ -457,7 +457,7 @@ def evaluate(
             log=None if log is None else Path(log),
             with_base=not without_base,
             too_long=too_long,
-            progress=Step(report, "scoring").working,
+            progress=ProgressStep(report, "scoring").working,
         ):
             if isinstance(score, LoradexError):
                 failures.append(score)

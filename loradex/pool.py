@@ -29,7 +29,7 @@ from catalog.pools import (
 )
 from catalog.settings import Settings
 from loradex.choices import check_choice
-from loradex.progress import ProgressOption, Step, reporting
+from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import cell_text, html_table
 
 _FIRST = 3
@@ -188,7 +188,7 @@ class Pool:
         problems: list[PoolProblem] = []
         misread: dict[str, list[str]] = {}
         with reporting(progress) as report:
-            step = Step(report, "exporting")
+            step = ProgressStep(report, "exporting")
             for manifest in (self.manifest, *self._control_manifests(notes)):
                 with fetching(settings, manifest) as fetch:
                     below = Path(to) if to is not None else settings.pools
@@ -225,7 +225,7 @@ class Pool:
         """
         judged = None if use is None else check_choice("use", use, USES)
         with reporting(progress) as report:
-            step = Step(report, "reading")
+            step = ProgressStep(report, "reading")
             problems, lenient = self._file_problems(step.working)
             problems += license_problems(self.manifest, judged)
             if online:
@@ -242,7 +242,7 @@ class Pool:
         from loradex.fetching import fetching
 
         with fetching(self._required_settings(), self.manifest) as fetch, reporting(progress) as report:
-            step = Step(report, "fetching")
+            step = ProgressStep(report, "fetching")
             for done, member in enumerate(self.members):
                 step.working(done, len(self.members))
                 for file in member.files:
@@ -272,7 +272,7 @@ class Pool:
         blobs = BlobStore(self._required_settings().blobs)
         return lambda _, file: blobs.path(file.sha256) if blobs.has(file.sha256) else None
 
-    def _hub_problems(self, step: Step) -> list[PoolProblem]:
+    def _hub_problems(self, step: ProgressStep) -> list[PoolProblem]:
         from crawler.fetch import hub_problems
         from crawler.hub import Hub, HubSettings
 

@@ -13,10 +13,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from loradex.events import ProgressCallback, ProgressEvent, ProgressLines, ProgressOption, Step
+from loradex.events import ProgressCallback, ProgressEvent, ProgressLines, ProgressOption, ProgressStep
 from loradex.text import plain
 
-__all__ = ["ProgressCallback", "ProgressEvent", "ProgressOption", "Step", "reporting", "show_progress"]
+__all__ = [
+    "ProgressCallback",
+    "ProgressEvent",
+    "ProgressOption",
+    "ProgressStep",
+    "reporting",
+    "show_progress",
+]
 
 
 @contextmanager

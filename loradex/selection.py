@@ -19,7 +19,7 @@ from loradex.comparison import find_subject
 from loradex.encoding import embed_catalog
 from loradex.measuring import ModelRequest, other_tasks, with_model
 from loradex.pool import Pool, save_pools
-from loradex.progress import ProgressCallback, Step
+from loradex.progress import ProgressCallback, ProgressStep
 
 if TYPE_CHECKING:
     from catalog.index import Embedder
@@ -66,7 +66,7 @@ def select_pool(
             browse.refuse_unknown_bases(session, parse(question.where))
 
         def load_encoder() -> Embedder:
-            return embed_catalog(session, model, Step(report, "embedding cards"), notes)
+            return embed_catalog(session, model, ProgressStep(report, "embedding cards"), notes)
 
         blobs = BlobStore(settings.blobs)
         sources = Sources(

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from loradex.bars import ProgressBars
-from loradex.events import ByteRate, ProgressEvent, ProgressLines, Step
+from loradex.events import ByteRate, ProgressEvent, ProgressLines, ProgressStep
 from loradex.progress import reporting
 from loradex.text import plain
 
@@ -34,7 +34,7 @@ def test_plain(text: str, shown: str) -> None:
 def test_a_function_gets_every_event() -> None:
     events: list[ProgressEvent] = []
     with reporting(events.append) as report:
-        step = Step(report, "merging")
+        step = ProgressStep(report, "merging")
         step.report_listing(3)
         step.working(1, 3)
         step.note("a note")
@@ -52,8 +52,8 @@ def test_a_function_gets_every_event() -> None:
 def test_silent_by_default_and_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     for progress in (False, True):
         with reporting(progress) as report:
-            Step(report, "merging").note("a note\x1b")
-            Step(report, "merging").working(1, 2)
+            ProgressStep(report, "merging").note("a note\x1b")
+            ProgressStep(report, "merging").working(1, 2)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "a note\\x1b\n")
 
@@ -61,7 +61,7 @@ def test_silent_by_default_and_lines_without_a_terminal(capsys: pytest.CaptureFi
 def test_without_a_terminal_a_line_a_minute_says_how_far_it_is() -> None:
     now, received = 0.0, 0
     lines: list[str] = []
-    step = Step(ProgressLines(lines.append, lambda: now), "reading")
+    step = ProgressStep(ProgressLines(lines.append, lambda: now), "reading")
     step.watch_bytes(lambda: received)
     step.report_listing(3)
     for now, done in ((30.0, 1), (61.0, 10), (100.0, 20), (125.0, 30)):
@@ -82,7 +82,7 @@ def test_the_time_left_is_that_of_the_step() -> None:
     progress = ProgressLines(lines.append, lambda: now)
     for seconds, name, done in ((0.0, "a", 0), (10.0, "a", 9), (100.0, "b", 0), (170.0, "b", 1)):
         now = seconds
-        Step(progress, name).working(done, 10)
+        ProgressStep(progress, name).working(done, 10)
     assert lines == ["b: 0 of 10", "b: 1 of 10, about 10 min left"]
 
 
@@ -107,7 +107,7 @@ def terminal() -> tuple[io.StringIO, Console]:
 def test_bars_show_the_bytes_from_the_start(reads: bool, shown: str) -> None:
     written, console = terminal()
     with ProgressBars(print, console) as bars:
-        step = Step(bars, "reading")
+        step = ProgressStep(bars, "reading")
         step.watch_bytes(lambda: 33_400_000)
         step.report_listing(0)
         if reads:
@@ -119,7 +119,7 @@ def test_bars_show_what_is_done_the_rate_and_the_time() -> None:
     written, console = terminal()
     early: list[str] = []
     with ProgressBars(early.append, console) as bars:
-        step = Step(bars, "crawling [bold]x")
+        step = ProgressStep(bars, "crawling [bold]x")
         step.note("early")
         step.report_listing(31)
         step.working(0, 31)
@@ -136,9 +136,9 @@ def test_bars_show_what_is_done_the_rate_and_the_time() -> None:
 def test_bars_give_each_step_a_line_and_end_the_listing() -> None:
     written, console = terminal()
     with ProgressBars(print, console) as bars:
-        Step(bars, "bringing").report_listing(2)
-        Step(bars, "bringing").working(2, 2)
-        Step(bars, "merging").working(1, 9)
+        ProgressStep(bars, "bringing").report_listing(2)
+        ProgressStep(bars, "bringing").working(2, 2)
+        ProgressStep(bars, "merging").working(1, 9)
     last = written.getvalue().rsplit("bringing", 1)[1]
     assert "2/2" in last
     assert re.search("merging.* 1/9", last)
@@ -149,5 +149,5 @@ def test_the_time_left_is_said_to_be_that() -> None:
     written, console = terminal()
     with ProgressBars(print, console) as bars:
         for done in range(5):
-            Step(bars, "reading").working(done, 9)
+            ProgressStep(bars, "reading").working(done, 9)
     assert re.search(r"4/9 .*/s +\d:\d\d:\d\d \d:\d\d:\d\d left", written.getvalue())

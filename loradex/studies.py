@@ -1,0 +1,231 @@
+"""`loradex.run_study`, `report_study` and the studies that come with the program."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catalog.errors import UsageError
+from catalog.settings import Settings
+from loradex.members import settings_of
+from loradex.progress import ProgressOption, ProgressStep, reporting
+from loradex.rows import Rows
+
+if TYPE_CHECKING:
+    from loradex.catalog import Catalog
+    from studies.file import StudyFile
+    from studies.grid import Grid
+    from studies.run import Executor
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A study that comes with the program: the name for `run_study`, and its title."""
+
+    study: str
+    title: str
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study has to do: its cells, its steps by kind, and how many steps are done."""
+
+    cells: int
+    steps: int
+    done: int
+    kinds: dict[str, int]
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    """What a run of a study has done: how many cells are done, failed or missing, and the first errors."""
+
+    folder: Path
+    done: int
+    failed: int
+    missing: int
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """The files of a report, and the sentences that the numbers allow."""
+
+    page: str
+    markdown: str
+    says: Sequence[str]
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """A study to be counted (`plan`) or run (`run`); the arguments are those of `run_study`."""
+
+    file: str | Path
+    out: Path
+    tasks: Path | None = None
+    adapters: Path | None = None
+    cards: Path | None = None
+    device: str = "cpu"
+    threads: int = 1
+    ray: bool = False
+    address: str | None = None
+    workers: int | None = None
+    gpu_share: float | None = None
+    catalog: Catalog | Settings | None = None
+
+    def plan(self) -> StudyPlan:
+        """Checks the file and counts what there is to do; writes nothing."""
+        from studies.store import in_order
+
+        _, grid = self._read()
+        steps = list(in_order(grid.steps))
+        done = sum(grid.place.result(step) is not None for step in steps)
+        kinds = Counter(step.kind for step in steps)
+        return StudyPlan(len(grid.cells), len(steps), done, dict(sorted(kinds.items())))
+
+    def run(self, *, progress: ProgressOption = False) -> StudyOutcome:
+        """Runs what is not done; see `run_study`."""
+        from studies.run import run
+
+        file, grid = self._read()
+        with reporting(progress) as report:
+            step = ProgressStep(report, "steps")
+            outcome = run(file, grid, executor=self._executor(), progress=step.working)
+            for error in outcome.errors:
+                step.note(f"failed: {error}")
+        return StudyOutcome(self.out, outcome.done, outcome.failed, outcome.missing, outcome.errors)
+
+    def _read(self) -> tuple[StudyFile, Grid]:
+        from studies.file import read_study
+        from studies.grid import grid
+
+        file = read_study(str(self.file))
+        self._executor()
+        settings = settings_of(self.catalog)
+        return file, grid(
+            file.study,
+            file.folder,
+            self.out,
+            bases=settings.bases if settings else None,
+            tasks=self.tasks,
+            adapters=self.adapters,
+            cards=self.cards,
+            device=self.device,
+            threads=self.threads,
+        )
+
+    def _executor(self) -> Executor:
+        from studies.run import one_by_one
+
+        if not self.ray:
+            if self.address or self.workers or self.gpu_share is not None:
+                raise UsageError(
+                    "`address`, `workers` and `gpu_share` belong to Ray; ask for it by `ray=True`."
+                )
+            return one_by_one
+        from studies.rays import Ray
+
+        if self.address and self.workers:
+            raise UsageError("A cluster at `address` has its own workers; leave out `workers`.")
+        share = self.gpu_share
+        if share is None:
+            share = 1.0 if self.device.startswith("cuda") else 0.0
+        return Ray(self.address, self.workers, share)
+
+
+def run_study(
+    file: str | Path,
+    out: str | Path,
+    *,
+    tasks: str | Path | None = None,
+    adapters: str | Path | None = None,
+    cards: str | Path | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+    ray: bool = False,
+    address: str | None = None,
+    workers: int | None = None,
+    gpu_share: float | None = None,
+    catalog: Catalog | Settings | None = None,
+    progress: ProgressOption = False,
+) -> StudyOutcome:
+    """Runs a study (tasks x pools x methods x seeds) as far as it is not done.
+
+    Args:
+        file: A YAML file, or the name of a row of `built_in_studies()`.
+        out: The folder of the study's work. A run that was stopped continues there; a changed line of the
+            file computes again only what depends on it.
+        tasks: The folder of the tasks, where the file does not name one.
+        adapters: The folder of the adapters, where the file does not name one.
+        cards: The folder of model cards of adapters from the wild.
+        device: "cpu", "cuda" or "cuda:N".
+        threads: Threads of a step; other numbers round differently.
+        ray: Distribute the steps by Ray, on this machine or at `address`.
+        address: A Ray cluster to use.
+        workers: Ray workers on this machine.
+        gpu_share: GPUs of a step with Ray; 1 on cuda by default.
+        catalog: Whose data folder holds base models.
+        progress: See `loradex.progress`.
+
+    Returns:
+        How many cells are done, failed and missing. Failed cells keep their error, and the others go on.
+
+    Raises:
+        UsageError: The file or an argument is not valid, or another run is at work in the folder.
+        NotFoundError: Tasks, adapters or cards are not found.
+        StorageError: The disk refuses.
+
+    Writes:
+        results.jsonl (one line a cell), study.json, and one folder a step.
+
+    Example:
+        >>> loradex.run_study("small", "small-study").missing
+        0
+    """
+    study = StudyRequest(
+        file,
+        Path(out),
+        tasks=_path(tasks),
+        adapters=_path(adapters),
+        cards=_path(cards),
+        device=device,
+        threads=threads,
+        ray=ray,
+        address=address,
+        workers=workers,
+        gpu_share=gpu_share,
+        catalog=catalog,
+    )
+    return study.run(progress=progress)
+
+
+def report_study(out: str | Path) -> StudyReport:
+    """Writes the report of a study into its folder: report.html, report.md, summary.json and pictures/.
+
+    Reads only study.json and results.jsonl.
+
+    Raises:
+        NotFoundError: The folder does not contain a study.
+        StorageError: The disk refuses.
+
+    Example:
+        >>> loradex.report_study("small-study").page
+        'small-study/report.html'
+    """
+    from studies.reporting import report
+
+    return StudyReport(**report(Path(out)))
+
+
+def built_in_studies() -> Rows[StudyRow]:
+    """The studies that come with the program."""
+    from studies.file import built_in, read_study
+
+    return Rows((StudyRow(name, read_study(name).study.title) for name in built_in()), StudyRow)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
