@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from catalog.database import Session
     from catalog.files import BlobStore
     from catalog.fingerprints import Family, Group
-    from catalog.search import Fingerprinted, Subject
+    from catalog.search import StoredAdapter, Subject
 
 # What the points of a map can be coloured by.
-COLOURS: dict[str, Callable[[Fingerprinted], str | float | None]] = {
+COLOURS: dict[str, Callable[[StoredAdapter], str | float | None]] = {
     "owner": lambda row: row.owner,
     "rank": lambda row: row.rank,
     "norm": lambda row: row.norm,
@@ -137,7 +137,7 @@ def compare_subjects(left: Subject, right: Subject) -> Comparison:
     )
 
 
-def group_rows(groups: Sequence[Group], adapters: Sequence[Fingerprinted]) -> Rows[GroupRow]:
+def group_rows(groups: Sequence[Group], adapters: Sequence[StoredAdapter]) -> Rows[GroupRow]:
     """Groups of duplicates as rows."""
     by_name = {row.adapter: row for row in adapters}
     return Rows(
@@ -149,7 +149,7 @@ def group_rows(groups: Sequence[Group], adapters: Sequence[Fingerprinted]) -> Ro
     )
 
 
-def family_rows(families: Sequence[Family], adapters: Sequence[Fingerprinted]) -> Rows[FamilyRow]:
+def family_rows(families: Sequence[Family], adapters: Sequence[StoredAdapter]) -> Rows[FamilyRow]:
     """Families as rows."""
     by_name = {row.adapter: row for row in adapters}
     return Rows(
@@ -161,7 +161,7 @@ def family_rows(families: Sequence[Family], adapters: Sequence[Fingerprinted]) -
     )
 
 
-def _marks(members: Sequence[str], adapters: Mapping[str, Fingerprinted]) -> dict[str, Any]:
+def _marks(members: Sequence[str], adapters: Mapping[str, StoredAdapter]) -> dict[str, Any]:
     """The members that the rules refuse, and those whose B A is not the whole update, with the reasons."""
     rows = [adapters[member] for member in members]
     return {

@@ -7,19 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, case, exists, null, select
+from sqlalchemy import Select, case, null, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import AdapterConfig, ScalingRule, adapter_name, parse_config
-from catalog.database import Adapter, AdapterReason, BaseModelRow, DocumentRow, Repository, WeightsFile
+from catalog.database import Adapter, BaseModelRow, DocumentRow, WeightsFile
 from catalog.database import FingerprintRow as FingerprintRow
 from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
 from catalog.files import BlobStore
 from catalog.fingerprints import FINGERPRINT_VERSION, Copy, Cosine, exact_cosine, modules_of, spectrum_of
 from catalog.query import Query
-from catalog.search.vectors import SPACES, Fingerprints, Kind, vector_key
+from catalog.search.rows import BY_NAME, COLUMNS, SHOWN_COLUMNS, StoredAdapter, from_current, is_refused
+from catalog.search.vectors import SPACES, Fingerprints, Kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,108 +31,6 @@ Files = tuple[Path, AdapterConfig]
 _WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 # So many vectors are read at once.
 _BLOCK = 500
-
-
-class WeightsView(Protocol):
-    """An adapter with a weights file, as far as comparing it with others takes."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def adapter(self) -> str: ...
-    @property
-    def repository(self) -> str: ...
-    @property
-    def owner(self) -> str: ...
-    @property
-    def subfolder(self) -> str: ...
-    @property
-    def base(self) -> str | None: ...
-    @property
-    def rank(self) -> int | None: ...
-    @property
-    def scaling(self) -> float | None: ...
-    @property
-    def norm(self) -> float | None: ...
-    @property
-    def license(self) -> str | None: ...
-    @property
-    def partial(self) -> Any: ...
-    @property
-    def is_refused(self) -> bool: ...
-    @property
-    def weights_digest(self) -> str: ...
-    @property
-    def tensor_digest(self) -> str | None: ...
-    @property
-    def config_digest(self) -> str | None: ...
-    @property
-    def key(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Fingerprinted:
-    """An adapter of the catalog with a weights file, and what comparing it takes.
-
-    `partial` are the reasons for which its B A is not its whole update; `is_refused`: the rules refuse it.
-    """
-
-    id: int
-    repository: str
-    owner: str
-    subfolder: str
-    base: str | None
-    rank: int | None
-    scaling: float | None
-    scaling_pattern: str | None
-    norm: float | None
-    health: str | None
-    license: str | None
-    library: str | None
-    front: Any
-    partial: Any
-    weights_digest: str
-    tensor_digest: str | None
-    config_digest: str | None
-    is_refused: bool = False
-
-    @property
-    def adapter(self) -> str:
-        """Its short name."""
-        return adapter_name(self.repository, self.subfolder)
-
-    @property
-    def key(self) -> str:
-        """The key of its vectors."""
-        return vector_key(self.weights_digest, self.scaling_pattern or "")
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """The datasets that its card's front matter names."""
-        datasets = self.front.get("datasets") if isinstance(self.front, dict) else None
-        datasets = [datasets] if isinstance(datasets, str) else datasets
-        return tuple(name for name in datasets if isinstance(name, str)) if isinstance(datasets, list) else ()
-
-
-_COLUMNS = (
-    Adapter.id,
-    Repository.name.label("repository"),
-    Repository.owner,
-    Adapter.subfolder,
-    BaseModelRow.canonical.label("base"),
-    Adapter.rank,
-    Adapter.scaling,
-    Adapter.scaling_pattern,
-    Adapter.norm,
-    Adapter.health,
-    Adapter.license,
-    Repository.library,
-    Adapter.card_front.label("front"),
-    Adapter.partial,
-    Adapter.weights_digest,
-    WeightsFile.tensor_digest,
-    Adapter.config_digest,
-)
 
 
 def kind(name: str) -> Kind:
@@ -148,7 +47,7 @@ def adapters_with_fingerprint(
     *,
     every: bool = False,
     where: Query | None = None,
-) -> Iterator[Fingerprinted]:
+) -> Iterator[StoredAdapter]:
     """The current adapters with a fingerprint that these reasons do not refuse, sorted by name.
 
     With `every` those that they refuse are among them, marked. `where` is a filter on them.
@@ -168,12 +67,12 @@ def adapters_with_fingerprint(
     if where is not None:
         query = query.where(where.clause(refusing))
     for row in session.execute(query):
-        yield Fingerprinted(*row)
+        yield StoredAdapter(*row)
 
 
 def with_weights(
     session: Session, refusing: Collection[str], *, every: bool = False
-) -> Iterator[Fingerprinted]:
+) -> Iterator[StoredAdapter]:
     """The current adapters whose weights file the Hub names by its content, read or not, sorted by name.
 
     Pickles are among them: the digest of a file can be compared without opening it. `every` as for
@@ -184,7 +83,7 @@ def with_weights(
         WeightsFile, WeightsFile.digest == Adapter.weights_digest
     )
     for *row, listed in session.execute(query.add_columns(files)):
-        row_values = Fingerprinted(*row)
+        row_values = StoredAdapter(*row)
         digests = {file["name"]: file["digest"] for file in listed or ()}
         digest = row_values.weights_digest or next(filter(None, map(digests.get, _WEIGHTS_NAMES)), None)
         if digest is not None:
@@ -192,15 +91,9 @@ def with_weights(
 
 
 def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:
-    """The columns of `Fingerprinted` of current adapters."""
-    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
-    query = (
-        select(*_COLUMNS, refused.label("skipped"))
-        .join(Adapter.repository)
-        .outerjoin(Adapter.base_model)
-        .where(Adapter.current, Repository.gone_at.is_(None))
-        .order_by(Repository.name, Repository.hub_id, Adapter.subfolder)
-    )
+    """The columns of `StoredAdapter` of current adapters."""
+    refused = is_refused(refusing)
+    query = from_current(select(*COLUMNS, *SHOWN_COLUMNS, refused.label("skipped"))).order_by(*BY_NAME)
     return query if every else query.where(~refused)
 
 
@@ -269,7 +162,7 @@ def kept_files(
     return (path, parse_config(content)) if content is not None else None
 
 
-def copies(session: Session, rows: Sequence[WeightsView], *, deltas: bool = True) -> list[Copy]:
+def copies(session: Session, rows: Sequence[StoredAdapter], *, deltas: bool = True) -> list[Copy]:
     """These adapters as `catalog.fingerprints` compares them, with the delta vectors of those that have one.
 
     Without `deltas` no vector is read: they can be compared by file and tensors.
@@ -298,7 +191,7 @@ def copies(session: Session, rows: Sequence[WeightsView], *, deltas: bool = True
 
 
 def exact_delta(
-    session: Session, rows: Sequence[WeightsView], blobs: BlobStore
+    session: Session, rows: Sequence[StoredAdapter], blobs: BlobStore
 ) -> Callable[[str, str], float | None]:
     """A function of two names that gives the exact cosine, None where a file is not kept."""
     by_name = {row.adapter: row for row in rows}

@@ -21,12 +21,12 @@ from catalog.fingerprints import Cosine, Fingerprint, partial_reasons
 from catalog.index import open_index
 from catalog.search.likeness import (
     Files,
-    WeightsView,
     adapters_with_fingerprint,
     compare,
     fingerprint_row,
     kept_files,
 )
+from catalog.search.rows import StoredAdapter
 from catalog.search.vectors import SPACES, Fingerprints, Kind, vector_key
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def neighbours(
     by: Kind = "output",
     count: int = 10,
     exact: bool = False,
-    rows: Sequence[WeightsView] | None = None,
+    rows: Sequence[StoredAdapter] | None = None,
     every: bool = False,
 ) -> list[Neighbour]:
     """The `count` adapters of the same base model that are most like the subject, best first.
@@ -133,7 +133,7 @@ def neighbours(
     if not candidates:
         of = f" of {subject.base}" if subject.base else ""
         raise NotFoundError(f"The catalog has no other adapter{of} with a fingerprint; crawl some first.")
-    by_key: dict[str, list[WeightsView]] = {}
+    by_key: dict[str, list[StoredAdapter]] = {}
     for row in candidates:
         by_key.setdefault(row.key, []).append(row)
     candidate_count = min(max(4 * count, 50), MOST_EXACT) if exact else count
@@ -223,7 +223,7 @@ def center_scores(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _neighbour(
-    subject: Subject, row: WeightsView, by: Kind, sketched: dict[Kind, float], compared: Cosine | None
+    subject: Subject, row: StoredAdapter, by: Kind, sketched: dict[Kind, float], compared: Cosine | None
 ) -> Neighbour:
     exact = None if compared is None else (compared.delta if by == "delta" else compared.output)
     same_tensors = subject.tensor_digest is not None and subject.tensor_digest == row.tensor_digest
@@ -258,7 +258,7 @@ def sketch_cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> floa
     return float(a @ b) / length if length > 0 else 0.0
 
 
-def _compare(session: Session, subject: Subject, row: WeightsView, blobs: BlobStore) -> Cosine | None:
+def _compare(session: Session, subject: Subject, row: StoredAdapter, blobs: BlobStore) -> Cosine | None:
     """The exact cosine with one adapter, None where a file is not at hand."""
     files = kept_files(session, blobs, row.weights_digest, row.config_digest)
     return compare(subject.files, files) if subject.files and files else None

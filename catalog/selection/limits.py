@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from catalog.errors import UsageError
-from catalog.selection.pinning import Candidate
+from catalog.search import StoredAdapter
 
 # Norms within this factor of each other count as alike when a pool is matched.
 NORM_FACTOR = 2.0
@@ -25,7 +25,7 @@ NORM_FACTOR = 2.0
 class Ranked:
     """A candidate at its place in a ranking."""
 
-    candidate: Candidate
+    candidate: StoredAdapter
     score: float | None
     why: str
 
@@ -120,20 +120,20 @@ def draw(seed: int, *words: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def random_order(rows: Sequence[Candidate], seed: int) -> list[Ranked]:
+def random_order(rows: Sequence[StoredAdapter], seed: int) -> list[Ranked]:
     """All candidates in random order."""
     ordered = sorted(rows, key=lambda row: (draw(seed, row.hub_id, row.subfolder), row.adapter))
     return [Ranked(row, None, f"drawn at random (seed {seed})") for row in ordered]
 
 
-def by_rank(rows: Sequence[Candidate], _seed: int) -> list[Ranked]:
+def by_rank(rows: Sequence[StoredAdapter], _seed: int) -> list[Ranked]:
     """The largest rank first, then the most parameters."""
     with_rank = [row for row in rows if row.rank is not None]
     ordered = sorted(with_rank, key=lambda row: (-(row.rank or 0), -(row.parameters or 0), row.adapter))
     return [Ranked(row, float(row.rank or 0), f"rank {row.rank}") for row in ordered]
 
 
-def match_recipes(rows: Sequence[Candidate], pool: Sequence[Candidate], seed: int) -> list[Ranked]:
+def match_recipes(rows: Sequence[StoredAdapter], pool: Sequence[StoredAdapter], seed: int) -> list[Ranked]:
     """For each member of a pool one other adapter as like it as there is in recipe, else drawn at random.
 
     Alike: the same rank, the same target modules, a norm within a factor of two, an owner that has as few in
@@ -158,10 +158,10 @@ def match_recipes(rows: Sequence[Candidate], pool: Sequence[Candidate], seed: in
 
 
 def _best_match(
-    member: Candidate, free: Sequence[Candidate], owners: Mapping[str, int], most: int
-) -> tuple[Candidate, list[str]] | None:
+    member: StoredAdapter, free: Sequence[StoredAdapter], owners: Mapping[str, int], most: int
+) -> tuple[StoredAdapter, list[str]] | None:
     """The first free candidate that meets the most demands, and which; None where none is free."""
-    demands: tuple[tuple[str, Callable[[Candidate], bool]], ...] = (
+    demands: tuple[tuple[str, Callable[[StoredAdapter], bool]], ...] = (
         ("rank", lambda row: row.rank == member.rank),
         ("targets", lambda row: set(row.targets or ()) == set(member.targets or ())),
         ("norm", lambda row: _near(row.norm, member.norm)),
@@ -189,7 +189,7 @@ def shuffle_scores(ranking: Sequence[Ranked], seed: int) -> list[Ranked]:
     ]
 
 
-def without(rows: Sequence[Candidate], excluded: Collection[str]) -> list[Candidate]:
+def without(rows: Sequence[StoredAdapter], excluded: Collection[str]) -> list[StoredAdapter]:
     """The candidates whose name, repository or owner is not excluded; an unknown name is a UsageError."""
     names = {name for row in rows for name in (row.adapter, row.repository, row.owner)}
     if unknown := sorted(set(excluded) - names):

@@ -5,94 +5,23 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import (
     IN_LAYERS,
-    adapter_name,
     layers_to_leave_out,
     lora_modules,
     parse_config,
     parse_header,
 )
-from catalog.database import Adapter, AdapterReason, BaseModelRow, DocumentRow, Repository, WeightsFile
+from catalog.database import Adapter, BaseModelRow, DocumentRow, Repository, WeightsFile
 from catalog.errors import PoolError
 from catalog.pools import Manifest, Member, PinnedFile
 from catalog.query import Query
-from catalog.search import vector_key
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An adapter at its current commit whose weights have a sha256; `id` is its row."""
-
-    id: int
-    repository: str
-    hub_id: str
-    owner: str
-    commit: str
-    subfolder: str
-    base: str | None
-    rank: int | None
-    alpha: float | None
-    scaling: float | None
-    use_rslora: bool | None
-    targets: Any
-    parameters: int | None
-    norm: float | None
-    license: str | None
-    partial: Any
-    scaling_pattern: str | None
-    weights_digest: str
-    weights_name: str
-    tensor_digest: str | None
-    config_digest: str
-    card_digest: str | None
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the rules refuse it: never, or it were no candidate."""
-        return False
-
-    @property
-    def adapter(self) -> str:
-        """Its short name."""
-        return adapter_name(self.repository, self.subfolder)
-
-    @property
-    def key(self) -> str:
-        """The key of its vectors."""
-        return vector_key(self.weights_digest, self.scaling_pattern or "")
-
-
-_COLUMNS = (
-    Adapter.id,
-    Repository.name.label("repository"),
-    Repository.hub_id,
-    Repository.owner,
-    Adapter.commit,
-    Adapter.subfolder,
-    BaseModelRow.canonical.label("base"),
-    Adapter.rank,
-    Adapter.alpha,
-    Adapter.scaling,
-    Adapter.use_rslora,
-    Adapter.targets,
-    Adapter.parameters,
-    Adapter.norm,
-    Adapter.license,
-    Adapter.partial,
-    Adapter.scaling_pattern,
-    Adapter.weights_digest,
-    Adapter.weights_name,
-    WeightsFile.tensor_digest,
-    Adapter.config_digest,
-    Adapter.card_digest,
-)
+from catalog.search import BY_NAME, COLUMNS, StoredAdapter, from_current, is_refused
 
 
 def candidates(
@@ -101,21 +30,21 @@ def candidates(
     base: str | None = None,
     where: Query | None = None,
     without: Collection[str] = (),
-) -> list[Candidate]:
+) -> list[StoredAdapter]:
     """The current adapters that these reasons do not refuse and the filter lets pass, sorted by name.
 
     Adapters that are plain LoRA without the layers in `without` are among them, though whole weights of
     these layers speak against them.
     """
     query = (
-        _adapters(select(*_COLUMNS), base)
+        _adapters(select(*COLUMNS), base)
         .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
         .where(~_is_refused(refusing, without), *_PINNABLE)
-        .order_by(Repository.name, Repository.hub_id, Adapter.subfolder)
+        .order_by(*BY_NAME)
     )
     if where is not None:
         query = query.where(where.clause(refusing))
-    rows = [Candidate(*row) for row in session.execute(query)]
+    rows = [StoredAdapter(*row) for row in session.execute(query)]
     layers = _layers_of(session, set(refusing) & IN_LAYERS) if without else {}
     return [row for row in rows if row.id not in layers or _is_plain_without(layers[row.id], without)]
 
@@ -145,27 +74,24 @@ _PINNABLE = (func.length(Adapter.weights_digest) == 64, Adapter.config_digest.is
 
 
 def _adapters(columns: Select[Any], base: str | None) -> Select[Any]:
-    """The statement over the current adapters that did not vanish, with their repository and base model."""
-    query = columns.join(Adapter.repository).outerjoin(Adapter.base_model)
-    query = query.where(Adapter.current, Repository.gone_at.is_(None))
+    """The statement over the current adapters, those of one base model where it is named."""
+    query = from_current(columns)
     return query if base is None else query.where(BaseModelRow.canonical == base)
 
 
 def _is_refused(refusing: Collection[str], without: Collection[str]) -> ColumnElement[bool]:
-    reasons = set(refusing) - IN_LAYERS if without else set(refusing)
-    return exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
+    return is_refused(set(refusing) - IN_LAYERS if without else set(refusing))
 
 
 def _layers_of(session: Session, reasons: Collection[str]) -> dict[int, tuple[str, ...]]:
     """The layers that adapters with one of these reasons can be read without, by row; none where it takes
     more than that.
     """
-    has_reason = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
     query = (
         select(Adapter.id, DocumentRow.content, WeightsFile.header, WeightsFile.size)
         .join(DocumentRow, DocumentRow.digest == Adapter.config_digest)
         .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
-        .where(Adapter.current, has_reason)
+        .where(Adapter.current, is_refused(reasons))
     )
     layers = {}
     for id_, content, header, size in session.execute(query):
@@ -180,7 +106,7 @@ def _is_plain_without(layers: Collection[str], without: Collection[str]) -> bool
 
 
 def pin_members(
-    session: Session, ranks: Mapping[int, tuple[float | None, str]], rows: Collection[Candidate]
+    session: Session, ranks: Mapping[int, tuple[float | None, str]], rows: Collection[StoredAdapter]
 ) -> list[Member]:
     """The members of a pool for chosen candidates, `ranks` giving score and why by row, in its order.
 
@@ -190,7 +116,7 @@ def pin_members(
     return [_member(session, by_id[id_], score, why) for id_, (score, why) in ranks.items()]
 
 
-def _member(session: Session, row: Candidate, score: float | None, why: str) -> Member:
+def _member(session: Session, row: StoredAdapter, score: float | None, why: str) -> Member:
     return Member(
         repository=row.repository,
         hub_id=row.hub_id,
@@ -211,11 +137,11 @@ def _member(session: Session, row: Candidate, score: float | None, why: str) -> 
     )
 
 
-def _files(session: Session, row: Candidate) -> list[PinnedFile]:
+def _files(session: Session, row: StoredAdapter) -> list[PinnedFile]:
     """Configuration, weights and card, by name; small files are hashed from what the catalog holds."""
     files = session.scalar(select(Adapter.files).where(Adapter.id == row.id))
     listed = {file["digest"]: file for file in files or ()}
-    weights = PinnedFile(row.weights_name, int(listed[row.weights_digest]["size"]), row.weights_digest)
+    weights = PinnedFile(str(row.weights_name), int(listed[row.weights_digest]["size"]), row.weights_digest)
     pinned_files = [weights]
     for digest in filter(None, (row.config_digest, row.card_digest)):
         content = session.scalar(select(DocumentRow.content).where(DocumentRow.digest == digest))

@@ -15,7 +15,7 @@ from catalog.errors import NotFoundError, UsageError
 from catalog.fingerprints import families, representatives
 from catalog.pools import Manifest, check_name
 from catalog.query import parse, to_text
-from catalog.search import likeness
+from catalog.search import StoredAdapter, likeness
 from catalog.selection.limits import (
     PoolLimits,
     Ranked,
@@ -27,7 +27,7 @@ from catalog.selection.limits import (
     take_members,
     without,
 )
-from catalog.selection.pinning import Candidate, candidates, left_out, pin_members
+from catalog.selection.pinning import candidates, left_out, pin_members
 from catalog.selection.strategies import PARAMETERS, STRATEGIES, Question, Sources, Strategy
 
 __all__ = ["STAND_INS", "STRATEGIES", "Question", "Selection", "Sources", "question_document", "select"]
@@ -98,7 +98,7 @@ def _nobody(left_out: Mapping[str, int]) -> str:
     return f"No adapter satisfies the filter, the rules and the use{reasons}; loosen them or crawl more."
 
 
-def _usual_base(rows: Sequence[Candidate]) -> str | None:
+def _usual_base(rows: Sequence[StoredAdapter]) -> str | None:
     """The base model of most candidates, the first by name among equals."""
     counts = Counter(row.base for row in rows if row.base is not None)
     return min(counts, key=lambda base: (-counts[base], base), default=None)
@@ -115,7 +115,7 @@ def _check_question(question: Question) -> Strategy:
     return strategy
 
 
-def _limits(question: Question, rows: Sequence[Candidate], sources: Sources) -> PoolLimits:
+def _limits(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> PoolLimits:
     """The limits of a question, with the groups and families that it asks for."""
     groups = members = None
     if question.distinct:
@@ -135,7 +135,7 @@ def _limits(question: Question, rows: Sequence[Candidate], sources: Sources) -> 
 
 
 def _manifest(
-    question: Question, members: Sequence[Ranked], rows: Sequence[Candidate], sources: Sources
+    question: Question, members: Sequence[Ranked], rows: Sequence[StoredAdapter], sources: Sources
 ) -> Manifest:
     picked = {row.candidate.id: (row.score, row.why) for row in members}
     base = members[0].candidate.base
@@ -168,7 +168,7 @@ def _controls(
     question: Question,
     ranking: Sequence[Ranked],
     members: Sequence[Ranked],
-    rows: Sequence[Candidate],
+    rows: Sequence[StoredAdapter],
     limits: PoolLimits,
     sources: Sources,
 ) -> dict[str, Manifest]:

@@ -31,9 +31,9 @@ from catalog.scores import (
     race,
     score_matrix,
 )
-from catalog.search import Subject, downhill, likeness, neighbours, open_texts, search
+from catalog.search import StoredAdapter, Subject, downhill, likeness, neighbours, open_texts, search
 from catalog.selection.limits import Ranked, by_rank, match_recipes, random_order
-from catalog.selection.pinning import Candidate, candidates
+from catalog.selection.pinning import candidates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +101,7 @@ class Sources:
     backgrounds: NDArray[np.floating[Any]] | None = None
 
 
-Rank = Callable[[Question, Sequence[Candidate], Sources], list[Ranked]]
+Rank = Callable[[Question, Sequence[StoredAdapter], Sources], list[Ranked]]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Strategy:
     rank: Rank
 
 
-def _by_text(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _by_text(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     by_name = {row.adapter: row for row in rows}
     where = parse(question.where) if question.where else None
     with open_texts(sources.session, sources.index, sources.embedder()) as texts:
@@ -128,7 +128,7 @@ def _by_text(question: Question, rows: Sequence[Candidate], sources: Sources) ->
     return [Ranked(by_name[hit.adapter], hit.score, hit.why) for hit in hits.hits if hit.adapter in by_name]
 
 
-def _by_adapter(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _by_adapter(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     by_name = {row.adapter: row for row in rows}
     subject = sources.subject(question.like or "")
     nearest = neighbours(
@@ -144,25 +144,25 @@ def _by_adapter(question: Question, rows: Sequence[Candidate], sources: Sources)
     return [Ranked(by_name[row.adapter], row.score, row.why) for row in nearest]
 
 
-def _by_score(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _by_score(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     return _by_scores(by_score(_matrix(question, rows, sources), _task(question)), rows)
 
 
-def _by_prior(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _by_prior(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     return _by_scores(prior(_matrix(question, rows, sources), _task(question)), rows)
 
 
-def _by_like_tasks(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _by_like_tasks(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     ranking = from_like_tasks(_matrix(question, rows, sources), _task(question), _texts(question, sources))
     return _by_scores(ranking, rows)
 
 
-def _by_completion(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _by_completion(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     ranking = completion(_matrix(question, rows, sources), _task(question), _texts(question, sources))
     return _by_scores(ranking, rows)
 
 
-def _by_racing(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _by_racing(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     if sources.measure is None:
         raise UsageError("Choosing by racing needs a base model that measures adapters on the `task`.")
     matrix = _matrix(question, rows, sources, racing=True)
@@ -172,7 +172,7 @@ def _by_racing(question: Question, rows: Sequence[Candidate], sources: Sources) 
     return _by_scores(result.ranking, rows)
 
 
-def _by_gradient(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _by_gradient(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     if sources.direction is None:
         raise UsageError("Choosing by gradient needs a base model with a gradient on the `task`.")
     backgrounds = () if sources.backgrounds is None else sources.backgrounds
@@ -214,12 +214,12 @@ def _texts(question: Question, sources: Sources) -> dict[str, str]:
     return {**sources.texts, **texts}
 
 
-def _worst(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _worst(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     return _by_score(question, rows, sources)[::-1]
 
 
 def _matrix(
-    question: Question, rows: Sequence[Candidate], sources: Sources, *, racing: bool = False
+    question: Question, rows: Sequence[StoredAdapter], sources: Sources, *, racing: bool = False
 ) -> ScoreMatrix:
     """The measured scores of the candidates and of all others; of no test split unless it is asked for.
 
@@ -248,7 +248,7 @@ def _matrix(
     return matrix.blank(task) if unmeasured else matrix
 
 
-def _by_scores(ranking: Ranking, rows: Sequence[Candidate]) -> list[Ranked]:
+def _by_scores(ranking: Ranking, rows: Sequence[StoredAdapter]) -> list[Ranked]:
     """The candidates that a ranking can say something of, best first."""
     by_name = {row.adapter: row for row in rows}
     ranked = []
@@ -259,15 +259,15 @@ def _by_scores(ranking: Ranking, rows: Sequence[Candidate]) -> list[Ranked]:
     return ranked
 
 
-def _random(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _random(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     return random_order(rows, question.seed)
 
 
-def _largest(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _largest(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     return by_rank(rows, question.seed)
 
 
-def _match_control(question: Question, rows: Sequence[Candidate], sources: Sources) -> list[Ranked]:
+def _match_control(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     manifest = find_pool(sources.session, question.to or "")
     everybody = candidates(sources.session, sources.refusing)
     members = {(member.hub_id, member.commit, member.subfolder) for member in manifest.members}

@@ -10,6 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from catalog.errors import UsageError
+from catalog.search import StoredAdapter
 from catalog.selection.limits import (
     PoolLimits,
     Ranked,
@@ -22,10 +23,9 @@ from catalog.selection.limits import (
     take_members,
     without,
 )
-from catalog.selection.pinning import Candidate
 
 
-def candidate(number: int, **over: Any) -> Candidate:
+def candidate(number: int, **over: Any) -> StoredAdapter:
     """An adapter; its number decides what is not given."""
     facts: dict[str, Any] = {
         "id": number,
@@ -51,7 +51,7 @@ def candidate(number: int, **over: Any) -> Candidate:
         "config_digest": "d" * 40,
         "card_digest": None,
     }
-    return Candidate(**(facts | over))
+    return StoredAdapter(**(facts | over))
 
 
 MANY = [candidate(number) for number in range(40)]
