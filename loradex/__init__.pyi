@@ -3,6 +3,7 @@ from .catalog import Catalog, open
 from .comparison import fingerprint
 from .errors import LoradexError, NotFoundError, UsageError
 from .events import ProgressCallback, ProgressEvent, ProgressOption
+from .hub import serve_hub
 from .merging import MergeRequest, MethodParameter, MethodRow, fold, inspect, merge, methods
 from .models import (
     AdaptiveRow,
@@ -70,5 +71,6 @@ __all__ = [
     "open",
     "report_study",
     "run_study",
+    "serve_hub",
     "train",
 ]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from catalog import database
 from catalog.adapters import USES, AdapterReference, BaseSpelling, BaseTable, adapter_name, initial_spellings
+from catalog.database import CatalogInfo as CatalogInfo
 from catalog.database import (
-    CatalogInfo,
     Reread,
     SpellingKind,
     disposing,
@@ -120,6 +120,8 @@ if TYPE_CHECKING:
 
 VERDICTS = ("accepted", "skipped", "any")
 SORTS = tuple(browse.SORTS)
+# How a further name of a base model may relate to the canonical one.
+SPELLING_KINDS = tuple(kind.value for kind in SpellingKind if kind is not SpellingKind.CANONICAL)
 # With more points on a map their names would cover each other.
 MOST_NAMES = 60
 _MEGABYTE = 10**6
@@ -964,13 +966,13 @@ class Catalog:
         Args:
             canonical: The base model, under any of its names.
             spelling: The further name.
-            kind: How it relates to the base model; see `catalog.database.SpellingKind`.
+            kind: How it relates to the base model: "renamed", "mirror", "quantised", "case" or "local_path".
             note: Where the name is from.
 
         Raises:
             UsageError: One of them cannot be the name of a model on the Hub, or both are the same model.
         """
-        check_choice("kind", kind, [row.value for row in SpellingKind if row is not SpellingKind.CANONICAL])
+        check_choice("kind", kind, SPELLING_KINDS)
         check_base_name(canonical)
         if kind != SpellingKind.LOCAL_PATH.value or not spelling.strip() or not spelling.isprintable():
             check_base_name(spelling)

@@ -40,7 +40,7 @@ from .folder import (
     read_header,
 )
 from .header import DTYPE_BITS, Header, Tensor, header_length, parse_header
-from .licenses import USES, Use, objection
+from .licenses import USES, WITHHELD, Use, allowed_uses, objection
 from .names import ModuleNames
 from .peft_config import peft_refusals
 from .peft_files import engine_problems, load_problems, make_loadable
@@ -89,6 +89,7 @@ __all__ = [
     "SENTENCES",
     "USES",
     "WEIGHTS_NAME",
+    "WITHHELD",
     "AdapterConfig",
     "AdapterFolder",
     "AdapterRecord",
@@ -114,6 +115,7 @@ __all__ = [
     "WeightsRecord",
     "adapter_name",
     "adapter_names",
+    "allowed_uses",
     "bases",
     "beside_the_update",
     "dims",

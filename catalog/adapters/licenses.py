@@ -48,12 +48,23 @@ def objection(license: str | None, use: Use) -> str | None:  # noqa: A002 - the 
 
     Without a licence nobody is allowed to pass anything on; an id that is not in the table may say anything.
     """
-    if license is None or license.lower() in {"unknown", "none", "unlicensed"}:
+    name = None if license is None else folded_license(license)
+    if name is None or name in {"unknown", "none", "unlicensed"}:
         return None if use == "research" else "states no licence, so nothing may be passed on"
-    withheld = WITHHELD.get(license.lower())
+    withheld = WITHHELD.get(name)
     if withheld is None:
         return None if use == "research" else f"has the licence {license}, which has to be read first"
     if use in withheld:
-        what = "derivatives to be shared" if license.lower() in _NO_DERIVATIVES else "commercial use"
+        what = "derivatives to be shared" if name in _NO_DERIVATIVES else "commercial use"
         return f"has the licence {license}, which does not allow {what}"
     return None
+
+
+def allowed_uses(license: str | None) -> list[Use]:  # noqa: A002 - the field's word
+    """The uses that nothing in this licence speaks against."""
+    return [use for use in USES if objection(license, use) is None]
+
+
+def folded_license(license: str) -> str:  # noqa: A002 - the field's word
+    """The id with A to Z in lower case, as databases fold it; an id with other letters is in no table."""
+    return license.lower() if license.isascii() else license

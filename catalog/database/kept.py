@@ -84,7 +84,7 @@ def refuse_other_catalogs(url: URL, blobs: BlobStore, *, only: bool, deleting: b
     if deleting and not (register.complete or only):
         raise StorageError(
             f"Nobody knows which catalogs use {blobs.root}: it is older than the list of them; where this is "
-            "the only one, add --only-catalog"
+            "the only one, add `only_catalog=True`"
         )
     if deleting and not register.complete:
         _write(blobs, Register((mine,), complete=True))

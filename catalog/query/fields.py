@@ -16,12 +16,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, and_, case, column, exists, func, literal_column
+from sqlalchemy import ColumnElement, and_, case, column, exists, func, literal, literal_column, or_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
-from catalog.adapters import DTYPE_BITS, adapter_name
+from catalog.adapters import DTYPE_BITS, USES, WITHHELD, Use, adapter_name, allowed_uses, objection
 from catalog.database import Adapter, AdapterReason, BaseModelRow, CleanText, Repository
 
 Kind = Literal["text", "whole", "number", "date", "flag"]
@@ -172,6 +172,20 @@ def _verdict(condition: Condition, refusing: Collection[str]) -> ColumnElement[b
     return condition(case((refused, "skipped"), else_="accepted"))
 
 
+def _use(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
+    return or_(*(and_(_is_allowed(use), condition(literal(use, CleanText()))) for use in USES))
+
+
+def _is_allowed(use: Use) -> ColumnElement[bool]:
+    """Whether nothing in an adapter's license speaks against a use, as `catalog.adapters.objection` says."""
+    folded = AsciiLower(Adapter.license)
+    if objection(None, use) is None:
+        withheld = [name for name in WITHHELD if objection(name, use)]
+        return or_(Adapter.license.is_(None), folded.not_in(withheld))
+    allowed = [name for name in WITHHELD if objection(name, use) is None]
+    return and_(Adapter.license.is_not(None), folded.in_(allowed))
+
+
 def full_name() -> ColumnElement[str]:
     """The name of an adapter in SQL, as `catalog.adapters.reference.adapter_name` gives it."""
     return case((Adapter.subfolder == "", Repository.name), else_=Repository.name + ":" + Adapter.subfolder)
@@ -221,6 +235,10 @@ _ALL = (
     Field(
         "license", "text", "license", _one(Adapter.license), "Its licence id, such as apache-2.0.",
         aliases=("licence",),
+    ),
+    Field(
+        "use", "text", "uses", _use, "A use that its license allows: research, publish or commercial.",
+        many=True, choices=USES,
     ),
     Field(
         "verdict", "text", "verdict", _verdict, "Whether the rules accept or skip it.",
@@ -297,6 +315,7 @@ def query_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
         "health": adapter.health,
         "partial": adapter.partial,
         "license": adapter.license,
+        "uses": allowed_uses(adapter.license),
         "verdict": "skipped" if set(reasons) & set(refusing) else "accepted",
         "reasons": reasons,
         "created": repository.created_at,

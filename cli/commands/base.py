@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from catalog.database import SpellingKind
 from cli.app import App, pass_app
 from cli.output import NO_BREAK, Column, output_options
+from loradex.catalog import SPELLING_KINDS
 
 
 @click.group()
@@ -35,7 +35,7 @@ def list_(app: App, base: str | None) -> None:
 @click.argument("spelling")
 @click.option(
     "--kind",
-    type=click.Choice([kind.value for kind in SpellingKind if kind is not SpellingKind.CANONICAL]),
+    type=click.Choice(SPELLING_KINDS),
     default="mirror",
     show_default=True,
     help="How it relates to the base model.",

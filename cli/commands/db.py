@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from cli.app import App, pass_app
 from cli.output import output_options
-
-if TYPE_CHECKING:
-    from catalog.database import CatalogInfo
+from loradex.catalog import CatalogInfo
 
 
 @click.group()

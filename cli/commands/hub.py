@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cli.app import App, pass_app
+from loradex.hub import serve_hub
 
 
 @click.group()
@@ -27,16 +28,5 @@ def serve(app: App, folder: Path, host: str, port: int) -> None:
     huggingface_hub, transformers and peft use it when HF_ENDPOINT names it. Folders that are not served, or
     that no crawl would list, are named once, with the reason.
     """
-    from crawler.localhub import omissions
-    from crawler.localhub import serve as serve_folder
-    from crawler.localhub.folder import HubFolder
-
-    left_out = omissions(HubFolder(folder))
-
-    def announce(url: str) -> None:
-        app.output.say(f"serving {folder} at {url}")
-        app.output.say(f"export HF_ENDPOINT={url}")
-        for omission in left_out:
-            app.output.say(f"left out: {omission.path}: {omission.reason}")
-
-    serve_folder(folder, host, port, announce)
+    with app.output.show_progress() as progress:
+        serve_hub(folder, host=host, port=port, progress=progress)

@@ -45,17 +45,17 @@ class CrawlOptions:
 
     def __post_init__(self) -> None:
         if self.any_base and self.bases:
-            raise UsageError("--any-base asks for every adapter; leave --base out, or --any-base.")
+            raise UsageError("`any_base` asks for every adapter; leave `base` out, or `any_base`.")
         for base in self.bases:
             check_base_name(base)
         if self.limit is not None and self.limit < 1:
-            raise UsageError("--limit must be at least 1.")
+            raise UsageError("`limit` must be at least 1.")
         if not 1 <= self.workers <= 32:
-            raise UsageError("--workers must lie between 1 and 32.")
+            raise UsageError("`workers` must lie between 1 and 32.")
         if self.max_weights < 1:
-            raise UsageError("--max-weights must be at least one byte.")
+            raise UsageError("`max_weights` must be at least one byte.")
         if self.weights not in WEIGHTS:
-            raise UsageError(f"--weights is one of {', '.join(WEIGHTS)}.")
+            raise UsageError(f"`weights` is one of {', '.join(WEIGHTS)}.")
 
 
 @dataclass(frozen=True)

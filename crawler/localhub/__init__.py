@@ -7,7 +7,8 @@ from catalog.extras import require_extra
 
 require_extra("serve", "A Hub in a folder")
 
+from crawler.localhub.folder import HubFolder  # noqa: E402
 from crawler.localhub.omissions import Omission, omissions  # noqa: E402
 from crawler.localhub.server import LocalHub, create_app, serve  # noqa: E402
 
-__all__ = ["LocalHub", "Omission", "create_app", "omissions", "serve"]
+__all__ = ["HubFolder", "LocalHub", "Omission", "create_app", "omissions", "serve"]

@@ -73,6 +73,7 @@ LISTS: list[Any] = [
 ]
 FRONTS: list[Any] = [[], ["datasets"], "datasets", 1, {}, {"datasets": None}]
 FRONTS += [{"datasets": one, "language": other} for one, other in zip(LISTS, reversed(LISTS), strict=True)]
+LICENSES = ["MIT", "cc-by-nc-4.0", "CC-BY-ND-4.0", "Unknown"]
 DAYS = [(2024, 1, 1), (2024, 9, 1), (1, 1, 1), (2023, 12, 31)]
 TIMES = [(2024, 8, 31, 23, 59, 59, 999_999), (9999, 12, 31, 23), (2024, 2, 29, 12, 30)]
 INSTANTS = [None, *(datetime(*parts, tzinfo=UTC) for parts in (*DAYS, *TIMES))]
@@ -106,7 +107,8 @@ def fill(session: Session) -> None:
             task_type=TEXTS[-n % len(TEXTS)],
             rank=complete, alpha=real, scaling=REALS[-n % len(REALS)], use_rslora=[None, True, False][n % 3],
             targets=entries or [], modules=n, parameters=WHOLES[-n % len(WHOLES)], dtypes=["BF16"] * (n % 2),
-            described_with="", norm=real, health=text, partial=entries, license=text, training={},
+            described_with="", norm=real, health=text, partial=entries, license=[text, *LICENSES][n % 5],
+            training={},
             card_quality=FIELDS["quality"].choices[n % 5], card_text=card, card_front=front,
         )  # fmt: skip
         reasons = ["no_card", "zero_update", "Licence_Conflict", "licence_conflict"][: n % 5]
@@ -262,6 +264,10 @@ def test_every_field_has_the_same_values_in_both_faces(engine: Engine) -> None:
         ("-owner:jo", set()),
         ("parameters:1M..", {"c"}),
         ("main:no", {"d"}),
+        ("use:research", {"a", "b", "c", "d"}),
+        ("use:publish", {"c", "d"}),
+        ("use:COMMERCIAL", {"d"}),
+        ("-use:commercial use:publish,commercial", {"c"}),
     ],
 )
 def test_what_a_filter_selects(engine: Engine, text: str, names: set[str]) -> None:
@@ -274,7 +280,13 @@ def test_what_a_filter_selects(engine: Engine, text: str, names: set[str]) -> No
             "card_front": {"datasets": "tweet_eval"},
             "card_text": "joy",
         },
-        "c": {"rank": 64, "targets": ["Q_PROJ"], "card_front": {"language": False}, "parameters": 1_000_000},
+        "c": {
+            "rank": 64,
+            "targets": ["Q_PROJ"],
+            "card_front": {"language": False},
+            "parameters": 1_000_000,
+            "license": "cc-by-nc-4.0",
+        },
         "d": {"rank": 128, "license": "MIT", "card_text": "50% off", "subfolder": "sub", "main": False},
     }
     of_repository: dict[str, dict[str, Any]] = {

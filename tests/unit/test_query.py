@@ -36,6 +36,7 @@ ROW: dict[str, Any] = {
     "health": None,
     "partial": None,
     "license": "Apache-2.0",
+    "uses": ["research", "publish", "commercial"],
     "verdict": "accepted",
     "reasons": ["no_card"],
     "created": datetime(2024, 8, 31, 23, 59, 59, tzinfo=UTC),
