@@ -9,7 +9,7 @@ READY := .venv/ready
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict > .venv/docs.txt 2>&1 \
 	|| { cat .venv/docs.txt; exit 1; }
 
-.PHONY: demo test coverage quick check docs fuzz kills bench bench-retrieval clean
+.PHONY: demo test coverage quick check docs fuzz kills bench bench-retrieval wheel clean
 
 demo: $(DEMO)
 	@$(BIN)/loradex demo
@@ -40,6 +40,12 @@ check: $(READY)
 docs: $(READY)
 	@$(MKDOCS)
 	@echo "build/site/index.html; with its search: $(BIN)/python -m http.server -d build/site"
+
+# A wheel and a source distribution in dist.
+wheel: $(DEMO)
+	@$(PIP) 'setuptools>=77'
+	@$(BIN)/python -W ignore -c 'from setuptools import build_meta as b; b.build_sdist("dist"), b.build_wheel("dist")' > .venv/build.txt
+	@ls dist/*
 
 # Mutated inputs for every reader of foreign bytes; the same seed gives the same inputs.
 fuzz: $(READY)
@@ -78,5 +84,5 @@ $(READY): $(DEMO)
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf .venv build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.import_linter_cache

