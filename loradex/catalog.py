@@ -141,7 +141,7 @@ def open(data: str | Path = "data", *, url: str | None = None) -> Catalog:  # no
     Examples:
         >>> with loradex.open("data") as catalog:
         ...     catalog.status().adapters
-        12
+        43
     """
     return Catalog(Settings.make(data=Path(data), catalog_url=url))
 
@@ -327,7 +327,12 @@ class Catalog:
                 yield AdapterRow(**row)
 
     def fields(self) -> Rows[FilterField]:
-        """The fields that a filter (`where`) accepts; reads no catalog."""
+        """The fields that a filter (`where`) accepts; reads no catalog.
+
+        Example:
+            >>> [row.kind for row in catalog.fields() if row.field == "rank"]
+            ['whole number']
+        """
         fields = FIELDS.values()
         return Rows(
             (FilterField(row.name, row.kind_in_words, list(row.aliases), row.help) for row in fields),
@@ -345,6 +350,11 @@ class Catalog:
         Raises:
             NotFoundError: The catalog does not contain it.
             UsageError: The text is not a reference, or its commit is ambiguous.
+
+        Example:
+            >>> adapter = catalog.details("zoo/banking77", rules="ours")
+            >>> adapter.verdict, adapter.weights["name"]
+            ('accepted', 'adapter_model.safetensors')
         """
         reference = AdapterReference.parse(adapter)
         with reading(self.settings) as session:
@@ -447,6 +457,10 @@ class Catalog:
 
         Writes:
             The cache of the vectors, in the data folder.
+
+        Example:
+            >>> [row.adapter for row in catalog.similar("zoo/banking77", k=1)]
+            ['zoo/banking77-seed104']
         """
         check_choice("verdict", verdict, ("accepted", "any"))
         space = likeness.kind(by)
@@ -478,6 +492,11 @@ class Catalog:
         Raises:
             NotFoundError: One of them is not in the catalog, or its weights were never read.
             UsageError: They have different base models.
+
+        Example:
+            >>> pair = catalog.compare("zoo/banking77", "zoo/overruling")
+            >>> pair.exact, abs(pair.output) < 0.5
+            (True, True)
         """
         with reading(self.settings) as session:
             pair = [find_subject(session, adapter, self._blobs) for adapter in (left, right)]
@@ -519,6 +538,11 @@ class Catalog:
 
         Writes:
             The vectors of new cards, in the catalog; the caches of words and vectors, in the data folder.
+
+        Example:
+            >>> rows = catalog.search("banking", k=1, where="use:commercial", words_only=True)
+            >>> rows[0].adapter.startswith("zoo/banking77")
+            True
         """
         query, shares = read_filter(where), SearchWeights(*weights)
         if words_only and not shares.words:
@@ -552,6 +576,10 @@ class Catalog:
                 for rounding or scale; each includes those before.
             verdict: "accepted", or "any" for adapters that the rules refuse too.
             rules: The rules of the verdict.
+
+        Example:
+            >>> all(len(row.members) > 1 for row in catalog.duplicates(level="tensor"))
+            True
         """
         check_choice("level", level, LEVELS)
         check_choice("verdict", verdict, ("accepted", "any"))
@@ -598,6 +626,10 @@ class Catalog:
         Raises:
             NotFoundError: There are fewer than two fingerprints of the base model.
             UsageError: The extra "plot" is not installed, or the path has another suffix.
+
+        Example:
+            >>> catalog.map("map.svg", colour="rank").path.name
+            'map.svg'
         """
         from catalog.pictures import layout, map_picture
 
@@ -793,7 +825,13 @@ class Catalog:
             )
 
     def pools(self) -> Rows[PoolRow]:
-        """The pools of the catalog, by name."""
+        """The pools of the catalog, by name.
+
+        Example:
+            >>> pool = catalog.select("three", by="random", k=3)
+            >>> [(row.pool, row.members) for row in catalog.pools()]
+            [('three', 3)]
+        """
         with reading(self.settings) as session:
             return Rows((PoolRow(**row) for row in pool_store.pools(session)), PoolRow)
 
@@ -881,6 +919,12 @@ class Catalog:
 
         Raises:
             UsageError: The file cannot be read, or a value is outside the range of its metric.
+
+        Example:
+            >>> catalog.import_scores("ours.csv", split="valid", n=40).rows
+            1
+            >>> catalog.scores("zoo/banking77")[0].value
+            0.5
         """
         path = Path(file)
         scores = read_scores(path, source=source or path.name, split=split, metric=metric, n=n)
@@ -890,7 +934,12 @@ class Catalog:
         return ScoreImport(len(scores), **asdict(saved))
 
     def verify_weights(self, *, progress: ProgressOption = False) -> WeightsCheck:
-        """Reads every kept weights file and compares it with its digest."""
+        """Reads every kept weights file and compares it with its digest.
+
+        Example:
+            >>> catalog.verify_weights().ok
+            True
+        """
         with reporting(progress) as report:
             damaged = _read_kept(self._blobs, report)
         partial = tuple(self._blobs.partial_files())
@@ -945,6 +994,11 @@ class Catalog:
 
         Args:
             base: Only the names of this base model. A note says which names are near where it is not known.
+
+        Example:
+            >>> names = catalog.base_names("meta-llama/Llama-3.1-8B-Instruct")
+            >>> "NousResearch/Meta-Llama-3.1-8B-Instruct" in [row.spelling for row in names]
+            True
         """
         with reading_if_any(self.settings) as session:
             spellings = _spellings(store.spellings(session) if session is not None else ())
@@ -1027,7 +1081,12 @@ class Catalog:
             return database.head()
 
     def info(self) -> CatalogInfo:
-        """Where the catalog is, its schema, its size in bytes and the rows of each table."""
+        """Where the catalog is, its schema, its size in bytes and the rows of each table.
+
+        Example:
+            >>> catalog.info().dialect
+            'sqlite'
+        """
         with disposing(database.open_existing(self.settings)) as engine:
             return database.info(engine)
 
@@ -1036,7 +1095,7 @@ class Catalog:
 
         Examples:
             >>> catalog["zoo/banking77"].rank
-            16
+            4
         """
         return self.details(adapter)
 

@@ -62,7 +62,7 @@ def fingerprint(folder: str | Path) -> FolderFingerprint:
     Examples:
         >>> adapter = loradex.fingerprint("adapters/banking77")
         >>> adapter.rank, adapter.health
-        (16, 'healthy')
+        (4, 'healthy')
     """
     content = read_folder(Path(folder))
     use_one_thread()

@@ -222,6 +222,10 @@ class Pool:
             use: "research", "publish" or "commercial", to judge licenses by; by default what the pool is for.
             online: Whether to ask the Hub if it still has every commit, two requests a member.
             progress: See `loradex.progress`.
+
+        Example:
+            >>> pool.verify(use="commercial").ok
+            True
         """
         judged = None if use is None else check_choice("use", use, USES)
         with reporting(progress) as report:
