@@ -203,8 +203,8 @@ _DATA: dict[str, Any] = {"metavar": "DIR", "type": click.Path(file_okay=False, p
 def loradex(context: click.Context, catalog: str | None, data: Path, quiet: bool, verbose: int) -> None:
     """Crawl, verify, screen and index the LoRA adapters of a base model from the Hugging Face Hub.
 
-    The options --catalog, --data, -q and -v may stand before the command or after it; the last one counts.
-    The Hub is reached as huggingface_hub does: HF_ENDPOINT, HF_TOKEN and HF_HOME are honoured.
+    The options --catalog, --data, -q and -v may stand after the command too. The Hub is reached as
+    huggingface_hub does: HF_ENDPOINT, HF_TOKEN and HF_HOME are honoured.
     """
     _set_up_logging(quiet, verbose)
     context.obj = App(Settings.make(data=data, catalog_url=catalog), quiet, verbose, Output(quiet=quiet))

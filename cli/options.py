@@ -73,7 +73,7 @@ def _day(
 
 
 base_option = option(
-    "--base", metavar="ID|DIR", required=True, help="The base model: kept here, in a folder, or on the Hub."
+    "--base", metavar="ID|DIR", required=True, help="A base model: kept here, a folder, or on the Hub."
 )
 tasks_option = option("--tasks", metavar="DIR", type=FOLDER, help="Where tasks are.")
 task_option = option("--task", metavar="T", required=True, help="A task's folder, or its name in --tasks.")
@@ -83,34 +83,36 @@ samples_option = option(
     type=click.IntRange(min=3),
     default=100,
     show_default=True,
-    help="Training examples to use, a fifth of them for validation.",
+    help="Training examples, a fifth to choose by.",
 )
 control_option = option(
     "--control",
     metavar="KIND",
-    help="Take stand-ins of the members: random-pooled, random-each, random-directions, shuffled-layers or "
-    "permuted-ranks.",
+    help="Stand-ins: random-pooled, random-each, random-directions, shuffled-layers or permuted-ranks.",
 )
 overwrite_option = option("--overwrite", group=RESULT, is_flag=True, help="Replace what is there.")
 rank_option = option(
     "--rank", group=RESULT, metavar="R", type=click.IntRange(min=1), help="The largest rank of the result."
 )
-device_option = option("--device", group=MODEL, default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+device_option = option(
+    "--device", group=MODEL, metavar="D", default="cpu", show_default=True, help="cpu, cuda or cuda:N."
+)
 too_long_option = option(
     "--too-long",
     group=MODEL,
+    metavar="error|skip",
     type=click.Choice(["error", "skip"]),
     default="error",
     show_default=True,
-    help="What becomes of examples that are longer than the model reads: an error, or left out and counted.",
+    help="Examples too long for the model.",
 )
 date_option = option(
     "--date",
     group=MODEL,
-    metavar="YYYY-MM-DD",
+    metavar="DAY",
     type=click.DateTime(["%Y-%m-%d"]),
     callback=_day,
-    help="The day on which questions are asked, for chat templates that say one.  [default: 2024-07-26]",
+    help="That prompts name.  [default: 2024-07-26]",
 )
 rules_option = option(
     "--rules",

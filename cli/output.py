@@ -64,12 +64,16 @@ class Format(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """A field of the rows as a column; numbers look better with `right`, and `show` says it for people."""
+    """A field of the rows as a column; numbers look better with `right`, and `show` says it for people.
+
+    Without `in_table` it is a column of CSV and TSV alone.
+    """
 
     field: str
     title: str = ""
     right: bool = False
     show: Callable[[Any], str] | None = None
+    in_table: bool = True
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ def table(rows: Iterable[Any], columns: Sequence[str | Column]) -> list[str]:
     What is too wide for the terminal goes on below, between words where that is possible; nothing is cut off.
     """
     chosen = [Column(column) if isinstance(column, str) else column for column in columns]
+    chosen = [column for column in chosen if column.in_table]
     texts = [
         tuple(plain((column.show or cell)(fields.get(column.field))) for column in chosen)
         for fields in map(_mapping, rows)

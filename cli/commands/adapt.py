@@ -14,7 +14,6 @@ from cli.options import (
     FOLDER,
     LEARNING,
     RESULT,
-    SCORING,
     Command,
     base_option,
     control_option,
@@ -54,7 +53,7 @@ def adaptive(app: App) -> None:
 @task_option
 @tasks_option
 @option("--method", metavar="M", default="recycling", show_default=True, help="See `loradex adaptive`.")
-@option("--with", "target", metavar="DIR", help="An adapter trained on the task, put first in the pool.")
+@option("--with", "target", metavar="DIR", help="An adapter trained on the task, put first.")
 @control_option
 @samples_option
 @option("--steps", group=LEARNING, metavar="N", type=click.IntRange(min=1), help="[default: the method's]")
@@ -67,14 +66,18 @@ def adaptive(app: App) -> None:
     help="The learning rate.  [default: the method's]",
 )
 @option("--batch", group=LEARNING, metavar="N", type=click.IntRange(min=1), default=8, show_default=True)
-@option("--seed", group=LEARNING, type=int, default=0, show_default=True)
-@option("-o", "--out", group=RESULT, metavar="DIR", type=FOLDER)
+@option("--seed", group=LEARNING, metavar="N", type=int, default=0, show_default=True)
+@option("-o", "--out", group=RESULT, metavar="DIR", type=FOLDER, help="The folder to write.")
 @overwrite_option
 @rank_option
 @option(
-    "--split", group=SCORING, type=click.Choice(["valid", "test"]), help="Also score it on these examples."
+    "--split",
+    group=RESULT,
+    metavar="valid|test",
+    type=click.Choice(["valid", "test"]),
+    help="Also score it on these examples.",
 )
-@option("--limit", group=SCORING, metavar="N", type=click.IntRange(min=1), help="At most so many of them.")
+@option("--limit", group=RESULT, metavar="N", type=click.IntRange(min=1), help="At most so many of them.")
 @too_long_option
 @date_option
 @device_option
@@ -104,10 +107,10 @@ def adapt(
     date: datetime.date | None,
     device: str,
 ) -> None:
-    """Learn on a task's examples how much of each member of a POOL, or adapter in a folder, to take.
+    """Learn on a task how much of each member of a POOL, or adapter in a folder, to take.
 
-    The result is one adapter that plain PEFT loads, with adapt.json beside it (members, coefficients,
-    course). A method that routes each token makes no adapter: give --split to see what it is worth.
+    The result is one adapter that plain PEFT loads, with adapt.json beside it. A method that routes each
+    token makes no adapter: give --split to see what it is worth.
     """
     with app.output.show_progress() as progress:
         report = loradex.adapt(

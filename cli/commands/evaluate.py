@@ -47,6 +47,7 @@ LEFT_OUT = Column("left_out", "too long", right=True, show=lambda count: "" if c
 @option(
     "--split",
     group=SCORING,
+    metavar="train|valid|test",
     type=click.Choice(["train", "valid", "test"]),
     default="test",
     show_default=True,
@@ -69,7 +70,7 @@ LEFT_OUT = Column("left_out", "too long", right=True, show=lambda count: "" if c
     group=RESULT,
     metavar="FILE",
     type=FILE,
-    help="One line a score, as it is measured; a run that was stopped goes on from it.",
+    help="A line a score; a run that was stopped goes on from it.",
 )
 @option(
     "-o",

@@ -31,7 +31,7 @@ METHODS = (
     Column("method"),
     Column("summary", "what it does"),
     Column("weight", "weight", show=lambda weight: "1/N" if weight == "mean" else f"{weight:g}"),
-    Column("parameters", show=lambda rows: ", ".join(f"{row['name']}={row['default']}" for row in rows)),
+    Column("parameters", in_table=False),
     Column("exact", show=lambda exact: "exact" if exact else ""),
 )
 
@@ -40,7 +40,7 @@ METHODS = (
 @output_options(lists=True)
 @pass_app
 def methods(app: App) -> None:
-    """List the merge methods, their parameters and where they come from (--json has all of it).
+    """List the merge methods; --json has their parameters and where they come from too.
 
     The weight is a member's where --weights gives none: 1/N makes a mean, 1 a sum.
     """
@@ -69,7 +69,7 @@ _MEMBERS = "Members"
 
 def weights_option(default: str) -> Callable[[Decorated], Decorated]:
     """The option --weights, with what is taken where it is not given."""
-    text = f"One a member, in the order of the pool.  [default: {default}]"
+    text = f"One a member, in their order.  [default: {default}]"
     return option("--weights", group=_MEMBERS, metavar="W,…", callback=_numbers, help=text)
 
 
@@ -78,14 +78,14 @@ without_option = option(
     group=_MEMBERS,
     metavar="LAYER,…",
     callback=split_names,
-    help="Leave out what members hold of these layers, such as lm_head, whole weights and factors alike.",
+    help="Leave out these layers of all members, such as lm_head.",
 )
 merge_base_option = option(
     "--base",
     group=_MEMBERS,
     metavar="ID",
     callback=base_name,
-    help="The base model that the members share, where they do not say, or say different ones.",
+    help="Their base model, where they name none, or several.",
 )
 
 
@@ -93,7 +93,7 @@ merge_base_option = option(
 @members_argument
 @option("--method", metavar="M", required=True, help="A row of `loradex methods`.")
 @option("-p", "parameters", metavar="KEY=VALUE", multiple=True, callback=_parameters, help="Of the method.")
-@weights_option("1/N or 1 each, as `methods` says")
+@weights_option("1/N or 1 each")
 @without_option
 @merge_base_option
 @control_option
@@ -103,18 +103,19 @@ merge_base_option = option(
 @option(
     "--dtype",
     group=RESULT,
+    metavar="TYPE",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Of the result.  [default: the members']",
+    help="float32, bfloat16 or float16.  [default: the members']",
 )
 @option(
     "--apply-to",
     group=RESULT,
     metavar="BASE",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Add the merge to the base model in this folder, and write the full model.",
+    help="Add the merge to this base model, and write it all.",
 )
 @device_option
-@option("--seed", type=int, default=0, show_default=True, help="Of methods that draw, and of --control.")
+@option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of draws, and of --control.")
 @option("--dry-run", is_flag=True, help="Say what it would cost, and write nothing; needs no -o.")
 @output_options(lists=False)
 @pass_app

@@ -14,13 +14,11 @@ from cli.app import App, pass_app
 from cli.options import (
     FOLDER,
     LEARNING,
-    RESULT,
     Command,
     base_option,
     date_option,
     device_option,
     option,
-    overwrite_option,
     task_option,
     tasks_option,
     too_long_option,
@@ -58,12 +56,12 @@ def _modules(_context: click.Context, _option: click.Parameter, value: str) -> s
     type=int,
     default=100,
     show_default=True,
-    help="Training examples of the task to draw, a fifth of them to choose by.",
+    help="Training examples, a fifth to choose by.",
 )
 @too_long_option
 @date_option
 @device_option
-@option("--rank", group="Adapter", metavar="R", type=int, default=16, show_default=True)
+@option("--rank", group="Adapter", metavar="R", type=int, default=16, show_default=True, help="Of A and B.")
 @option(
     "--alpha",
     group="Adapter",
@@ -78,9 +76,17 @@ def _modules(_context: click.Context, _option: click.Parameter, value: str) -> s
     callback=_modules,
     default="all-linear",
     show_default=True,
-    help="Modules to train, such as q_proj,v_proj.",
+    help="Modules, such as q_proj,v_proj.",
 )
-@option("--dropout", group="Adapter", metavar="P", type=float, default=0.0, show_default=True)
+@option(
+    "--dropout",
+    group="Adapter",
+    metavar="P",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Of what A reads.",
+)
 @option(
     "--variant",
     group="Adapter",
@@ -95,7 +101,7 @@ def _modules(_context: click.Context, _option: click.Parameter, value: str) -> s
     group=LEARNING,
     metavar="A,B,…",
     callback=_rates,
-    help="Rates to try; one is no sweep.  [default: four a decade around what the rank wants]",
+    help="Rates to try.  [default: four that suit the rank]",
 )
 @option(
     "--steps",
@@ -131,25 +137,29 @@ def _modules(_context: click.Context, _option: click.Parameter, value: str) -> s
     type=int,
     default=20,
     show_default=True,
-    help="Validations without a new best that end a rate.",
+    help="Validations without a best.",
 )
 @option(
     "--seed",
     group=LEARNING,
+    metavar="N",
     type=int,
     default=0,
     show_default=True,
-    help="Of the examples drawn, the start and the order.",
+    help="Of examples, start and order.",
 )
-@option("-o", "--out", group=RESULT, metavar="DIR", required=True, type=FOLDER)
-@overwrite_option
+@option(
+    "-o", "--out", group="Adapter", metavar="DIR", required=True, type=FOLDER, help="The folder to write."
+)
+@option("--overwrite", group="Adapter", is_flag=True, help="Replace what is there.")
 @option(
     "--dtype",
-    group=RESULT,
+    group="Adapter",
+    metavar="TYPE",
     type=click.Choice(["bfloat16", "float16", "float32"]),
     default="bfloat16",
     show_default=True,
-    help="In which the adapter is stored.",
+    help="bfloat16, float16 or float32.",
 )
 @output_options(lists=False)
 @pass_app
@@ -178,11 +188,10 @@ def train(
     overwrite: bool,
     dtype: Literal["bfloat16", "float16", "float32"],
 ) -> None:
-    """Train a new LoRA on a task: the baseline that every merge is measured against.
+    """Train a new LoRA on a task: the baseline of every merge.
 
-    Each learning rate is trained from the same start, and the one with the lowest loss on the validation
-    examples is kept. The folder holds what plain PEFT loads, train.json with every rate and loss, and a model
-    card. The same command after an interruption goes on with the rates that are missing.
+    The learning rate with the lowest validation loss is kept. The folder holds what plain PEFT loads,
+    train.json and a model card. After an interruption the same command goes on.
     """
     with app.output.show_progress() as progress:
         report = loradex.train(

@@ -69,7 +69,7 @@ def _sum(weights: Tensor, values: Tensor) -> Tensor:
 METHODS = (
     MergeMethod(
         "average",
-        "The mean of the updates, by weights that are divided by their sum.",
+        "The mean of the updates, weights divided by their sum.",
         "https://arxiv.org/abs/2203.05482",
         sum_updates,
         exact=True,
@@ -87,7 +87,7 @@ METHODS = (
     ),
     MergeMethod(
         "concatenation",
-        "The weighted sum with the factors side by side as they are; the ranks add up.",
+        "The weighted sum, factors side by side; the ranks add up.",
         "https://arxiv.org/abs/2410.13025",
         concatenation,
         exact=True,
@@ -97,14 +97,14 @@ METHODS = (
     ),
     MergeMethod(
         "svd",
-        "The best approximation of the weighted sum at one rank, by singular values.",
+        "The best approximation of the weighted sum at one rank.",
         "https://doi.org/10.1007/BF02288367",
         sum_and_truncate,
         exact=True,
     ),
     MergeMethod(
         "separate-average",
-        "A and B averaged apart, as LoraHub does; for comparison, it is not the average of the updates.",
+        "A and B averaged apart (LoraHub); no mean of the updates.",
         "https://arxiv.org/abs/2307.13269",
         separate_sum,
         gauge="dependent",
@@ -113,7 +113,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-linear",
-        "A and B summed apart with the root of each weight, as PEFT's linear; it has cross terms.",
+        "A and B summed apart by weights, as PEFT's linear.",
         _PEFT,
         peft_linear,
         gauge="dependent",
@@ -133,7 +133,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-svd",
-        "The weighted sum at the largest rank, as PEFT's svd, without a matrix of the layer's size.",
+        "The weighted sum at the largest rank, as PEFT's svd.",
         _PEFT,
         sum_and_truncate,
         exact=True,

@@ -207,7 +207,7 @@ def _parameter_reweighting(a: Tensor, b: Tensor, means: Tensor, norm: str) -> Te
 METHODS = (
     MergeMethod(
         "lora-lego",
-        "All rank-1 units of all members are clustered by direction; the centroids are the merged units.",
+        "Rank-1 units in clusters; the centroids are the units.",
         "https://arxiv.org/abs/2409.16167",
         lego,
         (

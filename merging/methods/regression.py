@@ -76,7 +76,7 @@ def _shrunk(gram: Tensor, shrink: float) -> Tensor:
 METHODS = (
     MergeMethod(
         "regmean",
-        "The update whose outputs are nearest to each member's on that member's inputs.",
+        "The update nearest to each member on its own inputs.",
         "https://arxiv.org/abs/2212.09849",
         regmean,
         (Parameter("shrink", 0.95, "factor on the off-diagonal entries of the inputs' Gram matrices", 0, 1),),

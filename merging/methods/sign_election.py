@@ -179,7 +179,7 @@ _WHOLE = Parameter("density", 1.0, "share of each member's entries that stay", 0
 METHODS = (
     MergeMethod(
         "ties",
-        "Small entries of each module go, each entry takes the stronger sign, those that agree are averaged.",
+        "The mean of large entries that agree in sign (TIES).",
         _PAPER,
         ties,
         (DENSITY, SCALE, ELECTION, SPACE, THRESHOLDS, TRIM),
@@ -189,7 +189,7 @@ METHODS = (
     ),
     MergeMethod(
         "knots-ties",
-        "TIES in a common basis of the outputs, where the members' singular vectors are aligned (KnOTS).",
+        "TIES in a common basis of the outputs (KnOTS).",
         "https://arxiv.org/abs/2410.19735",
         ties,
         (_WHOLE, SCALE, ELECTION, KNOTS_SPACE, THRESHOLDS),
@@ -198,7 +198,7 @@ METHODS = (
     ),
     MergeMethod(
         "core-ties",
-        "TIES on the R x R cores of the members in a common basis of both sides (Core Space).",
+        "TIES on the R x R cores of the members (Core Space).",
         "https://arxiv.org/abs/2509.17786",
         ties,
         (DENSITY, SCALE, ELECTION, CORE_SPACE, THRESHOLDS),
@@ -208,7 +208,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-ties",
-        "TIES on A and B apart, as PEFT's ties; it is not TIES of the updates.",
+        "TIES on A and B apart, as PEFT's ties.",
         _PEFT,
         peft_ties,
         (Parameter("density", 0.2, "share of each factor's entries that stay", 0, 1), ELECTION),
@@ -219,7 +219,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-ties-svd",
-        "TIES of the updates with signs elected before the weights, then truncated, as PEFT's ties_svd.",
+        "TIES of the updates, truncated, as PEFT's ties_svd.",
         _PEFT,
         peft_ties_svd,
         (DENSITY, ELECTION, DELTA_SPACE),

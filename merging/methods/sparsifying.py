@@ -187,7 +187,7 @@ METHODS = (
     ),
     MergeMethod(
         "dare",
-        "The weighted sum of random entries, rescaled so that its mean over seeds is the weighted sum.",
+        "The weighted sum of random entries, rescaled (DARE).",
         _DARE,
         sum_sparse(dare),
         (_CHANCE, SCALE, SPACE),
@@ -195,7 +195,7 @@ METHODS = (
     ),
     MergeMethod(
         "dare-ties",
-        "Random entries, rescaled, then TIES' election of signs and mean.",
+        "Random entries, rescaled, then TIES' signs and mean.",
         _DARE,
         elect_and_average(dare),
         (_CHANCE, SCALE, ELECTION, SPACE),
@@ -213,7 +213,7 @@ METHODS = (
     ),
     MergeMethod(
         "della",
-        "Random entries, large ones more often, rescaled, then TIES' election of signs and mean.",
+        "Random entries, large ones more often, then TIES.",
         "https://arxiv.org/abs/2406.11617",
         elect_and_average(della),
         (_DELLA, _WINDOW, replace(SCALE, default=1.1), ELECTION, SPACE),
@@ -223,7 +223,7 @@ METHODS = (
     ),
     MergeMethod(
         "breadcrumbs",
-        "The weighted sum of the updates without their largest and their smallest entries.",
+        "The weighted sum without largest and smallest entries.",
         "https://arxiv.org/abs/2312.06795",
         sum_sparse(breadcrumbs),
         (_CRUMBS, _LARGEST, SCALE, SPACE, THRESHOLDS),
@@ -231,7 +231,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-magnitude-prune",
-        "The largest entries of A and B apart, summed by weights, as PEFT's magnitude_prune.",
+        "Large entries of A and B apart, as magnitude_prune.",
         _PEFT,
         peft_apart(random=False, elect=False),
         (_HALF,),
@@ -242,7 +242,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-dare-linear",
-        "DARE on A and B apart, summed by weights, as PEFT's dare_linear, with a seed.",
+        "DARE on A and B apart, as PEFT's dare_linear.",
         _PEFT,
         peft_apart(random=True, elect=False),
         (_CHANCE,),
@@ -253,7 +253,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-dare-ties",
-        "DARE on A and B apart, then PEFT's election of signs, as its dare_ties, with a seed.",
+        "DARE, then TIES on A and B apart, as PEFT's dare_ties.",
         _PEFT,
         peft_apart(random=True, elect=True),
         (_CHANCE, ELECTION),
@@ -264,7 +264,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-magnitude-prune-svd",
-        "The weighted sum of the updates' largest entries, truncated, as PEFT's magnitude_prune_svd.",
+        "Large entries, truncated, as magnitude_prune_svd.",
         _PEFT,
         peft_svd(magnitude, elect=False),
         (_HALF, DELTA_SPACE),
@@ -273,7 +273,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-dare-linear-svd",
-        "DARE on the updates, summed by weights and truncated, as PEFT's dare_linear_svd, with a seed.",
+        "DARE on the updates, truncated, as dare_linear_svd.",
         _PEFT,
         peft_svd(dare, elect=False),
         (_CHANCE, DELTA_SPACE),
@@ -282,7 +282,7 @@ METHODS = (
     ),
     MergeMethod(
         "peft-dare-ties-svd",
-        "DARE on the updates, PEFT's election of signs, truncated, as its dare_ties_svd, with a seed.",
+        "DARE-TIES of the updates, truncated, as dare_ties_svd.",
         _PEFT,
         peft_svd(dare, elect=True),
         (_CHANCE, ELECTION, DELTA_SPACE),

@@ -166,7 +166,7 @@ _OVER = Parameter("over", "rank", "the mean is over the rank, or over the width"
 METHODS = (
     MergeMethod(
         "tsv-m",
-        "Each member's leading singular vectors, made orthogonal to those of the others, with their values.",
+        "Leading singular vectors, made orthogonal to each other.",
         "https://arxiv.org/abs/2412.00081",
         tsv_merge,
         (Parameter("components", 0, "singular triplets a member; 0 for width / N", 0, 65536), SCALE),
@@ -177,7 +177,7 @@ METHODS = (
     ),
     MergeMethod(
         "iso-c",
-        "The weighted sum with all its singular values replaced by their mean.",
+        "The weighted sum, its singular values made equal.",
         "https://arxiv.org/abs/2502.04959",
         iso_c,
         (SCALE, _OVER),
@@ -188,7 +188,7 @@ METHODS = (
     ),
     MergeMethod(
         "iso-cts",
-        "Common directions of the weighted sum and each member's own, orthonormal, with one singular value.",
+        "Common and own directions with one singular value.",
         "https://arxiv.org/abs/2502.04959",
         iso_cts,
         (
