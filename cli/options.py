@@ -37,9 +37,9 @@ class Command(click.Command):
         """Writes a section for each group, in the order of the first option of each."""
         sections: dict[str, list[tuple[str, str]]] = {"": []}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            group = parameter.group if isinstance(parameter, GroupedOption) else ""
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
+                group = parameter.group if isinstance(parameter, GroupedOption) else ""
                 sections.setdefault(group, []).append(record)
         for title, records in sections.items():
             if records:
@@ -116,10 +116,11 @@ date_option = option(
 )
 rules_option = option(
     "--rules",
+    metavar="RULES",
     type=click.Choice(RULE_SETS),
     default="ours",
     show_default=True,
-    help="Judge by these rules.",
+    help="ours, paper or licensed: what is skipped.",
 )
 verdict_option = option(
     "--verdict",
@@ -132,11 +133,12 @@ where_option = option(
     "--where",
     metavar="W",
     default="",
-    help="Only what this filter lets through, such as `rank:8..64 -owner:someone`.",
+    help="A filter such as `rank:8..64 -owner:someone`.",
 )
 model_option = option(
     "--model",
+    group=MODEL,
+    metavar="ID|DIR",
     default=DEFAULT_MODEL,
-    show_default=True,
-    help="The text encoder: an id on the Hub, or a local folder.",
+    help="The text encoder.  [default: all-MiniLM-L6-v2]",
 )

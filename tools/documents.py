@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from catalog.query import FIELDS
 from catalog.rules import RULES
+from catalog.selection import STRATEGIES
 from cli.main import COMMANDS, loradex
 from merging.methods import METHODS
 from tools import study_pages
@@ -23,6 +24,7 @@ from tools import study_pages
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
+CHOOSE = DOCS / "choose.md"
 HELP = DOCS / "reference" / "commands.md"
 REASONS = DOCS / "reference" / "reasons.md"
 FILTERS = DOCS / "reference" / "filters.md"
@@ -124,6 +126,12 @@ def method_table() -> str:
     return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
 
 
+def strategy_table() -> str:
+    """A row a strategy of selection: its name, and what it ranks by."""
+    rows = [f"| `{name}` | {row.sentence} |" for name, row in STRATEGIES.items()]
+    return "\n".join(["| strategy | ranks by |", "|---|---|", *rows])
+
+
 def layer_drawing() -> str:
     """The levels of the rooms and of the packages in each, from top to bottom, by the import contracts."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -143,6 +151,7 @@ PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     REASONS: {"reasons": reason_table},
     FILTERS: {"fields": field_table},
     MERGING: {"methods": method_table},
+    CHOOSE: {"strategies": strategy_table},
     ARCHITECTURE: {"levels": layer_drawing},
 }
 

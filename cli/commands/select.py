@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +12,12 @@ from catalog.adapters import USES
 from catalog.selection import STRATEGIES
 from cli.app import App, pass_app
 from cli.options import (
+    MODEL,
+    Command,
     date_option,
     device_option,
     model_option,
+    option,
     rules_option,
     split_names,
     tasks_option,
@@ -25,12 +27,8 @@ from cli.options import (
 from cli.output import output_options
 from cli.tables import pool_paths, pool_text
 
-_PARAMETER = re.compile("`([a-z_]+)`")
-# A paragraph that click does not fill anew.
-_STRATEGIES = "\b\n" + "\n".join(
-    f"{name:<11}{_PARAMETER.sub(lambda match: f'--{match[1]}', row.sentence)}"
-    for name, row in STRATEGIES.items()
-)
+_QUESTION = "Strategies"
+_LIMITS = "Limits"
 
 
 def _count(_context: click.Context, _option: click.Parameter, text: str) -> int | None:
@@ -43,88 +41,104 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
         raise click.BadParameter(f"{text!r} is neither a number nor all") from None
 
 
-@click.command(epilog=_STRATEGIES)
+@click.command(cls=Command)
 @click.argument("name")
-@click.option("--by", type=click.Choice(list(STRATEGIES)), required=True, help="How to choose; see below.")
-@click.option(
+@option(
+    "--by",
+    metavar="HOW",
+    type=click.Choice(list(STRATEGIES)),
+    required=True,
+    help=f"{', '.join(list(STRATEGIES)[:-1])} or {list(STRATEGIES)[-1]}.",
+)
+@option(
     "-k",
     metavar="N|all",
     default="10",
     show_default=True,
     callback=_count,
-    help="How many members; all: every adapter that can be ranked, within the limits.",
-)
-@click.option("--query", metavar="TEXT", help="What the adapters should be good for (text).")
-@click.option(
-    "--task",
-    metavar="T",
-    help="The task whose scores decide (score, prior, tasks, completion, worst); its folder, or its name in "
-    "--tasks, where a model reads it (gradient, racing).",
-)
-@tasks_option
-@click.option(
-    "--samples",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Training examples to read (gradient).  [default: 100]",
-)
-@click.option(
-    "--exact", is_flag=True, help="Read the weights of the best, and order them exactly (gradient)."
-)
-@click.option("--budget", metavar="N", type=click.IntRange(min=1), help="Examples to spend in all (racing).")
-@too_long_option
-@date_option
-@device_option
-@click.option("--like", metavar="ADAPTER|DIR", help="The adapter that members should resemble (adapter).")
-@click.option("--to", metavar="POOL", help="The pool to be matched (matched).")
-@click.option(
-    "--kind", type=click.Choice(["output", "delta"]), default="output", help="By which (adapter, gradient)."
-)
-@click.option(
-    "--splits",
-    metavar="SPLIT",
-    multiple=True,
-    help="Scores of these splits alone.  [default: all but test, which is there to judge]",
-)
-@click.option(
-    "--texts",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="YAML or JSON of task names and instructions (tasks, completion); --query is that of --task.",
+    help="Members; all: all that can be ranked.",
 )
 @where_option
-@click.option(
-    "--base",
-    metavar="ID",
-    help="Of this base model; the one to load (gradient, racing).  [default: the most frequent one]",
+@rules_option
+@option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of draws.")
+@option("--controls", is_flag=True, help="Also save NAME-random, -matched, -shuffled.")
+@option("--replace", is_flag=True, help="Take the place of another pool of this name.")
+@option("--dry-run", is_flag=True, help="Show the members and save nothing.")
+@option("--query", group=_QUESTION, metavar="TEXT", help="What the adapters should be good for (text).")
+@option("--like", group=_QUESTION, metavar="ADAPTER|DIR", help="What they should resemble (adapter).")
+@option(
+    "--task",
+    group=_QUESTION,
+    metavar="T",
+    help="Whose scores decide, or its folder (gradient, racing).",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--per-owner", metavar="N", type=int, help="At most so many of one owner.")
-@click.option("--per-family", metavar="N", type=int, help="At most so many of one family.")
-@click.option(
-    "--distinct", type=click.Choice(["file", "tensor", "delta"]), help="One of each group of duplicates."
+@tasks_option
+@option(
+    "--texts",
+    group=_QUESTION,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="YAML or JSON: instructions by task (tasks, completion).",
 )
-@click.option("--parameters", metavar="N", type=int, help="At most so many LoRA parameters in all.")
-@click.option("--exclude", metavar="NAME", multiple=True, help="An adapter, repository or owner.")
-@click.option(
+@option(
+    "--splits",
+    group=_QUESTION,
+    metavar="SPLIT",
+    multiple=True,
+    help="Scores of these splits alone.  [default: all but test]",
+)
+@option("--to", group=_QUESTION, metavar="POOL", help="The pool to be matched (matched).")
+@option(
+    "--kind",
+    group=_QUESTION,
+    metavar="output|delta",
+    type=click.Choice(["output", "delta"]),
+    default="output",
+    help="Of fingerprint (adapter, gradient).",
+)
+@option(
+    "--samples",
+    group=_QUESTION,
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Examples to read (gradient).  [default: 100]",
+)
+@option("--exact", group=_QUESTION, is_flag=True, help="Read the weights of the best (gradient).")
+@option(
+    "--budget", group=_QUESTION, metavar="N", type=click.IntRange(min=1), help="Examples in all (racing)."
+)
+@option("--per-owner", group=_LIMITS, metavar="N", type=int, help="At most so many of one owner.")
+@option("--per-family", group=_LIMITS, metavar="N", type=int, help="At most so many of one family.")
+@option(
+    "--distinct",
+    group=_LIMITS,
+    metavar="LEVEL",
+    type=click.Choice(["file", "tensor", "delta"]),
+    help="One of each group of duplicates: file, tensor or delta.",
+)
+@option("--parameters", group=_LIMITS, metavar="N", type=int, help="At most so many LoRA parameters in all.")
+@option("--exclude", group=_LIMITS, metavar="NAME", multiple=True, help="An adapter, repository or owner.")
+@option(
     "--without",
+    group=_LIMITS,
     metavar="LAYER,…",
     callback=split_names,
-    help="Also adapters that are plain LoRA without these layers, such as lm_head,embed_tokens; merge takes "
-    "the same option.",
+    help="Also plain LoRA but for these layers, as merge.",
 )
-@click.option(
+@option(
     "--use",
+    group=_LIMITS,
+    metavar="USE",
     type=click.Choice(list(USES)),
     default="research",
     show_default=True,
-    help="What the pool is for: adapters whose licence forbids it are left out.",
+    help="research, publish or commercial.",
 )
-@click.option("--controls", is_flag=True, help="Also save NAME-random, NAME-matched, NAME-shuffled.")
-@click.option("--replace", is_flag=True, help="Take the place of another pool of this name.")
-@click.option("--dry-run", is_flag=True, help="Show the members and save nothing.")
+@option("--base", group=MODEL, metavar="ID", help="The base model.  [default: the most frequent one]")
+@too_long_option
+@date_option
+@device_option
 @model_option
-@rules_option
 @output_options(lists=False)
 @pass_app
 def select(
@@ -165,7 +179,7 @@ def select(
 ) -> None:
     """Choose members and save them as the pool NAME, pinned to commits and hashes.
 
-    The same catalog, question and seed give the same pool, byte for byte.
+    Limits leave adapters out; --by ranks the others. docs/choose.md compares the strategies.
     """
     with app.output.show_progress() as progress:
         pool = app.catalog.select(
