@@ -4,6 +4,7 @@ LoradexError
 ├── UsageError            what was asked for makes no sense; say it differently
 ├── ConfigError           an adapter_config.json cannot be used (kind: unreadable, lfs_pointer, too_large, …)
 ├── WeightsError          a safetensors file cannot be used (kind: truncated, header, too_large, …)
+├── UnreadableError       foreign bytes at which a parser failed; a crawl makes it a reason
 ├── CatalogError          the catalog cannot be used as it is
 │   ├── NoCatalogError        there is none yet
 │   ├── SchemaVersionError    its schema is older or newer than this program
@@ -54,6 +55,14 @@ class WeightsError(LoradexError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class UnreadableError(LoradexError):
+    """Foreign bytes at which a parser failed; `fault` is the class of what it raised."""
+
+    def __init__(self, message: str, *, fault: str = "") -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class CatalogError(LoradexError):

@@ -48,8 +48,9 @@ _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
 # Where a context's `meta` holds the command that runs.
 RUNNING = "loradex.command"
-# A parameter in a text of the library, with or without a value.
+# A parameter in a text of the library, with or without a value, or a call with one.
 _PARAMETER = re.compile(r"`(?P<name>[a-z_]+)(?:=(?P<value>[^`]+))?`")
+_CALL = re.compile(r"`(?P<name>[a-z_]+)\((?P<parameter>[a-z_]+)=(?P<value>[^`()]+)\)`")
 
 
 class Format(enum.StrEnum):
@@ -167,7 +168,19 @@ def name_options(text: str) -> str:
     if context is None:
         return text
     parameters = context.meta.get(RUNNING, context.command).params
+    text = _CALL.sub(_command_of, text)
     return _PARAMETER.sub(lambda match: _option_of(match, parameters), text)
+
+
+def _command_of(match: re.Match[str]) -> str:
+    """`crawl(weights="keep")` as `loradex crawl --weights keep`."""
+    return f"`loradex {match['name']} {_flag(match['parameter'], match['value'])}`"
+
+
+def _flag(name: str, value: str | None) -> str:
+    """A parameter as an option, with its value but for True."""
+    flag = name if name.startswith("-") else f"--{name.replace('_', '-')}"
+    return flag if value is None or value == "True" else f"{flag} {value.strip(chr(34))}"
 
 
 def _option_of(match: re.Match[str], parameters: Sequence[click.Parameter]) -> str:
@@ -177,8 +190,7 @@ def _option_of(match: re.Match[str], parameters: Sequence[click.Parameter]) -> s
         if not isinstance(parameter, click.Option):
             continue
         if name == parameter.name or f"--{name.replace('_', '-')}" in parameter.opts:
-            flag = max(parameter.opts, key=len)
-            return f"{flag} {value.strip(chr(34))}" if value and value != "True" else flag
+            return _flag(max(parameter.opts, key=len), value)
     return match.group()
 
 

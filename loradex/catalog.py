@@ -479,7 +479,7 @@ class Catalog:
             )
         notes = subject_notes(adapter, subject)
         if exact and not all(row.exact for row in rows):
-            notes.append("Some files are not kept (crawl with --weights keep): their scores are sketched.")
+            notes.append('Some files are not kept (see `crawl(weights="keep")`): their scores are sketched.')
         return Rows(rows, Neighbour, notes)
 
     def compare(self, left: str, right: str) -> Comparison:

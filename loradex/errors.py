@@ -26,6 +26,7 @@ from catalog.errors import (
     ReadOnlyCatalogError,
     SchemaVersionError,
     StorageError,
+    UnreadableError,
     UsageError,
     WeightsError,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "ReadOnlyCatalogError",
     "SchemaVersionError",
     "StorageError",
+    "UnreadableError",
     "UsageError",
     "WeightsError",
 ]

@@ -114,7 +114,7 @@ def grid(
         )
     wild = cards or (study_folder / study.cards if study.cards else None)
     if study.cards and not (wild and wild.is_dir()):
-        raise NotFoundError(f"{wild} is no folder of model cards; name one by --cards.")
+        raise NotFoundError(f"{wild} is no folder of model cards; name one by `cards`.")
     # Absolute, since the processes of a cluster begin in folders of their own.
     place = Place(
         folder=folder.absolute(),
@@ -344,7 +344,7 @@ def _tasks(selection: Tasks, folder: Path) -> dict[str, Task]:
     if names == "all":
         names = tuple(sorted(path.parent.name for path in folder.glob(f"*/{TASK_NAME}")))
     if not names:
-        raise NotFoundError(f"{folder} holds no tasks; say where they are, by tasks.from or --tasks.")
+        raise NotFoundError(f"{folder} holds no tasks; say where they are, by tasks.from or `tasks`.")
     task_list = [find_task(name, folder) for name in names]
     return {task.name: task for task in task_list}
 
@@ -360,7 +360,7 @@ def _adapters(selection: Adapters, folder: Path, base: Path | None) -> dict[str,
     names = tuple(folders) if selection.names == "all" else selection.names
     if not folders or (missing := [name for name in names if name not in folders]):
         what = f"no adapter {missing[0]}" if folders else "no adapters"
-        raise NotFoundError(f"{folder} holds {what}; say where they are, by adapters.from or --adapters.")
+        raise NotFoundError(f"{folder} holds {what}; say where they are, by adapters.from or `adapters`.")
     members = {
         name: load_member(folders[name], name=name, purpose="used in a study") for name in sorted(names)
     }

@@ -135,7 +135,7 @@ def fingerprint_row(session: Session, adapter: Adapter) -> FingerprintRow:
         name = adapter_name(adapter.repository.name, adapter.subfolder)
         raise NotFoundError(
             f"{name} has no fingerprint: its weights were not read, or its modules had other names then. "
-            "Crawl with --weights stream or keep."
+            'Read them by `crawl(weights="stream")`.'
         )
     return row
 

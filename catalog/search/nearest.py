@@ -196,7 +196,9 @@ def downhill(
     vector_index = open_index(index, SPACES[kind], Fingerprints(session, kind))
     indexed_keys = sorted(set(keys) & set(vector_index.keys))
     if not indexed_keys:
-        raise NotFoundError("None of the adapters has a fingerprint; crawl them with --weights stream.")
+        raise NotFoundError(
+            'None of the adapters has a fingerprint; read their weights by `crawl(weights="stream")`.'
+        )
     scores = []
     for vector in (direction, *backgrounds):
         cosines = {

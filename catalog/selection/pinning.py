@@ -146,7 +146,7 @@ def _files(session: Session, row: StoredAdapter) -> list[PinnedFile]:
     for digest in filter(None, (row.config_digest, row.card_digest)):
         content = session.scalar(select(DocumentRow.content).where(DocumentRow.digest == digest))
         if content is None:
-            raise PoolError(f"The catalog lost a file of {row.adapter}; crawl it again with --full.")
+            raise PoolError(f"The catalog lost a file of {row.adapter}; read it again by `crawl(full=True)`.")
         if digest in listed:
             name = listed[digest]["name"]
             pinned_files.append(PinnedFile(name, len(content), hashlib.sha256(content).hexdigest()))

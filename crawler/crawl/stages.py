@@ -34,6 +34,7 @@ from catalog.errors import (
     HubAccessError,
     HubPayloadError,
     IntegrityError,
+    UnreadableError,
     WeightsError,
 )
 from catalog.files import BlobStore
@@ -42,7 +43,7 @@ from crawler.crawl.description import Draft, describe, findings, repository_reco
 from crawler.crawl.known import Known
 from crawler.crawl.screening import reasons_to_refuse
 from crawler.hub import BadRow, Folder, Hub, ListedRepository, RemoteFile, adapter_folders, parse_row
-from crawler.reading import MAX_CARD, Card, UnreadableError, parse_card, reading
+from crawler.reading import MAX_CARD, Card, parse_card, reading
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from crawler.reading import UnreadableError, reading
+from catalog.errors import UnreadableError
+from crawler.reading import reading
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SHA = re.compile(r"[0-9a-f]{40}")

@@ -7,8 +7,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from catalog.errors import UnreadableError
 from catalog.files import unsafe_path
-from crawler.reading import UnreadableError, reading
+from crawler.reading import reading
 
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

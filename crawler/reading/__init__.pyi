@@ -1,4 +1,4 @@
 from .cards import MAX_CARD, Card, parse_card
-from .guard import UnreadableError, reading
+from .guard import reading
 
-__all__ = ["MAX_CARD", "Card", "UnreadableError", "parse_card", "reading"]
+__all__ = ["MAX_CARD", "Card", "parse_card", "reading"]

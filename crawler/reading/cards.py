@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from catalog.errors import UnreadableError
 from crawler.reading import frontmatter
-from crawler.reading.guard import UnreadableError, reading
+from crawler.reading.guard import reading
 from crawler.reading.prose import has_template_marks, own_words, readable
 from crawler.reading.training import TrainingFacts, training_facts
 

@@ -11,17 +11,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from catalog.errors import LoradexError
+from catalog.errors import LoradexError, UnreadableError
 
 log = logging.getLogger(__name__)
-
-
-class UnreadableError(LoradexError):
-    """Foreign bytes at which a parser failed; `fault` is the class of what it raised."""
-
-    def __init__(self, message: str, *, fault: str = "") -> None:
-        super().__init__(message)
-        self.fault = fault
 
 
 @contextmanager

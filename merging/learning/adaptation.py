@@ -115,7 +115,7 @@ def adapt(
     """
     row = find_adaptive(method)
     if row.alone and target is None:
-        raise UsageError(f"{row.name} takes a target adapter alone; name one (--with).")
+        raise UsageError(f"{row.name} takes a target adapter alone; name one (`target`).")
     pool = ([target] if target else []) + ([] if row.alone else list(members))
     if not pool:
         raise UsageError("There is nothing to adapt; name at least one adapter.")

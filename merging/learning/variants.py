@@ -335,7 +335,7 @@ def _refuse_short(row: Variant, config: Any, model: Any) -> None:
         names = ", ".join(sorted(config.target_parameters))
         raise UsageError(
             f"The experts of this model are tensors of three dimensions ({names}), on which no adapter is "
-            "trained here; name its other modules (--targets), such as q_proj,v_proj."
+            "trained here; name its other modules (`targets`), such as q_proj,v_proj."
         )
     ranks = {parameter.shape[0] for name, parameter in model.named_parameters() if "lora_A" in name}
     if ranks - {config.r}:

@@ -234,7 +234,7 @@ def _refuse_features(refusal: str, purpose: str, config: AdapterConfig, spec: Ad
         # Who merges can name layers to leave out.
         layers = ",".join(layers_to_leave_out(config, spec)) if purpose.startswith("merged") else ""
         way = (
-            f"--without {layers} leaves out these layers"
+            f"`without={layers}` leaves out these layers"
             if layers
             else f"only scaling * B A is {purpose} here"
         )
@@ -253,7 +253,7 @@ def _refuse_bases(members: Sequence[MergeMember], table: BaseTable) -> None:
         if base != expected:
             raise MergeError(
                 f"{first.name} belongs to {expected} and {member.name} to {base}; "
-                "merge adapters of one base, or name the one that they share (--base)."
+                "merge adapters of one base, or name the one that they share (`base`)."
             )
 
 
@@ -357,7 +357,7 @@ def _refuse_paths(members: Sequence[MergeMember], base: str | None) -> None:
             if names.isdisjoint(other_names):
                 raise MergeError(
                     f"{first.name} has {min(other_names)} where {member.name} has {min(names)}, and the "
-                    f"modules of {base or 'their base'} are not known here; name its folder as --base."
+                    f"modules of {base or 'their base'} are not known here; name its folder as `base`."
                 )
             other_names |= names
 

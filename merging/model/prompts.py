@@ -59,7 +59,7 @@ def encode(
         if prompt.length > limit:
             raise UsageError(
                 f"Example {number} of {task.name} has {prompt.length} tokens, more than the {limit} that the "
-                "model reads; shorten it or take it out, or leave such examples out (--too-long skip)."
+                'model reads; shorten it or take it out, or leave such examples out (`too_long="skip"`).'
             )
     return prompts
 

@@ -107,7 +107,7 @@ def find_task(name: str, tasks: Path | None = None) -> Task:
             return read_task(folder)
     names = sorted(path.parent.name for path in tasks.glob(f"*/{TASK_NAME}")) if tasks else []
     advice = (
-        f"{tasks} holds {', '.join(names)}" if names else "name its folder, or where tasks are by --tasks"
+        f"{tasks} holds {', '.join(names)}" if names else "name its folder, or where tasks are by `tasks`"
     )
     raise NotFoundError(f"There is no task {name}; {advice}.")
 

@@ -30,6 +30,7 @@ from cli.output import (
     fold,
     jsonable,
     labelled,
+    name_options,
     output_options,
     separated,
     table,
@@ -340,3 +341,27 @@ def test_two_formats_of_one_output_are_refused(pair: tuple[str, str], run: Progr
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert all(flag in refused.stderr for flag in pair)
     assert run("methods", pair[0], pair[0]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Use `rank`.", "Use --rank."),
+        ("`rank=16` and `flag=True`", "--rank 16 and --flag"),
+        ('`too_long="skip"`', "--too-long skip"),
+        ("`learning_rates` and `lr`", "--lr and --lr"),
+        ('`crawl(weights="keep")`', "`loradex crawl --weights keep`"),
+        ("`absent`, `loradex methods` and `adapter_config.json`",) * 2,
+    ],
+)
+def test_parameters_in_texts_of_the_library_are_options(text: str, shown: str) -> None:
+    @click.command()
+    @click.option("--rank")
+    @click.option("--too-long")
+    @click.option("--flag", is_flag=True)
+    @click.option("--lr", "learning_rates")
+    def command(**_values: object) -> None:
+        click.echo(name_options(text))
+
+    assert CliRunner().invoke(command, []).stdout == f"{shown}\n"
+    assert name_options(text) == text

@@ -76,7 +76,7 @@ def test_answers_are_compared_as_the_paper_does(one: str, other: str, same: bool
 
 def test_an_example_that_is_too_long_is_named_with_what_to_do(base: LoadedBase, task: Task) -> None:
     with pytest.raises(
-        UsageError, match=r"Example 2 of long has \d+ tokens, more than the 60 .*--too-long skip"
+        UsageError, match=r"Example 2 of long has \d+ tokens, more than the 60 .*too_long=.skip"
     ):
         measure(base, task, examples(task, "test"))
 
@@ -109,7 +109,7 @@ def test_a_task_of_nothing_but_long_examples_is_one_sentence(tmp_path: Path) -> 
 def test_training_leaves_long_examples_out_and_says_so(base: LoadedBase, task: Task, tmp_path: Path) -> None:
     some = budget(task, 20)
     settings: Any = {"learning_rates": [1e-3], "steps": 2, "batch": 2, "evaluate_every": 1, "rank": 2}
-    with pytest.raises(UsageError, match="--too-long skip"):
+    with pytest.raises(UsageError, match='too_long="skip"'):
         train(base, task, some, tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
     report = train(base, task, some, tmp_path / "out", too_long="skip", **settings)
@@ -119,7 +119,7 @@ def test_training_leaves_long_examples_out_and_says_so(base: LoadedBase, task: T
 
 def test_adapting_leaves_long_examples_out_and_says_so(base: LoadedBase, task: Task, tmp_path: Path) -> None:
     members, some = [tiny_adapter(tmp_path / "one", 1)], budget(task, 20)
-    with pytest.raises(UsageError, match="--too-long skip"):
+    with pytest.raises(UsageError, match='too_long="skip"'):
         adapt(base, members, task, some, "recycling", steps=1)
     result = adapt(base, members, task, some, "recycling", steps=1, too_long="skip")
     assert result.record["left_out"] == 1
@@ -128,14 +128,14 @@ def test_adapting_leaves_long_examples_out_and_says_so(base: LoadedBase, task: T
 def test_gradients_and_races_leave_long_examples_out(base: LoadedBase, task: Task, tmp_path: Path) -> None:
     some, member = examples(task, "train"), tiny_adapter(tmp_path / "one", 1)
     shorter = [item for item in some if "z" not in item.input]
-    with pytest.raises(UsageError, match="--too-long skip"):
+    with pytest.raises(UsageError, match='too_long="skip"'):
         direction(base, task, some)
     vector, _ = direction(base, task, some, too_long="skip")
     assert vector.tolist() == direction(base, task, shorter)[0].tolist()
     assert exact_scores(base, task, some, [member], too_long="skip") == exact_scores(
         base, task, shorter, [member]
     )
-    with pytest.raises(UsageError, match="--too-long skip"):
+    with pytest.raises(UsageError, match='too_long="skip"'):
         Sampler(base, task, lambda _: member)
     sampler = Sampler(base, task, lambda _: member, too_long="skip")
     assert sampler.asked.left_out == 1
