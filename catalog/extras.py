@@ -13,7 +13,7 @@ EXTRAS = {
     "postgres": ("psycopg",),
     "ray": ("ray",),
     "serve": ("starlette", "uvicorn"),
-    "study": ("jinja2", "pydantic"),
+    "study": ("jinja2", "pydantic", "scipy"),
 }
 
 
