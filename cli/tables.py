@@ -123,10 +123,10 @@ def pool_text(pool: Mapping[str, Any], places: Mapping[str, Path]) -> str:
         for member in pool["members"]
     ]
     without = pool["chosen"].get("without", ())
-    chosen = DOT.join(f"{name} {cell(value)}" for name, value in pool["chosen"].items())
+    choice = DOT.join(f"{name} {cell(value)}" for name, value in pool["chosen"].items())
     rows = [
         ("pool", f"{pool['name']}  {len(members)} members of {pool['base']}"),
-        ("chosen", chosen),
+        ("chosen", choice),
         ("use", pool["use"]),
         ("merge with", f"--without {','.join(without)}" if without else ""),
         ("digest", pool["digest"]),

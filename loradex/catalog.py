@@ -224,7 +224,7 @@ class Catalog:
             reporting(progress) as report,
             disposing(open_catalog(self.settings, create=True)) as engine,
         ):
-            step = _announced(ProgressStep(report, "reading"), hub, options)
+            step = _announce_crawl(ProgressStep(report, "reading"), hub, options)
             return Crawler(engine, hub, self._blobs, options, step, stop).crawl()
 
     def preview(
@@ -247,7 +247,7 @@ class Catalog:
             reporting(progress) as report,
             reading_if_any(self.settings) as session,
         ):
-            step = _announced(ProgressStep(report, "reading"), hub, options)
+            step = _announce_crawl(ProgressStep(report, "reading"), hub, options)
             return preview_crawl(session, hub, options, step)
 
     @property
@@ -562,9 +562,11 @@ class Catalog:
                         raise
                     notes.append(f"searching by words alone: {error}")
             with open_texts(session, self.settings.index, embedder) as texts:
-                found = search(session, texts, text, k, query=query, refusing=refusing(rules), weights=shares)
-            rows = [_search_row(session, hit) for hit in found.hits]
-        return Rows(rows, SearchRow, (*notes, *found.notes))
+                result = search(
+                    session, texts, text, k, query=query, refusing=refusing(rules), weights=shares
+                )
+            rows = [_search_row(session, hit) for hit in result.hits]
+        return Rows(rows, SearchRow, (*notes, *result.notes))
 
     def duplicates(
         self, level: str = "delta", *, verdict: str = "accepted", rules: str = "ours"
@@ -1152,7 +1154,7 @@ def _open_hub(options: CrawlOptions, stop: threading.Event) -> Hub:
     return Hub(replace_fields(HubSettings.from_environment(), connections=options.workers), stop=stop)
 
 
-def _announced(step: ProgressStep, hub: Hub, options: CrawlOptions) -> ProgressStep:
+def _announce_crawl(step: ProgressStep, hub: Hub, options: CrawlOptions) -> ProgressStep:
     """The step, after a note on what is crawled."""
     bases = "every base model" if options.any_base else ", ".join(options.bases or (DEFAULT_BASE,))
     step.note(f"Crawling {hub.settings.endpoint} for adapters of {bases}")

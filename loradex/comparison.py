@@ -69,7 +69,7 @@ def fingerprint(folder: str | Path) -> FolderFingerprint:
     numbers = fingerprint_of(content.weights, content.config)
     rules = ScalingRule(content.config)
     ranks = sorted(rank for row in numbers.spectrum if math.isfinite(rank := stable_rank(row)))
-    seen = {feature.reason: feature.detail for feature in content.partial}
+    details = {feature.reason: feature.detail for feature in content.partial}
     return FolderFingerprint(
         adapter=str(folder),
         base=content.config.base_model,
@@ -81,7 +81,7 @@ def fingerprint(folder: str | Path) -> FolderFingerprint:
         norm=health(numbers.norms, content.config).norm,
         stable_rank=ranks[len(ranks) // 2] if ranks else None,
         health=verdict(numbers.norms, content.config),
-        partial={reason: seen.get(reason, "") for reason in partial_reasons(content, numbers)},
+        partial={reason: details.get(reason, "") for reason in partial_reasons(content, numbers)},
         load_problems=list(load_problems(Path(folder))),
         tensor_digest=numbers.tensor_digest,
         norms={name: norm and norm * abs(rules.scaling(name)) for name, norm in numbers.norms.items()},

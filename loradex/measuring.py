@@ -33,14 +33,14 @@ BACKGROUND_SAMPLES = 24
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """How a selection asks a model: which, on what task, and where; `others` are tasks to compare it with.
+    """How a selection asks a model: which, on what task, beside which other tasks (`backgrounds`), and where.
 
     `day` is the day that chat templates name, `too_long` what becomes of examples that are too long.
     """
 
     base: str
     task: Task
-    others: Sequence[Task]
+    backgrounds: Sequence[Task]
     device: str
     day: datetime.date | None
     too_long: TooLong
@@ -88,15 +88,16 @@ def _with_gradient(
     from merging.learning import direction, exact_scores
     from merging.model import first_examples
 
-    model, task, others = request.open_base(settings, report), request.task, request.others
-    beside = f", beside {', '.join(other.name for other in others)}" if others else ""
-    report(ProgressEvent("gradient", note=f"following the gradient of {task.name}{beside}"))
+    model, task = request.open_base(settings, report), request.task
+    names = ", ".join(row.name for row in request.backgrounds)
+    text = f"following the gradient of {task.name}{names and f', beside {names}'}"
+    report(ProgressEvent("gradient", note=text))
     count, seed = question.samples or 0, question.seed
-    sizes = [(task, count), *((other, min(count, BACKGROUND_SAMPLES)) for other in others)]
+    sizes = [(task, count), *((other, min(count, BACKGROUND_SAMPLES)) for other in request.backgrounds)]
     prompts = [ask(model, row, first_examples(row, size, seed=seed), request.too_long) for row, size in sizes]
     question = replace(question, **_unusual(model, report, *prompts))
     examples = prompts[0].examples
-    backgrounds = [(other, row.examples) for other, row in zip(others, prompts[1:], strict=True)]
+    backgrounds = [(other, row.examples) for other, row in zip(request.backgrounds, prompts[1:], strict=True)]
     kind: Any = question.kind
     vector, vectors = direction(model, task, examples, backgrounds, kind=kind)
     sources = replace(sources, direction=vector, backgrounds=vectors)
@@ -149,10 +150,10 @@ def other_tasks(task: Task, folder: Path | None, seed: int) -> list[Task]:
     if folder is None:
         return []
     tasks = [read_task(path.parent) for path in sorted(folder.glob(f"*/{TASK_NAME}"))]
-    others = [row for row in tasks if row.name != task.name and (not row.group or row.group != task.group)]
+    strangers = [row for row in tasks if row.name != task.name and (not row.group or row.group != task.group)]
     generator = random.Random(f"{task.name}:{seed}")  # noqa: S311 - a draw, not a secret
-    drawn = generator.sample(others, min(BACKGROUNDS, len(others)))
-    return sorted(drawn, key=lambda row: row.name)
+    sample = generator.sample(strangers, min(BACKGROUNDS, len(strangers)))
+    return sorted(sample, key=lambda row: row.name)
 
 
 def _unusual(model: LoadedBase, report: ProgressCallback, *prompts: Questions) -> dict[str, Any]:

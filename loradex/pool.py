@@ -181,8 +181,8 @@ class Pool:
         """
         from loradex.fetching import fetching
 
-        settings = self._required_settings()
-        chosen = check_choice("form", form, FORMS)
+        settings = self._require_settings()
+        checked_form = check_choice("form", form, FORMS)
         notes: list[str] = []
         folders: list[Path] = []
         problems: list[PoolProblem] = []
@@ -193,7 +193,7 @@ class Pool:
                 with fetching(settings, manifest) as fetch:
                     below = Path(to) if to is not None else settings.pools
                     source = fetch if weights else None
-                    folders.append(export(manifest, below, chosen, source, step.working, as_is=as_is))
+                    folders.append(export(manifest, below, checked_form, source, step.working, as_is=as_is))
                 if weights:
                     notes += _rewritten_notes(manifest, folders[-1])
                     unloadable = load_problems_of(manifest, folders[-1])
@@ -202,9 +202,9 @@ class Pool:
         if weights:
             misread = misread_members(self.manifest, folders[0])
         notes += [f"misread by other engines: {_names(names)}. {text}" for text, names in misread.items()]
-        has_members = weights and chosen != "ids"
+        has_members = weights and checked_form != "ids"
         paths = (
-            [folders[0] / member_folder(member, chosen) for member in self.members]
+            [folders[0] / member_folder(member, checked_form) for member in self.members]
             if has_members
             else folders
         )
@@ -245,14 +245,14 @@ class Pool:
         """
         from loradex.fetching import fetching
 
-        with fetching(self._required_settings(), self.manifest) as fetch, reporting(progress) as report:
+        with fetching(self._require_settings(), self.manifest) as fetch, reporting(progress) as report:
             step = ProgressStep(report, "fetching")
             for done, member in enumerate(self.members):
                 step.working(done, len(self.members))
                 for file in member.files:
                     fetch(member, file)
 
-    def _required_settings(self) -> Settings:
+    def _require_settings(self) -> Settings:
         if self.settings is None:
             raise UsageError("The files of this pool are found by a catalog; open it with `Catalog.pool`.")
         return self.settings
@@ -273,7 +273,7 @@ class Pool:
         exported = in_export(self.manifest, folder) if folder is not None else None
         if exported is not None:
             return exported
-        blobs = BlobStore(self._required_settings().blobs)
+        blobs = BlobStore(self._require_settings().blobs)
         return lambda _, file: blobs.path(file.sha256) if blobs.has(file.sha256) else None
 
     def _hub_problems(self, step: ProgressStep) -> list[PoolProblem]:
@@ -290,7 +290,7 @@ class Pool:
         from catalog.database import pool_store, reading_if_any
 
         names = [str(control["pool"]) for control in self.controls if "pool" in control]
-        with reading_if_any(self._required_settings()) as session:
+        with reading_if_any(self._require_settings()) as session:
             present = {row["pool"] for row in pool_store.pools(session)} if session and names else set()
             manifests = [pool_store.find_pool(session, name) for name in names if session and name in present]
         notes += [f"its control {name} is not in this catalog" for name in names if name not in present]

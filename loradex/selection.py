@@ -78,8 +78,8 @@ def select_pool(
             subject=lambda name: find_subject(session, name, blobs),
             texts=texts,
         )
-        with with_model(request, question, sources, settings, report) as (prepared, asked):
-            selection = select(asked, prepared, controls=controls)
+        with with_model(request, question, sources, settings, report) as (prepared, final):
+            selection = select(final, prepared, controls=controls)
     if selection.left_out:
         count = len(selection.pool.members)
         reasons = left_out_in_words(selection.left_out) or "none"
@@ -104,12 +104,14 @@ def _model_request(question: Question, options: TaskOptions) -> tuple[Question, 
     if isinstance(task, (str, Path)):
         task = find_task(str(task), folder)
     question = replace(question, task=task.name, task_digest=task.digest)
-    others: list[Task] = []
+    backgrounds: list[Task] = []
     if question.by == "gradient":
-        others = other_tasks(task, folder, question.seed)
-        beside = tuple(f"{other.name} {other.digest}" for other in others)
-        question = replace(question, samples=question.samples or SAMPLES, beside=beside)
-    request = ModelRequest(question.base or "", task, others, options.device, options.date, options.too_long)
+        backgrounds = other_tasks(task, folder, question.seed)
+        names = tuple(f"{row.name} {row.digest}" for row in backgrounds)
+        question = replace(question, samples=question.samples or SAMPLES, beside=names)
+    request = ModelRequest(
+        question.base or "", task, backgrounds, options.device, options.date, options.too_long
+    )
     return question, request
 
 

@@ -135,7 +135,7 @@ def _render_status(status: CatalogStatus, rules: str) -> str:
     gone = f" · gone {status.gone:,}" if status.gone else ""
     rows = [("repositories", f"{status.repositories:,}{gone}"), *verdict_lines(asdict(status), rules)]
     if status.measured or status.waiting:
-        rows.append(("measured", DOT.join(_measured_texts(status))))
+        rows.append(("measured", DOT.join(_measurement_texts(status))))
     for crawl in status.crawls:
         when = f"{crawl['started']:%Y-%m-%d{NO_BREAK}%H:%M}"
         rows.append((f"crawl {crawl['id']}", f"{when}{DOT}{crawl['state']}{DOT}{cost_text(crawl)}"))
@@ -164,7 +164,7 @@ def _retry_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["to be tried again by the next crawls", labelled(lines, indent="  "), *more]
 
 
-def _measured_texts(status: CatalogStatus) -> Iterator[str]:
+def _measurement_texts(status: CatalogStatus) -> Iterator[str]:
     """How many adapters have fingerprints, for how many these are a part, and how many have none yet."""
     yield f"{status.measured:,}"
     if status.partial:

