@@ -68,9 +68,11 @@ def _keys_of(text: str) -> set[str]:
 
 
 def _collect(value: Any, add: Callable[[str], None]) -> None:
+    """Adds the keys; those with a point in them are names of modules."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            add(key)
+            if "." not in key:
+                add(key)
             _collect(inner, add)
     elif isinstance(value, list):
         for inner in value:
