@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from catalog.errors import ConfigError, WeightsError
 from catalog.files import LFS_POINTER, read_json
@@ -18,6 +19,8 @@ MAX_HEADER = 25_000_000
 PREFIX = 8
 _MAX_DIMENSION = 2**53
 _LONG = 100_000
+# The headers of about 1,500 tensors at most are remembered.
+_KNOWN_LENGTH = 1 << 18
 
 # Bits of one element, for every data type that safetensors 0.8 knows.
 DTYPE_BITS: Mapping[str, int] = {
@@ -114,18 +117,28 @@ def parse_header(data: bytes, file_size: int | None = None) -> Header:
         raise WeightsError("truncated", f"a file of {file_size} bytes cannot hold a header of {length}")
     if len(data) < PREFIX + length:
         raise WeightsError("truncated", f"{len(data)} bytes hold no header of {length}")
-    entries = _read_object(data[PREFIX : PREFIX + length])
-    metadata = _metadata(entries.pop("__metadata__", None))
-    tensors = sorted(
-        (_tensor(name, entry) for name, entry in entries.items()), key=lambda t: (t.begin, t.end)
-    )
-    _check_contiguous(tensors)
-    header = Header(tuple(tensors), metadata, length)
+    read = _read_known_tensors if length <= _KNOWN_LENGTH else _read_tensors
+    tensors, metadata = read(data[PREFIX : PREFIX + length])
+    header = Header(tensors, dict(metadata), length)
     if file_size is not None and header.file_size != file_size:
         raise WeightsError(
             "size_mismatch", f"the header promises {header.file_size} bytes, the file has {file_size}"
         )
     return header
+
+
+def _read_tensors(json_bytes: bytes) -> tuple[tuple[Tensor, ...], dict[str, str]]:
+    entries = _read_object(json_bytes)
+    metadata = _metadata(entries.pop("__metadata__", None))
+    tensors = sorted(
+        (_tensor(name, entry) for name, entry in entries.items()), key=lambda t: (t.begin, t.end)
+    )
+    _check_contiguous(tensors)
+    return tuple(tensors), metadata
+
+
+# What is worked out of one file comes from its header again and again, while few files are read at a time.
+_read_known_tensors = lru_cache(maxsize=16)(_read_tensors)
 
 
 def _read_object(json_bytes: bytes) -> dict[str, object]:

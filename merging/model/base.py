@@ -134,6 +134,7 @@ def keep_base(base: str, source: Path, bases: Path) -> Path:
     if target.exists():
         raise UsageError(f"A checkpoint of {base} is kept in {target} already; remove that folder first.")
     check_source(source)
+    import torch
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     from merging.members import new_folder
@@ -155,8 +156,10 @@ def keep_base(base: str, source: Path, bases: Path) -> Path:
                 if key not in ("quantization_config", "_name_or_path", "transformers_version")
             }
         )
-        fresh = LlamaForCausalLM(config)
-        fresh.load_state_dict(read.state_dict())
+        # Without storage, and so without the time to draw weights that are replaced at once.
+        with torch.device("meta"):
+            fresh = LlamaForCausalLM(config)
+        fresh.load_state_dict(read.state_dict(), assign=True)
         fresh.generation_config.pad_token_id = tokenizer.pad_token_id
         fresh.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
