@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,10 +22,8 @@ TINY = "acme/tiny"
 Program = Callable[..., Result]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def write_three_adapters(folder: Path) -> Path:
     """A Hub's folder: an adapter that is accepted, one that only notes speak against, one to be skipped."""
-    folder = tmp_path / "hub"
     for number, name in enumerate(("ann/one", "bob/two", "cat/three")):
         files = lora_files(TINY, lora_dropout=number / 100, use_dora=name == "cat/three")
         terms = None if name == "bob/two" else "mit"
@@ -32,6 +31,12 @@ def root(tmp_path: Path) -> Path:
         files["adapter_model.safetensors"] = safetensors_bytes(lora_tensors(seed=number))
         make_repo(folder, name, files, {"downloads": number})
     return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A Hub's folder of three adapters, see `write_three_adapters`."""
+    return write_three_adapters(tmp_path / "hub")
 
 
 @pytest.fixture
@@ -58,6 +63,25 @@ def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(data: Path) -> Program:
     """Runs `loradex --data …` with the words given, in this process."""
     return lambda *words: CliRunner().invoke(loradex, ["--data", str(data), *words])
+
+
+@pytest.fixture(scope="session")
+def crawled_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder to copy, with the Hub of `root` crawled into it; of weights it has the headers."""
+    folder = tmp_path_factory.mktemp("crawled")
+    with LocalHub(write_three_adapters(folder / "hub")) as hub, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", hub.url)
+        words = ["--data", str(folder / "data"), "-q", "crawl", "--any-base", "--weights", "headers"]
+        result = CliRunner().invoke(loradex, words)
+    assert result.exit_code == 0, result.output
+    return folder / "data"
+
+
+@pytest.fixture
+def crawled(crawled_data: Path, data: Path, run: Program) -> Program:
+    """The program on a catalog of ann/one, bob/two and cat/three."""
+    shutil.copytree(crawled_data, data)
+    return run
 
 
 @pytest.fixture

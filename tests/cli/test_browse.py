@@ -29,13 +29,6 @@ ROW = {
 }
 
 
-@pytest.fixture
-def crawled(hub: LocalHub, run: Program) -> Program:
-    """The program on a catalog of ann/one, bob/two and cat/three."""
-    assert run(*CRAWL).exit_code == 0
-    return run
-
-
 def list_rows(run: Program, *words: str) -> list[dict[str, Any]]:
     """The rows of `adapters` as JSON."""
     result = run("adapters", *words, "--json")

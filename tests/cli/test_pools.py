@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from peft import PeftConfig
 from peft.utils import load_peft_weights
+from sqlalchemy import make_url
 
 from catalog.pools import Manifest, read_manifest
 from cli.main import loradex
@@ -24,17 +25,42 @@ SAMPLE = ROOT / "data" / "sample_hub"
 LIKE = ("--by", "adapter", "--like", "zoo/banking77", "-k", "3", "--exclude", "zoo/banking77")
 
 
+@pytest.fixture(scope="module")
+def postgres_sample(
+    sample_data: Path,
+    postgres_template: str,
+    postgres_database: Callable[[str], Iterator[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """The name of a PostgreSQL catalog to copy, with the sample Hub crawled into it."""
+    data = tmp_path_factory.mktemp("crawled")
+    shutil.copytree(sample_data / "blobs", data / "blobs", copy_function=os.link)
+    for url in postgres_database(postgres_template):
+        with LocalHub(SAMPLE) as hub, pytest.MonkeyPatch.context() as environment:
+            environment.setenv("HF_ENDPOINT", hub.url)
+            words = ["--data", str(data), "--catalog", url, "-q", "crawl", "--any-base", "--weights", "keep"]
+            crawled = CliRunner().invoke(loradex, words)
+        assert crawled.exit_code == 0, crawled.output
+        yield str(make_url(url).database)
+
+
 @pytest.fixture
-def both(sample_data: Path, catalog_url: str, tmp_path: Path) -> Iterator[Program]:
+def both(
+    backend: str, sample_data: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Program]:
     """The program on a catalog of the sample Hub in one of the two databases, with the kept files."""
     data = tmp_path / "data"
     shutil.copytree(sample_data / "blobs", data / "blobs", copy_function=os.link)
-    base = ["--data", str(data), "--catalog", catalog_url]
+    if backend == "sqlite":
+        shutil.copy(sample_data / "catalog.db", data)
+        urls = iter([f"sqlite:///{data / 'catalog.db'}"])
+    else:
+        urls = request.getfixturevalue("postgres_database")(request.getfixturevalue("postgres_sample"))
+    base = ["--data", str(data), "--catalog", next(urls)]
     with LocalHub(SAMPLE) as hub, pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_ENDPOINT", hub.url)
-        crawled = CliRunner().invoke(loradex, [*base, "-q", "crawl", "--any-base", "--weights", "keep"])
-        assert crawled.exit_code == 0, crawled.output
         yield lambda *words: CliRunner().invoke(loradex, [*base, *words])
+    next(urls, None)
 
 
 @pytest.fixture

@@ -177,13 +177,6 @@ def test_lines_are_short() -> None:
 # -- the JSON fields ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def crawled(hub: LocalHub, run: Program) -> Program:
-    """The program on a catalog of three adapters."""
-    assert run("crawl", "--any-base", "--weights", "headers").exit_code == 0
-    return run
-
-
 ONE: Callable[[Any], Any] = dict
 FIRST: Callable[[Any], Any] = lambda rows: rows[0]  # noqa: E731
 
@@ -201,7 +194,7 @@ FIRST: Callable[[Any], Any] = lambda rows: rows[0]  # noqa: E731
     ],
 )
 def test_the_json_fields_of_a_command(
-    name: str, words: tuple[str, ...], pick: Callable[[Any], Any], crawled: Program
+    name: str, words: tuple[str, ...], pick: Callable[[Any], Any], hub: LocalHub, crawled: Program
 ) -> None:
     rows = {quoted(row[0])[0]: quoted(row[1]) for row in table("json.md", "| command | JSON |")}
     fields = rows[name]

@@ -10,13 +10,6 @@ import pytest
 from catalog.errors import EncoderError
 from catalog.index import encoder as embed
 from tests.cli.conftest import Program
-from tests.localhub import LocalHub
-
-
-@pytest.fixture
-def crawled(hub: LocalHub, run: Program) -> Program:
-    assert run("-q", "crawl", "--any-base", "--weights", "headers").exit_code == 0
-    return run
 
 
 @pytest.fixture

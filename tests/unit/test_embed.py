@@ -302,8 +302,12 @@ def test_a_folder_that_cannot_be_loaded_is_one_sentence(
 LOAD = """
 import sys
 from catalog.index.encoder import load_embedder
-encoder = load_embedder(sys.argv[1])
-print(encoder.name, encoder.encode(["a red house"])[0].tolist())
+def show():
+    encoder = load_embedder(sys.argv[1])
+    print(encoder.name, encoder.encode(["a red house"])[0].tolist(), flush=True)
+show()
+sys.stdin.readline()
+show()
 """
 
 
@@ -311,25 +315,23 @@ print(encoder.name, encoder.encode(["a red house"])[0].tolist())
 def test_an_encoder_comes_from_the_hub_and_then_from_the_cache(model_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(model_folder, tmp_path / "hub" / "acme" / "tiny-encoder")
     command = [sys.executable, "-W", "error", "-c", LOAD, "acme/tiny-encoder"]
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": ""}
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
     del environment["HF_HUB_DISABLE_PROGRESS_BARS"]
-
-    def run(url: str) -> str:
-        done = subprocess.run(
-            command, env=environment | {"HF_ENDPOINT": url}, capture_output=True, text=True, check=True
-        )
-        assert done.stderr == ""
-        return done.stdout
-
+    pipe = subprocess.PIPE
     with LocalHub(tmp_path / "hub") as hub:
-        first = run(hub.url)
+        environment["HF_ENDPOINT"] = hub.url
+        process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        assert process.stdout is not None
+        first = process.stdout.readline()
+    again, talk = process.communicate("the Hub is gone\n")
+    assert (process.returncode, talk) == (0, "")
+    assert again == first
     local = load_embedder(str(model_folder))
     assert first.split()[0] == f"acme/{local.name}"
     # Another process may compute with another number of threads.
     assert json.loads(first.partition(" ")[2]) == pytest.approx(
         local.encode(["a red house"])[0].tolist(), abs=1e-6
     )
-    assert run("http://127.0.0.1:9") == first
 
 
 @packaged
