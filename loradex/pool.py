@@ -82,7 +82,7 @@ class PoolCheck:
     digest: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pool:
     """A pinned selection of adapters; `Catalog.select` and `Catalog.pool` make it.
 
@@ -136,6 +136,9 @@ class Pool:
     def document(self) -> dict[str, Any]:
         """The manifest as plain values, with its digest."""
         return {**asdict(self.manifest), "digest": self.digest}
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name}: {len(self)} members of {self.base}>"
 
     def _repr_html_(self) -> str:
         """The members as an HTML table, every value escaped."""
