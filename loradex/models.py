@@ -295,7 +295,7 @@ def adapt(
         method: A row of `adaptive_methods()`.
         target: The folder of an adapter that was trained on the task; it is the first member.
         control: Stand-ins in place of the members, as for `merge`. They are kept in the data folder of
-        `catalog`.
+            `catalog`.
         samples: Training examples to draw from the task, a fifth of them for validation.
         steps: Steps or trials; by default those of the method.
         learning_rate: By default that of the method.
@@ -416,7 +416,8 @@ def evaluate(
         without_base: Leave out the base model alone.
         out: The file scores.json to write.
         log: A file with one line a score, written as it is measured; a call that was stopped continues from
-        it. too_long, date, device, catalog: As for `train`.
+            it.
+        too_long, date, device, catalog: As for `train`.
         progress: See `loradex.progress`.
 
     Returns:

@@ -1,12 +1,14 @@
-"""A hook of MkDocs (mkdocs.yml): notebooks in docs/ become pages, with the outputs that they hold."""
+"""What mkdocs.yml asks for: notebooks in docs/ become pages, with the outputs that they hold."""
 
 from __future__ import annotations
 
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -17,6 +19,15 @@ class NotebookPage(File):
     def is_documentation_page(self) -> bool:
         """True, which a name that ends in .ipynb would not be."""
         return True
+
+
+class PluralExamples(griffe.Extension):
+    """Reads a section `Example:` of a docstring as `Examples:`, which Griffe knows."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Changes the docstring of an object."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
