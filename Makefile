@@ -3,6 +3,8 @@
 PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
+# A file is tested by one worker, so that what its tests share is made once; in order, since the longest come early.
+WORKERS := -n auto --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 DEMO := .venv/ready-demo
 READY := .venv/ready
@@ -17,16 +19,16 @@ demo: $(DEMO)
 # One thread of torch for each worker of pytest: two workers with two threads each would wait for one another.
 test: $(READY)
 	@echo "Testing; quick tests alone: make quick"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(WORKERS)
 
 # The tests once more, in about twice the time, and which lines they never ran.
 coverage: $(READY)
 	@rm -f .coverage .coverage.*
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --cov --cov-report=
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(WORKERS) --cov --cov-report=
 	@$(BIN)/coverage report --include='catalog/*,crawler/*,merging/*,studies/*'
 
 quick: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow' tests/unit
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(WORKERS) -m 'not slow' tests/unit
 
 check: $(READY)
 	@echo "ruff check"; $(BIN)/ruff check --quiet .
