@@ -34,7 +34,7 @@ from loradex.text import plain
 
 
 @dataclass(frozen=True)
-class Row:
+class CommandRow:
     """A command: where it is, and its one line in `loradex --help`."""
 
     target: str
@@ -42,39 +42,41 @@ class Row:
 
 
 COMMANDS = {
-    "crawl": Row("cli.commands.crawl:crawl", "List the Hub for adapters and bring the catalog up to date."),
-    "status": Row("cli.commands.browse:status", "What the catalog holds, and the last crawls."),
-    "adapters": Row("cli.commands.browse:adapters", "List the adapters, one a line."),
-    "fields": Row("cli.commands.browse:fields", "What a filter (--where) can ask for."),
-    "show": Row("cli.commands.browse:show", "Everything known of one adapter."),
-    "search": Row("cli.commands.search:search", "The adapters that fit a text, by words and meaning."),
-    "similar": Row("cli.commands.alike:similar", "The adapters most like one, by their weights."),
-    "duplicates": Row("cli.commands.alike:duplicates", "Groups of adapters with the same weights."),
-    "map": Row("cli.commands.pictures:map_", "All adapters in two dimensions, as a picture."),
-    "scores": Row("cli.commands.scores:scores", "Measured task scores, with their source."),
-    "select": Row("cli.commands.select:select", "Choose adapters and save them as a pool."),
-    "pools": Row("cli.commands.pools:pools", "List the pools."),
-    "pool": Row("cli.commands.pools:pool", "Show, export, verify or import one pool."),
-    "methods": Row("cli.commands.merge:methods", "The merge methods."),
-    "merge": Row("cli.commands.merge:merge", "Merge a pool into one adapter."),
-    "inspect-merge": Row("cli.commands.merge:inspect_merge", "How members fit together."),
-    "train": Row("cli.commands.train:train", "Train a new LoRA on a task, its learning rate swept."),
-    "adaptive": Row("cli.commands.adapt:adaptive", "The adaptive merge methods."),
-    "adapt": Row("cli.commands.adapt:adapt", "Learn on a task how much of each adapter to take."),
-    "evaluate": Row("cli.commands.evaluate:evaluate", "Score adapters on tasks."),
-    "study": Row("cli.commands.study:study", "Run a study: tasks x pools x methods x seeds, and its report."),
-    "fingerprint": Row("cli.commands.alike:fingerprint", "What the weights in a local folder say."),
-    "base": Row("cli.commands.base:base", "Names of base models, and models kept here."),
-    "blobs": Row("cli.commands.blobs:blobs", "The weights that are kept: verify, repair, collect."),
-    "hub": Row("cli.commands.hub:hub", "Serve a folder of repositories as a Hub."),
-    "index": Row("cli.commands.index:index", "The vector indexes of the catalog."),
-    "db": Row("cli.commands.db:db", "The schema of the catalog."),
-    "demo": Row("cli.commands.demo:demo", "The main job from end to end on the sample Hub."),
+    "crawl": CommandRow(
+        "cli.commands.crawl:crawl", "List the Hub for adapters and bring the catalog up to date."
+    ),
+    "status": CommandRow("cli.commands.browse:status", "What the catalog holds, and the last crawls."),
+    "adapters": CommandRow("cli.commands.browse:adapters", "List the adapters, one a line."),
+    "fields": CommandRow("cli.commands.browse:fields", "What a filter (--where) can ask for."),
+    "show": CommandRow("cli.commands.browse:show", "Everything known of one adapter."),
+    "search": CommandRow("cli.commands.search:search", "The adapters that fit a text, by words and meaning."),
+    "similar": CommandRow("cli.commands.alike:similar", "The adapters most like one, by their weights."),
+    "duplicates": CommandRow("cli.commands.alike:duplicates", "Groups of adapters with the same weights."),
+    "map": CommandRow("cli.commands.pictures:map_", "All adapters in two dimensions, as a picture."),
+    "scores": CommandRow("cli.commands.scores:scores", "Measured task scores, with their source."),
+    "select": CommandRow("cli.commands.select:select", "Choose adapters and save them as a pool."),
+    "pools": CommandRow("cli.commands.pools:pools", "List the pools."),
+    "pool": CommandRow("cli.commands.pools:pool", "Show, export, verify or import one pool."),
+    "methods": CommandRow("cli.commands.merge:methods", "The merge methods."),
+    "merge": CommandRow("cli.commands.merge:merge", "Merge a pool into one adapter."),
+    "inspect-merge": CommandRow("cli.commands.merge:inspect_merge", "How members fit together."),
+    "train": CommandRow("cli.commands.train:train", "Train a new LoRA on a task, its learning rate swept."),
+    "adaptive": CommandRow("cli.commands.adapt:adaptive", "The adaptive merge methods."),
+    "adapt": CommandRow("cli.commands.adapt:adapt", "Learn on a task how much of each adapter to take."),
+    "evaluate": CommandRow("cli.commands.evaluate:evaluate", "Score adapters on tasks."),
+    "study": CommandRow("cli.commands.study:study", "Run a study: tasks x pools x methods x seeds."),
+    "fingerprint": CommandRow("cli.commands.alike:fingerprint", "What the weights in a local folder say."),
+    "base": CommandRow("cli.commands.base:base", "Names of base models, and models kept here."),
+    "blobs": CommandRow("cli.commands.blobs:blobs", "The weights that are kept: verify, repair, collect."),
+    "hub": CommandRow("cli.commands.hub:hub", "Serve a folder of repositories as a Hub."),
+    "index": CommandRow("cli.commands.index:index", "The vector indexes of the catalog."),
+    "db": CommandRow("cli.commands.db:db", "The schema of the catalog."),
+    "demo": CommandRow("cli.commands.demo:demo", "The main job from end to end on the sample Hub."),
 }
 
 
 @dataclass(frozen=True)
-class Words:
+class ErrorExit:
     """What an error costs and what to try; the error's own message says what happened."""
 
     code: Exit
@@ -82,23 +84,25 @@ class Words:
 
 
 # A class without a row has that of its nearest ancestor.
-ERRORS: dict[type[LoradexError], Words] = {
-    LoradexError: Words(Exit.ERROR),
-    UsageError: Words(Exit.USAGE),
-    HubUnreachableError: Words(Exit.ERROR, "check the network and HF_ENDPOINT, then run the command again"),
-    HubBusyError: Words(Exit.ERROR, "wait a few minutes, then run the command again"),
+ERRORS: dict[type[LoradexError], ErrorExit] = {
+    LoradexError: ErrorExit(Exit.ERROR),
+    UsageError: ErrorExit(Exit.USAGE),
+    HubUnreachableError: ErrorExit(
+        Exit.ERROR, "check the network and HF_ENDPOINT, then run the command again"
+    ),
+    HubBusyError: ErrorExit(Exit.ERROR, "wait a few minutes, then run the command again"),
 }
 
 
-def words(kind: type[LoradexError]) -> Words:
+def exit_of(kind: type[LoradexError]) -> ErrorExit:
     """The row of an error class."""
     return next(ERRORS[ancestor] for ancestor in kind.__mro__ if ancestor in ERRORS)
 
 
-def sentence(error: LoradexError) -> str:
+def error_line(error: LoradexError) -> str:
     """The one line that a user sees."""
     message = plain(name_options(" ".join(str(error).split()))) or type(error).__name__
-    advice = words(type(error)).advice
+    advice = exit_of(type(error)).advice
     return f"Error: {message}" + (f" ({advice})" if advice else "")
 
 
@@ -108,8 +112,8 @@ def errors_in_words() -> Iterator[None]:
     try:
         yield
     except LoradexError as error:
-        click.echo(sentence(error), err=True)
-        raise click.exceptions.Exit(words(type(error)).code) from error
+        click.echo(error_line(error), err=True)
+        raise click.exceptions.Exit(exit_of(type(error)).code) from error
     except KeyboardInterrupt as error:
         click.echo("interrupted; run the same command again to continue", err=True)
         code = Exit(128 + error.number) if isinstance(error, StopSignal) else Exit.INTERRUPTED
@@ -222,14 +226,14 @@ def _check_endpoint(endpoint: str) -> None:
 
 def _accept_global_options(command: click.Command) -> None:
     """Lets a command and those below it take the global options too, once; its own options go first."""
-    taken = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    own_flags = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
     for names, settings in (
         (("--catalog",), _CATALOG),
         (("--data",), _DATA),
         (("--quiet", "-q"), {"is_flag": True}),
         (("--verbose", "-v"), {"count": True}),
     ):
-        if free := [name for name in names if name not in taken]:
+        if free := [name for name in names if name not in own_flags]:
             option = click.Option(
                 free, hidden=True, expose_value=False, callback=_set_again, default=None, **settings
             )
@@ -242,17 +246,17 @@ def _accept_global_options(command: click.Command) -> None:
 def _set_again(context: click.Context, option: click.Parameter, value: Any) -> None:
     """Takes a global option that stands behind the command, and remembers the command that runs."""
     context.meta[RUNNING] = context.command
-    app, given = context.obj, context.find_root().params
+    app, values = context.obj, context.find_root().params
     if not value or not isinstance(app, App) or option.name is None:
         return
-    given[option.name] = given[option.name] + value if option.name == "verbose" else value
-    _set_up_logging(given["quiet"], given["verbose"])
+    values[option.name] = values[option.name] + value if option.name == "verbose" else value
+    _set_up_logging(values["quiet"], values["verbose"])
     context.obj = replace(
         app,
-        settings=Settings.make(data=given["data"], catalog_url=given["catalog"]),
-        quiet=given["quiet"],
-        verbose=given["verbose"],
-        output=replace(app.output, quiet=given["quiet"]),
+        settings=Settings.make(data=values["data"], catalog_url=values["catalog"]),
+        quiet=values["quiet"],
+        verbose=values["verbose"],
+        output=replace(app.output, quiet=values["quiet"]),
     )
 
 

@@ -86,8 +86,8 @@ class Output:
 
     def document(self, value: Any, render: Callable[[Any], str]) -> None:
         """Writes one result: as JSON, or as the text that `render` makes of it, made safe line by line."""
-        if self.format in _SEPARATED:
-            click.echo(separated([value], (), self.format), nl=False)
+        if self.format in _DIALECTS:
+            click.echo(delimited_text([value], (), self.format), nl=False)
         elif self.format is not Format.TABLE:
             click.echo(_dumps(value, indent=2 if self.format is Format.JSON else None))
         else:
@@ -100,8 +100,8 @@ class Output:
                 click.echo(_dumps(row))
         elif self.format is Format.JSON:
             click.echo(_dumps(list(rows), indent=2))
-        elif self.format in _SEPARATED:
-            click.echo(separated(rows, columns, self.format), nl=False)
+        elif self.format in _DIALECTS:
+            click.echo(delimited_text(rows, columns, self.format), nl=False)
         elif lines := table(rows, columns):
             header, *body = lines
             click.echo("\n".join([click.style(header, bold=True), *body]))
@@ -142,24 +142,24 @@ def output_options(*, lists: bool) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         if lists:
-            command = _option("--tsv", Format.TSV, "The same with tabs.")(command)
-            command = _option("--csv", Format.CSV, "A line of names, then one a row, by commas.")(command)
-            command = _option("--jsonl", Format.JSONL, "One JSON document a row.")(command)
-        return _option("--json", Format.JSON, "One JSON document.")(command)
+            command = _format_option("--tsv", Format.TSV, "The same with tabs.")(command)
+            command = _format_option("--csv", Format.CSV, "A line of names, then one a row.")(command)
+            command = _format_option("--jsonl", Format.JSONL, "One JSON document a row.")(command)
+        return _format_option("--json", Format.JSON, "One JSON document.")(command)
 
     return decorate
 
 
-def _option(flag: str, chosen: Format, words: str) -> Callable[[Command], Command]:
-    def choose(context: click.Context, _option: click.Parameter, given: bool) -> None:
-        if not given or context.obj is None:
+def _format_option(flag: str, output_format: Format, help_text: str) -> Callable[[Command], Command]:
+    def choose(context: click.Context, _option: click.Parameter, value: bool) -> None:
+        if not value or context.obj is None:
             return
         if context.obj.output.format is not Format.TABLE:
             other = f"--{context.obj.output.format}"
             raise click.UsageError(f"{other} and {flag} are two formats of one output; give one of them.")
-        context.obj = replace(context.obj, output=replace(context.obj.output, format=chosen))
+        context.obj = replace(context.obj, output=replace(context.obj.output, format=output_format))
 
-    return click.option(flag, is_flag=True, expose_value=False, callback=choose, help=words)
+    return click.option(flag, is_flag=True, expose_value=False, callback=choose, help=help_text)
 
 
 def name_options(text: str) -> str:
@@ -204,49 +204,49 @@ def table(rows: Iterable[Any], columns: Sequence[str | Column]) -> list[str]:
 
     What is too wide for the terminal goes on below, between words where that is possible; nothing is cut off.
     """
-    chosen = [Column(column) if isinstance(column, str) else column for column in columns]
-    chosen = [column for column in chosen if column.in_table]
+    shown_columns = [Column(column) if isinstance(column, str) else column for column in columns]
+    shown_columns = [column for column in shown_columns if column.in_table]
     texts = [
-        tuple(plain((column.show or cell)(fields.get(column.field))) for column in chosen)
+        tuple(plain((column.show or cell)(fields.get(column.field))) for column in shown_columns)
         for fields in map(_mapping, rows)
     ]
     if not texts:
         return []
-    texts.insert(0, tuple(column.title or column.field for column in chosen))
-    widths = _widths(texts, width() - len(_GAP) * (len(chosen) - 1))
+    texts.insert(0, tuple(column.title or column.field for column in shown_columns))
+    widths = _widths(texts, width() - len(_GAP) * (len(shown_columns) - 1))
     lines = []
     for row in texts:
         folded = [fold(text, room) for text, room in zip(row, widths, strict=True)]
         for parts in zip_longest(*folded, fillvalue=""):
-            cells = zip(parts, widths, chosen, strict=True)
-            lines.append(_GAP.join(_padded(part, room, column.right) for part, room, column in cells))
+            cells = zip(parts, widths, shown_columns, strict=True)
+            lines.append(_GAP.join(_pad(part, room, column.right) for part, room, column in cells))
     return [line.rstrip() for line in lines]
 
 
-def separated(rows: Iterable[Any], columns: Sequence[str | Column], chosen: Format) -> str:
+def delimited_text(rows: Iterable[Any], columns: Sequence[str | Column], output_format: Format) -> str:
     """The rows as CSV (RFC 4180) or with tabs, below their fields' names: those of the columns first.
 
     The fields are those of JSON. Nothing stands for null; lists and objects are JSON. A text that begins as
     a formula does gets an apostrophe in front.
     """
-    found = [jsonable(_mapping(row)) for row in rows]
+    documents = [jsonable(_mapping(row)) for row in rows]
     first = [column if isinstance(column, str) else column.field for column in columns]
-    fields = {name for row in found for name in row} if found else set(first)
+    fields = {name for row in documents for name in row} if documents else set(first)
     names = [name for name in dict.fromkeys(first) if name in fields] + sorted(fields.difference(first))
     written = io.StringIO()
-    writer = csv.writer(written, **_SEPARATED[chosen])
+    writer = csv.writer(written, **_DIALECTS[output_format])
     writer.writerow(names)
-    writer.writerows([_separated_cell(row.get(name)) for name in names] for row in found)
+    writer.writerows([_delimited_cell(row.get(name)) for name in names] for row in documents)
     return written.getvalue()
 
 
-_SEPARATED: Mapping[Format, Any] = {
+_DIALECTS: Mapping[Format, Any] = {
     Format.CSV: {"lineterminator": "\r\n"},
     Format.TSV: {"delimiter": "\t", "lineterminator": "\n"},
 }
 
 
-def _separated_cell(value: Any) -> str:
+def _delimited_cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
@@ -254,21 +254,21 @@ def _separated_cell(value: Any) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
 
 
-def labelled(pairs: Iterable[tuple[str, str]], indent: str = "", least: int = 0) -> str:
+def label_lines(pairs: Iterable[tuple[str, str]], indent: str = "", least: int = 0) -> str:
     """Lines of `label  value`, the values aligned and wrapped below each other; empty values are left out.
 
     The labels take `least` columns or what the longest one takes.
     """
     from rich.cells import cell_len
 
-    kept = [(plain(label), plain(value)) for label, value in pairs if value.strip()]
-    left = max((cell_len(label) for label, _ in kept), default=0)
+    rows = [(plain(label), plain(value)) for label, value in pairs if value.strip()]
+    left = max((cell_len(label) for label, _ in rows), default=0)
     left = max(left, least)
     room = max(width() - len(indent) - left - len(_GAP), NARROWEST)
     lines = []
-    for label, value in kept:
+    for label, value in rows:
         for part in fold(value, room):
-            lines.append(f"{indent}{_padded(label, left)}{_GAP}{part}".rstrip())
+            lines.append(f"{indent}{_pad(label, left)}{_GAP}{part}".rstrip())
             label = ""
     return "\n".join(lines)
 
@@ -295,17 +295,17 @@ def fold(text: str, room: int) -> list[str]:
         line = word
     if line or not lines:
         lines.append(line)
-    return [made.replace(NO_BREAK, " ") for made in lines]
+    return [line.replace(NO_BREAK, " ") for line in lines]
 
 
 def _cut(word: str, room: int) -> int:
     """How many characters of a word to put on a line: up to a joint in its second half, else what fits."""
     from rich.cells import cell_len
 
-    taken, fits = 0, 0
+    columns, fits = 0, 0
     for character in word:
-        taken += cell_len(character)
-        if taken > room:
+        columns += cell_len(character)
+        if columns > room:
             break
         fits += 1
     joint = max(word.rfind(joint, 0, fits) for joint in _JOINTS) + 1
@@ -332,7 +332,7 @@ def _widths(texts: Sequence[Sequence[str]], room: int) -> list[int]:
     return widths
 
 
-def _padded(text: str, room: int, right: bool = False) -> str:
+def _pad(text: str, room: int, right: bool = False) -> str:
     from rich.cells import cell_len
 
     space = " " * (room - cell_len(text))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.adapters import adapter_name
-from cli.output import NO_BREAK, Column, cell, labelled, table
+from cli.output import NO_BREAK, Column, cell, label_lines, table
 from crawler.crawl import refusing
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def verdict_text(reasons: Sequence[str], refusals: Collection[str]) -> str:
 
 
 def verdict_lines(counts: Mapping[str, Any], rules: str) -> list[tuple[str, str]]:
-    """How many adapters there are, how many the rules accept, and why not the others, as labelled lines."""
+    """How many adapters there are, how many the rules accept, and why not the others, as labelled values."""
     refusals, reasons = refusing(rules), counts["reasons"]
     unread = f" ({counts['unmeasured']:,} unmeasured)" if counts.get("unmeasured") else ""
     accepted, skipped = (
@@ -134,4 +134,4 @@ def pool_text(pool: Mapping[str, Any], places: Mapping[str, Path]) -> str:
         ("to compare", ", ".join(row["kind"] for row in pool["controls"])),
     ]
     columns = (score_column(), Column("adapter"), rank_column(), Column("license"), Column("why"))
-    return "\n".join([labelled(rows), "", *table(members, columns)])
+    return "\n".join([label_lines(rows), "", *table(members, columns)])

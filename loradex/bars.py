@@ -37,8 +37,8 @@ class TimeLeftColumn(TimeRemainingColumn):
 
     def render(self, task: Task) -> Text:
         """The remaining time in words."""
-        known = task.total is not None and task.time_remaining is not None and not task.finished
-        text = super().render(task).append(" left") if known else Text("")
+        is_running = task.total is not None and task.time_remaining is not None and not task.finished
+        text = super().render(task).append(" left") if is_running else Text("")
         text.no_wrap = True
         return text
 

@@ -102,7 +102,7 @@ class MergeRequest:
         """The rank, size, memory and time of the merge; reads no weights and writes nothing."""
         from merging.static import price
 
-        with reporting(progress) as report, self._checked(report) as merge:
+        with reporting(progress) as report, self._check(report) as merge:
             return price(merge.plan)
 
     def run(
@@ -113,7 +113,7 @@ class MergeRequest:
 
         target = Path(out)
         folder = target.with_name(f"{target.name}-adapter") if self.apply_to else target
-        with reporting(progress) as report, self._checked(report) as merge:
+        with reporting(progress) as report, self._check(report) as merge:
             plan = self._plan_control(merge, target) if self.control else merge.plan
             pool = {"name": merge.manifest.name, "digest": merge.manifest.digest} if merge.manifest else None
             step = ProgressStep(report, "merging")
@@ -131,7 +131,7 @@ class MergeRequest:
         return dataclasses.replace(merged, model=model, notes=merge.notes)
 
     @contextmanager
-    def _checked(self, report: ProgressCallback) -> Iterator[_CheckedMerge]:
+    def _check(self, report: ProgressCallback) -> Iterator[_CheckedMerge]:
         """Everything checked that can be checked without reading weights; notes are reported."""
         from merging.static import refuse_unfoldable
 
@@ -369,8 +369,8 @@ def fold(
 
 def base_notes(table: BaseTable, base: str | None, members: Sequence[MergeMember]) -> list[str]:
     """A sentence on a base that neither the table nor a member names, or on a folder that is not a model."""
-    named = {member.config.base_model for member in members}
-    if base is None or base in named or table.known(base):
+    base_names = {member.config.base_model for member in members}
+    if base is None or base in base_names or table.known(base):
         return []
     if Path(base).is_dir():
         is_model = (Path(base) / "config.json").is_file()

@@ -178,7 +178,7 @@ def train(
         evaluate_every: Steps between two validations.
         patience: Validations without a new best that end a rate.
         dtype: In which the adapter is stored.
-        seed: Of the examples that are drawn, the start and the order.
+        seed: Of the examples that are example_budget, the start and the order.
         too_long: "error", or "skip" to leave out and count examples that are longer than the model reads.
         date, device, catalog: As for `load_base`.
         overwrite: Replace the training that is in `out`.
@@ -206,13 +206,13 @@ def train(
     from merging.model import budget
 
     loaded_task = _as_task(task)
-    drawn = budget(loaded_task, samples, seed=seed)
+    example_budget = budget(loaded_task, samples, seed=seed)
     with reporting(progress) as report:
         model = _as_model(base, catalog, device, date, report)
         trained = train_adapter(
             model,
             loaded_task,
-            drawn,
+            example_budget,
             Path(out),
             rank=rank,
             alpha=alpha,
@@ -301,7 +301,7 @@ def adapt(
         learning_rate: By default that of the method.
         batch: Examples of a step.
         rank: The largest rank of what is written.
-        seed: Of the examples that are drawn, and of the method.
+        seed: Of the examples that are example_budget, and of the method.
         split: "valid" or "test": also score the result on these examples.
         limit: The largest number of examples to score.
         too_long, date, device, catalog: As for `train`.
@@ -337,7 +337,7 @@ def adapt(
             raise UsageError(f"{row.name} makes no adapter; leave out `out` and give `split`.")
         refuse_existing(folder, overwrite, ADAPT_RECORD)
     loaded_task = _as_task(task)
-    drawn = budget(loaded_task, samples, seed=seed)
+    example_budget = budget(loaded_task, samples, seed=seed)
     with (
         reporting(progress) as report,
         _open_pool(members, catalog, "adapted", report) as opened,
@@ -350,7 +350,7 @@ def adapt(
             model,
             opened,
             loaded_task,
-            drawn,
+            example_budget,
             method,
             target=first,
             steps=steps,

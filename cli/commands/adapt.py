@@ -27,7 +27,7 @@ from cli.options import (
     tasks_option,
     too_long_option,
 )
-from cli.output import Column, labelled, output_options
+from cli.output import Column, label_lines, output_options
 from loradex.models import TooLong
 
 METHODS = (
@@ -153,7 +153,7 @@ def _render(result: dict[str, Any]) -> str:
         ("score", _score(result.get("score"))),
         ("misread", " ".join(result.get("misread", ()))),
     ]
-    return labelled([(name, value) for name, value in rows if value])
+    return label_lines([(name, value) for name, value in rows if value])
 
 
 def _most(result: dict[str, Any], members: list[str]) -> str:

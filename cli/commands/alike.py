@@ -12,7 +12,7 @@ from catalog.errors import LoradexError
 from catalog.rules import reason_sentence
 from cli.app import App, pass_app
 from cli.options import rules_option, verdict_option
-from cli.output import Column, labelled, output_options
+from cli.output import Column, label_lines, output_options
 from cli.tables import rank_column, score_column, size_column, targets_column
 from loradex.comparison import fingerprint as fingerprint_folder
 
@@ -39,7 +39,7 @@ def fingerprint(app: App, folders: tuple[Path, ...]) -> None:
         counts = app.catalog.remeasure(progress=progress)
     app.output.document(
         asdict(counts),
-        lambda counts: labelled((name.replace("_", " "), f"{n:,}") for name, n in counts.items()),
+        lambda counts: label_lines((name.replace("_", " "), f"{n:,}") for name, n in counts.items()),
     )
 
 

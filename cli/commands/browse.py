@@ -14,7 +14,7 @@ import click
 from catalog.rules import RULES, Reason
 from cli.app import App, pass_app
 from cli.options import rules_option, where_option
-from cli.output import NO_BREAK, Column, cell, fold, labelled, output_options, width
+from cli.output import NO_BREAK, Column, cell, fold, label_lines, output_options, width
 from cli.tables import (
     DOT,
     cost_text,
@@ -139,7 +139,7 @@ def _render_status(status: CatalogStatus, rules: str) -> str:
     for crawl in status.crawls:
         when = f"{crawl['started']:%Y-%m-%d{NO_BREAK}%H:%M}"
         rows.append((f"crawl {crawl['id']}", f"{when}{DOT}{crawl['state']}{DOT}{cost_text(crawl)}"))
-    return "\n".join([labelled(rows), *_retry_lines(status.retries)])
+    return "\n".join([label_lines(rows), *_retry_lines(status.retries)])
 
 
 def _retry_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -161,7 +161,7 @@ def _retry_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in rows[:MOST_RETRIES]
     ]
     more = [f"  and {len(rows) - MOST_RETRIES:,} more; --json has all"] if len(rows) > MOST_RETRIES else []
-    return ["to be tried again by the next crawls", labelled(lines, indent="  "), *more]
+    return ["to be tried again by the next crawls", label_lines(lines, indent="  "), *more]
 
 
 def _measurement_texts(status: CatalogStatus) -> Iterator[str]:
@@ -188,7 +188,7 @@ def _render_adapter(adapter: AdapterDetails, rules: str) -> str:
     files = [f"{file['name']}  {file['size']:,}  {cell(file['digest'])}" for file in adapter.files or ()]
     rows += zip_longest(["files"], first_of(files, MOST_FILES), fillvalue="")
     lines = [f"{adapter.adapter}  {adapter.verdict} (rules: {rules})"]
-    lines += [text for text in (labelled(reasons, indent="  "), labelled(rows)) if text]
+    lines += [text for text in (label_lines(reasons, indent="  "), label_lines(rows)) if text]
     return "\n".join([*lines, *_excerpt(adapter.card)])
 
 

@@ -12,7 +12,7 @@ import click
 
 from catalog.rules import RULE_SETS
 from cli.app import App, Exit, pass_app
-from cli.output import fold, labelled, output_options, width
+from cli.output import fold, label_lines, output_options, width
 from cli.tables import DOT, cost_text, counts_text, verdict_lines
 from crawler.crawl import DEFAULT_BASE, WEIGHTS, CrawlReport, Preview
 
@@ -133,4 +133,4 @@ def _render(report: dict[str, Any], rules: str) -> str:
         resting = f"{report['resting']:,} that failed before; `loradex status` says when they are tried again"
         rows.append(("resting", resting if report["resting"] else ""))
     lines = fold(DOT.join(first), width())
-    return "\n".join([*lines, labelled([*rows, ("cost", cost_text(report))], indent="  ")])
+    return "\n".join([*lines, label_lines([*rows, ("cost", cost_text(report))], indent="  ")])

@@ -25,7 +25,7 @@ from cli.options import (
     rank_option,
     split_names,
 )
-from cli.output import Column, labelled, output_options, table
+from cli.output import Column, label_lines, output_options, table
 
 METHODS = (
     Column("method"),
@@ -218,7 +218,7 @@ def inspect_merge(
 
 
 def _render_price(result: dict[str, Any]) -> str:
-    return labelled(
+    return label_lines(
         [
             ("members", f"{result['members']} with {result['modules']:,} modules"),
             ("result", f"rank {result['rank']} · {result['parameters']:,} parameters"),
@@ -231,7 +231,7 @@ def _render_price(result: dict[str, Any]) -> str:
 
 
 def _render_merge(result: dict[str, Any]) -> str:
-    return labelled(
+    return label_lines(
         [
             ("merge", result["folder"]),
             ("method", result["method"]),
@@ -268,9 +268,9 @@ def _render_inspection(result: dict[str, Any]) -> str:
         *([Column("share", right=True, show=lambda share: f"{share:.3f}")] if result["shares"] else []),
         Column("cosines", show=lambda row: " ".join(f"{value:+.2f}" for value in row)),
     ]
-    kept = " · ".join(f"{share} %: {result[f'rank_for_{share}']}" for share in (50, 90, 99))
+    ranks = " · ".join(f"{share} %: {result[f'rank_for_{share}']}" for share in (50, 90, 99))
     facts = [
         ("interference", f"{result['interference']:.3f} (unrelated 1, equal {len(names)})"),
-        ("rank that keeps", kept),
+        ("rank that keeps", ranks),
     ]
-    return "\n".join([*table(rows, columns), "", labelled(facts)])
+    return "\n".join([*table(rows, columns), "", label_lines(facts)])

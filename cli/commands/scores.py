@@ -9,7 +9,7 @@ import click
 
 from catalog.scores import MOST_SAMPLES
 from cli.app import App, pass_app
-from cli.output import Column, labelled, output_options
+from cli.output import Column, label_lines, output_options
 
 SUMMARY = (
     Column("source"),
@@ -76,4 +76,4 @@ def show(app: App, adapter: str | None, task: str | None) -> None:
 
 
 def _render_counts(counts: dict[str, int]) -> str:
-    return labelled((name.replace("_", " "), f"{count:,}") for name, count in counts.items())
+    return label_lines((name.replace("_", " "), f"{count:,}") for name, count in counts.items())

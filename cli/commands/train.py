@@ -23,7 +23,7 @@ from cli.options import (
     tasks_option,
     too_long_option,
 )
-from cli.output import Column, labelled, output_options, table
+from cli.output import Column, label_lines, output_options, table
 from loradex.models import TooLong
 
 RATES = (
@@ -223,7 +223,7 @@ def train(
 
 def _render(result: dict[str, Any]) -> str:
     rows = [{**rate, "verdict": _verdict(rate)} for rate in result["rates"]]
-    facts = labelled(
+    facts = label_lines(
         [
             ("loss before", f"{result['valid_loss_before']:.4f}"),
             ("loss after", f"{result['valid_loss']:.4f}, as stored"),

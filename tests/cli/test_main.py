@@ -18,7 +18,7 @@ from catalog import errors
 from catalog.settings import Settings
 from cli import main
 from cli.app import App, Exit, pass_app
-from cli.main import COMMANDS, ERRORS, loradex, sentence, words
+from cli.main import COMMANDS, ERRORS, error_line, exit_of, loradex
 from cli.output import Format, Output
 
 ROOT = Path(__file__).parents[2]
@@ -92,12 +92,12 @@ def test_the_nearest_row_counts() -> None:
     class Near(errors.HubBusyError):
         """Another one."""
 
-    assert words(Near) is ERRORS[errors.HubBusyError]
-    assert words(errors.SchemaVersionError) is ERRORS[errors.LoradexError]
+    assert exit_of(Near) is ERRORS[errors.HubBusyError]
+    assert exit_of(errors.SchemaVersionError) is ERRORS[errors.LoradexError]
 
 
 def test_an_error_without_words_shows_its_name() -> None:
-    assert sentence(errors.StorageError("")) == "Error: StorageError"
+    assert error_line(errors.StorageError("")) == "Error: StorageError"
 
 
 def test_an_interrupted_command_says_how_to_go_on(run: Callable[..., Result]) -> None:

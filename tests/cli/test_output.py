@@ -27,12 +27,12 @@ from cli.output import (
     Format,
     Output,
     cell,
+    delimited_text,
     fold,
     jsonable,
-    labelled,
+    label_lines,
     name_options,
     output_options,
-    separated,
     table,
 )
 from tests.cli.conftest import Program
@@ -82,7 +82,7 @@ def test_without_a_terminal_each_row_is_a_line(
     assert len(lines) == 1 + len(WIDE)
     assert len({line.index(text) for line, text in zip(lines, ["about", *3 * ["words"]], strict=True)}) == 1
     assert [line.split("  ")[0] for line in lines[1:]] == [row["name"] for row in WIDE]
-    Output().document({}, lambda _: labelled([("about", "words " * 400)]))
+    Output().document({}, lambda _: label_lines([("about", "words " * 400)]))
     assert capsys.readouterr().out.count("\n") == 1
 
 
@@ -97,7 +97,7 @@ def test_a_terminal_of_any_width_gets_its_table(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cli.output.WIDTH_WITHOUT_TERMINAL", columns)
         lines = table([dict(zip(names, row, strict=False)) for row in rows], names)
-        output = labelled(zip(names, rows[0], strict=False)) if rows else ""
+        output = label_lines(zip(names, rows[0], strict=False)) if rows else ""
         folded = fold("".join(rows[0]) if rows else "", columns - 2)
     room = max(columns, 2 * count + 2 * (count - 1))
     assert all(cell_len(line) <= room for line in lines)
@@ -140,7 +140,7 @@ def test_case_77_what_a_spreadsheet_reads_is_a_table_of_values_and_no_formula(
 
 @pytest.mark.parametrize("sign", "=+-@\t\r\n＝＋－＠")
 def test_case_77_every_way_to_begin_a_formula_is_a_text(sign: str) -> None:
-    assert list(csv.reader(io.StringIO(separated([{"a": f"{sign}1"}], (), Format.CSV), newline=""))) == [
+    assert list(csv.reader(io.StringIO(delimited_text([{"a": f"{sign}1"}], (), Format.CSV), newline=""))) == [
         ["a"],
         [f"'{sign}1"],
     ]
@@ -159,7 +159,7 @@ VALUES = st.none() | st.booleans() | st.integers() | PLAIN_TEXTS
 
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES, min_size=1), min_size=1))
 def test_csv_gives_back_what_json_has(rows: list[dict[str, Any]]) -> None:
-    written = io.StringIO(separated(rows, ["b"], Format.CSV), newline="")
+    written = io.StringIO(delimited_text(rows, ["b"], Format.CSV), newline="")
     for given_, result in zip(rows, csv.DictReader(written), strict=True):
         for name, text in result.items():
             value = given_.get(name)
@@ -326,7 +326,7 @@ def test_an_empty_table_is_a_line_on_stderr(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.usefixtures("eighty_columns")
 def test_labels_are_aligned_and_values_wrapped() -> None:
     value = " ".join(["word"] * 20)
-    output = labelled([("a", value), ("", "next"), ("empty", " "), ("long", "x\x1b")], indent="  ")
+    output = label_lines([("a", value), ("", "next"), ("empty", " "), ("long", "x\x1b")], indent="  ")
     assert output.splitlines() == [
         "  a     " + " ".join(["word"] * 14),
         "        " + " ".join(["word"] * 6),
