@@ -1,1 +1,1 @@
-"""What is known about adapters, and how to ask for it. No network, no terminal."""
+"""The knowledge about adapters and the ways to query it; uses no network and no terminal."""

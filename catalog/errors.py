@@ -1,30 +1,30 @@
-"""Every error a user can meet, in one tree.
+"""All exceptions of the program, in one tree.
 
 LoradexError
-├── UsageError            what was asked for makes no sense; say it differently
+├── UsageError            the arguments are invalid or contradict each other
 ├── ConfigError           an adapter_config.json cannot be used (kind: unreadable, lfs_pointer, too_large, …)
 ├── WeightsError          a safetensors file cannot be used (kind: truncated, header, too_large, …)
 ├── UnreadableError       foreign bytes at which a parser failed; a crawl makes it a reason
 ├── CatalogError          the catalog cannot be used as it is
-│   ├── NoCatalogError        there is none yet
+│   ├── NoCatalogError        it does not exist yet
 │   ├── SchemaVersionError    its schema is older or newer than this program
 │   ├── CatalogBusyError      another crawl holds the writer lock
-│   └── ReadOnlyCatalogError  it can be read and not written to
-├── NotFoundError         a name that the catalog does not know
+│   └── ReadOnlyCatalogError  it can be read but not written
+├── NotFoundError         a name that is not in the catalog
 ├── EncoderError          a text encoder that cannot be loaded
 ├── PoolError             a pool's manifest or files cannot be used as they are
-├── StorageError          the disk refused (full, not writable)
-│   └── DamagedFileError      a kept file has other bytes than it had when it was verified
+├── StorageError          a file cannot be stored (disk full, not writable)
+│   └── DamagedFileError      the bytes of a kept file changed since it was verified
 ├── MergeError            adapters that cannot be merged, by name and reason
-├── EvaluationError       a model that cannot be asked or trained as wanted (loss not finite, unfit examples)
-│   ├── DivergedError         a training of which the loss became infinite at every learning rate
-│   └── MemoryLimitError      the device's memory does not suffice for the smallest piece of the work
+├── EvaluationError       a model cannot be evaluated or trained (loss not finite, unsuitable examples)
+│   ├── DivergedError         a training whose loss became infinite at every learning rate
+│   └── MemoryLimitError      the smallest part of the work does not fit into the device's memory
 └── HubError              the Hub, or the way to it
     ├── HubUnreachableError   no connection, timeout, deadline
     ├── HubBusyError          429 or 5xx after all retries
     ├── HubPayloadError       an answer that breaks the protocol or a size cap
     ├── CursorExpiredError    a listing that the Hub no longer continues from here
-    ├── IntegrityError        bytes whose hash or size is not the promised one
+    ├── IntegrityError        bytes whose hash or size differs from the Hub's
     └── HubAccessError        one repository or file cannot be read (status: gated, disabled, …)
 
 A skipped adapter is not an error: see `crawler.crawl.screening`.
@@ -38,7 +38,7 @@ class LoradexError(Exception):
 
 
 class UsageError(LoradexError):
-    """What was asked for makes no sense."""
+    """The arguments are invalid or contradict each other."""
 
 
 class ConfigError(LoradexError):
@@ -70,7 +70,7 @@ class CatalogError(LoradexError):
 
 
 class NoCatalogError(CatalogError):
-    """There is no catalog yet where one is to be read."""
+    """The catalog does not exist yet."""
 
 
 class SchemaVersionError(CatalogError):
@@ -82,11 +82,11 @@ class CatalogBusyError(CatalogError):
 
 
 class ReadOnlyCatalogError(CatalogError):
-    """The catalog can be read and not written to."""
+    """The catalog can be read but not written."""
 
 
 class NotFoundError(LoradexError):
-    """A name that the catalog does not know."""
+    """A name that is not in the catalog."""
 
 
 class EncoderError(LoradexError):
@@ -98,11 +98,11 @@ class PoolError(LoradexError):
 
 
 class StorageError(LoradexError):
-    """The disk refused: full, not writable, not there."""
+    """A file cannot be stored: the disk is full, not writable or missing."""
 
 
 class DamagedFileError(StorageError):
-    """A kept file whose bytes are no longer those of its name."""
+    """A kept file whose bytes no longer match its name."""
 
 
 class HubError(LoradexError):
@@ -137,11 +137,11 @@ class CursorExpiredError(HubError):
 
 
 class IntegrityError(HubError):
-    """Bytes whose hash or size is not the one the Hub promised."""
+    """Bytes whose hash or size differs from the Hub's."""
 
 
 class HubAccessError(HubError):
-    """One repository or file cannot be read; `status` says why.
+    """One repository or file cannot be read; `status` is the cause.
 
     `status` is one of gated, disabled, private_or_missing, revision_gone, entry_gone, refused, unauthorized.
     """
@@ -152,16 +152,16 @@ class HubAccessError(HubError):
 
 
 class MergeError(LoradexError):
-    """Adapters that cannot be merged as asked; the sentence names the adapter and what it holds."""
+    """Adapters that cannot be merged; the message names the adapter and the cause."""
 
 
 class EvaluationError(LoradexError):
-    """A model that cannot be asked, or trained, as wanted; the sentence says what to change."""
+    """A model that cannot be evaluated or trained; the message says what to change."""
 
 
 class DivergedError(EvaluationError):
-    """A training of which the loss became infinite at every learning rate."""
+    """A training whose loss became infinite at every learning rate."""
 
 
 class MemoryLimitError(EvaluationError):
-    """A piece of work that cannot be made smaller and does not fit into the device's memory."""
+    """The smallest part of the work does not fit into the device's memory."""

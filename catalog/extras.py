@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from catalog.errors import LoradexError, UsageError
 
-# The modules by which an extra of pyproject.toml is known to be installed.
+# The modules that show that an extra of pyproject.toml is installed.
 EXTRAS = {
     "eval": ("cma", "gguf", "peft", "transformers"),
     "plot": ("matplotlib", "sklearn", "threadpoolctl"),
@@ -20,7 +20,7 @@ EXTRAS = {
 def require_extra(extra: str, purpose: str, error: type[LoradexError] = UsageError) -> None:
     """Returns if the modules of an extra are installed; imports none of them.
 
-    Raises `error` for the first that is not, with the purpose (as "A picture") and the line that installs it.
+    Raises `error` for the first missing one, with the purpose ("A picture") and the installation command.
     """
     for module in EXTRAS[extra]:
         try:
@@ -29,6 +29,6 @@ def require_extra(extra: str, purpose: str, error: type[LoradexError] = UsageErr
             installed = False
         if not installed:
             raise error(
-                f"{purpose} requires the extra {extra}, of which {module} is not installed: "
-                f"pip install 'loradex[{extra}]'."
+                f"{purpose} requires the extra {extra} ({module} is not installed): pip install "
+                f"'loradex[{extra}]'."
             )

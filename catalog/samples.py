@@ -1,4 +1,4 @@
-"""The data that come with the program: a small Hub, and a task."""
+"""The data included in the program: a small Hub, and a task."""
 
 from __future__ import annotations
 
@@ -16,4 +16,6 @@ def sample_data() -> Path:
     for folder in (root / "data", root / "loradex" / "data"):
         if (folder / "sample_hub").is_dir():
             return folder
-    raise NotFoundError(f"The sample Hub is not at {root / 'loradex' / 'data'}; install loradex again.")
+    raise NotFoundError(
+        f"The sample Hub was not found at {root / 'loradex' / 'data'}; install loradex again."
+    )

@@ -1,4 +1,4 @@
-"""Where the catalog and its files live: built once at the edge, passed down."""
+"""The paths of the catalog and its files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from catalog.errors import UsageError
 
 @dataclass(frozen=True)
 class Settings:
-    """The places of one catalog; `catalog_url` is a SQLAlchemy URL of SQLite or PostgreSQL."""
+    """The paths of one catalog; `catalog_url` is a SQLAlchemy URL of SQLite or PostgreSQL."""
 
     catalog_url: str
     data: Path
@@ -46,7 +46,7 @@ class Settings:
 
 
 def sqlite_url(file: Path) -> str:
-    """The URL of a SQLite database, whatever characters its path holds; raises UsageError.
+    """The URL of a SQLite database, for any characters in its path; raises UsageError.
 
     A path that SQLite itself would take for an address (`file:…`) is written so that it does not.
     """

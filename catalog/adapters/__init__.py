@@ -1,4 +1,4 @@
-"""What the config, the header and the weights of one LoRA adapter say, and the names of its base model."""
+"""The configuration, header and weights of one LoRA adapter, and the names of its base model."""
 
 import lazy_loader
 

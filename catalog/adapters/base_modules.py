@@ -1,7 +1,7 @@
 """The modules of a base model that a LoRA can adapt: names and widths, without its weights.
 
-`base_modules.json` holds those of the known bases, made by tools/base_modules.py; for any other base that
-lies in a folder they are built from its config.json on torch's meta device.
+`base_modules.json` contains those of the known base models, made by tools/base_modules.py; for any other base
+model in a folder they are built from its config.json on torch's meta device.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class BaseModules:
 
     def place(self, name: str, in_features: int, out_features: int) -> str | None:
         """The one module that a name means: itself, or the only one of these widths that differs from it in
-        `model.` and `language_model.` alone; None where there is no such module, or more than one.
+        `model.` and `language_model.` alone; None if no module, or more than one, matches.
         """
         if name in self.shapes:
             return name
@@ -64,7 +64,8 @@ class BaseModules:
         return fit[0] if len(fit) == 1 else None
 
     def misfit(self, name: str, in_features: int, out_features: int) -> str | None:
-        """The widths of a module of the base where a factor pair has others, in words; None where it fits."""
+        """The widths of a module of the base model that a factor pair does not match, in words; None if it
+        matches."""
         shape = self.shapes.get(name, (None, None))
         if shape[0] in (None, in_features) and shape[1] in (None, out_features):
             return None
@@ -72,7 +73,7 @@ class BaseModules:
 
 
 def reduce_name(name: str) -> str:
-    """A name without the parts in front that versions of a library move about."""
+    """A name without the leading parts that differ between versions of a library."""
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in _MOVABLE:
         parts = parts[1:]
@@ -80,21 +81,21 @@ def reduce_name(name: str) -> str:
 
 
 def modules_of_base(canonical: str | None) -> BaseModules | None:
-    """The modules of a base model that the program knows from the start, by its canonical name."""
+    """The modules of a base model in the built-in table, by its canonical name."""
     name = dims_name(canonical) if canonical else None
     return None if name is None else _known(name)
 
 
 @functools.lru_cache(maxsize=256)
 def modules_of_spelling(raw: str | None) -> BaseModules | None:
-    """The modules of the base that a configuration names in any spelling known from the start."""
+    """The modules of the base model that a configuration names in any spelling of the built-in table."""
     return modules_of_base(initial_table().identify(raw).canonical) if raw else None
 
 
 def modules_of_folder(folder: Path) -> BaseModules:
     """The modules of the model whose config.json lies in a folder; raises UsageError.
 
-    Nothing but config.json is read, and no code of the folder is run.
+    Only config.json is read; no code in the folder is executed.
     """
     file = folder / "config.json"
     try:
@@ -104,18 +105,18 @@ def modules_of_folder(folder: Path) -> BaseModules:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} cannot be read as a model's configuration: {error}.") from error
     if not isinstance(config, dict):
-        raise UsageError(f"{file} holds no JSON object; name the folder of a base model.")
+        raise UsageError(f"{file} does not contain a JSON object; give the folder of a base model.")
     if _most_layers(config) > _MOST_LAYERS:
-        raise UsageError(f"{file} asks for more layers than any model has.")
+        raise UsageError(f"{file} requires more layers than any model has.")
     try:
         return built_modules(config)
-    except Exception as error:  # whatever a library says of numbers that make no model
+    except Exception as error:  # any error of a library for values that do not describe a model
         reason = str(error).partition("\n")[0]
-        raise UsageError(f"No model can be built from {file}: {reason}.") from error
+        raise UsageError(f"{file} does not describe a model: {reason}.") from error
 
 
 def _most_layers(config: Mapping[str, Any]) -> int:
-    """The largest number that a configuration, or one inside it, gives for layers."""
+    """The largest number of layers in a configuration or a nested one."""
     inside = (_most_layers(value) for value in config.values() if isinstance(value, dict))
     own = (v for key, v in config.items() if key.endswith(("layers", "layer")) and isinstance(v, int))
     return max((*inside, *own), default=0)
@@ -123,9 +124,9 @@ def _most_layers(config: Mapping[str, Any]) -> int:
 
 def built_modules(config: Mapping[str, Any]) -> BaseModules:
     """The linear layers and embeddings of the model of a configuration, built without memory: of the causal
-    one, else of that for images and text.
+    model, else of that for images and text.
 
-    Raises what transformers raises for a configuration that it does not know.
+    Raises the errors of transformers for an unknown configuration.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -143,7 +144,7 @@ def built_modules(config: Mapping[str, Any]) -> BaseModules:
 
 
 def modules_of_model(model: nn.Module) -> BaseModules:
-    """The linear layers and embeddings of a model, by the names that it has for them."""
+    """The linear layers and embeddings of a model, by their names in it."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 

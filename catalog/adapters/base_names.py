@@ -1,8 +1,8 @@
 """Names of base models as tools write them → the names that a table of bases may hold.
 
 Hub caches, ModelScope caches, Kaggle's paths, addresses, revisions and suffixes of quantised copies are
-taken apart here; which model a name means is for `catalog.adapters` to say. Nothing here makes up a name:
-what is given back stands in the text, but for the dot that ModelScope writes as three underscores.
+taken apart here; which model a name means is for `catalog.adapters` to say. No name is invented: every result
+is part of the text, except for the dot that ModelScope writes as three underscores.
 
 Sources of the forms: huggingface_hub's `repo_folder_name` (models--OWNER--NAME/snapshots/COMMIT),
 modelscope's `snapshot_download` (hub/[models/]OWNER/NAME), kagglehub (OWNER/MODEL/FRAMEWORK/VARIATION/…).
@@ -59,9 +59,9 @@ _P_FOR_POINT = re.compile(r"(?<=\d)p(?=\d)")
 _FRAMEWORKS = frozenset(
     {"flax", "gemmacpp", "gguf", "jax", "keras", "other", "pytorch", "tensorflow2", "transformers"}
 )
-# Folders inside of a downloaded model that say nothing of which one it is.
+# Folders inside of a downloaded model that do not identify the model.
 _INSIDE = frozenset({"hf", "main", "original", "pytorch", "safetensors", "transformers"})
-# No two of these match one text in two ways: a name is anybody's text, and ways would multiply.
+# No two of these match one text in two ways: names are untrusted text, and backtracking would be exponential.
 _FORMATS = (
     r"unsloth|bnb|awq|gptq|gguf|ggml|exl[23]|hqq|eetq|aqlm|marlin|mlx|dwq|nf4|fp4|nvfp4|mxfp[48]"
     r"|fp8(?:-(?:dynamic|block|kv))?|int[2348]|w\d+a\d+|quantized\.w\d+a\d+|[2-8][-_]?bits?|\d+g"
@@ -72,9 +72,9 @@ _QUANTISED = re.compile(rf"(?:[-_.](?:{_FORMATS}))+\Z", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class NameReading:
-    """One name that a text may mean, and how it was come by.
+    """A name that a text may mean, and how it was derived.
 
-    `whole` says that the text names a repository of a hub and no folder of somebody's own.
+    `whole` means that the text names a repository of a hub, not a local folder.
     """
 
     name: str
@@ -83,15 +83,15 @@ class NameReading:
 
 
 def names_nothing(text: str | None) -> bool:
-    """Whether a text names no base model: nothing at all, or a word such as None or null."""
+    """Whether a text does not name a base model: it is empty, or a word such as None or null."""
     return text is None or text.strip(_QUOTES).casefold() in _NO_NAMES
 
 
 def plain_name(text: str) -> tuple[str, str]:
-    """The text without quotes, the address of a hub, a page, a revision or `.git`, and what was left out.
+    """The text without quotes, the address of a hub, a page, a revision or `.git`, and the part removed.
 
-    What was left out is said where it is a revision, else empty. Kaggle's addresses become the path below its
-    folder of models. An address of no model gives an empty name.
+    The part removed is reported if it is a revision, else empty. Kaggle's addresses become the path below its
+    folder of models. An address that is not a model's gives an empty name.
     """
     name = text.strip(_QUOTES)
     for address, before in ((_HUB, ""), (_MODELSCOPE, ""), (_KAGGLE, "/kagglehub/models/")):
@@ -120,7 +120,7 @@ def _without_git(name: str) -> str:
 
 
 def split_quantised(name: str) -> tuple[str, str]:
-    """A name without the suffix that says how a copy was quantised, and this suffix; empty where none is."""
+    """A name without the suffix of a quantised copy, and this suffix, empty if there is none."""
     match = _QUANTISED.search(name)
     if match is None or match.start() == 0 or name[match.start() - 1] == "/":
         return name, ""
@@ -128,7 +128,7 @@ def split_quantised(name: str) -> tuple[str, str]:
 
 
 def words(name: str) -> tuple[str, ...]:
-    """The letters and numbers of a name in lower case: the same however they are set apart.
+    """The letters and numbers of a name in lower case: the same for every separator.
 
     Llama-3.1-8B, Llama3.1-8b, llama_3_1_8b and llama-v3p1-8b are all (llama, 3, 1, 8b). The v of a version
     goes, and a point counts as a gap.
@@ -143,9 +143,9 @@ def decode_name(name: str) -> str:
 
 
 def readings_of_path(path: str) -> Iterator[NameReading]:
-    """The names that a path may mean, the surest first; each is a part of the path.
+    """The names that a path may mean, the most certain first; each is a part of the path.
 
-    A folder of somebody's own inside that of a known model (a checkpoint, merged weights) is read as itself.
+    A user's folder inside that of a known model (a checkpoint, merged weights) is read as itself.
     """
     path = _SNAPSHOT.sub("", path.replace("\\", "/").rstrip("/"))
     parts = [decode_name(part) for part in path.split("/") if part not in ("", ".")]
@@ -155,7 +155,7 @@ def readings_of_path(path: str) -> Iterator[NameReading]:
     last = len(parts)
     while last and parts[last - 1].casefold() in _INSIDE:
         last -= 1
-    # A colon sets a tag apart, as in Ollama's llama3.1:8b, which is the Instruct model.
+    # A colon separates a tag, as in Ollama's llama3.1:8b, which is the Instruct model.
     if last and ":" not in parts[last - 1]:
         name = parts[last - 1].removesuffix(".gguf")
         where = "ends in" if last == len(parts) else "has"
@@ -165,7 +165,7 @@ def readings_of_path(path: str) -> Iterator[NameReading]:
 
 
 def _of_hub_cache(parts: list[str]) -> Iterator[NameReading]:
-    """models--OWNER--NAME, whole or at a snapshot; a folder inside of one may hold another model."""
+    """models--OWNER--NAME, whole or at a snapshot; a folder inside it may contain another model."""
     for at, part in enumerate(parts):
         inside = parts[at + 1 :]
         if (cached := _CACHED.match(part)) and (
@@ -186,7 +186,7 @@ def _of_modelscope(parts: list[str]) -> Iterator[NameReading]:
 
 
 def _of_kaggle(parts: list[str]) -> Iterator[NameReading]:
-    """MODEL/FRAMEWORK/VARIATION: the variation says the size, alone or after the name of the model."""
+    """MODEL/FRAMEWORK/VARIATION: the variation gives the size, alone or after the name of the model."""
     if not {"kaggle", "kagglehub"} & {part.casefold() for part in parts}:
         return
     for at, (model, framework) in enumerate(pairwise(parts)):

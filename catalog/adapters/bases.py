@@ -1,8 +1,8 @@
 """Base models: their many names in the wild, their licences and their dimensions.
 
-`bases.json` holds what the program knows from the start; a catalog adds rows of its own, and a `BaseTable`
-is built from whatever rows the caller has. Shapes tell sizes apart, never Llama 3 from 3.1 nor base from
-Instruct, so that identity comes from names, and `BaseIdentity` says how sure it is.
+`bases.json` is the built-in table; a catalog adds its own rows, and a `BaseTable` is built from the rows that
+the caller gives. Shapes tell sizes apart, never Llama 3 from 3.1 nor base from Instruct, so that identity
+comes from names, and `BaseIdentity` gives the evidence.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class BaseSpelling:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(SpellingKind):
-            raise UsageError(f"{self.kind!r} is no kind of spelling: {', '.join(get_args(SpellingKind))}.")
+            raise UsageError(
+                f"{self.kind!r} is not a kind of spelling; use one of {', '.join(get_args(SpellingKind))}."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,10 @@ class BaseDims:
     vocab: int
 
     def shape(self, module: str) -> tuple[int | None, int | None] | None:
-        """(in_features, out_features) of a module by its short name; None inside for what varies or is
+        """(in_features, out_features) of a module by its short name; None for a width that varies or is
         unknown.
 
-        The vocabulary is left open: fine-tunes add tokens.
+        The vocabulary is None, since fine-tuning adds tokens.
         """
         shapes: Mapping[str, tuple[int | None, int | None]] = {
             "q_proj": (self.hidden, self.q),
@@ -90,9 +92,7 @@ class BaseDims:
 
 @dataclass(frozen=True, slots=True)
 class BaseIdentity:
-    """Which base model a string means; `canonical` is None where nobody can tell. `evidence` is one short
-    phrase.
-    """
+    """The base model that a string means; `canonical` is None if unknown, `evidence` is a short phrase."""
 
     canonical: str | None
     raw: str | None
@@ -101,7 +101,7 @@ class BaseIdentity:
 
 
 def initial_spellings() -> tuple[BaseSpelling, ...]:
-    """Every spelling that the program knows from the start, canonical names included."""
+    """Every spelling in the built-in table, including canonical names."""
     rows: list[BaseSpelling] = []
     for model in _seeds()["models"]:
         canonical = model["canonical"]
@@ -114,26 +114,26 @@ def initial_spellings() -> tuple[BaseSpelling, ...]:
 
 
 def dims(canonical: str) -> BaseDims | None:
-    """Dimensions of a base model, None where they are not known for sure."""
+    """Dimensions of a base model, None if they are not certain."""
     model = _initial_row(canonical)
     return None if model is None else BaseDims(**_seeds()["dims"][model["dims"]])
 
 
 def dims_name(canonical: str) -> str | None:
-    """Under which name the dimensions of a base model are listed; models of one size share them."""
+    """The name under which the dimensions of a base model are listed; models of one size share them."""
     model = _initial_row(canonical)
     return None if model is None else cast(str, model["dims"])
 
 
 def license_of_base(canonical: str) -> str | None:
-    """Licence id of a base model as the Hub writes it (llama3.1, apache-2.0), None where it is not known."""
+    """License id of a base model as the Hub writes it (llama3.1, apache-2.0), None if unknown."""
     model = _initial_row(canonical)
     return None if model is None else cast(str, model["license"])
 
 
 @functools.cache
 def _mirrors(*hubs: str) -> frozenset[str]:
-    """Owners, in lower case, who keep the models of others under the names that these gave them, on all hubs
+    """Owners, in lower case, who mirror models of other owners under their original names, on all hubs
     or on these.
     """
     owners = _seeds()["mirrors"]
@@ -169,7 +169,7 @@ class BaseTable:
         )
 
     def _add(self, row: BaseSpelling) -> None:
-        # What a row says of a name outweighs that the name is some other row's canonical one.
+        # The row of a spelling takes precedence over another row's canonical name.
         if row.kind != "canonical" or row.spelling not in self._rows:
             self._rows[row.spelling] = row
         self._folded.setdefault(row.spelling.casefold(), row)
@@ -178,7 +178,7 @@ class BaseTable:
             return
         owner, _, short = row.spelling.rpartition("/")
         self._owners.setdefault(row.canonical, set()).add(owner.casefold())
-        # A short name that two base models share tells nothing.
+        # A short name that two base models share is ambiguous.
         if self._words.setdefault(words(short), row.canonical) != row.canonical:
             self._words[words(short)] = None
 
@@ -188,10 +188,10 @@ class BaseTable:
         return tuple(self._rows[spelling] for spelling in sorted(self._rows))
 
     def spellings(self, name: str) -> tuple[str, ...]:
-        """All names under which the base model is known, and this one: canonical first, the rest sorted.
+        """All names of the base model, including this one: the canonical name first, the others sorted.
 
-        For a base model that is not in the table: the name itself, what Unsloth would call its copies, and
-        those in lower case.
+        For a base model that is not in the table: the name itself, the names of Unsloth's copies, and these
+        in lower case.
         """
         canonical = self.known(name)
         if canonical is not None:
@@ -205,14 +205,14 @@ class BaseTable:
         return (name, *sorted(derived - {name}))
 
     def known(self, name: str) -> str | None:
-        """The canonical name of the base model that a name means, None where the table has none such."""
+        """The canonical name of the base model that a name means, None if it is not in the table."""
         canonical = self.identify(name).canonical
         return canonical if canonical in self._owners else None
 
     def canonical(self, name: str | None) -> str | None:
-        """The one name of the base model that a text says: the canonical one, else the text itself.
+        """The name of the base model in a text: the canonical name, else the text itself.
 
-        None for what names nothing. Two texts with the same answer mean one base model.
+        None for a text that does not name a base model. Two texts with the same result mean one base model.
         """
         if name is None or names_nothing(name):
             return None
@@ -239,7 +239,7 @@ class BaseTable:
             likeness[canonical] = max(likeness.get(canonical, 0.0), _likeness(name, spelling))
         best = sorted(likeness, key=lambda candidate: (-likeness[candidate], candidate))[:3]
         if not best:
-            return "none is known yet"
+            return "no base model is known yet"
         return (
             f"the nearest known names are {', '.join(best[:-1])} and {best[-1]}"
             if best[1:]
@@ -247,11 +247,12 @@ class BaseTable:
         )
 
     def identify(self, raw: str | None, *, tags: Sequence[str] = ()) -> BaseIdentity:
-        """Which base model an adapter's own words mean; `tags` of the repository help where they say nothing.
+        """The base model that an adapter's configuration names; `tags` of the repository are used if it names
+        none.
 
         A repository id that is not in the table is taken as it is written: every base model that a user
-        names can be crawled. A path on somebody's disk is a base model only where it leads to a known name,
-        or into a cache of a hub. Words such as None name nothing.
+        names can be crawled. A local path is a base model only if it leads to a known name, or into a cache
+        of a hub. Words such as None are not names.
         """
         identity = None if raw is None or names_nothing(raw) else self._identify(raw)
         if identity is not None and identity.canonical is not None:
@@ -294,7 +295,7 @@ class BaseTable:
         return BaseIdentity(None, raw, "local_path", "local path")
 
     def _of_hub(self, name: str) -> str | None:
-        """The model of a repository in a cache: a known one, else itself, but for ModelScope's own copies."""
+        """The model of a repository in a cache: a known one, else itself, except for ModelScope's copies."""
         original = self._of_copy(name) or self._of_mirror(name)
         other = name.partition("/")[0].casefold() not in _mirrors("modelscope")
         return original or (name if other else None)
@@ -312,10 +313,10 @@ class BaseTable:
         return BaseIdentity(canonical or name, raw, kind, _with(evidence, left_out))
 
     def _by_words(self, name: str) -> str | None:
-        """The known model with this name, however its words are set apart: of a folder, or without an owner.
+        """The known model with this name, for any separators of its words: of a folder, or without an owner.
 
-        Before the name may stand one of the owners that the table knows, after it a suffix of a quantised
-        copy, or the mark of weights in the Hub's format.
+        The name may be preceded by an owner in the table, and followed by the suffix of a quantised copy or
+        of weights in the Hub's format.
         """
         for text in dict.fromkeys((name, split_quantised(name)[0])):
             parts = words(text)
@@ -336,7 +337,7 @@ class BaseTable:
         return row.canonical if row is not None else self._words.get(words(stem.rpartition("/")[2]))
 
     def _of_mirror(self, name: str) -> str | None:
-        """The known model of this name where its owner has it too, or mirrors the models of others."""
+        """The known model of this name if its owner has it too, or mirrors models of other owners."""
         owner, _, short = name.rpartition("/")
         canonical = self._words.get(words(short))
         if canonical is None and short[:1].isdigit():
@@ -347,24 +348,25 @@ class BaseTable:
 
 @functools.cache
 def initial_table() -> BaseTable:
-    """The table of what the program knows from the start."""
+    """The built-in table."""
     return BaseTable(initial_spellings())
 
 
 def table_with(rows: Iterable[BaseSpelling]) -> BaseTable:
-    """The table of what the program knows from the start and of a catalog's rows, which outweigh it."""
+    """The built-in table and a catalog's rows, which take precedence."""
     return BaseTable({row.spelling: row for row in (*initial_spellings(), *rows)}.values())
 
 
 def _base_tags(tags: Sequence[str]) -> list[str]:
-    """The `base_model:` tags, those that say adapter first, those without a relation last."""
+    """The `base_model:` tags, those with the relation adapter first, those without a relation last."""
     base_tags = [tag for tag in tags if tag.startswith("base_model:")]
     order = {"adapter": 0, "finetune": 1, "quantized": 2}
     return sorted(base_tags, key=lambda tag: (order.get(tag.split(":")[1], 3), tag))
 
 
 def _likeness(name: str, spelling: str) -> float:
-    """How alike two names are, from 0 to 1: as a whole, or without owners, which counts a little less."""
+    """The similarity of two names, from 0 to 1: of the whole names, or of those without owners, which counts
+    slightly less."""
     left, right = name.casefold(), spelling.casefold()
     ratio = SequenceMatcher(None, left, right).ratio()
     short = SequenceMatcher(None, left.rpartition("/")[2], right.rpartition("/")[2]).ratio()

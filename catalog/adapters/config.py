@@ -1,9 +1,9 @@
-"""adapter_config.json, read strictly: a file that PEFT writes becomes an AdapterConfig, any other a named
-refusal.
+"""adapter_config.json, read strictly: a file that PEFT writes becomes an AdapterConfig, any other a
+ConfigError with its kind.
 
 For peft_type LORA every field that changes what the weights mean must have the type that PEFT writes. For
 the other methods the file is read leniently (a wrong type leaves the default and is noted), so that "not a
-LoRA" is the reason that such an adapter gets. Keys that nobody knows stay in `raw`.
+LoRA" is the reason that such an adapter gets. Unknown keys remain in `raw`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """What an adapter_config.json says; `raw` is the whole document, keys of other programs included.
+    """The content of an adapter_config.json; `raw` is the whole document, including keys of other programs.
 
     `rank` is None for methods other than LoRA. `target_modules` are sorted names, or one text that PEFT
-    reads as a regular expression (or "all-linear"). Fields typed `object` are kept as the JSON value they
-    were.
+    reads as a regular expression (or "all-linear"). Fields typed `object` have their JSON value.
     """
 
     peft_type: str
@@ -71,13 +70,13 @@ class AdapterConfig:
 def parse_config(data: bytes) -> AdapterConfig:
     """The configuration in the bytes of an adapter_config.json.
 
-    Raises nothing but ConfigError, of kind lfs_pointer, too_large, not_json, not_object, not_peft (mlx-lm
+    Raises only ConfigError, of kind lfs_pointer, too_large, not_json, not_object, not_peft (mlx-lm
     and others use the same file name) or bad_field (a field that PEFT could not have written; the message
     names it).
     """
     document = read_json(data)
     if not isinstance(document.value, dict):
-        raise ConfigError("not_object", "adapter_config.json holds no JSON object")
+        raise ConfigError("not_object", "adapter_config.json does not contain a JSON object")
     raw: dict[str, object] = document.value
     peft_type = raw.get("peft_type")
     if not isinstance(peft_type, str) or not peft_type:
@@ -116,8 +115,8 @@ def parse_config(data: bytes) -> AdapterConfig:
 
 
 class _Fields:
-    """Reads typed fields; a wrong type is refused where `strict`, and noted and replaced by the default
-    elsewhere.
+    """Reads typed fields; a wrong type raises ConfigError if `strict`, else it is noted and replaced by the
+    default.
     """
 
     def __init__(self, raw: Mapping[str, object], *, strict: bool) -> None:
@@ -126,7 +125,7 @@ class _Fields:
         self.anomalies: list[str] = []
 
     def require(self, key: str, read: Callable[[object], T]) -> T:
-        """The value of a field without which the weights mean nothing."""
+        """The value of a required field."""
         try:
             return read(self.raw.get(key))
         except ValueError as error:
@@ -162,7 +161,7 @@ def _number(value: object) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]  # int or float: the line above checked
     except OverflowError as error:
-        raise ValueError("is beyond any number of a computer") from error
+        raise ValueError("is too large") from error
     if not math.isfinite(number):
         raise ValueError("must be finite")
     return number
@@ -176,7 +175,7 @@ def _flag(value: object) -> bool:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"must be a text, not {_short_value(value)}")
+        raise ValueError(f"must be a string, not {_short_value(value)}")
     return value
 
 
@@ -203,7 +202,7 @@ def _layers(value: object) -> tuple[int, ...]:
 
 def _table(value: object, read: Callable[[object], T]) -> dict[str, T]:
     if not isinstance(value, dict):
-        raise ValueError(f"must be a table, not {_short_value(value)}")
+        raise ValueError(f"must be an object, not {_short_value(value)}")
     try:
         return {key: read(entry) for key, entry in value.items()}
     except ValueError as error:
@@ -227,8 +226,8 @@ class ScalingRule:
     """Rank and scaling of each module, as PEFT takes them from a configuration.
 
     The first key of a pattern table, in the order of the file, that matches the module's name or what
-    follows one of its dots wins. Building and asking raise ConfigError of kind bad_pattern where a key is
-    no supported regular expression or the tables need too many steps (see `catalog.adapters.patterns`).
+    follows one of its dots wins. Building and asking raise ConfigError of kind bad_pattern if a key is not a
+    supported regular expression or the tables need too many steps (see `catalog.adapters.patterns`).
     """
 
     def __init__(self, config: AdapterConfig) -> None:
@@ -240,13 +239,14 @@ class ScalingRule:
         self._alphas = [(Pattern(key, self._budget), alpha) for key, alpha in config.alpha_pattern.items()]
 
     def rank(self, module: str) -> int:
-        """The rank of a module; raises ConfigError of kind bad_field where the configuration has none."""
+        """The rank of a module; raises ConfigError of kind bad_field if the configuration does not define
+        it."""
         if self._rank is None:
             raise ConfigError("bad_field", "an adapter that is not a LoRA has no rank")
         return self._first(self._ranks, module, self._rank)
 
     def scaling(self, module: str) -> float:
-        """The factor before B A: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
+        """The scaling of B A: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
         rank = self.rank(module)
         alpha = self._first(self._alphas, module, self._alpha)
         return alpha / (math.sqrt(rank) if self._rslora else rank)
@@ -259,5 +259,5 @@ class ScalingRule:
 
 
 def scaling(config: AdapterConfig, module: str) -> float:
-    """The factor before B A of one module; for many modules build one ScalingRule."""
+    """The scaling of B A of one module; for many modules build one ScalingRule."""
     return ScalingRule(config).scaling(module)

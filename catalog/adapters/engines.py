@@ -11,7 +11,8 @@ from collections.abc import Collection
 def misreadings(
     ranks: Collection[int], *, rslora: bool = False, alpha_pattern: bool = False
 ) -> tuple[str, ...]:
-    """What engines other than PEFT make of an adapter whose modules have these ranks, a sentence each.
+    """Warnings about engines other than PEFT for an adapter whose modules have these ranks, one sentence
+    each.
 
     Empty for one rank that is 8 or a multiple of 16, with the scaling alpha / rank everywhere.
     """
@@ -28,7 +29,7 @@ def misreadings(
         )
     if alpha_pattern:
         sentences.append(
-            "Some modules have an alpha of their own: llama.cpp, SGLang, TGI, LoRAX, LMDeploy, and vLLM "
+            "Some modules have a different alpha: llama.cpp, SGLang, TGI, LoRAX, LMDeploy, and vLLM "
             "before 0.32, scale them wrongly."
         )
     if rslora:

@@ -1,8 +1,9 @@
-"""What an adapter is besides scaling * B A on its base model: one answer for a crawl, a merge and a number.
+"""The features of an adapter in addition to scaling * B A on its base model, the same for crawls, merges and
+results.
 
-What the weights file holds decides. PEFT saves biases, whole modules and trained tokens only where the base
-has any, so that a setting of the configuration without tensors changes nothing. Where no header was read,
-the setting is all that is known, and it is taken at its word.
+The content of the weights file decides. PEFT saves biases, whole modules and trained tokens only where the
+base has any, so that a setting of the configuration without tensors changes nothing. If no header was read,
+the setting alone decides.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 
 from catalog.adapters.spec import AdapterConfig, AdapterSpec
 
-# Initialisations that change the base: the stored factors are relative to a base that nobody else has.
+# Initialisations that change the base: the stored factors are relative to a modified base model.
 RELATIVE_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _VARIANTS = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config")
-# The feature that a tensor beside the factors means, by its kind; other kinds mean none.
+# The feature that a tensor other than a factor implies, by its kind; other kinds imply none.
 _OF_TENSORS: Mapping[str, str] = {
     "magnitude": "use_dora",
     "bias": "has_bias",
@@ -25,31 +26,31 @@ _OF_TENSORS: Mapping[str, str] = {
     "unknown": "unknown_tensor",
     "base_copy": "base_copy",
 }
-# What makes the update another than scaling * B A, in words; the names are those of the crawl's reasons.
+# Why the update is not scaling * B A, in words; the names are those of the crawl's reasons.
 SENTENCES: Mapping[str, str] = {
-    "not_lora": "it is another method than LoRA",
+    "not_lora": "it uses a method other than LoRA",
     "use_dora": "DoRA rescales the base weights by learned magnitudes",
     "has_bias": "it trains biases of the base model",
     "lora_bias": "its B factors have a bias",
     "modules_to_save": "it replaces whole modules of the base model",
     "bad_pattern": "its rank or alpha patterns cannot be evaluated safely",
     "layer_replication": "it runs on a base model with repeated layers",
-    "alora": "it is active after certain tokens only (aLoRA)",
+    "alora": "it is active only after certain tokens (aLoRA)",
     "trainable_tokens": "it trains embeddings of single tokens",
-    "target_parameters": "it adapts bare parameters, not modules",
+    "target_parameters": "it adapts parameters, not modules",
     "lora_variant": "a variant of LoRA whose update is not B A",
-    "relative_init": "its update is relative to a changed base model",
-    "no_lora_tensors": "its weights file holds no LoRA factors",
+    "relative_init": "its update is relative to a modified base model",
+    "no_lora_tensors": "its weights file contains no LoRA factors",
     "unpaired_factor": "a module has only one of the factors A and B",
     "rank_mismatch": "ranks of A, B and the config disagree",
     "empty_tensor": "a factor has no elements",
-    "not_a_matrix": "a factor is no matrix",
-    "duplicate_factor": "a module has a factor twice, as of two adapters",
-    "bad_dtype": "a factor is stored in a data type that is no plain number",
-    "full_weights": "it carries whole weights beside the factors",
-    "unknown_tensor": "it carries tensors of unknown meaning",
+    "not_a_matrix": "a factor is not a matrix",
+    "duplicate_factor": "a module has two copies of a factor",
+    "bad_dtype": "a factor is stored in an unsupported data type",
+    "full_weights": "it contains whole weights in addition to the factors",
+    "unknown_tensor": "it contains tensors of unknown meaning",
 }
-# For these the norm and the vectors of B A are not those of the whole update; for the rest there are none.
+# For these the norm and the vectors of B A are not those of the whole update; for the others there are none.
 PARTIAL = frozenset(SENTENCES).difference(("not_lora", "no_lora_tensors", "bad_pattern")) | {"non_finite"}
 # What a merge can leave out by the name of a layer.
 IN_LAYERS = frozenset({"modules_to_save", "full_weights", "trainable_tokens"})
@@ -58,17 +59,17 @@ _SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One thing beside plain LoRA under the name of the crawl's reason, with what was seen."""
+    """A feature in addition to plain LoRA, named by the crawl's reason, with details."""
 
     reason: str
     detail: str = ""
 
 
 def features(config: AdapterConfig, spec: AdapterSpec | None = None) -> tuple[Feature, ...]:
-    """Everything that an adapter is or holds besides scaling * B A, each reason once, in a fixed order.
+    """All features of an adapter in addition to scaling * B A, each reason once, in a fixed order.
 
-    Reasons with a sentence in SENTENCES make the update another one; `base_copy` and `unused_setting` do not.
-    Without `spec`, the modules and other tensors of the weights file, the configuration alone is asked.
+    Reasons with a sentence in SENTENCES change the update; `base_copy` and `unused_setting` do not.
+    Without `spec`, the modules and other tensors of the weights file, only the configuration is used.
     """
     features_by_reason: dict[str, Feature] = {}
     for feature in _features(config, spec if config.is_lora else None):
@@ -77,14 +78,15 @@ def features(config: AdapterConfig, spec: AdapterSpec | None = None) -> tuple[Fe
 
 
 def beside_the_update(config: AdapterConfig, spec: AdapterSpec | None = None) -> tuple[Feature, ...]:
-    """The features that make the update another than scaling * B A."""
+    """The features for which the update is not scaling * B A."""
     return tuple(feature for feature in features(config, spec) if feature.reason in SENTENCES)
 
 
 def layers_to_leave_out(config: AdapterConfig, spec: AdapterSpec) -> tuple[str, ...]:
-    """The names of the layers without which the rest is plain LoRA, sorted; none where names do not do it.
+    """The names of the layers without which the adapter is plain LoRA, sorted; empty if leaving out layers
+    does not suffice.
 
-    These are the layers that were saved whole, and embeddings with trained tokens.
+    These are layers saved as a whole, and embeddings with trained tokens.
     """
     if not spec.modules or {feature.reason for feature in beside_the_update(config, spec)} - IN_LAYERS:
         return ()
@@ -100,14 +102,14 @@ def _features(config: AdapterConfig, spec: AdapterSpec | None) -> Iterator[Featu
 
 
 def _whatever_is_stored(config: AdapterConfig) -> Iterator[Feature]:
-    """What the configuration decides alone: PEFT does it whatever the file holds."""
+    """The features that the configuration alone decides, whatever the file contains."""
     if config.use_dora:
         yield Feature("use_dora")
     if config.layer_replication:
         yield Feature("layer_replication", format_detail(config.layer_replication))
     if config.alora_invocation_tokens:
         yield Feature("alora", format_detail(config.alora_invocation_tokens))
-    # PEFT takes a table for switched on even where it is empty.
+    # PEFT treats an empty table as enabled.
     variants = [key for key in _VARIANTS if config.has_settings(key) or isinstance(config.raw.get(key), dict)]
     if variants:
         yield Feature("lora_variant", ", ".join(variants))
@@ -119,7 +121,7 @@ def _whatever_is_stored(config: AdapterConfig) -> Iterator[Feature]:
 
 
 def _settings(config: AdapterConfig) -> Iterator[Feature]:
-    """What the configuration says of tensors that nobody has looked for."""
+    """The features that the configuration declares, if the file was not read."""
     settings: tuple[tuple[str, object], ...] = (
         ("has_bias", config.bias if config.bias != "none" else None),
         ("lora_bias", "lora_bias" if config.lora_bias else None),
@@ -133,7 +135,7 @@ def _settings(config: AdapterConfig) -> Iterator[Feature]:
 
 
 def _stored_features(config: AdapterConfig, spec: AdapterSpec) -> Iterator[Feature]:
-    """What the weights file holds, and what the configuration names of which it holds nothing."""
+    """The features in the weights file, and the settings of the configuration for which it has no tensors."""
     kinds = {other.kind for other in spec.others}
     layers = {other.layer for other in spec.others if other.kind == "saved"}
     saved_layers = tuple(name for name in config.modules_to_save or () if name in layers)

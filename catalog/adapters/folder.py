@@ -17,7 +17,7 @@ MOST_CONFIG = 1024 * 1024
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """What a folder holds; of the weights only the header was read."""
+    """The content of a folder; only the header of the weights was read."""
 
     path: Path
     config: AdapterConfig
@@ -26,7 +26,7 @@ class AdapterFolder:
 
     @property
     def partial(self) -> tuple[Feature, ...]:
-        """What its update is besides scaling * B A, by the names of the crawl's reasons."""
+        """The features of its update in addition to scaling * B A, named by the crawl's reasons."""
         features_beside = beside_the_update(self.config, self.spec)
         return tuple(feature for feature in features_beside if feature.reason in PARTIAL)
 
@@ -37,29 +37,34 @@ def is_adapter_folder(path: Path) -> bool:
 
 
 def read_folder(path: Path) -> AdapterFolder:
-    """The adapter in a folder; a pickle beside the configuration is never opened.
+    """The adapter in a folder; pickles are never opened.
 
     Raises NotFoundError, ConfigError, and WeightsError (of kind no_safetensors, or for a broken header).
     """
     if not is_adapter_folder(path):
-        raise NotFoundError(f"{path} holds no {CONFIG_NAME}; name the folder of one adapter.")
+        raise NotFoundError(f"{path} does not contain {CONFIG_NAME}; give the folder of one adapter.")
     config, weights = read_config(path, f"{path} cannot be read"), path / WEIGHTS_NAME
     if not config.is_lora:
-        raise ConfigError("not_lora", f"{path} holds a {config.peft_type} adapter; only LoRA is understood.")
+        raise ConfigError(
+            "not_lora", f"{path} contains a {config.peft_type} adapter; only LoRA is supported."
+        )
     if not weights.is_file():
-        raise WeightsError("no_safetensors", f"{path} has no {WEIGHTS_NAME}; pickles are never opened.")
+        raise WeightsError(
+            "no_safetensors", f"{path} does not contain {WEIGHTS_NAME}; pickles are never opened."
+        )
     header = read_header(weights, f"{path} cannot be read")
     return AdapterFolder(path, config, weights, lora_modules(header, config))
 
 
 def read_config(folder: Path, refusal: str) -> AdapterConfig:
-    """The configuration in a folder that holds one; raises ConfigError, which begins with `refusal`."""
+    """The configuration in a folder; raises ConfigError, whose message begins with `refusal`."""
     try:
         with (folder / CONFIG_NAME).open("rb") as file:
             data = file.read(MOST_CONFIG + 1)
         if len(data) > MOST_CONFIG:
             raise ConfigError(
-                "too_large", f"{CONFIG_NAME} has more than {MOST_CONFIG:,} bytes, and is none of PEFT"
+                "too_large",
+                f"{CONFIG_NAME} has more than {MOST_CONFIG:,} bytes, too many for a configuration of PEFT",
             )
         return parse_config(data)
     except ConfigError as error:
@@ -69,7 +74,7 @@ def read_config(folder: Path, refusal: str) -> AdapterConfig:
 
 
 def read_header(weights: Path, refusal: str) -> Header:
-    """The header of a safetensors file; raises WeightsError, which begins with `refusal`."""
+    """The header of a safetensors file; raises WeightsError, whose message begins with `refusal`."""
     try:
         return parse_header(header_bytes(weights), weights.stat().st_size)
     except WeightsError as error:

@@ -1,7 +1,7 @@
-"""The header of a safetensors file: tensors and metadata, every promise in it checked, no weights read.
+"""The header of a safetensors file: tensors and metadata, validated without reading weights.
 
-Whatever `parse_header` accepts, the safetensors library opens. It is a little stricter than the library: a
-repeated tensor name is refused even where both entries agree, and nesting and sizes have lower caps.
+The safetensors library opens every file that `parse_header` accepts. It is a little stricter than the
+library: a repeated tensor name is refused even if both entries agree, and nesting and sizes have lower caps.
 Format: https://huggingface.co/docs/safetensors/index#format
 """
 
@@ -61,7 +61,7 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds; 1 for a scalar, 0 where a dimension is 0."""
+        """The number of elements; 1 for a scalar, 0 if a dimension is 0."""
         count = 1
         for size in self.shape:
             count *= size
@@ -80,7 +80,7 @@ class Header:
 
     @property
     def file_size(self) -> int:
-        """Bytes that the whole file must have."""
+        """The size of the whole file in bytes."""
         return PREFIX + self.length + (self.tensors[-1].end if self.tensors else 0)
 
 
@@ -98,25 +98,28 @@ def header_length(first8: bytes) -> int:
         raise WeightsError("truncated", f"a weights file of {len(first8)} bytes has no header")
     length = int.from_bytes(first8[:PREFIX], "little")
     if length > MAX_HEADER:
-        raise WeightsError("header_too_large", f"a header of {length} bytes is more than {MAX_HEADER}")
+        raise WeightsError(
+            "header_too_large", f"a header of {length} bytes exceeds the limit of {MAX_HEADER}"
+        )
     if length < 2:
-        raise WeightsError("header_invalid", f"a header of {length} bytes holds no JSON object")
+        raise WeightsError("header_invalid", f"a header of {length} bytes does not contain a JSON object")
     return length
 
 
 def parse_header(data: bytes, file_size: int | None = None) -> Header:
     """The checked header of a safetensors file that begins with `data`.
 
-    `data` must hold the 8 bytes of length and the whole JSON; what follows is ignored. `file_size` is the
-    size of the whole file where it is known. Raises nothing but WeightsError, of kind empty_file,
-    truncated, lfs_pointer, header_too_large, header_invalid or size_mismatch (the tensors end before or
-    after the file does).
+    `data` must contain the 8 bytes of length and the whole JSON; the rest is ignored. `file_size` is the size
+    of the whole file if it is known. Raises only WeightsError, of kind empty_file, truncated, lfs_pointer,
+    header_too_large, header_invalid or size_mismatch (the tensors end before or after the file does).
     """
     length = header_length(data)
     if file_size is not None and PREFIX + length > file_size:
-        raise WeightsError("truncated", f"a file of {file_size} bytes cannot hold a header of {length}")
+        raise WeightsError(
+            "truncated", f"a file of {file_size} bytes cannot contain a header of {length} bytes"
+        )
     if len(data) < PREFIX + length:
-        raise WeightsError("truncated", f"{len(data)} bytes hold no header of {length}")
+        raise WeightsError("truncated", f"{len(data)} bytes cannot contain a header of {length} bytes")
     read = _read_known_tensors if length <= _KNOWN_LENGTH else _read_tensors
     tensors, metadata = read(data[PREFIX : PREFIX + length])
     header = Header(tensors, dict(metadata), length)
@@ -144,9 +147,9 @@ _read_known_tensors = lru_cache(maxsize=16)(_read_tensors)
 def _read_object(json_bytes: bytes) -> dict[str, object]:
     if not json_bytes.startswith(b"{"):
         raise _invalid("it does not start with {")
-    # An honest entry has 11 bytes and more a comma; millions of bare numbers would only fill the memory.
+    # A valid entry has at least 11 bytes for each comma; millions of numbers would only fill the memory.
     if len(json_bytes) > _LONG and json_bytes.count(b",") > len(json_bytes) // 6:
-        raise _invalid("it holds more numbers than tensors have")
+        raise _invalid("it contains more numbers than tensors have")
     try:
         value = read_json(json_bytes, max_bytes=MAX_HEADER, max_depth=16, unique_keys=True).value
     except ConfigError as error:
@@ -160,7 +163,7 @@ def _metadata(value: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise _invalid("__metadata__ is not a table of texts")
+        raise _invalid("__metadata__ is not an object of strings")
     return value
 
 
@@ -173,14 +176,14 @@ def _tensor(name: str, entry: object) -> Tensor:
     shape = _sizes(entry.get("shape"), name)
     offsets = _sizes(entry.get("data_offsets"), name)
     if len(offsets) != 2 or offsets[1] < offsets[0]:
-        raise _invalid(f"{_short(name)} has offsets that are no range")
+        raise _invalid(f"{_short(name)} has offsets that are not a range")
     tensor = Tensor(name, dtype, shape, offsets[0], offsets[1])
     bits = DTYPE_BITS[dtype]
     for size in shape:
         bits *= size
         # The library multiplies in 64 bits and refuses an overflow, even one that a later 0 would undo.
         if bits >= 2**64:
-            raise _invalid(f"{_short(name)} has a shape too large to count")
+            raise _invalid(f"{_short(name)} has a shape that is too large")
     if bits != 8 * (tensor.end - tensor.begin):
         raise _invalid(
             f"{_short(name)} has {tensor.end - tensor.begin} bytes for shape {list(shape)} of {dtype}"
@@ -191,7 +194,7 @@ def _tensor(name: str, entry: object) -> Tensor:
 def _sizes(value: object, name: str) -> tuple[int, ...]:
     # JSON's true is an int for Python; `type` tells them apart.
     if not isinstance(value, list) or any(type(n) is not int or not 0 <= n <= _MAX_DIMENSION for n in value):
-        raise _invalid(f"{_short(name)} has a shape or offsets that are no sizes")
+        raise _invalid(f"{_short(name)} has a shape or offsets that are not sizes")
     return tuple(value)
 
 

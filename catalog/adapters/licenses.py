@@ -1,14 +1,14 @@
-"""What licence ids, as the Hub writes them, allow to be done with an adapter in a pool.
+"""The uses of an adapter in a pool that license ids, as the Hub writes them, allow.
 
-Short judgements for choosing and warning, no legal advice: each row says what a licence withholds. Sources:
-the licence texts, by way of the ids of https://huggingface.co/docs/hub/repositories-licenses.
+Short judgements for selections and warnings, not legal advice: each row lists what a license forbids.
+Sources: the license texts, through the ids of https://huggingface.co/docs/hub/repositories-licenses.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-# What a pool is for, from the least to the most: merge and keep it, give the merge to others, earn with it.
+# The uses of a pool in ascending order: merge privately, publish the merge, use it commercially.
 Use = Literal["research", "publish", "commercial"]
 USES: tuple[Use, ...] = ("research", "publish", "commercial")
 
@@ -19,7 +19,7 @@ _OPEN = (
     *("cc-by-sa-3.0", "cc-by-sa-4.0", "openrail", "bigscience-openrail-m", "creativeml-openrail-m"),
     *("bigscience-bloom-rail-1.0", "odc-by", "cdla-permissive-2.0"),
 )
-# Community licences of base models allow sale below a number of users, under conditions of their own.
+# Community licenses of base models allow commercial use below a number of users, under further conditions.
 _COMMUNITY = (
     *("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "qwen", "tongyi-qianwen"),
     *("deepseek", "falcon-llm-license"),
@@ -35,7 +35,7 @@ _NO_SALE = (
 _NO_SALE_EITHER = ("qwen-research", "fair-noncommercial-research-license", "apple-amlr")
 _NO_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0")
 
-# What each licence withholds; merging makes a derivative, which "no derivatives" keeps from being shared.
+# What each license forbids; merging makes a derivative, which "no derivatives" keeps from being shared.
 WITHHELD: dict[str, frozenset[Use]] = {
     **dict.fromkeys((*_OPEN, *_COMMUNITY), frozenset[Use]()),
     **dict.fromkeys((*_NO_SALE, *_NO_SALE_EITHER), frozenset[Use]({"commercial"})),
@@ -44,19 +44,24 @@ WITHHELD: dict[str, frozenset[Use]] = {
 
 
 def objection(license: str | None, use: Use) -> str | None:  # noqa: A002 - the field's word
-    """Why this licence does not allow that use, as half a sentence; None where nothing speaks against it.
+    """Why this license does not allow that use, as the end of a sentence; None if it does.
 
-    Without a licence nobody is allowed to pass anything on; an id that is not in the table may say anything.
+    Without a license no one may redistribute anything; the terms of an id that is not in the table are
+    unknown.
     """
     name = None if license is None else folded_license(license)
     if name is None or name in {"unknown", "none", "unlicensed"}:
         return None if use == "research" else "states no licence, so nothing may be passed on"
     withheld = WITHHELD.get(name)
     if withheld is None:
-        return None if use == "research" else f"has the licence {license}, which has to be read first"
+        return (
+            None
+            if use == "research"
+            else f"has the license {license}, which is not known; read its terms first"
+        )
     if use in withheld:
-        what = "derivatives to be shared" if name in _NO_DERIVATIVES else "commercial use"
-        return f"has the licence {license}, which does not allow {what}"
+        what = "sharing of derivatives" if name in _NO_DERIVATIVES else "commercial use"
+        return f"has the license {license}, which does not allow {what}"
     return None
 
 

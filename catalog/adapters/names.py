@@ -1,11 +1,11 @@
-"""The names of an adapter's tensors: which module of the base model each belongs to, in one reading for all.
+"""The names of an adapter's tensors: which module of the base model each belongs to, by the same rules
+everywhere.
 
 Programs write one module in many ways: wrappers of data-parallel training, FSDP, torch.compile and activation
 checkpointing leave their parts in the path, PEFT's prefix is repeated, lost, or stands behind another one,
-and versions of transformers move `model.` and `language_model.` about. What no base can tell apart is read by
-fixed rules; where the base's modules are known they decide. What stays ambiguous is left as it is and named,
-never guessed. PEFT itself loads its own spelling alone (`peft_names`), and warns of nothing else than missing
-keys.
+and versions of transformers move `model.` and `language_model.` about. If the modules of the base model are
+known they decide, else fixed rules. An ambiguous name is left as it is and reported, never guessed. PEFT
+itself loads only its own spelling (`peft_names`), and only warns about missing keys.
 
 Sources: PEFT's checkpoint format (https://huggingface.co/docs/peft/developer_guides/checkpoint); the prefixes
 of torch.nn.parallel, torch.distributed.fsdp, torch._dynamo and torch.utils.checkpoint; the renaming of
@@ -30,14 +30,14 @@ Leaf = Literal["weight", "bias"]
 
 PREFIX = "base_model.model."
 CAUSAL = "CAUSAL_LM"
-# Parts of a path that wrappers add, as a whole: no model of transformers has a module of such a name.
+# Parts of a path that wrappers add, whole: no model of transformers has a module of such a name.
 WRAPPERS = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module"}
     | {"_forward_module"}
 )
-# Module names longer than this, or with control characters, are no names of a model's modules.
+# Module names longer than this, or with control characters, are not names of a model's modules.
 MAX_NAME = 1000
-# The adapters of one base have the same names: so many are read once.
+# The adapters of one base model have the same names: this many are cached.
 _REMEMBERED = 1 << 14
 _FACTOR = re.compile(
     r"(?P<module>.+?)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])"
@@ -69,12 +69,12 @@ class FactorKey:
 
 @dataclass(frozen=True, slots=True)
 class ModuleNames:
-    """How the names of one file are read.
+    """The reading of the names of one file.
 
     `keys` has the place of each LoRA factor by the tensor's name. `written` gives for each module the name
-    under which PEFT finds it in the base: another one than the module's own only where versions of
-    transformers differ and the base is not known. `absent` are the modules, sorted, that name none of the
-    base's; empty where the base is not known. `kept` are the parts of paths that are the base's own, though
+    under which PEFT finds it in the base: different from the module's own only if versions of transformers
+    differ and the base model is not known. `absent` are the modules, sorted, that the base model does not
+    have; empty if the base model is not known. `kept` are the parts of paths that are the base's own, though
     wrappers use them too.
     """
 
@@ -85,7 +85,7 @@ class ModuleNames:
 
 
 def factor_key(tensor_name: str, keep: frozenset[str] = frozenset()) -> FactorKey | None:
-    """Which half of which module a tensor is by fixed rules, or None where it is no LoRA factor.
+    """The module and side of a tensor by fixed rules, or None if it is not a LoRA factor.
 
     `keep` are parts of paths that belong to the base, though wrappers use them too.
     """
@@ -96,7 +96,7 @@ def factor_key(tensor_name: str, keep: frozenset[str] = frozenset()) -> FactorKe
 
 
 def read_names(header: Header, base: BaseModules | None = None, task: str | None = CAUSAL) -> ModuleNames:
-    """The places of all LoRA factors of a file; never raises for what names hold.
+    """The places of all LoRA factors of a file; never raises for any name.
 
     With the base's modules each name must mean exactly one of them, of the factors' widths: one that differs
     from a module's in `model.` or `language_model.` alone is taken for it, unless a second name means the
@@ -131,8 +131,8 @@ def read_names(header: Header, base: BaseModules | None = None, task: str | None
 def peft_names(header: Header, names: ModuleNames) -> dict[str, str]:
     """The name under which PEFT finds each tensor of a file, by the tensor's own name.
 
-    Tensors that are no factors keep their names, but for what wrappers and repeated prefixes add to them, and
-    for the prefix where no factor has it.
+    Other tensors keep their names without the additions of wrappers, repeated prefixes, and the prefix if no
+    factor has it.
     """
     bare = bool(names.keys) and not any(PREFIX in name for name in names.keys)
     modules = {
@@ -162,7 +162,8 @@ def names_peft_misses(header: Header, names: ModuleNames) -> tuple[str, ...]:
 
 
 def canonical_tensor(name: str) -> str:
-    """A tensor's name without what programs add to it: the same for all spellings that fixed rules know."""
+    """A tensor's name without the additions of programs: the same for all spellings that the fixed rules
+    know."""
     key = factor_key(name)
     if key is None:
         if len(name) > MAX_NAME or not name.isprintable():
@@ -187,7 +188,7 @@ def first_tensor(name: str) -> str:
     """A tensor's name as digests of tensors were first made of it."""
     key = first_key(name)
     if key is None:
-        # The module of a factor beside it: prefixes are taken away by one rule.
+        # The module of a factor next to it: prefixes are removed by one rule.
         first = first_key(f"{name}.lora_A.weight")
         return first.module if first else name
     return _factor_of_name(key)
@@ -195,7 +196,8 @@ def first_tensor(name: str) -> str:
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _factor(name: str, keep: frozenset[str]) -> tuple[str, FactorKey] | None:
-    """The path of a factor's module without what programs add, and its place; None where it is no factor."""
+    """The path of a factor's module without the additions of programs, and its place; None if it is not a
+    factor."""
     if len(name) > MAX_NAME or not name.isprintable():
         return None
     plain = ".".join(_unwrap(name.split("."), keep))
@@ -237,7 +239,7 @@ def _unwrap(parts: Sequence[str], keep: Collection[str]) -> list[str]:
 
 
 def _below_prefix(parts: Sequence[str]) -> list[str]:
-    """What follows the last of PEFT's prefixes; everything where there is none."""
+    """The part after the last of PEFT's prefixes; the whole name without one."""
     ends = [at + 2 for at in range(len(parts) - 1) if parts[at] == "base_model" and parts[at + 1] == "model"]
     return list(parts[max(ends, default=0) :])
 
@@ -277,7 +279,7 @@ def _move_names(path: str) -> str:
 def _places(
     tensors: Iterable[Tensor], keys: Mapping[str, FactorKey], base: BaseModules
 ) -> dict[str, str | None]:
-    """The base's module that each name means, None where it means none or shares it with another name."""
+    """The base model's module that each name means, None if it means none or shares it with another name."""
     widths: dict[str, dict[Side, int]] = {}
     for tensor in tensors:
         key = keys.get(tensor.name)

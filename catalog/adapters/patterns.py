@@ -1,4 +1,4 @@
-"""Regular expressions from strangers, matched by RE2 in time linear in the length of the name.
+"""Untrusted regular expressions, matched by RE2 in time linear in the length of the name.
 
 PEFT lets `rank_pattern` and `alpha_pattern` hold regular expressions, and a backtracking engine needs
 exponential time for some of them (`(a+)+$`). RE2 bounds the size of a compiled expression, and a `Budget` of
@@ -22,7 +22,7 @@ from catalog.errors import ConfigError
 MAX_PATTERN = 1000
 MAX_TEXT = 1000
 _MAX_GROUPS = 30
-# Bytes of a compiled expression and its automaton: about 10,000 instructions. So many are kept at once.
+# Bytes of a compiled expression and its automaton: about 10,000 instructions. At most this many are cached.
 _MEMORY, _KEPT = 1 << 18, 1024
 # What compiling costs, in steps for each instruction, and comparing with a plain name.
 _COMPILING, _COMPARING = 100, 1000
@@ -51,7 +51,7 @@ class Budget:
 
 
 def is_regular_expression(text: str) -> bool:
-    """Whether Python compiles this text, so that PEFT can match names with it."""
+    """Whether this is a valid regular expression of Python, so that PEFT can match names with it."""
     try:
         re.compile(text)
     except (re.error, RecursionError, OverflowError):
@@ -68,7 +68,7 @@ class Pattern:
         self.text = text
         plain = len(text) <= MAX_PATTERN and _LITERAL_KEY.match(text)
         self.literal = text.replace("\\", "") if plain else None
-        # Most keys are plain names, and a table may have thousands: those are compiled when one has to be.
+        # Most keys are plain names, and a table may have thousands: they are compiled when needed.
         if self.literal is None:
             _check_syntax(text)
             size = _compile(text, text).programsize

@@ -30,10 +30,10 @@ _IN_DECODERS = frozenset(
 
 
 def peft_refusals(config: AdapterConfig, spec: AdapterSpec | None = None) -> tuple[str, ...]:
-    """Why PEFT does not load the adapter with this configuration, a phrase a reason; none where it does.
+    """Why PEFT does not load the adapter with this configuration, one phrase per reason; empty if it does.
 
-    `spec` is what the weights file holds, where its header was read. Only what shows in these files is
-    told: names of modules that the base lacks are not.
+    `spec` describes the weights file, if its header was read. Only problems visible in these files are
+    reported, not modules that the base model lacks.
     """
     return tuple(_refusals(config, spec)) if config.is_lora else ()
 
@@ -43,7 +43,7 @@ def _refusals(config: AdapterConfig, spec: AdapterSpec | None) -> Iterator[str]:
     if "bom" in config.anomalies:
         yield "a byte order mark"
     yield from (f"{key} null" for key in _NO_NULL if key in raw and raw[key] is None)
-    yield from (f"{key} no table" for key in _TABLES if not isinstance(raw.get(key), dict | None))
+    yield from (f"{key} not an object" for key in _TABLES if not isinstance(raw.get(key), dict | None))
     if config.task_type is not None and config.task_type not in _TASKS:
         yield f"task_type {config.task_type!r}"
     if config.bias not in ("none", "all") and not config.bias.endswith("_only"):
@@ -58,20 +58,20 @@ def _refusals(config: AdapterConfig, spec: AdapterSpec | None) -> Iterator[str]:
 
 
 def _targets(config: AdapterConfig) -> Iterator[str]:
-    """Texts that PEFT takes for patterns and Python does not, and a list that names nothing."""
+    """Strings that PEFT uses as patterns and Python does not compile, and an empty list."""
     patterns = {"target_modules": config.target_modules, "exclude_modules": config.exclude_modules}
     for key, text in patterns.items():
         if isinstance(text, str) and not is_regular_expression(text):
-            yield f"{key} that is no pattern"
+            yield f"{key} not a pattern"
     if config.target_modules == () and not config.target_parameters:
         yield "target_modules empty"
 
 
 def _combinations(config: AdapterConfig) -> Iterator[str]:
-    """Settings that PEFT allows apart and not together."""
+    """Settings that PEFT does not allow together."""
     layers, pattern = config.raw.get("layers_to_transform"), config.raw.get("layers_pattern")
     if isinstance(config.target_modules, str) and (layers is not None or pattern is not None):
-        yield "layers of target_modules that is one pattern"
+        yield "layers with target_modules as a pattern"
     elif pattern and layers is None:
         yield "layers_pattern without layers_to_transform"
     if config.use_dora and config.raw.get("megatron_config"):
@@ -81,7 +81,7 @@ def _combinations(config: AdapterConfig) -> Iterator[str]:
 
 
 def _initialisation(config: AdapterConfig) -> Iterator[str]:
-    """PEFT initialises an adapter before it loads the weights, CorDA from data that nobody has any more."""
+    """PEFT initialises an adapter before it loads the weights, CorDA from data that is not available."""
     init = config.init_lora_weights
     if isinstance(init, str) and not _INITS.fullmatch(init):
         yield f"init_lora_weights {init[:40]!r}"
@@ -90,7 +90,7 @@ def _initialisation(config: AdapterConfig) -> Iterator[str]:
 
 
 def settings_of_nothing(config: AdapterConfig, spec: AdapterSpec) -> dict[str, Any]:
-    """Fields that name modules or tokens of which the file holds nothing, with what they are without these.
+    """Fields that name modules or tokens absent from the file, with their values without these.
 
     PEFT raises for them where the base has such modules.
     """

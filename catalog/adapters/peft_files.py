@@ -1,7 +1,7 @@
 """The files of an adapter as plain PEFT loads them: names of tensors, and a configuration that it accepts.
 
-The bytes of tensors never change. What PEFT loads already stays as it is, byte for byte; what only its user
-can decide is left and named.
+The bytes of tensors never change. Files that PEFT loads stay unchanged, byte for byte; problems that only the
+user can decide are reported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class _Adapter:
-    """What a folder holds: its configuration, the head of its weights, and how the names in it are read."""
+    """The content of a folder: its configuration, the head of its weights, and the reading of its names."""
 
     config: AdapterConfig
     header: Header
@@ -51,13 +51,12 @@ class _Adapter:
 
 
 def make_loadable(folder: Path) -> frozenset[str]:
-    """Writes a folder's files anew where PEFT would not load them, or only a part; others stay untouched.
+    """Rewrites a folder's files if PEFT would not load them, or only in part; other files stay unchanged.
 
     Names of tensors become PEFT's own. In the configuration a byte order mark goes, null becomes what it
-    means (no bias, no dropout, no pattern), modules and tokens of which the file holds nothing are named no
-    more, and target modules that leave out modules of the file become the file's. A folder that cannot be
-    read, or in which two tensors would get one name, stays as it is (see `load_problems`). Raises OSError
-    where the disk refuses.
+    means (no bias, no dropout, no pattern), modules and tokens absent from the file are removed, and target
+    modules that leave out modules of the file become the file's. A folder that cannot be read, or in which
+    two tensors would get one name, stays as it is (see `load_problems`). Raises OSError if writing fails.
     """
     adapter = _read(folder)
     if isinstance(adapter, str):
@@ -77,7 +76,7 @@ def make_loadable(folder: Path) -> frozenset[str]:
 
 
 def load_problems(folder: Path) -> tuple[str, ...]:
-    """Why plain PEFT does not load all of the adapter in a folder, in phrases; none where it does."""
+    """Why plain PEFT does not load all of the adapter in a folder, in phrases; empty if it does."""
     adapter = _read(folder)
     if isinstance(adapter, str):
         return (adapter,)
@@ -97,7 +96,7 @@ def load_problems(folder: Path) -> tuple[str, ...]:
 
 
 def engine_problems(folder: Path) -> tuple[str, ...]:
-    """What engines other than PEFT make of the adapter in a folder by its ranks and scalings alone."""
+    """Warnings about engines other than PEFT for the adapter in a folder, by its ranks and scalings alone."""
     adapter = _read(folder)
     if isinstance(adapter, str):
         return ()
@@ -110,7 +109,7 @@ def _read(folder: Path) -> _Adapter | str:
     try:
         config_file = folder / CONFIG_NAME
         if config_file.stat().st_size > MOST_CONFIG:
-            return f"its {CONFIG_NAME} is too large to be one"
+            return f"its {CONFIG_NAME} is too large"
         config = parse_config(config_file.read_bytes())
         if not config.is_lora:
             return f"it is {config.peft_type}, not LoRA"
@@ -125,7 +124,7 @@ def _read(folder: Path) -> _Adapter | str:
 
 
 def _repair_config(data: bytes, adapter: _Adapter) -> bytes:
-    """The configuration as PEFT loads it; the same bytes where nothing has to change."""
+    """The configuration as PEFT loads it; the same bytes if no change is needed."""
     config, raw = adapter.config, dict(adapter.config.raw)
     meant: dict[str, Any] = {"lora_dropout": 0.0, "rank_pattern": {}, "alpha_pattern": {}}
     if all(other.kind not in ("bias", "lora_bias") for other in adapter.spec.others):
@@ -145,8 +144,8 @@ def _repair_config(data: bytes, adapter: _Adapter) -> bytes:
 def _modules_without_target(config: AdapterConfig, modules: Mapping[str, str]) -> list[str]:
     """The modules that the configuration does not target, so that PEFT drops their factors; sorted.
 
-    A pattern that cannot be evaluated safely counts as one that targets all, one that is none as one that
-    targets nothing.
+    A pattern that cannot be evaluated safely counts as targeting all modules, an invalid one as targeting
+    none.
     """
     if config.target_parameters:
         return []
@@ -187,7 +186,7 @@ def _is_named(names: tuple[str, ...] | str, module: str, budget: Budget) -> bool
 
 
 def _rename_tensors(file: Path, header: Header, names: Mapping[str, str]) -> None:
-    """Writes a safetensors file anew with other names, in the order of its bytes, metadata kept."""
+    """Rewrites a safetensors file with other names, in the order of its bytes, metadata kept."""
     entries: dict[str, Any] = {"__metadata__": dict(header.metadata)} if header.metadata else {}
     for tensor in header.tensors:
         entries[names[tensor.name]] = {

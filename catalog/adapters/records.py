@@ -1,4 +1,4 @@
-"""Frozen values that are handed to `catalog.database.store`: what a crawl learned, without a word of SQL."""
+"""Frozen values that are passed to `catalog.database.store`: the results of a crawl, without SQL."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class FingerprintRecord:
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """What is known of one safetensors file.
+    """The facts about one safetensors file.
 
-    `digest` is its sha256, or git's blob id as long as nobody has read a file outside LFS; `git_oid` is that
+    `digest` is its sha256, or git's blob id until a file outside LFS has been read; `git_oid` is that
     id where the sha256 is known. `fingerprints` are those of the newest version, one for each pattern of
     scalings that it was met with. They and the `tensor_digest` come from its values, the rest does not.
     """
@@ -75,7 +75,7 @@ class WeightsRecord:
 
 @dataclass(frozen=True)
 class ReasonRecord:
-    """One thing that speaks against an adapter."""
+    """A reason against an adapter, with its detail."""
 
     reason: str
     detail: str

@@ -24,7 +24,8 @@ class AdapterReference:
         match = _FORM.fullmatch(text.strip())
         if match is None:
             raise UsageError(
-                f"{text!r} names no adapter; write owner/name, owner/name@commit or owner/name:folder."
+                f"{text!r} does not name an adapter; write owner/name, owner/name@commit or "
+                "owner/name:folder."
             )
         commit, subfolder = match["commit"], match["subfolder"]
         if subfolder is not None:

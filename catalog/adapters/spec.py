@@ -1,7 +1,7 @@
 """A configuration and a safetensors header, joined into AdapterSpec: every LoRA module with shape, rank and
 scaling.
 
-`catalog.adapters` says which module a tensor belongs to. `AdapterConfig`, `parse_config`, `parse_header`,
+`catalog.adapters.names` maps tensors to modules. `AdapterConfig`, `parse_config`, `parse_header`,
 `factor_key` and `load_json` are offered here too.
 """
 
@@ -47,7 +47,7 @@ __all__ = [
     "tensors_beside",
 ]
 
-# The kind of a tensor that is no LoRA factor, by a part of its name; the first that fits.
+# The kind of a tensor that is not a LoRA factor, by a part of its name; the first match counts.
 _OTHER_KINDS: tuple[tuple[str, str], ...] = (
     (".lora_magnitude_vector", "magnitude"),
     # VeLoRA compresses activations for its backward pass; the forward pass is plain LoRA.
@@ -91,10 +91,10 @@ class LoraModule:
 
 @dataclass(frozen=True, slots=True)
 class OtherTensor:
-    """A tensor that is no LoRA factor; its name is cut and escaped where it is no fit name.
+    """A tensor that is not a LoRA factor; its name is cut and escaped if it is not a valid name.
 
     Kinds: magnitude, bias, lora_bias, saved (whole weights that replace the base's), base_copy (weights of
-    the base that PEFT saves beside an adapted embedding), trainable_tokens, auxiliary (what only training
+    the base model that PEFT saves with an adapted embedding), trainable_tokens, auxiliary (what only training
     needs), unknown. `layer` is the layer that a tensor of kind saved or trainable_tokens belongs to, by the
     name that the configuration gives it or its own.
     """
@@ -106,7 +106,7 @@ class OtherTensor:
 
 @dataclass(frozen=True, slots=True)
 class AdapterProblem:
-    """Why an adapter cannot be taken as it is.
+    """A problem for which an adapter cannot be used as it is.
 
     Kinds: unpaired_factor, rank_mismatch, empty_tensor, not_a_matrix, duplicate_factor, bad_dtype,
     bad_pattern.
@@ -118,9 +118,9 @@ class AdapterProblem:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
-    """The LoRA modules of one weights file in the order of layer and name, and all else it holds.
+    """The LoRA modules of one weights file in the order of layer and name, and its other content.
 
-    `respelled` are the names of factors under which PEFT does not look for them, `absent` the modules that
+    `respelled` are the names of factors that PEFT does not recognise, `absent` the modules that
     the base, where the configuration names a known one, does not have, `of_parameters` the modules whose
     factors are those of bare parameters.
     """
@@ -136,7 +136,7 @@ class AdapterSpec:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the complete LoRA pairs hold together."""
+        """The number of parameters in the complete LoRA pairs."""
         return sum(m.rank * (m.in_features + m.out_features) for m in self.modules)
 
     @property
@@ -151,7 +151,7 @@ class AdapterSpec:
 
     @property
     def layers(self) -> int:
-        """How many distinct layers are touched."""
+        """The number of distinct adapted layers."""
         return len({module.layer for module in self.modules if module.layer is not None})
 
 
@@ -166,11 +166,11 @@ def adapter_names(header: Header, config: AdapterConfig | None) -> ModuleNames:
 
 
 def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | None = None) -> AdapterSpec:
-    """The modules that a header and a configuration promise together; never raises for what they hold.
+    """The modules that a header and a configuration describe together; never raises for their content.
 
-    Pairs that are incomplete, empty or contradict themselves or the configuration are reported in
-    `problems`; only complete pairs of matching shape are in `modules`, also where the configuration gives
-    them another rank. Without a usable rank and scaling (another method than LoRA, a pattern that cannot be
+    Pairs that are incomplete, empty, or contradict each other or the configuration are reported in
+    `problems`; only complete pairs of matching shape are in `modules`, also if the configuration gives them
+    another rank. Without a usable rank and scaling (another method than LoRA, a pattern that cannot be
     evaluated) there are no modules.
     """
     names = names or adapter_names(header, config)
@@ -213,10 +213,10 @@ def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | Non
 
 
 def tensors_beside(header: Header, config: AdapterConfig, names: ModuleNames | None = None) -> dict[str, str]:
-    """The kind of each tensor of a file that is no LoRA factor, by its name (see `OtherTensor`).
+    """The kind of each tensor of a file that is not a LoRA factor, by its name (see `OtherTensor`).
 
     A bias in a wrapped layer is a copy of the base's where the configuration trains no biases and the
-    layer's weight stands beside it, as PEFT saves it of an adapted output head; else it was trained
+    layer's weight is next to it, as PEFT saves an adapted output head; else it was trained
     (Qwen2's `q_proj.base_layer.bias`).
     """
     keys = (names or adapter_names(header, config)).keys
@@ -280,7 +280,7 @@ def _is_of_parameters(module: str, holders: _Layers) -> bool:
 
 
 class _Problems:
-    """Collects problems by kind, and tells each kind once, with the first few modules and the count."""
+    """Collects problems by kind, and reports each kind once, with the first few modules and the count."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[str]] = {}
@@ -335,7 +335,7 @@ def _module(
     holders: _Layers,
     problems: _Problems,
 ) -> LoraModule | None:
-    """The module of one pair, or None and a problem where the pair is none."""
+    """The module of one pair, or None and a problem if it is not a valid pair."""
     if len(pair) < 2:
         problems.add("unpaired_factor", f"{name} has only {next(iter(pair))}")
         return None
@@ -363,7 +363,7 @@ def _module(
 
 
 def _scaling(name: str, rank: int, rules: ScalingRule, problems: _Problems, *, experts: bool) -> float | None:
-    """The scaling by the configuration, or None and a problem where it gives none."""
+    """The scaling by the configuration, or None and a problem if it defines none."""
     try:
         promised = rules.rank(name)
         if promised != rank and not (experts and rank % promised == 0):

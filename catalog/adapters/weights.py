@@ -1,5 +1,5 @@
-"""The values in a safetensors adapter: LoRA factors, module by module, their scalings, and what their norms
-say of its health.
+"""The values in a safetensors adapter: LoRA factors, module by module, their scalings, and its health, judged
+by their norms.
 
 Files are memory-mapped, one module at a time is held in float64, and a pickle is never opened. The norms of
 the bare products B A depend on the file alone, so that one measurement serves every adapter that has the
@@ -42,10 +42,10 @@ _DIGITS = 12
 
 @dataclass(frozen=True, slots=True)
 class WeightsHealth:
-    """What the values of an adapter say.
+    """The health of an adapter, judged by its values.
 
     `norm` is the Frobenius norm of the whole update, (sum over modules of ||s B A||^2)^1/2, over the finite
-    modules; `norm_in_layers` is the same without embeddings and output head, None where nobody measured it.
+    modules; `norm_in_layers` is the same without embeddings and output head, None if it was not measured.
     `zero_update` means that B A is zero in every module: the adapter does nothing. `modules` counts
     complete pairs.
     """
@@ -105,7 +105,7 @@ def iterate_modules(path: Path, config: AdapterConfig) -> Iterator[Module]:
     """Every complete LoRA module of a safetensors file with its scaling, sorted by name, one in memory at a
     time.
 
-    The factors may be views of the mapped file: whoever keeps one keeps the file open. Raises WeightsError as
+    The factors may be views of the mapped file: keeping one keeps the file open. Raises WeightsError as
     `iterate_factors` does and ConfigError as ScalingRule does.
     """
     rules = ScalingRule(config)
@@ -116,9 +116,9 @@ def iterate_modules(path: Path, config: AdapterConfig) -> Iterator[Module]:
 def iterate_factors(path: Path, config: AdapterConfig | None = None) -> Iterator[Factors]:
     """Every complete pair of matching matrices in a safetensors file, sorted by module name, memory-mapped.
 
-    A configuration tells of which base the modules are, where their names leave it open. Halves without a
-    partner, pairs of contradicting shape and such that hold no plain numbers are passed over: the header
-    names them (`catalog.adapters.lora_modules`). Raises WeightsError for a file that is broken, and of kind
+    A configuration determines the base model of the modules if their names do not. Halves without a
+    partner, pairs whose shapes do not match, and those of unsupported data types are skipped: the header
+    lists them (`catalog.adapters.lora_modules`). Raises WeightsError for a file that is broken, and of kind
     too_large for a rank above MOST_RANK or a width above MOST_WIDTH.
     """
     from safetensors import SafetensorError, safe_open
@@ -143,12 +143,12 @@ def header_modules(header: Header, config: AdapterConfig | None = None) -> tuple
 
 
 def fingerprint_pattern(header: Header, config: AdapterConfig) -> str:
-    """A stable name of how a file is read under a configuration: the key, beside its digest, of what is made
-    of its values.
+    """A stable name of the reading of a file under a configuration: with the file's digest, the key of
+    results from its values.
 
-    It is the `scaling_pattern`. Only where modules have other names than the first reading gave them does it
-    name these too, so that nothing that was made with other names is found under it. Raises ConfigError as
-    ScalingRule does, and WeightsError as `iterate_factors`.
+    It is the `scaling_pattern`. It includes the names of modules only if they differ from those of the first
+    reading, so that results made with other names are not found under it. Raises ConfigError as ScalingRule
+    does, and WeightsError as `iterate_factors`.
     """
     modules = header_modules(header, config)
     pattern = scaling_pattern(modules, config)
@@ -176,7 +176,7 @@ def relative_scalings(modules: Iterable[str], config: AdapterConfig) -> dict[str
 
 
 def scaling_pattern(modules: Iterable[str], config: AdapterConfig) -> str:
-    """A stable name of how the scalings of the modules relate: "" where all are the same and positive.
+    """A stable name of the relation between the scalings of the modules: "" if all are the same and positive.
 
     Else 32 hexadecimal digits of a SHA-256 over the names and `relative_scalings`, so that a file and this
     pattern give the update up to one positive factor. Raises ConfigError as ScalingRule does.
@@ -206,7 +206,7 @@ def tensor_digest(path: Path) -> str:
     """A SHA-256 over all tensors of a file, 64 hexadecimal digits: name, data type, shape and bytes of each.
 
     The header's metadata, the order in the file, and what programs add to the names of tensors do not count;
-    a cast does. Raises WeightsError.
+    a cast to another data type does. Raises WeightsError.
     """
     header = _header(path)
     canonical = first_tensor if has_first_names(header) else canonical_tensor
@@ -282,7 +282,7 @@ def _header(path: Path) -> Header:
 def _pairs(header: Header, config: AdapterConfig | None = None) -> list[tuple[str, str, str]]:
     """(module, name of A, name of B) of each complete pair of matching, non-empty matrices of numbers.
 
-    A module of which a half is there twice is none: nobody could tell which of them is meant.
+    A module with two copies of a half is left out, since it is ambiguous.
     """
     halves: dict[str, dict[str, Entry]] = {}
     repeated = set()

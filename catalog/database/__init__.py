@@ -1,4 +1,4 @@
-"""The catalog as a database: its tables, how it is opened, and every function that writes rows."""
+"""The catalog as a database: its tables, how it is opened, and all functions that write rows."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""Column types that take whatever the Hub sends and give the same value on SQLite and PostgreSQL.
+"""Column types that store any value of the Hub and return the same on SQLite and PostgreSQL.
 
 Bytes from outside may hold NUL, lone surrogates, NaN and 5,000-digit integers; PostgreSQL refuses all four,
-SQLite some. They are mended here, at the door of the database, once for every table.
+SQLite some. They are replaced here, once for every table.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CleanJSON(TypeDecorator[Any]):
 
 
 class Counter(TypeDecorator[int]):
-    """A 64-bit integer; what does not fit is stored as NULL."""
+    """A 64-bit integer; a larger one is stored as NULL."""
 
     impl = BigInteger
     cache_ok = True
@@ -57,7 +57,7 @@ class Real(TypeDecorator[float]):
     def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:
         try:
             return value if value is not None and math.isfinite(value) else None
-        except OverflowError:  # an integer that no double can hold
+        except OverflowError:  # an integer beyond the range of a double
             return None
 
 
@@ -71,7 +71,7 @@ class UTCDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a naive datetime has no place in the catalog")
+            raise ValueError("a datetime without time zone cannot be stored in the catalog")
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 

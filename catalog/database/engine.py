@@ -1,8 +1,8 @@
 """The engine below the catalog, on SQLite and on PostgreSQL (through psycopg 3).
 
-Both behave the same from here on: transactions begin where SQLAlchemy says so, savepoints work, foreign keys
-hold, JSON is written with sorted keys, and what goes wrong outside the program (a full disk, a refused
-connection, a locked file) is a `CatalogError` of one sentence.
+Both behave the same from here on: transactions begin when SQLAlchemy begins them, savepoints work, foreign
+keys hold, JSON is written with sorted keys, and errors outside the program (a full disk, a refused
+connection, a locked file) become a `CatalogError` with one sentence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONNECT_SECONDS = 10
 _TAKES_WRITE_LOCK = "loradex_takes_write_lock"
 _URL_ADVICE = "name the catalog as sqlite:///FILE or postgresql://USER@HOST/NAME"
 
-# What SQLite says when not the program is at fault.
+# Messages of SQLite for errors outside the program.
 _SQLITE_WORDS = {
     "unable to open database file": "cannot be opened: it must be a file in a folder that you may write to",
     "file is not a database": "is not a SQLite database",
@@ -35,12 +35,13 @@ _SQLITE_WORDS = {
     "disk I/O error": "cannot be read or written: the disk reports an error",
 }
 _READ_ONLY = "attempt to write a readonly database"
-# PostgreSQL's SQLSTATEs of the same kind that are no OperationalError: privilege missing, read-only server.
+# PostgreSQL's SQLSTATEs of the same kind that are not an OperationalError: privilege missing, read-only
+# server.
 _REFUSED = {"42501", "25006"}
 
 
 def make_engine(url: str) -> Engine:
-    """An engine for the catalog at a URL; nothing is connected yet, but SQLite's folder is created.
+    """An engine for the catalog at a URL; it is not connected yet, but SQLite's folder is created.
 
     Raises UsageError for a URL that is neither a SQLite file nor PostgreSQL, CatalogError where the folder or
     the driver is missing. A transaction that reads and then writes belongs on `for_writing(engine)`.
@@ -67,8 +68,8 @@ def make_engine(url: str) -> Engine:
 def for_writing(engine: Engine) -> Engine:
     """The same engine, whose transactions take SQLite's write lock when they begin.
 
-    A transaction that reads first and writes later would otherwise fail at once, not wait, when another one
-    wrote in between. PostgreSQL needs none of this.
+    A transaction that reads first and writes later would otherwise fail immediately if another one wrote in
+    between. PostgreSQL needs none of this.
     """
     return engine.execution_options(**{_TAKES_WRITE_LOCK: True})
 
@@ -82,13 +83,13 @@ def place(url: URL) -> str:
 
 
 def parse_url(url: str) -> URL:
-    """The URL as SQLAlchemy wants it; its text stays out of every message, since it may hold a password."""
+    """The URL as SQLAlchemy requires it; it is not part of any message, since it may contain a password."""
     if url.startswith("postgres://"):
         url = "postgresql" + url.removeprefix("postgres")
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise UsageError(f"that is no database URL: {_URL_ADVICE}") from None
+        raise UsageError(f"this is not a database URL: {_URL_ADVICE}") from None
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
         if (
             parsed.database in (None, "", ":memory:")
@@ -103,7 +104,7 @@ def parse_url(url: str) -> URL:
 
 
 def sqlite_file(url: URL) -> Path:
-    """Where a SQLite catalog is."""
+    """The file of a SQLite catalog."""
     return Path(str(url.database))
 
 
@@ -112,15 +113,15 @@ def _make_folder(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CatalogError(
-            f"the folder {file.parent} of the catalog cannot be made: {error.strerror}"
+            f"the folder {file.parent} of the catalog cannot be created: {error.strerror}"
         ) from error
 
 
 class _ReadOnly(sqlite3.Connection):
-    """A connection to a file that this process may not write to, or beside which it may make no file.
+    """A connection to a file that this process may not write to, or in whose folder it may not create files.
 
     SQLite cannot take part in its locks there; `before` is what the file looked like when it was opened
-    without them, None where locks could be had.
+    without them, None if locks are available.
     """
 
     file: Path
@@ -132,9 +133,9 @@ def _connect_read_only(
 ) -> sqlite3.Connection | None:
     """A connection to a SQLite file on a read-only disk or of another user; None for any other file.
 
-    The write-ahead log needs a file of shared memory beside the database. One that is there serves to read,
-    whoever writes; where a killed writer left a log alone, it is read without locks; where there is no log,
-    the file is all there is, and is taken as one that does not change.
+    The write-ahead log needs a file of shared memory next to the database. An existing one is used for
+    reading; if a killed writer left only a log, it is read without locks; without a log, the file is opened
+    as immutable.
     """
     file = Path(arguments[0])
     if not file.is_file() or (may_write(file) and may_write(file.parent)):
@@ -151,7 +152,7 @@ def _connect_read_only(
 
 
 def _open_read_only(file: Path, how: str) -> _ReadOnly:
-    """A connection that was read from; raises sqlite3.OperationalError where that cannot be."""
+    """A connection after a test query; raises sqlite3.OperationalError if it fails."""
     connection = sqlite3.connect(
         f"{file.absolute().as_uri()}?{how}", uri=True, check_same_thread=False, factory=_ReadOnly
     )
@@ -173,7 +174,7 @@ def _look(file: Path) -> tuple[int, int, int]:
 
 
 def _refuse_changed(connection: Connection, *_: Any) -> None:
-    """Raises CatalogBusyError where a file that is read without locks was written to from elsewhere."""
+    """Raises CatalogBusyError if another process wrote to a file that is read without locks."""
     driver = None if connection.invalidated else connection.connection.driver_connection
     if isinstance(driver, _ReadOnly) and driver.before not in (None, _look(driver.file)):
         connection.invalidate()
@@ -183,13 +184,14 @@ def _refuse_changed(connection: Connection, *_: Any) -> None:
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    # Python's sqlite3 begins transactions late, not before SELECT or SAVEPOINT; SQLAlchemy shall begin them.
+    # Python's sqlite3 begins transactions late, not before SELECT or SAVEPOINT; SQLAlchemy begins them
+    # instead.
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
     connection.execute("PRAGMA foreign_keys = ON")
     if isinstance(connection, _ReadOnly):
         return
-    # Of several processes at a new file, one turns the log on; SQLite does not let the others wait for that.
+    # Of several processes that open a new file, one enables the log; SQLite does not let the others wait.
     for attempt in Retrying(
         retry=retry_if_exception_message(match=".*is locked"),
         wait=wait_random(0.01, 0.1),
@@ -208,7 +210,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _translate(context: ExceptionContext) -> None:
-    """Raises the CatalogError for a driver's error that is no bug of the program; others stay as they are."""
+    """Raises the CatalogError for a driver's error that is not a bug of the program; others are left
+    unchanged."""
     error = context.original_exception
     where = f"the catalog {place(context.engine.url)}" if context.engine else "the catalog"
     message = " ".join(str(error).split("\n")[0].split())
@@ -222,6 +225,6 @@ def _translate(context: ExceptionContext) -> None:
         if message in _SQLITE_WORDS:
             raise CatalogError(f"{where} {_SQLITE_WORDS[message]}") from error
     elif type(context.sqlalchemy_exception).__name__ == "OperationalError":
-        raise CatalogError(f"{where} does not answer: {message}") from error
+        raise CatalogError(f"{where} does not respond: {message}") from error
     elif getattr(error, "sqlstate", None) in _REFUSED:
-        raise ReadOnlyCatalogError(f"{where} refuses: {message}") from error
+        raise ReadOnlyCatalogError(f"{where} reported an error: {message}") from error

@@ -1,7 +1,7 @@
-"""How far a crawl got: its pages, its items, and what became of each. The frontier has no side file.
+"""The progress of a crawl: its pages, its items, and their outcomes; it is stored in the database alone.
 
 Functions take a session and never commit. A page is written together with its rows and its next-page URL, an
-item is settled in the transaction that writes its adapters: whatever kills the process, the two agree.
+item is settled in the transaction that writes its adapters: the two agree even if the process is killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from catalog.database.schema import (
     Repository,
 )
 
-# Beside the fields of a pending row: the further names under which its repository was listed.
+# In addition to the fields of a pending row: the other names under which its repository was listed.
 OTHER_NAMES = "_other_names"
 
 
@@ -43,7 +43,8 @@ class ItemRecord:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Where one query of a crawl stands: the next page's number, and its URL or None for the first page."""
+    """The position of one query of a crawl: the next page's number, and its URL or None for the first
+    page."""
 
     number: int
     url: str | None
@@ -51,14 +52,14 @@ class Frontier:
 
 
 def digest(question: Mapping[str, Any]) -> str:
-    """The sha256 of a question as JSON: the same question has the same digest, everywhere."""
+    """The sha256 of a question as JSON: the same query has the same digest, everywhere."""
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
 
 
 def crawl_to_resume(session: Session, scope: str, not_before: datetime) -> Crawl | None:
     """The newest crawl of this scope, if its listing or one of its items is still to be done.
 
-    One that began before `not_before` is none: its rows tell of commits that the Hub has left behind.
+    A crawl that began before `not_before` is ignored: its rows name outdated commits.
     """
     crawl = session.scalar(select(Crawl).where(Crawl.scope == scope).order_by(Crawl.id.desc()).limit(1))
     if crawl is None or crawl.state is CrawlState.COMPLETE or crawl.started_at < not_before:
@@ -73,7 +74,7 @@ def crawl_to_resume(session: Session, scope: str, not_before: datetime) -> Crawl
 
 
 def reopen(session: Session, crawl: Crawl) -> None:
-    """Takes up an unfinished crawl again: what failed in it is pending once more."""
+    """Resumes an unfinished crawl: its failed items are pending again."""
     crawl.state = CrawlState.RUNNING
     session.execute(
         update(CrawlItem)
@@ -83,14 +84,12 @@ def reopen(session: Session, crawl: Crawl) -> None:
 
 
 def watermark(session: Session, scope: str) -> datetime | None:
-    """The newest last-modified time up to which this scope is known, but for what is to be tried again."""
+    """The newest last-modified time up to which this scope is known, except for pending retries."""
     return session.scalar(select(func.max(Crawl.watermark)).where(Crawl.scope == scope))
 
 
 def last_whole(session: Session, scope: str) -> datetime | None:
-    """When the newest crawl of this scope began that asked for everything, not for changes, and got it listed
-    and worked off.
-    """
+    """The start of the newest complete crawl of this scope, which listed everything and not only changes."""
     rows = session.execute(
         select(Crawl.started_at, Crawl.asked)
         .where(Crawl.scope == scope, or_(Crawl.state == CrawlState.COMPLETE, Crawl.watermark.is_not(None)))
@@ -102,7 +101,7 @@ def last_whole(session: Session, scope: str) -> datetime | None:
 def open_crawl(
     session: Session, listing: str, scope: str, question: Mapping[str, Any], now: datetime
 ) -> Crawl:
-    """A new crawl's row, flushed; an older one of its scope that never ended is given up."""
+    """A new crawl's row, flushed; an unfinished older one of its scope is abandoned."""
     older = update(Crawl).where(Crawl.scope == scope, Crawl.state == CrawlState.RUNNING)
     session.execute(older.values(state=CrawlState.PARTIAL))
     crawl = Crawl(
@@ -114,7 +113,7 @@ def open_crawl(
 
 
 def frontier(session: Session, crawl_id: int, query: int) -> Frontier:
-    """Where one query of a crawl stands."""
+    """The position of one query of a crawl."""
     page = session.scalar(
         select(CrawlPage)
         .where(CrawlPage.crawl_id == crawl_id, CrawlPage.query == query)
@@ -151,10 +150,10 @@ class PageRecord:
 
 
 def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
-    """Writes one page with its rows and gives the number of rows that are new to this crawl.
+    """Writes one page with its rows; returns the number of rows that are new to this crawl.
 
-    A repository listed twice keeps one item; where the first is still pending it takes the later row. One
-    that is listed under two names keeps the first row, with the other names beside it, and is pending again.
+    A repository listed twice keeps one item; if the first is still pending it takes the later row. One that
+    is listed under two names keeps the first row, with the other names added, and is pending again.
     """
     session.add(
         CrawlPage(
@@ -200,7 +199,7 @@ def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
 
 
 def other_names(item: CrawlItem) -> list[str]:
-    """The names beside its own under which an item's repository was listed."""
+    """The other names under which an item's repository was listed."""
     names = item.row.get(OTHER_NAMES) if isinstance(item.row, dict) else None
     return list(names) if isinstance(names, list) else []
 
@@ -208,7 +207,8 @@ def other_names(item: CrawlItem) -> list[str]:
 def _add_name(row: CrawlItem, item: ItemRecord) -> None:
     names = other_names(row)
     if row.outcome is not ItemOutcome.PENDING:
-        # It is settled; what came since has its row, and whoever bears the identity is to be found out.
+        # It is settled; a later listing has its own row, and which repository has the identity is checked
+        # again.
         names, row.row, row.name = [row.name or ""], item.row, item.name
         row.outcome, row.error, row.detail = ItemOutcome.PENDING, None, None
     elif item.name not in names:
@@ -217,7 +217,7 @@ def _add_name(row: CrawlItem, item: ItemRecord) -> None:
 
 
 def add_namesakes(session: Session, crawl_id: int, hub_id: str, names: Sequence[str], error: str) -> None:
-    """Adds a quarantined row for each repository with an `_id` that another one bears."""
+    """Adds a quarantined row for each repository with the `_id` of another one."""
     last = session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl_id)) or 0
     session.add_all(
         CrawlItem(
@@ -245,7 +245,7 @@ def _quarantine_problems(session: Session, crawl_id: int) -> list[Any]:
 
 
 def already_listed(session: Session, crawl_id: int, hub_ids: Collection[str]) -> set[str]:
-    """Which of these repositories a crawl has an item of already."""
+    """The repositories among these for which a crawl already has an item."""
     return set(
         session.scalars(
             select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl_id, CrawlItem.hub_id.in_(hub_ids))
@@ -256,13 +256,13 @@ def already_listed(session: Session, crawl_id: int, hub_ids: Collection[str]) ->
 def prune(session: Session, crawl: Crawl) -> None:
     """Deletes the items of earlier crawls of this listing whose repositories this one met as well.
 
-    One item a repository and listing stays: it says that the listing once showed it.
+    One item per repository and listing is kept: it records that the listing contained it.
     """
     here = select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl.id, CrawlItem.hub_id.is_not(None))
     earlier = select(Crawl.id).where(
         Crawl.listing == crawl.listing,
         Crawl.id < crawl.id,
-        # An unfinished crawl of another scope may still be taken up again.
+        # An unfinished crawl of another scope may still be resumed.
         or_(Crawl.scope == crawl.scope, Crawl.state == CrawlState.COMPLETE),
     )
     session.execute(
@@ -283,7 +283,7 @@ def count_listed(session: Session, crawl_id: int) -> int:
 
 
 def rows_by_query(session: Session, crawl_id: int) -> dict[int, int]:
-    """How many wanted rows each query of a crawl has had, for the queries of which a page was read."""
+    """The number of matching rows of each query of a crawl of which a page was read."""
     rows = (
         select(CrawlPage.query, func.sum(CrawlPage.rows))
         .where(CrawlPage.crawl_id == crawl_id)
@@ -293,7 +293,7 @@ def rows_by_query(session: Session, crawl_id: int) -> dict[int, int]:
 
 
 def restart_query(session: Session, crawl_id: int, query: int) -> None:
-    """Forgets the pages of a query whose cursor the Hub no longer takes; its items stay."""
+    """Deletes the pages of a query whose cursor the Hub no longer accepts; its items are kept."""
     session.execute(delete(CrawlPage).where(CrawlPage.crawl_id == crawl_id, CrawlPage.query == query))
 
 
@@ -320,14 +320,14 @@ def items_at(session: Session, crawl_id: int, positions: Collection[int]) -> dic
 def settle(
     item: CrawlItem, outcome: ItemOutcome, *, error: str | None = None, detail: str | None = None
 ) -> None:
-    """Sets what became of an item; its raw row is dropped unless the item failed and may be tried again."""
+    """Sets the outcome of an item; its raw row is deleted unless the item failed and may be retried."""
     item.outcome, item.error, item.detail = outcome, error, detail
     if outcome is not ItemOutcome.FAILED:
         item.row = None
 
 
 def known_elsewhere(session: Session, crawl: Crawl) -> list[tuple[str, str]]:
-    """(hub_id, name) of the repositories that earlier crawls of this listing met and this one did not."""
+    """(hub_id, name) of the repositories that earlier crawls of this listing listed and this one did not."""
     here = select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl.id, CrawlItem.hub_id.is_not(None))
     earlier = (
         select(CrawlItem.hub_id)
@@ -419,7 +419,7 @@ def adapter_counts(
 
 
 def count_unmeasured(session: Session, crawl_id: int, refusing: Iterable[str]) -> int:
-    """The number of a crawl's adapters that are not refused and whose weights' values nobody read."""
+    """The number of a crawl's adapters that are not refused and whose weights were not read."""
     refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(list(refusing)))
     ids = _adapters_of(crawl_id).where(~refused, Adapter.norm.is_(None))
     return session.scalar(select(func.count()).select_from(ids.subquery())) or 0

@@ -1,7 +1,8 @@
-"""Files that are kept: which catalogs use them, what names them, and where they can be had again.
+"""Kept files: the catalogs that use them, the rows that name them, and where they can be fetched again.
 
-The file `catalogs.json` in the folder of blobs lists the catalogs whose commands put files there, by path or
-URL. Nobody can tell what another catalog names, so that files of several catalogs are never collected.
+The file `catalogs.json` in the folder of blobs lists the catalogs whose commands stored files there, by path
+or URL. The references of another catalog are unknown, so that files shared by several catalogs are never
+collected.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Register:
 
 
 def register_catalog(url: URL, blobs: BlobStore) -> None:
-    """Writes down that the catalog at this URL uses the blobs; where nothing can be stored, nothing is."""
+    """Records that the catalog at this URL uses the blobs; does nothing if the folder is not writable."""
     name = catalog_name(url, blobs)
     with suppress(OSError):
         if name in _read(blobs).catalogs:
@@ -60,7 +61,8 @@ def register_catalog(url: URL, blobs: BlobStore) -> None:
 
 
 def catalog_name(url: URL, blobs: BlobStore) -> str:
-    """What a catalog is called in the register: a path from the data folder on, an absolute one, or a URL."""
+    """The name of a catalog in the register: a path relative to the data folder, an absolute one, or a
+    URL."""
     if url.get_backend_name() != "sqlite":
         # The options may name a schema: the same database may hold several catalogs.
         options = url.query.get("options", "")
@@ -70,20 +72,20 @@ def catalog_name(url: URL, blobs: BlobStore) -> str:
 
 
 def refuse_other_catalogs(url: URL, blobs: BlobStore, *, only: bool, deleting: bool) -> None:
-    """Raises StorageError where another catalog uses the blobs, or, before deleting, where none knows that.
+    """Raises StorageError if another catalog uses the blobs, or, before deleting, if that is unknown.
 
-    `only` says that no other one does.
+    `only` asserts that no other one does.
     """
     register, mine = _read(blobs), catalog_name(url, blobs)
     other_catalogs = [name for name in register.catalogs if name != mine]
     if other_catalogs:
         raise StorageError(
-            f"The files in {blobs.root} are those of the catalog {other_catalogs[0]} too; where that is no "
-            f"more, take its name out of {blobs.root / REGISTER}"
+            f"The catalog {other_catalogs[0]} uses the files in {blobs.root} too; if it no longer exists, "
+            f"remove its name from {blobs.root / REGISTER}"
         )
     if deleting and not (register.complete or only):
         raise StorageError(
-            f"Nobody knows which catalogs use {blobs.root}: it is older than the list of them; where this is "
+            f"It is not known which catalogs use {blobs.root}, which is older than their list; if this is "
             "the only one, add `only_catalog=True`"
         )
     if deleting and not register.complete:
@@ -92,7 +94,7 @@ def refuse_other_catalogs(url: URL, blobs: BlobStore, *, only: bool, deleting: b
 
 @dataclass(frozen=True)
 class Unneeded:
-    """Blobs that neither an adapter nor a pool names, and what has arrived of such blobs."""
+    """Blobs that neither an adapter nor a pool names, and partial downloads of such blobs."""
 
     files: tuple[Blob, ...]
     partial: tuple[Blob, ...]
@@ -104,12 +106,12 @@ class Unneeded:
 
 
 def find_unneeded(session: Session, settings: Settings, blobs: BlobStore) -> Unneeded:
-    """What neither an adapter of the catalog, of an older commit either, nor a pool names.
+    """The blobs that no adapter of the catalog, including older commits, and no pool names.
 
-    Raises StorageError where another process works in the data folder: it may be about to name some.
+    Raises StorageError if another process uses the data folder: it may be about to name some.
     """
     if in_use(settings.data):
-        raise StorageError(f"another process works in {settings.data}: wait until it is done")
+        raise StorageError(f"another process uses {settings.data}: wait until it has ended")
     complete, partial = list(blobs.blobs()), blobs.partial_files()
     digests = {blob.sha256 for blob in (*complete, *partial)}
     needed = _digests_in_use(session, settings.pools, sorted(digests))
@@ -133,7 +135,7 @@ def _digests_in_use(session: Session, pools: Path, digests: Sequence[str]) -> se
 def origins(session: Session | None, pools: Path, digest: str) -> list[Origin]:
     """Where a file can be fetched again, the places of current adapters first; each once.
 
-    Without a session only the manifests in the folder `pools` are asked.
+    Without a session only the manifests in the folder `pools` are used.
     """
     places = _places_of_adapters(session, digest) if session else []
     for manifest in _manifests(session, pools):
@@ -171,12 +173,12 @@ def _manifests(session: Session | None, pools: Path) -> Iterator[Manifest]:
     for text in session.scalars(select(PoolRow.manifest).order_by(PoolRow.name)) if session else ():
         yield parse_manifest(text.encode())
     for file in sorted(pools.glob(f"*/{MANIFEST_NAME}")):
-        with suppress(LoradexError):  # somebody else's file
+        with suppress(LoradexError):  # a file of another program
             yield read_manifest(file)
 
 
 def _read(blobs: BlobStore) -> Register:
-    """The register; raises StorageError for a file that somebody edited."""
+    """The register; raises StorageError if its content is not valid."""
     file = blobs.root / REGISTER
     try:
         document: Any = load_json(file.read_bytes(), max_bytes=_MOST_REGISTER)
@@ -185,7 +187,7 @@ def _read(blobs: BlobStore) -> Register:
         return Register((), complete=next(blobs.blobs(), None) is None)
     except (ConfigError, KeyError, TypeError) as error:
         raise StorageError(
-            f"{file} is no list of catalogs: move it away, and run the command again"
+            f"{file} is not a list of catalogs: move it away, and run the command again"
         ) from error
 
 

@@ -17,7 +17,7 @@ class SpellingKind(enum.StrEnum):
 
 
 class CrawlState(enum.StrEnum):
-    """How far a crawl got; `running` also stands for one that was interrupted."""
+    """The state of a crawl; `running` also means an interrupted one."""
 
     RUNNING = "running"
     COMPLETE = "complete"
@@ -25,7 +25,7 @@ class CrawlState(enum.StrEnum):
 
 
 class ItemOutcome(enum.StrEnum):
-    """What became of one listed row; each ends in exactly one of them, `pending` is none."""
+    """The outcome of one listed row; each ends in exactly one of them, `pending` is not an outcome."""
 
     PENDING = "pending"
     NEW = "new"

@@ -41,7 +41,7 @@ def head() -> str:
     """The newest revision of the schema that this program knows."""
     revision = _scripts().get_current_head()
     if revision is None:
-        raise RuntimeError("the package holds no migrations")
+        raise RuntimeError("the package contains no migrations")
     return revision
 
 
@@ -52,7 +52,8 @@ def current(engine: Engine) -> str | None:
 
 
 def check(engine: Engine) -> None:
-    """Returns when the schema is the newest; else NoCatalogError or SchemaVersionError says what to type."""
+    """Returns if the schema is the newest; else raises NoCatalogError or SchemaVersionError with the next
+    step."""
     revision, where = current(engine), place(engine.url)
     if revision is None:
         raise _no_catalog(where)
@@ -62,7 +63,7 @@ def check(engine: Engine) -> None:
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Brings the schema up to a revision in one transaction; of two processes the second finds it done.
+    """Brings the schema up to a revision in one transaction; the second of two processes finds it done.
 
     Raises SchemaVersionError for a catalog newer than this program, CatalogError for a database that holds
     something else.
@@ -83,7 +84,7 @@ def downgrade(engine: Engine, revision: str) -> None:
 
 
 def open_existing(settings: Settings) -> Engine:
-    """An engine on a database that is there, whatever its schema; NoCatalogError for a missing file."""
+    """An engine on an existing database of any schema; raises NoCatalogError for a missing file."""
     url = parse_url(settings.catalog_url)
     try:
         if url.get_backend_name() == "sqlite" and not sqlite_file(url).exists():
@@ -96,9 +97,9 @@ def open_existing(settings: Settings) -> Engine:
 def open_catalog(settings: Settings, *, create: bool) -> Engine:
     """An engine on a catalog whose schema is the newest.
 
-    With `create`, a catalog that is not there yet is made; an existing one is never changed. Raises
-    NoCatalogError where there is none, SchemaVersionError where it is older or newer than the program. The
-    caller disposes the engine.
+    With `create`, a missing catalog is created; an existing one is never changed. Raises NoCatalogError if
+    there is none, SchemaVersionError if it is older or newer than the program. The caller disposes the
+    engine.
     """
     engine = make_engine(settings.catalog_url) if create else open_existing(settings)
     try:
@@ -113,7 +114,7 @@ def open_catalog(settings: Settings, *, create: bool) -> Engine:
 
 @contextlib.contextmanager
 def disposing(engine: Engine) -> Iterator[Engine]:
-    """The engine, whose connections are closed at the end."""
+    """The engine; its connections are closed at the end."""
     try:
         yield engine
     finally:
@@ -129,7 +130,7 @@ def reading(settings: Settings) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def reading_if_any(settings: Settings) -> Iterator[Session | None]:
-    """The same, or None where there is no catalog yet; makes none."""
+    """The same, or None if there is no catalog yet; does not create it."""
     with contextlib.ExitStack() as stack:
         try:
             session = stack.enter_context(reading(settings))
@@ -142,7 +143,8 @@ def reading_if_any(settings: Settings) -> Iterator[Session | None]:
 def writing(settings: Settings, *, create: bool = True) -> Iterator[Session]:
     """A session of the catalog's one writer, for one short command; the caller commits.
 
-    Makes the catalog if there is none and `create` allows it; raises like `open_catalog` and `writer_lock`.
+    Creates the catalog if it does not exist and `create` allows it; raises like `open_catalog` and
+    `writer_lock`.
     """
     with (
         disposing(open_catalog(settings, create=create)) as engine,
@@ -156,11 +158,11 @@ def writing(settings: Settings, *, create: bool = True) -> Iterator[Session]:
 def writer_lock(engine: Engine) -> Iterator[None]:
     """Holds the lock of the catalog's one writer; the system releases it when the process dies.
 
-    Raises CatalogBusyError at once when another holds it. It is a lock file beside a SQLite database, and an
-    advisory lock on a connection of its own on PostgreSQL.
+    Raises CatalogBusyError immediately if another process holds it. It is a lock file next to a SQLite
+    database, and an advisory lock on a separate connection on PostgreSQL.
     """
     busy = CatalogBusyError(
-        f"another process is writing to the catalog {place(engine.url)}: wait until it is done"
+        f"another process is writing to the catalog {place(engine.url)}: wait until it has ended"
     )
     if engine.dialect.name == "sqlite":
         file = sqlite_file(engine.url)
@@ -170,7 +172,9 @@ def writer_lock(engine: Engine) -> Iterator[None]:
         except filelock.Timeout:
             raise busy from None
         except OSError as error:
-            raise CatalogError(f"the lock file {lock.lock_file} cannot be made: {error.strerror}") from error
+            raise CatalogError(
+                f"the lock file {lock.lock_file} cannot be created: {error.strerror}"
+            ) from error
         try:
             yield
         finally:
@@ -184,7 +188,7 @@ def writer_lock(engine: Engine) -> Iterator[None]:
 
 
 def info(engine: Engine) -> CatalogInfo:
-    """What the catalog is and holds; raises nothing for an older, newer or absent schema. Reads only."""
+    """The state and content of the catalog, for an older, newer or absent schema too. Reads only."""
     newest = head()
     with engine.connect() as connection:
         revision = _revision(connection)
@@ -229,18 +233,18 @@ def _refuse_unknown(revision: str, where: str) -> None:
 
 
 def _refuse_foreign(connection: Connection) -> None:
-    """Raises CatalogError where our tables would meet a stranger's; a PostgreSQL schema may be shared."""
+    """Raises CatalogError if the database contains other tables; a PostgreSQL schema may be shared."""
     tables = set(inspect(connection).get_table_names()) - {VERSION_TABLE}
     if connection.dialect.name != "sqlite":
         tables &= set(TableBase.metadata.tables)
     if tables:
         raise CatalogError(
-            f"{place(connection.engine.url)} holds something else (a table {min(tables)}): choose another"
+            f"{place(connection.engine.url)} contains other tables ({min(tables)}): use another database"
         )
 
 
 def lock_key(connection: Connection, purpose: str) -> int:
-    """A 64-bit key, the same for every process on this schema; the server keeps databases apart itself."""
+    """A 64-bit key, the same for every process on this schema; the server separates databases itself."""
     schema = connection.scalar(select(func.current_schema()))
     digest = hashlib.sha256(f"loradex {purpose} {schema}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)

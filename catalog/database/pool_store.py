@@ -1,4 +1,4 @@
-"""Pools in the catalog: the manifest as it is, and links to the adapters that the catalog knows."""
+"""Pools in the catalog: the manifest unchanged, and links to the adapters of the catalog."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from catalog.pools import Manifest, Member, parse_manifest
 def save_pool(session: Session, manifest: Manifest, now: datetime, *, replace: bool = False) -> PoolRow:
     """Writes a pool under its name; the same pool again changes nothing.
 
-    Raises PoolError where another pool has the name, unless it is to be replaced.
+    Raises PoolError if another pool has the name, unless it is to be replaced.
     """
     row = session.scalar(select(PoolRow).where(PoolRow.name == manifest.name))
     if row is not None and row.digest == manifest.digest:
         return row
     if row is not None and not replace:
         raise PoolError(
-            f"There is another pool called {manifest.name}; choose a new name or add `replace=True`."
+            f"A different pool called {manifest.name} exists; choose a new name or add `replace=True`."
         )
     row = row or PoolRow(name=manifest.name)
     row.digest, row.created_at = manifest.digest, now
@@ -51,10 +51,10 @@ def known_adapter(session: Session, member: Member) -> int | None:
 
 
 def find_pool(session: Session, name: str) -> Manifest:
-    """The manifest of a pool by name; raises NotFoundError, and PoolError for a row that somebody edited."""
+    """The manifest of a pool by name; raises NotFoundError, and PoolError for an invalid row."""
     row = session.scalar(select(PoolRow).where(PoolRow.name == name))
     if row is None:
-        raise NotFoundError(f"There is no pool {name!r}; `loradex pools` lists them.")
+        raise NotFoundError(f"Pool {name!r} not found; `loradex pools` lists all pools.")
     return parse_manifest(row.manifest.encode())
 
 
@@ -79,7 +79,7 @@ def pools(session: Session) -> list[dict[str, Any]]:
 
 
 def remove_pools(session: Session, names: Sequence[str]) -> int:
-    """Removes pools by name; the number that were there."""
+    """Removes pools by name; returns the number removed."""
     rows = session.scalars(select(PoolRow).where(PoolRow.name.in_(names))).all()
     for row in rows:
         session.execute(delete(PoolMember).where(PoolMember.pool_id == row.id))

@@ -1,4 +1,4 @@
-"""Fingerprints of the files that are kept, made again where a new version of the definition asks for it."""
+"""Fingerprints of the files that are kept, made again if the version of the definition changed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class Reread:
 
 
 def reread(engine: Engine, blobs: BlobStore, progress: Callable[[int, int], None]) -> Reread:
-    """Makes the missing fingerprints of all kept files, one transaction each; asks nothing of the Hub.
+    """Makes the missing fingerprints of all kept files, one transaction each; does not use the Hub.
 
-    `progress` is told how many of how many are done. Raises CatalogBusyError where another process writes.
+    `progress` is called with the number done and the total. Raises CatalogBusyError if another process
+    writes.
     """
     computed = unreadable = 0
     use_one_thread()

@@ -1,8 +1,7 @@
-"""The repositories that a crawl could not read: what failed, how often, and when they are tried again.
+"""The repositories that a crawl could not read: the error, the number of failures, and when they are retried.
 
-The list belongs to the scope of a crawl. Whoever stands on it does not hold the watermark back: later crawls
-of the scope work it off, whether the listing shows the repository again or not. Functions take a session and
-never commit.
+The list belongs to the scope of a crawl. Its repositories do not hold the watermark back: later crawls of the
+scope retry them, whether or not the listing contains them again. Functions take a session and never commit.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from sqlalchemy.orm import Session
 
 from catalog.database.schema import Crawl, CrawlItem, CrawlRetry, ItemOutcome
 
-# After the second failure a repository rests for so long, after each further one twice as long, up to a day.
+# The pause after the second failure; each further failure doubles it, up to a day.
 FIRST_REST = timedelta(minutes=10)
 LONGEST_REST = timedelta(days=1)
-# What of a question may change so that the new one takes the place of the old.
+# The parts of a query that may change so that the new one replaces the old.
 _PASSING = ("since", "described_with", "fingerprint_version")
 
 
 @dataclass(frozen=True)
 class FailedItem:
-    """An item that could not be read; `at_once` where nothing is gained by waiting."""
+    """An item that could not be read; `at_once` if waiting does not help."""
 
     hub_id: str
     name: str
@@ -37,9 +36,9 @@ class FailedItem:
 
 
 def rest(attempts: int) -> timedelta:
-    """How long a repository rests after so many failures: not at all after the first.
+    """The pause after this number of failures: none after the first.
 
-    Within a crawl each request was repeated with pauses already; whoever starts the next one means it.
+    Within a crawl each request was already repeated with pauses; the next crawl is a deliberate retry.
     """
     if attempts < 2:
         return timedelta(0)
@@ -63,12 +62,13 @@ def settle(session: Session, scope: str, hub_ids: Collection[str]) -> None:
 
 
 def enlist(session: Session, crawl: Crawl, now: datetime, row: Any, *, all_of_them: bool) -> None:
-    """Gives a crawl, whose listing is read, an item with this row for each repository whose time has come.
+    """Adds to a crawl, whose listing is read, an item with this row for each repository whose retry is due.
 
-    Pending items of those that still rest are taken away, unless their commit is another one than failed.
+    Pending items of repositories that are not due are removed, unless their commit differs from the failed
+    one.
 
     Args:
-        all_of_them: None rests: all are tried now.
+        all_of_them: Retries all repositories now.
     """
     waiting = select(CrawlRetry).where(CrawlRetry.scope == crawl.scope).order_by(CrawlRetry.hub_id)
     retries = session.scalars(waiting).all()
@@ -107,14 +107,14 @@ def _lasting(question: Any) -> Any:
 
 
 def resting(session: Session, crawl: Crawl) -> int:
-    """The number of repositories of a crawl's scope that it did not try, because they rest."""
+    """The number of repositories of a crawl's scope whose retry is not due."""
     tried = select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl.id, CrawlItem.hub_id.is_not(None))
     waiting = select(func.count()).where(CrawlRetry.scope == crawl.scope, CrawlRetry.hub_id.not_in(tried))
     return session.scalar(waiting) or 0
 
 
 def list_retries(session: Session) -> list[dict[str, Any]]:
-    """Everything that is to be tried again, by name, as plain values."""
+    """All pending retries, by name, as plain values."""
     rows = session.scalars(select(CrawlRetry).order_by(CrawlRetry.name, CrawlRetry.scope))
     return [
         {

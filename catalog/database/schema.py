@@ -1,8 +1,8 @@
-"""The tables of the catalog: what a row means is said in each class's first sentence.
+"""The tables of the catalog: the first sentence of each class describes a row.
 
-Content is stored once and by its digest (`document`, `weights_file`); `repository` and `adapter` say where it
-was found; `adapter_reason` says what speaks against an adapter: which rules refuse it for that is worked out
-from the reasons (`crawler.crawl.screening`). Enums are stored by value; every constraint has a name.
+Content is stored once and by its digest (`document`, `weights_file`); `repository` and `adapter` record where
+it was found; `adapter_reason` records the reasons against an adapter, from which the verdict of a rule set
+follows (`crawler.crawl.screening`). Enums are stored by value; every constraint has a name.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class DocumentRow(TableBase):
 
 
 class WeightsFile(TableBase):
-    """A safetensors file under its sha256; one outside LFS that nobody has read under its git blob id."""
+    """A safetensors file under its sha256; one outside LFS that was not read under its git blob id."""
 
     __tablename__ = "weights_file"
     __table_args__ = (CheckConstraint(DIGEST.format("digest"), name="digest"),)
@@ -217,7 +217,7 @@ class Adapter(TableBase):
 
 
 class AdapterReason(TableBase):
-    """One thing that speaks against an adapter; all of them are recorded, not the first only."""
+    """A reason against an adapter; all reasons are recorded, not only the first."""
 
     __tablename__ = "adapter_reason"
 
@@ -228,7 +228,7 @@ class AdapterReason(TableBase):
 
 
 class Crawl(TableBase):
-    """What was asked of the Hub, how far it got, and what it cost; totals run on when it is resumed."""
+    """One crawl: its query, progress and costs; totals continue when it is resumed."""
 
     __tablename__ = "crawl"
 
@@ -269,7 +269,7 @@ class CrawlPage(TableBase):
 
 
 class CrawlItem(TableBase):
-    """One row of a listing and what became of it."""
+    """One row of a listing and its outcome."""
 
     __tablename__ = "crawl_item"
     __table_args__ = (
@@ -290,7 +290,7 @@ class CrawlItem(TableBase):
 
 
 class CrawlRetry(TableBase):
-    """A repository that could not be read: later crawls of the scope try it again, with growing pauses."""
+    """A repository that could not be read: later crawls of the scope retry it, with growing pauses."""
 
     __tablename__ = "crawl_retry"
 
@@ -306,7 +306,7 @@ class CrawlRetry(TableBase):
 
 
 class FingerprintRow(TableBase):
-    """What a weights file does under one pattern of scalings, made by one version of the definition.
+    """The fingerprint of a weights file under one pattern of scalings, by one version of the definition.
 
     Vectors are little-endian float32, as `catalog.fingerprints.Fingerprint` describes them; the rows of
     `spectrum` are the complete modules of the file by name.
@@ -336,7 +336,7 @@ class Embedding(TableBase):
 
 
 class Evaluation(TableBase):
-    """A measured score: adapter or merge, on a task's split, by a metric, with n and where it came from."""
+    """A measured score: adapter or merge, on a task's split, by a metric, with n and its source."""
 
     __tablename__ = "evaluation"
     __table_args__ = (

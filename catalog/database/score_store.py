@@ -1,5 +1,5 @@
-"""Measured scores in the catalog: facts with their number of samples and their source, never overwritten by
-another source's.
+"""Measured scores in the catalog, with their number of samples and source; another source never overwrites
+them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Saved:
 
 
 def save_scores(session: Session, scores: Iterable[Score]) -> Saved:
-    """Writes scores; one of the same subject, task, split, metric and source is replaced where it differs.
+    """Writes scores; one of the same subject, task, split, metric and source is replaced if it differs.
 
-    Adapters that the catalog does not hold are stored all the same: a later crawl may find them.
+    Scores of adapters that are not in the catalog are stored too: a later crawl may find them.
     """
     listed = list(scores)
     sources = {score.source for score in listed}
@@ -83,13 +83,13 @@ def score_table(
     leave_out: Collection[str] = (),
     renewed: Collection[str] = (),
 ) -> ScoreTable:
-    """The scores of adapters by short name and task, of some splits and sources, or of all but some.
+    """The scores of adapters by short name and task, of some splits and sources, or of all except some.
 
-    Scores by metrics that are no shares (`catalog.scores`) are not in it. A column has scores of one rule of
-    comparing answers: where a task has scores by the present rule, or is `renewed`, those by the one before
-    it are left out. Where several sources or splits measured a cell, their mean weighted by the number of
-    samples; a source that does not say its number counts as one sample. Raises NotFoundError where there are
-    none.
+    Scores by metrics that are not shares (`catalog.scores.metrics`) are left out. A column has scores of one
+    rule of comparing answers: if a task has scores by the current rule, or is `renewed`, those by the
+    previous rule are left out. Where several sources or splits measured a cell, their mean weighted by the
+    number of samples; a source that does not give its number counts as one sample. Raises NotFoundError where
+    there are none.
     """
     query = select(Evaluation).order_by(Evaluation.subject, Evaluation.task, Evaluation.id)
     query = query.where(Evaluation.metric.not_in(OTHER_METRICS))
@@ -108,7 +108,7 @@ def score_table(
             continue
         sums.setdefault((_short(row.subject), row.task), []).append((row.value, row.n))
     if not sums:
-        raise NotFoundError("The catalog holds no scores; `loradex scores import FILE` brings some.")
+        raise NotFoundError("The catalog contains no scores; import some with `loradex scores import FILE`.")
     cells = {key: _mean(values) for key, values in sums.items()}
     base = {task: value for (subject, task), (value, _) in cells.items() if subject == BASE}
     adapters = tuple(sorted({subject for subject, _ in cells} - {BASE}))
@@ -132,7 +132,7 @@ def _mean(values: list[tuple[float, int | None]]) -> tuple[float, int | None]:
 
 
 def summary(session: Session) -> list[dict[str, Any]]:
-    """How much each source measured, by split and metric."""
+    """The number of scores of each source, by split and metric."""
     rows = session.execute(
         select(
             Evaluation.source,

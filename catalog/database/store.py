@@ -1,7 +1,7 @@
 """The only module that writes facts about repositories and adapters.
 
-Functions take a session and never commit: the caller's transaction is the unit of work. What is stored
-depends only on the records handed in, never on the order in which threads finished.
+Functions take a session and never commit: the caller's transaction is the unit of work. The rows depend only
+on the given records, never on the order in which threads finished.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def known_repositories(session: Session, hub_ids: Collection[str]) -> dict[str, 
 def touch_repository(
     session: Session, repository: Repository | None, record: RepositoryRecord, now: datetime
 ) -> Repository:
-    """Sets what a listing says of a repository, new or known, and gives its row; adapters are left alone.
+    """Writes the listing's facts about a repository, new or known; returns its row. Adapters are not changed.
 
     A new name keeps the row and leaves the old name as an alias.
     """
@@ -80,7 +80,7 @@ def touch_repository(
 
 
 def bury_namesakes(session: Session, repositories: Collection[Repository], now: datetime) -> None:
-    """Makes tombstones of the rows that still bear a name which these repositories now bear on the Hub."""
+    """Makes tombstones of other rows whose name one of these repositories now has on the Hub."""
     session.flush()
     bearers = {row.hub_id for row in repositories}
     names = {row.name for row in repositories}
@@ -91,9 +91,10 @@ def bury_namesakes(session: Session, repositories: Collection[Repository], now: 
 def save_repositories(
     session: Session, records: Sequence[tuple[RepositoryRecord, Sequence[AdapterRecord]]], now: datetime
 ) -> None:
-    """Writes repositories with all adapters of one commit each; adapters of older commits stay as history.
+    """Writes repositories with all adapters of one commit each; adapters of older commits are kept as
+    history.
 
-    No two of them may have the same name: which of two is the one that is still there depends on the order.
+    No two of them may have the same name: which of them still exists would depend on the order.
     """
     adapters = [adapter for _, inside in records for adapter in inside]
     repositories = known_repositories(session, [record.hub_id for record, _ in records])
@@ -141,7 +142,7 @@ def _write_adapter(row: Adapter, record: AdapterRecord, base_id: int | None) -> 
 
 
 def mark_gone(repository: Repository, now: datetime) -> None:
-    """Makes a repository a tombstone; its rows stay."""
+    """Makes a repository a tombstone; its rows are kept."""
     if repository.gone_at is None:
         repository.gone_at = now
 
@@ -152,7 +153,7 @@ def known_document(session: Session, digest: str) -> bytes | None:
 
 
 def known_weights(session: Session, digest: str) -> WeightsRecord | None:
-    """What is known of a safetensors file from any adapter that carries it, or None.
+    """The facts about a safetensors file from any adapter that has it, or None.
 
     A git blob id finds the file under its sha256 where that is known.
     """
@@ -181,7 +182,7 @@ def save_fingerprint(session: Session, weights_digest: str, record: FingerprintR
 def without_fingerprint(session: Session) -> list[tuple[str, str, bytes]]:
     """(digest of weights in LFS, pattern of scalings, config) of current adapters that have no fingerprint.
 
-    Sorted, each pair once; files that nobody has read are among them.
+    Sorted, each pair once; unread files are included.
     """
     has_fingerprint = exists().where(
         FingerprintRow.weights_digest == Adapter.weights_digest,
@@ -215,7 +216,7 @@ def readable_weights(
 
 
 def waiting(session: Session, unreadable: Collection[str]) -> int:
-    """How many current adapters have LoRA factors that could be read and were not, whatever rules refuse
+    """The number of current adapters with LoRA factors that could be read and were not, whatever rules refuse
     them.
     """
     query = (
@@ -287,7 +288,7 @@ def with_reason(session: Session, repository_ids: Collection[int], reasons: Coll
 
 
 def add_spelling(session: Session, record: SpellingRecord) -> None:
-    """Writes one spelling of a base model that a user gives; it replaces what the program says of it."""
+    """Writes a user's spelling of a base model, which replaces the built-in one."""
     row = session.get(BaseSpellingRow, record.spelling) or BaseSpellingRow(spelling=record.spelling)
     row.base_model_id = _base_model_ids(session, {record.canonical})[record.canonical]
     row.kind, row.note, row.by_user = SpellingKind(record.kind), record.note, True
@@ -296,7 +297,7 @@ def add_spelling(session: Session, record: SpellingRecord) -> None:
 
 
 def sync_bases(session: Session) -> None:
-    """Brings the spellings that the program knows into the catalog; those of a user stay as they are."""
+    """Writes the built-in spellings into the catalog; those of a user are not changed."""
     stored_spellings = set(session.scalars(select(BaseSpellingRow.spelling)))
     missing = [record for record in initial_spellings() if record.spelling not in stored_spellings]
     bases = _base_model_ids(session, {record.canonical for record in missing})
@@ -352,7 +353,7 @@ def has_adapters(session: Session, canonical: str) -> bool:
 
 
 def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:
-    """The ids of base models by canonical name; those that are not there yet are made."""
+    """The ids of base models by canonical name; missing ones are created."""
     statement = select(BaseModelRow.canonical, BaseModelRow.id).where(BaseModelRow.canonical.in_(names))
     ids = dict(session.execute(statement).all()) if names else {}
     missing = [
@@ -364,7 +365,7 @@ def _base_model_ids(session: Session, names: Collection[str]) -> dict[str, int]:
 
 
 def save_documents(session: Session, records: Collection[DocumentRecord]) -> None:
-    """Writes small files under their digests; those that are there already stay."""
+    """Writes small files under their digests; existing ones are kept."""
     contents = {record.digest: record.content for record in records}
     stored_digests = set(session.scalars(select(DocumentRow.digest).where(DocumentRow.digest.in_(contents))))
     session.add_all(

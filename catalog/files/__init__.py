@@ -1,4 +1,4 @@
-"""Files on this machine: kept by their digests, written whole or not at all, read within bounds."""
+"""Files on this machine: stored by digest, written atomically, read within limits."""
 
 import lazy_loader
 

@@ -1,10 +1,9 @@
-"""A folder of files named by the sha256 of their bytes: a name that is there has exactly those bytes.
+"""A folder of files named by the sha256 of their bytes: a file has exactly the bytes of its name.
 
-Layout below the root: `ab/cdef…` the blobs, `partial/<sha256>` what has arrived so far,
-`partial/<sha256>.etag` the server's own name for those bytes, `partial/locks/` the locks, `verified/` what
-is known of blobs that were read again (`catalog.files`). A blob appears by one rename, after its size and
-hash were checked and its bytes are on the disk; whoever is killed before that leaves a partial file and
-nothing else.
+Layout below the root: `ab/cdef…` the blobs, `partial/<sha256>` partial downloads,
+`partial/<sha256>.etag` the server's own name for those bytes, `partial/locks/` the locks, `verified/` the
+record of blobs that were read again (`catalog.files.verified`). A blob appears by one rename, after its size
+and hash were checked and its bytes are on the disk; a process killed before that leaves only a partial file.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Damage:
-    """A blob that cannot be used as it is, and why."""
+    """A blob that cannot be used, and why."""
 
     sha256: str
     size: int
@@ -49,8 +48,8 @@ class Damage:
 class BlobWriter:
     """One blob on its way into the store; made by `BlobStore.writer`.
 
-    `present` says that the blob was there before, and nothing needs to be written. `resumed` is the number
-    of bytes that an earlier writer left, `offset` the number that have arrived by now.
+    `present` means that the blob already exists and nothing needs to be written. `resumed` is the number
+    of bytes that an earlier writer left, `offset` the number written so far.
     """
 
     def __init__(self, partial: Path, sha256: str, size: int, *, present: bool, fresh: bool) -> None:
@@ -69,11 +68,12 @@ class BlobWriter:
 
     @property
     def validator(self) -> str | None:
-        """What `remember` was told when these bytes began to arrive, by this writer or an earlier one."""
+        """The server's name for the bytes that `remember` stored, by this writer or an earlier one."""
         return self._etag.read_text("ascii", "replace") if self._etag.is_file() else None
 
     def remember(self, validator: str | None) -> None:
-        """Keep the server's name for the bytes beside them; writes one small file, or removes it for None."""
+        """Store the server's name for the bytes next to them; writes one small file, or removes it for
+        None."""
         with _refusals_named(self._partial):
             if validator is None:
                 self._etag.unlink(missing_ok=True)
@@ -83,16 +83,14 @@ class BlobWriter:
     def write(self, data: bytes) -> None:
         """Append bytes; raises IntegrityError for more than the promised size."""
         if self._file is None or self.offset + len(data) > self.size:
-            raise IntegrityError(
-                f"The file {self.sha256[:12]} is longer than the {self.size:,} bytes promised."
-            )
+            raise IntegrityError(f"The file {self.sha256[:12]} is longer than its {self.size:,} bytes.")
         with _refusals_named(self._partial):
             self._file.write(data)
         self._hash.update(data)
         self.offset += len(data)
 
     def restart(self) -> None:
-        """Forget every byte that has arrived; the next one written is the first."""
+        """Discard all bytes; the next one written is the first."""
         if self._file is not None:
             with _refusals_named(self._partial):
                 self._file.seek(0)
@@ -102,28 +100,28 @@ class BlobWriter:
         self.remember(None)
 
     def check(self) -> None:
-        """Raises IntegrityError when what has arrived is not exactly the promised bytes."""
+        """Raises IntegrityError unless the bytes are exactly the promised ones."""
         if self.offset != self.size or self._hash.hexdigest() != self.sha256:
             raise IntegrityError(
-                f"The {self.offset:,} bytes that arrived are not the {self.size:,} bytes "
+                f"The {self.offset:,} bytes received are not the {self.size:,} bytes "
                 f"whose sha256 begins with {self.sha256[:12]}."
             )
 
     def flush(self) -> None:
-        """Bring the bytes to the disk."""
+        """Flush the bytes to the disk."""
         if self._file is not None:
             with _refusals_named(self._partial):
                 self._file.flush()
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Let go of the partial file; what has arrived stays for the next writer."""
+        """Close the partial file; its bytes are kept for the next writer."""
         if self._file is not None:
             with _refusals_named(self._partial):
                 self._file.close()
 
     def discard(self) -> None:
-        """Remove what has arrived."""
+        """Remove the partial file."""
         with contextlib.suppress(StorageError):
             self.close()
         with _refusals_named(self._partial):
@@ -151,7 +149,8 @@ class BlobStore:
         self._verified = Verified(root / "verified")
 
     def path(self, sha256: str) -> Path:
-        """Where the blob of this hash is or would be; raises ValueError for what is no sha256."""
+        """The path of the blob of this hash, whether or not it exists; raises ValueError if this is not a
+        sha256."""
         if not _SHA256.fullmatch(sha256):
             raise ValueError(f"not a sha256: {sha256[:80]!r}")
         return self.root / sha256[:2] / sha256[2:]
@@ -165,21 +164,21 @@ class BlobStore:
         return self._compare(sha256, lambda path: digest_of(path) == sha256) is True
 
     def path_of(self, sha256: str) -> Path | None:
-        """Where the blob is, None where it is not; its bytes are read once after each change of the file.
+        """The path of the blob, or None; its bytes are read once after each change of the file.
 
-        Raises DamagedFileError for other bytes than its name says, and StorageError where the disk refuses.
+        Raises DamagedFileError if its bytes do not match its name, and StorageError if it cannot be read.
         """
         same = self._compare(sha256, lambda path: self._verified.holds(path, sha256))
         if same is False:
             raise DamagedFileError(
-                f"The kept file {sha256} has other bytes than its name says: run `loradex blobs repair`."
+                f"The bytes of the kept file {sha256} do not match its name: run `loradex blobs repair`."
             )
         return self.path(sha256) if same else None
 
     def separate(self) -> list[str]:
-        """Gives each blob that is one file with another, by a hard link, bytes of its own; their names.
+        """Copies each blob that is a hard link to another file; returns their names.
 
-        Exports of earlier versions were such links: an edit of one in place changes the blob.
+        Exports of earlier versions were such links: editing one in place changes the blob.
         """
         separated = []
         for blob in self.blobs():
@@ -200,9 +199,9 @@ class BlobStore:
                     yield Blob(sha256, path.stat().st_size)
 
     def find_damage(self, progress: Callable[[int, int], None]) -> list[Damage]:
-        """The blobs that have other bytes than their name says or cannot be read; every byte is read.
+        """The blobs whose bytes do not match their name or cannot be read; reads every byte.
 
-        `progress` is told how many bytes of how many are read.
+        `progress` is called with the number of bytes read and the total.
         """
         every, damages, done = list(self.blobs()), list[Damage](), 0
         total = sum(blob.size for blob in every)
@@ -211,19 +210,19 @@ class BlobStore:
             done += blob.size
             try:
                 if not self.verify(blob.sha256):
-                    damages.append(Damage(blob.sha256, blob.size, "has other bytes than its name says"))
+                    damages.append(Damage(blob.sha256, blob.size, "has bytes that do not match its name"))
             except StorageError as error:
                 damages.append(Damage(blob.sha256, blob.size, str(error)))
         progress(total, total)
         return damages
 
     def partial_files(self) -> list[Blob]:
-        """What has arrived so far of blobs that are not whole, sorted by name."""
+        """The partial downloads, sorted by name."""
         paths = sorted(self._partials.glob("*"))
         return [Blob(path.name, path.stat().st_size) for path in paths if _SHA256.fullmatch(path.name)]
 
     def take_over(self, sha256: str, other: BlobStore) -> None:
-        """Moves a blob of another store on this file system here, in the place of one that is there."""
+        """Moves a blob of another store on this file system here, replacing an existing one."""
         target = self.path(sha256)
         with self._lock(sha256), _refusals_named(self.root):
             target.parent.mkdir(exist_ok=True)
@@ -231,19 +230,19 @@ class BlobStore:
             sync(target.parent)
 
     def remove(self, sha256: str) -> None:
-        """Remove the blob, and what has arrived of it; nothing happens when neither is there."""
+        """Remove the blob and its partial download, if they exist."""
         partial = self._partials / sha256
         with _refusals_named(self.root):
             for path in (self.path(sha256), partial, partial.with_name(f"{sha256}.etag")):
                 path.unlink(missing_ok=True)
 
     def remove_all(self, names: Iterable[str]) -> None:
-        """Removes blobs, and what has arrived of them."""
+        """Removes blobs and their partial downloads."""
         for sha256 in sorted(set(names)):
             self.remove(sha256)
 
     def put(self, content: bytes) -> Path:
-        """Where a small file's bytes are in the store from now on; raises StorageError."""
+        """The path of a small file's bytes, which are stored; raises StorageError."""
         sha256 = hashlib.sha256(content).hexdigest()
         with self.writer(sha256, len(content), fresh=True) as blob:
             if not blob.present:
@@ -252,12 +251,12 @@ class BlobStore:
 
     @contextmanager
     def writer(self, sha256: str, size: int, *, fresh: bool = False) -> Iterator[BlobWriter]:
-        """A writer that goes on where one stopped before, unless `fresh`; after the block the blob is there.
+        """A writer that continues a partial download, unless `fresh`; after the block the blob exists.
 
         The block runs under a lock of this blob, across threads and processes, so a thread holds one writer
-        at a time. Raises IntegrityError, and removes what arrived, unless exactly the promised bytes were
-        written; StorageError, likewise, when the disk refuses. Any other exception out of the block leaves
-        the bytes for the next writer.
+        at a time. Raises IntegrityError, and removes the partial file, unless exactly the promised bytes were
+        written; StorageError, likewise, if they cannot be stored. Any other exception in the block leaves the
+        bytes for the next writer.
         """
         target = self.path(sha256)
         with self._lock(sha256):
@@ -278,7 +277,7 @@ class BlobStore:
                 self._publish(blob, target)
 
     def _compare(self, sha256: str, compare: Callable[[Path], bool]) -> bool | None:
-        """What a comparison of the blob's bytes finds, None where it is not there."""
+        """The outcome of a comparison of the blob's bytes, None if it does not exist."""
         try:
             return compare(self.path(sha256))
         except FileNotFoundError:
@@ -309,7 +308,7 @@ class BlobStore:
 
 @contextmanager
 def temporary_store(parent: Path) -> Iterator[BlobStore]:
-    """A store of its own in a temporary folder in `parent`; it goes with its blobs when the block ends."""
+    """A separate store in a temporary folder in `parent`, which is removed when the block ends."""
     with ExitStack() as stack:
         with _refusals_named(parent):
             parent.mkdir(parents=True, exist_ok=True)
@@ -319,7 +318,7 @@ def temporary_store(parent: Path) -> Iterator[BlobStore]:
 
 @contextmanager
 def _refusals_named(place: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a StorageError with a sentence."""
+    """Translate errors of the disk into a StorageError."""
     try:
         yield
     except OSError as error:

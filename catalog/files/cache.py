@@ -1,7 +1,7 @@
-"""Files that can be made again at any time, each beside the facts that tell whether it is of use.
+"""Files that can be made again at any time, each next to the facts that show whether it is current.
 
 The facts lie in a JSON file of the same name, written last, with the sha256 of the cache. A cache is never
-changed in place, so that whoever reads goes on reading what it opened.
+changed in place, so that readers keep the file that they opened.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from catalog.files.verified import digest_of
 log = logging.getLogger(__name__)
 
 _MOST_FACTS = 64 << 20
-# What is wrong with a cache that cannot be read; whoever reads makes it again.
+# Errors of a cache that cannot be read; the reader makes it again.
 DAMAGES = (OSError, ConfigError, KeyError, TypeError, ValueError)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts beside a cache; raises one of DAMAGES where they cannot be read."""
+    """The facts next to a cache; raises one of DAMAGES if they cannot be read."""
     facts: Any = load_json(path.with_suffix(".json").read_bytes(), max_bytes=_MOST_FACTS)
     return dict(facts)
 
@@ -46,10 +46,11 @@ def open_cache(path: Path, facts: Mapping[str, Any]) -> Iterator[BinaryIO]:
 
 
 def write_cache(path: Path, write: Callable[[Path], Mapping[str, object]]) -> bool:
-    """Writes a cache by `write`, which returns its facts, and then those; whether this process did.
+    """Writes a cache by `write`, which returns its facts, and then these; returns whether this process wrote
+    it.
 
-    What the disk refuses is a warning in the log. The lock is not waited for: who holds it writes the same,
-    or what the next one will find stale.
+    An error of the disk is a warning in the log. The lock is not waited for: its holder writes the same, or a
+    cache that the next reader finds stale.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ _LOCK, _BEFORE = "lock", "before"
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Writes the bytes of a file to another one, which a later edit of the first does not reach.
+    """Writes the bytes of a file to another one that shares no bytes with it.
 
     Where the file system can share blocks until one side is written to (Btrfs, XFS, bcachefs), no byte is
     copied. Raises OSError.
@@ -40,18 +40,19 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def may_write(path: Path) -> bool:
-    """Whether this process may write to a file or folder that is there; False on a read-only disk."""
+    """Whether this process may write to an existing file or folder; False on a read-only disk."""
     return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def is_refused(error: Exception) -> bool:
-    """Whether a place takes no writing at all: a read-only disk, or a folder of another user."""
+    """Whether a place is not writable: a read-only disk, or a folder of another user."""
     return isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent`, which goes when the block ends; what killed processes left there goes first.
+    """A new folder in `parent`, removed when the block ends; folders left by killed processes are removed
+    first.
 
     Raises OSError.
     """
@@ -66,7 +67,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def at_work(parent: Path) -> Iterator[None]:
-    """Inside the block `in_use` says so of the folder, where anything can be written to it."""
+    """Inside the block `in_use` is true for the folder, if it is writable."""
     with ExitStack() as stack:
         with suppress(OSError):
             stack.enter_context(temporary_folder(parent))
@@ -89,23 +90,23 @@ def in_use(parent: Path) -> bool:
 def remove_abandoned(parent: Path) -> None:
     """Removes the temporary folders in `parent` that no process holds.
 
-    Where a process was killed while it replaced a folder, what was there before is put back.
+    Where a process was killed while it replaced a folder, the previous folder is restored.
     """
     for folder in parent.glob(f"{_PREFIX}*"):
         if folder.is_symlink() or not folder.is_dir():
             continue
         with suppress(OSError, Timeout), FileLock(folder / _LOCK, timeout=0):
             _put_back(folder)
-            # Under its name somebody may be about to lock it; under another nobody can.
+            # Under its name another process may be about to lock it; under a new name none can.
             renamed = folder.rename(folder.with_name(f"{folder.name}-"))
             shutil.rmtree(renamed, ignore_errors=True)
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A place for the new bytes of a file, which replace it when the block ends: all of them or none.
+    """A path for the new bytes of a file, which replace it atomically when the block ends.
 
-    They are on the disk when the block ends. Raises OSError, and leaves nothing, where the disk refuses.
+    They are flushed to the disk. Raises OSError, and leaves nothing, if writing fails.
     """
     with temporary_folder(path.parent) as temporary:
         new = temporary / path.name
@@ -116,7 +117,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Brings the bytes of a file, or the names in a folder, to the disk. Raises OSError."""
+    """Flushes the bytes of a file, or the names in a folder, to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -125,7 +126,8 @@ def sync(path: Path) -> None:
 
 
 def replace_folder(new: Path, target: Path, temporary: Path) -> None:
-    """Renames `new` to `target`; what was there is moved into the temporary folder first. Raises OSError."""
+    """Renames `new` to `target`; an existing folder is moved into the temporary folder first. Raises
+    OSError."""
     if not target.exists():
         new.rename(target)
         return
@@ -143,7 +145,7 @@ def _lock_folder(parent: Path) -> tuple[Path, FileLock]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         lock = FileLock(folder / _LOCK, timeout=0)
-        # As long as it is not locked, another process may remove it, at any moment: then one more is made.
+        # As long as it is not locked, another process may remove it, at any moment: then a new one is made.
         with suppress(FileNotFoundError, FileExistsError, Timeout):
             lock.acquire()
             return folder, lock

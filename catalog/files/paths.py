@@ -1,4 +1,4 @@
-"""Paths that may name a file below a folder on any system; names that come from outside are hostile."""
+"""Paths that may name a file below a folder on any system; names from outside are untrusted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def unsafe_path(path: str) -> str | None:
     if len(encoded) > _LONGEST_PATH:
         return "is too long"
     if any(unicodedata.category(character) == "Cc" for character in path):
-        return "holds a control character"
+        return "contains a control character"
     if "\\" in path or re.match(r"[A-Za-z]:", path):
         return "is a Windows path"
     return next((reason for name in path.split("/") if (reason := _unsafe_name(name))), None)

@@ -1,11 +1,11 @@
-"""Strict JSON from strangers: one value and its oddities, or a `ConfigError` that names the kind.
+"""Strict parsing of untrusted JSON: one value and its anomalies, or a `ConfigError` that names the kind.
 
-`json.loads` accepts more than the format does, and falls over on input made to hurt: NaN literals, integers
+`json.loads` accepts more than the format does, and fails on malicious input: NaN literals, integers
 of thousands of digits, nesting beyond the stack, lone surrogates and NUL characters that no database column
-holds.
+stores.
 
 Duplicate keys are not refused. Of a repeated key the last one wins, which is what PEFT and the Hub read;
-the reader who wants to know finds `duplicate_keys` among the anomalies. The header of a safetensors file is
+`duplicate_keys` is then among the anomalies. The header of a safetensors file is
 stricter (`unique_keys=True`), because its format forbids them. A UTF-8 byte order mark is dropped and noted
 likewise.
 """
@@ -27,7 +27,7 @@ _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 @dataclass(frozen=True, slots=True)
 class JsonDocument:
-    """A JSON value and the oddities of its text: bom, duplicate_keys."""
+    """A JSON value and the anomalies of its text: bom, duplicate_keys."""
 
     value: object
     anomalies: tuple[str, ...] = ()
@@ -48,11 +48,10 @@ def read_json(
 ) -> JsonDocument:
     """The value in `data` with its anomalies.
 
-    Without `finite`, NaN, infinities and numbers that no float holds are read as NaN and infinity, for a
-    caller that names the place where they stand.
-    Raises ConfigError of kind too_large (more than `max_bytes`), lfs_pointer (the file is a Git LFS
-    pointer, the content is elsewhere) or not_json (everything that is not JSON in UTF-8 with finite
-    numbers, and nesting beyond `max_depth`).
+    Without `finite`, NaN, infinities and numbers beyond the range of a float are read as NaN and infinity,
+    for a caller that reports their place. Raises ConfigError of kind too_large (more than `max_bytes`),
+    lfs_pointer (the file is a Git LFS pointer, the content is elsewhere) or not_json (everything that is not
+    JSON in UTF-8 with finite numbers, and nesting beyond `max_depth`).
     """
     if len(data) > max_bytes:
         raise ConfigError("too_large", f"{len(data)} bytes of JSON are more than the {max_bytes} allowed")
@@ -88,7 +87,7 @@ def _decode(data: bytes) -> tuple[str, bool]:
 
 
 class _Hooks:
-    """What the JSON parser calls back; remembers whether an object repeated a key."""
+    """The callbacks of the JSON parser; records whether an object repeated a key."""
 
     def __init__(self, unique_keys: bool, finite: bool) -> None:
         self.unique_keys = unique_keys
@@ -124,7 +123,7 @@ class _Hooks:
 
 
 def _check_tree(value: object, max_depth: int) -> None:
-    """Raises where the tree is too deep or a text holds what no database stores."""
+    """Raises if the tree is too deep or a string cannot be stored in a database."""
     level: list[object] = [value]
     for _ in range(max_depth + 1):
         below: list[object] = []
@@ -149,7 +148,7 @@ def _check_text(text: str) -> None:
     else:
         bad = "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text)
     if bad:
-        raise _not_json("a text holds a NUL character or half a surrogate pair")
+        raise _not_json("a string contains a NUL character or half a surrogate pair")
 
 
 def _not_json(what: str) -> ConfigError:

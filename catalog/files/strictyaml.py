@@ -1,8 +1,8 @@
-"""YAML as data, guarded like JSON in `catalog.files.strictjson`: small, shallow, without tags of programs.
+"""YAML as data, restricted like JSON in `catalog.files.strictjson`: small, shallow, without application tags.
 
 A safe loader alone is not enough: aliases let a kilobyte stand for gigabytes or point to what holds them,
-deep nesting exhausts the stack, and PyYAML's constructors raise whatever a tag and its text lead them to. The
-text is therefore read as events first, then as nodes, and values are built only from what is within bounds.
+deep nesting exhausts the stack, and PyYAML's constructors raise any error for a tag and its text. The
+text is therefore read as events first, then as nodes, and values are built only within the limits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 MOST_EVENTS = 20_000
 MOST_DEPTH = 40
 MOST_NODES = 50_000
-# Numbers of more characters, and those to base 60, are texts: reading them takes time without end.
+# Numbers of more characters, and those to base 60, are strings: parsing them takes too long.
 MOST_DIGITS = 60
 _YAML = "tag:yaml.org,2002:"
 CORE_TAGS = frozenset(_YAML + name for name in ("str", "int", "float", "bool", "null", "seq", "map"))
@@ -33,14 +33,15 @@ class YamlError(ValueError):
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """What a text says, and the node of it, which knows its lines; None for a text that says nothing."""
+    """The value of a text, and its node, which has line numbers; None for an empty text."""
 
     value: Any
     node: yaml.Node | None
 
 
 class BoundedLoader(yaml.SafeLoader):
-    """A safe loader that reads numbers of sane length and refuses a text that is not what its tag says."""
+    """A safe loader with a limit on the length of numbers, which refuses a value that does not match its
+    tag."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of a node; raises ConstructorError with its line."""
@@ -48,7 +49,7 @@ class BoundedLoader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         # The tag is wrong: KeyError of `!!bool x`, IndexError of `!!float ''`, ValueError of 2024-13-01.
         except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            problem = f"{_short(node.value)} is no {node.tag.rpartition(':')[2]}"
+            problem = f"{_short(node.value)} is not a valid {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
@@ -66,7 +67,7 @@ def _check_bounds(name: str) -> None:
 
     def construct_bounded(loader: BoundedLoader, node: yaml.ScalarNode) -> object:
         text = node.value
-        # A node that is no scalar is left to the constructor, which refuses it.
+        # A node that is not a scalar is left to the constructor, which refuses it.
         long = isinstance(text, str) and (len(text) > MOST_DIGITS or (":" in text and name != "timestamp"))
         return text if long else construct(loader, node)
 
@@ -78,9 +79,9 @@ for _name in ("int", "float", "timestamp"):
 
 
 def read_yaml(text: str) -> YamlDocument:
-    """The one document in a text; raises YamlError for what is no YAML, too much, or points to itself.
+    """The one document in a text; raises YamlError for invalid, too large or self-referencing YAML.
 
-    Only the tags of YAML's core schema may be written out. A name is a word, and stands once in its mapping.
+    Only the tags of YAML's core schema are allowed. A key is a scalar, and unique in its mapping.
     """
     try:
         check_events(text, Loader, CORE_TAGS)
@@ -106,7 +107,7 @@ def read_yaml(text: str) -> YamlDocument:
 def check_events(text: str, loader: type[yaml.SafeLoader], tags: Collection[str]) -> None:
     """Reads a text without building a value; raises YamlError for too many events, too deep ones, other tags.
 
-    The kinds are `too_large` and `unsafe_tag`; what is no YAML raises yaml.YAMLError.
+    The kinds are `too_large` and `unsafe_tag`; invalid YAML raises yaml.YAMLError.
     """
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=loader)):
@@ -125,15 +126,15 @@ def check_events(text: str, loader: type[yaml.SafeLoader], tags: Collection[str]
 
 
 def _check_aliases(root: yaml.Node) -> None:
-    """Raises YamlError where aliases make a cycle, or stand for too many or too deep nodes."""
-    # The nodes below each one, itself among them, and how deep they go, with aliases written out.
+    """Raises YamlError if aliases form a cycle, or expand to too many or too deep nodes."""
+    # The number of nodes below each node, itself included, and their depth, with aliases expanded.
     sizes: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
 
     def measure(node: yaml.Node) -> tuple[int, int]:
         line = node.start_mark.line + 1
         if id(node) in open_nodes:
-            raise YamlError("alias_bomb", "an alias points to what holds it", line)
+            raise YamlError("alias_bomb", "an alias refers to its own parent", line)
         if id(node) not in sizes:
             open_nodes.add(id(node))
             below = [measure(child) for child in _children(node)]
@@ -143,7 +144,7 @@ def _check_aliases(root: yaml.Node) -> None:
                 1 + max((node_size for _, node_size in below), default=0),
             )
             if size > MOST_NODES or height > 2 * MOST_DEPTH:
-                raise YamlError("alias_bomb", f"its aliases stand for more than {MOST_NODES:,} entries", line)
+                raise YamlError("alias_bomb", f"its aliases expand to more than {MOST_NODES:,} entries", line)
             sizes[id(node)] = size, height
         return sizes[id(node)]
 
@@ -151,7 +152,7 @@ def _check_aliases(root: yaml.Node) -> None:
 
 
 def _check_names(root: yaml.Node) -> None:
-    """Raises YamlError for a name that is a list or a mapping, or that stands twice in one mapping."""
+    """Raises YamlError for a key that is a list or a mapping, or that is repeated in one mapping."""
     waiting, visited = [root], {id(root)}
     while waiting:
         node = waiting.pop()
@@ -160,9 +161,9 @@ def _check_names(root: yaml.Node) -> None:
             for key, _ in node.value:
                 line = key.start_mark.line + 1
                 if not isinstance(key, yaml.ScalarNode):
-                    raise YamlError("bad_yaml", "a name is a word, not a list", line)
+                    raise YamlError("bad_yaml", "a name must be a word, not a list", line)
                 if key.value in names:
-                    raise YamlError("twice", f"{_short(key.value)} stands there twice; keep one", line)
+                    raise YamlError("twice", f"{_short(key.value)} is repeated; keep one", line)
                 names.add(key.value)
         below = [child for child in _children(node) if id(child) not in visited]
         visited.update(map(id, below))

@@ -1,8 +1,8 @@
 """Files whose bytes were compared with a sha256, remembered until they change.
 
-Whether a file changed is told by its size, dates and inode. What was read is written down for all processes,
-as a line `SHA256 SIZE MODIFIED CHANGED INODE` in a file by the first two digits; where nothing can be written
-it is remembered by the process alone.
+A change of a file is detected by its size, dates and inode. Results are recorded for all processes,
+as a line `SHA256 SIZE MODIFIED CHANGED INODE` in a file by the first two digits; if the folder is not
+writable, in memory.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-# Nanoseconds within which two changes of a file may bear the same date.
+# Nanoseconds within which two changes of a file may have the same date.
 _TICK = 100_000_000
 
 
 class _FileState(NamedTuple):
-    """What tells that a file changed: its size in bytes, its dates in nanoseconds and its inode."""
+    """The state by which a change of a file is detected: its size in bytes, its dates in nanoseconds and its
+    inode."""
 
     size: int
     modified: int
@@ -27,7 +28,7 @@ class _FileState(NamedTuple):
 
 
 class Verified:
-    """What is remembered in a folder, which is made when something is written down; its parent is not."""
+    """The record in a folder, which is created on the first write; its parent is not created."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -36,7 +37,7 @@ class Verified:
     def holds(self, path: Path, sha256: str) -> bool:
         """Whether the file has the bytes of this sha256; they are read once after each change of the file.
 
-        Raises OSError, FileNotFoundError among them.
+        Raises OSError, including FileNotFoundError.
         """
         look = _look(path)
         if (sha256, look) in self._known or look in self._read_looks(sha256):

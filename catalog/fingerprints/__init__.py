@@ -1,4 +1,4 @@
-"""What the update of an adapter does, in vectors; adapters with the same or nearly the same weights."""
+"""Fingerprints of adapters' updates; adapters with the same or nearly the same weights."""
 
 import lazy_loader
 

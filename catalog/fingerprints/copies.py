@@ -32,13 +32,13 @@ _MOST_NORMS = 4
 # Numbers in one tile of cosines (32 MiB), and pairs whose float64 rows are held at once.
 _TILE = 8 << 20
 _PAIRS = 1024
-# Numbers in the head of a vector at least, and the part of a tile that heads may leave: more is multiplied.
+# The least size of a vector's head, and the part of a tile that heads may leave; more is multiplied in full.
 _LEAST_HEAD, _FEW = 32, 100
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One adapter with what tells its weights apart; what is not known is None.
+    """One adapter with the facts that identify its weights; unknown ones are None.
 
     `repository` is owner/name, `file` and `tensor` are digests, `delta` is the sketch of the update over its
     largest scaling, `norm` that of the whole update with scaling, and `key` names the vector.
@@ -86,14 +86,14 @@ def duplicates(copies: Iterable[Copy], level: str = "delta", exact: Exact | None
 
     At level delta, adapters of the same known base model whose sketches have a cosine of 0.99 are candidates;
     `exact(left, right)`, called with adapter names, accepts them from 1 - 1e-4 where it gives a number, and
-    the sketch alone from 0.999 where it gives None. An update of opposite sign is no duplicate, and one that
-    is zero, not finite or unread is compared by file and tensors only. Accepted pairs are joined, most alike
-    first (union-find), so that groups chain: two members may be less alike than `cosine`, which is the lowest
-    among the pairs that joined them; pairs in one group by then are not compared again. Of copies with one
-    name the last counts. Raises UsageError for a level that does not exist.
+    the sketch alone from 0.999 where it gives None. An update of opposite sign is not a duplicate, and one
+    that is zero, not finite or unread is compared by file and tensors only. Accepted pairs are joined, most
+    alike first (union-find), so that groups chain: two members may be less alike than `cosine`, which is the
+    lowest among the pairs that joined them; pairs in one group by then are not compared again. Of copies with
+    one name the last counts. Raises UsageError for a level that does not exist.
     """
     if level not in LEVELS:
-        raise UsageError(f"{level!r} is no level of likeness; choose one of {', '.join(LEVELS)}.")
+        raise UsageError(f"{level!r} is not a level of likeness; choose one of {', '.join(LEVELS)}.")
     rows = by_name(copies)
     parents = list(range(len(rows)))
     roots: dict[Level, list[int]] = {}
@@ -113,7 +113,7 @@ def duplicates(copies: Iterable[Copy], level: str = "delta", exact: Exact | None
 def representatives(
     copies: Iterable[Copy], level: str = "delta", exact: Exact | None = None
 ) -> dict[str, str]:
-    """For each adapter the id of its group: the first member's name, its own where it has no duplicate."""
+    """The id of each adapter's group: the first member's name, its own if it has no duplicate."""
     rows = by_name(copies)
     representative = {row.adapter: row.adapter for row in rows}
     for group in duplicates(rows, level, exact):
@@ -168,8 +168,8 @@ def near_pairs(units: NDArray[np.float32], at_least: float) -> Iterator[tuple[in
 
 
 def _heads(units: NDArray[np.float32], at_least: float) -> NDArray[np.float32]:
-    """Shorter rows whose dot products are nowhere below those of the rows: their first numbers, then the norm
-    of the others (Cauchy-Schwarz). As many as directions without a pattern need to fall below the bound.
+    """Shorter rows whose dot products are never below those of the rows: their first numbers, then the norm
+    of the others (Cauchy-Schwarz). As many as random directions need to fall below the bound.
     """
     import numpy as np
 
@@ -235,7 +235,7 @@ def all_roots(parents: list[int]) -> list[int]:
 
 
 def join(parents: list[int], left: int, right: int) -> bool:
-    """Puts two nodes into one part, whose root is its smallest; False where they were in one."""
+    """Joins two nodes into one part, whose root is its smallest; False if they were already joined."""
     low, high = sorted((root(parents, left), root(parents, right)))
     parents[high] = low
     return low != high
@@ -254,7 +254,7 @@ def parts(roots: Sequence[int]) -> list[list[int]]:
 
 
 def _join_alike(rows: Sequence[Copy], parents: list[int], exact: Exact | None) -> list[Link]:
-    """Joins what has the same update; gives the links that did."""
+    """Joins nodes with the same update; returns the links used."""
     units = unit_vectors(rows)
     # Copies of one file under one pattern of scalings have one vector: it is compared once.
     first: dict[object, int] = {}
@@ -300,7 +300,7 @@ def _group(
 
 
 def _scale_difference(members: Sequence[Copy]) -> str:
-    """How the norms of equal updates differ, or their scalings where no norm is known; empty where not."""
+    """How the norms of equal updates differ, or their scalings if no norm is known; empty if they do not."""
     norms, scalings = _ratios(row.norm for row in members), _ratios(row.scaling for row in members)
     if norms:
         return f"{'alpha differs' if scalings else 'rescaled'}: norms {norms}"

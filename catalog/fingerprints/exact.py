@@ -40,7 +40,7 @@ def exact_cosine(left: Path, left_config: AdapterConfig, right: Path, right_conf
 
     A module that only one of them has counts in the norms alone; one that holds a value that is not finite
     counts as absent. Raises WeightsError of kind base_mismatch where a module of both has other shapes, so
-    that they belong to other base models, and WeightsError and ConfigError as
+    that they belong to different base models, and WeightsError and ConfigError as
     `catalog.adapters.weights.iterate_modules` does.
     """
     rows = [(0.0,) * 6]
@@ -70,7 +70,8 @@ class _Measured:
 def _pair_modules(
     left: Iterator[Module], right: Iterator[Module]
 ) -> Iterator[tuple[_Measured | None, _Measured | None]]:
-    """The modules of two adapters, both sorted by name, side by side; None where one has no such module."""
+    """The modules of two adapters, both sorted by name, side by side; None if an adapter has no such
+    module."""
     mine, other = next(left, None), next(right, None)
     while mine is not None or other is not None:
         if other is None or (mine is not None and mine.name < other.name):
@@ -86,7 +87,7 @@ def _pair_modules(
 
 
 def _measure(module: Module | None) -> _Measured | None:
-    """The module measured, or None where it does nothing or holds a value that is not finite."""
+    """The measured module, or None if its update is zero or not finite."""
     if module is None:
         return None
     gram_a = gram(module.a.T)
@@ -101,7 +102,7 @@ def _check_shapes(left: Module, right: Module) -> None:
         raise WeightsError(
             "base_mismatch",
             f"{left.name} has the shape {mine} in one adapter and {other} in the other: compare adapters of "
-            "one base model.",
+            "the same base model.",
         )
 
 

@@ -1,4 +1,4 @@
-"""What is on record of a weights file's values, joined with a configuration."""
+"""The stored measurements of a weights file, joined with a configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def record_of(fingerprint: Fingerprint) -> FingerprintRecord:
 
 
 def partial_reasons(folder: AdapterFolder, fingerprint: Fingerprint) -> tuple[str, ...]:
-    """The reasons for which the fingerprint of a local adapter is not that of its whole update."""
+    """The reasons why the fingerprint of a local adapter does not cover its whole update."""
     lost = ("non_finite",) if None in fingerprint.norms.values() else ()
     return (*(feature.reason for feature in folder.partial), *lost)
 
@@ -43,7 +43,7 @@ def modules_of(header: bytes, size: int, config: AdapterConfig) -> tuple[str, ..
 
 
 def pattern_of(record: WeightsRecord, config: AdapterConfig) -> str:
-    """Under which pattern a file whose header is known has its fingerprint (`fingerprint_pattern`).
+    """The pattern of the fingerprint of a file whose header is known (`fingerprint_pattern`).
 
     Raises WeightsError for a broken header and ConfigError for patterns that give no scaling.
     """
@@ -60,7 +60,7 @@ def health_of(record: WeightsRecord, config: AdapterConfig) -> tuple[WeightsHeal
         return None
     header = parse_header(record.header, record.size)
     modules = header_modules(header, config)
-    # Spectra know no scalings: that of the plain pattern serves every adapter that has its names.
+    # Spectra do not include scalings: that of the plain pattern serves every adapter with its names.
     measured = record.fingerprint(fingerprint_pattern(header, config))
     if measured is None and has_first_names(header, config):
         measured = record.fingerprint("")

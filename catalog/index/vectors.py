@@ -3,7 +3,7 @@
 Each space has two files in the folder `index/` of the data folder: `<name>.faiss`, and `<name>.json`, written
 last, with the stamp of what was indexed and the sha256 of the first. The stamp covers the space, the metric,
 the kind of index and the ordered keys; a key and a version never get another vector, so that keys suffice.
-Whatever does not fit is built again from the database: cheaper than repairing it, and right after deletions.
+A cache that does not match is built again from the database, which also handles deletions.
 This is the only module that imports faiss.
 """
 
@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["flat", "hnsw"]
 State = Literal["current", "missing", "stale", "corrupt"]
-# Up to so many vectors every index is exact, whatever kind is asked for.
+# Up to this many vectors every index is exact, whatever kind is requested.
 FLAT_UP_TO = 100_000
 
 _FORMAT = 1
 # Rows whose float64 copies are held at once.
 _ROWS = 1024
-# Up to so many rows are copied and multiplied; more go through a selector.
+# Up to this many rows are copied and multiplied; more use a selector.
 _FEW = 300
 # Candidates beyond those asked for, so that a tie at the end is seen; a graph gives no more than 1,000.
 _MARGIN = 16
@@ -58,11 +58,11 @@ class Space:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", self.name) or self.size < 1:
-            raise ValueError(f"no space of vectors: {self!r}")
+            raise ValueError(f"not a valid space of vectors: {self!r}")
 
 
 class VectorSource(Protocol):
-    """Where the vectors of a space live."""
+    """The source of the vectors of a space."""
 
     def keys(self) -> Sequence[str]:
         """All keys, sorted and unique."""
@@ -83,9 +83,9 @@ class VectorHit:
 
 @dataclass(frozen=True)
 class IndexState:
-    """What the cache of a space is worth: current, missing, stale (made of something else) or corrupt.
+    """The state of the cache of a space: current, missing, stale (made from other vectors) or corrupt.
 
-    `vectors` is the number in a current or stale file, else 0; `path` is the file's place.
+    `vectors` is the number in a current or stale file, else 0; `path` is the path of the file.
     """
 
     state: State
@@ -114,7 +114,7 @@ class VectorIndex:
         """The k keys of highest cosine with a query of (size,), best first, ties by key.
 
         Scores are worked out again in float64, so that equal vectors have equal scores and the order, also at
-        the end of the list, depends on nothing else. `among` admits only these keys; those that are not in
+        the end of the list, depends only on them. `among` admits only these keys; those that are not in
         the index are passed over. A k beyond the index gives all. An index of kind hnsw misses some; with
         `among`, and for a k near 1,000 or more, it is as exact as a flat one. Raises UsageError for k below 1
         and for a query of another size, with a value that is not finite, or zero.
@@ -171,7 +171,7 @@ class VectorIndex:
     def _nearest(
         self, query: NDArray[np.float32], count: int, among: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """What FAISS finds: scores, best first, and rows, both of (wanted,)."""
+        """The results of FAISS: scores, best first, and rows, both of (wanted,)."""
         import numpy as np
 
         with _faiss() as faiss:
@@ -215,7 +215,9 @@ def open_index(
     place, stamp = folder / f"{space.name}.faiss", _stamp(space, index_kind, keys)
     state, _, cached = _read_cache(place, stamp, read)
     if cached is None:
-        log.log(logging.WARNING if state == "corrupt" else logging.INFO, "%s is %s: built anew", place, state)
+        log.log(
+            logging.WARNING if state == "corrupt" else logging.INFO, "%s is %s: rebuilding it", place, state
+        )
         index, skipped = _build(space, index_kind, keys, source)
         _store(place, index, stamp, skipped)
         cached = VectorIndex(keys, skipped, index)
@@ -225,9 +227,9 @@ def open_index(
 def check_index(
     folder: Path, space: Space, source: VectorSource, *, kind: Kind = "flat", flat_up_to: int = FLAT_UP_TO
 ) -> IndexState:
-    """What the cache of a space is worth; the file is read for its checksum only. Writes nothing.
+    """The state of the cache of a space; the file is read only for its checksum. Writes nothing.
 
-    A file whose manifest is missing or unreadable is corrupt: nobody can tell what its bytes should be.
+    A file whose manifest is missing or unreadable counts as corrupt.
     """
     keys = _check_keys(source)
     place = folder / f"{space.name}.faiss"
@@ -238,7 +240,7 @@ def check_index(
 
 @contextlib.contextmanager
 def _faiss() -> Iterator[Any]:
-    """The faiss module, set to one thread inside the block: the one place that says how many.
+    """The faiss module, set to one thread inside the block: the only place that sets the number.
 
     A second one did not help (a search is of one query), a graph built by one thread is the same every time,
     and a forked child hangs in FAISS whose parent had used more (its issue 5206).
@@ -284,7 +286,7 @@ def _unit_query(query: NDArray[Any], size: int) -> NDArray[np.float64]:
         raise UsageError(f"The query must be one vector of {size} numbers, not of shape {vector.shape}.")
     length = np.linalg.norm(vector)
     if not np.isfinite(length) or length == 0:
-        raise UsageError("The query must be finite and not zero: a zero vector is like nothing.")
+        raise UsageError("The query must be finite and not zero.")
     unit: NDArray[np.float64] = vector / length
     return unit
 
@@ -297,7 +299,7 @@ def _check_keys(source: VectorSource) -> Sequence[str]:
 
 
 def _stamp(space: Space, kind: Kind, keys: Sequence[str]) -> str:
-    """sha256 of everything that decides what is in an index."""
+    """The sha256 of everything that determines an index."""
     digest = hashlib.sha256(json.dumps([_FORMAT, asdict(space), "cosine", kind], sort_keys=True).encode())
     for key in keys:
         digest.update(b"\n" + json.dumps(key).encode())
@@ -333,7 +335,7 @@ def _lengths(block: NDArray[np.float32], keys: Sequence[str], space: Space) -> N
     import numpy as np
 
     if block.ndim != 2 or block.shape[1] != space.size:
-        wrong, why = keys[0], f"has not {space.size} numbers"
+        wrong, why = keys[0], f"does not have {space.size} numbers"
     else:
         lengths: NDArray[np.float64] = np.sqrt(np.square(block, dtype=np.float64).sum(axis=1))
         finite = np.isfinite(lengths)
@@ -347,7 +349,7 @@ _Read = Callable[[BinaryIO, Sequence[str]], "VectorIndex | None"]
 
 
 def _read_cache(place: Path, stamp: str, read: _Read) -> tuple[State, int, VectorIndex | None]:
-    """A cache's state, its number of vectors, and what `read` makes of the bytes where they are sound."""
+    """A cache's state, its number of vectors, and the result of `read` for valid bytes."""
     if not place.is_file():
         return "missing", 0, None
     try:

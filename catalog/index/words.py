@@ -1,9 +1,9 @@
 """Full-text search as a cache: an FTS5 file in the folder `index/`, whatever database the catalog is in.
 
-The file `words.db` holds the texts of each adapter split into words; `words.json` says what it was made of
-and its sha256. A file that fits is opened; one of other texts is copied and brought up to date text by text;
-one that is damaged is built anew. No file is changed in place: each is written aside and renamed, so that
-whoever reads goes on reading what it opened.
+The file `words.db` holds the texts of each adapter split into words; `words.json` has the stamp of its texts
+and its sha256. A current file is opened; one of other texts is copied and updated text by text; a damaged one
+is rebuilt. No file is changed in place: each is written to a temporary file and renamed, so that readers keep
+the file that they opened.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from catalog.files import DAMAGES, open_cache, read_facts, write_cache
 log = logging.getLogger(__name__)
 
 COLUMNS = ("name", "card", "tags", "datasets", "base")
-# Version of how texts become words and of the tables: a change raises it, and files are built anew.
+# Version of how texts become words and of the tables: a change raises it, and files are rebuilt.
 _FORMAT = 1
-# English words that say nothing of a topic.
+# English words without a topic.
 _EMPTY_WORDS = frozenset(
     {"a", "about", "an", "and", "any", "are", "as", "at", "be", "by", "can", "do", "does", "for", "from"}
     | {"has", "have", "how", "i", "in", "into", "is", "it", "its", "me", "my", "no", "not", "of", "on"}
@@ -42,7 +42,7 @@ _MARKS = ("\x01", "\x02")
 _MARKED = re.compile(f"{_MARKS[0]}([^{_MARKS[1]}]*){_MARKS[1]}")
 _NO_MARKS = dict.fromkeys(map(ord, _MARKS), " ")
 _INSERT = f"INSERT INTO texts(rowid, {', '.join(COLUMNS)}) VALUES (?{', ?' * len(COLUMNS)})"  # noqa: S608
-# So many adapters are scored for a search: 5,000, and a fifth of a larger catalog.
+# At most this many adapters are scored for a search: 5,000, or a fifth of a larger catalog.
 LEAST_SCORED, _PART_SCORED = 5000, 5
 _SCHEMA = f"""
 CREATE TABLE stamp (stamp TEXT NOT NULL);
@@ -62,7 +62,7 @@ _HEX_RUN = re.compile(r"[0-9a-f]{8,}|(?=[0-9a-f]*[0-9])[0-9a-f]{4}")
 
 @dataclass(frozen=True)
 class AdapterText:
-    """What full-text search knows of one adapter; `digest` is of all the rest."""
+    """The texts of one adapter for full-text search; `digest` covers all other fields."""
 
     id: int
     adapter: str
@@ -74,7 +74,7 @@ class AdapterText:
 
     @property
     def digest(self) -> bytes:
-        """sha256 of everything but the id."""
+        """The sha256 of everything except the id."""
         digest = hashlib.sha256()
         for text in (self.adapter, self.name, self.card, self.tags, self.datasets, self.base):
             data = text.encode()
@@ -84,27 +84,27 @@ class AdapterText:
 
 
 class TextSource(Protocol):
-    """Where the texts live."""
+    """The source of the texts."""
 
     def digests(self) -> Mapping[int, bytes]:
         """The digest of every adapter's text by its id."""
         ...
 
     def texts(self, ids: Collection[int]) -> Iterable[AdapterText]:
-        """The texts of these adapters, those that are still there."""
+        """The texts of those of these adapters that still exist."""
         ...
 
 
 @dataclass(frozen=True)
 class WordHit:
-    """An adapter that has one of the words; `score` is BM25, higher is better."""
+    """An adapter that contains one of the words; `score` is BM25, higher is better."""
 
     id: int
     score: float
 
 
 class WordIndex:
-    """The words of all adapters; made by `open_words`, closed by its user."""
+    """The words of all adapters; made by `open_words`, closed by the caller."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -117,7 +117,7 @@ class WordIndex:
     def search(self, text: str, k: int, among: Collection[int] | None = None) -> list[WordHit]:
         """The k adapters that have words of the text, best first, ties by the adapter's name.
 
-        Ranked by BM25 as FTS5 works it out (k1 1.2, b 0.75), all columns weighing the same; any word will do.
+        Ranked by BM25 as FTS5 works it out (k1 1.2, b 0.75), all columns weighing the same; any word matches.
         Words are taken from the rarest on while at most 5,000 adapters, or a fifth of all, have them; the
         common ones left over, to which BM25 gives little weight, do not count. `among` admits only these ids;
         up to 5,000 of them are scored by all words. Raises UsageError for k below 1.
@@ -182,7 +182,7 @@ def _any(terms_found: Collection[str]) -> str:
 
 
 def separate_words(text: str) -> str:
-    """The text with every word that hides in another one beside it: `LlamaGuard2` is llama and guard too.
+    """The text with the words inside compounds added: `LlamaGuard2` is llama and guard too.
 
     snake_case and kebab-case fall apart by themselves. Hexadecimal runs, as UUIDs have, stay whole.
     Characters of scripts without spaces stand alone.
@@ -199,10 +199,10 @@ def _with_parts(match: re.Match[str]) -> str:
 
 
 def terms(text: str) -> tuple[str, ...]:
-    """What is looked for in a user's text: its words, and pairs of characters where a script has no spaces.
+    """The search terms of a user's text: its words, and pairs of characters in scripts without spaces.
 
-    At most 32. They hold letters, digits and spaces only: nothing in them is FTS5's syntax. Words that tell
-    nothing (the, of, to…) are left out where any others are left.
+    At most 32. They hold letters, digits and spaces only: nothing in them is FTS5's syntax. Stop words (the,
+    of, to…) are left out unless there are no other words.
     """
     words_found: list[str] = []
     for run in _RUN.findall(unicodedata.normalize("NFC", text)):
@@ -219,7 +219,7 @@ def open_words(folder: Path, source: TextSource) -> WordIndex:
     """The words of all adapters of the source, from the file in the folder as far as that fits.
 
     Writes the file where it was not current; where the folder cannot be written to, the log has a warning and
-    the index works from memory. Raises CatalogError where Python's SQLite lacks FTS5.
+    the index works from memory. Raises CatalogError if Python's SQLite lacks FTS5.
     """
     digests = source.digests()
     place, stamp = folder / "words.db", _stamp(digests)
@@ -246,7 +246,7 @@ def _renew(
     if not fresh:
         shutil.copyfile(place, new)
     elif place.exists():
-        log.warning("%s is damaged or of another version: building it", place)
+        log.warning("%s is damaged or of another version: rebuilding it", place)
     with closing(sqlite3.connect(new)) as connection:
         connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
         _fill(connection, source, digests, stamp, fresh=fresh)
@@ -267,7 +267,8 @@ def _fill(
             connection.executescript(_SCHEMA)
         except sqlite3.OperationalError as error:
             raise CatalogError(
-                f"This Python's SQLite cannot search texts, take one with FTS5: {error}."
+                "The SQLite of this Python does not support full-text search; use a Python with FTS5: "
+                f"{error}."
             ) from error
     stored_digests = dict(connection.execute("SELECT id, digest FROM source"))
     changed = sorted(key for key, digest in digests.items() if stored_digests.get(key) != digest)
@@ -286,10 +287,10 @@ def _fill(
 
 
 def _open(file: Path, stamp: str) -> WordIndex:
-    """The index in a file that nobody changes; raises sqlite3.Error where it is not of this stamp."""
+    """The index in an immutable file; raises sqlite3.Error if it does not have this stamp."""
     connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
     try:
-        # Nobody shortens the file, so that it can be read as memory: a third faster at 100,000 adapters.
+        # The file is never shortened, so that it can be memory-mapped: a third faster at 100,000 adapters.
         connection.execute(f"PRAGMA mmap_size = {file.stat().st_size}")
         if connection.execute("SELECT stamp FROM stamp").fetchone() != (stamp,):
             raise sqlite3.DatabaseError("another file")
@@ -310,7 +311,7 @@ def _stamp_of(place: Path) -> str | None:
 
 
 def _stamp(digests: Mapping[int, bytes]) -> str:
-    """sha256 of everything that decides what is in the file."""
+    """The sha256 of everything that determines the file."""
     stamp = hashlib.sha256(f"{_FORMAT} {_SCHEMA}".encode())
     for key in sorted(digests):
         stamp.update(b"%d %s" % (key, digests[key]))

@@ -1,6 +1,6 @@
-"""A picture of one adapter: where and how strongly it changes its base model, and with how many directions.
+"""A picture of one adapter: the strength and rank of its changes by layer and module of the base model.
 
-It is one SVG, PNG or PDF file, made without a display, with the same bytes each time. Names from the Hub are
+It is one SVG, PNG or PDF file, made without a display and reproducible byte for byte. Names from the Hub are
 drawn as they are, with escapes for characters that cannot be drawn. A map of many is in `catalog.pictures`.
 """
 
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 _ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _LAST = ("embed_tokens", "lm_head")
 MOST_ROWS = 10
-# Layers from first to last are drawn one column each, untouched ones too, up to so many columns.
+# Layers from first to last are drawn one column each, including unchanged ones, up to this many columns.
 _MOST_GAPS = 300
-# A singular value below this part of the largest is what rounding leaves of zero.
+# A singular value below this part of the largest is zero up to rounding.
 _NOISE = 1e-6
 _HUGE = 1e150
 # Inches.
@@ -109,7 +109,7 @@ def adapter_picture(
     is hatched and counts nowhere else; a module that is zero has no spectrum. Above 10 module types the
     rarer ones share a row.
 
-    Raises UsageError for a suffix that is no .svg, .png or .pdf, for no modules and for lengths that
+    Raises UsageError for a suffix other than .svg, .png or .pdf, for no modules and for lengths that
     differ, and StorageError where the file cannot be written.
     """
     check_suffix(path)
@@ -123,9 +123,11 @@ def adapter_figure(
     """The figure that `adapter_picture` writes; raises UsageError as it does."""
     spectrum = np.asarray(spectrum, dtype=np.float64)
     if not modules:
-        raise UsageError(f"There is nothing to draw of {name}: it has no complete LoRA module.")
+        raise UsageError(f"{name} cannot be drawn: it contains no complete LoRA module.")
     if spectrum.ndim != 2 or spectrum.shape[1] < 2 or not len(spectrum) == len(scalings) == len(modules):
-        raise UsageError("A picture needs a row of norm and singular values and a scaling for each module.")
+        raise UsageError(
+            "A picture requires a row of norm and singular values and a scaling for each module."
+        )
     grid = _grid(modules, spectrum, np.asarray(scalings, dtype=np.float64))
     row = float(np.clip(3.3 / len(grid.types), 0.36, 0.7))
     height = row * len(grid.types)
@@ -180,7 +182,7 @@ def _layer(module: str) -> int | None:
 
 
 def _module_type(module: str) -> str:
-    """The last part of a module's name that is no number, with the numbers behind it: q_proj, net.0."""
+    """The last part of a module's name that is not a number, with the numbers after it: q_proj, net.0."""
     parts = module.split(".")
     last = max((i for i, part in enumerate(parts) if not part.isdigit()), default=0)
     return ".".join(parts[last:])
@@ -202,14 +204,14 @@ def _rows(counts: Counter[str]) -> tuple[str, ...]:
 
 
 def _columns(layers: set[int]) -> tuple[int, ...]:
-    """All layers from the first to the last, or only those there are where that would be mostly gaps."""
+    """All layers from the first to the last, or only the existing ones if most would be missing."""
     if layers and max(layers) - min(layers) < _MOST_GAPS:
         return tuple(range(min(layers), max(layers) + 1))
     return tuple(sorted(layers))
 
 
 def _summary(grid: _ModuleGrid, scalings: Sequence[float]) -> str:
-    """What the picture as a whole says, in one line."""
+    """A summary of the picture, in one line."""
     finite = grid.norm[np.isfinite(grid.norm)]
     parts = [count_noun(len(grid.norm), "module")]
     touched = len({int(column) for column in grid.column if column >= 0})
@@ -279,7 +281,7 @@ def _cells(
             np.ma.masked_invalid(np.maximum(norms, colour_map.min())),
             norm=scale,
             cmap=COLOUR_MAP,
-            # White lines between cells while they are wide enough to bear them, no seams otherwise.
+            # White lines between cells if they are wide enough, else no gaps.
             edgecolors="white" if columns <= 64 else "face",
             linewidth=0.4 if columns <= 64 else 0.1,
         )
@@ -302,7 +304,7 @@ def _layer_ticks(axes: Axes, layers: tuple[int, ...]) -> None:
 
 
 def _draw_key(figure: Figure, x: float, y: float, empty: bool, broken: bool) -> None:
-    """What cells without a colour mean, where there are any."""
+    """The legend of cells without a colour, if there are any."""
     from matplotlib.patches import Rectangle
 
     entries = [("no module", empty), ("not finite", broken)]

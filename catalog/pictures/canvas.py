@@ -1,7 +1,7 @@
-"""What every picture needs: text that is safe to draw, colours that all can tell apart, one way to save.
+"""The parts of every picture: text that is safe to draw, colours for all kinds of colour vision, saving.
 
-Pictures are made without a display and without pyplot. matplotlib's global settings are put back after each,
-and a user's own settings (a matplotlibrc) do not reach them. Text from the Hub is never read as TeX.
+Pictures are made without a display and without pyplot. matplotlib's global settings are restored after each,
+and a user's settings (a matplotlibrc) are ignored. Text from the Hub is never read as TeX.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RESOLUTION = 200
 TITLE, TEXT, SMALL = 10.0, 8.0, 7.0
 
 # Paul Tol, "Colour Schemes", SRON/EPS/TN/09-002, section 2, scheme "muted": distinct for all kinds of colour
-# vision. The markers say the same again, for print without colour.
+# vision. The markers repeat the information, for print without colour.
 PALETTE = (
     "#332288",
     "#CC6677",
@@ -48,7 +48,7 @@ PALETTE = (
     "#999933",
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-# Categories without a colour of their own, and points of which nothing is known.
+# Categories without a separate colour, and points without a value.
 OTHER, UNKNOWN = "#8A8A8A", "#CFCFCF"
 INK = "#222222"
 FAINT = "#767676"
@@ -65,16 +65,18 @@ _HUGE = 1e150
 
 
 def check_suffix(path: Path) -> str:
-    """The suffix of a picture's file in lower case; raises UsageError where it names no format."""
+    """The suffix of a picture's file in lower case; raises UsageError if it is not a supported format."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UsageError(f"{path.name!r} names no kind of picture; end it in {', '.join(SUFFIXES)}.")
+        raise UsageError(
+            f"{path.name!r} does not end in a supported format; use one of {', '.join(SUFFIXES)}."
+        )
     return suffix
 
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """matplotlib's own defaults and the house's few changes, for the length of a `with`; not thread-safe.
+    """matplotlib's defaults with a few changes, for the duration of a `with`; not thread-safe.
 
     Raises UsageError where the extra `plot` is not installed.
     """
@@ -116,7 +118,7 @@ def sheet(height: float) -> Figure:
 def inches(
     figure: Figure, x: float, y: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
-    """A place given in inches from the lower left corner as matplotlib takes it."""
+    """A position in inches from the lower left corner in matplotlib's coordinates."""
     size = figure.get_figwidth(), figure.get_figheight()
     return x / size[0], y / size[1], width / size[0], height / size[1]
 
@@ -136,8 +138,8 @@ def write(figure: Figure, x: float, y: float, text: str, size: float = TEXT, **s
 def plain(text: str) -> str:
     r"""The same text with an escape (\x07, \u4e2d) for each character that cannot or must not be drawn.
 
-    Those are controls, line breaks, spaces other than the usual one, marks that turn the reading direction or
-    stack on a letter, halves of surrogate pairs, and characters that the font of the pictures lacks.
+    Those are controls, line breaks, spaces other than the usual one, marks that change the reading direction
+    or combine with a letter, halves of surrogate pairs, and characters that the font of the pictures lacks.
     """
     drawable = _drawn_characters()
     return "".join(
@@ -172,7 +174,7 @@ def extent(text: str, size: float) -> tuple[float, float]:
 
 
 def fit_text(text: str, width: float, size: float = TEXT) -> str:
-    """The text as `plain` gives it, its middle left out where it is wider than `width` points."""
+    """The text as `plain` gives it, its middle left out if it is wider than `width` points."""
     if len(text) > _LONGEST:
         text = text[: _LONGEST // 2] + _ELLIPSIS + text[-_LONGEST // 2 :]
     text = plain(text)
@@ -195,7 +197,7 @@ def colour_scale(values: NDArray[Any]) -> tuple[NDArray[Any], Normalize, str]:
     """(values to colour, scale, which end has an arrow) for finite values of any size; at least one.
 
     Logarithmic where the positive values differ by a factor of 8 or more and none is negative; zeros are then
-    coloured as the smallest positive value, and the arrow at the lower end says so.
+    coloured as the smallest positive value, marked by the arrow at the lower end.
     """
     import numpy as np
     from matplotlib.colors import LogNorm, Normalize
@@ -246,12 +248,12 @@ def colour_bar(figure: Figure, place: Place, values: NDArray[Any]) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     bar.outline.set_linewidth(0.5)
     if bar.solids is not None:
-        # Viewers leave hairlines between the patches of the bar otherwise.
+        # Otherwise viewers show hairlines between the patches of the bar.
         bar.solids.set_edgecolor("face")
 
 
 def _ticks(distinct: NDArray[Any], scale: Normalize, length: float, upright: bool) -> list[float]:
-    """The values themselves where they are few and stand apart, else the most round ones with room for all.
+    """The values themselves if they are few and do not overlap, else the roundest ones that fit.
 
     `length` is that of the bar in points.
     """
@@ -273,7 +275,7 @@ def _ticks(distinct: NDArray[Any], scale: Normalize, length: float, upright: boo
 
 
 def _have_room(ticks: list[float], scale: Normalize, length: float, upright: bool) -> bool:
-    """Whether the numbers at these ticks keep clear of each other."""
+    """Whether the numbers at these ticks do not overlap."""
     end = -length
     for tick in ticks:
         half = extent(number(tick), SMALL)[upright] / 2
@@ -290,7 +292,7 @@ def count_noun(count: int, noun: str) -> str:
 
 
 def number(value: float) -> str:
-    """A number in three significant figures as people write it: 0.0312, 4.5, 12,300, 1.2×10⁹, −7."""
+    """A number in three significant figures: 0.0312, 4.5, 12,300, 1.2×10⁹, −7."""
     digits = f"{abs(value):.2e}"
     exponent = int(digits[digits.index("e") + 1 :])
     if value == 0 or -4 < exponent < 6:
@@ -304,9 +306,9 @@ def number(value: float) -> str:
 
 
 def save(figure: Figure, path: Path, title: str) -> None:
-    """Writes the figure in the format of the file's suffix, whole or not at all; the same bytes each time.
+    """Writes the figure in the format of the file's suffix, atomically; the same bytes each time.
 
-    Raises StorageError where the folder takes no file.
+    Raises StorageError if the file cannot be written.
     """
     suffix = check_suffix(path)
     safe_title = plain(title[:_LONGEST])

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Names are written beside so many points at most, and more points than this are pixels in an SVG.
+# Names are written next to at most this many points, and more points than this are pixels in an SVG.
 MOST_NAMES = 60
 MOST_VECTORS = 2000
-# Up to so many points each category has its own marker; above, points cover each other in random order.
+# Up to this many points each category has its own marker; above, points cover each other in random order.
 MOST_MARKERS = 500
 _HUGE = 1e150
 
@@ -56,7 +56,7 @@ _NAME_WIDTH = 1.4 * 72
 
 @dataclass(frozen=True)
 class _Group:
-    """Points that look alike; `members` are their indices."""
+    """Points of the same appearance; `members` are their indices."""
 
     label: str
     members: NDArray[np.intp]
@@ -77,13 +77,13 @@ def map_picture(
 
     `colours` are all words (the nine most frequent have a colour and a marker, the rest is grey) or all
     numbers (a colour bar); None and numbers that are not finite are unknown, and light grey. With `labels`
-    the names stand beside up to 60 points; a name that finds no free place is left out, and the picture
+    the names stand next to up to 60 points; a name that finds no free place is left out, and the picture
     says how many were. A point that is not finite has no place and is counted below the map. Both axes have
-    the same scale and no unit (`catalog.pictures.layout` says what distances mean). Above 2,000 points they
+    the same scale and no unit (`catalog.pictures.positions` explains the distances). Above 2,000 points they
     are pixels inside the SVG or PDF. Above 500 all are circles that cover each other in random order, so that
     no colour hides another.
 
-    Raises UsageError for a suffix that is no .svg, .png or .pdf, for no points, for lengths that differ
+    Raises UsageError for a suffix other than .svg, .png or .pdf, for no points, for lengths that differ
     and for a mixture of words and numbers, and StorageError where the file cannot be written.
     """
     check_suffix(path)
@@ -101,10 +101,12 @@ def map_figure(
     """The figure that `map_picture` writes; raises UsageError as it does."""
     points = np.asarray(points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points) == len(names) == len(colours):
-        raise UsageError("A map needs one point in two dimensions, one name and one colour for each adapter.")
+        raise UsageError(
+            "A map requires one point in two dimensions, one name and one colour for each adapter."
+        )
     placed = np.flatnonzero((np.abs(points) < _HUGE).all(axis=1)).tolist()
     if not placed:
-        raise UsageError("There is nothing to draw: no adapter has a place on the map.")
+        raise UsageError("The map is empty: no adapter has a place on it.")
     kind = _kind(colours)
     with settings():
         figure = sheet(_HEIGHT)
@@ -124,7 +126,7 @@ def _kind(colours: Sequence[str | float | None]) -> Literal["words", "numbers", 
     values = [colour for colour in colours if colour is not None]
     words = sum(isinstance(colour, str) for colour in values)
     if 0 < words < len(values):
-        raise UsageError("A map is coloured by words or by numbers, not by both at once.")
+        raise UsageError("A map is coloured by words or by numbers, not by both.")
     return "nothing" if not values else "words" if words else "numbers"
 
 
@@ -146,7 +148,7 @@ def _axes(figure: Figure, points: NDArray[np.float64]) -> tuple[Axes, NDArray[np
 
 
 def _look(count: int) -> dict[str, Any]:
-    """Size, edge and transparency for so many points."""
+    """Size, edge and transparency for this number of points."""
     size = float(np.clip(34 * (100 / count) ** 0.55, 0.8, 34))
     return {
         "s": size,
@@ -157,7 +159,7 @@ def _look(count: int) -> dict[str, Any]:
 
 
 def _order(count: int) -> NDArray[np.intp]:
-    """The order in which points are drawn: any, but the same each time, and not that of the catalog."""
+    """The order in which points are drawn: random, but the same each time."""
     return np.random.default_rng(0).permutation(count)
 
 
@@ -256,7 +258,7 @@ def _draw_entry(figure: Figure, x: float, y: float, group: _Group) -> None:
 
 
 def _draw_names(figure: Figure, anchors: NDArray[np.float64], names: Sequence[str]) -> None:
-    """Names beside their points, as many as have room."""
+    """Names next to their points, as many as fit."""
     texts = [fit_text(name, _NAME_WIDTH, SMALL) for name in names]
     sizes = [extent(text, SMALL) for text in texts]
     corners = name_places(anchors, [(width + 1, height) for width, height in sizes], _BOX)

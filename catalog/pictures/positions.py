@@ -1,4 +1,4 @@
-"""Where things lie on a map: vectors as points in two dimensions, and names beside points."""
+"""The layout of a map: vectors as points in two dimensions, and the places of names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 # Below this many points t-SNE has no neighbourhoods to keep.
 FEWEST = 10
-# t-SNE lays out so many points itself: seconds, on one core. The rest is placed among those.
+# t-SNE places this many points: seconds, on one core. The others are placed among those.
 LANDMARKS = 2000
 _PERPLEXITY = 30.0
 _NEAREST = 3
@@ -24,10 +24,10 @@ _CHUNK = 4096
 _STEPS = (4.5, 8.5, 14.0, 22.0, 32.0, 44.0, 60.0, 80.0, 105.0)
 _DIRECTIONS = 16
 # The room between a name and the edge, and half the width of a point. Then in 1/72 inch of distance: what
-# covering a point costs, up to which cost a place is near, and from which a name is rather left out.
+# covering a point costs, up to which cost a place is near, and from which a name is left out.
 _EDGE, _MARKER = 2.0, 3.0
 _COVERED, _NEAR, _DEAREST = 80.0, 20.0, 160.0
-# From this distance on a line joins name and point.
+# From this distance a line joins name and point.
 LEADER = 7.0
 
 
@@ -35,22 +35,21 @@ def layout(vectors: NDArray[Any], seed: int = 0) -> Floats:
     """Points (n, 2) for vectors (n, d), so that vectors with a large cosine lie near each other.
 
     Vectors are scaled to length one first; their squared distance is then 2 - 2 cos. From 10 vectors on this
-    is t-SNE (van der Maaten & Hinton, JMLR 9, 2008) that starts from the principal components: who lies next
-    to whom means something; how far groups lie apart, how wide they are, and the directions of the picture
-    mean nothing, and groups can appear where there are none. Fewer vectors are projected on their two
-    principal components: there distances mean something, as far as two dimensions hold them. Above 2,000
-    vectors t-SNE sees a sample drawn by `seed`, and every other vector lies between the three of the sample
-    that are nearest to it.
+    is t-SNE (van der Maaten & Hinton, JMLR 9, 2008) that starts from the principal components: neighbours are
+    meaningful; distances between groups, their widths, and the directions of the picture are not, and groups
+    can appear where there are none. Fewer vectors are projected on their two principal components: there
+    distances are meaningful, as far as two dimensions allow. Above 2,000 vectors t-SNE sees a sample drawn by
+    `seed`, and every other vector lies between the three of the sample that are nearest to it.
 
     A vector without a direction (zero, or not finite) has no place: its row is NaN. The same input and seed
-    give the same points on one machine, however many threads it has. Raises UsageError for anything but a
-    matrix, and where the extra `plot` is not installed.
+    give the same points on one machine, however many threads it has. Raises UsageError if the input is not a
+    matrix, or if the extra `plot` is not installed.
     """
     require_extra("plot", "A map")
     vectors = np.asarray(vectors)
     vectors = vectors.astype(np.result_type(vectors.dtype, np.float32), copy=False)
     if vectors.ndim != 2:
-        raise UsageError("A map is made from a matrix with one vector a row.")
+        raise UsageError("A map requires a matrix with one vector per row.")
     units, placed = _directions(vectors)
     points = np.full((len(vectors), 2), np.nan)
     if len(units):
@@ -93,7 +92,7 @@ def _principal_components(units: NDArray[np.float32]) -> Floats:
     centred = units.astype(np.float64) - units.mean(axis=0, dtype=np.float64)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
     scores = np.zeros((len(units), 2))
-    # What rounding leaves of equal vectors is no variance.
+    # Rounding errors of equal vectors are not variance.
     count = min(2, int((values > 1e-6).sum()))
     scores[:, :count] = left[:, :count] * values[:count]
     signs = np.sign(scores[np.abs(scores).argmax(axis=0), [0, 1]])
@@ -130,11 +129,11 @@ def _among(units: NDArray[np.float32], landmarks: NDArray[np.float32], points: F
 def name_places(
     points: NDArray[Any], sizes: Sequence[tuple[float, float]], box: tuple[float, float]
 ) -> list[tuple[float, float] | None]:
-    """The lower left corner of each name beside its point, or None where no free place is near.
+    """The lower left corner of each name near its point, or None if there is no free place.
 
     `points` (n, 2), `sizes` (width, height) and the corners are in 1/72 inch, inside a box from (0, 0). Names
-    cover neither each other nor the edge, and points only where there is no other way; one that stands away
-    from its point has a line to it (`leader`) that crosses no name.
+    cover neither each other nor the edge, and points only if unavoidable; one that is away from its point has
+    a line to it (`leader`) that crosses no name.
     """
     anchors = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     corners: list[tuple[float, float] | None] = [None] * len(anchors)
@@ -174,7 +173,7 @@ def _candidates(anchor: Floats, size: tuple[float, float], box: tuple[float, flo
 
 
 def _costs(anchors: Floats, which: int, boxes: Floats) -> Floats:
-    """What each place (m, 4) of a name costs for being far, for standing on other points or not beside."""
+    """The cost of each place (m, 4) of a name: its distance, and the points that it covers."""
     here = anchors[which]
     length = np.sqrt(((leader(here, boxes) - here) ** 2).sum(axis=1))
     tilt = np.abs(boxes[:, 1] + boxes[:, 3] - 2 * here[1]) / (boxes[:, 3] - boxes[:, 1])

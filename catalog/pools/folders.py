@@ -1,8 +1,8 @@
 """A pool as files: folders that PEFT loads, a mergekit or vLLM recipe, a Hub in a folder, or a list of ids.
 
-An export is made beside its place and appears by one rename. Every byte is compared with the manifest's
-sha256 on the way. Where PEFT would not load a file as it came, another one is written in its place
-(`catalog.adapters`), and export.json has the sha256 of both; `verify_files` compares again whenever asked.
+An export is written to a temporary folder and appears by one rename. Every byte is compared with the
+manifest's sha256. If PEFT would not load a file, a changed one is written in its place (`catalog.adapters`),
+and export.json has the sha256 of both; `verify_files` compares them again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What export.json says of a pool's files, by their paths in the export; `as_is`: none was to change."""
+    """What export.json says of a pool's files, by their paths in the export; `as_is`: no file was changed."""
 
     pool: str
     as_is: bool
@@ -72,15 +72,15 @@ def export(
     *,
     as_is: bool = False,
 ) -> Path:
-    """The folder NAME-DIGEST below `to` that holds the pool in this format; one that is there is replaced.
+    """Writes the folder NAME-DIGEST below `to` with the pool in this format, replacing an existing one.
 
     With `fetch` the adapters' files are copied into it (formats peft, mergekit, vllm and hub); without, only
-    recipes and ids that name the Hub. Files that PEFT would not load are written so that it does, but in the
-    format hub or where `as_is` says that no byte may change. Raises PoolError for bytes that are not the
-    pinned ones and StorageError where the disk refuses.
+    recipes and ids that name the Hub. Files that PEFT would not load are changed so that it does, except in
+    the format hub or with `as_is`. Raises PoolError for bytes that are not the pinned ones and StorageError
+    if writing fails.
     """
     if fetch is None and form in ("peft", "hub"):
-        raise PoolError(f"The format {form} holds the weights; add `weights=True`.")
+        raise PoolError(f"The format {form} contains the weights; add `weights=True`.")
     target = to / (manifest.folder_name if form in ("peft", "hub") else f"{manifest.folder_name}-{form}")
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _write_members(
 
 
 def _write_record(manifest: Manifest, folder: Path, *, as_is: bool) -> None:
-    """Makes the members' folders such that PEFT loads them, unless `as_is`, and writes export.json."""
+    """Changes the members' folders so that PEFT loads them, unless `as_is`, and writes export.json."""
     files: dict[str, WrittenFile] = {}
     for member in manifest.members:
         place = folder / member_folder(member)
@@ -147,9 +147,9 @@ def _write_record(manifest: Manifest, folder: Path, *, as_is: bool) -> None:
 
 
 def read_record(folder: Path) -> ExportRecord | None:
-    """What export.json in an export says; None where there is none, as in exports of earlier versions.
+    """The content of export.json in an export; None if it is missing, as in exports of earlier versions.
 
-    Raises PoolError for a file that is no such record.
+    Raises PoolError for an invalid file.
     """
     file = folder / EXPORT_RECORD
     if not file.is_file():
@@ -157,12 +157,12 @@ def read_record(folder: Path) -> ExportRecord | None:
     try:
         document = load_json(file.read_bytes(), max_bytes=_MOST_RECORD)
         if not isinstance(document, dict) or document["format"] != RECORD_FORMAT:
-            raise ValueError(f"it has not the format {RECORD_FORMAT}")
+            raise ValueError(f"it does not have the format {RECORD_FORMAT}")
         rows = [dict(row) for row in document["files"]]
         files = {str(row.pop("path")): WrittenFile(**row) for row in rows}
         record = ExportRecord(str(document["pool"]), document["as_is"] is True, files)
         if record.canonical() != file.read_bytes():
-            raise ValueError("somebody edited it")
+            raise ValueError("it was edited")
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise PoolError(f"{file} cannot be used: {error}; export the pool again.") from error
     except OSError as error:
@@ -171,7 +171,7 @@ def read_record(folder: Path) -> ExportRecord | None:
 
 
 def load_problems_of(manifest: Manifest, folder: Path) -> list[PoolProblem]:
-    """The members of an export of which plain PEFT loads nothing, or not all, each with the reasons."""
+    """The members of an export that plain PEFT does not load completely, each with the reasons."""
     problems = []
     for member in manifest.members:
         where = _folder_of(manifest, folder, member)
@@ -182,14 +182,15 @@ def load_problems_of(manifest: Manifest, folder: Path) -> list[PoolProblem]:
 
 
 def _folder_of(manifest: Manifest, folder: Path, member: Member) -> Path | None:
-    """Where a member's files are in an export; None where it has none."""
+    """The folder of a member's files in an export; None if it has none."""
     place = in_export(manifest, folder)
     where = place(member, member.files[0]).parent if place is not None and member.files else None
     return where if where is not None and where.is_dir() else None
 
 
 def misread_members(manifest: Manifest, folder: Path) -> dict[str, list[str]]:
-    """What engines other than PEFT make of the members of an export: who each sentence is true of."""
+    """Warnings about engines other than PEFT for the members of an export, each with the members
+    concerned."""
     members_by_engine: dict[str, list[str]] = {}
     for member in manifest.members:
         where = _folder_of(manifest, folder, member)
@@ -227,9 +228,12 @@ def _recipes(manifest: Manifest, form: Form, *, local: bool) -> dict[str, str]:
 
 
 def _places(manifest: Manifest, *, local: bool) -> Sequence[tuple[Member, str]]:
-    """Each member with the words that name it to other programs: a folder, or an id of the Hub."""
+    """Each member with its name for other programs: a folder, or an id of the Hub."""
     if not local and (inside := next((m for m in manifest.members if m.subfolder), None)):
-        raise PoolError(f"{inside.adapter} is in a subfolder, which others cannot name; add `weights=True`.")
+        raise PoolError(
+            f"{inside.adapter} is in a subfolder, which other programs cannot load from the "
+            "Hub; add `weights=True`."
+        )
     return [
         (member, member_folder(member).as_posix() if local else member.repository)
         for member in manifest.members
@@ -239,7 +243,7 @@ def _places(manifest: Manifest, *, local: bool) -> Sequence[tuple[Member, str]]:
 def _mergekit(manifest: Manifest, *, local: bool) -> str:
     """A recipe of equal weights for mergekit, which reads BASE+LORA and BASE@COMMIT; JSON is YAML."""
     if manifest.base is None:
-        raise PoolError("The pool has no one base model, so there is no recipe for mergekit.")
+        raise PoolError("A recipe for mergekit requires a pool with a single base model.")
     weight = 1 / max(len(manifest.members), 1)
     models = [
         f"  - model: {json.dumps(f'{manifest.base}+{place}' + ('' if local else f'@{member.commit}'))}\n"
@@ -267,11 +271,11 @@ def verify_files(
     record: ExportRecord | None = None,
     verified: Verified | None = None,
 ) -> list[PoolProblem]:
-    """The files of a pool that are missing or have other bytes; `place` says where each should be.
+    """The files of a pool that are missing or have other bytes; `place` gives the path of each.
 
-    None as a place passes a file over. Every byte is read, and compared with what the record of an export
-    says was written for the pinned file; without a record with the pinned file itself. With `verified` files
-    are passed over that were read before and did not change since.
+    A file whose place is None is skipped. Every byte is read, and compared with the record of an export for
+    the pinned file, or without a record with the pinned file itself. With `verified` files are skipped that
+    were read before and did not change since.
     """
     problems: list[PoolProblem] = []
     for done, member in enumerate(manifest.members):
@@ -293,7 +297,7 @@ def verify_files(
 
 
 def _expected_file(member: Member, file: PinnedFile, record: ExportRecord | None) -> PinnedFile:
-    """The pinned file, or what was written in its place by a record that is of this very file."""
+    """The pinned file, or the file written in its place according to a record of exactly this file."""
     path = (member_folder(member) / file.name).as_posix()
     written = record.files.get(path) if record is not None else None
     if written is None or written.source != file.sha256:
@@ -302,7 +306,7 @@ def _expected_file(member: Member, file: PinnedFile, record: ExportRecord | None
 
 
 def in_export(manifest: Manifest, folder: Path) -> Callable[[Member, PinnedFile], Path] | None:
-    """Where the files of an exported pool are: below `adapters/`, or as in a Hub; None where it has none."""
+    """The paths of the files of an exported pool: below `adapters/`, or as in a Hub; None if it has none."""
     forms: tuple[Form, ...] = ("peft", "hub")
     for form in forms:
         if any((folder / member_folder(member, form)).is_dir() for member in manifest.members):

@@ -1,8 +1,8 @@
-"""A pool: adapters pinned to commits and hashes, how they were chosen, and the manifest that says so.
+"""A pool: adapters pinned to commits and hashes, how they were chosen, and the manifest that records both.
 
 The manifest is canonical JSON: sorted keys, two spaces, UTF-8, one newline at the end, no time and no place.
-The same choice gives the same bytes anywhere, and the sha256 of the bytes is the pool's identity. Nothing
-here knows the database, so that a machine with the manifest and the files needs nothing else.
+The same choice gives the same bytes anywhere, and the sha256 of the bytes is the pool's identity. No database
+is needed: the manifest and the files suffice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from catalog.files import load_json, unsafe_path
 
 FORMAT = "loradex-pool/1"
 MANIFEST_NAME = "pool.json"
-# So many characters of the digest stand in the names of folders.
+# The number of characters of the digest in the names of folders.
 SHORT = 8
 MOST_BYTES = 64 * 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -42,7 +42,7 @@ class PinnedFile:
 
 @dataclass(frozen=True)
 class Member:
-    """One adapter of a pool, pinned; `score` and `why` say how it was chosen."""
+    """One adapter of a pool, pinned; `score` and `why` record how it was chosen."""
 
     repository: str
     hub_id: str
@@ -74,13 +74,13 @@ class Member:
 
     @property
     def folder_name(self) -> str:
-        """One name for a folder of its own, the same for everybody."""
+        """The name of the adapter's folder, the same everywhere."""
         return self.adapter.replace("/", "--").replace(":", "--")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A pool as others read it.
+    """The manifest of a pool.
 
     `chosen` is how the members were chosen: strategy (`by`), seed, filter and all other options, as plain
     JSON. `controls` are what the pool is to be compared with: other pools by name and digest, and random
@@ -107,8 +107,8 @@ class Manifest:
         return hashlib.sha256(self.canonical()).hexdigest()
 
     def canonical_base(self, table: BaseTable | None = None) -> str | None:
-        """The base model by its one name, whatever spelling the manifest has, by `table` or what is known
-        from the start.
+        """The base model by its one name, whatever spelling the manifest has, by `table` or the built-in
+        table.
         """
         return (table or initial_table()).canonical(self.base)
 
@@ -119,9 +119,9 @@ class Manifest:
 
 
 def check_name(name: str) -> str:
-    """The name of a pool, as it came; raises PoolError for one that is no name of a folder."""
+    """The name of a pool, unchanged; raises PoolError if it is not a valid name of a folder."""
     if not _NAME.fullmatch(name) or unsafe_path(name):
-        raise PoolError(f"{name[:80]!r} is no name for a pool; use letters, digits, dots, - and _.")
+        raise PoolError(f"{name[:80]!r} is not a valid name for a pool; use letters, digits, dots, - and _.")
     return name
 
 
@@ -130,34 +130,32 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST_NAME if path.is_dir() else path
     try:
         if file.stat().st_size > MOST_BYTES:
-            raise PoolError(f"{file} is larger than any manifest; it is not read.")
+            raise PoolError(f"{file} is too large for a manifest; give another file.")
         data = file.read_bytes()
     except FileNotFoundError as error:
-        raise NotFoundError(f"There is no {file}; name a pool's {MANIFEST_NAME} or its folder.") from error
+        raise NotFoundError(f"{file} does not exist; give a pool's {MANIFEST_NAME} or its folder.") from error
     except OSError as error:
         raise PoolError(f"{file} cannot be read: {error.strerror}.") from error
     return parse_manifest(data)
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """The manifest in these bytes, every field checked: what comes from elsewhere may name any path.
+    """The manifest in these bytes, with every field validated: an untrusted one may name any path.
 
-    Raises PoolError for anything but the canonical bytes of a manifest of this format.
+    Raises PoolError unless these are the canonical bytes of a manifest of this format.
     """
     try:
         document = load_json(data, max_bytes=MOST_BYTES)
     except ConfigError as error:
-        raise PoolError(f"This is no pool manifest: {error}.") from error
+        raise PoolError(f"This is not a pool manifest: {error}.") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise PoolError(f"This is no pool manifest of the format {FORMAT}.")
+        raise PoolError(f"This is not a pool manifest of the format {FORMAT}.")
     try:
         manifest = _manifest(document)
     except (KeyError, TypeError, ValueError) as error:
         raise PoolError(f"The pool manifest cannot be used: {error}.") from error
     if manifest.canonical() != data:
-        raise PoolError(
-            "The pool manifest is not as loradex writes it: somebody edited it. Make the pool anew."
-        )
+        raise PoolError("The pool manifest was changed after loradex wrote it. Select the pool again.")
     return manifest
 
 
@@ -167,11 +165,11 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         raise ValueError(f"it has the unknown field {unknown[0]!r}")
     use = _is(str, document["use"], "use")
     if use not in USES:
-        raise ValueError(f"{use!r} is no use of a pool")
+        raise ValueError(f"{use!r} is not a use of a pool")
     members = tuple(_member(row) for row in _is(list, document["members"], "members"))
     names = [member.folder_name for member in members]
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{repeated} is in it twice")
+        raise ValueError(f"it contains {repeated} twice")
     return Manifest(
         name=check_name(_is(str, document["name"], "name")),
         base=_or_none(str, document["base"], "base"),
@@ -212,7 +210,7 @@ def _member(row: Any) -> Member:
 def _file(row: Any) -> PinnedFile:
     size = _is(int, row["size"], "size")
     if size < 0 or set(row) != {"name", "size", "sha256"}:
-        raise ValueError("a file has another size or other fields than a file can have")
+        raise ValueError("a file has an invalid size or unknown fields")
     name = _below(row["name"])
     if "/" in name:
         raise ValueError(f"the file {name!r} is not in the adapter's own folder")
@@ -229,13 +227,13 @@ def _below(path: Any, *, empty: bool = False) -> str:
 def _fits(form: re.Pattern[str], value: Any, name: str) -> str:
     text = _is(str, value, name)
     if not form.fullmatch(text) or unsafe_path(text):
-        raise ValueError(f"{text[:80]!r} is no {name}")
+        raise ValueError(f"{text[:80]!r} is not a {name}")
     return text
 
 
 def _is(kind: type[T], value: Any, name: str) -> T:
     if type(value) is not kind:
-        raise TypeError(f"{name} is no {kind.__name__}")
+        raise TypeError(f"{name} is not a {kind.__name__}")
     return value
 
 
@@ -245,13 +243,13 @@ def _or_none(kind: type[T], value: Any, name: str) -> T | None:
 
 def _number(value: Any, name: str) -> float | None:
     if value is not None and type(value) not in (int, float):
-        raise TypeError(f"{name} is no number")
+        raise TypeError(f"{name} is not a number")
     return None if value is None else float(value)
 
 
 @dataclass(frozen=True)
 class PoolProblem:
-    """What is wrong with a pool: of which member (or of the pool as a whole), what kind, in a sentence.
+    """A problem of a pool: the member (or the pool as a whole), its kind, and a sentence.
 
     Kinds: missing, changed, vanished, moved, license, peft (plain PEFT does not load all of it).
     """
@@ -262,7 +260,7 @@ class PoolProblem:
 
 
 def license_problems(manifest: Manifest, use: Use | None = None) -> list[PoolProblem]:
-    """The members, and the base model, whose licence forbids what the pool is for (or another `use`)."""
+    """The members, and the base model, whose license forbids the use of the pool (or another `use`)."""
     use_asked = use or manifest.use
     problems = [
         PoolProblem(member.adapter, "license", f"{member.adapter} {reason}.")

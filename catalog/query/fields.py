@@ -1,9 +1,9 @@
-"""What a filter can ask of an adapter: each field as the filter names it, in SQL, and in a plain row.
+"""The fields of the filter language: the name of each, its clause in SQL, and its value in a plain row.
 
-A field has some values in an adapter: none where it is missing, one, or many where it is a list. A term of a
-filter (`catalog.query`) matches where one of the values does. That is why a missing value matches no value
-and no range, why its negation does match, and why SQL's third truth value never appears: every clause made
-here is true or false.
+A field has zero values in an adapter if it is missing, one, or many if it is a list. A term of a filter
+(`catalog.query`) matches if one of the values does. That is why a missing value matches no value and no
+range, why its negation does match, and why SQL's third truth value never appears: every clause made here is
+true or false.
 
 Texts are compared without regard to the case of the letters A to Z. Other letters are compared as they are,
 since the databases and Python disagree on their case.
@@ -26,7 +26,7 @@ from catalog.database import Adapter, AdapterReason, BaseModelRow, CleanText, Re
 
 Kind = Literal["text", "whole", "number", "date", "flag"]
 Condition = Callable[[Any], ColumnElement[bool]]
-# Makes the clause "some value of the field fulfils the condition", by the reasons that refuse.
+# Makes the clause "some value of the field satisfies the condition", by the refusing reasons.
 Some = Callable[[Condition, Collection[str]], ColumnElement[bool]]
 
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -43,8 +43,8 @@ _KINDS: dict[Kind, str] = {
 class Field:
     """One field: `key` names its value in a row, `some` makes its clause, `help` is one sentence.
 
-    `many` marks a list, `choices` are the only values it can have, and `absent` is what a missing value
-    stands for.
+    `many` marks a list, `choices` are the only values it can have, and `absent` is the meaning of a missing
+    value.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Field:
         return f"list of {_KINDS[self.kind]}s" if self.many else _KINDS[self.kind]
 
     def values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Its values in a row, none where it is missing; raises KeyError for a row without its key."""
+        """Its values in a row, empty if missing; raises KeyError for a row without its key."""
         value = row[self.key]
         if self.many:
             return texts_in(value)
@@ -94,7 +94,7 @@ def fold(text: str) -> str:
 
 
 def texts_in(value: object) -> tuple[str, ...]:
-    """The texts in a list, or the text itself; none where there is anything else.
+    """The texts in a list, or the text itself; empty for any other value.
 
     YAML reads the bare word "no", the language of Norway, as false; it is a text again here.
     """
@@ -118,7 +118,7 @@ def _lower_on_postgresql(element: AsciiLower, compiler: SQLCompiler, **kw: Any) 
 def _texts_on_sqlite(element: TextsIn, compiler: SQLCompiler, **kw: Any) -> str:
     document, *key = (compiler.process(clause, **kw) for clause in element.clauses)
     place = f"{document}, '$.' || {key[0]}" if key else document
-    # json_each goes through the values of an object too; those are no list.
+    # json_each goes through the values of an object too; those are not lists.
     return (
         f"(SELECT CASE type WHEN 'false' THEN 'no' ELSE value END AS value FROM json_each({place}) "  # noqa: S608
         f"WHERE type IN ('text', 'false') AND json_type({place}) <> 'object')"
@@ -225,15 +225,15 @@ _ALL = (
     ),
     Field("norm", "number", "norm", _one(Adapter.norm), "The Frobenius norm of its update scaling * B A."),
     Field(
-        "health", "text", "health", _one(Adapter.health), "healthy, or what is wrong with its values.",
+        "health", "text", "health", _one(Adapter.health), "healthy, or the defect of its values.",
         choices=_HEALTH,
     ),
     Field(
         "partial", "text", "partial", _texts(Adapter.partial),
-        "What its update is besides scaling * B A, such as use_dora.", many=True,
+        "A feature of its update in addition to scaling * B A, such as use_dora.", many=True,
     ),
     Field(
-        "license", "text", "license", _one(Adapter.license), "Its licence id, such as apache-2.0.",
+        "license", "text", "license", _one(Adapter.license), "Its license id, such as apache-2.0.",
         aliases=("licence",),
     ),
     Field(
@@ -245,10 +245,10 @@ _ALL = (
         choices=("accepted", "skipped"),
     ),
     Field(
-        "reason", "text", "reasons", _reason, "What speaks against it, such as zero_update.",
+        "reason", "text", "reasons", _reason, "A reason against it, such as zero_update.",
         many=True, aliases=("reasons",),
     ),
-    Field("created", "date", "created", _one(Repository.created_at), "When its repository was made."),
+    Field("created", "date", "created", _one(Repository.created_at), "When its repository was created."),
     Field("modified", "date", "modified", _one(Repository.last_modified), "When its repository changed."),
     Field("downloads", "whole", "downloads", _one(Repository.downloads), "Downloads of the last month."),
     Field("likes", "whole", "likes", _one(Repository.likes), "Likes on the Hub."),
@@ -273,26 +273,26 @@ _ALL = (
         aliases=("peft_type",),
     ),
     Field(
-        "quality", "text", "card_quality", _one(Adapter.card_quality), "How much its card tells.",
+        "quality", "text", "card_quality", _one(Adapter.card_quality), "How informative its card is.",
         aliases=("card_quality",), choices=_QUALITIES,
     ),
     Field(
-        "tool", "text", "library", _one(Repository.library), "The library the Hub names for it.",
+        "tool", "text", "library", _one(Repository.library), "The library that the Hub names for it.",
         aliases=("library",),
     ),
     Field(
-        "gated", "flag", "gated", _one(Repository.gated.is_not(None)), "Whether the Hub asks for consent.",
+        "gated", "flag", "gated", _one(Repository.gated.is_not(None)), "Whether the Hub requires consent.",
         absent=False,
     ),
     Field("main", "flag", "main", _one(Adapter.main), "Whether it stands for its repository."),
-    Field("commit", "text", "commit", _one(Adapter.commit), "The commit it was read at."),
+    Field("commit", "text", "commit", _one(Adapter.commit), "The commit at which it was read."),
 )  # fmt: skip
 FIELDS: dict[str, Field] = {field.name: field for field in _ALL}
 NAMES: dict[str, str] = {name: field.name for field in _ALL for name in (field.name, *field.aliases)}
 
 
 def query_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
-    """The row of an adapter that a filter's `match` is asked of: what lists show and what has a field."""
+    """The row of an adapter for a filter's `match`: the values in lists and those with a field."""
     repository, front = adapter.repository, adapter.card_front
     name, owner = adapter_name(repository.name, adapter.subfolder), repository.owner
     front = front if isinstance(front, dict) else {}

@@ -1,19 +1,19 @@
-"""The filter language: text → a query, which is asked of the database and of plain rows alike.
+"""The filter language: text → a query for the database and for plain rows.
 
 `rank:8..64 target:q_proj license:apache-2.0 -owner:someone created:2024-08..` selects adapters.
 
-* Words and terms beside each other must all match; `|` or `OR` between them means either, and binds less
+* Words and terms next to each other must all match; `|` or `OR` between them means either, and binds less
   tightly; parentheses group; `-` directly before a term excludes what it matches.
-* `field:value`; `field:a,b` for any of several; `field:begin*`; `field:*` where there is a value at all and
-  `-field:*` where there is none; "quotes" around a value or word with spaces or signs, with a backslash
-  before a quote or backslash inside.
+* `field:value`; `field:a,b` for any of several; `field:begin*`; `field:*` for any value and `-field:*` for a
+  missing one; "quotes" around a value or word with spaces or signs, with a backslash before a quote or
+  backslash inside.
 * Numbers and dates have ranges, both ends included, either end open: `norm:1..100`, `rank:..16`,
   `created:2023-06..2024`. Numbers may end in k, M or B. A date is a year, a month or a day, in UTC.
 * A word without a field matches inside the name, a tag or the text of the card.
-* What other languages write for this (`rank>4`, `license = mit`, `a AND b`) is no word: it is answered with
-  what would be right here. In quotes it is a word again.
+* The syntax of other languages (`rank>4`, `license = mit`, `a AND b`) raises UsageError with the equivalent
+  filter. In quotes it is a word.
 
-`catalog.query` says which fields there are and how texts are compared. A query has two faces that agree:
+`catalog.query.fields` defines the fields and the comparison of texts. A query has two faces that agree:
 `clause` for SQL that selects from Adapter joined with Repository, and `match` for a row of `query_row`.
 """
 
@@ -49,7 +49,7 @@ from catalog.query.terms import (
 __all__ = ["EVERYTHING", "FIELDS", "Query", "parse", "query_row", "to_text"]
 
 EVERYTHING = And(())
-# People type or paste filters; what is larger is none, and SQLite nests 1,000 expressions at most.
+# Filters are typed by people; larger ones are errors, and SQLite nests at most 1,000 expressions.
 MAX_LENGTH = 10_000
 MAX_TERMS = 250
 MAX_DEPTH = 20
@@ -63,7 +63,7 @@ _NUMBER = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?)([kKmMb
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _PERIOD = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
 _FLAGS = {"yes": True, "true": True, "no": False, "false": False}
-_BESIDE = "leave it out, since terms beside each other must all match"
+_BESIDE = "leave it out, since terms next to each other must all match"
 _NO_OPERATORS = {
     "AND": _BESIDE,
     "&&": _BESIDE,
@@ -73,7 +73,7 @@ _NO_OPERATORS = {
 # Words of a text as well, so that they are operators only beside a field or a group.
 _MAYBE_OPERATORS = {"and": _BESIDE, "or": "write | or OR", "not": _NO_OPERATORS["NOT"]}
 _GROUP_AHEAD = re.compile(r'\s+-*(?:\(|([^\s()|":]+):)')
-# A comparison as other languages write it; signs without a value may stand behind a field.
+# A comparison in the syntax of other languages; signs without a value may follow a field.
 _COMPARED = re.compile(
     r"([A-Za-z_]+)(\s*)(>=|<=|==|!=|<>|=~|!~|~=|:=|=>|=<|[=><~≥≤≠]|(?<=\s):)"
     r"""\s*("(?:[^"\\]|\\.)*"\*?|'[^']*'|[^\s()|"]*)"""
@@ -91,11 +91,11 @@ def parse(text: str, choices: Mapping[str, Collection[str]] = MappingProxyType({
     """The query that a text says; an empty text matches everything.
 
     `choices` are the only values of fields, by name, that have none of their own in `catalog.query.fields`.
-    Raises UsageError with the place, counted in characters from 1, and what would be right there.
+    Raises UsageError with the position, counted in characters from 1, and a correction.
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(
-            f"A filter has {MAX_LENGTH:,} characters at most and this one {len(text):,}: shorten it."
+            f"A filter may have at most {MAX_LENGTH:,} characters, not {len(text):,}: shorten it."
         )
     reader = _QueryReader(clean_text(text), choices)
     reader.skip()
@@ -103,23 +103,23 @@ def parse(text: str, choices: Mapping[str, Collection[str]] = MappingProxyType({
         return EVERYTHING
     query = reader.either()
     if reader.at < len(reader.text):
-        reader.fail("The ) closes nothing", "leave it out, or put a ( before")
+        reader.fail("The ) has no matching (", "leave it out, or put a ( before")
     return query
 
 
 class _QueryReader:
-    """Reads a text from left to right, by one method a rule of the grammar; `at` is how far it got."""
+    """Reads a text from left to right, with one method per rule of the grammar; `at` is the position."""
 
     def __init__(self, text: str, choices: Mapping[str, Collection[str]]) -> None:
         self.text, self.at, self.depth, self.terms = text, 0, 0, 0
         self.choices = choices
 
     def fail(self, problem: str, advice: str, at: int | None = None) -> NoReturn:
-        """Raises UsageError with the place."""
+        """Raises UsageError with the position."""
         raise UsageError(f"{problem} at character {(self.at if at is None else at) + 1}: {advice}.")
 
     def skip(self) -> None:
-        """Goes over white space."""
+        """Skips white space."""
         match = _SPACE.match(self.text, self.at)
         self.at = match.end() if match else self.at
 
@@ -135,7 +135,7 @@ class _QueryReader:
         return Or(tuple(parts)) if len(parts) > 1 else parts[0]
 
     def bar(self) -> bool:
-        """Goes over one | or OR, and says whether it was there."""
+        """Skips one | or OR; returns whether it was present."""
         if self.peek() == "|":
             self.at += 1
         elif self.bare() == "OR":
@@ -145,12 +145,12 @@ class _QueryReader:
         return True
 
     def bare(self) -> str:
-        """The bare word that stands here, empty where none does; goes nowhere."""
+        """The bare word at the position, empty if there is none; does not advance."""
         match = _BARE_WORD.match(self.text, self.at)
         return match[0] if match else ""
 
     def all_of(self) -> Query:
-        """Terms beside each other."""
+        """Terms next to each other."""
         parts = []
         self.skip()
         while self.peek() not in ("", ")", "|") and self.bare() != "OR":
@@ -175,19 +175,19 @@ class _QueryReader:
         return self.word()
 
     def negation(self) -> Query:
-        """What a - excludes."""
+        """The operand of a -."""
         self.at += 1
         if self.peek().strip() in ("", ")", "|"):
             self.fail("The - excludes nothing", "put it directly before a term", self.at - 1)
         return Not(self.one())
 
     def group(self) -> Query:
-        """What parentheses hold."""
+        """The content of parentheses."""
         opened = self.at
         self.at += 1
         query = self.either()
         if self.peek() != ")":
-            self.fail("The ( is never closed", "put a ) behind what belongs together", opened)
+            self.fail("The ( is never closed", "put a ) at the end of the group", opened)
         self.at += 1
         return query
 
@@ -196,11 +196,11 @@ class _QueryReader:
         self.refuse_comparison()
         start, (text, quoted) = self.at, self.piece(_BARE_WORD)
         if not quoted and (advice := self.operator(text)):
-            self.fail(f"{text} is no operator", f"{advice}, or put the word in quotes", start)
+            self.fail(f"{text} is not an operator", f"{advice}, or put the word in quotes", start)
         if not quoted and "*" in text:
             self.fail(
                 f"The word {_format_term(text)} has a *",
-                "leave it out, since words match inside others",
+                "leave it out, since words match parts of words",
                 start,
             )
         if not text:
@@ -210,7 +210,7 @@ class _QueryReader:
         return Word(fold(text))
 
     def operator(self, word: str) -> str | None:
-        """What to write for a bare word that was just read and is an operator elsewhere; None for a word."""
+        """The correction for a bare word that is an operator in other languages; None for a word."""
         if word in _NO_OPERATORS:
             return _NO_OPERATORS[word]
         ahead = _GROUP_AHEAD.match(self.text, self.at)
@@ -218,15 +218,15 @@ class _QueryReader:
         return _MAYBE_OPERATORS.get(word.lower()) if next_is_term else None
 
     def refuse_comparison(self) -> None:
-        """Raises UsageError where a comparison of another language stands here, with what is right."""
+        """Raises UsageError, with the correction, for a comparison of another language at the position."""
         turned = _VALUE_COMPARED.match(self.text, self.at)
         if turned is not None and fold(turned[1]) in NAMES:
-            advice = f"write the field first and a range behind a colon, such as {turned[1]}:8..64"
-            self.fail("A filter has no such comparison", advice)
+            advice = f"write the field first and a range after a colon, such as {turned[1]}:8..64"
+            self.fail("Filters do not support this comparison", advice)
         in_words = _COMPARED_IN_WORDS.match(self.text, self.at)
         if in_words is not None and fold(in_words[1]) in NAMES:
             advice = _instead_of_words(FIELDS[NAMES[fold(in_words[1])]], *in_words.groups()[1:])
-            problem = f"{in_words[3].upper()} is no operator"
+            problem = f"{in_words[3].upper()} is not an operator"
             self.fail(problem, f"write {advice}, or put the word in quotes", in_words.start(3))
         compared = _COMPARED.match(self.text, self.at)
         if compared is None:
@@ -243,7 +243,9 @@ class _QueryReader:
         else:
             advice = f"write {_instead(field, sign, text)}"
         place = self.at + len(name) + len(space)
-        problem = "A space stands before the :" if sign == ":" else f"{sign} is no part of a filter"
+        problem = (
+            "There is a space before the :" if sign == ":" else f"{sign} is not part of the filter language"
+        )
         self.fail(problem, f"{advice}, or put a word with it in quotes", place)
 
     def term(self, name: re.Match[str]) -> Query:
@@ -279,11 +281,13 @@ class _QueryReader:
         elif starred:
             text = text[:-1]
         if "*" in text and not quoted:
-            self.fail(f"{_format_term(text)} has a * inside", "put it last, or the value in quotes", start)
+            self.fail(
+                f"{_format_term(text)} contains a *", "put it at the end, or the value in quotes", start
+            )
         if not text and starred and not quoted:
             return Present(field.name)
         if not text:
-            advice = f"write one directly behind the colon, or -{field.name}:* for adapters without"
+            advice = f"write one directly after the colon, or -{field.name}:* for adapters without"
             self.fail(f"{field.name} has no value", advice, start)
         try:
             return _test(field, text, starred, field.choices or self.choices.get(field.name, ()))
@@ -291,11 +295,11 @@ class _QueryReader:
             self.fail(f"{field.name} cannot be {_format_term(text)}", str(error), start)
 
     def piece(self, pattern: re.Pattern[str]) -> tuple[str, bool]:
-        """The text in quotes or the bare one that stands here, and whether it was in quotes."""
+        """The quoted or bare text at the position, and whether it was quoted."""
         if self.peek() == '"':
             match = _QUOTED.match(self.text, self.at)
             if match is None:
-                self.fail("The quote is never closed", 'put a " behind the text')
+                self.fail("The quote is never closed", 'put a " after the text')
             self.at = match.end()
             return re.sub(r"\\(.)", r"\1", match[1], flags=re.DOTALL), True
         match = pattern.match(self.text, self.at)
@@ -312,7 +316,7 @@ class _QueryReader:
         """Raises UsageError where there are too many terms."""
         self.terms += terms
         if self.terms > MAX_TERMS:
-            self.fail(f"There are more than {MAX_TERMS} terms", "split the filter", start)
+            self.fail(f"The filter has more than {MAX_TERMS} terms", "split the filter", start)
 
 
 def _format_term(text: str) -> str:
@@ -320,7 +324,7 @@ def _format_term(text: str) -> str:
 
 
 def _test(field: Field, text: str, starred: bool, choices: Collection[str]) -> Query:
-    """The term of a field and a value; raises ValueError with what would be right."""
+    """The term of a field and a value; raises ValueError with a correction."""
     if field.kind == "text":
         text = fold(text)
         if choices and not any(_fits(choice, text, starred) for choice in choices):
@@ -330,7 +334,7 @@ def _test(field: Field, text: str, starred: bool, choices: Collection[str]) -> Q
             raise ValueError(f"{near}it is one of {', '.join(choices)}")
         return Prefix(field.name, text) if starred else Equals(field.name, text)
     if starred:
-        raise ValueError("a * stands for the rest of a text only")
+        raise ValueError("a * may only end a text")
     if field.kind == "flag":
         if fold(text) not in _FLAGS:
             raise ValueError("it is yes or no")
@@ -345,13 +349,13 @@ def _fits(choice: str, text: str, starred: bool) -> bool:
 
 
 def _meant(name: str) -> Field | None:
-    """The field of this name, or the one whose name is nearest; None where none is near."""
+    """The field of this name, or the one with the nearest name; None if none is near."""
     near = difflib.get_close_matches(fold(name), NAMES, n=1, cutoff=0.75)
     return FIELDS[NAMES[near[0]]] if near else None
 
 
 def _instead(field: Field, sign: str, text: str) -> str:
-    """What the comparison of a field with a text is in this language; a sample where the text is no value."""
+    """The equivalent filter of a comparison of a field with a text; a sample if the text is not a value."""
     # Other languages put texts in single quotes.
     value = f'"{text[1:-1]}"' if len(text) > 2 and text[0] == text[-1] == "'" else text
     try:
@@ -359,12 +363,12 @@ def _instead(field: Field, sign: str, text: str) -> str:
         return to_text(_comparison(field, sign, equal))
     except (UsageError, ValueError):
         return (
-            f"{field.name}: and a value directly behind it, such as {_SAMPLES[field.kind].format(field.name)}"
+            f"{field.name}: and a value directly after it, such as {_SAMPLES[field.kind].format(field.name)}"
         )
 
 
 def _instead_of_words(field: Field, negation: str | None, word: str, text: str) -> str:
-    """What a comparison in words is in this language: `in (a, b)`, `between 1 and 2`, `is not null`."""
+    """The equivalent filter of a comparison in words: `in (a, b)`, `between 1 and 2`, `is not null`."""
     negated = bool(negation) or word.lower().endswith("not")
     if text.lower() in ("null", "none"):
         return f"{field.name}:*" if negated else f"-{field.name}:*"
@@ -377,7 +381,7 @@ def _instead_of_words(field: Field, negation: str | None, word: str, text: str) 
 
 
 def _comparison(field: Field, sign: str, equal: Query) -> Query:
-    """The term that a comparison means, from the one of equality; raises ValueError where there is none."""
+    """The term that a comparison means, from the one of equality; raises ValueError if there is none."""
     if "~" in sign and isinstance(equal, Equals):
         equal = Prefix(field.name, equal.text)
     if sign in ("!=", "<>", "!~", "≠"):
@@ -385,7 +389,7 @@ def _comparison(field: Field, sign: str, equal: Query) -> Query:
     if not isinstance(equal, Between) or not set(sign) & set("<>≥≤"):
         return equal
     if equal.low != equal.high or equal.low is None:
-        raise ValueError("a range has both ends in it already")
+        raise ValueError("a range already includes both ends")
     return _beyond(equal, above=bool(set(sign) & set(">≥")), included=bool(set(sign) & set("=≥≤")))
 
 
@@ -399,7 +403,7 @@ _SAMPLES = {
 
 
 def _beyond(equal: Between, *, above: bool, included: bool) -> Between:
-    """The range from a value or to it; a real number is always included, as there is none beside it."""
+    """The range from a value or to it; a real number is always included, as it has no neighbour."""
     end = equal.low
     step = 0 if included else 1 if above else -1
     if isinstance(end, Period):
@@ -422,7 +426,7 @@ def _ends(text: str, read: Callable[[str], Any]) -> tuple[Any, Any]:
 def _number_range(field: Field, text: str) -> Between:
     low, high = _ends(text, _whole if field.kind == "whole" else _real)
     if low is not None and high is not None and low > high:
-        raise ValueError(f"no number is in it, so write {number_text(high)}..{number_text(low)}")
+        raise ValueError(f"it contains no number, so write {number_text(high)}..{number_text(low)}")
     return Between(field.name, low, high)
 
 
@@ -436,21 +440,21 @@ def _decimal(text: str) -> Decimal:
 def _whole(text: str) -> int:
     value = _decimal(text)
     if abs(value) > _INT64 or value != value.to_integral_value():
-        raise ValueError(f"it counts in whole numbers up to {_INT64}")
+        raise ValueError(f"it must be one of the whole numbers up to {_INT64}")
     return int(value)
 
 
 def _real(text: str) -> float:
     value = float(_decimal(text))
     if value in (float("inf"), float("-inf")):
-        raise ValueError("it is at most about 1.8e308")
+        raise ValueError("it must be at most about 1.8e308")
     return value
 
 
 def _date_range(name: str, text: str) -> Between:
     low, high = _ends(text, _period)
     if low is not None and high is not None and high.end is not None and low.start >= high.end:
-        raise ValueError(f"no day is in it, so write {high}..{low}")
+        raise ValueError(f"it contains no day, so write {high}..{low}")
     return Between(name, low, high)
 
 

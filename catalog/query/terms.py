@@ -1,9 +1,9 @@
-"""The algebra of filters: terms, and what joins them, each with two faces that agree.
+"""The algebra of filters: terms and their combinations, each as SQL and as a predicate, which agree.
 
-`clause` is SQL for a statement that selects from Adapter joined with Repository; `match` is asked of a plain
-row, as `catalog.query.query_row` makes it. Whether an adapter is accepted depends on the rules one judges by,
-so a clause takes `refusing`, the reasons for which they refuse; a row holds the verdict already. Values are
-never null here (`catalog.query.fields`), so that Not is the complement on both faces.
+`clause` is SQL for a statement that selects from Adapter joined with Repository; `match` is called with a
+plain row, as `catalog.query.query_row` makes it. Whether an adapter is accepted depends on the rule set, so a
+clause takes `refusing`, the reasons for which they refuse; a row contains the verdict. Values are never null
+here (`catalog.query.fields`), so that Not is the complement in both.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from catalog.query.fields import FIELDS, NAMES, AsciiLower, fold, texts_in
 
 Number: TypeAlias = "int | float"
 _PLAIN_WORD = re.compile(r"[a-z0-9_./@#+][a-z0-9_./@#+-]*")
-# Beside a field these would be taken for operators of another language.
+# Next to a field these would be read as operators of another language.
 _OPERATORS = ("and", "or", "not")
-# Behind the name of a field these would be.
+# After the name of a field these would be.
 COMPARING_WORDS = ("is", "in", "like", "contains", "equals", "between")
 _PLAIN_VALUE = re.compile(r"[a-z0-9_./@#+:-]+")
 
@@ -58,7 +58,7 @@ class Period:
             return None
 
     def shift(self, by: int) -> Period:
-        """The period so many of its kind later; raises ValueError where the calendar of Python has none."""
+        """The period this many units later; raises ValueError outside of Python's calendar."""
         if self.day is not None:
             day = date.fromordinal(self.start.toordinal() + by)
             return Period(day.year, day.month, day.day)
@@ -73,7 +73,7 @@ class Period:
 
 
 class _Term(ABC):
-    """A test of the values of one field: `_sql` and `_holds` are its faces for a single value."""
+    """A test of the values of one field: `_sql` and `_holds` test a single value."""
 
     field: str
 
@@ -181,7 +181,7 @@ class Between(_Term):
 
 @dataclass(frozen=True)
 class Word:
-    """This text, which is folded, stands somewhere in the name, a tag or the text of the card."""
+    """This text, which is folded, occurs in the name, a tag or the text of the card."""
 
     text: str
 
@@ -278,7 +278,7 @@ def _flat(parts: tuple[Query, ...], kind: type[And] | type[Or]) -> tuple[Query, 
 
 
 def _stands_alone(*parts: Query) -> None:
-    """Raises ValueError for a part that matches everything: no text says that inside another query."""
+    """Raises ValueError for a part that matches everything: it has no text inside another query."""
     if any(isinstance(part, And) and not part.parts for part in parts):
         raise ValueError("the query that matches everything stands alone")
 
@@ -301,7 +301,7 @@ def to_text(query: Query) -> str:
 
 
 def _text_after(part: Query, before: Query | None) -> str:
-    """The text of one part of a conjunction behind another one."""
+    """The text of one part of a conjunction after another one."""
     if isinstance(part, Word) and isinstance(before, Word):
         compares = before.text in NAMES and part.text in COMPARING_WORDS
         return _quote(part.text) if compares else to_text(part)
@@ -309,7 +309,7 @@ def _text_after(part: Query, before: Query | None) -> str:
 
 
 def number_text(value: Number) -> str:
-    """A number as a filter has it: the shortest text that gives it back."""
+    """A number as a filter has it: the shortest text that parses to it."""
     return repr(value).removesuffix(".0")
 
 

@@ -1,4 +1,4 @@
-"""Measured scores: the matrix, files, metrics, prediction of what was not measured, racing."""
+"""Measured scores: the matrix, files, metrics, prediction of missing scores, racing."""
 
 import lazy_loader
 

@@ -1,5 +1,5 @@
-"""Files of measured scores, read strictly: a JSON document of the project's own, or a CSV with one row an
-adapter and one column a task, as the recycling paper publishes them (r-three/realistic-adaptive-merging).
+"""Files of measured scores, read strictly: a JSON document in the project's format, or a CSV with one row per
+adapter and one column per task, as the recycling paper publishes them (r-three/realistic-adaptive-merging).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def read_scores(path: Path, *, source: str, split: str, metric: str, n: int | None) -> list[Score]:
-    """The scores in a .json or .csv file; split, metric and n are those of a CSV, which does not name them.
+    """The scores in a .json or .csv file; split, metric and n apply to a CSV, which does not contain them.
 
-    A CSV whose second column is called zero_shot holds the base model's scores, one task a row. Raises
-    NotFoundError, and UsageError that names the line of a CSV, or the
-    number of the score in a document, for what is no score.
+    A CSV whose second column is called zero_shot contains the base model's scores, one task per row. Raises
+    NotFoundError, and UsageError with the line of a CSV, or the number of the score in a document, for an
+    invalid score.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise UsageError(f"{path} is larger than any file of scores; it is not read.")
+            raise UsageError(f"{path} is too large for a file of scores; give another file.")
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise NotFoundError(f"There is no {path}; name a .json or .csv file of scores.") from error
+        raise NotFoundError(f"{path} does not exist; give a .json or .csv file of scores.") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     if path.suffix.lower() == ".json":
@@ -43,7 +43,7 @@ def read_scores(path: Path, *, source: str, split: str, metric: str, n: int | No
 
 
 def _from_csv(path: Path, data: bytes, *, split: str, metric: str, n: int | None, source: str) -> list[Score]:
-    """The scores of a table with a row an adapter and a column a task, or of the base model alone."""
+    """The scores of a table with a row per adapter and a column per task, or of the base model alone."""
     rows = _csv_rows(path, data)
     head = [cell.strip() for cell in rows[0][1]]
     if len(head) == 2 and head[1] == "zero_shot":
@@ -66,31 +66,33 @@ def _from_csv(path: Path, data: bytes, *, split: str, metric: str, n: int | None
 
 
 def _csv_rows(path: Path, data: bytes) -> list[tuple[int, list[str]]]:
-    """The rows with their line numbers; raises UsageError for what is no rectangular CSV in UTF-8."""
+    """The rows with their line numbers; raises UsageError unless it is a rectangular CSV in UTF-8."""
     try:
         text = data.decode("utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} is no CSV in UTF-8: {error}.") from error
+        raise UsageError(f"{path} is not a CSV in UTF-8: {error}.") from error
     if not rows or len(rows[0][1]) < 2:
-        raise UsageError(f"{path} holds no table: the first line names the adapter's column and the tasks.")
+        raise UsageError(
+            f"{path} contains no table: the first line names the adapter's column and the tasks."
+        )
     width = len(rows[0][1])
     wrong = next((line for line, row in rows if len(row) != width), None)
     if wrong is not None:
-        raise UsageError(f"{path} line {wrong}: not {width} cells as in the first line.")
+        raise UsageError(f"{path} line {wrong}: requires {width} cells as in the first line.")
     return rows
 
 
 def _number(text: str) -> float:
     if not _NUMBER.fullmatch(text):
-        raise UsageError(f"{text[:40]!r} is no number.")
+        raise UsageError(f"{text[:40]!r} is not a number.")
     return float(text)
 
 
 @contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Names the line or the number of a score in front of what is wrong with it."""
+    """Adds the line or the number of a score to the message of its error."""
     try:
         yield
     except UsageError as error:
@@ -98,7 +100,7 @@ def _at(place: str) -> Iterator[None]:
 
 
 def _add(scores: dict[tuple[str, ...], Score], score: Score) -> None:
-    """Adds a score under what identifies it; raises UsageError where that is there already."""
+    """Adds a score under its identity; raises UsageError if it is already there."""
     key = (score.subject, score.task, score.split, score.metric)
     if key in scores:
         raise UsageError(f"{score.subject} has two scores on {score.task}.")
@@ -110,10 +112,10 @@ def _from_json(data: bytes, source: str) -> list[Score]:
     try:
         document = load_json(data, max_bytes=MOST_BYTES, finite=False)
     except ConfigError as error:
-        raise UsageError(f"This is no file of scores: {error}.") from error
+        raise UsageError(f"This is not a file of scores: {error}.") from error
     rows = document.get("scores") if isinstance(document, dict) else None
     if not isinstance(rows, list):
-        raise UsageError("This is no file of scores: it has no list called scores.")
+        raise UsageError("This is not a file of scores: it does not contain a list called scores.")
     scores: dict[tuple[str, ...], Score] = {}
     for number, row in enumerate(rows, 1):
         with _at(f"Score {number}"):
@@ -126,7 +128,7 @@ def _score(row: Any, source: str) -> Score:
         raise UsageError(f"it must have {', '.join(sorted(_FIELDS))}.")
     texts = [row[name] for name in ("adapter", "task", "split", "metric")]
     if not all(isinstance(text, str) for text in texts):
-        raise UsageError("adapter, task, split and metric must be texts.")
+        raise UsageError("adapter, task, split and metric must be strings.")
     adapter, task, split, metric = (text.strip() for text in texts)
     if problem := score_problem(metric, row["value"], row["n"]):
         raise UsageError(f"{problem}.")

@@ -24,14 +24,14 @@ def paired_bootstrap(first: Floats, second: Floats, *, draws: int = 10_000, seed
     """The mean difference first - second over tasks, with the ends of its 95 % percentile interval.
 
     Both have shape (tasks,); tasks are drawn with replacement, pairs stay together, and tasks where either is
-    NaN are left out. Efron and Tibshirani (1993), section 13.3. Raises UsageError where no task is left.
+    NaN are left out. Efron and Tibshirani (1993), section 13.3. Raises UsageError if no task is left.
     """
     from scipy.stats import bootstrap
 
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     difference = difference[~np.isnan(difference)]
     if not len(difference):
-        raise UsageError("No task was judged for both rankings; give at least one.")
+        raise UsageError("No task has scores for both rankings; give at least one.")
     low = high = mean = float(difference.mean())
     if len(difference) > 1:
         rng = np.random.default_rng(seed)

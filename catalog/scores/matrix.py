@@ -1,8 +1,8 @@
-"""Measured scores of adapters on tasks, and the rankings that look at one adapter at a time.
+"""Measured scores of adapters on tasks, and the rankings that use each adapter's own scores.
 
-A score is a share of right answers, from 0 to 1, on a number of samples. What a ranking says of one adapter
-never depends on names: adapters with the same row have the same score. `catalog.scores` ranks with what
-adapters and tasks have in common, `catalog.scores.racing` by measuring more.
+A score is a share of right answers, from 0 to 1, on a number of samples. The score of an adapter never
+depends on names: adapters with the same row have the same score. `catalog.scores.prediction` ranks by the
+similarity of adapters and of tasks, `catalog.scores.racing` by further measurements.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from catalog.errors import NotFoundError, UsageError
 
 Floats = NDArray[np.float64]
 
-# Samples of a cell whose source does not say how many there were: as published evaluations mostly have.
+# The number of samples of a cell whose source does not give it: the usual one of published evaluations.
 UNSAID = 100
-# Where the gain of a column begins: the best quarter of the adapters. A pool's best quarter lies close to the
-# base model's own score, which need not be known so.
+# The quantile from which the gain of a column counts: the best quarter of the adapters, which lies close to
+# the base model's score, so that this need not be known.
 QUANTILE = 0.75
-# Added to a column's standard deviation, so that a column without differences stays without them.
+# Added to a column's standard deviation, so that a column without differences stays constant.
 _LEAST_SPREAD = 0.01
 
 
@@ -33,7 +33,7 @@ class ScoreMatrix:
 
     `values` of (adapters, tasks) holds shares from 0 to 1, NaN where nothing was measured; `n` of the same
     shape holds numbers of samples, 0 there; `base` of (tasks,) is the base model's score, NaN where unknown.
-    Raises UsageError where they do not fit.
+    Raises UsageError if they do not match.
     """
 
     adapters: tuple[str, ...]
@@ -49,7 +49,7 @@ class ScoreMatrix:
         for what, names in (("adapter", self.adapters), ("task", self.tasks)):
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
-                raise UsageError(f"The {what} {twice} stands in the table twice; leave one out.")
+                raise UsageError(f"The table contains the {what} {twice} twice; leave one out.")
         measured = self.values[~np.isnan(self.values)]
         if measured.size and not 0 <= measured.min() <= measured.max() <= 1:
             raise UsageError("A score lies outside 0 to 1; give shares of right answers.")
@@ -61,8 +61,8 @@ class ScoreMatrix:
         if task in self.tasks:
             return self.tasks.index(task)
         near = difflib.get_close_matches(task, self.tasks, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "name a task that has scores."
-        raise NotFoundError(f"There is no score on a task called {task}; {hint}")
+        hint = f"did you mean {' or '.join(near)}?" if near else "give a task that has scores."
+        raise NotFoundError(f"No scores found for the task {task}; {hint}")
 
     def with_column(self, task: str, values: Floats, n: Floats) -> ScoreMatrix:
         """The matrix with these scores (adapters,) and samples on a task that it has, or at its end."""
@@ -92,7 +92,7 @@ class ScoreMatrix:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
-    """What a ranker says of every adapter: a score (NaN where it can say nothing), and why in a few words.
+    """A ranker's result for every adapter: a score (NaN if it has none), and its reason in a few words.
 
     `deviation` is the standard deviation of a score that is a prediction, None for a ranker without one.
     """
@@ -116,15 +116,15 @@ def score_matrix(
 ) -> ScoreMatrix:
     """The matrix of (adapter, task, score, samples) cells, rows and columns sorted by name.
 
-    `base` gives the base model's score by task; `adapters` names rows that shall be there without a score.
-    None samples count as 100. Raises UsageError for a cell given twice and for what is no score.
+    `base` gives the base model's score by task; `adapters` names rows to include without a score. None
+    samples count as 100. Raises UsageError for a repeated cell and for an invalid score.
     """
     measured_cells: dict[tuple[str, str], tuple[float, int]] = {}
     for adapter, task, value, n in cells:
         if (adapter, task) in measured_cells:
             raise UsageError(f"{adapter} has two scores on {task}; choose one split, metric and source.")
         if not (0 <= value <= 1 and (n is None or n > 0)):
-            raise UsageError(f"{adapter} on {task}: {value} of {n} samples is no score from 0 to 1.")
+            raise UsageError(f"{adapter} on {task}: {value} of {n} samples is not a score from 0 to 1.")
         measured_cells[adapter, task] = (value, UNSAID if n is None else n)
     base_scores = dict(base)
     rows = sorted({adapter for adapter, _ in measured_cells} | set(adapters))
@@ -138,9 +138,9 @@ def score_matrix(
 
 
 def by_score(matrix: ScoreMatrix, task: str) -> Ranking:
-    """Adapters by what they scored on the task itself; NaN for those not measured on it.
+    """Adapters by their scores on the task itself; NaN for those not measured on it.
 
-    Raises NotFoundError for an unknown task and UsageError where nobody was measured on it.
+    Raises NotFoundError for an unknown task and UsageError if no adapter was measured on it.
     """
     at = matrix.column(task)
     values, n = matrix.values[:, at], matrix.n[:, at]
@@ -154,13 +154,13 @@ def by_score(matrix: ScoreMatrix, task: str) -> Ranking:
 
 
 def prior(matrix: ScoreMatrix, task: str) -> Ranking:
-    """Adapters by how far they stand out on the other tasks, shrunk towards the mean where little is known.
+    """Adapters by how far they stand out on the other tasks, shrunk towards the mean if few are known.
 
     The score is the mean over tasks of the excess (see `excess`), in standard deviations, times
     n_i / (n_i + sigma^2 / tau^2): n_i the number of tasks that adapter i was measured on, sigma^2 the
     variance within an adapter and tau^2 that between adapters, by the method of moments (empirical Bayes;
-    Morris, JASA 78 (1983)). Nothing that was measured on the task itself is looked at. Raises NotFoundError
-    for an unknown task and UsageError where there is no score on any other.
+    Morris, JASA 78 (1983)). Scores on the task itself are not used. Raises NotFoundError for an unknown task
+    and UsageError if no other task has a score.
     """
     matrix.column(task)
     other_matrix = other_tasks(matrix, task)
@@ -179,7 +179,7 @@ def prior(matrix: ScoreMatrix, task: str) -> Ranking:
 
 
 def other_tasks(matrix: ScoreMatrix, task: str) -> ScoreMatrix:
-    """The other tasks that any adapter was measured on; raises UsageError where there are none."""
+    """The other tasks that any adapter was measured on; raises UsageError if there are none."""
     empty = [name for name, n in zip(matrix.tasks, matrix.n.T, strict=True) if name != task and not n.any()]
     other_matrix = matrix.without(*{task, *empty} & set(matrix.tasks))
     if not other_matrix.tasks:
@@ -191,8 +191,8 @@ def excess(values: Floats) -> Floats:
     """max(score - q, 0) of every cell with q the column's upper quartile, centred, over its spread.
 
     Takes and gives (adapters, tasks) with NaN for holes. The spread is the standard deviation of the excess
-    plus 0.01. What counts at the head of a ranking is where an adapter is among the best; a mean of scores
-    says more of where it fails, mostly by answering in a wrong form.
+    plus 0.01. The head of a ranking depends on the tasks where an adapter is among the best; a mean of scores
+    depends more on those where it fails, mostly by a wrong form of answers.
     """
     above = np.maximum(values - np.nanquantile(values, QUANTILE, axis=0), 0)
     result: Floats = (above - np.nanmean(above, axis=0)) / (np.nanstd(above, axis=0) + _LEAST_SPREAD)

@@ -1,4 +1,4 @@
-"""What values a score can have: the range of each metric, and the numbers of samples a database holds."""
+"""The valid values of a score: the range of each metric, and the limit of the number of samples."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("loss", "nll", "perplexity"), (0.0, math.inf)),
 }
 OTHER_METRICS = frozenset(_RANGES)
-"""Metrics that are no shares: kept as facts, and not ranked by."""
+"""Metrics that are not shares: stored, but not used for rankings."""
 
 
 def score_problem(metric: str, value: object, n: object) -> str | None:
-    """Why this is no score by a metric on `n` samples (None: nobody says), None where it is one."""
+    """Why this is not a valid score by a metric on `n` samples (None: unknown); None if it is valid."""
     low, high = _RANGES.get(metric, (0.0, 1.0))
     if not _is_value(value, low, min(high, sys.float_info.max)):
         return f"its {metric} is {_short(value)}, not a number {_range(low, high)}"

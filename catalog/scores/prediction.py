@@ -1,22 +1,23 @@
-"""The scores that were not measured, predicted from those that were: a Gaussian process over adapters.
+"""Prediction of missing scores from the measured ones: a Gaussian process over adapters.
 
-What a column of scores looks like is known before it is measured: adapters that answer other tasks alike
-answer this one alike, and tasks that ask for alike answers reward the same adapters. With x_i the scores of
-adapter i on the T other tasks, each standardised over the adapters, adapters are compared by
+The shape of a column of scores can be predicted before it is measured: adapters with similar scores on other
+tasks have similar scores on this one, and tasks that require similar answers favour the same adapters. With
+x_i the scores of adapter i on the T other tasks, each standardised over the adapters, adapters are compared
+by
 
     k(i, j) = 0.2 x_i x_j / T + 0.8 exp(-||x_i - x_j||^2 / (T / 2)),
 
 a trend and a neighbourhood (Rasmussen and Williams 2006, chapter 4), and tasks by the cosine of their
-instructions, one half by all words and one half by the last sentence alone, which says in which form to
+instructions, one half by all words and one half by the last sentence alone, which describes the form of the
 answer. The first gives the covariance of a new column, the second its expected shape: a kernel ridge
 regression (ibid., section 2.2) from the other tasks' columns of `catalog.scores.excess`. A measured column is
-then a noisy look at the process, with a variance of p (1 - p) / n for n samples, and the posterior mean pulls
-each score towards what like adapters scored, the more the fewer samples it has.
+then a noisy observation of the process, with a variance of p (1 - p) / n for n samples, and the posterior
+mean pulls each score towards the scores of similar adapters, more so if it has few samples.
 
 Holes among the other tasks are filled with the adapter's shrunk mean, and widen the distance to all others,
-so that an adapter that nobody measured has no neighbours. Memory grows with the square of the number of
-adapters and time with its cube: 960 take a second, 5,000 a minute, and more are refused. Those that nobody
-measured on anything are all alike and count as one.
+so that an unmeasured adapter has no neighbours. Memory grows with the square of the number of
+adapters and time with its cube: 960 take a second, 5,000 a minute, and more are refused. Adapters without any
+score are all alike and count as one.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _LENGTH = 0.5
 _COMMON = 0.3
 _RIDGE = 3.0
 _SMOOTHING = 1.0
-# Variances of accuracy between adapters, and of what is an adapter's own as a part of it, that are tried.
+# Variances of accuracy between adapters, and of the part of it that is an adapter's own, on the grid.
 _AMPLITUDES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 _OWN = (0.02, 0.1, 0.3)
 # Variance of the mean score of a task, which lies anywhere between 0 and 1.
@@ -53,10 +54,10 @@ _LEAST_NOISE = 1e-4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expectation:
-    """What the other tasks say of one task's column before anything of it is measured.
+    """The prior of one task's column from the other tasks.
 
     `covariance` of (adapters, adapters) has a diagonal near 1; `shape` of (adapters,) has mean 0 and variance
-    1, or is all 0 where the other tasks say nothing; `weights` gives each other task's part in it.
+    1, or is all 0 if the other tasks have no information; `weights` gives each other task's weight in it.
     """
 
     covariance: Floats
@@ -76,9 +77,9 @@ def completion(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None =
     """Adapters by their expected score on a task, from its measured cells, the other tasks, or both.
 
     Without a measured cell of the task the score is the expected excess in standard deviations over the
-    adapters, and nothing of the task but its text in `texts` (task to instruction) is used; with some it is a
-    share of right answers. Raises NotFoundError for an unknown task, and UsageError where nothing was
-    measured at all and for more than 5,000 adapters with scores.
+    adapters, and of the task only its text in `texts` (task to instruction) is used; with some it is a share
+    of right answers. Raises NotFoundError for an unknown task, and UsageError if there are no scores or more
+    than 5,000 adapters with scores.
     """
     unmeasured = np.flatnonzero(~matrix.n.any(axis=1))
     if len(unmeasured) > 1:
@@ -100,7 +101,7 @@ def completion(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None =
 def _with_copies(
     matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None, unmeasured: NDArray[np.int64]
 ) -> Ranking:
-    """The completion of the measured adapters and one unmeasured one, which speaks for all of these."""
+    """The completion of the measured adapters and one unmeasured one, which represents all of these."""
     places = np.setdiff1d(np.arange(len(matrix.adapters)), unmeasured[1:])
     names = tuple(matrix.adapters[i] for i in places)
     result = completion(
@@ -113,10 +114,10 @@ def _with_copies(
 
 
 def from_like_tasks(matrix: ScoreMatrix, task: str, texts: Mapping[str, str]) -> Ranking:
-    """Adapters by their excess on the other tasks, each task weighted by how like it reads.
+    """Adapters by their excess on the other tasks, each task weighted by the similarity of its text.
 
-    The score is in standard deviations; nothing that was measured on the task itself is looked at, and the
-    columns are taken as they are: `completion` also evens them out between like adapters. Raises as `prior`.
+    The score is in standard deviations; scores on the task itself are not used, and the columns are used
+    unchanged: `completion` also smooths them between similar adapters. Raises as `prior`.
     """
     matrix.column(task)
     other_matrix = other_tasks(matrix, task)
@@ -130,7 +131,7 @@ def from_like_tasks(matrix: ScoreMatrix, task: str, texts: Mapping[str, str]) ->
 def expectation(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None = None) -> Expectation:
     """The prior of one task's column from the other tasks' columns and, where given, the tasks' texts.
 
-    Never looks at the task's own column. Where no other task has a score, all adapters are alike. Raises
+    Never uses the task's own column. If no other task has a score, all adapters are alike. Raises
     UsageError for more than 5,000 adapters.
     """
     if len(matrix.adapters) > MOST_ADAPTERS:
@@ -159,12 +160,12 @@ def posterior(expected: Expectation, values: Floats, n: Floats) -> Posterior:
     Prior: f = level + shape * slope + g + own, with g of the expectation's covariance times s^2, own
     independent for each adapter with a part of s^2, and s^2 and that part those of largest marginal
     likelihood on a grid (Rasmussen and Williams 2006, equations 2.25, 2.26 and 2.30). The noise is
-    p (1 - p) / n with one p (1 - p) for the task, estimated without bias, so that a score that happens to be
-    near 0 or 1 is not trusted more for it.
+    p (1 - p) / n with one p (1 - p) for the task, estimated without bias, so that a score near 0 or 1 by
+    chance does not count as more certain.
     """
     measured = n > 0
     if not measured.any():
-        raise UsageError("A posterior needs at least one measured score; measure some adapters.")
+        raise UsageError("A posterior requires at least one measured score; measure some adapters.")
     y, count = values[measured], n[measured]
     middle = float(count @ y / count.sum())
     noise = _noise(y, count, middle) / count
@@ -205,7 +206,7 @@ def _likeliest(covariance: Floats, design: Floats, noise: Floats, y: Floats) -> 
 
 
 def reasons(result: Posterior, values: Floats, n: Floats, task: str) -> tuple[str, ...]:
-    """Why each adapter has its expected score: its own samples, or those of adapters like it."""
+    """The reason for each expected score: the adapter's own samples, or those of similar adapters."""
     return tuple(
         f"expected {mean:.3f} ± {deviation:.3f}"
         + (f" from {value:.3f} on {count:.0f} samples" if count else ", not measured itself")
@@ -215,8 +216,8 @@ def reasons(result: Posterior, values: Floats, n: Floats, task: str) -> tuple[st
 
 
 def likeness(texts: Sequence[str]) -> Floats:
-    """How alike instructions read, (texts, texts): the mean of two cosines, of all words and of the last
-    sentence's. An empty text is like nothing, itself included.
+    """The similarity of instructions, (texts, texts): the mean of two cosines, of all words and of the last
+    sentence's. An empty text has similarity 0 to all, including itself.
     """
     return (_cosines(texts) + _cosines([_last_sentence(text) for text in texts])) / 2
 

@@ -1,9 +1,9 @@
-"""Which adapters to measure when not all can be: few samples for many, more for those that may be the best.
+"""Adaptive measurement: few samples for many adapters, more for those that may be the best.
 
-In each of ten rounds the posterior of `catalog.scores` names the adapters whose score is expected to
-improve most on the tenth best, and these are given a few more samples: the rule of expected improvement
+In each of ten rounds the posterior of `catalog.scores.prediction` names the adapters whose score is expected
+to improve most on the tenth best, and these are given a few more samples: the rule of expected improvement
 (Jones, Schonlau and Welch, J. Global Optimization 13 (1998), equation 15) in batches. The end is the
-posterior mean of all, also of those that were never measured.
+posterior mean of all, including those that were never measured.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from catalog.scores.matrix import Ranking, ScoreMatrix
 from catalog.scores.prediction import Expectation, Posterior, expectation, posterior, reasons
 
 Floats = NDArray[np.float64]
-# Scores the adapters with these names on so many samples that they were not measured on yet, in their order;
-# None where one cannot be measured.
+# Scores the adapters with these names on this number of new samples, in their order; None if one cannot be
+# measured.
 Measure = Callable[[Sequence[str], int], Sequence[float | None]]
 
 ROUNDS = 10
@@ -51,15 +51,15 @@ def race(
     rounds: int = ROUNDS,
     cap: int = CAP,
 ) -> Race:
-    """Spends at most `budget` samples on a task through `measure`; ranks adapters by what was learned.
+    """Spends at most `budget` samples on a task through `measure`; ranks adapters by the results.
 
     `step` samples are measured at a time, and no adapter has more than `cap`, those of the matrix included:
-    what it holds on the task is taken as measured, and `measure` is never asked for it. The same answers give
-    the same race. Raises NotFoundError for an unknown task, and UsageError for a budget below one step, an
-    answer of the wrong length or outside 0 to 1, and where no adapter could be measured.
+    its scores on the task count as measured, and `measure` is not called for them. The same answers give the
+    same race. Raises NotFoundError for an unknown task, and UsageError for a budget below one step, an answer
+    of the wrong length or outside 0 to 1, and if no adapter could be measured.
     """
     if not (1 <= step <= budget and rounds >= 1):
-        raise UsageError(f"A race needs a budget of at least one step of {step} samples, and a round.")
+        raise UsageError(f"A race requires a budget of at least one step of {step} samples, and a round.")
     at = matrix.column(task)
     expected = expectation(matrix, task, texts)
     right, n = np.nan_to_num(matrix.values[:, at]) * matrix.n[:, at], matrix.n[:, at].copy()
@@ -87,7 +87,7 @@ def race(
 
 
 def _promising(expected: Expectation, right: Floats, n: Floats) -> list[int]:
-    """The adapters by expected improvement; by what the other tasks say before anything is measured."""
+    """The adapters by expected improvement; by the prior before anything is measured."""
     if not n.any():
         promise = expected.shape
     else:
@@ -108,8 +108,8 @@ def _improvement(estimate: Posterior) -> Floats:
 
 
 def _check_answers(answers: Sequence[float | None], expected: int) -> list[float]:
-    """The answers with NaN for None; raises UsageError for what is no score."""
+    """The answers with NaN for None; raises UsageError for an invalid score."""
     scores = [math.nan if answer is None else float(answer) for answer in answers]
     if len(scores) != expected or not all(math.isnan(score) or 0 <= score <= 1 for score in scores):
-        raise UsageError("A measurement gave no score from 0 to 1 for each adapter; correct it.")
+        raise UsageError("`measure` must return a score from 0 to 1 for each adapter.")
     return scores

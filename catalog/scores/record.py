@@ -1,4 +1,4 @@
-"""A measured score: what was measured of what, with its number of samples and its source."""
+"""A measured score with its subject, task, number of samples and source."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MOST_BYTES = 500
 class Score:
     """One measurement: of an adapter (owner/name[@commit][:folder]), a merge, or the base model alone.
 
-    `value` is in the metric's unit (accuracies from 0 to 1), `n` the number of samples, None where the source
-    does not say. Raises UsageError for texts that are empty, too long or not storable, for a value outside
-    the metric's range, and for a number of samples below 1 or beyond 63 bits.
+    `value` is in the metric's unit (accuracies from 0 to 1), `n` the number of samples, None if the source
+    does not give it. Raises UsageError for texts that are empty, too long or not storable, for a value
+    outside the metric's range, and for a number of samples below 1 or beyond 63 bits.
     """
 
     subject: str
@@ -35,7 +35,7 @@ class Score:
         for name in ("subject", "task", "split", "metric", "source"):
             text = getattr(self, name)
             if not text.strip():
-                raise UsageError(f"A score without {name} cannot be stored; name it.")
+                raise UsageError(f"A score requires {name}; give it.")
             if len(text.encode("utf-8", "replace")) > _MOST_BYTES or clean_text(text) != text:
                 raise UsageError(
                     f"A score whose {name} is {text[:40]!a} cannot be stored; write a short text."

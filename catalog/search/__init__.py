@@ -1,4 +1,4 @@
-"""Answers read from a catalog: lists, search by words and meaning, nearest adapters, copies."""
+"""Queries on a catalog: lists, search by words and meaning, nearest adapters, copies."""
 
 import lazy_loader
 

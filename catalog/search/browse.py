@@ -1,7 +1,7 @@
-"""What a user reads: totals, lists and everything known of one adapter. Writes nothing.
+"""Totals, lists and the details of one adapter. Writes nothing.
 
-Whether an adapter is accepted depends on the rules one judges by, so every question takes `refusing`: the
-reasons for which those rules refuse (`crawler.crawl.screening`).
+Whether an adapter is accepted depends on the rule set, so every query takes `refusing`: the reasons for which
+the rules refuse (`crawler.crawl.screening`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PAGE = 500
 
 @dataclass(frozen=True)
 class Listing:
-    """Which adapters to list: at the current commit, of repositories that are still there."""
+    """Which adapters to list: at the current commit, of repositories that still exist."""
 
     verdict: str | None = None
     reason: str | None = None
@@ -56,7 +56,7 @@ class Listing:
 
     def __post_init__(self) -> None:
         if self.sort not in SORTS:
-            raise UsageError(f"{self.sort!r} is no order; adapters can be sorted by {', '.join(SORTS)}.")
+            raise UsageError(f"{self.sort!r} is not a sort order; use one of {', '.join(SORTS)}.")
 
 
 def _is_refused(refusing: Collection[str]) -> ColumnElement[bool]:
@@ -115,10 +115,10 @@ def adapter_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
 
 
 def find_adapter(session: Session, reference: AdapterReference) -> Adapter:
-    """The adapter that a reference means: the main one and the current commit where it says nothing else.
+    """The adapter that a reference means: by default the main one at the current commit.
 
-    An old name of a renamed repository is understood. Raises NotFoundError, and UsageError where the
-    beginning of a commit fits several.
+    An old name of a renamed repository is understood. Raises NotFoundError, and UsageError if the beginning
+    of a commit matches several.
     """
     alias = select(RepositoryAlias.repository_id).where(RepositoryAlias.name == reference.name)
     query = select(Adapter).join(Adapter.repository)
@@ -138,15 +138,15 @@ def find_adapter(session: Session, reference: AdapterReference) -> Adapter:
     ).all()
     if not rows:
         raise NotFoundError(
-            f"The catalog knows no adapter {reference}; `loradex adapters` lists what it holds."
+            f"Adapter {reference} not found in the catalog; `loradex adapters` lists all adapters."
         )
     if reference.commit is not None and len({row.commit for row in rows}) > 1:
-        raise UsageError(f"{reference} fits several commits; write more of it.")
+        raise UsageError(f"{reference} matches several commits; give more of its digits.")
     return rows[0]
 
 
 def details(session: Session, adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
-    """Everything known of one adapter, as plain values."""
+    """The details of one adapter, as plain values."""
     repository = adapter.repository
     other_adapters = session.scalars(
         select(Adapter.subfolder)
@@ -188,9 +188,9 @@ def details(session: Session, adapter: Adapter, refusing: Collection[str]) -> di
 def totals(
     session: Session, refusing: Collection[str], unreadable: Collection[str], crawls: int = 5
 ) -> dict[str, Any]:
-    """What the catalog holds, and the newest crawls.
+    """The content of the catalog, and the newest crawls.
 
-    `waiting` counts the adapters whose factors a crawl that reads weights would read, those aside that have a
+    `waiting` counts the adapters whose factors a crawl that reads weights would read, except those with a
     reason in `unreadable`; `partial` those measured whose factors are not their whole update.
     """
     current = _current().with_only_columns(Adapter.id).options()
@@ -245,10 +245,10 @@ def _crawl_row(crawl: Crawl) -> dict[str, Any]:
 
 
 def refuse_unknown_bases(session: Session, query: Query) -> None:
-    """Raises NotFoundError for a base model that a filter asks for and nobody knows, with the nearest names,
-    and UsageError for one that it asks for by another name than the canonical one.
+    """Raises NotFoundError for an unknown base model in a filter, with the nearest names, and UsageError for
+    one that is not named by its canonical name.
 
-    What a filter leaves out (-base:…) may be unknown.
+    An excluded base model (-base:…) may be unknown.
     """
     base_names = [fold(name) for name in store.base_names(session)]
     for term in texts_asked(query, "base"):

@@ -1,4 +1,4 @@
-"""The adapters whose weights were read, with what comparing and drawing them takes. Writes nothing."""
+"""The adapters whose weights were read, with the data for comparing and drawing them. Writes nothing."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 Files = tuple[Path, AdapterConfig]
 # The weights of an adapter folder, the one that is read first.
 _WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
-# So many vectors are read at once.
+# The number of vectors that are read at once.
 _BLOCK = 500
 
 
 def kind(name: str) -> Kind:
     """The kind of vector of that name; raises UsageError."""
     if name not in SPACES:
-        raise UsageError(f"{name!r} is no kind of vector; there are {', '.join(SPACES)}.")
+        raise UsageError(f"{name!r} is not a kind of vector; use one of {', '.join(SPACES)}.")
     return "delta" if name == "delta" else "output"
 
 
@@ -50,7 +50,7 @@ def adapters_with_fingerprint(
 ) -> Iterator[StoredAdapter]:
     """The current adapters with a fingerprint that these reasons do not refuse, sorted by name.
 
-    With `every` those that they refuse are among them, marked. `where` is a filter on them.
+    With `every` the refused ones are included, marked. `where` is a filter on them.
     """
     query = (
         _adapters(refusing, every=every)
@@ -73,9 +73,9 @@ def adapters_with_fingerprint(
 def with_weights(
     session: Session, refusing: Collection[str], *, every: bool = False
 ) -> Iterator[StoredAdapter]:
-    """The current adapters whose weights file the Hub names by its content, read or not, sorted by name.
+    """The current adapters whose weights file has a digest on the Hub, read or not, sorted by name.
 
-    Pickles are among them: the digest of a file can be compared without opening it. `every` as for
+    Pickles are included: the digest of a file can be compared without opening it. `every` as for
     `fingerprinted`.
     """
     files = case((Adapter.weights_digest.is_(None), Adapter.files), else_=null())
@@ -98,7 +98,7 @@ def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:
 
 
 def usual_base(session: Session, refusing: Collection[str], *, every: bool = False) -> str | None:
-    """The base model of most adapters with a fingerprint, the first by name among equals."""
+    """The most frequent base model of adapters with a fingerprint, the first by name on a tie."""
     rows = adapters_with_fingerprint(session, refusing, every=every)
     counts = Counter(row.base for row in rows if row.base is not None)
     return min(counts, key=lambda base: (-counts[base], base), default=None)
@@ -106,7 +106,7 @@ def usual_base(session: Session, refusing: Collection[str], *, every: bool = Fal
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What a picture of an adapter shows: its modules, their spectra without scaling, and the scalings."""
+    """The data of an adapter's picture: its modules, their spectra without scaling, and the scalings."""
 
     modules: tuple[str, ...]
     spectrum: NDArray[np.float32] = field(repr=False)
@@ -116,7 +116,7 @@ class Spectrum:
 def spectrum(session: Session, adapter: Adapter) -> Spectrum:
     """The norms and singular values of an adapter's modules, (modules, 8) as in `catalog.fingerprints`.
 
-    Raises NotFoundError where its weights were never read.
+    Raises NotFoundError if its weights were never read.
     """
     row = fingerprint_row(session, adapter)
     file = session.get_one(WeightsFile, row.weights_digest)
@@ -128,20 +128,20 @@ def spectrum(session: Session, adapter: Adapter) -> Spectrum:
 
 
 def fingerprint_row(session: Session, adapter: Adapter) -> FingerprintRow:
-    """The fingerprint of an adapter; raises NotFoundError where its weights were never read."""
+    """The fingerprint of an adapter; raises NotFoundError if its weights were never read."""
     key = (adapter.weights_digest, adapter.scaling_pattern, FINGERPRINT_VERSION)
     row = session.get(FingerprintRow, key) if None not in key else None
     if row is None:
         name = adapter_name(adapter.repository.name, adapter.subfolder)
         raise NotFoundError(
-            f"{name} has no fingerprint: its weights were not read, or its modules had other names then. "
+            f"{name} has no fingerprint: its weights were not read, or its modules had different names then. "
             'Read them by `crawl(weights="stream")`.'
         )
     return row
 
 
 def compare(left: Files, right: Files) -> Cosine | None:
-    """The exact cosine of two adapters' files; None where they have modules of other shapes."""
+    """The exact cosine of two adapters' files; None if their modules have different shapes."""
     try:
         return exact_cosine(left[0], left[1], right[0], right[1])
     except (WeightsError, ConfigError):
@@ -151,9 +151,9 @@ def compare(left: Files, right: Files) -> Cosine | None:
 def kept_files(
     session: Session, blobs: BlobStore, weights_digest: str, config_digest: str | None
 ) -> Files | None:
-    """The kept weights of an adapter and its configuration; None where they are not kept.
+    """The kept weights of an adapter and its configuration; None if they are not kept.
 
-    Raises DamagedFileError where the file has other bytes than it had.
+    Raises DamagedFileError if the bytes of the file changed.
     """
     path = blobs.path_of(weights_digest) if len(weights_digest) == 64 and config_digest else None
     if path is None:
@@ -163,7 +163,7 @@ def kept_files(
 
 
 def copies(session: Session, rows: Sequence[StoredAdapter], *, deltas: bool = True) -> list[Copy]:
-    """These adapters as `catalog.fingerprints` compares them, with the delta vectors of those that have one.
+    """These adapters as input of `catalog.fingerprints`, with their delta vectors if they have one.
 
     Without `deltas` no vector is read: they can be compared by file and tensors.
     """
@@ -193,7 +193,7 @@ def copies(session: Session, rows: Sequence[StoredAdapter], *, deltas: bool = Tr
 def exact_delta(
     session: Session, rows: Sequence[StoredAdapter], blobs: BlobStore
 ) -> Callable[[str, str], float | None]:
-    """A function of two names that gives the exact cosine, None where a file is not kept."""
+    """A function of two names that gives the exact cosine, None if a file is not kept."""
     by_name = {row.adapter: row for row in rows}
 
     def cosine(left: str, right: str) -> float | None:

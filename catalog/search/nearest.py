@@ -1,7 +1,7 @@
-"""The adapters most like one by their weights, or along a direction: sketches find them, exact cosines order.
+"""The adapters most similar to one by their weights, or along a direction, by sketches and exact cosines.
 
-Writes no rows; the index writes its cache. Adapters of other base models are never compared: their modules
-have the same names and other meanings.
+Writes no rows; the index writes its cache. Adapters of different base models are never compared: their
+modules have the same names but other meanings.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Exact cosines are worked out for so many of the sketch's best at most.
+# The maximum number of the sketch's best for which exact cosines are computed.
 MOST_EXACT = 200
 # Cosines that differ by less are equal, up to rounding.
 _NO_SPREAD = 1e-12
@@ -41,8 +41,8 @@ _NO_SPREAD = 1e-12
 
 @dataclass(frozen=True)
 class Subject:
-    """What neighbours are sought of: vectors by kind, its files where they are at hand, and the reasons for
-    which its B A is not its whole update.
+    """The subject of a search for neighbours: vectors by kind, its files if available, and the reasons why
+    its B A is not its whole update.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One adapter like the subject.
+    """One neighbour of the subject.
 
-    `score` is the exact cosine where it was worked out, else that of the sketches; `delta` and `output` are
+    `score` is the exact cosine if it was computed, else that of the sketches; `delta` and `output` are
     the sketched cosines of both kinds. All of them are of the products B A: `partial` and `subject_partial`
     are the reasons for which these are not the whole update, its own and those of the subject. `norm_ratio`
-    is known where weights were compared; `why` is what the score rests on, in words.
+    is known if weights were compared; `why` describes the basis of the score.
     """
 
     adapter: str
@@ -80,7 +80,7 @@ class Neighbour:
 
 
 def subject_of(session: Session, adapter: Adapter, blobs: BlobStore) -> Subject:
-    """An adapter of the catalog as the subject; raises NotFoundError where its weights were never read."""
+    """An adapter of the catalog as the subject; raises NotFoundError if its weights were never read."""
     name = adapter_name(adapter.repository.name, adapter.subfolder)
     row = fingerprint_row(session, adapter)
     key = vector_key(row.weights_digest, row.scaling_pattern)
@@ -120,13 +120,13 @@ def neighbours(
     rows: Sequence[StoredAdapter] | None = None,
     every: bool = False,
 ) -> list[Neighbour]:
-    """The `count` adapters of the same base model that are most like the subject, best first.
+    """The `count` adapters of the same base model that are most similar to the subject, best first.
 
-    Of all that the catalog holds with a fingerprint, or of `rows`, which `refusing` does not touch. With
-    `every` those that `refusing` refuses are among them, marked.
+    Among all adapters of the catalog with a fingerprint, or among `rows`, to which `refusing` does not apply.
+    With `every` the refused ones are included, marked.
 
     With `exact`, the sketch's best (four times as many, 50 to 200) are compared by the trace identity, as far
-    as their files are kept, and ranked by that. Raises NotFoundError where there is nothing to compare with.
+    as their files are kept, and ranked by that. Raises NotFoundError if there is no adapter to compare with.
     """
     among = adapters_with_fingerprint(session, refusing, subject.base, every=every) if rows is None else rows
     candidates = [row for row in among if row.id != subject.adapter_id and subject.base in (None, row.base)]
@@ -161,9 +161,10 @@ def neighbours(
 def _sketch_cosines(
     session: Session, index: Path, query: NDArray[np.float32], kind: Kind, keys: list[str]
 ) -> dict[str, float]:
-    """The sketched cosines of these keys with a vector of one kind: few are read, for many the index is.
+    """The sketched cosines of these keys with a vector of one kind: a few are read, for many the index is
+    used.
 
-    Of a zero vector, and of keys whose vector is zero, nothing.
+    Zero vectors have no cosine.
     """
     source = Fingerprints(session, kind)
     if not query.any():
@@ -182,7 +183,7 @@ def downhill(
     backgrounds: Collection[NDArray[Any]] = (),
     kind: Kind = "delta",
 ) -> dict[str, float]:
-    """How far the fingerprints of these keys point along a direction, by key; those of zero are left out.
+    """The cosine of the fingerprints of these keys with a direction, by key; zero vectors are left out.
 
     With `direction` the delta sketch (size,) of minus the gradient of a task's loss by the base model's
     weights, <direction, sketch> is to first order how much an adapter lowers that loss. It is divided by
@@ -213,7 +214,7 @@ def center_scores(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """The first row of (1 + backgrounds, adapters) as z-scores, less the mean of the z-scores below it.
 
     z-scores are over the adapters, 0 where all are equal. Some adapters point down the slope of any task
-    (they teach a short answer); what is left is what one does for this task more than for others.
+    (they teach a short answer); the remainder is specific to this task.
     """
     import numpy as np
 
@@ -252,7 +253,7 @@ def _neighbour(
 
 
 def sketch_cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """The cosine of two sketches, 0 where one of them is zero."""
+    """The cosine of two sketches, 0 if one of them is zero."""
     import numpy as np
 
     a, b = left.astype(np.float64), right.astype(np.float64)
@@ -261,6 +262,6 @@ def sketch_cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> floa
 
 
 def _compare(session: Session, subject: Subject, row: StoredAdapter, blobs: BlobStore) -> Cosine | None:
-    """The exact cosine with one adapter, None where a file is not at hand."""
+    """The exact cosine with one adapter, None if a file is not available."""
     files = kept_files(session, blobs, row.weights_digest, row.config_digest)
     return compare(subject.files, files) if subject.files and files else None

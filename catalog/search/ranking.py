@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 # The constant of the fusion, from the paper.
 FUSION = 60
-# So many of the best of each ranking are joined at least.
+# The minimum number of the best of each ranking that are joined.
 DEPTH = 200
-# In a catalog of more than LEAST_SCORED adapters a filter looks at so many times the depth first, and at the
-# whole catalog only where too few of them pass.
+# In a catalog of more than LEAST_SCORED adapters a filter examines this many times the depth first, and the
+# whole catalog only if too few of them pass.
 _AHEAD = 8
 _MOST_AHEAD = 20_000
 MOST_TEXT = 10_000
@@ -54,9 +54,9 @@ _EXCERPT = 160
 
 @dataclass(frozen=True)
 class SearchWeights:
-    """How much each ranking counts; raises UsageError unless finite, not negative, and not both zero.
+    """The weight of each ranking; raises UsageError unless finite, not negative, and not both zero.
 
-    Equal by default: nobody tuned them, for want of judged queries.
+    Equal by default: they are not tuned, for lack of judged queries.
     """
 
     words: float = 1.0
@@ -65,7 +65,7 @@ class SearchWeights:
     def __post_init__(self) -> None:
         weights = (self.words, self.meaning)
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
-            raise UsageError("The weights of words and meaning must be numbers from 0, one of them above it.")
+            raise UsageError("The weights of words and meaning must be non-negative numbers, not both zero.")
 
 
 EVEN = SearchWeights()
@@ -73,10 +73,10 @@ EVEN = SearchWeights()
 
 @dataclass(frozen=True)
 class SearchHit:
-    """An adapter that was found.
+    """An adapter in the results.
 
     `words` are those that the text's words met, by column; `cosine` is that of the best chunk of its card, of
-    which `excerpt` is the beginning, None and "" where meaning did not find it.
+    which `excerpt` is the beginning, None and "" if it was not found by meaning.
     """
 
     adapter: str
@@ -87,7 +87,7 @@ class SearchHit:
 
     @property
     def why(self) -> str:
-        """What the score rests on, in words."""
+        """The basis of the score, in words."""
         parts = [f"{column}: {', '.join(words)}" for column, words in self.words.items()]
         if self.cosine is not None:
             parts.append(f"meaning {self.cosine:.2f}" + (f": “{self.excerpt}”" if self.excerpt else ""))
@@ -96,14 +96,15 @@ class SearchHit:
 
 @dataclass(frozen=True)
 class Found:
-    """The hits, best first, and what a user should know of how they were found."""
+    """The hits, best first, and notes on how they were found."""
 
     hits: tuple[SearchHit, ...]
     notes: tuple[str, ...] = ()
 
 
 class Texts:
-    """Both indexes over the texts of a catalog as it was when `open_texts` made this; closed by its user."""
+    """Both indexes over the texts of a catalog as it was when `open_texts` made this; closed by the
+    caller."""
 
     def __init__(
         self, source: CardTexts, words: WordIndex, vectors: VectorIndex | None, embedder: Embedder | None
@@ -130,7 +131,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class _Near:
-    """What meaning knows of an adapter: its place among the distinct cards, the cosine, the best chunk."""
+    """The result of an adapter by meaning: its rank among the distinct cards, the cosine, the best chunk."""
 
     rank: int
     cosine: float
@@ -162,9 +163,9 @@ def search(
     refusing: Collection[str] = (),
     weights: SearchWeights = EVEN,
 ) -> Found:
-    """The k adapters that fit a text best by words and by meaning, of those that the filter lets through.
+    """The k adapters that match a text best by words and by meaning, among those that match the filter.
 
-    `refusing` decides the verdict that the filter may ask for; without a filter nothing is left out. Equal
+    `refusing` decides the verdict that the filter may use; without a filter all adapters are searched. Equal
     scores share a rank in each ranking; of equal sums those that words found come first, then names decide.
     Raises UsageError for an empty text, one of more than 10,000 characters, and k below 1.
     """
@@ -174,18 +175,18 @@ def search(
     if k < 1:
         raise UsageError(f"The number of hits must be at least 1, not {k}.")
     if not texts.names:
-        return Found((), ("The catalog has no adapter to search.",))
+        return Found((), ("The catalog contains no adapters to search.",))
     depth = max(DEPTH, 2 * k)
     heads = _heads(session, texts, text, depth, query, refusing, weights)
     if heads is None:
-        return Found((), ("The filter lets no adapter through.",))
+        return Found((), ("No adapter matches the filter.",))
     ranks, near = _word_ranks(heads.words[:depth]), _near_ranks(texts, heads, depth)
     scores = {
         key: (weights.words / (FUSION + ranks[key]) if key in ranks else 0.0)
         + (weights.meaning / (FUSION + near[key].rank) if key in near else 0.0)
         for key in {**ranks, **near}
     }
-    # Where the sums are equal, a word that was met tells more than a vector that is near.
+    # For equal sums, a matching word counts more than a near vector.
     best = sorted(scores, key=lambda key: (-scores[key], key not in ranks, texts.names[key], key))[:k]
     words = texts.words.where(text, [key for key in best if key in ranks])
     hits = _hits(session, texts, {key: scores[key] for key in best}, words, near)
@@ -193,7 +194,7 @@ def search(
         hits,
         (
             *_notes(texts, weights),
-            *(() if hits else ("No adapter has any of these words, and no card is like them.",)),
+            *(() if hits else ("No adapter contains any of these words, and no card is similar to them.",)),
         ),
     )
 
@@ -209,7 +210,7 @@ class _Heads:
     allowed: set[int] | None = None
 
     def among(self, texts: Texts, allowed: set[int]) -> _Heads:
-        """What is left of them."""
+        """The remaining ones."""
         cards = {key: card for key, card in self.cards.items() if allowed.intersection(texts.adapters[key])}
         return _Heads([hit for hit in self.words if hit.id in allowed], cards, allowed)
 
@@ -223,7 +224,7 @@ def _heads(
     refusing: Collection[str],
     weights: SearchWeights,
 ) -> _Heads | None:
-    """Both rankings to this depth at least, of those that the filter lets through; None where it lets nobody.
+    """Both rankings to this depth at least, of the adapters that match the filter; None if none match.
 
     Filtering the head of a ranking of all gives the head of the filtered one, and reads a few rows of a large
     catalog instead of all.
@@ -259,7 +260,7 @@ def _matching_ids(
     refusing: Collection[str],
     among: Collection[int] | None = None,
 ) -> set[int]:
-    """The adapters that the filter lets through, of all or of some."""
+    """The adapters that match the filter, of all or of some."""
     listed = select(Adapter.id).join(Adapter.repository).where(query.clause(refusing))
     if among is not None:
         return set(session.scalars(listed.where(Adapter.id.in_(sorted(among))))) & texts.names.keys()
@@ -281,8 +282,7 @@ def _cards(
 ) -> dict[str, tuple[float, str]]:
     """The best cards by the cosine of their best chunk with a vector: `depth` of them, or all there are.
 
-    One whose cosine is not above 0 is nothing like the text and left out. More chunks are asked for until
-    there are enough cards.
+    Cards whose cosine is not above 0 are left out. More chunks are requested until there are enough cards.
     """
     if vector is None or texts.vectors is None:
         return {}
@@ -316,7 +316,7 @@ def _near_ranks(texts: Texts, heads: _Heads, depth: int) -> dict[int, _Near]:
 def query_vector(embedder: Embedder, text: str) -> NDArray[np.float32]:
     """The vector of one text, (size,), worked out by one thread where the encoder computes with torch.
 
-    A second thread waits for the first more than it helps: on two busy cores it took 235 ms against 27.
+    A second thread slows the first down: on two busy cores it took 235 ms against 27.
     """
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 1
@@ -353,7 +353,7 @@ def _hits(
 
 
 def _excerpt(card: str, key: str) -> str:
-    """The beginning of a chunk on one line; empty where the card is no longer the one that was embedded."""
+    """The beginning of a chunk on one line; empty if the card changed since it was embedded."""
     content, _, number = key.partition(":")
     pieces = chunks(card) if content_of(card) == content else ()
     line = " ".join(pieces[int(number)].split()) if int(number) < len(pieces) else ""

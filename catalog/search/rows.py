@@ -1,4 +1,4 @@
-"""The current adapters of a catalog as plain values: what comparing, drawing and choosing them takes."""
+"""The current adapters of a catalog as plain values: the data for comparing, drawing and selecting them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from catalog.search.vectors import vector_key
 class StoredAdapter:
     """An adapter at its current commit; `id` is its row.
 
-    `partial` are the reasons for which its B A is not its whole update; `is_refused`: the rules refuse it.
-    What only maps show (`health`, `library`, `front`) is None where it was not asked for.
+    `partial` are the reasons why its B A is not its whole update; `is_refused`: the rules refuse it.
+    The fields of maps (`health`, `library`, `front`) are None if they were not requested.
     """
 
     id: int
@@ -67,7 +67,7 @@ class StoredAdapter:
         return tuple(name for name in datasets if isinstance(name, str)) if isinstance(datasets, list) else ()
 
 
-# In the order of the fields of `StoredAdapter`; those that only maps show follow.
+# In the order of the fields of `StoredAdapter`; those of maps follow.
 COLUMNS = (
     Adapter.id,
     Repository.name.label("repository"),
@@ -97,11 +97,11 @@ BY_NAME: tuple[InstrumentedAttribute[Any], ...] = (Repository.name, Repository.h
 
 
 def from_current(columns: Select[Any]) -> Select[Any]:
-    """The statement over the current adapters that did not vanish, with their repository and base model."""
+    """The statement over the current adapters that still exist, with their repository and base model."""
     query = columns.join(Adapter.repository).outerjoin(Adapter.base_model)
     return query.where(Adapter.current, Repository.gone_at.is_(None))
 
 
 def is_refused(reasons: Collection[str]) -> ColumnElement[bool]:
-    """Whether one of these reasons stands against an adapter."""
+    """Whether an adapter has one of these reasons."""
     return exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))

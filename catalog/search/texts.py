@@ -1,4 +1,4 @@
-"""The texts of the catalog: model cards as vectors, and all that names an adapter as words.
+"""The texts of the catalog: model cards as vectors, and all names of an adapter as words.
 
 The database keeps the vectors, by the sha256 of the text: a card that many adapters share, or that comes back
 after a change, is embedded once. `CardVectors` and `CardTexts` are what the two indexes are made from.
@@ -33,7 +33,7 @@ _PAGE = 500
 
 @dataclass(frozen=True)
 class EmbedCounts:
-    """What `embed_cards` found and did: adapters, those of them whose card says too little, distinct texts of
+    """The counts of `embed_cards`: adapters, those of them whose card says too little, distinct texts of
     the others, how many of these had their vectors already, how many were embedded, and in how many chunks.
     """
 
@@ -59,9 +59,9 @@ def embed_cards(
 ) -> EmbedCounts:
     """Writes the vectors of all cards that have none by this encoder yet; commits after every batch.
 
-    An interrupted run goes on where it stopped; a catalog that cannot be written to gets none. `progress` is
-    told how many of the new texts are done. Texts go to the encoder in the order of their digests, so that
-    two runs embed the same batches. Raises CatalogError for vectors of another size, or that are not finite.
+    An interrupted run continues where it stopped; a read-only catalog gets none. `progress` is called with
+    the number of new texts done. Texts go to the encoder in the order of their digests, so that two runs
+    embed the same batches. Raises CatalogError for vectors of another size, or that are not finite.
     """
     adapters, missing = 0, 0
     adapter_of_content: dict[str, int] = {}
@@ -84,7 +84,7 @@ def embed_cards(
         try:
             written += _embed_batch(session, embedder, batch)
         except ReadOnlyCatalogError as error:
-            log.info("No vector of a card is kept: %s.", error)
+            log.info("Vectors of cards are not stored: %s.", error)
             session.rollback()
             return EmbedCounts(adapters, missing, len(adapter_of_content), known_texts, 0, 0)
     progress(len(new), len(new))
@@ -149,7 +149,7 @@ class CardVectors:
 
 
 class CardTexts:
-    """All that names the adapters which lists show, as words; a `catalog.index.words.TextSource`.
+    """The names and texts of listed adapters, as words; a `catalog.index.words.TextSource`.
 
     `names` and `contents` are filled by `digests`: the adapter's name, and the name of its card's vectors
     where it has content, by id.
@@ -173,7 +173,7 @@ class CardTexts:
         return digests_by_id
 
     def texts(self, ids: Collection[int]) -> Iterator[AdapterText]:
-        """The texts of these adapters, those that are still there."""
+        """The texts of those of these adapters that still exist."""
         sorted_ids = sorted(ids)
         for start in range(0, len(sorted_ids), _PAGE):
             page = sorted_ids[start : start + _PAGE]

@@ -1,7 +1,7 @@
 """The vectors in the database, as `catalog.index.vectors` reads them: fingerprints of weights files by key.
 
 A key names a weights file and, where the scaling differs between modules, the pattern of scalings. The vector
-of a key and version never changes, so that the keys alone tell whether an index is still right.
+of a key and version never changes, so that the keys alone determine whether an index is current.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COLUMNS = {"delta": FingerprintRow.delta, "output": FingerprintRow.output}
 
 
 def vector_key(weights_digest: str, scaling_pattern: str) -> str:
-    """The name of a fingerprint: the file's digest, and the pattern where there is one."""
+    """The name of a fingerprint: the file's digest, and the pattern if any."""
     return f"{weights_digest}+{scaling_pattern}" if scaling_pattern else weights_digest
 
 
@@ -95,11 +95,11 @@ class Cache:
     source: VectorSource
 
     def check(self, folder: Path) -> IndexState:
-        """What the cache in the folder is worth now."""
+        """The state of the cache in the folder."""
         return check_index(folder, self.space, self.source)
 
     def rebuild(self, folder: Path) -> IndexState:
-        """Throws the cache away, makes it again and says what it is worth; raises StorageError."""
+        """Rebuilds the cache; returns its state. Raises StorageError."""
         state = self.check(folder)
         try:
             state.path.unlink(missing_ok=True)
@@ -109,7 +109,7 @@ class Cache:
         cache_state = self.check(folder)
         if cache_state.state != "current":
             raise StorageError(
-                f"The index {cache_state.path} cannot be written: it stays {cache_state.state}."
+                f"The index {cache_state.path} cannot be written: it is still {cache_state.state}."
             )
         return cache_state
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from catalog.errors import UsageError
 from catalog.search import StoredAdapter
 
-# Norms within this factor of each other count as alike when a pool is matched.
+# Norms within this factor of each other count as equal when a pool is matched.
 NORM_FACTOR = 2.0
 
 
@@ -32,10 +32,10 @@ class Ranked:
 
 @dataclass(frozen=True)
 class PoolLimits:
-    """What a pool may hold: `count` members (None for all that there are), at most so many an owner and a
-    family, one of each group of duplicates, and so many LoRA parameters in all; None for no limit.
+    """The limits of a pool: `count` members (None for all), members per owner and per family, one of each
+    group of duplicates, and LoRA parameters in total; None for no limit.
 
-    `groups` and `families` say which group each adapter belongs to, by its name; those not named are alone.
+    `groups` and `families` map names of adapters to their groups; an adapter without an entry is alone.
     """
 
     count: int | None
@@ -55,10 +55,10 @@ class PoolLimits:
 def take_members(
     ranking: Sequence[Ranked], limits: PoolLimits, before: Mapping[str, int] = MappingProxyType({})
 ) -> list[Ranked]:
-    """The first of the ranking that the limits let in, in order.
+    """The first adapters of the ranking that satisfy the limits, in order.
 
-    Raises UsageError where they are too few, with how many adapters were left out and why; `before` says it
-    of those that are not in the ranking.
+    Raises UsageError if they are too few, with the number of adapters left out and why; `before` has the
+    counts of those that are not in the ranking.
     """
     members, beyond = let_in(ranking, limits)
     if len(members) < (limits.count or 1):
@@ -67,18 +67,20 @@ def take_members(
         reasons = left_out_in_words({**before, **beyond})
         raise UsageError(
             f"Only {len(members)} of {total} adapters are left{size}{reasons and f': {reasons}'}; "
-            "ask for fewer or loosen what was asked."
+            "request fewer or relax the conditions."
         )
     return members
 
 
 def left_out_in_words(left_out: Mapping[str, int]) -> str:
-    """How many were left out for what, such as `5 refused by the rules ours, 2 beyond 1 of one owner`."""
+    """The counts of adapters left out by cause, such as `5 refused by the rules ours, 2 beyond 1 of one
+    owner`."""
     return ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
 
 
 def let_in(ranking: Sequence[Ranked], limits: PoolLimits) -> tuple[list[Ranked], dict[str, int]]:
-    """The first of the ranking that the limits let in, and how many before the last of them they did not."""
+    """The first adapters of the ranking that satisfy the limits, and the counts of those skipped before the
+    last."""
     members: list[Ranked] = []
     beyond: Counter[str] = Counter()
     owners: Counter[str] = Counter()
@@ -134,11 +136,11 @@ def by_rank(rows: Sequence[StoredAdapter], _seed: int) -> list[Ranked]:
 
 
 def match_recipes(rows: Sequence[StoredAdapter], pool: Sequence[StoredAdapter], seed: int) -> list[Ranked]:
-    """For each member of a pool one other adapter as like it as there is in recipe, else drawn at random.
+    """For each member of a pool one other adapter with the most similar recipe, else drawn at random.
 
-    Alike: the same rank, the same target modules, a norm within a factor of two, an owner that has as few in
-    the result as the member's in the pool. Where no adapter has all of it, the last demand is given up first;
-    `why` says what was kept.
+    Alike: the same rank, the same target modules, a norm within a factor of two, an owner with as few
+    adapters in the result as the member's in the pool. If no adapter satisfies all conditions, the last one
+    is dropped first; `why` lists those satisfied.
     """
     members = {row.id for row in pool}
     free = [row for row in random_order(rows, seed) if row.candidate.id not in members]
@@ -160,7 +162,7 @@ def match_recipes(rows: Sequence[StoredAdapter], pool: Sequence[StoredAdapter], 
 def _best_match(
     member: StoredAdapter, free: Sequence[StoredAdapter], owners: Mapping[str, int], most: int
 ) -> tuple[StoredAdapter, list[str]] | None:
-    """The first free candidate that meets the most demands, and which; None where none is free."""
+    """The first free candidate that satisfies the most conditions, and these; None if none is free."""
     demands: tuple[tuple[str, Callable[[StoredAdapter], bool]], ...] = (
         ("rank", lambda row: row.rank == member.rank),
         ("targets", lambda row: set(row.targets or ()) == set(member.targets or ())),
@@ -181,7 +183,7 @@ def _near(left: float | None, right: float | None) -> bool:
 
 
 def shuffle_scores(ranking: Sequence[Ranked], seed: int) -> list[Ranked]:
-    """The ranking with its scores given to other adapters by chance: same scores, no information."""
+    """The ranking with its scores randomly assigned to other adapters: same scores, no information."""
     ordered = random_order([row.candidate for row in ranking], seed)
     return [
         Ranked(other.candidate, row.score, f"the score of another adapter, by chance (seed {seed})")
@@ -193,7 +195,5 @@ def without(rows: Sequence[StoredAdapter], excluded: Collection[str]) -> list[St
     """The candidates whose name, repository or owner is not excluded; an unknown name is a UsageError."""
     names = {name for row in rows for name in (row.adapter, row.repository, row.owner)}
     if unknown := sorted(set(excluded) - names):
-        raise UsageError(
-            f"There is no {unknown[0]} among the adapters to choose from; leave it out of `exclude`."
-        )
+        raise UsageError(f"{unknown[0]} is not among the adapters to select from; leave it out of `exclude`.")
     return [row for row in rows if not {row.adapter, row.repository, row.owner} & set(excluded)]

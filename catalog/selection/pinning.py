@@ -1,4 +1,4 @@
-"""What a pool is chosen from: the adapters of a catalog that can be pinned, as plain values."""
+"""The candidates of a pool: the adapters of a catalog that can be pinned, as plain values."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def candidates(
     where: Query | None = None,
     without: Collection[str] = (),
 ) -> list[StoredAdapter]:
-    """The current adapters that these reasons do not refuse and the filter lets pass, sorted by name.
+    """The current adapters that these reasons do not refuse and that match the filter, sorted by name.
 
-    Adapters that are plain LoRA without the layers in `without` are among them, though whole weights of
-    these layers speak against them.
+    Adapters that are plain LoRA without the layers in `without` are included, although they contain whole
+    weights of these layers.
     """
     query = (
         _adapters(select(*COLUMNS), base)
@@ -56,7 +56,8 @@ def left_out(
     where: Query | None = None,
     without: Collection[str] = (),
 ) -> dict[str, int]:
-    """How many current adapters of a base model are no candidates, by the first of the reasons in words."""
+    """The number of current adapters of a base model that are not candidates, by the first reason in
+    words."""
     everybody = _adapters(select(func.count(Adapter.id)), base)
     filtered = everybody if where is None else everybody.where(where.clause(refusing))
     accepted = filtered.where(~_is_refused(refusing, without))
@@ -84,8 +85,8 @@ def _is_refused(refusing: Collection[str], without: Collection[str]) -> ColumnEl
 
 
 def _layers_of(session: Session, reasons: Collection[str]) -> dict[int, tuple[str, ...]]:
-    """The layers that adapters with one of these reasons can be read without, by row; none where it takes
-    more than that.
+    """The layers that adapters with one of these reasons can be read without, by row; empty if that does not
+    suffice.
     """
     query = (
         select(Adapter.id, DocumentRow.content, WeightsFile.header, WeightsFile.size)
@@ -110,7 +111,7 @@ def pin_members(
 ) -> list[Member]:
     """The members of a pool for chosen candidates, `ranks` giving score and why by row, in its order.
 
-    Raises PoolError where the catalog lost a small file that would be pinned.
+    Raises PoolError if a small file to be pinned is missing in the catalog.
     """
     by_id = {row.id: row for row in rows}
     return [_member(session, by_id[id_], score, why) for id_, (score, why) in ranks.items()]
@@ -138,7 +139,7 @@ def _member(session: Session, row: StoredAdapter, score: float | None, why: str)
 
 
 def _files(session: Session, row: StoredAdapter) -> list[PinnedFile]:
-    """Configuration, weights and card, by name; small files are hashed from what the catalog holds."""
+    """Configuration, weights and card, by name; small files are hashed from their content in the catalog."""
     files = session.scalar(select(Adapter.files).where(Adapter.id == row.id))
     listed = {file["digest"]: file for file in files or ()}
     weights = PinnedFile(str(row.weights_name), int(listed[row.weights_digest]["size"]), row.weights_digest)
@@ -146,7 +147,7 @@ def _files(session: Session, row: StoredAdapter) -> list[PinnedFile]:
     for digest in filter(None, (row.config_digest, row.card_digest)):
         content = session.scalar(select(DocumentRow.content).where(DocumentRow.digest == digest))
         if content is None:
-            raise PoolError(f"The catalog lost a file of {row.adapter}; read it again by `crawl(full=True)`.")
+            raise PoolError(f"A file of {row.adapter} is missing; read it again by `crawl(full=True)`.")
         if digest in listed:
             name = listed[digest]["name"]
             pinned_files.append(PinnedFile(name, len(content), hashlib.sha256(content).hexdigest()))

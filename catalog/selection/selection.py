@@ -1,4 +1,4 @@
-"""Choosing a pool: a question, a ranking of the candidates, limits, the manifest, and its controls.
+"""Selecting a pool: a question, a ranking of the candidates, limits, the manifest, and its controls.
 
 Deterministic given catalog, question and seed. Writes no rows.
 """
@@ -32,7 +32,7 @@ from catalog.selection.strategies import PARAMETERS, STRATEGIES, Question, Sourc
 
 __all__ = ["STAND_INS", "STRATEGIES", "Question", "Selection", "Sources", "question_document", "select"]
 
-# Random stand-ins for the members, which the merging side makes from their files.
+# Random controls for the members, which are made from their files when merging.
 STAND_INS: tuple[str, ...] = (
     "random-pooled",
     "random-each",
@@ -44,9 +44,10 @@ STAND_INS: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Selection:
-    """The pool and those that it is to be compared with, by name.
+    """The pool and its control pools, by name.
 
-    `left_out` says, where all were asked for, how many adapters of the base model are not in it, and why.
+    `left_out` gives, if all were requested, the number of adapters of the base model that are not in it, and
+    why.
     """
 
     pool: Manifest
@@ -56,9 +57,9 @@ class Selection:
 
 
 def select(question: Question, sources: Sources, *, controls: bool = False) -> Selection:
-    """The pool that answers the question, with its controls where they are asked for.
+    """The pool that answers the question, with its controls if requested.
 
-    Raises UsageError and NotFoundError, in one sentence each, for a question that cannot be answered.
+    Raises UsageError and NotFoundError for a question that cannot be answered.
     """
     strategy = _check_question(question)
     where = parse(question.where) if question.where else None
@@ -69,7 +70,7 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     rows = [row for row in candidate_rows_left if objection(row.license, question.use) is None]
     before = left_out(sources.session, sources.refusing, base, where, question.without) | {
         "excluded by name": len(candidate_rows) - len(candidate_rows_left),
-        f"with a licence that forbids {question.use}": len(candidate_rows_left) - len(rows),
+        f"with a license that forbids {question.use}": len(candidate_rows_left) - len(rows),
     }
     if not rows:
         raise NotFoundError(_nobody(before))
@@ -92,14 +93,14 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
 
 
 def _nobody(left_out: Mapping[str, int]) -> str:
-    """What to say where nobody is left to choose from."""
+    """The message if no candidates are left."""
     reasons = left_out_in_words(left_out)
     reasons = f" (of {sum(left_out.values()):,}: {reasons})" if reasons else ""
-    return f"No adapter satisfies the filter, the rules and the use{reasons}; loosen them or crawl more."
+    return f"No adapter satisfies the filter, the rules and the use{reasons}; relax them or crawl more."
 
 
 def _usual_base(rows: Sequence[StoredAdapter]) -> str | None:
-    """The base model of most candidates, the first by name among equals."""
+    """The most frequent base model of the candidates, the first by name on a tie."""
     counts = Counter(row.base for row in rows if row.base is not None)
     return min(counts, key=lambda base: (-counts[base], base), default=None)
 
@@ -107,23 +108,23 @@ def _usual_base(rows: Sequence[StoredAdapter]) -> str | None:
 def _check_question(question: Question) -> Strategy:
     check_name(question.name)
     if question.by not in STRATEGIES:
-        raise UsageError(f"{question.by!r} is no way to choose; there are {', '.join(STRATEGIES)}.")
+        raise UsageError(f"{question.by!r} is not a strategy; use one of {', '.join(STRATEGIES)}.")
     strategy = STRATEGIES[question.by]
     for need in strategy.needs:
         if not getattr(question, need):
-            raise UsageError(f"Choosing by {question.by} takes `{PARAMETERS[need]}`.")
+            raise UsageError(f"Selecting by {question.by} requires `{PARAMETERS[need]}`.")
     return strategy
 
 
 def _limits(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> PoolLimits:
-    """The limits of a question, with the groups and families that it asks for."""
+    """The limits of a question, with the groups and families that it requires."""
     groups = members = None
     if question.distinct:
         copies = likeness.copies(sources.session, rows, deltas=question.distinct == "delta")
         exact = likeness.exact_delta(sources.session, rows, sources.blobs)
         groups = representatives(copies, question.distinct, exact)
     if question.per_family:
-        # A series may go on beyond the filter.
+        # A series may extend beyond the filter.
         measured_rows = list(
             likeness.adapters_with_fingerprint(sources.session, sources.refusing, rows[0].base)
         )
@@ -172,7 +173,7 @@ def _controls(
     limits: PoolLimits,
     sources: Sources,
 ) -> dict[str, Manifest]:
-    """The pools that keep a choice honest: random ones, of its recipes, and with shuffled scores."""
+    """The control pools of a selection: random ones, matched recipes, and shuffled scores."""
     pool = [row.candidate for row in members]
     rankings = {
         **({"blind": STRATEGIES["prior"].rank(question, rows, sources)} if question.by == "score" else {}),

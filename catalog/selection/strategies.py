@@ -1,7 +1,7 @@
-"""The strategies: each ranks the candidates for a question and says of every one why it stands there.
+"""The strategies: each ranks the candidates for a question and gives the reason for each rank.
 
-A strategy ranks; it never decides how many are taken. All of them are deterministic given catalog, question
-and seed. Writes no rows.
+A strategy only ranks; limits decide the number of members. All of them are deterministic given catalog,
+question and seed. Writes no rows.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# At least so many adapters are compared exactly, where that is asked for.
+# The minimum number of adapters that are compared exactly, if requested.
 SHORTLIST = 20
 
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked for; every field that is set stands in the manifest. `count` is None for all."""
+    """The question of a selection; every field that is set is part of the manifest. `count` is None for
+    all."""
 
     name: str
     by: str
@@ -80,12 +81,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Sources:
-    """What strategies ask: the database, the caches, and what the caller made ready for the one chosen.
+    """The sources of strategies: the database, the caches, and the values that the caller prepared.
 
     `measure` scores adapters, by short name, on further samples of the question's task. `direction`, of
-    (size,), is what `catalog.search.nearest.downhill` asks the index of the question's kind with, from the
-    candidates' base model; `backgrounds`, of (several, size), are the same of other tasks; `exact` says of
-    adapters, by short name, what their sketches estimate.
+    (size,), is the query of `catalog.search.nearest.downhill` to the index of the question's kind, from the
+    candidates' base model; `backgrounds`, of (several, size), are the same of other tasks; `exact` gives, by
+    short name, the exact values that sketches estimate.
     """
 
     session: Session
@@ -106,7 +107,8 @@ Rank = Callable[[Question, Sequence[StoredAdapter], Sources], list[Ranked]]
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to rank: what it does in one sentence, what of the question it needs, and the function."""
+    """A strategy: its description in one sentence, the fields of the question that it requires, and the
+    function."""
 
     sentence: str
     needs: tuple[str, ...]
@@ -164,7 +166,7 @@ def _by_completion(question: Question, rows: Sequence[StoredAdapter], sources: S
 
 def _by_racing(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     if sources.measure is None:
-        raise UsageError("Choosing by racing needs a base model that measures adapters on the `task`.")
+        raise UsageError("Selecting by racing requires a base model that measures adapters on the `task`.")
     matrix = _matrix(question, rows, sources, racing=True)
     result = race(
         matrix, _task(question), sources.measure, question.budget or 0, texts=_texts(question, sources)
@@ -174,7 +176,7 @@ def _by_racing(question: Question, rows: Sequence[StoredAdapter], sources: Sourc
 
 def _by_gradient(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     if sources.direction is None:
-        raise UsageError("Choosing by gradient needs a base model with a gradient on the `task`.")
+        raise UsageError("Selecting by gradient requires a base model with a gradient on the `task`.")
     backgrounds = () if sources.backgrounds is None else sources.backgrounds
     keys = {row.key for row in rows}
     scores = downhill(
@@ -209,7 +211,7 @@ def _task(question: Question) -> str:
 
 
 def _texts(question: Question, sources: Sources) -> dict[str, str]:
-    """What tasks ask for, in words; that of the question's own task is `text` where it is given."""
+    """The instructions of tasks; that of the question's task is `text` if it is given."""
     texts = {_task(question): question.text} if question.text else {}
     return {**sources.texts, **texts}
 
@@ -221,9 +223,9 @@ def _worst(question: Question, rows: Sequence[StoredAdapter], sources: Sources) 
 def _matrix(
     question: Question, rows: Sequence[StoredAdapter], sources: Sources, *, racing: bool = False
 ) -> ScoreMatrix:
-    """The measured scores of the candidates and of all others; of no test split unless it is asked for.
+    """The measured scores of the candidates and of all others, without test splits unless requested.
 
-    For a race the candidates alone, and as if nothing was measured where nothing was.
+    For a race only those of the candidates, which may be empty.
     """
     names, task = [row.adapter for row in rows], _task(question)
     try:
@@ -232,7 +234,7 @@ def _matrix(
             sources.session,
             splits or None,
             leave_out=() if splits else ("test",),
-            # What a race measures is measured by the present rule.
+            # A race measures by the current rule.
             renewed=(task,) if racing else (),
         )
     except NotFoundError:
@@ -249,7 +251,7 @@ def _matrix(
 
 
 def _by_scores(ranking: Ranking, rows: Sequence[StoredAdapter]) -> list[Ranked]:
-    """The candidates that a ranking can say something of, best first."""
+    """The candidates that a ranking has a score for, best first."""
     by_name = {row.adapter: row for row in rows}
     ranked = []
     for place in ranking.order():
@@ -273,36 +275,40 @@ def _match_control(question: Question, rows: Sequence[StoredAdapter], sources: S
     members = {(member.hub_id, member.commit, member.subfolder) for member in manifest.members}
     pool = [row for row in everybody if (row.hub_id, row.commit, row.subfolder) in members]
     if len(pool) < len(members):
-        raise NotFoundError(f"The catalog no longer holds all members of {question.to}; crawl them again.")
+        raise NotFoundError(f"Some members of {question.to} are no longer in the catalog; crawl them again.")
     return match_recipes(rows, pool, question.seed)
 
 
 STRATEGIES: dict[str, Strategy] = {
     "text": Strategy("Names and cards that fit `query`, by words and meaning.", ("text",), _by_text),
-    "adapter": Strategy("Weights like those of `like`, an adapter or a folder.", ("like",), _by_adapter),
-    "score": Strategy("What they scored on `task`.", ("task",), _by_score),
-    "prior": Strategy("How they stand out on other tasks than `task`.", ("task",), _by_prior),
+    "adapter": Strategy(
+        "Weights similar to those of `like`, an adapter or a folder.", ("like",), _by_adapter
+    ),
+    "score": Strategy("Their scores on `task`.", ("task",), _by_score),
+    "prior": Strategy("Their lead over other adapters on tasks other than `task`.", ("task",), _by_prior),
     "tasks": Strategy(
-        "How they stand out on other tasks, those that read like `task` most.", ("task",), _by_like_tasks
+        "Their lead over other adapters on other tasks, weighted by similarity to `task`.",
+        ("task",),
+        _by_like_tasks,
     ),
     "completion": Strategy(
-        "Their expected score on `task`, from it, from other tasks and from like adapters.",
+        "Their expected score on `task`, from `task`, other tasks and similar adapters.",
         ("task",),
         _by_completion,
     ),
     "racing": Strategy(
-        "Their expected score on `task` after `budget` samples, spent where they tell most.",
+        "Their expected score on `task` after `budget` samples, spent where they are most informative.",
         ("task", "budget"),
         _by_racing,
     ),
     "gradient": Strategy(
-        "How far their weights point down the slope of the base model's loss on `task`.",
+        "The alignment of their weights with the negative gradient of the base model's loss on `task`.",
         ("task",),
         _by_gradient,
     ),
     "worst": Strategy("The lowest scores on `task` first.", ("task",), _worst),
     "random": Strategy("Chance.", (), _random),
-    "matched": Strategy("Chance, with the recipes of the pool `to`.", ("to",), _match_control),
+    "matched": Strategy("At random, with the recipes of the pool `to`.", ("to",), _match_control),
     "rank": Strategy("The largest rank first.", (), _largest),
 }
 # The parameter of the public call for what a strategy needs.

@@ -59,7 +59,7 @@ def test_the_same_question_has_the_same_answer(sample: Program) -> None:
         (["show", "made-here/pickle-only", "--plot", "x.png"], "has no fingerprint"),
         (["map", "x.txt"], ".svg"),
         (["map", "x.png", "--base", "acme/unknown"], "No base model is known as acme/unknown"),
-        (["fingerprint", str(ROOT / "docs")], "holds no adapter_config.json"),
+        (["fingerprint", str(ROOT / "docs")], "does not contain adapter_config.json"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(sample: Program, words: list[str], told: str) -> None:

@@ -227,7 +227,7 @@ def test_gc_refuses_while_another_process_is_at_work(
         for context in busy(data):
             stack.enter_context(context)
         result = run("blobs", "gc", "--yes")
-    assert (result.exit_code, "wait until it is done" in result.stderr) == (1, True)
+    assert (result.exit_code, "wait until it has ended" in result.stderr) == (1, True)
     assert store.has(unneeded)
     assert run("blobs", "gc", "--yes").exit_code == 0
 

@@ -210,7 +210,7 @@ def test_folders_and_commits_can_be_named(hub: LocalHub, root: Path, run: Progra
     assert " other_adapters checkpoint-10 " in document
     ambiguous = run("show", "dan/four@aaaa")
     assert ambiguous.exit_code == 2
-    assert ambiguous.stderr == "Error: dan/four@aaaa fits several commits; write more of it.\n"
+    assert ambiguous.stderr == "Error: dan/four@aaaa matches several commits; give more of its digits.\n"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_folders_and_commits_can_be_named(hub: LocalHub, root: Path, run: Progra
         ("nobody/nothing", 1, "The catalog knows no adapter nobody/nothing; `loradex adapters` lists"),
         ("ann/one@ffff", 1, "The catalog knows no adapter ann/one@ffff"),
         ("ann/one:folder", 1, "The catalog knows no adapter ann/one:folder"),
-        ("ann/one@xyz", 2, "'ann/one@xyz' names no adapter; write owner/name"),
+        ("ann/one@xyz", 2, "'ann/one@xyz' does not name an adapter; write owner/name"),
         ("", 2, "'' names no adapter"),
         ("a b", 2, "'a b' names no adapter"),
         ("a/b:\x1b[31m", 2, "names no adapter"),

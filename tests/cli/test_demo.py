@@ -155,5 +155,5 @@ def test_without_the_sample_hub(
     monkeypatch.setattr(samples, "__file__", str(tmp_path / "catalog" / "samples.py"))
     result = run("demo")
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: The sample Hub is not at {tmp_path}/loradex/data; ")
+    assert result.stderr.startswith(f"Error: The sample Hub was not found at {tmp_path}/loradex/data; ")
     assert not data.exists()

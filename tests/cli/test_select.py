@@ -37,7 +37,7 @@ def test_all_are_taken_and_those_that_are_not_are_counted(crawled: Program) -> N
             "1 not let through by the filter, 1 excluded by name",
         ),
         (("--parameters", "200"), "1 refused by the rules, 1 beyond 200 parameters in all"),
-        (("--use", "commercial"), "1 refused by the rules, 1 with a licence that forbids commercial"),
+        (("--use", "commercial"), "1 refused by the rules, 1 with a license that forbids commercial"),
         (("--rules", "licensed"), "2 refused by the rules"),
     ],
 )
@@ -47,7 +47,7 @@ def test_what_leaves_adapters_out_is_said(words: tuple[str, ...], left_out: str,
     refused = crawled("select", "mine", "--by", "random", "-k", "2", *words)
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert refused.stderr == (
-        f"Error: Only 1 of 3 adapters are left, not 2: {left_out}; ask for fewer or loosen what was asked.\n"
+        f"Error: Only 1 of 3 adapters are left, not 2: {left_out}; request fewer or relax the conditions.\n"
     )
 
 

@@ -274,7 +274,7 @@ def test_case_82_a_lock_held_too_long_is_one_sentence(
 
 def test_case_92_one_writer_a_catalog(engine: Engine) -> None:
     with opening.writer_lock(engine):
-        with pytest.raises(CatalogBusyError, match="wait until it is done"), opening.writer_lock(engine):
+        with pytest.raises(CatalogBusyError, match="wait until it has ended"), opening.writer_lock(engine):
             pass
         assert documents(engine) == 0
     with opening.writer_lock(engine):

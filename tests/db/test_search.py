@@ -368,7 +368,7 @@ def test_a_filter_bounds_both_rankings(engine: Engine, tmp_path: Path, where: st
         embed_cards(session, Thesaurus())
         result = found(session, tmp_path, "emotion", query=parse(where), refusing={"zero_update"})
         assert sorted(names(result)) == left
-        assert result.notes == (() if left else ("The filter lets no adapter through.",))
+        assert result.notes == (() if left else ("No adapter matches the filter.",))
         assert (
             names(found(session, tmp_path, "emotion", k=1, query=parse(where), refusing={"zero_update"}))
             == names(result)[:1]
@@ -476,11 +476,13 @@ def test_what_changes_in_the_catalog_changes_the_answer(engine: Engine, tmp_path
 
 def test_an_empty_catalog_and_a_search_for_nothing(engine: Engine, tmp_path: Path) -> None:
     with Session(engine) as session:
-        assert found(session, tmp_path, "emotion") == Found((), ("The catalog has no adapter to search.",))
+        assert found(session, tmp_path, "emotion") == Found(
+            (), ("The catalog contains no adapters to search.",)
+        )
         add(session, "jo/x")
         session.commit()
         assert found(session, tmp_path, "emotion") == Found(
-            (), ("No adapter has any of these words, and no card is like them.",)
+            (), ("No adapter contains any of these words, and no card is similar to them.",)
         )
         assert found(session, tmp_path, "?!").hits == ()
         for text in ("", " \n", "x" * 10_001):

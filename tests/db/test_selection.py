@@ -191,7 +191,7 @@ def unchanged(sources: Sources) -> tuple[int, ...]:
         pytest.param(
             {"by": "random", "where": "rank:8 -rank:8"}, "No adapter sat", id="contradictory-denial"
         ),
-        pytest.param({"by": "matched", "to": "gone"}, "There is no pool", id="unknown-pool"),
+        pytest.param({"by": "matched", "to": "gone"}, "Pool 'gone' not found", id="unknown-pool"),
         pytest.param({"by": "rank", "parameters": 1}, "Only 0 of 4", id="budget-below-one-adapter"),
     ],
 )
@@ -224,7 +224,7 @@ def test_an_index_of_another_model_is_built_anew(sources: Sources) -> None:
 
 def test_a_pool_whose_file_is_gone_is_one_sentence(sources: Sources, tmp_path: Path) -> None:
     """The manifest's file, then a member's weights: refused, and no half of an export is left."""
-    with pytest.raises(NotFoundError, match=r"There is no .*pool.json; name a pool's"):
+    with pytest.raises(NotFoundError, match=r"pool.json does not exist; give a pool's"):
         read_manifest(tmp_path / "pool.json")
     pool = select(Question("pool", "rank", 2), sources).pool
 

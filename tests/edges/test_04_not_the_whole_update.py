@@ -44,7 +44,7 @@ def test_each_folder_of_the_row_names_what_its_number_leaves_out(run: Program) -
     output = run("fingerprint", *map(str, folders))
     assert "leaves out" in output.stdout
     assert "modules_to_save, full_weights" in output.stdout
-    assert "leave out relative_init: its update is relative to a changed base model (pissa)" in output.stderr
+    assert "leave out relative_init: its update is relative to a modified base model (pissa)" in output.stderr
     assert "leaves out" not in run("fingerprint", str(folders[0])).stdout
 
 

@@ -53,7 +53,7 @@ def test_names_that_only_a_catalog_has_are_found_and_near() -> None:
         initial_table().find("some/bas", ["some/base"])
     with pytest.raises(NotFoundError, match="the only known name is a/B"):
         BaseTable([BaseSpelling("a/B", "a/B", "canonical")]).find("c/D")
-    with pytest.raises(NotFoundError, match="none is known yet"):
+    with pytest.raises(NotFoundError, match="no base model is known yet"):
         BaseTable([]).find("c/D")
 
 

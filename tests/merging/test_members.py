@@ -160,7 +160,7 @@ def test_layers_that_were_trained_whole_can_be_left_out_by_name(tmp_path: Path) 
 def test_what_no_layer_holds_is_refused_whatever_is_left_out(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="use_dora"):
         load_member(adapter(tmp_path / "dora", use_dora=True), without=["lm_head"])
-    with pytest.raises(MergeError, match="holds no LoRA factors"):
+    with pytest.raises(MergeError, match="contains no LoRA factors"):
         load_member(adapter(tmp_path / "empty"), without=["q_proj", "v_proj", "down_proj"])
 
 

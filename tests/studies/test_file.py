@@ -78,7 +78,7 @@ def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
         ("compare: learned | near", "compare: learned | far", 21, "there is no 'learned | far'"),
         ("  near: {by: gradient, k: 3}", "  near: {by: gradient, k: 3}\n  near: {by: all}", 8, "twice"),
         ("study: one", "study: [one", 2, "no YAML"),
-        ("study: one", "? [a, b]\n: 1\nstudy: one", 1, "a name is a word"),
+        ("study: one", "? [a, b]\n: 1\nstudy: one", 1, "a name must be a word"),
         ("with: tuned}", "with: tuned, pools: []}", 16, "learned needs a pool"),
         ("adapters: {from: there}\n", "", 5, "say where they are, by adapters"),
         ("with: tuned}", "with: tuned, pools: [nar]}", 16, "did you mean near"),

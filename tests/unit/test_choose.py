@@ -175,5 +175,5 @@ def test_a_shuffle_keeps_the_scores_and_moves_them() -> None:
 def test_excluded_are_adapters_repositories_or_owners() -> None:
     assert {row.owner for row in without(MANY, ["o1"])} == {"o0", "o2"}
     assert len(without(MANY, ["o0/r0"])) == 39
-    with pytest.raises(UsageError, match="There is no nobody"):
+    with pytest.raises(UsageError, match="nobody is not among the adapters"):
         without(MANY, ["nobody"])

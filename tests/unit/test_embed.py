@@ -271,7 +271,7 @@ def test_loading_and_encoding_say_nothing(model_folder: Path, capfd: pytest.Capt
 @pytest.mark.parametrize("name", ["", "nothing", "a/b/c", "../x y", "https://host/x"])
 def test_a_name_of_nothing_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="names no text encoder"):
+    with pytest.raises(UsageError, match="is not a text encoder"):
         load_embedder(name or "\x00")
 
 
@@ -296,7 +296,7 @@ def test_a_folder_that_cannot_be_loaded_is_one_sentence(
     with pytest.raises(LoradexError, match="cannot be loaded") as caught:
         load_embedder(str(folder))
     assert "\n" not in str(caught.value)
-    assert "name a folder that holds a sentence-transformers model" in str(caught.value)
+    assert "give the folder of a sentence-transformers model" in str(caught.value)
 
 
 LOAD = """

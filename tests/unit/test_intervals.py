@@ -28,7 +28,7 @@ def test_the_bootstrap_keeps_pairs_together() -> None:
 def test_the_bootstrap_leaves_out_tasks_without_a_judgement() -> None:
     result = paired_bootstrap(floats(1, NAN, 1), floats(0, 0, NAN))
     assert result == (1, 1, 1)
-    with pytest.raises(UsageError, match="No task was judged"):
+    with pytest.raises(UsageError, match="No task has scores"):
         paired_bootstrap(floats(NAN), floats(1))
 
 

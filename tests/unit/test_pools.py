@@ -107,10 +107,10 @@ HOSTILE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("a-negative-size", lambda d: d["members"][0]["files"][0].update(size=-1), "size"),
     ("a-size-that-is-true", lambda d: d["members"][0]["files"][0].update(size=True), "size"),
     ("a-rank-that-is-text", lambda d: d["members"][0].update(rank="8"), "rank"),
-    ("a-name-that-leaves", lambda d: d.update(name="../x"), "no name for a pool"),
+    ("a-name-that-leaves", lambda d: d.update(name="../x"), "not a valid name for a pool"),
     ("an-unknown-field", lambda d: d.update(extra=1), "unknown field 'extra'"),
     ("an-unknown-field-of-a-member", lambda d: d["members"][0].update(extra=1), "unknown field 'extra'"),
-    ("an-unknown-use", lambda d: d.update(use="war"), "no use"),
+    ("an-unknown-use", lambda d: d.update(use="war"), "not a use"),
     ("another-format", lambda d: d.update(format="other/1"), "of the format"),
     ("no-members", lambda d: d.pop("members"), "members"),
     ("the-same-member-twice", lambda d: d["members"].append(d["members"][0]), "twice"),
@@ -143,7 +143,7 @@ def test_other_bytes_are_no_manifest(data: bytes) -> None:
 def test_a_manifest_is_found_by_its_folder(tmp_path: Path) -> None:
     (tmp_path / "pool.json").write_bytes(pool().canonical())
     assert read_manifest(tmp_path) == read_manifest(tmp_path / "pool.json") == pool()
-    with pytest.raises(NotFoundError, match="There is no"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         read_manifest(tmp_path / "other")
 
 

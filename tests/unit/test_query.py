@@ -131,7 +131,7 @@ def test_what_a_text_means(text: str, query: Query) -> None:
         ("rank:64..8", 6, "write 8..64"),
         ("norm:1e3..0.5", 6, "write 0.5..1000"),
         ("created:2024..2023-12", 9, "write 2023-12..2024"),
-        ("rank: 8", 6, "directly behind the colon"),
+        ("rank: 8", 6, "directly after the colon"),
         ("rank:8,", 8, "rank has no value"),
         ('name:""', 6, "name has no value"),
         ("rank:eight", 6, "a number such as 8"),
@@ -143,7 +143,7 @@ def test_what_a_text_means(text: str, query: Query) -> None:
         ("rank:1e9999999", 6, "a number such as 8"),
         ("norm:1e999", 6, "1.8e308"),
         ("rank:..", 6, "at least one end"),
-        ("rank:8*", 6, "rest of a text only"),
+        ("rank:8*", 6, "may only end a text"),
         ("created:2024-13", 9, "a date such as 2024"),
         ("created:2023-02-29", 9, "a date such as 2024"),
         ("created:0000", 9, "a date such as 2024"),
@@ -187,12 +187,12 @@ def test_what_a_text_means(text: str, query: Query) -> None:
         ("license:mit or (a b)", 13, "write | or OR"),
         ("not -rank:8", 1, "write - directly"),
         ("quality:good", 9, "absent, template, generated"),
-        ("name:a*b", 6, "put it last"),
-        ("a fo*", 3, "words match inside others"),
+        ("name:a*b", 6, "put it at the end"),
+        ("a fo*", 3, "words match parts of words"),
         ("a AND b", 3, "leave it out"),
         ("a NOT b", 3, "write - directly before"),
-        ("(a", 1, "put a ) behind"),
-        ("x (a (b)", 3, "put a ) behind"),
+        ("(a", 1, "put a ) at the end"),
+        ("x (a (b)", 3, "put a ) at the end"),
         ("a)", 2, "leave it out"),
         ("()", 2, "write one"),
         ("a |", 4, "write one"),
@@ -200,7 +200,7 @@ def test_what_a_text_means(text: str, query: Query) -> None:
         ("a OR", 5, "write one"),
         ("- a", 1, "directly before a term"),
         ("a -", 3, "directly before a term"),
-        ('"a', 1, 'put a " behind'),
+        ('"a', 1, 'put a " after'),
         ('""', 1, "between the quotes"),
         ("foo(bar)", 4, "quotes"),
         ('"a"b', 4, "quotes"),
@@ -363,7 +363,7 @@ def test_any_comparison_is_read_or_answered(text: str) -> None:
 def test_a_comparison_in_words_is_answered_with_what_is_right(text: str, right: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(text)
-    assert f"is no operator at character {right}" in str(caught.value)
+    assert f"is not an operator at character {right}" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["trained in english", "name is", 'rank "in" 4', 'license "is" mit "in" x'])

@@ -157,7 +157,7 @@ def test_where_nobody_can_be_measured_there_is_no_race() -> None:
 @pytest.mark.parametrize("answers", [[0.5], [0.5, 1.2], [0.5, -0.1], [0.5, math.inf]])
 def test_an_answer_that_is_no_score_is_refused(answers: list[float]) -> None:
     names = draw_matrix(0, rows=2)
-    with pytest.raises(UsageError, match="no score from 0 to 1 for each adapter"):
+    with pytest.raises(UsageError, match="must return a score from 0 to 1 for each adapter"):
         race(names.blank("t0"), "t0", lambda adapters, n: answers, 20, rounds=1)
 
 

@@ -44,22 +44,22 @@ WRONG = [
         "adapter,anli\nann/one,1.01\n",
         "line 2: The score of ann/one on anli cannot be stored: its accuracy is 1.01",
     ),
-    ("adapter,anli\nann/one,nan\n", "line 2: 'nan' is no number"),
+    ("adapter,anli\nann/one,nan\n", "line 2: 'nan' is not a number"),
     ("adapter,anli\nann/one,-0.1\n", "its accuracy is -0.1, not a number from 0 to 1"),
-    ("adapter,anli\nann/one,much\n", "line 2: 'much' is no number"),
-    ("adapter,anli\nann/one,0_1\n", "line 2: '0_1' is no number"),
-    ("adapter,anli\nann/one,55%\n", "line 2: '55%' is no number"),
+    ("adapter,anli\nann/one,much\n", "line 2: 'much' is not a number"),
+    ("adapter,anli\nann/one,0_1\n", "line 2: '0_1' is not a number"),
+    ("adapter,anli\nann/one,55%\n", "line 2: '55%' is not a number"),
     ("adapter,anli\nann/one,1e999\n", "line 2: The score of ann/one on anli cannot be stored"),
-    ("adapter,anli\nann/one,0.1,0.2\n", "line 2: not 2 cells"),
-    ("adapter,anli\nann/one\n", "line 2: not 2 cells"),
+    ("adapter,anli\nann/one,0.1,0.2\n", "line 2: requires 2 cells"),
+    ("adapter,anli\nann/one\n", "line 2: requires 2 cells"),
     ("adapter,anli,anli\nann/one,0.1,0.2\n", "line 1: a column has no name, or two have the same"),
     ("adapter,anli,\nann/one,0.1,0.2\n", "line 1: a column has no name"),
     ("adapter,anli\nann/one,0.1\nann/one,0.1\n", "line 3: ann/one has two scores on anli"),
-    ("adapter,anli\n ,0.1\n", "without subject"),
-    ("", "holds no table"),
-    ("adapter\nann/one\n", "holds no table"),
-    (b"\xff\xfe\x00", "no CSV in UTF-8"),
-    ('adapter,anli\n"ann/one,0.1\n', "no CSV"),
+    ("adapter,anli\n ,0.1\n", "requires subject"),
+    ("", "contains no table"),
+    ("adapter\nann/one\n", "contains no table"),
+    (b"\xff\xfe\x00", "not a CSV in UTF-8"),
+    ('adapter,anli\n"ann/one,0.1\n', "not a CSV"),
 ]
 
 
@@ -82,7 +82,7 @@ def test_a_document_of_scores_says_everything_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("document", [[], {}, {"scores": {}}])
 def test_a_document_that_is_none_is_refused(tmp_path: Path, document: Any) -> None:
-    with pytest.raises(UsageError, match="This is no file of scores"):
+    with pytest.raises(UsageError, match="This is not a file of scores"):
         read(tmp_path, json.dumps(document), "scores.json")
 
 
@@ -107,9 +107,9 @@ def test_a_document_that_is_none_is_refused(tmp_path: Path, document: Any) -> No
         (score(n=True), "its number of samples is True"),
         (score(n="60"), "its number of samples is '60'"),
         (score(n=2**63), "its number of samples is 9223372036854775808"),
-        (score(task=" "), "without task"),
+        (score(task=" "), "requires task"),
         (score(task="t" * 501), "A score whose task is"),
-        (score(adapter=None), "must be texts"),
+        (score(adapter=None), "must be strings"),
         (score(split="test"), "ann/one has two scores on anli"),
         (score(split=" test "), "ann/one has two scores on anli"),
     ],
@@ -153,7 +153,7 @@ def test_a_table_is_held_to_the_same_ranges(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="There is no"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         read_scores(tmp_path / "x.csv", **GIVEN)
 
 

@@ -65,8 +65,8 @@ def test_cells_become_a_matrix_with_holes() -> None:
     ("cells", "message"),
     [
         ([("o/a", "rte", 0.5, 1), ("o/a", "rte", 0.5, 1)], "o/a has two scores on rte"),
-        ([("o/a", "rte", 1.5, 1)], "o/a on rte: 1.5 of 1 samples is no score"),
-        ([("o/a", "rte", NAN, 1)], "is no score"),
+        ([("o/a", "rte", 1.5, 1)], "o/a on rte: 1.5 of 1 samples is not a score"),
+        ([("o/a", "rte", NAN, 1)], "is not a score"),
         ([("o/a", "rte", 0.5, 0)], "0.5 of 0 samples"),
     ],
 )
@@ -79,8 +79,8 @@ def test_what_is_no_score_is_refused(cells: list[tuple[str, str, float, int]], m
     ("change", "message"),
     [
         ({"adapters": ("o/a0",)}, "differ in number"),
-        ({"adapters": ("o/a0", "o/a0")}, "adapter o/a0 stands in the table twice"),
-        ({"tasks": ("t0", "t0")}, "task t0 stands in the table twice"),
+        ({"adapters": ("o/a0", "o/a0")}, "contains the adapter o/a0 twice"),
+        ({"tasks": ("t0", "t0")}, "contains the task t0 twice"),
         ({"values": np.array([[0.1, 1.1], [0.2, 0.3]])}, "outside 0 to 1"),
         ({"n": np.array([[1.0, 0.0], [1.0, 1.0]])}, "A score without samples"),
     ],
@@ -115,9 +115,9 @@ def test_columns_are_put_in_taken_out_and_blanked(seed: int) -> None:
 
 def test_an_unknown_task_is_named_with_those_near() -> None:
     names = score_matrix([("o/a", "glue_mnli", 0.5, 1), ("o/a", "glue_qnli", 0.5, 1), ("o/a", "x", 0.5, 1)])
-    with pytest.raises(NotFoundError, match="called gluemnli; did you mean glue_mnli or glue_qnli"):
+    with pytest.raises(NotFoundError, match="task gluemnli; did you mean glue_mnli or glue_qnli"):
         by_score(names, "gluemnli")
-    with pytest.raises(NotFoundError, match="name a task that has scores"):
+    with pytest.raises(NotFoundError, match="give a task that has scores"):
         prior(names, "zzzz")
 
 
