@@ -1,1 +1,1 @@
-"""What pools become. Sees pools and files, never the database."""
+"""Merging, training and evaluation of pools; uses pools and files, never the database."""

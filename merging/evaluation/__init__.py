@@ -1,4 +1,4 @@
-"""What a model makes of prompts: likelihoods, losses, texts, and the scores of adapters on tasks."""
+"""The outputs of a model for prompts: likelihoods, losses, texts, and the scores of adapters on tasks."""
 
 import lazy_loader
 

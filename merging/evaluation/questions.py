@@ -1,7 +1,8 @@
-"""Examples as the prompts that a model reads: those that are too long counted, and its way of reading known.
+"""Examples as the prompts of a model, with a count of those that are too long and a check of its reading.
 
-Whether a tree of prompts gives what each gives alone is tried with prompts of the task at hand, once for each
-model and length (`merging.model.reading`): a tree as crowded as any, and the same texts by themselves.
+Whether a tree of prompts gives the same results as each prompt alone is checked with prompts of the task,
+once for each model and length (`merging.model.reading`): a tree as crowded as any, and the same texts by
+themselves.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from merging.evaluation.trees import TokenTree
 from merging.model import Example, LoadedBase, Prompt, Task, date_of, encode, encode_each, is_shortage
 
 TooLong = Literal["error", "skip"]
-# Of a tree and of plain reading, log p of a token may differ by so many times the data type's step to the
-# power of 2/3 (2.4e-4 in float32, .1 in float16, .4 in bfloat16), or by so many times what two plain batches
-# of the same texts differ by. SmolLM2-135M's differ by 1e-5 in float32 and .16 in bfloat16.
+# Of a tree and of plain reading, log p of a token may differ by this many times the data type's step to the
+# power of 2/3 (2.4e-4 in float32, .1 in float16, .4 in bfloat16), or by this many times the difference of two
+# plain batches of the same texts. SmolLM2-135M's differ by 1e-5 in float32 and .16 in bfloat16.
 _ROUNDING = 10.0
 _NOISE = 4.0
 
@@ -34,10 +35,11 @@ class Questions:
 
 
 def ask(base: LoadedBase, task: Task, examples: Sequence[Example], too_long: TooLong = "error") -> Questions:
-    """The examples as the base reads them; those longer than its limit are an error or left out, never cut.
+    """The examples as the base model reads them; those longer than its limit are an error or left out, never
+    cut.
 
-    Makes sure of the base's way of reading. Raises UsageError for an example that is too long, with "skip"
-    where no other is left.
+    Checks the base model's way of reading. Raises UsageError for an example that is too long, or with "skip"
+    if no other is left.
     """
     if too_long == "error":
         prompts = encode(base.tokenizer, task, examples, base.limit, date=base.date)
@@ -59,17 +61,17 @@ def ask(base: LoadedBase, task: Task, examples: Sequence[Example], too_long: Too
 
 
 def prompt_date(base: LoadedBase) -> str | None:
-    """The date on which the base is asked, where its template says one; else None."""
+    """The date of the prompts, if the base model's template includes one; else None."""
     return date_of(base.tokenizer, base.date)
 
 
 def reads_plainly(base: LoadedBase, prompts: Sequence[Prompt]) -> bool:
-    """Whether some of the prompts are read by themselves since a tree would be wrong."""
+    """Whether some of the prompts are read individually since a tree would be wrong."""
     return any(prompt.depth > base.reading.tree_length for prompt in prompts)
 
 
 def unusual(base: LoadedBase, *question_sets: Questions) -> dict[str, Any]:
-    """What a record says of questions where it is not as usual: date, plain reading, examples left out."""
+    """The unusual properties of questions for a record: date, plain reading, examples left out."""
     date, left_out = prompt_date(base), sum(questions.left_out for questions in question_sets)
     plain = any(reads_plainly(base, questions.prompts) for questions in question_sets)
     return {
@@ -80,7 +82,7 @@ def unusual(base: LoadedBase, *question_sets: Questions) -> dict[str, Any]:
 
 
 def check_reading(base: LoadedBase, prompts: Sequence[Prompt]) -> None:
-    """Notes in `base.reading` up to which length trees give what plain reading gives, for these prompts.
+    """Records in `base.reading` up to which length trees match plain reading, for these prompts.
 
     Tries the longest prompt whose length is not known yet, then the shortest, then the middle one.
     """
@@ -100,7 +102,8 @@ def check_reading(base: LoadedBase, prompts: Sequence[Prompt]) -> None:
 
 
 def _equal(base: LoadedBase, longest: Prompt, other_prompts: Sequence[Prompt]) -> bool | None:
-    """Whether a tree with these prompts gives what they give alone; None where the model gives no number."""
+    """Whether a tree with these prompts gives the same as each alone; None if the model's output is not
+    finite."""
     import torch
 
     width = WIDTH.get(base.device.type, WIDTH["cpu"])
@@ -113,7 +116,7 @@ def _equal(base: LoadedBase, longest: Prompt, other_prompts: Sequence[Prompt]) -
             if not is_shortage(error):
                 raise
         if width < longest.depth:
-            # Where two paths do not fit, no tree of several is read either.
+            # If two paths do not fit into memory, trees of several are not read either.
             return None
         width //= 2
     if not all(map(math.isfinite, alone)):
@@ -130,7 +133,7 @@ def _apart(left: Sequence[float], right: Sequence[float], lengths: Sequence[int]
 
 
 def _crowd(longest: Prompt, candidates: Sequence[Prompt], width: int) -> tuple[list[Prompt], list[int]]:
-    """Prompts of a tree of about `width` tokens that parts and parts again, and which of them are compared.
+    """Prompts of a tree of about `width` tokens that branches repeatedly, and which of them are compared.
 
     The longest one comes first and, with its second half turned, last; between them stand others and, to fill
     the tree, its tokens in other orders.

@@ -1,9 +1,9 @@
-"""How good adapters are at tasks: scores by example counts, one line of a log each, resumable.
+"""Scores of adapters on tasks, one line of a log each, resumable.
 
 Adapters take turns over one base that stays in memory; the next is read while one is measured, and each is
-added to the weights or left beside them, whichever costs less for the tokens at hand. A log has one line for
-each score, keyed by everything that the score depends on, so that a run that was killed goes on where it
-was and counts nothing twice.
+added to the weights or applied next to them, whichever costs less for the number of tokens. A log has one
+line for each score, keyed by everything that the score depends on, so that a killed run continues where it
+stopped and counts nothing twice.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from merging.model import (
 if TYPE_CHECKING:
     from merging.live import LiveStack
 
-# Counts up when the same model would get another score.
+# Incremented when the same model would get a different score.
 VERSION = 1
 BASE = "base"
-# What speaks against one adapter; anything else (the network, the disk) ends a race.
+# Errors of a single adapter; any other one (the network, the disk) ends a race.
 _UNFIT = (MergeError, WeightsError, ConfigError, EvaluationError, HubAccessError, IntegrityError)
-# How every line of a log begins.
+# The beginning of every line of a log.
 _LINE = '{"adapter": '
 Progress = Callable[[int, int], None]
 
@@ -73,7 +73,7 @@ class Measured:
     left_out: int = 0
 
     def document(self) -> dict[str, Any]:
-        """As JSON has it; examples left out are told where there are some."""
+        """The score as JSON; the number of examples left out is included if any."""
         return _without_defaults(self)
 
 
@@ -81,10 +81,10 @@ class Measured:
 class TaskScore:
     """One score as `scores.json` has it; `adapter` is "base" for the base model alone.
 
-    `metric` names the rule by which answers are compared. `date` is that of the prompts, where they say one;
-    `plain` that prompts were read by themselves, since a tree of them would be wrong for the model; and
-    `left_out` the examples that are too long for it.
-    Raises ValueError for a value that the metric cannot have.
+    `metric` names the rule by which answers are compared. `date` is that of the prompts, if they include one;
+    `plain` means that prompts were read individually, since a tree of them would be wrong for the model; and
+    `left_out` the examples that are too long for it. Raises ValueError for a value that the metric cannot
+    have.
     """
 
     adapter: str
@@ -102,7 +102,7 @@ class TaskScore:
     left_out: int = 0
 
     def document(self) -> dict[str, Any]:
-        """As JSON has it; what is as usual is left away."""
+        """The score as JSON; fields with their usual values are left out."""
         return _without_defaults(self)
 
     def __post_init__(self) -> None:
@@ -114,11 +114,11 @@ class TaskScore:
 def measure(
     base: LoadedBase, task: Task, questions: Sequence[Example], too_long: TooLong = "error"
 ) -> Measured:
-    """The score of the model as it is now on these examples.
+    """The score of the model in its current state on these examples.
 
     Accuracy: the choice with the highest log-likelihood, its end included, is the answer. Exact match: the
-    greedy text equals the target after normalisation (recycling paper, 1.5). Raises EvaluationError where
-    the model gives no number, and what `ask` raises.
+    greedy text equals the target after normalisation (recycling paper, 1.5). Raises EvaluationError if the
+    model's output is not finite, and the errors of `ask`.
     """
     return _measure(base, task, ask(base, task, questions, too_long))
 
@@ -135,7 +135,7 @@ def _measure(base: LoadedBase, task: Task, question_set: Questions) -> Measured:
         right = [normalise_text(t) == normalise_text(q.target) for t, q in zip(texts, questions, strict=True)]
         value = sum(right) / len(right)
     if not math.isfinite(loss):
-        raise EvaluationError(f"The model gives no number on {task.name}; its weights overflow.")
+        raise EvaluationError(f"The output of the model on {task.name} is not finite; its weights overflow.")
     return Measured(value, loss, len(prompts), question_set.left_out)
 
 
@@ -154,11 +154,11 @@ def evaluate(
 ) -> Iterator[TaskScore | LoradexError]:
     """The score of the base (unless `with_base` is False) and of each member alone, on each task.
 
-    At most `limit` examples of the split, drawn by `seed`, the same for everybody; those too long for the
-    base are an error, or left out and counted (`too_long`). A member that cannot be put on the base gives its
-    error in place of its scores. What `log` holds already is not measured again, and what is measured is
-    added to it at once. Raises UsageError for a log that holds something else and for examples that are too
-    long, MemoryLimitError where the base cannot be asked, and StorageError where the log cannot be written.
+    At most `limit` examples of the split, drawn by `seed`, the same for all; those too long for the base
+    model are an error, or left out and counted (`too_long`). A member that does not match the base model
+    gives its error in place of its scores. Scores in `log` are not measured again; new ones are appended to
+    it immediately. Raises UsageError for a file that is not a log and for examples that are too long,
+    MemoryLimitError if the base model does not fit, and StorageError if the log cannot be written.
     """
     rounds = [_round(base, task, split, limit, seed, too_long) for task in tasks]
     done = _read_log(log)
@@ -177,7 +177,7 @@ def evaluate(
 
 
 def scores_document(scores: Sequence[TaskScore]) -> dict[str, Any]:
-    """The document that `scores import` reads: {"scores": [{adapter, task, split, metric, value, n, …}]}."""
+    """The document that `import_scores` reads: {"scores": [{adapter, task, split, metric, value, n, …}]}."""
     return {"scores": [score.document() for score in scores]}
 
 
@@ -197,7 +197,7 @@ class Sampler:
         too_long: TooLong = "error",
     ) -> None:
         self.base, self.task, self.find, self.spent = base, task, find, 0
-        # A race reads the examples that a training with this seed reads, and no others.
+        # A race reads only the examples that a training with this seed reads.
         order = first_examples(task, min(BUDGET, len(examples(task, "train"))), seed=seed)
         self.asked = ask(base, task, order, too_long)
         self.left_out: dict[str, str] = {}
@@ -205,7 +205,7 @@ class Sampler:
         self._live: LiveStack | None = None
 
     def __call__(self, adapters: Sequence[str], samples: int) -> list[float | None]:
-        """The score of each adapter on its next `samples` examples, None where it cannot be measured."""
+        """The score of each adapter on its next `samples` examples, None if it cannot be measured."""
         return [self._one(name, samples) for name in adapters]
 
     def _one(self, name: str, samples: int) -> float | None:
@@ -234,7 +234,7 @@ class Sampler:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One task's examples, ready for any adapter; `tokens` is what reading them once takes."""
+    """One task's examples, for any adapter; `tokens` is the number of tokens to read."""
 
     task: Task
     split: str
@@ -247,11 +247,11 @@ class _Round:
     identity: str
 
     def key(self, adapter: str) -> str:
-        """A hash of all that the score depends on."""
+        """A hash of everything that the score depends on."""
         return hashlib.sha256(f"{self.identity}\n{adapter}".encode()).hexdigest()
 
     def score(self, base: LoadedBase, name: str, key: str) -> TaskScore:
-        """The score of the model as it is now, under this name."""
+        """The score of the model in its current state, under this name."""
         measurement = _measure(base, self.task, self.asked)
         return TaskScore(
             adapter=name,
@@ -276,12 +276,12 @@ def _round(
     questions = ask(base, task, draw(task, split, limit, seed=seed), too_long)
     prompts, date, plain = questions.prompts, prompt_date(base), reads_plainly(base, questions.prompts)
     tokens = sum(len(tree_of(prompts[i] for i in group).tokens) for group in pack_prompts(prompts, 1 << 12))
-    # A model of the same name may be another one: its own losses tell.
+    # A model of the same name may be different: its losses identify it.
     few = targets_only(prompts[:4])
     mark = f"{mean_loss(few, likelihoods(base, few)):.4g}"
     parts: list[object] = [VERSION, base.name, base.revision, base.dtype, mark, task.digest, split]
     parts += [len(prompts), seed]
-    # Only where they decide something, so that all other keys stay what they were.
+    # Only if they matter, so that all other keys stay unchanged.
     parts += [f"answers {METRICS[task.metric]}"] if task.metric == "exact_match" else []
     parts += [f"date {date}"] if date else []
     parts += ["read plainly"] if plain else []
@@ -333,9 +333,9 @@ def _scores(
 
 @contextlib.contextmanager
 def _single_member(live: LiveStack, tokens: int) -> Iterator[None]:
-    """A block in which the resident member counts with weight 1, added or beside, whichever costs less.
+    """A block in which the resident member has weight 1, added or live, whichever costs less.
 
-    Beside too where memory does not suffice for adding.
+    Live too if memory does not suffice for adding.
     """
     scales = live.scales_of([1.0] * len(live.members))
     with contextlib.ExitStack() as stack:
@@ -352,7 +352,7 @@ def _single_member(live: LiveStack, tokens: int) -> Iterator[None]:
 
 
 def _identity(member: MergeMember) -> str:
-    """What tells an adapter apart: its weights and its configuration."""
+    """The identity of an adapter: its weights and its configuration."""
     config = hashlib.sha256((member.folder / CONFIG_NAME).read_bytes()).hexdigest()
     return f"{member.digest or digest_of(member.weights)} {config}"
 
@@ -364,31 +364,31 @@ def _read_log(log: Path | None) -> dict[str, TaskScore]:
     try:
         lines = log.read_text("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{log} is no log of scores; name another.") from error
+        raise UsageError(f"{log} is not a log of scores; give another file.") from error
     torn = lines.pop()
     if torn:
-        # Killed while it was written; what does not begin like a score is somebody else's.
+        # An interrupted write; a line that does not begin like a score is not ours.
         if not (torn.startswith(_LINE) or _LINE.startswith(torn)):
-            raise UsageError(f"{log} is no log of scores; name another.")
+            raise UsageError(f"{log} is not a log of scores; give another file.")
         _cut(log, torn)
     entries = {}
     for number, line in enumerate(lines, 1):
         try:
             score = TaskScore(**json.loads(line))
         except (TypeError, ValueError) as error:
-            raise UsageError(f"{log} line {number} is no score; name another log.") from error
+            raise UsageError(f"{log} line {number} is not a score; give another log.") from error
         entries[score.key] = score
     return entries
 
 
 def _without_defaults(record: Measured | TaskScore) -> dict[str, Any]:
-    """The fields of a score but those that have their defaults."""
+    """The fields of a score except those with their defaults."""
     usual = {field.name: field.default for field in fields(record)}
     return {name: value for name, value in asdict(record).items() if value != usual[name]}
 
 
 def _cut(log: Path, torn: str) -> None:
-    """Take a line that was never finished off the end of the log."""
+    """Remove an unfinished line from the end of the log."""
     with log.open("r+b") as file:
         file.truncate(log.stat().st_size - len(torn.encode()))
 

@@ -1,7 +1,7 @@
-"""What a model makes of prompts: log-likelihoods of answers, losses, generated text.
+"""The outputs of a model for prompts: log-likelihoods of answers, losses, generated text.
 
 Prompts are read as trees (`merging.evaluation`): instructions and questions that prompts or answers share are
-read once. Where a model would not give a tree's paths what it gives them alone (`merging.model`), every
+read once. If a model would not give a tree's paths the same as each alone (`merging.model.reading`), every
 answer with its question is a row of a batch instead. Several candidates, coefficient vectors of a live stack,
 are rows of the same batch.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Tokens of one tree. Attention costs their square, so that a longer one saves nothing on a CPU.
 WIDTH = {"cpu": 512, "cuda": 4096}
 MOST_NEW_TOKENS = 30
-# Names of tables of positions, as GPT-2, OPT and their kin have them.
+# Names of tables of positions, as in GPT-2, OPT and similar models.
 _TABLES = frozenset({"wpe", "embed_positions", "position_embeddings"})
 # log p of every answer of a prompt.
 Likelihoods = tuple[float, ...]
@@ -39,8 +39,7 @@ def likelihoods(
 ) -> list[Likelihoods]:
     """log p(answer | question) of every answer of every prompt, its closing token included, in nats.
 
-    Where memory does not suffice trees are halved until it does; raises MemoryLimitError when one answer
-    alone does not fit.
+    Trees that do not fit into memory are halved; raises MemoryLimitError if one answer alone does not fit.
     """
     return _likelihoods(base, prompts, None, width, progress)[0]
 
@@ -85,7 +84,7 @@ def _likelihoods(
 def reading_groups(base: LoadedBase, prompts: Sequence[Prompt], width: int | None = None) -> list[list[int]]:
     """Indices of prompts to be read together: trees of at most `width` tokens, then batches of as many.
 
-    A group holds prompts of one way of reading, and one prompt at least.
+    A group contains prompts of one way of reading, and at least one prompt.
     """
     width = width or WIDTH.get(base.device.type, WIDTH["cpu"])
     shared = [index for index, prompt in enumerate(prompts) if _in_tree(base, prompt)]
@@ -98,7 +97,7 @@ def reading_groups(base: LoadedBase, prompts: Sequence[Prompt], width: int | Non
 
 
 def too_large(prompt: Prompt) -> str:
-    """The sentence on a prompt that does not fit into memory by itself."""
+    """The message for a prompt that alone does not fit into memory."""
     return (
         f"A prompt of {prompt.length} tokens does not fit into memory; use a device with more, or shorter "
         "examples."
@@ -110,7 +109,7 @@ def both_ways(
 ) -> tuple[list[float], list[float], list[float]]:
     """log p of every answer of the prompts at `few`: from one tree of all, read alone, and in one batch.
 
-    The first is empty where the model cannot be given a tree.
+    The first is empty if the model does not accept a tree.
     """
     import torch
 
@@ -121,7 +120,7 @@ def both_ways(
         try:
             sums = _tree_sums(base, tree_of(prompts), 1)
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-            # The same texts were read a moment ago: it is the tree that the model does not take.
+            # The same texts were read before: the model does not accept the tree.
             if is_shortage(error):
                 raise
             return [], alone, batch
@@ -186,8 +185,8 @@ def generate(
 ) -> list[str]:
     """The greedy answer to every question, at most `most` tokens, special tokens left out.
 
-    Raises MemoryLimitError where a question alone does not fit into memory, and EvaluationError where a model
-    with a table of positions has none left for the answer.
+    Raises MemoryLimitError if a question alone does not fit into memory, and EvaluationError if a model with
+    a table of positions has too few for the answer.
     """
     import torch
     from transformers import GenerationConfig
@@ -203,8 +202,8 @@ def generate(
     longest = max((len(prompt.question) for prompt in prompts), default=0)
     if longest + most > (room := _positions(base.model)):
         raise EvaluationError(
-            f"A question of {longest} tokens leaves no room for an answer of {most} in the {room} positions "
-            "of this model; shorten it or take it out."
+            f"A question of {longest} tokens leaves no room for an answer of {most} tokens in the {room} "
+            "positions of this model; shorten or remove it."
         )
     texts = [""] * len(prompts)
 
@@ -229,7 +228,7 @@ def generate(
 
 
 def _positions(model: Any) -> float:
-    """How many positions a model has a table for; no limit where it has none."""
+    """The size of a model's table of positions; no limit without one."""
     from torch import nn
 
     tables = (
@@ -241,7 +240,7 @@ def _positions(model: Any) -> float:
 
 
 def _question_groups(base: LoadedBase, prompts: Sequence[Prompt], most: int) -> list[list[int]]:
-    """Indices of prompts to be answered together: one by one where padding or other rows may matter."""
+    """Indices of prompts to be answered together: one by one if padding or other rows may matter."""
     lengths = [len(prompt.question) + most for prompt in prompts]
     budget = WIDTH.get(base.device.type, WIDTH["cpu"]) * 4
     return _batches(lengths, 0 if base.reading.depends_on_order else budget)
@@ -284,7 +283,7 @@ def _sums(base: LoadedBase, prompts: Sequence[Prompt], candidates: int | None) -
 
 
 def _plain_sums(base: LoadedBase, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
-    """`_sums` of texts by themselves: one batch of them, or with candidates one after the other."""
+    """`_sums` of individual texts: one batch of them, or with candidates one after the other."""
     import torch
 
     texts = [(prompt.question, answer) for prompt in prompts for answer in prompt.answers]
@@ -328,7 +327,7 @@ def _text_sums(
 
 
 def _logit_options(model: Any, last: int) -> dict[str, int]:
-    """What asks a model for its last logits alone, where it knows how to."""
+    """The argument for computing only the last logits, if the model supports it."""
     parameters = inspect.signature(model.forward).parameters
     return {"logits_to_keep": last} if "logits_to_keep" in parameters else {}
 

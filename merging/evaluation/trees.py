@@ -1,8 +1,8 @@
-"""Prompts as one tree of tokens: what several share is read once, and nothing sees another's branch.
+"""Prompts as one tree of tokens: shared parts are read once, and branches do not see each other.
 
 Every question with an answer is a path from the root. Paths share their common beginning (the template, the
 instruction, the question before its answers), a token sees its ancestors only, and its position is its depth.
-A causal model gives each path exactly what it would give it alone.
+A causal model gives each path exactly the same as alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TokenTree:
         self.answers.append([([end, *self._path(end, answer[:-1])], answer) for answer in prompt.answers])
 
     def new_tokens(self, prompt: Prompt) -> int:
-        """At most so many tokens would be added by the prompt: answers count whole."""
+        """An upper bound on the tokens that the prompt would add: answers count in full."""
         at, shared = -1, 0
         for token in prompt.question:
             at = self._places.get((at, token), -2)
@@ -62,7 +62,7 @@ class TokenTree:
         return mask
 
     def _path(self, start: int, tokens: Iterable[int]) -> list[int]:
-        """The places of the tokens below `start`, those that are new added."""
+        """The places of the tokens below `start`, adding new ones."""
         at, places = start, []
         for token in tokens:
             place = self._places.get((at, token))

@@ -1,4 +1,4 @@
-"""What is learned on a task: a new LoRA, the coefficients of members, the gradient of the base."""
+"""Learning on a task: a new LoRA, the coefficients of members, the gradient of the base model."""
 
 import lazy_loader
 

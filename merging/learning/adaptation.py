@@ -1,7 +1,7 @@
-"""Adaptive merging: what a task's examples say about how much of each member to take.
+"""Adaptive merging: coefficients of members learned from a task's examples.
 
-The members stay beside the base (`merging.live`); what is learned are coefficients of theirs, directions to
-route by, or, where a method says so, their factors. The course of learning is that of the recycling paper
+The members are applied next to the base model's layers (`merging.live`); learned are their coefficients,
+routing directions, or, for some methods, their factors. The course of learning is that of the recycling paper
 (1.8): AdamW, cosine, a tenth of warm-up, the state with the best validation loss, the start included.
 """
 
@@ -35,11 +35,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adaptation:
-    """What was learned, over the base it was learned on.
+    """The result of learning, with its base model.
 
-    `numbers` are the coefficients by module and member, None for a method that routes; `record` is what
-    adapt.json says. `valid_before` is the validation loss at the method's start, `valid_loss` that of what
-    was kept, both a token in nats (the entropy for a method without labels).
+    `numbers` are the coefficients by module and member, None for a method that routes; `record` is the
+    content of adapt.json. `valid_before` is the validation loss at the method's start, `valid_loss` that of
+    the kept state, both per token in nats (the entropy for a method without labels).
     """
 
     method: AdaptiveMethod
@@ -52,7 +52,7 @@ class Adaptation:
 
     @contextlib.contextmanager
     def apply(self) -> Iterator[None]:
-        """Inside the block the base answers as the adapted model."""
+        """Inside the block the base model acts as the adapted model."""
         with self.live.attach(self.gate):
             yield
 
@@ -65,14 +65,14 @@ class Adaptation:
         base: str | None = None,
         overwrite: bool = False,
     ) -> CombineReport:
-        """Folds the result into one PEFT adapter, with adapt.json beside it, by `merging.learning.combine`.
+        """Folds the result into one PEFT adapter, with adapt.json, by `merging.learning.combine`.
 
-        Raises MergeError for a method whose result is no single adapter.
+        Raises MergeError for a method whose result is not a single adapter.
         """
         if self.numbers is None:
             raise MergeError(
-                f"{self.method.name} sends every token its own way, so its result is no single adapter; "
-                "evaluate it where it was made, or choose a method that folds."
+                f"{self.method.name} routes every token separately, so its result is not a single adapter; "
+                "evaluate it directly, or choose a method that folds."
             )
         return combine(
             self.live.members,
@@ -107,27 +107,27 @@ def adapt(
     """The members (the target adapter first, where one is given) adapted to a task by `method`.
 
     Gradients see `budget.train` and `budget.valid` chooses among the states; a method that tries candidates
-    scores them on both, as published. Examples too long for the base are an error, or left out and counted
-    (`too_long`). `steps` and `rate` are the row's unless given. The base's weights are
-    never changed. The same call gives the same numbers on the same machine. Raises UsageError for an unknown
-    method, a method that needs a target and got none, and settings that make no sense; MergeError for
-    members that do not fit; EvaluationError where the loss is not finite, and what `ask` raises.
+    scores them on both, as published. Examples too long for the base model are an error, or left out and
+    counted (`too_long`). `steps` and `rate` are the row's unless given. The base's weights are never changed.
+    The same call gives the same numbers on the same machine. Raises UsageError for an unknown method, a
+    missing target, and invalid settings; MergeError for members that do not match; EvaluationError if the
+    loss is not finite, and the errors of `ask`.
     """
     row = find_adaptive(method)
     if row.alone and target is None:
         raise UsageError(f"{row.name} takes a target adapter alone; name one (`target`).")
     pool = ([target] if target else []) + ([] if row.alone else list(members))
     if not pool:
-        raise UsageError("There is nothing to adapt; name at least one adapter.")
+        raise UsageError("Adaptation requires at least one adapter; name it.")
     recipe = Recipe(row.steps if steps is None else steps, batch, evaluate_every, patience, seed)
     _refuse(row, recipe, steps, rate)
     if row.objective == "entropy" and task.metric != "accuracy":
-        raise UsageError(f"{row.name} chooses among answers, and {task.name} has none to choose from.")
+        raise UsageError(f"{row.name} chooses among answers, and {task.name} has no choices.")
     rate = row.rate if rate is None else rate
     train, valid = (ask(base, task, part, too_long) for part in (budget.train, budget.valid))
-    # What is trained is trained in float32: a small step would round away in bfloat16.
+    # Training is in float32: a small step would round away in bfloat16.
     kind = torch.float32 if row.factors and base.dtype.itemsize < torch.float32.itemsize else None
-    with memory_limit(f"A pool of {len(pool)} beside the base model"):
+    with memory_limit(f"A pool of {len(pool)} with the base model"):
         live = LiveStack(base.model, pool, dtype=kind, train_factors=row.factors)
     work = _Work(base, row, live, train.prompts, valid.prompts, recipe, rate)
     learn = {
@@ -140,7 +140,7 @@ def adapt(
         numbers, gate, course = learn(work, progress)
     if not math.isfinite(course["valid_loss"]):
         raise EvaluationError(
-            f"The loss of {row.name} is not finite; leave out large members, or take a lower rate."
+            f"The loss of {row.name} is not finite; leave out large members, or use a lower rate."
         )
     record = {
         "format": f"loradex-adapt/{RECORD_VERSION}",
@@ -185,7 +185,7 @@ class _Work:
         return coefficients.to(self.base.device)
 
     def validate(self) -> float:
-        """The objective on the validation examples as things stand."""
+        """The current objective on the validation examples."""
         return mean_of(self.base, self.valid, self.row.objective)
 
 
@@ -238,9 +238,10 @@ def _learn(
     gate: ArrowGate | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Follows gradients of `trained`, leaves in it the state with the best validation loss, tells the course.
+    """Follows gradients of `trained`, leaves it in the state with the best validation loss, returns the
+    course.
 
-    `renew` is called before each pass of the model, so that what depends on `trained` is made anew.
+    `renew` is called before each pass of the model, so that values that depend on `trained` are updated.
     """
     best_state = [values.detach().clone() for values in trained]
 
@@ -278,7 +279,7 @@ def _learn(
 
 
 def _course_document(course: Course, before: float) -> dict[str, Any]:
-    """The course with the loss of the start, which stays where nothing was better."""
+    """The course with the loss of the start, which remains if no state was better."""
     losses = [loss for loss in (before, *(measure.valid for measure in course.losses)) if math.isfinite(loss)]
     # Without the time it took: the same call writes the same bytes.
     document = {name: value for name, value in course.document().items() if name != "seconds"}
@@ -316,9 +317,9 @@ def _refuse(row: AdaptiveMethod, recipe: Recipe, steps: int | None, rate: float 
     if row.steps:
         recipe.check()
     elif steps is not None or rate is not None:
-        raise UsageError(f"{row.name} learns nothing; leave out steps and learning rate.")
+        raise UsageError(f"{row.name} does not learn; leave out steps and learning rate.")
     if rate is not None and not (rate > 0 and math.isfinite(rate)):
-        raise UsageError(f"The learning rate is {rate}; it is above 0.")
+        raise UsageError(f"The learning rate must be above 0, not {rate}.")
 
 
 def _member(member: MergeMember) -> dict[str, Any]:

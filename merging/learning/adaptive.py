@@ -1,6 +1,6 @@
-"""The adaptive methods: what is learned on a task's examples, how it acts, and with which published settings.
+"""The adaptive methods: the learned parameters, their effect, and the published settings.
 
-Sources of formulas and settings are named in each row; where a row leaves its source, its summary says so.
+Sources of formulas and settings are named in each row; deviations from the source are part of the summary.
 """
 
 from __future__ import annotations
@@ -160,5 +160,5 @@ ADAPTIVE: Mapping[str, AdaptiveMethod] = {row.name: row for row in _ROWS}
 def find_adaptive(name: str) -> AdaptiveMethod:
     """The row of that name; raises UsageError with the nearest names."""
     if name not in ADAPTIVE:
-        raise UsageError(f"There is no adaptive method {name!r}; {nearest(name, ADAPTIVE)}.")
+        raise UsageError(f"Unknown adaptive method {name!r}; {nearest(name, ADAPTIVE)}.")
     return ADAPTIVE[name]

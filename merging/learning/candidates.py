@@ -1,7 +1,7 @@
-"""Coefficients by trial: a whole generation of candidates reads the examples in one batch, none is merged.
+"""Coefficients by search: a generation of candidates reads the examples in one batch, without merging.
 
 LoraHub (arXiv 2307.13269; algorithm.py of sail-sg/lorahub): minimise the loss plus 0.05 times the mean of
-the absolute coefficients, within 1.5 of 0, from 0 on. It uses NGOpt of nevergrad and adds A and B of the
+the absolute coefficients, within 1.5 of 0, starting at 0. It uses NGOpt of nevergrad and adds A and B of the
 members separately, which needs equal ranks and adds products across members; here the updates are added,
 and the optimiser is CMA-ES (Hansen, arXiv 1604.00772) as pycma has it.
 """
@@ -27,7 +27,7 @@ SPREAD = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """One candidate: its loss a token in nats, and with the penalty what is minimised."""
+    """One candidate: its loss per token in nats, and the minimised value with the penalty."""
 
     weights: tuple[float, ...]
     loss: float
@@ -36,7 +36,7 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """All tries in order and the weights of the best; equals go to the first."""
+    """All candidates in order and the weights of the best; the first on a tie."""
 
     tries: tuple[Try, ...]
 
@@ -56,7 +56,7 @@ def search(
 ) -> Search:
     """Tries at most `tries` vectors of one weight a member; the first is 0, the base itself.
 
-    Raises EvaluationError where no candidate has a finite loss.
+    Raises EvaluationError if no candidate has a finite loss.
     """
     attempts: list[Try] = list(evaluate_candidates(base, live, prompts, [[0.0] * len(live.members)]))
     optimiser = _optimiser(len(live.members), tries, seed)
@@ -74,7 +74,7 @@ def search(
             [proposal.value if math.isfinite(proposal.value) else 1e9 for proposal in evaluations],
         )
     if not any(math.isfinite(proposal.value) for proposal in attempts):
-        raise EvaluationError("No candidate gives a finite loss; leave out members with large updates.")
+        raise EvaluationError("No candidate has a finite loss; leave out members with large updates.")
     return Search(tuple(attempts))
 
 
@@ -83,8 +83,8 @@ def evaluate_candidates(
 ) -> list[Try]:
     """The loss of each vector of weights over the resident members, all in one pass over the prompts.
 
-    Where memory does not suffice for a prompt with all of them, the first half goes first. Raises
-    MemoryLimitError where it does not for one.
+    If a prompt with all of them does not fit into memory, they are halved. Raises MemoryLimitError if it does
+    not fit with one.
     """
     groups = [range(len(candidates))]
     while True:
@@ -123,7 +123,7 @@ def _tries(
 
 
 def _optimiser(count: int, tries: int, seed: int) -> Any:
-    """CMA-ES over `count` weights; over two at least, which it needs: the second then has no effect."""
+    """CMA-ES over `count` weights; over at least two, which it requires: the second then has no effect."""
     import cma
 
     options = {"bounds": [-BOUND, BOUND], "seed": seed % (2**32 - 1) + 1, "maxfevals": tries, "verbose": -9}

@@ -1,4 +1,4 @@
-"""Coefficients of members that can be trained: how many there are, what is applied, where they start.
+"""Trainable coefficients of members: their number, activation and start.
 
 The design space of "The Appeal and Reality of Recycling LoRAs with Adaptive Merging" (its released layer,
 peft_extension/lorahub/layers.py): module m adds sum_i f(c_{g,i}) Delta W_{m,i}, f an activation and g the
@@ -32,7 +32,7 @@ _SPREAD = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """Which coefficients there are and how they act; raises UsageError for what cannot be trained.
+    """The granularity, activation and start of coefficients; raises UsageError for invalid combinations.
 
     `granularity`: one coefficient a member for the whole "adapter", for each "layer", for each "sublayer"
     (modules of one parent: attention, mlp), for each "module", or one for each "rank" of each module.
@@ -52,20 +52,22 @@ class Design:
         for field, literal in (("granularity", Granularity), ("activation", Activation), ("init", Init)):
             value = getattr(self, field)
             if value not in get_args(literal):
-                raise UsageError(f"There is no {field} {value!r}; {nearest(str(value), get_args(literal))}.")
+                raise UsageError(f"Unknown {field} {value!r}; {nearest(str(value), get_args(literal))}.")
         if self.activation == "softmax" and self.granularity == "rank":
-            raise UsageError("A softmax is over members and ranks have none in common; choose module.")
+            raise UsageError("A softmax over members is not possible for the granularity rank; use module.")
         if self.activation == "squared" and self.init == "zero":
-            raise UsageError("A squared coefficient of 0 has no gradient; choose another start.")
+            raise UsageError("A squared coefficient of 0 has no gradient; use another start.")
         if (self.init == "one_hot") != (self.target is not None):
-            raise UsageError("A start at one member needs its number as target, and others take none.")
+            raise UsageError(
+                "A start at one member requires its number as target; other starts do not accept a target."
+            )
 
 
 class Coefficients(nn.Module):
     """Trainable coefficients c of (groups, N), or of (ranks of all modules,), as the one parameter `raw`.
 
     `shapes` and `names` are those of the members (`LiveStack.shapes`). Values are float32. Coefficients of
-    members that have no module in a group are there and count for nothing.
+    members without a module in a group exist but have no effect.
     """
 
     _where: Tensor
@@ -86,7 +88,9 @@ class Coefficients(nn.Module):
         self.shapes = tuple(shapes)
         self.names = tuple(names)
         if target is not None and not 0 <= target < len(names):
-            raise UsageError(f"There is no member {target} of {len(names)}; they are counted from 0.")
+            raise UsageError(
+                f"The target {target} is not a member: the {len(names)} members are counted from 0."
+            )
         groups, where, present = _layout(self.shapes, len(names), granularity)
         self.groups = groups
         self.register_buffer("_where", where, persistent=False)
@@ -115,9 +119,10 @@ class Coefficients(nn.Module):
         return {shape.name: part for shape, part in zip(self.shapes, parts, strict=True)}
 
     def numbers(self) -> dict[str, tuple[Applied, ...]]:
-        """What is applied, for records: for each module one number a member, 0 where it lacks the module.
+        """The applied coefficients, for records: for each module one number per member, 0 if it lacks the
+        module.
 
-        With one coefficient a rank, a tuple of numbers a member instead of one.
+        With one coefficient per rank, a tuple of numbers per member instead.
         """
         with torch.no_grad():
             scales = {name: part.tolist() for name, part in self.scales().items()}
@@ -193,7 +198,7 @@ def columns(
     result = {}
     for name, numbers in coefficients.items():
         if name not in shapes_by_name:
-            raise UsageError(f"No member has a module {name}; name modules as the members do.")
+            raise UsageError(f"No member has a module {name}; use the members' names of modules.")
         result[name] = _column(shapes_by_name[name], numbers)
     return result
 
@@ -201,14 +206,15 @@ def columns(
 def _column(shape: Shape, numbers: Sequence[float | Sequence[float]]) -> Tensor:
     if len(numbers) != len(shape.ranks):
         raise UsageError(
-            f"There are {len(numbers)} coefficients of {shape.name} for {len(shape.ranks)} members."
+            f"{shape.name} requires one coefficient for each of {len(shape.ranks)} members, not "
+            f"{len(numbers)}."
         )
     values: list[float] = []
     for number, rank in zip(numbers, shape.ranks, strict=True):
         own = [float(number)] * rank if isinstance(number, (int, float)) else list(map(float, number))
         if len(own) != rank:
             raise UsageError(
-                f"There are {len(own)} coefficients for {rank} ranks of {shape.name}; give one a rank."
+                f"{shape.name} requires one coefficient for each of {rank} ranks, not {len(own)}."
             )
         values += own
     column = torch.tensor(values, dtype=torch.float64)

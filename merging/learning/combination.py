@@ -1,7 +1,7 @@
-"""Coefficients that were found, written down: members in, one adapter out that PEFT loads.
+"""Learned coefficients applied: from members, one adapter that PEFT loads.
 
 Each module is sum_i c_{m,i} Delta W_{m,i}, exact at the rank of all members whose coefficient is not 0, or
-its best approximation of a lower rank with the energy reported that this discards.
+its best approximation of a lower rank with a report of the discarded energy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Numbers = Mapping[str, Sequence[float | Sequence[float]]]
 
 @dataclass(frozen=True, slots=True)
 class CombineReport:
-    """What was written: the folder, the record beside it, and each module by name."""
+    """The written folder, its record, and each module by name."""
 
     folder: Path
     record: Mapping[str, Any]
@@ -55,16 +55,16 @@ def combine(
     overwrite: bool = False,
     stacks: Iterable[Stack] | None = None,
 ) -> CombineReport:
-    """One adapter in the folder `out`: the members weighted by `coefficients`, with adapt.json beside it.
+    """One adapter in the folder `out`: the members weighted by `coefficients`, with adapt.json.
 
     `coefficients` has for each module one number a member, or a sequence of them for the member's ranks
     (`Coefficients.numbers`); members and modules without a number other than 0 are left out. Without `rank`
-    nothing is lost, with it no module has more. `dtype` is that of all members, else float32. `stacks` are
-    factors to take instead of the members' files, in the order of `merging.members.shapes` (trained ones:
-    `LiveStack.stacks`). `record` is copied into adapt.json, with what the folding did under "combined".
-    The folder appears complete or not at all; one written by `combine` is replaced where `overwrite` says so.
-    Raises what `merging.static.plan` raises, MergeError where nothing is left, StorageError where the disk
-    refuses.
+    the result is exact; `rank` limits the rank of every module. `dtype` is that of all members, else float32.
+    `stacks` are factors to use instead of the members' files, in the order of `merging.members.shapes`
+    (trained ones: `LiveStack.stacks`). `record` is copied into adapt.json, with the result of the folding
+    under "combined". The folder appears complete or not at all; one written by `combine` is replaced with
+    `overwrite`. Raises the errors of `merging.static.plan`, MergeError if all coefficients are 0,
+    StorageError if writing fails.
     """
     from merging.learning.coefficients import columns
 
@@ -73,9 +73,7 @@ def combine(
     scales = columns(union, coefficients)
     used = [shape for shape in union if shape.name in scales and bool(scales[shape.name].any())]
     if not used:
-        raise MergeError(
-            "Every coefficient is 0, so the result is the base model; there is nothing to write."
-        )
+        raise MergeError("Every coefficient is 0, so the result is the base model; no adapter was written.")
     source = iterate_stacks(planned.members, device) if stacks is None else stacks
     with new_folder(out, overwrite, ADAPT_RECORD) as folder:
         updates = _updates(used, source, scales, rank)
@@ -90,7 +88,7 @@ def combine(
 
 
 def _base_name(base: str | None, planned: Plan) -> str | None:
-    """The base model by its canonical name, or the folder of a model that was given: PEFT finds it there."""
+    """The base model by its canonical name, or the folder of a given model: PEFT finds it there."""
     return base if base and (Path(base) / "config.json").is_file() else planned.base
 
 
@@ -105,7 +103,7 @@ def _updates(
 
 
 def _update(stack: Stack, d: Tensor, rank: int | None) -> Update:
-    """B D A without the ranks that count for nothing, truncated where more are left than `rank`."""
+    """B D A without ranks of weight 0, truncated to `rank`."""
     columns = d.nonzero()[:, 0]
     used = Stack(stack.name, stack.a[columns], stack.b[:, columns], (len(columns),), (1.0,))
     if rank is None or rank >= len(columns):

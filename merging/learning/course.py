@@ -1,6 +1,6 @@
 """The course of one training: batches, AdamW steps by a cosine schedule, validation, and when to end.
 
-What is trained is whatever the optimiser holds; this module knows nothing of adapters.
+The parameters of the optimiser are trained; this module does not depend on adapters.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class Recipe:
     seed: int = 0
 
     def check(self) -> None:
-        """Raises UsageError for a number that makes no sense."""
+        """Raises UsageError for an invalid number."""
         for name in ("steps", "batch", "evaluate_every", "patience"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it is at least 1.")
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """The loss a token in nats after so many steps: on validation, and the mean over the batches since the
-    measure before."""
+    """The loss per token in nats after this number of steps: on validation, and the mean over the batches
+    since the measure before."""
 
     step: int
     train: float
@@ -64,7 +64,7 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What became of one learning rate; the best measure counts.
+    """The result of one learning rate; the best measure counts.
 
     `steps` are those taken. `diverged` is the step at which a loss was not finite, and None for a good one.
     """
@@ -78,12 +78,12 @@ class Course:
     seconds: float
 
     def document(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The course as JSON."""
         return asdict(self)
 
     @classmethod
     def read(cls, document: dict[str, Any]) -> Course:
-        """The course that `document` wrote."""
+        """The course from the output of `document`."""
         return cls(**{**document, "losses": tuple(Measure(**measure) for measure in document["losses"])})
 
 
@@ -101,12 +101,12 @@ def run(
     better: Callable[[], None] | None = None,
     report_step: Callable[[int], None] | None = None,
 ) -> Course:
-    """Train what the optimiser holds; `rate`, its learning rate, is the highest of the schedule.
+    """Train the optimiser's parameters; `rate`, its learning rate, is the highest of the schedule.
 
     Cosine to zero after a warm-up of a tenth of the steps, gradients clipped to norm 1. `objective` is the
     loss of the right answers or the entropy among all answers. `better` is called at each new lowest
     validation loss below `best`, so that the caller can keep the state, and `report_step` after each step.
-    `dropout` puts the model into training mode for the steps. Raises MemoryLimitError where a prompt does not
+    `dropout` puts the model into training mode for the steps. Raises MemoryLimitError if a prompt does not
     fit into memory.
     """
     from transformers import get_cosine_schedule_with_warmup
@@ -141,7 +141,7 @@ def run(
 
 @contextlib.contextmanager
 def set_seeds(seed: int, base: LoadedBase) -> Iterator[None]:
-    """torch's generators start from the seed, and go on where they were when the block ends."""
+    """torch's generators are seeded, and restored when the block ends."""
     import torch
 
     with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):
@@ -150,9 +150,9 @@ def set_seeds(seed: int, base: LoadedBase) -> Iterator[None]:
 
 
 def batches(prompts: Sequence[Prompt], recipe: Recipe) -> Iterator[list[Prompt]]:
-    """The batch of every step: the prompts in an order of the seed, anew for each round over them.
+    """The batch of every step: the prompts in a random order by the seed, a new one for each epoch.
 
-    A batch goes on over the end of a round, so that all have the same size.
+    A batch continues over the end of an epoch, so that all have the same size.
     """
     draw = random.Random(f"batches:{recipe.seed}")  # noqa: S311 - an order, not a secret
     waiting: list[Prompt] = []
@@ -166,11 +166,11 @@ def batches(prompts: Sequence[Prompt], recipe: Recipe) -> Iterator[list[Prompt]]
 def gradients(
     base: LoadedBase, batch: Sequence[Prompt], clear: Callable[[], None], objective: Objective = "loss"
 ) -> float:
-    """The mean objective of a batch; its gradients are added to those of the parameters that ask for some.
+    """The mean objective of a batch; its gradients are added to those of the trained parameters.
 
-    The batch is read in as few trees as the device bears. Where memory does not suffice `clear` is called,
-    which takes back all gradients, and the batch is read again in smaller trees, whose gradients add up to
-    the same. Raises MemoryLimitError where a prompt alone does not fit.
+    The batch is read in as few trees as fit into memory. If memory does not suffice `clear` is called, which
+    resets all gradients, and the batch is read again in smaller trees, whose gradients add up to the same.
+    Raises MemoryLimitError if a prompt alone does not fit.
     """
     width = WIDTH.get(base.device.type, WIDTH["cpu"])
     while True:

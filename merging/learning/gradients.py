@@ -1,4 +1,4 @@
-"""The gradient of a task's loss by the base's weights, as a question to a catalog of adapters.
+"""The gradient of a task's loss by the base model's weights, as a query to a catalog of adapters.
 
 With L the base's mean loss on samples of a task and G_m = dL/dW_m, an adapter with the updates X_m changes
 the loss by sum_m <G_m, X_m> to first order. No weight's gradient is ever formed: with x the inputs of a
@@ -7,10 +7,10 @@ layer and y its outputs, G_m = sum_t (dL/dy_t) x_t^T over the tokens t, so that
 * the sketch of the catalog's `delta` fingerprint is sum_m (dy L_m)^T (x R_m) / 32, with its very signs;
   minus that, and the inner product with an adapter's `delta` estimates how much it lowers the loss;
 * one step of Adam from the usual start of a LoRA, A random and B zero, goes to B = -sign(G_m A^T) up to a
-  factor, which is an adapter with fingerprints of its own;
+  factor, which is an adapter with fingerprints;
 * the inner product with an adapter s B A is exactly sum_t <s B^T dy_t, A x_t>.
 
-Weights ask for no gradients; the embeddings' output does. The base is left as it was.
+Weights do not require gradients; the embeddings' output does. The base model is left unchanged.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Gradient:
     `delta_sketch` estimates how much that adapter lowers the loss, to first order and in nats. `output`,
     (1035,) float32, is the `output_sketch` of the adapter that one step of Adam makes of the task: A random,
     B = -sign(G A^T). `loss` is the mean over the `prompts` in nats. `exact` has what `delta` only estimates,
-    of the members that were asked about.
+    of the given members.
     """
 
     delta: NDArray[float32]
@@ -67,9 +67,9 @@ class Gradient:
 
 @dataclass(frozen=True, slots=True)
 class Downhill:
-    """How much an adapter lowers the loss to first order: `raw` in nats, `unit` per norm of its update.
+    """The first-order decrease of the loss by an adapter: `raw` in nats, `unit` per norm of its update.
 
-    `modules` has the parts of `raw` by module. Linear layers count, the output head too, and embeddings do
+    `modules` has the parts of `raw` by module. Linear layers count, including the output head; embeddings do
     not. An adapter that is zero has 0.
     """
 
@@ -89,9 +89,9 @@ def task_gradient(
 ) -> Gradient:
     """The gradient of the mean loss of the prompts, sketched; one pass forward and backward.
 
-    `modules` are by default all linear layers but the output head, which few adapters change and whose
+    `modules` are by default all linear layers except the output head, which few adapters change and whose
     gradient would only add noise. With `members` the same pass gives their exact products with it. Raises
-    MergeError for members of another base and what `backward` raises.
+    MergeError for members of another base model and the errors of `backward`.
     """
     names = tuple(sorted(linear_modules(base.model) if modules is None else modules))
     sketched, sums, products = set(names), _SketchSums(), _Products(base, members)
@@ -116,10 +116,11 @@ def direction(
     kind: Kind = "output",
     too_long: TooLong = "error",
 ) -> tuple[NDArray[float32], NDArray[float32]]:
-    """What to ask a catalog's index of `kind` with, (size,), and the same of the other tasks, (n, size).
+    """The query vector for a catalog's index of `kind`, (size,), and those of the other tasks, (n, size).
 
-    Sizes are 1035 for "output" and 1024 for "delta". With backgrounds the catalog takes from an adapter's
-    score its mean over them (`catalog.search.nearest.centred`). Raises what `task_gradient` and `ask` raise.
+    Sizes are 1035 for "output" and 1024 for "delta". With backgrounds the catalog subtracts from an adapter's
+    score its mean over them (`catalog.search.nearest.centred`). Raises the errors of `task_gradient` and
+    `ask`.
     """
     import numpy as np
 
@@ -141,11 +142,11 @@ def exact_scores(
     *,
     too_long: TooLong = "error",
 ) -> list[float]:
-    """How far each member points downhill, to put the best of a search in order; larger is better.
+    """The alignment of each member with the negative gradient, for ordering search results; larger is better.
 
     `Downhill.unit` of the task; with other tasks its z-score over the members less the mean of those on the
     other tasks, so that what helps everywhere (a short answer, say) does not count. One pass for each task.
-    Raises what `task_gradient` and `ask` raise.
+    Raises the errors of `task_gradient` and `ask`.
     """
     rows = []
     for sample_task, samples in ((task, examples), *backgrounds):
@@ -156,10 +157,10 @@ def exact_scores(
 
 
 def center_scores(rows: Sequence[Sequence[float]]) -> list[float]:
-    """Scores of members on a task, the first row, told apart from those on other tasks, the other rows.
+    """Scores of members on a task, the first row, relative to those on other tasks, the other rows.
 
-    The z-score over the members less the mean of those on the other tasks; the scores as they are where
-    there is no other row.
+    The z-score over the members less the mean of those on the other tasks; the scores unchanged if there is
+    no other row.
     """
     import numpy as np
 
@@ -173,7 +174,7 @@ def center_scores(rows: Sequence[Sequence[float]]) -> list[float]:
 
 
 def linear_modules(model: Any) -> tuple[str, ...]:
-    """The names of all linear layers of a model but its output head, sorted."""
+    """The names of all linear layers of a model except its output head, sorted."""
     from torch import nn
 
     head = model.get_output_embeddings()
@@ -195,11 +196,11 @@ def backward(
     and gradients, tree by tree.
 
     Inputs and gradients are in the base's data type, float32 at least. Trees that do not fit into memory are
-    halved. Raises MemoryLimitError where a prompt alone does not fit, EvaluationError where a loss is not
-    finite, and UsageError without prompts or for modules that are no linear layers.
+    halved. Raises MemoryLimitError if a prompt alone does not fit, EvaluationError if a loss is not finite,
+    and UsageError without prompts or for modules that are not linear layers.
     """
     if not prompts:
-        raise UsageError("A gradient needs at least one example; give some.")
+        raise UsageError("A gradient requires at least one example.")
     read = targets_only(prompts)
     groups = reading_groups(base, read, width or WIDTH.get(base.device.type, WIDTH["cpu"]))
     total = 0.0
@@ -209,7 +210,9 @@ def backward(
 
     for _, (loss, activations) in in_pieces(groups, run_pass, lambda index: too_large(read[index])):
         if not math.isfinite(loss):
-            raise EvaluationError("The loss of a prompt is not finite; the weights of the base overflow.")
+            raise EvaluationError(
+                "The loss of a prompt is not finite; the weights of the base model overflow."
+            )
         total += loss
         for name, x, dy in activations:
             collect(name, x, dy / len(prompts))
@@ -249,7 +252,7 @@ def _record_activations(model: Any, modules: Sequence[str]) -> Iterator[list[tup
         return forward
 
     with contextlib.ExitStack() as stack:
-        # Nothing else asks for gradients: without this no layer would get any.
+        # No parameter requires gradients: without this no layer would get any.
         start = model.get_input_embeddings().register_forward_hook(_asking)
         stack.callback(start.remove)
         for name in modules:
@@ -267,7 +270,7 @@ def _linear(model: Any, name: str, kind: type) -> Any:
     except AttributeError:
         module = None
     if not isinstance(module, kind):
-        raise UsageError(f"The base model has no linear layer {name}; name others.")
+        raise UsageError(f"The base model has no linear layer {name}; use names of its linear layers.")
     return module
 
 
@@ -286,7 +289,7 @@ class _Products:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, name: str, x: Tensor, dy: Tensor) -> None:
-        """Adds a module's tokens to the sums; nothing where no member has the module."""
+        """Adds a module's tokens to the sums; does nothing if no member has the module."""
         stack = self.stacks.get(name)
         if stack is not None:
             products = ((x @ stack.a.T.to(x.dtype)) * (dy @ stack.b.to(x.dtype))).sum(0).double()
@@ -336,7 +339,7 @@ class _SketchSums:
         return delta
 
     def step(self) -> list[Module]:
-        """Minus the signs of G A^T as B, beside A, sorted by module."""
+        """A and, as B, minus the signs of G A^T, sorted by module."""
         return [
             Module(name, self._signs[name][2].T, -half.sign(), 1.0)
             for name, half in sorted(self._halves.items())

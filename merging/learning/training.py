@@ -2,8 +2,8 @@
 
 The recipe is that of the recycling paper (1.8): AdamW, cosine with a tenth of warm-up, the loss of the
 answers alone, the state with the best validation loss. Learning rates lie on the grid of "Learning Rate
-Matters" (arXiv 2602.04998), four a decade; a finished rate is kept beside the target, so that a killed run
-goes on.
+Matters" (arXiv 2602.04998), four a decade; a finished rate is kept next to the target, so that a killed run
+continues.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """Everything that decides what a rate becomes, beside base, task and rate."""
+    """Everything that determines a training, in addition to base model, task and rate."""
 
     rank: int
     alpha: float
@@ -66,14 +66,14 @@ class TrainingSettings:
 
     @property
     def scaling(self) -> float:
-        """What B A is multiplied by."""
+        """The factor of B A."""
         rooted = variants.variant(self.variant).options.get("use_rslora", False)
         return self.alpha / (math.sqrt(self.rank) if rooted else self.rank)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """A trained adapter: its folder, the record as train.json has it, and sentences on what is unusual."""
+    """A trained adapter: its folder, the record as train.json has it, and notes for the user."""
 
     folder: Path
     record: dict[str, Any]
@@ -86,7 +86,7 @@ class TrainReport:
 
     @property
     def valid_loss(self) -> float:
-        """The loss a token of the stored adapter on the validation examples, in nats."""
+        """The loss per token of the stored adapter on the validation examples, in nats."""
         return float(self.record["valid_loss"])
 
 
@@ -132,14 +132,14 @@ def train(
     `learning_rates` are `default_rates` unless given. Every rate starts from the same seed and sees the same
     batches; after each `evaluate_every` steps the loss on `budget.valid` is measured, `patience` measurements
     without a new best end a rate, and the rate with the lowest loss is chosen. A loss that is not finite ends
-    a rate too, which is then recorded and never chosen. Examples too long for the base are an error, or left
-    out and counted (`too_long`). Factors are trained in float32 and stored as `dtype`.
-    `progress` is told the steps done and of all.
+    a rate too, which is then recorded and never chosen. Examples too long for the base model are an error, or
+    left out and counted (`too_long`). Factors are trained in float32 and stored as `dtype`. `progress` is
+    called with the number of steps done and the total.
 
-    The base is as it was, bit for bit, afterwards. The same call writes the same weights on the same machine
-    (on a CPU with as many threads). `out` appears complete or not at all; the same call after a kill trains
-    only the rates that are missing. Raises UsageError for settings that make no sense and EvaluationError
-    where no rate stays finite or a prompt does not fit into memory, and what `ask` raises.
+    The base model is unchanged afterwards, bit for bit. The same call writes the same weights on the same
+    machine (on a CPU with as many threads). `out` appears complete or not at all; the same call after a kill
+    trains only the rates that are missing. Raises UsageError for invalid settings and EvaluationError if no
+    rate stays finite or a prompt does not fit into memory, and the errors of `ask`.
     """
     settings = TrainingSettings(
         rank=rank,
@@ -163,8 +163,8 @@ def train(
 def default_rates(settings: TrainingSettings) -> tuple[float, ...]:
     """Four neighbours of the grid, a decade apart but one point, around where the best rate is expected.
 
-    A higher rank wants a lower rate, and so does a variant by its row; the first steps change the weights by
-    scaling times rate, so that a larger alpha wants a lower rate in proportion.
+    A higher rank requires a lower rate, and so do some variants; the first steps change the weights by
+    scaling times rate, so that the rate is inversely proportional to alpha.
     """
     expected = _BEST_AT_128 * (128 / settings.rank) ** _FALL
     expected /= settings.scaling * variants.variant(settings.variant).slower
@@ -176,7 +176,7 @@ def default_rates(settings: TrainingSettings) -> tuple[float, ...]:
 
 @contextlib.contextmanager
 def wear_adapter(base: LoadedBase, folder: Path) -> Iterator[None]:
-    """Inside the block the base has the adapter in a folder, of any variant, as plain PEFT puts it on."""
+    """Inside the block the base model has the adapter in a folder, of any variant, loaded by plain PEFT."""
     from peft import PeftModel
 
     with set_seeds(0, base), variants.restore_model(base.model), variants.calm():
@@ -185,7 +185,7 @@ def wear_adapter(base: LoadedBase, folder: Path) -> Iterator[None]:
 
 
 def loss_on_disk(base: LoadedBase, folder: Path, valid: Sequence[Prompt]) -> float:
-    """The loss of the adapter in a folder as plain PEFT reads it: what rounding left of it."""
+    """The loss of the adapter in a folder as plain PEFT loads it, including rounding."""
     with wear_adapter(base, folder):
         return valid_loss(base, valid)
 
@@ -200,7 +200,7 @@ def _carry_out(
     overwrite: bool,
     progress: Progress | None,
 ) -> TrainReport:
-    """Every rate in the working folder, then the best one in its place."""
+    """Trains every rate in the working folder, then moves the best one to its place."""
     base = inputs.base
     before = valid_loss(base, inputs.valid)
     working = _working_folder(out, _identity(inputs, task, settings, before))
@@ -228,7 +228,7 @@ def _all_rates(
     working: Path,
     progress: Progress | None,
 ) -> list[Course]:
-    """The course of every rate, those that a killed run has finished read again."""
+    """The course of every rate, including those that a killed run has finished."""
     courses = []
     steps = settings.recipe.steps
     for number, rate in enumerate(rates):
@@ -312,7 +312,7 @@ def _write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: Any, dty
 
 
 def _choose_course(courses: Sequence[Course]) -> Course:
-    """The course with the lowest validation loss, the lower rate of equals; raises DivergedError."""
+    """The course with the lowest validation loss, the lower rate on a tie; raises DivergedError."""
     finite = [course for course in courses if course.diverged is None]
     if not finite:
         lowest = min(course.learning_rate for course in courses)
@@ -334,11 +334,12 @@ def _remove_finished(out: Path) -> None:
 
 
 def _working_folder(out: Path, identity: Mapping[str, Any]) -> Path:
-    """The hidden folder beside `out` in which finished rates are kept; emptied when it is of another run."""
+    """The hidden folder next to `out` in which finished rates are kept; emptied if it belongs to another
+    run."""
     working = _working_path(out)
     mark = working / "run.json"
     with storage(working):
-        # As JSON has it, so that tuples and lists are the same.
+        # As JSON, so that tuples and lists are equal.
         text = json.dumps(identity, sort_keys=True)
         if mark.is_file() and mark.read_text("utf-8") == text:
             return working
@@ -349,9 +350,9 @@ def _working_folder(out: Path, identity: Mapping[str, Any]) -> Path:
 
 
 def _identity(inputs: _Given, task: Task, settings: TrainingSettings, before: float) -> dict[str, Any]:
-    """What must be the same for a finished rate to count.
+    """The conditions under which a finished rate counts.
 
-    The weights of the base are known by what they make of the validation examples.
+    The base model's weights are identified by their loss on the validation examples.
     """
     base = inputs.base
     prompts = json.dumps([[asdict(prompt) for prompt in part] for part in (inputs.train, inputs.valid)])
@@ -377,7 +378,7 @@ def _targets(targets: str | Sequence[str]) -> str | tuple[str, ...]:
 def _rates(learning_rates: Sequence[float]) -> tuple[float, ...]:
     rates = tuple(sorted({float(rate) for rate in learning_rates}))
     if not rates or not all(math.isfinite(rate) and rate > 0 for rate in rates):
-        raise UsageError("A learning rate is a positive number, such as 2e-4; name at least one.")
+        raise UsageError("Learning rates must be positive numbers, such as 2e-4; give at least one.")
     return rates
 
 
@@ -385,12 +386,12 @@ def _refuse_settings(settings: TrainingSettings) -> None:
     variants.variant(settings.variant)
     settings.recipe.check()
     if settings.rank < 1:
-        raise UsageError(f"The rank is {settings.rank}; it is at least 1.")
+        raise UsageError(f"The rank must be at least 1, not {settings.rank}.")
     if not (math.isfinite(settings.alpha) and settings.alpha > 0):
-        raise UsageError(f"alpha is {settings.alpha}; it is a positive number.")
+        raise UsageError(f"alpha must be a positive number, not {settings.alpha}.")
     if not 0 <= settings.dropout < 1:
-        raise UsageError(f"The dropout is {settings.dropout}; it is at least 0 and below 1.")
+        raise UsageError(f"The dropout must be at least 0 and below 1, not {settings.dropout}.")
     if not settings.targets:
-        raise UsageError(f"Name the modules to train, or {ALL_LINEAR}.")
+        raise UsageError(f"Name the modules to train, or use {ALL_LINEAR}.")
     if settings.dtype not in DTYPES:
-        raise UsageError(f"Adapters are stored as one of {', '.join(DTYPES)}, not {settings.dtype}.")
+        raise UsageError(f"The data type must be one of {', '.join(DTYPES)}, not {settings.dtype}.")

@@ -1,4 +1,4 @@
-"""What is written beside a trained adapter: train.json, and the model card that people read."""
+"""The files written with a trained adapter: train.json and the model card."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from merging.members import digest_of
 from merging.model import LoadedBase, Task
 
 RECORD_VERSION = 1
-# Terms of a task's data that are nothing but the name of a licence; the Hub writes them in lower case.
+# Terms of a task's data that consist of the name of a license; the Hub writes them in lower case.
 _LICENSE = re.compile(r"(MIT|Apache-2\.0|CC0-1\.0|CC[ -]BY(-NC)?(-SA|-ND)?[ -][1-4]\.0)")
-# What may stand in a line of Markdown; texts of strangers lose everything else.
+# The characters allowed in a line of Markdown; others are removed from untrusted texts.
 _STRANGE = re.compile(r"[^\w .,:;()@/+'\"?!%=’‘“”–—-]")
 
 
@@ -35,11 +35,11 @@ def record(
     losses: tuple[float, float],
     folder: Path,
 ) -> dict[str, Any]:
-    """train.json: what was trained on what, every rate with its losses, and what came of it.
+    """train.json: the training's settings, every rate with its losses, and the result.
 
     `question_sets` are the examples learned from and chosen by, drawn with `seed`; `losses` are those on the
     validation examples of the base alone and of the stored adapter. `edge` says that the best rate is the
-    lowest or the highest tried, so that a better one may lie beyond; `untrained` names layers that
+    lowest or the highest tried, so that a better one may be outside; `untrained` names layers that
     "all-linear" does not reach in this model.
     """
     untrained = reachable(base.model)[1] if settings["targets"] == ALL_LINEAR else ()
@@ -75,13 +75,13 @@ def record(
         "seconds": round(sum(course.seconds for course in courses), 3),
         "versions": versions(),
     }
-    # As the file gives it back: lists for tuples.
+    # As read from the file: lists for tuples.
     read: dict[str, Any] = json.loads(json.dumps(document))
     return read
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of what trains."""
+    """The versions of the libraries that train."""
     numbers: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("loradex", "peft", "torch", "transformers"):
         try:
@@ -92,10 +92,10 @@ def versions() -> dict[str, str | None]:
 
 
 def card(task: Task, document: Mapping[str, Any]) -> str:
-    """The text of README.md: front matter, then data, settings and what was measured; nothing beyond.
+    """The text of README.md: front matter, then data, settings and measurements.
 
-    Front matter as https://huggingface.co/docs/hub/model-cards has it. The licence is that of the task's data
-    where the task names one and nothing else.
+    Front matter as https://huggingface.co/docs/hub/model-cards has it. The license is that of the task's data
+    if its terms consist of a license.
     """
     front = {
         "base_model": document["base_model"],

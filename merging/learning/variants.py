@@ -1,7 +1,8 @@
 """The variants of LoRA that `merging.learning` knows: how PEFT starts and trains each, and how it is stored.
 
-Whatever a variant does while it trains, the stored adapter belongs to the unchanged base. Those that subtract
-their start from the base's weights (PiSSA, OLoRA, LoRA-GA) are stored as the difference to that start.
+The stored adapter always belongs to the unchanged base model, whatever the variant does during training.
+Those that subtract their start from the base's weights (PiSSA, OLoRA, LoRA-GA) are stored as the difference
+to that start.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 BETAS = (0.9, 0.999)
 LORAPLUS_RATIO = 16.0
 ALL_LINEAR = "all-linear"
-# What PEFT 0.21 takes for experts that were layers before transformers 5, the types of models for which it
+# The layers that PEFT 0.21 takes for experts that were layers before transformers 5, the types of models for
+# which it
 # refuses `out_proj`, and the layers there whose weights are read without calling them.
 _OLD_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 _MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
@@ -126,18 +128,18 @@ VARIANTS: Mapping[str, Variant] = {row.name: row for row in _ROWS}
 
 
 def variant(name: str) -> Variant:
-    """The row of that name; raises UsageError with the names that there are."""
+    """The row of that name; raises UsageError with all names."""
     if name not in VARIANTS:
-        raise UsageError(f"There is no variant {name!r}; choose one of {', '.join(VARIANTS)}.")
+        raise UsageError(f"Unknown variant {name!r}; choose one of {', '.join(VARIANTS)}.")
     return VARIANTS[name]
 
 
 def reachable(model: nn.Module) -> tuple[str | list[str], tuple[str, ...]]:
-    """What "all-linear" means for a model, as PEFT takes it, and the last names of what it leaves out.
+    """The modules that "all-linear" means for a model in PEFT, and the last names of those it leaves out.
 
-    Experts that are one tensor of three dimensions are no layers, and PEFT takes layers of their old names
+    Experts that are one tensor of three dimensions are not layers, and PEFT takes layers of their old names
     for them; it refuses `out_proj` of Mamba's models, whose kernels read its weights without calling it, as
-    Mamba does with `dt_proj`. Raises UsageError for a model without a layer that is left.
+    Mamba does with `dt_proj`. Raises UsageError for a model without such a layer.
     """
     from torch import nn
 
@@ -155,8 +157,8 @@ def reachable(model: nn.Module) -> tuple[str | list[str], tuple[str, ...]]:
     linear = [name for name in names if name.rpartition(".")[2] not in read]
     if not linear:
         raise UsageError(
-            f"A model of the type {kind} has no linear layer that an adapter can be trained on; choose "
-            "another."
+            f"A model of the type {kind} has no linear layer that an adapter can be trained on; use another "
+            "model."
         )
     left = {name.rpartition(".")[2] for name in names} - {name.rpartition(".")[2] for name in linear}
     return linear, tuple(sorted({*left, *(["experts"] if experts else [])}))
@@ -164,11 +166,11 @@ def reachable(model: nn.Module) -> tuple[str | list[str], tuple[str, ...]]:
 
 @contextlib.contextmanager
 def adapt_model(model: nn.Module, row: Variant, config: Any, gradient: Callable[[], None]) -> Iterator[Any]:
-    """The PEFT model of a new adapter in `model`, which is as it was, bit for bit, when the block ends.
+    """The PEFT model of a new adapter in `model`, which is restored, bit for bit, when the block ends.
 
     `config` is a LoraConfig; its options of the variant are set here. `gradient` runs one batch forward and
     backward, for variants that start from a gradient. Random starts come from torch's generator. Raises
-    UsageError for modules that are not there or a rank that the variant cannot have.
+    UsageError for missing modules or a rank that the variant does not support.
     """
     from peft import get_peft_model
 
@@ -182,17 +184,17 @@ def adapt_model(model: nn.Module, row: Variant, config: Any, gradient: Callable[
                 peft_model = get_peft_model(model, config)
         except ValueError as error:
             first = str(error).strip().partition("\n")[0].rstrip(".")
-            raise UsageError(f"No adapter of the variant {row.name} can be made: {first}.") from error
+            raise UsageError(f"An adapter of the variant {row.name} cannot be created: {first}.") from error
         _refuse_short(row, config, peft_model)
         yield peft_model
 
 
 @contextlib.contextmanager
 def restore_model(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
-    """Puts back modules, weights, flags and modes of `model` when the block ends, also by an error.
+    """Restores modules, weights, flags and modes of `model` when the block ends, also after an error.
 
-    Weights that are replaced are put back; with `copied` the matrices are replaced by copies beforehand, so
-    that writing into them does no harm, which takes their memory twice.
+    Replaced weights are restored; with `copied` the matrices are replaced by copies beforehand, so that
+    writing into them is harmless, which doubles their memory.
     """
     children = [
         (container, name, child)
@@ -223,11 +225,11 @@ def restore_model(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def calm() -> Iterator[None]:
-    """Silences warnings that say nothing to a user.
+    """Silences warnings that are irrelevant to a user.
 
     PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name, its hooks for LoRA-GA sit on
-    layers whose inputs, the embeddings, need no gradient, and it tells how it adapts layers of GPT-2 and
-    experts.
+    layers whose inputs, the embeddings, need no gradient, and it warns about how it adapts layers of GPT-2
+    and experts.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
@@ -239,8 +241,8 @@ def calm() -> Iterator[None]:
 
 
 def optimiser(row: Variant, model: Any, rate: float) -> Optimizer:
-    """The optimiser of the adapter's parameters: AdamW without weight decay, or what the variant replaces
-    it by."""
+    """The optimiser of the adapter's parameters: AdamW without weight decay, or the optimiser of the
+    variant."""
     import torch
     from peft import optimizers
 
@@ -270,7 +272,7 @@ def factors(model: Any) -> dict[str, Tensor]:
 def difference(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Factors of B A - B0 A0, float32, of twice the rank.
 
-    PEFT stores [A; A0] and [B, -B0]. The same product is given here in balanced factors, by its singular
+    PEFT stores [A; A0] and [B, -B0]. The same product is returned here in balanced factors, by its singular
     value decomposition in float64: rounded to bfloat16 the former would lose small updates in the large
     start.
     """
@@ -298,7 +300,7 @@ def difference(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[s
 def config_to_store(row: Variant, config: Any, base: LoadedBase) -> Any:
     """The LoraConfig by which the stored adapter is loaded: plain LoRA, or DoRA.
 
-    How it was started is of no use to who loads it, and would change the base again.
+    The initialisation is not needed for loading, and would change the base model again.
     """
     plain = copy.deepcopy(config)
     plain.base_model_name_or_path, plain.revision, plain.inference_mode = base.name, base.revision, True
@@ -310,7 +312,7 @@ def config_to_store(row: Variant, config: Any, base: LoadedBase) -> Any:
 
 
 def _short(names: set[str], model: nn.Module) -> set[str]:
-    """The last parts of full names where they mean these modules and no others, as people write them."""
+    """The last parts of full names if they mean exactly these modules."""
     short = {name.rpartition(".")[2] for name in names}
     meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in short}
     return short if meant == names else names
@@ -330,16 +332,16 @@ def _estimate(model: nn.Module, config: Any, gradient: Callable[[], None]) -> No
 
 
 def _refuse_short(row: Variant, config: Any, model: Any) -> None:
-    """Singular vectors that a narrow weight does not have are missing without a word."""
+    """Missing singular vectors of a narrow weight raise no error."""
     if config.target_parameters:
         names = ", ".join(sorted(config.target_parameters))
         raise UsageError(
-            f"The experts of this model are tensors of three dimensions ({names}), on which no adapter is "
-            "trained here; name its other modules (`targets`), such as q_proj,v_proj."
+            f"The experts of this model are tensors of three dimensions ({names}), which cannot be trained "
+            "here; name its other modules (`targets`), such as q_proj,v_proj."
         )
     ranks = {parameter.shape[0] for name, parameter in model.named_parameters() if "lora_A" in name}
     if ranks - {config.r}:
         raise UsageError(
-            f"The variant {row.name} finds only {min(ranks)} singular vectors where the rank is {config.r}; "
-            "choose a lower rank."
+            f"The variant {row.name} finds only {min(ranks)} singular vectors for the rank {config.r}; use "
+            "a lower rank."
         )

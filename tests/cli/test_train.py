@@ -81,7 +81,7 @@ def test_without_rates_four_of_the_grid_are_tried(train: Program, tmp_path: Path
         (("--task", "nope"), 1, "There is no task nope"),
         (("--task", "thirds", "--samples", "25"), 2, "24 training examples, fewer than the 25 asked for"),
         (("--task", "thirds", "--lr", "fast"), 2, "write rates with commas between them"),
-        (("--task", "thirds", "--variant", "lola"), 2, "There is no variant 'lola'"),
+        (("--task", "thirds", "--variant", "lola"), 2, "Unknown variant 'lola'"),
         (("--task", "thirds", "--base", "no/such/base/"), 2, "neither a folder with a model nor an id"),
         (("--task", "thirds", "--lr", "1e12"), 1, "choose lower ones"),
     ],

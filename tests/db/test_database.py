@@ -89,7 +89,7 @@ def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_refused_connection_is_one_sentence_without_the_password() -> None:
     engine = make_engine(f"postgresql://joe:{SECRET}@127.0.0.1:9/name?password={SECRET}")
-    with opening.disposing(engine), pytest.raises(CatalogError, match="does not answer") as caught:
+    with opening.disposing(engine), pytest.raises(CatalogError, match="does not respond") as caught:
         opening.current(engine)
     assert SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -111,7 +111,7 @@ def test_another_programs_database_is_left_as_it_is(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "catalog.db")
     connection.execute("CREATE TABLE cookies (x)")
     connection.close()
-    with pytest.raises(CatalogError, match=r"holds something else \(a table cookies\)"):
+    with pytest.raises(CatalogError, match=r"contains other tables \(cookies\)"):
         opening.open_catalog(Settings.make(data=tmp_path), create=True)
 
 
@@ -123,7 +123,7 @@ def test_a_folder_in_the_files_place(tmp_path: Path) -> None:
 
 def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
-    with pytest.raises(CatalogError, match=r"folder .* cannot be made: (Not a directory|File exists)"):
+    with pytest.raises(CatalogError, match=r"folder .* cannot be created: (Not a directory|File exists)"):
         opening.open_catalog(Settings.make(data=tmp_path / "data"), create=True)
 
 
@@ -293,7 +293,7 @@ def test_a_lock_file_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "catalog.db.lock").mkdir()
     with (
         opening.disposing(engine),
-        pytest.raises(CatalogError, match=r"lock file .* cannot be made"),
+        pytest.raises(CatalogError, match=r"lock file .* cannot be created"),
         opening.writer_lock(engine),
     ):
         pass

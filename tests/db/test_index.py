@@ -304,7 +304,7 @@ def test_a_vector_that_is_not_finite_is_refused_by_name(bad: float, tmp_path: Pa
 
 def test_a_vector_of_another_size_is_refused_by_name(tmp_path: Path) -> None:
     rows = random_rows(3) | {f"other{number}": np.ones(SIZE - 1, dtype=np.float32) for number in range(2)}
-    with pytest.raises(CatalogError, match=r"other0 has not 8 numbers"):
+    with pytest.raises(CatalogError, match=r"other0 does not have 8 numbers"):
         open_index(tmp_path, SPACE, Given(rows, block=3))
 
 
@@ -330,7 +330,7 @@ def test_keys_must_be_sorted_and_unique(wrong: list[str], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", "Text", "a/b"])
 def test_the_name_of_a_space_is_a_plain_file_name(name: str) -> None:
-    with pytest.raises(ValueError, match="no space"):
+    with pytest.raises(ValueError, match="not a valid space"):
         Space(name, "1", 4)
 
 

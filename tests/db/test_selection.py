@@ -156,11 +156,11 @@ def test_a_race_starts_from_nothing(sources: Sources) -> None:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"by": "racing", "task": "t", "budget": 100}, "needs a base model that measures"),
-        ({"by": "gradient", "task": "t", "kind": "delta"}, "needs a base model with a gradient"),
-        ({"by": "racing", "task": "t"}, "takes `budget`"),
-        ({"by": "gradient"}, "takes `task`"),
-        ({"by": "luck"}, "is no way to choose"),
+        ({"by": "racing", "task": "t", "budget": 100}, "requires a base model that measures"),
+        ({"by": "gradient", "task": "t", "kind": "delta"}, "requires a base model with a gradient"),
+        ({"by": "racing", "task": "t"}, "requires `budget`"),
+        ({"by": "gradient"}, "requires `task`"),
+        ({"by": "luck"}, "is not a strategy"),
     ],
 )
 def test_what_is_missing_is_named(sources: Sources, asked: dict[str, Any], told: str) -> None:
@@ -181,7 +181,7 @@ def unchanged(sources: Sources) -> tuple[int, ...]:
         pytest.param({"by": "score", "task": "rtt"}, "did you mean rte", id="unknown-task-score"),
         pytest.param({"by": "prior", "task": "rtt"}, "did you mean rte", id="unknown-task-prior"),
         pytest.param({"by": "tasks", "task": "rtt"}, "did you mean rte", id="unknown-task-tasks"),
-        pytest.param({"by": "completion", "task": "xyz"}, "called xyz", id="unknown-task-completion"),
+        pytest.param({"by": "completion", "task": "xyz"}, "task xyz", id="unknown-task-completion"),
         pytest.param({"by": "text", "text": " \n"}, "1 to 10,000 characters", id="empty-query"),
         pytest.param({"by": "random", "count": 5}, "Only 4 of 4", id="k-larger-than-the-catalog"),
         pytest.param({"by": "score", "task": "rte"}, "Only 1 of 4", id="k-larger-than-what-was-measured"),

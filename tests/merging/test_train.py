@@ -490,7 +490,7 @@ def test_a_budget_smaller_than_a_batch_trains(folder: Path, task: Task, tmp_path
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"variant": "lola"}, "There is no variant 'lola'; choose one of lora, rslora"),
+        ({"variant": "lola"}, "Unknown variant 'lola'; choose one of lora, rslora"),
         ({"rank": 0}, "rank is 0"),
         ({"alpha": 0.0}, "alpha is 0"),
         ({"alpha": float("nan")}, "alpha is nan"),
@@ -500,12 +500,12 @@ def test_a_budget_smaller_than_a_batch_trains(folder: Path, task: Task, tmp_path
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dtype": "int8"}, "stored as one of"),
         ({"targets": []}, "Name the modules"),
-        ({"targets": ["nope_proj"]}, "No adapter of the variant lora can be made: .*nope_proj"),
+        ({"targets": ["nope_proj"]}, "An adapter of the variant lora cannot be created: .*nope_proj"),
         ({"learning_rates": []}, "learning rate is a positive number"),
         ({"learning_rates": [0.0]}, "learning rate is a positive number"),
         ({"learning_rates": [math.inf]}, "learning rate is a positive number"),
-        ({"variant": "orthogonal", "rank": 3}, "No adapter of the variant orthogonal"),
-        ({"variant": "pissa", "rank": 20}, "only 16 singular vectors where the rank is 20"),
+        ({"variant": "orthogonal", "rank": 3}, "An adapter of the variant orthogonal"),
+        ({"variant": "pissa", "rank": 20}, "only 16 singular vectors for the rank 20"),
     ],
 )
 def test_settings_that_make_no_sense(given: dict[str, Any], words: str, folder: Path, tmp_path: Path) -> None:

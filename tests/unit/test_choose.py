@@ -106,7 +106,7 @@ def test_no_limit_is_ever_broken(
 
 
 def test_more_than_there_are_is_one_sentence() -> None:
-    with pytest.raises(UsageError, match="Only 40 of 40 adapters are left, not 41; ask"):
+    with pytest.raises(UsageError, match="Only 40 of 40 adapters are left, not 41; request"):
         take_members(random_order(MANY, 0), PoolLimits(41))
     with pytest.raises(UsageError, match="at least 1"):
         PoolLimits(0)
@@ -132,7 +132,7 @@ def test_too_few_are_told_with_what_left_the_others_out() -> None:
 
 def test_all_are_all_that_the_limits_let_in() -> None:
     assert take_members(random_order(MANY, 0), PoolLimits(None)) == random_order(MANY, 0)
-    with pytest.raises(UsageError, match="Only 0 of 3 adapters are left: 3 refused; ask"):
+    with pytest.raises(UsageError, match="Only 0 of 3 adapters are left: 3 refused; request"):
         take_members([], PoolLimits(None), {"refused": 3})
 
 

@@ -150,7 +150,7 @@ class _Promises:
     "bad", [np.ones((2, 3)), np.ones((1, 2)), np.array([[1.0, 2.0], [np.inf, 0.0]]), np.ones(4)]
 )
 def test_vectors_that_break_the_promise_are_refused(bad: Any) -> None:
-    with pytest.raises(CatalogError, match="The encoder x gave vectors"):
+    with pytest.raises(CatalogError, match="The encoder x returned invalid vectors"):
         check_vectors(bad, 2, _Promises())
 
 
