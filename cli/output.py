@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 
 import click
 
-from loradex.progress import ProgressCallback, ProgressStep, show_progress
+from loradex.progress import ProgressCallback, show_progress
+from loradex.rows import cell_text
 from loradex.text import plain
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -130,12 +131,6 @@ class Output:
         with show_progress(self.say) as callback:
             yield callback
 
-    @contextmanager
-    def progress(self, label: str) -> Iterator[ProgressStep]:
-        """The progress of one step of that name."""
-        with self.show_progress() as callback:
-            yield ProgressStep(callback, label)
-
 
 def output_options(*, lists: bool) -> Callable[[Command], Command]:
     """Gives a command --json, and the other formats where it lists rows; its App's `output` then has it."""
@@ -207,7 +202,7 @@ def table(rows: Iterable[Any], columns: Sequence[str | Column]) -> list[str]:
     shown_columns = [Column(column) if isinstance(column, str) else column for column in columns]
     shown_columns = [column for column in shown_columns if column.in_table]
     texts = [
-        tuple(plain((column.show or cell)(fields.get(column.field))) for column in shown_columns)
+        tuple(plain((column.show or cell_text)(fields.get(column.field))) for column in shown_columns)
         for fields in map(_mapping, rows)
     ]
     if not texts:
@@ -337,25 +332,6 @@ def _pad(text: str, room: int, right: bool = False) -> str:
 
     space = " " * (room - cell_len(text))
     return space + text if right else text + space
-
-
-def cell(value: Any) -> str:
-    """A value as people read it: nothing for None, days for instants, four digits for fractions."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, datetime):
-        return f"{value.astimezone(UTC):%Y-%m-%d}"
-    if isinstance(value, enum.Enum):
-        return str(value.value)
-    if isinstance(value, (set, frozenset)):
-        value = sorted(value)
-    if isinstance(value, (list, tuple)):
-        return ", ".join(cell(item) for item in value)
-    return str(value)
 
 
 def jsonable(value: Any) -> Any:

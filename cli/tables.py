@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.adapters import adapter_name
-from cli.output import NO_BREAK, Column, cell, label_lines, table
+from cli.output import NO_BREAK, Column, label_lines, table
 from crawler.crawl import refusing
+from loradex.rows import cell_text
 
 if TYPE_CHECKING:
     from loradex.pool import Pool
@@ -123,7 +124,7 @@ def pool_text(pool: Mapping[str, Any], places: Mapping[str, Path]) -> str:
         for member in pool["members"]
     ]
     without = pool["chosen"].get("without", ())
-    choice = DOT.join(f"{name} {cell(value)}" for name, value in pool["chosen"].items())
+    choice = DOT.join(f"{name} {cell_text(value)}" for name, value in pool["chosen"].items())
     rows = [
         ("pool", f"{pool['name']}  {len(members)} members of {pool['base']}"),
         ("chosen", choice),

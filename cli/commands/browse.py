@@ -14,7 +14,7 @@ import click
 from catalog.rules import RULES, Reason
 from cli.app import App, pass_app
 from cli.options import rules_option, where_option
-from cli.output import NO_BREAK, Column, cell, fold, label_lines, output_options, width
+from cli.output import NO_BREAK, Column, fold, label_lines, output_options, width
 from cli.tables import (
     DOT,
     cost_text,
@@ -29,7 +29,7 @@ from cli.tables import (
 from crawler.crawl import refusing
 from loradex.catalog import SORTS
 from loradex.results import CatalogStatus
-from loradex.rows import AdapterDetails
+from loradex.rows import AdapterDetails, cell_text
 from loradex.text import plain
 
 # What `show` shows elsewhere or not at all; --json has everything.
@@ -184,8 +184,10 @@ def _render_adapter(adapter: AdapterDetails, rules: str) -> str:
         for name in adapter.reasons
     ]
     rows = [(name, _number(value)) for name, value in _facts(adapter).items()]
-    rows.append(("trained", DOT.join(f"{name} {cell(value)}" for name, value in adapter.training.items())))
-    files = [f"{file['name']}  {file['size']:,}  {cell(file['digest'])}" for file in adapter.files or ()]
+    rows.append(
+        ("trained", DOT.join(f"{name} {cell_text(value)}" for name, value in adapter.training.items()))
+    )
+    files = [f"{file['name']}  {file['size']:,}  {cell_text(file['digest'])}" for file in adapter.files or ()]
     rows += zip_longest(["files"], first_of(files, MOST_FILES), fillvalue="")
     lines = [f"{adapter.adapter}  {adapter.verdict} (rules: {rules})"]
     lines += [text for text in (label_lines(reasons, indent="  "), label_lines(rows)) if text]
@@ -202,7 +204,7 @@ def _facts(adapter: AdapterDetails) -> dict[str, Any]:
 
 
 def _number(value: Any) -> str:
-    return f"{value:,}" if type(value) is int else cell(value)
+    return f"{value:,}" if type(value) is int else cell_text(value)
 
 
 def _excerpt(card: str) -> list[str]:

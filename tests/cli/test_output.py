@@ -26,7 +26,6 @@ from cli.output import (
     Column,
     Format,
     Output,
-    cell,
     delimited_text,
     fold,
     jsonable,
@@ -35,6 +34,8 @@ from cli.output import (
     output_options,
     table,
 )
+from loradex.progress import ProgressStep
+from loradex.rows import cell_text
 from tests.cli.conftest import Program
 
 HOSTILE = "\x1b[31mred\x1b[0m\r\n[bold]x[/bold] \x9b2J \u202eevil\u2066 :smile: \ud800"
@@ -232,7 +233,7 @@ def test_what_is_no_result_is_a_bug() -> None:
     ],
 )
 def test_cell(value: Any, shown: str) -> None:
-    assert cell(value) == shown
+    assert cell_text(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -270,10 +271,11 @@ def test_the_options_choose_the_format(lists: bool, flags: list[str], chosen: Fo
 def test_without_a_terminal_only_the_notes_of_progress_are_said(
     quiet: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Output(quiet=quiet).progress("crawling") as progress:
-        progress.report_listing(5)
-        progress.working(1, 5)
-        progress.note("a note\x1b")
+    with Output(quiet=quiet).show_progress() as progress:
+        step = ProgressStep(progress, "crawling")
+        step.report_listing(5)
+        step.working(1, 5)
+        step.note("a note\x1b")
     message = capsys.readouterr()
     assert (message.out, message.err) == ("", "" if quiet else "a note\\x1b\n")
 
