@@ -39,10 +39,10 @@ class App:
 
     @property
     def catalog(self) -> Catalog:
-        """The catalog of the global options, closed when the command ends."""
+        """The catalog of the global options."""
         from loradex import Catalog
 
-        return click.get_current_context().with_resource(Catalog(self.settings))
+        return Catalog(self.settings)
 
 
 pass_app = click.make_pass_decorator(App)

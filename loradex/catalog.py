@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from dataclasses import replace as replace_fields
 from pathlib import Path
@@ -161,7 +161,6 @@ class Catalog:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._resources = ExitStack()
 
     def __enter__(self) -> Catalog:
         return self
@@ -169,14 +168,10 @@ class Catalog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        """Nothing is open between calls."""
 
     def __repr__(self) -> str:
         return f"<Catalog of {self.settings.data}>"
-
-    def close(self) -> None:
-        """Removes the temporary files that calls made; the catalog can be used again."""
-        self._resources.close()
 
     def crawl(
         self,

@@ -162,3 +162,10 @@ def test_the_indexes_are_caches(sample_data: Path, tmp_path: Path) -> None:
     catalog = loradex.open(tmp_path)
     assert {row.state for row in catalog.check_indexes()} == {"missing"}
     assert {row.state for row in catalog.rebuild_indexes()} == {"current"}
+
+
+def test_a_catalog_is_a_database_anywhere(empty_url: str, tmp_path: Path) -> None:
+    catalog = loradex.open(tmp_path / "data", url=empty_url)
+    assert catalog.upgrade().before is None
+    assert catalog.check() == catalog.upgrade().after
+    assert catalog.info().rows["adapter"] == len(catalog.adapters("use:commercial")) == 0
