@@ -318,8 +318,7 @@ class Catalog:
             if query is not None:
                 browse.refuse_unknown_bases(session, query)
             listing = browse.Listing(verdict, reason, canonical, query, sort, limit)
-            for row in browse.adapters(session, listing, refusals):
-                yield AdapterRow(**row)
+            yield from browse.adapters(session, listing, refusals)
 
     def fields(self) -> Rows[FilterField]:
         """The fields that a filter (`where`) accepts; reads no catalog.
@@ -354,7 +353,7 @@ class Catalog:
         reference = AdapterReference.parse(adapter)
         with reading(self.settings) as session:
             row = browse.find_adapter(session, reference)
-            return AdapterDetails(**browse.details(session, row, refusing(rules)))
+            return browse.details(session, row, refusing(rules))
 
     def draw_adapter(self, adapter: str, path: str | Path) -> Path:
         """Draws the norms of an adapter by layer and its singular values.

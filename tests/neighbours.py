@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,14 @@ def row(engine: Engine, name: str) -> dict[str, Any]:
     """An adapter as `show` tells it, judged by our rules."""
     with Session(engine) as session:
         adapter = browse.find_adapter(session, AdapterReference.parse(name))
-        return browse.details(session, adapter, refusing("ours"))
+        return asdict(browse.details(session, adapter, refusing("ours")))
 
 
 def verdicts(engine: Engine) -> dict[str, str]:
     """Adapter → accepted or skipped, by our rules."""
     with Session(engine) as session:
         rows = browse.adapters(session, browse.Listing(), refusing("ours"))
-        return {row["adapter"]: row["verdict"] for row in rows}
+        return {row.adapter: row.verdict for row in rows}
 
 
 def outcomes(engine: Engine) -> dict[str, str]:

@@ -53,6 +53,7 @@ from .records import (
     WeightsRecord,
 )
 from .reference import AdapterReference, adapter_name
+from .rows import AdapterDetails, AdapterRow
 from .spec import (
     AdapterSpec,
     LoraModule,
@@ -91,9 +92,11 @@ __all__ = [
     "WEIGHTS_NAME",
     "WITHHELD",
     "AdapterConfig",
+    "AdapterDetails",
     "AdapterFolder",
     "AdapterRecord",
     "AdapterReference",
+    "AdapterRow",
     "AdapterSpec",
     "BaseDims",
     "BaseIdentity",

@@ -7,13 +7,13 @@ the rules refuse (`crawler.crawl.screening`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, exists, func, select
 from sqlalchemy.orm import Session, selectinload
 
-from catalog.adapters import AdapterReference, adapter_name
+from catalog.adapters import AdapterDetails, AdapterReference, AdapterRow
 from catalog.database import (
     Adapter,
     AdapterReason,
@@ -28,7 +28,7 @@ from catalog.database import (
     waiting,
 )
 from catalog.errors import NotFoundError, UsageError
-from catalog.query import FIELDS, Prefix, Query, fold, texts_asked
+from catalog.query import FIELDS, Prefix, Query, fold, query_row, texts_asked
 
 SORTS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "adapter": (),
@@ -74,8 +74,8 @@ def _current() -> Select[Adapter]:
     )
 
 
-def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a listing, each as the plain values that the command prints."""
+def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> Iterator[AdapterRow]:
+    """The rows of a listing."""
     query = _current()
     if listing.verdict not in (None, "any"):
         query = query.where(_is_refused(refusing) if listing.verdict == "skipped" else ~_is_refused(refusing))
@@ -93,25 +93,10 @@ def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> I
         yield adapter_row(adapter, refusing)
 
 
-def adapter_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
+def adapter_row(adapter: Adapter, refusing: Collection[str]) -> AdapterRow:
     """One adapter as a line of a list."""
-    reasons = [reason.reason for reason in adapter.reasons]
-    return {
-        "adapter": adapter_name(adapter.repository.name, adapter.subfolder),
-        "commit": adapter.commit,
-        "base": adapter.base_model.canonical if adapter.base_model else None,
-        "rank": adapter.rank,
-        "alpha": adapter.alpha,
-        "scaling": adapter.scaling,
-        "targets": adapter.targets,
-        "parameters": adapter.parameters,
-        "license": adapter.license,
-        "verdict": "skipped" if set(reasons) & set(refusing) else "accepted",
-        "reasons": reasons,
-        "norm": adapter.norm,
-        "health": adapter.health,
-        "partial": adapter.partial,
-    }
+    values = query_row(adapter, refusing)
+    return AdapterRow(**{field.name: values[field.name] for field in fields(AdapterRow)})
 
 
 def find_adapter(session: Session, reference: AdapterReference) -> Adapter:
@@ -145,9 +130,9 @@ def find_adapter(session: Session, reference: AdapterReference) -> Adapter:
     return rows[0]
 
 
-def details(session: Session, adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
-    """The details of one adapter, as plain values."""
-    repository = adapter.repository
+def details(session: Session, adapter: Adapter, refusing: Collection[str]) -> AdapterDetails:
+    """The details of one adapter."""
+    repository, values = adapter.repository, query_row(adapter, refusing)
     other_adapters = session.scalars(
         select(Adapter.subfolder)
         .where(
@@ -155,34 +140,21 @@ def details(session: Session, adapter: Adapter, refusing: Collection[str]) -> di
         )
         .order_by(Adapter.subfolder)
     )
-    return adapter_row(adapter, refusing) | {
+    values |= {
         "hub_id": repository.hub_id,
         "aliases": [alias.name for alias in repository.aliases],
-        "created": repository.created_at,
-        "modified": repository.last_modified,
         "gone": repository.gone_at,
-        "gated": repository.gated,
-        "downloads": repository.downloads,
-        "likes": repository.likes,
-        "tags": repository.tags,
         "current": adapter.current,
-        "main": adapter.main,
         "other_adapters": list(other_adapters),
         "base_raw": adapter.base_raw,
         "base_kind": adapter.base_kind,
         "base_evidence": adapter.base_evidence,
-        "peft_type": adapter.peft_type,
-        "task_type": adapter.task_type,
-        "use_rslora": adapter.use_rslora,
-        "modules": adapter.modules,
-        "dtypes": adapter.dtypes,
         "weights": {"name": adapter.weights_name, "digest": adapter.weights_digest},
         "files": adapter.files,
-        "card_quality": adapter.card_quality,
-        "card": adapter.card_text,
         "training": adapter.training,
         "details": {reason.reason: reason.detail for reason in adapter.reasons},
     }
+    return AdapterDetails(**{field.name: values[field.name] for field in fields(AdapterDetails)})
 
 
 def totals(

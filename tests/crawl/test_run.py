@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def row(engine: Engine, name: str) -> dict[str, Any]:
     """An adapter as `show` tells it, judged by our rules."""
     with Session(engine) as session:
         adapter = browse.find_adapter(session, AdapterReference.parse(name))
-        return browse.details(session, adapter, refusing("ours"))
+        return asdict(browse.details(session, adapter, refusing("ours")))
 
 
 def is_accounted_for(report: dict[str, Any]) -> bool:

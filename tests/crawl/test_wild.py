@@ -81,7 +81,7 @@ def test_the_paper_base_is_crawled_under_all_its_names(wild: Path, tmp_path: Pat
     with Session(engine) as session:
         rows = list(browse.adapters(session, browse.Listing(), refusing("ours")))
     assert report["listed"] == len(rows) > 60
-    assert {row["base"] for row in rows} == {LLAMA}
+    assert {row.base for row in rows} == {LLAMA}
     engine.dispose()
 
 
@@ -144,7 +144,7 @@ def test_the_paper_pool_is_accepted_by_the_paper_rules(paper: tuple[Path, list[s
         rows = list(browse.adapters(session, browse.Listing(), refusing("paper")))
     engine.dispose()
     assert report["listed"] == len(ids) == 960
-    skipped = {row["adapter"]: row["reasons"] for row in rows if row["verdict"] == "skipped"}
+    skipped = {row.adapter: row.reasons for row in rows if row.verdict == "skipped"}
     facts = json.loads((data("recycling_paper") / "adapter_info.json").read_text())
     unknown = {name for name in ids if not facts.get(name)}
     assert {name for name, reasons in skipped.items() if "no_adapter" in reasons} == unknown

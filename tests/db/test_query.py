@@ -17,7 +17,6 @@ from catalog.database import Adapter, AdapterReason, BaseModelRow, Repository
 from catalog.query.fields import FIELDS, fold, query_row
 from catalog.query.parser import MAX_DEPTH, MAX_LENGTH, MAX_TERMS, parse, to_text
 from catalog.query.terms import And, Between, Equals, Flag, Not, Or, Period, Prefix, Present, Query, Word
-from catalog.search.browse import adapter_row
 
 REFUSING = {"zero_update", "licence_conflict"}
 LETTERS = "Aa\u00c4\u00e4\u0130i\u212aK\u017fs%_/\\'*:"
@@ -327,14 +326,6 @@ def test_what_a_filter_selects(engine: Engine, text: str, names: set[str]) -> No
         keys = {row.id: row.repository.name.removeprefix("jo/") for row in session.scalars(select(Adapter))}
         assert {keys[key] for key in by_sql(session, query)} == names
         assert {keys[key] for key in by_rows(rows(session), query)} == names
-
-
-def test_a_row_says_what_a_list_says(engine: Engine) -> None:
-    with Session(engine) as session:
-        fill(session)
-        for adapter in session.scalars(select(Adapter)):
-            row, listed = query_row(adapter, REFUSING), adapter_row(adapter, REFUSING)
-            assert {key: row[key] for key in listed} == listed
 
 
 @pytest.mark.parametrize(
