@@ -54,21 +54,14 @@ from catalog.search import (
     open_texts,
     search,
 )
-from catalog.selection import STRATEGIES, Question
 from catalog.settings import Settings
 from crawler.crawl import (
     DEFAULT_BASE,
     MAX_WEIGHTS,
-    Crawler,
     CrawlOptions,
-    CrawlReport,
-    Preview,
     check_base_name,
-    preview_crawl,
     refusing,
 )
-from crawler.fetch import repair
-from crawler.hub import Hub, HubSettings
 from loradex.choices import check_choice
 from loradex.comparison import (
     COLOURS,
@@ -106,7 +99,6 @@ from loradex.rows import (
     ScoreSourceRow,
     SearchRow,
 )
-from loradex.selection import TaskOptions, select_pool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +107,8 @@ if TYPE_CHECKING:
     from catalog.database import Session
     from catalog.index import IndexState
     from catalog.query import Query
+    from crawler.crawl import CrawlReport, Preview
+    from crawler.hub import Hub
     from merging.evaluation import TooLong
     from merging.model import Task
 
@@ -212,6 +206,8 @@ class Catalog:
             UsageError: An argument is not valid.
             CatalogBusyError: Another process writes to the catalog.
         """
+        from crawler.crawl import Crawler
+
         options = _crawl_options(base, any_base, limit, weights, rules, max_weights, workers, full)
         stop = threading.Event()
         with (
@@ -236,6 +232,8 @@ class Catalog:
         progress: ProgressOption = False,
     ) -> Preview:
         """What `crawl` with the same arguments would read; asks the Hub for listings only, writes nothing."""
+        from crawler.crawl import preview_crawl
+
         options = _crawl_options(base, any_base, limit, weights, rules, max_weights, workers, full)
         with (
             _open_hub(options, threading.Event()) as hub,
@@ -778,6 +776,9 @@ class Catalog:
             >>> len(pool.members)
             3
         """
+        from catalog.selection import STRATEGIES, Question
+        from loradex.selection import TaskOptions, select_pool
+
         check_choice("kind", kind, ("output", "delta"))
         check_choice("distinct", distinct, (None, *LEVELS))
         if where:
@@ -947,6 +948,9 @@ class Catalog:
         A damaged file is replaced once the new one is verified, and stays where none can be fetched. Files
         that an export of an earlier version shares as a hard link become files of their own.
         """
+        from crawler.fetch import repair
+        from crawler.hub import Hub, HubSettings
+
         blobs = self._blobs
         with reporting(progress) as report:
             damaged = _read_kept(blobs, report)
@@ -1145,6 +1149,8 @@ def _crawl_options(
 
 
 def _open_hub(options: CrawlOptions, stop: threading.Event) -> Hub:
+    from crawler.hub import Hub, HubSettings
+
     return Hub(replace_fields(HubSettings.from_environment(), connections=options.workers), stop=stop)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,10 @@ from catalog.rules import RULE_SETS
 from cli.app import App, Exit, pass_app
 from cli.output import fold, label_lines, output_options, width
 from cli.tables import DOT, cost_text, counts_text, verdict_lines
-from crawler.crawl import DEFAULT_BASE, WEIGHTS, CrawlReport, Preview
+from crawler.crawl import DEFAULT_BASE, WEIGHTS
+
+if TYPE_CHECKING:
+    from crawler.crawl import CrawlReport, Preview
 
 # How a crawl can end that is not complete: its exit code, and what to do.
 ENDS = {

@@ -20,12 +20,19 @@ def test_nothing_is_made_before_something_is_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_import_loads_neither_the_database_nor_torch() -> None:
-    code = "import json, sys, loradex; loradex.Rows; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("loradex.Rows", {"sqlalchemy", "torch", "huggingface_hub", "numpy", "click", "rich"}),
+        ("loradex.Catalog", {"torch", "huggingface_hub", "numpy", "faiss", "click", "rich"}),
+    ],
+)
+def test_a_name_loads_what_it_needs_alone(code: str, absent: set[str]) -> None:
+    program = f"import json, sys, loradex; {code}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     modules = {name.partition(".")[0] for name in json.loads(done.stdout)}
     assert "loradex" in modules
-    assert modules & {"sqlalchemy", "torch", "huggingface_hub", "numpy", "click", "rich"} == set()
+    assert modules & absent == set()
 
 
 def test_status_counts_every_adapter_once(catalog: loradex.Catalog) -> None:
