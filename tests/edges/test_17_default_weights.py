@@ -28,10 +28,8 @@ def test_the_list_of_methods_names_each_default(run: Program) -> None:
     result = run("methods").stdout
     assert "weight" in result.splitlines()[0]
     assert "1/N" in result
-    assert "[default: 1/N or 1 each, as `methods` says]" in " ".join(run("merge", "--help").stdout.split())
-    assert "[default: 1/N or 1 each, as `methods` says]" in " ".join(
-        documents.HELP.read_text("utf-8").split()
-    )
+    assert "[default: 1/N or 1 each]" in " ".join(run("merge", "--help").stdout.split())
+    assert "[default: 1/N or 1 each]" in " ".join(documents.HELP.read_text("utf-8").split())
 
 
 @shared
