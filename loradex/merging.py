@@ -92,7 +92,7 @@ class MergeRequest:
     dtype: str | None = None
     device: str = "cpu"
     seed: int = 0
-    without: Collection[str] = ()
+    without: str | Collection[str] = ()
     base: str | None = None
     control: str | None = None
     apply_to: Path | None = None
@@ -138,14 +138,15 @@ class MergeRequest:
         settings = settings_of(self.catalog)
         table = read_base_table(settings, report) if settings else table_with(())
         purpose = "merged or added to a base" if self.apply_to else "merged"
+        layers = split_layers(self.without)
         with open_members(
-            self.members, settings=settings, report=report, without=self.without, purpose=purpose, table=table
+            self.members, settings=settings, report=report, without=layers, purpose=purpose, table=table
         ) as opened:
             plan = self._plan(opened.members, table)
             notes = (
                 *plan.notes,
                 *base_notes(table, self.base, opened.members),
-                *unused_layer_notes(self.without, opened.members),
+                *unused_layer_notes(layers, opened.members),
             )
             for note in notes:
                 report(ProgressEvent("checking", note=note))
@@ -202,7 +203,7 @@ def merge(
     dtype: str | None = None,
     device: str = "cpu",
     seed: int = 0,
-    without: Collection[str] = (),
+    without: str | Collection[str] = (),
     base: str | None = None,
     control: str | None = None,
     apply_to: str | Path | None = None,
@@ -223,7 +224,8 @@ def merge(
         dtype: "float32", "bfloat16" or "float16", of the result; by default that of the members.
         device: "cpu", "cuda" or "cuda:N".
         seed: Of methods that draw, and of `control`.
-        without: Layers, such as "lm_head", of which whole weights and factors of all members are left out.
+        without: Layers, such as "lm_head" or ["lm_head", "embed_tokens"], of which whole weights and factors
+            of all members are left out.
         base: The base model that the members share, where they do not name it, or name different ones.
         control: Merge stand-ins of the members: "random-pooled", "random-each", "random-directions",
             "shuffled-layers" or "permuted-ranks". They are written to the folder `out` with "-members"
@@ -277,7 +279,7 @@ def inspect(
     *,
     result: str | Path | None = None,
     weights: Sequence[float] | None = None,
-    without: Collection[str] = (),
+    without: str | Collection[str] = (),
     base: str | None = None,
     device: str = "cpu",
     catalog: Catalog | Settings | None = None,
@@ -306,10 +308,10 @@ def inspect(
     from merging.members import base_note, base_of
     from merging.static import inspection
 
-    settings = settings_of(catalog)
+    settings, layers = settings_of(catalog), split_layers(without)
     with reporting(progress) as report:
         table = read_base_table(settings, report) if settings else table_with(())
-        with open_members(members, settings=settings, report=report, without=without, table=table) as opened:
+        with open_members(members, settings=settings, report=report, without=layers, table=table) as opened:
             inspected = inspection.inspect(
                 opened.members,
                 result=None if result is None else Path(result),
@@ -323,7 +325,7 @@ def inspect(
         notes = (
             *([note] if note else []),
             *base_notes(table, base, opened.members),
-            *unused_layer_notes(without, opened.members),
+            *unused_layer_notes(layers, opened.members),
         )
         for sentence in notes:
             report(ProgressEvent("checking", note=sentence))
@@ -367,6 +369,11 @@ def fold(
         )
 
 
+def split_layers(without: str | Collection[str]) -> Collection[str]:
+    """The names of layers; a text holds them with commas between."""
+    return [name.strip() for name in without.split(",")] if isinstance(without, str) else without
+
+
 def base_notes(table: BaseTable, base: str | None, members: Sequence[MergeMember]) -> list[str]:
     """A sentence on a base that neither the table nor a member names, or on a folder that is not a model."""
     base_names = {member.config.base_model for member in members}
@@ -378,8 +385,8 @@ def base_notes(table: BaseTable, base: str | None, members: Sequence[MergeMember
     return [f"No base model is known as {base}; {table.nearest(base)}."]
 
 
-def unused_layer_notes(without: Collection[str], members: Sequence[MergeMember]) -> list[str]:
+def unused_layer_notes(layers: Collection[str], members: Sequence[MergeMember]) -> list[str]:
     """A sentence on each layer that was to be left out and of which no member holds anything."""
     left_out = [f".{tensor}." for member in members for tensor in member.left_out]
-    unused = [layer for layer in without if not any(f".{layer}." in tensor for tensor in left_out)]
+    unused = [layer for layer in layers if not any(f".{layer}." in tensor for tensor in left_out)]
     return [f"No member holds anything of {layer}, which `without` names." for layer in unused]

@@ -234,7 +234,7 @@ def _refuse_features(refusal: str, purpose: str, config: AdapterConfig, spec: Ad
         # Who merges can name layers to leave out.
         layers = ",".join(layers_to_leave_out(config, spec)) if purpose.startswith("merged") else ""
         way = (
-            f"`without={layers}` leaves out these layers"
+            f'`without="{layers}"` leaves out these layers'
             if layers
             else f"only scaling * B A is {purpose} here"
         )

@@ -153,7 +153,7 @@ def refuse_tied(base: Path, members: Iterable[MergeMember]) -> None:
                 raise MergeError(
                     f"{module.name} of the base shares its weights with {', '.join(tied)} (tied "
                     f"embeddings), so that folding {member.name} into it would change both; leave it out "
-                    f"(`without={module.short_name}`), or load the adapter beside the base."
+                    f'(`without="{module.short_name}"`), or load the adapter beside the base.'
                 )
 
 

@@ -82,7 +82,7 @@ def test_silent_by_default_and_notes_are_returned(
 ) -> None:
     report = loradex.merge(pair, "sum", without=["lm_haed"], out=tmp_path / "out")
     assert report.notes == ("No member holds anything of lm_haed, which `without` names.",)
-    assert loradex.inspect(pair, without=["lm_haed"]).notes == report.notes
+    assert loradex.inspect(pair, without="lm_haed").notes == report.notes
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
 

@@ -135,9 +135,9 @@ def test_copies_in_the_older_spelling_are_refused_with_their_layers(tmp_path: Pa
     """Older versions of PEFT wrote whole weights under the layer's own name, as they wrote trained ones."""
     neighbour = {name: torch.ones(9, 12) for name in OLDER}
     folder = with_head(tmp_path / "head", **neighbour)
-    with pytest.raises(MergeError, match="--without embed_tokens,lm_head leaves out these layers"):
+    with pytest.raises(MergeError, match=r"`without=.embed_tokens,lm_head.` leaves out these layers"):
         load_member(folder)
-    with pytest.raises(MergeError, match="--without embed_tokens leaves out"):
+    with pytest.raises(MergeError, match=r"`without=.embed_tokens.` leaves out"):
         load_member(folder, without=["lm_head"])
     assert set(load_member(folder, without=["embed_tokens", "lm_head"]).modules) == set(ALL)
 
@@ -150,7 +150,9 @@ def test_layers_that_were_trained_whole_can_be_left_out_by_name(tmp_path: Path) 
     inner = {f"base_model.model.classifier.{name}": torch.ones(9) for name in ("dense.weight", "dense.bias")}
     tokens = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(1, 12)}
     save_file({**load_file(path), **head, **inner, **tokens}, path)
-    with pytest.raises(MergeError, match="--without classifier,embed_tokens,lm_head leaves out these layers"):
+    with pytest.raises(
+        MergeError, match=r"`without=.classifier,embed_tokens,lm_head.` leaves out these layers"
+    ):
         load_member(path.parent)
     member = load_member(path.parent, without=["lm_head", "classifier", "embed_tokens"])
     assert set(member.modules) == set(ALL)
@@ -347,6 +349,6 @@ def test_layers_in_other_places_of_an_unknown_base_are_not_merged(tmp_path: Path
         {name.replace("model.model.layers", f"model.{place}"): t for name, t in load_file(weights).items()},
         weights,
     )
-    with pytest.raises(MergeError, match=r"has model\.layers\.0.* where .*--base"):
+    with pytest.raises(MergeError, match=r"has model\.layers\.0.* where .*`base`"):
         load_members([item, other])
     load_members([other])
