@@ -1,4 +1,4 @@
-"""Adapters beside the layers of a base model that stays in memory."""
+"""Adapters applied next to the layers of a base model that stays in memory."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
-"""y = W x + B (s * (A x)) for one linear layer, in whichever order of multiplication is the cheapest.
+"""y = W x + B (s * (A x)) for one linear layer, in the cheapest order of multiplication.
 
 For T tokens, widths in and out and R ranks the update costs 2 T R (in + out) operations as two thin products
 ("factored") and 2 R in out as a product of the factors that is added to a copy of the weights ("folded"),
-after which the layer costs what it always does. Folded is the cheaper one above in out / (in + out) tokens
+after which the layer costs the same as before. Folded is the cheaper one above in out / (in + out) tokens
 for each set of scales. Factors are A of (R, in) and the transpose of B, of (R, out).
 """
 
@@ -21,7 +21,7 @@ Gate = Callable[[str, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """What is added to one module: factors `a` of (R, in) and `bt` of (R, out), `scales` of (R,) or (K, R).
+    """The addition to one module: factors `a` of (R, in) and `bt` of (R, out), `scales` of (R,) or (K, R).
 
     With K sets of scales `groups` has the rows of a batch that use each; `rows` the set of each row.
     """
@@ -35,23 +35,23 @@ class Part:
 
     @property
     def trains(self) -> bool:
-        """Whether scales or factors ask for gradients."""
+        """Whether scales or factors require gradients."""
         return self.scales.requires_grad or self.a.requires_grad or self.bt.requires_grad
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """The scales as they multiply x A^T: (R,), or (batch, 1, ..., R)."""
+        """The scales in the shape for x A^T: (R,), or (batch, 1, ..., R)."""
         if self.rows is None:
             return self.scales
         return self.scales[self.rows].view(x.shape[0], *(1,) * (x.dim() - 2), -1)
 
 
 def tokens_to_fold(inside: int, outside: int) -> float:
-    """From how many tokens on folding costs less than two thin products: in out / (in + out)."""
+    """The number of tokens from which folding costs less than two thin products: in out / (in + out)."""
     return inside * outside / (inside + outside)
 
 
 def folds(part: Part, tokens: int) -> bool:
-    """Whether folding costs fewer operations for so many tokens, with the backward pass where one follows."""
+    """Whether folding costs fewer operations for this number of tokens, including a backward pass if any."""
     (rank, inside), outside = part.a.shape, part.bt.shape[1]
     if not part.scales.requires_grad:
         return max(1, len(part.groups)) * inside * outside < tokens * (inside + outside)
@@ -62,9 +62,9 @@ def folds(part: Part, tokens: int) -> bool:
 
 
 def pass_by_factors(x: Tensor, y: Tensor, part: Part, gate: Gate | None = None) -> Tensor:
-    """y + (s * (x A^T)) B^T, in place where no gradient is asked for; `y` is the layer's own output.
+    """y + (s * (x A^T)) B^T, in place if no gradient is required; `y` is the layer's own output.
 
-    `gate(name, x, x A^T)` gives one more factor for each rank, of a shape that (..., R) takes.
+    `gate(name, x, x A^T)` gives an additional factor for each rank, broadcastable to (..., R).
     """
     h = functional.linear(x.to(part.a.dtype), part.a)
     return _add_to(x, y, h, part, gate)
@@ -78,7 +78,7 @@ def pass_by_lookup(ids: Tensor, y: Tensor, part: Part, gate: Gate | None = None)
 def pass_by_sum(
     x: Tensor, weight: Tensor, bias: Tensor | None, part: Part, scratch: Tensor | None = None
 ) -> Tensor:
-    """x (W + B diag(s) A)^T + bias by way of the summed weights; `scratch` of W's shape saves allocating."""
+    """x (W + B diag(s) A)^T + bias through the summed weights; `scratch` of W's shape saves allocating."""
     if part.rows is None:
         if torch.is_grad_enabled() and (x.requires_grad or part.scales.requires_grad):
             folding: Callable[..., Tensor] = _Folded.apply
@@ -115,7 +115,7 @@ def _add_to(x: Tensor, y: Tensor, h: Tensor, part: Part, gate: Gate | None) -> T
 
 
 class _Folded(torch.autograd.Function):
-    """The folded layer with gradients of x and of the scales; the summed weights are made again for them.
+    """The folded layer with gradients of x and of the scales; the summed weights are computed again for them.
 
     dL/ds_k = sum over tokens of (A x)_k (B^T dL/dy)_k, which is also row k of (B^T G) * A summed, with
     G = dL/dy^T x the gradient of the weights; the cheaper of the two is computed.

@@ -1,4 +1,4 @@
-"""The factors of members in memory, each where the layer is that they belong to."""
+"""The factors of members in memory, on the device of their layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNCALLED = frozenset({"MambaMixer", "FalconMambaMixer"})
 class Resident:
     """Members whose factors have been read: for each module A of (R, in) and B^T of (R, out).
 
-    Scalings are folded in. `devices` says where each module's factors belong.
+    Scalings are folded in. `devices` has the device of each module's factors.
     """
 
     members: tuple[MergeMember, ...]
@@ -30,7 +30,7 @@ class Resident:
     devices: Mapping[str, torch.device]
 
     def place(self) -> Resident:
-        """The same on the devices where they belong; the copy waits for nothing but their own streams."""
+        """The same on their devices; the copy waits only for their own streams."""
         factors = {
             name: (a.to(self.devices[name], non_blocking=True), bt.to(self.devices[name], non_blocking=True))
             for name, (a, bt) in self.factors.items()
@@ -41,12 +41,12 @@ class Resident:
 def read(
     model: nn.Module, members: Sequence[MergeMember], device: torch.device | None, dtype: torch.dtype | None
 ) -> Resident:
-    """The members' factors in this machine's memory, in `dtype` or in that of each layer's weights.
+    """The members' factors in main memory, in `dtype` or in that of each layer's weights.
 
-    They belong on `device`, by default where the layer is. Layers are looked for before anything is read.
-    Raises MergeError for a module that has no fit layer in the model, and what reading members raises.
+    Their device is `device`, by default that of the layer. Layers are checked before weights are read. Raises
+    MergeError for a module without a matching layer in the model, and the errors of reading members.
     """
-    # Spellings of the base's name are no concern here: the model itself says whether a member fits.
+    # Spellings of the base model's name do not matter: the model itself decides whether a member matches.
     loaded = load_members(list(members), base="") if members else ()
     union = shapes(loaded)
     weights = {shape.name: layer(model, shape, loaded).weight for shape in union}
@@ -60,7 +60,7 @@ def read(
 
 
 def _submodule(model: nn.Module, shape: Shape) -> nn.Module | None:
-    """The layer that a name means in the model: of that name, or the one that it is as versions name it."""
+    """The layer that a name means in the model: of that name, or of its spelling in another version."""
     try:
         return model.get_submodule(shape.name)
     except AttributeError:
@@ -77,15 +77,15 @@ def _reads_weights_itself(model: nn.Module, module: nn.Module) -> bool:
 
 
 def layer(model: nn.Module, shape: Shape, members: Sequence[MergeMember]) -> Any:
-    """The model's layer of that name; raises MergeError where there is none that fits."""
+    """The model's layer of that name; raises MergeError if none matches."""
     owner = next(member.name for member, rank in zip(members, shape.ranks, strict=True) if rank)
     module = _submodule(model, shape)
     if module is None:
-        raise MergeError(f"The base model has no {shape.name}; {owner} belongs to another model.")
+        raise MergeError(f"The base model has no module {shape.name}; {owner} belongs to another model.")
     if _reads_weights_itself(model, module):
         raise MergeError(
-            f"The base model reads the weights of {shape.name} without calling that layer, so that an "
-            f"adapter beside it has no effect; leave out {owner}."
+            f"The base model reads the weights of {shape.name} without calling that layer, so that a live "
+            f"adapter has no effect; leave out {owner}."
         )
     if shape.kind == "embedding":
         fits, sizes = type(module) is nn.Embedding, ("num_embeddings", "embedding_dim")
@@ -100,6 +100,6 @@ def layer(model: nn.Module, shape: Shape, members: Sequence[MergeMember]) -> Any
     if widths != (shape.in_features, shape.out_features):
         raise MergeError(
             f"{shape.name} is {shape.in_features} to {shape.out_features} in {owner} and {widths[0]} to "
-            f"{widths[1]} in the base model; choose the model that it was trained on."
+            f"{widths[1]} in the base model; use the model that it was trained on."
         )
     return module

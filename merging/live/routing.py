@@ -1,4 +1,4 @@
-"""Arrow: each token of each layer is sent to the members whose strongest direction it fits best.
+"""Arrow: each token of each layer is routed to the members whose strongest direction matches it best.
 
 Ostapenko et al., "Towards Modular LLMs by Building and Routing to a Library of LoRAs" (arXiv 2405.11157,
 section 3.2): the prototype of member i is the top right singular vector of Delta W_i, a member's logit is
@@ -23,8 +23,8 @@ TEMPERATURE = 1.0
 def prototypes(live: LiveStack) -> dict[str, Tensor]:
     """The unit prototypes of each module, (members that have it, in), in float32 on its device.
 
-    The top eigenvector of A^T (B^T B) A by way of the small matrix: with A = L Q, Q orthonormal rows, it is
-    Q^T times that of L^T (B^T B) L. The sign is free and |x . p| does not see it.
+    The top eigenvector of A^T (B^T B) A through the small matrix: with A = L Q, Q orthonormal rows, it is
+    Q^T times that of L^T (B^T B) L. The sign is free and does not change |x . p|.
     """
     with torch.no_grad():
         return {

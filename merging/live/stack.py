@@ -22,7 +22,7 @@ from merging.live.resident import Resident, layer, read
 from merging.members import MergeMember, Shape, Stack
 from merging.model import memory_limit
 
-_BESIDE = "What the adapters add beside the base model"
+_BESIDE = "The memory of the adapters in addition to the base model"
 Way = Literal["cheapest", "factored", "folded"]
 Scales = Mapping[str, Tensor]
 
@@ -30,15 +30,15 @@ Scales = Mapping[str, Tensor]
 class LiveStack:
     """A model and the members whose weighted sum its layers add while `attached`.
 
-    `model` is any torch module whose layers bear the names that the members give; they must be plain linear
-    layers or embeddings of the members' widths. Factors are kept where each layer is and, unless `dtype` says
-    otherwise, in the layer's data type; scales are float32 (float64 over a float64 model) and multiply before
-    anything is rounded. `train_factors` makes A and B leaves that ask for gradients. `way` is for
+    `model` is any torch module whose layers have the names that the members use; they must be plain linear
+    layers or embeddings of the members' widths. Factors are kept on each layer's device and, unless `dtype`
+    is given, in the layer's data type; scales are float32 (float64 over a float64 model) and multiply before
+    anything is rounded. `train_factors` makes A and B leaves that require gradients. `way` is for
     measurements: "cheapest" chooses an order of multiplication layer by layer, see `merging.live`; only
     float32 and wider layers are ever folded, since narrower ones would round small updates away.
 
-    Without `set_scales` every member counts with scale 1. Raises MergeError for a module that the model
-    lacks, that is no such layer or that has other widths, and what reading members raises.
+    Without `set_scales` every member has scale 1. Raises MergeError for a module that the model lacks, that
+    is not such a layer or that has different widths, and the errors of reading members.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class LiveStack:
 
     @property
     def factors(self) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """A of (R, in) and B^T of (R, out) of every module, scalings folded in; what training changes."""
+        """A of (R, in) and B^T of (R, out) of every module, scalings folded in; training changes these."""
         return self._resident.factors
 
     def stacks(self) -> Iterator[Stack]:
-        """The factors as they are now, in float32 on the CPU, in the order of `shapes`."""
+        """The current factors, in float32 on the CPU, in the order of `shapes`."""
         for shape in self.shapes:
             a, bt = (part.detach().to("cpu", torch.float32) for part in self.factors[shape.name])
             yield Stack(shape.name, a, bt.T, shape.ranks, tuple(float(rank > 0) for rank in shape.ranks))
@@ -88,17 +88,17 @@ class LiveStack:
     def scales_of(self, weights: Sequence[float]) -> dict[str, Tensor]:
         """Scales that give each member one weight in all modules."""
         if len(weights) != len(self.members):
-            raise UsageError(f"There are {len(weights)} weights for {len(self.members)} members.")
+            raise UsageError(f"{len(self.members)} members require as many weights, not {len(weights)}.")
         values = torch.tensor([float(weight) for weight in weights], dtype=torch.float64)
         return {
             shape.name: torch.repeat_interleave(values, torch.tensor(shape.ranks)) for shape in self.shapes
         }
 
     def set_scales(self, scales: Scales, rows: Tensor | None = None) -> None:
-        """From now on module m adds B (s * (A x)) with s = `scales[m]` of (R,), or nothing where it has none.
+        """From now on module m adds B (s * (A x)) with s = `scales[m]` of (R,), or nothing if it has none.
 
         With `rows`, one integer for each row of a batch, scales are (K, R) and row i uses the set `rows[i]`.
-        Ranks whose scales are 0 and ask for no gradient cost nothing. Raises UsageError for modules that no
+        Ranks whose scales are 0 and require no gradient are skipped. Raises UsageError for modules that no
         member has and for wrong shapes.
         """
         self._give(self._check_scales(scales, rows))
@@ -108,13 +108,13 @@ class LiveStack:
         self._choose()
 
     def _choose(self) -> None:
-        """Parts of which something is added; a gate sees the ranks of all members."""
+        """Parts with an effect; a gate sees the ranks of all members."""
         self._parts = _by_name(self._given) if self._gate else _used_parts(self._given)
 
     def _check_scales(self, scales: Scales, rows: Tensor | None) -> list[Part]:
         ranks = {shape.name: shape.total for shape in self.shapes}
         if unknown := sorted(set(scales) - set(ranks)):
-            raise UsageError(f"No member has a module {unknown[0]}; name modules as `shapes` does.")
+            raise UsageError(f"No member has a module {unknown[0]}; use the names in `shapes`.")
         sets = () if rows is None else _sets(scales, rows)
         groups = [] if rows is None else [(rows.cpu() == n).nonzero()[:, 0] for n in range(*sets)]
         parts = []
@@ -132,13 +132,13 @@ class LiveStack:
 
     @contextlib.contextmanager
     def attach(self, gate: Gate | None = None) -> Iterator[LiveStack]:
-        """Inside the block the model's layers add the members; afterwards it is what it was.
+        """Inside the block the model's layers add the members; afterwards the model is restored.
 
         `gate(module, x, h)` with h = A x of (..., R) gives a factor for each rank that depends on the input
         (Arrow, LoRA-Flow), multiplied with the scales; with a gate no rank is left out for its scale of 0.
         """
         if self._attached is not None:
-            raise UsageError("The members are attached already; leave that block first.")
+            raise UsageError("The members are already attached; leave that block first.")
         with contextlib.ExitStack() as stack:
             self._attached, self._gate = stack, gate
             stack.callback(self._forget)
@@ -152,7 +152,7 @@ class LiveStack:
         self._scratch = {}
 
     def _attach(self, name: str, stack: contextlib.ExitStack) -> None:
-        """Puts this module's pass in the place of its forward until `stack` closes."""
+        """Replaces this module's forward by its pass until `stack` closes."""
         module = self._sites[name]
         own = module.__dict__.get("forward")
         inner = module.forward
@@ -173,8 +173,8 @@ class LiveStack:
     def _pass(self, part: Part, module: Any, inner: Any, plain: bool, x: Tensor) -> Tensor:
         if part.rows is not None and x.shape[0] != len(part.rows):
             raise UsageError(
-                f"{part.name} sees {x.shape[0]} rows and scales were given for {len(part.rows)}; "
-                "one for each row of the batch is needed."
+                f"{part.name} has a batch of {x.shape[0]} rows, but scales for {len(part.rows)}; give "
+                "scales for each row of the batch."
             )
         if isinstance(module, nn.Embedding):
             return pass_by_lookup(x, inner(x), part, self._gate)
@@ -204,9 +204,9 @@ class LiveStack:
         return self._scratch[weight.shape]
 
     def swap(self, members: Sequence[MergeMember]) -> None:
-        """Makes other members resident, each with scale 1; layers that are attached stay so.
+        """Makes other members resident, each with scale 1; attached layers stay attached.
 
-        Members that cannot be read raise as in the constructor, and those before them stay.
+        Members that cannot be read raise as in the constructor, and the previous ones stay resident.
         """
         with memory_limit(_BESIDE):
             self._settle(self._read(members))
@@ -229,9 +229,9 @@ class LiveStack:
     def sweep(
         self, groups: Iterable[Sequence[MergeMember]]
     ) -> Iterator[tuple[Sequence[MergeMember], LoradexError | None]]:
-        """Makes one group of members after the other resident; the next is read meanwhile in a thread.
+        """Makes one group of members after the other resident; the next is read in a thread at the same time.
 
-        Gives each group with None, or with the error for which it is skipped; then the members before it stay
+        Yields each group with None, or with the error for which it is skipped; then the previous members stay
         resident.
         """
         with ThreadPoolExecutor(1) as reader:
@@ -256,13 +256,13 @@ class LiveStack:
 
     @contextlib.contextmanager
     def dense(self, scales: Scales) -> Iterator[LiveStack]:
-        """Inside the block the layers have weights W + B diag(s) A of their own, and add nothing else.
+        """Inside the block the layers have separate weights W + B diag(s) A, and no live addition.
 
-        Sums are made in float32 and rounded once. The model's parameters are set aside and come back as they
-        were, to the bit and also after an error; layers that share their weights with another are parted
-        meanwhile. Takes the memory of all changed weights again, and raises MemoryLimitError where it is not
-        there. Raises UsageError as `set_scales` does and MergeError for layers whose weights are no plain
-        matrix of the layer's widths.
+        Sums are made in float32 and rounded once. The model's parameters are set aside and restored bit for
+        bit, also after an error; layers that share their weights are separated inside the block. Requires the
+        memory of all changed weights again, and raises MemoryLimitError if it is not available. Raises
+        UsageError as `set_scales` does and MergeError for layers whose weights are not a plain matrix of the
+        layer's widths.
         """
         parts = _used_parts(self._check_scales(scales, None))
         before = self._given
@@ -279,7 +279,7 @@ class LiveStack:
 
     @property
     def crossover(self) -> float:
-        """The number of tokens for one vector of coefficients at which `dense` costs what `attached` does.
+        """The number of tokens for one vector of coefficients at which `dense` costs as much as `attached`.
 
         2 R in out operations once against 2 R (in + out) for each token, summed over the modules.
         """
@@ -288,7 +288,8 @@ class LiveStack:
         return once / per_token if per_token else 0.0
 
     def worthwhile(self, tokens: int) -> bool:
-        """Whether `dense` costs less than `attached` for so many tokens with one vector of coefficients."""
+        """Whether `dense` costs less than `attached` for this number of tokens with one vector of
+        coefficients."""
         return tokens > self.crossover
 
     def _linear(self) -> list[Shape]:
@@ -300,17 +301,19 @@ def _by_name(parts: Iterable[Part]) -> dict[str, Part]:
 
 
 def _sets(scales: Scales, rows: Tensor) -> tuple[int]:
-    """The number of sets of scales; raises UsageError where a row uses one that is not there."""
+    """The number of sets of scales; raises UsageError if a row uses a missing one."""
     sets = next((len(groups) for groups in scales.values()), 0)
     if rows.dim() != 1 or rows.dtype not in (torch.int64, torch.int32) or not len(rows):
         raise UsageError("Rows must be a vector of integers, the set of scales of each row of the batch.")
     if not 0 <= int(rows.min()) <= int(rows.max()) < sets:
-        raise UsageError(f"A row uses scales {int(rows.max())} and there are {sets} sets, from 0 on.")
+        raise UsageError(
+            f"A row uses the set of scales {int(rows.max())}, but there are {sets} sets, counted from 0."
+        )
     return (sets,)
 
 
 def _used_parts(parts: Sequence[Part]) -> dict[str, Part]:
-    """The parts without ranks that add nothing; one transfer from the device tells which these are."""
+    """The parts without ranks of scale 0, which one transfer from the device determines."""
     fixed = [part for part in parts if not part.trains]
     masks = [(part.scales != 0).reshape(-1, part.scales.shape[-1]).any(0) for part in fixed]
     if not masks:
@@ -343,7 +346,7 @@ def _sum(module: Any, part: Part) -> Tensor:
     pair = (bt, a) if isinstance(module, nn.Embedding) else (a, bt)
     if weight.shape != (pair[1].shape[1], pair[0].shape[1]) or not weight.dtype.is_floating_point:
         raise MergeError(
-            f"{part.name} of the base model is kept in a form to which nothing can be added; "
-            "load the base unquantised."
+            f"{part.name} of the base model is stored in a form that cannot be changed; load the base model "
+            "unquantised."
         )
     return sum_weights(weight.to(wide), *pair, part.scales.to(wide)).to(weight.dtype)

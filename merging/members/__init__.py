@@ -1,4 +1,4 @@
-"""Adapter folders as members of a merge, and the writer of the folder that a merge makes."""
+"""Adapter folders as members of a merge, and the writer of a merge's folder."""
 
 import lazy_loader
 

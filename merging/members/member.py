@@ -1,8 +1,8 @@
-"""A member of a merge: an adapter folder whose every tensor is understood, or a sentence why not.
+"""A member of a merge: an adapter folder with only supported tensors, or an error with the reason.
 
 What a merge of updates cannot carry over (DoRA's magnitudes, biases, whole saved layers, an initialisation
-that changed the base) is refused by the name that the crawl gives it (`catalog.adapters`), so that nothing of
-an adapter is lost in silence. Factors are read with plain reads: pages of a memory map would count as memory
+that changed the base) is refused by the crawl's reason for it (`catalog.adapters.feature`), so that no part
+of an adapter is lost silently. Factors are read with plain reads: pages of a memory map would count as memory
 until the whole file has been touched.
 """
 
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 
 _BASE_CONFIG = "config.json"
 _PREFIX = 8
-# A module of a layer: what follows the first number is the same wherever models keep their layers.
+# A module of a layer: what follows the first number is the same for every prefix of the layers.
 _NUMBERED = re.compile(r"(?P<place>[^0-9]*?)\.(?P<below>[0-9]+\..+)")
 _MAX_CARD = 64 * 1024
-# What is left out of every member, and nothing of its update with it: copies of the base, aids of training.
+# Tensors left out of every member without changing its update: copies of the base model's, auxiliary ones.
 _SPARE = frozenset({"base_copy", "auxiliary"})
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,64})[\"']?[ \t]*$", re.MULTILINE)
 
@@ -61,11 +61,11 @@ _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,64})[\"']?[ \t]*$", re.M
 class MergeMember:
     """An adapter that can be merged.
 
-    `name` is what records and messages call it; `compared` gives for modules that versions of transformers
-    name in other ways the name that adapters are compared by. `digest` is the sha256 of the weights where
-    somebody has pinned it, `source` what else is known of its origin (repository, commit), `left_out` the
-    tensors that the caller asked to leave out, and copies of the base; all three are copied to merge.json.
-    `base` is the base model where somebody has said it, as a pool does; else the configuration counts.
+    `name` is its name in records and messages; `compared` gives the name for comparison of modules whose
+    names differ between versions of transformers. `digest` is the sha256 of the weights if it is pinned,
+    `source` its origin (repository, commit), `left_out` the tensors that the caller left out, and copies of
+    the base model's; all three are copied to merge.json. `base` is the base model if given, as by a pool;
+    else the configuration counts.
     """
 
     name: str
@@ -103,23 +103,22 @@ def load_member(
     purpose: str = "merged",
     base: str | None = None,
 ) -> MergeMember:
-    """The adapter in a folder that PEFT has written, its header checked, no weights read.
+    """The adapter in a folder written by PEFT, with its header checked and no weights read.
 
     `without` names layers, such as lm_head, of which the adapter's factors and saved weights are left out.
-    The weights of the base that PEFT saves beside a LoRA of the embeddings or the output head
-    (`lm_head.base_layer.weight`) are left out always: without these nothing is lost. `purpose` is what the
-    adapter is loaded for, in the words of a refusal: "merged", "evaluated". `base` is what a pool says of its
-    base.
-    Raises MergeError for an adapter that holds more than plain LoRA, ConfigError and WeightsError for broken
-    files, UsageError where there is no adapter.
+    The weights of the base model that PEFT saves with a LoRA of the embeddings or the output head
+    (`lm_head.base_layer.weight`) are always left out: they are not part of the adapter. `purpose` is the
+    purpose of loading in error messages: "merged", "evaluated". `base` is its base model according to a pool.
+    Raises MergeError for an adapter that is not plain LoRA, ConfigError and WeightsError for invalid files,
+    UsageError if there is no adapter.
     """
     name = name or folder.name
     refusal = f"{name} cannot be {purpose}"
     if not is_adapter_folder(folder):
-        raise UsageError(f"{folder} holds no {CONFIG_NAME}; name a folder that PEFT has written.")
+        raise UsageError(f"{folder} does not contain {CONFIG_NAME}; give a folder written by PEFT.")
     config = read_config(folder, refusal)
     if not (folder / WEIGHTS_NAME).is_file():
-        raise UsageError(f"{name} holds no {WEIGHTS_NAME}; only safetensors files are read.")
+        raise UsageError(f"{name} does not contain {WEIGHTS_NAME}; only safetensors files are supported.")
     header = read_header(folder / WEIGHTS_NAME, refusal)
     spare = {tensor for tensor, kind in tensors_beside(header, config).items() if kind in _SPARE}
     left_out = tuple(t.name for t in header.tensors if t.name in spare or _is_of_layers(t.name, without))
@@ -147,15 +146,14 @@ def load_member(
 def load_members(
     folders: Sequence[Path | MergeMember], *, base: str | None = None, table: BaseTable | None = None
 ) -> tuple[MergeMember, ...]:
-    """Members that fit together: one base model, one name and one shape for every module.
+    """Members that match: one base model, one name and one shape for every module.
 
-    Spellings that `table` holds as one base model are one; without it, those that are known from the start.
-    `base` says that all of them belong to this base, whatever each of them says. It must have their modules,
-    where it is known or its config.json lies in a folder of this name; so must the base that a member names.
-    Raises MergeError and what `load_member` raises.
+    Spellings of one base model in `table`, by default the built-in table, are equal. `base` overrides the
+    base model of all members. If it is known, or a folder with a config.json, it must have their modules; so
+    must the base model that a member names. Raises MergeError and the errors of `load_member`.
     """
     if not folders:
-        raise UsageError("There is nothing to merge; name at least one adapter.")
+        raise UsageError("A merge requires at least one adapter; name it.")
     members = [entry if isinstance(entry, MergeMember) else load_member(entry) for entry in folders]
     if base is None:
         _refuse_bases(members, table or initial_table())
@@ -176,7 +174,7 @@ def load_members(
 def base_of(
     members: Sequence[MergeMember], base: str | None = None, table: BaseTable | None = None
 ) -> str | None:
-    """The base model of a merge by its canonical name: the one given, or the one that the members name."""
+    """The base model of a merge by its canonical name: the given one, or that of the members."""
     bases = table or initial_table()
     if base:
         return bases.canonical(base)
@@ -184,9 +182,9 @@ def base_of(
 
 
 def base_note(members: Sequence[MergeMember], base: str | None, table: BaseTable | None = None) -> str | None:
-    """A sentence on the members whose configuration names another base model than the merge has, or None.
+    """A note on members whose configuration names a base model other than the merge's, or None.
 
-    A path that leads to no known model says nothing against any.
+    A path that does not lead to a known model is ignored.
     """
     bases = table or initial_table()
     unlike = [
@@ -206,9 +204,9 @@ def _base(member: MergeMember, table: BaseTable) -> str | None:
 
 
 def read_module(member: MergeMember, module: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A of (rank, in) and B of (out, rank) as stored, in the file's data type and in memory of their own.
+    """A of (rank, in) and B of (out, rank) as stored, in the file's data type and in separate memory.
 
-    Raises WeightsError where the file ends early or cannot be read.
+    Raises WeightsError if the file is truncated or cannot be read.
     """
     a, b = member.places[module]
     try:
@@ -219,7 +217,7 @@ def read_module(member: MergeMember, module: str) -> tuple[torch.Tensor, torch.T
 
 
 def digest_of(path: Path) -> str:
-    """The sha256 of a file in hexadecimal; raises WeightsError where it cannot be read."""
+    """The sha256 of a file in hexadecimal; raises WeightsError if it cannot be read."""
     try:
         return verified.digest_of(path)
     except OSError as error:
@@ -227,11 +225,11 @@ def digest_of(path: Path) -> str:
 
 
 def _refuse_features(refusal: str, purpose: str, config: AdapterConfig, spec: AdapterSpec) -> None:
-    """Raises MergeError for the first thing that makes the update another than scaling * B A."""
+    """Raises MergeError for the first feature that makes the update different from scaling * B A."""
     feature = next(iter(beside_the_update(config, spec)), None)
     if feature is not None:
         description = f"{feature.reason}: {feature.detail}" if feature.detail else feature.reason
-        # Who merges can name layers to leave out.
+        # Layers to leave out can be named.
         layers = ",".join(layers_to_leave_out(config, spec)) if purpose.startswith("merged") else ""
         way = (
             f'`without="{layers}"` leaves out these layers'
@@ -242,7 +240,7 @@ def _refuse_features(refusal: str, purpose: str, config: AdapterConfig, spec: Ad
 
 
 def _is_of_layers(tensor: str, without: Collection[str]) -> bool:
-    """Whether a tensor is of a layer that is named."""
+    """Whether a tensor belongs to a named layer."""
     return any(f".{layer}." in f".{tensor}." for layer in without)
 
 
@@ -258,9 +256,9 @@ def _refuse_bases(members: Sequence[MergeMember], table: BaseTable) -> None:
 
 
 def _place_member(member: MergeMember, base: str, modules: BaseModules | None) -> MergeMember:
-    """The member with the names that its modules have in the base, as far as these are known.
+    """The member with the base model's names of its modules, as far as these are known.
 
-    Raises MergeError for a module that the base does not have.
+    Raises MergeError for a module that the base model does not have.
     """
     if modules is None or member.config.layer_replication:
         return member
@@ -281,7 +279,7 @@ def _place_member(member: MergeMember, base: str, modules: BaseModules | None) -
 
 
 def _refuse_widths(members: Sequence[MergeMember], base: str, modules: BaseModules) -> None:
-    """Raises MergeError for a module that fits the base that its own member names, and not this one."""
+    """Raises MergeError for a module that matches the base model that its member names, but not this one."""
     for member in members:
         own = modules_of_spelling(member.config.base_model)
         if own is None or member.config.layer_replication:
@@ -296,14 +294,14 @@ def _refuse_widths(members: Sequence[MergeMember], base: str, modules: BaseModul
 
 
 def _base_modules(base: str) -> BaseModules | None:
-    """The modules of a base by any of its names, or of the model in a folder; None where they are unknown."""
+    """The modules of a base by any of its names, or of the model in a folder; None if they are unknown."""
     if (Path(base) / _BASE_CONFIG).is_file():
         return modules_of_folder(Path(base))
     return modules_of_spelling(base)
 
 
 def _agree_on_names(members: Sequence[MergeMember]) -> list[MergeMember]:
-    """The members with one name for each module: their own where these agree, else those for comparing."""
+    """The members with one name for each module: their own if these agree, else those for comparison."""
     spelled: dict[str, set[str]] = {}
     for member in members:
         for module in member.places:
@@ -314,7 +312,7 @@ def _agree_on_names(members: Sequence[MergeMember]) -> list[MergeMember]:
 
 
 def _rename_modules(member: MergeMember, names: Mapping[str, str]) -> MergeMember:
-    """The member with other names for some modules."""
+    """The member with different names for some modules."""
     if not names:
         return member
     modules = [replace(module, name=names.get(module.name, module.name)) for module in member.spec.modules]
@@ -340,11 +338,12 @@ def _refuse_shapes(members: Sequence[MergeMember]) -> None:
 
 
 def _refuse_paths(members: Sequence[MergeMember], base: str | None) -> None:
-    """Raises MergeError where two members of a base that nobody knows have the same layers in other places.
+    """Raises MergeError if two members of an unknown base model have the same layers under different
+    prefixes.
 
-    Of model.layers.0.self_attn.q_proj and transformer.h.0.self_attn.q_proj one at most is in the base, and
-    a merge of both would be half of what was asked for. A member that has modules in both places has one
-    base with both.
+    Of model.layers.0.self_attn.q_proj and transformer.h.0.self_attn.q_proj one at most is in the base, and a
+    merge of both would have only half an effect. A member with modules in both places has a base model with
+    both.
     """
     places: dict[tuple[str, str], tuple[MergeMember, set[str]]] = {}
     for member in members:
@@ -384,7 +383,7 @@ def _read(file: RawIOBase, member: MergeMember, tensor: Tensor) -> torch.Tensor:
     while done < len(view) and (count := file.readinto(view[done:])):
         done += count
     if done < raw.numel():
-        raise WeightsError("truncated", f"The weights of {member.name} end early; fetch them again.")
+        raise WeightsError("truncated", f"The weights of {member.name} are truncated; fetch them again.")
     return raw.view(_dtypes()[tensor.dtype]).reshape(tensor.shape)
 
 
@@ -403,7 +402,7 @@ def _dtypes() -> Mapping[str, torch.dtype]:
 
 
 def _license(folder: Path) -> str | None:
-    """The license that the front matter of the model card names, None where there is none."""
+    """The license in the front matter of the model card, None without one."""
     try:
         with (folder / "README.md").open("rb") as file:
             text = file.read(_MAX_CARD).decode("utf-8", "replace")

@@ -1,8 +1,8 @@
 """Members as stacked factors, module by module: Delta W = B A for all of them together.
 
-For member i with scaling s_i the rows sign(s_i) sqrt|s_i| A_i stand below each other and the columns
-sqrt|s_i| B_i beside each other, so that the sum of all updates is B A, and member i is a range of rows and
-columns. The sign is in A, where PEFT's functions have it. One module of every member is in memory at a time.
+For member i with scaling s_i the rows sign(s_i) sqrt|s_i| A_i are stacked vertically and the columns
+sqrt|s_i| B_i horizontally, so that the sum of all updates is B A, and member i is a range of rows and
+columns. The sign is in A, as in PEFT's functions. One module of every member is in memory at a time.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A module of the union of all members: `ranks` and `scalings` have one entry a member, 0 where it lacks
-    the module.
+    """A module of the union of all members: `ranks` and `scalings` have one entry a member, 0 if it lacks the
+    module.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Stack:
         return _ranges(self.ranks)
 
     def columns(self, values: Sequence[float]) -> Tensor:
-        """One value a member, repeated for each of its ranks: float64 of (R,) on the factors' device."""
+        """One value per member, repeated for each of its ranks: float64 of (R,) on the factors' device."""
         import torch
 
         by_column = [value for value, rank in zip(values, self.ranks, strict=True) for _ in range(rank)]
@@ -103,7 +103,7 @@ def shapes(members: Sequence[MergeMember]) -> tuple[Shape, ...]:
 
 
 def iterate_stacks(members: Sequence[MergeMember], device: str = "cpu") -> Iterator[Stack]:
-    """The stack of every module in the order of `shapes`; raises what `read_stack` raises."""
+    """The stack of every module in the order of `shapes`; raises the errors of `read_stack`."""
     for shape in shapes(members):
         yield read_stack(shape, members, device)
 
@@ -126,8 +126,8 @@ def join_factors(
 ) -> tuple[Tensor, Tensor]:
     """A of (R, in) and B of (out, R) with sum_i w_i Delta W_i = B A, in the data type to be written.
 
-    The same numbers as the stack with sqrt|w| on both sides, rounded once, in a third of the time because
-    nothing is held in float32. Raises what `read_stack` raises.
+    The same numbers as the stack with sqrt|w| on both sides, rounded once, in a third of the time, without
+    float32 copies. Raises the errors of `read_stack`.
     """
     import torch
 
@@ -140,7 +140,8 @@ def join_factors(
 def _fill(
     shape: Shape, members: Sequence[MergeMember], factors: Sequence[float], a: Tensor, b: Tensor
 ) -> None:
-    """sign(f) sqrt|f| A_i and sqrt|f| B_i for the factor f of each member, below and beside each other."""
+    """sign(f) sqrt|f| A_i and sqrt|f| B_i for the factor f of each member, stacked vertically and
+    horizontally."""
     for member, factor, place in zip(members, factors, shape.ranges(), strict=True):
         if place.start < place.stop:
             root = math.sqrt(abs(factor))
@@ -167,16 +168,16 @@ def _ranges(ranks: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _refuse_infinite(shape: Shape, members: Sequence[MergeMember]) -> None:
-    """Raises MergeError with the first member whose factors hold NaN or infinity."""
+    """Raises MergeError for the first member whose factors contain NaN or infinity."""
     import torch
 
     for member, rank in zip(members, shape.ranks, strict=True):
         if rank and not all(_finite(factor.to(torch.float32)) for factor in read_module(member, shape.name)):
-            raise MergeError(f"{member.name} cannot be merged: {shape.name} holds NaN or infinity.")
+            raise MergeError(f"{member.name} cannot be merged: {shape.name} contains NaN or infinity.")
 
 
 def _finite(values: Tensor) -> bool:
-    """Whether every value is finite; the sum answers at once unless it overflows."""
+    """Whether every value is finite; the sum decides unless it overflows."""
     import torch
 
     return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())

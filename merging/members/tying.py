@@ -1,6 +1,4 @@
-"""What the class of a base model decides of its weights: which are one tensor under several names, and which
-are stored turned.
-"""
+"""Properties of a base model's weights by its class: tensors with several names, and transposed ones."""
 
 from __future__ import annotations
 
@@ -20,12 +18,12 @@ _MAX_CONFIG = 16 * 1024 * 1024
 
 
 def modules_sharing_weights(base: Path, module: str) -> tuple[str, ...]:
-    """The modules with which a module of the base in a folder shares its weights, empty where with none.
+    """The modules with which a module of the base model in a folder shares its weights, empty if none.
 
-    They are those of the model that config.json describes, built without memory: what its class does by
-    default counts, not only what the file says. Modules of the same short name count as one, because a
-    checkpoint may name them otherwise than the model. Raises UsageError where config.json does not say
-    whether embeddings are shared and transformers is not installed or does not know the model.
+    They are those of the model that config.json describes, built without memory: the defaults of its class
+    count, not only the file. Modules of the same short name count as one, because names in a checkpoint may
+    differ from the model's. Raises UsageError if config.json does not state whether embeddings are shared and
+    transformers is not installed or does not know the model.
     """
     config = _config(base)
     model = _built(config)
@@ -43,9 +41,10 @@ def modules_sharing_weights(base: Path, module: str) -> tuple[str, ...]:
 
 
 def transposed_layers(base: Path) -> frozenset[str] | None:
-    """The short names of the layers whose weights the base in a folder stores as (in, out), as GPT-2 does.
+    """The short names of the layers whose weights the base model in a folder stores as (in, out), as in
+    GPT-2.
 
-    PEFT goes by the layer too, and corrects fan_in_fan_out. None where config.json names no model that
+    PEFT goes by the layer too, and corrects fan_in_fan_out. None if config.json does not name a model that
     transformers knows.
     """
     model = _built(_config(base))
@@ -61,7 +60,7 @@ def _short(module: str) -> str:
 
 
 def _config(base: Path) -> dict[str, Any]:
-    """What config.json of the base says; empty where it cannot be read."""
+    """The content of the base model's config.json; empty if it cannot be read."""
     try:
         document = load_json((base / "config.json").read_bytes(), max_bytes=_MAX_CONFIG)
     except (OSError, ConfigError):
@@ -70,9 +69,9 @@ def _config(base: Path) -> dict[str, Any]:
 
 
 def _built(config: Mapping[str, Any]) -> nn.Module | None:
-    """The model of a configuration on the meta device; None where transformers cannot say what it is.
+    """The model of a configuration on the meta device; None if transformers does not know it.
 
-    No code of the base's folder is run.
+    No code in the base model's folder is executed.
     """
     try:
         import torch
@@ -91,7 +90,7 @@ def _built(config: Mapping[str, Any]) -> nn.Module | None:
             )
             model: nn.Module = (build or transformers.AutoModelForCausalLM.from_config)(settings_class)
             return model
-    # Its classes raise errors of every kind for what a configuration may say; then the file's flags decide.
+    # Its classes raise any kind of error for an invalid configuration; then the file's flags decide.
     except Exception:
         return None
     finally:
@@ -105,13 +104,13 @@ def _names(architectures: object) -> Sequence[str]:
 
 
 def _tying_flags(base: Path, config: Mapping[str, Any], module: str) -> tuple[str, ...]:
-    """What the flags of config.json say, those of nested configurations too."""
+    """The flags of config.json, including those of nested configurations."""
     nested = [value for value in config.values() if isinstance(value, dict)]
     flags = [section[_FLAG] for section in (config, *nested) if isinstance(section.get(_FLAG), bool)]
     if not flags:
         raise UsageError(
-            f"Whether {module} shares its weights with another layer of {base} cannot be told: config.json "
-            f"does not say {_FLAG}, and transformers does not know the model or is not installed; "
-            "pip install 'loradex[eval]', or say it in config.json."
+            f"Whether {module} shares its weights with another layer of {base} is not known: config.json "
+            f"does not contain {_FLAG}, and transformers does not know the model or is not installed; "
+            "pip install 'loradex[eval]', or add it to config.json."
         )
     return ("another layer",) if any(flags) else ()

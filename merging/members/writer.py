@@ -1,7 +1,7 @@
-"""A merged adapter on the disk: a folder that PEFT loads, complete or not there at all.
+"""A merged adapter on the disk: a folder that PEFT loads, written atomically.
 
-Factors are written as they come, module by module; the header, whose length is reserved beforehand, is
-written at the end. A temporary folder beside the target gets its name by one rename.
+Factors are written module by module; the header, whose length is reserved beforehand, is
+written at the end. A temporary folder next to the target is renamed to it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ _ENTRY = 160
 
 @contextlib.contextmanager
 def new_folder(out: Path, overwrite: bool, record: str = MERGE_RECORD) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` when the block ends without an error.
+    """A temporary folder next to `out` that becomes `out` when the block ends without an error.
 
-    A merge that is there, told by its `record`, is replaced where `overwrite` says so; any other folder or
-    file is left alone.
-    Raises UsageError for what must not be replaced and StorageError where the disk refuses; nothing stays
-    behind in either case.
+    An existing merge, identified by its `record`, is replaced with `overwrite`; any other folder or file is
+    not touched. Raises UsageError if `out` must not be replaced and StorageError if writing fails; the
+    temporary folder is removed in either case.
     """
     with contextlib.ExitStack() as stack:
         with storage(out):
@@ -55,7 +54,7 @@ def new_folder(out: Path, overwrite: bool, record: str = MERGE_RECORD) -> Iterat
 
 @contextlib.contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turns a refusal of the disk into a StorageError."""
+    """Translates an error of the disk into a StorageError."""
     try:
         yield
     except OSError as error:
@@ -73,11 +72,11 @@ class TensorWriter:
     end: int = 0
 
     def write(self, name: str, values: Tensor) -> None:
-        """Append a tensor in the file's data type; raises OverflowError where that cannot hold it."""
+        """Append a tensor in the file's data type; raises OverflowError if that cannot represent it."""
         import torch
 
         cast = values.to(getattr(torch, self.dtype)).cpu().contiguous().reshape(-1)
-        # The sum answers at once unless it overflows.
+        # The sum decides unless it overflows.
         if not (math.isfinite(float(cast.sum())) or bool(torch.isfinite(cast).all())):
             raise OverflowError
         data = cast.view(torch.uint8).numpy().data
@@ -90,7 +89,7 @@ class TensorWriter:
         self.end += len(data)
 
     def finish(self) -> None:
-        """Write the header, padded with spaces to the reserved length, and bring all bytes to the disk."""
+        """Write the header, padded with spaces to the reserved length, and flush all bytes to the disk."""
         text = json.dumps({"__metadata__": {"format": "pt"}, **self.entries}, separators=(",", ":")).encode()
         self.file.seek(0)
         self.file.write(self.reserved.to_bytes(8, "little") + text.ljust(self.reserved))
@@ -100,7 +99,7 @@ class TensorWriter:
 
 @contextlib.contextmanager
 def tensor_writer(path: Path, dtype: str, names: Sequence[str]) -> Iterator[TensorWriter]:
-    """A writer for tensors of these names; what is written is whole when the block ends without an error."""
+    """A writer for tensors of these names; the file is complete when the block ends without an error."""
     reserved = sum(len(json.dumps(name)) + _ENTRY for name in names) + 64
     reserved += -reserved % 8
     with path.open("wb") as file:
@@ -129,7 +128,7 @@ def adapter_config(
     """The adapter_config.json of a merge: alpha = r in every module, so that its scaling is 1.
 
     The most frequent rank is `r`, modules of other ranks are in both patterns by their full names, escaped as
-    the regular expressions that PEFT takes them for.
+    regular expressions, which PEFT expects.
     """
     counts = sorted(ranks.values())
     usual = max(sorted(set(counts)), key=counts.count)
@@ -161,13 +160,13 @@ def adapter_config(
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON document, sorted and indented, and bring it to the disk."""
+    """Write a JSON document, sorted and indented, and flush it to the disk."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 and bring it to the disk."""
+    """Write a text in UTF-8 and flush it to the disk."""
     path.write_text(text, encoding="utf-8", newline="\n")
     sync(path)
 
@@ -180,14 +179,14 @@ def write_config(
 
 
 def weights_path(folder: Path) -> Path:
-    """Where the factors of an adapter folder are."""
+    """The file of an adapter folder's factors."""
     return folder / WEIGHTS_NAME
 
 
 def _targets(members: Sequence[MergeMember], names: Sequence[str]) -> list[str]:
-    """Short names where they mean exactly these modules in every layer, else the full names.
+    """Short names if they mean exactly these modules in every layer, else the full names.
 
-    They do where each member asked for short names in all layers, and no layer of a member lacks one.
+    They do if each member uses short names for all layers, and no layer of a member lacks one.
     """
     plain = all(
         isinstance(member.config.target_modules, tuple)
@@ -206,6 +205,6 @@ def refuse_existing(out: Path, overwrite: bool, record: str) -> None:
     if not (out.exists() or out.is_symlink()) or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
-        raise UsageError(f"{out} is there already; choose another folder or ask to overwrite it.")
+        raise UsageError(f"{out} exists; use another folder or `overwrite=True`.")
     if out.is_symlink() or not (out / record).is_file():
-        raise UsageError(f"{out} holds something else and is not overwritten; choose another folder.")
+        raise UsageError(f"{out} contains other files and is not overwritten; use another folder.")

@@ -45,5 +45,5 @@ METHODS: dict[str, MergeMethod] = {
 def find_method(name: str) -> MergeMethod:
     """The row of a method; raises UsageError with the nearest names."""
     if name not in METHODS:
-        raise UsageError(f"There is no merge method {name!r}; {nearest(name, METHODS)}.")
+        raise UsageError(f"Unknown merge method {name!r}; {nearest(name, METHODS)}.")
     return METHODS[name]

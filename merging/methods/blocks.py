@@ -1,6 +1,6 @@
-"""Members entry by entry, in blocks of rows: for methods that look at single entries of the updates.
+"""Members entry by entry, in blocks of rows: for methods that use single entries of the updates.
 
-Such methods have no low-rank form. Their N matrices are never formed whole: a block of rows of all members
+Such methods have no low-rank form. Their N matrices are never formed in full: a block of rows of all members
 is multiplied out, merged and used at once. The matrices are the updates themselves (space `delta`), or the
 updates in a common basis of rank R: on the output side (`knots`), or on both sides (`core`).
 """
@@ -32,7 +32,7 @@ THRESHOLDS = Parameter(
 )
 # Bytes of a block of all members: small enough for a cache, large enough for a matrix product.
 _BLOCK = 4 * 1024 * 1024
-# Matrices of fewer entries are looked at whole, larger ones by way of a sample.
+# Matrices of fewer entries are examined in full, larger ones through a sample.
 _SMALL = 1 << 20
 _SAMPLE = 1 << 18
 _PART = 1 << 14
@@ -50,7 +50,7 @@ Merge = Callable[["Tensor", slice], "Tensor"]
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """N matrices of (rows, columns) as products left_i right_i; `lift` takes a truncated result home."""
+    """N matrices of (rows, columns) as products left_i right_i; `lift` maps a truncated result back."""
 
     left: Tensor
     right: Tensor
@@ -77,7 +77,7 @@ class Entries:
         return out
 
     def ranges(self, matrices: int) -> Iterator[slice]:
-        """Ranges of rows of which so many matrices make a block."""
+        """Ranges of rows for blocks of this number of matrices."""
         step = max(1, _BLOCK // (4 * matrices * self.columns))
         for start in range(0, self.rows, step):
             yield slice(start, min(start + step, self.rows))
@@ -113,9 +113,9 @@ def entries(work: ModuleWork) -> Entries:
 def merge_entries(work: ModuleWork, entry_blocks: Entries, merge: Merge) -> Update:
     """The merged matrix, row by row, brought to the rank asked for.
 
-    It is kept whole where it fits into half of the memory budget, else made again for each pass over it.
-    Exact where its shorter side is at most 512; else by subspace iteration with 3 powers and 10 more
-    directions than asked for (Halko, Martinsson, Tropp, https://arxiv.org/abs/0909.4061).
+    It is kept in memory if it fits into half of the budget, else computed again for each pass.
+    Exact where its shorter side is at most 512; else by subspace iteration with 3 powers and 10 extra
+    directions (Halko, Martinsson, Tropp, https://arxiv.org/abs/0909.4061).
     """
     blocks = _blocks(entry_blocks, merge)
     small = min(entry_blocks.rows, entry_blocks.columns) <= _EXACT_SIDE
@@ -166,7 +166,7 @@ def whole_thresholds(works: Callable[[], Iterator[ModuleWork]], keep: float) -> 
 def _bit_counts(
     works: Callable[[], Iterator[ModuleWork]], upper: Mapping[str, int] | None
 ) -> dict[str, Tensor]:
-    """How many magnitudes of each member have each upper half of bits, or lower half beside an `upper`."""
+    """The number of magnitudes of each member with each upper half of bits, or lower half for an `upper`."""
     import torch
 
     bit_counts: dict[str, Tensor] = {}
@@ -265,7 +265,7 @@ def _slices(blocks: Entries, dense: Tensor) -> Iterator[tuple[slice, Tensor]]:
 def _iterate_subspace(
     work: ModuleWork, entry_blocks: Entries, blocks: Callable[[], Iterator[tuple[slice, Tensor]]]
 ) -> Update:
-    """The leading rank-r part of a matrix that comes in blocks of rows, by subspace iteration."""
+    """The leading rank-r part of a matrix given in blocks of rows, by subspace iteration."""
     import torch
 
     width = min(work.rank + _OVERSAMPLE, entry_blocks.rows, entry_blocks.columns)
@@ -310,7 +310,7 @@ def _threshold(work: ModuleWork, blocks: Entries, member: int, count: int, exact
         above += len(upper) - len(between[-1])
     inside = torch.cat(between)
     if not above < count <= above + len(inside):
-        # The sample misled, which five standard deviations leave to one case in a million.
+        # The sample was not representative, which happens in one case in a million.
         inside = torch.cat([_magnitudes(blocks, member, rows) for rows in blocks.ranges(1)])
         above = 0
     return _kth_largest(inside, count - above)

@@ -33,7 +33,7 @@ def lego(work: ModuleWork) -> Update:
         return Update(stack.a[:1], stack.b[:, :1], 0.0, 0.0)
     factor = _parameter_reweighting(a, b, means, str(work.options["norm"]))
     if work.options["rescale"]:
-        # Members without any unit that is not 0 count as absent.
+        # Members whose units are all 0 count as absent.
         lengths = stack.a.square().sum(1) * stack.b.square().sum(0)
         places = zip(stack.ranks, stack.ranges(), strict=True)
         present = [rank for rank, place in places if bool(lengths[place].any())]
@@ -42,10 +42,10 @@ def lego(work: ModuleWork) -> Update:
 
 
 def centroid_energy(work: ModuleWork) -> tuple[float, float]:
-    """What the centroids hold of the units' squared lengths, and all of these.
+    """The part of the units' squared lengths that centroids represent, and the total.
 
-    Sums over clusters of size * ||mu||^2 and over units of ||s||^2 before either reweighting. All less what
-    is held is the objective of the paper's clustering, the sum of ||s - mu||^2.
+    Sums over clusters of size * ||mu||^2 and over units of ||s||^2 before either reweighting. The difference
+    is the objective of the paper's clustering, the sum of ||s - mu||^2.
     """
     a, b, means = _cluster_units(_units(work), work)
     a, b, means = (part.double() for part in (a, b, means))

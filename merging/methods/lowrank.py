@@ -1,8 +1,8 @@
-"""Exact algebra on stacked factors: everything about Delta W = B D A that R x R matrices can say.
+"""Exact algebra on stacked factors: the properties of Delta W = B D A from R x R matrices.
 
 With the Gram matrices G_A = A A^T and G_B = B^T B, a basis of the rows of A is C_A A with C_A G_A C_A^T = I,
 and all products, norms, angles and singular values of updates follow without a matrix of the layer's size.
-The grams do not depend on the weights D: with them at hand a new weight vector costs one eigenproblem of
+The grams do not depend on the weights D: with them a new weight vector costs one eigenproblem of
 R x R. Notation: R sum of the ranks, d_in and d_out the layer's widths, D = diag(d) one weight a column.
 """
 
@@ -60,7 +60,7 @@ class Truncation(NamedTuple):
 class Update:
     """A merged module, Delta W = b a in float32: `a` of (r, in), `b` of (out, r).
 
-    `energy` is ||.||_F^2 of what the method made, None where nobody measured it, `discarded` the part of it
+    `energy` is ||.||_F^2 of what the method made, None if it was not measured, `discarded` the part of it
     that the rank r cannot hold.
     """
 
@@ -99,11 +99,11 @@ def energy(gram_pair: Grams, d: Tensor) -> float:
 
 
 def coordinates(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """(C, K) of (q, R): C G C^T = I on the q directions that are there, and K = C G.
+    """(C, K) of (q, R): C G C^T = I on the q existing directions, and K = C G.
 
     The rows of C A are orthonormal and A = K^T (C A). From the eigenvectors of G in float64; directions below
-    the rounding of float32 factors are dropped, so that dependent factors do no harm; of a zero matrix one
-    direction stays, with C = 0.
+    the rounding of float32 factors are dropped, so that dependent factors are harmless; a zero matrix has one
+    direction, with C = 0.
     """
     import torch
 
@@ -117,8 +117,8 @@ def coordinates(gram: Tensor) -> tuple[Tensor, Tensor]:
 def truncation(gram_pair: Grams, d: Tensor, rank: int) -> Truncation | None:
     """The best rank-r approximation of B D A from Gram matrices in float32, by Cholesky.
 
-    None where that is not accurate enough: nearly dependent rows of A, or a loss that float32 cannot tell
-    from zero. `precise_truncation` has the formula and always an answer.
+    None where that is not accurate enough: nearly dependent rows of A, or a loss that float32 cannot
+    distinguish from zero. `precise_truncation` has the formula and always a result.
     """
     basis = _cholesky_coordinates(gram_pair.a)
     if basis is None:
@@ -173,8 +173,8 @@ def apply(stack: Stack, cut: Truncation) -> Update:
 def truncate(stack: Stack, d: Tensor, rank: int) -> Update:
     """The best rank-r approximation of B D A, weights `d` of (R,), with the energy that it loses.
 
-    In float32 where that is accurate, else in float64; by way of the full matrix where R exceeds a side of
-    it, because then that is the smaller thing.
+    In float32 where that is accurate, else in float64; through the full matrix if R exceeds a side of it,
+    because then that is smaller.
     """
     if stack.a.shape[0] > min(stack.a.shape[1], stack.b.shape[0]):
         return truncate_dense((stack.b * d.to(stack.b)) @ stack.a, rank)
@@ -183,7 +183,7 @@ def truncate(stack: Stack, d: Tensor, rank: int) -> Update:
 
 
 def truncate_dense(matrix: Tensor, rank: int) -> Update:
-    """The best rank-r approximation of a matrix that is there in full, by eigenvectors of its smaller Gram
+    """The best rank-r approximation of a matrix in full form, by eigenvectors of its smaller Gram
     matrix in float64.
     """
     import torch
@@ -247,7 +247,7 @@ def _cholesky_coordinates(gram: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _inaccurate(squares: Tensor, rank: int) -> bool:
-    """Whether float32 eigenvalues cannot tell what the truncation at this rank loses."""
+    """Whether float32 eigenvalues are too inexact for the loss of the truncation at this rank."""
     if rank >= len(squares):
         return True
     loss = float(squares[rank:].sum()) < _LOSS * float(squares.sum())
@@ -255,5 +255,5 @@ def _inaccurate(squares: Tensor, rank: int) -> bool:
 
 
 def _numerical_rank(squares: Tensor, rank: int) -> int:
-    """How many directions to keep: those above rounding, at most `rank`, at least one."""
+    """The number of directions to keep: those above rounding, at most `rank`, at least one."""
     return max(1, min(rank, int((squares > _ROUNDING * squares[0]).sum())))

@@ -1,4 +1,4 @@
-"""What a merge method is: a row with a name, parameters, a source, and a function of one module."""
+"""The definition of a merge method: a row with a name, parameters, a source, and a function of one module."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Parameter:
         return "any" if low == high == "any" else f"{low} to {high}"
 
     def read(self, value: object) -> Value:
-        """The value in the parameter's type, from itself or from text; raises UsageError."""
+        """The value in the parameter's type, from a value or a text; raises UsageError."""
         try:
             return self._read(value)
         except (ValueError, OverflowError) as error:
@@ -72,12 +72,12 @@ class Parameter:
 
 @dataclass
 class ModuleWork:
-    """All that a method sees of one module: the members' factors, their weights, and what was asked.
+    """The input of a method for one module: the members' factors, their weights, and the options.
 
     `weights` has one entry a member, none of them 0; `rank` is the largest rank that the result may have;
-    `names` tell members apart for random numbers; `memory` is a budget in bytes for what exceeds the factors;
+    `names` identify members for random numbers; `memory` is a budget in bytes for what exceeds the factors;
     `inputs` holds one file of activations a member for the methods that need them. `limits` are magnitudes
-    by name that members' entries must reach, where a method looks for them in all modules.
+    by name that members' entries must reach, if a method finds them over all modules.
     """
 
     stack: Stack
@@ -98,7 +98,7 @@ class ModuleWork:
         return self._grams
 
     def of(self, members: Sequence[int]) -> ModuleWork:
-        """The same work for some of the members; their weights stay as they are."""
+        """The same work for some of the members, with unchanged weights."""
         import torch
 
         stack, ranges = self.stack, self.stack.ranges()
@@ -131,7 +131,7 @@ class ModuleWork:
     def updates(self) -> list[int]:
         """The members whose update of this module is not 0.
 
-        It is 0 where float32 cannot tell ||B_i A_i||^2 from 0 beside ||A_i||^2 ||B_i||^2.
+        It is 0 if float32 cannot distinguish ||B_i A_i||^2 from 0 relative to ||A_i||^2 ||B_i||^2.
         """
         gram_pair, here = self.grams(), []
         for n, place in enumerate(self.stack.ranges()):
@@ -159,16 +159,16 @@ class MergeMethod:
     """A row of the table of methods.
 
     `exact` says that the result is the quantity that the method defines, with no approximation but rounding.
-    `gauge` says what happens when a member's factors change and its update does not (A to G A, B to B G^-1):
-    nothing, nothing for rotations G, or something. `weight` is a member's weight where none is given, "mean"
-    for 1/N; `normalised` says that weights are divided by their sum. `full_rank` says that without a rank
-    asked for the result has the rank that it needs (else: the members' largest), `truncates` that it can be
-    brought to a lower one. `equal_ranks` says that members of different ranks are refused, `data` that the
-    method needs activations, `units` that the rank counts units of the members and cannot exceed theirs.
-    `cost` is what the time goes into: the factors' bytes (and float32 grams where it truncates), float64
-    grams, or the entries of the updates. `survey`, where a method has one, looks at the works of all modules
-    before the first is merged, as often as it asks for them, and gives their `limits`. `revision` counts up
-    when the same call gives another result.
+    `gauge` is the effect of changing a member's factors but not its update (A to G A, B to B G^-1): nothing,
+    nothing for rotations G, or something. `weight` is the default weight of a member, "mean" for 1/N;
+    `normalised` means that weights are divided by their sum. `full_rank` means that by default the result has
+    the rank that it needs (else: the members' largest), `truncates` that a lower rank can be requested.
+    `equal_ranks` says that members of different ranks are refused, `data` that the method needs activations,
+    `units` that the rank counts units of the members and cannot exceed theirs. `cost` is the main part of the
+    time: the factors' bytes (and float32 grams where it truncates), float64 grams, or the entries of the
+    updates. `survey`, where a method has one, reads the works of all modules before the first is merged, as
+    often as necessary, and returns their `limits`. `revision` is incremented when the same call gives a
+    different result.
     """
 
     name: str
@@ -191,29 +191,30 @@ class MergeMethod:
 
     @property
     def default_weight(self) -> str:
-        """A member's weight where none is given, in words: 1/N or 1."""
+        """The default weight of a member, in words: 1/N or 1."""
         return "1/N" if self.weight == "mean" else f"{self.weight:g}"
 
     def options(self, settings: Mapping[str, object]) -> dict[str, Value]:
-        """All parameters with the given values read and checked; raises UsageError with the nearest names."""
+        """All parameters with the given values parsed and validated; raises UsageError with the nearest
+        names."""
         parameters = {parameter.name: parameter for parameter in self.parameters}
         for name in settings:
             if name not in parameters:
                 raise UsageError(
                     f"{self.name} has no parameter {name!r}; {nearest(name, parameters)}."
                     if parameters
-                    else f"{self.name} has no parameters, so {name!r} cannot be set."
+                    else f"{self.name} has no parameters; leave out {name!r}."
                 )
         values = {name: parameter.default for name, parameter in parameters.items()}
         return values | {name: parameters[name].read(value) for name, value in settings.items()}
 
     def default_weights(self, count: int) -> tuple[float, ...]:
-        """The weights of `count` members where none are given."""
+        """The default weights of `count` members."""
         return (1 / count if self.weight == "mean" else self.weight,) * count
 
 
 def nearest(name: str, names: Mapping[str, object] | Sequence[str]) -> str:
-    """'did you mean …' with the nearest known names, or all of them where none is near."""
+    """'did you mean …' with the nearest known names, or all of them if none is near."""
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}" if close else f"there are {', '.join(names)}"
 

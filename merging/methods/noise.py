@@ -1,4 +1,4 @@
-"""Random numbers by position: the same value for the same entry, whatever the blocks and the device.
+"""Random numbers by position: the same value for the same entry, for all blocks and devices.
 
 A counter-based generator as in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011,
 https://doi.org/10.1145/2063384.2063405), with a 32-bit integer mixer in place of their ciphers.

@@ -1,4 +1,4 @@
-"""RegMean: the merge that is nearest to every member on the inputs that the member sees."""
+"""RegMean: the merge that is nearest to every member on the member's inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def regmean(work: ModuleWork) -> Update:
     https://arxiv.org/abs/2212.09849, with G_i = X_i X_i^T; the base cancels. In factors only A
     changes, A_i to A_i G_i (sum G)^-1, so that the result is exact at rank sum r_i. Off-diagonal entries of G
     are multiplied by `shrink` (the paper's alpha). Raises MergeError for activations that are missing or do
-    not fit.
+    not match.
     """
     import torch
 
@@ -59,12 +59,12 @@ def _gram(path: Path, work: ModuleWork) -> Tensor:
     except (SafetensorError, OSError) as error:
         raise MergeError(f"The activations {path.name} cannot be read: {error}.") from error
     if values is None:
-        raise MergeError(f"{path.name} holds neither {module}.gram nor {module}.inputs.")
+        raise MergeError(f"{path.name} contains neither {module}.gram nor {module}.inputs.")
     square = bool(name and name.endswith(".gram"))
     if values.ndim != 2 or values.shape[1] != width or (square and values.shape[0] != width):
         raise MergeError(f"{name} of {path.name} has shape {list(values.shape)}, the module {width} inputs.")
     if not bool(torch.isfinite(values).all()):
-        raise MergeError(f"{name} of {path.name} holds NaN or infinity.")
+        raise MergeError(f"{name} of {path.name} contains NaN or infinity.")
     gram: Tensor = values if square else values.T @ values
     return gram.to(work.stack.a.device)
 

@@ -51,13 +51,13 @@ def elect_signs(values: Tensor, election: str = "total") -> Tensor:
 
 
 def agreeing_mean(values: Tensor, weights: Tensor, sign: Tensor) -> Tensor:
-    """sum w_i v_i / sum |w_i| over members whose w_i v_i has the elected sign; 0 where nobody has.
+    """sum w_i v_i / sum |w_i| over members whose w_i v_i has the elected sign; 0 if none has.
 
     `values` are w_i v_i of (N, ...), `weights` |w_i| of (N,).
     """
     total = agreeing_sum(values, weights.new_ones(len(weights)), sign)
     share = agreeing_sum(values.sign(), weights, sign).mul_(sign)
-    # Where nobody agrees both are zero.
+    # If no member agrees both are zero.
     return total / share.add_((share == 0).to(share.dtype))
 
 
@@ -110,15 +110,15 @@ def ties_blocks(work: ModuleWork, blocks: Entries) -> Merge:
 
 
 def whole_limits(works: Callable[[], Iterator[ModuleWork]]) -> Mapping[str, float]:
-    """Where trimming looks at whole vectors, the magnitude by which each member is trimmed; else nothing.
+    """For trimming of whole vectors, the magnitude at which each member is trimmed; else empty.
 
-    Raises UsageError where such magnitudes are to be sampled: they are found exactly.
+    Raises UsageError if such magnitudes are to be sampled: they are always exact.
     """
     first = next(works(), None)
     if first is None or first.options["trim"] == "module":
         return {}
     if first.options["thresholds"] == "sampled":
-        raise UsageError("trim=vector finds magnitudes exactly; leave out thresholds=sampled.")
+        raise UsageError("trim=vector requires exact magnitudes; leave out thresholds=sampled.")
     return whole_thresholds(works, first.number("density"))
 
 

@@ -1,4 +1,4 @@
-"""Drop entries, rescale what stays, then sum or elect signs: magnitude, DARE, DELLA, Breadcrumbs.
+"""Drop entries, rescale the others, then sum or elect signs: magnitude, DARE, DELLA, Breadcrumbs.
 
 A sparsifier is a function of a block of the members' entries; it is followed by a sum or by TIES' election.
 """
@@ -49,7 +49,8 @@ def magnitude(work: ModuleWork, blocks: Entries) -> Sparsifier:
 
 
 def dare(work: ModuleWork, blocks: Entries) -> Sparsifier:
-    """Each entry stays with chance p = `density` and is divided by p, so that its mean does not change."""
+    """Each entry is kept with probability p = `density` and divided by p, so that its mean does not
+    change."""
     density = work.number("density")
     return lambda values, rows: _thin(values, keep_chances(work, blocks, rows), density)
 

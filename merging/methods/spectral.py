@@ -88,7 +88,7 @@ def iso_cts(work: ModuleWork) -> Update:
     singular value, the mean of theirs. The directions count together what the rank allows. With `over` =
     width they count together the layer's width, and the mean is over the width, as in the paper's code;
     directions of singular values that are 0, which a dense SVD fills in, are left out. A member whose update
-    is 0 has no directions of its own.
+    is 0 has no individual directions.
     """
     import torch
 
@@ -117,7 +117,8 @@ def iso_cts(work: ModuleWork) -> Update:
 
 
 def _svd(core: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """The SVD without what is rounding beside the largest value, or beside `floor`; else one triplet."""
+    """The SVD without values that are rounding relative to the largest value or to `floor`; at least one
+    triplet."""
     import torch
 
     u, s, vh = torch.linalg.svd(core, full_matrices=False)
@@ -126,7 +127,7 @@ def _svd(core: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _product_svd(left: Tensor, right: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """The SVD of left right^T from (p, r) and (q, r), by way of r x r."""
+    """The SVD of left right^T from (p, r) and (q, r), through r x r matrices."""
     import torch
 
     (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right)

@@ -1,4 +1,4 @@
-"""A base model ready to be asked, and the tasks and prompts that it is asked."""
+"""A loaded base model, and the tasks and prompts for it."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""A base model ready to be asked: weights, tokenizer, context length, and where they came from.
+"""A loaded base model: weights, tokenizer, context length, and their origin.
 
-Nothing here is trained or changed; adapters are added by `merging.live`. Only safetensors are read, and no
-code of a repository is run.
+The model is not trained or changed; adapters are added by `merging.live`. Only safetensors are read, and no
+code in a repository is executed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ if TYPE_CHECKING:
 
 # The recycling paper's longest sequence (1.5); also bounds the memory of attention masks.
 CONTEXT = 2048
-# Below the folder of bases: what was found of how models read prompts.
+# Below the folder of base models: the results of checks of how models read prompts.
 CHECKS = ".reading"
-# Types of models whose positions are those of the row, and which take a tree without a word.
+# Types of models whose positions are those of the row, and which accept a tree without an error.
 _BY_ROW = frozenset({"gpt_neo", "mpt"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedBase:
-    """A causal language model with its tokenizer; `limit` is the most tokens of a prompt with its answer.
+    """A causal language model with its tokenizer; `limit` is the maximum number of tokens of a prompt with
+    its answer.
 
-    `name` is what adapters name as their base, `revision` the commit of the Hub or None. `reading` says how
-    much of a tree of prompts the model reads rightly; unless given, what its configuration says. `date` is
-    the day on which it is asked, for chat templates that say one.
+    `name` is what adapters name as their base, `revision` the commit of the Hub or None. `reading` records
+    which trees of prompts the model reads correctly, by default from its configuration. `date` is the date of
+    the prompts, for chat templates that include one.
     """
 
     name: str
@@ -61,7 +62,7 @@ class LoadedBase:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self._parameter.device
 
     @property
@@ -81,10 +82,11 @@ def load_base(
 ) -> LoadedBase:
     """The base model in the folder `base`, kept as `base` below the folder `bases`, or of that id on the Hub.
 
-    `dtype` is float32 on a CPU and bfloat16 elsewhere unless named, `date` the day on which it is asked. The
-    model is in evaluation mode and none of its parameters asks for gradients. What is found of its way of
-    reading is kept below `bases`. Raises NotFoundError where there is no such model, UsageError for one that
-    is no causal language model or a device that is not there, and MemoryLimitError where it does not fit.
+    `dtype` is by default float32 on a CPU and bfloat16 elsewhere, `date` is the date of the prompts. The
+    model is in evaluation mode and its parameters do not require gradients. Results of checks of its way of
+    reading are kept below `bases`. Raises NotFoundError if the model does not exist, UsageError for one that
+    is not a causal language model or an unavailable device, and MemoryLimitError if it does not fit into
+    memory.
     """
     require_extra("eval", "A base model")
     import torch
@@ -96,7 +98,7 @@ def load_base(
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"The device {device} is not there; choose cpu or another.") from error
+        raise UsageError(f"The device {device} is not available; use cpu or another.") from error
     kind = getattr(torch, dtype) if dtype else torch.float32 if where.type == "cpu" else torch.bfloat16
     with memory_limit(f"The base model {base}"):
         model, tokenizer = _load(base, str(place or base), kind, revision)
@@ -109,7 +111,7 @@ def load_base(
 
 
 def checkpoint(base: str, bases: Path | None) -> Path | None:
-    """The folder of a base model on this machine, None where only the Hub may have it."""
+    """The folder of a base model on this machine, None if only the Hub may have it."""
     if (Path(base) / "config.json").is_file():
         return Path(base)
     local_copy = bases / kept_name(base) if bases else None
@@ -117,7 +119,8 @@ def checkpoint(base: str, bases: Path | None) -> Path | None:
 
 
 def kept_name(base: str) -> str:
-    """The name of the folder in which a base model of the Hub is kept; raises UsageError for no id."""
+    """The name of the folder in which a base model of the Hub is kept; raises UsageError unless this is an
+    id."""
     parts = base.split("/")
     if len(parts) > 2 or not all(parts) or any(part.startswith(".") or "\\" in part for part in parts):
         raise UsageError(f"{base!r} is neither a folder with a model nor an id such as owner/name.")
@@ -127,27 +130,27 @@ def kept_name(base: str) -> str:
 def keep_base(base: str, source: Path, bases: Path) -> Path:
     """Converts a GGUF file into a checkpoint of float32 below `bases`, under the id `base`; the folder.
 
-    Llama-like models only. Weights are what the file says: one that was quantised stays as coarse as it is.
-    Raises UsageError where the file is missing or is no such model, or where a model is kept already.
+    Llama-like models only. Weights have the precision of the file, quantised or not. Raises UsageError if the
+    file is not such a model, or if a model is already kept, and NotFoundError if it is missing.
     """
     target = bases / kept_name(base)
     if target.exists():
-        raise UsageError(f"A checkpoint of {base} is kept in {target} already; remove that folder first.")
+        raise UsageError(f"A checkpoint of {base} is already kept in {target}; remove that folder first.")
     check_source(source)
     import torch
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     from merging.members import new_folder
 
-    # The reader of GGUF has a bar of its own that nothing turns off.
+    # The progress bar of the GGUF reader cannot be turned off.
     with quiet(), contextlib.redirect_stderr(io.StringIO()), new_folder(target, overwrite=False) as folder:
         try:
             read = LlamaForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        # What values that make no sense have the library raise is nowhere written down.
+        # The library's errors for invalid values are not documented.
         except Exception as error:
             why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
-            raise UsageError(f"{source} is no GGUF file of a Llama model: {why}.") from error
+            raise UsageError(f"{source} is not a GGUF file of a Llama model: {why}.") from error
         # A model that was read from GGUF refuses to be saved; a fresh one with the same values does not.
         config = type(read.config)(
             **{
@@ -170,18 +173,18 @@ def check_source(source: Path) -> None:
     """Raises NotFoundError or UsageError unless `source` is a whole GGUF file of a Llama model."""
     require_extra("eval", "A base model from a GGUF file")
     if not source.is_file():
-        raise NotFoundError(f"There is no file {source}; name a GGUF file.")
+        raise NotFoundError(f"{source} does not exist; give a GGUF file.")
     try:
         check_llama(source)
     except GgufError as error:
-        raise UsageError(f"{source} is no GGUF file of a Llama model: {error}.") from error
+        raise UsageError(f"{source} is not a GGUF file of a Llama model: {error}.") from error
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {error.strerror}.") from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps progress bars and notes of transformers off the terminal; its errors still come."""
+    """Turns off progress bars and notes of transformers; its errors are still printed."""
     from transformers.utils import logging as notes
 
     progress_bar, level = notes.is_progress_bar_enabled(), notes.get_verbosity()
@@ -196,9 +199,9 @@ def quiet() -> Iterator[None]:
 
 
 def first_look(base: str) -> tuple[Any, bool]:
-    """The tokenizer of a base, and whether the first versions may have read its prompts wrongly in trees.
+    """The tokenizer of a base model, and whether the first versions may have misread its prompts in trees.
 
-    The latter by its configuration. Of a base of the Hub what is on this machine is enough. Raises as
+    The latter by its configuration. For a base model of the Hub its cached files suffice. Raises as
     `load_base` does.
     """
     from transformers import AutoConfig, AutoTokenizer
@@ -230,11 +233,11 @@ def _load(name: str, place: str, kind: torch.dtype, revision: str | None) -> tup
 
 @contextlib.contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """Turns what transformers says of a model that cannot be loaded into one sentence."""
+    """Translates the errors of transformers for a model that cannot be loaded."""
     try:
         yield
     except OSError as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NotFoundError(f"The base model {name} cannot be loaded: {first}") from error
     except ValueError as error:
-        raise UsageError(f"{name} is no causal language model: {error}.") from error
+        raise UsageError(f"{name} is not a causal language model: {error}.") from error

@@ -1,8 +1,8 @@
-"""The header of a GGUF file, read within the bounds of the file before a library trusts its counts.
+"""The header of a GGUF file, validated within the bounds of the file before a library reads it.
 
 The format is that of ggml, docs/gguf.md, versions 2 and 3: magic, version, numbers of tensors and of values;
 the values by name; of each tensor its name, shape, type and place; then the data. The library that converts
-such files reads past the end of one that is cut off, and makes room for whatever a count says.
+such files reads past the end of one that is cut off, and allocates memory for any count.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _STRING, _ARRAY, _BOOL = 8, 9, 7
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 _NUMBERS = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
 _WORDS = "tokenizer.ggml.tokens"
-# Where positions are scaled, as in Llama 3.1 and with YaRN: the library that converts passes it over.
+# Where positions are scaled, as in Llama 3.1 and with YaRN: the conversion library ignores it.
 _SCALED = ("rope_freqs.weight", "llama.rope.scaling.type", "llama.rope.scale_linear")
 
 
 class GgufError(ValueError):
-    """A file that is cut off, or no GGUF file that can be used; the message says which."""
+    """A truncated or unsupported GGUF file; the message gives the cause."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class GgufHeader:
 
 
 def check_llama(path: Path) -> None:
-    """Raises GgufError unless the file is a whole GGUF file of a Llama model, with no tensor besides."""
+    """Raises GgufError unless the file is a whole GGUF file of a Llama model, without other tensors."""
     header = read_header(path)
     kind = header.values.get("general.architecture")
     if kind != "llama":
         raise GgufError(f"its architecture is {str(kind)[:40]!r}, not 'llama'")
     blocks, width, inner, heads = (_number(header, name) for name in _NUMBERS)
     if width % heads:
-        raise GgufError(f"{heads:,} heads do not share a width of {width:,}")
+        raise GgufError(f"a width of {width:,} is not divisible by {heads:,} heads")
     _refuse_scaled_positions(header)
     if _WORDS not in header.lists:
-        raise GgufError(f"it has no {_WORDS}")
-    # Each block has tensors of its own, so that a larger number is none.
+        raise GgufError(f"it does not contain {_WORDS}")
+    # Each block has separate tensors, so that a larger number is invalid.
     if blocks > len(header.tensors):
         raise GgufError(f"it has {len(header.tensors):,} tensors, too few for {blocks:,} blocks")
     groups = _number(header, "attention.head_count_kv", heads)
@@ -73,7 +73,7 @@ def check_llama(path: Path) -> None:
     expected = {"token_embd.weight": embeddings, "output_norm.weight": (width,)}
     for number in range(blocks):
         expected |= {f"blk.{number}.{name}.weight": shape for name, shape in block.items()}
-    # Without one of its own, the output has the weights of the embeddings.
+    # Without its own, the output has the weights of the embeddings.
     _compare(header.tensors, expected, {"output.weight": embeddings})
 
 
@@ -90,7 +90,7 @@ def _refuse_scaled_positions(header: GgufHeader) -> None:
 def _number(header: GgufHeader, name: str, default: int | None = None) -> int:
     value = header.values.get(f"llama.{name}", default)
     if type(value) is not int or value < 1:
-        raise GgufError(f"it does not say llama.{name}")
+        raise GgufError(f"it does not contain llama.{name}")
     return value
 
 
@@ -103,21 +103,21 @@ def _compare(
         if name in tensors and tensors[name] != shape:
             raise GgufError(f"{name} has the shape {list(tensors[name])}, not {list(shape)}")
         if name in expected and name not in tensors:
-            raise GgufError(f"it has no tensor {name}")
+            raise GgufError(f"it does not contain the tensor {name}")
     for name in tensors:
         if name not in expected and name not in optional:
-            raise GgufError(f"it has a tensor {name[:80]}, which a Llama model of its header has not")
+            raise GgufError(f"it has a tensor {name[:80]}, which a Llama model with its header does not have")
 
 
 def read_header(path: Path) -> GgufHeader:
-    """The header of a GGUF file; raises GgufError for one that is cut off, or not of version 2 or 3."""
+    """The header of a GGUF file; raises GgufError for one that is truncated, or not of version 2 or 3."""
     with path.open("rb") as file:
         return _GgufReader(file, path.stat().st_size).header()
 
 
 @dataclass
 class _GgufReader:
-    """A file of `size` bytes that is read from the start; a length beyond its end is refused at once."""
+    """A file of `size` bytes that is read from the start; a length beyond its end raises GgufError."""
 
     file: BinaryIO
     size: int
@@ -130,7 +130,9 @@ class _GgufReader:
         version = self.number("I")
         if version not in (2, 3):
             big = version and not version & 0xFFFF
-            raise GgufError("it is big-endian" if big else f"its version is {version}; 2 and 3 are read")
+            raise GgufError(
+                "it is big-endian" if big else f"its version is {version}; only 2 and 3 are supported"
+            )
         tensors, values = self.number("Q"), self.number("Q")
         if not 0 < tensors <= _MOST_ENTRIES or values > _MOST_ENTRIES:
             raise GgufError(f"it claims {tensors:,} tensors and {values:,} values, which no model has")
@@ -139,7 +141,7 @@ class _GgufReader:
         return GgufHeader(self.values, self.lists, self.tensors(tensors))
 
     def tensors(self, count: int) -> dict[str, tuple[int, ...]]:
-        """The shapes by name; raises GgufError where the data of one is not in the file."""
+        """The shapes by name; raises GgufError if the data of one is not in the file."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
         shapes: dict[str, tuple[int, ...]] = {}
@@ -152,7 +154,7 @@ class _GgufReader:
             shape = tuple(self.number("Q") for _ in range(dimensions))
             kind, offset = self.number("I"), self.number("Q")
             if name in shapes:
-                raise GgufError(f"the tensor {name} stands there twice")
+                raise GgufError(f"the tensor {name} is repeated")
             if kind not in GGMLQuantizationType._value2member_map_:
                 raise GgufError(f"the tensor {name} has the unknown type {kind}")
             block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
@@ -162,16 +164,14 @@ class _GgufReader:
             ends.append(offset + math.prod(shape) // block * size)
         alignment = self.values.get("general.alignment", _ALIGNMENT)
         if type(alignment) is not int or not 0 < alignment <= self.size:
-            raise GgufError("its alignment is no number of bytes")
+            raise GgufError("its alignment is not a number of bytes")
         start = -(-self.file.tell() // alignment) * alignment
         if start + max(ends) > self.size:
-            raise GgufError(
-                f"it is cut off: {start + max(ends):,} bytes are promised and {self.size:,} there"
-            )
+            raise GgufError(f"it is truncated: it requires {start + max(ends):,} bytes and has {self.size:,}")
         return shapes
 
     def read_value(self) -> None:
-        """Takes one value, and keeps it unless it is a list."""
+        """Reads one value, and stores it unless it is a list."""
         name, kind = self.name(), self.number("I")
         if kind == _STRING:
             self.values[name] = self.text()
@@ -199,7 +199,7 @@ class _GgufReader:
         """A name of a value or a tensor, made safe for a message."""
         length = self.number("Q")
         if length > _LONGEST_NAME:
-            raise GgufError(f"it holds a name of {length:,} bytes")
+            raise GgufError(f"it contains a name of {length:,} bytes")
         return self.take(length).decode("utf-8", "backslashreplace")
 
     def text(self) -> str:
@@ -221,6 +221,6 @@ class _GgufReader:
         return self.file.read(length)
 
     def check(self, length: int) -> None:
-        """Raises GgufError where the file ends before so many more bytes."""
+        """Raises GgufError if fewer than this many bytes are left."""
         if length > self.size - self.file.tell():
-            raise GgufError(f"it is cut off after {self.size:,} bytes")
+            raise GgufError(f"it is truncated after {self.size:,} bytes")

@@ -1,6 +1,7 @@
-"""Work in pieces that fit into memory: a piece that does not is halved, until the smallest is refused.
+"""Work in pieces that fit into memory: a piece that does not fit is halved, until the smallest raises an
+error.
 
-Devices say in different ways that their memory does not suffice: CUDA by torch.OutOfMemoryError, the
+Devices report insufficient memory in different ways: CUDA by torch.OutOfMemoryError, the
 allocators of the CPU and of Apple's GPUs and the libraries of CUDA by a RuntimeError, numpy by a MemoryError.
 """
 
@@ -22,7 +23,7 @@ _WORDS = re.compile(
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that a device's memory does not suffice."""
+    """Whether an error reports insufficient memory of a device."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -35,8 +36,8 @@ def in_pieces(
 ) -> Iterator[tuple[Sequence[int], Result]]:
     """Each group with the result of `work`, in order; a group that does not fit into memory is halved.
 
-    Raises MemoryLimitError with the sentence `smallest` for a single item that does not fit; other errors of
-    `work` pass.
+    Raises MemoryLimitError with the message `smallest` for a single item that does not fit; other errors of
+    `work` propagate.
     """
     waiting = list(groups)[::-1]
     while waiting:
@@ -56,7 +57,7 @@ def in_pieces(
 
 @contextlib.contextmanager
 def memory_limit(what: str) -> Iterator[None]:
-    """Turns a shortage of memory inside the block into a MemoryLimitError that names `what` needed it."""
+    """Translates a shortage of memory inside the block into a MemoryLimitError that names `what`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -16,7 +16,7 @@ from typing import Any
 from catalog.errors import UsageError
 from merging.model.tasks import Example, Task
 
-# The day on which questions are asked, for templates that say one: that of Llama 3.1's own template.
+# The date of the prompts, for templates that include one: that of Llama 3.1's template.
 DATE = date(2024, 7, 26)
 _OTHER_DATE = date(2031, 11, 3)
 _CLOCK = "strftime_now"
@@ -59,7 +59,7 @@ def encode(
         if prompt.length > limit:
             raise UsageError(
                 f"Example {number} of {task.name} has {prompt.length} tokens, more than the {limit} that the "
-                'model reads; shorten it or take it out, or leave such examples out (`too_long="skip"`).'
+                'model reads; shorten or remove it, or leave such examples out (`too_long="skip"`).'
             )
     return prompts
 
@@ -67,7 +67,7 @@ def encode(
 def encode_each(
     tokenizer: Any, task: Task, examples: Sequence[Example], *, date: date = DATE
 ) -> list[Prompt]:
-    """The examples in tokens, however long they are."""
+    """The examples in tokens, without a limit of length."""
     answers: dict[str, tuple[int, ...]] = {}
 
     def answer(text: str) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ def encode_each(
 
 
 def question_text(tokenizer: Any, task: Task, example: Example, date: date = DATE) -> str:
-    """The question as the model reads it, up to where its answer begins, asked on that date."""
+    """The question as the model reads it, up to the beginning of its answer, with this date."""
     content = f"{task.instruction}\n\n{example.input}"
     if getattr(tokenizer, "chat_template", None):
         return _in_template(tokenizer, content, date, date_string=_format_date(date))
@@ -93,10 +93,9 @@ def question_text(tokenizer: Any, task: Task, example: Example, date: date = DAT
 
 
 def date_of(tokenizer: Any, date: date = DATE) -> str | None:
-    """The date as records have it where it decides what a question reads; None where it does not.
+    """The date in the format of records if it is part of a question's text; else None.
 
-    It does where the chat template asks for the time of the day, and where `date` is another one than the
-    template would take by itself.
+    It is if the chat template uses the current time, and if `date` differs from the template's default.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -106,7 +105,7 @@ def date_of(tokenizer: Any, date: date = DATE) -> str | None:
 
 
 def _in_template(tokenizer: Any, content: str, date: date, **variables: str) -> str:
-    """A user's turn in the chat template, whose clock stands at midnight of the date."""
+    """A user's turn in the chat template, with midnight of the date as the current time."""
     template = tokenizer.get_chat_template()
     if _CLOCK in template:
         variables["chat_template"] = _clock(date) + template
@@ -116,10 +115,10 @@ def _in_template(tokenizer: Any, content: str, date: date, **variables: str) -> 
 
 @lru_cache
 def _clock(date: date) -> str:
-    """A macro in the place of the function by which templates ask for the time.
+    """A macro that replaces the function for the current time in templates.
 
-    transformers gives templates no functions but its own. The line end belongs to the macro's tag, so that
-    the template behind it begins at a line's start.
+    transformers does not accept other functions for templates. The line end belongs to the macro's tag, so
+    that the template after it begins at a line's start.
     """
     filters = "".join(
         f"|replace({json.dumps(sign)}, {json.dumps(date.strftime(sign))})"
@@ -130,15 +129,15 @@ def _clock(date: date) -> str:
 
 
 def _format_date(date: date) -> str:
-    """The date as Llama's templates have it; months are English whatever the language of the machine."""
+    """The date as Llama's templates have it; months are English for every locale."""
     return f"{date.day:02d} {_MONTHS[date.month - 1]} {date.year}"
 
 
 def normalise_text(text: str) -> str:
     """A text as exact match compares it: lower case, no blanks, no full stops and line ends at its ends.
 
-    As the recycling paper's code does (r-three/realistic-adaptive-merging at cfc70df): what stands between
-    characters, the point of 12.5 or a line end, is part of the answer.
+    As the recycling paper's code does (r-three/realistic-adaptive-merging at cfc70df): signs between
+    characters, such as the point of 12.5 or a line end, are part of the answer.
     """
     return text.replace(" ", "").strip().strip(".").lower()
 
@@ -153,5 +152,5 @@ def _question(tokenizer: Any, task: Task, example: Example, date: date) -> tuple
 def _end_of_turn(tokenizer: Any) -> int:
     """The token that ends an answer: the tokenizer's end of sequence, for most chat models their turn's."""
     if tokenizer.eos_token_id is None:
-        raise UsageError("The tokenizer names no end of sequence; choose another base model.")
+        raise UsageError("The tokenizer has no end-of-sequence token; use another base model.")
     return int(tokenizer.eos_token_id)

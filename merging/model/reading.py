@@ -1,10 +1,9 @@
-"""How a model reads prompts: several as one tree of tokens, or each plainly by itself.
+"""How a model reads prompts: several as one tree of tokens, or each individually.
 
-A tree (`merging.evaluation`) gives every path what it would get alone only where a token sees all its
-ancestors and nothing else. A window of attention that is shorter than a path sees less of it alone, and a
-recurrent layer carries the state of one branch into the next. What the configuration says of windows and
-recurrences decides first; the rest is decided by reading some prompts both ways (`merging.evaluation`), once
-for each model.
+A tree (`merging.evaluation`) gives every path the same as alone only if a token sees all its ancestors and
+nothing else. A window of attention that is shorter than a path sees less of it alone, and a recurrent layer
+carries the state of one branch into the next. The configuration's windows and recurrences decide first; then
+some prompts are read both ways (`merging.evaluation`), once for each model.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from catalog.files import replace_file
 # Names under which configurations list the kind of each layer.
 _KINDS = ("layer_types", "layers_block_type", "block_types", "_block_types")
 _RECURRENT_KINDS = ("linear", "mamba", "conv", "recurrent", "hybrid", "ssm", "delta", "rnn")
-# Of models whose configuration lists no kinds.
+# For models whose configuration does not list kinds.
 _RECURRENT_MODELS = ("mamba", "rwkv", "xlstm")
 # Length of a window in tokens, and the word for its layers among the kinds.
 _WINDOWS = {
@@ -38,11 +37,11 @@ VERSION = 1
 
 @dataclass(slots=True, eq=False)
 class ReadingMode:
-    """What is known of a model's trees.
+    """The knowledge about a model's trees.
 
-    `window` is the longest path, in tokens, that every layer sees whole; `recurrent` says that states are
+    `window` is the longest path, in tokens, that every layer sees in full; `recurrent` says that states are
     carried along the order of the tokens. `right` is the longest path of a tree that gave what plain reading
-    gives, `wrong` the shortest that did not. They are kept in the file `place`, where there is one.
+    gives, `wrong` the shortest that did not. They are kept in the file `place`, if given.
     """
 
     window: float = math.inf
@@ -53,9 +52,9 @@ class ReadingMode:
 
     @property
     def tree_length(self) -> float:
-        """The longest path that is read in a tree; 0 where none is.
+        """The longest path that is read in a tree; 0 if none is.
 
-        Once a tree was wrong, only lengths at which one was right are read so.
+        After a wrong tree, only lengths with a correct one are read in trees.
         """
         if self.recurrent:
             return 0
@@ -71,7 +70,7 @@ class ReadingMode:
         return self.recurrent or not math.isinf(self.wrong)
 
     def learn(self, length: int, equal: bool) -> None:
-        """Notes whether a tree with paths of this length gave what plain reading gives, and keeps it."""
+        """Records and stores whether a tree with paths of this length matched plain reading."""
         if equal:
             self.right = max(self.right, length)
         else:
@@ -79,7 +78,7 @@ class ReadingMode:
         if self.place is None:
             return
         document = {"right": self.right, "wrong": None if math.isinf(self.wrong) else int(self.wrong)}
-        # Only a shortcut: where the disk refuses, the next process finds the same.
+        # Only a cache: if writing fails, the next process finds the same.
         with contextlib.suppress(OSError):
             self.place.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(self.place) as new:
@@ -87,10 +86,10 @@ class ReadingMode:
 
 
 def reading_of(model: Any, folder: Path | None = None) -> ReadingMode:
-    """What a model's configuration says of its trees, and what earlier checks of such a model found.
+    """The properties of a model's trees by its configuration and by earlier checks of such a model.
 
     Checks are kept in `folder` by configuration, data type, device, and the versions of transformers and
-    torch; without a folder they are made anew.
+    torch; without a folder they are repeated.
     """
     config = getattr(model, "config", None)
     if config is None:
@@ -106,7 +105,8 @@ def reading_of(model: Any, folder: Path | None = None) -> ReadingMode:
 
 
 def reading_of_config(config: Any, stateful: bool = False) -> ReadingMode:
-    """What a configuration says of a model's trees; `stateful` is what transformers says of its class."""
+    """The properties of a model's trees by its configuration; `stateful` is that of its class in
+    transformers."""
     text = config.get_text_config()
     kinds = tuple(_kinds(text))
     return ReadingMode(_window(text, kinds), _recurrent(text, kinds, stateful))
@@ -138,7 +138,7 @@ def _window(config: Any, kinds: tuple[str, ...]) -> float:
 
 
 def _identity(model: Any, config: Any) -> str:
-    """What a verdict on trees depends on, as 32 hexadecimal digits."""
+    """A digest of everything that a verdict on trees depends on, 32 hexadecimal digits."""
     import torch
     import transformers
 

@@ -1,9 +1,9 @@
-"""Tasks: an instruction, examples in three splits, and how an answer is judged.
+"""Tasks: an instruction, examples in three splits, and a metric.
 
 A task is a folder with `task.json` (name, instruction, metric, choices or null, source, license) and
-`train.jsonl`, `valid.jsonl`, `test.jsonl`, one example a line: `input`, `target`, and `choices` where the
-task has none of its own. Only the training examples may be learned from or chosen by; the test examples
-judge, once.
+`train.jsonl`, `valid.jsonl`, `test.jsonl`, one example a line: `input`, `target`, and `choices` if the task
+does not define them. Only the training examples may be used for learning and selection; the test examples
+only for the final evaluation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from catalog.scores import EXACT_MATCH
 TASK_NAME = "task.json"
 Split = Literal["train", "valid", "test"]
 Metric = Literal["accuracy", "exact_match"]
-# What a score by each metric of a task is called.
+# The name of a score by each metric of a task.
 METRICS: Mapping[Metric, str] = {"accuracy": "accuracy", "exact_match": EXACT_MATCH}
 SPLITS: tuple[Split, ...] = get_args(Split)
 # The budget of the recycling paper: 100 examples of the target task, a fifth of them for validation.
@@ -33,7 +33,7 @@ _MOST_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One example: what is asked, the right answer, and the answers to choose from (none: free text)."""
+    """One example: the input, the right answer, and the choices (none: free text)."""
 
     input: str
     target: str
@@ -60,7 +60,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class ExampleBudget:
-    """The examples that a method may see: `train` to learn from, `valid` to choose by; none of the test."""
+    """The examples that a method may use: `train` for learning, `valid` for selection; no test examples."""
 
     train: tuple[Example, ...]
     valid: tuple[Example, ...]
@@ -73,15 +73,15 @@ class ExampleBudget:
 
 
 def read_task(folder: Path) -> Task:
-    """The task in a folder; raises NotFoundError where there is none and UsageError for a broken one."""
+    """The task in a folder; raises NotFoundError if there is none and UsageError for an invalid one."""
     file = folder / TASK_NAME
     if not file.is_file():
-        raise NotFoundError(f"{folder} holds no {TASK_NAME}; name the folder of a task.")
+        raise NotFoundError(f"{folder} does not contain {TASK_NAME}; give the folder of a task.")
     document = _document(file)
     try:
         metric = document["metric"]
         if metric not in get_args(Metric):
-            raise UsageError(f"{file}: the metric is accuracy or exact_match, not {metric!r}.")
+            raise UsageError(f"{file}: the metric must be accuracy or exact_match, not {metric!r}.")
         return Task(
             name=_text(document, "name"),
             folder=folder,
@@ -94,70 +94,70 @@ def read_task(folder: Path) -> Task:
             digest=_digest(folder),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{file} describes no task: {_reason(error)}.") from error
+        raise UsageError(f"{file} is not a valid task: {_reason(error)}.") from error
 
 
 def find_task(name: str, tasks: Path | None = None) -> Task:
     """The task in the folder `name`, or of that name below the folder `tasks`.
 
-    Raises NotFoundError with the names that are there, and what `read_task` raises.
+    Raises NotFoundError with the available names, and the errors of `read_task`.
     """
     for folder in (Path(name), *([tasks / name] if tasks else [])):
         if (folder / TASK_NAME).is_file():
             return read_task(folder)
     names = sorted(path.parent.name for path in tasks.glob(f"*/{TASK_NAME}")) if tasks else []
     advice = (
-        f"{tasks} holds {', '.join(names)}" if names else "name its folder, or where tasks are by `tasks`"
+        f"{tasks} contains {', '.join(names)}" if names else "name its folder, or where tasks are by `tasks`"
     )
-    raise NotFoundError(f"There is no task {name}; {advice}.")
+    raise NotFoundError(f"Task {name} not found; {advice}.")
 
 
 def examples(task: Task, split: Split) -> tuple[Example, ...]:
     """All examples of a split in the order of the file.
 
-    Raises NotFoundError where the split is missing, and UsageError, with the line, for an example that
-    cannot be used: no input or target, or a target that is not among the choices.
+    Raises NotFoundError if the split is missing, and UsageError, with the line, for an invalid example: no
+    input or target, or a target that is not among the choices.
     """
     file = task.folder / f"{split}.jsonl"
     try:
         if file.stat().st_size > _MOST_BYTES:
-            raise UsageError(f"{file} is larger than {_MOST_BYTES >> 20} MiB; it is not read.")
+            raise UsageError(f"{file} is larger than the limit of {_MOST_BYTES >> 20} MiB.")
         lines = file.read_text("utf-8").split("\n")
     except FileNotFoundError as error:
-        raise NotFoundError(f"The task {task.name} has no {split} examples: there is no {file}.") from error
+        raise NotFoundError(
+            f"The task {task.name} has no {split} examples: {file} does not exist."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}.") from error
     rows = tuple(_examples(task, file, lines))
     if not rows:
-        raise UsageError(f"{file} holds no examples.")
+        raise UsageError(f"{file} contains no examples.")
     return rows
 
 
 def budget(task: Task, n: int = BUDGET, *, seed: int = 0, valid: float = VALID_SHARE) -> ExampleBudget:
     """`n` of the training examples drawn without replacement, the share `valid` of them for validation.
 
-    The draw depends on the seed and the task's name alone. Raises UsageError where the task has fewer than
-    `n` training examples or a part would be empty.
+    The draw depends only on the seed and the task's name. Raises UsageError if the task has fewer than `n`
+    training examples or a part would be empty.
     """
     held = round(n * valid)
     if not 1 <= held < n:
-        raise UsageError(
-            f"A budget of {n} examples cannot be split into training and validation; ask for more."
-        )
+        raise UsageError(f"A budget of {n} examples cannot be split into training and validation; use more.")
     train_examples = first_examples(task, n, seed=seed)
     return ExampleBudget(train_examples[held:], train_examples[:held], seed)
 
 
 def first_examples(task: Task, n: int, *, seed: int = 0) -> tuple[Example, ...]:
-    """The first `n` of the training examples in an order of the seed: whoever sees fewer sees no others.
+    """The first `n` of the training examples in a random order by the seed: a smaller `n` gives a subset.
 
-    A selection and a training with the same seed therefore read the same examples. Raises UsageError where
-    the task has fewer.
+    A selection and a training with the same seed therefore read the same examples. Raises UsageError if the
+    task has fewer.
     """
     pool = examples(task, "train")
     if n > len(pool):
         raise UsageError(
-            f"{task.name} has {len(pool)} training examples, fewer than the {n} asked for; ask for fewer."
+            f"{task.name} has {len(pool)} training examples, fewer than the requested {n}; request fewer."
         )
     order = random.Random(f"{task.name}:{seed}")  # noqa: S311 - a draw, not a secret
     return tuple(order.sample(pool, len(pool))[:n])
@@ -169,7 +169,7 @@ def draw(task: Task, split: Split, limit: int | None = None, *, seed: int = 0) -
     if limit is None or limit >= len(pool):
         return pool
     if limit < 1:
-        raise UsageError(f"{limit} examples cannot be judged by; ask for at least one.")
+        raise UsageError(f"The limit of examples must be at least 1, not {limit}.")
     return tuple(random.Random(f"{task.name}:{split}:{seed}").sample(pool, limit))  # noqa: S311 - a draw
 
 
@@ -179,7 +179,7 @@ def _document(file: Path) -> dict[str, Any]:
     except (OSError, ConfigError) as error:
         raise UsageError(f"{file} cannot be read: {error}.") from error
     if not isinstance(document, dict):
-        raise UsageError(f"{file} describes no task: it is no JSON object.")
+        raise UsageError(f"{file} is not a valid task: it does not contain a JSON object.")
     return document
 
 
@@ -192,10 +192,12 @@ def _examples(task: Task, file: Path, lines: Sequence[str]) -> Iterator[Example]
             choices = _choices(document.get("choices")) or task.choices
             example = Example(_text(document, "input"), _text(document, "target"), choices)
         except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"{file} line {number} is no example: {_reason(error)}.") from error
+            raise UsageError(f"{file} line {number} is not a valid example: {_reason(error)}.") from error
         if task.metric == "accuracy" and example.target not in choices:
             wrong = (
-                "has no choices" if not choices else f"has the target {example.target!r}, which is no choice"
+                "has no choices"
+                if not choices
+                else f"has the target {example.target!r}, which is not a choice"
             )
             raise UsageError(f"{file} line {number} {wrong}.")
         yield example
@@ -204,7 +206,7 @@ def _examples(task: Task, file: Path, lines: Sequence[str]) -> Iterator[Example]
 def _text(document: dict[str, Any], key: str) -> str:
     value = document[key]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{key} is empty or no text")
+        raise ValueError(f"{key} must be a non-empty string")
     return value
 
 
@@ -212,18 +214,18 @@ def _choices(value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(choice, str) and choice.strip() for choice in value):
-        raise ValueError("choices is no list of texts")
+        raise ValueError("choices must be a list of strings")
     if len(value) < 2 or len(set(value)) < len(value):
-        raise ValueError("choices has fewer than two entries, or one of them twice")
+        raise ValueError("choices must have at least two different entries")
     return tuple(value)
 
 
 def _reason(error: Exception) -> str:
-    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+    return f"it does not contain {error.args[0]}" if isinstance(error, KeyError) else str(error)
 
 
 def _digest(folder: Path) -> str:
-    """The sha256 over the names and hashes of the task's files that are there."""
+    """The sha256 over the names and hashes of the task's existing files."""
     digest = hashlib.sha256()
     for name in (TASK_NAME, *(f"{split}.jsonl" for split in SPLITS)):
         file = folder / name

@@ -11,15 +11,15 @@ from catalog.adapters import misreadings
 from merging.members import MergeMember
 from merging.methods import MergeMethod
 
-# What may stand in a table of Markdown; names from strangers lose everything else.
+# The characters allowed in a table of Markdown; others are removed from untrusted names.
 _STRANGE = re.compile(r"[^\w .@/:+-]")
 
 
 def model_card(members: Sequence[MergeMember], method: MergeMethod, record: Mapping[str, Any]) -> str:
-    """The text of README.md: front matter, then base, method, members and licences.
+    """The text of README.md: front matter, then base model, method, members and licenses.
 
-    Front matter as https://huggingface.co/docs/hub/model-cards has it: `merge` among the tags. The licence is
-    named where all members have the same.
+    Front matter as https://huggingface.co/docs/hub/model-cards has it: `merge` among the tags. The license is
+    included if all members have the same.
     """
     licenses = {member.license for member in members}
     front = {

@@ -1,7 +1,7 @@
-"""Stand-ins of members that no training has made: what a merge of real adapters has to be better than.
+"""Untrained stand-ins of members: controls for merges of real adapters.
 
 A stand-in is an adapter folder like the member's own, with the same modules, ranks and scalings, whose
-factors are random, or the member's in the wrong layers. `control.json` beside the factors says what it is.
+factors are random, or the member's in the wrong layers. `control.json` next to the factors describes it.
 
 * random-pooled: every A and B of N(0, std), std that of all entries which the pool's members store for that
   factor of that module. So does the released code of the recycling paper (https://arxiv.org/abs/2602.12323;
@@ -68,14 +68,14 @@ _Draw = Callable[[str], "tuple[Tensor, Tensor]"]
 def stand_in(
     member: MergeMember, kind: str, out: Path, seed: int = 0, pool: Sequence[MergeMember] | None = None
 ) -> MergeMember:
-    """A stand-in of the member, written to the folder `out`, which PEFT loads like any adapter.
+    """Writes a stand-in of the member to the folder `out`, which PEFT loads like any adapter.
 
-    `kind` is one of KINDS; `pool` are the members that random-pooled takes its standard deviations from, the
-    member alone where none are given. Random numbers belong to seed, kind, the member's name and weights, and
-    the module: the same call writes the same bytes. A folder that holds this very stand-in is not written
+    `kind` is one of KINDS; `pool` are the members that random-pooled takes its standard deviations from, by
+    default the member alone. Random numbers belong to seed, kind, the member's name and weights, and the
+    module: the same call writes the same bytes. A folder that contains exactly this stand-in is not written
     again. Its name is the member's with kind and seed, its `source` the member's with its digest.
 
-    Raises UsageError for a kind that is none and a folder with something else in it, MergeError for values
+    Raises UsageError for an unknown kind and a folder with other content, MergeError for values
     that are not finite and for a member that has a module in one layer only (shuffled-layers), StorageError.
     """
     return _stand_in(member, kind, out, seed, *_pool_spread(kind, pool or (member,)))
@@ -90,9 +90,9 @@ def stand_ins(
     base: str | None = None,
     table: BaseTable | None = None,
 ) -> tuple[MergeMember, ...]:
-    """A stand-in of every member, each in a folder of its own below `out`; the members are the pool.
+    """A stand-in of every member, each in a separate folder below `out`; the members are the pool.
 
-    `base` and `table` are those of `load_members`. Raises what `stand_in` and `load_members` raise.
+    `base` and `table` are those of `load_members`. Raises the errors of `stand_in` and `load_members`.
     """
     loaded = load_members(members, base=base, table=table)
     pooled = _pool_spread(kind, loaded)
@@ -116,9 +116,9 @@ def entry_deviations(members: Sequence[MergeMember]) -> dict[str, tuple[float, f
 
 
 def _pool_spread(kind: str, pool: Sequence[MergeMember]) -> tuple[Spread, tuple[str, ...]]:
-    """The spread of a pool and the digests of its members, empty where the kind does not look at it."""
+    """The spread of a pool and the digests of its members, empty if the kind does not use it."""
     if kind not in KINDS:
-        raise UsageError(f"{kind!r} is no control; choose one of {', '.join(KINDS)}.")
+        raise UsageError(f"{kind!r} is not a control; use one of {', '.join(KINDS)}.")
     if kind != "random-pooled":
         return {}, ()
     return entry_deviations(pool), tuple(_digest(member) for member in pool)
@@ -291,14 +291,14 @@ def _columns(member: MergeMember) -> Iterator[list[str]]:
 
 
 def _factors(member: MergeMember, module: str) -> tuple[Tensor, Tensor]:
-    """A and B as stored, in float32 or better; raises MergeError where they are not finite."""
+    """A and B as stored, in float32 or better; raises MergeError if they are not finite."""
     import torch
 
     a, b = (
         factor if factor.dtype == torch.float64 else factor.float() for factor in read_module(member, module)
     )
     if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise MergeError(f"{member.name} cannot be stood in for: {module} holds NaN or infinity.")
+        raise MergeError(f"{member.name} cannot have a stand-in: {module} contains NaN or infinity.")
     return a, b
 
 
@@ -329,7 +329,7 @@ def _digest(member: MergeMember) -> str:
 
 
 def _dtype(member: MergeMember, kind: str) -> str:
-    """The data type to write: the member's where it has one that is written, else float32."""
+    """The data type to write: the member's if it can be written, else float32."""
     stored = member.spec.dtypes
     exact = kind == "random-directions" or len(stored) > 1
     return "float32" if exact else _STORED.get(stored[0], "float32")

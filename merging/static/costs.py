@@ -1,9 +1,9 @@
-"""What a merge will cost before it is done: rank, size, memory, and time from a short calibration.
+"""The cost of a merge in advance: rank, size, memory, and time from a short calibration.
 
 Sizes and ranks are exact. The time is arithmetic and bytes over rates that are measured for a moment on the
 device: two matrix products, an eigenproblem, a pass over memory. On a busy machine eleven merges by six
-methods took 0.95 to 2.4 times the estimate. The memory is what the arrays need; what allocators and libraries
-take beside it was about as much again in the one case compared.
+methods took 0.95 to 2.4 times the estimate. The memory is what the arrays need; allocators and libraries took
+about as much again in the one case compared.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Passes over all entries for the methods that look at them: threshold, merge, and those of the subspace.
+# Passes over all entries for the methods that use them: threshold, merge, and those of the subspace.
 _PASSES = 3
-# Bytes of a block of all members and of what is made from it.
+# Bytes of a block of all members and of its results.
 _BLOCKS = 8 * 4 * 1024 * 1024
 _SIDE = 768
 _EIGEN = 192
@@ -30,7 +30,7 @@ _EIGEN = 192
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the device does in a second: operations in float32 and float64, eigenproblems' n^3, and bytes."""
+    """The device's rates per second: operations in float32 and float64, eigenproblems' n^3, and bytes."""
 
     single: float
     double: float
@@ -40,8 +40,9 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a merge reads, writes and needs. `rank` is the largest of the result, `size` the bytes of its
-    weights, `memory` the peak beside the program itself in bytes, `operations` of floating point.
+    """The data that a merge reads and writes, and its resources. `rank` is the largest of the result, `size`
+    the bytes of its weights, `memory` the peak in bytes, without the program itself, `operations` of floating
+    point.
     """
 
     members: int
@@ -56,7 +57,7 @@ class Price:
 
 
 def price(planned: Plan, rates: Rates | None = None) -> Price:
-    """The price of a plan; calibrates the device for about a tenth of a second where no rates are given."""
+    """The price of a plan; calibrates the device for about a tenth of a second if no rates are given."""
     members = [planned.members[n] for n in planned.present]
     union = shapes(members)
     rates = rates or calibrate(planned.device)
@@ -137,7 +138,7 @@ def _operations(planned: Plan, shape: Shape) -> tuple[float, float, float]:
 
 
 def _numbers_moved(planned: Plan, shape: Shape) -> float:
-    """Numbers that are moved through memory beside the factors themselves."""
+    """Numbers that are moved through memory in addition to the factors themselves."""
     if planned.method.cost != "entries":
         return 0.0
     present = sum(1 for rank in shape.ranks if rank)
@@ -146,12 +147,12 @@ def _numbers_moved(planned: Plan, shape: Shape) -> float:
 
 
 def _passes(planned: Plan) -> int:
-    """Passes over all entries: two more where magnitudes are found over all modules."""
+    """Passes over all entries: two more if magnitudes are found over all modules."""
     return _PASSES + 2 * (planned.options.get("trim") == "vector")
 
 
 def _sides(planned: Plan, shape: Shape) -> tuple[int, int]:
-    """Rows and columns of the matrices whose entries are looked at."""
+    """Rows and columns of the matrices whose entries are used."""
     space = planned.options["space"]
     rows = shape.out_features if space == "delta" else min(shape.total, shape.out_features)
     return rows, min(shape.total, shape.in_features) if space == "core" else shape.in_features

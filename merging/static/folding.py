@@ -1,4 +1,4 @@
-"""A LoRA folded into its base: W + s B A for every module, shard by shard, in the base's own layout.
+"""A LoRA folded into its base: W + s B A for every module, shard by shard, in the base model's layout.
 
 Each shard keeps its header, its tensors' order and their data types; values that change are computed in
 float32 and rounded once. One range of rows of one tensor is in memory at a time.
@@ -45,7 +45,7 @@ _DTYPES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float1
 
 @dataclass(frozen=True, slots=True)
 class FoldReport:
-    """What was written: the folder, its shards, how many modules changed, and the bytes of all shards."""
+    """The written folder, its shards, how many modules changed, and the bytes of all shards."""
 
     folder: Path
     shards: tuple[str, ...]
@@ -64,10 +64,10 @@ def apply_to(
 ) -> FoldReport:
     """The base model in a folder with an adapter added, as a full model in the folder `out`.
 
-    Configuration and tokenizer are copied, weights of other formats are not. `progress` is told the number of
-    tensors changed and of all to change. Raises MergeError where a module of the adapter has no place in the
-    base, UsageError for what is no base in safetensors, StorageError where the disk refuses; `out` appears
-    complete or not at all.
+    Configuration and tokenizer are copied, weights of other formats are not. `progress` is called with the
+    number of tensors changed and the total. Raises MergeError if the base model lacks a module of the
+    adapter, UsageError for a folder without a base model in safetensors, StorageError if writing fails; `out`
+    is written atomically.
     """
     member = adapter if isinstance(adapter, MergeMember) else load_member(adapter, purpose="added to a base")
     headers = {name: _header(base / name) for name in _shards(base)}
@@ -98,7 +98,7 @@ def apply_to(
 
 
 def refuse_unfoldable(base: Path, members: Iterable[MergeMember]) -> None:
-    """Raises for the first member that `apply_to` would refuse; reads headers alone."""
+    """Raises for the first member that `apply_to` would refuse; reads only headers."""
     headers = {name: _header(base / name) for name in _shards(base)}
     turned = transposed_layers(base)
     for member in members:
@@ -109,8 +109,8 @@ def refuse_misfits(base: Path, members: Iterable[MergeMember]) -> None:
     """Raises MergeError for the first member with a module whose weight has another shape in the base in a
     folder.
 
-    Reads the headers of the base's shards alone. A module that they know by no such name, or that is stored
-    quantised, tells nothing, and so does a base that is not in safetensors.
+    Reads only the headers of the base model's shards. Modules that are absent from them or stored quantised
+    are ignored, as is a base model that is not in safetensors.
     """
     try:
         names = _shards(base)
@@ -130,12 +130,12 @@ class _Tensors:
 
     def __init__(self, headers: Iterable[Header]) -> None:
         self._by_name = {tensor.name: tensor for header in headers for tensor in header.tensors}
-        # A stored matrix may be turned: the width that matters is asked of the tensor itself.
+        # A stored matrix may be transposed: the width is taken from the tensor itself.
         names = (name.removesuffix(".weight") for name in self._by_name if name.endswith(".weight"))
         self._modules = BaseModules(dict.fromkeys(names, (None, None)))
 
     def of(self, module: LoraModule) -> Tensor | None:
-        """The weight of the layer that a module means; None where there is none, or more than one."""
+        """The weight of the layer that a module means; None if there is none, or more than one."""
         name = self._modules.place(module.name, module.in_features, module.out_features)
         return None if name is None else self._by_name[f"{name}.weight"]
 
@@ -144,7 +144,7 @@ def refuse_tied(base: Path, members: Iterable[MergeMember]) -> None:
     """Raises MergeError for the first member with a module that shares its weights with another layer of the
     base in a folder: an update folded into the one would change both.
 
-    Looks at modules outside the layers alone. Raises UsageError where the base does not tell.
+    Checks only modules outside the layers. Raises UsageError if the base model does not define it.
     """
     for member in members:
         for module in member.spec.modules:
@@ -165,7 +165,7 @@ def _shards(base: Path) -> tuple[str, ...]:
         raise UsageError(f"{base / _INDEX} cannot be read: {error.strerror or error}.") from error
     if index is None:
         if not (base / _SINGLE).is_file():
-            raise UsageError(f"{base} holds no base model in safetensors; name the folder of one.")
+            raise UsageError(f"{base} does not contain a base model in safetensors; give the folder of one.")
         return (_SINGLE,)
     try:
         document = load_json(index, max_bytes=_MAX_JSON)
@@ -173,11 +173,11 @@ def _shards(base: Path) -> tuple[str, ...]:
         raise UsageError(f"{_INDEX} of the base cannot be used: {error}.") from error
     table = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(table, dict) or not table:
-        raise UsageError(f"{_INDEX} of the base has no weight_map.")
+        raise UsageError(f"{_INDEX} of the base model does not contain weight_map.")
     names = sorted(set(map(str, table.values())))
     for name in names:
         if Path(name).name != name or not (base / name).is_file():
-            raise UsageError(f"The base's shard {name!r} is not there; fetch the whole model.")
+            raise UsageError(f"The base model's shard {name!r} is missing; fetch the complete model.")
     return tuple(names)
 
 
@@ -188,7 +188,7 @@ def _header(path: Path) -> Header:
 def _changes(
     base: Path, member: MergeMember, headers: Mapping[str, Header], turned: frozenset[str] | None
 ) -> dict[str, LoraModule]:
-    """Which tensor each module changes, all of them found and of fitting shape."""
+    """The tensor that each module changes, with the matching shape."""
     refuse_tied(base, [member])
     tensors = _Tensors(headers.values())
     changes = {}
@@ -211,7 +211,7 @@ def _refuse_shape(
     shape = (module.out_features, module.in_features)
     if tensor.shape != (shape[::-1] if _is_turned(member, module, turned) else shape):
         raise MergeError(
-            f"{tensor.name} of the base has shape {list(tensor.shape)}, {member.name} is made for "
+            f"{tensor.name} of the base has shape {list(tensor.shape)}, {member.name} requires "
             f"{list(shape)} and belongs to another model."
         )
 
@@ -219,7 +219,7 @@ def _refuse_shape(
 def _is_turned(member: MergeMember, module: LoraModule, turned: frozenset[str] | None) -> bool:
     """Whether the base stores the weight as (in, out): embeddings, and the Conv1D of GPT-2.
 
-    Where the base does not tell (`turned` is None), the adapter's fan_in_fan_out does.
+    If the base model does not define it (`turned` is None), the adapter's fan_in_fan_out does.
     """
     if module.kind == "embedding":
         return True
@@ -274,7 +274,7 @@ def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
 
 
 def _copy_others(base: Path, folder: Path) -> None:
-    """Copy the files beside the weights: configuration, tokenizer, licence; nothing of an old record."""
+    """Copy the files other than weights: configuration, tokenizer, license; not an old record."""
     for file in sorted(base.iterdir()):
         hidden = file.name.startswith(".") or file.name in _NOT_COPIED
         if file.is_file() and file.suffix not in _WEIGHTS and not hidden:
@@ -282,7 +282,7 @@ def _copy_others(base: Path, folder: Path) -> None:
 
 
 def _record(member: MergeMember, shards: tuple[str, ...], modules: int) -> dict[str, Any]:
-    """What was folded; the adapter's own merge.json is in it where it has one."""
+    """The record of the folding, with the adapter's merge.json if it has one."""
     try:
         document = load_json((member.folder / MERGE_RECORD).read_bytes(), max_bytes=_MAX_JSON)
     except (OSError, ConfigError):

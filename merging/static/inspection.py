@@ -1,4 +1,4 @@
-"""What is in a pool, and what a merge kept of it: angles, shares, overlaps, energy by rank."""
+"""The geometry of a pool and of its merge: angles, shares, overlaps, energy by rank."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-# Of a picture: names beside it, members whose cosines are written out, characters of a name.
+# Limits of a picture: names, members whose cosines are written out, characters of a name.
 _MOST_NAMES = 40
 _MOST_NUMBERS = 12
 _NAME = 28
@@ -31,12 +31,12 @@ class Inspection:
     """Members compared by their whole updates, all numbers exact up to rounding.
 
     `cosines` are between members. `input_overlap` and `output_overlap` are the shares of directions that two
-    members have in common, 0 to 1: the mean over modules of ||Q_i^T Q_j||^2 / min(r_i, r_j) with orthonormal
-    bases of the rows of A and of the columns of B; None where two members share no module. `interference` is
-    ||sum w Delta W||^2 / sum ||w Delta W||^2: 1 for orthogonal updates, N for equal ones, less than 1 where
-    they cancel. `energy_by_rank` is the share of the weighted sum's energy that rank 1, 2, … keeps in every
-    module. With a result, `shares` are <w_i Delta W_i, M> / ||M||^2, which add up to 1 for the exact sum, and
-    `likeness` the cosines between members and M. `notes` are sentences on what is unusual about the members.
+    members share, 0 to 1: the mean over modules of ||Q_i^T Q_j||^2 / min(r_i, r_j) with orthonormal bases of
+    the rows of A and of the columns of B; None if two members share no module. `interference` is ||sum w
+    Delta W||^2 / sum ||w Delta W||^2: 1 for orthogonal updates, N for equal ones, less than 1 if they cancel.
+    `energy_by_rank` is the share of the weighted sum's energy that rank 1, 2, … keeps in every module. With a
+    result, `shares` are <w_i Delta W_i, M> / ||M||^2, which add up to 1 for the exact sum, and `likeness` the
+    cosines between members and M. `notes` are notes for the user on the members.
     """
 
     names: tuple[str, ...]
@@ -62,9 +62,9 @@ class Inspection:
         return next(ranks, len(self.energy_by_rank))
 
     def plot(self, path: Path) -> None:
-        """Writes a picture of the cosines and of the energy by rank, in the format that the file's name says.
+        """Writes a picture of the cosines and of the energy by rank, in the format of the file's suffix.
 
-        Raises UsageError where the extra `plot` is not installed, StorageError where the disk refuses.
+        Raises UsageError if the extra `plot` is not installed, StorageError if writing fails.
         """
         require_extra("plot", "A picture")
         from matplotlib.figure import Figure
@@ -108,16 +108,16 @@ def inspect(
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Members compared with each other and, where a `result` is given, with the merge of them.
+    """Members compared with each other and, if a `result` is given, with their merge.
 
-    `weights` are those of the sum, 1 / N where none are given; `base` and `table` are those of
-    `load_members`. Reads every factor once and writes nothing; raises what `load_members` raises.
+    `weights` are those of the sum, by default 1 / N; `base` and `table` are those of
+    `load_members`. Reads every factor once and writes nothing; raises the errors of `load_members`.
     """
     loaded = load_members([*members, result] if result is not None else members, base=base, table=table)
     count = len(members)
     used = tuple(weights) if weights is not None else (1 / count,) * count
     if len(used) != count or not any(used):
-        raise UsageError(f"There are {len(used)} weights for {count} members; give one each, not all 0.")
+        raise UsageError(f"{count} members require as many weights, not all 0, not {len(used)}.")
     sums = _PairSums(count, len(loaded))
     union = shapes(loaded)
     padded = used if result is None else (*used, 0.0)
@@ -134,7 +134,7 @@ def inspect(
 
 
 def _draw_cosines(inspection: Inspection, figure: Figure, axes: Axes) -> None:
-    """The cosines between different members: colours span the largest of them, the diagonal is left grey."""
+    """The cosines between different members: colours span the largest of them, the diagonal is grey."""
     import numpy as np
 
     count = len(inspection.names)

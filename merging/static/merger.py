@@ -1,4 +1,4 @@
-"""Members in, one adapter out: the loop over modules, and the record of what was done."""
+"""The merge of members into one adapter: the loop over modules, and its record."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ _CHEAP_RANK = 64
 
 @dataclass(frozen=True, slots=True)
 class ModuleReport:
-    """One merged module: its rank, ||Delta W||_F^2, and what the rank discarded of it.
+    """One merged module: its rank, ||Delta W||_F^2, and the part that the rank discards.
 
-    `energy` is None where measuring it would take longer than the merge: untruncated sums of high rank.
+    `energy` is None if measuring it would take longer than the merge: untruncated sums of high rank.
     """
 
     rank: int
@@ -54,10 +54,10 @@ class ModuleReport:
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """What a merge made: the folder, the record as merge.json has it, and each module by name.
+    """The result of a merge: the folder, the record as in merge.json, and each module by name.
 
-    `model` is the folder of the base model with the merge added, where that was asked for; `notes` are
-    sentences on what is unusual about the members.
+    `model` is the folder of the base model with the merge added, if requested; `notes` are notes for the user
+    on the members.
     """
 
     folder: Path
@@ -68,17 +68,17 @@ class MergeReport:
 
     @property
     def misread(self) -> tuple[str, ...]:
-        """Sentences on other programs that read the result in another way than PEFT."""
+        """Warnings about programs that read the result differently from PEFT."""
         return tuple(misreadings({module.rank for module in self.modules.values()}))
 
     @property
     def energy_share(self) -> float | None:
-        """The share of the energy that the result holds, None where the energy was not measured or is 0."""
+        """The share of the energy that the result keeps, None if the energy was not measured or is 0."""
         totals = self.record["totals"]
         return 1 - totals["discarded"] / totals["energy"] if totals["energy"] else None
 
     def document(self) -> dict[str, Any]:
-        """The record with the folder, the energy kept and how others read the result, as plain values."""
+        """The record with the folder, the energy kept and warnings about other programs, as plain values."""
         facts = {
             "folder": str(self.folder),
             "kept": self.energy_share,
@@ -107,11 +107,11 @@ def merge(
     pool: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
-    """One adapter out of many, written to the folder `out` together with merge.json and a model card.
+    """Merges adapters into one, written to the folder `out` with merge.json and a model card.
 
     `parameters` to `inputs` are those of `plan`. `pool` (its name and digest) is copied into the record;
-    `progress` is told the number of modules done and of all. The folder appears complete or not at all.
-    Raises what `plan` raises, StorageError where the disk refuses, MergeError for values that are not finite.
+    `progress` is called with the number of modules done and the total. The folder is written atomically.
+    Raises the errors of `plan`, StorageError if writing fails, MergeError for values that are not finite.
     """
     planned = plan(
         members,
@@ -138,7 +138,7 @@ def carry_out(
     pool: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
-    """Does what a plan says; see `merge`."""
+    """Executes a plan; see `merge`."""
     with ExitStack() as stack:
         folder = stack.enter_context(new_folder(out, overwrite))
         hashing = ThreadPoolExecutor(1)
@@ -157,12 +157,12 @@ def carry_out(
 def merge_in_memory(
     planned: Plan, progress: Callable[[int, int], None] | None = None
 ) -> Sequence[tuple[Shape, Update]]:
-    """The merged updates in memory, for callers that write nothing."""
+    """The merged updates in memory, for callers that write no files."""
     return list(_updates(planned, progress))
 
 
 def works(planned: Plan) -> Iterator[ModuleWork]:
-    """What the method of a plan sees of each module; reads every factor once and writes nothing."""
+    """The input of a plan's method for each module; reads every factor once and writes nothing."""
     members = [planned.members[n] for n in planned.present]
     limits = _limits(planned, members)
     for shape in shapes(members):
@@ -170,7 +170,7 @@ def works(planned: Plan) -> Iterator[ModuleWork]:
 
 
 def _limits(planned: Plan, members: Sequence[MergeMember]) -> Mapping[str, float]:
-    """What the method's survey of all modules finds; reads the factors as often as it asks for."""
+    """The result of the method's survey of all modules; reads the factors as often as it requires."""
     survey = planned.method.survey
     union = shapes(members)
     return survey(lambda: (_work(planned, shape, members, {}) for shape in union)) if survey else {}
@@ -181,7 +181,7 @@ def _updates(
 ) -> Iterator[tuple[Shape, Update]]:
     """Shape and update of each module; modules that only members of weight 0 have are left out.
 
-    Where factors are to be `written` as they are, side by side, they come in the data type of the file.
+    If factors are `written` unchanged, side by side, they are in the data type of the file.
     """
     import torch
 
@@ -202,7 +202,7 @@ def _updates(
 def _work(
     planned: Plan, shape: Shape, members: Sequence[MergeMember], limits: Mapping[str, float]
 ) -> ModuleWork:
-    """What the method sees of one module: the members that have it, their weights as they are."""
+    """The method's input for one module: the members that have it, with unchanged weights."""
     names = _unique([member.name for member in members])
     return _without_absent(
         ModuleWork(
@@ -220,17 +220,17 @@ def _work(
 
 
 def _without_absent(work: ModuleWork) -> ModuleWork:
-    """The same work for the members that have the module; weights stay as they are."""
+    """The same work for the members that have the module; weights are unchanged."""
     return work.of([n for n, rank in enumerate(work.stack.ranks) if rank])
 
 
 def write_updates(
     folder: Path, dtype: str, union: Sequence[Shape], updates: Iterable[tuple[Shape, Update]]
 ) -> dict[str, ModuleReport]:
-    """Writes the factors of updates to a folder as they come, and reports each module by name.
+    """Writes the factors of updates to a folder one by one, and reports each module by name.
 
-    `union` has every module that may come. Raises MergeError where `dtype` cannot hold a value, and
-    StorageError where the disk refuses.
+    `union` has every possible module. Raises MergeError if `dtype` cannot represent a value, and StorageError
+    if writing fails.
     """
     names = [name for shape in union for name in factor_names(shape)]
     modules: dict[str, ModuleReport] = {}
@@ -248,7 +248,7 @@ def write_updates(
 
 
 def _energy(update: Update) -> float | None:
-    """||b a||_F^2 as the method measured it, else by r x r Gram matrices in float32 where these are small."""
+    """||b a||_F^2 as measured by the method, else by r x r Gram matrices in float32 if these are small."""
     import torch
 
     if update.energy is not None or update.a.shape[0] > _CHEAP_RANK:
@@ -259,7 +259,7 @@ def _energy(update: Update) -> float | None:
 
 
 def totals(modules: Mapping[str, ModuleReport]) -> dict[str, Any]:
-    """Energy, norm and discarded energy of all modules; None where not every module is measured."""
+    """Energy, norm and discarded energy of all modules; None if not every module is measured."""
     measured = [module.energy for module in modules.values() if module.energy is not None]
     energy = math.fsum(measured) if len(measured) == len(modules) else None
     return {
@@ -316,7 +316,7 @@ def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any
 
 
 def _other_spelling(member: MergeMember, planned: Plan) -> str | None:
-    """What the member's configuration calls the base model, where this is not its canonical name."""
+    """The base model in the member's configuration, if this is not its canonical name."""
     spelling = member.config.base_model
     return None if spelling == planned.base else spelling
 

@@ -1,4 +1,4 @@
-"""A merge that has been checked and not yet done: everything that can be wrong without reading weights."""
+"""A validated merge before its execution: all checks that do not read weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A merge that has been checked and not yet done.
+    """A validated merge before its execution.
 
-    `weights` has one entry a member as the method uses it, `rank` the bound that was asked for, else the
-    method's own. `base` is the canonical name of the base model. `notes` are sentences for the user.
+    `weights` has one entry a member as the method uses it, `rank` the requested bound, else the method's.
+    `base` is the canonical name of the base model. `notes` are sentences for the user.
     """
 
     members: tuple[MergeMember, ...]
@@ -50,7 +50,7 @@ class Plan:
         return min(self.rank or largest, shape.in_features, shape.out_features)
 
     def joins(self, shape: Shape) -> bool:
-        """Whether the factors of all members side by side are the result in a module."""
+        """Whether the result of a module is the members' factors side by side."""
         row = self.method
         sums = row.full_rank and row.exact and row.cost == "bytes"
         return sums and self.device == "cpu" and self.bound(shape) >= shape.total
@@ -71,11 +71,11 @@ def plan(
     memory: int = MEMORY,
     inputs: Sequence[Path] = (),
 ) -> Plan:
-    """A merge with everything checked that can be checked without reading weights; writes nothing.
+    """A merge, validated as far as possible without reading weights; writes nothing.
 
     `base` and `table` are those of `load_members`.
-    Raises UsageError for what makes no sense, MergeError for members that do not fit the method or each
-    other, and what `load_members` raises.
+    Raises UsageError for invalid arguments, MergeError for members that do not match the method or each
+    other, and the errors of `load_members`.
     """
     row = find_method(method)
     options = row.options(parameters or {})
@@ -101,17 +101,20 @@ def plan(
 
 
 def _refuse_request(row: MergeMethod, members: Sequence[MergeMember], rank: int | None, inputs: int) -> None:
-    """Raises UsageError for a rank or activations of no use to the method, MergeError for unequal ranks."""
+    """Raises UsageError for a rank or activations that the method does not accept, MergeError for unequal
+    ranks."""
     if rank is not None and not row.truncates:
-        raise UsageError(f"{row.name} sets the rank by itself.")
+        raise UsageError(f"{row.name} determines the rank; leave out `rank`.")
     if rank is not None and rank < 1:
-        raise UsageError(f"The rank must be 1 or more, not {rank}.")
+        raise UsageError(f"The rank must be at least 1, not {rank}.")
     if row.data and inputs != len(members):
         raise UsageError(f"{row.name} needs one file of activations for each of the {len(members)} members.")
     if inputs and not row.data:
-        raise UsageError(f"{row.name} takes no activations.")
+        raise UsageError(f"{row.name} does not accept activations; leave them out.")
     if row.units and rank is not None and rank > max(shape.total for shape in shapes(members)):
-        raise UsageError(f"{rank} clusters are more than the units that the members have in any module.")
+        raise UsageError(
+            f"{rank} clusters exceed the number of units of the members in every module; use a lower rank."
+        )
     if row.equal_ranks:
         _refuse_ranks(members, row)
 
@@ -123,9 +126,9 @@ def _weights(row: MergeMethod, count: int, member_weights: Sequence[float] | Non
         else tuple(float(weight) for weight in member_weights)
     )
     if len(weights) != count:
-        raise UsageError(f"There are {len(weights)} weights for {count} members; give one each.")
+        raise UsageError(f"{count} members require as many weights, not {len(weights)}.")
     if not all(math.isfinite(weight) for weight in weights) or not any(weights):
-        raise UsageError("Weights must be finite numbers, and one of them not 0.")
+        raise UsageError("Weights must be finite numbers, at least one of them not 0.")
     if not row.normalised:
         return weights
     total = math.fsum(weights)
@@ -140,18 +143,18 @@ def _refuse_device(device: str) -> None:
     try:
         kind = torch.device(device)
     except RuntimeError as error:
-        raise UsageError(f"{device!r} is no device; use cpu, cuda or cuda:0.") from error
+        raise UsageError(f"{device!r} is not a device; use cpu, cuda or cuda:0.") from error
     if kind.type not in ("cpu", "cuda"):
-        raise UsageError(f"Merges run on cpu and cuda, not on {kind.type}.")
+        raise UsageError(f"Merges run only on cpu and cuda, not on {kind.type}.")
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"There is no device {device} here; use cpu.")
+        raise UsageError(f"The device {device} is not available; use cpu.")
 
 
 def _dtype(requested: str | None, members: Sequence[MergeMember]) -> str:
-    """The data type asked for, else the one that all members share, else float32."""
+    """The requested data type, else the one that all members share, else float32."""
     if requested is not None:
         if requested not in DTYPES:
-            raise UsageError(f"{requested!r} is no data type to write; choose one of {', '.join(DTYPES)}.")
+            raise UsageError(f"{requested!r} is not a supported data type; use one of {', '.join(DTYPES)}.")
         return requested
     stored = {dtype for member in members for dtype in member.spec.dtypes}
     return _STORED.get(stored.pop(), "float32") if len(stored) == 1 else "float32"

@@ -92,7 +92,7 @@ def test_a_merge_that_cannot_be_is_refused_and_writes_nothing(pair: list[Path], 
     before = sorted(tmp_path.iterdir())
     with pytest.raises(MergeError, match="other"):
         loradex.merge([*pair, other], "sum", out=tmp_path / "out")
-    with pytest.raises(UsageError, match="There is no merge method 'tise'; did you mean ties"):
+    with pytest.raises(UsageError, match="Unknown merge method 'tise'; did you mean ties"):
         loradex.merge(pair, "tise", out=tmp_path / "out")
     with pytest.raises(UsageError, match="absent is not a folder of an adapter; a pool is found by name in"):
         loradex.merge("absent", "sum", out=tmp_path / "out")

@@ -35,7 +35,7 @@ def adapters(tmp_path: Path) -> list[Path]:
 def test_tasks_are_found_by_folder_and_by_name(task: Path) -> None:
     assert loradex.load_task(task) == loradex.load_task("first", task.parent)
     assert [found.name for found in loradex.load_tasks(["all"], task.parent)] == ["first"]
-    with pytest.raises(NotFoundError, match=r"There is no task second; .*holds first"):
+    with pytest.raises(NotFoundError, match=r"Task second not found; .*contains first"):
         loradex.load_task("second", task.parent)
 
 

@@ -80,7 +80,7 @@ def test_adapt_writes_an_adapter_that_peft_loads(run: Program, place: Path) -> N
     assert document["misread"] == list(misreadings({config["r"], *config["rank_pattern"].values()}))
     again = run(*words, "-o", str(out))
     assert again.exit_code != 0
-    assert "is there already" in again.stderr
+    assert " exists; use" in again.stderr
     output = run(*words, "-o", str(out), "--overwrite")
     assert output.exit_code == 0
     assert "recycling" in output.stdout
@@ -146,7 +146,7 @@ def test_nonsense_is_one_sentence(run: Program, place: Path) -> None:
         (["-o", "x", "--samples", "500"], "fewer than the 500 asked for"),
         (["-o", "x", "--samples", "20", "--method", "averge"], "did you mean average"),
         (["-o", "x", "--samples", "20", "--method", "arrow"], "arrow makes no adapter"),
-        (["-o", str(place / "a1"), "--samples", "20"], "is there already"),
+        (["-o", str(place / "a1"), "--samples", "20"], " exists; use"),
     ):
         result = run(*words, *more)
         assert result.exit_code != 0
@@ -159,7 +159,7 @@ def test_nonsense_is_one_sentence(run: Program, place: Path) -> None:
     )
     assert "is not a folder of an adapter" in result.stderr
     result = run("base", "keep", "owner/name", str(place / "none.gguf"))
-    assert "There is no file" in result.stderr
+    assert "does not exist; give a GGUF" in result.stderr
 
 
 def test_adaptive_lists_the_methods(run: Program) -> None:

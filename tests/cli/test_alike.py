@@ -53,7 +53,7 @@ def test_the_same_question_has_the_same_answer(sample: Program) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["similar", "nobody/nothing"], "knows no adapter nobody/nothing"),
+        (["similar", "nobody/nothing"], "nobody/nothing not found"),
         (["similar", "made-here/pickle-only"], "has no fingerprint"),
         (["similar", "huggingface/peft-ia3"], "has no fingerprint"),
         (["show", "made-here/pickle-only", "--plot", "x.png"], "has no fingerprint"),

@@ -216,13 +216,13 @@ def test_folders_and_commits_can_be_named(hub: LocalHub, root: Path, run: Progra
 @pytest.mark.parametrize(
     ("name", "code", "told"),
     [
-        ("nobody/nothing", 1, "The catalog knows no adapter nobody/nothing; `loradex adapters` lists"),
-        ("ann/one@ffff", 1, "The catalog knows no adapter ann/one@ffff"),
-        ("ann/one:folder", 1, "The catalog knows no adapter ann/one:folder"),
+        ("nobody/nothing", 1, "Adapter nobody/nothing not found in the catalog; `loradex adapters` lists"),
+        ("ann/one@ffff", 1, "Adapter ann/one@ffff not found"),
+        ("ann/one:folder", 1, "Adapter ann/one:folder not found"),
         ("ann/one@xyz", 2, "'ann/one@xyz' does not name an adapter; write owner/name"),
-        ("", 2, "'' names no adapter"),
-        ("a b", 2, "'a b' names no adapter"),
-        ("a/b:\x1b[31m", 2, "names no adapter"),
+        ("", 2, "'' does not name an adapter"),
+        ("a b", 2, "'a b' does not name an adapter"),
+        ("a/b:\x1b[31m", 2, "does not name an adapter"),
     ],
 )
 def test_an_adapter_that_is_not_there(name: str, code: int, told: str, crawled: Program) -> None:

@@ -60,7 +60,7 @@ def test_a_missing_extra_is_one_sentence_with_the_line_that_installs_it(tmp_path
         *progress, sentence = stderr.splitlines()
         assert sentence.startswith("Error: "), (arguments, stderr)
         assert sentence.endswith(
-            f" requires the extra {extra}, of which {EXTRAS[extra][0]} is not installed: "
+            f" requires the extra {extra} ({EXTRAS[extra][0]} is not installed): "
             f"pip install 'loradex[{extra}]'."
         )
         assert len(progress) <= 1, (arguments, stderr)

@@ -103,7 +103,7 @@ def test_a_model_must_be_named(run: Program, place: Path) -> None:
         assert result.exit_code != 0
         assert "name it with --base" in result.stderr
     result = run("select", "one", "--by", "gradient", "--base", NAME, "--task", "nowhere")
-    assert "There is no task nowhere" in result.stderr
+    assert "Task nowhere not found" in result.stderr
 
 
 def test_exact_orders_the_best_by_their_weights(run: Program, place: Path) -> None:

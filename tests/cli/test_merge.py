@@ -86,7 +86,7 @@ def test_energy_kept_is_printed_where_it_was_measured(tmp_path: Path) -> None:
 def test_a_control_that_is_none_is_one_sentence(pair: list[Path], tmp_path: Path) -> None:
     result = run(tmp_path, "merge", *pair, "--method", "sum", "--control", "chance", "-o", tmp_path / "out")
     assert result.exit_code != 0
-    assert "'chance' is no control; choose one of random-pooled" in result.output
+    assert "'chance' is not a control; use one of random-pooled" in result.output
     assert not (tmp_path / "out").exists()
 
 

@@ -219,13 +219,13 @@ def test_weights_that_are_not_kept_are_fetched_at_their_commit(mine: Program, tm
     [
         (["select", "x", "--by", "random", "-k", "999"], "Only "),
         (["select", "x", "--by", "random", "-k", "0"], "at least 1"),
-        (["select", "x/y", "--by", "random"], "no name for a pool"),
-        (["select", "x", "--by", "text", "-k", "1"], "takes --query"),
+        (["select", "x/y", "--by", "random"], "not a valid name for a pool"),
+        (["select", "x", "--by", "text", "-k", "1"], "requires --query"),
         (["select", "x", "--by", "text", "--query", "  ", "-k", "1"], "1 to 10,000 characters"),
         (["select", "x", "--by", "random", "--where", "rank:64..8"], "rank"),
         (["select", "x", "--by", "random", "--where", "rank:4 rank:8"], "No adapter satisfies"),
         (["select", "x", "--by", "random", "--exclude", "nobody"], "nobody is not among the adapters"),
-        (["select", "x", "--by", "adapter", "--like", "nobody/x"], "knows no adapter"),
+        (["select", "x", "--by", "adapter", "--like", "nobody/x"], "not found in the catalog"),
         (["select", "x", "--by", "matched", "--to", "nothing"], "Pool 'nothing' not found"),
         (
             ["select", "x", "--by", "random", "--base", "acme/unknown", "-k", "1"],
@@ -255,7 +255,7 @@ def test_a_name_is_not_taken_from_another_pool(mine: Program) -> None:
     ok(mine, "select", "one", "--by", "random", "-k", "2")
     refused = mine("select", "one", "--by", "random", "-k", "2", "--seed", "1")
     assert refused.exit_code == 1
-    assert "another pool called one" in refused.stderr
+    assert "A different pool called one" in refused.stderr
     ok(mine, "select", "one", "--by", "random", "-k", "2", "--seed", "1", "--replace")
     assert [row["members"] for row in ok(mine, "pools")] == [2]
 

@@ -71,7 +71,7 @@ def test_the_studies_that_come_along_are_listed(run: Program) -> None:
     ("words", "says", "code"),
     [
         (("run", "nothing", "-o", "OUT"), "There is no study nothing", 1),
-        (("run", "recycling", "-o", "OUT"), "There is no task amazon_reviews", 1),
+        (("run", "recycling", "-o", "OUT"), "Task amazon_reviews not found", 1),
         (("run", "STUDY", "-o", "OUT", "--workers", "2"), "belong to Ray", 2),
         (("run", "STUDY", "-o", "OUT", "--ray", "--address", "a:1", "--workers", "2"), "its own workers", 2),
         (("run", "published", "-o", "OUT", "--tables", "EMPTY"), "Published tables are not a study", 2),

@@ -31,8 +31,8 @@ def test_the_row(run: Program, data: Path) -> None:
     for file in files:
         refused = run("base", "keep", "made/x", str(file))
         assert (refused.exit_code, refused.stdout) == (2, "")
-        cut = f"it is cut off after {file.stat().st_size:,} bytes"
-        assert refused.stderr == f"Error: {file} is no GGUF file of a Llama model: {cut}.\n"
+        cut = f"it is truncated after {file.stat().st_size:,} bytes"
+        assert refused.stderr == f"Error: {file} is not a GGUF file of a Llama model: {cut}.\n"
         assert not list(data.rglob("*"))
 
 
@@ -64,17 +64,17 @@ def changed(**tensors: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
     ("options", "words"),
     [
         ({"kind": "qwen2"}, "its architecture is 'qwen2'"),
-        ({"words": None}, "it has no tokenizer.ggml.tokens"),
+        ({"words": None}, "it does not contain tokenizer.ggml.tokens"),
         ({"words": WORDS[:5]}, "token_embd.weight has the shape"),
         ({"values": {"block_count": 1_000_000_000}}, "too few for 1,000,000,000 blocks"),
-        ({"values": {"block_count": 3}}, "it has no tensor blk.2.attn_norm.weight"),
+        ({"values": {"block_count": 3}}, "it does not contain the tensor blk.2.attn_norm.weight"),
         ({"values": {"block_count": 1}}, "it has a tensor blk.1"),
-        ({"values": {"block_count": 0}}, "it does not say llama.block_count"),
+        ({"values": {"block_count": 0}}, "it does not contain llama.block_count"),
         ({"values": {"feed_forward_length": 2**31}}, "not [8, 2147483648]"),
         ({"values": {"embedding_length": 16}}, "has the shape"),
-        ({"values": {"attention.head_count": 3}}, "3 heads do not share a width of 8"),
+        ({"values": {"attention.head_count": 3}}, "a width of 8 is not divisible by 3 heads"),
         ({"values": {"attention.head_count_kv": 0}}, "llama.attention.head_count_kv"),
-        ({"tensors": changed(blk__1__ffn_up=None)}, "it has no tensor blk.1.ffn_up.weight"),
+        ({"tensors": changed(blk__1__ffn_up=None)}, "it does not contain the tensor blk.1.ffn_up.weight"),
         ({"tensors": changed(blk__1__attn_q=(8, 4))}, "blk.1.attn_q.weight has the shape [4, 8]"),
         ({"tensors": changed(blk__1__attn_q_norm=(8,))}, "it has a tensor blk.1.attn_q_norm.weight"),
         ({"tensors": {}}, "it claims 0 tensors"),
@@ -116,21 +116,21 @@ EMBEDDINGS = b"token_embd.weight"
         (put(8, "Q", 2**60), "it claims 1,152,921,504,606,846,976 tensors"),
         (put(16, "Q", 2**60), "values, which no model has"),
         (put(16, "Q", 60_000), "it"),
-        (put(24, "Q", 2**60), "it holds a name of"),
-        (put_behind(b"general.architecture", "IQ", 8, 2**40), "it is cut off"),
+        (put(24, "Q", 2**60), "it contains a name of"),
+        (put_behind(b"general.architecture", "IQ", 8, 2**40), "it is truncated"),
         (put_behind(b"general.architecture", "I", 77), "the unknown type 77"),
         (put_behind(b"tokenizer.ggml.tokens", "IIQ", 9, 8, 2**40), "claims 1,099,511,627,776 items"),
         (put_behind(b"tokenizer.ggml.tokens", "IIQ", 9, 9, 1), "items of the unknown type 9"),
-        (put_behind(b"tokenizer.ggml.scores", "IIQ", 9, 12, 2**20), "it is cut off"),
+        (put_behind(b"tokenizer.ggml.scores", "IIQ", 9, 12, 2**20), "it is truncated"),
         (put_behind(EMBEDDINGS, "I", 2**31), "2,147,483,648 dimensions"),
-        (put_behind(EMBEDDINGS, "IQQ", 2, 8, 2**40), "it is cut off"),
+        (put_behind(EMBEDDINGS, "IQQ", 2, 8, 2**40), "it is truncated"),
         (put_behind(EMBEDDINGS, "IQQ", 2, 0, 8), "impossible shape [0, 8]"),
         (put_behind(EMBEDDINGS, "IQQI", 2, 8, 8, 99), "the unknown type 99"),
         (put_behind(EMBEDDINGS, "IQQI", 2, 8, 8, 2), "impossible shape [8, 8]"),
-        (put_behind(EMBEDDINGS, "IQQIQ", 2, 8, 8, 0, 2**50), "bytes are promised"),
-        (lambda data: data[:-1], "it is cut off"),
-        (lambda data: data.replace(b"blk.1.ffn_up", b"blk.0.ffn_up"), "stands there twice"),
-        (lambda data: b"", "it is cut off after 0 bytes"),
+        (put_behind(EMBEDDINGS, "IQQIQ", 2, 8, 8, 0, 2**50), "it is truncated: it requires"),
+        (lambda data: data[:-1], "it is truncated"),
+        (lambda data: data.replace(b"blk.1.ffn_up", b"blk.0.ffn_up"), "is repeated"),
+        (lambda data: b"", "it is truncated after 0 bytes"),
     ],
 )
 def test_a_header_that_lies_is_found_out(

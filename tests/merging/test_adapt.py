@@ -153,7 +153,7 @@ def test_routing_is_measured_and_never_folded(
     done = adapt(base, members, task, some, method, steps=4 if ADAPTIVE[method].steps else None)
     with done.apply():
         assert valid_loss(base, task, some) == pytest.approx(done.valid_loss, abs=1e-6)
-    with pytest.raises(MergeError, match="sends every token its own way"):
+    with pytest.raises(MergeError, match="routes every token separately"):
         done.write(tmp_path / "out")
 
 
@@ -258,13 +258,13 @@ def test_nonsense_is_said(task: Task, some: ExampleBudget, members: list[MergeMe
         adapt(base, members, task, some, "recyclin")
     with pytest.raises(UsageError, match="target-rescaled takes a target adapter alone"):
         adapt(base, members, task, some, "target-rescaled")
-    with pytest.raises(UsageError, match="nothing to adapt"):
+    with pytest.raises(UsageError, match="at least one adapter"):
         adapt(base, [], task, some, "recycling")
-    with pytest.raises(UsageError, match="learning rate is -1"):
+    with pytest.raises(UsageError, match="learning rate must be above 0, not -1"):
         adapt(base, members, task, some, "recycling", rate=-1.0)
     with pytest.raises(UsageError, match="arrow learns nothing"):
         adapt(base, members, task, some, "arrow", steps=5)
-    with pytest.raises(UsageError, match="steps is 0"):
+    with pytest.raises(UsageError, match="steps must be at least 1, not 0"):
         adapt(base, members, task, some, "recycling", steps=0)
 
 

@@ -189,5 +189,5 @@ def test_folders_of_mixed_ranks_and_more_clusters_than_units(tmp_path: Path) -> 
     both = {name: delta + deltas(folders[1])[name] for name, delta in deltas(folders[0]).items()}
     assert distance(deltas(tmp_path / "out"), both) < 1e-6
     assert max(merge(folders, "lora-lego", tmp_path / "k").modules.values(), key=lambda m: m.rank).rank == 5
-    with pytest.raises(UsageError, match="9 clusters are more than the units"):
+    with pytest.raises(UsageError, match="9 clusters exceed the number of units"):
         merge(folders, "lora-lego", tmp_path / "more", rank=9)

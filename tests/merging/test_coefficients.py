@@ -172,10 +172,10 @@ def test_numbers_and_scales_say_the_same(table: list[list[int]], granularity: Gr
         ({"granularity": "modul"}, "did you mean module"),
         ({"activation": "relu"}, "no activation 'relu'"),
         ({"init": "nil"}, "no init 'nil'"),
-        ({"activation": "softmax", "granularity": "rank"}, "choose module"),
+        ({"activation": "softmax", "granularity": "rank"}, "use module"),
         ({"activation": "squared"}, "no gradient"),
-        ({"init": "one_hot"}, "needs its number"),
-        ({"target": 1}, "others take none"),
+        ({"init": "one_hot"}, "requires its number"),
+        ({"target": 1}, "other starts do not accept a target"),
         ({"init": "one_hot", "target": 3}, "no member 3 of 3"),
     ],
 )

@@ -110,7 +110,7 @@ def test_trained_factors_are_written_instead_of_the_files(members: list[MergeMem
 def test_only_its_own_folders_are_replaced(members: list[MergeMember], tmp_path: Path) -> None:
     out = tmp_path / "out"
     combine(members, {Q: [1, 1, 1]}, out)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists; use another"):
         combine(members, {Q: [2, 2, 2]}, out)
     combine(members, {Q: [2, 2, 2]}, out, overwrite=True)
     assert distance(deltas(out), expected(members, {Q: [2.0, 2.0, 2.0]})) < 1e-6
@@ -122,11 +122,11 @@ def test_only_its_own_folders_are_replaced(members: list[MergeMember], tmp_path:
 @pytest.mark.parametrize(
     ("numbers", "options", "error", "message"),
     [
-        ({Q: [0, 0, 0]}, {}, MergeError, "nothing to write"),
-        ({}, {}, MergeError, "nothing to write"),
+        ({Q: [0, 0, 0]}, {}, MergeError, "no adapter was written"),
+        ({}, {}, MergeError, "no adapter was written"),
         ({"norm": [1, 1, 1]}, {}, UsageError, "No member has a module norm"),
-        ({Q: [1, 1, 1]}, {"rank": 0}, UsageError, "must be 1 or more"),
-        ({Q: [1, 1, 1]}, {"dtype": "int8"}, UsageError, "no data type"),
+        ({Q: [1, 1, 1]}, {"rank": 0}, UsageError, "must be at least 1"),
+        ({Q: [1, 1, 1]}, {"dtype": "int8"}, UsageError, "not a supported data type"),
         ({Q: [1e30, 1, 1]}, {"dtype": "float16"}, MergeError, "write float32 instead"),
     ],
 )

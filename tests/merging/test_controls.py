@@ -298,7 +298,7 @@ def test_values_that_are_not_finite_are_refused_and_leave_nothing(kind: str, tmp
     tensors = load_file(path)
     tensors["base_model.model.model.layers.4.mlp.down_proj.lora_B.weight"][3, 1] = math.nan
     save_file(tensors, path)
-    with pytest.raises(MergeError, match=r"broken cannot be stood in for.*NaN"):
+    with pytest.raises(MergeError, match=r"broken cannot have a stand-in.*NaN"):
         stand_in(load_member(path.parent), kind, tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["broken"]
 
@@ -311,7 +311,7 @@ def test_an_untrained_member_stays_without_effect(kind: str, tmp_path: Path) -> 
 
 
 def test_a_kind_that_is_none_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'random' is no control; choose one of random-pooled"):
+    with pytest.raises(UsageError, match="'random' is not a control; use one of random-pooled"):
         stand_in(load_member(layer_up(tmp_path / "m")), "random", tmp_path / "out")
 
 
@@ -321,11 +321,11 @@ def test_a_stand_in_is_written_once_and_other_folders_are_left_alone(tmp_path: P
     inode = result.weights.stat().st_ino
     again = stand_in(member, "random-each", tmp_path / "out")
     assert (again, again.weights.stat().st_ino) == (result, inode)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists; use another"):
         stand_in(member, "random-each", tmp_path / "out", seed=1)
     config = json.loads((result.folder / "adapter_config.json").read_text())
     (result.folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists; use another"):
         stand_in(member, "random-each", tmp_path / "out")
 
 

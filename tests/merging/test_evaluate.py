@@ -117,7 +117,7 @@ def test_another_question_is_another_line(tmp_path: Path, tasks: list[Task]) -> 
 def test_a_log_of_something_else_is_left_alone(tmp_path: Path, tasks: list[Task]) -> None:
     log = tmp_path / "notes.txt"
     log.write_text("shopping\nlist\n")
-    with pytest.raises(UsageError, match=r"notes.txt line 1 is no score"):
+    with pytest.raises(UsageError, match=r"notes.txt line 1 is not a score"):
         list(evaluate(tiny_base(), [], tasks, log=log))
     assert log.read_text() == "shopping\nlist\n"
 
@@ -162,7 +162,7 @@ def test_a_line_that_no_evaluation_writes_is_named(
     list(evaluate(tiny_base(), [], tasks[:1], limit=5, log=log))
     row = json.loads(log.read_text())
     log.write_text(log.read_text() + json.dumps(row | wrong, sort_keys=True) + "\n")
-    with pytest.raises(UsageError, match=r"scores.jsonl line 2 is no score"):
+    with pytest.raises(UsageError, match=r"scores.jsonl line 2 is not a score"):
         list(evaluate(tiny_base(), [], tasks[:1], limit=5, log=log))
 
 
@@ -170,7 +170,7 @@ def test_a_line_that_no_evaluation_writes_is_named(
 def test_a_file_that_is_no_log_keeps_its_bytes(tmp_path: Path, tasks: list[Task], data: bytes) -> None:
     log = tmp_path / "mine"
     log.write_bytes(data)
-    with pytest.raises(UsageError, match="no log of scores"):
+    with pytest.raises(UsageError, match="not a log of scores"):
         list(evaluate(tiny_base(), [], tasks, log=log))
     assert log.read_bytes() == data
 
@@ -185,7 +185,7 @@ def test_another_model_of_the_same_name_is_measured_anew(tmp_path: Path, tasks: 
 def test_a_model_that_overflows_is_no_score(tmp_path: Path, tasks: list[Task]) -> None:
     base = tiny_base()
     base.model.lm_head.weight.data.fill_(float("nan"))
-    with pytest.raises(EvaluationError, match="gives no number on choice"):
+    with pytest.raises(EvaluationError, match="on choice is not finite"):
         measure(base, tasks[0], examples(tasks[0], "test"))
 
 

@@ -161,10 +161,10 @@ def broken(folder: Path, change: str) -> Path:
         ("missing", "belongs to another model"),
         ("shape", r"has shape \[3, 12\]"),
         ("quantised", "not quantised"),
-        ("gone", "fetch the whole model"),
+        ("gone", "fetch the complete model"),
         ("escaping", "is not there"),
         ("cut", "cannot be used"),
-        ("index", "no weight_map"),
+        ("index", "does not contain weight_map"),
     ],
 )
 def test_a_base_that_does_not_fit_is_refused(change: str, words: str, tmp_path: Path) -> None:

@@ -522,7 +522,7 @@ def test_weights_in_another_form_are_live_and_not_dense(tmp_path: Path) -> None:
     with live.attach():
         result = base["q_proj"](x)
     assert close(result, x @ torch.ones(2, 2) + x @ deltas(member.folder)["q_proj"].T.float())
-    with pytest.raises(MergeError, match="load the base unquantised"), live.dense(live.scales_of([1])):
+    with pytest.raises(MergeError, match="load the base model unquantised"), live.dense(live.scales_of([1])):
         pass
 
 
@@ -535,7 +535,7 @@ def test_what_makes_no_sense_is_refused(model: Any, members: list[MergeMember]) 
         ({"lm_head": torch.ones(3)}, None, r"lm_head have shape \[3\], not \[4\]"),
         (several, None, r"not \[\d+\]"),
         (right, torch.tensor([0]), "have shape"),
-        (several, torch.tensor([0, 2]), "A row uses scales 2 and there are 2 sets"),
+        (several, torch.tensor([0, 2]), "A row uses the set of scales 2, but there are 2 sets"),
         (several, torch.tensor([0.0, 1.0]), "must be a vector of integers"),
         ({}, torch.tensor([0]), "there are 0 sets"),
     ]
@@ -546,9 +546,9 @@ def test_what_makes_no_sense_is_refused(model: Any, members: list[MergeMember]) 
         live.scales_of([1, 2, 3])
     with live.attach():
         live.set_scales(several, torch.tensor([0, 1]))
-        with pytest.raises(UsageError, match="sees 3 rows and scales were given for 2"):
+        with pytest.raises(UsageError, match="a batch of 3 rows, but scales for 2"):
             logits(model)
-        with pytest.raises(UsageError, match="attached already"), live.attach():
+        with pytest.raises(UsageError, match="already attached"), live.attach():
             pass
         live.set_scales(right)
 

@@ -233,7 +233,7 @@ def test_broken_and_absent_files_are_named(tmp_path: Path) -> None:
 def test_a_file_that_shrinks_after_its_header_was_read_is_noticed(tmp_path: Path) -> None:
     member = load_member(adapter(tmp_path / "a"))
     member.weights.write_bytes(member.weights.read_bytes()[:-8])
-    with pytest.raises(WeightsError, match="end early"):
+    with pytest.raises(WeightsError, match="are truncated"):
         [read_module(member, name) for name in ALL]
 
 
@@ -252,7 +252,7 @@ def test_members_of_other_shapes_are_refused(tmp_path: Path) -> None:
     folders = [adapter(tmp_path / "a"), adapter(tmp_path / "b", modules=[Q], factors=wide)]
     with pytest.raises(MergeError, match=r"12 to 12 in a and linear of 13 to 12 in b"):
         load_members(folders)
-    with pytest.raises(UsageError, match="nothing to merge"):
+    with pytest.raises(UsageError, match="requires at least one adapter"):
         load_members([])
 
 

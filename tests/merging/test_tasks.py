@@ -81,14 +81,14 @@ def test_a_limit_draws_the_same_examples_for_everybody(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ({"input": "x"}, "line 1 is no example: it has no target"),
-        ({"input": "x", "target": "maybe"}, "line 1 has the target 'maybe', which is no choice"),
-        ({"input": " ", "target": "yes"}, "line 1 is no example: input is empty"),
+        ({"input": "x"}, "line 1 is not a valid example: it does not contain target"),
+        ({"input": "x", "target": "maybe"}, "line 1 has the target 'maybe', which is not a choice"),
+        ({"input": " ", "target": "yes"}, "line 1 is not a valid example: input must be a non-empty string"),
         (
             {"input": "x", "target": "yes", "choices": ["yes", "yes"]},
-            "fewer than two entries, or one of them twice",
+            "at least two different entries",
         ),
-        ([1], "line 1 is no example"),
+        ([1], "line 1 is not a valid example"),
     ],
 )
 def test_an_example_that_cannot_be_used_is_named_by_line(tmp_path: Path, line: object, words: str) -> None:
@@ -116,7 +116,7 @@ def test_missing_and_broken_tasks_are_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="accuracy or exact_match, not 'f1'"):
         read_task(folder)
     (folder / "task.json").write_text("[]")
-    with pytest.raises(UsageError, match="no JSON object"):
+    with pytest.raises(UsageError, match="not contain a JSON object"):
         read_task(folder)
 
 

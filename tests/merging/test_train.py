@@ -491,19 +491,19 @@ def test_a_budget_smaller_than_a_batch_trains(folder: Path, task: Task, tmp_path
     ("given", "words"),
     [
         ({"variant": "lola"}, "Unknown variant 'lola'; choose one of lora, rslora"),
-        ({"rank": 0}, "rank is 0"),
-        ({"alpha": 0.0}, "alpha is 0"),
-        ({"alpha": float("nan")}, "alpha is nan"),
-        ({"steps": 0}, "steps is 0"),
-        ({"batch": 0}, "batch is 0"),
-        ({"patience": 0}, "patience is 0"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"dtype": "int8"}, "stored as one of"),
+        ({"rank": 0}, "rank must be at least 1, not 0"),
+        ({"alpha": 0.0}, "alpha must be a positive number, not 0"),
+        ({"alpha": float("nan")}, "positive number, not nan"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"batch": 0}, "batch must be at least 1, not 0"),
+        ({"patience": 0}, "patience must be at least 1, not 0"),
+        ({"dropout": 1.0}, "below 1, not 1.0"),
+        ({"dtype": "int8"}, "data type must be one of"),
         ({"targets": []}, "Name the modules"),
         ({"targets": ["nope_proj"]}, "An adapter of the variant lora cannot be created: .*nope_proj"),
-        ({"learning_rates": []}, "learning rate is a positive number"),
-        ({"learning_rates": [0.0]}, "learning rate is a positive number"),
-        ({"learning_rates": [math.inf]}, "learning rate is a positive number"),
+        ({"learning_rates": []}, "earning rates must be positive numbers"),
+        ({"learning_rates": [0.0]}, "earning rates must be positive numbers"),
+        ({"learning_rates": [math.inf]}, "earning rates must be positive numbers"),
         ({"variant": "orthogonal", "rank": 3}, "An adapter of the variant orthogonal"),
         ({"variant": "pissa", "rank": 20}, "only 16 singular vectors for the rank 20"),
     ],
@@ -517,7 +517,7 @@ def test_settings_that_make_no_sense(given: dict[str, Any], words: str, folder: 
 
 def test_only_a_training_is_overwritten(folder: Path, tmp_path: Path) -> None:
     quick(folder, tmp_path / "out", steps=1)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists; use another"):
         quick(folder, tmp_path / "out", steps=2)
     assert quick(folder, tmp_path / "out", steps=2, overwrite=True).record["rates"][0]["steps"] == 2
     (tmp_path / "mine").mkdir()

@@ -356,7 +356,7 @@ def test_an_adapter_of_another_base_is_refused_before_anything_runs(world: Path,
     path = tmp_path / "copy" / "study.yaml"
     save_base(tiny_base(hidden=64), tmp_path / "wider")
     path.write_text(path.read_text().replace(f"base: {world.parent / 'base'}", f"base: {tmp_path / 'wider'}"))
-    with pytest.raises(MergeError, match=r"a0 is made for .* belongs to another model"):
+    with pytest.raises(MergeError, match=r"a0 requires .* belongs to another model"):
         make_study(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
