@@ -234,7 +234,7 @@ def test_weights_that_are_not_kept_are_fetched_at_their_commit(mine: Program, tm
         (["pool", "show", "nothing"], "Pool 'nothing' not found"),
         (["pool", "import", "nothing"], "does not exist"),
         (["search", ""], "1 to 10,000 characters"),
-        (["search", "x", "--weights", "0,0"], "above it"),
+        (["search", "x", "--weights", "0,0"], "not both zero"),
         (["search", "x", "--words", "--where", "nosuch:1"], "nosuch"),
     ],
     ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else "",
