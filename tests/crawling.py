@@ -7,6 +7,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 from catalog.database import TableBase
 from catalog.files import BlobStore
 from crawler.crawl import Crawler, CrawlOptions
-from crawler.crawl.progress import Silent
+from crawler.crawl.progress import Progress
 from crawler.hub import Hub, HubSettings
 from tests.fakes import VirtualClock
 
@@ -26,6 +27,11 @@ RECORDS = (
     "fingerprint",
     *("adapter", "adapter_reason"),
 )
+
+
+def silent() -> Progress:
+    """A progress that tells nobody."""
+    return create_autospec(Progress, instance=True)  # type: ignore[no-any-return]
 
 
 def hub_settings(url: str, **arguments: Any) -> HubSettings:
@@ -48,7 +54,7 @@ def crawl(
     )
     stop = threading.Event()
     with Hub(hub_settings(url, **(hub or {})), clock=VirtualClock(), stop=stop) as client:
-        crawler = Crawler(engine, client, BlobStore(data / "blobs"), arguments, Silent(), stop, lambda: now)
+        crawler = Crawler(engine, client, BlobStore(data / "blobs"), arguments, silent(), stop, lambda: now)
         return crawler.crawl().as_json()
 
 

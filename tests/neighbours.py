@@ -23,9 +23,8 @@ from catalog.database import DocumentRow, make_engine
 from catalog.files import BlobStore
 from catalog.search import browse
 from crawler.crawl import Crawler, CrawlOptions, refusing
-from crawler.crawl.progress import Silent
 from crawler.hub import Hub
-from tests.crawling import NOW, hub_settings, items
+from tests.crawling import NOW, hub_settings, items, silent
 from tests.fakes import VirtualClock
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
 
@@ -89,7 +88,7 @@ def crawl_by(
     arguments = CrawlOptions(**requests | options)
     stop = threading.Event()
     with Hub(hub_settings(url, **(hub or {})), clock=clock, stop=stop) as client:
-        crawler = Crawler(engine, client, BlobStore(data / "blobs"), arguments, Silent(), stop, lambda: NOW)
+        crawler = Crawler(engine, client, BlobStore(data / "blobs"), arguments, silent(), stop, lambda: NOW)
         return crawler.crawl().as_json()
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RepositoryRecord:
-    """A repository as the listing showed it; `hub_id` is its identity, `commit` the head of `main`."""
+    """A repository as the listing showed it; `hub_id` is its identity, `commit` the head of `main`.
+
+    `gated` is None, "auto" or "manual"; dates are in UTC.
+    """
 
     hub_id: str
     name: str

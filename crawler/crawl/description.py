@@ -18,7 +18,6 @@ from catalog.adapters import (
     BaseTable,
     DocumentRecord,
     ReasonRecord,
-    RepositoryRecord,
     WeightsHealth,
     WeightsRecord,
     names_nothing,
@@ -52,26 +51,6 @@ class Draft:
     problems: tuple[str, ...] = field(default=())
 
 
-def repository_record(listed: ListedRepository) -> RepositoryRecord:
-    """What a listing row says of a repository, as the catalog stores it."""
-    return RepositoryRecord(
-        hub_id=listed.hub_id,
-        name=listed.name,
-        commit=listed.sha,
-        created_at=listed.created_at,
-        last_modified=listed.last_modified,
-        gated=listed.gated or None,
-        disabled=listed.disabled,
-        private=listed.private,
-        downloads=listed.downloads,
-        downloads_all_time=listed.downloads_all_time,
-        likes=listed.likes,
-        library=listed.library,
-        pipeline_tag=listed.pipeline_tag,
-        tags=listed.tags,
-    )
-
-
 def description_digest(bases: BaseTable) -> str:
     """What an adapter's description depends on besides its files: the rules' version and the spellings."""
     spellings = [[row.canonical, row.spelling, row.kind] for row in bases.rows]
@@ -84,7 +63,7 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described
     findings = screen(_evidence(listed, draft, identity))
     measured, health = _health(draft) or (None, None)
     return AdapterRecord(
-        commit=listed.sha or "",
+        commit=listed.commit or "",
         subfolder=draft.folder.subfolder,
         main=draft.folder.main,
         files=_files(draft),

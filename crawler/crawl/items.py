@@ -21,10 +21,15 @@ from sqlalchemy.orm import Session
 
 from catalog.adapters import RepositoryRecord
 from catalog.database import Crawl, CrawlItem, ItemOutcome, Repository, for_writing, frontier, retries, store
-from catalog.errors import HubBusyError, HubError, HubUnreachableError, LoradexError, StorageError
+from catalog.errors import (
+    HubAccessError,
+    HubBusyError,
+    HubError,
+    HubUnreachableError,
+    LoradexError,
+    StorageError,
+)
 from catalog.rules import UNREADABLE
-from crawler.crawl.description import repository_record
-from crawler.crawl.identity import bearer
 from crawler.crawl.outcomes import error_kind
 from crawler.crawl.progress import Progress
 from crawler.crawl.screening import refusing
@@ -98,19 +103,6 @@ class ItemTask:
     result: Future[Result] = field(default_factory=Future)
 
 
-class Tally:
-    """How many items are settled, for whoever watches."""
-
-    def __init__(self, progress: Progress, done: int, total: int) -> None:
-        self._progress, self._done, self._total = progress, done, total
-        progress.working(done, total)
-
-    def add(self, count: int) -> None:
-        """So many more are settled."""
-        self._done += count
-        self._progress.working(self._done, self._total)
-
-
 class Meter:
     """What a crawl costs: the totals of its earlier runs and of this one."""
 
@@ -155,12 +147,12 @@ class ItemQueue:
         Stops early, with items left pending, where PATIENCE items in a row fail for want of the disk, or of a
         Hub that does not answer a plain question either.
         """
-        tally = self._tally()
+        add_settled = self._tally()
         failing = 0
         window: deque[ItemTask] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="crawl")
         try:
-            tasks = self._tasks(pool, tally)
+            tasks = self._tasks(pool, add_settled)
             while True:
                 while len(window) < 4 * workers and (task := next(tasks, None)) is not None:
                     window.append(task)
@@ -173,7 +165,7 @@ class ItemQueue:
                         if failure.kind == "storage" or not self._hub_answers():
                             return
                         failing = 0
-                tally.add(len(batch))
+                add_settled(len(batch))
         finally:
             # Nothing is in flight when all is settled; whatever else ended the loop, nobody waits for it.
             if window:
@@ -189,20 +181,29 @@ class ItemQueue:
             return False
         return True
 
-    def _tally(self) -> Tally:
+    def _tally(self) -> Callable[[int], None]:
+        """Shows how many items are settled; returns what adds to their number."""
         with Session(self.engine) as session:
             counts = frontier.outcomes(session, self.crawl_id)
         total = sum(counts.values()) - counts[ItemOutcome.QUARANTINED.value]
-        return Tally(self.progress, total - counts[ItemOutcome.PENDING.value], total)
+        done = total - counts[ItemOutcome.PENDING.value]
 
-    def _tasks(self, pool: Executor, tally: Tally) -> Iterator[ItemTask]:
+        def add(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress.working(done, total)
+
+        add(0)
+        return add
+
+    def _tasks(self, pool: Executor, add_settled: Callable[[int], None]) -> Iterator[ItemTask]:
         """The items that take a look at the Hub, in order; those that take none are settled on the way."""
         after = 0
         while True:
             with Session(for_writing(self.engine)) as session, session.begin():
                 items = frontier.pending(session, self.crawl_id, after, BATCH)
                 jobs = self._jobs(session, items)
-                tally.add(len(items) - len(jobs))
+                add_settled(len(items) - len(jobs))
                 after = items[-1].position if items else after
             if not items:
                 return
@@ -229,8 +230,8 @@ class ItemQueue:
                 jobs.append((task, partial(_identify, listed, names, commit, self.tools)))
             elif row is not None and self._is_older(listed, row):
                 frontier.settle(item, ItemOutcome.UNCHANGED, detail="the catalog holds a newer state")
-            elif row is not None and commit is not None and listed.sha == commit:
-                touched.append(store.touch_repository(session, row, repository_record(listed), self.now()))
+            elif row is not None and commit is not None and listed.commit == commit:
+                touched.append(store.touch_repository(session, row, listed, self.now()))
                 frontier.settle(item, ItemOutcome.UNCHANGED)
             else:
                 jobs.append((task, partial(process, listed, self.tools)))
@@ -390,13 +391,29 @@ def _names(item: CrawlItem, repository: Repository | None, listed: ListedReposit
 
 
 def _identify(listed: ListedRepository, names: Sequence[str], commit: str | None, tools: Tools) -> Result:
-    """What became of the repository that bears an `_id` with several names."""
-    identity = bearer(listed, names, tools.hub)
-    if commit is not None and identity.repository.sha == commit:
-        result: Processed | Unchanged | Gone = Unchanged(repository_record(identity.repository))
-    else:
-        result = process(identity.repository, tools)
-    return Identified(identity.repository.name, identity.others, result)
+    """What became of the repository whose `_id` the listing, or the catalog and the listing, give two names.
+
+    A renamed repository keeps its `_id`, and the Hub answers for its old name with the new one. Where the Hub
+    has several names with the one `_id`, the first is read, and the others are named; where it has none of
+    them, the row of the listing stands.
+    """
+    candidates: dict[str, ListedRepository] = {}
+    for name in names:
+        if name not in candidates and (row := _show(name, tools.hub)) and row.hub_id == listed.hub_id:
+            candidates.setdefault(row.name, row)
+    first, *others = candidates.values() or (listed,)
+    return Identified(first.name, tuple(other.name for other in others), _process_new(first, commit, tools))
+
+
+def _show(name: str, hub: Hub) -> ListedRepository | None:
+    """The repository that the Hub has under a name, None where it shows none."""
+    try:
+        row = parse_row(hub.repository(name))
+    except HubAccessError as error:
+        if error.status == "unauthorized":
+            raise
+        return None
+    return None if isinstance(row, BadRow) else row
 
 
 def _look_again(hub_id: str, name: str, commit: str | None, tools: Tools) -> Result:
@@ -404,6 +421,9 @@ def _look_again(hub_id: str, name: str, commit: str | None, tools: Tools) -> Res
     listed = look_up(hub_id, name, tools)
     if listed is None:
         return Gone(None, "the Hub no longer has it")
-    if commit is not None and listed.sha == commit:
-        return Unchanged(repository_record(listed))
-    return process(listed, tools)
+    return _process_new(listed, commit, tools)
+
+
+def _process_new(listed: ListedRepository, commit: str | None, tools: Tools) -> Processed | Unchanged | Gone:
+    """Reads a repository that is at another commit than the catalog's."""
+    return Unchanged(listed) if commit is not None and listed.commit == commit else process(listed, tools)

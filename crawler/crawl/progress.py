@@ -24,19 +24,3 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Something worth a line: a resumed crawl, a broken listing."""
         ...
-
-
-class Silent:
-    """Tells nobody."""
-
-    def watch_bytes(self, received: Callable[[], int]) -> None:
-        """Does nothing."""
-
-    def report_listing(self, repositories: int) -> None:
-        """Does nothing."""
-
-    def working(self, done: int, total: int) -> None:
-        """Does nothing."""
-
-    def note(self, text: str) -> None:
-        """Does nothing."""

@@ -38,8 +38,8 @@ from catalog.errors import (
     WeightsError,
 )
 from catalog.files import BlobStore
-from catalog.fingerprints import Fingerprint, fingerprint, pattern_of, record_of, use_one_thread
-from crawler.crawl.description import Draft, describe, findings, repository_record
+from catalog.fingerprints import fingerprint, pattern_of, record_of, use_one_thread
+from crawler.crawl.description import Draft, describe, findings
 from crawler.crawl.known import Known
 from crawler.crawl.screening import reasons_to_refuse
 from crawler.hub import BadRow, Folder, Hub, ListedRepository, RemoteFile, adapter_folders, parse_row
@@ -94,7 +94,7 @@ def process(listed: ListedRepository, tools: Tools) -> Processed | Gone:
     """
     detail = "the listing names no commit of it"
     try:
-        if listed.sha is not None:
+        if listed.commit is not None:
             return _process(listed, tools)
     except HubAccessError as error:
         if error.status not in {"revision_gone", "private_or_missing"}:
@@ -102,10 +102,10 @@ def process(listed: ListedRepository, tools: Tools) -> Processed | Gone:
         detail = str(error)
     fresh = look_up(listed.hub_id, listed.name, tools)
     if fresh is None:
-        return Gone(repository_record(listed), detail)
-    if fresh.sha is None:
+        return Gone(listed, detail)
+    if fresh.commit is None:
         # An adapter's row names the commit it was read at: without one there is only the repository's row.
-        return Processed(repository_record(fresh), ())
+        return Processed(fresh, ())
     return _process(fresh, tools)
 
 
@@ -125,7 +125,7 @@ def look_up(hub_id: str, name: str, tools: Tools) -> ListedRepository | None:
 def _process(listed: ListedRepository, tools: Tools) -> Processed:
     drafts = (fetch(listed, draft, tools) for draft in inspect(listed, tools))
     records = tuple(describe(listed, draft, tools.bases, tools.described_with) for draft in drafts)
-    return Processed(repository_record(listed), records)
+    return Processed(listed, records)
 
 
 def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
@@ -137,7 +137,7 @@ def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
     if listed.disabled:
         return (_unread("disabled", "the repository shows no files"),)
     try:
-        tree = tools.hub.tree(listed.name, listed.sha or "")
+        tree = tools.hub.tree(listed.name, listed.commit or "")
     except HubAccessError as error:
         if error.status in {"revision_gone", "private_or_missing", "unauthorized"}:
             raise
@@ -200,7 +200,7 @@ def _identify_file(
     record = tools.known.weights(file.oid or "")
     if record is not None and record.git_oid == file.oid:
         return replace(file, sha256=record.digest), None
-    content = tools.hub.small_file(listed.name, listed.sha or "", file)
+    content = tools.hub.small_file(listed.name, listed.commit or "", file)
     return replace(file, sha256=hashlib.sha256(content).hexdigest()), content
 
 
@@ -221,7 +221,9 @@ def _read_values(
         read = replace(record, header=header_bytes(path))
         # The header of the verified file decides: the one that came by itself could not be checked.
         if read.fingerprint(pattern_of(read, config)) is None:
-            fingerprint_record = _fingerprint(path, file, config)
+            use_one_thread()
+            with _reading_weights(f"the values of {file.path}"):
+                fingerprint_record = fingerprint(path, config)
             fingerprints = (*read.fingerprints, record_of(fingerprint_record))
             read = replace(read, tensor_digest=fingerprint_record.tensor_digest, fingerprints=fingerprints)
     tools.known.learn_weights(read)
@@ -247,7 +249,7 @@ def _file_at_hand(
         if content is not None:
             yield store.put(content)
         else:
-            yield tools.hub.download(listed.name, listed.sha or "", file, store)
+            yield tools.hub.download(listed.name, listed.commit or "", file, store)
     finally:
         if store is tools.streamed:
             store.remove(sha256)
@@ -308,7 +310,7 @@ def _with_header(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
     try:
         with tools.known.fetching(digest):
             record = tools.known.weights(digest) or weights
-            content = record.header or tools.hub.header(listed.name, listed.sha or "", file)
+            content = record.header or tools.hub.header(listed.name, listed.commit or "", file)
             # The hash of a file says nothing of its head alone: one that makes no sense is not kept under it.
             header = _header(file, content)
             weights = replace(record, header=content)
@@ -319,32 +321,26 @@ def _with_header(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
         return replace(draft, weights=weights, spec=error)
 
 
-def _header(file: RemoteFile, content: bytes) -> Header:
-    """The header in the head of a safetensors file; raises WeightsError, whatever stands there."""
+@contextmanager
+def _reading_weights(what: str) -> Iterator[None]:
+    """Turns what a parser of a weights file raises, except the program's own errors, into WeightsError."""
     try:
-        with reading(f"the header of {file.path}"):
-            return parse_header(content, file.size)
+        with reading(what):
+            yield
     except UnreadableError as error:
         raise WeightsError("unreadable", str(error)) from error
+
+
+def _header(file: RemoteFile, content: bytes) -> Header:
+    """The header in the head of a safetensors file."""
+    with _reading_weights(f"the header of {file.path}"):
+        return parse_header(content, file.size)
 
 
 def _modules(file: RemoteFile, header: Header, config: AdapterConfig) -> AdapterSpec:
-    """The LoRA modules of a header under a config; raises WeightsError, whatever the two say."""
-    try:
-        with reading(f"the names in {file.path}"):
-            return lora_modules(header, config)
-    except UnreadableError as error:
-        raise WeightsError("unreadable", str(error)) from error
-
-
-def _fingerprint(path: Path, file: RemoteFile, config: AdapterConfig) -> Fingerprint:
-    """The fingerprint of a verified file; raises WeightsError and ConfigError, whatever it holds."""
-    use_one_thread()
-    try:
-        with reading(f"the values of {file.path}"):
-            return fingerprint(path, config)
-    except UnreadableError as error:
-        raise WeightsError("unreadable", str(error)) from error
+    """The LoRA modules of a header under a config."""
+    with _reading_weights(f"the names in {file.path}"):
+        return lora_modules(header, config)
 
 
 def _document(listed: ListedRepository, file: RemoteFile, tools: Tools) -> DocumentRecord:
@@ -356,7 +352,7 @@ def _document(listed: ListedRepository, file: RemoteFile, tools: Tools) -> Docum
         content = tools.known.document(digest)
         if content is not None:
             return DocumentRecord(digest, content)
-        document = DocumentRecord(digest, tools.hub.small_file(listed.name, listed.sha or "", file))
+        document = DocumentRecord(digest, tools.hub.small_file(listed.name, listed.commit or "", file))
         tools.known.learn_document(document)
         return document
 

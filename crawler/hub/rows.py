@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from catalog.adapters import RepositoryRecord
 from catalog.errors import UnreadableError
 from crawler.reading import reading
 
@@ -40,27 +41,12 @@ KEPT = (
 
 
 @dataclass(frozen=True)
-class ListedRepository:
+class ListedRepository(RepositoryRecord):
     """What a listing page says of one repository; `problems` names each field that could not be used.
 
-    `hub_id` is the Hub's `_id`, the identity; `gated` is "", "auto" or "manual"; dates are in UTC;
     `config_base` is the raw base model name of the adapter's own config.
     """
 
-    hub_id: str
-    name: str
-    sha: str | None
-    last_modified: datetime | None
-    created_at: datetime | None
-    gated: str
-    disabled: bool
-    private: bool
-    downloads: int | None
-    downloads_all_time: int | None
-    likes: int | None
-    tags: tuple[str, ...]
-    library: str | None
-    pipeline_tag: str | None
     siblings: tuple[str, ...] | None
     config_base: str | None
     problems: tuple[str, ...] = ()
@@ -119,7 +105,7 @@ def _parse(raw: object) -> ListedRepository | BadRow:
     return ListedRepository(
         hub_id=hub_id,
         name=name,
-        sha=sha,
+        commit=sha,
         last_modified=row.date("lastModified"),
         created_at=row.date("createdAt"),
         gated=row.gate(),
@@ -171,10 +157,10 @@ class _Row:
             self._odd(key, "is neither true nor false")
         return value is True
 
-    def gate(self) -> str:
+    def gate(self) -> str | None:
         value = self._raw.get("gated")
         if value is None or value is False:
-            return ""
+            return None
         if value in ("auto", "manual"):
             return str(value)
         # Whatever else it means, it does not mean open.

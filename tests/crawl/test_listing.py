@@ -49,10 +49,10 @@ def test_a_whole_row() -> None:
     assert parse_row(ROW) == ListedRepository(
         hub_id="65a1b2c3d4e5f60718293a4b",
         name="someone/adapter",
-        sha="a" * 40,
+        commit="a" * 40,
         last_modified=datetime(2024, 8, 1, 12, 30, tzinfo=UTC),
         created_at=datetime(2024, 6, 30, 22, tzinfo=UTC),
-        gated="",
+        gated=None,
         disabled=False,
         private=False,
         downloads=12,
@@ -70,7 +70,7 @@ def test_a_whole_row() -> None:
 def test_a_row_with_nothing_but_an_identity() -> None:
     row = parse_row({"_id": "1", "id": "gpt2"})
     assert isinstance(row, ListedRepository)
-    assert (row.sha, row.siblings, row.config_base, row.tags) == (None, None, None, ())
+    assert (row.commit, row.siblings, row.config_base, row.tags) == (None, None, None, ())
     assert row.problems == ()
 
 

@@ -17,9 +17,8 @@ from starlette.types import ASGIApp
 from catalog.database import Crawl, frontier
 from crawler.crawl.options import Query
 from crawler.crawl.pages import Walk, walk
-from crawler.crawl.progress import Silent
 from crawler.hub import Hub
-from tests.crawling import NOW, crawl, dump, hub_settings
+from tests.crawling import NOW, crawl, dump, hub_settings, silent
 from tests.fakes import VirtualClock
 from tests.localhub import LocalHub
 from tests.localhub.faults import (
@@ -315,7 +314,7 @@ def test_case_21_memory_does_not_grow_with_the_number_of_pages(
                 opened = frontier.open_crawl(session, "0" * 64, "0" * 64, {"queries": [["peft", True]]}, NOW)
                 plan = Walk(opened.id, (Query(("peft",), True),), None, None)
             with Peak() as peak:
-                assert walk(engine, client, plan, Silent()) is None
+                assert walk(engine, client, plan, silent()) is None
             peaks.append(peak.bytes)
             with Session(engine) as session:
                 assert frontier.count_listed(session, plan.crawl_id) == 40 * pages
