@@ -1,1 +1,1 @@
-"""How facts arrive: the Hub's client, the admission rules and the crawl."""
+"""The crawl: the Hub's client, the admission rules and the crawler."""

@@ -1,6 +1,4 @@
-"""The files of a pool, from where they are kept or from the Hub at the pinned commits; and whether it still
-has those.
-"""
+"""The files of a pool, kept or from the Hub at the pinned commits; checks of the Hub's state."""
 
 from __future__ import annotations
 
@@ -19,9 +17,9 @@ WEIGHTS = ".safetensors"
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Gives the content of a pinned file, verified by its sha256; fetched weights stay in the blob store.
+    """Returns the content of a pinned file, verified by its sha256; fetched weights stay in the blob store.
 
-    `documents` are small files known already, by sha256. Without a Hub only what is kept is given.
+    `documents` are small files known already, by sha256. Without a Hub only kept files are available.
     """
 
     blobs: BlobStore
@@ -29,7 +27,8 @@ class Fetcher:
     hub: Hub | None
 
     def __call__(self, member: Member, file: PinnedFile) -> Content:
-        """Raises PoolError where the file cannot be had or is another one, and HubError for the way to it."""
+        """Raises PoolError if the file is not available or has changed, and HubError for errors of the
+        Hub."""
         if file.sha256 in self.documents:
             return Content(data=self.documents[file.sha256])
         if path := self.blobs.path_of(file.sha256):
@@ -40,12 +39,10 @@ class Fetcher:
             return self._fetch(self.hub, member, file)
         except HubAccessError as error:
             raise PoolError(
-                f"{member.reference}: {file.name} is no longer to be had ({error.status})."
+                f"{member.reference}: {file.name} is no longer available ({error.status})."
             ) from error
         except IntegrityError as error:
-            raise PoolError(
-                f"{member.reference}: {file.name} has other bytes on the Hub than pinned."
-            ) from error
+            raise PoolError(f"{member.reference}: {file.name} has different bytes on the Hub.") from error
 
     def _fetch(self, hub: Hub, member: Member, file: PinnedFile) -> Content:
         path = f"{member.subfolder}/{file.name}" if member.subfolder else file.name
@@ -59,7 +56,9 @@ class Fetcher:
 
 
 def _other_bytes(member: Member, file: PinnedFile) -> PoolError:
-    return PoolError(f"{member.reference}: {file.name} has other bytes on the Hub than those pinned.")
+    return PoolError(
+        f"{member.reference}: {file.name} has bytes on the Hub that differ from the pinned ones."
+    )
 
 
 def repair(
@@ -68,10 +67,11 @@ def repair(
     hub: Hub,
     progress: Callable[[int, int], None],
 ) -> dict[str, str]:
-    """Fetches damaged blobs again, each from the first place that has its bytes; why not, of those left.
+    """Fetches damaged blobs again, each from the first place that has its bytes; returns the reasons for
+    those that failed.
 
-    A blob is replaced once the new bytes are verified, and stays as it is otherwise. Raises what stops the
-    way to the Hub, and StorageError.
+    A blob is replaced once the new bytes are verified, and stays as it is otherwise. Raises HubError and
+    StorageError.
     """
     left: dict[str, str] = {}
     for done, (sha256, origins) in enumerate(places.items()):
@@ -83,7 +83,7 @@ def repair(
 
 
 def _fetch_again(blobs: BlobStore, sha256: str, origins: Sequence[Origin], hub: Hub) -> str | None:
-    """None where the blob was replaced, else why it could not be."""
+    """None if the blob was replaced, else the reason why it was not."""
     why = "no adapter and no pool of the catalog names it"
     for origin in origins:
         remote = RemoteFile(origin.path, origin.size, None, sha256)
@@ -93,16 +93,16 @@ def _fetch_again(blobs: BlobStore, sha256: str, origins: Sequence[Origin], hub: 
                 blobs.take_over(sha256, fresh)
             return None
         except HubAccessError as error:
-            why = f"{origin.repository}@{origin.commit} is no longer to be had ({error.status})"
+            why = f"{origin.repository}@{origin.commit} is no longer available ({error.status})"
         except (IntegrityError, HubPayloadError):
-            why = f"{origin.repository}@{origin.commit} has other bytes on the Hub now"
+            why = f"{origin.repository}@{origin.commit} has different bytes on the Hub now"
     return why
 
 
 def hub_problems(manifest: Manifest, hub: Hub, progress: Callable[[int, int], None]) -> list[PoolProblem]:
-    """The members whose repository or commit the Hub no longer has, or has under another identity or licence.
+    """The members whose repository or commit the Hub no longer has, or has under another identity or license.
 
-    Two API requests a member.
+    Two API requests per member.
     """
     problems: list[PoolProblem] = []
     for done, member in enumerate(manifest.members):

@@ -1,4 +1,4 @@
-"""One crawl: what is asked for, pages, items, screening, and what came of each."""
+"""One crawl: its query, pages, items, screening, and outcomes."""
 
 import lazy_loader
 

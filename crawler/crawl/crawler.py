@@ -1,7 +1,7 @@
-"""One crawl from the first listing page to the last adapter: takes up what is left, lists, works, reports.
+"""One crawl from the first listing page to the last adapter: resumes, lists, processes, reports.
 
-Listing comes first and is written page by page; then the items are worked off in listing order
-(`crawler.crawl.items`). Whatever stops a crawl, the next one of the same question goes on from there.
+Listing comes first and is written page by page; then the items are processed in listing order
+(`crawler.crawl.items`). A crawl that was stopped is continued by the next one of the same query.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ from crawler.hub import Hub
 
 log = logging.getLogger(__name__)
 
-# What changed this long before the newest change known is listed again: the Hub's index is not instant.
+# Changes within this time before the newest known change are listed again: the Hub's index has a delay.
 OVERLAP = timedelta(days=1)
-# Before this there is no time to go back to; a listing may have any date.
+# The earliest possible time; a listing may contain any date.
 EARLIEST = datetime.min.replace(tzinfo=UTC) + OVERLAP
-# The whole listing is read again after this time: it shows what vanished, and what came with an old date.
+# The whole listing is read again after this time: it shows what vanished, and what was added with an old
+# date.
 WHOLE_EVERY = timedelta(days=7)
 
 
@@ -65,7 +66,7 @@ def _utc_now() -> datetime:
 
 @dataclass(frozen=True)
 class Crawler:
-    """Everything one crawl works with; `now` gives the time, aware."""
+    """The resources of one crawl; `now` returns the time with its time zone."""
 
     engine: Engine
     hub: Hub
@@ -76,9 +77,9 @@ class Crawler:
     now: Callable[[], datetime] = _utc_now
 
     def crawl(self) -> CrawlReport:
-        """Brings the catalog up to date, or goes on with an unfinished crawl of the same question.
+        """Brings the catalog up to date, or continues an unfinished crawl of the same query.
 
-        A Hub that cannot be reached makes the report partial. Raises CatalogBusyError where another process
+        A Hub that cannot be reached makes the report partial. Raises CatalogBusyError if another process
         writes to the catalog.
         """
         with writer_lock(self.engine), self._open_stream() as streamed:
@@ -116,7 +117,7 @@ class Crawler:
                 return report(session, crawl, error_kind(error) if error else None)
 
     def _open(self, session: Session, bases: BaseTable) -> Crawl:
-        """The crawl to work on: the unfinished one of this scope, else a new one."""
+        """The current crawl: the unfinished one of this scope, else a new one."""
         planned, endpoint, now = queries(self.options, bases), self.hub.settings.endpoint, self.now()
         question = question_document(self.options, endpoint, planned, description_digest(bases))
         scope = frontier.digest(question)
@@ -133,13 +134,13 @@ class Crawler:
         return crawl
 
     def _list(self, plan: Walk) -> HubError | None:
-        """Reads the listings to their end; gives the error that stopped one, if any did."""
+        """Reads the listings to their end; returns the error that stopped one, if any."""
         error = walk(self.engine, self.hub, plan, self.progress)
         if error is not None:
             return error
         with Session(for_writing(self.engine)) as session, session.begin():
             crawl = session.get_one(Crawl, plan.crawl_id)
-            # A Hub that shows nothing at all has lost its index, not all its repositories.
+            # An empty listing means a failure of the Hub's index, not that all repositories vanished.
             complete = plan.since is None and plan.limit is None and frontier.count_listed(session, crawl.id)
             if complete:
                 frontier.add_missing(session, crawl, NOT_LISTED)
@@ -147,7 +148,7 @@ class Crawler:
         return None
 
     def _note_unlisted(self, plan: Walk, bases: BaseTable) -> None:
-        """Says which of the base models no repository names, where their listings were read to the end."""
+        """Reports the base models that no repository names, if their listings were read to the end."""
         with Session(self.engine) as session:
             full = plan.limit is not None and frontier.count_listed(session, plan.crawl_id) >= plan.limit
             rows = {} if full else frontier.rows_by_query(session, plan.crawl_id)
@@ -161,11 +162,11 @@ class Crawler:
 
     @contextmanager
     def _open_stream(self) -> Iterator[BlobStore]:
-        """A store for files that are read and not kept; what killed crawls left beside the kept ones goes."""
+        """A store for files that are not kept; the remains of killed crawls are removed."""
         parent = self.blobs.root.parent
         remove_abandoned(parent)
         if self.options.weights == "headers":
-            yield self.blobs  # nothing is read
+            yield self.blobs  # no weights are read
             return
         with temporary_store(parent) as store:
             yield store
@@ -184,9 +185,9 @@ class Crawler:
         )
 
     def _close(self, session: Session, crawl: Crawl, *, finished: bool) -> None:
-        """Writes how the crawl ended; the watermark moves where all is listed and nothing is pending.
+        """Writes the crawl's end; the watermark moves if everything is listed and nothing is pending.
 
-        What failed does not hold it: that stands on the list of what is tried again.
+        Failures do not hold it back: they are on the list of retries.
         """
         counts = frontier.outcomes(session, crawl.id)
         complete = finished and not counts[ItemOutcome.PENDING.value]
@@ -194,7 +195,7 @@ class Crawler:
         crawl.state = CrawlState.COMPLETE if clean else CrawlState.PARTIAL
         crawl.finished_at = self.now()
         if complete and crawl.asked["limit"] is None:
-            # What changed after the listing began may stand on a page that was read before it changed.
+            # A change after the listing began may concern a page that was read before.
             newest, before = frontier.newest(session, crawl.id), frontier.watermark(session, crawl.scope)
             marks = (before, min(newest, crawl.started_at) if newest is not None else None)
             crawl.watermark = max((mark for mark in marks if mark is not None), default=None)
@@ -213,7 +214,7 @@ def _plan(crawl: Crawl) -> Walk:
 
 
 def _since(session: Session, options: CrawlOptions, scope: str, now: datetime) -> datetime | None:
-    """The time from which on changes are asked for; None asks for everything, as once a week."""
+    """The time from which changes are requested; None requests everything, as once a week."""
     if options.full or options.limit is not None:
         return None
     mark, complete = frontier.watermark(session, scope), frontier.last_whole(session, scope)
@@ -223,9 +224,9 @@ def _since(session: Session, options: CrawlOptions, scope: str, now: datetime) -
 
 
 def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, progress: Progress) -> Preview:
-    """What a crawl would look at, by asking for the listings only; writes nothing.
+    """The repositories that a crawl would read, by requesting only the listings; writes nothing.
 
-    Without a catalog every repository is new, and a base model has the spellings that the program knows.
+    Without a catalog every repository is new, and a base model has its built-in spellings.
     """
     counts = dict.fromkeys(("new", "changed", "unchanged"), 0)
     progress.watch_bytes(lambda: hub.usage.bytes)

@@ -1,4 +1,4 @@
-"""All that was read of one adapter folder → the record that the catalog stores; no network, no disk."""
+"""The content of one adapter folder → the record that the catalog stores; no network, no disk."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from crawler.hub import Folder, ListedRepository
 from crawler.reading import Card
 
 MOST_FILES = 500
-# Version of what is read out of configs, cards and headers and of the rules: a change that would give known
-# adapters other rows raises it, and they are described again from what the catalog holds of them.
+# Version of the readers of configs, cards and headers and of the rules: a change that would change the rows
+# of known adapters raises it, and they are described again from the catalog's content.
 DESCRIBE_VERSION = 4
 
 
 @dataclass(frozen=True)
 class Draft:
-    """One adapter folder as far as it was read; `status` says why reading stopped, where something did."""
+    """One adapter folder as far as it was read; `status` is the reason why reading stopped, if it did."""
 
     folder: Folder
     card: Card
@@ -52,13 +52,14 @@ class Draft:
 
 
 def description_digest(bases: BaseTable) -> str:
-    """What an adapter's description depends on besides its files: the rules' version and the spellings."""
+    """What an adapter's description depends on in addition to its files: the rules' version and the
+    spellings."""
     spellings = [[row.canonical, row.spelling, row.kind] for row in bases.rows]
     return hashlib.sha256(json.dumps([DESCRIBE_VERSION, spellings]).encode()).hexdigest()[:16]
 
 
 def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described_with: str) -> AdapterRecord:
-    """The record of one adapter folder with every reason that speaks against it."""
+    """The record of one adapter folder with all reasons against it."""
     identity = _identity(listed, draft, bases)
     findings = screen(_evidence(listed, draft, identity))
     measured, health = _health(draft) or (None, None)
@@ -94,7 +95,7 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described
 
 
 def findings(listed: ListedRepository, draft: Draft, bases: BaseTable) -> tuple[Finding, ...]:
-    """All that speaks against an adapter as far as it was read."""
+    """All reasons against an adapter as far as it was read."""
     return screen(_evidence(listed, draft, _identity(listed, draft, bases)))
 
 
@@ -102,7 +103,7 @@ def _identity(listed: ListedRepository, draft: Draft, bases: BaseTable) -> BaseI
     """The base model by the adapter's own config, else the Hub's copy of it, else the card, else the tags."""
     config = draft.config.base_model if isinstance(draft.config, AdapterConfig) else None
     copied = None if draft.folder.subfolder else listed.config_base
-    # A card may list the base under several names, or several bases: then it does not say which.
+    # A card may list the base under several names, or several bases: then it is ambiguous.
     of_card = {bases.canonical(name): name for name in draft.card.base_models if not names_nothing(name)}
     card = next(iter(of_card.values())) if len(of_card) == 1 else None
     names = (text for text in (config, copied, card) if not names_nothing(text))
@@ -130,7 +131,7 @@ def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) ->
 
 
 def _health(draft: Draft) -> tuple[WeightsHealth, str] | None:
-    """Norm and health of the values, None where they were not read or the scalings cannot be worked out."""
+    """Norm and health of the values, None if they were not read or the scalings cannot be computed."""
     if draft.weights is None or not isinstance(draft.config, AdapterConfig):
         return None
     try:
@@ -156,7 +157,7 @@ def _partial(draft: Draft, findings: Iterable[Finding]) -> tuple[str, ...] | Non
 
 
 def _license(listed: ListedRepository, draft: Draft) -> str | None:
-    """The licence id of the card, else of the repository's tags."""
+    """The license id of the card, else of the repository's tags."""
     stated = draft.card.license_in_words or draft.card.license
     if stated is not None:
         return stated
@@ -164,10 +165,10 @@ def _license(listed: ListedRepository, draft: Draft) -> str | None:
 
 
 def _files(draft: Draft) -> tuple[Mapping[str, Any], ...]:
-    """Name, size and hash of the files in the folder: pickles are listed here and nowhere opened.
+    """Name, size and hash of the files in the folder: pickles are listed and never opened.
 
-    Of very many the first are listed, and those that make the adapter; the hash of the weights is that under
-    which they are on record.
+    The number of listed files is limited, but those of the adapter are always included; the hash of the
+    weights is that of their row.
     """
     folder = draft.folder
     own = (folder.config, folder.weights, folder.card)

@@ -1,7 +1,7 @@
 """The items of a crawl, settled one by one in listing order by workers that read and one thread that writes.
 
-The order makes the rows independent of which worker was quicker; one transaction writes a repository, its
-adapters and what became of the item, so that they agree whatever kills the process.
+The order makes the rows independent of the workers' speed; one transaction writes a repository, its adapters
+and the outcome of the item, so that they agree even if the process is killed.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 # The raw row of a repository that an earlier crawl knew and the listing did not show.
 NOT_LISTED = {"not_listed": True}
 BATCH = 256
-# So many items in a row that fail for want of the Hub or the disk, and the rest is left for the next run.
+# After this many consecutive failures of the Hub or the disk, the remaining items are left for the next run.
 PATIENCE = 8
-# Reasons that may pass without a new commit; no hash covers the head of a file while it is read alone.
+# Reasons that may pass without a new commit; no hash covers the head of a file.
 PASSING = (
     "gated",
     "disabled",
@@ -55,23 +55,23 @@ PASSING = (
     "header_invalid",
     "weights_unreadable",
 )
-# Why a row is left out whose repository shares its identity with another one that the Hub has.
+# The reason for leaving out a row whose repository has the identity of another one on the Hub.
 SAME_ID = "another repository has the same _id"
 OUT_OF_REACH = (HubUnreachableError, HubBusyError, StorageError)
 
 
 @dataclass(frozen=True)
 class Unchanged:
-    """A repository at the commit that the catalog holds: only what the listing says of it is new."""
+    """A repository at the commit in the catalog: only its listing row is new."""
 
     repository: RepositoryRecord
 
 
 @dataclass(frozen=True)
 class ItemFailure:
-    """An item that can be tried again; `in_reach` is False where the Hub or the disk was the cause.
+    """An item that can be retried; `in_reach` is False if the Hub or the disk was the cause.
 
-    `own` is True where it is up to the user of this machine to mend it: the disk, the token.
+    `own` is True if the user of this machine can fix it: the disk, the token.
     """
 
     kind: str
@@ -82,7 +82,7 @@ class ItemFailure:
 
 @dataclass(frozen=True)
 class Identified:
-    """What became of a repository whose `_id` has several names; `others` are those of other repositories."""
+    """The outcome of a repository whose `_id` has several names; `others` are those of other repositories."""
 
     name: str
     others: tuple[str, ...]
@@ -104,7 +104,7 @@ class ItemTask:
 
 
 class Meter:
-    """What a crawl costs: the totals of its earlier runs and of this one."""
+    """The costs of a crawl: the totals of its earlier runs and of this one."""
 
     def __init__(self, hub: Hub, crawl: Crawl, started: float) -> None:
         self._hub, self._crawl_id, self._started = hub, crawl.id, started
@@ -125,9 +125,10 @@ class Meter:
 
 @dataclass(frozen=True)
 class ItemQueue:
-    """The pending items of one crawl and what it takes to settle them.
+    """The pending items of one crawl and the resources for settling them.
 
-    With `again`, what the Hub refused to show or sent wrong is asked for once more, though it did not change.
+    With `again`, repositories that the Hub refused or sent with wrong bytes are requested again, even if they
+    did not change.
     """
 
     engine: Engine
@@ -144,8 +145,8 @@ class ItemQueue:
     def settle_all(self, workers: int) -> None:
         """Settles the pending items in order, at most four a worker in flight.
 
-        Stops early, with items left pending, where PATIENCE items in a row fail for want of the disk, or of a
-        Hub that does not answer a plain question either.
+        Stops early, with items left pending, if PATIENCE consecutive items fail because of the disk, or of a
+        Hub that does not answer a simple request either.
         """
         add_settled = self._tally()
         failing = 0
@@ -167,13 +168,14 @@ class ItemQueue:
                         failing = 0
                 add_settled(len(batch))
         finally:
-            # Nothing is in flight when all is settled; whatever else ended the loop, nobody waits for it.
+            # Nothing is in flight when all is settled; if the loop ended otherwise, work in flight is not
+            # waited for.
             if window:
                 self.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _hub_answers(self) -> bool:
-        """Whether the Hub still lists: then it is single repositories that it cannot show."""
+        """Whether the Hub still answers listings: then only single repositories fail."""
         try:
             self.tools.hub.page(self.tools.hub.listing_url(("peft",), sort="createdAt"))
         except HubError as error:
@@ -197,7 +199,7 @@ class ItemQueue:
         return add
 
     def _tasks(self, pool: Executor, add_settled: Callable[[int], None]) -> Iterator[ItemTask]:
-        """The items that take a look at the Hub, in order; those that take none are settled on the way."""
+        """The items that need the Hub, in order; the others are settled immediately."""
         after = 0
         while True:
             with Session(for_writing(self.engine)) as session, session.begin():
@@ -211,7 +213,7 @@ class ItemQueue:
                 yield replace(task, result=pool.submit(job))
 
     def _jobs(self, session: Session, items: Sequence[CrawlItem]) -> list[tuple[ItemTask, Job]]:
-        """What workers are to do for these items; a repository that did not change is settled at once."""
+        """The workers' tasks for these items; an unchanged repository is settled immediately."""
         repositories = store.known_repositories(session, [item.hub_id for item in items if item.hub_id])
         unread = self._unread(session, [row.id for row in repositories.values()])
         jobs: list[tuple[ItemTask, Job]] = []
@@ -229,7 +231,7 @@ class ItemQueue:
             elif len(names := _names(item, row, listed)) > 1:
                 jobs.append((task, partial(_identify, listed, names, commit, self.tools)))
             elif row is not None and self._is_older(listed, row):
-                frontier.settle(item, ItemOutcome.UNCHANGED, detail="the catalog holds a newer state")
+                frontier.settle(item, ItemOutcome.UNCHANGED, detail="the catalog contains a newer state")
             elif row is not None and commit is not None and listed.commit == commit:
                 touched.append(store.touch_repository(session, row, listed, self.now()))
                 frontier.settle(item, ItemOutcome.UNCHANGED)
@@ -241,20 +243,20 @@ class ItemQueue:
         return jobs
 
     def _is_older(self, listed: ListedRepository, row: Repository) -> bool:
-        """Whether a listing row, perhaps of a page read hours ago, tells of less than was seen since."""
+        """Whether a listing row, perhaps of a page read hours ago, is older than the catalog's state."""
         if listed.last_modified is None or row.last_modified is None or row.last_seen <= self.started_at:
             return False
         return listed.last_modified < row.last_modified
 
     def _unread(self, session: Session, repositories: Sequence[int]) -> set[int]:
-        """The repositories of which the catalog does not hold all that this crawl asks for."""
+        """The repositories for which the catalog lacks data that this crawl requires."""
         tools = self.tools
         unread = store.repositories_to_judge(session, repositories, tools.described_with)
         if self.again:
             unread |= store.with_reason(session, repositories, PASSING)
         if tools.weights == "headers":
             return unread
-        # Another cap lets in what an earlier one left out.
+        # A higher limit includes what an earlier one left out.
         unread |= store.with_weights_up_to(session, repositories, "too_large", tools.most_weights)
         unreadable = [reason.value for reason in UNREADABLE]
         for owner, digest, is_measured, accepted in store.readable_weights(
@@ -265,9 +267,9 @@ class ItemQueue:
         return unread
 
     def _settle(self, tasks: Sequence[ItemTask]) -> list[ItemFailure | None]:
-        """Writes what became of tasks in one transaction; gives for each the failure, None where it was read.
+        """Writes the outcomes of tasks in one transaction; returns for each the failure, None if it was read.
 
-        Should a row be refused for a fault in loradex, the tasks are written one by one and that one failed.
+        If a row is refused because of a bug in loradex, the tasks are written one by one and that one fails.
         """
         results = [_result(task) for task in tasks]
         try:
@@ -317,7 +319,7 @@ class ItemQueue:
     def _name_result(
         self, session: Session, task: ItemTask, result: Result | ItemFailure
     ) -> Processed | Unchanged | Gone | ItemFailure:
-        """The plain result; the name that a repository bears and those with its `_id` are written down."""
+        """The plain result; the name of a repository and those with its `_id` are recorded."""
         if not isinstance(result, Identified):
             return result
         frontier.items_at(session, self.crawl_id, [task.position])[task.position].name = result.name
@@ -327,7 +329,7 @@ class ItemQueue:
         return result.result
 
     def _bury(self, session: Session, row: Repository | None, gone: Gone) -> None:
-        """Makes a repository a tombstone, also one that nobody had read yet."""
+        """Makes a repository a tombstone, even if it was never read."""
         if row is None and gone.repository is not None:
             row = store.touch_repository(session, None, gone.repository, self.now())
         if row is not None:
@@ -335,7 +337,7 @@ class ItemQueue:
 
 
 def _ready(window: deque[ItemTask]) -> list[ItemTask]:
-    """Takes the first task, and those behind it that are done already and bear other names."""
+    """Takes the first task, and the following ones that are already done and have different names."""
     batch = [window.popleft()]
     names = {batch[0].name}
     while window and window[0].result.done() and window[0].name not in names:
@@ -345,7 +347,7 @@ def _ready(window: deque[ItemTask]) -> list[ItemTask]:
 
 
 def _result(task: ItemTask) -> Result | ItemFailure:
-    """What a worker found, or why it found nothing."""
+    """The result of a worker, or its failure."""
     try:
         return task.result.result()
     except Exception as error:
@@ -360,8 +362,8 @@ def _failure(task: ItemTask, error: Exception) -> ItemFailure:
         own = isinstance(error, StorageError) or unauthorized
         return ItemFailure(error_kind(error), str(error), not out_of_reach, own)
     fault = f"{type(error).__name__}: {error}"
-    log.error("%s could not be read because of a fault in loradex: %s", task.name, fault)
-    log.info("where that was", exc_info=error)
+    log.error("%s could not be read because of a bug in loradex: %s", task.name, fault)
+    log.info("the traceback", exc_info=error)
     return ItemFailure(error_kind(error), fault, in_reach=True)
 
 
@@ -378,7 +380,7 @@ def _item_to_retry(item: CrawlItem, failure: ItemFailure) -> retries.FailedItem:
 
 
 def _outcome(before: str | None, after: str | None) -> ItemOutcome:
-    """What to call a repository that was read, by the commits known before and after."""
+    """The outcome of a repository that was read, by the commits known before and after."""
     if before is None:
         return ItemOutcome.NEW
     return ItemOutcome.UNCHANGED if before == after else ItemOutcome.CHANGED
@@ -391,11 +393,12 @@ def _names(item: CrawlItem, repository: Repository | None, listed: ListedReposit
 
 
 def _identify(listed: ListedRepository, names: Sequence[str], commit: str | None, tools: Tools) -> Result:
-    """What became of the repository whose `_id` the listing, or the catalog and the listing, give two names.
+    """The outcome of a repository for whose `_id` the listing, or the catalog and the listing, give two
+    names.
 
-    A renamed repository keeps its `_id`, and the Hub answers for its old name with the new one. Where the Hub
-    has several names with the one `_id`, the first is read, and the others are named; where it has none of
-    them, the row of the listing stands.
+    A renamed repository keeps its `_id`, and the Hub answers for its old name with the new one. If the Hub
+    has several names with the same `_id`, the first is read, and the others are reported; if it has none of
+    them, the row of the listing is used.
     """
     candidates: dict[str, ListedRepository] = {}
     for name in names:
@@ -406,7 +409,7 @@ def _identify(listed: ListedRepository, names: Sequence[str], commit: str | None
 
 
 def _show(name: str, hub: Hub) -> ListedRepository | None:
-    """The repository that the Hub has under a name, None where it shows none."""
+    """The repository that the Hub has under a name, None if it shows none."""
     try:
         row = parse_row(hub.repository(name))
     except HubAccessError as error:
@@ -417,7 +420,7 @@ def _show(name: str, hub: Hub) -> ListedRepository | None:
 
 
 def _look_again(hub_id: str, name: str, commit: str | None, tools: Tools) -> Result:
-    """What became of a repository that the listing no longer shows."""
+    """The outcome of a repository that the listing no longer contains."""
     listed = look_up(hub_id, name, tools)
     if listed is None:
         return Gone(None, "the Hub no longer has it")

@@ -1,4 +1,4 @@
-"""What is known already and need not be asked of the Hub: what the catalog holds, and what was read just now.
+"""The known content that is not requested from the Hub: that of the catalog, and what was read recently.
 
 Rows are written in listing order, a little after they are read; until then `Known` remembers them, so that
 two folders with the same config, card or weights cost one request.
@@ -19,27 +19,27 @@ from catalog.database import store
 
 V = TypeVar("V")
 
-# So many bytes of each kind are remembered; what is forgotten is fetched again.
+# The number of bytes of each kind that are cached; evicted ones are fetched again.
 MOST_BYTES = 64 * 1024 * 1024
-# What a record weighs beside its header: the vectors of its values.
+# The size of a record in addition to its header: the vectors of its values.
 BASE_COST = 16 * 1024
 LOCKS = 64
 
 
 class Facts(Protocol):
-    """What is on record under a digest."""
+    """The records under a digest."""
 
     def document(self, digest: str) -> bytes | None:
         """The content of a small file that was fetched before."""
         ...
 
     def weights(self, digest: str) -> WeightsRecord | None:
-        """What was learned of a safetensors file before."""
+        """The record of a safetensors file that was read before."""
         ...
 
 
 class CatalogFacts:
-    """What the catalog holds, each question in a short read of its own, from any thread."""
+    """The content of the catalog, read in separate short transactions, from any thread."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -50,7 +50,7 @@ class CatalogFacts:
             return store.known_document(session, digest)
 
     def weights(self, digest: str) -> WeightsRecord | None:
-        """What was learned of a safetensors file before."""
+        """The record of a safetensors file that was read before."""
         with Session(self._engine) as session:
             return store.known_weights(session, digest)
 
@@ -79,7 +79,7 @@ class _Recent(Generic[V]):
 
 
 class Known:
-    """What is on record, and what was read lately and is not on record yet; safe to share between threads."""
+    """The recorded content, and the recently read one that is not yet recorded; thread-safe."""
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
@@ -90,7 +90,7 @@ class Known:
         self._large = tuple(threading.Lock() for _ in range(LOCKS))
 
     def fetching(self, digest: str) -> threading.Lock:
-        """The lock to hold while a small file or a header is fetched: nobody else then fetches it too."""
+        """The lock to hold while a small file or a header is fetched, so that it is fetched only once."""
         return self._small[int(digest[:8], 16) % LOCKS]
 
     def reading(self, digest: str) -> threading.Lock:
@@ -103,20 +103,20 @@ class Known:
         return self._facts.document(digest) if content is None else content
 
     def weights(self, digest: str) -> WeightsRecord | None:
-        """What was learned of a safetensors file before."""
+        """The record of a safetensors file that was read before."""
         return self._weights.get(digest) or self._facts.weights(digest)
 
     def learn_document(self, record: DocumentRecord) -> None:
-        """Remembers a small file that was just fetched, and that it is to be put on record."""
+        """Stores a small file that was just fetched, to be recorded later."""
         self._documents.put(record.digest, record.content, len(record.content))
         self._fresh.put(record)
 
     def fresh_documents(self) -> list[DocumentRecord]:
-        """Hands over the small files fetched since the last call: on record, nobody fetches them twice."""
+        """Returns the small files fetched since the last call, to be recorded."""
         return [self._fresh.get_nowait() for _ in range(self._fresh.qsize())]
 
     def learn_weights(self, record: WeightsRecord) -> None:
-        """Remembers what was just learned of a safetensors file; less never replaces more."""
+        """Stores the record of a safetensors file; a less complete one never replaces it."""
         for digest in filter(None, (record.digest, record.git_oid)):
             if record.fingerprints or self._weights.get(digest) is None:
                 self._weights.put(digest, record, len(record.header or b"") + BASE_COST)

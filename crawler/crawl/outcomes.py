@@ -1,4 +1,4 @@
-"""What a crawl did, counted: each listed repository has one outcome, each adapter one verdict."""
+"""The counts of a crawl: each listed repository has one outcome, each adapter one verdict."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _REPOSITORIES = (
 class CrawlReport:
     """The numbers of one crawl.
 
-    `failed` as a status: its listings could not be read at all. `unmeasured` counts the adapters that are
-    accepted as far as is known, the values of their weights being unread. `resting` counts the repositories
-    that failed in earlier crawls and were not tried in this one, because they rest.
+    `failed` as a status: its listings could not be read at all. `unmeasured` counts the accepted adapters
+    whose weights were not read. `resting` counts the repositories that failed in earlier crawls and whose
+    retry is not due.
     """
 
     status: str
@@ -55,7 +55,7 @@ class CrawlReport:
 
     @property
     def repositories_seen(self) -> int:
-        """The number of repositories looked at: those listed, and those that a listing once showed."""
+        """The number of processed repositories: those listed, and those in earlier listings."""
         return sum(self.outcomes.values())
 
     def as_json(self) -> dict[str, Any]:
@@ -80,7 +80,8 @@ class CrawlReport:
 
 
 def report(session: Session, crawl: Crawl, listing_error: str | None = None) -> CrawlReport:
-    """The report of a crawl as the catalog knows it; `listing_error` is the kind that stopped its listing."""
+    """The report of a crawl from the catalog; `listing_error` is the kind of error that stopped its
+    listing."""
     counts = frontier.outcomes(session, crawl.id)
     rules = crawl.asked["rules"]
     adapters, skipped, reasons = frontier.adapter_counts(session, crawl.id, refusing(rules))
@@ -121,7 +122,7 @@ _KINDS: tuple[tuple[type[LoradexError], str], ...] = (
 
 
 def error_kind(error: Exception) -> str:
-    """The machine-readable kind of what went wrong; a fault in the program is `internal_` and its class."""
+    """The machine-readable kind of an error; a bug in the program is `internal_` and its class."""
     if isinstance(error, HubAccessError):
         return error.status
     return next((kind for cls, kind in _KINDS if isinstance(error, cls)), f"internal_{type(error).__name__}")
@@ -129,7 +130,7 @@ def error_kind(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a crawl would look at: the listings, how many repositories they name, and what asking cost."""
+    """The preview of a crawl: the listings, the number of repositories in them, and the costs of listing."""
 
     queries: tuple[tuple[str, ...], ...]
     counts: Mapping[str, int]

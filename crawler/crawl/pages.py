@@ -19,13 +19,13 @@ from crawler.hub import MARKERS, BadRow, Hub, Page, parse_row, reduce_row
 
 log = logging.getLogger(__name__)
 
-# No listing of the Hub is so long; one that leads on for ever must not.
+# No listing of the Hub is so long; the limit stops an endless one.
 MOST_PAGES = 20_000
 
 
 @dataclass(frozen=True)
 class Walk:
-    """What one crawl lists: all queries, newest change first and down to `since`, else newest first."""
+    """The listings of one crawl: all queries, newest change first and down to `since`, else newest first."""
 
     crawl_id: int
     queries: tuple[Query, ...]
@@ -34,15 +34,15 @@ class Walk:
 
     @property
     def sort(self) -> str:
-        """`lastModified` for what changed since; else `createdAt`, a key that no edit moves while we read."""
+        """`lastModified` for what changed since; else `createdAt`, a key that no edit changes meanwhile."""
         return "createdAt" if self.since is None else "lastModified"
 
 
 def walk(engine: Engine, hub: Hub, plan: Walk, progress: Progress) -> HubError | None:
-    """Reads every query to its end and writes its pages; goes on where an earlier run of the crawl stopped.
+    """Reads every query to its end and writes its pages; continues where an earlier run of the crawl stopped.
 
-    Gives the first error that kept a query from being read on, None where there was none. A query that fails
-    does not keep the others from being read, unless two in a row fail: then the Hub is at fault.
+    Returns the first error that stopped a query, None without errors. A failed query does not stop the
+    others, unless two consecutive ones fail: then the Hub is at fault.
     """
     errors: list[HubError] = []
     failing = 0
@@ -60,12 +60,12 @@ def walk(engine: Engine, hub: Hub, plan: Walk, progress: Progress) -> HubError |
 
 
 def _read_query(engine: Engine, hub: Hub, plan: Walk, number: int, progress: Progress) -> None:
-    """Reads one query to its end; starts it again, once, where the Hub no longer takes the saved page."""
+    """Reads one query to its end; restarts it, once, if the Hub no longer accepts the saved page."""
     try:
         for listed in _pages(engine, hub, plan, number):
             progress.report_listing(listed)
     except CursorExpiredError:
-        progress.note("The Hub no longer takes the saved page; this listing starts again.")
+        progress.note("The Hub no longer accepts the saved page; this listing starts again.")
         with Session(for_writing(engine)) as session, session.begin():
             frontier.restart_query(session, plan.crawl_id, number)
         for listed in _pages(engine, hub, plan, number):
@@ -91,7 +91,7 @@ def preview(hub: Hub, plan: Walk) -> Iterator[ItemRecord]:
 
 
 def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
-    """Reads one query page by page, writes each, and gives the number of repositories listed so far."""
+    """Reads one query page by page, writes each, and returns the number of repositories listed so far."""
     query = plan.queries[number]
     while True:
         with Session(engine) as session:
@@ -103,14 +103,14 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
             return
         if at.number == MOST_PAGES:
             raise HubPayloadError(
-                f"A listing of the Hub goes on after {MOST_PAGES:,} pages; it is cut there."
+                f"A listing of the Hub has more than {MOST_PAGES:,} pages; the others are left out."
             )
         url = at.url or hub.listing_url(query.filters, sort=plan.sort)
         page = Page((), None) if room == 0 else hub.page(url)
         items, passed = _items(page, query, plan.since)
         if page.next_url is not None and page.next_url in urls | {url}:
             raise HubPayloadError(
-                "The Hub's listing leads back to a page that was read; try again later.",
+                "The Hub's listing refers back to a page that was already read; try again later.",
                 url=url.partition("?")[0],
             )
         with Session(for_writing(engine)) as session, session.begin():
@@ -126,7 +126,7 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
 def _first(
     session: Session, crawl_id: int, items: tuple[ItemRecord, ...], room: int
 ) -> tuple[ItemRecord, ...]:
-    """The items up to the one that fills the room; repositories that are listed already take none."""
+    """The items up to the one that fills the room; repositories that are already listed do not count."""
     listed_ids = frontier.already_listed(session, crawl_id, [item.hub_id for item in items if item.hub_id])
     records: list[ItemRecord] = []
     for item in items:
@@ -140,7 +140,7 @@ def _first(
 
 
 def _items(page: Page, query: Query, since: datetime | None) -> tuple[tuple[ItemRecord, ...], int]:
-    """The rows of a page that are wanted, as items, and the number of those passed over."""
+    """The matching rows of a page, as items, and the number of those skipped."""
     items = tuple(item for raw in page.rows if (item := _item(raw, query, since)) is not None)
     return items, len(page.rows) - len(items)
 
@@ -161,7 +161,7 @@ def _holds_adapter(siblings: tuple[str, ...]) -> bool:
 
 
 def _is_known(page: Page, since: datetime | None) -> bool:
-    """Whether a page sorted by change has come down to what is known already."""
+    """Whether a page sorted by change has reached known repositories."""
     if since is None or not page.rows:
         return False
     row = parse_row(page.rows[-1])

@@ -1,4 +1,4 @@
-"""How a crawl tells whoever watches how far it is."""
+"""The interface by which a crawl reports its progress."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """What a crawl calls, always from its own thread."""
+    """The methods that a crawl calls, always from its main thread."""
 
     def watch_bytes(self, received: Callable[[], int]) -> None:
-        """From now on `received` gives the number of bytes that have arrived; any thread may ask."""
+        """From now on `received` returns the number of bytes received; any thread may call it."""
         ...
 
     def report_listing(self, repositories: int) -> None:
-        """So many repositories are listed by now."""
+        """The number of repositories listed so far."""
         ...
 
     def working(self, done: int, total: int) -> None:
-        """So many of the listed are settled."""
+        """The number of listed repositories that are settled."""
         ...
 
     def note(self, text: str) -> None:
-        """Something worth a line: a resumed crawl, a broken listing."""
+        """A note for the user: a resumed crawl, a broken listing."""
         ...

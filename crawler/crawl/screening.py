@@ -1,6 +1,6 @@
-"""What is known of an adapter → everything that speaks against it. A verdict is a value, never an exception.
+"""The facts about an adapter → all reasons against it. A verdict is a value, never an exception.
 
-All reasons are found, not the first only; `catalog.rules` says which set of rules refuses for which.
+All reasons are found, not only the first; `catalog.rules` defines which rule set refuses for which.
 """
 
 from __future__ import annotations
@@ -110,11 +110,11 @@ _NO_LICENSE = frozenset({"unknown", "other", "none", "unlicensed"})
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of one adapter; None, or empty, where nothing was read.
+    """The facts about one adapter; None, or empty, if nothing was read.
 
-    `repo_status` says why reading stopped, `repo_detail` in words; `files` are the names in the adapter's
-    folder; `tree_problems` are sentences about entries of the repository's file list, `card_problems` the
-    names of what kept the card, or a part of it, from being read.
+    `repo_status` is the reason why reading stopped, `repo_detail` in words; `files` are the names in the
+    adapter's folder; `tree_problems` are sentences about entries of the repository's file list,
+    `card_problems` the names of the problems for which the card, or a part of it, could not be read.
     """
 
     repo_status: str | None = None
@@ -135,7 +135,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One reason with what was seen, empty where the reason says it all."""
+    """One reason with a detail, empty if the reason needs none."""
 
     reason: Reason
     detail: str = ""
@@ -145,7 +145,7 @@ Found = Iterator[Finding]
 
 
 def screen(evidence: Evidence) -> tuple[Finding, ...]:
-    """Everything that speaks against an adapter, each reason once, in the order of the table of rules."""
+    """All reasons against an adapter, each once, in the order of the table of rules."""
     findings: dict[Reason, Finding] = {}
     for check in _CHECKS:
         for finding in check(evidence):
@@ -156,7 +156,7 @@ def screen(evidence: Evidence) -> tuple[Finding, ...]:
 def refusing(rules: str) -> tuple[str, ...]:
     """Values of the reasons for which a set of rules refuses; raises UsageError for an unknown set."""
     if rules not in RULE_SETS:
-        raise UsageError(f"There are no rules {rules!r}; choose one of {', '.join(RULE_SETS)}.")
+        raise UsageError(f"Unknown rules {rules!r}; choose one of {', '.join(RULE_SETS)}.")
     return tuple(reason.value for reason, rule in RULES.items() if getattr(rule, rules))
 
 
@@ -229,7 +229,7 @@ def _looks_causal(names: Iterable[str]) -> bool:
 
 
 def _patterns(config: AdapterConfig) -> Found:
-    """What the paper's collector refuses by the configuration alone."""
+    """The reasons of the paper's collector by the configuration alone."""
     if config.rank_pattern:
         yield Finding(Reason.RANK_PATTERN, format_detail(config.rank_pattern))
     if config.alpha_pattern:
@@ -272,7 +272,7 @@ def _header(evidence: Evidence) -> Found:
 
 
 def _modules(spec: AdapterSpec, config: AdapterConfig, evidence: Evidence) -> Found:
-    """Modules that the base model lacks; layers beyond its last are told by their number."""
+    """Modules that the base model lacks; layers beyond its last are reported by their number."""
     base = modules_of_base(evidence.base.canonical) if evidence.base is not None else None
     if base is None or config.layer_replication:
         return
@@ -282,7 +282,7 @@ def _modules(spec: AdapterSpec, config: AdapterConfig, evidence: Evidence) -> Fo
         module.name
         for module in spec.modules
         if module.name not in base.shapes and (module.layer is None or module.layer < layers)
-        # Bare parameters are no modules of their own.
+        # Parameters are not modules.
         if module.name not in of_parameters
     ]
     if absent:
@@ -325,7 +325,7 @@ def _values(evidence: Evidence) -> Found:
 
 
 def _is_partial(evidence: Evidence) -> bool:
-    """Whether the update is more than B A, so that a zero product says nothing of the whole."""
+    """Whether the update is more than B A, so that a zero product does not mean a zero update."""
     config, spec = evidence.config, evidence.weights
     if not isinstance(config, AdapterConfig) or not isinstance(spec, AdapterSpec):
         return False

@@ -1,8 +1,7 @@
 """inspect → fetch → describe: one listed repository is read from the Hub, adapter folder by adapter folder.
 
-Each stage is a plain function on frozen values. What speaks against an adapter is a value that reaches the
-catalog; a HubError or StorageError that leaves here means that the repository could not be read now and can
-be tried again.
+Each stage is a plain function on frozen values. Reasons against an adapter are values for the catalog; a
+HubError or StorageError means that the repository could not be read now and can be retried.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ MOST_CONFIG = 1024 * 1024
 
 @dataclass(frozen=True)
 class Tools:
-    """What the stages work with: shared by all workers, thread-safe.
+    """The resources of the stages: shared by all workers, thread-safe.
 
     `blobs` are the files that are kept; `streamed` takes those that are read and not kept. No weights of more
     than `most_weights` bytes are fetched.
@@ -73,7 +72,7 @@ class Tools:
 
 @dataclass(frozen=True)
 class Processed:
-    """A repository that was read: what the catalog is to store."""
+    """A repository that was read, as the catalog stores it."""
 
     repository: RepositoryRecord
     adapters: tuple[AdapterRecord, ...]
@@ -81,16 +80,16 @@ class Processed:
 
 @dataclass(frozen=True)
 class Gone:
-    """A repository that the Hub no longer has, or no longer shows to us."""
+    """A repository that the Hub no longer has, or no longer shows to this account."""
 
     repository: RepositoryRecord | None
     detail: str
 
 
 def process(listed: ListedRepository, tools: Tools) -> Processed | Gone:
-    """Reads one repository at the commit that the listing named; where there is none, it is looked up once.
+    """Reads one repository at the commit that the listing named; without one, it is looked up once.
 
-    Raises HubError and StorageError for what may work later. Writes blobs, no rows.
+    Raises HubError and StorageError for errors that may be temporary. Writes blobs, no rows.
     """
     detail = "the listing names no commit of it"
     try:
@@ -110,7 +109,7 @@ def process(listed: ListedRepository, tools: Tools) -> Processed | Gone:
 
 
 def look_up(hub_id: str, name: str, tools: Tools) -> ListedRepository | None:
-    """The repository as the Hub shows it now, or None where this `_id` is not there any more."""
+    """The repository as the Hub shows it now, or None if this `_id` no longer exists."""
     try:
         row = parse_row(tools.hub.repository(name))
     except HubAccessError as error:
@@ -118,7 +117,7 @@ def look_up(hub_id: str, name: str, tools: Tools) -> ListedRepository | None:
             return None
         raise
     if isinstance(row, BadRow):
-        raise HubPayloadError(f"The Hub describes {name} oddly: {row.reason}.")
+        raise HubPayloadError(f"The Hub's description of {name} is not valid: {row.reason}.")
     return row if row.hub_id == hub_id else None
 
 
@@ -129,10 +128,10 @@ def _process(listed: ListedRepository, tools: Tools) -> Processed:
 
 
 def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
-    """All that can be known of a repository's adapters without their weights.
+    """The facts about a repository's adapters without their weights.
 
     One API request for the file list; then for each adapter folder at most a config, a card and the head of a
-    safetensors file, each only where the catalog does not hold those bytes yet.
+    safetensors file, each only if the catalog does not have those bytes yet.
     """
     if listed.disabled:
         return (_unread("disabled", "the repository shows no files"),)
@@ -151,12 +150,11 @@ def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
 
 
 def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
-    """The draft with its weights read, where the policy says so and they hold LoRA factors.
+    """The draft with its weights read, if the policy requires it and they contain LoRA factors.
 
-    Rules decide what is kept, not what is known: `keep` leaves the verified file in the blob store where
-    nothing refuses the adapter. Any other file is read from there if it is kept already, else from where it
-    goes after reading. A file whose values were read before is not read again, and fetched again only to be
-    kept.
+    Rules decide what is kept, not what is measured: `keep` leaves the verified file in the blob store if the
+    adapter is not refused. Any other file is read from there if it is already kept, else from a temporary
+    store. A file whose values were read before is not read again, and fetched again only to be kept.
     """
     file, weights, config = draft.folder.weights, draft.weights, draft.config
     if tools.weights == "headers" or file is None or weights is None:
@@ -183,7 +181,7 @@ def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
 
 
 def _is_measured(weights: WeightsRecord, config: AdapterConfig, tools: Tools) -> bool:
-    """Whether the values of a weights file are on record with these scalings, so that nobody fetches it."""
+    """Whether the values of a weights file are on record with these scalings, so that it is not fetched."""
     record = tools.known.weights(weights.digest)
     return record is not None and record.fingerprint(pattern_of(record, config)) is not None
 
@@ -191,9 +189,9 @@ def _is_measured(weights: WeightsRecord, config: AdapterConfig, tools: Tools) ->
 def _identify_file(
     listed: ListedRepository, file: RemoteFile, tools: Tools
 ) -> tuple[RemoteFile, bytes | None]:
-    """A weights file with its sha256, and its bytes where they had to be fetched to know it.
+    """A weights file with its sha256, and its bytes if they had to be fetched for it.
 
-    The tree gives a file outside LFS git's hash alone. Such a file is small, and verified by that hash.
+    For a file outside LFS the tree has only git's hash. Such a file is small, and verified by that hash.
     """
     if file.sha256 is not None:
         return file, None
@@ -256,7 +254,7 @@ def _file_at_hand(
 
 
 def _read_folder(listed: ListedRepository, folder: Folder, tools: Tools) -> Draft:
-    """Config, card and header of one folder; the first file that is refused to us ends the reading."""
+    """Config, card and header of one folder; the first refused file ends the reading."""
     draft = Draft(folder, Card())
     for step in (_with_config, _with_card, _with_header):
         try:
@@ -296,9 +294,9 @@ def _with_card(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
 
 
 def _with_header(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
-    """The draft with the head of its safetensors file, from the catalog where those bytes are known.
+    """The draft with the head of its safetensors file, from the catalog if those bytes are known.
 
-    Raises IntegrityError for weights without a hash: nobody could ever tell whether they are the right ones.
+    Raises IntegrityError for weights without a hash: they could never be verified.
     """
     file, config = draft.folder.weights, draft.config
     if file is None or not isinstance(config, AdapterConfig) or config.rank is None:
@@ -311,7 +309,7 @@ def _with_header(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
         with tools.known.fetching(digest):
             record = tools.known.weights(digest) or weights
             content = record.header or tools.hub.header(listed.name, listed.commit or "", file)
-            # The hash of a file says nothing of its head alone: one that makes no sense is not kept under it.
+            # The hash of a file does not cover its head alone: an invalid head is not kept under it.
             header = _header(file, content)
             weights = replace(record, header=content)
             if record.header is None:
@@ -344,7 +342,7 @@ def _modules(file: RemoteFile, header: Header, config: AdapterConfig) -> Adapter
 
 
 def _document(listed: ListedRepository, file: RemoteFile, tools: Tools) -> DocumentRecord:
-    """A small file: from the catalog where it holds those bytes, else from the Hub, verified."""
+    """A small file: from the catalog if it has those bytes, else from the Hub, verified."""
     digest = file.oid or file.sha256
     if digest is None:
         raise IntegrityError(f"{file.path} has no hash to verify it with.")
@@ -363,12 +361,12 @@ def _unread(status: str, detail: str) -> Draft:
 
 
 def _root(files: tuple[RemoteFile, ...]) -> Folder:
-    """The root of a repository that holds no adapter."""
+    """The root of a repository without adapters."""
     return Folder(subfolder="", main=True, files=files, config=None, weights=None, card=None)
 
 
 def _stop_reading(draft: Draft, error: Exception) -> Draft:
-    """The draft as far as it was read, with why reading stopped."""
+    """The draft as far as it was read, with the reason why reading stopped."""
     if isinstance(error, HubAccessError):
         if error.status == "unauthorized":
             raise error

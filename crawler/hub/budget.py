@@ -1,4 +1,4 @@
-"""Requests per window: how many may be sent now, and how long to wait for the next one.
+"""Requests per window: the number that may be sent now, and the wait for the next one.
 
 The Hub counts requests in fixed windows of five minutes, API and resolver requests apart
 (https://huggingface.co/docs/hub/rate-limits). Where its windows begin is not known, so the budget holds in
@@ -20,7 +20,7 @@ WINDOW = 300.0
 ANONYMOUS: Mapping[Kind, int] = {"api": 500, "resolver": 3000}
 FREE_ACCOUNT: Mapping[Kind, int] = {"api": 1000, "resolver": 5000}
 
-# A wait that rounds to nothing would never let the clock move on.
+# A wait that rounds to zero would never advance the clock.
 _SHORTEST_WAIT = 0.001
 # The reset that a server names is in whole seconds, rounded either way.
 _RESET_SLACK = 1.0
@@ -34,7 +34,7 @@ class WaitCancelledError(Exception):
 
 
 class Clock(Protocol):
-    """What the crawler knows of time: a monotonic reading in seconds, and waiting."""
+    """The crawler's clock: a monotonic reading in seconds, and waiting."""
 
     def now(self) -> float:
         """Seconds since some fixed point."""
@@ -59,7 +59,7 @@ class SystemClock:
 
 @dataclass(frozen=True)
 class ServerLimit:
-    """What a server says of one class: `remaining` for `reset` more seconds, `limit` requests a `window`."""
+    """A server's limit for one class: `remaining` for `reset` more seconds, `limit` requests a `window`."""
 
     remaining: int
     reset: float
@@ -69,7 +69,7 @@ class ServerLimit:
 
 @dataclass
 class _Lane:
-    """One class of requests: its quota, when requests were sent, and what the server allows until `until`."""
+    """One class of requests: its quota, when requests were sent, and the server's allowance until `until`."""
 
     quota: int | None
     window: float
@@ -101,8 +101,8 @@ class _Lane:
 class RequestBudget:
     """Lets requests through so that no sliding window holds more than the limit of their class; thread-safe.
 
-    A class without a limit is let through until a server names one. `margin` is the share of every limit
-    that stays unused, for what else runs under the same account and for requests that arrive later than
+    A class without a limit is allowed until a server names one. `margin` is the share of every limit
+    that stays unused, for other programs under the same account and for requests that arrive later than
     they were sent.
     """
 
@@ -142,7 +142,7 @@ class RequestBudget:
             waited += self._clock.now() - now
 
     def observe(self, kind: Kind, limit: ServerLimit) -> None:
-        """Take over what the server says: its policy replaces the limit, its count can only lower."""
+        """Adopt the server's limit: its policy replaces the limit, its count can only lower it."""
         lane = self._lanes[kind]
         with self._lock:
             now = self._clock.now()

@@ -1,8 +1,7 @@
-"""The Hub as the crawler sees it: listings, repositories, file lists and files, all bounded and checked.
+"""The client of the Hub: listings, repositories, file lists and files, all bounded and checked.
 
 The only module that talks to the Hub. Next pages and redirects stay on the Hub's own host, names and paths
-are checked before they become part of a URL, and every file is compared with the hash that the commit's
-tree promises.
+are checked before they become part of a URL, and every file is compared with the hash in the commit's tree.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ class Page:
 class Hub:
     """One Hub for one crawl; its methods may be called from several threads.
 
-    They raise HubUnreachableError and HubBusyError after all retries, HubPayloadError for answers that make
-    no sense, HubAccessError for what may not be read, IntegrityError for wrong bytes, and
-    WaitCancelledError once `stop` is set.
+    They raise HubUnreachableError and HubBusyError after all retries, HubPayloadError for invalid answers,
+    HubAccessError for inaccessible ones, IntegrityError for wrong bytes, and WaitCancelledError once `stop`
+    is set.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Hub:
 
     @property
     def usage(self) -> Usage:
-        """What has been asked of the Hub so far."""
+        """The requests to the Hub so far."""
         return self._exchange.usage
 
     def listing_url(self, filters: Sequence[str], *, sort: str) -> str:
@@ -90,13 +89,13 @@ class Hub:
         def read(answer: Answer) -> dict[str, object]:
             row = _json(answer, self.settings.list_body)
             if not isinstance(row, dict):
-                raise HubPayloadError("The Hub described a repository by something else.", url=answer.url)
+                raise HubPayloadError("The Hub's description of the repository is not valid.", url=answer.url)
             return row
 
         return self._exchange.ask(self._api(url), read)
 
     def tree(self, name: str, commit: str) -> RepositoryTree:
-        """Every file of one commit, at any depth; entries that cannot be used are named in its problems."""
+        """Every file of one commit, at any depth; invalid entries are reported in its problems."""
         start = f"{self._model_url(name)}/tree/{_revision(commit)}?recursive=true&expand=false"
         url: str | None = start
         rows: list[object] = []
@@ -114,7 +113,7 @@ class Hub:
     def small_file(self, name: str, commit: str, file: RemoteFile) -> bytes:
         """All bytes of a small file, equal to what the tree promised.
 
-        The hash decides, so an answer that does not say its commit is taken; one that says another is not.
+        The hash decides, so an answer without a commit is accepted; one with a different commit is not.
         """
         if file.size > self.settings.small_file:
             raise HubPayloadError(f"{file.path} has {file.size:,} bytes, too many for a small file.")
@@ -130,7 +129,7 @@ class Hub:
     def header(self, name: str, commit: str, file: RemoteFile) -> bytes:
         """The safetensors header with its length, 8+n bytes; raises WeightsError for one that cannot be.
 
-        No hash covers a part of a file, so here the answer has to say its commit.
+        No hash covers a part of a file, so here the answer must name its commit.
         """
 
         def part(first: int, last: int) -> bytes:
@@ -144,7 +143,7 @@ class Hub:
         return read_header(file, part, self.settings.header)
 
     def download(self, name: str, commit: str, file: RemoteFile, blobs: BlobStore) -> Path:
-        """Where the file's bytes are in the store, verified by sha256; continues an earlier download."""
+        """The path of the file's bytes in the store, verified by sha256; continues an earlier download."""
         if file.sha256 is None:
             raise IntegrityError(f"{file.path} has no sha256 to store it by.")
         seconds = self.settings.deadline + self.settings.seconds_per_megabyte * file.size / 1e6
@@ -160,7 +159,7 @@ class Hub:
                 try:
                     self._exchange.ask(ask, take)
                 except (IntegrityError, HubPayloadError):
-                    # What an earlier answer left may be at fault; without it, the file is.
+                    # The bytes of an earlier answer may be wrong; if it fails without them, the file is.
                     if not download.continued:
                         raise
                     download.restart()
@@ -177,7 +176,7 @@ class Hub:
 
     def _resolve(self, name: str, commit: str, file: RemoteFile, seconds: float) -> Ask:
         if not valid_name(name) or unsafe_path(file.path):
-            raise UsageError("That is not a file of a repository.")
+            raise UsageError("This is not a file of a repository.")
         url = f"{self.settings.endpoint}/{quote(name)}/resolve/{_revision(commit)}/{quote(file.path)}"
         return Ask(url, "resolver", seconds)
 
@@ -214,7 +213,7 @@ def _expand() -> list[tuple[str, str]]:
 
 
 def _revision(commit: str) -> str:
-    """The commit or branch as one part of a URL; raises UsageError for what would be more than that."""
+    """The commit or branch as one part of a URL; raises UsageError for any other text."""
     if not commit or unsafe_path(commit):
         raise UsageError(f"{commit[:80]!r} is not a commit.")
     return quote(commit, safe="")
@@ -232,6 +231,6 @@ def _body(answer: Answer, limit: int) -> bytes:
 def _check_commit(answer: Answer, commit: str, *, required: bool = False) -> None:
     """Raises IntegrityError for an answer of another commit; a branch may stand for any."""
     if answer.commit is None and required:
-        raise IntegrityError("The Hub does not say of which commit the file is.", url=answer.url)
+        raise IntegrityError("The Hub's answer does not name the commit of the file.", url=answer.url)
     if answer.commit is not None and _COMMIT.fullmatch(commit) and answer.commit != commit:
         raise IntegrityError("The Hub answered with a file of another commit.", url=answer.url)

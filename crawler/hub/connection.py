@@ -1,6 +1,6 @@
 """Connections to the Hub: pools of httpcore whose sockets obey the deadlines, as a transport of httpx.
 
-httpcore takes a network backend; httpx's own transport has no way to hand it one.
+httpcore accepts a network backend, which httpx's transport does not expose.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One question to the Hub and its answer: budget, deadline, redirects and retries.
+"""One request to the Hub and its answer: budget, deadline, redirects and retries.
 
 With `crawler.hub` the only module that knows huggingface_hub; `crawler.hub` is the only one that
 uses it. Every foreign exception becomes one of `catalog.errors` in `translate`, nowhere else. The token
@@ -55,7 +55,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-# A pause of so many seconds is worth a line to whoever waits.
+# Pauses of at least this many seconds are reported.
 LONG_PAUSE = 8.0
 _CLASSES: Mapping[str, Kind | None] = {
     "api": "api",
@@ -67,10 +67,10 @@ _CLASSES: Mapping[str, Kind | None] = {
 
 @dataclass(frozen=True)
 class HubSettings:
-    """Where the Hub is and how much it may cost; times in seconds, sizes in bytes.
+    """The Hub's address and the limits of requests; times in seconds, sizes in bytes.
 
     `timeout` is for one connect or read, `deadline` for one answer with its body, a download getting
-    `seconds_per_megabyte` on top. `longest_wait` is the longest wait that a server may ask for and get.
+    `seconds_per_megabyte` on top. `longest_wait` is the longest wait that a server may request.
     """
 
     endpoint: str
@@ -93,7 +93,7 @@ class HubSettings:
         object.__setattr__(self, "endpoint", self.endpoint.rstrip("/"))
         wire.check_endpoint(self.endpoint)
         if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
-            raise UsageError("The Hub's token holds characters that no token has; see HF_TOKEN.")
+            raise UsageError("The Hub's token contains invalid characters; check HF_TOKEN.")
 
     @classmethod
     def from_environment(cls) -> HubSettings:
@@ -103,7 +103,7 @@ class HubSettings:
             return cls(endpoint, None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
         except OSError as error:
             raise UsageError(
-                f"The Hub's token cannot be read ({error.strerror}); see HF_TOKEN and HF_HOME."
+                f"The Hub's token cannot be read ({error.strerror}); check HF_TOKEN and HF_HOME."
             ) from error
 
 
@@ -135,7 +135,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """A 200 or 206 whose raw body is still to come; `commit` is what the endpoint itself says of the file."""
+    """A 200 or 206 whose raw body is still to come; `commit` is the endpoint's commit of the file."""
 
     url: str
     status: int
@@ -177,12 +177,12 @@ class Exchange:
         self._client.close()
 
     def ask(self, ask: Ask, read: Callable[[Answer], T]) -> T:
-        """What `read` makes of the answer; asks again while the Hub is busy or the way to it is broken.
+        """The result of `read` for the answer; retries while the Hub is busy or the connection fails.
 
-        Raises a HubError for an answer that is none, and WaitCancelledError once the stop event is set.
+        Raises HubError for an error, and WaitCancelledError once the stop event is set.
         """
         if constants.is_offline_mode():
-            raise HubUnreachableError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to crawl.")
+            raise HubUnreachableError("HF_HUB_OFFLINE is set, so the Hub is not used; unset it to crawl.")
         retrying = Retrying(
             retry=retry_if_exception_type((HubBusyError, HubUnreachableError)),
             stop=self._gives_up,
@@ -199,7 +199,7 @@ class Exchange:
     def _sleep(self, seconds: float) -> None:
         _log.log(
             logging.WARNING if seconds >= LONG_PAUSE else logging.INFO,
-            "The Hub cannot answer now; asking again in %.0f s",
+            "The Hub cannot answer now; retrying in %.0f s",
             seconds,
         )
         self._count(waited_seconds=seconds)
@@ -245,7 +245,7 @@ class Exchange:
     def _hop(self, ask: Ask, hops: Sequence[str], deadline: wire.Deadline, *, own: bool) -> httpx.Response:
         """Send one request and wait for the head of its answer; the token goes to the Hub's origin only."""
         if self._stop.is_set():
-            raise WaitCancelledError("stopped before asking the Hub")
+            raise WaitCancelledError("stopped before a request to the Hub")
         if own:
             waited = self._budget.acquire(ask.kind, self._stop)
             deadline.extend(waited)
@@ -266,7 +266,7 @@ class Exchange:
         return response
 
     def redirect_target(self, ask: Ask, hops: Sequence[str], location: str) -> str:
-        """Where a redirect leads; raises HubPayloadError for a place where this question must not go."""
+        """Where a redirect leads; raises HubPayloadError for a place where this request must not go."""
         try:
             target = urljoin(hops[-1], location)
         except ValueError:
@@ -320,7 +320,7 @@ def _pause(state: RetryCallState) -> float:
 
 
 def _user_agent() -> str:
-    """Who asks, and where to complain.
+    """The user agent, with a contact.
 
     Not the client library's own: to name the tool it runs in, that asks the Hub first, outside of any budget.
     """

@@ -19,7 +19,7 @@ _CHECKPOINT = re.compile(r"^checkpoint-(\d{1,12})$")
 
 @dataclass(frozen=True)
 class Folder:
-    """One adapter folder: `files` are those directly in it; the card may be a parent's where it has none."""
+    """One adapter folder: `files` are those directly in it; the card may be a parent's if it has none."""
 
     subfolder: str
     main: bool
@@ -35,7 +35,7 @@ class Folder:
 
 
 def adapter_folders(files: Sequence[RemoteFile]) -> tuple[Folder, ...]:
-    """All adapter folders of a repository, the main one first, then by path; none where there is none.
+    """All adapter folders of a repository, the main one first, then by path; empty without one.
 
     A folder counts when it directly holds an adapter_config.json or an adapter_model file.
     """
@@ -60,7 +60,7 @@ def adapter_folders(files: Sequence[RemoteFile]) -> tuple[Folder, ...]:
 
 
 def _rank(folder: str) -> tuple[int, int, int, str]:
-    """The order of preference for main: the root, what is no checkpoint, shallow, late checkpoints first."""
+    """The order of preference for main: the root, not a checkpoint, shallow, late checkpoints first."""
     parts = PurePosixPath(folder).parts
     steps = [int(match[1]) for part in parts if (match := _CHECKPOINT.match(part))]
     return (1 if steps else 0, len(parts), -max(steps, default=0), folder)

@@ -1,4 +1,4 @@
-"""What it means that the Hub refuses: the client library's errors and HTTP statuses → errors of the catalog.
+"""Refusals of the Hub: the client library's errors and HTTP statuses → errors of the catalog.
 
 Every foreign exception is translated in `translate`, and nowhere else.
 """
@@ -37,7 +37,7 @@ _BAD_CREDENTIALS = "Invalid credentials in Authorization header"
 _MISSING = ("private_or_missing", "The repository is private, or does not exist")
 # In this order: the client library's gated error is a not-found error as well.
 _REFUSALS: tuple[tuple[type[Exception], tuple[str, str]], ...] = (
-    (GatedRepoError, ("gated", "The repository is gated; ask for access on its page")),
+    (GatedRepoError, ("gated", "The repository is gated; request access on its page")),
     (DisabledRepoError, ("disabled", "The Hub has disabled the repository")),
     (RevisionNotFoundError, ("revision_gone", "The repository no longer has this commit")),
     (EntryNotFoundError, ("entry_gone", "The commit has no such file")),
@@ -65,7 +65,7 @@ def translate(error: Exception, url: str) -> HubError:
     if isinstance(error, HfHubHTTPError):
         return _refusal(error, url)
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
-        return HubUnreachableError(f"The Hub did not answer in time ({address}).", url=address)
+        return HubUnreachableError(f"The Hub did not respond in time ({address}).", url=address)
     if isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)):
         return HubUnreachableError(f"The connection to the Hub broke ({address}).", url=address)
     return HubPayloadError(f"The Hub's answer cannot be followed ({address}).", url=address)
@@ -107,17 +107,17 @@ def refuse(response: httpx.Response, url: str, *, own: bool) -> None:
             f"The Hub is busy: HTTP {status} ({address}).", url=address, status=status, retry_after=wait
         )
     if status == 416:
-        raise HubPayloadError(f"The Hub does not have the part that was asked for ({address}).", url=address)
+        raise HubPayloadError(f"The Hub does not have the requested part ({address}).", url=address)
     if status >= 400 and not own:
         message = f"The Hub's storage refuses the file with HTTP {status} ({address})."
         raise HubAccessError(message, status="refused", url=address)
-    # Texts that mean something are ASCII; what else stands there must not keep the refusal from being read.
+    # Meaningful texts are ASCII; other bytes must not prevent reading the refusal.
     headers = {name: _ascii(response.headers.get(name, "")) for name in ("x-error-code", "x-error-message")}
     hf_raise_for_status(
         httpx.Response(status, headers=headers, json={}, request=httpx.Request("GET", address))
     )
     raise HubPayloadError(
-        f"The Hub answered with HTTP {status}, which means nothing here ({address}).", url=address
+        f"The Hub answered with HTTP {status}, which is not expected ({address}).", url=address
     )
 
 
@@ -126,7 +126,7 @@ def _ascii(text: str) -> str:
 
 
 def _wait_of_server(response: httpx.Response) -> float | None:
-    """Seconds the server asks to wait; its rate limit counts only where that is why it refused."""
+    """Seconds the server asks to wait; its rate limit counts only if that is the cause."""
     wait = wire.retry_after(response.headers)
     limit = rate_limit(response.headers)
     if wait is None and response.status_code == 429 and limit is not None and limit.remaining == 0:
@@ -135,7 +135,7 @@ def _wait_of_server(response: httpx.Response) -> float | None:
 
 
 def rate_limit(headers: Mapping[str, str]) -> RateLimitInfo | None:
-    """What the server's rate limit headers say; None where they say nothing that can be read."""
+    """The server's rate limit in its headers; None if they cannot be read."""
     try:
         return parse_ratelimit_headers(headers)
     except ValueError:  # a number with thousands of digits

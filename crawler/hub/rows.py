@@ -1,7 +1,7 @@
-"""One raw row of a listing page → the repository it describes, or why it describes none.
+"""One raw row of a listing page → the repository it describes, or the reason why it is invalid.
 
-The rows come from the Hub but their contents from its users, so no field is trusted. A row is bad only when
-it does not say which repository it means; any other odd field is left out and named.
+The rows come from the Hub but their contents from its users, so no field is trusted. A row is bad only if it
+does not identify a repository; any other invalid field is left out and reported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _EXCERPT = 500
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-# Fields of a row, besides its identity, that are read and kept as they are.
+# Fields of a row, in addition to its identity, that are kept unchanged.
 KEPT = (
     *("createdAt", "disabled", "downloads", "downloadsAllTime", "gated", "lastModified", "library_name"),
     *("likes", "pipeline_tag", "private", "sha", "tags"),
@@ -42,7 +42,7 @@ KEPT = (
 
 @dataclass(frozen=True)
 class ListedRepository(RepositoryRecord):
-    """What a listing page says of one repository; `problems` names each field that could not be used.
+    """The facts about one repository on a listing page; `problems` names each invalid field.
 
     `config_base` is the raw base model name of the adapter's own config.
     """
@@ -54,7 +54,7 @@ class ListedRepository(RepositoryRecord):
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that names no repository: why, and its beginning as ASCII JSON."""
+    """A row without a valid repository: the reason, and its beginning as ASCII JSON."""
 
     reason: str
     excerpt: str
@@ -124,7 +124,7 @@ def _parse(raw: object) -> ListedRepository | BadRow:
 
 
 def reduce_row(raw: object) -> dict[str, object]:
-    """The parts of a raw row that `parse_row` reads, file names left out: what is worth keeping of it."""
+    """The parts of a raw row that `parse_row` reads, without file names."""
     if not isinstance(raw, Mapping):
         return {}
     fields = {key: raw[key] for key in ("_id", "id", *KEPT) if key in raw}
@@ -163,7 +163,7 @@ class _Row:
             return None
         if value in ("auto", "manual"):
             return str(value)
-        # Whatever else it means, it does not mean open.
+        # An unknown value does not mean open.
         self._odd("gated", "is neither false nor auto nor manual")
         return "manual"
 
@@ -235,7 +235,7 @@ class _Row:
 
 
 def _too_deep(row: object) -> bool:
-    """Whether a row is nested deeper than what can be walked through, and written as JSON, by recursion."""
+    """Whether a row is nested too deep for recursion, including writing it as JSON."""
     level: list[Any] = [row]
     for _ in range(_DEEPEST_ROW):
         inner = (node.values() if isinstance(node, Mapping) else node for node in level)

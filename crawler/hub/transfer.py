@@ -1,4 +1,4 @@
-"""A remote file's bytes, checked against what its commit promises: whole, in part, or into the store."""
+"""A remote file's bytes, checked against its commit's hash: whole, in part, or into the store."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def read_whole(answer: Answer, file: RemoteFile) -> bytes:
     for chunk in answer.chunks:
         data += chunk
         if len(data) > file.size:
-            raise IntegrityError(
-                f"{file.path} is longer than the {file.size:,} bytes promised.", url=answer.url
-            )
+            raise IntegrityError(f"{file.path} is longer than its {file.size:,} bytes.", url=answer.url)
     if file.sha256 is not None:
         good = hashlib.sha256(data).hexdigest() == file.sha256
     else:
@@ -36,15 +34,14 @@ def read_whole(answer: Answer, file: RemoteFile) -> bytes:
         git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
         good = git.hexdigest() == file.oid
     if not good:
-        raise IntegrityError(f"{file.path} does not have the hash that its commit promises.", url=answer.url)
+        raise IntegrityError(f"{file.path} does not have the hash in its commit.", url=answer.url)
     return bytes(data)
 
 
 def read_part(answer: Answer, file: RemoteFile, first: int, last: int) -> bytes:
     """Bytes `first` to `last`; a server that sends the whole file is read that far and no further.
 
-    Raises HubPayloadError for another part than the one asked for, IntegrityError when the file ends too
-    early.
+    Raises HubPayloadError for a different part than requested, IntegrityError if the file ends too early.
     """
     _check_form(answer, file, asked_from=first)
     skip = first if answer.status == 200 else 0
@@ -78,7 +75,7 @@ def read_header(file: RemoteFile, part: Callable[[int, int], bytes], limit: int)
 class Download:
     """One file on its way into the store, over as many answers as it takes.
 
-    `continued` says that the latest answer goes on from bytes of an earlier one, which may be at fault.
+    `continued` means that the latest answer continues bytes of an earlier one, which may be wrong.
     """
 
     def __init__(self, file: RemoteFile, blob: BlobWriter) -> None:
@@ -97,10 +94,9 @@ class Download:
         return headers
 
     def take(self, answer: Answer) -> None:
-        """Write the answer's bytes; one that begins at zero replaces what had arrived.
+        """Write the answer's bytes; one that begins at zero replaces earlier bytes.
 
-        Raises HubPayloadError for another part than the one asked for, IntegrityError for a wrong size or
-        hash.
+        Raises HubPayloadError for a different part than requested, IntegrityError for a wrong size or hash.
         """
         _check_form(answer, self._file, asked_from=self._blob.offset or None)
         if answer.status == 200:
@@ -112,26 +108,28 @@ class Download:
         self._blob.check()
 
     def restart(self) -> None:
-        """Forget what has arrived."""
+        """Discard the received bytes."""
         self.continued = False
         self._blob.restart()
 
 
 def _check_form(answer: Answer, file: RemoteFile, *, asked_from: int | None) -> None:
-    """Refuse an encoded body, a part that was not asked for, and any size that is not the promised one."""
+    """Refuse an encoded body, an unrequested part, and a wrong size."""
     encoding = answer.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity"):
-        raise HubPayloadError(f"The Hub sent {file.path} encoded, which was not asked for.", url=answer.url)
+        raise HubPayloadError(f"The Hub sent {file.path} encoded, which was not requested.", url=answer.url)
     if answer.status == 206:
         first, _, size = wire.content_range(answer.headers.get("content-range", ""), url=answer.url)
         if first != asked_from:
-            raise HubPayloadError(f"The Hub sent another part of {file.path}.", url=answer.url)
+            raise HubPayloadError(
+                f"The Hub sent a different part of {file.path} than requested.", url=answer.url
+            )
     else:
         length = answer.headers.get("content-length", "")
         size = int(length) if re.fullmatch(r"[0-9]{1,19}", length) else None
     if size not in (None, file.size):
         raise IntegrityError(
-            f"{file.path} has {size:,} bytes where its commit promises {file.size:,}.", url=answer.url
+            f"{file.path} has {size:,} bytes, but {file.size:,} in its commit.", url=answer.url
         )
 
 

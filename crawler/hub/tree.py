@@ -31,17 +31,17 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class RepositoryTree:
-    """The files of one commit; `problems` names each entry that was dropped or is odd, a sentence each."""
+    """The files of one commit; `problems` describes each dropped or unusual entry, one sentence each."""
 
     files: tuple[RemoteFile, ...]
     problems: tuple[str, ...]
 
 
 def read_tree(rows: Iterable[object], problems: Iterable[str] = ()) -> RepositoryTree:
-    """The tree of these rows, each judged by itself: one bad entry costs that entry only.
+    """The tree of these rows, each validated separately: one invalid entry loses only that entry.
 
     Paths that differ only in case or in Unicode form are all kept and named, because the catalog stores
-    files by content and asks for them by exact path.
+    files by content and requests them by exact path.
     """
     problem_list = list(problems)
     files: dict[str, RemoteFile] = {}
@@ -71,7 +71,7 @@ def _read_entry(row: object) -> RemoteFile | str | None:
 
 
 def _entry(row: object) -> RemoteFile | str | None:
-    """The file of one row, a sentence on why it is dropped, or None for a directory."""
+    """The file of one row, the reason why it is dropped, or None for a directory."""
     if not isinstance(row, Mapping):
         return "an entry is not an object"
     path = row.get("path")

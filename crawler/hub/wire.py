@@ -1,6 +1,7 @@
-"""What bounds an answer of a server that is not trusted: time, size, encoding, and the shape of its headers.
+"""Limits for answers of an untrusted server: time, size, encoding, and the form of its headers.
 
-Nothing here knows an HTTP library; `crawler.hub.client` puts it between the sockets and its own methods.
+This module does not depend on an HTTP library; `crawler.hub.client` puts it between the sockets and its own
+methods.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class DeadlineError(TimeoutError):
 
 
 class Deadline:
-    """The end of one exchange, in seconds from now on the machine's own clock: sockets know no other."""
+    """The end of one exchange, in seconds from now on the machine's own clock: sockets use no other."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -45,12 +46,12 @@ class Deadline:
         return left
 
     def extend(self, seconds: float) -> None:
-        """Leave time out of account that was spent waiting for the request budget."""
+        """Exclude time that was spent waiting for the request budget."""
         self._end += seconds
 
 
 class SocketDeadlines(threading.local):
-    """The deadline of whatever exchange the current thread is in."""
+    """The deadline of the current thread's exchange."""
 
     current: Deadline | None = None
 
@@ -64,7 +65,7 @@ class SocketDeadlines(threading.local):
             self.current = None
 
     def bound(self, timeout: float | None) -> float | None:
-        """The socket timeout to use: what was asked for, or less when the deadline is nearer."""
+        """The socket timeout to use: the requested one, or less if the deadline is nearer."""
         if self.current is None:
             return timeout
         left = self.current.left()
@@ -75,8 +76,8 @@ class DeadlineSockets:
     """A network backend of httpcore around another one.
 
     A timeout in httpcore is for one read of a socket, so a server that sends its header a byte at a time is
-    never timed out; here each read gets what is left of the deadline. Looking up a name is not bounded: the
-    system does that.
+    never timed out; here each read gets the rest of the deadline. Name resolution is done by the system and
+    not bounded.
     """
 
     def __init__(self, inner: Any, deadlines: SocketDeadlines) -> None:
@@ -121,14 +122,14 @@ class _DeadlineStream:
 
 
 def read_body(chunks: Iterable[bytes], *, encoding: str, limit: int, url: str) -> bytes:
-    """The body, decoded where it is gzip; neither the raw nor the decoded bytes ever exceed `limit`.
+    """The body, decoded if it is gzip; neither the raw nor the decoded bytes ever exceed `limit`.
 
     Raises HubPayloadError for more than `limit`, for another encoding, and for gzip that is broken or cut
     short.
     """
     if encoding not in ("", "identity", "gzip"):
         raise HubPayloadError(
-            f"The Hub answered in the encoding {encoding[:40]!r}, which was not asked for.", url=url
+            f"The Hub answered in the encoding {encoding[:40]!r}, which was not requested.", url=url
         )
     unzip = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == "gzip" else None
     body = bytearray()
@@ -158,15 +159,15 @@ def parse_json(body: bytes, *, url: str) -> object:
     try:
         value: object = json.loads(body.decode("utf-8"), parse_constant=refuse, parse_int=_integer)
     except (ValueError, RecursionError) as error:
-        raise HubPayloadError("The Hub answered with something that is not JSON.", url=url) from error
+        raise HubPayloadError("The Hub's answer is not JSON.", url=url) from error
     return value
 
 
 def parse_rows(body: bytes, *, url: str) -> list[object]:
     """The rows of a JSON list in UTF-8; raises HubPayloadError for anything else.
 
-    Where the list as a whole cannot be read, because a row is nested too deep for instance, its rows are read
-    one by one: what cannot be read stays the beginning of its text, and the others are not lost for it.
+    If the list cannot be read as a whole, for example because a row is nested too deep, its rows are read one
+    by one: an unreadable one becomes the beginning of its text.
     """
     try:
         value = parse_json(body, url=url)
@@ -176,7 +177,7 @@ def parse_rows(body: bytes, *, url: str) -> list[object]:
             raise
         return [_row(text, url) for text in texts]
     if not isinstance(value, list):
-        raise HubPayloadError("The Hub answered with something else than a list.", url=url)
+        raise HubPayloadError("The Hub's answer is not a list.", url=url)
     return value
 
 
@@ -188,7 +189,7 @@ def _row(text: bytes, url: str) -> object:
 
 
 def _row_texts(body: bytes) -> list[bytes] | None:
-    """The texts between the commas of a JSON list, None where the brackets of the body are those of none."""
+    """The texts between the commas of a JSON list, None if the body is not in brackets."""
     texts: list[bytes] = []
     depth, begin = 0, 0
     for match in _JSON_MARK.finditer(body):
@@ -214,14 +215,14 @@ def content_range(value: str, *, url: str) -> tuple[int, int, int | None]:
     """First byte, last byte and total (None for `*`) of a Content-Range; raises HubPayloadError."""
     match = _CONTENT_RANGE.fullmatch(value.strip())
     if match is None or int(match[1]) > int(match[2]):
-        raise HubPayloadError("The Hub answered part of a file without saying which.", url=url)
+        raise HubPayloadError("The Hub sent a part of a file without its range.", url=url)
     return int(match[1]), int(match[2]), None if match[3] == "*" else int(match[3])
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that Retry-After asks for, be it a number or a date; None without one that can be read.
 
-    A date is taken against the answer's own Date, so that two clocks that disagree do no harm.
+    A date is taken against the answer's own Date, so that differing clocks do not matter.
     """
     value = headers.get("retry-after", "").strip()
     if _DELAY_SECONDS.fullmatch(value):
@@ -250,18 +251,18 @@ def _endpoint_problem(endpoint: str) -> str | None:
     if not endpoint.strip():
         return "it is empty"
     if re.search(r"[?#\s\x00-\x20\x7f]", endpoint):
-        return "it holds a space, a control character, ? or #"
+        return "it contains a space, a control character, ? or #"
     try:
         parts = urlsplit(endpoint)
         port, host = parts.port, parts.hostname or ""
     except ValueError as error:
-        return f"it is no URL ({error})"
+        return f"it is not a URL ({error})"
     if parts.scheme not in ("http", "https"):
         return "it does not begin with http:// or https://"
     if "@" in parts.netloc:
-        return "it holds a name or a password"
+        return "it contains a name or a password"
     if not _is_host(host):
-        return "its host is no name and no address"
+        return "its host is not a name or an address"
     return "its port is 0" if port == 0 else None
 
 
@@ -295,7 +296,7 @@ def without_query(url: str) -> str:
 
 
 def same_query(url: str, other: str) -> bool:
-    """Whether two URLs ask the same, however they write it; what comes before the query is not compared."""
+    """Whether two URLs have equivalent queries; what comes before the query is not compared."""
     return parse_qsl(urlsplit(url).query) == parse_qsl(urlsplit(other).query)
 
 

@@ -47,7 +47,7 @@ class RefusedError(Exception):
 
 
 class HubApi:
-    """The endpoints over one folder; the bodies of its files come at once, without the Hub's redirects."""
+    """The endpoints over one folder; files are sent directly, without the Hub's redirects."""
 
     def __init__(self, folder: HubFolder) -> None:
         self._folder = folder
@@ -217,7 +217,7 @@ def _no_entry(repository: HubRepository, path: str) -> RefusedError:
 
 
 def _row(repository: HubRepository, fields: Sequence[str]) -> dict[str, Any] | None:
-    """A list row, or None with a warning where a file went or cannot be read: the other rows still count."""
+    """A list row, or None with a warning if a file vanished or cannot be read."""
     try:
         return describe(repository, fields)
     except OSError as error:
@@ -239,7 +239,7 @@ def _is_known(if_none_match: str, etag: str) -> bool:
 
 
 def _json(value: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
-    # ASCII, because file names and cards may hold lone surrogates, which UTF-8 cannot say.
+    # ASCII, because file names and cards may hold lone surrogates, which UTF-8 cannot encode.
     return Response(json.dumps(value).encode("ascii"), status, headers, "application/json")
 
 

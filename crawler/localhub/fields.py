@@ -1,4 +1,4 @@
-"""What the API's JSON says of one repository: its fields, its files and its tree."""
+"""The API's JSON of one repository: its fields, its files and its tree."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def describe(repository: HubRepository, fields: Iterable[str]) -> dict[str, Any]
 
 
 def field_value(repository: HubRepository, name: str) -> Any:
-    """One field: what .hub.json says, else what follows from the files, else None."""
+    """One field: from .hub.json, else derived from the files, else None."""
     if name in repository.overrides:
         return repository.overrides[name]
     return FIELDS[name](repository) if name in FIELDS else None
@@ -59,7 +59,7 @@ def siblings(repository: HubRepository, *, blobs: bool) -> list[dict[str, Any]]:
 def tree(
     repository: HubRepository, folder: str, *, recursive: bool, expand: bool
 ) -> list[dict[str, Any]] | None:
-    """Entries below `folder` ("" is the root), by path; None where there is no such folder."""
+    """Entries below `folder` ("" is the root), by path; None if the folder does not exist."""
     prefix = f"{folder}/" if folder else ""
     below = {path: digest for path, digest in repository.digests.items() if path.startswith(prefix)}
     if folder and not below:
@@ -76,7 +76,7 @@ def tree(
 
 
 def file_entry(repository: HubRepository, path: str, *, expand: bool) -> dict[str, Any]:
-    """A file as the tree and paths-info routes say it; KeyError where there is none."""
+    """A file in the format of the tree and paths-info routes; KeyError if it does not exist."""
     digest = repository.digests[path]
     entry: dict[str, Any] = {"type": "file", "oid": digest.oid, "size": digest.size, "path": path}
     if digest.sha256:
@@ -150,7 +150,7 @@ FIELDS: Mapping[str, Callable[[HubRepository], Any]] = {
     "trendingScore": lambda _: 0,
     "usedStorage": _storage_bytes,
 }
-# Valid on the Hub, but a folder cannot know them unless .hub.json says so.
+# Valid on the Hub, but unknown for a folder unless they are in .hub.json.
 UNKNOWN_HERE = (
     "childrenModelCount",
     "evalResults",

@@ -1,11 +1,11 @@
 """A folder of repositories as the Hub's API would describe it: `ROOT/owner/name/…files`.
 
-Nothing here knows HTTP and nothing is written. An optional `.hub.json` beside a repository's files
-overrides what the API says of it; without one everything is derived from the files and is the same
-from start to start. Folders whose names no Hub repository can have are not repositories.
+This module does not depend on HTTP and writes nothing. An optional `.hub.json` next to a repository's files
+overrides the API's values; without one everything is derived from the files and reproducible. Folders whose
+names no Hub repository can have are not repositories.
 
-The files of a repository are looked at again (names, sizes, times) whenever it is asked for, and read
-again only when one of these changed.
+The files of a repository are checked (names, sizes, times) at every request, and read again only if one of
+these changed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx")
 LFS_SIZE = 10 * 1024 * 1024
 MAX_PARSED = 1024 * 1024  # bytes of a card or a configuration that are parsed
 # A file written this shortly before it was read may be written again within the same tick of the
-# file system's clock, so what was read of it is not remembered.
+# file system's clock, so it is not cached.
 SETTLED_NS = 50_000_000
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", re.ASCII)
 
@@ -58,7 +58,8 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Digest:
-    """What the Hub says of a file's content: `oid` is the git blob's sha1, of the pointer for an LFS file."""
+    """The Hub's description of a file's content: `oid` is the git blob's sha1, of the pointer for an LFS
+    file."""
 
     oid: str
     size: int
@@ -72,7 +73,7 @@ class Digest:
 
 @dataclass(frozen=True, eq=False)
 class HubRepository:
-    """One repository as it was found; derived facts are computed when they are first asked for."""
+    """One repository as it was found; derived facts are computed on first use."""
 
     repo_id: str
     files: Mapping[str, HubFile]
@@ -95,7 +96,7 @@ class HubRepository:
 
     @cached_property
     def adapter_config(self) -> dict[str, Any] | None:
-        """The root adapter_config.json where it is there and is a JSON object."""
+        """The root adapter_config.json if it exists and is a JSON object."""
         try:
             parsed = json.loads(self._text("adapter_config.json"))
         except (ValueError, RecursionError):
@@ -128,7 +129,7 @@ class HubRepository:
         return self.overrides.get("tags", list(self.derive.tags))
 
     def flag(self, name: str) -> Any:
-        """`gated`, `disabled` or `private`: false where nothing is said."""
+        """`gated`, `disabled` or `private`: false by default."""
         return self.overrides.get(name, False)
 
     def previous_names(self) -> list[str]:
@@ -145,7 +146,7 @@ class HubRepository:
         return _lfs_digest(str(sha256), size) if sha256 else replace(self.digest_file(file), size=size)
 
     def _text(self, path: str) -> str:
-        """The beginning of a small file as UTF-8, or nothing where it cannot be read."""
+        """The beginning of a small file as UTF-8, or empty if it cannot be read."""
         file = self.files.get(path)
         if file is None:
             return ""
@@ -167,7 +168,7 @@ class HubFolder:
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
-            raise UsageError(f"{self.root} is not a folder; give one that holds owner/name/…files.")
+            raise UsageError(f"{self.root} is not a folder; give one that contains owner/name/…files.")
         self.root = self.root.resolve()
 
     def find(self, repo_id: str) -> HubRepository | None:
@@ -183,12 +184,12 @@ class HubFolder:
         return self._read(repo_id, directory)
 
     def scan(self) -> list[HubRepository]:
-        """Every repository as it is on disk now, by name; one with a bad .hub.json is warned of."""
+        """Every repository as it is on disk now, by name; one with an invalid .hub.json causes a warning."""
         repositories = (self._find_or_warn(repo_id) for repo_id in sorted(self._repo_ids()))
         return [repository for repository in repositories if repository is not None]
 
     def new_name(self, repo_id: str) -> str | None:
-        """The name of the repository that was called `repo_id` before, or None."""
+        """The current name of the repository formerly called `repo_id`, or None."""
         return next((new.repo_id for new in self.scan() if repo_id in new.previous_names()), None)
 
     def digest(self, file: HubFile) -> Digest:
@@ -214,7 +215,7 @@ class HubFolder:
             if is_name(owner.name) and owner.is_dir() and self.holds(os.path.realpath(owner.path)):
                 try:
                     names = [entry.name for entry in os.scandir(owner.path)]
-                except OSError as error:  # gone, or not ours to read: the others are served
+                except OSError as error:  # missing or not readable: the others are served
                     logger.warning("%s is left out: %s", owner.path, error.strerror)
                     continue
                 yield from (f"{owner.name}/{name}" for name in names if is_name(name))
@@ -246,7 +247,7 @@ class HubFolder:
     def _walk(self, directory: str, prefix: str) -> Iterator[HubFile]:
         try:
             entries = list(os.scandir(directory))
-        except OSError:  # gone, or not ours to read: then it has no files
+        except OSError:  # missing or not readable: then it has no files
             return
         for entry in entries:
             if entry.name in HIDDEN or not _is_text(entry.name):
@@ -269,7 +270,7 @@ class HubFolder:
 
 @dataclass(frozen=True)
 class _FolderState:
-    """What a glance at a repository's folder shows; equal glances mean unchanged facts."""
+    """The state of a repository's folder; equal states mean unchanged facts."""
 
     files: tuple[HubFile, ...]
     overrides: tuple[int, int] | None
@@ -312,7 +313,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
 def _is_text(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # bytes that are not UTF-8: no JSON can say this name
+    except UnicodeEncodeError:  # bytes that are not UTF-8: JSON cannot encode this name
         return False
     return True
 
@@ -323,7 +324,7 @@ def _overrides(directory: str, repo_id: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{repo_id}/{OVERRIDES} cannot be read as JSON: {error}") from error
     if not isinstance(parsed, dict):
-        raise UsageError(f"{repo_id}/{OVERRIDES} must hold one JSON object.")
+        raise UsageError(f"{repo_id}/{OVERRIDES} must contain one JSON object.")
     return parsed
 
 

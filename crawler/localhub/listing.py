@@ -21,7 +21,8 @@ class BadQueryError(Exception):
 
 @dataclass(frozen=True)
 class ListQuery:
-    """One request for a list page, as its parameters say; `fields` are the keys beside the identity."""
+    """One request for a list page, as its parameters say; `fields` are the keys in addition to the
+    identity."""
 
     tags: tuple[str, ...] = ()
     author: str | None = None
@@ -35,7 +36,7 @@ class ListQuery:
 
 
 def list_query(params: Mapping[str, Sequence[str]]) -> ListQuery:
-    """The query that the parameters (name → its values in order) ask for. Raises BadQueryError."""
+    """The query of the parameters (name → its values in order). Raises BadQueryError."""
     sort = _last(params, "sort") or "trendingScore"
     if sort not in SORT_KEYS:
         raise BadQueryError(f"Invalid sort field {sort!r}; valid ones are {', '.join(SORT_KEYS)}")
@@ -59,7 +60,7 @@ def list_query(params: Mapping[str, Sequence[str]]) -> ListQuery:
 def list_page(
     repositories: Iterable[HubRepository], query: ListQuery
 ) -> tuple[list[HubRepository], str | None]:
-    """The repositories of one page in order, and the cursor of the next page where there is one.
+    """The repositories of one page in order, and the cursor of the next page, if any.
 
     The order is by the sort field, then by `_id` upwards, so that a cursor names a place which stays
     valid when repositories come and go between two pages.
@@ -77,7 +78,7 @@ def list_page(
 
 
 def page_limit(params: Mapping[str, Sequence[str]], most: int = MAX_PAGE) -> int:
-    """The page size asked for, at most `most`. Raises BadQueryError."""
+    """The requested page size, at most `most`. Raises BadQueryError."""
     limit = _last(params, "limit")
     if limit is None:
         return most
@@ -87,7 +88,7 @@ def page_limit(params: Mapping[str, Sequence[str]], most: int = MAX_PAGE) -> int
 
 
 def parse_expand(params: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The keys that `expand` and `expand[]` name. Raises BadQueryError on a key nobody knows."""
+    """The keys that `expand` and `expand[]` name. Raises BadQueryError for an unknown key."""
     keys = (*params.get("expand", ()), *params.get("expand[]", ()))
     for key in keys:
         if key not in FIELDS and key not in UNKNOWN_HERE:
@@ -103,7 +104,7 @@ def truth(params: Mapping[str, Sequence[str]], name: str) -> bool:
 
 
 def _number(name: str) -> Callable[[HubRepository], float]:
-    """A sort key that takes a repository for zero where its counter is no number."""
+    """A sort key that counts a repository as zero if its counter is not a number."""
 
     def key(repository: HubRepository) -> float:
         value = field_value(repository, name)

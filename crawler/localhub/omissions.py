@@ -18,7 +18,8 @@ _TAGS = frozenset({"peft", "lora", "unsloth", "trl", "axolotl", "llama-factory"}
 
 @dataclass(frozen=True)
 class Omission:
-    """A folder by its path below the served one, and why what is in it cannot be had as an adapter."""
+    """A folder by its path below the served one, and the reason why its content is not available as an
+    adapter."""
 
     path: str
     reason: str
@@ -47,7 +48,7 @@ def _outside(folder: HubFolder) -> Iterator[Omission]:
             if any((folder.root / owner / name).is_file() for name in MARKERS):
                 yield Omission(owner, f"an adapter lies directly in it; {LAYOUT}")
             elif not inside:
-                yield Omission(owner, f"there is no folder in it; {LAYOUT}")
+                yield Omission(owner, f"it contains no folder; {LAYOUT}")
             yield from _of_owner(owner, inside)
 
 
@@ -60,7 +61,7 @@ def _of_owner(owner: str, inside: Iterable[str | Omission]) -> Iterator[Omission
 
 
 def _folders(folder: HubFolder, below: str) -> Iterator[str | Omission]:
-    """The names of the folders in one, by name; what cannot be entered as an omission."""
+    """The names of the folders in one, by name; unreadable ones as an omission."""
     try:
         entries = sorted(os.scandir(folder.root / below), key=lambda entry: entry.name)
     except OSError as error:
@@ -75,27 +76,27 @@ def _folders(folder: HubFolder, below: str) -> Iterator[str | Omission]:
 
 
 def _wrong_name(name: str, whose: str) -> str | None:
-    """Why the Hub could have no owner or repository of this name, None where it could."""
+    """Why this is not a valid name of an owner or repository on the Hub, None if it is."""
     if is_name(name):
         return None
     if name in HIDDEN or name.startswith("."):
         return "it is hidden"
     reasons = (
         (len(name) > _LONGEST, f"its name is longer than {_LONGEST} characters"),
-        ("--" in name, "its name holds --"),
-        (".." in name, "its name holds .."),
+        ("--" in name, "its name contains --"),
+        (".." in name, "its name contains .."),
         (name.endswith(".git"), "its name ends with .git"),
         (name.startswith("-") or name.endswith((".", "-")), "its name begins or ends with - or a dot"),
     )
     why = next(
         (text for applies, text in reasons if applies),
-        "its name holds other characters than A-Z a-z 0-9 . _ -",
+        "its name contains characters other than A-Z a-z 0-9 . _ -",
     )
     return f"{why}, which the name of {whose} cannot"
 
 
 def _cache(folder: HubFolder, name: str) -> str:
-    """What to do with a folder of the client library's cache."""
+    """Advice for a folder of the client library's cache."""
     place = "/".join(name.removeprefix(CACHE).split("--", 1))
     snapshots = sorted(path.name for path in (folder.root / name / "snapshots").glob("*") if path.is_dir())
     copy = f"; copy it: cp -rL {name}/snapshots/{snapshots[-1]} {place}" if snapshots else ""
@@ -122,6 +123,6 @@ def _unfindable(repository: HubRepository) -> str | None:
     if any(tag in _TAGS or str(tag).startswith("base_model:adapter:") for tag in tags):
         return None
     if not adapters:
-        return "it holds no adapter, so no crawl lists it"
+        return "it contains no adapter, so no crawl lists it"
     deep = adapters[0].rpartition("/")[0]
     return f"its adapters lie too deep ({deep}) and its card has no tag peft, so no crawl lists it; {LAYOUT}"

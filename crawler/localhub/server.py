@@ -42,7 +42,7 @@ def create_app(root: Path) -> Starlette:
 def serve(root: Path, host: str, port: int, announce: Callable[[str], None] = print) -> None:
     """Serves the folder until it is interrupted; `announce` gets the URL once connections are accepted.
 
-    Raises UsageError where the folder or the address cannot be used.
+    Raises UsageError if the folder or the address cannot be used.
     """
     app = create_app(root)
     with _listen(host, port) as listener:
@@ -56,7 +56,7 @@ def serve(root: Path, host: str, port: int, announce: Callable[[str], None] = pr
 class LocalHub:
     """A folder served on loopback for as long as the `with` block lasts; ready when it begins.
 
-    `wrap` takes the application and returns the one that answers in its place.
+    `wrap` takes the application and returns the one that replaces it.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UsageError where the address cannot be had."""
+    """A listening socket. Raises UsageError if the address is not available."""
     if not 0 <= port <= 65535:
-        raise UsageError(f"{port} is no port; choose one from 1 to 65535, or 0 for any that is free.")
+        raise UsageError(f"{port} is not a port; choose one from 1 to 65535, or 0 for any that is free.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only where a socket says that it is TCP: 40 ms an answer.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

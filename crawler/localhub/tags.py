@@ -14,7 +14,7 @@ import yaml
 MAX_FRONT_MATTER = 256 * 1024  # characters of front matter that are looked at
 MAX_CARD_VALUES = 20_000  # scalars and containers; an alias bomb has many more
 MAX_DEPTH = 64  # levels of nesting; the C loader recurses without a guard and crashes the process
-MAX_INTEGER_BITS = 1_000  # longer integers have no business in a card and break JSON readers
+MAX_INTEGER_BITS = 1_000  # longer integers are invalid in a card and break JSON readers
 
 LIBRARIES = (
     "peft",
@@ -78,7 +78,7 @@ def derive(readme: str, adapter: Mapping[str, Any] | None, paths: Collection[str
 
 
 def front_matter(readme: str) -> dict[str, Any] | None:
-    """The card's front matter as plain JSON values, or None where there is none or it cannot be read."""
+    """The card's front matter as plain JSON values, or None if it is missing or cannot be read."""
     text = _front_matter_text(readme)
     if text is None:
         return None
@@ -177,14 +177,14 @@ def _library_of_files(paths: Collection[str]) -> str | None:
 def _base_models(card: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> tuple[str, ...]:
     bases = [base for base in _words(card.get("base_model")) if BASE_ID.fullmatch(base)]
     if not bases and adapter is not None:
-        # A bare word in a configuration is as often a folder as a model, so an owner is asked for.
+        # A bare word in a configuration is as often a folder as a model, so an owner is required.
         names = _words(adapter.get("base_model_name_or_path"))
         bases = [base for base in names if OWNED_ID.fullmatch(base)]
     return tuple(dict.fromkeys(bases))
 
 
 def _relation(card: Mapping[str, Any], library: str | None, adapter_at_root: bool, bases: int) -> str:
-    """adapter, merge, finetune, or what the card says.
+    """adapter, merge, finetune, or the card's relation.
 
     Unsloth's cards name transformers as library and no relation: the Hub then says finetune, adapter
     file or not, which is why a crawl that asks for adapters alone misses them.

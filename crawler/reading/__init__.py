@@ -1,4 +1,4 @@
-"""Readers of model cards that do not trust what they read."""
+"""Readers of untrusted model cards."""
 
 import lazy_loader
 

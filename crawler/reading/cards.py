@@ -1,7 +1,6 @@
-"""A model card → what it says: licence, base models, datasets, training facts, readable text, and how good
-it is.
+"""A model card → its license, base models, datasets, training facts, readable text, and quality.
 
-`parse_card` takes any bytes and never raises; what could not be read is named in `problems`.
+`parse_card` takes any bytes and never raises; unreadable parts are named in `problems`.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from crawler.reading.prose import has_template_marks, own_words, readable
 from crawler.reading.training import TrainingFacts, training_facts
 
 MAX_CARD = 10 * 1024 * 1024
-# Beyond this the body is cut before anything looks at it: no card that people read is longer.
+# Longer bodies are cut before parsing: no card written for people is longer.
 MAX_BODY = 200_000
 _LFS_POINTER = "version https://git-lfs"
 _MAX_ENTRY = 300
 _MAX_ENTRIES = 200
-# Fewer words than these are a title or a greeting, no description.
+# Fewer words than these are not a description.
 _SOME_WORDS = 6
 _SLIPS = frozenset({"bad_license", "license_list", "licence_misspelt"})
 _LICENSE_PLACEHOLDERS = frozenset(
@@ -32,7 +31,7 @@ _LICENSE_PLACEHOLDERS = frozenset(
 
 
 class CardQuality(enum.StrEnum):
-    """How much a card tells; stored by value."""
+    """How informative a card is; stored by value."""
 
     ABSENT = "absent"
     TEMPLATE = "template"
@@ -43,7 +42,7 @@ class CardQuality(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a README.md says; `front` holds its front matter as JSON values.
+    """The content of a README.md; `front` is its front matter as JSON values.
 
     `license` is the Hub's id in lower case. Problems: not_utf8, lfs_pointer, too_large, bad_yaml, unsafe_tag,
     alias_bomb, not_a_mapping, bad_license, license_list, licence_misspelt, and unreadable_ with the class of
@@ -67,12 +66,13 @@ class Card:
 
     @property
     def unreadable(self) -> tuple[str, ...]:
-        """The problems that cost the card or a part of it; the others are slips in a card that was read."""
+        """The problems for which the card or a part of it was not read; the others are errors in a readable
+        card."""
         return tuple(problem for problem in self.problems if problem not in _SLIPS)
 
     @property
     def license_in_words(self) -> str | None:
-        """The licence id, or for `other` the name that stands beside it; None for `other` without a name."""
+        """The license id, or for `other` the license's name; None for `other` without a name."""
         if self.license != "other":
             return self.license
         return self.license_name.lower() if self.license_name else None
@@ -130,7 +130,7 @@ def _decode(data: bytes, problems: list[str]) -> str:
 
 
 def _quality(body: str, prose: str, facts: TrainingFacts) -> CardQuality:
-    """Informative where somebody described this adapter; else the best that tools and templates left."""
+    """Informative if the adapter was described by a person; else by the tools and templates."""
     if own_words(prose) >= _SOME_WORDS:
         return CardQuality.INFORMATIVE
     if facts.has_hyperparameters:
@@ -139,7 +139,7 @@ def _quality(body: str, prose: str, facts: TrainingFacts) -> CardQuality:
         return CardQuality.TEMPLATE
     if prose and facts.tool is not None:
         return CardQuality.GENERATED
-    # A title, or a few words of nobody's tool, say no more than no card.
+    # A title, or a few words, are as uninformative as no card.
     return CardQuality.ABSENT
 
 
@@ -166,7 +166,7 @@ def _text(value: object) -> str | None:
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    """A text or a list of texts as distinct texts; entries of other types are passed over."""
+    """A text or a list of texts as distinct texts; entries of other types are skipped."""
     entries = value if isinstance(value, list) else [value]
     texts = (_text(entry) for entry in entries[:_MAX_ENTRIES])
     return tuple(dict.fromkeys(text for text in texts if text is not None))

@@ -1,9 +1,9 @@
-"""The YAML front matter of a model card, read with a guard: plain JSON-like values or a named problem.
+"""The YAML front matter of a model card, restricted: plain JSON-like values or a named problem.
 
 A safe loader alone is not enough. Aliases let a kilobyte stand for gigabytes, merge keys too; deep nesting
 exhausts the stack, base-60 integers the processor. The text is therefore parsed into events first (no
-values are built), and built only where the events are few, shallow and without tags of other programs. What
-comes out can be written as JSON and stored in any database.
+values are built), and built only if the events are few, shallow and without application tags. The result can
+be written as JSON and stored in any database.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _TooBigError(Exception):
 
 
 class _Loader(BoundedLoader):
-    """A safe loader that reads numbers of sane length and expands no merge keys."""
+    """A safe loader with a limit on the length of numbers, which does not expand merge keys."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Leaves `<<` an ordinary key: merging copies, and nested copies multiply."""
@@ -61,10 +61,10 @@ def split(text: str) -> tuple[str | None, str]:
 
 
 def load(text: str) -> tuple[Front, tuple[str, ...]]:
-    """The values of front matter, and the problems that kept them from being read; never raises.
+    """The values of front matter, and the problems for which they could not be read; never raises.
 
     Problems: too_large, bad_yaml, unsafe_tag, alias_bomb, not_a_mapping. With a problem the values are empty.
-    Dates become ISO texts, keys become texts, numbers that JSON has no form for become texts.
+    Dates become ISO texts, keys become texts, numbers that JSON cannot represent become texts.
     """
     if len(text) > MAX_FRONT:
         return {}, ("too_large",)
@@ -112,7 +112,7 @@ class _Plain:
         if isinstance(value, Mapping):
             return self.mapping(value, depth)
         if isinstance(value, set):
-            # The order of a set is another one in each process.
+            # The order of a set differs between processes.
             return sorted((self.value(entry, depth + 1) for entry in value), key=repr)
         if isinstance(value, (list, tuple)):
             return [self.value(entry, depth + 1) for entry in value]
@@ -126,7 +126,8 @@ class _Plain:
 
 
 def plain_text(text: str) -> str:
-    """The text without what no database stores: NUL and halves of surrogate pairs become U+FFFD."""
+    """The text without characters that a database cannot store: NUL and halves of surrogate pairs become
+    U+FFFD."""
     if text.isascii():
         return text.replace("\x00", "\ufffd")
     return "".join("\ufffd" if c == "\x00" or "\ud800" <= c <= "\udfff" else c for c in text)

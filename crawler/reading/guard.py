@@ -1,8 +1,7 @@
-"""The guard around every parser of bytes that somebody uploaded.
+"""The guard around every parser of uploaded bytes.
 
-A parser names what it cannot read by itself. Where one fails in a way that nobody thought of, the fault costs
-the file that it was reading, and neither the repository nor the crawl: it becomes an `UnreadableError`, which
-its caller turns into a counted reason.
+A parser reports invalid input itself. An unexpected error loses only the file that was being read, not the
+repository or the crawl: it becomes an `UnreadableError`, which its caller turns into a counted reason.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turns whatever a parser raises, but for the program's own errors, into an UnreadableError.
+    """Translates all exceptions of a parser, except the program's own errors, into an UnreadableError.
 
-    Only parsing belongs inside: what the network, the disk or the database refuse is no fault of the bytes,
-    nor is a want of memory, which passes as it is. The traceback is logged for whoever asks for more to be
-    said.
+    Only parsing belongs inside: errors of the network, the disk or the database are not caused by the bytes,
+    nor is a lack of memory, which propagates. The traceback is logged at a verbose level.
 
     Args:
         what: The name of what is read, for the message.

@@ -1,9 +1,8 @@
 """The readable text of a model card: Markdown without code, comments, tags, images, placeholders and
 boilerplate.
 
-`readable` is what search indexes and people read; `own_words` counts the words that somebody wrote for this
-adapter and no tool fills in. Every expression is bounded, so that time grows with the size of the text
-only.
+`readable` is what search indexes and people read; `own_words` counts the words that were written for this
+adapter and not by a tool. Every expression is bounded, so that time grows with the size of the text only.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _FIELD_LINE = re.compile(r"\s{0,8}[-*+|]?\s{0,4}[*`]{0,2}([A-Za-z][\w ()/-]{0,60
 _VERSION_LINE = re.compile(r"\s{0,8}[-*+]\s{0,4}[A-Za-z][A-Za-z-]{1,30}:?\s{1,4}`?[0-9][^\s]{0,60}\s{0,8}\Z")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
-# Sentences that the template of PEFT and transformers leaves standing where nobody filled it in.
+# Sentences of the unfilled template of PEFT and transformers.
 _TEMPLATE_SENTENCES = (
     "users (both direct and downstream) should be made aware",
     "use the code below to get started with the model",
@@ -35,7 +34,7 @@ _TEMPLATE_SENTENCES = (
     "this modelcard aims to be a base template for new models",
 )
 _TEMPLATE_TITLES = ("model card for model id", "model card for {{")
-# How the sentences begin that training tools write of every model.
+# The beginnings of sentences that training tools write about every model.
 _TOOL_SENTENCES = (
     "this model is a fine-tuned version of",
     "this model was trained from scratch on",
@@ -63,7 +62,7 @@ _TOOL_PARTS = (
     "model was trained with unsloth",
     "model trained using autotrain",
 )
-# Fields of the template and of tools' lists: filled in or not, they say little of what an adapter is for.
+# Fields of the template and of tools' lists: filled in or not, they do not describe an adapter.
 _TEMPLATE_FIELDS = frozenset(
     {"developed by", "funded by", "shared by", "model type", "language(s) (nlp)", "license", "repository"}
     | {"finetuned from model", "paper", "demo", "training regime", "hardware type", "hours used"}
@@ -72,9 +71,7 @@ _TEMPLATE_FIELDS = frozenset(
 
 
 def readable(body: str) -> str:
-    """The prose, lists and tables of a card's body, one blank line between blocks; empty where there is
-    nothing.
-    """
+    """The prose, lists and tables of a card's body, one blank line between blocks; may be empty."""
     lines = [_clean(line[:_MAX_LINE]) for line in _without_code(_without_comments(body))]
     lines_left = _without_empty_headings([line for line in lines if line is not None])
     text = "\n".join(lines_left)
@@ -129,7 +126,7 @@ def _clean(line: str) -> str | None:
     if not line.strip():
         return ""
     if "-->" in line:
-        return None  # the end of a comment that somebody wrote over
+        return None  # the end of a comment over several lines
     line = _TAG.sub("", _IMAGE.sub("", line))
     line = _LINK.sub(r"\1", _EMPTY_LINK.sub("", line))
     lowered = line.lower()
@@ -171,5 +168,5 @@ def _is_boilerplate(line: str) -> bool:
 
 
 def _is_figures(line: str) -> bool:
-    """Whether a list item or table row holds a setting: hardly a word beside its name."""
+    """Whether a list item or table row holds a setting: hardly a word in addition to its name."""
     return len(_WORD.findall(line.partition(":")[2] if ":" in line else line)) <= 3

@@ -102,7 +102,8 @@ _NO_DATASET = frozenset({"none", "unknown", "custom", "following", "generator", 
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts:
-    """What a card says of the training; None where it is silent. `batch_size` is that of one device."""
+    """What a card says of the training; None if it does not mention it. `batch_size` is that of one
+    device."""
 
     learning_rate: float | None = None
     schedule: str | None = None
@@ -132,8 +133,8 @@ class TrainingFacts:
 
 
 def training_facts(body: str, tags: Sequence[str] = (), datasets: Sequence[str] = ()) -> TrainingFacts:
-    """What the body of a card, its tags and the datasets of its front matter say; the first statement
-    counts.
+    """The training facts in the body of a card, its tags and the datasets of its front matter; the first
+    statement counts.
     """
     facts: dict[str, Any] = {}
     dataset_names: list[str] = list(datasets)
@@ -144,7 +145,7 @@ def training_facts(body: str, tags: Sequence[str] = (), datasets: Sequence[str] 
         _read_field(line, facts)
         dataset_names.extend(_datasets(line))
     for line in lines:
-        # Prose counts where the tools' own lists are silent.
+        # Prose counts if the tools' lists do not mention it.
         if "train" in line.lower():
             _read_prose(line, facts)
     tool = _tool("\n".join(lines).lower(), tags, versions)

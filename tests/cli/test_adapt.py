@@ -143,7 +143,7 @@ def test_nonsense_is_one_sentence(run: Program, place: Path) -> None:
     words = ["adapt", str(place / "a1"), "--base", NAME, "--task", str(place / "tasks" / "first")]
     for more, sentence in (
         ([], "Say where the adapter goes (--out)"),
-        (["-o", "x", "--samples", "500"], "fewer than the 500 asked for"),
+        (["-o", "x", "--samples", "500"], "fewer than the requested 500"),
         (["-o", "x", "--samples", "20", "--method", "averge"], "did you mean average"),
         (["-o", "x", "--samples", "20", "--method", "arrow"], "arrow makes no adapter"),
         (["-o", str(place / "a1"), "--samples", "20"], " exists; use"),

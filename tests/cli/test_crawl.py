@@ -202,8 +202,8 @@ def test_workers_are_requests_in_flight(hub: LocalHub, root: Path, run: Program)
         pytest.param(["--base", "../x"], "'../x' is no base model", id="base-that-climbs"),
         pytest.param(["--base", "a/\x1b[31m"], r"is no base model", id="base-that-steers"),
         pytest.param(["--any-base", "--base", "a/b"], "leave --base out", id="any-and-one"),
-        pytest.param(["--workers", "0"], "--workers must lie between 1 and 32", id="no-workers"),
-        pytest.param(["--workers", "33"], "--workers must lie between 1 and 32", id="many-workers"),
+        pytest.param(["--workers", "0"], "--workers must be between 1 and 32", id="no-workers"),
+        pytest.param(["--workers", "33"], "--workers must be between 1 and 32", id="many-workers"),
         pytest.param(["--limit", "0"], "--limit must be at least 1", id="no-limit"),
         pytest.param(["--limit", "many"], "is not a valid integer", id="limit-no-number"),
         pytest.param(["--weights", "some"], "is not one of 'keep', 'stream', 'headers'", id="weights"),
@@ -256,7 +256,7 @@ def test_verbose_says_what_is_waited_for(
     hub.faults.append(Fault("/ann/one/tree/", Status(503, {"Retry-After": "0"}), times=1))
     result = run(*option, *CRAWL)
     assert result.exit_code == 0
-    assert ("asking again in" in result.stderr) == shown
+    assert ("retrying in" in result.stderr) == shown
 
 
 def test_case_94_the_token_is_in_no_output_and_no_file(

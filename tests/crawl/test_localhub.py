@@ -483,7 +483,7 @@ def test_no_folder_and_no_port_are_one_clear_sentence(root: Path) -> None:
         port = selected.getsockname()[1]
         with pytest.raises(UsageError, match=f"port {port} .*choose another"):
             serve(root, "127.0.0.1", port)
-    with pytest.raises(UsageError, match="70000 is no port"):
+    with pytest.raises(UsageError, match="70000 is not a port"):
         serve(root, "127.0.0.1", 70_000)
 
 

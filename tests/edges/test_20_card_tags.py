@@ -143,7 +143,7 @@ def test_a_want_of_memory_is_no_reason_against_an_adapter(
     first = run("crawl", "--any-base", "--json")
     report = json.loads(first.stdout)
     assert (first.exit_code, report["errors"]) == (3, {"internal_MemoryError": 3})
-    assert "a fault in loradex: MemoryError" in first.stderr
+    assert "a bug in loradex: MemoryError" in first.stderr
     assert "Traceback" not in first.stderr
 
 

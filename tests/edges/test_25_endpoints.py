@@ -17,10 +17,10 @@ from tests.shared_data import shared
 
 NONE = {
     "http://127.0.0.1:99999": "out of range",
-    "http://127.0.0.1:abc": "no URL",
-    "http://127.0.0.1:-1": "no URL",
+    "http://127.0.0.1:abc": "not a URL",
+    "http://127.0.0.1:-1": "not a URL",
     "http://127.0.0.1:0": "its port is 0",
-    "http://[::1": "no URL",
+    "http://[::1": "not a URL",
     "http://h:8 0": "a space",
     "http://h\n": "a space",
     "http://h\x01": "control character",
@@ -57,7 +57,7 @@ def test_the_row(words: tuple[str, ...], data: Path) -> None:
         refused = start(endpoint, *words, data=data)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert refused.stderr.startswith(
-            "Error: The Hub's endpoint cannot be used, as it is no URL (Port out of range"
+            "Error: The Hub's endpoint cannot be used, as it is not a URL (Port out of range"
         )
         assert "HF_ENDPOINT" in refused.stderr
         assert refused.stderr.count("\n") == 1

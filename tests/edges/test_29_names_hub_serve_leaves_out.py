@@ -55,11 +55,11 @@ def test_each_name_has_one_line_on_start(
 
 
 PLACES: dict[str, tuple[str, str]] = {
-    "dots": ("own/a..b", "holds .."),
+    "dots": ("own/a..b", "contains .."),
     "dash-first": ("own/-x", "begins or ends with"),
     "dash-last": ("own/x-", "begins or ends with"),
     "dot-last": ("own/x.", "begins or ends with"),
-    "letters": ("own/caf\u00e9", "other characters"),
+    "letters": ("own/caf\u00e9", "characters other than"),
     "long": (f"own/{'x' * 97}", "longer than 96"),
     "owner-with-dashes": ("a--b/name", "the name of an owner"),
     "hidden": ("own/.secret", "hidden"),
@@ -106,7 +106,7 @@ def test_what_else_is_named(tmp_path: Path) -> None:
         "ann/nowhere": "nowhere",
         "bob/base": "no adapter",
         "bob/second": "the _id of ann/first",
-        "empty": "no folder in it",
+        "empty": "it contains no folder",
     }
     assert result.keys() == expected.keys()
     for path, words in expected.items():

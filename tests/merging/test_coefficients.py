@@ -170,13 +170,13 @@ def test_numbers_and_scales_say_the_same(table: list[list[int]], granularity: Gr
     ("design", "message"),
     [
         ({"granularity": "modul"}, "did you mean module"),
-        ({"activation": "relu"}, "no activation 'relu'"),
-        ({"init": "nil"}, "no init 'nil'"),
+        ({"activation": "relu"}, "Unknown activation 'relu'"),
+        ({"init": "nil"}, "Unknown init 'nil'"),
         ({"activation": "softmax", "granularity": "rank"}, "use module"),
         ({"activation": "squared"}, "no gradient"),
         ({"init": "one_hot"}, "requires its number"),
         ({"target": 1}, "other starts do not accept a target"),
-        ({"init": "one_hot", "target": 3}, "no member 3 of 3"),
+        ({"init": "one_hot", "target": 3}, "target 3 is not a member"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(design: dict[str, Any], message: str) -> None:
@@ -188,8 +188,8 @@ def test_what_cannot_be_trained_is_refused(design: dict[str, Any], message: str)
     ("numbers", "message"),
     [
         ({"norm": [1, 2, 3]}, "No member has a module norm"),
-        ({Q: [1, 2]}, "2 coefficients of .* for 3 members"),
-        ({Q: [1, 2, [1, 2]]}, "2 coefficients for 3 ranks"),
+        ({Q: [1, 2]}, "requires one coefficient for each of 3 members, not 2"),
+        ({Q: [1, 2, [1, 2]]}, "requires one coefficient for each of 3 ranks, not 2"),
         ({Q: [1, 2, float("nan")]}, "not a finite number"),
     ],
 )

@@ -106,7 +106,7 @@ def test_embeddings_are_stored_the_other_way_round(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match=r"model.embed_tokens of the base shares its weights"):
         apply_to(source, tmp_path / "lora", tmp_path / "tied")
     (source / "config.json").unlink()
-    with pytest.raises(UsageError, match="cannot be told"):
+    with pytest.raises(UsageError, match="is not known"):
         apply_to(source, tmp_path / "lora", tmp_path / "unknown")
 
 
@@ -162,7 +162,7 @@ def broken(folder: Path, change: str) -> Path:
         ("shape", r"has shape \[3, 12\]"),
         ("quantised", "not quantised"),
         ("gone", "fetch the complete model"),
-        ("escaping", "is not there"),
+        ("escaping", "is missing"),
         ("cut", "cannot be used"),
         ("index", "does not contain weight_map"),
     ],
@@ -185,7 +185,7 @@ def test_only_another_shape_is_told_from_headers(tmp_path: Path) -> None:
 
 
 def test_no_base_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no base model"):
+    with pytest.raises(UsageError, match="not contain a base model"):
         apply_to(tmp_path, adapter(tmp_path / "lora"), tmp_path / "out")
 
 

@@ -81,7 +81,7 @@ def test_overlaps_of_equal_and_of_orthogonal_members(tmp_path: Path) -> None:
 def test_the_weights_must_fit_and_nothing_but_a_picture_is_written(
     folders: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="2 weights for 3"):
+    with pytest.raises(UsageError, match="3 members require as many weights, not all 0, not 2"):
         inspect(folders, weights=[1, 1])
     pytest.importorskip("matplotlib")
     inspect(folders).plot(tmp_path / "picture.png")

@@ -197,7 +197,7 @@ def test_joined_factors_that_are_not_finite_are_refused_by_name(bad: float, tmp_
             adapter(tmp_path / "broken", modules=[Q], factors={Q: (a, torch.ones(12, 3))}),
         ]
     )
-    with pytest.raises(MergeError, match=f"broken cannot be merged: {Q} holds NaN"):
+    with pytest.raises(MergeError, match=f"broken cannot be merged: {Q} contains NaN"):
         join_factors(shapes(members)[0], members, (1.0, 1.0), torch.bfloat16)
 
 

@@ -145,7 +145,7 @@ def test_nothing_that_is_there_is_lost(folders: list[Path], tmp_path: Path) -> N
     out = tmp_path / "out"
     merge(folders, "sum", out)
     before = (out / "adapter_model.safetensors").read_bytes()
-    with pytest.raises(UsageError, match="already"):
+    with pytest.raises(UsageError, match="exists; use another"):
         merge(folders, "average", out)
     assert (out / "adapter_model.safetensors").read_bytes() == before
     merge(folders, "average", out, overwrite=True)
@@ -153,7 +153,7 @@ def test_nothing_that_is_there_is_lost(folders: list[Path], tmp_path: Path) -> N
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("words")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="contains other files"):
         merge(folders, "average", mine, overwrite=True)
     assert (mine / "thesis.tex").read_text() == "words"
 
@@ -216,7 +216,7 @@ def test_what_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
         ("svd", {"parameters": {"density": 1}}, "no parameters"),
         ("svd", {"rank": 0}, "at least 1"),
         ("concatenation", {"rank": 3}, "determines the rank"),
-        ("sum", {"weights": [1.0]}, "1 weights for 3 members"),
+        ("sum", {"weights": [1.0]}, "3 members require as many weights, not 1"),
         ("sum", {"weights": [0.0, 0.0, 0.0]}, "not 0"),
         ("sum", {"weights": [1.0, float("nan"), 0.0]}, "finite"),
         ("average", {"weights": [1.0, -1.0, 0.0]}, "sum, which is 0"),
@@ -225,7 +225,7 @@ def test_what_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
         ("peft-linear", {}, "equal ranks"),
         ("sum", {"device": "abacus"}, "not a device"),
         ("sum", {"device": "meta"}, "not on meta"),
-        ("sum", {"device": "cuda:99"}, "no device cuda:99 here"),
+        ("sum", {"device": "cuda:99"}, "device cuda:99 is not available"),
         ("ties", {"parameters": {"densty": 0.5}}, "did you mean density"),
         ("ties", {"parameters": {"density": 2}}, "density must be 0 to 1, not 2"),
         ("ties", {"parameters": {"density": True}}, "density must be 0 to 1"),

@@ -32,7 +32,7 @@ def test_another_data_type_is_taken(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_base(tiny_base(), tmp_path / "tiny")
-    with pytest.raises(UsageError, match="device gpu9 is not there"):
+    with pytest.raises(UsageError, match="device gpu9 is not available"):
         load_base(str(folder), device="gpu9")
     with pytest.raises(UsageError, match="GGUF file; convert it once"):
         load_base("model.gguf")

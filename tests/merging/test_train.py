@@ -483,7 +483,7 @@ def test_a_budget_smaller_than_a_batch_trains(folder: Path, task: Task, tmp_path
     few = budget(task, 5)
     report = train(tiny_base(), task, few, tmp_path / "out", rank=2, steps=2, batch=8, learning_rates=[1e-3])
     assert report.record["budget"] == {"train": 4, "valid": 1, "seed": 0}
-    with pytest.raises(UsageError, match="24 training examples, fewer than the 100 asked for"):
+    with pytest.raises(UsageError, match="24 training examples, fewer than the requested 100"):
         budget(task)
 
 

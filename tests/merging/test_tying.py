@@ -100,7 +100,7 @@ def test_of_a_model_that_nobody_knows_the_flags_decide(
     ],
 )
 def test_where_nothing_tells_it_is_one_sentence(config: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot be told.*loradex\[eval\]"):
+    with pytest.raises(UsageError, match=r"is not known.*loradex\[eval\]"):
         modules_sharing_weights(base(tmp_path, **config), "model.embed_tokens")
 
 
