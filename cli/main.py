@@ -65,7 +65,9 @@ COMMANDS = {
     "adapt": CommandRow("cli.commands.adapt:adapt", "Learn on a task how much of each adapter to take."),
     "evaluate": CommandRow("cli.commands.evaluate:evaluate", "Score adapters on tasks."),
     "study": CommandRow("cli.commands.study:study", "Run a study: tasks x pools x methods x seeds."),
-    "fingerprint": CommandRow("cli.commands.alike:fingerprint", "What the weights in a local folder say."),
+    "fingerprint": CommandRow(
+        "cli.commands.alike:fingerprint", "Measurements of the weights in a local folder."
+    ),
     "base": CommandRow("cli.commands.base:base", "Names of base models, and models kept here."),
     "blobs": CommandRow("cli.commands.blobs:blobs", "The weights that are kept: verify, repair, collect."),
     "hub": CommandRow("cli.commands.hub:hub", "Serve a folder of repositories as a Hub."),
@@ -77,7 +79,7 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class ErrorExit:
-    """What an error costs and what to try; the error's own message says what happened."""
+    """The exit code of an error and advice; the message gives the cause."""
 
     code: Exit
     advice: str = ""
@@ -125,7 +127,7 @@ def errors_in_words() -> Iterator[None]:
 
 @contextmanager
 def help_without_words() -> Iterator[None]:
-    """A group that was called without any word prints its help, which is no error."""
+    """A group that was called without arguments prints its help, which is not an error."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError as error:
@@ -148,7 +150,7 @@ class Program(click.Group):
         module, _, name = COMMANDS[cmd_name].target.partition(":")
         command = getattr(importlib.import_module(module), name)
         if not isinstance(command, click.Command):
-            raise TypeError(f"{COMMANDS[cmd_name].target} is no command")
+            raise TypeError(f"{COMMANDS[cmd_name].target} is not a command")
         _accept_global_options(command)
         return command
 

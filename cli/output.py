@@ -358,7 +358,7 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
         return value
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    raise TypeError(f"{type(value).__name__} is no result")
+    raise TypeError(f"{type(value).__name__} is not a result")
 
 
 def _dumps(value: Any, indent: int | None = None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-# Where Python loses an interrupt, it is sent again after so many seconds.
+# If Python loses an interrupt, it is sent again after this many seconds.
 _PAUSE = 0.01
 # SIGHUP is what a terminal sends that closes; Windows has none.
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

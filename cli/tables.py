@@ -35,7 +35,7 @@ def size_column() -> Column:
 
 
 def score_column(digits: int = 3) -> Column:
-    """A score, empty where there is none."""
+    """A score, empty if there is none."""
     return Column("score", right=True, show=lambda score: "" if score is None else f"{score:.{digits}f}")
 
 

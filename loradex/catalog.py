@@ -475,7 +475,7 @@ class Catalog:
         return Rows(rows, Neighbour, notes)
 
     def compare(self, left: str, right: str) -> Comparison:
-        """How alike two adapters of one base model are, exactly where the files of both are at hand.
+        """The similarity of two adapters of one base model, exact if the files of both are available.
 
         Args:
             left: A reference, as for `details`, or a local folder.
@@ -870,7 +870,7 @@ class Catalog:
             PoolError: It is not a manifest, or a file is not the pinned one.
         """
         pool = Pool(read_manifest(Path(file)), self.settings)
-        # Nobody may collect what is fetched before the pool names it.
+        # Fetched files must not be collected before the pool names them.
         with at_work(self.settings.data) if weights else nullcontext():
             if weights:
                 pool.fetch_weights(progress=progress)
@@ -946,7 +946,7 @@ class Catalog:
         """Reads every kept weights file and fetches damaged ones again, from a commit that still has them.
 
         A damaged file is replaced once the new one is verified, and stays where none can be fetched. Files
-        that an export of an earlier version shares as a hard link become files of their own.
+        that an export of an earlier version shares as a hard link are copied.
         """
         from crawler.fetch import repair
         from crawler.hub import Hub, HubSettings
@@ -1036,7 +1036,7 @@ class Catalog:
             nearest = "" if canonical in names else table.nearest(canonical, names)
             canonical = table.known(canonical) or canonical
             if spelling == canonical:
-                raise UsageError(f"{spelling} is the base model itself; give another name of it.")
+                raise UsageError(f"{spelling} is the canonical name; give another name of the base model.")
             row = BaseSpelling(canonical, spelling, SpellingKind(kind).value, note)
             store.add_spelling(session, row)
             session.commit()
@@ -1064,7 +1064,7 @@ class Catalog:
             return keep_base(name, Path(file), self.settings.bases)
 
     def upgrade(self) -> SchemaUpgrade:
-        """Brings the schema of the catalog up to date; makes the catalog if there is none.
+        """Brings the schema of the catalog up to date; creates the catalog if it does not exist.
 
         Raises:
             SchemaVersionError: The catalog was made by a newer version.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from loradex.text import format_bytes, format_duration
 
-# Without a terminal a long call says how far it is once in so many seconds.
+# The interval in seconds at which a long call reports progress without a terminal.
 LINE_SECONDS = 60.0
-# The rate of what arrives is that of the last so many seconds.
+# The time in seconds over which the rate of downloads is computed.
 RATE_SECONDS = 30.0
 
 

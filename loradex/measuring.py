@@ -33,7 +33,7 @@ BACKGROUND_SAMPLES = 24
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """How a selection asks a model: which, on what task, beside which other tasks (`backgrounds`), and where.
+    """How a selection uses a model: its name, the task, the other tasks (`backgrounds`), and the device.
 
     `day` is the day that chat templates name, `too_long` what becomes of examples that are too long.
     """
@@ -185,7 +185,7 @@ def _loader(
     def load(name: str) -> MergeMember:
         if name not in members:
             if name not in rows:
-                raise NotFoundError(f"There is no adapter {name} of {base}.")
+                raise NotFoundError(f"Adapter {name} of {base} not found.")
             row = rows[name]
             (member,) = pin_members(session, {row.id: (None, "")}, [row])
             manifest = Manifest("race", base, (member,))

@@ -73,7 +73,7 @@ def open_members(
             return
         if len(names) > 1:
             wrong = next(folder for folder in folders if not is_adapter_folder(folder))
-            raise UsageError(f"{wrong} is not a folder of an adapter; name one pool, or folders of adapters.")
+            raise UsageError(f"{wrong} is not a folder of an adapter; give one pool, or folders of adapters.")
         pool = find_pool(settings, str(names[0]))
     base = pool.manifest.canonical_base(table)
     with _pool_folder(pool, report) as folder:
@@ -168,7 +168,9 @@ def _pool_folder(pool: Pool, report: ProgressCallback) -> Iterator[Path]:
         yield folder
         return
     if settings is None:
-        raise UsageError(f"The files of {manifest.name} are not beside its manifest; give a `catalog`.")
+        raise UsageError(
+            f"The files of {manifest.name} are not in the folder of its manifest; give a `catalog`."
+        )
     from loradex.fetching import fetching, writable_folder
 
     with fetching(settings, manifest) as fetch, writable_folder(settings.pools) as below:

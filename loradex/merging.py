@@ -171,7 +171,7 @@ class MergeRequest:
         )
 
     def _plan_control(self, merge: _CheckedMerge, out: Path) -> Plan:
-        """The same merge of stand-ins of the members, which are written beside `out`."""
+        """The same merge of stand-ins of the members, which are written next to `out`."""
         from merging.static import stand_ins
 
         place = out.with_name(f"{out.name}-members")
@@ -381,7 +381,9 @@ def base_notes(table: BaseTable, base: str | None, members: Sequence[MergeMember
         return []
     if Path(base).is_dir():
         is_model = (Path(base) / "config.json").is_file()
-        return [] if is_model else [f"{base} holds no config.json, so that its modules are not known."]
+        return (
+            [] if is_model else [f"{base} does not contain config.json, so that its modules are not known."]
+        )
     return [f"No base model is known as {base}; {table.nearest(base)}."]
 
 

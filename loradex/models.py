@@ -81,7 +81,7 @@ def load_task(name: str | Path, folder: str | Path | None = None) -> Task:
     valid.jsonl and test.jsonl.
 
     Raises:
-        NotFoundError: There is no such task; the names below `folder` are listed.
+        NotFoundError: The task does not exist; the message lists the tasks below `folder`.
         UsageError: A file of the task is not valid.
 
     Example:
@@ -123,7 +123,7 @@ def load_base(
         progress: See `loradex.progress`.
 
     Raises:
-        NotFoundError: There is no such model.
+        NotFoundError: The model does not exist.
         UsageError: The model is not a causal language model, or the device is not there.
         MemoryLimitError: The model does not fit into the memory of the device.
     """
@@ -189,7 +189,7 @@ def train(
 
     Raises:
         UsageError: An argument is not valid, or examples are too long.
-        NotFoundError: There is no such model or task.
+        NotFoundError: The model or task does not exist.
         EvaluationError: No rate has a finite loss, or the work does not fit into memory.
         StorageError: The disk refuses.
 
@@ -311,7 +311,7 @@ def adapt(
     Raises:
         UsageError: An argument is not valid, or neither `out` nor `split` is given.
         MergeError: The members do not fit each other or the base.
-        NotFoundError: There is no such model, task or pool.
+        NotFoundError: The model, task or pool does not exist.
         EvaluationError: The loss is not finite, or the work does not fit into memory.
         StorageError: The disk refuses.
 
@@ -426,7 +426,7 @@ def evaluate(
 
     Raises:
         UsageError: An argument is not valid, a folder is not an adapter, or examples are too long.
-        NotFoundError: There is no such model, task or pool.
+        NotFoundError: The model, task or pool does not exist.
         StorageError: The log or the file cannot be written.
 
     Example:
@@ -584,12 +584,12 @@ def _load_adapters(folders: Sequence[str | Path]) -> list[MergeMember]:
     from merging.members import load_member
 
     if wrong := next((name for name in folders if not is_adapter_folder(Path(name))), None):
-        raise UsageError(f"{wrong} is not a folder of an adapter; name a folder that PEFT has written.")
+        raise UsageError(f"{wrong} is not a folder of an adapter; give a folder written by PEFT.")
     places = [Path(name).resolve() for name in folders]
     short = [place.name for place in places]
     names = [place.name if short.count(place.name) == 1 else str(place) for place in places]
     if BASE in names:
-        raise UsageError(f"An adapter called {BASE} would be taken for the base model; rename its folder.")
+        raise UsageError(f"The name {BASE} is reserved for the base model; rename the adapter's folder.")
     return [
         load_member(place, name=name, purpose="evaluated") for place, name in zip(places, names, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The packages of loradex beside this one, whose plain names a folder of somebody else's may hide."""
+"""The other packages of loradex, whose names another folder may hide."""
 
 from __future__ import annotations
 

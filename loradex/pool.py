@@ -75,7 +75,7 @@ class PoolExport(Sequence[Path]):
 
 @dataclass(frozen=True)
 class PoolCheck:
-    """What is wrong with a pool; `ok` says that nothing is, besides what an export as it is may have."""
+    """The problems of a pool; `ok` means that there are none, except those allowed for an export `as_is`."""
 
     ok: bool
     problems: Sequence[PoolProblem]

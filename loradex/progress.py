@@ -38,7 +38,7 @@ def reporting(progress: ProgressOption) -> Iterator[ProgressCallback]:
 
 @contextmanager
 def show_progress(write: Callable[[str], None]) -> Iterator[ProgressCallback]:
-    """Bars on standard error for as long as the block runs; where nobody can see them, lines to `write`."""
+    """Bars on standard error while the block runs; without a terminal, lines to `write`."""
     if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
         yield ProgressLines(write)
         return

@@ -94,7 +94,7 @@ class WeightsCheck:
 
 @dataclass(frozen=True)
 class WeightsRepair:
-    """What became of damaged weights files: `repaired` were fetched again, `left` (with why) could not be.
+    """The outcome for damaged weights files: `repaired` were fetched again, `left` (with why) could not be.
 
     `separated` are the digests of files that an export shared as a hard link and no longer does.
     """

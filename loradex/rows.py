@@ -146,7 +146,7 @@ class PoolRow:
 
 @dataclass(frozen=True)
 class FolderFingerprint:
-    """What the weights in an adapter's folder say, all of it of the products scaling * B A.
+    """The measurements of the weights in an adapter's folder, all of the products scaling * B A.
 
     `norm` is the Frobenius norm over all modules, `norms` that of each module, `stable_rank` the median over
     modules of ||dW||_F^2 / ||dW||_2^2. `partial` maps the reasons for which the update is more than these

@@ -99,7 +99,7 @@ def _model_request(question: Question, options: TaskOptions) -> tuple[Question, 
     from merging.model import find_task
 
     if question.base is None:
-        raise UsageError(f"Choosing by {question.by} asks a model; name it with `base`.")
+        raise UsageError(f"Selecting by {question.by} requires a model; give it by `base`.")
     folder = None if options.tasks is None else Path(options.tasks)
     if isinstance(task, (str, Path)):
         task = find_task(str(task), folder)

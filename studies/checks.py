@@ -1,4 +1,4 @@
-"""Whether the names in a study mean something: its pools, methods, labels, and the settings of its grids."""
+"""Validation of the names in a study: its pools, methods, labels, and the settings of its grids."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from studies.design import (
 
 
 class WrongError(ValueError):
-    """What is wrong, and where in the study: keys and numbers from the top."""
+    """An error and its place in the study: keys and numbers from the top."""
 
     def __init__(self, place: Sequence[str | int], what: str) -> None:
         super().__init__(what.rstrip("."))
@@ -33,7 +33,7 @@ class WrongError(ValueError):
 
 
 def check(study: Study) -> None:
-    """Raises WrongError for a name that is not there and for settings that make no sense."""
+    """Raises WrongError for an unknown name and for invalid settings."""
     for name, pool in study.pools.items():
         _check_seeds(study, ("pools", name, "seeds"), pool.seeds)
     for name, method in study.methods.items():
@@ -83,7 +83,7 @@ def _check_pools(study: Study, name: str, method: Pooled) -> None:
             ("methods", name), f"{name} needs a pool, and the study has none; describe some, by pools"
         )
     if study.pools and study.adapters is None:
-        raise WrongError(("pools",), "pools are chosen from adapters; say where they are, by adapters")
+        raise WrongError(("pools",), "pools are selected from adapters; give their folder by adapters")
     for pool in method.pools or ():
         if pool not in study.pools:
             raise WrongError(("methods", name, "pools"), _unknown(pool, list(study.pools)))
@@ -92,7 +92,7 @@ def _check_pools(study: Study, name: str, method: Pooled) -> None:
 def _check_target(study: Study, name: str, method: Adapt) -> None:
     alone = find_adaptive(method.method).alone
     if alone and method.target is None:
-        raise WrongError(("methods", name), f"{method.method} takes a new LoRA alone; name it, by with")
+        raise WrongError(("methods", name), f"{method.method} requires a new LoRA alone; name it by with")
     if method.target is None:
         return
     target = study.methods.get(method.target)
@@ -101,7 +101,7 @@ def _check_target(study: Study, name: str, method: Adapt) -> None:
             method_name for method_name, other in study.methods.items() if isinstance(other, Train)
         )
         raise WrongError(
-            ("methods", name, "with"), f"with names a method that trains; there is {trained or 'none'}"
+            ("methods", name, "with"), f"with must name a method that trains; there is {trained or 'none'}"
         )
     if target.over:
         raise WrongError(
@@ -124,4 +124,4 @@ def _check_settings(name: str, method: Method) -> None:
 
 
 def _unknown(name: str, names: Sequence[str]) -> str:
-    return f"there is no {name!r}; {nearest(name, names)}"
+    return f"{name!r} is unknown; {nearest(name, names)}"

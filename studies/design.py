@@ -27,7 +27,7 @@ class StudyPart(BaseModel):
 
 
 class Tasks(StudyPart):
-    """Which tasks, where they are, and how many examples are learned from, chosen by and judged on."""
+    """The tasks, their folder, and the numbers of examples for training, validation and test."""
 
     source: Annotated[str, Field(alias="from")] = "tasks"
     names: tuple[str, ...] | Literal["all"] = "all"
@@ -49,7 +49,7 @@ class Adapters(StudyPart):
 
 
 class StudyPool(StudyPart):
-    """How a pool is chosen, anew for every task and seed.
+    """The selection of a pool, separate for every task and seed.
 
     `gradient` asks the task's gradient on `samples` of the training examples, `measured` takes the best
     scores on the budget, `prior` the best mean score on the other tasks, `random` draws by the seed, and
@@ -69,7 +69,7 @@ class StudyPool(StudyPart):
     @model_validator(mode="after")
     def _check_size(self) -> StudyPool:
         if self.k is None and self.by != "all":
-            raise ValueError("say how many members the pool has, by k")
+            raise ValueError("give the number of members by k")
         return self
 
 
@@ -182,7 +182,7 @@ KINDS_OF_METHOD: tuple[type[_Method], ...] = (Base, Train, Single, Ensemble, Mer
 
 
 def label(method: str, pool: str | None, settings: Mapping[str, Any]) -> str:
-    """What a cell is called in claims and tables: "method | pool, key=value"."""
+    """The name of a cell in claims and tables: "method | pool, key=value"."""
     text = f"{method} | {pool}" if pool else method
     return ", ".join([text, *(f"{key}={_format_value(settings[key])}" for key in sorted(settings))])
 
@@ -198,7 +198,7 @@ def points(over: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Value]]:
 def settle_method(method: Method, point: Mapping[str, Value]) -> Method:
     """The method with the settings of a point; a name that it does not have is a parameter of its merge.
 
-    Raises ValidationError and UsageError for settings that make no sense.
+    Raises ValidationError and UsageError for invalid settings.
     """
     document = method.model_dump(by_alias=True, exclude_unset=True) | {"over": {}}
     for name, value in point.items():
@@ -242,7 +242,7 @@ def all_labels(study: Study) -> Iterator[str]:
 
 
 def use_of(kind: type[_Method]) -> str:
-    """What the kind of method is called in a file."""
+    """The name of the kind of method in a file."""
     use: str = get_args(kind.model_fields["use"].annotation)[0]
     return use
 

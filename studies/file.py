@@ -39,18 +39,18 @@ class StudyFile:
 def read_study(name: str) -> StudyFile:
     """The study in the file `name`, or the one of that name that comes with the program.
 
-    Raises NotFoundError where there is none, and UsageError, with the line, for a file that says no study.
+    Raises NotFoundError if there is none, and UsageError, with the line, for an invalid study.
     """
     path = _find_file(name)
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise UsageError(f"{path} is larger than a study may be ({_MOST_BYTES >> 20} MiB).")
+            raise UsageError(f"{path} is larger than the limit of a study, {_MOST_BYTES >> 20} MiB.")
         text = path.read_text("utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path} line {line} is no YAML: it is not UTF-8.") from error
+        raise UsageError(f"{path} line {line} is not YAML: it is not UTF-8.") from error
     return StudyFile(_Reading(path, text).study(), path.parent, hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -71,7 +71,7 @@ def _find_file(name: str) -> Path:
     own = Path(str(files("studies"))) / f"{name}.yaml"
     if re.fullmatch(r"[a-z_]+", name) and own.is_file():
         return own
-    raise NotFoundError(f"There is no study {name}; name a YAML file, or one of {', '.join(built_in())}.")
+    raise NotFoundError(f"Study {name} not found; give a YAML file, or one of {', '.join(built_in())}.")
 
 
 class _Reading:
@@ -83,13 +83,15 @@ class _Reading:
             document = read_yaml(text)
         except YamlError as error:
             line = f" line {error.line}" if error.line else ""
-            raise UsageError(f"{path}{line} is no YAML of a study: {error.problem}.") from error
+            raise UsageError(f"{path}{line} is not valid YAML: {error.problem}.") from error
         self.node, self.told = document.node, document.value
 
     def study(self) -> Study:
         """The study, every name in it known; raises UsageError."""
         if not isinstance(self.told, dict):
-            raise UsageError(f"{self.path} says no study: it has no names such as study, tasks, methods.")
+            raise UsageError(
+                f"{self.path} is not a study: it does not contain names such as study, tasks, methods."
+            )
         if "published" in self.told:
             raise UsageError(f"{self.path} line {self._line(['published'])}: {PUBLISHED}")
         try:
@@ -103,7 +105,7 @@ class _Reading:
         return study
 
     def _sentence(self, error: ValidationError) -> str:
-        # A name that nobody reads is likelier the cause than one that is missing for it.
+        # An unknown name is a likelier cause than a missing one.
         first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
         # The name of the kind of method, by which pydantic tells them apart, is no key of the file.
         place = [
@@ -149,11 +151,11 @@ def _plain(error: Mapping[str, Any], names: Sequence[str]) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         key = str(error["loc"][-1])
-        return f"nobody reads this; {nearest(key, names)}" if names else "nobody reads this; take it out"
+        return f"unknown name; {nearest(key, names)}" if names else "unknown name; remove it"
     if kind == "missing":
         return "this is missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"say what it does, by use: one of {', '.join(map(use_of, KINDS_OF_METHOD))}"
+        return f"give its kind by use: one of {', '.join(map(use_of, KINDS_OF_METHOD))}"
     if kind == "value_error":
         return str(context.get("error", error["msg"])).rstrip(".")
     text = str(error["msg"]).replace("Input should be", "it should be").rstrip(".")

@@ -114,7 +114,7 @@ def grid(
         )
     wild = cards or (study_folder / study.cards if study.cards else None)
     if study.cards and not (wild and wild.is_dir()):
-        raise NotFoundError(f"{wild} is no folder of model cards; name one by `cards`.")
+        raise NotFoundError(f"{wild} is not a folder of model cards; give one by `cards`.")
     # Absolute, since the processes of a cluster begin in folders of their own.
     place = Place(
         folder=folder.absolute(),
@@ -215,7 +215,7 @@ class _GridBuilder:
     def _train_step(self, task: Task, seed: int, method: Method) -> Step:
         """A training at one rate, or the best of several."""
         if not isinstance(method, Train):
-            raise TypeError(f"{method.use} trains nothing")
+            raise TypeError(f"{method.use} does not train")
         rank, alpha = method.rank, float(method.alpha or method.rank)
         targets = method.targets if isinstance(method.targets, str) else list(method.targets)
         settings = {
@@ -275,7 +275,7 @@ class _GridBuilder:
             inputs["own"] = self._measure_step(task, seed)
         elif pool.by == "prior":
             if not other_tasks:
-                raise UsageError("A pool by prior needs scores on other tasks; name more than one task.")
+                raise UsageError("A pool by prior requires scores on other tasks; name more than one task.")
             inputs = {other.name: self._measure_step(other, seed) for other in other_tasks}
         elif pool.by == "random":
             params["seed"] = seed
@@ -304,7 +304,9 @@ class _GridBuilder:
         keys = ("name", "sha256", "trained_on")
         names = list(self.adapters) if among is None else sorted(set(among))
         if missing := [name for name in names if name not in self.adapters]:
-            raise UsageError(f"A pool is to be chosen among {missing[0]}, which is none of the adapters.")
+            raise UsageError(
+                f"A pool is to be selected among {missing[0]}, which is not one of the adapters."
+            )
         return [{key: self.adapters[name][key] for key in keys} for name in names]
 
     def _everyone(self) -> list[dict[str, Any]]:
@@ -344,7 +346,7 @@ def _tasks(selection: Tasks, folder: Path) -> dict[str, Task]:
     if names == "all":
         names = tuple(sorted(path.parent.name for path in folder.glob(f"*/{TASK_NAME}")))
     if not names:
-        raise NotFoundError(f"{folder} holds no tasks; say where they are, by tasks.from or `tasks`.")
+        raise NotFoundError(f"{folder} contains no tasks; give their folder by tasks.from or `tasks`.")
     task_list = [find_task(name, folder) for name in names]
     return {task.name: task for task in task_list}
 
@@ -360,7 +362,7 @@ def _adapters(selection: Adapters, folder: Path, base: Path | None) -> dict[str,
     names = tuple(folders) if selection.names == "all" else selection.names
     if not folders or (missing := [name for name in names if name not in folders]):
         what = f"no adapter {missing[0]}" if folders else "no adapters"
-        raise NotFoundError(f"{folder} holds {what}; say where they are, by adapters.from or `adapters`.")
+        raise NotFoundError(f"{folder} contains {what}; give their folder by adapters.from or `adapters`.")
     members = {
         name: load_member(folders[name], name=name, purpose="used in a study") for name in sorted(names)
     }

@@ -48,7 +48,7 @@ class Ray:
                 configure_logging=False,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UsageError(f"There is no Ray cluster at {self.address}: {error}") from error
+            raise UsageError(f"No Ray cluster found at {self.address}: {error}") from error
         try:
             yield from self._sent(ray, place, steps)
         finally:

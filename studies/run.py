@@ -132,7 +132,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         rows = [json.loads(line) for line in lines]
     except FileNotFoundError as error:
         raise NotFoundError(
-            f"{folder} holds no study; run one with `loradex study run FILE -o {folder}`."
+            f"{folder} does not contain a study; run one with `loradex study run FILE -o {folder}`."
         ) from error
     except (OSError, ValueError) as error:
         raise StorageError(f"{folder} cannot be read: {error}; run the study again.") from error
@@ -188,13 +188,13 @@ def _lock_folder(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise UsageError(
-            f"Another run is at work in {folder}; wait for it, or choose another folder."
+            f"Another run is at work in {folder}; wait for it, or use another folder."
         ) from error
 
 
 def _refuse_other(folder: Path) -> None:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "steps").is_dir()):
-        raise UsageError(f"{folder} holds something else; choose another folder for the study.")
+        raise UsageError(f"{folder} contains other files; use another folder for the study.")
 
 
 def _versions() -> dict[str, str]:

@@ -213,7 +213,7 @@ def ensemble(job: Job) -> dict[str, Any]:
 
     base, task = _base(job.place), _task(job)
     if task.metric != "accuracy":
-        raise EvaluationError(f"An ensemble chooses among answers, and {task.name} has none to choose from.")
+        raise EvaluationError(f"An ensemble chooses among answers, and {task.name} has no choices.")
     prompts = ask(base, task, draw(task, "test", job.params["test"])).prompts
     count = len(job.inputs["pool"]["members"])
     shares = [[0.0] * len(prompt.answers) for prompt in prompts]

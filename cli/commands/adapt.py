@@ -77,7 +77,7 @@ def adaptive(app: App) -> None:
     type=click.Choice(["valid", "test"]),
     help="Also score it on these examples.",
 )
-@option("--limit", group=RESULT, metavar="N", type=click.IntRange(min=1), help="At most so many of them.")
+@option("--limit", group=RESULT, metavar="N", type=click.IntRange(min=1), help="The maximum number of them.")
 @too_long_option
 @date_option
 @device_option
@@ -109,7 +109,7 @@ def adapt(
 ) -> None:
     """Learn on a task how much of each member of a POOL, or adapter in a folder, to take.
 
-    The result is one adapter that plain PEFT loads, with adapt.json beside it. A method that routes each
+    The result is one adapter that plain PEFT loads, with adapt.json next to it. A method that routes each
     token makes no adapter: give --split to see what it is worth.
     """
     with app.output.show_progress() as progress:

@@ -74,7 +74,7 @@ def status(app: App, rules: str) -> None:
 @click.option("--base", metavar="ID", help="Only of this base model, under any of its names.")
 @where_option
 @click.option("--sort", type=click.Choice(SORTS), default="adapter", show_default=True)
-@click.option("-k", "limit", metavar="N", type=click.IntRange(min=1), help="At most so many.")
+@click.option("-k", "limit", metavar="N", type=click.IntRange(min=1), help="The maximum number.")
 @output_options(lists=True)
 @pass_app
 def adapters(

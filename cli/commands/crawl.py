@@ -39,7 +39,7 @@ class Size(click.ParamType[int]):
         """The number of bytes; units are powers of 1000, with an i powers of 1024."""
         match = self._FORM.fullmatch(str(value).strip())
         if match is None or (match[3] and not match[2]):
-            self.fail(f"{str(value)!r} is no size; write for instance 800MB, 4GB or 2GiB.", param, ctx)
+            self.fail(f"{str(value)!r} is not a size; write for example 800MB, 4GB or 2GiB.", param, ctx)
         power = " kmgt".index(match[2].lower() or " ")
         return round(float(match[1]) * float(1024 if match[3] else 1000) ** power)
 
@@ -52,7 +52,7 @@ class Size(click.ParamType[int]):
     help=f"Base model, under any of its names; may be given several times.  [default: {DEFAULT_BASE}]",
 )
 @click.option("--any-base", is_flag=True, help="Every adapter on the Hub, whatever its base model.")
-@click.option("--limit", metavar="N", type=int, help="At most so many repositories.")
+@click.option("--limit", metavar="N", type=int, help="The maximum number of repositories.")
 @click.option(
     "--weights",
     type=click.Choice(WEIGHTS),
@@ -122,7 +122,7 @@ def crawl(
 
 
 def _render(report: dict[str, Any], rules: str) -> str:
-    """The counts as a few lines: what was listed, what became of it, why, what it cost."""
+    """The counts as a few lines: listed repositories, outcomes, reasons, costs."""
     states = ("new", "changed", "unchanged", "gone", "failed", "pending")
     outcomes = [f"{name} {report[name]:,}" for name in states if report.get(name)]
     first = [f"{report['status'].replace('_', ' ')}: {report['listed']:,} repositories listed", *outcomes]

@@ -17,7 +17,7 @@ def db() -> None:
 @db.command()
 @pass_app
 def upgrade(app: App) -> None:
-    """Bring the schema up to date; makes the catalog if there is none."""
+    """Bring the schema up to date; creates the catalog if it does not exist."""
     schema = app.catalog.upgrade()
     same = schema.before == schema.after
     app.output.say(

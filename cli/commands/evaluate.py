@@ -57,7 +57,7 @@ LEFT_OUT = Column("left_out", "too long", right=True, show=lambda count: "" if c
     group=SCORING,
     metavar="N",
     type=click.IntRange(min=1),
-    help="At most so many examples of each task.",
+    help="The maximum number of examples of each task.",
 )
 @option(
     "--seed", group=SCORING, type=int, default=0, show_default=True, help="Of the draw that --limit makes."

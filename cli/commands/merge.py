@@ -85,7 +85,7 @@ merge_base_option = option(
     group=_MEMBERS,
     metavar="ID",
     callback=base_name,
-    help="Their base model, where they name none, or several.",
+    help="Their base model, if they name none or several.",
 )
 
 
@@ -224,7 +224,7 @@ def _render_price(result: dict[str, Any]) -> str:
             ("result", f"rank {result['rank']} · {result['parameters']:,} parameters"),
             ("size", f"{result['size'] / 1e6:,.1f} MB"),
             ("reads", f"{result['read'] / 1e6:,.1f} MB"),
-            ("memory", f"about {result['memory'] / 1e6:,.0f} MB beside the program"),
+            ("memory", f"about {result['memory'] / 1e6:,.0f} MB in addition to the program"),
             ("time", f"about {result['seconds']:,.1f} s on this device"),
         ]
     )

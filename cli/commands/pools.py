@@ -74,7 +74,7 @@ def export(app: App, /, pool: str, to: Path | None, form: str, weights: bool, as
 
     Where PEFT would not find the tensors under their names, or not load the config, it is written as PEFT
     loads it; export.json has the sha256 of both, pool.json that of the source. Files are copies: an edit in
-    an export does not reach the data folder. The controls that belong to it are exported beside it.
+    an export does not reach the data folder. Its controls are exported next to it.
     """
     with app.output.show_progress() as progress:
         report = app.catalog.pool(pool).export(to, form, weights=weights, as_is=as_is, progress=progress)
@@ -84,12 +84,12 @@ def export(app: App, /, pool: str, to: Path | None, form: str, weights: bool, as
 
 @pool.command()
 @click.argument("pool")
-@click.option("--use", type=click.Choice(list(USES)), help="Judge licences by another use.")
+@click.option("--use", type=click.Choice(list(USES)), help="Check licenses for another use.")
 @click.option("--hub", "online", is_flag=True, help="Ask the Hub whether it still has every commit.")
 @output_options(lists=False)
 @pass_app
 def verify(app: App, pool: str, use: str | None, online: bool) -> None:
-    """Find what is wrong with a pool: changed bytes, missing files, vanished commits, licences.
+    """Find what is wrong with a pool: changed bytes, missing files, vanished commits, licenses.
 
     In an export its files are read, and compared with export.json, which says what was written for each
     pinned file; members that PEFT does not load are named. Of a pool by name those that are kept are read.

@@ -107,8 +107,8 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
 @option(
     "--budget", group=_QUESTION, metavar="N", type=click.IntRange(min=1), help="Examples in all (racing)."
 )
-@option("--per-owner", group=_LIMITS, metavar="N", type=int, help="At most so many of one owner.")
-@option("--per-family", group=_LIMITS, metavar="N", type=int, help="At most so many of one family.")
+@option("--per-owner", group=_LIMITS, metavar="N", type=int, help="The maximum number per owner.")
+@option("--per-family", group=_LIMITS, metavar="N", type=int, help="The maximum number per family.")
 @option(
     "--distinct",
     group=_LIMITS,
@@ -116,7 +116,13 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
     type=click.Choice(["file", "tensor", "delta"]),
     help="One of each group of duplicates: file, tensor or delta.",
 )
-@option("--parameters", group=_LIMITS, metavar="N", type=int, help="At most so many LoRA parameters in all.")
+@option(
+    "--parameters",
+    group=_LIMITS,
+    metavar="N",
+    type=int,
+    help="The maximum number of LoRA parameters in total.",
+)
 @option("--exclude", group=_LIMITS, metavar="NAME", multiple=True, help="An adapter, repository or owner.")
 @option(
     "--without",

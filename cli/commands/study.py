@@ -70,7 +70,7 @@ def run(
 ) -> None:
     """Carry out the study in FILE, or one that comes with the program, as far as it is not done.
 
-    A run that was stopped goes on where it was; a changed line computes anew only what depends on it. Cells
+    A stopped run continues where it was; a changed line repeats only what depends on it. Cells
     that fail are kept as failed, and the exit code is 3.
     """
     if tables is not None:

@@ -73,7 +73,7 @@ def test_an_exported_pool_is_imported_elsewhere(catalog: loradex.Catalog, tmp_pa
 
 
 def test_a_model_is_asked_only_with_a_base(catalog: loradex.Catalog) -> None:
-    with pytest.raises(loradex.UsageError, match="name it with `base`"):
+    with pytest.raises(loradex.UsageError, match="give it by `base`"):
         catalog.select("raced", by="racing", task="banking77", budget=10)
     with pytest.raises(loradex.UsageError, match="`query`"):
         catalog.select("said", by="text")

@@ -45,7 +45,7 @@ def test_a_study_is_counted_run_and_reported(file: Path, tmp_path: Path) -> None
 def test_arguments_that_do_not_fit_are_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="`workers` and `gpu_share` belong to Ray"):
         loradex.run_study(file, tmp_path / "out", workers=2)
-    with pytest.raises(NotFoundError, match="There is no study nothing"):
+    with pytest.raises(NotFoundError, match="Study nothing not found"):
         loradex.run_study("nothing", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -136,7 +136,7 @@ def test_adapters_of_one_name_are_told_apart(run: Program, place: Path) -> None:
     assert len({row["adapter"] for row in rows}) == 3
     tiny_adapter(place / "base", 3)
     result = run(*words, "--adapter", str(place / "base"))
-    assert "would be taken for the base model" in result.stderr
+    assert "is reserved for the base model" in result.stderr
 
 
 def test_nonsense_is_one_sentence(run: Program, place: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_path_can_be_a_name(run: Program) -> None:
         pytest.param(
             ["a/b", "/x\x1b[31m", "--kind", "local_path"], "is no base model", id="path-that-steers"
         ),
-        pytest.param(["a/b", "a/b"], "a/b is the base model itself", id="itself"),
+        pytest.param(["a/b", "a/b"], "a/b is the canonical name", id="itself"),
         pytest.param(["a/b", "c/d", "--kind", "canonical"], "is not one of", id="kind"),
         pytest.param(["a/b"], "Missing argument", id="one-name"),
     ],

@@ -70,7 +70,7 @@ def test_the_studies_that_come_along_are_listed(run: Program) -> None:
 @pytest.mark.parametrize(
     ("words", "says", "code"),
     [
-        (("run", "nothing", "-o", "OUT"), "There is no study nothing", 1),
+        (("run", "nothing", "-o", "OUT"), "Study nothing not found", 1),
         (("run", "recycling", "-o", "OUT"), "Task amazon_reviews not found", 1),
         (("run", "STUDY", "-o", "OUT", "--workers", "2"), "belong to Ray", 2),
         (("run", "STUDY", "-o", "OUT", "--ray", "--address", "a:1", "--workers", "2"), "its own workers", 2),
@@ -78,7 +78,7 @@ def test_the_studies_that_come_along_are_listed(run: Program) -> None:
         (("run", "published", "-o", "OUT"), "Published tables are not a study", 1),
         (("run", "TABLES", "-o", "OUT"), "line 2: Published tables are not a study", 2),
         (("report", "OLD"), "Published tables are not a study", 2),
-        (("report", "EMPTY"), "holds no study", 1),
+        (("report", "EMPTY"), "not contain a study", 1),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(

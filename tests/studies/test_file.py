@@ -61,7 +61,7 @@ def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
         ("title: One", "titel: One", 2, "did you mean title"),
         ("title: One\n", "", 1, "title: this is missing"),
         ("train: 8", "train: 0", 4, "greater than or equal to 1, not 0"),
-        ("by: gradient, k: 3", "by: gradient", 7, "how many members the pool has"),
+        ("by: gradient, k: 3", "by: gradient", 7, "give the number of members"),
         ("by: gradient", "by: gradiant", 7, "'gradient', 'measured'"),
         ("  base: {use: base}", "  base: {use: bass}", 9, "one of base, train"),
         ("learning_rate: 1e-3, over", "learning_rat: 1e-3, over", 10, "did you mean learning_rate"),
@@ -75,12 +75,12 @@ def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
         ("with: tuned}", "with: base}", 16, "there is new, tuned"),
         ("with: tuned}", "with: new}", 16, "several settings"),
         ("against: tuned", "against: tune", 18, "did you mean tuned"),
-        ("compare: learned | near", "compare: learned | far", 21, "there is no 'learned | far'"),
+        ("compare: learned | near", "compare: learned | far", 21, "'learned | far' is unknown"),
         ("  near: {by: gradient, k: 3}", "  near: {by: gradient, k: 3}\n  near: {by: all}", 8, "twice"),
-        ("study: one", "study: [one", 2, "no YAML"),
+        ("study: one", "study: [one", 2, "not valid YAML"),
         ("study: one", "? [a, b]\n: 1\nstudy: one", 1, "a name must be a word"),
         ("with: tuned}", "with: tuned, pools: []}", 16, "learned needs a pool"),
-        ("adapters: {from: there}\n", "", 5, "say where they are, by adapters"),
+        ("adapters: {from: there}\n", "", 5, "give their folder by adapters"),
         ("with: tuned}", "with: tuned, pools: [nar]}", 16, "did you mean near"),
         ("with: tuned}", "with: tuned, seeds: [0, 7]}", 16, "the study has no seed 7"),
         ("gradient, k: 3}", "gradient, k: 3, seeds: [4]}", 7, "the study has no seed 4"),
@@ -115,11 +115,11 @@ def test_methods_that_are_none_are_one_sentence(tmp_path: Path, told: str) -> No
 def test_files_that_are_no_study(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"one of .*recycling"):
         read_study(str(tmp_path / "nothing.yaml"))
-    with pytest.raises(UsageError, match="says no study"):
+    with pytest.raises(UsageError, match="is not a study"):
         read(tmp_path, "- a\n- b\n")
-    with pytest.raises(UsageError, match="says no study"):
+    with pytest.raises(UsageError, match="is not a study"):
         read(tmp_path, "")
-    with pytest.raises(UsageError, match="no YAML"):
+    with pytest.raises(UsageError, match="not (valid )?YAML"):
         read(tmp_path, "study: !!python/object/apply:os.system [true]\n")
 
 

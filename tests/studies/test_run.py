@@ -314,7 +314,7 @@ def test_runs_keep_out_of_each_others_way(world: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("mine")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="contains other files"):
         run(*make_study(world, other))
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
 
@@ -347,7 +347,7 @@ def test_adapters_of_an_exported_pool_and_among_some(world: Path, tmp_path: Path
     rows = [row for row in rows_of(tmp_path / "out") if row["pool"] == "chance"]
     assert {name for row in rows for name in row["detail"]["members"]} == {"a1", "a2"}
     path.write_text(text.replace("chance: {by: random, k: 2}", "chance: {by: random, k: 2, among: [a1, a7]}"))
-    with pytest.raises(UsageError, match="a7, which is none of the adapters"):
+    with pytest.raises(UsageError, match="a7, which is not one of the adapters"):
         make_study(path, tmp_path / "out")
 
 
