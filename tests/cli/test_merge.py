@@ -121,7 +121,7 @@ def test_a_base_that_the_merge_cannot_be_added_to_is_refused_before_it(
 def test_a_base_folder_without_a_model_is_said_to_be_none(pair: list[Path], tmp_path: Path) -> None:
     result = run(tmp_path, "merge", *pair, "--method", "average", "--base", tmp_path, "--dry-run")
     assert result.exit_code == 0
-    assert "does not contain config.json, so that its modules are not known" in " ".join(result.stderr.split())
+    assert "does not contain config.json, so that its modules" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("command", [["merge", "--method", "average", "--dry-run"], ["inspect-merge"]])
