@@ -1,9 +1,8 @@
 from . import frontier, kept, pool_store, retries, score_store, store
-from .columns import CleanText
+from .columns import CleanText, TableBase
 from .engine import for_writing, make_engine, parse_url
 from .frontier import ItemRecord, PageRecord
 from .kept import Origin, register_catalog
-from .kinds import CrawlState, ItemOutcome, SpellingKind
 from .opening import (
     VERSION_TABLE,
     CatalogInfo,
@@ -30,16 +29,18 @@ from .schema import (
     BaseModelRow,
     Crawl,
     CrawlItem,
+    CrawlState,
     DocumentRow,
     Embedding,
     FingerprintRow,
+    ItemOutcome,
     Repository,
     RepositoryAlias,
+    SpellingKind,
     WeightsFile,
 )
 from .score_store import score_table
 from .store import waiting
-from .table import TableBase
 
 __all__ = [
     "VERSION_TABLE",

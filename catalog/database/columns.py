@@ -1,16 +1,29 @@
-"""Column types that store any value of the Hub and return the same on SQLite and PostgreSQL.
+"""What all tables share: column types that store any value of the Hub, and names of constraints.
 
-Bytes from outside may hold NUL, lone surrogates, NaN and 5,000-digit integers; PostgreSQL refuses all four,
-SQLite some. They are replaced here, once for every table.
+The types return the same on SQLite and PostgreSQL. Bytes from outside may hold NUL, lone surrogates, NaN and
+5,000-digit integers; PostgreSQL refuses all four, SQLite some. They are replaced here, once for every table.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Float, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Enum,
+    Float,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Text,
+)
+from sqlalchemy.orm import DeclarativeBase, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from catalog.files import clean_json, clean_text
@@ -79,3 +92,41 @@ class UTCDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class TableBase(DeclarativeBase):
+    """All tables, with constraints named the same on every database."""
+
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy reads it from the class)
+        str: CleanText,
+        int: Counter,
+        float: Real,
+        bytes: LargeBinary,
+        datetime: UTCDateTime,
+        Any: CleanJSON,
+    }
+
+
+def enum_column(kind: type[enum.Enum], name: str) -> Enum:
+    """The column type of an enum: its values as text, with a CHECK of this name that admits no others."""
+    return Enum(
+        kind,
+        native_enum=False,
+        create_constraint=True,
+        values_callable=lambda kind: [member.value for member in kind],
+        length=16,
+        name=name,
+    )
+
+
+Key = Annotated[int, mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)]

@@ -17,8 +17,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, func, inspect, select, table
 from sqlalchemy.orm import Session as Session
 
+from catalog.database.columns import TableBase
 from catalog.database.engine import for_writing, make_engine, parse_url, place, sqlite_file
-from catalog.database.schema import TableBase
 from catalog.errors import CatalogBusyError, CatalogError, NoCatalogError, SchemaVersionError
 from catalog.settings import Settings
 

@@ -7,42 +7,48 @@ follows (`crawler.crawl.screening`). Enums are stored by value; every constraint
 
 from __future__ import annotations
 
+import enum
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from catalog.database.kinds import CrawlState, ItemOutcome, SpellingKind
-from catalog.database.table import Key, TableBase, enum_column
-
-__all__ = [
-    "Adapter",
-    "AdapterReason",
-    "BaseModelRow",
-    "BaseSpellingRow",
-    "Crawl",
-    "CrawlItem",
-    "CrawlPage",
-    "CrawlRetry",
-    "CrawlState",
-    "DocumentRow",
-    "Embedding",
-    "Evaluation",
-    "FingerprintRow",
-    "ItemOutcome",
-    "PoolMember",
-    "PoolRow",
-    "Repository",
-    "RepositoryAlias",
-    "SpellingKind",
-    "TableBase",
-    "WeightsFile",
-]
-
+from catalog.database.columns import Key, TableBase, enum_column
 
 SHA1 = "length({0}) = 40"
 DIGEST = "length({0}) IN (40, 64)"
+
+
+class SpellingKind(enum.StrEnum):
+    """How a base model's name in the wild relates to the canonical one."""
+
+    CANONICAL = "canonical"
+    RENAMED = "renamed"
+    MIRROR = "mirror"
+    QUANTISED = "quantised"
+    CASE = "case"
+    LOCAL_PATH = "local_path"
+
+
+class CrawlState(enum.StrEnum):
+    """The state of a crawl; `running` also means an interrupted one."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PARTIAL = "partial"
+
+
+class ItemOutcome(enum.StrEnum):
+    """The outcome of one listed row; each ends in exactly one of them, `pending` is not an outcome."""
+
+    PENDING = "pending"
+    NEW = "new"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    GONE = "gone"
+    FAILED = "failed"
+    QUARANTINED = "quarantined"
 
 
 class BaseModelRow(TableBase):

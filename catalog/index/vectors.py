@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 from catalog.errors import CatalogError, UsageError
 from catalog.files import DAMAGES, open_cache, read_facts, write_cache
-from catalog.fingerprints import cosines, near_pairs, rounding
+from catalog.fingerprints import cosines, rounding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,17 +137,6 @@ class VectorIndex:
         scores = np.concatenate([cosines(self._rows[part], unit) for part in parts])
         order = np.lexsort((candidates, -scores))[:k]
         return [VectorHit(self.keys[candidates[n]], float(scores[n])) for n in order]
-
-    def all_pairs(self, at_least: float) -> Iterator[tuple[str, str, float]]:
-        """Each pair of keys whose cosine is `at_least` or more, once: (first key, second key, cosine).
-
-        Exact for both kinds, sorted by keys; one tile of 32 MiB is held at a time. Raises UsageError where
-        `at_least` is not a number up to 1.
-        """
-        if not at_least <= 1:
-            raise UsageError(f"A cosine is at most 1: {at_least} finds no pair.")
-        for left, right, cosine in near_pairs(self._rows, at_least):
-            yield self.keys[left], self.keys[right], cosine
 
     def _candidates(
         self, query: NDArray[np.float32], k: int, among: NDArray[np.int64] | None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import logging
 import os
@@ -22,6 +20,8 @@ from crawler.localhub.fields import COMMIT_TITLE, DETAIL, describe, file_entry, 
 from crawler.localhub.folder import HubFile, HubFolder, HubRepository
 from crawler.localhub.listing import (
     BadQueryError,
+    decode_cursor,
+    encode_cursor,
     is_requested,
     list_page,
     list_query,
@@ -110,10 +110,11 @@ class HubApi:
         entries = tree(repository, folder, recursive=truth(params, "recursive"), expand=expand)
         if entries is None:
             raise _no_entry(repository, folder)
-        after = _decode_place(params["cursor"][-1]) if "cursor" in params else ""
+        after = decode_cursor(params["cursor"][-1], "path")[0] if "cursor" in params else ""
         entries = [entry for entry in entries if entry["path"] > after]
         limit = page_limit(params, EXPANDED_TREE_PAGE) if expand else page_limit(params)
-        cursor = _encode_place(entries[limit - 1]["path"]) if len(entries) > limit else None
+        last = entries[limit - 1]["path"] if len(entries) > limit else None
+        cursor = encode_cursor({"path": {"$gt": last}}) if last is not None else None
         return _json(entries[:limit], _next_link(request, cursor))
 
     async def paths_info(self, request: Request) -> Response:
@@ -166,7 +167,7 @@ class HubApi:
 
     def _repository(self, request: Request) -> HubRepository:
         """The repository a request names, at the revision it names. Raises RefusedError."""
-        requested = _requested_revision(request)
+        requested = f"{request.path_params['owner']}/{request.path_params['name']}"
         repository = self._folder.find(requested)
         if repository is None and (new := self._folder.new_name(requested)) is not None:
             moved = request.url.path.replace(f"/{requested}", f"/{new}", 1)
@@ -243,15 +244,8 @@ def _json(value: Any, headers: Mapping[str, str] | None = None, status: int = 20
     return Response(json.dumps(value).encode("ascii"), status, headers, "application/json")
 
 
-def _requested_revision(request: Request) -> str:
-    return f"{request.path_params['owner']}/{request.path_params['name']}"
-
-
 def _params(request: Request) -> dict[str, list[str]]:
-    params: dict[str, list[str]] = {}
-    for name, value in request.query_params.multi_items():
-        params.setdefault(name, []).append(value)
-    return params
+    return parse_qs(request.url.query, keep_blank_values=True)
 
 
 def _next_link(request: Request, cursor: str | None) -> dict[str, str]:
@@ -273,17 +267,3 @@ def _requested_paths(body: bytes, content_type: str) -> tuple[list[str], bool]:
         return [str(path) for path in document["paths"]], bool(document.get("expand", False))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise BadQueryError("The body must name paths") from None
-
-
-def _encode_place(path: str) -> str:
-    return base64.b64encode(json.dumps({"path": {"$gt": path}}).encode()).decode()
-
-
-def _decode_place(cursor: str) -> str:
-    try:
-        path = json.loads(base64.b64decode(cursor, validate=True))["path"]["$gt"]
-    except (binascii.Error, KeyError, RecursionError, TypeError, ValueError):
-        path = None
-    if not isinstance(path, str):
-        raise BadQueryError("Invalid cursor")
-    return path

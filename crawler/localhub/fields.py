@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from typing import Any
 
 from crawler.localhub.folder import Digest, HubRepository, derive_identity
@@ -72,7 +73,7 @@ def tree(
     entries = [file_entry(repository, path, expand=expand) for path in below]
     entries += [_folder_entry(repository, path, "".join(lines), expand) for path, lines in folders.items()]
     listed_entries = [entry for entry in entries if recursive or "/" not in entry["path"][len(prefix) :]]
-    return sorted(listed_entries, key=_path_of)
+    return sorted(listed_entries, key=itemgetter("path"))
 
 
 def file_entry(repository: HubRepository, path: str, *, expand: bool) -> dict[str, Any]:
@@ -119,14 +120,6 @@ def _config(repository: HubRepository) -> dict[str, Any] | None:
     return {"peft": {name: adapter[name] for name in fields if name in adapter}}
 
 
-def _model_index(repository: HubRepository) -> Any:
-    return (repository.derive.card or {}).get("model-index")
-
-
-def _storage_bytes(repository: HubRepository) -> int:
-    return sum(digest.size for digest in repository.digests.values() if digest.sha256)
-
-
 FIELDS: Mapping[str, Callable[[HubRepository], Any]] = {
     "author": lambda repo: repo.owner,
     "baseModels": _base_models,
@@ -140,7 +133,7 @@ FIELDS: Mapping[str, Callable[[HubRepository], Any]] = {
     "lastModified": lambda repo: repo.last_modified,
     "library_name": lambda repo: repo.derive.library,
     "likes": lambda _: 0,
-    "model-index": _model_index,
+    "model-index": lambda repo: (repo.derive.card or {}).get("model-index"),
     "pipeline_tag": lambda repo: repo.derive.pipeline_tag,
     "private": lambda repo: repo.flag("private"),
     "sha": lambda repo: repo.sha,
@@ -148,7 +141,7 @@ FIELDS: Mapping[str, Callable[[HubRepository], Any]] = {
     "spaces": lambda _: [],
     "tags": lambda repo: repo.tags,
     "trendingScore": lambda _: 0,
-    "usedStorage": _storage_bytes,
+    "usedStorage": lambda repo: sum(digest.size for digest in repo.digests.values() if digest.sha256),
 }
 # Valid on the Hub, but unknown for a folder unless they are in .hub.json.
 UNKNOWN_HERE = (
@@ -163,8 +156,3 @@ UNKNOWN_HERE = (
     "transformersInfo",
     "widgetData",
 )
-
-
-def _path_of(entry: Mapping[str, Any]) -> str:
-    path: str = entry["path"]
-    return path

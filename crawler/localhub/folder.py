@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,8 @@ class HubFolder:
     def _read(self, repo_id: str, directory: str) -> HubRepository:
         looked = time.time_ns()
         look = _FolderState(
-            tuple(sorted(self._walk(directory, ""), key=_path)), _stamp(f"{directory}/{OVERRIDES}")
+            tuple(sorted(self._walk(directory, ""), key=attrgetter("path"))),
+            _stamp(f"{directory}/{OVERRIDES}"),
         )
         with self._lock:
             before = self._known.get(repo_id)
@@ -292,10 +294,6 @@ def iso_date(nanoseconds: int) -> str:
     """A time since the epoch as the Hub writes it: ISO 8601 in UTC with milliseconds and a Z."""
     moment = datetime.fromtimestamp(nanoseconds // 1_000_000 / 1_000, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _path(file: HubFile) -> str:
-    return file.path
 
 
 def _status(path: str) -> os.stat_result | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from crawler.localhub.fields import BASIC, FIELDS, FULL, UNKNOWN_HERE, field_value
@@ -52,7 +52,7 @@ def list_query(params: Mapping[str, Sequence[str]]) -> ListQuery:
         sort=sort,
         descending=direction == "-1",
         limit=page_limit(params),
-        after=_decode_cursor(cursor, sort) if cursor is not None else None,
+        after=_decode_place(cursor, sort) if cursor is not None else None,
         fields=parse_expand(params) or _list_fields(params),
     )
 
@@ -70,10 +70,12 @@ def list_page(
     if query.after is not None:
         value, identity = query.after
         keyed = [row for row in keyed if _follows(row[0], row[1], value, identity, query.descending)]
-    keyed.sort(key=_identity_of)
-    keyed.sort(key=_value_of, reverse=query.descending)
+    keyed.sort(key=itemgetter(1))
+    keyed.sort(key=itemgetter(0), reverse=query.descending)
     page = keyed[: query.limit]
-    cursor = _encode_cursor(query.sort, *page[-1][:2]) if len(keyed) > len(page) else None
+    cursor = None
+    if len(keyed) > len(page):
+        cursor = encode_cursor({query.sort: page[-1][0], "_id": {"$gt": page[-1][1]}})
     return [repository for _, _, repository in page], cursor
 
 
@@ -103,30 +105,20 @@ def truth(params: Mapping[str, Sequence[str]], name: str) -> bool:
     return (_last(params, name) or "").lower() in ("true", "1")
 
 
-def _number(name: str) -> Callable[[HubRepository], float]:
-    """A sort key that counts a repository as zero if its counter is not a number."""
+def _sort_key(name: str, unknown: Any) -> Callable[[HubRepository], Any]:
+    """A sort key that takes `unknown` where a field has no value of its kind."""
+    kind = str if isinstance(unknown, str) else (int, float)
 
-    def key(repository: HubRepository) -> float:
+    def key(repository: HubRepository) -> Any:
         value = field_value(repository, name)
-        return value if isinstance(value, (int, float)) and value == value else 0
-
-    return key
-
-
-def _text(name: str) -> Callable[[HubRepository], str]:
-    def key(repository: HubRepository) -> str:
-        value = field_value(repository, name)
-        return value if isinstance(value, str) else ""
+        return value if isinstance(value, kind) and value == value else unknown
 
     return key
 
 
 SORT_KEYS: Mapping[str, Callable[[HubRepository], Any]] = {
-    "createdAt": _text("createdAt"),
-    "lastModified": _text("lastModified"),
-    "downloads": _number("downloads"),
-    "likes": _number("likes"),
-    "trendingScore": _number("trendingScore"),
+    **{name: _sort_key(name, "") for name in ("createdAt", "lastModified")},
+    **{name: _sort_key(name, 0) for name in ("downloads", "likes", "trendingScore")},
 }
 
 
@@ -137,22 +129,17 @@ def _list_fields(params: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
 
 def is_requested(repository: HubRepository, query: ListQuery) -> bool:
-    if repository.flag("private"):
-        return False
-    if query.author is not None and repository.owner != query.author:
-        return False
-    if query.search not in repository.repo_id.lower():
-        return False
-    if query.tags:
-        tags = repository.tags
-        return (
-            isinstance(tags, list) and all(tag in tags for tag in query.tags) and _in_task(repository, query)
-        )
-    return _in_task(repository, query)
+    return (
+        not repository.flag("private")
+        and query.author in (None, repository.owner)
+        and query.search in repository.repo_id.lower()
+        and (not query.tags or _has_tags(repository.tags, query.tags))
+        and (query.pipeline_tag is None or field_value(repository, "pipeline_tag") == query.pipeline_tag)
+    )
 
 
-def _in_task(repository: HubRepository, query: ListQuery) -> bool:
-    return query.pipeline_tag is None or field_value(repository, "pipeline_tag") == query.pipeline_tag
+def _has_tags(tags: Any, names: Sequence[str]) -> bool:
+    return isinstance(tags, list) and all(name in tags for name in names)
 
 
 def _follows(value: Any, identity: str, last_value: Any, last_identity: str, descending: bool) -> bool:
@@ -161,34 +148,32 @@ def _follows(value: Any, identity: str, last_value: Any, last_identity: str, des
     return bool(value < last_value) if descending else bool(value > last_value)
 
 
-def _encode_cursor(sort: str, value: Any, identity: str) -> str:
-    text = json.dumps({sort: value, "_id": {"$gt": identity}}, separators=(",", ":"))
-    return base64.b64encode(text.encode()).decode()
+def encode_cursor(place: Mapping[str, Any]) -> str:
+    return base64.b64encode(json.dumps(place, separators=(",", ":")).encode()).decode()
 
 
-def _decode_cursor(cursor: str, sort: str) -> tuple[Any, str]:
-    wrong = BadQueryError("Invalid cursor")
+def decode_cursor(cursor: str, last: str, *names: str) -> tuple[Any, ...]:
+    """The values of a cursor: the text that the next page follows, under `last`, and those under other names.
+
+    Raises BadQueryError.
+    """
     try:
-        parsed = json.loads(base64.b64decode(cursor, validate=True))
-    except (binascii.Error, ValueError, RecursionError):
-        raise wrong from None
-    if not isinstance(parsed, dict) or set(parsed) != {sort, "_id"} or not isinstance(parsed["_id"], dict):
-        raise wrong
-    value, identity = parsed[sort], parsed["_id"].get("$gt")
-    kind = str if sort in ("createdAt", "lastModified") else (int, float)
-    if not isinstance(value, kind) or not isinstance(identity, str):
-        raise wrong
+        place = json.loads(base64.b64decode(cursor, validate=True))
+        values = (place[last]["$gt"], *(place[name] for name in names))
+    except (LookupError, RecursionError, TypeError, ValueError):
+        raise BadQueryError("Invalid cursor") from None
+    if not isinstance(values[0], str):
+        raise BadQueryError("Invalid cursor")
+    return values
+
+
+def _decode_place(cursor: str, sort: str) -> tuple[Any, str]:
+    identity, value = decode_cursor(cursor, "_id", sort)
+    if not isinstance(value, str if sort in ("createdAt", "lastModified") else (int, float)):
+        raise BadQueryError("Invalid cursor")
     return value, identity
 
 
 def _last(params: Mapping[str, Sequence[str]], name: str) -> str | None:
     values = params.get(name)
     return values[-1] if values else None
-
-
-def _identity_of(row: tuple[Any, str, HubRepository]) -> str:
-    return row[1]
-
-
-def _value_of(row: tuple[Any, str, HubRepository]) -> Any:
-    return row[0]

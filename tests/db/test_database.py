@@ -15,10 +15,10 @@ from sqlalchemy import Engine, insert, make_url, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from catalog.database import TableBase, opening
 from catalog.database import engine as engines
-from catalog.database import opening
 from catalog.database.engine import for_writing, make_engine, place
-from catalog.database.schema import DocumentRow, PoolRow, TableBase
+from catalog.database.schema import DocumentRow, PoolRow
 from catalog.errors import (
     CatalogBusyError,
     CatalogError,

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from catalog.database import Embedding
 from catalog.errors import CatalogError, UsageError
+from catalog.fingerprints import near_pairs
 from catalog.index.vectors import Space, VectorHit, VectorIndex, check_index, open_index
 
 SIZE = 8
@@ -221,7 +222,6 @@ def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
         nothing = open_index(tmp_path, SPACE, empty)
         assert nothing.keys == ()
         assert nothing.search(query, 5) == []
-        assert list(nothing.all_pairs(-1)) == []
     assert check_index(tmp_path, SPACE, empty).state == "current"
 
 
@@ -258,24 +258,19 @@ def test_only_the_direction_of_a_vector_counts() -> None:
 
 @pytest.mark.parametrize("tile", [1, 30, 8 << 20])
 @pytest.mark.parametrize("at_least", [-1.0, 0.0, 0.4, 1.0])
-def test_all_pairs_are_those_of_numpy(tile: int, at_least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_pairs_are_those_of_numpy(tile: int, at_least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("catalog.fingerprints.copies._TILE", tile)
     rows = random_rows(30)
     rows["key0029"] = rows["key0004"].copy()
     names = sorted(rows)
     pairs = [(a, b) for n, a in enumerate(names) for b in names[n + 1 :]]
     expected = [(a, b) for a, b in pairs if cosine(rows[a], rows[b]) >= at_least - 1e-12]
-    result = list(in_memory(rows).all_pairs(at_least))
+    units = np.stack([rows[name] / np.linalg.norm(rows[name]) for name in names])
+    result = [(names[a], names[b], score) for a, b, score in near_pairs(units, at_least)]
     assert [(a, b) for a, b, _ in result] == expected
     assert [score for *_, score in result] == pytest.approx(
         [cosine(rows[a], rows[b]) for a, b in expected], abs=2e-7
     )
-
-
-@pytest.mark.parametrize("at_least", [1.5, float("nan")])
-def test_pairs_beyond_a_cosine_of_one_are_refused(at_least: float) -> None:
-    with pytest.raises(UsageError, match="at most 1"):
-        list(in_memory(random_rows(3)).all_pairs(at_least))
 
 
 # Vectors that cannot be indexed.
@@ -511,7 +506,6 @@ def test_a_graph_is_built_above_a_number_of_vectors_and_finds_nearly_all(tmp_pat
     assert shared >= 0.97 * 10 * len(queries)
     for k in (990, 2000):
         assert graph.search(queries[0], k) == exact.search(queries[0], k)
-    assert list(graph.all_pairs(0.8)) == list(exact.all_pairs(0.8))
 
 
 # Threads.
