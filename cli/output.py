@@ -181,12 +181,11 @@ def _flag(name: str, value: str | None) -> str:
 def _option_of(match: re.Match[str], parameters: Sequence[click.Parameter]) -> str:
     """`rank` as --rank, `rank=16` as --rank 16; what the command has no option for stays as it is."""
     name, value = match.group("name", "value")
-    for parameter in parameters:
-        if not isinstance(parameter, click.Option):
-            continue
-        if name == parameter.name or f"--{name.replace('_', '-')}" in parameter.opts:
-            return _flag(max(parameter.opts, key=len), value)
-    return match.group()
+    options = [parameter for parameter in parameters if isinstance(parameter, click.Option)]
+    of_flag = (option for option in options if f"--{name.replace('_', '-')}" in option.opts)
+    of_name = (option for option in options if option.name == name)
+    option = next(of_flag, None) or next(of_name, None)
+    return match.group() if option is None else _flag(max(option.opts, key=len), value)
 
 
 def width() -> int:

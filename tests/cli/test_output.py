@@ -352,6 +352,7 @@ def test_two_formats_of_one_output_are_refused(pair: tuple[str, str], run: Progr
         ("`rank=16` and `flag=True`", "--rank 16 and --flag"),
         ('`too_long="skip"`', "--too-long skip"),
         ("`learning_rates` and `lr`", "--lr and --lr"),
+        ("`tasks` and `folder`", "--tasks and --tasks"),
         ('`crawl(weights="keep")`', "`loradex crawl --weights keep`"),
         ("`absent`, `loradex methods` and `adapter_config.json`",) * 2,
     ],
@@ -362,6 +363,8 @@ def test_parameters_in_texts_of_the_library_are_options(text: str, shown: str) -
     @click.option("--too-long")
     @click.option("--flag", is_flag=True)
     @click.option("--lr", "learning_rates")
+    @click.option("--task", "tasks")
+    @click.option("--tasks", "folder")
     def command(**_values: object) -> None:
         click.echo(name_options(text))
 
