@@ -7,6 +7,7 @@ and work on blocks of rows, whole factors, or cores alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from catalog.errors import UsageError
@@ -15,7 +16,6 @@ from merging.methods.blocks import (
     SPACE,
     THRESHOLDS,
     Entries,
-    Merge,
     entries,
     magnitude_thresholds,
     merge_entries,
@@ -42,6 +42,15 @@ TRIM = Parameter(
     "the entries among which the largest stay: of each module, or of the whole update as in the paper",
     choices=("module", "vector"),
 )
+
+Sparsifier = Callable[["Tensor", slice], "Tensor"]
+"""(N, b, columns) and the range of rows to the same block without the entries that are dropped."""
+Sparsify = Callable[[ModuleWork, Entries], Sparsifier]
+Combine = Callable[[ModuleWork, "Tensor", "Tensor"], "Tensor"]
+"""Weights of (N,) and sparse values of (N, ...) to the merged (...)."""
+
+entry_method = partial(MergeMethod, weight=1.0, cost="entries")
+factor_method = partial(MergeMethod, gauge="dependent", weight=1.0, truncates=False, equal_ranks=True)
 
 
 def elect_signs(values: Tensor, election: str = "total") -> Tensor:
@@ -73,40 +82,52 @@ def agreeing_sum(values: Tensor, weights: Tensor, sign: Tensor) -> Tensor:
     return total.div_(2)
 
 
-def peft_disjoint_mean(values: Tensor, weights: Tensor, election: str) -> Tensor:
+def peft_disjoint_mean(work: ModuleWork, weights: Tensor, values: Tensor) -> Tensor:
     """PEFT's merge: signs elected without weights, weighted entries divided by the number that agree."""
-    sign = elect_signs(values, election)
+    sign = elect_signs(values, str(work.options["election"]))
     agree = agreeing_sum(values.sign(), weights.new_ones(len(weights)), sign).mul_(sign)
     return agreeing_sum(values, weights, sign) / agree.clamp(min=1)
 
 
-def elect_and_mean(work: ModuleWork, values: Tensor) -> Tensor:
+def elect_and_mean(work: ModuleWork, weights: Tensor, values: Tensor) -> Tensor:
     """Steps 2 and 3 of TIES for trimmed entries, times `scale`."""
-    weights = values.new_tensor(work.weights)
     weighted = values * weights.reshape(-1, *(1,) * (values.ndim - 1))
     sign = elect_signs(weighted, str(work.options["election"]))
     return agreeing_mean(weighted, weights.abs(), sign) * work.number("scale")
 
 
-def ties(work: ModuleWork) -> Update:
-    """TIES on entries in the space that the parameter names."""
-    blocks = entries(work)
-    return merge_entries(work, blocks, ties_blocks(work, blocks))
+def entrywise(sparsify: Sparsify, combine: Combine) -> Callable[[ModuleWork], Update]:
+    """A method: sparsify each member's entries in the space of the parameter, then combine the members."""
+
+    def run(work: ModuleWork) -> Update:
+        blocks = entries(work)
+        drop, weights = sparsify(work, blocks), blocks.left.new_tensor(work.weights)
+        return merge_entries(work, blocks, lambda values, rows: combine(work, weights, drop(values, rows)))
+
+    return run
 
 
-def ties_blocks(work: ModuleWork, blocks: Entries) -> Merge:
-    """The three steps of TIES for blocks of rows of these entries."""
-    # 1. trim: each member keeps its largest entries, of the module or of all modules
+def factorwise(
+    sparsify: Callable[[ModuleWork, str, Tensor], Tensor], combine: Combine
+) -> Callable[[ModuleWork], Update]:
+    """A method of PEFT: A and B apart, sparsified without scalings, then weighted by their roots."""
+
+    def run(work: ModuleWork) -> Update:
+        parts = zip("ab", peft_factors(work), strict=True)
+        a, b = (combine(work, weights, sparsify(work, side, values)) for side, (values, weights) in parts)
+        return Update(a, b, None, 0.0)
+
+    return run
+
+
+def magnitude(work: ModuleWork, blocks: Entries) -> Sparsifier:
+    """Each member keeps its `density` largest entries, of the module or (`limits`) of all modules."""
     if work.limits:
         limits = blocks.left.new_tensor([work.limits[name] for name in work.names])[:, None, None]
     else:
-        exact = work.options["thresholds"] == "exact"
+        exact = work.options.get("thresholds") != "sampled"
         limits = magnitude_thresholds(work, blocks, work.number("density"), exact)
-
-    def merge(values: Tensor, rows: slice) -> Tensor:
-        return elect_and_mean(work, shrink(values, limits))
-
-    return merge
+    return lambda values, rows: shrink(values, limits)
 
 
 def whole_limits(works: Callable[[], Iterator[ModuleWork]]) -> Mapping[str, float]:
@@ -120,28 +141,6 @@ def whole_limits(works: Callable[[], Iterator[ModuleWork]]) -> Mapping[str, floa
     if first.options["thresholds"] == "sampled":
         raise UsageError("trim=vector requires exact magnitudes; leave out thresholds=sampled.")
     return whole_thresholds(works, first.number("density"))
-
-
-def peft_ties_svd(work: ModuleWork) -> Update:
-    """PEFT's ties_svd: its TIES on the updates, then their best approximation of the rank asked for."""
-    blocks = entries(work)
-    limits = magnitude_thresholds(work, blocks, work.number("density"))
-    weights = blocks.left.new_tensor(work.weights)
-
-    def merge(values: Tensor, rows: slice) -> Tensor:
-        return peft_disjoint_mean(shrink(values, limits), weights, str(work.options["election"]))
-
-    return merge_entries(work, blocks, merge)
-
-
-def peft_ties(work: ModuleWork) -> Update:
-    """PEFT's ties: on A and B apart, trimmed and elected without scalings, then weighted by their roots."""
-    parts = peft_factors(work)
-    merged = [
-        peft_disjoint_mean(trim(values, work.number("density")), weights, str(work.options["election"]))
-        for values, weights in parts
-    ]
-    return Update(merged[0], merged[1], None, 0.0)
 
 
 def peft_factors(work: ModuleWork) -> list[tuple[Tensor, Tensor]]:
@@ -160,6 +159,11 @@ def peft_factors(work: ModuleWork) -> list[tuple[Tensor, Tensor]]:
     return [(a / signed, side * sign), (b / signed.abs(), side)]
 
 
+def trim_factor(work: ModuleWork, _side: str, values: Tensor) -> Tensor:
+    """A whole factor of every member with its `density` largest entries."""
+    return trim(values, work.number("density"))
+
+
 def trim(values: Tensor, density: float) -> Tensor:
     """The int(density * n) largest entries of each member of (N, ...), the others 0."""
     flat = values.flatten(1)
@@ -168,62 +172,49 @@ def trim(values: Tensor, density: float) -> Tensor:
     return flat.new_zeros(flat.shape).scatter(1, largest, flat.gather(1, largest)).reshape(values.shape)
 
 
-_SPACE_OF = {
-    "knots": Parameter("space", "knots", "a common basis of the outputs", choices=("knots",)),
-    "core": Parameter("space", "core", "a common basis of both sides", choices=("core",)),
-    "delta": Parameter("space", "delta", "the updates themselves", choices=("delta",)),
-}
-KNOTS_SPACE, CORE_SPACE, DELTA_SPACE = _SPACE_OF["knots"], _SPACE_OF["core"], _SPACE_OF["delta"]
+KNOTS_SPACE = Parameter("space", "knots", "a common basis of the outputs", choices=("knots",))
+CORE_SPACE = Parameter("space", "core", "a common basis of both sides", choices=("core",))
+DELTA_SPACE = Parameter("space", "delta", "the updates themselves", choices=("delta",))
 _WHOLE = Parameter("density", 1.0, "share of each member's entries that stay", 0, 1)
 
+_TIES = entrywise(magnitude, elect_and_mean)
+
 METHODS = (
-    MergeMethod(
+    entry_method(
         "ties",
         "The mean of large entries that agree in sign (TIES).",
         _PAPER,
-        ties,
+        _TIES,
         (DENSITY, SCALE, ELECTION, SPACE, THRESHOLDS, TRIM),
-        weight=1.0,
-        cost="entries",
         survey=whole_limits,
     ),
-    MergeMethod(
+    entry_method(
         "knots-ties",
         "TIES in a common basis of the outputs (KnOTS).",
         "https://arxiv.org/abs/2410.19735",
-        ties,
+        _TIES,
         (_WHOLE, SCALE, ELECTION, KNOTS_SPACE, THRESHOLDS),
-        weight=1.0,
-        cost="entries",
     ),
-    MergeMethod(
+    entry_method(
         "core-ties",
         "TIES on the R x R cores of the members (Core Space).",
         "https://arxiv.org/abs/2509.17786",
-        ties,
+        _TIES,
         (DENSITY, SCALE, ELECTION, CORE_SPACE, THRESHOLDS),
         gauge="rotations",
-        weight=1.0,
-        cost="entries",
     ),
-    MergeMethod(
+    factor_method(
         "peft-ties",
         "TIES on A and B apart, as PEFT's ties.",
         _PEFT,
-        peft_ties,
+        factorwise(trim_factor, peft_disjoint_mean),
         (Parameter("density", 0.2, "share of each factor's entries that stay", 0, 1), ELECTION),
-        gauge="dependent",
-        weight=1.0,
-        truncates=False,
-        equal_ranks=True,
     ),
-    MergeMethod(
+    entry_method(
         "peft-ties-svd",
         "TIES of the updates, truncated, as PEFT's ties_svd.",
         _PEFT,
-        peft_ties_svd,
+        entrywise(magnitude, peft_disjoint_mean),
         (DENSITY, ELECTION, DELTA_SPACE),
-        weight=1.0,
-        cost="entries",
     ),
 )

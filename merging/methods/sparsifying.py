@@ -5,7 +5,6 @@ A sparsifier is a function of a block of the members' entries; it is followed by
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,24 +12,26 @@ from merging.methods.blocks import (
     SPACE,
     THRESHOLDS,
     Entries,
-    entries,
     keep_chances,
     magnitude_thresholds,
-    merge_entries,
     shrink,
 )
-from merging.methods.lowrank import Update
-from merging.methods.method import MergeMethod, ModuleWork, Parameter
+from merging.methods.method import ModuleWork, Parameter
 from merging.methods.noise import uniform
 from merging.methods.sign_election import (
     DELTA_SPACE,
     ELECTION,
     KNOTS_SPACE,
     SCALE,
+    Sparsifier,
     elect_and_mean,
+    entry_method,
+    entrywise,
+    factor_method,
+    factorwise,
+    magnitude,
     peft_disjoint_mean,
-    peft_factors,
-    trim,
+    trim_factor,
 )
 
 if TYPE_CHECKING:
@@ -38,14 +39,6 @@ if TYPE_CHECKING:
 
 _DARE = "https://arxiv.org/abs/2311.03099"
 _PEFT = "https://huggingface.co/docs/peft/developer_guides/model_merging"
-Sparsifier = Callable[["Tensor", slice], "Tensor"]
-
-
-def magnitude(work: ModuleWork, blocks: Entries) -> Sparsifier:
-    """Each member keeps its `density` largest entries."""
-    exact = work.options.get("thresholds") != "sampled"
-    limits = magnitude_thresholds(work, blocks, work.number("density"), exact)
-    return lambda values, rows: shrink(values, limits)
 
 
 def dare(work: ModuleWork, blocks: Entries) -> Sparsifier:
@@ -87,72 +80,11 @@ def breadcrumbs(work: ModuleWork, blocks: Entries) -> Sparsifier:
     return lambda values, rows: shrink(values, limits) - shrink(values, outliers)
 
 
-def sum_sparse(sparsify: Callable[[ModuleWork, Entries], Sparsifier]) -> Callable[[ModuleWork], Update]:
-    """A method: sparsify, then scale * sum_i w_i v_i."""
-
-    def run(work: ModuleWork) -> Update:
-        blocks = entries(work)
-        drop = sparsify(work, blocks)
-        weights = blocks.left.new_tensor(work.weights) * work.number("scale")
-        return merge_entries(work, blocks, lambda values, rows: _weigh(weights, drop(values, rows)))
-
-    return run
-
-
-def elect_and_average(
-    sparsify: Callable[[ModuleWork, Entries], Sparsifier],
-) -> Callable[[ModuleWork], Update]:
-    """A method: sparsify, then elect signs and average those that agree, as TIES does."""
-
-    def run(work: ModuleWork) -> Update:
-        blocks = entries(work)
-        drop = sparsify(work, blocks)
-        return merge_entries(work, blocks, lambda values, rows: elect_and_mean(work, drop(values, rows)))
-
-    return run
-
-
-def peft_svd(
-    sparsify: Callable[[ModuleWork, Entries], Sparsifier], elect: bool
-) -> Callable[[ModuleWork], Update]:
-    """PEFT's *_svd types: sparsify the updates, then its sum or its election, then truncate."""
-
-    def run(work: ModuleWork) -> Update:
-        blocks = entries(work)
-        drop = sparsify(work, blocks)
-        weights = blocks.left.new_tensor(work.weights)
-
-        def merge(values: Tensor, rows: slice) -> Tensor:
-            sparse = drop(values, rows)
-            if elect:
-                return peft_disjoint_mean(sparse, weights, str(work.options["election"]))
-            return _weigh(weights, sparse)
-
-        return merge_entries(work, blocks, merge)
-
-    return run
-
-
-def peft_apart(random: bool, elect: bool) -> Callable[[ModuleWork], Update]:
-    """PEFT's types on A and B apart: prune by magnitude or at random, then its sum or its election."""
-
-    def run(work: ModuleWork) -> Update:
-        merged = []
-        for side, (values, weights) in zip("ab", peft_factors(work), strict=True):
-            density = work.number("density")
-            sparse = _drop_entries(work, values, side, density) if random else trim(values, density)
-            election = str(work.options.get("election"))
-            merged.append(peft_disjoint_mean(sparse, weights, election) if elect else _weigh(weights, sparse))
-        return Update(merged[0], merged[1], None, 0.0)
-
-    return run
-
-
-def _drop_entries(work: ModuleWork, values: Tensor, side: str, density: float) -> Tensor:
+def _drop_entries(work: ModuleWork, side: str, values: Tensor) -> Tensor:
     """DARE on whole factors of (N, rows, columns)."""
     keys = [work.key(side, name) for name in work.names]
     chances = uniform(keys, slice(0, values.shape[1]), values.shape[2], str(values.device))
-    return _thin(values, chances, density)
+    return _thin(values, chances, work.number("density"))
 
 
 def _thin(values: Tensor, chances: Tensor, keep: float | Tensor) -> Tensor:
@@ -161,10 +93,11 @@ def _thin(values: Tensor, chances: Tensor, keep: float | Tensor) -> Tensor:
     return sparse
 
 
-def _weigh(weights: Tensor, values: Tensor) -> Tensor:
+def weighted_sum(work: ModuleWork, weights: Tensor, values: Tensor) -> Tensor:
+    """scale * sum_i w_i v_i; PEFT's types have no scale."""
     import torch
 
-    total: Tensor = torch.tensordot(weights, values, 1)
+    total: Tensor = torch.tensordot(weights * float(work.options.get("scale", 1.0)), values, 1)
     return total
 
 
@@ -178,116 +111,92 @@ _LARGEST = Parameter("largest", 0.01, "share of the largest entries that are dro
 _KNOTS = replace(_CHANCE, default=0.2)
 
 METHODS = (
-    MergeMethod(
+    entry_method(
         "magnitude",
         "The weighted sum of the updates' largest entries.",
         _PEFT,
-        sum_sparse(magnitude),
+        entrywise(magnitude, weighted_sum),
         (_HALF, SCALE, SPACE, THRESHOLDS),
-        cost="entries",
+        weight="mean",
     ),
-    MergeMethod(
+    entry_method(
         "dare",
         "The weighted sum of random entries, rescaled (DARE).",
         _DARE,
-        sum_sparse(dare),
+        entrywise(dare, weighted_sum),
         (_CHANCE, SCALE, SPACE),
-        cost="entries",
+        weight="mean",
     ),
-    MergeMethod(
+    entry_method(
         "dare-ties",
         "Random entries, rescaled, then TIES' signs and mean.",
         _DARE,
-        elect_and_average(dare),
+        entrywise(dare, elect_and_mean),
         (_CHANCE, SCALE, ELECTION, SPACE),
-        weight=1.0,
-        cost="entries",
     ),
-    MergeMethod(
+    entry_method(
         "knots-dare-ties",
         "DARE-TIES in a common basis of the outputs (KnOTS).",
         "https://arxiv.org/abs/2410.19735",
-        elect_and_average(dare),
+        entrywise(dare, elect_and_mean),
         (_KNOTS, replace(SCALE, default=0.4), ELECTION, KNOTS_SPACE),
-        weight=1.0,
-        cost="entries",
     ),
-    MergeMethod(
+    entry_method(
         "della",
         "Random entries, large ones more often, then TIES.",
         "https://arxiv.org/abs/2406.11617",
-        elect_and_average(della),
+        entrywise(della, elect_and_mean),
         (_DELLA, _WINDOW, replace(SCALE, default=1.1), ELECTION, SPACE),
-        weight=1.0,
-        cost="entries",
         revision=2,
     ),
-    MergeMethod(
+    entry_method(
         "breadcrumbs",
         "The weighted sum without largest and smallest entries.",
         "https://arxiv.org/abs/2312.06795",
-        sum_sparse(breadcrumbs),
+        entrywise(breadcrumbs, weighted_sum),
         (_CRUMBS, _LARGEST, SCALE, SPACE, THRESHOLDS),
-        cost="entries",
+        weight="mean",
     ),
-    MergeMethod(
+    factor_method(
         "peft-magnitude-prune",
         "Large entries of A and B apart, as magnitude_prune.",
         _PEFT,
-        peft_apart(random=False, elect=False),
+        factorwise(trim_factor, weighted_sum),
         (_HALF,),
-        gauge="dependent",
-        weight=1.0,
-        truncates=False,
-        equal_ranks=True,
     ),
-    MergeMethod(
+    factor_method(
         "peft-dare-linear",
         "DARE on A and B apart, as PEFT's dare_linear.",
         _PEFT,
-        peft_apart(random=True, elect=False),
+        factorwise(_drop_entries, weighted_sum),
         (_CHANCE,),
-        gauge="dependent",
-        weight=1.0,
-        truncates=False,
-        equal_ranks=True,
     ),
-    MergeMethod(
+    factor_method(
         "peft-dare-ties",
         "DARE, then TIES on A and B apart, as PEFT's dare_ties.",
         _PEFT,
-        peft_apart(random=True, elect=True),
+        factorwise(_drop_entries, peft_disjoint_mean),
         (_CHANCE, ELECTION),
-        gauge="dependent",
-        weight=1.0,
-        truncates=False,
-        equal_ranks=True,
     ),
-    MergeMethod(
+    entry_method(
         "peft-magnitude-prune-svd",
         "Large entries, truncated, as magnitude_prune_svd.",
         _PEFT,
-        peft_svd(magnitude, elect=False),
+        entrywise(magnitude, weighted_sum),
         (_HALF, DELTA_SPACE),
-        weight=1.0,
-        cost="entries",
     ),
-    MergeMethod(
+    entry_method(
         "peft-dare-linear-svd",
         "DARE on the updates, truncated, as dare_linear_svd.",
         _PEFT,
-        peft_svd(dare, elect=False),
+        entrywise(dare, weighted_sum),
         (_CHANCE, DELTA_SPACE),
-        weight=1.0,
-        cost="entries",
     ),
-    MergeMethod(
+    entry_method(
         "peft-dare-ties-svd",
         "DARE-TIES of the updates, truncated, as dare_ties_svd.",
         _PEFT,
-        peft_svd(dare, elect=True),
+        entrywise(dare, peft_disjoint_mean),
         (_CHANCE, ELECTION, DELTA_SPACE),
-        weight=1.0,
-        cost="entries",
     ),
 )

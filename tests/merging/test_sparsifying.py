@@ -7,7 +7,8 @@ import torch
 
 from merging.methods import ModuleWork, find_method
 from merging.methods.blocks import entries
-from merging.methods.sparsifying import breadcrumbs, dare, della, magnitude
+from merging.methods.sign_election import magnitude
+from merging.methods.sparsifying import breadcrumbs, dare, della
 from tests.merging.adapters import dense, gap, product, random_stack, rotate, run, stack_of
 
 ONE = [[1.0, 0.0], [0.0, 1.0]]

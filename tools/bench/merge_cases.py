@@ -252,7 +252,7 @@ def one_module(count: int, kind: str) -> Callable[[], dict[str, Any]]:
     from merging.members import Stack
     from merging.methods import ModuleWork, find_method
     from merging.methods.blocks import entries, merge_entries
-    from merging.methods.sign_election import ties_blocks
+    from merging.methods.sign_election import elect_and_mean, magnitude
 
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(count * RANK, 4096, generator=generator)
@@ -270,7 +270,11 @@ def one_module(count: int, kind: str) -> Callable[[], dict[str, Any]]:
         options = find_method("ties").options({"thresholds": mode})
         work = ModuleWork(stack, (1.0,) * count, RANK, tuple(map(str, range(count))), options)
         module_entries = entries(work)
-        merge = ties_blocks(work, module_entries)
+        drop, weights = magnitude(work, module_entries), torch.ones(count)
+
+        def merge(values: torch.Tensor, rows: slice) -> torch.Tensor:
+            return elect_and_mean(work, weights, drop(values, rows))
+
         if finish:
             return {"kept": merge_entries(work, module_entries, merge).energy}
         total = 0.0
