@@ -155,15 +155,14 @@ def stand_ins(job: Job) -> dict[str, Any]:
 
 def merge(job: Job) -> dict[str, Any]:
     """A merge of a pool."""
-    from merging.static import merge as merged
+    from merging.static import carry_out, plan
 
     _take_threads(job.place)
     members = _members(job.place, job.inputs["pool"])
     weight = job.params.get("weight")
-    report = merged(
+    planned = plan(
         members,
         job.params["method"],
-        job.out / ADAPTER,
         weights=None if weight is None else [weight] * len(members),
         parameters=job.params["parameters"],
         rank=job.params["rank"],
@@ -171,6 +170,7 @@ def merge(job: Job) -> dict[str, Any]:
         base=job.place.base,
         dtype="float32",
     )
+    report = carry_out(planned, job.out / ADAPTER)
     ranks = [module.rank for module in report.modules.values()]
     # The norm of an untruncated sum of high rank is not measured.
     energy = {} if report.energy_share is None else {"energy": report.energy_share}

@@ -3,7 +3,7 @@ from .controls import KINDS, stand_ins
 from .costs import Price, price
 from .folding import FoldReport, apply_to, refuse_misfits, refuse_unfoldable
 from .inspection import Inspection
-from .merger import MergeReport, ModuleReport, carry_out, merge, totals, works, write_updates
+from .merger import MergeReport, ModuleReport, carry_out, merged_updates, totals, works, write_updates
 from .plans import Plan, plan
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "apply_to",
     "carry_out",
     "inspection",
-    "merge",
+    "merged_updates",
     "plan",
     "price",
     "refuse_misfits",

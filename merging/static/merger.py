@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from catalog.adapters import BaseTable, misreadings
+from catalog.adapters import misreadings
 from catalog.errors import MergeError
 from merging.members import (
     MERGE_RECORD,
@@ -33,7 +33,7 @@ from merging.members import (
 )
 from merging.methods import ModuleWork, Update
 from merging.static.card import model_card
-from merging.static.plans import MEMORY, Plan, plan
+from merging.static.plans import Plan
 
 RECORD_VERSION = 1
 # Norms of an untruncated sum are measured up to this rank: the time grows with its square.
@@ -88,48 +88,6 @@ class MergeReport:
         return facts | ({"model": str(self.model)} if self.model else {})
 
 
-def merge(
-    members: Sequence[Path | MergeMember],
-    method: str,
-    out: Path,
-    *,
-    parameters: Mapping[str, object] | None = None,
-    weights: Sequence[float] | None = None,
-    rank: int | None = None,
-    dtype: str | None = None,
-    device: str = "cpu",
-    seed: int = 0,
-    base: str | None = None,
-    table: BaseTable | None = None,
-    memory: int = MEMORY,
-    inputs: Sequence[Path] = (),
-    overwrite: bool = False,
-    pool: Mapping[str, str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> MergeReport:
-    """Merges adapters into one, written to the folder `out` with merge.json and a model card.
-
-    `parameters` to `inputs` are those of `plan`. `pool` (its name and digest) is copied into the record;
-    `progress` is called with the number of modules done and the total. The folder is written atomically.
-    Raises the errors of `plan`, StorageError if writing fails, MergeError for values that are not finite.
-    """
-    planned = plan(
-        members,
-        method,
-        parameters=parameters,
-        weights=weights,
-        rank=rank,
-        dtype=dtype,
-        device=device,
-        seed=seed,
-        base=base,
-        table=table,
-        memory=memory,
-        inputs=inputs,
-    )
-    return carry_out(planned, out, overwrite=overwrite, pool=pool, progress=progress)
-
-
 def carry_out(
     planned: Plan,
     out: Path,
@@ -138,27 +96,25 @@ def carry_out(
     pool: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
-    """Executes a plan; see `merge`."""
+    """One adapter merged from a plan's members, written to the folder `out` with merge.json and a model card.
+
+    `pool` (its name and digest) is copied into the record; `progress` is called with the number of modules
+    done and of all. The folder appears complete or not at all. Raises StorageError if writing fails,
+    MergeError for values that are not finite.
+    """
     with ExitStack() as stack:
         folder = stack.enter_context(new_folder(out, overwrite))
         hashing = ThreadPoolExecutor(1)
         stack.callback(hashing.shutdown, cancel_futures=True)
         digests = [member.digest or hashing.submit(digest_of, member.weights) for member in planned.members]
         union = shapes([planned.members[n] for n in planned.present])
-        modules = write_updates(folder, planned.dtype, union, _updates(planned, progress, written=True))
+        modules = write_updates(folder, planned.dtype, union, merged_updates(planned, progress, written=True))
         with storage(out):
             write_config(folder, planned.members, planned.base, {n: m.rank for n, m in modules.items()})
             record = _record(planned, modules, digests, pool)
             write_json(folder / MERGE_RECORD, record)
             write_text(folder / "README.md", model_card(planned.members, planned.method, record))
     return MergeReport(out, record, modules)
-
-
-def merge_in_memory(
-    planned: Plan, progress: Callable[[int, int], None] | None = None
-) -> Sequence[tuple[Shape, Update]]:
-    """The merged updates in memory, for callers that write no files."""
-    return list(_updates(planned, progress))
 
 
 def works(planned: Plan) -> Iterator[ModuleWork]:
@@ -176,8 +132,8 @@ def _limits(planned: Plan, members: Sequence[MergeMember]) -> Mapping[str, float
     return survey(lambda: (_work(planned, shape, members, {}) for shape in union)) if survey else {}
 
 
-def _updates(
-    planned: Plan, progress: Callable[[int, int], None] | None, written: bool = False
+def merged_updates(
+    planned: Plan, progress: Callable[[int, int], None] | None = None, written: bool = False
 ) -> Iterator[tuple[Shape, Update]]:
     """Shape and update of each module; modules that only members of weight 0 have are left out.
 
@@ -203,24 +159,18 @@ def _work(
     planned: Plan, shape: Shape, members: Sequence[MergeMember], limits: Mapping[str, float]
 ) -> ModuleWork:
     """The method's input for one module: the members that have it, with unchanged weights."""
-    names = _unique([member.name for member in members])
-    return _without_absent(
-        ModuleWork(
-            stack=read_stack(shape, members, planned.device),
-            weights=tuple(planned.weights[n] for n in planned.present),
-            rank=planned.bound(shape),
-            names=names,
-            options=planned.options,
-            seed=planned.seed,
-            memory=planned.memory,
-            inputs=tuple(planned.inputs[n] for n in planned.present) if planned.inputs else (),
-            limits=limits,
-        )
+    names = [member.name for member in members]
+    work = ModuleWork(
+        stack=read_stack(shape, members, planned.device),
+        weights=tuple(planned.weights[n] for n in planned.present),
+        rank=planned.bound(shape),
+        names=tuple(f"{name}#{names[:n].count(name)}" for n, name in enumerate(names)),
+        options=planned.options,
+        seed=planned.seed,
+        memory=planned.memory,
+        inputs=tuple(planned.inputs[n] for n in planned.present) if planned.inputs else (),
+        limits=limits,
     )
-
-
-def _without_absent(work: ModuleWork) -> ModuleWork:
-    """The same work for the members that have the module; weights are unchanged."""
     return work.of([n for n, rank in enumerate(work.stack.ranks) if rank])
 
 
@@ -309,16 +259,11 @@ def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any
             "sha256": digest,
             **({"source": dict(member.source)} if member.source else {}),
             **({"left_out": list(member.left_out)} if member.left_out else {}),
-            **({"base_model": spelling} if (spelling := _other_spelling(member, planned)) else {}),
+            **({"base_model": spelling} if spelling and spelling != planned.base else {}),
         }
         for member, weight, digest in zip(planned.members, planned.weights, digests, strict=True)
+        for spelling in (member.config.base_model,)
     ]
-
-
-def _other_spelling(member: MergeMember, planned: Plan) -> str | None:
-    """The base model in the member's configuration, if this is not its canonical name."""
-    spelling = member.config.base_model
-    return None if spelling == planned.base else spelling
 
 
 def _version(package: str) -> str:
@@ -326,7 +271,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _unique(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"{name}#{names[:n].count(name)}" for n, name in enumerate(names))

@@ -15,13 +15,13 @@ from catalog.pools import Manifest, parse_manifest
 from merging.learning.combination import combine
 from merging.members import base_note, load_member, load_members
 from merging.model.base import kept_name
-from merging.static import KINDS, merge, plan, stand_ins
+from merging.static import KINDS, plan, stand_ins
 from merging.static.inspection import inspect
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, relative_error, row
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
 from tests.localhub import LocalHub
-from tests.merging.adapters import adapter, deltas, distance, total
+from tests.merging.adapters import adapter, deltas, distance, merge, total
 from tests.merging.test_controls import layer_up
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import save_base, tiny_base, write_task

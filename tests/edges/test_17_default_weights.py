@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from merging.static import merge
 from tests.cli.conftest import Program
 from tests.edges.rows import peft_norm, row
-from tests.merging.adapters import adapter, deltas
+from tests.merging.adapters import adapter, deltas, merge
 from tests.shared_data import shared
 from tools import documents
 

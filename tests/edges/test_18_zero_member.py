@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from merging.static import merge
 from tests.edges.rows import peft_norm, row
-from tests.merging.adapters import ALL, SHAPES, adapter, deltas, distance
+from tests.merging.adapters import ALL, SHAPES, adapter, deltas, distance, merge
 from tests.shared_data import shared
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from catalog.adapters.spec import ScalingRule, factor_key, parse_config
-from merging.members import Stack
+from merging.members import MergeMember, Stack
 from merging.methods import ModuleWork, Update, find_method
+from merging.static import MergeReport, carry_out, plan
 from tests.hubs import adapter_config
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -24,6 +25,20 @@ SHAPES: Mapping[str, tuple[int, int]] = {
     "model.layers.1.self_attn.q_proj": (12, 12),
 }
 ALL = tuple(SHAPES)
+
+
+def merge(
+    members: Sequence[Path | MergeMember],
+    method: str,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    pool: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> MergeReport:
+    """The members merged by a method into a folder; `options` are those of `plan`."""
+    return carry_out(plan(members, method, **options), out, overwrite=overwrite, pool=pool, progress=progress)
 
 
 def adapter(

@@ -13,13 +13,13 @@ from catalog.errors import UsageError
 from merging.members import Stack
 from merging.methods import Update, grams
 from merging.methods.clustering import centroid_energy, clusters, singular_units
-from merging.static import merge
 from tests.merging.adapters import (
     adapter,
     deltas,
     dense,
     distance,
     gap,
+    merge,
     product,
     random_stack,
     rotate,

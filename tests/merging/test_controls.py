@@ -16,10 +16,10 @@ from torch import Tensor
 from catalog.errors import MergeError, UsageError
 from catalog.selection.selection import STAND_INS
 from merging.members import MergeMember, digest_of, load_member, read_module
-from merging.static import controls, merge
+from merging.static import controls
 from merging.static.controls import CONTROL_NAME, KINDS, entry_deviations, stand_in, stand_ins
 from tests.hubs import adapter_config
-from tests.merging.adapters import deltas
+from tests.merging.adapters import deltas, merge
 
 BASES: Mapping[str, tuple[int, int]] = {"self_attn.q_proj": (24, 24), "mlp.down_proj": (40, 24)}
 RANDOM = [kind for kind in KINDS if kind.startswith("random")]

@@ -9,8 +9,7 @@ import torch
 
 from merging.methods import METHODS
 from merging.methods.noise import uniform
-from merging.static import merge
-from tests.merging.adapters import ALL, adapter, deltas, distance
+from tests.merging.adapters import ALL, adapter, deltas, distance, merge
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

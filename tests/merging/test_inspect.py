@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from catalog.errors import UsageError
-from merging.static import merge, plan
+from merging.static import plan
 from merging.static.costs import Rates, calibrate, price
 from merging.static.inspection import inspect
-from tests.merging.adapters import ALL, Q, adapter, deltas, total
+from tests.merging.adapters import ALL, Q, adapter, deltas, merge, total
 
 RATES = Rates(1e11, 5e10, 1e9, 1e10)
 

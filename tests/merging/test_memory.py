@@ -16,7 +16,7 @@ from tests.hubs import adapter_config
 PROGRAM = """
 import sys
 from pathlib import Path
-from merging.static.merger import merge
+from tests.merging.adapters import merge
 from tools.bench.peak import peak_during
 method, place = sys.argv[1], Path(sys.argv[2])
 folders = sorted(place.glob("m*"))

@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 from catalog.errors import LoradexError, MergeError, StorageError, UsageError
 from merging.members import digest_of, factor_names, load_member
 from merging.methods import METHODS, ModuleWork, Update
-from merging.static import plan
-from merging.static.merger import merge, merge_in_memory
-from tests.merging.adapters import ALL, SHAPES, Q, adapter, deltas, distance, total
+from merging.static import merged_updates, plan
+from tests.merging.adapters import ALL, SHAPES, Q, adapter, deltas, distance, merge, total
 
 
 @pytest.fixture
@@ -284,7 +283,7 @@ def test_what_is_joined_on_the_disk_is_what_the_method_makes(
 ) -> None:
     merge(folders, method, tmp_path / "out", weights=weights)
     written = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    for shape, update in merge_in_memory(plan(folders, method, weights=weights)):
+    for shape, update in merged_updates(plan(folders, method, weights=weights)):
         for name, values in zip(factor_names(shape), (update.a, update.b), strict=True):
             torch.testing.assert_close(written.pop(name), values, rtol=5e-7, atol=0)
     assert not written
@@ -301,7 +300,7 @@ def test_every_row_of_the_table_merges_and_says_what_it_is(each_method: list[str
     for name in each_method:
         row = METHODS[name]
         planned = plan(pair, name, seed=1)
-        for shape, update in merge_in_memory(planned):
+        for shape, update in merged_updates(planned):
             assert isinstance(update, Update)
             assert update.a.shape == (update.a.shape[0], shape.in_features)
             assert update.b.shape == (shape.out_features, update.a.shape[0])
@@ -327,7 +326,7 @@ def test_a_method_gets_only_members_that_have_the_module(folders: list[Path]) ->
 
     from dataclasses import replace
 
-    merge_in_memory(replace(planned, method=replace(row, run=watch)))
+    list(merged_updates(replace(planned, method=replace(row, run=watch))))
     assert requests[Q].names == ("one#0", "two#0", "three#0")
     assert requests["model.layers.0.mlp.down_proj"].names == ("one#0", "three#0")
     assert requests["model.layers.0.mlp.down_proj"].stack.ranks == (3, 2)

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.static import merge
-from tests.merging.adapters import distance, total
+from tests.merging.adapters import distance, merge, total
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

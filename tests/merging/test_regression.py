@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from catalog.errors import MergeError, UsageError
-from merging.static import merge
-from tests.merging.adapters import ALL, SHAPES, adapter, deltas, distance, total
+from tests.merging.adapters import ALL, SHAPES, adapter, deltas, distance, merge, total
 
 
 def activations(path: Path, seed: int, kind: str = "inputs", rows: int = 50) -> Path:

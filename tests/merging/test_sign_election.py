@@ -12,7 +12,6 @@ from catalog.errors import UsageError
 from merging.methods import METHODS
 from merging.methods.blocks import entries, whole_thresholds
 from merging.methods.sign_election import elect_signs, trim
-from merging.static import merge
 from tests.merging.adapters import (
     ALL,
     Q,
@@ -21,6 +20,7 @@ from tests.merging.adapters import (
     dense,
     distance,
     gap,
+    merge,
     product,
     random_stack,
     rotate,

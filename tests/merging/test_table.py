@@ -10,8 +10,7 @@ from torch import Tensor
 
 from merging.members import Stack
 from merging.methods import METHODS
-from merging.static import plan
-from merging.static.merger import merge, merge_in_memory
+from merging.static import merged_updates, plan
 from tests.merging.adapters import (
     ALL,
     adapter,
@@ -19,6 +18,7 @@ from tests.merging.adapters import (
     dense,
     distance,
     gap,
+    merge,
     product,
     random_stack,
     rotate,
@@ -182,7 +182,7 @@ def test_modules_that_some_members_lack_are_merged_from_the_others(method: str, 
         adapter(tmp_path / "two", seed=2, modules=ALL[:2]),
         adapter(tmp_path / "three", seed=3, modules=ALL[1:]),
     ]
-    result = {shape.name: update for shape, update in merge_in_memory(plan(folders, method, seed=1))}
+    result = {shape.name: update for shape, update in merged_updates(plan(folders, method, seed=1))}
     assert set(result) == set(ALL)
     assert all(
         torch.isfinite(update.a).all() and torch.isfinite(update.b).all() for update in result.values()
@@ -190,6 +190,6 @@ def test_modules_that_some_members_lack_are_merged_from_the_others(method: str, 
     if not METHODS[method].normalised:
         weight = plan(folders, method).weights[2]
         planned = plan(folders[2:], method, seed=1, weights=[weight])
-        alone = {shape.name: update for shape, update in merge_in_memory(planned)}
+        alone = {shape.name: update for shape, update in merged_updates(planned)}
         lone = "model.layers.1.self_attn.q_proj"
         assert gap(result[lone], product(alone[lone])) < 1e-5

@@ -20,10 +20,10 @@ from merging.evaluation import likelihoods, measure
 from merging.live import LiveStack
 from merging.members import load_member
 from merging.model import draw, encode, load_base, read_task
-from merging.static import merge
 from studies.run import RESULTS, machine, read, results, run
 from studies.steps import KINDS, Job, train
 from studies.store import Step, in_order
+from tests.merging.adapters import merge
 from tests.merging.tiny import save_base, tiny_base
 from tests.studies.small import TEXT, make_study, make_world
 

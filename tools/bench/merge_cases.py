@@ -79,12 +79,12 @@ def ours(folders: Sequence[Path], method: str, out: Path, **settings: Any) -> Ca
     import torch  # noqa: F401  # its memory is not the merge's
 
     from merging.members import load_member
-    from merging.static import merge
+    from merging.static import carry_out, plan
 
     def work() -> dict[str, Any]:
         # Digests are known, as they are of a pool: hashing takes a second processor.
         members = [load_member(folder, digest="0" * 64) for folder in folders]
-        report = merge(members, method, out, overwrite=True, **settings)
+        report = carry_out(plan(members, method, **settings), out, overwrite=True)
         return {"kept": report.energy_share}
 
     return work
