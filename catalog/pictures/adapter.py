@@ -17,29 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalog.errors import UsageError
-from catalog.pictures.canvas import (
-    COLOUR_MAP,
-    FAINT,
-    GRID,
-    PALETTE,
-    SMALL,
-    TEXT,
-    WIDTH,
-    Place,
-    check_suffix,
-    colour_bar,
-    colour_scale,
-    count_noun,
-    extent,
-    fit_text,
-    heading,
-    inches,
-    number,
-    save,
-    settings,
-    sheet,
-    write,
-)
+from catalog.pictures import canvas
+from catalog.pictures.canvas import COLOUR_MAP, FAINT, GRID, PALETTE, SMALL, TEXT, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,9 +91,9 @@ def adapter_picture(
     Raises UsageError for a suffix other than .svg, .png or .pdf, for no modules and for lengths that
     differ, and StorageError where the file cannot be written.
     """
-    check_suffix(path)
+    canvas.check_suffix(path)
     figure = adapter_figure(name, modules, spectrum, scalings)
-    save(figure, path, f"{name}: norm by layer and module type, spectrum")
+    canvas.save(figure, path, f"{name}: norm by layer and module type, spectrum")
 
 
 def adapter_figure(
@@ -131,13 +110,15 @@ def adapter_figure(
     grid = _grid(modules, spectrum, np.asarray(scalings, dtype=np.float64))
     row = float(np.clip(3.3 / len(grid.types), 0.36, 0.7))
     height = row * len(grid.types)
-    with settings():
-        figure = sheet(_BOTTOM + height + _TOP)
-        heading(figure, name, _summary(grid, scalings))
-        labels = [fit_text(kind, 72 * 1.5) for kind in grid.types]
-        left = _MARGIN + max(extent(label, TEXT)[0] for label in labels) / 72 + 0.1
+    with canvas.settings():
+        figure = canvas.sheet(_BOTTOM + height + _TOP)
+        canvas.heading(figure, name, _summary(grid, scalings))
+        labels = [canvas.fit_text(kind, 72 * 1.5) for kind in grid.types]
+        left = _MARGIN + max(canvas.extent(label, TEXT)[0] for label in labels) / 72 + 0.1
         for i, label in enumerate(labels):
-            write(figure, left - 0.08, _BOTTOM + height - (i + 0.5) * row, label, ha="right", va="center")
+            canvas.write(
+                figure, left - 0.08, _BOTTOM + height - (i + 0.5) * row, label, ha="right", va="center"
+            )
         right = WIDTH - _MARGIN - _STABLE - _SPECTRUM
         _draw_norms(figure, grid, (left, _BOTTOM, right - _GAP - left, height))
         _draw_spectra(figure, grid, right, row)
@@ -213,17 +194,17 @@ def _columns(layers: set[int]) -> tuple[int, ...]:
 def _summary(grid: _ModuleGrid, scalings: Sequence[float]) -> str:
     """A summary of the picture, in one line."""
     finite = grid.norm[np.isfinite(grid.norm)]
-    parts = [count_noun(len(grid.norm), "module")]
+    parts = [canvas.count_noun(len(grid.norm), "module")]
     touched = len({int(column) for column in grid.column if column >= 0})
     if touched:
-        parts.append(count_noun(touched, "layer"))
+        parts.append(canvas.count_noun(touched, "layer"))
     numbers = [float(s) for s in scalings if math.isfinite(s)]
     if numbers and min(numbers) == max(numbers):
-        parts.append(f"scaling s = {number(numbers[0])}")
+        parts.append(f"scaling s = {canvas.number(numbers[0])}")
     elif numbers:
-        parts.append(f"scaling s from {number(min(numbers))} to {number(max(numbers))}")
+        parts.append(f"scaling s from {canvas.number(min(numbers))} to {canvas.number(max(numbers))}")
     if len(finite):
-        parts.append(f"norm of the whole update {number(math.hypot(*finite))}")
+        parts.append(f"norm of the whole update {canvas.number(math.hypot(*finite))}")
     if len(finite) < len(grid.norm):
         parts.append(f"{len(grid.norm) - len(finite)} not finite")
     if zero := int((finite == 0).sum()):
@@ -231,9 +212,9 @@ def _summary(grid: _ModuleGrid, scalings: Sequence[float]) -> str:
     return "  ·  ".join(parts)
 
 
-def _draw_norms(figure: Figure, grid: _ModuleGrid, place: Place) -> None:
+def _draw_norms(figure: Figure, grid: _ModuleGrid, place: canvas.Place) -> None:
     x, y, width, height = place
-    write(figure, x, y + height + 0.09, "Norm ‖s·B·A‖ of the update", va="baseline")
+    canvas.write(figure, x, y + height + 0.09, "Norm ‖s·B·A‖ of the update", va="baseline")
     norms, broken = grid.cells()
     # The column of no layer stands apart, alone where there are no layers, and only where it holds something.
     first = 0 if grid.has_no_layer else 1
@@ -250,19 +231,19 @@ def _draw_norms(figure: Figure, grid: _ModuleGrid, place: Place) -> None:
         place = x + strip, y, width - strip, height
         axes = _cells(figure, place, norms[:, layers], broken[:, layers], finite)
         _layer_ticks(axes, grid.layers)
-    write(figure, x + width / 2, y - 0.36, "layer", ha="center", va="baseline")
+    canvas.write(figure, x + width / 2, y - 0.36, "layer", ha="center", va="baseline")
     if finite.size:
-        colour_bar(figure, (x, y - 0.62, width * 0.62, 0.1), finite)
+        canvas.colour_bar(figure, (x, y - 0.62, width * 0.62, 0.1), finite)
         shared = len(set(zip(grid.row.tolist(), grid.column.tolist(), strict=True))) < len(grid.row)
         text = "Frobenius norm (no unit)" + (", of the modules of a cell together" if shared else "")
-        write(figure, x, y - 0.97, text, size=SMALL, va="baseline", color=FAINT)
+        canvas.write(figure, x, y - 0.97, text, size=SMALL, va="baseline", color=FAINT)
     empty = bool(np.isnan(norms[~broken]).any())
     _draw_key(figure, x + width * 0.68, y - 0.62, empty, bool(broken.any()))
 
 
 def _cells(
     figure: Figure,
-    place: Place,
+    place: canvas.Place,
     norms: NDArray[np.float64],
     broken: NDArray[np.bool_],
     scale_of: NDArray[np.float64],
@@ -270,11 +251,11 @@ def _cells(
     """A heat map of (rows, columns), the first row on top, coloured as `scale_of` says."""
     from matplotlib.patches import Rectangle
 
-    axes = figure.add_axes(inches(figure, *place), facecolor=_NO_MODULE)
+    axes = figure.add_axes(canvas.inches(figure, *place), facecolor=_NO_MODULE)
     rows, columns = norms.shape
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), xticks=[], yticks=[])
     if scale_of.size:
-        colour_map, scale, _ = colour_scale(scale_of)
+        colour_map, scale, _ = canvas.colour_scale(scale_of)
         mesh = axes.pcolormesh(
             np.arange(columns + 1) - 0.5,
             np.arange(rows + 1) - 0.5,
@@ -314,15 +295,15 @@ def _draw_key(figure: Figure, x: float, y: float, empty: bool, broken: bool) -> 
             look = _HATCHED
         patch = Rectangle((x, y), 0.16, 0.1, transform=figure.dpi_scale_trans, **look)
         figure.add_artist(patch)
-        write(figure, x + 0.22, y + 0.01, text, size=SMALL, va="baseline")
+        canvas.write(figure, x + 0.22, y + 0.01, text, size=SMALL, va="baseline")
         y -= 0.2
 
 
 def _draw_spectra(figure: Figure, grid: _ModuleGrid, x: float, row: float) -> None:
     """One small picture a module type: median and range of the singular values over the largest."""
     top = _BOTTOM + row * len(grid.types)
-    write(figure, x, top + 0.09, "Spectrum σᵢ / σ₁ of B·A", va="baseline")
-    write(figure, x + _SPECTRUM + 0.22, top + 0.09, "Stable rank", va="baseline")
+    canvas.write(figure, x, top + 0.09, "Spectrum σᵢ / σ₁ of B·A", va="baseline")
+    canvas.write(figure, x + _SPECTRUM + 0.22, top + 0.09, "Stable rank", va="baseline")
     measured = np.isfinite(grid.stable_rank)
     count = 1 + int(np.flatnonzero((grid.ratios[measured] > 0).any(axis=0)).max(initial=0))
     for i in range(len(grid.types)):
@@ -335,17 +316,19 @@ def _draw_spectra(figure: Figure, grid: _ModuleGrid, x: float, row: float) -> No
         if in_row.any():
             _draw_spectrum(axes, grid.ratios[in_row, :count])
         text = _range(grid.stable_rank[in_row]) if in_row.any() else "–"
-        write(figure, x + _SPECTRUM + 0.22, y + row / 2, text, size=SMALL, va="center")
-    write(figure, x + _SPECTRUM / 2, _BOTTOM - 0.36, "index i of the singular value", ha="center")
+        canvas.write(figure, x + _SPECTRUM + 0.22, y + row / 2, text, size=SMALL, va="center")
+    canvas.write(figure, x + _SPECTRUM / 2, _BOTTOM - 0.36, "index i of the singular value", ha="center")
     notes = ("● median and ▮ range of a module type", "‧‧‧ median of all modules")
     for line, note in enumerate(notes[: 2 if len(grid.types) > 1 else 1]):
-        write(figure, x, _BOTTOM - 0.62 - 0.175 * line, note, size=SMALL, color=FAINT)
-    write(figure, x, _BOTTOM - 0.97, "stable rank ‖B·A‖² / σ₁²: median (range)", size=SMALL, color=FAINT)
+        canvas.write(figure, x, _BOTTOM - 0.62 - 0.175 * line, note, size=SMALL, color=FAINT)
+    canvas.write(
+        figure, x, _BOTTOM - 0.97, "stable rank ‖B·A‖² / σ₁²: median (range)", size=SMALL, color=FAINT
+    )
 
 
-def _spectrum_axes(figure: Figure, place: Place, count: int, lowest: bool) -> Axes:
+def _spectrum_axes(figure: Figure, place: canvas.Place, count: int, lowest: bool) -> Axes:
     """Axes for ratios from 0 to 1 by index; the lowest of the column has the numbers."""
-    axes = figure.add_axes(inches(figure, *place))
+    axes = figure.add_axes(canvas.inches(figure, *place))
     axes.set(xlim=(0.5, count + 0.5), ylim=(-0.06, 1.06), xticks=range(1, count + 1), yticks=[0, 1])
     axes.tick_params(
         labelbottom=lowest, bottom=False, labelright=lowest, labelleft=False, left=False, pad=2.5

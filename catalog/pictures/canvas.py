@@ -7,6 +7,7 @@ and a user's settings (a matplotlibrc) are ignored. Text from the Hub is never r
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -180,12 +181,8 @@ def fit_text(text: str, width: float, size: float = TEXT) -> str:
     text = plain(text)
     if extent(text, size)[0] <= width:
         return text
-    low, high = 0, len(text)
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = extent(_cut(text, middle), size)[0] <= width
-        low, high = (middle, high) if fits else (low, middle)
-    return _cut(text, low)
+    lengths = range(1, len(text))
+    return _cut(text, bisect_right(lengths, width, key=lambda keep: extent(_cut(text, keep), size)[0]))
 
 
 def _cut(text: str, keep: int) -> str:

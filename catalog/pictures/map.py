@@ -12,28 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalog.errors import UsageError
-from catalog.pictures.canvas import (
-    COLOUR_MAP,
-    FAINT,
-    MARKERS,
-    OTHER,
-    PALETTE,
-    SMALL,
-    UNKNOWN,
-    WIDTH,
-    check_suffix,
-    colour_bar,
-    colour_scale,
-    count_noun,
-    extent,
-    fit_text,
-    heading,
-    inches,
-    save,
-    settings,
-    sheet,
-    write,
-)
+from catalog.pictures import canvas
+from catalog.pictures.canvas import COLOUR_MAP, FAINT, MARKERS, OTHER, PALETTE, SMALL, UNKNOWN, WIDTH
 from catalog.pictures.positions import LEADER, leader, name_places
 
 if TYPE_CHECKING:
@@ -86,8 +66,8 @@ def map_picture(
     Raises UsageError for a suffix other than .svg, .png or .pdf, for no points, for lengths that differ
     and for a mixture of words and numbers, and StorageError where the file cannot be written.
     """
-    check_suffix(path)
-    save(map_figure(points, names, colours, title, legend_title, labels), path, title)
+    canvas.check_suffix(path)
+    canvas.save(map_figure(points, names, colours, title, legend_title, labels), path, title)
 
 
 def map_figure(
@@ -108,9 +88,9 @@ def map_figure(
     if not placed:
         raise UsageError("The map is empty: no adapter has a place on it.")
     kind = _kind(colours)
-    with settings():
-        figure = sheet(_HEIGHT)
-        heading(figure, title, _summary(len(points), len(placed)))
+    with canvas.settings():
+        figure = canvas.sheet(_HEIGHT)
+        canvas.heading(figure, title, _summary(len(points), len(placed)))
         axes, places = _axes(figure, points[placed])
         point_colours = [colours[i] for i in placed]
         if kind == "numbers":
@@ -131,14 +111,14 @@ def _kind(colours: Sequence[str | float | None]) -> Literal["words", "numbers", 
 
 
 def _summary(count: int, placed: int) -> str:
-    text = count_noun(count, "adapter")
+    text = canvas.count_noun(count, "adapter")
     return text if placed == count else f"{text}, {count - placed:,} of them without a place on the map"
 
 
 def _axes(figure: Figure, points: NDArray[np.float64]) -> tuple[Axes, NDArray[np.float64]]:
     """Axes in 1/72 inch, and the points on them, with one scale for both directions."""
     box = np.array(_BOX)
-    axes = figure.add_axes(inches(figure, _LEFT, _BOTTOM, box[0] / 72, box[1] / 72))
+    axes = figure.add_axes(canvas.inches(figure, _LEFT, _BOTTOM, box[0] / 72, box[1] / 72))
     axes.set(xlim=(0, box[0]), ylim=(0, box[1]), xticks=[], yticks=[])
     axes.set_xlabel("dimension 1 (no unit)", fontsize=SMALL, color=FAINT, labelpad=5)
     axes.set_ylabel("dimension 2 (no unit)", fontsize=SMALL, color=FAINT, labelpad=5)
@@ -177,11 +157,11 @@ def _draw_numbers(
     top = _draw_legend_title(figure, legend_title)
     x = WIDTH - _LEGEND
     if finite.any():
-        colour_map, scale, _ = colour_scale(values[finite])
+        colour_map, scale, _ = canvas.colour_scale(values[finite])
         order = _order(len(colour_map))
         look |= {"c": colour_map[order], "norm": scale, "cmap": COLOUR_MAP, "edgecolors": "white"}
         axes.scatter(*points[finite][order].T, **look)
-        colour_bar(figure, (x, top - 2.6, 0.14, 2.5), values[finite])
+        canvas.colour_bar(figure, (x, top - 2.6, 0.14, 2.5), values[finite])
     if not finite.all():
         unknown = _Group("unknown", np.flatnonzero(~finite), UNKNOWN, "o")
         _draw_entry(figure, x, top - 3.0, unknown)
@@ -234,7 +214,7 @@ def _groups(colours: Sequence[str | None]) -> list[_Group]:
 def _draw_legend_title(figure: Figure, text: str) -> float:
     """Writes the title of the legend; returns the height in inches where its entries begin."""
     y = _HEIGHT - _TOP - 0.11
-    write(figure, WIDTH - _LEGEND, y, fit_text(text, 72 * (_LEGEND - 0.15)))
+    canvas.write(figure, WIDTH - _LEGEND, y, canvas.fit_text(text, 72 * (_LEGEND - 0.15)))
     return y
 
 
@@ -253,39 +233,29 @@ def _draw_entry(figure: Figure, x: float, y: float, group: _Group) -> None:
     )
     figure.add_artist(mark)
     count = f" ({len(group.members):,})"
-    room = 72 * (_LEGEND - 0.35) - extent(count, SMALL)[0]
-    write(figure, x + 0.2, y, fit_text(group.label, room, SMALL) + count, size=SMALL)
+    room = 72 * (_LEGEND - 0.35) - canvas.extent(count, SMALL)[0]
+    canvas.write(figure, x + 0.2, y, canvas.fit_text(group.label, room, SMALL) + count, size=SMALL)
 
 
 def _draw_names(figure: Figure, anchors: NDArray[np.float64], names: Sequence[str]) -> None:
     """Names next to their points, as many as fit."""
-    texts = [fit_text(name, _NAME_WIDTH, SMALL) for name in names]
-    sizes = [extent(text, SMALL) for text in texts]
+    from matplotlib.lines import Line2D
+
+    texts = [canvas.fit_text(name, _NAME_WIDTH, SMALL) for name in names]
+    sizes = [canvas.extent(text, SMALL) for text in texts]
     corners = name_places(anchors, [(width + 1, height) for width, height in sizes], _BOX)
     origin = np.array([_LEFT, _BOTTOM])
     for anchor, text, size, corner in zip(anchors, texts, sizes, corners, strict=True):
         if corner is None:
             continue
         place = origin + np.array(corner) / 72
-        write(figure, place[0], place[1] + 0.25 * size[1] / 72, text, size=SMALL)
+        canvas.write(figure, place[0], place[1] + 0.25 * size[1] / 72, text, size=SMALL)
         end = leader(anchor, np.array([*corner, corner[0] + size[0], corner[1] + size[1]]))
         if np.hypot(*(end - anchor)) > LEADER:
-            _draw_line(figure, origin + anchor / 72, origin + end / 72)
+            line = np.array([origin + anchor / 72, origin + end / 72]).T
+            style: dict[str, Any] = {"color": FAINT, "linewidth": 0.4, "zorder": 1}
+            figure.add_artist(Line2D(*line, transform=figure.dpi_scale_trans, **style))
     missing = sum(corner is None for corner in corners)
     if missing:
-        text = f"{count_noun(missing, 'name')} without room"
-        write(figure, WIDTH - _LEGEND, _BOTTOM, text, size=SMALL, color=FAINT)
-
-
-def _draw_line(figure: Figure, start: NDArray[np.float64], end: NDArray[np.float64]) -> None:
-    from matplotlib.lines import Line2D
-
-    line = Line2D(
-        [start[0], end[0]],
-        [start[1], end[1]],
-        transform=figure.dpi_scale_trans,
-        color=FAINT,
-        linewidth=0.4,
-        zorder=1,
-    )
-    figure.add_artist(line)
+        text = f"{canvas.count_noun(missing, 'name')} without room"
+        canvas.write(figure, WIDTH - _LEGEND, _BOTTOM, text, size=SMALL, color=FAINT)
