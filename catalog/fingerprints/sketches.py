@@ -188,7 +188,7 @@ def stable_rank(row: NDArray[float32]) -> float:
 
 
 def verdict(norms: Mapping[str, float | None], config: AdapterConfig) -> Verdict:
-    """One word for the health of an adapter, from the norms of its modules (`catalog.adapters.module_norms`).
+    """One word for the health of an adapter, from its norms (`catalog.adapters.weights.module_norms`).
 
     The first that fits. empty: it has no complete module. non_finite: a module holds NaN or infinity, or a
     product beyond float32. zero_update: every product is zero. exploding: the norm of the update is above

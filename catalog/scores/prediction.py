@@ -10,9 +10,9 @@ by
 a trend and a neighbourhood (Rasmussen and Williams 2006, chapter 4), and tasks by the cosine of their
 instructions, one half by all words and one half by the last sentence alone, which describes the form of the
 answer. The first gives the covariance of a new column, the second its expected shape: a kernel ridge
-regression (ibid., section 2.2) from the other tasks' columns of `catalog.scores.excess`. A measured column is
-then a noisy observation of the process, with a variance of p (1 - p) / n for n samples, and the posterior
-mean pulls each score towards the scores of similar adapters, more so if it has few samples.
+regression (ibid., section 2.2) from the other tasks' columns of `catalog.scores.matrix.excess`. A measured
+column is then a noisy observation of the process, with a variance of p (1 - p) / n for n samples, and the
+posterior mean pulls each score towards the scores of similar adapters, more so if it has few samples.
 
 Holes among the other tasks are filled with the adapter's shrunk mean, and widen the distance to all others,
 so that an unmeasured adapter has no neighbours. Memory grows with the square of the number of

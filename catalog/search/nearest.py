@@ -186,11 +186,11 @@ def downhill(
     """The cosine of the fingerprints of these keys with a direction, by key; zero vectors are left out.
 
     With `direction` the delta sketch (size,) of minus the gradient of a task's loss by the base model's
-    weights, <direction, sketch> is to first order how much an adapter lowers that loss. It is divided by
-    both norms, else the largest updates win on every task. With `kind` "output" it is the output sketch of
-    the adapter that one step down the slope makes. With `backgrounds`, the same of other tasks, the
-    cosines are `centred`. Raises UsageError for a vector of another size, not finite, or zero, and
-    NotFoundError where no key has a fingerprint.
+    weights, <direction, sketch> is to first order how much an adapter lowers that loss. It is divided by both
+    norms, else the largest updates win on every task. With `kind` "output" it is the output sketch of the
+    adapter that one step down the slope makes. With `backgrounds`, the same of other tasks, the cosines are
+    centred (`center_scores`). Raises UsageError for a vector of another size, not finite, or zero, and
+    NotFoundError if no key has a fingerprint.
     """
     import numpy as np
 

@@ -65,7 +65,7 @@ class Adaptation:
         base: str | None = None,
         overwrite: bool = False,
     ) -> CombineReport:
-        """Folds the result into one PEFT adapter, with adapt.json, by `merging.learning.combine`.
+        """Folds the result into one PEFT adapter, with adapt.json, by `merging.learning.combination.combine`.
 
         Raises MergeError for a method whose result is not a single adapter.
         """

@@ -119,8 +119,8 @@ def direction(
     """The query vector for a catalog's index of `kind`, (size,), and those of the other tasks, (n, size).
 
     Sizes are 1035 for "output" and 1024 for "delta". With backgrounds the catalog subtracts from an adapter's
-    score its mean over them (`catalog.search.nearest.centred`). Raises the errors of `task_gradient` and
-    `ask`.
+    score its mean over them (`catalog.search.nearest.center_scores`). Raises the errors of `task_gradient`
+    and `ask`.
     """
     import numpy as np
 
