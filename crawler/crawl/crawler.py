@@ -33,7 +33,7 @@ from catalog.errors import HubError
 from catalog.files import BlobStore, remove_abandoned, temporary_store
 from crawler.crawl.description import description_digest
 from crawler.crawl.items import NOT_LISTED, ItemQueue, Meter
-from crawler.crawl.known import CatalogFacts, Known
+from crawler.crawl.known import Known
 from crawler.crawl.options import (
     CrawlOptions,
     Query,
@@ -177,7 +177,7 @@ class Crawler:
             blobs=self.blobs,
             streamed=streamed,
             bases=bases,
-            known=Known(CatalogFacts(self.engine)),
+            known=Known(self.engine),
             weights=self.options.weights,
             rules=self.options.rules,
             described_with=description_digest(bases),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from queue import SimpleQueue
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -24,35 +24,6 @@ MOST_BYTES = 64 * 1024 * 1024
 # The size of a record in addition to its header: the vectors of its values.
 BASE_COST = 16 * 1024
 LOCKS = 64
-
-
-class Facts(Protocol):
-    """The records under a digest."""
-
-    def document(self, digest: str) -> bytes | None:
-        """The content of a small file that was fetched before."""
-        ...
-
-    def weights(self, digest: str) -> WeightsRecord | None:
-        """The record of a safetensors file that was read before."""
-        ...
-
-
-class CatalogFacts:
-    """The content of the catalog, read in separate short transactions, from any thread."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def document(self, digest: str) -> bytes | None:
-        """The content of a small file that was fetched before."""
-        with Session(self._engine) as session:
-            return store.known_document(session, digest)
-
-    def weights(self, digest: str) -> WeightsRecord | None:
-        """The record of a safetensors file that was read before."""
-        with Session(self._engine) as session:
-            return store.known_weights(session, digest)
 
 
 class _Recent(Generic[V]):
@@ -79,10 +50,10 @@ class _Recent(Generic[V]):
 
 
 class Known:
-    """The recorded content, and the recently read one that is not yet recorded; thread-safe."""
+    """The recorded content, read in short transactions, and the recent one not yet recorded; thread-safe."""
 
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._documents: _Recent[bytes] = _Recent()
         self._weights: _Recent[WeightsRecord] = _Recent()
         self._fresh: SimpleQueue[DocumentRecord] = SimpleQueue()
@@ -100,11 +71,18 @@ class Known:
     def document(self, digest: str) -> bytes | None:
         """The content of a small file that was fetched before."""
         content = self._documents.get(digest)
-        return self._facts.document(digest) if content is None else content
+        if content is not None:
+            return content
+        with Session(self._engine) as session:
+            return store.known_document(session, digest)
 
     def weights(self, digest: str) -> WeightsRecord | None:
         """The record of a safetensors file that was read before."""
-        return self._weights.get(digest) or self._facts.weights(digest)
+        record = self._weights.get(digest)
+        if record is not None:
+            return record
+        with Session(self._engine) as session:
+            return store.known_weights(session, digest)
 
     def learn_document(self, record: DocumentRecord) -> None:
         """Stores a small file that was just fetched, to be recorded later."""
