@@ -62,7 +62,8 @@ from crawler.crawl import (
     check_base_name,
     refusing,
 )
-from loradex.choices import check_choice
+from loradex.arguments import check_arguments
+from loradex.choices import check_choice, check_count
 from loradex.comparison import (
     COLOURS,
     compare_subjects,
@@ -121,6 +122,7 @@ MOST_NAMES = 60
 _MEGABYTE = 10**6
 
 
+@check_arguments
 def open(data: str | Path = "data", *, url: str | None = None) -> Catalog:  # noqa: A001
     """The catalog of a data folder, as a context manager; nothing is made until something is written.
 
@@ -167,6 +169,7 @@ class Catalog:
     def __repr__(self) -> str:
         return f"<Catalog of {self.settings.data}>"
 
+    @check_arguments
     def crawl(
         self,
         *,
@@ -218,6 +221,7 @@ class Catalog:
             step = _announce_crawl(ProgressStep(report, "reading"), hub, options)
             return Crawler(engine, hub, self._blobs, options, step, stop).crawl()
 
+    @check_arguments
     def preview(
         self,
         *,
@@ -247,6 +251,7 @@ class Catalog:
     def _blobs(self) -> BlobStore:
         return BlobStore(self.settings.blobs)
 
+    @check_arguments
     def status(self, *, rules: str = "ours") -> CatalogStatus:
         """What the catalog contains, and its newest crawls.
 
@@ -259,6 +264,7 @@ class Catalog:
             totals = browse.totals(session, refusing(rules), [reason.value for reason in UNREADABLE])
         return CatalogStatus(**totals)
 
+    @check_arguments
     def adapters(
         self,
         where: str = "",
@@ -296,6 +302,7 @@ class Catalog:
         )
         return Rows(rows, AdapterRow)
 
+    @check_arguments
     def iterate_adapters(
         self,
         where: str = "",
@@ -310,6 +317,7 @@ class Catalog:
         """The rows of `adapters` one by one, in bounded memory; errors are raised with the first row."""
         check_choice("verdict", verdict, (None, *VERDICTS))
         check_choice("reason", reason, (None, *Reason))
+        check_count("limit", limit)
         query, refusals = read_filter(where), refusing(rules)
         with reading(self.settings) as session:
             canonical = None if base is None else store.find_base(session, base)
@@ -331,6 +339,7 @@ class Catalog:
             FilterField,
         )
 
+    @check_arguments
     def details(self, adapter: str, *, rules: str = "ours") -> AdapterDetails:
         """Everything known of one adapter.
 
@@ -353,6 +362,7 @@ class Catalog:
             row = browse.find_adapter(session, reference)
             return browse.details(session, row, refusing(rules))
 
+    @check_arguments
     def draw_adapter(self, adapter: str, path: str | Path) -> Path:
         """Draws the norms of an adapter by layer and its singular values.
 
@@ -376,6 +386,7 @@ class Catalog:
         adapter_picture(name, spectrum.modules, spectrum.spectrum, spectrum.scalings, Path(path))
         return Path(path)
 
+    @check_arguments
     def fingerprints(
         self,
         kind: str = "output",
@@ -421,9 +432,10 @@ class Catalog:
             vectors = matrix(Fingerprints(session, space), [row.key for row in rows])
         return [row.adapter for row in rows], vectors
 
+    @check_arguments
     def similar(
         self,
-        adapter: str,
+        adapter: str | Path,
         k: int = 10,
         *,
         by: str = "output",
@@ -457,7 +469,7 @@ class Catalog:
         check_choice("verdict", verdict, ("accepted", "any"))
         space = likeness.kind(by)
         with reading(self.settings) as session:
-            subject = find_subject(session, adapter, self._blobs)
+            subject = find_subject(session, str(adapter), self._blobs)
             rows = neighbours(
                 session,
                 subject,
@@ -469,12 +481,13 @@ class Catalog:
                 exact=exact,
                 every=verdict == "any",
             )
-        notes = subject_notes(adapter, subject)
+        notes = subject_notes(str(adapter), subject)
         if exact and not all(row.exact for row in rows):
             notes.append('Some files are not kept (see `crawl(weights="keep")`): their scores are sketched.')
         return Rows(rows, Neighbour, notes)
 
-    def compare(self, left: str, right: str) -> Comparison:
+    @check_arguments
+    def compare(self, left: str | Path, right: str | Path) -> Comparison:
         """The similarity of two adapters of one base model, exact if the files of both are available.
 
         Args:
@@ -491,9 +504,10 @@ class Catalog:
             (True, True)
         """
         with reading(self.settings) as session:
-            pair = [find_subject(session, adapter, self._blobs) for adapter in (left, right)]
+            pair = [find_subject(session, str(adapter), self._blobs) for adapter in (left, right)]
         return compare_subjects(*pair)
 
+    @check_arguments
     def search(
         self,
         text: str,
@@ -560,6 +574,7 @@ class Catalog:
             rows = [_search_row(session, hit) for hit in result.hits]
         return Rows(rows, SearchRow, (*notes, *result.notes))
 
+    @check_arguments
     def duplicates(
         self, level: str = "delta", *, verdict: str = "accepted", rules: str = "ours"
     ) -> Rows[GroupRow]:
@@ -583,6 +598,7 @@ class Catalog:
             groups = duplicates(copies, level, exact=likeness.exact_delta(session, rows, self._blobs))
         return group_rows(groups, rows)
 
+    @check_arguments
     def families(self, *, verdict: str = "accepted", rules: str = "ours") -> Rows[FamilyRow]:
         """Families of adapters: one owner's series, and the checkpoints of one run."""
         check_choice("verdict", verdict, ("accepted", "any"))
@@ -590,6 +606,7 @@ class Catalog:
             rows = list(likeness.adapters_with_fingerprint(session, refusing(rules), every=verdict == "any"))
             return family_rows(families(likeness.copies(session, rows)), rows)
 
+    @check_arguments
     def map(
         self,
         path: str | Path,
@@ -655,6 +672,7 @@ class Catalog:
         skipped, partial = sum(row.is_refused for row in rows), sum(bool(row.partial) for row in rows)
         return MapReport(Path(path), len(rows), skipped, partial)
 
+    @check_arguments
     def remeasure(self, *, progress: ProgressOption = False) -> Reread:
         """Makes the fingerprints that are missing of kept files, as after their definition changed.
 
@@ -682,6 +700,7 @@ class Catalog:
             states = {name: row.rebuild(self.settings.index) for name, row in indexes(session).items()}
         return _index_rows(states)
 
+    @check_arguments
     def select(
         self,
         name: str,
@@ -695,7 +714,7 @@ class Catalog:
         samples: int | None = None,
         exact: bool = False,
         budget: int | None = None,
-        like: str | None = None,
+        like: str | Path | None = None,
         to: str | None = None,
         kind: str = "output",
         splits: Sequence[str] = (),
@@ -781,6 +800,8 @@ class Catalog:
 
         check_choice("kind", kind, ("output", "delta"))
         check_choice("distinct", distinct, (None, *LEVELS))
+        check_count("samples", samples)
+        check_count("budget", budget)
         if where:
             read_filter(where)
         question = Question(
@@ -795,7 +816,7 @@ class Catalog:
             samples=samples,
             exact=exact,
             budget=budget,
-            like=like,
+            like=None if like is None else str(like),
             to=to,
             kind=kind,
             use=check_choice("use", use, USES),
@@ -832,6 +853,7 @@ class Catalog:
         with reading(self.settings) as session:
             return Rows((PoolRow(**row) for row in pool_store.pools(session)), PoolRow)
 
+    @check_arguments
     def pool(self, pool: str | Path) -> Pool:
         """The pool of this name, in this pool.json, or in this folder; a file of that name comes first.
 
@@ -841,6 +863,7 @@ class Catalog:
         """
         return find_pool(self.settings, str(pool))
 
+    @check_arguments
     def save_pool(self, pool: Pool, *, replace: bool = False) -> Pool:
         """Saves a pool, in the catalog and below the pools of the data folder.
 
@@ -849,6 +872,7 @@ class Catalog:
         """
         return save_pools([pool], self.settings, replace_others=replace)[0]
 
+    @check_arguments
     def import_pool(
         self,
         file: str | Path,
@@ -876,6 +900,7 @@ class Catalog:
                 pool.fetch_weights(progress=progress)
             return self.save_pool(pool, replace=replace)
 
+    @check_arguments
     def remove_pools(self, *names: str) -> int:
         """Removes pools from the catalog, not their exports; returns how many there were."""
         with writing(self.settings, create=False) as session:
@@ -883,6 +908,7 @@ class Catalog:
             session.commit()
         return count
 
+    @check_arguments
     def scores(self, adapter: str | None = None, *, task: str | None = None) -> Rows[ScoreRow]:
         """The measured scores of one adapter, on one task, or all of them, the highest first."""
         with reading(self.settings) as session:
@@ -895,6 +921,7 @@ class Catalog:
             rows = score_store.summary(session)
         return Rows((ScoreSourceRow(**row) for row in rows), ScoreSourceRow)
 
+    @check_arguments
     def import_scores(
         self,
         file: str | Path,
@@ -930,6 +957,7 @@ class Catalog:
             session.commit()
         return ScoreImport(len(scores), **asdict(saved))
 
+    @check_arguments
     def verify_weights(self, *, progress: ProgressOption = False) -> WeightsCheck:
         """Reads every kept weights file and compares it with its digest.
 
@@ -942,6 +970,7 @@ class Catalog:
         partial = tuple(self._blobs.partial_files())
         return WeightsCheck(not damaged, tuple(damaged), partial, *_totals(self._blobs))
 
+    @check_arguments
     def repair_weights(self, *, progress: ProgressOption = False) -> WeightsRepair:
         """Reads every kept weights file and fetches damaged ones again, from a commit that still has them.
 
@@ -969,6 +998,7 @@ class Catalog:
             *_totals(blobs),
         )
 
+    @check_arguments
     def collect_garbage(self, *, delete: bool = False, only_catalog: bool = False) -> GarbageReport:
         """The kept files that no adapter, of an older commit either, and no pool of the catalog names.
 
@@ -989,6 +1019,7 @@ class Catalog:
                 blobs.remove_all(blob.sha256 for blob in (*unneeded.files, *unneeded.partial))
         return GarbageReport(unneeded.files, unneeded.partial, unneeded.size, delete)
 
+    @check_arguments
     def base_names(self, base: str | None = None) -> Rows[BaseSpelling]:
         """The names under which base models are known, by the program and by the catalog if there is one.
 
@@ -1012,6 +1043,7 @@ class Catalog:
                 notes.append(f"No base model is known as {base}; {table.nearest(base, names)}.")
         return Rows(spellings, BaseSpelling, notes)
 
+    @check_arguments
     def add_base_name(
         self, canonical: str, spelling: str, *, kind: str = "mirror", note: str = ""
     ) -> AddedSpelling:
@@ -1044,6 +1076,7 @@ class Catalog:
         advice = f"{canonical} was not known before; {nearest}." if unknown else ""
         return AddedSpelling(canonical, spelling, kind, advice)
 
+    @check_arguments
     def keep_base(self, name: str, file: str | Path, *, progress: ProgressOption = False) -> Path:
         """Keeps a base model in the data folder, from a GGUF file of a Llama model, to be found by its name.
 
@@ -1090,6 +1123,7 @@ class Catalog:
         with disposing(database.open_existing(self.settings)) as engine:
             return database.info(engine)
 
+    @check_arguments
     def __getitem__(self, adapter: str) -> AdapterDetails:
         """`details` by the usual rules.
 

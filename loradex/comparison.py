@@ -21,6 +21,7 @@ from catalog.errors import UsageError
 from catalog.fingerprints import fingerprint as fingerprint_of
 from catalog.fingerprints import partial_reasons, stable_rank, use_one_thread, verdict
 from catalog.rules import reason_sentence
+from loradex.arguments import check_arguments
 from loradex.results import Comparison
 from loradex.rows import FamilyRow, FolderFingerprint, GroupRow, Rows
 
@@ -43,6 +44,7 @@ COLOURS: dict[str, Callable[[StoredAdapter], str | float | None]] = {
 }
 
 
+@check_arguments
 def fingerprint(folder: str | Path) -> FolderFingerprint:
     """The norms, spectrum and health of the LoRA adapter in a local folder; needs no catalog.
 

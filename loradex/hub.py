@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loradex.arguments import check_arguments
 from loradex.progress import ProgressEvent, ProgressOption, reporting
 
 
+@check_arguments
 def serve_hub(
     folder: str | Path, *, host: str = "127.0.0.1", port: int = 8000, progress: ProgressOption = True
 ) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from catalog.adapters import table_with
 from catalog.settings import Settings
+from loradex.arguments import check_arguments
 from loradex.members import MemberSource, open_members, read_base_table, settings_of
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
@@ -98,6 +99,7 @@ class MergeRequest:
     apply_to: Path | None = None
     catalog: Catalog | Settings | None = None
 
+    @check_arguments
     def cost(self, *, progress: ProgressOption = False) -> Price:
         """The rank, size, memory and time of the merge; reads no weights and writes nothing."""
         from merging.static import price
@@ -105,6 +107,7 @@ class MergeRequest:
         with reporting(progress) as report, self._check(report) as merge:
             return price(merge.plan)
 
+    @check_arguments
     def run(
         self, out: str | Path, *, overwrite: bool = False, progress: ProgressOption = False
     ) -> MergeReport:
@@ -192,6 +195,7 @@ class _CheckedMerge:
     notes: tuple[str, ...]
 
 
+@check_arguments
 def merge(
     members: MemberSource,
     method: str,
@@ -274,6 +278,7 @@ def merge(
     return request.run(out, overwrite=overwrite, progress=progress)
 
 
+@check_arguments
 def inspect(
     members: MemberSource,
     *,
@@ -332,6 +337,7 @@ def inspect(
     return dataclasses.replace(inspected, notes=notes)
 
 
+@check_arguments
 def fold(
     base: str | Path,
     adapter: str | Path,
@@ -369,6 +375,7 @@ def fold(
         )
 
 
+@check_arguments
 def split_layers(without: str | Collection[str]) -> Collection[str]:
     """The names of layers; a text holds them with commas between."""
     return [name.strip() for name in without.split(",")] if isinstance(without, str) else without

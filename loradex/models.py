@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from catalog.adapters import is_adapter_folder, misreadings
 from catalog.errors import LoradexError, MergeError, UsageError
 from catalog.files import replace_file
 from catalog.settings import Settings
+from loradex.arguments import check_arguments
 from loradex.bases import open_base, prompt_notes
 from loradex.members import MemberSource, open_members, settings_of
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from merging.evaluation import Measured, TaskScore
     from merging.learning import Adaptation, TrainReport
     from merging.members import MergeMember
-    from merging.model import LoadedBase, Split, Task
+    from merging.model import LoadedBase, Task
 
-    BaseSource = str | Path | LoadedBase
-    TaskSource = str | Path | Task
-
+BaseSource: TypeAlias = "str | Path | LoadedBase"
+TaskSource: TypeAlias = "str | Path | Task"
+Split = Literal["train", "valid", "test"]
 TooLong = Literal["error", "skip"]
 
 
@@ -74,6 +75,7 @@ def adaptive_methods() -> Rows[AdaptiveRow]:
     return Rows(rows, AdaptiveRow)
 
 
+@check_arguments
 def load_task(name: str | Path, folder: str | Path | None = None) -> Task:
     """The task in the folder `name`, or of that name below `folder`.
 
@@ -93,6 +95,7 @@ def load_task(name: str | Path, folder: str | Path | None = None) -> Task:
     return find_task(str(name), None if folder is None else Path(folder))
 
 
+@check_arguments
 def load_tasks(names: Sequence[str | Path], folder: str | Path | None = None) -> list[Task]:
     """The tasks of these names or in these folders; ["all"] are all tasks below `folder`.
 
@@ -105,6 +108,7 @@ def load_tasks(names: Sequence[str | Path], folder: str | Path | None = None) ->
     return [load_task(name, folder) for name in names]
 
 
+@check_arguments
 def load_base(
     base: str | Path,
     *,
@@ -131,6 +135,7 @@ def load_base(
         return _as_model(base, catalog, device, date, report)
 
 
+@check_arguments
 def train(
     base: BaseSource,
     task: TaskSource,
@@ -261,6 +266,7 @@ class AdaptReport:
         return document
 
 
+@check_arguments
 def adapt(
     members: MemberSource,
     base: BaseSource,
@@ -383,6 +389,7 @@ class TaskScores(Rows["TaskScore"]):
         return {"scores": [score.document() for score in self]}
 
 
+@check_arguments
 def evaluate(
     base: BaseSource,
     tasks: TaskSource | Sequence[TaskSource],

@@ -28,6 +28,7 @@ from catalog.pools import (
     verify_files,
 )
 from catalog.settings import Settings
+from loradex.arguments import check_arguments
 from loradex.choices import check_choice
 from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import cell_text, html_table
@@ -146,6 +147,7 @@ class Pool:
         rows = [[cell_text(getattr(member, name)) for name in columns] for member in self.members]
         return html_table(columns, rows, caption=f"{self.name}: {len(self)} members of {self.base}")
 
+    @check_arguments
     def export(
         self,
         to: str | Path | None = None,
@@ -213,6 +215,7 @@ class Pool:
         )
         return PoolExport(tuple(paths), tuple(folders), self.digest, tuple(problems), misread, tuple(notes))
 
+    @check_arguments
     def verify(
         self, *, use: str | None = None, online: bool = False, progress: ProgressOption = False
     ) -> PoolCheck:
@@ -240,6 +243,7 @@ class Pool:
         wrong = [problem for problem in problems if not (lenient and problem.kind == "peft")]
         return PoolCheck(not wrong, tuple(problems), self.digest)
 
+    @check_arguments
     def fetch_weights(self, *, progress: ProgressOption = False) -> None:
         """Fetches every pinned file that is not kept at its commit, and keeps the weights.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from catalog.errors import UsageError
 from catalog.settings import Settings
+from loradex.arguments import check_arguments
 from loradex.members import settings_of
 from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
@@ -86,6 +87,7 @@ class StudyRequest:
         kinds = Counter(step.kind for step in steps)
         return StudyPlan(len(grid.cells), len(steps), done, dict(sorted(kinds.items())))
 
+    @check_arguments
     def run(self, *, progress: ProgressOption = False) -> StudyOutcome:
         """Runs what is not done; see `run_study`."""
         from studies.run import run
@@ -136,6 +138,7 @@ class StudyRequest:
         return Ray(self.address, self.workers, share)
 
 
+@check_arguments
 def run_study(
     file: str | Path,
     out: str | Path,
@@ -202,6 +205,7 @@ def run_study(
     return study.run(progress=progress)
 
 
+@check_arguments
 def report_study(out: str | Path) -> StudyReport:
     """Writes the report of a study into its folder: report.html, report.md, summary.json and pictures/.
 

@@ -1,0 +1,158 @@
+"""Arguments of the public calls: compared with the types of the signature before a call does anything."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+import operator
+import reprlib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from datetime import date
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from catalog.errors import UsageError
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+_WORDS: dict[Any, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    Path: "a path",
+    date: "a date",
+    types.NoneType: "None",
+}
+# What an argument becomes that fits no type of its parameter.
+_MISFIT = object()
+
+
+def check_arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The function, which raises UsageError for an argument of another type than its annotation.
+
+    A single text is not taken for a list of texts, nor True for a number. Numbers and arrays of numpy become
+    numbers and tuples. A class that is imported for type checkers alone is recognised by its name.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+        bound = signature.bind(*args, **keywords)
+        for name, value in bound.arguments.items():
+            parameter = signature.parameters[name]
+            if parameter.annotation is not inspect.Parameter.empty:
+                bound.arguments[name] = _check(parameter, value, argument_type(function, parameter))
+        return function(*bound.args, **bound.kwargs)
+
+    return checked
+
+
+def argument_type(function: Callable[..., object], parameter: inspect.Parameter) -> Any:
+    """The type that the annotation of a parameter names."""
+    return _Names(inspect.unwrap(function).__globals__).read(parameter.annotation)
+
+
+class _Names(dict[str, Any]):
+    """The names of a module; aliases that are texts are read, absent names are classes called so."""
+
+    def read(self, annotation: str) -> Any:
+        return eval(annotation, {}, self)  # noqa: S307 - the text is our own source
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.get(name, getattr(builtins, name, None))
+        if value is None:
+            return type(name, (), {})
+        return self.read(value) if isinstance(value, str) else value
+
+
+def _check(parameter: inspect.Parameter, value: Any, wanted: Any) -> Any:
+    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        return tuple(_fit(parameter.name, item, wanted) for item in value)
+    return _fit(parameter.name, value, wanted)
+
+
+def _fit(name: str, value: Any, wanted: Any) -> Any:
+    fitted = _convert(value, wanted)
+    if fitted is _MISFIT:
+        raise UsageError(f"`{name}` is {reprlib.repr(value)}; use {_describe(wanted)}.")
+    return fitted
+
+
+def _convert(value: Any, wanted: Any) -> Any:
+    """The value as one of the wanted type, or _MISFIT."""
+    origin, items = typing.get_origin(wanted), typing.get_args(wanted)
+    if wanted is object:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        fits = (_convert(value, item) for item in items)
+        return next((fit for fit in fits if fit is not _MISFIT), _MISFIT)
+    if origin is Literal:
+        return value if isinstance(value, str) and value in items else _MISFIT
+    if origin is tuple:
+        return _convert_items(value, items, len(items))
+    if isinstance(origin, type):
+        return _convert_generic(value, origin, items)
+    return _convert_plain(value, wanted)
+
+
+def _convert_generic(value: Any, origin: type, items: tuple[Any, ...]) -> Any:
+    if issubclass(origin, Mapping) or not issubclass(origin, Iterable):
+        return value if isinstance(value, origin) else _MISFIT
+    if isinstance(value, Set) and origin is Sequence:  # its order differs from run to run
+        return _MISFIT
+    return _convert_items(value, items, None)
+
+
+def _convert_items(value: Any, items: tuple[Any, ...], count: int | None) -> Any:
+    """The value, where it is a sequence of such items; what can be read once, or is an array, as a tuple."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        return _MISFIT
+    values = tuple(value)
+    if count is not None and len(values) != count:
+        return _MISFIT
+    wanted = items if count is not None else items * len(values)
+    fits = tuple(_convert(item, kind) for item, kind in zip(values, wanted, strict=True))
+    if any(fit is _MISFIT for fit in fits):
+        return _MISFIT
+    unchanged = isinstance(value, (Sequence, Set)) and all(map(operator.is_, fits, values))
+    return value if unchanged else fits
+
+
+def _convert_plain(value: Any, wanted: Any) -> Any:
+    wanted = types.NoneType if wanted is None else wanted
+    if wanted in (int, float):
+        return _convert_number(value, wanted)
+    fits = isinstance(value, wanted) or wanted.__name__ in (row.__name__ for row in type(value).__mro__)
+    return value if fits else _MISFIT
+
+
+def _convert_number(value: Any, wanted: type) -> Any:
+    if isinstance(value, bool):
+        return _MISFIT
+    if isinstance(value, int if wanted is int else (int, float)):
+        return value
+    if wanted is float:
+        return float(value) if isinstance(value, Real) else _MISFIT
+    return operator.index(value) if isinstance(value, Integral) else _MISFIT
+
+
+def _describe(wanted: Any) -> str:
+    """The type in words."""
+    origin, items = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        words = list(dict.fromkeys(_describe(item) for item in items))
+        return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    if origin is Literal:
+        return " or ".join(map(repr, items))
+    if origin is tuple:
+        return f"{len(items)} values ({', '.join(map(_describe, items))})"
+    if origin is not None:
+        kinds = {"Mapping": "a mapping", "Callable": "a function"}
+        return kinds.get(origin.__name__) or f"a list, each item of it {_describe(items[0])}"
+    return _WORDS.get(wanted) or f"a {wanted.__name__}"
