@@ -49,6 +49,6 @@ def set_up_signals() -> None:
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     # A terminal that closes sends SIGHUP more than once, which must not interrupt the tidying up.
-    for number in _ENDING:
-        signal.signal(number, signal.SIG_IGN)
+    for ending in _ENDING:
+        signal.signal(ending, signal.SIG_IGN)
     raise StopSignal(number)

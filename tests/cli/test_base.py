@@ -92,13 +92,13 @@ def test_a_path_can_be_a_name(run: Program) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        pytest.param(["", "a/b"], "'' is no base model", id="empty-base"),
-        pytest.param(["a/b", ""], "'' is no base model", id="empty-name"),
-        pytest.param(["a b", "c/d"], "'a b' is no base model", id="space"),
-        pytest.param(["a/b", "c/d\x1b[31m"], "is no base model", id="control-character"),
-        pytest.param(["a/b", " ", "--kind", "local_path"], "is no base model", id="empty-path"),
+        pytest.param(["", "a/b"], "'' is not a base model", id="empty-base"),
+        pytest.param(["a/b", ""], "'' is not a base model", id="empty-name"),
+        pytest.param(["a b", "c/d"], "'a b' is not a base model", id="space"),
+        pytest.param(["a/b", "c/d\x1b[31m"], "is not a base model", id="control-character"),
+        pytest.param(["a/b", " ", "--kind", "local_path"], "is not a base model", id="empty-path"),
         pytest.param(
-            ["a/b", "/x\x1b[31m", "--kind", "local_path"], "is no base model", id="path-that-steers"
+            ["a/b", "/x\x1b[31m", "--kind", "local_path"], "is not a base model", id="path-that-steers"
         ),
         pytest.param(["a/b", "a/b"], "a/b is the canonical name", id="itself"),
         pytest.param(["a/b", "c/d", "--kind", "canonical"], "is not one of", id="kind"),

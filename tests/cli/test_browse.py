@@ -175,7 +175,7 @@ def test_one_adapter_in_full(crawled: Program) -> None:
     lines = crawled("show", "bob/two").stdout.splitlines()
     assert lines[:3] == [
         "bob/two  accepted (rules: ours)",
-        "  (license_missing)  it states no licence",
+        "  (license_missing)  it states no license",
         f"commit         {document['commit']}",
     ]
     assert "parameters     128" in lines

@@ -196,12 +196,12 @@ def test_workers_are_requests_in_flight(hub: LocalHub, root: Path, run: Program)
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        pytest.param(["--base", ""], "'' is no base model; write owner/name", id="empty-base"),
-        pytest.param(["--base", "a b"], "'a b' is no base model", id="base-with-a-space"),
-        pytest.param(["--base", "a/b/c"], "'a/b/c' is no base model", id="base-with-two-slashes"),
-        pytest.param(["--base", "../x"], "'../x' is no base model", id="base-that-climbs"),
-        pytest.param(["--base", "a/\x1b[31m"], r"is no base model", id="base-that-steers"),
-        pytest.param(["--any-base", "--base", "a/b"], "leave --base out", id="any-and-one"),
+        pytest.param(["--base", ""], "'' is not a base model; write owner/name", id="empty-base"),
+        pytest.param(["--base", "a b"], "'a b' is not a base model", id="base-with-a-space"),
+        pytest.param(["--base", "a/b/c"], "'a/b/c' is not a base model", id="base-with-two-slashes"),
+        pytest.param(["--base", "../x"], "'../x' is not a base model", id="base-that-climbs"),
+        pytest.param(["--base", "a/\x1b[31m"], r"is not a base model", id="base-that-steers"),
+        pytest.param(["--any-base", "--base", "a/b"], "leave out --base", id="any-and-one"),
         pytest.param(["--workers", "0"], "--workers must be between 1 and 32", id="no-workers"),
         pytest.param(["--workers", "33"], "--workers must be between 1 and 32", id="many-workers"),
         pytest.param(["--limit", "0"], "--limit must be at least 1", id="no-limit"),

@@ -214,7 +214,7 @@ def test_jsonable(value: Any, stored: Any) -> None:
 
 
 def test_what_is_no_result_is_a_bug() -> None:
-    with pytest.raises(TypeError, match="object is no result"):
+    with pytest.raises(TypeError, match="object is not a result"):
         jsonable(object())
 
 

@@ -54,7 +54,7 @@ def test_what_leaves_adapters_out_is_said(words: tuple[str, ...], left_out: str,
 def test_nobody_is_left(crawled: Program) -> None:
     refused = crawled("select", "mine", "--by", "random", "-k", "all", "--where", "rank:99")
     assert refused.exit_code == 1
-    assert "(of 3: 3 not let through by the filter); loosen them" in refused.stderr
+    assert "(of 3: 3 not let through by the filter); relax them" in refused.stderr
 
 
 def test_what_a_way_has_nothing_to_go_by_for_is_left_out(crawled: Program) -> None:
