@@ -176,11 +176,6 @@ def evaluate(
         yield score
 
 
-def scores_document(scores: Sequence[TaskScore]) -> dict[str, Any]:
-    """The document that `import_scores` reads: {"scores": [{adapter, task, split, metric, value, n, …}]}."""
-    return {"scores": [score.document() for score in scores]}
-
-
 class Sampler:
     """Measures adapters on a few training examples at a time, never twice on the same: a race's callback.
 

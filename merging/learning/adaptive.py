@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from catalog.errors import UsageError
@@ -44,6 +45,8 @@ class AdaptiveMethod:
     folds: bool = True
 
 
+_learned = partial(AdaptiveMethod, learner="coefficients", init="zero", rate=5e-2, steps=100)
+
 _ROWS = (
     AdaptiveMethod(
         "average",
@@ -52,35 +55,26 @@ _ROWS = (
         "none",
         granularity="adapter",
     ),
-    AdaptiveMethod(
+    _learned(
         "recycling",
         "One coefficient a member and module through a leaky ReLU, from 0 on: the recycling paper's own.",
         RECYCLING,
-        "coefficients",
         activation="leaky_relu",
-        init="zero",
-        rate=5e-2,
-        steps=100,
     ),
-    AdaptiveMethod(
+    _learned(
         "adamerging",
         "One coefficient a member and module, from 1/sqrt N on, with labels: AdaMerging as the "
         "recycling paper runs it.",
         "https://arxiv.org/abs/2310.02575",
-        "coefficients",
         init="equal_root",
-        rate=5e-2,
-        steps=100,
     ),
-    AdaptiveMethod(
+    _learned(
         "adamerging-entropy",
         "One coefficient a member and layer that make the model sure, without labels: AdaMerging.",
         "https://arxiv.org/abs/2310.02575",
-        "coefficients",
         granularity="layer",
         init="equal",
         rate=1e-2,
-        steps=100,
         objective="entropy",
     ),
     AdaptiveMethod(
@@ -93,25 +87,18 @@ _ROWS = (
         init="zero",
         steps=100,
     ),
-    AdaptiveMethod(
+    _learned(
         "soups",
         "A softmax over members in each module: LoRA Soups (CAT), at the rate of the recycling paper.",
         "https://arxiv.org/abs/2410.13025",
-        "coefficients",
         activation="softmax",
-        init="zero",
-        rate=5e-2,
-        steps=100,
     ),
-    AdaptiveMethod(
+    _learned(
         "pi-tuning",
         "A softmax over members in each module, and the members' factors trained with it: pi-Tuning.",
         "https://arxiv.org/abs/2304.14381",
-        "coefficients",
         activation="softmax",
-        init="zero",
         rate=1e-4,
-        steps=100,
         factors=True,
     ),
     AdaptiveMethod(
@@ -130,26 +117,20 @@ _ROWS = (
         steps=400,
         folds=False,
     ),
-    AdaptiveMethod(
+    _learned(
         "target-rescaled",
         "The target adapter alone, with coefficients learned as by recycling: what rescaling alone gives.",
         RECYCLING,
-        "coefficients",
         activation="leaky_relu",
         init="one_hot",
-        rate=5e-2,
-        steps=100,
         alone=True,
     ),
-    AdaptiveMethod(
+    _learned(
         "target-continued",
         "The target adapter alone, trained on for as many steps: what more training alone gives.",
         RECYCLING,
-        "coefficients",
         activation="softmax",
-        init="zero",
         rate=1e-4,
-        steps=100,
         factors=True,
         alone=True,
     ),

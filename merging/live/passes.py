@@ -45,11 +45,6 @@ class Part:
         return self.scales[self.rows].view(x.shape[0], *(1,) * (x.dim() - 2), -1)
 
 
-def tokens_to_fold(inside: int, outside: int) -> float:
-    """The number of tokens from which folding costs less than two thin products: in out / (in + out)."""
-    return inside * outside / (inside + outside)
-
-
 def folds(part: Part, tokens: int) -> bool:
     """Whether folding costs fewer operations for this number of tokens, including a backward pass if any."""
     (rank, inside), outside = part.a.shape, part.bt.shape[1]

@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from catalog.selection import Question
-from merging.evaluation.scores import TaskScore, evaluate, scores_document
+from merging.evaluation.scores import TaskScore, evaluate
 from merging.members import load_member
 from merging.model import read_task
 from tests.cli.conftest import Program
@@ -54,7 +54,7 @@ def written(hub: LocalHub, run: Program, tmp_path: Path) -> dict[str, list[Any]]
     return {
         "pool": [json.loads(file.read_bytes()) for file in sorted(tmp_path.rglob("pool.json"))],
         "merge": [json.loads(file.read_bytes()) for file in sorted(tmp_path.rglob("merge.json"))],
-        "scores": [scores_document([score for score in scores if isinstance(score, TaskScore)])],
+        "scores": [{"scores": [score.document() for score in scores if isinstance(score, TaskScore)]}],
     }
 
 

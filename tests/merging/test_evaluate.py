@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from catalog.errors import EvaluationError, LoradexError, MergeError, UsageError
 from catalog.scores import read_scores
-from merging.evaluation.scores import BASE, Sampler, TaskScore, evaluate, measure, scores_document
+from merging.evaluation.scores import BASE, Sampler, TaskScore, evaluate, measure
 from merging.members import MergeMember, load_member
 from merging.model import Task, draw, examples, read_task
 from tests.merging.tiny import NAME, tiny_base, write_task
@@ -192,7 +192,7 @@ def test_a_model_that_overflows_is_no_score(tmp_path: Path, tasks: list[Task]) -
 def test_scores_can_be_imported(tmp_path: Path, tasks: list[Task]) -> None:
     scores = [item for item in evaluate(tiny_base(), [], tasks, limit=5) if isinstance(item, TaskScore)]
     file = tmp_path / "scores.json"
-    file.write_text(json.dumps(scores_document(scores)))
+    file.write_text(json.dumps({"scores": [score.document() for score in scores]}))
     rows = read_scores(file, source="here", split="", metric="", n=None)
     assert [(row.subject, row.task, row.value, row.n) for row in rows] == [
         (item.adapter, item.task, item.value, 5) for item in scores

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from merging.evaluation import scores as evaluating
-from merging.evaluation.scores import TaskScore, evaluate, scores_document
+from merging.evaluation.scores import TaskScore, evaluate
 from merging.members import MergeMember, load_member
 from merging.model import read_task
 from tests.merging.test_evaluate import ROWS
@@ -60,7 +60,7 @@ def test_recorded_scores_of_choices_are_used_and_those_of_texts_are_not(
         )
     assert measured == ["text"] * 4
     assert all(isinstance(score, TaskScore) for score in result)
-    documents = scores_document([score for score in result if isinstance(score, TaskScore)])["scores"]
+    documents = [score.document() for score in result if isinstance(score, TaskScore)]
     assert [document for document in documents if document["task"] == "choice"] == [
         document for document in old if document["task"] == "choice"
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from merging.live.passes import Part, folds, pass_by_factors, pass_by_sum, tokens_to_fold
+from merging.live.passes import Part, folds, pass_by_factors, pass_by_sum
 
 sizes = st.integers(1, 9)
 
@@ -92,9 +91,3 @@ def test_the_order_with_fewer_operations_is_chosen(
                 y.sum().backward()
         costs[order] = counter.get_total_flops()
     assert folds(part, count) == (costs["folded"] < costs["factored"])
-
-
-def test_the_tokens_at_which_folding_pays_are_those_of_llama() -> None:
-    assert tokens_to_fold(4096, 4096) == 2048
-    assert tokens_to_fold(4096, 1024) == pytest.approx(819.2)
-    assert tokens_to_fold(4096, 14336) == pytest.approx(3185.8, abs=0.1)

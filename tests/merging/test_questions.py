@@ -13,7 +13,7 @@ import pytest
 
 from catalog.errors import UsageError
 from merging.evaluation import ask
-from merging.evaluation.scores import Sampler, TaskScore, evaluate, measure, scores_document
+from merging.evaluation.scores import Sampler, TaskScore, evaluate, measure
 from merging.learning import adapt, direction, exact_scores, train
 from merging.model import LoadedBase, Task, budget, examples, read_task
 from merging.model.prompts import DATE, date_of, encode, normalise_text, question_text
@@ -87,7 +87,7 @@ def test_scores_without_the_long_ones_say_how_many(base: LoadedBase, task: Task,
     assert isinstance(result, TaskScore)
     assert (result.n, result.left_out) == (19, 1)
     assert json.loads(log.read_text())["left_out"] == 1
-    assert scores_document([result])["scores"][0]["left_out"] == 1
+    assert result.document()["left_out"] == 1
     shorter = [example for example in examples(task, "test") if "z" not in example.input]
     expected = measure(base, task, shorter)
     assert (result.value, result.loss) == (expected.value, pytest.approx(expected.loss, abs=1e-6))
