@@ -7,7 +7,7 @@ from typing import Any
 
 from merging.members import storage, write_json, write_text
 from studies.report import grids, page
-from studies.report.sections import Text
+from studies.report.page import Text
 from studies.run import read
 
 PAGE, MARKDOWN, SUMMARY, PICTURES = "report.html", "report.md", "summary.json", "pictures"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.report import grids, page
-from studies.report.sections import Section
+from studies.report.page import Section
 from studies.reporting import MARKDOWN, PICTURES
 from studies.run import read
 from tools import published

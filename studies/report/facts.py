@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studies.report.findings import Findings
-from studies.report.sections import Section, TableSection, Text
+from studies.report.page import Section, TableSection, Text
 from studies.report.wording import NOTHING, count_noun, counts, duration, list_names
 
 # A model below so many parameters and a task below so many test examples are called small.

@@ -7,8 +7,17 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
-from studies.report.comparing import Difference, ResultCell, Results, finite, verdict
-from studies.report.curves import RATE, Line, lines, varying_settings
+from studies.report.comparing import (
+    RATE,
+    Difference,
+    Line,
+    ResultCell,
+    Results,
+    finite,
+    lines,
+    varying_settings,
+    verdict,
+)
 from studies.report.relating import Correlation, Related, correlation, relate
 from studies.report.tuning import TuningRow as Tuned
 from studies.report.tuning import at_one_rate, extent, tune_by_loss

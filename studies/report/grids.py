@@ -7,11 +7,10 @@ from statistics import median
 from typing import Any
 
 from studies.report import figures
-from studies.report.comparing import FEW, LabelRow
-from studies.report.curves import RATE, Line
+from studies.report.comparing import FEW, RATE, LabelRow, Line
 from studies.report.facts import facts
 from studies.report.findings import SANE, Findings, Spot, Wild
-from studies.report.sections import Figure, Section, TableSection, Text
+from studies.report.page import Figure, Section, TableSection, Text
 from studies.report.tuning import TuningRow as Tuned
 from studies.report.tuning import extent
 from studies.report.wording import (

@@ -15,7 +15,6 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from studies.report.drawing import standalone, unique
-from studies.report.sections import Figure, Section, TableSection, Text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -28,6 +27,37 @@ _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _MARKED = re.compile(r"([\\`*~|$])|(?<![^\W_])(_)|(_)(?![^\W_])|(\])(?=[(\[:])")
 # What at the beginning of a paragraph would make it a heading, a list or a rule.
 _FIRST = re.compile(r"^(\d*)(?=[#=+.)-])")
+
+
+@dataclass(frozen=True, slots=True)
+class TableSection:
+    """Rows of text, ready to read; the first column names the row."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture as an <svg> element (by `studies.report.drawing.svg`); `name` is the stem of its file."""
+
+    title: str
+    svg: str
+    note: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Paragraphs under a title."""
+
+    title: str
+    paragraphs: tuple[str, ...]
+
+
+Section = TableSection | Figure | Text
 
 
 @dataclass(frozen=True)

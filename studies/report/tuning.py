@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from studies.report.comparing import (
+    RATE,
     Difference,
     Means,
     ResultCell,
@@ -17,8 +18,8 @@ from studies.report.comparing import (
     compare,
     finite,
     mean_and_error,
+    rest,
 )
-from studies.report.curves import RATE, rest
 
 PLAIN = "lora"
 _TOLD = frozenset({RATE, "variant", "rank"})

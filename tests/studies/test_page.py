@@ -10,8 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from studies.report.drawing import VARIABLES, sheet, style, svg
-from studies.report.page import clean, html, markdown, picture_files
-from studies.report.sections import Figure, Section, TableSection, Text
+from studies.report.page import Figure, Section, TableSection, Text, clean, html, markdown, picture_files
 
 HOSTILE = (
     "<script>alert(1)</script>",

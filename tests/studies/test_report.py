@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from studies.report.comparing import Difference, Results, compare, mean_and_error, verdict
-from studies.report.curves import lines
+from studies.report.comparing import Difference, Results, compare, lines, mean_and_error, verdict
 from studies.report.findings import Findings
 from studies.report.grids import sections, summary
+from studies.report.page import Figure, Section, TableSection, Text
 from studies.report.relating import Related, correlation, relate
-from studies.report.sections import Figure, Section, TableSection, Text
 from studies.report.tuning import at_one_rate, tune_by_loss
 from studies.report.wording import duration, format_difference, interval, level, points, rate, sentence
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from catalog.errors import NotFoundError, UsageError
-from studies.report.sections import Figure, TableSection, Text
+from studies.report.page import Figure, TableSection, Text
 from tests.shared_data import data, shared
 from tools.published import PARTS, Row, digests, sections
 from tools.published.quoted import QUOTED, Quoted, find_figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from studies.report.sections import Text
+from studies.report.page import Text
 from tools.published.quoted import HEADLINE, Row, find_figure
 
 _NOTHING = "—"

@@ -8,7 +8,7 @@ import numpy as np
 
 from catalog.pictures import FAINT, MARKERS, PALETTE, extent, inches
 from studies.report.drawing import WIDTH, sheet, style, svg
-from studies.report.sections import Figure, Section, TableSection
+from studies.report.page import Figure, Section, TableSection
 from tools.published.answers import Book, agreement, claims, format_row, number
 from tools.published.quoted import Quoted, Row, find_figure
 
