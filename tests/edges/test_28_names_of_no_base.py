@@ -90,7 +90,7 @@ def test_a_crawl_says_it_of_the_base_alone_that_nobody_names(hub: LocalHub, run:
 def test_what_is_no_id_is_answered_with_the_one_that_it_means(written: str, run: Program) -> None:
     refused = run("crawl", "--base", written)
     assert refused.exit_code == 2
-    assert f"is no base model; write {INSTRUCT}." in said(refused)
+    assert f"is not a base model; write {INSTRUCT}." in said(refused)
 
 
 @pytest.fixture(scope="module")
