@@ -1134,11 +1134,22 @@ class Catalog:
         return self.details(adapter)
 
     def __contains__(self, adapter: object) -> bool:
-        """Whether the catalog contains an adapter of this reference."""
+        """Whether the catalog contains an adapter of this reference; False for what is not a reference."""
+        if not isinstance(adapter, str):
+            return False
         try:
-            return isinstance(adapter, str) and bool(self.details(adapter))
+            reference = AdapterReference.parse(adapter)
+        except UsageError:
+            return False
+        try:
+            with reading(self.settings) as session:
+                browse.find_adapter(session, reference)
         except NotFoundError:
             return False
+        return True
+
+    # Else Python would ask for the adapters 0, 1, 2 and so on; `adapters` lists them.
+    __iter__ = None
 
 
 def _read_kept(blobs: BlobStore, report: ProgressCallback) -> list[Damage]:

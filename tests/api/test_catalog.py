@@ -35,6 +35,19 @@ def test_a_name_loads_what_it_needs_alone(code: str, absent: set[str]) -> None:
     assert modules & absent == set()
 
 
+@pytest.mark.parametrize("command", ["status", "adapters", "pools"])
+def test_a_command_that_reads_loads_no_client_and_no_arithmetic(command: str, sample_data: Path) -> None:
+    program = (
+        "import json, sys\nfrom cli.main import loradex\n"
+        f"loradex([{command!r}, '--json', '--data', {str(sample_data)!r}], standalone_mode=False)\n"
+        "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    modules = {name.partition(".")[0] for name in json.loads(done.stderr)}
+    assert "sqlalchemy" in modules
+    assert modules & {"huggingface_hub", "httpx", "numpy", "faiss", "torch", "transformers"} == set()
+
+
 def test_status_counts_every_adapter_once(catalog: loradex.Catalog) -> None:
     status = catalog.status()
     assert status.adapters == status.accepted + status.skipped == len(catalog.adapters())
@@ -57,6 +70,10 @@ def test_an_adapter_is_found_by_its_reference(catalog: loradex.Catalog) -> None:
     assert adapter.verdict == "accepted"
     assert "zoo/banking77" in catalog
     assert "zoo/nobody" not in catalog
+    assert "not a reference" not in catalog
+    assert 5 not in catalog
+    with pytest.raises(TypeError, match="not iterable"):
+        list(catalog)  # type: ignore[call-overload]
     with pytest.raises(loradex.NotFoundError, match="zoo/nobody"):
         catalog["zoo/nobody"]
 
