@@ -132,7 +132,7 @@ def test_quantised_copies_that_nobody_listed_are_the_base(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        ((BASE, INSTRUCT), f"m0 belongs to {BASE} and m1 to {INSTRUCT}; .* \\(--base\\)"),
+        ((BASE, INSTRUCT), f"m0 belongs to {BASE} and m1 to {INSTRUCT}; .* \\(`base`\\)"),
         (("unsloth/Meta-Llama-3.1-8B-bnb-4bit", INSTRUCT), f"m0 belongs to {BASE} and m1 to {INSTRUCT}"),
         (("meta-llama/Meta-Llama-3-8B", BASE), f"m0 belongs to meta-llama/Meta-Llama-3-8B and m1 to {BASE}"),
         (("./flan", INSTRUCT), f"m0 belongs to ./flan and m1 to {INSTRUCT}"),
