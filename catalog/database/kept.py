@@ -19,7 +19,7 @@ from sqlalchemy import URL, ColumnElement, select
 from sqlalchemy.orm import Session
 
 from catalog.database.engine import place, sqlite_file
-from catalog.database.schema import Adapter, PoolRow, Repository, WeightsFile
+from catalog.database.schema import Adapter, Repository, SavedPool, WeightsFile
 from catalog.errors import ConfigError, LoradexError, StorageError
 from catalog.files import Blob, BlobStore, in_use, load_json, replace_file
 from catalog.pools import MANIFEST_NAME, Manifest, parse_manifest, read_manifest
@@ -170,7 +170,7 @@ def _path(subfolder: str, name: str | None) -> str:
 
 def _manifests(session: Session | None, pools: Path) -> Iterator[Manifest]:
     """The pools of the catalog, and those whose manifest lies in the folder."""
-    for text in session.scalars(select(PoolRow.manifest).order_by(PoolRow.name)) if session else ():
+    for text in session.scalars(select(SavedPool.manifest).order_by(SavedPool.name)) if session else ():
         yield parse_manifest(text.encode())
     for file in sorted(pools.glob(f"*/{MANIFEST_NAME}")):
         with suppress(LoradexError):  # a file of another program

@@ -9,24 +9,24 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from catalog.database.schema import Adapter, PoolMember, PoolRow, Repository
+from catalog.database.schema import Adapter, PoolMember, Repository, SavedPool
 from catalog.errors import NotFoundError, PoolError
 from catalog.pools import Manifest, Member, parse_manifest
 
 
-def save_pool(session: Session, manifest: Manifest, now: datetime, *, replace: bool = False) -> PoolRow:
+def save_pool(session: Session, manifest: Manifest, now: datetime, *, replace: bool = False) -> SavedPool:
     """Writes a pool under its name; the same pool again changes nothing.
 
     Raises PoolError if another pool has the name, unless it is to be replaced.
     """
-    row = session.scalar(select(PoolRow).where(PoolRow.name == manifest.name))
+    row = session.scalar(select(SavedPool).where(SavedPool.name == manifest.name))
     if row is not None and row.digest == manifest.digest:
         return row
     if row is not None and not replace:
         raise PoolError(
             f"A different pool called {manifest.name} exists; choose a new name or add `replace=True`."
         )
-    row = row or PoolRow(name=manifest.name)
+    row = row or SavedPool(name=manifest.name)
     row.digest, row.created_at = manifest.digest, now
     row.manifest = manifest.canonical().decode()
     session.add(row)
@@ -52,7 +52,7 @@ def known_adapter(session: Session, member: Member) -> int | None:
 
 def find_pool(session: Session, name: str) -> Manifest:
     """The manifest of a pool by name; raises NotFoundError, and PoolError for an invalid row."""
-    row = session.scalar(select(PoolRow).where(PoolRow.name == name))
+    row = session.scalar(select(SavedPool).where(SavedPool.name == name))
     if row is None:
         raise NotFoundError(f"Pool {name!r} not found; `loradex pools` lists all pools.")
     return parse_manifest(row.manifest.encode())
@@ -61,7 +61,7 @@ def find_pool(session: Session, name: str) -> Manifest:
 def pools(session: Session) -> list[dict[str, Any]]:
     """Name, digest, number of members, strategy and time of all pools, by name."""
     rows = []
-    for row in session.scalars(select(PoolRow).order_by(PoolRow.name)):
+    for row in session.scalars(select(SavedPool).order_by(SavedPool.name)):
         manifest = parse_manifest(row.manifest.encode())
         rows.append(
             {
@@ -80,7 +80,7 @@ def pools(session: Session) -> list[dict[str, Any]]:
 
 def remove_pools(session: Session, names: Sequence[str]) -> int:
     """Removes pools by name; returns the number removed."""
-    rows = session.scalars(select(PoolRow).where(PoolRow.name.in_(names))).all()
+    rows = session.scalars(select(SavedPool).where(SavedPool.name.in_(names))).all()
     for row in rows:
         session.execute(delete(PoolMember).where(PoolMember.pool_id == row.id))
         session.delete(row)

@@ -363,7 +363,7 @@ class Evaluation(TableBase):
     source: Mapped[str]
 
 
-class PoolRow(TableBase):
+class SavedPool(TableBase):
     """A pinned selection of adapters under a name."""
 
     __tablename__ = "pool"

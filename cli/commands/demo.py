@@ -26,7 +26,7 @@ NEAR = ("-k", "4", "--exclude", "zoo/banking77", "--distinct", "delta", "--contr
 
 
 @dataclass(frozen=True)
-class Step:
+class DemoStep:
     """A command of the demo, and what it is for; `{place}` stands for its folder, `{model}` for the base
     model's file, without which a step that asks a model is left out.
     """
@@ -37,50 +37,52 @@ class Step:
 
 
 STEPS = (
-    Step(
+    DemoStep(
         "Read every adapter of the Hub, check each file against its hash, find what speaks against it.", CRAWL
     ),
-    Step(
+    DemoStep(
         "What can be used. In parentheses or under `noted`: worth knowing, no reason to refuse.",
         ("adapters", "--verdict", "accepted"),
     ),
-    Step(
+    DemoStep(
         "What was skipped, with every reason. Nothing is dropped in silence.",
         ("adapters", "--verdict", "skipped"),
     ),
-    Step(
+    DemoStep(
         "One adapter in full, its health and norm by module as a picture.",
         ("show", "zoo/overruling", "--plot", "{place}/overruling.svg"),
     ),
-    Step(
+    DemoStep(
         "The adapters most like one, by their weights alone: first the same task trained from another seed.",
         ("similar", "zoo/banking77", "-k", "3", "--exact"),
     ),
-    Step("The same weights under several names.", ("duplicates",)),
-    Step("All adapters of the base model in two dimensions.", ("map", "{place}/map.svg", "--colour", "rank")),
-    Step(
+    DemoStep("The same weights under several names.", ("duplicates",)),
+    DemoStep(
+        "All adapters of the base model in two dimensions.", ("map", "{place}/map.svg", "--colour", "rank")
+    ),
+    DemoStep(
         "By words and meaning; most cards here say nothing, as in the wild.",
         ("search", "a question in which the speaker corrects a slip", "-k", "2"),
     ),
-    Step(
+    DemoStep(
         "A pool of like adapters, one of each group of duplicates, with the pools to compare it with.",
         ("select", "near", "--by", "adapter", "--like", "zoo/banking77", *NEAR),
     ),
-    Step(
+    DemoStep(
         "The pool and its controls as folders that PEFT loads, every byte checked.",
         ("pool", "export", "near", "--to", "{place}/out", "--weights"),
     ),
-    Step("Anything changed, vanished or forbidden since?", ("pool", "verify", "near", "--hub")),
-    Step(
+    DemoStep("Anything changed, vanished or forbidden since?", ("pool", "verify", "near", "--hub")),
+    DemoStep(
         "One adapter out of the pool, in plain PEFT format.",
         ("merge", "near", "--method", "ties", "--rank", "16", "-o", "{place}/merged"),
     ),
-    Step(
+    DemoStep(
         "Another method, half the rank. `energy kept` is what that could hold of what the method made.",
         ("merge", "near", "--method", "svd", "--rank", "8", "-o", "{place}/merged-svd"),
     ),
-    Step("The base model, from a file that pip brought.", ("base", "keep", BASE, "{model}"), asks=True),
-    Step(
+    DemoStep("The base model, from a file that pip brought.", ("base", "keep", BASE, "{model}"), asks=True),
+    DemoStep(
         "A real task: the base alone, each member of the pool, both merges. 10 examples say it roughly.",
         (
             *("evaluate", "--base", BASE, "--task", "{tasks}/banking77", "--limit", "10", "--pool", "near"),
@@ -88,7 +90,7 @@ STEPS = (
         ),
         asks=True,
     ),
-    Step("Again: only what changed is listed, and what is known is not fetched.", CRAWL),
+    DemoStep("Again: only what changed is listed, and what is known is not fetched.", CRAWL),
 )
 
 
@@ -142,7 +144,7 @@ def _relative_path(path: Path | None) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _run(step: Step, places: Mapping[str, object], talk: Sequence[str]) -> None:
+def _run(step: DemoStep, places: Mapping[str, object], talk: Sequence[str]) -> None:
     from cli.main import loradex
 
     arguments = [

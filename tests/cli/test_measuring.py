@@ -101,7 +101,7 @@ def test_a_model_must_be_named(run: Program, place: Path) -> None:
         task = str(place / "tasks" / "parity")
         result = run("select", "one", "--by", by, "--task", task, "--budget", "40")
         assert result.exit_code != 0
-        assert "name it with --base" in result.stderr
+        assert "give it by --base" in result.stderr
     result = run("select", "one", "--by", "gradient", "--base", NAME, "--task", "nowhere")
     assert "Task nowhere not found" in result.stderr
 

@@ -133,7 +133,8 @@ class Shelf:
 @pytest.fixture(scope="module")
 def shelf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
     """Two crawls of all repositories of this module, the first of them with spoilt files."""
-    place = tmp_path_factory.mktemp("shelf")
+    place = tmp_path_factory.mktemp("shelf") / "inner"
+    place.mkdir()
     root = place / "hub"
     root.mkdir()
     neighbours(root)

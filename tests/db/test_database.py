@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from catalog.database import TableBase, opening
 from catalog.database import engine as engines
 from catalog.database.engine import for_writing, make_engine, place
-from catalog.database.schema import DocumentRow, PoolRow
+from catalog.database.schema import DocumentRow, SavedPool
 from catalog.errors import (
     CatalogBusyError,
     CatalogError,
@@ -335,7 +335,7 @@ def _take_when_the_server_has_noticed(engine: Engine) -> None:
 def test_json_is_written_with_sorted_keys(engine: Engine) -> None:
     with Session(engine) as session:
         manifest = {"b": 1, "ä": [None, {"y": 0, "x": 1}]}
-        session.add(PoolRow(name="one", digest="d" * 64, manifest=manifest, created_at=rows.NOW))
+        session.add(SavedPool(name="one", digest="d" * 64, manifest=manifest, created_at=rows.NOW))
         session.commit()
         stored = session.scalar(text("SELECT CAST(manifest AS TEXT) FROM pool"))
     assert stored == '{"b": 1, "ä": [null, {"x": 1, "y": 0}]}'

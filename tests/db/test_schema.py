@@ -33,8 +33,8 @@ from catalog.database.schema import (
     Crawl,
     CrawlItem,
     CrawlState,
-    PoolRow,
     Repository,
+    SavedPool,
 )
 from catalog.files import clean_json, clean_text
 from tests.db import rows
@@ -229,19 +229,19 @@ def test_reals(engine: Engine, value: float, stored: float | None) -> None:
 )
 def test_instants(engine: Engine, value: datetime) -> None:
     with Session(engine) as session:
-        session.add(PoolRow(name="one", digest=rows.SHA256, manifest={}, created_at=value))
+        session.add(SavedPool(name="one", digest=rows.SHA256, manifest={}, created_at=value))
         session.commit()
         session.expire_all()
-        result = session.scalars(select(PoolRow.created_at)).one()
+        result = session.scalars(select(SavedPool.created_at)).one()
         assert result == value
         assert result.utcoffset() == timedelta(0)
-        assert session.scalars(select(PoolRow).where(PoolRow.created_at == value)).one().name == "one"
+        assert session.scalars(select(SavedPool).where(SavedPool.created_at == value)).one().name == "one"
 
 
 def test_a_naive_instant_is_refused(engine: Engine) -> None:
     with Session(engine) as session:
         session.add(
-            PoolRow(name="one", digest=rows.SHA256, manifest={}, created_at=rows.NOW.replace(tzinfo=None))
+            SavedPool(name="one", digest=rows.SHA256, manifest={}, created_at=rows.NOW.replace(tzinfo=None))
         )
         with pytest.raises(StatementError, match="without time zone"):
             session.flush()

@@ -11,6 +11,7 @@ from merging.static import apply_to
 from tests.cli.conftest import Program
 from tests.edges.rows import row
 from tests.merging.adapters import adapter
+from tests.merging.tiny import write_task
 from tests.shared_data import shared
 
 
@@ -27,9 +28,9 @@ def test_no_command_passes_it_off_as_plain_lora(run: Program, tmp_path: Path, st
         save_file({**load_file(path), **magnitude}, path)
         folder = path.parent
     base.mkdir()
-    (tmp_path / "task").mkdir()
+    task = write_task(tmp_path / "task", [("a0", "no"), ("b1", "yes")])
     merge = ("merge", str(folder), "--method", "average", "-o", str(out))
-    evaluate = ("evaluate", "--base", str(base), "--adapter", str(folder), "--task", "task")
+    evaluate = ("evaluate", "--base", str(base), "--adapter", str(folder), "--task", str(task))
     for words, sentence in (
         (merge, "cannot be merged"),
         ((*merge, "--apply-to", str(base)), "cannot be merged or added to a base"),

@@ -193,7 +193,7 @@ def test_the_fault_of_the_program_itself_is_counted_with_its_class(
 class EditBytes(EditJson):
     """Edits the bytes of a JSON answer as they are."""
 
-    def _edited(self, body: bytes) -> bytes:
+    def _edit(self, body: bytes) -> bytes:
         edited: bytes = self.function(body)
         return edited
 
