@@ -17,6 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from catalog.errors import LoradexError, NotFoundError
+
 # Linux: makes one file share the blocks of another until one of them is written to (ioctl_ficlone(2)).
 _FICLONE = 0x40049409
 _PREFIX = ".loradex-"
@@ -156,3 +158,21 @@ def _put_back(folder: Path) -> None:
         place = folder.with_name(before.name)
         if not place.exists():
             before.rename(place)
+
+
+def read_limited(path: Path, most: int, *, kind: str, advice: str, error: type[LoradexError]) -> bytes:
+    """The bytes of a file that holds at most `most`, whatever size its folder states for it.
+
+    Raises NotFoundError with the advice if it does not exist, and `error` if it is larger than `kind`
+    ("a manifest") allows, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except FileNotFoundError as cause:
+        raise NotFoundError(f"{path} does not exist; {advice}.") from cause
+    except OSError as cause:
+        raise error(f"{path} cannot be read: {cause.strerror}.") from cause
+    if len(data) > most:
+        raise error(f"{path} is too large for {kind}; give another file.")
+    return data

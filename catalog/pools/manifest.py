@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from catalog.adapters import USES, BaseTable, Use, initial_table, objection
-from catalog.errors import ConfigError, NotFoundError, PoolError
-from catalog.files import load_json, unsafe_path
+from catalog.errors import ConfigError, PoolError
+from catalog.files import load_json, read_limited, unsafe_path
 
 FORMAT = "loradex-pool/1"
 MANIFEST_NAME = "pool.json"
@@ -128,15 +128,8 @@ def check_name(name: str) -> str:
 def read_manifest(path: Path) -> Manifest:
     """The manifest in a pool.json, or in the folder that holds one; raises NotFoundError and PoolError."""
     file = path / MANIFEST_NAME if path.is_dir() else path
-    try:
-        if file.stat().st_size > MOST_BYTES:
-            raise PoolError(f"{file} is too large for a manifest; give another file.")
-        data = file.read_bytes()
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{file} does not exist; give a pool's {MANIFEST_NAME} or its folder.") from error
-    except OSError as error:
-        raise PoolError(f"{file} cannot be read: {error.strerror}.") from error
-    return parse_manifest(data)
+    advice = f"give a pool's {MANIFEST_NAME} or its folder"
+    return parse_manifest(read_limited(file, MOST_BYTES, kind="a manifest", advice=advice, error=PoolError))
 
 
 def parse_manifest(data: bytes) -> Manifest:

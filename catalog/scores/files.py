@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from catalog.errors import ConfigError, NotFoundError, UsageError
-from catalog.files import load_json
+from catalog.errors import ConfigError, UsageError
+from catalog.files import load_json, read_limited
 from catalog.scores.metrics import score_problem
 from catalog.scores.record import BASE, Score
 
@@ -29,14 +29,8 @@ def read_scores(path: Path, *, source: str, split: str, metric: str, n: int | No
     NotFoundError, and UsageError with the line of a CSV, or the number of the score in a document, for an
     invalid score.
     """
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UsageError(f"{path} is too large for a file of scores; give another file.")
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path} does not exist; give a .json or .csv file of scores.") from error
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    advice = "give a .json or .csv file of scores"
+    data = read_limited(path, MOST_BYTES, kind="a file of scores", advice=advice, error=UsageError)
     if path.suffix.lower() == ".json":
         return _from_json(data, source)
     return _from_csv(path, data, split=split, metric=metric, n=n, source=source)

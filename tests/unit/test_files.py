@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from catalog.files import copy_file, remove_abandoned, replace_file, replace_folder, temporary_folder
+from catalog.errors import NotFoundError, UsageError
+from catalog.files import (
+    copy_file,
+    read_limited,
+    remove_abandoned,
+    replace_file,
+    replace_folder,
+    temporary_folder,
+)
 
 # Makes a temporary folder with a file in it, says so, and waits to be killed.
 KILLED = """
@@ -131,3 +139,20 @@ def test_threads_that_begin_at_once_keep_their_folders(tmp_path: Path) -> None:
         sys.setswitchinterval(interval)
     assert not wrong
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no file without an end")
+@pytest.mark.parametrize("file", ["/dev/zero", "long"])
+def test_a_file_is_read_to_its_limit_whatever_size_it_states(file: str, tmp_path: Path) -> None:
+    (tmp_path / "long").write_bytes(b"12345")
+    path = tmp_path / file
+    with pytest.raises(UsageError, match="is too large for a list; give another file"):
+        read_limited(path, 4, kind="a list", advice="give a list", error=UsageError)
+    assert read_limited(tmp_path / "long", 5, kind="a list", advice="", error=UsageError) == b"12345"
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="does not exist; give a list"):
+        read_limited(tmp_path / "none", 4, kind="a list", advice="give a list", error=UsageError)
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        read_limited(tmp_path, 4, kind="a list", advice="give a list", error=UsageError)
