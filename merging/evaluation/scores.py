@@ -82,9 +82,9 @@ class TaskScore:
     """One score as `scores.json` has it; `adapter` is "base" for the base model alone.
 
     `metric` names the rule by which answers are compared. `date` is that of the prompts, if they include one;
-    `plain` means that prompts were read individually, since a tree of them would be wrong for the model; and
-    `left_out` the examples that are too long for it. Raises ValueError for a value that the metric cannot
-    have.
+    `plain` means that prompts were read individually, since a tree of them would be wrong for the model;
+    `left_out` the examples that are too long for it; and `protocol` is the name of the protocol, "" for the
+    project's own. Raises ValueError for a value that the metric cannot have.
     """
 
     adapter: str
@@ -100,6 +100,7 @@ class TaskScore:
     date: str | None = None
     plain: bool = False
     left_out: int = 0
+    protocol: str = ""
 
     def document(self) -> dict[str, Any]:
         """The score as JSON; fields with their usual values are left out."""

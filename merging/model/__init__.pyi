@@ -1,6 +1,7 @@
 from .base import LoadedBase, check_source, checkpoint, first_look, keep_base, load_base, quiet
 from .memory import in_pieces, is_shortage, memory_limit
 from .prompts import DATE, Prompt, date_of, encode, encode_each, normalise_text
+from .protocol import PROTOCOLS, RECYCLING_PAPER, Protocol, find_protocol
 from .tasks import (
     BUDGET,
     METRICS,
@@ -21,11 +22,14 @@ __all__ = [
     "BUDGET",
     "DATE",
     "METRICS",
+    "PROTOCOLS",
+    "RECYCLING_PAPER",
     "TASK_NAME",
     "Example",
     "ExampleBudget",
     "LoadedBase",
     "Prompt",
+    "Protocol",
     "Split",
     "Task",
     "budget",
@@ -36,6 +40,7 @@ __all__ = [
     "encode",
     "encode_each",
     "examples",
+    "find_protocol",
     "find_task",
     "first_examples",
     "first_look",
