@@ -56,21 +56,38 @@ def candidate_likelihoods(
     return _likelihoods(base, prompts, candidates, width, progress)
 
 
+def greedy_likelihoods(
+    base: LoadedBase, prompts: Sequence[Prompt], *, progress: Progress | None = None
+) -> list[list[tuple[float, bool]]]:
+    """`likelihoods`, each with whether greedy generation from the question would begin with the answer."""
+    sums, matches = _likelihoods(base, prompts, None, None, progress, greedy=True)
+    return [
+        [(value, match > 0) for value, match in zip(*pair, strict=True)]
+        for pair in zip(sums, matches, strict=True)
+    ]
+
+
 def _likelihoods(
     base: LoadedBase,
     prompts: Sequence[Prompt],
     candidates: int | None,
     width: int | None,
     progress: Progress | None,
+    greedy: bool = False,
 ) -> list[list[Likelihoods]]:
-    """For each candidate, or once without, the likelihoods of all prompts."""
+    """For each candidate, or once without, the likelihoods of all prompts.
+
+    With `greedy` (and no candidates) a second list: 1 for each answer whose tokens are all the most likely.
+    """
     import torch
 
-    rows: list[list[Likelihoods]] = [[()] * len(prompts) for _ in range(candidates or 1)]
+    rows: list[list[Likelihoods]] = [[()] * len(prompts) for _ in range(2 if greedy else candidates or 1)]
     done = 0
     with torch.no_grad():
         groups = reading_groups(base, prompts, width)
-        read = lambda group: _split_sums(base, [prompts[index] for index in group], candidates)  # noqa: E731
+        read = lambda group: _split_sums(  # noqa: E731
+            base, [prompts[index] for index in group], candidates, greedy
+        )
         for indices, sums in in_pieces(groups, read, lambda index: too_large(prompts[index])):
             for at, index in enumerate(indices):
                 for candidate, values in enumerate(rows):
@@ -250,54 +267,67 @@ def _in_tree(base: LoadedBase, prompt: Prompt) -> bool:
     return prompt.depth <= base.reading.tree_length
 
 
-def _split_sums(base: LoadedBase, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
+def _split_sums(
+    base: LoadedBase, prompts: Sequence[Prompt], candidates: int | None, greedy: bool
+) -> list[Tensor]:
     """`_sums` for no gradients; the answers of a prompt that does not fit by itself are read in parts."""
     import torch
 
     if len(prompts) > 1 or len(prompts[0].answers) == 1:
-        return _sums(base, prompts, candidates)
+        return _sums(base, prompts, candidates, greedy)
     question, answers = prompts[0].question, prompts[0].answers
     single_answers = [Prompt(question, (answer,), 0) for answer in answers]
 
     def read(group: Sequence[int]) -> Tensor:
-        return _sums(base, [Prompt(question, tuple(answers[at] for at in group), 0)], candidates)[0]
+        return _sums(base, [Prompt(question, tuple(answers[at] for at in group), 0)], candidates, greedy)[0]
 
     parts = in_pieces([range(len(answers))], read, lambda at: too_large(single_answers[at]))
     return [torch.cat([part for _, part in parts], dim=1)]
 
 
-def _sums(base: LoadedBase, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
-    """For each prompt log p of its answers, (candidates, answers) in float32; (1, answers) without."""
+def _sums(
+    base: LoadedBase, prompts: Sequence[Prompt], candidates: int | None, greedy: bool = False
+) -> list[Tensor]:
+    """For each prompt log p of its answers, (candidates, answers) in float32; (1, answers) without.
+
+    With `greedy` and no candidates (2, answers): the second row is 1 where each token is the most likely.
+    """
     flags = [_in_tree(base, prompt) for prompt in prompts]
     if all(flags):
-        return _tree_sums(base, tree_of(prompts), candidates or 1)
+        return _tree_sums(base, tree_of(prompts), candidates or 1, greedy)
     if any(flags):
         parts = {
-            flag: iter(
-                _sums(base, [p for p, own in zip(prompts, flags, strict=True) if own is flag], candidates)
-            )
+            flag: iter(_sums(base, [prompts[at] for at in places], candidates, greedy))
             for flag in (True, False)
+            for places in [[at for at, own in enumerate(flags) if own is flag]]
         }
         return [next(parts[flag]) for flag in flags]
-    return _plain_sums(base, prompts, candidates)
+    return _plain_sums(base, prompts, candidates, greedy)
 
 
-def _plain_sums(base: LoadedBase, prompts: Sequence[Prompt], candidates: int | None) -> list[Tensor]:
+def _plain_sums(
+    base: LoadedBase, prompts: Sequence[Prompt], candidates: int | None, greedy: bool
+) -> list[Tensor]:
     """`_sums` of individual texts: one batch of them, or with candidates one after the other."""
     import torch
 
     texts = [(prompt.question, answer) for prompt in prompts for answer in prompt.answers]
     if candidates is None:
-        sums = _text_sums(base, texts, 1)[:, 0][None]
+        sums = _text_sums(base, texts, 1, greedy).T
     else:
         sums = torch.cat([_text_sums(base, [text], candidates).T for text in texts], dim=0).T
     return list(sums.split_with_sizes([len(prompt.answers) for prompt in prompts], dim=1))
 
 
 def _text_sums(
-    base: LoadedBase, texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], copies: int
+    base: LoadedBase,
+    texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    copies: int,
+    greedy: bool = False,
 ) -> Tensor:
     """log p of the answer of each (question, answer), a row of a batch each; one text may have copies.
+
+    (texts, copies); with `greedy` and one copy (texts, 2), as `_sums` has them.
 
     Rows are padded at their ends, where a causal model does not look.
     """
@@ -322,7 +352,8 @@ def _text_sums(
         start = len(question) - 1 - first
         own = logits[rows, start : start + len(answer)]
         targets = torch.tensor(answer, device=device).expand(own.shape[0], -1)[..., None]
-        sums.append((own.gather(-1, targets)[..., 0] - own.logsumexp(-1)).sum(1))
+        text_sums = (own.gather(-1, targets)[..., 0] - own.logsumexp(-1)).sum(1)
+        sums.append(torch.cat([text_sums, _is_greedy(own, targets[..., 0]).all(1)]) if greedy else text_sums)
     return torch.stack(sums, dim=0) if copies == 1 else sums[0][:, None]
 
 
@@ -332,8 +363,11 @@ def _logit_options(model: Any, last: int) -> dict[str, int]:
     return {"logits_to_keep": last} if "logits_to_keep" in parameters else {}
 
 
-def _tree_sums(base: LoadedBase, tree: TokenTree, candidates: int) -> list[Tensor]:
-    """For each prompt of the tree log p of its answers, (candidates, answers) in float32."""
+def _tree_sums(base: LoadedBase, tree: TokenTree, candidates: int, greedy: bool = False) -> list[Tensor]:
+    """For each prompt of the tree log p of its answers, (candidates, answers) in float32.
+
+    With `greedy` and one candidate (2, answers), as `_sums` has them.
+    """
     import torch
 
     device = base.device
@@ -356,14 +390,17 @@ def _tree_sums(base: LoadedBase, tree: TokenTree, candidates: int) -> list[Tenso
     rows = torch.tensor([at[place] for places, _ in pairs for place in places], device=device)
     targets = torch.tensor([token for _, answer in pairs for token in answer], device=device)
     log_probabilities = logits[:, rows, targets] - logits.logsumexp(-1)[:, rows]
-    answer_sums = torch.stack(
-        [
-            part.sum(1)
-            for part in log_probabilities.split_with_sizes([len(answer) for _, answer in pairs], dim=1)
-        ],
-        1,
-    )
+    lengths = [len(answer) for _, answer in pairs]
+    answer_sums = torch.stack([part.sum(1) for part in log_probabilities.split_with_sizes(lengths, dim=1)], 1)
+    if greedy:
+        likely = _is_greedy(logits[:, rows], targets[None]).split_with_sizes(lengths, dim=1)
+        answer_sums = torch.cat([answer_sums, torch.stack([part.all(1) for part in likely], 1)])
     return list(answer_sums.split_with_sizes([len(answers) for answers in tree.answers], dim=1))
+
+
+def _is_greedy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether each target is the most likely token, by logits (..., tokens, vocabulary)."""
+    return logits.argmax(-1) == targets
 
 
 def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -16,6 +16,7 @@ from merging.evaluation.scoring import (
     choose_answers,
     entropies,
     generate,
+    greedy_likelihoods,
     likelihoods,
     losses,
     mean_loss,
@@ -59,6 +60,24 @@ def test_every_answer_gets_the_likelihood_that_it_has_alone(count: int, seed: in
     result = likelihoods(BASE, prompts, width=width)
     for prompt, values in zip(prompts, result, strict=True):
         assert values == pytest.approx(alone(BASE, prompt), abs=2e-5)
+
+
+@pytest.mark.parametrize("in_trees", [True, False])
+def test_an_answer_is_greedy_where_each_token_is_the_most_likely(in_trees: bool) -> None:
+    base = tiny_base(dtype=torch.float64)
+    base.reading.learn(40 if in_trees else 0, in_trees)
+    prompts = []
+    for prompt in some_prompts(6, 3):
+        tokens = [*prompt.question]
+        for _ in range(3):
+            tokens.append(int(base.model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        likely = tuple(tokens[-3:])
+        unlike = (*likely[:2], (likely[2] + 1) % 256)
+        prompts.append(Prompt(prompt.question, (likely, unlike, likely[:1], *prompt.answers), 0))
+    result = greedy_likelihoods(base, prompts)
+    assert [[greedy for _, greedy in values[:3]] for values in result] == [[True, False, True]] * 6
+    sums = [[value for value, _ in values] for values in result]
+    assert sums == [pytest.approx(values) for values in likelihoods(base, prompts)]
 
 
 def test_the_first_answer_of_a_likely_word_is_chosen() -> None:
