@@ -1,4 +1,5 @@
 from . import scores
+from .generation import MOST_NEW_TOKENS, end_tokens, generate
 from .questions import Questions, TooLong, ask, unusual
 from .scores import BASE, Measured, Sampler, TaskScore, measure
 from .scoring import (
@@ -15,6 +16,7 @@ from .scoring import (
 
 __all__ = [
     "BASE",
+    "MOST_NEW_TOKENS",
     "WIDTH",
     "Measured",
     "Questions",
@@ -23,7 +25,9 @@ __all__ = [
     "TooLong",
     "ask",
     "candidate_likelihoods",
+    "end_tokens",
     "entropies",
+    "generate",
     "likelihoods",
     "losses",
     "mean_loss",

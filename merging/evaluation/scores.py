@@ -31,8 +31,9 @@ from catalog.errors import (
     WeightsError,
 )
 from catalog.scores import score_problem
+from merging.evaluation.generation import generate
 from merging.evaluation.questions import Questions, TooLong, ask, prompt_date, reads_plainly
-from merging.evaluation.scoring import accuracy, generate, likelihoods, mean_loss, targets_only
+from merging.evaluation.scoring import accuracy, likelihoods, mean_loss, targets_only
 from merging.evaluation.trees import pack_prompts, tree_of
 from merging.members import MergeMember, digest_of
 from merging.model import (

@@ -1,4 +1,4 @@
-"""The outputs of a model for prompts: log-likelihoods of answers, losses, generated text.
+"""The outputs of a model for prompts: log-likelihoods of answers and losses.
 
 Prompts are read as trees (`merging.evaluation`): instructions and questions that prompts or answers share are
 read once. If a model would not give a tree's paths the same as each alone (`merging.model.reading`), every
@@ -9,22 +9,17 @@ are rows of the same batch.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from catalog.errors import EvaluationError
 from merging.evaluation.trees import TokenTree, pack_prompts, tree_of
-from merging.model import LoadedBase, Prompt, in_pieces, is_shortage, quiet
+from merging.model import LoadedBase, Prompt, in_pieces, is_shortage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Tokens of one tree. Attention costs their square, so that a longer one saves nothing on a CPU.
 WIDTH = {"cpu": 512, "cuda": 4096}
-MOST_NEW_TOKENS = 30
-# Names of tables of positions, as in GPT-2, OPT and similar models.
-_TABLES = frozenset({"wpe", "embed_positions", "position_embeddings"})
 # log p of every answer of a prompt.
 Likelihoods = tuple[float, ...]
 Progress = Callable[[int, int], None]
@@ -107,7 +102,7 @@ def reading_groups(base: LoadedBase, prompts: Sequence[Prompt], width: int | Non
     shared = [index for index, prompt in enumerate(prompts) if _in_tree(base, prompt)]
     plain = [index for index, prompt in enumerate(prompts) if not _in_tree(base, prompt)]
     trees = pack_prompts([prompts[index] for index in shared], width)
-    padded = _batches([prompts[index].length * len(prompts[index].answers) for index in plain], width)
+    padded = batches([prompts[index].length * len(prompts[index].answers) for index in plain], width)
     return [[shared[at] for at in group] for group in trees] + [
         [plain[at] for at in group] for group in padded
     ]
@@ -191,76 +186,6 @@ def entropies(base: LoadedBase, prompts: Sequence[Prompt], candidates: int = 1) 
         logs = values.log_softmax(1)
         entropy_values.append(-(logs.exp() * logs).sum(1))
     return torch.stack(entropy_values, dim=1)
-
-
-def generate(
-    base: LoadedBase,
-    prompts: Sequence[Prompt],
-    *,
-    most: int = MOST_NEW_TOKENS,
-    progress: Progress | None = None,
-) -> list[str]:
-    """The greedy answer to every question, at most `most` tokens, special tokens left out.
-
-    Raises MemoryLimitError if a question alone does not fit into memory, and EvaluationError if a model with
-    a table of positions has too few for the answer.
-    """
-    import torch
-    from transformers import GenerationConfig
-
-    pad = base.tokenizer.pad_token_id
-    pad = base.tokenizer.eos_token_id if pad is None else pad
-    # Chat models may end their turn by another token than the tokenizer's end of sequence.
-    own = base.model.generation_config.eos_token_id
-    ends = {base.tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())}
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False, max_new_tokens=most, eos_token_id=sorted(ends), pad_token_id=pad
-    )
-    longest = max((len(prompt.question) for prompt in prompts), default=0)
-    if longest + most > (room := _positions(base.model)):
-        raise EvaluationError(
-            f"A question of {longest} tokens leaves no room for an answer of {most} tokens in the {room} "
-            "positions of this model; shorten or remove it."
-        )
-    texts = [""] * len(prompts)
-
-    def answer(indices: Sequence[int]) -> Any:
-        questions = [list(prompts[index].question) for index in indices]
-        longest = max(map(len, questions))
-        tokens = torch.tensor([[pad] * (longest - len(q)) + q for q in questions], device=base.device)
-        mask = torch.tensor([[0] * (longest - len(q)) + [1] * len(q) for q in questions], device=base.device)
-        with torch.no_grad(), quiet():
-            out = base.model.generate(tokens, attention_mask=mask, generation_config=settings)
-        return out[:, longest:]
-
-    done = 0
-    groups = _question_groups(base, prompts, most)
-    for indices, rows in in_pieces(groups, answer, lambda index: too_large(prompts[index])):
-        for index, row in zip(indices, rows, strict=True):
-            texts[index] = base.tokenizer.decode(row, skip_special_tokens=True).strip()
-        done += len(indices)
-        if progress is not None:
-            progress(done, len(prompts))
-    return texts
-
-
-def _positions(model: Any) -> float:
-    """The size of a model's table of positions; no limit without one."""
-    from torch import nn
-
-    tables = (
-        module.num_embeddings - getattr(module, "offset", 0)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _TABLES
-    )
-    return min(tables, default=math.inf)
-
-
-def _question_groups(base: LoadedBase, prompts: Sequence[Prompt], most: int) -> list[list[int]]:
-    """Indices of prompts to be answered together: one by one if padding or other rows may matter."""
-    lengths = [len(prompt.question) + most for prompt in prompts]
-    budget = WIDTH.get(base.device.type, WIDTH["cpu"]) * 4
-    return _batches(lengths, 0 if base.reading.depends_on_order else budget)
 
 
 def _in_tree(base: LoadedBase, prompt: Prompt) -> bool:
@@ -403,7 +328,7 @@ def _is_greedy(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.argmax(-1) == targets
 
 
-def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices by descending length in groups whose padded size stays within the budget."""
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):

@@ -14,7 +14,7 @@ from catalog import samples
 from catalog.errors import UsageError
 from cli.commands import demo
 from cli.main import COMMANDS
-from merging.evaluation.scoring import generate
+from merging.evaluation.generation import generate
 from merging.model import Prompt
 from merging.model.base import checkpoint, keep_base, kept_name, load_base
 from tests.cli.conftest import ROOT, Program

@@ -66,7 +66,7 @@ def test_the_base_is_what_it_was(tmp_path: Path, tasks: list[Task]) -> None:
 def test_exact_match_counts_generated_texts(tmp_path: Path, tasks: list[Task]) -> None:
     base = tiny_base()
     questions = examples(tasks[1], "test")[:4]
-    from merging.evaluation.scoring import generate
+    from merging.evaluation.generation import generate
     from merging.model import encode
 
     texts = generate(base, encode(base.tokenizer, tasks[1], questions, 512))

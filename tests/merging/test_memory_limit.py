@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from catalog.errors import EvaluationError, MemoryLimitError
+from merging.evaluation.generation import generate
 from merging.evaluation.questions import check_reading, reads_plainly
 from merging.evaluation.scores import Sampler, TaskScore, evaluate
-from merging.evaluation.scoring import generate, likelihoods
+from merging.evaluation.scoring import likelihoods
 from merging.learning import adapt, train
 from merging.learning.candidates import evaluate_candidates
 from merging.learning.gradients import direction, exact_scores, task_gradient

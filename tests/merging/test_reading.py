@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from merging.evaluation.generation import generate
 from merging.evaluation.questions import check_reading, reads_plainly
 from merging.evaluation.scores import TaskScore, evaluate
-from merging.evaluation.scoring import candidate_likelihoods, entropies, generate, likelihoods, losses
+from merging.evaluation.scoring import candidate_likelihoods, entropies, likelihoods, losses
 from merging.learning.course import gradients
 from merging.live import LiveStack
 from merging.members import load_member

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalog.errors import EvaluationError
+from merging.evaluation.generation import generate
 from merging.evaluation.scoring import (
     accuracy,
     candidate_likelihoods,
     choose_answers,
     entropies,
-    generate,
     greedy_likelihoods,
     likelihoods,
     losses,

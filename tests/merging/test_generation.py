@@ -1,0 +1,84 @@
+"""Generated answers are the greedy ones, end where they should, whatever is asked together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from catalog.errors import UsageError
+from merging.evaluation.generation import end_tokens, generate
+from merging.model import LoadedBase, Prompt
+from tests.merging.architectures import architecture, some_prompts
+from tests.merging.tiny import tiny_base
+
+READ_IN_TREES = ["llama", "gemma3_text", "mistral", "qwen2", "phi3", "gpt2", "opt", "mixtral", "qwen3_moe"]
+READ_PLAINLY = ["bloom", "mamba", "lfm2"]
+
+
+def greedy(base: LoadedBase, prompt: Prompt, most: int) -> list[int]:
+    """The definition: the whole text is read again for every token."""
+    tokens = list(prompt.question)
+    for _ in range(most):
+        with torch.no_grad():
+            tokens.append(int(base.model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+        if tokens[-1] in end_tokens(base):
+            tokens.pop()
+            break
+    return tokens[len(prompt.question) :]
+
+
+def greedy_text(base: LoadedBase, prompt: Prompt, most: int) -> str:
+    text: str = base.tokenizer.decode(greedy(base, prompt, most), skip_special_tokens=True)
+    return text.strip()
+
+
+def mixed(*, least: int = 3, most: int = 13) -> list[Prompt]:
+    """Questions of several lengths, which begin alike or not, two of them equal and one the start of
+    another."""
+    prompts = [*some_prompts(4, 5, most), *some_prompts(2, least, 9, seed=5)]
+    start = replace(prompts[0], question=prompts[0].question[:-1])
+    return [*prompts, prompts[1], start]
+
+
+@pytest.mark.parametrize("kind", [*READ_IN_TREES, *READ_PLAINLY])
+def test_answers_are_the_greedy_ones(kind: str) -> None:
+    base = architecture(kind)
+    prompts = mixed()
+    limits = [1, 3, 2, 3, 1, 3, 2, 3]
+    texts = generate(base, prompts, most=limits)
+    assert texts == [greedy_text(base, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
+
+
+def test_an_answer_ends_before_a_stop_text() -> None:
+    base = tiny_base(3, dtype=torch.float64)
+    prompts = mixed(most=30)
+    complete = [greedy_text(base, prompt, 12) for prompt in prompts]
+    stop = [text[5:7] for text in complete if len(text) > 8][:2]
+    assert stop
+    expected = [min((text.split(word)[0] for word in stop), key=len).strip() for text in complete]
+    assert expected != complete
+    assert generate(base, prompts, most=12, stop=stop) == expected
+
+
+def test_a_turn_ends_at_the_token_of_the_template() -> None:
+    base = tiny_base(1)
+    assert end_tokens(base) == {base.tokenizer.eos_token_id}
+    base.tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot_id|>", "<|im_end|>"]})
+    base.tokenizer.chat_template += "<|eot_id|>"
+    names = base.tokenizer.convert_tokens_to_ids(["<|end|>", "<|eot_id|>"])
+    assert end_tokens(base) == set(names)
+    base.model.generation_config.eos_token_id = [7, 8]
+    assert end_tokens(base) == {*names, 7, 8}
+
+
+def test_wrong_limits_are_refused() -> None:
+    base, prompts = tiny_base(), some_prompts(2, 4, 5)
+    with pytest.raises(UsageError, match="2 questions require as many numbers of tokens, not 3"):
+        generate(base, prompts, most=[1, 2, 3])
+    with pytest.raises(UsageError, match="at least 1 token"):
+        generate(base, prompts, most=0)
+    with pytest.raises(UsageError, match="must not be empty"):
+        generate(base, prompts, stop=[""])
+    assert generate(base, []) == []
