@@ -451,10 +451,15 @@ def measure_gains(
             continue
         first, *adapter_scores = (score for score in scores if isinstance(score, TaskScore))
         gains[task.name] = (
-            np.array([first.loss - score.loss for score in adapter_scores]),
+            np.array([_loss(first) - _loss(score) for score in adapter_scores]),
             np.array([score.value - first.value for score in adapter_scores]),
         )
     return gains
+
+
+def _loss(score: TaskScore) -> float:
+    assert score.loss is not None, "scores of tasks of this project have losses"
+    return score.loss
 
 
 def _read_log(log: Path, task: str, pool: Sequence[MergeMember]) -> list[Any]:

@@ -30,7 +30,7 @@ SCORES = (
     Column("task"),
     Column("metric"),
     Column("value", right=True, show=lambda value: f"{value:.3f}"),
-    Column("loss", right=True, show=lambda loss: f"{loss:.3f}"),
+    Column("loss", right=True, show=lambda loss: "" if loss is None else f"{loss:.3f}"),
     Column("n", right=True),
 )
 

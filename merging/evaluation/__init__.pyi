@@ -1,7 +1,7 @@
 from . import scores
 from .generation import MOST_NEW_TOKENS, end_tokens, generate
 from .questions import Questions, TooLong, ask, unusual
-from .scores import BASE, Measured, Sampler, TaskScore, measure
+from .scores import BASE, Measured, Sampler, ScoreRound, TaskScore, measure
 from .scoring import (
     WIDTH,
     candidate_likelihoods,
@@ -21,6 +21,7 @@ __all__ = [
     "Measured",
     "Questions",
     "Sampler",
+    "ScoreRound",
     "TaskScore",
     "TooLong",
     "ask",

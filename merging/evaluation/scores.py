@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import math
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -85,7 +86,8 @@ class TaskScore:
     `metric` names the rule by which answers are compared. `date` is that of the prompts, if they include one;
     `plain` means that prompts were read individually, since a tree of them would be wrong for the model;
     `left_out` the examples that are too long for it; and `protocol` is the name of the protocol, "" for the
-    project's own. Raises ValueError for a value that the metric cannot have.
+    project's own. `loss` is None and `stderr` the standard error of the value, if known, where another
+    program's rules made the score. Raises ValueError for a value that the metric cannot have.
     """
 
     adapter: str
@@ -94,7 +96,7 @@ class TaskScore:
     metric: str
     value: float
     n: int
-    loss: float
+    loss: float | None
     base: str
     seed: int
     key: str
@@ -102,6 +104,7 @@ class TaskScore:
     plain: bool = False
     left_out: int = 0
     protocol: str = ""
+    stderr: float | None = None
 
     def document(self) -> dict[str, Any]:
         """The score as JSON; fields with their usual values are left out."""
@@ -109,8 +112,25 @@ class TaskScore:
 
     def __post_init__(self) -> None:
         problem = score_problem(self.metric, self.value, self.n)
-        if problem or not math.isfinite(self.loss):
+        if problem or (self.loss is not None and not math.isfinite(self.loss)):
             raise ValueError(problem or "its loss is not finite")
+
+
+class ScoreRound(typing.Protocol):
+    """The questions of a task for any adapter: what `evaluate` takes in place of a task of this project."""
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens to read."""
+        ...
+
+    def known(self, done: Mapping[str, TaskScore], name: str, adapter: str) -> list[TaskScore]:
+        """The scores of the adapter with this identity in a log, under this name, if all are there."""
+        ...
+
+    def score(self, base: LoadedBase, name: str, adapter: str) -> list[TaskScore]:
+        """The scores of the model in its current state, under this name."""
+        ...
 
 
 def measure(
@@ -144,7 +164,7 @@ def _measure(base: LoadedBase, task: Task, question_set: Questions) -> Measured:
 def evaluate(
     base: LoadedBase,
     members: Sequence[MergeMember],
-    tasks: Sequence[Task],
+    tasks: Sequence[Task | ScoreRound],
     *,
     split: Split = "test",
     limit: int | None = None,
@@ -162,20 +182,22 @@ def evaluate(
     it immediately. Raises UsageError for a file that is not a log and for examples that are too long,
     MemoryLimitError if the base model does not fit, and StorageError if the log cannot be written.
     """
-    rounds = [_round(base, task, split, limit, seed, too_long) for task in tasks]
+    rounds = [
+        _round(base, task, split, limit, seed, too_long) if isinstance(task, Task) else task for task in tasks
+    ]
     done = _read_log(log)
     total, count = (len(members) + with_base) * len(rounds), 0
-    for score in _scores(base, members, rounds, done, with_base):
-        if isinstance(score, TaskScore):
-            if score.key not in done:
-                _append(log, score)
-                done[score.key] = score
-            count += 1
-        else:
+    for scores in _scores(base, members, rounds, done, with_base):
+        if isinstance(scores, LoradexError):
             count += len(rounds) - count % len(rounds)
+        else:
+            new = [score for score in scores if score.key not in done]
+            _append(log, new)
+            done |= {score.key: score for score in new}
+            count += 1
         if progress is not None:
             progress(count, total)
-        yield score
+        yield from [scores] if isinstance(scores, LoradexError) else scores
 
 
 class Sampler:
@@ -247,10 +269,15 @@ class _Round:
         """A hash of everything that the score depends on."""
         return hashlib.sha256(f"{self.identity}\n{adapter}".encode()).hexdigest()
 
-    def score(self, base: LoadedBase, name: str, key: str) -> TaskScore:
+    def known(self, done: Mapping[str, TaskScore], name: str, adapter: str) -> list[TaskScore]:
+        """The score of the adapter with this identity in a log, under this name, if it is there."""
+        entry = done.get(self.key(adapter))
+        return [replace(entry, adapter=name)] if entry else []
+
+    def score(self, base: LoadedBase, name: str, adapter: str) -> list[TaskScore]:
         """The score of the model in its current state, under this name."""
         measurement = _measure(base, self.task, self.asked)
-        return TaskScore(
+        score = TaskScore(
             adapter=name,
             task=self.task.name,
             split=self.split,
@@ -260,11 +287,12 @@ class _Round:
             loss=measurement.loss,
             base=self.base,
             seed=self.seed,
-            key=key,
+            key=self.key(adapter),
             date=self.date,
             plain=self.plain,
             left_out=measurement.left_out,
         )
+        return [score]
 
 
 def _round(
@@ -290,25 +318,21 @@ def _round(
 def _scores(
     base: LoadedBase,
     members: Sequence[MergeMember],
-    rounds: Sequence[_Round],
+    rounds: Sequence[ScoreRound],
     done: Mapping[str, TaskScore],
     with_base: bool,
-) -> Iterator[TaskScore | LoradexError]:
-    """Scores that are known, then those that are measured, one adapter after the other."""
+) -> Iterator[list[TaskScore] | LoradexError]:
+    """By adapter and round, the scores that are known, then those that are measured."""
     from merging.live import LiveStack
 
-    def known(name: str, round_: _Round, adapter: str) -> TaskScore | None:
-        entry = done.get(round_.key(adapter))
-        return replace(entry, adapter=name) if entry else None
-
     for task_round in rounds if with_base else ():
-        yield known(BASE, task_round, BASE) or task_round.score(base, BASE, task_round.key(BASE))
+        yield task_round.known(done, BASE, BASE) or task_round.score(base, BASE, BASE)
     identities = {id(member): _identity(member) for member in members}
     waiting: list[MergeMember] = []
     for member in members:
-        entries = [known(member.name, task_round, identities[id(member)]) for task_round in rounds]
+        entries = [task_round.known(done, member.name, identities[id(member)]) for task_round in rounds]
         if all(entries):
-            yield from (score for score in entries if score)
+            yield from entries
         else:
             waiting.append(member)
     tokens = sum(task_round.tokens for task_round in rounds)
@@ -321,8 +345,8 @@ def _scores(
         try:
             with _single_member(live, tokens):
                 for task_round in rounds:
-                    yield known(member.name, task_round, adapter) or task_round.score(
-                        base, member.name, task_round.key(adapter)
+                    yield task_round.known(done, member.name, adapter) or task_round.score(
+                        base, member.name, adapter
                     )
         except (EvaluationError, MergeError) as error:
             yield type(error)(f"{member.name}: {error}")
@@ -390,13 +414,14 @@ def _cut(log: Path, torn: str) -> None:
         file.truncate(log.stat().st_size - len(torn.encode()))
 
 
-def _append(log: Path | None, score: TaskScore) -> None:
-    if log is None:
+def _append(log: Path | None, scores: Sequence[TaskScore]) -> None:
+    """Appends the scores to the log in one write."""
+    if log is None or not scores:
         return
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(score.document(), sort_keys=True) + "\n")
+            file.write("".join(json.dumps(score.document(), sort_keys=True) + "\n" for score in scores))
             file.flush()
     except OSError as error:
         raise StorageError(f"{log} cannot be written: {error.strerror or error}.") from error

@@ -1,6 +1,6 @@
 from .base import LoadedBase, check_source, checkpoint, first_look, keep_base, load_base, quiet
 from .memory import in_pieces, is_shortage, memory_limit
-from .prompts import DATE, Prompt, date_of, encode, encode_each, normalise_text
+from .prompts import DATE, Prompt, date_of, encode, encode_each, normalise_text, render_turns
 from .protocol import PROTOCOLS, RECYCLING_PAPER, Protocol, find_protocol
 from .tasks import (
     BUDGET,
@@ -52,4 +52,5 @@ __all__ = [
     "normalise_text",
     "quiet",
     "read_task",
+    "render_turns",
 ]

@@ -7,7 +7,7 @@ by the token that ends a turn. The loss of an answer, and the choice among answe
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -102,6 +102,29 @@ def date_of(tokenizer: Any, date: date = DATE) -> str | None:
     texts = {_in_template(tokenizer, "?", other) for other in (DATE, _OTHER_DATE)}
     texts.add(_in_template(tokenizer, "?", date, date_string=_format_date(date)))
     return None if len(texts) == 1 else date.isoformat()
+
+
+def render_turns(
+    tokenizer: Any, turns: Sequence[Mapping[str, str]], date: date = DATE, *, open_turn: bool = True
+) -> str:
+    """Turns (role, content) in the tokenizer's chat template, with midnight of the date as the current time.
+
+    With `open_turn` the assistant's turn begins after them; else the last turn is left open. Raises
+    UsageError for a tokenizer without a template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UsageError("The tokenizer has no chat template; use another base model, or plain texts.")
+    template = tokenizer.get_chat_template()
+    variables = {"chat_template": _clock(date) + template} if _CLOCK in template else {}
+    text = tokenizer.apply_chat_template(
+        [dict(turn) for turn in turns],
+        tokenize=False,
+        add_generation_prompt=open_turn,
+        continue_final_message=not open_turn,
+        date_string=_format_date(date),
+        **variables,
+    )
+    return str(text)
 
 
 def _in_template(tokenizer: Any, content: str, date: date, **variables: str) -> str:

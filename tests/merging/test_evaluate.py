@@ -14,7 +14,7 @@ from catalog.errors import EvaluationError, LoradexError, MergeError, UsageError
 from catalog.scores import read_scores
 from merging.evaluation.scores import BASE, Sampler, TaskScore, evaluate, measure
 from merging.members import MergeMember, load_member
-from merging.model import Task, draw, examples, read_task
+from merging.model import LoadedBase, Task, draw, examples, read_task
 from tests.merging.tiny import NAME, tiny_base, write_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -95,6 +95,42 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, tasks: list[Task]) -> None:
     assert again == scores
     assert log.read_text() == "".join(lines)
     assert document[-1] == (6, 6)
+
+
+class _TwoScores:
+    """Two scores of each adapter, as a task of another program has several metrics."""
+
+    tokens = 10
+
+    def known(self, done: dict[str, TaskScore], name: str, adapter: str) -> list[TaskScore]:
+        entries = [score for key, score in done.items() if key.startswith(f"{adapter}-")]
+        return entries if len(entries) == 2 else []
+
+    def score(self, base: LoadedBase, name: str, adapter: str) -> list[TaskScore]:
+        logits = base.model(torch.tensor([[1, 2, 3]])).logits
+        values = {"acc": float(logits.softmax(-1)[0, -1, 5]), "f1": 0.5}
+        return [
+            TaskScore(
+                name, "other", "test", metric, value, 9, None, NAME, 0, f"{adapter}-{metric}", stderr=0.1
+            )
+            for metric, value in values.items()
+        ]
+
+
+def test_a_round_of_several_scores_is_logged_and_continued_whole(tmp_path: Path, tasks: list[Task]) -> None:
+    members, log = [tiny_adapter(tmp_path / f"a{n}", n) for n in range(2)], tmp_path / "scores.jsonl"
+    rounds = [_TwoScores(), tasks[0]]
+    counts: list[tuple[int, int]] = []
+    scores = list(evaluate(tiny_base(), members, rounds, log=log, progress=lambda *n: counts.append(n)))
+    assert [score.metric for score in scores if isinstance(score, TaskScore)] == ["acc", "f1", "accuracy"] * 3
+    assert counts == [(n, 6) for n in range(1, 7)]
+    values = [score.value for score in scores[::3] if isinstance(score, TaskScore)]
+    assert len(set(values)) == 3, "each adapter is measured, and not the base"
+    lines = log.read_text().splitlines(keepends=True)
+    assert json.loads(lines[0])["loss"] is None
+    # Killed within the two scores of the second adapter.
+    log.write_text("".join(lines[:4]) + lines[4][:20])
+    assert list(evaluate(tiny_base(), members, rounds, log=log)) == scores
 
 
 def test_the_same_weights_under_two_names_are_measured_once(tmp_path: Path, tasks: list[Task]) -> None:
