@@ -35,6 +35,11 @@ class Settings:
         return self.data / "index"
 
     @property
+    def gradients(self) -> Path:
+        """The folder of the gradients of tasks that were computed, which can be made again."""
+        return self.data / "gradients"
+
+    @property
     def bases(self) -> Path:
         """The folder of base models that are kept here."""
         return self.data / "bases"

@@ -99,7 +99,7 @@ def _with_gradient(
     examples = prompts[0].examples
     backgrounds = [(other, row.examples) for other, row in zip(request.backgrounds, prompts[1:], strict=True)]
     kind: Any = question.kind
-    vector, vectors = direction(model, task, examples, backgrounds, kind=kind)
+    vector, vectors = direction(model, task, examples, backgrounds, kind=kind, cache=settings.gradients)
     sources = replace(sources, direction=vector, backgrounds=vectors)
     if not question.exact:
         yield sources, question

@@ -31,7 +31,8 @@ DAMAGES = (OSError, ConfigError, KeyError, TypeError, ValueError)
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts next to a cache; raises one of DAMAGES if they cannot be read."""
-    facts: Any = load_json(path.with_suffix(".json").read_bytes(), max_bytes=_MOST_FACTS)
+    with path.with_suffix(".json").open("rb") as file:
+        facts: Any = load_json(file.read(_MOST_FACTS + 1), max_bytes=_MOST_FACTS)
     return dict(facts)
 
 

@@ -19,11 +19,12 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from catalog.adapters import Module
 from catalog.errors import EvaluationError, UsageError
-from catalog.fingerprints import DELTA_SIZE, OUTPUT_SIZE, output_sketch, signs
+from catalog.fingerprints import DELTA_SIZE, output_sketch, signs
 from merging.evaluation import TooLong, ask, losses, reading_groups, targets_only, too_large
 from merging.members import MergeMember
 from merging.model import Example, LoadedBase, Prompt, Task, in_pieces, memory_limit
@@ -115,22 +116,53 @@ def direction(
     *,
     kind: Kind = "output",
     too_long: TooLong = "error",
+    cache: Path | None = None,
 ) -> tuple[NDArray[float32], NDArray[float32]]:
     """The query vector for a catalog's index of `kind`, (size,), and those of the other tasks, (n, size).
 
     Sizes are 1035 for "output" and 1024 for "delta". With backgrounds the catalog subtracts from an adapter's
-    score its mean over them (`catalog.search.nearest.center_scores`). Raises the errors of `task_gradient`
-    and `ask`.
+    score its mean over them (`catalog.search.nearest.center_scores`). Gradients of both kinds are kept in the
+    folder `cache`, from which later calls read them, bit for bit (`merging.learning.gradient_cache`). Raises
+    the errors of `task_gradient` and `ask`.
     """
     import numpy as np
 
-    def vector(samples_task: Task, samples: Sequence[Example]) -> NDArray[float32]:
-        gradient = task_gradient(base, ask(base, samples_task, samples, too_long).prompts)
-        return gradient.output if kind == "output" else gradient.delta
+    prompt_sets = [
+        ask(base, samples_task, samples, too_long).prompts
+        for samples_task, samples in ((task, examples), *backgrounds)
+    ]
+    rows = np.stack(_sketch_rows(base, prompt_sets, cache))
+    vectors = rows[:, DELTA_SIZE:] if kind == "output" else rows[:, :DELTA_SIZE]
+    return np.ascontiguousarray(vectors[0]), np.ascontiguousarray(vectors[1:])
 
-    size = OUTPUT_SIZE if kind == "output" else DELTA_SIZE
-    rows = [vector(*other) for other in backgrounds]
-    return vector(task, examples), np.array(rows, dtype=np.float32).reshape(-1, size)
+
+def _sketch_rows(
+    base: LoadedBase, prompt_sets: Sequence[Sequence[Prompt]], folder: Path | None
+) -> list[NDArray[float32]]:
+    """The sketches of each gradient, `delta` before `output`; one pass for each that is not in the cache.
+
+    What was computed before an error is kept.
+    """
+    import numpy as np
+
+    from merging.learning.gradient_cache import GradientCache
+
+    cache = None if folder is None else GradientCache(folder, base)
+
+    def find_row(prompts: Sequence[Prompt]) -> NDArray[float32]:
+        row = None if cache is None else cache.find(prompts)
+        if row is None:
+            gradient = task_gradient(base, prompts)
+            row = np.concatenate([gradient.delta, gradient.output])
+            if cache is not None:
+                cache.add(prompts, row)
+        return row
+
+    try:
+        return [find_row(prompts) for prompts in prompt_sets]
+    finally:
+        if cache is not None:
+            cache.write()
 
 
 def exact_scores(

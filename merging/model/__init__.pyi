@@ -2,6 +2,7 @@ from .base import LoadedBase, check_source, checkpoint, first_look, keep_base, l
 from .memory import in_pieces, is_shortage, memory_limit
 from .prompts import DATE, Prompt, date_of, encode, encode_each, normalise_text, render_turns
 from .protocol import PROTOCOLS, RECYCLING_PAPER, Protocol, find_protocol
+from .reading import model_identity
 from .tasks import (
     BUDGET,
     METRICS,
@@ -49,6 +50,7 @@ __all__ = [
     "keep_base",
     "load_base",
     "memory_limit",
+    "model_identity",
     "normalise_text",
     "quiet",
     "read_task",

@@ -96,7 +96,7 @@ def reading_of(model: Any, folder: Path | None = None) -> ReadingMode:
         return ReadingMode()
     reading = reading_of_config(config, bool(getattr(type(model), "_is_stateful", False)))
     if folder is not None:
-        reading.place = folder / f"{_identity(model, config)}.json"
+        reading.place = folder / f"{model_identity(model)}.json"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             document = json.loads(reading.place.read_text("utf-8"))
             reading.right = int(document["right"])
@@ -137,14 +137,17 @@ def _window(config: Any, kinds: tuple[str, ...]) -> float:
     return min(lengths)
 
 
-def _identity(model: Any, config: Any) -> str:
-    """A digest of everything that a verdict on trees depends on, 32 hexadecimal digits."""
+def model_identity(model: Any) -> str:
+    """A digest of what determines how a model computes, except its weights: 32 hexadecimal digits.
+
+    Its configuration, data type, device and way of attention, and the versions of transformers and torch.
+    """
     import torch
     import transformers
 
-    settings = {
-        k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")
-    }
+    config = getattr(model, "config", None)
+    document = {} if config is None else config.to_dict()
+    settings = {k: v for k, v in document.items() if k not in ("_name_or_path", "transformers_version")}
     first = next(iter(model.parameters()))
     attention = getattr(config, "_attn_implementation", None)
     parts = (
