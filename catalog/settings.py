@@ -45,6 +45,11 @@ class Settings:
         return self.data / "bases"
 
     @property
+    def engines(self) -> Path:
+        """The table of rules for engines that is used in place of the program's, if the file exists."""
+        return self.data / "engines.toml"
+
+    @property
     def pools(self) -> Path:
         """The folder of the manifests of pools."""
         return self.data / "pools"

@@ -65,6 +65,7 @@ COMMANDS = {
     "adapt": CommandRow("cli.commands.adapt:adapt", "Learn on a task how much of each adapter to take."),
     "evaluate": CommandRow("cli.commands.evaluate:evaluate", "Score adapters on tasks."),
     "study": CommandRow("cli.commands.study:study", "Run a study: tasks x pools x methods x seeds."),
+    "engines": CommandRow("cli.commands.engines:engines", "Engines that serve adapters, and which run one."),
     "fingerprint": CommandRow(
         "cli.commands.alike:fingerprint", "Measurements of the weights in a local folder."
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,12 @@ from crawler.crawl import refusing
 from loradex.rows import cell_text
 
 if TYPE_CHECKING:
+    from catalog.adapters import EngineVerdict
     from loradex.pool import Pool
 
 # Between things of one line; a line may end after it.
 DOT = f"{NO_BREAK}· "
+RUNS = {True: "yes", False: "no", None: "unknown"}
 LLAMA_LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -37,6 +40,21 @@ def size_column() -> Column:
 def score_column(digits: int = 3) -> Column:
     """A score, empty if there is none."""
     return Column("score", right=True, show=lambda score: "" if score is None else f"{score:.{digits}f}")
+
+
+def runs_column() -> Column:
+    """Whether an engine runs an adapter, in a word."""
+    return Column("runs", show=lambda runs: RUNS[runs])
+
+
+def engine_lines(rows: Sequence[EngineVerdict]) -> list[tuple[str, str]]:
+    """Which engines run an adapter, which do not and why, and for which its file must be read."""
+    running = [f"{row.engine} ({row.option})" if row.option else row.engine for row in rows if row.runs]
+    unknown = [row.engine for row in rows if row.runs is None]
+    refusals = [f"{row.engine}: {'; '.join(row.reasons)}" for row in rows if row.runs is False]
+    lines = [("runs in", ", ".join(running)), ("unknown", ", ".join(unknown))]
+    lines += zip_longest(["not in"], refusals, fillvalue="") if refusals else []
+    return [(label, text) for label, text in lines if text]
 
 
 def short_targets(names: Sequence[str] | None) -> str:

@@ -1,6 +1,7 @@
 from . import errors
 from .catalog import Catalog, open
 from .comparison import fingerprint
+from .engines import EngineRow, EngineVerdict, engines, runs_in
 from .errors import LoradexError, NotFoundError, UsageError
 from .events import ProgressCallback, ProgressEvent, ProgressOption
 from .hub import serve_hub
@@ -36,6 +37,8 @@ __all__ = [
     "AdapterRow",
     "AdaptiveRow",
     "Catalog",
+    "EngineRow",
+    "EngineVerdict",
     "LoradexError",
     "MergeRequest",
     "MethodParameter",
@@ -58,6 +61,7 @@ __all__ = [
     "adapt",
     "adaptive_methods",
     "built_in_studies",
+    "engines",
     "errors",
     "evaluate",
     "fingerprint",
@@ -71,6 +75,7 @@ __all__ = [
     "open",
     "report_study",
     "run_study",
+    "runs_in",
     "serve_hub",
     "train",
 ]

@@ -13,7 +13,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from catalog import database
-from catalog.adapters import USES, AdapterReference, BaseSpelling, BaseTable, adapter_name, initial_spellings
+from catalog.adapters import (
+    USES,
+    AdapterReference,
+    BaseSpelling,
+    BaseTable,
+    adapter_name,
+    initial_spellings,
+    load_engines,
+)
 from catalog.database import CatalogInfo as CatalogInfo
 from catalog.database import (
     Reread,
@@ -360,7 +368,7 @@ class Catalog:
         reference = AdapterReference.parse(adapter)
         with reading(self.settings) as session:
             row = browse.find_adapter(session, reference)
-            return browse.details(session, row, refusing(rules))
+            return browse.details(session, row, refusing(rules), load_engines(self.settings.engines))
 
     @check_arguments
     def draw_adapter(self, adapter: str, path: str | Path) -> Path:

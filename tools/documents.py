@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
+from catalog.adapters import FEATURES, load_engines
 from catalog.query import FIELDS
 from catalog.rules import RULES
 from catalog.selection import STRATEGIES
@@ -29,6 +30,7 @@ HELP = DOCS / "reference" / "commands.md"
 REASONS = DOCS / "reference" / "reasons.md"
 FILTERS = DOCS / "reference" / "filters.md"
 MERGING = DOCS / "reference" / "merging.md"
+ENGINES = DOCS / "reference" / "engines.md"
 ARCHITECTURE = DOCS / "architecture.md"
 
 
@@ -132,6 +134,28 @@ def strategy_table() -> str:
     return "\n".join(["| strategy | ranks by |", "|---|---|", *rows])
 
 
+def engine_table() -> str:
+    """A row an engine: its version, its ranks, and where its rules were read."""
+    rows = []
+    for engine in load_engines():
+        sizes = f"`{engine.rank_option}` above {engine.rank_default}" if engine.rank_option else ""
+        limit = f"{engine.rank_limit}" if engine.rank_limit else ""
+        rows.append(
+            f"| {engine.title} (`{engine.name}`) | {engine.version} | {sizes} | {limit} | {engine.source} |"
+        )
+    return "\n".join(["| engine | version | ranks | limit | source |", "|---|---|---|---|---|", *rows])
+
+
+def feature_table() -> str:
+    """A row a feature of an adapter, and what each engine does that does not run it."""
+    rows = []
+    for name, sentence in FEATURES.items():
+        rules = [(engine, rule) for engine in load_engines() for rule in engine.rules if rule.when == name]
+        effects = "<br>".join(f"{engine.title} {rule.text}" for engine, rule in rules)
+        rows.append(f"| `{name}` | {sentence} | {effects} |")
+    return "\n".join(["| feature | what it is | engines |", "|---|---|---|", *rows])
+
+
 def layer_drawing() -> str:
     """The levels of the rooms and of the packages in each, from top to bottom, by the import contracts."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -152,6 +176,7 @@ PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     FILTERS: {"fields": field_table},
     MERGING: {"methods": method_table},
     CHOOSE: {"strategies": strategy_table},
+    ENGINES: {"engines": engine_table, "features": feature_table},
     ARCHITECTURE: {"levels": layer_drawing},
 }
 

@@ -19,6 +19,15 @@ from .bases import (
     table_with,
 )
 from .config import AdapterConfig, ScalingRule, parse_config
+from .engine_rules import (
+    FEATURES,
+    Engine,
+    EngineFacts,
+    EngineVerdict,
+    engine_facts,
+    load_engines,
+    verdicts,
+)
 from .engines import misreadings
 from .feature import (
     IN_LAYERS,
@@ -84,6 +93,7 @@ from .weights import (
 __all__ = [
     "CONFIG_NAME",
     "DTYPE_BITS",
+    "FEATURES",
     "IN_LAYERS",
     "MOST_CONFIG",
     "PARTIAL",
@@ -104,6 +114,9 @@ __all__ = [
     "BaseSpelling",
     "BaseTable",
     "DocumentRecord",
+    "Engine",
+    "EngineFacts",
+    "EngineVerdict",
     "FingerprintRecord",
     "Header",
     "LoraModule",
@@ -122,6 +135,7 @@ __all__ = [
     "bases",
     "beside_the_update",
     "dims",
+    "engine_facts",
     "engine_problems",
     "features",
     "file_pattern",
@@ -140,6 +154,7 @@ __all__ = [
     "iterate_modules",
     "layers_to_leave_out",
     "license_of_base",
+    "load_engines",
     "load_json",
     "load_problems",
     "lora_modules",
@@ -164,4 +179,5 @@ __all__ = [
     "table_with",
     "tensor_digest",
     "tensors_beside",
+    "verdicts",
 ]

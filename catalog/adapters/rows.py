@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from catalog.adapters.engine_rules import EngineVerdict
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,4 @@ class AdapterDetails(AdapterRow):
     card: str
     training: Mapping[str, Any]
     details: Mapping[str, str]
+    runs_in: Sequence[EngineVerdict]

@@ -6,28 +6,42 @@ the rules refuse (`crawler.crawl.screening`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import zlib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, exists, func, select
 from sqlalchemy.orm import Session, selectinload
 
-from catalog.adapters import AdapterDetails, AdapterReference, AdapterRow
+from catalog.adapters import (
+    AdapterDetails,
+    AdapterReference,
+    AdapterRow,
+    Engine,
+    EngineVerdict,
+    engine_facts,
+    lora_modules,
+    parse_config,
+    parse_header,
+    verdicts,
+)
 from catalog.database import (
     Adapter,
     AdapterReason,
     BaseModelRow,
     Crawl,
+    DocumentRow,
     Embedding,
     FingerprintRow,
     Repository,
     RepositoryAlias,
+    WeightsFile,
     retries,
     store,
     waiting,
 )
-from catalog.errors import NotFoundError, UsageError
+from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
 from catalog.query import FIELDS, Prefix, Query, fold, query_row, texts_asked
 
 SORTS: dict[str, tuple[ColumnElement[Any], ...]] = {
@@ -130,8 +144,10 @@ def find_adapter(session: Session, reference: AdapterReference) -> Adapter:
     return rows[0]
 
 
-def details(session: Session, adapter: Adapter, refusing: Collection[str]) -> AdapterDetails:
-    """The details of one adapter."""
+def details(
+    session: Session, adapter: Adapter, refusing: Collection[str], engines: Sequence[Engine]
+) -> AdapterDetails:
+    """The details of one adapter, with the verdicts of engines."""
     repository, values = adapter.repository, query_row(adapter, refusing)
     other_adapters = session.scalars(
         select(Adapter.subfolder)
@@ -153,8 +169,24 @@ def details(session: Session, adapter: Adapter, refusing: Collection[str]) -> Ad
         "files": adapter.files,
         "training": adapter.training,
         "details": {reason.reason: reason.detail for reason in adapter.reasons},
+        "runs_in": engine_verdicts(session, adapter, engines),
     }
     return AdapterDetails(**{field.name: values[field.name] for field in fields(AdapterDetails)})
+
+
+def engine_verdicts(
+    session: Session, adapter: Adapter, engines: Sequence[Engine]
+) -> tuple[EngineVerdict, ...]:
+    """Which engines run an adapter, by its stored configuration and header; none if it has no valid one."""
+    document = session.get(DocumentRow, adapter.config_digest) if adapter.config_digest else None
+    file = session.get(WeightsFile, adapter.weights_digest) if adapter.weights_digest else None
+    try:
+        config = parse_config(document.content if document else b"")
+        header = parse_header(zlib.decompress(file.header), file.size) if file and file.header else None
+    except (ConfigError, WeightsError):
+        return ()
+    spec = lora_modules(header, config) if header else None
+    return verdicts(engine_facts(config, spec), engines)
 
 
 def totals(

@@ -18,6 +18,7 @@ from cli.output import NO_BREAK, Column, fold, label_lines, output_options, widt
 from cli.tables import (
     DOT,
     cost_text,
+    engine_lines,
     first_of,
     rank_column,
     reasons_text,
@@ -33,7 +34,9 @@ from loradex.rows import AdapterDetails, cell_text
 from loradex.text import plain
 
 # What `show` shows elsewhere or not at all; --json has everything.
-HIDDEN = {"adapter", "reasons", "details", "card", "files", "training", "weights", "tags", "verdict"}
+HIDDEN = {
+    *("adapter", "reasons", "details", "card", "files", "training", "weights", "tags", "verdict", "runs_in")
+}
 MOST_FILES = 20
 MOST_RETRIES = 20
 MOST_TARGETS = 40
@@ -189,6 +192,7 @@ def _render_adapter(adapter: AdapterDetails, rules: str) -> str:
     )
     files = [f"{file['name']}  {file['size']:,}  {cell_text(file['digest'])}" for file in adapter.files or ()]
     rows += zip_longest(["files"], first_of(files, MOST_FILES), fillvalue="")
+    rows += engine_lines(adapter.runs_in)
     lines = [f"{adapter.adapter}  {adapter.verdict} (rules: {rules})"]
     lines += [text for text in (label_lines(reasons, indent="  "), label_lines(rows)) if text]
     return "\n".join([*lines, *_excerpt(adapter.card)])

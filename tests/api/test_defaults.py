@@ -63,6 +63,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "study list": loradex.built_in_studies,
     "study report": loradex.report_study,
     "study run": loradex.run_study,
+    "engines": loradex.runs_in,
     "fingerprint": loradex.fingerprint,
     "base add": loradex.Catalog.add_base_name,
     "base keep": loradex.Catalog.keep_base,

@@ -1,0 +1,364 @@
+"""Which engines run an adapter as PEFT does: features of its files, joined with a table of rules.
+
+The features are facts of a configuration and a weights file; the rules are data, `engines.toml`, each with
+the version and the source of its engine. A newer table can be used in place of the one that comes with the
+program.
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from catalog.adapters.base_modules import modules_of_spelling
+from catalog.adapters.config import AdapterConfig
+from catalog.adapters.feature import features
+from catalog.adapters.peft_config import peft_refusals
+from catalog.adapters.spec import AdapterSpec, LoraModule
+from catalog.errors import UsageError
+from catalog.files import read_limited
+
+Effect = Literal["refuses", "misreads", "drops"]
+Remedy = Literal["", "normalise", "fold", "leave-out", "gguf"]
+RULES_NAME = "engines.toml"
+_FORMAT = "loradex-engines/1"
+_MOST_BYTES = 1024 * 1024
+# Scalings that differ by less are equal: configurations write alpha / r in decimals.
+_TOLERANCE = 1e-9
+# The problems of a file for which some factors have no pair.
+_BROKEN = frozenset(
+    {
+        "unpaired_factor",
+        "rank_mismatch",
+        "empty_tensor",
+        "not_a_matrix",
+        "duplicate_factor",
+        "bad_dtype",
+        "bad_pattern",
+    }
+)
+_SAME_REASON = (
+    "not_lora",
+    "use_dora",
+    "layer_replication",
+    "alora",
+    "lora_variant",
+    "relative_init",
+    "lora_bias",
+)
+# Every feature, and what it means.
+FEATURES: Mapping[str, str] = {
+    "any": "Every adapter.",
+    "not_lora": "Another method than LoRA.",
+    "use_dora": "DoRA: learned magnitudes of the rows of the weights.",
+    "relative_init": "Its update is relative to a modified base model, as by PiSSA or OLoRA.",
+    "layer_replication": "It runs on a base model with repeated layers.",
+    "alora": "It is active only after certain tokens.",
+    "lora_variant": "A variant whose update is not B A.",
+    "lora_bias": "Its factors have biases.",
+    "has_bias": "Its file contains biases of the base model.",
+    "bias_setting": "Its configuration has a bias setting other than none.",
+    "modules_to_save_setting": "Its configuration names modules to save.",
+    "saved_weights": "Its file contains whole weights beside the factors.",
+    "trainable_tokens": "It trains embeddings of single tokens.",
+    "target_parameters": "It adapts bare parameters, such as stacked experts.",
+    "target_regex": "Its target_modules are a regular expression.",
+    "config_refused": "PEFT does not load its configuration.",
+    "key_spelling": "Some names of its factors are not those that PEFT looks for.",
+    "module_absent": "Its base model has no module for some of its factors.",
+    "broken_factors": "Some factors have no partner of the same rank.",
+    "mixed_ranks": "Its modules have several ranks.",
+    "mixed_ranks_of_a_kind": "Modules of one kind, such as q_proj, have several ranks.",
+    "rank_off_grid": "A rank is neither 8 nor a multiple of 16.",
+    "scale_of_config": "The scaling of some module is not lora_alpha / r of the configuration.",
+    "scale_of_modules": "Its modules have several scalings.",
+    "scale_of_tensors": "The scaling of some module is not lora_alpha over the rank of its factors.",
+    "scale_of_tensors_rslora": "Nor is it lora_alpha over its square root, where use_rslora is set.",
+    "part_of_qkv": "Some layer adapts q_proj, k_proj or v_proj, and neither all nor q and v.",
+    "up_without_gate": "Some layer adapts up_proj and not gate_proj.",
+    "uneven_layers": "Some layer lacks a kind of module that another layer has.",
+    "head": "It adapts lm_head.",
+    "embedding": "It adapts the embedding of tokens.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What an engine does with an adapter that has the feature `when`, in words, and what makes it run."""
+
+    when: str
+    effect: Effect
+    text: str
+    remedy: Remedy = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine at a version, with the source of its rules.
+
+    `ranks` are the values that its option for the largest rank takes (none: any), `rank_default` the largest
+    rank without the option, `rank_limit` the largest of all; 0 where there is none.
+    """
+
+    name: str
+    title: str
+    version: str
+    source: str
+    rules: tuple[Rule, ...] = field(repr=False)
+    ranks: tuple[int, ...] = ()
+    rank_option: str = ""
+    rank_default: int = 0
+    rank_limit: int = 0
+
+    def option_for(self, rank: int) -> str:
+        """The option with the value that an adapter of this rank needs; empty if it needs none."""
+        if not self.rank_option or rank <= self.rank_default:
+            return ""
+        return f"{self.rank_option} {next((size for size in self.ranks if size >= rank), rank)}"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """The features of an adapter, and its largest rank; `whole` unless its weights file was not read."""
+
+    features: tuple[str, ...]
+    rank: int | None
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EngineVerdict:
+    """Whether an engine computes what PEFT computes with an adapter; None if its file must be read.
+
+    `reasons` say why not, `remedies` what makes it run, and `option` is what the engine must be started with.
+    """
+
+    engine: str
+    runs: bool | None
+    reasons: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+    option: str = ""
+
+
+def engine_facts(config: AdapterConfig, spec: AdapterSpec | None = None) -> EngineFacts:
+    """What engines look at in an adapter, from its configuration and, if it was read, its weights file."""
+    settings = set(_settings(config))
+    if spec is None:
+        names = settings | set(_config_features(config)) | set(_rank_settings(config))
+        ranks = [config.rank or 0, *config.rank_pattern.values()]
+        return EngineFacts(_in_order(names), max(ranks) or None, whole=False)
+    names = settings | set(_file_features(config, spec)) | set(_layer_features(config, spec.modules))
+    return EngineFacts(_in_order(names), max((module.rank for module in spec.modules), default=None))
+
+
+def verdict(engine: Engine, facts: EngineFacts) -> EngineVerdict:
+    """Whether an engine runs an adapter with these features as PEFT does."""
+    broken = [rule for rule in engine.rules if rule.when == "any" or rule.when in facts.features]
+    reasons = [rule.text for rule in broken]
+    if engine.rank_limit and (facts.rank or 0) > engine.rank_limit:
+        reasons.append(f"takes ranks up to {engine.rank_limit}")
+    remedies = dict.fromkeys(rule.remedy for rule in broken if rule.remedy)
+    if reasons:
+        return EngineVerdict(engine.name, False, tuple(reasons), tuple(remedies))
+    return EngineVerdict(
+        engine.name, True if facts.whole else None, option=engine.option_for(facts.rank or 0)
+    )
+
+
+def verdicts(facts: EngineFacts, engines: Iterable[Engine]) -> tuple[EngineVerdict, ...]:
+    """The verdict of each engine."""
+    return tuple(verdict(engine, facts) for engine in engines)
+
+
+def load_engines(path: Path | None = None) -> tuple[Engine, ...]:
+    """The engines of the table of rules in a file; if it does not exist, of the program's own.
+
+    Raises UsageError for a file that is not such a table.
+    """
+    if path is None or not path.exists():
+        return _own_engines()
+    advice = "give a table of engines, or remove the file to use the one that comes with loradex"
+    return _engines(
+        read_limited(path, _MOST_BYTES, kind="a table of engines", advice=advice, error=UsageError), str(path)
+    )
+
+
+@functools.cache
+def _own_engines() -> tuple[Engine, ...]:
+    return _engines(files("catalog.adapters").joinpath(RULES_NAME).read_bytes(), RULES_NAME)
+
+
+def _engines(data: bytes, name: str) -> tuple[Engine, ...]:
+    try:
+        document = tomllib.loads(data.decode("utf-8"))
+        if document.get("format") != _FORMAT:
+            raise ValueError(f"its format is not {_FORMAT}")
+        engines = tuple(_engine(entry) for entry in document["engine"])
+    except (
+        UnicodeDecodeError,
+        tomllib.TOMLDecodeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise UsageError(f"{name} is not a table of engines: {reason}.") from error
+    if len({engine.name for engine in engines}) < len(engines):
+        raise UsageError(f"{name} is not a table of engines: two engines have one name.")
+    return engines
+
+
+def _engine(entry: Mapping[str, Any]) -> Engine:
+    rules = tuple(Rule(**rule) for rule in entry.get("rule", ()))
+    for rule in rules:
+        if (
+            rule.when not in FEATURES
+            or rule.effect not in get_args(Effect)
+            or rule.remedy not in get_args(Remedy)
+        ):
+            raise ValueError(f"{rule.when}: {rule.effect} ({rule.remedy or 'no remedy'}) is not a known rule")
+    values = {key: value for key, value in entry.items() if key != "rule"}
+    engine = Engine(**{**values, "ranks": tuple(entry.get("ranks", ()))}, rules=rules)
+    texts = (
+        engine.name,
+        engine.title,
+        engine.version,
+        engine.source,
+        engine.rank_option,
+        *(r.text for r in rules),
+    )
+    numbers = (engine.rank_default, engine.rank_limit, *engine.ranks)
+    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        raise TypeError(f"a field of {engine.name} has another type")
+    return engine
+
+
+def _in_order(names: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in FEATURES if name in names)
+
+
+def _config_features(config: AdapterConfig) -> Iterator[str]:
+    """The features that a configuration leads to expect of its weights file."""
+    own = {feature.reason for feature in features(config)}
+    yield from own & {*_SAME_REASON, "trainable_tokens", "target_parameters"}
+    if peft_refusals(config):
+        yield "config_refused"
+
+
+def _settings(config: AdapterConfig) -> Iterator[str]:
+    """The features that are settings of the configuration, whatever the file contains."""
+    settings = {
+        "bias_setting": config.bias != "none",
+        "modules_to_save_setting": bool(config.modules_to_save),
+        "target_regex": isinstance(config.target_modules, str)
+        and config.target_modules not in ("all-linear", "all"),
+    }
+    yield from (name for name, is_set in settings.items() if is_set)
+
+
+def _rank_settings(config: AdapterConfig) -> Iterator[str]:
+    """The features of the ranks and scalings that a configuration gives."""
+    ranks = {rank for rank in (config.rank, *config.rank_pattern.values()) if rank}
+    if len(ranks) > 1:
+        yield "mixed_ranks"
+    if any(rank != 8 and rank % 16 for rank in ranks):
+        yield "rank_off_grid"
+    if config.use_rslora and (config.rank or 1) > 1 and config.alpha:
+        yield from ("scale_of_config", "scale_of_tensors")
+    if any(alpha != config.alpha for alpha in config.alpha_pattern.values()):
+        yield from ("scale_of_config", "scale_of_modules", "scale_of_tensors", "scale_of_tensors_rslora")
+
+
+def _file_features(config: AdapterConfig, spec: AdapterSpec) -> Iterator[str]:
+    """The features that the names and kinds of the tensors show."""
+    own = {feature.reason for feature in features(config, spec)}
+    yield from own & {*_SAME_REASON, "has_bias", "trainable_tokens"}
+    if any(other.kind in ("saved", "base_copy") for other in spec.others):
+        yield "saved_weights"
+    if spec.of_parameters:
+        yield "target_parameters"
+    if spec.respelled:
+        yield "key_spelling"
+    if spec.absent:
+        yield "module_absent"
+    if peft_refusals(config, spec):
+        yield "config_refused"
+    if not spec.modules or any(problem.kind in _BROKEN for problem in spec.problems):
+        yield "broken_factors"
+
+
+def _layer_features(config: AdapterConfig, modules: Collection[LoraModule]) -> Iterator[str]:
+    """The features of ranks, scalings and the modules of each layer."""
+    yield from _rank_features(modules)
+    for name, scaling in _SCALINGS.items():
+        if not all(_close(module.scaling, scaling(config, module)) for module in modules):
+            yield name
+    if modules and not all(_close(module.scaling, next(iter(modules)).scaling) for module in modules):
+        yield "scale_of_modules"
+    if any(module.kind == "embedding" for module in modules):
+        yield "embedding"
+    if any(module.short_name == "lm_head" for module in modules):
+        yield "head"
+    layers = kinds_by_layer(config, modules)
+    if any({"q_proj", "k_proj", "v_proj"} & kinds not in _WHOLE_ATTENTION for kinds in layers.values()):
+        yield "part_of_qkv"
+    if any("up_proj" in kinds and "gate_proj" not in kinds for kinds in layers.values()):
+        yield "up_without_gate"
+    if len({frozenset(kinds) for kinds in layers.values()}) > 1:
+        yield "uneven_layers"
+
+
+def _rank_features(modules: Collection[LoraModule]) -> Iterator[str]:
+    ranks = {module.rank for module in modules}
+    if len(ranks) > 1:
+        yield "mixed_ranks"
+    if len({(module.short_name, module.rank) for module in modules}) > len(
+        {module.short_name for module in modules}
+    ):
+        yield "mixed_ranks_of_a_kind"
+    if any(rank != 8 and rank % 16 for rank in ranks):
+        yield "rank_off_grid"
+
+
+def kinds_by_layer(config: AdapterConfig, modules: Iterable[LoraModule]) -> dict[int, set[str]]:
+    """The short names of the adapted modules of every layer, of those without any too.
+
+    The layers are those of the base model if the built-in table has it, else all up to the last adapted one.
+    """
+    layers: dict[int, set[str]] = {}
+    for module in modules:
+        if module.layer is not None:
+            layers.setdefault(module.layer, set()).add(module.short_name)
+    if not layers:
+        return {}
+    base = modules_of_spelling(config.base_model)
+    count = max(layers) + 1
+    if base is not None:
+        numbers = [int(part) for name in base.shapes for part in name.split(".") if part.isdigit()]
+        count = max(count, max(numbers, default=0) + 1)
+    return {layer: layers.get(layer, set()) for layer in range(count)}
+
+
+_WHOLE_ATTENTION: tuple[Set[str], ...] = (
+    frozenset(),
+    frozenset({"q_proj", "v_proj"}),
+    frozenset({"q_proj", "k_proj", "v_proj"}),
+)
+# The scalings that engines take instead of PEFT's, by the feature that an adapter has where they differ.
+_SCALINGS: Mapping[str, Callable[[AdapterConfig, LoraModule], float]] = {
+    "scale_of_config": lambda config, module: config.alpha / (config.rank or module.rank),
+    "scale_of_tensors": lambda config, module: config.alpha / module.rank if config.alpha else 1.0,
+    "scale_of_tensors_rslora": lambda config, module: (
+        config.alpha / (module.rank**0.5 if config.use_rslora else module.rank)
+    ),
+}
+
+
+def _close(left: float, right: float) -> bool:
+    return abs(left - right) <= _TOLERANCE * max(abs(left), abs(right))
