@@ -385,8 +385,12 @@ class TaskScores(Rows["TaskScore"]):
         self.failures = tuple(failures)
 
     def document(self) -> dict[str, Any]:
-        """The scores as scores.json has them, which `Catalog.import_scores` reads."""
-        return {"scores": [score.document() for score in self]}
+        """The scores as scores.json has them, which `Catalog.import_scores` reads.
+
+        `items` has the hashes of the examples, once for each list that scores name by `items_sha`.
+        """
+        items = {score.items_sha: score.item_hashes for score in self if score.item_hashes}
+        return {"scores": [score.document() for score in self], **({"items": items} if items else {})}
 
 
 @check_arguments

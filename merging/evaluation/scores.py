@@ -14,7 +14,7 @@ import json
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,18 @@ from catalog.errors import (
     UsageError,
     WeightsError,
 )
-from catalog.scores import score_problem
+from catalog.scores import (
+    item_hash,
+    list_sha,
+    pack_bitmap,
+    pack_margins,
+    read_outcomes,
+    score_problem,
+    to_text,
+)
 from merging.evaluation.generation import generate
 from merging.evaluation.questions import Questions, TooLong, ask, prompt_date, reads_plainly
-from merging.evaluation.scoring import accuracy, likelihoods, mean_loss, targets_only
+from merging.evaluation.scoring import answer_margins, likelihoods, mean_loss, right_answers, targets_only
 from merging.evaluation.trees import pack_prompts, tree_of
 from merging.members import MergeMember, digest_of
 from merging.model import (
@@ -66,17 +74,21 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A score on n examples: `value` by the task's metric, from 0 to 1, and the mean over examples of the
-    right answer's loss a token, in nats. `left_out` examples were too long for the model.
+    right answer's loss a token, in nats. `left_out` examples were too long for the model. `outcomes` says of
+    each example whether its answer was right, and `margins`, of a task with choices, by how much the best
+    other choice was more likely than the right one (nats).
     """
 
     value: float
     loss: float
     n: int
     left_out: int = 0
+    outcomes: tuple[bool, ...] = field(default=(), repr=False)
+    margins: tuple[float, ...] = field(default=(), repr=False)
 
     def document(self) -> dict[str, Any]:
-        """The score as JSON; the number of examples left out is included if any."""
-        return _without_defaults(self)
+        """The score as JSON, without those of single examples; the number left out is included if any."""
+        return _without_defaults(self, "outcomes", "margins")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +99,9 @@ class TaskScore:
     `plain` means that prompts were read individually, since a tree of them would be wrong for the model;
     `left_out` the examples that are too long for it; and `protocol` is the name of the protocol, "" for the
     project's own. `loss` is None and `stderr` the standard error of the value, if known, where another
-    program's rules made the score. Raises ValueError for a value that the metric cannot have.
+    program's rules made the score. `items_sha`, `outcomes` and `margins` are the answers to single examples,
+    texts of `catalog.scores.outcomes`, and `item_hashes` (not in the document) the hashes of these. Raises
+    ValueError for a value that the metric cannot have, or that its outcomes contradict.
     """
 
     adapter: str
@@ -105,15 +119,24 @@ class TaskScore:
     left_out: int = 0
     protocol: str = ""
     stderr: float | None = None
+    items_sha: str = field(default="", repr=False)
+    outcomes: str = field(default="", repr=False)
+    margins: str = field(default="", repr=False)
+    item_hashes: str = field(default="", repr=False, compare=False)
 
     def document(self) -> dict[str, Any]:
         """The score as JSON; fields with their usual values are left out."""
-        return _without_defaults(self)
+        return _without_defaults(self, "item_hashes")
 
     def __post_init__(self) -> None:
         problem = score_problem(self.metric, self.value, self.n)
         if problem or (self.loss is not None and not math.isfinite(self.loss)):
             raise ValueError(problem or "its loss is not finite")
+        if self.items_sha or self.outcomes or self.margins:
+            try:
+                read_outcomes(self.items_sha, self.outcomes, self.margins, self.n).check(self.value, self.n)
+            except UsageError as error:
+                raise ValueError(str(error)) from error
 
 
 class ScoreRound(typing.Protocol):
@@ -147,18 +170,20 @@ def measure(
 
 def _measure(base: LoadedBase, task: Task, question_set: Questions) -> Measured:
     prompts, questions = question_set.prompts, question_set.examples
+    margins: list[float] = []
     if task.metric == "accuracy":
         answers = likelihoods(base, prompts)
-        value, loss = accuracy(prompts, answers), mean_loss(prompts, answers)
+        right, margins = right_answers(prompts, answers), answer_margins(prompts, answers)
+        loss = mean_loss(prompts, answers)
     else:
         alone = targets_only(prompts)
         loss = mean_loss(alone, likelihoods(base, alone))
         texts = generate(base, prompts)
         right = [normalise_text(t) == normalise_text(q.target) for t, q in zip(texts, questions, strict=True)]
-        value = sum(right) / len(right)
-    if not math.isfinite(loss):
+    if not math.isfinite(loss) or any(map(math.isnan, margins)):
         raise EvaluationError(f"The output of the model on {task.name} is not finite; its weights overflow.")
-    return Measured(value, loss, len(prompts), question_set.left_out)
+    value = sum(right) / len(right)
+    return Measured(value, loss, len(prompts), question_set.left_out, tuple(right), tuple(margins))
 
 
 def evaluate(
@@ -264,6 +289,12 @@ class _Round:
     plain: bool
     tokens: int
     identity: str
+    item_hashes: bytes
+
+    @property
+    def items_sha(self) -> str:
+        """What identifies the list of examples."""
+        return list_sha(self.item_hashes)
 
     def key(self, adapter: str) -> str:
         """A hash of everything that the score depends on."""
@@ -272,7 +303,10 @@ class _Round:
     def known(self, done: Mapping[str, TaskScore], name: str, adapter: str) -> list[TaskScore]:
         """The score of the adapter with this identity in a log, under this name, if it is there."""
         entry = done.get(self.key(adapter))
-        return [replace(entry, adapter=name)] if entry else []
+        if entry is None:
+            return []
+        hashes = to_text(self.item_hashes) if entry.items_sha == self.items_sha else ""
+        return [replace(entry, adapter=name, item_hashes=hashes)]
 
     def score(self, base: LoadedBase, name: str, adapter: str) -> list[TaskScore]:
         """The score of the model in its current state, under this name."""
@@ -291,6 +325,10 @@ class _Round:
             date=self.date,
             plain=self.plain,
             left_out=measurement.left_out,
+            items_sha=self.items_sha,
+            outcomes=to_text(pack_bitmap(measurement.outcomes)),
+            margins=to_text(pack_margins(measurement.margins)),
+            item_hashes=to_text(self.item_hashes),
         )
         return [score]
 
@@ -312,7 +350,8 @@ def _round(
     parts += ["read plainly"] if plain else []
     parts += [f"left out {questions.left_out}"] if questions.left_out else []
     identity = "\n".join(str(part) for part in parts)
-    return _Round(task, split, seed, base.name, questions, date, plain, tokens, identity)
+    hashes = b"".join(item_hash(row.input, row.target, row.choices) for row in questions.examples)
+    return _Round(task, split, seed, base.name, questions, date, plain, tokens, identity, hashes)
 
 
 def _scores(
@@ -402,10 +441,11 @@ def _read_log(log: Path | None) -> dict[str, TaskScore]:
     return entries
 
 
-def _without_defaults(record: Measured | TaskScore) -> dict[str, Any]:
-    """The fields of a score except those with their defaults."""
-    usual = {field.name: field.default for field in fields(record)}
-    return {name: value for name, value in asdict(record).items() if value != usual[name]}
+def _without_defaults(record: Measured | TaskScore, *hidden: str) -> dict[str, Any]:
+    """The fields of a score except those with their defaults, and the hidden ones."""
+    usual = {row.name: row.default for row in fields(record) if row.name not in hidden}
+    document = asdict(record)
+    return {name: document[name] for name in usual if document[name] != usual[name]}
 
 
 def _cut(log: Path, torn: str) -> None:

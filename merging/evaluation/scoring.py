@@ -144,10 +144,19 @@ def choose_answers(answers: Sequence[Likelihoods]) -> list[int]:
     return [max(range(len(values)), key=values.__getitem__) for values in answers]
 
 
-def accuracy(prompts: Sequence[Prompt], answers: Sequence[Likelihoods]) -> float:
-    """The share of prompts whose most likely answer is the right one."""
-    hits = [pick == prompt.right for prompt, pick in zip(prompts, choose_answers(answers), strict=True)]
-    return sum(hits) / len(hits)
+def right_answers(prompts: Sequence[Prompt], answers: Sequence[Likelihoods]) -> list[bool]:
+    """Whether the most likely answer of every prompt is the right one."""
+    return [pick == prompt.right for prompt, pick in zip(prompts, choose_answers(answers), strict=True)]
+
+
+def answer_margins(prompts: Sequence[Prompt], answers: Sequence[Likelihoods]) -> list[float]:
+    """log p of the best other answer minus log p of the right one for every prompt, in nats; negative if the
+    right one is the most likely. Prompts have at least two answers.
+    """
+    return [
+        max(values[: prompt.right] + values[prompt.right + 1 :]) - values[prompt.right]
+        for prompt, values in zip(prompts, answers, strict=True)
+    ]
 
 
 def mean_loss(prompts: Sequence[Prompt], answers: Sequence[Likelihoods]) -> float:

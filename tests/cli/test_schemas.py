@@ -13,6 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from catalog.selection import Question
+from loradex.models import TaskScores
 from merging.evaluation.scores import TaskScore, evaluate
 from merging.members import load_member
 from merging.model import read_task
@@ -25,7 +26,7 @@ from tools.documents import DOCS
 
 Path_ = tuple[str | int, ...]
 # What a file may have or lack.
-OPTIONAL = {"source", "base_model", "distinct", "where", "control", "of"}
+OPTIONAL = {"source", "base_model", "distinct", "where", "control", "of", "items", "margins"}
 
 
 def validator(name: str) -> Draft202012Validator:
@@ -54,7 +55,9 @@ def written(hub: LocalHub, run: Program, tmp_path: Path) -> dict[str, list[Any]]
     return {
         "pool": [json.loads(file.read_bytes()) for file in sorted(tmp_path.rglob("pool.json"))],
         "merge": [json.loads(file.read_bytes()) for file in sorted(tmp_path.rglob("merge.json"))],
-        "scores": [{"scores": [score.document() for score in scores if isinstance(score, TaskScore)]}],
+        "scores": [
+            TaskScores([score for score in scores if isinstance(score, TaskScore)], (), ()).document(),
+        ],
     }
 
 

@@ -11,7 +11,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from catalog.errors import EvaluationError, LoradexError, MergeError, UsageError
-from catalog.scores import read_scores
+from catalog.scores import (
+    from_text,
+    item_hash,
+    list_sha,
+    read_outcomes,
+    read_scores,
+    to_text,
+    unpack_bitmap,
+    unpack_margins,
+)
 from merging.evaluation.scores import BASE, Sampler, TaskScore, evaluate, measure
 from merging.members import MergeMember, load_member
 from merging.model import LoadedBase, Task, draw, examples, read_task
@@ -76,6 +85,42 @@ def test_exact_match_counts_generated_texts(tmp_path: Path, tasks: list[Task]) -
     own = read_task(write_task(tmp_path / "own", rows, choices=None, metric="exact_match"))
     expected = sum(text != "" for text in texts[:-1]) / 4
     assert measure(base, own, examples(own, "test")).value == expected
+
+
+def test_outcomes_say_which_examples_were_right(tmp_path: Path, tasks: list[Task]) -> None:
+    log = tmp_path / "scores.jsonl"
+    scores = [
+        item for item in evaluate(tiny_base(), [], tasks, limit=9, log=log) if isinstance(item, TaskScore)
+    ]
+    for score, task in zip(scores, tasks, strict=True):
+        questions = draw(task, "test", 9)
+        right = [measure(tiny_base(), task, [row]).value == 1.0 for row in questions]
+        assert isinstance(score, TaskScore)
+        record = read_outcomes(score.items_sha, score.outcomes, score.margins, 9)
+        assert unpack_bitmap(record.bitmap, 9).tolist() == right
+        hashes = b"".join(item_hash(row.input, row.target, row.choices) for row in questions)
+        assert score.item_hashes == to_text(hashes)
+        assert score.items_sha == list_sha(hashes)
+    alone = measure(tiny_base(), tasks[0], draw(tasks[0], "test", 9))
+    choice, text = (json.loads(line) for line in log.read_text().splitlines())
+    margins = unpack_margins(from_text(choice["margins"], "margins", 18), 9)
+    assert margins == pytest.approx(alone.margins, rel=1e-3)
+    assert "margins" not in text
+    assert "item_hashes" not in text
+    again = list(evaluate(tiny_base(), [], tasks, limit=9, log=log))
+    assert again == scores
+    assert [item.item_hashes for item in again if isinstance(item, TaskScore)] == [
+        item.item_hashes for item in scores if isinstance(item, TaskScore)
+    ]
+
+
+def test_a_line_whose_value_contradicts_its_outcomes_is_refused(tmp_path: Path, tasks: list[Task]) -> None:
+    log = tmp_path / "scores.jsonl"
+    list(evaluate(tiny_base(), [], tasks[:1], limit=9, log=log))
+    row = json.loads(log.read_text())
+    log.write_text(json.dumps({**row, "value": (row["value"] * 9 + 1) % 10 / 9}) + "\n")
+    with pytest.raises(UsageError, match="line 1 is not a score"):
+        list(evaluate(tiny_base(), [], tasks[:1], limit=9, log=log))
 
 
 def test_a_run_goes_on_where_it_was(tmp_path: Path, tasks: list[Task]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from catalog.errors import EvaluationError
 from merging.evaluation.generation import generate
 from merging.evaluation.scoring import (
-    accuracy,
+    answer_margins,
     candidate_likelihoods,
     choose_answers,
     entropies,
@@ -20,6 +20,7 @@ from merging.evaluation.scoring import (
     likelihoods,
     losses,
     mean_loss,
+    right_answers,
     targets_only,
 )
 from merging.evaluation.trees import pack_prompts, tree_of
@@ -84,7 +85,9 @@ def test_the_first_answer_of_a_likely_word_is_chosen() -> None:
     prompts = [Prompt((1,), ((2, 3), (4,)), 1), Prompt((1,), ((4,), (2, 3)), 1)]
     result = [(-3.0, -1.0), (-2.0, -2.0)]
     assert choose_answers(result) == [1, 0]
-    assert accuracy(prompts, result) == 0.5
+    assert right_answers(prompts, result) == [True, False]
+    # log p of the best other answer minus the right one's.
+    assert answer_margins(prompts, result) == [-2.0, 0.0]
     # (1 nat over one token + 2 nats over two tokens) / 2
     assert mean_loss(prompts, result) == pytest.approx((1.0 + 1.0) / 2)
 
