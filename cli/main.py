@@ -186,7 +186,7 @@ _CATALOG: dict[str, Any] = {"metavar": "URL"}
 _DATA: dict[str, Any] = {"metavar": "DIR", "type": click.Path(file_okay=False, path_type=Path)}
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option(
     "--catalog",
     envvar="LORADEX_CATALOG",
@@ -199,12 +199,11 @@ _DATA: dict[str, Any] = {"metavar": "DIR", "type": click.Path(file_okay=False, p
     envvar="LORADEX_DATA",
     show_envvar=True,
     default="data",
-    show_default=True,
     help="The folder of the catalog's files.",
     **_DATA,
 )
 @click.option("-q", "--quiet", is_flag=True, help="Results and errors only.")
-@click.option("-v", "--verbose", count=True, help="Say more; -vv says everything.")
+@click.option("-v", "--verbose", count=True, show_default=False, help="Say more; -vv says everything.")
 @click.version_option(package_name="loradex")
 @click.pass_context
 def loradex(context: click.Context, catalog: str | None, data: Path, quiet: bool, verbose: int) -> None:

@@ -15,6 +15,8 @@ from catalog.rules import RULE_SETS
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+COUNT = click.IntRange(min=1)
 # Titles of groups of options that several commands have.
 LEARNING = "Learning"
 MODEL = "Model"
@@ -57,6 +59,20 @@ def split_names(_context: click.Context, _option: click.Parameter, value: str | 
     return tuple(filter(None, (part.strip() for part in (value or "").split(","))))
 
 
+def split_numbers(
+    noun: str, example: str
+) -> Callable[[click.Context, click.Parameter, str | None], list[float] | None]:
+    """The callback that reads a list of numbers with commas between them."""
+
+    def split(_context: click.Context, _option: click.Parameter, value: str | None) -> list[float] | None:
+        try:
+            return [float(part) for part in value.split(",")] if value else None
+        except ValueError as error:
+            raise click.BadParameter(f"write {noun} with commas between them, such as {example}.") from error
+
+    return split
+
+
 def base_name(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
     """The name of a base model as it was written; what names nothing, such as None, is refused."""
     from catalog.adapters import names_nothing
@@ -82,7 +98,6 @@ samples_option = option(
     metavar="N",
     type=click.IntRange(min=3),
     default=100,
-    show_default=True,
     help="Training examples, a fifth to choose by.",
 )
 control_option = option(
@@ -91,19 +106,14 @@ control_option = option(
     help="Stand-ins: random-pooled, random-each, random-directions, shuffled-layers or permuted-ranks.",
 )
 overwrite_option = option("--overwrite", group=RESULT, is_flag=True, help="Replace what is there.")
-rank_option = option(
-    "--rank", group=RESULT, metavar="R", type=click.IntRange(min=1), help="The largest rank of the result."
-)
-device_option = option(
-    "--device", group=MODEL, metavar="D", default="cpu", show_default=True, help="cpu, cuda or cuda:N."
-)
+rank_option = option("--rank", group=RESULT, metavar="R", type=COUNT, help="The largest rank of the result.")
+device_option = option("--device", group=MODEL, metavar="D", default="cpu", help="cpu, cuda or cuda:N.")
 too_long_option = option(
     "--too-long",
     group=MODEL,
     metavar="error|skip",
     type=click.Choice(["error", "skip"]),
     default="error",
-    show_default=True,
     help="Examples too long for the model.",
 )
 date_option = option(
@@ -119,20 +129,19 @@ rules_option = option(
     metavar="RULES",
     type=click.Choice(RULE_SETS),
     default="ours",
-    show_default=True,
     help="ours, paper or licensed: what is skipped.",
 )
 verdict_option = option(
     "--verdict",
     type=click.Choice(["accepted", "any"]),
     default="accepted",
-    show_default=True,
     help="any: also adapters that the rules refuse, marked as skipped.",
 )
 where_option = option(
     "--where",
     metavar="W",
     default="",
+    show_default=False,
     help="A filter such as `rank:8..64 -owner:someone`.",
 )
 model_option = option(
@@ -140,5 +149,6 @@ model_option = option(
     group=MODEL,
     metavar="ID|DIR",
     default=DEFAULT_MODEL,
+    show_default=False,
     help="The text encoder.  [default: all-MiniLM-L6-v2]",
 )

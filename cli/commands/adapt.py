@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import click
 
 import loradex
 from cli.app import App, Exit, pass_app
 from cli.options import (
+    COUNT,
     FOLDER,
     LEARNING,
     RESULT,
@@ -47,16 +48,37 @@ def adaptive(app: App) -> None:
     app.output.rows(loradex.adaptive_methods(), METHODS)
 
 
+class AdaptOptions(TypedDict):
+    """The options that are keywords of `loradex.adapt`."""
+
+    method: str
+    target: str | None
+    control: str | None
+    samples: int
+    steps: int | None
+    learning_rate: float | None
+    batch: int
+    seed: int
+    out: Path | None
+    overwrite: bool
+    rank: int | None
+    split: Literal["valid", "test"] | None
+    limit: int | None
+    too_long: TooLong
+    date: datetime.date | None
+    device: str
+
+
 @click.command(cls=Command)
 @click.argument("members", nargs=-1, metavar="POOL|DIR…")
 @base_option
 @task_option
 @tasks_option
-@option("--method", metavar="M", default="recycling", show_default=True, help="See `loradex adaptive`.")
+@option("--method", metavar="M", default="recycling", help="See `loradex adaptive`.")
 @option("--with", "target", metavar="DIR", help="An adapter trained on the task, put first.")
 @control_option
 @samples_option
-@option("--steps", group=LEARNING, metavar="N", type=click.IntRange(min=1), help="[default: the method's]")
+@option("--steps", group=LEARNING, metavar="N", type=COUNT, help="[default: the method's]")
 @option(
     "--lr",
     "learning_rate",
@@ -65,8 +87,8 @@ def adaptive(app: App) -> None:
     type=float,
     help="The learning rate.  [default: the method's]",
 )
-@option("--batch", group=LEARNING, metavar="N", type=click.IntRange(min=1), default=8, show_default=True)
-@option("--seed", group=LEARNING, metavar="N", type=int, default=0, show_default=True)
+@option("--batch", group=LEARNING, metavar="N", type=COUNT, default=8)
+@option("--seed", group=LEARNING, metavar="N", default=0)
 @option("-o", "--out", group=RESULT, metavar="DIR", type=FOLDER, help="The folder to write.")
 @overwrite_option
 @rank_option
@@ -77,7 +99,7 @@ def adaptive(app: App) -> None:
     type=click.Choice(["valid", "test"]),
     help="Also score it on these examples.",
 )
-@option("--limit", group=RESULT, metavar="N", type=click.IntRange(min=1), help="The maximum number of them.")
+@option("--limit", group=RESULT, metavar="N", type=COUNT, help="The maximum number of them.")
 @too_long_option
 @date_option
 @device_option
@@ -90,22 +112,7 @@ def adapt(
     base: str,
     task: str,
     tasks: Path | None,
-    method: str,
-    target: str | None,
-    control: str | None,
-    samples: int,
-    steps: int | None,
-    learning_rate: float | None,
-    batch: int,
-    seed: int,
-    out: Path | None,
-    overwrite: bool,
-    rank: int | None,
-    split: Literal["valid", "test"] | None,
-    limit: int | None,
-    too_long: TooLong,
-    date: datetime.date | None,
-    device: str,
+    **options: Unpack[AdaptOptions],
 ) -> None:
     """Learn on a task how much of each member of a POOL, or adapter in a folder, to take.
 
@@ -117,22 +124,7 @@ def adapt(
             members,
             base,
             loradex.load_task(task, tasks),
-            out=out,
-            method=method,
-            target=target,
-            control=control,
-            samples=samples,
-            steps=steps,
-            learning_rate=learning_rate,
-            batch=batch,
-            rank=rank,
-            seed=seed,
-            split=split,
-            limit=limit,
-            too_long=too_long,
-            date=date,
-            device=device,
-            overwrite=overwrite,
+            **options,
             catalog=app.settings,
             progress=progress,
         )

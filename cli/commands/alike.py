@@ -11,16 +11,14 @@ import click
 from catalog.errors import LoradexError
 from catalog.rules import reason_sentence
 from cli.app import App, pass_app
-from cli.options import rules_option, verdict_option
+from cli.options import COUNT, EXISTING_FOLDER, rules_option, verdict_option
 from cli.output import Column, label_lines, output_options
 from cli.tables import rank_column, score_column, size_column, targets_column
 from loradex.comparison import fingerprint as fingerprint_folder
 
 
 @click.command()
-@click.argument(
-    "folders", nargs=-1, metavar="[DIR]…", type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+@click.argument("folders", nargs=-1, metavar="[DIR]…", type=EXISTING_FOLDER)
 @output_options(lists=True)
 @pass_app
 def fingerprint(app: App, folders: tuple[Path, ...]) -> None:
@@ -83,10 +81,9 @@ FOLDER_COLUMNS = (
     "--by",
     type=click.Choice(["output", "delta"]),
     default="output",
-    show_default=True,
     help="output: where updates write to, whatever they were initialised with. delta: the whole update.",
 )
-@click.option("-k", metavar="N", type=click.IntRange(min=1), default=10, show_default=True, help="So many.")
+@click.option("-k", metavar="N", type=COUNT, default=10, help="So many.")
 @click.option("--exact", is_flag=True, help="Compare the best by their weights, as far as files are kept.")
 @verdict_option
 @rules_option
@@ -118,7 +115,6 @@ NEIGHBOUR_COLUMNS = (
     "--level",
     type=click.Choice(["file", "tensor", "delta", "family"]),
     default="delta",
-    show_default=True,
     help="file: the same bytes. tensor: the same tensors. delta: the same update but for rounding or scale. "
     "family: one owner's series and one run's checkpoints. Each but family includes those before.",
 )

@@ -34,13 +34,9 @@ def list_(app: App, base: str | None) -> None:
 @click.argument("canonical")
 @click.argument("spelling")
 @click.option(
-    "--kind",
-    type=click.Choice(SPELLING_KINDS),
-    default="mirror",
-    show_default=True,
-    help="How it relates to the base model.",
+    "--kind", type=click.Choice(SPELLING_KINDS), default="mirror", help="How it relates to the base model."
 )
-@click.option("--note", default="", help="Where you have it from.")
+@click.option("--note", default="", show_default=False, help="Where you have it from.")
 @pass_app
 def add(app: App, canonical: str, spelling: str, kind: str, note: str) -> None:
     """Say that SPELLING is another name of the base model CANONICAL; the next crawl asks for it too."""

@@ -13,7 +13,7 @@ import click
 
 from catalog.rules import RULES, Reason
 from cli.app import App, pass_app
-from cli.options import rules_option, where_option
+from cli.options import COUNT, FILE, rules_option, where_option
 from cli.output import NO_BREAK, Column, fold, label_lines, output_options, width
 from cli.tables import (
     DOT,
@@ -76,8 +76,8 @@ def status(app: App, rules: str) -> None:
 )
 @click.option("--base", metavar="ID", help="Only of this base model, under any of its names.")
 @where_option
-@click.option("--sort", type=click.Choice(SORTS), default="adapter", show_default=True)
-@click.option("-k", "limit", metavar="N", type=click.IntRange(min=1), help="The maximum number.")
+@click.option("--sort", type=click.Choice(SORTS), default="adapter")
+@click.option("-k", "limit", metavar="N", type=COUNT, help="The maximum number.")
 @output_options(lists=True)
 @pass_app
 def adapters(
@@ -107,7 +107,7 @@ def adapters(
 @click.option(
     "--plot",
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     help="Draw its norms by layer and its singular values into FILE (.svg or .png).",
 )
 @rules_option

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
@@ -44,6 +44,19 @@ class Size(click.ParamType[int]):
         return round(float(match[1]) * float(1024 if match[3] else 1000) ** power)
 
 
+class CrawlKeywords(TypedDict):
+    """The options that are keywords of `Catalog.crawl`."""
+
+    base: tuple[str, ...]
+    any_base: bool
+    limit: int | None
+    weights: str
+    rules: str
+    max_weights: int
+    workers: int
+    full: bool
+
+
 @click.command()
 @click.option(
     "--base",
@@ -57,7 +70,6 @@ class Size(click.ParamType[int]):
     "--weights",
     type=click.Choice(WEIGHTS),
     default="stream",
-    show_default=True,
     help="Weights with LoRA factors are read whatever the rules say. keep: verified files of accepted "
     "adapters stay in the data folder. stream: each is verified, read and deleted. headers: weights are "
     "never downloaded.",
@@ -66,7 +78,6 @@ class Size(click.ParamType[int]):
     "--rules",
     type=click.Choice(RULE_SETS),
     default="ours",
-    show_default=True,
     help="Which rules decide what is skipped, and so whose weights are not kept.",
 )
 @click.option(
@@ -74,10 +85,9 @@ class Size(click.ParamType[int]):
     metavar="SIZE",
     type=Size(),
     default="5GB",
-    show_default=True,
     help="Leave weights files of more bytes alone: 800MB, 4GB, 2GiB.",
 )
-@click.option("--workers", metavar="N", type=int, default=4, show_default=True, help="Requests in flight.")
+@click.option("--workers", metavar="N", default=4, help="Requests in flight.")
 @click.option("--full", is_flag=True, help="List everything again, and look for what vanished.")
 @click.option("--dry-run", is_flag=True, help="Ask for the listings only and write nothing.")
 @output_options(lists=False)
@@ -85,15 +95,8 @@ class Size(click.ParamType[int]):
 def crawl(
     app: App,
     /,
-    base: tuple[str, ...],
-    any_base: bool,
-    limit: int | None,
-    weights: str,
-    rules: str,
-    max_weights: int,
-    workers: int,
-    full: bool,
     dry_run: bool,
+    **options: Unpack[CrawlKeywords],
 ) -> None:
     """List the Hub for adapters of a base model and bring the catalog up to date.
 
@@ -103,18 +106,8 @@ def crawl(
     catalog = app.catalog
     call: Callable[..., CrawlReport | Preview] = catalog.preview if dry_run else catalog.crawl
     with app.output.show_progress() as progress:
-        report = call(
-            base=base,
-            any_base=any_base,
-            limit=limit,
-            weights=weights,
-            rules=rules,
-            max_weights=max_weights,
-            workers=workers,
-            full=full,
-            progress=progress,
-        ).as_json()
-    app.output.document(report, partial(_render, rules=rules))
+        report = call(**options, progress=progress).as_json()
+    app.output.document(report, partial(_render, rules=options["rules"]))
     if report["status"] in ENDS:
         code, advice = ENDS[report["status"]]
         app.output.say(advice)

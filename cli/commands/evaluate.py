@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import click
 
 import loradex
 from cli.app import App, Exit, pass_app
 from cli.options import (
+    COUNT,
     FILE,
     FOLDER,
     RESULT,
@@ -37,6 +38,21 @@ SCORES = (
 LEFT_OUT = Column("left_out", "too long", right=True, show=lambda count: "" if count is None else str(count))
 
 
+class EvaluateOptions(TypedDict):
+    """The options that are keywords of `loradex.evaluate`."""
+
+    pool: str | None
+    without_base: bool
+    split: Literal["train", "valid", "test"]
+    limit: int | None
+    seed: int
+    too_long: TooLong
+    date: datetime.date | None
+    device: str
+    log: Path | None
+    out: Path | None
+
+
 @click.command(cls=Command)
 @base_option
 @option("--task", "tasks", metavar="T", multiple=True, required=True, help="A task; 'all' of --tasks.")
@@ -50,18 +66,11 @@ LEFT_OUT = Column("left_out", "too long", right=True, show=lambda count: "" if c
     metavar="train|valid|test",
     type=click.Choice(["train", "valid", "test"]),
     default="test",
-    show_default=True,
 )
 @option(
-    "--limit",
-    group=SCORING,
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="The maximum number of examples of each task.",
+    "--limit", group=SCORING, metavar="N", type=COUNT, help="The maximum number of examples of each task."
 )
-@option(
-    "--seed", group=SCORING, type=int, default=0, show_default=True, help="Of the draw that --limit makes."
-)
+@option("--seed", group=SCORING, default=0, help="Of the draw that --limit makes.")
 @too_long_option
 @date_option
 @device_option
@@ -89,16 +98,7 @@ def evaluate(
     tasks: tuple[str, ...],
     folder: Path | None,
     adapters: tuple[str, ...],
-    pool: str | None,
-    without_base: bool,
-    split: Literal["train", "valid", "test"],
-    limit: int | None,
-    seed: int,
-    too_long: TooLong,
-    date: datetime.date | None,
-    device: str,
-    log: Path | None,
-    out: Path | None,
+    **options: Unpack[EvaluateOptions],
 ) -> None:
     """Score the base model, adapters in folders and the members of a pool on tasks, each alone.
 
@@ -110,16 +110,7 @@ def evaluate(
             base,
             loradex.load_tasks(tasks, folder),
             adapters,
-            pool=pool,
-            split=split,
-            limit=limit,
-            seed=seed,
-            without_base=without_base,
-            out=out,
-            log=log,
-            too_long=too_long,
-            date=date,
-            device=device,
+            **options,
             catalog=app.settings,
             progress=progress,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cli.app import App, pass_app
+from cli.options import EXISTING_FOLDER
 from loradex.hub import serve_hub
 
 
@@ -16,11 +17,9 @@ def hub() -> None:
 
 
 @hub.command()
-@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option(
-    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free port."
-)
+@click.argument("folder", metavar="DIR", type=EXISTING_FOLDER)
+@click.option("--host", default="127.0.0.1", help="The address to listen on.")
+@click.option("--port", default=8000, type=click.IntRange(0, 65535), help="0 takes any free port.")
 @pass_app
 def serve(app: App, folder: Path, host: str, port: int) -> None:
     """Serve DIR/OWNER/NAME/… over the Hub's protocol until interrupted.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import click
 
@@ -13,6 +13,8 @@ import loradex
 from catalog.errors import UsageError
 from cli.app import App, pass_app
 from cli.options import (
+    EXISTING_FOLDER,
+    FILE,
     FOLDER,
     RESULT,
     Command,
@@ -24,6 +26,7 @@ from cli.options import (
     overwrite_option,
     rank_option,
     split_names,
+    split_numbers,
 )
 from cli.output import Column, label_lines, output_options, table
 
@@ -56,13 +59,6 @@ def _parameters(
     return {name: value for name, _, value in pairs}
 
 
-def _numbers(_context: click.Context, _option: click.Parameter, value: str | None) -> list[float] | None:
-    try:
-        return [float(part) for part in value.split(",")] if value else None
-    except ValueError as error:
-        raise click.BadParameter("write numbers with commas between them, such as 1,0.5,0.5.") from error
-
-
 members_argument = click.argument("members", nargs=-1, required=True, metavar="POOL|DIR…")
 _MEMBERS = "Members"
 
@@ -70,7 +66,9 @@ _MEMBERS = "Members"
 def weights_option(default: str) -> Callable[[Decorated], Decorated]:
     """The option --weights, with what is taken where it is not given."""
     text = f"One a member, in their order.  [default: {default}]"
-    return option("--weights", group=_MEMBERS, metavar="W,…", callback=_numbers, help=text)
+    return option(
+        "--weights", group=_MEMBERS, metavar="W,…", callback=split_numbers("numbers", "1,0.5,0.5"), help=text
+    )
 
 
 without_option = option(
@@ -87,6 +85,31 @@ merge_base_option = option(
     callback=base_name,
     help="Their base model, if they name none or several.",
 )
+
+
+class InspectOptions(TypedDict):
+    """The options that are keywords of `loradex.inspect`."""
+
+    result: Path | None
+    weights: list[float] | None
+    without: tuple[str, ...]
+    base: str | None
+    device: str
+
+
+class MergeOptions(TypedDict):
+    """The options that are fields of `loradex.MergeRequest`."""
+
+    parameters: dict[str, object]
+    weights: list[float] | None
+    without: tuple[str, ...]
+    base: str | None
+    control: str | None
+    rank: int | None
+    dtype: str | None
+    apply_to: Path | None
+    device: str
+    seed: int
 
 
 @click.command(cls=Command)
@@ -111,11 +134,11 @@ merge_base_option = option(
     "--apply-to",
     group=RESULT,
     metavar="BASE",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=EXISTING_FOLDER,
     help="Add the merge to this base model, and write it all.",
 )
 @device_option
-@option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of draws, and of --control.")
+@option("--seed", metavar="N", default=0, help="Of draws, and of --control.")
 @option("--dry-run", is_flag=True, help="Say what it would cost, and write nothing; needs no -o.")
 @output_options(lists=False)
 @pass_app
@@ -124,19 +147,10 @@ def merge(
     /,
     members: tuple[str, ...],
     method: str,
-    parameters: dict[str, object],
-    weights: list[float] | None,
-    without: tuple[str, ...],
-    base: str | None,
-    control: str | None,
     out: Path | None,
     overwrite: bool,
-    rank: int | None,
-    dtype: str | None,
-    apply_to: Path | None,
-    device: str,
-    seed: int,
     dry_run: bool,
+    **options: Unpack[MergeOptions],
 ) -> None:
     """Merge a POOL, or adapters in folders, into one adapter that plain PEFT loads.
 
@@ -145,21 +159,7 @@ def merge(
     """
     if out is None and not dry_run:
         raise UsageError("Name the folder to write the merge to, by -o DIR.")
-    request = loradex.MergeRequest(
-        members,
-        method,
-        parameters=parameters,
-        weights=weights,
-        rank=rank,
-        dtype=dtype,
-        device=device,
-        seed=seed,
-        without=without,
-        base=base,
-        control=control,
-        apply_to=apply_to,
-        catalog=app.settings,
-    )
+    request = loradex.MergeRequest(members, method, **options, catalog=app.settings)
     with app.output.show_progress() as progress:
         if out is None or dry_run:
             result: dict[str, Any] = asdict(request.cost(progress=progress))
@@ -170,47 +170,24 @@ def merge(
 
 @click.command("inspect-merge", cls=Command)
 @members_argument
-@option(
-    "--result",
-    metavar="DIR",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The merge of them: how much of it is whose.",
-)
+@option("--result", metavar="DIR", type=EXISTING_FOLDER, help="The merge of them: how much of it is whose.")
 @weights_option("1/N each")
 @without_option
 @merge_base_option
 @device_option
-@option(
-    "--plot",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw cosines and energy by rank.",
-)
+@option("--plot", metavar="FILE", type=FILE, help="Draw cosines and energy by rank.")
 @output_options(lists=False)
 @pass_app
 def inspect_merge(
     app: App,
     /,
     members: tuple[str, ...],
-    result: Path | None,
-    weights: list[float] | None,
-    without: tuple[str, ...],
-    base: str | None,
-    device: str,
     plot: Path | None,
+    **options: Unpack[InspectOptions],
 ) -> None:
     """How alike the members of a POOL are, how much they interfere, and the energy that each rank keeps."""
     with app.output.show_progress() as progress:
-        inspection = loradex.inspect(
-            members,
-            result=result,
-            weights=weights,
-            without=without,
-            base=base,
-            device=device,
-            catalog=app.settings,
-            progress=progress,
-        )
+        inspection = loradex.inspect(members, **options, catalog=app.settings, progress=progress)
     if plot:
         inspection.plot(plot)
         app.output.say(f"drawn into {plot}")

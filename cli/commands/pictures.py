@@ -7,23 +7,22 @@ from pathlib import Path
 import click
 
 from cli.app import App, pass_app
-from cli.options import rules_option, verdict_option
+from cli.options import FILE, rules_option, verdict_option
 from loradex.comparison import COLOURS
 
 
 @click.command("map")
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--by", type=click.Choice(["output", "delta"]), default="output", show_default=True)
+@click.argument("file", type=FILE)
+@click.option("--by", type=click.Choice(["output", "delta"]), default="output")
 @click.option(
     "--colour",
     type=click.Choice(list(COLOURS)),
     default="owner",
-    show_default=True,
     help="task: the first dataset that the card names. tool: the library the Hub says it is for. partial: "
     "what the products B A leave out of the update.",
 )
 @click.option("--base", metavar="ID", help="Only of this base model.  [default: the most frequent one]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the layout.")
+@click.option("--seed", default=0, help="Of the layout.")
 @verdict_option
 @rules_option
 @pass_app

@@ -55,7 +55,6 @@ def show(app: App, pool: str) -> None:
     "form",
     type=click.Choice(list(FORMS)),
     default="peft",
-    show_default=True,
     help="peft: folders that PEFT loads. hub: a Hub for `hub serve`. mergekit, vllm: recipes. ids: a list.",
 )
 @click.option("--weights", is_flag=True, help="With the files; what is not kept is fetched at its commit.")

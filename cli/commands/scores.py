@@ -39,8 +39,8 @@ def scores() -> None:
 @scores.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--source", metavar="S", help="Who measured.  [default: the file's name]")
-@click.option("--split", default="test", show_default=True, help="Of a CSV: on which samples.")
-@click.option("--metric", default="accuracy", show_default=True, help="Of a CSV: what the numbers are.")
+@click.option("--split", default="test", help="Of a CSV: on which samples.")
+@click.option("--metric", default="accuracy", help="Of a CSV: what the numbers are.")
 @click.option(
     "-n",
     "n",

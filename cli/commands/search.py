@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.app import App, pass_app
-from cli.options import model_option, rules_option, where_option
+from cli.options import COUNT, model_option, rules_option, where_option
 from cli.output import Column, output_options
 from cli.tables import rank_column, score_column
 
@@ -23,13 +23,12 @@ def _weights(_context: click.Context, _option: click.Parameter, text: str) -> tu
 @click.command()
 @click.argument("text")
 @where_option
-@click.option("-k", metavar="N", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("-k", metavar="N", type=COUNT, default=10)
 @click.option("--words", "words_only", is_flag=True, help="By words alone: no text encoder is loaded.")
 @click.option(
     "--weights",
     metavar="W,M",
     default="1,1",
-    show_default=True,
     callback=_weights,
     help="How much the ranking by words and the one by meaning count.",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from functools import partial
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import click
 
@@ -12,6 +13,7 @@ from catalog.adapters import USES
 from catalog.selection import STRATEGIES
 from cli.app import App, pass_app
 from cli.options import (
+    COUNT,
     MODEL,
     Command,
     date_option,
@@ -29,6 +31,42 @@ from cli.tables import pool_paths, pool_text
 
 _QUESTION = "Strategies"
 _LIMITS = "Limits"
+
+
+class SelectOptions(TypedDict):
+    """The options, each a keyword of `Catalog.select`."""
+
+    by: str
+    k: int | None
+    query: str | None
+    task: str | None
+    tasks: Path | None
+    samples: int | None
+    exact: bool
+    budget: int | None
+    too_long: str
+    date: datetime.date | None
+    device: str
+    like: str | None
+    to: str | None
+    kind: str
+    splits: tuple[str, ...]
+    texts: Path | None
+    where: str
+    base: str | None
+    seed: int
+    per_owner: int | None
+    per_family: int | None
+    distinct: str | None
+    parameters: int | None
+    exclude: tuple[str, ...]
+    without: tuple[str, ...]
+    use: str
+    controls: bool
+    replace: bool
+    dry_run: bool
+    model: str
+    rules: str
 
 
 def _count(_context: click.Context, _option: click.Parameter, text: str) -> int | None:
@@ -50,17 +88,10 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
     required=True,
     help=f"{', '.join(list(STRATEGIES)[:-1])} or {list(STRATEGIES)[-1]}.",
 )
-@option(
-    "-k",
-    metavar="N|all",
-    default="10",
-    show_default=True,
-    callback=_count,
-    help="Members; all: all that can be ranked.",
-)
+@option("-k", metavar="N|all", default="10", callback=_count, help="Members; all: all that can be ranked.")
 @where_option
 @rules_option
-@option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of draws.")
+@option("--seed", metavar="N", default=0, help="Of draws.")
 @option("--controls", is_flag=True, help="Also save NAME-random, -matched, -shuffled.")
 @option("--replace", is_flag=True, help="Take the place of another pool of this name.")
 @option("--dry-run", is_flag=True, help="Show the members and save nothing.")
@@ -94,19 +125,14 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
     metavar="output|delta",
     type=click.Choice(["output", "delta"]),
     default="output",
+    show_default=False,
     help="Of fingerprint (adapter, gradient).",
 )
 @option(
-    "--samples",
-    group=_QUESTION,
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Examples to read (gradient).  [default: 100]",
+    "--samples", group=_QUESTION, metavar="N", type=COUNT, help="Examples to read (gradient).  [default: 100]"
 )
 @option("--exact", group=_QUESTION, is_flag=True, help="Read the weights of the best (gradient).")
-@option(
-    "--budget", group=_QUESTION, metavar="N", type=click.IntRange(min=1), help="Examples in all (racing)."
-)
+@option("--budget", group=_QUESTION, metavar="N", type=COUNT, help="Examples in all (racing).")
 @option("--per-owner", group=_LIMITS, metavar="N", type=int, help="The maximum number per owner.")
 @option("--per-family", group=_LIMITS, metavar="N", type=int, help="The maximum number per family.")
 @option(
@@ -137,7 +163,6 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
     metavar="USE",
     type=click.Choice(list(USES)),
     default="research",
-    show_default=True,
     help="research, publish or commercial.",
 )
 @option("--base", group=MODEL, metavar="ID", help="The base model.  [default: the most frequent one]")
@@ -151,77 +176,13 @@ def select(
     app: App,
     /,
     name: str,
-    by: str,
-    k: int | None,
-    query: str | None,
-    task: str | None,
-    tasks: Path | None,
-    samples: int | None,
-    exact: bool,
-    budget: int | None,
-    too_long: str,
-    date: datetime.date | None,
-    device: str,
-    like: str | None,
-    to: str | None,
-    kind: str,
-    splits: tuple[str, ...],
-    texts: Path | None,
-    where: str,
-    base: str | None,
-    seed: int,
-    per_owner: int | None,
-    per_family: int | None,
-    distinct: str | None,
-    parameters: int | None,
-    exclude: tuple[str, ...],
-    without: tuple[str, ...],
-    use: str,
-    controls: bool,
-    replace: bool,
-    dry_run: bool,
-    model: str,
-    rules: str,
+    **options: Unpack[SelectOptions],
 ) -> None:
     """Choose members and save them as the pool NAME, pinned to commits and hashes.
 
     Limits leave adapters out; --by ranks the others. docs/choose.md compares the strategies.
     """
     with app.output.show_progress() as progress:
-        pool = app.catalog.select(
-            name,
-            by=by,
-            k=k,
-            query=query,
-            task=task,
-            tasks=tasks,
-            texts=texts,
-            samples=samples,
-            exact=exact,
-            budget=budget,
-            like=like,
-            to=to,
-            kind=kind,
-            splits=splits,
-            where=where,
-            base=base,
-            seed=seed,
-            per_owner=per_owner,
-            per_family=per_family,
-            distinct=distinct,
-            parameters=parameters,
-            exclude=exclude,
-            without=without,
-            use=use,
-            controls=controls,
-            replace=replace,
-            dry_run=dry_run,
-            device=device,
-            date=date,
-            too_long=too_long,
-            model=model,
-            rules=rules,
-            progress=progress,
-        )
+        pool = app.catalog.select(name, **options, progress=progress)
     app.output.say_all(pool.notes)
     app.output.document(pool.document(), partial(pool_text, places=pool_paths(pool)))

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import click
 
 import loradex
 from catalog.errors import UsageError
 from cli.app import App, Exit, pass_app
-from cli.options import FOLDER, Command, device_option, option, tasks_option
+from cli.options import COUNT, FOLDER, Command, device_option, option, tasks_option
 from cli.output import Column, Format, output_options
 
 _RAY = "Ray"
+
+
+class StudyOptions(TypedDict):
+    """The options that are fields of `loradex.StudyRequest`."""
+
+    tasks: Path | None
+    adapters: Path | None
+    cards: Path | None
+    device: str
+    threads: int
+    ray: bool
+    address: str | None
+    workers: int | None
+    gpu_share: float | None
 
 
 @click.group()
@@ -33,14 +47,13 @@ def study() -> None:
 @option(
     "--threads",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=1,
-    show_default=True,
     help="Threads of a step; other numbers round differently.",
 )
 @option("--ray", group=_RAY, is_flag=True, help="Spread the steps by Ray, on this machine or --address.")
 @option("--address", group=_RAY, metavar="URL", help="A Ray cluster to use.")
-@option("--workers", group=_RAY, metavar="N", type=click.IntRange(min=1), help="Ray workers on this machine.")
+@option("--workers", group=_RAY, metavar="N", type=COUNT, help="Ray workers on this machine.")
 @option(
     "--gpu-share",
     group=_RAY,
@@ -56,17 +69,9 @@ def run(
     /,
     file: str,
     out: Path,
-    tasks: Path | None,
-    adapters: Path | None,
-    cards: Path | None,
     tables: str | None,
-    device: str,
-    threads: int,
-    ray: bool,
-    address: str | None,
-    workers: int | None,
-    gpu_share: float | None,
     dry_run: bool,
+    **options: Unpack[StudyOptions],
 ) -> None:
     """Carry out the study in FILE, or one that comes with the program, as far as it is not done.
 
@@ -77,20 +82,7 @@ def run(
         from studies.file import PUBLISHED
 
         raise UsageError(PUBLISHED)
-    study = loradex.StudyRequest(
-        file,
-        out,
-        tasks=tasks,
-        adapters=adapters,
-        cards=cards,
-        device=device,
-        threads=threads,
-        ray=ray,
-        address=address,
-        workers=workers,
-        gpu_share=gpu_share,
-        catalog=app.settings,
-    )
+    study = loradex.StudyRequest(file, out, **options, catalog=app.settings)
     if dry_run:
         app.output.document(study.plan(), _render_plan)
         return

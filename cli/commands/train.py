@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import click
 
@@ -19,6 +19,7 @@ from cli.options import (
     date_option,
     device_option,
     option,
+    split_numbers,
     task_option,
     tasks_option,
     too_long_option,
@@ -34,11 +35,27 @@ RATES = (
 )
 
 
-def _rates(_context: click.Context, _option: click.Parameter, value: str | None) -> list[float] | None:
-    try:
-        return [float(part) for part in value.split(",")] if value else None
-    except ValueError as error:
-        raise click.BadParameter("write rates with commas between them, such as 1e-4,2e-4.") from error
+class TrainOptions(TypedDict):
+    """The options that are keywords of `loradex.train`."""
+
+    samples: int
+    too_long: TooLong
+    date: datetime.date | None
+    device: str
+    rank: int
+    alpha: float | None
+    targets: str | Sequence[str]
+    dropout: float
+    variant: str
+    learning_rates: list[float] | None
+    steps: int
+    batch: int
+    evaluate_every: int
+    patience: int
+    seed: int
+    out: Path
+    overwrite: bool
+    dtype: Literal["bfloat16", "float16", "float32"]
 
 
 def _modules(_context: click.Context, _option: click.Parameter, value: str) -> str | Sequence[str]:
@@ -50,18 +67,11 @@ def _modules(_context: click.Context, _option: click.Parameter, value: str) -> s
 @base_option
 @task_option
 @tasks_option
-@option(
-    "--samples",
-    metavar="N",
-    type=int,
-    default=100,
-    show_default=True,
-    help="Training examples, a fifth to choose by.",
-)
+@option("--samples", metavar="N", default=100, help="Training examples, a fifth to choose by.")
 @too_long_option
 @date_option
 @device_option
-@option("--rank", group="Adapter", metavar="R", type=int, default=16, show_default=True, help="Of A and B.")
+@option("--rank", group="Adapter", metavar="R", default=16, help="Of A and B.")
 @option(
     "--alpha",
     group="Adapter",
@@ -75,24 +85,14 @@ def _modules(_context: click.Context, _option: click.Parameter, value: str) -> s
     metavar="NAME,…",
     callback=_modules,
     default="all-linear",
-    show_default=True,
     help="Modules, such as q_proj,v_proj.",
 )
-@option(
-    "--dropout",
-    group="Adapter",
-    metavar="P",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Of what A reads.",
-)
+@option("--dropout", group="Adapter", metavar="P", default=0.0, help="Of what A reads.")
 @option(
     "--variant",
     group="Adapter",
     metavar="V",
     default="lora",
-    show_default=True,
     help="lora, rslora, dora, pissa, olora, lora-ga, gaussian, orthogonal, mica, loraplus or lora-fa.",
 )
 @option(
@@ -100,54 +100,14 @@ def _modules(_context: click.Context, _option: click.Parameter, value: str) -> s
     "learning_rates",
     group=LEARNING,
     metavar="A,B,…",
-    callback=_rates,
+    callback=split_numbers("rates", "1e-4,2e-4"),
     help="Rates to try.  [default: four that suit the rank]",
 )
-@option(
-    "--steps",
-    group=LEARNING,
-    metavar="N",
-    type=int,
-    default=100,
-    show_default=True,
-    help="Of each rate.",
-)
-@option(
-    "--batch",
-    group=LEARNING,
-    metavar="N",
-    type=int,
-    default=8,
-    show_default=True,
-    help="Examples of a step.",
-)
-@option(
-    "--evaluate-every",
-    group=LEARNING,
-    metavar="N",
-    type=int,
-    default=10,
-    show_default=True,
-    help="Steps between two validations.",
-)
-@option(
-    "--patience",
-    group=LEARNING,
-    metavar="N",
-    type=int,
-    default=20,
-    show_default=True,
-    help="Validations without a best.",
-)
-@option(
-    "--seed",
-    group=LEARNING,
-    metavar="N",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Of examples, start and order.",
-)
+@option("--steps", group=LEARNING, metavar="N", default=100, help="Of each rate.")
+@option("--batch", group=LEARNING, metavar="N", default=8, help="Examples of a step.")
+@option("--evaluate-every", group=LEARNING, metavar="N", default=10, help="Steps between two validations.")
+@option("--patience", group=LEARNING, metavar="N", default=20, help="Validations without a best.")
+@option("--seed", group=LEARNING, metavar="N", default=0, help="Of examples, start and order.")
 @option(
     "-o", "--out", group="Adapter", metavar="DIR", required=True, type=FOLDER, help="The folder to write."
 )
@@ -158,7 +118,6 @@ def _modules(_context: click.Context, _option: click.Parameter, value: str) -> s
     metavar="TYPE",
     type=click.Choice(["bfloat16", "float16", "float32"]),
     default="bfloat16",
-    show_default=True,
     help="bfloat16, float16 or float32.",
 )
 @output_options(lists=False)
@@ -169,24 +128,7 @@ def train(
     base: str,
     task: str,
     tasks: Path | None,
-    samples: int,
-    too_long: TooLong,
-    date: datetime.date | None,
-    device: str,
-    rank: int,
-    alpha: float | None,
-    targets: str | Sequence[str],
-    dropout: float,
-    variant: str,
-    learning_rates: list[float] | None,
-    steps: int,
-    batch: int,
-    evaluate_every: int,
-    patience: int,
-    seed: int,
-    out: Path,
-    overwrite: bool,
-    dtype: Literal["bfloat16", "float16", "float32"],
+    **options: Unpack[TrainOptions],
 ) -> None:
     """Train a new LoRA on a task: the baseline of every merge.
 
@@ -197,24 +139,7 @@ def train(
         report = loradex.train(
             base,
             loradex.load_task(task, tasks),
-            out=out,
-            rank=rank,
-            alpha=alpha,
-            learning_rates=learning_rates,
-            steps=steps,
-            batch=batch,
-            samples=samples,
-            targets=targets,
-            dropout=dropout,
-            variant=variant,
-            evaluate_every=evaluate_every,
-            patience=patience,
-            dtype=dtype,
-            seed=seed,
-            too_long=too_long,
-            date=date,
-            device=device,
-            overwrite=overwrite,
+            **options,
             catalog=app.settings,
             progress=progress,
         )
