@@ -9,6 +9,7 @@ from catalog.errors import LoradexError, UsageError
 # The modules that show that an extra of pyproject.toml is installed.
 EXTRAS = {
     "eval": ("cma", "gguf", "peft", "transformers"),
+    "harness": ("lm_eval",),
     "plot": ("matplotlib", "sklearn", "threadpoolctl"),
     "postgres": ("psycopg",),
     "ray": ("ray",),

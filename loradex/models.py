@@ -18,6 +18,7 @@ from catalog.files import replace_file
 from catalog.settings import Settings
 from loradex.arguments import check_arguments
 from loradex.bases import open_base, prompt_notes
+from loradex.harness import HarnessTask, harness_round, is_harness_task, load_harness_task
 from loradex.members import MemberSource, open_members, settings_of
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
@@ -400,9 +401,12 @@ def evaluate(
     adapters: str | Path | Sequence[str | Path] = (),
     *,
     pool: MemberSource | None = None,
+    folder: str | Path | None = None,
     split: Split = "test",
     limit: int | None = None,
     seed: int = 0,
+    chat_template: bool = False,
+    shots: int | None = None,
     without_base: bool = False,
     out: str | Path | None = None,
     log: str | Path | None = None,
@@ -418,12 +422,16 @@ def evaluate(
 
     Args:
         base: As for `load_base`, or what that returned.
-        tasks: Tasks, or their folders.
+        tasks: Tasks, their folders, or their names below `folder`; ["all"] are all of it. "harness:NAME" is a
+            task of lm-evaluation-harness (extra `harness`), with its own prompts, metrics and split.
         adapters: Folders of adapters.
         pool: A pool, as for `merge`.
+        folder: Where tasks are that are given by name; for those of the harness, files *.yaml.
         split: "train", "valid" or "test".
-        limit: The largest number of examples of each task.
+        limit: The largest number of examples of each task; of the harness's tasks the first ones.
         seed: Of the draw of these examples.
+        chat_template: Put the prompts of the harness's tasks into the model's chat template.
+        shots: Examples before each question of the harness's tasks; by default their own number.
         without_base: Leave out the base model alone.
         out: The file scores.json to write.
         log: A file with one line a score, written as it is measured; a call that was stopped continues from
@@ -449,6 +457,8 @@ def evaluate(
     from merging.model import Task
 
     sources = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
+    if split != "test" and any(map(is_harness_task, sources)):
+        raise UsageError("Tasks of lm-evaluation-harness have a split of their own; leave out `split`.")
     folders = [adapters] if isinstance(adapters, (str, Path)) else list(adapters)
     alone = _load_adapters(folders)
     scores: list[TaskScore] = []
@@ -457,12 +467,19 @@ def evaluate(
         reporting(progress) as report,
         _open_pool(pool or (), catalog, "evaluated", report) as opened,
     ):
-        loaded_tasks = [_as_task(source) for source in sources]
+        loaded_tasks = _load_tasks(sources, folder, shots)
         model = _as_model(base, catalog, device, date, report)
         for score in evaluation.evaluate(
             model,
             [*opened, *alone],
-            loaded_tasks,
+            [
+                harness_round(
+                    task, model, limit=limit, seed=seed, shots=shots, chat=chat_template, too_long=too_long
+                )
+                if isinstance(task, HarnessTask)
+                else task
+                for task in loaded_tasks
+            ],
             split=split,
             limit=limit,
             seed=seed,
@@ -503,6 +520,22 @@ def _report_notes(report: ProgressCallback, notes: Sequence[str]) -> tuple[str, 
     for note in notes:
         report(ProgressEvent("notes", note=note))
     return tuple(notes)
+
+
+def _load_tasks(
+    sources: Sequence[TaskSource], folder: str | Path | None, shots: int | None
+) -> list[Task | HarnessTask]:
+    """The tasks of an evaluation in their order, those of the harness too."""
+    if list(sources) == ["all"]:
+        return [*load_tasks(["all"], folder)]
+    place = None if folder is None else Path(folder)
+    tasks: list[Task | HarnessTask] = []
+    for source in sources:
+        if isinstance(source, str) and is_harness_task(source):
+            tasks.append(load_harness_task(source, place, shots=shots))
+        else:
+            tasks.append(load_task(source, folder) if isinstance(source, (str, Path)) else source)
+    return tasks
 
 
 def _as_task(source: TaskSource) -> Task:

@@ -35,17 +35,23 @@ SCORES = (
     Column("n", right=True),
 )
 
+PROTOCOL = Column("protocol", show=lambda protocol: protocol or "")
+STDERR = Column("stderr", right=True, show=lambda error: "" if error is None else f"{error:.3f}")
+
 LEFT_OUT = Column("left_out", "too long", right=True, show=lambda count: "" if count is None else str(count))
 
 
 class EvaluateOptions(TypedDict):
     """The options that are keywords of `loradex.evaluate`."""
 
+    folder: Path | None
     pool: str | None
     without_base: bool
     split: Literal["train", "valid", "test"]
     limit: int | None
     seed: int
+    chat_template: bool
+    shots: int | None
     too_long: TooLong
     date: datetime.date | None
     device: str
@@ -55,8 +61,15 @@ class EvaluateOptions(TypedDict):
 
 @click.command(cls=Command)
 @base_option
-@option("--task", "tasks", metavar="T", multiple=True, required=True, help="A task; 'all' of --tasks.")
-@option("--tasks", "folder", metavar="DIR", type=FOLDER, help="Where tasks are.")
+@option(
+    "--task",
+    "tasks",
+    metavar="T",
+    multiple=True,
+    required=True,
+    help="A task, or harness:NAME; 'all' of --tasks.",
+)
+@option("--tasks", "folder", metavar="DIR", type=FOLDER, help="Where tasks are, those of harness:NAME too.")
 @option("--adapter", "adapters", metavar="DIR", multiple=True, help="An adapter in a folder.")
 @option("--pool", metavar="POOL", help="Every member of a pool.")
 @option("--without-base", is_flag=True, help="Leave out the base model alone.")
@@ -71,6 +84,19 @@ class EvaluateOptions(TypedDict):
     "--limit", group=SCORING, metavar="N", type=COUNT, help="The maximum number of examples of each task."
 )
 @option("--seed", group=SCORING, default=0, help="Of the draw that --limit makes.")
+@option(
+    "--chat-template",
+    group=SCORING,
+    is_flag=True,
+    help="Put prompts of harness:NAME into the chat template.",
+)
+@option(
+    "--shots",
+    group=SCORING,
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Examples before each question of harness:NAME.",
+)
 @too_long_option
 @date_option
 @device_option
@@ -96,19 +122,19 @@ def evaluate(
     /,
     base: str,
     tasks: tuple[str, ...],
-    folder: Path | None,
     adapters: tuple[str, ...],
     **options: Unpack[EvaluateOptions],
 ) -> None:
     """Score the base model, adapters in folders and the members of a pool on tasks, each alone.
 
-    Accuracy takes the choice of the highest likelihood, exact match the greedy answer. Adapters that cannot
-    be put on the base are named, the others go on, and the exit code is 3.
+    Accuracy takes the choice of the highest likelihood, exact match the greedy answer. harness:NAME is a task
+    of lm-evaluation-harness, scored by its rules on its own split. Adapters that cannot be put on the base
+    are named, the others go on, and the exit code is 3.
     """
     with app.output.show_progress() as progress:
         scores = loradex.evaluate(
             base,
-            loradex.load_tasks(tasks, folder),
+            tasks,
             adapters,
             **options,
             catalog=app.settings,
@@ -120,5 +146,6 @@ def evaluate(
 
 
 def _render(result: dict[str, Any]) -> str:
-    too_long = [LEFT_OUT] if any("left_out" in score for score in result["scores"]) else []
-    return "\n".join(table(result["scores"], (*SCORES, *too_long)))
+    names = {name for score in result["scores"] for name in score}
+    usual = [column for column in (LEFT_OUT, STDERR, PROTOCOL) if column.field in names]
+    return "\n".join(table(result["scores"], (*SCORES, *usual)))

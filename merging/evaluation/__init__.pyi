@@ -1,6 +1,7 @@
 from . import scores
 from .generation import MOST_NEW_TOKENS, end_tokens, generate
-from .questions import Questions, TooLong, ask, unusual
+from .questions import Questions, TooLong, ask, prompt_date, unusual
+from .requests import HarnessModel
 from .scores import BASE, Measured, Sampler, ScoreRound, TaskScore, measure
 from .scoring import (
     WIDTH,
@@ -18,6 +19,7 @@ __all__ = [
     "BASE",
     "MOST_NEW_TOKENS",
     "WIDTH",
+    "HarnessModel",
     "Measured",
     "Questions",
     "Sampler",
@@ -33,6 +35,7 @@ __all__ = [
     "losses",
     "mean_loss",
     "measure",
+    "prompt_date",
     "reading_groups",
     "scores",
     "targets_only",

@@ -24,9 +24,10 @@ def generate(
     *,
     most: int | Sequence[int] = MOST_NEW_TOKENS,
     stop: Sequence[str] = (),
+    strip: bool = True,
     progress: Progress | None = None,
 ) -> list[str]:
-    """The greedy answer to every question, without special tokens and blanks at its ends.
+    """The greedy answer to every question, without special tokens and, with `strip`, blanks at its ends.
 
     An answer has at most `most` tokens (one number, or one for each prompt), and ends at a token that ends a
     turn (`end_tokens`) or before the first text of `stop` in it. Raises UsageError for a number of tokens
@@ -47,7 +48,8 @@ def generate(
 
     for indices, rows in in_pieces(groups, answer, lambda index: too_large(prompts[index])):
         for index, row in zip(indices, rows, strict=True):
-            texts[index] = _text(base, row, stop)
+            text = _text(base, row, stop)
+            texts[index] = text.strip() if strip else text
         done += len(indices)
         if progress is not None:
             progress(done, len(prompts))
@@ -116,7 +118,7 @@ def _has_stop(base: LoadedBase, tokens: Any, stop: Sequence[str]) -> bool:
 def _text(base: LoadedBase, tokens: Sequence[int], stop: Sequence[str]) -> str:
     """The answer as text, up to the first stop."""
     text = _decode(base, tokens)
-    return text[: min([place for word in stop if (place := text.find(word)) >= 0], default=len(text))].strip()
+    return text[: min([place for word in stop if (place := text.find(word)) >= 0], default=len(text))]
 
 
 def _decode(base: LoadedBase, tokens: Any) -> str:

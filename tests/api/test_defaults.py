@@ -23,7 +23,6 @@ ELSEWHERE = {
     "inspect-merge": {"plot": "Inspection.plot"},
     "train": {"tasks": loradex.load_task},
     "adapt": {"tasks": loradex.load_task},
-    "evaluate": {"folder": loradex.load_tasks},
     "study run": {"dry_run": loradex.StudyRequest.plan},
     "pool export": {"pool": loradex.Catalog.pool},
     "pool verify": {"pool": loradex.Catalog.pool},
