@@ -128,7 +128,7 @@ class StudyRequest:
                     "`address`, `workers` and `gpu_share` belong to Ray; ask for it by `ray=True`."
                 )
             return one_by_one
-        from studies.rays import Ray
+        from studies.run import Ray
 
         if self.address and self.workers:
             raise UsageError("A cluster at `address` has its own workers; leave out `workers`.")
@@ -219,7 +219,7 @@ def report_study(out: str | Path) -> StudyReport:
         >>> loradex.report_study("small-study").page
         'small-study/report.html'
     """
-    from studies.reporting import report
+    from studies.run import report
 
     return StudyReport(**report(Path(out)))
 

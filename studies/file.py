@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from catalog.errors import NotFoundError, UsageError
-from catalog.files import YamlError, read_yaml
+from catalog.files import YamlError, read_limited, read_yaml
 from merging.methods import nearest
 from studies.checks import WrongError, check
 from studies.design import KINDS_OF_METHOD, Adapters, Report, Study, StudyPart, StudyPool, Tasks, use_of
@@ -42,12 +42,10 @@ def read_study(name: str) -> StudyFile:
     Raises NotFoundError if there is none, and UsageError, with the line, for an invalid study.
     """
     path = _find_file(name)
+    advice = "give a YAML file"
+    data = read_limited(path, _MOST_BYTES, kind="a study", advice=advice, error=UsageError)
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise UsageError(f"{path} is larger than the limit of a study, {_MOST_BYTES >> 20} MiB.")
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+        text = data.decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path} line {line} is not YAML: it is not UTF-8.") from error

@@ -1,7 +1,11 @@
-"""A study carried out: every step that is not done yet, one after the other or by Ray, and what came of it.
+"""A study carried out, and reported: every step that is not done yet, one after the other or by Ray.
 
-Everything lies below one folder: steps/ (one folder each, kept for ever), failed/, study.json (what was run)
-and results.jsonl (one line a cell, the same bytes however often the run was interrupted).
+Everything lies below one folder: steps/ (one folder each, kept for ever), failed/, study.json (what was run),
+results.jsonl (one line a cell, the same bytes however often the run was interrupted), and the report.
+
+By Ray every step is a task of its own, sent out when its inputs are there. The machines of a cluster need
+loradex and the study's folder, tasks, adapters and base at the same paths, as on a shared file system. Ray
+decides what runs where; results are the same as those of one process.
 """
 
 from __future__ import annotations
@@ -18,18 +22,28 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from catalog.errors import NotFoundError, StorageError, UsageError
+from catalog.errors import EvaluationError, LoradexError, NotFoundError, StorageError, UsageError
+from catalog.extras import require_extra
 from catalog.files import replace_file
-from merging.members import storage, write_json, write_text
+from merging.members import new_folder, storage, write_json, write_text
 from studies.file import PUBLISHED, StudyFile
 from studies.grid import Grid, GridCell
-from studies.store import Place, Step, in_order
-from studies.work import carry_out
+from studies.report import grids, page
+from studies.report.findings import Findings
+from studies.steps import KINDS, Job
+from studies.store import RESULT, STEP, TIME, Place, Step, in_order
 
 RESULTS, FACTS = "results.jsonl", "study.json"
+PAGE, MARKDOWN, SUMMARY, PICTURES = "report.html", "report.md", "summary.json", "pictures"
 # Seconds between two writings of the results of a run at work.
 _REST = 60.0
 _PACKAGES = ("loradex", "torch", "transformers", "peft", "numpy")
+# Kinds that go on without those of their inputs that diverged. What failed for another reason may succeed the
+# next time, and a choice without it would stay.
+_TOLERANT = frozenset({"pick"})
+# Steps sent out for each that can run at once: with more, Ray would begin with all that needs nothing, and
+# end the first cell last.
+_AHEAD = 4
 # Steps, inputs first, to the outcome of each as it comes: None, or why it failed.
 Executor = Callable[[Place, Sequence[Step]], Iterable[tuple[Step, str | None]]]
 Progress = Callable[[int, int], None]
@@ -45,10 +59,98 @@ class StepOutcome:
     errors: tuple[str, ...]
 
 
+def carry_out(place: Place, step: Step) -> str | None:
+    """Does a step unless it is done; None, or why it failed. Other errors than the program's own pass."""
+    if place.result(step) is not None:
+        return None
+    inputs = {name: place.result(input_step) for name, input_step in step.inputs.items()}
+    try:
+        for name, input_result in inputs.items():
+            tolerable = step.kind in _TOLERANT and place.has_diverged(step.inputs[name])
+            if input_result is None and not tolerable:
+                # The first cause, however many steps lie between.
+                raise EvaluationError(place.error(step.inputs[name]) or "What it needs was not made.")
+        began = time.perf_counter()
+        with new_folder(place.steps / step.key, overwrite=True, record=RESULT) as out:
+            results = {
+                name: input_result for name, input_result in inputs.items() if input_result is not None
+            }
+            result = KINDS[step.kind](Job(place, step.key, step.params, results, out))
+            with storage(out):
+                write_json(out / STEP, {"kind": step.kind, "params": step.params})
+                write_json(out / TIME, {"seconds": round(time.perf_counter() - began, 3)})
+                write_json(out / RESULT, result)
+    except StorageError:
+        raise
+    except LoradexError as error:
+        place.fail(step, error)
+        return str(error)
+    return None
+
+
 def one_by_one(place: Place, steps: Sequence[Step]) -> Iterator[tuple[Step, str | None]]:
     """Carries out the steps in this process."""
     for step in steps:
         yield step, carry_out(place, step)
+
+
+@dataclass(frozen=True)
+class Ray:
+    """An executor on a Ray cluster: at `address`, or one of its own on this machine with `workers` workers.
+
+    Every step takes one core for each of its threads, and the share `gpus` of a GPU.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_extra("ray", "Work on several processes")
+
+    def __call__(self, place: Place, steps: Sequence[Step]) -> Iterator[tuple[Step, str | None]]:
+        """Carries out the steps, inputs first, and tells the outcome of each as it comes."""
+        import ray
+
+        cores = None if self.workers is None else self.workers * place.threads
+        try:
+            ray.init(
+                address=self.address or "local",
+                num_cpus=None if self.address else cores,
+                include_dashboard=None if self.address else False,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UsageError(f"No Ray cluster found at {self.address}: {error}") from error
+        try:
+            yield from self._sent(ray, place, steps)
+        finally:
+            ray.shutdown()
+
+    def _sent(self, ray: Any, place: Place, steps: Sequence[Step]) -> Iterator[tuple[Step, str | None]]:
+        # A step waits for the references it is given, and reads its inputs' results from the folder.
+        task = ray.remote(num_cpus=place.threads, num_gpus=self.gpus, max_retries=2)(_carry_out_after)
+        sent: dict[str, Any] = {}
+        waiting: dict[Any, Step] = {}
+        most = max(1, round(_AHEAD * ray.cluster_resources().get("CPU", 1) / place.threads))
+        for step in steps:
+            if len(waiting) >= most:
+                yield self._next(ray, waiting)
+            needs = [sent[needed.key] for needed in step.inputs.values() if needed.key in sent]
+            sent[step.key] = task.remote(place, step, *needs)
+            waiting[sent[step.key]] = step
+        while waiting:
+            yield self._next(ray, waiting)
+
+    def _next(self, ray: Any, waiting: dict[Any, Step]) -> tuple[Step, str | None]:
+        (finished, *_), _ = ray.wait(list(waiting))
+        return waiting.pop(finished), ray.get(finished)
+
+
+def _carry_out_after(place: Place, step: Step, *needs: str | None) -> str | None:
+    """`carry_out`, after the steps whose outcomes are `needs`."""
+    return carry_out(place, step)
 
 
 def run(
@@ -139,6 +241,28 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if "published" in facts["study"]:
         raise UsageError(f"{folder}: {PUBLISHED}")
     return facts, rows
+
+
+def report(folder: Path, *, into: Path | None = None) -> dict[str, Any]:
+    """Writes report.html, report.md, summary.json and pictures/ into a study's folder, or into another.
+
+    The places of page and Markdown, and the sentences that the numbers allow. Reads only study.json and
+    results.jsonl. Raises NotFoundError, StorageError.
+    """
+    facts, rows = read(folder)
+    title, question = facts["study"]["title"], facts["study"]["question"]
+    findings = Findings(facts, rows)
+    page_sections = grids.sections(findings)
+    into = into or folder
+    with storage(into):
+        (into / PICTURES).mkdir(parents=True, exist_ok=True)
+        for name, picture in page.picture_files(page_sections).items():
+            write_text(into / PICTURES / name, picture)
+        write_text(into / PAGE, page.html(title, page_sections, question))
+        write_text(into / MARKDOWN, page.markdown(title, page_sections, PICTURES, question))
+        write_json(into / SUMMARY, findings.summary())
+    says = next((section.paragraphs for section in page_sections if isinstance(section, page.Text)), ())
+    return {"page": str(into / PAGE), "markdown": str(into / MARKDOWN), "says": list(says)}
 
 
 def machine(device: str) -> str:

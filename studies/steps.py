@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.errors import EvaluationError
+from catalog.errors import ConfigError, EvaluationError
 from studies.store import Place
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Told = Mapping[str, Any]
 Found = Mapping[str, dict[str, Any]]
 ADAPTER = "adapter"
+_MAX_CONFIG = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +262,6 @@ def adapt(job: Job) -> dict[str, Any]:
 
 def cards(job: Job) -> dict[str, Any]:
     """Learning rates and ranks of adapters in a folder of repositories, as cards and configurations say."""
-    from studies.wild import hyperparameters
-
     return hyperparameters(job.place.source)
 
 
@@ -381,3 +380,34 @@ def _member(place: Place, member: Mapping[str, Any]) -> MergeMember:
 
 def _members(place: Place, pool: Told) -> list[MergeMember]:
     return [_member(place, member) for member in pool["members"]]
+
+
+def hyperparameters(folder: Path) -> dict[str, Any]:
+    """Every stated learning rate and every rank of the LoRA adapters below a folder, sorted.
+
+    {"cards": adapters seen, "learning_rate": [...], "rank": [...]}; an adapter is a folder with an
+    adapter_config.json, and its card the README.md beside it. What cannot be read counts as silent.
+    """
+    from catalog.adapters import CONFIG_NAME, parse_config
+    from crawler.reading import MAX_CARD, parse_card
+
+    rates, ranks, cards_read = [], [], 0
+    for path in sorted(folder.rglob(CONFIG_NAME)):
+        try:
+            config = parse_config(_start(path, _MAX_CONFIG))
+        except ConfigError:
+            continue
+        if not config.is_lora:
+            continue
+        cards_read += 1
+        ranks.append(config.rank)
+        card = path.with_name("README.md")
+        training = parse_card(_start(card, MAX_CARD)).training if card.is_file() else None
+        if training is not None and training.learning_rate:
+            rates.append(training.learning_rate)
+    return {"cards": cards_read, "learning_rate": sorted(rates), "rank": sorted(ranks)}
+
+
+def _start(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(most + 1)

@@ -21,23 +21,8 @@ from catalog.files import remove_abandoned
 from merging.members import storage, write_json
 
 RESULT, STEP, TIME = "result.json", "step.json", "time.json"
-# Counts up for a kind when the same step would find something else.
-VERSIONS: Mapping[str, int] = {
-    "cards": 1,
-    "score": 1,
-    "single": 1,
-    "train": 1,
-    "pick": 1,
-    "measured": 1,
-    "gradient": 1,
-    "pool": 1,
-    "clusters": 1,
-    "relevance": 1,
-    "stand-ins": 1,
-    "merge": 1,
-    "ensemble": 1,
-    "adapt": 1,
-}
+# The version of a kind, 1 where it is not named; it counts up when the same step would find something else.
+VERSIONS: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +37,7 @@ class Step:
     def key(self) -> str:
         """32 hexadecimal digits; the same in every process."""
         inputs = {name: step.key for name, step in self.inputs.items()}
-        content = [self.kind, VERSIONS[self.kind], self.params, inputs]
+        content = [self.kind, VERSIONS.get(self.kind, 1), self.params, inputs]
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from studies.report import grids, page
+from studies.report.findings import Findings
 from studies.report.page import Section
-from studies.reporting import MARKDOWN, PICTURES
-from studies.run import read
+from studies.run import MARKDOWN, PICTURES, read
 from tools import published
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -63,7 +63,7 @@ def _sections(folder: Path) -> tuple[dict[str, Any], list[Section]]:
     facts, rows = read(folder)
     if folder.name == published.NAME:
         return facts, published.sections(rows)  # type: ignore[arg-type]  # the keys of a Row
-    return facts, grids.sections(facts, rows)
+    return facts, grids.sections(Findings(facts, rows))
 
 
 @cache

@@ -140,3 +140,10 @@ def test_a_point_of_a_merge_sets_its_parameters(tmp_path: Path) -> None:
     study = read(tmp_path, GOOD.replace("parameters: {density: 0.3}", "over: {density: [0.1], rank: [7]}"))
     result = settle_method(study.methods["sum"], {"density": 0.1, "rank": 7})
     assert (result.model_dump()["parameters"], result.model_dump()["rank"]) == ({"density": 0.1}, 7)
+
+
+def test_a_study_is_read_to_its_limit_whatever_size_is_stated(tmp_path: Path) -> None:
+    endless = tmp_path / "endless.yaml"
+    endless.write_bytes(b"#" * (1024 * 1024 + 1))
+    with pytest.raises(UsageError, match="too large for a study"):
+        read_study(str(endless))

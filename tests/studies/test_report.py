@@ -12,7 +12,7 @@ import pytest
 
 from studies.report.comparing import Difference, Results, compare, lines, mean_and_error, verdict
 from studies.report.findings import Findings
-from studies.report.grids import sections, summary
+from studies.report.grids import sections as sections_of
 from studies.report.page import Figure, Section, TableSection, Text
 from studies.report.relating import Related, correlation, relate
 from studies.report.tuning import at_one_rate, tune_by_loss
@@ -68,6 +68,10 @@ def grid(values: Values) -> list[dict[str, Any]]:
         for task, by_seed in tasks.items()
         for seed, value in enumerate(by_seed)
     ]
+
+
+def sections(facts: dict[str, Any], cells: list[dict[str, Any]]) -> list[Section]:
+    return sections_of(Findings(facts, cells))
 
 
 def find_section(result: list[Section], title: str) -> Section:
@@ -309,7 +313,7 @@ def test_a_value_that_is_no_finite_number_is_a_failure() -> None:
     cells = [cell("t", 0, "new", math.nan), cell("t", 0, "old", math.inf)]
     result = sections(study(against="new"), cells)
     assert [row[2] for row in table(result, "What failed").rows] == ["The value is not a finite number."] * 2
-    json.dumps(summary(study(against="new"), cells), allow_nan=False)
+    json.dumps(Findings(study(against="new"), cells).summary(), allow_nan=False)
 
 
 RATES = (1e-4, 1e-3)
@@ -616,7 +620,7 @@ def test_every_number_of_the_tables_is_in_the_summary() -> None:
     cells = _tuning() + _pools([0.1, 0.2, 0.7]) + grid({"old": {"t0": [0.31, None], "t1": [0.77, 0.78]}})
     document = study(against="new", figures=["gains", "relevance", "tuning"])
     names = set()
-    for value in _numbers(json.loads(json.dumps(summary(document, cells), allow_nan=False))):
+    for value in _numbers(json.loads(json.dumps(Findings(document, cells).summary(), allow_nan=False))):
         names |= {f"{100 * value:.1f}", f"{value:.3f}", f"{value:g}", rate(value), f"{value:.2f}"}
     result = sections(document, cells)
     requests = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from studies.reporting import MARKDOWN, PICTURES, report
+from studies.run import MARKDOWN, PICTURES, report
 from tools import published, study_pages
 
 ANEW = "run `python -m tools.documents` to write it anew"

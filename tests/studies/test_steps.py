@@ -16,9 +16,8 @@ from merging.evaluation import measure
 from merging.live import LiveStack
 from merging.members import load_member, read_module
 from merging.model import budget, draw, load_base, read_task
-from studies.reporting import report
-from studies.run import RESULTS, run
-from studies.wild import hyperparameters
+from studies.run import RESULTS, report, run
+from studies.steps import hyperparameters
 from tests.studies.small import make_study, make_world
 
 # PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
