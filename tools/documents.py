@@ -117,7 +117,7 @@ def method_table() -> str:
         cells = (
             f"`{method.name}`",
             method.summary,
-            method.default_weight,
+            "1/N" if method.weight == "mean" else f"{method.weight:g}",
             parameters,
             exact,
             method.gauge,

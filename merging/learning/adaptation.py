@@ -22,12 +22,13 @@ from catalog.errors import EvaluationError, MergeError, UsageError
 from merging.evaluation import TooLong, ask, unusual
 from merging.learning.adaptive import AdaptiveMethod, find_adaptive
 from merging.learning.candidates import search
-from merging.learning.coefficients import Coefficients
-from merging.learning.combination import CombineReport, Numbers, combine
+from merging.learning.coefficients import Coefficients, Design
+from merging.learning.combination import Numbers, combine
 from merging.learning.course import Course, Recipe, mean_of, run
 from merging.live import ArrowGate, LiveStack, prototypes
-from merging.members import MergeMember, digest_of
+from merging.members import MergeMember
 from merging.model import ExampleBudget, LoadedBase, Prompt, Task, memory_limit
+from merging.static import MergeReport
 
 RECORD_VERSION = 1
 Progress = Callable[[int, int], None]
@@ -64,7 +65,7 @@ class Adaptation:
         dtype: str | None = None,
         base: str | None = None,
         overwrite: bool = False,
-    ) -> CombineReport:
+    ) -> MergeReport:
         """Folds the result into one PEFT adapter, with adapt.json, by `merging.learning.combination.combine`.
 
         Raises MergeError for a method whose result is not a single adapter.
@@ -171,18 +172,11 @@ class _Work:
 
     def coefficients(self) -> Coefficients:
         """The row's coefficients at their start, where the live stack's factors are."""
+        row = self.row
+        target = 0 if row.init == "one_hot" else None
+        design = Design(row.granularity, row.activation, row.init, self.recipe.seed, target)
         names = [member.name for member in self.live.members]
-        one_hot = {"target": 0} if self.row.init == "one_hot" else {}
-        coefficients = Coefficients(
-            self.live.shapes,
-            names,
-            self.row.granularity,  # type: ignore[arg-type]
-            self.row.activation,  # type: ignore[arg-type]
-            self.row.init,  # type: ignore[arg-type]
-            self.recipe.seed,
-            **one_hot,
-        )
-        return coefficients.to(self.base.device)
+        return Coefficients(self.live.shapes, names, design).to(self.base.device)
 
     def validate(self) -> float:
         """The current objective on the validation examples."""
@@ -287,30 +281,24 @@ def _course_document(course: Course, before: float) -> dict[str, Any]:
 
 
 def _search_weights(work: _Work, progress: Progress | None) -> _Learned:
-    result = search(
+    attempts = search(
         work.base, work.live, work.train + work.valid, work.recipe.steps, work.recipe.seed, progress
     )
+    best = min(attempts, key=lambda attempt: attempt.value).weights
+
+    def measure(weights: Sequence[float]) -> float:
+        work.live.set_scales(work.live.scales_of(weights))
+        with work.live.attach():
+            return work.validate()
+
     numbers = {
-        shape.name: tuple(
-            weight if rank else 0.0 for weight, rank in zip(result.weights, shape.ranks, strict=True)
-        )
+        shape.name: tuple(weight if rank else 0.0 for weight, rank in zip(best, shape.ranks, strict=True))
         for shape in work.live.shapes
     }
-    work.live.set_scales(work.live.scales_of(result.weights))
-    with work.live.attach():
-        after = work.validate()
-    work.live.set_scales(work.live.scales_of([0.0] * len(result.weights)))
-    with work.live.attach():
-        before = work.validate()
-    work.live.set_scales(work.live.scales_of(result.weights))
-    tries = [
-        {"weights": attempt.weights, "loss": attempt.loss, "value": attempt.value}
-        if math.isfinite(attempt.value)
-        else {"weights": attempt.weights, "loss": None, "value": None}
-        for attempt in result.tries
-    ]
-    course = {"valid_before": before, "valid_loss": after, "tries": tries}
-    return numbers, None, course
+    before, after = measure([0.0] * len(best)), measure(best)
+    infinite = {"loss": None, "value": None}
+    tries = [asdict(row) | ({} if math.isfinite(row.value) else infinite) for row in attempts]
+    return numbers, None, {"valid_before": before, "valid_loss": after, "tries": tries}
 
 
 def _refuse(row: AdaptiveMethod, recipe: Recipe, steps: int | None, rate: float | None) -> None:
@@ -325,7 +313,7 @@ def _refuse(row: AdaptiveMethod, recipe: Recipe, steps: int | None, rate: float 
 def _member(member: MergeMember) -> dict[str, Any]:
     return {
         "name": member.name,
-        "sha256": member.digest or digest_of(member.weights),
+        "sha256": member.sha256(),
         "license": member.license,
         "rank": max(module.rank for module in member.spec.modules),
         **({"source": dict(member.source)} if member.source else {}),

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from catalog.errors import UsageError
 from merging.learning.course import Objective
 from merging.methods import nearest
+
+if TYPE_CHECKING:
+    from merging.learning.coefficients import Activation, Granularity, Init
 
 RECYCLING = "https://arxiv.org/abs/2602.12323"
 Learner = Literal["none", "coefficients", "candidates", "routing"]
@@ -34,9 +37,9 @@ class AdaptiveMethod:
     summary: str
     paper: str
     learner: Learner
-    granularity: str = "module"
-    activation: str = "linear"
-    init: str = "equal"
+    granularity: Granularity = "module"
+    activation: Activation = "linear"
+    init: Init = "equal"
     rate: float = 0.0
     steps: int = 0
     objective: Objective = "loss"

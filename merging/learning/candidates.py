@@ -34,18 +34,6 @@ class Try:
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
-    """All candidates in order and the weights of the best; the first on a tie."""
-
-    tries: tuple[Try, ...]
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """The weights with the lowest value."""
-        return min(self.tries, key=lambda attempt: attempt.value).weights
-
-
 def search(
     base: LoadedBase,
     live: LiveStack,
@@ -53,12 +41,12 @@ def search(
     tries: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> Search:
-    """Tries at most `tries` vectors of one weight a member; the first is 0, the base itself.
+) -> list[Try]:
+    """At most `tries` vectors of one weight a member, in order; the first is 0, the base itself.
 
     Raises EvaluationError if no candidate has a finite loss.
     """
-    attempts: list[Try] = list(evaluate_candidates(base, live, prompts, [[0.0] * len(live.members)]))
+    attempts = evaluate_candidates(base, live, prompts, [[0.0] * len(live.members)])
     optimiser = _optimiser(len(live.members), tries, seed)
     while len(attempts) < tries and not optimiser.stop():
         proposals = [list(map(float, proposal))[: len(live.members)] for proposal in optimiser.ask()]
@@ -75,7 +63,7 @@ def search(
         )
     if not any(math.isfinite(proposal.value) for proposal in attempts):
         raise EvaluationError("No candidate has a finite loss; leave out members with large updates.")
-    return Search(tuple(attempts))
+    return attempts
 
 
 def evaluate_candidates(

@@ -73,29 +73,21 @@ class Coefficients(nn.Module):
     _where: Tensor
     _present: Tensor
 
-    def __init__(
-        self,
-        shapes: Sequence[Shape],
-        names: Sequence[str],
-        granularity: Granularity = "module",
-        activation: Activation = "leaky_relu",
-        init: Init = "zero",
-        seed: int = 0,
-        target: int | None = None,
-    ) -> None:
+    def __init__(self, shapes: Sequence[Shape], names: Sequence[str], design: Design | None = None) -> None:
         super().__init__()
-        self.design = Design(granularity, activation, init, seed, target)
+        self.design = design or Design()
         self.shapes = tuple(shapes)
         self.names = tuple(names)
+        target = self.design.target
         if target is not None and not 0 <= target < len(names):
             raise UsageError(
                 f"The target {target} is not a member: the {len(names)} members are counted from 0."
             )
-        groups, where, present = _layout(self.shapes, len(names), granularity)
+        groups, where, present = _layout(self.shapes, len(names), self.design.granularity)
         self.groups = groups
         self.register_buffer("_where", where, persistent=False)
         self.register_buffer("_present", present, persistent=False)
-        size = (int(where.numel()),) if granularity == "rank" else (len(groups), len(names))
+        size = (int(where.numel()),) if self.design.granularity == "rank" else (len(groups), len(names))
         self.raw = nn.Parameter(_start(size, self.design, self.shapes, len(names)))
 
     def values(self) -> Tensor:

@@ -7,7 +7,7 @@ its best approximation of a lower rank with a report of the discarded energy.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,22 +24,13 @@ from merging.members import (
     write_json,
 )
 from merging.methods import Update, concatenate, truncate
-from merging.static import ModuleReport, Plan, plan, totals, write_updates
+from merging.static import MergeReport, plan, totals, write_updates
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ADAPT_RECORD = "adapt.json"
 Numbers = Mapping[str, Sequence[float | Sequence[float]]]
-
-
-@dataclass(frozen=True, slots=True)
-class CombineReport:
-    """The written folder, its record, and each module by name."""
-
-    folder: Path
-    record: Mapping[str, Any]
-    modules: Mapping[str, ModuleReport]
 
 
 def combine(
@@ -54,7 +45,7 @@ def combine(
     record: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     stacks: Iterable[Stack] | None = None,
-) -> CombineReport:
+) -> MergeReport:
     """One adapter in the folder `out`: the members weighted by `coefficients`, with adapt.json.
 
     `coefficients` has for each module one number a member, or a sequence of them for the member's ranks
@@ -78,18 +69,19 @@ def combine(
     with new_folder(out, overwrite, ADAPT_RECORD) as folder:
         updates = _updates(used, source, scales, rank)
         modules = write_updates(folder, planned.dtype, used, updates)
-        document = dict(record or {}) | {"combined": _combination_record(rank, planned.dtype, modules)}
+        combined = {
+            "rank": rank,
+            "dtype": planned.dtype,
+            "modules": {name: asdict(module) for name, module in modules.items()},
+            "totals": totals(modules),
+        }
+        document = dict(record or {}) | {"combined": combined}
+        # The base model by its canonical name, or the folder of a given model: PEFT finds it there.
+        name = base if base and (Path(base) / "config.json").is_file() else planned.base
         with storage(out):
-            write_config(
-                folder, planned.members, _base_name(base, planned), {n: m.rank for n, m in modules.items()}
-            )
+            write_config(folder, planned.members, name, {n: m.rank for n, m in modules.items()})
             write_json(folder / ADAPT_RECORD, document)
-    return CombineReport(out, document, modules)
-
-
-def _base_name(base: str | None, planned: Plan) -> str | None:
-    """The base model by its canonical name, or the folder of a given model: PEFT finds it there."""
-    return base if base and (Path(base) / "config.json").is_file() else planned.base
+    return MergeReport(out, document, modules)
 
 
 def _updates(
@@ -109,12 +101,3 @@ def _update(stack: Stack, d: Tensor, rank: int | None) -> Update:
     if rank is None or rank >= len(columns):
         return concatenate(used, d[columns])
     return truncate(used, d[columns], rank)
-
-
-def _combination_record(rank: int | None, dtype: str, modules: Mapping[str, ModuleReport]) -> dict[str, Any]:
-    return {
-        "rank": rank,
-        "dtype": dtype,
-        "modules": {name: asdict(module) for name, module in modules.items()},
-        "totals": totals(modules),
-    }

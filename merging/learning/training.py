@@ -157,7 +157,21 @@ def train(
     refuse_existing(out, overwrite, TRAIN_RECORD)
     inputs = _Given(base, *(ask(base, task, part, too_long) for part in (budget.train, budget.valid)))
     with memory_limit("The training"):
-        return _carry_out(inputs, task, budget, out, settings, rates, overwrite, progress)
+        before = valid_loss(base, inputs.valid)
+        working = _working_folder(out, _identity(inputs, task, settings, before))
+        courses = _all_rates(inputs, settings, rates, working, progress)
+        best = _choose_course(courses)
+        with new_folder(out, overwrite, TRAIN_RECORD) as folder, storage(out):
+            for name in (CONFIG_NAME, WEIGHTS_NAME):
+                shutil.copyfile(working / _folder_name(best.learning_rate) / name, folder / name)
+            losses = before, loss_on_disk(base, folder, inputs.valid)
+            parts = (inputs.learned, inputs.chosen_by)
+            document = record(base, task, budget.seed, parts, asdict(settings), courses, best, losses, folder)
+            write_json(folder / TRAIN_RECORD, document)
+            write_text(folder / "README.md", card(task, document))
+            write_text(working / _FINISHED, "")
+    shutil.rmtree(working, ignore_errors=True)
+    return TrainReport(out, document)
 
 
 def default_rates(settings: TrainingSettings) -> tuple[float, ...]:
@@ -188,37 +202,6 @@ def loss_on_disk(base: LoadedBase, folder: Path, valid: Sequence[Prompt]) -> flo
     """The loss of the adapter in a folder as plain PEFT loads it, including rounding."""
     with wear_adapter(base, folder):
         return valid_loss(base, valid)
-
-
-def _carry_out(
-    inputs: _Given,
-    task: Task,
-    budget: ExampleBudget,
-    out: Path,
-    settings: TrainingSettings,
-    rates: Sequence[float],
-    overwrite: bool,
-    progress: Progress | None,
-) -> TrainReport:
-    """Trains every rate in the working folder, then moves the best one to its place."""
-    base = inputs.base
-    before = valid_loss(base, inputs.valid)
-    working = _working_folder(out, _identity(inputs, task, settings, before))
-    courses = _all_rates(inputs, settings, rates, working, progress)
-    best = _choose_course(courses)
-    with new_folder(out, overwrite, TRAIN_RECORD) as folder, storage(out):
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            shutil.copyfile(working / _folder_name(best.learning_rate) / name, folder / name)
-        losses = before, loss_on_disk(base, folder, inputs.valid)
-        question_sets = (inputs.learned, inputs.chosen_by)
-        document = record(
-            base, task, budget.seed, question_sets, asdict(settings), courses, best, losses, folder
-        )
-        write_json(folder / TRAIN_RECORD, document)
-        write_text(folder / "README.md", card(task, document))
-        write_text(working / _FINISHED, "")
-    shutil.rmtree(working, ignore_errors=True)
-    return TrainReport(out, document)
 
 
 def _all_rates(

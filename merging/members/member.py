@@ -86,6 +86,10 @@ class MergeMember:
         """The safetensors file."""
         return self.folder / WEIGHTS_NAME
 
+    def sha256(self) -> str:
+        """The digest of the weights: the pinned one, else that of the file, which is read."""
+        return self.digest or digest_of(self.weights)
+
     @property
     def modules(self) -> dict[str, LoraModule]:
         """Modules by name."""

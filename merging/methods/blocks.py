@@ -117,7 +117,11 @@ def merge_entries(work: ModuleWork, entry_blocks: Entries, merge: Merge) -> Upda
     Exact where its shorter side is at most 512; else by subspace iteration with 3 powers and 10 extra
     directions (Halko, Martinsson, Tropp, https://arxiv.org/abs/0909.4061).
     """
-    blocks = _blocks(entry_blocks, merge)
+
+    def blocks() -> Iterator[tuple[slice, Tensor]]:
+        for rows in entry_blocks.ranges(len(entry_blocks.places)):
+            yield rows, merge(entry_blocks.block(rows), rows)
+
     small = min(entry_blocks.rows, entry_blocks.columns) <= _EXACT_SIDE
     if small or 8 * entry_blocks.rows * entry_blocks.columns <= work.memory:
         dense = entry_blocks.right.new_empty(entry_blocks.rows, entry_blocks.columns)
@@ -247,14 +251,6 @@ def _lift(update: Update, b: Tensor, left: Tensor, right: Tensor | None) -> Upda
     outside = (b.double() @ (left @ update.b.double())).float()
     inside = update.a if right is None else (update.a.double() @ right).float()
     return Update(inside, outside, update.energy, update.discarded)
-
-
-def _blocks(blocks: Entries, merge: Merge) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
-    def each() -> Iterator[tuple[slice, Tensor]]:
-        for rows in blocks.ranges(len(blocks.places)):
-            yield rows, merge(blocks.block(rows), rows)
-
-    return each
 
 
 def _slices(blocks: Entries, dense: Tensor) -> Iterator[tuple[slice, Tensor]]:

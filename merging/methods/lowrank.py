@@ -91,13 +91,6 @@ def pair_products(gram_pair: Grams, ranks: Sequence[int]) -> Tensor:
     return one_hot.T @ terms @ one_hot
 
 
-def energy(gram_pair: Grams, d: Tensor) -> float:
-    """||B D A||_F^2 = d^T (G_A * G_B) d for weights `d` of (R,)."""
-    import torch
-
-    return max(0.0, float(d @ (gram_pair.a * gram_pair.b).to(torch.float64) @ d))
-
-
 def coordinates(gram: Tensor) -> tuple[Tensor, Tensor]:
     """(C, K) of (q, R): C G C^T = I on the q existing directions, and K = C G.
 

@@ -48,7 +48,7 @@ class Parameter:
         """The value in the parameter's type, from a value or a text; raises UsageError."""
         try:
             return self._read(value)
-        except (ValueError, OverflowError) as error:
+        except (KeyError, ValueError, OverflowError) as error:
             raise UsageError(f"{self.name} must be {self.range}, not {value!r}.") from error
 
     def _read(self, value: object) -> Value:
@@ -57,17 +57,14 @@ class Parameter:
                 raise ValueError
             return str(value)
         if isinstance(self.default, bool):
-            return (
-                {"true": True, "false": False}[str(value).lower()] if str(value).lower() in _FLAGS else _no()
-            )
+            return {"true": True, "false": False}[str(value).lower()]
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError
         number = float(value)
-        if not (self.low <= number <= self.high and math.isfinite(number)):
+        whole = isinstance(self.default, int)
+        if not (self.low <= number <= self.high and math.isfinite(number)) or (whole and number % 1):
             raise ValueError
-        if isinstance(self.default, int):
-            return int(number) if number == int(number) else _no()
-        return number
+        return int(number) if whole else number
 
 
 @dataclass
@@ -189,11 +186,6 @@ class MergeMethod:
     survey: Callable[[Callable[[], Iterator[ModuleWork]]], Mapping[str, float]] | None = None
     revision: int = 1
 
-    @property
-    def default_weight(self) -> str:
-        """The default weight of a member, in words: 1/N or 1."""
-        return "1/N" if self.weight == "mean" else f"{self.weight:g}"
-
     def options(self, settings: Mapping[str, object]) -> dict[str, Value]:
         """All parameters with the given values parsed and validated; raises UsageError with the nearest
         names."""
@@ -217,10 +209,3 @@ def nearest(name: str, names: Mapping[str, object] | Sequence[str]) -> str:
     """'did you mean …' with the nearest known names, or all of them if none is near."""
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}" if close else f"there are {', '.join(names)}"
-
-
-_FLAGS = {"true": True, "false": False}
-
-
-def _no() -> Value:
-    raise ValueError

@@ -7,6 +7,7 @@ U M_i V^T and keeps its singular values in its core M_i, so that nothing of the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from merging.methods.lowrank import Truncation, Update, apply, coordinates, core_truncation
@@ -164,30 +165,23 @@ def _isotropic(work: ModuleWork, member_cores: Cores, u: Tensor, v: Tensor, valu
 
 _OVER = Parameter("over", "rank", "the mean is over the rank, or over the width", choices=("rank", "width"))
 
+_spectral = partial(MergeMethod, exact=True, weight=1.0, cost="grams", full_rank=True)
 METHODS = (
-    MergeMethod(
+    _spectral(
         "tsv-m",
         "Leading singular vectors, made orthogonal to each other.",
         "https://arxiv.org/abs/2412.00081",
         tsv_merge,
         (Parameter("components", 0, "singular triplets a member; 0 for width / N", 0, 65536), SCALE),
-        exact=True,
-        weight=1.0,
-        cost="grams",
-        full_rank=True,
     ),
-    MergeMethod(
+    _spectral(
         "iso-c",
         "The weighted sum, its singular values made equal.",
         "https://arxiv.org/abs/2502.04959",
         iso_c,
         (SCALE, _OVER),
-        exact=True,
-        weight=1.0,
-        cost="grams",
-        full_rank=True,
     ),
-    MergeMethod(
+    _spectral(
         "iso-cts",
         "Common and own directions with one singular value.",
         "https://arxiv.org/abs/2502.04959",
@@ -197,9 +191,5 @@ METHODS = (
             SCALE,
             replace(_OVER, meaning="directions and their mean are counted over the rank, or over the width"),
         ),
-        exact=True,
-        weight=1.0,
-        cost="grams",
-        full_rank=True,
     ),
 )

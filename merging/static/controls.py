@@ -65,22 +65,6 @@ Spread = Mapping[str, tuple[float, float]]
 _Draw = Callable[[str], "tuple[Tensor, Tensor]"]
 
 
-def stand_in(
-    member: MergeMember, kind: str, out: Path, seed: int = 0, pool: Sequence[MergeMember] | None = None
-) -> MergeMember:
-    """Writes a stand-in of the member to the folder `out`, which PEFT loads like any adapter.
-
-    `kind` is one of KINDS; `pool` are the members that random-pooled takes its standard deviations from, by
-    default the member alone. Random numbers belong to seed, kind, the member's name and weights, and the
-    module: the same call writes the same bytes. A folder that contains exactly this stand-in is not written
-    again. Its name is the member's with kind and seed, its `source` the member's with its digest.
-
-    Raises UsageError for an unknown kind and a folder with other content, MergeError for values
-    that are not finite and for a member that has a module in one layer only (shuffled-layers), StorageError.
-    """
-    return _stand_in(member, kind, out, seed, *_pool_spread(kind, pool or (member,)))
-
-
 def stand_ins(
     members: Sequence[Path | MergeMember],
     kind: str,
@@ -92,7 +76,14 @@ def stand_ins(
 ) -> tuple[MergeMember, ...]:
     """A stand-in of every member, each in a separate folder below `out`; the members are the pool.
 
-    `base` and `table` are those of `load_members`. Raises the errors of `stand_in` and `load_members`.
+    PEFT loads it like any adapter. `kind` is one of KINDS; `base` and `table` are those of `load_members`.
+    Random numbers belong to seed, kind, the member's name and weights, and the module: the same call writes
+    the same bytes. A folder that contains exactly this stand-in is not written again. Its name is the
+    member's with kind and seed, its `source` the member's with its digest.
+
+    Raises UsageError for an unknown kind and a folder with other content, MergeError for values that are not
+    finite and for a member that has a module in one layer only (shuffled-layers), StorageError, and the
+    errors of `load_members`.
     """
     loaded = load_members(members, base=base, table=table)
     pooled = _pool_spread(kind, loaded)
@@ -121,13 +112,13 @@ def _pool_spread(kind: str, pool: Sequence[MergeMember]) -> tuple[Spread, tuple[
         raise UsageError(f"{kind!r} is not a control; use one of {', '.join(KINDS)}.")
     if kind != "random-pooled":
         return {}, ()
-    return entry_deviations(pool), tuple(_digest(member) for member in pool)
+    return entry_deviations(pool), tuple(member.sha256() for member in pool)
 
 
 def _stand_in(
     member: MergeMember, kind: str, out: Path, seed: int, pooled: Spread, digests: Sequence[str]
 ) -> MergeMember:
-    digest = _digest(member)
+    digest = member.sha256()
     dtype = _dtype(member, kind)
     record = {
         "record_version": RECORD_VERSION,
@@ -322,10 +313,6 @@ def _normal(key: tuple[object, ...], rows: int, columns: int) -> Tensor:
 def _module_seed(key: tuple[object, ...]) -> int:
     text = "\x1f".join(str(part) for part in key)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
-
-
-def _digest(member: MergeMember) -> str:
-    return member.digest or digest_of(member.weights)
 
 
 def _dtype(member: MergeMember, kind: str) -> str:

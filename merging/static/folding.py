@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from catalog.adapters import BaseModules, Header, LoraModule, Tensor, load_json, read_header
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from merging.members import (
     MERGE_RECORD,
     MergeMember,
-    digest_of,
     load_member,
     modules_sharing_weights,
     new_folder,
@@ -29,9 +28,6 @@ from merging.members import (
     transposed_layers,
     write_json,
 )
-
-if TYPE_CHECKING:
-    import torch
 
 _PREFIX = 8
 _CHUNK = 32 * 1024 * 1024
@@ -70,7 +66,7 @@ def apply_to(
     is written atomically.
     """
     member = adapter if isinstance(adapter, MergeMember) else load_member(adapter, purpose="added to a base")
-    headers = {name: _header(base / name) for name in _shards(base)}
+    headers = _headers(base)
     turned = transposed_layers(base)
     changes = _changes(base, member, headers, turned)
     done, size = 0, 0
@@ -99,7 +95,7 @@ def apply_to(
 
 def refuse_unfoldable(base: Path, members: Iterable[MergeMember]) -> None:
     """Raises for the first member that `apply_to` would refuse; reads only headers."""
-    headers = {name: _header(base / name) for name in _shards(base)}
+    headers = _headers(base)
     turned = transposed_layers(base)
     for member in members:
         _changes(base, member, headers, turned)
@@ -113,10 +109,10 @@ def refuse_misfits(base: Path, members: Iterable[MergeMember]) -> None:
     are ignored, as is a base model that is not in safetensors.
     """
     try:
-        names = _shards(base)
+        _shards(base)
     except UsageError:
         return
-    tensors = _Tensors(_header(base / name) for name in names)
+    tensors = _Tensors(_headers(base).values())
     turned = transposed_layers(base)
     for member in members:
         for module in member.spec.modules:
@@ -157,6 +153,13 @@ def refuse_tied(base: Path, members: Iterable[MergeMember]) -> None:
                 )
 
 
+def _headers(base: Path) -> dict[str, Header]:
+    """The headers of the base's shards by their names, sorted."""
+    return {
+        name: read_header(base / name, f"The base's shard {name} cannot be used") for name in _shards(base)
+    }
+
+
 def _shards(base: Path) -> tuple[str, ...]:
     """The names of the base's shards, sorted."""
     try:
@@ -179,10 +182,6 @@ def _shards(base: Path) -> tuple[str, ...]:
         if Path(name).name != name or not (base / name).is_file():
             raise UsageError(f"The base model's shard {name!r} is missing; fetch the complete model.")
     return tuple(names)
-
-
-def _header(path: Path) -> Header:
-    return read_header(path, f"The base's shard {path.name} cannot be used")
 
 
 def _changes(
@@ -251,17 +250,11 @@ def _add(
         if source.readinto(raw.numpy().data) != raw.numel():
             raise WeightsError("truncated", "The base became shorter while it was read; fetch it again.")
         values = raw.view(kind).reshape(-1, tensor.shape[1]).to(device)
-        summed = _sum(values, left[rows], right).to(kind)
+        wide = values if values.dtype == torch.float64 else values.to(torch.float32)
+        summed = (wide + (left[rows] @ right).to(wide.dtype)).to(kind)
         if not math.isfinite(float(summed.sum(dtype=torch.float64))):
             raise MergeError(f"{tensor.name} with the adapter is not finite in {tensor.dtype}.")
         target.write(summed.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _sum(values: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    wide = values if values.dtype == torch.float64 else values.to(torch.float32)
-    return wide + (left @ right).to(wide.dtype)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
@@ -289,7 +282,7 @@ def _record(member: MergeMember, shards: tuple[str, ...], modules: int) -> dict[
         document = None
     return {
         "folded": member.name,
-        "sha256": member.digest or digest_of(member.weights),
+        "sha256": member.sha256(),
         "base_model": member.config.base_model,
         "shards": list(shards),
         "modules": modules,

@@ -217,10 +217,10 @@ def test_a_search_keeps_to_its_bounds_and_budget_and_never_ends_above_the_base(
     prompts = encode(base.tokenizer, task, some.all, base.limit)
     for pool in (members, members[:1]):
         hits = search(base, LiveStack(base.model, pool), prompts, 20, seed=0)
-        assert len(hits.tries) == 20
-        assert all(abs(weight) <= BOUND for item in hits.tries for weight in item.weights)
-        assert hits.tries[0].weights == (0.0,) * len(pool)
-        assert min(item.value for item in hits.tries) < hits.tries[0].value
+        assert len(hits) == 20
+        assert all(abs(weight) <= BOUND for item in hits for weight in item.weights)
+        assert hits[0].weights == (0.0,) * len(pool)
+        assert min(item.value for item in hits) < hits[0].value
 
 
 def test_members_that_overflow_are_an_error_and_no_result(

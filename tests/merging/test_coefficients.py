@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import UsageError
-from merging.learning.coefficients import Activation, Coefficients, Granularity, Init, columns
+from merging.learning.coefficients import Activation, Coefficients, Design, Granularity, Init, columns
 from merging.members import Shape
 
 LAYER = "model.layers.{}.{}"
@@ -35,7 +35,7 @@ Q, UP = SHAPES[2].name, SHAPES[1].name
 
 def numbers_of(values: Any = None, **design: Any) -> Coefficients:
     """Coefficients of the three members, with these values for what is trained."""
-    result = Coefficients(SHAPES, NAMES, **design)
+    result = Coefficients(SHAPES, NAMES, Design(**design))
     if values is not None:
         with torch.no_grad():
             result.raw.copy_(torch.tensor(values).expand_as(result.raw))
@@ -91,7 +91,7 @@ def test_random_starts_have_the_distribution_that_they_are_named_for(
     init: Init, mean: float, deviation: float
 ) -> None:
     shape = shape_of("model.layers.0.q_proj", (4000,) * 5)
-    raw = Coefficients([shape], list("abcde"), "rank", "linear", init, seed=3).raw.detach()
+    raw = Coefficients([shape], list("abcde"), Design("rank", "linear", init, seed=3)).raw.detach()
     assert float(raw.mean()) == pytest.approx(mean, abs=4 * deviation / 20_000**0.5)
     assert float(raw.std()) == pytest.approx(deviation, rel=0.03)
     if init == "uniform":
@@ -160,7 +160,7 @@ def test_numbers_and_scales_say_the_same(table: list[list[int]], granularity: Gr
         shape_of(f"model.layers.{n // 2}.{'mlp.up' if n % 2 else 'self_attn.q'}_proj", tuple(row))
         for n, row in enumerate(table)
     ]
-    result = Coefficients(shapes, NAMES, granularity, "leaky_relu", "normal", seed)
+    result = Coefficients(shapes, NAMES, Design(granularity, "leaky_relu", "normal", seed))
     back = columns(shapes, result.numbers())
     for name, scales in result.scales().items():
         assert torch.equal(back[name].float(), scales.detach())

@@ -151,14 +151,16 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(members: list[MergeMember], 
 
 def test_live_trained_and_written_agree(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from merging.learning.coefficients import Coefficients
+    from merging.learning.coefficients import Coefficients, Design
     from merging.live import LiveStack
     from tests.merging.llama import mixed, tiny, tokens
 
     model = tiny()
     members = mixed(tmp_path / "members", model)
     live = LiveStack(model, members, train_factors=True)
-    result = Coefficients(live.shapes, [m.name for m in members], "module", "leaky_relu", "normal", seed=1)
+    result = Coefficients(
+        live.shapes, [m.name for m in members], Design("module", "leaky_relu", "normal", seed=1)
+    )
     optimiser = torch.optim.SGD([result.raw, *(f for pair in live.factors.values() for f in pair)], lr=1e-4)
     with live.attach():
         live.set_scales(result.scales())

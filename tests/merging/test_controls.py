@@ -17,7 +17,7 @@ from catalog.errors import MergeError, UsageError
 from catalog.selection.selection import STAND_INS
 from merging.members import MergeMember, digest_of, load_member, read_module
 from merging.static import controls
-from merging.static.controls import CONTROL_NAME, KINDS, entry_deviations, stand_in, stand_ins
+from merging.static.controls import CONTROL_NAME, KINDS, _pool_spread, _stand_in, entry_deviations, stand_ins
 from tests.hubs import adapter_config
 from tests.merging.adapters import deltas, merge
 
@@ -72,6 +72,13 @@ def facts(member: MergeMember) -> list[tuple[object, ...]]:
 
 def test_every_control_that_a_selection_names_is_there() -> None:
     assert set(STAND_INS) <= set(KINDS)
+
+
+def stand_in(
+    member: MergeMember, kind: str, out: Path, seed: int = 0, pool: Sequence[MergeMember] | None = None
+) -> MergeMember:
+    """A stand-in of one member; the pool is by default the member alone."""
+    return _stand_in(member, kind, out, seed, *_pool_spread(kind, pool or (member,)))
 
 
 def test_the_spread_of_a_pool_worked_by_hand(tmp_path: Path) -> None:

@@ -141,10 +141,10 @@ def test_the_default_weight_is_what_the_row_says(method: str) -> None:
     result = product(run(method, copies, rank=3, **options))
     update = dense(item)[0]
     times = float((result * update).sum() / update.square().sum())
-    sums, means = {"1/N": (1.0, 1.0), "1": (4.0, 1.0)}[row.default_weight]
+    sums, means = (1.0, 1.0) if row.weight == "mean" else (4.0, 1.0)
     expected = sums if method in ADDING else means if method in MEANS else None
     if method in SQUARES:
-        expected = {"1/N": 1.0, "1": 16.0}[row.default_weight]
+        expected = 1.0 if row.weight == "mean" else 16.0
     if method in FACTORS:
         expected = 1.0
     if expected is None:
