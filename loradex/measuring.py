@@ -105,7 +105,8 @@ def _with_gradient(
         yield sources, question
         return
     with _scratch(settings) as scratch:
-        load = _loader(settings, sources.session, sources.refusing, question.base or request.base, scratch)
+        base = question.base or request.base
+        load = _loader(settings, sources.session, sources.refusing, base, scratch, dora=False)
 
         def exact(names: Sequence[str]) -> Sequence[float]:
             report(ProgressEvent("gradient", note=f"reading the weights of the best {len(names)}"))
@@ -127,7 +128,8 @@ def _with_scores(
 
     model, step = request.open_base(settings, report), ProgressStep(report, "racing")
     with _scratch(settings) as scratch:
-        load = _loader(settings, sources.session, sources.refusing, question.base or request.base, scratch)
+        base = question.base or request.base
+        load = _loader(settings, sources.session, sources.refusing, base, scratch, dora=True)
         sampler = Sampler(model, request.task, load, question.seed, request.too_long)
         unusual = _unusual(model, report, sampler.asked)
 
@@ -174,9 +176,15 @@ def _scratch(settings: Settings) -> Iterator[Path]:
 
 
 def _loader(
-    settings: Settings, session: Session, refusing: Collection[str], base: str, scratch: Path
+    settings: Settings,
+    session: Session,
+    refusing: Collection[str],
+    base: str,
+    scratch: Path,
+    *,
+    dora: bool,
 ) -> Callable[[str], MergeMember]:
-    """What loads the adapter of a short name, its pinned files below `scratch`."""
+    """What loads the adapter of a short name, its pinned files below `scratch`; DoRA too where it is said."""
     from merging.members import load_member
 
     rows = {row.adapter: row for row in candidates(session, refusing, base)}
@@ -191,7 +199,9 @@ def _loader(
             manifest = Manifest("race", base, (member,))
             with fetching(settings, manifest) as fetch:
                 folder = export(manifest, scratch, "peft", fetch, lambda _done, _all: None)
-            members[name] = load_member(folder / member_folder(member), name=name, purpose="evaluated")
+            members[name] = load_member(
+                folder / member_folder(member), name=name, purpose="evaluated", dora=dora
+            )
         return members[name]
 
     return load

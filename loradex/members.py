@@ -55,12 +55,13 @@ def open_members(
     without: Collection[str] = (),
     purpose: str = "merged",
     table: BaseTable | None = None,
+    dora: bool = False,
 ) -> Iterator[MemberSet]:
     """The members, for as long as the block runs.
 
     `source` are folders of adapters, or one pool: itself, its name, its pool.json or folder. `without` names
     layers to leave out, `purpose` is the participle of a refusal ("merged", "evaluated"). Members of a pool
-    have its base model by the canonical name that `table` has for it.
+    have its base model by the canonical name that `table` has for it. `dora` accepts DoRA adapters too.
     Raises UsageError, NotFoundError, PoolError, and what `merging.members.load_member` raises.
     """
     if isinstance(source, Pool):
@@ -69,7 +70,8 @@ def open_members(
         names = [source] if isinstance(source, (str, Path)) else list(source)
         folders = [Path(name) for name in names]
         if all(is_adapter_folder(folder) for folder in folders):
-            yield MemberSet(tuple(load_member(path, without=without, purpose=purpose) for path in folders))
+            loaded = (load_member(path, without=without, purpose=purpose, dora=dora) for path in folders)
+            yield MemberSet(tuple(loaded))
             return
         if len(names) > 1:
             wrong = next(folder for folder in folders if not is_adapter_folder(folder))
@@ -77,7 +79,7 @@ def open_members(
         pool = find_pool(settings, str(names[0]))
     base = pool.manifest.canonical_base(table)
     with _pool_folder(pool, report) as folder:
-        members = [_load_pool_member(folder, member, without, purpose, base) for member in pool.members]
+        members = [_load_pool_member(folder, row, without, purpose, base, dora) for row in pool.members]
         yield MemberSet(tuple(members), pool.manifest)
 
 
@@ -132,7 +134,7 @@ def _is_absent(settings: Settings) -> bool:
 
 
 def _load_pool_member(
-    folder: Path, member: PoolMember, without: Collection[str], purpose: str, base: str | None
+    folder: Path, member: PoolMember, without: Collection[str], purpose: str, base: str | None, dora: bool
 ) -> MergeMember:
     from catalog.pools import member_folder
 
@@ -145,6 +147,7 @@ def _load_pool_member(
         without=without,
         purpose=purpose,
         base=base,
+        dora=dora,
     )
 
 

@@ -352,7 +352,7 @@ def adapt(
         if control:
             opened = _stand_ins(opened, control, seed, str(getattr(base, "name", base)), catalog)
         model = _as_model(base, catalog, device, date, report)
-        first = load_member(Path(target), purpose="adapted") if target else None
+        first = load_member(Path(target), purpose="adapted", dora=True) if target else None
         adaptation = learn(
             model,
             opened,
@@ -565,7 +565,9 @@ def _open_pool(
     if not isinstance(source, (str, Path)) and not source:
         yield ()
         return
-    with open_members(source, settings=settings_of(catalog), report=report, purpose=purpose) as opened:
+    with open_members(
+        source, settings=settings_of(catalog), report=report, purpose=purpose, dora=True
+    ) as opened:
         yield opened.members
 
 
@@ -635,7 +637,8 @@ def _load_adapters(folders: Sequence[str | Path]) -> list[MergeMember]:
     if BASE in names:
         raise UsageError(f"The name {BASE} is reserved for the base model; rename the adapter's folder.")
     return [
-        load_member(place, name=name, purpose="evaluated") for place, name in zip(places, names, strict=True)
+        load_member(place, name=name, purpose="evaluated", dora=True)
+        for place, name in zip(places, names, strict=True)
     ]
 
 

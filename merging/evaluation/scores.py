@@ -15,6 +15,7 @@ import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,7 +260,7 @@ class Sampler:
             return None
         self._place[name] = start + samples
         try:
-            with self._resident(self.find(name)).attach():
+            with self._apply(self.find(name)):
                 measurement = measure(self.base, self.task, questions)
         except _UNFIT as error:
             self.left_out.setdefault(name, str(error))
@@ -267,13 +268,20 @@ class Sampler:
         self.spent += samples
         return measurement.value
 
-    def _resident(self, member: MergeMember) -> LiveStack:
-        from merging.live import LiveStack
+    @contextlib.contextmanager
+    def _apply(self, member: MergeMember) -> Iterator[None]:
+        """A block in which the base model has the adapter."""
+        from merging.live import LiveStack, apply_with_peft
 
+        if member.magnitudes:
+            with apply_with_peft(self.base.model, member):
+                yield
+            return
         if self._live is None:
             self._live = LiveStack(self.base.model)
         self._live.swap([member])
-        return self._live
+        with self._live.attach():
+            yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,27 +384,37 @@ def _scores(
             waiting.append(member)
     tokens = sum(task_round.tokens for task_round in rounds)
     live = LiveStack(base.model)
-    for (member,), failed in live.sweep([[member] for member in waiting]):
+    swept = live.sweep([[member] for member in waiting if not member.magnitudes])
+    one_by_one = (([member], None) for member in waiting if member.magnitudes)
+    for (member,), failed in chain(swept, one_by_one):
         if failed is not None:
             yield failed
             continue
         adapter = identities[id(member)]
         try:
-            with _single_member(live, tokens):
+            with _single_member(live, member, tokens):
                 for task_round in rounds:
                     yield task_round.known(done, member.name, adapter) or task_round.score(
                         base, member.name, adapter
                     )
         except (EvaluationError, MergeError) as error:
             yield type(error)(f"{member.name}: {error}")
+        except WeightsError as error:
+            yield error
 
 
 @contextlib.contextmanager
-def _single_member(live: LiveStack, tokens: int) -> Iterator[None]:
+def _single_member(live: LiveStack, member: MergeMember, tokens: int) -> Iterator[None]:
     """A block in which the resident member has weight 1, added or live, whichever costs less.
 
-    Live too if memory does not suffice for adding.
+    Live too if memory does not suffice for adding. A DoRA adapter, which is not resident, is applied by PEFT.
     """
+    from merging.live import apply_with_peft
+
+    if member.magnitudes:
+        with apply_with_peft(live.model, member):
+            yield
+        return
     scales = live.scales_of([1.0] * len(live.members))
     with contextlib.ExitStack() as stack:
         added = live.worthwhile(tokens)

@@ -120,6 +120,7 @@ def adapt(
     pool = ([target] if target else []) + ([] if row.alone else list(members))
     if not pool:
         raise UsageError("Adaptation requires at least one adapter; name it.")
+    _refuse_dora(row, pool)
     recipe = Recipe(row.steps if steps is None else steps, batch, evaluate_every, patience, seed)
     _refuse(row, recipe, steps, rate)
     if row.objective == "entropy" and task.metric != "accuracy":
@@ -308,6 +309,16 @@ def _refuse(row: AdaptiveMethod, recipe: Recipe, steps: int | None, rate: float 
         raise UsageError(f"{row.name} does not learn; leave out steps and learning rate.")
     if rate is not None and not (rate > 0 and math.isfinite(rate)):
         raise UsageError(f"The learning rate must be above 0, not {rate}.")
+
+
+def _refuse_dora(row: AdaptiveMethod, pool: Sequence[MergeMember]) -> None:
+    """Raises MergeError for a DoRA adapter, whose update no method scales or adds."""
+    for member in pool:
+        if member.magnitudes:
+            raise MergeError(
+                f"{member.name} is a DoRA adapter, and {row.name} scales and adds updates scaling * B A, "
+                "which it is not; evaluate it alone (`loradex.evaluate`), or leave it out."
+            )
 
 
 def _member(member: MergeMember) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from catalog.errors import EvaluationError, UsageError
 from catalog.fingerprints import DELTA_SIZE, output_sketch, signs
 from merging.evaluation import TooLong, ask, losses, reading_groups, targets_only, too_large
 from merging.members import MergeMember
-from merging.model import Example, LoadedBase, Prompt, Task, in_pieces, memory_limit
+from merging.model import Example, LoadedBase, Prompt, Task, in_pieces, is_linear, memory_limit
 
 if TYPE_CHECKING:
     from numpy import float32
@@ -207,12 +207,8 @@ def center_scores(rows: Sequence[Sequence[float]]) -> list[float]:
 
 def linear_modules(model: Any) -> tuple[str, ...]:
     """The names of all linear layers of a model except its output head, sorted."""
-    from torch import nn
-
     head = model.get_output_embeddings()
-    names = (
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
-    )
+    names = (name for name, module in model.named_modules() if is_linear(module) and module is not head)
     return tuple(sorted(names))
 
 
@@ -267,7 +263,6 @@ def _pass(
 def _record_activations(model: Any, modules: Sequence[str]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
     """Within the block a pass backward adds (name, inputs, gradients of the outputs) of the layers."""
     import torch
-    from torch import nn
 
     activations: list[tuple[str, Tensor, Tensor]] = []
 
@@ -288,7 +283,7 @@ def _record_activations(model: Any, modules: Sequence[str]) -> Iterator[list[tup
         start = model.get_input_embeddings().register_forward_hook(_asking)
         stack.callback(start.remove)
         for name in modules:
-            stack.callback(_linear(model, name, nn.Linear).register_forward_hook(listen(name)).remove)
+            stack.callback(_linear(model, name).register_forward_hook(listen(name)).remove)
         yield activations
 
 
@@ -296,12 +291,12 @@ def _asking(_: Any, __: Any, output: Tensor) -> Tensor:
     return output if output.requires_grad else output.detach().requires_grad_()
 
 
-def _linear(model: Any, name: str, kind: type) -> Any:
+def _linear(model: Any, name: str) -> Any:
     try:
         module = model.get_submodule(name)
     except AttributeError:
         module = None
-    if not isinstance(module, kind):
+    if not is_linear(module):
         raise UsageError(f"The base model has no linear layer {name}; use names of its linear layers.")
     return module
 

@@ -24,6 +24,7 @@ from merging.evaluation import Questions, TooLong, ask
 from merging.learning import variants
 from merging.learning.course import Course, Recipe, batches, gradients, run, set_seeds, valid_loss
 from merging.learning.training_record import card, record, versions
+from merging.live import calm, restore_model
 from merging.members import (
     DTYPES,
     new_folder,
@@ -193,7 +194,7 @@ def wear_adapter(base: LoadedBase, folder: Path) -> Iterator[None]:
     """Inside the block the base model has the adapter in a folder, of any variant, loaded by plain PEFT."""
     from peft import PeftModel
 
-    with set_seeds(0, base), variants.restore_model(base.model), variants.calm():
+    with set_seeds(0, base), restore_model(base.model), calm():
         PeftModel.from_pretrained(base.model, folder)
         yield
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from catalog.errors import UsageError
+from merging.live import calm, restore_model
 from merging.model import LoadedBase
 
 if TYPE_CHECKING:
@@ -187,57 +187,6 @@ def adapt_model(model: nn.Module, row: Variant, config: Any, gradient: Callable[
             raise UsageError(f"An adapter of the variant {row.name} cannot be created: {first}.") from error
         _refuse_short(row, config, peft_model)
         yield peft_model
-
-
-@contextlib.contextmanager
-def restore_model(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
-    """Restores modules, weights, flags and modes of `model` when the block ends, also after an error.
-
-    Replaced weights are restored; with `copied` the matrices are replaced by copies beforehand, so that
-    writing into them is harmless, which doubles their memory.
-    """
-    children = [
-        (container, name, child)
-        for container in model.modules()
-        for name, child in container._modules.items()
-    ]
-    parameters = [(container, container.data, container.requires_grad) for container in model.parameters()]
-    modes = [(container, container.training) for container in model.modules()]
-    names = set(vars(model))
-    try:
-        if copied:
-            for parameter, data, _ in parameters:
-                if data.ndim == 2:
-                    parameter.data = data.clone()
-        yield
-    finally:
-        for parent, name, child in children:
-            parent._modules[name] = child
-        for parameter, data, requires_grad in parameters:
-            parameter.data = data
-            parameter.grad = None
-            parameter.requires_grad_(requires_grad)
-        for module, mode in modes:
-            module.training = mode
-        for name in set(vars(model)) - names:
-            delattr(model, name)
-
-
-@contextlib.contextmanager
-def calm() -> Iterator[None]:
-    """Silences warnings that are irrelevant to a user.
-
-    PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name, its hooks for LoRA-GA sit on
-    layers whose inputs, the embeddings, need no gradient, and it warns about how it adapts layers of GPT-2
-    and experts.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
-        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
-        warnings.filterwarnings("ignore", "The following alpha_pattern keys did not match", RuntimeWarning)
-        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
-        yield
 
 
 def optimiser(row: Variant, model: Any, rate: float) -> Optimizer:

@@ -1,5 +1,14 @@
+from .peft_layers import apply_with_peft, calm, restore_model
 from .resident import layer
 from .routing import ArrowGate, prototypes
 from .stack import LiveStack
 
-__all__ = ["ArrowGate", "LiveStack", "layer", "prototypes"]
+__all__ = [
+    "ArrowGate",
+    "LiveStack",
+    "apply_with_peft",
+    "calm",
+    "layer",
+    "prototypes",
+    "restore_model",
+]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from catalog.adapters import modules_of_model
 from catalog.errors import MergeError
 from merging.members import MergeMember, Shape, iterate_stacks, load_members, shapes
+from merging.model import is_conv1d
 
 # Blocks of transformers that read the weights of their dt_proj themselves.
 _UNCALLED = frozenset({"MambaMixer", "FalconMambaMixer"})
@@ -89,6 +90,8 @@ def layer(model: nn.Module, shape: Shape, members: Sequence[MergeMember]) -> Any
         )
     if shape.kind == "embedding":
         fits, sizes = type(module) is nn.Embedding, ("num_embeddings", "embedding_dim")
+    elif is_conv1d(module):
+        fits, sizes = True, ("nx", "nf")
     else:
         fits, sizes = isinstance(module, nn.Linear), ("in_features", "out_features")
     if not fits:

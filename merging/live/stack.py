@@ -20,7 +20,7 @@ from catalog.errors import LoradexError, MergeError, UsageError
 from merging.live.passes import Gate, Part, folds, pass_by_factors, pass_by_lookup, pass_by_sum, sum_weights
 from merging.live.resident import Resident, layer, read
 from merging.members import MergeMember, Shape, Stack
-from merging.model import memory_limit
+from merging.model import is_conv1d, memory_limit
 
 _BESIDE = "The memory of the adapters in addition to the base model"
 Way = Literal["cheapest", "factored", "folded"]
@@ -340,10 +340,10 @@ def _narrow_part(part: Part, used: Tensor) -> Part | None:
 
 
 def _sum(module: Any, part: Part) -> Tensor:
-    """W + B diag(s) A in the layer's data type; an embedding's W is (vocabulary, width) and takes A^T B^T."""
+    """W + B diag(s) A in the layer's data type; W + A^T diag(s) B^T of an embedding or Conv1D, (in, out)."""
     weight, wide = module.weight, torch.promote_types(module.weight.dtype, torch.float32)
     a, bt = part.a.to(wide), part.bt.to(wide)
-    pair = (bt, a) if isinstance(module, nn.Embedding) else (a, bt)
+    pair = (bt, a) if isinstance(module, nn.Embedding) or is_conv1d(module) else (a, bt)
     if weight.shape != (pair[1].shape[1], pair[0].shape[1]) or not weight.dtype.is_floating_point:
         raise MergeError(
             f"{part.name} of the base model is stored in a form that cannot be changed; load the base model "

@@ -5,7 +5,9 @@ from .member import (
     digest_of,
     load_member,
     load_members,
+    read_magnitude,
     read_module,
+    refuse_dora,
 )
 from .stacks import Shape, Stack, iterate_stacks, join_factors, read_stack, shapes
 from .tying import modules_sharing_weights, transposed_layers
@@ -41,8 +43,10 @@ __all__ = [
     "load_members",
     "modules_sharing_weights",
     "new_folder",
+    "read_magnitude",
     "read_module",
     "read_stack",
+    "refuse_dora",
     "refuse_existing",
     "shapes",
     "storage",

@@ -54,6 +54,7 @@ _NUMBERED = re.compile(r"(?P<place>[^0-9]*?)\.(?P<below>[0-9]+\..+)")
 _MAX_CARD = 64 * 1024
 # Tensors left out of every member without changing its update: copies of the base model's, auxiliary ones.
 _SPARE = frozenset({"base_copy", "auxiliary"})
+_MAGNITUDE = ".lora_magnitude_vector"
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,64})[\"']?[ \t]*$", re.MULTILINE)
 
 
@@ -65,7 +66,8 @@ class MergeMember:
     names differ between versions of transformers. `digest` is the sha256 of the weights if it is pinned,
     `source` its origin (repository, commit), `left_out` the tensors that the caller left out, and copies of
     the base model's; all three are copied to merge.json. `base` is the base model if given, as by a pool;
-    else the configuration counts.
+    else the configuration counts. `magnitudes` are the places of the magnitude vectors of a DoRA adapter,
+    which PEFT's own layers apply, and no merge holds.
     """
 
     name: str
@@ -80,6 +82,7 @@ class MergeMember:
     left_out: tuple[str, ...] = ()
     compared: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
     base: str | None = None
+    magnitudes: Mapping[str, Tensor] = field(default_factory=dict, hash=False, repr=False)
 
     @property
     def weights(self) -> Path:
@@ -106,6 +109,7 @@ def load_member(
     without: Collection[str] = (),
     purpose: str = "merged",
     base: str | None = None,
+    dora: bool = False,
 ) -> MergeMember:
     """The adapter in a folder written by PEFT, with its header checked and no weights read.
 
@@ -113,6 +117,7 @@ def load_member(
     The weights of the base model that PEFT saves with a LoRA of the embeddings or the output head
     (`lm_head.base_layer.weight`) are always left out: they are not part of the adapter. `purpose` is the
     purpose of loading in error messages: "merged", "evaluated". `base` is its base model according to a pool.
+    `dora` accepts DoRA too, with the magnitude vectors of all modules (`MergeMember.magnitudes`).
     Raises MergeError for an adapter that is not plain LoRA, ConfigError and WeightsError for invalid files,
     UsageError if there is no adapter.
     """
@@ -129,7 +134,8 @@ def load_member(
     header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in set(left_out)))
     names = adapter_names(header, config)
     spec = lora_modules(header, config, names)
-    _refuse_features(refusal, purpose, config, spec)
+    magnitudes = _magnitudes(header, names) if dora and config.use_dora else {}
+    _refuse_features(refusal, purpose, config, spec, magnitudes)
     member = MergeMember(
         name=name,
         folder=folder,
@@ -142,6 +148,7 @@ def load_member(
         source=dict(source or {}),
         left_out=left_out,
         base=base,
+        magnitudes=magnitudes,
     )
     moved = {module: path for module, path in names.written.items() if module != path}
     return replace(_rename_modules(member, moved), compared={path: module for module, path in moved.items()})
@@ -159,6 +166,7 @@ def load_members(
     if not folders:
         raise UsageError("A merge requires at least one adapter; name it.")
     members = [entry if isinstance(entry, MergeMember) else load_member(entry) for entry in folders]
+    refuse_dora(members)
     if base is None:
         _refuse_bases(members, table or initial_table())
     modules = _base_modules(base) if base else None
@@ -220,6 +228,25 @@ def read_module(member: MergeMember, module: str) -> tuple[torch.Tensor, torch.T
         raise WeightsError("unreadable", f"The weights of {member.name} cannot be read: {error}.") from error
 
 
+def read_magnitude(member: MergeMember, module: str) -> torch.Tensor:
+    """The magnitudes of a module's outputs, (out,), as stored; raises as `read_module` does."""
+    try:
+        with member.weights.open("rb", buffering=0) as file:
+            return _read(file, member, member.magnitudes[module])
+    except OSError as error:
+        raise WeightsError("unreadable", f"The weights of {member.name} cannot be read: {error}.") from error
+
+
+def refuse_dora(members: Sequence[MergeMember]) -> None:
+    """Raises MergeError for the first member that is a DoRA adapter."""
+    for member in members:
+        if member.magnitudes:
+            raise MergeError(
+                f"{member.name} cannot be merged or weighted: {SENTENCES['use_dora']}, and only updates "
+                "scaling * B A add up; evaluate it alone."
+            )
+
+
 def digest_of(path: Path) -> str:
     """The sha256 of a file in hexadecimal; raises WeightsError if it cannot be read."""
     try:
@@ -228,9 +255,19 @@ def digest_of(path: Path) -> str:
         raise WeightsError("unreadable", f"The file {path.name} cannot be read: {error}.") from error
 
 
-def _refuse_features(refusal: str, purpose: str, config: AdapterConfig, spec: AdapterSpec) -> None:
-    """Raises MergeError for the first feature that makes the update different from scaling * B A."""
-    feature = next(iter(beside_the_update(config, spec)), None)
+def _refuse_features(
+    refusal: str, purpose: str, config: AdapterConfig, spec: AdapterSpec, magnitudes: Mapping[str, Tensor]
+) -> None:
+    """Raises MergeError for the first feature that makes the update different from scaling * B A.
+
+    With magnitudes DoRA is none; they must be those of all modules.
+    """
+    features = (
+        feature
+        for feature in beside_the_update(config, spec)
+        if not (magnitudes and feature.reason == "use_dora")
+    )
+    feature = next(features, None)
     if feature is not None:
         description = f"{feature.reason}: {feature.detail}" if feature.detail else feature.reason
         # Layers to leave out can be named.
@@ -241,6 +278,21 @@ def _refuse_features(refusal: str, purpose: str, config: AdapterConfig, spec: Ad
             else f"only scaling * B A is {purpose} here"
         )
         raise MergeError(f"{refusal}: {SENTENCES[feature.reason]} ({description}); {way}.")
+    if magnitudes:
+        _refuse_magnitudes(refusal, spec, magnitudes)
+
+
+def _refuse_magnitudes(refusal: str, spec: AdapterSpec, magnitudes: Mapping[str, Tensor]) -> None:
+    """Raises MergeError unless there is one magnitude for each output of each module."""
+    sizes = {module.name: (module.out_features,) for module in spec.modules}
+    for name in sorted({*sizes, *magnitudes}):
+        tensor = magnitudes.get(name)
+        if tensor is None or tensor.shape != sizes.get(name) or tensor.dtype not in _dtypes():
+            stored = "absent" if tensor is None else f"{tensor.dtype} of {list(tensor.shape)}"
+            raise MergeError(
+                f"{refusal}: the magnitude vector of {name} is {stored}, not one number for each output; "
+                "fetch it again."
+            )
 
 
 def _is_of_layers(tensor: str, without: Collection[str]) -> bool:
@@ -325,6 +377,7 @@ def _rename_modules(member: MergeMember, names: Mapping[str, str]) -> MergeMembe
         member,
         spec=replace(member.spec, modules=tuple(modules)),
         places={names.get(module, module): pair for module, pair in member.places.items()},
+        magnitudes={names.get(module, module): tensor for module, tensor in member.magnitudes.items()},
     )
 
 
@@ -376,6 +429,17 @@ def _places(header: Header, names: ModuleNames) -> dict[str, tuple[Tensor, Tenso
         if key is not None:
             halves.setdefault(key.module, {})[key.side] = tensor
     return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
+
+
+def _magnitudes(header: Header, names: ModuleNames) -> dict[str, Tensor]:
+    """The magnitude vectors by module; under their own names where no factor has their path."""
+    modules = {_path(name): key.module for name, key in names.keys.items()}
+    paths = {_path(t.name): t for t in header.tensors if _MAGNITUDE in t.name}
+    return {modules.get(path, path): tensor for path, tensor in paths.items()}
+
+
+def _path(tensor: str) -> str:
+    return tensor.rpartition(".lora_")[0]
 
 
 def _read(file: RawIOBase, member: MergeMember, tensor: Tensor) -> torch.Tensor:

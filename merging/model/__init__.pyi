@@ -1,4 +1,5 @@
 from .base import LoadedBase, check_source, checkpoint, first_look, keep_base, load_base, quiet
+from .layers import is_conv1d, is_linear
 from .memory import in_pieces, is_shortage, memory_limit
 from .prompts import DATE, Prompt, date_of, encode, encode_each, normalise_text, render_turns
 from .protocol import PROTOCOLS, RECYCLING_PAPER, Protocol, find_protocol
@@ -46,6 +47,8 @@ __all__ = [
     "first_examples",
     "first_look",
     "in_pieces",
+    "is_conv1d",
+    "is_linear",
     "is_shortage",
     "keep_base",
     "load_base",

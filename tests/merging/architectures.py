@@ -24,8 +24,80 @@ _EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 16,
     "head_dim": 8,
 }
+_LINEAR_ATTENTION: dict[str, Any] = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+# Those that need no more than widths.
+_PLAIN = (
+    "apertus arcee cohere exaone4 granite llama nemotron olmo olmo2 persimmon phi smollm3 stablelm starcoder2"
+)
+_WITH_HEADS = "ernie4_5 gemma glm glm4 helium hunyuan_v1_dense qwen3 seed_oss"
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "llama": _WIDTHS,
+    **dict.fromkeys(_PLAIN.split(), _WIDTHS),
+    **{kind: {**_WIDTHS, "head_dim": 8} for kind in _WITH_HEADS.split()},
+    "biogpt": {**_WIDTHS, "max_position_embeddings": 512},
+    "codegen": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 512},
+    "cohere2": {**_WIDTHS, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    "deepseek_v3": {
+        **_WIDTHS,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    },
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_hidden_size": 48},
+    "falcon_mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+    "gemma2": {
+        **_WIDTHS,
+        "head_dim": 8,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gpt_bigcode": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "gpt_neox": {**_WIDTHS, "max_position_embeddings": 512},
+    "gpt_oss": {
+        **_WIDTHS,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 512},
+    "granitemoe": {**_WIDTHS, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "jamba": {
+        **_WIDTHS,
+        "num_experts": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "olmo3": {**_WIDTHS, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    "olmoe": {**_WIDTHS, "num_experts": 4, "num_experts_per_tok": 2},
+    "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "qwen2_moe": {**_WIDTHS, **_EXPERTS, "shared_expert_intermediate_size": 16},
+    "qwen3_5_text": {**_WIDTHS, "head_dim": 8, **_LINEAR_ATTENTION},
+    "recurrent_gemma": {
+        **_WIDTHS,
+        "num_hidden_layers": 3,
+        "lru_width": 32,
+        "attention_window_size": 16,
+        "block_types": ["recurrent", "recurrent", "attention"],
+    },
     "gemma3_text": {
         **_WIDTHS,
         "num_hidden_layers": 4,
@@ -56,11 +128,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         **_WIDTHS,
         **_EXPERTS,
         "shared_expert_intermediate_size": 16,
-        "linear_num_value_heads": 4,
-        "linear_num_key_heads": 2,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-        "layer_types": ["linear_attention", "full_attention"],
+        **_LINEAR_ATTENTION,
     },
     "lfm2": {
         **_WIDTHS,
@@ -93,6 +161,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "mixtral": {**_WIDTHS, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "qwen3_moe": {**_WIDTHS, **_EXPERTS},
 }
+
+
+KINDS = tuple(sorted(_SETTINGS))
 
 
 def architecture(kind: str, seed: int = 0, **extra: Any) -> LoadedBase:

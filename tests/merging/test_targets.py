@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from catalog.errors import MergeError, UsageError
 from merging.evaluation.scores import TaskScore, evaluate
-from merging.learning import train
+from merging.learning import train, wear_adapter
+from merging.learning.gradients import linear_modules
 from merging.learning.variants import ALL_LINEAR, reachable
+from merging.live import LiveStack
 from merging.members import load_member
 from merging.model import Task, budget, read_task
 from tests.merging.architectures import architecture
+from tests.merging.llama import write
 from tests.merging.test_evaluate import ROWS
 from tests.merging.tiny import tiny_base, write_task
 
@@ -86,12 +91,41 @@ def test_targets_that_cannot_be_trained_are_one_true_sentence(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_adapter_of_layers_that_are_no_linear_ones_is_one_true_sentence(
-    task: Task, tmp_path: Path
-) -> None:
+def test_transposed_layers_of_gpt2_are_adapted_as_peft_does(task: Task, tmp_path: Path) -> None:
     train(architecture("gpt2"), task, budget(task, 6), tmp_path / "out", **SETTINGS)
-    (result,) = evaluate(
-        architecture("gpt2"), [load_member(tmp_path / "out")], [task], limit=4, with_base=False
-    )
-    assert isinstance(result, MergeError)
-    assert "is a Conv1D, and only linear layers" in str(result)
+    grow(tmp_path / "out")
+    tokens, member = torch.arange(3, 23).reshape(2, 10), load_member(tmp_path / "out")
+    mask, base = torch.ones_like(tokens), architecture("gpt2")
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad():
+            result: torch.Tensor = base.model(tokens, attention_mask=mask, use_cache=False).logits
+        return result
+
+    plain = logits()
+    with wear_adapter(base, tmp_path / "out"):
+        expected = logits()
+    assert float((expected - plain).abs().max()) > 0.1
+    live = LiveStack(base.model, [member])
+    with live.attach():
+        assert torch.allclose(logits(), expected, atol=1e-5)
+    with live.dense(live.scales_of([1.0])):
+        assert torch.allclose(logits(), expected, atol=1e-5)
+    assert torch.equal(logits(), plain)
+    assert len(linear_modules(base.model)) == 8
+
+
+def grow(folder: Path) -> None:
+    """Gives the B factors of an adapter the size of its A factors."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    torch.manual_seed(0)
+    grown = {name: torch.randn_like(item.float()) * 0.2 for name, item in sorted(tensors.items())}
+    save_file(grown, folder / "adapter_model.safetensors")
+
+
+def test_an_adapter_of_layers_that_are_no_linear_ones_is_one_true_sentence(tmp_path: Path) -> None:
+    base = tiny_base()
+    base.model.model.layers[0].mlp.up_proj = torch.nn.Conv1d(32, 64, 1)
+    member = write(tmp_path / "out", tiny_base().model, 0, targets=("up_proj",))
+    with pytest.raises(MergeError, match="up_proj of the base model is a Conv1d, and only linear layers"):
+        LiveStack(base.model, [member])

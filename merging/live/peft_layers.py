@@ -1,0 +1,137 @@
+"""An adapter by PEFT's own layers in a model that is restored afterwards, for DoRA, which is no added update.
+
+The layers are made from the adapter's modules as they were read and checked, by full names and ranks: no
+pattern, option or code of its configuration reaches PEFT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from catalog.errors import MergeError
+from merging.live.resident import layer
+from merging.members import MergeMember, read_magnitude, read_module, shapes
+from merging.model import memory_limit
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_ADAPTER = "default"
+
+
+@contextlib.contextmanager
+def apply_with_peft(model: nn.Module, member: MergeMember) -> Iterator[Any]:
+    """Inside the block the model acts as with this adapter loaded by PEFT; the value is the PEFT model.
+
+    Afterwards layers, weights, flags and modes are those of before, bit for bit, also after an error.
+    Raises MergeError for a module without a matching layer in the model and for values that are not finite,
+    MemoryLimitError, and the errors of reading the member.
+    """
+    from peft import get_peft_model, set_peft_model_state_dict
+
+    names = {id(module): name for name, module in model.named_modules()}
+    places = {shape.name: names[id(layer(model, shape, [member]))] for shape in shapes([member])}
+    with restore_model(model), calm():
+        with memory_limit(f"The adapter {member.name} in addition to the base model"):
+            peft_model = get_peft_model(model, _config(member, places))
+            if set(peft_model.targeted_module_names) != set(places.values()):
+                raise MergeError(
+                    f"{member.name}: the names of its modules mean others of the base model too; use the "
+                    "model that it was trained on."
+                )
+            set_peft_model_state_dict(peft_model, _state(member, places))
+        for module in member.spec.modules:
+            peft_layer: Any = model.get_submodule(places[module.name])
+            peft_layer.scaling[_ADAPTER] = module.scaling
+        peft_model.eval()
+        yield peft_model
+
+
+def _config(member: MergeMember, places: dict[str, str]) -> Any:
+    """The LoraConfig that makes the member's layers; scalings are set afterwards."""
+    from peft import LoraConfig
+
+    ranks = {places[module.name]: module.rank for module in member.spec.modules}
+    usual = max(ranks.values())
+    return LoraConfig(
+        r=usual,
+        lora_alpha=usual,
+        target_modules=sorted(ranks),
+        rank_pattern={re.escape(name): rank for name, rank in ranks.items() if rank != usual},
+        use_dora=bool(member.magnitudes),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _state(member: MergeMember, places: dict[str, str]) -> dict[str, Tensor]:
+    """The member's tensors by PEFT's names of them; raises MergeError for NaN or infinity."""
+    import torch
+
+    tensors: dict[str, Tensor] = {}
+    for module in member.spec.modules:
+        stem = f"base_model.model.{places[module.name]}.lora_"
+        a, b = read_module(member, module.name)
+        if module.kind == "embedding":
+            tensors |= {f"{stem}embedding_A": a, f"{stem}embedding_B": b}
+        else:
+            tensors |= {f"{stem}A.weight": a, f"{stem}B.weight": b}
+        if member.magnitudes:
+            tensors[f"{stem}magnitude_vector"] = read_magnitude(member, module.name)
+        if not all(torch.isfinite(tensors[name].float()).all() for name in tensors if name.startswith(stem)):
+            raise MergeError(f"{member.name} cannot be applied: {module.name} contains NaN or infinity.")
+    return tensors
+
+
+@contextlib.contextmanager
+def restore_model(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
+    """Restores modules, weights, flags and modes of `model` when the block ends, also after an error.
+
+    Replaced weights are restored; with `copied` the matrices are replaced by copies beforehand, so that
+    writing into them is harmless, which doubles their memory.
+    """
+    children = [
+        (container, name, child)
+        for container in model.modules()
+        for name, child in container._modules.items()
+    ]
+    parameters = [(container, container.data, container.requires_grad) for container in model.parameters()]
+    modes = [(container, container.training) for container in model.modules()]
+    names = set(vars(model))
+    try:
+        if copied:
+            for parameter, data, _ in parameters:
+                if data.ndim == 2:
+                    parameter.data = data.clone()
+        yield
+    finally:
+        for parent, name, child in children:
+            parent._modules[name] = child
+        for parameter, data, requires_grad in parameters:
+            parameter.data = data
+            parameter.grad = None
+            parameter.requires_grad_(requires_grad)
+        for module, mode in modes:
+            module.training = mode
+        for name in set(vars(model)) - names:
+            delattr(model, name)
+
+
+@contextlib.contextmanager
+def calm() -> Iterator[None]:
+    """Silences warnings that are irrelevant to a user.
+
+    PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name, its hooks for LoRA-GA sit on
+    layers whose inputs, the embeddings, need no gradient, and it warns about how it adapts layers of GPT-2
+    and experts.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+        warnings.filterwarnings("ignore", "The following alpha_pattern keys did not match", RuntimeWarning)
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        yield
