@@ -35,19 +35,18 @@ from loradex.text import plain
 
 @dataclass(frozen=True)
 class CommandRow:
-    """A command: where it is, and its one line in `loradex --help`."""
+    """A command: where it is, and its help in `loradex --help`, on a line with that of `beside`."""
 
     target: str
     help: str
+    beside: str = ""
 
 
 COMMANDS = {
-    "crawl": CommandRow(
-        "cli.commands.crawl:crawl", "List the Hub for adapters and bring the catalog up to date."
-    ),
+    "crawl": CommandRow("cli.commands.crawl:crawl", "List the Hub for adapters; update the catalog."),
     "status": CommandRow("cli.commands.browse:status", "What the catalog holds, and the last crawls."),
-    "adapters": CommandRow("cli.commands.browse:adapters", "List the adapters, one a line."),
-    "fields": CommandRow("cli.commands.browse:fields", "What a filter (--where) can ask for."),
+    "adapters": CommandRow("cli.commands.browse:adapters", "List the adapters."),
+    "fields": CommandRow("cli.commands.browse:fields", "What a filter (--where) can ask for.", "adapters"),
     "show": CommandRow("cli.commands.browse:show", "Everything known of one adapter."),
     "search": CommandRow("cli.commands.search:search", "The adapters that fit a text, by words and meaning."),
     "similar": CommandRow("cli.commands.alike:similar", "The adapters most like one, by their weights."),
@@ -56,12 +55,12 @@ COMMANDS = {
     "scores": CommandRow("cli.commands.scores:scores", "Measured task scores, with their source."),
     "select": CommandRow("cli.commands.select:select", "Choose adapters and save them as a pool."),
     "pools": CommandRow("cli.commands.pools:pools", "List the pools."),
-    "pool": CommandRow("cli.commands.pools:pool", "Show, export, verify or import one pool."),
+    "pool": CommandRow("cli.commands.pools:pool", "Show, export, verify or import one pool.", "pools"),
     "methods": CommandRow("cli.commands.merge:methods", "The merge methods."),
     "merge": CommandRow("cli.commands.merge:merge", "Merge a pool into one adapter."),
     "inspect-merge": CommandRow("cli.commands.merge:inspect_merge", "How members fit together."),
     "train": CommandRow("cli.commands.train:train", "Train a new LoRA on a task, its learning rate swept."),
-    "adaptive": CommandRow("cli.commands.adapt:adaptive", "The adaptive merge methods."),
+    "adaptive": CommandRow("cli.commands.adapt:adaptive", "The adaptive merge methods.", "methods"),
     "adapt": CommandRow("cli.commands.adapt:adapt", "Learn on a task how much of each adapter to take."),
     "evaluate": CommandRow("cli.commands.evaluate:evaluate", "Score adapters on tasks."),
     "study": CommandRow("cli.commands.study:study", "Run a study: tasks x pools x methods x seeds."),
@@ -71,10 +70,10 @@ COMMANDS = {
     ),
     "base": CommandRow("cli.commands.base:base", "Names of base models, and models kept here."),
     "blobs": CommandRow("cli.commands.blobs:blobs", "The weights that are kept: verify, repair, collect."),
-    "hub": CommandRow("cli.commands.hub:hub", "Serve a folder of repositories as a Hub."),
-    "index": CommandRow("cli.commands.index:index", "The vector indexes of the catalog."),
-    "db": CommandRow("cli.commands.db:db", "The schema of the catalog."),
-    "demo": CommandRow("cli.commands.demo:demo", "The main job from end to end on the sample Hub."),
+    "hub": CommandRow("cli.commands.hub:hub", "Serve a folder as a Hub."),
+    "index": CommandRow("cli.commands.index:index", "The vector indexes."),
+    "db": CommandRow("cli.commands.db:db", "The schema of the catalog.", "index"),
+    "demo": CommandRow("cli.commands.demo:demo", "The main job on the sample Hub.", "hub"),
 }
 
 
@@ -166,8 +165,14 @@ class Program(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the table of commands without importing them."""
+        lines: dict[str, list[str]] = {}
+        for name, row in COMMANDS.items():
+            lines.setdefault(row.beside or name, []).append(name)
         with formatter.section("Commands"):
-            formatter.write_dl([(name, row.help) for name, row in COMMANDS.items()])
+            rows = lines.values()
+            formatter.write_dl(
+                [(", ".join(row), " ".join(COMMANDS[name].help for name in row)) for row in rows]
+            )
 
     def make_context(self, *args: Any, **kw: Any) -> click.Context:
         """Parses the global options; called alone, the program prints its help."""
@@ -191,7 +196,7 @@ _DATA: dict[str, Any] = {"metavar": "DIR", "type": click.Path(file_okay=False, p
     "--catalog",
     envvar="LORADEX_CATALOG",
     show_envvar=True,
-    help="sqlite:///FILE or postgresql://USER@HOST/NAME.  [default: catalog.db in the data folder]",
+    help="sqlite:///FILE or postgresql://USER@HOST/NAME.  [default: catalog.db in --data]",
     **_CATALOG,
 )
 @click.option(
@@ -199,7 +204,7 @@ _DATA: dict[str, Any] = {"metavar": "DIR", "type": click.Path(file_okay=False, p
     envvar="LORADEX_DATA",
     show_envvar=True,
     default="data",
-    help="The folder of the catalog's files.",
+    help="Folder of its files.",
     **_DATA,
 )
 @click.option("-q", "--quiet", is_flag=True, help="Results and errors only.")
@@ -207,10 +212,9 @@ _DATA: dict[str, Any] = {"metavar": "DIR", "type": click.Path(file_okay=False, p
 @click.version_option(package_name="loradex")
 @click.pass_context
 def loradex(context: click.Context, catalog: str | None, data: Path, quiet: bool, verbose: int) -> None:
-    """Crawl, verify, screen and index the LoRA adapters of a base model from the Hugging Face Hub.
+    """Crawl, verify, screen and index LoRA adapters from the Hugging Face Hub.
 
-    The options --catalog, --data, -q and -v may stand after the command too. The Hub is reached as
-    huggingface_hub does: HF_ENDPOINT, HF_TOKEN and HF_HOME are honoured.
+    Options may also stand after the command; HF_ENDPOINT and HF_TOKEN count.
     """
     _set_up_logging(quiet, verbose)
     context.obj = App(Settings.make(data=data, catalog_url=catalog), quiet, verbose, Output(quiet=quiet))

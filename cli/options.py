@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +33,14 @@ class GroupedOption(click.Option):
 
 
 class Command(click.Command):
-    """A command whose help lists the options by group: those without one first, under Options."""
+    """A command whose help lists the options by group: those without one first, under Options.
+
+    `titles` are other titles of groups by their names.
+    """
+
+    def __init__(self, *args: Any, titles: Mapping[str, str] | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.titles = titles or {}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes a section for each group, in the order of the first option of each."""
@@ -42,7 +49,7 @@ class Command(click.Command):
             record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
                 group = parameter.group if isinstance(parameter, GroupedOption) else ""
-                sections.setdefault(group, []).append(record)
+                sections.setdefault(self.titles.get(group, group), []).append(record)
         for title, records in sections.items():
             if records:
                 with formatter.section(title or "Options"):

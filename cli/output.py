@@ -51,7 +51,15 @@ _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 RUNNING = "loradex.command"
 # A parameter in a text of the library, with or without a value, or a call with one.
 _PARAMETER = re.compile(r"`(?P<name>[a-z_]+)(?:=(?P<value>[^`]+))?`")
-_CALL = re.compile(r"`(?P<name>[a-z_]+)\((?P<parameter>[a-z_]+)=(?P<value>[^`()]+)\)`")
+_CALL = re.compile(r"`(?P<name>[a-z_]+)\((?P<arguments>[^`()]*)\)`")
+# The command of a call whose name is another.
+_COMMANDS = {
+    "import_scores": "scores import",
+    "keep_base": "base keep",
+    "repair_weights": "blobs repair",
+    "run_study": "study run",
+    "upgrade": "db upgrade",
+}
 
 
 class Format(enum.StrEnum):
@@ -169,7 +177,11 @@ def name_options(text: str) -> str:
 
 def _command_of(match: re.Match[str]) -> str:
     """`crawl(weights="keep")` as `loradex crawl --weights keep`."""
-    return f"`loradex {match['name']} {_flag(match['parameter'], match['value'])}`"
+    words = ["loradex", _COMMANDS.get(match["name"], match["name"])]
+    for argument in filter(None, match["arguments"].split(", ")):
+        name, sign, value = argument.partition("=")
+        words.append(_flag(name, value) if sign and name.isidentifier() else argument)
+    return f"`{' '.join(words)}`"
 
 
 def _flag(name: str, value: str | None) -> str:

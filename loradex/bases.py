@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from catalog.errors import NotFoundError
 from loradex.progress import ProgressCallback, ProgressEvent
 
 if TYPE_CHECKING:
@@ -20,8 +21,13 @@ def open_base(
 
     `base` is a folder, an id on the Hub, or an id that is kept in the folder `bases`.
     """
-    from merging.model import DATE
+    from merging.model import DATE, checkpoint
     from merging.model import load_base as load
+
+    if base.startswith(("/", ".", "~")) and checkpoint(base, bases) is None and not Path(base).is_file():
+        raise NotFoundError(
+            f"{base} is not the folder of a model with config.json; give one, or an id such as owner/name."
+        )
 
     report(ProgressEvent("loading", note=f"loading {base}"))
     return load(base, bases=bases, device=device, date=day or DATE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from catalog.database import reading, store
 from catalog.errors import UsageError
-from catalog.files import BlobStore, read_yaml
+from catalog.files import BlobStore, read_limited, read_yaml
 from catalog.query import parse
 from catalog.search import browse
 from catalog.selection import Question, Sources, left_out_in_words, select
@@ -30,6 +30,22 @@ if TYPE_CHECKING:
 # The strategies that ask a base model, and how many examples a gradient reads.
 MODELLED = ("gradient", "racing")
 SAMPLES = 100
+# The largest file of instructions.
+MOST_BYTES = 16 * 1024 * 1024
+_SCORED = ("score", "prior", "tasks", "completion", "racing", "worst")
+# The strategies that use a parameter which others do not.
+USED_BY = {
+    "query": ("text", "tasks", "completion", "racing"),
+    "like": ("adapter",),
+    "task": (*_SCORED, "gradient"),
+    "tasks": MODELLED,
+    "texts": ("tasks", "completion", "racing"),
+    "samples": ("gradient",),
+    "exact": ("gradient",),
+    "budget": ("racing",),
+    "to": ("matched",),
+    "splits": _SCORED,
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,7 @@ def select_pool(
     """The pool that answers the question, saved with its controls unless `save` is False."""
     texts, digest = _read_instructions(options.texts)
     question, request = _model_request(replace(question, texts=digest), options)
-    notes: list[str] = []
+    notes = _unused_notes(question, options)
     with reading(settings) as session:
         if question.base is not None:
             question = replace(question, base=store.find_base(session, question.base))
@@ -90,6 +106,15 @@ def select_pool(
     return replace(pools[0], control_pools=tuple(pools[1:]), left_out=selection.left_out, notes=tuple(notes))
 
 
+def _unused_notes(question: Question, options: TaskOptions) -> list[str]:
+    """A sentence on the parameters that were given and that the strategy does not use."""
+    values = {**vars(options), **{name: getattr(question, name, None) for name in USED_BY if name != "tasks"}}
+    values |= {"query": question.text}
+    unused = [name for name, users in USED_BY.items() if values.get(name) and question.by not in users]
+    names = " and ".join(f"`{name}`" for name in unused)
+    return [f"Selecting by {question.by} does not use {names}."] if unused else []
+
+
 def _model_request(question: Question, options: TaskOptions) -> tuple[Question, ModelRequest | None]:
     """The question with the task's name, and what a model is asked for the strategies that ask one."""
     task = options.task
@@ -119,11 +144,10 @@ def _read_instructions(file: str | Path | None) -> tuple[dict[str, str], str | N
     """The instructions of tasks in a file, and the sha256 of its bytes; a task is a text or has one."""
     if file is None:
         return {}, None
+    advice = "give a file of instructions"
+    data = read_limited(Path(file), MOST_BYTES, kind="instructions", advice=advice, error=UsageError)
     try:
-        data = Path(file).read_bytes()
         document = read_yaml(data.decode()).value
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:  # YamlError, UnicodeDecodeError
         raise UsageError(f"{file} is no YAML or JSON: {error}.") from error
     rows = document if isinstance(document, dict) else {}

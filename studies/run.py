@@ -234,7 +234,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         rows = [json.loads(line) for line in lines]
     except FileNotFoundError as error:
         raise NotFoundError(
-            f"{folder} does not contain a study; run one with `loradex study run FILE -o {folder}`."
+            f"{folder} does not contain a study; run one with `run_study(FILE, {folder})`."
         ) from error
     except (OSError, ValueError) as error:
         raise StorageError(f"{folder} cannot be read: {error}; run the study again.") from error

@@ -59,7 +59,7 @@ def check(engine: Engine) -> None:
         raise _no_catalog(where)
     if revision != head():
         _refuse_unknown(revision, where)
-        raise SchemaVersionError(f"the catalog {where} has an older schema: run `loradex db upgrade`")
+        raise SchemaVersionError(f"the catalog {where} has an older schema: run `upgrade()`")
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
@@ -216,7 +216,7 @@ def _scripts() -> ScriptDirectory:
 
 
 def _no_catalog(where: str) -> NoCatalogError:
-    return NoCatalogError(f"no catalog at {where}: run `loradex crawl` first")
+    return NoCatalogError(f"no catalog at {where}: run `crawl()` first")
 
 
 def _revision(connection: Connection) -> str | None:

@@ -54,7 +54,7 @@ def find_pool(session: Session, name: str) -> Manifest:
     """The manifest of a pool by name; raises NotFoundError, and PoolError for an invalid row."""
     row = session.scalar(select(SavedPool).where(SavedPool.name == name))
     if row is None:
-        raise NotFoundError(f"Pool {name!r} not found; `loradex pools` lists all pools.")
+        raise NotFoundError(f"Pool {name!r} not found; `pools()` lists all pools.")
     return parse_manifest(row.manifest.encode())
 
 

@@ -108,7 +108,7 @@ def score_table(
             continue
         sums.setdefault((_short(row.subject), row.task), []).append((row.value, row.n))
     if not sums:
-        raise NotFoundError("The catalog contains no scores; import some with `loradex scores import FILE`.")
+        raise NotFoundError("The catalog contains no scores; import some with `import_scores(FILE)`.")
     cells = {key: _mean(values) for key, values in sums.items()}
     base = {task: value for (subject, task), (value, _) in cells.items() if subject == BASE}
     adapters = tuple(sorted({subject for subject, _ in cells} - {BASE}))

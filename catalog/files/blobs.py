@@ -171,7 +171,7 @@ class BlobStore:
         same = self._compare(sha256, lambda path: self._verified.holds(path, sha256))
         if same is False:
             raise DamagedFileError(
-                f"The bytes of the kept file {sha256} do not match its name: run `loradex blobs repair`."
+                f"The bytes of the kept file {sha256} do not match its name: run `repair_weights()`."
             )
         return self.path(sha256) if same else None
 

@@ -136,9 +136,7 @@ def find_adapter(session: Session, reference: AdapterReference) -> Adapter:
         )
     ).all()
     if not rows:
-        raise NotFoundError(
-            f"Adapter {reference} not found in the catalog; `loradex adapters` lists all adapters."
-        )
+        raise NotFoundError(f"Adapter {reference} not found in the catalog; `adapters()` lists all adapters.")
     if reference.commit is not None and len({row.commit for row in rows}) > 1:
         raise UsageError(f"{reference} matches several commits; give more of its digits.")
     return rows[0]

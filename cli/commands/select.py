@@ -30,7 +30,6 @@ from cli.output import output_options
 from cli.tables import pool_paths, pool_text
 
 _QUESTION = "Strategies"
-_LIMITS = "Limits"
 
 
 class SelectOptions(TypedDict):
@@ -79,17 +78,14 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
         raise click.BadParameter(f"{text!r} is neither a number nor all") from None
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, titles={MODEL: _QUESTION})
 @click.argument("name")
 @option(
-    "--by",
-    metavar="HOW",
-    type=click.Choice(list(STRATEGIES)),
-    required=True,
-    help=f"{', '.join(list(STRATEGIES)[:-1])} or {list(STRATEGIES)[-1]}.",
+    "--by", metavar="HOW", type=click.Choice(list(STRATEGIES)), required=True, help="text, score, random, …"
 )
 @option("-k", metavar="N|all", default="10", callback=_count, help="Members; all: all that can be ranked.")
 @where_option
+@option("--base", metavar="ID", help="The base model.  [default: the most frequent one]")
 @rules_option
 @option("--seed", metavar="N", default=0, help="Of draws.")
 @option("--controls", is_flag=True, help="Also save NAME-random, -matched, -shuffled.")
@@ -101,7 +97,7 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
     "--task",
     group=_QUESTION,
     metavar="T",
-    help="Whose scores decide, or its folder (gradient, racing).",
+    help="Whose scores decide; its folder (gradient, racing).",
 )
 @tasks_option
 @option(
@@ -109,14 +105,14 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
     group=_QUESTION,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="YAML or JSON: instructions by task (tasks, completion).",
+    help="Instructions by task, a file (tasks, completion).",
 )
 @option(
     "--splits",
     group=_QUESTION,
     metavar="SPLIT",
     multiple=True,
-    help="Scores of these splits alone.  [default: all but test]",
+    help="Only these splits' scores.  [default: all but test]",
 )
 @option("--to", group=_QUESTION, metavar="POOL", help="The pool to be matched (matched).")
 @option(
@@ -133,39 +129,34 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
 )
 @option("--exact", group=_QUESTION, is_flag=True, help="Read the weights of the best (gradient).")
 @option("--budget", group=_QUESTION, metavar="N", type=COUNT, help="Examples in all (racing).")
-@option("--per-owner", group=_LIMITS, metavar="N", type=int, help="The maximum number per owner.")
-@option("--per-family", group=_LIMITS, metavar="N", type=int, help="The maximum number per family.")
+@option("--per-owner", metavar="N", type=int, help="The maximum number per owner.")
+@option("--per-family", metavar="N", type=int, help="The maximum number per family.")
 @option(
     "--distinct",
-    group=_LIMITS,
     metavar="LEVEL",
     type=click.Choice(["file", "tensor", "delta"]),
     help="One of each group of duplicates: file, tensor or delta.",
 )
 @option(
     "--parameters",
-    group=_LIMITS,
     metavar="N",
     type=int,
     help="The maximum number of LoRA parameters in total.",
 )
-@option("--exclude", group=_LIMITS, metavar="NAME", multiple=True, help="An adapter, repository or owner.")
+@option("--exclude", metavar="NAME", multiple=True, help="An adapter, repository or owner.")
 @option(
     "--without",
-    group=_LIMITS,
-    metavar="LAYER,…",
+    metavar="L,…",
     callback=split_names,
     help="Also plain LoRA but for these layers, as merge.",
 )
 @option(
     "--use",
-    group=_LIMITS,
     metavar="USE",
     type=click.Choice(list(USES)),
     default="research",
     help="research, publish or commercial.",
 )
-@option("--base", group=MODEL, metavar="ID", help="The base model.  [default: the most frequent one]")
 @too_long_option
 @date_option
 @device_option
@@ -178,10 +169,7 @@ def select(
     name: str,
     **options: Unpack[SelectOptions],
 ) -> None:
-    """Choose members and save them as the pool NAME, pinned to commits and hashes.
-
-    Limits leave adapters out; --by ranks the others. docs/choose.md compares the strategies.
-    """
+    """Choose members by a strategy (docs/choose.md), saved as the pool NAME."""
     with app.output.show_progress() as progress:
         pool = app.catalog.select(name, **options, progress=progress)
     app.output.say_all(pool.notes)

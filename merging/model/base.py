@@ -92,7 +92,7 @@ def load_base(
     import torch
 
     if Path(base).suffix == ".gguf":
-        raise UsageError(f"{base} is a GGUF file; convert it once with `loradex base keep ID {base}`.")
+        raise UsageError(f"{base} is a GGUF file; convert it once with `keep_base(ID, {base})`.")
     place = checkpoint(base, bases)
     try:
         where = torch.device(device)

@@ -100,3 +100,10 @@ def test_adaptive_methods_are_rows() -> None:
     rows = {row.method: row for row in loradex.adaptive_methods()}
     assert rows["recycling"].folds
     assert not rows["arrow"].folds
+
+
+@pytest.mark.parametrize("name", ["nope", "./nope/model"])
+def test_a_folder_that_is_not_there_is_named_in_one_sentence(name: str, tmp_path: Path) -> None:
+    path = str(tmp_path / name) if "/" not in name else name
+    with pytest.raises(loradex.NotFoundError, match="is not the folder of a model with config"):
+        loradex.load_base(path)

@@ -101,3 +101,10 @@ def test_scores_are_imported_with_their_source(catalog: loradex.Catalog, tmp_pat
     assert (score.task, score.value, score.n) == ("banking77", 0.5, 40)
     pool = catalog.select("best", by="score", task="banking77", k=1)
     assert [member.adapter for member in pool.members] == ["zoo/banking77"]
+
+
+def test_parameters_that_a_strategy_does_not_use_are_named(catalog: loradex.Catalog) -> None:
+    pool = catalog.select("any", by="random", k=2, query="banks", budget=8, dry_run=True)
+    assert "Selecting by random does not use `query` and `budget`." in pool.notes
+    assert not catalog.select("any", by="random", k=2, seed=3, dry_run=True).notes
+    assert not catalog.select("any", by="adapter", k=2, like="zoo/banking77", dry_run=True).notes

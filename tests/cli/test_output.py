@@ -354,6 +354,8 @@ def test_two_formats_of_one_output_are_refused(pair: tuple[str, str], run: Progr
         ("`learning_rates` and `lr`", "--lr and --lr"),
         ("`tasks` and `folder`", "--tasks and --tasks"),
         ('`crawl(weights="keep")`', "`loradex crawl --weights keep`"),
+        ("`upgrade()`, `pools()`", "`loradex db upgrade`, `loradex pools`"),
+        ("`run_study(FILE, out)`", "`loradex study run FILE out`"),
         ("`absent`, `loradex methods` and `adapter_config.json`",) * 2,
     ],
 )

@@ -166,7 +166,7 @@ def test_a_missing_privilege_is_one_sentence(request: pytest.FixtureRequest) -> 
 
 def test_reading_where_there_is_no_catalog(empty_url: str, tmp_path: Path) -> None:
     settings = Settings.make(data=tmp_path, catalog_url=empty_url)
-    with pytest.raises(NoCatalogError, match="run `loradex crawl` first"):
+    with pytest.raises(NoCatalogError, match=r"run `crawl\(\)` first"):
         opening.open_catalog(settings, create=False)
     with pytest.raises(NoCatalogError), opening.reading(settings):
         pass

@@ -320,7 +320,7 @@ def test_runs_keep_out_of_each_others_way(world: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_study(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="loradex study run"):
+    with pytest.raises(NotFoundError, match="run_study"):
         read(tmp_path)
 
 

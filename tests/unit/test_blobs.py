@@ -385,7 +385,7 @@ def test_a_change_in_place_is_noticed_whatever_was_read_before(
         file.write(b"x")
     os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns + 1))
     for item in (store, BlobStore(store.root)):
-        with pytest.raises(DamagedFileError, match="loradex blobs repair"):
+        with pytest.raises(DamagedFileError, match=r"run `repair_weights\(\)`"):
             item.path_of(SHA)
 
 
