@@ -10,6 +10,7 @@ from catalog.errors import LoradexError, UsageError
 EXTRAS = {
     "eval": ("cma", "gguf", "peft", "transformers"),
     "harness": ("lm_eval",),
+    "metrics": ("math_verify", "rouge_score", "sacrebleu"),
     "plot": ("matplotlib", "sklearn", "threadpoolctl"),
     "postgres": ("psycopg",),
     "ray": ("ray",),

@@ -1,7 +1,17 @@
 from .files import read_scores
 from .intervals import paired_bootstrap
 from .matrix import Ranking, ScoreMatrix, by_score, prior, score_matrix
-from .metrics import EXACT_MATCH, MOST_SAMPLES, OTHER_METRICS, SUCCESSORS, score_problem
+from .metrics import (
+    EXACT_MATCH,
+    MOST_SAMPLES,
+    OTHER_METRICS,
+    SCORE_METRICS,
+    SUCCESSORS,
+    TASK_METRICS,
+    ScoreMetric,
+    metric_of,
+    score_problem,
+)
 from .outcomes import (
     MOST_ITEMS,
     Outcomes,
@@ -26,13 +36,16 @@ __all__ = [
     "MOST_ITEMS",
     "MOST_SAMPLES",
     "OTHER_METRICS",
+    "SCORE_METRICS",
     "STEP",
     "SUCCESSORS",
+    "TASK_METRICS",
     "Measure",
     "Outcomes",
     "Ranking",
     "Score",
     "ScoreMatrix",
+    "ScoreMetric",
     "by_score",
     "completion",
     "from_like_tasks",
@@ -40,6 +53,7 @@ __all__ = [
     "item_hash",
     "likeness",
     "list_sha",
+    "metric_of",
     "pack_bitmap",
     "pack_margins",
     "paired_bootstrap",

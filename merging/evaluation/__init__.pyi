@@ -1,8 +1,9 @@
 from . import scores
 from .generation import MOST_NEW_TOKENS, end_tokens, generate
+from .metrics import compare_texts, word_f1
 from .questions import Questions, TooLong, ask, prompt_date, unusual
 from .requests import HarnessModel
-from .scores import BASE, Measured, Sampler, ScoreRound, TaskScore, measure
+from .scores import BASE, Measured, Sampler, ScoreRound, TaskScore, measure, score_metric
 from .scoring import (
     WIDTH,
     candidate_likelihoods,
@@ -28,6 +29,7 @@ __all__ = [
     "TooLong",
     "ask",
     "candidate_likelihoods",
+    "compare_texts",
     "end_tokens",
     "entropies",
     "generate",
@@ -37,8 +39,10 @@ __all__ = [
     "measure",
     "prompt_date",
     "reading_groups",
+    "score_metric",
     "scores",
     "targets_only",
     "too_large",
     "unusual",
+    "word_f1",
 ]

@@ -8,13 +8,11 @@ from typing import Any
 
 from catalog.errors import EvaluationError, UsageError
 from merging.evaluation.scoring import WIDTH, batches, too_large
-from merging.model import LoadedBase, Prompt, in_pieces, quiet
+from merging.model import LoadedBase, Prompt, chat_format, in_pieces, quiet
 
 MOST_NEW_TOKENS = 30
 # Names of tables of positions, as in GPT-2, OPT and similar models.
 _TABLES = frozenset({"wpe", "embed_positions", "position_embeddings"})
-# The tokens that end a turn in the chat templates of Llama 3, Qwen, Gemma, Phi and gpt-oss.
-_TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|return|>")
 Progress = Callable[[int, int], None]
 
 
@@ -59,17 +57,12 @@ def generate(
 def end_tokens(base: LoadedBase) -> frozenset[int]:
     """The tokens at which an answer ends.
 
-    The tokenizer's end of sequence, those of the model's generation settings, and the tokens that end a turn
-    in the chat template.
+    The tokenizer's end of sequence, those of the model's generation settings, and the token with which the
+    chat template closes an answer.
     """
     own = base.model.generation_config.eos_token_id
     ends = {base.tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())}
-    template = getattr(base.tokenizer, "chat_template", None)
-    if template:
-        words = base.tokenizer.get_vocab()
-        text = base.tokenizer.get_chat_template()
-        ends |= {words[name] for name in _TURN_ENDS if name in words and name in text}
-    return frozenset(ends - {None})
+    return frozenset((ends - {None}) | {chat_format(base.tokenizer).closing_token})
 
 
 def _continue_plainly(

@@ -15,7 +15,19 @@ from typing import Any, Literal
 from catalog.errors import UsageError
 from merging.evaluation.scoring import WIDTH, both_ways
 from merging.evaluation.trees import TokenTree
-from merging.model import Example, LoadedBase, Prompt, Task, date_of, encode, encode_each, is_shortage
+from merging.model import (
+    OWN,
+    Example,
+    LoadedBase,
+    Prompt,
+    Protocol,
+    Task,
+    date_of,
+    encode_each,
+    folds_instruction,
+    is_shortage,
+    length_error,
+)
 
 TooLong = Literal["error", "skip"]
 # Of a tree and of plain reading, log p of a token may differ by this many times the data type's step to the
@@ -27,37 +39,66 @@ _NOISE = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Examples that a model can read, with their prompts; `left_out` are too long for it."""
+    """Examples that a model can read, with their prompts by `protocol`; `left_out` are too long for it.
+
+    `folded` says that an instruction that was to be a system message is in the user's.
+    """
 
     examples: tuple[Example, ...]
     prompts: tuple[Prompt, ...]
     left_out: int = 0
+    protocol: Protocol = OWN
+    folded: bool = False
 
 
-def ask(base: LoadedBase, task: Task, examples: Sequence[Example], too_long: TooLong = "error") -> Questions:
+def ask(
+    base: LoadedBase,
+    task: Task,
+    examples: Sequence[Example],
+    too_long: TooLong = "error",
+    protocol: Protocol = OWN,
+) -> Questions:
     """The examples as the base model reads them; those longer than its limit are an error or left out, never
     cut.
 
     Checks the base model's way of reading. Raises UsageError for an example that is too long, or with "skip"
     if no other is left.
     """
+    prompts = encode_each(base.tokenizer, task, examples, date=base.date, protocol=protocol)
+    lengths = [_length(base, prompt, protocol) for prompt in prompts]
     if too_long == "error":
-        prompts = encode(base.tokenizer, task, examples, base.limit, date=base.date)
-        check_reading(base, prompts)
-        return Questions(tuple(examples), tuple(prompts))
-    pairs = zip(examples, encode_each(base.tokenizer, task, examples, date=base.date), strict=True)
-    pairs_read = [(example, prompt) for example, prompt in pairs if prompt.length <= base.limit]
-    if not pairs_read:
+        for number, length in enumerate(lengths, 1):
+            if length > base.limit:
+                raise length_error(task, number, length, base.limit)
+    read = [at for at, length in enumerate(lengths) if length <= base.limit]
+    if not read:
         raise UsageError(
             f"All {len(examples)} examples of {task.name} are longer than the {base.limit} tokens that the "
             "model reads; shorten them or choose another model."
         )
-    check_reading(base, [prompt for _, prompt in pairs_read])
+    prompts_read = tuple(prompts[at] for at in read)
+    check_reading(base, prompts_read)
     return Questions(
-        tuple(example for example, _ in pairs_read),
-        tuple(prompt for _, prompt in pairs_read),
-        len(examples) - len(pairs_read),
+        tuple(examples[at] for at in read),
+        prompts_read,
+        len(examples) - len(read),
+        protocol,
+        folds_instruction(base.tokenizer, task, protocol),
     )
+
+
+def _length(base: LoadedBase, prompt: Prompt, protocol: Protocol) -> int:
+    """The number of tokens of a prompt that is compared with the model's limit.
+
+    With `question_limit` it is that of the question and one of its answer, unless the whole is longer than
+    the positions that the model has.
+    """
+    if not protocol.question_limit:
+        return prompt.length
+    positions = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    if prompt.length > max(base.limit, positions or prompt.length):
+        return prompt.length
+    return len(prompt.question) + 1
 
 
 def prompt_date(base: LoadedBase) -> str | None:
@@ -71,10 +112,14 @@ def reads_plainly(base: LoadedBase, prompts: Sequence[Prompt]) -> bool:
 
 
 def unusual(base: LoadedBase, *question_sets: Questions) -> dict[str, Any]:
-    """The unusual properties of questions for a record: date, plain reading, examples left out."""
+    """The unusual properties of questions for a record: protocol, instruction in the user's message although
+    it was to be a system message, date, plain reading, examples left out."""
     date, left_out = prompt_date(base), sum(questions.left_out for questions in question_sets)
     plain = any(reads_plainly(base, questions.prompts) for questions in question_sets)
+    protocol = question_sets[0].protocol.name
     return {
+        **({"protocol": protocol} if protocol else {}),
+        **({"folded": True} if any(questions.folded for questions in question_sets) else {}),
         **({"date": date} if date else {}),
         **({"plain": True} if plain else {}),
         **({"left_out": left_out} if left_out else {}),

@@ -33,6 +33,7 @@ from catalog.errors import (
     WeightsError,
 )
 from catalog.scores import (
+    TASK_METRICS,
     item_hash,
     list_sha,
     pack_bitmap,
@@ -42,21 +43,33 @@ from catalog.scores import (
     to_text,
 )
 from merging.evaluation.generation import generate
+from merging.evaluation.metrics import compare_texts
 from merging.evaluation.questions import Questions, TooLong, ask, prompt_date, reads_plainly
-from merging.evaluation.scoring import answer_margins, likelihoods, mean_loss, right_answers, targets_only
+from merging.evaluation.scoring import (
+    Likelihoods,
+    answer_margins,
+    likelihoods,
+    mean_loss,
+    open_answers,
+    right_answers,
+    targets_only,
+)
 from merging.evaluation.trees import pack_prompts, tree_of
 from merging.members import MergeMember, digest_of
 from merging.model import (
     BUDGET,
     METRICS,
+    OWN,
     Example,
     LoadedBase,
+    Prompt,
+    Protocol,
     Split,
     Task,
+    chat_format,
     draw,
     examples,
     first_examples,
-    normalise_text,
 )
 
 if TYPE_CHECKING:
@@ -158,33 +171,72 @@ class ScoreRound(typing.Protocol):
 
 
 def measure(
-    base: LoadedBase, task: Task, questions: Sequence[Example], too_long: TooLong = "error"
+    base: LoadedBase,
+    task: Task,
+    questions: Sequence[Example],
+    too_long: TooLong = "error",
+    protocol: Protocol = OWN,
 ) -> Measured:
     """The score of the model in its current state on these examples.
 
-    Accuracy: the choice with the highest log-likelihood, its end included, is the answer. Exact match: the
-    greedy text equals the target after normalisation (recycling paper, 1.5). Raises EvaluationError if the
-    model's output is not finite, and the errors of `ask`.
+    Accuracy: the choice with the highest log-likelihood by the rule of the protocol is the answer. Other
+    metrics compare the greedy text with the target, and so does a protocol that generates for tasks with
+    choices, by exact match. Raises EvaluationError if the model's output is not finite, and the errors of
+    `ask`.
     """
-    return _measure(base, task, ask(base, task, questions, too_long))
+    return _measure(base, task, ask(base, task, questions, too_long, protocol))
+
+
+def score_metric(task: Task, protocol: Protocol = OWN) -> str:
+    """The name of the metric of a task's scores by a protocol."""
+    return METRICS[_text_metric(task, protocol) or task.metric]
+
+
+def _text_metric(task: Task, protocol: Protocol) -> str | None:
+    """The metric of task.json that compares generated texts; None if the likelihood of choices decides."""
+    if task.metric != "accuracy":
+        return task.metric
+    return "exact_match" if protocol.answers == "generation" else None
 
 
 def _measure(base: LoadedBase, task: Task, question_set: Questions) -> Measured:
-    prompts, questions = question_set.prompts, question_set.examples
+    prompts, protocol = question_set.prompts, question_set.protocol
+    metric = _text_metric(task, protocol)
+    right: Sequence[bool] = ()
     margins: list[float] = []
-    if task.metric == "accuracy":
-        answers = likelihoods(base, prompts)
-        right, margins = right_answers(prompts, answers), answer_margins(prompts, answers)
-        loss = mean_loss(prompts, answers)
+    if metric is None:
+        answered = open_answers(prompts) if protocol.answers != "likelihood" else prompts
+        answers = likelihoods(base, answered)
+        loss = mean_loss(answered, answers)
+        compared = _normalise_lengths(answered, answers, question_set)
+        right, margins = right_answers(answered, compared), answer_margins(answered, compared)
+        value = sum(right) / len(right)
     else:
         alone = targets_only(prompts)
         loss = mean_loss(alone, likelihoods(base, alone))
-        texts = generate(base, prompts)
-        right = [normalise_text(t) == normalise_text(q.target) for t, q in zip(texts, questions, strict=True)]
+        texts = generate(base, prompts, most=task.max_new_tokens)
+        targets = [question.target for question in question_set.examples]
+        value, values = compare_texts(metric, texts, targets, marker=protocol.marker)
+        if not TASK_METRICS[metric].graded:
+            right = [bool(answer_value) for answer_value in values]
     if not math.isfinite(loss) or any(map(math.isnan, margins)):
         raise EvaluationError(f"The output of the model on {task.name} is not finite; its weights overflow.")
-    value = sum(right) / len(right)
     return Measured(value, loss, len(prompts), question_set.left_out, tuple(right), tuple(margins))
+
+
+def _normalise_lengths(
+    prompts: Sequence[Prompt], answers: Sequence[Likelihoods], question_set: Questions
+) -> Sequence[Likelihoods]:
+    """The log-likelihoods divided by the lengths that the protocol counts, if it counts any."""
+    rule = question_set.protocol.answers
+    if rule == "likelihood_per_token":
+        lengths = [[len(answer) for answer in prompt.answers] for prompt in prompts]
+    elif rule == "likelihood_per_character":
+        lengths = [[len(choice) for choice in example.choices] for example in question_set.examples]
+    else:
+        return answers
+    pairs = zip(answers, lengths, strict=True)
+    return [tuple(value / n for value, n in zip(values, row, strict=True)) for values, row in pairs]
 
 
 def evaluate(
@@ -198,6 +250,7 @@ def evaluate(
     log: Path | None = None,
     with_base: bool = True,
     too_long: TooLong = "error",
+    protocol: Protocol = OWN,
     progress: Progress | None = None,
 ) -> Iterator[TaskScore | LoradexError]:
     """The score of the base (unless `with_base` is False) and of each member alone, on each task.
@@ -209,7 +262,8 @@ def evaluate(
     MemoryLimitError if the base model does not fit, and StorageError if the log cannot be written.
     """
     rounds = [
-        _round(base, task, split, limit, seed, too_long) if isinstance(task, Task) else task for task in tasks
+        _round(base, task, split, limit, seed, too_long, protocol) if isinstance(task, Task) else task
+        for task in tasks
     ]
     done = _read_log(log)
     total, count = (len(members) + with_base) * len(rounds), 0
@@ -323,7 +377,7 @@ class _Round:
             adapter=name,
             task=self.task.name,
             split=self.split,
-            metric=METRICS[self.task.metric],
+            metric=score_metric(self.task, self.asked.protocol),
             value=measurement.value,
             n=measurement.n,
             loss=measurement.loss,
@@ -333,18 +387,25 @@ class _Round:
             date=self.date,
             plain=self.plain,
             left_out=measurement.left_out,
-            items_sha=self.items_sha,
+            items_sha=self.items_sha if measurement.outcomes else "",
             outcomes=to_text(pack_bitmap(measurement.outcomes)),
             margins=to_text(pack_margins(measurement.margins)),
-            item_hashes=to_text(self.item_hashes),
+            item_hashes=to_text(self.item_hashes if measurement.outcomes else b""),
+            protocol=self.asked.protocol.name,
         )
         return [score]
 
 
 def _round(
-    base: LoadedBase, task: Task, split: Split, limit: int | None, seed: int, too_long: TooLong
+    base: LoadedBase,
+    task: Task,
+    split: Split,
+    limit: int | None,
+    seed: int,
+    too_long: TooLong,
+    protocol: Protocol,
 ) -> _Round:
-    questions = ask(base, task, draw(task, split, limit, seed=seed), too_long)
+    questions = ask(base, task, draw(task, split, limit, seed=seed), too_long, protocol)
     prompts, date, plain = questions.prompts, prompt_date(base), reads_plainly(base, questions.prompts)
     tokens = sum(len(tree_of(prompts[i] for i in group).tokens) for group in pack_prompts(prompts, 1 << 12))
     # A model of the same name may be different: its losses identify it.
@@ -353,13 +414,23 @@ def _round(
     parts: list[object] = [VERSION, base.name, base.revision, base.dtype, mark, task.digest, split]
     parts += [len(prompts), seed]
     # Only if they matter, so that all other keys stay unchanged.
-    parts += [f"answers {METRICS[task.metric]}"] if task.metric == "exact_match" else []
+    metric = score_metric(task, protocol)
+    parts += [f"answers {metric}"] if metric != "accuracy" else []
+    parts += [f"protocol {protocol.name}"] if protocol.name else []
+    parts += _format_parts(base.tokenizer)
     parts += [f"date {date}"] if date else []
     parts += ["read plainly"] if plain else []
     parts += [f"left out {questions.left_out}"] if questions.left_out else []
     identity = "\n".join(str(part) for part in parts)
     hashes = b"".join(item_hash(row.input, row.target, row.choices) for row in questions.examples)
     return _Round(task, split, seed, base.name, questions, date, plain, tokens, identity, hashes)
+
+
+def _format_parts(tokenizer: Any) -> list[str]:
+    """The properties of prompts by which those of a model differ from those of the first versions."""
+    chat = chat_format(tokenizer)
+    closed = [f"closed by {chat.closing_token}"] if chat.closing_token != tokenizer.eos_token_id else []
+    return closed + (["without thoughts"] if chat.silences else [])
 
 
 def _scores(

@@ -170,6 +170,14 @@ def targets_only(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [Prompt(prompt.question, (prompt.target,), 0) for prompt in prompts]
 
 
+def open_answers(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts with their answers without the closing tokens."""
+    return [
+        Prompt(prompt.question, tuple(answer[:-1] for answer in prompt.answers), prompt.right)
+        for prompt in prompts
+    ]
+
+
 def losses(base: LoadedBase, prompts: Sequence[Prompt], candidates: int = 1) -> Tensor:
     """The right answer's loss a token of every prompt, (candidates, prompts) in nats, gradients kept.
 

@@ -24,10 +24,10 @@ from merging.learning.adaptive import AdaptiveMethod, find_adaptive
 from merging.learning.candidates import search
 from merging.learning.coefficients import Coefficients, Design
 from merging.learning.combination import Numbers, combine
-from merging.learning.course import Course, Recipe, mean_of, run
+from merging.learning.course import Course, Objective, Recipe, mean_of, run
 from merging.live import ArrowGate, LiveStack, prototypes
 from merging.members import MergeMember
-from merging.model import ExampleBudget, LoadedBase, Prompt, Task, memory_limit
+from merging.model import OWN, ExampleBudget, LoadedBase, Prompt, Protocol, Task, memory_limit
 from merging.static import MergeReport
 
 RECORD_VERSION = 1
@@ -103,13 +103,16 @@ def adapt(
     patience: int = 20,
     seed: int = 0,
     too_long: TooLong = "error",
+    protocol: Protocol = OWN,
+    preset: str = "",
     progress: Progress | None = None,
 ) -> Adaptation:
     """The members (the target adapter first, where one is given) adapted to a task by `method`.
 
     Gradients see `budget.train` and `budget.valid` chooses among the states; a method that tries candidates
     scores them on both, as published. Examples too long for the base model are an error, or left out and
-    counted (`too_long`). `steps` and `rate` are the row's unless given. The base's weights are never changed.
+    counted (`too_long`). Prompts and loss are those of `protocol`; the name of the `preset` that settings
+    come from is recorded. `steps` and `rate` are the row's unless given. The base's weights stay unchanged.
     The same call gives the same numbers on the same machine. Raises UsageError for an unknown method, a
     missing target, and invalid settings; MergeError for members that do not match; EvaluationError if the
     loss is not finite, and the errors of `ask`.
@@ -126,12 +129,14 @@ def adapt(
     if row.objective == "entropy" and task.metric != "accuracy":
         raise UsageError(f"{row.name} chooses among answers, and {task.name} has no choices.")
     rate = row.rate if rate is None else rate
-    train, valid = (ask(base, task, part, too_long) for part in (budget.train, budget.valid))
+    train, valid = (ask(base, task, part, too_long, protocol) for part in (budget.train, budget.valid))
     # Training is in float32: a small step would round away in bfloat16.
     kind = torch.float32 if row.factors and base.dtype.itemsize < torch.float32.itemsize else None
     with memory_limit(f"A pool of {len(pool)} with the base model"):
         live = LiveStack(base.model, pool, dtype=kind, train_factors=row.factors)
-    work = _Work(base, row, live, train.prompts, valid.prompts, recipe, rate)
+    weighted = protocol.token_loss and row.objective == "loss"
+    objective: Objective = "token_loss" if weighted else row.objective
+    work = _Work(base, row, live, train.prompts, valid.prompts, recipe, rate, objective)
     learn = {
         "none": _learn_nothing,
         "coefficients": _gradients,
@@ -150,6 +155,7 @@ def adapt(
         "base": {"name": base.name, "revision": base.revision},
         "task": {"name": task.name, "digest": task.digest, "license": task.license},
         "budget": {"train": len(train.prompts), "valid": len(valid.prompts), "seed": budget.seed},
+        **({"preset": preset} if preset else {}),
         **unusual(base, train, valid),
         "members": [_member(member) for member in pool],
         "target": target.name if target else None,
@@ -170,6 +176,7 @@ class _Work:
     valid: tuple[Prompt, ...]
     recipe: Recipe
     rate: float
+    objective: Objective
 
     def coefficients(self) -> Coefficients:
         """The row's coefficients at their start, where the live stack's factors are."""
@@ -181,7 +188,7 @@ class _Work:
 
     def validate(self) -> float:
         """The current objective on the validation examples."""
-        return mean_of(self.base, self.valid, self.row.objective)
+        return mean_of(self.base, self.valid, self.objective)
 
 
 _Learned = tuple[Numbers | None, ArrowGate | None, dict[str, Any]]
@@ -260,7 +267,7 @@ def _learn(
                 work.recipe,
                 work.train,
                 work.valid,
-                objective=work.row.objective,
+                objective=work.objective,
                 best=before if math.isfinite(before) else math.inf,
                 better=better,
                 report_step=report_step,

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 # Recycling paper, 1.8.
 WARM_UP = 0.1
 MOST_NORM = 1.0
-Objective = Literal["loss", "entropy"]
+# The mean over examples of the right answer's loss a token, the mean over the tokens of all right answers, or
+# the entropy among the answers.
+Objective = Literal["loss", "token_loss", "entropy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,8 @@ def run(
 ) -> Course:
     """Train the optimiser's parameters; `rate`, its learning rate, is the highest of the schedule.
 
-    Cosine to zero after a warm-up of a tenth of the steps, gradients clipped to norm 1. `objective` is the
-    loss of the right answers or the entropy among all answers. `better` is called at each new lowest
+    Cosine to zero after a warm-up of a tenth of the steps, gradients clipped to norm 1. `objective` is what
+    is lowered, in training and validation. `better` is called at each new lowest
     validation loss below `best`, so that the caller can keep the state, and `report_step` after each step.
     `dropout` puts the model into training mode for the steps. Raises MemoryLimitError if a prompt does not
     fit into memory.
@@ -173,12 +175,11 @@ def gradients(
     Raises MemoryLimitError if a prompt alone does not fit.
     """
     width = WIDTH.get(base.device.type, WIDTH["cpu"])
+    total = sum(_weights(batch, objective))
     while True:
         groups = reading_groups(base, _read(batch, objective), width)
         try:
-            return sum(
-                _part(base, [batch[index] for index in group], len(batch), objective) for group in groups
-            )
+            return sum(_part(base, [batch[at] for at in group], total, objective) for group in groups)
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error):
                 raise
@@ -196,6 +197,10 @@ def mean_of(base: LoadedBase, prompts: Sequence[Prompt], objective: Objective) -
     """The mean over the prompts of the objective, in nats."""
     if objective == "loss":
         return valid_loss(base, prompts)
+    if objective == "token_loss":
+        targets = targets_only(prompts)
+        sums = [values[0] for values in likelihoods(base, targets)]
+        return -math.fsum(sums) / sum(_weights(targets, objective))
     total = 0.0
     for values in likelihoods(base, prompts):
         log_sum = math.log(math.fsum(math.exp(value - max(values)) for value in values)) + max(values)
@@ -211,15 +216,21 @@ def valid_loss(base: LoadedBase, prompts: Sequence[Prompt]) -> float:
 
 def _read(prompts: Sequence[Prompt], objective: Objective) -> Sequence[Prompt]:
     """The prompts with the answers that the objective reads."""
-    return targets_only(prompts) if objective == "loss" else prompts
+    return prompts if objective == "entropy" else targets_only(prompts)
 
 
-def _part(base: LoadedBase, prompts: Sequence[Prompt], count: int, objective: Objective) -> float:
-    """The share of the prompts in the mean over `count` of them; adds its gradients."""
+def _weights(prompts: Sequence[Prompt], objective: Objective) -> list[int]:
+    """The weight of each prompt in the mean: one, or the number of tokens of its right answer."""
+    return [len(prompt.target) if objective == "token_loss" else 1 for prompt in prompts]
+
+
+def _part(base: LoadedBase, prompts: Sequence[Prompt], total: int, objective: Objective) -> float:
+    """The share of the prompts in the mean, whose weights add up to `total`; adds its gradients."""
     import torch
 
-    values = losses(base, prompts) if objective == "loss" else entropies(base, prompts)
-    part = values[0].sum() / count
+    values = entropies(base, prompts) if objective == "entropy" else losses(base, prompts)
+    weights = values.new_tensor(_weights(prompts, objective))
+    part = (values[0] * weights).sum() / total
     torch.autograd.backward(part)
     return float(part.detach())
 

@@ -22,7 +22,7 @@ from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
 from catalog.errors import DivergedError, EvaluationError, UsageError
 from merging.evaluation import Questions, TooLong, ask
 from merging.learning import variants
-from merging.learning.course import Course, Recipe, batches, gradients, run, set_seeds, valid_loss
+from merging.learning.course import Course, Objective, Recipe, batches, gradients, mean_of, run, set_seeds
 from merging.learning.training_record import card, record, versions
 from merging.live import calm, restore_model
 from merging.members import (
@@ -35,7 +35,7 @@ from merging.members import (
     write_json,
     write_text,
 )
-from merging.model import ExampleBudget, LoadedBase, Prompt, Task, memory_limit
+from merging.model import OWN, ExampleBudget, LoadedBase, Prompt, Protocol, Task, memory_limit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +104,10 @@ class _Given(NamedTuple):
     def valid(self) -> tuple[Prompt, ...]:
         return self.chosen_by.prompts
 
+    @property
+    def objective(self) -> Objective:
+        return "token_loss" if self.learned.protocol.token_loss else "loss"
+
 
 def train(
     base: LoadedBase,
@@ -124,6 +128,8 @@ def train(
     patience: int = 20,
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     too_long: TooLong = "error",
+    protocol: Protocol = OWN,
+    preset: str = "",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TrainReport:
@@ -134,7 +140,8 @@ def train(
     batches; after each `evaluate_every` steps the loss on `budget.valid` is measured, `patience` measurements
     without a new best end a rate, and the rate with the lowest loss is chosen. A loss that is not finite ends
     a rate too, which is then recorded and never chosen. Examples too long for the base model are an error, or
-    left out and counted (`too_long`). Factors are trained in float32 and stored as `dtype`. `progress` is
+    left out and counted (`too_long`). Prompts and loss are those of `protocol`; the name of the `preset` that
+    the settings come from is recorded. Factors are trained in float32 and stored as `dtype`. `progress` is
     called with the number of steps done and the total.
 
     The base model is unchanged afterwards, bit for bit. The same call writes the same weights on the same
@@ -156,18 +163,22 @@ def train(
     if not overwrite:
         _remove_finished(out)
     refuse_existing(out, overwrite, TRAIN_RECORD)
-    inputs = _Given(base, *(ask(base, task, part, too_long) for part in (budget.train, budget.valid)))
+    inputs = _Given(
+        base, *(ask(base, task, part, too_long, protocol) for part in (budget.train, budget.valid))
+    )
     with memory_limit("The training"):
-        before = valid_loss(base, inputs.valid)
+        before = mean_of(base, inputs.valid, inputs.objective)
         working = _working_folder(out, _identity(inputs, task, settings, before))
         courses = _all_rates(inputs, settings, rates, working, progress)
         best = _choose_course(courses)
         with new_folder(out, overwrite, TRAIN_RECORD) as folder, storage(out):
             for name in (CONFIG_NAME, WEIGHTS_NAME):
                 shutil.copyfile(working / _folder_name(best.learning_rate) / name, folder / name)
-            losses = before, loss_on_disk(base, folder, inputs.valid)
+            losses = before, loss_on_disk(base, folder, inputs.valid, inputs.objective)
             parts = (inputs.learned, inputs.chosen_by)
-            document = record(base, task, budget.seed, parts, asdict(settings), courses, best, losses, folder)
+            document = record(
+                base, task, budget.seed, parts, asdict(settings), courses, best, losses, folder, preset
+            )
             write_json(folder / TRAIN_RECORD, document)
             write_text(folder / "README.md", card(task, document))
             write_text(working / _FINISHED, "")
@@ -199,10 +210,12 @@ def wear_adapter(base: LoadedBase, folder: Path) -> Iterator[None]:
         yield
 
 
-def loss_on_disk(base: LoadedBase, folder: Path, valid: Sequence[Prompt]) -> float:
+def loss_on_disk(
+    base: LoadedBase, folder: Path, valid: Sequence[Prompt], objective: Objective = "loss"
+) -> float:
     """The loss of the adapter in a folder as plain PEFT loads it, including rounding."""
     with wear_adapter(base, folder):
-        return valid_loss(base, valid)
+        return mean_of(base, valid, objective)
 
 
 def _all_rates(
@@ -239,7 +252,7 @@ def _one_rate(
     best: dict[str, Tensor] = {}
 
     def gradient() -> None:
-        gradients(base, next(batches(inputs.train, recipe)), base.model.zero_grad)
+        gradients(base, next(batches(inputs.train, recipe)), base.model.zero_grad, inputs.objective)
 
     config = _config(base, settings)
     with set_seeds(recipe.seed, base), variants.adapt_model(base.model, row, config, gradient) as model:
@@ -252,6 +265,7 @@ def _one_rate(
             inputs.train,
             inputs.valid,
             dropout=settings.dropout > 0,
+            objective=inputs.objective,
             better=lambda: best.update(variants.factors(model)),
             report_step=report_step,
         )
@@ -346,6 +360,8 @@ def _identity(inputs: _Given, task: Task, settings: TrainingSettings, before: fl
         "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
         "settings": asdict(settings),
         "versions": versions(),
+        # Only if they matter, so that a training of an earlier version continues.
+        **({"objective": inputs.objective} if inputs.objective != "loss" else {}),
     }
 
 

@@ -34,6 +34,7 @@ def record(
     best: Course,
     losses: tuple[float, float],
     folder: Path,
+    preset: str = "",
 ) -> dict[str, Any]:
     """train.json: the training's settings, every rate with its losses, and the result.
 
@@ -61,6 +62,7 @@ def record(
             "valid": len(question_sets[1].prompts),
             "seed": seed,
         },
+        **({"preset": preset} if preset else {}),
         **unusual(base, *question_sets),
         **({"untrained": list(untrained)} if untrained else {}),
         "settings": dict(settings),

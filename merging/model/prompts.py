@@ -1,7 +1,8 @@
 """Examples as tokens: the question through the tokenizer's chat template, each answer closed by its end.
 
-The question is one user's turn, instruction and input with an empty line between them; an answer is followed
-by the token that ends a turn. The loss of an answer, and the choice among answers, count these tokens only.
+The question is one user's turn, instruction and input with an empty line between them, or, by the protocol or
+the task, a system message and a user's turn; an answer is followed by the token that ends a turn. The loss of
+an answer, and the choice among answers, count these tokens only.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from functools import lru_cache
 from typing import Any
 
 from catalog.errors import UsageError
+from merging.model.protocol import OWN, Protocol
 from merging.model.tasks import Example, Task
 
 # The date of the prompts, for templates that include one: that of Llama 3.1's template.
 DATE = date(2024, 7, 26)
 _OTHER_DATE = date(2031, 11, 3)
 _CLOCK = "strftime_now"
+_THINKING = "enable_thinking"
+# A content that no template contains.
+_SENTINEL = "qzcontentzq"
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -50,6 +55,35 @@ class Prompt:
         return self.length - 1
 
 
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """The properties of a tokenizer's chat template, by rendering it.
+
+    `closing_token` ends an answer. `has_system` is whether a system message is part of the text; else the
+    instruction is the beginning of the user's message. `silences` says that the template asks for an answer
+    without thoughts if told so (`enable_thinking=False`, as Qwen 3), and that its text is another then.
+    """
+
+    closing_token: int
+    has_system: bool
+    silences: bool
+
+
+def chat_format(tokenizer: Any) -> ChatFormat:
+    """The properties of the tokenizer's chat template; those of plain text if it has none.
+
+    The closing token is the special token with which the template closes an assistant's message, whatever its
+    name ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>"), or the end of sequence if it closes none.
+    Raises UsageError for a tokenizer without either.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return ChatFormat(_end_of_sequence(tokenizer), False, False)
+    question = {"role": "user", "content": "?"}
+    texts = {_in_template(tokenizer, [question], DATE, silent=silent) for silent in (True, False)}
+    system = _attempt(tokenizer, [{"role": "system", "content": _SENTINEL}, question])
+    return ChatFormat(_closing_token(tokenizer), _SENTINEL in system, len(texts) > 1)
+
+
 def encode(
     tokenizer: Any, task: Task, examples: Sequence[Example], limit: int, *, date: date = DATE
 ) -> list[Prompt]:
@@ -57,39 +91,77 @@ def encode(
     prompts = encode_each(tokenizer, task, examples, date=date)
     for number, prompt in enumerate(prompts, 1):
         if prompt.length > limit:
-            raise UsageError(
-                f"Example {number} of {task.name} has {prompt.length} tokens, more than the {limit} that the "
-                'model reads; shorten or remove it, or leave such examples out (`too_long="skip"`).'
-            )
+            raise length_error(task, number, prompt.length, limit)
     return prompts
 
 
+def length_error(task: Task, number: int, length: int, limit: int) -> UsageError:
+    """The error for an example that is too long."""
+    return UsageError(
+        f"Example {number} of {task.name} has {length} tokens, more than the {limit} that the "
+        'model reads; shorten or remove it, or leave such examples out (`too_long="skip"`).'
+    )
+
+
 def encode_each(
-    tokenizer: Any, task: Task, examples: Sequence[Example], *, date: date = DATE
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    date: date = DATE,
+    protocol: Protocol = OWN,
 ) -> list[Prompt]:
-    """The examples in tokens, without a limit of length."""
+    """The examples in tokens as the protocol asks them, without a limit of length."""
     answers: dict[str, tuple[int, ...]] = {}
+    chat = chat_format(tokenizer)
 
     def answer(text: str) -> tuple[int, ...]:
         if text not in answers:
-            answers[text] = (*tokenizer(text, add_special_tokens=False)["input_ids"], end)
+            content = text.strip() if protocol.trim else text
+            tokens = tokenizer(content, add_special_tokens=False)["input_ids"]
+            answers[text] = (*tokens, chat.closing_token)
         return answers[text]
 
-    end = _end_of_turn(tokenizer)
+    # A template writes the special tokens itself.
+    special = not getattr(tokenizer, "chat_template", None)
     prompts = []
     for example in examples:
         choices = example.choices if task.metric == "accuracy" else (example.target,)
-        question = _question(tokenizer, task, example, date)
+        text = _question_text(tokenizer, task, example, date, protocol, chat)
+        question = tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
         prompts.append(Prompt(question, tuple(map(answer, choices)), choices.index(example.target)))
     return prompts
 
 
-def question_text(tokenizer: Any, task: Task, example: Example, date: date = DATE) -> str:
+def question_text(
+    tokenizer: Any, task: Task, example: Example, date: date = DATE, protocol: Protocol = OWN
+) -> str:
     """The question as the model reads it, up to the beginning of its answer, with this date."""
-    content = f"{task.instruction}\n\n{example.input}"
+    return _question_text(tokenizer, task, example, date, protocol, chat_format(tokenizer))
+
+
+def folds_instruction(tokenizer: Any, task: Task, protocol: Protocol) -> bool:
+    """Whether the instruction is to be a system message and the tokenizer's template has none."""
+    return _in_system(task, protocol) and not chat_format(tokenizer).has_system
+
+
+def _in_system(task: Task, protocol: Protocol) -> bool:
+    return "system" in (protocol.instruction_role, task.instruction_role)
+
+
+def _question_text(
+    tokenizer: Any, task: Task, example: Example, date: date, protocol: Protocol, chat: ChatFormat
+) -> str:
+    instruction, content = task.instruction, example.input
+    if protocol.trim:
+        instruction, content = instruction.strip(), content.strip()
+    if _in_system(task, protocol) and chat.has_system:
+        turns = [{"role": "system", "content": instruction}, {"role": "user", "content": content}]
+    else:
+        turns = [{"role": "user", "content": f"{instruction}\n\n{content}"}]
     if getattr(tokenizer, "chat_template", None):
-        return _in_template(tokenizer, content, date, date_string=_format_date(date))
-    return f"{content}\n\n"
+        return _in_template(tokenizer, turns, date, date_string=_format_date(date))
+    return f"{instruction}\n\n{content}\n\n"
 
 
 def date_of(tokenizer: Any, date: date = DATE) -> str | None:
@@ -99,8 +171,9 @@ def date_of(tokenizer: Any, date: date = DATE) -> str | None:
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
-    texts = {_in_template(tokenizer, "?", other) for other in (DATE, _OTHER_DATE)}
-    texts.add(_in_template(tokenizer, "?", date, date_string=_format_date(date)))
+    question = [{"role": "user", "content": "?"}]
+    texts = {_in_template(tokenizer, question, other) for other in (DATE, _OTHER_DATE)}
+    texts.add(_in_template(tokenizer, question, date, date_string=_format_date(date)))
     return None if len(texts) == 1 else date.isoformat()
 
 
@@ -114,26 +187,63 @@ def render_turns(
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("The tokenizer has no chat template; use another base model, or plain texts.")
+    variables: dict[str, Any] = {
+        "date_string": _format_date(date),
+        "continue_final_message": not open_turn,
+    }
+    return _in_template(tokenizer, turns, date, answered=not open_turn, **variables)
+
+
+def _in_template(
+    tokenizer: Any,
+    turns: Sequence[Mapping[str, str]],
+    date: date,
+    *,
+    answered: bool = False,
+    silent: bool = True,
+    **variables: Any,
+) -> str:
+    """A conversation in the chat template, with midnight of the date as the current time.
+
+    It ends where the assistant's answer begins, or with this answer if it is `answered`. A model that can
+    think is asked not to if `silent`.
+    """
     template = tokenizer.get_chat_template()
-    variables = {"chat_template": _clock(date) + template} if _CLOCK in template else {}
+    if _CLOCK in template:
+        variables["chat_template"] = _clock(date) + template
+    if silent and _THINKING in template:
+        variables[_THINKING] = False
     text = tokenizer.apply_chat_template(
-        [dict(turn) for turn in turns],
-        tokenize=False,
-        add_generation_prompt=open_turn,
-        continue_final_message=not open_turn,
-        date_string=_format_date(date),
-        **variables,
+        list(turns), add_generation_prompt=not answered, tokenize=False, **variables
     )
     return str(text)
 
 
-def _in_template(tokenizer: Any, content: str, date: date, **variables: str) -> str:
-    """A user's turn in the chat template, with midnight of the date as the current time."""
-    template = tokenizer.get_chat_template()
-    if _CLOCK in template:
-        variables["chat_template"] = _clock(date) + template
-    turn = [{"role": "user", "content": content}]
-    return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, **variables))
+def _attempt(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, answered: bool = False) -> str:
+    """A conversation in the chat template; the empty text if the template refuses it."""
+    from jinja2 import TemplateError
+
+    try:
+        return _in_template(tokenizer, turns, DATE, answered=answered)
+    except (TemplateError, TypeError):
+        return ""
+
+
+def _closing_token(tokenizer: Any) -> int:
+    """The special token that comes next after an assistant's message in the chat template."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
+    _, _, rest = _attempt(tokenizer, turns, answered=True).rpartition(_SENTINEL)
+    special = {
+        number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.content.strip() and token.content in rest
+    }
+    for token in tokenizer(rest, add_special_tokens=False)["input_ids"] if special else ():
+        if token in special:
+            return int(token)
+        if tokenizer.decode([token]).strip():
+            break
+    return _end_of_sequence(tokenizer)
 
 
 @lru_cache
@@ -156,6 +266,11 @@ def _format_date(date: date) -> str:
     return f"{date.day:02d} {_MONTHS[date.month - 1]} {date.year}"
 
 
+def final_answer(text: str, marker: str) -> str:
+    """What follows the last marker in a text; the whole text if it has none, or the marker is empty."""
+    return text.rpartition(marker)[2] if marker else text
+
+
 def normalise_text(text: str) -> str:
     """A text as exact match compares it: lower case, no blanks, no full stops and line ends at its ends.
 
@@ -165,15 +280,7 @@ def normalise_text(text: str) -> str:
     return text.replace(" ", "").strip().strip(".").lower()
 
 
-def _question(tokenizer: Any, task: Task, example: Example, date: date) -> tuple[int, ...]:
-    text = question_text(tokenizer, task, example, date)
-    # A template writes the special tokens itself.
-    special = not getattr(tokenizer, "chat_template", None)
-    return tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
-
-
-def _end_of_turn(tokenizer: Any) -> int:
-    """The token that ends an answer: the tokenizer's end of sequence, for most chat models their turn's."""
+def _end_of_sequence(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
         raise UsageError("The tokenizer has no end-of-sequence token; use another base model.")
     return int(tokenizer.eos_token_id)

@@ -1,9 +1,9 @@
 """Tasks: an instruction, examples in three splits, and a metric.
 
-A task is a folder with `task.json` (name, instruction, metric, choices or null, source, license) and
-`train.jsonl`, `valid.jsonl`, `test.jsonl`, one example a line: `input`, `target`, and `choices` if the task
-does not define them. Only the training examples may be used for learning and selection; the test examples
-only for the final evaluation.
+A task is a folder with `task.json` (name, instruction, metric, choices or null, source, license, and perhaps
+max_new_tokens and instruction_role) and `train.jsonl`, `valid.jsonl`, `test.jsonl`, one example a line:
+`input`, `target`, and `choices` if the task does not define them. Only the training examples may be used for
+learning and selection; the test examples only for the final evaluation.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from typing import Any, Literal, get_args
 
 from catalog.errors import ConfigError, NotFoundError, UsageError
 from catalog.files import load_json
-from catalog.scores import EXACT_MATCH
+from catalog.scores import TASK_METRICS
+from merging.model.protocol import InstructionRole
 
 TASK_NAME = "task.json"
 Split = Literal["train", "valid", "test"]
-Metric = Literal["accuracy", "exact_match"]
 # The name of a score by each metric of a task.
-METRICS: Mapping[Metric, str] = {"accuracy": "accuracy", "exact_match": EXACT_MATCH}
+METRICS: Mapping[str, str] = {name: row.name for name, row in TASK_METRICS.items()}
+# The tokens of a generated answer, unless task.json gives another number, and the largest number there.
+NEW_TOKENS = 30
+_MOST_NEW_TOKENS = 8192
 SPLITS: tuple[Split, ...] = get_args(Split)
+_ROLES: tuple[InstructionRole, ...] = get_args(InstructionRole)
 # The budget of the recycling paper: 100 examples of the target task, a fifth of them for validation.
 BUDGET = 100
 VALID_SHARE = 0.2
@@ -44,18 +48,21 @@ class Example:
 class Task:
     """A task as its folder describes it; `digest` is the sha256 of its four files.
 
-    `metric` is accuracy (the most likely of the choices) or exact_match (generated text, normalised).
+    `metric` is accuracy (the most likely of the choices), or a metric that compares generated text of at most
+    `max_new_tokens` tokens. `instruction_role` is the turn that contains the instruction.
     """
 
     name: str
     folder: Path
     instruction: str
-    metric: Metric
+    metric: str
     choices: tuple[str, ...]
     group: str
     source: str
     license: str
     digest: str
+    max_new_tokens: int = NEW_TOKENS
+    instruction_role: InstructionRole = "user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +87,8 @@ def read_task(folder: Path) -> Task:
     document = _document(file)
     try:
         metric = document["metric"]
-        if metric not in get_args(Metric):
-            raise UsageError(f"{file}: the metric must be accuracy or exact_match, not {metric!r}.")
+        if not isinstance(metric, str) or metric not in METRICS:
+            raise UsageError(f"{file}: the metric must be one of {', '.join(METRICS)}, not {metric!r}.")
         return Task(
             name=_text(document, "name"),
             folder=folder,
@@ -92,6 +99,8 @@ def read_task(folder: Path) -> Task:
             source=str(document.get("source") or ""),
             license=str(document.get("license") or "unknown"),
             digest=_digest(folder),
+            max_new_tokens=_new_tokens(document.get("max_new_tokens", NEW_TOKENS)),
+            instruction_role=_role(document.get("instruction_role", "user")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file} is not a valid task: {_reason(error)}.") from error
@@ -208,6 +217,19 @@ def _text(document: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key} must be a non-empty string")
     return value
+
+
+def _new_tokens(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_NEW_TOKENS:
+        raise ValueError(f"max_new_tokens must be a whole number from 1 to {_MOST_NEW_TOKENS}")
+    return value
+
+
+def _role(value: object) -> InstructionRole:
+    for role in _ROLES:
+        if value == role:
+            return role
+    raise ValueError("instruction_role must be user or system")
 
 
 def _choices(value: object) -> tuple[str, ...]:

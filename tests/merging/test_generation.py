@@ -66,7 +66,7 @@ def test_a_turn_ends_at_the_token_of_the_template() -> None:
     base = tiny_base(1)
     assert end_tokens(base) == {base.tokenizer.eos_token_id}
     base.tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot_id|>", "<|im_end|>"]})
-    base.tokenizer.chat_template += "<|eot_id|>"
+    base.tokenizer.chat_template = base.tokenizer.chat_template.replace("<|end|>", "<|eot_id|>")
     names = base.tokenizer.convert_tokens_to_ids(["<|end|>", "<|eot_id|>"])
     assert end_tokens(base) == set(names)
     base.model.generation_config.eos_token_id = [7, 8]
