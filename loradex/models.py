@@ -26,7 +26,7 @@ from loradex.rows import Rows
 if TYPE_CHECKING:
     from loradex.catalog import Catalog
     from merging.evaluation import Measured, TaskScore
-    from merging.learning import Adaptation, TrainReport
+    from merging.learning import Adaptation, Continuation, TrainReport
     from merging.members import MergeMember
     from merging.model import LoadedBase, Task
 
@@ -589,7 +589,7 @@ def _stand_ins(
 
 
 def _write_adaptation(
-    adaptation: Adaptation, out: Path | None, rank: int | None, base: str, overwrite: bool
+    adaptation: Adaptation | Continuation, out: Path | None, rank: int | None, base: str, overwrite: bool
 ) -> AdaptReport:
     """The report of an adaptation, which is written to `out` where that is given and possible."""
     losses = {"valid_before": adaptation.valid_before, "valid_loss": adaptation.valid_loss}
@@ -605,7 +605,7 @@ def _write_adaptation(
 
 
 def _score(
-    adaptation: Adaptation,
+    adaptation: Adaptation | Continuation,
     base: LoadedBase,
     folder: Path | None,
     task: Task,
@@ -615,12 +615,12 @@ def _score(
 ) -> Measured:
     """The score of what was written, or of what was learned where nothing was."""
     from merging.evaluation import measure
-    from merging.live import LiveStack
+    from merging.live import apply_member
     from merging.members import load_member
     from merging.model import draw
 
-    stack = None if folder is None else LiveStack(base.model, [load_member(folder)])
-    with adaptation.apply() if stack is None else stack.attach():
+    written = None if folder is None else load_member(folder, dora=True)
+    with adaptation.apply() if written is None else apply_member(base.model, written):
         return measure(base, task, draw(task, split, limit), too_long)
 
 

@@ -1,6 +1,7 @@
 from .adaptation import Adaptation, adapt
 from .adaptive import ADAPTIVE, find_adaptive
 from .combination import ADAPT_RECORD
+from .continuation import Continuation
 from .course import Recipe
 from .gradients import center_scores, direction, exact_scores
 from .training import TRAIN_RECORD, TrainingSettings, TrainReport, default_rates, train, wear_adapter
@@ -12,6 +13,7 @@ __all__ = [
     "TRAIN_RECORD",
     "VARIANTS",
     "Adaptation",
+    "Continuation",
     "Recipe",
     "TrainReport",
     "TrainingSettings",

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from catalog.errors import EvaluationError, MergeError, UsageError
-from merging.evaluation import TooLong, ask, unusual
+from merging.evaluation import Questions, TooLong, ask, unusual
 from merging.learning.adaptive import AdaptiveMethod, find_adaptive
 from merging.learning.candidates import search
 from merging.learning.coefficients import Coefficients, Design
 from merging.learning.combination import Numbers, combine
+from merging.learning.continuation import Continuation, continue_training
 from merging.learning.course import Course, Objective, Recipe, mean_of, run
 from merging.live import ArrowGate, LiveStack, prototypes
 from merging.members import MergeMember
@@ -106,13 +107,14 @@ def adapt(
     protocol: Protocol = OWN,
     preset: str = "",
     progress: Progress | None = None,
-) -> Adaptation:
+) -> Adaptation | Continuation:
     """The members (the target adapter first, where one is given) adapted to a task by `method`.
 
     Gradients see `budget.train` and `budget.valid` chooses among the states; a method that tries candidates
     scores them on both, as published. Examples too long for the base model are an error, or left out and
     counted (`too_long`). Prompts and loss are those of `protocol`; the name of the `preset` that settings
     come from is recorded. `steps` and `rate` are the row's unless given. The base's weights stay unchanged.
+    A target that is a DoRA adapter can be trained on alone, which gives a Continuation.
     The same call gives the same numbers on the same machine. Raises UsageError for an unknown method, a
     missing target, and invalid settings; MergeError for members that do not match; EvaluationError if the
     loss is not finite, and the errors of `ask`.
@@ -130,12 +132,16 @@ def adapt(
         raise UsageError(f"{row.name} chooses among answers, and {task.name} has no choices.")
     rate = row.rate if rate is None else rate
     train, valid = (ask(base, task, part, too_long, protocol) for part in (budget.train, budget.valid))
+    weighted = protocol.token_loss and row.objective == "loss"
+    objective: Objective = "token_loss" if weighted else row.objective
+    facts = _record(base, row, task, budget, (train, valid), recipe, rate, preset)
+    if pool[0].magnitudes:
+        prompts = train.prompts, valid.prompts
+        return _continue(base, row, pool[0], prompts, recipe, rate, objective, facts, progress)
     # Training is in float32: a small step would round away in bfloat16.
     kind = torch.float32 if row.factors and base.dtype.itemsize < torch.float32.itemsize else None
     with memory_limit(f"A pool of {len(pool)} with the base model"):
         live = LiveStack(base.model, pool, dtype=kind, train_factors=row.factors)
-    weighted = protocol.token_loss and row.objective == "loss"
-    objective: Objective = "token_loss" if weighted else row.objective
     work = _Work(base, row, live, train.prompts, valid.prompts, recipe, rate, objective)
     learn = {
         "none": _learn_nothing,
@@ -145,11 +151,29 @@ def adapt(
     }[row.learner]
     with memory_limit(f"{row.name} on a pool of {len(pool)}"):
         numbers, gate, course = learn(work, progress)
-    if not math.isfinite(course["valid_loss"]):
-        raise EvaluationError(
-            f"The loss of {row.name} is not finite; leave out large members, or use a lower rate."
-        )
-    record = {
+    _refuse_infinite(row, course["valid_loss"])
+    record = facts | {
+        "members": [_member(member) for member in pool],
+        "target": target.name if target else None,
+        "course": course,
+        "coefficients": None if numbers is None else {name: list(values) for name, values in numbers.items()},
+    }
+    return Adaptation(row, work.live, numbers, gate, course["valid_before"], course["valid_loss"], record)
+
+
+def _record(
+    base: LoadedBase,
+    row: AdaptiveMethod,
+    task: Task,
+    budget: ExampleBudget,
+    question_sets: tuple[Questions, Questions],
+    recipe: Recipe,
+    rate: float,
+    preset: str,
+) -> dict[str, Any]:
+    """The part of adapt.json that is known before learning."""
+    train, valid = question_sets
+    return {
         "format": f"loradex-adapt/{RECORD_VERSION}",
         "method": asdict(row),
         "base": {"name": base.name, "revision": base.revision},
@@ -157,14 +181,41 @@ def adapt(
         "budget": {"train": len(train.prompts), "valid": len(valid.prompts), "seed": budget.seed},
         **({"preset": preset} if preset else {}),
         **unusual(base, train, valid),
-        "members": [_member(member) for member in pool],
-        "target": target.name if target else None,
         "recipe": {"rate": rate, **asdict(recipe)} if row.learner != "none" else None,
-        "course": course,
-        "coefficients": None if numbers is None else {name: list(values) for name, values in numbers.items()},
         "versions": {name: version(name) for name in ("loradex", "torch", "transformers")},
     }
-    return Adaptation(row, work.live, numbers, gate, course["valid_before"], course["valid_loss"], record)
+
+
+def _continue(
+    base: LoadedBase,
+    row: AdaptiveMethod,
+    member: MergeMember,
+    prompts: tuple[Sequence[Prompt], Sequence[Prompt]],
+    recipe: Recipe,
+    rate: float,
+    objective: Objective,
+    facts: Mapping[str, Any],
+    progress: Progress | None,
+) -> Continuation:
+    """A DoRA adapter trained on; `prompts` are for learning and for validation."""
+
+    def report_step(step: int) -> None:
+        if progress is not None:
+            progress(step, recipe.steps)
+
+    with memory_limit(f"{row.name} of {member.name}"):
+        tensors, course, before = continue_training(
+            base, member, rate, recipe, *prompts, objective, report_step
+        )
+    document = _course_document(course, before)
+    _refuse_infinite(row, document["valid_loss"])
+    record = dict(facts) | {
+        "members": [_member(member)],
+        "target": member.name,
+        "course": document,
+        "coefficients": None,
+    }
+    return Continuation(row, base, member, tensors, before, document["valid_loss"], record)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -318,13 +369,21 @@ def _refuse(row: AdaptiveMethod, recipe: Recipe, steps: int | None, rate: float 
         raise UsageError(f"The learning rate must be above 0, not {rate}.")
 
 
+def _refuse_infinite(row: AdaptiveMethod, loss: float) -> None:
+    """Raises EvaluationError for a loss that is not finite."""
+    if not math.isfinite(loss):
+        raise EvaluationError(
+            f"The loss of {row.name} is not finite; leave out large members, or use a lower rate."
+        )
+
+
 def _refuse_dora(row: AdaptiveMethod, pool: Sequence[MergeMember]) -> None:
-    """Raises MergeError for a DoRA adapter, whose update no method scales or adds."""
+    """Raises MergeError for a DoRA adapter, unless it is alone and trained on."""
     for member in pool:
-        if member.magnitudes:
+        if member.magnitudes and not (row.alone and row.factors):
             raise MergeError(
                 f"{member.name} is a DoRA adapter, and {row.name} scales and adds updates scaling * B A, "
-                "which it is not; evaluate it alone (`loradex.evaluate`), or leave it out."
+                "which it is not; train it on by target-continued (`target`), or evaluate it alone."
             )
 
 

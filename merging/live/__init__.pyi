@@ -1,4 +1,4 @@
-from .peft_layers import apply_with_peft, calm, restore_model
+from .peft_layers import PeftAdapter, apply_member, apply_with_peft, calm, restore_model
 from .resident import layer
 from .routing import ArrowGate, prototypes
 from .stack import LiveStack
@@ -6,6 +6,8 @@ from .stack import LiveStack
 __all__ = [
     "ArrowGate",
     "LiveStack",
+    "PeftAdapter",
+    "apply_member",
     "apply_with_peft",
     "calm",
     "layer",

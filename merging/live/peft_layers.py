@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import MergeError
 from merging.live.resident import layer
+from merging.live.stack import LiveStack
 from merging.members import MergeMember, read_magnitude, read_module, shapes
 from merging.model import memory_limit
 
@@ -23,9 +25,35 @@ if TYPE_CHECKING:
 _ADAPTER = "default"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PeftAdapter:
+    """An adapter that PEFT's layers apply: the PEFT model, and the base model's name of each module."""
+
+    model: Any
+    member: MergeMember
+    places: Mapping[str, str]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """What the layers train, by the names that the member's file has for it."""
+        parameters: dict[str, Tensor] = {}
+        for module in self.member.spec.modules:
+            peft_layer = self.model.get_base_model().get_submodule(self.places[module.name])
+            a, b = self.member.places[module.name]
+            if module.kind == "embedding":
+                parameters[a.name] = peft_layer.lora_embedding_A[_ADAPTER]
+                parameters[b.name] = peft_layer.lora_embedding_B[_ADAPTER]
+            else:
+                parameters[a.name] = peft_layer.lora_A[_ADAPTER].weight
+                parameters[b.name] = peft_layer.lora_B[_ADAPTER].weight
+            if module.name in self.member.magnitudes:
+                magnitude = self.member.magnitudes[module.name]
+                parameters[magnitude.name] = peft_layer.lora_magnitude_vector[_ADAPTER].weight
+        return parameters
+
+
 @contextlib.contextmanager
-def apply_with_peft(model: nn.Module, member: MergeMember) -> Iterator[Any]:
-    """Inside the block the model acts as with this adapter loaded by PEFT; the value is the PEFT model.
+def apply_with_peft(model: nn.Module, member: MergeMember) -> Iterator[PeftAdapter]:
+    """Inside the block the model acts as with this adapter loaded by PEFT, whose parameters may be trained.
 
     Afterwards layers, weights, flags and modes are those of before, bit for bit, also after an error.
     Raises MergeError for a module without a matching layer in the model and for values that are not finite,
@@ -48,7 +76,18 @@ def apply_with_peft(model: nn.Module, member: MergeMember) -> Iterator[Any]:
             peft_layer: Any = model.get_submodule(places[module.name])
             peft_layer.scaling[_ADAPTER] = module.scaling
         peft_model.eval()
-        yield peft_model
+        yield PeftAdapter(peft_model, member, places)
+
+
+@contextlib.contextmanager
+def apply_member(model: nn.Module, member: MergeMember) -> Iterator[None]:
+    """Inside the block the model acts as with one adapter, of plain LoRA or DoRA; raises MergeError."""
+    if member.magnitudes:
+        with apply_with_peft(model, member):
+            yield
+    else:
+        with LiveStack(model, [member]).attach():
+            yield
 
 
 def _config(member: MergeMember, places: dict[str, str]) -> Any:

@@ -15,13 +15,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import loradex
 from catalog.errors import LoradexError, MergeError
 from merging.evaluation import Sampler, TaskScore
 from merging.evaluation.scores import evaluate
-from merging.learning import adapt
+from merging.learning import Continuation, adapt
+from merging.learning.course import valid_loss
 from merging.live import LiveStack, apply_with_peft, calm
 from merging.members import load_member, load_members
-from merging.model import LoadedBase, Task, budget, read_task
+from merging.model import LoadedBase, Task, budget, encode, read_task
 from tests.merging.architectures import architecture
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import tiny_base, write_task
@@ -172,8 +174,56 @@ def test_what_adds_updates_refuses_dora_in_one_sentence(tmp_path: Path, task: Ta
         load_members(members)
     with pytest.raises(MergeError, match="evaluate it alone"):
         LiveStack(tiny_base().model, members)
-    with pytest.raises(MergeError, match=r"dora is a DoRA adapter, and recycling scales .*evaluate it alone"):
+    with pytest.raises(MergeError, match=r"recycling scales .*, or evaluate it alone"):
         adapt(tiny_base(), members, task, budget(task, 6), "recycling")
+
+
+def test_a_target_is_trained_on_and_written_as_dora(tmp_path: Path, task: Task) -> None:
+    make_base = tiny_base
+    write_dora(tmp_path / "dora", make_base(), rank_pattern={"q_proj": 5})
+    base, target = make_base(), load_member(tmp_path / "dora", dora=True)
+    plain, start = logits(base), load_file(tmp_path / "dora" / "adapter_model.safetensors")
+    options: Any = {"target": target, "steps": 6, "rate": 1e-2, "batch": 4, "evaluate_every": 2}
+    result = adapt(base, [], task, budget(task, 10), "target-continued", **options)
+    assert isinstance(result, Continuation)
+    assert result.valid_loss < result.valid_before
+    with apply_with_peft(base.model, target):
+        prompts = encode(base.tokenizer, task, budget(task, 10).valid, base.limit)
+        assert valid_loss(base, prompts) == pytest.approx(result.valid_before)
+    with result.apply():
+        assert valid_loss(base, prompts) == pytest.approx(result.valid_loss, abs=1e-6)
+        expected = logits(base)
+    result.write(tmp_path / "out")
+    assert torch.equal(logits(base), plain)
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert written.keys() == start.keys()
+    kinds = {
+        kind
+        for name in written
+        for kind in ("lora_A", "lora_B", "magnitude")
+        if kind in name and not torch.equal(written[name], start[name])
+    }
+    assert kinds == {"lora_A", "lora_B", "magnitude"}
+    record = json.loads((tmp_path / "out" / "adapt.json").read_text())
+    assert record["target"] == "dora"
+    assert record["course"]["valid_loss"] == result.valid_loss
+    with calm():
+        PeftModel.from_pretrained(base.model, tmp_path / "out")
+    assert torch.equal(logits(base), expected)
+    with pytest.raises(MergeError, match="keeps its ranks"):
+        result.write(tmp_path / "other", rank=2)
+    with pytest.raises(MergeError, match=r"target-rescaled scales .*train it on by target-continued"):
+        adapt(make_base(), [], task, budget(task, 10), "target-rescaled", target=target)
+
+
+def test_the_library_scores_what_it_has_written(tmp_path: Path, task: Task) -> None:
+    write_dora(tmp_path / "dora", tiny_base())
+    options: Any = {"method": "target-continued", "samples": 10, "steps": 2, "split": "test"}
+    report = loradex.adapt([], tiny_base(), task, target=tmp_path / "dora", out=tmp_path / "out", **options)
+    assert report.folder == tmp_path / "out"
+    assert report.score is not None
+    scores = loradex.evaluate(tiny_base(), task, [tmp_path / "out"], without_base=True)
+    assert [row.loss for row in scores] == [pytest.approx(report.score.loss)]
 
 
 def without(tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
