@@ -1,20 +1,63 @@
-"""A crawl in a process of its own, to be killed: `python -m tests.crawl_process URL DATA PAGE_LIMIT`."""
+"""Work for processes of their own: crawls that are killed from outside or kill themselves, and upgrades."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-from catalog.database import make_engine
+from catalog.database import frontier, make_engine, opening
+from catalog.files.blobs import BlobStore
+from cli.main import main
+from crawler.crawl import stages
 from tests.crawling import crawl
 
 
-def main(url: str, data: str, page_limit: str) -> None:
+def crawl_pages(url: str, data: Path, page_limit: int = 1) -> None:
     """Crawls everything into the catalog of the folder."""
-    engine = make_engine(f"sqlite:///{Path(data) / 'catalog.db'}")
-    crawl(url, engine, Path(data), hub={"page_limit": int(page_limit)})
+    engine = make_engine(f"sqlite:///{data / 'catalog.db'}")
+    crawl(url, engine, data, hub={"page_limit": page_limit})
     engine.dispose()
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def crawl_and_die_in_a_page(url: str, data: Path, pages: int) -> None:
+    """Is killed in the transaction of that listing page, after its rows were written."""
+    write, left = frontier.add_page, [pages]
+
+    def write_and_die(*arguments: Any) -> Any:
+        written = write(*arguments)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written
+
+    frontier.add_page = write_and_die  # type: ignore[assignment]
+    crawl_pages(url, data)
+
+
+def crawl_and_die_before_a_rename(url: str, data: Path) -> None:
+    """Is killed when the first file has been written and is about to get its name."""
+    BlobStore._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    crawl(url, make_engine(f"sqlite:///{data / 'catalog.db'}"), data, weights="keep", any_base=True)
+
+
+def crawl_and_wait_for_weights(words: tuple[str, ...], place: Connection) -> None:
+    """Runs the program; sends where weights lie before they are read, until the other end is closed."""
+    measure = stages.fingerprint
+
+    def wait(path: Path, config: Any) -> Any:
+        place.send(path)
+        place.poll(None)
+        return measure(path, config)
+
+    stages.fingerprint = wait  # type: ignore[assignment]
+    sys.argv = ["loradex", *words]
+    main()
+
+
+def upgrade_catalog(url: str) -> None:
+    """Upgrades a catalog as `loradex db upgrade` does."""
+    opening.upgrade(make_engine(url))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ import pytest
 from sqlalchemy import Engine
 
 from catalog.files import BlobStore
+from tests.crawl_process import crawl_and_die_before_a_rename
 from tests.crawling import crawl, dump
 from tests.hubs import lora_tensors, safetensors_bytes
 from tests.localhub import LocalHub
@@ -47,6 +45,7 @@ from tests.neighbours import (
     sqlite_catalog,
     verdicts,
 )
+from tests.processes import start_process, wait_for
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -266,24 +265,11 @@ def test_a_disk_that_refuses_fails_the_repositories_and_shows_no_part(
     assert (report["status"], report["accepted"], len(blobs(tmp_path))) == ("complete", 3, 3)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from catalog.files.blobs import BlobStore
-from catalog.database.engine import make_engine
-from tests.crawling import crawl
-BlobStore._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-data = Path(sys.argv[2])
-crawl(sys.argv[1], make_engine(f"sqlite:///{data / 'catalog.db'}"), data, weights="keep", any_base=True)
-"""
-
-
 @pytest.mark.slow
 def test_case_47_a_kill_between_write_and_rename_shows_no_blob(
     hub: LocalHub, engine: Engine, tmp_path: Path
 ) -> None:
-    command = (sys.executable, "-c", KILLED, hub.url, str(tmp_path))
-    code = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(Path.cwd())}, check=False).returncode
+    code = wait_for(start_process(crawl_and_die_before_a_rename, hub.url, tmp_path))
     assert code == -signal.SIGKILL
     assert blobs(tmp_path) == set()
     assert list((tmp_path / "blobs/partial").glob("?" * 64)), "it was killed before it had written anything"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -15,34 +13,17 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from catalog.database.schema import CrawlItem, CrawlPage
+from tests.crawl_process import crawl_and_die_in_a_page, crawl_pages
 from tests.crawling import crawl, dump, items
 from tests.localhub import LocalHub
 from tests.localhub.faults import Callback, Fault, SeenRequest
 from tests.neighbours import GOOD, LISTING, neighbours, sqlite_catalog, verdicts
+from tests.processes import send_signal, start_process, wait_for
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 TREE = "GET /api/models/.*/tree"
 FILE = "GET /.*/resolve/"
-# Kills itself in the transaction of listing page number `sys.argv[3]`, after its rows were written.
-KILLED_IN_A_PAGE = """
-import os, signal, sys
-from pathlib import Path
-from catalog.database import frontier
-from catalog.database.engine import make_engine
-from tests.crawling import crawl
-write, left = frontier.add_page, [int(sys.argv[3])]
-def killed(*given):
-    written = write(*given)
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return written
-frontier.add_page = killed
-data = Path(sys.argv[2])
-crawl(sys.argv[1], make_engine(f"sqlite:///{data / 'catalog.db'}"), data, hub={"page_limit": 1})
-"""
 
 
 @pytest.fixture
@@ -60,27 +41,20 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
         yield running
 
 
-def run(hub: LocalHub, data: Path, *program: str) -> subprocess.Popen[bytes]:
-    """A crawl in a process of its own."""
-    command = (sys.executable, *(program[:2] or ("-m", "tests.crawl_process")), hub.url, str(data))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen((*command, *(program[2:] or ("1",))), env=environment, stderr=subprocess.DEVNULL)
-
-
-def stop_crawl(hub: LocalHub, data: Path, match: str, turn: int, how: signal.Signals) -> int:
+def stop_crawl(hub: LocalHub, data: Path, match: str, turn: int, how: signal.Signals) -> int | None:
     """Sends a signal to a crawl when it asks for this for the `turn`th time; gives how it ended."""
     requests = 0
-    child: list[subprocess.Popen[bytes]] = []
+    child: list[BaseProcess] = []
 
     def count(request: SeenRequest) -> None:
         nonlocal requests
         requests += re.search(match, request.line) is not None
         if requests == turn:
-            child[0].send_signal(how)
+            send_signal(child[0], how)
 
     hub.faults[:] = [Fault(match, Callback(count))]
-    child.append(run(hub, data))
-    code = child[0].wait()
+    child.append(start_process(crawl_pages, hub.url, data))
+    code = wait_for(child[0])
     hub.faults.clear()
     return code
 
@@ -93,11 +67,11 @@ def test_case_12_killed_at_page_boundaries_inside_pages_and_between_files(
             return session.scalar(select(func.count()).select_from(CrawlPage)) or 0
 
     killed = -signal.SIGKILL
-    assert run(hub, tmp_path, "-c", KILLED_IN_A_PAGE, "1").wait() == killed
+    assert wait_for(start_process(crawl_and_die_in_a_page, hub.url, tmp_path, 1)) == killed
     assert pages() == 0, "a page without its rows"
     assert stop_crawl(hub, tmp_path, LISTING, 2, signal.SIGKILL) == killed
     assert pages() == 1, "a page that was read is lost"
-    assert run(hub, tmp_path, "-c", KILLED_IN_A_PAGE, "2").wait() == killed
+    assert wait_for(start_process(crawl_and_die_in_a_page, hub.url, tmp_path, 2)) == killed
     assert pages() == 2
     with Session(engine) as session:
         assert session.scalar(select(func.count()).select_from(CrawlItem)) == 2

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,11 @@ from catalog.database import make_engine
 from catalog.database.opening import upgrade
 from catalog.search import browse
 from crawler.crawl import refusing
+from tests.crawl_process import crawl_pages
 from tests.crawling import crawl, dump, items
 from tests.localhub import LocalHub
 from tests.localhub.faults import Callback, Fault
+from tests.processes import send_signal, start_process, wait_for
 from tests.shared_data import SHARED, data
 from tests.wild import LLAMA, paper_hub, wild_hub
 
@@ -93,7 +93,7 @@ def test_case_12_kill_9_at_twenty_points_then_the_same_rows(wild: Path, tmp_path
         points = [random.Random(seed).randint(1, longest) for seed in range(KILLS)]
         broken = _engine(tmp_path / "broken")
         killed = sum(_kill_crawl(hub, tmp_path / "broken", point) for point in points)
-        _run(hub.url, tmp_path / "broken").wait()
+        wait_for(start_process(crawl_pages, hub.url, tmp_path / "broken", 50))
     assert killed >= KILLS // 2, "the crawl was over before the kills"
     assert dump(broken) == dump(complete)
     assert items(broken) == items(complete)
@@ -102,24 +102,19 @@ def test_case_12_kill_9_at_twenty_points_then_the_same_rows(wild: Path, tmp_path
 def _kill_crawl(hub: LocalHub, data: Path, point: int) -> bool:
     """Runs the crawl and kills it at its request number `point`; whether it was killed."""
     requests = 0
-    child: list[subprocess.Popen[bytes]] = []
+    child: list[BaseProcess] = []
 
     def count(_request: Any) -> None:
         nonlocal requests
         requests += 1
         if requests == point:
-            child[0].send_signal(signal.SIGKILL)
+            send_signal(child[0], signal.SIGKILL)
 
     hub.faults[:] = [Fault("GET ", Callback(count))]
-    child.append(_run(hub.url, data))
-    code = child[0].wait()
+    child.append(start_process(crawl_pages, hub.url, data, 50))
+    code = wait_for(child[0])
     hub.faults.clear()
     return code == -signal.SIGKILL
-
-
-def _run(url: str, data: Path) -> subprocess.Popen[bytes]:
-    arguments = (sys.executable, "-m", "tests.crawl_process", url, str(data), "50")
-    return subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
 
 
 def _engine(data: Path) -> Engine:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ from sqlalchemy.orm import Session
 
 from catalog.database import opening, schema
 from catalog.errors import CatalogError, SchemaVersionError
+from tests.crawl_process import upgrade_catalog
 from tests.db import rows
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import start_process, wait_for
 
 
 def test_a_fresh_database_has_no_revision(empty_engine: Engine) -> None:
@@ -191,17 +189,10 @@ def test_a_failed_migration_leaves_nothing(empty_engine: Engine, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_processes_that_upgrade_at_once_all_succeed(empty_url: str) -> None:
-    code = (
-        "import sys; from catalog.database import engine, opening; "
-        "opening.upgrade(engine.make_engine(sys.argv[1]))"
-    )
-    started = [
-        subprocess.Popen([sys.executable, "-c", code, empty_url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    ends = [(process.communicate()[1], process.returncode) for process in started]
-    assert ends == [("", 0)] * 4
+def test_processes_that_upgrade_at_once_all_succeed(empty_url: str, tmp_path: Path) -> None:
+    started = [start_process(upgrade_catalog, empty_url, output=tmp_path / "output") for _ in range(4)]
+    assert [wait_for(process) for process in started] == [0] * 4
+    assert (tmp_path / "output").read_text() == ""
 
 
 def test_foreign_keys_are_back_on_after_a_migration(empty_engine: Engine) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
-import subprocess
-import sys
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -14,24 +12,12 @@ import pytest
 from catalog.files import BlobStore, temporary_folder
 from cli.app import Exit
 from tests.cli.conftest import TINY, Program
+from tests.crawl_process import crawl_and_wait_for_weights
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
 from tests.localhub import LocalHub
+from tests.processes import send_signal, start_process, wait_for
 
-ROOT = Path(__file__).parents[2]
 CRAWL = ("crawl", "--any-base", "--weights")
-# Says when the weights of an adapter lie on the disk, and goes on when its input ends.
-READING = """
-import sys
-from crawler.crawl import stages
-measure = stages.fingerprint
-def waiting(path, config):
-    print("reading", path, flush=True)
-    sys.stdin.read()
-    return measure(path, config)
-stages.fingerprint = waiting
-from cli.main import main
-main()
-"""
 
 
 def add_adapter(root: Path, name: str) -> bytes:
@@ -66,23 +52,22 @@ def temporary_folders(data: Path) -> list[Path]:
     ],
 )
 def test_weights_that_were_being_read_are_gone_after_the_next_crawl(
-    hub: LocalHub, run: Program, data: Path, number: int, code: int
+    hub: LocalHub, run: Program, data: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     assert run(*CRAWL, "keep").exit_code == 0
     remaining = files(data / "blobs")
     add_adapter(hub.root, "dan/four")
-    words = [sys.executable, "-c", READING, "--data", str(data), *CRAWL, "stream", "--workers", "1"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        words, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ)
-    ) as process:
-        assert process.stdout is not None
-        place = Path(process.stdout.readline().split(" ", 1)[1].rstrip("\n"))
-        assert place.is_file()
-        assert place.is_relative_to(temporary_folders(data)[0])
-        process.send_signal(number)
-        _, talk = process.communicate()
-    assert process.returncode == code
+    ours, theirs = Pipe()
+    words = ("--data", str(data), *CRAWL, "stream", "--workers", "1")
+    process = start_process(crawl_and_wait_for_weights, words, theirs, output=tmp_path / "talk")
+    theirs.close()
+    place = ours.recv()
+    assert place.is_file()
+    assert place.is_relative_to(temporary_folders(data)[0])
+    send_signal(process, number)
+    ours.close()
+    assert wait_for(process) == code
+    talk = (tmp_path / "talk").read_text()
     assert ("run the same command again" in talk) == (number != signal.SIGKILL)
     assert bool(temporary_folders(data)) == (number == signal.SIGKILL)
     assert files(data / "blobs") == remaining, "a streamed file lies among those that are kept"
