@@ -63,6 +63,7 @@ COMMANDS = {
     "adaptive": CommandRow("cli.commands.adapt:adaptive", "The adaptive merge methods.", "methods"),
     "adapt": CommandRow("cli.commands.adapt:adapt", "Learn on a task how much of each adapter to take."),
     "evaluate": CommandRow("cli.commands.evaluate:evaluate", "Score adapters on tasks."),
+    "task": CommandRow("cli.commands.task:task", "Make and list tasks.", "evaluate"),
     "study": CommandRow("cli.commands.study:study", "Run a study: tasks x pools x methods x seeds."),
     "engines": CommandRow("cli.commands.engines:engines", "Engines that serve adapters, and which run one."),
     "fingerprint": CommandRow(

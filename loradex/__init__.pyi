@@ -5,6 +5,7 @@ from .engines import EngineRow, EngineVerdict, engines, runs_in
 from .errors import LoradexError, NotFoundError, UsageError
 from .events import ProgressCallback, ProgressEvent, ProgressOption
 from .hub import serve_hub
+from .importing import ImportedTasks, TaskRow, import_paper_tasks, import_task, list_tasks
 from .merging import MergeRequest, MethodParameter, MethodRow, fold, inspect, merge, methods
 from .models import (
     AdaptiveRow,
@@ -39,6 +40,7 @@ __all__ = [
     "Catalog",
     "EngineRow",
     "EngineVerdict",
+    "ImportedTasks",
     "LoradexError",
     "MergeRequest",
     "MethodParameter",
@@ -56,6 +58,7 @@ __all__ = [
     "StudyReport",
     "StudyRequest",
     "StudyRow",
+    "TaskRow",
     "TaskScores",
     "UsageError",
     "adapt",
@@ -66,7 +69,10 @@ __all__ = [
     "evaluate",
     "fingerprint",
     "fold",
+    "import_paper_tasks",
+    "import_task",
     "inspect",
+    "list_tasks",
     "load_base",
     "load_task",
     "load_tasks",

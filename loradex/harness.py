@@ -11,18 +11,21 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import io
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import EvaluationError, LoradexError, NotFoundError, UsageError
 from catalog.extras import require_extra
+from loradex.hubdata import SourceFacts, first_line, quiet_datasets
 
 if TYPE_CHECKING:
     from merging.evaluation import HarnessModel, TaskScore
@@ -99,9 +102,6 @@ def guarded() -> Iterator[list[str]]:
 
     The list has the names of metrics that it tried to fetch.
     """
-    import datasets
-    import evaluate
-    import evaluate.loading
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
 
@@ -114,24 +114,23 @@ def guarded() -> Iterator[list[str]]:
     environment = utils.env
     sandbox = SandboxedEnvironment(undefined=environment.undefined, keep_trailing_newline=True)
     sandbox.filters.update(environment.filters)
-    loaders = evaluate.load, evaluate.loading.load
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub", "evaluate")]
-    levels = [logger.level for logger in loggers]
-    shown = not datasets.are_progress_bars_disabled()
-    utils.env, evaluate.load, evaluate.loading.load = sandbox, refuse, refuse
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    datasets.disable_progress_bars()
+    # Metrics of the Hub are loaded by this library, which also takes ten seconds to import.
+    library, stand_in = sys.modules.get("evaluate"), ModuleType("evaluate")
+    stand_in.__dict__["load"] = refuse
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    utils.env, sys.modules["evaluate"] = sandbox, stand_in
     try:
-        # The bars of prompts that are built cannot be turned off.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with quiet_datasets():
             yield refused
     finally:
-        utils.env, (evaluate.load, evaluate.loading.load) = environment, loaders
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if shown:
-            datasets.enable_progress_bars()
+        utils.env = environment
+        logger.setLevel(level)
+        if library is None:
+            del sys.modules["evaluate"]
+        else:
+            sys.modules["evaluate"] = library
 
 
 def _similar(name: str, names: Sequence[str]) -> str:
@@ -156,14 +155,10 @@ def _load(manager: Any, name: str, refused: Sequence[str]) -> Mapping[str, Any]:
         ) from problem
     if problem is not None:
         raise UsageError(
-            f"The task {PREFIX}{name} cannot be loaded: {_first_line(problem)}; data sets of the Hub require "
+            f"The task {PREFIX}{name} cannot be loaded: {first_line(problem)}; data sets of the Hub require "
             "the network once."
         ) from problem
     return loaded
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
 
 
 def _check_files(folder: Path) -> None:
@@ -175,7 +170,7 @@ def _check_files(folder: Path) -> None:
             TaskIndex.entry_from_path(path)
         except Exception as error:
             raise UsageError(
-                f"{path} is not a task of lm-evaluation-harness: {_first_line(error)}."
+                f"{path} is not a task of lm-evaluation-harness: {first_line(error)}."
             ) from error
 
 
@@ -265,10 +260,52 @@ def _set_shots(task: Any, shots: int | None) -> None:
     task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
 
 
+def harness_splits(task: HarnessTask) -> tuple[dict[str, list[dict[str, Any]]], SourceFacts]:
+    """The documents of a single task by split, as rows of input, target and choices (empty for free text).
+
+    Raises UsageError for a group, and for a task without one right text for each prompt.
+    """
+    if len(task.tasks) != 1 or task.groups:
+        raise UsageError(
+            f"{PREFIX}{task.name} consists of {', '.join(sorted(task.tasks))}; import one of them."
+        )
+    ((name, one),) = task.tasks.items()
+    kind = one.get_config("output_type")
+    if kind not in ("multiple_choice", "generate_until"):
+        raise UsageError(f"{PREFIX}{name} has neither choices nor text answers ({kind}); use another task.")
+    splits: dict[str, list[dict[str, Any]]] = {}
+    with guarded():
+        for split, exists, read in (
+            ("train", one.has_training_docs, one.training_docs),
+            ("valid", one.has_validation_docs, one.validation_docs),
+            ("test", one.has_test_docs, one.test_docs),
+        ):
+            if exists():
+                splits[split] = [_document_row(one, document, name, split) for document in read()]
+    settings = one.get_config("generation_kwargs") or {}
+    most = next((settings[key] for key in ("max_gen_toks", "max_new_tokens") if settings.get(key)), None)
+    description = str(one.get_config("description") or "").strip()
+    metadata = one.get_config("metadata") or {}
+    place = f"lm-evaluation-harness {version('lm_eval')} {name} version {metadata.get('version', 'unknown')}"
+    path = one.get_config("dataset_path")
+    place += f", data {path}" + (f" ({config})" if (config := one.get_config("dataset_name")) else "")
+    return splits, SourceFacts(place, instruction=description, max_new_tokens=most)
+
+
+def _document_row(task: Any, document: Mapping[str, Any], name: str, split: str) -> dict[str, Any]:
+    text, target = task.doc_to_text(document), task.doc_to_target(document)
+    choices = task.doc_to_choice(document) if task.get_config("output_type") == "multiple_choice" else []
+    if isinstance(target, list) and len(target) == 1:
+        target = target[0]
+    if choices and isinstance(target, int) and 0 <= target < len(choices):
+        target = choices[target]
+    if not isinstance(text, str) or not isinstance(target, (str, int, float)):
+        raise UsageError(f"A {split} document of {PREFIX}{name} has not one prompt and one right answer.")
+    return {"input": text, "target": str(target).strip(), "choices": [str(choice) for choice in choices]}
+
+
 def protocol_name(shots: int | None, chat: bool) -> str:
     """The protocol of the harness's scores: its version, and settings other than the task's own."""
-    from importlib.metadata import version
-
     parts = [f"lm-eval {version('lm_eval')}"]
     parts += [f"{shots}-shot"] if shots is not None else []
     parts += ["chat template"] if chat else []
@@ -492,7 +529,7 @@ def _build(
         raise
     except Exception as error:
         raise UsageError(
-            f"The prompts of {PREFIX}{task.task_name} cannot be built: {_first_line(error)}."
+            f"The prompts of {PREFIX}{task.task_name} cannot be built: {first_line(error)}."
         ) from error
 
 

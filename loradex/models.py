@@ -93,6 +93,8 @@ def load_task(name: str | Path, folder: str | Path | None = None) -> Task:
     """
     from merging.model import find_task
 
+    if is_harness_task(str(name)):
+        raise UsageError(f"{name} can only be evaluated; make a task of it with `import_task`.")
     return find_task(str(name), None if folder is None else Path(folder))
 
 
