@@ -1,4 +1,5 @@
-"""The cells of a grid summed up: means over tasks, lines of these, differences that are paired over tasks.
+"""The cells of a grid summed up: means over tasks, lines and paired differences of these, gains related to
+the relevance of pools, and learning rates tuned by validation loss.
 
 Seeds are averaged within a task first, so that a task counts once. A task counts for a label where every cell
 that the grid has there is done; a difference is over the tasks where both labels count, and there over the
@@ -11,10 +12,11 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catalog.scores import paired_bootstrap
 from studies.design import label
@@ -26,6 +28,9 @@ _EXACT = 1e-9
 NO_NUMBER = "The value is not a finite number."
 
 RATE = "learning_rate"
+PLAIN = "lora"
+_DRAWS = 2000
+_TUNED = frozenset({RATE, "variant", "rank"})
 
 Means = dict[str, float]
 
@@ -325,3 +330,274 @@ def _cell(row: Mapping[str, Any]) -> ResultCell:
         n=int(row.get("n") or 0) if done else 0,
         detail=row.get("detail") or {},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Related:
+    """A method with a pool on a task, seeds averaged: relevance of the pool and gain.
+
+    Both are less their means over the pools that the method has there.
+    """
+
+    task: str
+    label: str
+    pool: str
+    own: bool
+    relevance: float
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """Spearman's rank correlation with its 95 % bootstrap interval over tasks, where there is one."""
+
+    rho: float
+    low: float | None
+    high: float | None
+    points: int
+    tasks: int
+
+
+def relate(results: Results, against: str) -> tuple[Related, ...]:
+    """A point for each label with a pool and each task where relevance and both values are known.
+
+    A method without a second pool on the task has none there.
+    """
+    points_by_label: dict[tuple[str, str], list[Related]] = defaultdict(list)
+    for name in results.labels:
+        cells = results.of(name)
+        pool = cells[0].pool
+        if name == against or not pool:
+            continue
+        relevance = by_task(cells, lambda cell: cell.known("relevance"))
+        compared = results.compare(name, against)
+        for task, gain in (compared.by_task if compared else {}).items():
+            if task in relevance:
+                own = any(bool(cell.detail.get("own")) for cell in results.at(name, task))
+                method = label(cells[0].method, None, cells[0].settings)
+                points_by_label[method, task].append(Related(task, name, pool, own, relevance[task], gain))
+    return tuple(point for points in points_by_label.values() if len(points) > 1 for point in _center(points))
+
+
+def _center(points: Sequence[Related]) -> list[Related]:
+    relevance = statistics.fmean(point.relevance for point in points)
+    gain = statistics.fmean(point.gain for point in points)
+    return [replace(point, relevance=point.relevance - relevance, gain=point.gain - gain) for point in points]
+
+
+def correlation(points: Sequence[Related], *, draws: int = _DRAWS, seed: int = 0) -> Correlation | None:
+    """The rank correlation of relevance and gain; None below three points or where either is constant.
+
+    For the interval whole tasks are drawn with replacement, since the points of a task belong together; draws
+    without a correlation are left out.
+    """
+    if len(points) < 3:
+        return None
+    x, y = (np.array([getattr(point, name) for point in points]) for name in ("relevance", "gain"))
+    rho = _spearman(x, y)
+    if rho is None:
+        return None
+    names = list(dict.fromkeys(point.task for point in points))
+    rows = [np.flatnonzero([point.task == name for point in points]) for name in names]
+    generator = np.random.default_rng(seed)
+    samples = []
+    for _ in range(draws if len(names) > 1 else 0):
+        resample = np.concatenate([rows[i] for i in generator.integers(len(names), size=len(names))])
+        value = _spearman(x[resample], y[resample])
+        if value is not None:
+            samples.append(value)
+    low, high = (float(end) for end in np.quantile(samples, [0.025, 0.975])) if samples else (None, None)
+    return Correlation(rho, low, high, len(points), len(names))
+
+
+def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
+    from scipy.stats import spearmanr
+
+    return None if np.ptp(x) == 0 or np.ptp(y) == 0 else float(spearmanr(x, y).statistic)
+
+
+@dataclass(frozen=True, slots=True)
+class TuningRow:
+    """One variant and rank: its test value and loss, and the value's difference to plain LoRA of the same
+    rank (`against`).
+
+    `rates` counts the rates it was trained at, over tasks and seeds; `edges` how often the lowest or highest
+    rate tried was chosen; `failed` the trainings that failed, which can never be chosen.
+    """
+
+    label: str
+    variant: str
+    rank: float | None
+    value: Spread | None
+    loss: float | None
+    against: str | None
+    difference: Difference | None
+    rates: dict[float, int]
+    edges: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The smallest and largest mean difference of `rows` rows; of `apart` the interval excludes zero.
+
+    `tasks` is the largest number of tasks that one of them is over.
+    """
+
+    smallest: float
+    largest: float
+    apart: int
+    rows: int
+    tasks: int
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The cells of one variant and rank, and one point of `others` that were varied, at every rate."""
+
+    label: str
+    method: str
+    variant: str
+    rank: float | None
+    others: tuple[tuple[str, str], ...]
+    cells: Sequence[ResultCell]
+
+
+def tune_by_loss(results: Results, methods: Mapping[str, Any]) -> tuple[TuningRow, ...]:
+    """Each variant and rank at the rate with the lowest validation loss, chosen anew for every task and seed.
+
+    A task counts where every seed has a training that is done and none that is missing.
+    """
+    trials = _trials(results, methods)
+    return _tuning_rows(trials, {trial.label: _choose_cells(trial) for trial in trials}, results.steps)
+
+
+def at_one_rate(results: Results, methods: Mapping[str, Any]) -> tuple[TuningRow, ...]:
+    """Each variant and rank at one rate: that with the lowest mean validation loss of plain LoRA at the rank.
+
+    Only rates at which plain LoRA is done on every task and seed count; without one a rank has no rows.
+    """
+    trials = _trials(results, methods)
+    best = {(trial.rank, trial.others): _best(trial) for trial in reversed(trials) if trial.variant == PLAIN}
+    fixed = []
+    for trial in trials:
+        cells = [cell for cell in trial.cells if cell.settings[RATE] == best.get((trial.rank, trial.others))]
+        if cells:
+            fixed.append(replace(trial, cells=cells))
+    return _tuning_rows(fixed, {trial.label: trial.cells for trial in fixed}, results.steps)
+
+
+def extent(rows: Sequence[TuningRow]) -> Extent | None:
+    """How far the rows differ from plain LoRA; None where none is compared."""
+    differences = [row.difference for row in rows if row.difference]
+    if not differences:
+        return None
+    apart = sum(
+        difference.low is not None and difference.high is not None and difference.low * difference.high > 0
+        for difference in differences
+    )
+    means = [difference.mean for difference in differences]
+    return Extent(
+        min(means), max(means), apart, len(differences), max(difference.tasks for difference in differences)
+    )
+
+
+def _tuning_rows(
+    trials: Sequence[_Trial], picked: Mapping[str, Sequence[ResultCell]], steps: Means
+) -> tuple[TuningRow, ...]:
+    values = {name: by_task(cells, lambda cell: cell.value) for name, cells in picked.items()}
+    rows = []
+    for trial in trials:
+        plain = _plain_trial(trial, trials)
+        against = plain.label if plain else None
+        rows.append(_tuning_row(trial, picked[trial.label], values, against, steps))
+    return tuple(rows)
+
+
+def _tuning_row(
+    trial: _Trial, cells: Sequence[ResultCell], values: Mapping[str, Means], against: str | None, steps: Means
+) -> TuningRow:
+    mine, losses = values[trial.label], mean_and_error(by_task(cells, lambda cell: cell.loss))
+    done = [cell for cell in cells if cell.status == "done"]
+    rates: dict[float, int] = defaultdict(int)
+    for cell in done:
+        rates[float(cell.settings[RATE])] += 1
+    tried = sorted({float(cell.settings[RATE]) for cell in trial.cells})
+    ends = {tried[0], tried[-1]} if len(tried) > 1 else set()
+    other = None if against in (None, trial.label) else against
+    return TuningRow(
+        label=trial.label,
+        variant=trial.variant,
+        rank=trial.rank,
+        value=mean_and_error(mine),
+        loss=losses.mean if losses else None,
+        against=other,
+        difference=compare(mine, values[other], steps) if other else None,
+        rates=dict(sorted(rates.items())),
+        edges=sum(count for rate, count in rates.items() if rate in ends),
+        failed=sum(cell.status == "failed" for cell in trial.cells),
+    )
+
+
+def _trials(results: Results, methods: Mapping[str, Any]) -> list[_Trial]:
+    """Variant and rank are those of the settings, else of the method in the study, else of the detail."""
+    cells_by_label: dict[str, list[ResultCell]] = defaultdict(list)
+    for cell in results.cells:
+        if finite(cell.settings.get(RATE)):
+            cells_by_label[rest(cell, RATE)].append(cell)
+    trials = []
+    for name, cells in cells_by_label.items():
+        first = cells[0]
+        settings = {**(methods.get(first.method) or {}), **first.settings}
+        rank = finite(settings.get("rank"))
+        if rank is None:
+            rank = next((number for cell in cells if (number := cell.known("rank")) is not None), None)
+        other_settings = tuple(
+            sorted((key, str(value)) for key, value in first.settings.items() if key not in _TUNED)
+        )
+        trials.append(
+            _Trial(name, first.method, str(settings.get("variant", PLAIN)), rank, other_settings, cells)
+        )
+    return trials
+
+
+def _plain_trial(trial: _Trial, trials: Sequence[_Trial]) -> _Trial | None:
+    """Plain LoRA of the same rank and other settings, of the same method where there is one."""
+    key = PLAIN, trial.rank, trial.others
+    same = [
+        plain_trial
+        for plain_trial in trials
+        if (plain_trial.variant, plain_trial.rank, plain_trial.others) == key
+    ]
+    return next(
+        (plain_trial for plain_trial in same if plain_trial.method == trial.method), same[0] if same else None
+    )
+
+
+def _choose_cells(trial: _Trial) -> list[ResultCell]:
+    """For each task and seed the cell with the lowest validation loss, the lower rate of equals.
+
+    Where one is missing or none is done it is that one, so that the task does not count.
+    """
+    runs: dict[tuple[str, int], list[ResultCell]] = defaultdict(list)
+    for cell in trial.cells:
+        runs[cell.task, cell.seed].append(cell)
+    picked = []
+    for cells in runs.values():
+        missing = [cell for cell in cells if cell.status == "missing"]
+        done = [cell for cell in cells if cell.status == "done" and cell.known("valid_loss") is not None]
+        best = min(done, key=lambda cell: (cell.known("valid_loss"), cell.settings[RATE]), default=cells[0])
+        picked.append(missing[0] if missing else best)
+    return picked
+
+
+def _best(trial: _Trial) -> float | None:
+    """The rate with the lowest validation loss on average over tasks, the lower rate of equals."""
+    losses = {}
+    for rate in sorted({float(cell.settings[RATE]) for cell in trial.cells}):
+        cells = [cell for cell in trial.cells if cell.settings[RATE] == rate]
+        means = by_task(cells, lambda cell: cell.known("valid_loss"))
+        over = mean_and_error(means)
+        if over is not None and len(means) == len({cell.task for cell in cells}):
+            losses[rate] = over.mean
+    return min(losses, key=lambda rate: losses[rate]) if losses else None

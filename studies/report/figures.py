@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from catalog.pictures import FAINT, GRID, INK, MARKERS, PALETTE, SMALL, extent, fit_text, inches, number
-from studies.report.comparing import LabelRow, Line
+from studies.report.comparing import LabelRow, Line, Related
 from studies.report.drawing import WIDTH, sheet, style, svg
-from studies.report.relating import Related
 from studies.report.wording import rate
 
 if TYPE_CHECKING:

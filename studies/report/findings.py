@@ -9,18 +9,23 @@ from typing import Any
 
 from studies.report.comparing import (
     RATE,
+    Correlation,
     Difference,
     Line,
+    Related,
     ResultCell,
     Results,
+    TuningRow,
+    at_one_rate,
+    correlation,
+    extent,
     finite,
     lines,
+    relate,
+    tune_by_loss,
     varying_settings,
     verdict,
 )
-from studies.report.relating import Correlation, Related, correlation, relate
-from studies.report.tuning import TuningRow as Tuned
-from studies.report.tuning import at_one_rate, extent, tune_by_loss
 from studies.report.wording import sentence
 
 # Learning rates that someone may have trained with; cards say others too.
@@ -175,8 +180,8 @@ class Findings:
             loss = lines(cells, RATE, lambda cell: cell.known("valid_loss"))
             self.tuning = {"value": lines(cells, RATE, lambda cell: cell.value), "validation loss": loss}
         with_curves = requested and "tuning" in self.asked
-        self.tuned: tuple[Tuned, ...] = tune_by_loss(self.results, methods) if with_curves else ()
-        self.fixed: tuple[Tuned, ...] = at_one_rate(self.results, methods) if with_curves else ()
+        self.tuned: tuple[TuningRow, ...] = tune_by_loss(self.results, methods) if with_curves else ()
+        self.fixed: tuple[TuningRow, ...] = at_one_rate(self.results, methods) if with_curves else ()
 
     def _wild(self) -> Wild | None:
         wild = self.study.get("wild")
@@ -200,7 +205,7 @@ def _plain(lines: Sequence[Line]) -> list[dict[str, Any]]:
     return [{**asdict(line), "points": [asdict(point) for point in line.points]} for line in lines]
 
 
-def _tuning_document(row: Tuned) -> dict[str, Any]:
+def _tuning_document(row: TuningRow) -> dict[str, Any]:
     return {**asdict(row), "rates": [{"rate": rate, "times": times} for rate, times in row.rates.items()]}
 
 

@@ -8,11 +8,9 @@ from statistics import median
 from typing import Any
 
 from studies.report import figures
-from studies.report.comparing import FEW, RATE, LabelRow, Line
+from studies.report.comparing import FEW, RATE, LabelRow, Line, TuningRow, extent
 from studies.report.findings import SANE, Findings, Spot, Wild
 from studies.report.page import Figure, Section, TableSection, Text
-from studies.report.tuning import TuningRow as Tuned
-from studies.report.tuning import extent
 from studies.report.wording import (
     NOTHING,
     count_noun,
@@ -257,7 +255,7 @@ def _tuning(findings: Findings) -> Iterator[Section]:
         yield _tuning_table("At one learning rate", findings.fixed, note)
 
 
-def _tuning_table(title: str, rows: Sequence[Tuned], note: str) -> TableSection:
+def _tuning_table(title: str, rows: Sequence[TuningRow], note: str) -> TableSection:
     """A row for each variant and rank; what was chosen, where more than one rate was tried."""
     one_rate = all(len(row.rates) < 2 for row in rows) and not any(row.edges for row in rows)
     table_rows = []

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from studies.report.drawing import standalone, unique
 
@@ -33,6 +33,7 @@ _FIRST = re.compile(r"^(\d*)(?=[#=+.)-])")
 class TableSection:
     """Rows of text, ready to read; the first column names the row."""
 
+    kind: ClassVar[str] = "table"
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -43,6 +44,7 @@ class TableSection:
 class Figure:
     """A picture as an <svg> element (by `studies.report.drawing.svg`); `name` is the stem of its file."""
 
+    kind: ClassVar[str] = "figure"
     title: str
     svg: str
     note: str = ""
@@ -53,6 +55,7 @@ class Figure:
 class Text:
     """Paragraphs under a title."""
 
+    kind: ClassVar[str] = "text"
     title: str
     paragraphs: tuple[str, ...]
 
@@ -60,30 +63,9 @@ class Text:
 Section = TableSection | Figure | Text
 
 
-@dataclass(frozen=True)
-class _Column:
-    name: str
-    right: bool
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A section as the template takes it, its texts cleaned."""
-
-    kind: str
-    anchor: str
-    title: str
-    note: str = ""
-    paragraphs: tuple[str, ...] = ()
-    columns: tuple[_Column, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    svg: str = ""
-
-
 def html(title: str, sections: Sequence[Section], question: str = "") -> str:
     """One page: title, question, contents and the sections in their order."""
-    parts = [_part(section, f"s{number}") for number, section in enumerate(sections, 1)]
-    return _template().render(title=clean(title), question=clean(question), parts=parts) + "\n"
+    return _template().render(title=title, question=clean(question), sections=sections) + "\n"
 
 
 def markdown(title: str, sections: Sequence[Section], pictures: str, question: str = "") -> str:
@@ -117,24 +99,14 @@ def clean(text: str) -> str:
     return "".join(cells).strip()
 
 
-def _part(section: Section, anchor: str) -> _Part:
-    title = clean(section.title)
-    if isinstance(section, Text):
-        return _Part("text", anchor, title, paragraphs=tuple(map(clean, section.paragraphs)))
-    if isinstance(section, Figure):
-        return _Part("figure", anchor, title, clean(section.note), svg=unique(section.svg, f"{anchor}-"))
-    rows = tuple(tuple(map(clean, row)) for row in section.rows)
-    columns = tuple(
-        _Column(clean(name), n > 0 and _are_numbers([row[n] for row in rows]))
-        for n, name in enumerate(section.columns)
-    )
-    return _Part("table", anchor, title, clean(section.note), columns=columns, rows=rows)
-
-
-def _are_numbers(cells: Sequence[str]) -> bool:
-    """Whether most of what a column says is numbers."""
-    values = [cell for cell in cells if cell not in _EMPTY]
-    return bool(values) and 2 * sum(bool(_NUMBER.fullmatch(cell)) for cell in values) > len(values)
+def _numeric_columns(table: TableSection) -> list[bool]:
+    """For each column whether most of what it says is numbers; never the first."""
+    numeric = [False]
+    for n in range(1, len(table.columns)):
+        values = [cell for cell in (clean(row[n]) for row in table.rows) if cell not in _EMPTY]
+        count = sum(bool(_NUMBER.fullmatch(cell)) for cell in values)
+        numeric.append(bool(values) and 2 * count > len(values))
+    return numeric
 
 
 @cache
@@ -142,8 +114,13 @@ def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,
     )
+    environment.filters |= {"clean": clean, "numeric": _numeric_columns, "unique": unique}
     return environment.from_string(files("studies.report").joinpath("page.html.j2").read_text("utf-8"))
 
 
@@ -158,9 +135,8 @@ def _names(sections: Sequence[Section]) -> list[str]:
 
 
 def _grid(table: TableSection) -> str:
-    columns = _part(table, "").columns
-    rule = ["---:" if column.right else "---" for column in columns]
-    rows = [tuple(column.name for column in columns), *table.rows]
+    rule = ["---:" if numeric else "---" for numeric in _numeric_columns(table)]
+    rows = [table.columns, *table.rows]
     lines = ["| " + " | ".join(_escape(cell) or " " for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:]])
 

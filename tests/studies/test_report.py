@@ -10,12 +10,22 @@ from typing import Any
 
 import pytest
 
-from studies.report.comparing import Difference, Results, compare, lines, mean_and_error, verdict
+from studies.report.comparing import (
+    Difference,
+    Related,
+    Results,
+    at_one_rate,
+    compare,
+    correlation,
+    lines,
+    mean_and_error,
+    relate,
+    tune_by_loss,
+    verdict,
+)
 from studies.report.findings import Findings
 from studies.report.grids import sections as sections_of
 from studies.report.page import Figure, Section, TableSection, Text
-from studies.report.relating import Related, correlation, relate
-from studies.report.tuning import at_one_rate, tune_by_loss
 from studies.report.wording import duration, format_difference, interval, level, points, rate, sentence
 
 Values = dict[str, dict[str, list[float | None]]]
