@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -13,6 +13,7 @@ from catalog.index import DEFAULT_MODEL
 from catalog.rules import RULE_SETS
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+Options = TypeVar("Options", bound=Mapping[str, Any])
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -59,6 +60,16 @@ class Command(click.Command):
 def option(*names: str, group: str = "", **settings: Any) -> Callable[[Decorated], Decorated]:
     """The decorator of an option that stands under the title `group` in the help."""
     return click.option(*names, cls=GroupedOption, group=group, **settings)
+
+
+def explicit_options(options: Options) -> Options:
+    """The options of the current command that somebody wrote, if there is a preset; else all of them."""
+    context = click.get_current_context()
+    if not context.params["preset"]:
+        return options
+    default = click.core.ParameterSource.DEFAULT
+    written = {key: options[key] for key in options if context.get_parameter_source(key) != default}
+    return cast("Options", written)
 
 
 def split_names(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -122,6 +133,22 @@ too_long_option = option(
     type=click.Choice(["error", "skip"]),
     default="error",
     help="Examples too long for the model.",
+)
+protocol_option = option(
+    "--protocol",
+    group=MODEL,
+    metavar="P",
+    default="",
+    show_default=False,
+    help="How tasks are asked, such as recycling-paper or likelihood-open.",
+)
+preset_option = option(
+    "--preset",
+    group=MODEL,
+    metavar="P",
+    default="",
+    show_default=False,
+    help="Take defaults from a paper: recycling-paper.",
 )
 date_option = option(
     "--date",

@@ -43,6 +43,10 @@ def prompt_notes(record: Mapping[str, object]) -> list[str]:
             "prompts are read one by one where a tree of them would be wrong for this model (a short window "
             "of attention, or recurrent layers); this takes longer"
         )
+    if record.get("folded"):
+        notes.append(
+            "the model's chat template has no system message; the instruction is the beginning of the user's"
+        )
     if record.get("left_out"):
         notes.append(f"examples longer than the model reads, left out: {record['left_out']}")
     return notes

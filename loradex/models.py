@@ -20,6 +20,7 @@ from loradex.arguments import check_arguments
 from loradex.bases import open_base, prompt_notes
 from loradex.harness import HarnessTask, harness_round, is_harness_task, load_harness_task
 from loradex.members import MemberSource, open_members, settings_of
+from loradex.presets import with_presets
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from merging.evaluation import Measured, TaskScore
     from merging.learning import Adaptation, Continuation, TrainReport
     from merging.members import MergeMember
-    from merging.model import LoadedBase, Task
+    from merging.model import LoadedBase, Protocol, Task
 
 BaseSource: TypeAlias = "str | Path | LoadedBase"
 TaskSource: TypeAlias = "str | Path | Task"
@@ -139,6 +140,7 @@ def load_base(
 
 
 @check_arguments
+@with_presets
 def train(
     base: BaseSource,
     task: TaskSource,
@@ -158,6 +160,8 @@ def train(
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     seed: int = 0,
     too_long: TooLong = "error",
+    protocol: str = "",
+    preset: str = "",
     date: datetime.date | None = None,
     device: str = "cpu",
     overwrite: bool = False,
@@ -188,6 +192,9 @@ def train(
         dtype: In which the adapter is stored.
         seed: Of the examples that are example_budget, the start and the order.
         too_long: "error", or "skip" to leave out and count examples that are longer than the model reads.
+        protocol: How the task is asked and the loss counted: "" for this project's way, or "recycling-paper".
+        preset: "recycling-paper" takes rank 64, alpha 16, dropout 0.1, one rate of 3e-4, 400 steps, "skip"
+            and the protocol from the paper, wherever the call gives nothing else.
         date, device, catalog: As for `load_base`.
         overwrite: Replace the training that is in `out`.
         progress: See `loradex.progress`.
@@ -211,7 +218,7 @@ def train(
         True
     """
     from merging.learning import train as train_adapter
-    from merging.model import budget
+    from merging.model import budget, find_protocol
 
     loaded_task = _as_task(task)
     example_budget = budget(loaded_task, samples, seed=seed)
@@ -235,6 +242,8 @@ def train(
             patience=patience,
             dtype=dtype,
             too_long=too_long,
+            protocol=find_protocol(protocol),
+            preset=preset,
             overwrite=overwrite,
             progress=ProgressStep(report, "training").working,
         )
@@ -270,6 +279,7 @@ class AdaptReport:
 
 
 @check_arguments
+@with_presets
 def adapt(
     members: MemberSource,
     base: BaseSource,
@@ -288,6 +298,8 @@ def adapt(
     split: Literal["valid", "test"] | None = None,
     limit: int | None = None,
     too_long: TooLong = "error",
+    protocol: str = "",
+    preset: str = "",
     date: datetime.date | None = None,
     device: str = "cpu",
     overwrite: bool = False,
@@ -313,7 +325,9 @@ def adapt(
         seed: Of the examples that are example_budget, and of the method.
         split: "valid" or "test": also score the result on these examples.
         limit: The largest number of examples to score.
-        too_long, date, device, catalog: As for `train`.
+        too_long, protocol, date, device, catalog: As for `train`.
+        preset: "recycling-paper" takes the method `recycling` with its 100 steps at 5e-2, "skip" and the
+            protocol from the paper, wherever the call gives nothing else.
         overwrite: Replace what is in `out`.
         progress: See `loradex.progress`.
 
@@ -332,14 +346,15 @@ def adapt(
         >>> report.record["valid_loss"] <= report.record["valid_before"]
         True
     """
+    from merging.evaluation import measure
     from merging.learning import ADAPT_RECORD, find_adaptive
     from merging.learning import adapt as learn
     from merging.members import load_member, refuse_existing
-    from merging.model import budget
+    from merging.model import budget, draw, find_protocol
 
     if out is None and split is None:
         raise UsageError("Say where the adapter goes (`out`), or what to score it on (`split`).")
-    row = find_adaptive(method)
+    row, asked_by = find_adaptive(method), find_protocol(protocol)
     folder = None if out is None else Path(out)
     if folder is not None:
         if not row.folds:
@@ -367,11 +382,15 @@ def adapt(
             batch=batch,
             seed=seed,
             too_long=too_long,
+            protocol=asked_by,
+            preset=preset,
             progress=ProgressStep(report, "adapting").working,
         )
         written = _write_adaptation(adaptation, folder, rank, model.name, overwrite)
         if split is not None:
-            score = _score(adaptation, model, written.folder, loaded_task, split, limit, too_long)
+            examples = draw(loaded_task, split, limit)
+            with _adapted(adaptation, model, written.folder):
+                score = measure(model, loaded_task, examples, too_long, asked_by)
             written = dataclasses.replace(written, split=split, score=score)
         return dataclasses.replace(written, notes=_report_notes(report, prompt_notes(adaptation.record)))
 
@@ -397,6 +416,7 @@ class TaskScores(Rows["TaskScore"]):
 
 
 @check_arguments
+@with_presets
 def evaluate(
     base: BaseSource,
     tasks: TaskSource | Sequence[TaskSource],
@@ -413,6 +433,8 @@ def evaluate(
     out: str | Path | None = None,
     log: str | Path | None = None,
     too_long: TooLong = "error",
+    protocol: str = "",
+    preset: str = "",
     date: datetime.date | None = None,
     device: str = "cpu",
     catalog: Catalog | Settings | None = None,
@@ -439,6 +461,10 @@ def evaluate(
         log: A file with one line a score, written as it is measured; a call that was stopped continues from
             it.
         too_long, date, device, catalog: As for `train`.
+        protocol: As for `train`. Other ways to choose among answers are "likelihood-open" (without the
+            closing token), "likelihood-per-token" and "likelihood-per-character" (acc_norm of the harness).
+            Tasks of the harness have protocols of their own.
+        preset: "recycling-paper" takes the protocol and "skip", wherever the call gives nothing else.
         progress: See `loradex.progress`.
 
     Returns:
@@ -456,11 +482,14 @@ def evaluate(
         [('base', 100), ('merged', 100)]
     """
     from merging.evaluation import scores as evaluation
-    from merging.model import Task
+    from merging.model import Task, find_protocol
 
     sources = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
     if split != "test" and any(map(is_harness_task, sources)):
         raise UsageError("Tasks of lm-evaluation-harness have a split of their own; leave out `split`.")
+    asked_by = find_protocol(protocol)
+    if protocol and any(map(is_harness_task, sources)):
+        raise UsageError("Tasks of lm-evaluation-harness have a protocol of their own; leave out `protocol`.")
     folders = [adapters] if isinstance(adapters, (str, Path)) else list(adapters)
     alone = _load_adapters(folders)
     scores: list[TaskScore] = []
@@ -488,6 +517,7 @@ def evaluate(
             log=None if log is None else Path(log),
             with_base=not without_base,
             too_long=too_long,
+            protocol=asked_by,
             progress=ProgressStep(report, "scoring").working,
         ):
             if isinstance(score, LoradexError):
@@ -495,6 +525,7 @@ def evaluate(
             else:
                 scores.append(score)
         notes = [f"left out: {failure}" for failure in failures] + _score_notes(scores)
+        notes += _folding_notes(model, loaded_tasks, asked_by)
         rows = TaskScores(scores, failures, _report_notes(report, notes))
     if out is not None:
         _write_document(Path(out), rows.document())
@@ -516,6 +547,13 @@ def _score_notes(scores: Sequence[TaskScore]) -> list[str]:
     """What is unusual about scores, each sentence once; the rows themselves count examples left out."""
     records = [{**score.document(), "left_out": 0} for score in scores]
     return list(dict.fromkeys(note for record in records for note in prompt_notes(record)))
+
+
+def _folding_notes(model: LoadedBase, tasks: Sequence[Task | HarnessTask], protocol: Protocol) -> list[str]:
+    from merging.model import folds_instruction
+
+    own = [task for task in tasks if not isinstance(task, HarnessTask)]
+    return prompt_notes({"folded": any(folds_instruction(model.tokenizer, task, protocol) for task in own)})
 
 
 def _report_notes(report: ProgressCallback, notes: Sequence[str]) -> tuple[str, ...]:
@@ -606,24 +644,15 @@ def _write_adaptation(
     return dataclasses.replace(report, folder=combined.folder, misread=tuple(misreadings(ranks)))
 
 
-def _score(
-    adaptation: Adaptation | Continuation,
-    base: LoadedBase,
-    folder: Path | None,
-    task: Task,
-    split: Split,
-    limit: int | None,
-    too_long: TooLong,
-) -> Measured:
-    """The score of what was written, or of what was learned where nothing was."""
-    from merging.evaluation import measure
+@contextmanager
+def _adapted(adaptation: Adaptation | Continuation, base: LoadedBase, folder: Path | None) -> Iterator[None]:
+    """Inside the block the base model acts as what was written, or as what was learned where nothing was."""
     from merging.live import apply_member
     from merging.members import load_member
-    from merging.model import draw
 
     written = None if folder is None else load_member(folder, dora=True)
     with adaptation.apply() if written is None else apply_member(base.model, written):
-        return measure(base, task, draw(task, split, limit), too_long)
+        yield
 
 
 def _load_adapters(folders: Sequence[str | Path]) -> list[MergeMember]:

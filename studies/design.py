@@ -8,10 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from catalog.errors import UsageError
 from merging.learning import VARIANTS, find_adaptive
 from merging.methods import find_method
+from merging.model import find_protocol
 from merging.static import KINDS
 
 # Names are parts of labels, "method | pool, key=value".
@@ -163,7 +173,7 @@ class Report(StudyPart):
 
 
 class Study(StudyPart):
-    """A grid of tasks, pools, methods and seeds over one base model."""
+    """A grid of tasks, pools, methods and seeds over one base model; `protocol` "" is the project's own."""
 
     study: Name
     title: str
@@ -176,6 +186,21 @@ class Study(StudyPart):
     methods: Annotated[Mapping[Name, Annotated[Method, Field(discriminator="use")]], Field(min_length=1)]
     cards: str | None = None
     report: Report = Report()
+    protocol: str = ""
+
+    @field_validator("protocol")
+    @classmethod
+    def _check_protocol(cls, name: str) -> str:
+        try:
+            return find_protocol(name).name
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    @model_serializer(mode="wrap")
+    def _leave_out_default(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The study without the protocol if it is the project's own, so that records stay the same."""
+        document: dict[str, Any] = serialise(self)
+        return {key: value for key, value in document.items() if key != "protocol" or value}
 
 
 KINDS_OF_METHOD: tuple[type[_Method], ...] = (Base, Train, Single, Ensemble, Merge, Adapt)

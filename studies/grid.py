@@ -20,10 +20,20 @@ from catalog.files import load_json
 from catalog.pools import ADAPTERS as EXPORTED
 from catalog.samples import sample_data
 from crawler.reading import parse_card
+from merging.evaluation import score_metric
 from merging.learning import TRAIN_RECORD, Recipe, TrainingSettings, default_rates
 from merging.members import digest_of, load_member
 from merging.methods import find_method
-from merging.model import METRICS, TASK_NAME, Task, checkpoint, date_of, find_task, first_look
+from merging.model import (
+    TASK_NAME,
+    Task,
+    chat_format,
+    checkpoint,
+    date_of,
+    find_protocol,
+    find_task,
+    first_look,
+)
 from merging.static import refuse_misfits
 from studies.design import (
     Adapt,
@@ -135,7 +145,7 @@ def grid(
                 "digest": task.digest,
                 "group": task.group,
                 "license": task.license,
-                "metric": METRICS[task.metric],
+                "metric": score_metric(task, find_protocol(study.protocol)),
             }
             for name, task in task_table.items()
         },
@@ -151,7 +161,7 @@ class _GridBuilder:
     tasks: Mapping[str, Task]
     adapters: Mapping[str, Mapping[str, Any]]
     base: Mapping[str, Any]
-    reading: Mapping[str, str] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
     _made: dict[str, Step] = field(default_factory=dict)
 
     def cells(self) -> Iterator[GridCell]:
@@ -314,12 +324,18 @@ class _GridBuilder:
         return [{key: row[key] for key in ("name", "sha256")} for row in self.adapters.values()]
 
     def _question(self, task: Task) -> dict[str, Any]:
-        return {"task": {"name": task.name, "digest": task.digest}, "base": self.base, **self.reading}
+        protocol = {"protocol": self.study.protocol} if self.study.protocol else {}
+        return {
+            "task": {"name": task.name, "digest": task.digest},
+            "base": self.base,
+            **self.reading,
+            **protocol,
+        }
 
     def _judgement(self, task: Task) -> dict[str, Any]:
         """What is asked, with the rule by which answers are compared where they are texts."""
-        rule = {"answers": METRICS[task.metric]} if task.metric == "exact_match" else {}
-        return {**self._question(task), **rule}
+        metric = score_metric(task, find_protocol(self.study.protocol))
+        return {**self._question(task), **({} if metric == "accuracy" else {"answers": metric})}
 
     def _examples(self, task: Task, seed: int) -> dict[str, Any]:
         selection = self.study.tasks
@@ -403,15 +419,23 @@ def _identity(base: str, bases: Path | None, device: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4)
-def _reading(base: str) -> Mapping[str, str]:
-    """How a base is asked where this is not as in the first versions: on which date, and not in trees."""
+def _reading(base: str) -> Mapping[str, Any]:
+    """How a base is asked where this is not as in the first versions: on which date, not in trees, by another
+    token that ends answers, and without thoughts.
+    """
     try:
         tokenizer, plain = first_look(base)
     except LoradexError:
         # Nothing can be asked of a base that is not there; the steps will say so.
         return {}
     date = date_of(tokenizer)
-    return {**({"date": date} if date else {}), **({"reading": "plain"} if plain else {})}
+    chat = chat_format(tokenizer)
+    return {
+        **({"date": date} if date else {}),
+        **({"reading": "plain"} if plain else {}),
+        **({"closing": chat.closing_token} if chat.closing_token != tokenizer.eos_token_id else {}),
+        **({"thoughts": "off"} if chat.silences else {}),
+    }
 
 
 @lru_cache(maxsize=4)

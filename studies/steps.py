@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from catalog.errors import ConfigError, EvaluationError
 from studies.store import Place
 
 if TYPE_CHECKING:
     from merging.members import MergeMember
-    from merging.model import ExampleBudget, LoadedBase, Task
+    from merging.model import ExampleBudget, LoadedBase, Protocol, Task
 
 Told = Mapping[str, Any]
 Found = Mapping[str, dict[str, Any]]
@@ -40,6 +40,13 @@ class Job:
     out: Path
 
 
+class Asking(TypedDict):
+    """The keywords by which functions of merging ask a model."""
+
+    protocol: Protocol
+    too_long: Literal["error", "skip"]
+
+
 def score(job: Job) -> dict[str, Any]:
     """The score on test examples of the base, or of the adapter that an input made or chose."""
     from merging.evaluation import measure
@@ -48,7 +55,7 @@ def score(job: Job) -> dict[str, Any]:
     base, task = _base(job.place), _task(job)
     questions = draw(task, "test", job.params["test"])
     with _with_adapter(job, base, job.inputs["adapter"]) if job.inputs else contextlib.nullcontext():
-        return {"score": measure(base, task, questions).document()}
+        return {"score": measure(base, task, questions, **_asking(job)).document()}
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -63,6 +70,7 @@ def train(job: Job) -> dict[str, Any]:
         learning_rates=[job.params["learning_rate"]],
         seed=job.params["budget"]["seed"],
         **job.params["settings"],
+        **_asking(job),
     )
     detail = {
         "learning_rate": report.learning_rate,
@@ -93,10 +101,11 @@ def measure_adapters(job: Job) -> dict[str, Any]:
 
     base, task, examples = _base(job.place), _task(job), _budget(job).all[: job.params.get("samples")]
     scores: dict[str, Any] = {}
+    asking = _asking(job)
     for adapter in job.params["adapters"]:
         with _with_adapter(job, base, {"name": adapter["name"]}):
-            scores[adapter["name"]] = measure(base, task, examples).document()
-    return {"base": measure(base, task, examples).document(), "scores": scores}
+            scores[adapter["name"]] = measure(base, task, examples, **asking).document()
+    return {"base": measure(base, task, examples, **asking).document(), "scores": scores}
 
 
 def gradient(job: Job) -> dict[str, Any]:
@@ -106,7 +115,7 @@ def gradient(job: Job) -> dict[str, Any]:
     names = [adapter["name"] for adapter in job.params["adapters"]]
     members = [_member(job.place, {"name": name}) for name in names]
     examples = _budget(job).train[: job.params["samples"]]
-    scores = exact_scores(_base(job.place), _task(job), examples, members)
+    scores = exact_scores(_base(job.place), _task(job), examples, members, **_asking(job))
     return {"scores": dict(zip(names, scores, strict=True))}
 
 
@@ -215,7 +224,10 @@ def ensemble(job: Job) -> dict[str, Any]:
     base, task = _base(job.place), _task(job)
     if task.metric != "accuracy":
         raise EvaluationError(f"An ensemble chooses among answers, and {task.name} has no choices.")
-    prompts = ask(base, task, draw(task, "test", job.params["test"])).prompts
+    asking = _asking(job)
+    if asking["protocol"].answers != "likelihood":
+        raise EvaluationError("An ensemble chooses by likelihood; use the project's own protocol for it.")
+    prompts = ask(base, task, draw(task, "test", job.params["test"]), **asking).prompts
     count = len(job.inputs["pool"]["members"])
     shares = [[0.0] * len(prompt.answers) for prompt in prompts]
     right = [0.0] * len(prompts)
@@ -253,9 +265,10 @@ def adapt(job: Job) -> dict[str, Any]:
         target=target,
         seed=job.params["budget"]["seed"],
         **job.params["settings"],
+        **_asking(job),
     )
     with done.apply():
-        value = measure(base, task, draw(task, "test", job.params["test"]))
+        value = measure(base, task, draw(task, "test", job.params["test"]), **_asking(job))
     detail = {"valid_before": done.valid_before, "valid_loss": done.valid_loss}
     return {"score": value.document(), "detail": detail}
 
@@ -338,6 +351,14 @@ def _load_once(base: str, bases: Path | None, device: str) -> LoadedBase:
     from merging.model import load_base
 
     return load_base(base, bases=bases, device=device)
+
+
+def _asking(job: Job) -> Asking:
+    """The protocol of the study; by the recycling paper's, examples that are too long are left out."""
+    from merging.model import find_protocol
+
+    protocol = find_protocol(job.params.get("protocol", ""))
+    return {"protocol": protocol, "too_long": "skip" if protocol.question_limit else "error"}
 
 
 def _task(job: Job) -> Task:

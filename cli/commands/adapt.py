@@ -20,8 +20,11 @@ from cli.options import (
     control_option,
     date_option,
     device_option,
+    explicit_options,
     option,
     overwrite_option,
+    preset_option,
+    protocol_option,
     rank_option,
     samples_option,
     task_option,
@@ -65,6 +68,8 @@ class AdaptOptions(TypedDict):
     split: Literal["valid", "test"] | None
     limit: int | None
     too_long: TooLong
+    protocol: str
+    preset: str
     date: datetime.date | None
     device: str
 
@@ -101,6 +106,8 @@ class AdaptOptions(TypedDict):
 )
 @option("--limit", group=RESULT, metavar="N", type=COUNT, help="The maximum number of them.")
 @too_long_option
+@protocol_option
+@preset_option
 @date_option
 @device_option
 @output_options(lists=False)
@@ -124,7 +131,7 @@ def adapt(
             members,
             base,
             loradex.load_task(task, tasks),
-            **options,
+            **explicit_options(options),
             catalog=app.settings,
             progress=progress,
         )

@@ -20,7 +20,10 @@ from cli.options import (
     base_option,
     date_option,
     device_option,
+    explicit_options,
     option,
+    preset_option,
+    protocol_option,
     too_long_option,
 )
 from cli.output import Column, output_options, table
@@ -53,6 +56,8 @@ class EvaluateOptions(TypedDict):
     chat_template: bool
     shots: int | None
     too_long: TooLong
+    protocol: str
+    preset: str
     date: datetime.date | None
     device: str
     log: Path | None
@@ -98,6 +103,8 @@ class EvaluateOptions(TypedDict):
     help="Examples before each question of harness:NAME.",
 )
 @too_long_option
+@protocol_option
+@preset_option
 @date_option
 @device_option
 @option(
@@ -136,7 +143,7 @@ def evaluate(
             base,
             tasks,
             adapters,
-            **options,
+            **explicit_options(options),
             catalog=app.settings,
             progress=progress,
         )

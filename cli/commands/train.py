@@ -18,7 +18,10 @@ from cli.options import (
     base_option,
     date_option,
     device_option,
+    explicit_options,
     option,
+    preset_option,
+    protocol_option,
     split_numbers,
     task_option,
     tasks_option,
@@ -40,6 +43,8 @@ class TrainOptions(TypedDict):
 
     samples: int
     too_long: TooLong
+    protocol: str
+    preset: str
     date: datetime.date | None
     device: str
     rank: int
@@ -69,6 +74,8 @@ def _modules(_context: click.Context, _option: click.Parameter, value: str) -> s
 @tasks_option
 @option("--samples", metavar="N", default=100, help="Training examples, a fifth to choose by.")
 @too_long_option
+@protocol_option
+@preset_option
 @date_option
 @device_option
 @option("--rank", group="Adapter", metavar="R", default=16, help="Of A and B.")
@@ -139,7 +146,7 @@ def train(
         report = loradex.train(
             base,
             loradex.load_task(task, tasks),
-            **options,
+            **explicit_options(options),
             catalog=app.settings,
             progress=progress,
         )

@@ -27,7 +27,7 @@ from catalog.errors import EvaluationError, UsageError
 from catalog.fingerprints import DELTA_SIZE, output_sketch, signs
 from merging.evaluation import TooLong, ask, losses, reading_groups, targets_only, too_large
 from merging.members import MergeMember
-from merging.model import Example, LoadedBase, Prompt, Task, in_pieces, is_linear, memory_limit
+from merging.model import OWN, Example, LoadedBase, Prompt, Protocol, Task, in_pieces, is_linear, memory_limit
 
 if TYPE_CHECKING:
     from numpy import float32
@@ -173,6 +173,7 @@ def exact_scores(
     backgrounds: Sequence[Samples] = (),
     *,
     too_long: TooLong = "error",
+    protocol: Protocol = OWN,
 ) -> list[float]:
     """The alignment of each member with the negative gradient, for ordering search results; larger is better.
 
@@ -182,7 +183,7 @@ def exact_scores(
     """
     rows = []
     for sample_task, samples in ((task, examples), *backgrounds):
-        prompts = ask(base, sample_task, samples, too_long).prompts
+        prompts = ask(base, sample_task, samples, too_long, protocol).prompts
         exact = task_gradient(base, prompts, modules=(), members=members).exact
         rows.append([member.unit for member in exact])
     return center_scores(rows)

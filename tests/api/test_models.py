@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import loradex
 from catalog.errors import NotFoundError, UsageError
+from loradex.presets import PRESETS
 from merging.model import LoadedBase
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import save_base, tiny_base, write_task
@@ -107,3 +110,95 @@ def test_a_folder_that_is_not_there_is_named_in_one_sentence(name: str, tmp_path
     path = str(tmp_path / name) if "/" not in name else name
     with pytest.raises(loradex.NotFoundError, match="is not the folder of a model with config"):
         loradex.load_base(path)
+
+
+def test_a_preset_gives_what_the_call_does_not(base: LoadedBase, task: Path, tmp_path: Path) -> None:
+    paper = loradex.train(
+        base, task, out=tmp_path / "new", preset="recycling-paper", steps=1, samples=10
+    ).record
+    settings = paper["settings"]
+    assert {name: settings[name] for name in ("rank", "alpha", "dropout", "variant", "targets")} == {
+        "rank": 64,
+        "alpha": 16.0,
+        "dropout": 0.1,
+        "variant": "lora",
+        "targets": "all-linear",
+    }
+    recipe = {"steps": 1, "batch": 8, "evaluate_every": 10, "patience": 20, "seed": 0}
+    assert settings["recipe"] == recipe
+    assert [rate["learning_rate"] for rate in paper["rates"]] == [3e-4]
+    assert (paper["preset"], paper["protocol"]) == ("recycling-paper", "recycling-paper")
+    # A value that is the call's own default counts too, and so does the project's own protocol.
+    other = loradex.train(
+        base,
+        task,
+        out=tmp_path / "other",
+        preset="recycling-paper",
+        rank=16,
+        alpha=None,
+        learning_rates=[1e-3],
+        steps=1,
+        samples=10,
+        protocol="",
+    ).record
+    assert (other["settings"]["rank"], other["settings"]["alpha"], other["learning_rate"]) == (16, 16.0, 1e-3)
+    assert "protocol" not in other
+
+
+def test_the_preset_of_the_paper_takes_its_own_400_steps() -> None:
+    assert PRESETS["recycling-paper"]["train"]["steps"] == 400
+    for name, rows in ((name, rows) for preset in PRESETS.values() for name, rows in preset.items()):
+        assert set(rows) <= set(inspect.signature(getattr(loradex, name)).parameters)
+
+
+def test_adapting_by_the_preset_is_the_papers_method_with_its_rate(
+    base: LoadedBase, task: Path, adapters: list[Path], tmp_path: Path
+) -> None:
+    settings: Any = {"samples": 10, "split": "test", "limit": 4, "preset": "recycling-paper"}
+    record = loradex.adapt(adapters, base, task, steps=1, **settings).document()
+    assert (record["method"]["name"], record["recipe"]["rate"], record["recipe"]["batch"]) == (
+        "recycling",
+        0.05,
+        8,
+    )
+    assert record["method"]["steps"] == 100
+    assert (record["preset"], record["protocol"]) == ("recycling-paper", "recycling-paper")
+    assert record["score"]["n"] == 4
+    average = loradex.adapt(adapters, base, task, method="average", out=tmp_path / "mean", **settings).record
+    assert average["method"]["name"] == "average"
+
+
+def test_scores_by_the_preset_say_so_and_answer_by_text(
+    base: LoadedBase, task: Path, adapters: list[Path]
+) -> None:
+    scores = loradex.evaluate(base, task, adapters[0], limit=3, preset="recycling-paper")
+    assert {(row.protocol, row.metric) for row in scores} == {("recycling-paper", "exact_match_stripped")}
+    assert {row["protocol"] for row in scores.document()["scores"]} == {"recycling-paper"}
+    usual = loradex.evaluate(base, task, adapters[0], limit=3)
+    assert all("protocol" not in row for row in usual.document()["scores"])
+    assert not {row.key for row in usual} & {row.key for row in scores}
+    by_length = loradex.evaluate(base, task, limit=3, protocol="likelihood-per-character")
+    assert [(row.protocol, row.metric) for row in by_length] == [("likelihood-per-character", "accuracy")]
+
+
+def test_a_template_without_a_system_message_is_noted(base: LoadedBase, task: Path) -> None:
+    base.tokenizer.chat_template = base.tokenizer.chat_template.replace(
+        "{% for", "{{ raise_exception('no') if messages[0].role == 'system' }}{% for"
+    )
+    note = "the model's chat template has no system message; the instruction is the beginning of the user's"
+    assert note in loradex.evaluate(base, task, limit=2, preset="recycling-paper").notes
+    assert loradex.evaluate(base, task, limit=2).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "other-paper"}, "other-paper is not a preset; use recycling-paper"),
+        ({"protocol": "other"}, "other is not a protocol; use one of likelihood-open, .*recycling-paper"),
+    ],
+)
+def test_an_unknown_preset_or_protocol_is_one_sentence(
+    settings: Any, message: str, base: LoadedBase, task: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        loradex.evaluate(base, task, **settings)

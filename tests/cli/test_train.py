@@ -75,6 +75,18 @@ def test_without_rates_four_of_the_grid_are_tried(train: Program, tmp_path: Path
     assert document["settings"]["targets"] == ["q_proj", "v_proj"]
 
 
+def test_a_preset_gives_the_options_that_are_not_written(train: Program, tmp_path: Path) -> None:
+    words = ("--task", "thirds", "--preset", "recycling-paper", "--alpha", "4")
+    result = train(*words, "-o", str(tmp_path / "out"), "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    # --rank, --steps, --batch, --samples and --evaluate-every are written.
+    settings = document["settings"]
+    assert (settings["rank"], settings["alpha"], settings["dropout"]) == (2, 4.0, 0.1)
+    assert (settings["recipe"]["steps"], document["learning_rate"]) == (2, 3e-4)
+    assert (document["preset"], document["protocol"]) == ("recycling-paper", "recycling-paper")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

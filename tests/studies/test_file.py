@@ -124,9 +124,9 @@ def test_files_that_are_no_study(tmp_path: Path) -> None:
 
 
 def test_every_study_that_comes_with_the_program_can_be_read() -> None:
-    assert {"recycling", "lego", "learning_rate", "small"} <= set(built_in())
+    assert {"recycling", "recycling-paper", "lego", "learning_rate", "small"} <= set(built_in())
     for name in built_in():
-        assert read_study(name).study.study.replace("-", "_") == name
+        assert read_study(name).study.study.replace("-", "_") == name.replace("-", "_")
 
 
 def test_a_grid_of_settings_goes_through_all_points() -> None:

@@ -47,12 +47,15 @@ KEYS: dict[str, dict[str, str]] = {
 }
 
 
-def keys(folder: Path, metric: str, reading: Mapping[str, str] | None = None) -> dict[str, str]:
+def keys(
+    folder: Path, metric: str, reading: Mapping[str, str] | None = None, protocol: str = ""
+) -> dict[str, str]:
     """A hash of the keys of each kind of step in the tiny study, whose tasks are judged by the metric."""
     import yaml
 
     document = yaml.safe_load(TEXT.format(base="owner/base").replace("1e-3", "0.001").replace("1e-2", "0.01"))
     document["pools"]["known"] = {"by": "measured", "k": 1}
+    document["protocol"] = protocol
     names = ("thirds", "halves")
     choices = ("yes", "no") if metric == "accuracy" else None
     tasks = {n: read_task(write_task(folder / n, ROWS, metric=metric, choices=choices)) for n in names}
@@ -71,6 +74,13 @@ def keys(folder: Path, metric: str, reading: Mapping[str, str] | None = None) ->
         kind: hashlib.sha256(json.dumps(sorted(values)).encode()).hexdigest()[:16]
         for kind, values in result.items()
     }
+
+
+def test_whatever_asks_a_model_by_another_protocol_is_made_anew(tmp_path: Path) -> None:
+    paper = keys(tmp_path / "paper", "accuracy", protocol="recycling-paper")
+    assert kinds_with_other_keys(paper, KEYS["accuracy"]) == set(KEYS["accuracy"]) - {"stand-ins"}
+    length = keys(tmp_path / "length", "accuracy", protocol="likelihood-per-token")
+    assert "score" in kinds_with_other_keys(length, paper)
 
 
 def kinds_with_other_keys(now: Mapping[str, str], before: Mapping[str, str]) -> set[str]:

@@ -19,8 +19,9 @@ from catalog.errors import EvaluationError, MergeError, NotFoundError, UsageErro
 from merging.evaluation import likelihoods, measure
 from merging.live import LiveStack
 from merging.members import load_member
-from merging.model import draw, encode, load_base, read_task
-from studies.run import RESULTS, machine, read, results, run
+from merging.model import RECYCLING_PAPER, draw, encode, load_base, read_task
+from studies.file import read_study
+from studies.run import FACTS, RESULTS, machine, read, results, run
 from studies.steps import KINDS, Job, train
 from studies.store import Step, in_order
 from tests.merging.adapters import merge
@@ -53,6 +54,35 @@ def keys(path: Path, out: Path) -> dict[tuple[object, ...], str]:
     """The key of every cell by what it is called."""
     cells = make_study(path, out)[1].cells
     return {(cell.task, cell.seed, cell.label): cell.step.key for cell in cells}
+
+
+def test_a_study_asks_by_its_protocol_and_says_so(world: Path, tmp_path: Path) -> None:
+    text = (
+        f"study: tiny\ntitle: Tiny\nbase: {world.parent / 'base'}\nprotocol: recycling-paper\n"
+        "tasks: {from: tasks, names: [thirds], train: 4, valid: 2, test: 6}\nadapters: {from: adapters}\n"
+        "pools: {best: {by: measured, k: 2}}\nmethods:\n  base: {use: base}\n"
+        "  new: {use: train, rank: 2, steps: 1, batch: 2, learning_rate: 1e-2}\n"
+        "  recycling: {use: adapt, method: recycling, with: new, steps: 1}\n"
+    )
+    path = world.parent / "paper.yaml"
+    path.write_text(text)
+    file, study_grid = make_study(path, tmp_path / "out")
+    assert run(file, study_grid).done == 3
+    facts = json.loads((tmp_path / "out" / FACTS).read_text())
+    assert facts["study"]["protocol"] == "recycling-paper"
+    assert facts["tasks"]["thirds"]["metric"] == "exact_match_stripped"
+    base, task = load_base(str(world.parent / "base")), read_task(world.parent / "tasks" / "thirds")
+    expected = measure(base, task, draw(task, "test", 6), protocol=RECYCLING_PAPER).document()
+    rows = {row["method"]: row for row in results(study_grid)}
+    assert {name: rows["base"][name] for name in ("value", "loss", "n")} == expected
+    (record,) = (tmp_path / "out" / "steps").glob("*/adapter/train.json")
+    assert json.loads(record.read_text())["protocol"] == "recycling-paper"
+    path.write_text(text.replace("protocol: recycling-paper", "protocol: mine"))
+    with pytest.raises(UsageError, match=r"line 4: protocol: mine is not a protocol"):
+        read_study(str(path))
+    # The project's own protocol leaves no trace, so that records stay the same.
+    usual = read_study(str(world)).study.model_dump(mode="json", by_alias=True)
+    assert "protocol" not in usual
 
 
 def test_every_cell_has_its_line_in_the_order_of_the_grid(whole: Path) -> None:
