@@ -1,16 +1,28 @@
-"""Greedy answers to questions, as text."""
+"""Greedy answers to questions, as text.
+
+What all questions begin with is read once: its keys and values stay in memory, and each batch of questions
+goes on from there. A row leaves its batch when its answer ends. If a model would not give a text the same in
+this way as alone (`merging.model.reading`), its own `generate` reads every question from its beginning.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from catalog.errors import EvaluationError, UsageError
-from merging.evaluation.scoring import WIDTH, batches, too_large
+from merging.evaluation.prefix import Prefix, read_prefix, shared_length
+from merging.evaluation.questions import check_reading
+from merging.evaluation.scoring import batches, logit_options, too_large
 from merging.model import LoadedBase, Prompt, chat_format, in_pieces, quiet
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MOST_NEW_TOKENS = 30
+# Tokens of the questions and answers of one batch, on a processor or a GPU.
+_BATCH = {"cpu": 4096, "cuda": 16384}
 # Names of tables of positions, as in GPT-2, OPT and similar models.
 _TABLES = frozenset({"wpe", "embed_positions", "position_embeddings"})
 Progress = Callable[[int, int], None]
@@ -36,17 +48,23 @@ def generate(
     if not all(stop):
         raise UsageError("A text that ends an answer (`stop`) must not be empty.")
     _check_positions(base, prompts, limits)
+    check_reading(base, prompts)
+    ends = end_tokens(base)
+    prefix = _prefix(base, prompts)
     texts = [""] * len(prompts)
-    done = 0
-    groups = _question_groups(base, prompts, limits)
 
     def answer(indices: Sequence[int]) -> list[list[int]]:
-        group = [prompts[index].question for index in indices]
-        return _continue_plainly(base, group, [limits[index] for index in indices], stop)
+        questions = [prompts[index].question for index in indices]
+        most = [limits[index] for index in indices]
+        if prefix is None or _length(prompts, limits, indices) > base.reading.tree_length:
+            return continue_in_full(base, questions, most, stop, ends)
+        return _continue(base, prefix, questions, most, stop, ends)
 
+    done = 0
+    groups = question_groups(base, prompts, limits)
     for indices, rows in in_pieces(groups, answer, lambda index: too_large(prompts[index])):
         for index, row in zip(indices, rows, strict=True):
-            text = _text(base, row, stop)
+            text = answer_text(base, row, stop)
             texts[index] = text.strip() if strip else text
         done += len(indices)
         if progress is not None:
@@ -65,14 +83,123 @@ def end_tokens(base: LoadedBase) -> frozenset[int]:
     return frozenset((ends - {None}) | {chat_format(base.tokenizer).closing_token})
 
 
-def _continue_plainly(
-    base: LoadedBase, questions: Sequence[Sequence[int]], limits: Sequence[int], stop: Sequence[str]
+def _prefix(base: LoadedBase, prompts: Sequence[Prompt]) -> Prefix | None:
+    """The beginning that the questions share, read; None if the model reads complete texts only."""
+    if base.reading.depends_on_order or not prompts:
+        return None
+    questions = [prompt.question for prompt in prompts]
+    return read_prefix(base, questions[0][: shared_length(questions)])
+
+
+def _length(prompts: Sequence[Prompt], limits: Sequence[int], indices: Sequence[int]) -> int:
+    """Tokens of the longest of these questions with its answer."""
+    return max(len(prompts[index].question) + limits[index] for index in indices)
+
+
+def _continue(
+    base: LoadedBase,
+    prefix: Prefix,
+    questions: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    stop: Sequence[str],
+    ends: frozenset[int],
+) -> list[list[int]]:
+    """The tokens after each question, whose rows are padded between the prefix and what follows it."""
+    import torch
+
+    answers: list[list[int]] = [[] for _ in questions]
+    remaining = list(range(len(questions)))
+    with torch.no_grad():
+        batch = _Batch(base, prefix, questions)
+        while remaining:
+            kept = []
+            for at, token in enumerate(batch.next_tokens()):
+                index = remaining[at]
+                if token not in ends:
+                    answers[index].append(token)
+                    if len(answers[index]) < limits[index] and not _has_stop(base, answers[index], stop):
+                        kept.append(at)
+            remaining = [remaining[at] for at in kept]
+            if remaining:
+                batch.go_on(kept)
+    return answers
+
+
+class _Batch:
+    """Rows of a batch with the keys and values of what they have read, and the next token of each."""
+
+    def __init__(self, base: LoadedBase, prefix: Prefix, questions: Sequence[Sequence[int]]) -> None:
+        import torch
+
+        self._base, device, start = base, base.device, prefix.length
+        own = [list(question[start:]) for question in questions]
+        longest = max(map(len, own))
+        padding = torch.tensor([longest - len(row) for row in own], device=device)[:, None]
+        tokens = torch.tensor([row[:1] * (longest - len(row)) + row for row in own], device=device)
+        places = torch.arange(longest, device=device)
+        # Of every row: the keys that later tokens see.
+        self._visible = torch.cat(
+            [torch.ones(len(own), start, dtype=torch.bool, device=device), places >= padding], dim=1
+        )
+        earlier = torch.ones(longest, start + longest, dtype=torch.bool, device=device).tril(start)
+        self._padded = bool(padding.any())
+        self._cache = prefix.rows(len(own))
+        self._positions = torch.tensor([[len(question)] for question in questions], device=device)
+        self._next = self._read(
+            tokens, (start + places - padding).clamp(min=0), self._visible[:, None] & earlier
+        )
+
+    def next_tokens(self) -> list[int]:
+        """The most likely next token of each row."""
+        tokens: list[int] = self._next[:, 0].tolist()
+        return tokens
+
+    def go_on(self, kept: Sequence[int]) -> None:
+        """Reads the next token of the rows at `kept`; the other rows leave the batch."""
+        import torch
+
+        if len(kept) < len(self._next):
+            rows = torch.tensor(kept, device=self._next.device)
+            self._cache.batch_select_indices(rows)
+            self._next, self._positions, self._visible = (
+                values[rows] for values in (self._next, self._positions, self._visible)
+            )
+        self._visible = torch.cat([self._visible, self._visible.new_ones(len(self._next), 1)], dim=1)
+        self._next = self._read(self._next, self._positions, self._visible[:, None])
+        self._positions = self._positions + 1
+
+    def _read(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """The most likely token after (rows, n) tokens; each sees the keys in `visible`, (rows, n, keys)."""
+        import torch
+
+        base = self._base
+        mask = None
+        if self._padded:
+            mask = torch.zeros(visible.shape, dtype=base.dtype, device=base.device)
+            mask = mask.masked_fill_(~visible, torch.finfo(base.dtype).min)[:, None]
+        logits = base.model(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            **logit_options(base.model, 1),
+        ).logits
+        likely: Tensor = logits[:, -1:].argmax(-1).to(base.device)
+        return likely
+
+
+def continue_in_full(
+    base: LoadedBase,
+    questions: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    stop: Sequence[str],
+    ends: frozenset[int],
 ) -> list[list[int]]:
     """The tokens after each question by the model's own `generate`, padded at their beginnings."""
     import torch
     from transformers import GenerationConfig, StoppingCriteriaList
 
-    ends = end_tokens(base)
     pad = base.tokenizer.pad_token_id
     pad = base.tokenizer.eos_token_id if pad is None else pad
     longest = max(map(len, questions))
@@ -108,7 +235,7 @@ def _has_stop(base: LoadedBase, tokens: Any, stop: Sequence[str]) -> bool:
     return bool(stop) and any(word in _decode(base, tokens) for word in stop)
 
 
-def _text(base: LoadedBase, tokens: Sequence[int], stop: Sequence[str]) -> str:
+def answer_text(base: LoadedBase, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
     """The answer as text, up to the first stop."""
     text = _decode(base, tokens)
     return text[: min([place for word in stop if (place := text.find(word)) >= 0], default=len(text))]
@@ -150,8 +277,8 @@ def _positions(model: Any) -> float:
     return min(tables, default=math.inf)
 
 
-def _question_groups(base: LoadedBase, prompts: Sequence[Prompt], limits: Sequence[int]) -> list[list[int]]:
+def question_groups(base: LoadedBase, prompts: Sequence[Prompt], limits: Sequence[int]) -> list[list[int]]:
     """Indices of prompts to be answered together: one by one if padding or other rows may matter."""
     lengths = [len(prompt.question) + limit for prompt, limit in zip(prompts, limits, strict=True)]
-    budget = WIDTH.get(base.device.type, WIDTH["cpu"]) * 4
+    budget = _BATCH.get(base.device.type, _BATCH["cpu"])
     return batches(lengths, 0 if base.reading.depends_on_order else budget)

@@ -284,7 +284,7 @@ def _text_sums(
     logits = base.model(
         input_ids=tokens.expand(max(copies, len(texts)), -1),
         use_cache=False,
-        **_logit_options(base.model, longest - first),
+        **logit_options(base.model, longest - first),
     ).logits
     logits = logits[:, first - longest :]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -299,7 +299,7 @@ def _text_sums(
     return torch.stack(sums, dim=0) if copies == 1 else sums[0][:, None]
 
 
-def _logit_options(model: Any, last: int) -> dict[str, int]:
+def logit_options(model: Any, last: int) -> dict[str, int]:
     """The argument for computing only the last logits, if the model supports it."""
     parameters = inspect.signature(model.forward).parameters
     return {"logits_to_keep": last} if "logits_to_keep" in parameters else {}

@@ -34,18 +34,21 @@ def greedy_text(base: LoadedBase, prompt: Prompt, most: int) -> str:
     return text.strip()
 
 
-def mixed(*, least: int = 3, most: int = 13) -> list[Prompt]:
-    """Questions of several lengths, which begin alike or not, two of them equal and one the start of
-    another."""
-    prompts = [*some_prompts(4, 5, most), *some_prompts(2, least, 9, seed=5)]
+def mixed(*, most: int = 13, alike: bool = True) -> list[Prompt]:
+    """Questions of several lengths that begin alike, or not; two are equal, one is the start of another."""
+    prompts = [*some_prompts(4, 5, most), *some_prompts(2, 3, 5, seed=5)]
+    if alike:
+        shared = some_prompts(1, 4, 4, seed=6)[0].question
+        prompts = [replace(prompt, question=(*shared, *prompt.question)[:most]) for prompt in prompts]
     start = replace(prompts[0], question=prompts[0].question[:-1])
     return [*prompts, prompts[1], start]
 
 
 @pytest.mark.parametrize("kind", [*READ_IN_TREES, *READ_PLAINLY])
-def test_answers_are_the_greedy_ones(kind: str) -> None:
+@pytest.mark.parametrize("alike", [True, False])
+def test_answers_are_the_greedy_ones(kind: str, alike: bool) -> None:
     base = architecture(kind)
-    prompts = mixed()
+    prompts = mixed(alike=alike)
     limits = [1, 3, 2, 3, 1, 3, 2, 3]
     texts = generate(base, prompts, most=limits)
     assert texts == [greedy_text(base, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
@@ -71,6 +74,34 @@ def test_a_turn_ends_at_the_token_of_the_template() -> None:
     assert end_tokens(base) == set(names)
     base.model.generation_config.eos_token_id = [7, 8]
     assert end_tokens(base) == {*names, 7, 8}
+
+
+def test_what_questions_begin_with_is_read_once() -> None:
+    base = tiny_base()
+    tokens = []
+    base.model.register_forward_pre_hook(
+        lambda _module, _words, by_name: tokens.append(by_name["input_ids"].tolist()), with_kwargs=True
+    )
+    shared = tuple(range(20))
+    prompts = [Prompt((*shared, *own), ((1,),), 0) for own in ((30, 31), (40,), (50, 51, 52))]
+    base.reading.learn(100, True)
+    generate(base, prompts, most=1)
+    # The prefix, then what is left of every question, padded at its beginning.
+    assert tokens == [[[*shared]], [[50, 51, 52], [30, 30, 31], [40, 40, 40]]]
+    tokens.clear()
+    generate(base, [prompts[1]] * 2, most=1)
+    assert tokens == [[[*shared]], [[40], [40]]]
+
+
+def test_a_row_leaves_its_batch_when_its_answer_ends() -> None:
+    base = tiny_base(4)
+    rows = []
+    base.model.register_forward_pre_hook(
+        lambda _module, _words, by_name: rows.append(len(by_name["input_ids"])), with_kwargs=True
+    )
+    base.reading.learn(100, True)
+    generate(base, some_prompts(3, 10, 12), most=[1, 4, 2])
+    assert rows == [1, 3, 2, 1, 1]
 
 
 def test_wrong_limits_are_refused() -> None:
