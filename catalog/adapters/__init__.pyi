@@ -67,7 +67,6 @@ from .spec import (
     AdapterSpec,
     LoraModule,
     adapter_names,
-    load_json,
     lora_modules,
     tensors_beside,
 )
@@ -155,7 +154,6 @@ __all__ = [
     "layers_to_leave_out",
     "license_of_base",
     "load_engines",
-    "load_json",
     "load_problems",
     "lora_modules",
     "make_loadable",

@@ -256,8 +256,3 @@ class ScalingRule:
             if pattern.matches_suffix(module, self._budget):
                 return value
         return default
-
-
-def scaling(config: AdapterConfig, module: str) -> float:
-    """The scaling of B A of one module; for many modules build one ScalingRule."""
-    return ScalingRule(config).scaling(module)

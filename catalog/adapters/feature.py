@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from catalog.adapters.spec import AdapterConfig, AdapterSpec
+from catalog.adapters.config import AdapterConfig
+from catalog.adapters.spec import AdapterSpec
 
 # Initialisations that change the base: the stored factors are relative to a modified base model.
 RELATIVE_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from catalog.adapters.config import AdapterConfig, parse_config
 from catalog.adapters.feature import PARTIAL, Feature, beside_the_update
-from catalog.adapters.spec import AdapterConfig, AdapterSpec, Header, lora_modules, parse_config, parse_header
+from catalog.adapters.header import Header, parse_header
+from catalog.adapters.spec import AdapterSpec, lora_modules
 from catalog.adapters.weights import header_bytes
 from catalog.errors import ConfigError, NotFoundError, WeightsError
 

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from catalog.adapters.config import AdapterConfig
 from catalog.adapters.patterns import is_regular_expression
-from catalog.adapters.spec import AdapterConfig, AdapterSpec
+from catalog.adapters.spec import AdapterSpec
 
 # Fields that PEFT reads without looking for null.
 _NO_NULL = ("bias", "lora_dropout", "rank_pattern", "alpha_pattern")

@@ -13,21 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from catalog.adapters.config import AdapterConfig, parse_config
 from catalog.adapters.engines import misreadings
 from catalog.adapters.folder import CONFIG_NAME, MOST_CONFIG, WEIGHTS_NAME
-from catalog.adapters.header import PREFIX
+from catalog.adapters.header import PREFIX, Header, parse_header
 from catalog.adapters.names import ModuleNames, peft_names
 from catalog.adapters.patterns import Budget, Pattern, is_regular_expression
 from catalog.adapters.peft_config import peft_refusals, settings_of_nothing
-from catalog.adapters.spec import (
-    AdapterConfig,
-    AdapterSpec,
-    Header,
-    adapter_names,
-    lora_modules,
-    parse_config,
-    parse_header,
-)
+from catalog.adapters.spec import AdapterSpec, adapter_names, lora_modules
 from catalog.adapters.weights import header_bytes
 from catalog.errors import ConfigError, LoradexError
 from catalog.files import UTF8_BOM, replace_file

@@ -1,8 +1,7 @@
 """A configuration and a safetensors header, joined into AdapterSpec: every LoRA module with shape, rank and
 scaling.
 
-`catalog.adapters.names` maps tensors to modules. `AdapterConfig`, `parse_config`, `parse_header`,
-`factor_key` and `load_json` are offered here too.
+`catalog.adapters.names` maps tensors to modules.
 """
 
 from __future__ import annotations
@@ -12,40 +11,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from catalog.adapters.base_modules import modules_of_spelling
-from catalog.adapters.config import AdapterConfig, ScalingRule, parse_config, scaling
-from catalog.adapters.header import Header, Tensor, header_length, parse_header
-from catalog.adapters.names import (
-    FactorKey,
-    Kind,
-    ModuleNames,
-    canonical_tensor,
-    factor_key,
-    names_peft_misses,
-    read_names,
-)
+from catalog.adapters.config import AdapterConfig, ScalingRule
+from catalog.adapters.header import Header, Tensor
+from catalog.adapters.names import Kind, ModuleNames, canonical_tensor, names_peft_misses, read_names
 from catalog.errors import ConfigError
-from catalog.files import load_json
-
-__all__ = [
-    "AdapterConfig",
-    "AdapterProblem",
-    "AdapterSpec",
-    "FactorKey",
-    "Header",
-    "LoraModule",
-    "OtherTensor",
-    "ScalingRule",
-    "Tensor",
-    "adapter_names",
-    "factor_key",
-    "header_length",
-    "load_json",
-    "lora_modules",
-    "parse_config",
-    "parse_header",
-    "scaling",
-    "tensors_beside",
-]
 
 # The kind of a tensor that is not a LoRA factor, by a part of its name; the first match counts.
 _OTHER_KINDS: tuple[tuple[str, str], ...] = (
@@ -129,7 +98,6 @@ class AdapterSpec:
     others: tuple[OtherTensor, ...] = ()
     problems: tuple[AdapterProblem, ...] = ()
     dtypes: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     respelled: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     of_parameters: tuple[str, ...] = ()
@@ -148,11 +116,6 @@ class AdapterSpec:
     def targets(self) -> tuple[str, ...]:
         """The distinct short names, sorted."""
         return tuple(sorted({module.short_name for module in self.modules}))
-
-    @property
-    def layers(self) -> int:
-        """The number of distinct adapted layers."""
-        return len({module.layer for module in self.modules if module.layer is not None})
 
 
 def adapter_names(header: Header, config: AdapterConfig | None) -> ModuleNames:
@@ -205,7 +168,6 @@ def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | Non
         other_tensors,
         problems.as_tuple(),
         dtypes,
-        header.metadata,
         respelled=names_peft_misses(header, names),
         absent=names.absent,
         of_parameters=tuple(m.name for m in modules if _is_of_parameters(m.name, holders)),

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from catalog.adapters.config import AdapterConfig, ScalingRule
-from catalog.adapters.header import PREFIX
+from catalog.adapters.header import PREFIX, Header, header_length, parse_header
 from catalog.adapters.header import Tensor as Entry
 from catalog.adapters.names import FactorKey, canonical_tensor, first_key, first_tensor
-from catalog.adapters.spec import Header, adapter_names, header_length, parse_header
+from catalog.adapters.spec import adapter_names
 from catalog.errors import WeightsError
 
 if TYPE_CHECKING:

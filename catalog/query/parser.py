@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 from catalog.errors import UsageError
 from catalog.files import clean_text
-from catalog.query.fields import FIELDS, NAMES, Field, fold, query_row
+from catalog.query.fields import FIELDS, NAMES, Field, fold
 from catalog.query.terms import (
     And,
     Between,
@@ -45,8 +45,6 @@ from catalog.query.terms import (
     number_text,
     to_text,
 )
-
-__all__ = ["EVERYTHING", "FIELDS", "Query", "parse", "query_row", "to_text"]
 
 EVERYTHING = And(())
 # Filters are typed by people; larger ones are errors, and SQLite nests at most 1,000 expressions.

@@ -30,8 +30,6 @@ from catalog.selection.limits import (
 from catalog.selection.pinning import candidates, left_out, pin_members
 from catalog.selection.strategies import PARAMETERS, STRATEGIES, Question, Sources, Strategy
 
-__all__ = ["STAND_INS", "STRATEGIES", "Question", "Selection", "Sources", "question_document", "select"]
-
 # Random controls for the members, which are made from their files when merging.
 STAND_INS: tuple[str, ...] = (
     "random-pooled",

@@ -23,19 +23,7 @@ from catalog.adapters import (
     peft_refusals,
 )
 from catalog.errors import ConfigError, UsageError, WeightsError
-from catalog.rules import NORM_EXPLODED, PAPER_NORM, RULE_SETS, RULES, Reason, Rule
-
-__all__ = [
-    "RULES",
-    "RULE_SETS",
-    "Evidence",
-    "Finding",
-    "Reason",
-    "Rule",
-    "reasons_to_refuse",
-    "refusing",
-    "screen",
-]
+from catalog.rules import NORM_EXPLODED, PAPER_NORM, RULE_SETS, RULES, Reason
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

@@ -22,8 +22,6 @@ from crawler.hub.rows import KEPT, valid_name
 from crawler.hub.transfer import Download, read_header, read_part, read_whole
 from crawler.hub.tree import RemoteFile, RepositoryTree, read_tree
 
-__all__ = ["Hub", "HubSettings", "Page", "RemoteFile", "RepositoryTree", "Usage"]
-
 # What a listing row and a repository's own row carry beyond the id; the Hub refuses names it does not know.
 _EXPAND = (*KEPT, "config", "siblings")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -15,8 +15,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from catalog.adapters import BaseModules, Header, LoraModule, Tensor, load_json, read_header
+from catalog.adapters import BaseModules, Header, LoraModule, Tensor, read_header
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
+from catalog.files import load_json
 from merging.members import (
     MERGE_RECORD,
     MergeMember,

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from catalog.adapters.spec import ScalingRule, factor_key, parse_config
+from catalog.adapters.config import ScalingRule, parse_config
+from catalog.adapters.names import factor_key
 from merging.members import MergeMember, Stack
 from merging.methods import ModuleWork, Update, find_method
 from merging.static import MergeReport, carry_out, plan

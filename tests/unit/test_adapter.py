@@ -10,18 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalog.adapters.spec import (
-    AdapterConfig,
-    Header,
-    LoraModule,
-    OtherTensor,
-    ScalingRule,
-    Tensor,
-    factor_key,
-    lora_modules,
-    parse_config,
-    scaling,
-)
+from catalog.adapters.config import AdapterConfig, ScalingRule, parse_config
+from catalog.adapters.header import Header, Tensor
+from catalog.adapters.names import factor_key
+from catalog.adapters.spec import LoraModule, OtherTensor, lora_modules
 from catalog.errors import ConfigError
 from tests.shared_data import data, index, shared
 
@@ -202,7 +194,7 @@ def test_wrong_types_give_a_configuration_or_a_config_error(field: str, value: o
     ],
 )
 def test_scaling(fields: dict[str, Any], module: str, expected: float) -> None:
-    assert scaling(config(**fields), module) == expected
+    assert ScalingRule(config(**fields)).scaling(module) == expected
 
 
 @pytest.mark.parametrize("evil", [r"(a+)+$", r"(.*)*x", r"(\w|\w\w)*!"])
@@ -237,11 +229,10 @@ def test_every_spelling_of_a_key_is_the_same_module(spelling: str) -> None:
     spec = lora_modules(header((a, (16, 64)), (b, (48, 16))), config())
     assert spec.modules == (LoraModule(LAYER, 3, "linear", 64, 48, 16, 2.0),)
     assert (spec.problems, spec.others) == ((), ())
-    assert (spec.parameters, spec.ranks, spec.targets, spec.layers, spec.dtypes) == (
+    assert (spec.parameters, spec.ranks, spec.targets, spec.dtypes) == (
         1792,
         (16,),
         ("q_proj",),
-        1,
         ("BF16",),
     )
 

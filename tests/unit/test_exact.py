@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from catalog.adapters import ScalingRule
-from catalog.adapters.spec import AdapterConfig, factor_key, parse_config
+from catalog.adapters.config import AdapterConfig, parse_config
+from catalog.adapters.names import factor_key
 from catalog.errors import ConfigError, WeightsError
 from catalog.fingerprints import Cosine, exact_cosine
 from tests.shared_data import data, shared

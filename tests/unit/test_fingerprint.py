@@ -183,7 +183,7 @@ def test_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     path = tmp_path / "adapter_model.safetensors"
     save_file(tensors(drawn(0, 3)), path)
     program = (
-        "import sys, hashlib; from pathlib import Path; from catalog.adapters.spec import parse_config; "
+        "import sys, hashlib; from pathlib import Path; from catalog.adapters import parse_config; "
         "from catalog.fingerprints.sketches import fingerprint; "
         "found = fingerprint(Path(sys.argv[1]), parse_config(sys.argv[2].encode())); "
         "print(hashlib.sha256(found.delta.tobytes() + found.output.tobytes() + found.spectrum.tobytes())"

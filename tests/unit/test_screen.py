@@ -26,8 +26,8 @@ from catalog.adapters import (
     parse_config,
 )
 from catalog.errors import ConfigError, UsageError, WeightsError
-from catalog.rules import Needs, Reason
-from crawler.crawl.screening import RULE_SETS, RULES, Evidence, reasons_to_refuse, refusing, screen
+from catalog.rules import RULE_SETS, RULES, Needs, Reason
+from crawler.crawl.screening import Evidence, reasons_to_refuse, refusing, screen
 from tests.shared_data import data, index, shared
 from tests.wild import by_config
 

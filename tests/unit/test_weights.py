@@ -14,7 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from catalog.adapters import DTYPE_BITS
-from catalog.adapters.spec import AdapterConfig, factor_key, lora_modules, parse_config, parse_header
+from catalog.adapters.config import AdapterConfig, parse_config
+from catalog.adapters.header import parse_header
+from catalog.adapters.names import factor_key
+from catalog.adapters.spec import lora_modules
 from catalog.adapters.weights import (
     MOST_RANK,
     MOST_WIDTH,

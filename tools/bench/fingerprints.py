@@ -45,7 +45,7 @@ PEAK = """
 import json, sys
 from pathlib import Path
 import numpy, torch
-from catalog.adapters.spec import parse_config
+from catalog.adapters import parse_config
 from catalog.fingerprints.sketches import fingerprint
 
 def peak():
