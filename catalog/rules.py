@@ -30,9 +30,7 @@ its author
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from catalog.adapters import SENTENCES
 
@@ -45,86 +43,118 @@ NORM_EXPLODED = 1e5
 
 
 class Reason(enum.StrEnum):
-    """A reason against an adapter, or a fact worth knowing about it; stored by value."""
+    """A reason against an adapter, or a fact worth knowing about it; stored by value.
 
-    GATED = "gated"
-    DISABLED = "disabled"
-    PRIVATE = "private"
-    VANISHED = "vanished"
-    NO_ADAPTER = "no_adapter"
-    UNUSABLE_FILES = "unusable_files"
-    INTEGRITY = "integrity"
-    TOO_LARGE = "too_large"
-    NOT_READ = "not_read"
-    NOT_ROOT = "not_root"
-    NO_SAFETENSORS = "no_safetensors"
-    PICKLE_ONLY = "pickle_only"
-    CONFIG_LFS_POINTER = "config_lfs_pointer"
-    CONFIG_UNREADABLE = "config_unreadable"
-    CONFIG_NOT_PEFT = "config_not_peft"
-    CONFIG_PEFT_REFUSES = "config_peft_refuses"
-    NOT_LORA = "not_lora"
-    NOT_CAUSAL_LM = "not_causal_lm"
-    TASK_TYPE_MISSING = "task_type_missing"
-    BASE_MISSING = "base_missing"
-    BASE_LOCAL_PATH = "base_local_path"
-    BASE_MISMATCH = "base_mismatch"
-    USE_DORA = "use_dora"
-    HAS_BIAS = "has_bias"
-    LORA_BIAS = "lora_bias"
-    MODULES_TO_SAVE = "modules_to_save"
-    RANK_PATTERN = "rank_pattern"
-    ALPHA_PATTERN = "alpha_pattern"
-    BAD_PATTERN = "bad_pattern"
-    LAYER_REPLICATION = "layer_replication"
-    ALORA = "alora"
-    TRAINABLE_TOKENS = "trainable_tokens"
-    TARGET_PARAMETERS = "target_parameters"
-    LORA_VARIANT = "lora_variant"
-    RELATIVE_INIT = "relative_init"
-    INIT_CONFIG = "init_config"
-    TRUNCATED = "truncated"
-    HEADER_INVALID = "header_invalid"
-    WEIGHTS_UNREADABLE = "weights_unreadable"
-    NO_LORA_TENSORS = "no_lora_tensors"
-    UNPAIRED_FACTOR = "unpaired_factor"
-    RANK_MISMATCH = "rank_mismatch"
-    EMPTY_TENSOR = "empty_tensor"
-    NOT_A_MATRIX = "not_a_matrix"
-    DUPLICATE_FACTOR = "duplicate_factor"
-    BAD_DTYPE = "bad_dtype"
-    FULL_WEIGHTS = "full_weights"
-    BASE_COPY = "base_copy"
-    UNKNOWN_TENSOR = "unknown_tensor"
-    UNUSED_SETTING = "unused_setting"
-    KEY_SPELLING = "key_spelling"
-    NO_SUCH_MODULE = "no_such_module"
-    EMBEDDING_LORA = "embedding_lora"
-    WRONG_BASE_SHAPE = "wrong_base_shape"
-    NON_FINITE = "non_finite"
-    ZERO_UPDATE = "zero_update"
-    NORM_OUT_OF_RANGE = "norm_out_of_range"
-    NORM_EXPLODED = "norm_exploded"
-    CARD_UNREADABLE = "card_unreadable"
-    LICENSE_MISSING = "license_missing"
-    LICENSE_CONFLICT = "license_conflict"
+    `sentence` is the reason in words, `needs` the file that must be read to know it; `paper`, `ours` and
+    `licensed` say which rule sets refuse for it. Members are in the order of reporting: reasons that end the
+    reading first, licenses last.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A reason in words, the rule sets that refuse for it, and the file that must be read to know it."""
-
-    sentence: str
+    needs: Needs
     paper: bool
     ours: bool
     licensed: bool
-    needs: Needs
+    sentence: str
 
+    def __new__(cls, value: str, needs: Needs = "files", refuse: str = "noted", sentence: str = "") -> Self:
+        """One reason; `refuse` is both, ours, paper, licensed or noted (no rule set refuses for it)."""
+        reason = str.__new__(cls, value)
+        reason._value_, reason.needs, reason.sentence = value, needs, sentence or SENTENCES[value]
+        reason.paper, reason.ours = refuse in {"both", "paper"}, refuse in {"both", "ours"}
+        reason.licensed = reason.ours or refuse == "licensed"
+        return reason
 
-def _rule(needs: Needs, refuse: str, sentence: str) -> Rule:
-    """A row of the table; `refuse` is both, ours, paper, licensed or noted (no rule set refuses for it)."""
-    ours = refuse in {"both", "ours"}
-    return Rule(sentence, refuse in {"both", "paper"}, ours, ours or refuse == "licensed", needs)
+    GATED = "gated", "listing", "both", "its files are behind a gate that this account has not passed"
+    DISABLED = "disabled", "listing", "both", "the Hub has disabled the repository"
+    PRIVATE = "private", "listing", "both", "the repository is private to this account"
+    VANISHED = "vanished", "listing", "both", "the repository or its commit is no longer there"
+    NO_ADAPTER = "no_adapter", "files", "both", "no folder of the repository holds an adapter_config.json"
+    UNUSABLE_FILES = "unusable_files", "files", "noted", "the repository lists files that nobody can use"
+    INTEGRITY = "integrity", "files", "both", "a file does not match its hash or size"
+    TOO_LARGE = "too_large", "files", "both", "a file is larger than the limit"
+    NOT_READ = "not_read", "files", "both", "it was listed but not read"
+    NOT_ROOT = "not_root", "files", "paper", "it lies in a subfolder, not in the root of the repository"
+    NO_SAFETENSORS = (
+        "no_safetensors",
+        "files",
+        "both",
+        "adapter_model.safetensors is missing next to the config",
+    )
+    PICKLE_ONLY = "pickle_only", "files", "both", "its weights are a pickle only, which is never opened"
+    CONFIG_LFS_POINTER = "config_lfs_pointer", "config", "both", "adapter_config.json is a Git LFS pointer"
+    CONFIG_UNREADABLE = "config_unreadable", "config", "both", "adapter_config.json cannot be read"
+    CONFIG_NOT_PEFT = "config_not_peft", "config", "both", "adapter_config.json was not written by PEFT"
+    CONFIG_PEFT_REFUSES = "config_peft_refuses", "config", "noted", "PEFT does not load its config"
+    NOT_LORA = "not_lora", "config", "both"
+    NOT_CAUSAL_LM = "not_causal_lm", "config", "both", "it is not for a causal language model"
+    TASK_TYPE_MISSING = "task_type_missing", "config", "paper", "its config states no task type"
+    BASE_MISSING = "base_missing", "config", "both", "its base model is not named"
+    BASE_LOCAL_PATH = (
+        "base_local_path",
+        "config",
+        "ours",
+        "its base model is a path that does not name a known model",
+    )
+    BASE_MISMATCH = "base_mismatch", "config", "paper", "its config spells the base model in another way"
+    USE_DORA = "use_dora", "config", "both"
+    HAS_BIAS = "has_bias", "config", "both"
+    LORA_BIAS = "lora_bias", "config", "both"
+    MODULES_TO_SAVE = "modules_to_save", "config", "both"
+    RANK_PATTERN = "rank_pattern", "config", "paper", "modules have different ranks"
+    ALPHA_PATTERN = "alpha_pattern", "config", "paper", "modules have different alphas"
+    BAD_PATTERN = "bad_pattern", "config", "both"
+    LAYER_REPLICATION = "layer_replication", "config", "both"
+    ALORA = "alora", "config", "ours"
+    TRAINABLE_TOKENS = "trainable_tokens", "config", "both"
+    TARGET_PARAMETERS = "target_parameters", "config", "ours"
+    LORA_VARIANT = "lora_variant", "config", "ours"
+    RELATIVE_INIT = "relative_init", "config", "ours"
+    INIT_CONFIG = "init_config", "config", "paper", "its config has LoftQ, EVA or CorDA settings"
+    TRUNCATED = "truncated", "header", "both", "its weights file is cut off or padded"
+    HEADER_INVALID = "header_invalid", "header", "both", "the header of its weights file is broken"
+    WEIGHTS_UNREADABLE = "weights_unreadable", "header", "both", "its weights file makes a parser fail"
+    NO_LORA_TENSORS = "no_lora_tensors", "header", "both"
+    UNPAIRED_FACTOR = "unpaired_factor", "header", "both"
+    RANK_MISMATCH = "rank_mismatch", "header", "both"
+    EMPTY_TENSOR = "empty_tensor", "header", "both"
+    NOT_A_MATRIX = "not_a_matrix", "header", "both"
+    DUPLICATE_FACTOR = "duplicate_factor", "header", "ours"
+    BAD_DTYPE = "bad_dtype", "header", "ours"
+    FULL_WEIGHTS = "full_weights", "header", "ours"
+    BASE_COPY = "base_copy", "header", "noted", "it contains a copy of weights of the base model"
+    UNKNOWN_TENSOR = "unknown_tensor", "header", "ours"
+    UNUSED_SETTING = (
+        "unused_setting",
+        "header",
+        "paper",
+        "its weights file contains no tensors for a setting of its config",
+    )
+    KEY_SPELLING = "key_spelling", "header", "noted", "PEFT does not find its factors under their names"
+    NO_SUCH_MODULE = "no_such_module", "header", "ours", "it adapts modules that its base model does not have"
+    EMBEDDING_LORA = "embedding_lora", "header", "noted", "it adapts the embeddings or the output head"
+    WRONG_BASE_SHAPE = "wrong_base_shape", "header", "both", "its factors do not fit its base model"
+    NON_FINITE = "non_finite", "weights", "both", "its weights contain NaN or infinity"
+    ZERO_UPDATE = "zero_update", "weights", "both", "its update is zero: it has no effect"
+    NORM_OUT_OF_RANGE = (
+        "norm_out_of_range",
+        "weights",
+        "paper",
+        "the norm of its update is not above 1 and at most 1000",
+    )
+    NORM_EXPLODED = "norm_exploded", "weights", "ours", "its update is many times larger than the base model"
+    CARD_UNREADABLE = (
+        "card_unreadable",
+        "files",
+        "noted",
+        "its card, or its card's front matter, cannot be read",
+    )
+    LICENSE_MISSING = "license_missing", "files", "licensed", "it states no license"
+    LICENSE_CONFLICT = (
+        "license_conflict",
+        "listing",
+        "licensed",
+        "its license grants more than its base model's",
+    )
 
 
 # Why the weights of an adapter with readable factors were not read: trying again would not change that.
@@ -132,78 +162,8 @@ UNREADABLE: tuple[Reason, ...] = (
     *(Reason.GATED, Reason.DISABLED, Reason.PRIVATE, Reason.VANISHED, Reason.INTEGRITY, Reason.TOO_LARGE),
     *(Reason.NOT_READ, Reason.TRUNCATED, Reason.HEADER_INVALID, Reason.WEIGHTS_UNREADABLE),
 )
-# In the order of reporting: reasons that end the reading first, licenses last.
-RULES: Mapping[Reason, Rule] = {
-    Reason.GATED: _rule("listing", "both", "its files are behind a gate that this account has not passed"),
-    Reason.DISABLED: _rule("listing", "both", "the Hub has disabled the repository"),
-    Reason.PRIVATE: _rule("listing", "both", "the repository is private to this account"),
-    Reason.VANISHED: _rule("listing", "both", "the repository or its commit is no longer there"),
-    Reason.NO_ADAPTER: _rule("files", "both", "no folder of the repository holds an adapter_config.json"),
-    Reason.UNUSABLE_FILES: _rule("files", "noted", "the repository lists files that nobody can use"),
-    Reason.INTEGRITY: _rule("files", "both", "a file does not match its hash or size"),
-    Reason.TOO_LARGE: _rule("files", "both", "a file is larger than the limit"),
-    Reason.NOT_READ: _rule("files", "both", "it was listed but not read"),
-    Reason.NOT_ROOT: _rule("files", "paper", "it lies in a subfolder, not in the root of the repository"),
-    Reason.NO_SAFETENSORS: _rule("files", "both", "adapter_model.safetensors is missing next to the config"),
-    Reason.PICKLE_ONLY: _rule("files", "both", "its weights are a pickle only, which is never opened"),
-    Reason.CONFIG_LFS_POINTER: _rule("config", "both", "adapter_config.json is a Git LFS pointer"),
-    Reason.CONFIG_UNREADABLE: _rule("config", "both", "adapter_config.json cannot be read"),
-    Reason.CONFIG_NOT_PEFT: _rule("config", "both", "adapter_config.json was not written by PEFT"),
-    Reason.CONFIG_PEFT_REFUSES: _rule("config", "noted", "PEFT does not load its config"),
-    Reason.NOT_LORA: _rule("config", "both", SENTENCES["not_lora"]),
-    Reason.NOT_CAUSAL_LM: _rule("config", "both", "it is not for a causal language model"),
-    Reason.TASK_TYPE_MISSING: _rule("config", "paper", "its config states no task type"),
-    Reason.BASE_MISSING: _rule("config", "both", "its base model is not named"),
-    Reason.BASE_LOCAL_PATH: _rule(
-        "config", "ours", "its base model is a path that does not name a known model"
-    ),
-    Reason.BASE_MISMATCH: _rule("config", "paper", "its config spells the base model in another way"),
-    Reason.USE_DORA: _rule("config", "both", SENTENCES["use_dora"]),
-    Reason.HAS_BIAS: _rule("config", "both", SENTENCES["has_bias"]),
-    Reason.LORA_BIAS: _rule("config", "both", SENTENCES["lora_bias"]),
-    Reason.MODULES_TO_SAVE: _rule("config", "both", SENTENCES["modules_to_save"]),
-    Reason.RANK_PATTERN: _rule("config", "paper", "modules have different ranks"),
-    Reason.ALPHA_PATTERN: _rule("config", "paper", "modules have different alphas"),
-    Reason.BAD_PATTERN: _rule("config", "both", SENTENCES["bad_pattern"]),
-    Reason.LAYER_REPLICATION: _rule("config", "both", SENTENCES["layer_replication"]),
-    Reason.ALORA: _rule("config", "ours", SENTENCES["alora"]),
-    Reason.TRAINABLE_TOKENS: _rule("config", "both", SENTENCES["trainable_tokens"]),
-    Reason.TARGET_PARAMETERS: _rule("config", "ours", SENTENCES["target_parameters"]),
-    Reason.LORA_VARIANT: _rule("config", "ours", SENTENCES["lora_variant"]),
-    Reason.RELATIVE_INIT: _rule("config", "ours", SENTENCES["relative_init"]),
-    Reason.INIT_CONFIG: _rule("config", "paper", "its config has LoftQ, EVA or CorDA settings"),
-    Reason.TRUNCATED: _rule("header", "both", "its weights file is cut off or padded"),
-    Reason.HEADER_INVALID: _rule("header", "both", "the header of its weights file is broken"),
-    Reason.WEIGHTS_UNREADABLE: _rule("header", "both", "its weights file makes a parser fail"),
-    Reason.NO_LORA_TENSORS: _rule("header", "both", SENTENCES["no_lora_tensors"]),
-    Reason.UNPAIRED_FACTOR: _rule("header", "both", SENTENCES["unpaired_factor"]),
-    Reason.RANK_MISMATCH: _rule("header", "both", SENTENCES["rank_mismatch"]),
-    Reason.EMPTY_TENSOR: _rule("header", "both", SENTENCES["empty_tensor"]),
-    Reason.NOT_A_MATRIX: _rule("header", "both", SENTENCES["not_a_matrix"]),
-    Reason.DUPLICATE_FACTOR: _rule("header", "ours", SENTENCES["duplicate_factor"]),
-    Reason.BAD_DTYPE: _rule("header", "ours", SENTENCES["bad_dtype"]),
-    Reason.FULL_WEIGHTS: _rule("header", "ours", SENTENCES["full_weights"]),
-    Reason.BASE_COPY: _rule("header", "noted", "it contains a copy of weights of the base model"),
-    Reason.UNKNOWN_TENSOR: _rule("header", "ours", SENTENCES["unknown_tensor"]),
-    Reason.UNUSED_SETTING: _rule(
-        "header", "paper", "its weights file contains no tensors for a setting of its config"
-    ),
-    Reason.KEY_SPELLING: _rule("header", "noted", "PEFT does not find its factors under their names"),
-    Reason.NO_SUCH_MODULE: _rule("header", "ours", "it adapts modules that its base model does not have"),
-    Reason.EMBEDDING_LORA: _rule("header", "noted", "it adapts the embeddings or the output head"),
-    Reason.WRONG_BASE_SHAPE: _rule("header", "both", "its factors do not fit its base model"),
-    Reason.NON_FINITE: _rule("weights", "both", "its weights contain NaN or infinity"),
-    Reason.ZERO_UPDATE: _rule("weights", "both", "its update is zero: it has no effect"),
-    Reason.NORM_OUT_OF_RANGE: _rule(
-        "weights", "paper", "the norm of its update is not above 1 and at most 1000"
-    ),
-    Reason.NORM_EXPLODED: _rule("weights", "ours", "its update is many times larger than the base model"),
-    Reason.CARD_UNREADABLE: _rule("files", "noted", "its card, or its card's front matter, cannot be read"),
-    Reason.LICENSE_MISSING: _rule("files", "licensed", "it states no license"),
-    Reason.LICENSE_CONFLICT: _rule("listing", "licensed", "its license grants more than its base model's"),
-}
 
 
 def reason_sentence(reason: str, detail: str = "") -> str:
     """A reason with its sentence and what was seen."""
-    return f"{reason}: {RULES[Reason(reason)].sentence}{f' ({detail})' if detail else ''}"
+    return f"{reason}: {Reason(reason).sentence}{f' ({detail})' if detail else ''}"

@@ -57,7 +57,7 @@ def by_config(rules: str = "ours") -> ByConfig:
             base=table.identify(by_name),
             card_license=row["card_license"],
         )
-        refused = {reason.value for reason in reasons_to_refuse(screen(evidence), rules)}
+        refused = set(reasons_to_refuse(screen(evidence), rules))
         reasons.update(refused)
         read += isinstance(config, AdapterConfig) and config.is_lora
         used += not refused

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from catalog.adapters import FEATURES, load_engines
 from catalog.query import FIELDS
-from catalog.rules import RULES
+from catalog.rules import Reason
 from catalog.selection import STRATEGIES
 from cli.main import COMMANDS, loradex
 from merging.methods import METHODS
@@ -78,9 +78,13 @@ def reason_table() -> str:
     """A row a reason: its name, its sentence, and a mark under each set of rules that refuses for it."""
     rows = (
         " | ".join(
-            [f"| `{reason.value}`", rule.sentence, *map(_mark, (rule.ours, rule.paper, rule.licensed))]
+            [
+                f"| `{reason.value}`",
+                reason.sentence,
+                *map(_mark, (reason.ours, reason.paper, reason.licensed)),
+            ]
         )
-        for reason, rule in RULES.items()
+        for reason in Reason
     )
     return "\n".join(
         [

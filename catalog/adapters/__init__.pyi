@@ -56,8 +56,8 @@ from .peft_files import engine_problems, load_problems, make_loadable
 from .records import (
     AdapterRecord,
     DocumentRecord,
+    Finding,
     FingerprintRecord,
-    ReasonRecord,
     RepositoryRecord,
     WeightsRecord,
 )
@@ -116,12 +116,12 @@ __all__ = [
     "Engine",
     "EngineFacts",
     "EngineVerdict",
+    "Finding",
     "FingerprintRecord",
     "Header",
     "LoraModule",
     "Module",
     "ModuleNames",
-    "ReasonRecord",
     "RepositoryRecord",
     "ScalingRule",
     "Tensor",

@@ -9,9 +9,9 @@ the setting alone decides.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from catalog.adapters.config import AdapterConfig
+from catalog.adapters.records import Finding
 from catalog.adapters.spec import AdapterSpec
 
 # Initialisations that change the base: the stored factors are relative to a modified base model.
@@ -58,27 +58,19 @@ IN_LAYERS = frozenset({"modules_to_save", "full_weights", "trainable_tokens"})
 _SHOWN = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """A feature in addition to plain LoRA, named by the crawl's reason, with details."""
-
-    reason: str
-    detail: str = ""
-
-
-def features(config: AdapterConfig, spec: AdapterSpec | None = None) -> tuple[Feature, ...]:
+def features(config: AdapterConfig, spec: AdapterSpec | None = None) -> tuple[Finding, ...]:
     """All features of an adapter in addition to scaling * B A, each reason once, in a fixed order.
 
     Reasons with a sentence in SENTENCES change the update; `base_copy` and `unused_setting` do not.
     Without `spec`, the modules and other tensors of the weights file, only the configuration is used.
     """
-    features_by_reason: dict[str, Feature] = {}
+    features_by_reason: dict[str, Finding] = {}
     for feature in _features(config, spec if config.is_lora else None):
         features_by_reason.setdefault(feature.reason, feature)
     return tuple(features_by_reason.values())
 
 
-def beside_the_update(config: AdapterConfig, spec: AdapterSpec | None = None) -> tuple[Feature, ...]:
+def beside_the_update(config: AdapterConfig, spec: AdapterSpec | None = None) -> tuple[Finding, ...]:
     """The features for which the update is not scaling * B A."""
     return tuple(feature for feature in features(config, spec) if feature.reason in SENTENCES)
 
@@ -95,33 +87,33 @@ def layers_to_leave_out(config: AdapterConfig, spec: AdapterSpec) -> tuple[str, 
     return tuple(sorted({other.layer for other in saved_tensors}))
 
 
-def _features(config: AdapterConfig, spec: AdapterSpec | None) -> Iterator[Feature]:
+def _features(config: AdapterConfig, spec: AdapterSpec | None) -> Iterator[Finding]:
     if not config.is_lora:
-        yield Feature("not_lora", config.peft_type)
+        yield Finding("not_lora", config.peft_type)
     yield from _whatever_is_stored(config)
     yield from _settings(config) if spec is None else _stored_features(config, spec)
 
 
-def _whatever_is_stored(config: AdapterConfig) -> Iterator[Feature]:
+def _whatever_is_stored(config: AdapterConfig) -> Iterator[Finding]:
     """The features that the configuration alone decides, whatever the file contains."""
     if config.use_dora:
-        yield Feature("use_dora")
+        yield Finding("use_dora")
     if config.layer_replication:
-        yield Feature("layer_replication", format_detail(config.layer_replication))
+        yield Finding("layer_replication", format_detail(config.layer_replication))
     if config.alora_invocation_tokens:
-        yield Feature("alora", format_detail(config.alora_invocation_tokens))
+        yield Finding("alora", format_detail(config.alora_invocation_tokens))
     # PEFT treats an empty table as enabled.
     variants = [key for key in _VARIANTS if config.has_settings(key) or isinstance(config.raw.get(key), dict)]
     if variants:
-        yield Feature("lora_variant", ", ".join(variants))
+        yield Finding("lora_variant", ", ".join(variants))
     init = config.init_lora_weights
     if isinstance(init, str) and init.lower().startswith(RELATIVE_INITS):
-        yield Feature("relative_init", init)
+        yield Finding("relative_init", init)
     elif "kasa_config" in variants:
-        yield Feature("relative_init", "kasa")
+        yield Finding("relative_init", "kasa")
 
 
-def _settings(config: AdapterConfig) -> Iterator[Feature]:
+def _settings(config: AdapterConfig) -> Iterator[Finding]:
     """The features that the configuration declares, if the file was not read."""
     settings: tuple[tuple[str, object], ...] = (
         ("has_bias", config.bias if config.bias != "none" else None),
@@ -132,28 +124,27 @@ def _settings(config: AdapterConfig) -> Iterator[Feature]:
     )
     for reason, value in settings:
         if value:
-            yield Feature(reason, format_detail(value))
+            yield Finding(reason, format_detail(value))
 
 
-def _stored_features(config: AdapterConfig, spec: AdapterSpec) -> Iterator[Feature]:
+def _stored_features(config: AdapterConfig, spec: AdapterSpec) -> Iterator[Finding]:
     """The features in the weights file, and the settings of the configuration for which it has no tensors."""
     kinds = {other.kind for other in spec.others}
     layers = {other.layer for other in spec.others if other.kind == "saved"}
     saved_layers = tuple(name for name in config.modules_to_save or () if name in layers)
     idle = tuple(name for name in config.modules_to_save or () if name not in layers)
     if saved_layers:
-        yield Feature("modules_to_save", format_detail(saved_layers))
+        yield Finding("modules_to_save", format_detail(saved_layers))
     if layers:
-        yield Feature("full_weights", format_detail(tuple(sorted(layers))))
+        yield Finding("full_weights", format_detail(tuple(sorted(layers))))
     for other in spec.others:
         if other.kind in _OF_TENSORS:
-            yield Feature(_OF_TENSORS[other.kind], other.name)
+            yield Finding(_OF_TENSORS[other.kind], other.name)
     if spec.of_parameters:
-        yield Feature("target_parameters", format_detail(config.target_parameters))
-    for problem in spec.problems:
-        yield Feature(problem.kind, problem.detail)
+        yield Finding("target_parameters", format_detail(config.target_parameters))
+    yield from spec.problems
     if not spec.modules and not spec.problems:
-        yield Feature("no_lora_tensors")
+        yield Finding("no_lora_tensors")
     unused: tuple[tuple[str, object], ...] = (
         (f"bias {config.bias}", config.bias != "none" and "bias" not in kinds),
         ("lora_bias", config.lora_bias and "lora_bias" not in kinds),
@@ -161,7 +152,7 @@ def _stored_features(config: AdapterConfig, spec: AdapterSpec) -> Iterator[Featu
         ("trainable_token_indices", config.trainable_token_indices and "trainable_tokens" not in kinds),
     )
     if any(is_unused for _, is_unused in unused):
-        yield Feature("unused_setting", "; ".join(setting for setting, is_unused in unused if is_unused))
+        yield Finding("unused_setting", "; ".join(setting for setting, is_unused in unused if is_unused))
 
 
 def format_detail(value: object) -> str:

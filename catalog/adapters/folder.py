@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalog.adapters.config import AdapterConfig, parse_config
-from catalog.adapters.feature import PARTIAL, Feature, beside_the_update
+from catalog.adapters.feature import PARTIAL, beside_the_update
 from catalog.adapters.header import Header, parse_header
+from catalog.adapters.records import Finding
 from catalog.adapters.spec import AdapterSpec, lora_modules
 from catalog.adapters.weights import header_bytes
 from catalog.errors import ConfigError, NotFoundError, WeightsError
@@ -27,7 +28,7 @@ class AdapterFolder:
     spec: AdapterSpec
 
     @property
-    def partial(self) -> tuple[Feature, ...]:
+    def partial(self) -> tuple[Finding, ...]:
         """The features of its update in addition to scaling * B A, named by the crawl's reasons."""
         features_beside = beside_the_update(self.config, self.spec)
         return tuple(feature for feature in features_beside if feature.reason in PARTIAL)

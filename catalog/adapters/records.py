@@ -76,12 +76,12 @@ class WeightsRecord:
         return next((f for f in self.fingerprints if f.scaling_pattern == scaling_pattern), None)
 
 
-@dataclass(frozen=True)
-class ReasonRecord:
-    """A reason against an adapter, with its detail."""
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A reason against an adapter (`catalog.rules.Reason`) with a detail, empty if the reason needs none."""
 
     reason: str
-    detail: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,4 +120,4 @@ class AdapterRecord:
     config: DocumentRecord | None = None
     card: DocumentRecord | None = None
     weights: WeightsRecord | None = None
-    reasons: tuple[ReasonRecord, ...] = ()
+    reasons: tuple[Finding, ...] = ()

@@ -7,13 +7,15 @@ scaling.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from catalog.adapters.base_modules import modules_of_spelling
 from catalog.adapters.config import AdapterConfig, ScalingRule
 from catalog.adapters.header import Header, Tensor
 from catalog.adapters.names import Kind, ModuleNames, canonical_tensor, names_peft_misses, read_names
+from catalog.adapters.records import Finding
 from catalog.errors import ConfigError
 
 # The kind of a tensor that is not a LoRA factor, by a part of its name; the first match counts.
@@ -30,6 +32,7 @@ _OTHER_KINDS: tuple[tuple[str, str], ...] = (
 _INSIDE_A_LAYER = re.compile(
     r"(\.modules_to_save(\.[^.]+)?|\.base_layer|\.token_adapter|\.trainable_tokens_[a-z]+)*(\.[^.]+)?\Z"
 )
+_Problems = defaultdict[str, list[str]]
 _FACTOR_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 _SHOWN = 5
 # No path of a model's module has more parts.
@@ -74,21 +77,11 @@ class OtherTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterProblem:
-    """A problem for which an adapter cannot be used as it is.
-
-    Kinds: unpaired_factor, rank_mismatch, empty_tensor, not_a_matrix, duplicate_factor, bad_dtype,
-    bad_pattern.
-    """
-
-    kind: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
 class AdapterSpec:
     """The LoRA modules of one weights file in the order of layer and name, and its other content.
 
+    `problems` are those for which the adapter cannot be used as it is, each with the first few modules:
+    unpaired_factor, rank_mismatch, empty_tensor, not_a_matrix, duplicate_factor, bad_dtype, bad_pattern.
     `respelled` are the names of factors that PEFT does not recognise, `absent` the modules that
     the base, where the configuration names a known one, does not have, `of_parameters` the modules whose
     factors are those of bare parameters.
@@ -96,7 +89,7 @@ class AdapterSpec:
 
     modules: tuple[LoraModule, ...]
     others: tuple[OtherTensor, ...] = ()
-    problems: tuple[AdapterProblem, ...] = ()
+    problems: tuple[Finding, ...] = ()
     dtypes: tuple[str, ...] = ()
     respelled: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
@@ -138,18 +131,18 @@ def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | Non
     """
     names = names or adapter_names(header, config)
     halves: dict[tuple[str, Kind], dict[str, Tensor]] = {}
-    problems = _Problems()
+    problems: _Problems = defaultdict(list)
     for tensor in header.tensors:
         key = names.keys.get(tensor.name)
         if key is None or key.leaf == "bias":
             continue
         pair = halves.setdefault((key.module, key.kind), {})
         if key.side in pair:
-            problems.add("duplicate_factor", key.module)
+            problems["duplicate_factor"].append(key.module)
         pair[key.side] = tensor
     for name, kind in halves:
         if kind == "embedding" and (name, "linear") in halves:
-            problems.add("duplicate_factor", f"{name} is an embedding and a linear layer")
+            problems["duplicate_factor"].append(f"{name} is an embedding and a linear layer")
     rules, holders = _rules(config, problems), _holders(config)
     modules = [
         module
@@ -158,7 +151,7 @@ def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | Non
     ]
     modules.sort(key=lambda m: (-1 if m.layer is None else m.layer, m.name))
     dtypes = tuple(sorted({tensor.dtype for pair in halves.values() for tensor in pair.values()}))
-    tensor_roles, saved = tensors_beside(header, config, names), _Layers(config.modules_to_save)
+    tensor_roles, saved = tensors_beside(header, config, names), frozenset(config.modules_to_save or ())
     other_tensors = tuple(
         OtherTensor(_presentable(name), kind, _layer_of_saved(name, saved))
         for name, kind in tensor_roles.items()
@@ -166,7 +159,7 @@ def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | Non
     return AdapterSpec(
         tuple(modules),
         other_tensors,
-        problems.as_tuple(),
+        tuple(Finding(kind, _abridge(details)) for kind, details in sorted(problems.items())),
         dtypes,
         respelled=names_peft_misses(header, names),
         absent=names.absent,
@@ -182,7 +175,7 @@ def tensors_beside(header: Header, config: AdapterConfig, names: ModuleNames | N
     (Qwen2's `q_proj.base_layer.bias`).
     """
     keys = (names or adapter_names(header, config)).keys
-    all_names, saved = {tensor.name for tensor in header.tensors}, _Layers(config.modules_to_save)
+    all_names, saved = {tensor.name for tensor in header.tensors}, frozenset(config.modules_to_save or ())
     roles: dict[str, str] = {}
     for tensor in header.tensors:
         key = keys.get(tensor.name)
@@ -191,67 +184,40 @@ def tensors_beside(header: Header, config: AdapterConfig, names: ModuleNames | N
     return roles
 
 
-class _Layers:
-    """A list of modules that is looked up by a tensor's path in the same time however long it is."""
-
-    def __init__(self, names: Iterable[str] | None) -> None:
-        self._by_length: dict[int, set[str]] = {}
-        for name in names or ():
-            length = name.count(".") + 1
-            if length <= _MOST_PARTS:
-                self._by_length.setdefault(length, set()).add(name)
-
-    def within(self, path: str) -> str | None:
-        """The first of the names, the shortest before longer ones, that is a part of the path."""
-        parts = path.split(".")
-        return next(
-            (
-                name
-                for length, names in sorted(self._by_length.items())
-                for start in range(len(parts) - length)
-                if (name := ".".join(parts[start : start + length])) in names
-            ),
-            None,
-        )
-
-    def at_end(self, path: str) -> bool:
-        """Whether one of the names is the path or what follows one of its dots."""
-        parts = path.split(".")
-        return any(".".join(parts[-length:]) in names for length, names in self._by_length.items())
+def _part_in(path: str, names: Collection[str]) -> str | None:
+    """The first of the names, the shortest before longer ones, that is a part of the path and not its end."""
+    parts = path.split(".")
+    return next(
+        (
+            name
+            for length in range(1, min(len(parts), _MOST_PARTS + 1) if names else 1)
+            for start in range(len(parts) - length)
+            if (name := ".".join(parts[start : start + length])) in names
+        ),
+        None,
+    )
 
 
-def _layer_of_saved(name: str, saved: _Layers) -> str:
+def _layer_of_saved(name: str, saved: Collection[str]) -> str:
     """The layer that a whole saved tensor belongs to: as the configuration names it, else its short name."""
     name = canonical_tensor(name)
-    return saved.within(name) or _INSIDE_A_LAYER.sub("", name).rpartition(".")[2]
+    return _part_in(name, saved) or _INSIDE_A_LAYER.sub("", name).rpartition(".")[2]
 
 
-def _holders(config: AdapterConfig) -> _Layers:
+def _holders(config: AdapterConfig) -> frozenset[str]:
     """The modules that hold the bare parameters which the configuration targets."""
-    return _Layers(filter(None, (name.rpartition(".")[0] for name in config.target_parameters or ())))
+    return frozenset(filter(None, (name.rpartition(".")[0] for name in config.target_parameters or ())))
 
 
-def _is_of_parameters(module: str, holders: _Layers) -> bool:
+def _is_of_parameters(module: str, holders: Collection[str]) -> bool:
     """Whether the factors under this name are those of bare parameters (`target_parameters`), not a module's.
 
     PEFT wraps the module that holds the parameter, once a parameter: `experts.base_layer` is the inner one.
     """
     while module.endswith(".base_layer"):
         module = module.removesuffix(".base_layer")
-    return holders.at_end(module)
-
-
-class _Problems:
-    """Collects problems by kind, and reports each kind once, with the first few modules and the count."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, list[str]] = {}
-
-    def add(self, kind: str, detail: str) -> None:
-        self._found.setdefault(kind, []).append(detail)
-
-    def as_tuple(self) -> tuple[AdapterProblem, ...]:
-        return tuple(AdapterProblem(kind, _abridge(details)) for kind, details in sorted(self._found.items()))
+    parts = module.split(".")
+    return any(".".join(parts[-length:]) in holders for length in range(1, min(len(parts), _MOST_PARTS) + 1))
 
 
 def _abridge(details: list[str]) -> str:
@@ -265,14 +231,14 @@ def _presentable(name: str) -> str:
     return name if len(name) <= 200 else name[:197] + "..."
 
 
-def _other_kind(name: str, names: Collection[str], config: AdapterConfig, saved: _Layers) -> str:
+def _other_kind(name: str, names: Collection[str], config: AdapterConfig, saved: Collection[str]) -> str:
     kind = next((kind for part, kind in _OTHER_KINDS if part in name), None)
     weight_beside = name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in names
     if kind == "base_copy" and name.endswith(".base_layer.bias"):
         return "base_copy" if config.bias == "none" and weight_beside else "bias"
     if kind is not None:
         return kind
-    if saved.within(name):
+    if _part_in(name, saved):
         return "saved"
     if name.endswith(".bias"):
         return "saved" if weight_beside else "bias"
@@ -285,7 +251,7 @@ def _rules(config: AdapterConfig, problems: _Problems) -> ScalingRule | None:
     try:
         return ScalingRule(config)
     except ConfigError as error:
-        problems.add("bad_pattern", str(error))
+        problems["bad_pattern"].append(str(error))
         return None
 
 
@@ -294,27 +260,27 @@ def _module(
     kind: Kind,
     pair: Mapping[str, Tensor],
     rules: ScalingRule,
-    holders: _Layers,
+    holders: Collection[str],
     problems: _Problems,
 ) -> LoraModule | None:
     """The module of one pair, or None and a problem if it is not a valid pair."""
     if len(pair) < 2:
-        problems.add("unpaired_factor", f"{name} has only {next(iter(pair))}")
+        problems["unpaired_factor"].append(f"{name} has only {next(iter(pair))}")
         return None
     a, b = pair["A"], pair["B"]
     if 0 in a.shape or 0 in b.shape:
-        problems.add("empty_tensor", f"{name} of {list(a.shape)} and {list(b.shape)}")
+        problems["empty_tensor"].append(f"{name} of {list(a.shape)} and {list(b.shape)}")
         return None
     if len(a.shape) != 2 or len(b.shape) != 2:
-        problems.add("not_a_matrix", f"{name} of {list(a.shape)} and {list(b.shape)}")
+        problems["not_a_matrix"].append(f"{name} of {list(a.shape)} and {list(b.shape)}")
         return None
     if not {a.dtype, b.dtype} <= _FACTOR_DTYPES:
-        problems.add("bad_dtype", f"{name} of {a.dtype} and {b.dtype}")
+        problems["bad_dtype"].append(f"{name} of {a.dtype} and {b.dtype}")
         return None
     rank, in_features = a.shape
     out_features, rank_of_b = b.shape
     if rank != rank_of_b:
-        problems.add("rank_mismatch", f"{name}: A has rank {rank}, B {rank_of_b}")
+        problems["rank_mismatch"].append(f"{name}: A has rank {rank}, B {rank_of_b}")
         return None
     # The factors of a bare parameter are those of its experts, side by side.
     experts = _is_of_parameters(name, holders)
@@ -329,10 +295,10 @@ def _scaling(name: str, rank: int, rules: ScalingRule, problems: _Problems, *, e
     try:
         promised = rules.rank(name)
         if promised != rank and not (experts and rank % promised == 0):
-            problems.add("rank_mismatch", f"{name}: rank {rank}, the configuration says {promised}")
+            problems["rank_mismatch"].append(f"{name}: rank {rank}, the configuration says {promised}")
         return rules.scaling(name)
     except ConfigError as error:
-        problems.add("bad_pattern", str(error))
+        problems["bad_pattern"].append(str(error))
         return None
 
 

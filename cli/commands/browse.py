@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from catalog.rules import RULES, Reason
+from catalog.rules import Reason
 from cli.app import App, pass_app
 from cli.options import COUNT, FILE, rules_option, where_option
 from cli.output import NO_BREAK, Column, fold, label_lines, output_options, width
@@ -182,7 +182,7 @@ def _render_adapter(adapter: AdapterDetails, rules: str) -> str:
     reasons = [
         (
             name if name in refusals else f"({name})",
-            f"{RULES[Reason(name)].sentence} {_detail(adapter, name)}",
+            f"{Reason(name).sentence} {_detail(adapter, name)}",
         )
         for name in adapter.reasons
     ]

@@ -17,7 +17,7 @@ from catalog.adapters import (
     BaseIdentity,
     BaseTable,
     DocumentRecord,
-    ReasonRecord,
+    Finding,
     WeightsHealth,
     WeightsRecord,
     names_nothing,
@@ -25,7 +25,7 @@ from catalog.adapters import (
 from catalog.adapters import bases as base_facts
 from catalog.errors import ConfigError, WeightsError
 from catalog.fingerprints import health_of, pattern_of
-from crawler.crawl.screening import Evidence, Finding, screen
+from crawler.crawl.screening import Evidence, screen
 from crawler.hub import Folder, ListedRepository
 from crawler.reading import Card
 
@@ -88,7 +88,7 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described
         config=draft.config_document,
         card=draft.card_document,
         weights=draft.weights,
-        reasons=tuple(ReasonRecord(finding.reason.value, finding.detail) for finding in findings),
+        reasons=findings,
         **_config_fields(draft.config),
         **_spec_fields(draft),
     )
@@ -153,7 +153,7 @@ def _partial(draft: Draft, findings: Iterable[Finding]) -> tuple[str, ...] | Non
     """The reasons for which the norm and the vectors of B A are not those of the whole update."""
     if not isinstance(draft.spec, AdapterSpec) or not draft.spec.modules:
         return None
-    return tuple(finding.reason.value for finding in findings if finding.reason.value in PARTIAL)
+    return tuple(finding.reason for finding in findings if finding.reason in PARTIAL)
 
 
 def _license(listed: ListedRepository, draft: Draft) -> str | None:

@@ -14,6 +14,7 @@ from catalog.adapters import (
     AdapterSpec,
     BaseDims,
     BaseIdentity,
+    Finding,
     LoraModule,
     WeightsHealth,
     features,
@@ -23,7 +24,7 @@ from catalog.adapters import (
     peft_refusals,
 )
 from catalog.errors import ConfigError, UsageError, WeightsError
-from catalog.rules import NORM_EXPLODED, PAPER_NORM, RULE_SETS, RULES, Reason
+from catalog.rules import NORM_EXPLODED, PAPER_NORM, RULE_SETS, Reason
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -121,37 +122,29 @@ class Evidence:
     card_problems: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One reason with a detail, empty if the reason needs none."""
-
-    reason: Reason
-    detail: str = ""
-
-
 Found = Iterator[Finding]
 
 
 def screen(evidence: Evidence) -> tuple[Finding, ...]:
     """All reasons against an adapter, each once, in the order of the table of rules."""
-    findings: dict[Reason, Finding] = {}
+    findings: dict[str, Finding] = {}
     for check in _CHECKS:
         for finding in check(evidence):
             findings.setdefault(finding.reason, Finding(finding.reason, finding.detail[:_MAX_DETAIL]))
-    return tuple(findings[reason] for reason in RULES if reason in findings)
+    return tuple(findings[reason] for reason in Reason if reason in findings)
 
 
 def refusing(rules: str) -> tuple[str, ...]:
     """Values of the reasons for which a set of rules refuses; raises UsageError for an unknown set."""
     if rules not in RULE_SETS:
         raise UsageError(f"Unknown rules {rules!r}; choose one of {', '.join(RULE_SETS)}.")
-    return tuple(reason.value for reason, rule in RULES.items() if getattr(rule, rules))
+    return tuple(reason.value for reason in Reason if getattr(reason, rules))
 
 
-def reasons_to_refuse(findings: Iterable[Finding], rules: str) -> tuple[Reason, ...]:
+def reasons_to_refuse(findings: Iterable[Finding], rules: str) -> tuple[str, ...]:
     """The reasons among findings for which a set of rules refuses, none: accepted. Raises UsageError."""
     refused = set(refusing(rules))
-    return tuple(finding.reason for finding in findings if finding.reason.value in refused)
+    return tuple(finding.reason for finding in findings if finding.reason in refused)
 
 
 def _repository(evidence: Evidence) -> Found:
@@ -190,8 +183,7 @@ def _config(evidence: Evidence) -> Found:
         yield from _task(config, evidence)
         yield from _patterns(config)
         spec = evidence.weights if isinstance(evidence.weights, AdapterSpec) else None
-        for feature in features(config, spec):
-            yield Finding(Reason(feature.reason), feature.detail)
+        yield from features(config, spec)
         refusals = peft_refusals(config, spec)
         if refusals:
             yield Finding(Reason.CONFIG_PEFT_REFUSES, "; ".join(refusals))

@@ -16,7 +16,7 @@ import pytest
 from markdown.extensions.toc import slugify
 
 import loradex as library
-from catalog.rules import RULES
+from catalog.rules import Reason
 from catalog.selection import STRATEGIES
 from catalog.settings import Settings
 from cli.app import Exit
@@ -62,10 +62,13 @@ def test_the_help_of_every_command_is_in_the_documents() -> None:
 
 def test_every_reason_stands_on_the_page_of_reasons() -> None:
     rows = {quoted(row[0])[0]: row for row in table("reasons.md", "| reason |")}
-    assert list(rows) == [reason.value for reason in RULES]
-    for reason, rule in RULES.items():
+    assert list(rows) == [reason.value for reason in Reason]
+    for reason in Reason:
         marks = [bool(mark) for mark in rows[reason.value][2:]]
-        assert (rows[reason.value][1], marks) == (rule.sentence, [rule.ours, rule.paper, rule.licensed])
+        assert (rows[reason.value][1], marks) == (
+            reason.sentence,
+            [reason.ours, reason.paper, reason.licensed],
+        )
 
 
 def test_every_command_stands_in_the_table_of_commands() -> None:

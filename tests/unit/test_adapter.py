@@ -42,7 +42,7 @@ def pair(name: str = f"base_model.model.{LAYER}", *, rank: int = 16, of_b: int |
 
 
 def kinds(result: Any) -> list[str]:
-    return [problem.kind for problem in result.problems]
+    return [problem.reason for problem in result.problems]
 
 
 def test_fields_of_a_configuration() -> None:

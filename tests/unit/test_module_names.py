@@ -193,7 +193,7 @@ def test_two_names_of_one_module_are_never_joined() -> None:
     assert [module.name for module in read.modules] == [read.absent[0], Q]
     assert not read.problems
     twice = lora_modules(header(*pair(PEFT), *pair(f"module.{PEFT}")), config())
-    assert [problem.kind for problem in twice.problems] == ["duplicate_factor"]
+    assert [problem.reason for problem in twice.problems] == ["duplicate_factor"]
 
 
 def test_a_wrapper_that_the_base_has_stays() -> None:
@@ -252,7 +252,7 @@ def test_reading_again_changes_nothing_and_loses_nothing(
         assert again.module == key.module or key.module in read.absent
         assert canonical_tensor(canonical_tensor(name)) == canonical_tensor(name)
     if len(set(places)) < len(places):
-        problems = {problem.kind for problem in lora_modules(result, config(base)).problems}
+        problems = {problem.reason for problem in lora_modules(result, config(base)).problems}
         assert "duplicate_factor" in problems or all(
             key.leaf == "bias" for key in places if places.count(key) > 1
         )
