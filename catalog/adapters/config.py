@@ -2,7 +2,7 @@
 ConfigError with its kind.
 
 For peft_type LORA every field that changes what the weights mean must have the type that PEFT writes. For
-the other methods the file is read leniently (a wrong type leaves the default and is noted), so that "not a
+the other methods the file is read leniently (a wrong type leaves the default), so that "not a
 LoRA" is the reason that such an adapter gets. Unknown keys remain in `raw`.
 """
 
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from catalog.adapters.patterns import Budget, Pattern
 from catalog.errors import ConfigError
-from catalog.files import read_json
+from catalog.files import UTF8_BOM, load_json
 
 MAX_RANK = 65_536
 _MLX_KEYS = ("lora_parameters", "adapter_path", "fine_tune_type", "lora_layers")
@@ -54,7 +54,7 @@ class AdapterConfig:
     target_parameters: tuple[str, ...] | None = None
     alora_invocation_tokens: object = field(default=None, hash=False)
     peft_version: str | None = None
-    anomalies: tuple[str, ...] = ()
+    bom: bool = False
     raw: Mapping[str, object] = field(default_factory=dict, hash=False, repr=False)
 
     @property
@@ -74,10 +74,9 @@ def parse_config(data: bytes) -> AdapterConfig:
     and others use the same file name) or bad_field (a field that PEFT could not have written; the message
     names it).
     """
-    document = read_json(data)
-    if not isinstance(document.value, dict):
+    raw = load_json(data)
+    if not isinstance(raw, dict):
         raise ConfigError("not_object", "adapter_config.json does not contain a JSON object")
-    raw: dict[str, object] = document.value
     peft_type = raw.get("peft_type")
     if not isinstance(peft_type, str) or not peft_type:
         author = " but of mlx-lm" if any(key in raw for key in _MLX_KEYS) else ""
@@ -109,20 +108,17 @@ def parse_config(data: bytes) -> AdapterConfig:
         target_parameters=fields.optional("target_parameters", _names),
         alora_invocation_tokens=raw.get("alora_invocation_tokens"),
         peft_version=fields.optional("peft_version", _text),
-        anomalies=(*document.anomalies, *fields.anomalies),
+        bom=data.startswith(UTF8_BOM),
         raw=raw,
     )
 
 
 class _Fields:
-    """Reads typed fields; a wrong type raises ConfigError if `strict`, else it is noted and replaced by the
-    default.
-    """
+    """Reads typed fields; a wrong type raises ConfigError if `strict`, else it is replaced by the default."""
 
     def __init__(self, raw: Mapping[str, object], *, strict: bool) -> None:
         self.raw = raw
         self.strict = strict
-        self.anomalies: list[str] = []
 
     def require(self, key: str, read: Callable[[object], T]) -> T:
         """The value of a required field."""
@@ -145,7 +141,6 @@ class _Fields:
         try:
             return read(self.raw[key])
         except ValueError:
-            self.anomalies.append(f"bad_field:{key}")
             return None
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from catalog.errors import ConfigError, WeightsError
-from catalog.files import LFS_POINTER, read_json
+from catalog.files import LFS_POINTER, load_json
 
 # The Hub's own client refuses a longer header; the library's limit is four times that.
 MAX_HEADER = 25_000_000
@@ -151,7 +151,7 @@ def _read_object(json_bytes: bytes) -> dict[str, object]:
     if len(json_bytes) > _LONG and json_bytes.count(b",") > len(json_bytes) // 6:
         raise _invalid("it contains more numbers than tensors have")
     try:
-        value = read_json(json_bytes, max_bytes=MAX_HEADER, max_depth=16, unique_keys=True).value
+        value = load_json(json_bytes, max_bytes=MAX_HEADER, max_depth=16, unique_keys=True)
     except ConfigError as error:
         raise _invalid(str(error)) from error
     if not isinstance(value, dict):

@@ -41,7 +41,7 @@ def peft_refusals(config: AdapterConfig, spec: AdapterSpec | None = None) -> tup
 
 def _refusals(config: AdapterConfig, spec: AdapterSpec | None) -> Iterator[str]:
     raw = config.raw
-    if "bom" in config.anomalies:
+    if config.bom:
         yield "a byte order mark"
     yield from (f"{key} null" for key in _NO_NULL if key in raw and raw[key] is None)
     yield from (f"{key} not an object" for key in _TABLES if not isinstance(raw.get(key), dict | None))

@@ -16,7 +16,7 @@ from .disk import (
 )
 from .paths import unsafe_path
 from .storable import clean_json, clean_text
-from .strictjson import LFS_POINTER, UTF8_BOM, load_json, read_json
+from .strictjson import LFS_POINTER, UTF8_BOM, load_json
 from .strictyaml import (
     CORE_TAGS,
     MOST_DEPTH,
@@ -54,7 +54,6 @@ __all__ = [
     "may_write",
     "open_cache",
     "read_facts",
-    "read_json",
     "read_limited",
     "read_yaml",
     "remove_abandoned",

@@ -1,20 +1,18 @@
-"""Strict parsing of untrusted JSON: one value and its anomalies, or a `ConfigError` that names the kind.
+"""Strict parsing of untrusted JSON: one value, or a `ConfigError` that names the kind.
 
 `json.loads` accepts more than the format does, and fails on malicious input: NaN literals, integers
 of thousands of digits, nesting beyond the stack, lone surrogates and NUL characters that no database column
 stores.
 
-Duplicate keys are not refused. Of a repeated key the last one wins, which is what PEFT and the Hub read;
-`duplicate_keys` is then among the anomalies. The header of a safetensors file is
-stricter (`unique_keys=True`), because its format forbids them. A UTF-8 byte order mark is dropped and noted
-likewise.
+Duplicate keys are not refused. Of a repeated key the last one wins, which is what PEFT and the Hub read. The
+header of a safetensors file is stricter (`unique_keys=True`), because its format forbids them. A UTF-8 byte
+order mark is dropped.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 
 from catalog.errors import ConfigError
 
@@ -25,28 +23,15 @@ UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
-@dataclass(frozen=True, slots=True)
-class JsonDocument:
-    """A JSON value and the anomalies of its text: bom, duplicate_keys."""
-
-    value: object
-    anomalies: tuple[str, ...] = ()
-
-
-def load_json(data: bytes, *, max_bytes: int = MEBIBYTE, max_depth: int = 64, finite: bool = True) -> object:
-    """The value in `data`; raises what `read_json` raises."""
-    return read_json(data, max_bytes=max_bytes, max_depth=max_depth, finite=finite).value
-
-
-def read_json(
+def load_json(
     data: bytes,
     *,
     max_bytes: int = MEBIBYTE,
     max_depth: int = 64,
     unique_keys: bool = False,
     finite: bool = True,
-) -> JsonDocument:
-    """The value in `data` with its anomalies.
+) -> object:
+    """The value in `data`.
 
     Without `finite`, NaN, infinities and numbers beyond the range of a float are read as NaN and infinity,
     for a caller that reports their place. Raises ConfigError of kind too_large (more than `max_bytes`),
@@ -57,7 +42,7 @@ def read_json(
         raise ConfigError("too_large", f"{len(data)} bytes of JSON are more than the {max_bytes} allowed")
     if data.startswith(LFS_POINTER):
         raise ConfigError("lfs_pointer", "a Git LFS pointer was uploaded in place of the file")
-    text, bom = _decode(data)
+    text = _decode(data)
     hooks = _Hooks(unique_keys, finite)
     try:
         value = json.loads(
@@ -72,34 +57,29 @@ def read_json(
     except ValueError as error:
         raise _not_json(str(error)) from error
     _check_tree(value, max_depth)
-    anomalies = (("bom",) if bom else ()) + (("duplicate_keys",) if hooks.duplicate_keys else ())
-    return JsonDocument(value, anomalies)
+    return value
 
 
-def _decode(data: bytes) -> tuple[str, bool]:
+def _decode(data: bytes) -> str:
     if data.startswith(_UTF16_BOMS) or b"\x00" in data[:4]:
         raise _not_json("the text is UTF-16 or UTF-32, not UTF-8")
-    bom = data.startswith(UTF8_BOM)
     try:
-        return data.decode("utf-8-sig" if bom else "utf-8"), bom
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _not_json(f"not UTF-8 at byte {error.start}") from error
 
 
 class _Hooks:
-    """The callbacks of the JSON parser; records whether an object repeated a key."""
+    """The callbacks of the JSON parser."""
 
     def __init__(self, unique_keys: bool, finite: bool) -> None:
         self.unique_keys = unique_keys
         self.finite = finite
-        self.duplicate_keys = False
 
     def pairs(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
         mapping = dict(pairs)
-        if len(mapping) != len(pairs):
-            if self.unique_keys:
-                raise ValueError("an object repeats a key")
-            self.duplicate_keys = True
+        if self.unique_keys and len(mapping) != len(pairs):
+            raise ValueError("an object repeats a key")
         return mapping
 
     def integer(self, digits: str) -> int | float:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from catalog.adapters import (
@@ -82,9 +82,7 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described
         card_quality=draft.card.quality.value,
         card_text=draft.card.text,
         card_front=draft.card.front,
-        training={
-            key: value for key, value in asdict(draft.card.training).items() if value not in (None, (), {})
-        },
+        training=draft.card.training.as_json(),
         config=draft.config_document,
         card=draft.card_document,
         weights=draft.weights,
@@ -126,7 +124,7 @@ def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) ->
         tags=listed.tags,
         health=measured[0] if (measured := _health(draft)) else None,
         tree_problems=draft.problems if draft.folder.main else (),
-        card_problems=draft.card.unreadable,
+        card_problems=draft.card.problems,
     )
 
 

@@ -1,7 +1,7 @@
 """One raw row of a listing page → the repository it describes, or the reason why it is invalid.
 
 The rows come from the Hub but their contents from its users, so no field is trusted. A row is bad only if it
-does not identify a repository; any other invalid field is left out and reported.
+does not identify a repository; any other invalid field is left out.
 """
 
 from __future__ import annotations
@@ -42,14 +42,10 @@ KEPT = (
 
 @dataclass(frozen=True)
 class ListedRepository(RepositoryRecord):
-    """The facts about one repository on a listing page; `problems` names each invalid field.
-
-    `config_base` is the raw base model name of the adapter's own config.
-    """
+    """The facts about one repository on a listing page; `config_base` is the base model in its config."""
 
     siblings: tuple[str, ...] | None
     config_base: str | None
-    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,25 +97,23 @@ def _parse(raw: object) -> ListedRepository | BadRow:
         return BadRow("the row has no usable id", _excerpt(raw))
     if sha is not None and not (isinstance(sha, str) and _SHA.fullmatch(sha)):
         return BadRow("the row's sha is not a commit", _excerpt(raw))
-    row = _Row(raw)
     return ListedRepository(
         hub_id=hub_id,
         name=name,
         commit=sha,
-        last_modified=row.date("lastModified"),
-        created_at=row.date("createdAt"),
-        gated=row.gate(),
-        disabled=row.flag("disabled"),
-        private=row.flag("private"),
-        downloads=row.count("downloads"),
-        downloads_all_time=row.count("downloadsAllTime"),
-        likes=row.count("likes"),
-        tags=row.tags(),
-        library=row.text("library_name"),
-        pipeline_tag=row.text("pipeline_tag"),
-        siblings=row.siblings(),
-        config_base=row.config_base(),
-        problems=tuple(row.problems),
+        last_modified=_date(raw.get("lastModified")),
+        created_at=_date(raw.get("createdAt")),
+        gated=_gate(raw.get("gated")),
+        disabled=raw.get("disabled") is True,
+        private=raw.get("private") is True,
+        downloads=_count(raw.get("downloads")),
+        downloads_all_time=_count(raw.get("downloadsAllTime")),
+        likes=_count(raw.get("likes")),
+        tags=_texts(raw.get("tags"), _MOST_TAGS) or (),
+        library=_text(raw.get("library_name")),
+        pipeline_tag=_text(raw.get("pipeline_tag")),
+        siblings=_file_names(raw.get("siblings")),
+        config_base=_config_base(raw.get("config")),
     )
 
 
@@ -134,104 +128,47 @@ def reduce_row(raw: object) -> dict[str, object]:
     return fields
 
 
-class _Row:
-    """The fields of one row, each read by its type; a field of another type is named in `problems`."""
+def _gate(value: object) -> str | None:
+    if value is None or value is False:
+        return None
+    # An unknown value does not mean open.
+    return "auto" if value == "auto" else "manual"
 
-    def __init__(self, raw: Mapping[object, object]) -> None:
-        self._raw = raw
-        self.problems: list[str] = []
 
-    def _odd(self, key: str, what: str) -> None:
-        self.problems.append(f"{key} {what}")
+def _count(value: object) -> int | None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_COUNT
+    return value if isinstance(value, int) and is_count else None
 
-    def text(self, key: str) -> str | None:
-        value = self._raw.get(key)
-        if value is None or _is_text(value):
-            return value if isinstance(value, str) else None
-        self._odd(key, "is not a short text")
+
+def _date(value: object) -> datetime | None:
+    match = _DATE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    fraction = (match[2] or ".0")[1:7].ljust(6, "0")
+    offset = "+00:00" if match[3] in (None, "Z") else match[3]
+    try:
+        return datetime.fromisoformat(f"{match[1]}.{fraction}{offset}").astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
 
-    def flag(self, key: str) -> bool:
-        value = self._raw.get(key)
-        if value is not None and not isinstance(value, bool):
-            self._odd(key, "is neither true nor false")
-        return value is True
 
-    def gate(self) -> str | None:
-        value = self._raw.get("gated")
-        if value is None or value is False:
-            return None
-        if value in ("auto", "manual"):
-            return str(value)
-        # An unknown value does not mean open.
-        self._odd("gated", "is neither false nor auto nor manual")
-        return "manual"
-
-    def count(self, key: str) -> int | None:
-        value = self._raw.get(key)
-        if value is None:
-            return None
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_COUNT:
-            return value
-        self._odd(key, "is not a count")
+def _texts(value: object, most: int) -> tuple[str, ...] | None:
+    """The texts among the first entries of a list; None for any other value."""
+    if not isinstance(value, list):
         return None
+    return tuple(text for entry in value[:most] if (text := _text(entry)) is not None)
 
-    def date(self, key: str) -> datetime | None:
-        value = self._raw.get(key)
-        if value is None:
-            return None
-        match = _DATE.fullmatch(value) if isinstance(value, str) else None
-        if match is None:
-            self._odd(key, "is not a date")
-            return None
-        fraction = (match[2] or ".0")[1:7].ljust(6, "0")
-        offset = "+00:00" if match[3] in (None, "Z") else match[3]
-        try:
-            return datetime.fromisoformat(f"{match[1]}.{fraction}{offset}").astimezone(UTC)
-        except (ValueError, OverflowError):
-            self._odd(key, "is not a date")
-            return None
 
-    def tags(self) -> tuple[str, ...]:
-        value = self._raw.get("tags")
-        if value is None:
-            return ()
-        if not isinstance(value, list):
-            self._odd("tags", "is not a list")
-            return ()
-        return self._texts("tags", value, _MOST_TAGS)
-
-    def siblings(self) -> tuple[str, ...] | None:
-        value = self._raw.get("siblings")
-        if value is None:
-            return None
-        if not isinstance(value, list):
-            self._odd("siblings", "is not a list")
-            return None
-        names = [item.get("rfilename") if isinstance(item, Mapping) else None for item in value]
-        return self._texts("siblings", names, _MOST_SIBLINGS)
-
-    def _texts(self, key: str, values: list[object], most: int) -> tuple[str, ...]:
-        if len(values) > most:
-            self._odd(key, f"has more than {most} entries")
-        texts = tuple(value for value in values[:most] if isinstance(value, str) and _is_text(value))
-        if len(texts) < min(len(values), most):
-            self._odd(key, "has entries that are not short texts")
-        return texts
-
-    def config_base(self) -> str | None:
-        value: object = self._raw.get("config")
-        for key in ("peft", "base_model_name_or_path"):
-            if value is None:
-                return None
-            if not isinstance(value, Mapping):
-                self._odd("config", "is not an object")
-                return None
-            value = value.get(key)
-        if value is None or _is_text(value):
-            return value if isinstance(value, str) else None
-        self._odd("config", "has a base model name that is not a short text")
+def _file_names(value: object) -> tuple[str, ...] | None:
+    if not isinstance(value, list):
         return None
+    return _texts([entry.get("rfilename") for entry in value if isinstance(entry, Mapping)], _MOST_SIBLINGS)
+
+
+def _config_base(value: object) -> str | None:
+    for key in ("peft", "base_model_name_or_path"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return _text(value)
 
 
 def _too_deep(row: object) -> bool:
@@ -245,9 +182,10 @@ def _too_deep(row: object) -> bool:
     return True
 
 
-def _is_text(value: object) -> bool:
-    """Whether this is a text of reasonable length that any database stores."""
-    return isinstance(value, str) and len(value) <= _LONGEST_TEXT and not _UNSTORABLE.search(value)
+def _text(value: object) -> str | None:
+    """The text, if it is one of reasonable length that any database stores."""
+    short = isinstance(value, str) and len(value) <= _LONGEST_TEXT and not _UNSTORABLE.search(value)
+    return value if isinstance(value, str) and short else None
 
 
 def _excerpt(raw: object) -> str:

@@ -24,7 +24,6 @@ _MAX_ENTRY = 300
 _MAX_ENTRIES = 200
 # Fewer words than these are not a description.
 _SOME_WORDS = 6
-_SLIPS = frozenset({"bad_license", "license_list", "licence_misspelt"})
 _LICENSE_PLACEHOLDERS = frozenset(
     {"", "license", "licence", "none", "null", "n/a", "[more information needed]"}
 )
@@ -44,31 +43,20 @@ class CardQuality(enum.StrEnum):
 class Card:
     """The content of a README.md; `front` is its front matter as JSON values.
 
-    `license` is the Hub's id in lower case. Problems: not_utf8, lfs_pointer, too_large, bad_yaml, unsafe_tag,
-    alias_bomb, not_a_mapping, bad_license, license_list, licence_misspelt, and unreadable_ with the class of
-    a parser's fault.
+    `license` is the Hub's id in lower case. `problems` are those for which the card or a part of it was not
+    read: not_utf8, lfs_pointer, too_large, bad_yaml, unsafe_tag, alias_bomb, not_a_mapping, and unreadable_
+    with the class of a parser's fault.
     """
 
     front: Mapping[str, Any] = field(default_factory=dict, hash=False)
     problems: tuple[str, ...] = ()
     license: str | None = None
     license_name: str | None = None
-    license_link: str | None = None
     base_models: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    language: tuple[str, ...] = ()
-    library: str | None = None
-    pipeline_tag: str | None = None
     quality: CardQuality = CardQuality.ABSENT
     text: str = ""
     training: TrainingFacts = field(default_factory=TrainingFacts, hash=False)
-
-    @property
-    def unreadable(self) -> tuple[str, ...]:
-        """The problems for which the card or a part of it was not read; the others are errors in a readable
-        card."""
-        return tuple(problem for problem in self.problems if problem not in _SLIPS)
 
     @property
     def license_in_words(self) -> str | None:
@@ -96,22 +84,16 @@ def _parse(data: bytes) -> Card:
     front, front_problems = frontmatter.load(front_text) if front_text is not None else ({}, ())
     problems.extend(front_problems)
     body = frontmatter.plain_text(body[:MAX_BODY].replace("\r\n", "\n"))
-    tags, datasets = _texts(front.get("tags")), _texts(front.get("datasets"))
-    facts = training_facts(body, tags, datasets)
+    datasets = _texts(front.get("datasets"))
+    facts = training_facts(body, _texts(front.get("tags")), datasets)
     prose = readable(body)
-    license_id = _license(front, problems)
     return Card(
         front=front,
         problems=tuple(dict.fromkeys(problems)),
-        license=license_id,
+        license=_license(front),
         license_name=_text(front.get("license_name")),
-        license_link=_text(front.get("license_link")),
         base_models=_texts(front.get("base_model")),
         datasets=datasets,
-        tags=tags,
-        language=_languages(front.get("language")),
-        library=_text(front.get("library_name")),
-        pipeline_tag=_text(front.get("pipeline_tag")),
         quality=_quality(body, prose, facts),
         text=prose,
         training=facts,
@@ -143,19 +125,14 @@ def _quality(body: str, prose: str, facts: TrainingFacts) -> CardQuality:
     return CardQuality.ABSENT
 
 
-def _license(front: Mapping[str, Any], problems: list[str]) -> str | None:
+def _license(front: Mapping[str, Any]) -> str | None:
     value = front.get("license")
-    if value is None and "licence" in front:
-        # The card template of TRL spells the key so, with the word "license" for a value.
-        problems.append("licence_misspelt")
-        value = front["licence"]
-    if isinstance(value, list):
-        problems.append("license_list")
-        value = value[0] if value else None
     if value is None:
-        return None
+        # The card template of TRL spells the key so, with the word "license" for a value.
+        value = front.get("licence")
+    if isinstance(value, list):
+        value = value[0] if value else None
     if not isinstance(value, str):
-        problems.append("bad_license")
         return None
     license_id = value.strip().lower()[:_MAX_ENTRY]
     return None if license_id in _LICENSE_PLACEHOLDERS else license_id
@@ -170,9 +147,3 @@ def _texts(value: object) -> tuple[str, ...]:
     entries = value if isinstance(value, list) else [value]
     texts = (_text(entry) for entry in entries[:_MAX_ENTRIES])
     return tuple(dict.fromkeys(text for text in texts if text is not None))
-
-
-def _languages(value: object) -> tuple[str, ...]:
-    entries = value if isinstance(value, list) else [value]
-    # YAML reads Norway's "no" as false.
-    return _texts(["no" if entry is False else entry for entry in entries])

@@ -7,11 +7,10 @@ its size.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 _MAX_LINE = 600
@@ -127,9 +126,7 @@ class TrainingFacts:
 
     def as_json(self) -> dict[str, Any]:
         """The facts that are known, as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values["datasets"], values["versions"] = list(self.datasets), dict(self.versions)
-        return {name: value for name, value in values.items() if value not in (None, [], {})}
+        return {name: value for name, value in asdict(self).items() if value not in (None, (), {})}
 
 
 def training_facts(body: str, tags: Sequence[str] = (), datasets: Sequence[str] = ()) -> TrainingFacts:

@@ -80,7 +80,6 @@ def test_values_become_plain() -> None:
     assert (front["nan"], front["big"], front["sixty"]) == ("nan", "99999999999999999999", "1:30:00")
     assert front["long"] == "9" * 5000
     assert front["nul"] == "a\ufffdb"
-    assert read.language == ("no",)
     assert read.problems == ()
 
 
@@ -92,33 +91,30 @@ def test_fields_of_the_front_matter() -> None:
         )
     )
     assert read.base_models == ("a/B", "a/C")
-    assert (read.datasets, read.tags, read.language) == (("imdb",), ("x",), ("en", "de"))
-    assert (read.library, read.pipeline_tag) == ("peft", "text-generation")
-    assert (read.license, read.license_link, read.license_in_words) == ("apache-2.0", "LICENSE", "apache-2.0")
+    assert read.datasets == ("imdb",)
+    assert (read.license, read.license_in_words) == ("apache-2.0", "apache-2.0")
 
 
 @pytest.mark.parametrize(
-    ("front", "license_id", "stated", "problems"),
+    ("front", "license_id", "stated"),
     [
-        pytest.param("license: MIT", "mit", "mit", (), id="case-74-upper-case"),
-        pytest.param("license: [mit, apache-2.0]", "mit", "mit", ("license_list",), id="case-74-list"),
-        pytest.param("license: []", None, None, ("license_list",), id="case-74-empty-list"),
-        pytest.param("license: 3", None, None, ("bad_license",), id="case-74-int"),
-        pytest.param("license: {a: b}", None, None, ("bad_license",), id="case-74-mapping"),
-        pytest.param("license: null", None, None, (), id="case-74-null"),
-        pytest.param("a: b", None, None, (), id="case-74-none"),
-        pytest.param(
-            "license: other\nlicense_name: Llama3.1", "other", "llama3.1", (), id="case-74-other-named"
-        ),
-        pytest.param("license: other", "other", None, (), id="case-74-other-nameless"),
-        pytest.param("licence: license", None, None, ("licence_misspelt",), id="case-74-trl"),
-        pytest.param("licence: mit", "mit", "mit", ("licence_misspelt",), id="case-74-british"),
-        pytest.param("license: mit\nlicence: license", "mit", "mit", (), id="case-74-both"),
+        pytest.param("license: MIT", "mit", "mit", id="case-74-upper-case"),
+        pytest.param("license: [mit, apache-2.0]", "mit", "mit", id="case-74-list"),
+        pytest.param("license: []", None, None, id="case-74-empty-list"),
+        pytest.param("license: 3", None, None, id="case-74-int"),
+        pytest.param("license: {a: b}", None, None, id="case-74-mapping"),
+        pytest.param("license: null", None, None, id="case-74-null"),
+        pytest.param("a: b", None, None, id="case-74-none"),
+        pytest.param("license: other\nlicense_name: Llama3.1", "other", "llama3.1", id="case-74-other-named"),
+        pytest.param("license: other", "other", None, id="case-74-other-nameless"),
+        pytest.param("licence: license", None, None, id="case-74-trl"),
+        pytest.param("licence: mit", "mit", "mit", id="case-74-british"),
+        pytest.param("license: mit\nlicence: license", "mit", "mit", id="case-74-both"),
     ],
 )
-def test_licence(front: str, license_id: str | None, stated: str | None, problems: tuple[str, ...]) -> None:
+def test_licence(front: str, license_id: str | None, stated: str | None) -> None:
     read = parse_card(card(front))
-    assert (read.license, read.license_in_words, read.problems) == (license_id, stated, problems)
+    assert (read.license, read.license_in_words, read.problems) == (license_id, stated, ())
 
 
 @pytest.mark.parametrize(
@@ -309,7 +305,7 @@ def test_training_facts_of_the_trainer() -> None:
         "warmup_steps": 10,
         "warmup_ratio": 0.1,
         "seed": 42,
-        "datasets": ["data/train.jsonl", "one", "two"],
+        "datasets": ("data/train.jsonl", "one", "two"),
         "tool": "Axolotl",
         "versions": {"axolotl": "0.9.1", "peft": "0.15.2", "pytorch": "2.8.0+cu128"},
     }
@@ -448,9 +444,6 @@ def test_the_wild_cards_are_what_the_index_says() -> None:
             differ.append((row["card_quality"], read.quality.value, own_words(read.text)))
         assert (read.base_models or (None,))[0] == row["card_base_model"], row["dir"]
         assert read.license == row["card_license"], row["dir"]
-        assert ("licence_misspelt" in read.problems) is any("licence" in a for a in row["anomalies"]), row[
-            "dir"
-        ]
     # Two cards of a framework version and no word else: empty for the index, generated for us.
     assert differ == [("empty", "generated", 0)] * 2
 
