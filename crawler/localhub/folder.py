@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import stat
 import threading
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.errors import UsageError
+from crawler.hub import valid_name
 from crawler.localhub.tags import Derived, derive
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ MAX_PARSED = 1024 * 1024  # bytes of a card or a configuration that are parsed
 # A file written this shortly before it was read may be written again within the same tick of the
 # file system's clock, so it is not cached.
 SETTLED_NS = 50_000_000
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -280,9 +279,7 @@ class _FolderState:
 
 def is_name(name: str) -> bool:
     """Whether the Hub could have an owner or a repository of this name."""
-    if not NAME.fullmatch(name) or name.endswith((".", "-", ".git")):
-        return False
-    return "--" not in name and ".." not in name
+    return "/" not in name and valid_name(name)
 
 
 def derive_identity(repo_id: str) -> str:

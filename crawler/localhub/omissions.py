@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from crawler.hub import MARKERS
 from crawler.localhub.folder import HIDDEN, HubFolder, HubRepository, is_name
 
 LAYOUT = "a repository lies at OWNER/NAME"
-MARKERS = frozenset({"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"})
 CACHE = "models--"
 _LONGEST = 96
 # The tags that a crawl of every base model asks for; one of a base model asks by that.

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
-import yaml
-
-MAX_FRONT_MATTER = 256 * 1024  # characters of front matter that are looked at
-MAX_CARD_VALUES = 20_000  # scalars and containers; an alias bomb has many more
-MAX_DEPTH = 64  # levels of nesting; the C loader recurses without a guard and crashes the process
-MAX_INTEGER_BITS = 1_000  # longer integers are invalid in a card and break JSON readers
+from crawler.reading import frontmatter
 
 LIBRARIES = (
     "peft",
@@ -31,9 +24,6 @@ LIBRARIES = (
 BASE_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 OWNED_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 ARXIV_LINK = re.compile(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", re.ASCII)
-
-# The C loader reads a card ten times faster; PyYAML may have been built without it.
-SAFE_LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -79,70 +69,8 @@ def derive(readme: str, adapter: Mapping[str, Any] | None, paths: Collection[str
 
 def front_matter(readme: str) -> dict[str, Any] | None:
     """The card's front matter as plain JSON values, or None if it is missing or cannot be read."""
-    text = _front_matter_text(readme)
-    if text is None:
-        return None
-    try:
-        _check_depth(text)
-        # S506 does not see that both possible loaders are safe ones.
-        loaded = yaml.load(text, Loader=SAFE_LOADER)  # noqa: S506
-        plain = _plain(loaded, iter(range(MAX_CARD_VALUES)))
-    except (
-        yaml.YAMLError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ):
-        return None
-    return plain if isinstance(plain, dict) else None
-
-
-def _front_matter_text(readme: str) -> str | None:
-    lines = readme[:MAX_FRONT_MATTER].lstrip("\ufeff \t\r\n").splitlines()
-    if not lines or lines[0].rstrip() != "---":
-        return None
-    for number, line in enumerate(lines[1:], start=1):
-        if line.rstrip() == "---":
-            return "\n".join(lines[1:number])
-    return None
-
-
-def _check_depth(text: str) -> None:
-    """Raises ValueError where YAML is nested too deeply; events are parsed one by one, without recursion."""
-    depth = 0
-    for event in yaml.parse(text, Loader=SAFE_LOADER):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MAX_DEPTH:
-            raise ValueError("a card nested too deeply")
-
-
-def _plain(value: Any, budget: Iterator[int]) -> Any:
-    """`value` in JSON's own types; raises ValueError when the budget of values is spent."""
-    if next(budget, None) is None:
-        raise ValueError("too many values in a card")
-    if isinstance(value, Mapping):
-        return {_key(key): _plain(item, budget) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(item, budget) for item in value]
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, int):
-        return value if value.bit_length() <= MAX_INTEGER_BITS else None
-    return value if isinstance(value, str) else None
-
-
-def _key(key: Any) -> str:
-    if isinstance(key, int) and key.bit_length() > MAX_INTEGER_BITS:
-        raise ValueError("a number without end as a card's key")
-    return str(key)
+    text, _ = frontmatter.split(readme)
+    return frontmatter.load(text)[0] or None if text is not None else None
 
 
 def _words(value: Any) -> list[str]:

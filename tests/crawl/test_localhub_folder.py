@@ -301,9 +301,9 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
             "d: 2024-01-02\nt: 2024-01-02 03:04:05", {"d": "2024-01-02", "t": "2024-01-02T03:04:05"}, id="d"
         ),
         pytest.param("1: x\nno: y", {"1": "x", "False": "y"}, id="keys that are no strings"),
-        pytest.param("x: .nan\ny: .inf", {"x": None, "y": None}, id="case-71-not finite"),
-        pytest.param("x: " + "9" * 400, {"x": None}, id="case-71-long integer"),
-        pytest.param("x: " + "9" * 5000, None, id="case-71-endless integer"),
+        pytest.param("x: .nan\ny: .inf", {"x": "nan", "y": "inf"}, id="case-71-not finite"),
+        pytest.param("x: " + "9" * 400, {"x": "9" * 400}, id="case-71-long integer"),
+        pytest.param("x: " + "9" * 5000, {"x": "9" * 5000}, id="case-71-endless integer"),
         pytest.param("- a\n- b", None, id="case-73-list"),
         pytest.param("a: [", None, id="case-73-broken"),
         pytest.param("a: !!python/object/apply:os.system [id]", None, id="case-73-python"),
