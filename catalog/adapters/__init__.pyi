@@ -49,7 +49,7 @@ from .folder import (
     read_header,
 )
 from .header import DTYPE_BITS, Header, Tensor, header_length, parse_header
-from .licenses import USES, WITHHELD, Use, allowed_uses, objection
+from .licenses import USES, WITHHELD, Use, allowed_uses, grants_more, objection
 from .names import ModuleNames
 from .peft_config import peft_refusals
 from .peft_files import engine_problems, load_problems, make_loadable
@@ -141,6 +141,7 @@ __all__ = [
     "fingerprint_pattern",
     "format_detail",
     "gram",
+    "grants_more",
     "has_first_names",
     "header_bytes",
     "header_length",

@@ -12,12 +12,16 @@ from typing import Literal
 Use = Literal["research", "publish", "commercial"]
 USES: tuple[Use, ...] = ("research", "publish", "commercial")
 
-_OPEN = (
+_PERMISSIVE = (
     *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "isc", "unlicense"),
     *("wtfpl", "zlib", "artistic-2.0", "mpl-2.0", "gpl", "gpl-2.0", "gpl-3.0", "agpl-3.0", "lgpl-3.0"),
     *("afl-3.0", "ecl-2.0", "pddl", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0"),
-    *("cc-by-sa-3.0", "cc-by-sa-4.0", "openrail", "bigscience-openrail-m", "creativeml-openrail-m"),
-    *("bigscience-bloom-rail-1.0", "odc-by", "cdla-permissive-2.0"),
+    *("cc-by-sa-3.0", "cc-by-sa-4.0"),
+)
+_OPEN = (
+    *_PERMISSIVE,
+    *("openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0", "odc-by"),
+    "cdla-permissive-2.0",
 )
 # Community licenses of base models allow commercial use below a number of users, under further conditions.
 _COMMUNITY = (
@@ -33,6 +37,11 @@ _NO_SALE = (
     "cc-by-nc-sa-4.0",
 )
 _NO_SALE_EITHER = ("qwen-research", "fair-noncommercial-research-license", "apple-amlr")
+# Licenses of base models that an adapter's license must not extend.
+_RESTRICTED = frozenset(
+    {*_COMMUNITY, "bigscience-bloom-rail-1.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0"}
+    | {"cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "qwen-research"}
+)
 _NO_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0")
 
 # What each license forbids; merging makes a derivative, which "no derivatives" keeps from being shared.
@@ -63,6 +72,11 @@ def objection(license: str | None, use: Use) -> str | None:  # noqa: A002 - the 
         what = "sharing of derivatives" if name in _NO_DERIVATIVES else "commercial use"
         return f"has the license {license}, which does not allow {what}"
     return None
+
+
+def grants_more(license: str, of_base: str) -> bool:  # noqa: A002 - the field's word
+    """Whether an adapter's license, in lower case, grants what the license of its base model does not."""
+    return of_base in _RESTRICTED and license != of_base and license in _RESTRICTED.union(_PERMISSIVE)
 
 
 def allowed_uses(license: str | None) -> list[Use]:  # noqa: A002 - the field's word

@@ -19,6 +19,7 @@ from catalog.adapters import (
     WeightsHealth,
     features,
     format_detail,
+    grants_more,
     modules_of_base,
     names_nothing,
     peft_refusals,
@@ -62,37 +63,6 @@ _CAUSAL_MODULES = frozenset(
         "W_pack",
     }
     | {"Wqkv", "fc1", "fc2", "in_proj", "x_proj", "wq", "wk", "wv", "wo", "w1", "w2", "w3", "attn.c_attn"}
-)
-_PERMISSIVE = frozenset(
-    {
-        "apache-2.0",
-        "mit",
-        "bsd",
-        "bsd-2-clause",
-        "bsd-3-clause",
-        "bsd-3-clause-clear",
-        "isc",
-        "unlicense",
-        "wtfpl",
-    }
-    | {"cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "zlib"}
-    | {
-        "artistic-2.0",
-        "mpl-2.0",
-        "gpl",
-        "gpl-2.0",
-        "gpl-3.0",
-        "agpl-3.0",
-        "lgpl-3.0",
-        "pddl",
-        "afl-3.0",
-        "ecl-2.0",
-    }
-)
-_COMMUNITY = frozenset(
-    {"llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "qwen", "qwen-research"}
-    | {"tongyi-qianwen", "deepseek", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"}
-    | {"cc-by-nc-nd-4.0", "bigscience-bloom-rail-1.0", "falcon-llm-license"}
 )
 _NO_LICENSE = frozenset({"unknown", "other", "none", "unlicensed"})
 
@@ -317,7 +287,7 @@ def _licences(evidence: Evidence) -> Found:
     of_card = (evidence.card_license or "").strip().lower()
     if not of_card or of_card in _NO_LICENSE:
         yield Finding(Reason.LICENSE_MISSING, of_card)
-    elif of_base in _COMMUNITY and of_card != of_base and of_card in _PERMISSIVE | _COMMUNITY:
+    elif grants_more(of_card, of_base):
         yield Finding(Reason.LICENSE_CONFLICT, f"{of_card}, the base model is {of_base}")
 
 
