@@ -1,7 +1,7 @@
 from . import frontier, kept, pool_store, retries, score_store, store
 from .columns import CleanText, TableBase
 from .engine import for_writing, make_engine, parse_url
-from .frontier import ItemRecord, PageRecord
+from .frontier import ItemRecord
 from .kept import Origin, register_catalog
 from .opening import (
     VERSION_TABLE,
@@ -29,6 +29,7 @@ from .schema import (
     BaseModelRow,
     Crawl,
     CrawlItem,
+    CrawlPage,
     CrawlState,
     DocumentRow,
     Embedding,
@@ -40,7 +41,7 @@ from .schema import (
     WeightsFile,
 )
 from .score_store import score_table
-from .store import waiting
+from .store import count_rows, has_reason, waiting
 
 __all__ = [
     "VERSION_TABLE",
@@ -51,6 +52,7 @@ __all__ = [
     "CleanText",
     "Crawl",
     "CrawlItem",
+    "CrawlPage",
     "CrawlState",
     "DocumentRow",
     "Embedding",
@@ -58,7 +60,6 @@ __all__ = [
     "ItemOutcome",
     "ItemRecord",
     "Origin",
-    "PageRecord",
     "Repository",
     "RepositoryAlias",
     "Reread",
@@ -68,11 +69,13 @@ __all__ = [
     "WeightsFile",
     "check",
     "config",
+    "count_rows",
     "current",
     "disposing",
     "find_pool",
     "for_writing",
     "frontier",
+    "has_reason",
     "head",
     "info",
     "kept",

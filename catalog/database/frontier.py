@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, exists, func, or_, select, update
+from sqlalchemy import Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from catalog.database.schema import (
@@ -26,6 +26,7 @@ from catalog.database.schema import (
     ItemOutcome,
     Repository,
 )
+from catalog.database.store import count_rows, has_reason
 
 # In addition to the fields of a pending row: the other names under which its repository was listed.
 OTHER_NAMES = "_other_names"
@@ -137,48 +138,20 @@ def seen_urls(session: Session, crawl_id: int, query: int) -> set[str]:
     )
 
 
-@dataclass(frozen=True)
-class PageRecord:
-    """One listing page to be written; `passed_over` counts the rows that did not become items."""
-
-    query: int
-    number: int
-    url: str
-    next_url: str | None
-    items: tuple[ItemRecord, ...]
-    passed_over: int = 0
-
-
-def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
-    """Writes one page with its rows; returns the number of rows that are new to this crawl.
+def add_page(session: Session, page: CrawlPage, items: Sequence[ItemRecord]) -> None:
+    """Writes one page with its items.
 
     A repository listed twice keeps one item; if the first is still pending it takes the later row. One that
     is listed under two names keeps the first row, with the other names added, and is pending again.
     """
-    session.add(
-        CrawlPage(
-            crawl_id=crawl_id,
-            query=page.query,
-            number=page.number,
-            url=page.url,
-            next_url=page.next_url,
-            rows=len(page.items),
-            passed_over=page.passed_over,
-        )
-    )
-    fresh = 0
-    position = session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl_id)) or 0
-    ids = [item.hub_id for item in page.items if item.hub_id is not None]
-    known_ids = {
-        row.hub_id: row
-        for row in session.scalars(
-            select(CrawlItem).where(CrawlItem.crawl_id == crawl_id, CrawlItem.hub_id.in_(ids))
-        )
-    }
-    refused = (
-        _quarantine_problems(session, crawl_id) if any(item.hub_id is None for item in page.items) else []
-    )
-    for item in page.items:
+    session.add(page)
+    position = last_position(session, page.crawl_id)
+    of_crawl = select(CrawlItem).where(CrawlItem.crawl_id == page.crawl_id)
+    ids = [item.hub_id for item in items if item.hub_id is not None]
+    known_ids = {row.hub_id: row for row in session.scalars(of_crawl.where(CrawlItem.hub_id.in_(ids)))}
+    quarantined = of_crawl.where(CrawlItem.outcome == ItemOutcome.QUARANTINED)
+    refused = [row.row for row in session.scalars(quarantined)] if len(ids) < len(items) else []
+    for item in items:
         if item.hub_id is None and item.row in refused:
             continue
         row = known_ids.get(item.hub_id) if item.hub_id is not None else None
@@ -188,14 +161,18 @@ def add_page(session: Session, crawl_id: int, page: PageRecord) -> int:
             elif row.outcome is ItemOutcome.PENDING:
                 row.row = {**item.row, OTHER_NAMES: names} if (names := other_names(row)) else item.row
             continue
-        position, fresh = position + 1, fresh + 1
+        position += 1
         outcome = ItemOutcome.PENDING if item.error is None else ItemOutcome.QUARANTINED
-        row = CrawlItem(crawl_id=crawl_id, position=position, outcome=outcome, detail=None, **vars(item))
+        row = CrawlItem(crawl_id=page.crawl_id, position=position, outcome=outcome, **vars(item))
         session.add(row)
         if item.hub_id is not None:
             known_ids[item.hub_id] = row
     session.flush()
-    return fresh
+
+
+def last_position(session: Session, crawl_id: int) -> int:
+    """The position of the last item of a crawl; 0 if it has none."""
+    return session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl_id)) or 0
 
 
 def other_names(item: CrawlItem) -> list[str]:
@@ -218,30 +195,13 @@ def _add_name(row: CrawlItem, item: ItemRecord) -> None:
 
 def add_namesakes(session: Session, crawl_id: int, hub_id: str, names: Sequence[str], error: str) -> None:
     """Adds a quarantined row for each repository with the `_id` of another one."""
-    last = session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl_id)) or 0
+    last = last_position(session, crawl_id)
+    state = {"crawl_id": crawl_id, "outcome": ItemOutcome.QUARANTINED, "error": error}
     session.add_all(
-        CrawlItem(
-            crawl_id=crawl_id,
-            position=position,
-            hub_id=None,
-            name=name,
-            outcome=ItemOutcome.QUARANTINED,
-            row={"_id": hub_id, "id": name},
-            error=error,
-        )
+        CrawlItem(position=position, name=name, row={"_id": hub_id, "id": name}, **state)
         for position, name in enumerate(names, start=last + 1)
     )
     session.flush()
-
-
-def _quarantine_problems(session: Session, crawl_id: int) -> list[Any]:
-    return list(
-        session.scalars(
-            select(CrawlItem.row).where(
-                CrawlItem.crawl_id == crawl_id, CrawlItem.outcome == ItemOutcome.QUARANTINED
-            )
-        )
-    )
 
 
 def already_listed(session: Session, crawl_id: int, hub_ids: Collection[str]) -> set[str]:
@@ -274,12 +234,8 @@ def prune(session: Session, crawl: Crawl) -> None:
 
 def count_listed(session: Session, crawl_id: int) -> int:
     """The number of repositories that a crawl has listed; rows without an identity do not count."""
-    return (
-        session.scalar(
-            select(func.count()).where(CrawlItem.crawl_id == crawl_id, CrawlItem.hub_id.is_not(None))
-        )
-        or 0
-    )
+    items = select(CrawlItem.position).where(CrawlItem.crawl_id == crawl_id, CrawlItem.hub_id.is_not(None))
+    return count_rows(session, items)
 
 
 def rows_by_query(session: Session, crawl_id: int) -> dict[int, int]:
@@ -326,34 +282,31 @@ def settle(
         item.row = None
 
 
-def known_elsewhere(session: Session, crawl: Crawl) -> list[tuple[str, str]]:
-    """(hub_id, name) of the repositories that earlier crawls of this listing listed and this one did not."""
+def add_missing(session: Session, crawl: Crawl, row: Any) -> None:
+    """Adds an item with this row for each repository that earlier crawls of this listing listed and this one
+    did not."""
     here = select(CrawlItem.hub_id).where(CrawlItem.crawl_id == crawl.id, CrawlItem.hub_id.is_not(None))
     earlier = (
         select(CrawlItem.hub_id)
         .join(Crawl, Crawl.id == CrawlItem.crawl_id)
         .where(Crawl.listing == crawl.listing, Crawl.id != crawl.id)
     )
-    rows = session.execute(
+    missing = session.execute(
         select(Repository.hub_id, Repository.name)
         .where(Repository.gone_at.is_(None), Repository.hub_id.in_(earlier), Repository.hub_id.not_in(here))
         .order_by(Repository.hub_id)
-    )
-    return [(hub_id, name) for hub_id, name in rows]
+    ).all()
+    add_pending(session, crawl.id, missing, row)
 
 
-def add_missing(session: Session, crawl: Crawl, row: Any) -> int:
-    """Adds an item with this row for each repository that this scope knew and a whole listing missed."""
-    last = session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl.id)) or 0
-    missing = known_elsewhere(session, crawl)
+def add_pending(session: Session, crawl_id: int, repositories: Iterable[tuple[str, str]], row: Any) -> None:
+    """Adds a pending item with this row for each (hub_id, name)."""
+    state = {"crawl_id": crawl_id, "outcome": ItemOutcome.PENDING, "row": row}
     session.add_all(
-        CrawlItem(
-            crawl_id=crawl.id, position=n, hub_id=hub_id, name=name, outcome=ItemOutcome.PENDING, row=row
-        )
-        for n, (hub_id, name) in enumerate(missing, start=last + 1)
+        CrawlItem(position=position, hub_id=hub_id, name=name, **state)
+        for position, (hub_id, name) in enumerate(repositories, start=last_position(session, crawl_id) + 1)
     )
     session.flush()
-    return len(missing)
 
 
 def newest(session: Session, crawl_id: int) -> datetime | None:
@@ -407,19 +360,15 @@ def adapter_counts(
     skipped_ids = select(AdapterReason.adapter_id).where(
         AdapterReason.reason.in_(list(refusing)), AdapterReason.adapter_id.in_(ids)
     )
-    adapters = session.scalar(select(func.count()).select_from(ids.subquery())) or 0
-    skipped = session.scalar(select(func.count()).select_from(skipped_ids.distinct().subquery())) or 0
     rows = session.execute(
         select(AdapterReason.reason, func.count())
         .where(AdapterReason.adapter_id.in_(ids))
         .group_by(AdapterReason.reason)
         .order_by(func.count().desc(), AdapterReason.reason)
     )
-    return adapters, skipped, dict(rows.all())
+    return count_rows(session, ids), count_rows(session, skipped_ids.distinct()), dict(rows.all())
 
 
-def count_unmeasured(session: Session, crawl_id: int, refusing: Iterable[str]) -> int:
+def count_unmeasured(session: Session, crawl_id: int, refusing: Collection[str]) -> int:
     """The number of a crawl's adapters that are not refused and whose weights were not read."""
-    refused = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(list(refusing)))
-    ids = _adapters_of(crawl_id).where(~refused, Adapter.norm.is_(None))
-    return session.scalar(select(func.count()).select_from(ids.subquery())) or 0
+    return count_rows(session, _adapters_of(crawl_id).where(~has_reason(refusing), Adapter.norm.is_(None)))

@@ -7,13 +7,13 @@ scope retry them, whether or not the listing contains them again. Functions take
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from catalog.database.frontier import add_pending
 from catalog.database.schema import Crawl, CrawlItem, CrawlRetry, ItemOutcome
 
 # The pause after the second failure; each further failure doubles it, up to a day.
@@ -21,18 +21,6 @@ FIRST_REST = timedelta(minutes=10)
 LONGEST_REST = timedelta(days=1)
 # The parts of a query that may change so that the new one replaces the old.
 _PASSING = ("since", "described_with", "fingerprint_version")
-
-
-@dataclass(frozen=True)
-class FailedItem:
-    """An item that could not be read; `at_once` if waiting does not help."""
-
-    hub_id: str
-    name: str
-    commit: str | None
-    error: str
-    detail: str
-    at_once: bool = False
 
 
 def rest(attempts: int) -> timedelta:
@@ -45,15 +33,27 @@ def rest(attempts: int) -> timedelta:
     return min(FIRST_REST * (1 << min(attempts - 2, 20)), LONGEST_REST)
 
 
-def postpone(session: Session, scope: str, failed: FailedItem, now: datetime) -> None:
-    """Puts a repository on the list, or counts one more failure of it."""
-    row = session.get(CrawlRetry, (scope, failed.hub_id))
+def postpone(
+    session: Session, scope: str, item: CrawlItem, error: str, detail: str, now: datetime, *, at_once: bool
+) -> None:
+    """Puts a repository that could not be read on the list, or counts one more failure of it.
+
+    Args:
+        at_once: It may be tried again immediately: waiting does not help.
+    """
+    row = session.get(CrawlRetry, (scope, item.hub_id))
     if row is None:
-        row = CrawlRetry(scope=scope, hub_id=failed.hub_id, attempts=0, failed_at=now)
+        row = CrawlRetry(scope=scope, hub_id=item.hub_id, attempts=0, failed_at=now)
         session.add(row)
-    row.name, row.commit, row.error, row.detail = failed.name, failed.commit, failed.error, failed.detail
+    row.name, row.commit, row.error, row.detail = item.name or "", _commit(item), error, detail
     row.attempts += 1
-    row.next_at = now if failed.at_once else now + rest(row.attempts)
+    row.next_at = now if at_once else now + rest(row.attempts)
+
+
+def _commit(item: CrawlItem) -> str | None:
+    """The commit that the row of an item names."""
+    commit = item.row.get("sha") if isinstance(item.row, dict) else None
+    return commit if isinstance(commit, str) else None
 
 
 def settle(session: Session, scope: str, hub_ids: Collection[str]) -> None:
@@ -75,19 +75,13 @@ def enlist(session: Session, crawl: Crawl, now: datetime, row: Any, *, all_of_th
     ids = [retry.hub_id for retry in retries]
     items = select(CrawlItem).where(CrawlItem.crawl_id == crawl.id, CrawlItem.hub_id.in_(ids))
     listed = {item.hub_id: item for item in session.scalars(items)}
-    last = session.scalar(select(func.max(CrawlItem.position)).where(CrawlItem.crawl_id == crawl.id)) or 0
+    due = {retry.hub_id: retry.name for retry in retries if all_of_them or retry.next_at <= now}
+    add_pending(session, crawl.id, [new for new in due.items() if new[0] not in listed], row)
     for retry in retries:
-        item = listed.get(retry.hub_id)
-        if all_of_them or retry.next_at <= now:
-            if item is None:
-                last += 1
-                added = CrawlItem(crawl_id=crawl.id, position=last, hub_id=retry.hub_id, name=retry.name)
-                added.outcome, added.row = ItemOutcome.PENDING, row
-                session.add(added)
-        elif item is not None and item.outcome is ItemOutcome.PENDING:
-            commit = item.row.get("sha") if isinstance(item.row, dict) else None
-            if commit in (None, retry.commit):
-                session.delete(item)
+        item = None if retry.hub_id in due else listed.get(retry.hub_id)
+        pending = item is not None and item.outcome is ItemOutcome.PENDING
+        if item is not None and pending and _commit(item) in (None, retry.commit):
+            session.delete(item)
     session.flush()
 
 

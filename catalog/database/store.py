@@ -10,8 +10,9 @@ import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from catalog.adapters import (
@@ -44,11 +45,6 @@ _COLUMNS = tuple(f.name for f in fields(AdapterRecord) if f.name not in _ELSEWHE
 _LISTED = tuple(
     f.name for f in fields(RepositoryRecord) if f.name not in {"hub_id", "name", "commit", "tags"}
 )
-
-
-def known_repository(session: Session, hub_id: str) -> Repository | None:
-    """The repository with this Hub `_id`, or None."""
-    return session.scalar(select(Repository).where(Repository.hub_id == hub_id))
 
 
 def known_repositories(session: Session, hub_ids: Collection[str]) -> dict[str, Repository]:
@@ -141,12 +137,6 @@ def _write_adapter(row: Adapter, record: AdapterRecord, base_id: int | None) -> 
     ]
 
 
-def mark_gone(repository: Repository, now: datetime) -> None:
-    """Makes a repository a tombstone; its rows are kept."""
-    if repository.gone_at is None:
-        repository.gone_at = now
-
-
 def known_document(session: Session, digest: str) -> bytes | None:
     """The content of a small file that was fetched before, or None."""
     return session.scalar(select(DocumentRow.content).where(DocumentRow.digest == digest))
@@ -184,16 +174,11 @@ def without_fingerprint(session: Session) -> list[tuple[str, str, bytes]]:
 
     Sorted, each pair once; unread files are included.
     """
-    has_fingerprint = exists().where(
-        FingerprintRow.weights_digest == Adapter.weights_digest,
-        FingerprintRow.scaling_pattern == Adapter.scaling_pattern,
-        FingerprintRow.version == FINGERPRINT_VERSION,
-    )
     rows = session.execute(
         select(Adapter.weights_digest, Adapter.scaling_pattern, DocumentRow.content)
         .join(DocumentRow, DocumentRow.digest == Adapter.config_digest)
         .where(Adapter.current, Adapter.weights_digest.is_not(None), Adapter.scaling_pattern.is_not(None))
-        .where(func.length(Adapter.weights_digest) == 64, ~has_fingerprint)
+        .where(func.length(Adapter.weights_digest) == 64, ~_has_fingerprint())
         .order_by(Adapter.weights_digest, Adapter.scaling_pattern, Adapter.config_digest)
     )
     configs = {(str(digest), str(pattern)): content for digest, pattern, content in rows}
@@ -208,7 +193,7 @@ def readable_weights(
     out.
     """
     rows = session.execute(
-        select(Adapter.repository_id, Adapter.weights_digest, _known(), ~_has_reason(refusing)).where(
+        select(Adapter.repository_id, Adapter.weights_digest, _known(), ~has_reason(refusing)).where(
             Adapter.repository_id.in_(repository_ids), Adapter.current, readable(unreadable)
         )
     )
@@ -219,72 +204,56 @@ def waiting(session: Session, unreadable: Collection[str]) -> int:
     """The number of current adapters with LoRA factors that could be read and were not, whatever rules refuse
     them.
     """
-    query = (
-        select(func.count())
-        .select_from(Adapter)
-        .join(Adapter.repository)
-        .where(Adapter.current, Repository.gone_at.is_(None), readable(unreadable), ~_known())
-    )
-    return session.scalar(query) or 0
+    listed = select(Adapter.id).join(Adapter.repository).where(Adapter.current, Repository.gone_at.is_(None))
+    return count_rows(session, listed.where(readable(unreadable), ~_known()))
+
+
+def count_rows(session: Session, query: Select[Any]) -> int:
+    """The number of rows of a statement."""
+    return session.scalar(select(func.count()).select_from(query.subquery())) or 0
 
 
 def readable(unreadable: Collection[str]) -> ColumnElement[bool]:
     """Whether an adapter has LoRA factors that none of these reasons kept from being read."""
-    return and_(Adapter.scaling_pattern.is_not(None), Adapter.modules > 0, ~_has_reason(unreadable))
+    return and_(Adapter.scaling_pattern.is_not(None), Adapter.modules > 0, ~has_reason(unreadable))
 
 
 def _known() -> ColumnElement[bool]:
     """Whether the values of an adapter's weights were read as they are read now."""
-    fingerprinted = exists().where(
+    return and_(Adapter.norm.is_not(None), _has_fingerprint())
+
+
+def _has_fingerprint() -> ColumnElement[bool]:
+    condition = exists().where(
         FingerprintRow.weights_digest == Adapter.weights_digest,
         FingerprintRow.scaling_pattern == Adapter.scaling_pattern,
         FingerprintRow.version == FINGERPRINT_VERSION,
     )
-    return and_(Adapter.norm.is_not(None), fingerprinted.correlate(Adapter))
+    return condition.correlate(Adapter)
 
 
-def _has_reason(reasons: Collection[str]) -> ColumnElement[bool]:
+def has_reason(reasons: Collection[str]) -> ColumnElement[bool]:
+    """Whether an adapter has one of these reasons."""
     condition = exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(reasons))
     return condition.correlate(Adapter)
 
 
-def with_weights_up_to(session: Session, repository_ids: Collection[int], reason: str, most: int) -> set[int]:
-    """The repositories with a current adapter that has this reason and weights of at most so many bytes."""
-    return set(
-        session.scalars(
-            select(Adapter.repository_id)
-            .join(Adapter.reasons)
-            .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
-            .where(Adapter.repository_id.in_(repository_ids), Adapter.current)
-            .where(AdapterReason.reason == reason, WeightsFile.size <= most)
-        )
-    )
-
-
-def repositories_to_judge(session: Session, repository_ids: Collection[int], described_with: str) -> set[int]:
-    """The repositories with a current adapter that was judged with other rules or spellings than these."""
-    return set(
-        session.scalars(
-            select(Adapter.repository_id).where(
-                Adapter.repository_id.in_(repository_ids),
-                Adapter.current,
-                Adapter.described_with != described_with,
-            )
-        )
-    )
-
-
-def with_reason(session: Session, repository_ids: Collection[int], reasons: Collection[str]) -> set[int]:
-    """The repositories with a current adapter that has one of these reasons."""
-    return set(
-        session.scalars(
-            select(Adapter.repository_id)
-            .join(Adapter.reasons)
-            .where(
-                Adapter.repository_id.in_(repository_ids), Adapter.current, AdapterReason.reason.in_(reasons)
-            )
-        )
-    )
+def repositories_to_read(
+    session: Session,
+    repository_ids: Collection[int],
+    described_with: str,
+    *,
+    passing: Collection[str] = (),
+    up_to: int = 0,
+) -> set[int]:
+    """The repositories with a current adapter that was judged with other rules or spellings than these, that
+    has one of the reasons in `passing`, or whose weights were too large and have at most `up_to` bytes.
+    """
+    small = exists().where(WeightsFile.digest == Adapter.weights_digest, WeightsFile.size <= up_to)
+    left_out = and_(has_reason(["too_large"]), small.correlate(Adapter))
+    query = select(Adapter.repository_id).where(Adapter.repository_id.in_(repository_ids), Adapter.current)
+    unread = or_(Adapter.described_with != described_with, has_reason(passing), left_out)
+    return set(session.scalars(query.where(unread)))
 
 
 def add_spelling(session: Session, record: SpellingRecord) -> None:

@@ -237,7 +237,8 @@ def preview_crawl(session: Session | None, hub: Hub, options: CrawlOptions, prog
     scope, now = frontier.digest(question), datetime.now(UTC)
     since = _since(session, options, scope, now) if session is not None else None
     for item in preview(hub, Walk(0, planned, since, options.limit)):
-        row = store.known_repository(session, item.hub_id or "") if session is not None else None
+        rows = store.known_repositories(session, [item.hub_id or ""]) if session is not None else {}
+        row = rows.get(item.hub_id or "")
         counts["new" if row is None else "unchanged" if row.commit == item.row.get("sha") else "changed"] += 1
         progress.report_listing(sum(counts.values()))
     if since is None and not sum(counts.values()):

@@ -251,13 +251,16 @@ class ItemQueue:
     def _unread(self, session: Session, repositories: Sequence[int]) -> set[int]:
         """The repositories for which the catalog lacks data that this crawl requires."""
         tools = self.tools
-        unread = store.repositories_to_judge(session, repositories, tools.described_with)
-        if self.again:
-            unread |= store.with_reason(session, repositories, PASSING)
+        unread = store.repositories_to_read(
+            session,
+            repositories,
+            tools.described_with,
+            passing=PASSING if self.again else (),
+            # A higher limit includes what an earlier one left out.
+            up_to=0 if tools.weights == "headers" else tools.most_weights,
+        )
         if tools.weights == "headers":
             return unread
-        # A higher limit includes what an earlier one left out.
-        unread |= store.with_weights_up_to(session, repositories, "too_large", tools.most_weights)
         unreadable = [reason.value for reason in UNREADABLE]
         for owner, digest, is_measured, accepted in store.readable_weights(
             session, repositories, refusing(tools.rules), unreadable
@@ -300,7 +303,8 @@ class ItemQueue:
         for task, result in zip(tasks, plain, strict=True):
             item, row = items[task.position], repositories.get(task.hub_id)
             if isinstance(result, ItemFailure):
-                retries.postpone(session, self.scope, _item_to_retry(item, result), self.now())
+                cause = result.kind, result.detail
+                retries.postpone(session, self.scope, item, *cause, self.now(), at_once=result.own)
                 frontier.settle(item, ItemOutcome.FAILED, error=result.kind, detail=result.detail)
             elif isinstance(result, Gone):
                 self._bury(session, row, result)
@@ -333,7 +337,7 @@ class ItemQueue:
         if row is None and gone.repository is not None:
             row = store.touch_repository(session, None, gone.repository, self.now())
         if row is not None:
-            store.mark_gone(row, self.now())
+            row.gone_at = row.gone_at or self.now()
 
 
 def _ready(window: deque[ItemTask]) -> list[ItemTask]:
@@ -365,18 +369,6 @@ def _failure(task: ItemTask, error: Exception) -> ItemFailure:
     log.error("%s could not be read because of a bug in loradex: %s", task.name, fault)
     log.info("the traceback", exc_info=error)
     return ItemFailure(error_kind(error), fault, in_reach=True)
-
-
-def _item_to_retry(item: CrawlItem, failure: ItemFailure) -> retries.FailedItem:
-    commit = item.row.get("sha") if isinstance(item.row, dict) else None
-    return retries.FailedItem(
-        hub_id=item.hub_id or "",
-        name=item.name or "",
-        commit=commit if isinstance(commit, str) else None,
-        error=failure.kind,
-        detail=failure.detail,
-        at_once=failure.own,
-    )
 
 
 def _outcome(before: str | None, after: str | None) -> ItemOutcome:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from catalog.database import ItemRecord, PageRecord, for_writing, frontier
+from catalog.database import CrawlPage, ItemRecord, for_writing, frontier
 from catalog.errors import CursorExpiredError, HubError, HubPayloadError
 from crawler.crawl.options import Query
 from crawler.crawl.progress import Progress
@@ -117,8 +117,10 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
             fresh = items if room is None else _first(session, plan.crawl_id, items, room)
             full = room is not None and len(fresh) < len(items)
             done = _is_known(page, plan.since) or full or room == 0
-            record = PageRecord(number, at.number, url, None if done else page.next_url, fresh, passed)
-            frontier.add_page(session, plan.crawl_id, record)
+            record = CrawlPage(crawl_id=plan.crawl_id, query=number, number=at.number, url=url)
+            record.next_url = None if done else page.next_url
+            record.rows, record.passed_over = len(fresh), passed
+            frontier.add_page(session, record, fresh)
             listed = frontier.count_listed(session, plan.crawl_id)
         yield listed
 

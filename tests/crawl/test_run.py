@@ -328,7 +328,7 @@ def test_case_24_the_same_name_with_another_id_is_another_repository(
     assert report["new"] == 1
     assert row(engine, "ann/one")["hub_id"] == "f" * 24
     with Session(engine) as session:
-        names = store.known_repository(session, old)
+        names = store.known_repositories(session, [old]).get(old)
         assert names is not None
         assert names.gone_at is not None
 
