@@ -602,7 +602,7 @@ class Catalog:
         check_choice("verdict", verdict, ("accepted", "any"))
         with reading(self.settings) as session:
             rows = list(likeness.with_weights(session, refusing(rules), every=verdict == "any"))
-            copies = likeness.copies(session, rows, deltas=level == "delta")
+            copies = likeness.with_deltas(session, rows) if level == "delta" else rows
             groups = duplicates(copies, level, exact=likeness.exact_delta(session, rows, self._blobs))
         return group_rows(groups, rows)
 
@@ -612,7 +612,7 @@ class Catalog:
         check_choice("verdict", verdict, ("accepted", "any"))
         with reading(self.settings) as session:
             rows = list(likeness.adapters_with_fingerprint(session, refusing(rules), every=verdict == "any"))
-            return family_rows(families(likeness.copies(session, rows)), rows)
+            return family_rows(families(likeness.with_deltas(session, rows)), rows)
 
     @check_arguments
     def map(

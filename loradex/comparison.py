@@ -26,10 +26,11 @@ from loradex.results import Comparison
 from loradex.rows import FamilyRow, FolderFingerprint, GroupRow, Rows
 
 if TYPE_CHECKING:
+    from catalog.adapters import StoredAdapter
     from catalog.database import Session
     from catalog.files import BlobStore
     from catalog.fingerprints import Family, Group
-    from catalog.search import StoredAdapter, Subject
+    from catalog.search import Subject
 
 # What the points of a map can be coloured by.
 COLOURS: dict[str, Callable[[StoredAdapter], str | float | None]] = {

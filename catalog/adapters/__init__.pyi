@@ -62,7 +62,7 @@ from .records import (
     WeightsRecord,
 )
 from .reference import AdapterReference, adapter_name
-from .rows import AdapterDetails, AdapterRow
+from .rows import AdapterDetails, AdapterRow, StoredAdapter, vector_key
 from .spec import (
     AdapterSpec,
     LoraModule,
@@ -124,6 +124,7 @@ __all__ = [
     "ModuleNames",
     "RepositoryRecord",
     "ScalingRule",
+    "StoredAdapter",
     "Tensor",
     "Use",
     "WeightsHealth",
@@ -179,4 +180,5 @@ __all__ = [
     "tensor_digest",
     "tensors_beside",
     "verdicts",
+    "vector_key",
 ]

@@ -1,13 +1,17 @@
-"""An adapter of a catalog as lists show it, and everything known of one."""
+"""An adapter of a catalog as lists show it, as it is compared and selected, and everything known of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from catalog.adapters.reference import adapter_name
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from catalog.adapters.engine_rules import EngineVerdict
 
 
@@ -70,3 +74,63 @@ class AdapterDetails(AdapterRow):
     training: Mapping[str, Any]
     details: Mapping[str, str]
     runs_in: Sequence[EngineVerdict]
+
+
+def vector_key(weights_digest: str, scaling_pattern: str) -> str:
+    """The name of a fingerprint: the file's digest, and the pattern if any."""
+    return f"{weights_digest}+{scaling_pattern}" if scaling_pattern else weights_digest
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter at its current commit; `id` is its row.
+
+    `partial` are the reasons why its B A is not its whole update; `is_refused`: the rules refuse it.
+    The fields of maps (`health`, `library`, `front`) and `delta`, the sketch of the update over its largest
+    scaling, are None if they were not requested.
+    """
+
+    id: int
+    repository: str
+    hub_id: str
+    owner: str
+    commit: str
+    subfolder: str
+    base: str | None
+    rank: int | None
+    alpha: float | None
+    scaling: float | None
+    use_rslora: bool | None
+    targets: Any
+    parameters: int | None
+    norm: float | None
+    license: str | None
+    partial: Any
+    scaling_pattern: str | None
+    weights_digest: str
+    weights_name: str | None
+    tensor_digest: str | None
+    config_digest: str | None
+    card_digest: str | None
+    health: str | None = None
+    library: str | None = None
+    front: Any = None
+    is_refused: bool = False
+    delta: NDArray[Any] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def adapter(self) -> str:
+        """Its short name."""
+        return adapter_name(self.repository, self.subfolder)
+
+    @property
+    def key(self) -> str:
+        """The key of its vectors."""
+        return vector_key(self.weights_digest, self.scaling_pattern or "")
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The datasets that its card's front matter names."""
+        datasets = self.front.get("datasets") if isinstance(self.front, dict) else None
+        datasets = [datasets] if isinstance(datasets, str) else datasets
+        return tuple(name for name in datasets if isinstance(name, str)) if isinstance(datasets, list) else ()

@@ -1,6 +1,5 @@
 from .copies import (
     LEVELS,
-    Copy,
     Group,
     cosines,
     duplicates,
@@ -29,7 +28,6 @@ __all__ = [
     "FINGERPRINT_VERSION",
     "LEVELS",
     "OUTPUT_SIZE",
-    "Copy",
     "Cosine",
     "Family",
     "Fingerprint",

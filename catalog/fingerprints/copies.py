@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from catalog.adapters import StoredAdapter
 from catalog.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ Level = Literal["file", "tensor", "delta"]
 Exact = Callable[[str, str], "float | None"]
 
 LEVELS: tuple[Level, ...] = ("file", "tensor", "delta")
+_DIGESTS = {"file": "weights_digest", "tensor": "tensor_digest"}
 # Cosines of updates. From the first on, sketches are worth an exact look; from the next two on, the exact
 # value, or the sketch alone, means the same weights (a cast leaves 1 - 2e-6, int8 by rows 1 - 6e-5).
 CANDIDATE = 0.99
@@ -34,27 +36,6 @@ _TILE = 8 << 20
 _PAIRS = 1024
 # The least size of a vector's head, and the part of a tile that heads may leave; more is multiplied in full.
 _LEAST_HEAD, _FEW = 32, 100
-
-
-@dataclass(frozen=True)
-class Copy:
-    """One adapter with the facts that identify its weights; unknown ones are None.
-
-    `repository` is owner/name, `file` and `tensor` are digests, `delta` is the sketch of the update over its
-    largest scaling, `norm` that of the whole update with scaling, and `key` names the vector.
-    """
-
-    adapter: str
-    owner: str
-    repository: str
-    subfolder: str
-    base: str | None
-    file: str | None
-    tensor: str | None
-    delta: NDArray[Any] | None = field(repr=False, compare=False)
-    scaling: float | None
-    norm: float | None
-    key: str | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +62,9 @@ class Link:
     exact: bool = False
 
 
-def duplicates(copies: Iterable[Copy], level: str = "delta", exact: Exact | None = None) -> list[Group]:
+def duplicates(
+    copies: Iterable[StoredAdapter], level: str = "delta", exact: Exact | None = None
+) -> list[Group]:
     """The groups of two and more duplicates up to a level, which includes the cheaper ones; sorted.
 
     At level delta, adapters of the same known base model whose sketches have a cosine of 0.99 are candidates;
@@ -102,7 +85,7 @@ def duplicates(copies: Iterable[Copy], level: str = "delta", exact: Exact | None
         if stage == "delta":
             links = _join_alike(rows, parents, exact)
         else:
-            join_equal(parents, [getattr(row, stage) for row in rows])
+            join_equal(parents, [getattr(row, _DIGESTS[stage]) for row in rows])
         roots[stage] = all_roots(parents)
         if stage == level:
             break
@@ -111,7 +94,7 @@ def duplicates(copies: Iterable[Copy], level: str = "delta", exact: Exact | None
 
 
 def representatives(
-    copies: Iterable[Copy], level: str = "delta", exact: Exact | None = None
+    copies: Iterable[StoredAdapter], level: str = "delta", exact: Exact | None = None
 ) -> dict[str, str]:
     """The id of each adapter's group: the first member's name, its own if it has no duplicate."""
     rows = by_name(copies)
@@ -181,12 +164,12 @@ def _heads(units: NDArray[np.float32], at_least: float) -> NDArray[np.float32]:
     return np.concatenate([units[:, :length], tail_norms.astype(np.float32)], axis=1)
 
 
-def by_name(copies: Iterable[Copy]) -> list[Copy]:
+def by_name(copies: Iterable[StoredAdapter]) -> list[StoredAdapter]:
     copies_by_name = {copy.adapter: copy for copy in copies}
     return [copies_by_name[name] for name in sorted(copies_by_name)]
 
 
-def unit_vectors(rows: Sequence[Copy]) -> dict[int, NDArray[np.float32]]:
+def unit_vectors(rows: Sequence[StoredAdapter]) -> dict[int, NDArray[np.float32]]:
     """The normalised updates by node, of those that can be compared: with a base, finite and not zero."""
     import numpy as np
 
@@ -253,7 +236,7 @@ def parts(roots: Sequence[int]) -> list[list[int]]:
     return [nodes for nodes in group_nodes(range(len(roots)), lambda node: roots[node]) if len(nodes) > 1]
 
 
-def _join_alike(rows: Sequence[Copy], parents: list[int], exact: Exact | None) -> list[Link]:
+def _join_alike(rows: Sequence[StoredAdapter], parents: list[int], exact: Exact | None) -> list[Link]:
     """Joins nodes with the same update; returns the links used."""
     units = unit_vectors(rows)
     # Copies of one file under one pattern of scalings have one vector: it is compared once.
@@ -280,7 +263,7 @@ def _join_alike(rows: Sequence[Copy], parents: list[int], exact: Exact | None) -
 
 
 def _group(
-    rows: Sequence[Copy], nodes: list[int], roots: Mapping[Level, list[int]], links: Sequence[Link]
+    rows: Sequence[StoredAdapter], nodes: list[int], roots: Mapping[Level, list[int]], links: Sequence[Link]
 ) -> Group:
     level = next(level for level in LEVELS if len({roots[level][node] for node in nodes}) == 1)
     notes = [_scale_difference([rows[node] for node in nodes])]
@@ -299,7 +282,7 @@ def _group(
     )
 
 
-def _scale_difference(members: Sequence[Copy]) -> str:
+def _scale_difference(members: Sequence[StoredAdapter]) -> str:
     """How the norms of equal updates differ, or their scalings if no norm is known; empty if they do not."""
     norms, scalings = _ratios(row.norm for row in members), _ratios(row.scaling for row in members)
     if norms:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from catalog.adapters import StoredAdapter
 from catalog.fingerprints.copies import (
-    Copy,
     Link,
     all_roots,
     by_name,
@@ -52,7 +52,7 @@ class Family:
     why: str
 
 
-def families(copies: Iterable[Copy]) -> list[Family]:
+def families(copies: Iterable[StoredAdapter]) -> list[Family]:
     """The families of two and more adapters, sorted by name; every adapter is in at most one.
 
     Joined are the adapters of one repository (checkpoints, folders); an owner's repositories whose names are
@@ -85,7 +85,7 @@ def series_name(name: str) -> str:
 
 
 def _join_series(
-    rows: Sequence[Copy], units: Mapping[int, NDArray[np.float32]], parents: list[int]
+    rows: Sequence[StoredAdapter], units: Mapping[int, NDArray[np.float32]], parents: list[int]
 ) -> dict[int, str]:
     """Joins the series of each owner; gives the name of its series for each node that is in one."""
     series: dict[int, str] = {}
@@ -99,7 +99,9 @@ def _join_series(
     return series
 
 
-def _is_series(rows: Sequence[Copy], units: Mapping[int, NDArray[np.float32]], nodes: Sequence[int]) -> bool:
+def _is_series(
+    rows: Sequence[StoredAdapter], units: Mapping[int, NDArray[np.float32]], nodes: Sequence[int]
+) -> bool:
     """Whether updates in two of the repositories have the cosine of a series."""
     return any(
         rows[link.left].repository != rows[link.right].repository
@@ -109,7 +111,7 @@ def _is_series(rows: Sequence[Copy], units: Mapping[int, NDArray[np.float32]], n
 
 
 def _family(
-    rows: Sequence[Copy], nodes: Sequence[int], series: Mapping[int, str], links: Sequence[Link]
+    rows: Sequence[StoredAdapter], nodes: Sequence[int], series: Mapping[int, str], links: Sequence[Link]
 ) -> Family:
     """The family of these nodes, which repositories, series and links of continued training joined."""
     repositories = Counter(rows[node].repository for node in nodes)

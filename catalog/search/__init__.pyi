@@ -1,9 +1,9 @@
 from . import browse, likeness, nearest
 from .nearest import Neighbour, Subject, downhill, neighbours, sketch_cosine
 from .ranking import SearchHit, SearchWeights, open_texts, search
-from .rows import BY_NAME, COLUMNS, StoredAdapter, from_current, is_refused
+from .rows import BY_NAME, COLUMNS, from_current
 from .texts import embed_cards
-from .vectors import SPACES, Fingerprints, indexes, matrix, vector_key
+from .vectors import SPACES, Fingerprints, indexes, matrix
 
 __all__ = [
     "BY_NAME",
@@ -13,14 +13,12 @@ __all__ = [
     "Neighbour",
     "SearchHit",
     "SearchWeights",
-    "StoredAdapter",
     "Subject",
     "browse",
     "downhill",
     "embed_cards",
     "from_current",
     "indexes",
-    "is_refused",
     "likeness",
     "matrix",
     "nearest",
@@ -28,5 +26,4 @@ __all__ = [
     "open_texts",
     "search",
     "sketch_cosine",
-    "vector_key",
 ]

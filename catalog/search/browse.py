@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, selectinload
 
 from catalog.adapters import (
@@ -37,12 +37,15 @@ from catalog.database import (
     Repository,
     RepositoryAlias,
     WeightsFile,
+    count_rows,
+    has_reason,
     retries,
     store,
     waiting,
 )
 from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
 from catalog.query import FIELDS, Prefix, Query, fold, query_row, texts_asked
+from catalog.search.rows import BY_NAME, from_current
 
 SORTS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "adapter": (),
@@ -73,36 +76,19 @@ class Listing:
             raise UsageError(f"{self.sort!r} is not a sort order; use one of {', '.join(SORTS)}.")
 
 
-def _is_refused(refusing: Collection[str]) -> ColumnElement[bool]:
-    return exists().where(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason.in_(refusing))
-
-
-def _current() -> Select[Adapter]:
-    return (
-        select(Adapter)
-        .join(Adapter.repository)
-        .where(Adapter.current, Repository.gone_at.is_(None))
-        .options(
-            selectinload(Adapter.reasons), selectinload(Adapter.repository), selectinload(Adapter.base_model)
-        )
-    )
-
-
 def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> Iterator[AdapterRow]:
     """The rows of a listing."""
-    query = _current()
+    relations = (Adapter.reasons, Adapter.repository, Adapter.base_model)
+    query = from_current(select(Adapter)).options(*map(selectinload, relations))
     if listing.verdict not in (None, "any"):
-        query = query.where(_is_refused(refusing) if listing.verdict == "skipped" else ~_is_refused(refusing))
+        query = query.where(has_reason(refusing) if listing.verdict == "skipped" else ~has_reason(refusing))
     if listing.reason is not None:
-        has_reason = exists().where(
-            AdapterReason.adapter_id == Adapter.id, AdapterReason.reason == listing.reason
-        )
-        query = query.where(has_reason)
+        query = query.where(has_reason([listing.reason]))
     if listing.base is not None:
-        query = query.join(Adapter.base_model).where(BaseModelRow.canonical == listing.base)
+        query = query.where(BaseModelRow.canonical == listing.base)
     if listing.where is not None:
         query = query.where(listing.where.clause(refusing))
-    query = query.order_by(*SORTS[listing.sort], Repository.name, Repository.hub_id, Adapter.subfolder)
+    query = query.order_by(*SORTS[listing.sort], *BY_NAME)
     for adapter in session.scalars(query.limit(listing.count).execution_options(yield_per=_PAGE)):
         yield adapter_row(adapter, refusing)
 
@@ -195,42 +181,33 @@ def totals(
     `waiting` counts the adapters whose factors a crawl that reads weights would read, except those with a
     reason in `unreadable`; `partial` those measured whose factors are not their whole update.
     """
-    current = _current().with_only_columns(Adapter.id).options()
+    current = from_current(select(Adapter.id))
     ids = current.subquery()
-    count = session.scalar(select(func.count()).select_from(ids)) or 0
-    skipped_ids = current.where(_is_refused(refusing)).subquery()
+    count, skipped = count_rows(session, current), count_rows(session, current.where(has_reason(refusing)))
     measured = current.where(Adapter.norm.is_not(None))
-    skipped = session.scalar(select(func.count()).select_from(skipped_ids)) or 0
     reasons = session.execute(
         select(AdapterReason.reason, func.count())
         .join(ids, ids.c.id == AdapterReason.adapter_id)
         .group_by(AdapterReason.reason)
         .order_by(func.count().desc(), AdapterReason.reason)
     )
-    here = select(func.count()).select_from(Repository)
+    here = select(Repository.id)
+    newest = select(Crawl).order_by(Crawl.id.desc()).limit(crawls)
     return {
-        "repositories": session.scalar(here.where(Repository.gone_at.is_(None))) or 0,
-        "gone": session.scalar(here.where(Repository.gone_at.is_not(None))) or 0,
+        "repositories": count_rows(session, here.where(Repository.gone_at.is_(None))),
+        "gone": count_rows(session, here.where(Repository.gone_at.is_not(None))),
         "adapters": count,
         "accepted": count - skipped,
         "skipped": skipped,
         "reasons": dict(reasons.all()),
-        "fingerprints": session.scalar(select(func.count()).select_from(FingerprintRow)) or 0,
-        "measured": _count(session, measured),
-        "partial": _count(session, measured.where(FIELDS["partial"].some(lambda name: name != "", ()))),
+        "fingerprints": count_rows(session, select(FingerprintRow.version)),
+        "measured": count_rows(session, measured),
+        "partial": count_rows(session, measured.where(FIELDS["partial"].some(lambda name: name != "", ()))),
         "waiting": waiting(session, unreadable),
-        "embeddings": session.scalar(select(func.count()).select_from(Embedding)) or 0,
+        "embeddings": count_rows(session, select(Embedding.chunk)),
         "retries": retries.list_retries(session),
-        "crawls": [_crawl_row(crawl) for crawl in _newest(session, crawls)],
+        "crawls": [_crawl_row(crawl) for crawl in session.scalars(newest)],
     }
-
-
-def _count(session: Session, query: Select[int]) -> int:
-    return session.scalar(select(func.count()).select_from(query.subquery())) or 0
-
-
-def _newest(session: Session, count: int) -> list[Crawl]:
-    return list(session.scalars(select(Crawl).order_by(Crawl.id.desc()).limit(count)))
 
 
 def _crawl_row(crawl: Crawl) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Select, case, null, select
 from sqlalchemy.orm import Session
 
-from catalog.adapters import AdapterConfig, ScalingRule, adapter_name, parse_config
-from catalog.database import Adapter, BaseModelRow, DocumentRow, WeightsFile
+from catalog.adapters import AdapterConfig, ScalingRule, StoredAdapter, adapter_name, parse_config
+from catalog.database import Adapter, BaseModelRow, DocumentRow, WeightsFile, has_reason
 from catalog.database import FingerprintRow as FingerprintRow
 from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
 from catalog.files import BlobStore
-from catalog.fingerprints import FINGERPRINT_VERSION, Copy, Cosine, exact_cosine, modules_of, spectrum_of
+from catalog.fingerprints import FINGERPRINT_VERSION, Cosine, exact_cosine, modules_of, spectrum_of
 from catalog.query import Query
-from catalog.search.rows import BY_NAME, COLUMNS, SHOWN_COLUMNS, StoredAdapter, from_current, is_refused
+from catalog.search.rows import BY_NAME, COLUMNS, SHOWN_COLUMNS, from_current
 from catalog.search.vectors import SPACES, Fingerprints, Kind
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 Files = tuple[Path, AdapterConfig]
 # The weights of an adapter folder, the one that is read first.
 _WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
-# The number of vectors that are read at once.
-_BLOCK = 500
 
 
 def kind(name: str) -> Kind:
@@ -92,7 +90,7 @@ def with_weights(
 
 def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:
     """The columns of `StoredAdapter` of current adapters."""
-    refused = is_refused(refusing)
+    refused = has_reason(refusing)
     query = from_current(select(*COLUMNS, *SHOWN_COLUMNS, refused.label("skipped"))).order_by(*BY_NAME)
     return query if every else query.where(~refused)
 
@@ -162,32 +160,10 @@ def kept_files(
     return (path, parse_config(content)) if content is not None else None
 
 
-def copies(session: Session, rows: Sequence[StoredAdapter], *, deltas: bool = True) -> list[Copy]:
-    """These adapters as input of `catalog.fingerprints`, with their delta vectors if they have one.
-
-    Without `deltas` no vector is read: they can be compared by file and tensors.
-    """
-    source = Fingerprints(session, "delta")
-    keys = sorted({row.key for row in rows}) if deltas else []
-    vectors: dict[str, NDArray[np.float32]] = {}
-    for start in range(0, len(keys), _BLOCK):
-        vectors |= source.by_key(keys[start : start + _BLOCK])
-    return [
-        Copy(
-            adapter=row.adapter,
-            owner=row.owner,
-            repository=row.repository,
-            subfolder=row.subfolder,
-            base=row.base,
-            file=row.weights_digest,
-            tensor=row.tensor_digest,
-            delta=vectors.get(row.key),
-            scaling=row.scaling,
-            norm=row.norm,
-            key=row.key,
-        )
-        for row in rows
-    ]
+def with_deltas(session: Session, rows: Sequence[StoredAdapter]) -> list[StoredAdapter]:
+    """These adapters with their delta vectors, if they have one."""
+    vectors = Fingerprints(session, "delta").by_key(sorted({row.key for row in rows}))
+    return [replace(row, delta=vectors.get(row.key)) for row in rows]
 
 
 def exact_delta(

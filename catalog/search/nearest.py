@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
-from catalog.adapters import AdapterFolder, adapter_name
+from catalog.adapters import AdapterFolder, StoredAdapter, adapter_name, vector_key
 from catalog.database import Adapter, WeightsFile
 from catalog.errors import NotFoundError
 from catalog.files import BlobStore
@@ -26,8 +26,7 @@ from catalog.search.likeness import (
     fingerprint_row,
     kept_files,
 )
-from catalog.search.rows import StoredAdapter
-from catalog.search.vectors import SPACES, Fingerprints, Kind, vector_key
+from catalog.search.vectors import SPACES, Fingerprints, Kind
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,6 +20,7 @@ from catalog.database import Adapter, BaseModelRow, Embedding, Repository
 from catalog.errors import ReadOnlyCatalogError
 from catalog.index import AdapterText, Embedder, check_vectors, chunks, content_of, has_content
 from catalog.query import texts_in
+from catalog.search.rows import from_current
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,13 +46,9 @@ class EmbedCounts:
     chunks: int
 
 
-def select_cards() -> Select[int, str, str]:
+def select_cards() -> Select[Any]:
     """Selects id, quality and text of the cards of all adapters that lists show."""
-    return (
-        select(Adapter.id, Adapter.card_quality, Adapter.card_text)
-        .join(Adapter.repository)
-        .where(Adapter.current, Repository.gone_at.is_(None))
-    )
+    return from_current(select(Adapter.id, Adapter.card_quality, Adapter.card_text))
 
 
 def embed_cards(
@@ -184,21 +181,8 @@ class CardTexts:
 
 
 def _select_names() -> Select[Any]:
-    return (
-        select(
-            Adapter.id,
-            Adapter.subfolder,
-            Adapter.card_quality,
-            Adapter.card_text,
-            Adapter.card_front,
-            Repository.name,
-            Repository.tags,
-            BaseModelRow.canonical,
-        )
-        .join(Adapter.repository)
-        .outerjoin(Adapter.base_model)
-        .where(Adapter.current, Repository.gone_at.is_(None))
-    )
+    own = (Adapter.id, Adapter.subfolder, Adapter.card_quality, Adapter.card_text, Adapter.card_front)
+    return from_current(select(*own, Repository.name, Repository.tags, BaseModelRow.canonical))
 
 
 def _text(row: Any) -> AdapterText:

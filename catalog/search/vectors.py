@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from catalog.adapters import vector_key
 from catalog.database import FingerprintRow
 from catalog.errors import StorageError
 from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE
@@ -30,11 +31,6 @@ SPACES: dict[Kind, Space] = {
 }
 _BLOCK = 500
 _COLUMNS = {"delta": FingerprintRow.delta, "output": FingerprintRow.output}
-
-
-def vector_key(weights_digest: str, scaling_pattern: str) -> str:
-    """The name of a fingerprint: the file's digest, and the pattern if any."""
-    return f"{weights_digest}+{scaling_pattern}" if scaling_pattern else weights_digest
 
 
 class Fingerprints:
@@ -62,18 +58,19 @@ class Fingerprints:
             yield np.stack([vectors_by_key[key] for key in block])
 
     def by_key(self, keys: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """The vectors of these keys that the catalog holds; at most 500 keys at once."""
+        """The vectors of these keys that the catalog holds."""
         import numpy as np
 
-        digests = {key.partition("+")[0] for key in keys}
-        rows = self._session.execute(
-            select(FingerprintRow.weights_digest, FingerprintRow.scaling_pattern, self._column).where(
-                FingerprintRow.weights_digest.in_(digests), FingerprintRow.version == FINGERPRINT_VERSION
-            )
-        )
-        key_set = set(keys)
-        vectors = ((vector_key(digest, pattern), blob) for digest, pattern, blob in rows)
-        return {key: np.frombuffer(blob, dtype="<f4") for key, blob in vectors if key in key_set}
+        query = select(FingerprintRow.weights_digest, FingerprintRow.scaling_pattern, self._column)
+        query = query.where(FingerprintRow.version == FINGERPRINT_VERSION)
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for start in range(0, len(keys), _BLOCK):
+            block = set(keys[start : start + _BLOCK])
+            digests = {key.partition("+")[0] for key in block}
+            for *name, blob in self._session.execute(query.where(FingerprintRow.weights_digest.in_(digests))):
+                if (key := vector_key(*name)) in block:
+                    vectors[key] = np.frombuffer(blob, dtype="<f4")
+        return vectors
 
 
 def matrix(source: Fingerprints, keys: Sequence[str]) -> NDArray[np.float32]:

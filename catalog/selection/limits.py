@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from catalog.adapters import StoredAdapter
 from catalog.errors import UsageError
-from catalog.search import StoredAdapter
 
 # Norms within this factor of each other count as equal when a pool is matched.
 NORM_FACTOR = 2.0

@@ -12,16 +12,25 @@ from sqlalchemy.orm import Session
 
 from catalog.adapters import (
     IN_LAYERS,
+    StoredAdapter,
     layers_to_leave_out,
     lora_modules,
     parse_config,
     parse_header,
 )
-from catalog.database import Adapter, BaseModelRow, DocumentRow, Repository, WeightsFile
+from catalog.database import (
+    Adapter,
+    BaseModelRow,
+    DocumentRow,
+    Repository,
+    WeightsFile,
+    count_rows,
+    has_reason,
+)
 from catalog.errors import PoolError
 from catalog.pools import Manifest, Member, PinnedFile
 from catalog.query import Query
-from catalog.search import BY_NAME, COLUMNS, StoredAdapter, from_current, is_refused
+from catalog.search import BY_NAME, COLUMNS, from_current
 
 
 def candidates(
@@ -58,11 +67,11 @@ def left_out(
 ) -> dict[str, int]:
     """The number of current adapters of a base model that are not candidates, by the first reason in
     words."""
-    everybody = _adapters(select(func.count(Adapter.id)), base)
+    everybody = _adapters(select(Adapter.id), base)
     filtered = everybody if where is None else everybody.where(where.clause(refusing))
     accepted = filtered.where(~_is_refused(refusing, without))
     pinnable = accepted.join(WeightsFile, WeightsFile.digest == Adapter.weights_digest).where(*_PINNABLE)
-    counts = [session.scalar(query) or 0 for query in (everybody, filtered, accepted, pinnable)]
+    counts = [count_rows(session, query) for query in (everybody, filtered, accepted, pinnable)]
     layers = counts[3] - len(candidates(session, refusing, base, where, without)) if without else 0
     return {
         "not let through by the filter": counts[0] - counts[1],
@@ -81,7 +90,7 @@ def _adapters(columns: Select[Any], base: str | None) -> Select[Any]:
 
 
 def _is_refused(refusing: Collection[str], without: Collection[str]) -> ColumnElement[bool]:
-    return is_refused(set(refusing) - IN_LAYERS if without else set(refusing))
+    return has_reason(set(refusing) - IN_LAYERS if without else set(refusing))
 
 
 def _layers_of(session: Session, reasons: Collection[str]) -> dict[int, tuple[str, ...]]:
@@ -92,7 +101,7 @@ def _layers_of(session: Session, reasons: Collection[str]) -> dict[int, tuple[st
         select(Adapter.id, DocumentRow.content, WeightsFile.header, WeightsFile.size)
         .join(DocumentRow, DocumentRow.digest == Adapter.config_digest)
         .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
-        .where(Adapter.current, is_refused(reasons))
+        .where(Adapter.current, has_reason(reasons))
     )
     layers = {}
     for id_, content, header, size in session.execute(query):

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from catalog.adapters import bases, objection
+from catalog.adapters import StoredAdapter, bases, objection
 from catalog.errors import NotFoundError, UsageError
 from catalog.fingerprints import families, representatives
 from catalog.pools import Manifest, check_name
 from catalog.query import parse, to_text
-from catalog.search import StoredAdapter, likeness
+from catalog.search import likeness
 from catalog.selection.limits import (
     PoolLimits,
     Ranked,
@@ -118,7 +118,7 @@ def _limits(question: Question, rows: Sequence[StoredAdapter], sources: Sources)
     """The limits of a question, with the groups and families that it requires."""
     groups = members = None
     if question.distinct:
-        copies = likeness.copies(sources.session, rows, deltas=question.distinct == "delta")
+        copies = likeness.with_deltas(sources.session, rows) if question.distinct == "delta" else rows
         exact = likeness.exact_delta(sources.session, rows, sources.blobs)
         groups = representatives(copies, question.distinct, exact)
     if question.per_family:
@@ -126,7 +126,7 @@ def _limits(question: Question, rows: Sequence[StoredAdapter], sources: Sources)
         measured_rows = list(
             likeness.adapters_with_fingerprint(sources.session, sources.refusing, rows[0].base)
         )
-        family_list = families(likeness.copies(sources.session, measured_rows))
+        family_list = families(likeness.with_deltas(sources.session, measured_rows))
         members = {name: family.name for family in family_list for name in family.members}
     return PoolLimits(
         question.count, question.per_owner, question.per_family, question.parameters, groups, members

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
-from catalog.adapters import Use
+from catalog.adapters import StoredAdapter, Use
 from catalog.database import find_pool, score_table
 from catalog.errors import NotFoundError, UsageError
 from catalog.files import BlobStore
@@ -31,7 +31,7 @@ from catalog.scores import (
     race,
     score_matrix,
 )
-from catalog.search import StoredAdapter, Subject, downhill, likeness, neighbours, open_texts, search
+from catalog.search import Subject, downhill, likeness, neighbours, open_texts, search
 from catalog.selection.limits import Ranked, by_rank, match_recipes, random_order
 from catalog.selection.pinning import candidates
 

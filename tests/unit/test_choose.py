@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from catalog.adapters import StoredAdapter
 from catalog.errors import UsageError
-from catalog.search import StoredAdapter
 from catalog.selection.limits import (
     PoolLimits,
     Ranked,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from catalog.adapters import StoredAdapter
 from catalog.errors import UsageError
 from catalog.fingerprints.copies import (
     SAME_SKETCH,
-    Copy,
     Group,
     cosines,
     duplicates,
@@ -31,17 +32,18 @@ from tests.shared_data import data, shared
 BASE = "acme/tiny"
 
 
-def copy(adapter: str, delta: NDArray[Any] | None = None, **fields: Any) -> Copy:
+def copy(adapter: str, delta: NDArray[Any] | None = None, **fields: Any) -> StoredAdapter:
     """An adapter `owner/name` or `owner/name:folder`; all that is not given is unknown, but for the base."""
     repository, _, subfolder = adapter.partition(":")
     arguments: dict[str, Any] = {
+        **dict.fromkeys(field.name for field in dataclasses.fields(StoredAdapter)),
         "owner": repository.split("/")[0],
         "repository": repository,
         "subfolder": subfolder,
         "base": BASE,
-        **dict.fromkeys(("file", "tensor", "scaling", "norm", "key")),
+        "delta": delta,
     }
-    return Copy(adapter=adapter, delta=delta, **(arguments | fields))
+    return StoredAdapter(**(arguments | fields))
 
 
 def at(cosine: float, other: int = 1, size: int = 6) -> NDArray[np.float32]:
@@ -69,13 +71,13 @@ def members(groups: list[Group]) -> list[tuple[str, ...]]:
 
 def test_the_ladder_worked_by_hand() -> None:
     rows = [
-        copy("o/a", at(1), file="f1", tensor="t1"),
-        copy("o/b", at(1), file="f1", tensor="t1"),
-        copy("o/c", at(1), file="f2", tensor="t1"),  # other header, same tensors
-        copy("o/d", at(0.9995), file="f3", tensor="t3"),  # a cast
-        copy("o/e", at(0, 2), file="f4"),
-        copy("o/f", at(0, 3), file="f4"),
-        copy("o/g", at(0, 4), file="f5", tensor="t5"),
+        copy("o/a", at(1), weights_digest="f1", tensor_digest="t1"),
+        copy("o/b", at(1), weights_digest="f1", tensor_digest="t1"),
+        copy("o/c", at(1), weights_digest="f2", tensor_digest="t1"),  # other header, same tensors
+        copy("o/d", at(0.9995), weights_digest="f3", tensor_digest="t3"),  # a cast
+        copy("o/e", at(0, 2), weights_digest="f4"),
+        copy("o/f", at(0, 3), weights_digest="f4"),
+        copy("o/g", at(0, 4), weights_digest="f5", tensor_digest="t5"),
     ]
     pair = Group("file", ("o/e", "o/f"), None, True, "")
     assert duplicates(rows, "file") == [Group("file", ("o/a", "o/b"), None, True, ""), pair]
@@ -89,14 +91,16 @@ def test_the_ladder_worked_by_hand() -> None:
 
 
 def test_a_group_is_reported_at_the_cheapest_level_that_holds_for_all() -> None:
-    rows = [copy(f"o/{name}", at(1), file="f", tensor="t") for name in "ab"]
+    rows = [copy(f"o/{name}", at(1), weights_digest="f", tensor_digest="t") for name in "ab"]
     assert [group.level for group in duplicates(rows)] == ["file"]
-    rows = [copy(f"o/{name}", at(1), file=name, tensor="t") for name in "ab"]
+    rows = [copy(f"o/{name}", at(1), weights_digest=name, tensor_digest="t") for name in "ab"]
     assert [group.level for group in duplicates(rows)] == ["tensor"]
 
 
 def test_a_subgroup_is_named_once() -> None:
-    rows = [copy(f"o/{name}", at(1), file="f", tensor="t") for name in "ab"] + [copy("o/c", at(0.9999))]
+    rows = [copy(f"o/{name}", at(1), weights_digest="f", tensor_digest="t") for name in "ab"] + [
+        copy("o/c", at(0.9999))
+    ]
     assert [group.note for group in duplicates(rows)] == ["same file: o/a, o/b"]
 
 
@@ -157,7 +161,14 @@ def test_updates_are_compared_within_one_known_base_only(
 ) -> None:
     rows = [copy("o/a", at(1), base=left), copy("o/b", at(1), base=right)]
     assert len(duplicates(rows)) == found
-    assert len(duplicates([copy("o/a", base=left, file="f"), copy("o/b", base=right, file="f")])) == 1
+    assert (
+        len(
+            duplicates(
+                [copy("o/a", base=left, weights_digest="f"), copy("o/b", base=right, weights_digest="f")]
+            )
+        )
+        == 1
+    )
 
 
 def test_groups_chain_and_tell_their_weakest_link() -> None:
@@ -187,8 +198,8 @@ def test_equal_files_and_pairs_already_joined_are_not_compared_again() -> None:
         requests.append((left, right))
         return 1.0
 
-    rows = [copy(f"o/{name}", at(1), file="f", key="f") for name in "abc"]
-    rows += [copy(f"o/{name}", at(0.9999 + 1e-5 * n), key=name) for n, name in enumerate("xyz")]
+    rows = [copy(f"o/{name}", at(1), weights_digest="f") for name in "abc"]
+    rows += [copy(f"o/{name}", at(0.9999 + 1e-5 * n)) for n, name in enumerate("xyz")]
     (group,) = duplicates(rows, exact=exact)
     assert group.members == ("o/a", "o/b", "o/c", "o/x", "o/y", "o/z")
     assert len(requests) == len(set(requests)) == 3
@@ -217,14 +228,14 @@ SCALINGS = [{"scaling": 2.0}, {"scaling": 1.0}]
     ],
 )
 def test_rescaled_copies_are_told(fields: list[dict[str, Any]], note: str) -> None:
-    rows = [copy(f"o/{number}", file="f", **arguments) for number, arguments in enumerate(fields)]
+    rows = [copy(f"o/{number}", weights_digest="f", **arguments) for number, arguments in enumerate(fields)]
     assert [group.note for group in duplicates(rows)] == [note]
 
 
 # Properties.
 
 
-def random_copies(seed: int, count: int = 40) -> list[Copy]:
+def random_copies(seed: int, count: int = 40) -> list[StoredAdapter]:
     """Adapters, some alike in the one way or the other."""
     random = np.random.default_rng(seed)
     centres = random.standard_normal((8, 16))
@@ -236,8 +247,9 @@ def random_copies(seed: int, count: int = 40) -> list[Copy]:
                 f"o{random.integers(4)}/{random.choice(['run', 'fold', 'x'])}-{number}",
                 near if random.random() < 0.9 else None,
                 base=random.choice([BASE, "acme/big"]),
-                file=f"f{random.integers(30)}",
-                tensor=f"t{random.integers(40)}" if random.random() < 0.5 else None,
+                weights_digest=f"f{random.integers(30)}",
+                scaling_pattern=str(number),
+                tensor_digest=f"t{random.integers(40)}" if random.random() < 0.5 else None,
             )
         )
     return rows
@@ -248,8 +260,10 @@ def random_copies(seed: int, count: int = 40) -> list[Copy]:
 def test_groups_are_the_components_that_scipy_finds(seed: int) -> None:
     rows = sorted(random_copies(seed), key=lambda row: row.adapter)
 
-    def alike(left: Copy, right: Copy) -> bool:
-        if left.file == right.file or (left.tensor is not None and left.tensor == right.tensor):
+    def alike(left: StoredAdapter, right: StoredAdapter) -> bool:
+        if left.weights_digest == right.weights_digest or (
+            left.tensor_digest is not None and left.tensor_digest == right.tensor_digest
+        ):
             return True
         if left.base != right.base or left.delta is None or right.delta is None:
             return False

@@ -12,13 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from catalog.fingerprints import Copy, duplicates, near_pairs
+from catalog.adapters import StoredAdapter
+from catalog.fingerprints import duplicates, near_pairs
 from catalog.index.vectors import Kind, Space, VectorHit, VectorIndex, open_index
 
 SIZE = 1024
@@ -112,8 +114,10 @@ def all_pairs() -> None:
     """Prints how long it takes to compare 1,000 adapters with each other."""
     source = Generated(1000)
     units = source.values / np.linalg.norm(source.values, axis=1, keepdims=True)
+    unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(StoredAdapter))
+    unknown |= {"owner": "o", "subfolder": "", "base": "base"}
     rows = [
-        Copy(name, "o", f"o/{name}", "", "base", None, None, vector, None, None, None)
+        StoredAdapter(**(unknown | {"repository": f"o/{name}", "delta": vector}))
         for name, vector in zip(source.names, source.values, strict=True)
     ]
     pairs, seconds = time_work(lambda: list(near_pairs(units, 0.4)))
