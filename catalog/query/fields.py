@@ -291,6 +291,25 @@ FIELDS: dict[str, Field] = {field.name: field for field in _ALL}
 NAMES: dict[str, str] = {name: field.name for field in _ALL for name in (field.name, *field.aliases)}
 
 
+# The values of a row that are columns of the adapter, or of its repository, under their own names.
+_OF_ADAPTER = (
+    *(
+        "commit",
+        "rank",
+        "alpha",
+        "scaling",
+        "use_rslora",
+        "targets",
+        "modules",
+        "parameters",
+        "dtypes",
+        "norm",
+    ),
+    *("health", "partial", "license", "task_type", "peft_type", "card_quality", "main"),
+)
+_OF_REPOSITORY = ("owner", "downloads", "likes", "tags", "library", "gated")
+
+
 def query_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
     """The row of an adapter for a filter's `match`: the values in lists and those with a field."""
     repository, front = adapter.repository, adapter.card_front
@@ -298,38 +317,17 @@ def query_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
     front = front if isinstance(front, dict) else {}
     reasons = [reason.reason for reason in adapter.reasons]
     return {
+        **{column: getattr(adapter, column) for column in _OF_ADAPTER},
+        **{column: getattr(repository, column) for column in _OF_REPOSITORY},
         "adapter": name,
         "name": name[len(owner) + 1 :] if owner else name,
-        "owner": owner,
-        "commit": adapter.commit,
         "base": adapter.base_model.canonical if adapter.base_model else None,
-        "rank": adapter.rank,
-        "alpha": adapter.alpha,
-        "scaling": adapter.scaling,
-        "use_rslora": adapter.use_rslora,
-        "targets": adapter.targets,
-        "modules": adapter.modules,
-        "parameters": adapter.parameters,
-        "dtypes": adapter.dtypes,
-        "norm": adapter.norm,
-        "health": adapter.health,
-        "partial": adapter.partial,
-        "license": adapter.license,
         "uses": allowed_uses(adapter.license),
         "verdict": "skipped" if set(reasons) & set(refusing) else "accepted",
         "reasons": reasons,
         "created": repository.created_at,
         "modified": repository.last_modified,
-        "downloads": repository.downloads,
-        "likes": repository.likes,
-        "tags": repository.tags,
         "datasets": list(texts_in(front.get("datasets"))),
         "languages": list(texts_in(front.get("language"))),
-        "task_type": adapter.task_type,
-        "peft_type": adapter.peft_type,
-        "card_quality": adapter.card_quality,
-        "library": repository.library,
-        "gated": repository.gated,
-        "main": adapter.main,
         "card": adapter.card_text,
     }

@@ -72,17 +72,27 @@ class Period:
         return "-".join(parts)
 
 
-class _Term(ABC):
+class _Part(ABC):
+    """A part of a query, with its two faces."""
+
+    @abstractmethod
+    def clause(self, refusing: Collection[str]) -> ColumnElement[bool]:
+        """The adapters that match, as SQL over Adapter and Repository; `refusing` decides the verdict."""
+
+    @abstractmethod
+    def match(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of `query_row` matches."""
+
+
+class _Term(_Part):
     """A test of the values of one field: `_sql` and `_holds` test a single value."""
 
     field: str
 
     def clause(self, refusing: Collection[str]) -> ColumnElement[bool]:
-        """The adapters that match, as SQL over Adapter and Repository; `refusing` decides the verdict."""
         return FIELDS[self.field].some(self._sql, refusing)
 
     def match(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of `query_row` matches."""
         return any(self._holds(value) for value in FIELDS[self.field].values(row))
 
     @abstractmethod
@@ -180,14 +190,12 @@ class Between(_Term):
 
 
 @dataclass(frozen=True)
-class Word:
+class Word(_Part):
     """This text, which is folded, occurs in the name, a tag or the text of the card."""
 
     text: str
 
     def clause(self, refusing: Collection[str]) -> ColumnElement[bool]:
-        """The adapters that match, as SQL over Adapter and Repository."""
-
         def inside(value: Any) -> ColumnElement[bool]:
             return AsciiLower(value).contains(self.text, autoescape=True)
 
@@ -195,13 +203,12 @@ class Word:
         return or_(*clauses, inside(Adapter.card_text))
 
     def match(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of `query_row` matches."""
         texts = (row["adapter"], *texts_in(row["tags"]), row["card"])
         return any(self.text in fold(text) for text in texts)
 
 
 @dataclass(frozen=True)
-class Not:
+class Not(_Part):
     """What the part does not match."""
 
     part: Query
@@ -210,47 +217,44 @@ class Not:
         _stands_alone(self.part)
 
     def clause(self, refusing: Collection[str]) -> ColumnElement[bool]:
-        """The adapters that match, as SQL over Adapter and Repository."""
         return not_(self.part.clause(refusing))
 
     def match(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of `query_row` matches."""
         return not self.part.match(row)
 
 
 @dataclass(frozen=True)
-class And:
-    """What all parts match; without parts, everything. An And among the parts is taken apart."""
+class _Joined(_Part):
+    """Several parts; those of the same kind are taken apart, so that equal queries are equal values."""
 
     parts: tuple[Query, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", _flat(self.parts, And))
+        inside = (part.parts if isinstance(part, type(self)) else (part,) for part in self.parts)
+        flat = tuple(part for parts in inside for part in parts)
+        if len(flat) == 1 or (not flat and isinstance(self, Or)):
+            raise ValueError("a conjunction or disjunction joins two parts or more")
+        _stands_alone(*flat)
+        object.__setattr__(self, "parts", flat)
+
+
+class And(_Joined):
+    """What all parts match; without parts, everything."""
 
     def clause(self, refusing: Collection[str]) -> ColumnElement[bool]:
-        """The adapters that match, as SQL over Adapter and Repository."""
         return and_(true(), *(part.clause(refusing) for part in self.parts))
 
     def match(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of `query_row` matches."""
         return all(part.match(row) for part in self.parts)
 
 
-@dataclass(frozen=True)
-class Or:
-    """What one of the parts matches, of which there are two or more. An Or among them is taken apart."""
-
-    parts: tuple[Query, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", _flat(self.parts, Or))
+class Or(_Joined):
+    """What one of the parts matches, of which there are two or more."""
 
     def clause(self, refusing: Collection[str]) -> ColumnElement[bool]:
-        """The adapters that match, as SQL over Adapter and Repository."""
         return or_(*(part.clause(refusing) for part in self.parts))
 
     def match(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of `query_row` matches."""
         return any(part.match(row) for part in self.parts)
 
 
@@ -264,17 +268,6 @@ def texts_asked(query: Query, field: str) -> Iterator[Equals | Prefix]:
             yield from texts_asked(part, field)
     elif isinstance(query, (Equals, Prefix)) and query.field == field:
         yield query
-
-
-def _flat(parts: tuple[Query, ...], kind: type[And] | type[Or]) -> tuple[Query, ...]:
-    """The parts, those of the same kind taken apart, so that equal queries are equal values."""
-    flat: list[Query] = []
-    for part in parts:
-        flat.extend(part.parts if isinstance(part, kind) else (part,))
-    if len(flat) == 1 or (not flat and kind is Or):
-        raise ValueError("a conjunction or disjunction joins two parts or more")
-    _stands_alone(*flat)
-    return tuple(flat)
 
 
 def _stands_alone(*parts: Query) -> None:
