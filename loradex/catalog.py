@@ -10,7 +10,7 @@ from dataclasses import asdict
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 from catalog import database
 from catalog.adapters import (
@@ -18,6 +18,7 @@ from catalog.adapters import (
     AdapterReference,
     BaseSpelling,
     BaseTable,
+    SpellingKind,
     adapter_name,
     initial_spellings,
     load_engines,
@@ -25,7 +26,6 @@ from catalog.adapters import (
 from catalog.database import CatalogInfo as CatalogInfo
 from catalog.database import (
     Reread,
-    SpellingKind,
     disposing,
     kept,
     make_engine,
@@ -124,7 +124,7 @@ if TYPE_CHECKING:
 VERDICTS = ("accepted", "skipped", "any")
 SORTS = tuple(browse.SORTS)
 # How a further name of a base model may relate to the canonical one.
-SPELLING_KINDS = tuple(kind.value for kind in SpellingKind if kind is not SpellingKind.CANONICAL)
+SPELLING_KINDS = tuple(kind for kind in get_args(SpellingKind) if kind != "canonical")
 # With more points on a map their names would cover each other.
 MOST_NAMES = 60
 _MEGABYTE = 10**6
@@ -1068,7 +1068,7 @@ class Catalog:
         """
         check_choice("kind", kind, SPELLING_KINDS)
         check_base_name(canonical)
-        if kind != SpellingKind.LOCAL_PATH.value or not spelling.strip() or not spelling.isprintable():
+        if kind != "local_path" or not spelling.strip() or not spelling.isprintable():
             check_base_name(spelling)
         with writing(self.settings) as session:
             store.sync_bases(session)
@@ -1077,7 +1077,7 @@ class Catalog:
             canonical = table.known(canonical) or canonical
             if spelling == canonical:
                 raise UsageError(f"{spelling} is the canonical name; give another name of the base model.")
-            row = BaseSpelling(canonical, spelling, SpellingKind(kind).value, note)
+            row = BaseSpelling(canonical, spelling, cast(SpellingKind, kind), note)
             store.add_spelling(session, row)
             session.commit()
         unknown = bool(nearest) and canonical not in names

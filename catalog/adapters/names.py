@@ -90,9 +90,7 @@ def factor_key(tensor_name: str, keep: frozenset[str] = frozenset()) -> FactorKe
     `keep` are parts of paths that belong to the base, though wrappers use them too.
     """
     factor = _factor(tensor_name, keep)
-    if factor is None:
-        return None
-    return factor[1]
+    return None if factor is None else factor[1]
 
 
 def read_names(header: Header, base: BaseModules | None = None, task: str | None = CAUSAL) -> ModuleNames:

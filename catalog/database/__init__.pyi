@@ -37,7 +37,6 @@ from .schema import (
     ItemOutcome,
     Repository,
     RepositoryAlias,
-    SpellingKind,
     WeightsFile,
 )
 from .score_store import score_table
@@ -64,7 +63,6 @@ __all__ = [
     "RepositoryAlias",
     "Reread",
     "Session",
-    "SpellingKind",
     "TableBase",
     "WeightsFile",
     "check",

@@ -117,10 +117,11 @@ class TableBase(DeclarativeBase):
     }
 
 
-def enum_column(kind: type[enum.Enum], name: str) -> Enum:
-    """The column type of an enum: its values as text, with a CHECK of this name that admits no others."""
+def enum_column(kind: type[enum.Enum] | tuple[str, ...], name: str) -> Enum:
+    """The column type of an enum or of texts: as text, with a CHECK of this name that admits no others."""
+    values = kind if isinstance(kind, tuple) else (kind,)
     return Enum(
-        kind,
+        *values,
         native_enum=False,
         create_constraint=True,
         values_callable=lambda kind: [member.value for member in kind],

@@ -67,7 +67,7 @@ def crawl_to_resume(session: Session, scope: str, not_before: datetime) -> Crawl
         return None
     if (
         crawl.state is CrawlState.RUNNING
-        or not listing_done(session, crawl)
+        or not all(frontier(session, crawl.id, n).done for n in range(len(crawl.asked["queries"])))
         or pending(session, crawl.id, 0, 1)
     ):
         return crawl
@@ -124,11 +124,6 @@ def frontier(session: Session, crawl_id: int, query: int) -> Frontier:
     if page is None:
         return Frontier(0, None, False)
     return Frontier(page.number + 1, page.next_url, page.next_url is None)
-
-
-def listing_done(session: Session, crawl: Crawl) -> bool:
-    """Whether every query of the crawl has reached its last page."""
-    return all(frontier(session, crawl.id, n).done for n in range(len(crawl.asked["queries"])))
 
 
 def seen_urls(session: Session, crawl_id: int, query: int) -> set[str]:

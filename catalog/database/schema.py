@@ -9,26 +9,16 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from catalog.adapters import SpellingKind
 from catalog.database.columns import Key, TableBase, enum_column
 
 SHA1 = "length({0}) = 40"
 DIGEST = "length({0}) IN (40, 64)"
-
-
-class SpellingKind(enum.StrEnum):
-    """How a base model's name in the wild relates to the canonical one."""
-
-    CANONICAL = "canonical"
-    RENAMED = "renamed"
-    MIRROR = "mirror"
-    QUANTISED = "quantised"
-    CASE = "case"
-    LOCAL_PATH = "local_path"
 
 
 class CrawlState(enum.StrEnum):
@@ -69,7 +59,7 @@ class BaseSpellingRow(TableBase):
 
     spelling: Mapped[str] = mapped_column(primary_key=True)
     base_model_id: Mapped[int] = mapped_column(ForeignKey("base_model.id", ondelete="CASCADE"), index=True)
-    kind: Mapped[SpellingKind] = mapped_column(enum_column(SpellingKind, "spelling"))
+    kind: Mapped[SpellingKind] = mapped_column(enum_column(get_args(SpellingKind), "spelling"))
     note: Mapped[str] = mapped_column(default="")
     by_user: Mapped[bool] = mapped_column(
         default=False, comment="added by a user, never overwritten by the program"

@@ -35,7 +35,6 @@ from catalog.database.schema import (
     FingerprintRow,
     Repository,
     RepositoryAlias,
-    SpellingKind,
     WeightsFile,
 )
 from catalog.fingerprints import FINGERPRINT_VERSION
@@ -260,7 +259,7 @@ def add_spelling(session: Session, record: SpellingRecord) -> None:
     """Writes a user's spelling of a base model, which replaces the built-in one."""
     row = session.get(BaseSpellingRow, record.spelling) or BaseSpellingRow(spelling=record.spelling)
     row.base_model_id = _base_model_ids(session, {record.canonical})[record.canonical]
-    row.kind, row.note, row.by_user = SpellingKind(record.kind), record.note, True
+    row.kind, row.note, row.by_user = record.kind, record.note, True
     session.add(row)
     session.flush()
 
@@ -274,7 +273,7 @@ def sync_bases(session: Session) -> None:
         BaseSpellingRow(
             spelling=record.spelling,
             base_model_id=bases[record.canonical],
-            kind=SpellingKind(record.kind),
+            kind=record.kind,
             note=record.note,
             by_user=False,
         )
@@ -290,9 +289,7 @@ def spellings(session: Session) -> tuple[SpellingRecord, ...]:
         .join(BaseSpellingRow.base_model)
         .order_by(BaseModelRow.canonical, BaseSpellingRow.spelling)
     )
-    return tuple(
-        SpellingRecord(canonical, spelling, kind.value, note) for canonical, spelling, kind, note in rows
-    )
+    return tuple(SpellingRecord(canonical, spelling, kind, note) for canonical, spelling, kind, note in rows)
 
 
 def base_names(session: Session) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from .copies import (
     rounding,
 )
 from .exact import Cosine, exact_cosine
-from .measurements import health_of, modules_of, partial_reasons, pattern_of, record_of, spectrum_of
+from .measurements import health_of, partial_reasons, pattern_of, record_of, spectrum_of
 from .series import Family, families
 from .sketches import (
     DELTA_SIZE,
@@ -38,7 +38,6 @@ __all__ = [
     "families",
     "fingerprint",
     "health_of",
-    "modules_of",
     "near_pairs",
     "output_sketch",
     "partial_reasons",

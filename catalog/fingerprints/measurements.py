@@ -37,11 +37,6 @@ def partial_reasons(folder: AdapterFolder, fingerprint: Fingerprint) -> tuple[st
     return (*(feature.reason for feature in folder.partial), *lost)
 
 
-def modules_of(header: bytes, size: int, config: AdapterConfig) -> tuple[str, ...]:
-    """The complete modules in the header of a file of `size` bytes, sorted; raises WeightsError."""
-    return header_modules(parse_header(header, size), config)
-
-
 def pattern_of(record: WeightsRecord, config: AdapterConfig) -> str:
     """The pattern of the fingerprint of a file whose header is known (`fingerprint_pattern`).
 

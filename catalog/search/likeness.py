@@ -12,12 +12,20 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Select, case, null, select
 from sqlalchemy.orm import Session
 
-from catalog.adapters import AdapterConfig, ScalingRule, StoredAdapter, adapter_name, parse_config
+from catalog.adapters import (
+    AdapterConfig,
+    ScalingRule,
+    StoredAdapter,
+    adapter_name,
+    header_modules,
+    parse_config,
+    parse_header,
+)
 from catalog.database import Adapter, BaseModelRow, DocumentRow, WeightsFile, has_reason
 from catalog.database import FingerprintRow as FingerprintRow
 from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
 from catalog.files import BlobStore
-from catalog.fingerprints import FINGERPRINT_VERSION, Cosine, exact_cosine, modules_of, spectrum_of
+from catalog.fingerprints import FINGERPRINT_VERSION, Cosine, exact_cosine, spectrum_of
 from catalog.query import Query
 from catalog.search.rows import BY_NAME, COLUMNS, SHOWN_COLUMNS, from_current
 from catalog.search.vectors import SPACES, Fingerprints, Kind
@@ -121,7 +129,7 @@ def spectrum(session: Session, adapter: Adapter) -> Spectrum:
     config = session.scalar(select(DocumentRow.content).where(DocumentRow.digest == adapter.config_digest))
     parsed = parse_config(config or b"")
     rules = ScalingRule(parsed)
-    modules = modules_of(zlib.decompress(file.header or b""), file.size, parsed)
+    modules = header_modules(parse_header(zlib.decompress(file.header or b""), file.size), parsed)
     return Spectrum(modules, spectrum_of(row.spectrum), tuple(rules.scaling(name) for name in modules))
 
 

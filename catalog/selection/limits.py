@@ -128,7 +128,7 @@ def random_order(rows: Sequence[StoredAdapter], seed: int) -> list[Ranked]:
     return [Ranked(row, None, f"drawn at random (seed {seed})") for row in ordered]
 
 
-def by_rank(rows: Sequence[StoredAdapter], _seed: int) -> list[Ranked]:
+def by_rank(rows: Sequence[StoredAdapter]) -> list[Ranked]:
     """The largest rank first, then the most parameters."""
     with_rank = [row for row in rows if row.rank is not None]
     ordered = sorted(with_rank, key=lambda row: (-(row.rank or 0), -(row.parameters or 0), row.adapter))

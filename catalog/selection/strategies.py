@@ -150,18 +150,22 @@ def _by_score(question: Question, rows: Sequence[StoredAdapter], sources: Source
     return _by_scores(by_score(_matrix(question, rows, sources), _task(question)), rows)
 
 
+def _worst(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
+    return _by_score(question, rows, sources)[::-1]
+
+
 def _by_prior(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     return _by_scores(prior(_matrix(question, rows, sources), _task(question)), rows)
 
 
-def _by_like_tasks(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
-    ranking = from_like_tasks(_matrix(question, rows, sources), _task(question), _texts(question, sources))
-    return _by_scores(ranking, rows)
+def _by_texts(predict: Callable[[ScoreMatrix, str, Mapping[str, str]], Ranking]) -> Rank:
+    """The strategy of a prediction from scores and the instructions of tasks."""
 
+    def rank(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
+        matrix, texts = _matrix(question, rows, sources), _texts(question, sources)
+        return _by_scores(predict(matrix, _task(question), texts), rows)
 
-def _by_completion(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
-    ranking = completion(_matrix(question, rows, sources), _task(question), _texts(question, sources))
-    return _by_scores(ranking, rows)
+    return rank
 
 
 def _by_racing(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
@@ -216,10 +220,6 @@ def _texts(question: Question, sources: Sources) -> dict[str, str]:
     return {**sources.texts, **texts}
 
 
-def _worst(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
-    return _by_score(question, rows, sources)[::-1]
-
-
 def _matrix(
     question: Question, rows: Sequence[StoredAdapter], sources: Sources, *, racing: bool = False
 ) -> ScoreMatrix:
@@ -261,14 +261,6 @@ def _by_scores(ranking: Ranking, rows: Sequence[StoredAdapter]) -> list[Ranked]:
     return ranked
 
 
-def _random(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
-    return random_order(rows, question.seed)
-
-
-def _largest(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
-    return by_rank(rows, question.seed)
-
-
 def _match_control(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     manifest = find_pool(sources.session, question.to or "")
     everybody = candidates(sources.session, sources.refusing)
@@ -289,12 +281,12 @@ STRATEGIES: dict[str, Strategy] = {
     "tasks": Strategy(
         "Their lead over other adapters on other tasks, weighted by similarity to `task`.",
         ("task",),
-        _by_like_tasks,
+        _by_texts(from_like_tasks),
     ),
     "completion": Strategy(
         "Their expected score on `task`, from `task`, other tasks and similar adapters.",
         ("task",),
-        _by_completion,
+        _by_texts(completion),
     ),
     "racing": Strategy(
         "Their expected score on `task` after `budget` samples, spent where they are most informative.",
@@ -306,10 +298,14 @@ STRATEGIES: dict[str, Strategy] = {
         ("task",),
         _by_gradient,
     ),
-    "worst": Strategy("The lowest scores on `task` first.", ("task",), _worst),
-    "random": Strategy("Chance.", (), _random),
+    "worst": Strategy(
+        "The lowest scores on `task` first.",
+        ("task",),
+        _worst,
+    ),
+    "random": Strategy("Chance.", (), lambda question, rows, _: random_order(rows, question.seed)),
     "matched": Strategy("At random, with the recipes of the pool `to`.", ("to",), _match_control),
-    "rank": Strategy("The largest rank first.", (), _largest),
+    "rank": Strategy("The largest rank first.", (), lambda _question, rows, _: by_rank(rows)),
 }
 # The parameter of the public call for what a strategy needs.
 PARAMETERS = {"text": "query", "task": "task", "budget": "budget", "like": "like", "to": "to"}

@@ -153,13 +153,13 @@ def _item(raw: object, query: Query, since: datetime | None) -> ItemRecord | Non
         return ItemRecord(None, None, {"excerpt": row.excerpt}, error=row.reason)
     if since is not None and row.last_modified is not None and row.last_modified < since:
         return None
-    if not query.adapters_only and row.siblings is not None and not _holds_adapter(row.siblings):
+    if (
+        not query.adapters_only
+        and row.siblings is not None
+        and not any(PurePosixPath(path).name in MARKERS for path in row.siblings)
+    ):
         return None
     return ItemRecord(row.hub_id, row.name, reduce_row(raw))
-
-
-def _holds_adapter(siblings: tuple[str, ...]) -> bool:
-    return any(PurePosixPath(path).name in MARKERS for path in siblings)
 
 
 def _is_known(page: Page, since: datetime | None) -> bool:

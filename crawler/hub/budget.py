@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 Kind = Literal["api", "resolver"]
 
@@ -33,20 +33,8 @@ class WaitCancelledError(Exception):
     """A wait ended because the caller's stop event was set; the work can be resumed."""
 
 
-class Clock(Protocol):
-    """The crawler's clock: a monotonic reading in seconds, and waiting."""
-
-    def now(self) -> float:
-        """Seconds since some fixed point."""
-        ...
-
-    def sleep(self, seconds: float, wake: threading.Event | None = None) -> None:
-        """Return after `seconds`, or as soon as `wake` is set."""
-        ...
-
-
-class SystemClock:
-    """The machine's monotonic clock."""
+class Clock:
+    """The machine's monotonic clock, by which the crawler waits."""
 
     def now(self) -> float:
         """Seconds since some fixed point."""
@@ -114,7 +102,7 @@ class RequestBudget:
         clock: Clock | None = None,
         margin: float = 0.1,
     ) -> None:
-        self._clock = clock or SystemClock()
+        self._clock = clock or Clock()
         self._margin = margin
         self._lock = threading.Lock()
         kinds: tuple[Kind, ...] = ("api", "resolver")

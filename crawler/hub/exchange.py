@@ -40,7 +40,6 @@ from crawler.hub.budget import (
     Kind,
     RequestBudget,
     ServerLimit,
-    SystemClock,
     WaitCancelledError,
 )
 from crawler.hub.connection import DeadlineTransport
@@ -154,7 +153,7 @@ class Exchange:
         local = wire.is_loopback(settings.endpoint)
         self.origin = wire.origin(settings.endpoint)
         self._settings = settings
-        self._clock = clock or SystemClock()
+        self._clock = clock or Clock()
         self._stop = stop
         limits = {} if local else FREE_ACCOUNT if settings.token else ANONYMOUS
         self._budget = budget or RequestBudget(limits, clock=self._clock)

@@ -84,20 +84,15 @@ def _entry(row: object) -> RemoteFile | str | None:
     if row.get("type") != "file":
         return f"{_short_path(path)} is of an unknown type"
     lfs = row.get("lfs")
-    size = _size(row)
-    if lfs is None:
-        return (
-            RemoteFile(path, size, _hash(_SHA1, row.get("oid")), None)
-            if size is not None
-            else _sizeless(path)
-        )
-    # The row's own oid is that of the pointer that git keeps, not of the file.
-    if not isinstance(lfs, Mapping):
+    if lfs is not None and not isinstance(lfs, Mapping):
         return f"{_short_path(path)} has an lfs field that is not an object"
-    real = _size(lfs) if "size" in lfs else size
-    return (
-        RemoteFile(path, real, None, _hash(_SHA256, lfs.get("oid"))) if real is not None else _sizeless(path)
-    )
+    size = _size(lfs if lfs is not None and "size" in lfs else row)
+    if size is None:
+        return f"{_short_path(path)} has no size"
+    # With LFS the row's own oid is that of the pointer that git keeps, not of the file.
+    if lfs is None:
+        return RemoteFile(path, size, _hash(_SHA1, row.get("oid")), None)
+    return RemoteFile(path, size, None, _hash(_SHA256, lfs.get("oid")))
 
 
 def _size(row: Mapping[object, object]) -> int | None:
@@ -109,10 +104,6 @@ def _size(row: Mapping[object, object]) -> int | None:
 
 def _hash(form: re.Pattern[str], value: object) -> str | None:
     return value if isinstance(value, str) and form.fullmatch(value) else None
-
-
-def _sizeless(path: str) -> str:
-    return f"{_short_path(path)} has no size"
 
 
 def _folders(path: str) -> list[str]:

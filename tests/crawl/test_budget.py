@@ -16,9 +16,9 @@ from crawler.hub import Hub, HubSettings
 from crawler.hub.budget import (
     ANONYMOUS,
     FREE_ACCOUNT,
+    Clock,
     RequestBudget,
     ServerLimit,
-    SystemClock,
     WaitCancelledError,
 )
 from tests.fakes import VirtualClock
@@ -178,7 +178,7 @@ def test_a_waiting_request_is_cancelled_and_not_counted() -> None:
 def test_the_system_clock_wakes_up_when_told() -> None:
     wake = threading.Event()
     wake.set()
-    clock = SystemClock()
+    clock = Clock()
     before = clock.now()
     clock.sleep(3600, wake)
     clock.sleep(-1)

@@ -137,7 +137,7 @@ def test_all_are_all_that_the_limits_let_in() -> None:
 
 
 def test_largest_rank_first() -> None:
-    ranked = by_rank([*MANY, candidate(99, rank=None)], 0)
+    ranked = by_rank([*MANY, candidate(99, rank=None)])
     assert [row.score for row in ranked] == sorted((row.score for row in ranked), reverse=True)
     assert "o0/r99" not in names(ranked)
 
@@ -165,7 +165,7 @@ def test_a_match_keeps_what_it_can_and_says_so() -> None:
 
 
 def test_a_shuffle_keeps_the_scores_and_moves_them() -> None:
-    ranking = by_rank(MANY, 0)
+    ranking = by_rank(MANY)
     moved = shuffle_scores(ranking, 0)
     assert [row.score for row in moved] == [row.score for row in ranking]
     assert sorted(names(moved)) == sorted(names(ranking))
