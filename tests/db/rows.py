@@ -30,8 +30,8 @@ def value(column: Any) -> Any:
         return SPECIAL[name]
     for key in column.foreign_keys:
         return value(key.column)
-    if isinstance(column.type, Enum) and column.type.enum_class is not None:
-        return next(iter(column.type.enum_class))
+    if isinstance(column.type, Enum):
+        return next(iter(column.type.enum_class or column.type.enums))
     by_type: dict[type[Any], Any] = {
         Counter: 1,
         Integer: 1,
