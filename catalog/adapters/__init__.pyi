@@ -181,6 +181,6 @@ __all__ = [
     "table_with",
     "tensor_digest",
     "tensors_beside",
-    "verdicts",
     "vector_key",
+    "verdicts",
 ]

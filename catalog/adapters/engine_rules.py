@@ -289,7 +289,7 @@ def _file_features(config: AdapterConfig, spec: AdapterSpec) -> Iterator[str]:
         yield "module_absent"
     if peft_refusals(config, spec):
         yield "config_refused"
-    if not spec.modules or any(problem.kind in _BROKEN for problem in spec.problems):
+    if not spec.modules or any(problem.reason in _BROKEN for problem in spec.problems):
         yield "broken_factors"
 
 
