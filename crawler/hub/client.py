@@ -85,7 +85,7 @@ class Hub:
         url = f"{self._model_url(name)}?{urlencode(_expand())}"
 
         def read(answer: Answer) -> dict[str, object]:
-            row = wire.parse_json(_body(answer, self.settings.list_body), url=answer.url)
+            row = _json(answer, self.settings.list_body)
             if not isinstance(row, dict):
                 raise HubPayloadError("The Hub's description of the repository is not valid.", url=answer.url)
             return row
@@ -229,6 +229,10 @@ def _revision(commit: str) -> str:
     if not commit or unsafe_path(commit):
         raise UsageError(f"{commit[:80]!r} is not a commit.")
     return quote(commit, safe="")
+
+
+def _json(answer: Answer, limit: int) -> object:
+    return wire.parse_json(_body(answer, limit), url=answer.url)
 
 
 def _body(answer: Answer, limit: int) -> bytes:
