@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 PREFIX = "harness:"
 _NAMES_OF_ADVICE = 5
 _FILTER = "none"
+# The harness gives these from 0 to 100.
+_IN_PERCENT = frozenset({"bleu", "chrf"})
+_PERCENT = 100.0
 # Incremented when the same model would get a different score.
 _VERSION = "harness 1"
 
@@ -350,6 +353,7 @@ class HarnessRound:
         """
         from lm_eval.evaluator import evaluate
 
+        from catalog.scores import score_problem
         from merging.evaluation import TaskScore
 
         with guarded():
@@ -378,14 +382,20 @@ class HarnessRound:
                 for sample in results["samples"].get(task, ())
                 if sample["filter"] == filter_name and metric in sample
             ]
+            title = metric if filter_name == _FILTER else key
+            # Rounding may exceed the range.
+            value = min(value / _PERCENT, 1.0) if metric in _IN_PERCENT else float(value)
+            n = len(samples) or int(metrics["sample_len"])
+            if problem := score_problem(title, value, n):
+                raise EvaluationError(f"The score on {PREFIX}{task} cannot be recorded: {problem}.")
             scores.append(
                 TaskScore(
                     adapter=name,
                     task=f"{PREFIX}{task}",
                     split=self._split(task),
-                    metric=metric if filter_name == _FILTER else key,
-                    value=float(value),
-                    n=len(samples) or int(metrics["sample_len"]),
+                    metric=title,
+                    value=value,
+                    n=n,
                     loss=None,
                     base=base.name,
                     seed=self.seed,
@@ -395,7 +405,7 @@ class HarnessRound:
                     left_out=self.left_out,
                     protocol=self.protocol,
                     stderr=self._error(task, metric, samples),
-                    **self._outcomes(task, float(value), samples),
+                    **self._outcomes(task, value, samples),
                 )
             )
         return scores

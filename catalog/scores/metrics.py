@@ -87,6 +87,16 @@ _ROWS = (
         ScoreMetric(name, "A loss: the lower, the better.", high=math.inf, higher_is_better=False)
         for name in ("loss", "nll", "perplexity")
     ),
+    *(
+        ScoreMetric(name, f"{text} of lm-evaluation-harness.", high=high, higher_is_better=False)
+        for name, text, high in (
+            ("word_perplexity", "Perplexity by words", math.inf),
+            ("byte_perplexity", "Perplexity by bytes", math.inf),
+            ("bits_per_byte", "Bits a byte", math.inf),
+            ("ter", "Edits a hundred words", math.inf),
+            ("brier_score", "Sum of squared errors of probabilities", 2.0),
+        )
+    ),
 )
 SCORE_METRICS: Mapping[str, ScoreMetric] = {row.name: row for row in _ROWS}
 TASK_METRICS: Mapping[str, ScoreMetric] = {row.task: row for row in _ROWS if row.task}

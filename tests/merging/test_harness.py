@@ -193,6 +193,29 @@ def test_a_group_has_a_row_of_its_own_and_shots_are_in_the_protocol(folder: Path
     assert plain[0].key != next(row.key for row in scores if row.task == "harness:first")
 
 
+def test_scores_of_texts_are_shares_and_perplexities_have_no_limit(folder: Path) -> None:
+    metrics = "metric_list: [{metric: exact_match}, {metric: bleu}, {metric: chrf}, {metric: ter}]"
+    text = _with(TEXTS, "metric_list: [{metric: exact_match}]", metrics)
+    # Targets that are what the model says, so that the best scores come out.
+    texts = loradex.evaluate(tiny_base(), "harness:texts", folder=folder)
+    requests = [
+        Asked("generate_until", f"{item}:", {"until": ["a", "e"], "max_gen_toks": 7}) for item, _ in ROWS
+    ]
+    answers = HarnessModel(tiny_base()).generate_until(requests)
+    lines = [json.dumps({"input": row[0], "target": text}) for row, text in zip(ROWS, answers, strict=True)]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    write_yaml(folder, "best", _with(text, "max_gen_toks: 7", "max_gen_toks: 7, do_sample: false"))
+    values = {row.metric: row.value for row in loradex.evaluate(tiny_base(), "harness:best", folder=folder)}
+    assert (values["exact_match"], values["chrf"]) == (1.0, pytest.approx(1.0))
+    assert texts[0].value < 1.0
+    rolling = "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{input}}'\n"
+    head = CHOICES.partition("output_type")[0]
+    write_yaml(folder, "rolling", f"{head}{rolling}metric_list: [{{metric: word_perplexity}}]\n")
+    (row,) = loradex.evaluate(tiny_base(), "harness:rolling", folder=folder)
+    assert row.metric == "word_perplexity"
+    assert row.value > 100
+
+
 def test_documents_that_are_too_long_are_an_error_or_counted(folder: Path) -> None:
     rows = [("x" * 600, "yes"), *ROWS[:4]]
     lines = "".join(json.dumps({"input": item, "target": target}) + "\n" for item, target in rows)

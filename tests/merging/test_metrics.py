@@ -126,9 +126,14 @@ def test_the_table_of_metrics_has_ranges_and_directions() -> None:
     assert {name: row.name for name, row in TASK_METRICS.items()} == METRICS
     assert METRICS["exact_match"] == "exact_match_stripped"
     assert {name for name, row in SCORE_METRICS.items() if not row.higher_is_better} == {
+        "bits_per_byte",
+        "brier_score",
+        "byte_perplexity",
         "loss",
         "nll",
         "perplexity",
+        "ter",
+        "word_perplexity",
     }
     assert "perplexity" in OTHER_METRICS
     assert "bleu" not in OTHER_METRICS
