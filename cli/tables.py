@@ -22,21 +22,6 @@ RUNS = {True: "yes", False: "no", None: "unknown"}
 LLAMA_LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def rank_column() -> Column:
-    """The rank of an adapter."""
-    return Column("rank", right=True)
-
-
-def targets_column() -> Column:
-    """The target modules of an adapter, in few letters."""
-    return Column("targets", show=short_targets)
-
-
-def size_column() -> Column:
-    """The number of parameters of an adapter."""
-    return Column("parameters", "size", True, short_count)
-
-
 def score_column(digits: int = 3) -> Column:
     """A score, empty if there is none."""
     return Column("score", right=True, show=lambda score: "" if score is None else f"{score:.{digits}f}")
@@ -80,6 +65,12 @@ def short_count(number: int | None) -> str:
         if number >= size:
             return f"{number / size:.3g}{letter}"
     return str(number)
+
+
+# The rank of an adapter, its target modules in few letters, and the number of its parameters.
+RANK = Column("rank", right=True)
+TARGETS = Column("targets", show=short_targets)
+SIZE = Column("parameters", "size", True, short_count)
 
 
 def reasons_text(reasons: Sequence[str], refusals: Collection[str]) -> str:
@@ -152,5 +143,5 @@ def pool_text(pool: Mapping[str, Any], places: Mapping[str, Path]) -> str:
         *(("saved" if name == pool["name"] else "control", str(path)) for name, path in places.items()),
         ("to compare", ", ".join(row["kind"] for row in pool["controls"])),
     ]
-    columns = (score_column(), Column("adapter"), rank_column(), Column("license"), Column("why"))
+    columns = (score_column(), Column("adapter"), RANK, Column("license"), Column("why"))
     return "\n".join([label_lines(rows), "", *table(members, columns)])

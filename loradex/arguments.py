@@ -19,6 +19,7 @@ from catalog.errors import UsageError
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+Choice = TypeVar("Choice", bound=str | None)
 
 _WORDS: dict[Any, str] = {
     str: "a text",
@@ -156,3 +157,19 @@ def _describe(wanted: Any) -> str:
         kinds = {"Mapping": "a mapping", "Callable": "a function"}
         return kinds.get(origin.__name__) or f"a list, each item of it {_describe(items[0])}"
     return _WORDS.get(wanted) or f"a {wanted.__name__}"
+
+
+def check_choice(parameter: str, value: str | None, choices: Iterable[Choice]) -> Choice:
+    """The one of the choices that the value equals; raises UsageError for another value."""
+    values = list(choices)
+    for choice in values:
+        if choice == value:
+            return choice
+    names = ", ".join(repr(str(choice)) for choice in values if choice is not None)
+    raise UsageError(f"`{parameter}` is {value!r}; use one of {names}.")
+
+
+def check_count(parameter: str, value: int | None) -> None:
+    """Raises UsageError for a number below 1."""
+    if value is not None and value < 1:
+        raise UsageError(f"`{parameter}` must be at least 1, not {value}.")

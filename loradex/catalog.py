@@ -70,8 +70,7 @@ from crawler.crawl import (
     check_base_name,
     refusing,
 )
-from loradex.arguments import check_arguments
-from loradex.choices import check_choice, check_count
+from loradex.arguments import check_arguments, check_choice, check_count
 from loradex.comparison import (
     COLOURS,
     compare_subjects,

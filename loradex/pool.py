@@ -28,8 +28,7 @@ from catalog.pools import (
     verify_files,
 )
 from catalog.settings import Settings
-from loradex.arguments import check_arguments
-from loradex.choices import check_choice
+from loradex.arguments import check_arguments, check_choice
 from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import cell_text, html_table
 

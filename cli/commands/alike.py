@@ -13,7 +13,7 @@ from catalog.rules import reason_sentence
 from cli.app import App, pass_app
 from cli.options import COUNT, EXISTING_FOLDER, rules_option, verdict_option
 from cli.output import Column, label_lines, output_options
-from cli.tables import rank_column, score_column, size_column, targets_column
+from cli.tables import RANK, SIZE, TARGETS, score_column
 from loradex.comparison import fingerprint as fingerprint_folder
 
 
@@ -66,9 +66,9 @@ def _fingerprint_folders(app: App, folders: Sequence[Path]) -> None:
 LEAVES_OUT = Column("partial", "leaves out", show=", ".join)
 FOLDER_COLUMNS = (
     Column("adapter"),
-    rank_column(),
-    targets_column(),
-    size_column(),
+    RANK,
+    TARGETS,
+    SIZE,
     Column("norm", right=True),
     Column("stable_rank", "stable rank", True),
     Column("health"),
@@ -104,7 +104,7 @@ def similar(app: App, adapter: str, by: str, k: int, exact: bool, verdict: str, 
 NEIGHBOUR_COLUMNS = (
     score_column(),
     Column("adapter"),
-    rank_column(),
+    RANK,
     Column("license"),
     Column("why"),
 )

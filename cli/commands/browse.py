@@ -17,13 +17,13 @@ from cli.options import COUNT, FILE, rules_option, where_option
 from cli.output import NO_BREAK, Column, fold, label_lines, output_options, width
 from cli.tables import (
     DOT,
+    RANK,
+    SIZE,
+    TARGETS,
     cost_text,
     engine_lines,
     first_of,
-    rank_column,
     reasons_text,
-    size_column,
-    targets_column,
     verdict_lines,
     verdict_text,
 )
@@ -127,8 +127,8 @@ def _columns(verdict: str | None, refusals: Collection[str]) -> tuple[Column, ..
     name, license_column = Column("adapter"), Column("license")
     because = partial(reasons_text, refusals=refusals)
     if verdict == "skipped":
-        return name, rank_column(), license_column, Column("reasons", show=because)
-    columns = (name, rank_column(), targets_column(), size_column(), license_column)
+        return name, RANK, license_column, Column("reasons", show=because)
+    columns = (name, RANK, TARGETS, SIZE, license_column)
     if verdict == "accepted":
         return *columns, Column("reasons", "noted")
     return *columns, Column("reasons", "verdict", show=partial(verdict_text, refusals=refusals))

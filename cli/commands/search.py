@@ -7,9 +7,9 @@ import click
 from cli.app import App, pass_app
 from cli.options import COUNT, model_option, rules_option, where_option
 from cli.output import Column, output_options
-from cli.tables import rank_column, score_column
+from cli.tables import RANK, score_column
 
-COLUMNS = (score_column(4), Column("adapter"), rank_column(), Column("license"), Column("why"))
+COLUMNS = (score_column(4), Column("adapter"), RANK, Column("license"), Column("why"))
 
 
 def _weights(_context: click.Context, _option: click.Parameter, text: str) -> tuple[float, float]:

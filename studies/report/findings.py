@@ -150,15 +150,15 @@ class Findings:
                 "points": [asdict(claim) for claim in self.related],
                 "spearman": asdict(self.correlation) if self.correlation else None,
             },
-            "tuning": {name: _plain(lines) for name, lines in self.tuning.items()},
+            "tuning": {name: [asdict(line) for line in lines] for name, lines in self.tuning.items()},
             "tuned": [_tuning_document(claim) for claim in self.tuned],
             "at one rate": [_tuning_document(claim) for claim in self.fixed],
             "extent": {
                 "tuned": asdict(over) if (over := extent(self.tuned)) else None,
                 "at one rate": asdict(over) if (over := extent(self.fixed)) else None,
             },
-            "curves": {key: _plain(lines) for key, lines in self.curves.items()},
-            "energy": {key: _plain(lines) for key, lines in self.energy.items()},
+            "curves": {key: [asdict(line) for line in lines] for key, lines in self.curves.items()},
+            "energy": {key: [asdict(line) for line in lines] for key, lines in self.energy.items()},
             "wild": _plain_wild(self.wild),
             "run": {key: value for key, value in self.study.items() if key not in ("study", "wild")},
         }
@@ -199,10 +199,6 @@ class Findings:
         return Wild(
             str(wild.get("from") or "model cards"), int(wild.get("cards") or 0), rates, ranks, left_out
         )
-
-
-def _plain(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    return [{**asdict(line), "points": [asdict(point) for point in line.points]} for line in lines]
 
 
 def _tuning_document(row: TuningRow) -> dict[str, Any]:
