@@ -15,9 +15,9 @@ from merging.methods.blocks import (
     keep_chances,
     magnitude_thresholds,
     shrink,
+    uniform,
 )
 from merging.methods.method import ModuleWork, Parameter
-from merging.methods.noise import uniform
 from merging.methods.sign_election import (
     DELTA_SPACE,
     ELECTION,

@@ -1,9 +1,11 @@
-"""The merge of members into one adapter: the loop over modules, and its record."""
+"""The merge of members into one adapter: the loop over modules, its record, and its model card."""
 
 from __future__ import annotations
 
+import json
 import math
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -31,13 +33,14 @@ from merging.members import (
     write_json,
     write_text,
 )
-from merging.methods import ModuleWork, Update
-from merging.static.card import model_card
+from merging.methods import MergeMethod, ModuleWork, Update
 from merging.static.plans import Plan
 
 RECORD_VERSION = 1
 # Norms of an untruncated sum are measured up to this rank: the time grows with its square.
 _CHEAP_RANK = 64
+# The characters allowed in a table of Markdown; others are removed from untrusted names.
+_STRANGE = re.compile(r"[^\w .@/:+-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def carry_out(
             write_config(folder, planned.members, planned.base, {n: m.rank for n, m in modules.items()})
             record = _record(planned, modules, digests, pool)
             write_json(folder / MERGE_RECORD, record)
-            write_text(folder / "README.md", model_card(planned.members, planned.method, record))
+            write_text(folder / "README.md", _model_card(planned.members, planned.method, record))
     return MergeReport(out, record, modules)
 
 
@@ -271,3 +274,50 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
+
+
+def _model_card(members: Sequence[MergeMember], method: MergeMethod, record: Mapping[str, Any]) -> str:
+    """The text of README.md: front matter, then base model, method, members and licenses.
+
+    Front matter as https://huggingface.co/docs/hub/model-cards has it: `merge` among the tags. The license is
+    included if all members have the same.
+    """
+    licenses = {member.license for member in members}
+    front = {
+        "base_model": record["base_model"],
+        "library_name": "peft",
+        "license": members[0].license if len(licenses) == 1 else None,
+        "tags": ["lora", "merge"],
+    }
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items() if value), "---", ""]
+    lines += [
+        "# A merge of LoRA adapters",
+        "",
+        f"Method: [{method.name}]({method.paper}). {method.summary}",
+        "",
+    ]
+    lines += [f"* {name} = {value}" for name, value in record["parameters"].items()]
+    lines += [f"* seed = {record['seed']}", ""] if record["parameters"] else []
+    lines += ["| member | weight | rank | licence |", "|---|---|---|---|"]
+    for entry in record["members"]:
+        license_id = _plain(entry["license"] or "not named")
+        lines.append(f"| {_plain(entry['name'])} | {entry['weight']:.6g} | {entry['rank']} | {license_id} |")
+    lines += [
+        f"\nLeft out of {_plain(entry['name'])}: {_plain(', '.join(entry['left_out']))}."
+        for entry in record["members"]
+        if entry.get("left_out")
+    ]
+    if record["totals"]["energy"]:
+        lines += ["", f"Energy that the rank could not hold: {_share(record['totals'])}."]
+    misread_by = misreadings({module["rank"] for module in record["modules"].values()})
+    lines += ["", *misread_by] if misread_by else []
+    lines += ["", "merge.json beside this file has every parameter, version and digest."]
+    return "\n".join(lines) + "\n"
+
+
+def _share(totals: Mapping[str, Any]) -> str:
+    return f"{totals['discarded'] / totals['energy']:.3%}" if totals["discarded"] else "none"
+
+
+def _plain(text: str) -> str:
+    return _STRANGE.sub("?", text)

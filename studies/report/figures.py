@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catalog.pictures import FAINT, GRID, INK, MARKERS, PALETTE, SMALL, extent, fit_text, inches, number
+from catalog.pictures import FAINT, GRID, INK, MARKERS, PALETTE, SMALL, extent, fit_text, number
 from studies.report.comparing import LabelRow, Line, Related
 from studies.report.drawing import WIDTH, sheet, style, svg
 from studies.report.wording import rate
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ORDER = (0, 1, 2, 6, 4, 7, 8, 3, 5)
 _DASHES = ("-", "--", ":", "-.")
 # Inches.
-_ROW, _KEY, _LEFT, _RIGHT = 0.21, 0.17, 0.55, 0.15
+_ROW, _KEY = 0.21, 0.19
 _PANEL = 2.0
 # Values from here on stand on a logarithmic axis, as largest over smallest.
 _LOGARITHMIC = 8.0
@@ -31,12 +31,10 @@ def gains(rows: Sequence[LabelRow], against: str, title: str) -> str:
     """The mean difference of each row with its interval, and a tick for each task, in points."""
     bars = [(row.label, row.difference) for row in rows if row.difference]
     names = [_in_two(label) for label, _ in bars]
-    left = max(extent(line, 8)[0] for name in names for line in name.split("\n")) / 72 + 0.25
     tall = _ROW * (1.5 if any("\n" in name for name in names) else 1) * len(bars)
-    height = tall + 0.55
     with style():
-        figure = sheet(height)
-        axes = figure.add_axes(inches(figure, left, 0.45, WIDTH - left - _RIGHT, tall))
+        figure = _keyed_sheet(tall + 0.55, ())
+        axes = figure.subplots()
         axes.axvline(0, color=FAINT, linewidth=0.8)
         axes.grid(axis="x")
         for y, (_, difference) in enumerate(bars):
@@ -50,7 +48,7 @@ def gains(rows: Sequence[LabelRow], against: str, title: str) -> str:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlabel(fit_text(f"difference to {against}, points", 72 * (WIDTH - left)))
+        axes.set_xlabel(fit_text(f"difference to {against}, points", 72 * (WIDTH - 2.7)))
         return svg(figure, title)
 
 
@@ -71,7 +69,8 @@ def relevance(points: Sequence[Related], title: str) -> str:
         if any(point.own for point in points):
             own = {"color": FAINT, "marker": "D", "linestyle": ""}
             entries.append(("a member was trained on the task itself", own))
-        figure, (axes,) = _panels(1, 2.9, entries)
+        figure = _keyed_sheet(2.9, entries)
+        axes = figure.subplots()
         axes.axhline(0, color=FAINT, linewidth=0.8)
         axes.axvline(0, color=FAINT, linewidth=0.8)
         axes.grid()
@@ -104,11 +103,12 @@ def curves(panels: Sequence[Panel], key: str, title: str, level: float | None) -
     """
     names = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     with style():
-        figure, all_axes = _panels(len(panels), _PANEL + 0.3, _entries(names))
+        figure = _keyed_sheet(_PANEL + 0.3, _entries(names))
+        all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(all_axes, panels, strict=True):
             points = [point for line in panel.lines for point in line.points]
             _draw_lines(axes, panel.lines, names, panel.factor)
-            _x_axis(axes, [point.x for point in points], key)
+            _x_axis(axes, [point.x for point in points], key, WIDTH / len(panels))
             if panel.logarithmic:
                 _spread_y(axes, [panel.factor * point.mean for point in points])
             axes.set_ylabel(panel.what)
@@ -122,42 +122,49 @@ def curves(panels: Sequence[Panel], key: str, title: str, level: float | None) -
 def wild(lines: Sequence[Line], rates: Sequence[float], ranks: Sequence[float], title: str) -> str:
     """Learning rates of model cards below the tuning curve, on the same axis, and ranks beside it."""
     names = [line.label for line in lines]
-    height = (_PANEL - 0.1 if lines else 0.0) + 1.75
+    rows = [*([["top"]] if lines else []), *([["low"]] if rates or lines else [])]
+    mosaic = [[*row, "side"] for row in rows or [[]]] if ranks else rows
+    widths = [3.75, 1.7] if ranks and rows else [1]
+    heights = [_PANEL, 1.65][-len(mosaic) :]
     with style():
-        key = _key_height(_entries(names))
-        figure = sheet(height + key)
-        wide = 3.75 if ranks else WIDTH - _LEFT - _RIGHT
+        figure = _keyed_sheet((_PANEL - 0.1 if lines else 0.0) + 1.75, _entries(names))
+        axes = figure.subplot_mosaic(mosaic, width_ratios=widths, height_ratios=heights)
         tried = [point.x for line in lines for point in line.points]
-        if rates or lines:
-            low = figure.add_axes(inches(figure, _LEFT, key + 0.45, wide, 1.2))
-            _histogram(low, rates, tried)
-            low.set_ylabel("adapters")
-        if lines:
-            top = figure.add_axes(inches(figure, _LEFT, key + 1.9, wide, _PANEL - 0.35), sharex=low)
-            _draw_lines(top, lines, names, 100.0)
-            top.set_ylabel("value, points")
-            top.tick_params(axis="x", labelbottom=False)
-        if ranks:
-            place = _LEFT + wide + 0.55 if rates or lines else _LEFT
-            side = figure.add_axes(inches(figure, place, key + 0.45, WIDTH - place - _RIGHT, height - 0.55))
-            _bars(side, ranks)
-        _legend(figure, _entries(names))
+        if "top" in axes:
+            axes["top"].sharex(axes["low"])
+        if "low" in axes:
+            _histogram(axes["low"], rates, tried)
+            axes["low"].set_ylabel("adapters")
+        if "top" in axes:
+            _draw_lines(axes["top"], lines, names, 100.0)
+            axes["top"].set_ylabel("value, points")
+            axes["top"].tick_params(axis="x", labelbottom=False)
+        if "side" in axes:
+            _bars(axes["side"], ranks)
         return svg(figure, title)
 
 
-def _panels(
-    count: int, height: float, entries: Sequence[tuple[str, Mapping[str, Any]]]
-) -> tuple[Figure, list[Axes]]:
-    """A figure with panels of equal width side by side, and below them its key."""
-    key = _key_height(entries)
-    figure = sheet(height + key)
-    width = (WIDTH - _RIGHT + 0.05) / count
-    axes = [
-        figure.add_axes(inches(figure, n * width + _LEFT, key + 0.45, width - _LEFT - 0.05, height - 0.55))
-        for n in range(count)
-    ]
-    _legend(figure, entries)
-    return figure, axes
+def _keyed_sheet(height: float, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
+    """A sheet that matplotlib lays out, of this height and that of its key: names with their looks below."""
+    from matplotlib.lines import Line2D
+
+    room = 72 * (WIDTH - 1.2)
+    names = [fit_text(name, room) for name, _ in entries]
+    widest = max((extent(name, 8)[0] for name in names), default=room) / 72 + 0.45
+    columns = max(1, int((WIDTH - 0.3) / widest))
+    figure = sheet(height + _KEY * -(-len(names) // columns))
+    figure.set_layout_engine("constrained")
+    if names:
+        looks = [Line2D([], [], label=name, **look) for name, (_, look) in zip(names, entries, strict=True)]
+        figure.legend(
+            handles=looks,
+            loc="outside lower left",
+            ncols=columns,
+            fontsize=8,
+            handlelength=1.5,
+            columnspacing=1.2,
+        )
+    return figure
 
 
 def _entries(names: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -174,37 +181,6 @@ def _look(i: int) -> tuple[str, str, str]:
     """Colour, marker and dash of the i-th line; the first 36 differ."""
     n = len(_ORDER)
     return PALETTE[_ORDER[i % n]], MARKERS[i % n], _DASHES[i // n % len(_DASHES)]
-
-
-def _columns(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> int:
-    widest = max(extent(fit_text(name, 72 * (WIDTH - 1.2)), 8)[0] for name, _ in entries) / 72 + 0.45
-    return min(len(entries), max(1, int((WIDTH - 0.3) / widest)))
-
-
-def _key_height(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> float:
-    return _KEY * -(-len(entries) // _columns(entries)) + 0.1 if entries else 0.0
-
-
-def _legend(figure: Figure, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Names with their looks in rows along the lower edge."""
-    from matplotlib.lines import Line2D
-
-    columns = _columns(entries) if entries else 1
-    width = (WIDTH - 0.3) / columns
-    for n, (name, look) in enumerate(entries):
-        x, y = 0.15 + width * (n % columns), _key_height(entries) - _KEY * (n // columns + 0.6)
-        line = Line2D(
-            [x, x + 0.13, x + 0.26], [y] * 3, markevery=[1], transform=figure.dpi_scale_trans, **look
-        )
-        figure.add_artist(line)
-        figure.text(
-            x + 0.34,
-            y,
-            fit_text(name, 72 * (WIDTH - 1.2)),
-            fontsize=8,
-            va="center_baseline",
-            transform=figure.dpi_scale_trans,
-        )
 
 
 def _draw_lines(axes: Axes, lines: Sequence[Line], names: Sequence[str], factor: float) -> None:
@@ -228,7 +204,7 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], names: Sequence[str], factor:
             )
 
 
-def _x_axis(axes: Axes, values: Sequence[float], key: str) -> None:
+def _x_axis(axes: Axes, values: Sequence[float], key: str, width: float) -> None:
     """An axis with ticks at the values that have room; logarithmic where they are far apart."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -238,7 +214,7 @@ def _x_axis(axes: Axes, values: Sequence[float], key: str) -> None:
     if spread:
         axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(FixedLocator(_roomy(tried, axes, spread, format_tick)))
+    axes.xaxis.set_major_locator(FixedLocator(_roomy(tried, width, spread, format_tick)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
     axes.set_xlabel(fit_text(key.replace("_", " "), 2 * 72))
 
@@ -257,14 +233,13 @@ def _spread_y(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _roomy(
-    tried: Sequence[float], axes: Axes, logarithmic: bool, format_tick: Callable[[float], str]
+    tried: Sequence[float], width: float, logarithmic: bool, format_tick: Callable[[float], str]
 ) -> list[float]:
     """Those of the values whose names keep clear of each other, from the left."""
     if len(tried) < 2:
         return list(tried)
     places = np.log(tried) if logarithmic else np.asarray(tried)
-    width = 72 * WIDTH * axes.get_position().width * 0.9
-    points = (places - places[0]) / (places[-1] - places[0]) * width
+    points = (places - places[0]) / (places[-1] - places[0]) * 72 * (width - 0.7) * 0.9
     ticks, end = [], -np.inf
     for value, place in zip(tried, points, strict=True):
         half = extent(format_tick(value), SMALL)[0] / 2

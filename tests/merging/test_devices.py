@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from merging.methods import METHODS
-from merging.methods.noise import uniform
+from merging.methods.blocks import uniform
 from tests.merging.adapters import ALL, adapter, deltas, distance, merge
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

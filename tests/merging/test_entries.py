@@ -8,8 +8,7 @@ import torch
 import merging.methods.blocks as entries_module
 from merging.members import Stack
 from merging.methods import ModuleWork, find_method
-from merging.methods.blocks import Entries, entries, magnitude_thresholds, merge_entries
-from merging.methods.noise import normal, uniform
+from merging.methods.blocks import Entries, entries, magnitude_thresholds, merge_entries, normal, uniform
 from tests.merging.adapters import dense, gap, product, random_stack, rotate
 
 
