@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Literal
 from catalog.adapters import table_with
 from catalog.settings import Settings
 from loradex.arguments import check_arguments
-from loradex.members import MemberSource, open_members, read_base_table, settings_of
+from loradex.members import MemberSet, MemberSource, open_members, read_base_table, settings_of
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 
 if TYPE_CHECKING:
     from catalog.adapters import BaseTable
-    from catalog.pools import Manifest
     from loradex.catalog import Catalog
     from merging.members import MergeMember
     from merging.static import FoldReport, Inspection, MergeReport, Plan, Price
@@ -104,8 +103,8 @@ class MergeRequest:
         """The rank, size, memory and time of the merge; reads no weights and writes nothing."""
         from merging.static import price
 
-        with reporting(progress) as report, self._check(report) as merge:
-            return price(merge.plan)
+        with reporting(progress) as report, self._check(report) as (plan, *_):
+            return price(plan)
 
     @check_arguments
     def run(
@@ -116,9 +115,11 @@ class MergeRequest:
 
         target = Path(out)
         folder = target.with_name(f"{target.name}-adapter") if self.apply_to else target
-        with reporting(progress) as report, self._check(report) as merge:
-            plan = self._plan_control(merge, target) if self.control else merge.plan
-            pool = {"name": merge.manifest.name, "digest": merge.manifest.digest} if merge.manifest else None
+        with reporting(progress) as report, self._check(report) as (plan, opened, table, notes):
+            if self.control:
+                plan = self._plan_control(opened.members, table, target)
+            manifest = opened.manifest
+            pool = {"name": manifest.name, "digest": manifest.digest} if manifest else None
             step = ProgressStep(report, "merging")
             merged = carry_out(plan, folder, overwrite=overwrite, pool=pool, progress=step.working)
             if self.apply_to is not None:
@@ -131,11 +132,13 @@ class MergeRequest:
                     progress=ProgressStep(report, "adding to the base").working,
                 )
         model = target if self.apply_to else None
-        return dataclasses.replace(merged, model=model, notes=merge.notes)
+        return dataclasses.replace(merged, model=model, notes=notes)
 
     @contextmanager
-    def _check(self, report: ProgressCallback) -> Iterator[_CheckedMerge]:
-        """Everything checked that can be checked without reading weights; notes are reported."""
+    def _check(
+        self, report: ProgressCallback
+    ) -> Iterator[tuple[Plan, MemberSet, BaseTable, tuple[str, ...]]]:
+        """The plan, checked without reading weights, what it was made of, and notes, which are reported."""
         from merging.static import refuse_unfoldable
 
         settings = settings_of(self.catalog)
@@ -155,7 +158,7 @@ class MergeRequest:
                 report(ProgressEvent("checking", note=note))
             if self.apply_to is not None:
                 refuse_unfoldable(Path(self.apply_to), plan.members)
-            yield _CheckedMerge(plan, opened.members, opened.manifest, table, notes)
+            yield plan, opened, table, notes
 
     def _plan(self, members: Sequence[MergeMember], table: BaseTable) -> Plan:
         from merging.static import plan
@@ -173,26 +176,13 @@ class MergeRequest:
             table=table,
         )
 
-    def _plan_control(self, merge: _CheckedMerge, out: Path) -> Plan:
+    def _plan_control(self, members: Sequence[MergeMember], table: BaseTable, out: Path) -> Plan:
         """The same merge of stand-ins of the members, which are written next to `out`."""
         from merging.static import stand_ins
 
         place = out.with_name(f"{out.name}-members")
-        members = stand_ins(
-            merge.members, self.control or "", place, self.seed, base=self.base, table=merge.table
-        )
-        return self._plan(members, merge.table)
-
-
-@dataclass(frozen=True)
-class _CheckedMerge:
-    """A merge that can be priced or run: its plan, and what the plan was made of."""
-
-    plan: Plan
-    members: tuple[MergeMember, ...]
-    manifest: Manifest | None
-    table: BaseTable
-    notes: tuple[str, ...]
+        controls = stand_ins(members, self.control or "", place, self.seed, base=self.base, table=table)
+        return self._plan(controls, table)
 
 
 @check_arguments

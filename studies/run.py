@@ -16,7 +16,6 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from filelock import FileLock, Timeout
 from catalog.errors import EvaluationError, LoradexError, NotFoundError, StorageError, UsageError
 from catalog.extras import require_extra
 from catalog.files import replace_file
-from merging.members import new_folder, storage, write_json, write_text
+from merging.members import new_folder, package_versions, storage, write_json, write_text
 from studies.file import PUBLISHED, StudyFile
 from studies.grid import Grid, GridCell
 from studies.report import grids, page
@@ -211,7 +210,7 @@ def write(file: StudyFile, study_grid: Grid) -> list[dict[str, Any]]:
         "file_sha256": file.sha256,
         **study_grid.facts,
         "wild": place.result(study_grid.wild) if study_grid.wild else None,
-        "versions": _versions(),
+        "versions": {name: text for name, text in package_versions(*_PACKAGES).items() if text},
         "device": place.device,
         "threads": place.threads,
         "machine": machine(place.device),
@@ -319,11 +318,3 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 def _refuse_other(folder: Path) -> None:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "steps").is_dir()):
         raise UsageError(f"{folder} contains other files; use another folder for the study.")
-
-
-def _versions() -> dict[str, str]:
-    numbers = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            numbers[name] = version(name)
-    return numbers

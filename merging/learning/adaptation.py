@@ -335,7 +335,7 @@ def _course_document(course: Course, before: float) -> dict[str, Any]:
     """The course with the loss of the start, which remains if no state was better."""
     losses = [loss for loss in (before, *(measure.valid for measure in course.losses)) if math.isfinite(loss)]
     # Without the time it took: the same call writes the same bytes.
-    document = {name: value for name, value in course.document().items() if name != "seconds"}
+    document = {name: value for name, value in asdict(course).items() if name != "seconds"}
     return {"valid_before": before, **document, "valid_loss": min(losses, default=math.nan)}
 
 

@@ -58,7 +58,7 @@ def search(
         if len(evaluations) < len(proposals):
             break
         optimiser.tell(
-            _pad_vectors(proposals),
+            [[*proposal, *[0.0] * (2 - len(proposal))] for proposal in proposals],
             [proposal.value if math.isfinite(proposal.value) else 1e9 for proposal in evaluations],
         )
     if not any(math.isfinite(proposal.value) for proposal in attempts):
@@ -116,7 +116,3 @@ def _optimiser(count: int, tries: int, seed: int) -> Any:
 
     options = {"bounds": [-BOUND, BOUND], "seed": seed % (2**32 - 1) + 1, "maxfevals": tries, "verbose": -9}
     return cma.CMAEvolutionStrategy([0.0] * max(2, count), SPREAD, options)
-
-
-def _pad_vectors(vectors: Sequence[Sequence[float]]) -> list[list[float]]:
-    return [[*vector, *[0.0] * (2 - len(vector))] for vector in vectors]

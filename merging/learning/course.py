@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from catalog.errors import MemoryLimitError, UsageError
@@ -79,13 +79,9 @@ class Course:
     losses: tuple[Measure, ...]
     seconds: float
 
-    def document(self) -> dict[str, Any]:
-        """The course as JSON."""
-        return asdict(self)
-
     @classmethod
     def read(cls, document: dict[str, Any]) -> Course:
-        """The course from the output of `document`."""
+        """The course from its fields as JSON."""
         return cls(**{**document, "losses": tuple(Measure(**measure) for measure in document["losses"])})
 
 
@@ -138,7 +134,16 @@ def run(
                 better()
         if len(measures) - 1 - lowest >= recipe.patience:
             break
-    return _course(rate, step, diverged, measures, time.perf_counter() - began)
+    chosen = measures[lowest] if measures else None
+    return Course(
+        learning_rate=rate,
+        steps=step,
+        best_step=chosen.step if chosen else None,
+        valid_loss=chosen.valid if chosen else None,
+        diverged=diverged,
+        losses=tuple(measures),
+        seconds=round(time.perf_counter() - began, 3),
+    )
 
 
 @contextlib.contextmanager
@@ -263,18 +268,3 @@ def _step(
         optimiser.step()
         schedule.step()
     return loss
-
-
-def _course(
-    rate: float, steps: int, diverged: int | None, measures: Sequence[Measure], seconds: float
-) -> Course:
-    best = min(measures, key=lambda measure: measure.valid, default=None)
-    return Course(
-        learning_rate=rate,
-        steps=steps,
-        best_step=best.step if best else None,
-        valid_loss=best.valid if best else None,
-        diverged=diverged,
-        losses=tuple(measures),
-        seconds=round(seconds, 3),
-    )

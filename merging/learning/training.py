@@ -23,11 +23,12 @@ from catalog.errors import DivergedError, EvaluationError, UsageError
 from merging.evaluation import Questions, TooLong, ask
 from merging.learning import variants
 from merging.learning.course import Course, Objective, Recipe, batches, gradients, mean_of, run, set_seeds
-from merging.learning.training_record import card, record, versions
+from merging.learning.training_record import LIBRARIES, card, record
 from merging.live import calm, restore_model
 from merging.members import (
     DTYPES,
     new_folder,
+    package_versions,
     refuse_existing,
     storage,
     tensor_writer,
@@ -273,7 +274,7 @@ def _one_rate(
         if course.diverged is None:
             tensors = variants.difference(best, start) if row.changes_base else best
             _write_adapter(folder, tensors, variants.config_to_store(row, config, base), settings.dtype)
-        write_json(folder / RATE_NAME, course.document())
+        write_json(folder / RATE_NAME, asdict(course))
     return course
 
 
@@ -359,7 +360,7 @@ def _identity(inputs: _Given, task: Task, settings: TrainingSettings, before: fl
         "task": task.digest,
         "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
         "settings": asdict(settings),
-        "versions": versions(),
+        "versions": package_versions(*LIBRARIES),
         # Only if they matter, so that a training of an earlier version continues.
         **({"objective": inputs.objective} if inputs.objective != "loss" else {}),
     }

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from catalog.adapters import WEIGHTS_NAME
 from merging.evaluation import Questions, unusual
 from merging.learning.course import Course
 from merging.learning.variants import ALL_LINEAR, VARIANTS, reachable
-from merging.members import digest_of
+from merging.members import digest_of, package_versions
 from merging.model import LoadedBase, Task
 
 RECORD_VERSION = 1
+# The libraries that train.
+LIBRARIES = ("loradex", "peft", "torch", "transformers")
 # Terms of a task's data that consist of the name of a license; the Hub writes them in lower case.
 _LICENSE = re.compile(r"(MIT|Apache-2\.0|CC0-1\.0|CC[ -]BY(-NC)?(-SA|-ND)?[ -][1-4]\.0)")
 # The characters allowed in a line of Markdown; others are removed from untrusted texts.
@@ -70,27 +71,16 @@ def record(
         "mergeable": VARIANTS[settings["variant"]].mergeable,
         "learning_rate": best.learning_rate,
         "edge": _edge(courses, best),
-        "rates": [{**course.document(), "chosen": course is best} for course in courses],
+        "rates": [{**asdict(course), "chosen": course is best} for course in courses],
         "valid_loss_before": losses[0],
         "valid_loss": losses[1],
         "sha256": digest_of(folder / WEIGHTS_NAME),
         "seconds": round(sum(course.seconds for course in courses), 3),
-        "versions": versions(),
+        "versions": package_versions(*LIBRARIES),
     }
     # As read from the file: lists for tuples.
     read: dict[str, Any] = json.loads(json.dumps(document))
     return read
-
-
-def versions() -> dict[str, str | None]:
-    """The versions of the libraries that train."""
-    numbers: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("loradex", "peft", "torch", "transformers"):
-        try:
-            numbers[name] = version(name)
-        except PackageNotFoundError:
-            numbers[name] = None
-    return numbers
 
 
 def card(task: Task, document: Mapping[str, Any]) -> str:

@@ -10,9 +10,11 @@ import contextlib
 import json
 import math
 import os
+import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -208,3 +210,14 @@ def refuse_existing(out: Path, overwrite: bool, record: str) -> None:
         raise UsageError(f"{out} exists; use another folder or `overwrite=True`.")
     if out.is_symlink() or not (out / record).is_file():
         raise UsageError(f"{out} contains other files and is not overwritten; use another folder.")
+
+
+def package_versions(*names: str) -> dict[str, str | None]:
+    """The versions of Python and of these packages, None for one that is not installed."""
+    numbers: dict[str, str | None] = {"python": platform.python_version()}
+    for name in names:
+        try:
+            numbers[name] = version(name)
+        except PackageNotFoundError:
+            numbers[name] = None
+    return numbers

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from merging.members import (
     factor_names,
     join_factors,
     new_folder,
+    package_versions,
     read_stack,
     shapes,
     storage,
@@ -246,8 +245,7 @@ def _record(
         "members": _member_entries(planned, sha256s),
         "modules": {name: asdict(module) for name, module in modules.items()},
         "totals": totals(modules),
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("loradex", "torch", "safetensors")},
+        "versions": package_versions("loradex", "torch", "safetensors"),
     }
 
 
@@ -267,13 +265,6 @@ def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any
         for member, weight, digest in zip(planned.members, planned.weights, digests, strict=True)
         for spelling in (member.config.base_model,)
     ]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _model_card(members: Sequence[MergeMember], method: MergeMethod, record: Mapping[str, Any]) -> str:

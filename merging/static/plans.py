@@ -46,7 +46,11 @@ class Plan:
         """The largest rank that the result may have in a module."""
         if not self.method.truncates:
             return shape.total
-        largest = shape.total if self.method.full_rank else max(_ranks(self.members))
+        largest = (
+            shape.total
+            if self.method.full_rank
+            else max(module.rank for member in self.members for module in member.spec.modules)
+        )
         return min(self.rank or largest, shape.in_features, shape.out_features)
 
     def joins(self, shape: Shape) -> bool:
@@ -167,7 +171,3 @@ def _refuse_ranks(members: Sequence[MergeMember], row: MergeMethod) -> None:
                 f"{row.name} needs equal ranks and {shape.name} has {sorted({r for r in shape.ranks if r})}; "
                 "average and svd take any."
             )
-
-
-def _ranks(members: Sequence[MergeMember]) -> list[int]:
-    return [module.rank for member in members for module in member.spec.modules]

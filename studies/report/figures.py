@@ -123,7 +123,7 @@ def wild(lines: Sequence[Line], rates: Sequence[float], ranks: Sequence[float], 
     """Learning rates of model cards below the tuning curve, on the same axis, and ranks beside it."""
     names = [line.label for line in lines]
     rows = [*([["top"]] if lines else []), *([["low"]] if rates or lines else [])]
-    mosaic = [[*row, "side"] for row in rows or [[]]] if ranks else rows
+    mosaic: list[Any] = [[*row, "side"] for row in rows or [[]]] if ranks else rows
     widths = [3.75, 1.7] if ranks and rows else [1]
     heights = [_PANEL, 1.65][-len(mosaic) :]
     with style():
