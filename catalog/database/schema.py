@@ -19,6 +19,12 @@ from catalog.database.columns import Key, TableBase, enum_column
 
 SHA1 = "length({0}) = 40"
 DIGEST = "length({0}) IN (40, 64)"
+# Written so that the largest n does not overflow.
+OUTCOMES = (
+    "(outcomes IS NULL) = (items_sha IS NULL) "
+    "AND (outcomes IS NULL OR (n IS NOT NULL AND length(outcomes) * 8 - n BETWEEN 0 AND 7))"
+)
+MARGINS = "margins IS NULL OR (outcomes IS NOT NULL AND length(margins) - n = n)"
 
 
 class CrawlState(enum.StrEnum):
@@ -331,13 +337,32 @@ class Embedding(TableBase):
     vector: Mapped[bytes] = mapped_column(comment="little-endian float32")
 
 
+class ItemList(TableBase):
+    """An ordered list of a task's items; scores on the same list can be compared item by item."""
+
+    __tablename__ = "item_list"
+    __table_args__ = (
+        CheckConstraint("length(items_sha) = 64", name="items_sha"),
+        CheckConstraint("n > 0", name="n"),
+        CheckConstraint("hashes IS NULL OR length(hashes) = 32 * n", name="hashes"),
+    )
+
+    items_sha: Mapped[str] = mapped_column(primary_key=True, comment="sha256 of the hashes of its items")
+    n: Mapped[int] = mapped_column(comment="number of items")
+    hashes: Mapped[bytes | None] = mapped_column(
+        comment="sha256 of the canonical JSON of each item, 32 bytes each; null where not listed"
+    )
+
+
 class Evaluation(TableBase):
     """A measured score: adapter or merge, on a task's split, by a metric, with n and its source."""
 
     __tablename__ = "evaluation"
     __table_args__ = (
-        UniqueConstraint("subject", "task", "split", "metric", "source"),
+        UniqueConstraint("subject", "task", "split", "metric", "source", "protocol"),
         CheckConstraint("n IS NULL OR n > 0", name="n"),
+        CheckConstraint(OUTCOMES, name="outcomes"),
+        CheckConstraint(MARGINS, name="margins"),
     )
 
     id: Mapped[Key]
@@ -351,6 +376,18 @@ class Evaluation(TableBase):
         comment="number of samples measured; null when the source does not say"
     )
     source: Mapped[str]
+    protocol: Mapped[str] = mapped_column(
+        comment="how the model was asked; empty for the project's own protocol"
+    )
+    items_sha: Mapped[str | None] = mapped_column(
+        ForeignKey("item_list.items_sha"), index=True, comment="the items of the samples, if known"
+    )
+    outcomes: Mapped[bytes | None] = mapped_column(
+        comment="a bit an item, 1 if answered right, the first in the highest bit of the first byte"
+    )
+    margins: Mapped[bytes | None] = mapped_column(
+        comment="log p of the best other choice minus the right one's, an item, little-endian float16"
+    )
 
 
 class SavedPool(TableBase):

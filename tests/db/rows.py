@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Boolean, Engine, Enum, Integer, LargeBinary, Table, insert, select
+from sqlalchemy import Boolean, Engine, Enum, Integer, LargeBinary, Table, insert, inspect, select
 
 from catalog.database import schema
 from catalog.database.columns import CleanJSON, CleanText, Counter, Real, UTCDateTime
@@ -20,6 +20,11 @@ SPECIAL: dict[str, Any] = {
     "document.digest": SHA256,
     "weights_file.digest": SHA256,
     "pool.digest": SHA256,
+    "item_list.items_sha": SHA256,
+    "item_list.hashes": b"\x01" * 32,
+    "evaluation.outcomes": b"\x80",
+    # A downgrade removes scores by any other protocol.
+    "evaluation.protocol": "",
 }
 
 
@@ -58,6 +63,17 @@ def fill(engine: Engine) -> None:
 
 
 def dump(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows of all tables."""
+    """All rows of all tables and columns that are there."""
+    inspector = inspect(engine)
+    present = {name: {c["name"] for c in inspector.get_columns(name)} for name in inspector.get_table_names()}
     with engine.connect() as connection:
-        return {table.name: [tuple(row) for row in connection.execute(select(table))] for table in tables()}
+        return {
+            table.name: [
+                tuple(row)
+                for row in connection.execute(
+                    select(*(column for column in table.columns if column.name in present[table.name]))
+                )
+            ]
+            for table in tables()
+            if table.name in present
+        }
