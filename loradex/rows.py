@@ -224,7 +224,11 @@ class IndexRow:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One measured score; `n` is the number of samples, None where the source does not state it."""
+    """One measured score; `n` is the number of samples, None where the source does not state it.
+
+    `protocol` says how the model was asked, "" in the project's own way; `items_sha` identifies the samples,
+    None where it is not known which of them were answered right.
+    """
 
     adapter: str
     task: str
@@ -233,16 +237,135 @@ class ScoreRow:
     value: float
     n: int | None
     source: str
+    protocol: str = ""
+    items_sha: str | None = None
 
 
 @dataclass(frozen=True)
 class ScoreSourceRow:
-    """How much one source measured on one split by one metric."""
+    """How much one source measured on one split by one metric and protocol.
+
+    `with_outcomes` counts the scores of which it is known which items were answered right.
+    """
 
     source: str
     split: str
     metric: str
+    protocol: str
     scores: int
     subjects: int
     tasks: int
     of_known_adapters: int
+    with_outcomes: int
+
+
+@dataclass(frozen=True)
+class OutcomeRow:
+    """One score with the answers that it counts: `outcomes` has 1 or 0 for each of n items in their order.
+
+    `margins` are, where choices were scored, log p of the best other choice minus that of the right one
+    (nats), negative for a right answer.
+    """
+
+    adapter: str
+    task: str
+    split: str
+    metric: str
+    protocol: str
+    source: str
+    value: float
+    n: int
+    items_sha: str
+    outcomes: str
+    margins: Sequence[float] | None
+
+
+@dataclass(frozen=True)
+class ItemRow:
+    """One item of a task: how many of n adapters answered it right, and which.
+
+    `position` counts from 1 in the list `items_sha`; `item` is the sha256 of the item, None where no source
+    listed it.
+    """
+
+    task: str
+    split: str
+    metric: str
+    protocol: str
+    items_sha: str
+    position: int
+    item: str | None
+    right: int
+    n: int
+    right_adapters: Sequence[str]
+    wrong_adapters: Sequence[str]
+
+
+@dataclass(frozen=True)
+class PairedTestRow:
+    """Two adapters on the same n items: how many both, only one, or neither answered right.
+
+    `difference` is the first score minus the second, with the ends of its 95 % interval; `p` is that of the
+    exact McNemar test, two-sided.
+    """
+
+    first: str
+    second: str
+    task: str
+    split: str
+    metric: str
+    protocol: str
+    first_source: str
+    second_source: str
+    n: int
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """One adapter of a leaderboard: its score with the ends of its 95 % interval (Wilson).
+
+    Where it answered the same items as the leader, `difference` is its score minus the leader's, `p` that of
+    the exact McNemar test, `p_holm` that adjusted for all tests of the leaderboard, and `differs` whether
+    this is at most 0.05; else these are None.
+    """
+
+    place: int
+    adapter: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int | None
+    source: str
+    difference: float | None
+    p: float | None
+    p_holm: float | None
+    differs: bool | None
+
+
+@dataclass(frozen=True)
+class PlacementRow:
+    """A score that was predicted from the answers to a few items of a task.
+
+    `right` of the `asked` items were answered right. `predicted` is the expected score on all `n` items of
+    the catalog's list, which `adapters` answered, and `error` its standard error, from a cross-validation.
+    """
+
+    adapter: str
+    task: str
+    split: str
+    metric: str
+    asked: int
+    right: int
+    predicted: float
+    error: float
+    n: int
+    adapters: int
+    items_sha: str

@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, insert, or_, select
+from sqlalchemy import Select, delete, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import AdapterReference, adapter_name
-from catalog.database.schema import Adapter, Evaluation, Repository
-from catalog.errors import NotFoundError
-from catalog.scores import BASE, OTHER_METRICS, SUCCESSORS, Score
+from catalog.database.schema import Adapter, Evaluation, ItemList, Repository
+from catalog.errors import NotFoundError, UsageError
+from catalog.scores import BASE, OTHER_METRICS, SUCCESSORS, Outcomes, Score
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,85 @@ class Saved:
 
 
 def save_scores(session: Session, scores: Iterable[Score]) -> Saved:
-    """Writes scores; one of the same subject, task, split, metric and source is replaced if it differs.
+    """Writes scores; one of the same subject, task, split, metric, source and protocol is replaced if it
+    differs.
 
-    Scores of adapters that are not in the catalog are stored too: a later crawl may find them.
+    Scores of adapters that are not in the catalog are stored too: a later crawl may find them. The same value
+    without outcomes does not remove those on record. Raises UsageError if a list of items has another length
+    than on record.
     """
     listed = list(scores)
     sources = {score.source for score in listed}
     stored_rows = {
-        (row.subject, row.task, row.split, row.metric, row.source): row
+        (row.subject, row.task, row.split, row.metric, row.source, row.protocol): row
         for row in session.scalars(select(Evaluation).where(Evaluation.source.in_(sources)))
     }
+    _save_item_lists(session, listed)
     ids = _adapter_ids(session)
     changed = 0
     fresh: dict[tuple[str, ...], dict[str, Any]] = {}
     for score in listed:
-        key = (score.subject, score.task, score.split, score.metric, score.source)
-        row = stored_rows.get(key)
+        key = (score.subject, score.task, score.split, score.metric, score.source, score.protocol)
+        row, values = stored_rows.get(key), _values(score)
         if row is None:
-            fresh[key] = {**vars(score), "adapter_id": ids.get(score.subject)}
-        elif (row.value, row.n) != (score.value, score.n):
-            row.value, row.n = score.value, score.n
+            fresh[key] = {**values, "adapter_id": ids.get(score.subject)}
+        elif _differs(row, score):
+            for name, value in values.items():
+                setattr(row, name, value)
             changed += 1
     if fresh:
         session.execute(insert(Evaluation), list(fresh.values()))
     session.flush()
+    if changed:
+        named = select(Evaluation.items_sha).where(Evaluation.items_sha.is_not(None))
+        session.execute(delete(ItemList).where(ItemList.items_sha.not_in(named)))
     unknown = {score.subject for score in listed} - ids.keys() - {BASE}
     return Saved(len(fresh), changed, len(listed) - len(fresh) - changed, len(unknown))
+
+
+def _values(score: Score) -> dict[str, Any]:
+    """The columns of a score, but for the adapter's number."""
+    values = {name: value for name, value in vars(score).items() if name != "outcomes"}
+    outcomes = score.outcomes
+    return values | {
+        "items_sha": outcomes.items_sha if outcomes else None,
+        "outcomes": outcomes.bitmap if outcomes else None,
+        "margins": outcomes.margins or None if outcomes else None,
+    }
+
+
+def _differs(row: Evaluation, score: Score) -> bool:
+    """Whether a score says something else than the row, or more."""
+    if (row.value, row.n) != (score.value, score.n):
+        return True
+    outcomes = score.outcomes
+    record = (row.items_sha, row.outcomes, row.margins or b"")
+    return outcomes is not None and record != (outcomes.items_sha, outcomes.bitmap, outcomes.margins)
+
+
+def _save_item_lists(session: Session, scores: Iterable[Score]) -> None:
+    """Writes the lists of items that are not on record, and the hashes of those known without."""
+    lists: dict[str, tuple[int, bytes]] = {}
+    for score in scores:
+        if score.outcomes is not None and score.n is not None:
+            n, hashes = lists.get(score.outcomes.items_sha, (score.n, b""))
+            if n != score.n:
+                raise _other_length(score.outcomes.items_sha, n, score.n)
+            lists[score.outcomes.items_sha] = (n, hashes or score.outcomes.hashes)
+    stored_lists = {row.items_sha: row for row in session.scalars(select(ItemList))} if lists else {}
+    for sha, (n, hashes) in lists.items():
+        row = stored_lists.get(sha)
+        if row is None:
+            session.add(ItemList(items_sha=sha, n=n, hashes=hashes or None))
+        elif row.n != n:
+            raise _other_length(sha, row.n, n)
+        elif row.hashes is None and hashes:
+            row.hashes = hashes
+    session.flush()
+
+
+def _other_length(sha: str, n: int, other: int) -> UsageError:
+    return UsageError(f"The items {sha} are {n} in one place and {other} in another; correct the items_sha.")
 
 
 def _adapter_ids(session: Session) -> dict[str, int]:
@@ -82,17 +135,18 @@ def score_table(
     sources: Collection[str] | None = None,
     leave_out: Collection[str] = (),
     renewed: Collection[str] = (),
+    protocol: str = "",
 ) -> ScoreTable:
     """The scores of adapters by short name and task, of some splits and sources, or of all except some.
 
-    Scores by metrics that are not shares (`catalog.scores.metrics`) are left out. A column has scores of one
-    rule of comparing answers: if a task has scores by the current rule, or is `renewed`, those by the
-    previous rule are left out. Where several sources or splits measured a cell, their mean weighted by the
-    number of samples; a source that does not give its number counts as one sample. Raises NotFoundError where
-    there are none.
+    Scores by metrics that are not shares (`catalog.scores.metrics`) and of other protocols are left out. A
+    column has scores of one rule of comparing answers: if a task has scores by the current rule, or is
+    `renewed`, those by the previous rule are left out. Where several sources or splits measured a cell, their
+    mean weighted by the number of samples; a source that does not give its number counts as one sample.
+    Raises NotFoundError where there are none.
     """
     query = select(Evaluation).order_by(Evaluation.subject, Evaluation.task, Evaluation.id)
-    query = query.where(Evaluation.metric.not_in(OTHER_METRICS))
+    query = query.where(Evaluation.metric.not_in(OTHER_METRICS), Evaluation.protocol == protocol)
     if splits is not None:
         query = query.where(Evaluation.split.in_(splits))
     if leave_out:
@@ -132,21 +186,22 @@ def _mean(values: list[tuple[float, int | None]]) -> tuple[float, int | None]:
 
 
 def summary(session: Session) -> list[dict[str, Any]]:
-    """The number of scores of each source, by split and metric."""
+    """The number of scores of each source, by split, metric and protocol, and how many have outcomes."""
+    key = (Evaluation.source, Evaluation.split, Evaluation.metric, Evaluation.protocol)
     rows = session.execute(
         select(
-            Evaluation.source,
-            Evaluation.split,
-            Evaluation.metric,
+            *key,
             func.count(Evaluation.id),
             func.count(func.distinct(Evaluation.subject)),
             func.count(func.distinct(Evaluation.task)),
             func.count(Evaluation.adapter_id),
+            func.count(Evaluation.items_sha),
         )
-        .group_by(Evaluation.source, Evaluation.split, Evaluation.metric)
-        .order_by(Evaluation.source, Evaluation.split, Evaluation.metric)
+        .group_by(*key)
+        .order_by(*key)
     )
-    names = ("source", "split", "metric", "scores", "subjects", "tasks", "of_known_adapters")
+    counts = ("scores", "subjects", "tasks", "of_known_adapters", "with_outcomes")
+    names = ("source", "split", "metric", "protocol", *counts)
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
@@ -168,6 +223,52 @@ def scores_of(session: Session, subject: str | None = None, task: str | None = N
             "value": row.value,
             "n": row.n,
             "source": row.source,
+            "protocol": row.protocol,
+            "items_sha": row.items_sha,
         }
         for row in session.scalars(query)
     ]
+
+
+@dataclass(frozen=True)
+class ScoreFilter:
+    """Which scores: on one task, and of these splits, metrics, protocols, sources where they are not None."""
+
+    task: str | None = None
+    split: str | None = None
+    metric: str | None = None
+    protocol: str | None = None
+    source: str | None = None
+
+    def select(self) -> Select[Evaluation, bytes | None]:
+        """The query, with the hashes of items; the highest value first within a task, split and metric."""
+        clauses = [
+            getattr(Evaluation, name) == value for name, value in vars(self).items() if value is not None
+        ]
+        return (
+            select(Evaluation, ItemList.hashes)
+            .outerjoin(ItemList, ItemList.items_sha == Evaluation.items_sha)
+            .where(*clauses)
+            .order_by(
+                *(Evaluation.task, Evaluation.split, Evaluation.metric, Evaluation.protocol),
+                *(Evaluation.value.desc(), Evaluation.subject, Evaluation.source),
+            )
+        )
+
+
+def stored_scores(
+    session: Session, which: ScoreFilter, adapters: Collection[str] | None = None
+) -> list[Score]:
+    """The scores that a filter admits, of these subjects or of all, with their outcomes."""
+    query = which.select()
+    if adapters is not None:
+        query = query.where(Evaluation.subject.in_(adapters))
+    return [_score(row, hashes) for row, hashes in session.execute(query)]
+
+
+def _score(row: Evaluation, hashes: bytes | None) -> Score:
+    outcomes = None
+    if row.items_sha is not None and row.outcomes is not None:
+        outcomes = Outcomes(row.items_sha, row.outcomes, row.margins or b"", hashes or b"")
+    names = ("subject", "task", "split", "metric", "value", "n", "source", "protocol")
+    return Score(*(getattr(row, name) for name in names), outcomes)

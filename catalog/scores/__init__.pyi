@@ -13,6 +13,7 @@ from .metrics import (
     score_problem,
 )
 from .outcomes import (
+    HASH_BYTES,
     MOST_ITEMS,
     Outcomes,
     from_text,
@@ -25,6 +26,8 @@ from .outcomes import (
     unpack_bitmap,
     unpack_margins,
 )
+from .paired import PairedTest, holm, paired_test, wilson_interval
+from .placement import LEAST_ADAPTERS, ItemChoice, choose_items, regress_items
 from .prediction import completion, from_like_tasks, likeness
 from .racing import CAP, STEP, Measure, race
 from .record import BASE, Score
@@ -33,6 +36,8 @@ __all__ = [
     "BASE",
     "CAP",
     "EXACT_MATCH",
+    "HASH_BYTES",
+    "LEAST_ADAPTERS",
     "MOST_ITEMS",
     "MOST_SAMPLES",
     "OTHER_METRICS",
@@ -40,16 +45,20 @@ __all__ = [
     "STEP",
     "SUCCESSORS",
     "TASK_METRICS",
+    "ItemChoice",
     "Measure",
     "Outcomes",
+    "PairedTest",
     "Ranking",
     "Score",
     "ScoreMatrix",
     "ScoreMetric",
     "by_score",
+    "choose_items",
     "completion",
     "from_like_tasks",
     "from_text",
+    "holm",
     "item_hash",
     "likeness",
     "list_sha",
@@ -57,13 +66,16 @@ __all__ = [
     "pack_bitmap",
     "pack_margins",
     "paired_bootstrap",
+    "paired_test",
     "prior",
     "race",
     "read_outcomes",
     "read_scores",
+    "regress_items",
     "score_matrix",
     "score_problem",
     "to_text",
     "unpack_bitmap",
     "unpack_margins",
+    "wilson_interval",
 ]

@@ -7,14 +7,16 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from catalog.errors import ConfigError, UsageError
 from catalog.files import load_json, read_limited
 from catalog.scores.metrics import score_problem
+from catalog.scores.outcomes import HASH_BYTES, MOST_ITEMS, Outcomes, from_text, list_sha, read_outcomes
 from catalog.scores.record import BASE, Score
 
 MOST_BYTES = 256 * 1024 * 1024
@@ -95,14 +97,18 @@ def _at(place: str) -> Iterator[None]:
 
 def _add(scores: dict[tuple[str, ...], Score], score: Score) -> None:
     """Adds a score under its identity; raises UsageError if it is already there."""
-    key = (score.subject, score.task, score.split, score.metric)
+    key = (score.subject, score.task, score.split, score.metric, score.protocol)
     if key in scores:
         raise UsageError(f"{score.subject} has two scores on {score.task}.")
     scores[key] = score
 
 
 def _from_json(data: bytes, source: str) -> list[Score]:
-    """The scores of a document {"scores": [{adapter, task, split, metric, value, n}]}."""
+    """The scores of a document {"scores": [{adapter, task, split, metric, value, n}]}.
+
+    A score may have `protocol`, and `items_sha`, `outcomes` and `margins`; the hashes of these items are then
+    in `items` beside `scores`.
+    """
     try:
         document = load_json(data, max_bytes=MOST_BYTES, finite=False)
     except ConfigError as error:
@@ -110,20 +116,46 @@ def _from_json(data: bytes, source: str) -> list[Score]:
     rows = document.get("scores") if isinstance(document, dict) else None
     if not isinstance(rows, list):
         raise UsageError("This is not a file of scores: it does not contain a list called scores.")
+    hashes = _item_hashes(document.get("items", {}))
     scores: dict[tuple[str, ...], Score] = {}
     for number, row in enumerate(rows, 1):
         with _at(f"Score {number}"):
-            _add(scores, _score(row, source))
+            _add(scores, _score(row, source, hashes))
+    named = {score.outcomes.items_sha for score in scores.values() if score.outcomes}
+    if unnamed := hashes.keys() - named:
+        raise UsageError(f"No score has the items {min(unnamed)}; remove this list from items.")
     return list(scores.values())
 
 
-def _score(row: Any, source: str) -> Score:
+def _item_hashes(lists: object) -> dict[str, bytes]:
+    """The hashes of items, by items_sha."""
+    if not isinstance(lists, dict):
+        raise UsageError("This is not a file of scores: its items are not an object of base64 texts.")
+    hashes = {}
+    for sha, text in lists.items():
+        with _at(f"The items {sha[:64]!a}"):
+            hashes[sha] = from_text(text, "list of hashes", HASH_BYTES * MOST_ITEMS)
+            if list_sha(hashes[sha]) != sha:
+                raise UsageError("they are not the sha256 of their hashes.")
+    return hashes
+
+
+def _outcomes(row: Mapping[str, Any], hashes: Mapping[str, bytes]) -> Outcomes | None:
+    """The outcomes that a score has, with the hashes of its items."""
+    if not row.keys() & {"items_sha", "outcomes", "margins"}:
+        return None
+    outcomes = read_outcomes(row.get("items_sha"), row.get("outcomes"), row.get("margins", ""), row["n"])
+    return replace(outcomes, hashes=hashes.get(outcomes.items_sha, b""))
+
+
+def _score(row: Any, source: str, hashes: Mapping[str, bytes]) -> Score:
     if not isinstance(row, dict) or not set(row) >= _FIELDS:
         raise UsageError(f"it must have {', '.join(sorted(_FIELDS))}.")
-    texts = [row[name] for name in ("adapter", "task", "split", "metric")]
+    texts = [*(row[name] for name in ("adapter", "task", "split", "metric")), row.get("protocol", "")]
     if not all(isinstance(text, str) for text in texts):
-        raise UsageError("adapter, task, split and metric must be strings.")
-    adapter, task, split, metric = (text.strip() for text in texts)
+        raise UsageError("adapter, task, split, metric and protocol must be strings.")
+    adapter, task, split, metric, protocol = (text.strip() for text in texts)
     if problem := score_problem(metric, row["value"], row["n"]):
         raise UsageError(f"{problem}.")
-    return Score(adapter, task, split, metric, float(row["value"]), row["n"], source)
+    value, outcomes = float(row["value"]), _outcomes(row, hashes)
+    return Score(adapter, task, split, metric, value, row["n"], source, protocol, outcomes)

@@ -6,13 +6,22 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from catalog.database.schema import Evaluation
-from catalog.database.score_store import Saved, save_scores, score_table, scores_of, summary
+from catalog.database.schema import Evaluation, ItemList
+from catalog.database.score_store import (
+    Saved,
+    ScoreFilter,
+    save_scores,
+    score_table,
+    scores_of,
+    stored_scores,
+    summary,
+)
 from catalog.errors import NotFoundError, UsageError
-from catalog.scores import BASE, Score
+from catalog.scores import BASE, Outcomes, Score, item_hash, list_sha, pack_bitmap, pack_margins
 
 ONE = Score("ann/one", "anli", "test", "accuracy", 0.5, 100, "me")
 
@@ -57,6 +66,7 @@ def test_a_table_of_scores_joins_sources_by_their_samples(engine: Engine) -> Non
 def test_the_largest_counts_and_longest_texts_are_stored_by_both_databases(engine: Engine) -> None:
     texts = dict.fromkeys(("subject", "task", "split", "metric", "source"), "")
     longest = {name: hashlib.sha512(name.encode()).hexdigest() * 3 + "x" * 116 for name in texts}
+    longest["protocol"] = hashlib.sha512(b"protocol").hexdigest()[:100]
     with Session(engine) as session, session.begin():
         save_scores(session, [replace(ONE, n=2**63 - 1), replace(ONE, **longest)])  # type: ignore[arg-type]
     with Session(engine) as session:
@@ -121,3 +131,118 @@ def test_without_scores_there_is_a_sentence(engine: Engine) -> None:
 def test_what_is_no_score_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         replace(ONE, **wrong)  # type: ignore[arg-type]
+
+
+HASHES = b"".join(item_hash(f"question {n}", "yes", ("yes", "no")) for n in range(10))
+
+
+def outcomes(right: str, margins: bool = True, hashes: bytes = HASHES) -> Outcomes:
+    """The outcomes of ten items, "1" for a right answer."""
+    answers = [letter == "1" for letter in right]
+    numbers = pack_margins([-1.0 if answer else 2.0 for answer in answers]) if margins else b""
+    return Outcomes(list_sha(HASHES), pack_bitmap(answers), numbers, hashes)
+
+
+ITEMS = replace(ONE, n=10, outcomes=outcomes("1111100000"))
+
+
+def item_lists(session: Session) -> list[tuple[str, int, bytes | None]]:
+    """The lists of items on record."""
+    return [(row.items_sha, row.n, row.hashes) for row in session.scalars(select(ItemList))]
+
+
+def test_outcomes_are_stored_with_their_items_once(engine: Engine) -> None:
+    other = replace(ITEMS, subject="bob/two", outcomes=outcomes("0101010101", margins=False, hashes=b""))
+    with Session(engine) as session, session.begin():
+        assert save_scores(session, [other]) == Saved(1, 0, 0, 1)
+        assert item_lists(session) == [(list_sha(HASHES), 10, None)]
+        assert save_scores(session, [ITEMS]) == Saved(1, 0, 0, 1)
+        assert item_lists(session) == [(list_sha(HASHES), 10, HASHES)]
+        complete = replace(other, outcomes=outcomes("0101010101", margins=False))
+        assert stored_scores(session, ScoreFilter("anli")) == [ITEMS, complete]
+        assert stored_scores(session, ScoreFilter("anli"), ["bob/two"]) == [complete]
+        assert stored_scores(session, ScoreFilter(split="train")) == []
+        assert stored_scores(session, ScoreFilter("anli", "test", "accuracy", "", "you")) == []
+        assert [row["with_outcomes"] for row in summary(session)] == [2]
+        assert {row["items_sha"] for row in scores_of(session, task="anli")} == {list_sha(HASHES)}
+
+
+def test_outcomes_are_replaced_with_their_score_and_kept_by_the_same_without(engine: Engine) -> None:
+    with Session(engine) as session, session.begin():
+        save_scores(session, [ITEMS])
+        assert save_scores(session, [ITEMS, replace(ITEMS, task="rte", outcomes=None)]) == Saved(1, 0, 1, 1)
+        assert save_scores(session, [replace(ITEMS, outcomes=None)]) == Saved(0, 0, 1, 1)
+        assert stored_scores(session, ScoreFilter("anli")) == [ITEMS]
+        assert save_scores(session, [replace(ITEMS, task="rte")]) == Saved(0, 1, 0, 1)
+        assert stored_scores(session, ScoreFilter("rte")) == [replace(ITEMS, task="rte")]
+        turned = replace(ITEMS, outcomes=outcomes("0000011111"))
+        assert save_scores(session, [turned]) == Saved(0, 1, 0, 1)
+        assert stored_scores(session, ScoreFilter("anli")) == [turned]
+        without = [replace(ITEMS, task=task, value=0.6, outcomes=None) for task in ("anli", "rte")]
+        assert save_scores(session, without) == Saved(0, 2, 0, 1)
+        assert stored_scores(session, ScoreFilter()) == without
+        assert item_lists(session) == []
+
+
+def test_scores_of_two_protocols_stand_in_no_table_together(engine: Engine) -> None:
+    paper = replace(ONE, protocol="recycling-paper", value=0.9)
+    with Session(engine) as session, session.begin():
+        assert save_scores(session, [ONE, paper]) == Saved(2, 0, 0, 1)
+        assert save_scores(session, [paper]) == Saved(0, 0, 1, 1)
+        assert score_table(session).cells == {("ann/one", "anli"): (0.5, 100)}
+        assert score_table(session, protocol="recycling-paper").cells == {("ann/one", "anli"): (0.9, 100)}
+        assert [(row["protocol"], row["scores"]) for row in summary(session)] == [
+            ("", 1),
+            ("recycling-paper", 1),
+        ]
+        assert [row["protocol"] for row in scores_of(session, "ann/one")] == ["recycling-paper", ""]
+
+
+def test_a_list_of_items_has_one_length(engine: Engine) -> None:
+    forged = Outcomes(list_sha(HASHES), pack_bitmap([True] * 4 + [False] * 4))
+    other = replace(ITEMS, task="rte", n=8, outcomes=forged)
+    with Session(engine) as session, session.begin():
+        with pytest.raises(UsageError, match="are 10 in one place and 8 in another"):
+            save_scores(session, [ITEMS, other])
+        save_scores(session, [ITEMS])
+        with pytest.raises(UsageError, match="are 10 in one place and 8 in another"):
+            save_scores(session, [other])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"items_sha": None},
+        {"items_sha": "0" * 64},
+        {"outcomes": None},
+        {"outcomes": b"\x00"},
+        {"outcomes": b"\x00\x00\x00"},
+        {"n": None},
+        {"n": 9, "margins": None, "outcomes": b"\x00"},
+        {"margins": b"\x00"},
+        {"outcomes": None, "items_sha": None},
+        {"protocol": None},
+    ],
+)
+def test_the_database_refuses_outcomes_that_do_not_fit(engine: Engine, change: dict[str, object]) -> None:
+    with Session(engine) as session:
+        save_scores(session, [ITEMS])
+        session.commit()
+        with pytest.raises(IntegrityError):
+            session.execute(update(Evaluation).values(**change))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"value": 0.6},
+        {"n": None},
+        {"n": 11, "value": 5 / 11},
+        {"metric": "perplexity", "value": 7.0},
+        {"protocol": "p" * 101},
+        {"protocol": "a\x00"},
+    ],
+)
+def test_a_score_that_its_outcomes_contradict_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="cannot be stored"):
+        replace(ITEMS, **wrong)  # type: ignore[arg-type]

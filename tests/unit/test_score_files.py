@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from catalog.errors import NotFoundError, UsageError
-from catalog.scores import BASE, Score, read_scores
+from catalog.scores import (
+    BASE,
+    Outcomes,
+    Score,
+    item_hash,
+    list_sha,
+    pack_bitmap,
+    pack_margins,
+    read_scores,
+    to_text,
+)
 from tests.shared_data import data, shared
 
 GIVEN: dict[str, Any] = {"source": "me", "split": "test", "metric": "accuracy", "n": 100}
@@ -166,3 +176,89 @@ def test_the_published_tables_are_read_whole() -> None:
     assert ids <= {score.subject for score in content}
     tests = read_scores(place / "scores_test_dev_tasks.csv", **GIVEN)
     assert len({score.task for score in tests}) == 23
+
+
+RIGHT = [True, False, True, True, False, False, False, True, True, False]
+HASHES = b"".join(item_hash(f"question {n}", "yes", ("yes", "no")) for n in range(10))
+SHA = list_sha(HASHES)
+BITMAP, MARGINS = pack_bitmap(RIGHT), pack_margins([-1.0 if right else 0.5 for right in RIGHT])
+
+
+def item_score(**over: Any) -> dict[str, Any]:
+    """A score of ten items with their outcomes."""
+    texts = {"items_sha": SHA, "outcomes": to_text(BITMAP), "margins": to_text(MARGINS)}
+    return score(metric="accuracy", value=0.5, n=10) | texts | over
+
+
+def read_document(tmp_path: Path, items: Any, *rows: Any) -> list[Score]:
+    """The scores of a document with these lists of items."""
+    return read(tmp_path, json.dumps({"scores": rows, "items": items}), "scores.json")
+
+
+def test_outcomes_of_items_are_read_with_their_hashes(tmp_path: Path) -> None:
+    plain = item_score(adapter="bob/two", protocol="recycling-paper")
+    del plain["margins"]
+    rows = read_document(tmp_path, {SHA: to_text(HASHES)}, item_score(), plain)
+    assert [(row.subject, row.protocol, row.outcomes) for row in rows] == [
+        ("ann/one", "", Outcomes(SHA, BITMAP, MARGINS, HASHES)),
+        ("bob/two", "recycling-paper", Outcomes(SHA, BITMAP, b"", HASHES)),
+    ]
+    [row] = read_document(tmp_path, {}, item_score())
+    assert row.outcomes == Outcomes(SHA, BITMAP, MARGINS)
+
+
+def test_scores_of_two_protocols_are_two(tmp_path: Path) -> None:
+    rows = read_document(tmp_path, {}, item_score(), item_score(protocol="paper"))
+    assert len(rows) == 2
+    with pytest.raises(UsageError, match="Score 2: ann/one has two scores on anli"):
+        read_document(tmp_path, {}, item_score(), item_score())
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"value": 0.6}, "its value is 0.6, but 5 of its 10 outcomes are right"),
+        ({"n": 9}, "outcomes are not a bitmap|margins is not base64"),
+        ({"n": None}, "require a number of samples"),
+        ({"n": 10**18}, "require a number of samples from 1 to 100,000"),
+        ({"metric": "perplexity", "value": 9.0}, "its value is 9.0"),
+        ({"items_sha": None}, "items_sha is not a sha256"),
+        ({"items_sha": SHA.upper()}, "items_sha is not a sha256"),
+        ({"outcomes": None}, "outcomes is not base64 of at most 2 bytes"),
+        ({"outcomes": to_text(BITMAP) + "AAAA"}, "outcomes is not base64 of at most 2 bytes"),
+        ({"outcomes": to_text(BITMAP)[:-1]}, "outcomes is not base64"),
+        ({"outcomes": "_-8="}, "outcomes is not base64"),
+        ({"margins": "A" * 400}, "margins is not base64 of at most 20 bytes"),
+        ({"margins": to_text(MARGINS[:-2])}, "margins are not 10 numbers of 16 bits"),
+        ({"margins": [1]}, "margins is not base64"),
+        ({"protocol": 3}, "protocol must be strings"),
+        ({"protocol": "x" * 101}, "protocol"),
+    ],
+)
+def test_outcomes_that_do_not_fit_are_named_by_number(
+    tmp_path: Path, over: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"Score 2: .*({message})"):
+        read_document(tmp_path, {}, item_score(adapter="bob/two"), item_score(**over))
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "its items are not an object"),
+        (None, "its items are not an object"),
+        ({SHA: to_text(HASHES[:-32])}, "not the sha256 of their hashes"),
+        ({SHA: 5}, "list of hashes is not base64"),
+        ({SHA: "A" * 5_000_000}, "list of hashes is not base64 of at most 3,200,000 bytes"),
+        ({SHA: to_text(HASHES), list_sha(b""): ""}, "No score has the items e3b0c44"),
+    ],
+)
+def test_lists_of_items_that_do_not_fit_are_refused(tmp_path: Path, items: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_document(tmp_path, items, item_score())
+
+
+def test_a_list_of_another_length_is_refused(tmp_path: Path) -> None:
+    short = list_sha(HASHES[:-32])
+    with pytest.raises(UsageError, match="Score 1: .*the hashes of its items are not 10"):
+        read_document(tmp_path, {short: to_text(HASHES[:-32])}, item_score(items_sha=short))
