@@ -47,7 +47,7 @@ from catalog.index import DEFAULT_MODEL
 from catalog.pools import read_manifest
 from catalog.query import FIELDS, parse
 from catalog.rules import UNREADABLE, Reason
-from catalog.scores import read_scores
+from catalog.scores import read_scores, write_scores
 from catalog.search import (
     SPACES,
     Fingerprints,
@@ -81,6 +81,7 @@ from loradex.comparison import (
 )
 from loradex.encoding import embed_catalog
 from loradex.members import find_pool
+from loradex.outcomes import item_rows, leaderboard_rows, outcome_rows, paired_rows
 from loradex.pool import Pool, save_pools
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.results import (
@@ -101,6 +102,10 @@ from loradex.rows import (
     FamilyRow,
     GroupRow,
     IndexRow,
+    ItemRow,
+    LeaderboardRow,
+    OutcomeRow,
+    PairedTestRow,
     PoolRow,
     Rows,
     ScoreRow,
@@ -927,6 +932,150 @@ class Catalog:
         with reading(self.settings) as session:
             rows = score_store.summary(session)
         return Rows((ScoreSourceRow(**row) for row in rows), ScoreSourceRow)
+
+    @check_arguments
+    def score_outcomes(self, adapter: str, *, task: str | None = None) -> Rows[OutcomeRow]:
+        """The scores of an adapter of which it is known which items were answered right, with these.
+
+        Args:
+            adapter: Its name as scores have it; "base" is the base model alone.
+            task: Only on this task.
+
+        Returns:
+            One row a score; `outcomes` has 1 or 0 for each item, `margins` (nats) are negative for right
+            answers.
+
+        Example:
+            >>> catalog.score_outcomes("zoo/banking77").columns[-2:]
+            ('outcomes', 'margins')
+        """
+        with reading(self.settings) as session:
+            scores = score_store.stored_scores(session, score_store.ScoreFilter(task), [adapter])
+        return Rows(outcome_rows(scores), OutcomeRow)
+
+    @check_arguments
+    def score_items(self, task: str) -> Rows[ItemRow]:
+        """The items of a task with the adapters that answered them right and wrong.
+
+        Args:
+            task: The name of the task.
+
+        Returns:
+            One row an item, in the order of each list of items; the lists of a split, metric and protocol
+            follow one another.
+
+        Example:
+            >>> [row.position for row in catalog.score_items("anli")]
+            []
+        """
+        with reading(self.settings) as session:
+            scores = score_store.stored_scores(session, score_store.ScoreFilter(task))
+        return Rows(item_rows(scores), ItemRow)
+
+    @check_arguments
+    def compare_scores(
+        self,
+        first: str,
+        second: str,
+        *,
+        task: str,
+        split: str | None = None,
+        metric: str | None = None,
+        protocol: str | None = None,
+        source: str | None = None,
+    ) -> Rows[PairedTestRow]:
+        """Exact paired tests of two adapters on the same items of a task, with intervals of the difference.
+
+        Args:
+            first, second: Their names as scores have them; "base" is the base model alone.
+            task: The name of the task.
+            split, metric, protocol, source: Only such scores; by default each list of items that both
+                answered under one split, metric and protocol. The protocol "" is the project's own.
+
+        Returns:
+            One row for each such list: counts of items, `difference` with the ends of its 95 % interval (see
+            `catalog.scores.paired_test`), and `p`.
+
+        Raises:
+            NotFoundError: The two have no outcomes of the same items; the message says why.
+            UsageError: The extra `study` is not installed.
+
+        Example:
+            >>> import json, pathlib
+            >>> score = {"task": "t", "split": "test", "metric": "accuracy", "n": 2, "items_sha": "0" * 64}
+            >>> first = {**score, "adapter": "zoo/a", "value": 1.0, "outcomes": "wA=="}
+            >>> second = {**score, "adapter": "zoo/b", "value": 0.5, "outcomes": "gA=="}
+            >>> text = json.dumps({"scores": [first, second]})
+            >>> _ = pathlib.Path("two.json").write_text(text)
+            >>> _ = catalog.import_scores("two.json")
+            >>> [row] = catalog.compare_scores("zoo/a", "zoo/b", task="t")
+            >>> row.both, row.only_first, row.only_second, row.neither, row.p
+            (1, 1, 0, 0, 1.0)
+        """
+        which = score_store.ScoreFilter(task, split, metric, protocol, source)
+        with reading(self.settings) as session:
+            scores = score_store.stored_scores(session, which, [first, second])
+        return Rows(paired_rows(scores, first, second, task), PairedTestRow)
+
+    @check_arguments
+    def leaderboard(
+        self,
+        task: str,
+        *,
+        split: str | None = None,
+        metric: str | None = None,
+        protocol: str | None = None,
+        source: str | None = None,
+    ) -> Rows[LeaderboardRow]:
+        """The adapters on a task, best first, with intervals and the test of each against the first.
+
+        Args:
+            task: The name of the task.
+            split, metric, protocol, source: Only such scores. The protocol "" is the project's own.
+
+        Returns:
+            One row a score. Which adapter leads was seen in the same items: that one "differs" says that it
+            does from this leader, not that the leader is the best.
+
+        Raises:
+            NotFoundError: The task has no scores.
+            UsageError: Its scores are of several splits, metrics or protocols, or the extra `study` is not
+                installed.
+
+        Example:
+            >>> _ = catalog.import_scores("ours.csv", n=40)
+            >>> [row] = catalog.leaderboard("banking77")
+            >>> round(row.low, 3), row.value, round(row.high, 3)
+            (0.352, 0.5, 0.648)
+        """
+        which = score_store.ScoreFilter(task, split, metric, protocol, source)
+        with reading(self.settings) as session:
+            scores = score_store.stored_scores(session, which)
+        return Rows(leaderboard_rows(scores, task), LeaderboardRow)
+
+    @check_arguments
+    def export_scores(self, file: str | Path, *, task: str | None = None, source: str | None = None) -> int:
+        """Writes scores with their outcomes as a file that `import_scores` reads; returns how many.
+
+        Args:
+            file: The JSON file to write; one that is there is replaced.
+            task: Only on this task.
+            source: Only of this source, which a file does not state.
+
+        Raises:
+            NotFoundError: There are no such scores.
+            UsageError: They are of several sources.
+            StorageError: The disk refuses.
+
+        Example:
+            >>> _ = catalog.import_scores("ours.csv", n=40)
+            >>> catalog.export_scores("all.json", source="ours.csv")
+            1
+        """
+        with reading(self.settings) as session:
+            scores = score_store.stored_scores(session, score_store.ScoreFilter(task, source=source))
+        write_scores(scores, Path(file))
+        return len(scores)
 
     @check_arguments
     def import_scores(

@@ -21,12 +21,13 @@ from loradex.bases import open_base, prompt_notes
 from loradex.harness import HarnessTask, harness_round, is_harness_task, load_harness_task
 from loradex.members import MemberSource, open_members, settings_of
 from loradex.presets import with_presets
+from loradex.outcomes import FewItems, few_items
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
-from loradex.rows import Rows
+from loradex.rows import PlacementRow, Rows
 
 if TYPE_CHECKING:
     from loradex.catalog import Catalog
-    from merging.evaluation import Measured, TaskScore
+    from merging.evaluation import Measured, ScoreRound, TaskScore
     from merging.learning import Adaptation, Continuation, TrainReport
     from merging.members import MergeMember
     from merging.model import LoadedBase, Protocol, Task
@@ -396,21 +397,32 @@ def adapt(
 
 
 class TaskScores(Rows["TaskScore"]):
-    """Scores of adapters on tasks; `failures` are the errors of adapters that cannot be put on the base."""
+    """Scores of adapters on tasks; `failures` are the errors of adapters that cannot be put on the base.
+
+    Where only a few items were asked, the rows are of these, and `placements` has the scores predicted.
+    """
 
     def __init__(
-        self, scores: Iterable[TaskScore], failures: Iterable[LoradexError], notes: Sequence[str]
+        self,
+        scores: Iterable[TaskScore],
+        failures: Iterable[LoradexError],
+        notes: Sequence[str],
+        placements: Iterable[PlacementRow] = (),
     ) -> None:
         from merging.evaluation import TaskScore
 
         super().__init__(scores, TaskScore, notes)
         self.failures = tuple(failures)
+        self.placements = Rows(placements, PlacementRow)
 
     def document(self) -> dict[str, Any]:
         """The scores as scores.json has them, which `Catalog.import_scores` reads.
 
-        `items` has the hashes of the examples, once for each list that scores name by `items_sha`.
+        `items` has the hashes of the examples, once for each list that scores name by `items_sha`. Predicted
+        scores are in `placements`, without those of the few items, which are no scores of the task.
         """
+        if self.placements:
+            return {"placements": self.placements.to_dicts()}
         items = {score.items_sha: score.item_hashes for score in self if score.item_hashes}
         return {"scores": [score.document() for score in self], **({"items": items} if items else {})}
 
@@ -429,6 +441,7 @@ def evaluate(
     seed: int = 0,
     chat_template: bool = False,
     shots: int | None = None,
+    items: int | None = None,
     without_base: bool = False,
     out: str | Path | None = None,
     log: str | Path | None = None,
@@ -456,6 +469,8 @@ def evaluate(
         seed: Of the draw of these examples.
         chat_template: Put the prompts of the harness's tasks into the model's chat template.
         shots: Examples before each question of the harness's tasks; by default their own number.
+        items: Ask only so many items of each task, those that tell most by the answers of the adapters that
+            the scores in `catalog` have, and predict the score on all of them (`placements` of the result).
         without_base: Leave out the base model alone.
         out: The file scores.json to write.
         log: A file with one line a score, written as it is measured; a call that was stopped continues from
@@ -472,7 +487,8 @@ def evaluate(
         that cannot be put on the base are in `failures`, and what is unusual is in `notes`.
 
     Raises:
-        UsageError: An argument is not valid, a folder is not an adapter, or examples are too long.
+        UsageError: An argument is not valid, a folder is not an adapter, examples are too long, or fewer than 10
+            adapters have answered the items of a task (`items`).
         NotFoundError: The model, task or pool does not exist.
         StorageError: The log or the file cannot be written.
 
@@ -499,6 +515,7 @@ def evaluate(
         _open_pool(pool or (), catalog, "evaluated", report) as opened,
     ):
         loaded_tasks = _load_tasks(sources, folder, shots)
+        chosen = {} if items is None else _choose_items(loaded_tasks, split, items, limit, catalog)
         model = _as_model(base, catalog, device, date, report)
         for score in evaluation.evaluate(
             model,
@@ -508,6 +525,8 @@ def evaluate(
                     task, model, limit=limit, seed=seed, shots=shots, chat=chat_template, too_long=too_long
                 )
                 if isinstance(task, HarnessTask)
+                else _item_round(model, task, split, chosen[task.name])
+                if chosen
                 else task
                 for task in loaded_tasks
             ],
@@ -526,10 +545,59 @@ def evaluate(
                 scores.append(score)
         notes = [f"left out: {failure}" for failure in failures] + _score_notes(scores)
         notes += _folding_notes(model, loaded_tasks, asked_by)
-        rows = TaskScores(scores, failures, _report_notes(report, notes))
+        placements = [_place(score, chosen[score.task]) for score in scores if chosen]
+        rows = TaskScores(scores, failures, _report_notes(report, notes), placements)
     if out is not None:
         _write_document(Path(out), rows.document())
     return rows
+
+
+def _choose_items(
+    tasks: Sequence[Task | HarnessTask],
+    split: Split,
+    items: int,
+    limit: int | None,
+    catalog: Catalog | Settings | None,
+) -> dict[str, FewItems]:
+    """Of each task the items that tell most, by the scores of the catalog."""
+    from catalog.database import reading, score_store
+    from merging.evaluation import score_metric
+
+    settings = settings_of(catalog)
+    if settings is None or limit is not None:
+        raise UsageError("Items are chosen by the scores of a catalog; give a `catalog`, and no `limit`.")
+    chosen = {}
+    with reading(settings) as session:
+        for task in tasks:
+            if isinstance(task, HarnessTask):
+                raise UsageError("Items of tasks of lm-evaluation-harness cannot be chosen; leave out `items`.")
+            which = score_store.ScoreFilter(task.name, split, score_metric(task), "")
+            chosen[task.name] = few_items(score_store.stored_scores(session, which), task.name, items)
+    return chosen
+
+
+def _item_round(base: LoadedBase, task: Task, split: Split, few: FewItems) -> ScoreRound:
+    """The chosen items of a task as questions."""
+    from catalog.scores import item_hash
+    from merging.evaluation import item_round
+    from merging.model import examples
+
+    by_hash = {item_hash(row.input, row.target, row.choices): row for row in examples(task, split)}
+    if missing := sum(digest not in by_hash for digest in few.hashes):
+        raise UsageError(
+            f"{missing} of the {len(few.hashes)} items chosen are not among the {split} examples of {task.name}; "
+            "use the task folder that the scores in the catalog are from."
+        )
+    return item_round(base, task, split, [by_hash[digest] for digest in few.hashes])
+
+
+def _place(score: TaskScore, few: FewItems) -> PlacementRow:
+    """The predicted score of an adapter from that on the chosen items."""
+    from catalog.scores import read_outcomes, unpack_bitmap
+
+    outcomes = read_outcomes(score.items_sha, score.outcomes, score.margins, score.n)
+    right = unpack_bitmap(outcomes.bitmap, score.n)
+    return few.place(score.adapter, score.task, score.split, score.metric, right)
 
 
 def _training_notes(record: Mapping[str, Any]) -> list[str]:

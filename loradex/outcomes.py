@@ -14,17 +14,22 @@ from catalog.extras import require_extra
 from catalog.scores import (
     BASE,
     HASH_BYTES,
+    ItemChoice,
     OTHER_METRICS,
     Outcomes,
     PairedTest,
     Score,
+    choose_items,
     holm,
+    list_sha,
     paired_test,
     unpack_bitmap,
     unpack_margins,
     wilson_interval,
 )
-from loradex.rows import ItemRow, LeaderboardRow, OutcomeRow, PairedTestRow
+from loradex.rows import ItemRow, LeaderboardRow, OutcomeRow, PairedTestRow, PlacementRow
+
+Bools = NDArray[np.bool_]
 
 # The level of the tests of a leaderboard.
 LEVEL = 0.05
@@ -76,12 +81,56 @@ def item_rows(scores: Iterable[Score]) -> Iterator[ItemRow]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FewItems:
+    """The items of a task that tell most: their hashes in the order of the choice, and the regression on them.
+
+    `items_sha` identifies the list of the catalog that they are from, `adapters` counts those who answered it.
+    """
+
+    hashes: tuple[bytes, ...]
+    choice: ItemChoice
+    items_sha: str
+    adapters: int
+
+    def place(self, adapter: str, task: str, split: str, metric: str, right: Bools) -> PlacementRow:
+        """The score of an adapter on all items of the list, from the answers (k,) to these."""
+        return PlacementRow(
+            adapter=adapter,
+            task=task,
+            split=split,
+            metric=metric,
+            asked=len(right),
+            right=int(right.sum()),
+            predicted=float(self.choice.predict(right[None])[0]),
+            error=self.choice.error,
+            n=self.choice.items,
+            adapters=self.adapters,
+            items_sha=self.items_sha,
+        )
+
+
+def few_items(scores: Iterable[Score], task: str, count: int) -> FewItems:
+    """The `count` items of a task that tell most about the score, by the answers of the adapters with scores.
+
+    Raises UsageError if fewer than 10 adapters answered the same list of items, or the list is too short, and
+    NotFoundError if none did.
+    """
+    table = answer_table(scores, task)
+    try:
+        choice = choose_items(table.right, count)
+    except UsageError as error:
+        raise UsageError(f"{task}: {error}") from error
+    hashes = tuple(table.hashes[place] for place in choice.places)
+    return FewItems(hashes, choice, list_sha(b"".join(table.hashes)), len(table.adapters))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AnswerTable:
     """The outcomes of adapters that answered one list of items: `right` has the shape (adapters, items)."""
 
     adapters: tuple[str, ...]
     hashes: tuple[bytes, ...]
-    right: NDArray[np.bool_]
+    right: Bools
 
 
 def answer_table(scores: Iterable[Score], task: str) -> AnswerTable:
@@ -182,7 +231,7 @@ def _with_outcomes(scores: Iterable[Score]) -> list[tuple[Score, Outcomes]]:
     return [(score, score.outcomes) for score in scores if score.outcomes is not None]
 
 
-def _right(score: Score, outcomes: Outcomes) -> NDArray[np.bool_]:
+def _right(score: Score, outcomes: Outcomes) -> Bools:
     return unpack_bitmap(outcomes.bitmap, score.n or 0)
 
 

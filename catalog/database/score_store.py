@@ -270,5 +270,14 @@ def _score(row: Evaluation, hashes: bytes | None) -> Score:
     outcomes = None
     if row.items_sha is not None and row.outcomes is not None:
         outcomes = Outcomes(row.items_sha, row.outcomes, row.margins or b"", hashes or b"")
-    names = ("subject", "task", "split", "metric", "value", "n", "source", "protocol")
-    return Score(*(getattr(row, name) for name in names), outcomes)
+    return Score(
+        subject=row.subject,
+        task=row.task,
+        split=row.split,
+        metric=row.metric,
+        value=row.value,
+        n=row.n,
+        source=row.source,
+        protocol=row.protocol,
+        outcomes=outcomes,
+    )

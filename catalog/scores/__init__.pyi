@@ -1,4 +1,4 @@
-from .files import read_scores
+from .files import read_scores, write_scores
 from .intervals import paired_bootstrap
 from .matrix import Ranking, ScoreMatrix, by_score, prior, score_matrix
 from .metrics import (
@@ -78,4 +78,5 @@ __all__ = [
     "unpack_bitmap",
     "unpack_margins",
     "wilson_interval",
+    "write_scores",
 ]

@@ -6,17 +6,26 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from catalog.errors import ConfigError, UsageError
-from catalog.files import load_json, read_limited
+from catalog.errors import ConfigError, NotFoundError, StorageError, UsageError
+from catalog.files import load_json, read_limited, replace_file
 from catalog.scores.metrics import score_problem
-from catalog.scores.outcomes import HASH_BYTES, MOST_ITEMS, Outcomes, from_text, list_sha, read_outcomes
+from catalog.scores.outcomes import (
+    HASH_BYTES,
+    MOST_ITEMS,
+    Outcomes,
+    from_text,
+    list_sha,
+    read_outcomes,
+    to_text,
+)
 from catalog.scores.record import BASE, Score
 
 MOST_BYTES = 256 * 1024 * 1024
@@ -36,6 +45,42 @@ def read_scores(path: Path, *, source: str, split: str, metric: str, n: int | No
     if path.suffix.lower() == ".json":
         return _from_json(data, source)
     return _from_csv(path, data, split=split, metric=metric, n=n, source=source)
+
+
+def write_scores(scores: Sequence[Score], path: Path) -> None:
+    """Writes scores as a document that `read_scores` reads, with their outcomes, in place of what is there.
+
+    Raises NotFoundError for no scores, UsageError if they are of several sources, which a file does not
+    state, and StorageError if the disk refuses.
+    """
+    if not scores:
+        raise NotFoundError("No such scores found; `loradex scores show` lists what each source measured.")
+    if len(sources := sorted({score.source for score in scores})) > 1:
+        raise UsageError(f"The scores are of several sources ({', '.join(sources)}); choose one by `source`.")
+    outcomes = [score.outcomes for score in scores if score.outcomes]
+    items = {row.items_sha: to_text(row.hashes) for row in outcomes if row.hashes}
+    document = {"scores": [_document(score) for score in scores], **({"items": items} if items else {})}
+    text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as new:
+            new.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _document(score: Score) -> dict[str, Any]:
+    """A score as a file has it; what is empty is left out."""
+    names = ("task", "split", "metric", "value", "n")
+    document = {"adapter": score.subject, **{name: getattr(score, name) for name in names}}
+    outcomes = score.outcomes
+    texts = {
+        "protocol": score.protocol,
+        "items_sha": outcomes.items_sha if outcomes else "",
+        "outcomes": to_text(outcomes.bitmap) if outcomes else "",
+        "margins": to_text(outcomes.margins) if outcomes else "",
+    }
+    return document | {name: text for name, text in texts.items() if text}
 
 
 def _from_csv(path: Path, data: bytes, *, split: str, metric: str, n: int | None, source: str) -> list[Score]:
@@ -113,8 +158,7 @@ def _from_json(data: bytes, source: str) -> list[Score]:
         document = load_json(data, max_bytes=MOST_BYTES, finite=False)
     except ConfigError as error:
         raise UsageError(f"This is not a file of scores: {error}.") from error
-    rows = document.get("scores") if isinstance(document, dict) else None
-    if not isinstance(rows, list):
+    if not isinstance(document, dict) or not isinstance(rows := document.get("scores"), list):
         raise UsageError("This is not a file of scores: it does not contain a list called scores.")
     hashes = _item_hashes(document.get("items", {}))
     scores: dict[tuple[str, ...], Score] = {}

@@ -44,6 +44,19 @@ STDERR = Column("stderr", right=True, show=lambda error: "" if error is None els
 LEFT_OUT = Column("left_out", "too long", right=True, show=lambda count: "" if count is None else str(count))
 
 
+PLACEMENTS = (
+    Column("adapter"),
+    Column("task"),
+    Column("metric"),
+    Column("predicted", right=True, show=lambda value: f"{value:.3f}"),
+    Column("error", "±", right=True, show=lambda error: f"{error:.3f}"),
+    Column("n", "of", right=True),
+    Column("right", right=True),
+    Column("asked", right=True),
+    Column("adapters", "by adapters", right=True),
+)
+
+
 class EvaluateOptions(TypedDict):
     """The options that are keywords of `loradex.evaluate`."""
 
@@ -53,6 +66,7 @@ class EvaluateOptions(TypedDict):
     split: Literal["train", "valid", "test"]
     limit: int | None
     seed: int
+    items: int | None
     chat_template: bool
     shots: int | None
     too_long: TooLong
@@ -89,6 +103,13 @@ class EvaluateOptions(TypedDict):
     "--limit", group=SCORING, metavar="N", type=COUNT, help="The maximum number of examples of each task."
 )
 @option("--seed", group=SCORING, default=0, help="Of the draw that --limit makes.")
+@option(
+    "--items",
+    group=SCORING,
+    metavar="N",
+    type=COUNT,
+    help="Ask the N items that tell most by the catalog's scores; predict the score.",
+)
 @option(
     "--chat-template",
     group=SCORING,
@@ -153,6 +174,8 @@ def evaluate(
 
 
 def _render(result: dict[str, Any]) -> str:
+    if placements := result.get("placements"):
+        return "\n".join(table(placements, PLACEMENTS))
     names = {name for score in result["scores"] for name in score}
     usual = [column for column in (LEFT_OUT, STDERR, PROTOCOL) if column.field in names]
     return "\n".join(table(result["scores"], (*SCORES, *usual)))

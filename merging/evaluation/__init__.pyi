@@ -3,7 +3,7 @@ from .generation import MOST_NEW_TOKENS, end_tokens, generate
 from .metrics import compare_texts, word_f1
 from .questions import Questions, TooLong, ask, prompt_date, unusual
 from .requests import HarnessModel
-from .scores import BASE, Measured, Sampler, ScoreRound, TaskScore, measure, score_metric
+from .scores import BASE, Measured, Sampler, ScoreRound, TaskScore, item_round, measure, score_metric
 from .scoring import (
     WIDTH,
     candidate_likelihoods,
@@ -33,6 +33,7 @@ __all__ = [
     "end_tokens",
     "entropies",
     "generate",
+    "item_round",
     "likelihoods",
     "losses",
     "mean_loss",

@@ -262,7 +262,9 @@ def evaluate(
     MemoryLimitError if the base model does not fit, and StorageError if the log cannot be written.
     """
     rounds = [
-        _round(base, task, split, limit, seed, too_long, protocol) if isinstance(task, Task) else task
+        _round(base, task, split, draw(task, split, limit, seed=seed), seed, too_long, protocol)
+        if isinstance(task, Task)
+        else task
         for task in tasks
     ]
     done = _read_log(log)
@@ -396,16 +398,25 @@ class _Round:
         return [score]
 
 
+def item_round(base: LoadedBase, task: Task, split: Split, items: Sequence[Example]) -> ScoreRound:
+    """These examples of a task, and no others, as what `evaluate` takes in place of the task.
+
+    Raises UsageError for an example that is too long for the model.
+    """
+    task_round = _round(base, task, split, items, 0, "error", OWN)
+    return replace(task_round, identity=f"{task_round.identity}\nitems {task_round.items_sha}")
+
+
 def _round(
     base: LoadedBase,
     task: Task,
     split: Split,
-    limit: int | None,
+    items: Sequence[Example],
     seed: int,
     too_long: TooLong,
     protocol: Protocol,
 ) -> _Round:
-    questions = ask(base, task, draw(task, split, limit, seed=seed), too_long, protocol)
+    questions = ask(base, task, items, too_long, protocol)
     prompts, date, plain = questions.prompts, prompt_date(base), reads_plainly(base, questions.prompts)
     tokens = sum(len(tree_of(prompts[i] for i in group).tokens) for group in pack_prompts(prompts, 1 << 12))
     # A model of the same name may be different: its losses identify it.

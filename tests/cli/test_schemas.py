@@ -67,7 +67,7 @@ def alterations(document: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and path[-1:] != ("parameters",):
             if path != ("modules",):
                 yield f"{path} with another field", _replace_value(document, path, "surplus")
-            for key in value.keys() - OPTIONAL if path != ("modules",) else ():
+            for key in value.keys() - OPTIONAL if path not in (("modules",), ("items",)) else ():
                 yield f"{path} without {key}", _replace_value(document, path, key)
         elif not isinstance(value, (dict, list)):
             yield f"{path} is a list", _replace_value(document, path[:-1], path[-1], [value])

@@ -260,5 +260,5 @@ def test_lists_of_items_that_do_not_fit_are_refused(tmp_path: Path, items: Any, 
 
 def test_a_list_of_another_length_is_refused(tmp_path: Path) -> None:
     short = list_sha(HASHES[:-32])
-    with pytest.raises(UsageError, match="Score 1: .*the hashes of its items are not 10"):
+    with pytest.raises(UsageError, match=r"Score 1: .*the hashes of its items are not 10"):
         read_document(tmp_path, {short: to_text(HASHES[:-32])}, item_score(items_sha=short))
