@@ -24,9 +24,9 @@ CONDITIONS = {
 }
 
 
-def conditions(*names: str) -> list[sa.CheckConstraint]:
+def conditions(*names: str) -> tuple[sa.CheckConstraint, ...]:
     """The conditions of these names: SQLite writes the table again, without those that it had."""
-    return [sa.CheckConstraint(CONDITIONS[name], name=op.f(f"ck_evaluation_{name}")) for name in names]
+    return tuple(sa.CheckConstraint(CONDITIONS[name], name=op.f(f"ck_evaluation_{name}")) for name in names)
 
 
 def upgrade() -> None:
