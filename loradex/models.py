@@ -20,8 +20,8 @@ from loradex.arguments import check_arguments
 from loradex.bases import open_base, prompt_notes
 from loradex.harness import HarnessTask, harness_round, is_harness_task, load_harness_task
 from loradex.members import MemberSource, open_members, settings_of
-from loradex.presets import with_presets
 from loradex.outcomes import FewItems, few_items
+from loradex.presets import with_presets
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.rows import PlacementRow, Rows
 
@@ -487,8 +487,8 @@ def evaluate(
         that cannot be put on the base are in `failures`, and what is unusual is in `notes`.
 
     Raises:
-        UsageError: An argument is not valid, a folder is not an adapter, examples are too long, or fewer than 10
-            adapters have answered the items of a task (`items`).
+        UsageError: An argument is not valid, a folder is not an adapter, examples are too long, or fewer than
+            10 adapters have answered the items of a task (`items`).
         NotFoundError: The model, task or pool does not exist.
         StorageError: The log or the file cannot be written.
 
@@ -570,7 +570,9 @@ def _choose_items(
     with reading(settings) as session:
         for task in tasks:
             if isinstance(task, HarnessTask):
-                raise UsageError("Items of tasks of lm-evaluation-harness cannot be chosen; leave out `items`.")
+                raise UsageError(
+                    "Items of a task of lm-evaluation-harness are not chosen; leave out `items`."
+                )
             which = score_store.ScoreFilter(task.name, split, score_metric(task), "")
             chosen[task.name] = few_items(score_store.stored_scores(session, which), task.name, items)
     return chosen
@@ -585,8 +587,8 @@ def _item_round(base: LoadedBase, task: Task, split: Split, few: FewItems) -> Sc
     by_hash = {item_hash(row.input, row.target, row.choices): row for row in examples(task, split)}
     if missing := sum(digest not in by_hash for digest in few.hashes):
         raise UsageError(
-            f"{missing} of the {len(few.hashes)} items chosen are not among the {split} examples of {task.name}; "
-            "use the task folder that the scores in the catalog are from."
+            f"{missing} of the {len(few.hashes)} items chosen are not {split} examples of {task.name}; use "
+            "the task folder that the scores in the catalog are from."
         )
     return item_round(base, task, split, [by_hash[digest] for digest in few.hashes])
 

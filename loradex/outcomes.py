@@ -14,8 +14,8 @@ from catalog.extras import require_extra
 from catalog.scores import (
     BASE,
     HASH_BYTES,
-    ItemChoice,
     OTHER_METRICS,
+    ItemChoice,
     Outcomes,
     PairedTest,
     Score,
@@ -82,9 +82,9 @@ def item_rows(scores: Iterable[Score]) -> Iterator[ItemRow]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FewItems:
-    """The items of a task that tell most: their hashes in the order of the choice, and the regression on them.
+    """The items of a task that tell most: their hashes in the order of choice, and the regression on them.
 
-    `items_sha` identifies the list of the catalog that they are from, `adapters` counts those who answered it.
+    `items_sha` identifies the list of the catalog that they are from, `adapters` counts who answered it.
     """
 
     hashes: tuple[bytes, ...]
