@@ -515,7 +515,7 @@ def evaluate(
         _open_pool(pool or (), catalog, "evaluated", report) as opened,
     ):
         loaded_tasks = _load_tasks(sources, folder, shots)
-        chosen = {} if items is None else _choose_items(loaded_tasks, split, items, limit, catalog)
+        chosen = {} if items is None else _choose_items(loaded_tasks, split, items, limit, asked_by, catalog)
         model = _as_model(base, catalog, device, date, report)
         for score in evaluation.evaluate(
             model,
@@ -525,7 +525,7 @@ def evaluate(
                     task, model, limit=limit, seed=seed, shots=shots, chat=chat_template, too_long=too_long
                 )
                 if isinstance(task, HarnessTask)
-                else _item_round(model, task, split, chosen[task.name])
+                else _item_round(model, task, split, chosen[task.name], asked_by)
                 if chosen
                 else task
                 for task in loaded_tasks
@@ -557,6 +557,7 @@ def _choose_items(
     split: Split,
     items: int,
     limit: int | None,
+    protocol: Protocol,
     catalog: Catalog | Settings | None,
 ) -> dict[str, FewItems]:
     """Of each task the items that tell most, by the scores of the catalog."""
@@ -573,12 +574,12 @@ def _choose_items(
                 raise UsageError(
                     "Items of a task of lm-evaluation-harness are not chosen; leave out `items`."
                 )
-            which = score_store.ScoreFilter(task.name, split, score_metric(task), "")
+            which = score_store.ScoreFilter(task.name, split, score_metric(task, protocol), protocol.name)
             chosen[task.name] = few_items(score_store.stored_scores(session, which), task.name, items)
     return chosen
 
 
-def _item_round(base: LoadedBase, task: Task, split: Split, few: FewItems) -> ScoreRound:
+def _item_round(base: LoadedBase, task: Task, split: Split, few: FewItems, protocol: Protocol) -> ScoreRound:
     """The chosen items of a task as questions."""
     from catalog.scores import item_hash
     from merging.evaluation import item_round
@@ -590,7 +591,7 @@ def _item_round(base: LoadedBase, task: Task, split: Split, few: FewItems) -> Sc
             f"{missing} of the {len(few.hashes)} items chosen are not {split} examples of {task.name}; use "
             "the task folder that the scores in the catalog are from."
         )
-    return item_round(base, task, split, [by_hash[digest] for digest in few.hashes])
+    return item_round(base, task, split, [by_hash[digest] for digest in few.hashes], protocol)
 
 
 def _place(score: TaskScore, few: FewItems) -> PlacementRow:

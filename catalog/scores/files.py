@@ -54,7 +54,7 @@ def write_scores(scores: Sequence[Score], path: Path) -> None:
     state, and StorageError if the disk refuses.
     """
     if not scores:
-        raise NotFoundError("No such scores found; `loradex scores show` lists what each source measured.")
+        raise NotFoundError("No such scores found; `score_sources()` lists what each source measured.")
     if len(sources := sorted({score.source for score in scores})) > 1:
         raise UsageError(f"The scores are of several sources ({', '.join(sources)}); choose one by `source`.")
     outcomes = [score.outcomes for score in scores if score.outcomes]

@@ -398,12 +398,14 @@ class _Round:
         return [score]
 
 
-def item_round(base: LoadedBase, task: Task, split: Split, items: Sequence[Example]) -> ScoreRound:
+def item_round(
+    base: LoadedBase, task: Task, split: Split, items: Sequence[Example], protocol: Protocol = OWN
+) -> ScoreRound:
     """These examples of a task, and no others, as what `evaluate` takes in place of the task.
 
     Raises UsageError for an example that is too long for the model.
     """
-    task_round = _round(base, task, split, items, 0, "error", OWN)
+    task_round = _round(base, task, split, items, 0, "error", protocol)
     return replace(task_round, identity=f"{task_round.identity}\nitems {task_round.items_sha}")
 
 
