@@ -27,7 +27,18 @@ from catalog.errors import EvaluationError, UsageError
 from catalog.fingerprints import DELTA_SIZE, output_sketch, signs
 from merging.evaluation import TooLong, ask, losses, reading_groups, targets_only, too_large
 from merging.members import MergeMember
-from merging.model import OWN, Example, LoadedBase, Prompt, Protocol, Task, in_pieces, is_linear, memory_limit
+from merging.model import (
+    OWN,
+    Example,
+    LoadedBase,
+    Prompt,
+    Protocol,
+    Task,
+    in_pieces,
+    is_linear,
+    memory_limit,
+    unreachable_layers,
+)
 
 if TYPE_CHECKING:
     from numpy import float32
@@ -207,9 +218,13 @@ def center_scores(rows: Sequence[Sequence[float]]) -> list[float]:
 
 
 def linear_modules(model: Any) -> tuple[str, ...]:
-    """The names of all linear layers of a model except its output head, sorted."""
-    head = model.get_output_embeddings()
-    names = (name for name, module in model.named_modules() if is_linear(module) and module is not head)
+    """The names of the linear layers of a model that adapters reach, except its output head, sorted."""
+    head, unreachable = model.get_output_embeddings(), unreachable_layers(model)
+    names = (
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and module is not head and name not in unreachable
+    )
     return tuple(sorted(names))
 
 

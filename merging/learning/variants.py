@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from catalog.errors import UsageError
 from merging.live import calm, restore_model
-from merging.model import LoadedBase
+from merging.model import LoadedBase, unreachable_layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,11 +26,9 @@ BETAS = (0.9, 0.999)
 LORAPLUS_RATIO = 16.0
 ALL_LINEAR = "all-linear"
 # The layers that PEFT 0.21 takes for experts that were layers before transformers 5, the types of models for
-# which it
-# refuses `out_proj`, and the layers there whose weights are read without calling them.
+# which it refuses `out_proj`, whose weights kernels read.
 _OLD_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 _MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
-_READ_BY_KERNELS = frozenset({"out_proj", "dt_proj"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +135,18 @@ def variant(name: str) -> Variant:
 def reachable(model: nn.Module) -> tuple[str | list[str], tuple[str, ...]]:
     """The modules that "all-linear" means for a model in PEFT, and the last names of those it leaves out.
 
-    Experts that are one tensor of three dimensions are not layers, and PEFT takes layers of their old names
-    for them; it refuses `out_proj` of Mamba's models, whose kernels read its weights without calling it, as
-    Mamba does with `dt_proj`. Raises UsageError for a model without such a layer.
+    Experts that are one tensor of three dimensions are not layers, and for some models PEFT takes layers of
+    their old names for them; it refuses `out_proj` of Mamba's models, whose kernels read its weights without
+    calling it. Mamba does so with `dt_proj`, and routers of experts return more than their output. Raises
+    UsageError for a model without such a layer.
     """
     from torch import nn
 
     kind = str(getattr(getattr(model, "config", None), "model_type", ""))
     experts = any(parameter.ndim == 3 and "experts" in name for name, parameter in model.named_parameters())
-    read = {*(_OLD_EXPERTS if experts else ()), *(_READ_BY_KERNELS if kind in _MAMBA else ())}
-    if not read:
+    read = {*(_experts_to_peft(model) if experts else ()), *(("out_proj",) if kind in _MAMBA else ())}
+    unreachable = unreachable_layers(model)
+    if not (read or unreachable or experts):
         return ALL_LINEAR, ()
     head = getattr(model, "get_output_embeddings", lambda: None)()
     names = [
@@ -154,7 +154,7 @@ def reachable(model: nn.Module) -> tuple[str | list[str], tuple[str, ...]]:
         for name, parameter in model.named_modules()
         if isinstance(parameter, nn.Linear) and parameter is not head
     ]
-    linear = [name for name in names if name.rpartition(".")[2] not in read]
+    linear = [name for name in names if name.rpartition(".")[2] not in read and name not in unreachable]
     if not linear:
         raise UsageError(
             f"A model of the type {kind} has no linear layer that an adapter can be trained on; use another "
@@ -162,6 +162,19 @@ def reachable(model: nn.Module) -> tuple[str | list[str], tuple[str, ...]]:
         )
     left = {name.rpartition(".")[2] for name in names} - {name.rpartition(".")[2] for name in linear}
     return linear, tuple(sorted({*left, *(["experts"] if experts else [])}))
+
+
+def _experts_to_peft(model: nn.Module) -> frozenset[str]:
+    """The names of layers that PEFT takes for experts of this model, which are no layers."""
+    from peft import LoraConfig
+
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers as convert
+    except ImportError:
+        return _OLD_EXPERTS
+    config = LoraConfig(target_modules=sorted(_OLD_EXPERTS))
+    convert(config, model, None)
+    return _OLD_EXPERTS.difference(config.target_modules or ())
 
 
 @contextlib.contextmanager

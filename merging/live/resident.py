@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from catalog.adapters import modules_of_model
 from catalog.errors import MergeError
 from merging.members import MergeMember, Shape, iterate_stacks, load_members, shapes
-from merging.model import is_conv1d
-
-# Blocks of transformers that read the weights of their dt_proj themselves.
-_UNCALLED = frozenset({"MambaMixer", "FalconMambaMixer"})
+from merging.model import is_conv1d, is_router, reads_dt_proj
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,10 +68,7 @@ def _submodule(model: nn.Module, shape: Shape) -> nn.Module | None:
 
 def _reads_weights_itself(model: nn.Module, module: nn.Module) -> bool:
     """Whether a block of the model reads this layer's weights itself."""
-    return any(
-        type(block).__name__ in _UNCALLED and getattr(block, "dt_proj", None) is module
-        for block in model.modules()
-    )
+    return any(reads_dt_proj(block) and block.dt_proj is module for block in model.modules())
 
 
 def layer(model: nn.Module, shape: Shape, members: Sequence[MergeMember]) -> Any:
@@ -87,6 +81,11 @@ def layer(model: nn.Module, shape: Shape, members: Sequence[MergeMember]) -> Any
         raise MergeError(
             f"The base model reads the weights of {shape.name} without calling that layer, so that a live "
             f"adapter has no effect; leave out {owner}."
+        )
+    if is_router(module):
+        raise MergeError(
+            f"{shape.name} of the base model chooses experts and returns more than its output, so that a "
+            f"live adapter cannot change it; leave out {owner}."
         )
     if shape.kind == "embedding":
         fits, sizes = type(module) is nn.Embedding, ("num_embeddings", "embedding_dim")

@@ -1,5 +1,5 @@
 from .base import LoadedBase, check_source, checkpoint, first_look, keep_base, load_base, quiet
-from .layers import is_conv1d, is_linear
+from .layers import is_conv1d, is_linear, is_router, reads_dt_proj, unreachable_layers
 from .memory import in_pieces, is_shortage, memory_limit
 from .prompts import (
     DATE,
@@ -73,6 +73,7 @@ __all__ = [
     "in_pieces",
     "is_conv1d",
     "is_linear",
+    "is_router",
     "is_shortage",
     "keep_base",
     "length_error",
@@ -82,5 +83,7 @@ __all__ = [
     "normalise_text",
     "quiet",
     "read_task",
+    "reads_dt_proj",
     "render_turns",
+    "unreachable_layers",
 ]

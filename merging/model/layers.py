@@ -17,3 +17,24 @@ def is_linear(module: Any) -> bool:
     from torch import nn
 
     return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def reads_dt_proj(block: Any) -> bool:
+    """Whether a block (Mamba, Falcon-Mamba, Jamba) reads the weights of its `dt_proj` without a call."""
+    return type(block).__name__.endswith("MambaMixer") and hasattr(block, "dt_proj")
+
+
+def is_router(module: Any) -> bool:
+    """Whether a linear layer chooses experts and returns more than its output, as in Llama 4 and Phi-MoE."""
+    return is_linear(module) and type(module).__name__.endswith("Router")
+
+
+def unreachable_layers(model: Any) -> frozenset[str]:
+    """The names of a model's linear layers that adapters do not reach: `dt_proj` of Mamba, and routers."""
+    names = set()
+    for name, module in model.named_modules():
+        if reads_dt_proj(module):
+            names.add(f"{name}.dt_proj")
+        elif is_router(module):
+            names.add(name)
+    return frozenset(names)

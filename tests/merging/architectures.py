@@ -84,7 +84,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "attn_layer_offset": 1,
         "mamba_d_state": 8,
         "mamba_dt_rank": 4,
-        "use_mamba_kernels": False,
     },
     "olmo3": {**_WIDTHS, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
     "olmoe": {**_WIDTHS, "num_experts": 4, "num_experts_per_tok": 2},

@@ -42,6 +42,17 @@ def task(tmp_path: Path) -> Task:
             "in_proj_ba in_proj_qkvz k_proj o_proj out_proj q_proj shared_expert_gate v_proj",
             ["down_proj", "experts", "gate_proj", "up_proj"],
         ),
+        (
+            "qwen2_moe",
+            "down_proj gate_proj k_proj o_proj q_proj shared_expert_gate up_proj v_proj",
+            ["experts"],
+        ),
+        ("llama4_text", "down_proj gate_proj k_proj o_proj q_proj up_proj v_proj", ["experts", "router"]),
+        (
+            "jamba",
+            "down_proj gate_proj in_proj k_proj o_proj out_proj q_proj up_proj v_proj x_proj",
+            ["dt_proj", "experts"],
+        ),
         ("mamba", "in_proj x_proj", ["dt_proj", "out_proj"]),
         ("falcon_h1", "down_proj gate_proj in_proj k_proj o_proj q_proj up_proj v_proj", ["out_proj"]),
         ("bloom", "dense dense_4h_to_h dense_h_to_4h query_key_value", None),
@@ -89,6 +100,29 @@ def test_targets_that_cannot_be_trained_are_one_true_sentence(
     with pytest.raises(UsageError, match=sentence):
         train(architecture(kind), task, budget(task, 6), tmp_path / "out", targets=targets, **SETTINGS)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "sentence"),
+    [
+        ("jamba", "mamba.dt_proj", "reads the weights of .*dt_proj without calling that layer"),
+        (
+            "llama4_text",
+            "router",
+            "router of the base model chooses experts and returns more than",
+        ),
+    ],
+)
+def test_layers_that_no_adapter_reaches_are_refused(
+    kind: str, layer: str, sentence: str, tmp_path: Path
+) -> None:
+    base = architecture(kind)
+    names = [name for name, _ in base.model.named_modules() if name.endswith(layer)]
+    assert names
+    assert not set(names) & set(linear_modules(base.model))
+    member = write(tmp_path / "out", base.model, 0, targets=(layer.rpartition(".")[2],))
+    with pytest.raises(MergeError, match=sentence):
+        LiveStack(base.model, [member])
 
 
 def test_transposed_layers_of_gpt2_are_adapted_as_peft_does(task: Task, tmp_path: Path) -> None:
