@@ -106,7 +106,7 @@ def _with_gradient(
         return
     with _scratch(settings) as scratch:
         base = question.base or request.base
-        load = _loader(settings, sources.session, sources.refusing, base, scratch, dora=False)
+        load = _loader(settings, sources.session, sources.refusing, base, scratch, peft_layers=False)
 
         def exact(names: Sequence[str]) -> Sequence[float]:
             report(ProgressEvent("gradient", note=f"reading the weights of the best {len(names)}"))
@@ -129,7 +129,7 @@ def _with_scores(
     model, step = request.open_base(settings, report), ProgressStep(report, "racing")
     with _scratch(settings) as scratch:
         base = question.base or request.base
-        load = _loader(settings, sources.session, sources.refusing, base, scratch, dora=True)
+        load = _loader(settings, sources.session, sources.refusing, base, scratch, peft_layers=True)
         sampler = Sampler(model, request.task, load, question.seed, request.too_long)
         unusual = _unusual(model, report, sampler.asked)
 
@@ -182,9 +182,12 @@ def _loader(
     base: str,
     scratch: Path,
     *,
-    dora: bool,
+    peft_layers: bool,
 ) -> Callable[[str], MergeMember]:
-    """What loads the adapter of a short name, its pinned files below `scratch`; DoRA too where it is said."""
+    """What loads the adapter of a short name, its pinned files below `scratch`.
+
+    With `peft_layers` also one that PEFT's own layers alone can apply.
+    """
     from merging.members import load_member
 
     rows = {row.adapter: row for row in candidates(session, refusing, base)}
@@ -200,7 +203,7 @@ def _loader(
             with fetching(settings, manifest) as fetch:
                 folder = export(manifest, scratch, "peft", fetch, lambda _done, _all: None)
             members[name] = load_member(
-                folder / member_folder(member), name=name, purpose="evaluated", dora=dora
+                folder / member_folder(member), name=name, purpose="evaluated", peft_layers=peft_layers
             )
         return members[name]
 

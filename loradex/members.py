@@ -5,11 +5,11 @@ Folders alone need no database and no network: what does is imported where a poo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from catalog.adapters import is_adapter_folder, table_with
 from catalog.errors import CatalogError, PoolError, UsageError
@@ -55,13 +55,14 @@ def open_members(
     without: Collection[str] = (),
     purpose: str = "merged",
     table: BaseTable | None = None,
-    dora: bool = False,
+    peft_layers: bool = False,
 ) -> Iterator[MemberSet]:
     """The members, for as long as the block runs.
 
     `source` are folders of adapters, or one pool: itself, its name, its pool.json or folder. `without` names
     layers to leave out, `purpose` is the participle of a refusal ("merged", "evaluated"). Members of a pool
-    have its base model by the canonical name that `table` has for it. `dora` accepts DoRA adapters too.
+    have its base model by the canonical name that `table` has for it. `peft_layers` accepts
+    adapters that PEFT's own layers alone can apply, such as DoRA.
     Raises UsageError, NotFoundError, PoolError, and what `merging.members.load_member` raises.
     """
     if isinstance(source, Pool):
@@ -70,8 +71,8 @@ def open_members(
         names = [source] if isinstance(source, (str, Path)) else list(source)
         folders = [Path(name) for name in names]
         if all(is_adapter_folder(folder) for folder in folders):
-            loaded = (load_member(path, without=without, purpose=purpose, dora=dora) for path in folders)
-            yield MemberSet(tuple(loaded))
+            options: Any = {"without": without, "purpose": purpose, "peft_layers": peft_layers}
+            yield MemberSet(tuple(load_member(path, **options) for path in folders))
             return
         if len(names) > 1:
             wrong = next(folder for folder in folders if not is_adapter_folder(folder))
@@ -79,7 +80,8 @@ def open_members(
         pool = find_pool(settings, str(names[0]))
     base = pool.manifest.canonical_base(table)
     with _pool_folder(pool, report) as folder:
-        members = [_load_pool_member(folder, row, without, purpose, base, dora) for row in pool.members]
+        options = {"without": without, "purpose": purpose, "peft_layers": peft_layers, "base": base}
+        members = [_load_pool_member(folder, row, options) for row in pool.members]
         yield MemberSet(tuple(members), pool.manifest)
 
 
@@ -133,9 +135,7 @@ def _is_absent(settings: Settings) -> bool:
     return False
 
 
-def _load_pool_member(
-    folder: Path, member: PoolMember, without: Collection[str], purpose: str, base: str | None, dora: bool
-) -> MergeMember:
+def _load_pool_member(folder: Path, member: PoolMember, options: Mapping[str, Any]) -> MergeMember:
     from catalog.pools import member_folder
 
     return load_member(
@@ -144,10 +144,7 @@ def _load_pool_member(
         digest=next((file.sha256 for file in member.files if file.name.endswith(".safetensors")), None),
         license_id=member.license,
         source={"repository": member.repository, "commit": member.commit, "subfolder": member.subfolder},
-        without=without,
-        purpose=purpose,
-        base=base,
-        dora=dora,
+        **options,
     )
 
 

@@ -370,7 +370,7 @@ def adapt(
         if control:
             opened = _stand_ins(opened, control, seed, str(getattr(base, "name", base)), catalog)
         model = _as_model(base, catalog, device, date, report)
-        first = load_member(Path(target), purpose="adapted", dora=True) if target else None
+        first = load_member(Path(target), purpose="adapted", peft_layers=True) if target else None
         adaptation = learn(
             model,
             opened,
@@ -677,7 +677,7 @@ def _open_pool(
         yield ()
         return
     with open_members(
-        source, settings=settings_of(catalog), report=report, purpose=purpose, dora=True
+        source, settings=settings_of(catalog), report=report, purpose=purpose, peft_layers=True
     ) as opened:
         yield opened.members
 
@@ -721,7 +721,7 @@ def _adapted(adaptation: Adaptation | Continuation, base: LoadedBase, folder: Pa
     from merging.live import apply_member
     from merging.members import load_member
 
-    written = None if folder is None else load_member(folder, dora=True)
+    written = None if folder is None else load_member(folder, peft_layers=True)
     with adaptation.apply() if written is None else apply_member(base.model, written):
         yield
 
@@ -739,7 +739,7 @@ def _load_adapters(folders: Sequence[str | Path]) -> list[MergeMember]:
     if BASE in names:
         raise UsageError(f"The name {BASE} is reserved for the base model; rename the adapter's folder.")
     return [
-        load_member(place, name=name, purpose="evaluated", dora=True)
+        load_member(place, name=name, purpose="evaluated", peft_layers=True)
         for place, name in zip(places, names, strict=True)
     ]
 

@@ -329,7 +329,7 @@ class Sampler:
         """A block in which the base model has the adapter."""
         from merging.live import LiveStack, apply_with_peft
 
-        if member.magnitudes:
+        if member.apart:
             with apply_with_peft(self.base.model, member):
                 yield
             return
@@ -468,8 +468,8 @@ def _scores(
             waiting.append(member)
     tokens = sum(task_round.tokens for task_round in rounds)
     live = LiveStack(base.model)
-    swept = live.sweep([[member] for member in waiting if not member.magnitudes])
-    one_by_one = (([member], None) for member in waiting if member.magnitudes)
+    swept = live.sweep([[member] for member in waiting if not member.apart])
+    one_by_one = (([member], None) for member in waiting if member.apart)
     for (member,), failed in chain(swept, one_by_one):
         if failed is not None:
             yield failed
@@ -491,11 +491,11 @@ def _scores(
 def _single_member(live: LiveStack, member: MergeMember, tokens: int) -> Iterator[None]:
     """A block in which the resident member has weight 1, added or live, whichever costs less.
 
-    Live too if memory does not suffice for adding. A DoRA adapter, which is not resident, is applied by PEFT.
+    Live too if memory does not suffice for adding. An adapter that PEFT alone can apply is not resident.
     """
     from merging.live import apply_with_peft
 
-    if member.magnitudes:
+    if member.apart:
         with apply_with_peft(live.model, member):
             yield
         return

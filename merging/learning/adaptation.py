@@ -114,7 +114,7 @@ def adapt(
     scores them on both, as published. Examples too long for the base model are an error, or left out and
     counted (`too_long`). Prompts and loss are those of `protocol`; the name of the `preset` that settings
     come from is recorded. `steps` and `rate` are the row's unless given. The base's weights stay unchanged.
-    A target that is a DoRA adapter can be trained on alone, which gives a Continuation.
+    A target that PEFT alone can apply (DoRA) can be trained on, which gives a Continuation.
     The same call gives the same numbers on the same machine. Raises UsageError for an unknown method, a
     missing target, and invalid settings; MergeError for members that do not match; EvaluationError if the
     loss is not finite, and the errors of `ask`.
@@ -125,7 +125,7 @@ def adapt(
     pool = ([target] if target else []) + ([] if row.alone else list(members))
     if not pool:
         raise UsageError("Adaptation requires at least one adapter; name it.")
-    _refuse_dora(row, pool)
+    _refuse_apart(row, pool)
     recipe = Recipe(row.steps if steps is None else steps, batch, evaluate_every, patience, seed)
     _refuse(row, recipe, steps, rate)
     if row.objective == "entropy" and task.metric != "accuracy":
@@ -135,7 +135,7 @@ def adapt(
     weighted = protocol.token_loss and row.objective == "loss"
     objective: Objective = "token_loss" if weighted else row.objective
     facts = _record(base, row, task, budget, (train, valid), recipe, rate, preset)
-    if pool[0].magnitudes:
+    if pool[0].apart:
         prompts = train.prompts, valid.prompts
         return _continue(base, row, pool[0], prompts, recipe, rate, objective, facts, progress)
     # Training is in float32: a small step would round away in bfloat16.
@@ -197,7 +197,7 @@ def _continue(
     facts: Mapping[str, Any],
     progress: Progress | None,
 ) -> Continuation:
-    """A DoRA adapter trained on; `prompts` are for learning and for validation."""
+    """An adapter trained on by PEFT; `prompts` are for learning and for validation."""
 
     def report_step(step: int) -> None:
         if progress is not None:
@@ -377,13 +377,14 @@ def _refuse_infinite(row: AdaptiveMethod, loss: float) -> None:
         )
 
 
-def _refuse_dora(row: AdaptiveMethod, pool: Sequence[MergeMember]) -> None:
-    """Raises MergeError for a DoRA adapter, unless it is alone and trained on."""
+def _refuse_apart(row: AdaptiveMethod, pool: Sequence[MergeMember]) -> None:
+    """Raises MergeError for an adapter that PEFT alone can apply, unless it is alone and trained on."""
     for member in pool:
-        if member.magnitudes and not (row.alone and row.factors):
+        if member.apart and not (row.alone and row.factors):
             raise MergeError(
-                f"{member.name} is a DoRA adapter, and {row.name} scales and adds updates scaling * B A, "
-                "which it is not; train it on by target-continued (`target`), or evaluate it alone."
+                f"{member.name} cannot be adapted by {row.name}: {member.apart}, and only updates "
+                "scaling * B A are scaled and added; train it on by target-continued (`target`), or "
+                "evaluate it alone."
             )
 
 

@@ -1,4 +1,4 @@
-"""A DoRA adapter trained on by PEFT's own layers: factors and magnitudes, which no coefficient scales."""
+"""An adapter trained on by PEFT's own layers: of DoRA the factors and magnitudes, which nothing scales."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Continuation:
-    """A DoRA adapter that was trained on, with its base model: `tensors` by their names in its file.
+    """An adapter that was trained on, with its base model: `tensors` by their names in its file.
 
     `record`, `valid_before` and `valid_loss` are as in `Adaptation`.
     """
@@ -70,7 +70,7 @@ class Continuation:
         a `rank`, and StorageError.
         """
         if rank is not None:
-            raise MergeError(f"{self.member.name} is a DoRA adapter and keeps its ranks; leave out `rank`.")
+            raise MergeError(f"{self.member.name} keeps its ranks; leave out `rank`.")
         first = read_module(self.member, self.member.spec.modules[0].name)[0]
         kind = dtype or str(first.dtype).removeprefix("torch.")
         modules = {module.name: ModuleReport(module.rank, None, 0.0) for module in self.member.spec.modules}

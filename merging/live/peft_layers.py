@@ -1,4 +1,4 @@
-"""An adapter by PEFT's own layers in a model that is restored afterwards, for DoRA, which is no added update.
+"""An adapter by PEFT's own layers in a model that is restored afterwards: DoRA, and factors of experts.
 
 The layers are made from the adapter's modules as they were read and checked, by full names and ranks: no
 pattern, option or code of its configuration reaches PEFT.
@@ -62,15 +62,20 @@ def apply_with_peft(model: nn.Module, member: MergeMember) -> Iterator[PeftAdapt
     from peft import get_peft_model, set_peft_model_state_dict
 
     names = {id(module): name for name, module in model.named_modules()}
-    places = {shape.name: names[id(layer(model, shape, [member]))] for shape in shapes([member])}
+    of_parameters = set(member.spec.of_parameters)
+    plain = [shape for shape in shapes([member]) if shape.name not in of_parameters]
+    places = {shape.name: names[id(layer(model, shape, [member]))] for shape in plain}
+    ranks = _parameter_ranks(model, member)
     with restore_model(model), calm():
         with memory_limit(f"The adapter {member.name} in addition to the base model"):
-            peft_model = get_peft_model(model, _config(member, places))
-            if set(peft_model.targeted_module_names) != set(places.values()):
+            peft_model = get_peft_model(model, _config(member, places, ranks))
+            targets = {*peft_model.targeted_module_names, *peft_model.targeted_parameter_names}
+            if targets != {*places.values(), *ranks}:
                 raise MergeError(
                     f"{member.name}: the names of its modules mean others of the base model too; use the "
                     "model that it was trained on."
                 )
+            places |= {name: name for name in of_parameters}
             set_peft_model_state_dict(peft_model, _state(member, places))
         for module in member.spec.modules:
             peft_layer: Any = model.get_submodule(places[module.name])
@@ -82,7 +87,7 @@ def apply_with_peft(model: nn.Module, member: MergeMember) -> Iterator[PeftAdapt
 @contextlib.contextmanager
 def apply_member(model: nn.Module, member: MergeMember) -> Iterator[None]:
     """Inside the block the model acts as with one adapter, of plain LoRA or DoRA; raises MergeError."""
-    if member.magnitudes:
+    if member.apart:
         with apply_with_peft(model, member):
             yield
     else:
@@ -90,23 +95,61 @@ def apply_member(model: nn.Module, member: MergeMember) -> Iterator[None]:
             yield
 
 
-def _config(member: MergeMember, places: dict[str, str]) -> Any:
+def _parameter_ranks(model: nn.Module, member: MergeMember) -> dict[str, int]:
+    """The rank of each expert of each parameter that the member adapts, by the parameter's name.
+
+    PEFT nests the layers of several parameters of one module, the first innermost. Raises MergeError unless
+    the factors are those of the parameters.
+    """
+    targets = member.config.target_parameters or ()
+    by_owner: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for name, parameter in model.named_parameters() if member.spec.of_parameters else ():
+        if any(f".{name}".endswith(f".{target}") for target in targets):
+            by_owner.setdefault(name.rpartition(".")[0], []).append((name, tuple(parameter.shape)))
+    ranks, unmatched = {}, member.modules.keys() & set(member.spec.of_parameters)
+    for owner, parameters in by_owner.items():
+        for depth, (name, shape) in enumerate(reversed(parameters)):
+            module = member.modules.get(f"{owner}{'.base_layer' * depth}")
+            experts = shape[0] if len(shape) == 3 else 1
+            if (
+                module is None
+                or module.rank % experts
+                or {module.in_features, module.out_features} != set(shape[-2:])
+            ):
+                raise MergeError(
+                    f"{name} of the base model does not match the factors of {member.name}; use the model "
+                    "that it was trained on."
+                )
+            unmatched -= {module.name}
+            ranks[name] = module.rank // experts
+    if unmatched:
+        raise MergeError(
+            f"The base model has no parameter {min(unmatched)}; {member.name} belongs to another model."
+        )
+    return ranks
+
+
+def _config(member: MergeMember, places: Mapping[str, str], parameters: Mapping[str, int]) -> Any:
     """The LoraConfig that makes the member's layers; scalings are set afterwards."""
     from peft import LoraConfig
 
-    ranks = {places[module.name]: module.rank for module in member.spec.modules}
+    modules = member.modules
+    ranks = {place: modules[name].rank for name, place in places.items()}
+    targets = sorted(ranks)
+    ranks |= parameters
     usual = max(ranks.values())
     return LoraConfig(
         r=usual,
         lora_alpha=usual,
-        target_modules=sorted(ranks),
+        target_modules=targets,
+        target_parameters=sorted(parameters) or None,
         rank_pattern={re.escape(name): rank for name, rank in ranks.items() if rank != usual},
         use_dora=bool(member.magnitudes),
         task_type="CAUSAL_LM",
     )
 
 
-def _state(member: MergeMember, places: dict[str, str]) -> dict[str, Tensor]:
+def _state(member: MergeMember, places: Mapping[str, str]) -> dict[str, Tensor]:
     """The member's tensors by PEFT's names of them; raises MergeError for NaN or infinity."""
     import torch
 

@@ -7,7 +7,7 @@ from .member import (
     load_members,
     read_magnitude,
     read_module,
-    refuse_dora,
+    refuse_apart,
 )
 from .stacks import Shape, Stack, iterate_stacks, join_factors, read_stack, shapes
 from .tying import modules_sharing_weights, transposed_layers
@@ -48,7 +48,7 @@ __all__ = [
     "read_magnitude",
     "read_module",
     "read_stack",
-    "refuse_dora",
+    "refuse_apart",
     "refuse_existing",
     "shapes",
     "storage",

@@ -67,7 +67,7 @@ class MergeMember:
     `source` its origin (repository, commit), `left_out` the tensors that the caller left out, and copies of
     the base model's; all three are copied to merge.json. `base` is the base model if given, as by a pool;
     else the configuration counts. `magnitudes` are the places of the magnitude vectors of a DoRA adapter,
-    which PEFT's own layers apply, and no merge holds.
+    which no merge holds. `apart` says why PEFT's own layers alone can apply it, and is empty for plain LoRA.
     """
 
     name: str
@@ -83,6 +83,13 @@ class MergeMember:
     compared: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
     base: str | None = None
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict, hash=False, repr=False)
+
+    @property
+    def apart(self) -> str:
+        """Why PEFT's own layers alone can apply the adapter, in words; empty for plain LoRA."""
+        if self.magnitudes:
+            return SENTENCES["use_dora"]
+        return SENTENCES["target_parameters"] if self.spec.of_parameters else ""
 
     @property
     def weights(self) -> Path:
@@ -109,7 +116,7 @@ def load_member(
     without: Collection[str] = (),
     purpose: str = "merged",
     base: str | None = None,
-    dora: bool = False,
+    peft_layers: bool = False,
 ) -> MergeMember:
     """The adapter in a folder written by PEFT, with its header checked and no weights read.
 
@@ -117,7 +124,8 @@ def load_member(
     The weights of the base model that PEFT saves with a LoRA of the embeddings or the output head
     (`lm_head.base_layer.weight`) are always left out: they are not part of the adapter. `purpose` is the
     purpose of loading in error messages: "merged", "evaluated". `base` is its base model according to a pool.
-    `dora` accepts DoRA too, with the magnitude vectors of all modules (`MergeMember.magnitudes`).
+    `peft_layers` accepts adapters that PEFT's own layers alone can apply (`MergeMember.apart`): DoRA, with
+    the magnitude vectors of all modules, and factors of bare parameters, such as stacked experts.
     Raises MergeError for an adapter that is not plain LoRA, ConfigError and WeightsError for invalid files,
     UsageError if there is no adapter.
     """
@@ -134,8 +142,12 @@ def load_member(
     header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in set(left_out)))
     names = adapter_names(header, config)
     spec = lora_modules(header, config, names)
-    magnitudes = _magnitudes(header, names) if dora and config.use_dora else {}
-    _refuse_features(refusal, purpose, config, spec, magnitudes)
+    magnitudes = _magnitudes(header, names) if peft_layers and config.use_dora else {}
+    of_parameters = peft_layers and bool(spec.of_parameters) and not config.use_dora
+    accepted = {"use_dora"} if magnitudes else {"target_parameters"} if of_parameters else set()
+    _refuse_features(refusal, purpose, config, spec, accepted)
+    if magnitudes:
+        _refuse_magnitudes(refusal, spec, magnitudes)
     member = MergeMember(
         name=name,
         folder=folder,
@@ -166,7 +178,7 @@ def load_members(
     if not folders:
         raise UsageError("A merge requires at least one adapter; name it.")
     members = [entry if isinstance(entry, MergeMember) else load_member(entry) for entry in folders]
-    refuse_dora(members)
+    refuse_apart(members)
     if base is None:
         _refuse_bases(members, table or initial_table())
     modules = _base_modules(base) if base else None
@@ -237,12 +249,12 @@ def read_magnitude(member: MergeMember, module: str) -> torch.Tensor:
         raise WeightsError("unreadable", f"The weights of {member.name} cannot be read: {error}.") from error
 
 
-def refuse_dora(members: Sequence[MergeMember]) -> None:
-    """Raises MergeError for the first member that is a DoRA adapter."""
+def refuse_apart(members: Sequence[MergeMember]) -> None:
+    """Raises MergeError for the first member that PEFT's own layers alone can apply."""
     for member in members:
-        if member.magnitudes:
+        if member.apart:
             raise MergeError(
-                f"{member.name} cannot be merged or weighted: {SENTENCES['use_dora']}, and only updates "
+                f"{member.name} cannot be merged or weighted: {member.apart}, and only updates "
                 "scaling * B A add up; evaluate it alone."
             )
 
@@ -256,17 +268,11 @@ def digest_of(path: Path) -> str:
 
 
 def _refuse_features(
-    refusal: str, purpose: str, config: AdapterConfig, spec: AdapterSpec, magnitudes: Mapping[str, Tensor]
+    refusal: str, purpose: str, config: AdapterConfig, spec: AdapterSpec, accepted: Collection[str]
 ) -> None:
-    """Raises MergeError for the first feature that makes the update different from scaling * B A.
-
-    With magnitudes DoRA is none; they must be those of all modules.
-    """
-    features = (
-        feature
-        for feature in beside_the_update(config, spec)
-        if not (magnitudes and feature.reason == "use_dora")
-    )
+    """Raises MergeError for the first feature that makes the update different from scaling * B A, except for
+    accepted reasons."""
+    features = (row for row in beside_the_update(config, spec) if row.reason not in accepted)
     feature = next(features, None)
     if feature is not None:
         description = f"{feature.reason}: {feature.detail}" if feature.detail else feature.reason
@@ -278,8 +284,6 @@ def _refuse_features(
             else f"only scaling * B A is {purpose} here"
         )
         raise MergeError(f"{refusal}: {SENTENCES[feature.reason]} ({description}); {way}.")
-    if magnitudes:
-        _refuse_magnitudes(refusal, spec, magnitudes)
 
 
 def _refuse_magnitudes(refusal: str, spec: AdapterSpec, magnitudes: Mapping[str, Tensor]) -> None:

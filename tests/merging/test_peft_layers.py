@@ -1,4 +1,4 @@
-"""DoRA adapters are applied by PEFT's own layers, alone, and the base model is what it was before."""
+"""DoRA and factors of experts are applied by PEFT's own layers, alone, and the base is what it was before."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_logits_are_those_of_plain_peft_and_the_base_is_restored(
     tmp_path: Path, make_base: Callable[[], LoadedBase], options: dict[str, Any]
 ) -> None:
     expected = write_dora(tmp_path / "dora", make_base(), **options)
-    member = load_member(tmp_path / "dora", purpose="evaluated", dora=True)
+    member = load_member(tmp_path / "dora", purpose="evaluated", peft_layers=True)
     base = make_base()
     plain, state = logits(base), {name: item.clone() for name, item in base.model.state_dict().items()}
     kinds = [(name, type(module)) for name, module in base.model.named_modules()]
@@ -115,7 +115,7 @@ def test_factors_that_were_written_elsewhere_are_found(tmp_path: Path) -> None:
     }
     save_file(renamed, file)
     base = tiny_base()
-    with apply_with_peft(base.model, load_member(tmp_path / "dora", dora=True)):
+    with apply_with_peft(base.model, load_member(tmp_path / "dora", peft_layers=True)):
         assert torch.equal(logits(base), expected)
 
 
@@ -123,7 +123,7 @@ def test_scores_of_many_adapters_in_sequence(tmp_path: Path, task: Task) -> None
     write_dora(tmp_path / "one", tiny_base(), 1)
     write_dora(tmp_path / "two", tiny_base(), 2, r=2)
     tiny_adapter(tmp_path / "plain", 3, size=0.2)
-    members = [load_member(tmp_path / name, dora=True) for name in ("one", "plain", "two", "one")]
+    members = [load_member(tmp_path / name, peft_layers=True) for name in ("one", "plain", "two", "one")]
     base, log = tiny_base(), tmp_path / "log.jsonl"
     state = {name: item.clone() for name, item in base.model.state_dict().items()}
     scores = list(evaluate(base, members, [task], limit=6, log=log))
@@ -146,7 +146,7 @@ def test_scores_of_many_adapters_in_sequence(tmp_path: Path, task: Task) -> None
 
 def test_layers_are_freed_when_the_block_ends(tmp_path: Path) -> None:
     write_dora(tmp_path / "dora", tiny_base())
-    base, member = tiny_base(), load_member(tmp_path / "dora", dora=True)
+    base, member = tiny_base(), load_member(tmp_path / "dora", peft_layers=True)
     with apply_with_peft(base.model, member):
         layers = [weakref.ref(module) for module in base.model.modules() if hasattr(module, "lora_A")]
     assert len(layers) == 6
@@ -157,7 +157,7 @@ def test_layers_are_freed_when_the_block_ends(tmp_path: Path) -> None:
 def test_a_race_measures_dora_too(tmp_path: Path, task: Task) -> None:
     write_dora(tmp_path / "dora", tiny_base())
     tiny_adapter(tmp_path / "plain", 3, size=0.2)
-    members = {name: load_member(tmp_path / name, dora=True) for name in ("dora", "plain")}
+    members = {name: load_member(tmp_path / name, peft_layers=True) for name in ("dora", "plain")}
     sampler = Sampler(tiny_base(), task, members.__getitem__)
     assert all(score is not None for score in sampler(["dora", "plain", "dora"], 3))
     assert sampler.spent == 9
@@ -169,19 +169,19 @@ def test_what_adds_updates_refuses_dora_in_one_sentence(tmp_path: Path, task: Ta
     tiny_adapter(tmp_path / "plain", 3, size=0.2)
     with pytest.raises(MergeError, match="dora cannot be merged: DoRA rescales the base weights"):
         load_members([tmp_path / "plain", tmp_path / "dora"])
-    members = [load_member(tmp_path / name, dora=True) for name in ("plain", "dora")]
+    members = [load_member(tmp_path / name, peft_layers=True) for name in ("plain", "dora")]
     with pytest.raises(MergeError, match=r"dora cannot be merged or weighted: DoRA .*evaluate it alone"):
         load_members(members)
     with pytest.raises(MergeError, match="evaluate it alone"):
         LiveStack(tiny_base().model, members)
-    with pytest.raises(MergeError, match=r"recycling scales .*, or evaluate it alone"):
+    with pytest.raises(MergeError, match=r"dora cannot be adapted by recycling: DoRA .*evaluate it alone"):
         adapt(tiny_base(), members, task, budget(task, 6), "recycling")
 
 
 def test_a_target_is_trained_on_and_written_as_dora(tmp_path: Path, task: Task) -> None:
     make_base = tiny_base
     write_dora(tmp_path / "dora", make_base(), rank_pattern={"q_proj": 5})
-    base, target = make_base(), load_member(tmp_path / "dora", dora=True)
+    base, target = make_base(), load_member(tmp_path / "dora", peft_layers=True)
     plain, start = logits(base), load_file(tmp_path / "dora" / "adapter_model.safetensors")
     options: Any = {"target": target, "steps": 6, "rate": 1e-2, "batch": 4, "evaluate_every": 2}
     result = adapt(base, [], task, budget(task, 10), "target-continued", **options)
@@ -212,7 +212,7 @@ def test_a_target_is_trained_on_and_written_as_dora(tmp_path: Path, task: Task) 
     assert torch.equal(logits(base), expected)
     with pytest.raises(MergeError, match="keeps its ranks"):
         result.write(tmp_path / "other", rank=2)
-    with pytest.raises(MergeError, match=r"target-rescaled scales .*train it on by target-continued"):
+    with pytest.raises(MergeError, match=r"by target-rescaled: DoRA .*train it on by target-continued"):
         adapt(make_base(), [], task, budget(task, 10), "target-rescaled", target=target)
 
 
@@ -276,7 +276,7 @@ def test_what_is_not_whole_dora_is_refused(
     save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(document))
     with pytest.raises(MergeError, match=f"dora cannot be evaluated: .*{sentence}"):
-        load_member(folder, purpose="evaluated", dora=True)
+        load_member(folder, purpose="evaluated", peft_layers=True)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_another_base_is_an_error_of_the_adapter(
     tmp_path: Path, task: Task, make_base: Callable[[], LoadedBase], sentence: str
 ) -> None:
     write_dora(tmp_path / "dora", tiny_base())
-    member = load_member(tmp_path / "dora", dora=True)
+    member = load_member(tmp_path / "dora", peft_layers=True)
     (error,) = evaluate(make_base(), [member], [task], limit=4, with_base=False)
     assert isinstance(error, LoradexError)
     assert sentence in str(error)
@@ -305,7 +305,7 @@ def test_values_that_are_not_finite_and_torn_files_are_errors_of_the_adapter(
     tensors = load_file(file)
     tensors[next(name for name in tensors if "magnitude" in name)][3] = torch.nan
     save_file(tensors, file)
-    members = [load_member(tmp_path / name, dora=True) for name in ("dora", "torn")]
+    members = [load_member(tmp_path / name, peft_layers=True) for name in ("dora", "torn")]
     file = tmp_path / "torn" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     base = tiny_base()
@@ -314,3 +314,52 @@ def test_values_that_are_not_finite_and_torn_files_are_errors_of_the_adapter(
     assert "contains NaN or infinity" in str(first)
     assert "truncated" in str(second)
     assert torch.equal(logits(base), plain)
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("mixtral", {"target_modules": ["q_proj"], "target_parameters": EXPERTS}),
+        ("mixtral", {"target_modules": [], "target_parameters": EXPERTS[1:], "use_rslora": True}),
+        (
+            "gpt_oss",
+            {"target_modules": ["o_proj"], "target_parameters": EXPERTS, "rank_pattern": {"o_proj": 1}},
+        ),
+        ("qwen3_moe", {"target_modules": ["v_proj"], "target_parameters": ["0.mlp.experts.gate_up_proj"]}),
+    ],
+)
+def test_factors_of_stacked_experts_are_applied_as_peft_does(
+    tmp_path: Path, task: Task, kind: str, options: dict[str, Any]
+) -> None:
+    folder = tmp_path / "experts"
+    expected = write_dora(folder, architecture(kind), use_dora=False, **options)
+    with pytest.raises(MergeError, match="it adapts parameters, not modules"):
+        load_member(folder)
+    base, member = architecture(kind), load_member(folder, peft_layers=True)
+    plain, state = logits(base), {name: item.clone() for name, item in base.model.state_dict().items()}
+    names = [(name, type(module)) for name, module in base.model.named_modules()]
+    with apply_with_peft(base.model, member):
+        assert torch.equal(logits(base), expected)
+    assert not torch.allclose(plain, expected, atol=1e-2)
+    assert torch.equal(logits(base), plain)
+    assert [(name, type(module)) for name, module in base.model.named_modules()] == names
+    assert all(torch.equal(item, state[name]) for name, item in base.model.state_dict().items())
+    with pytest.raises(MergeError, match="it adapts parameters, not modules, and only updates"):
+        LiveStack(base.model, [member])
+    plain_score, score = evaluate(base, [member], [task], limit=2)
+    assert isinstance(plain_score, TaskScore)
+    assert isinstance(score, TaskScore)
+    assert score.loss != plain_score.loss
+
+
+def test_experts_of_another_model_are_refused(tmp_path: Path) -> None:
+    options = {"use_dora": False, "target_modules": ["q_proj"], "target_parameters": EXPERTS}
+    write_dora(tmp_path / "experts", architecture("mixtral"), **options)
+    member = load_member(tmp_path / "experts", peft_layers=True)
+    wide = architecture("mixtral", intermediate_size=64).model
+    for model, sentence in ((tiny_base().model, "has no parameter"), (wide, "does not match the factors")):
+        with pytest.raises(MergeError, match=sentence), apply_with_peft(model, member):
+            pass
