@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
-from studies.design import Study
-from studies.file import StudyFile, read_study
-from studies.grid import Grid, grid
 from studies.run import run
 from tests.merging.test_evaluate import tiny_adapter
 from tests.merging.tiny import save_base, tiny_base, write_task
+from tests.studies.grids import make_study
 
 ROWS = [(f"item {number}", "yes" if number % 3 else "no") for number in range(24)]
 TEXT = """\
@@ -53,25 +55,29 @@ def make_world(folder: Path) -> Path:
     return path
 
 
-def make_study(path: Path, out: Path) -> tuple[StudyFile, Grid]:
-    """A file of `make_world` read, and its grid with the work in `out`."""
-    file = read_study(str(path))
-    assert isinstance(file.study, Study)
-    return file, grid(file.study, file.folder, out)
-
-
 def main() -> None:
-    """`python -m tests.studies.small FILE OUT N`: carries out a study and is killed after N steps."""
-    import os
-    import signal
+    """`python -m tests.studies.small FILE OUT N…`: carries out a study in a process that is killed after N
+    steps, then goes on in another; writes how each ended, and how many steps there are.
+    """
+    path, out = Path(sys.argv[1]), Path(sys.argv[2])
+    for most in map(int, sys.argv[3:]):
+        child = os.fork()
+        if not child:
+            _run_and_die(path, out, most)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        sys.stdout.write(f"{code} {len(list((out / 'steps').glob('[0-9a-f]*')))}\n")
 
-    path, out, most = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
+def _run_and_die(path: Path, out: Path, most: int) -> NoReturn:
     def progress(done: int, _total: int) -> None:
         if done >= most:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run(*make_study(path, out), progress=progress)
+    try:
+        run(*make_study(path, out), progress=progress)
+    except Exception:
+        traceback.print_exc()
+    os._exit(1)
 
 
 if __name__ == "__main__":

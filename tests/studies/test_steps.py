@@ -18,7 +18,8 @@ from merging.members import load_member, read_module
 from merging.model import budget, draw, load_base, read_task
 from studies.run import RESULTS, report, run
 from studies.steps import hyperparameters
-from tests.studies.small import make_study, make_world
+from tests.studies.grids import make_study
+from tests.studies.small import make_world
 
 # PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,28 @@ FILES = {
 }
 
 
+def write_folder(folder: Path) -> Path:
+    for name, text in FILES.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, text in FILES.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    return tmp_path
+    return write_folder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def small_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Row]]:
+    """The rows of every part of the small folder, to be read."""
+    place = write_folder(tmp_path_factory.mktemp("tables"))
+    return {name: part(place) for name, part in PARTS.items()}
+
+
+@cache
+def recycling_rows(part: str) -> tuple[Row, ...]:
+    """The rows of a part of the paper's tables, to be read."""
+    return tuple(PARTS[part](data("recycling_paper")))
 
 
 def found(rows: Sequence[Row], name: str, column: str = "value") -> Row:
@@ -69,8 +87,8 @@ def value(rows: Sequence[Row], name: str, column: str = "value") -> float:
     return document
 
 
-def test_the_pool_is_counted(folder: Path) -> None:
-    rows = PARTS["pool"](folder)
+def test_the_pool_is_counted(small_parts: dict[str, list[Row]]) -> None:
+    rows = small_parts["pool"]
     expected = {
         "adapters": 3,
         "with a known configuration": 2,
@@ -98,8 +116,8 @@ def test_the_pool_is_counted(folder: Path) -> None:
     assert all(row["low"] is None and row["tasks"] is None for row in rows)
 
 
-def test_adapters_alone_by_hand(folder: Path) -> None:
-    rows = PARTS["alone"](folder)
+def test_adapters_alone_by_hand(small_parts: dict[str, list[Row]]) -> None:
+    rows = small_parts["alone"]
     scores = {
         "base model": 0.55,
         "new LoRA of 10 samples": 0.55,
@@ -123,8 +141,8 @@ def test_adapters_alone_by_hand(folder: Path) -> None:
     assert value(rows, "adapters above the base on average") == 1
 
 
-def test_merges_are_paired_with_base_and_new_lora(folder: Path) -> None:
-    rows = PARTS["merged"](folder)
+def test_merges_are_paired_with_base_and_new_lora(small_parts: dict[str, list[Row]]) -> None:
+    rows = small_parts["merged"]
     average, own = "simple average", "simple average, own LoRA among them"
     assert value(rows, average, "score") == pytest.approx(1.75 / 3)
     # .1 .1 .2 against .5 .6 .25, 0 .2 -.05 against .6 .5 .5.
@@ -139,8 +157,8 @@ def test_merges_are_paired_with_base_and_new_lora(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_relevance_is_what_the_best_gain_alone(folder: Path) -> None:
-    rows = PARTS["relevance"](folder)
+def test_relevance_is_what_the_best_gain_alone(small_parts: dict[str, list[Row]]) -> None:
+    rows = small_parts["relevance"]
     alone = {"anli": -0.1, "rte": 0.0, "sst": 0.2}
     assert {name: value(rows, name, "gain alone") for name in alone} == pytest.approx(alone)
     # Gains .1 .1 .2: ranks 1.5 1.5 3 against 1 2 3.
@@ -149,8 +167,8 @@ def test_relevance_is_what_the_best_gain_alone(folder: Path) -> None:
     assert value(rows, "simple average", "gain, less relevant half") == pytest.approx(0.1)
 
 
-def test_the_leaderboard_as_rows(folder: Path) -> None:
-    rows = PARTS["leaderboard"](folder)
+def test_the_leaderboard_as_rows(small_parts: dict[str, list[Row]]) -> None:
+    rows = small_parts["leaderboard"]
     # One adapter gains on each task; at random it stands at any of three places.
     assert value(rows, "random", "nDCG@30") == pytest.approx((1 + 1 / 1.584962500721156 + 0.5) / 3)
     assert value(rows, "oracle", "nDCG@30") == pytest.approx(1)
@@ -161,16 +179,19 @@ def test_the_leaderboard_as_rows(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_parts_are_the_same_twice_and_plain_json(folder: Path) -> None:
+def test_parts_are_the_same_twice_and_plain_json(folder: Path, small_parts: dict[str, list[Row]]) -> None:
     for name, part in PARTS.items():
-        first, second = (json.dumps(part(folder), allow_nan=False, sort_keys=True) for _ in range(2))
+        texts = (
+            json.dumps(rows, allow_nan=False, sort_keys=True) for rows in (small_parts[name], part(folder))
+        )
+        first, second = texts
         assert first == second, name
         assert all(row["part"] == name for row in json.loads(first))
 
 
 @pytest.mark.slow
-def test_the_report_is_made_of_the_rows_that_are_there(folder: Path) -> None:
-    rows = [row for part in PARTS.values() for row in part(folder)]
+def test_the_report_is_made_of_the_rows_that_are_there(small_parts: dict[str, list[Row]]) -> None:
+    rows = [row for part in small_parts.values() for row in part]
     read = json.loads(json.dumps(rows))
     result = sections(read)
     assert result == sections(read), "pictures included"
@@ -280,7 +301,7 @@ def test_tables_without_a_judged_task(folder: Path) -> None:
 @pytest.mark.parametrize(("part", "figures"), [("pool", 65), ("merged", 16), ("headline", 1)])
 def test_figures_in_print_come_out_to_the_digit(part: str, figures: int) -> None:
     checked: list[tuple[str, str, float, Quoted]] = []
-    for row in PARTS[part](data("recycling_paper")):
+    for row in recycling_rows(part):
         one = find_figure(row)
         if one and one.complete and row["value"] is not None:
             checked.append((row["row"], row["column"], row["value"], one))
@@ -298,14 +319,14 @@ def test_every_figure_in_print_stands_beside_a_number() -> None:
     rows = {
         (row["part"], row["row"], row["column"])
         for part in ("pool", "merged", "alone", "headline")
-        for row in PARTS[part](data("recycling_paper"))
+        for row in recycling_rows(part)
     }
     assert {key for key in QUOTED if key[0] != "leaderboard"} <= rows
 
 
 @shared
 def test_the_merges_have_intervals_over_their_tasks() -> None:
-    rows = PARTS["merged"](data("recycling_paper"))
+    rows = recycling_rows("merged")
     document: dict[str, Any] = {
         "simple average": ("less zero-shot", 61, 1),
         "TSV": ("less zero-shot", 61, 1),
@@ -326,7 +347,7 @@ def test_the_merges_have_intervals_over_their_tasks() -> None:
 def test_the_page_holds_the_tables_of_the_rows() -> None:
     page = (Path(__file__).parents[2] / "docs" / "results" / "published.md").read_text(encoding="utf-8")
     parts = ("alone", "merged", "relevance")
-    rows = [row for part in parts for row in PARTS[part](data("recycling_paper"))]
+    rows = [row for part in parts for row in recycling_rows(part)]
     tables = [section for section in sections(rows) if isinstance(section, TableSection)]
     lines = [
         "| " + " | ".join(cell or " " for cell in row) + " |" for section in tables for row in section.rows
