@@ -93,7 +93,7 @@ def card(task: Task, document: Mapping[str, Any]) -> str:
         "base_model": document["base_model"],
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "license": _license(task.license),
+        "license": task.license.lower().replace(" ", "-") if _LICENSE.fullmatch(task.license) else None,
         "datasets": [task.name],
         "tags": ["lora", "loradex"],
     }
@@ -136,10 +136,6 @@ def _edge(courses: Sequence[Course], best: Course) -> str | None:
     if len(rates) < 2 or best.learning_rate not in (rates[0], rates[-1]):
         return None
     return "lowest" if best.learning_rate == rates[0] else "highest"
-
-
-def _license(terms: str) -> str | None:
-    return terms.lower().replace(" ", "-") if _LICENSE.fullmatch(terms) else None
 
 
 def _modules(targets: str | Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,9 @@ def _built(config: Mapping[str, Any]) -> nn.Module | None:
     except ImportError:
         return None
     settings = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}
-    classes = [getattr(transformers, str(name), None) for name in _names(config.get("architectures"))]
+    names = config.get("architectures")
+    names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    classes = [getattr(transformers, name, None) for name in names]
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)
     try:
@@ -95,12 +97,6 @@ def _built(config: Mapping[str, Any]) -> nn.Module | None:
         return None
     finally:
         transformers.logging.set_verbosity(level)
-
-
-def _names(architectures: object) -> Sequence[str]:
-    return (
-        [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
-    )
 
 
 def _tying_flags(base: Path, config: Mapping[str, Any], module: str) -> tuple[str, ...]:

@@ -157,6 +157,8 @@ def whole_thresholds(works: Callable[[], Iterator[ModuleWork]], keep: float) -> 
     not negative are ordered as the numbers are, so that the first pass counts by the upper half of the bits
     and the second, where the limit lies, by the lower half.
     """
+    import torch
+
     upper = _bit_counts(works, None)
     total = {name: int(counts.sum()) for name, counts in upper.items()}
     counts_to_keep = {name: int(keep * count + 1e-9) for name, count in total.items()}
@@ -169,7 +171,8 @@ def whole_thresholds(works: Callable[[], Iterator[ModuleWork]], keep: float) -> 
         elif counts_to_keep[name] >= total[name]:
             limits[name] = 0.0
         else:
-            limits[name] = _float_of((bits << _HALF) + _place(lower[name], remaining)[0])
+            bits = (bits << _HALF) + _place(lower[name], remaining)[0]
+            limits[name] = float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
     return limits
 
 
@@ -200,12 +203,6 @@ def _place(counts: Tensor, count: int) -> tuple[int, int]:
     above = counts.flip(0).cumsum(0)
     last = min(int((above < count).sum()), len(counts) - 1)
     return len(counts) - 1 - last, count - (int(above[last - 1]) if last else 0)
-
-
-def _float_of(bits: int) -> float:
-    import torch
-
-    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
 def shrink(values: Tensor, limits: Tensor) -> Tensor:

@@ -102,9 +102,11 @@ def singular_units(stack: Stack) -> Stack:
 
 
 def _units(work: ModuleWork) -> Stack:
-    return _weight_columns(
-        singular_units(work.stack) if work.options["units"] == "singular" else work.stack, work
-    )
+    """The units that the option names, times sqrt|w| on both sides."""
+    stack = singular_units(work.stack) if work.options["units"] == "singular" else work.stack
+    d = stack.columns(work.weights).to(stack.a)
+    roots = d.abs().sqrt()
+    return replace(stack, a=stack.a * (roots * d.sign())[:, None], b=stack.b * roots)
 
 
 def _cluster_units(stack: Stack, work: ModuleWork) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,12 +126,6 @@ def _cluster_units(stack: Stack, work: ModuleWork) -> tuple[Tensor, Tensor, Tens
         None if work.options["start"] == "farthest" else work.key("start"),
     )
     return a, b, _means(labels).to(a)
-
-
-def _weight_columns(stack: Stack, work: ModuleWork) -> Stack:
-    d = stack.columns(work.weights).to(stack.a)
-    roots = d.abs().sqrt()
-    return replace(stack, a=stack.a * (roots * d.sign())[:, None], b=stack.b * roots)
 
 
 def _cosines(gram: Tensor) -> Tensor:

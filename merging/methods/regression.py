@@ -24,9 +24,11 @@ def regmean(work: ModuleWork) -> Update:
     """
     import torch
 
+    shrink = work.number("shrink")
     inner = [
-        weight * _shrunk(_gram(path, work), work.number("shrink"))
+        weight * (gram * shrink + gram.diagonal().diag() * (1 - shrink))
         for weight, path in zip(work.weights, work.inputs, strict=True)
+        for gram in (_gram(path, work),)
     ]
     total = torch.stack(inner).sum(0)
     lower, failed = torch.linalg.cholesky_ex(total)
@@ -67,10 +69,6 @@ def _gram(path: Path, work: ModuleWork) -> Tensor:
         raise MergeError(f"{name} of {path.name} contains NaN or infinity.")
     gram: Tensor = values if square else values.T @ values
     return gram.to(work.stack.a.device)
-
-
-def _shrunk(gram: Tensor, shrink: float) -> Tensor:
-    return gram * shrink + gram.diagonal().diag() * (1 - shrink)
 
 
 METHODS = (

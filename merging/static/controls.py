@@ -25,7 +25,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,8 +256,14 @@ def _shuffle_modules(member: MergeMember, key: tuple[object, ...]) -> dict[str, 
     """The module whose factors each module gets: the next on a random cycle through the layers."""
     import numpy as np
 
+    # Modules that differ in nothing but the layer: same place, shape, rank and scaling.
+    columns: dict[tuple[object, ...], list[str]] = {}
+    for m in member.spec.modules:
+        place = _NUMBER.sub("*", m.name, count=1)
+        same = (place, m.kind, m.in_features, m.out_features, m.rank, m.scaling)
+        columns.setdefault(same, []).append(m.name)
     origin = {}
-    for names in _columns(member):
+    for names in columns.values():
         if len(names) < 2:
             raise MergeError(
                 f"The layers of {member.name} cannot be shuffled: no other layer has a module like "
@@ -269,16 +275,6 @@ def _shuffle_modules(member: MergeMember, key: tuple[object, ...]) -> dict[str, 
         )
         origin.update({names[order[n]]: names[order[n - 1]] for n in range(len(names))})
     return origin
-
-
-def _columns(member: MergeMember) -> Iterator[list[str]]:
-    """Names of modules that differ in nothing but the layer: same place, shape, rank and scaling."""
-    columns: dict[tuple[object, ...], list[str]] = {}
-    for m in member.spec.modules:
-        place = _NUMBER.sub("*", m.name, count=1)
-        same = (place, m.kind, m.in_features, m.out_features, m.rank, m.scaling)
-        columns.setdefault(same, []).append(m.name)
-    yield from columns.values()
 
 
 def _factors(member: MergeMember, module: str) -> tuple[Tensor, Tensor]:

@@ -144,8 +144,9 @@ def _draw_cosines(inspection: Inspection, figure: Figure, axes: Axes) -> None:
     image = axes.imshow(off_diagonal, vmin=-(limit or 1.0), vmax=limit or 1.0, cmap="RdBu_r")
     step = -(-count // _MOST_NAMES)
     ticks = range(0, count, step)
+    names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in inspection.names]
     axes.set_xticks(ticks, [str(n + 1) for n in ticks], fontsize=7 if count <= 30 else 5)
-    axes.set_yticks(ticks, [f"{_short(inspection.names[n])}  {n + 1}" for n in ticks], fontsize=7)
+    axes.set_yticks(ticks, [f"{names[n]}  {n + 1}" for n in ticks], fontsize=7)
     axes.tick_params(length=0)
     axes.set_title("Cosines between members", fontsize=10)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
@@ -178,10 +179,6 @@ def _draw_energy(inspection: Inspection, axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
 
 def _add_overlaps(sums: _PairSums, gram_pair: Grams, stack: Stack, count: int) -> None:
