@@ -14,7 +14,6 @@ from typing import Any
 
 from catalog.errors import LoradexError, UsageError
 from catalog.extras import require_extra
-from crawler.hub import Hub, HubSettings
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ def dataset_splits(
     """
     require_extra("harness", "A data set of the Hub")
     import datasets
+
+    from crawler.hub import Hub, HubSettings
 
     with Hub(HubSettings.from_environment()) as hub:
         row = hub.dataset(name, revision or "main")

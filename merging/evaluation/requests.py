@@ -101,7 +101,9 @@ class HarnessModel:
         for number, request in enumerate(requests):
             groups.setdefault(_generation(request.args[1]), []).append(number)
         for (most, stop), numbers in groups.items():
-            prompts = [Prompt(self._encode(requests[number].args[0]), ((),), 0) for number in numbers]
+            contexts = [self._context(requests[number]) for number in numbers]
+            # Any answer: only questions are read.
+            prompts = [Prompt(context, (context[-1:],), 0) for context in contexts]
             for number, text in zip(
                 numbers, generate(self.base, prompts, most=most, stop=stop, strip=False), strict=True
             ):
@@ -142,7 +144,7 @@ class HarnessModel:
         if request.request_type == "loglikelihood_rolling":
             yield from self._windows(request.args[0])
         elif request.request_type == "generate_until":
-            context = self._encode(request.args[0])
+            context = self._context(request)
             yield Prompt(context[:-1] or context, (context[-1:],), 0)
         else:
             context, answer = self._pair(*request.args)
@@ -152,8 +154,12 @@ class HarnessModel:
         if request.request_type == "loglikelihood_rolling":
             return 0
         if request.request_type == "generate_until":
-            return len(self._encode(request.args[0])) + _generation(request.args[1])[0]
+            return len(self._context(request)) + _generation(request.args[1])[0]
         return sum(map(len, self._pair(*request.args)))
+
+    def _context(self, request: Request) -> tuple[int, ...]:
+        """The tokens after which text is generated: at least the one that begins a text."""
+        return self._encode(request.args[0]) or (self._start,)
 
     def _pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The tokens of a context and of its continuation, tokenised together.
