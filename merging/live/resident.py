@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,9 @@ from catalog.adapters import modules_of_model
 from catalog.errors import MergeError
 from merging.members import MergeMember, Shape, iterate_stacks, load_members, shapes
 from merging.model import is_conv1d, is_router, reads_dt_proj
+
+# A layer of one expert, as transformers 4 had it in Mixtral and Qwen's models.
+_EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,11 +75,21 @@ def _reads_weights_itself(model: nn.Module, module: nn.Module) -> bool:
     return any(reads_dt_proj(block) and block.dt_proj is module for block in model.modules())
 
 
+def _has_stacked_experts(model: nn.Module) -> bool:
+    """Whether a module of the model holds the weights of all experts in tensors of three dimensions."""
+    return any("experts" in name and parameter.ndim == 3 for name, parameter in model.named_parameters())
+
+
 def layer(model: nn.Module, shape: Shape, members: Sequence[MergeMember]) -> Any:
     """The model's layer of that name; raises MergeError if none matches."""
     owner = next(member.name for member, rank in zip(members, shape.ranks, strict=True) if rank)
     module = _submodule(model, shape)
     if module is None:
+        if _EXPERT.search(shape.name) and _has_stacked_experts(model):
+            raise MergeError(
+                f"{shape.name} is a layer of one expert, and the experts of the base model are one tensor, "
+                f"as transformers 5 stores them; {owner} is loaded by plain PEFT, and not applied here."
+            )
         raise MergeError(f"The base model has no module {shape.name}; {owner} belongs to another model.")
     if _reads_weights_itself(model, module):
         raise MergeError(

@@ -125,6 +125,19 @@ def test_layers_that_no_adapter_reaches_are_refused(
         LiveStack(base.model, [member])
 
 
+def test_layers_of_single_experts_are_named_where_experts_are_one_tensor(tmp_path: Path) -> None:
+    write(tmp_path / "out", tiny_base().model, 0, targets=("q_proj",))
+    file = tmp_path / "out" / "adapter_model.safetensors"
+    expert = "block_sparse_moe.experts.0.w1"
+    tensors = {name.replace("self_attn.q_proj", expert): item for name, item in load_file(file).items()}
+    save_file(tensors, file)
+    member = load_member(tmp_path / "out")
+    with pytest.raises(MergeError, match=r"w1 is a layer of one expert, .*out is loaded by plain PEFT"):
+        LiveStack(architecture("mixtral").model, [member])
+    with pytest.raises(MergeError, match="belongs to another model"):
+        LiveStack(tiny_base().model, [member])
+
+
 def test_transposed_layers_of_gpt2_are_adapted_as_peft_does(task: Task, tmp_path: Path) -> None:
     train(architecture("gpt2"), task, budget(task, 6), tmp_path / "out", **SETTINGS)
     grow(tmp_path / "out")
