@@ -1,8 +1,8 @@
 """Nearest vectors by cosine: FAISS as a cache over vectors that live in the database.
 
 Each space has two files in the folder `index/` of the data folder: `<name>.faiss`, and `<name>.json`, written
-last, with the stamp of what was indexed and the sha256 of the first. The stamp covers the space, the metric,
-the kind of index and the ordered keys; a key and a version never get another vector, so that keys suffice.
+last, with the stamp of what was indexed and the sha256 of the first. The stamp covers the space, the metric
+and the ordered keys; a key and a version never get another vector, so that keys suffice.
 A cache that does not match is built again from the database, which also handles deletions.
 This is the only module that imports faiss.
 """
@@ -32,20 +32,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["flat", "hnsw"]
 State = Literal["current", "missing", "stale", "corrupt"]
-# Up to this many vectors every index is exact, whatever kind is requested.
-FLAT_UP_TO = 100_000
-
 _FORMAT = 1
 # Rows whose float64 copies are held at once.
 _ROWS = 1024
 # Up to this many rows are copied and multiplied; more use a selector.
 _FEW = 300
-# Candidates beyond those asked for, so that a tie at the end is seen; a graph gives no more than 1,000.
+# Candidates beyond those asked for, so that a tie at the end is seen.
 _MARGIN = 16
-_DEEPEST = 1000
-_LINKS, _WIDTH = 32, 64
 
 
 @dataclass(frozen=True)
@@ -106,8 +100,7 @@ class VectorIndex:
         self.size = int(index.d)
         if len(self.keys) != index.ntotal:
             raise ValueError(f"{index.ntotal} vectors for {len(self.keys)} keys")
-        self._index = index
-        self._flat, self._rows = _storage(index)
+        self._index, self._rows = index, _stored_rows(index)
         self._places = {key: place for place, key in enumerate(self.keys)}
 
     def search(self, query: NDArray[Any], k: int, among: Collection[str] | None = None) -> list[VectorHit]:
@@ -115,9 +108,8 @@ class VectorIndex:
 
         Scores are worked out again in float64, so that equal vectors have equal scores and the order, also at
         the end of the list, depends only on them. `among` admits only these keys; those that are not in
-        the index are passed over. A k beyond the index gives all. An index of kind hnsw misses some; with
-        `among`, and for a k near 1,000 or more, it is as exact as a flat one. Raises UsageError for k below 1
-        and for a query of another size, with a value that is not finite, or zero.
+        the index are passed over. A k beyond the index gives all. Raises UsageError for k below 1 and for a
+        query of another size, with a value that is not finite, or zero.
         """
         import numpy as np
 
@@ -164,32 +156,23 @@ class VectorIndex:
         import numpy as np
 
         with _faiss() as faiss:
-            if self._index is not self._flat and among is None and count <= _DEEPEST:
-                width = faiss.SearchParametersHNSW(efSearch=max(_WIDTH, 2 * count))
-                scores, rows = self._index.search(query[None], count, params=width)
-                if (rows >= 0).all():  # else the graph ended before
-                    return scores[0], rows[0]
             selected = None
             if among is not None:
                 admitted = np.zeros(len(self.keys), dtype=bool)
                 admitted[among] = True
                 bits = faiss.IDSelectorBitmap(np.packbits(admitted, bitorder="little"))
                 selected = faiss.SearchParameters(sel=bits)
-            scores, rows = self._flat.search(query[None], count, params=selected)
+            scores, rows = self._index.search(query[None], count, params=selected)
         return scores[0], rows[0]
 
 
-def open_index(
-    folder: Path, space: Space, source: VectorSource, *, kind: Kind = "flat", flat_up_to: int = FLAT_UP_TO
-) -> VectorIndex:
+def open_index(folder: Path, space: Space, source: VectorSource) -> VectorIndex:
     """The index of a space over all vectors of the source, from the cache in the folder where that fits.
 
     Else it is built and written, file and manifest each by one rename; where the folder cannot be written to,
-    the log has a warning and the index works from memory. `kind` is what to build above `flat_up_to` vectors:
-    flat compares with every vector and is exact; hnsw is a graph (Malkov and Yashunin, 2018; 32 links).
-    Measured on one thread of a busy machine, ten neighbours: of 20,000 x 1,024 flat takes 4 to 12 ms, hnsw
-    0.2 to 2 ms after 16 to 44 s of building; of 100,000 x 384 flat takes 15 ms, hnsw 0.2 to 0.6 ms after 46
-    to 93 s. Hnsw finds 98 to 100 % of the ten in clustered vectors, but 49 and 29 % in random directions.
+    the log has a warning and the index works from memory. It compares with every vector and is exact.
+    Measured on one thread of a busy machine, ten neighbours: of 20,000 x 1,024 that takes 4 to 12 ms, of
+    100,000 x 384 15 ms.
 
     Raises CatalogError for a vector that is not finite or has another size, by its key, and where the source
     gives more or fewer vectors than keys; ValueError for keys that are not sorted and unique.
@@ -200,29 +183,30 @@ def open_index(
             return VectorIndex(keys, skipped, faiss.read_index(faiss.PyCallbackIOReader(file.read)))
 
     keys = _check_keys(source)
-    index_kind: Kind = kind if len(keys) > flat_up_to else "flat"
-    place, stamp = folder / f"{space.name}.faiss", _stamp(space, index_kind, keys)
+    place, stamp = folder / f"{space.name}.faiss", _stamp(space, keys)
     state, _, cached = _read_cache(place, stamp, read)
     if cached is None:
         log.log(
             logging.WARNING if state == "corrupt" else logging.INFO, "%s is %s: rebuilding it", place, state
         )
-        index, skipped = _build(space, index_kind, keys, source)
-        _store(place, index, stamp, skipped)
+        index, skipped = _build(space, keys, source)
+
+        def write(new: Path) -> dict[str, object]:
+            with new.open("wb") as file, _faiss() as faiss:
+                faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+            return {"stamp": stamp, "vectors": index.ntotal, "skipped": skipped}
+
+        write_cache(place, write)
         cached = VectorIndex(keys, skipped, index)
     return cached
 
 
-def check_index(
-    folder: Path, space: Space, source: VectorSource, *, kind: Kind = "flat", flat_up_to: int = FLAT_UP_TO
-) -> IndexState:
+def check_index(folder: Path, space: Space, source: VectorSource) -> IndexState:
     """The state of the cache of a space; the file is read only for its checksum. Writes nothing.
 
     A file whose manifest is missing or unreadable counts as corrupt.
     """
-    keys = _check_keys(source)
-    place = folder / f"{space.name}.faiss"
-    stamp = _stamp(space, kind if len(keys) > flat_up_to else "flat", keys)
+    place, stamp = folder / f"{space.name}.faiss", _stamp(space, _check_keys(source))
     state, vectors, _ = _read_cache(place, stamp, lambda _file, _skipped: None)
     return IndexState(state, vectors, place)
 
@@ -231,8 +215,8 @@ def check_index(
 def _faiss() -> Iterator[Any]:
     """The faiss module, set to one thread inside the block: the only place that sets the number.
 
-    A second one did not help (a search is of one query), a graph built by one thread is the same every time,
-    and a forked child hangs in FAISS whose parent had used more (its issue 5206).
+    A second one did not help (a search is of one query), and a forked child hangs in FAISS whose parent had
+    used more (its issue 5206).
     """
     import faiss
 
@@ -254,17 +238,16 @@ def _one_thread_in_child() -> None:
 os.register_at_fork(after_in_child=_one_thread_in_child)
 
 
-def _storage(index: Any) -> tuple[Any, NDArray[np.float32]]:
-    """The flat index inside an index, or itself, and its rows as a read-only view of (vectors, size)."""
+def _stored_rows(index: Any) -> NDArray[np.float32]:
+    """The rows of an index as a read-only view of (vectors, size)."""
     import numpy as np
 
+    if not index.ntotal:
+        return np.empty((0, index.d), dtype=np.float32)
     with _faiss() as faiss:
-        flat = faiss.downcast_index(index.storage) if isinstance(index, faiss.IndexHNSW) else index
-        if not flat.ntotal:
-            return flat, np.empty((0, flat.d), dtype=np.float32)
-        rows: NDArray[np.float32] = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d)
+        rows: NDArray[np.float32] = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
     rows.flags.writeable = False
-    return flat, rows.reshape(flat.ntotal, flat.d)
+    return rows.reshape(index.ntotal, index.d)
 
 
 def _unit_query(query: NDArray[Any], size: int) -> NDArray[np.float64]:
@@ -287,25 +270,22 @@ def _check_keys(source: VectorSource) -> Sequence[str]:
     return keys
 
 
-def _stamp(space: Space, kind: Kind, keys: Sequence[str]) -> str:
+def _stamp(space: Space, keys: Sequence[str]) -> str:
     """The sha256 of everything that determines an index."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, asdict(space), "cosine", kind], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([_FORMAT, asdict(space), "cosine", "flat"], sort_keys=True).encode())
     for key in keys:
         digest.update(b"\n" + json.dumps(key).encode())
     return digest.hexdigest()
 
 
-def _build(space: Space, kind: Kind, keys: Sequence[str], source: VectorSource) -> tuple[Any, list[str]]:
+def _build(space: Space, keys: Sequence[str], source: VectorSource) -> tuple[Any, list[str]]:
     """A new index over the vectors of all keys, and the keys left out because their vector is zero."""
     import numpy as np
 
     skipped: list[str] = []
     done = 0
     with _faiss() as faiss:
-        if kind == "hnsw":
-            index = faiss.IndexHNSWFlat(space.size, _LINKS, faiss.METRIC_INNER_PRODUCT)
-        else:
-            index = faiss.IndexFlatIP(space.size)
+        index = faiss.IndexFlatIP(space.size)
         for block in source.vectors(keys) if keys else ():
             of, done = keys[done : done + len(block)], done + len(block)
             if len(of) < len(block):
@@ -349,14 +329,3 @@ def _read_cache(place: Path, stamp: str, read: _Read) -> tuple[State, int, Vecto
             return "current", int(facts["vectors"]), read(file, facts["skipped"])
     except (*DAMAGES, RuntimeError):
         return "corrupt", 0, None
-
-
-def _store(place: Path, index: Any, stamp: str, skipped: Sequence[str]) -> None:
-    """Writes the index as a cache."""
-
-    def write(new: Path) -> dict[str, object]:
-        with new.open("wb") as file, _faiss() as faiss:
-            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
-        return {"stamp": stamp, "vectors": index.ntotal, "skipped": skipped}
-
-    write_cache(place, write)

@@ -175,34 +175,30 @@ def test_nothing_nearer_is_left_out_and_equal_vectors_come_by_key(
         assert all(key > hit.key for hit in hits if (rows[hit.key] == rows[key]).all())
 
 
-def in_memory(rows: Rows, size: int = SIZE, **options: Any) -> VectorIndex:
+def in_memory(rows: Rows, size: int = SIZE) -> VectorIndex:
     """An index that keeps no file: a path below a file is no folder."""
     logging.getLogger("catalog.index.vectors").setLevel(logging.ERROR)
     try:
-        return open_index(Path(__file__) / "index", Space("text", "a-model", size), Given(rows), **options)
+        return open_index(Path(__file__) / "index", Space("text", "a-model", size), Given(rows))
     finally:
         logging.getLogger("catalog.index.vectors").setLevel(logging.NOTSET)
 
 
-@pytest.mark.parametrize("options", [{}, {"kind": "hnsw", "flat_up_to": 0}], ids=["flat", "hnsw"])
 @pytest.mark.parametrize("k", [1, 3, 39, 40, 41])
-def test_a_tie_at_the_end_is_cut_by_key(options: dict[str, Any], k: int) -> None:
+def test_a_tie_at_the_end_is_cut_by_key(k: int) -> None:
     rows = random_rows(200)
     same = [f"key{number:04d}" for number in range(0, 200, 5)]
     rows |= {key: np.float32(2 ** (number % 3)) * rows["key0000"] for number, key in enumerate(same)}
-    hits = in_memory(rows, **options).search(rows["key0000"], k)
+    hits = in_memory(rows).search(rows["key0000"], k)
     assert keys(hits)[:40] == same[:k]
     assert keys(hits) == nearest(rows, rows["key0000"], k)
 
 
 @pytest.mark.parametrize("few", [0, 10**9], ids=["selector", "rows"])
-@pytest.mark.parametrize("options", [{}, {"kind": "hnsw", "flat_up_to": 0}], ids=["flat", "hnsw"])
-def test_a_filter_gives_the_best_of_what_it_admits(
-    few: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_filter_gives_the_best_of_what_it_admits(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("catalog.index.vectors._FEW", few)
     rows = random_rows(300)
-    index = in_memory(rows, **options)
+    index = in_memory(rows)
     for number in range(5):
         among = sorted(rows)[number :: number + 2]
         admitted = {key: rows[key] for key in among}
@@ -341,10 +337,9 @@ def test_a_current_file_is_used_and_the_vectors_are_not_read(tmp_path: Path) -> 
     assert second.search(rows["key0001"], 30) == first.search(rows["key0001"], 30)
 
 
-@pytest.mark.parametrize("options", [{}, {"kind": "hnsw", "flat_up_to": 0}], ids=["flat", "hnsw"])
-def test_two_builds_are_equal_to_the_byte(options: dict[str, Any], tmp_path: Path) -> None:
+def test_two_builds_are_equal_to_the_byte(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        open_index(tmp_path / name, SPACE, Given(random_rows(500)), **options)
+        open_index(tmp_path / name, SPACE, Given(random_rows(500)))
     for file in ("text.faiss", "text.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
@@ -477,35 +472,6 @@ def test_while_another_process_writes_an_index_works_from_memory(tmp_path: Path)
         index = open_index(tmp_path, SPACE, Given(rows))
     assert keys(index.search(rows["key0001"], 1)) == ["key0001"]
     assert [path.name for path in tmp_path.iterdir()] == ["text.lock"]
-
-
-# Kinds.
-
-
-def clusters(count: int, size: int) -> Rows:
-    """Ten vectors around each of count/10 centres."""
-    generator = np.random.default_rng(0)
-    centres = np.repeat(generator.standard_normal((count // 10, size)), 10, axis=0)
-    values = (centres + 0.5 * generator.standard_normal((count, size))).astype(np.float32)
-    return {f"key{number:04d}": row for number, row in enumerate(values)}
-
-
-def test_a_graph_is_built_above_a_number_of_vectors_and_finds_nearly_all(tmp_path: Path) -> None:
-    rows = clusters(2000, 32)
-    space, source = Space("text", "a-model", 32), Given(rows, block=500)
-    exact = open_index(tmp_path, space, source, kind="hnsw", flat_up_to=2000)
-    assert open_index(tmp_path, space, source).keys == exact.keys
-    assert source.read == 1
-    assert check_index(tmp_path, space, source, kind="hnsw", flat_up_to=1999).state == "stale"
-    graph = open_index(tmp_path, space, source, kind="hnsw", flat_up_to=1999)
-    assert type(faiss.read_index(str(tmp_path / "text.faiss"))) is faiss.IndexHNSWFlat
-    queries = [rows[key] for key in sorted(rows)[::40]]
-    shared = sum(
-        len(set(keys(graph.search(query, 10))) & set(keys(exact.search(query, 10)))) for query in queries
-    )
-    assert shared >= 0.97 * 10 * len(queries)
-    for k in (990, 2000):
-        assert graph.search(queries[0], k) == exact.search(queries[0], k)
 
 
 # Threads.

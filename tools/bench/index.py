@@ -1,6 +1,6 @@
 """The vector index as it grows: seconds to build and load it, milliseconds to search it; all pairs of 1,000.
 
-Run as `python -m tools.bench.index [--large] [--hnsw]`. Vectors are generated, in clusters of ten, and are
+Run as `python -m tools.bench.index [--large]`. Vectors are generated, in clusters of ten, and are
 already in memory, so that building does not count the time to read them from a database.
 """
 
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from catalog.adapters import StoredAdapter
 from catalog.fingerprints import duplicates, near_pairs
-from catalog.index.vectors import Kind, Space, VectorHit, VectorIndex, open_index
+from catalog.index.vectors import Space, VectorHit, VectorIndex, open_index
 
 SIZE = 1024
 CLUSTER = 10
 QUERIES = 30
 NEIGHBOURS = 10
 SPACE = Space("delta", "1", SIZE)
-COLUMNS = ("vectors", "kind", "build s", "load s", "MiB", "p50 ms", "a tenth, ms", "recall")
+COLUMNS = ("vectors", "build s", "load s", "MiB", "p50 ms", "a tenth, ms")
 Result = TypeVar("Result")
 
 
@@ -56,58 +56,47 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", action="store_true", help="also 100,000 vectors, in 1.5 GB of memory")
-    parser.add_argument("--hnsw", action="store_true", help="also the graph, which takes minutes to build")
     options = parser.parse_args(argv)
     say(*COLUMNS)
     for count in (1000, 20_000, 100_000) if options.large else (1000, 20_000):
         source = Generated(count)
-        exact = report(source, "flat", None)
-        if options.hnsw:
-            report(source, "hnsw", exact)
+        report(source)
     all_pairs()
 
 
-def report(source: Generated, kind: Kind, exact: list[set[str]] | None) -> list[set[str]]:
-    """Prints a line of the table; gives what was found, which is what recall is measured against."""
-    flat_up_to = 0 if kind == "hnsw" else len(source.names)
+def report(source: Generated) -> None:
+    """Prints a line of the table."""
     with tempfile.TemporaryDirectory() as place:
 
         def load_index() -> VectorIndex:
-            return open_index(Path(place), SPACE, source, kind=kind, flat_up_to=flat_up_to)
+            return open_index(Path(place), SPACE, source)
 
         _, build = time_work(load_index)
         index, load = time_work(load_index)
         size = Path(place, f"{SPACE.name}.faiss").stat().st_size / 2**20
-    hits, milliseconds = search_each(index, source, None)
-    _, of_a_tenth = search_each(index, source, source.names[::10])
-    recall = statistics.mean(len(a & b) / len(b) for a, b in zip(hits, exact or hits, strict=True))
+    milliseconds = search_each(index, source, None)
+    of_a_tenth = search_each(index, source, source.names[::10])
     say(
         f"{len(source.names):,}",
-        kind,
         f"{build:.2f}",
         f"{load:.2f}",
         f"{size:.0f}",
         f"{milliseconds:.2f}",
         f"{of_a_tenth:.2f}",
-        f"{recall:.3f}",
     )
-    return hits
 
 
-def search_each(
-    index: VectorIndex, source: Generated, among: Sequence[str] | None
-) -> tuple[list[set[str]], float]:
-    """The keys found by each query, and the median of their milliseconds."""
-    key_sets, times = [], []
+def search_each(index: VectorIndex, source: Generated, among: Sequence[str] | None) -> float:
+    """The median of the milliseconds of queries."""
+    times = []
     for row in np.random.default_rng(1).choice(len(source.names), QUERIES, replace=False):
 
         def search(query: NDArray[np.float32] = source.values[row]) -> list[VectorHit]:
             return index.search(query, NEIGHBOURS, among)
 
-        hits, seconds = time_work(search)
-        key_sets.append({hit.key for hit in hits})
+        _, seconds = time_work(search)
         times.append(1000 * seconds)
-    return key_sets, statistics.median(times)
+    return statistics.median(times)
 
 
 def all_pairs() -> None:
