@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from catalog.adapters.bases import dims_name, initial_table
 from catalog.errors import UsageError
+from catalog.files import read_up_to
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,9 +100,10 @@ def modules_of_folder(folder: Path) -> BaseModules:
     """
     file = folder / "config.json"
     try:
-        if file.stat().st_size > _MOST_CONFIG:
+        data = read_up_to(file, _MOST_CONFIG)
+        if data is None:
             raise UsageError(f"{file} is larger than any model's configuration.")
-        config = json.loads(file.read_bytes())
+        config = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} cannot be read as a model's configuration: {error}.") from error
     if not isinstance(config, dict):

@@ -12,6 +12,7 @@ from catalog.adapters.records import Finding
 from catalog.adapters.spec import AdapterSpec, lora_modules
 from catalog.adapters.weights import header_bytes
 from catalog.errors import ConfigError, NotFoundError, WeightsError
+from catalog.files import read_up_to
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -62,9 +63,8 @@ def read_folder(path: Path) -> AdapterFolder:
 def read_config(folder: Path, refusal: str) -> AdapterConfig:
     """The configuration in a folder; raises ConfigError, whose message begins with `refusal`."""
     try:
-        with (folder / CONFIG_NAME).open("rb") as file:
-            data = file.read(MOST_CONFIG + 1)
-        if len(data) > MOST_CONFIG:
+        data = read_up_to(folder / CONFIG_NAME, MOST_CONFIG)
+        if data is None:
             raise ConfigError(
                 "too_large",
                 f"{CONFIG_NAME} has more than {MOST_CONFIG:,} bytes, too many for a configuration of PEFT",

@@ -29,14 +29,16 @@ _COMMUNITY = (
     *("deepseek", "falcon-llm-license"),
 )
 _NO_SALE = (
-    "cc-by-nc-2.0",
-    "cc-by-nc-3.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-sa-2.0",
-    "cc-by-nc-sa-3.0",
-    "cc-by-nc-sa-4.0",
+    *(
+        "cc-by-nc-2.0",
+        "cc-by-nc-3.0",
+        "cc-by-nc-4.0",
+        "cc-by-nc-sa-2.0",
+        "cc-by-nc-sa-3.0",
+        "cc-by-nc-sa-4.0",
+    ),
+    *("qwen-research", "fair-noncommercial-research-license", "apple-amlr"),
 )
-_NO_SALE_EITHER = ("qwen-research", "fair-noncommercial-research-license", "apple-amlr")
 # Licenses of base models that an adapter's license must not extend.
 _RESTRICTED = frozenset(
     {*_COMMUNITY, "bigscience-bloom-rail-1.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0"}
@@ -47,7 +49,7 @@ _NO_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0")
 # What each license forbids; merging makes a derivative, which "no derivatives" keeps from being shared.
 WITHHELD: dict[str, frozenset[Use]] = {
     **dict.fromkeys((*_OPEN, *_COMMUNITY), frozenset[Use]()),
-    **dict.fromkeys((*_NO_SALE, *_NO_SALE_EITHER), frozenset[Use]({"commercial"})),
+    **dict.fromkeys(_NO_SALE, frozenset[Use]({"commercial"})),
     **dict.fromkeys(_NO_DERIVATIVES, frozenset[Use]({"publish", "commercial"})),
 }
 

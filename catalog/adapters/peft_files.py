@@ -23,7 +23,7 @@ from catalog.adapters.peft_config import peft_refusals, settings_of_nothing
 from catalog.adapters.spec import AdapterSpec, adapter_names, lora_modules
 from catalog.adapters.weights import header_bytes
 from catalog.errors import ConfigError, LoradexError
-from catalog.files import UTF8_BOM, replace_file
+from catalog.files import UTF8_BOM, read_up_to, replace_file
 
 _CHUNK = 1 << 20
 
@@ -100,10 +100,10 @@ def engine_problems(folder: Path) -> tuple[str, ...]:
 def _read(folder: Path) -> _Adapter | str:
     """The adapter in a folder, or why it cannot be read."""
     try:
-        config_file = folder / CONFIG_NAME
-        if config_file.stat().st_size > MOST_CONFIG:
+        data = read_up_to(folder / CONFIG_NAME, MOST_CONFIG)
+        if data is None:
             return f"its {CONFIG_NAME} is too large"
-        config = parse_config(config_file.read_bytes())
+        config = parse_config(data)
         if not config.is_lora:
             return f"it is {config.peft_type}, not LoRA"
         weights = folder / WEIGHTS_NAME

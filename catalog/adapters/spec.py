@@ -287,7 +287,7 @@ def _module(
     factor = _scaling(name, rank, rules, problems, experts=experts)
     if factor is None:
         return None
-    return LoraModule(name, _layer(name), kind, in_features, out_features, rank, factor)
+    return LoraModule(name, layer_of(name), kind, in_features, out_features, rank, factor)
 
 
 def _scaling(name: str, rank: int, rules: ScalingRule, problems: _Problems, *, experts: bool) -> float | None:
@@ -302,7 +302,8 @@ def _scaling(name: str, rank: int, rules: ScalingRule, problems: _Problems, *, e
         return None
 
 
-def _layer(name: str) -> int | None:
+def layer_of(name: str) -> int | None:
+    """The layer of a module: the first number in its name."""
     for part in name.split("."):
         if part.isascii() and part.isdigit() and len(part) <= 6:
             return int(part)

@@ -57,16 +57,6 @@ class WeightsHealth:
     norm_in_layers: float | None = None
 
 
-class Factors(NamedTuple):
-    """One LoRA module as stored: A of (rank, in_features), B of (out_features, rank), in the file's data
-    type.
-    """
-
-    module: str
-    a: Tensor
-    b: Tensor
-
-
 class Module(NamedTuple):
     """One LoRA module of an adapter: its update is scaling * B A.
 
@@ -113,8 +103,10 @@ def iterate_modules(path: Path, config: AdapterConfig) -> Iterator[Module]:
         yield Module(module, a, b, rules.scaling(module))
 
 
-def iterate_factors(path: Path, config: AdapterConfig | None = None) -> Iterator[Factors]:
-    """Every complete pair of matching matrices in a safetensors file, sorted by module name, memory-mapped.
+def iterate_factors(path: Path, config: AdapterConfig | None = None) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(module, A, B) of each complete pair of matching matrices in a safetensors file, sorted, memory-mapped.
+
+    A is (rank, in_features) and B (out_features, rank), in the file's data type.
 
     A configuration determines the base model of the modules if their names do not. Halves without a
     partner, pairs whose shapes do not match, and those of unsupported data types are skipped: the header
@@ -123,18 +115,13 @@ def iterate_factors(path: Path, config: AdapterConfig | None = None) -> Iterator
     """
     from safetensors import SafetensorError, safe_open
 
-    pairs = _pairs(_header(path), config)
+    pairs = _pairs(file_header(path), config)
     try:
         with safe_open(path, framework="pt") as file:
             for module, a, b in pairs:
-                yield Factors(module, file.get_tensor(a), file.get_tensor(b))
+                yield module, file.get_tensor(a), file.get_tensor(b)
     except (SafetensorError, OSError) as error:
         raise WeightsError("header_invalid", f"the weights cannot be read: {error}") from error
-
-
-def module_names(path: Path, config: AdapterConfig | None = None) -> tuple[str, ...]:
-    """The names of the modules that `iterate_factors` gives, from the header alone; raises WeightsError."""
-    return header_modules(_header(path), config)
 
 
 def header_modules(header: Header, config: AdapterConfig | None = None) -> tuple[str, ...]:
@@ -187,11 +174,6 @@ def scaling_pattern(modules: Iterable[str], config: AdapterConfig) -> str:
     return hashlib.sha256(json.dumps(list(relative.items())).encode()).hexdigest()[:32]
 
 
-def file_pattern(path: Path, config: AdapterConfig) -> str:
-    """`fingerprint_pattern` of a file; raises WeightsError and ConfigError as that does."""
-    return fingerprint_pattern(_header(path), config)
-
-
 def header_bytes(path: Path) -> bytes:
     """The head of a safetensors file, length included; raises WeightsError."""
     try:
@@ -202,13 +184,22 @@ def header_bytes(path: Path) -> bytes:
         raise WeightsError("unreadable", f"the weights cannot be read: {error}") from error
 
 
+def file_header(path: Path) -> Header:
+    """The checked header of a safetensors file; raises WeightsError."""
+    head = header_bytes(path)
+    try:
+        return parse_header(head, path.stat().st_size)
+    except OSError as error:
+        raise WeightsError("unreadable", f"the weights cannot be read: {error}") from error
+
+
 def tensor_digest(path: Path) -> str:
     """A SHA-256 over all tensors of a file, 64 hexadecimal digits: name, data type, shape and bytes of each.
 
     The header's metadata, the order in the file, and what programs add to the names of tensors do not count;
     a cast to another data type does. Raises WeightsError.
     """
-    header = _header(path)
+    header = file_header(path)
     canonical = first_tensor if has_first_names(header) else canonical_tensor
     lines = []
     try:
@@ -268,15 +259,6 @@ def product_norm(gram_a: Tensor, gram_b: Tensor) -> float | None:
     noise = 64 * torch.finfo(torch.float64).eps * float(terms.abs().sum())
     norm = math.sqrt(square) if square > noise else 0.0
     return norm if norm <= torch.finfo(torch.float32).max else None
-
-
-def _header(path: Path) -> Header:
-    """The checked header of a file."""
-    head = header_bytes(path)
-    try:
-        return parse_header(head, path.stat().st_size)
-    except OSError as error:
-        raise WeightsError("unreadable", f"the weights cannot be read: {error}") from error
 
 
 def _pairs(header: Header, config: AdapterConfig | None = None) -> list[tuple[str, str, str]]:

@@ -42,16 +42,6 @@ class ItemRecord:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class Frontier:
-    """The position of one query of a crawl: the next page's number, and its URL or None for the first
-    page."""
-
-    number: int
-    url: str | None
-    done: bool
-
-
 def digest(question: Mapping[str, Any]) -> str:
     """The sha256 of a question as JSON: the same query has the same digest, everywhere."""
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
@@ -65,9 +55,10 @@ def crawl_to_resume(session: Session, scope: str, not_before: datetime) -> Crawl
     crawl = session.scalar(select(Crawl).where(Crawl.scope == scope).order_by(Crawl.id.desc()).limit(1))
     if crawl is None or crawl.state is CrawlState.COMPLETE or crawl.started_at < not_before:
         return None
+    pages = (newest_page(session, crawl.id, n) for n in range(len(crawl.asked["queries"])))
     if (
         crawl.state is CrawlState.RUNNING
-        or not all(frontier(session, crawl.id, n).done for n in range(len(crawl.asked["queries"])))
+        or any(page is None or page.next_url is not None for page in pages)
         or pending(session, crawl.id, 0, 1)
     ):
         return crawl
@@ -113,17 +104,10 @@ def open_crawl(
     return crawl
 
 
-def frontier(session: Session, crawl_id: int, query: int) -> Frontier:
-    """The position of one query of a crawl."""
-    page = session.scalar(
-        select(CrawlPage)
-        .where(CrawlPage.crawl_id == crawl_id, CrawlPage.query == query)
-        .order_by(CrawlPage.number.desc())
-        .limit(1)
-    )
-    if page is None:
-        return Frontier(0, None, False)
-    return Frontier(page.number + 1, page.next_url, page.next_url is None)
+def newest_page(session: Session, crawl_id: int, query: int) -> CrawlPage | None:
+    """The page of one query that was read last; its `next_url` is None where that was the end."""
+    pages = select(CrawlPage).where(CrawlPage.crawl_id == crawl_id, CrawlPage.query == query)
+    return session.scalar(pages.order_by(CrawlPage.number.desc()).limit(1))
 
 
 def seen_urls(session: Session, crawl_id: int, query: int) -> set[str]:

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from catalog.database.engine import place, sqlite_file
 from catalog.database.schema import Adapter, Repository, SavedPool, WeightsFile
 from catalog.errors import ConfigError, LoradexError, StorageError
-from catalog.files import Blob, BlobStore, in_use, load_json, replace_file
+from catalog.files import Blob, BlobStore, in_use, load_json, read_up_to, replace_file
 from catalog.pools import MANIFEST_NAME, Manifest, parse_manifest, read_manifest
 from catalog.settings import Settings
 
@@ -181,7 +181,7 @@ def _read(blobs: BlobStore) -> Register:
     """The register; raises StorageError if its content is not valid."""
     file = blobs.root / REGISTER
     try:
-        document: Any = load_json(file.read_bytes(), max_bytes=_MOST_REGISTER)
+        document: Any = load_json(read_up_to(file, _MOST_REGISTER) or b"", max_bytes=_MOST_REGISTER)
         return Register(tuple(map(str, document["catalogs"])), document["complete"] is True)
     except FileNotFoundError:
         return Register((), complete=next(blobs.blobs(), None) is None)

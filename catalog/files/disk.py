@@ -160,19 +160,25 @@ def _put_back(folder: Path) -> None:
             before.rename(place)
 
 
+def read_up_to(path: Path, most: int) -> bytes | None:
+    """The bytes of a file, whatever size its folder states for it; None for more. Raises OSError."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    return data if len(data) <= most else None
+
+
 def read_limited(path: Path, most: int, *, kind: str, advice: str, error: type[LoradexError]) -> bytes:
-    """The bytes of a file that holds at most `most`, whatever size its folder states for it.
+    """The bytes of a file that holds at most `most`.
 
     Raises NotFoundError with the advice if it does not exist, and `error` if it is larger than `kind`
     ("a manifest") allows, or cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
+        data = read_up_to(path, most)
     except FileNotFoundError as cause:
         raise NotFoundError(f"{path} does not exist; {advice}.") from cause
     except OSError as cause:
         raise error(f"{path} cannot be read: {cause.strerror}.") from cause
-    if len(data) > most:
+    if data is None:
         raise error(f"{path} is too large for {kind}; give another file.")
     return data

@@ -35,11 +35,12 @@ from typing import TYPE_CHECKING, Literal
 from catalog.adapters import (
     AdapterConfig,
     Module,
-    file_pattern,
+    file_header,
+    fingerprint_pattern,
     gram,
+    header_modules,
     health,
     iterate_factors,
-    module_names,
     product_norm,
     relative_scalings,
     tensor_digest,
@@ -110,7 +111,8 @@ def fingerprint(path: Path, config: AdapterConfig, device: str | None = None) ->
     """
     import numpy as np
 
-    names = module_names(path, config)
+    header = file_header(path)
+    names = header_modules(header, config)
     relative = relative_scalings(names, config)
     place = _device(device)
     delta, output, rows = _square(_DELTA_WIDTH), _square(_OUTPUT_WIDTH), []
@@ -126,7 +128,7 @@ def fingerprint(path: Path, config: AdapterConfig, device: str | None = None) ->
         delta=_vector(delta),
         output=_above_diagonal(output),
         tensor_digest=tensor_digest(path),
-        scaling_pattern=file_pattern(path, config),
+        scaling_pattern=fingerprint_pattern(header, config),
     )
 
 

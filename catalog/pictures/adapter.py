@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from catalog.adapters import layer_of
 from catalog.errors import UsageError
 from catalog.pictures import canvas
 from catalog.pictures.canvas import COLOUR_MAP, FAINT, GRID, PALETTE, SMALL, TEXT, WIDTH
@@ -131,7 +132,7 @@ def _grid(
     kinds = [_module_type(module) for module in modules]
     types = _rows(Counter(kinds))
     rows = {kind: row for row, kind in enumerate(types)}
-    numbers = [_layer(module) for module in modules]
+    numbers = [layer_of(module) for module in modules]
     layers = _columns({number for number in numbers if number is not None})
     columns = {layer: column for column, layer in enumerate(layers)}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -152,14 +153,6 @@ def _grid(
         ratios=ratios,
         stable_rank=stable_rank,
     )
-
-
-def _layer(module: str) -> int | None:
-    """The first number in a module's name, as `catalog.adapters.spec` counts layers."""
-    for part in module.split("."):
-        if part.isascii() and part.isdigit() and len(part) <= 6:
-            return int(part)
-    return None
 
 
 def _module_type(module: str) -> str:

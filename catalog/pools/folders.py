@@ -16,7 +16,15 @@ from typing import Literal
 
 from catalog.adapters import engine_problems, load_problems, make_loadable
 from catalog.errors import ConfigError, PoolError, StorageError
-from catalog.files import Verified, copy_file, digest_of, load_json, replace_folder, temporary_folder
+from catalog.files import (
+    Verified,
+    copy_file,
+    digest_of,
+    load_json,
+    read_limited,
+    replace_folder,
+    temporary_folder,
+)
 from catalog.pools.manifest import MANIFEST_NAME, Manifest, Member, PinnedFile, PoolProblem
 
 Form = Literal["peft", "mergekit", "vllm", "hub", "ids"]
@@ -154,19 +162,19 @@ def read_record(folder: Path) -> ExportRecord | None:
     file = folder / EXPORT_RECORD
     if not file.is_file():
         return None
+    advice = "export the pool again"
+    data = read_limited(file, _MOST_RECORD, kind="a record of an export", advice=advice, error=PoolError)
     try:
-        document = load_json(file.read_bytes(), max_bytes=_MOST_RECORD)
+        document = load_json(data, max_bytes=_MOST_RECORD)
         if not isinstance(document, dict) or document["format"] != RECORD_FORMAT:
             raise ValueError(f"it does not have the format {RECORD_FORMAT}")
         rows = [dict(row) for row in document["files"]]
         files = {str(row.pop("path")): WrittenFile(**row) for row in rows}
         record = ExportRecord(str(document["pool"]), document["as_is"] is True, files)
-        if record.canonical() != file.read_bytes():
+        if record.canonical() != data:
             raise ValueError("it was edited")
     except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise PoolError(f"{file} cannot be used: {error}; export the pool again.") from error
-    except OSError as error:
-        raise PoolError(f"{file} cannot be read: {error.strerror}.") from error
+        raise PoolError(f"{file} cannot be used: {error}; {advice}.") from error
     return record
 
 

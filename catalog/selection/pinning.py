@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, select
@@ -126,25 +127,14 @@ def pin_members(
     return [_member(session, by_id[id_], score, why) for id_, (score, why) in ranks.items()]
 
 
+_COPIED = {f.name for f in fields(Member)} & {f.name for f in fields(StoredAdapter)}
+
+
 def _member(session: Session, row: StoredAdapter, score: float | None, why: str) -> Member:
-    return Member(
-        repository=row.repository,
-        hub_id=row.hub_id,
-        commit=row.commit,
-        subfolder=row.subfolder,
-        files=tuple(_files(session, row)),
-        rank=row.rank,
-        alpha=row.alpha,
-        scaling=row.scaling,
-        use_rslora=bool(row.use_rslora),
-        targets=tuple(row.targets or ()),
-        parameters=row.parameters,
-        norm=row.norm,
-        tensor_digest=row.tensor_digest,
-        license=row.license,
-        score=None if score is None else round(score, 6),
-        why=why,
-    )
+    values: dict[str, Any] = {name: getattr(row, name) for name in _COPIED}
+    values |= {"use_rslora": bool(row.use_rslora), "targets": tuple(row.targets or ())}
+    rounded = None if score is None else round(score, 6)
+    return Member(files=tuple(_files(session, row)), score=rounded, why=why, **values)
 
 
 def _files(session: Session, row: StoredAdapter) -> list[PinnedFile]:

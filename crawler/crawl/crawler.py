@@ -60,10 +60,6 @@ EARLIEST = datetime.min.replace(tzinfo=UTC) + OVERLAP
 WHOLE_EVERY = timedelta(days=7)
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 @dataclass(frozen=True)
 class Crawler:
     """The resources of one crawl; `now` returns the time with its time zone."""
@@ -74,7 +70,7 @@ class Crawler:
     options: CrawlOptions
     progress: Progress
     stop: threading.Event
-    now: Callable[[], datetime] = _utc_now
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def crawl(self) -> CrawlReport:
         """Brings the catalog up to date, or continues an unfinished crawl of the same query.

@@ -95,17 +95,18 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
     query = plan.queries[number]
     while True:
         with Session(engine) as session:
-            at = frontier.frontier(session, plan.crawl_id, number)
+            last = frontier.newest_page(session, plan.crawl_id, number)
             urls = frontier.seen_urls(session, plan.crawl_id, number)
             listed = frontier.count_listed(session, plan.crawl_id)
         room = None if plan.limit is None else plan.limit - listed
-        if at.done:
+        if last is not None and last.next_url is None:
             return
-        if at.number == MOST_PAGES:
+        place = 0 if last is None else last.number + 1
+        if place == MOST_PAGES:
             raise HubPayloadError(
                 f"A listing of the Hub has more than {MOST_PAGES:,} pages; the others are left out."
             )
-        url = at.url or hub.listing_url(query.filters, sort=plan.sort)
+        url = (last and last.next_url) or hub.listing_url(query.filters, sort=plan.sort)
         page = Page((), None) if room == 0 else hub.page(url)
         items, passed = _items(page, query, plan.since)
         if page.next_url is not None and page.next_url in urls | {url}:
@@ -117,7 +118,7 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
             fresh = items if room is None else _first(session, plan.crawl_id, items, room)
             full = room is not None and len(fresh) < len(items)
             done = _is_known(page, plan.since) or full or room == 0
-            record = CrawlPage(crawl_id=plan.crawl_id, query=number, number=at.number, url=url)
+            record = CrawlPage(crawl_id=plan.crawl_id, query=number, number=place, url=url)
             record.next_url = None if done else page.next_url
             record.rows, record.passed_over = len(fresh), passed
             frontier.add_page(session, record, fresh)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.errors import UsageError
+from catalog.files import read_up_to
 from crawler.hub import valid_name
 from crawler.localhub.tags import Derived, derive
 
@@ -315,7 +316,8 @@ def _is_text(name: str) -> bool:
 
 def _overrides(directory: str, repo_id: str) -> dict[str, Any]:
     try:
-        parsed = json.loads((Path(directory) / OVERRIDES).read_bytes())
+        data = read_up_to(Path(directory) / OVERRIDES, 16 * MAX_PARSED)
+        parsed = json.loads(data) if data is not None else None
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{repo_id}/{OVERRIDES} cannot be read as JSON: {error}") from error
     if not isinstance(parsed, dict):

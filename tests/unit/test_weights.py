@@ -22,10 +22,11 @@ from catalog.adapters.weights import (
     MOST_RANK,
     MOST_WIDTH,
     WeightsHealth,
+    file_header,
+    header_modules,
     health,
     iterate_factors,
     iterate_modules,
-    module_names,
     module_norms,
     relative_scalings,
     scaling_pattern,
@@ -216,7 +217,7 @@ def test_modules_come_by_name_with_their_scaling(tmp_path: Path) -> None:
     modules = list(iterate_modules(path, read))
     names = [module.name for module in modules]
     assert names == sorted(names)
-    assert tuple(names) == module_names(path)
+    assert tuple(names) == header_modules(file_header(path))
     scalings = {module.name.split(".")[2]: module.scaling for module in modules}
     assert scalings["0"] == pytest.approx(4 / math.sqrt(2))
     assert scalings["1"] == pytest.approx(4 / math.sqrt(8))
@@ -324,7 +325,7 @@ def test_a_file_of_no_tensors_has_a_digest_and_no_modules(tmp_path: Path) -> Non
     """Case 54."""
     path = written(tmp_path, {}, b"")
     assert tensor_digest(path) == hashlib.sha256(b"").hexdigest()
-    assert module_names(path) == ()
+    assert header_modules(file_header(path)) == ()
 
 
 @pytest.mark.parametrize("dtype", ["I8", "F4", "BOOL", "F8_E8M0", "C64"])
@@ -341,7 +342,7 @@ def test_a_pair_that_holds_no_plain_numbers_is_passed_over(dtype: str, tmp_path:
     # 0x38 is 1 in E4M3, 0x3c is 1 in E5M2: B A is all 2.
     assert module_norms(path) == {"v": 4.0}
     spec = lora_modules(parse_header(path.read_bytes(), path.stat().st_size), config())
-    assert tuple(module.name for module in spec.modules) == module_names(path)
+    assert tuple(module.name for module in spec.modules) == header_modules(file_header(path))
 
 
 @pytest.mark.parametrize(
