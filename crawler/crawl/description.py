@@ -29,6 +29,7 @@ from crawler.crawl.screening import Evidence, screen
 from crawler.hub import Folder, ListedRepository
 from crawler.reading import Card
 
+_Measured = tuple[WeightsHealth, str] | None
 MOST_FILES = 500
 # Version of the readers of configs, cards and headers and of the rules: a change that would change the rows
 # of known adapters raises it, and they are described again from the catalog's content.
@@ -60,9 +61,9 @@ def description_digest(bases: BaseTable) -> str:
 
 def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described_with: str) -> AdapterRecord:
     """The record of one adapter folder with all reasons against it."""
-    identity = _identity(listed, draft, bases)
-    findings = screen(_evidence(listed, draft, identity))
-    measured, health = _health(draft) or (None, None)
+    identity, (pattern, measured) = _identity(listed, draft, bases), _measure(draft)
+    findings = screen(_evidence(listed, draft, identity, measured))
+    health, verdict = measured or (None, None)
     return AdapterRecord(
         commit=listed.commit or "",
         subfolder=draft.folder.subfolder,
@@ -74,9 +75,9 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described
         base_kind=identity.kind,
         base_evidence=identity.evidence,
         described_with=described_with,
-        norm=None if measured is None else measured.norm,
-        health=health,
-        scaling_pattern=_scaling_pattern(draft),
+        norm=None if health is None else health.norm,
+        health=verdict,
+        scaling_pattern=pattern,
         partial=_partial(draft, findings),
         license=_license(listed, draft),
         card_quality=draft.card.quality.value,
@@ -94,7 +95,7 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described
 
 def findings(listed: ListedRepository, draft: Draft, bases: BaseTable) -> tuple[Finding, ...]:
     """All reasons against an adapter as far as it was read."""
-    return screen(_evidence(listed, draft, _identity(listed, draft, bases)))
+    return screen(_evidence(listed, draft, _identity(listed, draft, bases), _measure(draft)[1]))
 
 
 def _identity(listed: ListedRepository, draft: Draft, bases: BaseTable) -> BaseIdentity:
@@ -108,7 +109,9 @@ def _identity(listed: ListedRepository, draft: Draft, bases: BaseTable) -> BaseI
     return bases.identify(next(names, config), tags=listed.tags)
 
 
-def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) -> Evidence:
+def _evidence(
+    listed: ListedRepository, draft: Draft, identity: BaseIdentity, measured: _Measured
+) -> Evidence:
     canonical = identity.canonical
     return Evidence(
         repo_status=draft.status,
@@ -121,30 +124,23 @@ def _evidence(listed: ListedRepository, draft: Draft, identity: BaseIdentity) ->
         dims=base_facts.dims(canonical) if canonical else None,
         base_license=base_facts.license_of_base(canonical) if canonical else None,
         card_license=_license(listed, draft),
-        tags=listed.tags,
-        health=measured[0] if (measured := _health(draft)) else None,
+        health=measured and measured[0],
         tree_problems=draft.problems if draft.folder.main else (),
         card_problems=draft.card.problems,
     )
 
 
-def _health(draft: Draft) -> tuple[WeightsHealth, str] | None:
-    """Norm and health of the values, None if they were not read or the scalings cannot be computed."""
-    if draft.weights is None or not isinstance(draft.config, AdapterConfig):
-        return None
-    try:
-        return health_of(draft.weights, draft.config)
-    except (ConfigError, WeightsError):
-        return None  # patterns that cannot be applied, and broken headers, are reasons of their own
+def _measure(draft: Draft) -> tuple[str | None, _Measured]:
+    """The pattern of scalings, and norm and health of the values: None as far as they cannot be computed.
 
-
-def _scaling_pattern(draft: Draft) -> str | None:
+    Patterns that cannot be applied, and broken headers, are reasons of their own.
+    """
     if draft.weights is None or not isinstance(draft.config, AdapterConfig) or not draft.config.is_lora:
-        return None
+        return None, None
     try:
-        return pattern_of(draft.weights, draft.config)
+        return pattern_of(draft.weights, draft.config), health_of(draft.weights, draft.config)
     except (ConfigError, WeightsError):
-        return None
+        return None, None
 
 
 def _partial(draft: Draft, findings: Iterable[Finding]) -> tuple[str, ...] | None:

@@ -86,7 +86,6 @@ class Evidence:
     dims: BaseDims | None = None
     base_license: str | None = None
     card_license: str | None = None
-    tags: tuple[str, ...] = ()
     health: WeightsHealth | None = None
     tree_problems: tuple[str, ...] = ()
     card_problems: tuple[str, ...] = ()

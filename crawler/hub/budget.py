@@ -12,7 +12,10 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils import RateLimitInfo  # type: ignore[attr-defined]  # exported lazily
 
 Kind = Literal["api", "resolver"]
 
@@ -43,16 +46,6 @@ class Clock:
     def sleep(self, seconds: float, wake: threading.Event | None = None) -> None:
         """Return after `seconds`, or as soon as `wake` is set."""
         (wake or threading.Event()).wait(max(0.0, seconds))
-
-
-@dataclass(frozen=True)
-class ServerLimit:
-    """A server's limit for one class: `remaining` for `reset` more seconds, `limit` requests a `window`."""
-
-    remaining: int
-    reset: float
-    limit: int | None = None
-    window: float | None = None
 
 
 @dataclass
@@ -129,19 +122,19 @@ class RequestBudget:
             self._clock.sleep(max(wait, _SHORTEST_WAIT), wake)
             waited += self._clock.now() - now
 
-    def observe(self, kind: Kind, limit: ServerLimit) -> None:
+    def observe(self, kind: Kind, limit: RateLimitInfo) -> None:
         """Adopt the server's limit: its policy replaces the limit, its count can only lower it."""
         lane = self._lanes[kind]
         with self._lock:
             now = self._clock.now()
-            if limit.window is not None and 1 <= limit.window <= 86_400:
-                lane.window = float(limit.window)
+            if limit.window_seconds is not None and 1 <= limit.window_seconds <= 86_400:
+                lane.window = float(limit.window_seconds)
             reserve = 0
             if limit.limit is not None and 1 <= limit.limit <= _LARGEST_LIMIT:
                 lane.quota = self._quota(limit.limit)
                 reserve = limit.limit - lane.quota
             allowance = max(0, limit.remaining - reserve)
-            until = now + min(max(0.0, limit.reset), 2 * lane.window) + _RESET_SLACK
+            until = now + min(max(0.0, limit.reset_in_seconds), 2 * lane.window) + _RESET_SLACK
             next_window = now >= lane.until or until > lane.until + _SAME_END
             if lane.allowance is None or next_window:
                 lane.allowance, lane.until = allowance, until

@@ -39,7 +39,6 @@ from crawler.hub.budget import (
     Clock,
     Kind,
     RequestBudget,
-    ServerLimit,
     WaitCancelledError,
 )
 from crawler.hub.connection import DeadlineTransport
@@ -285,15 +284,9 @@ class Exchange:
         return target
 
     def _observe(self, kind: Kind, headers: Mapping[str, str]) -> None:
-        server_limit = rate_limit(headers)
-        of = _CLASSES.get(server_limit.resource_type, kind) if server_limit else None
-        if server_limit and of:
-            limit = ServerLimit(
-                server_limit.remaining,
-                server_limit.reset_in_seconds,
-                server_limit.limit,
-                server_limit.window_seconds,
-            )
+        limit = rate_limit(headers)
+        of = _CLASSES.get(limit.resource_type, kind) if limit else None
+        if limit and of:
             self._budget.observe(of, limit)
 
     def _chunks(self, response: httpx.Response) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from math import floor
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import RateLimitInfo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,12 +19,18 @@ from crawler.hub.budget import (
     FREE_ACCOUNT,
     Clock,
     RequestBudget,
-    ServerLimit,
     WaitCancelledError,
 )
 from tests.fakes import VirtualClock
 from tests.hubs import make_repo
 from tests.localhub import Limits, LocalHub
+
+
+def server_limit(
+    remaining: int, reset: int, limit: int | None = None, window: int | None = None
+) -> RateLimitInfo:
+    """What a server's headers say of its limit."""
+    return RateLimitInfo("api", remaining, reset, limit, window)
 
 
 def send(budget: RequestBudget, clock: VirtualClock, count: int, latency: float = 0.0) -> list[float]:
@@ -104,7 +111,7 @@ def test_a_class_without_a_limit_never_waits() -> None:
 def test_a_policy_of_the_server_replaces_the_limit(limit: int, at_once: int) -> None:
     clock = VirtualClock()
     budget = RequestBudget({"api": 1000}, clock=clock)
-    budget.observe("api", ServerLimit(remaining=limit, reset=300, limit=limit, window=300))
+    budget.observe("api", server_limit(remaining=limit, reset=300, limit=limit, window=300))
     send(budget, clock, at_once)
     assert clock.sleeps == []
     assert budget.acquire("api") > 0
@@ -113,7 +120,7 @@ def test_a_policy_of_the_server_replaces_the_limit(limit: int, at_once: int) -> 
 def test_the_servers_window_is_taken_over() -> None:
     clock = VirtualClock()
     budget = RequestBudget({"api": 10}, clock=clock, margin=0)
-    budget.observe("api", ServerLimit(remaining=10, reset=60, limit=10, window=60))
+    budget.observe("api", server_limit(remaining=10, reset=60, limit=10, window=60))
     send(budget, clock, 10)
     assert budget.acquire("api") == pytest.approx(61)
 
@@ -121,7 +128,7 @@ def test_the_servers_window_is_taken_over() -> None:
 def test_what_others_use_up_is_left_to_them() -> None:
     clock = VirtualClock()
     budget = RequestBudget({"api": 1000}, clock=clock, margin=0)
-    budget.observe("api", ServerLimit(remaining=3, reset=120, limit=1000, window=300))
+    budget.observe("api", server_limit(remaining=3, reset=120, limit=1000, window=300))
     send(budget, clock, 3)
     assert clock.sleeps == []
     assert budget.acquire("api") == pytest.approx(121)
@@ -130,8 +137,8 @@ def test_what_others_use_up_is_left_to_them() -> None:
 def test_an_overtaken_answer_gives_nothing_back() -> None:
     clock = VirtualClock()
     budget = RequestBudget({}, clock=clock, margin=0)
-    budget.observe("api", ServerLimit(remaining=1, reset=50))
-    budget.observe("api", ServerLimit(remaining=400, reset=51))
+    budget.observe("api", server_limit(remaining=1, reset=50))
+    budget.observe("api", server_limit(remaining=400, reset=51))
     send(budget, clock, 1)
     assert budget.acquire("api") > 0
 
@@ -139,9 +146,9 @@ def test_an_overtaken_answer_gives_nothing_back() -> None:
 def test_a_new_window_of_the_server_counts_afresh() -> None:
     clock = VirtualClock()
     budget = RequestBudget({}, clock=clock, margin=0)
-    budget.observe("api", ServerLimit(remaining=1, reset=2))
+    budget.observe("api", server_limit(remaining=1, reset=2))
     clock.advance(2.5)
-    budget.observe("api", ServerLimit(remaining=400, reset=300))
+    budget.observe("api", server_limit(remaining=400, reset=300))
     send(budget, clock, 400)
     assert clock.sleeps == []
 
@@ -149,13 +156,13 @@ def test_a_new_window_of_the_server_counts_afresh() -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        ServerLimit(remaining=10**400, reset=10**400, limit=10**400, window=10**400),
-        ServerLimit(remaining=0, reset=10**400),
-        ServerLimit(remaining=0, reset=0, limit=0, window=0),
+        server_limit(remaining=10**400, reset=10**400, limit=10**400, window=10**400),
+        server_limit(remaining=0, reset=10**400),
+        server_limit(remaining=0, reset=0, limit=0, window=0),
     ],
     ids=["huge", "never", "nothing"],
 )
-def test_a_server_that_lies_holds_nobody_for_long(said: ServerLimit) -> None:
+def test_a_server_that_lies_holds_nobody_for_long(said: RateLimitInfo) -> None:
     clock = VirtualClock()
     budget = RequestBudget({"api": 10}, clock=clock)
     budget.observe("api", said)

@@ -536,7 +536,6 @@ def test_no_evidence_raises(fields: dict[str, Any], tensors: dict[str, Any], tex
             dims=bases.dims(BASE),
             base_license=text,
             card_license=text,
-            tags=(text,),
             health=health,
             tree_problems=(text,),
         )
