@@ -1172,7 +1172,8 @@ class Catalog:
             kept.refuse_other_catalogs(url, blobs, only=only_catalog, deleting=delete)
             unneeded = kept.find_unneeded(session, self.settings, blobs)
             if delete:
-                blobs.remove_all(blob.sha256 for blob in (*unneeded.files, *unneeded.partial))
+                for name in sorted({blob.sha256 for blob in (*unneeded.files, *unneeded.partial)}):
+                    blobs.remove(name)
         return GarbageReport(unneeded.files, unneeded.partial, unneeded.size, delete)
 
     @check_arguments

@@ -7,6 +7,7 @@ Format: https://huggingface.co/docs/safetensors/index#format
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,10 +63,7 @@ class Tensor:
     @property
     def elements(self) -> int:
         """The number of elements; 1 for a scalar, 0 if a dimension is 0."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from .disk import (
     temporary_folder,
 )
 from .paths import unsafe_path
-from .storable import clean_json, clean_text
+from .storable import UNSTORABLE, clean_json, clean_text
 from .strictjson import LFS_POINTER, UTF8_BOM, load_json
 from .strictyaml import (
     CORE_TAGS,
@@ -35,6 +35,7 @@ __all__ = [
     "LFS_POINTER",
     "MOST_DEPTH",
     "MOST_NODES",
+    "UNSTORABLE",
     "UTF8_BOM",
     "Blob",
     "BlobStore",

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,11 +235,6 @@ class BlobStore:
         with _refusals_named(self.root):
             for path in (self.path(sha256), partial, partial.with_name(f"{sha256}.etag")):
                 path.unlink(missing_ok=True)
-
-    def remove_all(self, names: Iterable[str]) -> None:
-        """Removes blobs and their partial downloads."""
-        for sha256 in sorted(set(names)):
-            self.remove(sha256)
 
     def put(self, content: bytes) -> Path:
         """The path of a small file's bytes, which are stored; raises StorageError."""

@@ -15,6 +15,7 @@ import json
 import math
 
 from catalog.errors import ConfigError
+from catalog.files.storable import UNSTORABLE
 
 LFS_POINTER = b"version https://git-lfs"
 MEBIBYTE = 1024 * 1024
@@ -123,11 +124,7 @@ def _check_tree(value: object, max_depth: int) -> None:
 
 
 def _check_text(text: str) -> None:
-    if text.isascii():
-        bad = "\x00" in text
-    else:
-        bad = "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text)
-    if bad:
+    if UNSTORABLE.search(text):
         raise _not_json("a string contains a NUL character or half a surrogate pair")
 
 

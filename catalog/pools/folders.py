@@ -127,7 +127,11 @@ def _write_members(
         place = folder / member_folder(member, form)
         place.mkdir(parents=True, exist_ok=True)
         for file in member.files:
-            _write(fetch(member, file), place / file.name)
+            content = fetch(member, file)
+            if content.path is None:
+                (place / file.name).write_bytes(content.data or b"")
+            else:
+                copy_file(content.path, place / file.name)
             if reason := _difference(place / file.name, file):
                 raise PoolError(f"{member.adapter}: {file.name} {reason}; nothing was exported.")
         if form == "hub":
@@ -215,13 +219,6 @@ def rewritten_members(manifest: Manifest, record: ExportRecord) -> list[str]:
         for member in manifest.members
         if any((member_folder(member) / file.name).as_posix() in changed for file in member.files)
     ]
-
-
-def _write(content: Content, place: Path) -> None:
-    if content.path is None:
-        place.write_bytes(content.data or b"")
-    else:
-        copy_file(content.path, place)
 
 
 def _recipes(manifest: Manifest, form: Form, *, local: bool) -> dict[str, str]:

@@ -50,7 +50,6 @@ class Selection:
 
     pool: Manifest
     controls: tuple[Manifest, ...] = ()
-    ranking: tuple[Ranked, ...] = field(default=(), repr=False)
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -79,7 +78,7 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     everybody = before | let_in(ranking, limits)[1] if question.count is None else {}
     pool = _manifest(question, members, rows, sources)
     if not controls:
-        return Selection(pool, (), tuple(ranking), everybody)
+        return Selection(pool, (), everybody)
     alike = replace(limits, count=len(members))
     control_pools = _controls(question, ranking, members, rows, alike, sources)
     named_ = [
@@ -87,7 +86,7 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     ]
     stand_ins = [{"kind": kind, "seed": question.seed} for kind in STAND_INS]
     pool = replace(pool, controls=(*named_, *stand_ins))
-    return Selection(pool, tuple(control_pools.values()), tuple(ranking), everybody)
+    return Selection(pool, tuple(control_pools.values()), everybody)
 
 
 def _nobody(left_out: Mapping[str, int]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -71,18 +72,15 @@ class Known:
     def document(self, digest: str) -> bytes | None:
         """The content of a small file that was fetched before."""
         content = self._documents.get(digest)
-        if content is not None:
-            return content
-        with Session(self._engine) as session:
-            return store.known_document(session, digest)
+        return self._read(store.known_document, digest) if content is None else content
 
     def weights(self, digest: str) -> WeightsRecord | None:
         """The record of a safetensors file that was read before."""
-        record = self._weights.get(digest)
-        if record is not None:
-            return record
+        return self._weights.get(digest) or self._read(store.known_weights, digest)
+
+    def _read(self, find: Callable[[Session, str], V | None], digest: str) -> V | None:
         with Session(self._engine) as session:
-            return store.known_weights(session, digest)
+            return find(session, digest)
 
     def learn_document(self, record: DocumentRecord) -> None:
         """Stores a small file that was just fetched, to be recorded later."""

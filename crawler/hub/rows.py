@@ -15,6 +15,7 @@ from typing import Any
 
 from catalog.adapters import RepositoryRecord
 from catalog.errors import UnreadableError
+from catalog.files import UNSTORABLE
 from crawler.reading import reading
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -30,7 +31,6 @@ _MOST_TAGS = 2_000
 _MOST_SIBLINGS = 100_000
 _DEEPEST_ROW = 64
 _EXCERPT = 500
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 # Fields of a row, in addition to its identity, that are kept unchanged.
@@ -184,7 +184,7 @@ def _too_deep(row: object) -> bool:
 
 def _text(value: object) -> str | None:
     """The text, if it is one of reasonable length that any database stores."""
-    short = isinstance(value, str) and len(value) <= _LONGEST_TEXT and not _UNSTORABLE.search(value)
+    short = isinstance(value, str) and len(value) <= _LONGEST_TEXT and not UNSTORABLE.search(value)
     return value if isinstance(value, str) and short else None
 
 

@@ -124,22 +124,18 @@ SORT_KEYS: Mapping[str, Callable[[HubRepository], Any]] = {
 
 def _list_fields(params: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     names = FULL if truth(params, "full") else BASIC
-    extra = [name for flag, name in (("cardData", "cardData"), ("config", "config")) if truth(params, flag)]
-    return (*names, *extra)
+    return (*names, *(name for name in ("cardData", "config") if truth(params, name)))
 
 
 def is_requested(repository: HubRepository, query: ListQuery) -> bool:
+    tags = repository.tags if query.tags else None
     return (
         not repository.flag("private")
         and query.author in (None, repository.owner)
         and query.search in repository.repo_id.lower()
-        and (not query.tags or _has_tags(repository.tags, query.tags))
+        and (not query.tags or (isinstance(tags, list) and all(name in tags for name in query.tags)))
         and (query.pipeline_tag is None or field_value(repository, "pipeline_tag") == query.pipeline_tag)
     )
-
-
-def _has_tags(tags: Any, names: Sequence[str]) -> bool:
-    return isinstance(tags, list) and all(name in tags for name in names)
 
 
 def _follows(value: Any, identity: str, last_value: Any, last_identity: str, descending: bool) -> bool:

@@ -16,7 +16,15 @@ from typing import Any
 
 import yaml
 
-from catalog.files import CORE_TAGS, MOST_DEPTH, MOST_NODES, BoundedLoader, YamlError, check_events
+from catalog.files import (
+    CORE_TAGS,
+    MOST_DEPTH,
+    MOST_NODES,
+    UNSTORABLE,
+    BoundedLoader,
+    YamlError,
+    check_events,
+)
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +136,4 @@ class _Plain:
 def plain_text(text: str) -> str:
     """The text without characters that a database cannot store: NUL and halves of surrogate pairs become
     U+FFFD."""
-    if text.isascii():
-        return text.replace("\x00", "\ufffd")
-    return "".join("\ufffd" if c == "\x00" or "\ud800" <= c <= "\udfff" else c for c in text)
+    return UNSTORABLE.sub("\ufffd", text)
