@@ -36,7 +36,6 @@ from catalog.adapters import SENTENCES
 
 RuleSet = Literal["paper", "ours", "licensed"]
 RULE_SETS: tuple[RuleSet, ...] = get_args(RuleSet)
-Needs = Literal["listing", "files", "config", "header", "weights"]
 
 PAPER_NORM = (1.0, 1000.0)
 NORM_EXPLODED = 1e5
@@ -45,116 +44,88 @@ NORM_EXPLODED = 1e5
 class Reason(enum.StrEnum):
     """A reason against an adapter, or a fact worth knowing about it; stored by value.
 
-    `sentence` is the reason in words, `needs` the file that must be read to know it; `paper`, `ours` and
-    `licensed` say which rule sets refuse for it. Members are in the order of reporting: reasons that end the
-    reading first, licenses last.
+    `sentence` is the reason in words; `paper`, `ours` and `licensed` say which rule sets refuse for it.
+    Members are in the order of reporting: reasons that end the reading first, licenses last.
     """
 
-    needs: Needs
     paper: bool
     ours: bool
     licensed: bool
     sentence: str
 
-    def __new__(cls, value: str, needs: Needs = "files", refuse: str = "noted", sentence: str = "") -> Self:
+    def __new__(cls, value: str, refuse: str = "noted", sentence: str = "") -> Self:
         """One reason; `refuse` is both, ours, paper, licensed or noted (no rule set refuses for it)."""
         reason = str.__new__(cls, value)
-        reason._value_, reason.needs, reason.sentence = value, needs, sentence or SENTENCES[value]
+        reason._value_, reason.sentence = value, sentence or SENTENCES[value]
         reason.paper, reason.ours = refuse in {"both", "paper"}, refuse in {"both", "ours"}
         reason.licensed = reason.ours or refuse == "licensed"
         return reason
 
-    GATED = "gated", "listing", "both", "its files are behind a gate that this account has not passed"
-    DISABLED = "disabled", "listing", "both", "the Hub has disabled the repository"
-    PRIVATE = "private", "listing", "both", "the repository is private to this account"
-    VANISHED = "vanished", "listing", "both", "the repository or its commit is no longer there"
-    NO_ADAPTER = "no_adapter", "files", "both", "no folder of the repository holds an adapter_config.json"
-    UNUSABLE_FILES = "unusable_files", "files", "noted", "the repository lists files that nobody can use"
-    INTEGRITY = "integrity", "files", "both", "a file does not match its hash or size"
-    TOO_LARGE = "too_large", "files", "both", "a file is larger than the limit"
-    NOT_READ = "not_read", "files", "both", "it was listed but not read"
-    NOT_ROOT = "not_root", "files", "paper", "it lies in a subfolder, not in the root of the repository"
-    NO_SAFETENSORS = (
-        "no_safetensors",
-        "files",
-        "both",
-        "adapter_model.safetensors is missing next to the config",
-    )
-    PICKLE_ONLY = "pickle_only", "files", "both", "its weights are a pickle only, which is never opened"
-    CONFIG_LFS_POINTER = "config_lfs_pointer", "config", "both", "adapter_config.json is a Git LFS pointer"
-    CONFIG_UNREADABLE = "config_unreadable", "config", "both", "adapter_config.json cannot be read"
-    CONFIG_NOT_PEFT = "config_not_peft", "config", "both", "adapter_config.json was not written by PEFT"
-    CONFIG_PEFT_REFUSES = "config_peft_refuses", "config", "noted", "PEFT does not load its config"
-    NOT_LORA = "not_lora", "config", "both"
-    NOT_CAUSAL_LM = "not_causal_lm", "config", "both", "it is not for a causal language model"
-    TASK_TYPE_MISSING = "task_type_missing", "config", "paper", "its config states no task type"
-    BASE_MISSING = "base_missing", "config", "both", "its base model is not named"
-    BASE_LOCAL_PATH = (
-        "base_local_path",
-        "config",
-        "ours",
-        "its base model is a path that does not name a known model",
-    )
-    BASE_MISMATCH = "base_mismatch", "config", "paper", "its config spells the base model in another way"
-    USE_DORA = "use_dora", "config", "both"
-    HAS_BIAS = "has_bias", "config", "both"
-    LORA_BIAS = "lora_bias", "config", "both"
-    MODULES_TO_SAVE = "modules_to_save", "config", "both"
-    RANK_PATTERN = "rank_pattern", "config", "paper", "modules have different ranks"
-    ALPHA_PATTERN = "alpha_pattern", "config", "paper", "modules have different alphas"
-    BAD_PATTERN = "bad_pattern", "config", "both"
-    LAYER_REPLICATION = "layer_replication", "config", "both"
-    ALORA = "alora", "config", "ours"
-    TRAINABLE_TOKENS = "trainable_tokens", "config", "both"
-    TARGET_PARAMETERS = "target_parameters", "config", "ours"
-    LORA_VARIANT = "lora_variant", "config", "ours"
-    RELATIVE_INIT = "relative_init", "config", "ours"
-    INIT_CONFIG = "init_config", "config", "paper", "its config has LoftQ, EVA or CorDA settings"
-    TRUNCATED = "truncated", "header", "both", "its weights file is cut off or padded"
-    HEADER_INVALID = "header_invalid", "header", "both", "the header of its weights file is broken"
-    WEIGHTS_UNREADABLE = "weights_unreadable", "header", "both", "its weights file makes a parser fail"
-    NO_LORA_TENSORS = "no_lora_tensors", "header", "both"
-    UNPAIRED_FACTOR = "unpaired_factor", "header", "both"
-    RANK_MISMATCH = "rank_mismatch", "header", "both"
-    EMPTY_TENSOR = "empty_tensor", "header", "both"
-    NOT_A_MATRIX = "not_a_matrix", "header", "both"
-    DUPLICATE_FACTOR = "duplicate_factor", "header", "ours"
-    BAD_DTYPE = "bad_dtype", "header", "ours"
-    FULL_WEIGHTS = "full_weights", "header", "ours"
-    BASE_COPY = "base_copy", "header", "noted", "it contains a copy of weights of the base model"
-    UNKNOWN_TENSOR = "unknown_tensor", "header", "ours"
+    GATED = "gated", "both", "its files are behind a gate that this account has not passed"
+    DISABLED = "disabled", "both", "the Hub has disabled the repository"
+    PRIVATE = "private", "both", "the repository is private to this account"
+    VANISHED = "vanished", "both", "the repository or its commit is no longer there"
+    NO_ADAPTER = "no_adapter", "both", "no folder of the repository holds an adapter_config.json"
+    UNUSABLE_FILES = "unusable_files", "noted", "the repository lists files that nobody can use"
+    INTEGRITY = "integrity", "both", "a file does not match its hash or size"
+    TOO_LARGE = "too_large", "both", "a file is larger than the limit"
+    NOT_READ = "not_read", "both", "it was listed but not read"
+    NOT_ROOT = "not_root", "paper", "it lies in a subfolder, not in the root of the repository"
+    NO_SAFETENSORS = "no_safetensors", "both", "adapter_model.safetensors is missing next to the config"
+    PICKLE_ONLY = "pickle_only", "both", "its weights are a pickle only, which is never opened"
+    CONFIG_LFS_POINTER = "config_lfs_pointer", "both", "adapter_config.json is a Git LFS pointer"
+    CONFIG_UNREADABLE = "config_unreadable", "both", "adapter_config.json cannot be read"
+    CONFIG_NOT_PEFT = "config_not_peft", "both", "adapter_config.json was not written by PEFT"
+    CONFIG_PEFT_REFUSES = "config_peft_refuses", "noted", "PEFT does not load its config"
+    NOT_LORA = "not_lora", "both"
+    NOT_CAUSAL_LM = "not_causal_lm", "both", "it is not for a causal language model"
+    TASK_TYPE_MISSING = "task_type_missing", "paper", "its config states no task type"
+    BASE_MISSING = "base_missing", "both", "its base model is not named"
+    BASE_LOCAL_PATH = "base_local_path", "ours", "its base model is a path that does not name a known model"
+    BASE_MISMATCH = "base_mismatch", "paper", "its config spells the base model in another way"
+    USE_DORA = "use_dora", "both"
+    HAS_BIAS = "has_bias", "both"
+    LORA_BIAS = "lora_bias", "both"
+    MODULES_TO_SAVE = "modules_to_save", "both"
+    RANK_PATTERN = "rank_pattern", "paper", "modules have different ranks"
+    ALPHA_PATTERN = "alpha_pattern", "paper", "modules have different alphas"
+    BAD_PATTERN = "bad_pattern", "both"
+    LAYER_REPLICATION = "layer_replication", "both"
+    ALORA = "alora", "ours"
+    TRAINABLE_TOKENS = "trainable_tokens", "both"
+    TARGET_PARAMETERS = "target_parameters", "ours"
+    LORA_VARIANT = "lora_variant", "ours"
+    RELATIVE_INIT = "relative_init", "ours"
+    INIT_CONFIG = "init_config", "paper", "its config has LoftQ, EVA or CorDA settings"
+    TRUNCATED = "truncated", "both", "its weights file is cut off or padded"
+    HEADER_INVALID = "header_invalid", "both", "the header of its weights file is broken"
+    WEIGHTS_UNREADABLE = "weights_unreadable", "both", "its weights file makes a parser fail"
+    NO_LORA_TENSORS = "no_lora_tensors", "both"
+    UNPAIRED_FACTOR = "unpaired_factor", "both"
+    RANK_MISMATCH = "rank_mismatch", "both"
+    EMPTY_TENSOR = "empty_tensor", "both"
+    NOT_A_MATRIX = "not_a_matrix", "both"
+    DUPLICATE_FACTOR = "duplicate_factor", "ours"
+    BAD_DTYPE = "bad_dtype", "ours"
+    FULL_WEIGHTS = "full_weights", "ours"
+    BASE_COPY = "base_copy", "noted", "it contains a copy of weights of the base model"
+    UNKNOWN_TENSOR = "unknown_tensor", "ours"
     UNUSED_SETTING = (
         "unused_setting",
-        "header",
         "paper",
         "its weights file contains no tensors for a setting of its config",
     )
-    KEY_SPELLING = "key_spelling", "header", "noted", "PEFT does not find its factors under their names"
-    NO_SUCH_MODULE = "no_such_module", "header", "ours", "it adapts modules that its base model does not have"
-    EMBEDDING_LORA = "embedding_lora", "header", "noted", "it adapts the embeddings or the output head"
-    WRONG_BASE_SHAPE = "wrong_base_shape", "header", "both", "its factors do not fit its base model"
-    NON_FINITE = "non_finite", "weights", "both", "its weights contain NaN or infinity"
-    ZERO_UPDATE = "zero_update", "weights", "both", "its update is zero: it has no effect"
-    NORM_OUT_OF_RANGE = (
-        "norm_out_of_range",
-        "weights",
-        "paper",
-        "the norm of its update is not above 1 and at most 1000",
-    )
-    NORM_EXPLODED = "norm_exploded", "weights", "ours", "its update is many times larger than the base model"
-    CARD_UNREADABLE = (
-        "card_unreadable",
-        "files",
-        "noted",
-        "its card, or its card's front matter, cannot be read",
-    )
-    LICENSE_MISSING = "license_missing", "files", "licensed", "it states no license"
-    LICENSE_CONFLICT = (
-        "license_conflict",
-        "listing",
-        "licensed",
-        "its license grants more than its base model's",
-    )
+    KEY_SPELLING = "key_spelling", "noted", "PEFT does not find its factors under their names"
+    NO_SUCH_MODULE = "no_such_module", "ours", "it adapts modules that its base model does not have"
+    EMBEDDING_LORA = "embedding_lora", "noted", "it adapts the embeddings or the output head"
+    WRONG_BASE_SHAPE = "wrong_base_shape", "both", "its factors do not fit its base model"
+    NON_FINITE = "non_finite", "both", "its weights contain NaN or infinity"
+    ZERO_UPDATE = "zero_update", "both", "its update is zero: it has no effect"
+    NORM_OUT_OF_RANGE = "norm_out_of_range", "paper", "the norm of its update is not above 1 and at most 1000"
+    NORM_EXPLODED = "norm_exploded", "ours", "its update is many times larger than the base model"
+    CARD_UNREADABLE = "card_unreadable", "noted", "its card, or its card's front matter, cannot be read"
+    LICENSE_MISSING = "license_missing", "licensed", "it states no license"
+    LICENSE_CONFLICT = "license_conflict", "licensed", "its license grants more than its base model's"
 
 
 # Why the weights of an adapter with readable factors were not read: trying again would not change that.

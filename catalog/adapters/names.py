@@ -84,12 +84,9 @@ class ModuleNames:
     kept: frozenset[str] = frozenset()
 
 
-def factor_key(tensor_name: str, keep: frozenset[str] = frozenset()) -> FactorKey | None:
-    """The module and side of a tensor by fixed rules, or None if it is not a LoRA factor.
-
-    `keep` are parts of paths that belong to the base, though wrappers use them too.
-    """
-    factor = _factor(tensor_name, keep)
+def factor_key(tensor_name: str) -> FactorKey | None:
+    """The module and side of a tensor by fixed rules, or None if it is not a LoRA factor."""
+    factor = _factor(tensor_name, frozenset())
     return None if factor is None else factor[1]
 
 
