@@ -223,7 +223,7 @@ class Catalog:
         """
         from crawler.crawl import Crawler
 
-        options = _crawl_options(base, any_base, limit, weights, rules, max_weights, workers, full)
+        options = CrawlOptions(_bases(base), any_base, limit, weights, workers, full, rules, max_weights)
         stop = threading.Event()
         with (
             _open_hub(options, stop) as hub,
@@ -250,7 +250,7 @@ class Catalog:
         """What `crawl` with the same arguments would read; asks the Hub for listings only, writes nothing."""
         from crawler.crawl import preview_crawl
 
-        options = _crawl_options(base, any_base, limit, weights, rules, max_weights, workers, full)
+        options = CrawlOptions(_bases(base), any_base, limit, weights, workers, full, rules, max_weights)
         with (
             _open_hub(options, threading.Event()) as hub,
             reporting(progress) as report,
@@ -1335,24 +1335,14 @@ def _search_row(session: Session, hit: SearchHit) -> SearchRow:
     return SearchRow(hit.adapter, hit.score, hit.why, adapter.commit, adapter.rank, adapter.license)
 
 
-def _crawl_options(
-    base: str | Sequence[str],
-    any_base: bool,
-    limit: int | None,
-    weights: str,
-    rules: str,
-    max_weights: int,
-    workers: int,
-    full: bool,
-) -> CrawlOptions:
-    bases = (base,) if isinstance(base, str) else tuple(base)
-    refusing(rules)
-    return CrawlOptions(bases, any_base, limit, weights, workers, full, rules, max_weights)
+def _bases(base: str | Sequence[str]) -> tuple[str, ...]:
+    return (base,) if isinstance(base, str) else tuple(base)
 
 
 def _open_hub(options: CrawlOptions, stop: threading.Event) -> Hub:
     from crawler.hub import Hub, HubSettings
 
+    refusing(options.rules)
     return Hub(replace_fields(HubSettings.from_environment(), connections=options.workers), stop=stop)
 
 

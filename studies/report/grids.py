@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from catalog.pictures import count_noun
 from studies.report import figures
 from studies.report.comparing import FEW, RATE, LabelRow, Line, TuningRow, extent
 from studies.report.findings import SANE, Findings, Spot, Wild
 from studies.report.page import Figure, Section, TableSection, Text
 from studies.report.wording import (
     NOTHING,
-    count_noun,
     counts,
     duration,
     format_difference,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from catalog.pictures import count_noun
 from studies.report.comparing import FEW, Difference, Spread
 
 NOTHING = "—"
@@ -34,11 +35,6 @@ VERDICTS: Mapping[str, str] = {
         "differences up to {largest} points are possible."
     ),
 }
-
-
-def count_noun(count: int, noun: str, many: str = "") -> str:
-    """1 task, 2 tasks, 1,000 tasks."""
-    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 def points(share: float) -> str:
