@@ -126,6 +126,25 @@ control_option = option(
 overwrite_option = option("--overwrite", group=RESULT, is_flag=True, help="Replace what is there.")
 rank_option = option("--rank", group=RESULT, metavar="R", type=COUNT, help="The largest rank of the result.")
 device_option = option("--device", group=MODEL, metavar="D", default="cpu", help="cpu, cuda or cuda:N.")
+base_device_option = option(
+    "--device", group=MODEL, metavar="D", default="cpu", help="cpu, cuda, cuda:N or auto."
+)
+DTYPES = ("bfloat16", "float16", "float32", "8bit", "4bit")
+_dtype: dict[str, Any] = {
+    "group": MODEL,
+    "metavar": "TYPE",
+    "type": click.Choice(DTYPES),
+    "help": "Of the base: float32, bfloat16, 4bit, …",
+}
+dtype_option = option("--dtype", **_dtype)
+base_dtype_option = option("--base-dtype", **_dtype)
+checkpointing_option = option(
+    "--checkpointing",
+    "gradient_checkpointing",
+    group=MODEL,
+    is_flag=True,
+    help="Of gradients: less memory, more time.",
+)
 too_long_option = option(
     "--too-long",
     group=MODEL,

@@ -11,11 +11,17 @@ from catalog.errors import NotFoundError
 from loradex.progress import ProgressCallback, ProgressEvent
 
 if TYPE_CHECKING:
-    from merging.model import LoadedBase
+    from merging.model import BaseDtype, LoadedBase
 
 
 def open_base(
-    base: str, *, bases: Path | None, device: str, day: datetime.date | None, report: ProgressCallback
+    base: str,
+    *,
+    bases: Path | None,
+    device: str,
+    dtype: BaseDtype | None,
+    day: datetime.date | None,
+    report: ProgressCallback,
 ) -> LoadedBase:
     """The base model on the device; its chat template names the day, or 2024-07-26 where that is None.
 
@@ -30,7 +36,7 @@ def open_base(
         )
 
     report(ProgressEvent("loading", note=f"loading {base}"))
-    return load(base, bases=bases, device=device, date=day or DATE)
+    return load(base, bases=bases, device=device, dtype=dtype, date=day or DATE)
 
 
 def prompt_notes(record: Mapping[str, object]) -> list[str]:
@@ -46,6 +52,11 @@ def prompt_notes(record: Mapping[str, object]) -> list[str]:
     if record.get("folded"):
         notes.append(
             "the model's chat template has no system message; the instruction is the beginning of the user's"
+        )
+    if record.get("gradient_checkpointing"):
+        notes.append(
+            "layers are computed again in the backward pass (gradient checkpointing), which takes less "
+            "memory and more time"
         )
     if record.get("left_out"):
         notes.append(f"examples longer than the model reads, left out: {record['left_out']}")

@@ -123,7 +123,7 @@ if TYPE_CHECKING:
     from crawler.crawl import CrawlReport, Preview
     from crawler.hub import Hub
     from merging.evaluation import TooLong
-    from merging.model import Task
+    from merging.model import BaseDtype, Task
 
 VERDICTS = ("accepted", "skipped", "any")
 SORTS = tuple(browse.SORTS)
@@ -744,6 +744,7 @@ class Catalog:
         replace: bool = False,
         dry_run: bool = False,
         device: str = "cpu",
+        dtype: str | None = None,
         date: datetime.date | None = None,
         too_long: str = "error",
         model: str = DEFAULT_MODEL,
@@ -784,7 +785,7 @@ class Catalog:
             controls: Whether to save the pools NAME-random, NAME-matched and NAME-shuffled, too.
             replace: Whether to replace another pool of this name.
             dry_run: Whether to save nothing.
-            device: Where a model runs: "cpu", "cuda" or "cuda:N".
+            device, dtype: Where a model runs and in which data type, as for `loradex.load_base`.
             date: The day that chat templates name, 2024-07-26 by default.
             too_long: "error", or "skip" to leave out examples longer than the model reads.
             model: The text encoder (text).
@@ -840,8 +841,11 @@ class Catalog:
             without=tuple(without),
             splits=tuple(splits),
         )
+        types: tuple[BaseDtype | None, ...] = (None, "bfloat16", "float16", "float32", "8bit", "4bit")
         skips: tuple[TooLong, ...] = ("error", "skip")
-        options = TaskOptions(task, tasks, texts, device, date, check_choice("too_long", too_long, skips))
+        dtype_of_base = check_choice("dtype", dtype, types)
+        reads = check_choice("too_long", too_long, skips)
+        options = TaskOptions(task, tasks, texts, device, dtype_of_base, date, reads)
         with reporting(progress) as report:
             return select_pool(
                 question,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from catalog.settings import Settings
     from merging.evaluation import Questions, TooLong
     from merging.members import MergeMember
-    from merging.model import LoadedBase, Task
+    from merging.model import BaseDtype, LoadedBase, Task
 
 # How many other tasks a gradient is compared with, and by how many examples each (docs/results/gradient.md).
 BACKGROUNDS = 8
@@ -33,7 +33,7 @@ BACKGROUND_SAMPLES = 24
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """How a selection uses a model: its name, the task, the other tasks (`backgrounds`), and the device.
+    """How a selection uses a model: its name, the task, the other tasks (`backgrounds`), and where.
 
     `day` is the day that chat templates name, `too_long` what becomes of examples that are too long.
     """
@@ -42,12 +42,15 @@ class ModelRequest:
     task: Task
     backgrounds: Sequence[Task]
     device: str
+    dtype: BaseDtype | None
     day: datetime.date | None
     too_long: TooLong
 
     def open_base(self, settings: Settings, report: ProgressCallback) -> LoadedBase:
         """The base model."""
-        return open_base(self.base, bases=settings.bases, device=self.device, day=self.day, report=report)
+        return open_base(
+            self.base, bases=settings.bases, device=self.device, dtype=self.dtype, day=self.day, report=report
+        )
 
 
 @contextmanager

@@ -36,6 +36,7 @@ BaseSource: TypeAlias = "str | Path | LoadedBase"
 TaskSource: TypeAlias = "str | Path | Task"
 Split = Literal["train", "valid", "test"]
 TooLong = Literal["error", "skip"]
+BaseDtype = Literal["bfloat16", "float16", "float32", "8bit", "4bit"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def load_base(
     base: str | Path,
     *,
     device: str = "cpu",
+    dtype: BaseDtype | None = None,
     date: datetime.date | None = None,
     catalog: Catalog | Settings | None = None,
     progress: ProgressOption = False,
@@ -126,18 +128,20 @@ def load_base(
 
     Args:
         base: A folder, an id on the Hub, or the id of a model that is kept in the data folder of `catalog`.
-        device: "cpu" (float32), or "cuda" or "cuda:N" (bfloat16).
+        device: "cpu", "cuda", "cuda:N", or "auto", which spreads the layers over all GPUs.
+        dtype: Of the weights: "bfloat16", "float16" or "float32", by default float32 on a CPU and bfloat16
+            elsewhere; "8bit" or "4bit" by bitsandbytes, on a GPU, for reading and training.
         date: The day that chat templates name in prompts; 2024-07-26 by default.
         catalog: Whose data folder holds base models, and what was found of their way of reading.
         progress: See `loradex.progress`.
 
     Raises:
         NotFoundError: The model does not exist.
-        UsageError: The model is not a causal language model, or the device is not there.
+        UsageError: The model is not a causal language model, or the device or data type is not available.
         MemoryLimitError: The model does not fit into the memory of the device.
     """
     with reporting(progress) as report:
-        return _as_model(base, catalog, device, date, report)
+        return _as_model(base, catalog, device, dtype, date, report)
 
 
 @check_arguments
@@ -165,6 +169,8 @@ def train(
     preset: str = "",
     date: datetime.date | None = None,
     device: str = "cpu",
+    base_dtype: BaseDtype | None = None,
+    gradient_checkpointing: bool = False,
     overwrite: bool = False,
     catalog: Catalog | Settings | None = None,
     progress: ProgressOption = False,
@@ -197,6 +203,9 @@ def train(
         preset: "recycling-paper" takes rank 64, alpha 16, dropout 0.1, one rate of 3e-4, 400 steps, "skip"
             and the protocol from the paper, wherever the call gives nothing else.
         date, device, catalog: As for `load_base`.
+        base_dtype: The data type of the base model, as `dtype` of `load_base`.
+        gradient_checkpointing: Compute the inside of layers again in the backward pass instead of storing it.
+            Used without being asked for where memory does not suffice, which `notes` then say.
         overwrite: Replace the training that is in `out`.
         progress: See `loradex.progress`.
 
@@ -224,30 +233,31 @@ def train(
     loaded_task = _as_task(task)
     example_budget = budget(loaded_task, samples, seed=seed)
     with reporting(progress) as report:
-        model = _as_model(base, catalog, device, date, report)
-        trained = train_adapter(
-            model,
-            loaded_task,
-            example_budget,
-            Path(out),
-            rank=rank,
-            alpha=alpha,
-            targets=targets,
-            learning_rates=learning_rates,
-            steps=steps,
-            batch=batch,
-            dropout=dropout,
-            variant=variant,
-            seed=seed,
-            evaluate_every=evaluate_every,
-            patience=patience,
-            dtype=dtype,
-            too_long=too_long,
-            protocol=find_protocol(protocol),
-            preset=preset,
-            overwrite=overwrite,
-            progress=ProgressStep(report, "training").working,
-        )
+        model = _as_model(base, catalog, device, base_dtype, date, report)
+        with model.memory.checkpoint(gradient_checkpointing):
+            trained = train_adapter(
+                model,
+                loaded_task,
+                example_budget,
+                Path(out),
+                rank=rank,
+                alpha=alpha,
+                targets=targets,
+                learning_rates=learning_rates,
+                steps=steps,
+                batch=batch,
+                dropout=dropout,
+                variant=variant,
+                seed=seed,
+                evaluate_every=evaluate_every,
+                patience=patience,
+                dtype=dtype,
+                too_long=too_long,
+                protocol=find_protocol(protocol),
+                preset=preset,
+                overwrite=overwrite,
+                progress=ProgressStep(report, "training").working,
+            )
         notes = _report_notes(report, [*prompt_notes(trained.record), *_training_notes(trained.record)])
     return dataclasses.replace(trained, notes=notes)
 
@@ -303,6 +313,8 @@ def adapt(
     preset: str = "",
     date: datetime.date | None = None,
     device: str = "cpu",
+    dtype: BaseDtype | None = None,
+    gradient_checkpointing: bool = False,
     overwrite: bool = False,
     catalog: Catalog | Settings | None = None,
     progress: ProgressOption = False,
@@ -326,7 +338,8 @@ def adapt(
         seed: Of the examples that are example_budget, and of the method.
         split: "valid" or "test": also score the result on these examples.
         limit: The largest number of examples to score.
-        too_long, protocol, date, device, catalog: As for `train`.
+        too_long, protocol, date, device, catalog, gradient_checkpointing: As for `train`.
+        dtype: Of the base model, as for `load_base`.
         preset: "recycling-paper" takes the method `recycling` with its 100 steps at 5e-2, "skip" and the
             protocol from the paper, wherever the call gives nothing else.
         overwrite: Replace what is in `out`.
@@ -369,24 +382,25 @@ def adapt(
     ):
         if control:
             opened = _stand_ins(opened, control, seed, str(getattr(base, "name", base)), catalog)
-        model = _as_model(base, catalog, device, date, report)
+        model = _as_model(base, catalog, device, dtype, date, report)
         first = load_member(Path(target), purpose="adapted", peft_layers=True) if target else None
-        adaptation = learn(
-            model,
-            opened,
-            loaded_task,
-            example_budget,
-            method,
-            target=first,
-            steps=steps,
-            rate=learning_rate,
-            batch=batch,
-            seed=seed,
-            too_long=too_long,
-            protocol=asked_by,
-            preset=preset,
-            progress=ProgressStep(report, "adapting").working,
-        )
+        with model.memory.checkpoint(gradient_checkpointing):
+            adaptation = learn(
+                model,
+                opened,
+                loaded_task,
+                example_budget,
+                method,
+                target=first,
+                steps=steps,
+                rate=learning_rate,
+                batch=batch,
+                seed=seed,
+                too_long=too_long,
+                protocol=asked_by,
+                preset=preset,
+                progress=ProgressStep(report, "adapting").working,
+            )
         written = _write_adaptation(adaptation, folder, rank, model.name, overwrite)
         if split is not None:
             examples = draw(loaded_task, split, limit)
@@ -450,6 +464,7 @@ def evaluate(
     preset: str = "",
     date: datetime.date | None = None,
     device: str = "cpu",
+    dtype: BaseDtype | None = None,
     catalog: Catalog | Settings | None = None,
     progress: ProgressOption = False,
 ) -> TaskScores:
@@ -476,6 +491,7 @@ def evaluate(
         log: A file with one line a score, written as it is measured; a call that was stopped continues from
             it.
         too_long, date, device, catalog: As for `train`.
+        dtype: Of the base model, as for `load_base`.
         protocol: As for `train`. Other ways to choose among answers are "likelihood-open" (without the
             closing token), "likelihood-per-token" and "likelihood-per-character" (acc_norm of the harness).
             Tasks of the harness have protocols of their own.
@@ -516,7 +532,7 @@ def evaluate(
     ):
         loaded_tasks = _load_tasks(sources, folder, shots)
         chosen = {} if items is None else _choose_items(loaded_tasks, split, items, limit, asked_by, catalog)
-        model = _as_model(base, catalog, device, date, report)
+        model = _as_model(base, catalog, device, dtype, date, report)
         for score in evaluation.evaluate(
             model,
             [*opened, *alone],
@@ -657,6 +673,7 @@ def _as_model(
     source: BaseSource,
     catalog: Catalog | Settings | None,
     device: str,
+    dtype: BaseDtype | None,
     day: datetime.date | None,
     report: ProgressCallback,
 ) -> LoadedBase:
@@ -664,7 +681,12 @@ def _as_model(
         return source
     settings = settings_of(catalog)
     return open_base(
-        str(source), bases=settings.bases if settings else None, device=device, day=day, report=report
+        str(source),
+        bases=settings.bases if settings else None,
+        device=device,
+        dtype=dtype,
+        day=day,
+        report=report,
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from catalog.index import Embedder
     from catalog.settings import Settings
     from merging.evaluation import TooLong
-    from merging.model import Task
+    from merging.model import BaseDtype, Task
 
 # The strategies that ask a base model, and how many examples a gradient reads.
 MODELLED = ("gradient", "racing")
@@ -56,6 +56,7 @@ class TaskOptions:
     tasks: str | Path | None
     texts: str | Path | None
     device: str
+    dtype: BaseDtype | None
     date: datetime.date | None
     too_long: TooLong
 
@@ -135,7 +136,13 @@ def _model_request(question: Question, options: TaskOptions) -> tuple[Question, 
         names = tuple(f"{row.name} {row.digest}" for row in backgrounds)
         question = replace(question, samples=question.samples or SAMPLES, beside=names)
     request = ModelRequest(
-        question.base or "", task, backgrounds, options.device, options.date, options.too_long
+        question.base or "",
+        task,
+        backgrounds,
+        options.device,
+        options.dtype,
+        options.date,
+        options.too_long,
     )
     return question, request
 

@@ -16,10 +16,12 @@ from cli.options import (
     LEARNING,
     RESULT,
     Command,
+    base_device_option,
     base_option,
+    checkpointing_option,
     control_option,
     date_option,
-    device_option,
+    dtype_option,
     explicit_options,
     option,
     overwrite_option,
@@ -32,7 +34,7 @@ from cli.options import (
     too_long_option,
 )
 from cli.output import Column, label_lines, output_options
-from loradex.models import TooLong
+from loradex.models import BaseDtype, TooLong
 
 METHODS = (
     Column("method"),
@@ -72,6 +74,8 @@ class AdaptOptions(TypedDict):
     preset: str
     date: datetime.date | None
     device: str
+    dtype: BaseDtype | None
+    gradient_checkpointing: bool
 
 
 @click.command(cls=Command)
@@ -109,7 +113,9 @@ class AdaptOptions(TypedDict):
 @protocol_option
 @preset_option
 @date_option
-@device_option
+@base_device_option
+@dtype_option
+@checkpointing_option
 @output_options(lists=False)
 @pass_app
 def adapt(

@@ -17,9 +17,10 @@ from cli.options import (
     RESULT,
     SCORING,
     Command,
+    base_device_option,
     base_option,
     date_option,
-    device_option,
+    dtype_option,
     explicit_options,
     option,
     preset_option,
@@ -27,7 +28,7 @@ from cli.options import (
     too_long_option,
 )
 from cli.output import Column, output_options, table
-from loradex.models import TooLong
+from loradex.models import BaseDtype, TooLong
 
 SCORES = (
     Column("adapter"),
@@ -74,6 +75,7 @@ class EvaluateOptions(TypedDict):
     preset: str
     date: datetime.date | None
     device: str
+    dtype: BaseDtype | None
     log: Path | None
     out: Path | None
 
@@ -127,7 +129,8 @@ class EvaluateOptions(TypedDict):
 @protocol_option
 @preset_option
 @date_option
-@device_option
+@base_device_option
+@dtype_option
 @option(
     "--log",
     group=RESULT,

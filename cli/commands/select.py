@@ -16,8 +16,9 @@ from cli.options import (
     COUNT,
     MODEL,
     Command,
+    base_device_option,
     date_option,
-    device_option,
+    dtype_option,
     model_option,
     option,
     rules_option,
@@ -46,6 +47,7 @@ class SelectOptions(TypedDict):
     too_long: str
     date: datetime.date | None
     device: str
+    dtype: str | None
     like: str | None
     to: str | None
     kind: str
@@ -159,7 +161,8 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
 )
 @too_long_option
 @date_option
-@device_option
+@base_device_option
+@dtype_option
 @model_option
 @output_options(lists=False)
 @pass_app

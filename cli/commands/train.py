@@ -15,9 +15,11 @@ from cli.options import (
     FOLDER,
     LEARNING,
     Command,
+    base_device_option,
+    base_dtype_option,
     base_option,
+    checkpointing_option,
     date_option,
-    device_option,
     explicit_options,
     option,
     preset_option,
@@ -28,7 +30,7 @@ from cli.options import (
     too_long_option,
 )
 from cli.output import Column, label_lines, output_options, table
-from loradex.models import TooLong
+from loradex.models import BaseDtype, TooLong
 
 RATES = (
     Column("learning_rate", "learning rate", right=True, show=lambda rate: f"{rate:.5g}"),
@@ -47,6 +49,8 @@ class TrainOptions(TypedDict):
     preset: str
     date: datetime.date | None
     device: str
+    base_dtype: BaseDtype | None
+    gradient_checkpointing: bool
     rank: int
     alpha: float | None
     targets: str | Sequence[str]
@@ -77,7 +81,9 @@ def _modules(_context: click.Context, _option: click.Parameter, value: str) -> s
 @protocol_option
 @preset_option
 @date_option
-@device_option
+@base_device_option
+@base_dtype_option
+@checkpointing_option
 @option("--rank", group="Adapter", metavar="R", default=16, help="Of A and B.")
 @option(
     "--alpha",

@@ -15,7 +15,7 @@ from catalog.errors import EvaluationError, UsageError
 from merging.evaluation.prefix import Prefix, read_prefix, shared_length
 from merging.evaluation.questions import check_reading
 from merging.evaluation.scoring import batches, logit_options, too_large
-from merging.model import LoadedBase, Prompt, chat_format, in_pieces, quiet
+from merging.model import LoadedBase, Prompt, Sizes, chat_format, in_pieces, quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,9 @@ def generate(
 
     done = 0
     groups = question_groups(base, prompts, limits)
-    for indices, rows in in_pieces(groups, answer, lambda index: too_large(prompts[index])):
+    size = lambda indices: len(indices) * _length(prompts, limits, indices)  # noqa: E731
+    sizes = Sizes(base.memory, "generation", size)
+    for indices, rows in in_pieces(groups, answer, lambda index: too_large(prompts[index]), sizes):
         for index, row in zip(indices, rows, strict=True):
             text = answer_text(base, row, stop)
             texts[index] = text.strip() if strip else text

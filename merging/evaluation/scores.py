@@ -433,6 +433,7 @@ def _round(
     parts += _format_parts(base.tokenizer)
     parts += [f"date {date}"] if date else []
     parts += ["read plainly"] if plain else []
+    parts += [f"weights {base.quantised}"] if base.quantised else []
     parts += [f"left out {questions.left_out}"] if questions.left_out else []
     identity = "\n".join(str(part) for part in parts)
     hashes = b"".join(item_hash(row.input, row.target, row.choices) for row in questions.examples)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from merging.evaluation.trees import TokenTree, pack_prompts, tree_of
-from merging.model import LoadedBase, Prompt, in_pieces, is_shortage
+from merging.model import LoadedBase, Prompt, Sizes, in_pieces, is_shortage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,12 @@ def _likelihoods(
         read = lambda group: _split_sums(  # noqa: E731
             base, [prompts[index] for index in group], candidates, greedy
         )
-        for indices, sums in in_pieces(groups, read, lambda index: too_large(prompts[index])):
+        sizes = Sizes(
+            base.memory,
+            "reading",
+            lambda group: (candidates or 1) * read_tokens(base, [prompts[index] for index in group]),
+        )
+        for indices, sums in in_pieces(groups, read, lambda index: too_large(prompts[index]), sizes):
             for at, index in enumerate(indices):
                 for candidate, values in enumerate(rows):
                     values[index] = tuple(sums[at][candidate].tolist())
@@ -106,6 +111,15 @@ def reading_groups(base: LoadedBase, prompts: Sequence[Prompt], width: int | Non
     return [[shared[at] for at in group] for group in trees] + [
         [plain[at] for at in group] for group in padded
     ]
+
+
+def read_tokens(base: LoadedBase, prompts: Sequence[Prompt]) -> int:
+    """The number of tokens that the model reads for these prompts: of a tree, and of rows of a batch."""
+    shared = [prompt for prompt in prompts if _in_tree(base, prompt)]
+    plain = [prompt for prompt in prompts if not _in_tree(base, prompt)]
+    rows = sum(len(prompt.answers) for prompt in plain)
+    longest = max((prompt.length for prompt in plain), default=0)
+    return len(tree_of(shared).tokens) + rows * longest
 
 
 def too_large(prompt: Prompt) -> str:

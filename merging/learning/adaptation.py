@@ -181,6 +181,7 @@ def _record(
         "budget": {"train": len(train.prompts), "valid": len(valid.prompts), "seed": budget.seed},
         **({"preset": preset} if preset else {}),
         **unusual(base, train, valid),
+        **({"gradient_checkpointing": True} if base.memory.checkpointing else {}),
         "recipe": {"rate": rate, **asdict(recipe)} if row.learner != "none" else None,
         "versions": {name: version(name) for name in ("loradex", "torch", "transformers")},
     }

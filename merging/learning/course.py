@@ -20,10 +20,11 @@ from merging.evaluation import (
     likelihoods,
     losses,
     mean_loss,
+    read_tokens,
     reading_groups,
     targets_only,
 )
-from merging.model import LoadedBase, Prompt, is_shortage
+from merging.model import LoadedBase, Prompt, is_shortage, recompute_layers, release
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 # Recycling paper, 1.8.
 WARM_UP = 0.1
 MOST_NORM = 1.0
+# The kind of work under which sizes are recorded.
+_TRAINING = "training"
 # The mean over examples of the right answer's loss a token, the mean over the tokens of all right answers, or
 # the entropy among the answers.
 Objective = Literal["loss", "token_loss", "entropy"]
@@ -176,26 +179,37 @@ def gradients(
     """The mean objective of a batch; its gradients are added to those of the trained parameters.
 
     The batch is read in as few trees as fit into memory. If memory does not suffice `clear` is called, which
-    resets all gradients, and the batch is read again in smaller trees, whose gradients add up to the same.
-    Raises MemoryLimitError if a prompt alone does not fit.
+    resets all gradients, and the batch is read again: first with layers that are computed again in the
+    backward pass (gradient checkpointing), then also in smaller trees, whose gradients add up to the same.
+    `base.memory` records both for later batches. Raises MemoryLimitError if a prompt alone does not fit.
     """
-    width = WIDTH.get(base.device.type, WIDTH["cpu"])
+    memory, read = base.memory, _read(batch, objective)
+    width = min(
+        WIDTH.get(base.device.type, WIDTH["cpu"]), max(1, memory.refused.get(_TRAINING, 1 << 20) // 2)
+    )
     total = sum(_weights(batch, objective))
     while True:
-        groups = reading_groups(base, _read(batch, objective), width)
+        groups = reading_groups(base, read, width)
         try:
-            return sum(_part(base, [batch[at] for at in group], total, objective) for group in groups)
+            with recompute_layers(base.model) if memory.checkpointing else contextlib.nullcontext():
+                return sum(_part(base, [batch[at] for at in group], total, objective) for group in groups)
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error):
                 raise
-            if width < 2:
+            if memory.checkpointing and max(map(len, groups)) == 1:
+                memory.refused.pop(_TRAINING, None)
                 longest = max(prompt.length for prompt in batch)
                 raise MemoryLimitError(
                     f"Training on a prompt of {longest} tokens does not fit into memory; use a device with "
                     "more, or shorter examples."
                 ) from error
         clear()
-        width //= 2
+        release()
+        if memory.checkpointing:
+            largest = max(read_tokens(base, [read[at] for at in group]) for group in groups)
+            memory.refuse(_TRAINING, min(largest, width))
+            width = max(1, memory.refused[_TRAINING] // 2)
+        memory.checkpointing = True
 
 
 def mean_of(base: LoadedBase, prompts: Sequence[Prompt], objective: Objective) -> float:

@@ -160,6 +160,11 @@ def train(
         recipe=Recipe(steps, batch, evaluate_every, patience, seed),
     )
     _refuse_settings(settings)
+    if base.quantised and variants.variant(variant).changes_base:
+        raise UsageError(
+            f"The variant {variant} changes the weights of the base model at its start, and those in "
+            f"{base.quantised} are fixed; use lora, or a base model in bfloat16."
+        )
     rates = _rates(default_rates(settings) if learning_rates is None else learning_rates)
     if not overwrite:
         _remove_finished(out)

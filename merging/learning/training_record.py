@@ -49,7 +49,7 @@ def record(
         "record_version": RECORD_VERSION,
         "base_model": base.name,
         "revision": base.revision,
-        "base_dtype": str(base.dtype).removeprefix("torch."),
+        "base_dtype": base.quantised or str(base.dtype).removeprefix("torch."),
         "device": base.device.type,
         "task": {
             "name": task.name,
@@ -66,6 +66,7 @@ def record(
         **({"preset": preset} if preset else {}),
         **unusual(base, *question_sets),
         **({"untrained": list(untrained)} if untrained else {}),
+        **({"gradient_checkpointing": True} if base.memory.checkpointing else {}),
         "settings": dict(settings),
         "paper": VARIANTS[settings["variant"]].paper,
         "mergeable": VARIANTS[settings["variant"]].mergeable,

@@ -17,27 +17,47 @@ from merging.model import is_conv1d, is_router, reads_dt_proj
 
 # A layer of one expert, as transformers 4 had it in Mixtral and Qwen's models.
 _EXPERT = re.compile(r"\.experts\.[0-9]+\.")
+_Kind = tuple[torch.device, torch.dtype]
+# Views of a buffer begin at multiples of this many bytes, as allocations do.
+_ALIGNMENT = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resident:
     """Members whose factors have been read: for each module A of (R, in) and B^T of (R, out).
 
-    Scalings are folded in. `devices` has the device of each module's factors.
+    Scalings are folded in. `devices` has the device of each module's factors. Factors of one device and data
+    type are views of one buffer of `buffers`, by which they are transferred.
     """
 
     members: tuple[MergeMember, ...]
     shapes: tuple[Shape, ...]
     factors: Mapping[str, tuple[Tensor, Tensor]]
     devices: Mapping[str, torch.device]
+    buffers: Mapping[_Kind, Tensor]
 
     def place(self) -> Resident:
-        """The same on their devices; the copy waits only for their own streams."""
+        """The same on their devices, by one transfer for each buffer; it waits only for its own stream."""
+        placed = {kind: buffer.to(kind[0], non_blocking=True) for kind, buffer in self.buffers.items()}
         factors = {
-            name: (a.to(self.devices[name], non_blocking=True), bt.to(self.devices[name], non_blocking=True))
+            name: (_same_view(a, placed[kind]), _same_view(bt, placed[kind]))
             for name, (a, bt) in self.factors.items()
+            for kind in [(self.devices[name], a.dtype)]
         }
-        return replace(self, factors=factors)
+        return replace(self, factors=factors, buffers=placed)
+
+
+def _same_view(part: Tensor, buffer: Tensor) -> Tensor:
+    """The view of a buffer at the place that `part` has in a buffer of the same size."""
+    return buffer.as_strided(part.shape, part.stride(), part.storage_offset())
+
+
+def _room(shape: Shape, itemsize: int) -> tuple[int, int, int]:
+    """Numbers of values in a buffer: of A, of A with its gap, and of both factors with their gaps."""
+    gap = _ALIGNMENT // itemsize
+    a, bt = shape.total * shape.in_features, shape.total * shape.out_features
+    padded = -(-a // gap) * gap
+    return a, padded, padded - (-bt // gap) * gap
 
 
 def read(
@@ -53,12 +73,39 @@ def read(
     union = shapes(loaded)
     weights = {shape.name: layer(model, shape, loaded).weight for shape in union}
     devices = {name: device or weight.device for name, weight in weights.items()}
+    kinds = {name: (devices[name], dtype or _dtype_of(weight, model)) for name, weight in weights.items()}
+    buffers = _buffers(union, kinds)
+    starts = dict.fromkeys(buffers, 0)
+    by_name = {shape.name: shape for shape in union}
     factors = {}
     for stack in iterate_stacks(loaded):
-        kind, pinned = dtype or weights[stack.name].dtype, devices[stack.name].type == "cuda"
-        a, bt = (part.to(kind).contiguous() for part in (stack.a, stack.b.T))
-        factors[stack.name] = (a.pin_memory(), bt.pin_memory()) if pinned else (a, bt)
-    return Resident(loaded, union, factors, devices)
+        shape, kind = by_name[stack.name], kinds[stack.name]
+        size, second, total = _room(shape, kind[1].itemsize)
+        space = buffers[kind][starts[kind] : starts[kind] + total]
+        starts[kind] += total
+        a = space[:size].view(shape.total, shape.in_features)
+        bt = space[second : second + shape.total * shape.out_features].view(shape.total, shape.out_features)
+        factors[stack.name] = (a.copy_(stack.a), bt.copy_(stack.b.T))
+    return Resident(loaded, union, factors, devices, buffers)
+
+
+def _buffers(union: Sequence[Shape], kinds: Mapping[str, _Kind]) -> dict[_Kind, Tensor]:
+    """Empty buffers in main memory for the factors of each device and data type, pinned for a GPU."""
+    sizes: dict[_Kind, int] = {}
+    for shape in union:
+        kind = kinds[shape.name]
+        sizes[kind] = sizes.get(kind, 0) + _room(shape, kind[1].itemsize)[2]
+    return {
+        (device, dtype): torch.empty(size, dtype=dtype, pin_memory=device.type == "cuda")
+        for (device, dtype), size in sizes.items()
+    }
+
+
+def _dtype_of(weight: Tensor, model: nn.Module) -> torch.dtype:
+    """The data type of a layer's factors: that of its weights, or of others where these are quantised."""
+    if weight.dtype.is_floating_point:
+        return weight.dtype
+    return next(values.dtype for values in model.parameters() if values.dtype.is_floating_point)
 
 
 def _submodule(model: nn.Module, shape: Shape) -> nn.Module | None:

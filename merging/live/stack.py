@@ -289,8 +289,9 @@ class LiveStack:
 
     def worthwhile(self, tokens: int) -> bool:
         """Whether `dense` costs less than `attached` for this number of tokens with one vector of
-        coefficients."""
-        return tokens > self.crossover
+        coefficients; never over quantised weights."""
+        plain = all(site.weight.is_floating_point() for site in self._sites.values())
+        return plain and tokens > self.crossover
 
     def _linear(self) -> list[Shape]:
         return [shape for shape in self.shapes if shape.kind == "linear"]

@@ -1,6 +1,6 @@
-from .base import LoadedBase, check_source, checkpoint, first_look, keep_base, load_base, quiet
+from .base import BaseDtype, LoadedBase, check_source, checkpoint, first_look, keep_base, load_base, quiet
 from .layers import is_conv1d, is_linear, is_router, reads_dt_proj, unreachable_layers
-from .memory import in_pieces, is_shortage, memory_limit
+from .memory import MemoryRecord, Sizes, in_pieces, is_shortage, memory_limit, recompute_layers, release
 from .prompts import (
     DATE,
     ChatFormat,
@@ -46,13 +46,16 @@ __all__ = [
     "SPLITS",
     "TASK_NAME",
     "AnswerRule",
+    "BaseDtype",
     "ChatFormat",
     "Example",
     "ExampleBudget",
     "InstructionRole",
     "LoadedBase",
+    "MemoryRecord",
     "Prompt",
     "Protocol",
+    "Sizes",
     "Split",
     "Task",
     "budget",
@@ -84,6 +87,8 @@ __all__ = [
     "quiet",
     "read_task",
     "reads_dt_proj",
+    "recompute_layers",
+    "release",
     "render_turns",
     "unreachable_layers",
 ]

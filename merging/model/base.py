@@ -12,13 +12,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from catalog.errors import NotFoundError, UsageError
 from catalog.extras import require_extra
 from merging.model.gguf import GgufError, check_llama
-from merging.model.memory import memory_limit
+from merging.model.memory import MemoryRecord, memory_limit
 from merging.model.prompts import DATE
 from merging.model.reading import ReadingMode, reading_of, reading_of_config
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 CONTEXT = 2048
 # Below the folder of base models: the results of checks of how models read prompts.
 CHECKS = ".reading"
+BaseDtype = Literal["bfloat16", "float16", "float32", "8bit", "4bit"]
+# Below 16 bits weights are stored by bitsandbytes.
+QUANTISED = ("8bit", "4bit")
 # Types of models whose positions are those of the row, and which accept a tree without an error.
 _BY_ROW = frozenset({"gpt_neo", "mpt"})
 
@@ -40,7 +44,7 @@ class LoadedBase:
 
     `name` is what adapters name as their base, `revision` the commit of the Hub or None. `reading` records
     which trees of prompts the model reads correctly, by default from its configuration. `date` is the date of
-    the prompts, for chat templates that include one.
+    the prompts, for chat templates that include one. `memory` records what did not fit into the device.
     """
 
     name: str
@@ -50,6 +54,7 @@ class LoadedBase:
     revision: str | None = None
     reading: ReadingMode = field(default=None)  # type: ignore[assignment]
     date: date = DATE
+    memory: MemoryRecord = field(default_factory=MemoryRecord)
 
     def __post_init__(self) -> None:
         if self.reading is None:
@@ -67,8 +72,13 @@ class LoadedBase:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The data type of the weights."""
+        """The data type of the weights; of those that are not quantised, for a quantised model."""
         return self._parameter.dtype
+
+    @property
+    def quantised(self) -> str:
+        """ "8bit" or "4bit" for a model whose weights are quantised, else ""."""
+        return next((name for name in QUANTISED if getattr(self.model, f"is_loaded_in_{name}", False)), "")
 
 
 def load_base(
@@ -82,27 +92,34 @@ def load_base(
 ) -> LoadedBase:
     """The base model in the folder `base`, kept as `base` below the folder `bases`, or of that id on the Hub.
 
-    `dtype` is by default float32 on a CPU and bfloat16 elsewhere, `date` is the date of the prompts. The
-    model is in evaluation mode and its parameters do not require gradients. Results of checks of its way of
-    reading are kept below `bases`. Raises NotFoundError if the model does not exist, UsageError for one that
-    is not a causal language model or an unavailable device, and MemoryLimitError if it does not fit into
-    memory.
+    `device` is "cpu", a GPU such as "cuda:1", or "auto", which spreads a model over all GPUs. `dtype` is by
+    default float32 on a CPU and bfloat16 elsewhere; "8bit" and "4bit" are for reading and training on a GPU,
+    by bitsandbytes. `date` is the date of the prompts. Weights are read straight to their device. The model
+    is in evaluation mode and its parameters do not require gradients. Results of checks of its way of reading
+    are kept below `bases`. Raises NotFoundError if the model does not exist, UsageError for one that is not a
+    causal language model, an unavailable device or a data type that it cannot have, and MemoryLimitError if
+    it does not fit into memory.
     """
     require_extra("eval", "A base model")
     import torch
 
+    if dtype is not None and dtype not in get_args(BaseDtype):
+        names = ", ".join(get_args(BaseDtype))
+        raise UsageError(f"The data type of a base model must be one of {names}, not {dtype} (`dtype`).")
     if Path(base).suffix == ".gguf":
         raise UsageError(f"{base} is a GGUF file; convert it once with `keep_base(ID, {base})`.")
     place = checkpoint(base, bases)
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"The device {device} is not available; use cpu or another.") from error
-    kind = getattr(torch, dtype) if dtype else torch.float32 if where.type == "cpu" else torch.bfloat16
+    where = _find_device(device)
+    kind = dtype or ("float32" if where.type == "cpu" else "bfloat16")
+    options = {
+        "dtype": getattr(torch, "bfloat16" if kind in QUANTISED else kind),
+        **_placement(device, where),
+    }
+    if kind in QUANTISED:
+        options["quantization_config"] = _quantisation(kind, where)
     with memory_limit(f"The base model {base}"):
-        model, tokenizer = _load(base, str(place or base), kind, revision)
-        model.to(where).eval().requires_grad_(False)
+        model, tokenizer = _load(base, str(place or base), revision, options)
+        model.eval().requires_grad_(False)
     text = model.config.get_text_config()
     longest = int(getattr(text, "max_position_embeddings", None) or CONTEXT)
     commit = getattr(model.config, "_commit_hash", None)
@@ -220,13 +237,58 @@ def first_look(base: str) -> tuple[Any, bool]:
     return tokenizer, reading.recurrent or reading.window < CONTEXT or config.model_type in _BY_ROW
 
 
-def _load(name: str, place: str, kind: torch.dtype, revision: str | None) -> tuple[Any, Any]:
+def _find_device(device: str) -> torch.device:
+    """The device of the first weights; "auto" is a GPU where there is one."""
+    import torch
+
+    try:
+        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"The device {device} is not available; use cpu or another.") from error
+    return where
+
+
+def _placement(device: str, where: torch.device) -> dict[str, Any]:
+    """The options that read weights straight to their device; a CPU requires none."""
+    if where.type == "cpu":
+        return {}
+    return {"device_map": "auto" if device == "auto" else {"": where}}
+
+
+def _quantisation(kind: str, where: torch.device) -> Any:
+    """The settings of a quantised model; raises UsageError where it cannot be loaded."""
+    if where.type != "cuda":
+        raise UsageError(
+            f"A base model in {kind} requires a CUDA device (`device`); use bfloat16 or float32."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise UsageError(
+            f"A base model in {kind} requires the extra quantise (bitsandbytes is not installed): "
+            "pip install 'loradex[quantise]'."
+        )
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    settings: Any = BitsAndBytesConfig
+    if kind == "8bit":
+        return settings(load_in_8bit=True)
+    # NF4 with a second quantisation of its constants, as QLoRA has it (arXiv 2305.14314, section 3).
+    return settings(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _load(name: str, place: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet(), _loading(name):
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=kind, revision=revision, use_safetensors=True, trust_remote_code=False
+            place, revision=revision, use_safetensors=True, trust_remote_code=False, **options
         )
     return model, tokenizer
 

@@ -570,6 +570,29 @@ def test_a_layer_that_somebody_else_wraps_stays_wrapped(members: list[MergeMembe
     assert len(calls) == 1
 
 
+def test_factors_are_views_of_one_buffer_for_each_data_type(model: Any, members: list[MergeMember]) -> None:
+    live = LiveStack(model, members)
+    storages = {part.untyped_storage().data_ptr() for pair in live.factors.values() for part in pair}
+    assert len(storages) == 1
+    parts = [part for pair in live.factors.values() for part in pair]
+    assert all(part.storage_offset() * part.itemsize % 256 == 0 for part in parts)
+    trained = LiveStack(model, members, train_factors=True)
+    a, bt = next(iter(trained.factors.values()))
+    assert a.is_leaf
+    assert bt.requires_grad
+
+
+def test_quantised_layers_are_never_copied(model: Any, members: list[MergeMember]) -> None:
+    model = copy.deepcopy(model)
+    live = LiveStack(model, members)
+    assert live.worthwhile(1 << 40)
+    # As bitsandbytes stores it: bytes in place of the matrix.
+    site = next(iter(live._sites.values()))
+    site.weight = torch.nn.Parameter(torch.zeros(3, 1, dtype=torch.uint8), requires_grad=False)
+    assert not live.worthwhile(1 << 40)
+    assert next(iter(LiveStack(model, members).factors.values()))[0].dtype == torch.float32
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gpu_gives_what_the_processor_does(

@@ -16,11 +16,14 @@ from merging.evaluation.scores import Sampler, TaskScore, evaluate
 from merging.evaluation.scoring import likelihoods
 from merging.learning import adapt, train
 from merging.learning.candidates import evaluate_candidates
+from merging.learning.course import gradients
 from merging.learning.gradients import direction, exact_scores, task_gradient
 from merging.live import LiveStack
 from merging.model import (
     LoadedBase,
+    MemoryRecord,
     Prompt,
+    Sizes,
     Task,
     budget,
     examples,
@@ -259,3 +262,53 @@ def test_the_way_of_reading_is_tried_with_trees_that_fit(kind: str) -> None:
     base = narrow(architecture(kind), 10)
     check_reading(base, prompts)
     assert (base.reading.right, base.reading.depends_on_order) == (0, False)
+
+
+def test_what_did_not_fit_is_not_tried_again() -> None:
+    record, tried = MemoryRecord(), []
+
+    def work(group: Any) -> int:
+        tried.append(len(group))
+        if len(group) > 2:
+            raise MemoryError
+        return sum(group)
+
+    sizes = Sizes(record, "sums", len)
+    for _ in range(2):
+        assert [total for _, total in in_pieces([[1, 2, 3, 4], [5, 6, 7]], work, str, sizes)] == [3, 7, 5, 13]
+    assert tried == [4, 2, 2, 3, 1, 2, 2, 2, 1, 2]
+    assert record.refused == {"sums": 3}
+    assert not record.fits("sums", 4)
+    assert record.fits("others", 4)
+
+
+def test_layers_that_are_computed_again_give_the_same_gradients() -> None:
+    prompts = some_prompts(3, 10, 12)
+    for kind in ("llama", "opt", "gpt2"):
+        base = architecture(kind)
+        weight = next(iter(base.model.parameters())).requires_grad_(True)
+        gradients_of = []
+        for again in (False, True):
+            base.memory.checkpointing, weight.grad = again, None
+            gradients(base, prompts, base.model.zero_grad)
+            gradients_of.append(weight.grad)
+        assert torch.equal(*gradients_of), kind
+        assert not any("forward" in layer.__dict__ for layer in base.model.modules())
+
+
+def test_memory_is_saved_before_batches_are_halved_and_once_for_all_steps(tmp_path: Path, task: Task) -> None:
+    base = tiny_base()
+    refusals: list[bool] = []
+
+    def refuse(_module: Any, _words: Any, by_name: dict[str, Any]) -> None:
+        if by_name["input_ids"].numel() > 40 and torch.is_grad_enabled():
+            refusals.append(base.memory.checkpointing)
+            raise SHORTAGES[0]
+
+    base.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    settings: Any = {"learning_rates": [1e-2], "steps": 4, "batch": 4, "rank": 2}
+    report = train(base, task, budget(task, 10), tmp_path / "out", **settings)
+    # With stored layers, computed again, and perhaps once more in half: never in a later step.
+    assert refusals[:2] == [False, True]
+    assert len(refusals) <= 3
+    assert report.record["gradient_checkpointing"] is True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from catalog.errors import NotFoundError, UsageError
+from catalog.errors import MemoryLimitError, NotFoundError, UsageError
+from merging.model import base as base_module
 from merging.model.base import checkpoint, keep_base, kept_name, load_base
 from tests.merging.tiny import save_base, tiny_base
 
@@ -28,6 +30,38 @@ def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
 def test_another_data_type_is_taken(tmp_path: Path) -> None:
     folder = save_base(tiny_base(), tmp_path / "tiny")
     assert load_base(str(folder), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_a_model_is_spread_over_the_devices_that_there_are(tmp_path: Path) -> None:
+    base = load_base(str(save_base(tiny_base(), tmp_path / "tiny")), device="auto")
+    assert base.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert not base.quantised
+
+
+def test_weights_are_read_straight_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[dict[str, Any]] = []
+
+    def read(_name: str, _place: str, _revision: str | None, chosen: dict[str, Any]) -> Any:
+        options.append(chosen)
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+
+    monkeypatch.setattr(base_module, "_load", read)
+    monkeypatch.setattr(base_module, "_find_device", lambda _: torch.device("cuda", 0))
+    for device, placement in (("cuda:0", {"": torch.device("cuda", 0)}), ("auto", "auto")):
+        with pytest.raises(MemoryLimitError, match="does not fit into memory"):
+            load_base("owner/large", device=device)
+        assert options[-1] == {"dtype": torch.bfloat16, "device_map": placement}
+    monkeypatch.setattr(base_module, "find_spec", lambda _: None)
+    with pytest.raises(UsageError, match="requires the extra quantise"):
+        load_base("owner/large", device="cuda", dtype="8bit")
+
+
+def test_a_data_type_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    folder = str(save_base(tiny_base(), tmp_path / "tiny"))
+    with pytest.raises(UsageError, match="4bit requires a CUDA device"):
+        load_base(folder, dtype="4bit")
+    with pytest.raises(UsageError, match="must be one of bfloat16, float16, float32, 8bit, 4bit, not int8"):
+        load_base(folder, dtype="int8")
 
 
 def test_what_is_no_model_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
