@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -46,6 +47,7 @@ TOKENS = torch.arange(3, 23).reshape(2, 10)
 CLOSE = 1e-2
 _STEP = 1e-3
 YES = "yes"
+NONE = "none"
 _INTRODUCTION = """\
 # Architectures
 
@@ -54,7 +56,8 @@ this page: it runs every cell on a tiny random model, and compares the numbers w
 dense updates ({libraries}; float32 on a CPU).
 
 `train` is with `all-linear`, and the other columns are of the adapter that it makes. `gradient` is the
-strategy of `select`, and `apply` folds the adapter into the weights of the base model.
+strategy of `select`, and `apply` folds the adapter into the weights of the base model. `experts` is
+`evaluate` of an adapter of stacked experts (PEFT's `target_parameters`), where the model has such.
 """
 
 
@@ -111,7 +114,24 @@ def require_close(bench: Bench, actual: Tensor, expected: Tensor) -> None:
 
 def try_evaluate(bench: Bench) -> str:
     """The loss of an adapter is that of plain PEFT, text by text."""
-    plain, score = evaluate(bench.base(), [load_member(bench.adapters[0])], [bench.task], limit=4)
+    return compare_losses(bench, bench.adapters[0])
+
+
+def try_experts(bench: Bench) -> str:
+    """The loss of an adapter of stacked experts, `target_parameters`, is that of plain PEFT."""
+    base, folder = bench.base(), bench.folder / "experts"
+    stacked = [name for name, item in base.model.named_parameters() if item.ndim == 3 and "experts" in name]
+    if not stacked:
+        return NONE
+    config = LoraConfig(r=2, target_modules=[], target_parameters=stacked, task_type="CAUSAL_LM")
+    get_peft_model(base.model, config).save_pretrained(str(folder))
+    return compare_losses(bench, random_adapter(folder, bench.folder / "experts0", 0))
+
+
+def compare_losses(bench: Bench, folder: Path) -> str:
+    """The mean loss of an adapter on some examples is that of plain PEFT, text by text."""
+    member = load_member(folder, peft_layers=True)
+    plain, score = evaluate(bench.base(), [member], [bench.task], limit=4)
     if isinstance(score, LoradexError):
         raise score
     assert isinstance(score, TaskScore)
@@ -120,7 +140,7 @@ def try_evaluate(bench: Bench) -> str:
     assert plain.loss is not None
     base = bench.base()
     prompts = encode(base.tokenizer, bench.task, score_examples(bench), base.limit)
-    with wear_adapter(base, bench.adapters[0]):
+    with wear_adapter(base, folder):
         values = [-plain_likelihoods(base, prompt)[prompt.right] / len(prompt.target) for prompt in prompts]
     apart = abs(score.loss - sum(values) / len(values))
     effect = abs(score.loss - plain.loss)
@@ -185,6 +205,7 @@ TRIALS: Mapping[str, Callable[[Bench], str]] = {
     "gradient": try_gradient,
     "merge": try_merge,
     "apply": try_apply,
+    "experts": try_experts,
 }
 COLUMNS = ("train", *TRIALS)
 
