@@ -59,6 +59,7 @@ def import_task(
     inputs: str | Sequence[str] = (),
     target: str | None = None,
     choices: str | None = None,
+    choice: Sequence[str] = (),
     labels: Sequence[str] = (),
     metric: str | None = None,
     name: str | None = None,
@@ -87,6 +88,7 @@ def import_task(
         target: The column of the right answer.
         choices: The column with a list of choices for each example; the target is then one of them, their
             number from 0, or their letter.
+        choice: The choices of all examples, in order; by default the targets, where these are few.
         labels: Names for the target's whole numbers from 0; by default those that the data set states.
         metric: "accuracy", "exact_match" or another metric of tasks; by default accuracy where there are
             choices: a column of them, or targets that are few different texts.
@@ -147,7 +149,17 @@ def import_task(
         )
     facts = replace(facts, license=license or facts.license)
     most = max_new_tokens or facts.max_new_tokens
-    return _write_task(folder, title, instruction, metric, examples, facts, most, overwrite=overwrite)
+    return _write_task(
+        folder,
+        title,
+        instruction,
+        metric,
+        examples,
+        facts,
+        most,
+        named_choices=tuple(choice),
+        overwrite=overwrite,
+    )
 
 
 class ImportedTasks(Rows[TaskRow]):
@@ -293,6 +305,7 @@ def _write_task(
     facts: SourceFacts,
     max_new_tokens: int | None,
     *,
+    named_choices: tuple[str, ...] = (),
     role: str = "",
     group: str = "",
     overwrite: bool = False,
@@ -302,7 +315,7 @@ def _write_task(
     from merging.model import SPLITS, TASK_NAME, read_task
     from merging.model import examples as read_examples
 
-    choices = shared_choices([example for part in examples.values() for example in part])
+    choices = named_choices or shared_choices([example for part in examples.values() for example in part])
     listed = any(example.choices for part in examples.values() for example in part)
     if metric == "accuracy" and not choices and not listed:
         raise UsageError(

@@ -46,6 +46,7 @@ class ImportOptions(TypedDict):
     inputs: tuple[str, ...]
     target: str | None
     choices: str | None
+    choice: tuple[str, ...]
     labels: tuple[str, ...]
     metric: str | None
     name: str | None
@@ -90,6 +91,9 @@ def _split_names(
 )
 @option("--target", group=COLUMNS_OF_DATA, metavar="COL", help="The right answer.")
 @option("--choices", group=COLUMNS_OF_DATA, metavar="COL", help="A list of choices for each example.")
+@option(
+    "--choice", group=COLUMNS_OF_DATA, metavar="TEXT", multiple=True, help="One of those of all examples."
+)
 @option(
     "--label", "labels", group=COLUMNS_OF_DATA, metavar="TEXT", multiple=True, help="Name of target 0, 1, …"
 )

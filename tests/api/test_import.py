@@ -114,6 +114,15 @@ def test_few_targets_are_choices_and_many_are_texts(tmp_path: Path) -> None:
     assert (forced.metric, forced.choices) == ("exact_match", ())
 
 
+def test_choices_are_those_that_are_named(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", reviews(30))
+    task = loradex.import_task(file, tmp_path / "out", **ASK, choice=["yes", "no", "perhaps"])
+    assert (task.metric, task.choices) == ("accuracy", ("yes", "no", "perhaps"))
+    with pytest.raises(UsageError, match="has the target 'no', which is not a choice"):
+        loradex.import_task(file, tmp_path / "two", **ASK, choice=["yes", "perhaps"])
+    assert not (tmp_path / "two").exists()
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no columns": ({"inputs": ()}, "Name the columns of the input and of the right answer"),
     "no instruction": ({"instruction": ""}, "requires an instruction"),
