@@ -26,7 +26,9 @@ pytestmark = pytest.mark.slow
 # The program as on a terminal of 80 columns, then once more, quietly, where the package with the small model
 # is not installed; in one process, which imports torch once.
 TWICE = """
+import gc
 from pathlib import Path
+gc.set_threshold(50_000, 20, 20)
 import cli.main, cli.output
 from cli.commands import demo
 cli.output.WIDTH_WITHOUT_TERMINAL = 80

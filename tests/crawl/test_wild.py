@@ -6,6 +6,9 @@ import json
 import random
 import signal
 from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -42,35 +45,62 @@ def wild(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_every_wild_folder_ends_in_one_counted_state(wild: Path, engine: Engine, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class WildCrawl:
+    """A crawl of the wild Hub: its catalog, its data folder, its report, and the rows that it left."""
+
+    engine: Engine
+    data: Path
+    report: dict[str, Any]
+    rows: tuple[object, object]
+
+
+@pytest.fixture(scope="module")
+def crawl_once(
+    wild: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[[str], WildCrawl]]:
+    """The crawl of the wild Hub into a database of this kind."""
+    databases = []
+
+    @cache
+    def crawl_wild(backend: str) -> WildCrawl:
+        folder = tmp_path_factory.mktemp("crawled")
+        url = f"sqlite:///{folder / 'catalog.db'}"
+        if backend == "postgres":
+            template = request.getfixturevalue("postgres_template")
+            databases.append(request.getfixturevalue("postgres_database")(template))
+            url = next(databases[0])
+        engine = make_engine(url)
+        upgrade(engine)
+        with LocalHub(wild) as hub:
+            report = crawl(hub.url, engine, folder)
+        return WildCrawl(engine, folder, report, (dump(engine), items(engine)))
+
+    yield crawl_wild
+    for database in databases:
+        database.close()
+
+
+def test_every_wild_folder_ends_in_one_counted_state(
+    wild: Path, backend: str, crawl_once: Callable[[str], WildCrawl]
+) -> None:
     folders = len(list(wild.glob("*/*")))
+    first = crawl_once(backend)
+    report = first.report
+    assert (report["status"], report["listed"], report["new"]) == ("complete", folders, folders)
+    assert report["adapters"] == report["accepted"] + report["skipped"] == folders
     with LocalHub(wild) as hub:
-        report = crawl(hub.url, engine, tmp_path)
-        assert (report["status"], report["listed"], report["new"]) == ("complete", folders, folders)
-        assert report["adapters"] == report["accepted"] + report["skipped"] == folders
-        hub.clear()
-        again = crawl(hub.url, engine, tmp_path, full=True)
+        again = crawl(hub.url, first.engine, first.data, full=True)
         assert (again["unchanged"], hub.count("resolver")) == (folders, 0)
+    first.engine.dispose()
     assert report["reasons"]["no_safetensors"] + report["reasons"].get("pickle_only", 0) == folders
 
 
-def test_case_80_both_databases_hold_the_same_rows(
-    wild: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    template = request.getfixturevalue("postgres_template")
-    databases = request.getfixturevalue("postgres_database")(template)
-    urls = (f"sqlite:///{tmp_path / 'catalog.db'}", next(databases))
-    dumps = []
-    with LocalHub(wild) as hub:
-        for url in urls:
-            engine = make_engine(url)
-            if url.startswith("sqlite"):
-                upgrade(engine)
-            crawl(hub.url, engine, tmp_path)
-            dumps.append((dump(engine), items(engine)))
-            engine.dispose()
-    databases.close()
-    assert dumps[0] == dumps[1]
+def test_case_80_both_databases_hold_the_same_rows(crawl_once: Callable[[str], WildCrawl]) -> None:
+    catalogs = [crawl_once(backend) for backend in ("sqlite", "postgres")]
+    assert catalogs[0].rows == catalogs[1].rows
+    for catalog in catalogs:
+        catalog.engine.dispose()
 
 
 def test_the_paper_base_is_crawled_under_all_its_names(wild: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["fields", "fields --json", "fields --jsonl", "--help", "db", ""])
+@pytest.mark.parametrize("command", ["methods", "methods --json", "methods --jsonl", "--help", "db", ""])
 @pytest.mark.parametrize(
     ("to", "why"),
     [
@@ -45,11 +45,11 @@ def test_a_standard_output_that_takes_nothing_is_one_sentence(command: str, to: 
 @pytest.mark.parametrize(
     ("line", "code"),
     [
-        ("loradex fields 2>&-", Exit.DONE),
+        ("loradex methods 2>&-", Exit.DONE),
         ("loradex db check --data /nonexistent 2>&-", Exit.ERROR),
         ("loradex adapters --where rank: 2>&- >&- <&-", Exit.USAGE),
         pytest.param("loradex db check --data /nonexistent 2>/dev/full", Exit.ERROR, marks=full),
-        pytest.param("loradex fields >/dev/full 2>/dev/full", Exit.ERROR, marks=full),
+        pytest.param("loradex methods >/dev/full 2>/dev/full", Exit.ERROR, marks=full),
     ],
 )
 def test_talk_that_nobody_takes_changes_no_exit_code(line: str, code: Exit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -69,7 +70,8 @@ def _hub(folder: Path) -> Iterator[str]:
 
 
 def _settle(folder: Path, url: str) -> None:
-    """One thread, no foreign settings, the Hub at `url`, and the working folder."""
+    """One thread, few searches for unreachable objects, no foreign settings, the Hub at `url`, the folder."""
+    gc.set_threshold(50_000, 20, 20)
     for name in list(os.environ):
         if name.startswith(("LORADEX_", "HF_", "HUGGING", "TRANSFORMERS_")):
             del os.environ[name]
