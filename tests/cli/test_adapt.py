@@ -139,7 +139,9 @@ def test_adapters_of_one_name_are_told_apart(run: Program, place: Path) -> None:
     assert "is reserved for the base model" in result.stderr
 
 
-def test_nonsense_is_one_sentence(run: Program, place: Path) -> None:
+def test_nonsense_is_one_sentence(run: Program, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The Hub's own client tries again for most of a minute.
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     words = ["adapt", str(place / "a1"), "--base", NAME, "--task", str(place / "tasks" / "first")]
     for more, sentence in (
         ([], "Say where the adapter goes (--out)"),

@@ -17,7 +17,9 @@ from sqlalchemy import make_url
 
 from catalog.pools import Manifest, read_manifest
 from cli.main import loradex
+from crawler.hub.budget import Clock
 from tests.cli.conftest import ROOT, Program
+from tests.fakes import VirtualClock
 from tests.localhub import LocalHub
 
 pytestmark = pytest.mark.slow
@@ -199,11 +201,18 @@ def test_verify_finds_what_the_hub_lost_and_what_licences_forbid(mine: Program, 
     } <= kinds
 
 
-def test_weights_that_are_not_kept_are_fetched_at_their_commit(mine: Program, tmp_path: Path) -> None:
+def test_weights_that_are_not_kept_are_fetched_at_their_commit(
+    mine: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = ok(mine, "select", "one", "--by", "random", "-k", "1", "--where", "owner:zoo")
     data = tmp_path / "mine"
     shutil.rmtree(data / "blobs")
-    refused = mine("pool", "export", "one", "--to", str(tmp_path / "out"), "--weights")
+    clock = VirtualClock()
+    with monkeypatch.context() as patch:
+        patch.setattr(Clock, "now", lambda _: clock.now())
+        patch.setattr(Clock, "sleep", lambda _, *arguments: clock.sleep(*arguments))
+        refused = mine("pool", "export", "one", "--to", str(tmp_path / "out"), "--weights")
+    assert sum(clock.sleeps) > 1, "it was not tried again"
     assert refused.exit_code == 1
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
     with LocalHub(SAMPLE) as hub, pytest.MonkeyPatch.context() as environment:
