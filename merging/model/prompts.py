@@ -267,8 +267,11 @@ def _format_date(date: date) -> str:
 
 
 def final_answer(text: str, marker: str) -> str:
-    """What follows the last marker in a text; the whole text if it has none, or the marker is empty."""
-    return text.rpartition(marker)[2] if marker else text
+    """What follows the last marker in a text; the whole text if it has none, or the marker is empty.
+
+    Markers are read from the left, as in the recycling paper's code: "#### 7" leaves " 7", "##### 7" "# 7".
+    """
+    return text.split(marker)[-1] if marker else text
 
 
 def normalise_text(text: str) -> str:

@@ -210,8 +210,13 @@ def test_generation_ends_at_the_closing_token(task: Task) -> None:
 
     prompts = ask(base, task, examples(task, "test")[:1]).prompts
     base.model.lm_head.register_forward_hook(close)
-    assert generate(base, prompts) == [""]
-    assert len(passes) == 1
+    counts = []
+    for most in (1, 30):
+        passes.clear()
+        assert generate(base, prompts, most=most) == [""]
+        counts.append(len(passes))
+    # As many tokens as where only one is allowed.
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +229,9 @@ def test_generation_ends_at_the_closing_token(task: Task) -> None:
         ("7 ####", "7", False),
         ("The answer is 7", "7", False),
         ("### 7", "7", False),
+        ("##### 7", "7", False),
+        ("##### 7", "# 7", True),
+        ("######## 7", "7", True),
         ("12.5", "125", False),
         (" New  York.\n", "newyork", True),
     ],
