@@ -154,14 +154,15 @@ def expectation(matrix: ScoreMatrix, task: str, texts: Mapping[str, str] | None 
     return Expectation(covariance, shape, dict(zip(other_matrix.tasks, weights.tolist(), strict=True)))
 
 
-def posterior(expected: Expectation, values: Floats, n: Floats) -> Posterior:
+def posterior(expected: Expectation, values: Floats, n: Floats, shared: Floats | None = None) -> Posterior:
     """The scores (adapters,) given those measured: values where n > 0, each the mean of n samples.
 
     Prior: f = level + shape * slope + g + own, with g of the expectation's covariance times s^2, own
     independent for each adapter with a part of s^2, and s^2 and that part those of largest marginal
     likelihood on a grid (Rasmussen and Williams 2006, equations 2.25, 2.26 and 2.30). The noise is
     p (1 - p) / n with one p (1 - p) for the task, estimated without bias, so that a score near 0 or 1 by
-    chance does not count as more certain.
+    chance does not count as more certain. `shared` of (adapters, adapters), 0 on its diagonal, is the
+    covariance of the noise of different adapters; by default there is none (docs/results/items.md).
     """
     measured = n > 0
     if not measured.any():
@@ -170,8 +171,13 @@ def posterior(expected: Expectation, values: Floats, n: Floats) -> Posterior:
     middle = float(count @ y / count.sum())
     noise = _noise(y, count, middle) / count
     design = np.column_stack([np.ones(len(values)), expected.shape])
+    both = np.ix_(measured, measured)
     amplitude, own, total = _likeliest(
-        expected.covariance[np.ix_(measured, measured)], design[measured], noise, y - middle
+        expected.covariance[both],
+        design[measured],
+        noise,
+        y - middle,
+        None if shared is None else shared[both],
     )
     scales = np.array([_LEVEL, amplitude])
     cross = amplitude * expected.covariance[:, measured] + (design * scales) @ design[measured].T
@@ -182,7 +188,9 @@ def posterior(expected: Expectation, values: Floats, n: Floats) -> Posterior:
     return Posterior(middle + cross @ solved[:, 0], np.sqrt(np.maximum(variance, 0)))
 
 
-def _likeliest(covariance: Floats, design: Floats, noise: Floats, y: Floats) -> tuple[float, float, Floats]:
+def _likeliest(
+    covariance: Floats, design: Floats, noise: Floats, y: Floats, shared: Floats | None
+) -> tuple[float, float, Floats]:
     """The amplitude and the part of an adapter's own with the largest marginal likelihood of y, with the
     covariance of y under them: uphill on the grid, from its middle.
     """
@@ -192,7 +200,7 @@ def _likeliest(covariance: Floats, design: Floats, noise: Floats, y: Floats) -> 
         amplitude = _AMPLITUDES[place[0]]
         signal: Floats = amplitude * covariance + (design * np.array([_LEVEL, amplitude])) @ design.T
         signal[np.diag_indices_from(signal)] += noise + _OWN[place[1]] * amplitude
-        return signal
+        return signal if shared is None else signal + shared
 
     place, best = (-1, -1), (len(_AMPLITUDES) // 2, len(_OWN) // 2)
     while place != best:

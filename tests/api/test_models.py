@@ -202,3 +202,42 @@ def test_an_unknown_preset_or_protocol_is_one_sentence(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         loradex.evaluate(base, task, **settings)
+
+
+def test_a_new_adapter_is_placed_by_few_items(base: LoadedBase, tmp_path: Path) -> None:
+    rows = [(f"{'ab'[number % 2]}{number}", "yes" if number % 3 else "no") for number in range(12)]
+    task = write_task(tmp_path / "few", rows)
+    known = [tiny_adapter(tmp_path / f"k{number}", number).folder for number in range(10)]
+    with loradex.open(tmp_path / "data") as catalog:
+        loradex.evaluate(base, task, known[:9], out=tmp_path / "nine.json")
+        catalog.import_scores(tmp_path / "nine.json", source="us")
+        new = tiny_adapter(tmp_path / "new", 77).folder
+        with pytest.raises(UsageError, match=r"few: .* 10 or more adapters .* there are 9"):
+            loradex.evaluate(base, task, new, items=3, catalog=catalog)
+        loradex.evaluate(base, task, known[9], out=tmp_path / "ten.json", without_base=True)
+        catalog.import_scores(tmp_path / "ten.json", source="us")
+        log, out = tmp_path / "log.jsonl", tmp_path / "placed.json"
+        scores = loradex.evaluate(base, task, new, items=3, catalog=catalog, log=log, out=out)
+        again = loradex.evaluate(base, task, new, items=3, catalog=catalog, log=log)
+        assert [(row.adapter, row.n) for row in scores] == [("base", 3), ("new", 3)]
+        placed = scores.placements[1]
+        assert (placed.adapter, placed.asked, placed.n, placed.adapters) == ("new", 3, 12, 10)
+        assert placed.right == round(scores[1].value * 3)
+        assert 0 <= placed.predicted <= 1
+        assert 0 <= placed.error < 0.5
+        assert again.placements == scores.placements
+        assert json.loads(out.read_text()) == {"placements": scores.placements.to_dicts()}
+        with pytest.raises(UsageError, match="not contain a list called scores"):
+            catalog.import_scores(out)
+        with pytest.raises(UsageError, match="from 1 to 11 of the 12 items, not 12"):
+            loradex.evaluate(base, task, new, items=12, catalog=catalog)
+        with pytest.raises(UsageError, match="give a `catalog`, and no `limit`"):
+            loradex.evaluate(base, task, new, items=3, limit=2, catalog=catalog)
+        with pytest.raises(UsageError, match="give a `catalog`"):
+            loradex.evaluate(base, task, new, items=3)
+        with pytest.raises(NotFoundError, match="no answers of adapters to the items of few"):
+            loradex.evaluate(base, task, new, items=3, split="valid", catalog=catalog)
+        text = (task / "test.jsonl").read_text().replace('"a0"', '"another"')
+        (task / "test.jsonl").write_text(text)
+        with pytest.raises(UsageError, match="items chosen are not test examples of few"):
+            loradex.evaluate(base, task, new, items=11, catalog=catalog)
