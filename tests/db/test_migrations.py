@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, delete, inspect, select, text, update
+from sqlalchemy import Engine, delete, func, inspect, select, text, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from catalog.database import opening, schema
+from catalog.database.score_store import Saved, ScoreFilter, save_scores, stored_scores
 from catalog.errors import CatalogError, SchemaVersionError
+from catalog.scores import Outcomes, Score, item_hash, list_sha, pack_bitmap, pack_margins
 from tests.crawl_process import upgrade_catalog
 from tests.db import rows
 from tests.processes import start_process, wait_for
@@ -214,3 +218,32 @@ def _constraints(metadata: Any) -> set[str]:
         names.update(str(constraint.name) for constraint in table.constraints)
         names.update(str(index.name) for index in table.indexes)
     return names
+
+
+def test_scores_of_0005_stay_and_those_of_other_protocols_go_on_the_way_down(engine: Engine) -> None:
+    hashes = item_hash("question", "yes", ("yes", "no"))
+    outcomes = Outcomes(list_sha(hashes), pack_bitmap([True]), pack_margins([-1.0]), hashes)
+    score = Score("ann/one", "anli", "test", "accuracy", 1.0, 1, "us", outcomes=outcomes)
+    scores = [score, replace(score, task="rte", outcomes=None), replace(score, protocol="paper")]
+    with Session(engine) as session, session.begin():
+        save_scores(session, scores)
+    opening.downgrade(engine, "0005")
+    row = text(
+        "INSERT INTO evaluation (subject, task, split, metric, value, n, source) "
+        "VALUES ('b', 't', 's', 'm', :value, :n, 'us')"
+    )
+    with engine.begin() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM evaluation")) == 2
+        connection.execute(row, {"value": 0.5, "n": 2})
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        connection.execute(row, {"value": 0.25, "n": 4})
+    opening.upgrade(engine)
+    opening.check(engine)
+    with Session(engine) as session:
+        assert session.scalar(select(func.count()).select_from(schema.ItemList)) == 0
+        assert stored_scores(session, ScoreFilter()) == [
+            replace(score, outcomes=None),
+            replace(score, task="rte", outcomes=None),
+            Score("b", "t", "s", "m", 0.5, 2, "us"),
+        ]
+        assert save_scores(session, scores) == Saved(1, 1, 1, 1)
