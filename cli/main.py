@@ -35,11 +35,11 @@ from loradex.text import plain
 
 @dataclass(frozen=True)
 class CommandRow:
-    """A command: where it is, and its help in `loradex --help`, on a line with that of `beside`."""
+    """A command: where it is, and its help in `loradex --help`, on a line with that of its `companion`."""
 
     target: str
     help: str
-    beside: str = ""
+    companion: str = ""
 
 
 COMMANDS = {
@@ -168,7 +168,7 @@ class Program(click.Group):
         """Writes the table of commands without importing them."""
         lines: dict[str, list[str]] = {}
         for name, row in COMMANDS.items():
-            lines.setdefault(row.beside or name, []).append(name)
+            lines.setdefault(row.companion or name, []).append(name)
         with formatter.section("Commands"):
             rows = lines.values()
             formatter.write_dl(

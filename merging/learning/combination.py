@@ -87,17 +87,15 @@ def combine(
 def _updates(
     used: Sequence[Shape], stacks: Iterable[Stack], scales: Mapping[str, Tensor], rank: int | None
 ) -> Iterator[tuple[Shape, Update]]:
+    """B D A of each module without ranks of weight 0, truncated to `rank`."""
     names = {shape.name: shape for shape in used}
     for stack in stacks:
         if stack.name in names:
             d = scales[stack.name].to(stack.a.device)
-            yield names[stack.name], _update(stack, d, rank)
-
-
-def _update(stack: Stack, d: Tensor, rank: int | None) -> Update:
-    """B D A without ranks of weight 0, truncated to `rank`."""
-    columns = d.nonzero()[:, 0]
-    used = Stack(stack.name, stack.a[columns], stack.b[:, columns], (len(columns),), (1.0,))
-    if rank is None or rank >= len(columns):
-        return concatenate(used, d[columns])
-    return truncate(used, d[columns], rank)
+            columns = d.nonzero()[:, 0]
+            factors = Stack(stack.name, stack.a[columns], stack.b[:, columns], (len(columns),), (1.0,))
+            is_exact = rank is None or rank >= len(columns)
+            update = (
+                concatenate(factors, d[columns]) if is_exact else truncate(factors, d[columns], rank or 1)
+            )
+            yield names[stack.name], update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from merging.members import Stack
@@ -66,6 +67,9 @@ def _sum(weights: Tensor, values: Tensor) -> Tensor:
     return total
 
 
+_whole_sum = partial(MergeMethod, exact=True, weight=1.0, full_rank=True)
+_separate = partial(MergeMethod, gauge="dependent", equal_ranks=True, truncates=False)
+
 METHODS = (
     MergeMethod(
         "average",
@@ -76,23 +80,17 @@ METHODS = (
         normalised=True,
         full_rank=True,
     ),
-    MergeMethod(
+    _whole_sum(
         "sum",
         "The weighted sum of the updates (task arithmetic).",
         "https://arxiv.org/abs/2212.04089",
         sum_updates,
-        exact=True,
-        weight=1.0,
-        full_rank=True,
     ),
-    MergeMethod(
+    _whole_sum(
         "concatenation",
         "The weighted sum, factors side by side; the ranks add up.",
         "https://arxiv.org/abs/2410.13025",
         concatenation,
-        exact=True,
-        weight=1.0,
-        full_rank=True,
         truncates=False,
     ),
     MergeMethod(
@@ -102,33 +100,24 @@ METHODS = (
         sum_and_truncate,
         exact=True,
     ),
-    MergeMethod(
+    _separate(
         "separate-average",
         "A and B averaged apart (LoraHub); no mean of the updates.",
         "https://arxiv.org/abs/2307.13269",
         separate_sum,
-        gauge="dependent",
-        equal_ranks=True,
-        truncates=False,
     ),
-    MergeMethod(
+    _separate(
         "peft-linear",
         "A and B summed apart by weights, as PEFT's linear.",
         _PEFT,
         peft_linear,
-        gauge="dependent",
         weight=1.0,
-        equal_ranks=True,
-        truncates=False,
     ),
-    MergeMethod(
+    _whole_sum(
         "peft-cat",
         "The weighted sum by concatenation, as PEFT's cat.",
         _PEFT,
         concatenation,
-        exact=True,
-        weight=1.0,
-        full_rank=True,
         truncates=False,
     ),
     MergeMethod(

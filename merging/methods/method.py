@@ -61,10 +61,10 @@ class Parameter:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError
         number = float(value)
-        whole = isinstance(self.default, int)
-        if not (self.low <= number <= self.high and math.isfinite(number)) or (whole and number % 1):
+        is_integer = isinstance(self.default, int)
+        if not (self.low <= number <= self.high and math.isfinite(number)) or (is_integer and number % 1):
             raise ValueError
-        return int(number) if whole else number
+        return int(number) if is_integer else number
 
 
 @dataclass
