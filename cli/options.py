@@ -107,7 +107,7 @@ def _day(
 
 
 base_option = option(
-    "--base", metavar="ID|DIR", required=True, help="A base model: kept here, a folder, or on the Hub."
+    "--base", metavar="ID|DIR", required=True, help="A base model: kept, a folder, or on the Hub."
 )
 tasks_option = option("--tasks", metavar="DIR", type=FOLDER, help="Where tasks are.")
 task_option = option("--task", metavar="T", required=True, help="A task's folder, or its name in --tasks.")
@@ -116,7 +116,7 @@ samples_option = option(
     metavar="N",
     type=click.IntRange(min=3),
     default=100,
-    help="Training examples, a fifth to choose by.",
+    help="Examples, a fifth to choose by.",
 )
 control_option = option(
     "--control",
@@ -159,7 +159,7 @@ protocol_option = option(
     metavar="P",
     default="",
     show_default=False,
-    help="How tasks are asked, such as recycling-paper or likelihood-open.",
+    help="How tasks are asked, such as recycling-paper.",
 )
 preset_option = option(
     "--preset",

@@ -101,9 +101,7 @@ class EvaluateOptions(TypedDict):
     type=click.Choice(["train", "valid", "test"]),
     default="test",
 )
-@option(
-    "--limit", group=SCORING, metavar="N", type=COUNT, help="The maximum number of examples of each task."
-)
+@option("--limit", group=SCORING, metavar="N", type=COUNT, help="Most examples of each task.")
 @option("--seed", group=SCORING, default=0, help="Of the draw that --limit makes.")
 @option(
     "--items",
@@ -116,14 +114,14 @@ class EvaluateOptions(TypedDict):
     "--chat-template",
     group=SCORING,
     is_flag=True,
-    help="Put prompts of harness:NAME into the chat template.",
+    help="Use it for prompts of harness:NAME.",
 )
 @option(
     "--shots",
     group=SCORING,
     metavar="N",
     type=click.IntRange(min=0),
-    help="Examples before each question of harness:NAME.",
+    help="Examples shown first to harness:NAME.",
 )
 @too_long_option
 @protocol_option

@@ -145,8 +145,8 @@ def train(
 ) -> None:
     """Train a new LoRA on a task: the baseline of every merge.
 
-    The learning rate with the lowest validation loss is kept. The folder holds what plain PEFT loads,
-    train.json and a model card. After an interruption the same command goes on.
+    The folder holds what plain PEFT loads, train.json and a model card. After an interruption the same
+    command goes on.
     """
     with app.output.show_progress() as progress:
         report = loradex.train(
