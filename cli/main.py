@@ -73,6 +73,7 @@ COMMANDS = {
     "blobs": CommandRow("cli.commands.blobs:blobs", "The weights that are kept: verify, repair, collect."),
     "hub": CommandRow("cli.commands.hub:hub", "Serve a folder as a Hub."),
     "index": CommandRow("cli.commands.index:index", "The vector indexes."),
+    "doctor": CommandRow("cli.commands.doctor:doctor", "Measure this machine.", "base"),
     "db": CommandRow("cli.commands.db:db", "The schema of the catalog.", "index"),
     "demo": CommandRow("cli.commands.demo:demo", "The main job on the sample Hub.", "hub"),
 }

@@ -1,6 +1,7 @@
 from . import errors
 from .catalog import Catalog, open
 from .comparison import fingerprint
+from .diagnosis import DoctorReport, doctor
 from .engines import EngineRow, EngineVerdict, engines, runs_in
 from .errors import LoradexError, NotFoundError, UsageError
 from .events import ProgressCallback, ProgressEvent, ProgressOption
@@ -38,6 +39,7 @@ __all__ = [
     "AdapterRow",
     "AdaptiveRow",
     "Catalog",
+    "DoctorReport",
     "EngineRow",
     "EngineVerdict",
     "ImportedTasks",
@@ -64,6 +66,7 @@ __all__ = [
     "adapt",
     "adaptive_methods",
     "built_in_studies",
+    "doctor",
     "engines",
     "errors",
     "evaluate",

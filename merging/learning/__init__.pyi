@@ -4,6 +4,16 @@ from .combination import ADAPT_RECORD
 from .continuation import Continuation
 from .course import Recipe
 from .gradients import center_scores, direction, exact_scores
+from .machine import (
+    adapter_bytes,
+    adapters_that_fit,
+    free_memory,
+    generating_speed,
+    largest_batch,
+    random_base,
+    reading_speed,
+    step_seconds,
+)
 from .training import TRAIN_RECORD, TrainingSettings, TrainReport, default_rates, train, wear_adapter
 from .variants import VARIANTS
 
@@ -18,11 +28,19 @@ __all__ = [
     "TrainReport",
     "TrainingSettings",
     "adapt",
+    "adapter_bytes",
+    "adapters_that_fit",
     "center_scores",
     "default_rates",
     "direction",
     "exact_scores",
     "find_adaptive",
+    "free_memory",
+    "generating_speed",
+    "largest_batch",
+    "random_base",
+    "reading_speed",
+    "step_seconds",
     "train",
     "wear_adapter",
 ]

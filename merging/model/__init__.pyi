@@ -16,7 +16,7 @@ from .prompts import (
     render_turns,
 )
 from .protocol import OWN, PROTOCOLS, RECYCLING_PAPER, AnswerRule, InstructionRole, Protocol, find_protocol
-from .reading import model_identity
+from .reading import ReadingMode, model_identity
 from .tasks import (
     BUDGET,
     METRICS,
@@ -55,6 +55,7 @@ __all__ = [
     "MemoryRecord",
     "Prompt",
     "Protocol",
+    "ReadingMode",
     "Sizes",
     "Split",
     "Task",

@@ -63,6 +63,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "adaptive": loradex.adaptive_methods,
     "adapt": loradex.adapt,
     "evaluate": loradex.evaluate,
+    "doctor": loradex.doctor,
     "study list": loradex.built_in_studies,
     "study report": loradex.report_study,
     "study run": loradex.run_study,

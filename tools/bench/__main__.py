@@ -10,7 +10,7 @@ import importlib
 import subprocess
 import sys
 
-NAMES = ("fingerprints", "index", "search", "select", "merging", "live", "generation", "crawl")
+NAMES = ("fingerprints", "index", "search", "select", "merging", "live", "generation", "wide", "crawl")
 
 
 def main(names: list[str]) -> int:

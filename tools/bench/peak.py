@@ -21,6 +21,11 @@ def peak_during(work: Callable[[], T]) -> tuple[T, int]:
     return result, 1024 * max(0, _kibibytes("VmHWM") - before)
 
 
+def high_water() -> int:
+    """The largest resident memory of the process, in bytes, since `peak_during` was last called."""
+    return 1024 * _kibibytes("VmHWM")
+
+
 def _kibibytes(field: str) -> int:
     lines = _STATUS.read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

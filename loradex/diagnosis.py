@@ -1,0 +1,255 @@
+"""`loradex.doctor`: what this machine can do with a base model, and what to set."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catalog.errors import LoradexError, MemoryLimitError, UsageError
+from catalog.extras import require_extra
+from catalog.settings import Settings
+from loradex.arguments import check_arguments
+from loradex.bases import open_base
+from loradex.members import settings_of
+from loradex.models import BaseDtype
+from loradex.progress import ProgressOption, ProgressStep, reporting
+
+if TYPE_CHECKING:
+    from loradex.catalog import Catalog
+    from merging.model import LoadedBase
+
+FORMAT = "loradex-doctor/1"
+PACKAGES = ("loradex", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
+RANK, BATCH = 16, 8
+# Differences of log p a token up to which trees are as good as each text alone, by size of the data type.
+_ROUNDING = {2: 0.4, 4: 2.4e-4, 8: 2.4e-4}
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """What a machine can do with a base model.
+
+    `machine` has the system, the device and its memory in bytes; `model` the base model's sizes. `measures`
+    has what was measured: `load_seconds`, `read_tokens_per_second`, `tree_speedup` (against each text alone),
+    `tree_difference` (the largest, nats a token), `tree_right`, `generated_tokens_per_second`,
+    `adapter_bytes` (rank 16, all linear layers), `adapters_resident`, `largest_batch` (rows of 128 tokens),
+    `step_seconds` (rank 16, 8 examples). `skipped` says why something was not measured, and `advice` what to
+    set. It names no folder and no user.
+    """
+
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+    model: Mapping[str, Any]
+    measures: Mapping[str, Any]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    advice: Mapping[str, str] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The report as plain values, as the command prints it."""
+        return {"format": FORMAT, **asdict(self)}
+
+
+@check_arguments
+def doctor(
+    base: str | Path | None = None,
+    *,
+    device: str = "cpu",
+    dtype: BaseDtype | None = None,
+    catalog: Catalog | Settings | None = None,
+    progress: ProgressOption = False,
+) -> DoctorReport:
+    """What this machine can do with a base model, measured in a minute or so, and what to set.
+
+    Args:
+        base: As for `load_base`; by default a tiny model of random weights, which shows that everything runs.
+        device, dtype, catalog: As for `load_base`.
+        progress: See `loradex.progress`.
+
+    Raises:
+        UsageError: The device or data type is not available, or the model is not a causal language model.
+        NotFoundError: The model does not exist.
+
+    Example:
+        >>> report = loradex.doctor()
+        >>> report.measures["read_tokens_per_second"] > 0
+        True
+    """
+    require_extra("eval", "A measurement")
+    _import_libraries()
+    measures: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    with reporting(progress) as report:
+        step = ProgressStep(report, "measuring")
+        began = time.perf_counter()
+        model = _open(base, device, dtype, settings_of(catalog), report, skipped)
+        if model is not None:
+            if base is not None:
+                measures["load_seconds"] = round(time.perf_counter() - began, 3)
+            for number, (name, measure) in enumerate(_MEASURES.items()):
+                step.working(number, len(_MEASURES))
+                try:
+                    measures |= measure(model)
+                except LoradexError as error:
+                    skipped[name] = str(error)
+            step.working(len(_MEASURES), len(_MEASURES))
+    if model is not None and model.device.type == "cpu":
+        skipped["largest batch"] = "a system without free memory ends the process"
+    return DoctorReport(
+        versions=_versions(),
+        machine=_machine(model, device),
+        model={} if model is None else _model(model, base),
+        measures=measures,
+        skipped=skipped,
+        advice=_advice(model, measures),
+    )
+
+
+def _import_libraries() -> None:
+    """Imports what loading a model needs, whose time is not that of the model."""
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+
+def _open(
+    base: str | Path | None,
+    device: str,
+    dtype: BaseDtype | None,
+    settings: Settings | None,
+    report: Callable[..., None],
+    skipped: dict[str, str],
+) -> LoadedBase | None:
+    """The model to measure; None if it does not fit, with the reason in `skipped`."""
+    if base is None:
+        from merging.learning import random_base
+
+        if dtype in ("8bit", "4bit"):
+            raise UsageError(f"A tiny model of random weights is not loaded in {dtype}; give a `base`.")
+        skipped["speed of a model"] = "no `base` is given: speeds are those of a tiny one of random weights"
+        return random_base(device, dtype)
+    bases = settings.bases if settings else None
+    try:
+        return open_base(str(base), bases=bases, device=device, dtype=dtype, day=None, report=report)
+    except MemoryLimitError as error:
+        skipped["everything"] = str(error)
+        return None
+
+
+def _read(model: LoadedBase) -> dict[str, Any]:
+    from merging.learning import reading_speed
+
+    speed = reading_speed(model)
+    return {
+        "read_tokens_per_second": round(speed["tokens_per_second"], 1),
+        "tree_speedup": round(speed["tree_speedup"], 2),
+        "tree_difference": float(f"{speed['difference']:.3g}"),
+        "tree_right": bool(speed["trees"] and speed["difference"] <= _ROUNDING[model.dtype.itemsize]),
+    }
+
+
+def _generate(model: LoadedBase) -> dict[str, Any]:
+    from merging.learning import generating_speed
+
+    return {"generated_tokens_per_second": round(generating_speed(model), 1)}
+
+
+def _residents(model: LoadedBase) -> dict[str, Any]:
+    from merging.learning import adapter_bytes, adapters_that_fit
+
+    fitting = adapters_that_fit(model, RANK)
+    residents = {} if fitting is None else {"adapters_resident": fitting}
+    return {"adapter_bytes": adapter_bytes(model, RANK), **residents}
+
+
+def _batch(model: LoadedBase) -> dict[str, Any]:
+    from merging.learning import largest_batch
+
+    rows = largest_batch(model)
+    return {} if rows is None else {"largest_batch": rows}
+
+
+def _step(model: LoadedBase) -> dict[str, Any]:
+    from merging.learning import step_seconds
+
+    seconds = step_seconds(model, RANK, BATCH)
+    return {"step_seconds": round(seconds, 4), "gradient_checkpointing": model.memory.checkpointing}
+
+
+_MEASURES: dict[str, Callable[[LoadedBase], dict[str, Any]]] = {
+    "reading": _read,
+    "generation": _generate,
+    "resident adapters": _residents,
+    "largest batch": _batch,
+    "training step": _step,
+}
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
+
+
+def _machine(model: LoadedBase | None, device: str) -> dict[str, Any]:
+    """The system and the device, without names of machines, folders and users."""
+    import torch
+
+    machine: dict[str, Any] = {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpus": torch.cuda.device_count(),
+        "device": device,
+    }
+    if torch.cuda.is_available() and device != "cpu":
+        place = model.device if model is not None else torch.device("cuda")
+        machine["name"] = torch.cuda.get_device_name(place)
+        machine["free_bytes"], machine["total_bytes"] = torch.cuda.mem_get_info(place)
+    elif model is not None:
+        from merging.learning import free_memory
+
+        machine["free_bytes"] = free_memory(model.device)
+    return machine
+
+
+def _model(model: LoadedBase, base: str | Path | None) -> dict[str, Any]:
+    config = model.model.config.get_text_config()
+    local = base is not None and Path(base).exists()
+    return {
+        "name": "a local folder" if local else model.name,
+        "type": config.model_type,
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "dtype": model.quantised or str(model.dtype).removeprefix("torch."),
+        "bytes": sum(values.numel() * values.itemsize for values in model.model.parameters()),
+        "attention": getattr(config, "_attn_implementation", None),
+    }
+
+
+def _advice(model: LoadedBase | None, measures: Mapping[str, Any]) -> dict[str, str]:
+    """What to set, as options of the commands."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    advice = {"device": "cuda" if gpus else "cpu", "dtype": "float32"}
+    if gpus:
+        advice["dtype"] = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if model is None:
+        return advice | ({"device": "auto"} if gpus > 1 else {"dtype": "4bit"} if gpus else {})
+    if "step_seconds" in measures:
+        advice["batch"] = str(BATCH)
+    if measures.get("gradient_checkpointing"):
+        advice["gradient_checkpointing"] = "yes"
+    return advice
