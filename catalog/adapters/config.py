@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from catalog.adapters.patterns import Budget, Pattern
@@ -91,8 +92,8 @@ def parse_config(data: bytes) -> AdapterConfig:
         base_model=fields.optional("base_model_name_or_path", _text),
         revision=fields.optional("revision", _text),
         use_rslora=fields.get("use_rslora", _flag, False),
-        rank_pattern=fields.get("rank_pattern", _ranks, {}),
-        alpha_pattern=fields.get("alpha_pattern", _alphas, {}),
+        rank_pattern=fields.get("rank_pattern", partial(_table, read=_rank), {}),
+        alpha_pattern=fields.get("alpha_pattern", partial(_table, read=_number), {}),
         target_modules=fields.optional("target_modules", _names_or_pattern),
         exclude_modules=fields.optional("exclude_modules", _names_or_pattern),
         modules_to_save=fields.optional("modules_to_save", _names),
@@ -202,14 +203,6 @@ def _table(value: object, read: Callable[[object], T]) -> dict[str, T]:
         return {key: read(entry) for key, entry in value.items()}
     except ValueError as error:
         raise ValueError(f"has an entry that {error}") from error
-
-
-def _ranks(value: object) -> dict[str, int]:
-    return _table(value, _rank)
-
-
-def _alphas(value: object) -> dict[str, float]:
-    return _table(value, _number)
 
 
 def _short_value(value: object) -> str:

@@ -133,14 +133,12 @@ class CardVectors:
         """The vectors of these keys in their order, in blocks of (at most 500, size)."""
         import numpy as np
 
+        query = select(Embedding.content, Embedding.chunk, Embedding.vector)
+        query = query.where(Embedding.model == self._model)
         for start in range(0, len(keys), _PAGE):
             block = keys[start : start + _PAGE]
-            rows = self._session.execute(
-                select(Embedding.content, Embedding.chunk, Embedding.vector).where(
-                    Embedding.model == self._model,
-                    Embedding.content.in_({key.partition(":")[0] for key in block}),
-                )
-            )
+            contents = {key.partition(":")[0] for key in block}
+            rows = self._session.execute(query.where(Embedding.content.in_(contents)))
             vectors_by_key = {f"{content}:{chunk:02}": vector for content, chunk, vector in rows}
             yield np.stack([np.frombuffer(vectors_by_key[key], dtype="<f4") for key in block])
 

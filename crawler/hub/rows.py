@@ -20,11 +20,10 @@ from crawler.reading import reading
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SHA = re.compile(r"[0-9a-f]{40}")
-_NAME_PART = re.compile(r"[A-Za-z0-9_.-]+")
+_NAME_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 _DATE = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})?"
 )
-_LONGEST_NAME = 96
 _LONGEST_TEXT = 1024
 _LARGEST_COUNT = 2**63 - 1
 _MOST_TAGS = 2_000
@@ -64,16 +63,7 @@ def valid_name(name: object) -> bool:
     if not isinstance(name, str) or "--" in name or ".." in name:
         return False
     parts = name.split("/")
-    return len(parts) <= 2 and all(_valid_part(part) for part in parts) and not name.endswith(".git")
-
-
-def _valid_part(part: str) -> bool:
-    return (
-        _NAME_PART.fullmatch(part) is not None
-        and len(part) <= _LONGEST_NAME
-        and part[0] not in ".-"
-        and part[-1] not in ".-"
-    )
+    return len(parts) <= 2 and all(map(_NAME_PART.fullmatch, parts)) and not name.endswith(".git")
 
 
 def parse_row(raw: object) -> ListedRepository | BadRow:

@@ -228,15 +228,11 @@ def _row(repository: HubRepository, fields: Sequence[str]) -> dict[str, Any] | N
 
 def _file(request: Request, file: HubFile, headers: dict[str, str]) -> Response:
     """The bytes of a file, whole or a range of them, or 304. Raises OSError."""
-    if _is_known(request.headers.get("if-none-match", ""), headers["ETag"]):
+    tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if headers["ETag"] in tags or "*" in tags:
         return Response(status_code=304, headers=headers)
     status = os.stat(file.disk)  # noqa: PTH116 (FileResponse takes the result)
     return FileResponse(file.disk, headers=headers, stat_result=status)
-
-
-def _is_known(if_none_match: str, etag: str) -> bool:
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return etag in tags or "*" in tags
 
 
 def _json(value: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:

@@ -158,6 +158,10 @@ class HubRepository:
             return ""
 
 
+# The files of a repository's folder, and size and time of its .hub.json: equal states mean unchanged facts.
+_FolderState = tuple[tuple[HubFile, ...], tuple[int, int] | None]
+
+
 @dataclass
 class HubFolder:
     """The repositories of one folder, by name; safe to use from several threads."""
@@ -223,25 +227,24 @@ class HubFolder:
 
     def _read(self, repo_id: str, directory: str) -> HubRepository:
         looked = time.time_ns()
-        look = _FolderState(
-            tuple(sorted(self._walk(directory, ""), key=attrgetter("path"))),
-            _stamp(f"{directory}/{OVERRIDES}"),
-        )
+        files = tuple(sorted(self._walk(directory, ""), key=attrgetter("path")))
+        status = _status(f"{directory}/{OVERRIDES}")
+        stamp = (status.st_size, status.st_mtime_ns) if status is not None else None
         with self._lock:
             before = self._known.get(repo_id)
-        if before is not None and before[0] == look:
+        if before is not None and before[0] == (files, stamp):
             return before[1]
-        newest = max((file.mtime_ns for file in look.files), default=None)
+        newest = max((file.mtime_ns for file in files), default=None)
         repository = HubRepository(
             repo_id=repo_id,
-            files={file.path: file for file in look.files},
-            overrides=_overrides(directory, repo_id) if look.overrides else {},
+            files={file.path: file for file in files},
+            overrides=_overrides(directory, repo_id) if stamp else {},
             modified_ns=os.stat(directory).st_mtime_ns if newest is None else newest,  # noqa: PTH116
             digest_file=self.digest,
         )
         with self._lock:
-            if looked - max(newest or 0, look.overrides[1] if look.overrides else 0) > SETTLED_NS:
-                self._known[repo_id] = (look, repository)
+            if looked - max(newest or 0, stamp[1] if stamp else 0) > SETTLED_NS:
+                self._known[repo_id] = ((files, stamp), repository)
             else:
                 self._known.pop(repo_id, None)
         return repository
@@ -270,14 +273,6 @@ class HubFolder:
         return target.startswith(root) and HIDDEN.isdisjoint(Path(target[len(root) :]).parts)
 
 
-@dataclass(frozen=True)
-class _FolderState:
-    """The state of a repository's folder; equal states mean unchanged facts."""
-
-    files: tuple[HubFile, ...]
-    overrides: tuple[int, int] | None
-
-
 def is_name(name: str) -> bool:
     """Whether the Hub could have an owner or a repository of this name."""
     return "/" not in name and valid_name(name)
@@ -299,11 +294,6 @@ def _status(path: str) -> os.stat_result | None:
         return os.stat(path)  # noqa: PTH116 (a Path for each of 60,000 files costs more than the call)
     except OSError:
         return None
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    status = _status(path)
-    return (status.st_size, status.st_mtime_ns) if status is not None else None
 
 
 def _is_text(name: str) -> bool:
