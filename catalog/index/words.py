@@ -65,7 +65,6 @@ class AdapterText:
     """The texts of one adapter for full-text search; `digest` covers all other fields."""
 
     id: int
-    adapter: str
     name: str
     card: str
     tags: str
@@ -76,7 +75,7 @@ class AdapterText:
     def digest(self) -> bytes:
         """The sha256 of everything except the id."""
         digest = hashlib.sha256()
-        for text in (self.adapter, self.name, self.card, self.tags, self.datasets, self.base):
+        for text in (self.name, self.name, self.card, self.tags, self.datasets, self.base):
             data = text.encode()
             digest.update(b"%d:" % len(data))
             digest.update(data)
@@ -276,7 +275,7 @@ def _fill(
     connection.executemany("DELETE FROM texts WHERE rowid = ?", gone)
     connection.executemany("DELETE FROM source WHERE id = ?", gone)
     for text in source.texts(changed):
-        connection.execute("INSERT INTO source VALUES (?, ?, ?)", (text.id, text.adapter, text.digest))
+        connection.execute("INSERT INTO source VALUES (?, ?, ?)", (text.id, text.name, text.digest))
         columns = (text.id, *(separate_words(getattr(text, column)) for column in COLUMNS))
         connection.execute(_INSERT, columns)
     connection.execute("DELETE FROM stamp")

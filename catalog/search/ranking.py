@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,8 +103,7 @@ class Found:
 
 
 class Texts:
-    """Both indexes over the texts of a catalog as it was when `open_texts` made this; closed by the
-    caller."""
+    """Both indexes over the texts of a catalog as it was when `open_texts` made this."""
 
     def __init__(
         self, source: CardTexts, words: WordIndex, vectors: VectorIndex | None, embedder: Embedder | None
@@ -119,12 +119,6 @@ class Texts:
         # Cards without a vector yet.
         self.missing = len(self.adapters.keys() - self.keys.keys())
 
-    def __enter__(self) -> Texts:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.words.close()
-
 
 @dataclass(frozen=True)
 class _Near:
@@ -135,19 +129,19 @@ class _Near:
     chunk: str
 
 
-def open_texts(session: Session, folder: Path, embedder: Embedder | None) -> Texts:
+@contextmanager
+def open_texts(session: Session, folder: Path, embedder: Embedder | None) -> Iterator[Texts]:
     """Both indexes from the folder of caches, brought up to date; without an encoder, words alone.
 
     Vectors are those that `catalog.search.embed_cards` wrote: nothing is embedded here. Raises CatalogError
     as `open_words` and `open_index` do.
     """
-    source = CardTexts(session)
-    words = open_words(folder, source)
-    if embedder is None:
-        return Texts(source, words, None, None)
-    vectors = CardVectors(session, embedder.name, frozenset(source.contents.values()))
-    space = Space("text", embedder.name, embedder.size)
-    return Texts(source, words, open_index(folder, space, vectors), embedder)
+    source, index = CardTexts(session), None
+    with closing(open_words(folder, source)) as words:
+        if embedder is not None:
+            vectors = CardVectors(session, embedder.name, frozenset(source.contents.values()))
+            index = open_index(folder, Space("text", embedder.name, embedder.size), vectors)
+        yield Texts(source, words, index, embedder)
 
 
 def search(

@@ -162,7 +162,7 @@ class CardTexts:
         for row in self._session.execute(_select_names().execution_options(yield_per=_PAGE)):
             text = _text(row)
             digests_by_id[text.id] = text.digest
-            self.names[text.id] = text.adapter
+            self.names[text.id] = text.name
             if has_content(row.card_quality, row.card_text):
                 self.contents[text.id] = content_of(row.card_text)
         return digests_by_id
@@ -185,11 +185,9 @@ def _select_names() -> Select[Any]:
 
 def _text(row: Any) -> AdapterText:
     front = row.card_front if isinstance(row.card_front, dict) else {}
-    name = adapter_name(row.name, row.subfolder)
     return AdapterText(
         id=row.id,
-        adapter=name,
-        name=name,
+        name=adapter_name(row.name, row.subfolder),
         card=row.card_text,
         tags=" ".join(texts_in(row.tags)),
         datasets=" ".join(texts_in(front.get("datasets"))),

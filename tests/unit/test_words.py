@@ -39,13 +39,13 @@ class Source:
 def text(
     key: int, name: str, card: str = "", tags: str = "", datasets: str = "", base: str = ""
 ) -> AdapterText:
-    return AdapterText(key, name, name, card, tags, datasets, base)
+    return AdapterText(key, name, card, tags, datasets, base)
 
 
 def names(
     index: WordIndex, source: Source, query: str, k: int = 10, among: Collection[int] | None = None
 ) -> list[str]:
-    return [source.rows[hit.id].adapter for hit in index.search(query, k, among)]
+    return [source.rows[hit.id].name for hit in index.search(query, k, among)]
 
 
 @pytest.mark.parametrize(
