@@ -162,9 +162,12 @@ def _put_back(folder: Path) -> None:
 
 def read_up_to(path: Path, most: int) -> bytes | None:
     """The bytes of a file, whatever size its folder states for it; None for more. Raises OSError."""
+    data = bytearray()
     with path.open("rb") as file:
-        data = file.read(most + 1)
-    return data if len(data) <= most else None
+        # Block by block: a read of `most` bytes would take their memory at once.
+        while len(data) <= most and (block := file.read(1 << 20)):
+            data += block
+    return bytes(data) if len(data) <= most else None
 
 
 def read_limited(path: Path, most: int, *, kind: str, advice: str, error: type[LoradexError]) -> bytes:

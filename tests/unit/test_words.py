@@ -251,7 +251,7 @@ def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
 def test_a_new_name_alone_is_a_change(tmp_path: Path) -> None:
     source = Source(*NAMES.rows.values())
     open_words(tmp_path, source).close()
-    source.rows[1] = replace(source.rows[1], adapter="jo/renamed", name="jo/renamed")
+    source.rows[1] = replace(source.rows[1], name="jo/renamed")
     with closing(open_words(tmp_path, source)) as index:
         assert names(index, source, "renamed") == ["jo/renamed"]
         assert names(index, source, "emotion") == []
