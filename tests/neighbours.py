@@ -96,7 +96,7 @@ def row(engine: Engine, name: str) -> dict[str, Any]:
     """An adapter as `show` tells it, judged by our rules."""
     with Session(engine) as session:
         adapter = browse.find_adapter(session, AdapterReference.parse(name))
-        return asdict(browse.details(session, adapter, refusing("ours")))
+        return asdict(browse.details(session, adapter, refusing("ours"), ()))
 
 
 def verdicts(engine: Engine) -> dict[str, str]:

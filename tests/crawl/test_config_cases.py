@@ -245,7 +245,7 @@ def test_a_wrong_configuration_is_a_reason(case: str, library: Library) -> None:
 def test_what_the_paper_cannot_merge_is_refused_by_its_rules(case: str, library: Library) -> None:
     with Session(library.engine) as session:
         adapter = browse.find_adapter(session, AdapterReference.parse(f"config/{case}"))
-        assert browse.details(session, adapter, refusing("paper")).verdict == "skipped"
+        assert browse.details(session, adapter, refusing("paper"), ()).verdict == "skipped"
 
 
 @pytest.mark.parametrize("case", SPELLINGS)
