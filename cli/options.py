@@ -125,6 +125,12 @@ control_option = option(
 )
 overwrite_option = option("--overwrite", group=RESULT, is_flag=True, help="Replace what is there.")
 rank_option = option("--rank", group=RESULT, metavar="R", type=COUNT, help="The largest rank of the result.")
+mixed_ranks_option = option(
+    "--mixed-ranks",
+    group=RESULT,
+    is_flag=True,
+    help="Write the rank that each module needs, not the one rank that all engines read.",
+)
 device_option = option("--device", group=MODEL, metavar="D", default="cpu", help="cpu, cuda or cuda:N.")
 base_device_option = option(
     "--device", group=MODEL, metavar="D", default="cpu", help="cpu, cuda, cuda:N or auto."

@@ -2,7 +2,7 @@ from . import errors
 from .catalog import Catalog, open
 from .comparison import fingerprint
 from .diagnosis import DoctorReport, doctor
-from .engines import EngineRow, EngineVerdict, engines, runs_in
+from .engines import EngineRow, EngineVerdict, engines, normalise, runs_in
 from .errors import LoradexError, NotFoundError, UsageError
 from .events import ProgressCallback, ProgressEvent, ProgressOption
 from .hub import serve_hub
@@ -81,6 +81,7 @@ __all__ = [
     "load_tasks",
     "merge",
     "methods",
+    "normalise",
     "open",
     "report_study",
     "run_study",

@@ -1,7 +1,8 @@
-"""`loradex.engines` and `runs_in`: the engines that read PEFT adapters, and which run one as PEFT does."""
+"""`loradex.engines`, `runs_in` and `normalise`: which engines run an adapter as PEFT does, and how all do."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,13 @@ from catalog.adapters import Engine, engine_facts, load_engines, read_folder, ve
 from catalog.adapters import EngineVerdict as EngineVerdict
 from catalog.settings import Settings
 from loradex.arguments import check_arguments
-from loradex.members import settings_of
+from loradex.members import settings_of, split_layers
+from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 
 if TYPE_CHECKING:
     from loradex.catalog import Catalog
+    from merging.static import NormaliseReport
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,63 @@ def runs_in(folder: str | Path, catalog: Catalog | Settings | None = None) -> Ro
     adapter = read_folder(Path(folder))
     facts = engine_facts(adapter.config, adapter.spec)
     return Rows(verdicts(facts, _rules(catalog)), EngineVerdict)
+
+
+@check_arguments
+def normalise(
+    adapter: str | Path,
+    *,
+    out: str | Path,
+    dtype: str | None = None,
+    without: str | Collection[str] = (),
+    base: str | None = None,
+    overwrite: bool = False,
+    progress: ProgressOption = False,
+) -> NormaliseReport:
+    """The adapter in a folder, written to `out` in the form that every engine reads.
+
+    The update stays the same. It gets one rank (8, 16, 32, 64, 128, 256, 320, 512 or the next multiple of 16)
+    and `lora_alpha` equal to it: ranks are filled up with zeros, scalings, rsLoRA and patterns folded into B.
+    Tensors have PEFT's names. Where the base model's modules are known, q, k and v, gate and up, and all
+    layers get zero factors if others of their group have some.
+
+    Args:
+        adapter: The folder of a LoRA adapter.
+        out: The folder to write. It appears complete or not at all.
+        dtype: "float32", "bfloat16" or "float16"; by default that of the adapter. Scaled values are rounded
+            in the shorter ones if the scaling is not a power of two.
+        without: Layers, such as "lm_head", of which whole weights and factors are left out.
+        base: The base model if the configuration does not name it: an id, or a folder with its config.json.
+        overwrite: Replace what an earlier call has written to `out`.
+        progress: See `loradex.progress`.
+
+    Returns:
+        The folder, the record that normalise.json holds, and `misread`: what engines still do not run.
+
+    Raises:
+        UsageError: An argument is not valid, or the folder contains no adapter.
+        MergeError: The update is not scaling * B A: DoRA, biases, saved layers.
+        ConfigError, WeightsError: A file of the adapter cannot be used.
+        StorageError: The disk refuses.
+
+    Writes:
+        adapter_config.json, adapter_model.safetensors, normalise.json and the model card as it was.
+
+    Example:
+        >>> report = loradex.normalise("first", out="portable")
+        >>> {row.engine for row in loradex.runs_in(report.folder) if not row.runs}
+        {'ollama'}
+    """
+    from merging.members import load_member
+    from merging.static import normalise as write
+
+    with reporting(progress) as report:
+        member = load_member(Path(adapter), without=split_layers(without), purpose="normalised")
+        step = ProgressStep(report, "normalising")
+        written = write(member, Path(out), dtype=dtype, base=base, overwrite=overwrite, progress=step.working)
+        for note in written.notes:
+            step.note(note)
+    return written
 
 
 def _rules(catalog: Catalog | Settings | None) -> tuple[Engine, ...]:

@@ -175,3 +175,8 @@ def _pool_folder(pool: Pool, report: ProgressCallback) -> Iterator[Path]:
 
     with fetching(settings, manifest) as fetch, writable_folder(settings.pools) as below:
         yield export(manifest, below, "peft", fetch, ProgressStep(report, "fetching the members").working)
+
+
+def split_layers(without: str | Collection[str]) -> Collection[str]:
+    """The names of layers; a text holds them with commas between."""
+    return [name.strip() for name in without.split(",")] if isinstance(without, str) else without

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from catalog.adapters import table_with
 from catalog.settings import Settings
 from loradex.arguments import check_arguments
-from loradex.members import MemberSet, MemberSource, open_members, read_base_table, settings_of
+from loradex.members import MemberSet, MemberSource, open_members, read_base_table, settings_of, split_layers
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 
@@ -89,6 +89,7 @@ class MergeRequest:
     parameters: Mapping[str, object] = field(default_factory=dict)
     weights: Sequence[float] | None = None
     rank: int | None = None
+    mixed_ranks: bool = False
     dtype: str | None = None
     device: str = "cpu"
     seed: int = 0
@@ -122,6 +123,8 @@ class MergeRequest:
             pool = {"name": manifest.name, "digest": manifest.digest} if manifest else None
             step = ProgressStep(report, "merging")
             merged = carry_out(plan, folder, overwrite=overwrite, pool=pool, progress=step.working)
+            for note in merged.notes:
+                step.note(note)
             if self.apply_to is not None:
                 apply_to(
                     Path(self.apply_to),
@@ -132,7 +135,7 @@ class MergeRequest:
                     progress=ProgressStep(report, "adding to the base").working,
                 )
         model = target if self.apply_to else None
-        return dataclasses.replace(merged, model=model, notes=notes)
+        return dataclasses.replace(merged, model=model, notes=(*notes, *merged.notes))
 
     @contextmanager
     def _check(
@@ -174,6 +177,7 @@ class MergeRequest:
             seed=self.seed,
             base=self.base,
             table=table,
+            portable=not self.mixed_ranks,
         )
 
     def _plan_control(self, members: Sequence[MergeMember], table: BaseTable, out: Path) -> Plan:
@@ -194,6 +198,7 @@ def merge(
     parameters: Mapping[str, object] | None = None,
     weights: Sequence[float] | None = None,
     rank: int | None = None,
+    mixed_ranks: bool = False,
     dtype: str | None = None,
     device: str = "cpu",
     seed: int = 0,
@@ -215,6 +220,8 @@ def merge(
         parameters: Values of the method's parameters by name.
         weights: One number a member, in their order. By default 1/N or 1 each, as the method has it.
         rank: The largest rank of the result in any module.
+        mixed_ranks: Write the rank that each module needs. By default all modules have one rank that every
+            engine reads (8, 16, 32, 64, 128, 256, 320, 512 or the next multiple of 16), filled up with zeros.
         dtype: "float32", "bfloat16" or "float16", of the result; by default that of the members.
         device: "cpu", "cuda" or "cuda:N".
         seed: Of methods that draw, and of `control`.
@@ -256,6 +263,7 @@ def merge(
         parameters=parameters or {},
         weights=weights,
         rank=rank,
+        mixed_ranks=mixed_ranks,
         dtype=dtype,
         device=device,
         seed=seed,
@@ -366,11 +374,6 @@ def fold(
 
 
 @check_arguments
-def split_layers(without: str | Collection[str]) -> Collection[str]:
-    """The names of layers; a text holds them with commas between."""
-    return [name.strip() for name in without.split(",")] if isinstance(without, str) else without
-
-
 def base_notes(table: BaseTable, base: str | None, members: Sequence[MergeMember]) -> list[str]:
     """A sentence on a base that neither the table nor a member names, or on a folder that is not a model."""
     base_names = {member.config.base_model for member in members}

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from catalog.adapters import is_adapter_folder, misreadings
+from catalog.adapters import is_adapter_folder
 from catalog.errors import LoradexError, MergeError, UsageError
 from catalog.files import replace_file
 from catalog.settings import Settings
@@ -305,6 +305,7 @@ def adapt(
     learning_rate: float | None = None,
     batch: int = 8,
     rank: int | None = None,
+    mixed_ranks: bool = False,
     seed: int = 0,
     split: Literal["valid", "test"] | None = None,
     limit: int | None = None,
@@ -335,6 +336,7 @@ def adapt(
         learning_rate: By default that of the method.
         batch: Examples of a step.
         rank: The largest rank of what is written.
+        mixed_ranks: Write the rank that each module needs, instead of the one rank that every engine reads.
         seed: Of the examples that are example_budget, and of the method.
         split: "valid" or "test": also score the result on these examples.
         limit: The largest number of examples to score.
@@ -401,7 +403,7 @@ def adapt(
                 preset=preset,
                 progress=ProgressStep(report, "adapting").working,
             )
-        written = _write_adaptation(adaptation, folder, rank, model.name, overwrite)
+        written = _write_adaptation(adaptation, folder, rank, model.name, overwrite, not mixed_ranks)
         if split is not None:
             examples = draw(loaded_task, split, limit)
             with _adapted(adaptation, model, written.folder):
@@ -722,7 +724,12 @@ def _stand_ins(
 
 
 def _write_adaptation(
-    adaptation: Adaptation | Continuation, out: Path | None, rank: int | None, base: str, overwrite: bool
+    adaptation: Adaptation | Continuation,
+    out: Path | None,
+    rank: int | None,
+    base: str,
+    overwrite: bool,
+    portable: bool,
 ) -> AdaptReport:
     """The report of an adaptation, which is written to `out` where that is given and possible."""
     losses = {"valid_before": adaptation.valid_before, "valid_loss": adaptation.valid_loss}
@@ -730,11 +737,10 @@ def _write_adaptation(
     if out is None:
         return report
     try:
-        combined = adaptation.write(out, rank=rank, base=base, overwrite=overwrite)
+        combined = adaptation.write(out, rank=rank, base=base, overwrite=overwrite, portable=portable)
     except MergeError as error:
         return dataclasses.replace(report, problem=str(error))
-    ranks = {module.rank for module in combined.modules.values()}
-    return dataclasses.replace(report, folder=combined.folder, misread=tuple(misreadings(ranks)))
+    return dataclasses.replace(report, folder=combined.folder, misread=combined.misread)
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
-from catalog.adapters import USES
-from catalog.errors import UsageError
+from catalog.adapters import CONFIG_NAME, USES, WEIGHTS_NAME
+from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from catalog.files import BlobStore
 from catalog.pools import (
     EXPORT_RECORD,
@@ -154,6 +155,7 @@ class Pool:
         *,
         weights: bool = True,
         as_is: bool = False,
+        normalised: bool | None = None,
         progress: ProgressOption = False,
     ) -> PoolExport:
         """Writes the pool and its controls as files, each in the folder NAME-DIGEST below `to`.
@@ -167,7 +169,10 @@ class Pool:
                 recipes, "ids" for a list.
             weights: Whether to write the files, too; what is not kept is fetched at its commit. The forms
                 peft and hub require it.
-            as_is: Whether to change no byte, also where PEFT does not load it.
+            as_is: Whether to change no byte, also where PEFT does not load it. normalised: Whether to write
+            each member in the form that every engine reads (`loradex.normalise`);
+                by default for the form vllm. Members of which scaling * B A is not the whole update stay as
+                they are, with a note.
             progress: See `loradex.progress`.
 
         Returns:
@@ -187,6 +192,9 @@ class Pool:
 
         settings = self._require_settings()
         checked_form = check_choice("form", form, FORMS)
+        if normalised and (as_is or not weights or checked_form in ("hub", "ids")):
+            raise UsageError("Only files in the forms peft, vllm and mergekit are normalised, and not as_is.")
+        normalising = (checked_form == "vllm" and weights and not as_is) if normalised is None else normalised
         notes: list[str] = []
         folders: list[Path] = []
         problems: list[PoolProblem] = []
@@ -197,7 +205,11 @@ class Pool:
                 with fetching(settings, manifest) as fetch:
                     below = Path(to) if to is not None else settings.pools
                     source = fetch if weights else None
-                    folders.append(export(manifest, below, checked_form, source, step.working, as_is=as_is))
+                    rewrite = _normaliser(manifest, notes) if normalising else None
+                    written = export(
+                        manifest, below, checked_form, source, step.working, as_is=as_is, rewrite=rewrite
+                    )
+                    folders.append(written)
                 if weights:
                     notes += _rewritten_notes(manifest, folders[-1])
                     unloadable = load_problems_of(manifest, folders[-1])
@@ -329,6 +341,26 @@ def _write_manifest(manifest: Manifest, settings: Settings) -> Path:
     with replace_file(path) as new:
         new.write_bytes(manifest.canonical())
     return path
+
+
+def _normaliser(manifest: Manifest, notes: list[str]) -> Callable[[Path], None]:
+    """What writes a member's folder in the form that every engine reads, or notes why it stays as it is."""
+    from merging.members import load_member
+    from merging.static import normalise
+
+    def rewrite(folder: Path) -> None:
+        target = folder.with_name(f"{folder.name}.normalised")
+        try:
+            member = load_member(folder, purpose="normalised", base=manifest.canonical_base())
+            normalise(member, target)
+        except (ConfigError, MergeError, WeightsError) as error:
+            notes.append(f"not normalised: {error}")
+            return
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            (target / name).replace(folder / name)
+        shutil.rmtree(target)
+
+    return rewrite
 
 
 def _rewritten_notes(manifest: Manifest, folder: Path) -> list[str]:

@@ -17,7 +17,6 @@ from catalog.adapters.base_modules import built_modules
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "catalog" / "adapters" / "base_modules.json"
-_MODEL_TYPES = {"gemma-2": "gemma2", "qwen2.5": "qwen2", "qwen3": "qwen3", "mistral": "mistral"}
 
 
 def document() -> str:
@@ -29,9 +28,9 @@ def document() -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _describe(name: str, dims: dict[str, int]) -> dict[str, Any]:
+def _describe(name: str, dims: dict[str, Any]) -> dict[str, Any]:
     """Layers, and widths (in, out) of the modules inside and outside them; null for the vocabulary."""
-    shapes = built_modules(_config(name, dims)).shapes
+    shapes = built_modules(_config(dims)).shapes
     inside: dict[str, tuple[int | None, int | None]] = {}
     outside: dict[str, tuple[int | None, int | None]] = {}
     for module, shape in shapes.items():
@@ -51,12 +50,11 @@ def _describe(name: str, dims: dict[str, int]) -> dict[str, Any]:
     return {"layers": dims["layers"], "inside": inside, "outside": outside}
 
 
-def _config(name: str, dims: dict[str, int]) -> dict[str, Any]:
+def _config(dims: dict[str, Any]) -> dict[str, Any]:
     """A config.json for a model of these dimensions."""
-    model_type = next((kind for start, kind in _MODEL_TYPES.items() if name.startswith(start)), "llama")
-    head = _head_dim(dims)
+    head = dims["head"]
     return {
-        "model_type": model_type,
+        "model_type": dims["type"],
         "hidden_size": dims["hidden"],
         "intermediate_size": dims["mlp"],
         "num_hidden_layers": dims["layers"],
@@ -65,11 +63,6 @@ def _config(name: str, dims: dict[str, int]) -> dict[str, Any]:
         "head_dim": head,
         "vocab_size": dims["vocab"],
     }
-
-
-def _head_dim(dims: dict[str, int]) -> int:
-    """Any width of a head that divides the widths of queries and keys: only their products are listed."""
-    return next(head for head in (256, 128, 64) if dims["q"] % head == 0 and dims["kv"] % head == 0)
 
 
 if __name__ == "__main__":

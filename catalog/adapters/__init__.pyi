@@ -29,7 +29,6 @@ from .engine_rules import (
     load_engines,
     verdicts,
 )
-from .engines import misreadings
 from .feature import (
     IN_LAYERS,
     PARTIAL,
@@ -162,7 +161,6 @@ __all__ = [
     "load_problems",
     "lora_modules",
     "make_loadable",
-    "misreadings",
     "modules_of_base",
     "modules_of_folder",
     "modules_of_model",

@@ -59,7 +59,10 @@ class BaseSpelling:
 
 @dataclass(frozen=True, slots=True)
 class BaseDims:
-    """Widths of a decoder: `q` and `kv` are the outputs of the query and of the key and value projections."""
+    """Widths of a decoder: `q` and `kv` are the outputs of the query and of the key and value projections.
+
+    `head` is the width of an attention head, `type` the model_type of transformers.
+    """
 
     hidden: int
     layers: int
@@ -67,6 +70,8 @@ class BaseDims:
     kv: int
     mlp: int
     vocab: int
+    head: int
+    type: str
 
     def shape(self, module: str) -> tuple[int | None, int | None] | None:
         """(in_features, out_features) of a module by its short name; None for a width that varies or is

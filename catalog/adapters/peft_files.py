@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from catalog.adapters.config import AdapterConfig, parse_config
-from catalog.adapters.engines import misreadings
+from catalog.adapters.engine_rules import engine_facts, load_engines, verdict
 from catalog.adapters.folder import CONFIG_NAME, MOST_CONFIG, WEIGHTS_NAME
 from catalog.adapters.header import PREFIX, Header, parse_header
 from catalog.adapters.names import ModuleNames, peft_names
@@ -89,12 +89,24 @@ def load_problems(folder: Path) -> tuple[str, ...]:
 
 
 def engine_problems(folder: Path) -> tuple[str, ...]:
-    """Warnings about engines other than PEFT for the adapter in a folder, by its ranks and scalings alone."""
+    """Warnings about engines that do not run the adapter in a folder as PEFT does, a sentence a reason.
+
+    Engines that read no folder of PEFT are not named.
+    """
     adapter = _read(folder)
     if isinstance(adapter, str):
         return ()
-    config = adapter.config
-    return misreadings(adapter.spec.ranks, rslora=config.use_rslora, alpha_pattern=bool(config.alpha_pattern))
+    facts = engine_facts(adapter.config, adapter.spec)
+    engines: dict[str, list[str]] = {}
+    for engine in load_engines():
+        if all(rule.when != "any" for rule in engine.rules):
+            for reason in verdict(engine, facts).reasons:
+                engines.setdefault(reason, []).append(engine.title)
+    return tuple(f"{_joined(titles)}: {reason}." for reason, titles in engines.items())
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _read(folder: Path) -> _Adapter | str:

@@ -79,13 +79,14 @@ def export(
     progress: Progress,
     *,
     as_is: bool = False,
+    rewrite: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes the folder NAME-DIGEST below `to` with the pool in this format, replacing an existing one.
 
     With `fetch` the adapters' files are copied into it (formats peft, mergekit, vllm and hub); without, only
     recipes and ids that name the Hub. Files that PEFT would not load are changed so that it does, except in
-    the format hub or with `as_is`. Raises PoolError for bytes that are not the pinned ones and StorageError
-    if writing fails.
+    the format hub or with `as_is`; `rewrite` may then change a member's folder further. Raises PoolError for
+    bytes that are not the pinned ones and StorageError if writing fails.
     """
     if fetch is None and form in ("peft", "hub"):
         raise PoolError(f"The format {form} contains the weights; add `weights=True`.")
@@ -99,7 +100,7 @@ def export(
             if fetch is not None and form != "ids":
                 _write_members(manifest, folder, form, fetch, progress)
                 if form != "hub":
-                    _write_record(manifest, folder, as_is=as_is)
+                    _write_record(manifest, folder, as_is=as_is, rewrite=rewrite)
             for name, text in _recipes(manifest, form, local=fetch is not None).items():
                 (folder / name).write_text(text, encoding="utf-8", newline="\n")
             replace_folder(folder, target, temporary)
@@ -143,13 +144,17 @@ def _write_members(
     progress(len(manifest.members), len(manifest.members))
 
 
-def _write_record(manifest: Manifest, folder: Path, *, as_is: bool) -> None:
+def _write_record(
+    manifest: Manifest, folder: Path, *, as_is: bool, rewrite: Callable[[Path], None] | None
+) -> None:
     """Changes the members' folders so that PEFT loads them, unless `as_is`, and writes export.json."""
     files: dict[str, WrittenFile] = {}
     for member in manifest.members:
         place = folder / member_folder(member)
         if not as_is:
             make_loadable(place)
+            if rewrite is not None:
+                rewrite(place)
         for file in member.files:
             written = place / file.name
             path = (member_folder(member) / file.name).as_posix()

@@ -23,6 +23,7 @@ from cli.options import (
     date_option,
     dtype_option,
     explicit_options,
+    mixed_ranks_option,
     option,
     overwrite_option,
     preset_option,
@@ -67,6 +68,7 @@ class AdaptOptions(TypedDict):
     out: Path | None
     overwrite: bool
     rank: int | None
+    mixed_ranks: bool
     split: Literal["valid", "test"] | None
     limit: int | None
     too_long: TooLong
@@ -101,6 +103,7 @@ class AdaptOptions(TypedDict):
 @option("-o", "--out", group=RESULT, metavar="DIR", type=FOLDER, help="The folder to write.")
 @overwrite_option
 @rank_option
+@mixed_ranks_option
 @option(
     "--split",
     group=RESULT,

@@ -1,15 +1,16 @@
-"""`loradex engines`: what serves an adapter as PEFT does."""
+"""`loradex engines` and `normalise`: who runs an adapter as PEFT does, and the form that all read."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 import loradex
 from cli.app import App, pass_app
-from cli.options import FOLDER
-from cli.output import Column, output_options
+from cli.options import FOLDER, Command, option
+from cli.output import Column, label_lines, output_options
 from cli.tables import runs_column
 
 ENGINES = (
@@ -44,3 +45,42 @@ def engines(app: App, folder: Path | None) -> None:
         app.output.rows(loradex.engines(app.settings), ENGINES)
     else:
         app.output.rows(loradex.runs_in(folder, app.settings), VERDICTS)
+
+
+@click.command(cls=Command)
+@click.argument("adapter", type=FOLDER)
+@option("-o", "--out", metavar="DIR", type=FOLDER, required=True, help="The folder to write.")
+@option(
+    "--base", metavar="B", help="The base model, where the configuration does not name it: an id or a folder."
+)
+@option("--without", metavar="NAMES", default="", help="Leave out layers, such as lm_head,embed_tokens.")
+@option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: that of the adapter]"
+)
+@option("--overwrite", is_flag=True, help="Replace what an earlier run has written to -o.")
+@output_options(lists=False)
+@pass_app
+def normalise(
+    app: App, /, adapter: Path, out: Path, base: str | None, without: str, dtype: str | None, overwrite: bool
+) -> None:
+    """Write the ADAPTER in a folder in the form that every engine reads; its update stays the same.
+
+    One rank and lora_alpha equal to it, scalings folded into B, PEFT's names of tensors, and zero factors
+    where a group of modules (q, k and v; gate and up; the same in every layer) is not whole.
+    """
+    with app.output.show_progress() as progress:
+        report = loradex.normalise(
+            adapter, out=out, dtype=dtype, without=without, base=base, overwrite=overwrite, progress=progress
+        )
+    app.output.document(report.document(), _render_normalised)
+
+
+def _render_normalised(result: dict[str, Any]) -> str:
+    return label_lines(
+        [
+            ("folder", result["folder"]),
+            ("rank", f"{result['rank']} in {result['form']['rank']}"),
+            ("changed", "; ".join(result["changes"]) or "nothing but the files"),
+            ("misread", " ".join(result["misread"])),
+        ]
+    )

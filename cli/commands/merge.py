@@ -22,6 +22,7 @@ from cli.options import (
     base_name,
     control_option,
     device_option,
+    mixed_ranks_option,
     option,
     overwrite_option,
     rank_option,
@@ -106,6 +107,7 @@ class MergeOptions(TypedDict):
     base: str | None
     control: str | None
     rank: int | None
+    mixed_ranks: bool
     dtype: str | None
     apply_to: Path | None
     device: str
@@ -123,6 +125,7 @@ class MergeOptions(TypedDict):
 @option("-o", "--out", group=RESULT, metavar="DIR", type=FOLDER, help="The folder to write.")
 @overwrite_option
 @rank_option
+@mixed_ranks_option
 @option(
     "--dtype",
     group=RESULT,

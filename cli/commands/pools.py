@@ -65,10 +65,24 @@ def show(app: App, pool: str) -> None:
     expose_value=False,
     help="Files are always copied; kept for older scripts.",
 )
+@click.option(
+    "--normalised/--not-normalised",
+    default=None,
+    help="Write the form that every engine reads.  [default: for vllm]",
+)
 @click.option("--as-is", is_flag=True, help="Change no byte, also where PEFT does not load it (as hub does).")
 @output_options(lists=False)
 @pass_app
-def export(app: App, /, pool: str, to: Path | None, form: str, weights: bool, as_is: bool) -> None:
+def export(
+    app: App,
+    /,
+    pool: str,
+    to: Path | None,
+    form: str,
+    weights: bool,
+    as_is: bool,
+    normalised: bool | None,
+) -> None:
     """Write a pool as files, every byte checked against its sha256; its folder is NAME-DIGEST.
 
     Where PEFT would not find the tensors under their names, or not load the config, it is written as PEFT
@@ -76,7 +90,9 @@ def export(app: App, /, pool: str, to: Path | None, form: str, weights: bool, as
     an export does not reach the data folder. Its controls are exported next to it.
     """
     with app.output.show_progress() as progress:
-        report = app.catalog.pool(pool).export(to, form, weights=weights, as_is=as_is, progress=progress)
+        report = app.catalog.pool(pool).export(
+            to, form, weights=weights, as_is=as_is, normalised=normalised, progress=progress
+        )
     app.output.say_all(report.notes)
     app.output.document(report.document(), lambda document: "\n".join(document["folders"]))
 

@@ -66,6 +66,7 @@ class Adaptation:
         dtype: str | None = None,
         base: str | None = None,
         overwrite: bool = False,
+        portable: bool = False,
     ) -> MergeReport:
         """Folds the result into one PEFT adapter, with adapt.json, by `merging.learning.combination.combine`.
 
@@ -86,6 +87,7 @@ class Adaptation:
             record=self.record,
             overwrite=overwrite,
             stacks=self.live.stacks() if self.method.factors else None,
+            portable=portable,
         )
 
 

@@ -11,13 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catalog.adapters import engine_problems
 from catalog.errors import MergeError
 from merging.members import (
     MergeMember,
+    PortableForm,
     Shape,
     Stack,
+    base_modules,
     iterate_stacks,
     new_folder,
+    portable_form,
     shapes,
     storage,
     write_config,
@@ -45,6 +49,7 @@ def combine(
     record: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     stacks: Iterable[Stack] | None = None,
+    portable: bool = False,
 ) -> MergeReport:
     """One adapter in the folder `out`: the members weighted by `coefficients`, with adapt.json.
 
@@ -53,9 +58,9 @@ def combine(
     the result is exact; `rank` limits the rank of every module. `dtype` is that of all members, else float32.
     `stacks` are factors to use instead of the members' files, in the order of `merging.members.shapes`
     (trained ones: `LiveStack.stacks`). `record` is copied into adapt.json, with the result of the folding
-    under "combined". The folder appears complete or not at all; one written by `combine` is replaced with
-    `overwrite`. Raises the errors of `merging.static.plan`, MergeError if all coefficients are 0,
-    StorageError if writing fails.
+    under "combined". A `portable` result has the form that every engine reads. The folder appears complete or
+    not at all; one written by `combine` is replaced with `overwrite`. Raises the errors of
+    `merging.static.plan`, MergeError if all coefficients are 0, StorageError if writing fails.
     """
     from merging.learning.coefficients import columns
 
@@ -68,20 +73,33 @@ def combine(
     source = iterate_stacks(planned.members, device) if stacks is None else stacks
     with new_folder(out, overwrite, ADAPT_RECORD) as folder:
         updates = _updates(used, source, scales, rank)
-        modules = write_updates(folder, planned.dtype, used, updates)
+        form = _form(used, scales, rank, base or planned.base) if portable else None
+        modules = write_updates(folder, planned.dtype, used, updates, form)
         combined = {
             "rank": rank,
             "dtype": planned.dtype,
             "modules": {name: asdict(module) for name, module in modules.items()},
             "totals": totals(modules),
+            **({"form": form.record()} if form else {}),
         }
         document = dict(record or {}) | {"combined": combined}
         # The base model by its canonical name, or the folder of a given model: PEFT finds it there.
         name = base if base and (Path(base) / "config.json").is_file() else planned.base
         with storage(out):
-            write_config(folder, planned.members, name, {n: m.rank for n, m in modules.items()})
+            ranks = {name: module.rank for name, module in modules.items()}
+            write_config(folder, planned.members, name, ranks, form)
             write_json(folder / ADAPT_RECORD, document)
-    return MergeReport(out, document, modules)
+        misread = engine_problems(folder)
+    return MergeReport(out, document, modules, misread=misread)
+
+
+def _form(
+    used: Sequence[Shape], scales: Mapping[str, Tensor], rank: int | None, base: str | None
+) -> PortableForm:
+    """The form that every engine reads, for modules of the ranks that `_update` gives them."""
+    ranks = {shape.name: int(scales[shape.name].count_nonzero()) for shape in used}
+    ranks = {name: min(count, rank or count) for name, count in ranks.items()}
+    return portable_form(used, ranks, base_modules(base) if base else None)
 
 
 def _updates(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.adapters import CONFIG_NAME
+from catalog.adapters import CONFIG_NAME, engine_problems
 from catalog.errors import EvaluationError, MergeError
 from merging.learning.adaptive import AdaptiveMethod
 from merging.learning.combination import ADAPT_RECORD
@@ -63,11 +63,12 @@ class Continuation:
         dtype: str | None = None,
         base: str | None = None,
         overwrite: bool = False,
+        portable: bool = False,
     ) -> MergeReport:
         """Writes the adapter with its own configuration, and adapt.json, to the folder `out`.
 
-        `dtype` is by default that of its file; its configuration names the base model. Raises MergeError for
-        a `rank`, and StorageError.
+        `dtype` is by default that of its file; its configuration names the base model, and `portable` changes
+        nothing. Raises MergeError for a `rank`, and StorageError.
         """
         if rank is not None:
             raise MergeError(f"{self.member.name} keeps its ranks; leave out `rank`.")
@@ -79,7 +80,8 @@ class Continuation:
             shutil.copyfile(self.member.folder / CONFIG_NAME, folder / CONFIG_NAME)
             self._write_tensors(folder, kind)
             write_json(folder / ADAPT_RECORD, dict(self.record) | {"combined": combined})
-        return MergeReport(out, self.record, modules)
+            misread = engine_problems(folder)
+        return MergeReport(out, self.record, modules, misread=misread)
 
     def _write_tensors(self, folder: Path, dtype: str) -> None:
         try:

@@ -1,5 +1,6 @@
 from .member import (
     MergeMember,
+    base_modules,
     base_note,
     base_of,
     digest_of,
@@ -9,6 +10,7 @@ from .member import (
     read_module,
     refuse_apart,
 )
+from .portable import PortableForm, portable_form, portable_rank
 from .stacks import Shape, Stack, iterate_stacks, join_factors, read_stack, shapes
 from .tying import modules_sharing_weights, transposed_layers
 from .writer import (
@@ -31,9 +33,11 @@ __all__ = [
     "DTYPES",
     "MERGE_RECORD",
     "MergeMember",
+    "PortableForm",
     "Shape",
     "Stack",
     "adapter_config",
+    "base_modules",
     "base_note",
     "base_of",
     "digest_of",
@@ -45,6 +49,8 @@ __all__ = [
     "modules_sharing_weights",
     "new_folder",
     "package_versions",
+    "portable_form",
+    "portable_rank",
     "read_magnitude",
     "read_module",
     "read_stack",

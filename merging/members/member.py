@@ -181,7 +181,7 @@ def load_members(
     refuse_apart(members)
     if base is None:
         _refuse_bases(members, table or initial_table())
-    modules = _base_modules(base) if base else None
+    modules = base_modules(base) if base else None
     if base is None:
         base = base_of(members, None, table)
         modules = modules_of_spelling(base)
@@ -353,7 +353,7 @@ def _refuse_widths(members: Sequence[MergeMember], base: str, modules: BaseModul
                 )
 
 
-def _base_modules(base: str) -> BaseModules | None:
+def base_modules(base: str) -> BaseModules | None:
     """The modules of a base by any of its names, or of the model in a folder; None if they are unknown."""
     if (Path(base) / _BASE_CONFIG).is_file():
         return modules_of_folder(Path(base))

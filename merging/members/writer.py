@@ -22,6 +22,7 @@ from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
 from catalog.errors import StorageError, UsageError
 from catalog.files import remove_abandoned, replace_folder, sync, temporary_folder
 from merging.members.member import MergeMember
+from merging.members.portable import PortableForm
 from merging.members.stacks import Shape
 
 if TYPE_CHECKING:
@@ -125,13 +126,18 @@ def factor_names(shape: Shape) -> tuple[str, str]:
 
 
 def adapter_config(
-    members: Sequence[MergeMember], base: str | None, ranks: Mapping[str, int]
+    members: Sequence[MergeMember],
+    base: str | None,
+    ranks: Mapping[str, int],
+    form: PortableForm | None = None,
 ) -> dict[str, Any]:
     """The adapter_config.json of a merge: alpha = r in every module, so that its scaling is 1.
 
-    The most frequent rank is `r`, modules of other ranks are in both patterns by their full names, escaped as
-    regular expressions, which PEFT expects.
+    All modules have the rank of `form`. Without it the most frequent rank is `r`, modules of other ranks are
+    in both patterns by their full names, escaped as regular expressions, which PEFT expects.
     """
+    if form is not None:
+        ranks = dict.fromkeys([*ranks, *(shape.name for shape in form.zeros)], form.rank)
     counts = sorted(ranks.values())
     usual = max(sorted(set(counts)), key=counts.count)
     exceptions = sorted((n for n, rank in ranks.items() if rank != usual), key=lambda n: (-len(n), n))
@@ -154,7 +160,7 @@ def adapter_config(
         "r": usual,
         "rank_pattern": pattern,
         "revision": None,
-        "target_modules": _targets(members, tuple(ranks)),
+        "target_modules": list(form.targets) if form and form.targets else _targets(members, tuple(ranks)),
         "task_type": tasks.pop() if len(tasks) == 1 else None,
         "use_dora": False,
         "use_rslora": False,
@@ -174,10 +180,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_config(
-    folder: Path, members: Sequence[MergeMember], base: str | None, ranks: Mapping[str, int]
+    folder: Path,
+    members: Sequence[MergeMember],
+    base: str | None,
+    ranks: Mapping[str, int],
+    form: PortableForm | None = None,
 ) -> None:
     """Write adapter_config.json."""
-    write_json(folder / CONFIG_NAME, adapter_config(members, base, ranks))
+    write_json(folder / CONFIG_NAME, adapter_config(members, base, ranks, form))
 
 
 def weights_path(folder: Path) -> Path:

@@ -2,22 +2,29 @@ from . import inspection
 from .controls import KINDS, stand_ins
 from .costs import Price, price
 from .folding import FoldReport, apply_to, refuse_misfits, refuse_unfoldable
+from .gguf_adapter import GgufBase, gguf_base, write_gguf
 from .inspection import Inspection
 from .merger import MergeReport, ModuleReport, carry_out, merged_updates, totals, works, write_updates
+from .normalising import NORMALISE_RECORD, NormaliseReport, normalise
 from .plans import Plan, plan
 
 __all__ = [
     "KINDS",
+    "NORMALISE_RECORD",
     "FoldReport",
+    "GgufBase",
     "Inspection",
     "MergeReport",
     "ModuleReport",
+    "NormaliseReport",
     "Plan",
     "Price",
     "apply_to",
     "carry_out",
+    "gguf_base",
     "inspection",
     "merged_updates",
+    "normalise",
     "plan",
     "price",
     "refuse_misfits",
@@ -25,5 +32,6 @@ __all__ = [
     "stand_ins",
     "totals",
     "works",
+    "write_gguf",
     "write_updates",
 ]

@@ -61,8 +61,14 @@ def price(planned: Plan, rates: Rates | None = None) -> Price:
     members = [planned.members[n] for n in planned.present]
     union = shapes(members)
     rates = rates or calibrate(planned.device)
-    ranks = {shape.name: _rank(planned, shape) for shape in union}
-    parameters = sum(ranks[s.name] * (s.in_features + s.out_features) for s in union)
+    ranks = {shape.name: planned.rank_of(shape) for shape in union}
+    form = planned.form()
+    if form is not None:
+        ranks = dict.fromkeys(ranks, form.rank)
+    written = [*union, *form.zeros] if form else union
+    parameters = sum(
+        ranks.get(s.name, max(ranks.values())) * (s.in_features + s.out_features) for s in written
+    )
     read = sum(place.end - place.begin for m in members for pair in m.places.values() for place in pair)
     size = parameters * _BYTES[planned.dtype]
     steps = [_operations(planned, shape) for shape in union]
@@ -72,7 +78,7 @@ def price(planned: Plan, rates: Rates | None = None) -> Price:
     elements = sum(_numbers_moved(planned, shape) for shape in union)
     return Price(
         members=len(members),
-        modules=len(union),
+        modules=len(written),
         rank=max(ranks.values()),
         parameters=parameters,
         size=size,
@@ -112,18 +118,11 @@ def _seconds(work: Callable[[], Tensor], device: str) -> float:
     return max(min(spent), 1e-9)
 
 
-def _rank(planned: Plan, shape: Shape) -> int:
-    bound = planned.bound(shape)
-    if planned.method.equal_ranks:
-        return shape.largest
-    return bound if planned.method.cost == "entries" else min(bound, shape.total)
-
-
 def _operations(planned: Plan, shape: Shape) -> tuple[float, float, float]:
     """(float32, float64, n^3 of eigenproblems) of one module."""
     total, width = shape.total, shape.in_features + shape.out_features
-    sums = 2.0 * total * _rank(planned, shape) * width
-    if planned.method.cost == "bytes" and _rank(planned, shape) >= total:
+    sums = 2.0 * total * planned.rank_of(shape) * width
+    if planned.method.cost == "bytes" and planned.rank_of(shape) >= total:
         return 0.0, 0.0, 0.0
     if planned.method.cost == "entries":
         rows, columns = _sides(planned, shape)
@@ -160,7 +159,7 @@ def _sides(planned: Plan, shape: Shape) -> tuple[int, int]:
 
 def _memory(planned: Plan, shape: Shape) -> int:
     width = shape.in_features + shape.out_features
-    factors = 4 * width * (2 * shape.total + 2 * _rank(planned, shape))
+    factors = 4 * width * (2 * shape.total + 2 * planned.rank_of(shape))
     square = 8 * 8 * shape.total**2 if _operations(planned, shape)[2] else 0
     if planned.method.cost != "entries":
         return factors + square

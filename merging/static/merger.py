@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog.adapters import misreadings
+from catalog.adapters import engine_problems
 from catalog.errors import MergeError
 from merging.members import (
     MERGE_RECORD,
     MergeMember,
+    PortableForm,
     Shape,
     digest_of,
     factor_names,
@@ -58,20 +59,16 @@ class ModuleReport:
 class MergeReport:
     """The result of a merge: the folder, the record as in merge.json, and each module by name.
 
-    `model` is the folder of the base model with the merge added, if requested; `notes` are notes for the user
-    on the members.
+    `model` is the folder of the base model with the merge added, if requested; `misread` are warnings about
+    engines that do not read the result as PEFT does, `notes` are notes for the user.
     """
 
     folder: Path
     record: Mapping[str, Any]
     modules: Mapping[str, ModuleReport]
     model: Path | None = None
+    misread: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    @property
-    def misread(self) -> tuple[str, ...]:
-        """Warnings about programs that read the result differently from PEFT."""
-        return tuple(misreadings({module.rank for module in self.modules.values()}))
 
     @property
     def energy_share(self) -> float | None:
@@ -110,13 +107,19 @@ def carry_out(
         stack.callback(hashing.shutdown, cancel_futures=True)
         digests = [member.digest or hashing.submit(digest_of, member.weights) for member in planned.members]
         union = shapes([planned.members[n] for n in planned.present])
-        modules = write_updates(folder, planned.dtype, union, merged_updates(planned, progress, written=True))
+        form = planned.form()
+        updates = merged_updates(planned, progress, written=True)
+        modules = write_updates(folder, planned.dtype, union, updates, form)
+        ranks = {name: module.rank for name, module in modules.items()}
         with storage(out):
-            write_config(folder, planned.members, planned.base, {n: m.rank for n, m in modules.items()})
-            record = _record(planned, modules, digests, pool)
+            write_config(folder, planned.members, planned.base, ranks, form)
+            record = _record(planned, modules, digests, pool) | ({"form": form.record()} if form else {})
             write_json(folder / MERGE_RECORD, record)
-            write_text(folder / "README.md", _model_card(planned.members, planned.method, record))
-    return MergeReport(out, record, modules)
+            misread = engine_problems(folder)
+            write_text(folder / "README.md", _model_card(planned.members, planned.method, record, misread))
+    advice = "; `mixed_ranks=True` writes the ranks as they are"
+    note = form.note(ranks, union, advice) if form else None
+    return MergeReport(out, record, modules, misread=misread, notes=(note,) if note else ())
 
 
 def works(planned: Plan) -> Iterator[ModuleWork]:
@@ -177,25 +180,35 @@ def _work(
 
 
 def write_updates(
-    folder: Path, dtype: str, union: Sequence[Shape], updates: Iterable[tuple[Shape, Update]]
+    folder: Path,
+    dtype: str,
+    union: Sequence[Shape],
+    updates: Iterable[tuple[Shape, Update]],
+    form: PortableForm | None = None,
 ) -> dict[str, ModuleReport]:
     """Writes the factors of updates to a folder one by one, and reports each module by name.
 
-    `union` has every possible module. Raises MergeError if `dtype` cannot represent a value, and StorageError
+    `union` has every possible module. With `form` factors are filled up with zeros; the reports have the
+    ranks before that. Raises MergeError if `dtype` cannot represent a value, and StorageError
     if writing fails.
     """
-    names = [name for shape in union for name in factor_names(shape)]
+    written = (*union, *form.zeros) if form else union
+    names = [name for shape in written for name in factor_names(shape)]
     modules: dict[str, ModuleReport] = {}
     with storage(folder), tensor_writer(weights_path(folder), dtype, names) as writer:
         for shape, update in updates:
+            factors = form.pad(update.a, update.b) if form else (update.a, update.b)
             try:
-                for name, values in zip(factor_names(shape), (update.a, update.b), strict=True):
+                for name, values in zip(factor_names(shape), factors, strict=True):
                     writer.write(name, values)
             except OverflowError as error:
                 raise MergeError(
                     f"The merged {shape.name} is too large for {dtype}; write float32 instead."
                 ) from error
             modules[shape.name] = ModuleReport(update.a.shape[0], _energy(update), update.discarded)
+        for shape, a, b in form.zero_factors(dtype) if form else ():
+            for name, values in zip(factor_names(shape), (a, b), strict=True):
+                writer.write(name, values)
     return modules
 
 
@@ -267,8 +280,10 @@ def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any
     ]
 
 
-def _model_card(members: Sequence[MergeMember], method: MergeMethod, record: Mapping[str, Any]) -> str:
-    """The text of README.md: front matter, then base model, method, members and licenses.
+def _model_card(
+    members: Sequence[MergeMember], method: MergeMethod, record: Mapping[str, Any], misread: Sequence[str]
+) -> str:
+    """The text of README.md: front matter, then method, members, licenses and what engines misread.
 
     Front matter as https://huggingface.co/docs/hub/model-cards has it: `merge` among the tags. The license is
     included if all members have the same.
@@ -300,8 +315,7 @@ def _model_card(members: Sequence[MergeMember], method: MergeMethod, record: Map
     ]
     if record["totals"]["energy"]:
         lines += ["", f"Energy that the rank could not hold: {_share(record['totals'])}."]
-    misread_by = misreadings({module["rank"] for module in record["modules"].values()})
-    lines += ["", *misread_by] if misread_by else []
+    lines += ["", *misread] if misread else []
     lines += ["", "merge.json beside this file has every parameter, version and digest."]
     return "\n".join(lines) + "\n"
 

@@ -9,7 +9,18 @@ from pathlib import Path
 
 from catalog.adapters import BaseTable
 from catalog.errors import MergeError, UsageError
-from merging.members import DTYPES, MergeMember, Shape, base_note, base_of, load_members, shapes
+from merging.members import (
+    DTYPES,
+    MergeMember,
+    PortableForm,
+    Shape,
+    base_modules,
+    base_note,
+    base_of,
+    load_members,
+    portable_form,
+    shapes,
+)
 from merging.methods import MergeMethod, Value, find_method
 
 MEMORY = 512 * 1024 * 1024
@@ -21,7 +32,8 @@ class Plan:
     """A validated merge before its execution.
 
     `weights` has one entry a member as the method uses it, `rank` the requested bound, else the method's.
-    `base` is the canonical name of the base model. `notes` are sentences for the user.
+    `base` is the canonical name of the base model. `notes` are sentences for the user. A `portable` result
+    has the form that every engine reads, else the ranks that come out.
     """
 
     members: tuple[MergeMember, ...]
@@ -36,6 +48,7 @@ class Plan:
     memory: int = MEMORY
     inputs: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    portable: bool = False
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -52,6 +65,21 @@ class Plan:
             else max(module.rank for member in self.members for module in member.spec.modules)
         )
         return min(self.rank or largest, shape.in_features, shape.out_features)
+
+    def rank_of(self, shape: Shape) -> int:
+        """The rank of the result in a module, as far as it is known in advance; never less."""
+        bound = self.bound(shape)
+        if self.method.equal_ranks:
+            return shape.largest
+        return bound if self.method.cost == "entries" else min(bound, shape.total)
+
+    def form(self) -> PortableForm | None:
+        """The form of the result that every engine reads; None if it has the ranks that come out."""
+        if not self.portable:
+            return None
+        union = shapes([self.members[n] for n in self.present])
+        base = base_modules(self.base) if self.base else None
+        return portable_form(union, {shape.name: self.rank_of(shape) for shape in union}, base)
 
     def joins(self, shape: Shape) -> bool:
         """Whether the result of a module is the members' factors side by side."""
@@ -74,10 +102,11 @@ def plan(
     table: BaseTable | None = None,
     memory: int = MEMORY,
     inputs: Sequence[Path] = (),
+    portable: bool = False,
 ) -> Plan:
     """A merge, validated as far as possible without reading weights; writes nothing.
 
-    `base` and `table` are those of `load_members`.
+    `base` and `table` are those of `load_members`, `portable` is the form of the result.
     Raises UsageError for invalid arguments, MergeError for members that do not match the method or each
     other, and the errors of `load_members`.
     """
@@ -101,6 +130,7 @@ def plan(
         memory,
         tuple(inputs),
         (note,) if note else (),
+        portable,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from peft import PeftModel
 
-from catalog.adapters import misreadings
+from catalog.adapters import engine_problems
 from merging.model.base import kept_name
 from tests.merging.test_evaluate import ROWS, tiny_adapter
 from tests.merging.tiny import NAME, save_base, tiny_base, write_task
@@ -77,7 +77,9 @@ def test_adapt_writes_an_adapter_that_peft_loads(run: Program, place: Path) -> N
     assert document["valid_loss"] <= document["valid_before"]
     PeftModel.from_pretrained(tiny_base().model, out)
     config = json.loads((out / "adapter_config.json").read_text())
-    assert document["misread"] == list(misreadings({config["r"], *config["rank_pattern"].values()}))
+    assert document["misread"] == list(engine_problems(out))
+    assert (config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (config["r"], {}, {})
+    assert config["r"] in (8, 16, 32)
     again = run(*words, "-o", str(out))
     assert again.exit_code != 0
     assert " exists; use" in again.stderr

@@ -204,7 +204,7 @@ def test_the_seeds_contradict_each_other_nowhere() -> None:
 
 def test_dimensions_and_licences() -> None:
     dims = bases.dims(INSTRUCT)
-    assert dims == bases.BaseDims(4096, 32, 4096, 1024, 14336, 128256)
+    assert dims == bases.BaseDims(4096, 32, 4096, 1024, 14336, 128256, 128, "llama")
     assert dims.shape("v_proj") == (4096, 1024)
     assert dims.shape("down_proj") == (14336, 4096)
     assert dims.shape("lm_head") == (4096, None)

@@ -1,0 +1,143 @@
+"""An adapter in the form that every engine reads: the same update, written anew."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catalog.adapters import engine_problems
+from catalog.files import sync
+from merging.members import (
+    DTYPES,
+    MergeMember,
+    Shape,
+    base_modules,
+    base_of,
+    digest_of,
+    load_members,
+    new_folder,
+    portable_form,
+    read_module,
+    shapes,
+    storage,
+    write_config,
+    write_json,
+)
+from merging.methods import Update
+from merging.static.merger import write_updates
+
+NORMALISE_RECORD = "normalise.json"
+RECORD_VERSION = 1
+_CARD = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class NormaliseReport:
+    """A normalised adapter: the folder, what normalise.json states, and what engines still misread.
+
+    `notes` are sentences on what the user should know.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+    misread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The record with the folder and warnings about engines, as plain values."""
+        return {"folder": str(self.folder), "misread": self.misread, **self.record}
+
+
+def normalise(
+    member: MergeMember,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    base: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> NormaliseReport:
+    """The adapter in the form that every engine reads, written to the folder `out` with normalise.json.
+
+    All scalings are folded into B, ranks and groups of modules are filled up with zeros, names are PEFT's;
+    the update stays the same but for the rounding of scaled values into `dtype`, by default the stored one
+    (float32 where several are). `base` names the base model if the configuration does not. The model card is
+    copied. Raises the errors of `load_members`, MergeError for values that are not finite or too large, and
+    StorageError.
+    """
+    (member,) = load_members([member], base=base)
+    name = base_of([member], base)
+    stored = {dtype: known for known, dtype in DTYPES.items()}
+    kind = dtype or (
+        stored.get(member.spec.dtypes[0], "float32") if len(member.spec.dtypes) == 1 else "float32"
+    )
+    union = shapes([member])
+    ranks = {shape.name: shape.largest for shape in union}
+    form = portable_form(union, ranks, base_modules(name) if name else None)
+    with new_folder(out, overwrite, NORMALISE_RECORD) as folder:
+        write_updates(folder, kind, union, _scaled(member, union, progress), form)
+        with storage(out):
+            write_config(folder, [member], name or member.config.base_model, ranks, form)
+            card = member.folder / _CARD
+            if card.is_file():
+                shutil.copyfile(card, folder / _CARD)
+                sync(folder / _CARD)
+            record = {
+                "record_version": RECORD_VERSION,
+                "adapter": member.name,
+                "base_model": name,
+                "sha256": member.digest or digest_of(member.weights),
+                "license": member.license,
+                "dtype": kind,
+                "rank": max(ranks.values()),
+                "form": form.record(),
+                "changes": _changes(member, union, form.rank, len(form.zeros)),
+                **({"left_out": list(member.left_out)} if member.left_out else {}),
+            }
+            write_json(folder / NORMALISE_RECORD, record)
+            misread = engine_problems(folder)
+    notes = (form.note(ranks, union), _rounding(union, kind))
+    return NormaliseReport(out, record, misread, tuple(note for note in notes if note))
+
+
+def _scaled(
+    member: MergeMember, union: Sequence[Shape], progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[Shape, Update]]:
+    """A as stored and B times the scaling, in float32 or better, of each module."""
+    import torch
+
+    for number, shape in enumerate(union):
+        a, b = read_module(member, shape.name)
+        wide = torch.promote_types(b.dtype, torch.float32)
+        yield shape, Update(a.to(wide), b.to(wide) * shape.scalings[0], None, 0.0)
+        if progress is not None:
+            progress(number + 1, len(union))
+
+
+def _changes(member: MergeMember, union: Sequence[Shape], rank: int, zeros: int) -> list[str]:
+    """What differs from the adapter as it was, in words."""
+    ranks, scalings = {shape.largest for shape in union}, {shape.scalings[0] for shape in union}
+    changes = []
+    if scalings != {1.0}:
+        low, high = min(scalings), max(scalings)
+        span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        changes.append(f"scaling {span} folded into B")
+    if ranks != {rank}:
+        low, high = min(ranks), max(ranks)
+        changes.append(f"rank {low if low == high else f'{low} to {high}'} filled up to {rank}")
+    if zeros:
+        changes.append(f"zero factors for {zeros} modules that complete groups")
+    if member.spec.respelled:
+        changes.append("names of tensors as PEFT writes them")
+    return changes
+
+
+def _rounding(union: Sequence[Shape], dtype: str) -> str | None:
+    """A sentence where scaled values may not be represented exactly in a short data type."""
+    if dtype == "float32" or all(abs(math.frexp(shape.scalings[0])[0]) in (0.0, 0.5) for shape in union):
+        return None
+    return f"The scaling is not a power of two, so that B is rounded into {dtype}; float32 keeps it."
