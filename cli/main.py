@@ -65,8 +65,8 @@ COMMANDS = {
     "evaluate": CommandRow("cli.commands.evaluate:evaluate", "Score adapters on tasks."),
     "task": CommandRow("cli.commands.task:task", "Make and list tasks.", "evaluate"),
     "study": CommandRow("cli.commands.study:study", "Run a study: tasks x pools x methods x seeds."),
-    "normalise": CommandRow("cli.commands.engines:normalise", "Write an adapter as every engine reads it."),
-    "engines": CommandRow("cli.commands.engines:engines", "Engines that serve adapters, and which run one."),
+    "engines": CommandRow("cli.commands.engines:engines", "Which engines run an adapter."),
+    "normalise": CommandRow("cli.commands.engines:normalise", "Write it as all read it.", "engines"),
     "fingerprint": CommandRow(
         "cli.commands.alike:fingerprint", "Measurements of the weights in a local folder."
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -165,14 +166,14 @@ class Pool:
 
         Args:
             to: The folder to write below; by default the pools of the data folder.
-            form: "peft" for folders that PEFT loads, "hub" for a Hub in a folder, "mergekit" or "vllm" for
-                recipes, "ids" for a list.
+            form: "peft" for folders that PEFT loads, "hub" for a Hub in a folder, "mergekit", "vllm" or
+                "sglang" for recipes, "gguf" or "ollama" for GGUF files beside the folders, "ids" for a list.
             weights: Whether to write the files, too; what is not kept is fetched at its commit. The forms
-                peft and hub require it.
-            as_is: Whether to change no byte, also where PEFT does not load it. normalised: Whether to write
-            each member in the form that every engine reads (`loradex.normalise`);
-                by default for the form vllm. Members of which scaling * B A is not the whole update stay as
-                they are, with a note.
+                peft, gguf, ollama and hub require it.
+            as_is: Whether to change no byte, also where PEFT does not load it.
+            normalised: Whether to write members in the form that every engine reads (`loradex.normalise`);
+                by default for vllm, sglang, gguf and ollama. Members of which scaling * B A is not the whole
+                update stay as they are, with a note.
             progress: See `loradex.progress`.
 
         Returns:
@@ -194,7 +195,8 @@ class Pool:
         checked_form = check_choice("form", form, FORMS)
         if normalised and (as_is or not weights or checked_form in ("hub", "ids")):
             raise UsageError("Only files in the forms peft, vllm and mergekit are normalised, and not as_is.")
-        normalising = (checked_form == "vllm" and weights and not as_is) if normalised is None else normalised
+        for_engine = checked_form in ("vllm", "sglang", "gguf", "ollama")
+        normalising = (for_engine and weights and not as_is) if normalised is None else normalised
         notes: list[str] = []
         folders: list[Path] = []
         problems: list[PoolProblem] = []
@@ -205,7 +207,13 @@ class Pool:
                 with fetching(settings, manifest) as fetch:
                     below = Path(to) if to is not None else settings.pools
                     source = fetch if weights else None
-                    rewrite = _normaliser(manifest, notes) if normalising else None
+                    steps = [_normaliser(manifest, notes)] if normalising else []
+                    steps += (
+                        [_gguf_writer(manifest, settings, notes)]
+                        if checked_form in ("gguf", "ollama")
+                        else []
+                    )
+                    rewrite = partial(_each, steps) if steps else None
                     written = export(
                         manifest, below, checked_form, source, step.working, as_is=as_is, rewrite=rewrite
                     )
@@ -341,6 +349,31 @@ def _write_manifest(manifest: Manifest, settings: Settings) -> Path:
     with replace_file(path) as new:
         new.write_bytes(manifest.canonical())
     return path
+
+
+def _each(steps: Sequence[Callable[[Path], None]], folder: Path) -> None:
+    for step in steps:
+        step(folder)
+
+
+def _gguf_writer(manifest: Manifest, settings: Settings, notes: list[str]) -> Callable[[Path], None]:
+    """What writes adapter.gguf and a Modelfile into a member's folder, or notes why not."""
+    from merging.members import load_member
+    from merging.model import checkpoint
+    from merging.static import add_gguf
+
+    base = manifest.canonical_base()
+    kept = checkpoint(base, settings.bases) if base else None
+
+    def write(folder: Path) -> None:
+        try:
+            add_gguf(
+                load_member(folder, purpose="written as GGUF", base=base), folder, base=str(kept or base)
+            )
+        except (ConfigError, MergeError, WeightsError) as error:
+            notes.append(f"not written as GGUF: {error}")
+
+    return write
 
 
 def _normaliser(manifest: Manifest, notes: list[str]) -> Callable[[Path], None]:

@@ -1,5 +1,4 @@
 from .folders import (
-    ADAPTERS,
     EXPORT_RECORD,
     FORMS,
     Content,
@@ -24,11 +23,13 @@ from .manifest import (
     parse_manifest,
     read_manifest,
 )
+from .recipes import ADAPTERS, GGUF_NAME
 
 __all__ = [
     "ADAPTERS",
     "EXPORT_RECORD",
     "FORMS",
+    "GGUF_NAME",
     "MANIFEST_NAME",
     "Content",
     "Fetch",

@@ -8,11 +8,11 @@ and export.json has the sha256 of both; `verify_files` compares them again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from catalog.adapters import engine_problems, load_problems, make_loadable
 from catalog.errors import ConfigError, PoolError, StorageError
@@ -26,10 +26,12 @@ from catalog.files import (
     temporary_folder,
 )
 from catalog.pools.manifest import MANIFEST_NAME, Manifest, Member, PinnedFile, PoolProblem
+from catalog.pools.recipes import ADAPTERS, recipes
 
-Form = Literal["peft", "mergekit", "vllm", "hub", "ids"]
-FORMS: tuple[Form, ...] = ("peft", "mergekit", "vllm", "hub", "ids")
-ADAPTERS = "adapters"
+Form = Literal["peft", "mergekit", "vllm", "sglang", "gguf", "ollama", "hub", "ids"]
+FORMS: tuple[Form, ...] = get_args(Form)
+# Forms that are nothing without the files.
+_WITH_WEIGHTS = ("peft", "gguf", "ollama", "hub")
 EXPORT_RECORD = "export.json"
 RECORD_FORMAT = "loradex-export/1"
 _MOST_RECORD = 64 * 1024 * 1024
@@ -83,12 +85,12 @@ def export(
 ) -> Path:
     """Writes the folder NAME-DIGEST below `to` with the pool in this format, replacing an existing one.
 
-    With `fetch` the adapters' files are copied into it (formats peft, mergekit, vllm and hub); without, only
-    recipes and ids that name the Hub. Files that PEFT would not load are changed so that it does, except in
+    With `fetch` the adapters' files are copied into it (all formats but ids); without, only recipes and ids
+    that name the Hub. Files that PEFT would not load are changed so that it does, except in
     the format hub or with `as_is`; `rewrite` may then change a member's folder further. Raises PoolError for
     bytes that are not the pinned ones and StorageError if writing fails.
     """
-    if fetch is None and form in ("peft", "hub"):
+    if fetch is None and form in _WITH_WEIGHTS:
         raise PoolError(f"The format {form} contains the weights; add `weights=True`.")
     target = to / (manifest.folder_name if form in ("peft", "hub") else f"{manifest.folder_name}-{form}")
     try:
@@ -101,7 +103,7 @@ def export(
                 _write_members(manifest, folder, form, fetch, progress)
                 if form != "hub":
                     _write_record(manifest, folder, as_is=as_is, rewrite=rewrite)
-            for name, text in _recipes(manifest, form, local=fetch is not None).items():
+            for name, text in recipes(manifest, form, folder if fetch is not None else None).items():
                 (folder / name).write_text(text, encoding="utf-8", newline="\n")
             replace_folder(folder, target, temporary)
     except OSError as error:
@@ -226,52 +228,11 @@ def rewritten_members(manifest: Manifest, record: ExportRecord) -> list[str]:
     ]
 
 
-def _recipes(manifest: Manifest, form: Form, *, local: bool) -> dict[str, str]:
-    """The text files of a format by name."""
-    if form == "mergekit":
-        return {"mergekit.yaml": _mergekit(manifest, local=local)}
-    if form == "vllm":
-        return {"vllm.txt": "".join(f"{line}\n" for line in _vllm(manifest, local=local))}
-    if form == "ids":
-        return {"ids.txt": "".join(f"{member.reference}\n" for member in manifest.members)}
-    return {}
-
-
-def _places(manifest: Manifest, *, local: bool) -> Sequence[tuple[Member, str]]:
-    """Each member with its name for other programs: a folder, or an id of the Hub."""
-    if not local and (inside := next((m for m in manifest.members if m.subfolder), None)):
-        raise PoolError(
-            f"{inside.adapter} is in a subfolder, which other programs cannot load from the "
-            "Hub; add `weights=True`."
-        )
-    return [
-        (member, member_folder(member).as_posix() if local else member.repository)
-        for member in manifest.members
-    ]
-
-
-def _mergekit(manifest: Manifest, *, local: bool) -> str:
-    """A recipe of equal weights for mergekit, which reads BASE+LORA and BASE@COMMIT; JSON is YAML."""
-    if manifest.base is None:
-        raise PoolError("A recipe for mergekit requires a pool with a single base model.")
-    weight = 1 / max(len(manifest.members), 1)
-    models = [
-        f"  - model: {json.dumps(f'{manifest.base}+{place}' + ('' if local else f'@{member.commit}'))}\n"
-        f"    parameters: {{weight: {weight:.6g}}}\n"
-        for member, place in _places(manifest, local=local)
-    ]
-    where = "# Run mergekit-yaml in this folder: paths are relative to it.\n" if local else ""
-    base = f"base_model: {json.dumps(manifest.canonical_base())}\n"
-    head = f"{where}{base}merge_method: task_arithmetic\ndtype: bfloat16\n"
-    return head + "models:\n" + "".join(models)
-
-
-def _vllm(manifest: Manifest, *, local: bool) -> list[str]:
-    """One JSON a line, each an argument of `vllm serve --lora-modules`."""
-    return [
-        json.dumps({"name": member.folder_name, "path": place, "base_model_name": manifest.canonical_base()})
-        for member, place in _places(manifest, local=local)
-    ]
+def _write(content: Content, place: Path) -> None:
+    if content.path is None:
+        place.write_bytes(content.data or b"")
+    else:
+        copy_file(content.path, place)
 
 
 def verify_files(

@@ -55,7 +55,8 @@ def show(app: App, pool: str) -> None:
     "form",
     type=click.Choice(list(FORMS)),
     default="peft",
-    help="peft: folders that PEFT loads. hub: a Hub for `hub serve`. mergekit, vllm: recipes. ids: a list.",
+    help="peft: folders that PEFT loads. mergekit, vllm, sglang: recipes. gguf, ollama: GGUF files, too. "
+    "hub: a Hub for `hub serve`. ids: a list.",
 )
 @click.option("--weights", is_flag=True, help="With the files; what is not kept is fetched at its commit.")
 @click.option(
@@ -68,7 +69,7 @@ def show(app: App, pool: str) -> None:
 @click.option(
     "--normalised/--not-normalised",
     default=None,
-    help="Write the form that every engine reads.  [default: for vllm]",
+    help="Write the form that every engine reads.  [default: for engines]",
 )
 @click.option("--as-is", is_flag=True, help="Change no byte, also where PEFT does not load it (as hub does).")
 @output_options(lists=False)

@@ -2,13 +2,14 @@ from . import inspection
 from .controls import KINDS, stand_ins
 from .costs import Price, price
 from .folding import FoldReport, apply_to, refuse_misfits, refuse_unfoldable
-from .gguf_adapter import GgufBase, gguf_base, write_gguf
+from .gguf_adapter import GGUF_NAME, GgufBase, add_gguf, gguf_base, write_gguf
 from .inspection import Inspection
 from .merger import MergeReport, ModuleReport, carry_out, merged_updates, totals, works, write_updates
 from .normalising import NORMALISE_RECORD, NormaliseReport, normalise
 from .plans import Plan, plan
 
 __all__ = [
+    "GGUF_NAME",
     "KINDS",
     "NORMALISE_RECORD",
     "FoldReport",
@@ -19,6 +20,7 @@ __all__ = [
     "NormaliseReport",
     "Plan",
     "Price",
+    "add_gguf",
     "apply_to",
     "carry_out",
     "gguf_base",

@@ -18,7 +18,15 @@ from catalog.adapters import dims
 from catalog.errors import MergeError, UsageError
 from catalog.extras import require_extra
 from catalog.files import read_limited
-from merging.members import MergeMember, base_of, load_members, portable_form, read_module, shapes
+from merging.members import (
+    MergeMember,
+    base_of,
+    load_members,
+    portable_form,
+    read_module,
+    shapes,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +42,7 @@ _ARCHITECTURES = {
     "gemma3_text": ("GEMMA3", False),
 }
 _MOST_CONFIG = 1024 * 1024
+GGUF_NAME = "adapter.gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,30 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return rank
+
+
+def add_gguf(
+    member: MergeMember,
+    folder: Path,
+    *,
+    base: str | None = None,
+    dtype: str = "float32",
+    modelfile: bool = True,
+) -> Path:
+    """Writes `adapter.gguf`, and a Modelfile for Ollama, into the folder of an adapter; the former's path.
+
+    Raises what `write_gguf` raises; a file appears complete or not at all.
+    """
+    target = folder / GGUF_NAME
+    part = folder / f".{GGUF_NAME}.part"
+    try:
+        write_gguf(member, part, base=base, dtype=dtype)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    if modelfile:
+        write_text(folder / "Modelfile", f"FROM {base or base_of([member])}\nADAPTER ./{GGUF_NAME}\n")
+    return target
 
 
 def _filled(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from peft import PeftConfig
 from peft.utils import load_peft_weights
 from sqlalchemy import make_url
 
+import loradex as library
 from catalog.pools import Manifest, read_manifest
 from cli.main import loradex
 from crawler.hub.budget import Clock
@@ -355,3 +357,56 @@ def test_a_pool_by_scores_has_a_control_that_is_blind_to_the_task(scored: Progra
     assert {row["pool"] for row in ok(scored, "pools")} == {
         *("best", "best-blind", "best-random", "best-matched", "best-shuffled")
     }
+
+
+@pytest.mark.parametrize("form", ["vllm", "sglang", "gguf", "ollama", "mergekit"])
+def test_an_export_for_an_engine_has_its_command_and_verifies(
+    mine: Program, tmp_path: Path, form: str
+) -> None:
+    """Adapters are in the form that the engine reads, and what is written is what export.json has."""
+    ok(mine, "select", "three", "--by", "random", "-k", "3")
+    words = ("pool", "export", "three", "--to", str(tmp_path), "--format", form, "--weights")
+    folder = Path(ok(mine, *words)["folders"][0])
+    readme = (folder / "README.md").read_text()
+    members = sorted((folder / "adapters").iterdir())
+    assert len(members) == 3
+    if form == "mergekit":
+        assert "mergekit-yaml mergekit.yaml merged --lora-merge-cache" in readme
+        models = re.findall(r'model: ".*\+(.*)"', (folder / "mergekit.yaml").read_text())
+        assert sorted(models) == [f"adapters/{member.name}" for member in members]
+    else:
+        assert all(f"adapters/{member.name}" in readme for member in members)
+        assert all(
+            row.runs for m in members for row in library.runs_in(m) if row.engine in ("vllm", "sglang")
+        )
+    if form == "vllm":
+        listed = [json.loads(line) for line in (folder / "vllm.txt").read_text().splitlines()]
+        assert {entry["path"] for entry in listed} == {f"adapters/{member.name}" for member in members}
+        rank = max(json.loads((m / "adapter_config.json").read_text())["r"] for m in members)
+        assert ("--max-lora-rank" in readme) == (rank > 16)
+    if form in ("gguf", "ollama"):
+        assert all((m / "adapter.gguf").read_bytes()[:4] == b"GGUF" for m in members)
+        assert all("ADAPTER ./adapter.gguf" in (m / "Modelfile").read_text() for m in members)
+    assert ok(mine, "pool", "verify", str(folder))["problems"] == []
+
+
+def test_an_export_without_weights_fetches_the_members_at_their_commits(
+    mine: Program, tmp_path: Path
+) -> None:
+    ok(mine, "select", "three", "--by", "random", "-k", "3")
+    folder = Path(
+        ok(mine, "pool", "export", "three", "--to", str(tmp_path), "--format", "vllm")["folders"][0]
+    )
+    readme = (folder / "README.md").read_text()
+    pool = json.loads((folder / "pool.json").read_text())
+    for member in pool["members"]:
+        assert f"hf download {member['repository']} --revision {member['commit']}" in readme
+    assert mine("pool", "export", "three", "--to", str(tmp_path), "--format", "gguf").exit_code == 1
+
+
+def test_what_cannot_be_normalised_together_is_one_sentence(mine: Program, tmp_path: Path) -> None:
+    ok(mine, "select", "one", "--by", "random", "-k", "1")
+    words = ("pool", "export", "one", "--to", str(tmp_path), "--weights", "--normalised")
+    refused = mine(*words, "--as-is")
+    assert refused.exit_code == 2
+    assert "normalised" in refused.stderr
