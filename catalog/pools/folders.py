@@ -228,13 +228,6 @@ def rewritten_members(manifest: Manifest, record: ExportRecord) -> list[str]:
     ]
 
 
-def _write(content: Content, place: Path) -> None:
-    if content.path is None:
-        place.write_bytes(content.data or b"")
-    else:
-        copy_file(content.path, place)
-
-
 def verify_files(
     manifest: Manifest,
     place: Callable[[Member, PinnedFile], Path | None],
