@@ -12,7 +12,7 @@ from cli.main import COMMANDS, loradex
 from cli.options import Command
 from tests.cli.conftest import Program
 
-MOST_LINES = 45
+MOST_LINES = 44
 
 
 def walk(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
