@@ -19,7 +19,7 @@ from tools.bench.live import LARGE, say
 from tools.bench.peak import high_water, peak_during
 
 RATE, RANK = 1e-3, 16
-ROWS = [(f"Is {number} even?", "yes" if number % 2 == 0 else "no") for number in range(12)]
+ROWS = [(f"Is {number} even?", "yes" if number % 2 == 0 else "no") for number in range(6)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,21 +53,21 @@ def run(place: Path, layers: int, vocabulary: int) -> None:
         ).folder
         for at in range(2)
     ]
-    measure("score, base and 2 adapters", lambda: loradex.evaluate(base, task, members, limit=6))
-    prompts = [Prompt(tuple(range(at, at + 40)), ((0,),), 0) for at in range(4)]
-    measure("generate, 4 x 8 tokens", lambda: generate(base, prompts, most=8))
+    measure("score, base and 2 adapters", lambda: loradex.evaluate(base, task, members, limit=2))
+    prompts = [Prompt(tuple(range(at, at + 20)), ((0,),), 0) for at in range(2)]
+    measure("generate, 2 x 4 tokens", lambda: generate(base, prompts, most=4))
     measure(
-        "train, 2 steps of rank 16",
+        "train, a step of rank 16",
         lambda: loradex.train(
-            base, task, out=place / "new", rank=RANK, learning_rates=[RATE], steps=2, batch=4, samples=10
+            base, task, out=place / "new", rank=RANK, learning_rates=[RATE], steps=1, batch=2, samples=5
         ),
     )
     measure(
-        "adapt, 2 steps of recycling",
-        lambda: loradex.adapt(members, base, task, out=place / "adapted", steps=2, batch=4, samples=10),
+        "adapt, a step of recycling",
+        lambda: loradex.adapt(members, base, task, out=place / "adapted", steps=1, batch=2, samples=5),
     )
-    measure("gradient of 4 examples", lambda: gradient(base, task))
-    measure("merge, ties", lambda: loradex.merge(members, method="ties", out=place / "merged"))
+    measure("gradient of 2 examples", lambda: gradient(base, task))
+    measure("merge, average", lambda: loradex.merge(members, method="average", out=place / "merged"))
 
 
 def gradient(base: Any, task: Path) -> object:
@@ -76,7 +76,7 @@ def gradient(base: Any, task: Path) -> object:
     from merging.model import examples, read_task
 
     loaded = read_task(task)
-    return direction(base, loaded, examples(loaded, "train")[:4])
+    return direction(base, loaded, examples(loaded, "train")[:2])
 
 
 def make(folder: Path, layers: int, vocabulary: int) -> None:
@@ -84,6 +84,7 @@ def make(folder: Path, layers: int, vocabulary: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from merging.model import quiet
     from tests.merging.tiny import tiny_tokenizer
 
     settings: dict[str, Any] = {**LARGE, "dtype": "bfloat16"}
@@ -96,7 +97,8 @@ def make(folder: Path, layers: int, vocabulary: int) -> None:
     torch.set_default_dtype(torch.bfloat16)
     model: Any = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": tokenizer.eos_token_id}))
