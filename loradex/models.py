@@ -533,7 +533,7 @@ def evaluate(
         _open_pool(pool or (), catalog, "evaluated", report) as opened,
     ):
         loaded_tasks = _load_tasks(sources, folder, shots)
-        chosen = {} if items is None else _choose_items(loaded_tasks, split, items, limit, asked_by, catalog)
+        choices = {} if items is None else _choose_items(loaded_tasks, split, items, limit, asked_by, catalog)
         model = _as_model(base, catalog, device, dtype, date, report)
         for score in evaluation.evaluate(
             model,
@@ -543,8 +543,8 @@ def evaluate(
                     task, model, limit=limit, seed=seed, shots=shots, chat=chat_template, too_long=too_long
                 )
                 if isinstance(task, HarnessTask)
-                else _item_round(model, task, split, chosen[task.name], asked_by)
-                if chosen
+                else _item_round(model, task, split, choices[task.name], asked_by)
+                if choices
                 else task
                 for task in loaded_tasks
             ],
@@ -563,7 +563,7 @@ def evaluate(
                 scores.append(score)
         notes = [f"left out: {failure}" for failure in failures] + _score_notes(scores)
         notes += _folding_notes(model, loaded_tasks, asked_by)
-        placements = [_place(score, chosen[score.task]) for score in scores if chosen]
+        placements = [_place(score, choices[score.task]) for score in scores if choices]
         rows = TaskScores(scores, failures, _report_notes(report, notes), placements)
     if out is not None:
         _write_document(Path(out), rows.document())
@@ -585,7 +585,7 @@ def _choose_items(
     settings = settings_of(catalog)
     if settings is None or limit is not None:
         raise UsageError("Items are chosen by the scores of a catalog; give a `catalog`, and no `limit`.")
-    chosen = {}
+    choices = {}
     with reading(settings) as session:
         for task in tasks:
             if isinstance(task, HarnessTask):
@@ -593,8 +593,8 @@ def _choose_items(
                     "Items of a task of lm-evaluation-harness are not chosen; leave out `items`."
                 )
             which = score_store.ScoreFilter(task.name, split, score_metric(task, protocol), protocol.name)
-            chosen[task.name] = few_items(score_store.stored_scores(session, which), task.name, items)
-    return chosen
+            choices[task.name] = few_items(score_store.stored_scores(session, which), task.name, items)
+    return choices
 
 
 def _item_round(base: LoadedBase, task: Task, split: Split, few: FewItems, protocol: Protocol) -> ScoreRound:

@@ -59,15 +59,17 @@ def read_answers(log: Path) -> list[Answers]:
         of_task = {row["adapter"]: row for row in rows if row["task"] == task}
         if not set(adapters) <= of_task.keys():
             continue
-        chosen = [of_task[name] for name in adapters]
-        if len({row["items_sha"] for row in chosen}) > 1:
+        task_rows = [of_task[name] for name in adapters]
+        if len({row["items_sha"] for row in task_rows}) > 1:
             continue
         records = [
             read_outcomes(row["items_sha"], row["outcomes"], row.get("margins", ""), row["n"])
-            for row in chosen
+            for row in task_rows
         ]
-        bits = [unpack_bitmap(record.bitmap, row["n"]) for record, row in zip(records, chosen, strict=True)]
-        size = (len(records[0].bitmap), len(records[0].margins), chosen[0]["bytes"])
+        bits = [
+            unpack_bitmap(record.bitmap, row["n"]) for record, row in zip(records, task_rows, strict=True)
+        ]
+        size = (len(records[0].bitmap), len(records[0].margins), task_rows[0]["bytes"])
         result.append(Answers(task, tuple(adapters), np.array(bits), *size))
     return result
 

@@ -58,8 +58,8 @@ def save_scores(session: Session, scores: Iterable[Score]) -> Saved:
         session.execute(insert(Evaluation), list(fresh.values()))
     session.flush()
     if changed:
-        named = select(Evaluation.items_sha).where(Evaluation.items_sha.is_not(None))
-        session.execute(delete(ItemList).where(ItemList.items_sha.not_in(named)))
+        lists_in_use = select(Evaluation.items_sha).where(Evaluation.items_sha.is_not(None))
+        session.execute(delete(ItemList).where(ItemList.items_sha.not_in(lists_in_use)))
     unknown = {score.subject for score in listed} - ids.keys() - {BASE}
     return Saved(len(fresh), changed, len(listed) - len(fresh) - changed, len(unknown))
 

@@ -165,8 +165,8 @@ def _from_json(data: bytes, source: str) -> list[Score]:
     for number, row in enumerate(rows, 1):
         with _at(f"Score {number}"):
             _add(scores, _score(row, source, hashes))
-    named = {score.outcomes.items_sha for score in scores.values() if score.outcomes}
-    if unnamed := hashes.keys() - named:
+    item_lists = {score.outcomes.items_sha for score in scores.values() if score.outcomes}
+    if unnamed := hashes.keys() - item_lists:
         raise UsageError(f"No score has the items {min(unnamed)}; remove this list from items.")
     return list(scores.values())
 

@@ -54,9 +54,9 @@ class ItemChoice:
     def predict(self, right: Bools) -> Floats:
         """The scores on all items of adapters with these outcomes (adapters, k) of the items chosen."""
         answers = np.asarray(right, dtype=np.float64)
-        others = np.clip(self.intercept + answers @ self.weights, 0.0, 1.0)
+        remainder = np.clip(self.intercept + answers @ self.weights, 0.0, 1.0)
         count = len(self.places)
-        result: Floats = (answers.sum(axis=1) + (self.items - count) * others) / self.items
+        result: Floats = (answers.sum(axis=1) + (self.items - count) * remainder) / self.items
         return result
 
 
@@ -128,22 +128,22 @@ def _shrunk_covariance(answers: Floats) -> Floats:
 
 def _regress(answers: Floats, places: tuple[int, ...]) -> ItemChoice:
     penalty = min(_PENALTIES, key=lambda value: round(_error(answers, places, value), _DIGITS))
-    regressors, others = _design(answers, places)
+    regressors, remainder = _design(answers, places)
     gram = regressors.T @ regressors + penalty * np.eye(regressors.shape[1])
-    slopes = np.linalg.solve(gram, regressors.T @ (others - others.mean()))
+    slopes = np.linalg.solve(gram, regressors.T @ (remainder - remainder.mean()))
     # The slope of the sum belongs to every item.
     weights = slopes[:-1] + slopes[-1]
-    intercept = float(others.mean() - answers[:, places].mean(axis=0) @ weights)
+    intercept = float(remainder.mean() - answers[:, places].mean(axis=0) @ weights)
     return ItemChoice(places, weights, intercept, answers.shape[1], _error(answers, places, penalty))
 
 
 def _error(answers: Floats, places: tuple[int, ...] | list[int], penalty: float) -> float:
     """The root mean squared leave-one-out error of the score on all items."""
-    regressors, others = _design(answers, places)
+    regressors, remainder = _design(answers, places)
     gram = regressors.T @ regressors + penalty * np.eye(regressors.shape[1])
     hat = regressors @ np.linalg.solve(gram, regressors.T)
-    residuals = others - others.mean() - hat @ (others - others.mean())
-    left_out = residuals / (1 - np.diag(hat) - 1 / len(others))
+    residuals = remainder - remainder.mean() - hat @ (remainder - remainder.mean())
+    left_out = residuals / (1 - np.diag(hat) - 1 / len(remainder))
     share = 1 - len(places) / answers.shape[1]
     return float(share * np.sqrt(np.mean(left_out**2)))
 
@@ -152,5 +152,5 @@ def _design(answers: Floats, places: tuple[int, ...] | list[int]) -> tuple[Float
     """The centred outcomes of some items with their sum, (adapters, k + 1), and the mean of the others."""
     few = answers[:, places]
     centred = few - few.mean(axis=0)
-    others = (answers.sum(axis=1) - few.sum(axis=1)) / (answers.shape[1] - len(places))
-    return np.column_stack([centred, centred.sum(axis=1)]), others
+    remainder = (answers.sum(axis=1) - few.sum(axis=1)) / (answers.shape[1] - len(places))
+    return np.column_stack([centred, centred.sum(axis=1)]), remainder

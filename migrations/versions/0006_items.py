@@ -6,6 +6,8 @@ Revises: 0005
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -15,18 +17,12 @@ branch_labels = None
 depends_on = None
 
 KEY = ("subject", "task", "split", "metric", "source")
-NAME = "uq_evaluation_subject_task_split_metric_source"
+KEY_NAME = f"uq_evaluation_{'_'.join(KEY)}"
 CONDITIONS = {
-    "n": "n IS NULL OR n > 0",
     "outcomes": "(outcomes IS NULL) = (items_sha IS NULL) "
     "AND (outcomes IS NULL OR (n IS NOT NULL AND length(outcomes) * 8 - n BETWEEN 0 AND 7))",
     "margins": "margins IS NULL OR (outcomes IS NOT NULL AND length(margins) - n = n)",
 }
-
-
-def conditions(*names: str) -> tuple[sa.CheckConstraint, ...]:
-    """The conditions of these names: SQLite writes the table again, without those that it had."""
-    return tuple(sa.CheckConstraint(CONDITIONS[name], name=op.f(f"ck_evaluation_{name}")) for name in names)
 
 
 def upgrade() -> None:
@@ -48,11 +44,56 @@ def upgrade() -> None:
         sa.CheckConstraint("hashes IS NULL OR length(hashes) = 32 * n", name=op.f("ck_item_list_hashes")),
         sa.PrimaryKeyConstraint("items_sha", name=op.f("pk_item_list")),
     )
-    columns = (
+    if op.get_bind().dialect.name == "sqlite":
+        key = sa.UniqueConstraint(*KEY, "protocol", name=op.f(f"{KEY_NAME}_protocol"))
+        checks = [
+            sa.CheckConstraint(condition, name=op.f(f"ck_evaluation_{name}"))
+            for name, condition in CONDITIONS.items()
+        ]
+        items = sa.ForeignKeyConstraint(
+            ["items_sha"], ["item_list.items_sha"], name=op.f("fk_evaluation_items_sha")
+        )
+        _rebuild(*_new_columns(), key, *checks, items, with_protocol=True)
+    else:
+        for column in _new_columns():
+            op.add_column("evaluation", column)
+        op.alter_column("evaluation", "protocol", server_default=None)
+        op.drop_constraint(op.f(KEY_NAME), "evaluation", type_="unique")
+        op.create_unique_constraint(op.f(f"{KEY_NAME}_protocol"), "evaluation", [*KEY, "protocol"])
+        for name, condition in CONDITIONS.items():
+            op.create_check_constraint(op.f(f"ck_evaluation_{name}"), "evaluation", condition)
+        op.create_foreign_key(
+            op.f("fk_evaluation_items_sha"), "evaluation", "item_list", ["items_sha"], ["items_sha"]
+        )
+    op.create_index(op.f("ix_evaluation_items_sha"), "evaluation", ["items_sha"], unique=False)
+
+
+def downgrade() -> None:
+    """Takes the schema one step down; scores by other protocols, which it cannot tell apart, are removed."""
+    evaluation = sa.table("evaluation", sa.column("protocol"))
+    op.execute(sa.delete(evaluation).where(evaluation.c.protocol != ""))
+    op.drop_index(op.f("ix_evaluation_items_sha"), "evaluation")
+    if op.get_bind().dialect.name == "sqlite":
+        _rebuild(sa.UniqueConstraint(*KEY, name=op.f(KEY_NAME)), with_protocol=False)
+    else:
+        op.drop_constraint(op.f("fk_evaluation_items_sha"), "evaluation", type_="foreignkey")
+        for name in CONDITIONS:
+            op.drop_constraint(op.f(f"ck_evaluation_{name}"), "evaluation", type_="check")
+        op.drop_constraint(op.f(f"{KEY_NAME}_protocol"), "evaluation", type_="unique")
+        op.create_unique_constraint(op.f(KEY_NAME), "evaluation", list(KEY))
+        for name in ("margins", "outcomes", "items_sha", "protocol"):
+            op.drop_column("evaluation", name)
+    op.drop_table("item_list")
+
+
+def _new_columns() -> tuple[sa.Column[object], ...]:
+    """The columns of this revision; the default of the protocol is for the rows that are there."""
+    sqlite = op.get_bind().dialect.name == "sqlite"
+    return (
         sa.Column(
             "protocol",
             sa.Text(),
-            server_default="",
+            server_default=None if sqlite else "",
             nullable=False,
             comment="how the model was asked; empty for the project's own protocol",
         ),
@@ -70,33 +111,41 @@ def upgrade() -> None:
             comment="log p of the best other choice minus the right one's, an item, little-endian float16",
         ),
     )
-    with op.batch_alter_table("evaluation", table_args=conditions("n")) as batch_op:
-        for column in columns:
-            batch_op.add_column(column)
-        batch_op.drop_constraint(batch_op.f(NAME), type_="unique")
-        batch_op.create_unique_constraint(batch_op.f(f"{NAME}_protocol"), [*KEY, "protocol"])
-        for name in ("outcomes", "margins"):
-            batch_op.create_check_constraint(batch_op.f(f"ck_evaluation_{name}"), CONDITIONS[name])
-        batch_op.create_foreign_key(
-            batch_op.f("fk_evaluation_items_sha"), "item_list", ["items_sha"], ["items_sha"]
-        )
-        batch_op.create_index(batch_op.f("ix_evaluation_items_sha"), ["items_sha"], unique=False)
-    # The default was for the rows that were there.
-    with op.batch_alter_table("evaluation", table_args=conditions(*CONDITIONS)) as batch_op:
-        batch_op.alter_column("protocol", existing_type=sa.Text(), server_default=None)
 
 
-def downgrade() -> None:
-    """Takes the schema one step down; scores by other protocols, which it cannot tell apart, are removed."""
-    evaluation = sa.table("evaluation", sa.column("protocol"))
-    op.execute(sa.delete(evaluation).where(evaluation.c.protocol != ""))
-    with op.batch_alter_table("evaluation", table_args=conditions("n")) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_evaluation_items_sha"))
-        batch_op.drop_constraint(batch_op.f("fk_evaluation_items_sha"), type_="foreignkey")
-        batch_op.drop_constraint(batch_op.f("ck_evaluation_margins"), type_="check")
-        batch_op.drop_constraint(batch_op.f("ck_evaluation_outcomes"), type_="check")
-        batch_op.drop_constraint(batch_op.f(f"{NAME}_protocol"), type_="unique")
-        batch_op.create_unique_constraint(batch_op.f(NAME), list(KEY))
-        for name in ("margins", "outcomes", "items_sha", "protocol"):
-            batch_op.drop_column(name)
-    op.drop_table("item_list")
+def _rebuild(*additions: sa.schema.SchemaItem, with_protocol: bool) -> None:
+    """Writes the table again with these columns and constraints, and its rows.
+
+    SQLite cannot change constraints; Alembic's batches would, in an order that differs from run to run.
+    """
+    columns = ("id", "subject", "adapter_id", "task", "split", "metric", "value", "n", "source")
+    number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+    types: dict[str, sa.types.TypeEngine[Any]] = {
+        "id": number,
+        "adapter_id": number,
+        "value": sa.Float(precision=53),
+        "n": sa.BigInteger(),
+    }
+    op.create_table(
+        "evaluation_rebuilt",
+        *(
+            sa.Column(name, types.get(name, sa.Text()), nullable=name in ("adapter_id", "n"))
+            for name in columns
+        ),
+        sa.CheckConstraint("n IS NULL OR n > 0", name=op.f("ck_evaluation_n")),
+        sa.ForeignKeyConstraint(
+            ["adapter_id"], ["adapter.id"], name=op.f("fk_evaluation_adapter_id"), ondelete="SET NULL"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_evaluation")),
+        *additions,
+    )
+    old, new = (sa.table(name, *map(sa.column, columns)) for name in ("evaluation", "evaluation_rebuilt"))
+    rows = sa.select(*(old.c[name] for name in columns))
+    if with_protocol:
+        new.append_column(sa.column("protocol"))
+        rows = rows.add_columns(sa.literal(""))
+    op.execute(sa.insert(new).from_select([column.name for column in new.c], rows))
+    op.drop_table("evaluation")
+    op.rename_table("evaluation_rebuilt", "evaluation")
+    for name in ("adapter_id", "task"):
+        op.create_index(op.f(f"ix_evaluation_{name}"), "evaluation", [name], unique=False)

@@ -108,7 +108,7 @@ def test_metrics_that_are_no_shares_are_facts_and_not_ranked_by(engine: Engine) 
 
 
 def test_without_scores_there_is_a_sentence(engine: Engine) -> None:
-    with Session(engine) as session, pytest.raises(NotFoundError, match="scores import"):
+    with Session(engine) as session, pytest.raises(NotFoundError, match="import_scores"):
         score_table(session)
 
 
