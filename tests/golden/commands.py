@@ -44,7 +44,8 @@ def _merge(name: str, method: str, *, members: str = "near") -> Command:
 
 def _weights(method: str) -> Command:
     """A merge of which the weights count."""
-    words = f"merge adapters/a0 adapters/a2 --method {method} --seed 1 -o out/weights-{method} --json"
+    words = f"merge adapters/a0 adapters/a2 --method {method} --seed 1 --mixed-ranks"
+    words += f" -o out/weights-{method} --json"
     return Command(f"weights-{method}", words, (f"out/weights-{method}/*.safetensors",), printed=False)
 
 
