@@ -49,7 +49,7 @@ from .folder import (
     read_header,
 )
 from .header import DTYPE_BITS, Header, Tensor, header_length, parse_header
-from .licenses import USES, WITHHELD, Use, allowed_uses, grants_more, objection
+from .licenses import USES, WITHHELD, Use, allowed_uses, grants_more, license_of_merge, objection
 from .names import ModuleNames
 from .peft_config import peft_refusals
 from .peft_files import engine_problems, load_problems, make_loadable
@@ -157,6 +157,7 @@ __all__ = [
     "layer_of",
     "layers_to_leave_out",
     "license_of_base",
+    "license_of_merge",
     "load_engines",
     "load_problems",
     "lora_modules",

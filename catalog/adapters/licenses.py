@@ -6,6 +6,7 @@ Sources: the license texts, through the ids of https://huggingface.co/docs/hub/r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 # The uses of a pool in ascending order: merge privately, publish the merge, use it commercially.
@@ -38,6 +39,12 @@ _NO_SALE = (
         "cc-by-nc-sa-4.0",
     ),
     *("qwen-research", "fair-noncommercial-research-license", "apple-amlr"),
+)
+# Licenses that bind what is made of a work to no license, those with the most duties first.
+_FREE = (
+    *("cdla-permissive-2.0", "odc-by", "ecl-2.0", "apache-2.0", "artistic-2.0", "afl-3.0", "cc-by-4.0"),
+    *("cc-by-3.0", "cc-by-2.5", "cc-by-2.0", "bsd-3-clause-clear", "bsd-3-clause", "bsd-2-clause", "bsd"),
+    *("mit", "isc", "zlib", "pddl", "unlicense", "cc0-1.0", "wtfpl"),
 )
 # Licenses of base models that an adapter's license must not extend.
 _RESTRICTED = frozenset(
@@ -74,6 +81,35 @@ def objection(license: str | None, use: Use) -> str | None:  # noqa: A002 - the 
         what = "sharing of derivatives" if name in _NO_DERIVATIVES else "commercial use"
         return f"has the license {license}, which does not allow {what}"
     return None
+
+
+def license_of_merge(licenses: Mapping[str, str | None]) -> tuple[str | None, str]:
+    """The license id of what is made of parts with these licenses, and a sentence that says why.
+
+    `licenses` are ids by the name of the part; None where it states none. The strictest applies: permissive,
+    then share-alike, community, no sale, no derivatives. There is no id where a part states none or an
+    unknown one, or two licenses besides the permissive ones differ.
+    """
+    ids = {name: None if text is None else folded_license(text) for name, text in licenses.items()}
+    silent = [
+        name for name, license_id in ids.items() if license_id in {None, "unknown", "none", "unlicensed"}
+    ]
+    if silent:
+        return None, f"{silent[0]} states none, so that the merge may not be passed on."
+    stated = sorted({license_id for license_id in ids.values() if license_id})
+    foreign = [license_id for license_id in stated if license_id not in WITHHELD]
+    if foreign:
+        return None, f"{foreign[0]} is not known; read its terms first."
+    binding = [license_id for license_id in stated if license_id not in _FREE]
+    if len(binding) > 1:
+        return (
+            None,
+            f"{' and '.join(binding)} contradict each other; ask the authors before passing the merge on.",
+        )
+    strictest = binding[0] if binding else min(stated, key=_FREE.index, default=None)
+    if strictest is None:
+        return None, "none is stated."
+    return strictest, f"{strictest}, the strictest of the members and the base model ({', '.join(stated)})."
 
 
 def grants_more(license: str, of_base: str) -> bool:  # noqa: A002 - the field's word

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -33,14 +31,13 @@ from merging.members import (
     write_json,
     write_text,
 )
-from merging.methods import MergeMethod, ModuleWork, Update
+from merging.methods import ModuleWork, Update
+from merging.static.card import model_card
 from merging.static.plans import Plan
 
 RECORD_VERSION = 1
 # Norms of an untruncated sum are measured up to this rank: the time grows with its square.
 _CHEAP_RANK = 64
-# The characters allowed in a table of Markdown; others are removed from untrusted names.
-_STRANGE = re.compile(r"[^\w .@/:+-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +113,10 @@ def carry_out(
             record = _record(planned, modules, digests, pool) | ({"form": form.record()} if form else {})
             write_json(folder / MERGE_RECORD, record)
             misread = engine_problems(folder)
-            write_text(folder / "README.md", _model_card(planned.members, planned.method, record, misread))
+            write_text(
+                folder / "README.md",
+                model_card(planned.method, record, misread, form.rank if form else max(ranks.values())),
+            )
     advice = "; `mixed_ranks=True` writes the ranks as they are"
     note = form.note(ranks, union, advice) if form else None
     return MergeReport(out, record, modules, misread=misread, notes=(note,) if note else ())
@@ -278,51 +278,3 @@ def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any
         for member, weight, digest in zip(planned.members, planned.weights, digests, strict=True)
         for spelling in (member.config.base_model,)
     ]
-
-
-def _model_card(
-    members: Sequence[MergeMember], method: MergeMethod, record: Mapping[str, Any], misread: Sequence[str]
-) -> str:
-    """The text of README.md: front matter, then method, members, licenses and what engines misread.
-
-    Front matter as https://huggingface.co/docs/hub/model-cards has it: `merge` among the tags. The license is
-    included if all members have the same.
-    """
-    licenses = {member.license for member in members}
-    front = {
-        "base_model": record["base_model"],
-        "library_name": "peft",
-        "license": members[0].license if len(licenses) == 1 else None,
-        "tags": ["lora", "merge"],
-    }
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items() if value), "---", ""]
-    lines += [
-        "# A merge of LoRA adapters",
-        "",
-        f"Method: [{method.name}]({method.paper}). {method.summary}",
-        "",
-    ]
-    lines += [f"* {name} = {value}" for name, value in record["parameters"].items()]
-    lines += [f"* seed = {record['seed']}", ""] if record["parameters"] else []
-    lines += ["| member | weight | rank | licence |", "|---|---|---|---|"]
-    for entry in record["members"]:
-        license_id = _plain(entry["license"] or "not named")
-        lines.append(f"| {_plain(entry['name'])} | {entry['weight']:.6g} | {entry['rank']} | {license_id} |")
-    lines += [
-        f"\nLeft out of {_plain(entry['name'])}: {_plain(', '.join(entry['left_out']))}."
-        for entry in record["members"]
-        if entry.get("left_out")
-    ]
-    if record["totals"]["energy"]:
-        lines += ["", f"Energy that the rank could not hold: {_share(record['totals'])}."]
-    lines += ["", *misread] if misread else []
-    lines += ["", "merge.json beside this file has every parameter, version and digest."]
-    return "\n".join(lines) + "\n"
-
-
-def _share(totals: Mapping[str, Any]) -> str:
-    return f"{totals['discarded'] / totals['energy']:.3%}" if totals["discarded"] else "none"
-
-
-def _plain(text: str) -> str:
-    return _STRANGE.sub("?", text)

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from catalog.adapters import license_of_merge
 from catalog.errors import LoradexError, MergeError, StorageError, UsageError
 from merging.members import digest_of, factor_names, load_member
 from merging.methods import METHODS, ModuleWork, Update
@@ -124,12 +126,52 @@ def test_the_card_has_what_the_hub_reads(folders: list[Path], tmp_path: Path) ->
     text = (tmp_path / "out" / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert front["base_model"] == "meta-llama/Llama-3.1-8B-Instruct"
-    assert (front["license"], front["library_name"]) == ("mit", "peft")
+    assert (front["license"], front["library_name"]) == ("llama3.1", "peft")
+    assert front["base_model_relation"] == "adapter"
+    assert "License: llama3.1, the strictest of the members and the base model (llama3.1, mit)." in text
+    assert "vllm serve meta-llama/Llama-3.1-8B-Instruct --enable-lora --lora-modules merge=." in text
     assert set(front["tags"]) >= {"merge", "lora"}
     assert "| evil?name??b? | 0.333333 | 3 | mit |" in text
     (folders[0] / "README.md").unlink()
     merge(folders, "svd", tmp_path / "out", rank=2, overwrite=True)
     assert "license" not in yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---")[1])
+
+
+@pytest.mark.parametrize(
+    ("licenses", "merged", "words"),
+    [
+        ({"a": "mit", "b": "Apache-2.0"}, "apache-2.0", "the strictest"),
+        ({"a": "mit", "base": "llama3.1"}, "llama3.1", "the strictest"),
+        ({"a": "cc-by-nc-4.0", "b": "mit"}, "cc-by-nc-4.0", "the strictest"),
+        ({"a": "cc-by-nc-4.0", "base": "llama3.1"}, None, "cc-by-nc-4.0 and llama3.1 contradict each other"),
+        ({"a": "gpl-3.0", "b": "gpl-3.0"}, "gpl-3.0", "the strictest"),
+        ({"a": "mit", "b": None}, None, "b states none"),
+        ({"a": "mit", "b": "my-own"}, None, "my-own is not known"),
+        ({}, None, "none is stated"),
+    ],
+)
+def test_the_license_of_a_merge_is_the_strictest_of_its_parts(
+    licenses: dict[str, str | None], merged: str | None, words: str
+) -> None:
+    license_id, remark = license_of_merge(licenses)
+    assert license_id == merged
+    assert words in remark
+
+
+def test_a_card_links_pinned_members_and_nothing_else(folders: list[Path], tmp_path: Path) -> None:
+    pinned = {"repository": "ann/one", "commit": "a" * 40, "subfolder": ""}
+    hostile = {"repository": "ann/one](x)", "commit": "a" * 40, "subfolder": ""}
+    members = [
+        load_member(folders[0], name="one", source=pinned),
+        load_member(folders[1], name="two", source=hostile),
+    ]
+    merge(members, "svd", tmp_path / "out", rank=2)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"| [one](https://huggingface.co/ann/one/tree/{'a' * 40}) |" in text
+    assert "| two |" in text
+    card = ModelCard(text)
+    assert card.data.base_model_relation == "adapter"
+    assert card.data.license is None
 
 
 def test_members_of_weight_zero_change_nothing_not_even_the_modules(
