@@ -72,23 +72,23 @@ class _Names(dict[str, Any]):
         return self.read(value) if isinstance(value, str) else value
 
 
-def _check(parameter: inspect.Parameter, value: Any, wanted: Any) -> Any:
+def _check(parameter: inspect.Parameter, value: Any, hint: Any) -> Any:
     if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-        return tuple(_fit(parameter.name, item, wanted) for item in value)
-    return _fit(parameter.name, value, wanted)
+        return tuple(_fit(parameter.name, item, hint) for item in value)
+    return _fit(parameter.name, value, hint)
 
 
-def _fit(name: str, value: Any, wanted: Any) -> Any:
-    fitted = _convert(value, wanted)
+def _fit(name: str, value: Any, hint: Any) -> Any:
+    fitted = _convert(value, hint)
     if fitted is _MISFIT:
-        raise UsageError(f"`{name}` is {reprlib.repr(value)}; use {_describe(wanted)}.")
+        raise UsageError(f"`{name}` is {reprlib.repr(value)}; use {_describe(hint)}.")
     return fitted
 
 
-def _convert(value: Any, wanted: Any) -> Any:
+def _convert(value: Any, hint: Any) -> Any:
     """The value as one of the wanted type, or _MISFIT."""
-    origin, items = typing.get_origin(wanted), typing.get_args(wanted)
-    if wanted is object:
+    origin, items = typing.get_origin(hint), typing.get_args(hint)
+    if hint is object:
         return value
     if origin in (typing.Union, types.UnionType):
         fits = (_convert(value, item) for item in items)
@@ -99,7 +99,7 @@ def _convert(value: Any, wanted: Any) -> Any:
         return _convert_items(value, items, len(items))
     if isinstance(origin, type):
         return _convert_generic(value, origin, items)
-    return _convert_plain(value, wanted)
+    return _convert_plain(value, hint)
 
 
 def _convert_generic(value: Any, origin: type, items: tuple[Any, ...]) -> Any:
@@ -117,35 +117,35 @@ def _convert_items(value: Any, items: tuple[Any, ...], count: int | None) -> Any
     values = tuple(value)
     if count is not None and len(values) != count:
         return _MISFIT
-    wanted = items if count is not None else items * len(values)
-    fits = tuple(_convert(item, kind) for item, kind in zip(values, wanted, strict=True))
+    kinds = items if count is not None else items * len(values)
+    fits = tuple(_convert(item, kind) for item, kind in zip(values, kinds, strict=True))
     if any(fit is _MISFIT for fit in fits):
         return _MISFIT
     unchanged = isinstance(value, (Sequence, Set)) and all(map(operator.is_, fits, values))
     return value if unchanged else fits
 
 
-def _convert_plain(value: Any, wanted: Any) -> Any:
-    wanted = types.NoneType if wanted is None else wanted
-    if wanted in (int, float):
-        return _convert_number(value, wanted)
-    fits = isinstance(value, wanted) or wanted.__name__ in (row.__name__ for row in type(value).__mro__)
+def _convert_plain(value: Any, hint: Any) -> Any:
+    hint = types.NoneType if hint is None else hint
+    if hint in (int, float):
+        return _convert_number(value, hint)
+    fits = isinstance(value, hint) or hint.__name__ in (row.__name__ for row in type(value).__mro__)
     return value if fits else _MISFIT
 
 
-def _convert_number(value: Any, wanted: type) -> Any:
+def _convert_number(value: Any, hint: type) -> Any:
     if isinstance(value, bool):
         return _MISFIT
-    if isinstance(value, int if wanted is int else (int, float)):
+    if isinstance(value, int if hint is int else (int, float)):
         return value
-    if wanted is float:
+    if hint is float:
         return float(value) if isinstance(value, Real) else _MISFIT
     return operator.index(value) if isinstance(value, Integral) else _MISFIT
 
 
-def _describe(wanted: Any) -> str:
+def _describe(hint: Any) -> str:
     """The type in words."""
-    origin, items = typing.get_origin(wanted), typing.get_args(wanted)
+    origin, items = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         words = list(dict.fromkeys(_describe(item) for item in items))
         return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
@@ -156,7 +156,7 @@ def _describe(wanted: Any) -> str:
     if origin is not None:
         kinds = {"Mapping": "a mapping", "Callable": "a function"}
         return kinds.get(origin.__name__) or f"a list, each item of it {_describe(items[0])}"
-    return _WORDS.get(wanted) or f"a {wanted.__name__}"
+    return _WORDS.get(hint) or f"a {hint.__name__}"
 
 
 def check_choice(parameter: str, value: str | None, choices: Iterable[Choice]) -> Choice:

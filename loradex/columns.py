@@ -60,7 +60,9 @@ class ExampleColumns:
         if self.choices is None:
             return ExampleText(text, self._label(cell_text(row, self.target, place), place))
         choices, names = _choice_list(find_cell(row, self.choices, place), f"{place}, {self.choices}")
-        return ExampleText(text, _chosen(cell_text(row, self.target, place), choices, names, place), choices)
+        return ExampleText(
+            text, _find_choice(cell_text(row, self.target, place), choices, names, place), choices
+        )
 
     def _label(self, value: str, place: str) -> str:
         if not self.labels:
@@ -109,7 +111,7 @@ def _choice_list(value: object, place: str) -> tuple[tuple[str, ...], tuple[str,
     return tuple(value), names
 
 
-def _chosen(target: str, choices: Sequence[str], names: Sequence[str], place: str) -> str:
+def _find_choice(target: str, choices: Sequence[str], names: Sequence[str], place: str) -> str:
     """The choice that a target names: its text, its name, its number from 0, or its letter."""
     if target in choices:
         return target
@@ -146,21 +148,21 @@ def choose_splits(names: Sequence[str], splits: Mapping[str, str]) -> dict[str, 
 
     Raises UsageError for a name that does not exist, and if there is none to train with.
     """
-    chosen = {}
+    source_splits = {}
     for split, usual in SPLIT_NAMES.items():
         if split in splits:
             if splits[split] not in names:
                 raise UsageError(f"There is no split {splits[split]}; there are {', '.join(names)}.")
-            chosen[split] = splits[split]
+            source_splits[split] = splits[split]
         elif found := next((name for name in usual if name in names and name not in splits.values()), None):
-            chosen[split] = found
-    if "train" not in chosen:
-        if len(names) != 1 or chosen:
+            source_splits[split] = found
+    if "train" not in source_splits:
+        if len(names) != 1 or source_splits:
             raise UsageError(f"There is no split to train with; name one of {', '.join(names)} (`splits`).")
-        chosen["train"] = names[0]
+        source_splits["train"] = names[0]
     if wrong := sorted(set(splits) - set(SPLIT_NAMES)):
         raise UsageError(f"{wrong[0]} is not a split of a task; use train, valid or test.")
-    return chosen
+    return source_splits
 
 
 def draw_splits(

@@ -75,7 +75,7 @@ def load_harness_task(name: str, folder: Path | None = None, *, shots: int | Non
     from lm_eval.tasks import TaskManager
 
     short = name.removeprefix(PREFIX)
-    with guarded() as refused:
+    with guard_harness() as refused:
         index: Mapping[str, Any] = {}
         if folder is not None:
             manager = TaskManager(include_path=str(folder), include_defaults=False)
@@ -100,7 +100,7 @@ def load_harness_task(name: str, folder: Path | None = None, *, shots: int | Non
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[list[str]]:
+def guard_harness() -> Iterator[list[str]]:
     """A block in which the harness fetches no metrics, renders templates in a sandbox, and prints nothing.
 
     The list has the names of metrics that it tried to fetch.
@@ -272,26 +272,26 @@ def harness_splits(task: HarnessTask) -> tuple[dict[str, list[dict[str, Any]]], 
         raise UsageError(
             f"{PREFIX}{task.name} consists of {', '.join(sorted(task.tasks))}; import one of them."
         )
-    ((name, one),) = task.tasks.items()
-    kind = one.get_config("output_type")
+    ((name, subtask),) = task.tasks.items()
+    kind = subtask.get_config("output_type")
     if kind not in ("multiple_choice", "generate_until"):
         raise UsageError(f"{PREFIX}{name} has neither choices nor text answers ({kind}); use another task.")
     splits: dict[str, list[dict[str, Any]]] = {}
-    with guarded():
+    with guard_harness():
         for split, exists, read in (
-            ("train", one.has_training_docs, one.training_docs),
-            ("valid", one.has_validation_docs, one.validation_docs),
-            ("test", one.has_test_docs, one.test_docs),
+            ("train", subtask.has_training_docs, subtask.training_docs),
+            ("valid", subtask.has_validation_docs, subtask.validation_docs),
+            ("test", subtask.has_test_docs, subtask.test_docs),
         ):
             if exists():
-                splits[split] = [_document_row(one, document, name, split) for document in read()]
-    settings = one.get_config("generation_kwargs") or {}
+                splits[split] = [_document_row(subtask, document, name, split) for document in read()]
+    settings = subtask.get_config("generation_kwargs") or {}
     most = next((settings[key] for key in ("max_gen_toks", "max_new_tokens") if settings.get(key)), None)
-    description = str(one.get_config("description") or "").strip()
-    metadata = one.get_config("metadata") or {}
+    description = str(subtask.get_config("description") or "").strip()
+    metadata = subtask.get_config("metadata") or {}
     place = f"lm-evaluation-harness {version('lm_eval')} {name} version {metadata.get('version', 'unknown')}"
-    path = one.get_config("dataset_path")
-    place += f", data {path}" + (f" ({config})" if (config := one.get_config("dataset_name")) else "")
+    path = subtask.get_config("dataset_path")
+    place += f", data {path}" + (f" ({config})" if (config := subtask.get_config("dataset_name")) else "")
     return splits, SourceFacts(place, instruction=description, max_new_tokens=most)
 
 
@@ -356,7 +356,7 @@ class HarnessRound:
         from catalog.scores import score_problem
         from merging.evaluation import TaskScore
 
-        with guarded():
+        with guard_harness():
             results = evaluate(
                 self.model,
                 {"tasks": self.task.tasks, "groups": self.task.groups},
@@ -474,23 +474,23 @@ def harness_round(
     from merging.evaluation import HarnessModel, prompt_date
 
     model = HarnessModel(base)
-    with guarded():
-        for one in task.tasks.values():
-            _build(one, model, limit, None, chat)
-        long = {name: model.too_long(one.instances) for name, one in task.tasks.items()}
+    with guard_harness():
+        for subtask in task.tasks.values():
+            _build(subtask, model, limit, None, chat)
+        long = {name: model.too_long(subtask.instances) for name, subtask in task.tasks.items()}
         left_out = sum(map(len, long.values()))
         documents = None
         if left_out:
             documents = _short_documents(task, base, long, too_long)
-            for name, one in task.tasks.items():
-                _build(one, model, None, documents[name], chat)
-        requests = [request for one in task.tasks.values() for request in one.instances]
+            for name, subtask in task.tasks.items():
+                _build(subtask, model, None, documents[name], chat)
+        requests = [request for subtask in task.tasks.values() for request in subtask.instances]
         contents = [[item.task_name, item.request_type, item.args, item.doc] for item in requests]
         text = json.dumps(contents, default=str, sort_keys=True)
         mark = model.mark(requests)
-        for one in task.tasks.values():
+        for subtask in task.tasks.values():
             # Requests are the same for all adapters; only answers are taken away.
-            one.build_all_requests = partial(_forget_answers, one)
+            subtask.build_all_requests = partial(_forget_answers, subtask)
     date = prompt_date(base) if chat else None
     protocol, plain = protocol_name(shots, chat), model.reads_plainly(requests)
     parts = [
@@ -518,7 +518,7 @@ def harness_round(
         left_out,
         model.tokens(requests),
         "\n".join(map(str, parts)),
-        {name: _item_hashes(one) for name, one in task.tasks.items()},
+        {name: _item_hashes(subtask) for name, subtask in task.tasks.items()},
     )
 
 
@@ -572,14 +572,14 @@ def _short_documents(
 ) -> dict[str, list[int]]:
     """By task, the documents that the model can read; raises UsageError if they must be all, or none is."""
     documents = {}
-    for name, one in task.tasks.items():
+    for name, subtask in task.tasks.items():
         if long[name] and too_long == "error":
             number, length = next(iter(long[name].items()))
             raise UsageError(
                 f"Document {number} of {PREFIX}{name} has {length} tokens with its answer, more than the "
                 f'{base.limit} that the model reads; leave such examples out (`too_long="skip"`).'
             )
-        documents[name] = sorted({request.doc_id for request in one.instances} - set(long[name]))
+        documents[name] = sorted({request.doc_id for request in subtask.instances} - set(long[name]))
         if not documents[name]:
             raise UsageError(
                 f"All documents of {PREFIX}{name} are longer than the {base.limit} tokens that the model "

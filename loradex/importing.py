@@ -133,15 +133,15 @@ def import_task(
     rows, facts, columns = _open_source(
         source, names, target, choices, tuple(labels), config, revision, tasks
     )
-    chosen = choose_splits(list(rows), splits or {})
-    drawn = draw_splits(
-        {split: rows[own] for split, own in chosen.items()}, title, valid=valid, test=test, seed=seed
+    source_splits = choose_splits(list(rows), splits or {})
+    split_rows = draw_splits(
+        {split: rows[own] for split, own in source_splits.items()}, title, valid=valid, test=test, seed=seed
     )
     examples = {
         split: _examples(
-            limit_rows(part, f"{title}:{split}", limit, seed), columns, chosen.get(split, "train")
+            limit_rows(part, f"{title}:{split}", limit, seed), columns, source_splits.get(split, "train")
         )
-        for split, part in drawn.items()
+        for split, part in split_rows.items()
     }
     if not (instruction := instruction or facts.instruction):
         raise UsageError(
@@ -205,10 +205,10 @@ def import_paper_tasks(
 
     rows: list[TaskRow] = []
     failures: list[LoradexError] = []
-    chosen = read_paper_tasks(Path(checkout), tasks)
+    paper_tasks = read_paper_tasks(Path(checkout), tasks)
     with reporting(progress) as report:
         step = ProgressStep(report, "importing")
-        for number, task in enumerate(chosen, 1):
+        for number, task in enumerate(paper_tasks, 1):
             folder = Path(out) / task.name
             try:
                 if not (folder / TASK_NAME).is_file():
@@ -229,7 +229,7 @@ def import_paper_tasks(
                 raise
             except LoradexError as error:
                 failures.append(error)
-            step.working(number, len(chosen))
+            step.working(number, len(paper_tasks))
     return ImportedTasks(rows, failures)
 
 

@@ -155,7 +155,7 @@ class MergeRequest:
             notes = (
                 *plan.notes,
                 *base_notes(table, self.base, opened.members),
-                *unused_layer_notes(layers, opened.members),
+                *layer_notes(layers, opened.members),
             )
             for note in notes:
                 report(ProgressEvent("checking", note=note))
@@ -328,7 +328,7 @@ def inspect(
         notes = (
             *([note] if note else []),
             *base_notes(table, base, opened.members),
-            *unused_layer_notes(layers, opened.members),
+            *layer_notes(layers, opened.members),
         )
         for sentence in notes:
             report(ProgressEvent("checking", note=sentence))
@@ -387,7 +387,7 @@ def base_notes(table: BaseTable, base: str | None, members: Sequence[MergeMember
     return [f"No base model is known as {base}; {table.nearest(base)}."]
 
 
-def unused_layer_notes(layers: Collection[str], members: Sequence[MergeMember]) -> list[str]:
+def layer_notes(layers: Collection[str], members: Sequence[MergeMember]) -> list[str]:
     """A sentence on each layer that was to be left out and of which no member holds anything."""
     left_out = [f".{tensor}." for member in members for tensor in member.left_out]
     unused = [layer for layer in layers if not any(f".{layer}." in tensor for tensor in left_out)]

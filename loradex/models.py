@@ -406,7 +406,7 @@ def adapt(
         written = _write_adaptation(adaptation, folder, rank, model.name, overwrite, not mixed_ranks)
         if split is not None:
             examples = draw(loaded_task, split, limit)
-            with _adapted(adaptation, model, written.folder):
+            with _apply(adaptation, model, written.folder):
                 score = measure(model, loaded_task, examples, too_long, asked_by)
             written = dataclasses.replace(written, split=split, score=score)
         return dataclasses.replace(written, notes=_report_notes(report, prompt_notes(adaptation.record)))
@@ -744,7 +744,7 @@ def _write_adaptation(
 
 
 @contextmanager
-def _adapted(adaptation: Adaptation | Continuation, base: LoadedBase, folder: Path | None) -> Iterator[None]:
+def _apply(adaptation: Adaptation | Continuation, base: LoadedBase, folder: Path | None) -> Iterator[None]:
     """Inside the block the base model acts as what was written, or as what was learned where nothing was."""
     from merging.live import apply_member
     from merging.members import load_member

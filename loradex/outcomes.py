@@ -164,23 +164,23 @@ def paired_rows(scores: Sequence[Score], first: str, second: str, task: str) -> 
     """
     require_extra("study", _STATISTICS)
     mine, other = ([row for row in scores if row.subject == name] for name in (first, second))
-    pairs = [(one, two, test) for one in mine for two in other if (test := _test(one, two))]
+    pairs = [(score, two, test) for score in mine for two in other if (test := _test(score, two))]
     if not pairs:
         raise _incomparable(scores, first, second, task)
-    same_source = [(one, two, test) for one, two, test in pairs if one.source == two.source]
+    same_source = [(score, two, test) for score, two, test in pairs if score.source == two.source]
     return [
         PairedTestRow(
             first=first,
             second=second,
             task=task,
-            split=one.split,
-            metric=one.metric,
-            protocol=one.protocol,
-            first_source=one.source,
+            split=score.split,
+            metric=score.metric,
+            protocol=score.protocol,
+            first_source=score.source,
             second_source=two.source,
             **asdict(test),
         )
-        for one, two, test in same_source or pairs
+        for score, two, test in same_source or pairs
     ]
 
 

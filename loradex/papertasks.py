@@ -67,8 +67,8 @@ def read_paper_tasks(checkout: Path, names: Sequence[str] = ()) -> list[PaperTas
         raise UsageError(f"{file} does not describe tasks; {advice}.")
     if unknown := next((name for name in names if name not in document), None):
         raise NotFoundError(f"{file} has no task {unknown}; it has {', '.join(map(str, document))}.")
-    chosen = names or _experiment_names(checkout) or [str(name) for name in document]
-    return [PaperTask(name, document[name], checkout) for name in chosen if name in document]
+    task_names = names or _experiment_names(checkout) or [str(name) for name in document]
+    return [PaperTask(name, document[name], checkout) for name in task_names if name in document]
 
 
 def paper_splits(
@@ -78,7 +78,7 @@ def paper_splits(
 
     Raises NotFoundError without the ids or the file, and UsageError for what does not fit together.
     """
-    ids = _stored_ids(task)
+    ids = _read_ids(task)
     rows, facts = _rows(task, read_dataset)
     examples: dict[str, list[ExampleText]] = {}
     for split, numbers in ids.items():
@@ -110,7 +110,7 @@ def _experiment_names(checkout: Path) -> list[str]:
     return lists[-1].split() if lists else []
 
 
-def _stored_ids(task: PaperTask) -> dict[str, list[tuple[str, int]]]:
+def _read_ids(task: PaperTask) -> dict[str, list[tuple[str, int]]]:
     """By split the (split of the data, number) of each example."""
     file = task.checkout / "data" / f"subset_idx_{task.name}_size100.json"
     advice = "extract data.tar.gz in the checkout"
@@ -146,14 +146,14 @@ def _rows(task: PaperTask, read_dataset: ReadDataset) -> tuple[Splits, SourceFac
         parts = [(str(subset), *read_dataset(path[0], str(subset))) for subset in subsets]
         joined: dict[str, list[Row]] = {}
         for subset, rows, _ in parts:
-            for split, own in _renamed(entry, rows).items():
+            for split, own in _rename_splits(entry, rows).items():
                 joined.setdefault(split, []).extend({**row, "category": subset} for row in own)
         return joined, parts[0][2]
     rows, facts = read_dataset(path[0], path[1] if len(path) > 1 else None)
-    return _renamed(entry, rows), facts
+    return _rename_splits(entry, rows), facts
 
 
-def _renamed(entry: Mapping[str, Any], rows: Splits) -> Splits:
+def _rename_splits(entry: Mapping[str, Any], rows: Splits) -> Splits:
     """The splits under the names of the entry, where it gives some."""
     names = entry.get("split")
     if not isinstance(names, Mapping):

@@ -363,12 +363,12 @@ def _gguf_writer(manifest: Manifest, settings: Settings, notes: list[str]) -> Ca
     from merging.static import add_gguf
 
     base = manifest.canonical_base()
-    kept = checkpoint(base, settings.bases) if base else None
+    home = checkpoint(base, settings.bases) if base else None
 
     def write(folder: Path) -> None:
         try:
             add_gguf(
-                load_member(folder, purpose="written as GGUF", base=base), folder, base=str(kept or base)
+                load_member(folder, purpose="written as GGUF", base=base), folder, base=str(home or base)
             )
         except (ConfigError, MergeError, WeightsError) as error:
             notes.append(f"not written as GGUF: {error}")

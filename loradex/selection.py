@@ -75,7 +75,7 @@ def select_pool(
     """The pool that answers the question, saved with its controls unless `save` is False."""
     texts, digest = _read_instructions(options.texts)
     question, request = _model_request(replace(question, texts=digest), options)
-    notes = _unused_notes(question, options)
+    notes = _parameter_notes(question, options)
     with reading(settings) as session:
         if question.base is not None:
             question = replace(question, base=store.find_base(session, question.base))
@@ -107,7 +107,7 @@ def select_pool(
     return replace(pools[0], control_pools=tuple(pools[1:]), left_out=selection.left_out, notes=tuple(notes))
 
 
-def _unused_notes(question: Question, options: TaskOptions) -> list[str]:
+def _parameter_notes(question: Question, options: TaskOptions) -> list[str]:
     """A sentence on the parameters that were given and that the strategy does not use."""
     values = {**vars(options), **{name: getattr(question, name, None) for name in USED_BY if name != "tasks"}}
     values |= {"query": question.text}

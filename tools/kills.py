@@ -48,7 +48,7 @@ TABLES = (
 
 
 @dataclass(frozen=True)
-class Command:
+class KilledCommand:
     """What is run, given the folder with what it reads and the one that it writes to."""
 
     words: Callable[[Path, Path], Sequence[str]]
@@ -124,15 +124,15 @@ def _rows(out: Path) -> object:
 
 
 COMMANDS = {
-    "crawl": Command(_crawl, _rows),
-    "train": Command(
+    "crawl": KilledCommand(_crawl, _rows),
+    "train": KilledCommand(
         _learn(
             "train",
             *["--rank", "2", "--steps", "12", "--samples", "10", "--lr", "1e-3,1e-2", "-o", "{out}/lora"],
         ),
         _files,
     ),
-    "adapt": Command(
+    "adapt": KilledCommand(
         _learn(
             "adapt",
             *["--steps", "12", "--samples", "10", "-o", "{out}/adapted"],
@@ -140,7 +140,7 @@ COMMANDS = {
         ),
         _files,
     ),
-    "evaluate": Command(
+    "evaluate": KilledCommand(
         _learn(
             "evaluate",
             *[
@@ -155,7 +155,7 @@ COMMANDS = {
         ),
         _files,
     ),
-    "study": Command(_study, _files),
+    "study": KilledCommand(_study, _files),
 }
 
 

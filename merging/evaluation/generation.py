@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import EvaluationError, UsageError
-from merging.evaluation.prefix import Prefix, read_prefix, shared_length
+from merging.evaluation.prefix import ReadPrefix, read_prefix, shared_length
 from merging.evaluation.questions import check_reading
 from merging.evaluation.scoring import batches, logit_options, too_large
 from merging.model import LoadedBase, Prompt, Sizes, chat_format, in_pieces, quiet
@@ -85,7 +85,7 @@ def end_tokens(base: LoadedBase) -> frozenset[int]:
     return frozenset((ends - {None}) | {chat_format(base.tokenizer).closing_token})
 
 
-def _prefix(base: LoadedBase, prompts: Sequence[Prompt]) -> Prefix | None:
+def _prefix(base: LoadedBase, prompts: Sequence[Prompt]) -> ReadPrefix | None:
     """The beginning that the questions share, read; None if the model reads complete texts only."""
     if base.reading.depends_on_order or not prompts:
         return None
@@ -100,7 +100,7 @@ def _length(prompts: Sequence[Prompt], limits: Sequence[int], indices: Sequence[
 
 def _continue(
     base: LoadedBase,
-    prefix: Prefix,
+    prefix: ReadPrefix,
     questions: Sequence[Sequence[int]],
     limits: Sequence[int],
     stop: Sequence[str],
@@ -130,7 +130,7 @@ def _continue(
 class _Batch:
     """Rows of a batch with the keys and values of what they have read, and the next token of each."""
 
-    def __init__(self, base: LoadedBase, prefix: Prefix, questions: Sequence[Sequence[int]]) -> None:
+    def __init__(self, base: LoadedBase, prefix: ReadPrefix, questions: Sequence[Sequence[int]]) -> None:
         import torch
 
         self._base, device, start = base, base.device, prefix.length

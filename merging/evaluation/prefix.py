@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prefix:
+class ReadPrefix:
     """Keys and values of `length` tokens: for each layer two tensors of (1, heads, length, head width)."""
 
     length: int
@@ -40,7 +40,7 @@ def shared_length(questions: Sequence[tuple[int, ...]]) -> int:
     return min(shared, min(map(len, questions)) - 1)
 
 
-def read_prefix(base: LoadedBase, tokens: Sequence[int]) -> Prefix | None:
+def read_prefix(base: LoadedBase, tokens: Sequence[int]) -> ReadPrefix | None:
     """The prefix of these tokens, empty if memory does not suffice.
 
     None if the model does not keep keys and values of every layer.
@@ -48,7 +48,7 @@ def read_prefix(base: LoadedBase, tokens: Sequence[int]) -> Prefix | None:
     import torch
     from transformers import DynamicCache
 
-    empty = Prefix(0, ())
+    empty = ReadPrefix(0, ())
     if not tokens:
         return empty
     cache = DynamicCache()
@@ -68,7 +68,7 @@ def read_prefix(base: LoadedBase, tokens: Sequence[int]) -> Prefix | None:
     complete = [pair for pair in layers if pair is not None and pair[0].shape[2] == len(tokens)]
     if len(complete) != base.model.config.get_text_config().num_hidden_layers:
         return None
-    return Prefix(len(tokens), tuple(complete))
+    return ReadPrefix(len(tokens), tuple(complete))
 
 
 def _tensors(layer: Any) -> tuple[Tensor, Tensor] | None:

@@ -10,7 +10,7 @@ import pytest
 from tests.shared_data import data, shared
 from tools.bench.retrieval import main
 from tools.published.leaderboard import METRICS, STRATEGIES, judge
-from tools.published.tables import Meter, Task, load
+from tools.published.tables import RankTask, SampleMeter, load
 
 TASKS = ("anli", "arc", "cola", "rte", "sst")
 SIZE = 40
@@ -44,7 +44,7 @@ def tables(folder: Path, seed: int = 0, hidden_seed: int = 0) -> Path:
     return folder
 
 
-def named(tasks: list[Task], name: str) -> Task:
+def named(tasks: list[RankTask], name: str) -> RankTask:
     return next(task for task in tasks if task.name == name)
 
 
@@ -71,7 +71,7 @@ def test_what_costs_nothing_depends_on_nothing_of_the_task(strategy: object, tmp
     second = named(load(tables(tmp_path / "two", hidden_seed=1)), "anli")
     assert not np.array_equal(first.column, second.column)
     assert not np.array_equal(first.values, second.values)
-    meters = Meter(first, 0), Meter(second, 0)
+    meters = SampleMeter(first, 0), SampleMeter(second, 0)
     assert rank(first, meters[0]).tobytes() == rank(second, meters[1]).tobytes()
     assert meters[0].sold == meters[1].sold == 0
 
@@ -80,24 +80,24 @@ def test_what_costs_nothing_depends_on_nothing_of_the_task(strategy: object, tmp
 def test_what_is_bought_does_not_come_from_the_test_scores(name: str, tmp_path: Path) -> None:
     strategy = next(item for item in STRATEGIES if item.name == name)
     task = named(load(tables(tmp_path / "t")), "rte")
-    other = Task(**{**vars(task), "values": 1 - task.values})
-    meters = Meter(task, 0), Meter(other, 0)
+    other = RankTask(**{**vars(task), "values": 1 - task.values})
+    meters = SampleMeter(task, 0), SampleMeter(other, 0)
     assert strategy.rank(task, meters[0]).tobytes() == strategy.rank(other, meters[1]).tobytes()
     assert meters[0].sold == meters[1].sold > 0
 
 
 def test_a_cell_is_sold_once_and_adds_up_to_what_was_published(tmp_path: Path) -> None:
     task = named(load(tables(tmp_path / "t")), "rte")
-    meter = Meter(task, 0)
+    meter = SampleMeter(task, 0)
     names = task.visible.adapters
     parts = np.array([meter(names, 30), meter(names, 30), meter(names, 40)], dtype=np.float64)
     assert np.array([30, 30, 40]) @ parts / 100 == pytest.approx(task.column, abs=1e-12)
     assert meter.sold == 100 * SIZE
     assert meter(names, 1) == [None] * SIZE
     assert meter.sold == 100 * SIZE
-    again = Meter(task, 0)
+    again = SampleMeter(task, 0)
     assert np.array_equal(again(names, 30), parts[0])
-    assert not np.array_equal(Meter(task, 1)(names, 30), parts[0])
+    assert not np.array_equal(SampleMeter(task, 1)(names, 30), parts[0])
 
 
 def test_the_oracle_is_perfect_and_random_costs_nothing(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import loradex
-from loradex.harness import guarded
+from loradex.harness import guard_harness
 from merging.model import read_task
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -77,7 +77,7 @@ def run_harness(
 
     values: dict[tuple[str, str, str], float] = {}
     start, alone = time.process_time(), 0.0
-    with guarded():
+    with guard_harness():
         loaded = TaskManager(include_path=place, include_defaults=False).load(list(names))
         for adapter in (None, *options.adapters):
             model: Any = HFLM(

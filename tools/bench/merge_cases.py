@@ -29,7 +29,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
-class Size:
+class LlamaWidths:
     """Widths of a Llama: hidden, of keys and values, of the MLP; and its layers."""
 
     hidden: int
@@ -44,15 +44,15 @@ class Size:
         return inside, outside.get(target, self.hidden)
 
 
-SMALL = Size(1024, 1024, 3584, 8)
+SMALL = LlamaWidths(1024, 1024, 3584, 8)
 
 
-def large(layers: int) -> Size:
+def large(layers: int) -> LlamaWidths:
     """Llama-3.1-8B's widths."""
-    return Size(4096, 1024, 14336, layers)
+    return LlamaWidths(4096, 1024, 14336, layers)
 
 
-def build(folder: Path, size: Size, seed: int, dtype: str) -> None:
+def build(folder: Path, size: LlamaWidths, seed: int, dtype: str) -> None:
     """Writes an adapter of random factors, A as PEFT initialises it, B of a size that training gives."""
     import torch
     from safetensors.torch import save_file
@@ -155,7 +155,7 @@ def forget(folders: Sequence[Path]) -> None:
         os.close(descriptor)
 
 
-def base_model(size: Size) -> Any:
+def base_model(size: LlamaWidths) -> Any:
     """A Llama of random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -171,7 +171,7 @@ def base_model(size: Size) -> Any:
     return LlamaForCausalLM(config)
 
 
-def by_peft(folders: Sequence[Path], kind: str, size: Size) -> Callable[[], dict[str, Any]]:
+def by_peft(folders: Sequence[Path], kind: str, size: LlamaWidths) -> Callable[[], dict[str, Any]]:
     """PEFT's add_weighted_adapter on a random base with the adapters loaded."""
     import warnings
 
@@ -194,7 +194,9 @@ def by_peft(folders: Sequence[Path], kind: str, size: Size) -> Callable[[], dict
     return work
 
 
-def by_mergekit(folders: Sequence[Path], kind: str, place: Path, size: Size) -> Callable[[], dict[str, Any]]:
+def by_mergekit(
+    folders: Sequence[Path], kind: str, place: Path, size: LlamaWidths
+) -> Callable[[], dict[str, Any]]:
     """A full model by mergekit, which folds each adapter into a copy of the base first and keeps those."""
     import warnings
 
@@ -220,7 +222,7 @@ def by_mergekit(folders: Sequence[Path], kind: str, place: Path, size: Size) -> 
     return work
 
 
-def save_base(place: Path, size: Size) -> Path:
+def save_base(place: Path, size: LlamaWidths) -> Path:
     """The folder of the base model, written where it is not there yet."""
     import torch
 
@@ -230,7 +232,7 @@ def save_base(place: Path, size: Size) -> Path:
     return place / "base"
 
 
-def fold_average(folders: Sequence[Path], place: Path, size: Size) -> Callable[[], dict[str, Any]]:
+def fold_average(folders: Sequence[Path], place: Path, size: LlamaWidths) -> Callable[[], dict[str, Any]]:
     """The average of the adapters, added to the base: a full model, files to files."""
     from merging.static import apply_to
 
@@ -287,7 +289,7 @@ def one_module(count: int, kind: str) -> Callable[[], dict[str, Any]]:
     return lambda: stream(kind == "truncated", "sampled" if kind == "sampled" else "exact")
 
 
-def weight_vectors(count: int, size: Size) -> Callable[[], dict[str, Any]]:
+def weight_vectors(count: int, size: LlamaWidths) -> Callable[[], dict[str, Any]]:
     """New weight vectors on cached Gram matrices: one eigenproblem a module."""
     import torch
 

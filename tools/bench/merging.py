@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.bench.merge_cases import RANK, SMALL, Size, build, large
+from tools.bench.merge_cases import RANK, SMALL, LlamaWidths, build, large
 
 SUMS = ("average", "concatenation")
 
@@ -45,7 +45,7 @@ def measure(
     return facts
 
 
-def pool(place: Path, size: Size, count: int, dtype: str) -> None:
+def pool(place: Path, size: LlamaWidths, count: int, dtype: str) -> None:
     """Writes the adapters of a pool."""
     for n in range(count):
         build(place / "pool" / f"m{n:03}", size, n, dtype)

@@ -27,16 +27,16 @@ from catalog.scores import (
     race,
 )
 from tools.published.ranking import best_at, mean_at, ndcg, recall_at
-from tools.published.tables import Meter, Task
+from tools.published.tables import RankTask, SampleMeter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
-Rank = Callable[[Task, Meter], Floats]
+Rank = Callable[[RankTask, SampleMeter], Floats]
 
 K = 30
-METRICS: dict[str, Callable[[Floats, Task], float]] = {
+METRICS: dict[str, Callable[[Floats, RankTask], float]] = {
     "nDCG@30": lambda scores, task: ndcg(scores, task.gains, K),
     "top-1": lambda scores, task: mean_at(scores, task.values, 1),
     "mean@30": lambda scores, task: mean_at(scores, task.values, K),
@@ -50,7 +50,7 @@ RANDOM, BLIND, RAW, ALL = "random", "prior", "all x 100: raw", "all x 100: compl
 
 
 @dataclass(frozen=True)
-class Strategy:
+class RankRule:
     """A way to rank; `noisy` ones are run with several draws of samples and averaged."""
 
     name: str
@@ -58,7 +58,7 @@ class Strategy:
     noisy: bool = False
 
 
-def _buy(task: Task, meter: Meter, adapters: Sequence[str], n: int) -> ScoreMatrix:
+def _buy(task: RankTask, meter: SampleMeter, adapters: Sequence[str], n: int) -> ScoreMatrix:
     """The visible matrix with n bought samples, or as many as there are, of these adapters."""
     n = min(n, task.samples)
     scores = dict(zip(adapters, meter(adapters, n), strict=True))
@@ -66,7 +66,7 @@ def _buy(task: Task, meter: Meter, adapters: Sequence[str], n: int) -> ScoreMatr
     return task.visible.with_column(task.name, values, np.where(np.isnan(values), 0.0, n))
 
 
-def _without_nearest(task: Task, count: int) -> ScoreMatrix:
+def _without_nearest(task: RankTask, count: int) -> ScoreMatrix:
     """The visible matrix without the tasks that read most like this one."""
     other_tasks = [name for name in task.visible.tasks if name != task.name]
     alike = likeness([task.texts.get(name, "") for name in (*other_tasks, task.name)])[-1, :-1]
@@ -74,7 +74,7 @@ def _without_nearest(task: Task, count: int) -> ScoreMatrix:
 
 
 def _everyone(n: int, *, complete: bool) -> Rank:
-    def rank(task: Task, meter: Meter) -> Floats:
+    def rank(task: RankTask, meter: SampleMeter) -> Floats:
         bought = _buy(task, meter, task.visible.adapters, n)
         if complete:
             return completion(bought, task.name, task.texts).scores
@@ -84,7 +84,7 @@ def _everyone(n: int, *, complete: bool) -> Rank:
 
 
 def _first_of_prior(count: int) -> Rank:
-    def rank(task: Task, meter: Meter) -> Floats:
+    def rank(task: RankTask, meter: SampleMeter) -> Floats:
         first = prior(task.visible, task.name)
         subset = [first.adapters[i] for i in first.order()[:count]]
         return by_score(_buy(task, meter, subset, CAP), task.name).scores
@@ -93,7 +93,7 @@ def _first_of_prior(count: int) -> Rank:
 
 
 def _race(budget: int) -> Rank:
-    def rank(task: Task, meter: Meter) -> Floats:
+    def rank(task: RankTask, meter: SampleMeter) -> Floats:
         step, cap = min(STEP, task.samples), min(CAP, task.samples)
         result = race(task.visible, task.name, meter, budget, texts=task.texts, step=step, cap=cap)
         if result.spent != meter.sold:
@@ -104,48 +104,48 @@ def _race(budget: int) -> Rank:
 
 
 STRATEGIES = (
-    Strategy(RANDOM, lambda task, _: np.zeros(len(task.values))),
-    Strategy(BLIND, lambda task, _: prior(task.visible, task.name).scores),
-    Strategy("like tasks", lambda task, _: from_like_tasks(task.visible, task.name, task.texts).scores),
-    Strategy("completion, no texts", lambda task, _: completion(task.visible, task.name).scores),
-    Strategy("completion", lambda task, _: completion(task.visible, task.name, task.texts).scores),
-    Strategy(
+    RankRule(RANDOM, lambda task, _: np.zeros(len(task.values))),
+    RankRule(BLIND, lambda task, _: prior(task.visible, task.name).scores),
+    RankRule("like tasks", lambda task, _: from_like_tasks(task.visible, task.name, task.texts).scores),
+    RankRule("completion, no texts", lambda task, _: completion(task.visible, task.name).scores),
+    RankRule("completion", lambda task, _: completion(task.visible, task.name, task.texts).scores),
+    RankRule(
         "completion, nearest task out",
         lambda task, _: completion(_without_nearest(task, 1), task.name, task.texts).scores,
     ),
-    Strategy(
+    RankRule(
         "completion, 3 nearest out",
         lambda task, _: completion(_without_nearest(task, 3), task.name, task.texts).scores,
     ),
-    Strategy("race 1,000", _race(1000), noisy=True),
-    Strategy("race 2,500", _race(2500), noisy=True),
-    Strategy("race 5,000", _race(5000), noisy=True),
-    Strategy("race 10,000", _race(10_000), noisy=True),
-    Strategy("50 of prior x 100: raw", _first_of_prior(50), noisy=True),
-    Strategy("all x 5: raw", _everyone(5, complete=False), noisy=True),
-    Strategy("all x 5: completion", _everyone(5, complete=True), noisy=True),
-    Strategy(RAW, _everyone(100, complete=False)),
-    Strategy(ALL, _everyone(100, complete=True)),
-    Strategy("oracle", lambda task, _: task.values),
+    RankRule("race 1,000", _race(1000), noisy=True),
+    RankRule("race 2,500", _race(2500), noisy=True),
+    RankRule("race 5,000", _race(5000), noisy=True),
+    RankRule("race 10,000", _race(10_000), noisy=True),
+    RankRule("50 of prior x 100: raw", _first_of_prior(50), noisy=True),
+    RankRule("all x 5: raw", _everyone(5, complete=False), noisy=True),
+    RankRule("all x 5: completion", _everyone(5, complete=True), noisy=True),
+    RankRule(RAW, _everyone(100, complete=False)),
+    RankRule(ALL, _everyone(100, complete=True)),
+    RankRule("oracle", lambda task, _: task.values),
 )
 
-# Strategy to task to metric, with "spent" among the metrics.
+# RankRule to task to metric, with "spent" among the metrics.
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def judge(strategy: Strategy, task: Task, repeats: int) -> dict[str, float]:
+def judge(strategy: RankRule, task: RankTask, repeats: int) -> dict[str, float]:
     """The metrics of a strategy on a task, and the samples it spent, averaged over draws of the samples."""
     rows = []
     for seed in range(repeats if strategy.noisy or task.binomial else 1):
-        meter = Meter(task, seed)
+        meter = SampleMeter(task, seed)
         scores = strategy.rank(task, meter)
         rows.append({name: metric(scores, task) for name, metric in METRICS.items()} | {"spent": meter.sold})
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def judge_all(
-    tasks: Sequence[Task],
-    strategies: Sequence[Strategy] = STRATEGIES,
+    tasks: Sequence[RankTask],
+    strategies: Sequence[RankRule] = STRATEGIES,
     *,
     repeats: int = 3,
     done: Callable[[str], object] = len,

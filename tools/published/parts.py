@@ -22,8 +22,8 @@ from tools.published.tables import (
     MERGED,
     NEW,
     Floats,
+    RankTask,
     Scores,
-    Task,
     base_on_samples,
     base_scores,
     load,
@@ -187,7 +187,7 @@ def _average(values: Floats) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def _each(tasks: Sequence[Task], measure: Callable[[Task], float]) -> Floats:
+def _each(tasks: Sequence[RankTask], measure: Callable[[RankTask], float]) -> Floats:
     return np.array([measure(task) for task in tasks])
 
 
@@ -195,7 +195,7 @@ def _column(table: Scores, tasks: Iterable[str], name: str) -> Floats:
     return np.array([table.get(task, {}).get(name, np.nan) for task in tasks])
 
 
-def _shares(tasks: Sequence[Task], base: Floats) -> list[Row]:
+def _shares(tasks: Sequence[RankTask], base: Floats) -> list[Row]:
     """Correlations of both scores, and how much of the pool beats the base, with intervals over tasks."""
     share = _each(tasks, lambda task: float(np.nanmean(task.beats)))
     values = np.array([task.values for task in tasks])

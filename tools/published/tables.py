@@ -35,7 +35,7 @@ _MOST_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Task:
+class RankTask:
     """A task to rank for: what a ranker may see of it, what samples of it say, and how it is judged.
 
     `visible` holds nothing of the task's own column. `column` (adapters,) is what measuring gives in the end,
@@ -63,14 +63,14 @@ class Task:
 
 
 @dataclass
-class Meter:
+class SampleMeter:
     """Sells samples of a task's column, none twice, and counts them.
 
     A sample is right with the chance of the hypergeometric distribution: after `samples` of them an adapter
     has its published score. A binomial task is measured with independent errors instead, whatever was sold.
     """
 
-    task: Task
+    task: RankTask
     seed: int
     sold: int = 0
     _rng: np.random.Generator = field(init=False)
@@ -99,7 +99,7 @@ class Meter:
         return right / n
 
 
-def load(folder: Path, *, proxy: bool = False) -> list[Task]:
+def load(folder: Path, *, proxy: bool = False) -> list[RankTask]:
     """The judged tasks in the folder of published tables.
 
     Tasks that a file of test scores names are judged by them; a `proxy` takes the tasks that no such file
@@ -123,7 +123,7 @@ def load(folder: Path, *, proxy: bool = False) -> list[Task]:
     judged = [task for task in matrix.tasks if (task in tested) is not proxy and task not in LEFT_OUT]
     judging = table if proxy else test
     judged_tasks = [
-        Task(
+        RankTask(
             name=task,
             visible=matrix.blank(task),
             texts=texts,
