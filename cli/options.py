@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping
+from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import click
 
 from catalog.index import DEFAULT_MODEL
 from catalog.rules import RULE_SETS
+
+if TYPE_CHECKING:
+    from loradex.models import TooLong
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Options = TypeVar("Options", bound=Mapping[str, Any])
@@ -60,6 +64,11 @@ class Command(click.Command):
 def option(*names: str, group: str = "", **settings: Any) -> Callable[[Decorated], Decorated]:
     """The decorator of an option that stands under the title `group` in the help."""
     return click.option(*names, cls=GroupedOption, group=group, **settings)
+
+
+def combine(*options: Callable[[Any], Any]) -> Callable[[Decorated], Decorated]:
+    """The decorator of several options, in their order in the help."""
+    return lambda command: reduce(lambda decorated, decorate: decorate(decorated), options[::-1], command)
 
 
 def explicit_options(options: Options) -> Options:
@@ -183,6 +192,19 @@ date_option = option(
     callback=_day,
     help="That prompts name.  [default: 2024-07-26]",
 )
+
+
+class AskingOptions(TypedDict):
+    """The options of `asking_options`."""
+
+    too_long: TooLong
+    protocol: str
+    preset: str
+    date: datetime.date | None
+    device: str
+
+
+asking_options = combine(too_long_option, protocol_option, preset_option, date_option, base_device_option)
 rules_option = option(
     "--rules",
     metavar="RULES",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 import click
 
@@ -15,27 +14,24 @@ from cli.options import (
     FOLDER,
     LEARNING,
     RESULT,
+    AskingOptions,
     Command,
-    base_device_option,
+    asking_options,
     base_option,
     checkpointing_option,
     control_option,
-    date_option,
     dtype_option,
     explicit_options,
     mixed_ranks_option,
     option,
     overwrite_option,
-    preset_option,
-    protocol_option,
     rank_option,
     samples_option,
     task_option,
     tasks_option,
-    too_long_option,
 )
 from cli.output import Column, label_lines, output_options
-from loradex.models import BaseDtype, TooLong
+from loradex.models import BaseDtype
 
 METHODS = (
     Column("method"),
@@ -54,7 +50,7 @@ def adaptive(app: App) -> None:
     app.output.rows(loradex.adaptive_methods(), METHODS)
 
 
-class AdaptOptions(TypedDict):
+class AdaptOptions(AskingOptions):
     """The options that are keywords of `loradex.adapt`."""
 
     method: str
@@ -71,11 +67,6 @@ class AdaptOptions(TypedDict):
     mixed_ranks: bool
     split: Literal["valid", "test"] | None
     limit: int | None
-    too_long: TooLong
-    protocol: str
-    preset: str
-    date: datetime.date | None
-    device: str
     dtype: BaseDtype | None
     gradient_checkpointing: bool
 
@@ -112,11 +103,7 @@ class AdaptOptions(TypedDict):
     help="Also score it on these examples.",
 )
 @option("--limit", group=RESULT, metavar="N", type=COUNT, help="The maximum number of them.")
-@too_long_option
-@protocol_option
-@preset_option
-@date_option
-@base_device_option
+@asking_options
 @dtype_option
 @checkpointing_option
 @output_options(lists=False)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 import click
 
@@ -16,19 +15,16 @@ from cli.options import (
     FOLDER,
     RESULT,
     SCORING,
+    AskingOptions,
     Command,
-    base_device_option,
+    asking_options,
     base_option,
-    date_option,
     dtype_option,
     explicit_options,
     option,
-    preset_option,
-    protocol_option,
-    too_long_option,
 )
 from cli.output import Column, output_options, table
-from loradex.models import BaseDtype, TooLong
+from loradex.models import BaseDtype
 
 SCORES = (
     Column("adapter"),
@@ -58,7 +54,7 @@ PLACEMENTS = (
 )
 
 
-class EvaluateOptions(TypedDict):
+class EvaluateOptions(AskingOptions):
     """The options that are keywords of `loradex.evaluate`."""
 
     folder: Path | None
@@ -70,11 +66,6 @@ class EvaluateOptions(TypedDict):
     items: int | None
     chat_template: bool
     shots: int | None
-    too_long: TooLong
-    protocol: str
-    preset: str
-    date: datetime.date | None
-    device: str
     dtype: BaseDtype | None
     log: Path | None
     out: Path | None
@@ -123,11 +114,7 @@ class EvaluateOptions(TypedDict):
     type=click.IntRange(min=0),
     help="Examples shown first to harness:NAME.",
 )
-@too_long_option
-@protocol_option
-@preset_option
-@date_option
-@base_device_option
+@asking_options
 @dtype_option
 @option(
     "--log",

@@ -11,6 +11,7 @@ import click
 
 from catalog.scores import MOST_SAMPLES
 from cli.app import App, pass_app
+from cli.options import combine
 from cli.output import Column, label_lines, output_options
 from loradex import Rows
 
@@ -35,11 +36,7 @@ SCORES = (
     Column("items_sha", in_table=False),
 )
 OUTCOMES = (
-    Column("value", right=True, show=lambda value: f"{value:.4f}"),
-    Column("adapter"),
-    Column("task"),
-    Column("split"),
-    Column("metric"),
+    *SCORES[:5],
     Column("source"),
     Column("n", right=True),
     Column("outcomes", show=lambda text: " ".join(text[at : at + 10] for at in range(0, len(text), 10))),
@@ -87,10 +84,6 @@ LEADERS = (
     Column("p_holm", "p (Holm)", right=True, show=lambda p: "" if p is None else f"{p:.3g}"),
     Column("differs", show=lambda differs: {None: "", True: "yes", False: "cannot be told"}[differs]),
 )
-task_option = click.option("--task", metavar="T", required=True, help="The task.")
-split_option = click.option("--split", metavar="S", help="Only scores on this split.")
-metric_option = click.option("--metric", metavar="M", help="Only scores by this metric.")
-protocol_option = click.option("--protocol", metavar="P", help="Only by this protocol; '' for loradex's own.")
 source_option = click.option("--source", metavar="S", help="Only scores of this source.")
 
 
@@ -101,6 +94,15 @@ class ScoreOptions(TypedDict):
     metric: str | None
     protocol: str | None
     source: str | None
+
+
+score_options = combine(
+    click.option("--task", metavar="T", required=True, help="The task."),
+    click.option("--split", metavar="S", help="Only scores on this split."),
+    click.option("--metric", metavar="M", help="Only scores by this metric."),
+    click.option("--protocol", metavar="P", help="Only by this protocol; '' for loradex's own."),
+    source_option,
+)
 
 
 @click.group()
@@ -157,11 +159,7 @@ def show(app: App, adapter: str | None, task: str | None, items: bool) -> None:
 @scores.command()
 @click.argument("first")
 @click.argument("second")
-@task_option
-@split_option
-@metric_option
-@protocol_option
-@source_option
+@score_options
 @output_options(lists=True)
 @pass_app
 def compare(app: App, /, first: str, second: str, task: str, **which: Unpack[ScoreOptions]) -> None:
@@ -173,11 +171,7 @@ def compare(app: App, /, first: str, second: str, task: str, **which: Unpack[Sco
 
 
 @scores.command()
-@task_option
-@split_option
-@metric_option
-@protocol_option
-@source_option
+@score_options
 @output_options(lists=True)
 @pass_app
 def leaderboard(app: App, /, task: str, **which: Unpack[ScoreOptions]) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 import click
 
@@ -14,23 +13,20 @@ from cli.app import App, pass_app
 from cli.options import (
     FOLDER,
     LEARNING,
+    AskingOptions,
     Command,
-    base_device_option,
+    asking_options,
     base_dtype_option,
     base_option,
     checkpointing_option,
-    date_option,
     explicit_options,
     option,
-    preset_option,
-    protocol_option,
     split_numbers,
     task_option,
     tasks_option,
-    too_long_option,
 )
 from cli.output import Column, label_lines, output_options, table
-from loradex.models import BaseDtype, TooLong
+from loradex.models import BaseDtype
 
 RATES = (
     Column("learning_rate", "learning rate", right=True, show=lambda rate: f"{rate:.5g}"),
@@ -40,15 +36,10 @@ RATES = (
 )
 
 
-class TrainOptions(TypedDict):
+class TrainOptions(AskingOptions):
     """The options that are keywords of `loradex.train`."""
 
     samples: int
-    too_long: TooLong
-    protocol: str
-    preset: str
-    date: datetime.date | None
-    device: str
     base_dtype: BaseDtype | None
     gradient_checkpointing: bool
     rank: int
@@ -77,11 +68,7 @@ def _modules(_context: click.Context, _option: click.Parameter, value: str) -> s
 @task_option
 @tasks_option
 @option("--samples", metavar="N", default=100, help="Training examples, a fifth to choose by.")
-@too_long_option
-@protocol_option
-@preset_option
-@date_option
-@base_device_option
+@asking_options
 @base_dtype_option
 @checkpointing_option
 @option("--rank", group="Adapter", metavar="R", default=16, help="Of A and B.")
