@@ -303,41 +303,27 @@ class Sampler:
         self.asked = ask(base, task, order, too_long)
         self.left_out: dict[str, str] = {}
         self._place: dict[str, int] = {}
-        self._live: LiveStack | None = None
 
     def __call__(self, adapters: Sequence[str], samples: int) -> list[float | None]:
         """The score of each adapter on its next `samples` examples, None if it cannot be measured."""
         return [self._one(name, samples) for name in adapters]
 
     def _one(self, name: str, samples: int) -> float | None:
+        from merging.live import apply_member
+
         start = self._place.get(name, 0)
         questions = self.asked.examples[start : start + samples]
         if len(questions) < samples:
             return None
         self._place[name] = start + samples
         try:
-            with self._apply(self.find(name)):
+            with apply_member(self.base.model, self.find(name)):
                 measurement = measure(self.base, self.task, questions)
         except _UNFIT as error:
             self.left_out.setdefault(name, str(error))
             return None
         self.spent += samples
         return measurement.value
-
-    @contextlib.contextmanager
-    def _apply(self, member: MergeMember) -> Iterator[None]:
-        """A block in which the base model has the adapter."""
-        from merging.live import LiveStack, apply_with_peft
-
-        if member.apart:
-            with apply_with_peft(self.base.model, member):
-                yield
-            return
-        if self._live is None:
-            self._live = LiveStack(self.base.model)
-        self._live.swap([member])
-        with self._live.attach():
-            yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -533,7 +519,8 @@ def _read_log(log: Path | None) -> dict[str, TaskScore]:
         # An interrupted write; a line that does not begin like a score is not ours.
         if not (torn.startswith(_LINE) or _LINE.startswith(torn)):
             raise UsageError(f"{log} is not a log of scores; give another file.")
-        _cut(log, torn)
+        with log.open("r+b") as file:
+            file.truncate(log.stat().st_size - len(torn.encode()))
     entries = {}
     for number, line in enumerate(lines, 1):
         try:
@@ -549,12 +536,6 @@ def _without_defaults(record: Measured | TaskScore, *hidden: str) -> dict[str, A
     usual = {row.name: row.default for row in fields(record) if row.name not in hidden}
     document = asdict(record)
     return {name: document[name] for name in usual if document[name] != usual[name]}
-
-
-def _cut(log: Path, torn: str) -> None:
-    """Remove an unfinished line from the end of the log."""
-    with log.open("r+b") as file:
-        file.truncate(log.stat().st_size - len(torn.encode()))
 
 
 def _append(log: Path | None, scores: Sequence[TaskScore]) -> None:

@@ -153,14 +153,10 @@ def both_ways(
     return [float(value) for at in few for value in sums[at][0]], alone, batch
 
 
-def choose_answers(answers: Sequence[Likelihoods]) -> list[int]:
-    """The most likely answer of every prompt; the first of equals."""
-    return [max(range(len(values)), key=values.__getitem__) for values in answers]
-
-
 def right_answers(prompts: Sequence[Prompt], answers: Sequence[Likelihoods]) -> list[bool]:
-    """Whether the most likely answer of every prompt is the right one."""
-    return [pick == prompt.right for prompt, pick in zip(prompts, choose_answers(answers), strict=True)]
+    """Whether the most likely answer of every prompt, the first of equals, is the right one."""
+    pairs = zip(prompts, answers, strict=True)
+    return [max(range(len(row)), key=row.__getitem__) == prompt.right for prompt, row in pairs]
 
 
 def answer_margins(prompts: Sequence[Prompt], answers: Sequence[Likelihoods]) -> list[float]:

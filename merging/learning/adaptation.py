@@ -25,7 +25,7 @@ from merging.learning.candidates import search
 from merging.learning.coefficients import Coefficients, Design
 from merging.learning.combination import Numbers, combine
 from merging.learning.continuation import Continuation, continue_training
-from merging.learning.course import Course, Objective, Recipe, mean_of, run
+from merging.learning.course import Course, Objective, Recipe, descend, mean_of
 from merging.live import ArrowGate, LiveStack, prototypes
 from merging.members import MergeMember
 from merging.model import OWN, ExampleBudget, LoadedBase, Prompt, Protocol, Task, memory_limit
@@ -201,15 +201,8 @@ def _continue(
     progress: Progress | None,
 ) -> Continuation:
     """An adapter trained on by PEFT; `prompts` are for learning and for validation."""
-
-    def report_step(step: int) -> None:
-        if progress is not None:
-            progress(step, recipe.steps)
-
     with memory_limit(f"{row.name} of {member.name}"):
-        tensors, course, before = continue_training(
-            base, member, rate, recipe, *prompts, objective, report_step
-        )
+        tensors, course, before = continue_training(base, member, rate, recipe, *prompts, objective, progress)
     document = _course_document(course, before)
     _refuse_infinite(row, document["valid_loss"])
     record = dict(facts) | {
@@ -299,37 +292,23 @@ def _learn(
 
     `renew` is called before each pass of the model, so that values that depend on `trained` are updated.
     """
-    best_state = [values.detach().clone() for values in trained]
-
-    def better() -> None:
-        for copy, values in zip(best_state, trained, strict=True):
-            copy.copy_(values.detach())
-
-    def report_step(step: int) -> None:
-        if progress is not None:
-            progress(step, work.recipe.steps)
-
     hook = work.base.model.register_forward_pre_hook(lambda _module, _inputs: renew())
     try:
         with work.live.attach(gate):
-            before = work.validate()
-            optimiser = torch.optim.AdamW(trained, lr=work.rate, betas=(0.9, 0.999), weight_decay=0.0)
-            course = run(
+            best, course, before = descend(
                 work.base,
-                optimiser,
+                trained,
                 work.rate,
                 work.recipe,
                 work.train,
                 work.valid,
-                objective=work.objective,
-                best=before if math.isfinite(before) else math.inf,
-                better=better,
-                report_step=report_step,
+                work.objective,
+                progress,
             )
     finally:
         hook.remove()
     with torch.no_grad():
-        for copy, values in zip(best_state, trained, strict=True):
+        for copy, values in zip(best, trained, strict=True):
             values.copy_(copy)
     return _course_document(course, before)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from catalog.adapters import CONFIG_NAME, engine_problems
 from catalog.errors import EvaluationError, MergeError
 from merging.learning.adaptive import AdaptiveMethod
 from merging.learning.combination import ADAPT_RECORD
-from merging.learning.course import Course, Objective, Recipe, mean_of, run
+from merging.learning.course import Course, Objective, Recipe, descend
 from merging.live import apply_with_peft
 from merging.members import (
     MergeMember,
@@ -78,20 +77,22 @@ class Continuation:
         combined: dict[str, Any] = {"rank": None, "dtype": kind, "modules": {}, "totals": {}}
         with new_folder(out, overwrite, ADAPT_RECORD) as folder, storage(out):
             shutil.copyfile(self.member.folder / CONFIG_NAME, folder / CONFIG_NAME)
-            self._write_tensors(folder, kind)
+            write_trained(folder, self.tensors, kind)
             write_json(folder / ADAPT_RECORD, dict(self.record) | {"combined": combined})
             misread = engine_problems(folder)
         return MergeReport(out, self.record, modules, misread=misread)
 
-    def _write_tensors(self, folder: Path, dtype: str) -> None:
-        try:
-            with tensor_writer(weights_path(folder), dtype, sorted(self.tensors)) as writer:
-                for name in sorted(self.tensors):
-                    writer.write(name, self.tensors[name])
-        except OverflowError as error:
-            raise EvaluationError(
-                f"The trained weights are too large for {dtype}; store them as float32."
-            ) from error
+
+def write_trained(folder: Path, tensors: Mapping[str, Tensor], dtype: str) -> None:
+    """Writes the tensors of a trained adapter to a folder; raises EvaluationError if `dtype` is too small."""
+    try:
+        with tensor_writer(weights_path(folder), dtype, sorted(tensors)) as writer:
+            for name in sorted(tensors):
+                writer.write(name, tensors[name])
+    except OverflowError as error:
+        raise EvaluationError(
+            f"The trained weights are too large for {dtype}; store them as float32."
+        ) from error
 
 
 def continue_training(
@@ -102,35 +103,16 @@ def continue_training(
     train: Sequence[Prompt],
     valid: Sequence[Prompt],
     objective: Objective,
-    report_step: Callable[[int], None],
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Tensor], Course, float]:
     """The tensors of the state with the best validation loss, the start included, the course, and the loss
     before.
 
-    AdamW without weight decay on factors and magnitudes, in float32 or wider. The base model is unchanged.
+    Factors and magnitudes are trained, in float32 or wider. The base model is unchanged.
     Raises the errors of `apply_with_peft` and of `merging.learning.course.run`.
     """
-    import torch
-
     with apply_with_peft(base.model, member) as adapter:
         trained = {name: item.requires_grad_(True) for name, item in adapter.parameters().items()}
-        best = {name: item.detach().to("cpu", copy=True) for name, item in trained.items()}
-
-        def better() -> None:
-            for name, item in trained.items():
-                best[name].copy_(item.detach())
-
-        before = mean_of(base, valid, objective)
-        course = run(
-            base,
-            torch.optim.AdamW([*trained.values()], lr=rate, betas=(0.9, 0.999), weight_decay=0.0),
-            rate,
-            recipe,
-            train,
-            valid,
-            objective=objective,
-            best=before if math.isfinite(before) else math.inf,
-            better=better,
-            report_step=report_step,
-        )
-    return best, course, before
+        values = [*trained.values()]
+        best, course, before = descend(base, values, rate, recipe, train, valid, objective, progress)
+    return {name: item.cpu() for name, item in zip(trained, best, strict=True)}, course, before

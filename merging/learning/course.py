@@ -27,6 +27,7 @@ from merging.evaluation import (
 from merging.model import LoadedBase, Prompt, is_shortage, recompute_layers, release
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
@@ -147,6 +148,48 @@ def run(
         losses=tuple(measures),
         seconds=round(time.perf_counter() - began, 3),
     )
+
+
+def descend(
+    base: LoadedBase,
+    trained: Sequence[Tensor],
+    rate: float,
+    recipe: Recipe,
+    train: Sequence[Prompt],
+    valid: Sequence[Prompt],
+    objective: Objective,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[Tensor], Course, float]:
+    """Copies of `trained` at its best validation loss, the start included, the course, and the loss before.
+
+    AdamW without weight decay. `progress` is called with the number of steps done and the total.
+    """
+    import torch
+
+    best = [values.detach().clone() for values in trained]
+
+    def better() -> None:
+        for copy, values in zip(best, trained, strict=True):
+            copy.copy_(values.detach())
+
+    def report_step(step: int) -> None:
+        if progress is not None:
+            progress(step, recipe.steps)
+
+    before = mean_of(base, valid, objective)
+    course = run(
+        base,
+        torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.999), weight_decay=0.0),
+        rate,
+        recipe,
+        train,
+        valid,
+        objective=objective,
+        best=before if math.isfinite(before) else math.inf,
+        better=better,
+        report_step=report_step,
+    )
+    return best, course, before
 
 
 @contextlib.contextmanager

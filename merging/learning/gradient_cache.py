@@ -39,7 +39,7 @@ _BLOCK = 1 << 20
 
 
 class GradientCache:
-    """The rows of a base model below a folder; `rows_added` is the number of those not yet written.
+    """The rows of a base model below a folder.
 
     A row is the sketch `delta` and after it `output`, (2059,) float32.
     """
@@ -51,11 +51,6 @@ class GradientCache:
         self.path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{_SUFFIX}"
         self._rows = self._read()
         self._added: dict[str, NDArray[float32]] = {}
-
-    @property
-    def rows_added(self) -> int:
-        """The number of rows that `write` would add."""
-        return len(self._added)
 
     def find(self, prompts: Sequence[Prompt]) -> NDArray[float32] | None:
         """The row of these prompts in this order, None if it is not there."""

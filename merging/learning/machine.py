@@ -6,18 +6,17 @@ has finished.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merging.evaluation import generate, likelihoods, read_tokens
 from merging.learning import variants
-from merging.learning.course import gradients
+from merging.learning.course import gradients, set_seeds
 from merging.learning.gradients import linear_modules
 from merging.model import LoadedBase, Prompt, ReadingMode, is_shortage, release
 
@@ -164,7 +163,7 @@ def step_seconds(base: LoadedBase, rank: int, batch: int) -> float:
     prompts, row = random_prompts(base, batch), variants.variant("lora")
     targets, _ = variants.reachable(base.model)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type="CAUSAL_LM")
-    with _seed(), variants.adapt_model(base.model, row, config, lambda: None) as model:
+    with set_seeds(0, base), variants.adapt_model(base.model, row, config, lambda: None) as model:
         optimiser = variants.optimiser(row, model, 1e-4)
 
         def step() -> None:
@@ -188,15 +187,6 @@ def free_memory(device: torch.device) -> int | None:
     pattern = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
     match = pattern.search(lines.read_text(encoding="ascii"))
     return 1024 * int(match[1]) if match else None
-
-
-@contextlib.contextmanager
-def _seed() -> Iterator[None]:
-    import torch
-
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        yield
 
 
 def _time(base: LoadedBase, work: Callable[[], Any]) -> tuple[Any, float]:

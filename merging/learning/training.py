@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from catalog.adapters import CONFIG_NAME, WEIGHTS_NAME
-from catalog.errors import DivergedError, EvaluationError, UsageError
+from catalog.errors import DivergedError, UsageError
 from merging.evaluation import Questions, TooLong, ask
 from merging.learning import variants
+from merging.learning.continuation import write_trained
 from merging.learning.course import Course, Objective, Recipe, batches, gradients, mean_of, run, set_seeds
 from merging.learning.training_record import LIBRARIES, card, record
 from merging.live import calm, restore_model
@@ -31,8 +32,6 @@ from merging.members import (
     package_versions,
     refuse_existing,
     storage,
-    tensor_writer,
-    weights_path,
     write_json,
     write_text,
 )
@@ -301,14 +300,7 @@ def _config(base: LoadedBase, settings: TrainingSettings) -> Any:
 
 def _write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: Any, dtype: str) -> None:
     """Writes weights and configuration; the modules' names, a set in PEFT, in their order."""
-    try:
-        with tensor_writer(weights_path(folder), dtype, sorted(tensors)) as writer:
-            for name in sorted(tensors):
-                writer.write(name, tensors[name])
-    except OverflowError as error:
-        raise EvaluationError(
-            f"The trained weights are too large for {dtype}; store them as float32."
-        ) from error
+    write_trained(folder, tensors, dtype)
     config.save_pretrained(folder)
     document = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
     document["target_modules"] = sorted(document["target_modules"])

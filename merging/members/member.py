@@ -232,21 +232,13 @@ def read_module(member: MergeMember, module: str) -> tuple[torch.Tensor, torch.T
 
     Raises WeightsError if the file is truncated or cannot be read.
     """
-    a, b = member.places[module]
-    try:
-        with member.weights.open("rb", buffering=0) as file:
-            return _read(file, member, a), _read(file, member, b)
-    except OSError as error:
-        raise WeightsError("unreadable", f"The weights of {member.name} cannot be read: {error}.") from error
+    a, b = _read_tensors(member, *member.places[module])
+    return a, b
 
 
 def read_magnitude(member: MergeMember, module: str) -> torch.Tensor:
     """The magnitudes of a module's outputs, (out,), as stored; raises as `read_module` does."""
-    try:
-        with member.weights.open("rb", buffering=0) as file:
-            return _read(file, member, member.magnitudes[module])
-    except OSError as error:
-        raise WeightsError("unreadable", f"The weights of {member.name} cannot be read: {error}.") from error
+    return _read_tensors(member, member.magnitudes[module])[0]
 
 
 def refuse_apart(members: Sequence[MergeMember]) -> None:
@@ -444,6 +436,14 @@ def _magnitudes(header: Header, names: ModuleNames) -> dict[str, Tensor]:
 
 def _path(tensor: str) -> str:
     return tensor.rpartition(".lora_")[0]
+
+
+def _read_tensors(member: MergeMember, *tensors: Tensor) -> list[torch.Tensor]:
+    try:
+        with member.weights.open("rb", buffering=0) as file:
+            return [_read(file, member, tensor) for tensor in tensors]
+    except OSError as error:
+        raise WeightsError("unreadable", f"The weights of {member.name} cannot be read: {error}.") from error
 
 
 def _read(file: RawIOBase, member: MergeMember, tensor: Tensor) -> torch.Tensor:

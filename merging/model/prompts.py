@@ -127,17 +127,10 @@ def encode_each(
     prompts = []
     for example in examples:
         choices = example.choices if task.metric == "accuracy" else (example.target,)
-        text = _question_text(tokenizer, task, example, date, protocol, chat)
+        text = question_text(tokenizer, task, example, date, protocol, chat)
         question = tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
         prompts.append(Prompt(question, tuple(map(answer, choices)), choices.index(example.target)))
     return prompts
-
-
-def question_text(
-    tokenizer: Any, task: Task, example: Example, date: date = DATE, protocol: Protocol = OWN
-) -> str:
-    """The question as the model reads it, up to the beginning of its answer, with this date."""
-    return _question_text(tokenizer, task, example, date, protocol, chat_format(tokenizer))
 
 
 def folds_instruction(tokenizer: Any, task: Task, protocol: Protocol) -> bool:
@@ -149,13 +142,19 @@ def _in_system(task: Task, protocol: Protocol) -> bool:
     return "system" in (protocol.instruction_role, task.instruction_role)
 
 
-def _question_text(
-    tokenizer: Any, task: Task, example: Example, date: date, protocol: Protocol, chat: ChatFormat
+def question_text(
+    tokenizer: Any,
+    task: Task,
+    example: Example,
+    date: date = DATE,
+    protocol: Protocol = OWN,
+    chat: ChatFormat | None = None,
 ) -> str:
+    """The question as the model reads it, up to the beginning of its answer, with this date."""
     instruction, content = task.instruction, example.input
     if protocol.trim:
         instruction, content = instruction.strip(), content.strip()
-    if _in_system(task, protocol) and chat.has_system:
+    if _in_system(task, protocol) and (chat or chat_format(tokenizer)).has_system:
         turns = [{"role": "system", "content": instruction}, {"role": "user", "content": content}]
     else:
         turns = [{"role": "user", "content": f"{instruction}\n\n{content}"}]

@@ -47,6 +47,7 @@ from merging.members import (
     weights_path,
     write_json,
 )
+from merging.static.plans import result_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 KINDS = ("random-pooled", "random-each", "random-directions", "shuffled-layers", "permuted-ranks")
 CONTROL_NAME = "control.json"
 RECORD_VERSION = 1
-_STORED = {"BF16": "bfloat16", "F16": "float16"}
 _STRANGE = re.compile(r"[^A-Za-z0-9_.-]+")
 # The layer's number in a module's name: the first part that is one.
 _NUMBER = re.compile(r"(?:(?<=\.)|\A)[0-9]{1,6}(?=\.|\Z)")
@@ -313,6 +313,4 @@ def _module_seed(key: tuple[object, ...]) -> int:
 
 def _dtype(member: MergeMember, kind: str) -> str:
     """The data type to write: the member's if it can be written, else float32."""
-    stored = member.spec.dtypes
-    exact = kind == "random-directions" or len(stored) > 1
-    return "float32" if exact else _STORED.get(stored[0], "float32")
+    return "float32" if kind == "random-directions" else result_dtype(None, [member])

@@ -104,11 +104,11 @@ def write_gguf(
     kind = gguf.MODEL_ARCH[architecture]
     names = gguf.get_tensor_name_map(kind, described.layers)
     union = shapes([member])
-    rank = portable_form(union, {shape.name: shape.largest for shape in union}, None).rank
+    form = portable_form(union, {shape.name: shape.largest for shape in union}, None)
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[kind])
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(form.rank))
     for number, shape in enumerate(union):
         name = names.get_name(shape.name)
         if name is None or (member.config.layer_replication and "layers." in shape.name):
@@ -118,8 +118,8 @@ def write_gguf(
         a, b = (factor.float() for factor in read_module(member, shape.name))
         b = b * shape.scalings[0]
         if turned and name.endswith(("attn_q", "attn_k")):
-            b = _turned(b, described.heads if name.endswith("attn_q") else described.key_value_heads)
-        a, b = _filled(a, b, rank)
+            b = _llama_rows(b, described.heads if name.endswith("attn_q") else described.key_value_heads)
+        a, b = form.pad(a, b)
         if shape.kind == "embedding":
             a = a.T
         for side, factor in (("lora_a", a), ("lora_b", b)):
@@ -135,7 +135,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return rank
+    return form.rank
 
 
 def add_gguf(
@@ -162,14 +162,7 @@ def add_gguf(
     return target
 
 
-def _filled(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    from torch.nn.functional import pad
-
-    missing = rank - a.shape[0]
-    return pad(a, (0, 0, 0, missing)), pad(b, (0, missing))
-
-
-def _turned(b: Tensor, heads: int) -> Tensor:
+def _llama_rows(b: Tensor, heads: int) -> Tensor:
     """The rows of B of q or k in llama.cpp's order: the halves of each head in turn."""
     out, rank = b.shape
     return b.reshape(heads, 2, out // heads // 2, rank).swapaxes(1, 2).reshape(out, rank)

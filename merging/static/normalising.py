@@ -12,7 +12,6 @@ from typing import Any
 from catalog.adapters import engine_problems
 from catalog.files import sync
 from merging.members import (
-    DTYPES,
     MergeMember,
     Shape,
     base_modules,
@@ -29,6 +28,7 @@ from merging.members import (
 )
 from merging.methods import Update
 from merging.static.merger import write_updates
+from merging.static.plans import result_dtype
 
 NORMALISE_RECORD = "normalise.json"
 RECORD_VERSION = 1
@@ -71,10 +71,7 @@ def normalise(
     """
     (member,) = load_members([member], base=base)
     name = base_of([member], base)
-    stored = {dtype: known for known, dtype in DTYPES.items()}
-    kind = dtype or (
-        stored.get(member.spec.dtypes[0], "float32") if len(member.spec.dtypes) == 1 else "float32"
-    )
+    kind = result_dtype(dtype, [member])
     union = shapes([member])
     ranks = {shape.name: shape.largest for shape in union}
     form = portable_form(union, ranks, base_modules(name) if name else None)

@@ -123,7 +123,7 @@ def plan(
         options,
         _weights(row, len(loaded), weights),
         rank,
-        _dtype(dtype, loaded),
+        result_dtype(dtype, loaded),
         device,
         seed,
         of_all,
@@ -184,7 +184,7 @@ def _refuse_device(device: str) -> None:
         raise UsageError(f"The device {device} is not available; use cpu.")
 
 
-def _dtype(requested: str | None, members: Sequence[MergeMember]) -> str:
+def result_dtype(requested: str | None, members: Sequence[MergeMember]) -> str:
     """The requested data type, else the one that all members share, else float32."""
     if requested is not None:
         if requested not in DTYPES:

@@ -208,7 +208,7 @@ def test_the_oldest_rows_and_bases_are_left_out(tmp_path: Path, monkeypatch: pyt
         for prompt in prompts:
             cache.add([prompt], row + number)
         cache.write()
-        assert not cache.rows_added
+        assert not cache._added
         os.utime(cache.path, ns=(number, number))
         paths.append(cache.path)
     (tmp_path / "mine.gradients").write_text("not a file of the cache")

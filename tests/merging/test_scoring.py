@@ -14,7 +14,6 @@ from merging.evaluation.generation import generate
 from merging.evaluation.scoring import (
     answer_margins,
     candidate_likelihoods,
-    choose_answers,
     entropies,
     greedy_likelihoods,
     likelihoods,
@@ -84,7 +83,6 @@ def test_an_answer_is_greedy_where_each_token_is_the_most_likely(in_trees: bool)
 def test_the_first_answer_of_a_likely_word_is_chosen() -> None:
     prompts = [Prompt((1,), ((2, 3), (4,)), 1), Prompt((1,), ((4,), (2, 3)), 1)]
     result = [(-3.0, -1.0), (-2.0, -2.0)]
-    assert choose_answers(result) == [1, 0]
     assert right_answers(prompts, result) == [True, False]
     # log p of the best other answer minus the right one's.
     assert answer_margins(prompts, result) == [-2.0, 0.0]
