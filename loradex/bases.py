@@ -11,13 +11,14 @@ from catalog.errors import NotFoundError
 from loradex.progress import ProgressCallback, ProgressEvent
 
 if TYPE_CHECKING:
+    from catalog.settings import Settings
     from merging.model import BaseDtype, LoadedBase
 
 
 def open_base(
     base: str,
     *,
-    bases: Path | None,
+    settings: Settings | None,
     device: str,
     dtype: BaseDtype | None,
     day: datetime.date | None,
@@ -25,11 +26,12 @@ def open_base(
 ) -> LoadedBase:
     """The base model on the device; its chat template names the day, or 2024-07-26 where that is None.
 
-    `base` is a folder, an id on the Hub, or an id that is kept in the folder `bases`.
+    `base` is a folder, an id on the Hub, or an id that is kept in the data folder of `settings`.
     """
     from merging.model import DATE, checkpoint
     from merging.model import load_base as load
 
+    bases = settings.bases if settings else None
     if base.startswith(("/", ".", "~")) and checkpoint(base, bases) is None and not Path(base).is_file():
         raise NotFoundError(
             f"{base} is not the folder of a model with config.json; give one, or an id such as owner/name."

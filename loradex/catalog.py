@@ -809,7 +809,8 @@ class Catalog:
             3
         """
         from catalog.selection import STRATEGIES, Question
-        from loradex.selection import TaskOptions, select_pool
+        from loradex.measuring import TaskOptions
+        from loradex.selection import select_pool
 
         check_choice("kind", kind, ("output", "delta"))
         check_choice("distinct", distinct, (None, *LEVELS))

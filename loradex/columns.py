@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from catalog.errors import UsageError
+from merging.model import Example
 
 Row = Mapping[str, object]
 # A target with at most so many values, each so many times on average, is one of choices.
@@ -23,20 +24,6 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "valid": ("valid", "validation", "dev", "val"),
     "test": ("test", "eval"),
 }
-
-
-@dataclass(frozen=True)
-class ExampleText:
-    """An example of a task in text; `choices` are empty where the task has them, or there are none."""
-
-    input: str
-    target: str
-    choices: tuple[str, ...] = ()
-
-    def document(self) -> dict[str, object]:
-        """The example as a line of a task's file."""
-        row: dict[str, object] = {"input": self.input, "target": self.target}
-        return row | ({"choices": list(self.choices)} if self.choices else {})
 
 
 @dataclass(frozen=True)
@@ -53,16 +40,14 @@ class ExampleColumns:
     choices: str | None = None
     labels: tuple[str, ...] = field(default=())
 
-    def example(self, row: Row, place: str) -> ExampleText:
+    def example(self, row: Row, place: str) -> Example:
         """The example of a row; raises UsageError, with the place, for a missing or empty cell."""
         parts = [(name, cell_text(row, name, place)) for name in self.input]
         text = parts[0][1] if len(parts) == 1 else "\n".join(f"{name}: {value}" for name, value in parts)
         if self.choices is None:
-            return ExampleText(text, self._label(cell_text(row, self.target, place), place))
+            return Example(text, self._label(cell_text(row, self.target, place), place))
         choices, names = _choice_list(find_cell(row, self.choices, place), f"{place}, {self.choices}")
-        return ExampleText(
-            text, _find_choice(cell_text(row, self.target, place), choices, names, place), choices
-        )
+        return Example(text, _find_choice(cell_text(row, self.target, place), choices, names, place), choices)
 
     def _label(self, value: str, place: str) -> str:
         if not self.labels:
@@ -128,7 +113,7 @@ def _find_choice(target: str, choices: Sequence[str], names: Sequence[str], plac
     return choices[number]
 
 
-def shared_choices(examples: Sequence[ExampleText]) -> tuple[str, ...]:
+def shared_choices(examples: Sequence[Example]) -> tuple[str, ...]:
     """The choices of a task in order, from its targets or from lists that are all the same.
 
     Empty if examples have lists of their own, or their targets are too many different texts.

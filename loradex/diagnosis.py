@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,13 +89,14 @@ def doctor(
         if model is not None:
             if base is not None:
                 measures["load_seconds"] = round(time.perf_counter() - began, 3)
-            for number, (name, measure) in enumerate(_MEASURES.items()):
-                step.working(number, len(_MEASURES))
+            work = _measures()
+            step.working(0, len(work))
+            for number, (name, measure) in enumerate(work.items(), 1):
                 try:
-                    measures |= measure(model)
+                    measures |= {key: value for key, value in measure(model).items() if value is not None}
                 except LoradexError as error:
                     skipped[name] = str(error)
-            step.working(len(_MEASURES), len(_MEASURES))
+                step.working(number, len(work))
     if model is not None and model.device.type == "cpu":
         skipped["largest batch"] = "a system without free memory ends the process"
     return DoctorReport(
@@ -132,9 +132,8 @@ def _open(
             raise UsageError(f"A tiny model of random weights is not loaded in {dtype}; give a `base`.")
         skipped["speed of a model"] = "no `base` is given: speeds are those of a tiny one of random weights"
         return random_base(device, dtype)
-    bases = settings.bases if settings else None
     try:
-        return open_base(str(base), bases=bases, device=device, dtype=dtype, day=None, report=report)
+        return open_base(str(base), settings=settings, device=device, dtype=dtype, day=None, report=report)
     except MemoryLimitError as error:
         skipped["everything"] = str(error)
         return None
@@ -152,53 +151,38 @@ def _read(model: LoadedBase) -> dict[str, Any]:
     }
 
 
-def _generate(model: LoadedBase) -> dict[str, Any]:
-    from merging.learning import generating_speed
+def _measures() -> dict[str, Callable[[LoadedBase], dict[str, Any]]]:
+    """What is measured, in order."""
+    from merging.learning import (
+        adapter_bytes,
+        adapters_that_fit,
+        generating_speed,
+        largest_batch,
+        step_seconds,
+    )
 
-    return {"generated_tokens_per_second": round(generating_speed(model), 1)}
-
-
-def _residents(model: LoadedBase) -> dict[str, Any]:
-    from merging.learning import adapter_bytes, adapters_that_fit
-
-    fitting = adapters_that_fit(model, RANK)
-    residents = {} if fitting is None else {"adapters_resident": fitting}
-    return {"adapter_bytes": adapter_bytes(model, RANK), **residents}
-
-
-def _batch(model: LoadedBase) -> dict[str, Any]:
-    from merging.learning import largest_batch
-
-    rows = largest_batch(model)
-    return {} if rows is None else {"largest_batch": rows}
-
-
-def _step(model: LoadedBase) -> dict[str, Any]:
-    from merging.learning import step_seconds
-
-    seconds = step_seconds(model, RANK, BATCH)
-    return {"step_seconds": round(seconds, 4), "gradient_checkpointing": model.memory.checkpointing}
-
-
-_MEASURES: dict[str, Callable[[LoadedBase], dict[str, Any]]] = {
-    "reading": _read,
-    "generation": _generate,
-    "resident adapters": _residents,
-    "largest batch": _batch,
-    "training step": _step,
-}
+    return {
+        "reading": _read,
+        "generation": lambda model: {"generated_tokens_per_second": round(generating_speed(model), 1)},
+        "resident adapters": lambda model: {
+            "adapter_bytes": adapter_bytes(model, RANK),
+            "adapters_resident": adapters_that_fit(model, RANK),
+        },
+        "largest batch": lambda model: {"largest_batch": largest_batch(model)},
+        "training step": lambda model: {
+            "step_seconds": round(step_seconds(model, RANK, BATCH), 4),
+            "gradient_checkpointing": model.memory.checkpointing,
+        },
+    }
 
 
 def _versions() -> dict[str, str]:
     import torch
 
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
+    from merging.members import package_versions
+
+    numbers = package_versions(*PACKAGES) | {"cuda": torch.version.cuda}
+    return {name: number for name, number in numbers.items() if number}
 
 
 def _machine(model: LoadedBase | None, device: str) -> dict[str, Any]:

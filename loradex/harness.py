@@ -338,9 +338,12 @@ class HarnessRound:
 
     def known(self, done: Mapping[str, TaskScore], name: str, adapter: str) -> list[TaskScore]:
         """The scores of an adapter that a log has, if it has all of them."""
+        from catalog.scores import to_text
+
         start = f"{self._key(adapter)}-"
+        hashes = {f"{PREFIX}{task}": to_text(text) for task, text in self.item_hashes.items()}
         entries = [
-            replace(score, adapter=name, item_hashes=self._hashes(score.task) if score.items_sha else "")
+            replace(score, adapter=name, item_hashes=hashes.get(score.task, "") if score.items_sha else "")
             for key, score in done.items()
             if key.startswith(start)
         ]
@@ -436,11 +439,6 @@ class HarnessRound:
             return {}
         bits = to_text(pack_bitmap([bool(sample) for sample in samples]))
         return {"items_sha": list_sha(hashes), "outcomes": bits, "item_hashes": to_text(hashes)}
-
-    def _hashes(self, task: str) -> str:
-        from catalog.scores import to_text
-
-        return to_text(self.item_hashes.get(task.removeprefix(PREFIX), b""))
 
     def _key(self, adapter: str) -> str:
         return hashlib.sha256(f"{self.identity}\n{adapter}".encode()).hexdigest()

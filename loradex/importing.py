@@ -13,7 +13,6 @@ from catalog.errors import LoradexError, NotFoundError, StorageError, UsageError
 from loradex.arguments import check_arguments
 from loradex.columns import (
     ExampleColumns,
-    ExampleText,
     Row,
     choose_splits,
     draw_splits,
@@ -28,7 +27,7 @@ from loradex.rows import Rows
 from loradex.tables import read_table, table_files
 
 if TYPE_CHECKING:
-    from merging.model import Split, Task
+    from merging.model import Example, Split, Task
 
 HUB = "hf:"
 
@@ -292,7 +291,7 @@ def _open_source(
     )
 
 
-def _examples(rows: Sequence[Row], columns: ExampleColumns, split: str) -> list[ExampleText]:
+def _examples(rows: Sequence[Row], columns: ExampleColumns, split: str) -> list[Example]:
     return [columns.example(row, f"{split} row {number}") for number, row in enumerate(rows, 1)]
 
 
@@ -301,7 +300,7 @@ def _write_task(
     name: str,
     instruction: str,
     metric: str | None,
-    examples: Mapping[str, Sequence[ExampleText]],
+    examples: Mapping[str, Sequence[Example]],
     facts: SourceFacts,
     max_new_tokens: int | None,
     *,
@@ -337,8 +336,13 @@ def _write_task(
     with new_folder(folder, overwrite, TASK_NAME) as new:
         _write_lines(new / TASK_NAME, [document], indent=2)
         for split, part in examples.items():
-            own = [replace(example, choices=()) if document["choices"] else example for example in part]
-            _write_lines(new / f"{split}.jsonl", [example.document() for example in own])
+            own = not document["choices"]
+            lines = [
+                {"input": row.input, "target": row.target}
+                | ({"choices": row.choices} if own and row.choices else {})
+                for row in part
+            ]
+            _write_lines(new / f"{split}.jsonl", lines)
         # What a reader of the folder would refuse never appears.
         for split in SPLITS:
             read_examples(read_task(new), split)

@@ -32,25 +32,31 @@ BACKGROUND_SAMPLES = 24
 
 
 @dataclass(frozen=True)
-class ModelRequest:
-    """How a selection uses a model: its name, the task, the other tasks (`backgrounds`), and where.
+class TaskOptions:
+    """The parameters of a selection that name a task and say how a model reads it."""
 
-    `day` is the day that chat templates name, `too_long` what becomes of examples that are too long.
-    """
+    task: str | Path | Task | None
+    tasks: str | Path | None
+    texts: str | Path | None
+    device: str
+    dtype: BaseDtype | None
+    date: datetime.date | None
+    too_long: TooLong
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """How a selection uses a model: its name, the task, the other tasks (`backgrounds`), and the options."""
 
     base: str
     task: Task
     backgrounds: Sequence[Task]
-    device: str
-    dtype: BaseDtype | None
-    day: datetime.date | None
-    too_long: TooLong
+    options: TaskOptions
 
     def open_base(self, settings: Settings, report: ProgressCallback) -> LoadedBase:
         """The base model."""
-        return open_base(
-            self.base, bases=settings.bases, device=self.device, dtype=self.dtype, day=self.day, report=report
-        )
+        device, dtype, day = self.options.device, self.options.dtype, self.options.date
+        return open_base(self.base, settings=settings, device=device, dtype=dtype, day=day, report=report)
 
 
 @contextmanager
@@ -68,15 +74,11 @@ def with_model(
     """
     if request is None:
         yield sources, question
-    elif question.by == "gradient":
-        with _with_gradient(request, question, sources, settings, report) as prepared:
-            yield prepared
     else:
-        with _with_scores(request, question, sources, settings, report) as prepared:
-            yield prepared
+        prepare = _with_gradient if question.by == "gradient" else _with_scores
+        yield from prepare(request, question, sources, settings, report)
 
 
-@contextmanager
 def _with_gradient(
     request: ModelRequest,
     question: Question,
@@ -97,7 +99,9 @@ def _with_gradient(
     report(ProgressEvent("gradient", note=text))
     count, seed = question.samples or 0, question.seed
     sizes = [(task, count), *((other, min(count, BACKGROUND_SAMPLES)) for other in request.backgrounds)]
-    prompts = [ask(model, row, first_examples(row, size, seed=seed), request.too_long) for row, size in sizes]
+    prompts = [
+        ask(model, row, first_examples(row, size, seed=seed), request.options.too_long) for row, size in sizes
+    ]
     question = replace(question, **_unusual(model, report, *prompts))
     examples = prompts[0].examples
     backgrounds = [(other, row.examples) for other, row in zip(request.backgrounds, prompts[1:], strict=True)]
@@ -118,7 +122,6 @@ def _with_gradient(
         yield replace(sources, exact=exact), question
 
 
-@contextmanager
 def _with_scores(
     request: ModelRequest,
     question: Question,
@@ -133,7 +136,7 @@ def _with_scores(
     with _scratch(settings) as scratch:
         base = question.base or request.base
         load = _loader(settings, sources.session, sources.refusing, base, scratch, peft_layers=True)
-        sampler = Sampler(model, request.task, load, question.seed, request.too_long)
+        sampler = Sampler(model, request.task, load, question.seed, request.options.too_long)
         unusual = _unusual(model, report, sampler.asked)
 
         def measure(adapters: Sequence[str], samples: int) -> Sequence[float | None]:

@@ -681,15 +681,8 @@ def _as_model(
 ) -> LoadedBase:
     if not isinstance(source, (str, Path)):
         return source
-    settings = settings_of(catalog)
-    return open_base(
-        str(source),
-        bases=settings.bases if settings else None,
-        device=device,
-        dtype=dtype,
-        day=day,
-        report=report,
-    )
+    places = settings_of(catalog)
+    return open_base(str(source), settings=places, device=device, dtype=dtype, day=day, report=report)
 
 
 @contextmanager

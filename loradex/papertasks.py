@@ -15,9 +15,10 @@ from typing import Any
 
 from catalog.errors import ConfigError, NotFoundError, UsageError
 from catalog.files import load_json, read_limited
-from loradex.columns import ExampleText, Row, cell_text, find_cell
+from loradex.columns import Row, cell_text, find_cell
 from loradex.hubdata import SourceFacts
 from loradex.tables import read_table
+from merging.model import Example
 
 REPOSITORY = "r-three/realistic-adaptive-merging"
 # New tokens of an answer where the task's `answer_len` is long; 30 otherwise.
@@ -71,16 +72,14 @@ def read_paper_tasks(checkout: Path, names: Sequence[str] = ()) -> list[PaperTas
     return [PaperTask(name, document[name], checkout) for name in task_names if name in document]
 
 
-def paper_splits(
-    task: PaperTask, read_dataset: ReadDataset
-) -> tuple[dict[str, list[ExampleText]], SourceFacts]:
+def paper_splits(task: PaperTask, read_dataset: ReadDataset) -> tuple[dict[str, list[Example]], SourceFacts]:
     """The examples of a task by train, valid and test, by the stored ids; `read_dataset` reads the Hub.
 
     Raises NotFoundError without the ids or the file, and UsageError for what does not fit together.
     """
     ids = _read_ids(task)
     rows, facts = _rows(task, read_dataset)
-    examples: dict[str, list[ExampleText]] = {}
+    examples: dict[str, list[Example]] = {}
     for split, numbers in ids.items():
         examples[split] = []
         for source in dict.fromkeys(name for name, _ in numbers):
@@ -163,16 +162,16 @@ def _rename_splits(entry: Mapping[str, Any], rows: Splits) -> Splits:
     return {str(split): rows[name] for split, name in names.items()}
 
 
-def _example(task: PaperTask, row: Row, place: str) -> ExampleText:
+def _example(task: PaperTask, row: Row, place: str) -> Example:
     """The example as `create_prompt` of the paper's code has it."""
     columns = task.entry.get("user_input")
     place = f"{task.name}, {place}"
     target = str(find_cell(row, str(task.entry.get("assistant_output")), place))
     if not isinstance(columns, Mapping):
-        return ExampleText(cell_text(row, str(columns), place), target)
+        return Example(cell_text(row, str(columns), place), target)
     text = "".join(_part(str(name), column, row, place) for name, column in columns.items())
     # Their code takes the last characters for a separator, whether they are one or not.
-    return ExampleText(text.strip().strip("\n")[: -len(_SEPARATOR)].strip(), target)
+    return Example(text.strip().strip("\n")[: -len(_SEPARATOR)].strip(), target)
 
 
 def _part(name: str, column: object, row: Row, place: str) -> str:

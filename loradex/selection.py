@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,15 +16,14 @@ from catalog.selection import Question, Sources, left_out_in_words, select
 from crawler.crawl import refusing
 from loradex.comparison import find_subject
 from loradex.encoding import embed_catalog
-from loradex.measuring import ModelRequest, other_tasks, with_model
+from loradex.measuring import ModelRequest, TaskOptions, other_tasks, with_model
 from loradex.pool import Pool, save_pools
 from loradex.progress import ProgressCallback, ProgressStep
 
 if TYPE_CHECKING:
     from catalog.index import Embedder
     from catalog.settings import Settings
-    from merging.evaluation import TooLong
-    from merging.model import BaseDtype, Task
+    from merging.model import Task
 
 # The strategies that ask a base model, and how many examples a gradient reads.
 MODELLED = ("gradient", "racing")
@@ -46,19 +44,6 @@ USED_BY = {
     "to": ("matched",),
     "splits": _SCORED,
 }
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """The parameters of a selection that name a task and say how a model reads it."""
-
-    task: str | Path | Task | None
-    tasks: str | Path | None
-    texts: str | Path | None
-    device: str
-    dtype: BaseDtype | None
-    date: datetime.date | None
-    too_long: TooLong
 
 
 def select_pool(
@@ -135,16 +120,7 @@ def _model_request(question: Question, options: TaskOptions) -> tuple[Question, 
         backgrounds = other_tasks(task, folder, question.seed)
         names = tuple(f"{row.name} {row.digest}" for row in backgrounds)
         question = replace(question, samples=question.samples or SAMPLES, beside=names)
-    request = ModelRequest(
-        question.base or "",
-        task,
-        backgrounds,
-        options.device,
-        options.dtype,
-        options.date,
-        options.too_long,
-    )
-    return question, request
+    return question, ModelRequest(question.base or "", task, backgrounds, options)
 
 
 def _read_instructions(file: str | Path | None) -> tuple[dict[str, str], str | None]:

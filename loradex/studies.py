@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from loradex.arguments import check_arguments
 from loradex.members import settings_of
 from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
+from studies.store import StudyOutcome as StudyOutcome
 
 if TYPE_CHECKING:
     from loradex.catalog import Catalog
@@ -38,17 +39,6 @@ class StudyPlan:
     steps: int
     done: int
     kinds: dict[str, int]
-
-
-@dataclass(frozen=True)
-class StudyOutcome:
-    """What a run of a study has done: how many cells are done, failed or missing, and the first errors."""
-
-    folder: Path
-    done: int
-    failed: int
-    missing: int
-    errors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,7 @@ class StudyRequest:
             outcome = run(file, grid, executor=self._executor(), progress=step.working)
             for error in outcome.errors:
                 step.note(f"failed: {error}")
-        return StudyOutcome(self.out, outcome.done, outcome.failed, outcome.missing, outcome.errors)
+        return replace(outcome, folder=self.out)
 
     def _read(self) -> tuple[StudyFile, Grid]:
         from studies.file import read_study

@@ -30,7 +30,7 @@ from studies.grid import Grid, GridCell
 from studies.report import grids, page
 from studies.report.findings import Findings
 from studies.steps import KINDS, Job
-from studies.store import RESULT, STEP, TIME, Place, Step, in_order
+from studies.store import RESULT, STEP, TIME, Place, Step, StudyOutcome, in_order
 
 RESULTS, FACTS = "results.jsonl", "study.json"
 PAGE, MARKDOWN, SUMMARY, PICTURES = "report.html", "report.md", "summary.json", "pictures"
@@ -46,16 +46,6 @@ _AHEAD = 4
 # Steps, inputs first, to the outcome of each as it comes: None, or why it failed.
 Executor = Callable[[Place, Sequence[Step]], Iterable[tuple[Step, str | None]]]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class StepOutcome:
-    """How many cells are done, failed and missing, and the first errors."""
-
-    done: int
-    failed: int
-    missing: int
-    errors: tuple[str, ...]
 
 
 def carry_out(place: Place, step: Step) -> str | None:
@@ -158,7 +148,7 @@ def run(
     *,
     executor: Executor = one_by_one,
     progress: Progress | None = None,
-) -> StepOutcome:
+) -> StudyOutcome:
     """Carries out what is not done of a study, and writes results.jsonl and study.json.
 
     A step that fails for a reason of the program's own errors leaves its cells failed, and the others go on.
@@ -188,7 +178,8 @@ def run(
             rows = write(file, study_grid)
     states = [row["status"] for row in rows]
     errors = dict.fromkeys(row["error"] for row in rows if row["status"] == "failed")
-    return StepOutcome(states.count("done"), states.count("failed"), states.count("missing"), tuple(errors))
+    done, failed, missing = map(states.count, ("done", "failed", "missing"))
+    return StudyOutcome(place.folder, done, failed, missing, tuple(errors))
 
 
 def results(study_grid: Grid) -> Iterator[dict[str, Any]]:

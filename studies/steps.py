@@ -273,14 +273,9 @@ def adapt(job: Job) -> dict[str, Any]:
     return {"score": value.document(), "detail": detail}
 
 
-def cards(job: Job) -> dict[str, Any]:
-    """Learning rates and ranks of adapters in a folder of repositories, as cards and configurations say."""
-    return hyperparameters(job.place.source)
-
-
 KINDS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
     "adapt": adapt,
-    "cards": cards,
+    "cards": lambda job: hyperparameters(job.place.source),
     "clusters": clusters,
     "ensemble": ensemble,
     "gradient": gradient,

@@ -42,6 +42,17 @@ class Step:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+@dataclass(frozen=True)
+class StudyOutcome:
+    """What a run of a study has done: how many cells are done, failed or missing, and the first errors."""
+
+    folder: Path
+    done: int
+    failed: int
+    missing: int
+    errors: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a study's work lies, and where it finds what its file names; the same on every machine.

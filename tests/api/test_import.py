@@ -15,10 +15,9 @@ import loradex
 from catalog.errors import NotFoundError, UsageError
 from cli.main import loradex as program
 from crawler.localhub import LocalHub
-from loradex.columns import ExampleText
 from loradex.hubdata import SourceFacts
 from loradex.papertasks import paper_splits, read_paper_tasks
-from merging.model import examples
+from merging.model import Example, examples
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ASK = {"instruction": "Good?", "inputs": "text", "target": "label"}
@@ -279,15 +278,15 @@ def test_paper_tasks_have_the_stored_examples_in_the_words_of_the_paper(checkout
     assert list(tasks) == ["plain", "pairs", "options"]
     plain, facts = paper_splits(tasks["plain"], paper_data)
     # Sorted by number, as their code selects rows.
-    assert plain["train"] == [ExampleText("how many 3", "3"), ExampleText("how many 7", "7")]
+    assert plain["train"] == [Example("how many 3", "3"), Example("how many 7", "7")]
     assert [example.target for example in plain["test"]] == ["0", "11", "12"]
     assert (facts.license, tasks["plain"].max_new_tokens) == ("MIT", 500)
     pairs, _ = paper_splits(tasks["pairs"], paper_data)
-    assert pairs["valid"] == [ExampleText("PREMISE - a18 [SEP] \nHYPOTHESIS - b18", "0")]
+    assert pairs["valid"] == [Example("PREMISE - a18 [SEP] \nHYPOTHESIS - b18", "0")]
     options, _ = paper_splits(tasks["options"], paper_data)
     # Their code cuts five characters from the end, which here are those of the last choice.
     text = "QUESTION - q2 [SEP] \n\nCHOICES - \nA : first\nB : s"
-    assert options["valid"] == [ExampleText(text, "B")]
+    assert options["valid"] == [Example(text, "B")]
 
 
 def test_paper_tasks_that_cannot_be_reached_are_named_and_others_go_on(
