@@ -1,32 +1,5 @@
 """All exceptions of the program, in one tree.
 
-LoradexError
-├── UsageError            the arguments are invalid or contradict each other
-├── ConfigError           an adapter_config.json cannot be used (kind: unreadable, lfs_pointer, too_large, …)
-├── WeightsError          a safetensors file cannot be used (kind: truncated, header, too_large, …)
-├── UnreadableError       foreign bytes at which a parser failed; a crawl makes it a reason
-├── CatalogError          the catalog cannot be used as it is
-│   ├── NoCatalogError        it does not exist yet
-│   ├── SchemaVersionError    its schema is older or newer than this program
-│   ├── CatalogBusyError      another crawl holds the writer lock
-│   └── ReadOnlyCatalogError  it can be read but not written
-├── NotFoundError         a name that is not in the catalog
-├── EncoderError          a text encoder that cannot be loaded
-├── PoolError             a pool's manifest or files cannot be used as they are
-├── StorageError          a file cannot be stored (disk full, not writable)
-│   └── DamagedFileError      the bytes of a kept file changed since it was verified
-├── MergeError            adapters that cannot be merged, by name and reason
-├── EvaluationError       a model cannot be evaluated or trained (loss not finite, unsuitable examples)
-│   ├── DivergedError         a training whose loss became infinite at every learning rate
-│   └── MemoryLimitError      the smallest part of the work does not fit into the device's memory
-└── HubError              the Hub, or the way to it
-    ├── HubUnreachableError   no connection, timeout, deadline
-    ├── HubBusyError          429 or 5xx after all retries
-    ├── HubPayloadError       an answer that breaks the protocol or a size cap
-    ├── CursorExpiredError    a listing that the Hub no longer continues from here
-    ├── IntegrityError        bytes whose hash or size differs from the Hub's
-    └── HubAccessError        one repository or file cannot be read (status: gated, disabled, …)
-
 A skipped adapter is not an error: see `crawler.crawl.screening`.
 """
 
