@@ -663,7 +663,9 @@ class Catalog:
             if base is not None:
                 base = store.find_base(session, base)
             else:
-                base = likeness.usual_base(session, refusing(rules), every=every)
+                base = likeness.usual_base(
+                    likeness.adapters_with_fingerprint(session, refusing(rules), every=every)
+                )
             rows = list(likeness.adapters_with_fingerprint(session, refusing(rules), base, every=every))
             if len(rows) < 2:
                 raise NotFoundError(

@@ -98,7 +98,8 @@ def plain_name(text: str) -> tuple[str, str]:
         match = address.match(name)
         if match is not None:
             return _from_address(name[match.end() :], before)
-    name = _without_git(_PAGE_OF.sub(r"\1", name.rstrip("/") or name))
+    name = _PAGE_OF.sub(r"\1", name.rstrip("/") or name)
+    name = name.removesuffix(".git") if "/" in name else name
     revised = _REVISED.match(name)
     if revised is None:
         return name, ""
@@ -113,10 +114,6 @@ def _from_address(path: str, before: str) -> tuple[str, str]:
     if before:
         return f"{before}{name}", note
     return "/".join(name.split("/")[:2]), note
-
-
-def _without_git(name: str) -> str:
-    return name.removesuffix(".git") if "/" in name else name
 
 
 def split_quantised(name: str) -> tuple[str, str]:

@@ -143,7 +143,8 @@ def lora_modules(header: Header, config: AdapterConfig, names: ModuleNames | Non
     for name, kind in halves:
         if kind == "embedding" and (name, "linear") in halves:
             problems["duplicate_factor"].append(f"{name} is an embedding and a linear layer")
-    rules, holders = _rules(config, problems), _holders(config)
+    rules = _rules(config, problems)
+    holders = frozenset(name.rpartition(".")[0] for name in config.target_parameters or ()) - {""}
     modules = [
         module
         for (name, kind), pair in halves.items()
@@ -202,11 +203,6 @@ def _layer_of_saved(name: str, saved: Collection[str]) -> str:
     """The layer that a whole saved tensor belongs to: as the configuration names it, else its short name."""
     name = canonical_tensor(name)
     return _part_in(name, saved) or _INSIDE_A_LAYER.sub("", name).rpartition(".")[2]
-
-
-def _holders(config: AdapterConfig) -> frozenset[str]:
-    """The modules that hold the bare parameters which the configuration targets."""
-    return frozenset(filter(None, (name.rpartition(".")[0] for name in config.target_parameters or ())))
 
 
 def _is_of_parameters(module: str, holders: Collection[str]) -> bool:

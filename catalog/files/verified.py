@@ -39,7 +39,8 @@ class Verified:
 
         Raises OSError, including FileNotFoundError.
         """
-        look = _look(path)
+        stat = path.stat()
+        look = _FileState(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         if (sha256, look) in self._known or look in self._read_looks(sha256):
             return True
         began = time.time_ns()
@@ -70,11 +71,6 @@ def digest_of(path: Path) -> str:
     """The sha256 of a file's bytes; raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _look(path: Path) -> _FileState:
-    stat = path.stat()
-    return _FileState(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 def _is_look(numbers: list[str]) -> bool:

@@ -160,7 +160,10 @@ class WordIndex:
 
     def _telling(self, looked_for: Collection[str]) -> list[str]:
         """The terms that some adapter has, the rarest first, as far as the number to be scored allows."""
-        counts = {term: self._adapters_with(term) for term in looked_for}
+        count = "SELECT count(*) FROM texts WHERE texts MATCH ?"
+        counts = {
+            term: int(self._connection.execute(count, (f'"{term}"',)).fetchone()[0]) for term in looked_for
+        }
         left = max(LEAST_SCORED, self.size // _PART_SCORED)
         telling_terms: list[str] = []
         for term in sorted(filter(counts.get, counts), key=lambda term: counts[term]):
@@ -169,10 +172,6 @@ class WordIndex:
                 break
             telling_terms.append(term)
         return telling_terms
-
-    def _adapters_with(self, term: str) -> int:
-        cursor = self._connection.execute("SELECT count(*) FROM texts WHERE texts MATCH ?", (f'"{term}"',))
-        return int(cursor.fetchone()[0])
 
 
 def _any(terms_found: Collection[str]) -> str:

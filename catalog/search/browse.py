@@ -90,13 +90,8 @@ def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> I
         query = query.where(listing.where.clause(refusing))
     query = query.order_by(*SORTS[listing.sort], *BY_NAME)
     for adapter in session.scalars(query.limit(listing.count).execution_options(yield_per=_PAGE)):
-        yield adapter_row(adapter, refusing)
-
-
-def adapter_row(adapter: Adapter, refusing: Collection[str]) -> AdapterRow:
-    """One adapter as a line of a list."""
-    values = query_row(adapter, refusing)
-    return AdapterRow(**{field.name: values[field.name] for field in fields(AdapterRow)})
+        values = query_row(adapter, refusing)
+        yield AdapterRow(**{field.name: values[field.name] for field in fields(AdapterRow)})
 
 
 def find_adapter(session: Session, reference: AdapterReference) -> Adapter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,9 +103,8 @@ def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:
     return query if every else query.where(~refused)
 
 
-def usual_base(session: Session, refusing: Collection[str], *, every: bool = False) -> str | None:
-    """The most frequent base model of adapters with a fingerprint, the first by name on a tie."""
-    rows = adapters_with_fingerprint(session, refusing, every=every)
+def usual_base(rows: Iterable[StoredAdapter]) -> str | None:
+    """The most frequent base model of adapters, the first by name on a tie."""
     counts = Counter(row.base for row in rows if row.base is not None)
     return min(counts, key=lambda base: (-counts[base], base), default=None)
 

@@ -46,11 +46,6 @@ class EmbedCounts:
     chunks: int
 
 
-def select_cards() -> Select[Any]:
-    """Selects id, quality and text of the cards of all adapters that lists show."""
-    return from_current(select(Adapter.id, Adapter.card_quality, Adapter.card_text))
-
-
 def embed_cards(
     session: Session, embedder: Embedder, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> EmbedCounts:
@@ -62,7 +57,8 @@ def embed_cards(
     """
     adapters, missing = 0, 0
     adapter_of_content: dict[str, int] = {}
-    for key, quality, text in session.execute(select_cards().execution_options(yield_per=_PAGE)):
+    cards = from_current(select(Adapter.id, Adapter.card_quality, Adapter.card_text))
+    for key, quality, text in session.execute(cards.execution_options(yield_per=_PAGE)):
         adapters += 1
         if has_content(quality, text):
             adapter_of_content.setdefault(content_of(text), key)

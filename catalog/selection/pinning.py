@@ -56,7 +56,7 @@ def candidates(
         query = query.where(where.clause(refusing))
     rows = [StoredAdapter(*row) for row in session.execute(query)]
     layers = _layers_of(session, set(refusing) & IN_LAYERS) if without else {}
-    return [row for row in rows if row.id not in layers or _is_plain_without(layers[row.id], without)]
+    return [row for row in rows if row.id not in layers or set() < set(layers[row.id]) <= set(without)]
 
 
 def left_out(
@@ -110,10 +110,6 @@ def _layers_of(session: Session, reasons: Collection[str]) -> dict[int, tuple[st
         spec = lora_modules(parse_header(zlib.decompress(header), size), config) if header else None
         layers[id_] = () if spec is None else layers_to_leave_out(config, spec)
     return layers
-
-
-def _is_plain_without(layers: Collection[str], without: Collection[str]) -> bool:
-    return bool(layers) and set(layers) <= set(without)
 
 
 def pin_members(

@@ -5,7 +5,6 @@ Deterministic given catalog, question and seed. Writes no rows.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,7 +60,7 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     strategy = _check_question(question)
     where = parse(question.where) if question.where else None
     candidate_rows = candidates(sources.session, sources.refusing, question.base, where, question.without)
-    base = _usual_base(candidate_rows) if question.base is None else question.base
+    base = likeness.usual_base(candidate_rows) if question.base is None else question.base
     candidate_rows = [row for row in candidate_rows if base is None or row.base == base]
     candidate_rows_left = without(candidate_rows, question.exclude)
     rows = [row for row in candidate_rows_left if objection(row.license, question.use) is None]
@@ -70,7 +69,11 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
         f"with a license that forbids {question.use}": len(candidate_rows_left) - len(rows),
     }
     if not rows:
-        raise NotFoundError(_nobody(before))
+        reasons = left_out_in_words(before)
+        reasons = f" (of {sum(before.values()):,}: {reasons})" if reasons else ""
+        raise NotFoundError(
+            f"No adapter satisfies the filter, the rules and the use{reasons}; relax them or crawl more."
+        )
     ranking = strategy.rank(question, rows, sources)
     before[f"that cannot be ranked by {question.by}"] = len(rows) - len(ranking)
     limits = _limits(question, rows, sources)
@@ -87,19 +90,6 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     stand_ins = [{"kind": kind, "seed": question.seed} for kind in STAND_INS]
     pool = replace(pool, controls=(*named_, *stand_ins))
     return Selection(pool, tuple(control_pools.values()), everybody)
-
-
-def _nobody(left_out: Mapping[str, int]) -> str:
-    """The message if no candidates are left."""
-    reasons = left_out_in_words(left_out)
-    reasons = f" (of {sum(left_out.values()):,}: {reasons})" if reasons else ""
-    return f"No adapter satisfies the filter, the rules and the use{reasons}; relax them or crawl more."
-
-
-def _usual_base(rows: Sequence[StoredAdapter]) -> str | None:
-    """The most frequent base model of the candidates, the first by name on a tie."""
-    counts = Counter(row.base for row in rows if row.base is not None)
-    return min(counts, key=lambda base: (-counts[base], base), default=None)
 
 
 def _check_question(question: Question) -> Strategy:

@@ -150,10 +150,6 @@ def _by_score(question: Question, rows: Sequence[StoredAdapter], sources: Source
     return _by_scores(by_score(_matrix(question, rows, sources), _task(question)), rows)
 
 
-def _worst(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
-    return _by_score(question, rows, sources)[::-1]
-
-
 def _by_prior(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     return _by_scores(prior(_matrix(question, rows, sources), _task(question)), rows)
 
@@ -301,7 +297,7 @@ STRATEGIES: dict[str, Strategy] = {
     "worst": Strategy(
         "The lowest scores on `task` first.",
         ("task",),
-        _worst,
+        lambda question, rows, sources: _by_score(question, rows, sources)[::-1],
     ),
     "random": Strategy("Chance.", (), lambda question, rows, _: random_order(rows, question.seed)),
     "matched": Strategy("At random, with the recipes of the pool `to`.", ("to",), _match_control),

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from catalog.errors import HubPayloadError, IntegrityError, UsageError
 from catalog.files import BlobStore, unsafe_path
@@ -213,7 +213,7 @@ class Hub:
             wrong = "is on another host"
         elif urlsplit(next_url).path != urlsplit(url).path:
             wrong = "belongs to another listing"
-        elif wire.same_query(next_url, url):
+        elif parse_qsl(urlsplit(next_url).query) == parse_qsl(urlsplit(url).query):
             wrong = "is the page itself"
         if wrong:
             raise HubPayloadError(f"The next page of the list {wrong}.", url=wire.without_query(url))

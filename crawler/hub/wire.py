@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from catalog.errors import HubPayloadError, UsageError
 
@@ -293,11 +293,6 @@ def without_query(url: str) -> str:
     """The URL as messages may show it: neither query nor fragment nor credentials."""
     head = re.split(r"[?#]", url, maxsplit=1)[0]
     return re.sub(r"//[^/@]*@", "//", head)
-
-
-def same_query(url: str, other: str) -> bool:
-    """Whether two URLs have equivalent queries; what comes before the query is not compared."""
-    return parse_qsl(urlsplit(url).query) == parse_qsl(urlsplit(other).query)
 
 
 def is_loopback(url: str) -> bool:

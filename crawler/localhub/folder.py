@@ -119,7 +119,10 @@ class HubRepository:
 
     @cached_property
     def last_modified(self) -> Any:
-        return self.overrides.get("lastModified", iso_date(self.modified_ns))
+        # As the Hub writes it: ISO 8601 in UTC with milliseconds and a Z.
+        moment = datetime.fromtimestamp(self.modified_ns // 1_000_000 / 1_000, UTC)
+        date = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return self.overrides.get("lastModified", date)
 
     @property
     def created_at(self) -> Any:
@@ -281,12 +284,6 @@ def is_name(name: str) -> bool:
 def derive_identity(repo_id: str) -> str:
     """The `_id` of a repository whose .hub.json names none: 24 hex digits that follow from its name."""
     return hashlib.sha256(repo_id.encode()).hexdigest()[:24]
-
-
-def iso_date(nanoseconds: int) -> str:
-    """A time since the epoch as the Hub writes it: ISO 8601 in UTC with milliseconds and a Z."""
-    moment = datetime.fromtimestamp(nanoseconds // 1_000_000 / 1_000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _status(path: str) -> os.stat_result | None:

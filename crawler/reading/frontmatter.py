@@ -47,11 +47,7 @@ class _Loader(BoundedLoader):
         """Leaves `<<` an ordinary key: merging copies, and nested copies multiply."""
 
 
-def _as_text(_: _Loader, node: yaml.ScalarNode) -> str:
-    return str(node.value)
-
-
-_Loader.add_constructor(_YAML + "merge", _as_text)
+_Loader.add_constructor(_YAML + "merge", lambda _, node: str(node.value))
 
 
 def split(text: str) -> tuple[str | None, str]:
