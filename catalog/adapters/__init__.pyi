@@ -1,6 +1,7 @@
 from . import bases
 from .base_modules import (
     BaseModules,
+    misfit_widths,
     modules_of_base,
     modules_of_folder,
     modules_of_model,
@@ -162,6 +163,7 @@ __all__ = [
     "load_problems",
     "lora_modules",
     "make_loadable",
+    "misfit_widths",
     "modules_of_base",
     "modules_of_folder",
     "modules_of_model",

@@ -56,21 +56,21 @@ class BaseModules:
         """
         if name in self.shapes:
             return name
-        fit = [
-            module
-            for module in self._reduce_names.get(reduce_name(name), ())
-            if self.shapes[module][0] in (None, in_features)
-            and self.shapes[module][1] in (None, out_features)
-        ]
+        candidates = self._reduce_names.get(reduce_name(name), ())
+        fit = [module for module in candidates if self.misfit(module, in_features, out_features) is None]
         return fit[0] if len(fit) == 1 else None
 
     def misfit(self, name: str, in_features: int, out_features: int) -> str | None:
         """The widths of a module of the base model that a factor pair does not match, in words; None if it
         matches."""
-        shape = self.shapes.get(name, (None, None))
-        if shape[0] in (None, in_features) and shape[1] in (None, out_features):
-            return None
-        return " to ".join("any" if width is None else str(width) for width in shape)
+        return misfit_widths(self.shapes.get(name, (None, None)), in_features, out_features)
+
+
+def misfit_widths(shape: Shape, in_features: int, out_features: int) -> str | None:
+    """The widths of a module in words where those of a factor pair are others, None where they match."""
+    if shape[0] in (None, in_features) and shape[1] in (None, out_features):
+        return None
+    return " to ".join("any" if width is None else str(width) for width in shape)
 
 
 def reduce_name(name: str) -> str:

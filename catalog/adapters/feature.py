@@ -65,7 +65,9 @@ def features(config: AdapterConfig, spec: AdapterSpec | None = None) -> tuple[Fi
     Without `spec`, the modules and other tensors of the weights file, only the configuration is used.
     """
     features_by_reason: dict[str, Finding] = {}
-    for feature in _features(config, spec if config.is_lora else None):
+    method = () if config.is_lora else (Finding("not_lora", config.peft_type),)
+    declared = _stored_features(config, spec) if spec is not None and config.is_lora else _settings(config)
+    for feature in (*method, *_whatever_is_stored(config), *declared):
         features_by_reason.setdefault(feature.reason, feature)
     return tuple(features_by_reason.values())
 
@@ -85,13 +87,6 @@ def layers_to_leave_out(config: AdapterConfig, spec: AdapterSpec) -> tuple[str, 
         return ()
     saved_tensors = (other for other in spec.others if other.kind in {"saved", "trainable_tokens"})
     return tuple(sorted({other.layer for other in saved_tensors}))
-
-
-def _features(config: AdapterConfig, spec: AdapterSpec | None) -> Iterator[Finding]:
-    if not config.is_lora:
-        yield Finding("not_lora", config.peft_type)
-    yield from _whatever_is_stored(config)
-    yield from _settings(config) if spec is None else _stored_features(config, spec)
 
 
 def _whatever_is_stored(config: AdapterConfig) -> Iterator[Finding]:

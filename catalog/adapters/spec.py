@@ -33,7 +33,8 @@ _INSIDE_A_LAYER = re.compile(
     r"(\.modules_to_save(\.[^.]+)?|\.base_layer|\.token_adapter|\.trainable_tokens_[a-z]+)*(\.[^.]+)?\Z"
 )
 _Problems = defaultdict[str, list[str]]
-_FACTOR_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+# Data types that a factor may have: plain numbers of a sign, an exponent and a fraction.
+FACTOR_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 _SHOWN = 5
 # No path of a model's module has more parts.
 _MOST_PARTS = 16
@@ -270,7 +271,7 @@ def _module(
     if len(a.shape) != 2 or len(b.shape) != 2:
         problems["not_a_matrix"].append(f"{name} of {list(a.shape)} and {list(b.shape)}")
         return None
-    if not {a.dtype, b.dtype} <= _FACTOR_DTYPES:
+    if not {a.dtype, b.dtype} <= FACTOR_DTYPES:
         problems["bad_dtype"].append(f"{name} of {a.dtype} and {b.dtype}")
         return None
     rank, in_features = a.shape
@@ -300,7 +301,5 @@ def _scaling(name: str, rank: int, rules: ScalingRule, problems: _Problems, *, e
 
 def layer_of(name: str) -> int | None:
     """The layer of a module: the first number in its name."""
-    for part in name.split("."):
-        if part.isascii() and part.isdigit() and len(part) <= 6:
-            return int(part)
-    return None
+    numbers = (part for part in name.split(".") if part.isascii() and part.isdigit() and len(part) <= 6)
+    return next(map(int, numbers), None)

@@ -20,7 +20,7 @@ from catalog.adapters.config import AdapterConfig, ScalingRule
 from catalog.adapters.header import PREFIX, Header, header_length, parse_header
 from catalog.adapters.header import Tensor as Entry
 from catalog.adapters.names import FactorKey, canonical_tensor, first_key, first_tensor
-from catalog.adapters.spec import adapter_names
+from catalog.adapters.spec import FACTOR_DTYPES, adapter_names
 from catalog.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ MOST_WIDTH = 2**22
 _CHUNK = 4 * 1024 * 1024
 # Bytes that are hashed at once.
 _BLOCK = 1024 * 1024
-# Data types that a factor may have: plain numbers of a sign, an exponent and a fraction.
-_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 # Digits of a relative scaling: alpha / r is known to sixteen.
 _DIGITS = 12
 
@@ -289,7 +287,7 @@ def _numbers(header: Header, keys: Mapping[str, FactorKey]) -> Iterator[tuple[En
     """The factors that are non-empty matrices of numbers, with their places, in the order of the file."""
     for tensor in header.tensors:
         key = keys.get(tensor.name)
-        number = tensor.dtype in _DTYPES and len(tensor.shape) == 2 and tensor.elements
+        number = tensor.dtype in FACTOR_DTYPES and len(tensor.shape) == 2 and tensor.elements
         if key is not None and key.leaf == "weight" and number:
             yield tensor, key
 

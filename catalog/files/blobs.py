@@ -37,11 +37,9 @@ class Blob:
 
 
 @dataclass(frozen=True)
-class Damage:
+class Damage(Blob):
     """A blob that cannot be used, and why."""
 
-    sha256: str
-    size: int
     why: str
 
 

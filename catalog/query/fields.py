@@ -153,18 +153,13 @@ def _texts(document: Any, key: str | None = None) -> Some:
     return some
 
 
-def _base(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
-    condition_on_base = exists().where(
-        BaseModelRow.id == Adapter.base_model_id, condition(BaseModelRow.canonical)
-    )
-    return condition_on_base.correlate(Adapter)
+def _linked(link: Any, value: Any) -> Some:
+    """The clauses of a value in another table, whose rows `link` joins to the adapter."""
+    return lambda condition, refusing: exists().where(link, condition(value)).correlate(Adapter)
 
 
-def _reason(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
-    condition_on_reason = exists().where(
-        AdapterReason.adapter_id == Adapter.id, condition(AdapterReason.reason)
-    )
-    return condition_on_reason.correlate(Adapter)
+_base = _linked(BaseModelRow.id == Adapter.base_model_id, BaseModelRow.canonical)
+_reason = _linked(AdapterReason.adapter_id == Adapter.id, AdapterReason.reason)
 
 
 def _verdict(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:

@@ -230,8 +230,8 @@ class _QueryReader:
         if compared is None:
             return
         name, space, sign, text = compared.groups()
-        field = _meant(name)
-        if field is None:
+        near = difflib.get_close_matches(fold(name), NAMES, n=1, cutoff=0.75)
+        if not near:
             # Text such as lr=1e-4 is a word; a sign of two characters or before a number compares.
             if len(sign) == 1 and (sign not in "<>≥≤" or not _NUMBER.fullmatch(text)):
                 return
@@ -239,7 +239,7 @@ class _QueryReader:
         elif sign == ":" and fold(name) not in NAMES:
             return
         else:
-            advice = f"write {_instead(field, sign, text)}"
+            advice = f"write {_instead(FIELDS[NAMES[near[0]]], sign, text)}"
         place = self.at + len(name) + len(space)
         problem = (
             "There is a space before the :" if sign == ":" else f"{sign} is not part of the filter language"
@@ -344,12 +344,6 @@ def _test(field: Field, text: str, starred: bool, choices: Collection[str]) -> Q
 
 def _fits(choice: str, text: str, starred: bool) -> bool:
     return choice.startswith(text) if starred else choice == text
-
-
-def _meant(name: str) -> Field | None:
-    """The field of this name, or the one with the nearest name; None if none is near."""
-    near = difflib.get_close_matches(fold(name), NAMES, n=1, cutoff=0.75)
-    return FIELDS[NAMES[near[0]]] if near else None
 
 
 def _instead(field: Field, sign: str, text: str) -> str:

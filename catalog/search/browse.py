@@ -58,6 +58,8 @@ SORTS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "norm": (Adapter.norm.desc().nulls_last(),),
 }
 _PAGE = 500
+# The columns that the details of an adapter have beyond those of its row.
+_OF_ADAPTER = ("current", "base_raw", "base_kind", "base_evidence", "files", "training")
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,9 @@ def details(
         "hub_id": repository.hub_id,
         "aliases": [alias.name for alias in repository.aliases],
         "gone": repository.gone_at,
-        "current": adapter.current,
         "other_adapters": list(other_adapters),
-        "base_raw": adapter.base_raw,
-        "base_kind": adapter.base_kind,
-        "base_evidence": adapter.base_evidence,
+        **{name: getattr(adapter, name) for name in _OF_ADAPTER},
         "weights": {"name": adapter.weights_name, "digest": adapter.weights_digest},
-        "files": adapter.files,
-        "training": adapter.training,
         "details": {reason.reason: reason.detail for reason in adapter.reasons},
         "runs_in": engine_verdicts(session, adapter, engines),
     }

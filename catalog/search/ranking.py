@@ -354,9 +354,7 @@ def _excerpt(card: str, key: str) -> str:
 
 
 def _notes(texts: Texts, weights: SearchWeights) -> tuple[str, ...]:
-    if texts.vectors is None or not weights.meaning:
-        return ()
-    if not texts.missing:
+    if texts.vectors is None or not weights.meaning or not texts.missing:
         return ()
     cards = f"{texts.missing:,} of {len(texts.adapters):,} cards"
     return (f"{cards} have no vector yet and were searched by words alone.",)

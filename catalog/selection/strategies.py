@@ -146,14 +146,6 @@ def _by_adapter(question: Question, rows: Sequence[StoredAdapter], sources: Sour
     return [Ranked(by_name[row.adapter], row.score, row.why) for row in nearest]
 
 
-def _by_score(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
-    return _by_scores(by_score(_matrix(question, rows, sources), _task(question)), rows)
-
-
-def _by_prior(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
-    return _by_scores(prior(_matrix(question, rows, sources), _task(question)), rows)
-
-
 def _by_texts(predict: Callable[[ScoreMatrix, str, Mapping[str, str]], Ranking]) -> Rank:
     """The strategy of a prediction from scores and the instructions of tasks."""
 
@@ -162,6 +154,9 @@ def _by_texts(predict: Callable[[ScoreMatrix, str, Mapping[str, str]], Ranking])
         return _by_scores(predict(matrix, _task(question), texts), rows)
 
     return rank
+
+
+_by_score = _by_texts(lambda matrix, task, _: by_score(matrix, task))
 
 
 def _by_racing(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
@@ -273,7 +268,11 @@ STRATEGIES: dict[str, Strategy] = {
         "Weights similar to those of `like`, an adapter or a folder.", ("like",), _by_adapter
     ),
     "score": Strategy("Their scores on `task`.", ("task",), _by_score),
-    "prior": Strategy("Their lead over other adapters on tasks other than `task`.", ("task",), _by_prior),
+    "prior": Strategy(
+        "Their lead over other adapters on tasks other than `task`.",
+        ("task",),
+        _by_texts(lambda matrix, task, _: prior(matrix, task)),
+    ),
     "tasks": Strategy(
         "Their lead over other adapters on other tasks, weighted by similarity to `task`.",
         ("task",),

@@ -30,6 +30,10 @@ _REPOSITORIES = (
 )
 
 
+# The fields that `as_json` gives under their own names.
+_UNCHANGED = ("skipped", "reasons", "resting", "errors", "quarantined", "requests", "bytes")
+
+
 @dataclass(frozen=True)
 class CrawlReport:
     """The numbers of one crawl.
@@ -68,13 +72,7 @@ class CrawlReport:
             "accepted": self.adapters - self.skipped,
             "accepted_by_paper": self.adapters - self.skipped_by_paper,
             "unmeasured": self.unmeasured,
-            "skipped": self.skipped,
-            "reasons": dict(self.reasons),
-            "resting": self.resting,
-            "errors": dict(self.errors),
-            "quarantined": dict(self.quarantined),
-            "requests": dict(self.requests),
-            "bytes": self.bytes,
+            **{name: getattr(self, name) for name in _UNCHANGED},
             "seconds": round(self.seconds, 3),
         }
 

@@ -15,11 +15,11 @@ from catalog.adapters import (
     BaseDims,
     BaseIdentity,
     Finding,
-    LoraModule,
     WeightsHealth,
     features,
     format_detail,
     grants_more,
+    misfit_widths,
     modules_of_base,
     names_nothing,
     peft_refusals,
@@ -247,14 +247,9 @@ def _shapes(spec: AdapterSpec, config: AdapterConfig, evidence: Evidence) -> Fou
         expected = dims.shape(module.short_name)
         if module.layer is not None and module.layer >= dims.layers:
             yield Finding(Reason.WRONG_BASE_SHAPE, f"{module.name}: the base has {dims.layers} layers")
-        elif expected is not None and not _fits(module, expected):
+        elif expected and (required := misfit_widths(expected, module.in_features, module.out_features)):
             actual = f"{module.in_features} to {module.out_features}"
-            required = " to ".join("any" if width is None else str(width) for width in expected)
             yield Finding(Reason.WRONG_BASE_SHAPE, f"{module.name}: {actual}, the base has {required}")
-
-
-def _fits(module: LoraModule, expected: tuple[int | None, int | None]) -> bool:
-    return expected[0] in (None, module.in_features) and expected[1] in (None, module.out_features)
 
 
 def _values(evidence: Evidence) -> Found:

@@ -142,7 +142,7 @@ def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
             raise
         return (_unread(error.status, str(error)),)
     root = tuple(file for file in tree.files if "/" not in file.path)
-    folders = adapter_folders(tree.files) or (_root(root),)
+    folders = adapter_folders(tree.files) or (Folder("", main=True, files=root),)
     drafts = [_read_folder(listed, folder, tools) for folder in folders[:MOST_FOLDERS]]
     unread = f"the repository holds {len(folders)} adapter folders, the first {MOST_FOLDERS} are read"
     drafts += [Draft(folder, Card(), status="not_read", detail=unread) for folder in folders[MOST_FOLDERS:]]
@@ -357,12 +357,7 @@ def _document(listed: ListedRepository, file: RemoteFile, tools: Tools) -> Docum
 
 def _unread(status: str, detail: str) -> Draft:
     """The draft that stands for a repository whose files cannot be listed."""
-    return Draft(_root(()), Card(), status=status, detail=detail)
-
-
-def _root(files: tuple[RemoteFile, ...]) -> Folder:
-    """The root of a repository without adapters."""
-    return Folder(subfolder="", main=True, files=files, config=None, weights=None, card=None)
+    return Draft(Folder("", main=True, files=()), Card(), status=status, detail=detail)
 
 
 def _stop_reading(draft: Draft, error: Exception) -> Draft:

@@ -24,9 +24,9 @@ class Folder:
     subfolder: str
     main: bool
     files: tuple[RemoteFile, ...]
-    config: RemoteFile | None
-    weights: RemoteFile | None
-    card: RemoteFile | None
+    config: RemoteFile | None = None
+    weights: RemoteFile | None = None
+    card: RemoteFile | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -96,9 +96,9 @@ def _parse(raw: object) -> ListedRepository | BadRow:
         gated=_gate(raw.get("gated")),
         disabled=raw.get("disabled") is True,
         private=raw.get("private") is True,
-        downloads=_count(raw.get("downloads")),
-        downloads_all_time=_count(raw.get("downloadsAllTime")),
-        likes=_count(raw.get("likes")),
+        downloads=read_count(raw.get("downloads")),
+        downloads_all_time=read_count(raw.get("downloadsAllTime")),
+        likes=read_count(raw.get("likes")),
         tags=_texts(raw.get("tags"), _MOST_TAGS) or (),
         library=_text(raw.get("library_name")),
         pipeline_tag=_text(raw.get("pipeline_tag")),
@@ -125,7 +125,8 @@ def _gate(value: object) -> str | None:
     return "auto" if value == "auto" else "manual"
 
 
-def _count(value: object) -> int | None:
+def read_count(value: object) -> int | None:
+    """A number of things or bytes, None for any value that is none or that 64 bits cannot hold."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_COUNT
     return value if isinstance(value, int) and is_count else None
 

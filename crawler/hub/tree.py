@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from catalog.errors import UnreadableError
 from catalog.files import unsafe_path
+from crawler.hub.rows import read_count
 from crawler.reading import reading
 
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LARGEST_FILE = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -86,20 +86,13 @@ def _entry(row: object) -> RemoteFile | str | None:
     lfs = row.get("lfs")
     if lfs is not None and not isinstance(lfs, Mapping):
         return f"{_short_path(path)} has an lfs field that is not an object"
-    size = _size(lfs if lfs is not None and "size" in lfs else row)
+    size = read_count((lfs if lfs is not None and "size" in lfs else row).get("size"))
     if size is None:
         return f"{_short_path(path)} has no size"
     # With LFS the row's own oid is that of the pointer that git keeps, not of the file.
     if lfs is None:
         return RemoteFile(path, size, _hash(_SHA1, row.get("oid")), None)
     return RemoteFile(path, size, None, _hash(_SHA256, lfs.get("oid")))
-
-
-def _size(row: Mapping[object, object]) -> int | None:
-    size = row.get("size")
-    if not isinstance(size, int) or isinstance(size, bool):
-        return None
-    return size if 0 <= size <= _LARGEST_FILE else None
 
 
 def _hash(form: re.Pattern[str], value: object) -> str | None:
