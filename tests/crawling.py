@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from catalog.database import TableBase
 from catalog.files import BlobStore
 from crawler.crawl import Crawler, CrawlOptions
-from crawler.crawl.progress import Progress
+from crawler.crawl.outcomes import Progress
 from crawler.hub import Hub, HubSettings
 from tests.fakes import VirtualClock
 

@@ -62,8 +62,14 @@ from .records import (
     RepositoryRecord,
     WeightsRecord,
 )
-from .reference import AdapterReference, adapter_name
-from .rows import AdapterDetails, AdapterRow, StoredAdapter, vector_key
+from .rows import (
+    AdapterDetails,
+    AdapterReference,
+    AdapterRow,
+    StoredAdapter,
+    adapter_name,
+    vector_key,
+)
 from .spec import (
     AdapterSpec,
     LoraModule,

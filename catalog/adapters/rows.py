@@ -1,18 +1,24 @@
-"""An adapter of a catalog as lists show it, as it is compared and selected, and everything known of one."""
+"""An adapter of a catalog as a user names it, as lists show it, as it is compared, and all known of it.
+
+A name is `owner/name`, optionally `@commit` and `:subfolder`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from catalog.adapters.reference import adapter_name
+from catalog.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from catalog.adapters.engine_rules import EngineVerdict
+
+_FORM = re.compile(r"(?P<name>[^@:\s]+)(?:@(?P<commit>[0-9a-fA-F]{4,40}))?(?::(?P<subfolder>[^\x00-\x1f]+))?")
 
 
 @dataclass(frozen=True)
@@ -134,3 +140,40 @@ class StoredAdapter:
         datasets = self.front.get("datasets") if isinstance(self.front, dict) else None
         datasets = [datasets] if isinstance(datasets, str) else datasets
         return tuple(name for name in datasets if isinstance(name, str)) if isinstance(datasets, list) else ()
+
+
+@dataclass(frozen=True)
+class AdapterReference:
+    """A repository's name, a commit or its beginning, and a folder; None for the current and the main one."""
+
+    name: str
+    commit: str | None = None
+    subfolder: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> AdapterReference:
+        """The reference that a user typed; `:.` is the root. Raises UsageError."""
+        match = _FORM.fullmatch(text.strip())
+        if match is None:
+            raise UsageError(
+                f"{text!r} does not name an adapter; write owner/name, owner/name@commit or "
+                "owner/name:folder."
+            )
+        commit, subfolder = match["commit"], match["subfolder"]
+        if subfolder is not None:
+            subfolder = subfolder.strip("/")
+            subfolder = "" if subfolder == "." else subfolder
+        return cls(match["name"], commit.lower() if commit else None, subfolder)
+
+    def __str__(self) -> str:
+        commit = f"@{self.commit}" if self.commit else ""
+        return (
+            f"{self.name}{commit}:{self.subfolder or '.'}"
+            if self.subfolder is not None
+            else f"{self.name}{commit}"
+        )
+
+
+def adapter_name(name: str, subfolder: str) -> str:
+    """The short name of an adapter at its current commit: its repository's, and its folder below the root."""
+    return f"{name}:{subfolder}" if subfolder else name

@@ -14,10 +14,9 @@ from .disk import (
     replace_folder,
     sync,
     temporary_folder,
+    unsafe_path,
 )
-from .paths import unsafe_path
-from .storable import UNSTORABLE, clean_json, clean_text
-from .strictjson import LFS_POINTER, UTF8_BOM, load_json
+from .strictjson import LFS_POINTER, UNSTORABLE, UTF8_BOM, clean_json, clean_text, load_json
 from .strictyaml import (
     CORE_TAGS,
     MOST_DEPTH,

@@ -1,4 +1,4 @@
-"""Files on the disk: copies that share no bytes, and temporary folders that do not outlive their process.
+"""Files on the disk: safe paths, copies that share no bytes, temporary folders that end with their process.
 
 A temporary folder is called `.loradex-XXXXXXXX` and holds a lock file, whose lock the system releases when
 the process ends, however it ends. A folder whose lock is free was left by a process that was killed.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,9 @@ from catalog.errors import LoradexError, NotFoundError
 _FICLONE = 0x40049409
 _PREFIX = ".loradex-"
 _LOCK, _BEFORE = "lock", "before"
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_LONGEST_PATH = 1024
+_LONGEST_NAME = 255
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -185,3 +190,30 @@ def read_limited(path: Path, most: int, *, kind: str, advice: str, error: type[L
     if data is None:
         raise error(f"{path} is too large for {kind}; give another file.")
     return data
+
+
+def unsafe_path(path: str) -> str | None:
+    """Why this path may not name a file below a folder, on any system; None for a safe one."""
+    try:
+        encoded = path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "is not Unicode"
+    if len(encoded) > _LONGEST_PATH:
+        return "is too long"
+    if any(unicodedata.category(character) == "Cc" for character in path):
+        return "contains a control character"
+    if "\\" in path or re.match(r"[A-Za-z]:", path):
+        return "is a Windows path"
+    return next((reason for name in path.split("/") if (reason := _unsafe_name(name))), None)
+
+
+def _unsafe_name(name: str) -> str | None:
+    if not name:
+        return "has an empty part"
+    if name in (".", ".."):
+        return "leaves its folder"
+    if name[-1] in ". ":
+        return "has a part that ends in a dot or a space"
+    if len(name.encode("utf-8")) > _LONGEST_NAME:
+        return "is too long"
+    return "names a device" if _DEVICE.fullmatch(name) else None

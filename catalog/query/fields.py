@@ -182,7 +182,7 @@ def _is_allowed(use: Use) -> ColumnElement[bool]:
 
 
 def full_name() -> ColumnElement[str]:
-    """The name of an adapter in SQL, as `catalog.adapters.reference.adapter_name` gives it."""
+    """The name of an adapter in SQL, as `catalog.adapters.adapter_name` gives it."""
     return case((Adapter.subfolder == "", Repository.name), else_=Repository.name + ":" + Adapter.subfolder)
 
 

@@ -43,9 +43,8 @@ from crawler.crawl.options import (
     queries,
     question_document,
 )
-from crawler.crawl.outcomes import CrawlReport, Preview, error_kind, report
+from crawler.crawl.outcomes import CrawlReport, Preview, Progress, error_kind, report
 from crawler.crawl.pages import Walk, preview, walk
-from crawler.crawl.progress import Progress
 from crawler.crawl.stages import Tools
 from crawler.hub import Hub
 

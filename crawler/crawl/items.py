@@ -30,8 +30,7 @@ from catalog.errors import (
     StorageError,
 )
 from catalog.rules import UNREADABLE
-from crawler.crawl.outcomes import error_kind
-from crawler.crawl.progress import Progress
+from crawler.crawl.outcomes import Progress, error_kind
 from crawler.crawl.screening import refusing
 from crawler.crawl.stages import Gone, Processed, Tools, look_up, process
 from crawler.hub import BadRow, Hub, ListedRepository, parse_row

@@ -1,10 +1,10 @@
-"""The counts of a crawl: each listed repository has one outcome, each adapter one verdict."""
+"""The progress and counts of a crawl: each listed repository has one outcome, each adapter one verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -28,6 +28,26 @@ _REPOSITORIES = (
     ItemOutcome.GONE,
     ItemOutcome.FAILED,
 )
+
+
+class Progress(Protocol):
+    """The methods by which a crawl reports its progress, always called from its main thread."""
+
+    def watch_bytes(self, received: Callable[[], int]) -> None:
+        """From now on `received` returns the number of bytes received; any thread may call it."""
+        ...
+
+    def report_listing(self, repositories: int) -> None:
+        """The number of repositories listed so far."""
+        ...
+
+    def working(self, done: int, total: int) -> None:
+        """The number of listed repositories that are settled."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A note for the user: a resumed crawl, a broken listing."""
+        ...
 
 
 # The fields that `as_json` gives under their own names.

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from catalog.database import CrawlPage, ItemRecord, for_writing, frontier
 from catalog.errors import CursorExpiredError, HubError, HubPayloadError
 from crawler.crawl.options import Query
-from crawler.crawl.progress import Progress
+from crawler.crawl.outcomes import Progress
 from crawler.hub import MARKERS, BadRow, Hub, Page, parse_row, reduce_row
 
 log = logging.getLogger(__name__)
