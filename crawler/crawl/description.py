@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from catalog.adapters import (
@@ -36,20 +36,15 @@ MOST_FILES = 500
 DESCRIBE_VERSION = 4
 
 
-@dataclass(frozen=True)
-class Draft:
-    """One adapter folder as far as it was read; `status` is the reason why reading stopped, if it did."""
+@dataclass(frozen=True, kw_only=True)
+class Draft(Evidence):
+    """One adapter folder as far as it was read; what its names and values mean is added by `findings`."""
 
     folder: Folder
-    card: Card
-    status: str | None = None
-    detail: str = ""
-    config: AdapterConfig | ConfigError | None = None
+    card: Card = field(default_factory=Card)
     config_document: DocumentRecord | None = None
     card_document: DocumentRecord | None = None
     weights: WeightsRecord | None = None
-    spec: AdapterSpec | WeightsError | None = None
-    problems: tuple[str, ...] = field(default=())
 
 
 def description_digest(bases: BaseTable) -> str:
@@ -113,19 +108,16 @@ def _evidence(
     listed: ListedRepository, draft: Draft, identity: BaseIdentity, measured: _Measured
 ) -> Evidence:
     canonical = identity.canonical
-    return Evidence(
-        repo_status=draft.status,
-        repo_detail=draft.detail,
+    return replace(
+        draft,
         subfolder=draft.folder.subfolder,
         files=draft.folder.names,
-        config=draft.config,
-        weights=draft.spec,
         base=identity,
         dims=base_facts.dims(canonical) if canonical else None,
         base_license=base_facts.license_of_base(canonical) if canonical else None,
         card_license=_license(listed, draft),
         health=measured and measured[0],
-        tree_problems=draft.problems if draft.folder.main else (),
+        problems=draft.problems if draft.folder.main else (),
         card_problems=draft.card.problems,
     )
 

@@ -71,23 +71,23 @@ _NO_LICENSE = frozenset({"unknown", "other", "none", "unlicensed"})
 class Evidence:
     """The facts about one adapter; None, or empty, if nothing was read.
 
-    `repo_status` is the reason why reading stopped, `repo_detail` in words; `files` are the names in the
-    adapter's folder; `tree_problems` are sentences about entries of the repository's file list,
+    `status` is the reason why reading stopped, `detail` in words; `files` are the names in the
+    adapter's folder; `problems` are sentences about entries of the repository's file list,
     `card_problems` the names of the problems for which the card, or a part of it, could not be read.
     """
 
-    repo_status: str | None = None
-    repo_detail: str = ""
+    status: str | None = None
+    detail: str = ""
     subfolder: str = ""
     files: tuple[str, ...] = ()
     config: AdapterConfig | ConfigError | None = None
-    weights: AdapterSpec | WeightsError | None = None
+    spec: AdapterSpec | WeightsError | None = None
     base: BaseIdentity | None = None
     dims: BaseDims | None = None
     base_license: str | None = None
     card_license: str | None = None
     health: WeightsHealth | None = None
-    tree_problems: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
     card_problems: tuple[str, ...] = ()
 
 
@@ -117,17 +117,17 @@ def reasons_to_refuse(findings: Iterable[Finding], rules: str) -> tuple[str, ...
 
 
 def _repository(evidence: Evidence) -> Found:
-    status = evidence.repo_status
+    status = evidence.status
     if status not in (None, "", "ok"):
-        yield Finding(_STATUS.get(status, Reason.NOT_READ), evidence.repo_detail or status)
-    if evidence.tree_problems:
-        yield Finding(Reason.UNUSABLE_FILES, "; ".join(evidence.tree_problems))
+        yield Finding(_STATUS.get(status, Reason.NOT_READ), evidence.detail or status)
+    if evidence.problems:
+        yield Finding(Reason.UNUSABLE_FILES, "; ".join(evidence.problems))
     if evidence.card_problems:
         yield Finding(Reason.CARD_UNREADABLE, ", ".join(evidence.card_problems))
 
 
 def _files(evidence: Evidence) -> Found:
-    if evidence.repo_status in {"gated", "disabled", "vanished"} and not evidence.files:
+    if evidence.status in {"gated", "disabled", "vanished"} and not evidence.files:
         return
     if evidence.config is None and CONFIG_NAME not in evidence.files:
         yield Finding(Reason.NO_ADAPTER)
@@ -151,7 +151,7 @@ def _config(evidence: Evidence) -> Found:
     elif config is not None:
         yield from _task(config, evidence)
         yield from _patterns(config)
-        spec = evidence.weights if isinstance(evidence.weights, AdapterSpec) else None
+        spec = evidence.spec if isinstance(evidence.spec, AdapterSpec) else None
         yield from features(config, spec)
         refusals = peft_refusals(config, spec)
         if refusals:
@@ -161,7 +161,7 @@ def _config(evidence: Evidence) -> Found:
 def _task(config: AdapterConfig, evidence: Evidence) -> Found:
     if config.task_type is None:
         yield Finding(Reason.TASK_TYPE_MISSING)
-        spec, targets = evidence.weights, config.target_modules
+        spec, targets = evidence.spec, config.target_modules
         names: tuple[str, ...] = targets if isinstance(targets, tuple) else ()
         if isinstance(spec, AdapterSpec) and spec.modules:
             names = tuple(module.name for module in spec.modules)
@@ -205,7 +205,7 @@ def _base(evidence: Evidence) -> Found:
 
 
 def _header(evidence: Evidence) -> Found:
-    spec, config = evidence.weights, evidence.config
+    spec, config = evidence.spec, evidence.config
     if isinstance(spec, WeightsError):
         yield Finding(_WEIGHTS_KINDS.get(spec.kind, Reason.HEADER_INVALID), str(spec))
         return
@@ -270,7 +270,7 @@ def _values(evidence: Evidence) -> Found:
 
 def _is_partial(evidence: Evidence) -> bool:
     """Whether the update is more than B A, so that a zero product does not mean a zero update."""
-    config, spec = evidence.config, evidence.weights
+    config, spec = evidence.config, evidence.spec
     if not isinstance(config, AdapterConfig) or not isinstance(spec, AdapterSpec):
         return False
     return any(feature.reason in PARTIAL for feature in features(config, spec))

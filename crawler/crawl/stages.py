@@ -145,7 +145,7 @@ def inspect(listed: ListedRepository, tools: Tools) -> tuple[Draft, ...]:
     folders = adapter_folders(tree.files) or (Folder("", main=True, files=root),)
     drafts = [_read_folder(listed, folder, tools) for folder in folders[:MOST_FOLDERS]]
     unread = f"the repository holds {len(folders)} adapter folders, the first {MOST_FOLDERS} are read"
-    drafts += [Draft(folder, Card(), status="not_read", detail=unread) for folder in folders[MOST_FOLDERS:]]
+    drafts += [Draft(folder=folder, status="not_read", detail=unread) for folder in folders[MOST_FOLDERS:]]
     return tuple(replace(draft, problems=tree.problems) for draft in drafts)
 
 
@@ -255,7 +255,7 @@ def _file_at_hand(
 
 def _read_folder(listed: ListedRepository, folder: Folder, tools: Tools) -> Draft:
     """Config, card and header of one folder; the first refused file ends the reading."""
-    draft = Draft(folder, Card())
+    draft = Draft(folder=folder)
     for step in (_with_config, _with_card, _with_header):
         try:
             draft = step(listed, draft, tools)
@@ -357,7 +357,7 @@ def _document(listed: ListedRepository, file: RemoteFile, tools: Tools) -> Docum
 
 def _unread(status: str, detail: str) -> Draft:
     """The draft that stands for a repository whose files cannot be listed."""
-    return Draft(Folder("", main=True, files=()), Card(), status=status, detail=detail)
+    return Draft(folder=Folder("", main=True, files=()), status=status, detail=detail)
 
 
 def _stop_reading(draft: Draft, error: Exception) -> Draft:

@@ -68,7 +68,7 @@ def evidence(
     result = Evidence(
         files=("README.md", "adapter_config.json", "adapter_model.safetensors"),
         config=read,
-        weights=spec(read, {**GOOD_TENSORS, **tensors} if tensors else GOOD_TENSORS),
+        spec=spec(read, {**GOOD_TENSORS, **tensors} if tensors else GOOD_TENSORS),
         base=identity,
         dims=bases.dims(identity.canonical) if identity.canonical else None,
         base_license="llama3.1",
@@ -94,17 +94,17 @@ PAPER, OURS, LICENSED, BOTH, NOTED = {"paper"}, {"ours", "licensed"}, {"licensed
 NO_BASE = {"base_model_name_or_path": None}
 
 CASES = [
-    pytest.param(Evidence(repo_status="gated"), ["gated"], BOTH, id="case-22-gated"),
-    pytest.param(Evidence(repo_status="disabled"), ["disabled"], BOTH, id="case-22-disabled"),
-    pytest.param(evidence(repo_status="private"), ["private"], BOTH, id="case-22-private"),
-    pytest.param(evidence(repo_status="private_or_missing"), ["vanished"], BOTH, id="case-22-missing"),
-    pytest.param(evidence(repo_status="revision_gone"), ["vanished"], BOTH, id="case-25-sha-vanished"),
-    pytest.param(evidence(repo_status="rate_limited"), ["not_read"], BOTH, id="unknown-status"),
-    pytest.param(evidence(repo_status="too_large"), ["too_large"], BOTH, id="too-large"),
+    pytest.param(Evidence(status="gated"), ["gated"], BOTH, id="case-22-gated"),
+    pytest.param(Evidence(status="disabled"), ["disabled"], BOTH, id="case-22-disabled"),
+    pytest.param(evidence(status="private"), ["private"], BOTH, id="case-22-private"),
+    pytest.param(evidence(status="private_or_missing"), ["vanished"], BOTH, id="case-22-missing"),
+    pytest.param(evidence(status="revision_gone"), ["vanished"], BOTH, id="case-25-sha-vanished"),
+    pytest.param(evidence(status="rate_limited"), ["not_read"], BOTH, id="unknown-status"),
+    pytest.param(evidence(status="too_large"), ["too_large"], BOTH, id="too-large"),
     pytest.param(
-        evidence(tree_problems=("../x leaves its folder",)), ["unusable_files"], NOTED, id="case-29-path"
+        evidence(problems=("../x leaves its folder",)), ["unusable_files"], NOTED, id="case-29-path"
     ),
-    pytest.param(evidence(repo_status="integrity"), ["integrity"], BOTH, id="case-37-hash"),
+    pytest.param(evidence(status="integrity"), ["integrity"], BOTH, id="case-37-hash"),
     pytest.param(Evidence(files=("README.md",)), ["no_adapter"], BOTH, id="no-adapter"),
     pytest.param(evidence(subfolder="checkpoint-8"), ["not_root"], PAPER, id="case-34-subfolder"),
     pytest.param(evidence(files=files()), ["no_safetensors"], BOTH, id="no-weights"),
@@ -129,13 +129,13 @@ CASES = [
     pytest.param(evidence({"task_type": "SEQ_CLS"}), ["not_causal_lm"], BOTH, id="task-other"),
     pytest.param(evidence({"task_type": None}), ["task_type_missing"], PAPER, id="task-null"),
     pytest.param(
-        evidence({"task_type": None, "target_modules": ["to_q"]}, weights=None),
+        evidence({"task_type": None, "target_modules": ["to_q"]}, spec=None),
         ["not_causal_lm", "task_type_missing"],
         BOTH,
         id="task-null-of-a-diffusion-model",
     ),
     pytest.param(
-        evidence({"task_type": None, "target_modules": ["model.encoder.layers.0.q_proj"]}, weights=None),
+        evidence({"task_type": None, "target_modules": ["model.encoder.layers.0.q_proj"]}, spec=None),
         ["not_causal_lm", "task_type_missing"],
         BOTH,
         id="task-null-of-an-encoder",
@@ -183,7 +183,7 @@ CASES = [
         evidence({"rank_pattern": {"(?=x)": 4}}), ["bad_pattern", "rank_pattern"], BOTH, id="case-68-pattern"
     ),
     pytest.param(evidence({"bias": "all"}), ["unused_setting"], PAPER, id="bias-without-biases"),
-    pytest.param(evidence({"bias": "all"}, weights=None), ["has_bias"], BOTH, id="bias-by-config-alone"),
+    pytest.param(evidence({"bias": "all"}, spec=None), ["has_bias"], BOTH, id="bias-by-config-alone"),
     pytest.param(evidence(None, {f"{Q}.bias": (4096,)}), ["has_bias"], BOTH, id="bias"),
     pytest.param(
         evidence({"bias": "lora_only"}, {f"{Q}.base_layer.bias": (4096,)}),
@@ -214,7 +214,7 @@ CASES = [
         id="case-61-modules-to-save",
     ),
     pytest.param(
-        evidence({"modules_to_save": ["lm_head"]}, weights=None),
+        evidence({"modules_to_save": ["lm_head"]}, spec=None),
         ["modules_to_save"],
         BOTH,
         id="modules-to-save-by-config-alone",
@@ -269,19 +269,13 @@ CASES = [
     ),
     pytest.param(evidence({"init_lora_weights": "mica", "loftq_config": {}}), [], NOTED, id="mica"),
     pytest.param(evidence({"init_lora_weights": "orthogonal"}), [], NOTED, id="orthogonal"),
+    pytest.param(evidence(spec=WeightsError("truncated", "x")), ["truncated"], BOTH, id="case-35-truncated"),
+    pytest.param(evidence(spec=WeightsError("size_mismatch", "x")), ["truncated"], BOTH, id="case-36-size"),
     pytest.param(
-        evidence(weights=WeightsError("truncated", "x")), ["truncated"], BOTH, id="case-35-truncated"
+        evidence(spec=WeightsError("header_invalid", "x")), ["header_invalid"], BOTH, id="case-51-header"
     ),
-    pytest.param(
-        evidence(weights=WeightsError("size_mismatch", "x")), ["truncated"], BOTH, id="case-36-size"
-    ),
-    pytest.param(
-        evidence(weights=WeightsError("header_invalid", "x")), ["header_invalid"], BOTH, id="case-51-header"
-    ),
-    pytest.param(
-        evidence(weights=WeightsError("lfs_pointer", "x")), ["header_invalid"], BOTH, id="weights-lfs"
-    ),
-    pytest.param(evidence(weights=AdapterSpec(())), ["no_lora_tensors"], BOTH, id="case-53-40-bytes"),
+    pytest.param(evidence(spec=WeightsError("lfs_pointer", "x")), ["header_invalid"], BOTH, id="weights-lfs"),
+    pytest.param(evidence(spec=AdapterSpec(())), ["no_lora_tensors"], BOTH, id="case-53-40-bytes"),
     pytest.param(
         evidence(None, {"base_model.model.x.lora_A.weight": (16, 4)}),
         ["unpaired_factor"],
@@ -335,14 +329,14 @@ CASES = [
         id="case-59-layers",
     ),
     pytest.param(
-        evidence(weights=spec(config(), {f"module.{name}": shape for name, shape in GOOD_TENSORS.items()})),
+        evidence(spec=spec(config(), {f"module.{name}": shape for name, shape in GOOD_TENSORS.items()})),
         ["key_spelling"],
         NOTED,
         id="key-spelling",
     ),
     pytest.param(
         evidence(
-            weights=spec(config(), {name.replace("self_", ""): shape for name, shape in GOOD_TENSORS.items()})
+            spec=spec(config(), {name.replace("self_", ""): shape for name, shape in GOOD_TENSORS.items()})
         ),
         ["no_such_module"],
         OURS,
@@ -371,7 +365,7 @@ CASES = [
     ),
     pytest.param(evidence(health=None), [], NOTED, id="not-measured"),
     pytest.param(
-        evidence(weights=WeightsError("unreadable", "x")), ["weights_unreadable"], BOTH, id="parser-fails"
+        evidence(spec=WeightsError("unreadable", "x")), ["weights_unreadable"], BOTH, id="parser-fails"
     ),
     pytest.param(evidence(card_problems=("bad_yaml",)), ["card_unreadable"], NOTED, id="case-73-card"),
     pytest.param(evidence(card_license=None), ["license_missing"], LICENSED, id="case-74-missing"),
@@ -421,7 +415,7 @@ def test_every_reason_has_a_case_and_a_rule() -> None:
         (GOOD_TENSORS, "I8", Reason.BAD_DTYPE),
     ]
     for tensors, dtype, reason in odd:
-        findings = screen(evidence(weights=spec(read, tensors, dtype)))
+        findings = screen(evidence(spec=spec(read, tensors, dtype)))
         assert {finding.reason for finding in findings} - {Reason.KEY_SPELLING} == {reason}
 
 
@@ -525,18 +519,18 @@ def test_no_evidence_raises(fields: dict[str, Any], tensors: dict[str, Any], tex
     health = WeightsHealth(norm, False, False, 1, norm)
     findings = screen(
         Evidence(
-            repo_status=text,
-            repo_detail=text,
+            status=text,
+            detail=text,
             subfolder=text,
             files=(text,),
             config=read,
-            weights=weights,
+            spec=weights,
             base=identity,
             dims=bases.dims(BASE),
             base_license=text,
             card_license=text,
             health=health,
-            tree_problems=(text,),
+            problems=(text,),
         )
     )
     order = list(Reason)
