@@ -67,8 +67,7 @@ def objection(license: str | None, use: Use) -> str | None:  # noqa: A002 - the 
     Without a license no one may redistribute anything; the terms of an id that is not in the table are
     unknown.
     """
-    # Databases fold A to Z only; an id with other letters is in no table.
-    name = license.lower() if license is not None and license.isascii() else license
+    name = None if license is None else folded_license(license)
     if name is None or name in {"unknown", "none", "unlicensed"}:
         return None if use == "research" else "states no licence, so nothing may be passed on"
     withheld = WITHHELD.get(name)
@@ -121,3 +120,8 @@ def grants_more(license: str, of_base: str) -> bool:  # noqa: A002 - the field's
 def allowed_uses(license: str | None) -> list[Use]:  # noqa: A002 - the field's word
     """The uses that nothing in this licence speaks against."""
     return [use for use in USES if objection(license, use) is None]
+
+
+def folded_license(license: str) -> str:  # noqa: A002 - the field's word
+    """The id with A to Z in lower case, as databases fold it; an id with other letters is in no table."""
+    return license.lower() if license.isascii() else license
