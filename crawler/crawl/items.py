@@ -313,7 +313,9 @@ class ItemQueue:
                 store.bury_namesakes(session, [touched], self.now())
                 frontier.settle(item, ItemOutcome.UNCHANGED)
             else:
-                frontier.settle(item, _outcome(commits.get(task.hub_id), result.repository.commit))
+                before, same = commits.get(task.hub_id), ItemOutcome.UNCHANGED
+                again = same if before == result.repository.commit else ItemOutcome.CHANGED
+                frontier.settle(item, ItemOutcome.NEW if before is None else again)
         read_ids = [t.hub_id for t, r in zip(tasks, plain, strict=True) if not isinstance(r, ItemFailure)]
         retries.settle(session, self.scope, read_ids)
         store.save_documents(session, self.tools.known.fresh_documents())
@@ -368,13 +370,6 @@ def _failure(task: ItemTask, error: Exception) -> ItemFailure:
     log.error("%s could not be read because of a bug in loradex: %s", task.name, fault)
     log.info("the traceback", exc_info=error)
     return ItemFailure(error_kind(error), fault, in_reach=True)
-
-
-def _outcome(before: str | None, after: str | None) -> ItemOutcome:
-    """The outcome of a repository that was read, by the commits known before and after."""
-    if before is None:
-        return ItemOutcome.NEW
-    return ItemOutcome.UNCHANGED if before == after else ItemOutcome.CHANGED
 
 
 def _names(item: CrawlItem, repository: Repository | None, listed: ListedRepository) -> list[str]:

@@ -23,7 +23,7 @@ from crawler.hub.transfer import Download, read_header, read_part, read_whole
 from crawler.hub.tree import RemoteFile, RepositoryTree, read_tree
 
 # What a listing row and a repository's own row carry beyond the id; the Hub refuses names it does not know.
-_EXPAND = (*KEPT, "config", "siblings")
+_EXPAND = [("expand", name) for name in (*KEPT, "config", "siblings")]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -73,7 +73,7 @@ class Hub:
         """The first page of the models that have all these tags, newest first by `sort`; sends nothing."""
         query = [("filter", tag) for tag in filters]
         query += [("sort", sort), ("limit", str(self.settings.page_limit))]
-        return f"{self.settings.endpoint}/api/models?{urlencode(query + _expand())}"
+        return f"{self.settings.endpoint}/api/models?{urlencode(query + _EXPAND)}"
 
     def page(self, url: str) -> Page:
         """One page of a listing; raises CursorExpiredError when the Hub no longer continues from this URL."""
@@ -82,7 +82,7 @@ class Hub:
 
     def repository(self, name: str) -> dict[str, object]:
         """The row of one repository, by its present or a former name; its `id` is the present one."""
-        url = f"{self._model_url(name)}?{urlencode(_expand())}"
+        url = f"{self._model_url(name)}?{urlencode(_EXPAND)}"
 
         def read(answer: Answer) -> dict[str, object]:
             row = _json(answer, self.settings.list_body)
@@ -218,10 +218,6 @@ class Hub:
         if wrong:
             raise HubPayloadError(f"The next page of the list {wrong}.", url=wire.without_query(url))
         return next_url
-
-
-def _expand() -> list[tuple[str, str]]:
-    return [("expand", name) for name in _EXPAND]
 
 
 def _revision(commit: str) -> str:

@@ -155,7 +155,10 @@ class HubApi:
     def resolve(self, request: Request) -> Response:
         repository = self._repository(request)
         _refuse_disabled(repository)
-        _refuse_gated(repository, request)
+        if repository.flag("gated"):
+            status = 403 if "authorization" in request.headers else 401
+            message = f"Access to model {repository.repo_id} is restricted. You must have access to it."
+            raise RefusedError(status, "GatedRepo", message)
         path = request.path_params["path"]
         file, digest = repository.files.get(path), repository.digests.get(path)
         if file is None or digest is None:
@@ -204,13 +207,6 @@ def error_response(_request: Request, error: Exception) -> Response:
 def _refuse_disabled(repository: HubRepository) -> None:
     if repository.flag("disabled"):
         raise RefusedError(403, None, DISABLED)
-
-
-def _refuse_gated(repository: HubRepository, request: Request) -> None:
-    if repository.flag("gated"):
-        status = 403 if "authorization" in request.headers else 401
-        message = f"Access to model {repository.repo_id} is restricted. You must have access to it."
-        raise RefusedError(status, "GatedRepo", message)
 
 
 def _no_entry(repository: HubRepository, path: str) -> RefusedError:

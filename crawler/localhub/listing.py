@@ -44,6 +44,8 @@ def list_query(params: Mapping[str, Sequence[str]]) -> ListQuery:
     if direction not in ("1", "-1"):
         raise BadQueryError("Invalid direction; valid ones are 1 and -1")
     cursor = _last(params, "cursor")
+    names: tuple[str, ...] = FULL if truth(params, "full") else BASIC
+    names += tuple(name for name in ("cardData", "config") if truth(params, name))
     return ListQuery(
         tags=tuple(params.get("filter", ())),
         author=_last(params, "author"),
@@ -53,7 +55,7 @@ def list_query(params: Mapping[str, Sequence[str]]) -> ListQuery:
         descending=direction == "-1",
         limit=page_limit(params),
         after=_decode_place(cursor, sort) if cursor is not None else None,
-        fields=parse_expand(params) or _list_fields(params),
+        fields=parse_expand(params) or names,
     )
 
 
@@ -120,11 +122,6 @@ SORT_KEYS: Mapping[str, Callable[[HubRepository], Any]] = {
     **{name: _sort_key(name, "") for name in ("createdAt", "lastModified")},
     **{name: _sort_key(name, 0) for name in ("downloads", "likes", "trendingScore")},
 }
-
-
-def _list_fields(params: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    names = FULL if truth(params, "full") else BASIC
-    return (*names, *(name for name in ("cardData", "config") if truth(params, name)))
 
 
 def is_requested(repository: HubRepository, query: ListQuery) -> bool:

@@ -42,7 +42,8 @@ def derive(readme: str, adapter: Mapping[str, Any] | None, paths: Collection[str
     """The Hub's reading of one repository: `readme` is the card's text, `adapter` the root adapter_config."""
     card = front_matter(readme)
     library_name = _library_name(card or {})
-    library = library_name or _library_of_files(paths)
+    usual = "peft" if "adapter_config.json" in paths else "transformers" if "config.json" in paths else None
+    library = library_name or usual
     pipeline = _words((card or {}).get("pipeline_tag"))
     bases = _base_models(card or {}, adapter)
     relation = (
@@ -94,12 +95,6 @@ def _library_name(card: Mapping[str, Any]) -> str | None:
         return stated[0]
     tags = set(_words(card.get("tags")))
     return next((library for library in LIBRARIES if library in tags), None)
-
-
-def _library_of_files(paths: Collection[str]) -> str | None:
-    if "adapter_config.json" in paths:
-        return "peft"
-    return "transformers" if "config.json" in paths else None
 
 
 def _base_models(card: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> tuple[str, ...]:
