@@ -280,7 +280,8 @@ class _LogLines(logging.Handler):
     """Log records as lines on stderr, whatever stderr is at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo("\n".join(plain(line) for line in self.format(record).split("\n")), err=True)
+        text = name_options(self.format(record))
+        click.echo("\n".join(plain(line) for line in text.split("\n")), err=True)
 
 
 def _set_up_logging(quiet: bool, verbose: int) -> None:

@@ -166,12 +166,14 @@ def _format_option(flag: str, output_format: Format, help_text: str) -> Callable
 
 
 def name_options(text: str) -> str:
-    """The text of the library with each `parameter` of the running command named as its option."""
+    """The text of the library with each call named as its command, and each `parameter` of the command that
+    runs as its option; in a thread none runs.
+    """
+    text = _CALL.sub(_command_of, text)
     context = click.get_current_context(silent=True)
     if context is None:
         return text
     parameters = context.meta.get(RUNNING, context.command).params
-    text = _CALL.sub(_command_of, text)
     return _PARAMETER.sub(lambda match: _option_of(match, parameters), text)
 
 

@@ -81,7 +81,6 @@ from loradex.comparison import (
 )
 from loradex.encoding import embed_catalog
 from loradex.members import find_pool
-from loradex.outcomes import item_rows, leaderboard_rows, outcome_rows, paired_rows
 from loradex.pool import Pool, save_pools
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.results import (
@@ -956,6 +955,8 @@ class Catalog:
             >>> catalog.score_outcomes("zoo/banking77").columns[-2:]
             ('outcomes', 'margins')
         """
+        from loradex.outcomes import outcome_rows
+
         with reading(self.settings) as session:
             scores = score_store.stored_scores(session, score_store.ScoreFilter(task), [adapter])
         return Rows(outcome_rows(scores), OutcomeRow)
@@ -975,6 +976,8 @@ class Catalog:
             >>> [row.position for row in catalog.score_items("anli")]
             []
         """
+        from loradex.outcomes import item_rows
+
         with reading(self.settings) as session:
             scores = score_store.stored_scores(session, score_store.ScoreFilter(task))
         return Rows(item_rows(scores), ItemRow)
@@ -1019,6 +1022,8 @@ class Catalog:
             >>> row.both, row.only_first, row.only_second, row.neither, row.p
             (1, 1, 0, 0, 1.0)
         """
+        from loradex.outcomes import paired_rows
+
         which = score_store.ScoreFilter(task, split, metric, protocol, source)
         with reading(self.settings) as session:
             scores = score_store.stored_scores(session, which, [first, second])
@@ -1055,6 +1060,8 @@ class Catalog:
             >>> round(row.low, 3), row.value, round(row.high, 3)
             (0.352, 0.5, 0.648)
         """
+        from loradex.outcomes import leaderboard_rows
+
         which = score_store.ScoreFilter(task, split, metric, protocol, source)
         with reading(self.settings) as session:
             scores = score_store.stored_scores(session, which)

@@ -16,19 +16,22 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, TypeAlias
 
 from catalog.errors import UsageError
 
-Bools = NDArray[np.bool_]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Bools: TypeAlias = "NDArray[np.bool_]"
 
 # The largest number of items of a list: its hashes take 3.2 MB.
 MOST_ITEMS = 100_000
 HASH_BYTES = 32
-_MARGIN = np.dtype("<f2")
-_MOST_MARGIN = float(np.finfo(_MARGIN).max)
+_MARGIN = "<f2"
+_MARGIN_BYTES = 2
+_MOST_MARGIN = 65504.0
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 # A value in a file may be rounded to six digits.
 _ROUNDING = 1e-6
@@ -49,6 +52,8 @@ class Outcomes:
 
     def check(self, value: float, n: int | None) -> None:
         """Raises UsageError unless this is a record of `n` items of which the share `value` is right."""
+        import numpy as np
+
         if not _SHA256.fullmatch(self.items_sha):
             raise UsageError("its items_sha is not a sha256 of 64 hexadecimal digits.")
         if n is None or n > MOST_ITEMS:
@@ -82,6 +87,8 @@ def list_sha(hashes: bytes) -> str:
 
 def pack_bitmap(right: Sequence[bool] | Bools) -> bytes:
     """Right and wrong as a bitmap of ceil(n / 8) bytes."""
+    import numpy as np
+
     return np.packbits(np.asarray(right, dtype=np.bool_)).tobytes()
 
 
@@ -89,6 +96,8 @@ def unpack_bitmap(bitmap: bytes, n: int) -> Bools:
     """Right and wrong of n items, (n,); raises UsageError for a bitmap of another length or with bits after
     the last item.
     """
+    import numpy as np
+
     bits = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8))
     if len(bitmap) != -(-n // 8) or bits[n:].any():
         raise UsageError(f"its outcomes are not a bitmap of {n} items.")
@@ -97,6 +106,8 @@ def unpack_bitmap(bitmap: bytes, n: int) -> Bools:
 
 def pack_margins(margins: Sequence[float]) -> bytes:
     """Margins as float16, those beyond its range as its largest values."""
+    import numpy as np
+
     return (
         np.clip(np.asarray(margins, dtype=np.float64), -_MOST_MARGIN, _MOST_MARGIN).astype(_MARGIN).tobytes()
     )
@@ -104,7 +115,9 @@ def pack_margins(margins: Sequence[float]) -> bytes:
 
 def unpack_margins(margins: bytes, n: int) -> NDArray[np.float64]:
     """The margins of n items, (n,) in nats; raises UsageError for bytes of another length."""
-    if len(margins) != _MARGIN.itemsize * n:
+    import numpy as np
+
+    if len(margins) != _MARGIN_BYTES * n:
         raise UsageError(f"its margins are not {n} numbers of 16 bits.")
     return np.frombuffer(margins, dtype=_MARGIN).astype(np.float64)
 
@@ -141,4 +154,4 @@ def read_outcomes(items_sha: object, outcomes: object, margins: object, n: objec
     if not isinstance(items_sha, str):
         raise UsageError("its items_sha is not a sha256 of 64 hexadecimal digits.")
     bitmap = from_text(outcomes, "outcomes", -(-n // 8))
-    return Outcomes(items_sha, bitmap, from_text(margins, "margins", _MARGIN.itemsize * n))
+    return Outcomes(items_sha, bitmap, from_text(margins, "margins", _MARGIN_BYTES * n))

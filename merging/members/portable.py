@@ -22,8 +22,9 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _STEP = 16
 _GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _LAYER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
-# A larger file by more than this share is worth a sentence.
+# A file that is larger by more than this share, and these bytes of float32, is worth a sentence.
 _SHARE = 0.25
+_LEAST = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class PortableForm:
         compact = sum(rank * widths[name] for name, rank in ranks.items())
         zeros = sum(shape.in_features + shape.out_features for shape in self.zeros)
         portable = self.rank * (sum(widths[name] for name in ranks) + zeros)
-        if portable <= compact * (1 + _SHARE):
+        if portable <= compact * (1 + _SHARE) or 4 * (portable - compact) < _LEAST:
             return None
         filled = f" and zero factors for {len(self.zeros)} modules" if self.zeros else ""
         return (

@@ -124,8 +124,9 @@ def inspect(
     for number, stack in enumerate(iterate_stacks(loaded, device)):
         gram_pair = grams(stack)
         sums.products += pair_products(gram_pair, stack.ranks).cpu()
-        _add_overlaps(sums, gram_pair, stack, count)
+        # The result may have modules of zeros that no member has.
         if any(stack.ranks[:count]):
+            _add_overlaps(sums, gram_pair, stack, count)
             sums.add_spectrum(precise_truncation(gram_pair, stack.columns(padded), 1).squares.cpu())
         if progress is not None:
             progress(number + 1, len(union))

@@ -371,4 +371,5 @@ def test_parameters_in_texts_of_the_library_are_options(text: str, shown: str) -
         click.echo(name_options(text))
 
     assert CliRunner().invoke(command, []).stdout == f"{shown}\n"
-    assert name_options(text) == text
+    # Where no command runs, in a thread, calls alone are known.
+    assert name_options(text) == (shown if "loradex " in shown else text)

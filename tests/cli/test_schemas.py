@@ -26,7 +26,7 @@ from tools.documents import DOCS
 
 Path_ = tuple[str | int, ...]
 # What a file may have or lack.
-OPTIONAL = {"source", "base_model", "distinct", "where", "control", "of", "items", "margins"}
+OPTIONAL = {"form", "source", "base_model", "distinct", "where", "control", "of", "items", "margins"}
 
 
 def validator(name: str) -> Draft202012Validator:

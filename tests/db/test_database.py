@@ -187,7 +187,7 @@ def test_an_old_catalog_is_never_changed_on_the_way(
     catalog_url: str, tmp_path: Path, create: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "head", lambda: "9999")
-    with pytest.raises(SchemaVersionError, match="db upgrade"):
+    with pytest.raises(SchemaVersionError, match="upgrade"):
         opening.open_catalog(Settings.make(data=tmp_path, catalog_url=catalog_url), create=create)
 
 

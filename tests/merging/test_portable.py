@@ -155,8 +155,12 @@ def test_what_is_more_than_factors_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_merge_says_where_filling_up_makes_it_much_larger(tmp_path: Path) -> None:
+def test_a_merge_says_where_filling_up_makes_it_much_larger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = [adapter(tmp_path / f"m{n}", seed=n, rank=3) for n in range(2)]
+    assert not loradex.merge(folders, "sum", out=tmp_path / "small").notes
+    monkeypatch.setattr("merging.members.portable._LEAST", 1)
     report = loradex.merge(folders, "sum", out=tmp_path / "out")
     assert report.record["form"] == {"rank": 8, "zero_modules": 0}
     assert "times as large" in " ".join(report.notes)
