@@ -39,13 +39,19 @@ def reporting(progress: ProgressOption) -> Iterator[ProgressCallback]:
 @contextmanager
 def show_progress(write: Callable[[str], None]) -> Iterator[ProgressCallback]:
     """Bars on standard error while the block runs; without a terminal, lines to `write`."""
-    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    if not (sys.stderr.isatty() or _in_notebook()):
         yield ProgressLines(write)
         return
     from loradex.bars import ProgressBars
 
     with ProgressBars(write) as bars:
         yield bars
+
+
+def _in_notebook() -> bool:
+    """Whether a kernel of Jupyter runs this code; libraries import its modules elsewhere, too."""
+    module = sys.modules.get("IPython")
+    return module is not None and hasattr(module.get_ipython(), "kernel")
 
 
 def _ignore(_event: ProgressEvent) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -47,6 +49,18 @@ def test_a_function_gets_every_event() -> None:
     ]
     assert events[3].received is not None
     assert events[3].received() == 7
+
+
+@pytest.mark.parametrize(
+    ("shell", "bars"), [(None, False), (object(), False), (SimpleNamespace(kernel=1), True)]
+)
+def test_bars_are_for_a_kernel_and_not_for_whoever_imported_one(
+    shell: object, bars: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    with reporting(True) as report:
+        assert isinstance(report, ProgressBars) is bars
 
 
 def test_silent_by_default_and_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
