@@ -193,8 +193,12 @@ class Pool:
 
         settings = self._require_settings()
         checked_form = check_choice("form", form, FORMS)
+        if as_is and checked_form in ("gguf", "ollama"):
+            raise UsageError("GGUF files are not the pinned ones; leave out `as_is`.")
         if normalised and (as_is or not weights or checked_form in ("hub", "ids")):
-            raise UsageError("Only files in the forms peft, vllm and mergekit are normalised, and not as_is.")
+            raise UsageError(
+                "Files in the forms hub and ids, and as they are, are not normalised; leave out `normalised`."
+            )
         for_engine = checked_form in ("vllm", "sglang", "gguf", "ollama")
         normalising = (for_engine and weights and not as_is) if normalised is None else normalised
         notes: list[str] = []
@@ -370,7 +374,7 @@ def _gguf_writer(manifest: Manifest, settings: Settings, notes: list[str]) -> Ca
             add_gguf(
                 load_member(folder, purpose="written as GGUF", base=base), folder, base=str(home or base)
             )
-        except (ConfigError, MergeError, WeightsError) as error:
+        except (ConfigError, MergeError, UsageError, WeightsError) as error:
             notes.append(f"not written as GGUF: {error}")
 
     return write
@@ -382,11 +386,11 @@ def _normaliser(manifest: Manifest, notes: list[str]) -> Callable[[Path], None]:
     from merging.static import normalise
 
     def rewrite(folder: Path) -> None:
-        target = folder.with_name(f"{folder.name}.normalised")
+        target = folder.parents[1] / "normalised"
         try:
             member = load_member(folder, purpose="normalised", base=manifest.canonical_base())
             normalise(member, target)
-        except (ConfigError, MergeError, WeightsError) as error:
+        except (ConfigError, MergeError, UsageError, WeightsError) as error:
             notes.append(f"not normalised: {error}")
             return
         for name in (CONFIG_NAME, WEIGHTS_NAME):

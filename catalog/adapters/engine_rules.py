@@ -200,6 +200,7 @@ def _engines(data: bytes, name: str) -> tuple[Engine, ...]:
             raise ValueError(f"its format is not {_FORMAT}")
         engines = tuple(_engine(entry) for entry in document["engine"])
     except (
+        AttributeError,
         UnicodeDecodeError,
         tomllib.TOMLDecodeError,
         KeyError,

@@ -6,7 +6,7 @@ Sources: the license texts, through the ids of https://huggingface.co/docs/hub/r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Literal
 
 # The uses of a pool in ascending order: merge privately, publish the merge, use it commercially.
@@ -83,29 +83,30 @@ def objection(license: str | None, use: Use) -> str | None:  # noqa: A002 - the 
     return None
 
 
-def license_of_merge(licenses: Mapping[str, str | None]) -> tuple[str | None, str]:
+def license_of_merge(licenses: Sequence[tuple[str, str | None]]) -> tuple[str | None, str]:
     """The license id of what is made of parts with these licenses, and a sentence that says why.
 
-    `licenses` are ids by the name of the part; None where it states none. The strictest applies: permissive,
-    then share-alike, community, no sale, no derivatives. There is no id where a part states none or an
-    unknown one, or two licenses besides the permissive ones differ.
+    `licenses` are pairs of a part's name and its license id, None where it states none. The strictest
+    applies: permissive, then share-alike, community and no sale. There is no id where a part states none or
+    an unknown one, forbids derivatives, or two licenses besides the permissive ones differ.
     """
-    ids = {name: None if text is None else folded_license(text) for name, text in licenses.items()}
-    silent = [
-        name for name, license_id in ids.items() if license_id in {None, "unknown", "none", "unlicensed"}
-    ]
+    ids = [(name, None if text is None else folded_license(text)) for name, text in licenses]
+    silent = [name for name, license_id in ids if license_id in {None, "unknown", "none", "unlicensed"}]
     if silent:
         return None, f"{silent[0]} states none, so that the merge may not be passed on."
-    stated = sorted({license_id for license_id in ids.values() if license_id})
-    foreign = [license_id for license_id in stated if license_id not in WITHHELD]
-    if foreign:
-        return None, f"{foreign[0]} is not known; read its terms first."
+    stated = sorted({license_id for _, license_id in ids if license_id})
+    for license_id in stated:
+        if license_id not in WITHHELD:
+            return None, f"{license_id} is not known; read its terms first."
+        if license_id in _NO_DERIVATIVES:
+            return (
+                None,
+                f"{license_id} does not allow sharing of derivatives, so that the merge stays private.",
+            )
     binding = [license_id for license_id in stated if license_id not in _FREE]
     if len(binding) > 1:
-        return (
-            None,
-            f"{' and '.join(binding)} contradict each other; ask the authors before passing the merge on.",
-        )
+        both = " and ".join(binding)
+        return None, f"{both} contradict each other; ask the authors before passing the merge on."
     strictest = binding[0] if binding else min(stated, key=_FREE.index, default=None)
     if strictest is None:
         return None, "none is stated."

@@ -26,7 +26,7 @@ from catalog.files import (
     temporary_folder,
 )
 from catalog.pools.manifest import MANIFEST_NAME, Manifest, Member, PinnedFile, PoolProblem
-from catalog.pools.recipes import ADAPTERS, recipes
+from catalog.pools.recipes import ADAPTERS, check_recipe, recipes
 
 Form = Literal["peft", "mergekit", "vllm", "sglang", "gguf", "ollama", "hub", "ids"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -92,6 +92,7 @@ def export(
     """
     if fetch is None and form in _WITH_WEIGHTS:
         raise PoolError(f"The format {form} contains the weights; add `weights=True`.")
+    check_recipe(manifest, form)
     target = to / (manifest.folder_name if form in ("peft", "hub") else f"{manifest.folder_name}-{form}")
     try:
         to.mkdir(parents=True, exist_ok=True)

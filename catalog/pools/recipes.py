@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from catalog.pools.manifest import Manifest, Member
 ADAPTERS = "adapters"
 README = "README.md"
 GGUF_NAME = "adapter.gguf"
+# Names of a base model that are safe in a command and in prose: an id, or a path.
+_PLAIN_NAME = re.compile(r"[\w./:+ -]+", re.ASCII)
 # Adapters that vLLM and SGLang keep in one batch.
 _BATCH = 8
 
@@ -32,21 +35,48 @@ def recipes(manifest: Manifest, form: str, folder: Path | None) -> dict[str, str
     return files
 
 
+def check_recipe(manifest: Manifest, form: str) -> None:
+    """Raises PoolError unless a recipe of this form can be written for the pool."""
+    if form in _COMMANDS:
+        _base(manifest)
+        if not manifest.members:
+            raise PoolError(f"{manifest.name} has no members; a recipe for an engine requires some.")
+
+
 def _readme(manifest: Manifest, form: str, folder: Path | None) -> Iterator[str]:
-    title, lines = _COMMANDS[form]
+    title, lines, remark = _COMMANDS[form]
+    members = _runnable(manifest, form, folder)
     yield f"# {manifest.name} for {title}\n"
-    yield f"{len(manifest.members)} adapters of {_base(manifest)}. Run the commands in this folder.\n"
+    yield (
+        f"{len(members)} adapters of {_base(manifest)}. Run the commands in this folder. {remark}".rstrip()
+        + "\n"
+    )
+    left_out = [member.folder_name for member in manifest.members if member not in members]
+    if left_out:
+        yield f"Without a GGUF file, and not in the commands: {', '.join(map(shlex.quote, left_out))}.\n"
     if folder is None and form != "mergekit":
-        yield "The members at their commits:\n\n```"
-        yield from (_download(member) for member in manifest.members)
-        yield "```\n"
-    yield "```"
-    yield from lines(manifest, folder)
-    yield "```"
+        yield "The members at their commits:\n"
+        yield from _block([_download(member) for member in members])
+    for commands in lines(manifest, members, folder):
+        yield from _block(commands)
+
+
+def _block(lines: Sequence[str]) -> Iterator[str]:
+    """A block of code, whose fence is longer than any run of the same sign in it."""
+    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    yield from (fence, *lines, f"{fence}\n")
+
+
+def _runnable(manifest: Manifest, form: str, folder: Path | None) -> Sequence[Member]:
+    """The members that the commands name: for GGUF those that have such a file."""
+    if form not in ("gguf", "ollama") or folder is None:
+        return manifest.members
+    return [m for m in manifest.members if (folder / _path(m, folder) / GGUF_NAME).is_file()]
 
 
 def _download(member: Member) -> str:
-    target = f"{ADAPTERS}/{member.folder_name}"
+    target = shlex.quote(f"{ADAPTERS}/{member.folder_name}")
     only = f" --include {shlex.quote(f'{member.subfolder}/*')}" if member.subfolder else ""
     return (
         f"hf download {shlex.quote(member.repository)} --revision {member.commit}{only} --local-dir {target}"
@@ -63,6 +93,10 @@ def _base(manifest: Manifest) -> str:
     base = manifest.canonical_base()
     if base is None:
         raise PoolError("A recipe for an engine requires a pool with a single base model.")
+    if not _PLAIN_NAME.fullmatch(base):
+        raise PoolError(
+            f"The base model {base[:60]!r} has a name that a command could misread; use another form."
+        )
     return base
 
 
@@ -79,54 +113,72 @@ def _rank(manifest: Manifest, folder: Path | None) -> int:
     return max(ranks, default=0)
 
 
-def _vllm(manifest: Manifest, folder: Path | None) -> Iterator[str]:
-    option = next(
-        engine.option_for(_rank(manifest, folder)) for engine in load_engines() if engine.name == "vllm"
-    )
-    count = len(manifest.members)
-    yield f"vllm serve {shlex.quote(_base(manifest))} --enable-lora {option} \\".replace("  ", " ")
-    yield f"  --max-loras {min(count, _BATCH)} --max-cpu-loras {count} --lora-modules \\"
-    yield from _names_and_paths(manifest, folder)
+def _vllm(manifest: Manifest, members: Sequence[Member], folder: Path | None) -> Iterator[list[str]]:
+    rank = _rank(manifest, folder)
+    option = next(engine.option_for(rank) for engine in load_engines() if engine.name == "vllm")
+    head = f"vllm serve {shlex.quote(_base(manifest))} --enable-lora {option}".rstrip()
+    count = len(members)
+    yield [
+        f"{head} \\",
+        f"  --max-loras {min(count, _BATCH)} --max-cpu-loras {count} --lora-modules \\",
+        *_names_and_paths(members, folder),
+    ]
 
 
-def _sglang(manifest: Manifest, folder: Path | None) -> Iterator[str]:
-    yield f"python -m sglang.launch_server --model-path {shlex.quote(_base(manifest))} --enable-lora \\"
-    batch = min(len(manifest.members), _BATCH)
-    yield f"  --max-loras-per-batch {batch} --lora-strict-loading --lora-paths \\"
-    yield from _names_and_paths(manifest, folder)
+def _sglang(manifest: Manifest, members: Sequence[Member], folder: Path | None) -> Iterator[list[str]]:
+    batch = min(len(members), _BATCH)
+    yield [
+        f"python -m sglang.launch_server --model-path {shlex.quote(_base(manifest))} --enable-lora \\",
+        f"  --max-loras-per-batch {batch} --lora-strict-loading --lora-paths \\",
+        *_names_and_paths(members, folder),
+    ]
 
 
-def _names_and_paths(manifest: Manifest, folder: Path | None) -> Iterator[str]:
-    last = len(manifest.members) - 1
-    for at, member in enumerate(manifest.members):
+def _names_and_paths(members: Sequence[Member], folder: Path | None) -> Iterator[str]:
+    for at, member in enumerate(members, 1):
         word = shlex.quote(f"{member.folder_name}={_path(member, folder)}")
-        yield f"  {word}" + (" \\" if at < last else "")
+        yield f"  {word}" + (" \\" if at < len(members) else "")
 
 
-def _llama_cpp(manifest: Manifest, folder: Path | None) -> Iterator[str]:
-    files = ",".join(f"{_path(member, folder)}/{GGUF_NAME}" for member in manifest.members)
-    yield f"# base.gguf is {_base(manifest)} in GGUF; all adapters start with scale 0 but the first"
-    yield f"llama-server -m base.gguf --lora {shlex.quote(files)}"
-    scales = json.dumps([{"id": at, "scale": float(at == 0)} for at in range(len(manifest.members))])
-    yield f"curl http://127.0.0.1:8080/lora-adapters -d {shlex.quote(scales)}"
+def _llama_cpp(_manifest: Manifest, members: Sequence[Member], folder: Path | None) -> Iterator[list[str]]:
+    if members:
+        files = ",".join(f"{_path(member, folder)}/{GGUF_NAME}" for member in members)
+        yield [f"llama-server -m base.gguf --lora {shlex.quote(files)}"]
+        scales = json.dumps([{"id": at, "scale": float(at == 0)} for at in range(len(members))])
+        yield [f"curl http://127.0.0.1:8080/lora-adapters -d {shlex.quote(scales)}"]
 
 
-def _ollama(manifest: Manifest, folder: Path | None) -> Iterator[str]:
-    yield f"# in each Modelfile, FROM is the name of {_base(manifest)} in Ollama, or its GGUF file"
-    for member in manifest.members:
-        yield f"ollama create {shlex.quote(member.folder_name.lower())} -f {_path(member, folder)}/Modelfile"
+def _ollama(_manifest: Manifest, members: Sequence[Member], folder: Path | None) -> Iterator[list[str]]:
+    if members:
+        yield [
+            f"ollama create {shlex.quote(member.folder_name.lower())} "
+            f"-f {shlex.quote(f'{_path(member, folder)}/Modelfile')}"
+            for member in members
+        ]
 
 
-def _mergekit_commands(manifest: Manifest, folder: Path | None) -> Iterator[str]:
-    yield "mergekit-yaml mergekit.yaml merged --lora-merge-cache lora-cache --copy-tokenizer"
+def _mergekit_commands(
+    _manifest: Manifest, _members: Sequence[Member], _folder: Path | None
+) -> Iterator[list[str]]:
+    yield ["mergekit-yaml mergekit.yaml merged --lora-merge-cache lora-cache --copy-tokenizer"]
 
 
-_COMMANDS: Mapping[str, tuple[str, Callable[[Manifest, Path | None], Iterator[str]]]] = {
-    "vllm": ("vLLM", _vllm),
-    "sglang": ("SGLang", _sglang),
-    "gguf": ("llama.cpp", _llama_cpp),
-    "ollama": ("Ollama", _ollama),
-    "mergekit": ("mergekit", _mergekit_commands),
+_Commands = Callable[[Manifest, Sequence[Member], Path | None], Iterator[list[str]]]
+# The engine of a form, its commands, and what to know of them.
+_COMMANDS: Mapping[str, tuple[str, _Commands, str]] = {
+    "vllm": ("vLLM", _vllm, ""),
+    "sglang": ("SGLang", _sglang, ""),
+    "gguf": (
+        "llama.cpp",
+        _llama_cpp,
+        "`base.gguf` is the base model. All adapters start at scale 1; the second command chooses one.",
+    ),
+    "ollama": (
+        "Ollama",
+        _ollama,
+        "Set FROM of each Modelfile to the base model's name in Ollama, or its GGUF file.",
+    ),
+    "mergekit": ("mergekit", _mergekit_commands, ""),
 }
 
 

@@ -27,10 +27,11 @@ def model_card(method: MergeMethod, record: Mapping[str, Any], misread: Sequence
     the weights file.
     """
     base = record["base_model"]
-    stated = {entry["name"]: entry["license"] for entry in record["members"]}
-    if base and (of_base := license_of_base(base)):
-        stated[base] = of_base
-    license_id, remark = license_of_merge(stated)
+    stated = [(entry["name"], entry["license"]) for entry in record["members"]]
+    of_base = license_of_base(base) if base else None
+    license_id, remark = license_of_merge([*stated, *([(base, of_base)] if of_base else [])])
+    if license_id and not of_base:
+        license_id, remark = None, f"{license_id} by the members; that of the base model is not known here."
     front = {
         "base_model": base,
         "base_model_relation": "adapter" if base else None,

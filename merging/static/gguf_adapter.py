@@ -158,13 +158,18 @@ def add_gguf(
     finally:
         part.unlink(missing_ok=True)
     if modelfile:
-        write_text(folder / "Modelfile", f"FROM {base or base_of([member])}\nADAPTER ./{GGUF_NAME}\n")
+        text = "# FROM: the name of the base model in Ollama, or its GGUF file\nFROM base.gguf\n"
+        write_text(folder / "Modelfile", f"{text}ADAPTER ./{GGUF_NAME}\n")
     return target
 
 
 def _llama_rows(b: Tensor, heads: int) -> Tensor:
     """The rows of B of q or k in llama.cpp's order: the halves of each head in turn."""
     out, rank = b.shape
+    if out % (2 * heads):
+        raise MergeError(
+            f"{out} rows of queries or keys are not those of {heads} heads; name the base (`base`)."
+        )
     return b.reshape(heads, 2, out // heads // 2, rank).swapaxes(1, 2).reshape(out, rank)
 
 

@@ -109,7 +109,7 @@ def _scaled(
 
     for number, shape in enumerate(union):
         a, b = read_module(member, shape.name)
-        wide = torch.promote_types(b.dtype, torch.float32)
+        wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
         yield shape, Update(a.to(wide), b.to(wide) * shape.scalings[0], None, 0.0)
         if progress is not None:
             progress(number + 1, len(union))

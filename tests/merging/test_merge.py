@@ -145,6 +145,7 @@ def test_the_card_has_what_the_hub_reads(folders: list[Path], tmp_path: Path) ->
         ({"a": "cc-by-nc-4.0", "b": "mit"}, "cc-by-nc-4.0", "the strictest"),
         ({"a": "cc-by-nc-4.0", "base": "llama3.1"}, None, "cc-by-nc-4.0 and llama3.1 contradict each other"),
         ({"a": "gpl-3.0", "b": "gpl-3.0"}, "gpl-3.0", "the strictest"),
+        ({"a": "cc-by-nd-4.0"}, None, "does not allow sharing of derivatives"),
         ({"a": "mit", "b": None}, None, "b states none"),
         ({"a": "mit", "b": "my-own"}, None, "my-own is not known"),
         ({}, None, "none is stated"),
@@ -153,7 +154,7 @@ def test_the_card_has_what_the_hub_reads(folders: list[Path], tmp_path: Path) ->
 def test_the_license_of_a_merge_is_the_strictest_of_its_parts(
     licenses: dict[str, str | None], merged: str | None, words: str
 ) -> None:
-    license_id, remark = license_of_merge(licenses)
+    license_id, remark = license_of_merge(list(licenses.items()))
     assert license_id == merged
     assert words in remark
 

@@ -178,6 +178,7 @@ ENGINE = '[[engine]]\nname = "a"\nversion = ""\nsource = ""\n'
         "",
         "format = 1",
         f"{HEAD}engine = 3",
+        f'{HEAD}engine = ["x"]',
         f'{HEAD}[[engine]]\nname = "a"\n',
         f"{HEAD}{ENGINE}title = 1\n",
         f'{HEAD}{ENGINE}title = ""\n{NO_RULE}',

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from catalog.pools.manifest import (
     parse_manifest,
     read_manifest,
 )
+from catalog.pools.recipes import check_recipe, recipes
 
 WEIGHTS = PinnedFile("adapter_model.safetensors", 8, "a" * 64)
 CONFIG = PinnedFile("adapter_config.json", 2, "b" * 64)
@@ -175,3 +178,33 @@ def test_what_is_withheld_from_less_is_withheld_from_more() -> None:
     for license_ in (*WITHHELD, None, "unheard-of"):
         refused = [objection(license_, use) is not None for use in USES]
         assert refused == sorted(refused)
+
+
+HOSTILE = ("a;touch PWNED #$(id)", "```\nrm -rf x", "a b", "it's", "`id`")
+
+
+@pytest.mark.parametrize("form", ["vllm", "sglang", "gguf", "ollama"])
+@pytest.mark.parametrize("subfolder", HOSTILE)
+def test_a_hostile_name_is_one_word_of_a_command_and_stays_in_its_block(form: str, subfolder: str) -> None:
+    where = Path("nowhere") if form in ("gguf", "ollama") else None
+    plain, hostile = (recipes(pool(member(subfolder=name)), form, where) for name in ("sub", subfolder))
+    text, expected = hostile["README.md"], plain["README.md"]
+    fences = [line for line in text.splitlines() if re.fullmatch("`{3,}", line)]
+    assert len(fences) == len([line for line in expected.splitlines() if re.fullmatch("`{3,}", line)])
+    for block in re.findall(r"^(`{3,})$\n(.*?)^\1$", text, re.MULTILINE | re.DOTALL):
+        words = shlex.split(block[1].replace("\\\n", " "), comments=True)
+        assert not {"PWNED", "-rf", "$(id)"} & set(words)
+
+
+@pytest.mark.parametrize("base", ["me/base\nrm -rf x #", "me/`id`", "$(id)"])
+def test_a_base_that_a_command_could_misread_is_refused(base: str) -> None:
+    with pytest.raises(PoolError, match="could misread"):
+        check_recipe(pool(member(), base=base), "vllm")
+
+
+def test_a_recipe_needs_a_base_and_members() -> None:
+    with pytest.raises(PoolError, match="single base model"):
+        check_recipe(pool(member(), base=None), "sglang")
+    with pytest.raises(PoolError, match="has no members"):
+        check_recipe(replace(pool(member()), members=()), "vllm")
+    check_recipe(replace(pool(member()), members=()), "peft")
