@@ -65,6 +65,7 @@ FEATURES: Mapping[str, str] = {
     "bias_setting": "Its configuration has a bias setting other than none.",
     "modules_to_save_setting": "Its configuration names modules to save.",
     "saved_weights": "Its file contains whole weights beside the factors.",
+    "base_copy": "Its file contains copies of weights of the base model, as beside an adapted head.",
     "trainable_tokens": "It trains embeddings of single tokens.",
     "target_parameters": "It adapts bare parameters, such as stacked experts.",
     "target_regex": "Its target_modules are a regular expression.",
@@ -280,8 +281,11 @@ def _file_features(config: AdapterConfig, spec: AdapterSpec) -> Iterator[str]:
     """The features that the names and kinds of the tensors show."""
     own = {feature.reason for feature in features(config, spec)}
     yield from own & {*_SAME_REASON, "has_bias", "trainable_tokens"}
-    if any(other.kind in ("saved", "base_copy") for other in spec.others):
+    kinds = {other.kind for other in spec.others}
+    if "saved" in kinds:
         yield "saved_weights"
+    if "base_copy" in kinds:
+        yield "base_copy"
     if spec.of_parameters:
         yield "target_parameters"
     if spec.respelled:
