@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from catalog.errors import UsageError
 from merging.model import Example
@@ -47,7 +48,10 @@ class ExampleColumns:
         if self.choices is None:
             return Example(text, self._label(cell_text(row, self.target, place), place))
         choices, names = _choice_list(find_cell(row, self.choices, place), f"{place}, {self.choices}")
-        return Example(text, _find_choice(cell_text(row, self.target, place), choices, names, place), choices)
+        target = cell_text(row, self.target, place)
+        number = find_cell(row, self.target, place)
+        counted = isinstance(number, int) and not isinstance(number, bool)
+        return Example(text, _find_choice(target, counted, choices, names, place), choices)
 
     def _label(self, value: str, place: str) -> str:
         if not self.labels:
@@ -96,21 +100,34 @@ def _choice_list(value: object, place: str) -> tuple[tuple[str, ...], tuple[str,
     return tuple(value), names
 
 
-def _find_choice(target: str, choices: Sequence[str], names: Sequence[str], place: str) -> str:
-    """The choice that a target names: its text, its name, its number from 0, or its letter."""
-    if target in choices:
-        return target
-    number = next(
-        (
-            row.index(target)
-            for row in (list(names), [str(n) for n in range(len(choices))], list(_LETTERS))
-            if target in row
-        ),
-        len(choices),
-    )
-    if number >= len(choices):
-        raise UsageError(f"{place}: the target {target[:40]!r} is none of its {len(choices)} choices.")
-    return choices[number]
+def _find_choice(target: str, counted: bool, choices: Sequence[str], names: Sequence[str], place: str) -> str:
+    """The choice that a target names: by its name where the choices have some, else by its text, its number
+    from 0, or its letter.
+
+    A target that is `counted`, a number in the data, is a number from 0 unless it is a name. Raises
+    UsageError if none fits, or if the target is the text of one choice and the number or letter of another.
+    """
+    if target in names:
+        return (
+            choices[list(names).index(target)]
+            if len(names) == len(choices)
+            else _no_choice(target, choices, place)
+        )
+    numbers = [str(n) for n in range(len(choices))]
+    if counted:
+        return choices[int(target)] if target in numbers else _no_choice(target, choices, place)
+    readings = {row.index(target) for row in (list(choices), numbers, list(_LETTERS)) if target in row}
+    readings = {at for at in readings if at < len(choices)}
+    if len({choices[at] for at in readings}) > 1:
+        raise UsageError(
+            f"{place}: the target {target[:40]!r} is the text of one choice and the number or letter of "
+            "another; give numbers as numbers, or the text of the choice."
+        )
+    return choices[readings.pop()] if readings else _no_choice(target, choices, place)
+
+
+def _no_choice(target: str, choices: Sequence[str], place: str) -> NoReturn:
+    raise UsageError(f"{place}: the target {target[:40]!r} is none of its {len(choices)} choices.")
 
 
 def shared_choices(examples: Sequence[Example]) -> tuple[str, ...]:

@@ -225,10 +225,13 @@ def _has_code(path: Path, done: set[Path]) -> bool:
         return False
     done.add(path)
     waiting = [yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)]
+    known: set[int] = set()
     while waiting:
         node = waiting.pop()
-        if node is None:
+        # An alias may lead back to a node that holds it.
+        if node is None or id(node) in known:
             continue
+        known.add(id(node))
         if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
             return True
         if isinstance(node, yaml.MappingNode):

@@ -22,6 +22,7 @@ from catalog.scores import (
     choose_items,
     holm,
     list_sha,
+    metric_of,
     paired_test,
     unpack_bitmap,
     unpack_margins,
@@ -211,7 +212,9 @@ def leaderboard_rows(scores: Sequence[Score], task: str) -> list[LeaderboardRow]
 def _leaderboard_row(
     place: int, score: Score, test: PairedTest | None, p_holm: float | None
 ) -> LeaderboardRow:
-    low, high = wilson_interval(score.value, score.n) if score.n else (None, None)
+    # A metric of all items together is no share of them.
+    counted = score.n and not metric_of(score.metric).whole
+    low, high = wilson_interval(score.value, score.n) if counted and score.n else (None, None)
     return LeaderboardRow(
         place=place,
         adapter=score.subject,

@@ -31,6 +31,9 @@ Splits = Mapping[str, Sequence[Row]]
 ReadDataset = Callable[[str, str | None], tuple[Splits, SourceFacts]]
 
 
+_TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
 @dataclass(frozen=True)
 class PaperTask:
     """A task as the paper's code describes it."""
@@ -69,6 +72,11 @@ def read_paper_tasks(checkout: Path, names: Sequence[str] = ()) -> list[PaperTas
     if unknown := next((name for name in names if name not in document), None):
         raise NotFoundError(f"{file} has no task {unknown}; it has {', '.join(map(str, document))}.")
     task_names = names or _experiment_names(checkout) or [str(name) for name in document]
+    odd = next((name for name in task_names if not _TASK_NAME.fullmatch(str(name))), None)
+    if odd is not None:
+        raise UsageError(
+            f"{file} has a task called {str(odd)[:40]!r}, which is not a name of a folder; {advice}."
+        )
     return [PaperTask(name, document[name], checkout) for name in task_names if name in document]
 
 
@@ -134,6 +142,10 @@ def _rows(task: PaperTask, read_dataset: ReadDataset) -> tuple[Splits, SourceFac
     entry = task.entry
     if "json_file" in entry:
         file = task.checkout / str(entry["json_file"])
+        if not file.resolve().is_relative_to(task.checkout.resolve()):
+            raise UsageError(
+                f"The file of the task {task.name} is not in the checkout: {entry['json_file']}."
+            )
         license_file = task.checkout / "LICENSE"
         is_mit = license_file.is_file() and license_file.read_text("utf-8", "replace").startswith("MIT")
         facts = SourceFacts(f"{REPOSITORY} {entry['json_file']}", "MIT" if is_mit else "unknown")

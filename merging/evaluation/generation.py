@@ -206,7 +206,15 @@ def continue_in_full(
     pad = base.tokenizer.eos_token_id if pad is None else pad
     longest = max(map(len, questions))
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False, max_new_tokens=max(limits), eos_token_id=sorted(ends), pad_token_id=pad
+        do_sample=False,
+        max_new_tokens=max(limits),
+        eos_token_id=sorted(ends),
+        pad_token_id=pad,
+        # What is not set here would be taken from the model's own settings: an answer is the likeliest one.
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        min_length=0,
+        min_new_tokens=0,
     )
 
     def stopped(tokens: Any, _scores: Any, **_: Any) -> Any:

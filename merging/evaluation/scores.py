@@ -525,9 +525,9 @@ def _read_log(log: Path | None) -> dict[str, TaskScore]:
     for number, line in enumerate(lines, 1):
         try:
             score = TaskScore(**json.loads(line))
+            entries[score.key] = score
         except (TypeError, ValueError) as error:
             raise UsageError(f"{log} line {number} is not a score; give another log.") from error
-        entries[score.key] = score
     return entries
 
 

@@ -15,6 +15,7 @@ import loradex
 from catalog.errors import NotFoundError, UsageError
 from cli.main import loradex as program
 from crawler.localhub import LocalHub
+from loradex.columns import _find_choice
 from loradex.hubdata import SourceFacts
 from loradex.papertasks import paper_splits, read_paper_tasks
 from merging.model import Example, examples
@@ -93,6 +94,34 @@ def test_a_target_names_its_choice(tmp_path: Path, choices: Any, target: Any) ->
         ("q.stem: Sea?\nt: 0", "a", ("a", "b", "c")),
     }
     assert (task.metric, task.choices) == ("accuracy", ())
+
+
+@pytest.mark.parametrize(
+    ("target", "counted", "choices", "names", "choice"),
+    [
+        ("2", True, ("8", "2", "24", "120"), (), "24"),
+        ("1", False, ("4", "3", "2", "1"), ("1", "2", "3", "4"), "4"),
+        ("A", False, ("B", "A"), ("A", "B"), "B"),
+        ("True", False, ("False", "True"), (), "True"),
+    ],
+)
+def test_choices_that_look_like_numbers(
+    target: str, counted: bool, choices: tuple[str, ...], names: tuple[str, ...], choice: str
+) -> None:
+    assert _find_choice(target, counted, choices, names, "row 1") == choice
+
+
+@pytest.mark.parametrize(("target", "counted"), [("2", False), ("9", True), ("E", False)])
+def test_a_target_that_means_two_choices_or_none_is_refused(target: str, counted: bool) -> None:
+    with pytest.raises(UsageError, match=r"row 1: the target"):
+        _find_choice(target, counted, ("8", "2", "24", "120"), (), "row 1")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/abs", ".hidden", "a b"])
+def test_a_task_of_the_paper_has_a_name_that_is_a_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "tasks.yaml").write_text(json.dumps({name: {"path": ["x"]}}))
+    with pytest.raises(UsageError, match="is not a name of a folder"):
+        read_paper_tasks(tmp_path)
 
 
 def test_few_targets_are_choices_and_many_are_texts(tmp_path: Path) -> None:
