@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from typing import TextIO
 
 _MOST_BYTES = 4 << 30
+# What begins a formula in a text.
+_SIGNS = ("$", "\\[", "\\(", "\\boxed")
 
 
 def serve(lines: Iterable[str], out: TextIO) -> None:
@@ -25,9 +27,17 @@ def serve(lines: Iterable[str], out: TextIO) -> None:
     write("ready")
     for line in lines:
         answer, target = json.loads(line)
-        # The caller limits the time.
-        left, right = (parse(text, parsing_timeout=None) for text in (target, answer))
+        # The caller limits the time. A text without the signs of a formula may be one all the same.
+        left, right = (
+            parse(as_formula(text), parsing_timeout=None) or parse(text, parsing_timeout=None)
+            for text in (target, answer)
+        )
         write(json.dumps(bool(verify(left, right, timeout_seconds=None))))
+
+
+def as_formula(text: str) -> str:
+    """The text as LaTeX between dollars, unless it has such signs itself."""
+    return text if any(sign in text for sign in _SIGNS) else f"${text}$"
 
 
 def limit_memory() -> None:

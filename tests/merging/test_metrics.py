@@ -77,6 +77,10 @@ def test_formulas_are_compared_as_numbers_and_terms() -> None:
         ("12.5", "125"): False,
         ("6", "5"): False,
         ("$x^2+2x+1$", "$(x+1)^2$"): True,
+        ("x^2+2x+1", "(x+1)^2"): True,
+        (r"2 \pi", "2"): False,
+        (r"\sqrt{2}", r"\sqrt{2}"): True,
+        (r"so it is \boxed{\sqrt{5}}", r"\sqrt{5}"): True,
         ("", "5"): False,
     }
     out = io.StringIO()
