@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def load_problems(folder: Path) -> tuple[str, ...]:
 
 
 def engine_problems(folder: Path) -> tuple[str, ...]:
-    """Warnings about engines that do not run the adapter in a folder as PEFT does, a sentence a reason.
+    """Warnings about engines that do not run the adapter in a folder as PEFT does, a sentence an engine.
 
     Engines that read no folder of PEFT are not named.
     """
@@ -97,16 +97,9 @@ def engine_problems(folder: Path) -> tuple[str, ...]:
     if isinstance(adapter, str):
         return ()
     facts = engine_facts(adapter.config, adapter.spec)
-    engines: dict[str, list[str]] = {}
-    for engine in load_engines():
-        if all(rule.when != "any" for rule in engine.rules):
-            for reason in verdict(engine, facts).reasons:
-                engines.setdefault(reason, []).append(engine.title)
-    return tuple(f"{_joined(titles)}: {reason}." for reason, titles in engines.items())
-
-
-def _joined(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    readers = [engine for engine in load_engines() if all(rule.when != "any" for rule in engine.rules)]
+    reasons = ((engine.title, "; ".join(verdict(engine, facts).reasons)) for engine in readers)
+    return tuple(f"{title} {text}." for title, text in reasons if text)
 
 
 def _read(folder: Path) -> _Adapter | str:

@@ -43,6 +43,8 @@ class PortableForm:
         from torch.nn.functional import pad
 
         missing = self.rank - a.shape[0]
+        if missing < 0:
+            raise ValueError(f"a module of rank {a.shape[0]} does not fit the form of rank {self.rank}")
         return (pad(a, (0, 0, 0, missing)), pad(b, (0, missing))) if missing else (a, b)
 
     def zero_factors(self, dtype: str) -> Iterator[tuple[Shape, Tensor, Tensor]]:

@@ -411,8 +411,7 @@ def test_an_export_says_which_engines_misread_its_members(
     result = run("pool", "export", "all", "--weights", "--to", str(tmp_path / "out"), "--json")
     documents = json.loads(result.stdout)["misread"]
     assert {member for document in documents for member in document["members"]} == {"made/rslora-16"}
-    assert [document["detail"].partition(":")[0] for document in documents] == [
-        "SGLang and LMDeploy",
-        "llama.cpp",
+    assert [document["detail"].partition(" ")[0] for document in documents] == [
+        *("SGLang", "llama.cpp", "LMDeploy")
     ]
     assert f"made/rslora-16. {documents[0]['detail']}" in " ".join(result.stderr.split())

@@ -44,8 +44,8 @@ def test_mixed_ranks_are_written_where_they_are_asked_for_and_name_who_misreads_
     out = tmp_path / "out"
     words = (*map(str, members), "--method", "average", "--dtype", "float32", "-o", str(out), "--mixed-ranks")
     document = merged(run, *words)
-    assert "SGLang and LMDeploy: refuses several ranks." in document["misread"]
-    assert any(text.startswith("llama.cpp: takes alpha over the rank") for text in document["misread"])
+    assert "LMDeploy refuses several ranks." in document["misread"]
+    assert any(text.startswith("llama.cpp takes alpha over the rank") for text in document["misread"])
     assert "form" not in document
     config = json.loads((out / "adapter_config.json").read_text())
     ranks = {config["r"], *config["rank_pattern"].values()}

@@ -235,9 +235,11 @@ def test_a_log_whose_last_line_lost_its_end_goes_on(tmp_path: Path, tasks: list[
     assert log.read_text() == text
 
 
-@pytest.mark.parametrize("wrong", [{"value": 55}, {"value": math.nan}, {"n": 2**63}, {"loss": math.inf}])
+@pytest.mark.parametrize(
+    "wrong", [{"value": 55}, {"value": math.nan}, {"n": 2**63}, {"loss": math.inf}, {"key": []}]
+)
 def test_a_line_that_no_evaluation_writes_is_named(
-    tmp_path: Path, tasks: list[Task], wrong: dict[str, float]
+    tmp_path: Path, tasks: list[Task], wrong: dict[str, object]
 ) -> None:
     log = tmp_path / "scores.jsonl"
     list(evaluate(tiny_base(), [], tasks[:1], limit=5, log=log))

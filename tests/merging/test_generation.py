@@ -54,6 +54,24 @@ def test_answers_are_the_greedy_ones(kind: str, alike: bool) -> None:
     assert texts == [greedy_text(base, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
 
 
+@pytest.mark.parametrize("kind", ["llama", "bloom"])
+@pytest.mark.parametrize(
+    "setting", [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"min_length": 40}]
+)
+def test_settings_of_a_model_change_no_answer_however_it_is_read(
+    kind: str, setting: dict[str, float]
+) -> None:
+    base = architecture(kind)
+    prompts = mixed()
+    expected = [greedy_text(base, prompt, 4) for prompt in prompts]
+    before = {name: getattr(base.model.generation_config, name) for name in setting}
+    base.model.generation_config.update(**setting)
+    try:
+        assert generate(base, prompts, most=4) == expected
+    finally:
+        base.model.generation_config.update(**before)
+
+
 def test_an_answer_ends_before_a_stop_text() -> None:
     base = tiny_base(3, dtype=torch.float64)
     prompts = mixed(most=30)

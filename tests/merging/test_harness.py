@@ -18,6 +18,7 @@ import loradex
 from catalog.errors import NotFoundError, UsageError
 from catalog.scores import from_text, read_scores, unpack_bitmap
 from cli.main import loradex as program
+from loradex.harness import _has_code
 from merging.evaluation import HarnessModel, TaskScore
 from tests.merging.test_evaluate import tiny_adapter
 from tests.merging.tiny import save_base, tiny_base
@@ -302,3 +303,11 @@ def test_the_command_shows_protocol_and_error(folder: Path, tmp_path: Path) -> N
         ("harness:choices", "acc_norm", 6),
     ]
     assert len(read_scores(out, source="s", split="test", metric="accuracy", n=None)) == 2
+
+
+def test_a_file_whose_alias_leads_back_to_itself_is_read_to_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "loop.yaml"
+    file.write_text("task: x\nloop: &a [*a]\n")
+    assert not _has_code(file, set())
+    file.write_text("task: x\nloop: &a [*a, !function f]\n")
+    assert _has_code(file, set())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import loradex
 from catalog.adapters import BaseModules, modules_of_model
 from catalog.errors import MergeError, UsageError
-from merging.members import Shape, portable_form, portable_rank
+from merging.members import PortableForm, Shape, portable_form, portable_rank
 from tests.merging.adapters import adapter, deltas, distance
 from tests.merging.llama import QKV, TARGETS, tiny, tokens, write
 
@@ -182,3 +182,21 @@ def test_modules_of_a_model_are_those_that_the_form_may_fill() -> None:
     union = [shape("model.layers.0.self_attn.q_proj", 32, 32)]
     form = portable_form(union, {"q": 2}, modules_of_model(model))
     assert len(form.zeros) == 5
+
+
+def test_a_module_above_the_rank_of_the_form_is_never_cut() -> None:
+    with pytest.raises(ValueError, match="rank 9 does not fit"):
+        PortableForm(8).pad(torch.ones(9, 4), torch.ones(4, 9))
+
+
+def test_a_merge_with_modules_of_zeros_is_inspected(tmp_path: Path) -> None:
+    model = tiny()
+    model.config.save_pretrained(tmp_path / "base")
+    folders = [write(tmp_path / f"m{n}", model, n, targets=("q_proj",)).folder for n in range(2)]
+    base = str(tmp_path / "base")
+    merged = loradex.merge(folders, "average", base=base, out=tmp_path / "out", mixed_ranks=False).folder
+    alone = loradex.inspect(folders, base=base)
+    inspected = loradex.inspect(folders, result=merged, base=base)
+    for row, expected in zip(inspected.cosines, alone.cosines, strict=True):
+        assert row == pytest.approx(expected)
+    assert inspected.energy_by_rank == pytest.approx(alone.energy_by_rank)
