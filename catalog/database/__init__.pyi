@@ -1,4 +1,4 @@
-from . import frontier, kept, pool_store, retries, score_store, store
+from . import changes, frontier, kept, pool_store, retries, score_store, store
 from .columns import CleanText, TableBase
 from .engine import for_writing, make_engine, parse_url
 from .frontier import ItemRecord
@@ -65,6 +65,7 @@ __all__ = [
     "Session",
     "TableBase",
     "WeightsFile",
+    "changes",
     "check",
     "config",
     "count_rows",

@@ -13,6 +13,7 @@ import filelock
 from sqlalchemy import Connection, Engine, column, func, inspect, select, table
 from sqlalchemy.orm import Session as Session
 
+from catalog.database import changes
 from catalog.database.columns import TableBase
 from catalog.database.engine import for_writing, make_engine, parse_url, place, sqlite_file
 from catalog.errors import CatalogBusyError, CatalogError, NoCatalogError, SchemaVersionError
@@ -56,6 +57,12 @@ def check(engine: Engine) -> None:
     if revision != head():
         _refuse_unknown(revision, where)
         raise SchemaVersionError(f"the catalog {where} has an older schema: run `upgrade()`")
+    with engine.connect() as connection:
+        if missing := changes.missing_triggers(connection):
+            raise SchemaVersionError(
+                f"the catalog {where} lacks the trigger {missing[0]}, by which caches notice changes: "
+                "run `upgrade()`"
+            )
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
@@ -72,7 +79,12 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
             _refuse_foreign(connection)
         else:
             _refuse_unknown(current_revision, place(engine.url))
+        if current_revision == head() and not changes.missing_triggers(connection):
+            return
+        changes.drop_triggers(connection)
         command.upgrade(config(connection), revision)
+        if _revision(connection) == head():
+            changes.create_triggers(connection)
 
 
 def downgrade(engine: Engine, revision: str) -> None:
@@ -80,6 +92,7 @@ def downgrade(engine: Engine, revision: str) -> None:
     from alembic import command
 
     with _migrating(engine) as connection:
+        changes.drop_triggers(connection)
         command.downgrade(config(connection), revision)
 
 

@@ -11,7 +11,7 @@ import enum
 from datetime import datetime
 from typing import Any, get_args
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from catalog.adapters import SpellingKind
@@ -158,6 +158,7 @@ class Adapter(TableBase):
         UniqueConstraint("repository_id", "commit", "subfolder"),
         CheckConstraint(SHA1.format('"commit"'), name="commit"),
         Index("ix_adapter_current", "current", "repository_id"),
+        Index("ix_adapter_vectors", "base_model_id", "weights_digest", "scaling_pattern"),
     )
 
     id: Mapped[Key]
@@ -171,7 +172,7 @@ class Adapter(TableBase):
     weights_digest: Mapped[str | None] = mapped_column(ForeignKey("weights_file.digest"), index=True)
     weights_name: Mapped[str | None]
     files: Mapped[Any] = mapped_column(comment="[{name, size, digest}] of the folder, pickles included")
-    base_model_id: Mapped[int | None] = mapped_column(ForeignKey("base_model.id"), index=True)
+    base_model_id: Mapped[int | None] = mapped_column(ForeignKey("base_model.id"))
     base_raw: Mapped[str | None] = mapped_column(comment="the base model as the adapter's files spell it")
     base_kind: Mapped[str | None]
     base_evidence: Mapped[str | None]
@@ -335,6 +336,26 @@ class Embedding(TableBase):
     model: Mapped[str] = mapped_column(primary_key=True, comment="Hub id and revision of the embedding model")
     chunk: Mapped[int] = mapped_column(primary_key=True)
     vector: Mapped[bytes] = mapped_column(comment="little-endian float32")
+
+
+class ChangeToken(TableBase):
+    """The random token of a topic: triggers draw another one with each change of what belongs to it."""
+
+    __tablename__ = "change_token"
+
+    topic: Mapped[str] = mapped_column(primary_key=True, comment="texts, fingerprints or embeddings")
+    token: Mapped[int]
+
+
+class TextVersion(TableBase):
+    """The random version of an adapter's text: triggers draw another one with each change of it."""
+
+    __tablename__ = "text_version"
+
+    adapter_id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False
+    )
+    version: Mapped[int]
 
 
 class ItemList(TableBase):

@@ -1,0 +1,201 @@
+"""What a cache compares to know whether the catalog has changed: random tokens, drawn by triggers.
+
+`change_token` has a token for each topic: what full text is made from, which fingerprints belong to which
+base model, and the vectors of cards. Every write that changes one of these draws a new random token,
+whoever writes; other writes leave it. Equal tokens mean equal content, also after a backup was restored
+that grew differently, where a counter would lie. `text_version` has a random version for the text of each
+adapter, so that a cache finds the texts that changed.
+
+The triggers are defined here alone. A migration runs without them; `create_triggers` makes them at its end,
+and draws everything anew where one was missing. On PostgreSQL they are constraint triggers, deferred to the
+end of the transaction: the row of a token, which others wait for, is the last one that a transaction locks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import Connection, delete, inspect, select
+from sqlalchemy.orm import Session
+
+from catalog.database.schema import ChangeToken, TextVersion
+
+Topic = Literal["texts", "fingerprints", "embeddings"]
+TOPICS: tuple[Topic, ...] = ("texts", "fingerprints", "embeddings")
+_PREFIX = "loradex_changes"
+
+
+@dataclass(frozen=True)
+class _Trigger:
+    """A trigger: its topic, table and event; for an update, the columns of which one must differ; and for
+    texts the adapters that change, as a condition on `adapter` with {row} for NEW or OLD.
+    """
+
+    topic: Topic
+    table: str
+    event: Literal["INSERT", "UPDATE", "DELETE"]
+    columns: tuple[str, ...] = ()
+    adapters: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{_PREFIX}_{self.topic}_{self.table}_{self.event.lower()}"
+
+    @property
+    def row(self) -> str:
+        return "OLD" if self.event == "DELETE" else "NEW"
+
+
+_TEXT_COLUMNS = (
+    "repository_id",
+    "subfolder",
+    "current",
+    "card_text",
+    "card_quality",
+    "card_front",
+    "base_model_id",
+)
+_OF_REPOSITORY = "adapter.repository_id = {row}.id"
+_TRIGGERS = (
+    _Trigger("texts", "adapter", "INSERT", adapters="adapter.id = {row}.id"),
+    _Trigger("texts", "adapter", "UPDATE", _TEXT_COLUMNS, "adapter.id = {row}.id"),
+    _Trigger("texts", "adapter", "DELETE"),
+    _Trigger("texts", "repository", "UPDATE", ("name", "tags", "gone_at"), _OF_REPOSITORY),
+    _Trigger("texts", "repository", "DELETE", (), _OF_REPOSITORY),
+    _Trigger("texts", "base_model", "UPDATE", ("canonical",), "adapter.base_model_id = {row}.id"),
+    _Trigger("fingerprints", "adapter", "INSERT"),
+    _Trigger("fingerprints", "adapter", "UPDATE", ("base_model_id", "weights_digest", "scaling_pattern")),
+    _Trigger("fingerprints", "adapter", "DELETE"),
+    _Trigger("fingerprints", "fingerprint", "INSERT"),
+    _Trigger(
+        "fingerprints",
+        "fingerprint",
+        "UPDATE",
+        ("weights_digest", "scaling_pattern", "version", "delta", "output"),
+    ),
+    _Trigger("fingerprints", "fingerprint", "DELETE"),
+    _Trigger("fingerprints", "base_model", "UPDATE", ("canonical",)),
+    _Trigger("embeddings", "embedding", "INSERT"),
+    _Trigger("embeddings", "embedding", "UPDATE", ("content", "model", "chunk", "vector")),
+    _Trigger("embeddings", "embedding", "DELETE"),
+)
+_DRAW = {"sqlite": "random()", "postgresql": "hashtextextended(gen_random_uuid()::text, 0)"}
+# JSON of PostgreSQL has no equality; its text does, and unchanged values keep theirs.
+_JSON = ("card_front", "tags")
+
+
+def read_token(session: Session, *topics: Topic) -> str:
+    """The tokens of these topics as one text. Read it before what it stands for."""
+    tokens: dict[str, int] = dict(session.execute(select(ChangeToken.topic, ChangeToken.token)).all())
+    return " ".join(str(tokens[topic]) for topic in topics)
+
+
+def create_triggers(connection: Connection) -> None:
+    """Makes the triggers and draws all tokens and versions anew."""
+    for statements in _definitions(connection.dialect.name).values():
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    connection.execute(delete(TextVersion))
+    connection.execute(delete(ChangeToken))
+    draw = _DRAW[connection.dialect.name]
+    versions = f"INSERT INTO text_version (adapter_id, version) SELECT id, {draw} FROM adapter"  # noqa: S608
+    connection.exec_driver_sql(versions)
+    for topic in TOPICS:
+        token = f"INSERT INTO change_token (topic, token) VALUES ('{topic}', {draw})"  # noqa: S608
+        connection.exec_driver_sql(token)
+
+
+def drop_triggers(connection: Connection) -> None:
+    """Removes every trigger of this program, whatever its version."""
+    for name in _present(connection):
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql(f'DROP TRIGGER "{name}"')
+        else:
+            connection.exec_driver_sql(f'DROP FUNCTION "{name}"() CASCADE')
+
+
+def missing_triggers(connection: Connection) -> list[str]:
+    """The names of the triggers that are absent, switched off or of another definition."""
+    present = _present(connection)
+    expected = _definitions(connection.dialect.name)
+    return [name for name, (first, *_) in expected.items() if present.get(name) != _body(first)]
+
+
+def _present(connection: Connection) -> dict[str, str]:
+    """The triggers in the database by name, with what they do: on PostgreSQL the bodies of their functions,
+    empty where the trigger does not run.
+    """
+    if connection.dialect.name == "sqlite":
+        query = f"SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE '{_PREFIX}%'"  # noqa: S608
+    elif not inspect(connection).has_table("adapter"):
+        return {}
+    else:
+        query = (
+            "SELECT proname, CASE WHEN EXISTS (SELECT 1 FROM pg_trigger WHERE tgfoid = pg_proc.oid "  # noqa: S608
+            "AND tgenabled IN ('O', 'A')) THEN prosrc ELSE '' END FROM pg_proc "
+            f"WHERE proname LIKE '{_PREFIX}%%' AND pronamespace = current_schema()::regnamespace"
+        )
+    return {name: _body(sql) for name, sql in connection.exec_driver_sql(query)}
+
+
+def _body(statement: str) -> str:
+    """What a trigger does, without its spaces."""
+    return " ".join(re.sub(r"(?s).*\$body\$(.*)\$body\$.*", r"\1", statement).split())
+
+
+def _definitions(dialect: str) -> dict[str, tuple[str, ...]]:
+    """The statements that make each trigger, by its name; the first has what it does."""
+    make = _sqlite_statements if dialect == "sqlite" else _postgres_statements
+    return {trigger.name: make(trigger) for trigger in _TRIGGERS}
+
+
+def _sqlite_statements(trigger: _Trigger) -> tuple[str, ...]:
+    differs = " OR ".join(f"OLD.{name} IS NOT NEW.{name}" for name in trigger.columns)
+    of = f" OF {', '.join(trigger.columns)}" if trigger.columns else ""
+    when = f" WHEN {differs}" if differs else ""
+    draw = f"UPDATE change_token SET token = {_DRAW['sqlite']} WHERE topic = '{trigger.topic}'"  # noqa: S608
+    body = "; ".join([*_version_statements(trigger, "sqlite"), draw])
+    head = f"CREATE TRIGGER {trigger.name} AFTER {trigger.event}{of} ON {trigger.table}"
+    return (f"{head} FOR EACH ROW{when} BEGIN {body}; END",)
+
+
+def _postgres_statements(trigger: _Trigger) -> tuple[str, ...]:
+    """All tokens are locked in one order, before the versions, so that transactions wait without a
+    deadlock.
+    """
+    setting = f"loradex.{trigger.topic}"
+    versions = "".join(f"{statement};\n" for statement in _version_statements(trigger, "postgresql"))
+    function = f"""
+CREATE FUNCTION {trigger.name}() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $body$
+BEGIN
+IF current_setting('{setting}', true) IS DISTINCT FROM pg_current_xact_id()::text THEN
+PERFORM 1 FROM change_token ORDER BY topic FOR UPDATE;
+UPDATE change_token SET token = {_DRAW["postgresql"]} WHERE topic = '{trigger.topic}';
+PERFORM set_config('{setting}', pg_current_xact_id()::text, true);
+END IF;
+{versions}RETURN NULL;
+END
+$body$"""  # noqa: S608
+    casts = {name: f"{name}::text" if name in _JSON else name for name in trigger.columns}
+    differs = " OR ".join(f"OLD.{name} IS DISTINCT FROM NEW.{name}" for name in casts.values())
+    of = f" OF {', '.join(trigger.columns)}" if trigger.columns else ""
+    when = f" WHEN ({differs})" if differs else ""
+    head = f"CREATE CONSTRAINT TRIGGER {trigger.name} AFTER {trigger.event}{of} ON {trigger.table}"
+    made = f"{head} DEFERRABLE INITIALLY DEFERRED FOR EACH ROW{when} EXECUTE FUNCTION {trigger.name}()"
+    return function, made
+
+
+def _version_statements(trigger: _Trigger, dialect: str) -> Iterator[str]:
+    """What gives the adapters whose text changed new versions."""
+    if trigger.topic == "texts" and not trigger.adapters:
+        yield "DELETE FROM text_version WHERE adapter_id = OLD.id"
+    elif trigger.adapters:
+        where = trigger.adapters.format(row=trigger.row)
+        yield f"DELETE FROM text_version WHERE adapter_id IN (SELECT id FROM adapter WHERE {where})"  # noqa: S608
+        yield (
+            f"INSERT INTO text_version (adapter_id, version) SELECT id, {_DRAW[dialect]} "  # noqa: S608
+            f"FROM adapter WHERE {where}"
+        )
