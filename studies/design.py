@@ -156,12 +156,23 @@ Method = Base | Train | Single | Ensemble | Merge | Adapt
 
 
 class StudyClaim(StudyPart):
-    """A statement, and the two labels whose difference speaks for or against it."""
+    """A statement, and the two labels whose difference speaks for or against it.
+
+    `margin` is the difference below which both are about the same, a share of 0 to 1; `expects` what the
+    statement says of `compare` beside `with`. Without it the claim is open whatever the numbers say.
+    """
 
     claim: str
     compare: str
     against: Annotated[str, Field(alias="with")]
     margin: Annotated[float, Field(ge=0, le=1)] = 0.02
+    expects: Literal["better", "worse", "same", "not better", "not worse"] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_default(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The claim without `expects` if it is not given, so that records stay the same."""
+        document: dict[str, Any] = serialise(self)
+        return {key: value for key, value in document.items() if key != "expects" or value}
 
 
 class Report(StudyPart):

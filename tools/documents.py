@@ -20,7 +20,7 @@ from catalog.rules import Reason
 from catalog.selection import STRATEGIES
 from cli.main import COMMANDS, loradex
 from merging.methods import METHODS
-from tools import study_pages
+from tools import coverage, study_pages
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -32,6 +32,7 @@ FILTERS = DOCS / "reference" / "filters.md"
 MERGING = DOCS / "reference" / "merging.md"
 ENGINES = DOCS / "reference" / "engines.md"
 ARCHITECTURE = DOCS / "architecture.md"
+STUDIES = DOCS / "reference" / "studies.md"
 
 
 def paths(command: click.Command = loradex, name: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -182,6 +183,7 @@ PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     CHOOSE: {"strategies": strategy_table},
     ENGINES: {"engines": engine_table, "features": feature_table},
     ARCHITECTURE: {"levels": layer_drawing},
+    STUDIES: {"coverage": coverage.table},
 }
 
 

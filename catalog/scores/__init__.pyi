@@ -1,4 +1,5 @@
 from .files import read_scores, write_scores
+from .inference import MeanTest, left_out_means, mean_test, sign_flip_p
 from .intervals import paired_bootstrap
 from .matrix import Ranking, ScoreMatrix, by_score, prior, score_matrix
 from .metrics import (
@@ -46,6 +47,7 @@ __all__ = [
     "SUCCESSORS",
     "TASK_METRICS",
     "ItemChoice",
+    "MeanTest",
     "Measure",
     "Outcomes",
     "PairedTest",
@@ -60,8 +62,10 @@ __all__ = [
     "from_text",
     "holm",
     "item_hash",
+    "left_out_means",
     "likeness",
     "list_sha",
+    "mean_test",
     "metric_of",
     "pack_bitmap",
     "pack_margins",
@@ -74,6 +78,7 @@ __all__ = [
     "regress_items",
     "score_matrix",
     "score_problem",
+    "sign_flip_p",
     "to_text",
     "unpack_bitmap",
     "unpack_margins",

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catalog.scores import paired_bootstrap
+from catalog.scores import mean_test
 from studies.design import label
 
-# Below so many tasks an interval is not to be trusted.
-FEW = 5
+# Below so many tasks nothing is called better, worse or the same.
+FEW = 8
+# Below so many tasks a bootstrap over them is too narrow.
+FEW_TO_DRAW = 20
 # Differences of shares such as 0.81 - 0.79 are not exact in binary.
 _EXACT = 1e-9
 NO_NUMBER = "The value is not a finite number."
@@ -68,7 +70,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A mean paired difference over tasks, its 95 % interval (None for a single task), and who wins where."""
+    """A mean paired difference over tasks, its 95 % t interval (None for a single task), and who wins where.
+
+    `inner_low` and `inner_high` are the ends of the 90 % interval; `p` is that of the t test, None if all
+    differences are zero, and `sign_flip_p` that of the sign-flip test.
+    """
 
     mean: float
     low: float | None
@@ -78,6 +84,10 @@ class Difference:
     ties: int
     losses: int
     by_task: Means
+    inner_low: float | None = None
+    inner_high: float | None = None
+    p: float | None = None
+    sign_flip_p: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,42 +228,30 @@ def compare(mine: Means, other: Means, steps: Means) -> Difference | None:
     tasks = [task for task in mine if task in other]
     if not tasks:
         return None
-    gaps = {task: mine[task] - other[task] for task in tasks}
-    first, second = (np.array([means[task] for task in tasks]) for means in (mine, other))
-    interval = paired_bootstrap(first, second)
-    ties = [task for task in tasks if abs(gaps[task]) < max(steps.get(task, 0.0) - _EXACT, _EXACT)]
-    wins = sum(gaps[task] > 0 for task in tasks if task not in ties)
-    few = len(tasks) == 1
+    return summarise({task: mine[task] - other[task] for task in tasks}, steps)
+
+
+def summarise(gaps: Means, steps: Means) -> Difference:
+    """The differences on at least one task summed up; ties are those smaller than `steps` has it, or zero."""
+    ties = [task for task, gap in gaps.items() if abs(gap) < max(steps.get(task, 0.0) - _EXACT, _EXACT)]
+    wins = sum(gap > 0 for task, gap in gaps.items() if task not in ties)
+    # Equal shares of other denominators differ in binary.
+    exact = [0.0 if abs(gap) < _EXACT else gap for gap in gaps.values()]
+    test = mean_test(exact) if len(gaps) > 1 else None
     return Difference(
-        mean=interval.mean,
-        low=None if few else interval.low,
-        high=None if few else interval.high,
-        tasks=len(tasks),
+        mean=statistics.fmean(exact),
+        low=test.low if test else None,
+        high=test.high if test else None,
+        tasks=len(gaps),
         wins=wins,
         ties=len(ties),
-        losses=len(tasks) - len(ties) - wins,
+        losses=len(gaps) - len(ties) - wins,
         by_task=gaps,
+        inner_low=test.inner_low if test else None,
+        inner_high=test.inner_high if test else None,
+        p=test.p if test else None,
+        sign_flip_p=test.sign_flip_p if test else None,
     )
-
-
-def verdict(difference: Difference | None, margin: float) -> str:
-    """What interval and margin allow to say, in a word or two: a key of `studies.report.wording.VERDICTS`."""
-    if difference is None:
-        return "nothing to compare"
-    if difference.low is None or difference.high is None:
-        return "one task"
-    low, high = difference.low, difference.high
-    if low >= -margin - _EXACT and high <= margin + _EXACT:
-        return "about the same"
-    if low > margin + _EXACT:
-        return "more"
-    if high < -margin - _EXACT:
-        return "less"
-    if low > _EXACT:
-        return "more, perhaps little"
-    if high < -_EXACT:
-        return "less, perhaps little"
-    return "cannot be told"
 
 
 def finite(value: Any) -> float | None:

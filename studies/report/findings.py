@@ -24,8 +24,8 @@ from studies.report.comparing import (
     relate,
     tune_by_loss,
     varying_settings,
-    verdict,
 )
+from studies.report.judging import Compared, Judgement, judge_claims
 from studies.report.wording import sentence
 
 # Learning rates that someone may have trained with; cards say others too.
@@ -34,7 +34,12 @@ SANE = (1e-8, 10.0)
 
 @dataclass(frozen=True)
 class ClaimFinding:
-    """A claim with the difference that speaks for or against it, and what that allows to say."""
+    """A claim with the difference that speaks for or against it, and what that allows to say.
+
+    `verdict` is the word, `mark` whether the claim is confirmed, contradicted or open, against what it
+    `expects`; `holm_p` is the p-value adjusted over the claims of the study, `left_out` the range of the mean
+    difference with any one task left out, and without a task of `rests_on` the word does not stand.
+    """
 
     claim: str
     compare: str
@@ -43,6 +48,11 @@ class ClaimFinding:
     verdict: str
     sentence: str
     difference: Difference | None
+    expects: str | None = None
+    mark: str = "open"
+    holm_p: float | None = None
+    left_out: tuple[float, float] | None = None
+    rests_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class Findings:
         against = report.get("against")
         self.against: str | None = against if against in self.results.labels else None
         self.rows = tuple(self.results.row(label, self.against) for label in self.results.labels)
-        self.claims = tuple(self._claim(claim) for claim in report.get("claims") or ())
+        self.claims = self._judge(report.get("claims") or ())
         self.related: tuple[Related, ...] = ()
         if "relevance" in self.asked and self.against:
             self.related = relate(self.results, self.against)
@@ -163,13 +173,17 @@ class Findings:
             "run": {key: value for key, value in self.study.items() if key not in ("study", "wild")},
         }
 
-    def _claim(self, claim: Mapping[str, Any]) -> ClaimFinding:
-        a, b, margin = str(claim["compare"]), str(claim["with"]), float(claim.get("margin", 0.02))
-        difference = self.results.compare(a, b)
-        kind = verdict(difference, margin)
-        return ClaimFinding(
-            str(claim["claim"]), a, b, margin, kind, sentence(kind, a, b, difference, margin), difference
-        )
+    def _judge(self, claims: Sequence[Mapping[str, Any]]) -> tuple[ClaimFinding, ...]:
+        compared = [
+            Compared(
+                self.results.compare(str(claim["compare"]), str(claim["with"])),
+                float(claim.get("margin", 0.02)),
+                claim.get("expects"),
+            )
+            for claim in claims
+        ]
+        pairs = zip(claims, compared, judge_claims(compared), strict=True)
+        return tuple(_claim_finding(*pair) for pair in pairs)
 
     def _tune(self) -> None:
         methods = self.record.get("methods") or {}
@@ -199,6 +213,24 @@ class Findings:
         return Wild(
             str(wild.get("from") or "model cards"), int(wild.get("cards") or 0), rates, ranks, left_out
         )
+
+
+def _claim_finding(claim: Mapping[str, Any], compared: Compared, judgement: Judgement) -> ClaimFinding:
+    a, b = str(claim["compare"]), str(claim["with"])
+    return ClaimFinding(
+        claim=str(claim["claim"]),
+        compare=a,
+        against=b,
+        margin=compared.margin,
+        verdict=judgement.word,
+        sentence=sentence(judgement, a, b, compared),
+        difference=compared.difference,
+        expects=compared.expects,
+        mark=judgement.mark,
+        holm_p=judgement.holm_p,
+        left_out=judgement.left_out,
+        rests_on=judgement.rests_on,
+    )
 
 
 def _tuning_document(row: TuningRow) -> dict[str, Any]:

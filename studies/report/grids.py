@@ -9,8 +9,8 @@ from typing import Any
 
 from catalog.pictures import count_noun
 from studies.report import figures
-from studies.report.comparing import FEW, RATE, LabelRow, Line, TuningRow, extent
-from studies.report.findings import SANE, Findings, Spot, Wild
+from studies.report.comparing import FEW, FEW_TO_DRAW, RATE, LabelRow, Line, TuningRow, extent
+from studies.report.findings import SANE, ClaimFinding, Findings, Spot, Wild
 from studies.report.page import Figure, Section, TableSection, Text
 from studies.report.wording import (
     NOTHING,
@@ -22,9 +22,12 @@ from studies.report.wording import (
     mean,
     nats,
     number,
+    p_value,
     points,
     rate,
     record,
+    resting,
+    span,
 )
 
 _MEANS = "mean over tasks, seeds averaged in each task first"
@@ -42,6 +45,7 @@ def sections(findings: Findings) -> list[Section]:
     """The report in its order."""
     return [
         _claims_text(findings),
+        *_claims_table(findings),
         _every_label(findings),
         _by_task(findings),
         *_failures(findings),
@@ -54,7 +58,9 @@ def sections(findings: Findings) -> list[Section]:
 
 def _claims_text(findings: Findings) -> Text:
     """For each claim a sentence, and how to read it."""
-    paragraphs = [f"“{claim.claim}” — {claim.sentence}" for claim in findings.claims]
+    paragraphs = [
+        f"{claim.mark.capitalize()}: “{claim.claim}” — {claim.sentence}" for claim in findings.claims
+    ]
     done, all_cells = findings.count("done"), len(findings.results.cells)
     if not done:
         paragraphs.insert(
@@ -69,11 +75,43 @@ def _claims_text(findings: Findings) -> Text:
         paragraphs.append("The study states no claim to judge; the tables say what was measured.")
     if done and (findings.claims or findings.tuned):
         paragraphs.append(
-            "A point is a hundredth of the task's metric. Differences are paired: seeds are averaged in each "
-            "task, and the interval comes from drawing the tasks again (bootstrap, 10,000 draws). It speaks "
-            "of tasks like these over this base model."
+            "A point is a hundredth of the task's metric. Differences are paired over tasks, seeds averaged "
+            "in each task first; intervals are t intervals over tasks. Better and worse need p ≤ .05 after "
+            "Holm's adjustment over all claims here, about the same a 90 % interval inside the declared "
+            "margin. They speak of tasks like these over this base model."
         )
     return Text("What the numbers say", tuple(paragraphs))
+
+
+def _claims_table(findings: Findings) -> Iterator[TableSection]:
+    """The claims with their marks and numbers."""
+    rows = [
+        (
+            claim.claim,
+            claim.mark,
+            f"{claim.verdict}{resting(claim.rests_on)}",
+            interval(claim.difference),
+            *map(p_value, _ps(claim)),
+            span(claim.left_out),
+        )
+        for claim in findings.claims
+    ]
+    if rows:
+        yield TableSection(
+            "Claims and marks",
+            ("claim", "mark", "word", _DIFFERENCE, "p", "Holm", "sign flips", "any task left out"),
+            tuple(rows),
+            "Points. Mark: whether the word is what the claim expects. Holm: p adjusted over these claims. "
+            "Sign flips: the p-value of the sign-flip test, for comparison. Any task left out: the range of "
+            f"the mean difference. With fewer than {FEW} tasks there is no word.",
+        )
+
+
+def _ps(claim: ClaimFinding) -> tuple[float | None, float | None, float | None]:
+    difference = claim.difference
+    if difference is None:
+        return None, None, None
+    return difference.p, claim.holm_p, difference.sign_flip_p
 
 
 def _spreads(findings: Findings) -> Iterator[str]:
@@ -115,8 +153,8 @@ def _reading(findings: Findings) -> str:
     if findings.against:
         note.append(
             f"Difference: to {findings.against}, paired over the tasks where both are complete. Tie: on the "
-            "task the difference is less than one test example is worth, or zero. Each interval is for "
-            "itself; among many rows some differ by chance."
+            "task the difference is less than one test example is worth, or zero. Each t interval is for "
+            "itself; among many rows some leave zero out by chance."
         )
     short = [row.label for row in findings.rows if row.tasks < row.expected]
     if short:
@@ -136,13 +174,14 @@ def _reading(findings: Findings) -> str:
         note.append(_no_trust(max(compared.values())))
     elif few:
         note.append(
-            f"Of fewer than {FEW} tasks, so that the interval is not to be trusted: {list_names(few)}."
+            f"Of fewer than {FEW} tasks, so that nothing is called better, worse or the same: "
+            f"{list_names(few)}."
         )
     return " ".join(note)
 
 
 def _no_trust(tasks: int) -> str:
-    return f"With {count_noun(tasks, 'task')} no interval is to be trusted."
+    return f"With {count_noun(tasks, 'task')} nothing is called better, worse or the same."
 
 
 def _by_task(findings: Findings) -> TableSection:
@@ -199,8 +238,8 @@ def _figures(findings: Findings) -> Iterator[Section]:
 def _gains(rows: Sequence[LabelRow], against: str) -> Figure:
     title = f"Gain over {against}"
     note = (
-        "Dot: mean difference over tasks, seeds averaged first; bar: its 95 % interval; strokes: the single "
-        f"tasks. To the right of zero is better than {against}."
+        "Dot: mean difference over tasks, seeds averaged first; bar: its 95 % t interval; strokes: the "
+        f"single tasks. To the right of zero is better than {against}."
     )
     return Figure(title, figures.gains(rows, against, title), note, "gains")
 
@@ -221,8 +260,8 @@ def _relevance(findings: Findings) -> Figure:
             f"of {count_noun(correlation.points, 'point')} on "
             f"{count_noun(correlation.tasks, 'task')} (bootstrap over tasks)."
         )
-        if correlation.tasks < FEW:
-            caption += f" {_no_trust(correlation.tasks)}"
+        if correlation.tasks < FEW_TO_DRAW:
+            caption += f" A bootstrap over {count_noun(correlation.tasks, 'task')} is too narrow."
     note = (
         "A point is one method with one pool on one task, seeds averaged. Relevance is what the members "
         "alone gain in loss on examples that may be learned from, those of the first seed. Both are less the "

@@ -9,30 +9,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from catalog.pictures import count_noun
-from studies.report.comparing import FEW, Difference, Spread
+from studies.report.comparing import Difference, Spread
+from studies.report.judging import (
+    BETTER,
+    EQUAL,
+    LITTLE_BETTER,
+    LITTLE_WORSE,
+    ONE,
+    SAME,
+    TOO_FEW,
+    UNTOLD,
+    WORSE,
+    Compared,
+    Judgement,
+)
+from studies.report.judging import NOTHING as NO_TASK
 
 NOTHING = "—"
-# By what `studies.report.comparing.verdict` says; {a} and {b} are compared.
+# By the word of `studies.report.judging`; {a} and {b} are compared.
 VERDICTS: Mapping[str, str] = {
-    "nothing to compare": "No task has complete results for both ‘{a}’ and ‘{b}’, so nothing can be said.",
-    "one task": (
+    NO_TASK: "No task has complete results for both ‘{a}’ and ‘{b}’, so nothing can be said.",
+    ONE: (
         "On the one task that both have, ‘{a}’ differs from ‘{b}’ by {mean} points; "
         "one task gives no interval."
     ),
-    "more": "‘{a}’ is better than ‘{b}’ by more than the margin of {margin}.",
-    "more, perhaps little": (
-        "‘{a}’ is better than ‘{b}’; "
-        "whether by more than the margin of {margin} cannot be told from these {tasks}."
+    TOO_FEW: (
+        "‘{a}’ less ‘{b}’ is between {low} and {high} points; with {tasks} nothing is called better, worse "
+        "or the same."
     ),
-    "about the same": ("‘{a}’ and ‘{b}’ are about the same: what differs is within the margin of {margin}."),
-    "less, perhaps little": (
-        "‘{a}’ is worse than ‘{b}’; "
-        "whether by more than the margin of {margin} cannot be told from these {tasks}."
-    ),
-    "less": "‘{a}’ is worse than ‘{b}’ by more than the margin of {margin}.",
-    "cannot be told": (
-        "Which of ‘{a}’ and ‘{b}’ is better cannot be told from these {tasks}; "
-        "differences up to {largest} points are possible."
+    BETTER: "‘{a}’ is better than ‘{b}’{rests}.",
+    WORSE: "‘{a}’ is worse than ‘{b}’{rests}.",
+    LITTLE_BETTER: "‘{a}’ is better than ‘{b}’, by less than the margin of {margin}{rests}.",
+    LITTLE_WORSE: "‘{a}’ is worse than ‘{b}’, by less than the margin of {margin}{rests}.",
+    EQUAL: "‘{a}’ and ‘{b}’ are about the same, within the margin of {margin}{rests}.",
+    SAME: "‘{a}’ and ‘{b}’ are the same on every task{rests}.",
+    UNTOLD: (
+        "Which of ‘{a}’ and ‘{b}’ is better cannot be told: the difference is between {low} and {high} "
+        "points."
     ),
 }
 
@@ -89,30 +102,49 @@ def record(difference: Difference | None) -> str:
     return f"{difference.wins}/{difference.ties}/{difference.losses}" if difference else NOTHING
 
 
-def sentence(kind: str, a: str, b: str, difference: Difference | None, margin: float) -> str:
+def p_value(p: float | None) -> str:
+    """A p-value with two digits: .19, .032, below .001; a dash where there is none."""
+    if p is None:
+        return NOTHING
+    if p >= 0.995:
+        return "1"
+    return "below .001" if p < 0.001 else f"{p:.2g}".removeprefix("0")
+
+
+def span(ends: tuple[float, float] | None) -> str:
+    """A range of differences in points: +0.1 to +0.5."""
+    return NOTHING if ends is None else " to ".join(map(format_difference, ends))
+
+
+def resting(names: Sequence[str]) -> str:
+    """The remark on a word that does not stand without some tasks, "" where there are none."""
+    return f" (rests on {list_names(names, 3)})" if names else ""
+
+
+def sentence(judgement: Judgement, a: str, b: str, compared: Compared) -> str:
     """What a claim's numbers allow to say, then the numbers."""
+    difference, template = compared.difference, VERDICTS[judgement.word]
     if difference is None:
-        return VERDICTS[kind].format(a=a, b=b)
-    low, high = difference.low, difference.high
-    text = VERDICTS[kind].format(
+        return template.format(a=a, b=b)
+    low, high = difference.low or 0.0, difference.high or 0.0
+    text = template.format(
         a=a,
         b=b,
         mean=format_difference(difference.mean),
-        margin=level(margin),
+        low=format_difference(low),
+        high=format_difference(high),
+        margin=level(compared.margin),
         tasks=count_noun(difference.tasks, "task"),
-        largest=points(max(abs(low or 0.0), abs(high or 0.0))),
+        rests=resting(judgement.rests_on),
     )
-    if low is None or high is None:
+    if difference.low is None or difference.high is None:
         return f"{text} It says nothing about other tasks."
-    if kind == "about the same" and (low > 0 or high < 0):
-        text += f" A small advantage of ‘{a if low > 0 else b}’ is there."
-    if difference.tasks < FEW:
-        few = count_noun(difference.tasks, "task")
-        text = f"With {few} the interval is not to be trusted. As far as it goes: {text}"
     return (
         f"{text} Mean difference {format_difference(difference.mean)} points, "
         f"95 % interval {format_difference(low)} to {format_difference(high)}, "
-        f"over {count_noun(difference.tasks, 'task')}: "
+        f"p {p_value(difference.p)}, by Holm {p_value(judgement.holm_p)}, by sign flips "
+        f"{p_value(difference.sign_flip_p)}; with any one task left out {span(judgement.left_out)}. "
+        f"Over {count_noun(difference.tasks, 'task')}: "
         f"won on {difference.wins}, tied on {difference.ties}, lost on {difference.losses}."
     )
 

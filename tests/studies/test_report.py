@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from studies.report.comparing import (
-    Difference,
     Related,
     Results,
     at_one_rate,
@@ -21,12 +21,21 @@ from studies.report.comparing import (
     mean_and_error,
     relate,
     tune_by_loss,
-    verdict,
 )
 from studies.report.findings import Findings
 from studies.report.grids import sections as sections_of
+from studies.report.judging import Compared, Judgement, judge_claims
 from studies.report.page import Figure, Section, TableSection, Text
-from studies.report.wording import duration, format_difference, interval, level, points, rate, sentence
+from studies.report.wording import (
+    duration,
+    format_difference,
+    interval,
+    level,
+    p_value,
+    points,
+    rate,
+    sentence,
+)
 
 Values = dict[str, dict[str, list[float | None]]]
 ADAPTERS = {"a": "0" * 64, "b": "1" * 64}
@@ -123,8 +132,9 @@ def test_differences_are_paired_over_tasks_and_half_an_example_is_a_tie() -> Non
     assert difference.by_task == pytest.approx({"t1": 0.05, "t2": 0.005, "t3": -0.1})
     assert difference.mean == pytest.approx(-0.015)
     assert (difference.wins, difference.ties, difference.losses) == (1, 1, 1)
-    assert difference.low == pytest.approx(-0.1)
-    assert difference.high == pytest.approx(0.05)
+    half = 4.302653 * statistics.stdev([0.05, 0.005, -0.1]) / math.sqrt(3)
+    assert difference.low == pytest.approx(-0.015 - half, abs=1e-6)
+    assert difference.high == pytest.approx(-0.015 + half, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -153,11 +163,11 @@ def test_a_label_with_a_failed_cell_is_compared_where_both_are_complete() -> Non
     assert row["tasks"] == "2 of 3"
     assert row["cells"] == "5 done, 1 failed"
     assert row["mean\u00a0±\u00a0SE"] == "72.8 ± 7.8"
-    assert row["difference\u00a0[95\u00a0%]"] == "+2.7 [+0.5, +5.0]"
+    assert row["difference\u00a0[95\u00a0%]"] == "+2.7 [−25.8, +31.3]"
     assert row["win/tie/loss"] == "1/1/0"
     note = table(result, "Every method against new").note
     assert "only the difference compares: old." in note
-    assert "With 2 tasks no interval is to be trusted." in note
+    assert "With 2 tasks nothing is called better, worse or the same." in note
     assert "The study is not complete: of 12 cells 1 failed." in sentences(result)
 
 
@@ -203,93 +213,154 @@ def test_a_label_that_the_grid_does_not_ask_on_a_task_is_not_failed_there() -> N
     assert "Asked on some of the tasks only: old." in table(result, "Every method against new").note
 
 
-def _ends(low: float, high: float) -> Difference:
-    return Difference((low + high) / 2, low, high, 8, 4, 0, 4, {})
+def _claimed(gaps: list[float], margin: float = 0.02, expects: str | None = None) -> Compared:
+    values = {f"t{i}": gap for i, gap in enumerate(gaps)}
+    return Compared(compare(values, dict.fromkeys(values, 0.0), {}), margin, expects)
+
+
+# Eight differences of mean zero and standard deviation 1/100: the error is .0035, t .01 / .0035 = 2.8 of 7.
+NOISE = [sign * 0.01 * math.sqrt(7 / 8) for sign in (-1, 1) * 4]
+
+
+def _one(mean: float, margin: float = 0.02, expects: str | None = None, spread: float = 1.0) -> Judgement:
+    return judge_claims([_claimed([mean + spread * gap for gap in NOISE], margin, expects)])[0]
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "kind"),
+    ("mean", "margin", "word"),
     [
-        (0.021, 0.05, "more"),
-        (0.02, 0.05, "more, perhaps little"),
-        (0.001, 0.021, "more, perhaps little"),
-        (0.0, 0.021, "cannot be told"),
-        (-0.02, 0.02, "about the same"),
-        (0.001, 0.02, "about the same"),
-        (-0.81 + 0.79, 0.81 - 0.79, "about the same"),
-        (-0.021, 0.02, "cannot be told"),
-        (-0.02, 0.021, "cannot be told"),
-        (-0.021, 0.0, "cannot be told"),
-        (-0.021, -0.001, "less, perhaps little"),
-        (-0.05, -0.02, "less, perhaps little"),
-        (-0.05, -0.021, "less"),
-        (0.0, 0.0, "about the same"),
+        (0.03, 0.02, "better"),
+        (-0.03, 0.02, "worse"),
+        # The 90 % half-width is 1.8946 x .003536 = .0067, the 95 % one 2.3646 x .003536 = .00836.
+        (0.0132, 0.02, "better, by less than the margin"),
+        (0.0134, 0.02, "better"),
+        (-0.0132, 0.02, "worse, by less than the margin"),
+        (0.0083, 0.02, "about the same"),
+        (0.0084, 0.02, "better, by less than the margin"),
+        (0.0083, 0.014, "cannot be told"),
+        (0.0, 0.0068, "about the same"),
+        (0.0, 0.0066, "cannot be told"),
     ],
 )
-def test_verdicts_at_their_borders(low: float, high: float, kind: str) -> None:
-    assert verdict(_ends(low, high), 0.02) == kind
+def test_words_at_their_borders(mean: float, margin: float, word: str) -> None:
+    assert _one(mean, margin).word == word
 
 
-def test_verdicts_without_an_interval() -> None:
-    assert verdict(None, 0.02) == "nothing to compare"
-    assert verdict(compare({"t": 0.9}, {"t": 0.1}, {}), 0.02) == "one task"
+def test_words_without_enough_tasks() -> None:
+    assert judge_claims([Compared(None, 0.02)])[0].word == "nothing to compare"
+    assert judge_claims([_claimed([0.8])])[0].word == "one task"
+    assert judge_claims([_claimed([0.1, 0.11] * 3 + [0.1])])[0].word == "too few tasks"
+    assert judge_claims([_claimed([0.1, 0.11] * 4)])[0].word == "better"
+    assert judge_claims([_claimed([0.0] * 8)])[0].word == "the same"
+
+
+def test_words_are_of_all_claims_together() -> None:
+    # p is .032 alone, as that of the recorded claim on adapters for the very task, and .19 among six.
+    alone = _claimed([0.0187 + 2.05 * gap for gap in NOISE], 0.01)
+    assert alone.difference is not None
+    assert judge_claims([alone])[0].word == "better"
+    among = judge_claims([alone, *[_claimed(NOISE, 0.001)] * 5])
+    assert among[0].word == "cannot be told"
+    assert among[0].holm_p == pytest.approx(6 * (alone.difference.p or 0))
+    # What is zero everywhere has no p-value, and costs the others nothing.
+    assert judge_claims([alone, *[_claimed([0.0] * 8)] * 5])[0].word == "better"
+
+
+def test_a_word_that_falls_without_a_task_rests_on_it() -> None:
+    steady = judge_claims([_claimed([0.03 + gap for gap in NOISE])])[0]
+    assert steady.rests_on == ()
+    assert steady.left_out == pytest.approx(
+        (0.03 - 0.01 * math.sqrt(7 / 8) / 7, 0.03 + 0.01 * math.sqrt(7 / 8) / 7)
+    )
+    same = judge_claims([_claimed([0.001, -0.001] * 3 + [0.002, 0.0])])[0]
+    assert (same.word, same.rests_on) == ("about the same", ())
+    # p is .033, and .062, .062, .078 and .062 without one of these.
+    resting = judge_claims([_claimed([0.01, 0.03, 0.0, 0.0, 0.01, 0.0, 0.02, 0.01], 0.0001)])[0]
+    assert resting.word == "better"
+    assert resting.rests_on == ("t0", "t4", "t6", "t7")
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"),
+    ("mean", "spread", "marks"),
     [
-        (0.03, 0.05, "‘a’ is better than ‘b’ by more than the margin of 2 points."),
+        # In the order better, worse, same, not better, not worse.
+        (0.05, 1, ("confirmed", "contradicted", "contradicted", "contradicted", "confirmed")),
+        (0.025, 1, ("confirmed", "contradicted", "open", "contradicted", "confirmed")),
+        (0.01, 1, ("confirmed", "contradicted", "confirmed", "open", "confirmed")),
+        (0.0, 1, ("contradicted", "contradicted", "confirmed", "confirmed", "confirmed")),
+        (0.0, 9, ("open",) * 5),
+        (-0.05, 1, ("contradicted", "confirmed", "contradicted", "confirmed", "contradicted")),
+    ],
+)
+def test_marks(mean: float, spread: float, marks: tuple[str, ...]) -> None:
+    expectations = ("better", "worse", "same", "not better", "not worse")
+    assert tuple(_one(mean, expects=name, spread=spread).mark for name in expectations) == marks
+    assert _one(mean, spread=spread).mark == "open"
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "words"),
+    [
         (
-            0.01,
             0.05,
-            "‘a’ is better than ‘b’; whether by more than the margin of 2 points cannot be told from these",
+            1,
+            "‘a’ is better than ‘b’. Mean difference +5.0 points, 95 % interval +4.2 to +5.8, p below .001",
         ),
+        (0.01, 0.5, "‘a’ is better than ‘b’, by less than the margin of 2 points. Mean"),
+        (0.0, 1, "‘a’ and ‘b’ are about the same, within the margin of 2 points. Mean difference 0.0 points"),
         (
-            0.001,
-            0.01,
-            "‘a’ and ‘b’ are about the same: what differs is within the margin of 2 points. A small",
+            0.0,
+            9,
+            "Which of ‘a’ and ‘b’ is better cannot be told: the difference is between −7.5 and +7.5 points.",
         ),
-        (-0.01, 0.01, "‘a’ and ‘b’ are about the same: what differs is within the margin of 2 points. Mean"),
-        (
-            -0.041,
-            0.01,
-            "Which of ‘a’ and ‘b’ is better cannot be told from these 8 tasks; differences up to 4.1",
-        ),
-        (-0.05, -0.03, "‘a’ is worse than ‘b’ by more than the margin of 2 points."),
-        (-0.05, -0.01, "‘a’ is worse than ‘b’; whether by more"),
+        (-0.05, 1, "‘a’ is worse than ‘b’. Mean"),
     ],
 )
-def test_sentences(low: float, high: float, words: str) -> None:
-    difference = _ends(low, high)
-    document = sentence(verdict(difference, 0.02), "a", "b", difference, 0.02)
+def test_sentences(mean: float, spread: float, words: str) -> None:
+    compared = _claimed([mean + spread * gap for gap in NOISE])
+    document = sentence(judge_claims([compared])[0], "a", "b", compared)
     assert document.startswith(words)
-    assert "not to be trusted" not in document
-    assert document.endswith("over 8 tasks: won on 4, tied on 0, lost on 4.")
+    assert "with any one task left out" in document
+    assert re.search(r"Over 8 tasks: won on \d, tied on \d, lost on \d\.$", document)
 
 
-def test_four_tasks_are_too_few_and_five_are_not() -> None:
-    claim = {"claim": "It helps", "compare": "old", "with": "new", "margin": 0.02}
-    for count, few in ((4, True), (5, False)):
+def test_p_values_have_two_digits() -> None:
+    assert [p_value(p) for p in (None, 1.0, 0.19246, 0.0316, 0.0004)] == [
+        "—",
+        "1",
+        ".19",
+        ".032",
+        "below .001",
+    ]
+
+
+def test_seven_tasks_are_too_few_and_eight_are_not() -> None:
+    claim = {"claim": "It helps", "compare": "old", "with": "new", "margin": 0.02, "expects": "better"}
+    for count, few in ((7, True), (8, False)):
         values: Values = {
             "new": {f"t{i}": [0.5] for i in range(count)},
             "old": {f"t{i}": [0.6 + 0.01 * i] for i in range(count)},
         }
         result = sections(study(against="new", claims=[claim]), grid(values))
-        assert ("With 4 tasks the interval is not to be trusted." in sentences(result)) is few
-        assert ("no interval is to be trusted" in table(result, "Every method against new").note) is few
-        assert "“It helps” — " in sentences(result)
-        assert "‘old’ is better than ‘new’ by more than the margin of 2 points." in sentences(result)
+        assert ("with 7 tasks nothing is called better" in sentences(result)) is few
+        assert ("With 7 tasks nothing is called" in table(result, "Every method against new").note) is few
+        assert f"{'Open' if few else 'Confirmed'}: “It helps” — " in sentences(result)
+        assert ("‘old’ is better than ‘new’." in sentences(result)) is not few
+        row = table(result, "Claims and marks").rows[0]
+        assert row[:3] == (
+            ("It helps", "open", "too few tasks") if few else ("It helps", "confirmed", "better")
+        )
 
 
 def test_a_row_of_too_few_tasks_among_others_is_named() -> None:
-    tasks = [f"t{i}" for i in range(6)]
+    tasks = [f"t{i}" for i in range(9)]
     values: Values = {
         "new": {task: [0.5] for task in tasks},
         "old": {task: [0.6] for task in tasks},
         "odd": {task: [0.6 if task in tasks[:3] else None] for task in tasks},
     }
     note = table(sections(study(against="new"), grid(values)), "Every method against new").note
-    assert "Of fewer than 5 tasks, so that the interval is not to be trusted: odd." in note
+    assert "Of fewer than 8 tasks, so that nothing is called better, worse or the same: odd." in note
 
 
 def test_one_task_has_no_error_and_no_interval() -> None:
@@ -425,12 +496,12 @@ def test_a_tuning_study_says_what_tuning_changes() -> None:
         "With the learning rate tuned, variants differ from plain LoRA of the same rank by +15.0 to +15.0"
         in sentences(result)
     )
-    assert "With 2 tasks no interval is to be trusted." in sentences(result)
+    assert "With 2 tasks nothing is called better, worse or the same." in sentences(result)
     rows = table(result, "With the learning rate tuned").rows
     assert rows[1] == (
         "new, variant=pissa",
         "75.0 ± 5.0",
-        "+15.0 [+10.0, +20.0]",
+        "+15.0 [−48.5, +78.5]",
         "2/0/0",
         "0.250",
         "1e-4 × 1, 1e-3 × 1",
