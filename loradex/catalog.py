@@ -258,6 +258,12 @@ class Catalog:
             step = _announce_crawl(ProgressStep(report, "reading"), hub, options)
             return preview_crawl(session, hub, options, step)
 
+    def _read_filter(self, where: str) -> Query | None:
+        """The filter in a text, None for an empty one; raises UsageError with the place of the mistake."""
+        choices = {"reason": [reason.value for reason in Reason]}
+        query = parse(where, choices, load_engines(self.settings.engines))
+        return query if where else None
+
     @property
     def _blobs(self) -> BlobStore:
         return BlobStore(self.settings.blobs)
@@ -329,7 +335,7 @@ class Catalog:
         check_choice("verdict", verdict, (None, *VERDICTS))
         check_choice("reason", reason, (None, *Reason))
         check_count("limit", limit)
-        query, refusals = read_filter(where), refusing(rules)
+        query, refusals = self._read_filter(where), refusing(rules)
         with reading(self.settings) as session:
             canonical = None if base is None else store.find_base(session, base)
             if query is not None:
@@ -428,7 +434,7 @@ class Catalog:
         import numpy as np
 
         check_choice("verdict", verdict, ("accepted", "any"))
-        space, query = likeness.kind(kind), read_filter(where)
+        space, query = likeness.kind(kind), self._read_filter(where)
         with reading(self.settings) as session:
             canonical = None if base is None else store.find_base(session, base)
             if query is not None:
@@ -561,7 +567,7 @@ class Catalog:
             >>> rows[0].adapter.startswith("zoo/banking77")
             True
         """
-        query, shares = read_filter(where), SearchWeights(*weights)
+        query, shares = self._read_filter(where), SearchWeights(*weights)
         if words_only and not shares.words:
             raise UsageError(
                 "By words alone, words must count: leave out `words_only`, or give words a weight above 0."
@@ -818,7 +824,7 @@ class Catalog:
         check_count("samples", samples)
         check_count("budget", budget)
         if where:
-            read_filter(where)
+            self._read_filter(where)
         question = Question(
             name=name,
             by=check_choice("by", by, STRATEGIES),
@@ -1277,6 +1283,7 @@ class Catalog:
         with disposing(make_engine(self.settings.catalog_url)) as engine, writer_lock(engine):
             before = database.current(engine)
             database.upgrade(engine)
+            database.refresh_engine_features(engine)
         return SchemaUpgrade(before, database.head())
 
     def check(self) -> str:
@@ -1365,9 +1372,3 @@ def _announce_crawl(step: ProgressStep, hub: Hub, options: CrawlOptions) -> Prog
     bases = "every base model" if options.any_base else ", ".join(options.bases or (DEFAULT_BASE,))
     step.note(f"Crawling {hub.settings.endpoint} for adapters of {bases}")
     return step
-
-
-def read_filter(where: str) -> Query | None:
-    """The filter in a text, None for an empty one; raises UsageError with the place of the mistake."""
-    query = parse(where, {"reason": [reason.value for reason in Reason]})
-    return query if where else None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from catalog.adapters import load_engines
 from catalog.database import reading, store
 from catalog.errors import UsageError
 from catalog.files import BlobStore, read_limited, read_yaml
@@ -61,11 +62,12 @@ def select_pool(
     texts, digest = _read_instructions(options.texts)
     question, request = _model_request(replace(question, texts=digest), options)
     notes = _parameter_notes(question, options)
+    engines = load_engines(settings.engines)
     with reading(settings) as session:
         if question.base is not None:
             question = replace(question, base=store.find_base(session, question.base))
         if question.where:
-            browse.refuse_unknown_bases(session, parse(question.where))
+            browse.refuse_unknown_bases(session, parse(question.where, engines=engines))
 
         def load_encoder() -> Embedder:
             return embed_catalog(session, model, ProgressStep(report, "embedding cards"), notes)
@@ -79,6 +81,7 @@ def select_pool(
             embedder=load_encoder,
             subject=lambda name: find_subject(session, name, blobs),
             texts=texts,
+            engines=engines,
         )
         with with_model(request, question, sources, settings, report) as (prepared, final):
             selection = select(final, prepared, controls=controls)

@@ -22,12 +22,15 @@ from .bases import (
 )
 from .config import AdapterConfig, ScalingRule, parse_config
 from .engine_rules import (
+    FACTS_VERSION,
     FEATURES,
     Engine,
     EngineFacts,
     EngineVerdict,
+    engine_columns,
     engine_facts,
     load_engines,
+    verdict,
     verdicts,
 )
 from .feature import (
@@ -99,6 +102,7 @@ from .weights import (
 __all__ = [
     "CONFIG_NAME",
     "DTYPE_BITS",
+    "FACTS_VERSION",
     "FEATURES",
     "IN_LAYERS",
     "MOST_CONFIG",
@@ -143,6 +147,7 @@ __all__ = [
     "bases",
     "beside_the_update",
     "dims",
+    "engine_columns",
     "engine_facts",
     "engine_problems",
     "features",
@@ -189,5 +194,6 @@ __all__ = [
     "tensor_digest",
     "tensors_beside",
     "vector_key",
+    "verdict",
     "verdicts",
 ]

@@ -8,8 +8,9 @@ program.
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -24,8 +25,12 @@ from catalog.errors import UsageError
 from catalog.files import read_limited
 
 Effect = Literal["refuses", "misreads", "drops"]
+Kinds = frozenset[str]
 Remedy = Literal["", "normalise", "fold", "leave-out", "gguf"]
+_ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 RULES_NAME = "engines.toml"
+# Counted up by a change that gives adapters other features: stored ones of another version are not used.
+FACTS_VERSION = 1
 _FORMAT = "loradex-engines/1"
 _MOST_BYTES = 1024 * 1024
 # Scalings that differ by less are equal: configurations write alpha / r in decimals.
@@ -127,8 +132,8 @@ class Engine:
 class EngineFacts:
     """The features of an adapter, and its largest rank; `whole` unless its weights file was not read."""
 
-    features: tuple[str, ...]
-    rank: int | None
+    features: tuple[str, ...] = ()
+    rank: int | None = None
     whole: bool = True
 
 
@@ -155,6 +160,16 @@ def engine_facts(config: AdapterConfig, spec: AdapterSpec | None = None) -> Engi
         return EngineFacts(_in_order(names), max(ranks) or None, whole=False)
     names = settings | set(_file_features(config, spec)) | set(_layer_features(config, spec.modules))
     return EngineFacts(_in_order(names), max((module.rank for module in spec.modules), default=None))
+
+
+def engine_columns(facts: EngineFacts | None) -> dict[str, Any]:
+    """The columns of a catalog for these facts; None for an adapter without a valid configuration."""
+    return {
+        "engine_features": None if facts is None else facts.features,
+        "engine_rank": None if facts is None else facts.rank,
+        "engine_whole": None if facts is None else facts.whole,
+        "engine_version": FACTS_VERSION,
+    }
 
 
 def verdict(engine: Engine, facts: EngineFacts) -> EngineVerdict:
@@ -211,7 +226,7 @@ def _engines(data: bytes, name: str) -> tuple[Engine, ...]:
     ) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UsageError(f"{name} is not a table of engines: {reason}.") from error
-    if len({engine.name for engine in engines}) < len(engines):
+    if len({engine.name.lower() for engine in engines}) < len(engines):
         raise UsageError(f"{name} is not a table of engines: two engines have one name.")
     return engines
 
@@ -238,6 +253,8 @@ def _engine(entry: Mapping[str, Any]) -> Engine:
     numbers = (engine.rank_default, engine.rank_limit, *engine.ranks)
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
         raise TypeError(f"a field of {engine.name} has another type")
+    if not _ENGINE_NAME.fullmatch(engine.name):
+        raise ValueError(f"{engine.name!r} is not a name of letters, digits, dots, signs and hyphens")
     return engine
 
 
@@ -310,12 +327,13 @@ def _layer_features(config: AdapterConfig, modules: Collection[LoraModule]) -> I
         yield "embedding"
     if any(module.short_name == "lm_head" for module in modules):
         yield "head"
-    layers = kinds_by_layer(config, modules)
-    if any({"q_proj", "k_proj", "v_proj"} & kinds not in _WHOLE_ATTENTION for kinds in layers.values()):
+    towers = kinds_by_tower(config, modules).values()
+    layers = frozenset[Kinds]().union(*towers)
+    if any({"q_proj", "k_proj", "v_proj"} & kinds not in _WHOLE_ATTENTION for kinds in layers):
         yield "part_of_qkv"
-    if any("up_proj" in kinds and "gate_proj" not in kinds for kinds in layers.values()):
+    if any("up_proj" in kinds and "gate_proj" not in kinds for kinds in layers):
         yield "up_without_gate"
-    if len({frozenset(kinds) for kinds in layers.values()}) > 1:
+    if any(len(tower) > 1 for tower in towers):
         yield "uneven_layers"
 
 
@@ -331,27 +349,34 @@ def _rank_features(modules: Collection[LoraModule]) -> Iterator[str]:
         yield "rank_off_grid"
 
 
-def kinds_by_layer(config: AdapterConfig, modules: Iterable[LoraModule]) -> dict[int, set[str]]:
-    """The short names of the adapted modules of every layer, of those without any too.
+def kinds_by_tower(config: AdapterConfig, modules: Iterable[LoraModule]) -> dict[str, frozenset[Kinds]]:
+    """The sets of short names of adapted modules that layers have, by the tower that the layers belong to.
 
-    The layers are those of the base model if the built-in table has it, else all up to the last adapted one.
+    A tower is what stands before the number of a layer, such as `model.layers.`. Its layers are those of the
+    base model if the built-in table has it, else all up to the last adapted one.
     """
-    layers: dict[int, set[str]] = {}
+    towers: dict[str, dict[int, set[str]]] = {}
     for module in modules:
-        if module.layer is not None:
-            layers.setdefault(module.layer, set()).add(module.short_name)
-    if not layers:
-        return {}
-    base = modules_of_spelling(config.base_model)
-    count = max(layers) + 1
-    if base is not None:
-        numbers = [int(part) for name in base.shapes for part in name.split(".") if part.isdigit()]
-        count = max(count, max(numbers, default=0) + 1)
-    return {layer: layers.get(layer, set()) for layer in range(count)}
+        if (place := _LAYER.match(module.name)) is not None:
+            layers = towers.setdefault(place[1], {})
+            layers.setdefault(int(place[2]), set()).add(module.short_name)
+    counts = {tower: max(layers) + 1 for tower, layers in towers.items()}
+    base = modules_of_spelling(config.base_model) if towers else None
+    for name in base.shapes if base is not None else ():
+        if (place := _LAYER.match(name)) is not None and place[1] in counts:
+            counts[place[1]] = max(counts[place[1]], int(place[2]) + 1)
+    # Layers without any adapted module are one more set, and not as many entries as a number in a name says.
+    return {
+        tower: frozenset({*map(frozenset, layers.values()), *([_NONE] * (counts[tower] > len(layers)))})
+        for tower, layers in towers.items()
+    }
 
 
-_WHOLE_ATTENTION: tuple[Set[str], ...] = (
-    frozenset(),
+# What stands before the first number in a name, and the number.
+_LAYER = re.compile(r"((?:(?![0-9]{1,6}\.)[^.]*\.)*)([0-9]{1,6})\.")
+_NONE: Kinds = frozenset()
+_WHOLE_ATTENTION: tuple[Kinds, ...] = (
+    _NONE,
     frozenset({"q_proj", "v_proj"}),
     frozenset({"q_proj", "k_proj", "v_proj"}),
 )

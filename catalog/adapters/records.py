@@ -112,6 +112,10 @@ class AdapterRecord:
     health: str | None = None
     scaling_pattern: str | None = None
     partial: tuple[str, ...] | None = None
+    engine_features: tuple[str, ...] | None = None
+    engine_rank: int | None = None
+    engine_whole: bool | None = None
+    engine_version: int | None = None
     license: str | None = None
     card_quality: str = "absent"
     card_text: str = ""

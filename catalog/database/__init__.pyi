@@ -22,7 +22,7 @@ from .opening import (
     writing,
 )
 from .pool_store import find_pool
-from .remeasurement import Reread, reread
+from .remeasurement import Reread, refresh_engine_features, reread
 from .schema import (
     Adapter,
     AdapterReason,
@@ -85,6 +85,7 @@ __all__ = [
     "pool_store",
     "reading",
     "reading_if_any",
+    "refresh_engine_features",
     "register_catalog",
     "reread",
     "retries",

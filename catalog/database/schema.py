@@ -204,6 +204,17 @@ class Adapter(TableBase):
         nullable=True,
         comment="the reasons for which B A is not its whole update; null where no factors are known",
     )
+    engine_features: Mapped[Any] = mapped_column(
+        nullable=True,
+        comment="what engines look at in its files (catalog.adapters.FEATURES); null where not known",
+    )
+    engine_rank: Mapped[int | None] = mapped_column(comment="largest rank of its modules")
+    engine_whole: Mapped[bool | None] = mapped_column(
+        comment="whether its weights header was read for the features, not its config alone"
+    )
+    engine_version: Mapped[int | None] = mapped_column(
+        comment="version of the features' definition; null where they were not looked for"
+    )
     license: Mapped[str | None]
     card_quality: Mapped[str]
     card_text: Mapped[str] = mapped_column(comment="the card without front matter, mark-up and placeholders")

@@ -18,11 +18,16 @@ from sqlalchemy.orm import Session
 from catalog.adapters import (
     AdapterRecord,
     DocumentRecord,
+    EngineFacts,
     FingerprintRecord,
     RepositoryRecord,
     WeightsRecord,
+    engine_facts,
     initial_spellings,
     license_of_base,
+    lora_modules,
+    parse_config,
+    parse_header,
     table_with,
 )
 from catalog.adapters import BaseSpelling as SpellingRecord
@@ -37,6 +42,7 @@ from catalog.database.schema import (
     RepositoryAlias,
     WeightsFile,
 )
+from catalog.errors import ConfigError, WeightsError
 from catalog.fingerprints import FINGERPRINT_VERSION
 
 _ELSEWHERE = {"base_canonical", "config", "card", "weights", "reasons"}
@@ -159,6 +165,19 @@ def known_weights(session: Session, digest: str) -> WeightsRecord | None:
         for f in session.scalars(statement.order_by(FingerprintRow.scaling_pattern))
     )
     return WeightsRecord(row.digest, row.size, header, row.tensor_digest, fingerprints, row.git_oid)
+
+
+def engine_facts_of(config: bytes | None, header: bytes | None, size: int) -> EngineFacts | None:
+    """What engines look at in an adapter with this configuration and this compressed header of its file.
+
+    None without a valid configuration, or for a header that cannot be read.
+    """
+    try:
+        parsed = parse_config(config or b"")
+        head = parse_header(zlib.decompress(header), size) if header is not None else None
+    except (ConfigError, WeightsError):
+        return None
+    return engine_facts(parsed, lora_modules(head, parsed) if head is not None else None)
 
 
 def save_fingerprint(session: Session, weights_digest: str, record: FingerprintRecord, tensors: str) -> None:

@@ -16,15 +16,38 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, and_, case, column, exists, func, literal, literal_column, or_
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    case,
+    column,
+    exists,
+    false,
+    func,
+    literal,
+    literal_column,
+    or_,
+    true,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
-from catalog.adapters import DTYPE_BITS, USES, WITHHELD, Use, adapter_name, allowed_uses, objection
+from catalog.adapters import (
+    DTYPE_BITS,
+    FACTS_VERSION,
+    USES,
+    WITHHELD,
+    Engine,
+    EngineFacts,
+    Use,
+    adapter_name,
+    allowed_uses,
+    objection,
+)
 from catalog.database import Adapter, AdapterReason, BaseModelRow, CleanText, Repository
 
-Kind = Literal["text", "whole", "number", "date", "flag"]
+Kind = Literal["text", "whole", "number", "date", "flag", "engine"]
 Condition = Callable[[Any], ColumnElement[bool]]
 # Makes the clause "some value of the field satisfies the condition", by the refusing reasons.
 Some = Callable[[Condition, Collection[str]], ColumnElement[bool]]
@@ -36,6 +59,7 @@ _KINDS: dict[Kind, str] = {
     "number": "number",
     "date": "date",
     "flag": "yes or no",
+    "engine": "engine",
 }
 
 
@@ -65,6 +89,8 @@ class Field:
     def values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         """Its values in a row, empty if missing; raises KeyError for a row without its key."""
         value = row[self.key]
+        if self.kind == "engine":
+            return (value,)
         if self.many:
             return texts_in(value)
         value = self.absent if value is None else value
@@ -181,6 +207,32 @@ def _is_allowed(use: Use) -> ColumnElement[bool]:
     return and_(Adapter.license.is_not(None), folded.in_(allowed))
 
 
+def _engine_columns(condition: Condition, refusing: Collection[str]) -> ColumnElement[bool]:
+    """The clause of what is stored for engines: its condition takes the columns of the adapter."""
+    return condition(Adapter)
+
+
+def refused_by(engine: Engine) -> ColumnElement[bool]:
+    """Whether an engine is known not to run an adapter as PEFT does (`verdict(…).runs is False`)."""
+    whens = sorted({rule.when for rule in engine.rules})
+    if "any" in whens:
+        return true()
+    rows = TextsIn(Adapter.engine_features).table_valued(column("value", CleanText))
+    has_one = exists().where(rows.c.value.in_(whens)).correlate(Adapter)
+    too_large = func.coalesce(Adapter.engine_rank, 0) > engine.rank_limit if engine.rank_limit else false()
+    return and_(_has_features(), or_(has_one, too_large))
+
+
+def is_read() -> ColumnElement[bool]:
+    """Whether the features of an adapter are those of its weights file, too (`EngineFacts.whole`)."""
+    return and_(_has_features(), func.coalesce(Adapter.engine_whole, false()))
+
+
+def _has_features() -> ColumnElement[bool]:
+    is_current = func.coalesce(Adapter.engine_version, 0) == FACTS_VERSION
+    return and_(is_current, Adapter.engine_features.is_not(None))
+
+
 def full_name() -> ColumnElement[str]:
     """The name of an adapter in SQL, as `catalog.adapters.adapter_name` gives it."""
     return case((Adapter.subfolder == "", Repository.name), else_=Repository.name + ":" + Adapter.subfolder)
@@ -279,6 +331,14 @@ _ALL = (
         "gated", "flag", "gated", _one(Repository.gated.is_not(None)), "Whether the Hub requires consent.",
         absent=False,
     ),
+    Field(
+        "runs", "engine", "engine_facts", _engine_columns,
+        "An engine that runs it as PEFT does, such as vllm.", many=True,
+    ),
+    Field(
+        "runs_unknown", "engine", "engine_facts", _engine_columns,
+        "An engine of which that is not known, as its weights file was not read.", many=True,
+    ),
     Field("main", "flag", "main", _one(Adapter.main), "Whether it stands for its repository."),
     Field("commit", "text", "commit", _one(Adapter.commit), "The commit at which it was read."),
 )  # fmt: skip
@@ -325,4 +385,13 @@ def query_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
         "datasets": list(texts_in(front.get("datasets"))),
         "languages": list(texts_in(front.get("language"))),
         "card": adapter.card_text,
+        "engine_facts": _engine_facts(adapter),
     }
+
+
+def _engine_facts(adapter: Adapter) -> EngineFacts:
+    """What is stored for engines; nothing where that is missing or of another version."""
+    if adapter.engine_version != FACTS_VERSION or adapter.engine_features is None:
+        return EngineFacts(whole=False)
+    features = texts_in(adapter.engine_features)
+    return EngineFacts(features, adapter.engine_rank, bool(adapter.engine_whole))

@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from catalog.adapters import Engine, load_engines
 from catalog.errors import UsageError
 from catalog.files import clean_text
 from catalog.query.fields import FIELDS, NAMES, Field, fold
@@ -41,6 +42,7 @@ from catalog.query.terms import (
     Prefix,
     Present,
     Query,
+    Runs,
     Word,
     number_text,
     to_text,
@@ -85,17 +87,22 @@ _COMPARED_IN_WORDS = re.compile(
 _VALUE_COMPARED = re.compile(r"[0-9][0-9.,kKmMbB-]*\s*(?:[<>]=?|[=≥≤])\s*([A-Za-z_]+)")
 
 
-def parse(text: str, choices: Mapping[str, Collection[str]] = MappingProxyType({})) -> Query:
+def parse(
+    text: str,
+    choices: Mapping[str, Collection[str]] = MappingProxyType({}),
+    engines: Sequence[Engine] | None = None,
+) -> Query:
     """The query that a text says; an empty text matches everything.
 
     `choices` are the only values of fields, by name, that have none of their own in `catalog.query.fields`.
+    `engines` have the rules of the fields on engines, by default the program's own.
     Raises UsageError with the position, counted in characters from 1, and a correction.
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(
             f"A filter may have at most {MAX_LENGTH:,} characters, not {len(text):,}: shorten it."
         )
-    reader = _QueryReader(clean_text(text), choices)
+    reader = _QueryReader(clean_text(text), choices, engines)
     reader.skip()
     if reader.at == len(reader.text):
         return EVERYTHING
@@ -108,9 +115,11 @@ def parse(text: str, choices: Mapping[str, Collection[str]] = MappingProxyType({
 class _QueryReader:
     """Reads a text from left to right, with one method per rule of the grammar; `at` is the position."""
 
-    def __init__(self, text: str, choices: Mapping[str, Collection[str]]) -> None:
+    def __init__(
+        self, text: str, choices: Mapping[str, Collection[str]], engines: Sequence[Engine] | None
+    ) -> None:
         self.text, self.at, self.depth, self.terms = text, 0, 0, 0
-        self.choices = choices
+        self.choices, self.engines = choices, engines
 
     def fail(self, problem: str, advice: str, at: int | None = None) -> NoReturn:
         """Raises UsageError with the position."""
@@ -255,7 +264,7 @@ class _QueryReader:
             self.at += 1
             parts.append(self.value(field))
         self.boundary('put the whole value in quotes, such as name:"a (b)"')
-        self.count(start, len(parts))
+        self.count(start, sum(len(part.parts) if isinstance(part, Or) else 1 for part in parts))
         return Or(tuple(parts)) if len(parts) > 1 else parts[0]
 
     def field(self, name: str) -> Field:
@@ -282,12 +291,14 @@ class _QueryReader:
             self.fail(
                 f"{_format_term(text)} contains a *", "put it at the end, or the value in quotes", start
             )
-        if not text and starred and not quoted:
+        if not text and starred and not quoted and field.kind != "engine":
             return Present(field.name)
-        if not text:
+        if not text and (quoted or not starred):
             advice = f"write one directly after the colon, or -{field.name}:* for adapters without"
             self.fail(f"{field.name} has no value", advice, start)
         try:
+            if field.kind == "engine":
+                return _engines_named(field, text, starred, self.engines)
             return _test(field, text, starred, field.choices or self.choices.get(field.name, ()))
         except ValueError as error:
             self.fail(f"{field.name} cannot be {_format_term(text)}", str(error), start)
@@ -325,11 +336,8 @@ def _test(field: Field, text: str, starred: bool, choices: Collection[str]) -> Q
     """The term of a field and a value; raises ValueError with a correction."""
     if field.kind == "text":
         text = fold(text)
-        if choices and not any(_fits(choice, text, starred) for choice in choices):
-            near = "".join(
-                f"write {near_choice}; " for near_choice in difflib.get_close_matches(text, choices, n=1)
-            )
-            raise ValueError(f"{near}it is one of {', '.join(choices)}")
+        if choices:
+            _check_choice(text, starred, choices)
         return Prefix(field.name, text) if starred else Equals(field.name, text)
     if starred:
         raise ValueError("a * may only end a text")
@@ -340,6 +348,23 @@ def _test(field: Field, text: str, starred: bool, choices: Collection[str]) -> Q
     if field.kind == "date":
         return _date_range(field.name, text)
     return _number_range(field, text)
+
+
+def _check_choice(text: str, starred: bool, choices: Collection[str]) -> None:
+    if not any(_fits(choice, text, starred) for choice in choices):
+        near = "".join(
+            f"write {near_choice}; " for near_choice in difflib.get_close_matches(text, choices, n=1)
+        )
+        raise ValueError(f"{near}it is one of {', '.join(choices)}")
+
+
+def _engines_named(field: Field, text: str, starred: bool, engines: Sequence[Engine] | None) -> Query:
+    """The term of a field on engines, or one for each whose name begins so; raises ValueError likewise."""
+    by_name = {fold(engine.name): engine for engine in (load_engines() if engines is None else engines)}
+    text = fold(text)
+    _check_choice(text, starred, tuple(by_name))
+    parts = tuple(Runs(field.name, by_name[name]) for name in by_name if _fits(name, text, starred))
+    return Or(parts) if len(parts) > 1 else parts[0]
 
 
 def _fits(choice: str, text: str, starred: bool) -> bool:
@@ -391,6 +416,7 @@ _SAMPLES = {
     "number": "{}:0.5..2",
     "date": "{}:2024..",
     "flag": "{}:yes",
+    "engine": "{}:vllm",
 }
 
 

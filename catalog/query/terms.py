@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, and_, not_, or_, true
 
+from catalog.adapters import Engine, verdict
 from catalog.database import Adapter
-from catalog.query.fields import FIELDS, NAMES, AsciiLower, fold, texts_in
+from catalog.query.fields import FIELDS, NAMES, AsciiLower, fold, is_read, refused_by, texts_in
 
 Number: TypeAlias = "int | float"
 _PLAIN_WORD = re.compile(r"[a-z0-9_./@#+][a-z0-9_./@#+-]*")
@@ -190,6 +191,20 @@ class Between(_Term):
 
 
 @dataclass(frozen=True)
+class Runs(_Term):
+    """An engine runs the adapter as PEFT does, by its rules; for `runs_unknown`, that is not known."""
+
+    field: str
+    engine: Engine
+
+    def _sql(self, value: Any) -> ColumnElement[bool]:
+        return and_(is_read() if self.field == "runs" else not_(is_read()), not_(refused_by(self.engine)))
+
+    def _holds(self, value: Any) -> bool:
+        return verdict(self.engine, value).runs is (True if self.field == "runs" else None)
+
+
+@dataclass(frozen=True)
 class Word(_Part):
     """This text, which is folded, occurs in the name, a tag or the text of the card."""
 
@@ -258,7 +273,7 @@ class Or(_Joined):
         return any(part.match(row) for part in self.parts)
 
 
-Query: TypeAlias = And | Or | Not | Word | Equals | Prefix | Present | Flag | Between
+Query: TypeAlias = And | Or | Not | Word | Equals | Prefix | Present | Flag | Between | Runs
 
 
 def texts_asked(query: Query, field: str) -> Iterator[Equals | Prefix]:
@@ -323,6 +338,8 @@ def _value(term: Query) -> str:
     if isinstance(term, Between):
         low, high = (_end(end) for end in (term.low, term.high))
         return low if low == high else f"{low}..{high}"
+    if isinstance(term, Runs):
+        term = Equals(term.field, fold(term.engine.name))
     if isinstance(term, (Equals, Prefix)):
         text = term.text if _PLAIN_VALUE.fullmatch(term.text) else _quote(term.text)
         return f"{text}*" if isinstance(term, Prefix) else text

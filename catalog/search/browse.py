@@ -6,7 +6,6 @@ the rules refuse (`crawler.crawl.screening`).
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,10 +19,6 @@ from catalog.adapters import (
     AdapterRow,
     Engine,
     EngineVerdict,
-    engine_facts,
-    lora_modules,
-    parse_config,
-    parse_header,
     verdicts,
 )
 from catalog.database import (
@@ -43,7 +38,7 @@ from catalog.database import (
     store,
     waiting,
 )
-from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
+from catalog.errors import NotFoundError, UsageError
 from catalog.query import FIELDS, Prefix, Query, fold, query_row, texts_asked
 from catalog.search.rows import BY_NAME, from_current
 
@@ -157,13 +152,10 @@ def engine_verdicts(
     """Which engines run an adapter, by its stored configuration and header; none if it has no valid one."""
     document = session.get(DocumentRow, adapter.config_digest) if adapter.config_digest else None
     file = session.get(WeightsFile, adapter.weights_digest) if adapter.weights_digest else None
-    try:
-        config = parse_config(document.content if document else b"")
-        header = parse_header(zlib.decompress(file.header), file.size) if file and file.header else None
-    except (ConfigError, WeightsError):
-        return ()
-    spec = lora_modules(header, config) if header else None
-    return verdicts(engine_facts(config, spec), engines)
+    facts = store.engine_facts_of(
+        document.content if document else None, file.header if file else None, file.size if file else 0
+    )
+    return () if facts is None else verdicts(facts, engines)
 
 
 def totals(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from catalog.adapters import StoredAdapter, bases, objection
+from catalog.adapters import Engine, StoredAdapter, bases, objection
 from catalog.errors import NotFoundError, UsageError
 from catalog.fingerprints import families, representatives
 from catalog.pools import Manifest, check_name
@@ -58,7 +58,7 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     Raises UsageError and NotFoundError for a question that cannot be answered.
     """
     strategy = _check_question(question)
-    where = parse(question.where) if question.where else None
+    where = parse(question.where, engines=sources.engines) if question.where else None
     candidate_rows = candidates(sources.session, sources.refusing, question.base, where, question.without)
     base = likeness.usual_base(candidate_rows) if question.base is None else question.base
     candidate_rows = [row for row in candidate_rows if base is None or row.base == base]
@@ -131,20 +131,20 @@ def _manifest(
         name=question.name,
         base=base,
         members=tuple(pin_members(sources.session, picked, rows)),
-        chosen=question_document(question),
+        chosen=question_document(question, sources.engines),
         base_license=bases.license_of_base(base) if base else None,
         use=question.use,
     )
 
 
-def question_document(question: Question) -> dict[str, Any]:
+def question_document(question: Question, engines: Sequence[Engine] | None = None) -> dict[str, Any]:
     """The question as it stands in the manifest: every option that was set."""
     options: Mapping[str, Any] = {
         name: value for name, value in vars(question).items() if name not in ("name", "use")
     }
     answer = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     answer["count"] = "all" if question.count is None else question.count
-    answer["where"] = to_text(parse(question.where)) if question.where else ""
+    answer["where"] = to_text(parse(question.where, engines=engines)) if question.where else ""
     if question.by not in ("adapter", "gradient"):
         answer.pop("kind")
     if not question.exact:
@@ -174,6 +174,7 @@ def _controls(
         asked_for = replace(question, name=f"{question.name}-{kind}", by=question.by)
         manifest = _manifest(asked_for, take_members(other, loose), rows, sources)
         pools[kind] = replace(
-            manifest, chosen={**question_document(asked_for), "control": kind, "of": question.name}
+            manifest,
+            chosen={**question_document(asked_for, sources.engines), "control": kind, "of": question.name},
         )
     return pools

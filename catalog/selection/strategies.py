@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
-from catalog.adapters import StoredAdapter, Use
+from catalog.adapters import Engine, StoredAdapter, Use
 from catalog.database import find_pool, score_table
 from catalog.errors import NotFoundError, UsageError
 from catalog.files import BlobStore
@@ -86,7 +86,8 @@ class Sources:
     `measure` scores adapters, by short name, on further samples of the question's task. `direction`, of
     (size,), is the query of `catalog.search.nearest.downhill` to the index of the question's kind, from the
     candidates' base model; `backgrounds`, of (several, size), are the same of other tasks; `exact` gives, by
-    short name, the exact values that sketches estimate.
+    short name, the exact values that sketches estimate. `engines` have the rules that the filter follows, by
+    default the program's own.
     """
 
     session: Session
@@ -100,6 +101,7 @@ class Sources:
     exact: Callable[[Sequence[str]], Sequence[float]] | None = None
     direction: NDArray[np.floating[Any]] | None = None
     backgrounds: NDArray[np.floating[Any]] | None = None
+    engines: Sequence[Engine] | None = None
 
 
 Rank = Callable[[Question, Sequence[StoredAdapter], Sources], list[Ranked]]
@@ -117,7 +119,7 @@ class Strategy:
 
 def _by_text(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
     by_name = {row.adapter: row for row in rows}
-    where = parse(question.where) if question.where else None
+    where = parse(question.where, engines=sources.engines) if question.where else None
     with open_texts(sources.session, sources.index, sources.embedder()) as texts:
         hits = search(
             sources.session,

@@ -24,6 +24,7 @@ from catalog.database import (
     ItemOutcome,
     for_writing,
     frontier,
+    refresh_engine_features,
     register_catalog,
     retries,
     store,
@@ -83,6 +84,7 @@ class Crawler:
             self.progress.report_listing(0)
             if self.options.weights == "keep" or self.blobs.root.is_dir():
                 register_catalog(self.engine.url, self.blobs)
+            refresh_engine_features(self.engine)
             with Session(for_writing(self.engine)) as session, session.begin():
                 store.sync_bases(session)
                 bases = BaseTable(store.spellings(session))

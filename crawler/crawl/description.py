@@ -20,6 +20,8 @@ from catalog.adapters import (
     Finding,
     WeightsHealth,
     WeightsRecord,
+    engine_columns,
+    engine_facts,
     names_nothing,
 )
 from catalog.adapters import bases as base_facts
@@ -74,6 +76,7 @@ def describe(listed: ListedRepository, draft: Draft, bases: BaseTable, described
         health=verdict,
         scaling_pattern=pattern,
         partial=_partial(draft, findings),
+        **_engine_fields(draft),
         license=_license(listed, draft),
         card_quality=draft.card.quality.value,
         card_text=draft.card.text,
@@ -140,6 +143,13 @@ def _partial(draft: Draft, findings: Iterable[Finding]) -> tuple[str, ...] | Non
     if not isinstance(draft.spec, AdapterSpec) or not draft.spec.modules:
         return None
     return tuple(finding.reason for finding in findings if finding.reason in PARTIAL)
+
+
+def _engine_fields(draft: Draft) -> dict[str, Any]:
+    if not isinstance(draft.config, AdapterConfig):
+        return engine_columns(None)
+    spec = draft.spec if isinstance(draft.spec, AdapterSpec) else None
+    return engine_columns(engine_facts(draft.config, spec))
 
 
 def _license(listed: ListedRepository, draft: Draft) -> str | None:

@@ -10,13 +10,29 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine as Database
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from catalog.adapters import FACTS_VERSION, FEATURES, Engine, load_engines, verdict
+from catalog.adapters.engine_rules import Rule
 from catalog.database import Adapter, AdapterReason, BaseModelRow, Repository
 from catalog.query.fields import FIELDS, fold, query_row
 from catalog.query.parser import MAX_DEPTH, MAX_LENGTH, MAX_TERMS, parse, to_text
-from catalog.query.terms import And, Between, Equals, Flag, Not, Or, Period, Prefix, Present, Query, Word
+from catalog.query.terms import (
+    And,
+    Between,
+    Equals,
+    Flag,
+    Not,
+    Or,
+    Period,
+    Prefix,
+    Present,
+    Query,
+    Runs,
+    Word,
+)
 
 REFUSING = {"zero_update", "licence_conflict"}
 LETTERS = "Aa\u00c4\u00e4\u0130i\u212aK\u017fs%_/\\'*:"
@@ -77,6 +93,19 @@ DAYS = [(2024, 1, 1), (2024, 9, 1), (1, 1, 1), (2023, 12, 31)]
 TIMES = [(2024, 8, 31, 23, 59, 59, 999_999), (9999, 12, 31, 23), (2024, 2, 29, 12, 30)]
 INSTANTS = [None, *(datetime(*parts, tzinfo=UTC) for parts in (*DAYS, *TIMES))]
 WHOLES = [None, 0, 1, 8, 16, 64, 2**53, 2**53 + 1, 2**63 - 1, -(2**63) + 1]
+FEATURE_LISTS: list[Any] = [
+    None,
+    [],
+    ["use_dora"],
+    ["mixed_ranks", "saved_weights"],
+    ["no such"],
+    [*FEATURES],
+]
+ENGINES = (
+    *load_engines(),
+    Engine("never", "Never", "1", "x", (Rule("any", "refuses", "no"),)),
+    Engine("tiny", "Tiny", "1", "x", (), rank_limit=16),
+)
 REALS = [None, 0.0, 0.1, 0.1 + 0.2, 0.3, 1.0, -1.5, 1e-300, 1.7e308, 16.0]
 
 
@@ -107,6 +136,9 @@ def fill(session: Session) -> None:
             rank=complete, alpha=real, scaling=REALS[-n % len(REALS)], use_rslora=[None, True, False][n % 3],
             targets=entries or [], modules=n, parameters=WHOLES[-n % len(WHOLES)], dtypes=["BF16"] * (n % 2),
             described_with="", norm=real, health=text, partial=entries, license=[text, *LICENSES][n % 5],
+            engine_features=FEATURE_LISTS[n % 6], engine_rank=[None, 8, 16, 600][n % 4],
+            engine_whole=[None, True, False][n % 3 if n < 18 else 1],
+            engine_version=[FACTS_VERSION, FACTS_VERSION, None, 0, FACTS_VERSION][n % 5],
             training={},
             card_quality=FIELDS["quality"].choices[n % 5], card_text=card, card_front=front,
         )  # fmt: skip
@@ -166,6 +198,8 @@ def ends(kind: str) -> st.SearchStrategy[Any]:
 
 def terms(name: str) -> st.SearchStrategy[Query]:
     field = FIELDS[name]
+    if field.kind == "engine":
+        return st.builds(Runs, st.just(name), some(ENGINES))
     present = st.builds(Present, st.just(name))
     if field.kind == "flag":
         return st.one_of(present, st.builds(Flag, st.just(name), st.booleans()))
@@ -188,7 +222,7 @@ MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCh
 
 
 @pytest.mark.slow
-def test_both_faces_select_the_same(engine: Engine) -> None:
+def test_both_faces_select_the_same(engine: Database) -> None:
     with Session(engine) as session:
         fill(session)
         result = rows(session)
@@ -212,12 +246,14 @@ def value_query(name: str, value: Any) -> Query:
     return Between(name, end, end)
 
 
-def test_every_field_has_the_same_values_in_both_faces(engine: Engine) -> None:
+def test_every_field_has_the_same_values_in_both_faces(engine: Database) -> None:
     """Every value that occurs is asked for by itself: rows have it in both faces or in none."""
     with Session(engine) as session:
         fill(session)
         result = rows(session)
         for name, field in FIELDS.items():
+            if field.kind == "engine":
+                continue
             by_value: dict[Query, set[int]] = {}
             for key, row in result.items():
                 for value in field.values(row):
@@ -229,6 +265,29 @@ def test_every_field_has_the_same_values_in_both_faces(engine: Engine) -> None:
                 assert by_sql(session, Not(query)) == set(result) - having, to_text(query)
             having = set().union(*by_value.values())
             assert by_sql(session, Not(Present(name))) == set(result) - having, name
+
+
+def test_engines_are_asked_by_their_rules_in_both_faces(engine: Database) -> None:
+    """Of each adapter an engine runs it, does not, or that is not known, as `verdict` says of its facts."""
+    with Session(engine) as session:
+        fill(session)
+        result = rows(session)
+        answers = set()
+        for one in ENGINES:
+            by_state = {state: by_rows(result, Runs(state, one)) for state in ("runs", "runs_unknown")}
+            for state, keys in by_state.items():
+                assert by_sql(session, Runs(state, one)) == keys, (state, one.name)
+                assert by_sql(session, Not(Runs(state, one))) == set(result) - keys
+            for key, row in result.items():
+                answer = verdict(one, row["engine_facts"]).runs
+                answers.add((one.name, answer))
+                assert (key in by_state["runs"], key in by_state["runs_unknown"]) == (
+                    answer is True,
+                    answer is None,
+                )
+        assert {("never", False), ("vllm", True), ("vllm", False), ("vllm", None), ("tiny", False)} <= answers
+        text = "runs:v*,tiny -runs_unknown:vllm"
+        assert by_sql(session, parse(text, engines=ENGINES)) == by_rows(result, parse(text, engines=ENGINES))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +328,7 @@ def test_every_field_has_the_same_values_in_both_faces(engine: Engine) -> None:
         ("-use:commercial use:publish,commercial", {"c"}),
     ],
 )
-def test_what_a_filter_selects(engine: Engine, text: str, names: set[str]) -> None:
+def test_what_a_filter_selects(engine: Database, text: str, names: set[str]) -> None:
     now = datetime(2024, 8, 31, 23, 59, 59, 999_999, tzinfo=UTC)
     by_name: dict[str, dict[str, Any]] = {
         "a": {},
@@ -340,14 +399,14 @@ def test_what_a_filter_selects(engine: Engine, text: str, names: set[str]) -> No
         pytest.param("-" * MAX_DEPTH + "tag:x", id="the-deepest"),
     ],
 )
-def test_databases_bear_the_largest_filters(engine: Engine, text: str) -> None:
+def test_databases_bear_the_largest_filters(engine: Database, text: str) -> None:
     with Session(engine) as session:
         fill(session)
         query = parse(text)
         assert by_sql(session, query) == by_rows(rows(session), query)
 
 
-def test_a_filter_goes_with_a_query_that_joins_the_base_model(engine: Engine) -> None:
+def test_a_filter_goes_with_a_query_that_joins_the_base_model(engine: Database) -> None:
     with Session(engine) as session:
         fill(session)
         query = parse("base:acme/a_b verdict:accepted")

@@ -10,14 +10,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from catalog.adapters import EngineFacts, load_engines
 from catalog.errors import UsageError
 from catalog.fingerprints.sketches import Verdict
 from catalog.query.fields import FIELDS, NAMES, fold, texts_in
 from catalog.query.parser import EVERYTHING, MAX_DEPTH, MAX_LENGTH, MAX_TERMS, parse, to_text
-from catalog.query.terms import And, Between, Equals, Flag, Not, Or, Period, Prefix, Present, Query, Word
+from catalog.query.terms import (
+    And,
+    Between,
+    Equals,
+    Flag,
+    Not,
+    Or,
+    Period,
+    Prefix,
+    Present,
+    Query,
+    Runs,
+    Word,
+)
 from crawler.reading.cards import CardQuality
 
 RANK = Between("rank", 8, 8)
+ENGINES = load_engines()
+RUNS = tuple(Runs("runs", engine) for engine in ENGINES)
 ROW: dict[str, Any] = {
     "adapter": "Jo/Tweet-Emotion:v2",
     "name": "Tweet-Emotion:v2",
@@ -44,6 +60,7 @@ ROW: dict[str, Any] = {
     "downloads": 0,
     "likes": 3,
     "tags": ["PEFT", "region:us"],
+    "engine_facts": EngineFacts(("use_dora",), 16),
     "datasets": ["tweet_eval"],
     "languages": [],
     "task_type": "CAUSAL_LM",
@@ -61,6 +78,10 @@ ROW: dict[str, Any] = {
     [
         ("", EVERYTHING),
         ("  \t\n", EVERYTHING),
+        ("runs:VLLM", RUNS[1]),
+        ("runs:vl*", RUNS[1]),
+        ("runs:*", Or(RUNS)),
+        ("-runs_unknown:vllm,peft", Not(Or(tuple(Runs("runs_unknown", ENGINES[n]) for n in (1, 0))))),
         ("rank:8", RANK),
         ("Rank:8", RANK),
         ("rank:8..8", RANK),
@@ -126,6 +147,10 @@ def test_what_a_text_means(text: str, query: Query) -> None:
     ("text", "place", "words"),
     [
         ("rnak:8", 1, "write rank"),
+        ("runs:vlm", 6, "write vllm; it is one of peft, vllm, sglang"),
+        ("runs:x*", 6, "it is one of peft"),
+        ("runs:", 6, "runs has no value"),
+        ("runs=vllm", 5, "write runs:vllm"),
         ("rank:8 licensse:mit", 8, "write license"),
         ("https://x", 1, "the fields are adapter, name, owner"),
         ("rank:64..8", 6, "write 8..64"),
@@ -250,6 +275,9 @@ def test_the_largest_filters_are_read() -> None:
     ("text", "matches"),
     [
         ("", True),
+        ("runs:peft", True),
+        ("runs:vllm", False),
+        ("runs_unknown:vllm", False),
         ("rank:16", True),
         ("rank:17..", False),
         ("rank:..16", True),
