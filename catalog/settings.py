@@ -11,18 +11,22 @@ from catalog.errors import UsageError
 
 @dataclass(frozen=True)
 class Settings:
-    """The paths of one catalog; `catalog_url` is a SQLAlchemy URL of SQLite or PostgreSQL."""
+    """The paths of one catalog; `catalog_url` is a SQLAlchemy URL of SQLite or PostgreSQL.
+
+    `rules_file` is a table of rules for engines that is named, in place of that of the data folder.
+    """
 
     catalog_url: str
     data: Path
+    rules_file: Path | None = None
 
     @classmethod
-    def make(cls, *, data: Path, catalog_url: str | None = None) -> Settings:
+    def make(cls, *, data: Path, catalog_url: str | None = None, rules_file: Path | None = None) -> Settings:
         """The settings for a data folder; without a URL, the catalog is `catalog.db` in that folder.
 
         Raises UsageError for a path that is not Unicode, which no URL can name.
         """
-        return cls(catalog_url or sqlite_url(data / "catalog.db"), data)
+        return cls(catalog_url or sqlite_url(data / "catalog.db"), data, rules_file)
 
     @property
     def blobs(self) -> Path:
@@ -45,9 +49,12 @@ class Settings:
         return self.data / "bases"
 
     @property
-    def engines(self) -> Path:
-        """The table of rules for engines that is used in place of the program's, if the file exists."""
-        return self.data / "engines.toml"
+    def engines(self) -> Path | None:
+        """The table of rules for engines in place of the program's: the named one, or that of the data folder
+        if it has one; None for the program's own.
+        """
+        own = self.data / "engines.toml"
+        return self.rules_file or (own if own.exists() else None)
 
     @property
     def pools(self) -> Path:

@@ -193,6 +193,8 @@ class Program(click.Group):
 _CATALOG: dict[str, Any] = {"metavar": "URL"}
 _DATA: dict[str, Any] = {"metavar": "DIR", "type": click.Path(file_okay=False, path_type=Path)}
 
+_RULES_FILE: dict[str, Any] = {"metavar": "FILE", "type": click.Path(dir_okay=False, path_type=Path)}
+
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option(
@@ -210,17 +212,32 @@ _DATA: dict[str, Any] = {"metavar": "DIR", "type": click.Path(file_okay=False, p
     help="Folder of its files.",
     **_DATA,
 )
+@click.option(
+    "--engines",
+    envvar="LORADEX_ENGINES",
+    show_envvar=True,
+    help="Rules for engines.  [default: engines.toml in --data, if there]",
+    **_RULES_FILE,
+)
 @click.option("-q", "--quiet", is_flag=True, help="Results and errors only.")
 @click.option("-v", "--verbose", count=True, show_default=False, help="Say more; -vv says everything.")
 @click.version_option(package_name="loradex")
 @click.pass_context
-def loradex(context: click.Context, catalog: str | None, data: Path, quiet: bool, verbose: int) -> None:
+def loradex(
+    context: click.Context,
+    catalog: str | None,
+    data: Path,
+    engines: Path | None,
+    quiet: bool,
+    verbose: int,
+) -> None:
     """Crawl, verify, screen and index LoRA adapters from the Hugging Face Hub.
 
     Options may also stand after the command; HF_ENDPOINT and HF_TOKEN count.
     """
     _set_up_logging(quiet, verbose)
-    context.obj = App(Settings.make(data=data, catalog_url=catalog), quiet, verbose, Output(quiet=quiet))
+    settings = Settings.make(data=data, catalog_url=catalog, rules_file=engines)
+    context.obj = App(settings, quiet, verbose, Output(quiet=quiet))
 
 
 def _check_endpoint(endpoint: str) -> None:
@@ -239,6 +256,7 @@ def _accept_global_options(command: click.Command) -> None:
     for names, settings in (
         (("--catalog",), _CATALOG),
         (("--data",), _DATA),
+        (("--engines",), _RULES_FILE),
         (("--quiet", "-q"), {"is_flag": True}),
         (("--verbose", "-v"), {"count": True}),
     ):
@@ -262,7 +280,9 @@ def _set_again(context: click.Context, option: click.Parameter, value: Any) -> N
     _set_up_logging(values["quiet"], values["verbose"])
     context.obj = replace(
         app,
-        settings=Settings.make(data=values["data"], catalog_url=values["catalog"]),
+        settings=Settings.make(
+            data=values["data"], catalog_url=values["catalog"], rules_file=values["engines"]
+        ),
         quiet=values["quiet"],
         verbose=values["verbose"],
         output=replace(app.output, quiet=values["quiet"]),

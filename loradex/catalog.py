@@ -134,13 +134,17 @@ _MEGABYTE = 10**6
 
 
 @check_arguments
-def open(data: str | Path = "data", *, url: str | None = None) -> Catalog:  # noqa: A001
+def open(  # noqa: A001
+    data: str | Path = "data", *, url: str | None = None, engines: str | Path | None = None
+) -> Catalog:
     """The catalog of a data folder, as a context manager; nothing is made until something is written.
 
     Args:
         data: The folder of the catalog's files: kept weights, indexes, pools.
         url: The database, `sqlite:///FILE` or `postgresql://USER@HOST/NAME`; `catalog.db` in the data folder
             by default.
+        engines: A file of rules for engines (docs/reference/engines.md) in place of loradex's own; by default
+            engines.toml in the data folder, if that exists.
 
     Raises:
         UsageError: The path is not Unicode, which no URL can contain.
@@ -150,7 +154,8 @@ def open(data: str | Path = "data", *, url: str | None = None) -> Catalog:  # no
         ...     catalog.status().adapters
         43
     """
-    return Catalog(Settings.make(data=Path(data), catalog_url=url))
+    rules_file = None if engines is None else Path(engines)
+    return Catalog(Settings.make(data=Path(data), catalog_url=url, rules_file=rules_file))
 
 
 class Catalog:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catalog.adapters import Engine, engine_facts, load_engines, read_folder, verdicts
 from catalog.adapters import EngineVerdict as EngineVerdict
+from catalog.adapters import engine_facts, read_folder, verdicts
 from catalog.settings import Settings
 from loradex.arguments import check_arguments
-from loradex.members import settings_of, split_layers
+from loradex.members import read_engines, split_layers
 from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 
@@ -41,10 +41,11 @@ def engines(catalog: Catalog | Settings | None = None) -> Rows[EngineRow]:
     """The engines that the table of rules knows.
 
     Args:
-        catalog: Whose data folder may hold an engines.toml of newer rules, used in place of loradex's own.
+        catalog: With the rules that it was opened with, or those of an engines.toml in its data folder, in
+            place of loradex's own.
 
     Raises:
-        UsageError: That file is not a table of engines.
+        UsageError, NotFoundError: The file of rules is not a table of engines, or missing.
 
     Example:
         >>> [row.engine for row in loradex.engines() if row.default_rank == 16]
@@ -60,7 +61,7 @@ def engines(catalog: Catalog | Settings | None = None) -> Rows[EngineRow]:
             engine.rank_option,
             engine.source,
         )
-        for engine in _rules(catalog)
+        for engine in read_engines(catalog)
     )
     return Rows(rows, EngineRow)
 
@@ -80,7 +81,7 @@ def runs_in(folder: str | Path, catalog: Catalog | Settings | None = None) -> Ro
     Raises:
         NotFoundError: The folder contains no adapter.
         ConfigError, WeightsError: Its files cannot be read.
-        UsageError: The engines.toml in the data folder is not a table of engines.
+        UsageError: The file of rules is not a table of engines.
 
     Example:
         >>> [row.option for row in loradex.runs_in("merged") if row.engine == "vllm"]
@@ -88,7 +89,7 @@ def runs_in(folder: str | Path, catalog: Catalog | Settings | None = None) -> Ro
     """
     adapter = read_folder(Path(folder))
     facts = engine_facts(adapter.config, adapter.spec)
-    return Rows(verdicts(facts, _rules(catalog)), EngineVerdict)
+    return Rows(verdicts(facts, read_engines(catalog)), EngineVerdict)
 
 
 @check_arguments
@@ -100,6 +101,7 @@ def normalise(
     without: str | Collection[str] = (),
     base: str | None = None,
     overwrite: bool = False,
+    catalog: Catalog | Settings | None = None,
     progress: ProgressOption = False,
 ) -> NormaliseReport:
     """The adapter in a folder, written to `out` in the form that every engine reads.
@@ -117,6 +119,7 @@ def normalise(
         without: Layers, such as "lm_head", of which whole weights and factors are left out.
         base: The base model if the configuration does not name it: an id, or a folder with its config.json.
         overwrite: Replace what an earlier call has written to `out`.
+        catalog: As for `engines`.
         progress: See `loradex.progress`.
 
     Returns:
@@ -139,15 +142,19 @@ def normalise(
     from merging.members import load_member
     from merging.static import normalise as write
 
+    engines = read_engines(catalog)
     with reporting(progress) as report:
         member = load_member(Path(adapter), without=split_layers(without), purpose="normalised")
         step = ProgressStep(report, "normalising")
-        written = write(member, Path(out), dtype=dtype, base=base, overwrite=overwrite, progress=step.working)
+        written = write(
+            member,
+            Path(out),
+            dtype=dtype,
+            base=base,
+            overwrite=overwrite,
+            engines=engines,
+            progress=step.working,
+        )
         for note in written.notes:
             step.note(note)
     return written
-
-
-def _rules(catalog: Catalog | Settings | None) -> tuple[Engine, ...]:
-    settings = settings_of(catalog)
-    return load_engines(None if settings is None else settings.engines)

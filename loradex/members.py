@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from catalog.adapters import is_adapter_folder, table_with
+from catalog.adapters import Engine, is_adapter_folder, load_engines, table_with
 from catalog.errors import CatalogError, PoolError, UsageError
 from catalog.settings import Settings
 from loradex.pool import Pool
@@ -44,6 +44,15 @@ class HasSettings(Protocol):
 def settings_of(catalog: HasSettings | Settings | None) -> Settings | None:
     """The places of a catalog, however it is given."""
     return catalog if catalog is None or isinstance(catalog, Settings) else catalog.settings
+
+
+def read_engines(catalog: HasSettings | Settings | None) -> tuple[Engine, ...]:
+    """The rules for engines that a catalog is used with, by default the program's own.
+
+    Raises UsageError or NotFoundError for a file that is not a table of engines, or missing.
+    """
+    settings = settings_of(catalog)
+    return load_engines(None if settings is None else settings.engines)
 
 
 @contextmanager
@@ -124,7 +133,7 @@ def read_base_table(settings: Settings, report: ProgressCallback) -> BaseTable:
 
 def _is_absent(settings: Settings) -> bool:
     """Whether the catalog is the file of the data folder, and is not there."""
-    if settings != Settings.make(data=settings.data):
+    if settings.catalog_url != Settings.make(data=settings.data).catalog_url:
         return False
     try:
         (settings.data / "catalog.db").stat()

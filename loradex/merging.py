@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Literal
 from catalog.adapters import table_with
 from catalog.settings import Settings
 from loradex.arguments import check_arguments
-from loradex.members import MemberSet, MemberSource, open_members, read_base_table, settings_of, split_layers
+from loradex.members import (
+    MemberSet,
+    MemberSource,
+    open_members,
+    read_base_table,
+    read_engines,
+    settings_of,
+    split_layers,
+)
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 
@@ -116,13 +124,16 @@ class MergeRequest:
 
         target = Path(out)
         folder = target.with_name(f"{target.name}-adapter") if self.apply_to else target
+        engines = read_engines(self.catalog)
         with reporting(progress) as report, self._check(report) as (plan, opened, table, notes):
             if self.control:
                 plan = self._plan_control(opened.members, table, target)
             manifest = opened.manifest
             pool = {"name": manifest.name, "digest": manifest.digest} if manifest else None
             step = ProgressStep(report, "merging")
-            merged = carry_out(plan, folder, overwrite=overwrite, pool=pool, progress=step.working)
+            merged = carry_out(
+                plan, folder, overwrite=overwrite, pool=pool, engines=engines, progress=step.working
+            )
             for note in merged.notes:
                 step.note(note)
             if self.apply_to is not None:
@@ -234,7 +245,8 @@ def merge(
         apply_to: The folder of a base model to add the merge to. `out` is then the full model, and the
             adapter lies in the folder `out` with "-adapter" appended.
         overwrite: Replace what is in `out`.
-        catalog: Where a pool of this name is found, and names of base models that are added to those known.
+        catalog: Where a pool of this name is found, names of base models that are added to those known, and
+            rules for engines in use.
         progress: See `loradex.progress`.
 
     Returns:

@@ -19,13 +19,14 @@ from catalog.settings import Settings
 from loradex.arguments import check_arguments
 from loradex.bases import open_base, prompt_notes
 from loradex.harness import HarnessTask, harness_round, is_harness_task, load_harness_task
-from loradex.members import MemberSource, open_members, settings_of
+from loradex.members import MemberSource, open_members, read_engines, settings_of
 from loradex.outcomes import FewItems, few_items
 from loradex.presets import with_presets
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.rows import PlacementRow, Rows
 
 if TYPE_CHECKING:
+    from catalog.adapters import Engine
     from loradex.catalog import Catalog
     from merging.evaluation import Measured, ScoreRound, TaskScore
     from merging.learning import Adaptation, Continuation, TrainReport
@@ -371,7 +372,7 @@ def adapt(
     if out is None and split is None:
         raise UsageError("Say where the adapter goes (`out`), or what to score it on (`split`).")
     row, asked_by = find_adaptive(method), find_protocol(protocol)
-    folder = None if out is None else Path(out)
+    folder, engines = None if out is None else Path(out), read_engines(catalog)
     if folder is not None:
         if not row.folds:
             raise UsageError(f"{row.name} makes no adapter; leave out `out` and give `split`.")
@@ -403,7 +404,7 @@ def adapt(
                 preset=preset,
                 progress=ProgressStep(report, "adapting").working,
             )
-        written = _write_adaptation(adaptation, folder, rank, model.name, overwrite, not mixed_ranks)
+        written = _write_adaptation(adaptation, folder, rank, model.name, overwrite, not mixed_ranks, engines)
         if split is not None:
             examples = draw(loaded_task, split, limit)
             with _apply(adaptation, model, written.folder):
@@ -723,6 +724,7 @@ def _write_adaptation(
     base: str,
     overwrite: bool,
     portable: bool,
+    engines: Sequence[Engine] | None,
 ) -> AdaptReport:
     """The report of an adaptation, which is written to `out` where that is given and possible."""
     losses = {"valid_before": adaptation.valid_before, "valid_loss": adaptation.valid_loss}
@@ -730,7 +732,9 @@ def _write_adaptation(
     if out is None:
         return report
     try:
-        combined = adaptation.write(out, rank=rank, base=base, overwrite=overwrite, portable=portable)
+        combined = adaptation.write(
+            out, rank=rank, base=base, overwrite=overwrite, portable=portable, engines=engines
+        )
     except MergeError as error:
         return dataclasses.replace(report, problem=str(error))
     return dataclasses.replace(report, folder=combined.folder, misread=combined.misread)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
-from catalog.adapters import CONFIG_NAME, USES, WEIGHTS_NAME
+from catalog.adapters import CONFIG_NAME, USES, WEIGHTS_NAME, load_engines
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from catalog.files import BlobStore
 from catalog.pools import (
@@ -192,6 +192,7 @@ class Pool:
         from loradex.fetching import fetching
 
         settings = self._require_settings()
+        engines = load_engines(settings.engines)
         checked_form = check_choice("form", form, FORMS)
         if as_is and checked_form in ("gguf", "ollama"):
             raise UsageError("GGUF files are not the pinned ones; leave out `as_is`.")
@@ -219,7 +220,14 @@ class Pool:
                     )
                     rewrite = partial(_each, steps) if steps else None
                     written = export(
-                        manifest, below, checked_form, source, step.working, as_is=as_is, rewrite=rewrite
+                        manifest,
+                        below,
+                        checked_form,
+                        source,
+                        step.working,
+                        as_is=as_is,
+                        rewrite=rewrite,
+                        engines=engines,
                     )
                     folders.append(written)
                 if weights:
@@ -228,7 +236,7 @@ class Pool:
                     notes += [f"not loaded by PEFT: {problem.detail}" for problem in unloadable]
                     problems += unloadable
         if weights:
-            misread = misread_members(self.manifest, folders[0])
+            misread = misread_members(self.manifest, folders[0], engines)
         notes += [f"misread by other engines: {_names(names)}. {text}" for text, names in misread.items()]
         has_members = weights and checked_form != "ids"
         paths = (

@@ -30,6 +30,7 @@ from .engine_rules import (
     engine_columns,
     engine_facts,
     load_engines,
+    rank_option,
     verdict,
     verdicts,
 )
@@ -185,6 +186,7 @@ __all__ = [
     "parse_header",
     "peft_refusals",
     "product_norm",
+    "rank_option",
     "read_config",
     "read_folder",
     "read_header",

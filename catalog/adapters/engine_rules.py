@@ -192,16 +192,22 @@ def verdicts(facts: EngineFacts, engines: Iterable[Engine]) -> tuple[EngineVerdi
 
 
 def load_engines(path: Path | None = None) -> tuple[Engine, ...]:
-    """The engines of the table of rules in a file; if it does not exist, of the program's own.
+    """The engines of the table of rules in a file, by default of the program's own.
 
-    Raises UsageError for a file that is not such a table.
+    Raises NotFoundError for a missing file, UsageError for one that is not such a table.
     """
-    if path is None or not path.exists():
+    if path is None:
         return _own_engines()
-    advice = "give a table of engines, or remove the file to use the one that comes with loradex"
+    advice = "give a table of engines; without one, that of loradex is used"
     return _engines(
         read_limited(path, _MOST_BYTES, kind="a table of engines", advice=advice, error=UsageError), str(path)
     )
+
+
+def rank_option(engines: Iterable[Engine] | None, name: str, rank: int) -> str:
+    """The option that the engine of this name needs for a rank, empty where the rules have no such engine."""
+    every = load_engines() if engines is None else engines
+    return next((engine.option_for(rank) for engine in every if engine.name == name), "")
 
 
 @functools.cache

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from catalog.adapters.config import AdapterConfig, parse_config
-from catalog.adapters.engine_rules import engine_facts, load_engines, verdict
+from catalog.adapters.engine_rules import Engine, engine_facts, load_engines, verdict
 from catalog.adapters.folder import CONFIG_NAME, MOST_CONFIG, WEIGHTS_NAME
 from catalog.adapters.header import PREFIX, Header, parse_header
 from catalog.adapters.names import ModuleNames, peft_names
@@ -88,16 +88,17 @@ def load_problems(folder: Path) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def engine_problems(folder: Path) -> tuple[str, ...]:
+def engine_problems(folder: Path, engines: Sequence[Engine] | None = None) -> tuple[str, ...]:
     """Warnings about engines that do not run the adapter in a folder as PEFT does, a sentence an engine.
 
-    Engines that read no folder of PEFT are not named.
+    `engines` have the rules, by default the program's own. Engines that read no folder of PEFT are not named.
     """
     adapter = _read(folder)
     if isinstance(adapter, str):
         return ()
     facts = engine_facts(adapter.config, adapter.spec)
-    readers = [engine for engine in load_engines() if all(rule.when != "any" for rule in engine.rules)]
+    every = load_engines() if engines is None else engines
+    readers = [engine for engine in every if all(rule.when != "any" for rule in engine.rules)]
     reasons = ((engine.title, "; ".join(verdict(engine, facts).reasons)) for engine in readers)
     return tuple(f"{title} {text}." for title, text in reasons if text)
 

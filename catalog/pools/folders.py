@@ -8,13 +8,13 @@ and export.json has the sha256 of both; `verify_files` compares them again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from catalog.adapters import engine_problems, load_problems, make_loadable
+from catalog.adapters import Engine, engine_problems, load_problems, make_loadable
 from catalog.errors import ConfigError, PoolError, StorageError
 from catalog.files import (
     Verified,
@@ -82,13 +82,15 @@ def export(
     *,
     as_is: bool = False,
     rewrite: Callable[[Path], None] | None = None,
+    engines: Sequence[Engine] | None = None,
 ) -> Path:
     """Writes the folder NAME-DIGEST below `to` with the pool in this format, replacing an existing one.
 
     With `fetch` the adapters' files are copied into it (all formats but ids); without, only recipes and ids
     that name the Hub. Files that PEFT would not load are changed so that it does, except in
-    the format hub or with `as_is`; `rewrite` may then change a member's folder further. Raises PoolError for
-    bytes that are not the pinned ones and StorageError if writing fails.
+    the format hub or with `as_is`; `rewrite` may then change a member's folder further. `engines` have the
+    rules of recipes, by default the program's own. Raises PoolError for bytes that are not the pinned ones
+    and StorageError if writing fails.
     """
     if fetch is None and form in _WITH_WEIGHTS:
         raise PoolError(f"The format {form} contains the weights; add `weights=True`.")
@@ -104,7 +106,8 @@ def export(
                 _write_members(manifest, folder, form, fetch, progress)
                 if form != "hub":
                     _write_record(manifest, folder, as_is=as_is, rewrite=rewrite)
-            for name, text in recipes(manifest, form, folder if fetch is not None else None).items():
+            exported = folder if fetch is not None else None
+            for name, text in recipes(manifest, form, exported, engines).items():
                 (folder / name).write_text(text, encoding="utf-8", newline="\n")
             replace_folder(folder, target, temporary)
     except OSError as error:
@@ -208,13 +211,15 @@ def _folder_of(manifest: Manifest, folder: Path, member: Member) -> Path | None:
     return where if where is not None and where.is_dir() else None
 
 
-def misread_members(manifest: Manifest, folder: Path) -> dict[str, list[str]]:
+def misread_members(
+    manifest: Manifest, folder: Path, engines: Sequence[Engine] | None = None
+) -> dict[str, list[str]]:
     """Warnings about engines other than PEFT for the members of an export, each with the members
     concerned."""
     members_by_engine: dict[str, list[str]] = {}
     for member in manifest.members:
         where = _folder_of(manifest, folder, member)
-        for sentence in engine_problems(where) if where is not None else ():
+        for sentence in engine_problems(where, engines) if where is not None else ():
             members_by_engine.setdefault(sentence, []).append(member.adapter)
     return members_by_engine
 

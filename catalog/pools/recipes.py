@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from catalog.adapters import engine_facts, load_engines, read_folder
+from catalog.adapters import Engine, engine_facts, rank_option, read_folder
 from catalog.errors import ConfigError, NotFoundError, PoolError, WeightsError
 from catalog.pools.manifest import Manifest, Member
 
@@ -21,8 +21,13 @@ _PLAIN_NAME = re.compile(r"[\w./:+ -]+", re.ASCII)
 _BATCH = 8
 
 
-def recipes(manifest: Manifest, form: str, folder: Path | None) -> dict[str, str]:
-    """The text files of a form by name; `folder` is the export, None where it has no weights."""
+def recipes(
+    manifest: Manifest, form: str, folder: Path | None, engines: Sequence[Engine] | None = None
+) -> dict[str, str]:
+    """The text files of a form by name; `folder` is the export, None where it has no weights.
+
+    `engines` have the options of the commands, by default as the program's own rules have them.
+    """
     if form == "ids":
         return {"ids.txt": "".join(f"{member.reference}\n" for member in manifest.members)}
     files: dict[str, str] = {}
@@ -31,7 +36,7 @@ def recipes(manifest: Manifest, form: str, folder: Path | None) -> dict[str, str
     elif form == "vllm":
         files["vllm.txt"] = "".join(f"{line}\n" for line in _vllm_modules(manifest, folder))
     if form in _COMMANDS:
-        files[README] = "\n".join([*_readme(manifest, form, folder)]) + "\n"
+        files[README] = "\n".join([*_readme(manifest, form, folder, engines)]) + "\n"
     return files
 
 
@@ -43,7 +48,9 @@ def check_recipe(manifest: Manifest, form: str) -> None:
             raise PoolError(f"{manifest.name} has no members; a recipe for an engine requires some.")
 
 
-def _readme(manifest: Manifest, form: str, folder: Path | None) -> Iterator[str]:
+def _readme(
+    manifest: Manifest, form: str, folder: Path | None, engines: Sequence[Engine] | None
+) -> Iterator[str]:
     title, lines, remark = _COMMANDS[form]
     members = _runnable(manifest, form, folder)
     yield f"# {manifest.name} for {title}\n"
@@ -57,7 +64,7 @@ def _readme(manifest: Manifest, form: str, folder: Path | None) -> Iterator[str]
     if folder is None and form != "mergekit":
         yield "The members at their commits:\n"
         yield from _block([_download(member) for member in members])
-    for commands in lines(manifest, members, folder):
+    for commands in lines(manifest, members, folder, engines):
         yield from _block(commands)
 
 
@@ -113,9 +120,10 @@ def _rank(manifest: Manifest, folder: Path | None) -> int:
     return max(ranks, default=0)
 
 
-def _vllm(manifest: Manifest, members: Sequence[Member], folder: Path | None) -> Iterator[list[str]]:
-    rank = _rank(manifest, folder)
-    option = next(engine.option_for(rank) for engine in load_engines() if engine.name == "vllm")
+def _vllm(
+    manifest: Manifest, members: Sequence[Member], folder: Path | None, engines: Sequence[Engine] | None
+) -> Iterator[list[str]]:
+    option = rank_option(engines, "vllm", _rank(manifest, folder))
     head = f"vllm serve {shlex.quote(_base(manifest))} --enable-lora {option}".rstrip()
     count = len(members)
     yield [
@@ -125,7 +133,9 @@ def _vllm(manifest: Manifest, members: Sequence[Member], folder: Path | None) ->
     ]
 
 
-def _sglang(manifest: Manifest, members: Sequence[Member], folder: Path | None) -> Iterator[list[str]]:
+def _sglang(
+    manifest: Manifest, members: Sequence[Member], folder: Path | None, _engines: Sequence[Engine] | None
+) -> Iterator[list[str]]:
     batch = min(len(members), _BATCH)
     yield [
         f"python -m sglang.launch_server --model-path {shlex.quote(_base(manifest))} --enable-lora \\",
@@ -140,7 +150,9 @@ def _names_and_paths(members: Sequence[Member], folder: Path | None) -> Iterator
         yield f"  {word}" + (" \\" if at < len(members) else "")
 
 
-def _llama_cpp(_manifest: Manifest, members: Sequence[Member], folder: Path | None) -> Iterator[list[str]]:
+def _llama_cpp(
+    _manifest: Manifest, members: Sequence[Member], folder: Path | None, _engines: Sequence[Engine] | None
+) -> Iterator[list[str]]:
     if members:
         files = ",".join(f"{_path(member, folder)}/{GGUF_NAME}" for member in members)
         yield [f"llama-server -m base.gguf --lora {shlex.quote(files)}"]
@@ -148,7 +160,9 @@ def _llama_cpp(_manifest: Manifest, members: Sequence[Member], folder: Path | No
         yield [f"curl http://127.0.0.1:8080/lora-adapters -d {shlex.quote(scales)}"]
 
 
-def _ollama(_manifest: Manifest, members: Sequence[Member], folder: Path | None) -> Iterator[list[str]]:
+def _ollama(
+    _manifest: Manifest, members: Sequence[Member], folder: Path | None, _engines: Sequence[Engine] | None
+) -> Iterator[list[str]]:
     if members:
         yield [
             f"ollama create {shlex.quote(member.folder_name.lower())} "
@@ -158,12 +172,15 @@ def _ollama(_manifest: Manifest, members: Sequence[Member], folder: Path | None)
 
 
 def _mergekit_commands(
-    _manifest: Manifest, _members: Sequence[Member], _folder: Path | None
+    _manifest: Manifest,
+    _members: Sequence[Member],
+    _folder: Path | None,
+    _engines: Sequence[Engine] | None,
 ) -> Iterator[list[str]]:
     yield ["mergekit-yaml mergekit.yaml merged --lora-merge-cache lora-cache --copy-tokenizer"]
 
 
-_Commands = Callable[[Manifest, Sequence[Member], Path | None], Iterator[list[str]]]
+_Commands = Callable[[Manifest, Sequence[Member], Path | None, Sequence[Engine] | None], Iterator[list[str]]]
 # The engine of a form, its commands, and what to know of them.
 _COMMANDS: Mapping[str, tuple[str, _Commands, str]] = {
     "vllm": ("vLLM", _vllm, ""),

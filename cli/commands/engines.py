@@ -70,7 +70,14 @@ def normalise(
     """
     with app.output.show_progress() as progress:
         report = loradex.normalise(
-            adapter, out=out, dtype=dtype, without=without, base=base, overwrite=overwrite, progress=progress
+            adapter,
+            out=out,
+            dtype=dtype,
+            without=without,
+            base=base,
+            overwrite=overwrite,
+            catalog=app.settings,
+            progress=progress,
         )
     app.output.document(report.document(), _render_normalised)
 

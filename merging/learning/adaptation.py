@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from catalog.adapters import Engine
 from catalog.errors import EvaluationError, MergeError, UsageError
 from merging.evaluation import Questions, TooLong, ask, unusual
 from merging.learning.adaptive import AdaptiveMethod, find_adaptive
@@ -67,6 +68,7 @@ class Adaptation:
         base: str | None = None,
         overwrite: bool = False,
         portable: bool = False,
+        engines: Sequence[Engine] | None = None,
     ) -> MergeReport:
         """Folds the result into one PEFT adapter, with adapt.json, by `merging.learning.combination.combine`.
 
@@ -88,6 +90,7 @@ class Adaptation:
             overwrite=overwrite,
             stacks=self.live.stacks() if self.method.factors else None,
             portable=portable,
+            engines=engines,
         )
 
 

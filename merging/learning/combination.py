@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.adapters import engine_problems
+from catalog.adapters import Engine, engine_problems
 from catalog.errors import MergeError
 from merging.members import (
     MergeMember,
@@ -50,6 +50,7 @@ def combine(
     overwrite: bool = False,
     stacks: Iterable[Stack] | None = None,
     portable: bool = False,
+    engines: Sequence[Engine] | None = None,
 ) -> MergeReport:
     """One adapter in the folder `out`: the members weighted by `coefficients`, with adapt.json.
 
@@ -58,7 +59,8 @@ def combine(
     the result is exact; `rank` limits the rank of every module. `dtype` is that of all members, else float32.
     `stacks` are factors to use instead of the members' files, in the order of `merging.members.shapes`
     (trained ones: `LiveStack.stacks`). `record` is copied into adapt.json, with the result of the folding
-    under "combined". A `portable` result has the form that every engine reads. The folder appears complete or
+    under "combined". A `portable` result has the form that every engine reads; `engines` have the rules
+    by which the report says who misreads it, by default the program's own. The folder appears complete or
     not at all; one written by `combine` is replaced with `overwrite`. Raises the errors of
     `merging.static.plan`, MergeError if all coefficients are 0, StorageError if writing fails.
     """
@@ -89,7 +91,7 @@ def combine(
             ranks = {name: module.rank for name, module in modules.items()}
             write_config(folder, planned.members, name, ranks, form)
             write_json(folder / ADAPT_RECORD, document)
-        misread = engine_problems(folder)
+        misread = engine_problems(folder, engines)
     return MergeReport(out, document, modules, misread=misread)
 
 

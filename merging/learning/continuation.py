@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.adapters import CONFIG_NAME, engine_problems
+from catalog.adapters import CONFIG_NAME, Engine, engine_problems
 from catalog.errors import EvaluationError, MergeError
 from merging.learning.adaptive import AdaptiveMethod
 from merging.learning.combination import ADAPT_RECORD
@@ -63,6 +63,7 @@ class Continuation:
         base: str | None = None,
         overwrite: bool = False,
         portable: bool = False,
+        engines: Sequence[Engine] | None = None,
     ) -> MergeReport:
         """Writes the adapter with its own configuration, and adapt.json, to the folder `out`.
 
@@ -79,7 +80,7 @@ class Continuation:
             shutil.copyfile(self.member.folder / CONFIG_NAME, folder / CONFIG_NAME)
             write_trained(folder, self.tensors, kind)
             write_json(folder / ADAPT_RECORD, dict(self.record) | {"combined": combined})
-            misread = engine_problems(folder)
+            misread = engine_problems(folder, engines)
         return MergeReport(out, self.record, modules, misread=misread)
 
 

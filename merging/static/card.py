@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from catalog.adapters import license_of_base, license_of_merge, load_engines
+from catalog.adapters import license_of_base, license_of_merge
 from merging.methods import MergeMethod
 
 # The characters allowed in a table of Markdown; others are removed from untrusted names.
@@ -18,13 +18,13 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def model_card(method: MergeMethod, record: Mapping[str, Any], misread: Sequence[str], rank: int) -> str:
+def model_card(method: MergeMethod, record: Mapping[str, Any], misread: Sequence[str], vllm: str) -> str:
     """The text of README.md: front matter, how the merge was made, of what, its license, and how to load it.
 
     Front matter as https://huggingface.co/docs/hub/model-cards has it: `merge` among the tags, the base model
     that this is an adapter of. The license is the strictest of members and base; where two contradict each
-    other, or a member states none, the card says so and the front matter has none. `rank` is the largest of
-    the weights file.
+    other, or a member states none, the card says so and the front matter has none. `vllm` is the option
+    that vLLM needs for the weights file.
     """
     base = record["base_model"]
     stated = [(entry["name"], entry["license"]) for entry in record["members"]]
@@ -52,7 +52,7 @@ def model_card(method: MergeMethod, record: Mapping[str, Any], misread: Sequence
     if record["totals"]["energy"]:
         lines += ["", f"Energy that the rank could not hold: {_share(record['totals'])}."]
     lines += ["", *misread] if misread else []
-    lines += _loading(base, rank) if base else []
+    lines += _loading(base, vllm) if base else []
     lines += ["", "merge.json beside this file has every parameter, version and digest."]
     return "\n".join(lines) + "\n"
 
@@ -76,9 +76,8 @@ def _link(entry: Mapping[str, Any]) -> str:
     return name
 
 
-def _loading(base: str, rank: int) -> Iterator[str]:
+def _loading(base: str, vllm: str) -> Iterator[str]:
     """Code that loads the adapter, from the folder of this card."""
-    option = next(engine.option_for(rank) for engine in load_engines() if engine.name == "vllm")
     model = _plain(base)
     yield from ("", "## Use", "", "```python", "from peft import PeftModel")
     yield from ("from transformers import AutoModelForCausalLM", "")
@@ -87,7 +86,7 @@ def _loading(base: str, rank: int) -> Iterator[str]:
         'model = PeftModel.from_pretrained(model, ".")  # the folder of this card, or its id on the Hub',
         "```",
     )
-    command = f"vllm serve {model} --enable-lora {option} --lora-modules merge=."
+    command = f"vllm serve {model} --enable-lora {vllm} --lora-modules merge=."
     yield from ("", "```", " ".join(command.split()), "hf upload OWNER/NAME .", "```")
 
 

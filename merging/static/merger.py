@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog.adapters import engine_problems
+from catalog.adapters import Engine, engine_problems, rank_option
 from catalog.errors import MergeError
 from merging.members import (
     MERGE_RECORD,
@@ -90,12 +90,14 @@ def carry_out(
     *,
     overwrite: bool = False,
     pool: Mapping[str, str] | None = None,
+    engines: Sequence[Engine] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """One adapter merged from a plan's members, written to the folder `out` with merge.json and a model card.
 
-    `pool` (its name and digest) is copied into the record; `progress` is called with the number of modules
-    done and of all. The folder appears complete or not at all. Raises StorageError if writing fails,
+    `pool` (its name and digest) is copied into the record; `engines` have the rules by which the report and
+    the card say who misreads it, by default the program's own. `progress` is called with the number of
+    modules done and of all. The folder appears complete or not at all. Raises StorageError if writing fails,
     MergeError for values that are not finite.
     """
     with ExitStack() as stack:
@@ -112,11 +114,9 @@ def carry_out(
             write_config(folder, planned.members, planned.base, ranks, form)
             record = _record(planned, modules, digests, pool) | ({"form": form.record()} if form else {})
             write_json(folder / MERGE_RECORD, record)
-            misread = engine_problems(folder)
-            write_text(
-                folder / "README.md",
-                model_card(planned.method, record, misread, form.rank if form else max(ranks.values())),
-            )
+            misread = engine_problems(folder, engines)
+            option = rank_option(engines, "vllm", form.rank if form else max(ranks.values()))
+            write_text(folder / "README.md", model_card(planned.method, record, misread, option))
     advice = "; `mixed_ranks=True` writes the ranks as they are"
     note = form.note(ranks, union, advice) if form else None
     return MergeReport(out, record, modules, misread=misread, notes=(note,) if note else ())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog.adapters import engine_problems
+from catalog.adapters import Engine, engine_problems
 from catalog.files import sync
 from merging.members import (
     MergeMember,
@@ -59,6 +59,7 @@ def normalise(
     dtype: str | None = None,
     base: str | None = None,
     overwrite: bool = False,
+    engines: Sequence[Engine] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> NormaliseReport:
     """The adapter in the form that every engine reads, written to the folder `out` with normalise.json.
@@ -66,8 +67,8 @@ def normalise(
     All scalings are folded into B, ranks and groups of modules are filled up with zeros, names are PEFT's;
     the update stays the same but for the rounding of scaled values into `dtype`, by default the stored one
     (float32 where several are). `base` names the base model if the configuration does not. The model card is
-    copied. Raises the errors of `load_members`, MergeError for values that are not finite or too large, and
-    StorageError.
+    copied. `engines` have the rules of `misread`, by default the program's own. Raises the errors of
+    `load_members`, MergeError for values that are not finite or too large, and StorageError.
     """
     (member,) = load_members([member], base=base)
     name = base_of([member], base)
@@ -96,7 +97,7 @@ def normalise(
                 **({"left_out": list(member.left_out)} if member.left_out else {}),
             }
             write_json(folder / NORMALISE_RECORD, record)
-            misread = engine_problems(folder)
+            misread = engine_problems(folder, engines)
     notes = (form.note(ranks, union), _rounding(union, kind))
     return NormaliseReport(out, record, misread, tuple(note for note in notes if note))
 

@@ -153,6 +153,12 @@ def test_wrong_usage_is_2(arguments: list[str], words: str, monkeypatch: pytest.
             Settings("sqlite:///data/catalog.db", Path("data")),
             id="empty-is-none",
         ),
+        pytest.param(
+            ["--engines", "r.toml"],
+            {"LORADEX_ENGINES": "v"},
+            Settings("sqlite:///data/catalog.db", Path("data"), Path("r.toml")),
+            id="rules",
+        ),
     ],
 )
 def test_the_places_come_from_options_then_environment(
@@ -183,7 +189,9 @@ def commands(command: click.Command = loradex) -> Iterator[click.Command]:
 def test_every_command_takes_the_global_options_and_its_help_does_not_repeat_them() -> None:
     for command in commands():
         names = [name for option in command.params for name in option.opts]
-        assert {"--catalog", "--data", "-q", "--quiet", "-v", "--verbose"} <= set(names), command.name
+        assert {"--catalog", "--data", "--engines", "-q", "--quiet", "-v", "--verbose"} <= set(names), (
+            command.name
+        )
         assert len(names) == len(set(names)), command.name
         # A command keeps the help option that it first makes, so that the names must be the program's.
         context = click.Context(command, help_option_names=["-h", "--help"])
@@ -200,6 +208,7 @@ def test_every_command_takes_the_global_options_and_its_help_does_not_repeat_the
             Settings("sqlite:///c/catalog.db", Path("c")),
         ),
         (["--catalog", "u", "db", "info", "--data", "d"], Settings("u", Path("d"))),
+        (["db", "info", "--engines", "r", "--catalog", "u"], Settings("u", Path("data"), Path("r"))),
         (["--data", "d", "db", "info", "--catalog", "u"], Settings("u", Path("d"))),
         (["db", "info"], Settings("sqlite:///data/catalog.db", Path("data"))),
     ],

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import loradex
 from catalog.adapters import FEATURES, engine_facts, load_engines, parse_config, verdicts
-from catalog.errors import UsageError
+from catalog.errors import NotFoundError, UsageError
 from tests.shared_data import SHARED, shared
 
 HEAD = 'format = "loradex-engines/1"\n'
@@ -168,6 +168,60 @@ def test_newer_rules_in_the_data_folder_take_the_place_of_the_programs(tmp_path:
     assert [row.version for row in loradex.engines(catalog)] == ["9"]
 
 
+def test_a_named_table_of_rules_is_used_wherever_rules_are(tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    rule = 'rule = [{when = "up_without_gate", effect = "drops", text = "wants gates"}]\n'
+    file.write_text(f'{HEAD}[[engine]]\nname = "mine"\ntitle = "Mine"\nversion = "9"\nsource = "x"\n{rule}')
+    catalog = loradex.open(tmp_path / "data", engines=file)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "engines.toml").write_text("not this one")
+    folder = adapter(tmp_path / "a", ("up_proj",), r=32)
+    assert [row.engine for row in loradex.runs_in(folder, catalog)] == ["mine"]
+    report = loradex.merge([folder], "sum", out=tmp_path / "merged", catalog=catalog)
+    assert report.misread == ("Mine wants gates.",)
+    card = (report.folder / "README.md").read_text()
+    assert "Mine wants gates." in card
+    assert "vllm serve" in card
+    assert "--max-lora-rank" not in card
+    assert loradex.normalise(folder, out=tmp_path / "n", catalog=catalog).misread == report.misread
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda catalog, folder: loradex.engines(catalog),
+        lambda catalog, folder: loradex.runs_in(folder, catalog),
+        lambda catalog, folder: loradex.normalise(folder, out=folder / "out", catalog=catalog),
+        lambda catalog, folder: loradex.merge([folder], "sum", out=folder / "out", catalog=catalog),
+        lambda catalog, folder: catalog.adapters("runs:vllm"),
+        lambda catalog, folder: catalog.select("p", by="random", k=1, where="runs:vllm"),
+    ],
+)
+def test_a_missing_or_bad_table_is_one_sentence_before_anything_is_done(tmp_path: Path, call: Any) -> None:
+    folder = adapter(tmp_path / "a")
+    with pytest.raises(NotFoundError, match=r"rules\.toml does not exist"):
+        call(loradex.open(tmp_path, engines=tmp_path / "rules.toml"), folder)
+    (tmp_path / "rules.toml").write_text("x = ")
+    with pytest.raises(UsageError, match="is not a table of engines"):
+        call(loradex.open(tmp_path, engines=tmp_path / "rules.toml"), folder)
+    assert not (folder / "out").exists()
+
+
+def test_layers_of_two_towers_are_not_mixed(tmp_path: Path) -> None:
+    """A vision tower that adapts q and v, and a text tower that adapts up and down, have whole groups."""
+    stems = [
+        f"base_model.model.vision.layers.{n}.attn.{name}" for n in (0, 1) for name in ("q_proj", "k_proj")
+    ]
+    vision = {f"{stem}.lora_{side}.weight": torch.ones(16, 16) for stem in stems for side in "AB"}
+    whole = {key.replace("k_proj", "v_proj"): value for key, value in vision.items()}
+    features = {"part_of_qkv", "uneven_layers"}
+    names = ["q_proj", "k_proj", "v_proj"]
+    both = adapter(tmp_path / "a", dict.fromkeys((0, 1), ("v_proj",)), extra=vision, target_modules=names)
+    assert "part_of_qkv" in facts_of(both)
+    apart = adapter(tmp_path / "b", dict.fromkeys(range(4), ("o_proj",)), extra=whole, target_modules=names)
+    assert not features & set(facts_of(apart))
+
+
 NO_RULE = 'rule = [{when = "no_such", effect = "refuses", text = ""}]\n'
 ENGINE = '[[engine]]\nname = "a"\nversion = ""\nsource = ""\n'
 
@@ -181,6 +235,8 @@ ENGINE = '[[engine]]\nname = "a"\nversion = ""\nsource = ""\n'
         f'{HEAD}engine = ["x"]',
         f'{HEAD}[[engine]]\nname = "a"\n',
         f"{HEAD}{ENGINE}title = 1\n",
+        f'{HEAD}[[engine]]\nname = "a b"\ntitle = ""\nversion = ""\nsource = ""\n',
+        f'{HEAD}{ENGINE}title = ""\n{ENGINE.replace("a", "A", 1)}title = ""\n',
         f'{HEAD}{ENGINE}title = ""\n{NO_RULE}',
         "\x00",
     ],
