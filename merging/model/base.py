@@ -7,6 +7,7 @@ code in a repository is executed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 from collections.abc import Iterator
@@ -160,7 +161,8 @@ def keep_base(base: str, source: Path, bases: Path) -> Path:
     from merging.members import new_folder
 
     # The progress bar of the GGUF reader cannot be turned off.
-    with quiet(), contextlib.redirect_stderr(io.StringIO()), new_folder(target, overwrite=False) as folder:
+    without_bar = contextlib.redirect_stderr(io.StringIO())
+    with quiet(), without_bar, _parsed_once(), new_folder(target, overwrite=False) as folder:
         try:
             read = LlamaForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
@@ -213,6 +215,23 @@ def quiet() -> Iterator[None]:
         notes.set_verbosity(level)
         if progress_bar:
             notes.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Lets transformers parse a GGUF file once, and make one map of the names of its tensors.
+
+    It would parse the file for the configuration, the weights and the tokenizer, and make the map for each
+    module of the model.
+    """
+    import gguf
+
+    made = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    vars(gguf).update({name: functools.cache(make) for name, make in made.items()})
+    try:
+        yield
+    finally:
+        vars(gguf).update(made)
 
 
 def first_look(base: str) -> tuple[Any, bool]:

@@ -6,7 +6,9 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import gguf
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,12 +38,19 @@ def test_the_row(run: Program, data: Path) -> None:
         assert not list(data.rglob("*"))
 
 
-def test_a_whole_file_is_kept(run: Program, data: Path, tmp_path: Path, whole: bytes) -> None:
+def test_a_whole_file_is_parsed_once_and_kept(
+    run: Program, data: Path, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {name: Mock(wraps=getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, part in parts.items():
+        monkeypatch.setattr(gguf, name, part)
     file = tmp_path / "tiny.gguf"
     file.write_bytes(whole)
     result = run("base", "keep", "made/x", str(file))
     assert (result.exit_code, result.stdout) == (0, "")
     assert (data / "bases" / "made--x" / "model.safetensors").is_file()
+    assert [part.call_count for part in parts.values()] == [1, 1]
+    assert all(getattr(gguf, name) is part for name, part in parts.items())
 
 
 def test_what_only_the_library_can_tell_is_one_sentence(run: Program, data: Path, tmp_path: Path) -> None:
