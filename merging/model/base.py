@@ -251,9 +251,32 @@ def first_look(base: str) -> tuple[Any, bool]:
         try:
             tokenizer, config = look(True)
         except OSError:
+            _check_hub_has(base, None)
             tokenizer, config = look(False)
     reading = reading_of_config(config)
     return tokenizer, reading.recurrent or reading.window < CONTEXT or config.model_type in _BY_ROW
+
+
+def _check_hub_has(name: str, revision: str | None) -> None:
+    """Raises NotFoundError unless the Hub, or the cache of what it sent, has a model of this id.
+
+    One request. Without it transformers would repeat those for each of several files, with pauses, for an id
+    that does not exist or without a network.
+    """
+    from transformers.utils.hub import has_file
+
+    reason: Exception | None = None
+    try:
+        with quiet():
+            found = has_file(name, "config.json", revision=revision)
+    # The errors of the library for ids and for proxies are not documented.
+    except Exception as error:
+        found, reason = False, error
+    if not found:
+        raise NotFoundError(
+            f"The base model {name} is neither a folder with config.json nor found on the Hub; check the id "
+            "and the connection, and HF_TOKEN if the model is private or gated."
+        ) from reason
 
 
 def _find_device(device: str) -> torch.device:
@@ -304,6 +327,8 @@ def _quantisation(kind: str, where: torch.device) -> Any:
 def _load(name: str, place: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if place == name and not Path(place).is_dir():
+        _check_hub_has(name, revision)
     with quiet(), _loading(name):
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(

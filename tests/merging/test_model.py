@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from catalog.errors import MemoryLimitError, NotFoundError, UsageError
 from merging.model import base as base_module
-from merging.model.base import checkpoint, keep_base, kept_name, load_base
+from merging.model.base import checkpoint, first_look, keep_base, kept_name, load_base
 from tests.merging.tiny import save_base, tiny_base
 
 
@@ -73,6 +75,19 @@ def test_what_is_no_model_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (folder / "model.safetensors").unlink()
     with pytest.raises(NotFoundError, match="cannot be loaded"):
         load_base(str(folder))
+
+
+@pytest.mark.parametrize("load", [load_base, first_look])
+@pytest.mark.parametrize("name", ["nope", "no/base", "no base"])
+def test_a_base_that_is_nowhere_is_one_sentence_without_pauses(
+    load: Callable[[str], object], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", Mock(side_effect=AssertionError("a request is repeated")))
+    sentence = (
+        f"^The base model {name} is neither a folder with config.json nor found on the Hub; check [^\\n]+$"
+    )
+    with pytest.raises(NotFoundError, match=sentence):
+        load(name)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "", "../x", "a/", "..", "a\\b"])
