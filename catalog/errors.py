@@ -5,9 +5,21 @@ A skipped adapter is not an error: see `crawler.crawl.screening`.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LoradexError(Exception):
     """The message is one sentence that says what to do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An error that another process raised keeps its class and attributes."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[LoradexError], args: tuple[Any, ...], attributes: dict[str, Any]) -> LoradexError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class UsageError(LoradexError):
@@ -76,6 +88,10 @@ class StorageError(LoradexError):
 
 class DamagedFileError(StorageError):
     """A kept file whose bytes no longer match its name."""
+
+
+class ProcessLostError(LoradexError):
+    """A process that computed for this one died, or was stopped before it had an answer."""
 
 
 class HubError(LoradexError):

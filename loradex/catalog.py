@@ -196,6 +196,7 @@ class Catalog:
         rules: str = "ours",
         max_weights: int = MAX_WEIGHTS,
         workers: int = 4,
+        processes: int = 1,
         full: bool = False,
         progress: ProgressOption = False,
     ) -> CrawlReport:
@@ -214,6 +215,8 @@ class Catalog:
             rules: The rules that decide whose weights are kept.
             max_weights: The largest weights file to read, in bytes.
             workers: The number of requests at the same time, 1 to 32.
+            processes: The number of processes that compute fingerprints; with 1 this process does. They
+                import the main module: a script calls this below `if __name__ == "__main__":`.
             full: Whether to list everything again, which also shows what vanished.
             progress: See `loradex.progress`.
 
@@ -227,7 +230,9 @@ class Catalog:
         """
         from crawler.crawl import Crawler
 
-        options = CrawlOptions(_bases(base), any_base, limit, weights, workers, full, rules, max_weights)
+        options = CrawlOptions(
+            _bases(base), any_base, limit, weights, workers, full, rules, max_weights, processes
+        )
         stop = threading.Event()
         with (
             _open_hub(options, stop) as hub,
@@ -248,13 +253,16 @@ class Catalog:
         rules: str = "ours",
         max_weights: int = MAX_WEIGHTS,
         workers: int = 4,
+        processes: int = 1,
         full: bool = False,
         progress: ProgressOption = False,
     ) -> Preview:
         """What `crawl` with the same arguments would read; asks the Hub for listings only, writes nothing."""
         from crawler.crawl import preview_crawl
 
-        options = CrawlOptions(_bases(base), any_base, limit, weights, workers, full, rules, max_weights)
+        options = CrawlOptions(
+            _bases(base), any_base, limit, weights, workers, full, rules, max_weights, processes
+        )
         with (
             _open_hub(options, threading.Event()) as hub,
             reporting(progress) as report,
@@ -697,8 +705,12 @@ class Catalog:
         return MapReport(Path(path), len(rows), skipped, partial)
 
     @check_arguments
-    def remeasure(self, *, progress: ProgressOption = False) -> Reread:
+    def remeasure(self, *, processes: int = 1, progress: ProgressOption = False) -> Reread:
         """Makes the fingerprints that are missing of kept files, as after their definition changed.
+
+        Args:
+            processes: The number of processes that compute; with 1 this process does. See `crawl`.
+            progress: See `loradex.progress`.
 
         Writes:
             Fingerprints, in the catalog; one transaction each.
@@ -706,11 +718,13 @@ class Catalog:
         Raises:
             CatalogBusyError: Another process writes to the catalog.
         """
+        check_count("processes", processes)
         with (
             reporting(progress) as report,
             disposing(open_catalog(self.settings, create=False)) as engine,
         ):
-            return reread(engine, self._blobs, ProgressStep(report, "reading").working)
+            working = ProgressStep(report, "reading").working
+            return reread(engine, self._blobs, working, processes=processes)
 
     def check_indexes(self) -> Rows[IndexRow]:
         """The state of each vector index, which are caches that calls make by themselves."""

@@ -22,6 +22,7 @@ from catalog.errors import MergeError as MergeError
 from catalog.errors import NoCatalogError as NoCatalogError
 from catalog.errors import NotFoundError as NotFoundError
 from catalog.errors import PoolError as PoolError
+from catalog.errors import ProcessLostError as ProcessLostError
 from catalog.errors import ReadOnlyCatalogError as ReadOnlyCatalogError
 from catalog.errors import SchemaVersionError as SchemaVersionError
 from catalog.errors import StorageError as StorageError

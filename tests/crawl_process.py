@@ -9,11 +9,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from catalog.adapters import parse_config
 from catalog.database import frontier, make_engine, opening
 from catalog.files.blobs import BlobStore
+from catalog.fingerprints import processes
 from cli.main import main
-from crawler.crawl import stages
+from cli.signals import set_up_signals
 from tests.crawling import crawl
+
+# The rank of the adapters at which a process dies.
+DEADLY_RANK = 3
+_place: list[Connection] = []
 
 
 def crawl_pages(url: str, data: Path, page_limit: int = 1) -> None:
@@ -46,16 +52,39 @@ def crawl_and_die_before_a_rename(url: str, data: Path) -> None:
 
 def crawl_and_wait_for_weights(words: tuple[str, ...], place: Connection) -> None:
     """Runs the program; sends where weights lie before they are read, until the other end is closed."""
-    measure = stages.fingerprint
+    measure = processes.fingerprint
 
     def wait(path: Path, config: Any) -> Any:
         place.send(path)
         place.poll(None)
         return measure(path, config)
 
-    stages.fingerprint = wait  # type: ignore[assignment]
+    processes.fingerprint = wait  # type: ignore[assignment]
     sys.argv = ["loradex", *words]
     main()
+
+
+def measure_or_die(path: Path, config: Any) -> Any:
+    """Measures a file, and is killed at one of DEADLY_RANK."""
+    if config.rank == DEADLY_RANK:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return processes.measure_file(path, config)
+
+
+def measure_and_wait(folder: Path, place: Connection) -> None:
+    """Lets processes measure; one says so, and waits for an answer. What it holds ends with the process."""
+    set_up_signals()
+    processes._START = "fork"
+    processes.measure_in_process = _say_and_wait  # type: ignore[assignment]
+    _place.append(place)
+    config = parse_config(b'{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    with processes.FingerprintPool(2) as pool:
+        pool.measure(folder, config)
+
+
+def _say_and_wait(*_: object) -> None:
+    _place[0].send("measuring")
+    _place[0].recv()
 
 
 def upgrade_catalog(url: str) -> None:

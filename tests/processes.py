@@ -1,4 +1,4 @@
-"""Functions in processes of their own, forked by a server that has imported the crawler.
+"""Functions in processes of their own, forked by a server that has imported the crawler and torch.
 
 For what is done to a process: it is killed, interrupted, or one of several. What the start of the program is
 about, its imports and its streams, needs an interpreter of its own.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.crawl_process"])
+_CONTEXT.set_forkserver_preload(["tests.crawl_process", "torch"])
 
 
 def start_process(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import Engine, or_, select, update
 from sqlalchemy.orm import Session
@@ -14,10 +17,12 @@ from catalog.database import store
 from catalog.database.engine import for_writing
 from catalog.database.opening import writer_lock
 from catalog.database.schema import Adapter, DocumentRow, WeightsFile
-from catalog.errors import ConfigError, DamagedFileError, WeightsError
+from catalog.errors import ConfigError, DamagedFileError, ProcessLostError, WeightsError
 from catalog.files import BlobStore
-from catalog.fingerprints import fingerprint, record_of, use_one_thread
+from catalog.fingerprints import FingerprintPool, Measurement
 
+Row = TypeVar("Row")
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 _BATCH = 256
 
@@ -31,33 +36,55 @@ class Reread:
     unreadable: int
 
 
-def reread(engine: Engine, blobs: BlobStore, progress: Callable[[int, int], None]) -> Reread:
+def reread(
+    engine: Engine, blobs: BlobStore, progress: Callable[[int, int], None], *, processes: int = 1
+) -> Reread:
     """Makes the missing fingerprints of all kept files, one transaction each; does not use the Hub.
 
     `progress` is called with the number done and the total. Raises CatalogBusyError if another process
     writes.
     """
     computed = unreadable = 0
-    use_one_thread()
-    with writer_lock(engine):
+    with (
+        writer_lock(engine),
+        ThreadPoolExecutor(processes, thread_name_prefix="fingerprint") as threads,
+        FingerprintPool(processes) as fingerprints,
+    ):
         refresh_engine_features(engine)
         with Session(engine) as session:
             missing = store.without_fingerprint(session)
-        readable = [row for row in missing if blobs.has(row[0])]
-        for done, (digest, _, config) in enumerate(readable):
+        readable = [(digest, config) for digest, _, config in missing if blobs.has(digest)]
+
+        def measure(row: tuple[str, bytes]) -> Measurement:
+            digest, config = row
+            path = blobs.path_of(digest) or blobs.path(digest)
+            return fingerprints.measure(path, parse_config(config))
+
+        for done, ((digest, _), future) in enumerate(_in_order(threads, measure, readable, 2 * processes)):
             progress(done, len(readable))
             try:
-                path = blobs.path_of(digest) or blobs.path(digest)
-                result = fingerprint(path, parse_config(config))
-            except (ConfigError, DamagedFileError, WeightsError) as error:
-                log.warning("%s", error)
+                result = future.result()
+            except (ConfigError, DamagedFileError, ProcessLostError, WeightsError) as error:
+                log.warning("%s: %s", digest[:12], error)
                 unreadable += 1
                 continue
             with Session(for_writing(engine)) as session, session.begin():
-                store.save_fingerprint(session, digest, record_of(result), result.tensor_digest)
+                store.save_fingerprint(session, digest, result.record, result.tensor_digest)
             computed += 1
         progress(len(readable), len(readable))
     return Reread(computed, len(missing) - len(readable), unreadable)
+
+
+def _in_order(
+    executor: Executor, function: Callable[[Row], Result], rows: Iterable[Row], most: int
+) -> Iterator[tuple[Row, Future[Result]]]:
+    """Each row with its call, of which at most so many are under way."""
+    window: deque[tuple[Row, Future[Result]]] = deque()
+    for row in rows:
+        if len(window) == most:
+            yield window.popleft()
+        window.append((row, executor.submit(function, row)))
+    yield from window
 
 
 def refresh_engine_features(engine: Engine) -> int:

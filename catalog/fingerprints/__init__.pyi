@@ -9,6 +9,7 @@ from .copies import (
 )
 from .exact import Cosine, exact_cosine
 from .measurements import health_of, partial_reasons, pattern_of, record_of, spectrum_of
+from .processes import MOST_PROCESSES, FingerprintPool, Measurement, measure_file
 from .series import Family, families
 from .sketches import (
     DELTA_SIZE,
@@ -27,17 +28,21 @@ __all__ = [
     "DELTA_SIZE",
     "FINGERPRINT_VERSION",
     "LEVELS",
+    "MOST_PROCESSES",
     "OUTPUT_SIZE",
     "Cosine",
     "Family",
     "Fingerprint",
+    "FingerprintPool",
     "Group",
+    "Measurement",
     "cosines",
     "duplicates",
     "exact_cosine",
     "families",
     "fingerprint",
     "health_of",
+    "measure_file",
     "near_pairs",
     "output_sketch",
     "partial_reasons",

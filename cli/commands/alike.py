@@ -19,9 +19,10 @@ from loradex.comparison import fingerprint as fingerprint_folder
 
 @click.command()
 @click.argument("folders", nargs=-1, metavar="[DIR]…", type=EXISTING_FOLDER)
+@click.option("--processes", metavar="N", default=1, help="Processes that compute, without a folder.")
 @output_options(lists=True)
 @pass_app
-def fingerprint(app: App, folders: tuple[Path, ...]) -> None:
+def fingerprint(app: App, folders: tuple[Path, ...], processes: int) -> None:
     """What the weights of an adapter in each local folder DIR say: norm, health, rank in use.
 
     All of it is of the products scaling * B A. Where the update is more than these, as with DoRA or layers
@@ -34,7 +35,7 @@ def fingerprint(app: App, folders: tuple[Path, ...]) -> None:
         _fingerprint_folders(app, folders)
         return
     with app.output.show_progress() as progress:
-        counts = app.catalog.remeasure(progress=progress)
+        counts = app.catalog.remeasure(processes=processes, progress=progress)
     app.output.document(
         asdict(counts),
         lambda counts: label_lines((name.replace("_", " "), f"{n:,}") for name, n in counts.items()),

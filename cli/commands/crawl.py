@@ -54,6 +54,7 @@ class CrawlKeywords(TypedDict):
     rules: str
     max_weights: int
     workers: int
+    processes: int
     full: bool
 
 
@@ -88,6 +89,7 @@ class CrawlKeywords(TypedDict):
     help="Leave weights files of more bytes alone: 800MB, 4GB, 2GiB.",
 )
 @click.option("--workers", metavar="N", default=4, help="Requests in flight.")
+@click.option("--processes", metavar="N", default=1, help="Processes that compute fingerprints.")
 @click.option("--full", is_flag=True, help="List everything again, and look for what vanished.")
 @click.option("--dry-run", is_flag=True, help="Ask for the listings only and write nothing.")
 @output_options(lists=False)

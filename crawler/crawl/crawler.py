@@ -32,6 +32,7 @@ from catalog.database import (
 )
 from catalog.errors import HubError
 from catalog.files import BlobStore, remove_abandoned, temporary_store
+from catalog.fingerprints import FingerprintPool
 from crawler.crawl.description import description_digest
 from crawler.crawl.items import NOT_LISTED, ItemQueue, Meter
 from crawler.crawl.known import Known
@@ -78,7 +79,11 @@ class Crawler:
         A Hub that cannot be reached makes the report partial. Raises CatalogBusyError if another process
         writes to the catalog.
         """
-        with writer_lock(self.engine), self._open_stream() as streamed:
+        with (
+            writer_lock(self.engine),
+            self._open_stream() as streamed,
+            FingerprintPool(self.options.processes) as fingerprints,
+        ):
             started = time.monotonic()
             self.progress.watch_bytes(lambda: self.hub.usage.bytes)
             self.progress.report_listing(0)
@@ -95,7 +100,7 @@ class Crawler:
             self._note_unlisted(plan, bases)
             work = ItemQueue(
                 self.engine,
-                self._tools(bases, streamed),
+                self._tools(bases, streamed, fingerprints),
                 plan.crawl_id,
                 scope,
                 meter,
@@ -105,7 +110,7 @@ class Crawler:
                 started_at=started_at,
                 again=plan.since is None and plan.limit is None,
             )
-            work.settle_all(self.options.workers)
+            work.settle_all(self.options.workers, self.options.processes)
             with Session(for_writing(self.engine)) as session, session.begin():
                 crawl = session.get_one(Crawl, plan.crawl_id)
                 meter.write(session)
@@ -168,7 +173,7 @@ class Crawler:
         with temporary_store(parent) as store:
             yield store
 
-    def _tools(self, bases: BaseTable, streamed: BlobStore) -> Tools:
+    def _tools(self, bases: BaseTable, streamed: BlobStore, fingerprints: FingerprintPool) -> Tools:
         return Tools(
             hub=self.hub,
             blobs=self.blobs,
@@ -179,6 +184,7 @@ class Crawler:
             rules=self.options.rules,
             described_with=description_digest(bases),
             most_weights=self.options.max_weights,
+            fingerprints=fingerprints,
         )
 
     def _close(self, session: Session, crawl: Crawl, *, finished: bool) -> None:

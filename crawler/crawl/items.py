@@ -27,6 +27,7 @@ from catalog.errors import (
     HubError,
     HubUnreachableError,
     LoradexError,
+    ProcessLostError,
     StorageError,
 )
 from catalog.rules import UNREADABLE
@@ -141,20 +142,22 @@ class ItemQueue:
     started_at: datetime
     again: bool
 
-    def settle_all(self, workers: int) -> None:
-        """Settles the pending items in order, at most four a worker in flight.
+    def settle_all(self, workers: int, processes: int = 1) -> None:
+        """Settles the pending items in order, at most four a thread in flight.
 
-        Stops early, with items left pending, if PATIENCE consecutive items fail because of the disk, or of a
-        Hub that does not answer a simple request either.
+        While fingerprints are made in processes, as many threads wait for them in addition to `workers`, so
+        that requests go on. Stops early, with items left pending, if PATIENCE consecutive items fail because
+        of the disk, or of a Hub that does not answer a simple request either.
         """
         add_settled = self._tally()
         failing = 0
         window: deque[ItemTask] = deque()
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="crawl")
+        threads = workers + (processes if processes > 1 else 0)
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="crawl")
         try:
             tasks = self._tasks(pool, add_settled)
             while True:
-                while len(window) < 4 * workers and (task := next(tasks, None)) is not None:
+                while len(window) < 4 * threads and (task := next(tasks, None)) is not None:
                     window.append(task)
                 if not window:
                     break
@@ -171,6 +174,7 @@ class ItemQueue:
             # waited for.
             if window:
                 self.stop.set()
+                self.tools.fingerprints.cancel()
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _hub_answers(self) -> bool:
@@ -364,7 +368,7 @@ def _failure(task: ItemTask, error: Exception) -> ItemFailure:
         log.warning("%s: %s", task.name, error)
         unauthorized = getattr(error, "status", None) == "unauthorized"
         out_of_reach = isinstance(error, OUT_OF_REACH) or unauthorized
-        own = isinstance(error, StorageError) or unauthorized
+        own = isinstance(error, (StorageError, ProcessLostError)) or unauthorized
         return ItemFailure(error_kind(error), str(error), not out_of_reach, own)
     fault = f"{type(error).__name__}: {error}"
     log.error("%s could not be read because of a bug in loradex: %s", task.name, fault)

@@ -8,7 +8,7 @@ from typing import Any
 
 from catalog.adapters import BaseTable, initial_table
 from catalog.errors import UsageError
-from catalog.fingerprints import FINGERPRINT_VERSION
+from catalog.fingerprints import FINGERPRINT_VERSION, MOST_PROCESSES
 from crawler.hub import valid_name
 
 DEFAULT_BASE = "meta-llama/Llama-3.1-8B-Instruct"
@@ -33,7 +33,8 @@ def check_base_name(name: str) -> None:
 @dataclass(frozen=True)
 class CrawlOptions:
     """The options of a crawl; `rules` decide whose weights are kept, and none above `max_weights` are
-    read."""
+    read. Fingerprints are made in `processes` of their own where these are several.
+    """
 
     bases: tuple[str, ...] = ()
     any_base: bool = False
@@ -43,6 +44,7 @@ class CrawlOptions:
     full: bool = False
     rules: str = "ours"
     max_weights: int = MAX_WEIGHTS
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if self.any_base and self.bases:
@@ -53,6 +55,8 @@ class CrawlOptions:
             raise UsageError("`limit` must be at least 1.")
         if not 1 <= self.workers <= 32:
             raise UsageError("`workers` must be between 1 and 32.")
+        if not 1 <= self.processes <= MOST_PROCESSES:
+            raise UsageError(f"`processes` must be between 1 and {MOST_PROCESSES}.")
         if self.max_weights < 1:
             raise UsageError("`max_weights` must be at least one byte.")
         if self.weights not in WEIGHTS:
@@ -108,8 +112,8 @@ def question_document(
 ) -> dict[str, Any]:
     """The query as plain JSON, which is stored with a crawl and determines the digest of its scope.
 
-    `workers` and `full` change how it is processed, not its content. The default of `max_weights` is left
-    out: older crawls without this option had the same query.
+    `workers`, `processes` and `full` change how it is processed, not its content. The default of
+    `max_weights` is left out: older crawls without this option had the same query.
     """
     cap = {} if options.max_weights == MAX_WEIGHTS else {"max_weights": options.max_weights}
     return (

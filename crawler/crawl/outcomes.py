@@ -17,6 +17,7 @@ from catalog.errors import (
     HubUnreachableError,
     IntegrityError,
     LoradexError,
+    ProcessLostError,
     StorageError,
 )
 from crawler.crawl.screening import refusing
@@ -136,6 +137,7 @@ _KINDS: tuple[tuple[type[LoradexError], str], ...] = (
     (HubPayloadError, "payload"),
     (IntegrityError, "integrity"),
     (StorageError, "storage"),
+    (ProcessLostError, "process"),
 )
 
 

@@ -37,7 +37,7 @@ from catalog.errors import (
     WeightsError,
 )
 from catalog.files import BlobStore
-from catalog.fingerprints import fingerprint, pattern_of, record_of, use_one_thread
+from catalog.fingerprints import FingerprintPool, pattern_of
 from crawler.crawl.description import Draft, describe, findings
 from crawler.crawl.known import Known
 from crawler.crawl.screening import reasons_to_refuse
@@ -68,6 +68,7 @@ class Tools:
     rules: str
     described_with: str
     most_weights: int
+    fingerprints: FingerprintPool
 
 
 @dataclass(frozen=True)
@@ -219,11 +220,10 @@ def _read_values(
         read = replace(record, header=header_bytes(path))
         # The header of the verified file decides: the one that came by itself could not be checked.
         if read.fingerprint(pattern_of(read, config)) is None:
-            use_one_thread()
             with _reading_weights(f"the values of {file.path}"):
-                fingerprint_record = fingerprint(path, config)
-            fingerprints = (*read.fingerprints, record_of(fingerprint_record))
-            read = replace(read, tensor_digest=fingerprint_record.tensor_digest, fingerprints=fingerprints)
+                measured = tools.fingerprints.measure(path, config)
+            fingerprints = (*read.fingerprints, measured.record)
+            read = replace(read, tensor_digest=measured.tensor_digest, fingerprints=fingerprints)
     tools.known.learn_weights(read)
     return read
 
@@ -326,7 +326,9 @@ def _reading_weights(what: str) -> Iterator[None]:
         with reading(what):
             yield
     except UnreadableError as error:
-        raise WeightsError("unreadable", str(error)) from error
+        # It may come from another process, which does not know what it reads.
+        message = f"{what} cannot be read: the parser ends with {error.fault}"
+        raise WeightsError("unreadable", message) from error
 
 
 def _header(file: RemoteFile, content: bytes) -> Header:

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "train": {"tasks": loradex.load_task},
     "adapt": {"tasks": loradex.load_task},
     "study run": {"dry_run": loradex.StudyRequest.plan},
+    "fingerprint": {"processes": loradex.Catalog.remeasure},
     "pool export": {"pool": loradex.Catalog.pool},
     "pool verify": {"pool": loradex.Catalog.pool},
 }

@@ -11,6 +11,7 @@ import pytest
 from click.testing import Result
 
 from catalog.errors import HubPayloadError
+from catalog.fingerprints import processes
 from crawler.crawl import stages
 from crawler.hub import BadRow, parse_row, tree
 from crawler.hub import rows as listing
@@ -72,7 +73,7 @@ PARSERS = {
     "card": (cards, "_parse", "card_unreadable"),
     "header": (stages, "parse_header", "weights_unreadable"),
     "names": (stages, "lora_modules", "weights_unreadable"),
-    "values": (stages, "fingerprint", "weights_unreadable"),
+    "values": (processes, "fingerprint", "weights_unreadable"),
 }
 
 
@@ -110,7 +111,7 @@ def test_the_panic_of_a_library_is_a_reason_too(
     def panic(*_: object) -> Any:
         raise PanicException
 
-    monkeypatch.setattr(stages, "fingerprint", panic)
+    monkeypatch.setattr(processes, "fingerprint", panic)
     report = json.loads(run("crawl", "--any-base", "--json").stdout)
     assert (report["status"], report["reasons"]["weights_unreadable"]) == ("complete", 3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,3 +27,11 @@ def test_the_public_errors_are_all_classes_of_the_tree() -> None:
                 importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
     public = [name for name in vars(loradex.errors) if name.endswith("Error")]
     assert sorted(public) == sorted(names(errors.LoradexError))
+
+
+def test_an_error_comes_back_whole_from_another_process() -> None:
+    """Also one whose constructor takes other arguments than its text."""
+    first = errors.HubBusyError("busy", url="https://x/y", status=429, retry_after=1.5)
+    for error in (first, errors.WeightsError("truncated", "too short"), errors.UsageError("wrong")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))

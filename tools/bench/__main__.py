@@ -10,7 +10,18 @@ import importlib
 import subprocess
 import sys
 
-NAMES = ("fingerprints", "index", "search", "select", "merging", "live", "generation", "wide", "crawl")
+NAMES = (
+    "fingerprints",
+    "index",
+    "search",
+    "select",
+    "merging",
+    "live",
+    "generation",
+    "wide",
+    "crawl",
+    "weights",
+)
 
 
 def main(names: list[str]) -> int:
