@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from catalog.adapters import EngineVerdict as EngineVerdict
 from catalog.adapters import engine_facts, read_folder, verdicts
 from catalog.settings import Settings
 from loradex.arguments import check_arguments
-from loradex.members import read_engines, split_layers
+from loradex.members import load_folded, read_engines, split_layers
 from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 
@@ -100,6 +101,7 @@ def normalise(
     dtype: str | None = None,
     without: str | Collection[str] = (),
     base: str | None = None,
+    rank: int | None = None,
     overwrite: bool = False,
     catalog: Catalog | Settings | None = None,
     progress: ProgressOption = False,
@@ -118,6 +120,8 @@ def normalise(
             in the shorter ones if the scaling is not a power of two.
         without: Layers, such as "lm_head", of which whole weights and factors are left out.
         base: The base model if the configuration does not name it: an id, or a folder with its config.json.
+            With a folder that has its weights in safetensors, DoRA is folded and truncated to `rank`.
+        rank: Of a folded DoRA, whose update has full rank; the record has the energy that it keeps.
         overwrite: Replace what an earlier call has written to `out`.
         catalog: As for `engines`.
         progress: See `loradex.progress`.
@@ -127,7 +131,7 @@ def normalise(
 
     Raises:
         UsageError: An argument is not valid, or the folder contains no adapter.
-        MergeError: The update is not scaling * B A: DoRA, biases, saved layers.
+        MergeError: The update is not scaling * B A: DoRA without the base's weights, biases, saved layers.
         ConfigError, WeightsError: A file of the adapter cannot be used.
         StorageError: The disk refuses.
 
@@ -144,13 +148,15 @@ def normalise(
 
     engines = read_engines(catalog)
     with reporting(progress) as report:
-        member = load_member(Path(adapter), without=split_layers(without), purpose="normalised")
+        load = partial(load_member, Path(adapter), without=split_layers(without), purpose="normalised")
+        (member,) = load_folded([load], base)
         step = ProgressStep(report, "normalising")
         written = write(
             member,
             Path(out),
             dtype=dtype,
             base=base,
+            rank=rank,
             overwrite=overwrite,
             engines=engines,
             progress=step.working,

@@ -5,9 +5,10 @@ Folders alone need no database and no network: what does is imported where a poo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,7 @@ from catalog.errors import CatalogError, PoolError, UsageError
 from catalog.settings import Settings
 from loradex.pool import Pool
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressStep
-from merging.members import load_member
+from merging.members import BaseWeights, fold_dora, is_base_folder, load_member
 
 if TYPE_CHECKING:
     from catalog.adapters import BaseTable
@@ -65,13 +66,15 @@ def open_members(
     purpose: str = "merged",
     table: BaseTable | None = None,
     peft_layers: bool = False,
+    base: str | None = None,
 ) -> Iterator[MemberSet]:
     """The members, for as long as the block runs.
 
     `source` are folders of adapters, or one pool: itself, its name, its pool.json or folder. `without` names
     layers to leave out, `purpose` is the participle of a refusal ("merged", "evaluated"). Members of a pool
     have its base model by the canonical name that `table` has for it. `peft_layers` accepts
-    adapters that PEFT's own layers alone can apply, such as DoRA.
+    adapters that PEFT's own layers alone can apply, such as DoRA. DoRA is folded where `base` is the folder
+    of a base model with its weights.
     Raises UsageError, NotFoundError, PoolError, and what `merging.members.load_member` raises.
     """
     if isinstance(source, Pool):
@@ -81,17 +84,31 @@ def open_members(
         folders = [Path(name) for name in names]
         if all(is_adapter_folder(folder) for folder in folders):
             options: Any = {"without": without, "purpose": purpose, "peft_layers": peft_layers}
-            yield MemberSet(tuple(load_member(path, **options) for path in folders))
+            yield MemberSet(load_folded([partial(load_member, path, **options) for path in folders], base))
             return
         if len(names) > 1:
             wrong = next(folder for folder in folders if not is_adapter_folder(folder))
             raise UsageError(f"{wrong} is not a folder of an adapter; give one pool, or folders of adapters.")
         pool = find_pool(settings, str(names[0]))
-    base = pool.manifest.canonical_base(table)
+    of_pool = pool.manifest.canonical_base(table)
     with _pool_folder(pool, report) as folder:
-        options = {"without": without, "purpose": purpose, "peft_layers": peft_layers, "base": base}
-        members = [_load_pool_member(folder, row, options) for row in pool.members]
-        yield MemberSet(tuple(members), pool.manifest)
+        options = {"without": without, "purpose": purpose, "peft_layers": peft_layers, "base": of_pool}
+        loads = [partial(_load_pool_member, folder, row, options) for row in pool.members]
+        yield MemberSet(load_folded(loads, base), pool.manifest)
+
+
+def load_folded(loads: Sequence[Callable[..., MergeMember]], base: str | None) -> tuple[MergeMember, ...]:
+    """The members that `loads` give, DoRA folded where `base` is the folder of a base model with its weights.
+
+    Raises what `load_member` and `fold_dora` raise.
+    """
+    if base is None or not is_base_folder(Path(base)):
+        return tuple(load() for load in loads)
+    members = [load(dora=True) for load in loads]
+    if not any(member.magnitudes for member in members):
+        return tuple(members)
+    weights = BaseWeights(Path(base))
+    return tuple(fold_dora(member, weights) for member in members)
 
 
 def find_pool(settings: Settings | None, pool: str) -> Pool:
@@ -144,7 +161,9 @@ def _is_absent(settings: Settings) -> bool:
     return False
 
 
-def _load_pool_member(folder: Path, member: PoolMember, options: Mapping[str, Any]) -> MergeMember:
+def _load_pool_member(
+    folder: Path, member: PoolMember, options: Mapping[str, Any], dora: bool = False
+) -> MergeMember:
     from catalog.pools import member_folder
 
     return load_member(
@@ -153,6 +172,7 @@ def _load_pool_member(folder: Path, member: PoolMember, options: Mapping[str, An
         digest=next((file.sha256 for file in member.files if file.name.endswith(".safetensors")), None),
         license_id=member.license,
         source={"repository": member.repository, "commit": member.commit, "subfolder": member.subfolder},
+        dora=dora,
         **options,
     )
 

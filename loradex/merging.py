@@ -120,7 +120,7 @@ class MergeRequest:
         self, out: str | Path, *, overwrite: bool = False, progress: ProgressOption = False
     ) -> MergeReport:
         """Merges into the folder `out`; see `merge`."""
-        from merging.static import apply_to, carry_out
+        from merging.static import apply_to, apply_whole, carry_out
 
         target = Path(out)
         folder = target.with_name(f"{target.name}-adapter") if self.apply_to else target
@@ -131,6 +131,11 @@ class MergeRequest:
             manifest = opened.manifest
             pool = {"name": manifest.name, "digest": manifest.digest} if manifest else None
             step = ProgressStep(report, "merging")
+            if self.apply_to is not None and self._is_whole(plan):
+                whole = apply_whole(
+                    plan, Path(self.apply_to), target, overwrite=overwrite, pool=pool, progress=step.working
+                )
+                return dataclasses.replace(whole, model=target, notes=notes)
             merged = carry_out(
                 plan, folder, overwrite=overwrite, pool=pool, engines=engines, progress=step.working
             )
@@ -160,7 +165,13 @@ class MergeRequest:
         purpose = "merged or added to a base" if self.apply_to else "merged"
         layers = split_layers(self.without)
         with open_members(
-            self.members, settings=settings, report=report, without=layers, purpose=purpose, table=table
+            self.members,
+            settings=settings,
+            report=report,
+            without=layers,
+            purpose=purpose,
+            table=table,
+            base=str(self.apply_to) if self.apply_to and not self.base else self.base,
         ) as opened:
             plan = self._plan(opened.members, table)
             notes = (
@@ -189,7 +200,12 @@ class MergeRequest:
             base=self.base,
             table=table,
             portable=not self.mixed_ranks,
+            whole=self.apply_to is not None,
         )
+
+    def _is_whole(self, plan: Plan) -> bool:
+        """Whether updates of full rank are added to a base as they are."""
+        return self.rank is None and any(member.folded for member in plan.members)
 
     def _plan_control(self, members: Sequence[MergeMember], table: BaseTable, out: Path) -> Plan:
         """The same merge of stand-ins of the members, which are written next to `out`."""
@@ -238,12 +254,16 @@ def merge(
         seed: Of methods that draw, and of `control`.
         without: Layers, such as "lm_head" or ["lm_head", "embed_tokens"], of which whole weights and factors
             of all members are left out.
-        base: The base model that the members share, where they do not name it, or name different ones.
+        base: The base model that the members share, where they do not name it, or name different ones. With
+            its folder, weights in safetensors included, DoRA members are folded: merged as the difference
+            between the weights that they make and the base's, which has full rank. They require `rank`, or
+            `apply_to`, whose folder serves as `base` too.
         control: Merge stand-ins of the members: "random-pooled", "random-each", "random-directions",
             "shuffled-layers" or "permuted-ranks". They are written to the folder `out` with "-members"
             appended.
         apply_to: The folder of a base model to add the merge to. `out` is then the full model, and the
-            adapter lies in the folder `out` with "-adapter" appended.
+            adapter lies in the folder `out` with "-adapter" appended; there is none where DoRA members are
+            added without a `rank`, exactly.
         overwrite: Replace what is in `out`.
         catalog: Where a pool of this name is found, names of base models that are added to those known, and
             rules for engines in use.

@@ -53,6 +53,7 @@ def engines(app: App, folder: Path | None) -> None:
 @option(
     "--base", metavar="B", help="The base model, where the configuration does not name it: an id or a folder."
 )
+@option("--rank", metavar="R", type=int, help="Of DoRA, folded with the weights in the folder --base.")
 @option("--without", metavar="NAMES", default="", help="Leave out layers, such as lm_head,embed_tokens.")
 @option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: that of the adapter]"
@@ -61,7 +62,15 @@ def engines(app: App, folder: Path | None) -> None:
 @output_options(lists=False)
 @pass_app
 def normalise(
-    app: App, /, adapter: Path, out: Path, base: str | None, without: str, dtype: str | None, overwrite: bool
+    app: App,
+    /,
+    adapter: Path,
+    out: Path,
+    base: str | None,
+    rank: int | None,
+    without: str,
+    dtype: str | None,
+    overwrite: bool,
 ) -> None:
     """Write the ADAPTER in a folder in the form that every engine reads; its update stays the same.
 
@@ -75,6 +84,7 @@ def normalise(
             dtype=dtype,
             without=without,
             base=base,
+            rank=rank,
             overwrite=overwrite,
             catalog=app.settings,
             progress=progress,
@@ -88,6 +98,7 @@ def _render_normalised(result: dict[str, Any]) -> str:
             ("folder", result["folder"]),
             ("rank", f"{result['rank']} in {result['form']['rank']}"),
             ("changed", "; ".join(result["changes"]) or "nothing but the files"),
+            ("energy kept", "" if result.get("kept") is None else f"{result['kept']:.4f}"),
             ("misread", " ".join(result["misread"])),
         ]
     )

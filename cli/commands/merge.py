@@ -82,9 +82,9 @@ without_option = option(
 merge_base_option = option(
     "--base",
     group=_MEMBERS,
-    metavar="ID",
+    metavar="ID|DIR",
     callback=base_name,
-    help="Their base model, if they name none or several.",
+    help="Their base model, if they name none or several; its folder folds DoRA.",
 )
 
 

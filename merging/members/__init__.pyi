@@ -1,5 +1,8 @@
+from .base_weights import BASE_DTYPES, BaseWeights, is_base_folder, shard_names
+from .dora import DoraFold, fold_dora
 from .member import (
     MergeMember,
+    Scratch,
     base_modules,
     base_note,
     base_of,
@@ -11,8 +14,8 @@ from .member import (
     refuse_apart,
 )
 from .portable import PortableForm, portable_form, portable_rank
-from .stacks import Shape, Stack, iterate_stacks, join_factors, read_stack, shapes
-from .tying import modules_sharing_weights, transposed_layers
+from .stacks import Shape, Stack, iterate_stacks, join_factors, read_stack, shapes, sum_dense
+from .tying import modules_sharing_weights
 from .writer import (
     DTYPES,
     MERGE_RECORD,
@@ -30,10 +33,14 @@ from .writer import (
 )
 
 __all__ = [
+    "BASE_DTYPES",
     "DTYPES",
     "MERGE_RECORD",
+    "BaseWeights",
+    "DoraFold",
     "MergeMember",
     "PortableForm",
+    "Scratch",
     "Shape",
     "Stack",
     "adapter_config",
@@ -42,6 +49,8 @@ __all__ = [
     "base_of",
     "digest_of",
     "factor_names",
+    "fold_dora",
+    "is_base_folder",
     "iterate_stacks",
     "join_factors",
     "load_member",
@@ -57,9 +66,10 @@ __all__ = [
     "refuse_apart",
     "refuse_existing",
     "shapes",
+    "shard_names",
     "storage",
+    "sum_dense",
     "tensor_writer",
-    "transposed_layers",
     "weights_path",
     "write_config",
     "write_json",

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from catalog.adapters import (
     CONFIG_NAME,
@@ -54,8 +54,47 @@ _NUMBERED = re.compile(r"(?P<place>[^0-9]*?)\.(?P<below>[0-9]+\..+)")
 _MAX_CARD = 64 * 1024
 # Tensors left out of every member without changing its update: copies of the base model's, auxiliary ones.
 _SPARE = frozenset({"base_copy", "auxiliary"})
+# What can be done with a DoRA adapter that is folded with its base model.
+_FOLDED_PURPOSES = ("merged", "normalised")
 _MAGNITUDE = ".lora_magnitude_vector"
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,64})[\"']?[ \t]*$", re.MULTILINE)
+
+
+class FoldedUpdates(Protocol):
+    """Updates of full rank that a member's tensors and its base model make together."""
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of the member's own factors."""
+
+    def update(self, member: MergeMember, module: str) -> torch.Tensor:
+        """The update of a module, (out, in) in float32."""
+
+    def factors(self, member: MergeMember, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B whose product is the update, in float32."""
+
+
+@dataclass
+class Scratch:
+    """Memory for one module's factors after another.
+
+    Pages that a process touches for the first time cost more than scaling what is put there, so that large
+    tensors of one module take the place of those of the module before.
+    """
+
+    buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def bytes(self, name: str, size: int) -> torch.Tensor:
+        """`size` undefined bytes, in the memory of the last ones of this name."""
+        import torch
+
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = torch.empty(size, dtype=torch.uint8)
+        return self.buffers[name][:size]
+
+    def matrix(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """An undefined matrix, in the memory of the last one of this name."""
+        return self.bytes(name, rows * columns * dtype.itemsize).view(dtype).view(rows, columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +106,8 @@ class MergeMember:
     `source` its origin (repository, commit), `left_out` the tensors that the caller left out, and copies of
     the base model's; all three are copied to merge.json. `base` is the base model if given, as by a pool;
     else the configuration counts. `magnitudes` are the places of the magnitude vectors of a DoRA adapter,
-    which no merge holds. `apart` says why PEFT's own layers alone can apply it, and is empty for plain LoRA.
+    which no merge holds; with the base model at hand they are `folded` into updates of full rank. `apart`
+    says why PEFT's own layers alone can apply it, and is empty for plain LoRA.
     """
 
     name: str
@@ -83,11 +123,12 @@ class MergeMember:
     compared: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
     base: str | None = None
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict, hash=False, repr=False)
+    folded: FoldedUpdates | None = field(default=None, hash=False, repr=False)
 
     @property
     def apart(self) -> str:
         """Why PEFT's own layers alone can apply the adapter, in words; empty for plain LoRA."""
-        if self.magnitudes:
+        if self.magnitudes and self.folded is None:
             return SENTENCES["use_dora"]
         return SENTENCES["target_parameters"] if self.spec.of_parameters else ""
 
@@ -117,6 +158,7 @@ def load_member(
     purpose: str = "merged",
     base: str | None = None,
     peft_layers: bool = False,
+    dora: bool = False,
 ) -> MergeMember:
     """The adapter in a folder written by PEFT, with its header checked and no weights read.
 
@@ -125,7 +167,8 @@ def load_member(
     (`lm_head.base_layer.weight`) are always left out: they are not part of the adapter. `purpose` is the
     purpose of loading in error messages: "merged", "evaluated". `base` is its base model according to a pool.
     `peft_layers` accepts adapters that PEFT's own layers alone can apply (`MergeMember.apart`): DoRA, with
-    the magnitude vectors of all modules, and factors of bare parameters, such as stacked experts.
+    the magnitude vectors of all modules, and factors of bare parameters, such as stacked experts. `dora`
+    accepts the former alone, to be folded (`fold_dora`).
     Raises MergeError for an adapter that is not plain LoRA, ConfigError and WeightsError for invalid files,
     UsageError if there is no adapter.
     """
@@ -142,7 +185,7 @@ def load_member(
     header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in set(left_out)))
     names = adapter_names(header, config)
     spec = lora_modules(header, config, names)
-    magnitudes = _magnitudes(header, names) if peft_layers and config.use_dora else {}
+    magnitudes = _magnitudes(header, names) if (peft_layers or dora) and config.use_dora else {}
     of_parameters = peft_layers and bool(spec.of_parameters) and not config.use_dora
     accepted = {"use_dora"} if magnitudes else {"target_parameters"} if of_parameters else set()
     _refuse_features(refusal, purpose, config, spec, accepted)
@@ -227,18 +270,24 @@ def _base(member: MergeMember, table: BaseTable) -> str | None:
     return table.canonical(member.base) or table.canonical(member.config.base_model)
 
 
-def read_module(member: MergeMember, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+def read_module(
+    member: MergeMember, module: str, scratch: Scratch | None = None, name: str = ""
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A of (rank, in) and B of (out, rank) as stored, in the file's data type and in separate memory.
 
-    Raises WeightsError if the file is truncated or cannot be read.
+    With `scratch` this memory is that of the last A, and of the last B of the same `name`. Raises
+    WeightsError if the file is truncated or cannot be read.
     """
-    a, b = _read_tensors(member, *member.places[module])
+    if member.folded is not None:
+        return member.folded.factors(member, module)
+    memory = scratch or Scratch()
+    a, b = _read_tensors(member, *member.places[module], memory=memory, names=("A", f"B{name}"))
     return a, b
 
 
 def read_magnitude(member: MergeMember, module: str) -> torch.Tensor:
     """The magnitudes of a module's outputs, (out,), as stored; raises as `read_module` does."""
-    return _read_tensors(member, member.magnitudes[module])[0]
+    return _read_tensors(member, member.magnitudes[module], memory=Scratch(), names=("",))[0]
 
 
 def refuse_apart(members: Sequence[MergeMember]) -> None:
@@ -275,6 +324,8 @@ def _refuse_features(
             if layers
             else f"only scaling * B A is {purpose} here"
         )
+        if feature.reason == "use_dora" and purpose.startswith(_FOLDED_PURPOSES):
+            way += ', and DoRA with the folder of its base model (`base="FOLDER"`)'
         raise MergeError(f"{refusal}: {SENTENCES[feature.reason]} ({description}); {way}.")
 
 
@@ -438,18 +489,20 @@ def _path(tensor: str) -> str:
     return tensor.rpartition(".lora_")[0]
 
 
-def _read_tensors(member: MergeMember, *tensors: Tensor) -> list[torch.Tensor]:
+def _read_tensors(
+    member: MergeMember, *tensors: Tensor, memory: Scratch, names: Sequence[str]
+) -> list[torch.Tensor]:
     try:
         with member.weights.open("rb", buffering=0) as file:
-            return [_read(file, member, tensor) for tensor in tensors]
+            return [
+                _read(file, member, tensor, memory.bytes(name, tensor.end - tensor.begin))
+                for name, tensor in zip(names, tensors, strict=True)
+            ]
     except OSError as error:
         raise WeightsError("unreadable", f"The weights of {member.name} cannot be read: {error}.") from error
 
 
-def _read(file: RawIOBase, member: MergeMember, tensor: Tensor) -> torch.Tensor:
-    import torch
-
-    raw = torch.empty(tensor.end - tensor.begin, dtype=torch.uint8)
+def _read(file: RawIOBase, member: MergeMember, tensor: Tensor, raw: torch.Tensor) -> torch.Tensor:
     file.seek(member.start + tensor.begin)
     view, done = memoryview(raw.numpy().data), 0
     while done < len(view) and (count := file.readinto(view[done:])):

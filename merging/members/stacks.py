@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from catalog.adapters import LoraModule
 from catalog.errors import MergeError
-from merging.members.member import MergeMember, read_module
+from merging.members.member import MergeMember, Scratch, read_module
 
 if TYPE_CHECKING:
     import torch
@@ -117,37 +117,80 @@ def read_stack(shape: Shape, members: Sequence[MergeMember], device: str = "cpu"
 
     a = torch.empty(shape.total, shape.in_features, device=device)
     b = torch.empty(shape.out_features, shape.total, device=device)
-    _fill(shape, members, shape.scalings, a, b)
+    _fill(shape, members, shape.scalings, a, b, Scratch())
     return Stack(shape.name, a, b, shape.ranks, shape.scalings)
 
 
+def sum_dense(shape: Shape, members: Sequence[MergeMember], weights: Sequence[float]) -> Tensor:
+    """sum_i w_i Delta W_i of one module as a matrix (out, in) in float32, one member in memory at a time.
+
+    Raises the errors of `read_stack`.
+    """
+    import torch
+
+    total = torch.zeros(shape.out_features, shape.in_features)
+    for member, weight, scaling in zip(members, weights, shape.scalings, strict=True):
+        if shape.name not in member.places:
+            continue
+        if member.folded is not None:
+            total.add_(member.folded.update(member, shape.name), alpha=weight)
+        else:
+            a, b = read_module(member, shape.name)
+            total.addmm_(b.to(torch.float32), a.to(torch.float32), alpha=weight * scaling)
+    if not _finite(total):
+        _refuse_infinite(shape, members)
+    return total
+
+
 def join_factors(
-    shape: Shape, members: Sequence[MergeMember], weights: Sequence[float], dtype: torch.dtype
+    shape: Shape,
+    members: Sequence[MergeMember],
+    weights: Sequence[float],
+    dtype: torch.dtype,
+    scratch: Scratch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A of (R, in) and B of (out, R) with sum_i w_i Delta W_i = B A, in the data type to be written.
 
     The same numbers as the stack with sqrt|w| on both sides, rounded once, in a third of the time, without
-    float32 copies. Raises the errors of `read_stack`.
+    float32 copies. With `scratch` the results last until the next call. Raises the errors of `read_stack`.
     """
-    import torch
-
-    a = torch.empty(shape.total, shape.in_features, dtype=dtype)
-    b = torch.empty(shape.out_features, shape.total, dtype=dtype)
-    _fill(shape, members, [w * s for w, s in zip(weights, shape.scalings, strict=True)], a, b)
+    scratch = scratch or Scratch()
+    a = scratch.matrix("a", shape.total, shape.in_features, dtype)
+    b = scratch.matrix("b", shape.out_features, shape.total, dtype)
+    factors = [w * s for w, s in zip(weights, shape.scalings, strict=True)]
+    _fill(shape, members, factors, a, b, scratch)
     return a, b
 
 
 def _fill(
-    shape: Shape, members: Sequence[MergeMember], factors: Sequence[float], a: Tensor, b: Tensor
+    shape: Shape,
+    members: Sequence[MergeMember],
+    factors: Sequence[float],
+    a: Tensor,
+    b: Tensor,
+    scratch: Scratch,
 ) -> None:
     """sign(f) sqrt|f| A_i and sqrt|f| B_i for the factor f of each member, stacked vertically and
     horizontally."""
-    for member, factor, place in zip(members, factors, shape.ranges(), strict=True):
-        if place.start < place.stop:
-            root = math.sqrt(abs(factor))
-            raw_a, raw_b = read_module(member, shape.name)
-            _scale(raw_a, math.copysign(root, factor), a[place])
+    import torch
+
+    columns = []
+    for n, (member, factor, place) in enumerate(zip(members, factors, shape.ranges(), strict=True)):
+        if place.start == place.stop:
+            continue
+        root = math.sqrt(abs(factor))
+        raw_a, raw_b = read_module(member, shape.name, scratch, str(n))
+        _scale(raw_a, math.copysign(root, factor), a[place])
+        if raw_b.dtype == b.dtype and raw_b.device == b.device:
+            columns.append((place, raw_b.mul_(root)))
+        else:
             _scale(raw_b, root, b[:, place])
+    # Narrow columns are copied faster all at once than member by member.
+    if len(columns) == sum(map(bool, shape.ranks)):
+        torch.cat([values for _, values in columns], 1, out=b)
+    else:
+        for place, values in columns:
+            b[:, place] = values
     if not (_finite(a) and _finite(b)):
         _refuse_infinite(shape, members)
 

@@ -25,7 +25,7 @@ def modules_sharing_weights(base: Path, module: str) -> tuple[str, ...]:
     differ from the model's. Raises UsageError if config.json does not state whether embeddings are shared and
     transformers is not installed or does not know the model.
     """
-    config = _config(base)
+    config = base_config(base)
     model = _built(config)
     if model is None:
         return _tying_flags(base, config, module)
@@ -47,7 +47,7 @@ def transposed_layers(base: Path) -> frozenset[str] | None:
     PEFT goes by the layer too, and corrects fan_in_fan_out. None if config.json does not name a model that
     transformers knows.
     """
-    model = _built(_config(base))
+    model = _built(base_config(base))
     if model is None:
         return None
     from transformers.pytorch_utils import Conv1D
@@ -59,7 +59,7 @@ def _short(module: str) -> str:
     return module.rpartition(".")[2]
 
 
-def _config(base: Path) -> dict[str, Any]:
+def base_config(base: Path) -> dict[str, Any]:
     """The content of the base model's config.json; empty if it cannot be read."""
     try:
         document = load_json((base / "config.json").read_bytes(), max_bytes=_MAX_CONFIG)

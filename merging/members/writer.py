@@ -7,11 +7,13 @@ written at the end. A temporary folder next to the target is renamed to it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -96,20 +98,36 @@ class TensorWriter:
         text = json.dumps({"__metadata__": {"format": "pt"}, **self.entries}, separators=(",", ":")).encode()
         self.file.seek(0)
         self.file.write(self.reserved.to_bytes(8, "little") + text.ljust(self.reserved))
+        self.file.truncate(8 + self.reserved + self.end)
         self.file.flush()
         os.fsync(self.file.fileno())
 
 
 @contextlib.contextmanager
-def tensor_writer(path: Path, dtype: str, names: Sequence[str]) -> Iterator[TensorWriter]:
-    """A writer for tensors of these names; the file is complete when the block ends without an error."""
+def tensor_writer(path: Path, dtype: str, names: Sequence[str], size: int = 0) -> Iterator[TensorWriter]:
+    """A writer for tensors of these names; the file is complete when the block ends without an error.
+
+    `size` is the sum of their sizes in bytes where it is known: the disk then reserves the file at once.
+    """
     reserved = sum(len(json.dumps(name)) + _ENTRY for name in names) + 64
     reserved += -reserved % 8
     with path.open("wb") as file:
+        if size:
+            _reserve(file, 8 + reserved + size)
         file.seek(8 + reserved)
         writer = TensorWriter(file, dtype, reserved)
         yield writer
         writer.finish()
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Reserves a file's bytes on the disk, where the system can; raises OSError for a disk without room."""
+    if sys.platform.startswith("linux"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
 
 
 def factor_names(shape: Shape) -> tuple[str, str]:

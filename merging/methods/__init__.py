@@ -14,6 +14,7 @@ from merging.methods.lowrank import (
     pair_products,
     precise_truncation,
     truncate,
+    truncate_dense,
 )
 from merging.methods.method import MergeMethod, ModuleWork, Value, nearest
 
@@ -33,6 +34,7 @@ __all__ = [
     "pair_products",
     "precise_truncation",
     "truncate",
+    "truncate_dense",
 ]
 
 METHODS: dict[str, MergeMethod] = {

@@ -186,6 +186,11 @@ class MergeMethod:
     survey: Callable[[Callable[[], Iterator[ModuleWork]]], Mapping[str, float]] | None = None
     revision: int = 1
 
+    @property
+    def is_sum(self) -> bool:
+        """Whether the result is the weighted sum of the updates, or its best approximation of a rank."""
+        return self.exact and self.cost == "bytes"
+
     def options(self, settings: Mapping[str, object]) -> dict[str, Value]:
         """All parameters with the given values parsed and validated; raises UsageError with the nearest
         names."""

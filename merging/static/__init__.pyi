@@ -1,7 +1,7 @@
 from . import inspection
 from .controls import KINDS, stand_ins
 from .costs import Price, price
-from .folding import FoldReport, apply_to, refuse_misfits, refuse_unfoldable
+from .folding import FoldReport, apply_to, apply_whole, refuse_misfits, refuse_unfoldable
 from .gguf_adapter import GGUF_NAME, GgufBase, add_gguf, gguf_base, write_gguf
 from .inspection import Inspection
 from .merger import MergeReport, ModuleReport, carry_out, merged_updates, totals, works, write_updates
@@ -22,6 +22,7 @@ __all__ = [
     "Price",
     "add_gguf",
     "apply_to",
+    "apply_whole",
     "carry_out",
     "gguf_base",
     "inspection",

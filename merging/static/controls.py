@@ -86,6 +86,11 @@ def stand_ins(
     errors of `load_members`.
     """
     loaded = load_members(members, base=base, table=table)
+    folded = next((member.name for member in loaded if member.folded), None)
+    if folded is not None:
+        raise MergeError(
+            f"A control has no factors to draw for the folded DoRA of {folded}; leave out `control`."
+        )
     pooled = _pool_spread(kind, loaded)
     return tuple(
         _stand_in(member, kind, out / f"{number:03}-{_STRANGE.sub('--', member.name)[-80:]}", seed, *pooled)

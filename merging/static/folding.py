@@ -9,35 +9,40 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from catalog.adapters import BaseModules, Header, LoraModule, Tensor, read_header
+from catalog.adapters import LoraModule, Tensor
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from catalog.files import load_json
 from merging.members import (
+    BASE_DTYPES,
     MERGE_RECORD,
+    BaseWeights,
     MergeMember,
     load_member,
     modules_sharing_weights,
     new_folder,
     read_module,
+    shapes,
+    shard_names,
     storage,
-    transposed_layers,
     write_json,
 )
+from merging.static.merger import MergeReport, ModuleReport, merge_record, whole_updates
+from merging.static.plans import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor as TorchTensor
 
 _PREFIX = 8
 _CHUNK = 32 * 1024 * 1024
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _MAX_JSON = 64 * 1024 * 1024
 _WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt"})
 _NOT_COPIED = frozenset({MERGE_RECORD, "README.md", "pytorch_model.bin.index.json"})
-_DTYPES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +72,102 @@ def apply_to(
     is written atomically.
     """
     member = adapter if isinstance(adapter, MergeMember) else load_member(adapter, purpose="added to a base")
-    headers = _headers(base)
-    turned = transposed_layers(base)
-    changes = _changes(base, member, headers, turned)
+    weights = BaseWeights(base)
+    changes = _changes(weights, member)
+
+    def changed_rows(name: str) -> Callable[[slice], TorchTensor]:
+        module = changes[name]
+        return _product_rows(member, module, device, is_turned=weights.is_turned(member, module))
+
+    return _write_model(
+        weights,
+        changes.keys(),
+        changed_rows,
+        lambda: _record(member, tuple(weights.headers), len(changes)),
+        out,
+        overwrite,
+        progress,
+    )
+
+
+def apply_whole(
+    planned: Plan,
+    base: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    pool: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """The base model in a folder with a merge added, whose updates are not truncated, as a full model.
+
+    For members of full rank, such as folded DoRA: no adapter is written between. merge.json of the model
+    holds the record of the merge. Raises what `apply_to` and `carry_out` raise.
+    """
+    weights = BaseWeights(base)
+    modules = {m.name: (member, m) for member in planned.members for m in member.spec.modules}
+    changes: dict[str, str] = {}
+    for member in planned.members:
+        changes |= {tensor: module.name for tensor, module in _changes(weights, member).items()}
+    shapes_by_name = {shape.name: shape for shape in shapes([planned.members[n] for n in planned.present])}
+    changes = {tensor: name for tensor, name in changes.items() if name in shapes_by_name}
+    reports: dict[str, ModuleReport] = {}
+    update_of = whole_updates(planned)
+
+    def changed_rows(name: str) -> Callable[[slice], TorchTensor]:
+        module = changes[name]
+        update = update_of(shapes_by_name[module])
+        energy = float(update.double().square().sum())
+        reports[module] = ModuleReport(min(update.shape), energy, 0.0)
+        turned = update.T if weights.is_turned(*modules[module]) else update
+        return lambda rows: turned[rows]
+
+    def record() -> dict[str, Any]:
+        merge = merge_record(planned, dict(sorted(reports.items())), pool)
+        return {
+            "folded": planned.method.name,
+            "sha256": None,
+            "base_model": planned.base,
+            "shards": list(weights.headers),
+            "modules": len(changes),
+            "merge": merge,
+        }
+
+    written: dict[str, Any] = {}
+    _write_model(
+        weights,
+        changes.keys(),
+        changed_rows,
+        lambda: written.setdefault("record", record()),
+        out,
+        overwrite,
+        progress,
+    )
+    return MergeReport(out, written["record"]["merge"], reports)
+
+
+def _write_model(
+    base: BaseWeights,
+    changes: Collection[str],
+    changed_rows: Callable[[str], Callable[[slice], TorchTensor]],
+    record: Callable[[], dict[str, Any]],
+    out: Path,
+    overwrite: bool,
+    progress: Callable[[int, int], None] | None,
+) -> FoldReport:
+    """A copy of a base model in which the named tensors are changed by what `changed_rows` gives for each."""
     done, size = 0, 0
     with new_folder(out, overwrite) as folder:
-        for name, header in headers.items():
-            with storage(out), (base / name).open("rb") as source, (folder / name).open("wb") as target:
+        for name, header in base.headers.items():
+            with (
+                storage(out),
+                (base.folder / name).open("rb") as source,
+                (folder / name).open("wb") as target,
+            ):
                 _copy(source, target, _PREFIX + header.length)
                 for tensor in header.tensors:
                     if tensor.name in changes:
-                        module = changes[tensor.name]
-                        is_turned = _is_turned(member, module, turned)
-                        _add(source, target, tensor, member, module, device, is_turned=is_turned)
+                        _add(source, target, tensor, changed_rows(tensor.name))
                         done += 1
                         if progress is not None:
                             progress(done, len(changes))
@@ -89,17 +177,16 @@ def apply_to(
                 os.fsync(target.fileno())
             size += header.file_size
         with storage(out):
-            _copy_others(base, folder)
-            write_json(folder / MERGE_RECORD, _record(member, tuple(headers), len(changes)))
-    return FoldReport(out, tuple(headers), len(changes), size)
+            _copy_others(base.folder, folder)
+            write_json(folder / MERGE_RECORD, record())
+    return FoldReport(out, tuple(base.headers), len(changes), size)
 
 
 def refuse_unfoldable(base: Path, members: Iterable[MergeMember]) -> None:
     """Raises for the first member that `apply_to` would refuse; reads only headers."""
-    headers = _headers(base)
-    turned = transposed_layers(base)
+    weights = BaseWeights(base)
     for member in members:
-        _changes(base, member, headers, turned)
+        _changes(weights, member)
 
 
 def refuse_misfits(base: Path, members: Iterable[MergeMember]) -> None:
@@ -110,31 +197,15 @@ def refuse_misfits(base: Path, members: Iterable[MergeMember]) -> None:
     are ignored, as is a base model that is not in safetensors.
     """
     try:
-        _shards(base)
+        shard_names(base)
     except UsageError:
         return
-    tensors = _Tensors(_headers(base).values())
-    turned = transposed_layers(base)
+    weights = BaseWeights(base)
     for member in members:
         for module in member.spec.modules:
-            tensor = tensors.of(module)
-            if tensor is not None and tensor.dtype in _DTYPES:
-                _refuse_shape(tensor, member, module, turned)
-
-
-class _Tensors:
-    """The tensors of a base, found by the modules of adapters."""
-
-    def __init__(self, headers: Iterable[Header]) -> None:
-        self._by_name = {tensor.name: tensor for header in headers for tensor in header.tensors}
-        # A stored matrix may be transposed: the width is taken from the tensor itself.
-        names = (name.removesuffix(".weight") for name in self._by_name if name.endswith(".weight"))
-        self._modules = BaseModules(dict.fromkeys(names, (None, None)))
-
-    def of(self, module: LoraModule) -> Tensor | None:
-        """The weight of the layer that a module means; None if there is none, or more than one."""
-        name = self._modules.place(module.name, module.in_features, module.out_features)
-        return None if name is None else self._by_name[f"{name}.weight"]
+            tensor = weights.of(module)
+            if tensor is not None and tensor.dtype in BASE_DTYPES:
+                weights.refuse_shape(tensor, member, module)
 
 
 def refuse_tied(base: Path, members: Iterable[MergeMember]) -> None:
@@ -154,95 +225,34 @@ def refuse_tied(base: Path, members: Iterable[MergeMember]) -> None:
                 )
 
 
-def _headers(base: Path) -> dict[str, Header]:
-    """The headers of the base's shards by their names, sorted."""
-    return {
-        name: read_header(base / name, f"The base's shard {name} cannot be used") for name in _shards(base)
-    }
-
-
-def _shards(base: Path) -> tuple[str, ...]:
-    """The names of the base's shards, sorted."""
-    try:
-        index = (base / _INDEX).read_bytes() if (base / _INDEX).is_file() else None
-    except OSError as error:
-        raise UsageError(f"{base / _INDEX} cannot be read: {error.strerror or error}.") from error
-    if index is None:
-        if not (base / _SINGLE).is_file():
-            raise UsageError(f"{base} does not contain a base model in safetensors; give the folder of one.")
-        return (_SINGLE,)
-    try:
-        document = load_json(index, max_bytes=_MAX_JSON)
-    except ConfigError as error:
-        raise UsageError(f"{_INDEX} of the base cannot be used: {error}.") from error
-    table = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(table, dict) or not table:
-        raise UsageError(f"{_INDEX} of the base model does not contain weight_map.")
-    names = sorted(set(map(str, table.values())))
-    for name in names:
-        if Path(name).name != name or not (base / name).is_file():
-            raise UsageError(f"The base model's shard {name!r} is missing; fetch the complete model.")
-    return tuple(names)
-
-
-def _changes(
-    base: Path, member: MergeMember, headers: Mapping[str, Header], turned: frozenset[str] | None
-) -> dict[str, LoraModule]:
+def _changes(base: BaseWeights, member: MergeMember) -> dict[str, LoraModule]:
     """The tensor that each module changes, with the matching shape."""
-    refuse_tied(base, [member])
-    tensors = _Tensors(headers.values())
-    changes = {}
-    for module in member.spec.modules:
-        tensor = tensors.of(module)
-        if tensor is None:
-            raise MergeError(f"The base has no {module.name}.weight; {member.name} belongs to another model.")
-        _refuse_shape(tensor, member, module, turned)
-        if tensor.dtype not in _DTYPES:
-            raise MergeError(
-                f"{tensor.name} is stored as {tensor.dtype}; fold into a base that is not quantised."
-            )
-        changes[tensor.name] = module
-    return changes
+    refuse_tied(base.folder, [member])
+    return {base.locate(member, module).name: module for module in member.spec.modules}
 
 
-def _refuse_shape(
-    tensor: Tensor, member: MergeMember, module: LoraModule, turned: frozenset[str] | None
-) -> None:
-    shape = (module.out_features, module.in_features)
-    if tensor.shape != (shape[::-1] if _is_turned(member, module, turned) else shape):
-        raise MergeError(
-            f"{tensor.name} of the base has shape {list(tensor.shape)}, {member.name} requires "
-            f"{list(shape)} and belongs to another model."
-        )
+def _product_rows(
+    member: MergeMember, module: LoraModule, device: str, *, is_turned: bool
+) -> Callable[[slice], TorchTensor]:
+    """Rows of s B A as the base stores its weight."""
+    import torch
 
-
-def _is_turned(member: MergeMember, module: LoraModule, turned: frozenset[str] | None) -> bool:
-    """Whether the base stores the weight as (in, out): embeddings, and the Conv1D of GPT-2.
-
-    If the base model does not define it (`turned` is None), the adapter's fan_in_fan_out does.
-    """
-    if module.kind == "embedding":
-        return True
-    return member.config.fan_in_fan_out if turned is None else module.short_name in turned
+    a, b = (part.to(device).to(torch.float32) for part in read_module(member, module.name))
+    left, right = (a.T, b.T) if is_turned else (b, a)
+    right = right * module.scaling
+    return lambda rows: left[rows] @ right
 
 
 def _add(
     source: BufferedReader,
     target: BinaryIO,
     tensor: Tensor,
-    member: MergeMember,
-    module: LoraModule,
-    device: str,
-    *,
-    is_turned: bool,
+    changed_rows: Callable[[slice], TorchTensor],
 ) -> None:
-    """Write rows of W + s B A from rows of W."""
+    """Write rows of W + Delta W from rows of W."""
     import torch
 
-    a, b = (part.to(device).to(torch.float32) for part in read_module(member, module.name))
-    left, right = (a.T, b.T) if is_turned else (b, a)
-    right = right * module.scaling
-    kind = getattr(torch, _DTYPES[tensor.dtype])
+    kind = getattr(torch, BASE_DTYPES[tensor.dtype])
     row = (tensor.end - tensor.begin) // tensor.shape[0]
     step = max(1, _CHUNK // row)
     for start in range(0, tensor.shape[0], step):
@@ -250,9 +260,10 @@ def _add(
         raw = torch.empty((rows.stop - start) * row, dtype=torch.uint8)
         if source.readinto(raw.numpy().data) != raw.numel():
             raise WeightsError("truncated", "The base became shorter while it was read; fetch it again.")
-        values = raw.view(kind).reshape(-1, tensor.shape[1]).to(device)
+        update = changed_rows(rows)
+        values = raw.view(kind).reshape(-1, tensor.shape[1]).to(update.device)
         wide = values if values.dtype == torch.float64 else values.to(torch.float32)
-        summed = (wide + (left[rows] @ right).to(wide.dtype)).to(kind)
+        summed = (wide + update.to(wide.dtype)).to(kind)
         if not math.isfinite(float(summed.sum(dtype=torch.float64))):
             raise MergeError(f"{tensor.name} with the adapter is not finite in {tensor.dtype}.")
         target.write(summed.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from catalog.adapters import Engine, engine_problems, rank_option
 from catalog.errors import MergeError
@@ -16,6 +16,7 @@ from merging.members import (
     MERGE_RECORD,
     MergeMember,
     PortableForm,
+    Scratch,
     Shape,
     digest_of,
     factor_names,
@@ -25,15 +26,19 @@ from merging.members import (
     read_stack,
     shapes,
     storage,
+    sum_dense,
     tensor_writer,
     weights_path,
     write_config,
     write_json,
     write_text,
 )
-from merging.methods import ModuleWork, Update
+from merging.methods import ModuleWork, Update, truncate_dense
 from merging.static.card import model_card
 from merging.static.plans import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECORD_VERSION = 1
 # Norms of an untruncated sum are measured up to this rank: the time grows with its square.
@@ -112,7 +117,7 @@ def carry_out(
         ranks = {name: module.rank for name, module in modules.items()}
         with storage(out):
             write_config(folder, planned.members, planned.base, ranks, form)
-            record = _record(planned, modules, digests, pool) | ({"form": form.record()} if form else {})
+            record = merge_record(planned, modules, pool, digests) | ({"form": form.record()} if form else {})
             write_json(folder / MERGE_RECORD, record)
             misread = engine_problems(folder, engines)
             option = rank_option(engines, "vllm", form.rank if form else max(ranks.values()))
@@ -150,14 +155,35 @@ def merged_updates(
     weights = [planned.weights[n] for n in planned.present]
     union = shapes(members)
     limits = _limits(planned, members)
+    scratch = Scratch()
     for number, shape in enumerate(union):
         if written and planned.joins(shape):
-            a, b = join_factors(shape, members, weights, getattr(torch, planned.dtype))
+            a, b = join_factors(shape, members, weights, getattr(torch, planned.dtype), scratch)
             yield shape, Update(a, b, None, 0.0)
+        elif planned.is_dense(shape):
+            matrix = sum_dense(shape, members, weights).to(planned.device)
+            yield shape, truncate_dense(matrix, planned.bound(shape))
         else:
             yield shape, planned.method.run(_work(planned, shape, members, limits))
         if progress is not None:
             progress(number + 1, len(union))
+
+
+def whole_updates(planned: Plan) -> Callable[[Shape], Tensor]:
+    """What gives the merged update of a module of a plan as a matrix (out, in) in float32, not truncated."""
+    members = [planned.members[n] for n in planned.present]
+    weights = [planned.weights[n] for n in planned.present]
+    union = shapes(members)
+    whole = replace(planned, rank=max(max(shape.in_features, shape.out_features) for shape in union))
+    limits = _limits(whole, members)
+
+    def update_of(shape: Shape) -> Tensor:
+        if whole.method.is_sum:
+            return sum_dense(shape, members, weights)
+        update = whole.method.run(_work(whole, shape, members, limits))
+        return update.b @ update.a
+
+    return update_of
 
 
 def _work(
@@ -192,10 +218,14 @@ def write_updates(
     ranks before that. Raises MergeError if `dtype` cannot represent a value, and StorageError
     if writing fails.
     """
+    import torch
+
     written = (*union, *form.zeros) if form else union
     names = [name for shape in written for name in factor_names(shape)]
     modules: dict[str, ModuleReport] = {}
-    with storage(folder), tensor_writer(weights_path(folder), dtype, names) as writer:
+    size = form.rank * sum(shape.in_features + shape.out_features for shape in written) if form else 0
+    size *= torch.finfo(getattr(torch, dtype)).bits // 8
+    with storage(folder), tensor_writer(weights_path(folder), dtype, names, size) as writer:
         for shape, update in updates:
             factors = form.pad(update.a, update.b) if form else (update.a, update.b)
             try:
@@ -235,12 +265,15 @@ def totals(modules: Mapping[str, ModuleReport]) -> dict[str, Any]:
     }
 
 
-def _record(
+def merge_record(
     planned: Plan,
     modules: Mapping[str, ModuleReport],
-    digests: Sequence[str | Future[str]],
-    pool: Mapping[str, str] | None,
+    pool: Mapping[str, str] | None = None,
+    digests: Sequence[str | Future[str]] | None = None,
 ) -> dict[str, Any]:
+    """What merge.json states; the members' files are read where `digests` does not have theirs."""
+    if digests is None:
+        digests = [member.sha256() for member in planned.members]
     sha256s = [digest if isinstance(digest, str) else digest.result() for digest in digests]
     return {
         "record_version": RECORD_VERSION,
@@ -267,14 +300,20 @@ def _member_entries(planned: Plan, digests: Sequence[str]) -> list[dict[str, Any
         {
             "name": member.name,
             "weight": weight,
-            "rank": max(module.rank for module in member.spec.modules),
+            "rank": _own_rank(member),
             "modules": len(member.spec.modules),
             "license": member.license,
             "sha256": digest,
             **({"source": dict(member.source)} if member.source else {}),
+            **({"folded": "dora"} if member.folded else {}),
             **({"left_out": list(member.left_out)} if member.left_out else {}),
             **({"base_model": spelling} if spelling and spelling != planned.base else {}),
         }
         for member, weight, digest in zip(planned.members, planned.weights, digests, strict=True)
         for spelling in (member.config.base_model,)
     ]
+
+
+def _own_rank(member: MergeMember) -> int:
+    """The largest rank of a member's own factors."""
+    return member.folded.rank if member.folded else max(module.rank for module in member.spec.modules)

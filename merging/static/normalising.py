@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.adapters import Engine, engine_problems
+from catalog.errors import UsageError
 from catalog.files import sync
 from merging.members import (
     MergeMember,
@@ -23,11 +24,12 @@ from merging.members import (
     read_module,
     shapes,
     storage,
+    sum_dense,
     write_config,
     write_json,
 )
-from merging.methods import Update
-from merging.static.merger import write_updates
+from merging.methods import Update, truncate_dense
+from merging.static.merger import ModuleReport, totals, write_updates
 from merging.static.plans import result_dtype
 
 NORMALISE_RECORD = "normalise.json"
@@ -58,6 +60,7 @@ def normalise(
     *,
     dtype: str | None = None,
     base: str | None = None,
+    rank: int | None = None,
     overwrite: bool = False,
     engines: Sequence[Engine] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -66,18 +69,21 @@ def normalise(
 
     All scalings are folded into B, ranks and groups of modules are filled up with zeros, names are PEFT's;
     the update stays the same but for the rounding of scaled values into `dtype`, by default the stored one
-    (float32 where several are). `base` names the base model if the configuration does not. The model card is
-    copied. `engines` have the rules of `misread`, by default the program's own. Raises the errors of
-    `load_members`, MergeError for values that are not finite or too large, and StorageError.
+    (float32 where several are). `base` names the base model if the configuration does not. A folded DoRA, of
+    full rank, is truncated to `rank`, and the record has the energy kept. The model card is copied. `engines`
+    have the rules of `misread`, by default the program's own. Raises the errors of `load_members`, MergeError
+    for values that are not finite or too large, UsageError for a `rank` where nothing is truncated or none
+    where it is, and StorageError.
     """
     (member,) = load_members([member], base=base)
     name = base_of([member], base)
     kind = result_dtype(dtype, [member])
     union = shapes([member])
-    ranks = {shape.name: shape.largest for shape in union}
+    _refuse_rank(member, rank)
+    ranks = {shape.name: min(shape.largest, rank or shape.largest) for shape in union}
     form = portable_form(union, ranks, base_modules(name) if name else None)
     with new_folder(out, overwrite, NORMALISE_RECORD) as folder:
-        write_updates(folder, kind, union, _scaled(member, union, progress), form)
+        modules = write_updates(folder, kind, union, _scaled(member, union, ranks, progress), form)
         with storage(out):
             write_config(folder, [member], name or member.config.base_model, ranks, form)
             card = member.folder / _CARD
@@ -93,7 +99,8 @@ def normalise(
                 "dtype": kind,
                 "rank": max(ranks.values()),
                 "form": form.record(),
-                "changes": _changes(member, union, form.rank, len(form.zeros)),
+                "changes": _changes(member, union, ranks, form.rank, len(form.zeros)),
+                **(_fold_record(modules) if member.folded else {}),
                 **({"left_out": list(member.left_out)} if member.left_out else {}),
             }
             write_json(folder / NORMALISE_RECORD, record)
@@ -102,30 +109,57 @@ def normalise(
     return NormaliseReport(out, record, misread, tuple(note for note in notes if note))
 
 
+def _fold_record(modules: Mapping[str, ModuleReport]) -> dict[str, Any]:
+    """What the record states of a folded DoRA: the energy of its update, and the share that is kept."""
+    sums = totals(modules)
+    kept = 1 - sums["discarded"] / sums["energy"] if sums["energy"] else None
+    return {"folded": "dora", "energy": sums["energy"], "discarded": sums["discarded"], "kept": kept}
+
+
+def _refuse_rank(member: MergeMember, rank: int | None) -> None:
+    """Raises UsageError for a rank where nothing is truncated, and where a folded DoRA has none."""
+    if member.folded is None and rank is not None:
+        raise UsageError(f"{member.name} is not DoRA and keeps its ranks; leave out `rank`.")
+    if member.folded is not None and rank is None:
+        raise UsageError(f"The folded DoRA of {member.name} has full rank; set `rank`.")
+    if rank is not None and rank < 1:
+        raise UsageError(f"The rank must be at least 1, not {rank}.")
+
+
 def _scaled(
-    member: MergeMember, union: Sequence[Shape], progress: Callable[[int, int], None] | None
+    member: MergeMember,
+    union: Sequence[Shape],
+    ranks: Mapping[str, int],
+    progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[Shape, Update]]:
-    """A as stored and B times the scaling, in float32 or better, of each module."""
+    """A as stored and B times the scaling of each module, in float32 or better; DoRA truncated to `ranks`."""
     import torch
 
     for number, shape in enumerate(union):
-        a, b = read_module(member, shape.name)
-        wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-        yield shape, Update(a.to(wide), b.to(wide) * shape.scalings[0], None, 0.0)
+        if member.folded is not None:
+            yield shape, truncate_dense(sum_dense(shape, [member], [1.0]), ranks[shape.name])
+        else:
+            a, b = read_module(member, shape.name)
+            wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+            yield shape, Update(a.to(wide), b.to(wide) * shape.scalings[0], None, 0.0)
         if progress is not None:
             progress(number + 1, len(union))
 
 
-def _changes(member: MergeMember, union: Sequence[Shape], rank: int, zeros: int) -> list[str]:
+def _changes(
+    member: MergeMember, union: Sequence[Shape], ranks: Mapping[str, int], rank: int, zeros: int
+) -> list[str]:
     """What differs from the adapter as it was, in words."""
-    ranks, scalings = {shape.largest for shape in union}, {shape.scalings[0] for shape in union}
+    if member.folded is not None:
+        return [f"DoRA folded with the base model and truncated to rank {min(rank, max(ranks.values()))}"]
+    sizes, scalings = {shape.largest for shape in union}, {shape.scalings[0] for shape in union}
     changes = []
     if scalings != {1.0}:
         low, high = min(scalings), max(scalings)
         span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         changes.append(f"scaling {span} folded into B")
-    if ranks != {rank}:
-        low, high = min(ranks), max(ranks)
+    if sizes != {rank}:
+        low, high = min(sizes), max(sizes)
         changes.append(f"rank {low if low == high else f'{low} to {high}'} filled up to {rank}")
     if zeros:
         changes.append(f"zero factors for {zeros} modules that complete groups")

@@ -83,9 +83,14 @@ class Plan:
 
     def joins(self, shape: Shape) -> bool:
         """Whether the result of a module is the members' factors side by side."""
-        row = self.method
-        sums = row.full_rank and row.exact and row.cost == "bytes"
+        sums = self.method.full_rank and self.method.is_sum
         return sums and self.device == "cpu" and self.bound(shape) >= shape.total
+
+    def is_dense(self, shape: Shape) -> bool:
+        """Whether a module is summed as a matrix: some member's update of it has full rank."""
+        return self.method.is_sum and any(
+            shape.name in self.members[n].places for n in self.present if self.members[n].folded
+        )
 
 
 def plan(
@@ -103,10 +108,12 @@ def plan(
     memory: int = MEMORY,
     inputs: Sequence[Path] = (),
     portable: bool = False,
+    whole: bool = False,
 ) -> Plan:
     """A merge, validated as far as possible without reading weights; writes nothing.
 
-    `base` and `table` are those of `load_members`, `portable` is the form of the result.
+    `base` and `table` are those of `load_members`, `portable` is the form of the result. A `whole` result is
+    added to a base, and can have full rank.
     Raises UsageError for invalid arguments, MergeError for members that do not match the method or each
     other, and the errors of `load_members`.
     """
@@ -116,6 +123,7 @@ def plan(
     of_all = base_of(loaded, base, table)
     note = base_note(loaded, of_all, table)
     _refuse_request(row, loaded, rank, len(inputs))
+    _refuse_folded(row, loaded, rank, whole)
     _refuse_device(device)
     return Plan(
         loaded,
@@ -151,6 +159,27 @@ def _refuse_request(row: MergeMethod, members: Sequence[MergeMember], rank: int 
         )
     if row.equal_ranks:
         _refuse_ranks(members, row)
+
+
+def _refuse_folded(row: MergeMethod, members: Sequence[MergeMember], rank: int | None, whole: bool) -> None:
+    """Raises for a method that has no use for updates of full rank, and where their rank is not chosen."""
+    folded = next((member.name for member in members if member.folded), None)
+    if folded is None:
+        return
+    if row.gauge == "dependent" or row.units or row.data:
+        raise MergeError(
+            f"{row.name} combines the factors of members, and the folded DoRA of {folded} has none; use "
+            "average, sum, svd, or a method on entries."
+        )
+    if not whole and not row.truncates:
+        raise UsageError(
+            f"{row.name} keeps all ranks, and the folded DoRA of {folded} has full rank; use sum with `rank`."
+        )
+    if not whole and rank is None:
+        raise UsageError(
+            f"The folded DoRA of {folded} has full rank; set `rank`, or `apply_to`, which adds all of it to "
+            "the base model."
+        )
 
 
 def _weights(row: MergeMethod, count: int, member_weights: Sequence[float] | None) -> tuple[float, ...]:

@@ -301,7 +301,7 @@ def test_one_module_of_each_member_is_in_memory_at_a_time(
     requests: list[str] = []
     read = stack.read_module
     monkeypatch.setattr(
-        stack, "read_module", lambda member, name: requests.append(name) or read(member, name)
+        stack, "read_module", lambda member, name, *memory: requests.append(name) or read(member, name)
     )
     questions: list[int] = []
     merge(folders, "sum", tmp_path / "out", progress=lambda done, of: questions.append(len(set(requests))))
