@@ -258,12 +258,9 @@ def _check_task(name: str, task: Any) -> None:
 
 def _set_shots(task: Any, shots: int | None) -> None:
     """The number of examples before each question, as the harness sets it."""
-    from lm_eval.defaults import DEFAULT_OTHER_SEED
-
     own = task.get_config("num_fewshot")
     if own is None or (shots is not None and own != 0):
         task.set_config(key="num_fewshot", value=shots or 0)
-    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
 
 
 def harness_splits(task: HarnessTask) -> tuple[dict[str, list[dict[str, Any]]], SourceFacts]:
@@ -307,7 +304,8 @@ def _document_row(task: Any, document: Mapping[str, Any], name: str, split: str)
         target = choices[target]
     if not isinstance(text, str) or not isinstance(target, (str, int, float)):
         raise UsageError(f"A {split} document of {PREFIX}{name} has not one prompt and one right answer.")
-    return {"input": text, "target": str(target).strip(), "choices": [str(choice) for choice in choices]}
+    # Blanks join a prompt and its answer in the harness; both are without them here.
+    return {"input": text, "target": str(target).strip(), "choices": [str(row).strip() for row in choices]}
 
 
 def protocol_name(shots: int | None, chat: bool) -> str:
@@ -477,14 +475,14 @@ def harness_round(
     model = HarnessModel(base)
     with guard_harness():
         for subtask in task.tasks.values():
-            _build(subtask, model, limit, None, chat)
+            _build(subtask, model, limit, chat)
         long = {name: model.too_long(subtask.instances) for name, subtask in task.tasks.items()}
         left_out = sum(map(len, long.values()))
         documents = None
         if left_out:
             documents = _short_documents(task, base, long, too_long)
             for name, subtask in task.tasks.items():
-                _build(subtask, model, None, documents[name], chat)
+                _leave_out(subtask, documents[name])
         requests = [request for subtask in task.tasks.values() for request in subtask.instances]
         contents = [[item.task_name, item.request_type, item.args, item.doc] for item in requests]
         text = json.dumps(contents, default=str, sort_keys=True)
@@ -523,14 +521,16 @@ def harness_round(
     )
 
 
-def _build(
-    task: Any, model: HarnessModel, limit: int | None, documents: list[int] | None, chat: bool
-) -> None:
-    """Build the requests of a task."""
+def _build(task: Any, model: HarnessModel, limit: int | None, chat: bool) -> None:
+    """Build the requests of a task, with the same examples in them whenever they are built."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     try:
-        task.build_all_requests(
+        # Of its class: a round before this one has replaced the task's own.
+        type(task).build_all_requests(
+            task,
             limit=limit,
-            samples=documents,
             apply_chat_template=chat,
             fewshot_as_multiturn=chat,
             chat_template=model.apply_chat_template if chat else None,
@@ -542,6 +542,17 @@ def _build(
         raise UsageError(
             f"The prompts of {PREFIX}{task.task_name} cannot be built: {first_line(error)}."
         ) from error
+
+
+def _leave_out(task: Any, documents: list[int]) -> None:
+    """Keeps the requests of these documents alone, numbered as the harness numbers chosen ones.
+
+    They are not built again: examples would be drawn for other documents, and lengths not be those measured.
+    """
+    numbers = {document: number for number, document in enumerate(documents)}
+    task._instances = [request for request in task.instances if request.doc_id in numbers]
+    for request in task.instances:
+        request.doc_id = numbers[request.doc_id]
 
 
 def _item_hashes(task: Any) -> bytes:

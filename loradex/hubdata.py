@@ -41,7 +41,8 @@ def dataset_splits(
 
     with Hub(HubSettings.from_environment()) as hub:
         row = hub.dataset(name, revision or "main")
-    commit = str(row["sha"])
+    # Old names have no owner (super_glue), and the library takes none of them; the Hub says where they are.
+    name, commit = str(row["id"]), str(row["sha"])
     with quiet_datasets():
         try:
             loaded = datasets.load_dataset(name, config, revision=commit)

@@ -130,7 +130,7 @@ def _with_scores(
     report: ProgressCallback,
 ) -> Iterator[tuple[Sources, Question]]:
     """The sources with what scores adapters on further training examples."""
-    from merging.evaluation import Sampler
+    from merging.evaluation import Sampler, score_metric
 
     model, step = request.open_base(settings, report), ProgressStep(report, "racing")
     with _scratch(settings) as scratch:
@@ -146,7 +146,8 @@ def _with_scores(
                 step.working(sampler.spent, question.budget or 0)
             return scores
 
-        yield replace(sources, measure=measure), replace(question, **unusual)
+        metric = score_metric(request.task)
+        yield replace(sources, measure=measure, metric=metric), replace(question, **unusual)
         for name, reason in sampler.left_out.items():
             step.note(f"not measured: {name} ({reason})")
 

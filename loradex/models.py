@@ -534,7 +534,12 @@ def evaluate(
         _open_pool(pool or (), catalog, "evaluated", report) as opened,
     ):
         loaded_tasks = _load_tasks(sources, folder, shots)
-        choices = {} if items is None else _choose_items(loaded_tasks, split, items, limit, asked_by, catalog)
+        names = [member.name for member in (*opened, *alone)]
+        choices = (
+            {}
+            if items is None
+            else _choose_items(loaded_tasks, split, items, limit, asked_by, catalog, names)
+        )
         model = _as_model(base, catalog, device, dtype, date, report)
         for score in evaluation.evaluate(
             model,
@@ -578,23 +583,32 @@ def _choose_items(
     limit: int | None,
     protocol: Protocol,
     catalog: Catalog | Settings | None,
+    asked: Sequence[str],
 ) -> dict[str, FewItems]:
-    """Of each task the items that tell most, by the scores of the catalog."""
+    """Of each task the items that tell most, by the scores in the catalog of adapters other than `asked`.
+
+    Raises UsageError where two tasks have one name, so that their scores are the same to the catalog.
+    """
     from catalog.database import reading, score_store
     from merging.evaluation import score_metric
 
     settings = settings_of(catalog)
     if settings is None or limit is not None:
         raise UsageError("Items are chosen by the scores of a catalog; give a `catalog`, and no `limit`.")
-    choices = {}
+    choices: dict[str, FewItems] = {}
     with reading(settings) as session:
         for task in tasks:
+            if task.name in choices:
+                raise UsageError(
+                    f"Two tasks are called {task.name}; choose items for one after the other, or rename one."
+                )
             if isinstance(task, HarnessTask):
                 raise UsageError(
                     "Items of a task of lm-evaluation-harness are not chosen; leave out `items`."
                 )
             which = score_store.ScoreFilter(task.name, split, score_metric(task, protocol), protocol.name)
-            choices[task.name] = few_items(score_store.stored_scores(session, which), task.name, items)
+            stored = score_store.stored_scores(session, which)
+            choices[task.name] = few_items(stored, task.name, items, asked)
     return choices
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -110,13 +110,14 @@ class FewItems:
         )
 
 
-def few_items(scores: Iterable[Score], task: str, count: int) -> FewItems:
+def few_items(scores: Iterable[Score], task: str, count: int, asked: Collection[str] = ()) -> FewItems:
     """The `count` items of a task that tell most about the score, by the answers of the adapters with scores.
 
-    Raises UsageError if fewer than 10 adapters answered the same list of items, or the list is too short, and
+    Those of the adapters `asked`, by name, take no part: their scores are what is predicted. Raises
+    UsageError if fewer than 10 adapters answered the same list of items, or the list is too short, and
     NotFoundError if none did.
     """
-    table = answer_table(scores, task)
+    table = answer_table(scores, task, asked)
     try:
         choice = choose_items(table.right, count)
     except UsageError as error:
@@ -134,28 +135,42 @@ class AnswerTable:
     right: Bools
 
 
-def answer_table(scores: Iterable[Score], task: str) -> AnswerTable:
+def answer_table(scores: Iterable[Score], task: str, asked: Collection[str] = ()) -> AnswerTable:
     """The list of items with known hashes that most adapters answered, and their answers, by name.
 
-    The base model alone is not among them. Raises NotFoundError if no adapter has outcomes.
+    Of an adapter with answers of several sources those of the source that most adapters have, of equals the
+    first by name: never the better ones. The base model alone and the adapters `asked` are not among them.
+    Raises NotFoundError if no adapter has outcomes.
     """
-    lists: dict[tuple[str, ...], dict[str, tuple[Score, Outcomes]]] = defaultdict(dict)
+    lists: dict[tuple[str, ...], dict[str, dict[str, Bools]]] = defaultdict(lambda: defaultdict(dict))
+    hashes: dict[tuple[str, ...], bytes] = {}
     for score, outcomes in _with_outcomes(scores):
-        if outcomes.hashes and score.subject != BASE:
-            lists[_kind(score)].setdefault(score.subject, (score, outcomes))
+        if outcomes.hashes and score.subject not in (BASE, *asked):
+            kind = _kind(score)
+            hashes[kind] = outcomes.hashes
+            lists[kind][score.source][score.subject] = _right(score, outcomes)
     if not lists:
+        beside = " beside those that are asked" if asked else ""
         raise NotFoundError(
-            f"The catalog has no answers of adapters to the items of {task}; import the scores.json of an "
-            "evaluation of several adapters on it."
+            f"The catalog has no answers of adapters{beside} to the items of {task}; import the scores.json "
+            "of an evaluation of several adapters on it."
         )
-    answers = max(lists.items(), key=lambda item: (len(item[1]), item[0]))[1]
-    adapters = tuple(sorted(answers))
-    hashes = answers[adapters[0]][1].hashes
+    answers = {kind: _join_sources(sources) for kind, sources in lists.items()}
+    kind = max(answers, key=lambda kind: (len(answers[kind]), kind))
+    adapters = tuple(sorted(answers[kind]))
     return AnswerTable(
         adapters,
-        tuple(hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)),
-        np.array([_right(*answers[name]) for name in adapters]),
+        tuple(hashes[kind][at : at + HASH_BYTES] for at in range(0, len(hashes[kind]), HASH_BYTES)),
+        np.array([answers[kind][name] for name in adapters]),
     )
+
+
+def _join_sources(sources: Mapping[str, Mapping[str, Bools]]) -> dict[str, Bools]:
+    """The answers of each adapter by the largest source that has some."""
+    answers: dict[str, Bools] = {}
+    for source in sorted(sources, key=lambda source: (-len(sources[source]), source)):
+        answers = {**sources[source], **answers}
+    return answers
 
 
 def paired_rows(scores: Sequence[Score], first: str, second: str, task: str) -> list[PairedTestRow]:

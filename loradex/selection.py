@@ -82,6 +82,7 @@ def select_pool(
             subject=lambda name: find_subject(session, name, blobs),
             texts=texts,
             engines=engines,
+            note=notes.append,
         )
         with with_model(request, question, sources, settings, report) as (prepared, final):
             selection = select(final, prepared, controls=controls)

@@ -14,7 +14,10 @@ from sqlalchemy.orm import Session
 from catalog.adapters import AdapterReference, adapter_name
 from catalog.database.schema import Adapter, Evaluation, ItemList, Repository
 from catalog.errors import NotFoundError, UsageError
-from catalog.scores import BASE, OTHER_METRICS, SUCCESSORS, Outcomes, Score
+from catalog.scores import BASE, OTHER_METRICS, SCORE_METRICS, SUCCESSORS, Outcomes, Score
+
+# How many tasks with several metrics a sentence names.
+_NAMED_TASKS = 3
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,28 @@ def _adapter_ids(session: Session) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores as rows and columns: `cells` maps (adapter, task) to value and number of samples."""
+    """Scores as rows and columns: `cells` maps (adapter, task) to value and number of samples.
+
+    `metrics` has the metric of each task's column, and `other_metrics` those whose scores are left out.
+    """
 
     adapters: tuple[str, ...]
     tasks: tuple[str, ...]
     cells: Mapping[tuple[str, str], tuple[float, int | None]]
     base: Mapping[str, float]
+    metrics: Mapping[str, str]
+    other_metrics: Mapping[str, tuple[str, ...]]
+
+    @property
+    def note(self) -> str:
+        """A sentence on tasks with scores by several metrics; empty if there are none."""
+        choices = [
+            f"{task} by {self.metrics[task]}, without {' and '.join(names)}"
+            for task, names in self.other_metrics.items()
+        ]
+        more = f"; and {len(choices) - _NAMED_TASKS:,} more" if len(choices) > _NAMED_TASKS else ""
+        listed = "; ".join(choices[:_NAMED_TASKS])
+        return f"Scores of a task are compared by one metric: {listed}{more}." if choices else ""
 
 
 def score_table(
@@ -134,16 +153,17 @@ def score_table(
     splits: Collection[str] | None = None,
     sources: Collection[str] | None = None,
     leave_out: Collection[str] = (),
-    renewed: Collection[str] = (),
+    metrics: Mapping[str, str] | None = None,
     protocol: str = "",
 ) -> ScoreTable:
     """The scores of adapters by short name and task, of some splits and sources, or of all except some.
 
     Scores by metrics that are not shares (`catalog.scores.metrics`) and of other protocols are left out. A
-    column has scores of one rule of comparing answers: if a task has scores by the current rule, or is
-    `renewed`, those by the previous rule are left out. Where several sources or splits measured a cell, their
-    mean weighted by the number of samples; a source that does not give its number counts as one sample.
-    Raises NotFoundError where there are none.
+    column has scores by one metric: that of `metrics` where it names the task, else the one that most
+    adapters have, of several the first in the list of metrics; the previous rule of comparing answers only
+    where there are none by the current one. Where several sources or splits measured a cell, their mean
+    weighted by the number of samples; a source that does not give its number counts as one sample. Raises
+    NotFoundError where there are none.
     """
     query = select(Evaluation).order_by(Evaluation.subject, Evaluation.task, Evaluation.id)
     query = query.where(Evaluation.metric.not_in(OTHER_METRICS), Evaluation.protocol == protocol)
@@ -153,21 +173,40 @@ def score_table(
         query = query.where(or_(Evaluation.split.not_in(leave_out), Evaluation.subject == BASE))
     if sources is not None:
         query = query.where(Evaluation.source.in_(sources))
-    sums: dict[tuple[str, str], list[tuple[float, int | None]]] = {}
     evaluations = list(session.scalars(query))
-    present = {(row.task, row.metric) for row in evaluations}
+    columns, others = _choose_metrics(evaluations, metrics or {})
+    sums: dict[tuple[str, str], list[tuple[float, int | None]]] = {}
     for row in evaluations:
-        successor = SUCCESSORS.get(row.metric)
-        if successor and (row.task in renewed or (row.task, successor) in present):
-            continue
-        sums.setdefault((_short(row.subject), row.task), []).append((row.value, row.n))
+        if row.metric == columns[row.task]:
+            sums.setdefault((_short(row.subject), row.task), []).append((row.value, row.n))
     if not sums:
         raise NotFoundError("The catalog contains no scores; import some with `import_scores(FILE)`.")
     cells = {key: _mean(values) for key, values in sums.items()}
     base = {task: value for (subject, task), (value, _) in cells.items() if subject == BASE}
     adapters = tuple(sorted({subject for subject, _ in cells} - {BASE}))
     of_adapters = {key: cell for key, cell in cells.items() if key[0] != BASE}
-    return ScoreTable(adapters, tuple(sorted({task for _, task in cells})), of_adapters, base)
+    tasks = tuple(sorted({task for _, task in cells}))
+    return ScoreTable(adapters, tasks, of_adapters, base, columns, others)
+
+
+def _choose_metrics(
+    evaluations: Iterable[Evaluation], metrics: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """By task the metric of its column, and where there are several the others."""
+    subjects: dict[str, dict[str, set[str]]] = {}
+    for row in evaluations:
+        subjects.setdefault(row.task, {}).setdefault(row.metric, set()).add(row.subject)
+    order = {name: place for place, name in enumerate(SCORE_METRICS)}
+    columns, others = {}, {}
+    for task, by_metric in sorted(subjects.items()):
+        current = [name for name in by_metric if SUCCESSORS.get(name) not in by_metric]
+        columns[task] = metrics.get(task) or min(
+            current,
+            key=lambda name: (-len(by_metric[name] - {BASE}), order.get(name, len(order)), name),
+        )
+        if left_out := sorted(by_metric.keys() - {columns[task]}):
+            others[task] = tuple(left_out)
+    return columns, others
 
 
 def _short(subject: str) -> str:

@@ -102,28 +102,52 @@ def regress_items(right: Bools, places: tuple[int, ...]) -> ItemChoice:
 
 def _choose(answers: Floats, count: int) -> ItemChoice:
     """Greedy forward selection on (adapters, items)."""
-    left = _shrunk_covariance(answers)
+    covariance = _ShrunkCovariance(answers)
+    sums, left = covariance.sums, covariance.variances
+    # The covariance that is left is that of the items less the products of these with themselves.
+    removed = np.empty((count, len(left)))
     places: list[int] = []
-    for _ in range(count):
+    for step in range(count):
         # The variance of the sum of all items that knowing one of them removes.
-        gain = left.sum(axis=1) ** 2 / np.diag(left)
+        gain = sums**2 / left
         gain[places] = -1.0
         at = int(gain.round(_DIGITS).argmax())
         places.append(at)
-        left = left - np.outer(left[:, at], left[:, at]) / left[at, at]
-        left[np.diag_indices_from(left)] = np.maximum(np.diag(left), _LEAST_VARIANCE)
+        column = covariance.column(at) - removed[:step, at] @ removed[:step]
+        removed[step] = column / np.sqrt(left[at])
+        sums = sums - removed[step] * removed[step].sum()
+        left = np.maximum(left - removed[step] ** 2, _LEAST_VARIANCE)
     return _regress(answers, tuple(places))
 
 
-def _shrunk_covariance(answers: Floats) -> Floats:
-    """The covariance of items (items, items), drawn towards one that is the same for all pairs of items."""
-    covariance = np.cov(answers, rowvar=False)
-    variances = np.diag(covariance)
-    mean = (covariance.sum() - variances.sum()) / (len(variances) * (len(variances) - 1))
-    common = np.full_like(covariance, mean)
-    np.fill_diagonal(common, variances)
-    result: Floats = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * common + _NOISE * np.eye(len(variances))
-    return result
+class _ShrunkCovariance:
+    """The covariance of items (items, items), drawn towards one that is the same for all pairs of items.
+
+    A part of the rank of the adapters, one of rank 1, and a diagonal: it is never built, so that any number
+    of items fits into memory. `variances` is its diagonal, `sums` are those of its rows. An item that varies
+    less than pairs covary covaries less with all: one that all adapters answer alike tells nothing.
+    """
+
+    def __init__(self, answers: Floats) -> None:
+        self._centred = (answers - answers.mean(axis=0)) / np.sqrt(len(answers) - 1)
+        variances = (self._centred**2).sum(axis=0)
+        of_adapters, items = self._centred.sum(axis=1), len(variances)
+        mean = (float(of_adapters @ of_adapters) - variances.sum()) / (items * (items - 1))
+        self._loadings = np.sqrt(_SHRINKAGE * np.clip(variances, 0.0, max(mean, 0.0)))
+        self._diagonal = _SHRINKAGE * variances - self._loadings**2 + _NOISE
+        self.variances: Floats = variances + _NOISE
+        self.sums: Floats = (
+            (1 - _SHRINKAGE) * (of_adapters @ self._centred)
+            + self._loadings.sum() * self._loadings
+            + self._diagonal
+        )
+
+    def column(self, at: int) -> Floats:
+        """The covariances of all items with the one at a place, (items,)."""
+        column: Floats = (1 - _SHRINKAGE) * (self._centred[:, at] @ self._centred)
+        column += self._loadings[at] * self._loadings
+        column[at] += self._diagonal[at]
+        return column
 
 
 def _regress(answers: Floats, places: tuple[int, ...]) -> ItemChoice:

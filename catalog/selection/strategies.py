@@ -83,7 +83,8 @@ class Question:
 class Sources:
     """The sources of strategies: the database, the caches, and the values that the caller prepared.
 
-    `measure` scores adapters, by short name, on further samples of the question's task. `direction`, of
+    `measure` scores adapters, by short name, on further samples of the question's task, by `metric`; `note`
+    is called with sentences on what is left out. `direction`, of
     (size,), is the query of `catalog.search.nearest.downhill` to the index of the question's kind, from the
     candidates' base model; `backgrounds`, of (several, size), are the same of other tasks; `exact` gives, by
     short name, the exact values that sketches estimate. `engines` have the rules that the filter follows, by
@@ -98,6 +99,8 @@ class Sources:
     subject: Callable[[str], Subject]
     texts: Mapping[str, str] = field(default_factory=dict)
     measure: Measure | None = None
+    metric: str = ""
+    note: Callable[[str], None] = field(default=lambda _: None)
     exact: Callable[[Sequence[str]], Sequence[float]] | None = None
     direction: NDArray[np.floating[Any]] | None = None
     backgrounds: NDArray[np.floating[Any]] | None = None
@@ -227,13 +230,15 @@ def _matrix(
             sources.session,
             splits or None,
             leave_out=() if splits else ("test",),
-            # A race measures by the current rule.
-            renewed=(task,) if racing else (),
+            # A column has the metric by which the race measures.
+            metrics={task: sources.metric} if racing and sources.metric else {},
         )
     except NotFoundError:
         if racing:
             return score_matrix((), adapters=names).blank(task)
         raise
+    if table.note:
+        sources.note(table.note)
     among = set(names) if racing else set(table.adapters)
     cells = (
         (adapter, task, value, n) for (adapter, task), (value, n) in table.cells.items() if adapter in among

@@ -93,14 +93,21 @@ class Hub:
         return self._exchange.ask(self._api(url), read)
 
     def dataset(self, name: str, revision: str = "main") -> dict[str, object]:
-        """The row of a data set at a commit, tag or branch: `sha` is the commit, `cardData` from the card."""
+        """The row of a data set at a commit, tag or branch.
+
+        `id` is its name now, `sha` the commit, `cardData` from the card.
+        """
         if not valid_name(name):
             raise UsageError(f"{name[:80]!r} is not the name of a data set; write owner/name.")
         url = f"{self.settings.endpoint}/api/datasets/{quote(name)}/revision/{_revision(revision)}"
 
         def read(answer: Answer) -> dict[str, object]:
             row = _json(answer, self.settings.list_body)
-            if not isinstance(row, dict) or not _COMMIT.fullmatch(str(row.get("sha"))):
+            if (
+                not isinstance(row, dict)
+                or not _COMMIT.fullmatch(str(row.get("sha")))
+                or not valid_name(str(row.setdefault("id", name)))
+            ):
                 raise HubPayloadError("The Hub's description of the data set is not valid.", url=answer.url)
             return row
 

@@ -5,7 +5,6 @@ from .questions import Questions, TooLong, ask, prompt_date, unusual
 from .requests import HarnessModel
 from .scores import BASE, Measured, Sampler, ScoreRound, TaskScore, item_round, measure, score_metric
 from .scoring import (
-    WIDTH,
     candidate_likelihoods,
     entropies,
     likelihoods,
@@ -15,12 +14,12 @@ from .scoring import (
     reading_groups,
     targets_only,
     too_large,
+    tree_width,
 )
 
 __all__ = [
     "BASE",
     "MOST_NEW_TOKENS",
-    "WIDTH",
     "HarnessModel",
     "Measured",
     "Questions",
@@ -46,6 +45,7 @@ __all__ = [
     "scores",
     "targets_only",
     "too_large",
+    "tree_width",
     "unusual",
     "word_f1",
 ]

@@ -7,24 +7,22 @@ this way as alone (`merging.model.reading`), its own `generate` reads every ques
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import EvaluationError, UsageError
 from merging.evaluation.prefix import ReadPrefix, read_prefix, shared_length
-from merging.evaluation.questions import check_reading
+from merging.evaluation.questions import check_reading, position_count
 from merging.evaluation.scoring import batches, logit_options, too_large
+from merging.evaluation.sizing import batch_tokens
 from merging.model import LoadedBase, Prompt, Sizes, chat_format, in_pieces, quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_NEW_TOKENS = 30
-# Tokens of the questions and answers of one batch, on a processor or a GPU.
-_BATCH = {"cpu": 4096, "cuda": 16384}
-# Names of tables of positions, as in GPT-2, OPT and similar models.
-_TABLES = frozenset({"wpe", "embed_positions", "position_embeddings"})
+# Tokens of a row by which the memory of a batch is measured.
+_ROW = 128
 Progress = Callable[[int, int], None]
 
 
@@ -268,27 +266,24 @@ def _check_positions(base: LoadedBase, prompts: Sequence[Prompt], limits: Sequen
     """Raises EvaluationError if the longest question leaves no room for its answer."""
     sizes = [(len(prompt.question) + limit, limit) for prompt, limit in zip(prompts, limits, strict=True)]
     total, most = max(sizes, default=(0, 0))
-    if total > (room := _positions(base.model)):
+    if total > (room := position_count(base.model)):
         raise EvaluationError(
             f"A question of {total - most} tokens leaves no room for an answer of {most} tokens in the "
             f"{room} positions of this model; shorten or remove it."
         )
 
 
-def _positions(model: Any) -> float:
-    """The size of a model's table of positions; no limit without one."""
-    from torch import nn
+def _read_probe(base: LoadedBase, tokens: int) -> object:
+    """Reads rows of 128 tokens, that many in all, and keeps their keys and values meanwhile."""
+    import torch
 
-    tables = (
-        module.num_embeddings - getattr(module, "offset", 0)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _TABLES
-    )
-    return min(tables, default=math.inf)
+    rows = torch.zeros((tokens // _ROW, _ROW), dtype=torch.int64, device=base.device)
+    with torch.no_grad():
+        return base.model(input_ids=rows, use_cache=True, **logit_options(base.model, 1))
 
 
 def question_groups(base: LoadedBase, prompts: Sequence[Prompt], limits: Sequence[int]) -> list[list[int]]:
     """Indices of prompts to be answered together: one by one if padding or other rows may matter."""
     lengths = [len(prompt.question) + limit for prompt, limit in zip(prompts, limits, strict=True)]
-    budget = _BATCH.get(base.device.type, _BATCH["cpu"])
+    budget = batch_tokens(base, "generation", lambda tokens: _read_probe(base, tokens))
     return batches(lengths, 0 if base.reading.depends_on_order else budget)

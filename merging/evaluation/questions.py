@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from catalog.errors import UsageError
-from merging.evaluation.scoring import WIDTH, both_ways
+from merging.evaluation.scoring import both_ways, tree_width
 from merging.evaluation.trees import TokenTree
 from merging.model import (
     OWN,
@@ -35,6 +35,8 @@ TooLong = Literal["error", "skip"]
 # plain batches of the same texts. SmolLM2-135M's differ by 1e-5 in float32 and .16 in bfloat16.
 _ROUNDING = 10.0
 _NOISE = 4.0
+# Names of tables of positions: embeddings of GPT-2, OPT and similar models, sines of GPT-J and CodeGen.
+_TABLES = frozenset({"wpe", "embed_positions", "position_embeddings", "positions_embed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,14 @@ def ask(
     examples: Sequence[Example],
     too_long: TooLong = "error",
     protocol: Protocol = OWN,
+    new_tokens: int = 0,
 ) -> Questions:
     """The examples as the base model reads them; those longer than its limit are an error or left out, never
     cut.
 
-    Checks the base model's way of reading. Raises UsageError for an example that is too long, or with "skip"
-    if no other is left.
+    Where answers of `new_tokens` are generated, "skip" leaves out too what leaves no room for that many in a
+    model's table of positions. Checks the base model's way of reading. Raises UsageError for an example that
+    is too long, or with "skip" if no other is left.
     """
     prompts = encode_each(base.tokenizer, task, examples, date=base.date, protocol=protocol)
     lengths = [_length(base, prompt, protocol) for prompt in prompts]
@@ -70,11 +74,17 @@ def ask(
         for number, length in enumerate(lengths, 1):
             if length > base.limit:
                 raise length_error(task, number, length, base.limit)
-    read = [at for at, length in enumerate(lengths) if length <= base.limit]
+    positions = position_count(base.model) if new_tokens and too_long == "skip" else math.inf
+    read = [
+        at
+        for at, length in enumerate(lengths)
+        if length <= base.limit and len(prompts[at].question) + new_tokens <= positions
+    ]
     if not read:
+        limit, answers = min(base.limit, positions), f" with answers of {new_tokens}" if new_tokens else ""
         raise UsageError(
-            f"All {len(examples)} examples of {task.name} are longer than the {base.limit} tokens that the "
-            "model reads; shorten them or choose another model."
+            f"All {len(examples)} examples of {task.name} are longer{answers} than the {limit} tokens that "
+            "the model reads; shorten them or choose another model."
         )
     prompts_read = tuple(prompts[at] for at in read)
     check_reading(base, prompts_read)
@@ -99,6 +109,19 @@ def _length(base: LoadedBase, prompt: Prompt, protocol: Protocol) -> int:
     if prompt.length > max(base.limit, positions or prompt.length):
         return prompt.length
     return len(prompt.question) + 1
+
+
+def position_count(model: Any) -> float:
+    """The size of a model's table of positions; no limit without one."""
+    from torch import nn
+
+    tables = [
+        module.num_embeddings - getattr(module, "offset", 0)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _TABLES
+    ]
+    tables += [len(values) for name, values in model.named_buffers() if name.rpartition(".")[2] in _TABLES]
+    return min(tables, default=math.inf)
 
 
 def prompt_date(base: LoadedBase) -> str | None:
@@ -151,7 +174,7 @@ def _equal(base: LoadedBase, longest: Prompt, other_prompts: Sequence[Prompt]) -
     finite."""
     import torch
 
-    width = WIDTH.get(base.device.type, WIDTH["cpu"])
+    width = tree_width(base)
     while True:
         prompts, few = _crowd(longest, other_prompts, width)
         try:

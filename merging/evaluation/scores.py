@@ -184,7 +184,8 @@ def measure(
     choices, by exact match. Raises EvaluationError if the model's output is not finite, and the errors of
     `ask`.
     """
-    return _measure(base, task, ask(base, task, questions, too_long, protocol))
+    new_tokens = _new_tokens(task, protocol)
+    return _measure(base, task, ask(base, task, questions, too_long, protocol, new_tokens))
 
 
 def score_metric(task: Task, protocol: Protocol = OWN) -> str:
@@ -197,6 +198,11 @@ def _text_metric(task: Task, protocol: Protocol) -> str | None:
     if task.metric != "accuracy":
         return task.metric
     return "exact_match" if protocol.answers == "generation" else None
+
+
+def _new_tokens(task: Task, protocol: Protocol) -> int:
+    """The most tokens of an answer that is generated; 0 where the likelihood of choices decides."""
+    return task.max_new_tokens if _text_metric(task, protocol) else 0
 
 
 def _measure(base: LoadedBase, task: Task, question_set: Questions) -> Measured:
@@ -300,7 +306,7 @@ class Sampler:
         self.base, self.task, self.find, self.spent = base, task, find, 0
         # A race reads only the examples that a training with this seed reads.
         order = first_examples(task, min(BUDGET, len(examples(task, "train"))), seed=seed)
-        self.asked = ask(base, task, order, too_long)
+        self.asked = ask(base, task, order, too_long, new_tokens=_new_tokens(task, OWN))
         self.left_out: dict[str, str] = {}
         self._place: dict[str, int] = {}
 
@@ -404,7 +410,7 @@ def _round(
     too_long: TooLong,
     protocol: Protocol,
 ) -> _Round:
-    questions = ask(base, task, items, too_long, protocol)
+    questions = ask(base, task, items, too_long, protocol, _new_tokens(task, protocol))
     prompts, date, plain = questions.prompts, prompt_date(base), reads_plainly(base, questions.prompts)
     tokens = sum(len(tree_of(prompts[i] for i in group).tokens) for group in pack_prompts(prompts, 1 << 12))
     # A model of the same name may be different: its losses identify it.

@@ -12,14 +12,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from merging.evaluation.sizing import batch_tokens
 from merging.evaluation.trees import TokenTree, pack_prompts, tree_of
 from merging.model import LoadedBase, Prompt, Sizes, in_pieces, is_shortage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Tokens of one tree. Attention costs their square, so that a longer one saves nothing on a CPU.
-WIDTH = {"cpu": 512, "cuda": 4096}
+# Tokens that are read of each answer by which the memory of a tree is measured.
+_PROBE_ANSWER = 16
 # log p of every answer of a prompt.
 Likelihoods = tuple[float, ...]
 Progress = Callable[[int, int], None]
@@ -103,7 +104,7 @@ def reading_groups(base: LoadedBase, prompts: Sequence[Prompt], width: int | Non
 
     A group contains prompts of one way of reading, and at least one prompt.
     """
-    width = width or WIDTH.get(base.device.type, WIDTH["cpu"])
+    width = width or tree_width(base)
     shared = [index for index, prompt in enumerate(prompts) if _in_tree(base, prompt)]
     plain = [index for index, prompt in enumerate(prompts) if not _in_tree(base, prompt)]
     trees = pack_prompts([prompts[index] for index in shared], width)
@@ -111,6 +112,21 @@ def reading_groups(base: LoadedBase, prompts: Sequence[Prompt], width: int | Non
     return [[shared[at] for at in group] for group in trees] + [
         [plain[at] for at in group] for group in padded
     ]
+
+
+def tree_width(base: LoadedBase) -> int:
+    """The number of tokens of the largest trees, and of batches of texts that are read plainly."""
+    return batch_tokens(base, "reading", lambda tokens: _read_probe(base, tokens))
+
+
+def _read_probe(base: LoadedBase, tokens: int) -> object:
+    """Reads a tree of that many tokens, almost all of which are predicted."""
+    import torch
+
+    vocabulary = base.model.config.get_text_config().vocab_size
+    answers = tuple((at % vocabulary, *[0] * _PROBE_ANSWER) for at in range(tokens // _PROBE_ANSWER))
+    with torch.no_grad():
+        return _tree_sums(base, tree_of([Prompt((0,), answers, 0)]), 1)
 
 
 def read_tokens(base: LoadedBase, prompts: Sequence[Prompt]) -> int:

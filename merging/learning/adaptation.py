@@ -157,12 +157,18 @@ def adapt(
     with memory_limit(f"{row.name} on a pool of {len(pool)}"):
         numbers, gate, course = learn(work, progress)
     _refuse_infinite(row, course["valid_loss"])
-    record = facts | {
-        "members": [_member(member) for member in pool],
-        "target": target.name if target else None,
-        "course": course,
-        "coefficients": None if numbers is None else {name: list(values) for name, values in numbers.items()},
-    }
+    record = (
+        facts
+        | _memory_facts(base)
+        | {
+            "members": [_member(member) for member in pool],
+            "target": target.name if target else None,
+            "course": course,
+            "coefficients": None
+            if numbers is None
+            else {name: list(values) for name, values in numbers.items()},
+        }
+    )
     return Adaptation(row, work.live, numbers, gate, course["valid_before"], course["valid_loss"], record)
 
 
@@ -186,10 +192,14 @@ def _record(
         "budget": {"train": len(train.prompts), "valid": len(valid.prompts), "seed": budget.seed},
         **({"preset": preset} if preset else {}),
         **unusual(base, train, valid),
-        **({"gradient_checkpointing": True} if base.memory.checkpointing else {}),
         "recipe": {"rate": rate, **asdict(recipe)} if row.learner != "none" else None,
         "versions": {name: version(name) for name in ("loradex", "torch", "transformers")},
     }
+
+
+def _memory_facts(base: LoadedBase) -> dict[str, Any]:
+    """The part of adapt.json on memory, known after learning: a shortage may have changed the passes."""
+    return {"gradient_checkpointing": True} if base.memory.checkpointing else {}
 
 
 def _continue(
@@ -208,12 +218,16 @@ def _continue(
         tensors, course, before = continue_training(base, member, rate, recipe, *prompts, objective, progress)
     document = _course_document(course, before)
     _refuse_infinite(row, document["valid_loss"])
-    record = dict(facts) | {
-        "members": [_member(member)],
-        "target": member.name,
-        "course": document,
-        "coefficients": None,
-    }
+    record = (
+        dict(facts)
+        | _memory_facts(base)
+        | {
+            "members": [_member(member)],
+            "target": member.name,
+            "course": document,
+            "coefficients": None,
+        }
+    )
     return Continuation(row, base, member, tensors, before, document["valid_loss"], record)
 
 

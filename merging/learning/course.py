@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from catalog.errors import MemoryLimitError, UsageError
 from merging.evaluation import (
-    WIDTH,
     entropies,
     likelihoods,
     losses,
@@ -23,6 +22,7 @@ from merging.evaluation import (
     read_tokens,
     reading_groups,
     targets_only,
+    tree_width,
 )
 from merging.model import LoadedBase, Prompt, is_shortage, recompute_layers, release
 
@@ -227,9 +227,7 @@ def gradients(
     `base.memory` records both for later batches. Raises MemoryLimitError if a prompt alone does not fit.
     """
     memory, read = base.memory, _read(batch, objective)
-    width = min(
-        WIDTH.get(base.device.type, WIDTH["cpu"]), max(1, memory.refused.get(_TRAINING, 1 << 20) // 2)
-    )
+    width = min(tree_width(base), max(1, memory.refused.get(_TRAINING, 1 << 20) // 2))
     total = sum(_weights(batch, objective))
     while True:
         groups = reading_groups(base, read, width)

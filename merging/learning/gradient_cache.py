@@ -93,6 +93,8 @@ class GradientCache:
             with open_cache(self.path, facts) as file:
                 data = file.read(4 * ROW_SIZE * len(keys) + 1)
             rows = np.frombuffer(data, dtype="<f4").reshape(len(keys), ROW_SIZE)
+            if not np.isfinite(rows).all():
+                raise ValueError(f"{self.path} has numbers that are not finite")
             return {str(key): row for key, row in zip(keys, rows, strict=True)}
         except DAMAGES as error:
             log.info("%s is not used, and written anew: %s", self.path, error)

@@ -165,6 +165,10 @@ def _sketch_rows(
         if row is None:
             gradient = task_gradient(base, prompts)
             row = np.concatenate([gradient.delta, gradient.output])
+            if not np.isfinite(row).all():
+                raise EvaluationError(
+                    "A gradient of the base model is not finite; use a data type with a larger range."
+                )
             if cache is not None:
                 cache.add(prompts, row)
         return row

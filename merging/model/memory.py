@@ -28,13 +28,15 @@ _WORDS = re.compile(
 
 @dataclass(slots=True, eq=False)
 class MemoryRecord:
-    """What did not fit into the memory of a base model's device.
+    """What fits into the memory of a base model's device, and what did not.
 
-    `refused` holds, for each kind of work, the smallest size that did not fit, in tokens. `checkpointing`
+    `sizes` holds, for each kind of work, the tokens that are read at once, where these were measured;
+    `refused` the smallest size that did not fit, in tokens. `checkpointing`
     says that layers are computed again in the backward pass, so that their activations need not be stored.
     """
 
     refused: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     checkpointing: bool = False
 
     @contextlib.contextmanager

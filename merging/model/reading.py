@@ -140,7 +140,8 @@ def _window(config: Any, kinds: tuple[str, ...]) -> float:
 def model_identity(model: Any) -> str:
     """A digest of what determines how a model computes, except its weights: 32 hexadecimal digits.
 
-    Its configuration, data type, device and way of attention, and the versions of transformers and torch.
+    Its configuration, data type, device (the model of a GPU, the instructions of a processor, since kernels
+    round in their own way) and way of attention, and the versions of transformers and torch.
     """
     import torch
     import transformers
@@ -158,6 +159,16 @@ def model_identity(model: Any) -> str:
         attention,
         first.dtype,
         first.device,
+        _hardware(first.device),
     )
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _hardware(device: Any) -> str:
+    """The model of a GPU, or the instructions of a processor that kernels use; empty for other devices."""
+    import torch
+
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return str(torch.backends.cpu.get_cpu_capability()) if device.type == "cpu" else ""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from crawler.localhub import LocalHub
 from loradex.columns import _find_choice
 from loradex.hubdata import SourceFacts
 from loradex.papertasks import paper_splits, read_paper_tasks
-from merging.model import Example, examples
+from merging.model import Example, examples, read_task
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ASK = {"instruction": "Good?", "inputs": "text", "target": "label"}
@@ -220,7 +222,7 @@ test_split: test
 output_type: multiple_choice
 description: "Answer."
 doc_to_text: "Is {{text}} good?"
-doc_to_choice: ["no", "yes"]
+doc_to_choice: ["no", " yes"]
 doc_to_target: "{{label}}"
 metadata: {version: 2.0}
 """
@@ -378,18 +380,65 @@ def test_the_command_makes_a_task(tmp_path: Path) -> None:
     assert "'test' is not a pair; write one such as test=validation" in result.stderr
 
 
-def as_datasets(app: Any) -> Any:
-    """The local Hub, whose repositories are data sets for clients that ask for such."""
+def as_datasets(app: Any, moved: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """The local Hub, whose repositories are data sets for clients that ask for such; some have `moved`."""
 
     async def serve(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             path = scope["path"]
+            for old, new in moved.items():
+                path = path.replace(old, new)
             for prefix, other in (("/api/datasets/", "/api/models/"), ("/datasets/", "/")):
                 if path.startswith(prefix):
                     scope = {**scope, "path": other + path.removeprefix(prefix), "raw_path": b""}
         await app(scope, receive, send)
 
     return serve
+
+
+def test_tasks_of_the_paper_are_read_from_the_hub(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data sets with configurations, one of them under its old name without an owner."""
+    pytest.importorskip("datasets", reason="the extra harness is not installed")
+    import datasets
+    import huggingface_hub
+
+    file = checkout / "tasks.yaml"
+    file.write_text(file.read_text().replace("owner/pairs", "pairs"))
+    for name, config in (("owner/pairs", "small"), ("owner/options", "default")):
+        place = tmp_path / "hub" / name
+        splits, _ = paper_data(name, config)
+        files = [f"    - {{split: {split}, path: {split}.jsonl}}" for split in splits]
+        card = [
+            "---",
+            "license: mit",
+            "configs:",
+            f"- config_name: {config}",
+            "  data_files:",
+            *files,
+            "---",
+            "",
+        ]
+        for split, rows in splits.items():
+            write_rows(place / f"{split}.jsonl", rows)
+        (place / "README.md").write_text("\n".join(card))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    moved = {"/api/datasets/pairs/": "/api/datasets/owner/pairs/"}
+    with LocalHub(tmp_path / "hub", wrap=lambda app: as_datasets(app, moved)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+        tasks = loradex.import_paper_tasks(checkout, tmp_path / "tasks")
+    assert tasks.failures == ()
+    assert [(row.task, row.train, row.valid, row.test, row.license) for row in tasks] == [
+        ("plain", 2, 1, 3, "MIT"),
+        ("pairs", 2, 1, 3, "mit"),
+        ("options", 2, 1, 3, "mit"),
+    ]
+    assert re.search(r"datasets/owner/pairs at [0-9a-f]{40} \(small\)", tasks[1].source)
+    pairs = read_task(tmp_path / "tasks" / "pairs")
+    assert examples(pairs, "valid") == (Example("PREMISE - a18 [SEP] \nHYPOTHESIS - b18", "0"),)
 
 
 def test_a_data_set_of_the_hub_is_pinned_and_has_its_license(

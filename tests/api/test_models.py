@@ -229,6 +229,14 @@ def test_a_new_adapter_is_placed_by_few_items(base: LoadedBase, tmp_path: Path) 
         assert json.loads(out.read_text()) == {"placements": scores.placements.to_dicts()}
         with pytest.raises(UsageError, match="not contain a list called scores"):
             catalog.import_scores(out)
+        # Whoever is asked takes no part in the choice, so that nothing predicts itself.
+        with pytest.raises(UsageError, match=r"few: .* 10 or more adapters .* there are 9"):
+            loradex.evaluate(base, task, known[3], items=3, catalog=catalog)
+        twin = write_task(tmp_path / "twin" / "few", rows[:6])
+        with pytest.raises(
+            UsageError, match="Two tasks are called few; choose items for one after the other"
+        ):
+            loradex.evaluate(base, [task, twin], new, items=3, catalog=catalog)
         with pytest.raises(UsageError, match="from 1 to 11 of the 12 items, not 12"):
             loradex.evaluate(base, task, new, items=12, catalog=catalog)
         with pytest.raises(UsageError, match="give a `catalog`, and no `limit`"):

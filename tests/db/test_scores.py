@@ -84,7 +84,11 @@ def test_scores_by_two_rules_of_comparing_answers_stand_in_no_column_together(en
         assert score_table(session).cells["a/a", "anli"] == (1.0, 100)
         assert score_table(session).base == {"anli": 0.9}
         # A race is about to measure by the present rule.
-        assert list(score_table(session, renewed=("anli",)).cells) == [("a/a", "rte")]
+        current = score_table(session, metrics={"anli": "exact_match_stripped"})
+        assert list(current.cells) == [("a/a", "rte")]
+        assert current.note == (
+            "Scores of a task are compared by one metric: anli by exact_match_stripped, without exact_match."
+        )
         save_scores(session, [replace(ONE, metric="exact_match_stripped", value=0.5, subject="b/b")])
         table = score_table(session)
         assert table.cells == {("b/b", "anli"): (0.5, 100), ("a/a", "rte"): (1.0, 100)}
@@ -98,6 +102,34 @@ def test_scores_by_two_rules_of_comparing_answers_stand_in_no_column_together(en
             "exact_match": 3,
             "exact_match_stripped": 1,
         }
+
+
+def test_a_column_has_scores_by_one_metric(engine: Engine) -> None:
+    """The one of most adapters, of equals the first listed; a metric of one adapter more wins over it."""
+    f1 = [replace(ONE, metric="f1", value=0.9, subject=name) for name in ("a/a", BASE)]
+    with Session(engine) as session, session.begin():
+        save_scores(session, [*f1, replace(ONE, subject="a/a"), replace(ONE, metric="perplexity", value=3.0)])
+        table = score_table(session)
+        assert table.cells == {("a/a", "anli"): (0.5, 100)}
+        assert (table.base, table.metrics) == ({}, {"anli": "accuracy"})
+        assert table.note == "Scores of a task are compared by one metric: anli by accuracy, without f1."
+        save_scores(session, [replace(f1[0], subject=name) for name in ("b/b", "c/c")])
+        save_scores(
+            session,
+            [
+                replace(ONE, task=f"t{number}", metric=metric)
+                for number in range(4)
+                for metric in ("accuracy", "acc_norm")
+            ],
+        )
+        table = score_table(session)
+        assert {name for name, task in table.cells if task == "anli"} == {"a/a", "b/b", "c/c"}
+        assert table.base == {"anli": 0.9}
+        assert table.note.endswith(
+            "anli by f1, without accuracy; t0 by accuracy, without acc_norm; t1 by "
+            "accuracy, without acc_norm; and 2 more."
+        )
+        assert score_table(session, metrics={"anli": "accuracy"}).base == {}
 
 
 def test_metrics_that_are_no_shares_are_facts_and_not_ranked_by(engine: Engine) -> None:

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from catalog.errors import EvaluationError
 from merging.learning import direction, gradient_cache, gradients
-from merging.learning.gradient_cache import GradientCache, weights_mark
+from merging.learning.gradient_cache import ROW_SIZE, GradientCache, weights_mark
 from merging.model import LoadedBase, Task, examples, read_task
 from tests.merging.test_scoring import some_prompts
 from tests.merging.tiny import tiny_base, write_task
@@ -141,6 +144,29 @@ def test_another_version_shares_nothing(
     monkeypatch.setattr(gradient_cache, "VERSION", 0)
     ask_direction(tiny_base(), tasks[:1], tmp_path)
     assert len(passes) == 2
+
+
+def test_another_machine_shares_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = GradientCache(tmp_path, tiny_base()).path
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+    assert GradientCache(tmp_path, tiny_base()).path != path
+
+
+def test_numbers_that_are_not_finite_are_neither_used_nor_kept(
+    tmp_path: Path, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, prompts = tiny_base(), some_prompts(2, 12)
+    cache = GradientCache(tmp_path, base)
+    cache.add(prompts, np.full(ROW_SIZE, np.nan, dtype=np.float32))
+    cache.write()
+    assert cache.path.is_file()
+    assert GradientCache(tmp_path, base).find(prompts) is None
+    cache.path.unlink()
+    gradient = SimpleNamespace(delta=np.array([1.0, np.inf]), output=np.zeros(2))
+    monkeypatch.setattr(gradients, "task_gradient", lambda *_: gradient)
+    with pytest.raises(EvaluationError, match="gradient of the base model is not finite"):
+        ask_direction(base, tasks[:1], tmp_path)
+    assert not cache.path.is_file()
 
 
 def cut(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import loradex
 from catalog.errors import NotFoundError, UsageError
 from catalog.scores import from_text, read_scores, unpack_bitmap
 from cli.main import loradex as program
-from loradex.harness import _has_code
+from loradex.harness import _has_code, harness_round, load_harness_task
 from merging.evaluation import HarnessModel, TaskScore
 from tests.merging.test_evaluate import tiny_adapter
 from tests.merging.tiny import save_base, tiny_base
@@ -226,6 +227,26 @@ def test_documents_that_are_too_long_are_an_error_or_counted(folder: Path) -> No
             loradex.evaluate(tiny_base(), f"harness:{name}", folder=folder)
         scores = loradex.evaluate(tiny_base(), f"harness:{name}", folder=folder, too_long="skip")
         assert {(row.n, row.left_out) for row in scores} == {(4, 1)}
+
+
+def test_examples_before_a_question_are_those_that_were_measured(folder: Path) -> None:
+    """Leaving out a document, or building again, draws no others for those that stay."""
+    rows = [("x" * 600, "yes"), *ROWS]
+    lines = "".join(json.dumps({"input": item, "target": target}) + "\n" for item, target in rows)
+    (folder / "rows.jsonl").write_text(lines)
+    shown = ", ".join(f"{{input: s{number}, target: 'no'}}" for number in range(8))
+    write_yaml(folder, "few", f"{CHOICES}fewshot_config: {{samples: [{shown}]}}\n")
+    task = load_harness_task("few", folder, shots=2)
+    subtask = task.tasks["few"]
+    harness_round(task, replace(tiny_base(), limit=2048))
+    texts = [str(request.args[0]) for request in subtask.instances]
+    assert len({text.partition(" right?")[0] for text in texts[2:]}) > 2
+    first = harness_round(task, tiny_base(), too_long="skip")
+    assert [str(request.args[0]) for request in subtask.instances] == texts[2:]
+    assert [request.doc_id for request in subtask.instances] == sorted([*range(12)] * 2)
+    assert (first.left_out, first.documents) == (1, {"few": [*range(1, 13)]})
+    assert {row.n for row in first.score(tiny_base(), "base", "base")} == {12}
+    assert harness_round(task, tiny_base(), too_long="skip").identity == first.identity
 
 
 def _with(text: str, old: str, new: str) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from catalog.errors import EvaluationError, MemoryLimitError
+from merging.evaluation import generation, scoring, sizing
 from merging.evaluation.generation import generate
 from merging.evaluation.questions import check_reading, reads_plainly
 from merging.evaluation.scores import Sampler, TaskScore, evaluate
 from merging.evaluation.scoring import likelihoods
+from merging.evaluation.sizing import fitting_tokens
 from merging.learning import adapt, train
 from merging.learning.candidates import evaluate_candidates
 from merging.learning.course import gradients
@@ -181,6 +184,9 @@ def test_an_adaptation_is_the_same_in_pieces(tmp_path: Path, task: Task, method:
     # A generation of lorahub is several rows of one batch, and one of them fits.
     parts = adapt(narrow(tiny_base(), 60), members, task, budget(task, 10), method, steps=3)
     assert parts.valid_loss == pytest.approx(complete.valid_loss, abs=1e-4)
+    # What a shortage turned on is on record; without gradients there is nothing to turn on.
+    assert "gradient_checkpointing" not in complete.record
+    assert parts.record.get("gradient_checkpointing", False) is (method == "recycling")
     with pytest.raises(MemoryLimitError, match="does not fit into memory"):
         adapt(narrow(tiny_base(), 10), members, task, budget(task, 10), method, steps=3)
 
@@ -280,6 +286,60 @@ def test_what_did_not_fit_is_not_tried_again() -> None:
     assert record.refused == {"sums": 3}
     assert not record.fits("sums", 4)
     assert record.fits("others", 4)
+
+
+@pytest.mark.parametrize(
+    ("free", "probes", "tokens"),
+    [
+        # 1 MB a token: 70 % of 8 GB are 5,600 tokens, of 800 MB 560.
+        (8_000_000_000, [(256, 256_000_000), (1024, 1_024_000_000)], 4096),
+        (4_000_000_000, [(256, 256_000_000), (1024, 1_024_000_000)], 2048),
+        (800_000_000, [(256, 256_000_000), (1024, 1_024_000_000)], 512),
+        # 1,000 n^2 bytes: the root of 2.8e6 is 1,673; with 1 MB a token besides, 1,247 and 1,010.
+        (4_000_000_000, [(256, 65_536_000), (1024, 1_048_576_000)], 1024),
+        (4_000_000_000, [(256, 256_000_000 + 65_536_000), (1024, 1_024_000_000 + 1_048_576_000)], 1024),
+        (2_900_000_000, [(256, 256_000_000 + 65_536_000), (1024, 1_024_000_000 + 1_048_576_000)], 512),
+        # A peak that grows more slowly than the tokens counts as the larger one of each.
+        (1_000_000_000, [(256, 256_000_000), (1024, 512_000_000)], 512),
+        (1_000, [(256, 256_000_000), (1024, 1_024_000_000)], 64),
+        (0, [(256, 1), (1024, 4)], 64),
+        (1_000, [(256, 0), (1024, 0)], 4096),
+    ],
+)
+def test_a_size_follows_from_free_memory_and_two_peaks(
+    free: int, probes: list[tuple[int, int]], tokens: int
+) -> None:
+    assert fitting_tokens(free, probes, 4096) == tokens
+
+
+def test_a_gpu_is_measured_once_for_each_kind_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the readings of a device that is not there."""
+    base: Any = SimpleNamespace(device=torch.device("cuda"), memory=MemoryRecord())
+    asked: list[int] = []
+    monkeypatch.setattr(sizing, "peak_bytes", lambda _base, read: read() or 1_000_000 * asked[-1])
+    monkeypatch.setattr(sizing, "free_bytes", lambda _: 1_000_000_000)
+    assert [sizing.batch_tokens(base, "reading", asked.append) for _ in range(2)] == [512, 512]
+    assert asked == [256, 1024]
+    monkeypatch.setattr(sizing, "free_bytes", lambda _: 100_000_000_000)
+    assert sizing.batch_tokens(base, "generation", asked.append) == 65536
+    assert base.memory.sizes == {"reading": 512, "generation": 65536}
+
+    def fail(_tokens: int) -> None:
+        raise SHORTAGES[0]
+
+    base.memory.sizes.clear()
+    assert sizing.batch_tokens(base, "reading", fail) == 64
+    assert sizing.batch_tokens(tiny_base(), "reading", fail) == 512
+
+
+@pytest.mark.parametrize("tokens", [256, 1024])
+def test_what_is_read_to_measure_memory_has_its_size(tokens: int) -> None:
+    base, counts = tiny_base(), []
+    hook = lambda _module, _inputs, named: counts.append(named["input_ids"].numel())  # noqa: E731
+    base.model.register_forward_pre_hook(hook, with_kwargs=True)
+    scoring._read_probe(base, tokens)
+    generation._read_probe(base, tokens)
+    assert counts == pytest.approx([tokens, tokens], abs=1)
 
 
 def test_layers_that_are_computed_again_give_the_same_gradients() -> None:

@@ -246,13 +246,17 @@ def test_the_clock_changes_nothing_else_of_a_template(
     assert question_text(tokenizer, task, example, day) == plain.replace("23:59", "00:00")
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "gptj", "openai-gpt"])
 def test_a_question_that_leaves_no_room_for_its_answer_is_one_sentence(kind: str, tmp_path: Path) -> None:
     from catalog.errors import EvaluationError
     from tests.merging.architectures import architecture
 
-    name = {"gpt2": "n_positions", "opt": "max_position_embeddings"}[kind]
-    task = read_task(write_task(tmp_path / "text", ROWS[:4], choices=None, metric="exact_match"))
+    name = "max_position_embeddings" if kind == "opt" else "n_positions"
+    task = read_task(
+        write_task(
+            tmp_path / "text", [("q" * n, "yes") for n in range(1, 5)], choices=None, metric="exact_match"
+        )
+    )
     longest = max(len(p.question) for p in ask(tiny_base(), task, examples(task, "test")).prompts)
     room = architecture(kind, **{name: longest + 30})
     assert measure(room, task, examples(task, "test")).n == 4
@@ -260,3 +264,10 @@ def test_a_question_that_leaves_no_room_for_its_answer_is_one_sentence(kind: str
         EvaluationError, match=rf"question of {longest} tokens leaves no room for an answer of 30"
     ):
         measure(architecture(kind, **{name: longest + 29}), task, examples(task, "test"))
+    small = architecture(kind, **{name: longest + 29})
+    skipped = measure(small, task, examples(task, "test"), "skip")
+    assert (skipped.n, skipped.left_out) == (3, 1)
+    # What is only read needs no room.
+    assert ask(small, task, examples(task, "test"), "skip").left_out == 0
+    with pytest.raises(UsageError, match=r"All 4 .* longer with answers of 30 than the \d+ tokens"):
+        measure(architecture(kind, **{name: longest + 20}), task, examples(task, "test"), "skip")

@@ -64,6 +64,37 @@ def test_an_item_that_tells_everything_is_chosen_first() -> None:
     assert predicted[0] > 0.7 > 0.3 > predicted[1]
 
 
+def test_the_choice_is_that_by_the_whole_matrix() -> None:
+    """Greedy elimination of the dense covariance, whose constant part never exceeds an item's variance."""
+    right = simulated(20, 40, seed=3)
+    right[:, :9] = True
+    answers = right.astype(float)
+    covariance = np.cov(answers, rowvar=False)
+    variances = np.diag(covariance)
+    common = (covariance.sum() - variances.sum()) / (40 * 39)
+    loadings = np.sqrt(np.minimum(variances, common))
+    target = np.outer(loadings, loadings)
+    np.fill_diagonal(target, variances)
+    left = 0.3 * covariance + 0.7 * target + 0.02 * np.eye(40)
+    assert np.linalg.eigvalsh(left).min() > 0.0199
+    places: list[int] = []
+    for _ in range(8):
+        gain = left.sum(axis=1) ** 2 / np.diag(left)
+        gain[places] = -1.0
+        places.append(int(gain.round(10).argmax()))
+        left = left - np.outer(left[:, places[-1]], left[places[-1]]) / left[places[-1], places[-1]]
+        np.fill_diagonal(left, np.maximum(np.diag(left), 1e-9))
+    with np.errstate(all="raise"):
+        assert choose_items(right, 8).places == tuple(places)
+    assert min(places) > 8, "items that all answered right tell nothing"
+
+
+def test_any_number_of_items_fits_into_memory() -> None:
+    """The whole matrix of 30,000 items would be 7 GB."""
+    right = np.random.default_rng(0).random((12, 30_000)) < np.linspace(0.2, 0.8, 12)[:, None]
+    assert len(set(choose_items(right, 3, folds=2).places)) == 3
+
+
 def test_all_items_but_one_leave_little_to_predict() -> None:
     right = simulated(12, 6)
     choice = choose_items(right, 5)
