@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from catalog.adapters import Engine, engine_facts, rank_option, read_folder
 from catalog.errors import ConfigError, NotFoundError, PoolError, WeightsError
@@ -17,6 +18,8 @@ README = "README.md"
 GGUF_NAME = "adapter.gguf"
 # Names of a base model that are safe in a command and in prose: an id, or a path.
 _PLAIN_NAME = re.compile(r"[\w./:+ -]+", re.ASCII)
+# What a name of a model in Ollama may not contain.
+_NOT_IN_OLLAMA = re.compile(r"[^a-z0-9._-]")
 # Adapters that vLLM and SGLang keep in one batch.
 _BATCH = 8
 
@@ -52,20 +55,27 @@ def _readme(
     manifest: Manifest, form: str, folder: Path | None, engines: Sequence[Engine] | None
 ) -> Iterator[str]:
     title, lines, remark = _COMMANDS[form]
-    members = _runnable(manifest, form, folder)
+    ready = _with_files(manifest, form, folder)
+    # llama-server takes files with commas between them, and has no sign for a comma in a name.
+    members = [m for m in ready if form != "gguf" or "," not in _path(m, folder)]
     yield f"# {manifest.name} for {title}\n"
     yield (
         f"{len(members)} adapters of {_base(manifest)}. Run the commands in this folder. {remark}".rstrip()
         + "\n"
     )
-    left_out = [member.folder_name for member in manifest.members if member not in members]
-    if left_out:
-        yield f"Without a GGUF file, and not in the commands: {', '.join(map(shlex.quote, left_out))}.\n"
+    if left_out := [member for member in manifest.members if member not in ready]:
+        yield f"Without a GGUF file, and not in the commands: {_folders(left_out)}.\n"
+    if left_out := [member for member in ready if member not in members]:
+        yield f"With a comma in the name, and not in the commands: {_folders(left_out)}.\n"
     if folder is None and form != "mergekit":
         yield "The members at their commits:\n"
         yield from _block([_download(member) for member in members])
     for commands in lines(manifest, members, folder, engines):
         yield from _block(commands)
+
+
+def _folders(members: Sequence[Member]) -> str:
+    return ", ".join(shlex.quote(member.folder_name) for member in members)
 
 
 def _block(lines: Sequence[str]) -> Iterator[str]:
@@ -75,8 +85,8 @@ def _block(lines: Sequence[str]) -> Iterator[str]:
     yield from (fence, *lines, f"{fence}\n")
 
 
-def _runnable(manifest: Manifest, form: str, folder: Path | None) -> Sequence[Member]:
-    """The members that the commands name: for GGUF those that have such a file."""
+def _with_files(manifest: Manifest, form: str, folder: Path | None) -> Sequence[Member]:
+    """The members with the files that a form needs: for GGUF those that have such a file."""
     if form not in ("gguf", "ollama") or folder is None:
         return manifest.members
     return [m for m in manifest.members if (folder / _path(m, folder) / GGUF_NAME).is_file()]
@@ -129,7 +139,7 @@ def _vllm(
     yield [
         f"{head} \\",
         f"  --max-loras {min(count, _BATCH)} --max-cpu-loras {count} --lora-modules \\",
-        *_names_and_paths(members, folder),
+        *_names_and_paths(members, folder, {}, "name", "path"),
     ]
 
 
@@ -140,13 +150,21 @@ def _sglang(
     yield [
         f"python -m sglang.launch_server --model-path {shlex.quote(_base(manifest))} --enable-lora \\",
         f"  --max-loras-per-batch {batch} --lora-strict-loading --lora-paths \\",
-        *_names_and_paths(members, folder),
+        *_names_and_paths(members, folder, {"pinned": False}, "lora_name", "lora_path"),
     ]
 
 
-def _names_and_paths(members: Sequence[Member], folder: Path | None) -> Iterator[str]:
+def _names_and_paths(
+    members: Sequence[Member], folder: Path | None, more: dict[str, Any], *keys: str
+) -> Iterator[str]:
+    """NAME=PATH of each member, or the same as JSON under these keys where a sign of the name would be read
+    as one between two words.
+    """
     for at, member in enumerate(members, 1):
-        word = shlex.quote(f"{member.folder_name}={_path(member, folder)}")
+        values = (member.folder_name, _path(member, folder))
+        is_plain = not any(sign in value for value in values for sign in "=,")
+        text = "=".join(values) if is_plain else json.dumps(dict(zip(keys, values, strict=True)) | more)
+        word = shlex.quote(text)
         yield f"  {word}" + (" \\" if at < len(members) else "")
 
 
@@ -164,10 +182,11 @@ def _ollama(
     _manifest: Manifest, members: Sequence[Member], folder: Path | None, _engines: Sequence[Engine] | None
 ) -> Iterator[list[str]]:
     if members:
+        names = [_NOT_IN_OLLAMA.sub("-", member.folder_name.lower()) for member in members]
         yield [
-            f"ollama create {shlex.quote(member.folder_name.lower())} "
+            f"ollama create {name if names.count(name) == 1 else f'{name}-{at}'} "
             f"-f {shlex.quote(f'{_path(member, folder)}/Modelfile')}"
-            for member in members
+            for at, (name, member) in enumerate(zip(names, members, strict=True), 1)
         ]
 
 
@@ -208,16 +227,25 @@ def _mergekit(manifest: Manifest, *, local: bool) -> str:
         )
     weight = 1 / max(len(manifest.members), 1)
     models = [
-        f"  - model: {json.dumps(f'{base}+{_mergekit_place(member, local=local)}')}\n"
+        f"  - model: {json.dumps(_mergekit_model(base, member, local=local))}\n"
         f"    parameters: {{weight: {weight:.6g}}}\n"
         for member in manifest.members
     ]
-    head = f"base_model: {json.dumps(base)}\nmerge_method: task_arithmetic\ndtype: bfloat16\n"
+    head = (
+        f"base_model: {json.dumps(_mergekit_model(base))}\nmerge_method: task_arithmetic\ndtype: bfloat16\n"
+    )
     return head + "models:\n" + "".join(models)
 
 
-def _mergekit_place(member: Member, *, local: bool) -> str:
-    return f"{ADAPTERS}/{member.folder_name}" if local else f"{member.repository}@{member.commit}"
+def _mergekit_model(base: str, member: Member | None = None, *, local: bool = True) -> str | dict[str, Any]:
+    """BASE+LORA, or its parts where one of them has a sign of this notation."""
+    if member is None:
+        return base if not set(base) & set("+@") else {"model": {"path": base}}
+    place = f"{ADAPTERS}/{member.folder_name}" if local else member.repository
+    if not set(base + place) & set("+@"):
+        return f"{base}+{place}" if local else f"{base}+{place}@{member.commit}"
+    pinned = {} if local else {"revision": member.commit}
+    return {"model": {"path": base}, "lora": {"path": place, **pinned}}
 
 
 def _vllm_modules(manifest: Manifest, folder: Path | None) -> Sequence[str]:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from catalog.adapters import load_engines
 from catalog.adapters.licenses import USES, WITHHELD, objection
 from catalog.errors import NotFoundError, PoolError
 from catalog.pools.manifest import (
@@ -194,6 +195,44 @@ def test_a_hostile_name_is_one_word_of_a_command_and_stays_in_its_block(form: st
     for block in re.findall(r"^(`{3,})$\n(.*?)^\1$", text, re.MULTILINE | re.DOTALL):
         words = shlex.split(block[1].replace("\\\n", " "), comments=True)
         assert not {"PWNED", "-rf", "$(id)"} & set(words)
+
+
+def commands_of(form: str, subfolder: str, folder: Path | None = None) -> list[str]:
+    """The words of the last command beside an export with one such member."""
+    text = recipes(pool(member(subfolder=subfolder)), form, folder)["README.md"]
+    blocks = re.findall(r"^(`{3,})$\n(.*?)^\1$", text, re.MULTILINE | re.DOTALL)
+    return shlex.split(blocks[-1][1].replace("\\\n", " "), comments=True)
+
+
+def test_signs_between_words_of_an_engine_are_not_taken_from_names() -> None:
+    folder = "ann--one--a=b,c"
+    vllm, sglang = (json.loads(commands_of(form, "a=b,c")[-1]) for form in ("vllm", "sglang"))
+    assert vllm == {"name": folder, "path": f"adapters/{folder}/a=b,c"}
+    assert sglang == {"lora_name": folder, "lora_path": f"adapters/{folder}/a=b,c", "pinned": False}
+    assert commands_of("vllm", "a b")[-1] == "ann--one--a b=adapters/ann--one--a b/a b"
+    recipe = recipes(pool(member(subfolder="a+b")), "mergekit", Path("nowhere"))["mergekit.yaml"]
+    (model,) = [line for line in recipe.splitlines() if "- model:" in line]
+    parts = json.loads(model.partition("model: ")[2])
+    assert parts == {"model": {"path": "acme/base"}, "lora": {"path": "adapters/ann--one--a+b"}}
+    assert recipes(pool(), "mergekit", None)["mergekit.yaml"].count("+ann/one@") == 1
+
+
+def test_llama_cpp_is_not_given_a_name_with_a_comma(tmp_path: Path) -> None:
+    for name in ("ann--one--a,b", "ann--one"):
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+        (tmp_path / "adapters" / name / "adapter.gguf").touch()
+    readme = recipes(pool(member(subfolder="a,b"), member()), "gguf", tmp_path)["README.md"]
+    assert "--lora adapters/ann--one/adapter.gguf\n" in readme
+    assert "With a comma in the name, and not in the commands: ann--one--a,b." in readme
+    ollama = recipes(pool(member(subfolder="a,b"), member()), "ollama", tmp_path)["README.md"]
+    assert "ollama create ann--one--a-b -f adapters/ann--one--a,b/Modelfile" in ollama
+
+
+def test_the_option_for_the_rank_follows_the_rules_in_use() -> None:
+    newer = replace(load_engines()[1], rank_option="--lora-rank", rank_default=4, ranks=(4, 12))
+    assert newer.name == "vllm"
+    assert "--lora-rank 12 \\" in recipes(pool(), "vllm", None, [newer])["README.md"]
+    assert "rank" not in recipes(pool(), "vllm", None, [])["README.md"]
 
 
 @pytest.mark.parametrize("base", ["me/base\nrm -rf x #", "me/`id`", "$(id)"])
