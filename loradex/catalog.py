@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from dataclasses import replace as replace_fields
@@ -43,7 +43,7 @@ from catalog.database import (
 from catalog.errors import EncoderError, NotFoundError, UsageError
 from catalog.files import BlobStore, Damage, at_work
 from catalog.fingerprints import LEVELS, duplicates, families
-from catalog.index import DEFAULT_MODEL
+from catalog.index import DEFAULT_MODEL, KINDS
 from catalog.pools import read_manifest
 from catalog.query import FIELDS, parse
 from catalog.rules import UNREADABLE, Reason
@@ -119,6 +119,7 @@ if TYPE_CHECKING:
     from catalog.database import Session
     from catalog.index import IndexState
     from catalog.query import Query
+    from catalog.search import Cache
     from crawler.crawl import CrawlReport, Preview
     from crawler.hub import Hub
     from merging.evaluation import TooLong
@@ -592,7 +593,8 @@ class Catalog:
             embedder = None
             if not words_only:
                 try:
-                    embedder = embed_catalog(session, model, ProgressStep(report, "embedding cards"), notes)
+                    step = ProgressStep(report, "embedding cards")
+                    embedder = embed_catalog(session, self.settings.index, model, step, notes)
                 except EncoderError as error:
                     if not shares.words:
                         raise
@@ -681,9 +683,7 @@ class Catalog:
             if base is not None:
                 base = store.find_base(session, base)
             else:
-                base = likeness.usual_base(
-                    likeness.adapters_with_fingerprint(session, refusing(rules), every=every)
-                )
+                base = likeness.frequent_base(session, refusing(rules), every=every)
             rows = list(likeness.adapters_with_fingerprint(session, refusing(rules), base, every=every))
             if len(rows) < 2:
                 raise NotFoundError(
@@ -727,15 +727,31 @@ class Catalog:
             return reread(engine, self._blobs, working, processes=processes)
 
     def check_indexes(self) -> Rows[IndexRow]:
-        """The state of each vector index, which are caches that calls make by themselves."""
+        """The state of each index, by reading it and comparing it with the catalog; indexes are made by
+        calls.
+
+        Each base model has two indexes of vectors, which find all the nearest (`recall` 1) up to 300,000
+        vectors.
+        """
         with reading(self.settings) as session:
-            states = {name: row.check(self.settings.index) for name, row in indexes(session).items()}
+            states = [(cache, cache.check(self.settings.index)) for cache in indexes(session)]
         return _index_rows(states)
 
-    def rebuild_indexes(self) -> Rows[IndexRow]:
-        """Makes every vector index again from the catalog; raises StorageError where the disk refuses."""
+    @check_arguments
+    def rebuild_indexes(self, *, type: str | None = None) -> Rows[IndexRow]:  # noqa: A002
+        """Makes every index again from the catalog.
+
+        Args:
+            type: "flat" compares with every vector, "ivf" searches lists of them; by default "flat" up to
+            300,000
+                vectors of a base model. What is given here stays until the next rebuilding.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
+        kind = None if type is None else check_choice("type", type, KINDS)
         with reading(self.settings) as session:
-            states = {name: row.rebuild(self.settings.index) for name, row in indexes(session).items()}
+            states = [(cache, cache.rebuild(self.settings.index, kind)) for cache in indexes(session)]
         return _index_rows(states)
 
     @check_arguments
@@ -1365,8 +1381,13 @@ def _spellings(of_catalog: Iterable[BaseSpelling]) -> list[BaseSpelling]:
     return sorted(rows.values(), key=lambda row: (row.canonical, row.kind != "canonical", row.spelling))
 
 
-def _index_rows(states: Mapping[str, IndexState]) -> Rows[IndexRow]:
-    rows = (IndexRow(name, state.state, state.vectors, str(state.path)) for name, state in states.items())
+def _index_rows(states: Iterable[tuple[Cache, IndexState]]) -> Rows[IndexRow]:
+    rows = (
+        IndexRow(
+            cache.name, state.state, state.vectors, str(state.path), cache.base, state.kind, state.recall
+        )
+        for cache, state in states
+    )
     return Rows(rows, IndexRow)
 
 

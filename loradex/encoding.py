@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.index import Embedder, load_embedder
-from catalog.search import embed_cards
+from catalog.search import embed_new_cards
 
 if TYPE_CHECKING:
     from catalog.database import Session
     from loradex.progress import ProgressStep
 
 
-def embed_catalog(session: Session, model: str, step: ProgressStep, notes: list[str]) -> Embedder:
+def embed_catalog(
+    session: Session, index: Path, model: str, step: ProgressStep, notes: list[str]
+) -> Embedder:
     """The encoder, after it embedded the cards that are new; adds to `notes` what it could not.
 
-    Raises EncoderError where it cannot be loaded. Writes the vectors.
+    Raises EncoderError where it cannot be loaded. Writes the vectors, and the index of words in its folder.
     """
     embedder = load_embedder(model)
-    counts = embed_cards(session, embedder, step.working)
-    if left := counts.texts - counts.known - counts.new:
-        notes.append(f"The catalog takes no vectors: {left:,} of {counts.texts:,} cards go by words alone.")
+    if left := embed_new_cards(session, index, embedder, step.working):
+        notes.append(f"The catalog takes no vectors: {left:,} cards go by words alone.")
     return embedder

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from catalog.errors import NotFoundError
 from catalog.files import temporary_folder
 from catalog.pools import Manifest, export, member_folder
-from catalog.selection import candidates, pin_members
+from catalog.selection import Ranked, candidates, pin_members
 from loradex.bases import open_base, prompt_notes
 from loradex.fetching import fetching, writable_folder
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressStep
@@ -205,7 +205,7 @@ def _loader(
             if name not in rows:
                 raise NotFoundError(f"Adapter {name} of {base} not found.")
             row = rows[name]
-            (member,) = pin_members(session, {row.id: (None, "")}, [row])
+            (member,) = pin_members(session, [Ranked(row, None, "")])
             manifest = Manifest("race", base, (member,))
             with fetching(settings, manifest) as fetch:
                 folder = export(manifest, scratch, "peft", fetch, lambda _done, _all: None)

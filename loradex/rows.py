@@ -214,12 +214,20 @@ class FamilyRow:
 
 @dataclass(frozen=True)
 class IndexRow:
-    """One vector index: its state (current, stale, corrupt or missing), its vectors, its file."""
+    """One index: its state (current, stale, corrupt or missing), its vectors, its file.
+
+    The space "words" is the index of texts. `base` is the base model of an index of vectors, None where it
+    is unknown; `type` and `recall`, the part of the ten nearest that it finds, are known of a current
+    index.
+    """
 
     space: str
     state: str
     vectors: int | None
     file: str
+    base: str | None = None
+    type: str | None = None
+    recall: float | None = None
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def select_pool(
             browse.refuse_unknown_bases(session, parse(question.where, engines=engines))
 
         def load_encoder() -> Embedder:
-            return embed_catalog(session, model, ProgressStep(report, "embedding cards"), notes)
+            step = ProgressStep(report, "embedding cards")
+            return embed_catalog(session, settings.index, model, step, notes)
 
         blobs = BlobStore(settings.blobs)
         sources = Sources(

@@ -1,4 +1,5 @@
 from . import changes, frontier, kept, pool_store, retries, score_store, store
+from .changes import read_token
 from .columns import CleanText, TableBase
 from .engine import for_writing, make_engine, parse_url
 from .frontier import ItemRecord
@@ -37,6 +38,7 @@ from .schema import (
     ItemOutcome,
     Repository,
     RepositoryAlias,
+    TextVersion,
     WeightsFile,
 )
 from .score_store import score_table
@@ -64,6 +66,7 @@ __all__ = [
     "Reread",
     "Session",
     "TableBase",
+    "TextVersion",
     "WeightsFile",
     "changes",
     "check",
@@ -83,6 +86,7 @@ __all__ = [
     "open_existing",
     "parse_url",
     "pool_store",
+    "read_token",
     "reading",
     "reading_if_any",
     "refresh_engine_features",

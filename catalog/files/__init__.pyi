@@ -1,6 +1,15 @@
 from . import verified
 from .blobs import Blob, BlobStore, BlobWriter, Damage, temporary_store
-from .cache import DAMAGES, open_cache, read_facts, write_cache
+from .cache import (
+    DAMAGES,
+    compare_file,
+    file_facts,
+    lock_cache,
+    open_cache,
+    read_facts,
+    write_cache,
+    write_facts,
+)
 from .disk import (
     at_work,
     copy_file,
@@ -47,11 +56,14 @@ __all__ = [
     "check_events",
     "clean_json",
     "clean_text",
+    "compare_file",
     "copy_file",
     "digest_of",
+    "file_facts",
     "in_use",
     "is_refused",
     "load_json",
+    "lock_cache",
     "may_write",
     "open_cache",
     "read_facts",
@@ -67,4 +79,5 @@ __all__ = [
     "unsafe_path",
     "verified",
     "write_cache",
+    "write_facts",
 ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Nanoseconds within which two changes of a file may have the same date.
-_TICK = 100_000_000
+TICK = 100_000_000
 
 
 class _FileState(NamedTuple):
@@ -48,7 +48,7 @@ class Verified:
             return False
         self._known.add((sha256, look))
         # A change within the clock's tick of the last one would leave the same dates.
-        if began - max(look.modified, look.changed) > _TICK:
+        if began - max(look.modified, look.changed) > TICK:
             self._write(sha256, look)
         return True
 

@@ -1,5 +1,6 @@
 from .encoder import (
     DEFAULT_MODEL,
+    MOST_CHUNKS,
     Embedder,
     check_vectors,
     chunks,
@@ -7,26 +8,44 @@ from .encoder import (
     has_content,
     load_embedder,
 )
-from .vectors import IndexState, Space, VectorIndex, VectorSource, check_index, open_index
-from .words import LEAST_SCORED, AdapterText, WordHit, WordIndex, open_words
+from .vectors import (
+    KINDS,
+    IndexKind,
+    IndexState,
+    Space,
+    VectorHit,
+    VectorIndex,
+    VectorSource,
+    check_index,
+    open_index,
+    remove_index,
+)
+from .words import LEAST_SCORED, AdapterText, WordHit, WordIndex, check_words, open_words, rebuild_words
 
 __all__ = [
     "DEFAULT_MODEL",
+    "KINDS",
     "LEAST_SCORED",
+    "MOST_CHUNKS",
     "AdapterText",
     "Embedder",
+    "IndexKind",
     "IndexState",
     "Space",
+    "VectorHit",
     "VectorIndex",
     "VectorSource",
     "WordHit",
     "WordIndex",
     "check_index",
     "check_vectors",
+    "check_words",
     "chunks",
     "content_of",
     "has_content",
     "load_embedder",
     "open_index",
     "open_words",
+    "rebuild_words",
+    "remove_index",
 ]

@@ -1,9 +1,9 @@
 """Full-text search as a cache: an FTS5 file in the folder `index/`, whatever database the catalog is in.
 
-The file `words.db` holds the texts of each adapter split into words; `words.json` has the stamp of its texts
-and its sha256. A current file is opened; one of other texts is copied and updated text by text; a damaged one
-is rebuilt. No file is changed in place: each is written to a temporary file and renamed, so that readers keep
-the file that they opened.
+The file `words.db` holds the texts of each adapter split into words, with the version of each text and the
+token of the catalog that they were read at. A file of another token is changed in place: texts of another
+version are read again, in one transaction with the new token, and readers keep what they opened (write-
+ahead log). A file that is damaged or of another format is built again.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import sqlite3
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from catalog.errors import CatalogError, UsageError
-from catalog.files import DAMAGES, open_cache, read_facts, write_cache
+from catalog.errors import CatalogError, StorageError, UsageError
+from catalog.files import lock_cache, replace_file
+from catalog.index.vectors import IndexState
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("name", "card", "tags", "datasets", "base")
 # Version of how texts become words and of the tables: a change raises it, and files are rebuilt.
-_FORMAT = 1
+_FORMAT = 2
 # English words without a topic.
 _EMPTY_WORDS = frozenset(
     {"a", "about", "an", "and", "any", "are", "as", "at", "be", "by", "can", "do", "does", "for", "from"}
@@ -44,9 +44,19 @@ _NO_MARKS = dict.fromkeys(map(ord, _MARKS), " ")
 _INSERT = f"INSERT INTO texts(rowid, {', '.join(COLUMNS)}) VALUES (?{', ?' * len(COLUMNS)})"  # noqa: S608
 # At most this many adapters are scored for a search: 5,000, or a fifth of a larger catalog.
 LEAST_SCORED, _PART_SCORED = 5000, 5
+# Of a file with more changed texts than this part, all are read again.
+_PART_CHANGED = 2
+_BUSY_SECONDS = 30
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_REFUSED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _SCHEMA = f"""
-CREATE TABLE stamp (stamp TEXT NOT NULL);
-CREATE TABLE source (id INTEGER PRIMARY KEY, adapter TEXT NOT NULL, digest BLOB NOT NULL);
+CREATE TABLE state (format INTEGER NOT NULL, token TEXT NOT NULL, cards INTEGER NOT NULL);
+CREATE TABLE embedded (model TEXT PRIMARY KEY, token TEXT NOT NULL, missing INTEGER NOT NULL);
+CREATE TABLE source (
+    id INTEGER PRIMARY KEY, version INTEGER NOT NULL, digest BLOB NOT NULL, adapter TEXT NOT NULL, content
+    TEXT
+);
+CREATE INDEX source_content ON source (content, id);
 CREATE VIRTUAL TABLE texts USING fts5({", ".join(COLUMNS)}, tokenize = 'porter unicode61');
 """
 _SCRIPTS = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -62,7 +72,10 @@ _HEX_RUN = re.compile(r"[0-9a-f]{8,}|(?=[0-9a-f]*[0-9])[0-9a-f]{4}")
 
 @dataclass(frozen=True)
 class AdapterText:
-    """The texts of one adapter for full-text search; `digest` covers all other fields."""
+    """The texts of one adapter for full-text search; `digest` covers all other fields.
+
+    `content` names the vectors of its card (`catalog.index.content_of`), None for a card that has none.
+    """
 
     id: int
     name: str
@@ -70,12 +83,13 @@ class AdapterText:
     tags: str
     datasets: str
     base: str
+    content: str | None = None
 
     @property
     def digest(self) -> bytes:
         """The sha256 of everything except the id."""
         digest = hashlib.sha256()
-        for text in (self.name, self.name, self.card, self.tags, self.datasets, self.base):
+        for text in (self.name, self.content or "", self.card, self.tags, self.datasets, self.base):
             data = text.encode()
             digest.update(b"%d:" % len(data))
             digest.update(data)
@@ -85,8 +99,12 @@ class AdapterText:
 class TextSource(Protocol):
     """The source of the texts."""
 
-    def digests(self) -> Mapping[int, bytes]:
-        """The digest of every adapter's text by its id."""
+    def token(self) -> str:
+        """A text that differs whenever a version does; quick."""
+        ...
+
+    def versions(self) -> Mapping[int, int]:
+        """The version of every adapter's text by its id."""
         ...
 
     def texts(self, ids: Collection[int]) -> Iterable[AdapterText]:
@@ -103,15 +121,64 @@ class WordHit:
 
 
 class WordIndex:
-    """The words of all adapters; made by `open_words`, closed by the caller."""
+    """The words of all adapters, as they were when `open_words` made this; closed by the caller."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self.size = int(connection.execute("SELECT count(*) FROM source").fetchone()[0])
+    def __init__(self, connection: sqlite3.Connection, file: Path | None = None) -> None:
+        self._connection, self._file = connection, file
+        self.size = int(self._rows("SELECT count(*) FROM source")[0][0])
+        self.cards = int(self._rows("SELECT cards FROM state")[0][0])
 
     def close(self) -> None:
         """Closes the file."""
         self._connection.close()
+
+    def names(self, ids: Collection[int]) -> dict[int, str]:
+        """The names of those of these adapters that are there."""
+        query = "SELECT id, adapter FROM source WHERE id IN (SELECT value FROM json_each(?))"
+        return dict(self._rows(query, json.dumps(list(ids))))
+
+    def contents(self, ids: Collection[int] | None = None) -> dict[int, str]:
+        """What names the vectors of their cards, of these adapters or of all, for those that have one."""
+        query = "SELECT id, content FROM source WHERE content IS NOT NULL"
+        if ids is None:
+            return dict(self._rows(query))
+        query += " AND id IN (SELECT value FROM json_each(?))"
+        return dict(self._rows(query, json.dumps(list(ids))))
+
+    def adapters(self, contents: Collection[str]) -> dict[str, list[int]]:
+        """The adapters with a card of one of these contents, by content."""
+        ids: dict[str, list[int]] = {}
+        query = "SELECT content, id FROM source WHERE content IN (SELECT value FROM json_each(?)) ORDER BY id"
+        for content, key in self._rows(query, json.dumps(list(contents))):
+            ids.setdefault(content, []).append(key)
+        return ids
+
+    def missing_vectors(self, model: str, token: str) -> int | None:
+        """What `note_vectors` recorded for a model at this token; None where it did not."""
+        rows = self._rows("SELECT missing FROM embedded WHERE model = ? AND token = ?", model, token)
+        return int(rows[0][0]) if rows else None
+
+    def note_vectors(self, model: str, token: str, missing: int) -> None:
+        """Records how many cards have no vector by a model at this token; nothing where the file takes
+        none.
+        """
+        if self._file is None:
+            return
+        with suppress(sqlite3.Error), closing(sqlite3.connect(self._file)) as connection, connection:
+            connection.execute("INSERT OR REPLACE INTO embedded VALUES (?, ?, ?)", (model, token, missing))
+
+    def _rows(self, query: str, *parameters: Any) -> list[Any]:
+        """The rows of a query; raises StorageError for a damaged file, which is removed."""
+        try:
+            return self._connection.execute(query, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            if self._file is None or error.sqlite_errorcode & 0xFF not in _DAMAGED:
+                raise
+            with suppress(OSError):
+                _remove(self._file)
+            raise StorageError(
+                f"The index {self._file} is damaged and was removed: run the command again, to rebuild it."
+            ) from error
 
     def search(self, text: str, k: int, among: Collection[int] | None = None) -> list[WordHit]:
         """The k adapters that have words of the text, best first, ties by the adapter's name.
@@ -129,10 +196,12 @@ class WordIndex:
             return []
         # The + keeps SQLite from asking FTS5 for one adapter after the other.
         only = "AND +texts.rowid IN (SELECT value FROM json_each(?))" if among is not None else ""
-        rows = self._connection.execute(
+        rows = self._rows(
             "SELECT texts.rowid, -bm25(texts) AS score FROM texts JOIN source ON source.id = texts.rowid "  # noqa: S608
             f"WHERE texts MATCH ? {only} ORDER BY score DESC, source.adapter LIMIT ?",
-            (match, *((json.dumps(list(among)),) if among is not None else ()), k),
+            match,
+            *((json.dumps(list(among)),) if among is not None else ()),
+            k,
         )
         return [WordHit(key, score) for key, score in rows]
 
@@ -144,10 +213,11 @@ class WordIndex:
         marked = ", ".join(
             f"highlight(texts, {n}, '{_MARKS[0]}', '{_MARKS[1]}')" for n in range(len(COLUMNS))
         )
-        rows = self._connection.execute(
+        rows = self._rows(
             f"SELECT rowid, {marked} FROM texts WHERE texts MATCH ? AND rowid IN "  # noqa: S608
             "(SELECT value FROM json_each(?))",
-            (match, json.dumps(list(ids))),
+            match,
+            json.dumps(list(ids)),
         )
         return {
             key: {
@@ -161,9 +231,7 @@ class WordIndex:
     def _telling(self, looked_for: Collection[str]) -> list[str]:
         """The terms that some adapter has, the rarest first, as far as the number to be scored allows."""
         count = "SELECT count(*) FROM texts WHERE texts MATCH ?"
-        counts = {
-            term: int(self._connection.execute(count, (f'"{term}"',)).fetchone()[0]) for term in looked_for
-        }
+        counts = {term: int(self._rows(count, f'"{term}"')[0][0]) for term in looked_for}
         left = max(LEAST_SCORED, self.size // _PART_SCORED)
         telling_terms: list[str] = []
         for term in sorted(filter(counts.get, counts), key=lambda term: counts[term]):
@@ -216,101 +284,172 @@ def terms(text: str) -> tuple[str, ...]:
 def open_words(folder: Path, source: TextSource) -> WordIndex:
     """The words of all adapters of the source, from the file in the folder as far as that fits.
 
-    Writes the file where it was not current; where the folder cannot be written to, the log has a warning and
-    the index works from memory. Raises CatalogError if Python's SQLite lacks FTS5.
+    Changes the file where it was not current; where the folder cannot be written to, the log has a warning
+    and the index works from memory. Raises CatalogError if Python's SQLite lacks FTS5.
     """
-    digests = source.digests()
-    place, stamp = folder / "words.db", _stamp(digests)
-    with suppress(sqlite3.Error, OSError):  # replaced by another process just now
-        if _stamp_of(place) == stamp:
-            return _open(place, stamp)
-    if write_cache(place, lambda new: _renew(new, place, source, digests, stamp)):
-        with suppress(sqlite3.Error, OSError):
-            return _open(place, stamp)
+    place, token = folder / "words.db", source.token()
+    index = _open(place, token)
+    if index is not None:
+        return index
+    with lock_cache(place) as locked:
+        if locked:
+            _update(place, token, source)
+    index = _open(place, token)
+    if index is not None:
+        return index
     connection = sqlite3.connect(":memory:")
     try:
-        _fill(connection, source, digests, stamp, fresh=True)
+        _fill(connection, token, source, source.versions())
+        return WordIndex(connection)
     except BaseException:
         connection.close()
         raise
-    return WordIndex(connection)
 
 
-def _renew(
-    new: Path, place: Path, source: TextSource, digests: Mapping[int, bytes], stamp: str
-) -> dict[str, object]:
-    """Makes a file of this stamp from the one in place, or from nothing; its facts."""
-    fresh = _stamp_of(place) is None
-    if not fresh:
-        shutil.copyfile(place, new)
-    elif place.exists():
-        log.warning("%s is damaged or of another version: rebuilding it", place)
-    with closing(sqlite3.connect(new)) as connection:
-        connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
-        _fill(connection, source, digests, stamp, fresh=fresh)
-    return {"format": _FORMAT, "stamp": stamp}
-
-
-def _fill(
-    connection: sqlite3.Connection,
-    source: TextSource,
-    digests: Mapping[int, bytes],
-    stamp: str,
-    *,
-    fresh: bool,
-) -> None:
-    """Brings the tables up to date: removes texts that changed or went, adds those that changed or came."""
-    if fresh:
-        try:
-            connection.executescript(_SCHEMA)
-        except sqlite3.OperationalError as error:
-            raise CatalogError(
-                "The SQLite of this Python does not support full-text search; use a Python with FTS5: "
-                f"{error}."
-            ) from error
-    stored_digests = dict(connection.execute("SELECT id, digest FROM source"))
-    changed = sorted(key for key, digest in digests.items() if stored_digests.get(key) != digest)
-    gone = [(key,) for key in stored_digests if stored_digests[key] != digests.get(key)]
-    connection.executemany("DELETE FROM texts WHERE rowid = ?", gone)
-    connection.executemany("DELETE FROM source WHERE id = ?", gone)
-    for text in source.texts(changed):
-        connection.execute("INSERT INTO source VALUES (?, ?, ?)", (text.id, text.name, text.digest))
-        columns = (text.id, *(separate_words(getattr(text, column)) for column in COLUMNS))
-        connection.execute(_INSERT, columns)
-    connection.execute("DELETE FROM stamp")
-    connection.execute("INSERT INTO stamp VALUES (?)", (stamp,))
-    if fresh:
-        connection.execute("INSERT INTO texts(texts) VALUES ('optimize')")
-    connection.commit()
-
-
-def _open(file: Path, stamp: str) -> WordIndex:
-    """The index in an immutable file; raises sqlite3.Error if it does not have this stamp."""
-    connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+def check_words(folder: Path, source: TextSource) -> IndexState:
+    """The state of the file of words, by reading all texts and comparing them with what is indexed."""
+    place = folder / "words.db"
+    if not place.is_file():
+        return IndexState("missing", 0, place)
     try:
-        # The file is never shortened, so that it can be memory-mapped: a third faster at 100,000 adapters.
-        connection.execute(f"PRAGMA mmap_size = {file.stat().st_size}")
-        if connection.execute("SELECT stamp FROM stamp").fetchone() != (stamp,):
-            raise sqlite3.DatabaseError("another file")
-        return WordIndex(connection)
-    except sqlite3.Error:
-        connection.close()
-        raise
+        with closing(sqlite3.connect(place, timeout=_BUSY_SECONDS)) as connection:
+            state = connection.execute("SELECT format, token FROM state").fetchone()
+            if state is None or state[0] != _FORMAT:
+                return IndexState("stale", 0, place)
+            count = int(connection.execute("SELECT count(*) FROM source").fetchone()[0])
+            if connection.execute("PRAGMA quick_check").fetchone() != ("ok",):
+                return IndexState("corrupt", 0, place)
+            with suppress(sqlite3.OperationalError):  # a file that may only be read
+                connection.execute("INSERT INTO texts(texts, rank) VALUES ('integrity-check', 1)")
+                connection.rollback()
+            stored = dict(connection.execute("SELECT id, digest FROM source"))
+    except sqlite3.DatabaseError:
+        return IndexState("corrupt", 0, place)
+    digests = {text.id: text.digest for text in source.texts(source.versions())}
+    current = digests == stored and state[1] == source.token()
+    return IndexState("current" if current else "stale", count, place)
 
 
-def _stamp_of(place: Path) -> str | None:
-    """The stamp of a file of this version that is byte for byte what was written; None for any other."""
-    with suppress(*DAMAGES):
-        facts = read_facts(place)
-        if facts["format"] == _FORMAT:
-            with open_cache(place, facts):
-                return str(facts["stamp"])
+def rebuild_words(folder: Path, source: TextSource) -> IndexState:
+    """Builds the file of words again; its state. Raises StorageError."""
+    place = folder / "words.db"
+    try:
+        _remove(place)
+    except OSError as error:
+        raise StorageError(f"The index {place} cannot be removed: {error.strerror}.") from error
+    open_words(folder, source).close()
+    state = check_words(folder, source)
+    if state.state != "current":
+        raise StorageError(f"The index {place} cannot be written: it is still {state.state}.")
+    return state
+
+
+def _open(place: Path, token: str) -> WordIndex | None:
+    """The index in the file if it has this token, at the state that it has now; else None."""
+    if not place.is_file():
+        return None
+    for options in ("mode=ro", "mode=ro&immutable=1"):
+        log_file = place.with_name(f"{place.name}-wal")
+        if "immutable" in options and log_file.exists() and log_file.stat().st_size:
+            break
+        with suppress(sqlite3.Error, OSError):
+            address = f"{place.absolute().as_uri()}?{options}"
+            connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
+            try:
+                # The file is never shortened, so that it can be memory-mapped: a third faster for 100,000
+                # texts.
+                connection.execute(f"PRAGMA mmap_size = {1 << 40}")
+                connection.execute("BEGIN")
+                if connection.execute("SELECT format, token FROM state").fetchone() == (_FORMAT, token):
+                    return WordIndex(connection, place)
+            except BaseException:
+                connection.close()
+                raise
+            connection.close()
+            return None
     return None
 
 
-def _stamp(digests: Mapping[int, bytes]) -> str:
-    """The sha256 of everything that determines the file."""
-    stamp = hashlib.sha256(f"{_FORMAT} {_SCHEMA}".encode())
-    for key in sorted(digests):
-        stamp.update(b"%d %s" % (key, digests[key]))
-    return stamp.hexdigest()
+def _update(place: Path, token: str, source: TextSource) -> None:
+    """Brings the file to this token: in place where it is sound and most texts are the same, else as a new
+    one.
+
+    Raises OSError, sqlite3.OperationalError.
+    """
+    versions = source.versions()
+    if place.is_file():
+        try:
+            with closing(sqlite3.connect(place, isolation_level=None, timeout=_BUSY_SECONDS)) as connection:
+                connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")
+                connection.execute("BEGIN IMMEDIATE")
+                if _change(connection, token, source, versions):
+                    connection.execute("COMMIT")
+                    return
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF in _REFUSED:
+                raise
+        log.warning("%s is damaged or of another version: rebuilding it", place)
+    _remove(place)
+    with replace_file(place) as new, closing(sqlite3.connect(new)) as connection:
+        connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+        _fill(connection, token, source, versions)
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _change(
+    connection: sqlite3.Connection, token: str, source: TextSource, versions: Mapping[int, int]
+) -> bool:
+    """Removes the texts that changed or went, and adds those that changed or came; False where all must
+    be read.
+    """
+    if connection.execute("SELECT format FROM state").fetchone() != (_FORMAT,):
+        return False
+    stored = dict(connection.execute("SELECT id, version FROM source"))
+    changed = [key for key, version in versions.items() if stored.get(key) != version]
+    if len(changed) * _PART_CHANGED > len(stored):
+        return False
+    gone = [(key,) for key, version in stored.items() if versions.get(key) != version]
+    connection.executemany("DELETE FROM texts WHERE rowid = ?", gone)
+    connection.executemany("DELETE FROM source WHERE id = ?", gone)
+    _insert(connection, token, source, versions, changed)
+    return True
+
+
+def _fill(
+    connection: sqlite3.Connection, token: str, source: TextSource, versions: Mapping[int, int]
+) -> None:
+    """Makes the tables, with all texts."""
+    try:
+        connection.executescript(_SCHEMA)
+    except sqlite3.OperationalError as error:
+        raise CatalogError(
+            f"The SQLite of this Python does not support full-text search; use a Python with FTS5: {error}."
+        ) from error
+    _insert(connection, token, source, versions, versions)
+    connection.execute("INSERT INTO texts(texts) VALUES ('optimize')")
+    connection.commit()
+
+
+def _insert(
+    connection: sqlite3.Connection,
+    token: str,
+    source: TextSource,
+    versions: Mapping[int, int],
+    ids: Collection[int],
+) -> None:
+    """Adds the texts of these adapters, and sets the token."""
+    for text in source.texts(sorted(ids)):
+        row = (text.id, versions[text.id], text.digest, text.name, text.content)
+        connection.execute("INSERT INTO source VALUES (?, ?, ?, ?, ?)", row)
+        columns = (text.id, *(separate_words(getattr(text, column)) for column in COLUMNS))
+        connection.execute(_INSERT, columns)
+    [cards] = connection.execute("SELECT count(DISTINCT content) FROM source").fetchone()
+    connection.execute("DELETE FROM state")
+    connection.execute("INSERT INTO state VALUES (?, ?, ?)", (_FORMAT, token, cards))
+
+
+def _remove(place: Path) -> None:
+    """Removes the file with its log, and the facts that earlier versions wrote; raises OSError."""
+    for end in ("-wal", "-shm", ""):
+        place.with_name(place.name + end).unlink(missing_ok=True)
+    place.with_suffix(".json").unlink(missing_ok=True)

@@ -2,21 +2,25 @@ from . import browse, likeness, nearest
 from .nearest import Neighbour, Subject, downhill, neighbours, sketch_cosine
 from .ranking import SearchHit, SearchWeights, open_texts, search
 from .rows import BY_NAME, COLUMNS, from_current
-from .texts import embed_cards
-from .vectors import SPACES, Fingerprints, indexes, matrix
+from .texts import embed_cards, embed_new_cards
+from .vectors import SPACES, BaseFingerprints, Cache, Fingerprints, base_space, indexes, matrix
 
 __all__ = [
     "BY_NAME",
     "COLUMNS",
     "SPACES",
+    "BaseFingerprints",
+    "Cache",
     "Fingerprints",
     "Neighbour",
     "SearchHit",
     "SearchWeights",
     "Subject",
+    "base_space",
     "browse",
     "downhill",
     "embed_cards",
+    "embed_new_cards",
     "from_current",
     "indexes",
     "likeness",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, case, null, select
+from sqlalchemy import Select, case, exists, func, null, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import (
@@ -20,6 +20,7 @@ from catalog.adapters import (
     header_modules,
     parse_config,
     parse_header,
+    vector_key,
 )
 from catalog.database import Adapter, BaseModelRow, DocumentRow, WeightsFile, has_reason
 from catalog.database import FingerprintRow as FingerprintRow
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Files = tuple[Path, AdapterConfig]
+_BLOCK = 5000
 # The weights of an adapter folder, the one that is read first.
 _WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 
@@ -58,22 +60,71 @@ def adapters_with_fingerprint(
 
     With `every` the refused ones are included, marked. `where` is a filter on them.
     """
-    query = (
-        _adapters(refusing, every=every)
-        .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
-        .join(
-            FingerprintRow,
-            (FingerprintRow.weights_digest == Adapter.weights_digest)
-            & (FingerprintRow.scaling_pattern == Adapter.scaling_pattern),
-        )
-        .where(FingerprintRow.version == FINGERPRINT_VERSION)
-    )
+    query = _with_fingerprint(_adapters(refusing, every=every))
     if base is not None:
         query = query.where(BaseModelRow.canonical == base)
     if where is not None:
         query = query.where(where.clause(refusing))
     for row in session.execute(query):
         yield StoredAdapter(*row)
+
+
+def adapters_by_key(
+    session: Session,
+    keys: Collection[str],
+    refusing: Collection[str],
+    base: str | None = None,
+    *,
+    every: bool = False,
+) -> dict[str, list[StoredAdapter]]:
+    """Of the same adapters those with one of these fingerprints, by its key, each list sorted by name."""
+    query = _with_fingerprint(_adapters(refusing, every=every))
+    if base is not None:
+        query = query.where(BaseModelRow.canonical == base)
+    digests, rows = sorted({key.partition("+")[0] for key in keys}), dict[str, list[StoredAdapter]]()
+    for start in range(0, len(digests), _BLOCK):
+        block = digests[start : start + _BLOCK]
+        for values in session.execute(query.where(Adapter.weights_digest.in_(block))):
+            row = StoredAdapter(*values)
+            if row.key in keys:
+                rows.setdefault(row.key, []).append(row)
+    return rows
+
+
+def measured_keys(
+    session: Session, refusing: Collection[str], base: str | None = None, *, every: bool = False
+) -> list[tuple[int, str]]:
+    """(row, key of its fingerprint) of the same adapters, in no order."""
+    query = from_current(select(Adapter.id, Adapter.weights_digest, Adapter.scaling_pattern))
+    query = query if every else query.where(~has_reason(refusing))
+    if base is not None:
+        query = query.where(BaseModelRow.canonical == base)
+    rows = session.execute(_with_fingerprint(query))
+    return [(id_, vector_key(digest, pattern)) for id_, digest, pattern in rows]
+
+
+def frequent_base(session: Session, refusing: Collection[str], *, every: bool = False) -> str | None:
+    """The most frequent base model of adapters with a fingerprint, the first by name on a tie."""
+    count = func.count().label("count")
+    query = from_current(select(BaseModelRow.canonical, count)).where(BaseModelRow.canonical.is_not(None))
+    query = query if every else query.where(~has_reason(refusing))
+    counts: dict[str, int] = dict(
+        session.execute(_with_fingerprint(query).group_by(BaseModelRow.canonical)).all()
+    )
+    return min(counts, key=lambda base: (-counts[base], base), default=None)
+
+
+def _with_fingerprint(query: Select[Any]) -> Select[Any]:
+    """The statement over those with a fingerprint."""
+    return query.where(
+        exists()
+        .where(
+            FingerprintRow.weights_digest == Adapter.weights_digest,
+            FingerprintRow.scaling_pattern == Adapter.scaling_pattern,
+            FingerprintRow.version == FINGERPRINT_VERSION,
+        )
+        .correlate(Adapter)
+    )
 
 
 def with_weights(
@@ -85,10 +136,7 @@ def with_weights(
     `fingerprinted`.
     """
     files = case((Adapter.weights_digest.is_(None), Adapter.files), else_=null())
-    query = _adapters(refusing, every=every).outerjoin(
-        WeightsFile, WeightsFile.digest == Adapter.weights_digest
-    )
-    for *row, listed in session.execute(query.add_columns(files)):
+    for *row, listed in session.execute(_adapters(refusing, every=every).add_columns(files)):
         row_values = StoredAdapter(*row)
         digests = {file["name"]: file["digest"] for file in listed or ()}
         digest = row_values.weights_digest or next(filter(None, map(digests.get, _WEIGHTS_NAMES)), None)
@@ -100,12 +148,13 @@ def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:
     """The columns of `StoredAdapter` of current adapters."""
     refused = has_reason(refusing)
     query = from_current(select(*COLUMNS, *SHOWN_COLUMNS, refused.label("skipped"))).order_by(*BY_NAME)
+    query = query.outerjoin(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
     return query if every else query.where(~refused)
 
 
-def usual_base(rows: Iterable[StoredAdapter]) -> str | None:
-    """The most frequent base model of adapters, the first by name on a tie."""
-    counts = Counter(row.base for row in rows if row.base is not None)
+def usual_base(bases: Iterable[str | None]) -> str | None:
+    """The most frequent base model of these, the first by name on a tie."""
+    counts = Counter(base for base in bases if base is not None)
     return min(counts, key=lambda base: (-counts[base], base), default=None)
 
 

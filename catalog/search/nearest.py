@@ -18,15 +18,16 @@ from catalog.database import Adapter, WeightsFile
 from catalog.errors import NotFoundError
 from catalog.files import BlobStore
 from catalog.fingerprints import Cosine, Fingerprint, partial_reasons
-from catalog.index import open_index
+from catalog.index import VectorHit, VectorIndex
 from catalog.search.likeness import (
     Files,
-    adapters_with_fingerprint,
+    adapters_by_key,
     compare,
     fingerprint_row,
     kept_files,
+    measured_keys,
 )
-from catalog.search.vectors import SPACES, Fingerprints, Kind
+from catalog.search.vectors import SPACES, Fingerprints, Kind, measured_bases, open_base_index
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 # The maximum number of the sketch's best for which exact cosines are computed.
 MOST_EXACT = 200
+# How many more of the nearest are looked at than are asked for, at least and at most: others are no
+# candidates.
+_AHEAD, _LEAST_AHEAD, _MOST_AHEAD = 8, 64, 20_000
 # Cosines that differ by less are equal, up to rounding.
 _NO_SPREAD = 1e-12
 
@@ -116,34 +120,27 @@ def neighbours(
     by: Kind = "output",
     count: int = 10,
     exact: bool = False,
-    rows: Sequence[StoredAdapter] | None = None,
+    ids: Collection[int] | None = None,
     every: bool = False,
 ) -> list[Neighbour]:
     """The `count` adapters of the same base model that are most similar to the subject, best first.
 
-    Among all adapters of the catalog with a fingerprint, or among `rows`, to which `refusing` does not apply.
-    With `every` the refused ones are included, marked.
+    Among all adapters of the catalog with a fingerprint, or among the rows `ids`, to which `refusing` does
+    not apply. With `every` the refused ones are included, marked.
 
     With `exact`, the sketch's best (four times as many, 50 to 200) are compared by the trace identity, as far
     as their files are kept, and ranked by that. Raises NotFoundError if there is no adapter to compare with.
     """
-    among = adapters_with_fingerprint(session, refusing, subject.base, every=every) if rows is None else rows
-    candidates = [row for row in among if row.id != subject.adapter_id and subject.base in (None, row.base)]
-    if not candidates:
+    candidate_count = min(max(4 * count, 50), MOST_EXACT) if exact else count
+    among = _Candidates(session, subject, refusing, ids, every or ids is not None)
+    hits, by_key = _nearest_candidates(session, subject, index, by, candidate_count, among)
+    if not hits and not among.exist():
         of = f" of {subject.base}" if subject.base else ""
         raise NotFoundError(f"The catalog has no other adapter{of} with a fingerprint; crawl some first.")
-    by_key: dict[str, list[StoredAdapter]] = {}
-    for row in candidates:
-        by_key.setdefault(row.key, []).append(row)
-    candidate_count = min(max(4 * count, 50), MOST_EXACT) if exact else count
-    source = Fingerprints(session, by)
-    hits = open_index(index, SPACES[by], source).search(subject.vectors[by], candidate_count, among=by_key)
     other_scores: dict[Kind, dict[str, float]] = {by: {hit.key: hit.score for hit in hits}}
     for kind in SPACES:
         if kind != by:
-            other_scores[kind] = _sketch_cosines(
-                session, index, subject.vectors[kind], kind, list(other_scores[by])
-            )
+            other_scores[kind] = _sketch_cosines(session, subject.vectors[kind], kind, list(other_scores[by]))
     compared = {
         key: _compare(session, subject, by_key[key][0], blobs) if exact else None for key in other_scores[by]
     }
@@ -157,21 +154,82 @@ def neighbours(
     return sorted(near, key=lambda row: (-row.score, row.adapter))[:count]
 
 
-def _sketch_cosines(
-    session: Session, index: Path, query: NDArray[np.float32], kind: Kind, keys: list[str]
-) -> dict[str, float]:
-    """The sketched cosines of these keys with a vector of one kind: a few are read, for many the index is
-    used.
+@dataclass(frozen=True)
+class _Candidates:
+    """The adapters that can be neighbours of a subject."""
 
-    Zero vectors have no cosine.
+    session: Session
+    subject: Subject
+    refusing: Collection[str]
+    ids: Collection[int] | None
+    every: bool
+
+    def of_keys(self, keys: Collection[str]) -> dict[str, list[StoredAdapter]]:
+        """Those with one of these fingerprints, by key."""
+        rows = adapters_by_key(self.session, keys, self.refusing, self.subject.base, every=self.every)
+        left = {key: [row for row in of_key if self._is_one(row.id)] for key, of_key in rows.items()}
+        return {key: of_key for key, of_key in left.items() if of_key}
+
+    def keys(self) -> set[str]:
+        """The fingerprints of all of them."""
+        rows = measured_keys(self.session, self.refusing, self.subject.base, every=self.every)
+        return {key for id_, key in rows if self._is_one(id_)}
+
+    def exist(self) -> bool:
+        """Whether there is one."""
+        return bool(self.keys())
+
+    def _is_one(self, id_: int) -> bool:
+        return id_ != self.subject.adapter_id and (self.ids is None or id_ in self.ids)
+
+
+def _nearest_candidates(
+    session: Session, subject: Subject, index: Path, by: Kind, count: int, among: _Candidates
+) -> tuple[list[VectorHit], dict[str, list[StoredAdapter]]]:
+    """The `count` fingerprints of candidates that are nearest to the subject, best first, and the
+    candidates by key.
+
+    The index is asked for more, of which those of candidates are left; for ever more while these are too
+    few; and in the end for the fingerprints of all candidates.
     """
-    source = Fingerprints(session, kind)
+    bases = [subject.base] if subject.base is not None else measured_bases(session)
+    indexes = [open_base_index(session, index, by, base) for base in bases]
+    depth, asked = max(_AHEAD * count, _LEAST_AHEAD), dict[str, list[StoredAdapter]]()
+    known: set[str] = set()
+    while True:
+        hits = _search_all(indexes, subject.vectors[by], depth, None)
+        new = [hit.key for hit in hits if hit.key not in known]
+        asked |= among.of_keys(new)
+        known.update(new)
+        left = [hit for hit in hits if hit.key in asked]
+        if len(left) >= count or len(hits) < depth:
+            return left[:count], asked
+        depth *= _AHEAD
+        if depth > _MOST_AHEAD:
+            hits = _search_all(indexes, subject.vectors[by], count, among.keys())
+            return hits, among.of_keys({hit.key for hit in hits})
+
+
+def _search_all(
+    indexes: Sequence[VectorIndex], query: NDArray[np.float32], k: int, among: Collection[str] | None
+) -> list[VectorHit]:
+    """The k nearest of several indexes; a key that stands in two counts once."""
+    hits = {hit.key: hit for index in indexes for hit in index.search(query, k, among)}
+    return sorted(hits.values(), key=lambda hit: (-hit.score, hit.key))[:k]
+
+
+def _sketch_cosines(
+    session: Session, query: NDArray[np.float32], kind: Kind, keys: list[str]
+) -> dict[str, float]:
+    """The sketched cosines of these keys with a vector of one kind; zero vectors have none."""
     if not query.any():
         return {}
-    if len(keys) <= MOST_EXACT:
-        return {key: sketch_cosine(query, vector) for key, vector in source.by_key(keys).items()}
-    hits = open_index(index, SPACES[kind], source).search(query, len(keys), among=keys)
-    return {hit.key: hit.score for hit in hits}
+    source = Fingerprints(session, kind)
+    cosines: dict[str, float] = {}
+    for start in range(0, len(keys), MOST_EXACT):
+        vectors = source.by_key(keys[start : start + MOST_EXACT])
+        cosines |= {key: sketch_cosine(query, vector) for key, vector in vectors.items()}
+    return cosines
 
 
 def downhill(
@@ -181,8 +239,10 @@ def downhill(
     direction: NDArray[Any],
     backgrounds: Collection[NDArray[Any]] = (),
     kind: Kind = "delta",
+    base: str | None = None,
 ) -> dict[str, float]:
-    """The cosine of the fingerprints of these keys with a direction, by key; zero vectors are left out.
+    """The cosine of the fingerprints of these keys, of adapters of a base model, with a direction, by key;
+    zero vectors are left out.
 
     With `direction` the delta sketch (size,) of minus the gradient of a task's loss by the base model's
     weights, <direction, sketch> is to first order how much an adapter lowers that loss. It is divided by both
@@ -193,7 +253,7 @@ def downhill(
     """
     import numpy as np
 
-    vector_index = open_index(index, SPACES[kind], Fingerprints(session, kind))
+    vector_index = open_base_index(session, index, kind, base)
     indexed_keys = sorted(set(keys) & set(vector_index.keys))
     if not indexed_keys:
         raise NotFoundError(

@@ -12,16 +12,18 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from catalog.database import Adapter, Repository
+from catalog.database import Adapter
 from catalog.errors import UsageError
 from catalog.index import (
     LEAST_SCORED,
+    MOST_CHUNKS,
     Embedder,
     Space,
     VectorIndex,
@@ -34,7 +36,8 @@ from catalog.index import (
     open_words,
 )
 from catalog.query import Query
-from catalog.search.texts import CardTexts, CardVectors
+from catalog.search.rows import from_current
+from catalog.search.texts import CardTexts, CardVectors, count_missing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,10 +47,12 @@ if TYPE_CHECKING:
 FUSION = 60
 # The minimum number of the best of each ranking that are joined.
 DEPTH = 200
-# In a catalog of more than LEAST_SCORED adapters a filter examines this many times the depth first, and the
-# whole catalog only if too few of them pass.
+# In a catalog of more than LEAST_SCORED adapters a filter examines this many times the depth first, then as
+# many times more, and the whole catalog only if too few of them pass.
 _AHEAD = 8
 _MOST_AHEAD = 20_000
+# The largest number of ids in a statement.
+_MOST_IDS = 5000
 MOST_TEXT = 10_000
 _EXCERPT = 160
 
@@ -102,22 +107,21 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
 class Texts:
     """Both indexes over the texts of a catalog as it was when `open_texts` made this."""
 
-    def __init__(
-        self, source: CardTexts, words: WordIndex, vectors: VectorIndex | None, embedder: Embedder | None
-    ) -> None:
-        self.names, self.contents = source.names, source.contents
-        self.words, self.vectors, self.embedder = words, vectors, embedder
-        self.adapters: dict[str, list[int]] = {}
-        for key, content in source.contents.items():
-            self.adapters.setdefault(content, []).append(key)
-        self.keys: dict[str, list[str]] = {}
-        for key_ in vectors.keys if vectors else ():
-            self.keys.setdefault(key_.partition(":")[0], []).append(key_)
-        # Cards without a vector yet.
-        self.missing = len(self.adapters.keys() - self.keys.keys())
+    session: Session
+    words: WordIndex
+    vectors: VectorIndex | None
+    embedder: Embedder | None
+
+    @cached_property
+    def missing(self) -> int:
+        """The number of distinct cards without a vector."""
+        if self.embedder is None:
+            return self.words.cards
+        return count_missing(self.session, self.words, self.embedder.name)
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,12 @@ def open_texts(session: Session, folder: Path, embedder: Embedder | None) -> Ite
     Vectors are those that `catalog.search.embed_cards` wrote: nothing is embedded here. Raises CatalogError
     as `open_words` and `open_index` do.
     """
-    source, index = CardTexts(session), None
-    with closing(open_words(folder, source)) as words:
+    index = None
+    with closing(open_words(folder, CardTexts(session))) as words:
         if embedder is not None:
-            vectors = CardVectors(session, embedder.name, frozenset(source.contents.values()))
-            index = open_index(folder, Space("text", embedder.name, embedder.size), vectors)
-        yield Texts(source, words, index, embedder)
+            space = Space("text", embedder.name, embedder.size)
+            index = open_index(folder, space, CardVectors(session, embedder.name))
+        yield Texts(session, words, index, embedder)
 
 
 def search(
@@ -165,22 +169,23 @@ def search(
         raise UsageError(f"The text to search for must have 1 to {MOST_TEXT:,} characters.")
     if k < 1:
         raise UsageError(f"The number of hits must be at least 1, not {k}.")
-    if not texts.names:
+    if not texts.words.size:
         return Found((), ("The catalog contains no adapters to search.",))
     depth = max(DEPTH, 2 * k)
     heads = _heads(session, texts, text, depth, query, refusing, weights)
     if heads is None:
         return Found((), ("No adapter matches the filter.",))
-    ranks, near = _word_ranks(heads.words[:depth]), _near_ranks(texts, heads, depth)
+    ranks, near = _word_ranks(heads.words[:depth]), _near_ranks(heads, depth)
     scores = {
         key: (weights.words / (FUSION + ranks[key]) if key in ranks else 0.0)
         + (weights.meaning / (FUSION + near[key].rank) if key in near else 0.0)
         for key in {**ranks, **near}
     }
     # For equal sums, a matching word counts more than a near vector.
-    best = sorted(scores, key=lambda key: (-scores[key], key not in ranks, texts.names[key], key))[:k]
+    names = texts.words.names(scores)
+    best = sorted(scores, key=lambda key: (-scores[key], key not in ranks, names[key], key))[:k]
     words = texts.words.where(text, [key for key in best if key in ranks])
-    hits = _hits(session, texts, {key: scores[key] for key in best}, words, near)
+    hits = _hits(session, names, {key: scores[key] for key in best}, words, near)
     return Found(
         hits,
         (
@@ -193,17 +198,18 @@ def search(
 @dataclass(frozen=True)
 class _Heads:
     """The heads of both rankings, best first: adapters by words, cards by meaning with the cosine and the key
-    of their best chunk. Of these, `allowed` can be found; None for all.
+    of their best chunk, and the adapters that have each. Of these, `allowed` can be found; None for all.
     """
 
     words: list[WordHit]
     cards: dict[str, tuple[float, str]]
+    adapters: dict[str, list[int]]
     allowed: set[int] | None = None
 
-    def among(self, texts: Texts, allowed: set[int]) -> _Heads:
+    def among(self, allowed: set[int]) -> _Heads:
         """The remaining ones."""
-        cards = {key: card for key, card in self.cards.items() if allowed.intersection(texts.adapters[key])}
-        return _Heads([hit for hit in self.words if hit.id in allowed], cards, allowed)
+        cards = {key: card for key, card in self.cards.items() if allowed.intersection(self.adapters[key])}
+        return _Heads([hit for hit in self.words if hit.id in allowed], cards, self.adapters, allowed)
 
 
 def _heads(
@@ -221,42 +227,39 @@ def _heads(
     catalog instead of all.
     """
     vector = None
-    if weights.meaning and texts.embedder is not None and texts.vectors is not None and texts.vectors.keys:
+    if weights.meaning and texts.embedder is not None and texts.vectors is not None and texts.vectors.count:
         vector = query_vector(texts.embedder, text)
 
     def heads(depth: int, allowed: set[int] | None) -> _Heads:
         words = texts.words.search(text, depth, allowed) if weights.words else []
-        return _Heads(words, _cards(texts, vector, depth, allowed), allowed)
+        return _Heads(words, *_cards(texts, vector, depth, allowed), allowed)
 
     if query is None:
         return heads(depth, None)
-    if len(texts.names) > LEAST_SCORED:
-        ahead = heads(_AHEAD * depth, None)
-        ids = {hit.id for hit in ahead.words}.union(*(texts.adapters[key] for key in ahead.cards))
-        if len(ids) <= _MOST_AHEAD:
-            left = ahead.among(texts, _matching_ids(session, texts, query, refusing, ids))
-            if all(
-                len(after) >= depth or len(before) < _AHEAD * depth
-                for before, after in ((ahead.words, left.words), (ahead.cards, left.cards))
-            ) and (left.words or left.cards):
-                return left
-    allowed = _matching_ids(session, texts, query, refusing)
+    ahead = depth
+    while (ahead := _AHEAD * ahead) <= _MOST_AHEAD and texts.words.size > LEAST_SCORED:
+        head = heads(ahead, None)
+        ids = {hit.id for hit in head.words}.union(*(head.adapters[key] for key in head.cards))
+        left = head.among(_matching_ids(session, query, refusing, ids))
+        if all(
+            len(after) >= depth or len(before) < ahead
+            for before, after in ((head.words, left.words), (head.cards, left.cards))
+        ) and (left.words or left.cards):
+            return left
+    allowed = _matching_ids(session, query, refusing)
     return heads(depth, allowed) if allowed else None
 
 
 def _matching_ids(
-    session: Session,
-    texts: Texts,
-    query: Query,
-    refusing: Collection[str],
-    among: Collection[int] | None = None,
+    session: Session, query: Query, refusing: Collection[str], among: Collection[int] | None = None
 ) -> set[int]:
-    """The adapters that match the filter, of all or of some."""
-    listed = select(Adapter.id).join(Adapter.repository).where(query.clause(refusing))
-    if among is not None:
-        return set(session.scalars(listed.where(Adapter.id.in_(sorted(among))))) & texts.names.keys()
-    listed = listed.where(Adapter.current, Repository.gone_at.is_(None))
-    return set(session.scalars(listed)) & texts.names.keys()
+    """The listed adapters that match the filter, of all or of some."""
+    listed = from_current(select(Adapter.id)).where(query.clause(refusing))
+    if among is None:
+        return set(session.scalars(listed))
+    ids = sorted(among)
+    parts = (ids[start : start + _MOST_IDS] for start in range(0, len(ids), _MOST_IDS))
+    return {id_ for part in parts for id_ in session.scalars(listed.where(Adapter.id.in_(part)))}
 
 
 def _word_ranks(hits: Sequence[WordHit]) -> dict[int, int]:
@@ -270,35 +273,43 @@ def _word_ranks(hits: Sequence[WordHit]) -> dict[int, int]:
 
 def _cards(
     texts: Texts, vector: NDArray[np.float32] | None, depth: int, allowed: set[int] | None
-) -> dict[str, tuple[float, str]]:
-    """The best cards by the cosine of their best chunk with a vector: `depth` of them, or all there are.
+) -> tuple[dict[str, tuple[float, str]], dict[str, list[int]]]:
+    """The best cards by the cosine of their best chunk with a vector: `depth` of them, or all there are;
+    and the adapters that have each.
 
     Cards whose cosine is not above 0 are left out. More chunks are requested until there are enough cards.
     """
     if vector is None or texts.vectors is None:
-        return {}
-    among = None
-    if allowed is not None:
-        contents = {texts.contents[key] for key in allowed if key in texts.contents}
-        among = [chunk for content in contents for chunk in texts.keys.get(content, ())]
-    count, best = 2 * depth, dict[str, tuple[float, str]]()
+        return {}, {}
+    among = None if allowed is None else _chunk_keys(texts, allowed)
+    count, adapters = 2 * depth, dict[str, list[int]]()
     while True:
         hits = texts.vectors.search(vector, count, among)
+        best: dict[str, tuple[float, str]] = {}
         for hit in hits:
             if hit.score > 0:
                 best.setdefault(hit.key.partition(":")[0], (hit.score, hit.key))
+        # Vectors of cards that no adapter has any more are passed over.
+        adapters |= texts.words.adapters(best.keys() - adapters.keys())
+        best = {content: card for content, card in best.items() if content in adapters}
         if len(best) >= depth or len(hits) < count or hits[-1].score <= 0:
-            return dict(list(best.items())[:depth])
+            return dict(list(best.items())[:depth]), adapters
         count *= 2
 
 
-def _near_ranks(texts: Texts, heads: _Heads, depth: int) -> dict[int, _Near]:
+def _chunk_keys(texts: Texts, allowed: set[int]) -> list[str]:
+    """The keys of all chunks that the cards of these adapters may have."""
+    contents = set(texts.words.contents(allowed).values())
+    return [f"{content}:{chunk:02}" for content in contents for chunk in range(MOST_CHUNKS)]
+
+
+def _near_ranks(heads: _Heads, depth: int) -> dict[int, _Near]:
     """The best adapters by meaning; a card that several share takes one rank, as do cards of equal cosine."""
     near: dict[int, _Near] = {}
     rank, last = 0, math.inf
     for place, (content, (cosine, chunk)) in enumerate(list(heads.cards.items())[:depth], 1):
         rank, last = (rank, last) if cosine == last else (place, cosine)
-        for key in texts.adapters[content]:
+        for key in heads.adapters[content]:
             if heads.allowed is None or key in heads.allowed:
                 near[key] = _Near(rank, cosine, chunk)
     return near
@@ -323,7 +334,7 @@ def query_vector(embedder: Embedder, text: str) -> NDArray[np.float32]:
 
 def _hits(
     session: Session,
-    texts: Texts,
+    names: Mapping[int, str],
     scores: Mapping[int, float],
     words: Mapping[int, Mapping[str, tuple[str, ...]]],
     near: Mapping[int, _Near],
@@ -333,7 +344,7 @@ def _hits(
     excerpts = {key: _excerpt(card, near[key].chunk) for key, card in rows if key in near}
     return tuple(
         SearchHit(
-            adapter=texts.names[key],
+            adapter=names[key],
             score=score,
             words=words.get(key, {}),
             cosine=near[key].cosine if key in near else None,
@@ -356,5 +367,5 @@ def _excerpt(card: str, key: str) -> str:
 def _notes(texts: Texts, weights: SearchWeights) -> tuple[str, ...]:
     if texts.vectors is None or not weights.meaning or not texts.missing:
         return ()
-    cards = f"{texts.missing:,} of {len(texts.adapters):,} cards"
+    cards = f"{texts.missing:,} of {texts.words.cards:,} cards"
     return (f"{cards} have no vector yet and were searched by words alone.",)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Select, select
@@ -16,9 +18,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from catalog.adapters import adapter_name
-from catalog.database import Adapter, BaseModelRow, Embedding, Repository
+from catalog.database import Adapter, BaseModelRow, Embedding, Repository, TextVersion, read_token
 from catalog.errors import ReadOnlyCatalogError
-from catalog.index import AdapterText, Embedder, check_vectors, chunks, content_of, has_content
+from catalog.index import (
+    AdapterText,
+    Embedder,
+    WordIndex,
+    check_vectors,
+    chunks,
+    content_of,
+    has_content,
+    open_words,
+)
 from catalog.query import texts_in
 from catalog.search.rows import from_current
 
@@ -69,19 +80,31 @@ def embed_cards(
     )
     new = sorted(adapter_of_content.keys() - embedded)
     session.commit()
-    written = 0
-    known_texts = len(adapter_of_content) - len(new)
-    for start in range(0, len(new), _BATCH):
-        progress(start, len(new))
-        batch = {key: adapter_of_content[key] for key in new[start : start + _BATCH]}
+    written = _embed_texts(session, embedder, {key: adapter_of_content[key] for key in new}, progress)
+    known_texts, all_texts = len(adapter_of_content) - len(new), len(adapter_of_content)
+    embedded_texts, chunk_count = (0, 0) if written is None else (len(new), written)
+    return EmbedCounts(adapters, missing, all_texts, known_texts, embedded_texts, chunk_count)
+
+
+def _embed_texts(
+    session: Session, embedder: Embedder, new: Mapping[str, int], progress: Callable[[int, int], None]
+) -> int | None:
+    """Embeds texts, sorted, given as the adapter that has each; the number of chunks, None for a read-
+    only catalog.
+    """
+    written, contents = 0, list(new)
+    for start in range(0, len(contents), _BATCH):
+        progress(start, len(contents))
         try:
-            written += _embed_batch(session, embedder, batch)
+            written += _embed_batch(
+                session, embedder, {key: new[key] for key in contents[start : start + _BATCH]}
+            )
         except ReadOnlyCatalogError as error:
             log.info("Vectors of cards are not stored: %s.", error)
             session.rollback()
-            return EmbedCounts(adapters, missing, len(adapter_of_content), known_texts, 0, 0)
-    progress(len(new), len(new))
-    return EmbedCounts(adapters, missing, len(adapter_of_content), known_texts, len(new), written)
+            return None
+    progress(len(contents), len(contents))
+    return written
 
 
 def _embed_batch(session: Session, embedder: Embedder, batch: Mapping[str, int]) -> int:
@@ -109,21 +132,62 @@ def _embed_batch(session: Session, embedder: Embedder, batch: Mapping[str, int])
     return len(rows)
 
 
+def embed_new_cards(
+    session: Session,
+    folder: Path,
+    embedder: Embedder,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Writes the vectors of the cards that have none, as `embed_cards` does; the number of those left
+    without.
+
+    The index of words in the folder knows all cards and whether they have vectors, so that nothing is read
+    where nothing has changed; it is brought up to date.
+    """
+    with closing(open_words(folder, CardTexts(session))) as words:
+        token = read_token(session, "texts", "embeddings")
+        if words.missing_vectors(embedder.name, token) == 0:
+            return 0
+        embedded = select(Embedding.content).where(Embedding.model == embedder.name, Embedding.chunk == 0)
+        adapters = {content: key for key, content in words.contents().items()}
+        new = sorted(adapters.keys() - set(session.scalars(embedded)))
+        words.note_vectors(embedder.name, token, len(new))
+    session.commit()
+    if new and _embed_texts(session, embedder, {key: adapters[key] for key in new}, progress) is None:
+        return len(new)
+    return 0
+
+
+def count_missing(session: Session, words: WordIndex, model: str) -> int:
+    """The number of distinct cards in the index of words that have no vector by a model."""
+    token = read_token(session, "texts", "embeddings")
+    missing = words.missing_vectors(model, token)
+    if missing is None:
+        embedded = select(Embedding.content).where(Embedding.model == model, Embedding.chunk == 0)
+        missing = len(set(words.contents().values()).difference(session.scalars(embedded)))
+        words.note_vectors(model, token, missing)
+    return missing
+
+
 class CardVectors:
-    """The vectors of some texts by one encoder; a `catalog.index.vectors.VectorSource`.
+    """The vectors of all cards by one encoder, of old ones too; a `catalog.index.VectorSource`.
 
     A key is `content:chunk`, the chunk with two digits. Content and encoder decide the vector.
     """
 
-    def __init__(self, session: Session, model: str, contents: frozenset[str]) -> None:
-        self._session, self._model, self._contents = session, model, contents
+    def __init__(self, session: Session, model: str) -> None:
+        self._session, self._model = session, model
+
+    def token(self) -> str:
+        """The token of all vectors of cards."""
+        return read_token(self._session, "embeddings")
 
     def keys(self) -> Sequence[str]:
         """The keys of all chunks that have a vector, sorted."""
         rows = self._session.execute(
             select(Embedding.content, Embedding.chunk).where(Embedding.model == self._model)
         )
-        return sorted(f"{content}:{chunk:02}" for content, chunk in rows if content in self._contents)
+        return sorted(f"{content}:{chunk:02}" for content, chunk in rows)
 
     def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         """The vectors of these keys in their order, in blocks of (at most 500, size)."""
@@ -140,28 +204,21 @@ class CardVectors:
 
 
 class CardTexts:
-    """The names and texts of listed adapters, as words; a `catalog.index.words.TextSource`.
-
-    `names` and `contents` are filled by `digests`: the adapter's name, and the name of its card's vectors
-    where it has content, by id.
-    """
+    """The names and texts of listed adapters, as words; a `catalog.index.TextSource`."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.names: dict[int, str] = {}
-        self.contents: dict[int, str] = {}
 
-    def digests(self) -> Mapping[int, bytes]:
-        """The digest of every adapter's text by its id; reads all cards once."""
-        digests_by_id: dict[int, bytes] = {}
-        self.names, self.contents = {}, {}
-        for row in self._session.execute(_select_names().execution_options(yield_per=_PAGE)):
-            text = _text(row)
-            digests_by_id[text.id] = text.digest
-            self.names[text.id] = text.name
-            if has_content(row.card_quality, row.card_text):
-                self.contents[text.id] = content_of(row.card_text)
-        return digests_by_id
+    def token(self) -> str:
+        """The token of all texts."""
+        return read_token(self._session, "texts")
+
+    def versions(self) -> Mapping[int, int]:
+        """The version of every adapter's text by its id."""
+        listed = from_current(select(Adapter.id, TextVersion.version))
+        return dict(
+            self._session.execute(listed.join(TextVersion, TextVersion.adapter_id == Adapter.id)).all()
+        )
 
     def texts(self, ids: Collection[int]) -> Iterator[AdapterText]:
         """The texts of those of these adapters that still exist."""
@@ -188,4 +245,5 @@ def _text(row: Any) -> AdapterText:
         tags=" ".join(texts_in(row.tags)),
         datasets=" ".join(texts_in(front.get("datasets"))),
         base=row.canonical or "",
+        content=content_of(row.card_text) if has_content(row.card_quality, row.card_text) else None,
     )

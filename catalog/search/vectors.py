@@ -1,24 +1,37 @@
 """The vectors in the database, as `catalog.index.vectors` reads them: fingerprints of weights files by key.
 
 A key names a weights file and, where the scaling differs between modules, the pattern of scalings. The vector
-of a key and version never changes, so that the keys alone determine whether an index is current.
+of a key and version never changes. Each base model has indexes of its own: vectors of others are never
+compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import vector_key
-from catalog.database import FingerprintRow
+from catalog.database import Adapter, BaseModelRow, FingerprintRow, read_token
 from catalog.errors import StorageError
 from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE
-from catalog.index import IndexState, Space, VectorSource, check_index, open_index
+from catalog.index import (
+    IndexKind,
+    IndexState,
+    Space,
+    VectorIndex,
+    check_index,
+    check_words,
+    open_index,
+    rebuild_words,
+    remove_index,
+)
+from catalog.search.texts import CardTexts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,19 +47,10 @@ _COLUMNS = {"delta": FingerprintRow.delta, "output": FingerprintRow.output}
 
 
 class Fingerprints:
-    """The delta or output vectors of the newest version in a catalog; a `catalog.index.VectorSource`."""
+    """The delta or output vectors of the newest version in a catalog, by key."""
 
     def __init__(self, session: Session, kind: Kind) -> None:
         self._session, self._column = session, _COLUMNS[kind]
-
-    def keys(self) -> Sequence[str]:
-        """The keys of all fingerprints, sorted."""
-        rows = self._session.execute(
-            select(FingerprintRow.weights_digest, FingerprintRow.scaling_pattern).where(
-                FingerprintRow.version == FINGERPRINT_VERSION
-            )
-        )
-        return sorted(vector_key(*row) for row in rows)
 
     def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         """The vectors of these keys in their order, in blocks of (at most 500, size)."""
@@ -84,33 +88,107 @@ def matrix(source: Fingerprints, keys: Sequence[str]) -> NDArray[np.float32]:
     return result
 
 
+class BaseFingerprints(Fingerprints):
+    """Those of the adapters of one base model, None for an unknown one; a `catalog.index.VectorSource`.
+
+    Adapters at older commits, refused ones and those of vanished repositories are included.
+    """
+
+    def __init__(self, session: Session, kind: Kind, base: str | None) -> None:
+        super().__init__(session, kind)
+        self._base = base
+
+    def token(self) -> str:
+        """The token of all fingerprints."""
+        return read_token(self._session, "fingerprints")
+
+    def keys(self) -> Sequence[str]:
+        """The keys of the fingerprints, sorted."""
+        query = (
+            select(Adapter.weights_digest, Adapter.scaling_pattern)
+            .join(
+                FingerprintRow,
+                (FingerprintRow.weights_digest == Adapter.weights_digest)
+                & (FingerprintRow.scaling_pattern == Adapter.scaling_pattern),
+            )
+            .where(FingerprintRow.version == FINGERPRINT_VERSION, _is_of(self._base))
+            .distinct()
+        )
+        rows = self._session.execute(query)
+        return sorted(vector_key(str(digest), str(pattern)) for digest, pattern in rows)
+
+
+def _is_of(base: str | None) -> ColumnElement[bool]:
+    """Whether an adapter is of a base model, or of an unknown one."""
+    if base is None:
+        return Adapter.base_model_id.is_(None)
+    return (
+        Adapter.base_model_id
+        == select(BaseModelRow.id).where(BaseModelRow.canonical == base).scalar_subquery()
+    )
+
+
+def base_space(kind: Kind, base: str | None) -> Space:
+    """The space of the vectors of one base model: others are never compared with them."""
+    title = "unknown" if base is None else hashlib.sha256(base.encode()).hexdigest()[:16]
+    return replace(SPACES[kind], name=f"{kind}-{title}")
+
+
+def open_base_index(session: Session, folder: Path, kind: Kind, base: str | None) -> VectorIndex:
+    """The index of one base model, from the cache in the folder as far as that fits; raises like
+    `open_index`.
+    """
+    return open_index(folder, base_space(kind, base), BaseFingerprints(session, kind, base))
+
+
+def measured_bases(session: Session) -> list[str | None]:
+    """The base models that adapters with a fingerprint have, sorted, the unknown one (None) last."""
+    measured = exists().where(
+        FingerprintRow.weights_digest == Adapter.weights_digest,
+        FingerprintRow.scaling_pattern == Adapter.scaling_pattern,
+        FingerprintRow.version == FINGERPRINT_VERSION,
+    )
+    of_base = exists().where(Adapter.base_model_id == BaseModelRow.id, measured)
+    names = session.scalars(select(BaseModelRow.canonical).where(of_base).order_by(BaseModelRow.canonical))
+    unknown = session.scalar(select(Adapter.id).where(_is_of(None), measured).limit(1))
+    return [*names, *([] if unknown is None else [None])]
+
+
 @dataclass(frozen=True)
 class Cache:
-    """The index of one space of a catalog."""
+    """One index of a catalog: of the vectors of one base model, or of the texts of all (`kind` "words")."""
 
-    space: Space
-    source: VectorSource
-
-    def check(self, folder: Path) -> IndexState:
-        """The state of the cache in the folder."""
-        return check_index(folder, self.space, self.source)
-
-    def rebuild(self, folder: Path) -> IndexState:
-        """Rebuilds the cache; returns its state. Raises StorageError."""
-        state = self.check(folder)
-        try:
-            state.path.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"The index {state.path} cannot be removed: {error.strerror}.") from error
-        open_index(folder, self.space, self.source)
-        cache_state = self.check(folder)
-        if cache_state.state != "current":
-            raise StorageError(
-                f"The index {cache_state.path} cannot be written: it is still {cache_state.state}."
-            )
-        return cache_state
+    name: str
+    base: str | None
+    check: Callable[[Path], IndexState]
+    rebuild: Callable[[Path, IndexKind | None], IndexState]
 
 
-def indexes(session: Session) -> dict[str, Cache]:
-    """The indexes of a catalog by the name of their space."""
-    return {kind: Cache(space, Fingerprints(session, kind)) for kind, space in SPACES.items()}
+def indexes(session: Session) -> list[Cache]:
+    """The indexes that a catalog can have: two for each base model with fingerprints, and the words."""
+    caches = [_vector_cache(session, kind, base) for kind in SPACES for base in measured_bases(session)]
+    texts = CardTexts(session)
+    words = Cache(
+        "words",
+        None,
+        lambda folder: check_words(folder, texts),
+        lambda folder, _kind: rebuild_words(folder, texts),
+    )
+    return [*caches, words]
+
+
+def _vector_cache(session: Session, kind: Kind, base: str | None) -> Cache:
+    space, source = base_space(kind, base), BaseFingerprints(session, kind, base)
+
+    def check(folder: Path) -> IndexState:
+        return check_index(folder, space, source, recall=True)
+
+    def rebuild(folder: Path, index_kind: IndexKind | None) -> IndexState:
+        remove_index(folder, space)
+        open_index(folder, space, source, index_kind)
+        state = check(folder)
+        if state.state != "current":
+            raise StorageError(f"The index {state.path} cannot be written: it is still {state.state}.")
+        return state
+
+    return Cache(kind, base, check, rebuild)

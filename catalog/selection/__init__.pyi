@@ -1,4 +1,4 @@
-from .limits import left_out_in_words
+from .limits import Ranked, left_out_in_words
 from .pinning import candidates, documents_of, pin_members
 from .selection import select
 from .strategies import STRATEGIES, Question, Sources
@@ -6,6 +6,7 @@ from .strategies import STRATEGIES, Question, Sources
 __all__ = [
     "STRATEGIES",
     "Question",
+    "Ranked",
     "Sources",
     "candidates",
     "documents_of",

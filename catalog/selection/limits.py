@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Protocol, TypeVar
 
 from catalog.adapters import StoredAdapter
 from catalog.errors import UsageError
@@ -21,11 +22,43 @@ from catalog.errors import UsageError
 NORM_FACTOR = 2.0
 
 
+class Candidate(Protocol):
+    """What every strategy needs to know of an adapter: a `StoredAdapter`, or the few columns of it that are
+    read of all candidates.
+    """
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def adapter(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def repository(self) -> str: ...
+    @property
+    def hub_id(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def subfolder(self) -> str: ...
+    @property
+    def base(self) -> str | None: ...
+    @property
+    def rank(self) -> int | None: ...
+    @property
+    def parameters(self) -> int | None: ...
+    @property
+    def license(self) -> str | None: ...
+
+
+CandidateType = TypeVar("CandidateType", bound=Candidate)
+
+
 @dataclass(frozen=True)
 class Ranked:
     """A candidate at its place in a ranking."""
 
-    candidate: StoredAdapter
+    candidate: Candidate
     score: float | None
     why: str
 
@@ -122,13 +155,18 @@ def draw(seed: int, *words: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def random_order(rows: Sequence[StoredAdapter], seed: int) -> list[Ranked]:
+def random_order(rows: Sequence[Candidate], seed: int) -> list[Ranked]:
     """All candidates in random order."""
-    ordered = sorted(rows, key=lambda row: (draw(seed, row.hub_id, row.subfolder), row.adapter))
-    return [Ranked(row, None, f"drawn at random (seed {seed})") for row in ordered]
+    why = f"drawn at random (seed {seed})"
+    return [Ranked(row, None, why) for row in shuffled(rows, seed)]
 
 
-def by_rank(rows: Sequence[StoredAdapter]) -> list[Ranked]:
+def shuffled(rows: Sequence[CandidateType], seed: int) -> list[CandidateType]:
+    """The candidates in random order."""
+    return sorted(rows, key=lambda row: (draw(seed, row.hub_id, row.subfolder), row.adapter))
+
+
+def by_rank(rows: Sequence[Candidate]) -> list[Ranked]:
     """The largest rank first, then the most parameters."""
     with_rank = [row for row in rows if row.rank is not None]
     ordered = sorted(with_rank, key=lambda row: (-(row.rank or 0), -(row.parameters or 0), row.adapter))
@@ -143,16 +181,16 @@ def match_recipes(rows: Sequence[StoredAdapter], pool: Sequence[StoredAdapter], 
     is dropped first; `why` lists those satisfied.
     """
     members = {row.id for row in pool}
-    free = [row for row in random_order(rows, seed) if row.candidate.id not in members]
+    free = [row for row in shuffled(rows, seed) if row.id not in members]
     most = max(Counter(row.owner for row in pool).values(), default=1)
     owners: Counter[str] = Counter()
     matches: list[Ranked] = []
     for member in pool:
-        best = _best_match(member, [row.candidate for row in free], owners, most)
+        best = _best_match(member, free, owners, most)
         if best is None:
             break
         candidate, level = best
-        free = [row for row in free if row.candidate.id != candidate.id]
+        free = [row for row in free if row.id != candidate.id]
         owners[candidate.owner] += 1
         same = ", ".join(level) or "nothing"
         matches.append(Ranked(candidate, None, f"drawn for {member.adapter}: same {same} (seed {seed})"))
@@ -191,8 +229,10 @@ def shuffle_scores(ranking: Sequence[Ranked], seed: int) -> list[Ranked]:
     ]
 
 
-def without(rows: Sequence[StoredAdapter], excluded: Collection[str]) -> list[StoredAdapter]:
+def without(rows: Sequence[CandidateType], excluded: Collection[str]) -> list[CandidateType]:
     """The candidates whose name, repository or owner is not excluded; an unknown name is a UsageError."""
+    if not excluded:
+        return list(rows)
     names = {name for row in rows for name in (row.adapter, row.repository, row.owner)}
     if unknown := sorted(set(excluded) - names):
         raise UsageError(f"{unknown[0]} is not among the adapters to select from; leave it out of `exclude`.")

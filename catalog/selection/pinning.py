@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
@@ -14,10 +14,12 @@ from sqlalchemy.orm import Session
 from catalog.adapters import (
     IN_LAYERS,
     StoredAdapter,
+    adapter_name,
     layers_to_leave_out,
     lora_modules,
     parse_config,
     parse_header,
+    vector_key,
 )
 from catalog.database import (
     Adapter,
@@ -32,6 +34,40 @@ from catalog.errors import PoolError
 from catalog.pools import Manifest, Member, PinnedFile
 from catalog.query import Query
 from catalog.search import BY_NAME, COLUMNS, from_current
+from catalog.selection.limits import Candidate, Ranked
+
+
+class CandidateRow(NamedTuple):
+    """The columns of a candidate that strategies and limits need of all; a
+    `catalog.selection.limits.Candidate`.
+    """
+
+    id: int
+    repository: str
+    hub_id: str
+    owner: str
+    subfolder: str
+    base: str | None
+    rank: int | None
+    parameters: int | None
+    license: str | None
+    scaling_pattern: str | None
+    weights_digest: str
+
+    @property
+    def adapter(self) -> str:
+        """Its short name."""
+        return adapter_name(self.repository, self.subfolder)
+
+    @property
+    def key(self) -> str:
+        """The key of its vectors."""
+        return vector_key(self.weights_digest, self.scaling_pattern or "")
+
+
+_NARROW = [
+    COLUMNS[[field.name for field in fields(StoredAdapter)].index(name)] for name in CandidateRow._fields
+]
 
 
 def candidates(
@@ -40,23 +76,32 @@ def candidates(
     base: str | None = None,
     where: Query | None = None,
     without: Collection[str] = (),
-) -> list[StoredAdapter]:
+) -> list[CandidateRow]:
     """The current adapters that these reasons do not refuse and that match the filter, sorted by name.
 
     Adapters that are plain LoRA without the layers in `without` are included, although they contain whole
     weights of these layers.
     """
     query = (
-        _adapters(select(*COLUMNS), base)
-        .join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+        _adapters(select(*_NARROW), base)
         .where(~_is_refused(refusing, without), *_PINNABLE)
         .order_by(*BY_NAME)
     )
     if where is not None:
         query = query.where(where.clause(refusing))
-    rows = [StoredAdapter(*row) for row in session.execute(query)]
+    rows = [CandidateRow._make(row) for row in session.execute(query)]
     layers = _layers_of(session, set(refusing) & IN_LAYERS) if without else {}
     return [row for row in rows if row.id not in layers or set() < set(layers[row.id]) <= set(without)]
+
+
+def stored_adapters(session: Session, rows: Sequence[Candidate]) -> list[StoredAdapter]:
+    """All that is known of these candidates, in their order."""
+    query = from_current(select(*COLUMNS)).join(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+    ids, by_id = [row.id for row in rows], dict[int, StoredAdapter]()
+    for start in range(0, len(ids), _BLOCK):
+        block = query.where(Adapter.id.in_(ids[start : start + _BLOCK]))
+        by_id |= {row.id: row for row in (StoredAdapter(*values) for values in session.execute(block))}
+    return [by_id[id_] for id_ in ids]
 
 
 def left_out(
@@ -71,7 +116,7 @@ def left_out(
     everybody = _adapters(select(Adapter.id), base)
     filtered = everybody if where is None else everybody.where(where.clause(refusing))
     accepted = filtered.where(~_is_refused(refusing, without))
-    pinnable = accepted.join(WeightsFile, WeightsFile.digest == Adapter.weights_digest).where(*_PINNABLE)
+    pinnable = accepted.where(*_PINNABLE)
     counts = [count_rows(session, query) for query in (everybody, filtered, accepted, pinnable)]
     layers = counts[3] - len(candidates(session, refusing, base, where, without)) if without else 0
     return {
@@ -81,6 +126,8 @@ def left_out(
     }
 
 
+_BLOCK = 5000
+# A weights file is on record: the digest is a foreign key.
 _PINNABLE = (func.length(Adapter.weights_digest) == 64, Adapter.config_digest.is_not(None))
 
 
@@ -112,15 +159,15 @@ def _layers_of(session: Session, reasons: Collection[str]) -> dict[int, tuple[st
     return layers
 
 
-def pin_members(
-    session: Session, ranks: Mapping[int, tuple[float | None, str]], rows: Collection[StoredAdapter]
-) -> list[Member]:
-    """The members of a pool for chosen candidates, `ranks` giving score and why by row, in its order.
+def pin_members(session: Session, members: Sequence[Ranked]) -> list[Member]:
+    """The members of a pool for chosen candidates.
 
     Raises PoolError if a small file to be pinned is missing in the catalog.
     """
-    by_id = {row.id: row for row in rows}
-    return [_member(session, by_id[id_], score, why) for id_, (score, why) in ranks.items()]
+    rows = stored_adapters(session, [ranked.candidate for ranked in members])
+    return [
+        _member(session, row, ranked.score, ranked.why) for row, ranked in zip(rows, members, strict=True)
+    ]
 
 
 _COPIED = {f.name for f in fields(Member)} & {f.name for f in fields(StoredAdapter)}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from catalog.adapters import Engine, StoredAdapter, bases, objection
+from catalog.adapters import Engine, bases, objection
 from catalog.errors import NotFoundError, UsageError
 from catalog.fingerprints import families, representatives
 from catalog.pools import Manifest, check_name
@@ -26,9 +26,11 @@ from catalog.selection.limits import (
     take_members,
     without,
 )
-from catalog.selection.pinning import candidates, left_out, pin_members
+from catalog.selection.pinning import CandidateRow, candidates, left_out, pin_members, stored_adapters
 from catalog.selection.strategies import PARAMETERS, STRATEGIES, Question, Sources, Strategy
 
+# How many more of a ranking are worked out than are asked for, and how many times more if these are too few.
+_HEAD = 8
 # Random controls for the members, which are made from their files when merging.
 STAND_INS: tuple[str, ...] = (
     "random-pooled",
@@ -60,26 +62,36 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     strategy = _check_question(question)
     where = parse(question.where, engines=sources.engines) if question.where else None
     candidate_rows = candidates(sources.session, sources.refusing, question.base, where, question.without)
-    base = likeness.usual_base(candidate_rows) if question.base is None else question.base
+    base = likeness.usual_base(row.base for row in candidate_rows) if question.base is None else question.base
     candidate_rows = [row for row in candidate_rows if base is None or row.base == base]
     candidate_rows_left = without(candidate_rows, question.exclude)
-    rows = [row for row in candidate_rows_left if objection(row.license, question.use) is None]
-    before = left_out(sources.session, sources.refusing, base, where, question.without) | {
-        "excluded by name": len(candidate_rows) - len(candidate_rows_left),
-        f"with a license that forbids {question.use}": len(candidate_rows_left) - len(rows),
-    }
+    licenses = {row.license for row in candidate_rows_left}
+    forbidden = {name for name in licenses if objection(name, question.use) is not None}
+    rows = [row for row in candidate_rows_left if row.license not in forbidden]
+
+    def left_out_before(ranked: int | None) -> dict[str, int]:
+        """The counts of those that were left out before the limits, or before the ranking."""
+        counts = left_out(sources.session, sources.refusing, base, where, question.without) | {
+            "excluded by name": len(candidate_rows) - len(candidate_rows_left),
+            f"with a license that forbids {question.use}": len(candidate_rows_left) - len(rows),
+        }
+        unranked = {} if ranked is None else {f"that cannot be ranked by {question.by}": len(rows) - ranked}
+        return counts | unranked
+
     if not rows:
+        before = left_out_before(None)
         reasons = left_out_in_words(before)
         reasons = f" (of {sum(before.values()):,}: {reasons})" if reasons else ""
         raise NotFoundError(
             f"No adapter satisfies the filter, the rules and the use{reasons}; relax them or crawl more."
         )
-    ranking = strategy.rank(question, rows, sources)
-    before[f"that cannot be ranked by {question.by}"] = len(rows) - len(ranking)
     limits = _limits(question, rows, sources)
-    members = take_members(ranking, limits, before)
-    everybody = before | let_in(ranking, limits)[1] if question.count is None else {}
-    pool = _manifest(question, members, rows, sources)
+    ranking = _rank_as_needed(strategy, question, rows, sources, limits, whole=controls)
+    members, beyond = let_in(ranking, limits)
+    if len(members) < (question.count or 1):
+        take_members(ranking, limits, left_out_before(len(ranking)))
+    everybody = left_out_before(len(ranking)) | beyond if question.count is None else {}
+    pool = _manifest(question, members, strategy, sources)
     if not controls:
         return Selection(pool, (), everybody)
     alike = replace(limits, count=len(members))
@@ -90,6 +102,27 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     stand_ins = [{"kind": kind, "seed": question.seed} for kind in STAND_INS]
     pool = replace(pool, controls=(*named_, *stand_ins))
     return Selection(pool, tuple(control_pools.values()), everybody)
+
+
+def _rank_as_needed(
+    strategy: Strategy,
+    question: Question,
+    rows: Sequence[CandidateRow],
+    sources: Sources,
+    limits: PoolLimits,
+    *,
+    whole: bool,
+) -> list[Ranked]:
+    """The ranking, or as much of its head as the limits need where the strategy can begin with that."""
+    if strategy.head is None or question.count is None or whole:
+        return strategy.rank(question, rows, sources)
+    size = _HEAD * question.count
+    while size < len(rows):
+        head = strategy.head(question, rows, sources, size)
+        if len(let_in(head, limits)[0]) == question.count:
+            return head
+        size *= _HEAD
+    return strategy.rank(question, rows, sources)
 
 
 def _check_question(question: Question) -> Strategy:
@@ -103,12 +136,13 @@ def _check_question(question: Question) -> Strategy:
     return strategy
 
 
-def _limits(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> PoolLimits:
+def _limits(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> PoolLimits:
     """The limits of a question, with the groups and families that it requires."""
     groups = members = None
     if question.distinct:
-        copies = likeness.with_deltas(sources.session, rows) if question.distinct == "delta" else rows
-        exact = likeness.exact_delta(sources.session, rows, sources.blobs)
+        stored = stored_adapters(sources.session, rows)
+        copies = likeness.with_deltas(sources.session, stored) if question.distinct == "delta" else stored
+        exact = likeness.exact_delta(sources.session, stored, sources.blobs)
         groups = representatives(copies, question.distinct, exact)
     if question.per_family:
         # A series may extend beyond the filter.
@@ -123,14 +157,16 @@ def _limits(question: Question, rows: Sequence[StoredAdapter], sources: Sources)
 
 
 def _manifest(
-    question: Question, members: Sequence[Ranked], rows: Sequence[StoredAdapter], sources: Sources
+    question: Question, members: Sequence[Ranked], strategy: Strategy | None, sources: Sources
 ) -> Manifest:
-    picked = {row.candidate.id: (row.score, row.why) for row in members}
+    """The manifest of these members; a strategy may say only now why each is one."""
+    if strategy is not None and strategy.explain is not None:
+        members = strategy.explain(question, members, sources)
     base = members[0].candidate.base
     return Manifest(
         name=question.name,
         base=base,
-        members=tuple(pin_members(sources.session, picked, rows)),
+        members=tuple(pin_members(sources.session, members)),
         chosen=question_document(question, sources.engines),
         base_license=bases.license_of_base(base) if base else None,
         use=question.use,
@@ -156,23 +192,23 @@ def _controls(
     question: Question,
     ranking: Sequence[Ranked],
     members: Sequence[Ranked],
-    rows: Sequence[StoredAdapter],
+    rows: Sequence[CandidateRow],
     limits: PoolLimits,
     sources: Sources,
 ) -> dict[str, Manifest]:
     """The control pools of a selection: random ones, matched recipes, and shuffled scores."""
-    pool = [row.candidate for row in members]
+    pool = stored_adapters(sources.session, [row.candidate for row in members])
     rankings = {
         **({"blind": STRATEGIES["prior"].rank(question, rows, sources)} if question.by == "score" else {}),
         "random": random_order(rows, question.seed + 1),
-        "matched": match_recipes(rows, pool, question.seed),
+        "matched": match_recipes(stored_adapters(sources.session, rows), pool, question.seed),
         "shuffled": shuffle_scores(ranking, question.seed),
     }
     pools = {}
     for kind, other in rankings.items():
         loose = replace(limits, per_owner=None, parameters=None) if kind == "matched" else limits
         asked_for = replace(question, name=f"{question.name}-{kind}", by=question.by)
-        manifest = _manifest(asked_for, take_members(other, loose), rows, sources)
+        manifest = _manifest(asked_for, take_members(other, loose), None, sources)
         pools[kind] = replace(
             manifest,
             chosen={**question_document(asked_for, sources.engines), "control": kind, "of": question.name},

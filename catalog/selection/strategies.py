@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
-from catalog.adapters import Engine, StoredAdapter, Use
+from catalog.adapters import Engine, Use
 from catalog.database import find_pool, score_table
 from catalog.errors import NotFoundError, UsageError
 from catalog.files import BlobStore
@@ -33,7 +33,7 @@ from catalog.scores import (
 )
 from catalog.search import Subject, downhill, likeness, neighbours, open_texts, search
 from catalog.selection.limits import Ranked, by_rank, match_recipes, random_order
-from catalog.selection.pinning import candidates
+from catalog.selection.pinning import CandidateRow, candidates, stored_adapters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,20 +107,28 @@ class Sources:
     engines: Sequence[Engine] | None = None
 
 
-Rank = Callable[[Question, Sequence[StoredAdapter], Sources], list[Ranked]]
+Rank = Callable[[Question, Sequence[CandidateRow], Sources], list[Ranked]]
+Head = Callable[[Question, Sequence[CandidateRow], Sources, int], list[Ranked]]
+Explain = Callable[[Question, Sequence[Ranked], Sources], list[Ranked]]
 
 
 @dataclass(frozen=True)
 class Strategy:
     """A strategy: its description in one sentence, the fields of the question that it requires, and the
-    function."""
+    function.
+
+    `head` gives about as many of the first of the ranking as asked for, where that is cheaper; `explain`
+    says of those chosen why, where that is not known of all.
+    """
 
     sentence: str
     needs: tuple[str, ...]
     rank: Rank
+    head: Head | None = None
+    explain: Explain | None = None
 
 
-def _by_text(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
+def _by_text(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
     by_name = {row.adapter: row for row in rows}
     where = parse(question.where, engines=sources.engines) if question.where else None
     with open_texts(sources.session, sources.index, sources.embedder()) as texts:
@@ -135,18 +143,29 @@ def _by_text(question: Question, rows: Sequence[StoredAdapter], sources: Sources
     return [Ranked(by_name[hit.adapter], hit.score, hit.why) for hit in hits.hits if hit.adapter in by_name]
 
 
-def _by_adapter(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
+def _by_adapter(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
+    return _nearest(question, rows, sources, max(len(rows), 1))
+
+
+def _adapter_head(
+    question: Question, rows: Sequence[CandidateRow], sources: Sources, count: int
+) -> list[Ranked]:
+    """The first of the ranking, without those that are as near as the last one: more may be."""
+    head = _nearest(question, rows, sources, count)
+    return [ranked for ranked in head if len(head) < count or ranked.score != head[-1].score]
+
+
+def _nearest(question: Question, rows: Sequence[CandidateRow], sources: Sources, count: int) -> list[Ranked]:
     by_name = {row.adapter: row for row in rows}
-    subject = sources.subject(question.like or "")
     nearest = neighbours(
         sources.session,
-        subject,
+        sources.subject(question.like or ""),
         sources.index,
         sources.blobs,
         sources.refusing,
         by=likeness.kind(question.kind),
-        count=max(len(rows), 1),
-        rows=rows,
+        count=count,
+        ids={row.id for row in rows},
     )
     return [Ranked(by_name[row.adapter], row.score, row.why) for row in nearest]
 
@@ -154,7 +173,7 @@ def _by_adapter(question: Question, rows: Sequence[StoredAdapter], sources: Sour
 def _by_texts(predict: Callable[[ScoreMatrix, str, Mapping[str, str]], Ranking]) -> Rank:
     """The strategy of a prediction from scores and the instructions of tasks."""
 
-    def rank(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
+    def rank(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
         matrix, texts = _matrix(question, rows, sources), _texts(question, sources)
         return _by_scores(predict(matrix, _task(question), texts), rows)
 
@@ -164,7 +183,7 @@ def _by_texts(predict: Callable[[ScoreMatrix, str, Mapping[str, str]], Ranking])
 _by_score = _by_texts(lambda matrix, task, _: by_score(matrix, task))
 
 
-def _by_racing(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
+def _by_racing(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
     if sources.measure is None:
         raise UsageError("Selecting by racing requires a base model that measures adapters on the `task`.")
     matrix = _matrix(question, rows, sources, racing=True)
@@ -174,13 +193,14 @@ def _by_racing(question: Question, rows: Sequence[StoredAdapter], sources: Sourc
     return _by_scores(result.ranking, rows)
 
 
-def _by_gradient(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
+def _by_gradient(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
     if sources.direction is None:
         raise UsageError("Selecting by gradient requires a base model with a gradient on the `task`.")
     backgrounds = () if sources.backgrounds is None else sources.backgrounds
     keys = {row.key for row in rows}
+    kind = likeness.kind(question.kind)
     scores = downhill(
-        sources.session, sources.index, keys, sources.direction, backgrounds, likeness.kind(question.kind)
+        sources.session, sources.index, keys, sources.direction, backgrounds, kind, rows[0].base
     )
     what = f"sd of the cosine, less those on {len(backgrounds)} others" if len(backgrounds) else "cosine"
     ranked = [
@@ -217,7 +237,7 @@ def _texts(question: Question, sources: Sources) -> dict[str, str]:
 
 
 def _matrix(
-    question: Question, rows: Sequence[StoredAdapter], sources: Sources, *, racing: bool = False
+    question: Question, rows: Sequence[CandidateRow], sources: Sources, *, racing: bool = False
 ) -> ScoreMatrix:
     """The measured scores of the candidates and of all others, without test splits unless requested.
 
@@ -248,7 +268,7 @@ def _matrix(
     return matrix.blank(task) if unmeasured else matrix
 
 
-def _by_scores(ranking: Ranking, rows: Sequence[StoredAdapter]) -> list[Ranked]:
+def _by_scores(ranking: Ranking, rows: Sequence[CandidateRow]) -> list[Ranked]:
     """The candidates that a ranking has a score for, best first."""
     by_name = {row.adapter: row for row in rows}
     ranked = []
@@ -259,20 +279,20 @@ def _by_scores(ranking: Ranking, rows: Sequence[StoredAdapter]) -> list[Ranked]:
     return ranked
 
 
-def _match_control(question: Question, rows: Sequence[StoredAdapter], sources: Sources) -> list[Ranked]:
+def _match_control(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
     manifest = find_pool(sources.session, question.to or "")
-    everybody = candidates(sources.session, sources.refusing)
+    everybody = stored_adapters(sources.session, candidates(sources.session, sources.refusing))
     members = {(member.hub_id, member.commit, member.subfolder) for member in manifest.members}
     pool = [row for row in everybody if (row.hub_id, row.commit, row.subfolder) in members]
     if len(pool) < len(members):
         raise NotFoundError(f"Some members of {question.to} are no longer in the catalog; crawl them again.")
-    return match_recipes(rows, pool, question.seed)
+    return match_recipes(stored_adapters(sources.session, rows), pool, question.seed)
 
 
 STRATEGIES: dict[str, Strategy] = {
     "text": Strategy("Names and cards that fit `query`, by words and meaning.", ("text",), _by_text),
     "adapter": Strategy(
-        "Weights similar to those of `like`, an adapter or a folder.", ("like",), _by_adapter
+        "Weights similar to those of `like`, an adapter or a folder.", ("like",), _by_adapter, _adapter_head
     ),
     "score": Strategy("Their scores on `task`.", ("task",), _by_score),
     "prior": Strategy(

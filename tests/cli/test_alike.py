@@ -105,9 +105,15 @@ def test_pictures_are_drawn_and_drawn_again_the_same(sample: Program, tmp_path: 
 
 
 def test_case_83_the_index_is_checked_and_mended(sample: Program, sample_data: Path) -> None:
-    assert [row["state"] for row in rows(sample, "index", "rebuild")][:2] == ["current"] * 2
+    rebuilt = rows(sample, "index", "rebuild")
+    assert {row["state"] for row in rebuilt} == {"current"}
+    assert {row["space"] for row in rebuilt} == {"delta", "output", "words"}
     assert sample("index", "check").exit_code == 0
-    (sample_data / "index" / "delta.faiss").write_bytes(b"not an index")
+    usual = rows(sample, "similar", "zoo/banking77", "--by", "delta", "-k", "1")
+    base = json.loads(sample("show", usual[0]["adapter"], "--json").stdout)["base"]
+    delta = next(row for row in rebuilt if (row["space"], row["base"]) == ("delta", base))
+    assert (delta["type"], delta["recall"]) == ("flat", 1.0)
+    Path(delta["file"]).write_bytes(b"not an index")
     broken = sample("index", "check")
     assert broken.exit_code == 1
     assert "corrupt" in broken.stdout

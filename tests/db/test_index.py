@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from catalog.database import Embedding
 from catalog.errors import CatalogError, UsageError
 from catalog.fingerprints import near_pairs
-from catalog.index.vectors import Space, VectorHit, VectorIndex, check_index, open_index
+from catalog.index.vectors import Space, VectorHit, VectorIndex, _seal, check_index, open_index
 
 SIZE = 8
 SPACE = Space("text", "a-model", SIZE)
@@ -37,6 +37,9 @@ class Stored:
 
     def __init__(self, session: Session, model: str) -> None:
         self.session, self.model = session, model
+
+    def token(self) -> str:
+        return " ".join(self.keys())
 
     def keys(self) -> Sequence[str]:
         return sorted(self.session.scalars(select(Embedding.content).where(Embedding.model == self.model)))
@@ -58,6 +61,9 @@ class Given:
 
     def __init__(self, rows: Rows, block: int = 5) -> None:
         self.rows, self.block, self.read = rows, block, 0
+
+    def token(self) -> str:
+        return " ".join(self.keys())
 
     def keys(self) -> Sequence[str]:
         return sorted(self.rows)
@@ -348,8 +354,24 @@ def flip(data: bytes) -> bytes:
     return data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]
 
 
+def flip_last(data: bytes) -> bytes:
+    return data[:-2] + bytes([data[-2] ^ 1]) + data[-1:]
+
+
 def edited(**changes: Any) -> Callable[[bytes], bytes]:
     return lambda data: json.dumps(json.loads(data) | changes).encode()
+
+
+def edited_file(name: str, **changes: Any) -> Callable[[bytes], bytes]:
+    """Facts that are sound and say something else of a file."""
+
+    def edit(data: bytes) -> bytes:
+        facts = json.loads(data)
+        del facts["seal"]
+        facts["files"][name] |= changes
+        return json.dumps({**facts, "seal": _seal(facts)}).encode()
+
+    return edit
 
 
 DAMAGE = [
@@ -358,10 +380,16 @@ DAMAGE = [
     pytest.param("text.faiss", lambda data: b"", "corrupt", id="case-83-empty"),
     pytest.param("text.faiss", lambda data: data + b"\0", "corrupt", id="case-83-longer"),
     pytest.param("text.faiss", None, "missing", id="case-83-missing"),
+    pytest.param("text.keys", flip_last, "corrupt", id="case-84-another-key"),
+    pytest.param("text.keys", None, "corrupt", id="case-83-no-keys"),
     pytest.param("text.json", None, "corrupt", id="case-84-checksum-unknown"),
-    pytest.param("text.json", edited(sha256="0" * 64), "corrupt", id="case-84-checksum-wrong"),
-    pytest.param("text.json", edited(sha256=None), "corrupt", id="case-84-no-checksum"),
-    pytest.param("text.json", edited(stamp="0" * 64), "stale", id="case-83-stale"),
+    pytest.param("text.json", edited(format=1), "stale", id="an-earlier-format"),
+    pytest.param("text.json", edited(removed=[3]), "corrupt", id="another-row-removed"),
+    pytest.param(
+        "text.json", edited_file("text.faiss", sha256="0" * 64), "corrupt", id="case-84-checksum-wrong"
+    ),
+    pytest.param("text.json", edited_file("text.keys", sha256=None), "corrupt", id="case-84-no-checksum"),
+    pytest.param("text.json", edited(token="0" * 64), "corrupt", id="case-83-another-token"),
     pytest.param("text.json", lambda data: data[:50], "corrupt", id="manifest-truncated"),
     pytest.param("text.json", lambda data: b"[]", "corrupt", id="manifest-a-list"),
     pytest.param("text.json", lambda data: b"{}", "corrupt", id="manifest-empty"),
@@ -415,7 +443,9 @@ def test_a_file_that_faiss_cannot_read_is_built_again(tmp_path: Path) -> None:
     open_index(tmp_path, SPACE, Given(rows))
     (tmp_path / "text.faiss").write_bytes(b"IxZZ")
     manifest = tmp_path / "text.json"
-    manifest.write_bytes(edited(sha256=hashlib.sha256(b"IxZZ").hexdigest())(manifest.read_bytes()))
+    manifest.write_bytes(
+        edited_file("text.faiss", sha256=hashlib.sha256(b"IxZZ").hexdigest())(manifest.read_bytes())
+    )
     assert keys(open_index(tmp_path, SPACE, Given(rows)).search(rows["key0001"], 1)) == ["key0001"]
     assert check_index(tmp_path, SPACE, Given(rows)).state == "current"
 
@@ -437,6 +467,8 @@ from pathlib import Path
 import numpy as np
 from catalog.index.vectors import Space, check_index, open_index
 class Source:
+    def token(self):
+        return "1"
     def keys(self):
         return ["a", "b"]
     def vectors(self, keys):
@@ -495,6 +527,8 @@ import numpy as np
 from catalog.index.vectors import Space, open_index
 values = np.random.default_rng(0).standard_normal((5000, 32)).astype(np.float32)
 class Source:
+    def token(self):
+        return "1"
     def keys(self):
         return [f"{number:04d}" for number in range(5000)]
     def vectors(self, keys):

@@ -270,7 +270,8 @@ def test_scores_are_the_reciprocal_rank_fusion(
         query = "emotion of verse"
         result = found(session, tmp_path, query, weights=weights)
         with open_texts(session, tmp_path, None) as texts:
-            words = ranks({texts.names[hit.id]: hit.score for hit in texts.words.search(query, 99)})
+            found_names = texts.words.names(range(1, 99))
+            words = ranks({found_names[hit.id]: hit.score for hit in texts.words.search(query, 99)})
         listed = (
             select(Repository.name, Adapter.card_text)
             .join(Adapter.repository)

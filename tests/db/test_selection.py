@@ -22,7 +22,7 @@ from catalog.fingerprints import DELTA_SIZE, OUTPUT_SIZE
 from catalog.index import Space, open_index
 from catalog.pools import Member, PinnedFile, export, read_manifest
 from catalog.scores import Score
-from catalog.search import Fingerprints
+from catalog.search import BaseFingerprints, base_space
 from catalog.search.nearest import Subject, center_scores
 from catalog.selection import Question, Sources, select
 from tools.bench.select import fill
@@ -213,9 +213,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
 
 def test_an_index_of_another_model_is_built_anew(sources: Sources) -> None:
     """A cache of some other space under this one's name is never asked."""
-    stranger = Space("delta", "another model", OUTPUT_SIZE)
-    open_index(sources.index, stranger, Fingerprints(sources.session, "output"))
-    file = sources.index / "delta.faiss"
+    name = base_space("delta", "acme/tiny").name
+    stranger = Space(name, "another model", OUTPUT_SIZE)
+    open_index(sources.index, stranger, BaseFingerprints(sources.session, "output", "acme/tiny"))
+    file = sources.index / f"{name}.faiss"
     before = file.read_bytes()
     result = score_by_name(given(sources, direction=along(1.0)), 3, by="gradient", task="t", kind="delta")
     assert list(result) == ["o1/r1", "o2/r2", "o3/r3"]

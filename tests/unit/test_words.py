@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import sqlite3
 import threading
@@ -17,8 +15,16 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog.errors import UsageError
-from catalog.index.words import AdapterText, WordIndex, open_words, separate_words, terms
+from catalog.errors import StorageError, UsageError
+from catalog.index.words import (
+    AdapterText,
+    WordIndex,
+    check_words,
+    open_words,
+    rebuild_words,
+    separate_words,
+    terms,
+)
 
 
 class Source:
@@ -28,8 +34,11 @@ class Source:
         self.rows = {text.id: text for text in texts}
         self.read: list[int] = []
 
-    def digests(self) -> Mapping[int, bytes]:
-        return {key: text.digest for key, text in self.rows.items()}
+    def token(self) -> str:
+        return str(sorted(self.versions().items()))
+
+    def versions(self) -> Mapping[int, int]:
+        return {key: int.from_bytes(text.digest[:7], "big") for key, text in self.rows.items()}
 
     def texts(self, ids: Collection[int]) -> Iterable[AdapterText]:
         self.read += sorted(ids)
@@ -211,41 +220,48 @@ def test_common_words_are_left_over_where_rare_ones_are_there(tmp_path: Path) ->
         assert index.where("odd rare model", [7]) == {7: {"card": ("rare", "model")}}
 
 
-def contents(folder: Path) -> tuple[bytes, bytes]:
-    return (folder / "words.db").read_bytes(), (folder / "words.json").read_bytes()
+def state(folder: Path, source: Source) -> str:
+    return check_words(folder, source).state
 
 
 def test_a_current_file_is_opened_and_left_alone(tmp_path: Path) -> None:
     source = Source(*NAMES.rows.values())
+    assert state(tmp_path, source) == "missing"
     open_words(tmp_path, source).close()
-    before, source.read = contents(tmp_path), []
+    before, source.read = (tmp_path / "words.db").read_bytes(), []
     with closing(open_words(tmp_path, source)) as index:
         assert names(index, source, "sentiment") == ["jo/TweetSentiment"]
-    assert (contents(tmp_path), source.read) == (before, [])
+    assert ((tmp_path / "words.db").read_bytes(), source.read) == (before, [])
+    assert state(tmp_path, source) == "current"
 
 
 def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         open_words(tmp_path / folder, NAMES).close()
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    one, two = ((tmp_path / folder / "words.db").read_bytes() for folder in ("one", "two"))
+    assert one == two
 
 
 def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
-    source = Source(*NAMES.rows.values())
+    source = Source(*NAMES.rows.values(), *(text(n, f"jo/other{n}", "unrelated") for n in range(10, 20)))
     open_words(tmp_path, source).close()
     source.rows[4] = replace(source.rows[4], card="Draws pictures.")
     source.rows[6] = text(6, "jo/new", "pictures")
     del source.rows[1]
     source.read = []
+    assert state(tmp_path, source) == "stale"
+    source.read = []
     with (
         closing(open_words(tmp_path, source)) as index,
         closing(open_words(tmp_path / "fresh", source)) as fresh,
     ):
+        assert source.read[:2] == [4, 6]
         for query in ("tweet", "pictures", "databases", "jo", "sentiment coder new"):
-            assert index.search(query, 10) == fresh.search(query, 10)
+            assert index.search(query, 20) == fresh.search(query, 20)
         assert set(names(index, source, "pictures")) == {"jo/sql_coder", "jo/new"}
         assert names(index, source, "databases") == []
-        assert index.size == 5
+        assert index.size == 15
+    assert state(tmp_path, source) == "current"
 
 
 def test_a_new_name_alone_is_a_change(tmp_path: Path) -> None:
@@ -261,51 +277,91 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+def flip_word(path: Path) -> None:
+    data = path.read_bytes()
+    assert b"spider" in data
+    path.write_bytes(data.replace(b"spider", b"spyder"))
+
+
+def edit(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement)
 
 
 DAMAGES: list[Callable[[Path], object]] = [
-    lambda folder: cut(folder / "words.db"),
-    lambda folder: flip(folder / "words.db"),
-    lambda folder: (folder / "words.db").write_bytes(b""),
-    lambda folder: (folder / "words.db").write_bytes(b"SQLite format 3\x00" + b"x" * 5000),
-    lambda folder: (folder / "words.db").unlink(),
-    lambda folder: (folder / "words.json").unlink(),
-    lambda folder: (folder / "words.json").write_text("[]"),
-    lambda folder: (folder / "words.json").write_text('{"format": 1, "stamp": '),
-    lambda folder: (folder / "words.json").write_bytes(b"\xff" * 100_000),
-    lambda folder: (folder / "words.json").write_text(
-        json.dumps(json.loads((folder / "words.json").read_text()) | {"format": 0})
-    ),
+    lambda file: file.write_bytes(b""),
+    lambda file: file.write_bytes(b"SQLite format 3\x00" + b"x" * 5000),
+    lambda file: file.write_bytes(b"x" * 5000),
+    lambda file: file.unlink(),
+    lambda file: edit(file, "UPDATE state SET format = 1"),
+    lambda file: edit(file, "UPDATE state SET token = 'of another catalog'"),
+    lambda file: edit(file, "DROP TABLE source"),
+    lambda file: edit(file, "DELETE FROM state"),
 ]
 
 
 @pytest.mark.parametrize("number", range(len(DAMAGES)))
-def test_a_damaged_file_is_built_anew(number: int, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used_is_built_again(number: int, tmp_path: Path) -> None:
     open_words(tmp_path, NAMES).close()
-    good = contents(tmp_path)
-    DAMAGES[number](tmp_path)
+    DAMAGES[number](tmp_path / "words.db")
+    assert state(tmp_path, NAMES) != "current"
     with closing(open_words(tmp_path, NAMES)) as index:
         assert names(index, NAMES, "sentiment") == ["jo/TweetSentiment"]
-    assert contents(tmp_path) == good
+    assert state(tmp_path, NAMES) == "current"
 
 
-def test_a_file_that_fits_its_checksum_and_not_the_stamp_is_not_believed(tmp_path: Path) -> None:
-    """As where another process put its file in place between the check and the opening."""
+@pytest.mark.parametrize("damage", [cut, flip_word])
+def test_damage_inside_is_noticed_by_the_full_check(damage: Callable[[Path], None], tmp_path: Path) -> None:
     open_words(tmp_path, NAMES).close()
-    with closing(sqlite3.connect(tmp_path / "words.db")) as connection:
-        connection.execute("UPDATE stamp SET stamp = 'else'")
-        connection.commit()
-    manifest = json.loads((tmp_path / "words.json").read_text())
-    manifest["sha256"] = hashlib.sha256((tmp_path / "words.db").read_bytes()).hexdigest()
-    (tmp_path / "words.json").write_text(json.dumps(manifest))
-    with closing(open_words(tmp_path, NAMES)) as index:
-        assert names(index, NAMES, "sentiment") == ["jo/TweetSentiment"]
-    with closing(sqlite3.connect(tmp_path / "words.db")) as connection:
-        assert connection.execute("SELECT stamp FROM stamp").fetchone() == (manifest["stamp"],)
+    damage(tmp_path / "words.db")
+    assert state(tmp_path, NAMES) == "corrupt"
+    assert rebuild_words(tmp_path, NAMES).state == "current"
+
+
+def test_damage_that_a_search_meets_removes_the_file_with_one_sentence(tmp_path: Path) -> None:
+    source = Source(*(text(n, f"jo/{n}", f"word{n} " * 500) for n in range(50)))
+    open_words(tmp_path, source).close()
+    file = tmp_path / "words.db"
+    half = file.stat().st_size // 2
+    with file.open("r+b") as opened:
+        opened.seek(half)
+        opened.write(b"\xff" * half)
+    with (
+        closing(open_words(tmp_path, source)) as index,
+        pytest.raises(StorageError, match="damaged and was removed: run the command again"),
+    ):
+        index.where("word1 word30", range(50))
+    with closing(open_words(tmp_path, source)) as index:
+        assert index.search("word30", 60)[0].id == 30
+
+
+def test_a_text_that_changed_without_a_version_is_noticed_by_the_full_check(tmp_path: Path) -> None:
+    """As where a trigger was missing when it changed."""
+
+    class Unnoticed(Source):
+        def versions(self) -> Mapping[int, int]:
+            return dict.fromkeys(self.rows, 1)
+
+    source = Unnoticed(*NAMES.rows.values())
+    open_words(tmp_path, source).close()
+    source.rows[4] = replace(source.rows[4], card="Draws pictures.")
+    open_words(tmp_path, source).close()
+    assert state(tmp_path, source) == "stale"
+
+
+def test_which_cards_are_of_whom_and_have_vectors_is_known(tmp_path: Path) -> None:
+    source = Source(*(replace(text(n, f"jo/{n}"), content="ab"[n // 2]) for n in range(3)), text(3, "jo/3"))
+    with closing(open_words(tmp_path, source)) as index:
+        assert (index.size, index.cards) == (4, 2)
+        assert index.names([0, 3, 9]) == {0: "jo/0", 3: "jo/3"}
+        assert index.contents() == {0: "a", 1: "a", 2: "b"}
+        assert index.contents([1, 3]) == {1: "a"}
+        assert index.adapters(["a", "b", "c"]) == {"a": [0, 1], "b": [2]}
+        assert index.missing_vectors("m", "token") is None
+        index.note_vectors("m", "token", 2)
+    with closing(open_words(tmp_path, source)) as index:
+        assert index.missing_vectors("m", "token") == 2
+        assert index.missing_vectors("m", "another") is None
 
 
 def test_an_open_index_stays_as_it_was_opened(tmp_path: Path) -> None:

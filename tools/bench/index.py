@@ -42,6 +42,10 @@ class Generated:
         self.values += generator.standard_normal((count, SIZE), dtype=np.float32)
         self.names = [f"{number:07d}" for number in range(count)]
 
+    def token(self) -> str:
+        """The number of vectors."""
+        return str(len(self.names))
+
     def keys(self) -> Sequence[str]:
         """The numbers of the vectors, as texts."""
         return self.names
