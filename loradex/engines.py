@@ -100,6 +100,7 @@ def normalise(
     out: str | Path,
     dtype: str | None = None,
     without: str | Collection[str] = (),
+    heads: str | None = None,
     base: str | None = None,
     rank: int | None = None,
     overwrite: bool = False,
@@ -119,6 +120,8 @@ def normalise(
         dtype: "float32", "bfloat16" or "float16"; by default that of the adapter. Scaled values are rounded
             in the shorter ones if the scaling is not a power of two.
         without: Layers, such as "lm_head", of which whole weights and factors are left out.
+        heads: "first" or "average" keep an output head or embeddings that it saves whole, "drop" leaves them
+            out.
         base: The base model if the configuration does not name it: an id, or a folder with its config.json.
             With a folder that has its weights in safetensors, DoRA is folded and truncated to `rank`.
         rank: Of a folded DoRA, whose update has full rank; the record has the energy that it keeps.
@@ -143,12 +146,20 @@ def normalise(
         >>> {row.engine for row in loradex.runs_in(report.folder) if not row.runs}
         {'ollama'}
     """
-    from merging.members import load_member
+    from merging.members import check_heads, load_member
     from merging.static import normalise as write
+
+    check_heads(heads)
 
     engines = read_engines(catalog)
     with reporting(progress) as report:
-        load = partial(load_member, Path(adapter), without=split_layers(without), purpose="normalised")
+        load = partial(
+            load_member,
+            Path(adapter),
+            without=split_layers(without),
+            purpose="normalised",
+            heads=heads,
+        )
         (member,) = load_folded([load], base)
         step = ProgressStep(report, "normalising")
         written = write(

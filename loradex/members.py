@@ -67,6 +67,7 @@ def open_members(
     table: BaseTable | None = None,
     peft_layers: bool = False,
     base: str | None = None,
+    heads: str | None = None,
 ) -> Iterator[MemberSet]:
     """The members, for as long as the block runs.
 
@@ -74,7 +75,7 @@ def open_members(
     layers to leave out, `purpose` is the participle of a refusal ("merged", "evaluated"). Members of a pool
     have its base model by the canonical name that `table` has for it. `peft_layers` accepts
     adapters that PEFT's own layers alone can apply, such as DoRA. DoRA is folded where `base` is the folder
-    of a base model with its weights.
+    of a base model with its weights. `heads` says what becomes of saved heads and embeddings.
     Raises UsageError, NotFoundError, PoolError, and what `merging.members.load_member` raises.
     """
     if isinstance(source, Pool):
@@ -84,6 +85,7 @@ def open_members(
         folders = [Path(name) for name in names]
         if all(is_adapter_folder(folder) for folder in folders):
             options: Any = {"without": without, "purpose": purpose, "peft_layers": peft_layers}
+            options["heads"] = heads
             yield MemberSet(load_folded([partial(load_member, path, **options) for path in folders], base))
             return
         if len(names) > 1:
@@ -93,6 +95,7 @@ def open_members(
     of_pool = pool.manifest.canonical_base(table)
     with _pool_folder(pool, report) as folder:
         options = {"without": without, "purpose": purpose, "peft_layers": peft_layers, "base": of_pool}
+        options["heads"] = heads
         loads = [partial(_load_pool_member, folder, row, options) for row in pool.members]
         yield MemberSet(load_folded(loads, base), pool.manifest)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from catalog.adapters import table_with
+from catalog.errors import UsageError
 from catalog.settings import Settings
 from loradex.arguments import check_arguments
 from loradex.members import (
@@ -102,6 +103,7 @@ class MergeRequest:
     device: str = "cpu"
     seed: int = 0
     without: str | Collection[str] = ()
+    heads: str | None = None
     base: str | None = None
     control: str | None = None
     apply_to: Path | None = None
@@ -158,8 +160,15 @@ class MergeRequest:
         self, report: ProgressCallback
     ) -> Iterator[tuple[Plan, MemberSet, BaseTable, tuple[str, ...]]]:
         """The plan, checked without reading weights, what it was made of, and notes, which are reported."""
+        from merging.members import check_heads
         from merging.static import refuse_unfoldable
 
+        check_heads(self.heads)
+        if self.apply_to is not None and self.heads in ("first", "average"):
+            raise UsageError(
+                f"Saved layers are not added to a base; use `heads` drop in place of {self.heads}, or leave "
+                "out `apply_to`."
+            )
         settings = settings_of(self.catalog)
         table = read_base_table(settings, report) if settings else table_with(())
         purpose = "merged or added to a base" if self.apply_to else "merged"
@@ -172,6 +181,7 @@ class MergeRequest:
             purpose=purpose,
             table=table,
             base=str(self.apply_to) if self.apply_to and not self.base else self.base,
+            heads=self.heads,
         ) as opened:
             plan = self._plan(opened.members, table)
             notes = (
@@ -201,6 +211,7 @@ class MergeRequest:
             table=table,
             portable=not self.mixed_ranks,
             whole=self.apply_to is not None,
+            heads=self.heads,
         )
 
     def _is_whole(self, plan: Plan) -> bool:
@@ -230,6 +241,7 @@ def merge(
     device: str = "cpu",
     seed: int = 0,
     without: str | Collection[str] = (),
+    heads: str | None = None,
     base: str | None = None,
     control: str | None = None,
     apply_to: str | Path | None = None,
@@ -254,6 +266,9 @@ def merge(
         seed: Of methods that draw, and of `control`.
         without: Layers, such as "lm_head" or ["lm_head", "embed_tokens"], of which whole weights and factors
             of all members are left out.
+        heads: What becomes of output heads and embeddings that members save whole: those of the "first"
+            member that has some, the "average" of these by the members' weights, or "drop". Other whole
+            layers, such as classifiers, and new tokens are refused.
         base: The base model that the members share, where they do not name it, or name different ones. With
             its folder, weights in safetensors included, DoRA members are folded: merged as the difference
             between the weights that they make and the base's, which has full rank. They require `rank`, or
@@ -300,6 +315,7 @@ def merge(
         device=device,
         seed=seed,
         without=without,
+        heads=heads,
         base=base,
         control=control,
         apply_to=None if apply_to is None else Path(apply_to),

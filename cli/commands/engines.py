@@ -55,6 +55,7 @@ def engines(app: App, folder: Path | None) -> None:
 )
 @option("--rank", metavar="R", type=int, help="Of DoRA, folded with the weights in the folder --base.")
 @option("--without", metavar="NAMES", default="", help="Leave out layers, such as lm_head,embed_tokens.")
+@option("--heads", metavar="H", help="Saved head and embeddings: first or average keep them, drop does not.")
 @option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: that of the adapter]"
 )
@@ -69,6 +70,7 @@ def normalise(
     base: str | None,
     rank: int | None,
     without: str,
+    heads: str | None,
     dtype: str | None,
     overwrite: bool,
 ) -> None:
@@ -83,6 +85,7 @@ def normalise(
             out=out,
             dtype=dtype,
             without=without,
+            heads=heads,
             base=base,
             rank=rank,
             overwrite=overwrite,

@@ -104,6 +104,7 @@ class MergeOptions(TypedDict):
     parameters: dict[str, object]
     weights: list[float] | None
     without: tuple[str, ...]
+    heads: str | None
     base: str | None
     control: str | None
     rank: int | None
@@ -120,6 +121,12 @@ class MergeOptions(TypedDict):
 @option("-p", "parameters", metavar="KEY=VALUE", multiple=True, callback=_parameters, help="Of the method.")
 @weights_option("1/N or 1 each")
 @without_option
+@option(
+    "--heads",
+    group=_MEMBERS,
+    metavar="H",
+    help="Saved heads and embeddings: first, average or drop.",
+)
 @merge_base_option
 @control_option
 @option("-o", "--out", group=RESULT, metavar="DIR", type=FOLDER, help="The folder to write.")
@@ -218,10 +225,18 @@ def _render_merge(result: dict[str, Any]) -> str:
             ("members", f"{len(result['members'])}"),
             ("energy kept", "" if result["kept"] is None else f"{result['kept']:.4f}"),
             ("left out", _left_out(result["members"])),
+            ("heads", _saved(result.get("heads") or {})),
             ("misread", " ".join(result["misread"])),
             ("model", result.get("model", "")),
         ]
     )
+
+
+def _saved(heads: dict[str, Any]) -> str:
+    """Which saved layers the result has, of how many members."""
+    layers = heads.get("layers") or {}
+    texts = [f"{layer} of {', '.join(row['member'] for row in rows)}" for layer, rows in layers.items()]
+    return "; ".join(texts)
 
 
 def _left_out(members: Sequence[dict[str, Any]]) -> str:

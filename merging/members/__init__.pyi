@@ -1,5 +1,6 @@
 from .base_weights import BASE_DTYPES, BaseWeights, is_base_folder, shard_names
 from .dora import DoraFold, fold_dora
+from .heads import HEADS, SavedHead, check_heads, head_tensors, heads_record, saved_heads, saved_names
 from .member import (
     MergeMember,
     Scratch,
@@ -35,11 +36,13 @@ from .writer import (
 __all__ = [
     "BASE_DTYPES",
     "DTYPES",
+    "HEADS",
     "MERGE_RECORD",
     "BaseWeights",
     "DoraFold",
     "MergeMember",
     "PortableForm",
+    "SavedHead",
     "Scratch",
     "Shape",
     "Stack",
@@ -47,9 +50,12 @@ __all__ = [
     "base_modules",
     "base_note",
     "base_of",
+    "check_heads",
     "digest_of",
     "factor_names",
     "fold_dora",
+    "head_tensors",
+    "heads_record",
     "is_base_folder",
     "iterate_stacks",
     "join_factors",
@@ -65,6 +71,8 @@ __all__ = [
     "read_stack",
     "refuse_apart",
     "refuse_existing",
+    "saved_heads",
+    "saved_names",
     "shapes",
     "shard_names",
     "storage",

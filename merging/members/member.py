@@ -56,6 +56,9 @@ _MAX_CARD = 64 * 1024
 _SPARE = frozenset({"base_copy", "auxiliary"})
 # What can be done with a DoRA adapter that is folded with its base model.
 _FOLDED_PURPOSES = ("merged", "normalised")
+# Output heads and embeddings, by the last parts of their names.
+_HEADS = frozenset(("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "word_embeddings"))
+_SAVED = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+?)(?:\.modules_to_save(?:\.[^.]+)?)?\.weight")
 _MAGNITUDE = ".lora_magnitude_vector"
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,64})[\"']?[ \t]*$", re.MULTILINE)
 
@@ -106,8 +109,10 @@ class MergeMember:
     `source` its origin (repository, commit), `left_out` the tensors that the caller left out, and copies of
     the base model's; all three are copied to merge.json. `base` is the base model if given, as by a pool;
     else the configuration counts. `magnitudes` are the places of the magnitude vectors of a DoRA adapter,
-    which no merge holds; with the base model at hand they are `folded` into updates of full rank. `apart`
-    says why PEFT's own layers alone can apply it, and is empty for plain LoRA.
+    which no merge holds; with the base model at hand they are `folded` into updates of full rank. `saved`
+    are the places of output heads and embeddings that it saves whole, by the names of their layers,
+    `dropped` those layers where they are left out. `apart` says why PEFT's own layers alone can apply it, and
+    is empty for plain LoRA.
     """
 
     name: str
@@ -124,6 +129,8 @@ class MergeMember:
     base: str | None = None
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict, hash=False, repr=False)
     folded: FoldedUpdates | None = field(default=None, hash=False, repr=False)
+    saved: Mapping[str, Tensor] = field(default_factory=dict, hash=False, repr=False)
+    dropped: tuple[str, ...] = ()
 
     @property
     def apart(self) -> str:
@@ -159,6 +166,7 @@ def load_member(
     base: str | None = None,
     peft_layers: bool = False,
     dora: bool = False,
+    heads: str | None = None,
 ) -> MergeMember:
     """The adapter in a folder written by PEFT, with its header checked and no weights read.
 
@@ -168,7 +176,8 @@ def load_member(
     purpose of loading in error messages: "merged", "evaluated". `base` is its base model according to a pool.
     `peft_layers` accepts adapters that PEFT's own layers alone can apply (`MergeMember.apart`): DoRA, with
     the magnitude vectors of all modules, and factors of bare parameters, such as stacked experts. `dora`
-    accepts the former alone, to be folded (`fold_dora`).
+    accepts the former alone, to be folded (`fold_dora`). `heads` accepts output heads and embeddings that are
+    saved whole, to be left out ("drop") or merged (`MergeMember.saved`).
     Raises MergeError for an adapter that is not plain LoRA, ConfigError and WeightsError for invalid files,
     UsageError if there is no adapter.
     """
@@ -183,6 +192,9 @@ def load_member(
     spare = {tensor for tensor, kind in tensors_beside(header, config).items() if kind in _SPARE}
     left_out = tuple(t.name for t in header.tensors if t.name in spare or _is_of_layers(t.name, without))
     header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in set(left_out)))
+    saved = _saved_layers(header, config) if heads else {}
+    apart = {tensor.name for tensor in saved.values()}
+    header = replace(header, tensors=tuple(t for t in header.tensors if t.name not in apart))
     names = adapter_names(header, config)
     spec = lora_modules(header, config, names)
     magnitudes = _magnitudes(header, names) if (peft_layers or dora) and config.use_dora else {}
@@ -201,9 +213,11 @@ def load_member(
         license=license_id or _license(folder),
         digest=digest,
         source=dict(source or {}),
-        left_out=left_out,
+        left_out=(*left_out, *sorted(apart)) if heads == "drop" else left_out,
         base=base,
         magnitudes=magnitudes,
+        saved={} if heads == "drop" else saved,
+        dropped=tuple(sorted(saved)) if heads == "drop" else (),
     )
     moved = {module: path for module, path in names.written.items() if module != path}
     return replace(_rename_modules(member, moved), compared={path: module for module, path in moved.items()})
@@ -290,6 +304,21 @@ def read_magnitude(member: MergeMember, module: str) -> torch.Tensor:
     return _read_tensors(member, member.magnitudes[module], memory=Scratch(), names=("",))[0]
 
 
+def read_saved_rows(member: MergeMember, layer: str, rows: slice) -> torch.Tensor:
+    """Rows of a layer that a member saves whole, in float32; raises as `read_module` does."""
+    import torch
+
+    tensor = member.saved[layer]
+    width = (tensor.end - tensor.begin) // tensor.shape[0]
+    part = replace(
+        tensor,
+        shape=(rows.stop - rows.start, *tensor.shape[1:]),
+        begin=tensor.begin + rows.start * width,
+        end=tensor.begin + rows.stop * width,
+    )
+    return _read_tensors(member, part, memory=Scratch(), names=("",))[0].to(torch.float32)
+
+
 def refuse_apart(members: Sequence[MergeMember]) -> None:
     """Raises MergeError for the first member that PEFT's own layers alone can apply."""
     for member in members:
@@ -324,6 +353,8 @@ def _refuse_features(
             if layers
             else f"only scaling * B A is {purpose} here"
         )
+        if layers and _HEADS.issuperset(layers.split(",")):
+            way += ", and `heads` first, average or drop says what becomes of the saved weights"
         if feature.reason == "use_dora" and purpose.startswith(_FOLDED_PURPOSES):
             way += ', and DoRA with the folder of its base model (`base="FOLDER"`)'
         raise MergeError(f"{refusal}: {SENTENCES[feature.reason]} ({description}); {way}.")
@@ -340,6 +371,18 @@ def _refuse_magnitudes(refusal: str, spec: AdapterSpec, magnitudes: Mapping[str,
                 f"{refusal}: the magnitude vector of {name} is {stored}, not one number for each output; "
                 "fetch it again."
             )
+
+
+def _saved_layers(header: Header, config: AdapterConfig) -> dict[str, Tensor]:
+    """The matrices of output heads and embeddings that are saved whole, by the names of their layers."""
+    saved = {name for name, kind in tensors_beside(header, config).items() if kind == "saved"}
+    layers = {}
+    for tensor in header.tensors:
+        match = _SAVED.fullmatch(tensor.name) if tensor.name in saved else None
+        is_matrix = len(tensor.shape) == 2 and all(tensor.shape) and tensor.dtype in _dtypes()
+        if match and match["layer"].rpartition(".")[2] in _HEADS and is_matrix:
+            layers[match["layer"]] = tensor
+    return layers
 
 
 def _is_of_layers(tensor: str, without: Collection[str]) -> bool:

@@ -148,6 +148,7 @@ def adapter_config(
     base: str | None,
     ranks: Mapping[str, int],
     form: PortableForm | None = None,
+    saved: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The adapter_config.json of a merge: alpha = r in every module, so that its scaling is 1.
 
@@ -173,7 +174,7 @@ def adapter_config(
         "layers_to_transform": None,
         "lora_alpha": usual,
         "lora_dropout": 0.0,
-        "modules_to_save": None,
+        "modules_to_save": list(saved) or None,
         "peft_type": "LORA",
         "r": usual,
         "rank_pattern": pattern,
@@ -203,9 +204,10 @@ def write_config(
     base: str | None,
     ranks: Mapping[str, int],
     form: PortableForm | None = None,
+    saved: Sequence[str] = (),
 ) -> None:
-    """Write adapter_config.json."""
-    write_json(folder / CONFIG_NAME, adapter_config(members, base, ranks, form))
+    """Write adapter_config.json; `saved` are the layers whose weights are whole in the file."""
+    write_json(folder / CONFIG_NAME, adapter_config(members, base, ranks, form, saved))
 
 
 def weights_path(folder: Path) -> Path:

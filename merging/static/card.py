@@ -49,6 +49,7 @@ def model_card(method: MergeMethod, record: Mapping[str, Any], misread: Sequence
     lines += [f"* {name} = {value}" for name, value in record["parameters"].items()]
     lines += [f"* seed = {record['seed']}", ""] if record["parameters"] else []
     lines += [*_member_table(record), "", f"License: {_UNUSUAL.sub('?', remark)}"]
+    lines += _heads(record["heads"]) if record.get("heads") else []
     if record["totals"]["energy"]:
         lines += ["", f"Energy that the rank could not hold: {_share(record['totals'])}."]
     lines += ["", *misread] if misread else []
@@ -65,6 +66,15 @@ def _member_table(record: Mapping[str, Any]) -> Iterator[str]:
     for entry in record["members"]:
         if entry.get("left_out"):
             yield f"\nLeft out of {_plain(entry['name'])}: {_plain(', '.join(entry['left_out']))}."
+
+
+def _heads(record: Mapping[str, Any]) -> Iterator[str]:
+    """What the merge holds of the output heads and embeddings that its members saved whole."""
+    for layer, shares in record["layers"].items():
+        members = ", ".join(f"{_plain(row['member'])} ({row['share']:.6g})" for row in shares)
+        yield from ("", f"{_plain(layer)} is saved whole, of {members}.")
+    for member, layers in record.get("dropped", {}).items():
+        yield from ("", f"Dropped of {_plain(member)}: its own {_plain(', '.join(layers))}.")
 
 
 def _link(entry: Mapping[str, Any]) -> str:

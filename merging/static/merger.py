@@ -16,14 +16,18 @@ from merging.members import (
     MERGE_RECORD,
     MergeMember,
     PortableForm,
+    SavedHead,
     Scratch,
     Shape,
     digest_of,
     factor_names,
+    head_tensors,
+    heads_record,
     join_factors,
     new_folder,
     package_versions,
     read_stack,
+    saved_names,
     shapes,
     storage,
     sum_dense,
@@ -113,10 +117,10 @@ def carry_out(
         union = shapes([planned.members[n] for n in planned.present])
         form = planned.form()
         updates = merged_updates(planned, progress, written=True)
-        modules = write_updates(folder, planned.dtype, union, updates, form)
+        modules = write_updates(folder, planned.dtype, union, updates, form, planned.heads)
         ranks = {name: module.rank for name, module in modules.items()}
         with storage(out):
-            write_config(folder, planned.members, planned.base, ranks, form)
+            write_config(folder, planned.members, planned.base, ranks, form, saved_names(planned.heads))
             record = merge_record(planned, modules, pool, digests) | ({"form": form.record()} if form else {})
             write_json(folder / MERGE_RECORD, record)
             misread = engine_problems(folder, engines)
@@ -211,19 +215,21 @@ def write_updates(
     union: Sequence[Shape],
     updates: Iterable[tuple[Shape, Update]],
     form: PortableForm | None = None,
+    heads: Sequence[SavedHead] = (),
 ) -> dict[str, ModuleReport]:
     """Writes the factors of updates to a folder one by one, and reports each module by name.
 
     `union` has every possible module. With `form` factors are filled up with zeros; the reports have the
-    ranks before that. Raises MergeError if `dtype` cannot represent a value, and StorageError
-    if writing fails.
+    ranks before that. `heads` are saved whole after them. Raises MergeError if `dtype` cannot represent a
+    value, and StorageError if writing fails.
     """
     import torch
 
     written = (*union, *form.zeros) if form else union
-    names = [name for shape in written for name in factor_names(shape)]
+    names = [name for shape in written for name in factor_names(shape)] + [head.tensor for head in heads]
     modules: dict[str, ModuleReport] = {}
     size = form.rank * sum(shape.in_features + shape.out_features for shape in written) if form else 0
+    size += sum(head.shape[0] * head.shape[1] for head in heads) if form else 0
     size *= torch.finfo(getattr(torch, dtype)).bits // 8
     with storage(folder), tensor_writer(weights_path(folder), dtype, names, size) as writer:
         for shape, update in updates:
@@ -239,6 +245,11 @@ def write_updates(
         for shape, a, b in form.zero_factors(dtype) if form else ():
             for name, values in zip(factor_names(shape), (a, b), strict=True):
                 writer.write(name, values)
+        for name, values in head_tensors(heads, dtype):
+            try:
+                writer.write(name, values)
+            except OverflowError as error:
+                raise MergeError(f"{name} is too large for {dtype}; write float32 instead.") from error
     return modules
 
 
@@ -291,6 +302,11 @@ def merge_record(
         "members": _member_entries(planned, sha256s),
         "modules": {name: asdict(module) for name, module in modules.items()},
         "totals": totals(modules),
+        **(
+            {"heads": heads_record(planned.head_choice, planned.members, planned.heads)}
+            if planned.head_choice
+            else {}
+        ),
         "versions": package_versions("loradex", "torch", "safetensors"),
     }
 

@@ -22,6 +22,8 @@ from merging.members import (
     new_folder,
     portable_form,
     read_module,
+    saved_heads,
+    saved_names,
     shapes,
     storage,
     sum_dense,
@@ -82,10 +84,12 @@ def normalise(
     _refuse_rank(member, rank)
     ranks = {shape.name: min(shape.largest, rank or shape.largest) for shape in union}
     form = portable_form(union, ranks, base_modules(name) if name else None)
+    heads = saved_heads([member], [1.0], "first", base or name)
     with new_folder(out, overwrite, NORMALISE_RECORD) as folder:
-        modules = write_updates(folder, kind, union, _scaled(member, union, ranks, progress), form)
+        modules = write_updates(folder, kind, union, _scaled(member, union, ranks, progress), form, heads)
         with storage(out):
-            write_config(folder, [member], name or member.config.base_model, ranks, form)
+            spelling = name or member.config.base_model
+            write_config(folder, [member], spelling, ranks, form, saved_names(heads))
             card = member.folder / _CARD
             if card.is_file():
                 shutil.copyfile(card, folder / _CARD)
@@ -101,6 +105,7 @@ def normalise(
                 "form": form.record(),
                 "changes": _changes(member, union, ranks, form.rank, len(form.zeros)),
                 **(_fold_record(modules) if member.folded else {}),
+                **({"saved": [head.layer for head in heads]} if heads else {}),
                 **({"left_out": list(member.left_out)} if member.left_out else {}),
             }
             write_json(folder / NORMALISE_RECORD, record)

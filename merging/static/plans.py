@@ -13,12 +13,14 @@ from merging.members import (
     DTYPES,
     MergeMember,
     PortableForm,
+    SavedHead,
     Shape,
     base_modules,
     base_note,
     base_of,
     load_members,
     portable_form,
+    saved_heads,
     shapes,
 )
 from merging.methods import MergeMethod, Value, find_method
@@ -49,6 +51,8 @@ class Plan:
     inputs: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     portable: bool = False
+    heads: tuple[SavedHead, ...] = ()
+    head_choice: str | None = None
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -109,11 +113,12 @@ def plan(
     inputs: Sequence[Path] = (),
     portable: bool = False,
     whole: bool = False,
+    heads: str | None = None,
 ) -> Plan:
     """A merge, validated as far as possible without reading weights; writes nothing.
 
     `base` and `table` are those of `load_members`, `portable` is the form of the result. A `whole` result is
-    added to a base, and can have full rank.
+    added to a base, and can have full rank. `heads` is what becomes of saved heads and embeddings.
     Raises UsageError for invalid arguments, MergeError for members that do not match the method or each
     other, and the errors of `load_members`.
     """
@@ -125,11 +130,12 @@ def plan(
     _refuse_request(row, loaded, rank, len(inputs))
     _refuse_folded(row, loaded, rank, whole)
     _refuse_device(device)
+    shares = _weights(row, len(loaded), weights)
     return Plan(
         loaded,
         row,
         options,
-        _weights(row, len(loaded), weights),
+        shares,
         rank,
         result_dtype(dtype, loaded),
         device,
@@ -139,6 +145,8 @@ def plan(
         tuple(inputs),
         (note,) if note else (),
         portable,
+        saved_heads(loaded, shares, heads, base or of_all),
+        heads,
     )
 
 
