@@ -52,6 +52,7 @@ COMMANDS = {
     "similar": CommandRow("cli.commands.alike:similar", "The adapters most like one, by their weights."),
     "duplicates": CommandRow("cli.commands.alike:duplicates", "Groups of adapters with the same weights."),
     "map": CommandRow("cli.commands.pictures:map_", "All adapters in two dimensions, as a picture."),
+    "page": CommandRow("cli.commands.page:page", "Browse the catalog in the browser."),
     "scores": CommandRow("cli.commands.scores:scores", "Measured task scores, with their source."),
     "select": CommandRow("cli.commands.select:select", "Choose adapters and save them as a pool."),
     "pools": CommandRow("cli.commands.pools:pools", "List the pools."),

@@ -20,6 +20,7 @@ from .models import (
     load_tasks,
     train,
 )
+from .page import PageExport, export_page, serve_page
 from .pool import Pool, PoolCheck, PoolExport
 from .rows import AdapterDetails, AdapterRow, Rows
 from .studies import (
@@ -48,6 +49,7 @@ __all__ = [
     "MethodParameter",
     "MethodRow",
     "NotFoundError",
+    "PageExport",
     "Pool",
     "PoolCheck",
     "PoolExport",
@@ -70,6 +72,7 @@ __all__ = [
     "engines",
     "errors",
     "evaluate",
+    "export_page",
     "fingerprint",
     "fold",
     "import_paper_tasks",
@@ -87,5 +90,6 @@ __all__ = [
     "run_study",
     "runs_in",
     "serve_hub",
+    "serve_page",
     "train",
 ]

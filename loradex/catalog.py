@@ -769,6 +769,7 @@ class Catalog:
         exact: bool = False,
         budget: int | None = None,
         like: str | Path | None = None,
+        adapters: Sequence[str] = (),
         to: str | None = None,
         kind: str = "output",
         splits: Sequence[str] = (),
@@ -800,7 +801,7 @@ class Catalog:
         Args:
             name: The name of the pool.
             by: The strategy, a key of `catalog.selection.STRATEGIES`: "text", "adapter", "score", "prior",
-                "tasks", "completion", "racing", "gradient", "worst", "random", "matched" or "rank".
+                "tasks", "completion", "racing", "gradient", "worst", "random", "matched", "rank" or "named".
             k: The number of members; None for every adapter that can be ranked, within the limits.
             query: What the adapters should be good for (text).
             task: The task whose scores decide (score, prior, tasks, completion, worst); its folder, its name
@@ -811,6 +812,7 @@ class Catalog:
             exact: Whether to read the weights of the best and order them exactly (gradient).
             budget: Examples to spend in all (racing).
             like: The adapter, or local folder, that members should resemble (adapter).
+            adapters: The names of all members, in order (named); `k` does not count then.
             to: The pool to be matched (matched).
             kind: "output" or "delta", the vectors to compare by (adapter, gradient).
             splits: Scores of these splits alone; by default all but test, which is there to judge.
@@ -863,7 +865,7 @@ class Catalog:
         question = Question(
             name=name,
             by=check_choice("by", by, STRATEGIES),
-            count=k,
+            count=len(set(adapters)) if by == "named" and adapters else k,
             seed=seed,
             base=base,
             rules=rules,
@@ -873,6 +875,7 @@ class Catalog:
             exact=exact,
             budget=budget,
             like=None if like is None else str(like),
+            adapters=tuple(adapters),
             to=to,
             kind=kind,
             use=check_choice("use", use, USES),

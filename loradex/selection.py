@@ -36,6 +36,7 @@ _SCORED = ("score", "prior", "tasks", "completion", "racing", "worst")
 USED_BY = {
     "query": ("text", "tasks", "completion", "racing"),
     "like": ("adapter",),
+    "adapters": ("named",),
     "task": (*_SCORED, "gradient"),
     "tasks": MODELLED,
     "texts": ("tasks", "completion", "racing"),

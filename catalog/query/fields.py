@@ -385,12 +385,14 @@ def query_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
         "datasets": list(texts_in(front.get("datasets"))),
         "languages": list(texts_in(front.get("language"))),
         "card": adapter.card_text,
-        "engine_facts": _engine_facts(adapter),
+        "engine_facts": stored_facts(adapter),
     }
 
 
-def _engine_facts(adapter: Adapter) -> EngineFacts:
-    """What is stored for engines; nothing where that is missing or of another version."""
+def stored_facts(adapter: Any) -> EngineFacts:
+    """What is stored for engines of an adapter, or of a row with these columns of its table; nothing where
+    that is missing or of another version.
+    """
     if adapter.engine_version != FACTS_VERSION or adapter.engine_features is None:
         return EngineFacts(whole=False)
     features = texts_in(adapter.engine_features)

@@ -1,4 +1,4 @@
-from . import browse, likeness, nearest
+from . import browse, likeness, listing, nearest
 from .nearest import Neighbour, Subject, downhill, neighbours, sketch_cosine
 from .ranking import SearchHit, SearchWeights, open_texts, search
 from .rows import BY_NAME, COLUMNS, from_current
@@ -24,6 +24,7 @@ __all__ = [
     "from_current",
     "indexes",
     "likeness",
+    "listing",
     "matrix",
     "nearest",
     "neighbours",

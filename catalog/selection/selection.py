@@ -62,7 +62,9 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     strategy = _check_question(question)
     where = parse(question.where, engines=sources.engines) if question.where else None
     candidate_rows = candidates(sources.session, sources.refusing, question.base, where, question.without)
-    base = likeness.usual_base(row.base for row in candidate_rows) if question.base is None else question.base
+    named_rows = [row for row in candidate_rows if row.adapter in question.adapters]
+    counted = (row.base for row in named_rows or candidate_rows)
+    base = likeness.usual_base(counted) if question.base is None else question.base
     candidate_rows = [row for row in candidate_rows if base is None or row.base == base]
     candidate_rows_left = without(candidate_rows, question.exclude)
     licenses = {row.license for row in candidate_rows_left}

@@ -63,6 +63,7 @@ class Question:
     exact: bool = False
     budget: int | None = None
     like: str | None = None
+    adapters: tuple[str, ...] = ()
     to: str | None = None
     kind: str = "output"
     use: Use = "research"
@@ -168,6 +169,18 @@ def _nearest(question: Question, rows: Sequence[CandidateRow], sources: Sources,
         ids={row.id for row in rows},
     )
     return [Ranked(by_name[row.adapter], row.score, row.why) for row in nearest]
+
+
+def _by_name(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
+    by_name = {row.adapter: row for row in rows}
+    names = dict.fromkeys(question.adapters)
+    if missing := [name for name in names if name not in by_name]:
+        raise UsageError(
+            f"{missing[0]} is not among the adapters to select from: the catalog does not contain it, the "
+            f"rules {question.rules} refuse it, its license forbids {question.use}, or its base model is not "
+            f"{rows[0].base}. Leave it out of `adapters`."
+        )
+    return [Ranked(by_name[name], None, "named") for name in names]
 
 
 def _by_texts(predict: Callable[[ScoreMatrix, str, Mapping[str, str]], Ranking]) -> Rank:
@@ -328,6 +341,14 @@ STRATEGIES: dict[str, Strategy] = {
     "random": Strategy("Chance.", (), lambda question, rows, _: random_order(rows, question.seed)),
     "matched": Strategy("At random, with the recipes of the pool `to`.", ("to",), _match_control),
     "rank": Strategy("The largest rank first.", (), lambda _question, rows, _: by_rank(rows)),
+    "named": Strategy("The members that `adapters` names, in this order.", ("adapters",), _by_name),
 }
 # The parameter of the public call for what a strategy needs.
-PARAMETERS = {"text": "query", "task": "task", "budget": "budget", "like": "like", "to": "to"}
+PARAMETERS = {
+    "text": "query",
+    "task": "task",
+    "budget": "budget",
+    "like": "like",
+    "to": "to",
+    "adapters": "adapters",
+}

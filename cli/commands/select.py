@@ -49,6 +49,7 @@ class SelectOptions(TypedDict):
     device: str
     dtype: str | None
     like: str | None
+    adapters: tuple[str, ...]
     to: str | None
     kind: str
     splits: tuple[str, ...]
@@ -95,6 +96,7 @@ def _count(_context: click.Context, _option: click.Parameter, text: str) -> int 
 @option("--dry-run", is_flag=True, help="Show the members and save nothing.")
 @option("--query", group=_QUESTION, metavar="TEXT", help="What the adapters should be good for (text).")
 @option("--like", group=_QUESTION, metavar="ADAPTER|DIR", help="What they should resemble (adapter).")
+@option("--adapter", "adapters", group=_QUESTION, metavar="NAME", multiple=True, help="A member (named).")
 @option(
     "--task",
     group=_QUESTION,

@@ -9,6 +9,15 @@ require_extra("serve", "A Hub in a folder")
 
 from crawler.localhub.folder import HubFolder  # noqa: E402
 from crawler.localhub.omissions import Omission, omissions  # noqa: E402
-from crawler.localhub.server import LocalHub, create_app, serve  # noqa: E402
+from crawler.localhub.server import LocalHub, LocalServer, create_app, serve, serve_app  # noqa: E402
 
-__all__ = ["HubFolder", "LocalHub", "Omission", "create_app", "omissions", "serve"]
+__all__ = [
+    "HubFolder",
+    "LocalHub",
+    "LocalServer",
+    "Omission",
+    "create_app",
+    "omissions",
+    "serve",
+    "serve_app",
+]

@@ -43,7 +43,11 @@ def serve(root: Path, host: str, port: int, announce: Callable[[str], None] = pr
 
     Raises UsageError if the folder or the address cannot be used.
     """
-    app = create_app(root)
+    serve_app(create_app(root), host, port, announce)
+
+
+def serve_app(app: ASGIApp, host: str, port: int, announce: Callable[[str], None]) -> None:
+    """Serves an application until it is interrupted; raises UsageError if the address cannot be used."""
     with _listen(host, port) as listener:
         server = _Server(app, lambda: announce(_url(listener)))
         try:
@@ -52,7 +56,38 @@ def serve(root: Path, host: str, port: int, announce: Callable[[str], None] = pr
             return
 
 
-class LocalHub:
+class LocalServer:
+    """An application served on loopback for as long as the `with` block lasts; ready when it begins.
+
+    `app` makes the application when the block begins.
+    """
+
+    def __init__(self, app: Callable[[], ASGIApp], *, port: int = 0) -> None:
+        self.url = ""
+        self._app = app
+        self._port = port
+
+    def __enter__(self) -> Self:
+        app = self._app()
+        listener = _listen(LOOPBACK, self._port)
+        started = threading.Event()
+        self._server = _Server(app, started.set)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([listener],), name="local-server", daemon=True
+        )
+        self._thread.start()
+        if not started.wait(START_SECONDS):
+            listener.close()
+            raise LoradexError("The local server did not start; its thread died or hangs.")
+        self.url = _url(listener)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+
+class LocalHub(LocalServer):
     """A folder served on loopback for as long as the `with` block lasts; ready when it begins.
 
     `wrap` takes the application and returns the one that replaces it.
@@ -61,29 +96,8 @@ class LocalHub:
     def __init__(
         self, root: Path, *, port: int = 0, wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app
     ) -> None:
+        super().__init__(lambda: wrap(create_app(root)), port=port)
         self.root = root
-        self.url = ""
-        self._port = port
-        self._wrap = wrap
-
-    def __enter__(self) -> Self:
-        app = self._wrap(create_app(self.root))
-        listener = _listen(LOOPBACK, self._port)
-        started = threading.Event()
-        self._server = _Server(app, started.set)
-        self._thread = threading.Thread(
-            target=self._server.run, args=([listener],), name="local-hub", daemon=True
-        )
-        self._thread.start()
-        if not started.wait(START_SECONDS):
-            listener.close()
-            raise LoradexError("The local Hub did not start; its thread died or hangs.")
-        self.url = _url(listener)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
 
 
 class _Server(uvicorn.Server):

@@ -46,6 +46,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "similar": loradex.Catalog.similar,
     "duplicates": loradex.Catalog.duplicates,
     "map": loradex.Catalog.map,
+    "page export": loradex.export_page,
     "scores import": loradex.Catalog.import_scores,
     "scores compare": loradex.Catalog.compare_scores,
     "scores export": loradex.Catalog.export_scores,

@@ -1,0 +1,83 @@
+"""The points of the map: two numbers for each adapter of the list, kept in the folder of indexes.
+
+The layout of 100,000 adapters takes half a minute, so that it is made once for each set of vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from catalog.files import replace_file
+from catalog.pictures import layout
+from catalog.search import Fingerprints, matrix
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from catalog.adapters import StoredAdapter
+    from catalog.database import Session
+
+# The place of an adapter that has none; coordinates are within -EXTENT and EXTENT.
+NOWHERE = -32768
+EXTENT = 32000
+# Counts up when `catalog.pictures.layout` gives other points.
+_REVISION = 1
+
+
+def points_document(
+    session: Session,
+    rows: Sequence[StoredAdapter],
+    places: Mapping[str, int],
+    kind: Literal["delta", "output"],
+    index: Path,
+) -> bytes:
+    """x and y of each adapter of the list as little-endian int16, NOWHERE for those that are not on the map.
+
+    Args:
+        session: A session on the catalog.
+        rows: The adapters to lay out, of one base model.
+        places: The place of each adapter of the list.
+        kind: The vectors, "output" or "delta".
+        index: The folder in which the layout is kept.
+
+    Raises:
+        UsageError: The extra "plot" is not installed.
+    """
+    import numpy as np
+
+    points = _kept_layout(session, rows, kind, index)
+    table = np.full((len(places), 2), NOWHERE, "<i2")
+    finite = np.isfinite(points).all(axis=1)
+    if finite.any():
+        low, high = points[finite].min(axis=0), points[finite].max(axis=0)
+        span = float((high - low).max()) or 1.0
+        scaled = (points[finite] - (low + high) / 2) / span * 2 * EXTENT
+        on_map = [places[rows[row].adapter] for row in np.flatnonzero(finite).tolist()]
+        table[on_map] = np.round(scaled)
+    return table.tobytes()
+
+
+def _kept_layout(
+    session: Session, rows: Sequence[StoredAdapter], kind: Literal["delta", "output"], index: Path
+) -> NDArray[np.float32]:
+    """The points (n, 2) of these adapters, read from the folder or made and kept there."""
+    import numpy as np
+
+    keys = [row.key for row in rows]
+    digest = hashlib.sha256("\n".join((f"{_REVISION} {kind}", *keys)).encode()).hexdigest()[:16]
+    file = index / f"points-{kind}-{digest}.bin"
+    with suppress(OSError):
+        kept = np.frombuffer(file.read_bytes(), "<f4")
+        if kept.size == 2 * len(rows):
+            return kept.reshape(-1, 2)
+    points = layout(matrix(Fingerprints(session, kind), keys)).astype("<f4") if rows else np.empty((0, 2))
+    with suppress(OSError):
+        index.mkdir(parents=True, exist_ok=True)
+        with replace_file(file) as new:
+            new.write_bytes(points.astype("<f4").tobytes())
+    return points.astype(np.float32)

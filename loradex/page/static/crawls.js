@@ -1,0 +1,30 @@
+// Crawls, and what each found: new, changed, gone, failed.
+
+import * as data from "./data.js";
+import { command, fill, h, link, name, number, table } from "./dom.js";
+
+const when = (text) => (text ? text.replace("T", " ").slice(0, 16) : "–");
+const size = (bytes) => (bytes > 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : bytes > 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e3).toFixed(0)} kB`);
+const outcomes = (counts) => Object.entries(counts).filter(([name]) => name !== "unchanged").map(([name, n]) => `${number(n)} ${name}`).join(", ") || "nothing new";
+
+export async function show(box, address, view) {
+  const crawls = await data.document_("crawls.json");
+  if (view === "crawl") return showOne(box, address, crawls.rows);
+  box.dataset.title = "Crawls";
+  const totals = Object.entries(data.head.totals).filter(([, n]) => n).map(([name, n]) => `${number(n)} ${name}`);
+  return fill(box, h("h1", null, "Crawls"), totals.length ? h("p", null, totals.join(" · "), data.head.retries ? ` · ${number(data.head.retries)} to be tried again` : "") : "",
+    table(["crawl", "began", "state", "what it found", "requests", "read", "seconds"], crawls.rows.map((row) => [link({ p: "crawl", id: row.id }, `crawl ${row.id}`), when(row.started), row.state, outcomes(row.outcomes), `${number(row.requests.api)} API, ${number(row.requests.resolver)} files`, size(row.bytes), row.seconds.toFixed(0)]), "Crawls, the newest first"), command("status"));
+}
+
+async function showOne(box, address, crawls) {
+  const id = Number(address.get("id")), at = crawls.findIndex((row) => row.id === id);
+  if (at < 0) throw new Error("The catalog has no such crawl.");
+  const crawl = crawls[at], { rows, beyond } = await data.document_(`crawl/${id}.json`), before = crawls[at + 1];
+  box.dataset.title = `Crawl ${id}`;
+  const groups = new Map();
+  for (const row of rows) { if (!groups.has(row.outcome)) groups.set(row.outcome, []); groups.get(row.outcome).push(row); }
+  const one = (row) => h("li", null, row.repository === null ? "a row without a name" : data.place(row.repository) === undefined ? name(row.repository) : link({ p: "adapter", a: row.repository }, name(row.repository)), row.error ? h("span", { class: "note" }, ` ${row.error}${row.detail ? `: ${row.detail}` : ""}`) : "");
+  fill(box, h("h1", null, `Crawl ${id}`), h("p", null, `${crawl.state}, ${when(crawl.started)} to ${when(crawl.finished)}${before ? `; since crawl ${before.id} of ${when(before.started)}` : "; the first one"}`),
+    [...groups].map(([outcome, list]) => h("details", { open: list.length < 100 }, h("summary", null, `${number(list.length)} ${outcome}`), h("ul", null, list.slice(0, 2000).map(one)), list.length > 2000 ? h("p", { class: "note" }, `and ${number(list.length - 2000)} more`) : "")), rows.length ? "" : h("p", null, "Nothing was new."), beyond ? h("p", { class: "note" }, `${number(beyond)} more are not listed.`) : "",
+    h("p", null, link({ p: "crawls" }, "All crawls")));
+}

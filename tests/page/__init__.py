@@ -1,0 +1,1 @@
+"""The page: documents, routes, exports, and what a browser makes of them."""

@@ -1,0 +1,282 @@
+"""The page in a real browser: a few long tests, since each page that opens costs half a second.
+
+The fixture `open_page` adds to each that nothing was logged, no policy violated and nothing asked elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import pytest
+
+import loradex
+from loradex.page import export_page
+from tests.page.conftest import hostile_name
+from tests.page.filters import FILE
+
+pytestmark = pytest.mark.slow
+OpenPage = Callable[..., Any]
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
+VIEWS = {
+    "list": "?p=list",
+    "adapter": "?p=adapter&a=ann/one",
+    "map": "?p=map",
+    "compare": "?p=compare&a=ann/one&a=bob/three",
+    "pools": "?p=pools",
+    "pool": "?p=pool&n=both",
+    "scores": "?p=scores",
+    "task": "?p=scores&task=anli",
+    "groups": "?p=groups",
+    "crawls": "?p=crawls",
+    "crawl": "?p=crawl&id=1",
+}
+GO = "(to) => { history.pushState(null, '', to); dispatchEvent(new PopStateEvent('popstate')); }"
+# What filter.js makes of every case of filters.json: null where it agrees with the Python parser.
+AGREE = """async ({fields, rows, cases}) => {
+  const {parse, compile, toText, fold, FilterError} = await import('./filter.js');
+  const values = (field, row) => {
+    if (field.many) return row[field.key];
+    const value = row[field.key] ?? field.absent;
+    return value === null ? [] : [field.kind === 'flag' ? Boolean(value) : value];
+  };
+  const column = (key, field) => ({test: (holds) => (at) =>
+    (field ? values(field, rows[at]) : [].concat(rows[at][key])).some(holds)});
+  return cases.map((expected) => {
+    try {
+      const query = parse(expected.text, fields);
+      const passes = compile(query, column, (word) => (at) => fold(rows[at].card).includes(word));
+      const matches = [...rows.keys()].filter(passes);
+      const agrees = JSON.stringify(matches) === JSON.stringify(expected.matches);
+      return agrees && toText(query) === expected.canonical ? null : [expected.text, matches, toText(query)];
+    } catch (error) {
+      if (!(error instanceof FilterError)) throw error;
+      return error.message === expected.error ? null : [expected.text, error.message];
+    }
+  }).filter(Boolean);
+}"""
+
+
+def names(page: Any) -> list[str]:
+    return list(page.locator(".window .c-adapter").all_inner_texts())
+
+
+def count(page: Any, expected: int) -> None:
+    page.wait_for_function("(n) => document.querySelector('.list')?.dataset.count == n", arg=expected)
+
+
+def query(page: Any) -> dict[str, list[str]]:
+    return parse_qs(urlsplit(page.url).query)
+
+
+def test_the_filter_is_the_parser_of_the_program(open_page: OpenPage) -> None:
+    page = open_page()
+    assert page.evaluate(AGREE, json.loads(FILE.read_text())) == []
+
+
+def test_the_list_filters_searches_sorts_and_remembers(open_page: OpenPage) -> None:
+    page = open_page("?p=list")
+    count(page, 5)
+    page.fill("#where", "owner:ann | owner:bob")
+    count(page, 4)
+    assert query(page)["where"] == ["owner:ann | owner:bob"]
+    page.fill("#where", "owner:ann OR")
+    page.wait_for_selector("#problem:not(:empty)")
+    assert "A term is missing" in page.inner_text("#problem")
+    assert page.get_attribute("#where", "aria-invalid") == "true"
+    page.fill("#where", "")
+    count(page, 5)
+    # Facets include, leave out, and count what is left.
+    page.locator("details[data-name=license] button.facet", has_text="mit").click()
+    count(page, 2)
+    assert page.input_value("#where") == "license:mit"
+    page.locator("details[data-name=license] button.facet", has_text="cc-by-nc-4.0").click()
+    count(page, 3)
+    assert page.input_value("#where") == "license:mit,cc-by-nc-4.0"
+    page.locator("details[data-name=use] button[aria-label='without commercial']").click()
+    count(page, 1)
+    assert names(page) == ["bob/three"]
+    assert "$ loradex adapters --where 'license:mit,cc-by-nc-4.0 -use:commercial'" in page.inner_text(".rows")
+    # A reload and Back restore the state.
+    page.reload()
+    count(page, 1)
+    page.fill("#where", "owner:ann,bob")
+    count(page, 4)
+    page.locator(".head button", has_text="downloads").click()
+    page.wait_for_function("() => document.querySelector('.window .c-adapter').innerText === 'bob/four'")
+    assert names(page) == ["bob/four", "bob/three", "ann/two", "ann/one"]
+    page.locator(".window a", has_text="ann/two").click()
+    page.wait_for_selector(".view.adapter")
+    page.go_back()
+    count(page, 4)
+    assert names(page)[0] == "bob/four"
+    # Words of cards, by the server.
+    page.fill("#where", "customers")
+    count(page, 4)
+    page.fill("#where", "")
+    count(page, 5)
+    page.fill("#question", "bank customers")
+    count(page, 4)
+    assert "loradex search 'bank customers' --words" in page.inner_text(".rows")
+
+
+def test_the_map_shows_what_is_under_the_pointer(open_page: OpenPage) -> None:
+    page = open_page("?p=map")
+    page.wait_for_function("() => document.querySelector('.map')?.dataset.inView === '5'")
+    place = page.evaluate("document.querySelector('.map').screenOf('bob/four')")
+    box = page.locator(".plane canvas").first.bounding_box()
+    x, y = box["x"] + place[0], box["y"] + place[1]
+    page.mouse.move(x, y)
+    page.wait_for_selector(".tip:not(.hidden)")
+    assert "bob/four" in page.inner_text(".tip")
+    page.wait_for_function("() => document.querySelector('.tip').innerText.includes('nearest: ')")
+    page.mouse.move(x + 60, y + 60)
+    page.mouse.wheel(0, -400)
+    page.wait_for_function("() => location.search.includes('view=')")
+    zoomed = page.evaluate("document.querySelector('.map').screenOf('bob/four')")
+    assert zoomed != place
+    page.focus(".plane canvas")
+    page.keyboard.press("0")
+    page.wait_for_function("() => !location.search.includes('view=')")
+    page.keyboard.down("Shift")
+    page.mouse.move(box["x"] + 1, box["y"] + 1)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] - 2)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    page.wait_for_function("() => document.getElementById('foot').innerText.includes('5 selected')")
+    page.fill("#where", "owner:bob")
+    page.wait_for_function("() => document.querySelector('.map').dataset.inView === '2'")
+    page.select_option("#colour", "rank")
+    page.wait_for_selector(".legend .scale")
+    assert query(page)["colour"] == ["rank"]
+    page.wait_for_function("() => document.querySelector('.map')?.dataset.inView === '2'")
+    place = page.evaluate("document.querySelector('.map').screenOf('bob/four')")
+    box = page.locator(".plane canvas").first.bounding_box()
+    page.mouse.click(box["x"] + place[0], box["y"] + place[1])
+    page.wait_for_selector(".view.adapter")
+    assert query(page)["a"] == ["bob/four"]
+
+
+def test_marked_adapters_are_compared_and_become_a_pool(open_page: OpenPage) -> None:
+    page = open_page("?p=list")
+    for name in ("ann/one", "bob/three"):
+        page.locator(f".window input[aria-label='mark {name}']").check()
+    page.locator("#foot a", has_text="compare").click()
+    page.wait_for_selector(".matrix .exact")
+    assert page.locator(".compare .differs th", has_text="license").count() == 1
+    assert page.locator(".matrix td").nth(1).inner_text() == "1.00"
+    assert page.locator(".norms svg.heat").count() == 2
+    page.locator("#foot a", has_text="make a pool").click()
+    page.fill("#pool-name", "of the page")
+    page.locator("button[type=submit]").click()
+    assert page.evaluate("document.querySelector('#pool-name:invalid') !== null")
+    page.fill("#pool-name", "from-page")
+    assert "--by named --adapter ann/one --adapter bob/three" in page.inner_text(".panel .command")
+    page.locator("button[type=submit]").click()
+    page.wait_for_selector(".view.pool")
+    assert "2 members of acme/tiny" in page.inner_text(".view.pool")
+    assert page.evaluate("document.getElementById('foot').childElementCount") == 0
+    page.locator("nav a", has_text="Pools").click()
+    page.wait_for_selector(".view.pools")
+    assert page.locator("td a", has_text="from-page").count() == 1
+
+
+def test_names_and_cards_run_nothing(open_page: OpenPage) -> None:
+    page = open_page("?p=list")
+    count(page, 5)
+    shown = next(text for text in names(page) if text.startswith("cat/"))
+    assert "<script>" in shown
+    assert "\\u202eevil" in shown
+    page.locator(".window a", has_text="cat/").click()
+    page.wait_for_selector(".card h3")
+    card = page.locator(".card")
+    assert "{{constructor" in card.inner_text()
+    assert "\\u202ekcatta" in card.inner_text()
+    assert [link.get_attribute("href") for link in card.locator("a").all()] == ["https://example.org/x"]
+    assert card.locator("a").get_attribute("rel") == "noreferrer nofollow noopener"
+    assert card.locator("table td strong").inner_text() == "2"
+    assert card.locator("script, img, iframe, object, style").count() == 0
+    for view in ("map", "groups", "crawl&id=1", f"compare&a=ann/one&a={hostile_name()}"):
+        page.evaluate(GO, f"?p={quote(view, safe='&=')}")
+        page.wait_for_selector(f".view.{view.partition('&')[0]}")
+    assert page.evaluate("window.harmed ?? 0") == 0
+    assert page.locator("main script, main img").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "rules"),
+    [({}, None), (PHONE | {"color_scheme": "dark"}, ["color-contrast", "scrollable-region-focusable"])],
+    ids=["desk", "phone"],
+)
+def test_every_view_can_be_used_by_everybody(
+    open_page: OpenPage, settings: dict[str, Any], rules: list[str] | None
+) -> None:
+    """No finding of axe-core, and no view is wider than the window."""
+    name = "axe_playwright_python.sync_playwright"
+    module = pytest.importorskip(name, reason="pip install axe-playwright-python")
+    page = open_page(**settings)
+    # The debugger's way in, which the policy of the page does not concern.
+    page.evaluate(Path(module.__file__).with_name("axe.min.js").read_text() + "\n;undefined")
+    options: dict[str, Any] = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
+    violations: dict[str, list[str]] = {}
+    wide = []
+    for view, address in VIEWS.items():
+        page.evaluate(GO, address)
+        page.wait_for_function("(search) => location.search === search && document.title", arg=address)
+        page.wait_for_selector(f".view.{'scores' if view == 'task' else view}")
+        result = page.evaluate("(options) => axe.run(document, options)", options)
+        if result["violations"]:
+            violations[view] = [
+                f"{row['id']}: {row['nodes'][0]['html'][:200]}" for row in result["violations"]
+            ]
+        if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            wide.append(view)
+    assert violations == {}
+    assert wide == []
+
+
+@pytest.fixture
+def exported(page_data: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of an export, served by nothing but files, below a folder."""
+    export_page(loradex.open(page_data), tmp_path / "site" / "below")
+    handler = functools.partial(_Quiet, directory=str(tmp_path / "site"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/below"
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Logs nothing."""
+
+
+def test_an_export_needs_no_server(open_page: OpenPage, exported: str) -> None:
+    page = open_page("?p=list", site=exported)
+    count(page, 5)
+    page.fill("#where", "bank")
+    count(page, 0)
+    assert "no search of cards" in page.inner_text(".list")
+    page.fill("#where", "use:commercial")
+    count(page, 2)
+    page.fill("#where", "")
+    page.fill("#question", "ANN")
+    count(page, 2)
+    page.locator(".window a", has_text="ann/one").click()
+    page.wait_for_selector("#nearest table")
+    assert page.locator("#nearest tbody tr").count() == 4
+    assert "Made for questions" in page.inner_text(".card")
+    for view in ("map", "compare&a=ann/one&a=bob/three", "scores&task=anli", "pool&n=both"):
+        page.goto(f"{exported}/?p={view}")
+        page.wait_for_selector(f".view.{view.partition('&')[0]}")
+    page.goto(f"{exported}/?p=map")
+    page.wait_for_function("() => document.querySelector('.map')?.dataset.inView === '5'")
+    page.goto(f"{exported}/?p=pools&new=1")
+    assert "mark adapters first" in page.inner_text(".panel").lower()

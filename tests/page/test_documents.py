@@ -1,0 +1,215 @@
+"""The documents of the page: what each has, and that the list has what the filter language asks for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy.orm import Session
+
+import loradex
+from catalog.adapters import load_engines, verdict
+from catalog.database import Adapter, reading
+from catalog.errors import NotFoundError
+from catalog.query import FIELDS, fold, query_row, texts_in
+from catalog.search import listing
+from loradex.page import Documents
+from loradex.page.documents import Choice
+from loradex.page.encoding import encode_column, encode_sketch
+from loradex.page.points import NOWHERE
+from tests.page.conftest import CARD, TINY, hostile_name
+from tests.page.filters import FILE, written
+
+
+def load(documents: Documents, name: str) -> Any:
+    return json.loads(documents.document(name))
+
+
+def decode(column: dict[str, Any]) -> list[Any]:
+    """The values of a column, as data.js reads them."""
+    if "values" in column:
+        return list(column["values"])
+    words, codes = column["words"], column["codes"]
+    if "sets" in column:
+        return [[words[code] for code in column["sets"][place]] for place in codes]
+    return [None if code < 0 else words[code] for code in codes]
+
+
+def test_the_filters_for_the_browser_are_those_of_the_parser() -> None:
+    assert FILE.read_text() == written(), "run python -m tests.page.filters"
+
+
+def test_every_field_of_the_filter_language_is_in_the_list(documents: Documents) -> None:
+    head = json.loads(documents.head())
+    assert [field["name"] for field in head["fields"]] == list(FIELDS), head["unlisted"]
+    assert head["adapters"] == 5
+    assert head["measured"] == [5]
+
+
+def test_columns_have_the_values_of_rows(documents: Documents, catalog: loradex.Catalog) -> None:
+    columns = {**load(documents, "list.json")["columns"], **load(documents, "more.json")["columns"]}
+    with reading(catalog.settings) as session:
+        rows = _rows(session)
+    names = decode(columns["adapter"])
+    assert names == sorted(rows)
+    for field in FIELDS.values():
+        if field.key in listing.DERIVED:
+            continue
+        if field.kind == "engine":
+            runs = True if field.name == "runs" else None
+            expected = [
+                [
+                    fold(engine.name)
+                    for engine in load_engines()
+                    if verdict(engine, rows[name]["engine_facts"]).runs is runs
+                ]
+                for name in names
+            ]
+            assert decode(columns[field.name]) == expected, field.name
+            continue
+        expected = [rows[name][field.key] for name in names]
+        if field.kind == "date":
+            expected = [None if value is None else int(value.timestamp()) for value in expected]
+        if field.many:
+            expected = [list(texts_in(value)) for value in expected]
+        assert decode(columns[field.key]) == expected, field.name
+
+
+def _rows(session: Session) -> dict[str, dict[str, Any]]:
+    return {row["adapter"]: row for row in (query_row(one, ()) for one in session.query(Adapter))}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "many"),
+    [
+        ([1, None, 1, 1, 2], "whole", False),
+        (["a", "b", None], "text", False),
+        ([["a", "b"], [], ["b"], ["a", "b"]], "text", True),
+        ([True, None, False], "flag", False),
+        ([0.1, 0.2, 0.1 + 0.2], "number", False),
+    ],
+)
+def test_a_column_is_what_it_was(values: list[Any], kind: str, many: bool) -> None:
+    assert decode(json.loads(json.dumps(encode_column(values, kind, many=many)))) == values
+
+
+def test_the_details_are_those_of_the_api(documents: Documents, catalog: loradex.Catalog) -> None:
+    place = documents.names["bob/three"]
+    detail, expected = load(documents, f"adapter/{place}.json"), catalog.details("bob/three")
+    assert (detail["rank"], detail["license"], detail["norm"]) == (
+        expected.rank,
+        expected.license,
+        expected.norm,
+    )
+    assert [use for use, objection in detail["uses"].items() if objection is None] == ["research", "publish"]
+    assert "does not allow commercial use" in detail["uses"]["commercial"]
+    assert [score["value"] for score in detail["scores"]] == [0.25, 0.5]
+    assert len(detail["spectrum"]["norms"]) == 4
+    assert np.hypot.reduce(detail["spectrum"]["norms"]) == pytest.approx(expected.norm, rel=1e-4)
+    near = load(documents, f"nearest/{place}.json")["rows"]
+    api = catalog.similar("bob/three", 12, verdict="any")
+    assert [(row["adapter"], row["score"]) for row in near] == [
+        (row.adapter, pytest.approx(row.score, rel=1e-4)) for row in api
+    ]
+
+
+def test_a_card_is_as_it_was_written(documents: Documents) -> None:
+    detail = load(documents, f"adapter/{documents.names[hostile_name()]}.json")
+    assert detail["card"].endswith(CARD.replace("\x07", "\ufffd")) or CARD in detail["card"]
+
+
+def test_a_sketch_keeps_the_direction() -> None:
+    import base64
+
+    vector = np.random.default_rng(0).normal(size=1035)
+    copy = np.frombuffer(base64.b64decode(encode_sketch(vector)), np.int8).astype(float)
+    assert copy @ vector / np.linalg.norm(copy) / np.linalg.norm(vector) > 0.9999
+    assert np.frombuffer(base64.b64decode(encode_sketch(np.zeros(3))), np.int8).tolist() == [0, 0, 0]
+
+
+def test_points_stand_at_the_places_of_the_list(documents: Documents, catalog: loradex.Catalog) -> None:
+    points = np.frombuffer(documents.document("points/0-output.bin"), "<i2").reshape(-1, 2)
+    assert points.shape == (5, 2)
+    assert (points != NOWHERE).all()
+    assert np.abs(points).max() == 32000
+    kept = sorted(catalog.settings.index.glob("points-output-*.bin"))
+    assert len(kept) == 1
+    assert Documents(catalog).document("points/0-output.bin") == points.tobytes()
+
+
+def test_pools_scores_groups_and_crawls(documents: Documents, catalog: loradex.Catalog) -> None:
+    assert [row["pool"] for row in load(documents, "pools.json")["rows"]] == ["both"]
+    pool = load(documents, "pool/both.json")
+    assert [member["repository"] for member in pool["members"]] == ["ann/two", "ann/one"]
+    assert pool["digest"] == catalog.pool("both").digest
+    scores = load(documents, "scores.json")
+    assert scores["n"] == 4
+    boards = [board["task"] for board in scores["boards"]]
+    assert boards == ["anli", "fig_qa"]
+    board = load(documents, "leaderboard/0.json")
+    assert [row["adapter"] for row in board["rows"]] == ["ann/one", "bob/three"]
+    assert board["rows"][0]["low"] == pytest.approx(catalog.leaderboard("anli")[0].low)
+    assert load(documents, "groups.json")["duplicates"] == []
+    [crawl] = load(documents, "crawls.json")["rows"]
+    news = load(documents, f"crawl/{crawl['id']}.json")
+    assert len(news["rows"]) == crawl["outcomes"]["new"] == 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../catalog.db",
+        "adapter/99.json",
+        "adapter/-1.json",
+        "adapter/1-output.json",
+        "points/7-output.bin",
+        "points/0.bin",
+        "pool/none.json",
+        "pool/../both.json",
+        "leaderboard/9.json",
+        "other.json",
+        "",
+    ],
+)
+def test_other_names_are_refused(documents: Documents, name: str) -> None:
+    with pytest.raises(NotFoundError):
+        documents.document(name)
+
+
+def test_the_stamp_follows_the_catalog(own_catalog: loradex.Catalog) -> None:
+    before = Documents(own_catalog)
+    assert before.is_current()
+    own_catalog.select("again", by="random", k=2)
+    assert not before.is_current()
+    stamp = Documents(own_catalog).stamp
+    own_catalog.remove_pools("again")
+    assert Documents(own_catalog).stamp == before.stamp != stamp
+
+
+def test_a_choice_leaves_out_the_other_adapters(catalog: loradex.Catalog) -> None:
+    chosen = Documents(catalog, Choice(where="owner:ann", cards=False))
+    assert sorted(chosen.names) == ["ann/one", "ann/two"]
+    near = load(chosen, "nearest/0.json")["rows"]
+    assert [row["adapter"] for row in near] == ["ann/two"]
+    assert load(chosen, "adapter/0.json")["card"] is None
+    assert json.loads(chosen.head())["totals"] == {}
+    assert chosen.bases == [TINY]
+
+
+def test_data_files_of_the_page_are_small() -> None:
+    static = Path(loradex.__file__).parent / "page" / "static"
+    assert sum(file.stat().st_size for file in static.glob("*.js")) < 140_000
+    for file in static.glob("*.js"):
+        text = file.read_text()
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+        ):
+            assert word not in text, file.name

@@ -1,0 +1,103 @@
+"""The page as a folder: the bytes of the server, and nothing that only an account may read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+import loradex
+from catalog.errors import UsageError
+from loradex.page import Documents, export_page
+from loradex.page.server import Site, static_files
+
+
+@pytest.fixture(scope="module")
+def exported(page_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "site"
+    report = export_page(loradex.open(page_data), folder)
+    assert report.adapters == 5
+    assert report.files == sum(1 for file in folder.rglob("*") if file.is_file())
+    assert report.bytes == sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return folder
+
+
+def test_an_export_has_the_bytes_of_the_server(exported: Path, catalog: loradex.Catalog) -> None:
+    site = Site(catalog)
+    live = json.loads(site.head())
+    head = json.loads((exported / "head.json").read_bytes())
+    own = ("host", "left_out", "totals", "retries")
+    assert {key: value for key, value in head.items() if key not in own} == {
+        key: value for key, value in live.items() if key not in own
+    }
+    assert head["host"] is None
+    assert {name: (exported / name).read_bytes() for name in static_files()} == static_files()
+    below, documents = exported / "d" / head["stamp"], site.newest
+    names = [str(file.relative_to(below)) for file in below.rglob("*.json") if file.is_file()]
+    assert {"list.json", "more.json", "scores.json", "pool/both.json"} <= set(names)
+    for name in [*names, "points/0-output.bin", "points/0-delta.bin"]:
+        assert (below / name).read_bytes() == documents.document(name), name
+    for folder, kind in (("adapters", "adapter"), ("nearest", "nearest")):
+        packed = gzip.decompress((below / folder / "0.json.gz").read_bytes())
+        assert packed == b"[" + b",".join(documents.document(f"{kind}/{n}.json") for n in range(5)) + b"]"
+
+
+def test_two_exports_are_equal(exported: Path, catalog: loradex.Catalog, tmp_path: Path) -> None:
+    export_page(catalog, tmp_path / "again")
+    files = sorted(file.relative_to(exported) for file in exported.rglob("*") if file.is_file())
+    assert files == sorted(
+        f.relative_to(tmp_path / "again") for f in (tmp_path / "again").rglob("*") if f.is_file()
+    )
+    assert all((exported / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
+
+
+def test_private_and_gated_repositories_are_left_out(own_catalog: loradex.Catalog, tmp_path: Path) -> None:
+    own_catalog.select("secret", by="named", adapters=["bob/four", "ann/two"])
+    engine = create_engine(own_catalog.settings.catalog_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE repository SET private = true WHERE name = 'bob/four'"))
+        connection.execute(text("UPDATE repository SET gated = 'auto' WHERE name = 'bob/three'"))
+    engine.dispose()
+    report = export_page(own_catalog, tmp_path / "site")
+    assert (report.adapters, report.private, report.gated) == (3, 1, 1)
+    for file in (tmp_path / "site").rglob("*"):
+        content = file.read_bytes() if file.is_file() else b""
+        content = gzip.decompress(content) if file.suffix == ".gz" else content
+        assert b"bob" not in content, file
+        assert b"secret" not in content or file.suffix == ".js", file
+    whole = export_page(own_catalog, tmp_path / "whole", with_private=True)
+    assert (whole.adapters, whole.private, whole.gated) == (5, 0, 0)
+
+
+def test_a_folder_that_is_no_export_is_left_alone(
+    exported: Path, catalog: loradex.Catalog, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "head.json").write_text('{"format": "other"}')
+    with pytest.raises(UsageError, match="not an export"):
+        export_page(catalog, tmp_path / "mine", overwrite=True)
+    shutil.copytree(exported, tmp_path / "site")
+    with pytest.raises(UsageError, match="an export already"):
+        export_page(catalog, tmp_path / "site")
+    export_page(catalog, tmp_path / "site", where="owner:ann", cards=False, overwrite=True)
+    head = json.loads((tmp_path / "site" / "head.json").read_bytes())
+    assert (head["adapters"], head["where"], head["cards"]) == (2, "owner:ann", False)
+    assert len(list((tmp_path / "site" / "d").iterdir())) == 1
+    assert list(tmp_path.glob(".loradex-*")) == []
+
+
+def test_a_wrong_filter_is_a_sentence(catalog: loradex.Catalog, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No field is called"):
+        export_page(catalog, tmp_path / "site", where="rnk:4")
+    assert not (tmp_path / "site").exists()
+
+
+def test_the_documents_of_an_export_are_public(catalog: loradex.Catalog) -> None:
+    from loradex.page.documents import Choice
+
+    document = json.loads(Documents(catalog, Choice(public=True)).document("adapter/0.json"))
+    assert not {"own_tags", "note", "hidden"} & set(document)

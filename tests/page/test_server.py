@@ -1,0 +1,171 @@
+"""The routes of the page: headers, hosts, caching, and who may save."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+
+import httpx2 as httpx
+import pytest
+
+import loradex
+from crawler.localhub import LocalServer
+from loradex.page import create_app
+from loradex.page.server import HEADERS, Site, is_known_host, static_files
+
+
+@pytest.fixture
+def site(own_catalog: loradex.Catalog) -> Site:
+    return Site(own_catalog)
+
+
+@pytest.fixture
+def client(site: Site) -> Iterator[httpx.Client]:
+    with LocalServer(lambda: create_app(site)) as server, httpx.Client(base_url=server.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def reader(served: str) -> Iterator[httpx.Client]:
+    """A client that only reads."""
+    with httpx.Client(base_url=served) as client:
+        yield client
+
+
+def save(client: httpx.Client, pool: object, **headers: str) -> httpx.Response:
+    token = client.get("/head.json").json()["host"]["token"]
+    usual = {"origin": str(client.base_url), "x-loradex-token": token, "content-type": "application/json"}
+    content = pool if isinstance(pool, bytes) else json.dumps(pool).encode()
+    return client.post("/api/pools", content=content, headers={**usual, **headers})
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/app.js", "/head.json", "/none", "/api/search?q=", "/d/none/list.json"]
+)
+def test_every_answer_has_the_headers_of_security(reader: httpx.Client, path: str) -> None:
+    answer = reader.get(path)
+    assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+    assert "script-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_the_policy_of_the_file_is_that_of_the_header() -> None:
+    html = static_files()["index.html"].decode()
+    policy = html.partition('http-equiv="Content-Security-Policy" content="')[2].partition('"')[0]
+    assert HEADERS["content-security-policy"] == f"{policy}; frame-ancestors 'none'"
+    assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "", "10.0.0.1:80"])
+def test_other_hosts_are_refused(reader: httpx.Client, host: str) -> None:
+    assert reader.get("/head.json", headers={"host": host}).status_code == 400
+
+
+def test_hosts_under_which_the_page_is_known() -> None:
+    assert is_known_host("localhost:8000", ("localhost",))
+    assert is_known_host("[::1]:8000", ("::1",))
+    assert not is_known_host("10.0.0.1", ("localhost",))
+    # Under another address any address is let in, as no other site can make its name one.
+    assert is_known_host("10.0.0.1:80", ("*",))
+    assert not is_known_host("evil.example", ("*",))
+
+
+def test_documents_are_compressed_once_and_kept(reader: httpx.Client) -> None:
+    stamp = reader.get("/head.json").json()["stamp"]
+    answer = reader.get(f"/d/{stamp}/more.json")
+    assert answer.headers["content-encoding"] == "gzip"
+    assert "immutable" in answer.headers["cache-control"]
+    plain = reader.get(f"/d/{stamp}/more.json", headers={"accept-encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert plain.content == answer.content
+    assert reader.get("/head.json").headers["cache-control"] == "no-store"
+
+
+def test_what_is_not_there_is_a_sentence(reader: httpx.Client) -> None:
+    stamp = reader.get("/head.json").json()["stamp"]
+    for path in (f"/d/{stamp}/adapter/99.json", f"/d/{stamp}/..%2f..%2fcatalog.db", "/d/0/list.json"):
+        answer = reader.get(path)
+        assert answer.status_code == 404
+        assert answer.json()["error"].endswith(".")
+    assert reader.get("/api/search?q=").status_code == 400
+
+
+def test_answers_that_need_a_server(reader: httpx.Client) -> None:
+    hits = reader.get("/api/search?q=bank customers").json()["rows"]
+    assert {hit["adapter"] for hit in hits} == {"ann/one", "ann/two", "bob/three", "bob/four"}
+    places = reader.get("/api/word?w=BANK").json()
+    assert len(places) == 4
+    pair = reader.get("/api/compare?a=ann/one&b=ann/two").json()
+    assert pair["exact"] is True
+    near = reader.get("/api/similar?a=ann/one").json()["rows"]
+    assert len(near) == 4
+    assert all(row["exact"] for row in near)
+    assert reader.get("/api/adapter?a=ann/one").json()["adapter"] == "ann/one"
+
+
+def test_a_pool_is_saved(client: httpx.Client, own_catalog: loradex.Catalog) -> None:
+    before = client.get("/head.json").json()["stamp"]
+    answer = save(client, {"name": "new", "adapters": ["bob/four", "ann/one"], "controls": True})
+    assert answer.status_code == 200, answer.text
+    pool = own_catalog.pool("new")
+    assert [member.adapter for member in pool.members] == ["bob/four", "ann/one"]
+    assert answer.json()["digest"] == pool.digest
+    assert "new-random" in [row.pool for row in own_catalog.pools()]
+    # An open page of the state before is still answered.
+    assert client.get("/head.json").json()["stamp"] != before
+    assert client.get(f"/d/{before}/list.json").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"x-loradex-token": "other"}, 403),
+        ({"content-type": "text/plain"}, 403),
+        ({}, 200),
+    ],
+)
+def test_only_the_page_itself_saves(
+    client: httpx.Client, own_catalog: loradex.Catalog, headers: dict[str, str], code: int
+) -> None:
+    assert save(client, {"name": "new", "adapters": ["ann/one"]}, **headers).status_code == code
+    assert ("new" in [row.pool for row in own_catalog.pools()]) is (code == 200)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        b"{",
+        [],
+        {"name": "new"},
+        {"name": "new", "adapters": []},
+        {"name": "../new", "adapters": ["ann/one"]},
+        {"name": "new", "adapters": ["none/none"]},
+        {"name": "new", "adapters": ["bob/three"], "use": "commercial"},
+        {"name": "new", "adapters": ["ann/one"], "use": "other"},
+        {"name": "both", "adapters": ["bob/four"]},
+    ],
+)
+def test_what_is_no_pool_is_a_sentence(
+    client: httpx.Client, own_catalog: loradex.Catalog, pool: object
+) -> None:
+    answer = save(client, pool)
+    assert answer.status_code in (400, 409), answer.text
+    assert answer.json()["error"].endswith(".")
+    assert [row.pool for row in own_catalog.pools()] == ["both"]
+
+
+def test_a_page_that_is_read_only_saves_nothing(own_catalog: loradex.Catalog) -> None:
+    site = Site(own_catalog, read_only=True)
+    assert json.loads(site.head())["host"] == {"read_only": True, "token": ""}
+    with LocalServer(lambda: create_app(site)) as server, httpx.Client(base_url=server.url) as client:
+        assert save(client, {"name": "new", "adapters": ["ann/one"]}).status_code == 403
+
+
+def test_a_body_is_compressed_at_one_level() -> None:
+    from loradex.page.server import _Body
+
+    content = b"word " * 1000
+    assert gzip.decompress(_Body.of(content).content) == content
+    assert _Body.of(content) == _Body.of(content)
