@@ -39,6 +39,7 @@ from catalog.database import (
     store,
     writer_lock,
     writing,
+    writing_alone,
 )
 from catalog.errors import EncoderError, NotFoundError, UsageError
 from catalog.files import BlobStore, Damage, at_work
@@ -1225,7 +1226,7 @@ class Catalog:
             StorageError: Another process works in the data folder, or another catalog uses it.
         """
         blobs = self._blobs
-        with writing(self.settings, create=False) as session:
+        with writing_alone(self.settings) as session:
             url = parse_url(self.settings.catalog_url)
             kept.refuse_other_catalogs(url, blobs, only=only_catalog, deleting=delete)
             unneeded = kept.find_unneeded(session, self.settings, blobs)

@@ -18,9 +18,11 @@ from .opening import (
     open_existing,
     reading,
     reading_if_any,
+    take_turn,
     upgrade,
     writer_lock,
     writing,
+    writing_alone,
 )
 from .pool_store import find_pool
 from .remeasurement import Reread, refresh_engine_features, reread
@@ -102,8 +104,10 @@ __all__ = [
     "score_store",
     "score_table",
     "store",
+    "take_turn",
     "upgrade",
     "waiting",
     "writer_lock",
     "writing",
+    "writing_alone",
 ]

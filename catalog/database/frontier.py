@@ -75,6 +75,12 @@ def reopen(session: Session, crawl: Crawl) -> None:
     )
 
 
+def hold(session: Session, crawl: Crawl, holder: str, now: datetime) -> None:
+    """Notes which process works on a crawl; what killed processes left of that is removed."""
+    session.execute(update(Crawl).where(Crawl.holder.is_not(None)).values(holder=None, phase=None))
+    crawl.holder, crawl.held_since, crawl.phase = holder, now, "listing"
+
+
 def watermark(session: Session, scope: str) -> datetime | None:
     """The newest last-modified time up to which this scope is known, except for pending retries."""
     return session.scalar(select(func.max(Crawl.watermark)).where(Crawl.scope == scope))

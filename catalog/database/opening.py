@@ -1,4 +1,4 @@
-"""The catalog as a database: the version of its schema, opening it, and the lock of its one writer."""
+"""The catalog as a database: the version of its schema, opening it, and the lock of its one crawl."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session as Session
 from catalog.database import changes
 from catalog.database.columns import TableBase
 from catalog.database.engine import for_writing, make_engine, parse_url, place, sqlite_file
+from catalog.database.schema import Crawl, CrawlItem, ItemOutcome
 from catalog.errors import CatalogBusyError, CatalogError, NoCatalogError, SchemaVersionError
 from catalog.settings import Settings
 
@@ -154,36 +155,58 @@ def reading_if_any(settings: Settings) -> Iterator[Session | None]:
 
 @contextlib.contextmanager
 def writing(settings: Settings, *, create: bool = True) -> Iterator[Session]:
-    """A session of the catalog's one writer, for one short command; the caller commits.
+    """A session for one short command that writes, also while a crawl is at work; the caller commits.
 
-    Creates the catalog if it does not exist and `create` allows it; raises like `open_catalog` and
-    `writer_lock`.
+    Creates the catalog if it does not exist and `create` allows it; raises like `open_catalog`. Sessions of
+    several processes wait for each other; the schema does not change before the commit.
     """
     with (
         disposing(open_catalog(settings, create=create)) as engine,
+        Session(for_writing(engine)) as session,
+    ):
+        take_turn(session)
+        if _revision(session.connection()) != head():
+            raise SchemaVersionError(f"the schema of {place(engine.url)} has just changed: try again")
+        yield session
+
+
+@contextlib.contextmanager
+def writing_alone(settings: Settings) -> Iterator[Session]:
+    """A session of the only process that writes; raises like `open_catalog` and `writer_lock`."""
+    with (
+        disposing(open_catalog(settings, create=False)) as engine,
         writer_lock(engine),
         Session(for_writing(engine)) as session,
     ):
         yield session
 
 
+def take_turn(session: Session) -> None:
+    """Waits for other sessions that write a row or two; until the commit, they wait for this one.
+
+    On SQLite a transaction that writes does so anyway.
+    """
+    if session.get_bind().dialect.name != "sqlite":
+        connection = session.connection()
+        session.execute(select(func.pg_advisory_xact_lock(lock_key(connection, "turn"))))
+        session.execute(select(func.pg_advisory_xact_lock_shared(lock_key(connection, "migration"))))
+
+
 @contextlib.contextmanager
 def writer_lock(engine: Engine) -> Iterator[None]:
-    """Holds the lock of the catalog's one writer; the system releases it when the process dies.
+    """Holds the lock of the one process that crawls, changes the schema or deletes kept files.
 
-    Raises CatalogBusyError immediately if another process holds it. It is a lock file next to a SQLite
-    database, and an advisory lock on a separate connection on PostgreSQL.
+    The system releases it when the process dies. Raises CatalogBusyError immediately if another process holds
+    it, and says what a crawl is doing. It is a lock file next to a SQLite database, and an advisory lock on a
+    separate connection on PostgreSQL.
     """
-    busy = CatalogBusyError(
-        f"another process is writing to the catalog {place(engine.url)}: wait until it has ended"
-    )
     if engine.dialect.name == "sqlite":
         file = sqlite_file(engine.url)
         lock = filelock.FileLock(file.with_name(file.name + ".lock"), timeout=0)
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise busy from None
+            raise _busy(engine) from None
         except OSError as error:
             raise CatalogError(
                 f"the lock file {lock.lock_file} cannot be created: {error.strerror}"
@@ -196,8 +219,28 @@ def writer_lock(engine: Engine) -> Iterator[None]:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.detach()  # closing it then ends the server's session, and the lock with it
         if not connection.scalar(select(func.pg_try_advisory_lock(lock_key(connection, "writer")))):
-            raise busy
+            raise _busy(engine)
         yield
+
+
+def _busy(engine: Engine) -> CatalogBusyError:
+    """The error for a catalog whose lock another process holds, with what it does where that is a crawl."""
+    with Session(engine) as session:
+        same = _revision(session.connection()) == head()
+        holders = select(Crawl).where(Crawl.holder.is_not(None)).order_by(Crawl.held_since.desc())
+        crawl = session.scalar(holders.limit(1)) if same else None
+        if crawl is None:
+            what = "another process is writing to"
+            return CatalogBusyError(f"{what} the catalog {place(engine.url)}: wait until it has ended")
+        items = select(func.count()).where(CrawlItem.crawl_id == crawl.id)
+        total = session.scalar(items) or 0
+        done = total - (session.scalar(items.where(CrawlItem.outcome == ItemOutcome.PENDING)) or 0)
+        progress = f"{done:,} of {total:,}" if crawl.phase == "reading" else f"{total:,}"
+        return CatalogBusyError(
+            f"the catalog {place(engine.url)} is crawled by {crawl.holder} since "
+            f"{crawl.held_since:%Y-%m-%d %H:%M} UTC, {crawl.phase}, {progress} repositories: "
+            "wait until it has ended"
+        )
 
 
 def info(engine: Engine) -> CatalogInfo:

@@ -264,6 +264,11 @@ class Crawl(TableBase):
     resolver_requests: Mapped[int] = mapped_column(default=0)
     bytes: Mapped[int] = mapped_column(default=0)
     seconds: Mapped[float] = mapped_column(default=0.0)
+    holder: Mapped[str | None] = mapped_column(
+        comment="user, machine and process at work on it; null once it has ended"
+    )
+    held_since: Mapped[datetime | None] = mapped_column(comment="when the holder began")
+    phase: Mapped[str | None] = mapped_column(comment="what the holder does: listing or reading")
 
 
 class CrawlPage(TableBase):

@@ -6,7 +6,10 @@ Listing comes first and is written page by page; then the items are processed in
 
 from __future__ import annotations
 
+import getpass
 import logging
+import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +31,7 @@ from catalog.database import (
     register_catalog,
     retries,
     store,
+    take_turn,
     writer_lock,
 )
 from catalog.errors import HubError
@@ -91,13 +95,17 @@ class Crawler:
                 register_catalog(self.engine.url, self.blobs)
             refresh_engine_features(self.engine)
             with Session(for_writing(self.engine)) as session, session.begin():
+                take_turn(session)
                 store.sync_bases(session)
                 bases = BaseTable(store.spellings(session))
                 crawl = self._open(session, bases)
+                frontier.hold(session, crawl, _this_process(), datetime.now(UTC))
                 plan, meter = _plan(crawl), Meter(self.hub, crawl, started)
                 scope, started_at = crawl.scope, crawl.started_at
             error = self._list(plan)
             self._note_unlisted(plan, bases)
+            with Session(for_writing(self.engine)) as session, session.begin():
+                session.get_one(Crawl, plan.crawl_id).phase = "reading"
             work = ItemQueue(
                 self.engine,
                 self._tools(bases, streamed, fingerprints),
@@ -197,6 +205,7 @@ class Crawler:
         clean = complete and not counts[ItemOutcome.FAILED.value]
         crawl.state = CrawlState.COMPLETE if clean else CrawlState.PARTIAL
         crawl.finished_at = self.now()
+        crawl.holder = crawl.phase = None
         if complete and crawl.asked["limit"] is None:
             # A change after the listing began may concern a page that was read before.
             newest, before = frontier.newest(session, crawl.id), frontier.watermark(session, crawl.scope)
@@ -204,6 +213,15 @@ class Crawler:
             crawl.watermark = max((mark for mark in marks if mark is not None), default=None)
         if finished:
             frontier.prune(session, crawl)
+
+
+def _this_process() -> str:
+    """The user, machine and number of this process."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a user without a name, as in a container
+        user = str(os.getuid())
+    return f"{user}@{platform.node()}, process {os.getpid()},"
 
 
 def _plan(crawl: Crawl) -> Walk:

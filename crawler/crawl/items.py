@@ -272,10 +272,11 @@ class ItemQueue:
                 unread.add(owner)
         return unread
 
-    def _settle(self, tasks: Sequence[ItemTask]) -> list[ItemFailure | None]:
+    def _settle(self, tasks: Sequence[ItemTask], *, again: bool = False) -> list[ItemFailure | None]:
         """Writes the outcomes of tasks in one transaction; returns for each the failure, None if it was read.
 
-        If a row is refused because of a bug in loradex, the tasks are written one by one and that one fails.
+        If a row is refused, the tasks are written once more, one by one: another process may have written the
+        same row. The one that is refused again, because of a bug in loradex, fails.
         """
         results = [_result(task) for task in tasks]
         try:
@@ -284,8 +285,8 @@ class ItemQueue:
         except LoradexError:
             raise
         except Exception as error:
-            if len(tasks) > 1:
-                return [failure for task in tasks for failure in self._settle([task])]
+            if len(tasks) > 1 or not again:
+                return [failure for task in tasks for failure in self._settle([task], again=True)]
             results = [_failure(tasks[0], error)]
             with Session(for_writing(self.engine)) as session, session.begin():
                 self._write(session, tasks, results)

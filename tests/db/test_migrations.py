@@ -85,7 +85,8 @@ def test_marks_of_partial_updates_come_from_the_reasons_and_no_row_is_lost(engin
             ]
             session.add(other)
     with engine.begin() as connection:
-        # Revision 0003 has no place for the outcomes of items.
+        # Revision 0003 has no place for the outcomes of items, nor for the process that crawls.
+        connection.execute(update(schema.Crawl).values(holder=None, held_since=None, phase=None))
         connection.execute(update(schema.Evaluation).values(items_sha=None, outcomes=None, margins=None))
         connection.execute(delete(schema.ItemList))
     before = rows.dump(engine)

@@ -1,0 +1,88 @@
+"""While a crawl is at work others write to the catalog, and a second crawl says what the first is doing."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+import loradex
+from catalog.database import opening
+from catalog.errors import CatalogBusyError
+from tests.crawl.test_run import TINY, unlike
+from tests.crawling import crawl
+from tests.hubs import make_repo
+from tests.localhub import LocalHub
+from tests.localhub.faults import Callback, Fault
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Opened at the end of a test, so that no crawl waits for ever."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def crawling(gate: threading.Event, engine: Engine, tmp_path: Path) -> Iterator[Future[dict[str, Any]]]:
+    """A crawl of two repositories, held at the second; the first is in the catalog."""
+    make_repo(tmp_path / "hub", "ann/one", unlike("ann/one"))
+    with LocalHub(tmp_path / "hub") as hub, ThreadPoolExecutor(1) as thread:
+        crawl(hub.url, engine, tmp_path)
+        make_repo(tmp_path / "hub", "bob/two", unlike("bob/two"))
+        arrived = threading.Event()
+        held = Callback(lambda _: (arrived.set(), gate.wait(60)))
+        hub.faults.append(Fault("GET /api/models/bob/two/tree", held))
+        future = thread.submit(crawl, hub.url, engine, tmp_path)
+        assert arrived.wait(60)
+        yield future
+        gate.set()
+
+
+def test_pools_scores_and_names_are_written_during_a_crawl(
+    crawling: Future[dict[str, Any]], gate: threading.Event, catalog_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "scores.csv").write_text("adapter,halves\nann/one,0.5\n")
+    with loradex.open(tmp_path, url=catalog_url) as catalog:
+        catalog.select("mine", by="random", k=1, rules="paper")
+        assert catalog.import_scores(tmp_path / "scores.csv").rows == 1
+        catalog.add_base_name(TINY, "me/copy")
+        assert not crawling.done()
+        gate.set()
+        assert crawling.result(60)["status"] == "complete"
+        assert [row.pool for row in catalog.pools()] == ["mine"]
+        assert catalog.remove_pools("mine") == 1
+        assert catalog.status().adapters == 2
+
+
+def test_a_second_crawl_says_what_the_first_is_doing(
+    crawling: Future[dict[str, Any]], gate: threading.Event, engine: Engine, catalog_url: str, tmp_path: Path
+) -> None:
+    says = re.compile(r"is crawled by \S+@\S+, process \d+, since \S+ \S+ UTC, reading, 1 of 2 repositories")
+    with pytest.raises(CatalogBusyError, match=says):
+        crawl("http://127.0.0.1:9", engine, tmp_path)
+    with loradex.open(tmp_path, url=catalog_url) as catalog, pytest.raises(CatalogBusyError, match=says):
+        catalog.upgrade()
+    gate.set()
+    assert crawling.result(60)["status"] == "complete"
+    with opening.writer_lock(engine), pytest.raises(CatalogBusyError, match="another process is writing"):
+        crawl("http://127.0.0.1:9", engine, tmp_path)
+
+
+def test_a_command_that_writes_notices_that_the_schema_changed(
+    catalog_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the schema and the first row another program may have upgraded it."""
+    monkeypatch.setattr(opening, "check", lambda engine: monkeypatch.setattr(opening, "head", lambda: "9999"))
+    with (
+        loradex.open(tmp_path, url=catalog_url) as catalog,
+        pytest.raises(loradex.errors.SchemaVersionError, match="has just changed"),
+    ):
+        catalog.add_base_name(TINY, "me/copy")
