@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from merging.model import multiply
+
 Gate = Callable[[str, Tensor, Tensor], Tensor]
 
 
@@ -61,7 +63,7 @@ def pass_by_factors(x: Tensor, y: Tensor, part: Part, gate: Gate | None = None) 
 
     `gate(name, x, x A^T)` gives an additional factor for each rank, broadcastable to (..., R).
     """
-    h = functional.linear(x.to(part.a.dtype), part.a)
+    h = multiply(x.to(part.a.dtype), part.a)
     return _add_to(x, y, h, part, gate)
 
 
@@ -78,11 +80,11 @@ def pass_by_sum(
         if torch.is_grad_enabled() and (x.requires_grad or part.scales.requires_grad):
             folding: Callable[..., Tensor] = _Folded.apply
             return folding(x, part.scales, weight, bias, part.a, part.bt)
-        return functional.linear(x, sum_weights(weight, part.a, part.bt, part.scales, scratch), bias)
+        return multiply(x, sum_weights(weight, part.a, part.bt, part.scales, scratch), bias)
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
     for scales, rows in zip(part.scales, part.groups, strict=True):
         if len(rows):
-            y[rows] = functional.linear(x[rows], sum_weights(weight, part.a, part.bt, scales, scratch), bias)
+            y[rows] = multiply(x[rows], sum_weights(weight, part.a, part.bt, scales, scratch), bias)
     return y
 
 
@@ -100,10 +102,10 @@ def _add_to(x: Tensor, y: Tensor, h: Tensor, part: Part, gate: Gate | None) -> T
         scales = scales * gate(part.name, x, h)
         tracked = tracked or scales.requires_grad
     if (tracked and torch.is_grad_enabled()) or torch.is_autocast_enabled(x.device.type):
-        return y + functional.linear((h * scales).to(h.dtype), part.bt.T).to(y.dtype)
+        return y + multiply((h * scales).to(h.dtype), part.bt.T).to(y.dtype)
     h.mul_(scales)
     if h.dtype != y.dtype or not y.is_contiguous():
-        return y.add_(functional.linear(h, part.bt.T))
+        return y.add_(multiply(h, part.bt.T))
     sums = y.view(-1, y.shape[-1])
     torch.addmm(sums, h.reshape(-1, h.shape[-1]), part.bt, out=sums)
     return y
@@ -121,7 +123,7 @@ class _Folded(torch.autograd.Function):
         ctx: Any, x: Tensor, scales: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, bt: Tensor
     ) -> Tensor:
         ctx.save_for_backward(x, scales, weight, a, bt)
-        return functional.linear(x, sum_weights(weight, a, bt, scales), bias)
+        return multiply(x, sum_weights(weight, a, bt, scales), bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -129,7 +131,7 @@ class _Folded(torch.autograd.Function):
         x, scales, weight, a, bt = ctx.saved_tensors
         of_y, of_x, of_scales = gradient.reshape(-1, weight.shape[0]), None, None
         if ctx.needs_input_grad[0]:
-            of_x = (of_y @ sum_weights(weight, a, bt, scales)).view_as(x)
+            of_x = multiply(of_y, sum_weights(weight, a, bt, scales).t()).view_as(x)
         if ctx.needs_input_grad[1]:
             of_scales = _of_scales(x.reshape(-1, weight.shape[1]), of_y, a, bt)
         return of_x, of_scales, None, None, None, None
@@ -138,5 +140,6 @@ class _Folded(torch.autograd.Function):
 def _of_scales(x: Tensor, of_y: Tensor, a: Tensor, bt: Tensor) -> Tensor:
     (rank, inside), outside, tokens = a.shape, bt.shape[1], len(x)
     if inside * outside * (tokens + rank) < tokens * rank * (inside + outside):
-        return ((bt @ (of_y.T @ x)) * a).sum(1)
-    return ((x @ a.T) * (of_y @ bt.T)).sum(0)
+        of_weight = multiply(of_y.T, x.detach().T)
+        return (multiply(bt, of_weight.T) * a).sum(1)
+    return (multiply(x, a) * multiply(of_y, bt)).sum(0)

@@ -20,7 +20,7 @@ from catalog.errors import LoradexError, MergeError, UsageError
 from merging.live.passes import Gate, Part, folds, pass_by_factors, pass_by_lookup, pass_by_sum, sum_weights
 from merging.live.resident import Resident, layer, read
 from merging.members import MergeMember, Shape, Stack
-from merging.model import is_conv1d, memory_limit
+from merging.model import FixedLinear, is_conv1d, memory_limit
 
 _BESIDE = "The memory of the adapters in addition to the base model"
 Way = Literal["cheapest", "factored", "folded"]
@@ -186,7 +186,7 @@ class LiveStack:
     def _may_fold(self, part: Part, module: nn.Linear, x: Tensor) -> bool:
         weight = module.weight
         possible = (
-            type(module) is nn.Linear
+            type(module) in (nn.Linear, FixedLinear)
             and weight.dtype in (torch.float32, torch.float64)
             and weight.dtype == part.a.dtype == x.dtype
             and not part.a.requires_grad

@@ -1,6 +1,7 @@
 from .base import BaseDtype, LoadedBase, check_source, checkpoint, first_look, keep_base, load_base, quiet
 from .layers import is_conv1d, is_linear, is_router, reads_dt_proj, unreachable_layers
 from .memory import MemoryRecord, Sizes, in_pieces, is_shortage, memory_limit, recompute_layers, release
+from .products import FixedLinear, multiply, quicken_layers
 from .prompts import (
     DATE,
     ChatFormat,
@@ -50,6 +51,7 @@ __all__ = [
     "ChatFormat",
     "Example",
     "ExampleBudget",
+    "FixedLinear",
     "InstructionRole",
     "LoadedBase",
     "MemoryRecord",
@@ -84,7 +86,9 @@ __all__ = [
     "load_base",
     "memory_limit",
     "model_identity",
+    "multiply",
     "normalise_text",
+    "quicken_layers",
     "quiet",
     "read_task",
     "reads_dt_proj",

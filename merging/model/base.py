@@ -104,6 +104,8 @@ def load_base(
     require_extra("eval", "A base model")
     import torch
 
+    from merging.model.products import quicken_layers
+
     if dtype is not None and dtype not in get_args(BaseDtype):
         names = ", ".join(get_args(BaseDtype))
         raise UsageError(f"The data type of a base model must be one of {names}, not {dtype} (`dtype`).")
@@ -121,6 +123,7 @@ def load_base(
     with memory_limit(f"The base model {base}"):
         model, tokenizer = _load(base, str(place or base), revision, options)
         model.eval().requires_grad_(False)
+        quicken_layers(model)
     text = model.config.get_text_config()
     longest = int(getattr(text, "max_position_embeddings", None) or CONTEXT)
     commit = getattr(model.config, "_commit_hash", None)
