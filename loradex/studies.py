@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from loradex.arguments import check_arguments
 from loradex.members import settings_of
 from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
+from studies.power import Power
 from studies.store import StudyOutcome as StudyOutcome
 
 if TYPE_CHECKING:
@@ -33,12 +34,25 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a study has to do: its cells, its steps by kind, and how many steps are done."""
+    """What a study has to do: its cells, its steps by kind, and how many steps are done.
+
+    `seconds_left` is what the steps that are left will take here, by the mean of the `measured` ones of
+    their kinds; those of kinds not measured yet are in `unmeasured`. `power` says what the study can tell,
+    then what cheaper cuts of it could.
+    """
 
     cells: int
     steps: int
     done: int
     kinds: dict[str, int]
+    seconds_left: float = 0.0
+    measured: int = 0
+    unmeasured: dict[str, int] = field(default_factory=dict)
+    power: tuple[Power, ...] = ()
+
+    def sentences(self) -> list[str]:
+        """How long the rest will take here, and what the study and its cuts can tell."""
+        return [*_cost_sentences(self), *map(_power_sentence, self.power)]
 
 
 @dataclass(frozen=True)
@@ -69,13 +83,7 @@ class StudyRequest:
 
     def plan(self) -> StudyPlan:
         """Checks the file and counts what there is to do; writes nothing."""
-        from studies.store import in_order
-
-        _, grid = self._read()
-        steps = list(in_order(grid.steps))
-        done = sum(grid.place.result(step) is not None for step in steps)
-        kinds = Counter(step.kind for step in steps)
-        return StudyPlan(len(grid.cells), len(steps), done, dict(sorted(kinds.items())))
+        return _make_plan(*self._read())
 
     @check_arguments
     def run(self, *, progress: ProgressOption = False) -> StudyOutcome:
@@ -85,6 +93,8 @@ class StudyRequest:
         file, grid = self._read()
         with reporting(progress) as report:
             step = ProgressStep(report, "steps")
+            for sentence in _make_plan(file, grid).sentences():
+                step.note(sentence)
             outcome = run(file, grid, executor=self._executor(), progress=step.working)
             for error in outcome.errors:
                 step.note(f"failed: {error}")
@@ -219,6 +229,45 @@ def built_in_studies() -> Rows[StudyRow]:
     from studies.file import built_in, read_study
 
     return Rows((StudyRow(name, read_study(name).study.title) for name in built_in()), StudyRow)
+
+
+def _make_plan(file: StudyFile, grid: Grid) -> StudyPlan:
+    from studies.power import estimate_cost, study_powers
+    from studies.store import in_order, pending_steps
+
+    steps, pending = list(in_order(grid.steps)), pending_steps(grid.place, grid.steps)
+    cost = estimate_cost(grid.place, steps, pending)
+    tasks = len({cell.task for cell in grid.cells})
+    return StudyPlan(
+        cells=len(grid.cells),
+        steps=len(steps),
+        done=len(steps) - len(pending),
+        kinds=dict(sorted(Counter(step.kind for step in steps).items())),
+        seconds_left=round(cost.seconds, 1),
+        measured=cost.measured,
+        unmeasured=cost.unmeasured,
+        power=tuple(study_powers(file.study, tasks)),
+    )
+
+
+def _cost_sentences(plan: StudyPlan) -> Iterator[str]:
+    from studies.report.wording import counts, duration
+
+    if plan.seconds_left:
+        left = duration(plan.seconds_left)
+        yield f"about {left} left here on one process, by {plan.measured} steps that are done"
+    if plan.unmeasured:
+        yield f"time not known before a first step of each kind is done: {counts(plan.unmeasured)}"
+
+
+def _power_sentence(power: Power) -> str:
+    from catalog.pictures import count_noun
+
+    size = f"{count_noun(power.tasks, 'task')} × {count_noun(power.seeds, 'seed')}"
+    if power.half_width is None:
+        return f"{size}: no interval"
+    chances = " / ".join(f"{chance} %" for chance in power.found.values())
+    return f"{size}: ± {power.half_width:.1f} points; finds {' / '.join(power.found)} points with {chances}"
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -1,7 +1,8 @@
 """A study carried out, and reported: every step that is not done yet, one after the other or by Ray.
 
 Everything lies below one folder: steps/ (one folder each, kept for ever), failed/, study.json (what was run),
-results.jsonl (one line a cell, the same bytes however often the run was interrupted), and the report.
+results.jsonl (one line a cell, the same bytes however often the run was interrupted), steps.jsonl (what each
+step found: a copy of it is enough to go on elsewhere), and the report.
 
 By Ray every step is a task of its own, sent out when its inputs are there. The machines of a cluster need
 loradex and the study's folder, tasks, adapters and base at the same paths, as on a shared file system. Ray
@@ -30,7 +31,7 @@ from studies.grid import Grid, GridCell
 from studies.report import grids, page
 from studies.report.findings import Findings
 from studies.steps import KINDS, Job
-from studies.store import RESULT, STEP, TIME, Place, Step, StudyOutcome, in_order
+from studies.store import LOG, RESULT, STEP, TIME, Place, Step, StudyOutcome, in_order, pending_steps
 
 RESULTS, FACTS = "results.jsonl", "study.json"
 PAGE, MARKDOWN, SUMMARY, PICTURES = "report.html", "report.md", "summary.json", "pictures"
@@ -50,7 +51,7 @@ Progress = Callable[[int, int], None]
 
 def carry_out(place: Place, step: Step) -> str | None:
     """Does a step unless it is done; None, or why it failed. Other errors than the program's own pass."""
-    if place.result(step) is not None:
+    if place.is_done(step):
         return None
     inputs = {name: place.result(input_step) for name, input_step in step.inputs.items()}
     try:
@@ -152,7 +153,8 @@ def run(
     """Carries out what is not done of a study, and writes results.jsonl and study.json.
 
     A step that fails for a reason of the program's own errors leaves its cells failed, and the others go on.
-    A killed run loses the step it was at. Raises UsageError where another run is at work in the same folder
+    A killed run loses the step it was at, and a folder that has only steps.jsonl of another run goes on from
+    there. Raises UsageError where another run is at work in the same folder
     or the folder holds something else, and StorageError.
     """
     place = study_grid.place
@@ -160,7 +162,7 @@ def run(
     with _lock_folder(place.folder):
         place.forget_failures()
         steps = list(in_order(study_grid.steps))
-        left = [step for step in steps if place.result(step) is None]
+        left = pending_steps(place, study_grid.steps)
         done = len(steps) - len(left)
         written = time.monotonic()
         rows = write(file, study_grid)
@@ -213,7 +215,25 @@ def write(file: StudyFile, study_grid: Grid) -> list[dict[str, Any]]:
             write_text(new, text)
         with replace_file(place.folder / FACTS) as new:
             write_json(new, facts)
+        _write_log(place, steps)
     return rows
+
+
+def _write_log(place: Place, steps: Sequence[Step]) -> None:
+    """The log of the steps that are done, in the order of the grid, then its lines of other grids."""
+    lines = {key: dict(line) for key, line in place.log.items()}
+    done = {step.key: result for step in steps if (result := place.result(step)) is not None}
+    ordered = {
+        step.key: {"kind": step.kind, "seconds": place.seconds(step), "result": done[step.key]}
+        for step in steps
+        if step.key in done
+    }
+    documents = ({"step": key, **line} for key, line in (ordered | (lines | ordered)).items())
+    text = "".join(
+        json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for row in documents
+    )
+    with replace_file(place.folder / LOG) as new:
+        write_text(new, text)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -307,5 +327,6 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _refuse_other(folder: Path) -> None:
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "steps").is_dir()):
+    own = (folder / "steps").is_dir() or (folder / LOG).is_file()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not own):
         raise UsageError(f"{folder} contains other files; use another folder for the study.")

@@ -2,7 +2,8 @@
 
 A step's key is the sha256 of its kind, the version of that kind, its parameters and the keys of its inputs.
 A step that is done is a folder with result.json; it appears complete or not at all, so that a killed run
-goes on where it was, and a changed line of the study makes anew only what depends on it.
+goes on where it was, and a changed line of the study makes anew only what depends on it. A log has the result
+of each without its files: a run that has only the log makes anew the files that it still needs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from catalog.files import remove_abandoned
 from merging.members import storage, write_json
 
 RESULT, STEP, TIME = "result.json", "step.json", "time.json"
+# One line for each step that is done: what a run elsewhere needs to go on without the files of the steps.
+LOG = "steps.jsonl"
 # The version of a kind, 1 where it is not named; it counts up when the same step would find something else.
 VERSIONS: Mapping[str, int] = {}
 
@@ -75,8 +78,31 @@ class Place:
         return self.folder / "steps"
 
     def result(self, step: Step) -> dict[str, Any] | None:
-        """What a step found, None where it is not done."""
-        return _read(self.steps / step.key / RESULT)
+        """What a step found, by its folder or the log; None where it is not done."""
+        result = _read(self.steps / step.key / RESULT)
+        if result is None and (line := self.log.get(step.key)):
+            result = dict(line["result"])
+        return result
+
+    @property
+    def log(self) -> Mapping[str, Mapping[str, Any]]:
+        """The lines of the log by the keys of their steps; raises StorageError if it is damaged."""
+        file = self.folder / LOG
+        try:
+            return _read_log(file, file.stat().st_mtime_ns)
+        except FileNotFoundError:
+            return {}
+
+    def absent_makers(self, result: Mapping[str, Any]) -> set[str]:
+        """The keys of the steps that made files which a result names and which are not here."""
+        parts = [result, *result.get("members", ())]
+        paths = [part["adapter"] for part in parts if "adapter" in part]
+        return {path.partition("/")[0] for path in paths if not (self.steps / path).exists()}
+
+    def is_done(self, step: Step) -> bool:
+        """Whether a step's result is known, and the files that it made are here."""
+        result = self.result(step)
+        return result is not None and step.key not in self.absent_makers(result)
 
     def error(self, step: Step) -> str | None:
         """Why a step failed when it was last tried, None where it did not."""
@@ -85,7 +111,7 @@ class Place:
 
     def seconds(self, step: Step) -> float:
         """How long a step took, 0 where it is not done."""
-        document = _read(self.steps / step.key / TIME)
+        document = _read(self.steps / step.key / TIME) or self.log.get(step.key)
         return float(document["seconds"]) if document else 0.0
 
     def has_diverged(self, step: Step) -> bool:
@@ -126,6 +152,42 @@ def in_order(steps: Iterable[Step]) -> Iterator[Step]:
         else:
             waiting.append((step, True))
             waiting.extend((input_step, False) for input_step in list(step.inputs.values())[::-1])
+
+
+def pending_steps(place: Place, steps: Iterable[Step]) -> list[Step]:
+    """The steps that are to be carried out for these, inputs first: those without a result, and those whose
+    files others of them need and which are not here."""
+    pending: dict[str, Step] = {}
+
+    def require(step: Step, files: bool) -> None:
+        result = place.result(step)
+        absent = place.absent_makers(result) if result and files else set()
+        if step.key in pending or (result is not None and not absent):
+            return
+        anew = result is None or step.key in absent
+        for input_step in step.inputs.values() if anew else in_order(step.inputs.values()):
+            if anew or input_step.key in absent:
+                require(input_step, True)
+        if anew:
+            pending[step.key] = step
+
+    for step in steps:
+        require(step, False)
+    return list(pending.values())
+
+
+@lru_cache(maxsize=2)
+def _read_log(path: Path, _changed: int) -> Mapping[str, Mapping[str, Any]]:
+    lines = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            document = json.loads(line)
+            lines[str(document["step"])] = {key: document[key] for key in ("kind", "seconds", "result")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{path} line {number} is not the result of a step; remove that line."
+            ) from error
+    return lines
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -117,7 +117,8 @@ def list_(app: App, /) -> None:
 
 def _render_plan(plan: loradex.StudyPlan) -> str:
     kinds = ", ".join(f"{kind} {count}" for kind, count in plan.kinds.items())
-    return f"{plan.cells} cells of {plan.steps} steps, {plan.done} of them done: {kinds}"
+    head = f"{plan.cells} cells of {plan.steps} steps, {plan.done} of them done: {kinds}"
+    return "\n".join([head, *plan.sentences()])
 
 
 def _render_outcome(counts: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 pytest.importorskip("peft")
 
-from catalog.errors import EvaluationError, MergeError, NotFoundError, UsageError
+from catalog.errors import EvaluationError, MergeError, NotFoundError, StorageError, UsageError
 from merging.evaluation import likelihoods, measure
 from merging.live import LiveStack
 from merging.members import load_member
@@ -23,7 +23,7 @@ from merging.model import RECYCLING_PAPER, draw, encode, load_base, read_task
 from studies.file import read_study
 from studies.run import FACTS, RESULTS, machine, read, results, run
 from studies.steps import KINDS, Job, train
-from studies.store import Step, in_order
+from studies.store import LOG, Step, in_order, pending_steps
 from tests.merging.adapters import merge
 from tests.merging.tiny import save_base, tiny_base
 from tests.studies.grids import keys, make_study
@@ -274,6 +274,42 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(world: Path, whole: P
     assert (outcome.failed, outcome.missing) == (0, 0)
     assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()
     assert not list((out / "steps").glob(".*"))
+
+
+def test_a_fresh_folder_with_the_log_of_a_run_does_nothing_again(
+    world: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(whole / LOG, out)
+    outcome = run(*make_study(world, out))
+    assert (outcome.failed, outcome.missing) == (0, 0)
+    assert not list((out / "steps").iterdir())
+    assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()
+    assert (out / LOG).read_bytes() == (whole / LOG).read_bytes()
+
+
+def test_a_log_without_a_cell_goes_on_with_the_files_that_it_needs_alone(
+    world: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    _, study_grid = make_study(world, out)
+    # An adaptive merge beside the best of two trainings, of which one is made again.
+    cell = next(cell for cell in study_grid.cells if "target" in cell.step.inputs)
+    pick = cell.step.inputs["target"]
+    lines = [json.loads(line) for line in (whole / LOG).read_text().splitlines()]
+    chosen = next(line for line in lines if line["step"] == pick.key)["result"]["adapter"].split("/")[0]
+    (out / LOG).write_text("".join(json.dumps(row) + "\n" for row in lines if row["step"] != cell.step.key))
+    assert pick.kind == "pick"
+    assert [step.key for step in pending_steps(study_grid.place, study_grid.steps)] == [chosen, cell.step.key]
+    outcome = run(*make_study(world, out))
+    assert (outcome.failed, outcome.missing) == (0, 0)
+    assert {path.name for path in (out / "steps").iterdir()} == {chosen, cell.step.key}
+    assert (out / RESULTS).read_bytes() == (whole / RESULTS).read_bytes()
+    (out / LOG).write_text("{}\n")
+    with pytest.raises(StorageError, match="line 1 is not the result of a step"):
+        run(*make_study(world, out))
 
 
 def test_an_interrupted_run_leaves_results_that_can_be_read(world: Path, tmp_path: Path) -> None:
