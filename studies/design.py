@@ -58,17 +58,30 @@ class Adapters(StudyPart):
     measure: Count | None = None
 
 
+class Sets(StudyPart):
+    """Sets of adapters, one a seed: each is merged once, and judged on the tasks that its members were
+    trained on and on `others` more.
+
+    A set has `size` adapters of as many tasks, drawn by the seed; `named` names the members of the first
+    ones.
+    """
+
+    size: Annotated[int, Field(ge=2)] = 7
+    others: Annotated[int, Field(ge=0)] = 7
+    named: tuple[tuple[str, ...], ...] = ()
+
+
 class StudyPool(StudyPart):
     """The selection of a pool, separate for every task and seed.
 
     `gradient` asks the task's gradient on `samples` of the training examples, `measured` takes the best
-    scores on the budget, `prior` the best mean score on the other tasks, `random` draws by the seed, and
-    `all` takes everything. Adapters that were trained on the task itself are left out, allowed, put first,
-    or taken alone (`own`). `among` names the adapters to choose from,
+    scores on the budget, `prior` the best mean score on the other tasks, `random` draws by the seed, `all`
+    takes everything, and `set` is the set of a study of sets. Adapters that were trained on the task itself
+    are left out, allowed, put first, or taken alone (`own`). `among` names the adapters to choose from,
     `control` replaces the members by stand-ins. With `seeds` the pool is for some of the study's seeds only.
     """
 
-    by: Literal["gradient", "measured", "prior", "random", "all"]
+    by: Literal["gradient", "measured", "prior", "random", "all", "set"]
     k: Count | None = None
     samples: Count = 40
     own: Literal["leave out", "allow", "first", "only"] = "leave out"
@@ -78,7 +91,7 @@ class StudyPool(StudyPart):
 
     @model_validator(mode="after")
     def _check_size(self) -> StudyPool:
-        if self.k is None and self.by != "all":
+        if self.k is None and self.by not in ("all", "set"):
             raise ValueError("give the number of members by k")
         return self
 
@@ -198,6 +211,7 @@ class Study(StudyPart):
     cards: str | None = None
     report: Report = Report()
     protocol: str = ""
+    sets: Sets | None = None
 
     @field_validator("protocol")
     @classmethod
@@ -209,9 +223,9 @@ class Study(StudyPart):
 
     @model_serializer(mode="wrap")
     def _leave_out_default(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The study without the protocol if it is the project's own, so that records stay the same."""
+        """The study without protocol and sets if it has none of its own, so that records stay the same."""
         document: dict[str, Any] = serialise(self)
-        return {key: value for key, value in document.items() if key != "protocol" or value}
+        return {key: value for key, value in document.items() if key not in ("protocol", "sets") or value}
 
 
 KINDS_OF_METHOD: tuple[type[_Method], ...] = (Base, Train, Single, Ensemble, Merge, Adapt)
@@ -261,6 +275,14 @@ def seeds_of(study: Study, method: Method, pool: str | None) -> tuple[int, ...]:
     return tuple(seed for seed in study.seeds if all(some is None or seed in some for some in own_seeds))
 
 
+def judgements(study: Study) -> tuple[dict[str, Value], ...]:
+    """The settings by which the cells of a method differ in what judges them: one without any, or for sets
+    their own tasks and others."""
+    if study.sets is None:
+        return ({},)
+    return ({"judged": "own"}, {"judged": "others"}) if study.sets.others else ({"judged": "own"},)
+
+
 def pools_of(study: Study, method: Method) -> tuple[str | None, ...]:
     """The names of the pools that a method is asked on; None alone for a method without."""
     if not needs_pool(method):
@@ -274,7 +296,8 @@ def all_labels(study: Study) -> Iterator[str]:
     for name, method in study.methods.items():
         for pool in pools_of(study, method):
             for point in points(method.over):
-                yield label(name, pool, point)
+                for judged in judgements(study):
+                    yield label(name, pool, {**point, **judged})
 
 
 def use_of(kind: type[_Method]) -> str:

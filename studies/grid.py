@@ -7,8 +7,9 @@ result is in the steps' parameters: digests of the base, the tasks and the adapt
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -42,11 +43,13 @@ from studies.design import (
     Ensemble,
     Merge,
     Method,
+    Sets,
     Single,
     Study,
     StudyPool,
     Tasks,
     Train,
+    judgements,
     label,
     points,
     pools_of,
@@ -166,6 +169,9 @@ class _GridBuilder:
 
     def cells(self) -> Iterator[GridCell]:
         """Every cell in the order of the report."""
+        if self.study.sets:
+            yield from self._cells_of_sets(self.study.sets)
+            return
         for seed in self.study.seeds:
             for task in self.tasks.values():
                 for name, method in self.study.methods.items():
@@ -176,6 +182,56 @@ class _GridBuilder:
                             continue
                         for point in points(method.over):
                             yield self._cell(task, seed, name, pool, settle_method(method, point), point)
+
+    def _cells_of_sets(self, sets: Sets) -> Iterator[GridCell]:
+        for number, seed in enumerate(self.study.seeds):
+            named = sets.named[number] if number < len(sets.named) else None
+            judges = self._draw_set(sets, seed, named)[1]
+            for name, method in self.study.methods.items():
+                for pool in pools_of(self.study, method):
+                    if seed not in seeds_of(self.study, method, pool):
+                        continue
+                    for point in points(method.over):
+                        settled = settle_method(method, point)
+                        for judged in judgements(self.study):
+                            for task in judges[str(judged["judged"])]:
+                                cell = self._cell(self.tasks[task], seed, name, pool, settled, point)
+                                yield replace(cell, settings={**point, **judged})
+
+    def _draw_set(
+        self, sets: Sets, seed: int, named: Sequence[str] | None
+    ) -> tuple[list[str], dict[str, list[str]]]:
+        """The members of a set by name, and the tasks that judge it."""
+        adapters: dict[str, str] = {}
+        for name, row in self.adapters.items():
+            if row["trained_on"] in self.tasks:
+                adapters.setdefault(row["trained_on"], name)
+        draw = random.Random(f"set:{seed}")  # noqa: S311 - a draw, not a secret
+        if named is None:
+            if len(adapters) < sets.size:
+                raise UsageError(
+                    f"A set of {sets.size} requires adapters of as many tasks of the study; there are those "
+                    f"of {len(adapters)}."
+                )
+            own = draw.sample(sorted(adapters), sets.size)
+            members = [adapters[task] for task in own]
+        else:
+            members = list(named)
+            if missing := [name for name in members if name not in self.adapters]:
+                raise UsageError(f"A set names {missing[0]}, which is not one of the adapters.")
+            own = [str(self.adapters[name]["trained_on"]) for name in members]
+            if missing := [task for task in own if task not in self.tasks]:
+                raise UsageError(f"A set has an adapter of {missing[0]}, which is not a task of the study.")
+        rest = sorted(set(self.tasks) - set(own))
+        return members, {"own": own, "others": draw.sample(rest, min(sets.others, len(rest)))}
+
+    def _set_step(self, sets: Sets, seed: int) -> Step:
+        """The members of the set of a seed, one step for all tasks that judge it."""
+        number = self.study.seeds.index(seed)
+        named = sets.named[number] if number < len(sets.named) else None
+        members = self._draw_set(sets, seed, named)[0]
+        rows = [{key: self.adapters[name][key] for key in ("name", "sha256")} for name in members]
+        return self._step("set", {"adapters": rows})
 
     def _cell(
         self, task: Task, seed: int, name: str, pool: str | None, method: Method, point: Mapping[str, Any]
@@ -269,6 +325,16 @@ class _GridBuilder:
 
     def _members(self, task: Task, seed: int, pool: StudyPool) -> Step:
         """The step that chooses a pool, or makes stand-ins of it."""
+        pool_step = self._choose_pool(task, seed, pool)
+        if pool.control is None:
+            return pool_step
+        return self._step("stand-ins", {"control": pool.control, "seed": seed}, {"pool": pool_step})
+
+    def _choose_pool(self, task: Task, seed: int, pool: StudyPool) -> Step:
+        if pool.by == "set":
+            if self.study.sets is None:
+                raise UsageError("A pool by set requires a study of sets; describe them by `sets`.")
+            return self._set_step(self.study.sets, seed)
         params = {
             "task": {"name": task.name},
             "by": pool.by,
@@ -289,10 +355,7 @@ class _GridBuilder:
             inputs = {other.name: self._measure_step(other, seed) for other in other_tasks}
         elif pool.by == "random":
             params["seed"] = seed
-        pool_step = self._step("pool", params, inputs)
-        if pool.control is None:
-            return pool_step
-        return self._step("stand-ins", {"control": pool.control, "seed": seed}, {"pool": pool_step})
+        return self._step("pool", params, inputs)
 
     def _gradient(self, task: Task, seed: int, samples: int) -> Step:
         samples = min(samples, self.study.tasks.train)

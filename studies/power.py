@@ -65,8 +65,13 @@ def power_of(tasks: int, seeds: int, claims: int = 1) -> Power:
 
 
 def study_powers(study: Study, tasks: int) -> list[Power]:
-    """The power of the study, then that of cheaper cuts: one seed, half of the tasks, and both."""
+    """The power of the study, then that of cheaper cuts: one seed, half of the tasks, and both.
+
+    Sets of adapters count as tasks, each once.
+    """
     seeds, claims = len(study.seeds), len(study.report.claims)
+    if study.sets:
+        tasks, seeds = seeds, 1
     cuts = [(tasks, seeds), (tasks, 1), (tasks // 2, seeds), (tasks // 2, 1)]
     return [power_of(*cut, claims) for cut in dict.fromkeys(cuts) if cut[0] > 0]
 

@@ -139,6 +139,12 @@ def pool(job: Job) -> dict[str, Any]:
     return {"members": [{"name": name} for name in members], "detail": detail}
 
 
+def take_set(job: Job) -> dict[str, Any]:
+    """The members of a set, in its order."""
+    members = [adapter["name"] for adapter in job.params["adapters"]]
+    return {"members": [{"name": name} for name in members], "detail": {"members": members}}
+
+
 def relevance(job: Job) -> dict[str, Any]:
     """How much the members alone lower the loss on the budget's examples, in nats a token, on average."""
     scores, before = job.inputs["measured"]["scores"], job.inputs["measured"]["base"]["loss"]
@@ -285,6 +291,7 @@ KINDS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
     "pool": pool,
     "relevance": relevance,
     "score": score,
+    "set": take_set,
     "single": single,
     "stand-ins": stand_ins,
     "train": train,

@@ -89,8 +89,10 @@ class Findings:
     """What the results of one study say; `study` is study.json, `cells` are the rows of results.jsonl."""
 
     def __init__(self, study: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> None:
-        self.study, self.results = study, Results(cells)
+        self.study = study
         self.record: Mapping[str, Any] = study.get("study") or {}
+        self.sets = bool(self.record.get("sets"))
+        self.results = Results(_by_set(cells) if self.sets else cells)
         report = self.record.get("report") or {}
         self.asked = tuple(report.get("figures") or ())
         against = report.get("against")
@@ -213,6 +215,12 @@ class Findings:
         return Wild(
             str(wild.get("from") or "model cards"), int(wild.get("cards") or 0), rates, ranks, left_out
         )
+
+
+def _by_set(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cells with their set in the place of the task, so that the mean over its tasks is taken first."""
+    places = {task: number for number, task in enumerate(dict.fromkeys(str(row["task"]) for row in cells))}
+    return [{**row, "task": f"set {row['seed']}", "seed": places[str(row["task"])]} for row in cells]
 
 
 def _claim_finding(claim: Mapping[str, Any], compared: Compared, judgement: Judgement) -> ClaimFinding:

@@ -73,6 +73,11 @@ def _claims_text(findings: Findings) -> Text:
         paragraphs += _spreads(findings)
     elif not findings.claims:
         paragraphs.append("The study states no claim to judge; the tables say what was measured.")
+    if findings.sets:
+        paragraphs.append(
+            "What is called a task here is a set of adapters: its value is the mean over the tasks that "
+            "judge it."
+        )
     if done and (findings.claims or findings.tuned):
         paragraphs.append(
             "A point is a hundredth of the task's metric. Differences are paired over tasks, seeds averaged "
@@ -446,7 +451,7 @@ def _device(study: Mapping[str, Any]) -> str:
 def _task_table(findings: Findings) -> TableSection:
     tasks = findings.study.get("tasks") or {}
     rows = []
-    for name in dict.fromkeys((*findings.results.tasks, *tasks)):
+    for name in tasks if findings.sets else dict.fromkeys((*findings.results.tasks, *tasks)):
         task, examples = tasks.get(name) or {}, findings.results.examples.get(name)
         texts = [str(task.get(key) or NOTHING) for key in ("group", "metric", "license")]
         digest = str(task.get("digest") or NOTHING)[:_DIGEST]

@@ -1,0 +1,61 @@
+"""What a study says before it runs: the power of its tasks and seeds, and the time that is left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from studies.power import SEED_SPREAD, TASK_SPREAD, estimate_cost, power_of, study_powers
+from studies.store import LOG, Place, Step
+
+
+@pytest.mark.parametrize(
+    ("tasks", "seeds", "half_width", "alone", "of_six"),
+    [
+        (8, 3, 3.1, (10, 27, 51), (2, 7, 19)),
+        (20, 3, 1.7, (21, 64, 93), (6, 34, 75)),
+        (36, 1, 1.6, (25, 72, 97), (8, 44, 86)),
+        (36, 3, 1.2, (36, 89, 100), (14, 68, 98)),
+    ],
+)
+def test_power_is_that_of_the_reference(
+    tasks: int, seeds: int, half_width: float, alone: tuple[int, ...], of_six: tuple[int, ...]
+) -> None:
+    power = power_of(tasks, seeds)
+    assert round(power.half_width or 0, 1) == half_width
+    assert tuple(power.found.values()) == alone
+    assert tuple(power_of(tasks, seeds, 6).found.values()) == of_six
+
+
+def test_power_is_that_of_simulated_studies() -> None:
+    rng = np.random.default_rng(0)
+    spread = np.hypot(TASK_SPREAD, SEED_SPREAD / np.sqrt(2))
+    ps = stats.ttest_1samp(2 + spread * rng.normal(size=(20_000, 12)), 0, axis=1).pvalue
+    assert power_of(12, 2).found["2"] == pytest.approx(100 * float((ps <= 0.05).mean()), abs=1.5)
+
+
+def test_one_task_has_no_interval_and_cuts_are_named_once() -> None:
+    assert power_of(1, 3).half_width is None
+    from studies.file import read_study
+
+    study = read_study("recycling").study
+    cuts = [(power.tasks, power.seeds) for power in study_powers(study, 8)]
+    assert cuts == [(8, 3), (8, 1), (4, 3), (4, 1)]
+    assert [(p.tasks, p.seeds) for p in study_powers(read_study("lego").study, 1)] == [(1, 1)]
+    assert [(p.tasks, p.seeds) for p in study_powers(read_study("lego_sets").study, 36)] == [(20, 1), (10, 1)]
+
+
+def test_time_is_by_the_steps_of_each_kind_that_are_done(tmp_path: Path) -> None:
+    steps = [Step("score", {"n": n}) for n in range(4)] + [Step("adapt", {})]
+    lines = [
+        {"step": step.key, "kind": "score", "seconds": seconds, "result": {}}
+        for step, seconds in zip(steps[:2], (10.0, 30.0), strict=True)
+    ]
+    (tmp_path / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    place = Place(tmp_path, "base", None, "cpu", 1, {}, {})
+    cost = estimate_cost(place, steps, steps[2:])
+    assert (cost.seconds, cost.measured, cost.unmeasured) == (40.0, 2, {"adapt": 1})
