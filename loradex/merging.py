@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from catalog.adapters import table_with
 from catalog.errors import UsageError
 from catalog.settings import Settings
-from loradex.arguments import check_arguments
+from loradex.arguments import check_arguments, check_choice
 from loradex.members import (
     MemberSet,
     MemberSource,
@@ -107,6 +108,7 @@ class MergeRequest:
     base: str | None = None
     control: str | None = None
     apply_to: Path | None = None
+    form: str = "peft"
     catalog: Catalog | Settings | None = None
 
     @check_arguments
@@ -137,9 +139,15 @@ class MergeRequest:
                 whole = apply_whole(
                     plan, Path(self.apply_to), target, overwrite=overwrite, pool=pool, progress=step.working
                 )
-                return dataclasses.replace(whole, model=target, notes=notes)
+                return self._finish(whole, target, notes, step)
             merged = carry_out(
-                plan, folder, overwrite=overwrite, pool=pool, engines=engines, progress=step.working
+                plan,
+                folder,
+                overwrite=overwrite,
+                pool=pool,
+                engines=engines,
+                beside=self._gguf_writer(plan),
+                progress=step.working,
             )
             for note in merged.notes:
                 step.note(note)
@@ -152,8 +160,48 @@ class MergeRequest:
                     overwrite=overwrite,
                     progress=ProgressStep(report, "adding to the base").working,
                 )
+            return self._finish(merged, target, notes, step)
+
+    def _finish(
+        self, merged: MergeReport, target: Path, notes: tuple[str, ...], step: ProgressStep
+    ) -> MergeReport:
+        """The report with the files that were asked for, and all notes."""
+        from merging.static import GGUF_NAME
+
+        conversion = self._conversion(target)
+        for note in conversion:
+            step.note(note)
         model = target if self.apply_to else None
-        return dataclasses.replace(merged, model=model, notes=(*notes, *merged.notes))
+        gguf = target / GGUF_NAME if self.form == "gguf" and model is None else None
+        return dataclasses.replace(merged, model=model, gguf=gguf, notes=(*notes, *merged.notes, *conversion))
+
+    def _gguf_writer(self, plan: Plan) -> Callable[[Path], object] | None:
+        """What writes adapter.gguf and a Modelfile beside a merged adapter, if that is asked for."""
+        if self.form != "gguf" or self.apply_to is not None:
+            return None
+        from merging.members import load_member
+        from merging.static import add_gguf
+
+        kind = "float16" if plan.dtype == "float16" else "float32"
+        return lambda folder: add_gguf(load_member(folder), folder, base=self.base or plan.base, dtype=kind)
+
+    def _refuse_form(self, plan: Plan) -> None:
+        """Raises UsageError for an unknown form, and where a GGUF adapter cannot hold the merge."""
+        check_choice("form", self.form, ("peft", "gguf"))
+        if self.form == "gguf" and self.apply_to is None:
+            from merging.static import gguf_base
+
+            gguf_base(self.base or plan.base)
+            if plan.heads:
+                raise UsageError("A GGUF adapter has no place for saved layers; use `heads` drop.")
+
+    def _conversion(self, target: Path) -> tuple[str, ...]:
+        """A note on how the GGUF file of a full model is made, if it is asked for."""
+        if self.form != "gguf" or self.apply_to is None:
+            return ()
+        model, file = (shlex.quote(str(path)) for path in (target, target / "model.gguf"))
+        command = f"python convert_hf_to_gguf.py {model} --outfile {file}"
+        return (f"llama.cpp makes the GGUF file of the model: {command}",)
 
     @contextmanager
     def _check(
@@ -189,6 +237,7 @@ class MergeRequest:
                 *base_notes(table, self.base, opened.members),
                 *layer_notes(layers, opened.members),
             )
+            self._refuse_form(plan)
             for note in notes:
                 report(ProgressEvent("checking", note=note))
             if self.apply_to is not None:
@@ -245,6 +294,7 @@ def merge(
     base: str | None = None,
     control: str | None = None,
     apply_to: str | Path | None = None,
+    form: str = "peft",
     overwrite: bool = False,
     catalog: Catalog | Settings | None = None,
     progress: ProgressOption = False,
@@ -279,6 +329,8 @@ def merge(
         apply_to: The folder of a base model to add the merge to. `out` is then the full model, and the
             adapter lies in the folder `out` with "-adapter" appended; there is none where DoRA members are
             added without a `rank`, exactly.
+        form: "gguf" writes adapter.gguf, a LoRA for llama.cpp, and a Modelfile for Ollama beside the adapter;
+            of a full model (`apply_to`) a note has the command of llama.cpp's own converter.
         overwrite: Replace what is in `out`.
         catalog: Where a pool of this name is found, names of base models that are added to those known, and
             rules for engines in use.
@@ -319,6 +371,7 @@ def merge(
         base=base,
         control=control,
         apply_to=None if apply_to is None else Path(apply_to),
+        form=form,
         catalog=catalog,
     )
     return request.run(out, overwrite=overwrite, progress=progress)

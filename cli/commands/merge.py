@@ -111,6 +111,7 @@ class MergeOptions(TypedDict):
     mixed_ranks: bool
     dtype: str | None
     apply_to: Path | None
+    form: str
     device: str
     seed: int
 
@@ -146,6 +147,15 @@ class MergeOptions(TypedDict):
     metavar="BASE",
     type=EXISTING_FOLDER,
     help="Add the merge to this base model, and write it all.",
+)
+@option(
+    "--format",
+    "form",
+    group=RESULT,
+    metavar="F",
+    type=click.Choice(["peft", "gguf"]),
+    default="peft",
+    help="peft, or gguf: with adapter.gguf and a Modelfile.",
 )
 @device_option
 @option("--seed", metavar="N", default=0, help="Of draws, and of --control.")
@@ -228,6 +238,7 @@ def _render_merge(result: dict[str, Any]) -> str:
             ("heads", _saved(result.get("heads") or {})),
             ("misread", " ".join(result["misread"])),
             ("model", result.get("model", "")),
+            ("gguf", result.get("gguf", "")),
         ]
     )
 

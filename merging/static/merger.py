@@ -65,14 +65,16 @@ class ModuleReport:
 class MergeReport:
     """The result of a merge: the folder, the record as in merge.json, and each module by name.
 
-    `model` is the folder of the base model with the merge added, if requested; `misread` are warnings about
-    engines that do not read the result as PEFT does, `notes` are notes for the user.
+    `model` is the folder of the base model with the merge added, `gguf` the file for llama.cpp, if requested;
+    `misread` are warnings about engines that do not read the result as PEFT does, `notes` are notes for the
+    user.
     """
 
     folder: Path
     record: Mapping[str, Any]
     modules: Mapping[str, ModuleReport]
     model: Path | None = None
+    gguf: Path | None = None
     misread: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -90,7 +92,8 @@ class MergeReport:
             "misread": self.misread,
             **self.record,
         }
-        return facts | ({"model": str(self.model)} if self.model else {})
+        files = {"model": self.model, "gguf": self.gguf}
+        return facts | {key: str(path) for key, path in files.items() if path}
 
 
 def carry_out(
@@ -100,12 +103,14 @@ def carry_out(
     overwrite: bool = False,
     pool: Mapping[str, str] | None = None,
     engines: Sequence[Engine] | None = None,
+    beside: Callable[[Path], object] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """One adapter merged from a plan's members, written to the folder `out` with merge.json and a model card.
 
     `pool` (its name and digest) is copied into the record; `engines` have the rules by which the report and
-    the card say who misreads it, by default the program's own. `progress` is called with the number of
+    the card say who misreads it, by default the program's own. `beside` writes more files into the folder
+    before it appears. `progress` is called with the number of
     modules done and of all. The folder appears complete or not at all. Raises StorageError if writing fails,
     MergeError for values that are not finite.
     """
@@ -126,6 +131,8 @@ def carry_out(
             misread = engine_problems(folder, engines)
             option = rank_option(engines, "vllm", form.rank if form else max(ranks.values()))
             write_text(folder / "README.md", model_card(planned.method, record, misread, option))
+        if beside is not None:
+            beside(folder)
     advice = "; `mixed_ranks=True` writes the ranks as they are"
     note = form.note(ranks, union, advice) if form else None
     return MergeReport(out, record, modules, misread=misread, notes=(note,) if note else ())

@@ -15,7 +15,6 @@ from peft import PeftModel
 
 import loradex
 from catalog.errors import MergeError, UsageError
-from merging.members import load_member
 from merging.static import gguf_base, write_gguf
 from tests.merging.llama import TARGETS, tiny, write
 
@@ -135,10 +134,13 @@ def test_a_merge_of_unlike_members_is_the_same_in_llama_cpp(
         write(tmp_path / f"m{rank}", model(), rank, rank=rank, targets=targets, size=0.1).folder
         for rank, targets in ((2, TARGETS), (5, ("q_proj", "v_proj")), (8, ("down_proj",)))
     ]
-    merged = loradex.merge(folders, "sum", out=tmp_path / "out", mixed_ranks=True).folder
-    write_gguf(load_member(merged), tmp_path / "merge.gguf", base=str(base))
     floor = rms(llama_cpp(None), peft(None))
-    assert rms(llama_cpp(tmp_path / "merge.gguf"), peft(merged)) < 2 * floor + 1e-4
+    for mixed in (True, False):
+        out = tmp_path / f"mixed-{mixed}"
+        merged = loradex.merge(folders, "sum", out=out, mixed_ranks=mixed, base=str(base), form="gguf")
+        assert merged.gguf == out / "adapter.gguf"
+        assert rms(llama_cpp(merged.gguf), peft(merged.folder)) < 2 * floor + 1e-4
+        assert "ADAPTER ./adapter.gguf" in (out / "Modelfile").read_text()
 
 
 def test_the_keys_of_the_file(base: Path, tmp_path: Path) -> None:
@@ -183,3 +185,19 @@ def test_values_that_the_type_cannot_hold_are_refused(base: Path, tmp_path: Path
     with pytest.raises(MergeError, match="is not finite in float16"):
         write_gguf(member, tmp_path / "a.gguf", base=str(base), dtype="float16")
     assert math.isclose(write_gguf(member, tmp_path / "b.gguf", base=str(base)), 8)
+
+
+def test_a_merge_that_a_gguf_file_cannot_hold_leaves_nothing(base: Path, tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", model(), 1).folder
+    with pytest.raises(UsageError, match="heads and layers of acme/unknown are not known"):
+        loradex.merge([folder], "sum", out=tmp_path / "out", form="gguf", base="acme/unknown")
+    with pytest.raises(UsageError, match="`form` is 'onnx'"):
+        loradex.merge([folder], "sum", out=tmp_path / "out", form="onnx")
+    assert not (tmp_path / "out").exists()
+    llama = model()
+    llama.save_pretrained(tmp_path / "base")
+    report = loradex.merge(
+        [folder], "sum", out=tmp_path / "out", form="gguf", apply_to=tmp_path / "base", rank=8
+    )
+    assert report.gguf is None
+    assert f"python convert_hf_to_gguf.py {tmp_path / 'out'} --outfile" in report.notes[-1]
