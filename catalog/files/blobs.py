@@ -139,10 +139,15 @@ class BlobWriter:
 
 
 class BlobStore:
-    """The store below one folder; several threads and processes may use it at once."""
+    """The store below one folder; several threads and processes may use it at once.
 
-    def __init__(self, root: Path) -> None:
+    Files of one that is not `durable` are not flushed to the disk: they are removed before a power cut
+    matters.
+    """
+
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
         self.root = root
+        self._durable = durable
         self._partials = root / "partial"
         self._verified = Verified(root / "verified")
 
@@ -224,6 +229,7 @@ class BlobStore:
         target = self.path(sha256)
         with self._lock(sha256), _refusals_named(self.root):
             target.parent.mkdir(exist_ok=True)
+            sync(other.path(sha256))
             other.path(sha256).replace(target)
             sync(target.parent)
 
@@ -259,7 +265,8 @@ class BlobStore:
                 yield blob
                 if not present:
                     blob.check()
-                    blob.flush()
+                    if self._durable:
+                        blob.flush()
             except BaseException as error:
                 if not blob.offset or isinstance(error, (IntegrityError, StorageError)):
                     blob.discard()
@@ -296,17 +303,21 @@ class BlobStore:
             target.parent.mkdir(exist_ok=True)
             (self._partials / blob.sha256).replace(target)
             blob.remember(None)
-            sync(target.parent)
+            if self._durable:
+                sync(target.parent)
 
 
 @contextmanager
 def temporary_store(parent: Path) -> Iterator[BlobStore]:
-    """A separate store in a temporary folder in `parent`, which is removed when the block ends."""
+    """A separate store in a temporary folder in `parent`, which is removed when the block ends.
+
+    Its files are not flushed to the disk.
+    """
     with ExitStack() as stack:
         with _refusals_named(parent):
             parent.mkdir(parents=True, exist_ok=True)
             folder = stack.enter_context(temporary_folder(parent))
-        yield BlobStore(folder)
+        yield BlobStore(folder, durable=False)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalog.errors import DamagedFileError, IntegrityError, StorageError
-from catalog.files import BlobStore, digest_of
+from catalog.files import BlobStore, digest_of, temporary_store
 
 DATA = bytes(range(256)) * 40
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -411,3 +411,18 @@ def test_what_makes_no_sense_among_the_remembered_is_passed_over(
 
 def test_a_blob_that_is_not_there_has_no_path(store: BlobStore) -> None:
     assert store.path_of(SHA) is None
+
+
+def test_files_that_are_deleted_at_once_are_not_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    with temporary_store(tmp_path) as streamed:
+        path = streamed.put(b"read once")
+        assert (path.read_bytes(), flushed) == (b"read once", [])
+        kept = BlobStore(tmp_path / "kept")
+        kept.put(b"kept")
+        assert len(flushed) == 2, "the bytes, and the name"
+        kept.take_over(hashlib.sha256(b"read once").hexdigest(), streamed)
+        assert len(flushed) == 4, "it is kept now"
