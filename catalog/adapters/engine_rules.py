@@ -324,10 +324,12 @@ def _file_features(config: AdapterConfig, spec: AdapterSpec) -> Iterator[str]:
 def _layer_features(config: AdapterConfig, modules: Collection[LoraModule]) -> Iterator[str]:
     """The features of ranks, scalings and the modules of each layer."""
     yield from _rank_features(modules)
+    # Hundreds of modules have one rank and one scaling.
+    scaled = list({(module.rank, module.scaling): module for module in modules}.values())
     for name, scaling in _SCALINGS.items():
-        if not all(_close(module.scaling, scaling(config, module)) for module in modules):
+        if not all(_close(module.scaling, scaling(config, module)) for module in scaled):
             yield name
-    if modules and not all(_close(module.scaling, next(iter(modules)).scaling) for module in modules):
+    if not all(_close(module.scaling, scaled[0].scaling) for module in scaled):
         yield "scale_of_modules"
     if any(module.kind == "embedding" for module in modules):
         yield "embedding"

@@ -165,7 +165,7 @@ def canonical_tensor(name: str) -> str:
             return name
         below = ".".join(_below_prefix(_unwrap(name.split("."), ())))
         return _move_names(_live(below)) if below else name
-    return _factor_of_name(key)
+    return _factor_of_name(key, key.module)
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
@@ -186,7 +186,7 @@ def first_tensor(name: str) -> str:
         # The module of a factor next to it: prefixes are removed by one rule.
         first = first_key(f"{name}.lora_A.weight")
         return first.module if first else name
-    return _factor_of_name(key)
+    return _factor_of_name(key, key.module)
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
@@ -239,6 +239,7 @@ def _below_prefix(parts: Sequence[str]) -> list[str]:
     return list(parts[max(ends, default=0) :])
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def _live(path: str) -> str:
     """A path as a causal model of transformers has it: with `model.` once, where it was lost or repeated."""
     parts = path.split(".")
@@ -293,10 +294,10 @@ def _places(
 
 
 def _peft_name(key: FactorKey, written: Mapping[str, str]) -> str:
-    return f"{PREFIX}{_factor_of_name(replace(key, module=written[key.module]), embedding_leaf=False)}"
+    return PREFIX + _factor_of_name(key, written[key.module], embedding_leaf=False)
 
 
-def _factor_of_name(key: FactorKey, *, embedding_leaf: bool = True) -> str:
+def _factor_of_name(key: FactorKey, module: str, *, embedding_leaf: bool = True) -> str:
     embedding = "embedding_" if key.kind == "embedding" else ""
     leaf = "" if embedding and not embedding_leaf and key.leaf == "weight" else f".{key.leaf}"
-    return f"{key.module}.lora_{embedding}{key.side}{leaf}"
+    return f"{module}.lora_{embedding}{key.side}{leaf}"

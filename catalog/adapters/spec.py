@@ -6,6 +6,7 @@ scaling.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
@@ -211,6 +212,8 @@ def _is_of_parameters(module: str, holders: Collection[str]) -> bool:
 
     PEFT wraps the module that holds the parameter, once a parameter: `experts.base_layer` is the inner one.
     """
+    if not holders:
+        return False
     while module.endswith(".base_layer"):
         module = module.removesuffix(".base_layer")
     parts = module.split(".")
@@ -299,6 +302,7 @@ def _scaling(name: str, rank: int, rules: ScalingRule, problems: _Problems, *, e
         return None
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def layer_of(name: str) -> int | None:
     """The layer of a module: the first number in its name."""
     numbers = (part for part in name.split(".") if part.isascii() and part.isdigit() and len(part) <= 6)
