@@ -22,10 +22,10 @@ from typing import Any
 
 import hypothesis
 import pytest
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exists, make_url, text
 
+from catalog.database import TableBase, make_engine, opening
 from catalog.database import engine as engines
-from catalog.database import make_engine, opening
 
 SAMPLE_HUB = Path(__file__).parents[1] / "data" / "sample_hub"
 CLOSED_DOOR = "http://127.0.0.1:9"
@@ -51,6 +51,22 @@ LONGEST = (
 )
 # Of each kind of database what the first engine of the program compiles with and into, see `_share_compiled`.
 _compilers: dict[str, tuple[Any, Any]] = {}
+TABLES = TableBase.metadata.sorted_tables
+# Every change of a schema leaves the number of another transaction with what describes it.
+SCHEMA = text(
+    " UNION ALL ".join(
+        f"SELECT '{name}', count(*)::text, coalesce(sum(xmin::text::bigint), 0)::text FROM {name}"
+        for name in ("pg_attribute", "pg_class", "pg_constraint", "pg_proc", "pg_rewrite", "pg_trigger")
+    )
+)
+VERSION = text(f"SELECT version_num FROM {opening.VERSION_TABLE}")
+ENDED_CONNECTIONS = (
+    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{database}'"
+)
+RESTARTED_NUMBERS = text(
+    "SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, 1, false) FROM pg_sequences "
+    "WHERE last_value IS NOT NULL"
+)
 _server_url = pytest.StashKey[str]()
 _server_folder = pytest.StashKey[Path]()
 
@@ -156,8 +172,9 @@ def catalog_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) ->
         shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "catalog.db")
         yield f"sqlite:///{tmp_path / 'catalog.db'}"
     else:
-        template = request.getfixturevalue("postgres_template")
-        yield from request.getfixturevalue("postgres_database")(template)
+        lent: LentDatabase = request.getfixturevalue("lent_database")
+        yield lent.url
+        lent.clean()
 
 
 @pytest.fixture
@@ -212,9 +229,66 @@ def postgres_template(postgres_admin: Engine) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def lent_database(postgres_admin: Engine, postgres_template: str) -> Iterator[LentDatabase]:
+    """A PostgreSQL catalog for one test after the other, see `LentDatabase`."""
+    lent = LentDatabase(postgres_admin, postgres_template)
+    yield lent
+    lent.drop()
+
+
+@pytest.fixture(scope="session")
 def postgres_database(postgres_admin: Engine) -> Callable[[str], Iterator[str]]:
     """Makes a database from a template, yields its URL, drops it."""
     return lambda template: _fresh_database(postgres_admin, template)
+
+
+class LentDatabase:
+    """An empty PostgreSQL catalog, `url`, that is emptied after each test, which costs a tenth of a new one.
+
+    It is made anew if a test changed its schema.
+    """
+
+    def __init__(self, admin: Engine, template: str) -> None:
+        self._admin, self._template = admin, template
+        self._make()
+
+    def _make(self) -> None:
+        self._databases = _fresh_database(self._admin, self._template)
+        self.url = next(self._databases)
+        self._engine = create_engine(self.url, isolation_level="AUTOCOMMIT")
+        with self._engine.connect() as connection:
+            self._schema = connection.execute(SCHEMA).all()
+            self._version = connection.execute(VERSION).all()
+            self._rows = {table: connection.execute(table.select()).mappings().all() for table in TABLES}
+
+    def drop(self) -> None:
+        """Drops the database."""
+        self._engine.dispose()
+        self._databases.close()
+
+    def clean(self) -> None:
+        """Ends what a test left at work, and brings back the rows of a new catalog."""
+        _execute(self._admin, ENDED_CONNECTIONS.format(database=self._engine.url.database))
+        self._engine.dispose()
+        with self._engine.connect() as connection:
+            same = connection.execute(SCHEMA).all() == self._schema
+            if same := same and connection.execute(VERSION).all() == self._version:
+                self._empty(connection)
+        if not same:
+            self.drop()
+            self._make()
+
+    def _empty(self, connection: Connection) -> None:
+        filled = [table for table in TABLES if connection.scalar(exists(table.select()).select())]
+        for table in reversed(filled):
+            connection.execute(table.delete())
+        for table in filled:
+            if rows := self._rows[table]:
+                connection.execute(table.delete())
+                connection.execute(table.insert(), [dict(row) for row in rows])
+            # The next rows come in the order in which they are added.
+            connection.execute(text(f"VACUUM {table.name}"))
+        connection.execute(RESTARTED_NUMBERS)
 
 
 def _create_engine(*arguments: Any, **options: Any) -> Engine:

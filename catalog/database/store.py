@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from catalog.adapters import (
@@ -288,17 +288,18 @@ def sync_bases(session: Session) -> None:
     stored_spellings = set(session.scalars(select(BaseSpellingRow.spelling)))
     missing = [record for record in initial_spellings() if record.spelling not in stored_spellings]
     bases = _base_model_ids(session, {record.canonical for record in missing})
-    session.add_all(
-        BaseSpellingRow(
-            spelling=record.spelling,
-            base_model_id=bases[record.canonical],
-            kind=record.kind,
-            note=record.note,
-            by_user=False,
-        )
+    rows = [
+        {
+            "spelling": record.spelling,
+            "base_model_id": bases[record.canonical],
+            "kind": record.kind,
+            "note": record.note,
+            "by_user": False,
+        }
         for record in missing
-    )
-    session.flush()
+    ]
+    if rows:
+        session.execute(insert(BaseSpellingRow), rows)
 
 
 def spellings(session: Session) -> tuple[SpellingRecord, ...]:

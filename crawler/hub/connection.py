@@ -5,7 +5,9 @@ httpcore accepts a network backend, which httpx's transport does not expose.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +28,18 @@ _ERRORS = (
 )
 
 
+def _ssl_context(*, local: bool) -> Any:
+    """TLS as httpx has it, with the certificates that the environment names unless the Hub is `local`."""
+    names = () if local else tuple(map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR")))
+    return _read_certificates(names)
+
+
+@functools.cache
+def _read_certificates(names: tuple[str | None, ...]) -> Any:
+    """Reading them takes longer than a request to a Hub on this machine."""
+    return httpx.create_ssl_context(trust_env=bool(names))
+
+
 class DeadlineTransport(httpx.BaseTransport):
     """HTTP/1.1 over connections, of which `connections` are kept; raises the errors of httpx.
 
@@ -34,7 +48,7 @@ class DeadlineTransport(httpx.BaseTransport):
 
     def __init__(self, sockets: wire.SocketDeadlines, connections: int, *, local: bool) -> None:
         self._options = {
-            "ssl_context": httpx.create_ssl_context(trust_env=not local),
+            "ssl_context": _ssl_context(local=local),
             "max_connections": None,
             "max_keepalive_connections": connections,
             "keepalive_expiry": 5.0,

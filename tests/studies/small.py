@@ -12,7 +12,7 @@ from typing import NoReturn
 from studies.run import run
 from tests.merging.test_evaluate import tiny_adapter
 from tests.merging.tiny import save_base, tiny_base, write_task
-from tests.studies.grids import make_study
+from tests.studies.grids import keys, make_study
 
 ROWS = [(f"item {number}", "yes" if number % 3 else "no") for number in range(24)]
 TEXT = """\
@@ -56,10 +56,13 @@ def make_world(folder: Path) -> Path:
 
 
 def main() -> None:
-    """`python -m tests.studies.small FILE OUT N…`: carries out a study in a process that is killed after N
-    steps, then goes on in another; writes how each ended, and how many steps there are.
+    """`python -m tests.studies.small FILE OUT N…`: writes the keys of a study's cells; then carries it out in
+    a process that is killed after N steps, and goes on in another; writes how each ended, and how many steps
+    there are.
     """
     path, out = Path(sys.argv[1]), Path(sys.argv[2])
+    sys.stdout.write(f"{sorted(keys(path, out).values())}\n")
+    sys.stdout.flush()
     for most in map(int, sys.argv[3:]):
         child = os.fork()
         if not child:

@@ -140,15 +140,20 @@ def test_what_cells_share_is_made_once(world: Path, tmp_path: Path) -> None:
     assert all(place[item.key] < place[step.key] for step in steps for item in step.inputs.values())
 
 
-def test_keys_are_the_same_in_every_process(world: Path, tmp_path: Path) -> None:
-    code = (
-        "from tests.studies.grids import keys; from pathlib import Path; import sys;"
-        "print(sorted(keys(Path(sys.argv[1]), Path('elsewhere')).values()))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(world)], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == str(sorted(keys(world, tmp_path / "out").values()))
+@pytest.fixture(scope="module")
+def killed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The results of a study whose process was killed twice, and what `tests.studies.small` wrote."""
+    out = tmp_path_factory.mktemp("killed") / "out"
+    words = [sys.executable, "-W", "ignore", "-m", "tests.studies.small", str(world), str(out), "9", "40"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout.splitlines()
+
+
+def test_keys_are_the_same_in_every_process(
+    world: Path, killed: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    assert killed[1][0] == str(sorted(keys(world, tmp_path / "out").values()))
 
 
 @pytest.mark.parametrize(
@@ -263,11 +268,11 @@ def test_a_machine_without_an_accelerator_is_told_all_the_same() -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(world: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    words = [sys.executable, "-W", "ignore", "-m", "tests.studies.small", str(world), str(out), "9", "40"]
-    killed = subprocess.run(words, capture_output=True, text=True)
-    assert killed.stdout == "-9 9\n-9 40\n", killed.stderr
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    world: Path, whole: Path, killed: tuple[Path, list[str]]
+) -> None:
+    out, lines = killed
+    assert lines[1:] == ["-9 9", "-9 40"]
     # What a kill in the middle of a step leaves.
     (out / "steps" / ".0123.half").mkdir()
     outcome = run(*make_study(world, out))
