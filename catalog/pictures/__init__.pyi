@@ -17,6 +17,7 @@ from .canvas import (
     settings,
 )
 from .map import map_picture
+from .merge import merge_picture
 from .positions import layout
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "inches",
     "layout",
     "map_picture",
+    "merge_picture",
     "number",
     "plain",
     "settings",

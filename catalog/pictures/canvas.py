@@ -6,9 +6,11 @@ and a user's settings (a matplotlibrc) are ignored. Text from the Hub is never r
 
 from __future__ import annotations
 
+import html
+import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
@@ -63,6 +65,7 @@ _LONGEST = 300
 # A ratio of largest to smallest from which colours follow the logarithm.
 _LOGARITHMIC = 8.0
 _HUGE = 1e150
+_LINK = re.compile(r'<a xlink:href="([^"]*)"[^>]*>')
 
 
 def check_suffix(path: Path) -> str:
@@ -194,7 +197,8 @@ def colour_scale(values: NDArray[Any]) -> tuple[NDArray[Any], Normalize, str]:
     """(values to colour, scale, which end has an arrow) for finite values of any size; at least one.
 
     Logarithmic where the positive values differ by a factor of 8 or more and none is negative; zeros are then
-    coloured as the smallest positive value, marked by the arrow at the lower end.
+    coloured as the smallest positive value, marked by the arrow at the lower end. Else it begins at 0, so
+    that values which are nearly equal look so.
     """
     import numpy as np
     from matplotlib.colors import LogNorm, Normalize
@@ -206,9 +210,8 @@ def colour_scale(values: NDArray[Any]) -> tuple[NDArray[Any], Normalize, str]:
         smallest = max(float(positive.min()), 1 / _HUGE)
         arrow = "min" if low < smallest else "neither"
         return np.maximum(values, smallest), LogNorm(smallest, high), arrow
-    if low == high:
-        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
-    return values, Normalize(low, high), "neither"
+    low, high = min(low, 0.0), max(high, 0.0)
+    return values, Normalize(low, high if high > low else low + 1.0), "neither"
 
 
 def colour_bar(figure: Figure, place: Place, values: NDArray[Any]) -> None:
@@ -257,7 +260,7 @@ def _ticks(distinct: NDArray[Any], scale: Normalize, length: float, upright: boo
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    low, high = float(distinct[0]), float(distinct[-1])
+    low, high = scale.vmin or 0.0, scale.vmax or 0.0
     choices: list[Any] = [distinct] if distinct.size <= 7 else []
     if isinstance(scale, LogNorm):
         choices += [LogLocator(subs=subs, numticks=99).tick_values(low, high) for subs in ((1, 2, 5), (1, 3))]
@@ -302,8 +305,10 @@ def number(value: float) -> str:
     return f"−{text}" if value < 0 else text
 
 
-def save(figure: Figure, path: Path, title: str) -> None:
+def save(figure: Figure, path: Path, title: str, links: Mapping[str, str] | None = None) -> None:
     """Writes the figure in the format of the file's suffix, atomically; the same bytes each time.
+
+    In an SVG each link of the figure to an address in `links` gets its text as the title that viewers show.
 
     Raises StorageError if the file cannot be written.
     """
@@ -318,8 +323,16 @@ def save(figure: Figure, path: Path, title: str) -> None:
     content = BytesIO()
     with settings():
         figure.savefig(content, format=suffix[1:], dpi=RESOLUTION, metadata=metadata[suffix])
+    data = content.getvalue()
+    if suffix == ".svg" and links:
+        titles = {html.escape(address): html.escape(plain(text)) for address, text in links.items()}
+        data = _LINK.sub(lambda link: _with_title(link, titles), data.decode()).encode()
     try:
         with replace_file(path) as new:
-            new.write_bytes(content.getvalue())
+            new.write_bytes(data)
     except OSError as error:
         raise StorageError(f"The picture {path} cannot be written: {error.strerror}.") from error
+
+
+def _with_title(link: re.Match[str], titles: Mapping[str, str]) -> str:
+    return f"{link[0]}<title>{titles[link[1]]}</title>" if link[1] in titles else link[0]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +62,19 @@ def map_picture(
     says how many were. A point that is not finite has no place and is counted below the map. Both axes have
     the same scale and no unit (`catalog.pictures.positions` explains the distances). Above 2,000 points they
     are pixels inside the SVG or PDF. Above 500 all are circles that cover each other in random order, so that
-    no colour hides another.
+    no colour hides another. In an SVG of vectors each point has the name and value as its title, and a link
+    to its repository on the Hub.
 
     Raises UsageError for a suffix other than .svg, .png or .pdf, for no points, for lengths that differ
     and for a mixture of words and numbers, and StorageError where the file cannot be written.
     """
     canvas.check_suffix(path)
-    canvas.save(map_figure(points, names, colours, title, legend_title, labels), path, title)
+    figure = map_figure(points, names, colours, title, legend_title, labels)
+    links = {}
+    for name, colour in zip(names, colours, strict=True):
+        value = canvas.number(colour) if isinstance(colour, (int, float)) else colour
+        links[address(name)] = name if value is None else f"{name} ({legend_title} {value})"
+    canvas.save(figure, path, title, links if len(points) <= MOST_VECTORS else None)
 
 
 def map_figure(
@@ -93,13 +100,21 @@ def map_figure(
         canvas.heading(figure, title, _summary(len(points), len(placed)))
         axes, places = _axes(figure, points[placed])
         point_colours = [colours[i] for i in placed]
+        urls = np.array([address(names[i]) for i in placed], dtype=object)
         if kind == "numbers":
-            _draw_numbers(figure, axes, places, point_colours, legend_title)
+            _draw_numbers(figure, axes, places, point_colours, urls, legend_title)
         else:
-            _draw_groups(figure, axes, places, point_colours, legend_title if kind == "words" else "")
+            _draw_groups(figure, axes, places, point_colours, urls, legend_title if kind == "words" else "")
         if labels and len(placed) <= MOST_NAMES:
             _draw_names(figure, places, [names[i] for i in placed])
     return figure
+
+
+def address(name: str) -> str:
+    """Where an adapter is on the Hub, by its short name."""
+    repository, _, folder = name.partition(":")
+    place = f"{repository}/tree/main/{folder}" if folder else repository
+    return f"https://huggingface.co/{quote(place, errors='replace')}"
 
 
 def _kind(colours: Sequence[str | float | None]) -> Literal["words", "numbers", "nothing"]:
@@ -148,19 +163,20 @@ def _draw_numbers(
     axes: Axes,
     points: NDArray[np.float64],
     colours: Sequence[Any],
+    urls: NDArray[np.object_],
     legend_title: str,
 ) -> None:
     values = np.array([np.nan if colour is None else float(colour) for colour in colours])
     finite = np.isfinite(values)
     look = _look(len(points))
-    axes.scatter(*points[~finite].T, color=UNKNOWN, edgecolors="white", **look)
+    axes.scatter(*points[~finite].T, color=UNKNOWN, edgecolors="white", urls=urls[~finite], **look)
     top = _draw_legend_title(figure, legend_title)
     x = WIDTH - _LEGEND
     if finite.any():
         colour_map, scale, _ = canvas.colour_scale(values[finite])
         order = _order(len(colour_map))
         look |= {"c": colour_map[order], "norm": scale, "cmap": COLOUR_MAP, "edgecolors": "white"}
-        axes.scatter(*points[finite][order].T, **look)
+        axes.scatter(*points[finite][order].T, urls=urls[finite][order], **look)
         canvas.colour_bar(figure, (x, top - 2.6, 0.14, 2.5), values[finite])
     if not finite.all():
         unknown = _Group("unknown", np.flatnonzero(~finite), UNKNOWN, "o")
@@ -168,14 +184,24 @@ def _draw_numbers(
 
 
 def _draw_groups(
-    figure: Figure, axes: Axes, points: NDArray[np.float64], colours: Sequence[Any], legend_title: str
+    figure: Figure,
+    axes: Axes,
+    points: NDArray[np.float64],
+    colours: Sequence[Any],
+    urls: NDArray[np.object_],
+    legend_title: str,
 ) -> None:
     groups = _groups(colours)
     look = _look(len(points))
     if len(points) <= MOST_MARKERS:
         for group in reversed(groups):
             axes.scatter(
-                *points[group.members].T, color=group.colour, edgecolors="white", marker=group.marker, **look
+                *points[group.members].T,
+                color=group.colour,
+                edgecolors="white",
+                marker=group.marker,
+                urls=urls[group.members],
+                **look,
             )
     else:
         groups = [replace(group, marker="o") for group in groups]
@@ -183,7 +209,7 @@ def _draw_groups(
         for group in groups:
             shade[group.members] = group.colour
         order = _order(len(points))
-        axes.scatter(*points[order].T, color=shade[order].tolist(), **look)
+        axes.scatter(*points[order].T, color=shade[order].tolist(), urls=urls[order], **look)
     if legend_title:
         y = _draw_legend_title(figure, legend_title)
         for group in groups:

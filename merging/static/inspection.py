@@ -10,20 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from catalog.adapters import BaseTable
 from catalog.errors import UsageError
-from catalog.extras import require_extra
-from catalog.files import replace_file
-from merging.members import MergeMember, Stack, iterate_stacks, load_members, shapes, storage
+from merging.members import MergeMember, Stack, iterate_stacks, load_members, shapes
 from merging.methods import Grams, coordinates, grams, pair_products, precise_truncation
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from torch import Tensor
-
-# Limits of a picture: names, members whose cosines are written out, characters of a name.
-_MOST_NAMES = 40
-_MOST_NUMBERS = 12
-_NAME = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +53,17 @@ class Inspection:
         return next(ranks, len(self.energy_by_rank))
 
     def plot(self, path: Path) -> None:
-        """Writes a picture of the cosines and of the energy by rank, in the format of the file's suffix.
+        """Writes a picture of the cosines and of the energy by rank: .svg, .png or .pdf.
 
-        Raises UsageError if the extra `plot` is not installed, StorageError if writing fails.
+        Raises UsageError for another suffix and where the extra `plot` is not installed, StorageError if
+        writing fails.
         """
-        require_extra("plot", "A picture")
-        from matplotlib.figure import Figure
+        import numpy as np
 
-        height = 3.6 + 0.1 * min(len(self.names), _MOST_NAMES)
-        figure = Figure(figsize=(1.4 * height + 5.0, height), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1.4 * height, 5.0))
-        _draw_cosines(self, figure, left)
-        _draw_energy(self, right)
-        with storage(path), replace_file(path) as new:
-            figure.savefig(new, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        from catalog.pictures import merge_picture
+
+        ranks = {share: self.rank_for(share) for share in (0.5, 0.9, 0.99)} if self.energy_by_rank else {}
+        merge_picture(self.names, np.array(self.cosines), self.energy_by_rank, ranks, path)
 
 
 class _PairSums:
@@ -132,54 +120,6 @@ def inspect(
             progress(number + 1, len(union))
     names = tuple(member.name for member in loaded[:count])
     return _inspection(names, used, sums, result is not None)
-
-
-def _draw_cosines(inspection: Inspection, figure: Figure, axes: Axes) -> None:
-    """The cosines between different members: colours span the largest of them, the diagonal is grey."""
-    import numpy as np
-
-    count = len(inspection.names)
-    off_diagonal = np.ma.masked_array(inspection.cosines, mask=np.eye(count, dtype=bool))
-    limit = float(np.abs(off_diagonal).max()) if count > 1 else 1.0
-    axes.set_facecolor("0.85")
-    image = axes.imshow(off_diagonal, vmin=-(limit or 1.0), vmax=limit or 1.0, cmap="RdBu_r")
-    step = -(-count // _MOST_NAMES)
-    ticks = range(0, count, step)
-    names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in inspection.names]
-    axes.set_xticks(ticks, [str(n + 1) for n in ticks], fontsize=7 if count <= 30 else 5)
-    axes.set_yticks(ticks, [f"{names[n]}  {n + 1}" for n in ticks], fontsize=7)
-    axes.tick_params(length=0)
-    axes.set_title("Cosines between members", fontsize=10)
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
-    bar.ax.tick_params(labelsize=8)
-    if count <= _MOST_NUMBERS:
-        for i, j in ((i, j) for i in range(count) for j in range(count) if i != j):
-            dark = abs(inspection.cosines[i][j]) > 0.6 * limit
-            colour = "white" if dark else "black"
-            axes.text(
-                j, i, f"{inspection.cosines[i][j]:.2f}", ha="center", va="center", fontsize=7, color=colour
-            )
-
-
-def _draw_energy(inspection: Inspection, axes: Axes) -> None:
-    """The share of the sum's energy by rank, with the ranks that keep 50, 90 and 99 %."""
-    from matplotlib.ticker import MaxNLocator
-
-    ranks = range(1, len(inspection.energy_by_rank) + 1)
-    axes.plot(
-        ranks, inspection.energy_by_rank, marker="o" if len(ranks) <= 64 else "", markersize=3, linewidth=1.2
-    )
-    for share in (0.5, 0.9, 0.99) if inspection.energy_by_rank else ():
-        rank = inspection.rank_for(share)
-        axes.plot([0, rank, rank], [share, share, 0], color="0.6", linewidth=0.8, linestyle=":")
-        axes.annotate(
-            f"{share:.0%}: rank {rank}", (rank, share), (4, -10), textcoords="offset points", fontsize=8
-        )
-    axes.set(xlabel="rank", ylabel="share of the energy", ylim=(0, 1.03), xlim=(0, None))
-    axes.set_title("Energy of the weighted sum that a rank keeps", fontsize=10)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _add_overlaps(sums: _PairSums, gram_pair: Grams, stack: Stack, count: int) -> None:

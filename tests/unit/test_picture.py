@@ -23,6 +23,7 @@ from catalog.errors import StorageError, UsageError
 from catalog.pictures import canvas
 from catalog.pictures.adapter import MOST_ROWS, adapter_figure, adapter_picture
 from catalog.pictures.map import MOST_NAMES, MOST_VECTORS, map_figure, map_picture
+from catalog.pictures.merge import merge_figure, merge_picture
 
 pytestmark = pytest.mark.slow
 
@@ -313,12 +314,12 @@ def test_numbers_have_three_figures(value: float, written: str) -> None:
 @pytest.mark.parametrize(
     ("values", "logarithmic", "arrow", "limits"),
     [
-        pytest.param([1, 2, 4], False, "neither", (1, 4), id="narrow"),
+        pytest.param([1, 2, 4], False, "neither", (0, 4), id="narrow"),
         pytest.param([1, 2, 8], True, "neither", (1, 8), id="wide"),
         pytest.param([0, 1, 8], True, "min", (1, 8), id="zero-and-wide"),
         pytest.param([-1, 0.01, 9], False, "neither", (-1, 9), id="signs"),
-        pytest.param([0, 0], False, "neither", (-0.5, 0.5), id="zero"),
-        pytest.param([4, 4], False, "neither", (2, 6), id="one-value"),
+        pytest.param([0, 0], False, "neither", (0, 1), id="zero"),
+        pytest.param([4, 4], False, "neither", (0, 4), id="one-value"),
         pytest.param([-1e308, 1e308], False, "neither", (-1e150, 1e150), id="huge"),
         pytest.param([5e-324, 1e308], True, "min", (1e-150, 1e150), id="widest"),
     ],
@@ -598,3 +599,43 @@ def test_the_same_bytes_twice(tmp_path: Path) -> None:
         map_picture(clusters(50), [f"n{i}" for i in range(50)], ["a", "b"] * 25, "Title", "l", path, True)
         digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
     assert len(digests) == 1
+
+
+def test_points_of_an_svg_have_a_title_and_lead_to_the_hub(tmp_path: Path) -> None:
+    names = ["ann/one", "ann/two:checkpoint 1", HOSTILE[8]]
+    points = np.array([[0, 0], [1, 0], [0, 1]])
+    map_picture(points, names, [4, 8, None], "t", "rank", tmp_path / "m.svg", labels=False)
+    links = {}
+    for link in ElementTree.parse(tmp_path / "m.svg").iter("{http://www.w3.org/2000/svg}a"):
+        title = link.find("{http://www.w3.org/2000/svg}title")
+        links[link.attrib["{http://www.w3.org/1999/xlink}href"]] = title is not None and title.text
+    hub = "https://huggingface.co"
+    assert links[f"{hub}/ann/one"] == "ann/one (rank 4)"
+    assert links[f"{hub}/ann/two/tree/main/checkpoint%201"] == "ann/two:checkpoint 1 (rank 8)"
+    assert links[f"{hub}/--%3E%20%3Cscript%3Ealert%281%29%3C/script%3E%20%3C%21--"] == HOSTILE[8]
+
+
+def test_colours_of_cosines_are_the_same_whatever_the_members_are(tmp_path: Path) -> None:
+    """A cosine of 0.2 has the colour of 0.2, also where it is the largest."""
+    colours = []
+    for other in (0.2, 0.9):
+        cosines = np.array([[1, 0.2, other], [0.2, 1, 0], [other, 0, 1]])
+        figure = merge_figure(["a", "b", "c"], cosines, [0.6, 1.0], {0.5: 1})
+        image = figure.axes[0].images[0]
+        colours.append(image.to_rgba(image.get_array())[0, 1])
+        assert (image.norm.vmin, image.norm.vmax) == (-1, 1)
+        assert [text.get_text() for text in figure.axes[0].texts][1] == "0.20"
+    assert (colours[0] == colours[1]).all()
+    assert colours[0][:3].min() > 0.7
+
+
+def test_a_picture_of_members_is_drawn_with_any_names(tmp_path: Path) -> None:
+    names = HOSTILE[:14]
+    for path in (tmp_path / "a.svg", tmp_path / "b.svg"):
+        merge_picture(names, np.eye(14), [0.5, 1.0], {0.5: 1, 0.9: 2}, path)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "<script>" not in (tmp_path / "a.svg").read_text()
+    with pytest.raises(UsageError, match="supported format"):
+        merge_picture(names, np.eye(14), [], {}, tmp_path / "a.txt")
+    with pytest.raises(UsageError, match="a row of cosines"):
+        merge_picture(names, np.eye(3), [], {}, tmp_path / "c.svg")
