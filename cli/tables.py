@@ -42,6 +42,11 @@ def engine_lines(rows: Sequence[EngineVerdict]) -> list[tuple[str, str]]:
     return [(label, text) for label, text in lines if text]
 
 
+def reasons_with_counts(reasons: Mapping[str, int]) -> str:
+    """Reasons, each with the number of adapters that it holds for."""
+    return "; ".join(f"{text} ({count:,})" for text, count in reasons.items())
+
+
 def short_targets(names: Sequence[str] | None) -> str:
     """Target modules in few letters: `q,v`, or `all-linear` for the seven of a Llama layer."""
     short = {name.removesuffix("_proj") for name in names or ()}
@@ -144,4 +149,25 @@ def pool_text(pool: Mapping[str, Any], places: Mapping[str, Path]) -> str:
         ("to compare", ", ".join(row["kind"] for row in pool["controls"])),
     ]
     columns = (score_column(), Column("adapter"), RANK, Column("license"), Column("why"))
-    return "\n".join([label_lines(rows), "", *table(members, columns)])
+    lines = [label_lines(rows), "", *table(members, columns)]
+    if verdicts := pool.get("runs_in"):
+        lines += ["", label_lines(member_engine_lines(verdicts))]
+    return "\n".join(lines)
+
+
+def member_engine_lines(verdicts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """For each engine how many members it runs, with which option, and why not the others."""
+    lines = []
+    for engine in dict.fromkeys(row["engine"] for row in verdicts):
+        rows = [row for row in verdicts if row["engine"] == engine]
+        counts = {label: sum(row["runs"] is runs for row in rows) for runs, label in RUNS.items()}
+        options = sorted({row["option"] for row in rows if row["option"]}, key=len)
+        reasons: dict[str, list[str]] = {}
+        for row in rows:
+            for reason in row["reasons"]:
+                reasons.setdefault(reason, []).append(row["adapter"])
+        parts = [f"runs {counts['yes']:,} of {len(rows):,}{f' ({options[-1]})' if options else ''}"]
+        parts += [f"unknown {counts['unknown']:,}"] if counts["unknown"] else []
+        parts += [f"{', '.join(first_of(names, 3))}: {reason}" for reason, names in reasons.items()]
+        lines.append((engine, DOT.join(parts)))
+    return lines

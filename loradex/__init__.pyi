@@ -2,7 +2,7 @@ from . import errors
 from .catalog import Catalog, open
 from .comparison import fingerprint
 from .diagnosis import DoctorReport, doctor
-from .engines import EngineRow, EngineVerdict, engines, normalise, runs_in
+from .engines import EngineCount, EngineRow, EngineVerdict, count_engines, engines, normalise, runs_in
 from .errors import LoradexError, NotFoundError, UsageError
 from .events import ProgressCallback, ProgressEvent, ProgressOption
 from .hub import serve_hub
@@ -41,6 +41,7 @@ __all__ = [
     "AdaptiveRow",
     "Catalog",
     "DoctorReport",
+    "EngineCount",
     "EngineRow",
     "EngineVerdict",
     "ImportedTasks",
@@ -68,6 +69,7 @@ __all__ = [
     "adapt",
     "adaptive_methods",
     "built_in_studies",
+    "count_engines",
     "doctor",
     "engines",
     "errors",

@@ -18,8 +18,10 @@ from catalog.adapters import (
     AdapterReference,
     BaseSpelling,
     BaseTable,
+    EngineCount,
     SpellingKind,
     adapter_name,
+    count_verdicts,
     initial_spellings,
     load_engines,
 )
@@ -393,6 +395,32 @@ class Catalog:
         with reading(self.settings) as session:
             row = browse.find_adapter(session, reference)
             return browse.details(session, row, refusing(rules), load_engines(self.settings.engines))
+
+    @check_arguments
+    def count_engines(self, where: str = "", *, rules: str = "ours") -> Rows[EngineCount]:
+        """How many adapters each engine runs as PEFT does, and why not the others; by the rules in use.
+
+        Args:
+            where: Only those that this filter accepts.
+            rules: The rules of the verdict, which a filter may ask for.
+
+        Returns:
+            A row an engine: `runs`, `runs_not`, `unknown`, and how often there is each reason.
+
+        Raises:
+            UsageError: The filter is not valid, or the file of rules is not a table of engines.
+            NotFoundError: The catalog does not know a base model of the filter.
+
+        Example:
+            >>> [row.runs_not > 0 for row in catalog.count_engines() if row.engine == "vllm"]
+            [True]
+        """
+        query, engines = self._read_filter(where), load_engines(self.settings.engines)
+        with reading(self.settings) as session:
+            if query is not None:
+                browse.refuse_unknown_bases(session, query)
+            facts = browse.stored_engine_facts(session, query, refusing(rules))
+            return Rows(count_verdicts(facts, engines), EngineCount)
 
     @check_arguments
     def draw_adapter(self, adapter: str, path: str | Path) -> Path:

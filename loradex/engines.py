@@ -8,8 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from catalog.adapters import (
+    CONFIG_NAME,
+    count_verdicts,
+    engine_facts,
+    read_engine_facts,
+    read_folder,
+    verdicts,
+)
+from catalog.adapters import EngineCount as EngineCount
 from catalog.adapters import EngineVerdict as EngineVerdict
-from catalog.adapters import engine_facts, read_folder, verdicts
 from catalog.settings import Settings
 from loradex.arguments import check_arguments
 from loradex.members import load_folded, read_engines, split_layers
@@ -91,6 +99,30 @@ def runs_in(folder: str | Path, catalog: Catalog | Settings | None = None) -> Ro
     adapter = read_folder(Path(folder))
     facts = engine_facts(adapter.config, adapter.spec)
     return Rows(verdicts(facts, read_engines(catalog)), EngineVerdict)
+
+
+@check_arguments
+def count_engines(folder: str | Path, catalog: Catalog | Settings | None = None) -> Rows[EngineCount]:
+    """How many of the adapters below a folder each engine runs as PEFT does, and why not the others.
+
+    Args:
+        folder: It is searched for adapter_config.json. Where one has no adapter_model.safetensors beside it,
+            the configuration alone decides, and what it does not decide is not known.
+        catalog: As for `engines`.
+
+    Returns:
+        A row an engine: `runs`, `runs_not`, `unknown`, and how often there is each reason.
+
+    Raises:
+        UsageError, NotFoundError: The file of rules is not a table of engines, or missing.
+
+    Example:
+        >>> [row.runs_not for row in loradex.count_engines("out") if row.engine == "peft"]
+        [0]
+    """
+    folders = sorted(path.parent for path in Path(folder).rglob(CONFIG_NAME))
+    counts = count_verdicts(map(read_engine_facts, folders), read_engines(catalog))
+    return Rows(counts, EngineCount)
 
 
 @check_arguments

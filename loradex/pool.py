@@ -9,7 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
-from catalog.adapters import CONFIG_NAME, USES, WEIGHTS_NAME, load_engines
+from catalog.adapters import (
+    CONFIG_NAME,
+    USES,
+    WEIGHTS_NAME,
+    EngineFacts,
+    load_engines,
+    read_engine_facts,
+    verdicts,
+)
 from catalog.errors import ConfigError, MergeError, UsageError, WeightsError
 from catalog.files import BlobStore
 from catalog.pools import (
@@ -27,12 +35,13 @@ from catalog.pools import (
     misread_members,
     read_record,
     rewritten_members,
+    verify_added,
     verify_files,
 )
 from catalog.settings import Settings
 from loradex.arguments import check_arguments, check_choice
 from loradex.progress import ProgressOption, ProgressStep, reporting
-from loradex.rows import cell_text, html_table
+from loradex.rows import MemberVerdict, Rows, cell_text, html_table
 
 _FIRST = 3
 
@@ -246,6 +255,42 @@ class Pool:
         )
         return PoolExport(tuple(paths), tuple(folders), self.digest, tuple(problems), misread, tuple(notes))
 
+    def runs_in(self) -> Rows[MemberVerdict]:
+        """Which engines run each member as PEFT does, and why others do not.
+
+        Of an export its files are read, else what the catalog stores of the members. The rules are those that
+        the catalog was opened with, or loradex's own.
+
+        Returns:
+            A row for each member and engine; `runs` is None where the files are not known here.
+
+        Raises:
+            UsageError, NotFoundError: The file of rules is not a table of engines, or missing.
+
+        Example:
+            >>> {row.runs for row in pool.runs_in() if row.engine == "vllm"}
+            {True}
+        """
+        engines = load_engines(None if self.settings is None else self.settings.engines)
+        rows = [
+            MemberVerdict(member.adapter, row.engine, row.runs, row.reasons, row.remedies, row.option)
+            for member, facts in zip(self.members, self._engine_facts(), strict=True)
+            for row in verdicts(facts or EngineFacts(whole=False), engines)
+        ]
+        return Rows(rows, MemberVerdict)
+
+    def _engine_facts(self) -> list[EngineFacts | None]:
+        """What engines look at in each member, None where its files are not known here."""
+        place = in_export(self.manifest, self.folder) if self.folder is not None else None
+        if place is not None:
+            return [read_engine_facts(place(row, row.files[0]).parent) for row in self.members]
+        if self.settings is None:
+            return [None for _ in self.members]
+        from catalog.database import pool_store, reading_if_any
+
+        with reading_if_any(self.settings) as session:
+            return [pool_store.engine_facts_of(session, row) if session else None for row in self.members]
+
     @check_arguments
     def verify(
         self, *, use: str | None = None, online: bool = False, progress: ProgressOption = False
@@ -302,6 +347,7 @@ class Pool:
         problems = verify_files(self.manifest, self._place_of_files(folder), progress, record)
         if folder is None or record is None:
             return problems, True
+        problems += verify_added(self.manifest, folder, record)
         harmed = {problem.member for problem in problems}
         problems += [row for row in load_problems_of(self.manifest, folder) if row.member not in harmed]
         return problems, record.as_is

@@ -145,6 +145,21 @@ class PoolRow:
 
 
 @dataclass(frozen=True)
+class MemberVerdict:
+    """Whether an engine runs a member of a pool as PEFT does; None where that is not known.
+
+    `reasons` say why not, `remedies` what makes it run, and `option` is what the engine must be started with.
+    """
+
+    adapter: str
+    engine: str
+    runs: bool | None
+    reasons: Sequence[str] = ()
+    remedies: Sequence[str] = ()
+    option: str = ""
+
+
+@dataclass(frozen=True)
 class FolderFingerprint:
     """The measurements of the weights in an adapter's folder, all of the products scaling * B A.
 

@@ -19,11 +19,13 @@ from catalog.query import FIELDS
 from catalog.rules import Reason
 from catalog.selection import STRATEGIES
 from cli.main import COMMANDS, loradex
+from loradex import count_engines
 from merging.methods import METHODS
 from tools import coverage, study_pages
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+SAMPLE_HUB = ROOT / "data" / "sample_hub"
 DOCS = ROOT / "docs"
 CHOOSE = DOCS / "choose.md"
 HELP = DOCS / "reference" / "commands.md"
@@ -151,6 +153,15 @@ def engine_table() -> str:
     return "\n".join(["| engine | version | ranks | limit | source |", "|---|---|---|---|---|", *rows])
 
 
+def engine_counts(folder: Path) -> str:
+    """A row an engine: how many of the adapters below a folder it runs, and why not the others."""
+    lines = ["| engine | runs | not | unknown | because it |", "|---|---:|---:|---:|---|"]
+    for row in count_engines(folder):
+        reasons = "; ".join(f"{text} ({count})" for text, count in row.reasons.items())
+        lines.append(f"| {row.engine} | {row.runs} | {row.runs_not} | {row.unknown} | {reasons} |")
+    return "\n".join(lines)
+
+
 def feature_table() -> str:
     """A row a feature of an adapter, and what each engine does that does not run it."""
     rows = []
@@ -181,7 +192,11 @@ PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     FILTERS: {"fields": field_table},
     MERGING: {"methods": method_table},
     CHOOSE: {"strategies": strategy_table},
-    ENGINES: {"engines": engine_table, "features": feature_table},
+    ENGINES: {
+        "engines": engine_table,
+        "counts": lambda: engine_counts(SAMPLE_HUB),
+        "features": feature_table,
+    },
     ARCHITECTURE: {"levels": layer_drawing},
     STUDIES: {"coverage": coverage.table},
 }

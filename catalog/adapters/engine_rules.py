@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -151,6 +152,20 @@ class EngineVerdict:
     option: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineCount:
+    """How many adapters an engine runs as PEFT does, how many not, and of how many that is not known.
+
+    `reasons` count those that it does not run, each reason by itself; an adapter may have several.
+    """
+
+    engine: str
+    runs: int
+    runs_not: int
+    unknown: int
+    reasons: Mapping[str, int]
+
+
 def engine_facts(config: AdapterConfig, spec: AdapterSpec | None = None) -> EngineFacts:
     """What engines look at in an adapter, from its configuration and, if it was read, its weights file."""
     settings = set(_settings(config))
@@ -189,6 +204,19 @@ def verdict(engine: Engine, facts: EngineFacts) -> EngineVerdict:
 def verdicts(facts: EngineFacts, engines: Iterable[Engine]) -> tuple[EngineVerdict, ...]:
     """The verdict of each engine."""
     return tuple(verdict(engine, facts) for engine in engines)
+
+
+def count_verdicts(every: Iterable[EngineFacts | None], engines: Iterable[Engine]) -> tuple[EngineCount, ...]:
+    """How many of these adapters each engine runs; None is an adapter of which nothing can be read."""
+    facts = [EngineFacts(whole=False) if one is None else one for one in every]
+    counts = []
+    for engine in engines:
+        rows = [verdict(engine, one) for one in facts]
+        answers = Counter(row.runs for row in rows)
+        reasons = Counter(reason for row in rows for reason in row.reasons)
+        ordered = dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])))
+        counts.append(EngineCount(engine.name, answers[True], answers[False], answers[None], ordered))
+    return tuple(counts)
 
 
 def load_engines(path: Path | None = None) -> tuple[Engine, ...]:

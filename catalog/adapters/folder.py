@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalog.adapters.config import AdapterConfig, parse_config
+from catalog.adapters.engine_rules import EngineFacts, engine_facts
 from catalog.adapters.feature import PARTIAL, beside_the_update
 from catalog.adapters.header import Header, parse_header
 from catalog.adapters.records import Finding
@@ -58,6 +59,20 @@ def read_folder(path: Path) -> AdapterFolder:
         )
     header = read_header(weights, f"{path} cannot be read")
     return AdapterFolder(path, config, weights, lora_modules(header, config))
+
+
+def read_engine_facts(folder: Path) -> EngineFacts | None:
+    """What engines look at in the adapter in a folder, by its configuration alone without a weights file that
+    can be read; None if the configuration cannot be.
+    """
+    try:
+        config = read_config(folder, f"{folder} cannot be read")
+    except ConfigError:
+        return None
+    try:
+        return engine_facts(config, read_folder(folder).spec)
+    except (ConfigError, WeightsError):
+        return engine_facts(config)
 
 
 def read_config(folder: Path, refusal: str) -> AdapterConfig:

@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from catalog.adapters import EngineFacts
+from catalog.database import store
 from catalog.database.schema import Adapter, PoolMember, Repository, SavedPool
 from catalog.errors import NotFoundError, PoolError
 from catalog.pools import Manifest, Member, parse_manifest
@@ -48,6 +50,12 @@ def known_adapter(session: Session, member: Member) -> int | None:
         .where(Repository.hub_id == member.hub_id, Adapter.commit == member.commit)
         .where(Adapter.subfolder == member.subfolder)
     )
+
+
+def engine_facts_of(session: Session, member: Member) -> EngineFacts | None:
+    """What engines look at in a member at its commit, None where the catalog does not hold its files."""
+    adapter_id = known_adapter(session, member)
+    return None if adapter_id is None else store.read_facts(session, session.get_one(Adapter, adapter_id))
 
 
 def find_pool(session: Session, name: str) -> Manifest:

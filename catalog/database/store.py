@@ -167,16 +167,28 @@ def known_weights(session: Session, digest: str) -> WeightsRecord | None:
     return WeightsRecord(row.digest, row.size, header, row.tensor_digest, fingerprints, row.git_oid)
 
 
+def read_facts(session: Session, adapter: Adapter) -> EngineFacts | None:
+    """What engines look at in an adapter, from its stored files; None without a valid configuration."""
+    document = session.get(DocumentRow, adapter.config_digest) if adapter.config_digest else None
+    file = session.get(WeightsFile, adapter.weights_digest) if adapter.weights_digest else None
+    return engine_facts_of(
+        document.content if document else None, file.header if file else None, file.size if file else 0
+    )
+
+
 def engine_facts_of(config: bytes | None, header: bytes | None, size: int) -> EngineFacts | None:
     """What engines look at in an adapter with this configuration and this compressed header of its file.
 
-    None without a valid configuration, or for a header that cannot be read.
+    By the configuration alone without a valid header; None without a valid configuration.
     """
     try:
         parsed = parse_config(config or b"")
-        head = parse_header(zlib.decompress(header), size) if header is not None else None
-    except (ConfigError, WeightsError):
+    except ConfigError:
         return None
+    try:
+        head = parse_header(zlib.decompress(header), size) if header is not None else None
+    except WeightsError:
+        head = None
     return engine_facts(parsed, lora_modules(head, parsed) if head is not None else None)
 
 

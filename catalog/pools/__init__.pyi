@@ -10,6 +10,7 @@ from .folders import (
     misread_members,
     read_record,
     rewritten_members,
+    verify_added,
     verify_files,
 )
 from .manifest import (
@@ -48,5 +49,6 @@ __all__ = [
     "read_manifest",
     "read_record",
     "rewritten_members",
+    "verify_added",
     "verify_files",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -56,16 +56,25 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What export.json says of a pool's files, by their paths in the export; `as_is`: no file was changed."""
+    """What export.json says of a pool's files, by their paths in the export; `as_is`: no file was changed.
+
+    `added` are files beside the pinned ones, such as adapter.gguf.
+    """
 
     pool: str
     as_is: bool
     files: Mapping[str, WrittenFile]
+    added: Mapping[str, PinnedFile] = field(default_factory=dict)
 
     def canonical(self) -> bytes:
         """The bytes of export.json."""
         files = [{"path": path, **asdict(file)} for path, file in sorted(self.files.items())]
         document = {"format": RECORD_FORMAT, "pool": self.pool, "as_is": self.as_is, "files": files}
+        if self.added:
+            document["added"] = [
+                {"path": path, "size": file.size, "sha256": file.sha256}
+                for path, file in sorted(self.added.items())
+            ]
         return f"{json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False)}\n".encode()
 
 
@@ -155,6 +164,7 @@ def _write_record(
 ) -> None:
     """Changes the members' folders so that PEFT loads them, unless `as_is`, and writes export.json."""
     files: dict[str, WrittenFile] = {}
+    added: dict[str, PinnedFile] = {}
     for member in manifest.members:
         place = folder / member_folder(member)
         if not as_is:
@@ -165,7 +175,10 @@ def _write_record(
             written = place / file.name
             path = (member_folder(member) / file.name).as_posix()
             files[path] = WrittenFile(file.sha256, digest_of(written), written.stat().st_size)
-    record = ExportRecord(manifest.digest, as_is, files)
+        for other in sorted({path.name for path in place.iterdir()} - {file.name for file in member.files}):
+            path = (member_folder(member) / other).as_posix()
+            added[path] = PinnedFile(other, (place / other).stat().st_size, digest_of(place / other))
+    record = ExportRecord(manifest.digest, as_is, files, added)
     (folder / EXPORT_RECORD).write_bytes(record.canonical())
 
 
@@ -185,7 +198,12 @@ def read_record(folder: Path) -> ExportRecord | None:
             raise ValueError(f"it does not have the format {RECORD_FORMAT}")
         rows = [dict(row) for row in document["files"]]
         files = {str(row.pop("path")): WrittenFile(**row) for row in rows}
-        record = ExportRecord(str(document["pool"]), document["as_is"] is True, files)
+        rows = [dict(row) for row in document.get("added", ())]
+        added = {
+            str(row["path"]): PinnedFile(str(row["path"]).rpartition("/")[2], row["size"], row["sha256"])
+            for row in rows
+        }
+        record = ExportRecord(str(document["pool"]), document["as_is"] is True, files, added)
         if record.canonical() != data:
             raise ValueError("it was edited")
     except (ConfigError, KeyError, TypeError, ValueError) as error:
@@ -263,6 +281,24 @@ def verify_files(
                     PoolProblem(member.adapter, "changed", f"{member.adapter}: {file.name} {reason}.")
                 )
     progress(len(manifest.members), len(manifest.members))
+    return problems
+
+
+def verify_added(manifest: Manifest, folder: Path, record: ExportRecord) -> list[PoolProblem]:
+    """The files that an export wrote beside the pinned ones and that are missing or have other bytes."""
+    problems = []
+    for member in manifest.members:
+        below = f"{member_folder(member).as_posix()}/"
+        for path, file in record.added.items():
+            if path != f"{below}{file.name}":
+                continue
+            if not (folder / path).is_file():
+                problems.append(
+                    PoolProblem(member.adapter, "missing", f"{member.adapter} has no {file.name}.")
+                )
+            elif reason := _difference(folder / path, file):
+                text = f"{member.adapter}: {file.name} {reason.replace('pinned', 'written')}."
+                problems.append(PoolProblem(member.adapter, "changed", text))
     return problems
 
 

@@ -18,6 +18,7 @@ from catalog.adapters import (
     AdapterReference,
     AdapterRow,
     Engine,
+    EngineFacts,
     EngineVerdict,
     verdicts,
 )
@@ -26,12 +27,10 @@ from catalog.database import (
     AdapterReason,
     BaseModelRow,
     Crawl,
-    DocumentRow,
     Embedding,
     FingerprintRow,
     Repository,
     RepositoryAlias,
-    WeightsFile,
     count_rows,
     has_reason,
     retries,
@@ -39,7 +38,7 @@ from catalog.database import (
     waiting,
 )
 from catalog.errors import NotFoundError, UsageError
-from catalog.query import FIELDS, Prefix, Query, fold, query_row, texts_asked
+from catalog.query import FIELDS, Prefix, Query, fold, query_row, stored_facts, texts_asked
 from catalog.search.rows import BY_NAME, from_current
 
 SORTS: dict[str, tuple[ColumnElement[Any], ...]] = {
@@ -150,12 +149,19 @@ def engine_verdicts(
     session: Session, adapter: Adapter, engines: Sequence[Engine]
 ) -> tuple[EngineVerdict, ...]:
     """Which engines run an adapter, by its stored configuration and header; none if it has no valid one."""
-    document = session.get(DocumentRow, adapter.config_digest) if adapter.config_digest else None
-    file = session.get(WeightsFile, adapter.weights_digest) if adapter.weights_digest else None
-    facts = store.engine_facts_of(
-        document.content if document else None, file.header if file else None, file.size if file else 0
-    )
+    facts = store.read_facts(session, adapter)
     return () if facts is None else verdicts(facts, engines)
+
+
+def stored_engine_facts(
+    session: Session, where: Query | None, refusing: Collection[str]
+) -> Iterator[EngineFacts]:
+    """What engines look at in each current adapter that a filter accepts."""
+    query = from_current(select(Adapter))
+    if where is not None:
+        query = query.where(where.clause(refusing))
+    for adapter in session.scalars(query.execution_options(yield_per=_PAGE)):
+        yield stored_facts(adapter)
 
 
 def totals(

@@ -9,9 +9,9 @@ import click
 
 import loradex
 from cli.app import App, pass_app
-from cli.options import FOLDER, Command, option
+from cli.options import FOLDER, Command, option, where_option
 from cli.output import Column, label_lines, output_options
-from cli.tables import runs_column
+from cli.tables import reasons_with_counts, runs_column
 
 ENGINES = (
     Column("engine"),
@@ -30,18 +30,36 @@ VERDICTS = (
 )
 
 
+COUNTS = (
+    Column("engine"),
+    Column("runs", right=True),
+    Column("runs_not", "not", True),
+    Column("unknown", right=True),
+    Column("reasons", "because it", show=reasons_with_counts),
+)
+
+
 @click.command()
 @click.argument("folder", required=False, type=FOLDER)
+@option("--counts", is_flag=True, help="Count the adapters of the catalog, or those below FOLDER.")
+@where_option
 @output_options(lists=True)
 @pass_app
-def engines(app: App, folder: Path | None) -> None:
+def engines(app: App, folder: Path | None, counts: bool, where: str) -> None:
     """The engines that read adapters of PEFT, or which of them run the adapter in FOLDER as PEFT does.
 
     An engine that would refuse an adapter, leave out a part of it or compute something else does not run it;
     the reasons are given, and what makes it run: `normalise`, folding DoRA with the base model, leaving out
-    layers, or a GGUF file. For an adapter of the catalog: `loradex show`.
+    layers, or a GGUF file. For an adapter of the catalog: `loradex show`, for the members of a pool:
+    `loradex pool show`.
     """
-    if folder is None:
+    if where and (folder is not None or not counts):
+        raise click.UsageError("--where filters the catalog's adapters; use it with --counts and no FOLDER.")
+    if counts:
+        catalog = app.catalog
+        rows = catalog.count_engines(where) if folder is None else loradex.count_engines(folder, catalog)
+        app.output.rows(rows, COUNTS)
+    elif folder is None:
         app.output.rows(loradex.engines(app.settings), ENGINES)
     else:
         app.output.rows(loradex.runs_in(folder, app.settings), VERDICTS)

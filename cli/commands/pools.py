@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -43,8 +44,10 @@ def pool() -> None:
 @output_options(lists=False)
 @pass_app
 def show(app: App, pool: str) -> None:
-    """The manifest: members, how they were chosen, what to compare them with."""
-    app.output.document(app.catalog.pool(pool).document(), partial(pool_text, places={}))
+    """The manifest: members, how they were chosen, what to compare them with, and which engines run them."""
+    shown = app.catalog.pool(pool)
+    document = shown.document() | {"runs_in": [asdict(row) for row in shown.runs_in()]}
+    app.output.document(document, partial(pool_text, places={}))
 
 
 @pool.command()

@@ -416,7 +416,7 @@ def _place_member(member: MergeMember, base: str, modules: BaseModules | None) -
     for module, place in places.items():
         if place is None or shared[place] > 1:
             raise MergeError(
-                f"{member.name} cannot be merged: its base {base} has no module "
+                f"{member.name} is not an adapter of {base}, which has no module "
                 f"{module}; name the base that it was trained on."
             )
     return _rename_modules(
@@ -434,8 +434,8 @@ def _refuse_widths(members: Sequence[MergeMember], base: str, modules: BaseModul
             widths = module.name, module.in_features, module.out_features
             if module.name in own.shapes and not own.misfit(*widths) and (misfit := modules.misfit(*widths)):
                 raise MergeError(
-                    f"{member.name} cannot be merged: {module.name} is {_shape(module)} in it, and {misfit} "
-                    f"in {base}; name the base that it was trained on."
+                    f"{member.name} is not an adapter of {base}: {module.name} is {_shape(module)} in it, "
+                    f"and {misfit} in {base}; name the base that it was trained on."
                 )
 
 

@@ -22,6 +22,7 @@ from merging.members import (
     MergeMember,
     base_of,
     load_members,
+    modules_sharing_weights,
     portable_form,
     read_module,
     shapes,
@@ -100,6 +101,7 @@ def write_gguf(
         raise UsageError(f"A GGUF adapter is stored in float32 or float16, not in {dtype}.")
     (member,) = load_members([member], base=base)
     described = gguf_base(base or base_of([member]))
+    _refuse_tied_head(member, base or base_of([member]))
     architecture, turned = _ARCHITECTURES[described.model_type]
     kind = gguf.MODEL_ARCH[architecture]
     names = gguf.get_tensor_name_map(kind, described.layers)
@@ -125,6 +127,8 @@ def write_gguf(
         for side, factor in (("lora_a", a), ("lora_b", b)):
             values = factor.to(getattr(torch, dtype)).contiguous()
             if not bool(torch.isfinite(values).all()):
+                if not bool(torch.isfinite(factor).all()):
+                    raise MergeError(f"{shape.name} of {member.name} contains NaN or infinity.")
                 raise MergeError(
                     f"{shape.name} of {member.name} is not finite in {dtype}; write float32 instead."
                 )
@@ -136,6 +140,27 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return form.rank
+
+
+def _refuse_tied_head(member: MergeMember, base: str | None) -> None:
+    """Raises MergeError for factors of an output head that is the base model's embedding.
+
+    A file of such a base has no tensor of its own for the head, and llama.cpp does not load the adapter.
+    Raises UsageError where the folder that says so is not there.
+    """
+    heads = [module.name for module in member.spec.modules if module.short_name == "lm_head"]
+    if not heads:
+        return
+    if not base or not (Path(base) / "config.json").is_file():
+        raise UsageError(
+            f"{member.name} adapts {heads[0]}; give the folder of the base model as `base`, since llama.cpp "
+            "does not load that where the head is the embedding."
+        )
+    if modules_sharing_weights(Path(base), heads[0]):
+        raise MergeError(
+            f"{member.name} cannot be written as GGUF: {heads[0]} is the embedding of its base model, and "
+            "llama.cpp has no tensor for it; leave it out by `without`."
+        )
 
 
 def add_gguf(

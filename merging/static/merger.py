@@ -245,8 +245,10 @@ def write_updates(
                 for name, values in zip(factor_names(shape), factors, strict=True):
                     writer.write(name, values)
             except OverflowError as error:
+                if not all(bool(torch.isfinite(values).all()) for values in factors):
+                    raise MergeError(f"The factors of {shape.name} contain NaN or infinity.") from error
                 raise MergeError(
-                    f"The merged {shape.name} is too large for {dtype}; write float32 instead."
+                    f"The factors of {shape.name} are too large for {dtype}; write float32 instead."
                 ) from error
             modules[shape.name] = ModuleReport(update.a.shape[0], _energy(update), update.discarded)
         for shape, a, b in form.zero_factors(dtype) if form else ():

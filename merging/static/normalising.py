@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +84,10 @@ def normalise(
     ranks = {shape.name: min(shape.largest, rank or shape.largest) for shape in union}
     form = portable_form(union, ranks, base_modules(name) if name else None)
     heads = saved_heads([member], [1.0], "first", base or name)
+    rounded: list[str] = []
     with new_folder(out, overwrite, NORMALISE_RECORD) as folder:
-        modules = write_updates(folder, kind, union, _scaled(member, union, ranks, progress), form, heads)
+        updates = _note_rounding(_scaled(member, union, ranks, progress), kind, rounded)
+        modules = write_updates(folder, kind, union, updates, form, heads)
         with storage(out):
             spelling = name or member.config.base_model
             write_config(folder, [member], spelling, ranks, form, saved_names(heads))
@@ -110,7 +111,7 @@ def normalise(
             }
             write_json(folder / NORMALISE_RECORD, record)
             misread = engine_problems(folder, engines)
-    notes = (form.note(ranks, union), _rounding(union, kind))
+    notes = (form.note(ranks, union), _rounding(rounded, len(union), kind))
     return NormaliseReport(out, record, misread, tuple(note for note in notes if note))
 
 
@@ -173,8 +174,23 @@ def _changes(
     return changes
 
 
-def _rounding(union: Sequence[Shape], dtype: str) -> str | None:
-    """A sentence where scaled values may not be represented exactly in a short data type."""
-    if dtype == "float32" or all(abs(math.frexp(shape.scalings[0])[0]) in (0.0, 0.5) for shape in union):
+def _note_rounding(
+    updates: Iterable[tuple[Shape, Update]], dtype: str, rounded: list[str]
+) -> Iterator[tuple[Shape, Update]]:
+    """The same updates; `rounded` gets the names of those of which `dtype` does not hold every value."""
+    import torch
+
+    kind = getattr(torch, dtype)
+    for shape, update in updates:
+        if dtype != "float32" and any(
+            not bool((factor.to(kind) == factor).all()) for factor in (update.a, update.b)
+        ):
+            rounded.append(shape.name)
+        yield shape, update
+
+
+def _rounding(rounded: Sequence[str], modules: int, dtype: str) -> str | None:
+    """A sentence where values of the result are not represented exactly in a short data type."""
+    if not rounded:
         return None
-    return f"The scaling is not a power of two, so that B is rounded into {dtype}; float32 keeps it."
+    return f"Values of {len(rounded)} of {modules} modules are rounded into {dtype}; float32 keeps them."

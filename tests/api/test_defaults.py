@@ -13,12 +13,13 @@ import loradex
 from cli.main import loradex as program
 
 # Options of the terminal alone, and parameters of Python alone.
-OF_PROGRAM = {"json", "jsonl", "csv", "tsv", "catalog", "data", "quiet", "verbose"}
+OF_PROGRAM = {"json", "jsonl", "csv", "tsv", "catalog", "data", "engines", "quiet", "verbose"}
 OF_PYTHON = {"self", "progress", "catalog"}
 # What an option is in Python where it is not a keyword of the call.
 ELSEWHERE = {
     "crawl": {"dry_run": loradex.Catalog.preview},
     "show": {"plot": loradex.Catalog.draw_adapter},
+    "engines": {"counts": loradex.count_engines, "where": loradex.Catalog.count_engines},
     "merge": {"dry_run": loradex.MergeRequest.cost},
     "scores show": {"items": loradex.Catalog.score_items},
     "inspect-merge": {"plot": "Inspection.plot"},

@@ -53,6 +53,32 @@ def test_an_export_is_folders_that_merge(catalog: loradex.Catalog, tmp_path: Pat
     assert first == second
 
 
+def test_engines_run_members_by_the_catalog_and_by_the_files_of_an_export(
+    catalog: loradex.Catalog, tmp_path: Path
+) -> None:
+    pool = catalog.select("two", by="rank", k=2, where="owner:zoo runs:vllm")
+    rows = pool.runs_in()
+    assert {row.adapter for row in rows} == {member.adapter for member in pool.members}
+    assert all(row.runs for row in rows if row.engine == "vllm")
+    assert {row.remedies for row in rows if row.engine == "ollama"} == {("gguf",)}
+    exported = catalog.pool(pool.export(tmp_path / "out").folders[0])
+    assert list(exported.runs_in()) == list(rows)
+    shutil.rmtree(exported.folder / "adapters")  # type: ignore[operator]
+    elsewhere = dataclasses.replace(exported, settings=None)
+    assert {row.runs for row in elsewhere.runs_in() if row.engine != "ollama"} == {None}
+
+
+def test_the_filter_on_engines_and_the_counts_agree(catalog: loradex.Catalog) -> None:
+    for row in catalog.count_engines():
+        assert row.runs == len(catalog.adapters(f"runs:{row.engine}"))
+        assert row.unknown == len(catalog.adapters(f"runs_unknown:{row.engine}"))
+        assert row.runs_not == len(catalog.adapters(f"-runs:{row.engine} -runs_unknown:{row.engine}"))
+    (row,) = (row for row in catalog.count_engines("runs:vllm rank:..8") if row.engine == "vllm")
+    assert (row.runs_not, row.unknown, row.reasons) == (0, 0, {})
+    with pytest.raises(loradex.UsageError, match="write vllm"):
+        catalog.count_engines("runs:vlm")
+
+
 def test_what_is_wrong_with_an_export_is_named(catalog: loradex.Catalog, tmp_path: Path) -> None:
     folders = catalog.select("one", by="rank", k=1).export(tmp_path / "out")
     exported = catalog.pool(folders.folders[0])

@@ -359,3 +359,20 @@ def test_status_lists_what_is_tried_again(hub: LocalHub, run: Program) -> None:
     hub.faults.clear()
     assert run("crawl", "--any-base", "--weights", "headers").exit_code == 0
     assert "tried again" not in run("status").stdout
+
+
+def test_engines_are_counted_over_the_catalog_or_a_folder(crawled: Program, tmp_path: Path) -> None:
+    rows = json.loads(crawled("engines", "--counts", "--json").stdout)
+    vllm = next(row for row in rows if row["engine"] == "vllm")
+    assert {key: vllm[key] for key in ("runs", "runs_not", "unknown")} == {
+        "runs": 2,
+        "runs_not": 1,
+        "unknown": 0,
+    }
+    assert vllm["reasons"] == {"refuses DoRA": 1}
+    text = crawled("engines", "--counts", "--where", "use:research -runs:vllm").stdout
+    assert "refuses DoRA (1)" in text
+    below = json.loads(crawled("engines", str(tmp_path / "nothing"), "--counts", "--json").stdout)
+    assert {row["runs"] for row in below} == {0}
+    refused = crawled("engines", "--where", "runs:vllm")
+    assert (refused.exit_code, "--counts" in refused.stderr) == (2, True)

@@ -388,6 +388,12 @@ def test_an_export_for_an_engine_has_its_command_and_verifies(
         assert all((m / "adapter.gguf").read_bytes()[:4] == b"GGUF" for m in members)
         assert all("ADAPTER ./adapter.gguf" in (m / "Modelfile").read_text() for m in members)
     assert ok(mine, "pool", "verify", str(folder))["problems"] == []
+    if form == "ollama":
+        (members[0] / "adapter.gguf").write_bytes(b"GGUF")
+        (members[1] / "Modelfile").unlink()
+        result = json.loads(mine("pool", "verify", str(folder), "--json").stdout)
+        assert sorted(row["kind"] for row in result["problems"]) == ["changed", "missing"]
+        assert any("adapter.gguf has 4 bytes where" in row["detail"] for row in result["problems"])
 
 
 def test_an_export_without_weights_fetches_the_members_at_their_commits(

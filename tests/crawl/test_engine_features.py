@@ -9,11 +9,13 @@ from typing import Any
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from catalog.adapters import FACTS_VERSION
+import loradex
+from catalog.adapters import FACTS_VERSION, count_verdicts, load_engines
 from catalog.adapters import Engine as ServingEngine
 from catalog.database import Adapter, DocumentRow, Repository, WeightsFile, refresh_engine_features, store
 from catalog.database.opening import downgrade, upgrade
 from catalog.query import parse
+from catalog.search import browse
 from tests.crawl.test_run import TINY
 from tests.crawling import crawl
 from tests.hubs import lora_files, lora_tensors, make_repo, safetensors_bytes
@@ -69,6 +71,9 @@ def test_a_crawl_stores_what_engines_look_at_and_an_older_catalog_gets_it(
         for name, facts in computed(engine).items()
     }
     assert {name: row[:3] for name, row in before.items()} == expected
+    with Session(engine) as session:
+        counts = count_verdicts(browse.stored_engine_facts(session, None, ()), load_engines())
+    assert counts == tuple(loradex.count_engines(root))
     assert named(engine, "runs:peft") == {"ann/one", "bob/dora"}
     assert named(engine, "runs:vllm") == {"ann/one"}
     assert named(engine, "-runs:vllm -runs_unknown:vllm") == {"bob/dora", "cat/other"}

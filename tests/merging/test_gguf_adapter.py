@@ -201,3 +201,15 @@ def test_a_merge_that_a_gguf_file_cannot_hold_leaves_nothing(base: Path, tmp_pat
     )
     assert report.gguf is None
     assert f"python convert_hf_to_gguf.py {tmp_path / 'out'} --outfile" in report.notes[-1]
+
+
+def test_a_head_that_is_the_embedding_is_refused(base: Path, tmp_path: Path) -> None:
+    tied = tiny(vocab_size=WORDS, hidden_size=64, intermediate_size=96, tie_word_embeddings=True)
+    tied.config.save_pretrained(tmp_path / "tied")
+    member = write(tmp_path / "a", tied, 1, targets=("v_proj", "lm_head"))
+    with pytest.raises(MergeError, match="lm_head is the embedding of its base model"):
+        write_gguf(member, tmp_path / "a.gguf", base=str(tmp_path / "tied"))
+    with pytest.raises(UsageError, match="give the folder of the base model"):
+        write_gguf(member, tmp_path / "a.gguf", base="HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert not (tmp_path / "a.gguf").exists()
+    write_gguf(member, tmp_path / "a.gguf", base=str(base))

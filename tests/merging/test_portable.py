@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,50 @@ def test_a_scaling_of_a_power_of_two_is_exact_in_a_short_type(
     wide = loradex.normalise(rounded, out=tmp_path / "c", dtype="float32")
     assert not wide.notes
     assert distance(deltas(tmp_path / "c"), deltas(rounded)) < 1e-7
+
+
+def test_values_that_a_short_type_does_not_hold_are_said_whatever_the_scaling(tmp_path: Path) -> None:
+    """A power of two rounds, too, where half of the smallest values of float16 is none of its values."""
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = torch.ones(2, 12), torch.ones(12, 2)
+    b[0, 0] = 2.0**-24
+    halved = adapter(
+        tmp_path / "h", rank=2, modules=[name], factors={name: (a, b)}, dtype=torch.float16, lora_alpha=1
+    )
+    assert "Values of 1 of 1 modules are rounded into float16" in " ".join(
+        loradex.normalise(halved, out=tmp_path / "a").notes
+    )
+    assert not loradex.normalise(halved, out=tmp_path / "b", dtype="float32").notes
+
+
+def test_factors_that_are_not_finite_are_refused_in_a_sentence_of_their_own(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    broken = adapter(
+        tmp_path / "nan",
+        rank=2,
+        modules=[name],
+        factors={name: (torch.full((2, 12), math.nan), torch.ones(12, 2))},
+    )
+    with pytest.raises(MergeError, match=f"{name} contain NaN or infinity"):
+        loradex.normalise(broken, out=tmp_path / "out")
+    large = adapter(
+        tmp_path / "large",
+        rank=2,
+        modules=[name],
+        factors={name: (torch.ones(2, 12), torch.full((12, 2), 6e4))},
+        lora_alpha=8,
+    )
+    with pytest.raises(MergeError, match="too large for float16; write float32"):
+        loradex.normalise(large, out=tmp_path / "out", dtype="float16")
+
+
+def test_an_adapter_of_another_base_is_not_said_to_be_merged(tmp_path: Path) -> None:
+    tiny().config.save_pretrained(tmp_path / "base")
+    name = "model.layers.0.self_attn.query"
+    factors = {name: (torch.ones(3, 32), torch.ones(32, 3))}
+    other = adapter(tmp_path / "a", modules=[name], factors=factors)
+    with pytest.raises(MergeError, match=r"a is not an adapter of .*, which has no module"):
+        loradex.normalise(other, out=tmp_path / "out", base=str(tmp_path / "base"))
 
 
 def test_names_of_a_wrapper_are_written_as_peft_writes_them(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 import loradex
 from catalog.adapters import FEATURES, engine_facts, load_engines, parse_config, verdicts
 from catalog.errors import NotFoundError, UsageError
-from tests.shared_data import SHARED, shared
+from tests.shared_data import SHARED, data, shared
+from tools import documents
 
 HEAD = 'format = "loradex-engines/1"\n'
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -257,6 +258,13 @@ def test_cases_of_dora_and_of_the_ranks_of_a_merge() -> None:
     assert running(cases / "16-ranks-of-a-merge" / "rslora-16") == {
         *("peft", "vllm", "tgi", "lorax", "tensorrt-llm", "mergekit")
     }
+
+
+@shared
+def test_the_page_on_engines_has_the_counts_of_the_wild_configurations() -> None:
+    text = documents.ENGINES.read_text(encoding="utf-8")
+    filled = documents.fill(text, {"wild": lambda: documents.engine_counts(data("wild"))})
+    assert filled == text, "run tools.documents.engine_counts over the folder, and put the table in its place"
 
 
 def facts_of(folder: Path) -> tuple[str, ...]:
