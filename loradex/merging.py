@@ -450,7 +450,7 @@ def fold(
 
     Args:
         base: A folder with config.json and weights in safetensors.
-        adapter: The folder of an adapter that PEFT loads.
+        adapter: The folder of an adapter that PEFT loads: LoRA, or DoRA of this base.
         out: The folder to write. It appears complete or not at all.
         device: Where the products are computed: "cpu", "cuda" or "cuda:N".
         overwrite: Replace what is in `out`.

@@ -68,7 +68,7 @@ def fold_dora(member: MergeMember, base: BaseWeights) -> MergeMember:
 
     Its modules have full rank, and the scaling 1. Raises MergeError for a module that the base does not have.
     """
-    if not member.magnitudes:
+    if not member.magnitudes or member.folded is not None:
         return member
     for module in member.spec.modules:
         base.locate(member, module)

@@ -23,6 +23,7 @@ from merging.members import (
     MERGE_RECORD,
     BaseWeights,
     MergeMember,
+    fold_dora,
     load_member,
     modules_sharing_weights,
     new_folder,
@@ -66,13 +67,15 @@ def apply_to(
 ) -> FoldReport:
     """The base model in a folder with an adapter added, as a full model in the folder `out`.
 
-    Configuration and tokenizer are copied, weights of other formats are not. `progress` is called with the
-    number of tensors changed and the total. Raises MergeError if the base model lacks a module of the
-    adapter, UsageError for a folder without a base model in safetensors, StorageError if writing fails; `out`
-    is written atomically.
+    DoRA is folded with the weights of that base. Configuration and tokenizer are copied, weights of other
+    formats are not. `progress` is called with the number of tensors changed and the total. Raises MergeError
+    if the base model lacks a module of the adapter, UsageError for a folder without a base model in
+    safetensors, StorageError if writing fails; `out` is written atomically.
     """
-    member = adapter if isinstance(adapter, MergeMember) else load_member(adapter, purpose="added to a base")
     weights = BaseWeights(base)
+    if not isinstance(adapter, MergeMember):
+        adapter = load_member(adapter, purpose="added to a base", dora=True)
+    member = fold_dora(adapter, weights)
     changes = _changes(weights, member)
 
     def changed_rows(name: str) -> Callable[[slice], TorchTensor]:
@@ -234,9 +237,13 @@ def _changes(base: BaseWeights, member: MergeMember) -> dict[str, LoraModule]:
 def _product_rows(
     member: MergeMember, module: LoraModule, device: str, *, is_turned: bool
 ) -> Callable[[slice], TorchTensor]:
-    """Rows of s B A as the base stores its weight."""
+    """Rows of the update as the base stores its weight."""
     import torch
 
+    if member.folded is not None:
+        update = member.folded.update(member, module.name).to(device)
+        stored = update.T if is_turned else update
+        return lambda rows: stored[rows]
     a, b = (part.to(device).to(torch.float32) for part in read_module(member, module.name))
     left, right = (a.T, b.T) if is_turned else (b, a)
     right = right * module.scaling

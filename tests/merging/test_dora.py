@@ -140,6 +140,14 @@ def test_deltas_are_added_and_truncated_once(place: Path, tmp_path: Path) -> Non
     assert files[0] == files[1]
 
 
+def test_one_adapter_is_folded_into_a_model(place: Path, tmp_path: Path) -> None:
+    loradex.fold(place / "base", place / "two", out=tmp_path / "model")
+    before, made = (
+        load_file(folder / "model.safetensors") for folder in (place / "base", tmp_path / "model")
+    )
+    assert difference(made, merged_by_peft(tiny_base, place / "two"), before) < 1e-6
+
+
 @pytest.mark.parametrize("method", ["ties", "tsv-m"])
 def test_other_methods_read_deltas(place: Path, tmp_path: Path, method: str) -> None:
     folders, base = [place / "one", place / "two"], str(place / "base")

@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -142,6 +143,42 @@ def against_mergekit(count: int) -> None:
         ratio("ties, folded before, mergekit over ours", ties, measure(place, "ours:ties", count))
 
 
+def beside(count: int, layers: int) -> None:
+    """One table in one run: copying, PEFT, mergekit and ours on the same adapters.
+
+    First at Llama-3.1-8B's widths, where PEFT and mergekit need the base model, too, then on the small Llama.
+    mergekit's time is that of folding the adapters into copies of the base and adding those.
+    """
+    title = "| case | seconds of CPU | times copying | MiB |"
+    say(f"\nLlama-3.1-8B shapes, {layers} layers, 20 adapters of rank {RANK}, bfloat16")
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        build(place / "pool" / "m000", large(layers), 0, "bfloat16")
+        for n in range(1, 20):
+            shutil.copytree(place / "pool" / "m000", place / "pool" / f"m{n:03}")
+        cases = ("read", "copy", "ours:average", "ours:concatenation", "copy", "ours:average", "ours:svd")
+        facts = [(case, measure(place, case, 20, "large", layers)) for case in cases]
+        print_table(title, facts)
+    say(f"\nhidden 1024, 8 layers, {count} adapters of rank {RANK}, float32")
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        pool(place, SMALL, count, "float32")
+        names = ["copy", "ours:average", "ours:concatenation", "ours:svd", "peft:cat", "peft:linear"]
+        if importlib.util.find_spec("mergekit") is None:
+            say("mergekit is left out: it is not installed here (a folder named by PYTHONPATH will do)")
+        else:
+            names += ["mergekit:linear", "folded"]
+        print_table(title, [(case, measure(place, case, count)) for case in (*names, "peft:svd")])
+
+
+def print_table(title: str, facts: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Rows of a table in Markdown, with the time in those of the fastest copy."""
+    copy = min(row["seconds"] for case, row in facts if case == "copy")
+    say(f"{title}\n|---|---:|---:|---:|")
+    for case, row in facts:
+        say(f"| {case} | {row['seconds']:.2f} | {row['seconds'] / copy:.1f} | {row['mib']:.0f} |")
+
+
 def difference(place: Path) -> float:
     """The largest absolute difference between the averages of mergekit and ours, over all weights."""
     from safetensors import safe_open
@@ -185,7 +222,9 @@ def say(line: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures the cases asked for and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--what", choices=("all", "small", "sums", "shapes", "entries"), default="all")
+    parser.add_argument(
+        "--what", choices=("all", "beside", "small", "sums", "shapes", "entries"), default="all"
+    )
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--layers", type=int, default=4, help="layers of the large shape; the model has 32")
     parser.add_argument("--mergekit", action="store_true", help="compare with mergekit alone")
@@ -197,6 +236,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.whole:
             whole()
         return
+    if arguments.what in ("all", "beside"):
+        beside(arguments.count, arguments.layers)
     if arguments.what in ("all", "small"):
         small(arguments.count)
     if arguments.what in ("all", "sums"):
