@@ -22,7 +22,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exists, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 
 from catalog.database import TableBase, make_engine, opening
 from catalog.database import engine as engines
@@ -44,10 +44,12 @@ BACKENDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
 # The files that take longest, in their order: they come first, so that no worker ends with one of them.
 LONGEST = (
-    *("cli/test_demo.py", "crawl/test_wild.py", "crawl/test_run.py", "golden/test_golden.py"),
-    *("unit/test_picture.py", "studies/test_run.py", "cli/test_pools.py", "tools/test_tour.py"),
-    *("tools/test_published.py", "merging/test_train.py", "db/test_search.py", "edges/test_30_no_input.py"),
-    *("crawl/test_scopes.py", "crawl/test_retries.py", "db/test_query.py", "crawl/test_listing_cases.py"),
+    *("cli/test_demo.py", "crawl/test_wild.py", "golden/test_golden.py", "crawl/test_run.py"),
+    *("studies/test_run.py", "unit/test_picture.py", "cli/test_pools.py", "merging/test_train.py"),
+    *("tools/test_published.py", "crawl/test_retries.py", "tools/test_tour.py", "db/test_search.py"),
+    *("cli/test_browse.py", "crawl/test_listing_cases.py", "db/test_query.py", "crawl/test_scopes.py"),
+    *("cli/test_blobs.py", "crawl/test_repository_cases.py", "edges/test_01_mixed_spelling.py"),
+    *("crawl/test_localhub.py", "edges/test_30_no_input.py", "crawl/test_same_id.py", "api/test_catalog.py"),
 )
 # Of each kind of database what the first engine of the program compiles with and into, see `_share_compiled`.
 _compilers: dict[str, tuple[Any, Any]] = {}
@@ -60,8 +62,10 @@ SCHEMA = text(
     )
 )
 VERSION = text(f"SELECT version_num FROM {opening.VERSION_TABLE}")
-ENDED_CONNECTIONS = (
-    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{database}'"
+FILLED = text("SELECT " + ", ".join(f"EXISTS (SELECT 1 FROM {table.name})" for table in TABLES))
+ENDED_CONNECTIONS = text(
+    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
 )
 RESTARTED_NUMBERS = text(
     "SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, 1, false) FROM pg_sequences "
@@ -256,39 +260,41 @@ class LentDatabase:
         self._databases = _fresh_database(self._admin, self._template)
         self.url = next(self._databases)
         self._engine = create_engine(self.url, isolation_level="AUTOCOMMIT")
-        with self._engine.connect() as connection:
-            self._schema = connection.execute(SCHEMA).all()
-            self._version = connection.execute(VERSION).all()
-            self._rows = {table: connection.execute(table.select()).mappings().all() for table in TABLES}
+        self._connection = self._engine.connect()
+        self._schema = self._connection.execute(SCHEMA).all()
+        self._version = self._connection.execute(VERSION).all()
+        self._rows = {table: self._connection.execute(table.select()).mappings().all() for table in TABLES}
 
     def drop(self) -> None:
         """Drops the database."""
+        self._connection.close()
         self._engine.dispose()
         self._databases.close()
 
     def clean(self) -> None:
         """Ends what a test left at work, and brings back the rows of a new catalog."""
-        _execute(self._admin, ENDED_CONNECTIONS.format(database=self._engine.url.database))
-        self._engine.dispose()
-        with self._engine.connect() as connection:
-            same = connection.execute(SCHEMA).all() == self._schema
-            if same := same and connection.execute(VERSION).all() == self._version:
-                self._empty(connection)
-        if not same:
+        self._connection.execute(ENDED_CONNECTIONS)
+        same = self._connection.execute(SCHEMA).all() == self._schema
+        if same and self._connection.execute(VERSION).all() == self._version:
+            self._empty()
+        else:
             self.drop()
             self._make()
 
-    def _empty(self, connection: Connection) -> None:
-        filled = [table for table in TABLES if connection.scalar(exists(table.select()).select())]
-        for table in reversed(filled):
-            connection.execute(table.delete())
+    def _empty(self) -> None:
+        filled = [
+            table
+            for table, any_row in zip(TABLES, self._connection.execute(FILLED).one(), strict=True)
+            if any_row
+        ]
+        _run(self._connection, *(f"DELETE FROM {table.name}" for table in reversed(filled)))
         for table in filled:
             if rows := self._rows[table]:
-                connection.execute(table.delete())
-                connection.execute(table.insert(), [dict(row) for row in rows])
-            # The next rows come in the order in which they are added.
-            connection.execute(text(f"VACUUM {table.name}"))
-        connection.execute(RESTARTED_NUMBERS)
+                self._connection.execute(table.delete())
+                self._connection.execute(table.insert(), [dict(row) for row in rows])
+        # The next rows come in the order in which they are added.
+        _run(self._connection, *(f"VACUUM {table.name}" for table in filled))
+        self._connection.execute(RESTARTED_NUMBERS)
 
 
 def _create_engine(*arguments: Any, **options: Any) -> Engine:
@@ -318,8 +324,12 @@ def _fresh_database(admin: Engine, template: str) -> Generator[str, None, None]:
 
 def _execute(engine: Engine, *statements: str) -> None:
     with engine.connect() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
+        _run(connection, *statements)
+
+
+def _run(connection: Connection, *statements: str) -> None:
+    for statement in statements:
+        connection.exec_driver_sql(statement)
 
 
 def _upgraded(url: str) -> None:

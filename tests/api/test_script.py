@@ -33,6 +33,6 @@ def test_from_a_crawl_to_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert list(catalog.preview(base=BASE).counts) == ["new", "changed", "unchanged"]
         pool = catalog.select("mine", by="random", k=3, seed=1, controls=True)
         folders = pool.export("out", weights=True)
-    merged = loradex.merge(folders, method="ties", rank=16, out="merged")
+    merged = loradex.merge(folders, method="svd", rank=16, out="merged")
     assert Path("merged/adapter_model.safetensors").is_file()
     assert merged.folder == Path("merged")
