@@ -118,12 +118,14 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
             fresh = items if room is None else _first(session, plan.crawl_id, items, room)
             full = room is not None and len(fresh) < len(items)
             done = _is_known(page, plan.since) or full or room == 0
-            record = CrawlPage(crawl_id=plan.crawl_id, query=number, number=place, url=url)
-            record.next_url = None if done else page.next_url
+            next_url = None if done else page.next_url
+            record = CrawlPage(crawl_id=plan.crawl_id, query=number, number=place, url=url, next_url=next_url)
             record.rows, record.passed_over = len(fresh), passed
             frontier.add_page(session, record, fresh)
             listed = frontier.count_listed(session, plan.crawl_id)
         yield listed
+        if next_url is None:
+            return
 
 
 def _first(
