@@ -123,7 +123,7 @@ if TYPE_CHECKING:
     from catalog.index import IndexState
     from catalog.query import Query
     from catalog.search import Cache
-    from crawler.crawl import CrawlReport, Preview
+    from crawler.crawl import CrawlReport, Preview, WorkReport
     from crawler.hub import Hub
     from merging.evaluation import TooLong
     from merging.model import BaseDtype, Task
@@ -245,6 +245,40 @@ class Catalog:
         ):
             step = _announce_crawl(ProgressStep(report, "reading"), hub, options)
             return Crawler(engine, hub, self._blobs, options, step, stop).crawl()
+
+    @check_arguments
+    def work_for_crawl(
+        self, *, workers: int = 4, processes: int = 1, progress: ProgressOption = False
+    ) -> WorkReport:
+        """Reads weights for the crawl that another process carries out, on this machine or another.
+
+        The catalog is in PostgreSQL, and the crawl streams weights. Each file is leased to one worker at a
+        time; one that dies loses its leases after a minute, and others read the files. The rows are those of
+        a crawl by one process.
+
+        Args:
+            workers: The number of downloads at the same time, 1 to 32.
+            processes: The number of processes that compute fingerprints; see `crawl`.
+            progress: See `loradex.progress`.
+
+        Returns:
+            How many files were read, once the crawl is over.
+
+        Raises:
+            UsageError: The catalog is not in PostgreSQL, or the crawl keeps weights or is of another Hub.
+            NotFoundError: No crawl is at work.
+        """
+        from crawler.crawl import work_for_crawl
+
+        options, stop = CrawlOptions(workers=workers, processes=processes), threading.Event()
+        with (
+            _open_hub(options, stop) as hub,
+            reporting(progress) as report,
+            disposing(open_catalog(self.settings, create=False)) as engine,
+        ):
+            ProgressStep(report, "reading").note(f"Reading weights of {hub.settings.endpoint}")
+            threads = workers + (processes if processes > 1 else 0)
+            return work_for_crawl(engine, hub, self.settings.data, threads, processes, stop)
 
     @check_arguments
     def preview(

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import loradex
 from catalog.adapters import parse_config
 from catalog.database import frontier, make_engine, opening
 from catalog.files.blobs import BlobStore
@@ -90,3 +91,9 @@ def _say_and_wait(*_: object) -> None:
 def upgrade_catalog(url: str) -> None:
     """Upgrades a catalog as `loradex db upgrade` does."""
     opening.upgrade(make_engine(url))
+
+
+def work_for_crawl(url: str, data: Path) -> None:
+    """Reads weights for the crawl at work, one after the other."""
+    with loradex.open(data, url=url) as catalog:
+        catalog.work_for_crawl(workers=1)

@@ -1,4 +1,4 @@
-from . import changes, frontier, kept, pool_store, retries, score_store, store
+from . import changes, frontier, kept, leases, pool_store, retries, score_store, store
 from .changes import read_token
 from .columns import CleanText, TableBase
 from .engine import for_writing, make_engine, parse_url
@@ -14,10 +14,12 @@ from .opening import (
     disposing,
     head,
     info,
+    is_crawled,
     open_catalog,
     open_existing,
     reading,
     reading_if_any,
+    same_schema,
     take_turn,
     upgrade,
     writer_lock,
@@ -45,6 +47,7 @@ from .schema import (
     SavedPool,
     TextVersion,
     WeightsFile,
+    WeightsItem,
 )
 from .score_store import score_table
 from .store import count_rows, has_reason, waiting
@@ -76,6 +79,7 @@ __all__ = [
     "TableBase",
     "TextVersion",
     "WeightsFile",
+    "WeightsItem",
     "changes",
     "check",
     "config",
@@ -88,7 +92,9 @@ __all__ = [
     "has_reason",
     "head",
     "info",
+    "is_crawled",
     "kept",
+    "leases",
     "make_engine",
     "open_catalog",
     "open_existing",
@@ -101,6 +107,7 @@ __all__ = [
     "register_catalog",
     "reread",
     "retries",
+    "same_schema",
     "score_store",
     "score_table",
     "store",

@@ -25,6 +25,7 @@ from catalog.database.schema import (
     CrawlState,
     ItemOutcome,
     Repository,
+    WeightsItem,
 )
 from catalog.database.store import count_rows, has_reason
 
@@ -78,6 +79,7 @@ def reopen(session: Session, crawl: Crawl) -> None:
 def hold(session: Session, crawl: Crawl, holder: str, now: datetime) -> None:
     """Notes which process works on a crawl; what killed processes left of that is removed."""
     session.execute(update(Crawl).where(Crawl.holder.is_not(None)).values(holder=None, phase=None))
+    session.execute(delete(WeightsItem).where(WeightsItem.crawl_id != crawl.id))
     crawl.holder, crawl.held_since, crawl.phase = holder, now, "listing"
 
 

@@ -223,6 +223,31 @@ def writer_lock(engine: Engine) -> Iterator[None]:
         yield
 
 
+def is_crawled(session: Session) -> bool:
+    """Whether a process holds the lock of `writer_lock` on PostgreSQL; it is not tried, but looked up."""
+    key = lock_key(session.connection(), "writer")
+    locks = (column("locktype") == "advisory", column("classid") == (key >> 32 & 0xFFFFFFFF))
+    here = (
+        column("database")
+        == select(column("oid"))
+        .select_from(table("pg_database"))
+        .where(column("datname") == func.current_database())
+        .scalar_subquery()
+    )
+    query = select(func.count()).select_from(table("pg_locks"))
+    return bool(session.scalar(query.where(*locks, column("objid") == (key & 0xFFFFFFFF), here)))
+
+
+@contextlib.contextmanager
+def same_schema(engine: Engine) -> Iterator[None]:
+    """Inside the block no other process changes the schema in PostgreSQL."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.detach()
+        connection.execute(select(func.pg_advisory_lock_shared(lock_key(connection, "migration"))))
+        check(engine)
+        yield
+
+
 def _busy(engine: Engine) -> CatalogBusyError:
     """The error for a catalog whose lock another process holds, with what it does where that is a crawl."""
     with Session(engine) as session:
@@ -236,10 +261,11 @@ def _busy(engine: Engine) -> CatalogBusyError:
         total = session.scalar(items) or 0
         done = total - (session.scalar(items.where(CrawlItem.outcome == ItemOutcome.PENDING)) or 0)
         progress = f"{done:,} of {total:,}" if crawl.phase == "reading" else f"{total:,}"
+        join = "" if engine.dialect.name == "sqlite" else ", or run `loradex crawl worker` to take part in it"
         return CatalogBusyError(
             f"the catalog {place(engine.url)} is crawled by {crawl.holder} since "
             f"{crawl.held_since:%Y-%m-%d %H:%M} UTC, {crawl.phase}, {progress} repositories: "
-            "wait until it has ended"
+            f"wait until it has ended{join}"
         )
 
 

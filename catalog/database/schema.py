@@ -308,6 +308,25 @@ class CrawlItem(TableBase):
     detail: Mapped[str | None]
 
 
+class WeightsItem(TableBase):
+    """A weights file that a crawl has one of several processes read; gone when the crawl has ended."""
+
+    __tablename__ = "weights_item"
+    __table_args__ = (
+        CheckConstraint("state IN ('pending', 'leased', 'done', 'failed')", name="state"),
+        Index("ix_weights_item_state", "crawl_id", "state"),
+    )
+
+    crawl_id: Mapped[int] = mapped_column(ForeignKey("crawl.id", ondelete="CASCADE"), primary_key=True)
+    digest: Mapped[str] = mapped_column(primary_key=True, comment="sha256 of the file, which is read once")
+    task: Mapped[Any] = mapped_column(comment="repository, commit, file and config")
+    state: Mapped[str] = mapped_column(comment="pending, leased, done or failed")
+    lease: Mapped[str | None] = mapped_column(comment="the worker that reads it")
+    until: Mapped[datetime | None] = mapped_column(comment="when another worker may take it, unless extended")
+    tries: Mapped[int] = mapped_column(comment="workers that began to read it")
+    result: Mapped[bytes | None] = mapped_column(comment="zlib of JSON: what was read, or the error")
+
+
 class CrawlRetry(TableBase):
     """A repository that could not be read: later crawls of the scope retry it, with growing pauses."""
 

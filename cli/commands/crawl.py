@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -59,6 +60,7 @@ class CrawlKeywords(TypedDict):
 
 
 @click.command()
+@click.argument("role", metavar="[worker]", required=False, type=click.Choice(["worker"]))
 @click.option(
     "--base",
     metavar="ID",
@@ -97,14 +99,19 @@ class CrawlKeywords(TypedDict):
 def crawl(
     app: App,
     /,
+    role: str | None,
     dry_run: bool,
     **options: Unpack[CrawlKeywords],
 ) -> None:
     """List the Hub for adapters of a base model and bring the catalog up to date.
 
     An interrupted crawl goes on where it stopped when the same command runs again. A repository that did not
-    change costs no request beyond the listing.
+    change costs no request beyond the listing. `crawl worker` reads weights for the crawl at work in
+    PostgreSQL; --workers and --processes are its own.
     """
+    if role is not None:
+        _work(app, options["workers"], options["processes"])
+        return
     catalog = app.catalog
     call: Callable[..., CrawlReport | Preview] = catalog.preview if dry_run else catalog.crawl
     with app.output.show_progress() as progress:
@@ -114,6 +121,13 @@ def crawl(
         code, advice = ENDS[report["status"]]
         app.output.say(advice)
         click.get_current_context().exit(code)
+
+
+def _work(app: App, workers: int, processes: int) -> None:
+    """Reads weights for the crawl of another process, and says how many."""
+    with app.output.show_progress() as progress:
+        report = app.catalog.work_for_crawl(workers=workers, processes=processes, progress=progress)
+    app.output.document(asdict(report), lambda report: f"{report['read']:,} weights files read")
 
 
 def _render(report: dict[str, Any], rules: str) -> str:

@@ -2,6 +2,7 @@ from .crawler import Crawler, preview_crawl
 from .options import DEFAULT_BASE, MAX_WEIGHTS, WEIGHTS, CrawlOptions, check_base_name
 from .outcomes import CrawlReport, Preview
 from .screening import refusing
+from .sharing import WorkReport, work_for_crawl
 
 __all__ = [
     "DEFAULT_BASE",
@@ -11,7 +12,9 @@ __all__ = [
     "CrawlReport",
     "Crawler",
     "Preview",
+    "WorkReport",
     "check_base_name",
     "preview_crawl",
     "refusing",
+    "work_for_crawl",
 ]

@@ -27,6 +27,7 @@ from catalog.database import (
     ItemOutcome,
     for_writing,
     frontier,
+    leases,
     refresh_engine_features,
     register_catalog,
     retries,
@@ -51,6 +52,7 @@ from crawler.crawl.options import (
 )
 from crawler.crawl.outcomes import CrawlReport, Preview, Progress, error_kind, report
 from crawler.crawl.pages import Walk, preview, walk
+from crawler.crawl.sharing import SharedWeights, Worker
 from crawler.crawl.stages import Tools
 from crawler.hub import Hub
 
@@ -108,7 +110,7 @@ class Crawler:
                 session.get_one(Crawl, plan.crawl_id).phase = "reading"
             work = ItemQueue(
                 self.engine,
-                self._tools(bases, streamed, fingerprints),
+                self._tools(bases, streamed, fingerprints, plan.crawl_id),
                 plan.crawl_id,
                 scope,
                 meter,
@@ -118,7 +120,8 @@ class Crawler:
                 started_at=started_at,
                 again=plan.since is None and plan.limit is None,
             )
-            work.settle_all(self.options.workers, self.options.processes)
+            with self._share(work.tools, plan.crawl_id):
+                work.settle_all(self.options.workers, self.options.processes)
             with Session(for_writing(self.engine)) as session, session.begin():
                 crawl = session.get_one(Crawl, plan.crawl_id)
                 meter.write(session)
@@ -181,7 +184,10 @@ class Crawler:
         with temporary_store(parent) as store:
             yield store
 
-    def _tools(self, bases: BaseTable, streamed: BlobStore, fingerprints: FingerprintPool) -> Tools:
+    def _tools(
+        self, bases: BaseTable, streamed: BlobStore, fingerprints: FingerprintPool, crawl_id: int
+    ) -> Tools:
+        shares = self.engine.dialect.name != "sqlite" and self.options.weights == "stream"
         return Tools(
             hub=self.hub,
             blobs=self.blobs,
@@ -193,7 +199,19 @@ class Crawler:
             described_with=description_digest(bases),
             most_weights=self.options.max_weights,
             fingerprints=fingerprints,
+            shared=SharedWeights(self.engine, crawl_id, self.stop) if shares else None,
         )
+
+    @contextmanager
+    def _share(self, tools: Tools, crawl_id: int) -> Iterator[None]:
+        """Inside the block weights are offered to other processes, if the catalog can be shared."""
+        if tools.shared is None:
+            yield
+            return
+        threads = self.options.workers + (self.options.processes if self.options.processes > 1 else 0)
+        resources = (self.engine, self.hub, tools.streamed, tools.fingerprints)
+        with tools.shared.at_work(Worker(*resources, threads, self.stop, tools.shared.changed)):
+            yield
 
     def _close(self, session: Session, crawl: Crawl, *, finished: bool) -> None:
         """Writes the crawl's end; the watermark moves if everything is listed and nothing is pending.
@@ -206,6 +224,8 @@ class Crawler:
         crawl.state = CrawlState.COMPLETE if clean else CrawlState.PARTIAL
         crawl.finished_at = self.now()
         crawl.holder = crawl.phase = None
+        if not counts[ItemOutcome.PENDING.value]:
+            leases.forget(session, crawl.id)
         if complete and crawl.asked["limit"] is None:
             # A change after the listing began may concern a page that was read before.
             newest, before = frontier.newest(session, crawl.id), frontier.watermark(session, crawl.scope)

@@ -43,6 +43,8 @@ NOT_LISTED = {"not_listed": True}
 BATCH = 256
 # After this many consecutive failures of the Hub or the disk, the remaining items are left for the next run.
 PATIENCE = 8
+# Threads of which most wait for the weights that other processes read.
+WAITING = 64
 # Reasons that may pass without a new commit; no hash covers the head of a file.
 PASSING = (
     "gated",
@@ -153,6 +155,8 @@ class ItemQueue:
         failing = 0
         window: deque[ItemTask] = deque()
         threads = workers + (processes if processes > 1 else 0)
+        if self.tools.shared is not None:
+            threads = max(threads, WAITING)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="crawl")
         try:
             tasks = self._tasks(pool, add_settled)

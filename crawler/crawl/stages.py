@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,10 +37,11 @@ from catalog.errors import (
     WeightsError,
 )
 from catalog.files import BlobStore
-from catalog.fingerprints import FingerprintPool, pattern_of
+from catalog.fingerprints import FingerprintPool, Measurement, pattern_of
 from crawler.crawl.description import Draft, describe, findings
 from crawler.crawl.known import Known
 from crawler.crawl.screening import reasons_to_refuse
+from crawler.crawl.sharing import SharedWeights, WeightsTask, reading_weights
 from crawler.hub import BadRow, Folder, Hub, ListedRepository, RemoteFile, adapter_folders, parse_row
 from crawler.reading import MAX_CARD, Card, parse_card, reading
 
@@ -56,7 +57,7 @@ class Tools:
     """The resources of the stages: shared by all workers, thread-safe.
 
     `blobs` are the files that are kept; `streamed` takes those that are read and not kept. No weights of more
-    than `most_weights` bytes are fetched.
+    than `most_weights` bytes are fetched. Files that are streamed are offered to other processes by `shared`.
     """
 
     hub: Hub
@@ -69,6 +70,7 @@ class Tools:
     described_with: str
     most_weights: int
     fingerprints: FingerprintPool
+    shared: SharedWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ def fetch(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
         file, content = _identify_file(listed, file, tools)
         weights = replace(weights, digest=file.sha256 or "")
         with tools.known.reading(file.sha256 or ""):
-            weights = _read_values(listed, file, content, weights, config, tools, keep=keep)
+            document = draft.config_document.content if draft.config_document else b""
+            weights = _read_values(listed, file, content, weights, config, document, tools, keep=keep)
         header = _header(file, weights.header or b"")
         return replace(draft, weights=weights, spec=_modules(file, header, config))
     except (HubAccessError, IntegrityError, HubPayloadError, WeightsError, ConfigError) as error:
@@ -209,6 +212,7 @@ def _read_values(
     content: bytes | None,
     weights: WeightsRecord,
     config: AdapterConfig,
+    document: bytes,
     tools: Tools,
     *,
     keep: bool,
@@ -216,16 +220,32 @@ def _read_values(
     record = replace(tools.known.weights(weights.digest) or weights, git_oid=file.oid)
     if not keep and record.fingerprint(pattern_of(record, config)):
         return record
-    with _file_at_hand(listed, file, content, tools, keep=keep) as path:
-        read = replace(record, header=header_bytes(path))
-        # The header of the verified file decides: the one that came by itself could not be checked.
-        if read.fingerprint(pattern_of(read, config)) is None:
-            with _reading_weights(f"the values of {file.path}"):
-                measured = tools.fingerprints.measure(path, config)
-            fingerprints = (*read.fingerprints, measured.record)
-            read = replace(read, tensor_digest=measured.tensor_digest, fingerprints=fingerprints)
+    if tools.shared is not None and content is None and not keep and not tools.blobs.has(weights.digest):
+        task = WeightsTask(listed.name, listed.commit or "", file, document)
+        result = tools.shared.read(task)
+        read = _with_measurement(replace(record, header=result.header), config, lambda: result.measurement)
+    else:
+        with _file_at_hand(listed, file, content, tools, keep=keep) as path:
+
+            def measure() -> Measurement:
+                with reading_weights(f"the values of {file.path}"):
+                    return tools.fingerprints.measure(path, config)
+
+            # The header of the verified file decides: the one that came by itself could not be checked.
+            read = _with_measurement(replace(record, header=header_bytes(path)), config, measure)
     tools.known.learn_weights(read)
     return read
+
+
+def _with_measurement(
+    read: WeightsRecord, config: AdapterConfig, measure: Callable[[], Measurement]
+) -> WeightsRecord:
+    """The record with a fingerprint for this config, which is made if it has none."""
+    if read.fingerprint(pattern_of(read, config)) is not None:
+        return read
+    measured = measure()
+    fingerprints = (*read.fingerprints, measured.record)
+    return replace(read, tensor_digest=measured.tensor_digest, fingerprints=fingerprints)
 
 
 @contextmanager
@@ -319,27 +339,15 @@ def _with_header(listed: ListedRepository, draft: Draft, tools: Tools) -> Draft:
         return replace(draft, weights=weights, spec=error)
 
 
-@contextmanager
-def _reading_weights(what: str) -> Iterator[None]:
-    """Turns what a parser of a weights file raises, except the program's own errors, into WeightsError."""
-    try:
-        with reading(what):
-            yield
-    except UnreadableError as error:
-        # It may come from another process, which does not know what it reads.
-        message = f"{what} cannot be read: the parser ends with {error.fault}"
-        raise WeightsError("unreadable", message) from error
-
-
 def _header(file: RemoteFile, content: bytes) -> Header:
     """The header in the head of a safetensors file."""
-    with _reading_weights(f"the header of {file.path}"):
+    with reading_weights(f"the header of {file.path}"):
         return parse_header(content, file.size)
 
 
 def _modules(file: RemoteFile, header: Header, config: AdapterConfig) -> AdapterSpec:
     """The LoRA modules of a header under a config."""
-    with _reading_weights(f"the names in {file.path}"):
+    with reading_weights(f"the names in {file.path}"):
         return lora_modules(header, config)
 
 

@@ -16,7 +16,7 @@ from catalog.database.remeasurement import Reread, reread
 from catalog.errors import UnreadableError, WeightsError
 from catalog.files import BlobStore
 from catalog.fingerprints import FingerprintPool, processes
-from crawler.crawl.stages import _reading_weights
+from crawler.crawl.sharing import reading_weights
 from tests import crawl_process
 from tests.crawl.test_fingerprints import put
 from tests.crawling import crawl, dump
@@ -101,7 +101,7 @@ def test_what_a_library_raises_in_a_process_is_the_same_reason(
     monkeypatch.setattr(processes, "fingerprint", fall)
     with (
         pytest.raises(WeightsError, match="the values of x cannot be read: the parser ends with ZeroDiv"),
-        _reading_weights("the values of x"),
+        reading_weights("the values of x"),
     ):
         processes.measure_in_process(tmp_path, None)  # type: ignore[arg-type]
 

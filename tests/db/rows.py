@@ -20,6 +20,8 @@ SPECIAL: dict[str, Any] = {
     "document.digest": SHA256,
     "weights_file.digest": SHA256,
     "pool.digest": SHA256,
+    "weights_item.digest": SHA256,
+    "weights_item.state": "done",
     "item_list.items_sha": SHA256,
     "item_list.hashes": b"\x01" * 32,
     "evaluation.outcomes": b"\x80",

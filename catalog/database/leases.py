@@ -1,0 +1,121 @@
+"""Weights files that processes share out among them: a row each, leased to one process at a time.
+
+Functions take a session and never commit. A process that dies stops extending its leases; after the time of a
+lease another process takes the file. Times are those of the database, whose clock all processes share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from catalog.database.schema import Crawl, CrawlState, WeightsItem
+
+# Processes that may begin a file before it is given up.
+MOST_TRIES = 3
+LEASE = timedelta(seconds=60)
+
+
+def publish(session: Session, crawl_id: int, digest: str, task: Mapping[str, Any]) -> None:
+    """Offers a file to all processes; what an earlier run of the crawl has read of the same task stays."""
+    row = session.get(WeightsItem, (crawl_id, digest))
+    if row is None:
+        row = WeightsItem(crawl_id=crawl_id, digest=digest, task=dict(task), state="pending", tries=0)
+        session.add(row)
+    elif row.state == "failed" or row.task != task:
+        row.task, row.state, row.tries = dict(task), "pending", 0
+        row.lease = row.until = row.result = None
+    session.flush()
+
+
+def claim(session: Session, crawl_id: int, lease: str, count: int) -> Sequence[WeightsItem]:
+    """At most `count` files that nobody reads, now leased; the rows are those of this moment."""
+    rows = session.scalars(
+        select(WeightsItem)
+        .where(WeightsItem.crawl_id == crawl_id, WeightsItem.tries < MOST_TRIES, _is_free())
+        .order_by(WeightsItem.state.desc(), WeightsItem.digest)
+        .limit(count)
+        .with_for_update(skip_locked=True)
+    ).all()
+    keys = [row.digest for row in rows]
+    leased = {"state": "leased", "lease": lease, "until": func.now() + LEASE, "tries": WeightsItem.tries + 1}
+    session.execute(
+        update(WeightsItem)
+        .where(WeightsItem.crawl_id == crawl_id, WeightsItem.digest.in_(keys))
+        .values(leased)
+        .execution_options(synchronize_session=False)
+    )
+    return rows
+
+
+def extend(session: Session, lease: str) -> None:
+    """Keeps the files of a process leased to it."""
+    mine = update(WeightsItem).where(WeightsItem.lease == lease, WeightsItem.state == "leased")
+    session.execute(mine.values(until=func.now() + LEASE))
+
+
+def finish(session: Session, crawl_id: int, digest: str, lease: str, result: bytes) -> bool:
+    """Writes what was read of a file; False, and nothing is written, if it is leased to another process."""
+    return _settle(session, crawl_id, digest, lease, state="done", result=result)
+
+
+def give_back(session: Session, crawl_id: int, digest: str, lease: str, result: bytes) -> bool:
+    """Returns a file that could not be read now, with the error; the last try leaves it failed."""
+    last = session.scalar(
+        select(WeightsItem.tries >= MOST_TRIES).where(
+            WeightsItem.crawl_id == crawl_id, WeightsItem.digest == digest
+        )
+    )
+    state = "failed" if last else "pending"
+    return _settle(session, crawl_id, digest, lease, state=state, result=result)
+
+
+def settled(session: Session, crawl_id: int, digests: Collection[str]) -> dict[str, bytes | None]:
+    """What was read, or the error, of those of these files that need no more work.
+
+    None for a file whose processes all died.
+    """
+    of_crawl = WeightsItem.crawl_id == crawl_id
+    lost = and_(
+        WeightsItem.state == "leased", WeightsItem.until < func.now(), WeightsItem.tries >= MOST_TRIES
+    )
+    session.execute(
+        update(WeightsItem)
+        .where(of_crawl, lost)
+        .values(state="failed", lease=None, until=None, result=None)
+        .execution_options(synchronize_session=False)
+    )
+    rows = select(WeightsItem.digest, WeightsItem.result).where(
+        of_crawl, WeightsItem.digest.in_(digests), WeightsItem.state.in_(["done", "failed"])
+    )
+    return dict(session.execute(rows).all())
+
+
+def forget(session: Session, crawl_id: int) -> None:
+    """Removes the files of a crawl that has ended."""
+    session.execute(delete(WeightsItem).where(WeightsItem.crawl_id == crawl_id))
+
+
+def crawl_at_work(session: Session) -> Crawl | None:
+    """The crawl that a process carries out, or carried out when it died."""
+    rows = select(Crawl).where(Crawl.holder.is_not(None), Crawl.state == CrawlState.RUNNING)
+    return session.scalar(rows.order_by(Crawl.held_since.desc()).limit(1))
+
+
+def _is_free() -> ColumnElement[bool]:
+    expired = and_(WeightsItem.state == "leased", WeightsItem.until < func.now())
+    return or_(WeightsItem.state == "pending", expired)
+
+
+def _settle(session: Session, crawl_id: int, digest: str, lease: str, *, state: str, result: bytes) -> bool:
+    written = session.execute(
+        update(WeightsItem)
+        .where(WeightsItem.crawl_id == crawl_id, WeightsItem.digest == digest, WeightsItem.lease == lease)
+        .values(state=state, lease=None, until=None, result=result)
+        .execution_options(synchronize_session=False)
+    )
+    return isinstance(written, CursorResult) and written.rowcount == 1

@@ -1,0 +1,248 @@
+"""Weights read by several processes: the rows of one, nothing read twice, nothing lost with a process."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text, update
+from sqlalchemy.orm import Session
+
+import loradex
+from catalog.database import WeightsItem, leases, make_engine
+from catalog.database.opening import upgrade
+from catalog.errors import NotFoundError, UsageError, WeightsError
+from crawler.crawl import sharing
+from tests.crawl.test_fingerprints import put
+from tests.crawl_process import work_for_crawl
+from tests.crawling import crawl, dump
+from tests.hubs import lora_tensors
+from tests.localhub import LocalHub
+from tests.localhub.faults import Callback, Corrupt, Fault
+from tests.processes import send_signal, start_process, wait_for
+
+COUNT = 6
+TREE = "GET /api/models/.*/tree"
+# The whole of a weights file; its header is asked for by a range.
+WEIGHTS = "GET /o/.*safetensors"
+
+
+@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.postgres)])
+def backend(request: pytest.FixtureRequest) -> str:
+    """The database that several programs crawl into."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Hub; two of its adapters have the same weights under other scalings."""
+    root = tmp_path_factory.mktemp("shared") / "hub"
+    for number in range(COUNT):
+        put(root, f"o/a{number}", lora_tensors(seed=number))
+    put(root, "o/b0", lora_tensors(seed=0), alpha_pattern={"q_proj": 32})
+    return root
+
+
+@pytest.fixture
+def hub(root: Path) -> Iterator[LocalHub]:
+    """That Hub."""
+    with LocalHub(root) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The rows of a crawl by one process into SQLite."""
+    data = tmp_path_factory.mktemp("one")
+    engine = make_engine(f"sqlite:///{data / 'catalog.db'}")
+    upgrade(engine)
+    with LocalHub(root) as hub:
+        crawl(hub.url, engine, data, weights="stream")
+    rows = dump(engine)
+    engine.dispose()
+    assert len(rows["fingerprint"]) == COUNT + 1
+    return rows
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that crawls reads no weights itself."""
+    work = sharing.Worker.work
+
+    def wait(self: sharing.Worker, crawl_id: int, is_over: Callable[[], bool]) -> int:
+        if threading.current_thread().name.startswith("share"):
+            while not (is_over() or self.stop.is_set()):
+                self.changed.wait(sharing.PAUSE)
+            return 0
+        return work(self, crawl_id, is_over)
+
+    monkeypatch.setattr(sharing.Worker, "work", wait)
+
+
+@pytest.fixture
+def crawling(hub: LocalHub, engine: Engine, tmp_path: Path) -> Iterator[Future[dict[str, Any]]]:
+    """A crawl that has listed the Hub, and goes on when there are workers: `hub.faults` is empty then."""
+    arrived, gate = threading.Event(), threading.Event()
+    hub.faults.append(Fault(TREE, Callback(lambda _: (arrived.set(), gate.wait(60)))))
+    with ThreadPoolExecutor(1) as thread:
+        patience = {"timeout": 60.0, "deadline": 60.0}
+        future = thread.submit(crawl, hub.url, engine, tmp_path / "crawl", hub=patience, weights="stream")
+        future.open = gate.set  # type: ignore[attr-defined]
+        assert arrived.wait(60)
+        yield future
+        gate.set()
+
+
+def downloads(hub: LocalHub) -> list[str]:
+    """The weights files that were fetched whole."""
+    return [r.path for r in hub.log if r.path.endswith(".safetensors") and "range" not in r.headers]
+
+
+def test_a_crawl_alone_writes_the_rows_of_one_process(
+    hub: LocalHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
+) -> None:
+    report = crawl(hub.url, engine, tmp_path, weights="stream")
+    assert (report["status"], report["new"], report["unmeasured"]) == ("complete", COUNT + 1, 0)
+    assert dump(engine) == expected
+    with Session(engine) as session:
+        assert session.query(WeightsItem).count() == 0
+
+
+@pytest.mark.usefixtures("idle")
+def test_two_workers_read_all_weights(
+    crawling: Any,
+    hub: LocalHub,
+    engine: Engine,
+    catalog_url: str,
+    expected: dict[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    with ThreadPoolExecutor(2) as threads:
+        catalogs = [loradex.open(tmp_path / f"worker{number}", url=catalog_url) for number in range(2)]
+        workers = [threads.submit(catalog.work_for_crawl, workers=1) for catalog in catalogs]
+        crawling.open()
+        assert crawling.result(60)["status"] == "complete"
+        read = sum(worker.result(60).read for worker in workers)
+    assert dump(engine) == expected
+    # The one with two patterns of scalings is read for each.
+    assert read == len(downloads(hub)) == COUNT + 1
+    with loradex.open(tmp_path, url=catalog_url) as catalog, pytest.raises(NotFoundError, match="No crawl"):
+        catalog.work_for_crawl()
+
+
+@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize("turn", [1, 3])
+def test_what_a_killed_worker_leased_is_read_by_another(
+    turn: int,
+    crawling: Any,
+    hub: LocalHub,
+    engine: Engine,
+    catalog_url: str,
+    expected: dict[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    asked = 0
+    killed = threading.Event()
+
+    def kill(request: Any) -> None:
+        nonlocal asked
+        asked += "range" not in request.headers
+        if asked == turn:
+            send_signal(process, signal.SIGKILL)
+            killed.set()
+
+    hub.faults.append(Fault(WEIGHTS, Callback(kill)))
+    process = start_process(work_for_crawl, catalog_url, tmp_path / "killed", output=tmp_path / "said")
+    crawling.open()
+    assert killed.wait(60), (tmp_path / "said").read_text()
+    assert wait_for(process) == -signal.SIGKILL
+    hub.faults.clear()
+    with engine.begin() as connection:
+        # A minute passes.
+        past = text("now() - interval '1 second'")
+        connection.execute(update(WeightsItem).where(WeightsItem.lease.is_not(None)).values(until=past))
+    with loradex.open(tmp_path / "second", url=catalog_url) as catalog:
+        assert catalog.work_for_crawl().read >= COUNT + 1 - turn
+    assert crawling.result(60)["status"] == "complete"
+    assert dump(engine) == expected
+    assert not list((tmp_path / "second").glob(".loradex-*"))
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_file_at_which_three_workers_died_is_failed_and_tried_again(
+    crawling: Any, hub: LocalHub, engine: Engine, expected: dict[str, list[str]], tmp_path: Path
+) -> None:
+    crawling.open()
+    died = 0
+    while not crawling.done():
+        with Session(engine) as session, session.begin():
+            crawl_at_work = leases.crawl_at_work(session)
+            if crawl_at_work is not None:
+                died += len(leases.claim(session, crawl_at_work.id, "dead", 8))
+            past = text("now() - interval '1 second'")
+            session.execute(update(WeightsItem).where(WeightsItem.state == "leased").values(until=past))
+    report = crawling.result()
+    assert (report["status"], report["errors"]) == ("partial", {"process": COUNT + 1})
+    assert died >= 3 * COUNT
+
+
+def test_the_result_of_a_lost_lease_is_not_written(engine: Engine, hub: LocalHub, tmp_path: Path) -> None:
+    crawl(hub.url, engine, tmp_path, weights="headers")
+    with Session(engine) as session, session.begin():
+        session.execute(text("UPDATE crawl SET state = 'running'"))
+        crawl_id = session.scalar(text("SELECT id FROM crawl"))
+        leases.publish(session, crawl_id, "a" * 64, {"name": "x"})
+        assert [row.digest for row in leases.claim(session, crawl_id, "mine", 5)] == ["a" * 64]
+        assert leases.claim(session, crawl_id, "yours", 5) == []
+        assert not leases.finish(session, crawl_id, "a" * 64, "yours", b"")
+        assert leases.give_back(session, crawl_id, "a" * 64, "mine", b"busy")
+        assert leases.settled(session, crawl_id, ["a" * 64]) == {}
+        leases.claim(session, crawl_id, "yours", 5)
+        assert leases.finish(session, crawl_id, "a" * 64, "yours", b"read")
+        leases.publish(session, crawl_id, "a" * 64, {"name": "x"})
+        assert leases.settled(session, crawl_id, ["a" * 64]) == {"a" * 64: b"read"}
+        leases.publish(session, crawl_id, "a" * 64, {"name": "x", "config": "another"})
+        assert leases.settled(session, crawl_id, ["a" * 64]) == {}
+
+
+def test_errors_of_a_file_are_the_same_reasons(root: Path, engine: Engine, tmp_path: Path) -> None:
+    """Wrong bytes, found by a worker, are a reason against the adapter and no failure of the crawl."""
+    rows = {}
+    lite = make_engine(f"sqlite:///{tmp_path / 'catalog.db'}")
+    upgrade(lite)
+    for name, target in (("one", lite), ("shared", engine)):
+        with LocalHub(root, faults=[Fault("GET /o/a1/.*safetensors", Corrupt(950))]) as hub:
+            report = crawl(hub.url, target, tmp_path / name, weights="stream")
+            assert (report["status"], report["reasons"].get("integrity")) == ("complete", 1)
+        rows[name] = dump(target)
+    lite.dispose()
+    assert rows["one"] == rows["shared"]
+
+
+def test_an_error_is_restored_with_its_attributes() -> None:
+    future: Future[Any] = Future()
+    sharing._resolve(future, sharing._pack_error(WeightsError("unreadable", "it cannot be read")))
+    error = future.exception()
+    assert isinstance(error, WeightsError)
+    assert (str(error), error.kind) == ("it cannot be read", "unreadable")
+    fault: Future[Any] = Future()
+    sharing._resolve(fault, sharing._pack_error(ZeroDivisionError("x")))
+    assert re.match("ZeroDivisionError: x", str(fault.exception()))
+
+
+def test_what_is_not_shared_is_refused(engine: Engine, catalog_url: str, tmp_path: Path) -> None:
+    lite = make_engine(f"sqlite:///{tmp_path / 'catalog.db'}")
+    upgrade(lite)
+    lite.dispose()
+    with loradex.open(tmp_path) as catalog, pytest.raises(UsageError, match="PostgreSQL"):
+        catalog.work_for_crawl()
