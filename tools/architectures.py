@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import tempfile
 import warnings
@@ -58,6 +59,8 @@ dense updates ({libraries}; float32 on a CPU).
 `train` is with `all-linear`, and the other columns are of the adapter that it makes. `gradient` is the
 strategy of `select`, and `apply` folds the adapter into the weights of the base model. `experts` is
 `evaluate` of an adapter of stacked experts (PEFT's `target_parameters`), where the model has such.
+`one expert` is `apply` of an adapter of one expert's layer, where checkpoints have a tensor for each; beside
+the loaded model, whose experts are one tensor, such an adapter is refused with a sentence.
 """
 
 
@@ -126,6 +129,42 @@ def try_experts(bench: Bench) -> str:
     config = LoraConfig(r=2, target_modules=[], target_parameters=stacked, task_type="CAUSAL_LM")
     get_peft_model(base.model, config).save_pretrained(str(folder))
     return compare_losses(bench, random_adapter(folder, bench.folder / "experts0", 0))
+
+
+def try_one_expert(bench: Bench) -> str:
+    """An adapter of a layer of one expert is folded into its weights, and refused beside the model."""
+    base, folder = bench.base(), bench.folder / "one"
+    source = save_base(base, bench.folder / "split")
+    values = {
+        name: tensor for file in source.glob("*.safetensors") for name, tensor in load_file(file).items()
+    }
+    layers = sorted(name for name in values if re.search(r"experts\.1\.\w+\.weight$", name))
+    stacked = any(item.ndim == 3 and "experts" in name for name, item in base.model.named_parameters())
+    if not layers or not stacked:
+        return NONE
+    path = layers[0].removesuffix(".weight")
+    outer, inner = values[layers[0]].shape
+    config = LoraConfig(r=2, target_modules=[path.rpartition(".")[2]], task_type="CAUSAL_LM")
+    config.save_pretrained(str(folder))
+    factors = {"lora_A": torch.zeros(2, inner), "lora_B": torch.zeros(outer, 2)}
+    written = {f"base_model.model.{path}.{part}.weight": tensor for part, tensor in factors.items()}
+    save_file(written, folder / "adapter_model.safetensors")
+    adapter = random_adapter(folder, bench.folder / "one0", 0)
+    (refusal,) = evaluate(base, [load_member(adapter)], [bench.task], limit=2, with_base=False)
+    require("is a layer of one expert" in str(refusal), f"it is not refused: {refusal}")
+    apply_to(source, adapter, bench.folder / "with_one")
+    (update,) = deltas(adapter).values()
+    expected = values | {layers[0]: (values[layers[0]].double() + update).to(values[layers[0]].dtype)}
+    target = save_base(base, bench.folder / "expected")
+    for file in target.glob("*.safetensors"):
+        save_file({name: expected[name] for name in load_file(file)}, file, metadata={"format": "pt"})
+    with quiet():
+        models: Any = [
+            AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+            for place in (bench.folder / "with_one", target)
+        ]
+    require_close(bench, *map(logits, models))
+    return YES
 
 
 def compare_losses(bench: Bench, folder: Path) -> str:
@@ -206,6 +245,7 @@ TRIALS: Mapping[str, Callable[[Bench], str]] = {
     "merge": try_merge,
     "apply": try_apply,
     "experts": try_experts,
+    "one expert": try_one_expert,
 }
 COLUMNS = ("train", *TRIALS)
 

@@ -30,7 +30,7 @@ def test_a_row_comes_out_again(kind: str) -> None:
 def test_what_is_more_than_a_yes_is_a_note_below() -> None:
     row = dict.fromkeys(COLUMNS, "yes") | {"train": "yes, without experts", "merge": "refused: No: not here"}
     notes: dict[str, int] = {}
-    assert list(cells(row, notes)) == ["yes (1)", "yes", "yes", "yes", "refused (2)", "yes", "yes"]
+    assert list(cells(row, notes)) == ["yes (1)", "yes", "yes", "yes", "refused (2)", "yes", "yes", "yes"]
     assert next(cells(row, notes)) == "yes (1)"
     assert notes == {"Without experts.": 1, "Refused: No: not here.": 2}
 

@@ -1,7 +1,8 @@
 """Two layers of Llama-3.1-8B's true width: every step in bfloat16, with its seconds and its peak of memory.
 
 `python -m tools.bench.wide` makes the model of random weights in a folder, so that it is loaded as any base
-model is, and two adapters. The second number is the resident memory of the whole process; Linux only.
+model is, and two adapters. Seconds are of the processor. The second number is the resident memory of the
+whole process; Linux only. At the end text is generated from a shared prefix and with every question in full.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tools.bench.generation import read_in_full
 from tools.bench.live import LARGE, say
 from tools.bench.peak import high_water, peak_during
 
 RATE, RANK = 1e-3, 16
+# Of the questions: tokens that all begin with, their own, and those of an answer.
+QUESTIONS, SHARED, OWN, NEW_TOKENS = 8, 64, 17, 8
 ROWS = [(f"Is {number} even?", "yes" if number % 2 == 0 else "no") for number in range(6)]
 
 
@@ -54,8 +58,17 @@ def run(place: Path, layers: int, vocabulary: int) -> None:
         for at in range(2)
     ]
     measure("score, base and 2 adapters", lambda: loradex.evaluate(base, task, members, limit=2))
-    prompts = [Prompt(tuple(range(at, at + 20)), ((0,),), 0) for at in range(2)]
-    measure("generate, 2 x 4 tokens", lambda: generate(base, prompts, most=4))
+    start = tuple(range(SHARED))
+    prompts = [Prompt((*start, *range(at, at + OWN)), ((0,),), 0) for at in range(QUESTIONS)]
+    limits = [NEW_TOKENS] * QUESTIONS
+    ways: dict[str, Callable[[], object]] = {
+        "prefix read once": lambda: generate(base, prompts, most=limits),
+        "questions in full": lambda: read_in_full(base, prompts, limits),
+    }
+    seconds = [
+        spend(f"generate {QUESTIONS} x {NEW_TOKENS} tokens, {name}", way) for name, way in ways.items()
+    ]
+    say("ratio", f"{seconds[1] / seconds[0]:8.2f}")
     measure(
         "train, a step of rank 16",
         lambda: loradex.train(
@@ -94,9 +107,17 @@ def make(folder: Path, layers: int, vocabulary: int) -> None:
         vocab_size=vocabulary,
         max_position_embeddings=2048,
     )
-    torch.set_default_dtype(torch.bfloat16)
-    model: Any = LlamaForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        model: Any = LlamaForCausalLM(config)
+    # A million random values, again and again: to draw them all takes longer than most steps.
+    block = 0.02 * torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    values = {
+        name: torch.ones(shape.shape, dtype=torch.bfloat16)
+        if shape.ndim == 1
+        else block.repeat(-(-shape.numel() // len(block)))[: shape.numel()].view(shape.shape)
+        for name, shape in model.state_dict().items()
+    }
+    model.load_state_dict(values, assign=True)
     with quiet():
         model.save_pretrained(folder)
     tokenizer = tiny_tokenizer()
@@ -106,10 +127,17 @@ def make(folder: Path, layers: int, vocabulary: int) -> None:
 
 def measure(title: str, work: Callable[[], Any]) -> Any:
     """What the step gives; its seconds and the peak of the process meanwhile are written."""
-    began = time.perf_counter()
+    began = time.process_time()
     result, _ = peak_during(work)
-    say(title, f"{time.perf_counter() - began:8.1f} s   {high_water() / 2**30:5.2f} GiB")
+    say(title, f"{time.process_time() - began:8.1f} s   {high_water() / 2**30:5.2f} GiB")
     return result
+
+
+def spend(title: str, work: Callable[[], object]) -> float:
+    """The seconds of a step, which is measured too."""
+    began = time.process_time()
+    measure(title, work)
+    return time.process_time() - began
 
 
 if __name__ == "__main__":
