@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -99,6 +100,10 @@ def doctor(
                 step.working(number, len(work))
     if model is not None and model.device.type == "cpu":
         skipped["largest batch"] = "a system without free memory ends the process"
+        if (load := os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0) > 1 + (os.cpu_count() or 1):
+            skipped["speed of an idle machine"] = (
+                f"{load:.0f} processes want its {os.cpu_count()} processors; times are longer by as much"
+            )
     return DoctorReport(
         versions=_versions(),
         machine=_machine(model, device),

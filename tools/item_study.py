@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -35,6 +35,9 @@ Bools = NDArray[np.bool_]
 RANDOM_SETS = 20
 DRAWS = 20
 BEST = 10
+# A race asks so many items in each round of those that are left, and halves them until so many are left.
+RACE_STEP, RACE_LAST = 5, 5
+_SWEEPS = 50
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,53 @@ def _completed(expected: Expectation, asked: Floats, complete: Floats, truth: Fl
     }
 
 
+def races(answers: Answers) -> Iterator[dict[str, float]]:
+    """Of each draw of an order of items the mean score on all items of the ten that end a race best.
+
+    Everybody answers the first items, the better half the next ones, and so on. "plain" compares means of
+    answers, "difficulty removed" the adapters' effects beside those of items.
+    """
+    right = answers.right.astype(np.float64)
+    truth, draw = right.mean(axis=1), np.random.default_rng(0)
+    for _ in range(DRAWS):
+        order = draw.permutation(right.shape[1])
+        yield {
+            name: float(truth[np.argsort(-_race(right, order, estimate), kind="stable")[:BEST]].mean())
+            for name, estimate in (("plain", _plain_means), ("difficulty removed", adapter_effects))
+        }
+
+
+def _race(right: Floats, order: NDArray[np.int64], estimate: Callable[[Floats], Floats]) -> Floats:
+    """The estimates of all adapters at the end of a race."""
+    asked, left = np.full(right.shape, np.nan), np.arange(len(right))
+    for start in range(0, len(order), RACE_STEP):
+        cells = np.ix_(left, order[start : start + RACE_STEP])
+        asked[cells] = right[cells]
+        scores = estimate(asked)
+        if len(left) <= RACE_LAST:
+            break
+        left = left[np.argsort(-scores[left], kind="stable")[: -(-len(left) // 2)]]
+    return scores
+
+
+def _plain_means(asked: Floats) -> Floats:
+    means: Floats = np.nanmean(asked, axis=1)
+    return means
+
+
+def adapter_effects(asked: Floats) -> Floats:
+    """The effects of adapters in answers (adapters, items; NaN where not asked) beside those of items.
+
+    Least squares with a penalty of one answer on each effect, by turns.
+    """
+    known = ~np.isnan(asked)
+    values, effects = np.where(known, asked - asked[known].mean(), 0.0), np.zeros(len(asked))
+    for _ in range(_SWEEPS):
+        of_items = (known * (values - effects[:, None])).sum(axis=0) / (known.sum(axis=0) + 1)
+        effects = (known * (values - of_items)).sum(axis=1) / (known.sum(axis=1) + 1)
+    return effects
+
+
 def _correlations(answers: Floats) -> Floats:
     """The correlations over items of the answers of different adapters, 0 on the diagonal."""
     centred = answers - answers.mean(axis=1, keepdims=True)
@@ -187,6 +237,13 @@ def report_lines(tasks: Sequence[Answers], texts: Mapping[str, str]) -> Iterator
     yield "|---:|---|---:|---:|---:|---:|"
     for count in (items // 8, items // 4):
         yield from _completion_lines(list(completions(tasks, texts, count)), count)
+    yield from ("", "| race | best ten | less plain |", "|---|---:|---:|")
+    results = [list(races(answers)) for answers in tasks]
+    for name in results[0][0]:
+        means = np.array([np.mean([row[name] for row in rows]) for rows in results])
+        change = means - np.array([np.mean([row["plain"] for row in rows]) for rows in results])
+        error = change.std(ddof=1) / np.sqrt(len(tasks))
+        yield _cells(name, f"{means.mean():.4f}", f"{change.mean():+.4f} ± {error:.4f}")
 
 
 def _placement_lines(tasks: Sequence[Answers], items: int) -> Iterator[str]:

@@ -39,6 +39,14 @@ def test_a_tiny_model_shows_that_everything_runs() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_a_busy_machine_is_told_from_an_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loradex.diagnosis._measures", dict)
+    monkeypatch.setattr(os, "getloadavg", lambda: (float(os.cpu_count() or 1), 0.0, 0.0))
+    assert "speed of an idle machine" not in loradex.doctor().skipped
+    monkeypatch.setattr(os, "getloadavg", lambda: (50.0, 0.0, 0.0))
+    assert loradex.doctor().skipped["speed of an idle machine"].startswith("50 processes want its")
+
+
 def test_a_report_names_no_folder(tmp_path: Path) -> None:
     folder = save_base(tiny_base(), tmp_path / "secret-model")
     report = loradex.doctor(str(folder), dtype="bfloat16")

@@ -10,7 +10,7 @@ import pytest
 
 from catalog.scores import item_hash, list_sha, pack_bitmap, pack_margins, to_text
 from tools import item_study
-from tools.item_study import pairing, placement, read_answers, report_lines
+from tools.item_study import adapter_effects, pairing, placement, read_answers, report_lines
 
 ITEMS, ADAPTERS = 20, 12
 
@@ -57,8 +57,17 @@ def test_errors_are_those_of_the_definition(log: Path, monkeypatch: pytest.Monke
     sets = [draw.choice(ITEMS, 4, replace=False) for _ in range(2)]
     plain = [right[at, places].mean() - right[at].mean() for places in sets for at in range(ADAPTERS)]
     assert placement(answers[0], 4)["plain"] == pytest.approx(np.sqrt(np.mean(np.square(plain))))
+    # Ridge regression on indicators of adapters and items, by the normal equations.
+    asked = np.where(draw.random(right.shape) < 0.7, right, np.nan)
+    rows, columns = np.nonzero(~np.isnan(asked))
+    design = np.zeros((len(rows), ADAPTERS + ITEMS))
+    design[np.arange(len(rows)), rows] = design[np.arange(len(rows)), ADAPTERS + columns] = 1.0
+    values = asked[rows, columns] - np.nanmean(asked)
+    effects = np.linalg.solve(design.T @ design + np.eye(ADAPTERS + ITEMS), design.T @ values)[:ADAPTERS]
+    assert adapter_effects(asked) == pytest.approx(effects, abs=1e-6)
     lines = list(report_lines(answers, {}))
     assert lines[0] == "12 adapters, 2 tasks, 20 items each."
     diagonal = [line.split("|") for line in lines if "| diagonal |" in line]
     assert [row[4].strip() for row in diagonal] == ["+0.0000 ± 0.0000"] * 2
+    assert [line.split("|")[1].strip() for line in lines[-2:]] == ["plain", "difficulty removed"]
     assert not any("nan" in line for line in lines)

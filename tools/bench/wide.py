@@ -41,6 +41,7 @@ def run(place: Path, layers: int, vocabulary: int) -> None:
     """All steps, one after the other."""
     import loradex
     from merging.evaluation import generate
+    from merging.evaluation.questions import check_reading
     from merging.model import Prompt, load_base
     from tests.merging.llama import TARGETS, write
     from tests.merging.tiny import write_task
@@ -61,6 +62,8 @@ def run(place: Path, layers: int, vocabulary: int) -> None:
     start = tuple(range(SHARED))
     prompts = [Prompt((*start, *range(at, at + OWN)), ((0,),), 0) for at in range(QUESTIONS)]
     limits = [NEW_TOKENS] * QUESTIONS
+    # Whether trees of this length are right is found out once for each model.
+    measure("check of the reading", lambda: check_reading(base, prompts))
     ways: dict[str, Callable[[], object]] = {
         "prefix read once": lambda: generate(base, prompts, most=limits),
         "questions in full": lambda: read_in_full(base, prompts, limits),
