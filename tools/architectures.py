@@ -158,11 +158,11 @@ def try_one_expert(bench: Bench) -> str:
     target = save_base(base, bench.folder / "expected")
     for file in target.glob("*.safetensors"):
         save_file({name: expected[name] for name in load_file(file)}, file, metadata={"format": "pt"})
-    with quiet():
-        models: Any = [
-            AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
-            for place in (bench.folder / "with_one", target)
-        ]
+    models: list[Any] = []
+    for place in (bench.folder / "with_one", target):
+        with quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        models.append(model.eval())
     require_close(bench, *map(logits, models))
     return YES
 
