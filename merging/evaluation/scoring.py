@@ -325,10 +325,16 @@ def _text_sums(
     return torch.stack(sums, dim=0) if copies == 1 else sums[0][:, None]
 
 
-def logit_options(model: Any, last: int) -> dict[str, int]:
-    """The argument for computing only the last logits, if the model supports it."""
+def logit_options(model: Any, last: int) -> dict[str, Tensor]:
+    """The argument for computing only the last logits, if the model supports it.
+
+    As places, since torch multiplies the slice that a number gives as one product for each row, for which it
+    copies the output head on a processor.
+    """
+    import torch
+
     parameters = inspect.signature(model.forward).parameters
-    return {"logits_to_keep": last} if "logits_to_keep" in parameters else {}
+    return {"logits_to_keep": torch.arange(-last, 0)} if "logits_to_keep" in parameters else {}
 
 
 def _tree_sums(base: LoadedBase, tree: TokenTree, candidates: int, greedy: bool = False) -> list[Tensor]:

@@ -143,7 +143,7 @@ def largest_batch(base: LoadedBase) -> int | None:
         try:
             with torch.no_grad():
                 tokens = torch.zeros((rows, ROW), dtype=torch.int64, device=base.device)
-                base.model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+                base.model(input_ids=tokens, use_cache=False, logits_to_keep=torch.tensor([-1]))
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error):
                 raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from merging.evaluation.scoring import (
     targets_only,
 )
 from merging.evaluation.trees import pack_prompts, tree_of
-from merging.model import LoadedBase, Prompt
+from merging.model import LoadedBase, Prompt, ReadingMode
 from tests.merging.tiny import tiny_base
 
 BASE = tiny_base(dtype=torch.float64)
@@ -190,3 +192,18 @@ def test_entropy_is_that_of_the_normalised_answers() -> None:
     for at, values in enumerate(likelihoods(BASE, prompts)):
         weights = torch.tensor(values, dtype=torch.float64).softmax(0)
         assert float(result[0, at]) == pytest.approx(float(-(weights * weights.log()).sum()), abs=1e-5)
+
+
+def test_the_output_head_multiplies_all_rows_at_once() -> None:
+    """The values that it gets are contiguous: others are multiplied one by one, with a copy of it each."""
+    base, sizes = tiny_base(), []
+
+    def check(_module: Any, inputs: tuple[torch.Tensor]) -> None:
+        assert inputs[0].is_contiguous()
+        sizes.append(len(inputs[0]))
+
+    base.model.lm_head.register_forward_pre_hook(check)
+    prompts = some_prompts(3, 12)
+    generate(base, prompts, most=2)
+    likelihoods(replace(base, reading=ReadingMode(recurrent=True)), prompts)
+    assert max(sizes) >= 3
