@@ -193,7 +193,9 @@ class Report(StudyPart):
 
     against: str | None = None
     claims: tuple[StudyClaim, ...] = ()
-    figures: tuple[Literal["gains", "relevance", "tuning", "curve", "energy", "wild"], ...] = ("gains",)
+    figures: tuple[Literal["gains", "relevance", "tuning", "curve", "energy", "wild", "curvature"], ...] = (
+        "gains",
+    )
 
 
 class Study(StudyPart):

@@ -62,6 +62,8 @@ from studies.store import Place, Step
 _TRAINED_ON = (TRAIN_RECORD, "training.json")
 _MOST_BYTES = 16 * 1024 * 1024
 _LEGO = "lora-lego"
+# Examples, and products with the Hessian, for the curvature at the start of a training.
+_SAMPLES, _ITERATIONS = 16, 20
 _OWN_DATA = "../data/"
 
 
@@ -249,6 +251,8 @@ class _GridBuilder:
             # Its rank cuts nothing off; what is lost is lost among the units of a cluster.
             params = {key: merged[0].params[key] for key in ("method", "parameters", "rank", "seed")}
             about.append(self._step("clusters", params, {"pool": members}))
+        if isinstance(method, Train) and "curvature" in figures:
+            about.append(self._curvature_step(task, seed, method))
         about.append(step)
         return GridCell(task.name, task.group, seed, name, pool, dict(point), step, tuple(about))
 
@@ -308,6 +312,15 @@ class _GridBuilder:
             if len(step_by_rate) == 1
             else self._step("pick", {}, step_by_rate)
         )
+
+    def _curvature_step(self, task: Task, seed: int, method: Train) -> Step:
+        """The curvature at the start of a training, the same for all its rates."""
+        training = self._train_step(task, seed, method)
+        while training.kind == "pick":
+            training = next(iter(training.inputs.values()))
+        settings = {key: training.params["settings"][key] for key in ("rank", "alpha", "targets", "variant")}
+        how = {"settings": settings, "samples": _SAMPLES, "iterations": _ITERATIONS}
+        return self._step("curvature", {**self._examples(task, seed), **how})
 
     def _adapt_step(self, task: Task, seed: int, method: Adapt, members: Step | None) -> Step:
         settings = {"steps": method.steps, "rate": method.learning_rate}

@@ -82,6 +82,31 @@ def train(job: Job) -> dict[str, Any]:
     return {**adapter, "mergeable": report.record["mergeable"], "detail": detail}
 
 
+def curvature(job: Job) -> dict[str, Any]:
+    """The largest curvature of the loss in the parameters of a new adapter at its start."""
+    from merging.learning import Recipe, TrainingSettings, curvature_at_start
+
+    params, settings = job.params, job.params["settings"]
+    targets = settings["targets"]
+    result = curvature_at_start(
+        _base(job.place),
+        _task(job),
+        _budget(job).train[: params["samples"]],
+        TrainingSettings(
+            rank=settings["rank"],
+            alpha=settings["alpha"],
+            targets=targets if isinstance(targets, str) else tuple(targets),
+            variant=settings["variant"],
+            dropout=0.0,
+            dtype="float32",
+            recipe=Recipe(1, seed=params["budget"]["seed"]),
+        ),
+        iterations=params["iterations"],
+        **_asking(job),
+    )
+    return {"detail": {"curvature": result.value, "curvature_residual": result.residual}}
+
+
 def pick(job: Job) -> dict[str, Any]:
     """The one of several trainings with the lowest validation loss, the lower rate of equals."""
     if not job.inputs:
@@ -283,6 +308,7 @@ KINDS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
     "adapt": adapt,
     "cards": lambda job: hyperparameters(job.place.source),
     "clusters": clusters,
+    "curvature": curvature,
     "ensemble": ensemble,
     "gradient": gradient,
     "measured": measure_adapters,

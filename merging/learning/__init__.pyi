@@ -3,6 +3,7 @@ from .adaptive import ADAPTIVE, find_adaptive
 from .combination import ADAPT_RECORD
 from .continuation import Continuation
 from .course import Recipe
+from .curvature import Curvature, curvature_at_start, largest_eigenvalue
 from .gradients import center_scores, direction, exact_scores
 from .machine import (
     adapter_bytes,
@@ -24,6 +25,7 @@ __all__ = [
     "VARIANTS",
     "Adaptation",
     "Continuation",
+    "Curvature",
     "Recipe",
     "TrainReport",
     "TrainingSettings",
@@ -31,6 +33,7 @@ __all__ = [
     "adapter_bytes",
     "adapters_that_fit",
     "center_scores",
+    "curvature_at_start",
     "default_rates",
     "direction",
     "exact_scores",
@@ -38,6 +41,7 @@ __all__ = [
     "free_memory",
     "generating_speed",
     "largest_batch",
+    "largest_eigenvalue",
     "random_base",
     "reading_speed",
     "step_seconds",

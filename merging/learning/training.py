@@ -259,7 +259,7 @@ def _one_rate(
     def gradient() -> None:
         gradients(base, next(batches(inputs.train, recipe)), base.model.zero_grad, inputs.objective)
 
-    config = _config(base, settings)
+    config = lora_config(base, settings)
     with set_seeds(recipe.seed, base), variants.adapt_model(base.model, row, config, gradient) as model:
         start = variants.factors(model) if row.changes_base else {}
         course = run(
@@ -282,7 +282,8 @@ def _one_rate(
     return course
 
 
-def _config(base: LoadedBase, settings: TrainingSettings) -> Any:
+def lora_config(base: LoadedBase, settings: TrainingSettings) -> Any:
+    """PEFT's configuration of a new adapter, without the options of its variant."""
     from peft import LoraConfig
 
     alpha: Any = int(settings.alpha) if settings.alpha.is_integer() else settings.alpha

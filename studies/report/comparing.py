@@ -449,6 +449,20 @@ class Extent:
     tasks: int
 
 
+@dataclass(frozen=True, slots=True)
+class CurvatureSlopes:
+    """The slope of the logarithm of the best rate on that of the curvature within each task, over the
+    configurations of a study, with the mean over tasks as a difference to zero.
+
+    `points` has for each task the curvature and the best rate of each configuration by its label; `edges`
+    counts rates at the lowest or highest one tried.
+    """
+
+    slope: Difference
+    points: dict[str, dict[str, tuple[float, float]]]
+    edges: int
+
+
 @dataclass(frozen=True)
 class _Trial:
     """The cells of one variant and rank, and one point of `others` that were varied, at every rate."""
@@ -483,6 +497,52 @@ def at_one_rate(results: Results, methods: Mapping[str, Any]) -> tuple[TuningRow
         if cells:
             fixed.append(replace(trial, cells=cells))
     return _tuning_rows(fixed, {trial.label: trial.cells for trial in fixed}, results.steps)
+
+
+def relate_curvature(results: Results, methods: Mapping[str, Any]) -> CurvatureSlopes | None:
+    """How the best rate falls with the curvature within tasks; None where no task has three configurations.
+
+    The best rate is the vertex of the parabola through the lowest validation loss and its neighbours over the
+    logarithm of the rate; seeds are averaged first.
+    """
+    points: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
+    edges = 0
+    for trial in _trials(results, methods):
+        for task in dict.fromkeys(cell.task for cell in trial.cells):
+            cells = [cell for cell in trial.cells if cell.task == task]
+            numbers = [number for cell in cells if (number := cell.known("curvature")) is not None]
+            best = best_rate(_mean_losses(cells))
+            if best is not None and numbers and min(numbers) > 0:
+                points[task][trial.label] = statistics.fmean(numbers), best[0]
+                edges += best[1]
+    slopes = {}
+    for task, pairs in points.items():
+        x, y = np.log10(np.array(list(pairs.values()))).T
+        if len(pairs) > 2 and np.ptp(x) > 0:
+            slopes[task] = float(np.polyfit(x, y, 1)[0])
+    return CurvatureSlopes(summarise(slopes, {}), dict(points), edges) if slopes else None
+
+
+def best_rate(losses: Mapping[float, float]) -> tuple[float, bool] | None:
+    """The rate where a parabola over log rate has the lowest loss, and whether it is an end of the grid."""
+    if len(losses) < 3:
+        return None
+    rates = sorted(losses)
+    at = min(range(len(rates)), key=lambda n: losses[rates[n]])
+    if at in (0, len(rates) - 1):
+        return rates[at], True
+    three = rates[at - 1 : at + 2]
+    a, b, _ = np.polyfit(np.log10(three), [losses[rate] for rate in three], 2)
+    return (float(10 ** (-b / (2 * a))) if a > 0 else rates[at]), False
+
+
+def _mean_losses(cells: Sequence[ResultCell]) -> dict[float, float]:
+    """The mean validation loss over seeds at each rate; failed trainings are left out."""
+    losses: dict[float, list[float]] = defaultdict(list)
+    for cell in cells:
+        if (loss := cell.known("valid_loss")) is not None:
+            losses[float(cell.settings[RATE])].append(loss)
+    return {rate: statistics.fmean(values) for rate, values in losses.items()}
 
 
 def extent(rows: Sequence[TuningRow]) -> Extent | None:

@@ -10,6 +10,7 @@ from typing import Any
 from studies.report.comparing import (
     RATE,
     Correlation,
+    CurvatureSlopes,
     Difference,
     Line,
     Related,
@@ -22,6 +23,7 @@ from studies.report.comparing import (
     finite,
     lines,
     relate,
+    relate_curvature,
     tune_by_loss,
     varying_settings,
 )
@@ -105,6 +107,10 @@ class Findings:
         self.correlation: Correlation | None = correlation(self.related)
         self.wild = self._wild() if "wild" in self.asked else None
         self._tune()
+        methods = self.record.get("methods") or {}
+        self.slopes: CurvatureSlopes | None = None
+        if "curvature" in self.asked:
+            self.slopes = relate_curvature(self.results, methods)
         keys = varying_settings(self.results)
         self.curves = {key: self.lines(key) for key in keys} if "curve" in self.asked else {}
         at = ("k",) if "k" in keys else keys
@@ -169,6 +175,7 @@ class Findings:
                 "tuned": asdict(over) if (over := extent(self.tuned)) else None,
                 "at one rate": asdict(over) if (over := extent(self.fixed)) else None,
             },
+            **({"curvature": asdict(self.slopes)} if self.slopes else {}),
             "curves": {key: [asdict(line) for line in lines] for key, lines in self.curves.items()},
             "energy": {key: [asdict(line) for line in lines] for key, lines in self.energy.items()},
             "wild": _plain_wild(self.wild),

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from catalog.pictures import count_noun
 from studies.report import figures
-from studies.report.comparing import FEW, FEW_TO_DRAW, RATE, LabelRow, Line, TuningRow, extent
+from studies.report.comparing import (
+    FEW,
+    FEW_TO_DRAW,
+    RATE,
+    CurvatureSlopes,
+    LabelRow,
+    Line,
+    TuningRow,
+    extent,
+)
 from studies.report.findings import SANE, ClaimFinding, Findings, Spot, Wild
 from studies.report.page import Figure, Section, TableSection, Text
 from studies.report.wording import (
@@ -228,6 +238,8 @@ def _figures(findings: Findings) -> Iterator[Section]:
         yield _relevance(findings)
     if "tuning" in findings.asked and findings.tuning.get("value"):
         yield from _tuning(findings)
+    if findings.slopes:
+        yield _curvature_table(findings.slopes)
     level = next(
         (row.value.mean for row in findings.rows if row.label == findings.against and row.value), None
     )
@@ -297,6 +309,30 @@ def _tuning(findings: Findings) -> Iterator[Section]:
             "Difference: to plain LoRA of the same rank at that rate."
         )
         yield _tuning_table("At one learning rate", findings.fixed, note)
+
+
+def _curvature_table(slopes: CurvatureSlopes) -> TableSection:
+    """Curvature and best rate of each configuration, geometric means over tasks, and the slope."""
+    logs: dict[str, list[tuple[float, float]]] = {}
+    for pairs in slopes.points.values():
+        for name, (value, best) in pairs.items():
+            logs.setdefault(name, []).append((math.log10(value), math.log10(best)))
+    rows = [
+        (name, *(f"{10 ** fmean(column):.2g}" for column in zip(*pairs, strict=True)), str(len(pairs)))
+        for name, pairs in logs.items()
+    ]
+    slope = slopes.slope
+    ends = "" if slope.low is None else f", 95 % t interval {number(slope.low)} to {number(slope.high)}"
+    note = (
+        "Curvature: the largest eigenvalue of the Hessian of the loss of 16 examples in the adapter's own "
+        "parameters at its start. Best rate: by a parabola through validation losses. Geometric means over "
+        f"tasks. Slope of log rate on log curvature within tasks: {number(slope.mean)}{ends}, "
+        f"{count_noun(slope.tasks, 'task')}; −1 is expected. "
+        f"At an end of the rates tried: {count_noun(slopes.edges, 'best rate')}."
+    )
+    return TableSection(
+        "Rates and curvature", ("method", "curvature", "best rate", "tasks"), tuple(rows), note
+    )
 
 
 def _tuning_table(title: str, rows: Sequence[TuningRow], note: str) -> TableSection:

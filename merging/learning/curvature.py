@@ -1,0 +1,115 @@
+"""The largest curvature of the loss in an adapter's own parameters, by products of the Hessian with vectors.
+
+A gradient step of rate η is stable along a direction of curvature λ up to η = 2 / λ, so that the best rate of
+a configuration is expected to fall with the largest one ("Learning Rate Matters", arXiv 2602.04998).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from catalog.errors import EvaluationError
+from merging.evaluation import TooLong, ask, losses
+from merging.learning import variants
+from merging.learning.course import gradients, set_seeds
+from merging.learning.training import TrainingSettings, lora_config
+from merging.model import OWN, Example, LoadedBase, Protocol, Task, memory_limit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ITERATIONS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """The largest eigenvalue of the Hessian, in nats a token over squared units of the parameters.
+
+    `residual` is the norm of H v - value v for the unit vector v of the last iteration, relative to the
+    value: an eigenvalue lies within this share of it. `products` counts those with the Hessian.
+    """
+
+    value: float
+    residual: float
+    products: int
+
+
+def largest_eigenvalue(
+    product: Callable[[Tensor], Tensor], start: Tensor, *, iterations: int = _ITERATIONS
+) -> Curvature:
+    """The largest eigenvalue of a symmetric matrix by its `product` with a vector, from the vector `start`.
+
+    Power iteration; where the eigenvalue of largest size is negative, it goes on with the matrix shifted by
+    it. Golub and Van Loan (2013), section 8.2.
+    """
+    value, residual = _iterate(product, start, 0.0, iterations)
+    runs = 1
+    if value < 0:
+        value, residual = _iterate(product, start, value, iterations)
+        runs = 2
+    return Curvature(value, residual / abs(value) if value else 0.0, runs * iterations)
+
+
+def _iterate(
+    product: Callable[[Tensor], Tensor], start: Tensor, shift: float, iterations: int
+) -> tuple[float, float]:
+    """The eigenvalue of largest size after a shift, and its residual."""
+    vector = start / start.norm()
+    value, residual = 0.0, 0.0
+    for _ in range(iterations):
+        image = product(vector)
+        value = float(vector @ image)
+        residual = float((image - value * vector).norm())
+        shifted = image - shift * vector
+        length = float(shifted.norm())
+        if not length:
+            break
+        vector = shifted / length
+    return value, residual
+
+
+def curvature_at_start(
+    base: LoadedBase,
+    task: Task,
+    examples: Sequence[Example],
+    settings: TrainingSettings,
+    *,
+    iterations: int = _ITERATIONS,
+    too_long: TooLong = "error",
+    protocol: Protocol = OWN,
+) -> Curvature:
+    """The largest curvature of the mean loss of `examples` in the parameters of a new adapter at its start.
+
+    All examples are read in one tree. The base model is unchanged afterwards. Raises EvaluationError if the
+    loss is not finite, MemoryLimitError if the examples do not fit into memory, and the errors of `ask`.
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    prompts = ask(base, task, examples, too_long, protocol).prompts
+    row, config = variants.variant(settings.variant), lora_config(base, settings)
+
+    def gradient() -> None:
+        gradients(base, prompts, base.model.zero_grad)
+
+    with (
+        memory_limit("The curvature"),
+        set_seeds(settings.recipe.seed, base),
+        variants.adapt_model(base.model, row, config, gradient) as model,
+        # The other kernels have no second derivatives.
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        parameters = [values for values in model.parameters() if values.requires_grad]
+        slopes = torch.autograd.grad(losses(base, prompts)[0].mean(), parameters, create_graph=True)
+        slope = torch.cat([values.flatten() for values in slopes])
+        if not bool(torch.isfinite(slope).all()):
+            raise EvaluationError(f"The loss on {task.name} is not finite at the start of the adapter.")
+
+        def product(vector: Tensor) -> Tensor:
+            images = torch.autograd.grad(slope, parameters, vector, retain_graph=True)
+            return torch.cat([values.flatten() for values in images])
+
+        start = torch.randn(len(slope), dtype=slope.dtype).to(slope.device)
+        return largest_eigenvalue(product, start, iterations=iterations)

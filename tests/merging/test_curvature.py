@@ -1,0 +1,70 @@
+"""The largest curvature of the loss in an adapter's parameters, against dense Hessians in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+peft = pytest.importorskip("peft")
+
+import torch  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+
+from merging.evaluation import losses  # noqa: E402
+from merging.learning import Recipe, TrainingSettings, curvature_at_start, largest_eigenvalue  # noqa: E402
+from merging.learning.course import set_seeds  # noqa: E402
+from merging.learning.training import lora_config  # noqa: E402
+from merging.learning.variants import adapt_model, variant  # noqa: E402
+from merging.model import encode, read_task  # noqa: E402
+from tests.merging.tiny import tiny_base, write_task  # noqa: E402
+
+ROWS = [(f"item {number}", "yes" if number % 3 else "no") for number in range(6)]
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, -2.0], [1.0, 0.5, -4.0], [-1.0, -2.0, -5.0]])
+def test_the_largest_eigenvalue_by_hand(values: list[float]) -> None:
+    turn, _ = torch.linalg.qr(
+        torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
+    matrix = turn @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ turn.T
+    found = largest_eigenvalue(lambda v: matrix @ v, torch.ones(3, dtype=torch.float64), iterations=300)
+    assert found.value == pytest.approx(max(values), rel=1e-6)
+    assert found.residual < 1e-3
+
+
+def test_nothing_has_no_curvature() -> None:
+    assert largest_eigenvalue(lambda v: 0 * v, torch.ones(3)).value == 0
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa"])
+def test_curvature_is_that_of_the_dense_hessian(tmp_path: Path, name: str) -> None:
+    task = read_task(write_task(tmp_path / "task", ROWS))
+    base = tiny_base(layers=1, hidden=16, dtype=torch.float64)
+    settings = TrainingSettings(1, 1.0, ("q_proj", "o_proj"), name, 0.0, "float32", Recipe(1, 1))
+    before = {key: values.clone() for key, values in base.model.state_dict().items()}
+    found = curvature_at_start(base, task, task_examples(task), settings, iterations=60)
+    assert all(torch.equal(before[key], values) for key, values in base.model.state_dict().items())
+    prompts = encode(base.tokenizer, task, task_examples(task), base.limit)
+    config = lora_config(base, settings)
+    with (
+        set_seeds(0, base),
+        adapt_model(base.model, variant(name), config, lambda: None) as model,
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        parameters = [values for values in model.parameters() if values.requires_grad]
+        slopes = torch.autograd.grad(losses(base, prompts)[0].mean(), parameters, create_graph=True)
+        rows = [
+            torch.cat([part.flatten() for part in torch.autograd.grad(entry, parameters, retain_graph=True)])
+            for slope in slopes
+            for entry in slope.flatten()
+        ]
+    hessian = torch.stack(rows).double()
+    assert torch.allclose(hessian, hessian.T, atol=1e-6)
+    assert found.value == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=5e-3)
+
+
+def task_examples(task):  # type: ignore[no-untyped-def]
+    from merging.model import draw
+
+    return draw(task, "train", 4)
