@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ITERATIONS = 20
+# Of the next vector, relative to the matrix: below it those before span a space of their own.
+_ROUNDING = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
 class Curvature:
     """The largest eigenvalue of the Hessian, in nats a token over squared units of the parameters.
 
-    `residual` is the norm of H v - value v for the unit vector v of the last iteration, relative to the
-    value: an eigenvalue lies within this share of it. `products` counts those with the Hessian.
+    `residual` is the norm of H v - value v for the unit vector v that was found, relative to the value: an
+    eigenvalue lies within this share of it. `products` counts those with the Hessian.
     """
 
     value: float
@@ -41,33 +43,32 @@ def largest_eigenvalue(
 ) -> Curvature:
     """The largest eigenvalue of a symmetric matrix by its `product` with a vector, from the vector `start`.
 
-    Power iteration; where the eigenvalue of largest size is negative, it goes on with the matrix shifted by
-    it. Golub and Van Loan (2013), section 8.2.
+    Lanczos's method with every new vector made orthogonal to all before, twice: at the start of a LoRA, where
+    one factor is zero, eigenvalues come in pairs of both signs, among which power iteration hardly converges.
+    Golub and Van Loan (2013), sections 10.1 and 10.3.
     """
-    value, residual = _iterate(product, start, 0.0, iterations)
-    runs = 1
-    if value < 0:
-        value, residual = _iterate(product, start, value, iterations)
-        runs = 2
-    return Curvature(value, residual / abs(value) if value else 0.0, runs * iterations)
+    import torch
 
-
-def _iterate(
-    product: Callable[[Tensor], Tensor], start: Tensor, shift: float, iterations: int
-) -> tuple[float, float]:
-    """The eigenvalue of largest size after a shift, and its residual."""
-    vector = start / start.norm()
-    value, residual = 0.0, 0.0
-    for _ in range(iterations):
-        image = product(vector)
-        value = float(vector @ image)
-        residual = float((image - value * vector).norm())
-        shifted = image - shift * vector
-        length = float(shifted.norm())
-        if not length:
+    basis = [start / start.norm()]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    while True:
+        image = product(basis[-1])
+        diagonal.append(float(basis[-1] @ image))
+        for _ in range(2):
+            for vector in basis:
+                image = image - (vector @ image) * vector
+        beside.append(float(image.norm()))
+        scale = max(map(abs, [*diagonal, *beside[:-1]]))
+        if len(basis) == min(iterations, len(start)) or beside[-1] <= _ROUNDING * scale:
             break
-        vector = shifted / length
-    return value, residual
+        basis.append(image / beside[-1])
+    small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    small += torch.diag(torch.tensor(beside[:-1], dtype=torch.float64), -1)
+    values, vectors = torch.linalg.eigh(small)
+    value = float(values[-1])
+    residual = abs(beside[-1] * float(vectors[-1, -1]))
+    return Curvature(value, residual / abs(value) if value else 0.0, len(basis))
 
 
 def curvature_at_start(

@@ -20,7 +20,7 @@ from studies.report.comparing import (
     TuningRow,
     extent,
 )
-from studies.report.findings import SANE, ClaimFinding, Findings, Spot, Wild
+from studies.report.findings import SANE, Findings, Spot, Wild
 from studies.report.page import Figure, Section, TableSection, Text
 from studies.report.wording import (
     NOTHING,
@@ -37,7 +37,6 @@ from studies.report.wording import (
     rate,
     record,
     resting,
-    span,
 )
 
 _MEANS = "mean over tasks, seeds averaged in each task first"
@@ -106,27 +105,19 @@ def _claims_table(findings: Findings) -> Iterator[TableSection]:
             claim.mark,
             f"{claim.verdict}{resting(claim.rests_on)}",
             interval(claim.difference),
-            *map(p_value, _ps(claim)),
-            span(claim.left_out),
+            p_value(claim.difference.p if claim.difference else None),
+            p_value(claim.holm_p),
         )
         for claim in findings.claims
     ]
     if rows:
         yield TableSection(
             "Claims and marks",
-            ("claim", "mark", "word", _DIFFERENCE, "p", "Holm", "sign flips", "any task left out"),
+            ("claim", "mark", "word", _DIFFERENCE, "p", "Holm"),
             tuple(rows),
             "Points. Mark: whether the word is what the claim expects. Holm: p adjusted over these claims. "
-            "Sign flips: the p-value of the sign-flip test, for comparison. Any task left out: the range of "
-            f"the mean difference. With fewer than {FEW} tasks there is no word.",
+            f"With fewer than {FEW} tasks there is no word.",
         )
-
-
-def _ps(claim: ClaimFinding) -> tuple[float | None, float | None, float | None]:
-    difference = claim.difference
-    if difference is None:
-        return None, None, None
-    return difference.p, claim.holm_p, difference.sign_flip_p
 
 
 def _spreads(findings: Findings) -> Iterator[str]:

@@ -28,22 +28,23 @@ def test_the_largest_eigenvalue_by_hand(values: list[float]) -> None:
         torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     )
     matrix = turn @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ turn.T
-    found = largest_eigenvalue(lambda v: matrix @ v, torch.ones(3, dtype=torch.float64), iterations=300)
+    found = largest_eigenvalue(lambda v: matrix @ v, torch.ones(3, dtype=torch.float64), iterations=20)
     assert found.value == pytest.approx(max(values), rel=1e-6)
-    assert found.residual < 1e-3
+    assert found.residual < 1e-6
+    assert found.products == 3
 
 
 def test_nothing_has_no_curvature() -> None:
     assert largest_eigenvalue(lambda v: 0 * v, torch.ones(3)).value == 0
 
 
-@pytest.mark.parametrize("name", ["lora", "pissa"])
+@pytest.mark.parametrize("name", ["lora", "gaussian"])
 def test_curvature_is_that_of_the_dense_hessian(tmp_path: Path, name: str) -> None:
     task = read_task(write_task(tmp_path / "task", ROWS))
     base = tiny_base(layers=1, hidden=16, dtype=torch.float64)
     settings = TrainingSettings(1, 1.0, ("q_proj", "o_proj"), name, 0.0, "float32", Recipe(1, 1))
     before = {key: values.clone() for key, values in base.model.state_dict().items()}
-    found = curvature_at_start(base, task, task_examples(task), settings, iterations=60)
+    found = curvature_at_start(base, task, task_examples(task), settings, iterations=40)
     assert all(torch.equal(before[key], values) for key, values in base.model.state_dict().items())
     prompts = encode(base.tokenizer, task, task_examples(task), base.limit)
     config = lora_config(base, settings)
@@ -61,7 +62,7 @@ def test_curvature_is_that_of_the_dense_hessian(tmp_path: Path, name: str) -> No
         ]
     hessian = torch.stack(rows).double()
     assert torch.allclose(hessian, hessian.T, atol=1e-6)
-    assert found.value == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=5e-3)
+    assert found.value == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-4)
 
 
 def task_examples(task):  # type: ignore[no-untyped-def]

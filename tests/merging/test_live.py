@@ -20,6 +20,7 @@ from tests.merging.adapters import deltas, total
 
 pytest.importorskip("transformers")
 from tests.merging.llama import mixed, tiny, tokens, write
+from tests.merging.tiny import PRODUCT_FLOPS
 
 # PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
 OLD_NAME = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -70,7 +71,7 @@ def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> bool:
 
 
 def flops(model: Any, ids: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=PRODUCT_FLOPS) as counter:
         logits(model, ids)
     return int(counter.get_total_flops())
 
@@ -424,7 +425,10 @@ def test_the_crossover_is_where_operations_are_equal(model: Any, members: list[M
             costs[length] = flops(model, tokens(1, length))
         costs[length] -= flops(model, tokens(1, length))
     values = (costs[8] - costs[4]) / 4
-    with FlopCounterMode(display=False) as counter, live.dense(live.scales_of([1] * 4)):
+    with (
+        FlopCounterMode(display=False, custom_mapping=PRODUCT_FLOPS) as counter,
+        live.dense(live.scales_of([1] * 4)),
+    ):
         pass
     assert counter.get_total_flops() == pytest.approx(values * live.crossover)
     assert live.worthwhile(int(live.crossover) + 1)

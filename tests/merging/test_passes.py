@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +10,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from merging.live.passes import Part, folds, pass_by_factors, pass_by_sum
+from tests.merging.tiny import PRODUCT_FLOPS
 
 sizes = st.integers(1, 9)
 
@@ -74,14 +72,6 @@ def test_both_orders_have_the_gradients_of_the_sum(
         assert torch.allclose(item, other, rtol=1e-3, atol=1e-3)
 
 
-def _count_product(x: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
-    return 2 * math.prod(x) * weight[0]
-
-
-# torch counts products of its own alone.
-_ONEDNN = {torch.ops.mkldnn._linear_pointwise: _count_product}
-
-
 @settings(max_examples=50)
 @given(sizes, sizes, sizes, st.integers(1, 40), st.booleans())
 def test_the_order_with_fewer_operations_is_chosen(
@@ -92,7 +82,7 @@ def test_the_order_with_fewer_operations_is_chosen(
     weight, costs = torch.randn(outside, inside), {}
     for order in ("factored", "folded"):
         x = torch.randn(count, inside, requires_grad=training)
-        with FlopCounterMode(display=False, custom_mapping=_ONEDNN) as counter:
+        with FlopCounterMode(display=False, custom_mapping=PRODUCT_FLOPS) as counter:
             y = (
                 pass_by_factors(x, functional.linear(x, weight), part)
                 if order == "factored"

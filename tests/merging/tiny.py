@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
+
+
+def _count_product(x: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+# For FlopCounterMode, which counts products of torch's own alone.
+PRODUCT_FLOPS = {torch.ops.mkldnn._linear_pointwise: _count_product}
 
 
 def tiny_base(

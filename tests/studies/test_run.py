@@ -240,6 +240,7 @@ def test_a_merge_is_made_on_the_threads_of_the_study(world: Path, whole: Path, t
 
     out = tmp_path / "out"
     shutil.copytree(whole, out)
+    (out / LOG).unlink()
     for step in (out / "steps").iterdir():
         if json.loads((step / "step.json").read_text())["kind"] == "merge":
             shutil.rmtree(step)
