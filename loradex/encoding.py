@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catalog.index import Embedder, load_embedder
+from catalog.index import Embedder, find_encoder, load_embedder, record_encoder
 from catalog.search import embed_new_cards
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ def embed_catalog(
 
     Raises EncoderError where it cannot be loaded. Writes the vectors, and the index of words in its folder.
     """
-    embedder = load_embedder(model)
+    embedder: Embedder | None = find_encoder(index, model)
+    if embedder is None:
+        embedder = load_embedder(model)
+        record_encoder(index, model, embedder)
     if left := embed_new_cards(session, index, embedder, step.working):
         notes.append(f"The catalog takes no vectors: {left:,} cards go by words alone.")
     return embedder

@@ -8,6 +8,7 @@ from .encoder import (
     has_content,
     load_embedder,
 )
+from .query_encoder import find_encoder, record_encoder
 from .vectors import (
     KINDS,
     IndexKind,
@@ -42,10 +43,12 @@ __all__ = [
     "check_words",
     "chunks",
     "content_of",
+    "find_encoder",
     "has_content",
     "load_embedder",
     "open_index",
     "open_words",
     "rebuild_words",
+    "record_encoder",
     "remove_index",
 ]

@@ -198,6 +198,12 @@ def _place(name: str) -> tuple[str, str, str | None]:
     return match["id"], match["id"], match["revision"]
 
 
+def folder_of(name: str) -> Path | None:
+    """The folder of an encoder on this machine; None for one of the Hub. Raises UsageError."""
+    title, source, _ = _place(name)
+    return None if source == title else Path(source)
+
+
 def _load_model(source: str, revision: str | None, *, folder: bool) -> SentenceTransformer:
     """The model from its folder, or from the cache, or from the Hub.
 

@@ -439,7 +439,7 @@ class _Files:
             return "corrupt", {}
         if trusting and now != files:
             self._rewrite(facts, {"files": now})
-        return "current", facts
+        return "current", {**facts, "files": now}
 
     def open(self, facts: Mapping[str, Any]) -> VectorIndex | None:
         """The index in the files; None where they cannot be read."""
@@ -515,7 +515,7 @@ class _Files:
     ) -> bool:
         """Appends vectors to the tail, and writes the facts; whether that was possible."""
         with lock_cache(self.main) as locked:
-            if not locked or read_facts(self.main)["files"] != facts["files"]:
+            if not locked or _digests(read_facts(self.main)) != _digests(facts):
                 return False
             files = dict(facts["files"])
             if blocks := list(blocks):
@@ -648,6 +648,10 @@ def _seal(facts: Mapping[str, Any]) -> str:
     answers.
     """
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: known["sha256"] for name, known in facts["files"].items()}
 
 
 def _without(keys: Sequence[str], skipped: Collection[str]) -> Iterable[str]:

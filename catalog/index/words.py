@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("name", "card", "tags", "datasets", "base")
 # Version of how texts become words and of the tables: a change raises it, and files are rebuilt.
-_FORMAT = 2
+_FORMAT = 3
 # English words without a topic.
 _EMPTY_WORDS = frozenset(
     {"a", "about", "an", "and", "any", "are", "as", "at", "be", "by", "can", "do", "does", "for", "from"}
@@ -50,7 +50,9 @@ _BUSY_SECONDS = 30
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _REFUSED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _SCHEMA = f"""
-CREATE TABLE state (format INTEGER NOT NULL, token TEXT NOT NULL, cards INTEGER NOT NULL);
+CREATE TABLE state (
+    format INTEGER NOT NULL, token TEXT NOT NULL, size INTEGER NOT NULL, cards INTEGER NOT NULL
+);
 CREATE TABLE embedded (model TEXT PRIMARY KEY, token TEXT NOT NULL, missing INTEGER NOT NULL);
 CREATE TABLE source (
     id INTEGER PRIMARY KEY, version INTEGER NOT NULL, digest BLOB NOT NULL, adapter TEXT NOT NULL, content
@@ -125,8 +127,8 @@ class WordIndex:
 
     def __init__(self, connection: sqlite3.Connection, file: Path | None = None) -> None:
         self._connection, self._file = connection, file
-        self.size = int(self._rows("SELECT count(*) FROM source")[0][0])
-        self.cards = int(self._rows("SELECT cards FROM state")[0][0])
+        [[size, cards]] = self._rows("SELECT size, cards FROM state")
+        self.size, self.cards = int(size), int(cards)
 
     def close(self) -> None:
         """Closes the file."""
@@ -360,6 +362,7 @@ def _open(place: Path, token: str) -> WordIndex | None:
                 # texts.
                 connection.execute(f"PRAGMA mmap_size = {1 << 40}")
                 connection.execute("BEGIN")
+                connection.execute("SELECT id FROM source LIMIT 1")
                 if connection.execute("SELECT format, token FROM state").fetchone() == (_FORMAT, token):
                     return WordIndex(connection, place)
             except BaseException:
@@ -385,10 +388,11 @@ def _update(place: Path, token: str, source: TextSource) -> None:
                 if _change(connection, token, source, versions):
                     connection.execute("COMMIT")
                     return
+                log.info("%s is of another format, or most texts are new: rebuilding it", place)
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode & 0xFF in _REFUSED:
                 raise
-        log.warning("%s is damaged or of another version: rebuilding it", place)
+            log.warning("%s is damaged: rebuilding it", place)
     _remove(place)
     with replace_file(place) as new, closing(sqlite3.connect(new)) as connection:
         connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
@@ -443,9 +447,9 @@ def _insert(
         connection.execute("INSERT INTO source VALUES (?, ?, ?, ?, ?)", row)
         columns = (text.id, *(separate_words(getattr(text, column)) for column in COLUMNS))
         connection.execute(_INSERT, columns)
-    [cards] = connection.execute("SELECT count(DISTINCT content) FROM source").fetchone()
+    counts = connection.execute("SELECT count(*), count(DISTINCT content) FROM source").fetchone()
     connection.execute("DELETE FROM state")
-    connection.execute("INSERT INTO state VALUES (?, ?, ?)", (_FORMAT, token, cards))
+    connection.execute("INSERT INTO state VALUES (?, ?, ?, ?)", (_FORMAT, token, *counts))
 
 
 def _remove(place: Path) -> None:

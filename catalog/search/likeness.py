@@ -140,7 +140,9 @@ def with_weights(
         row_values = StoredAdapter(*row)
         digests = {file["name"]: file["digest"] for file in listed or ()}
         digest = row_values.weights_digest or next(filter(None, map(digests.get, _WEIGHTS_NAMES)), None)
-        if digest is not None:
+        if digest == row_values.weights_digest:
+            yield row_values
+        elif digest is not None:
             yield replace(row_values, weights_digest=digest)
 
 
@@ -219,7 +221,7 @@ def kept_files(
 def with_deltas(session: Session, rows: Sequence[StoredAdapter]) -> list[StoredAdapter]:
     """These adapters with their delta vectors, if they have one."""
     vectors = Fingerprints(session, "delta").by_key(sorted({row.key for row in rows}))
-    return [replace(row, delta=vectors.get(row.key)) for row in rows]
+    return [row if row.key not in vectors else row.with_delta(vectors[row.key]) for row in rows]
 
 
 def exact_delta(

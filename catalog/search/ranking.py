@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -84,6 +84,7 @@ class SearchHit:
     which `excerpt` is the beginning, None and "" if it was not found by meaning.
     """
 
+    id: int
     adapter: str
     score: float
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -157,8 +158,12 @@ def search(
     query: Query | None = None,
     refusing: Collection[str] = (),
     weights: SearchWeights = EVEN,
+    among: Container[int] | None = None,
+    most: int | None = None,
 ) -> Found:
     """The k adapters that match a text best by words and by meaning, among those that match the filter.
+
+    Of these k, with `among`, the ones with such a row, and at most `most` of them.
 
     `refusing` decides the verdict that the filter may use; without a filter all adapters are searched. Equal
     scores share a rank in each ranking; of equal sums those that words found come first, then names decide.
@@ -184,6 +189,7 @@ def search(
     # For equal sums, a matching word counts more than a near vector.
     names = texts.words.names(scores)
     best = sorted(scores, key=lambda key: (-scores[key], key not in ranks, names[key], key))[:k]
+    best = [key for key in best if among is None or key in among][:most]
     words = texts.words.where(text, [key for key in best if key in ranks])
     hits = _hits(session, names, {key: scores[key] for key in best}, words, near)
     return Found(
@@ -320,12 +326,16 @@ def query_vector(embedder: Embedder, text: str) -> NDArray[np.float32]:
 
     A second thread slows the first down: on two busy cores it took 235 ms against 27.
     """
+    encode_query = getattr(embedder, "encode_query", None)
+    if encode_query is not None:
+        vector: NDArray[np.float32] = check_vectors(encode_query(text)[None], 1, embedder)[0]
+        return vector
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 1
     if torch:
         torch.set_num_threads(1)
     try:
-        vector: NDArray[np.float32] = check_vectors(embedder.encode([text]), 1, embedder)[0]
+        vector = check_vectors(embedder.encode([text]), 1, embedder)[0]
     finally:
         if torch:
             torch.set_num_threads(threads)
@@ -344,6 +354,7 @@ def _hits(
     excerpts = {key: _excerpt(card, near[key].chunk) for key, card in rows if key in near}
     return tuple(
         SearchHit(
+            id=key,
             adapter=names[key],
             score=score,
             words=words.get(key, {}),

@@ -155,10 +155,10 @@ def draw(seed: int, *words: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def random_order(rows: Sequence[Candidate], seed: int) -> list[Ranked]:
-    """All candidates in random order."""
+def random_order(rows: Sequence[Candidate], seed: int, count: int | None = None) -> list[Ranked]:
+    """All candidates in random order, or the first `count`."""
     why = f"drawn at random (seed {seed})"
-    return [Ranked(row, None, why) for row in shuffled(rows, seed)]
+    return [Ranked(row, None, why) for row in shuffled(rows, seed)[:count]]
 
 
 def shuffled(rows: Sequence[CandidateType], seed: int) -> list[CandidateType]:
@@ -166,11 +166,11 @@ def shuffled(rows: Sequence[CandidateType], seed: int) -> list[CandidateType]:
     return sorted(rows, key=lambda row: (draw(seed, row.hub_id, row.subfolder), row.adapter))
 
 
-def by_rank(rows: Sequence[Candidate]) -> list[Ranked]:
-    """The largest rank first, then the most parameters."""
+def by_rank(rows: Sequence[Candidate], count: int | None = None) -> list[Ranked]:
+    """The largest rank first, then the most parameters; all, or the first `count`."""
     with_rank = [row for row in rows if row.rank is not None]
     ordered = sorted(with_rank, key=lambda row: (-(row.rank or 0), -(row.parameters or 0), row.adapter))
-    return [Ranked(row, float(row.rank or 0), f"rank {row.rank}") for row in ordered]
+    return [Ranked(row, float(row.rank or 0), f"rank {row.rank}") for row in ordered[:count]]
 
 
 def match_recipes(rows: Sequence[StoredAdapter], pool: Sequence[StoredAdapter], seed: int) -> list[Ranked]:

@@ -130,18 +130,27 @@ class Strategy:
 
 
 def _by_text(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
-    by_name = {row.adapter: row for row in rows}
+    return _text_head(question, rows, sources, len(rows))
+
+
+def _text_head(
+    question: Question, rows: Sequence[CandidateRow], sources: Sources, count: int
+) -> list[Ranked]:
+    """The first of the ranking: all are ranked, and these get their reasons."""
+    by_id = {row.id: row for row in rows}
     where = parse(question.where, engines=sources.engines) if question.where else None
     with open_texts(sources.session, sources.index, sources.embedder()) as texts:
-        hits = search(
+        found = search(
             sources.session,
             texts,
             question.text or "",
             max(len(rows), 1),
             query=where,
             refusing=sources.refusing,
+            among=by_id,
+            most=count,
         )
-    return [Ranked(by_name[hit.adapter], hit.score, hit.why) for hit in hits.hits if hit.adapter in by_name]
+    return [Ranked(by_id[hit.id], hit.score, hit.why) for hit in found.hits]
 
 
 def _by_adapter(question: Question, rows: Sequence[CandidateRow], sources: Sources) -> list[Ranked]:
@@ -303,7 +312,9 @@ def _match_control(question: Question, rows: Sequence[CandidateRow], sources: So
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "text": Strategy("Names and cards that fit `query`, by words and meaning.", ("text",), _by_text),
+    "text": Strategy(
+        "Names and cards that fit `query`, by words and meaning.", ("text",), _by_text, _text_head
+    ),
     "adapter": Strategy(
         "Weights similar to those of `like`, an adapter or a folder.", ("like",), _by_adapter, _adapter_head
     ),
@@ -338,9 +349,19 @@ STRATEGIES: dict[str, Strategy] = {
         ("task",),
         lambda question, rows, sources: _by_score(question, rows, sources)[::-1],
     ),
-    "random": Strategy("Chance.", (), lambda question, rows, _: random_order(rows, question.seed)),
+    "random": Strategy(
+        "Chance.",
+        (),
+        lambda question, rows, _: random_order(rows, question.seed),
+        lambda question, rows, _, count: random_order(rows, question.seed, count),
+    ),
     "matched": Strategy("At random, with the recipes of the pool `to`.", ("to",), _match_control),
-    "rank": Strategy("The largest rank first.", (), lambda _question, rows, _: by_rank(rows)),
+    "rank": Strategy(
+        "The largest rank first.",
+        (),
+        lambda _question, rows, _: by_rank(rows),
+        lambda _question, rows, _, count: by_rank(rows, count),
+    ),
     "named": Strategy("The members that `adapters` names, in this order.", ("adapters",), _by_name),
 }
 # The parameter of the public call for what a strategy needs.

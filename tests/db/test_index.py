@@ -506,6 +506,106 @@ def test_while_another_process_writes_an_index_works_from_memory(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["text.lock"]
 
 
+# What changes is appended, and passed over.
+
+
+def brute(rows: Rows, query: NDArray[Any], k: int) -> list[tuple[str, float]]:
+    return [(key, pytest.approx(cosine(rows[key], query), abs=2e-7)) for key in nearest(rows, query, k)]
+
+
+def pairs(index: VectorIndex, query: NDArray[Any], k: int, among: Any = None) -> list[tuple[str, float]]:
+    return [(hit.key, hit.score) for hit in index.search(query, k, among)]
+
+
+def test_new_and_vanished_vectors_change_the_tail_alone(tmp_path: Path) -> None:
+    rows = random_rows(400)
+    source = Given(rows)
+    open_index(tmp_path, SPACE, source)
+    main = (tmp_path / "text.faiss").read_bytes()
+    for step in range(4):
+        rows[f"new{step}"] = np.float32(2) * rows["key0050"]
+        del rows[f"key{step:04d}"]
+        rows[f"zero{step}"] = np.zeros(SIZE, dtype=np.float32)
+        source.read = 0
+        index = open_index(tmp_path, SPACE, source)
+        assert source.read == 1
+        assert check_index(tmp_path, SPACE, source).state == "current"
+        live = {key: row for key, row in rows.items() if row.any()}
+        assert index.keys == tuple(sorted(live))
+        for query in (rows["key0050"], rows["key0399"], np.ones(SIZE)):
+            for k in (1, 3, 60, 500):
+                assert pairs(index, query, k) == brute(live, query, k)
+            among = sorted(rows)[::3]
+            some = {key: live[key] for key in among if key in live}
+            assert pairs(index, query, 30, among) == brute(some, query, 30)
+    assert (tmp_path / "text.faiss").read_bytes() == main
+    # A key that comes back, and then one too many: the index is built again.
+    rows["key0001"] = rows["key0050"].copy()
+    assert open_index(tmp_path, SPACE, source).search(rows["key0050"], 2)[0].key == "key0001"
+    assert (tmp_path / "text.faiss").read_bytes() == main
+    rows |= {f"more{number:02d}": row for number, row in enumerate(random_rows(60, seed=2).values())}
+    assert open_index(tmp_path, SPACE, source).count == len([row for row in rows.values() if row.any()])
+    assert (tmp_path / "text.faiss").read_bytes() != main
+    assert not (tmp_path / "text.tail").exists()
+
+
+def test_a_damaged_tail_is_noticed(tmp_path: Path) -> None:
+    rows = random_rows(100)
+    open_index(tmp_path, SPACE, Given(rows))
+    rows["new"] = np.ones(SIZE, dtype=np.float32)
+    open_index(tmp_path, SPACE, Given(rows))
+    tail = tmp_path / "text.tail"
+    tail.write_bytes(flip(tail.read_bytes() + b"x" * 100)[:-100])
+    tail.write_bytes(b"\0" * 32)
+    assert check_index(tmp_path, SPACE, Given(rows)).state == "corrupt"
+    assert open_index(tmp_path, SPACE, Given(rows)).search(np.ones(SIZE), 1)[0].key == "new"
+
+
+def test_a_current_index_reads_no_keys(tmp_path: Path) -> None:
+    class Silent(Given):
+        def keys(self) -> Sequence[str]:
+            raise AssertionError("the keys were read")
+
+        def token(self) -> str:
+            return " ".join(sorted(self.rows))
+
+    rows = random_rows(20)
+    open_index(tmp_path, SPACE, Given(rows))
+    assert open_index(tmp_path, SPACE, Silent(rows)).count == 20
+
+
+def test_lists_of_codes_find_nearly_all_with_exact_scores(tmp_path: Path) -> None:
+    generator = np.random.default_rng(5)
+    centres = np.repeat(generator.standard_normal((60, 32)), 50, axis=0)
+    values = (centres + 0.7 * generator.standard_normal((3000, 32))).astype(np.float32)
+    rows = {f"key{number:04d}": row for number, row in enumerate(values)}
+    space, source = Space("text", "a-model", 32), Given(rows)
+    index = open_index(tmp_path, space, source, "ivf")
+    state = check_index(tmp_path, space, source, recall=True)
+    assert (state.state, state.kind, state.vectors) == ("current", "ivf", 3000)
+    assert state.recall is not None
+    assert state.recall >= 0.95
+    for hit in index.search(values[7], 20):
+        assert hit.score == pytest.approx(cosine(rows[hit.key], values[7]), abs=2e-7)
+    assert pairs(index, values[7], 3000) == brute(rows, values[7], 3000)
+    few = {key: rows[key] for key in sorted(rows)[:100]}
+    assert pairs(index, values[7], 9, few) == brute(few, values[7], 9)
+    # The type that was forced stays when vectors come and go, and when all are read again.
+    rows["new"] = values[7].copy()
+    assert keys(open_index(tmp_path, space, source).search(values[7], 2)) == ["key0007", "new"]
+    rows |= {f"more{number}": row for number, row in enumerate(values[:500])}
+    assert open_index(tmp_path, space, source).kind == "ivf"
+    assert open_index(tmp_path, space, source, "flat").kind == "flat"
+    assert open_index(tmp_path, space, source).kind == "flat"
+    assert not (tmp_path / "text.rows").exists()
+
+
+def test_more_vectors_than_the_most_are_in_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catalog.index.vectors.MOST_FLAT", 50)
+    assert open_index(tmp_path, SPACE, Given(random_rows(50))).kind == "flat"
+    assert open_index(tmp_path, SPACE, Given(random_rows(80))).kind == "ivf"
+
+
 # Threads.
 
 

@@ -288,7 +288,7 @@ LAST: tuple[Command, ...] = (
     Command("base-list-added", "base list --base mirrors/tiny --jsonl"),
     Command("index-check-before", "index check --json"),
     *_each_format("index-rebuild", "index rebuild"),
-    Command("index-check", "index check --json", ("data/index/*",)),
+    Command("index-check", "index check --json", ("data/index/*.faiss", "data/index/*.keys")),
     Command("db-check", "db check"),
     Command("db-info", "db info --json"),
 )

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.errors import CatalogError, LoradexError, UsageError
+from catalog.index import find_encoder, record_encoder
 from catalog.index.encoder import (
     CHUNK_PIECES,
     DEFAULT_MODEL,
@@ -221,6 +222,31 @@ def test_vectors_are_those_of_the_model(model_folder: Path) -> None:
     assert np.array_equal(encoder.encode(texts), vectors)
     assert np.array_equal(load_embedder(str(model_folder)).encode(texts), vectors)
     assert encoder.encode([]).shape == (0, 16)
+
+
+@pytest.mark.slow
+def test_a_query_needs_the_files_of_the_model_alone(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.files.cache.TICK", -1)
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    name = str(folder)
+    assert find_encoder(tmp_path, name) is None
+    full = load_embedder(name)
+    record_encoder(tmp_path, name, full)
+    query = find_encoder(tmp_path, name)
+    assert query is not None
+    assert (query.name, query.size) == (full.name, full.size)
+    for text in ("A red house.", "", "nobody knows", "blue sky " * 30):
+        assert np.allclose(query.encode_query(text), full.encode([text])[0], rtol=0, atol=1e-6)
+    assert np.array_equal(query.encode(["red", "blue sky"]), full.encode(["red", "blue sky"]))
+    # Files that changed are not what was compared.
+    os.utime(folder / "tokenizer.json", (1000, 1000))
+    assert find_encoder(tmp_path, name) is None
+    pooling = {"word_embedding_dimension": 16, "pooling_mode_max_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    record_encoder(tmp_path, name, load_embedder(name))
+    assert find_encoder(tmp_path, name) is None
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ import loradex
 from tools.bench.peak import peak_during
 from tools.generated_catalog import generate
 
-TEXT = "banking customer questions nuvaster bifanguser kogingmu"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
