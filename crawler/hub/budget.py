@@ -12,12 +12,17 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import RateLimitInfo  # type: ignore[attr-defined]  # exported lazily
 
 Kind = Literal["api", "resolver"]
+KINDS: tuple[Kind, ...] = ("api", "resolver")
+# The requests that a process draws at once of a budget that it shares.
+DRAW = 20
+# The share of every limit that stays unused.
+MARGIN = 0.1
 
 WINDOW = 300.0
 ANONYMOUS: Mapping[Kind, int] = {"api": 500, "resolver": 3000}
@@ -49,34 +54,92 @@ class Clock:
 
 
 @dataclass
-class _Lane:
-    """One class of requests: its quota, when requests were sent, and the server's allowance until `until`."""
+class Lane:
+    """One class of requests: its quota, when how many were sent, and the server's allowance until `until`."""
 
     quota: int | None
-    window: float
-    sent: deque[float] = field(default_factory=deque)
+    window: float = WINDOW
+    sent: deque[tuple[float, int]] = field(default_factory=deque)
     allowance: int | None = None
     until: float = 0.0
+    used: int = 0
 
     def wait(self, now: float) -> float:
         """Seconds until one more request may be sent; 0 for now."""
-        while self.sent and self.sent[0] <= now - self.window:
-            self.sent.popleft()
+        while self.sent and self.sent[0][0] <= now - self.window:
+            self.used -= self.sent.popleft()[1]
         wait = 0.0
-        if self.quota is not None and len(self.sent) >= self.quota:
-            wait = self.sent[len(self.sent) - self.quota] + self.window - now
+        if self.quota is not None and self.used >= self.quota:
+            wait = self._time_of_release(self.used - self.quota + 1) + self.window - now
         if self.allowance is not None and now >= self.until:
             self.allowance = None
         if self.allowance is not None and self.allowance <= 0:
             wait = max(wait, self.until - now)
         return wait
 
-    def take(self, now: float) -> None:
-        """Count one request as sent now."""
+    def take(self, now: float, most: int = 1) -> int:
+        """Counts at most so many requests as sent now; how many are allowed. The caller has not to wait."""
+        count = most
         if self.quota is not None:
-            self.sent.append(now)
+            count = min(count, self.quota - self.used)
         if self.allowance is not None:
-            self.allowance -= 1
+            count = min(count, self.allowance)
+            self.allowance -= count
+        if self.quota is not None and count:
+            self.sent.append((now, count))
+            self.used += count
+        return count
+
+    def give_back(self, count: int) -> None:
+        """Takes back requests that were counted last and not sent."""
+        if self.allowance is not None:
+            self.allowance += count
+        while count and self.sent:
+            time_sent, number = self.sent.pop()
+            returned = min(count, number)
+            self.used -= returned
+            count -= returned
+            if number > returned:
+                self.sent.append((time_sent, number - returned))
+
+    def observe(self, now: float, limit: RateLimitInfo, margin: float) -> None:
+        """Adopts the server's limit: its policy replaces the limit, its count can only lower it."""
+        if limit.window_seconds is not None and 1 <= limit.window_seconds <= 86_400:
+            self.window = float(limit.window_seconds)
+        reserve = 0
+        if limit.limit is not None and 1 <= limit.limit <= _LARGEST_LIMIT:
+            self.quota = usable(limit.limit, margin)
+            reserve = limit.limit - self.quota
+        allowance = max(0, limit.remaining - reserve)
+        until = now + min(max(0.0, limit.reset_in_seconds), 2 * self.window) + _RESET_SLACK
+        next_window = now >= self.until or until > self.until + _SAME_END
+        if self.allowance is None or next_window:
+            self.allowance, self.until = allowance, until
+        else:
+            # An answer that was overtaken by others still names the higher count of its own moment.
+            self.allowance, self.until = min(self.allowance, allowance), max(self.until, until)
+
+    def _time_of_release(self, count: int) -> float:
+        """When the request was sent with whose end so many of the window have ended."""
+        for time_sent, number in self.sent:
+            count -= number
+            if count <= 0:
+                return time_sent
+        return self.sent[-1][0] if self.sent else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The state as plain values."""
+        return {**vars(self), "sent": [list(entry) for entry in self.sent]}
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> Lane:
+        """The lane of a state."""
+        return cls(**{**state, "sent": deque((at, number) for at, number in state["sent"])})
+
+
+def usable(limit: int, margin: float = MARGIN) -> int:
+    """The requests of a limit that are sent."""
+    return max(1, int(limit * (1 - margin)))
 
 
 class RequestBudget:
@@ -93,14 +156,13 @@ class RequestBudget:
         *,
         window: float = WINDOW,
         clock: Clock | None = None,
-        margin: float = 0.1,
+        margin: float = MARGIN,
     ) -> None:
         self._clock = clock or Clock()
         self._margin = margin
         self._lock = threading.Lock()
-        kinds: tuple[Kind, ...] = ("api", "resolver")
         self._lanes = {
-            kind: _Lane(self._quota(limits[kind]) if kind in limits else None, window) for kind in kinds
+            kind: Lane(usable(limits[kind], margin) if kind in limits else None, window) for kind in KINDS
         }
 
     def acquire(self, kind: Kind, wake: threading.Event | None = None) -> float:
@@ -124,23 +186,62 @@ class RequestBudget:
 
     def observe(self, kind: Kind, limit: RateLimitInfo) -> None:
         """Adopt the server's limit: its policy replaces the limit, its count can only lower it."""
-        lane = self._lanes[kind]
         with self._lock:
-            now = self._clock.now()
-            if limit.window_seconds is not None and 1 <= limit.window_seconds <= 86_400:
-                lane.window = float(limit.window_seconds)
-            reserve = 0
-            if limit.limit is not None and 1 <= limit.limit <= _LARGEST_LIMIT:
-                lane.quota = self._quota(limit.limit)
-                reserve = limit.limit - lane.quota
-            allowance = max(0, limit.remaining - reserve)
-            until = now + min(max(0.0, limit.reset_in_seconds), 2 * lane.window) + _RESET_SLACK
-            next_window = now >= lane.until or until > lane.until + _SAME_END
-            if lane.allowance is None or next_window:
-                lane.allowance, lane.until = allowance, until
-            else:
-                # An answer that was overtaken by others still names the higher count of its own moment.
-                lane.allowance, lane.until = min(lane.allowance, allowance), max(lane.until, until)
+            self._lanes[kind].observe(self._clock.now(), limit, self._margin)
 
-    def _quota(self, limit: int) -> int:
-        return max(1, int(limit * (1 - self._margin)))
+
+class Ledger(Protocol):
+    """The requests of one account, of which all its processes draw."""
+
+    def draw(self, kind: Kind, most: int, limit: RateLimitInfo | None) -> tuple[int, float]:
+        """How many requests may be sent now, at most so many, and the seconds to wait where none may.
+
+        `limit` is what the server said last, as far as no earlier draw told.
+        """
+        ...
+
+    def give_back(self, kind: Kind, count: int) -> None:
+        """Returns requests that were drawn and not sent."""
+        ...
+
+
+class SharedBudget(RequestBudget):
+    """The share of one process in the budget of an account: it draws DRAW requests at a time."""
+
+    def __init__(self, ledger: Ledger, *, clock: Clock | None = None) -> None:
+        super().__init__({}, clock=clock)
+        self._ledger = ledger
+        self._left: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        self._limits: dict[Kind, RateLimitInfo] = {}
+
+    def acquire(self, kind: Kind, wake: threading.Event | None = None) -> float:
+        """As `RequestBudget.acquire`."""
+        waited = 0.0
+        while True:
+            if wake is not None and wake.is_set():
+                raise WaitCancelledError(f"stopped while waiting to send a {kind} request")
+            with self._lock:
+                wait = 0.0
+                if not self._left[kind]:
+                    limit = self._limits.pop(kind, None)
+                    self._left[kind], wait = self._ledger.draw(kind, DRAW, limit)
+                if self._left[kind]:
+                    self._left[kind] -= 1
+                    return waited
+            began = self._clock.now()
+            self._clock.sleep(max(wait, _SHORTEST_WAIT), wake)
+            waited += self._clock.now() - began
+
+    def observe(self, kind: Kind, limit: RateLimitInfo) -> None:
+        """Keeps the server's limit for the next draw; drawn requests that it no longer allows are dropped."""
+        with self._lock:
+            self._limits[kind] = limit
+            self._left[kind] = min(self._left[kind], max(0, limit.remaining))
+
+    def close(self) -> None:
+        """Returns what was drawn and not sent."""
+        with self._lock:
+            for kind, count in self._left.items():
+                if count:
+                    self._ledger.give_back(kind, count)
+                    self._left[kind] = 0
