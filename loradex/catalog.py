@@ -60,6 +60,7 @@ from catalog.search import (
     browse,
     indexes,
     likeness,
+    matching_ids,
     matrix,
     neighbours,
     open_texts,
@@ -534,6 +535,7 @@ class Catalog:
         *,
         by: str = "output",
         exact: bool = False,
+        where: str = "",
         verdict: str = "accepted",
         rules: str = "ours",
     ) -> Rows[Neighbour]:
@@ -547,6 +549,7 @@ class Catalog:
             k: The largest number of rows.
             by: "output" or "delta", as for `fingerprints`.
             exact: Whether to compare the best by their weights, as far as files are kept.
+            where: Only those that this filter accepts.
             verdict: "accepted", or "any" for adapters that the rules refuse too.
             rules: The rules of the verdict.
 
@@ -561,9 +564,12 @@ class Catalog:
             ['zoo/banking77-seed104']
         """
         check_choice("verdict", verdict, ("accepted", "any"))
-        space = likeness.kind(by)
+        space, query, every = likeness.kind(by), self._read_filter(where), verdict == "any"
         with reading(self.settings) as session:
             subject = find_subject(session, str(adapter), self._blobs)
+            if query is not None:
+                browse.refuse_unknown_bases(session, query)
+            ids = None if query is None else matching_ids(session, query, refusing(rules), every=every)
             rows = neighbours(
                 session,
                 subject,
@@ -573,7 +579,8 @@ class Catalog:
                 by=space,
                 count=k,
                 exact=exact,
-                every=verdict == "any",
+                ids=ids,
+                every=every,
             )
         notes = subject_notes(str(adapter), subject)
         if exact and not all(row.exact for row in rows):

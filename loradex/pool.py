@@ -98,8 +98,9 @@ class Pool:
     """A pinned selection of adapters; `Catalog.select` and `Catalog.pool` make it.
 
     `manifest` is what pool.json holds. `path` is the file or folder that it was read from or saved in, None
-    for a pool that is only in the catalog. `left_out` says, where all adapters were asked for, how many are
-    not in the pool and why; `control_pools` are the pools that it was selected with, to compare it with.
+    for a pool that is only in the catalog. `left_out` says how many adapters are not in the pool and why,
+    where all were asked for, else how many candidates their license or name kept out; `control_pools` are
+    the pools that it was selected with, to compare it with.
     """
 
     manifest: Manifest

@@ -88,7 +88,7 @@ def select_pool(
         )
         with with_model(request, question, sources, settings, report) as (prepared, final):
             selection = select(final, prepared, controls=controls)
-    if selection.left_out:
+    if question.count is None or any(selection.left_out.values()):
         count = len(selection.pool.members)
         reasons = left_out_in_words(selection.left_out) or "none"
         notes.append(f"{count:,} adapter{'s' * (count != 1)}; left out: {reasons}")

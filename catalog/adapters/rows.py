@@ -51,7 +51,8 @@ class AdapterRow:
 class AdapterDetails(AdapterRow):
     """Everything known of one adapter: its row, its repository, its configuration, files, card and training.
 
-    `details` says what was seen, by reason. `base_raw` is the base model as the adapter spells it.
+    `uses` says what in its license speaks against each use, None if nothing
+    does. `details` says what was seen, by reason. `base_raw` is the base model as the adapter spells it.
     """
 
     hub_id: str
@@ -81,6 +82,7 @@ class AdapterDetails(AdapterRow):
     training: Mapping[str, Any]
     details: Mapping[str, str]
     runs_in: Sequence[EngineVerdict]
+    uses: Mapping[str, str | None]
 
 
 def vector_key(weights_digest: str, scaling_pattern: str) -> str:

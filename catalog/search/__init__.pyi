@@ -1,4 +1,5 @@
 from . import browse, likeness, listing, nearest
+from .listing import matching_ids
 from .nearest import Neighbour, Subject, downhill, neighbours, sketch_cosine
 from .ranking import SearchHit, SearchWeights, open_texts, search
 from .rows import BY_NAME, COLUMNS, from_current
@@ -25,6 +26,7 @@ __all__ = [
     "indexes",
     "likeness",
     "listing",
+    "matching_ids",
     "matrix",
     "nearest",
     "neighbours",

@@ -14,12 +14,14 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, selectinload
 
 from catalog.adapters import (
+    USES,
     AdapterDetails,
     AdapterReference,
     AdapterRow,
     Engine,
     EngineFacts,
     EngineVerdict,
+    objection,
     verdicts,
 )
 from catalog.database import (
@@ -141,6 +143,7 @@ def details(
         "weights": {"name": adapter.weights_name, "digest": adapter.weights_digest},
         "details": {reason.reason: reason.detail for reason in adapter.reasons},
         "runs_in": engine_verdicts(session, adapter, engines),
+        "uses": {use: objection(adapter.license, use) for use in USES},
     }
     return AdapterDetails(**{field.name: values[field.name] for field in fields(AdapterDetails)})
 

@@ -23,11 +23,10 @@ from catalog.database import (
     Crawl,
     CrawlItem,
     DocumentRow,
-    Embedding,
     Evaluation,
-    FingerprintRow,
     Repository,
     SavedPool,
+    has_reason,
 )
 from catalog.query import FIELDS, AsciiLower, Query, fold, stored_facts, texts_in
 from catalog.search.rows import BY_NAME, from_current
@@ -122,6 +121,12 @@ def listed_fields() -> list[str]:
     return [name for name, field in FIELDS.items() if field.key in keys or field.kind == "engine"]
 
 
+def matching_ids(session: Session, where: Query, refusing: Collection[str], *, every: bool) -> set[int]:
+    """The rows of the current adapters that a filter accepts, with `every` those that are refused too."""
+    query = from_current(select(Adapter.id)).where(where.clause(refusing))
+    return set(session.scalars(query if every else query.where(~has_reason(refusing))))
+
+
 def left_out_counts(session: Session) -> dict[str, int]:
     """The numbers of current adapters that `public` leaves out, by the first reason."""
     current = from_current(select(func.count(Adapter.id)))
@@ -194,11 +199,8 @@ def catalog_state(session: Session) -> str:
         *(func.max(Crawl.finished_at), func.count(Crawl.finished_at)),
     )
     counts = (
-        select(func.count(), func.max(Adapter.id)).select_from(Adapter),
         select(*repository).select_from(Repository),
         select(*crawl).select_from(Crawl),
-        select(func.count()).select_from(FingerprintRow),
-        select(func.count()).select_from(Embedding),
         select(func.count(), func.max(Evaluation.id), func.sum(Evaluation.value)),
     )
     facts: list[Sequence[Any]] = [tuple(session.execute(query).one()) for query in counts]

@@ -45,8 +45,8 @@ STAND_INS: tuple[str, ...] = (
 class Selection:
     """The pool and its control pools, by name.
 
-    `left_out` gives, if all were requested, the number of adapters of the base model that are not in it, and
-    why.
+    `left_out` gives the number of adapters of the base model that are not in it, and why, if all were
+    requested; else that of the candidates which their license or name kept out.
     """
 
     pool: Manifest
@@ -70,13 +70,14 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     licenses = {row.license for row in candidate_rows_left}
     forbidden = {name for name in licenses if objection(name, question.use) is not None}
     rows = [row for row in candidate_rows_left if row.license not in forbidden]
+    kept_out = {
+        "excluded by name": len(candidate_rows) - len(candidate_rows_left),
+        f"with a license that forbids {question.use}": len(candidate_rows_left) - len(rows),
+    }
 
     def left_out_before(ranked: int | None) -> dict[str, int]:
         """The counts of those that were left out before the limits, or before the ranking."""
-        counts = left_out(sources.session, sources.refusing, base, where, question.without) | {
-            "excluded by name": len(candidate_rows) - len(candidate_rows_left),
-            f"with a license that forbids {question.use}": len(candidate_rows_left) - len(rows),
-        }
+        counts = left_out(sources.session, sources.refusing, base, where, question.without) | kept_out
         unranked = {} if ranked is None else {f"that cannot be ranked by {question.by}": len(rows) - ranked}
         return counts | unranked
 
@@ -92,7 +93,7 @@ def select(question: Question, sources: Sources, *, controls: bool = False) -> S
     members, beyond = let_in(ranking, limits)
     if len(members) < (question.count or 1):
         take_members(ranking, limits, left_out_before(len(ranking)))
-    everybody = left_out_before(len(ranking)) | beyond if question.count is None else {}
+    everybody = left_out_before(len(ranking)) | beyond if question.count is None else kept_out
     pool = _manifest(question, members, strategy, sources)
     if not controls:
         return Selection(pool, (), everybody)

@@ -11,7 +11,7 @@ import click
 from catalog.errors import LoradexError
 from catalog.rules import reason_sentence
 from cli.app import App, pass_app
-from cli.options import COUNT, EXISTING_FOLDER, rules_option, verdict_option
+from cli.options import COUNT, EXISTING_FOLDER, rules_option, verdict_option, where_option
 from cli.output import Column, label_lines, output_options
 from cli.tables import RANK, SIZE, TARGETS, score_column
 from loradex.comparison import fingerprint as fingerprint_folder
@@ -86,18 +86,21 @@ FOLDER_COLUMNS = (
 )
 @click.option("-k", metavar="N", type=COUNT, default=10, help="So many.")
 @click.option("--exact", is_flag=True, help="Compare the best by their weights, as far as files are kept.")
+@where_option
 @verdict_option
 @rules_option
 @output_options(lists=True)
 @pass_app
-def similar(app: App, adapter: str, by: str, k: int, exact: bool, verdict: str, rules: str) -> None:
+def similar(
+    app: App, /, adapter: str, by: str, k: int, exact: bool, where: str, verdict: str, rules: str
+) -> None:
     """The adapters most like ADAPTER, or like the one in the local folder DIR, by their weights.
 
     Only adapters of the same base model are compared. `score` is a cosine: 1 for the same update, 0 for
     unrelated ones; sketched scores are off by about 0.03. It compares the products B A: where an update is
     more than these, `why` names what is left out.
     """
-    rows = app.catalog.similar(adapter, k, by=by, exact=exact, verdict=verdict, rules=rules)
+    rows = app.catalog.similar(adapter, k, by=by, exact=exact, where=where, verdict=verdict, rules=rules)
     app.output.say_all(rows.notes)
     app.output.rows(rows, (*NEIGHBOUR_COLUMNS, Column("verdict")) if verdict == "any" else NEIGHBOUR_COLUMNS)
 

@@ -35,7 +35,8 @@ from loradex.text import plain
 
 # What `show` shows elsewhere or not at all; --json has everything.
 HIDDEN = {
-    *("adapter", "reasons", "details", "card", "files", "training", "weights", "tags", "verdict", "runs_in")
+    *("adapter", "reasons", "details", "card", "files", "training", "weights", "tags", "verdict"),
+    *("runs_in", "uses"),
 }
 MOST_FILES = 20
 MOST_RETRIES = 20
@@ -187,6 +188,7 @@ def _render_adapter(adapter: AdapterDetails, rules: str) -> str:
         for name in adapter.reasons
     ]
     rows = [(name, _number(value)) for name, value in _facts(adapter).items()]
+    rows += zip_longest(["use"], _use_lines(adapter.uses), fillvalue="")
     rows.append(
         ("trained", DOT.join(f"{name} {cell_text(value)}" for name, value in adapter.training.items()))
     )
@@ -205,6 +207,17 @@ def _facts(adapter: AdapterDetails) -> dict[str, Any]:
     facts = {name: value for name, value in facts.items() if name not in usual or value != usual[name]}
     weights = {"weights": adapter.weights["name"]}
     return facts | weights | {"targets": first_of(adapter.targets or (), MOST_TARGETS)}
+
+
+def _use_lines(uses: Mapping[str, str | None]) -> list[str]:
+    """The uses that its license allows, and why it does not allow the others."""
+    allowed = [use for use, problem in uses.items() if problem is None]
+    denied: dict[str, list[str]] = {}
+    for use, problem in uses.items():
+        if problem is not None:
+            denied.setdefault(problem, []).append(use)
+    lines = [f"not {' or '.join(names)}: it {problem}" for problem, names in denied.items()]
+    return [", ".join(allowed) or "none", *lines]
 
 
 def _number(value: Any) -> str:

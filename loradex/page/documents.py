@@ -128,32 +128,34 @@ class Documents:
 
     def head(self, host: Mapping[str, object] | None = None) -> bytes:
         """`head.json`: totals, fields, rules, and what the server can do, None for an export."""
+        with self._lock:
+            return encode_json({**self._head, "host": host})
+
+    @cached_property
+    def _head(self) -> dict[str, Any]:
         with reading(self.settings) as session:
             totals = browse.totals(session, refusing("ours"), [reason.value for reason in UNREADABLE])
             left_out = listing.left_out_counts(session) if self.choice.public else {}
         listed = listing.listed_fields()
         is_whole = not self.choice.public and not self.choice.where
         shown = ("repositories", "gone", "measured", "waiting") if is_whole else ()
-        return encode_json(
-            {
-                "format": FORMAT,
-                "stamp": self.stamp,
-                "host": host,
-                "adapters": len(self.columns["adapter"]),
-                "totals": {name: totals[name] for name in shown},
-                "retries": len(totals["retries"]) if is_whole else 0,
-                "where": self.choice.where,
-                "left_out": left_out,
-                "cards": self.choice.cards,
-                "fields": field_rows(self._engines),
-                "unlisted": [name for name in FIELDS if name not in listed],
-                "reasons": {reason.value: reason.sentence for reason in Reason},
-                "rules": {rules: list(refusing(rules)) for rules in RULE_SETS},
-                "uses": list(USES),
-                "measured": self._measured(),
-                "strategies": list(STRATEGIES),
-            }
-        )
+        return {
+            "format": FORMAT,
+            "stamp": self.stamp,
+            "adapters": len(self.columns["adapter"]),
+            "totals": {name: totals[name] for name in shown},
+            "retries": len(totals["retries"]) if is_whole else 0,
+            "where": self.choice.where,
+            "left_out": left_out,
+            "cards": self.choice.cards,
+            "fields": field_rows(self._engines),
+            "unlisted": [name for name in FIELDS if name not in listed],
+            "reasons": {reason.value: reason.sentence for reason in Reason},
+            "rules": {rules: list(refusing(rules)) for rules in RULE_SETS},
+            "uses": list(USES),
+            "measured": self._measured(),
+            "strategies": list(STRATEGIES),
+        }
 
     def _measured(self) -> list[int]:
         """How many adapters of each base model were measured."""
@@ -252,7 +254,6 @@ class Documents:
         card = listing.card_source(session, row) if self.choice.cards else None
         document["card"] = None if card is None else card[:LONGEST_CARD]
         document["card_length"] = len(card or "")
-        document["uses"] = {use: objection(details.license, use) for use in USES}
         document["scores"] = score_store.scores_of(session, details.adapter)
         document |= self._measurements(session, row)
         return document

@@ -120,3 +120,18 @@ def test_case_83_the_index_is_checked_and_mended(sample: Program, sample_data: P
     result = rows(sample, "similar", "zoo/banking77", "--by", "delta", "-k", "1")
     assert result[0]["adapter"] == "zoo/banking77-seed104"
     assert sample("index", "check").exit_code == 0
+
+
+def test_neighbours_of_a_filter(sample: Program) -> None:
+    rows = json.loads(
+        sample("similar", "zoo/banking77", "--where", "use:commercial", "-k", "3", "--json").stdout
+    )
+    assert len(rows) == 3
+    assert all(row["license"] is not None for row in rows)
+    every = json.loads(sample("similar", "zoo/banking77", "-k", "40", "--json").stdout)
+    assert [row["adapter"] for row in every if row["license"] is not None][:3] == [
+        row["adapter"] for row in rows
+    ]
+    result = sample("similar", "zoo/banking77", "--where", "rnk:4")
+    assert result.exit_code == 2
+    assert "No field is called" in result.stderr

@@ -74,3 +74,16 @@ def test_controls_of_all_are_as_many(crawled: Program) -> None:
 @pytest.mark.parametrize("count", ["0", "-1", "most", "1.5", ""])
 def test_a_count_that_is_none(count: str, run: Program) -> None:
     assert run("select", "mine", "--by", "random", "-k", count).exit_code in (1, 2)
+
+
+def test_members_are_named_and_what_a_license_keeps_out_is_said(crawled: Program) -> None:
+    named = crawled(
+        "select", "mine", "--by", "named", "--adapter", "bob/two", "--adapter", "ann/one", "--json"
+    )
+    assert [row["repository"] for row in json.loads(named.stdout)["members"]] == ["bob/two", "ann/one"]
+    assert json.loads(named.stdout)["chosen"]["adapters"] == ["bob/two", "ann/one"]
+    refused = crawled("select", "other", "--by", "named", "--adapter", "cat/three")
+    assert refused.exit_code == 2
+    assert "cat/three is not among the adapters to select from" in refused.stderr
+    one = crawled("select", "x", "--by", "random", "-k", "1", "--use", "commercial", "--dry-run")
+    assert one.stderr == "1 adapter; left out: 1 with a license that forbids commercial\n"

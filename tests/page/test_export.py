@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import create_engine, text
 
 import loradex
 from catalog.errors import UsageError
+from cli.main import loradex as program
 from loradex.page import Documents, export_page
 from loradex.page.server import Site, static_files
 
@@ -101,3 +103,13 @@ def test_the_documents_of_an_export_are_public(catalog: loradex.Catalog) -> None
 
     document = json.loads(Documents(catalog, Choice(public=True)).document("adapter/0.json"))
     assert not {"own_tags", "note", "hidden"} & set(document)
+
+
+def test_the_command_says_what_it_wrote(page_data: Path, tmp_path: Path) -> None:
+    words = ["--data", str(page_data), "page", "export", str(tmp_path / "site")]
+    result = CliRunner().invoke(program, [*words, "--where", "owner:ann", "--json"])
+    report = json.loads(result.stdout)
+    assert (report["adapters"], report["private"], report["gated"]) == (2, 0, 0)
+    again = CliRunner().invoke(program, words)
+    assert again.exit_code == 2
+    assert "--overwrite" in again.stderr
