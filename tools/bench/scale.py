@@ -20,6 +20,7 @@ from contextlib import closing
 from pathlib import Path
 
 import loradex
+from catalog.index import load_embedder
 from tools.bench.peak import peak_during
 from tools.generated_catalog import generate
 
@@ -70,13 +71,7 @@ def add_adapter(file: Path) -> None:
             names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
             values = ", ".join(changes.get(name, f'"{name}"') for name in names)
             columns = ", ".join(f'"{name}"' for name in names)
-            where = (
-                "rowid = (SELECT min(rowid) FROM fingerprint)"
-                if table == "fingerprint"
-                else (
-                    "digest = (SELECT min(digest) FROM weights_file)" if table == "weights_file" else "id = 1"
-                )
-            )
+            where = "id = 1" if "id" in changes else "rowid = 1"
             connection.execute(
                 f"INSERT INTO {table} ({columns}) SELECT {values} FROM {table} WHERE {where}",
                 {name: value for name, value in key.items() if f":{name}" in values},
@@ -149,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
-        generate(data, options.count)
+        # Vectors under the name of the default encoder, else the first search would embed every card.
+        generate(data, options.count, load_embedder())
         measure_catalog(data, options.only)
     return 0
 
