@@ -233,7 +233,7 @@ class Catalog:
             UsageError: An argument is not valid.
             CatalogBusyError: Another process writes to the catalog.
         """
-        from crawler.crawl import Crawler
+        from crawler.crawl import Crawler, share_budget
 
         options = CrawlOptions(
             _bases(base), any_base, limit, weights, workers, full, rules, max_weights, processes
@@ -245,7 +245,8 @@ class Catalog:
             disposing(open_catalog(self.settings, create=True)) as engine,
         ):
             step = _announce_crawl(ProgressStep(report, "reading"), hub, options)
-            return Crawler(engine, hub, self._blobs, options, step, stop).crawl()
+            with share_budget(hub, engine):
+                return Crawler(engine, hub, self._blobs, options, step, stop).crawl()
 
     @check_arguments
     def work_for_crawl(
@@ -269,7 +270,7 @@ class Catalog:
             UsageError: The catalog is not in PostgreSQL, or the crawl keeps weights or is of another Hub.
             NotFoundError: No crawl is at work.
         """
-        from crawler.crawl import work_for_crawl
+        from crawler.crawl import share_budget, work_for_crawl
 
         options, stop = CrawlOptions(workers=workers, processes=processes), threading.Event()
         with (
@@ -279,7 +280,8 @@ class Catalog:
         ):
             ProgressStep(report, "reading").note(f"Reading weights of {hub.settings.endpoint}")
             threads = workers + (processes if processes > 1 else 0)
-            return work_for_crawl(engine, hub, self.settings.data, threads, processes, stop)
+            with share_budget(hub, engine):
+                return work_for_crawl(engine, hub, self.settings.data, threads, processes, stop)
 
     @check_arguments
     def preview(

@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from catalog.database.schema import Crawl, CrawlState, WeightsItem
+from catalog.database.opening import take_turn
+from catalog.database.schema import Crawl, CrawlState, RequestBudgetRow, WeightsItem
 
 # Processes that may begin a file before it is given up.
 MOST_TRIES = 3
@@ -98,6 +99,23 @@ def settled(session: Session, crawl_id: int, digests: Collection[str]) -> dict[s
 def forget(session: Session, crawl_id: int) -> None:
     """Removes the files of a crawl that has ended."""
     session.execute(delete(WeightsItem).where(WeightsItem.crawl_id == crawl_id))
+
+
+def lock_budget(
+    session: Session, account: str, kind: str, initial: Mapping[str, Any]
+) -> tuple[RequestBudgetRow, float]:
+    """The row of an account's requests, which no other process changes before the commit, and the time."""
+    found = select(RequestBudgetRow).where(RequestBudgetRow.account == account, RequestBudgetRow.kind == kind)
+    row = session.scalar(found.with_for_update())
+    if row is None:
+        take_turn(session)
+        row = session.scalar(found.with_for_update())
+    if row is None:
+        row = RequestBudgetRow(account=account, kind=kind, state=dict(initial))
+        session.add(row)
+        session.flush()
+    now = session.scalar(select(func.extract("epoch", func.clock_timestamp())))
+    return row, float(now or 0)
 
 
 def crawl_at_work(session: Session) -> Crawl | None:

@@ -218,9 +218,15 @@ def writer_lock(engine: Engine) -> Iterator[None]:
         return
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.detach()  # closing it then ends the server's session, and the lock with it
-        if not connection.scalar(select(func.pg_try_advisory_lock(lock_key(connection, "writer")))):
+        key = lock_key(connection, "writer")
+        if not connection.scalar(select(func.pg_try_advisory_lock(key))):
             raise _busy(engine)
-        yield
+        try:
+            yield
+        finally:
+            # The server would notice the closed connection a moment later.
+            with contextlib.suppress(CatalogError):
+                connection.execute(select(func.pg_advisory_unlock(key)))
 
 
 def is_crawled(session: Session) -> bool:

@@ -327,6 +327,16 @@ class WeightsItem(TableBase):
     result: Mapped[bytes | None] = mapped_column(comment="zlib of JSON: what was read, or the error")
 
 
+class RequestBudgetRow(TableBase):
+    """The requests of one class that the processes of an account have sent, and may send, to the Hub."""
+
+    __tablename__ = "request_budget"
+
+    account: Mapped[str] = mapped_column(primary_key=True, comment="digest of Hub and token")
+    kind: Mapped[str] = mapped_column(primary_key=True, comment="class of requests: api or resolver")
+    state: Mapped[Any] = mapped_column(comment="limit, requests of its window")
+
+
 class CrawlRetry(TableBase):
     """A repository that could not be read: later crawls of the scope retry it, with growing pauses."""
 

@@ -1,4 +1,5 @@
 from .crawler import Crawler, preview_crawl
+from .ledger import share_budget
 from .options import DEFAULT_BASE, MAX_WEIGHTS, WEIGHTS, CrawlOptions, check_base_name
 from .outcomes import CrawlReport, Preview
 from .screening import refusing
@@ -16,5 +17,6 @@ __all__ = [
     "check_base_name",
     "preview_crawl",
     "refusing",
+    "share_budget",
     "work_for_crawl",
 ]

@@ -124,12 +124,17 @@ class SharedWeights:
         self.changed = threading.Event()
 
     def read(self, task: WeightsTask) -> WeightsReading:
-        """What a process has read of a file, this one or another; raises the error that it raised."""
+        """What a process has read of a file, this one or another; raises the error that it raised.
+
+        Only one thread at a time waits for a file.
+        """
         digest = task.file.sha256 or ""
-        with self._lock:
-            future = self._waiting.setdefault(digest, Future())
         with Session(for_writing(self._engine)) as session, session.begin():
             leases.publish(session, self._crawl_id, digest, task.as_json())
+        # Until now the row may hold what was read for another config.
+        future: Future[WeightsReading] = Future()
+        with self._lock:
+            self._waiting[digest] = future
         self.changed.set()
         if self._stop.is_set():
             self.cancel()

@@ -1,22 +1,31 @@
+from .budget import MARGIN, Kind, Lane, Ledger, RateLimit, SharedBudget, usable
 from .client import Hub, Page
-from .exchange import HubSettings
+from .exchange import HubSettings, limits_of
 from .folders import MARKERS, Folder, adapter_folders
 from .rows import BadRow, ListedRepository, parse_row, reduce_row, valid_name
 from .tree import RemoteFile
 from .wire import check_endpoint
 
 __all__ = [
+    "MARGIN",
     "MARKERS",
     "BadRow",
     "Folder",
     "Hub",
     "HubSettings",
+    "Kind",
+    "Lane",
+    "Ledger",
     "ListedRepository",
     "Page",
+    "RateLimit",
     "RemoteFile",
+    "SharedBudget",
     "adapter_folders",
     "check_endpoint",
+    "limits_of",
     "parse_row",
     "reduce_row",
+    "usable",
     "valid_name",
 ]

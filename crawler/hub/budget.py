@@ -12,10 +12,32 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-if TYPE_CHECKING:
-    from huggingface_hub.utils import RateLimitInfo  # type: ignore[attr-defined]  # exported lazily
+
+class RateLimit(Protocol):
+    """What a server says of its limit, as huggingface_hub reads it."""
+
+    @property
+    def remaining(self) -> int:
+        """Requests left in the window."""
+        ...
+
+    @property
+    def reset_in_seconds(self) -> int:
+        """Seconds until the window ends."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """Requests allowed in a window."""
+        ...
+
+    @property
+    def window_seconds(self) -> int | None:
+        """The length of a window."""
+        ...
+
 
 Kind = Literal["api", "resolver"]
 KINDS: tuple[Kind, ...] = ("api", "resolver")
@@ -102,7 +124,7 @@ class Lane:
             if number > returned:
                 self.sent.append((time_sent, number - returned))
 
-    def observe(self, now: float, limit: RateLimitInfo, margin: float) -> None:
+    def observe(self, now: float, limit: RateLimit, margin: float) -> None:
         """Adopts the server's limit: its policy replaces the limit, its count can only lower it."""
         if limit.window_seconds is not None and 1 <= limit.window_seconds <= 86_400:
             self.window = float(limit.window_seconds)
@@ -184,7 +206,7 @@ class RequestBudget:
             self._clock.sleep(max(wait, _SHORTEST_WAIT), wake)
             waited += self._clock.now() - now
 
-    def observe(self, kind: Kind, limit: RateLimitInfo) -> None:
+    def observe(self, kind: Kind, limit: RateLimit) -> None:
         """Adopt the server's limit: its policy replaces the limit, its count can only lower it."""
         with self._lock:
             self._lanes[kind].observe(self._clock.now(), limit, self._margin)
@@ -193,7 +215,7 @@ class RequestBudget:
 class Ledger(Protocol):
     """The requests of one account, of which all its processes draw."""
 
-    def draw(self, kind: Kind, most: int, limit: RateLimitInfo | None) -> tuple[int, float]:
+    def draw(self, kind: Kind, most: int, limit: RateLimit | None) -> tuple[int, float]:
         """How many requests may be sent now, at most so many, and the seconds to wait where none may.
 
         `limit` is what the server said last, as far as no earlier draw told.
@@ -212,7 +234,7 @@ class SharedBudget(RequestBudget):
         super().__init__({}, clock=clock)
         self._ledger = ledger
         self._left: dict[Kind, int] = dict.fromkeys(KINDS, 0)
-        self._limits: dict[Kind, RateLimitInfo] = {}
+        self._limits: dict[Kind, RateLimit] = {}
 
     def acquire(self, kind: Kind, wake: threading.Event | None = None) -> float:
         """As `RequestBudget.acquire`."""
@@ -232,7 +254,7 @@ class SharedBudget(RequestBudget):
             self._clock.sleep(max(wait, _SHORTEST_WAIT), wake)
             waited += self._clock.now() - began
 
-    def observe(self, kind: Kind, limit: RateLimitInfo) -> None:
+    def observe(self, kind: Kind, limit: RateLimit) -> None:
         """Keeps the server's limit for the next draw; drawn requests that it no longer allows are dropped."""
         with self._lock:
             self._limits[kind] = limit

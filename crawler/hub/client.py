@@ -69,6 +69,10 @@ class Hub:
         """The requests to the Hub so far."""
         return self._exchange.usage
 
+    def use_budget(self, budget: RequestBudget) -> None:
+        """Makes later requests wait for this budget."""
+        self._exchange.budget = budget
+
     def listing_url(self, filters: Sequence[str], *, sort: str) -> str:
         """The first page of the models that have all these tags, newest first by `sort`; sends nothing."""
         query = [("filter", tag) for tag in filters]

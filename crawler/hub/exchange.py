@@ -143,6 +143,13 @@ class Answer:
     next_url: str | None
 
 
+def limits_of(settings: HubSettings) -> Mapping[Kind, int]:
+    """The limits of an account that hold until the Hub names others; a Hub on this machine has none."""
+    if wire.is_loopback(settings.endpoint):
+        return {}
+    return FREE_ACCOUNT if settings.token else ANONYMOUS
+
+
 class Exchange:
     """The way to one Hub; `ask` may be called from several threads."""
 
@@ -154,8 +161,7 @@ class Exchange:
         self._settings = settings
         self._clock = clock or Clock()
         self._stop = stop
-        limits = {} if local else FREE_ACCOUNT if settings.token else ANONYMOUS
-        self._budget = budget or RequestBudget(limits, clock=self._clock)
+        self.budget = budget or RequestBudget(limits_of(settings), clock=self._clock)
         self._headers = {"User-Agent": _user_agent(), "Accept": "*/*", "Accept-Encoding": "identity"}
         self._bearer = _bearer(settings, local=local)
         self._sockets = wire.SocketDeadlines()
@@ -245,7 +251,7 @@ class Exchange:
         if self._stop.is_set():
             raise WaitCancelledError("stopped before a request to the Hub")
         if own:
-            waited = self._budget.acquire(ask.kind, self._stop)
+            waited = self.budget.acquire(ask.kind, self._stop)
             deadline.extend(waited)
             self._count(waited_seconds=waited)
         timeouts = dict.fromkeys(("connect", "read", "write", "pool"), self._settings.timeout)
@@ -287,7 +293,7 @@ class Exchange:
         limit = rate_limit(headers)
         of = _CLASSES.get(limit.resource_type, kind) if limit else None
         if limit and of:
-            self._budget.observe(of, limit)
+            self.budget.observe(of, limit)
 
     def _chunks(self, response: httpx.Response) -> Iterator[bytes]:
         for chunk in response.iter_raw():

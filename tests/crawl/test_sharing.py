@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import RateLimitInfo
 from sqlalchemy import Engine, text, update
 from sqlalchemy.orm import Session
 
@@ -19,6 +20,9 @@ from catalog.database import WeightsItem, leases, make_engine
 from catalog.database.opening import upgrade
 from catalog.errors import NotFoundError, UsageError, WeightsError
 from crawler.crawl import sharing
+from crawler.crawl.ledger import CatalogLedger
+from crawler.hub import HubSettings
+from crawler.hub.budget import DRAW, WINDOW, SharedBudget
 from tests.crawl.test_fingerprints import put
 from tests.crawl_process import work_for_crawl
 from tests.crawling import crawl, dump
@@ -238,6 +242,30 @@ def test_an_error_is_restored_with_its_attributes() -> None:
     fault: Future[Any] = Future()
     sharing._resolve(fault, sharing._pack_error(ZeroDivisionError("x")))
     assert re.match("ZeroDivisionError: x", str(fault.exception()))
+
+
+def test_processes_draw_of_one_budget_and_return_what_they_did_not_send(engine: Engine) -> None:
+    settings = HubSettings("https://hub.example", token="hf_x")
+    one, two = (SharedBudget(CatalogLedger(engine, settings)) for _ in range(2))
+    ledger = CatalogLedger(engine, settings)
+    for budget in (one, two, one):
+        assert budget.acquire("api") == 0
+    usable = 900  # nine tenths of the 1,000 of a free account
+    granted = ledger.draw("api", usable, None)
+    assert granted == (usable - 2 * DRAW, 0.0)
+    number, wait = ledger.draw("api", 1, None)
+    assert number == 0
+    assert 0 < wait <= WINDOW
+    one.close()
+    assert ledger.draw("api", usable, None) == (DRAW - 2, 0.0)
+    # What one process hears of the server counts for all.
+    two.observe("resolver", RateLimitInfo("resolver", 12, 100, 100, 300))
+    two.acquire("resolver")
+    assert CatalogLedger(engine, settings).draw("resolver", 50, None)[0] == 0
+    other = CatalogLedger(engine, HubSettings("https://hub.example", token="hf_y"))
+    assert other.draw("api", DRAW, None) == (DRAW, 0.0)
+    with engine.connect() as connection:
+        assert "hf_x" not in str(connection.execute(text("SELECT * FROM request_budget")).all())
 
 
 def test_what_is_not_shared_is_refused(engine: Engine, catalog_url: str, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_marks_of_partial_updates_come_from_the_reasons_and_no_row_is_lost(engin
         connection.execute(update(schema.Evaluation).values(items_sha=None, outcomes=None, margins=None))
         connection.execute(delete(schema.ItemList))
         connection.execute(delete(schema.WeightsItem))
+        connection.execute(delete(schema.RequestBudgetRow))
     before = rows.dump(engine)
     opening.downgrade(engine, "0003")
     opening.upgrade(engine)
