@@ -140,10 +140,9 @@ def with_weights(
         row_values = StoredAdapter(*row)
         digests = {file["name"]: file["digest"] for file in listed or ()}
         digest = row_values.weights_digest or next(filter(None, map(digests.get, _WEIGHTS_NAMES)), None)
-        if digest == row_values.weights_digest:
-            yield row_values
-        elif digest is not None:
-            yield replace(row_values, weights_digest=digest)
+        if digest is not None:
+            is_own = digest == row_values.weights_digest
+            yield row_values if is_own else replace(row_values, weights_digest=digest)
 
 
 def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:

@@ -238,13 +238,17 @@ class Documents:
 
     def _adapter(self, number: int) -> bytes:
         with reading(self.settings) as session:
-            return encode_json(self._details(session, session.get_one(Adapter, self._place(number))))
+            return self.adapter_of(session, session.get_one(Adapter, self._place(number)))
 
     def adapter_at(self, reference: str) -> bytes:
         """The document of an adapter by its reference, of an older commit too."""
         with reading(self.settings) as session:
             row = browse.find_adapter(session, AdapterReference.parse(reference))
-            return encode_json(self._details(session, row))
+            return self.adapter_of(session, row)
+
+    def adapter_of(self, session: Session, row: Adapter) -> bytes:
+        """The document of an adapter."""
+        return encode_json(self._details(session, row))
 
     def _details(self, session: Session, row: Adapter) -> dict[str, Any]:
         details = browse.details(session, row, refusing("ours"), self._engines)

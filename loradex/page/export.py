@@ -116,9 +116,10 @@ def _written(documents: Documents, step: ProgressStep) -> Iterator[tuple[str, by
         for start in range(0, len(ids), SHARED):
             step.working(start, len(ids))
             places = range(start, min(start + SHARED, len(ids)))
-            details = [documents.document(f"adapter/{place}.json") for place in places]
+            rows = [session.get_one(Adapter, ids[place]) for place in places]
+            details = [documents.adapter_of(session, row) for row in rows]
             yield f"{below}/adapters/{start // SHARED}.json.gz", _pack(details)
-            near = [documents.nearest_of(session, session.get_one(Adapter, ids[place])) for place in places]
+            near = [documents.nearest_of(session, row) for row in rows]
             yield f"{below}/nearest/{start // SHARED}.json.gz", _pack(near)
             session.expunge_all()
     step.working(len(ids), len(ids))

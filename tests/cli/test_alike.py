@@ -135,3 +135,9 @@ def test_neighbours_of_a_filter(sample: Program) -> None:
     result = sample("similar", "zoo/banking77", "--where", "rnk:4")
     assert result.exit_code == 2
     assert "No field is called" in result.stderr
+
+
+def test_adapters_without_any_weights_file_are_compared_with_nothing(sample: Program) -> None:
+    """Of some repositories of the sample the Hub names no digest at all."""
+    groups = json.loads(sample("duplicates", "--verdict", "any", "--json").stdout)
+    assert sum(group["size"] for group in groups) < 43
