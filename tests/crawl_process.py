@@ -11,7 +11,7 @@ from typing import Any
 
 import loradex
 from catalog.adapters import parse_config
-from catalog.database import frontier, make_engine, opening
+from catalog.database import frontier, leases, make_engine, opening
 from catalog.files.blobs import BlobStore
 from catalog.fingerprints import processes
 from cli.main import main
@@ -93,7 +93,17 @@ def upgrade_catalog(url: str) -> None:
     opening.upgrade(make_engine(url))
 
 
-def work_for_crawl(url: str, data: Path) -> None:
-    """Reads weights for the crawl at work, one after the other."""
+def work_for_crawl(url: str, data: Path, deadly_result: int = 0) -> None:
+    """Reads weights for the crawl at work, one after the other; killed before that result is committed."""
+    write, left = leases.finish, [deadly_result]
+
+    def write_and_die(*arguments: Any) -> bool:
+        written = write(*arguments)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written
+
+    leases.finish = write_and_die
     with loradex.open(data, url=url) as catalog:
         catalog.work_for_crawl(workers=1)
