@@ -44,7 +44,7 @@ class CommandRow:
 
 COMMANDS = {
     "crawl": CommandRow("cli.commands.crawl:crawl", "List the Hub for adapters; update the catalog."),
-    "status": CommandRow("cli.commands.browse:status", "What the catalog holds, and the last crawls."),
+    "status": CommandRow("cli.commands.browse:status", "What the catalog holds."),
     "adapters": CommandRow("cli.commands.browse:adapters", "List the adapters."),
     "fields": CommandRow("cli.commands.browse:fields", "What a filter (--where) can ask for.", "adapters"),
     "show": CommandRow("cli.commands.browse:show", "Everything known of one adapter."),
@@ -53,6 +53,8 @@ COMMANDS = {
     "duplicates": CommandRow("cli.commands.alike:duplicates", "Groups of adapters with the same weights."),
     "map": CommandRow("cli.commands.pictures:map_", "All adapters in two dimensions, as a picture."),
     "page": CommandRow("cli.commands.page:page", "Browse the catalog in the browser."),
+    "changes": CommandRow("cli.commands.news:changes", "What changed in it.", "status"),
+    "identify": CommandRow("cli.commands.news:identify", "Which one a file is.", "show"),
     "scores": CommandRow("cli.commands.scores:scores", "Measured task scores, with their source."),
     "select": CommandRow("cli.commands.select:select", "Choose adapters and save them as a pool."),
     "pools": CommandRow("cli.commands.pools:pools", "List the pools."),

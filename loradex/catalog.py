@@ -53,13 +53,16 @@ from catalog.rules import UNREADABLE, Reason
 from catalog.scores import read_scores, write_scores
 from catalog.search import (
     SPACES,
+    CatalogChange,
     Fingerprints,
     Neighbour,
     SearchHit,
     SearchWeights,
     browse,
+    changes,
     indexes,
     likeness,
+    listing,
     matching_ids,
     matrix,
     neighbours,
@@ -81,10 +84,12 @@ from loradex.comparison import (
     family_rows,
     find_subject,
     group_rows,
+    identify_file,
     subject_notes,
 )
 from loradex.encoding import embed_catalog
 from loradex.members import find_pool
+from loradex.news import parse_since, write_feed
 from loradex.pool import Pool, save_pools
 from loradex.progress import ProgressCallback, ProgressEvent, ProgressOption, ProgressStep, reporting
 from loradex.results import (
@@ -104,6 +109,7 @@ from loradex.rows import (
     AdapterRow,
     FamilyRow,
     GroupRow,
+    IdentifiedRow,
     IndexRow,
     ItemRow,
     LeaderboardRow,
@@ -432,6 +438,78 @@ class Catalog:
         with reading(self.settings) as session:
             row = browse.find_adapter(session, reference)
             return browse.details(session, row, refusing(rules), load_engines(self.settings.engines))
+
+    @check_arguments
+    def changes(
+        self,
+        since: str | datetime.date = "7d",
+        *,
+        where: str = "",
+        rules: str = "ours",
+        atom: str | Path | None = None,
+    ) -> Rows[CatalogChange]:
+        """What is new, changed, gone, licensed otherwise or gated since a time, the newest first.
+
+        The rows of the catalog tell it, so that it is as exact as the crawls were frequent; see the guide on
+        crawls for what they do not tell.
+
+        Args:
+            since: A time before now such as "7d", "12h" or "2w", a day, or an instant, in UTC by default.
+            where: Only repositories with an adapter that this filter accepts.
+            rules: The rules of the filter's verdict.
+            atom: A file to write the changes to as an Atom feed.
+
+        Returns:
+            A row a change: `change` is "new", "changed", "gone", "license" or "gated", `before` and `after`
+            are the commits, licenses or gates.
+
+        Raises:
+            UsageError: The time or the filter is not valid.
+            NotFoundError: The catalog does not know a base model of the filter.
+
+        Writes:
+            The feed, if requested.
+
+        Examples:
+            >>> {row.change for row in catalog.changes("1d", where="owner:zoo")}
+            {'new'}
+        """
+        start = parse_since(since, datetime.datetime.now(datetime.UTC))
+        query = self._read_filter(where)
+        with reading(self.settings) as session:
+            if query is not None:
+                browse.refuse_unknown_bases(session, query)
+            rows = changes(session, start, where=query, refusing=refusing(rules))
+            crawl = next(iter(listing.crawl_rows(session)), None)
+        if atom is not None:
+            write_feed(rows, Path(atom), crawl["asked"]["hub"] if crawl else "https://huggingface.co", start)
+        return Rows(rows, CatalogChange)
+
+    @check_arguments
+    def identify(self, file: str | Path, k: int = 5) -> Rows[IdentifiedRow]:
+        """Which adapters of the catalog a weights file, or the folder of an adapter, is.
+
+        By the sha256 of the file first, which needs no other file and finds pickles, too; then by the digest
+        of the tensors; then by sketches of the update, for which the adapter_config.json beside it is needed.
+
+        Args:
+            file: The weights file, or the folder of an adapter.
+            k: The largest number of neighbours by sketch.
+
+        Returns:
+            The adapters with the same file or tensors, current commits first, `cosine` 1; else the nearest by
+            sketch, with their cosines. A note says what could not be compared.
+
+        Raises:
+            NotFoundError: There is no such file.
+
+        Example:
+            >>> [row.adapter for row in catalog.identify("adapters/banking77") if row.by == "file"]
+            ['zoo/banking77']
+        """
+        check_count("k", k)
+        with reading(self.settings) as session:
+            return identify_file(session, Path(file), self._blobs, self.settings.index, k)
 
     @check_arguments
     def count_engines(self, where: str = "", *, rules: str = "ours") -> Rows[EngineCount]:

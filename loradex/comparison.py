@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,22 +13,25 @@ from catalog.adapters import (
     AdapterReference,
     BaseTable,
     ScalingRule,
+    adapter_name,
     health,
     is_adapter_folder,
     load_problems,
     read_folder,
+    tensor_digest,
 )
-from catalog.errors import UsageError
+from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
+from catalog.files import digest_of
 from catalog.fingerprints import fingerprint as fingerprint_of
 from catalog.fingerprints import partial_reasons, stable_rank, use_one_thread, verdict
 from catalog.rules import reason_sentence
 from loradex.arguments import check_arguments
 from loradex.results import Comparison
-from loradex.rows import FamilyRow, FolderFingerprint, GroupRow, Rows
+from loradex.rows import FamilyRow, FolderFingerprint, GroupRow, IdentifiedRow, Rows
 
 if TYPE_CHECKING:
     from catalog.adapters import StoredAdapter
-    from catalog.database import Session
+    from catalog.database import Adapter, Session
     from catalog.files import BlobStore
     from catalog.fingerprints import Family, Group
     from catalog.search import Subject
@@ -104,6 +108,77 @@ def find_subject(session: Session, adapter: str, blobs: BlobStore) -> Subject:
     base = folder.config.base_model
     canonical = BaseTable(store.spellings(session)).identify(base, tags=()).canonical if base else None
     return nearest.subject_of_folder(folder, fingerprint_of(folder.weights, folder.config), canonical)
+
+
+def identify_file(
+    session: Session, path: Path, blobs: BlobStore, index: Path, count: int
+) -> Rows[IdentifiedRow]:
+    """The adapters of a catalog that a weights file is: the same file, else the same tensors, else the
+    nearest by sketch.
+    """
+    from catalog.search import likeness
+
+    file = _weights_file(path)
+    try:
+        digests = [digest_of(file), _git_oid(file)]
+    except OSError as error:
+        raise NotFoundError(f"{file} cannot be read: {error.strerror}") from error
+    if rows := likeness.adapters_of_files(session, digests):
+        return _identified(rows, "file")
+    try:
+        rows = likeness.adapters_with_tensors(session, tensor_digest(file))
+    except WeightsError as error:
+        note = f"No adapter has the same file, and only safetensors are compared further: {error}"
+        return Rows([], IdentifiedRow, [note])
+    return _identified(rows, "tensors") if rows else _nearest(session, file, blobs, index, count)
+
+
+def _weights_file(path: Path) -> Path:
+    """The file, or the weights in a folder; raises NotFoundError."""
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    candidates = [path / name for name in names] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise NotFoundError(f"{path} is not a weights file, nor a folder with {' or '.join(names)}.")
+
+
+def _git_oid(path: Path) -> str:
+    """Git's name of the content of a file, by which the Hub names files outside LFS."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _identified(rows: Sequence[Adapter], by: str) -> Rows[IdentifiedRow]:
+    return Rows(
+        (
+            IdentifiedRow(adapter_name(row.repository.name, row.subfolder), by, 1.0, row.commit, row.current)
+            for row in rows
+        ),
+        IdentifiedRow,
+    )
+
+
+def _nearest(session: Session, file: Path, blobs: BlobStore, index: Path, count: int) -> Rows[IdentifiedRow]:
+    from catalog.search import browse, neighbours
+
+    if not is_adapter_folder(file.parent):
+        note = "No adapter has the same file or tensors; sketches require adapter_config.json beside it."
+        return Rows([], IdentifiedRow, [note])
+    try:
+        subject = find_subject(session, str(file.parent), blobs)
+        near = neighbours(session, subject, index, blobs, (), count=count, every=True)
+    except (ConfigError, WeightsError, NotFoundError) as error:
+        note = f"No adapter has the same file or tensors, and sketches cannot be compared: {error}"
+        return Rows([], IdentifiedRow, [note])
+    rows = []
+    for row in near:
+        adapter = browse.find_adapter(session, AdapterReference.parse(row.adapter))
+        rows.append(IdentifiedRow(row.adapter, "sketch", row.score, adapter.commit, True))
+    return Rows(rows, IdentifiedRow, ["No adapter has the same file or tensors; these are the nearest."])
 
 
 def subject_notes(adapter: str, subject: Subject) -> list[str]:

@@ -197,6 +197,21 @@ class SearchRow:
 
 
 @dataclass(frozen=True)
+class IdentifiedRow:
+    """An adapter that a file may be: `by` is what agrees, "file", "tensors" or "sketch".
+
+    `cosine` is that of the updates, 1 where bytes or tensors are the same; `current` is whether the commit is
+    the newest that was read.
+    """
+
+    adapter: str
+    by: str
+    cosine: float
+    commit: str
+    current: bool
+
+
+@dataclass(frozen=True)
 class GroupRow:
     """Adapters with the same or nearly the same weights.
 

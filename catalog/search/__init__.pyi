@@ -1,6 +1,7 @@
 from . import browse, likeness, listing, nearest
 from .listing import matching_ids
 from .nearest import Neighbour, Subject, downhill, neighbours, sketch_cosine
+from .news import CHANGES, CatalogChange, changes
 from .ranking import SearchHit, SearchWeights, open_texts, search
 from .rows import BY_NAME, COLUMNS, from_current
 from .texts import embed_cards, embed_new_cards
@@ -8,10 +9,12 @@ from .vectors import SPACES, BaseFingerprints, Cache, Fingerprints, base_space, 
 
 __all__ = [
     "BY_NAME",
+    "CHANGES",
     "COLUMNS",
     "SPACES",
     "BaseFingerprints",
     "Cache",
+    "CatalogChange",
     "Fingerprints",
     "Neighbour",
     "SearchHit",
@@ -19,6 +22,7 @@ __all__ = [
     "Subject",
     "base_space",
     "browse",
+    "changes",
     "downhill",
     "embed_cards",
     "embed_new_cards",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, case, exists, func, null, select
+from sqlalchemy import Select, case, exists, func, null, or_, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import (
@@ -143,6 +143,35 @@ def with_weights(
         if digest is not None:
             is_own = digest == row_values.weights_digest
             yield row_values if is_own else replace(row_values, weights_digest=digest)
+
+
+def adapters_of_files(session: Session, digests: Collection[str]) -> list[Adapter]:
+    """The adapters at any commit whose weights, or another listed weights file, have one of these names:
+    sha256 or git's; current ones first.
+    """
+    same = select(WeightsFile.digest).where(WeightsFile.git_oid.in_(digests))
+    by_digest = or_(Adapter.weights_digest.in_(digests), Adapter.weights_digest.in_(same))
+    if rows := _in_order(session, select(Adapter).where(by_digest)):
+        return rows
+    # What is not safetensors has no column: the lists of files are read.
+    lists = session.execute(select(Adapter.id, Adapter.files).execution_options(yield_per=_BLOCK))
+    ids = [
+        id_
+        for id_, files in lists
+        if any(file["name"] in _WEIGHTS_NAMES and file["digest"] in digests for file in files or ())
+    ]
+    return _in_order(session, select(Adapter).where(Adapter.id.in_(ids)))
+
+
+def adapters_with_tensors(session: Session, tensor_digest: str) -> list[Adapter]:
+    """The adapters at any commit whose weights have the same tensors, current ones first."""
+    same = select(WeightsFile.digest).where(WeightsFile.tensor_digest == tensor_digest)
+    return _in_order(session, select(Adapter).where(Adapter.weights_digest.in_(same)))
+
+
+def _in_order(session: Session, query: Select[Any]) -> list[Adapter]:
+    joined = query.join(Adapter.repository).order_by(Adapter.current.desc(), *BY_NAME, Adapter.id)
+    return list(session.scalars(joined))
 
 
 def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:

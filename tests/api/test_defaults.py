@@ -42,6 +42,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "status": loradex.Catalog.status,
     "adapters": loradex.Catalog.adapters,
     "fields": loradex.Catalog.fields,
+    "changes": loradex.Catalog.changes,
+    "identify": loradex.Catalog.identify,
     "show": loradex.Catalog.details,
     "search": loradex.Catalog.search,
     "similar": loradex.Catalog.similar,

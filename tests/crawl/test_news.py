@@ -1,0 +1,160 @@
+"""What changed between two crawls, from the rows that they left; and which adapter a file is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+import loradex
+from catalog.errors import UsageError
+from catalog.query import parse
+from catalog.search import CatalogChange, changes
+from loradex.news import ATOM, parse_since, write_feed
+from tests.crawl.test_run import TINY, unlike
+from tests.crawling import NOW, crawl
+from tests.hubs import card, make_repo
+from tests.localhub import LocalHub
+
+LATER = NOW + timedelta(days=3)
+NAMES = ("ann/changed", "bob/licensed", "cat/gated", "dan/gone", "eve/same")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A Hub's folder of five repositories."""
+    for name in NAMES:
+        make_repo(tmp_path / "hub", name, unlike(name))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def hub(root: Path) -> Iterator[LocalHub]:
+    """That Hub, served."""
+    with LocalHub(root) as running:
+        yield running
+
+
+def test_each_change_between_two_crawls_is_a_row(
+    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+) -> None:
+    crawl(hub.url, engine, tmp_path)
+    make_repo(root, "ann/changed", {"README.md": card("Better.\n", base_model=TINY)})
+    make_repo(root, "bob/licensed", {"README.md": card("Free.\n", base_model=TINY, license="mit")})
+    make_repo(root, "cat/gated", {"README.md": card("Mine.\n", base_model=TINY)}, {"gated": "manual"})
+    shutil.rmtree(root / "dan/gone")
+    make_repo(root, "fay/new", unlike("fay/new"))
+    crawl(hub.url, engine, tmp_path, now=LATER, full=True)
+    with Session(engine) as session:
+        rows = changes(session, NOW + timedelta(days=1))
+        of_bob = changes(session, NOW + timedelta(days=1), where=parse("owner:bob", {}, ()))
+        everything = changes(session, NOW)
+        nothing = changes(session, LATER + timedelta(seconds=1))
+    assert {(row.adapter, row.change) for row in rows} == {
+        ("ann/changed", "changed"),
+        ("bob/licensed", "changed"),
+        ("bob/licensed", "license"),
+        ("cat/gated", "changed"),
+        ("cat/gated", "gated"),
+        ("dan/gone", "gone"),
+        ("fay/new", "new"),
+    }
+    assert {row.at for row in rows} == {LATER}
+    [licensed] = [row for row in rows if row.change == "license"]
+    [gated] = [row for row in rows if row.change == "gated"]
+    assert (licensed.before, licensed.after, gated.after) == (None, "mit", "manual")
+    assert all(row.before != row.after for row in rows)
+    assert of_bob == [row for row in rows if row.adapter == "bob/licensed"]
+    assert [row.adapter for row in everything if row.change == "new"] == ["fay/new", *NAMES]
+    assert nothing == []
+
+
+def test_a_change_that_a_later_crawl_met_unchanged_has_the_date_of_the_hub(
+    hub: LocalHub, root: Path, engine: Engine, tmp_path: Path
+) -> None:
+    crawl(hub.url, engine, tmp_path)
+    edited = NOW + timedelta(days=2)
+    readme = {"README.md": card("Better.\n", base_model=TINY)}
+    make_repo(root, "ann/changed", readme, {"lastModified": edited.isoformat()})
+    crawl(hub.url, engine, tmp_path, now=LATER, full=True)
+    crawl(hub.url, engine, tmp_path, now=LATER + timedelta(days=1), full=True)
+    with Session(engine) as session:
+        [row] = changes(session, NOW + timedelta(days=1))
+    assert (row.adapter, row.change, row.at) == ("ann/changed", "changed", edited)
+
+
+def test_times_are_spans_days_and_instants() -> None:
+    now = datetime(2026, 11, 29, 12, tzinfo=UTC)
+    assert parse_since("7d", now) == now - timedelta(days=7)
+    assert parse_since("12h", now) == now - timedelta(hours=12)
+    assert parse_since("2026-11-20", now) == parse_since(date(2026, 11, 20), now)
+    assert parse_since("2026-11-20T10:00:00+02:00", now) == datetime(2026, 11, 20, 8, tzinfo=UTC)
+    for text in ("soon", "7", "d", "999999w", "2026-13-01", ""):
+        with pytest.raises(UsageError, match="is not a time; write 7d"):
+            parse_since(text, now)
+
+
+def test_a_feed_is_atom_whatever_the_names_hold(tmp_path: Path) -> None:
+    row = CatalogChange("a/<b>&\x1b\x00:x", "license", NOW, None, "mit")
+    rows = [row, replace(row, change="gone", before="c" * 40, after=None)]
+    write_feed(rows, tmp_path / "feed.xml", "https://hub.test", NOW)
+    feed = ElementTree.parse(tmp_path / "feed.xml").getroot()
+    entries = feed.findall(f"{{{ATOM}}}entry")
+    assert [entry.findtext(f"{{{ATOM}}}title") for entry in entries] == [
+        "a/<b>&\\x1b\\x00:x has another license",
+        "a/<b>&\\x1b\\x00:x is gone",
+    ]
+    assert len({entry.findtext(f"{{{ATOM}}}id") for entry in entries}) == 2
+    assert feed.findtext(f"{{{ATOM}}}updated") == "2026-01-01T00:00:00Z"
+    link = entries[0].find(f"{{{ATOM}}}link")
+    assert link is not None
+    assert link.get("href") == "https://hub.test/a/%3Cb%3E%26%1B%00"
+
+
+def test_a_file_is_known_by_bytes_then_tensors_then_sketch(sample_data: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save
+
+    catalog = loradex.open(sample_data)
+    kept = Path(__file__).parents[2] / "data" / "sample_hub" / "zoo" / "banking77"
+    by_file = catalog.identify(kept)
+    assert [(row.adapter, row.by, row.cosine) for row in by_file] == [("zoo/banking77", "file", 1.0)]
+    tensors = load_file(kept / "adapter_model.safetensors")
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(save(tensors, {"made": "again"}))
+    assert [(row.adapter, row.by) for row in catalog.identify(moved)] == [("zoo/banking77", "tensors")]
+    name = min(tensors)
+    moved.write_bytes(save(tensors | {name: tensors[name] * 1.05}))
+    nothing = catalog.identify(moved)
+    assert (len(nothing), "require adapter_config.json" in nothing.notes[0]) == (0, True)
+    moved.rename(tmp_path / "adapter_model.safetensors")
+    shutil.copy(kept / "adapter_config.json", tmp_path)
+    near = catalog.identify(tmp_path, k=2)
+    assert [row.by for row in near] == ["sketch", "sketch"]
+    assert near[0].adapter == "zoo/banking77"
+    assert near[0].cosine > 0.99
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"\x80\x04broken")
+    assert len(catalog.identify(tmp_path)) == 0
+    with pytest.raises(loradex.NotFoundError, match="is not a weights file"):
+        catalog.identify(tmp_path / "absent")
+
+
+def test_a_pickle_is_known_by_its_listed_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {name: text for name, text in unlike("ann/pickle").items() if not name.endswith("safetensors")}
+    make_repo(tmp_path / "hub", "ann/pickle", files | {"adapter_model.bin": b"\x80\x04 never opened"})
+    with LocalHub(tmp_path / "hub") as hub, loradex.open(tmp_path / "data") as catalog:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        catalog.crawl(any_base=True, weights="headers")
+        rows = catalog.identify(tmp_path / "hub" / "ann" / "pickle" / "adapter_model.bin")
+        feed = tmp_path / "feed.xml"
+        assert [row.change for row in catalog.changes("1d", atom=feed)] == ["new"]
+    assert [(row.adapter, row.by) for row in rows] == [("ann/pickle", "file")]
+    assert hub.url in feed.read_text()
+    assert json.dumps(rows.to_dicts())
