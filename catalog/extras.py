@@ -15,6 +15,7 @@ EXTRAS = {
     "postgres": ("psycopg",),
     "ray": ("ray",),
     "serve": ("starlette", "uvicorn"),
+    "table": ("pyarrow",),
     "study": ("jinja2", "pydantic", "scipy"),
 }
 

@@ -54,7 +54,11 @@ class Settings:
         if it has one; None for the program's own.
         """
         own = self.data / "engines.toml"
-        return self.rules_file or (own if own.exists() else None)
+        try:
+            has_own = own.exists()
+        except OSError:  # a closed folder: the catalog in it has its own sentence
+            has_own = False
+        return self.rules_file or (own if has_own else None)
 
     @property
     def pools(self) -> Path:

@@ -48,6 +48,10 @@ COMMANDS = {
     "adapters": CommandRow("cli.commands.browse:adapters", "List the adapters."),
     "fields": CommandRow("cli.commands.browse:fields", "What a filter (--where) can ask for.", "adapters"),
     "show": CommandRow("cli.commands.browse:show", "Everything known of one adapter."),
+    "tag": CommandRow("cli.commands.annotations:tag", "Your own tags on an adapter."),
+    "note": CommandRow("cli.commands.annotations:note", "A note.", "tag"),
+    "hide": CommandRow("cli.commands.annotations:hide", "Hide it in lists.", "tag"),
+    "annotations": CommandRow("cli.commands.annotations:annotation_group", "Your words on all.", "scores"),
     "search": CommandRow("cli.commands.search:search", "The adapters that fit a text, by words and meaning."),
     "similar": CommandRow("cli.commands.alike:similar", "The adapters most like one, by their weights."),
     "duplicates": CommandRow("cli.commands.alike:duplicates", "Groups of adapters with the same weights."),
@@ -73,7 +77,7 @@ COMMANDS = {
     "fingerprint": CommandRow(
         "cli.commands.alike:fingerprint", "Measurements of the weights in a local folder."
     ),
-    "base": CommandRow("cli.commands.base:base", "Names of base models, and models kept here."),
+    "base": CommandRow("cli.commands.base:base", "Names of base models."),
     "blobs": CommandRow("cli.commands.blobs:blobs", "The weights that are kept: verify, repair, collect."),
     "hub": CommandRow("cli.commands.hub:hub", "Serve a folder as a Hub."),
     "index": CommandRow("cli.commands.index:index", "The vector indexes."),

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import UTC, datetime
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,13 +102,21 @@ class Output:
         else:
             click.echo("\n".join(plain(line) for line in render(value).split("\n")))
 
-    def rows(self, rows: Iterable[Any], columns: Sequence[str | Column]) -> None:
-        """Writes a list: JSON, JSON lines, CSV or TSV with all fields, or a table of the columns."""
+    def rows(
+        self, rows: Iterable[Any], columns: Sequence[str | Column], fields: Sequence[str] | None = None
+    ) -> None:
+        """Writes a list: JSON, JSON lines, CSV or TSV with all fields, or a table of the columns.
+
+        With the names of the `fields`, CSV and TSV are written row by row.
+        """
         if self.format is Format.JSONL:
             for row in rows:
                 click.echo(_dumps(row))
         elif self.format is Format.JSON:
             click.echo(_dumps(list(rows), indent=2))
+        elif self.format in _DIALECTS and fields is not None:
+            for line in delimited_lines(rows, fields, self.format):
+                click.echo(line, nl=False)
         elif self.format in _DIALECTS:
             click.echo(delimited_text(rows, columns, self.format), nl=False)
         elif lines := table(rows, columns):
@@ -241,11 +249,17 @@ def delimited_text(rows: Iterable[Any], columns: Sequence[str | Column], output_
     first = [column if isinstance(column, str) else column.field for column in columns]
     fields = {name for row in documents for name in row} if documents else set(first)
     names = [name for name in dict.fromkeys(first) if name in fields] + sorted(fields.difference(first))
-    written = io.StringIO()
-    writer = csv.writer(written, **_DIALECTS[output_format])
-    writer.writerow(names)
-    writer.writerows([_delimited_cell(row.get(name)) for name in names] for row in documents)
-    return written.getvalue()
+    return "".join(delimited_lines(documents, names, output_format))
+
+
+def delimited_lines(rows: Iterable[Any], names: Sequence[str], output_format: Format) -> Iterator[str]:
+    """The header and the rows as lines of CSV or TSV, each as soon as it is there."""
+    documents = (jsonable(_mapping(row)) for row in rows)
+    cells = ([_delimited_cell(row.get(name)) for name in names] for row in documents)
+    for values in chain([names], cells):
+        written = io.StringIO()
+        csv.writer(written, **_DIALECTS[output_format]).writerow(values)
+        yield written.getvalue()
 
 
 _DIALECTS: Mapping[Format, Any] = {

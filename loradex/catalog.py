@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from catalog import database
 from catalog.adapters import (
@@ -28,6 +28,7 @@ from catalog.adapters import (
 from catalog.database import CatalogInfo as CatalogInfo
 from catalog.database import (
     Reread,
+    annotation_store,
     disposing,
     kept,
     make_engine,
@@ -60,6 +61,7 @@ from catalog.search import (
     SearchWeights,
     browse,
     changes,
+    hidden_notes,
     indexes,
     likeness,
     listing,
@@ -68,6 +70,7 @@ from catalog.search import (
     neighbours,
     open_texts,
     search,
+    table,
 )
 from catalog.settings import Settings
 from crawler.crawl import (
@@ -77,7 +80,9 @@ from crawler.crawl import (
     check_base_name,
     refusing,
 )
+from loradex.annotations import AnnotationImport, read_annotations, write_annotations
 from loradex.arguments import check_arguments, check_choice, check_count
+from loradex.bulk import choose_columns, write_parquet
 from loradex.comparison import (
     COLOURS,
     compare_subjects,
@@ -106,6 +111,7 @@ from loradex.results import (
 )
 from loradex.rows import (
     AdapterDetails,
+    AdapterNotes,
     AdapterRow,
     FamilyRow,
     GroupRow,
@@ -377,7 +383,15 @@ class Catalog:
         rows = self.iterate_adapters(
             where, verdict=verdict, reason=reason, base=base, rules=rules, sort=sort, limit=limit
         )
-        return Rows(rows, AdapterRow)
+        return Rows(list(rows), AdapterRow, self.hidden_notes(where))
+
+    @check_arguments
+    def hidden_notes(self, where: str = "") -> list[str]:
+        """A sentence on the adapters that a list with this filter leaves out because they are hidden; none if
+        there are none. See `hide`.
+        """
+        with reading(self.settings) as session:
+            return hidden_notes(session, self._read_filter(where))
 
     @check_arguments
     def iterate_adapters(
@@ -402,6 +416,98 @@ class Catalog:
                 browse.refuse_unknown_bases(session, query)
             listing = browse.Listing(verdict, reason, canonical, query, sort, limit)
             yield from browse.adapters(session, listing, refusals)
+
+    @check_arguments
+    def iterate_table(
+        self,
+        where: str = "",
+        *,
+        columns: str | Sequence[str] = "all",
+        verdict: str | None = None,
+        reason: str | None = None,
+        base: str | None = None,
+        rules: str = "ours",
+        sort: str = "adapter",
+        limit: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """The bulk table row by row, in bounded memory: every field of an adapter that is a scalar or a list.
+
+        Args:
+            where: Only adapters that this filter accepts.
+            columns: "all", or the names of columns, in the order that the rows are to have.
+            verdict: As for `adapters`.
+            reason: As for `adapters`.
+            base: As for `adapters`.
+            rules: The rules of the verdict.
+            sort: As for `adapters`.
+            limit: The largest number of rows.
+
+        Raises:
+            UsageError: An argument is not valid; with the first row.
+
+        Example:
+            >>> next(catalog.iterate_table("rank:4", columns="base,rank"))
+            {'base': 'HuggingFaceTB/SmolLM2-135M-Instruct', 'rank': 4}
+        """
+        check_choice("verdict", verdict, (None, *VERDICTS))
+        check_choice("reason", reason, (None, *Reason))
+        check_count("limit", limit)
+        names, query = choose_columns(columns), self._read_filter(where)
+        engines = load_engines(self.settings.engines)
+        with reading(self.settings) as session:
+            canonical = None if base is None else store.find_base(session, base)
+            if query is not None:
+                browse.refuse_unknown_bases(session, query)
+            listing = browse.Listing(verdict, reason, canonical, query, sort, limit)
+            for row in table.table_rows(session, listing, refusing(rules), engines):
+                yield {name: row[name] for name in names}
+
+    @check_arguments
+    def export_table(
+        self,
+        path: str | Path,
+        where: str = "",
+        *,
+        columns: str | Sequence[str] = "all",
+        verdict: str | None = None,
+        reason: str | None = None,
+        base: str | None = None,
+        rules: str = "ours",
+        sort: str = "adapter",
+        limit: int | None = None,
+    ) -> int:
+        """Writes the bulk table as a Parquet file, for pandas, DuckDB or `datasets`.
+
+        Args:
+            path: The file to write.
+            where: As for `iterate_table`, as all that follow.
+            columns: Its columns.
+            verdict: Only "accepted" or "skipped" ones.
+            reason: Only those with this reason.
+            base: Only those of this base model.
+            rules: The rules of the verdict.
+            sort: The order of the rows.
+            limit: The largest number of rows.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            UsageError: The extra "table" is not installed, or an argument is not valid.
+            StorageError: The file cannot be written.
+        """
+        names = choose_columns(columns)
+        rows = self.iterate_table(
+            where,
+            columns=names,
+            verdict=verdict,
+            reason=reason,
+            base=base,
+            rules=rules,
+            sort=sort,
+            limit=limit,
+        )
+        return write_parquet(rows, names, Path(path))
 
     def fields(self) -> Rows[FilterField]:
         """The fields that a filter (`where`) accepts; reads no catalog.
@@ -662,7 +768,7 @@ class Catalog:
                 ids=ids,
                 every=every,
             )
-        notes = subject_notes(str(adapter), subject)
+            notes = [*subject_notes(str(adapter), subject), *hidden_notes(session)]
         if exact and not all(row.exact for row in rows):
             notes.append('Some files are not kept (see `crawl(weights="keep")`): their scores are sketched.')
         return Rows(rows, Neighbour, notes)
@@ -754,6 +860,7 @@ class Catalog:
                     session, texts, text, k, query=query, refusing=refusing(rules), weights=shares
                 )
             rows = [_search_row(session, hit) for hit in result.hits]
+            notes += hidden_notes(session, query)
         return Rows(rows, SearchRow, (*notes, *result.notes))
 
     @check_arguments
@@ -778,7 +885,8 @@ class Catalog:
             rows = list(likeness.with_weights(session, refusing(rules), every=verdict == "any"))
             copies = likeness.with_deltas(session, rows) if level == "delta" else rows
             groups = duplicates(copies, level, exact=likeness.exact_delta(session, rows, self._blobs))
-        return group_rows(groups, rows)
+            notes = hidden_notes(session)
+        return Rows(group_rows(groups, rows), GroupRow, notes)
 
     @check_arguments
     def families(self, *, verdict: str = "accepted", rules: str = "ours") -> Rows[FamilyRow]:
@@ -786,7 +894,8 @@ class Catalog:
         check_choice("verdict", verdict, ("accepted", "any"))
         with reading(self.settings) as session:
             rows = list(likeness.adapters_with_fingerprint(session, refusing(rules), every=verdict == "any"))
-            return family_rows(families(likeness.with_deltas(session, rows)), rows)
+            family_list = families(likeness.with_deltas(session, rows))
+            return Rows(family_rows(family_list, rows), FamilyRow, hidden_notes(session))
 
     @check_arguments
     def map(
@@ -875,6 +984,150 @@ class Catalog:
         ):
             working = ProgressStep(report, "reading").working
             return reread(engine, self._blobs, working, processes=processes)
+
+    @check_arguments
+    def tag(self, adapter: str, *tags: str, remove: bool = False) -> AdapterNotes:
+        """What the user wrote about an adapter, after giving it tags.
+
+        Tags, notes and hidden marks belong to an adapter at all its commits, and are never changed by a
+        crawl.
+
+        Args:
+            adapter: A reference, as for `details`.
+            tags: The tags, up to 100 characters each; without any, nothing changes.
+            remove: Whether to remove these instead; without any tags, all.
+
+        Raises:
+            NotFoundError: The catalog does not contain the adapter.
+            UsageError: A tag is empty, too long or not printable.
+
+        Writes:
+            One transaction, also while a crawl is at work.
+
+        Example:
+            >>> catalog.tag("zoo/banking77", "candidate").tags
+            ('candidate',)
+            >>> [row.adapter for row in catalog.adapters("mytag:candidate")]
+            ['zoo/banking77']
+        """
+        names = [annotation_store.check_tag(tag) for tag in tags]
+
+        def change(row: AdapterNotes) -> AdapterNotes:
+            if remove:
+                return replace_fields(row, tags=tuple(t for t in row.tags if names and t not in names))
+            return replace_fields(row, tags=tuple(sorted({*row.tags, *names})))
+
+        return self._annotate([adapter], change, write=bool(names) or remove)[0]
+
+    @check_arguments
+    def note(self, adapter: str, text: str | None = None, *, remove: bool = False) -> AdapterNotes:
+        """What the user wrote about an adapter, after writing a note on it.
+
+        Args:
+            adapter: A reference, as for `details`.
+            text: The note, up to 10,000 characters, in place of the one before; None leaves it.
+            remove: Whether to remove it instead.
+
+        Raises:
+            NotFoundError: The catalog does not contain the adapter.
+            UsageError: The note is empty or too long, or there is one to write and to remove.
+
+        Example:
+            >>> catalog.note("zoo/banking77", "the seed of the paper").note
+            'the seed of the paper'
+        """
+        if text is not None and remove:
+            raise UsageError("Give a note, or `remove`, not both.")
+        note = None if text is None else annotation_store.check_note(text)
+
+        def change(row: AdapterNotes) -> AdapterNotes:
+            return replace_fields(row, note=note)
+
+        return self._annotate([adapter], change, write=remove or note is not None)[0]
+
+    @check_arguments
+    def hide(self, *adapters: str, undo: bool = False) -> Rows[AdapterNotes]:
+        """What the user wrote about adapters, after they were hidden.
+
+        Lists, searches and selections leave them out, and say how many; the filter `hidden:yes` lists them.
+
+        Args:
+            adapters: References, as for `details`.
+            undo: Whether to show them again.
+
+        Raises:
+            NotFoundError: The catalog does not contain one of them; then none is hidden.
+
+        Example:
+            >>> catalog.hide("zoo/banking77")[0].hidden, catalog.hide("zoo/banking77", undo=True)[0].hidden
+            (True, False)
+        """
+
+        def change(row: AdapterNotes) -> AdapterNotes:
+            return replace_fields(row, hidden=not undo)
+
+        return Rows(self._annotate(adapters, change, write=True), AdapterNotes)
+
+    def _annotate(
+        self, adapters: Iterable[str], change: Callable[[AdapterNotes], AdapterNotes], *, write: bool
+    ) -> list[AdapterNotes]:
+        """The annotations of adapters after a change, in one transaction."""
+        references = [AdapterReference.parse(adapter) for adapter in adapters]
+        scope = writing(self.settings, create=False) if write else reading(self.settings)
+        rows = []
+        with scope as session:
+            for reference in references:
+                adapter = browse.find_adapter(session, reference)
+                name = adapter_name(adapter.repository.name, adapter.subfolder)
+                row = annotation_store.read_notes(session, adapter.repository.hub_id, adapter.subfolder, name)
+                rows.append(change(row) if write else row)
+                if write:
+                    annotation_store.write_notes(session, rows[-1])
+            session.commit()
+        return rows
+
+    def annotations(self) -> Rows[AdapterNotes]:
+        """The adapters that have a tag or a note of the user, or are hidden, by name."""
+        with reading(self.settings) as session:
+            return Rows(annotation_store.all_notes(session), AdapterNotes)
+
+    @check_arguments
+    def export_annotations(self, file: str | Path) -> int:
+        """Writes all tags, notes and hidden marks into a file, for `import_annotations`.
+
+        Args:
+            file: The JSON file to write.
+
+        Returns:
+            The number of adapters.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        rows = list(self.annotations())
+        write_annotations(rows, Path(file))
+        return len(rows)
+
+    @check_arguments
+    def import_annotations(self, file: str | Path, *, replace: bool = False) -> AnnotationImport:
+        """Adds the tags, notes and hidden marks of a file to those of the catalog.
+
+        Adapters are recognised by the `_id` of their repository and their folder; those that the catalog does
+        not contain yet keep theirs until a crawl brings them.
+
+        Args:
+            file: A file of `export_annotations`.
+            replace: Whether another note in the file replaces the one on record.
+
+        Raises:
+            UsageError: It is not such a file; nothing is written.
+        """
+        rows = read_annotations(Path(file))
+        with writing(self.settings, create=False) as session:
+            changed, kept_rows = annotation_store.merge_notes(session, rows, replace=replace)
+            session.commit()
+        names = [row.adapter or row.hub_id for row in kept_rows]
+        return AnnotationImport(changed, len(rows) - changed, names)
 
     def check_indexes(self) -> Rows[IndexRow]:
         """The state of each index, by reading it and comparing it with the catalog; indexes are made by
@@ -1475,8 +1728,11 @@ class Catalog:
         return SchemaUpgrade(before, database.head())
 
     def check(self) -> str:
-        """The revision of the schema; raises SchemaVersionError unless it is the newest one."""
-        with disposing(open_catalog(self.settings, create=False)):
+        """The revision of the schema, with its triggers and views; raises SchemaVersionError unless it is the
+        newest one.
+        """
+        with disposing(open_catalog(self.settings, create=False)) as engine:
+            database.check_views(engine)
             return database.head()
 
     def info(self) -> CatalogInfo:

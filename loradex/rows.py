@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from catalog.adapters import AdapterDetails as AdapterDetails
+from catalog.adapters import AdapterNotes as AdapterNotes
 from catalog.adapters import AdapterRow as AdapterRow
 from catalog.errors import UsageError
 

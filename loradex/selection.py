@@ -12,8 +12,8 @@ from catalog.database import reading, store
 from catalog.errors import UsageError
 from catalog.files import BlobStore, read_limited, read_yaml
 from catalog.query import parse
-from catalog.search import browse
-from catalog.selection import Question, Sources, left_out_in_words, select
+from catalog.search import browse, hidden_notes
+from catalog.selection import HIDDEN, Question, Sources, left_out_in_words, select
 from crawler.crawl import refusing
 from loradex.comparison import find_subject
 from loradex.encoding import embed_catalog
@@ -88,6 +88,9 @@ def select_pool(
         )
         with with_model(request, question, sources, settings, report) as (prepared, final):
             selection = select(final, prepared, controls=controls)
+        if not selection.left_out.get(HIDDEN):
+            where = parse(question.where, engines=engines) if question.where else None
+            notes += hidden_notes(session, where)
     if question.count is None or any(selection.left_out.values()):
         count = len(selection.pool.members)
         reasons = left_out_in_words(selection.left_out) or "none"

@@ -71,6 +71,7 @@ from .records import (
 )
 from .rows import (
     AdapterDetails,
+    AdapterNotes,
     AdapterReference,
     AdapterRow,
     StoredAdapter,
@@ -118,6 +119,7 @@ __all__ = [
     "AdapterConfig",
     "AdapterDetails",
     "AdapterFolder",
+    "AdapterNotes",
     "AdapterRecord",
     "AdapterReference",
     "AdapterRow",

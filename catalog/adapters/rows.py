@@ -28,7 +28,7 @@ class AdapterRow:
 
     `verdict` and `reasons` say what the rules in use make of it; `partial` lists the reasons for which its
     update is more than scaling * B A. `norm` is the Frobenius norm of that product. None stands for a value
-    that the catalog does not hold.
+    that the catalog does not hold. `own_tags`, `note` and `hidden` are what the user wrote about it.
     """
 
     adapter: str
@@ -45,6 +45,9 @@ class AdapterRow:
     norm: float | None
     health: str | None
     partial: Sequence[str] | None
+    own_tags: Sequence[str]
+    note: str | None
+    hidden: bool
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,25 @@ class AdapterDetails(AdapterRow):
     details: Mapping[str, str]
     runs_in: Sequence[EngineVerdict]
     uses: Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
+class AdapterNotes:
+    """What a user wrote about an adapter: tags in order, a note, and whether lists leave it out.
+
+    `adapter` is its newest name in the catalog, or the one that an import gave.
+    """
+
+    adapter: str
+    hub_id: str
+    subfolder: str
+    tags: tuple[str, ...] = ()
+    note: str | None = None
+    hidden: bool = False
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.tags or self.note is not None or self.hidden)
 
 
 def vector_key(weights_digest: str, scaling_pattern: str) -> str:

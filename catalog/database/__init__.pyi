@@ -1,4 +1,5 @@
-from . import changes, frontier, kept, leases, pool_store, retries, score_store, store
+from . import annotation_store, changes, frontier, kept, leases, pool_store, retries, score_store, store
+from .annotation_store import count_hidden, is_hidden
 from .changes import read_token
 from .columns import CleanText, TableBase
 from .engine import for_writing, make_engine, parse_url
@@ -9,6 +10,7 @@ from .opening import (
     CatalogInfo,
     Session,
     check,
+    check_views,
     config,
     current,
     disposing,
@@ -31,6 +33,8 @@ from .remeasurement import Reread, refresh_engine_features, reread
 from .schema import (
     Adapter,
     AdapterReason,
+    Annotation,
+    AnnotationTag,
     BaseModelRow,
     ChangeToken,
     Crawl,
@@ -56,6 +60,8 @@ __all__ = [
     "VERSION_TABLE",
     "Adapter",
     "AdapterReason",
+    "Annotation",
+    "AnnotationTag",
     "BaseModelRow",
     "CatalogInfo",
     "ChangeToken",
@@ -80,9 +86,12 @@ __all__ = [
     "TextVersion",
     "WeightsFile",
     "WeightsItem",
+    "annotation_store",
     "changes",
     "check",
+    "check_views",
     "config",
+    "count_hidden",
     "count_rows",
     "current",
     "disposing",
@@ -93,6 +102,7 @@ __all__ = [
     "head",
     "info",
     "is_crawled",
+    "is_hidden",
     "kept",
     "leases",
     "make_engine",

@@ -13,7 +13,7 @@ import filelock
 from sqlalchemy import Connection, Engine, column, func, inspect, select, table
 from sqlalchemy.orm import Session as Session
 
-from catalog.database import changes
+from catalog.database import changes, views
 from catalog.database.columns import TableBase
 from catalog.database.engine import for_writing, make_engine, parse_url, place, sqlite_file
 from catalog.database.schema import Crawl, CrawlItem, ItemOutcome
@@ -66,6 +66,15 @@ def check(engine: Engine) -> None:
             )
 
 
+def check_views(engine: Engine) -> None:
+    """Returns if the views for strangers' SQL are those of this version; else raises SchemaVersionError."""
+    with engine.connect() as connection:
+        if missing := views.missing_views(connection):
+            raise SchemaVersionError(
+                f"the catalog {place(engine.url)} lacks the view {missing[0]}: run `upgrade()`"
+            )
+
+
 def upgrade(engine: Engine, revision: str = "head") -> None:
     """Brings the schema up to a revision in one transaction; the second of two processes finds it done.
 
@@ -80,12 +89,19 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
             _refuse_foreign(connection)
         else:
             _refuse_unknown(current_revision, place(engine.url))
-        if current_revision == head() and not changes.missing_triggers(connection):
-            return
-        changes.drop_triggers(connection)
-        command.upgrade(config(connection), revision)
-        if _revision(connection) == head():
+        is_newest = current_revision == head()
+        redo_views = not is_newest or bool(views.missing_views(connection))
+        redo_triggers = not is_newest or bool(changes.missing_triggers(connection))
+        if redo_views:
+            views.drop_views(connection)
+        if redo_triggers:
+            changes.drop_triggers(connection)
+        if not is_newest:
+            command.upgrade(config(connection), revision)
+        if redo_triggers and _revision(connection) == head():
             changes.create_triggers(connection)
+        if redo_views and _revision(connection) == head():
+            views.create_views(connection)
 
 
 def downgrade(engine: Engine, revision: str) -> None:
@@ -93,6 +109,7 @@ def downgrade(engine: Engine, revision: str) -> None:
     from alembic import command
 
     with _migrating(engine) as connection:
+        views.drop_views(connection)
         changes.drop_triggers(connection)
         command.downgrade(config(connection), revision)
 

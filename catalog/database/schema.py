@@ -108,6 +108,14 @@ class Repository(TableBase):
     aliases: Mapped[list[RepositoryAlias]] = relationship(
         passive_deletes=True, order_by="RepositoryAlias.name"
     )
+    annotations: Mapped[list[Annotation]] = relationship(
+        primaryjoin="foreign(Annotation.hub_id) == Repository.hub_id", viewonly=True
+    )
+    annotation_tags: Mapped[list[AnnotationTag]] = relationship(
+        primaryjoin="foreign(AnnotationTag.hub_id) == Repository.hub_id",
+        viewonly=True,
+        order_by="AnnotationTag.tag",
+    )
 
 
 class RepositoryAlias(TableBase):
@@ -228,6 +236,16 @@ class Adapter(TableBase):
     reasons: Mapped[list[AdapterReason]] = relationship(
         passive_deletes=True, order_by="AdapterReason.position", cascade="all, delete-orphan"
     )
+
+    @property
+    def annotation(self) -> Annotation | None:
+        """The note and the hidden mark of a user, None without either."""
+        return next((row for row in self.repository.annotations if row.subfolder == self.subfolder), None)
+
+    @property
+    def own_tags(self) -> list[str]:
+        """The tags of a user."""
+        return [row.tag for row in self.repository.annotation_tags if row.subfolder == self.subfolder]
 
 
 class AdapterReason(TableBase):
@@ -381,6 +399,28 @@ class Embedding(TableBase):
     model: Mapped[str] = mapped_column(primary_key=True, comment="Hub id and revision of the embedding model")
     chunk: Mapped[int] = mapped_column(primary_key=True)
     vector: Mapped[bytes] = mapped_column(comment="little-endian float32")
+
+
+class Annotation(TableBase):
+    """What a user wrote about an adapter at all its commits; crawls never touch it."""
+
+    __tablename__ = "annotation"
+    __table_args__ = (CheckConstraint("note IS NOT NULL OR hidden", name="content"),)
+
+    hub_id: Mapped[str] = mapped_column(primary_key=True, comment="the _id of its repository on the Hub")
+    subfolder: Mapped[str] = mapped_column(primary_key=True, comment="empty for the root")
+    note: Mapped[str | None]
+    hidden: Mapped[bool] = mapped_column(comment="left out of lists and selections")
+
+
+class AnnotationTag(TableBase):
+    """A tag that a user gave an adapter, at all its commits."""
+
+    __tablename__ = "annotation_tag"
+
+    hub_id: Mapped[str] = mapped_column(primary_key=True, comment="the _id of its repository on the Hub")
+    subfolder: Mapped[str] = mapped_column(primary_key=True, comment="empty for the root")
+    tag: Mapped[str] = mapped_column(primary_key=True, index=True)
 
 
 class ChangeToken(TableBase):

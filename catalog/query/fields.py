@@ -45,7 +45,16 @@ from catalog.adapters import (
     allowed_uses,
     objection,
 )
-from catalog.database import Adapter, AdapterReason, BaseModelRow, CleanText, Repository
+from catalog.database import (
+    Adapter,
+    AdapterReason,
+    Annotation,
+    AnnotationTag,
+    BaseModelRow,
+    CleanText,
+    Repository,
+    is_hidden,
+)
 
 Kind = Literal["text", "whole", "number", "date", "flag", "engine"]
 Condition = Callable[[Any], ColumnElement[bool]]
@@ -181,7 +190,13 @@ def _texts(document: Any, key: str | None = None) -> Some:
 
 def _linked(link: Any, value: Any) -> Some:
     """The clauses of a value in another table, whose rows `link` joins to the adapter."""
-    return lambda condition, refusing: exists().where(link, condition(value)).correlate(Adapter)
+    return lambda condition, refusing: exists().where(link, condition(value)).correlate(Adapter, Repository)
+
+
+def _of_user(table: type[Annotation] | type[AnnotationTag], value: Any) -> Some:
+    """The clauses of a value that a user gave an adapter."""
+    link = and_(table.hub_id == Repository.hub_id, table.subfolder == Adapter.subfolder)
+    return _linked(and_(link, value.is_not(None)), value)
 
 
 _base = _linked(BaseModelRow.id == Adapter.base_model_id, BaseModelRow.canonical)
@@ -339,6 +354,15 @@ _ALL = (
         "runs_unknown", "engine", "engine_facts", _engine_columns,
         "An engine of which that is not known, as its weights file was not read.", many=True,
     ),
+    Field(
+        "mytag", "text", "own_tags", _of_user(AnnotationTag, AnnotationTag.tag), "A tag that you gave it.",
+        many=True, aliases=("own_tags",),
+    ),
+    Field("note", "text", "note", _of_user(Annotation, Annotation.note), "Your note on it."),
+    Field(
+        "hidden", "flag", "hidden", lambda condition, refusing: condition(is_hidden()),
+        "Whether you hid it.", absent=False,
+    ),
     Field("main", "flag", "main", _one(Adapter.main), "Whether it stands for its repository."),
     Field("commit", "text", "commit", _one(Adapter.commit), "The commit at which it was read."),
 )  # fmt: skip
@@ -371,6 +395,7 @@ def query_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
     name, owner = adapter_name(repository.name, adapter.subfolder), repository.owner
     front = front if isinstance(front, dict) else {}
     reasons = [reason.reason for reason in adapter.reasons]
+    annotation = adapter.annotation
     return {
         **{column: getattr(adapter, column) for column in _OF_ADAPTER},
         **{column: getattr(repository, column) for column in _OF_REPOSITORY},
@@ -385,6 +410,9 @@ def query_row(adapter: Adapter, refusing: Collection[str]) -> dict[str, Any]:
         "datasets": list(texts_in(front.get("datasets"))),
         "languages": list(texts_in(front.get("language"))),
         "card": adapter.card_text,
+        "own_tags": adapter.own_tags,
+        "note": annotation.note if annotation else None,
+        "hidden": annotation is not None and annotation.hidden,
         "engine_facts": stored_facts(adapter),
     }
 

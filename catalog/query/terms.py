@@ -285,6 +285,15 @@ def texts_asked(query: Query, field: str) -> Iterator[Equals | Prefix]:
         yield query
 
 
+def asks_for(query: Query, field: str) -> bool:
+    """Whether a query has a test of a field, also inside of what it leaves out."""
+    if isinstance(query, Not):
+        return asks_for(query.part, field)
+    if isinstance(query, (And, Or)):
+        return any(asks_for(part, field) for part in query.parts)
+    return isinstance(query, _Term) and query.field == field
+
+
 def _stands_alone(*parts: Query) -> None:
     """Raises ValueError for a part that matches everything: it has no text inside another query."""
     if any(isinstance(part, And) and not part.parts for part in parts):

@@ -1,9 +1,9 @@
-from . import browse, likeness, listing, nearest
+from . import browse, likeness, listing, nearest, table
 from .listing import matching_ids
 from .nearest import Neighbour, Subject, downhill, neighbours, sketch_cosine
 from .news import CHANGES, CatalogChange, changes
 from .ranking import SearchHit, SearchWeights, open_texts, search
-from .rows import BY_NAME, COLUMNS, from_current
+from .rows import BY_NAME, COLUMNS, from_current, from_visible, hidden_notes
 from .texts import embed_cards, embed_new_cards
 from .vectors import SPACES, BaseFingerprints, Cache, Fingerprints, base_space, indexes, matrix
 
@@ -27,6 +27,8 @@ __all__ = [
     "embed_cards",
     "embed_new_cards",
     "from_current",
+    "from_visible",
+    "hidden_notes",
     "indexes",
     "likeness",
     "listing",
@@ -37,4 +39,5 @@ __all__ = [
     "open_texts",
     "search",
     "sketch_cosine",
+    "table",
 ]

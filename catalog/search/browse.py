@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session, selectinload
 
 from catalog.adapters import (
@@ -41,7 +41,7 @@ from catalog.database import (
 )
 from catalog.errors import NotFoundError, UsageError
 from catalog.query import FIELDS, Prefix, Query, fold, query_row, stored_facts, texts_asked
-from catalog.search.rows import BY_NAME, from_current
+from catalog.search.rows import BY_NAME, from_current, from_visible
 
 SORTS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "adapter": (),
@@ -74,10 +74,11 @@ class Listing:
             raise UsageError(f"{self.sort!r} is not a sort order; use one of {', '.join(SORTS)}.")
 
 
-def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> Iterator[AdapterRow]:
-    """The rows of a listing."""
-    relations = (Adapter.reasons, Adapter.repository, Adapter.base_model)
-    query = from_current(select(Adapter)).options(*map(selectinload, relations))
+def list_statement(
+    columns: Select[*tuple[Any, ...]], listing: Listing, refusing: Collection[str]
+) -> Select[Any]:
+    """The statement for some columns of the adapters of a listing, in its order."""
+    query = from_visible(columns, listing.where)
     if listing.verdict not in (None, "any"):
         query = query.where(has_reason(refusing) if listing.verdict == "skipped" else ~has_reason(refusing))
     if listing.reason is not None:
@@ -86,8 +87,18 @@ def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> I
         query = query.where(BaseModelRow.canonical == listing.base)
     if listing.where is not None:
         query = query.where(listing.where.clause(refusing))
-    query = query.order_by(*SORTS[listing.sort], *BY_NAME)
-    for adapter in session.scalars(query.limit(listing.count).execution_options(yield_per=_PAGE)):
+    return query.order_by(*SORTS[listing.sort], *BY_NAME).limit(listing.count)
+
+
+def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> Iterator[AdapterRow]:
+    """The rows of a listing."""
+    own = map(selectinload, (Repository.annotations, Repository.annotation_tags))
+    query = list_statement(select(Adapter), listing, refusing).options(
+        selectinload(Adapter.reasons),
+        selectinload(Adapter.base_model),
+        selectinload(Adapter.repository).options(*own),
+    )
+    for adapter in session.scalars(query.execution_options(yield_per=_PAGE)):
         values = query_row(adapter, refusing)
         yield AdapterRow(**{field.name: values[field.name] for field in fields(AdapterRow)})
 

@@ -28,7 +28,7 @@ from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
 from catalog.files import BlobStore
 from catalog.fingerprints import FINGERPRINT_VERSION, Cosine, exact_cosine, spectrum_of
 from catalog.query import Query
-from catalog.search.rows import BY_NAME, COLUMNS, SHOWN_COLUMNS, from_current
+from catalog.search.rows import BY_NAME, COLUMNS, SHOWN_COLUMNS, from_visible
 from catalog.search.vectors import SPACES, Fingerprints, Kind
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def adapters_with_fingerprint(
 
     With `every` the refused ones are included, marked. `where` is a filter on them.
     """
-    query = _with_fingerprint(_adapters(refusing, every=every))
+    query = _with_fingerprint(_adapters(refusing, every=every, where=where))
     if base is not None:
         query = query.where(BaseModelRow.canonical == base)
     if where is not None:
@@ -95,7 +95,7 @@ def measured_keys(
     session: Session, refusing: Collection[str], base: str | None = None, *, every: bool = False
 ) -> list[tuple[int, str]]:
     """(row, key of its fingerprint) of the same adapters, in no order."""
-    query = from_current(select(Adapter.id, Adapter.weights_digest, Adapter.scaling_pattern))
+    query = from_visible(select(Adapter.id, Adapter.weights_digest, Adapter.scaling_pattern))
     query = query if every else query.where(~has_reason(refusing))
     if base is not None:
         query = query.where(BaseModelRow.canonical == base)
@@ -106,7 +106,7 @@ def measured_keys(
 def frequent_base(session: Session, refusing: Collection[str], *, every: bool = False) -> str | None:
     """The most frequent base model of adapters with a fingerprint, the first by name on a tie."""
     count = func.count().label("count")
-    query = from_current(select(BaseModelRow.canonical, count)).where(BaseModelRow.canonical.is_not(None))
+    query = from_visible(select(BaseModelRow.canonical, count)).where(BaseModelRow.canonical.is_not(None))
     query = query if every else query.where(~has_reason(refusing))
     counts: dict[str, int] = dict(
         session.execute(_with_fingerprint(query).group_by(BaseModelRow.canonical)).all()
@@ -174,10 +174,11 @@ def _in_order(session: Session, query: Select[Any]) -> list[Adapter]:
     return list(session.scalars(joined))
 
 
-def _adapters(refusing: Collection[str], *, every: bool) -> Select[Any]:
+def _adapters(refusing: Collection[str], *, every: bool, where: Query | None = None) -> Select[Any]:
     """The columns of `StoredAdapter` of current adapters."""
     refused = has_reason(refusing)
-    query = from_current(select(*COLUMNS, *SHOWN_COLUMNS, refused.label("skipped"))).order_by(*BY_NAME)
+    columns = select(*COLUMNS, *SHOWN_COLUMNS, refused.label("skipped"))
+    query = from_visible(columns, where).order_by(*BY_NAME)
     query = query.outerjoin(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
     return query if every else query.where(~refused)
 

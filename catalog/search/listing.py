@@ -18,6 +18,7 @@ from catalog.adapters import Engine, EngineFacts, adapter_name, load_engines, ve
 from catalog.database import (
     Adapter,
     AdapterReason,
+    Annotation,
     BaseModelRow,
     ChangeToken,
     Crawl,
@@ -26,10 +27,11 @@ from catalog.database import (
     Evaluation,
     Repository,
     SavedPool,
+    annotation_store,
     has_reason,
 )
 from catalog.query import FIELDS, AsciiLower, Query, fold, stored_facts, texts_in
-from catalog.search.rows import BY_NAME, from_current
+from catalog.search.rows import BY_NAME, from_current, from_visible
 
 _PAGE = 5000
 # What is settled without a change is not news.
@@ -40,7 +42,7 @@ _OF_ADAPTER = (
     *("norm", "health", "partial", "license", "task_type", "peft_type", "card_quality", "main"),
 )
 _OF_ENGINES = ("engine_features", "engine_rank", "engine_whole", "engine_version")
-_OF_REPOSITORY = ("owner", "downloads", "likes", "tags", "library", "gated", "private")
+_OF_REPOSITORY = ("owner", "hub_id", "downloads", "likes", "tags", "library", "gated", "private")
 _COLUMNS: dict[str, Any] = {
     "id": Adapter.id,
     "subfolder": Adapter.subfolder,
@@ -63,6 +65,7 @@ def adapter_columns(
     where: Query | None = None,
     refusing: Collection[str] = (),
     public: bool = False,
+    notes: bool = True,
     engines: Sequence[Engine] | None = None,
 ) -> dict[str, list[Any]]:
     """The current adapters, sorted by name, as lists of the same length by the keys of `query_row`.
@@ -75,9 +78,10 @@ def adapter_columns(
         where: Only those that this filter accepts, judged by the reasons `refusing`.
         refusing: The reasons for which rules refuse.
         public: Whether to leave out repositories that are private or gated.
+        notes: Whether to read what the user wrote; without it those columns are empty.
         engines: The rules of engines, by default the program's own.
     """
-    query = from_current(select(*_COLUMNS.values())).order_by(*BY_NAME)
+    query = from_visible(select(*_COLUMNS.values()), where).order_by(*BY_NAME)
     if where is not None:
         query = query.where(where.clause(refusing))
     if public:
@@ -87,6 +91,7 @@ def adapter_columns(
     columns = columns or {name: [] for name in _COLUMNS}
     for name in ("datasets", "languages"):
         columns[name] = [list(texts_in(value)) for value in columns[name]]
+    del columns["hub_id"]
     columns["adapter"] = list(map(adapter_name, columns.pop("repository"), columns.pop("subfolder")))
     facts = list(map(stored_facts, rows))
     for name in _OF_ENGINES:
@@ -99,7 +104,23 @@ def adapter_columns(
     for key, reason in session.execute(refusals.where(Adapter.current).order_by(AdapterReason.position)):
         reasons.setdefault(key, []).append(reason)
     columns["reasons"] = [reasons.get(key, []) for key in columns["id"]]
+    columns |= _note_columns(session, [(row.hub_id, row.subfolder) for row in rows], notes=notes)
     return columns
+
+
+def _note_columns(
+    session: Session, places: Sequence[tuple[str, str]], *, notes: bool
+) -> dict[str, list[Any]]:
+    """What the user wrote about the adapters at these places."""
+    written = (
+        {(row.hub_id, row.subfolder): row for row in annotation_store.all_notes(session)} if notes else {}
+    )
+    rows = [written.get(place) for place in places]
+    return {
+        "own_tags": [[] if row is None else list(row.tags) for row in rows],
+        "note": [None if row is None else row.note for row in rows],
+        "hidden": [row is not None and row.hidden for row in rows],
+    }
 
 
 def _engine_columns(facts: Sequence[EngineFacts], engines: Sequence[Engine]) -> dict[str, list[Any]]:
@@ -117,13 +138,13 @@ def _engine_columns(facts: Sequence[EngineFacts], engines: Sequence[Engine]) -> 
 
 def listed_fields() -> list[str]:
     """The names of the filter fields whose values `adapter_columns` gives, or from which they follow."""
-    keys = {*_COLUMNS, "adapter", "reasons", *DERIVED}
+    keys = {*_COLUMNS, "adapter", "reasons", "own_tags", "note", "hidden", *DERIVED}
     return [name for name, field in FIELDS.items() if field.key in keys or field.kind == "engine"]
 
 
 def matching_ids(session: Session, where: Query, refusing: Collection[str], *, every: bool) -> set[int]:
     """The rows of the current adapters that a filter accepts, with `every` those that are refused too."""
-    query = from_current(select(Adapter.id)).where(where.clause(refusing))
+    query = from_visible(select(Adapter.id), where).where(where.clause(refusing))
     return set(session.scalars(query if every else query.where(~has_reason(refusing))))
 
 
@@ -205,6 +226,8 @@ def catalog_state(session: Session) -> str:
     )
     facts: list[Sequence[Any]] = [tuple(session.execute(query).one()) for query in counts]
     facts.append(session.scalars(select(ChangeToken.token).order_by(ChangeToken.topic)).all())
+    hidden = select(Annotation.hub_id, Annotation.subfolder).where(Annotation.hidden)
+    facts.append([list(row) for row in session.execute(hidden.order_by(*hidden.selected_columns))])
     facts.append(session.scalars(select(SavedPool.digest).order_by(SavedPool.name)).all())
     text = json.dumps(facts, default=_text_of)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

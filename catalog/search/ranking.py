@@ -36,7 +36,7 @@ from catalog.index import (
     open_words,
 )
 from catalog.query import Query
-from catalog.search.rows import from_current
+from catalog.search.rows import from_current, without_hidden
 from catalog.search.texts import CardTexts, CardVectors, count_missing
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ def search(
     if not texts.words.size:
         return Found((), ("The catalog contains no adapters to search.",))
     depth = max(DEPTH, 2 * k)
+    query = without_hidden(session, query)
     heads = _heads(session, texts, text, depth, query, refusing, weights)
     if heads is None:
         return Found((), ("No adapter matches the filter.",))

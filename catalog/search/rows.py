@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Select
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
 
 from catalog.adapters import StoredAdapter
-from catalog.database import Adapter, BaseModelRow, Repository, WeightsFile
+from catalog.database import (
+    Adapter,
+    BaseModelRow,
+    Repository,
+    WeightsFile,
+    count_hidden,
+    count_rows,
+    is_hidden,
+)
+from catalog.query import And, Flag, Not, Query, asks_for
 
 # The fields of `StoredAdapter` that are no columns of its own table.
 _ELSEWHERE: dict[str, Any] = {
@@ -27,6 +37,7 @@ _COLUMNS = [
 ]
 # In the order of the fields of `StoredAdapter`; those of maps follow.
 COLUMNS, SHOWN_COLUMNS = _COLUMNS[: _NAMES.index("health")], _COLUMNS[_NAMES.index("health") :]
+HIDDEN_OUT = Not(Flag("hidden", True))
 BY_NAME: tuple[Any, ...] = (Repository.name, Repository.hub_id, Adapter.subfolder)
 
 
@@ -34,3 +45,28 @@ def from_current(columns: Select[*tuple[Any, ...]]) -> Select[Any]:
     """The statement over the current adapters that still exist, with their repository and base model."""
     query = columns.join(Adapter.repository).outerjoin(Adapter.base_model)
     return query.where(Adapter.current, Repository.gone_at.is_(None))
+
+
+def from_visible(columns: Select[*tuple[Any, ...]], where: Query | None = None) -> Select[Any]:
+    """The same without those that the user hid, unless the filter asks for `hidden`."""
+    query = from_current(columns)
+    return query if where is not None and asks_for(where, "hidden") else query.where(~is_hidden())
+
+
+def without_hidden(session: Session, where: Query | None) -> Query | None:
+    """The filter that leaves out what the user hid too, unless it asks for `hidden` or nothing is hidden."""
+    if (where is not None and asks_for(where, "hidden")) or not count_hidden(session):
+        return where
+    return HIDDEN_OUT if where is None or where == And(()) else And((where, HIDDEN_OUT))
+
+
+def hidden_notes(session: Session, where: Query | None = None) -> list[str]:
+    """A sentence on how many adapters that match the filter are left out because the user hid them."""
+    if where is not None and asks_for(where, "hidden"):
+        return []
+    hidden = from_current(select(Adapter.id)).where(is_hidden())
+    count = count_rows(session, hidden if where is None else hidden.where(where.clause(())))
+    if not count:
+        return []
+    what, them = ("hidden adapter is", "it") if count == 1 else ("hidden adapters are", "them")
+    return [f"{count:,} {what} left out; the filter hidden:yes lists {them}."]

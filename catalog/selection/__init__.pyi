@@ -1,9 +1,10 @@
 from .limits import Ranked, left_out_in_words
-from .pinning import candidates, documents_of, pin_members
+from .pinning import HIDDEN, candidates, documents_of, pin_members
 from .selection import select
 from .strategies import STRATEGIES, Question, Sources
 
 __all__ = [
+    "HIDDEN",
     "STRATEGIES",
     "Question",
     "Ranked",

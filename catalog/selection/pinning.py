@@ -33,7 +33,7 @@ from catalog.database import (
 from catalog.errors import PoolError
 from catalog.pools import Manifest, Member, PinnedFile
 from catalog.query import Query
-from catalog.search import BY_NAME, COLUMNS, from_current
+from catalog.search import BY_NAME, COLUMNS, from_current, from_visible
 from catalog.selection.limits import Candidate, Ranked
 
 
@@ -83,7 +83,7 @@ def candidates(
     weights of these layers.
     """
     query = (
-        _adapters(select(*_NARROW), base)
+        _adapters(select(*_NARROW), base, where)
         .where(~_is_refused(refusing, without), *_PINNABLE)
         .order_by(*BY_NAME)
     )
@@ -113,27 +113,32 @@ def left_out(
 ) -> dict[str, int]:
     """The number of current adapters of a base model that are not candidates, by the first reason in
     words."""
-    everybody = _adapters(select(Adapter.id), base)
-    filtered = everybody if where is None else everybody.where(where.clause(refusing))
+    everybody = from_current(select(Adapter.id))
+    everybody = everybody if base is None else everybody.where(BaseModelRow.canonical == base)
+    visible = _adapters(select(Adapter.id), base, where)
+    filtered = visible if where is None else visible.where(where.clause(refusing))
     accepted = filtered.where(~_is_refused(refusing, without))
     pinnable = accepted.where(*_PINNABLE)
-    counts = [count_rows(session, query) for query in (everybody, filtered, accepted, pinnable)]
-    layers = counts[3] - len(candidates(session, refusing, base, where, without)) if without else 0
+    counts = [count_rows(session, query) for query in (everybody, visible, filtered, accepted, pinnable)]
+    layers = counts[4] - len(candidates(session, refusing, base, where, without)) if without else 0
     return {
-        "not let through by the filter": counts[0] - counts[1],
-        "refused by the rules": counts[1] - counts[2] + layers,
-        "without weights of a known sha256": counts[2] - counts[3],
+        HIDDEN: counts[0] - counts[1],
+        "not let through by the filter": counts[1] - counts[2],
+        "refused by the rules": counts[2] - counts[3] + layers,
+        "without weights of a known sha256": counts[3] - counts[4],
     }
 
 
+# The reason of those that the user hid.
+HIDDEN = "hidden by you"
 _BLOCK = 5000
 # A weights file is on record: the digest is a foreign key.
 _PINNABLE = (func.length(Adapter.weights_digest) == 64, Adapter.config_digest.is_not(None))
 
 
-def _adapters(columns: Select[Any], base: str | None) -> Select[Any]:
-    """The statement over the current adapters, those of one base model where it is named."""
-    query = from_current(columns)
+def _adapters(columns: Select[Any], base: str | None, where: Query | None = None) -> Select[Any]:
+    """The statement over the visible adapters, those of one base model where it is named."""
+    query = from_visible(columns, where)
     return query if base is None else query.where(BaseModelRow.canonical == base)
 
 

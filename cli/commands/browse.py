@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import click
 
@@ -28,6 +28,7 @@ from cli.tables import (
     verdict_text,
 )
 from crawler.crawl import refusing
+from loradex.bulk import choose_columns
 from loradex.catalog import SORTS
 from loradex.results import CatalogStatus
 from loradex.rows import AdapterDetails, cell_text
@@ -42,6 +43,18 @@ MOST_FILES = 20
 MOST_RETRIES = 20
 MOST_TARGETS = 40
 LONGEST_CARD = 600
+
+
+class Listing(TypedDict):
+    """Which adapters a list is to have, and in which order."""
+
+    where: str
+    verdict: str | None
+    reason: str | None
+    base: str | None
+    rules: str
+    sort: str
+    limit: int | None
 
 
 @click.command()
@@ -79,6 +92,8 @@ def status(app: App, rules: str) -> None:
 @where_option
 @click.option("--sort", type=click.Choice(SORTS), default="adapter")
 @click.option("-k", "limit", metavar="N", type=COUNT, help="The maximum number.")
+@click.option("--columns", metavar="A,B", help="These columns of the bulk table, or all.")
+@click.option("--parquet", metavar="FILE", type=FILE, help="Write the bulk table into FILE.")
 @output_options(lists=True)
 @pass_app
 def adapters(
@@ -91,16 +106,32 @@ def adapters(
     where: str,
     sort: str,
     limit: int | None,
+    columns: str | None,
+    parquet: Path | None,
 ) -> None:
     """List the adapters, one a line.
 
     Reasons in parentheses are noted only: the rules chosen do not refuse for them. `loradex fields` lists
     what a filter can ask for.
     """
-    rows = app.catalog.iterate_adapters(
-        where, verdict=verdict, reason=reason, base=base, rules=rules, sort=sort, limit=limit
-    )
-    app.output.rows(rows, _columns(verdict, refusing(rules)))
+    listing: Listing = {
+        "where": where,
+        "verdict": verdict,
+        "reason": reason,
+        "base": base,
+        "rules": rules,
+        "sort": sort,
+        "limit": limit,
+    }
+    if parquet is not None:
+        count = app.catalog.export_table(parquet, columns=columns or "all", **listing)
+        app.output.say(f"{count:,} rows written into {parquet}")
+    elif columns is not None:
+        names = choose_columns(columns)
+        app.output.rows(app.catalog.iterate_table(columns=names, **listing), names, names)
+    else:
+        app.output.rows(app.catalog.iterate_adapters(**listing), _columns(verdict, refusing(rules)))
+    app.output.say_all(app.catalog.hidden_notes(where))
 
 
 @click.command()

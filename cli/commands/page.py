@@ -38,10 +38,13 @@ def page(context: click.Context, host: str, port: int, read_only: bool, browser:
 @where_option
 @click.option("--cards/--no-cards", default=True, help="Write the cards.")
 @click.option("--with-private", is_flag=True, help="Write private and gated repositories, too.")
+@click.option("--with-notes", is_flag=True, help="Write your own tags and notes, too.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @output_options(lists=False)
 @pass_app
-def export(app: App, /, folder: Path, where: str, cards: bool, with_private: bool, overwrite: bool) -> None:
+def export(
+    app: App, /, folder: Path, where: str, cards: bool, with_private: bool, with_notes: bool, overwrite: bool
+) -> None:
     """Write the page as files into DIR, for a web server or a static Space.
 
     Browsers refuse scripts of files: try it by `python -m http.server -d DIR`.
@@ -53,6 +56,7 @@ def export(app: App, /, folder: Path, where: str, cards: bool, with_private: boo
             where=where,
             cards=cards,
             with_private=with_private,
+            with_notes=with_notes,
             overwrite=overwrite,
             progress=progress,
         )

@@ -52,17 +52,18 @@ _NUMBERED = re.compile(r"([a-z]+)/(0|[1-9][0-9]{0,8})(?:-(output|delta))?\.(?:js
 _NAMED = re.compile(r"pool/([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.json")
 # The only values of fields that have none of their own in `catalog.query`.
 _CHOICES = {"reason": [reason.value for reason in Reason]}
-# What an export leaves out of the details unless asked.
-_OWN = ("own_tags", "note", "hidden")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What of a catalog a page shows: the adapters of a filter, the public ones alone, with cards or not."""
+    """What of a catalog a page shows: the adapters of a filter, the public ones alone, with or without cards
+    and what the user wrote.
+    """
 
     where: str = ""
     public: bool = False
     cards: bool = True
+    notes: bool = True
 
 
 class Documents:
@@ -106,6 +107,7 @@ class Documents:
                 where=query,
                 refusing=refusing("ours"),
                 public=self.choice.public,
+                notes=self.choice.notes,
                 engines=self._engines,
             )
 
@@ -253,8 +255,8 @@ class Documents:
     def _details(self, session: Session, row: Adapter) -> dict[str, Any]:
         details = browse.details(session, row, refusing("ours"), self._engines)
         document = {name: value for name, value in vars(details).items() if name != "verdict"}
-        if self.choice.public:
-            document = {name: value for name, value in document.items() if name not in _OWN}
+        if not self.choice.notes:
+            document |= {"own_tags": (), "note": None, "hidden": False}
         card = listing.card_source(session, row) if self.choice.cards else None
         document["card"] = None if card is None else card[:LONGEST_CARD]
         document["card_length"] = len(card or "")

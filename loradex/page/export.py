@@ -47,6 +47,7 @@ def export_page(
     where: str = "",
     cards: bool = True,
     with_private: bool = False,
+    with_notes: bool = False,
     overwrite: bool = False,
     progress: ProgressOption = False,
 ) -> PageExport:
@@ -62,6 +63,7 @@ def export_page(
         where: Only adapters that this filter accepts.
         cards: Whether to write the cards.
         with_private: Whether to write private and gated repositories, too.
+        with_notes: Whether to write the user's own tags and notes, too.
         overwrite: Whether to replace an earlier export.
         progress: See `loradex.progress`.
 
@@ -81,7 +83,7 @@ def export_page(
     target = Path(folder)
     catalog.check()
     _check_target(target, overwrite=overwrite)
-    documents = Documents(catalog, Choice(where, not with_private, cards))
+    documents = Documents(catalog, Choice(where, not with_private, cards, with_notes))
     adapters = len(documents.names)
     with reading(catalog.settings) as session:
         left_out = listing.left_out_counts(session) if not with_private else {"private": 0, "gated": 0}

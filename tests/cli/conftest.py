@@ -13,6 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import loradex
+from loradex.catalog import Catalog
+from loradex.catalog import open as open_catalog
 from tests.hubs import card, lora_files, lora_tensors, make_repo, safetensors_bytes
 from tests.localhub import LocalHub
 
@@ -94,6 +96,13 @@ def start(data: Path) -> Callable[..., subprocess.Popen[str]]:
         return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ))
 
     return start
+
+
+@pytest.fixture
+def sample_copy(sample_data: Path, tmp_path: Path) -> Catalog:
+    """A catalog of the sample Hub of one's own."""
+    shutil.copytree(sample_data, tmp_path / "copy")
+    return open_catalog(tmp_path / "copy")
 
 
 @pytest.fixture

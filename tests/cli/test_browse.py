@@ -25,7 +25,7 @@ CRAWL = ("crawl", "--any-base", "--weights", "headers")
 EVIL = "\x1b[31mred\x1b]0;title\x07\u202e"
 ROW = {
     *("adapter", "commit", "base", "rank", "alpha", "scaling", "targets", "parameters", "license"),
-    *("verdict", "reasons", "norm", "health", "partial"),
+    *("verdict", "reasons", "norm", "health", "partial", "own_tags", "note", "hidden"),
 }
 
 

@@ -91,6 +91,9 @@ def test_marks_of_partial_updates_come_from_the_reasons_and_no_row_is_lost(engin
         connection.execute(delete(schema.ItemList))
         connection.execute(delete(schema.WeightsItem))
         connection.execute(delete(schema.RequestBudgetRow))
+        # Nor for what users write.
+        connection.execute(delete(schema.Annotation))
+        connection.execute(delete(schema.AnnotationTag))
     before = rows.dump(engine)
     opening.downgrade(engine, "0003")
     opening.upgrade(engine)

@@ -16,7 +16,14 @@ from sqlalchemy.orm import Session
 
 from catalog.adapters import FACTS_VERSION, FEATURES, Engine, load_engines, verdict
 from catalog.adapters.engine_rules import Rule
-from catalog.database import Adapter, AdapterReason, BaseModelRow, Repository
+from catalog.database import (
+    Adapter,
+    AdapterReason,
+    Annotation,
+    AnnotationTag,
+    BaseModelRow,
+    Repository,
+)
 from catalog.query.fields import FIELDS, fold, query_row
 from catalog.query.parser import MAX_DEPTH, MAX_LENGTH, MAX_TERMS, parse, to_text
 from catalog.query.terms import (
@@ -145,6 +152,10 @@ def fill(session: Session) -> None:
         reasons = ["no_card", "zero_update", "Licence_Conflict", "licence_conflict"][: n % 5]
         adapter.reasons = [AdapterReason(reason=r, position=i, detail="") for i, r in enumerate(reasons)]
         session.add(adapter)
+        place = {"hub_id": f"id{n}", "subfolder": adapter.subfolder}
+        session.add_all(AnnotationTag(tag=tag, **place) for tag in ["Seed run", "a_b"][: n % 3])
+        if n % 4:
+            session.add(Annotation(note=["ask", None, "Ask 100%"][n % 4 - 1], hidden=n % 4 != 1, **place))
     session.commit()
 
 
