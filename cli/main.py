@@ -51,7 +51,6 @@ COMMANDS = {
     "tag": CommandRow("cli.commands.annotations:tag", "Your own tags on an adapter."),
     "note": CommandRow("cli.commands.annotations:note", "A note.", "tag"),
     "hide": CommandRow("cli.commands.annotations:hide", "Hide it in lists.", "tag"),
-    "annotations": CommandRow("cli.commands.annotations:annotation_group", "Your words on all.", "scores"),
     "search": CommandRow("cli.commands.search:search", "The adapters that fit a text, by words and meaning."),
     "similar": CommandRow("cli.commands.alike:similar", "The adapters most like one, by their weights."),
     "duplicates": CommandRow("cli.commands.alike:duplicates", "Groups of adapters with the same weights."),
@@ -59,10 +58,11 @@ COMMANDS = {
     "page": CommandRow("cli.commands.page:page", "Browse the catalog in the browser."),
     "changes": CommandRow("cli.commands.news:changes", "What changed in it.", "status"),
     "identify": CommandRow("cli.commands.news:identify", "Which one a file is.", "show"),
-    "scores": CommandRow("cli.commands.scores:scores", "Measured task scores, with their source."),
+    "scores": CommandRow("cli.commands.scores:scores", "Measured task scores."),
+    "annotations": CommandRow("cli.commands.annotations:annotation_group", "Your words, exported.", "scores"),
     "select": CommandRow("cli.commands.select:select", "Choose adapters and save them as a pool."),
     "pools": CommandRow("cli.commands.pools:pools", "List the pools."),
-    "pool": CommandRow("cli.commands.pools:pool", "Show, export, verify or import one pool.", "pools"),
+    "pool": CommandRow("cli.commands.pools:pool", "Show, export, verify, import one.", "pools"),
     "methods": CommandRow("cli.commands.merge:methods", "The merge methods."),
     "merge": CommandRow("cli.commands.merge:merge", "Merge a pool into one adapter."),
     "inspect-merge": CommandRow("cli.commands.merge:inspect_merge", "How members fit together."),
@@ -83,7 +83,7 @@ COMMANDS = {
     "index": CommandRow("cli.commands.index:index", "The vector indexes."),
     "doctor": CommandRow("cli.commands.doctor:doctor", "Measure this machine.", "base"),
     "db": CommandRow("cli.commands.db:db", "The schema of the catalog.", "index"),
-    "demo": CommandRow("cli.commands.demo:demo", "The main job on the sample Hub.", "hub"),
+    "demo": CommandRow("cli.commands.demo:demo", "The main job on a sample.", "hub"),
 }
 
 
