@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import Session
 
 from catalog.adapters import (
     USES,
@@ -21,6 +21,7 @@ from catalog.adapters import (
     Engine,
     EngineFacts,
     EngineVerdict,
+    adapter_name,
     objection,
     verdicts,
 )
@@ -41,7 +42,7 @@ from catalog.database import (
 )
 from catalog.errors import NotFoundError, UsageError
 from catalog.query import FIELDS, Prefix, Query, fold, query_row, stored_facts, texts_asked
-from catalog.search.rows import BY_NAME, from_current, from_visible
+from catalog.search.rows import BY_NAME, from_current, from_visible, read_page_notes
 
 SORTS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "adapter": (),
@@ -53,7 +54,19 @@ SORTS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "parameters": (Adapter.parameters.desc().nulls_last(),),
     "norm": (Adapter.norm.desc().nulls_last(),),
 }
-_PAGE = 500
+_PAGE = 2000
+# The fields of a row of a list that are columns, and the columns that the others are made from.
+_OF_ROW = (
+    *("base", "commit", "rank", "alpha", "scaling", "targets", "parameters", "license", "norm", "health"),
+    "partial",
+)
+_LISTED: dict[str, Any] = {
+    "id": Adapter.id,
+    "repository": Repository.name,
+    "hub_id": Repository.hub_id,
+    "subfolder": Adapter.subfolder,
+    **{name: BaseModelRow.canonical if name == "base" else getattr(Adapter, name) for name in _OF_ROW},
+}
 # The columns that the details of an adapter have beyond those of its row.
 _OF_ADAPTER = ("current", "base_raw", "base_kind", "base_evidence", "files", "training")
 
@@ -91,16 +104,23 @@ def list_statement(
 
 
 def adapters(session: Session, listing: Listing, refusing: Collection[str]) -> Iterator[AdapterRow]:
-    """The rows of a listing."""
-    own = map(selectinload, (Repository.annotations, Repository.annotation_tags))
-    query = list_statement(select(Adapter), listing, refusing).options(
-        selectinload(Adapter.reasons),
-        selectinload(Adapter.base_model),
-        selectinload(Adapter.repository).options(*own),
-    )
-    for adapter in session.scalars(query.execution_options(yield_per=_PAGE)):
-        values = query_row(adapter, refusing)
-        yield AdapterRow(**{field.name: values[field.name] for field in fields(AdapterRow)})
+    """The rows of a listing, in bounded memory."""
+    columns = select(*(value.label(name) for name, value in _LISTED.items()))
+    query = list_statement(columns, listing, refusing).execution_options(yield_per=_PAGE)
+    for page in session.execute(query).partitions():
+        notes = read_page_notes(session, page)
+        for row in page:
+            place = row.hub_id, row.subfolder
+            note, hidden = notes.marks.get(place, (None, False))
+            yield AdapterRow(
+                adapter=adapter_name(row.repository, row.subfolder),
+                verdict=notes.verdict(row.id, refusing),
+                reasons=notes.reasons.get(row.id, []),
+                own_tags=notes.tags.get(place, []),
+                note=note,
+                hidden=hidden,
+                **{name: getattr(row, name) for name in _OF_ROW},
+            )
 
 
 def find_adapter(session: Session, reference: AdapterReference) -> Adapter:
@@ -171,11 +191,12 @@ def stored_engine_facts(
     session: Session, where: Query | None, refusing: Collection[str]
 ) -> Iterator[EngineFacts]:
     """What engines look at in each current adapter that a filter accepts."""
-    query = from_current(select(Adapter))
+    facts = (Adapter.engine_version, Adapter.engine_features, Adapter.engine_rank, Adapter.engine_whole)
+    query = from_current(select(*facts))
     if where is not None:
         query = query.where(where.clause(refusing))
-    for adapter in session.scalars(query.execution_options(yield_per=_PAGE)):
-        yield stored_facts(adapter)
+    for row in session.execute(query.execution_options(yield_per=_PAGE)):
+        yield stored_facts(row)
 
 
 def totals(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import Select, select
@@ -11,6 +12,9 @@ from sqlalchemy.orm import Session
 from catalog.adapters import StoredAdapter
 from catalog.database import (
     Adapter,
+    AdapterReason,
+    Annotation,
+    AnnotationTag,
     BaseModelRow,
     Repository,
     WeightsFile,
@@ -70,3 +74,36 @@ def hidden_notes(session: Session, where: Query | None = None) -> list[str]:
         return []
     what, them = ("hidden adapter is", "it") if count == 1 else ("hidden adapters are", "them")
     return [f"{count:,} {what} left out; the filter hidden:yes lists {them}."]
+
+
+@dataclass(frozen=True)
+class PageNotes:
+    """What other tables have of some adapters: reasons by row; tags, notes and hidden marks of the user by
+    (hub_id, subfolder).
+    """
+
+    reasons: dict[int, list[str]]
+    tags: dict[tuple[str, str], list[str]]
+    marks: dict[tuple[str, str], tuple[str | None, bool]]
+
+    def verdict(self, id_: int, refusing: Collection[str]) -> str:
+        """ "skipped" if one of its reasons refuses an adapter, else "accepted"."""
+        return "accepted" if set(refusing).isdisjoint(self.reasons.get(id_, ())) else "skipped"
+
+
+def read_page_notes(session: Session, page: Sequence[Any]) -> PageNotes:
+    """What other tables have of the adapters of these rows, which have an id and a hub_id."""
+    ids, hub_ids = [row.id for row in page], {row.hub_id for row in page}
+    notes = PageNotes({}, {}, {})
+    reasons = select(AdapterReason.adapter_id, AdapterReason.reason).order_by(AdapterReason.position)
+    for key, reason in session.execute(reasons.where(AdapterReason.adapter_id.in_(ids))):
+        notes.reasons.setdefault(key, []).append(reason)
+    tags = select(AnnotationTag.hub_id, AnnotationTag.subfolder, AnnotationTag.tag)
+    for *place, tag in session.execute(
+        tags.where(AnnotationTag.hub_id.in_(hub_ids)).order_by(AnnotationTag.tag)
+    ):
+        notes.tags.setdefault((place[0], place[1]), []).append(tag)
+    marks = select(Annotation.hub_id, Annotation.subfolder, Annotation.note, Annotation.hidden)
+    for hub_id, subfolder, note, hidden in session.execute(marks.where(Annotation.hub_id.in_(hub_ids))):
+        notes.marks[hub_id, subfolder] = note, hidden
+    return notes

@@ -14,15 +14,13 @@ from sqlalchemy.orm import Session
 from catalog.adapters import Engine, adapter_name, allowed_uses, verdict
 from catalog.database import (
     Adapter,
-    AdapterReason,
-    Annotation,
-    AnnotationTag,
     BaseModelRow,
     Repository,
     WeightsFile,
 )
 from catalog.query import fold, stored_facts, texts_in
 from catalog.search.browse import Listing, list_statement
+from catalog.search.rows import read_page_notes
 
 _PAGE = 2000
 # What a card says of its training, in columns of their own.
@@ -113,35 +111,22 @@ def table_rows(
 def _page_rows(
     session: Session, page: Sequence[Any], refusing: Collection[str], engines: Sequence[Engine]
 ) -> Iterator[dict[str, Any]]:
-    reasons: dict[int, list[str]] = {}
-    query = select(AdapterReason.adapter_id, AdapterReason.reason).order_by(AdapterReason.position)
-    ids, hub_ids = [row.id for row in page], {row.hub_id for row in page}
-    for key, reason in session.execute(query.where(AdapterReason.adapter_id.in_(ids))):
-        reasons.setdefault(key, []).append(reason)
-    marks = {
-        (row.hub_id, row.subfolder): row
-        for row in session.scalars(select(Annotation).where(Annotation.hub_id.in_(hub_ids)))
-    }
-    tags: dict[tuple[str, str], list[str]] = {}
-    own = select(AnnotationTag).where(AnnotationTag.hub_id.in_(hub_ids)).order_by(AnnotationTag.tag)
-    for tag in session.scalars(own):
-        tags.setdefault((tag.hub_id, tag.subfolder), []).append(tag.tag)
-    refusals = set(refusing)
+    notes = read_page_notes(session, page)
     for row in page:
         values, place = dict(row._mapping), (row.hub_id, row.subfolder)
-        facts, mark = stored_facts(row), marks.get(place)
+        facts, (note, hidden) = stored_facts(row), notes.marks.get(place, (None, False))
         training = values["training"] if isinstance(values["training"], dict) else {}
         verdicts = [(fold(engine.name), verdict(engine, facts).runs) for engine in engines]
         values |= {
             "adapter": adapter_name(row.repository, row.subfolder),
-            "verdict": "skipped" if refusals.intersection(reasons.get(row.id, ())) else "accepted",
-            "reasons": reasons.get(row.id, []),
+            "verdict": notes.verdict(row.id, refusing),
+            "reasons": notes.reasons.get(row.id, []),
             "uses": list(allowed_uses(row.license)),
             "runs": [name for name, runs in verdicts if runs],
             "runs_unknown": [name for name, runs in verdicts if runs is None],
-            "own_tags": tags.get(place, []),
-            "note": mark.note if mark else None,
-            "hidden": mark is not None and mark.hidden,
+            "own_tags": notes.tags.get(place, []),
+            "note": note,
+            "hidden": hidden,
             **{f"training_{name}": training.get(name) for name in TRAINING},
         }
         yield {name: _cell(values[name], kind) for name, kind in KINDS.items()}
