@@ -1068,6 +1068,51 @@ class Catalog:
 
         return Rows(self._annotate(adapters, change, write=True), AdapterNotes)
 
+    @check_arguments
+    def annotate(
+        self,
+        adapters: Sequence[str],
+        *,
+        tags: Sequence[str] = (),
+        remove_tags: Sequence[str] = (),
+        note: str | None = None,
+        hidden: bool | None = None,
+    ) -> Rows[AdapterNotes]:
+        """What the user wrote about adapters, after writing the same about all of them.
+
+        Args:
+            adapters: References, as for `details`.
+            tags: Tags that they are given, up to 100 characters each.
+            remove_tags: Tags that are taken from those that have them.
+            note: The note, up to 10,000 characters, in place of the one before; "" removes it.
+            hidden: Whether lists leave them out.
+
+        Raises:
+            NotFoundError: The catalog does not contain one of them; then nothing is written.
+            UsageError: A tag or the note is empty, too long or not printable.
+
+        Writes:
+            One transaction, also while a crawl is at work.
+
+        Example:
+            >>> [row.tags for row in catalog.annotate(["zoo/banking77"], tags=["seed"], note="of the paper")]
+            [('seed',)]
+            >>> catalog.annotate(["zoo/banking77"], remove_tags=["seed"], note="")[0].note
+        """
+        names = [annotation_store.check_tag(tag) for tag in tags]
+        removed = [annotation_store.check_tag(tag) for tag in remove_tags]
+        text = annotation_store.check_note(note) if note else None
+
+        def change(row: AdapterNotes) -> AdapterNotes:
+            return replace_fields(
+                row,
+                tags=tuple(sorted({*row.tags, *names} - set(removed))),
+                note=row.note if note is None else text,
+                hidden=row.hidden if hidden is None else hidden,
+            )
+
+        return Rows(self._annotate(adapters, change, write=True), AdapterNotes)
+
     def _annotate(
         self, adapters: Iterable[str], change: Callable[[AdapterNotes], AdapterNotes], *, write: bool
     ) -> list[AdapterNotes]:

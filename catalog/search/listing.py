@@ -16,6 +16,7 @@ from catalog.database import (
     Adapter,
     AdapterReason,
     Annotation,
+    AnnotationTag,
     BaseModelRow,
     ChangeToken,
     Crawl,
@@ -63,6 +64,7 @@ def adapter_columns(
     refusing: Collection[str] = (),
     public: bool = False,
     notes: bool = True,
+    hidden: bool = False,
     engines: Sequence[Engine] | None = None,
 ) -> dict[str, list[Any]]:
     """The current adapters, sorted by name, as lists of the same length by the keys of `query_row`.
@@ -76,9 +78,11 @@ def adapter_columns(
         refusing: The reasons for which rules refuse.
         public: Whether to leave out repositories that are private or gated.
         notes: Whether to read what the user wrote; without it those columns are empty.
+        hidden: Whether to list what the user hid too, as a filter that asks for `hidden` does.
         engines: The rules of engines, by default the program's own.
     """
-    query = from_visible(select(*_COLUMNS.values()), where).order_by(*BY_NAME)
+    columns_of = select(*_COLUMNS.values())
+    query = (from_current(columns_of) if hidden else from_visible(columns_of, where)).order_by(*BY_NAME)
     if where is not None:
         query = query.where(where.clause(refusing))
     if public:
@@ -207,7 +211,7 @@ def crawl_news(session: Session, crawl: int) -> Iterator[dict[str, Any]]:
 
 
 def catalog_state(session: Session) -> str:
-    """A text that differs where the catalog's adapters, scores, pools or crawls do: 16 digits of a sha256."""
+    """A text that differs where adapters, scores, pools, notes or crawls do: 16 digits of a sha256."""
     repository = (
         *(func.count(), func.max(Repository.last_seen), func.sum(Repository.downloads)),
         *(func.sum(Repository.likes), func.count(Repository.gone_at)),
@@ -223,8 +227,13 @@ def catalog_state(session: Session) -> str:
     )
     facts: list[Sequence[Any]] = [tuple(session.execute(query).one()) for query in counts]
     facts.append(session.scalars(select(ChangeToken.token).order_by(ChangeToken.topic)).all())
-    hidden = select(Annotation.hub_id, Annotation.subfolder).where(Annotation.hidden)
-    facts.append([list(row) for row in session.execute(hidden.order_by(*hidden.selected_columns))])
+    notes = (
+        select(Annotation.hub_id, Annotation.subfolder, Annotation.hidden, Annotation.note),
+        select(AnnotationTag.hub_id, AnnotationTag.subfolder, AnnotationTag.tag),
+    )
+    facts.extend(
+        [list(row) for row in session.execute(query.order_by(*query.selected_columns))] for query in notes
+    )
     facts.append(session.scalars(select(SavedPool.digest).order_by(SavedPool.name)).all())
     text = json.dumps(facts, default=_text_of)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ from loradex.text import format_bytes
 @click.group(invoke_without_command=True)
 @click.option("--host", default="127.0.0.1", help="The address to listen on; another one cannot save.")
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="0 takes any free port.")
-@click.option("--read-only", is_flag=True, help="Pools cannot be saved.")
+@click.option("--read-only", is_flag=True, help="Nothing can be saved.")
 @click.option("--browser/--no-browser", default=True, help="Open the page in the browser.")
 @click.pass_context
 def page(context: click.Context, host: str, port: int, read_only: bool, browser: bool) -> None:

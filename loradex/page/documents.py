@@ -44,7 +44,7 @@ MOST_NEWS = 20_000
 # Columns that the first view needs; the others are read when a filter or a column asks for them.
 _FIRST = (
     *("adapter", "owner", "base", "rank", "license", "reasons", "norm", "health", "downloads", "likes"),
-    *("created", "modified", "library", "main"),
+    *("created", "modified", "library", "main", "hidden"),
 )
 # Columns of names of engines.
 _ENGINE_KEYS = ("runs", "runs_unknown")
@@ -108,6 +108,7 @@ class Documents:
                 refusing=refusing("ours"),
                 public=self.choice.public,
                 notes=self.choice.notes,
+                hidden=self.choice.notes,
                 engines=self._engines,
             )
 
@@ -149,6 +150,7 @@ class Documents:
             "retries": len(totals["retries"]) if is_whole else 0,
             "where": self.choice.where,
             "left_out": left_out,
+            "own": self._own(),
             "cards": self.choice.cards,
             "fields": field_rows(self._engines),
             "unlisted": [name for name in FIELDS if name not in listed],
@@ -166,6 +168,11 @@ class Documents:
             if base is not None and norm is not None:
                 counts[base] += 1
         return list(counts.values())
+
+    def _own(self) -> dict[str, int]:
+        """How many adapters the user gave tags, a note, or hid."""
+        names = ("own_tags", "note", "hidden")
+        return {name: sum(map(bool, self.columns[name])) for name in names}
 
     def document(self, name: str) -> bytes:
         """The bytes of a document by its name below the stamp; raises NotFoundError for another name."""

@@ -1,4 +1,4 @@
-"""The page on this machine: documents, answers that need a server, and pools that are saved."""
+"""The page on this machine: documents, answers that need a server, and saving of pools, tags and notes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import socket
 import threading
 import webbrowser
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from catalog.adapters import USES
 from catalog.errors import LoradexError, NotFoundError, UsageError
 from catalog.extras import require_extra
 from loradex.arguments import check_arguments, check_choice
 from loradex.catalog import Catalog
-from loradex.page.documents import Documents
+from loradex.page.documents import MOST_NEWS, Documents
 from loradex.page.encoding import encode_json
 from loradex.progress import ProgressEvent, ProgressOption, reporting
 
@@ -53,6 +53,8 @@ _FOR_EVER = "public, max-age=31536000, immutable"
 # Documents below this size are not compressed.
 _SMALL = 1000
 _MOST_BODY = 1_000_000
+# Adapters that one request writes about.
+_MOST_ADAPTERS = 1000
 # States of the catalog whose documents are still delivered to pages that were opened before a change.
 _MOST_STATES = 3
 # Compressed documents that are kept of one state, in bytes.
@@ -79,7 +81,7 @@ class Site:
 
     Args:
         catalog: The catalog.
-        read_only: Whether pools cannot be saved.
+        read_only: Whether nothing can be saved.
     """
 
     def __init__(self, catalog: Catalog, *, read_only: bool = False) -> None:
@@ -180,6 +182,32 @@ class Site:
             {"pool": pool.name, "members": len(pool), "digest": pool.digest, "notes": pool.notes}
         )
 
+    def changes(self, query: Mapping[str, str]) -> bytes:
+        """What is new, changed, gone, licensed otherwise or gated since a time."""
+        rows = self.catalog.changes(query.get("since", "7d"), where=query.get("where", ""))
+        return encode_json({"rows": rows[:MOST_NEWS], "beyond": max(0, len(rows) - MOST_NEWS)})
+
+    def annotate(self, request: Mapping[str, Any]) -> bytes:
+        """Writes tags, a note and hidden marks; raises UsageError for what is not a request for that."""
+        adapters = request.get("adapters")
+        if not _are_texts(adapters) or not 0 < len(adapters) <= _MOST_ADAPTERS:
+            raise UsageError(f"A request to annotate requires 1 to {_MOST_ADAPTERS:,} adapters.")
+        tags, removed = request.get("tags", []), request.get("remove_tags", [])
+        note, hidden = request.get("note"), request.get("hidden")
+        if not _are_texts(tags) or not _are_texts(removed) or not isinstance(note, (str, type(None))):
+            raise UsageError("`tags` and `remove_tags` are lists of texts, `note` is a text.")
+        if hidden is not None and not isinstance(hidden, bool):
+            raise UsageError("`hidden` is true or false.")
+        rows = self.catalog.annotate(adapters, tags=tags, remove_tags=removed, note=note, hidden=hidden)
+        names = {"adapter": "adapter", "own_tags": "tags", "note": "note", "hidden": "hidden"}
+        return encode_json(
+            {"rows": [{key: getattr(row, name) for key, name in names.items()} for row in rows]}
+        )
+
+
+def _are_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
 
 def create_app(site: Site, hosts: tuple[str, ...] = _LOOPBACK) -> Starlette:
     """The application of a page, which answers requests to these hosts alone.
@@ -208,18 +236,16 @@ def create_app(site: Site, hosts: tuple[str, ...] = _LOOPBACK) -> Starlette:
             raise NotFoundError(f"The page has no file {name[:80]!r}.")
         return _respond(request, _Body.of(static[name]), name, "no-cache")
 
-    async def save(request: Request) -> Response:
-        return await _save(request, site)
-
     answers = {"search": site.search, "similar": site.similar, "compare": site.compare}
-    answers |= {"word": site.word, "adapter": site.adapter}
+    answers |= {"word": site.word, "adapter": site.adapter, "changes": site.changes}
+    writers = {"pools": site.save_pool, "notes": site.annotate}
     return Starlette(
         routes=[
             Route("/", asset),
             Route("/head.json", head),
             Route("/d/{stamp}/{name:path}", document),
             *(Route(f"/api/{name}", _answer(make)) for name, make in answers.items()),
-            Route("/api/pools", save, methods=["POST"]),
+            *(Route(f"/api/{name}", _saver(site, save), methods=["POST"]) for name, save in writers.items()),
             Route("/{name}", asset),
         ],
         middleware=[Middleware(_Guard, hosts=hosts)],
@@ -234,7 +260,16 @@ def _answer(make: Callable[[Mapping[str, str]], bytes]) -> Callable[[Request], R
     return respond
 
 
-async def _save(request: Request, site: Site) -> Response:
+def _saver(
+    site: Site, save: Callable[[Mapping[str, Any]], bytes]
+) -> Callable[[Request], Awaitable[Response]]:
+    async def respond(request: Request) -> Response:
+        return await _save(request, site, save)
+
+    return respond
+
+
+async def _save(request: Request, site: Site, save: Callable[[Mapping[str, Any]], bytes]) -> Response:
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import Response
 
@@ -246,7 +281,7 @@ async def _save(request: Request, site: Site) -> Response:
         content += chunk
         if len(content) > _MOST_BODY:
             raise UsageError("A request to save may have at most 1 MB.")
-    result = await run_in_threadpool(site.save_pool, _read_object(content))
+    result = await run_in_threadpool(save, _read_object(content))
     return Response(result, media_type=TYPES["json"], headers={"cache-control": "no-store"})
 
 
@@ -367,7 +402,7 @@ def serve_page(
         host: The address to listen on. Under another one than this machine's own nothing can be saved, and
             everybody who reaches it reads the catalog.
         port: The port; 0 takes any free one.
-        read_only: Whether pools cannot be saved.
+        read_only: Whether pools, tags, notes and hidden marks cannot be saved.
         browser: Whether to open the page in the browser.
         progress: See `loradex.progress`; a note has the address.
 

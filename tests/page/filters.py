@@ -96,6 +96,9 @@ def texts() -> Iterator[str]:
             "likes:1e1",
             "tag:no",
             "reason:no_*",
+            "mytag:no",
+            "-note:*",
+            "hidden:yes",
         ),
     ]
     composed = []

@@ -18,7 +18,7 @@ import pytest
 
 import loradex
 from loradex.page import export_page
-from tests.page.conftest import hostile_name
+from tests.page.conftest import SCRIPT, hostile_name
 from tests.page.filters import FILE
 
 pytestmark = pytest.mark.slow
@@ -186,6 +186,57 @@ def test_marked_adapters_are_compared_and_become_a_pool(open_page: OpenPage) -> 
     page.locator("nav a", has_text="Pools").click()
     page.wait_for_selector(".view.pools")
     assert page.locator("td a", has_text="from-page").count() == 1
+
+
+def test_what_the_user_writes_is_shown_at_once(open_page: OpenPage) -> None:
+    page = open_page("?p=adapter&a=ann/two")
+    page.fill(".own input", SCRIPT)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".own .badge")
+    page.fill(".own textarea", "a note\u202e <b>")
+    page.click(".own button:has-text('save the note')")
+    page.wait_for_selector(".own button:has-text('remove it')")
+    assert page.input_value(".own textarea") == "a note\u202e <b>"
+    page.locator("nav a", has_text="Adapters").click()
+    count(page, 5)
+    page.locator("details[data-name=own] summary").click()
+    page.locator("details[data-name=own] button", has_text="with a note").first.click()
+    count(page, 1)
+    assert page.input_value("#where") == "note:*"
+    page.fill("#where", "")
+    count(page, 5)
+    # A selection is hidden; the list leaves it out and says so.
+    page.locator(".window input[aria-label='mark ann/two']").check()
+    page.locator(".window input[aria-label='mark bob/four']").check()
+    page.click("#foot button:has-text('tag, note, hide')")
+    page.click("#foot .own button:text-is('hide')")
+    count(page, 3)
+    page.locator(".count a", has_text="2 hidden by you are left out").click()
+    count(page, 2)
+    assert query(page)["where"] == ["hidden:yes"]
+    # The page that is opened again has it from the catalog.
+    page.goto(page.url.partition("?")[0] + "?p=list&where=owner:bob")
+    count(page, 1)
+    assert "1 hidden by you is left out" in page.inner_text(".count")
+    page.fill("#where", f'mytag:"{SCRIPT}" hidden:yes')
+    count(page, 1)
+    page.fill("#where", "hidden:yes")
+    count(page, 2)
+    for button in ("show", "remove notes"):
+        if not page.locator("#foot .own").count():
+            page.click("#foot button:has-text('tag, note, hide')")
+        page.click(f"#foot .own button:text-is('{button}')")
+        count(page, 0)
+    page.goto(page.url.partition("?")[0] + "?p=adapter&a=ann/two")
+    page.click(".own button[aria-label^='remove the tag']")
+    page.wait_for_selector(".own .badge", state="detached")
+    assert page.input_value(".own textarea") == ""
+    page.goto(page.url.partition("?")[0] + "?p=crawls")
+    page.fill("#changes #where", "owner:ann")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => location.search.includes('where=owner')")
+    page.wait_for_function("() => document.querySelectorAll('#changes li').length === 2")
+    assert page.evaluate("window.harmed ?? 0") == 0
 
 
 def test_names_and_cards_run_nothing(open_page: OpenPage) -> None:

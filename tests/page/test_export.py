@@ -15,6 +15,7 @@ import loradex
 from catalog.errors import UsageError
 from cli.main import loradex as program
 from loradex.page import Documents, export_page
+from loradex.page.documents import Choice
 from loradex.page.server import Site, static_files
 
 
@@ -98,10 +99,25 @@ def test_a_wrong_filter_is_a_sentence(catalog: loradex.Catalog, tmp_path: Path) 
     assert not (tmp_path / "site").exists()
 
 
-def test_the_documents_of_an_export_are_public(catalog: loradex.Catalog) -> None:
-    from loradex.page.documents import Choice
-
-    document = json.loads(Documents(catalog, Choice(public=True, notes=False)).document("adapter/0.json"))
+def test_own_words_are_exported_where_they_are_asked_for(
+    own_catalog: loradex.Catalog, tmp_path: Path
+) -> None:
+    own_catalog.annotate(["ann/one", "bob/four"], tags=["mine-alone"], note="words-of-mine")
+    own_catalog.hide("bob/four")
+    plain = export_page(own_catalog, tmp_path / "plain")
+    whole = export_page(own_catalog, tmp_path / "whole", with_notes=True)
+    # What is hidden is in the export with notes, and marked.
+    assert (plain.adapters, whole.adapters) == (4, 5)
+    found = {}
+    for name in ("plain", "whole"):
+        contents = [file.read_bytes() for file in (tmp_path / name).rglob("*") if file.is_file()]
+        contents += [gzip.decompress(content) for content in contents if content[:2] == b"\x1f\x8b"]
+        words = (b"mine-alone", b"words-of-mine")
+        found[name] = [sum(word in content for content in contents) for word in words]
+    assert found == {"plain": [0, 0], "whole": [2, 2]}
+    head = json.loads((tmp_path / "whole" / "head.json").read_bytes())
+    assert head["own"] == {"own_tags": 2, "note": 2, "hidden": 1}
+    document = json.loads(Documents(own_catalog, Choice(notes=False)).document("adapter/0.json"))
     assert [document[name] for name in ("own_tags", "note", "hidden")] == [[], None, False]
 
 

@@ -13,6 +13,7 @@ import loradex
 from crawler.localhub import LocalServer
 from loradex.page import create_app
 from loradex.page.server import HEADERS, Site, is_known_host, static_files
+from tests.page.conftest import SCRIPT
 
 
 @pytest.fixture
@@ -33,11 +34,11 @@ def reader(served: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def save(client: httpx.Client, pool: object, **headers: str) -> httpx.Response:
+def save(client: httpx.Client, value: object, to: str = "pools", **headers: str) -> httpx.Response:
     token = client.get("/head.json").json()["host"]["token"]
     usual = {"origin": str(client.base_url), "x-loradex-token": token, "content-type": "application/json"}
-    content = pool if isinstance(pool, bytes) else json.dumps(pool).encode()
-    return client.post("/api/pools", content=content, headers={**usual, **headers})
+    content = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return client.post(f"/api/{to}", content=content, headers={**usual, **headers})
 
 
 @pytest.mark.parametrize(
@@ -161,6 +162,68 @@ def test_a_page_that_is_read_only_saves_nothing(own_catalog: loradex.Catalog) ->
     assert json.loads(site.head())["host"] == {"read_only": True, "token": ""}
     with LocalServer(lambda: create_app(site)) as server, httpx.Client(base_url=server.url) as client:
         assert save(client, {"name": "new", "adapters": ["ann/one"]}).status_code == 403
+        assert save(client, {"adapters": ["ann/one"], "hidden": True}, "notes").status_code == 403
+    assert list(own_catalog.annotations()) == []
+
+
+def test_tags_notes_and_hidden_marks_are_written(client: httpx.Client, own_catalog: loradex.Catalog) -> None:
+    stamps = [client.get("/head.json").json()["stamp"]]
+
+    def annotate(adapters: list[str], **changes: object) -> list[dict[str, object]]:
+        answer = save(client, {"adapters": adapters, **changes}, "notes")
+        assert answer.status_code == 200, answer.text
+        stamps.append(client.get("/head.json").json()["stamp"])
+        rows: list[dict[str, object]] = answer.json()["rows"]
+        return rows
+
+    # Another writer, such as a crawl, does not keep the page from writing.
+    rows = annotate(["ann/one", "bob/four"], tags=["seed ", SCRIPT])
+    assert [row["own_tags"] for row in rows] == [[SCRIPT, "seed"]] * 2
+    annotate(["ann/one"], remove_tags=[SCRIPT, "none"], note="of the paper")
+    annotate(["bob/four"], hidden=True)
+    assert [(row.adapter, row.tags, row.note, row.hidden) for row in own_catalog.annotations()] == [
+        ("ann/one", ("seed",), "of the paper", False),
+        ("bob/four", (SCRIPT, "seed"), None, True),
+    ]
+    # The list has what is hidden, and which it is: the browser leaves it out, and says how many.
+    head = client.get("/head.json").json()
+    assert (head["adapters"], head["own"]) == (5, {"own_tags": 2, "note": 1, "hidden": 1})
+    annotate(["ann/one", "bob/four"], note="", hidden=False, remove_tags=["seed", SCRIPT])
+    assert list(own_catalog.annotations()) == []
+    # Nothing is written again: the stamp is that of the start.
+    assert (len(set(stamps)), stamps[-1]) == (4, stamps[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        b"[]",
+        {"tags": ["seed"]},
+        {"adapters": [], "tags": ["seed"]},
+        {"adapters": ["ann/one"] * 1001},
+        {"adapters": [1]},
+        {"adapters": ["ann/one", "none/none"], "tags": ["seed"]},
+        {"adapters": ["ann/one"], "tags": "seed"},
+        {"adapters": ["ann/one"], "tags": ["a\nb"]},
+        {"adapters": ["ann/one"], "note": "x" * 10_001},
+        {"adapters": ["ann/one"], "note": "a\0b"},
+        {"adapters": ["ann/one"], "hidden": 1},
+    ],
+)
+def test_what_is_no_note_is_a_sentence(
+    client: httpx.Client, own_catalog: loradex.Catalog, change: object
+) -> None:
+    answer = save(client, change, "notes")
+    assert answer.status_code in (400, 404), answer.text
+    assert answer.json()["error"].endswith(".")
+    assert list(own_catalog.annotations()) == []
+
+
+def test_changes_since_a_time(reader: httpx.Client) -> None:
+    rows = reader.get("/api/changes?since=7d&where=owner:ann").json()["rows"]
+    assert {(row["adapter"], row["change"]) for row in rows} == {("ann/one", "new"), ("ann/two", "new")}
+    answer = reader.get("/api/changes?since=never")
+    assert (answer.status_code, "not a time" in answer.json()["error"]) == (400, True)
 
 
 def test_a_body_is_compressed_at_one_level() -> None:

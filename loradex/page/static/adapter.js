@@ -4,12 +4,13 @@ import * as data from "./data.js";
 import { command, copyButton, cosine, fill, h, link, name, number, short, table } from "./dom.js";
 import { selection } from "./app.js";
 import { card, outside } from "./card.js";
+import { section as own } from "./own.js";
 import { normMap, spectra } from "./charts.js";
 
 const FACTS = [["base", "base model"], ["rank", "rank r"], ["alpha", "alpha"], ["scaling", "scaling s"], ["use_rslora", "rank-stabilised"], ["targets", "targets"], ["modules", "modules"],
   ["parameters", "parameters"], ["dtypes", "data types"], ["norm", "norm ‖s·B·A‖"], ["health", "health"], ["partial", "more than s·B·A"], ["license", "license"], ["peft_type", "kind"], ["task_type", "task type"],
   ["downloads", "downloads of the last month"], ["likes", "likes"], ["created", "created"], ["modified", "modified"], ["gated", "gated"], ["gone", "gone from the Hub"], ["base_raw", "base model as spelled"], ["base_evidence", "from"],
-  ["aliases", "earlier names"], ["other_adapters", "other folders"], ["tags", "tags"], ["own_tags", "own tags"], ["note", "note"], ["hidden", "hidden"]];
+  ["aliases", "earlier names"], ["other_adapters", "other folders"], ["tags", "tags"]];
 const LONGEST = 60;
 
 const text = (value) => (Array.isArray(value) ? value.slice(0, LONGEST).map((one) => String(one)).join(", ") + (value.length > LONGEST ? ", …" : "") :
@@ -36,6 +37,7 @@ export async function show(box, address) {
       " · ", outside(`https://huggingface.co/${detail.adapter.split(":")[0]}/tree/${detail.commit}`, "on the Hub"), " · ", h("label", null, mark, " mark")),
     command("show", detail.current ? detail.adapter : reference, ...(data.rulesInUse() === "ours" ? [] : ["--rules", data.rulesInUse()])),
     Object.values(detail.uses).some(Boolean) ? h("ul", { class: "why" }, data.head.uses.filter((use) => detail.uses[use]).map((use) => h("li", null, `not for ${use}: it ${detail.uses[use]}`))) : "",
+    own(detail),
     h("div", { class: "cards" },
       h("section", null, h("h2", null, "Facts"), h("dl", null, FACTS.filter(([key]) => ![null, undefined, "", false].includes(detail[key]) && !(Array.isArray(detail[key]) && !detail[key].length) && !(key === "base_raw" && detail[key] === detail.base))
         .map(([key, title]) => [h("dt", null, title), h("dd", null, name(text(detail[key])))]), h("dt", null, "commit"), h("dd", null, h("code", null, detail.commit.slice(0, 12)), " ", copyButton(detail.commit)))),

@@ -2,7 +2,9 @@
 
 import * as data from "./data.js";
 import { command, fill, h, link, name, number, table } from "./dom.js";
+import { setParams } from "./app.js";
 
+const CHANGES = [["new", "new"], ["changed", "with another commit"], ["gone", "gone"], ["license", "with another license"], ["gated", "newly gated"]], CODE = new Set(["new", "changed", "gone"]);
 const when = (text) => (text ? text.replace("T", " ").slice(0, 16) : "–");
 const size = (bytes) => (bytes > 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : bytes > 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e3).toFixed(0)} kB`);
 const outcomes = (counts) => Object.entries(counts).filter(([name]) => name !== "unchanged").map(([name, n]) => `${number(n)} ${name}`).join(", ") || "nothing new";
@@ -13,7 +15,24 @@ export async function show(box, address, view) {
   box.dataset.title = "Crawls";
   const totals = Object.entries(data.head.totals).filter(([, n]) => n).map(([name, n]) => `${number(n)} ${name}`);
   return fill(box, h("h1", null, "Crawls"), totals.length ? h("p", null, totals.join(" · "), data.head.retries ? ` · ${number(data.head.retries)} to be tried again` : "") : "",
-    table(["crawl", "began", "state", "what it found", "requests", "read", "seconds"], crawls.rows.map((row) => [link({ p: "crawl", id: row.id }, `crawl ${row.id}`), when(row.started), row.state, outcomes(row.outcomes), `${number(row.requests.api)} API, ${number(row.requests.resolver)} files`, size(row.bytes), row.seconds.toFixed(0)]), "Crawls, the newest first"), command("status"));
+    table(["crawl", "began", "state", "what it found", "requests", "read", "seconds"], crawls.rows.map((row) => [link({ p: "crawl", id: row.id }, `crawl ${row.id}`), when(row.started), row.state, outcomes(row.outcomes), `${number(row.requests.api)} API, ${number(row.requests.resolver)} files`, size(row.bytes), row.seconds.toFixed(0)]), "Crawls, the newest first"), command("status"), data.head.host ? await changes(address) : "");
+}
+
+// What changed since a time, told by the rows of the catalog rather than by one crawl.
+async function changes(address) {
+  const since = address.get("since") ?? "7d", where = address.get("where") ?? "", list = h("div");
+  const time = h("input", { id: "since", value: since, size: 10, autocomplete: "off" }), filter = h("input", { id: "where", type: "search", value: where, autocomplete: "off", spellcheck: "false", placeholder: "owner:someone" });
+  const problem = await data.ask("changes", { since, where }).then(({ rows, beyond }) => {
+    const groups = Map.groupBy(rows, (row) => row.change), at = (row) => (data.place(row.adapter) === undefined ? name(row.adapter) : link({ p: "adapter", a: row.adapter }, name(row.adapter)));
+    const value = (row, text) => (text === null ? "none" : CODE.has(row.change) ? h("code", null, text.slice(0, 12)) : text);
+    fill(list, [...CHANGES].filter(([change]) => groups.has(change)).map(([change, title]) => h("details", { open: groups.get(change).length < 100 }, h("summary", null, `${number(groups.get(change).length)} ${title}`),
+      h("ul", null, groups.get(change).slice(0, 2000).map((row) => h("li", null, at(row), h("span", { class: "note" }, ` ${when(row.at)} · `, value(row, row.before), " → ", value(row, row.after))))), groups.get(change).length > 2000 ? h("p", { class: "note" }, `and ${number(groups.get(change).length - 2000)} more`) : "")),
+    rows.length ? "" : h("p", { class: "note" }, "Nothing changed since."), beyond ? h("p", { class: "note" }, `${number(beyond)} more are not listed.`) : "");
+    return "";
+  }, (error) => error.message);
+  return h("section", { id: "changes" }, h("h2", null, "What changed"), h("form", { class: "line", onsubmit: (event) => { event.preventDefault(); setParams({ since: time.value.trim(), where: filter.value.trim() }, { push: true }); dispatchEvent(new PopStateEvent("popstate")); } },
+    h("label", { for: "since" }, "since "), time, " ", h("label", { for: "where" }, "of "), filter, " ", h("button", { type: "submit" }, "list")),
+    h("p", { class: "error", role: "alert" }, problem), list, command("changes", "--since", since, ...(where ? ["--where", where] : [])));
 }
 
 async function showOne(box, address, crawls) {

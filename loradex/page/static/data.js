@@ -24,6 +24,7 @@ export async function start() {
   columns.clear();
   loading = new Map();
   PARTS.clear();
+  written.clear();
   await columnsOf("list.json");
 }
 
@@ -53,7 +54,7 @@ export function judge(name) {
 }
 
 export const rulesInUse = () => rules;
-export const more = () => once("more.json", () => columnsOf("more.json"));
+export const more = () => once("more.json", () => columnsOf("more.json").then(() => rewrite([...written.values()])));
 const fieldOf = (key) => head.fields.find((field) => field.key === key) ?? null;
 
 // A column whose values follow from those of another, one for each of its codes.
@@ -105,6 +106,15 @@ export class Column {
       return (row) => some[codes[row]] === 1;
     }
     return (row) => (codes[row] < 0 ? absent : table[codes[row]] === 1);
+  }
+  // The column with other values in some rows, as [row, value].
+  changed(rows) {
+    const copy = new Column({ words: this.words && [...this.words], sets: this.sets && [...this.sets], codes: this.codes, values: this.values && [...this.values] }, this.field);
+    const code = (word) => { const at = copy.words.indexOf(word); return at < 0 ? copy.words.push(word) - 1 : at; };
+    for (const [row, value] of rows)
+      if (copy.values) copy.values[row] = value;
+      else copy.codes[row] = copy.sets ? copy.sets.push(value.map(code)) - 1 : value === null ? -1 : code(value);
+    return copy;
   }
   // The rows in ascending order of values, missing ones last; made once.
   get order() {
@@ -172,12 +182,31 @@ export async function ask(name, params) {
   return (await answer(`api/${name}?${new URLSearchParams(params)}`)).json();
 }
 
-export async function save(pool) {
-  const response = await answer("api/pools", {
-    method: "POST", body: JSON.stringify(pool),
+export const canSave = () => Boolean(head.host) && !head.host.read_only;
+// Saves a pool ("pools") or what the user writes about adapters ("notes").
+export async function save(what, value) {
+  const response = await answer(`api/${what}`, {
+    method: "POST", body: JSON.stringify(value),
     headers: { "content-type": "application/json", "x-loradex-token": head.host.token },
   });
   return response.json();
+}
+
+// What was written since the documents were made, by adapter: the columns are changed, not loaded again.
+export const written = new Map();
+const OWN = ["own_tags", "note", "hidden"], isWritten = (value) => Boolean(value?.length ?? value);
+export async function annotate(adapters, changes) {
+  const { rows } = await save("notes", { adapters, ...changes });
+  for (const row of rows) written.set(row.adapter, row);
+  rewrite(rows);
+  document.dispatchEvent(new CustomEvent("annotated"));
+}
+function rewrite(rows) {
+  const known = rows.filter((row) => place(row.adapter) !== undefined);
+  for (const key of OWN) {
+    head.own[key] ||= known.filter((row) => isWritten(row[key])).length;
+    if (columns.has(key)) columns.set(key, columns.get(key).changed(known.map((row) => [place(row.adapter), row[key]])));
+  }
 }
 
 const cards = new Map();
@@ -202,7 +231,10 @@ export async function filter(text) {
   const bases = columns.get("base").words ?? columns.get("base").values;
   for (const asked of basesAsked(query))
     if (!bases.some((base) => base !== null && holds(asked)(base))) notes.push(`No base model here is called ${asked.text}.`);
-  return { query, notes, passes: compile(query, (key) => columns.get(key), (word) => tests.get(word)) };
+  const all = compile(query, (key) => columns.get(key), (word) => tests.get(word)), asksHidden = keys.has("hidden");
+  if (asksHidden || !head.own.hidden) return { query, notes, asksHidden, passes: all, hides: () => false };
+  const hidden = columns.get("hidden").test(Boolean);
+  return { query, notes, asksHidden, passes: (row) => !hidden(row) && all(row), hides: (row) => hidden(row) && all(row) };
 }
 
 // The rows that pass, as marks and their number.

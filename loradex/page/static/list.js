@@ -6,7 +6,7 @@ import { command, debounce, day, download, h, fill, link, name, number, say, sho
 import { params, selection, setParams } from "./app.js";
 
 const FACETS = [["verdict", "verdict"], ["license", "license"], ["use", "use"], ["base", "base model"], ["health", "health"],
-  ["reason", "reason"], ["runs", "runs in"], ["owner", "owner"], ["tool", "tool"]];
+  ["reason", "reason"], ["runs", "runs in"], ["owner", "owner"], ["tool", "tool"], ["mytag", "tags of yours"]];
 const HISTOGRAMS = ["rank", "norm", "downloads"];
 const MOST_WORDS = 8, BINS = 24;
 const COLUMNS = {
@@ -86,6 +86,8 @@ export async function show(box, address) {
   rows.onSort = (sort) => { setParams({ sort: sort === "adapter" ? null : sort }); update(); };
   const marked = () => rows.draw(true);
   selection.listeners.add(marked);
+  const annotated = () => update();
+  document.addEventListener("annotated", annotated);
 
   let turn = 0;
   async function update() {
@@ -93,7 +95,7 @@ export async function show(box, address) {
     setParams({ where: where.value.trim(), q: question.value.trim(), meaning: meaning.checked ? "1" : null });
     try {
       const result = await data.filter(where.value);
-      const hits = await searched(question.value.trim(), meaning.checked && data.head.host);
+      const hits = await searched(question.value.trim(), meaning.checked && data.head.host, result.asksHidden ? where.value : "");
       if (mine !== turn) return;
       const inHits = hits && new Set(hits.rows);
       const passes = inHits ? (row) => inHits.has(row) && result.passes(row) : result.passes;
@@ -103,10 +105,12 @@ export async function show(box, address) {
       fill(notes, [...result.notes, ...(hits?.notes ?? [])].join(" "));
       const sort = params().get("sort") ?? "adapter";
       state.rows = hits && sort === "adapter" ? hits.rows.filter((row) => state.marks[row]) : sorted(sort, state.marks);
+      const hides = data.head.own.hidden ? data.marksOf((row) => (!inHits || inHits.has(row)) && result.hides(row)).count : 0;
       const skipped = data.columns.get("verdict"), left = state.rows.filter((row) => skipped.at(row) === "skipped").length;
       fill(count, h("strong", null, number(state.count)), ` of ${number(data.head.adapters)} adapters`,
         left ? [" · ", h("button", { type: "button", class: "link", onclick: () => { where.value = toggled(where.value, "verdict", "skipped", true); update(); } }, `${number(left)} skipped`)] : "",
-        data.head.left_out.private || data.head.left_out.gated ? ` · ${number(data.head.left_out.private)} private and ${number(data.head.left_out.gated)} gated ones are left out` : "");
+        data.head.left_out.private || data.head.left_out.gated ? ` · ${number(data.head.left_out.private)} private and ${number(data.head.left_out.gated)} gated ones are left out` : "",
+        hides ? [" · ", link({ ...Object.fromEntries(params()), where: toText(join([...parts(result.query), ...parts(parse("hidden:yes", data.head.fields))])) }, `${number(hides)} hidden by you ${hides === 1 ? "is" : "are"} left out`)] : "");
       rows.draw();
       drawFacets();
       const asked = question.value.trim();
@@ -136,8 +140,8 @@ export async function show(box, address) {
   function drawFacets() {
     const open = new Set([...facets.querySelectorAll("details[open]")].map((one) => one.dataset.name));
     const first = !facets.childElementCount;
-    fill(facets, FACETS.map(([field, title], at) => facet(field, title, first ? at < 4 : open.has(field))),
-      HISTOGRAMS.map((field, at) => histogram(field, first ? at < 1 : open.has(field))));
+    fill(facets, FACETS.filter(([field]) => field !== "mytag" || data.head.own.own_tags).map(([field, title], at) => facet(field, title, first ? at < 4 : open.has(field))),
+      own(first ? false : open.has("own")), HISTOGRAMS.map((field, at) => histogram(field, first ? at < 1 : open.has(field))));
   }
 
   function marksWithout(field) {
@@ -166,6 +170,24 @@ export async function show(box, address) {
           h("button", { type: "button", class: "facet", "aria-pressed": String(on), title: "click: only these; shift-click: without these", onclick: (event) => press(event.shiftKey) }, name(word), h("span", { class: "n" }, number(n))),
           h("button", { type: "button", class: "minus", "aria-pressed": String(off), "aria-label": `without ${word}`, onclick: () => press(true) }, "−"));
       }), rest > 0 ? h("li", { class: "note" }, `and ${number(rest)} more`) : "");
+    };
+    details.addEventListener("toggle", () => { if (details.open && !list.childElementCount) draw(); });
+    if (isOpen) draw();
+    return details;
+  }
+
+  // What the user wrote: a note or none, hidden or not.
+  function own(isOpen) {
+    const terms = [["note:*", "with a note", "note"], ["-note:*", "without a note", "note"], ["hidden:yes", "hidden", "hidden"]].filter(([, , key]) => data.head.own[key]);
+    if (!terms.length) return "";
+    const list = h("ul"), details = h("details", { open: isOpen, "data-name": "own" }, h("summary", null, "notes of yours"), list);
+    const draw = async () => {
+      const rows = await Promise.all(terms.map(async ([text, title, key]) => {
+        const other = parts(state.query).filter((part) => !new RegExp(`^-?${key}:`).test(toText(part))), on = parts(state.query).some((part) => toText(part) === text);
+        const alone = parts(parse(text, data.head.fields)), { count: n } = data.marksOf((await data.filter(toText(join([...other, ...alone])))).passes);
+        return h("li", { class: on ? "on" : null }, h("button", { type: "button", class: "facet", "aria-pressed": String(on), onclick: () => { where.value = toText(join([...other, ...(on ? [] : alone)])); update(); } }, name(title), h("span", { class: "n" }, number(n))));
+      }));
+      fill(list, rows);
     };
     details.addEventListener("toggle", () => { if (details.open && !list.childElementCount) draw(); });
     if (isOpen) draw();
@@ -215,7 +237,7 @@ export async function show(box, address) {
   box.addEventListener("placed", () => { rows.draw(true); });
   const resized = () => rows.draw(true);
   addEventListener("resize", resized);
-  return () => { selection.listeners.delete(marked); removeEventListener("resize", resized); };
+  return () => { selection.listeners.delete(marked); document.removeEventListener("annotated", annotated); removeEventListener("resize", resized); };
 }
 
 function countWords(column, marks) {
@@ -244,10 +266,10 @@ function sorted(sort, marks) {
 }
 
 // The rows of a search: the server's, or names, tags and data sets that contain the words.
-async function searched(text, byMeaning) {
+async function searched(text, byMeaning, whereHidden) {
   if (!text) return null;
   if (data.head.host) {
-    const result = await data.ask("search", { q: text, meaning: byMeaning ? "1" : "0" });
+    const result = await data.ask("search", { q: text, meaning: byMeaning ? "1" : "0", where: whereHidden });
     return { rows: result.rows.map((row) => data.place(row.adapter)).filter((row) => row !== undefined), notes: result.notes, why: new Map(result.rows.map((row) => [data.place(row.adapter), row.why])) };
   }
   await data.more();

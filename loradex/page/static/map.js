@@ -250,7 +250,7 @@ export async function show(box, address) {
   });
   const refilter = async () => {
     try {
-      marks = where.value.trim() ? data.marksOf((await data.filter(where.value)).passes).marks : null;
+      marks = where.value.trim() || data.head.own.hidden ? data.marksOf((await data.filter(where.value)).passes).marks : null;
       setParams({ where: where.value.trim() });
       fill(problem);
       redraw();

@@ -21,7 +21,6 @@ function form() {
   if (!names.length) return h("section", { class: "panel" }, h("h2", null, "A new pool"), h("p", null, "Mark adapters first, in the ", link({ p: "list" }, "list"), " or on the ", link({ p: "map" }, "map"), "."));
   const title = h("input", { id: "pool-name", required: true, pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]{0,99}", value: "", autocomplete: "off" }), use = h("select", { id: "pool-use" }, data.head.uses.map((one) => h("option", null, one)));
   const controls = h("input", { type: "checkbox", id: "pool-controls" });
-  const canSave = data.head.host && !data.head.host.read_only;
   const line = h("div");
   const drawLine = () => fill(line, command("select", title.value || "NAME", "--by", "named", ...names.flatMap((one) => ["--adapter", one]), ...(use.value === "research" ? [] : ["--use", use.value]), ...(controls.checked ? ["--controls"] : [])));
   [title, use, controls].forEach((one) => one.addEventListener("input", drawLine));
@@ -30,7 +29,7 @@ function form() {
     event.preventDefault();
     fill(problem);
     try {
-      const result = await data.save({ name: title.value, adapters: names, use: use.value, controls: controls.checked });
+      const result = await data.save("pools", { name: title.value, adapters: names, use: use.value, controls: controls.checked });
       say(`Saved ${result.pool}.`);
       selection.clear();
       await data.start();
@@ -38,7 +37,7 @@ function form() {
     } catch (error) { fill(problem, error.message); }
   } }, h("h2", null, `A new pool of ${names.length}`), h("ul", { class: "chosen" }, names.map((one) => h("li", null, name(one), " ", h("button", { type: "button", class: "small", "aria-label": `take out ${one}`, onclick: () => { selection.set(one, false); go({ p: "pools", new: "1" }); } }, "×")))),
     h("p", null, h("label", { for: "pool-name" }, "Name "), title, " ", h("label", { for: "pool-use" }, "for "), use, " ", h("label", null, controls, " with control pools")),
-    problem, canSave ? h("p", null, h("button", { type: "submit" }, "Save the pool")) : h("p", { class: "note" }, "This copy cannot save; run the command:"), line);
+    problem, data.canSave() ? h("p", null, h("button", { type: "submit" }, "Save the pool")) : h("p", { class: "note" }, "This copy cannot save; run the command:"), line);
 }
 
 async function showOne(box, address) {
