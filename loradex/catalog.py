@@ -883,8 +883,13 @@ class Catalog:
         check_choice("verdict", verdict, ("accepted", "any"))
         with reading(self.settings) as session:
             rows = list(likeness.with_weights(session, refusing(rules), every=verdict == "any"))
-            copies = likeness.with_deltas(session, rows) if level == "delta" else rows
-            groups = duplicates(copies, level, exact=likeness.exact_delta(session, rows, self._blobs))
+            groups = duplicates(
+                rows,
+                level,
+                likeness.exact_delta(session, rows, self._blobs),
+                deltas=likeness.read_deltas(session),
+                kept={blob.sha256 for blob in self._blobs.blobs()},
+            )
             notes = hidden_notes(session)
         return Rows(group_rows(groups, rows), GroupRow, notes)
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from catalog.database import Adapter, Session
     from catalog.files import BlobStore
     from catalog.fingerprints import Family, Group
-    from catalog.search import Subject
+    from catalog.search import CopyRow, Subject
 
 # What the points of a map can be coloured by.
 COLOURS: dict[str, Callable[[StoredAdapter], str | float | None]] = {
@@ -215,7 +215,7 @@ def compare_subjects(left: Subject, right: Subject) -> Comparison:
     )
 
 
-def group_rows(groups: Sequence[Group], adapters: Sequence[StoredAdapter]) -> Rows[GroupRow]:
+def group_rows(groups: Sequence[Group], adapters: Sequence[StoredAdapter | CopyRow]) -> Rows[GroupRow]:
     """Groups of duplicates as rows."""
     by_name = {row.adapter: row for row in adapters}
     return Rows(
@@ -239,7 +239,7 @@ def family_rows(families: Sequence[Family], adapters: Sequence[StoredAdapter]) -
     )
 
 
-def _marks(members: Sequence[str], adapters: Mapping[str, StoredAdapter]) -> dict[str, Any]:
+def _marks(members: Sequence[str], adapters: Mapping[str, StoredAdapter | CopyRow]) -> dict[str, Any]:
     """The members that the rules refuse, and those whose B A is not the whole update, with the reasons."""
     rows = [adapters[member] for member in members]
     return {

@@ -7,9 +7,9 @@ file, the same tensors in another file, and the same update up to a cast, quanti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from catalog.adapters import StoredAdapter
 from catalog.errors import UsageError
@@ -21,6 +21,30 @@ if TYPE_CHECKING:
 Level = Literal["file", "tensor", "delta"]
 Exact = Callable[[str, str], "float | None"]
 
+
+class Copy(Protocol):
+    """What comparing needs to know of an adapter: a `StoredAdapter`, or a row of a few columns of it."""
+
+    @property
+    def adapter(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def base(self) -> str | None: ...
+    @property
+    def weights_digest(self) -> str | None: ...
+    @property
+    def tensor_digest(self) -> str | None: ...
+    @property
+    def norm(self) -> float | None: ...
+    @property
+    def scaling(self) -> float | None: ...
+
+
+CopyType = TypeVar("CopyType", bound=Copy)
+# The delta vectors of some adapters, None where there is none; of one key there is one vector.
+Deltas = Callable[[Sequence[Any]], Sequence["NDArray[np.float32] | None"]]
+
 LEVELS: tuple[Level, ...] = ("file", "tensor", "delta")
 _DIGESTS = {"file": "weights_digest", "tensor": "tensor_digest"}
 # Cosines of updates. From the first on, sketches are worth an exact look; from the next two on, the exact
@@ -31,11 +55,13 @@ SAME_SKETCH = 0.999
 # Norms further apart than this are another scaling, not another data type.
 _SAME_NORM = 1.01
 _MOST_NORMS = 4
-# Numbers in one tile of cosines (32 MiB), and pairs whose float64 rows are held at once.
-_TILE = 8 << 20
+# Rows of a tile of cosines and its numbers (1 MiB, which the processor's cache holds), and pairs whose
+# float64 rows are held at once.
+_STRIP, _TILE = 256, 1 << 18
 _PAIRS = 1024
-# The least size of a vector's head, and the part of a tile that heads may leave; more is multiplied in full.
-_LEAST_HEAD, _FEW = 32, 100
+# The least size of a vector's head, and the part of the cosines that heads may leave; more is multiplied in
+# full.
+_LEAST_HEAD, _FEW = 16, 100
 
 
 @dataclass(frozen=True)
@@ -63,7 +89,12 @@ class Link:
 
 
 def duplicates(
-    copies: Iterable[StoredAdapter], level: str = "delta", exact: Exact | None = None
+    copies: Iterable[Copy],
+    level: str = "delta",
+    exact: Exact | None = None,
+    *,
+    deltas: Deltas | None = None,
+    kept: Collection[str] | None = None,
 ) -> list[Group]:
     """The groups of two and more duplicates up to a level, which includes the cheaper ones; sorted.
 
@@ -73,8 +104,42 @@ def duplicates(
     that is zero, not finite or unread is compared by file and tensors only. Accepted pairs are joined, most
     alike first (union-find), so that groups chain: two members may be less alike than `cosine`, which is the
     lowest among the pairs that joined them; pairs in one group by then are not compared again. Of copies with
-    one name the last counts. Raises UsageError for a level that does not exist.
+    one name the last counts.
+
+    `deltas` reads vectors as they are needed, by default those that the rows have. `kept` are the digests of
+    the weights files that `exact` can compare, None for all. Raises UsageError for a level that does not
+    exist.
     """
+    rows, roots, links = _join(copies, level, exact, deltas, kept)
+    every = list(roots.values())[-1]
+    own = by_root(links, every)
+    return [_group(rows, nodes, roots, own.get(nodes[0], ())) for nodes in parts(every)]
+
+
+def representatives(
+    copies: Iterable[Copy],
+    level: str = "delta",
+    exact: Exact | None = None,
+    *,
+    deltas: Deltas | None = None,
+    kept: Collection[str] | None = None,
+) -> dict[str, str]:
+    """The id of each adapter's group: the first member's name, its own if it has no duplicate; arguments as
+    for `duplicates`.
+    """
+    rows, roots, _ = _join(copies, level, exact, deltas, kept)
+    every = list(roots.values())[-1]
+    return {row.adapter: rows[every[node]].adapter for node, row in enumerate(rows)}
+
+
+def _join(
+    copies: Iterable[CopyType],
+    level: str,
+    exact: Exact | None,
+    deltas: Deltas | None,
+    kept: Collection[str] | None,
+) -> tuple[list[CopyType], dict[Level, list[int]], list[Link]]:
+    """The copies by name, the root of each after every level, and the links that joined updates."""
     if level not in LEVELS:
         raise UsageError(f"{level!r} is not a level of likeness; choose one of {', '.join(LEVELS)}.")
     rows = by_name(copies)
@@ -83,25 +148,13 @@ def duplicates(
     links: list[Link] = []
     for stage in LEVELS:
         if stage == "delta":
-            links = _join_alike(rows, parents, exact)
+            links = _join_alike(rows, parents, exact, deltas, kept)
         else:
             join_equal(parents, [getattr(row, _DIGESTS[stage]) for row in rows])
         roots[stage] = all_roots(parents)
         if stage == level:
             break
-    own = by_root(links, roots[stage])
-    return [_group(rows, nodes, roots, own.get(nodes[0], ())) for nodes in parts(roots[stage])]
-
-
-def representatives(
-    copies: Iterable[StoredAdapter], level: str = "delta", exact: Exact | None = None
-) -> dict[str, str]:
-    """The id of each adapter's group: the first member's name, its own if it has no duplicate."""
-    rows = by_name(copies)
-    representative = {row.adapter: row.adapter for row in rows}
-    for group in duplicates(rows, level, exact):
-        representative.update(dict.fromkeys(group.members, group.members[0]))
-    return representative
+    return rows, roots, links
 
 
 def cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
@@ -123,31 +176,48 @@ def rounding(size: int) -> float:
 def near_pairs(units: NDArray[np.float32], at_least: float) -> Iterator[tuple[int, int, float]]:
     """Each pair of rows (left < right) whose cosine is `at_least` or more, with it; sorted by rows.
 
-    `units` is (n, size), L2-normalised. Tiles of 32 MiB are multiplied in float32, of high bounds only the
+    `units` is (n, size), L2-normalised. Tiles of 1 MiB are multiplied in float32, of high bounds only the
     heads of the vectors where these rule out most pairs, and the cosines that may reach the bound are worked
     out again in float64.
     """
-    import numpy as np
-
-    count, size = units.shape
-    step = max(1, min(_PAIRS, _TILE // max(count, 1)))
-    least, heads = at_least - rounding(size), _heads(units, at_least)
-    for start in range(0, count, step):
-        for rows in (heads, units):
-            near = (rows[start : start + step] @ rows[start:].T).ravel()
-            places = np.flatnonzero(near >= least)
-            if len(places) < len(near) / _FEW:
-                break
-        left_of, right_of = np.divmod(places, count - start)
-        once = left_of < right_of
-        sides = (left_of[once], right_of[once])
-        for first in range(0, len(sides[0]), _PAIRS):
-            left, right = (start + side[first : first + _PAIRS] for side in sides)
+    step = min(_STRIP, _TILE)
+    least, heads = at_least - rounding(units.shape[1]), _heads(units, at_least)
+    for start in range(0, len(units), step):
+        most = step * (len(units) - start) // _FEW
+        lefts, rights = _near_places(heads, start, step, least, None if heads is units else most)
+        if heads is not units and len(lefts) > most:
+            lefts, rights = _near_places(units, start, step, least)
+        for first in range(0, len(lefts), _PAIRS):
+            left, right = (side[first : first + _PAIRS] for side in (lefts, rights))
             values = cosines(units[left], units[right])
             is_near = values >= at_least
             yield from zip(
                 left[is_near].tolist(), right[is_near].tolist(), values[is_near].tolist(), strict=True
             )
+
+
+def _near_places(
+    rows: NDArray[np.float32], start: int, step: int, least: float, most: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The pairs of `step` rows from `start` with later rows whose dot product is `least` or more, sorted;
+    some of them if there are more than `most`.
+    """
+    import numpy as np
+
+    strip, width = rows[start : start + step], max(1, _TILE // step)
+    lefts, rights, total = [], [], 0
+    for column in range(start, len(rows), width):
+        left, right = np.nonzero(strip @ rows[column : column + width].T >= least)
+        left, right = left + start, right + column
+        once = left < right
+        lefts.append(left[once])
+        rights.append(right[once])
+        total += len(lefts[-1])
+        if most is not None and total > most:
+            break
+    left, right = np.concatenate(lefts), np.concatenate(rights)
+    order = np.lexsort((right, left))
+    return left[order], right[order]
 
 
 def _heads(units: NDArray[np.float32], at_least: float) -> NDArray[np.float32]:
@@ -164,7 +234,7 @@ def _heads(units: NDArray[np.float32], at_least: float) -> NDArray[np.float32]:
     return np.concatenate([units[:, :length], tail_norms.astype(np.float32)], axis=1)
 
 
-def by_name(copies: Iterable[StoredAdapter]) -> list[StoredAdapter]:
+def by_name(copies: Iterable[CopyType]) -> list[CopyType]:
     copies_by_name = {copy.adapter: copy for copy in copies}
     return [copies_by_name[name] for name in sorted(copies_by_name)]
 
@@ -236,20 +306,36 @@ def parts(roots: Sequence[int]) -> list[list[int]]:
     return [nodes for nodes in group_nodes(range(len(roots)), lambda node: roots[node]) if len(nodes) > 1]
 
 
-def _join_alike(rows: Sequence[StoredAdapter], parents: list[int], exact: Exact | None) -> list[Link]:
+def _join_alike(
+    rows: Sequence[Copy],
+    parents: list[int],
+    exact: Exact | None,
+    deltas: Deltas | None,
+    kept: Collection[str] | None,
+) -> list[Link]:
     """Joins nodes with the same update; returns the links used."""
-    units = unit_vectors(rows)
     # Copies of one file under one pattern of scalings have one vector: it is compared once.
     first: dict[object, int] = {}
-    for node in units:
-        row = rows[node]
-        first.setdefault((row.base, root(parents, node), row.key or row.adapter), node)
-    bound = SAME_SKETCH if exact is None else CANDIDATE
-    candidates = [
-        link
-        for nodes in group_nodes(sorted(first.values()), lambda node: rows[node].base)
-        for link in links_above(units, nodes, bound)
-    ]
+    for node, row in enumerate(rows):
+        # Modules of two base models have the same names and other meanings; an unknown base may be any.
+        if row.base is not None and (deltas is not None or _own_delta(row) is not None):
+            first.setdefault((row.base, root(parents, node), row.key or row.adapter), node)
+    candidates: list[Link] = []
+    for nodes in group_nodes(sorted(first.values()), lambda node: rows[node].base):
+        measured, units = _unit_rows(rows, nodes, deltas or (lambda part: list(map(_own_delta, part))))
+        exactly = [n for n, node in enumerate(measured) if kept is None or rows[node].weights_digest in kept]
+        if exact is None or not exactly:
+            pairs = list(near_pairs(units, SAME_SKETCH))
+        elif len(exactly) == len(measured):
+            pairs = list(near_pairs(units, CANDIDATE))
+        else:
+            # Below the bound of sketches, only pairs that can be compared exactly count.
+            near = (
+                (exactly[left], exactly[right], cosine)
+                for left, right, cosine in near_pairs(units[exactly], CANDIDATE)
+            )
+            pairs = sorted({*near_pairs(units, SAME_SKETCH), *near})
+        candidates += [Link(measured[left], measured[right], cosine) for left, right, cosine in pairs]
     links = []
     for link in sorted(candidates, key=strongest_first):
         if root(parents, link.left) != root(parents, link.right):
@@ -262,8 +348,41 @@ def _join_alike(rows: Sequence[StoredAdapter], parents: list[int], exact: Exact 
     return links
 
 
+def _own_delta(row: Any) -> NDArray[np.float32] | None:
+    delta: NDArray[np.float32] | None = row.delta
+    return delta
+
+
+def _unit_rows(
+    rows: Sequence[Copy], nodes: Sequence[int], deltas: Deltas
+) -> tuple[list[int], NDArray[np.float32]]:
+    """Those of these nodes whose update can be compared, finite and not zero, and the normalised updates
+    (nodes, size).
+    """
+    import numpy as np
+
+    measured: list[int] = []
+    units = np.empty((0, 0), dtype=np.float32)
+    for start in range(0, len(nodes), _PAIRS):
+        block = nodes[start : start + _PAIRS]
+        vectors = zip(block, deltas([rows[node] for node in block]), strict=True)
+        there = [(node, vector) for node, vector in vectors if vector is not None]
+        if not there:
+            continue
+        values = np.array([vector for _, vector in there], dtype=np.float64)
+        # One product a row, as `numpy.linalg.norm` works it out.
+        lengths = np.sqrt(np.array([row.dot(row) for row in values]))
+        usable = np.isfinite(lengths) & (lengths > 0)
+        if not len(units):
+            units = np.empty((len(nodes), values.shape[1]), dtype=np.float32)
+        end = len(measured) + int(usable.sum())
+        units[len(measured) : end] = values[usable] / lengths[usable, None]
+        measured += [node for (node, _), is_usable in zip(there, usable.tolist(), strict=True) if is_usable]
+    return measured, units[: len(measured)]
+
+
 def _group(
-    rows: Sequence[StoredAdapter], nodes: list[int], roots: Mapping[Level, list[int]], links: Sequence[Link]
+    rows: Sequence[Copy], nodes: list[int], roots: Mapping[Level, list[int]], links: Sequence[Link]
 ) -> Group:
     level = next(level for level in LEVELS if len({roots[level][node] for node in nodes}) == 1)
     notes = [_scale_difference([rows[node] for node in nodes])]
@@ -282,7 +401,7 @@ def _group(
     )
 
 
-def _scale_difference(members: Sequence[StoredAdapter]) -> str:
+def _scale_difference(members: Sequence[Copy]) -> str:
     """How the norms of equal updates differ, or their scalings if no norm is known; empty if they do not."""
     norms, scalings = _ratios(row.norm for row in members), _ratios(row.scaling for row in members)
     if norms:

@@ -1,4 +1,5 @@
 from . import browse, likeness, listing, nearest, table
+from .likeness import CopyRow
 from .listing import matching_ids
 from .nearest import Neighbour, Subject, downhill, neighbours, sketch_cosine
 from .news import CHANGES, CatalogChange, changes
@@ -15,6 +16,7 @@ __all__ = [
     "BaseFingerprints",
     "Cache",
     "CatalogChange",
+    "CopyRow",
     "Fingerprints",
     "Neighbour",
     "SearchHit",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sqlalchemy import Select, case, exists, func, null, or_, select
 from sqlalchemy.orm import Session
@@ -28,7 +28,7 @@ from catalog.errors import ConfigError, NotFoundError, UsageError, WeightsError
 from catalog.files import BlobStore
 from catalog.fingerprints import FINGERPRINT_VERSION, Cosine, exact_cosine, spectrum_of
 from catalog.query import Query
-from catalog.search.rows import BY_NAME, COLUMNS, SHOWN_COLUMNS, from_visible
+from catalog.search.rows import ALL_COLUMNS, BY_NAME, COLUMNS, SHOWN_COLUMNS, from_visible
 from catalog.search.vectors import SPACES, Fingerprints, Kind
 
 if TYPE_CHECKING:
@@ -36,6 +36,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Files = tuple[Path, AdapterConfig]
+
+
+class Measured(Protocol):
+    """What reading the vectors and files of an adapter takes: a `CopyRow` or a row of any selection."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def adapter(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def weights_digest(self) -> str: ...
+
+
 _BLOCK = 5000
 # The weights of an adapter folder, the one that is read first.
 _WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
@@ -127,22 +142,70 @@ def _with_fingerprint(query: Select[Any]) -> Select[Any]:
     )
 
 
-def with_weights(
-    session: Session, refusing: Collection[str], *, every: bool = False
-) -> Iterator[StoredAdapter]:
+class CopyRow(NamedTuple):
+    """The columns of an adapter that comparing with all others takes; a `catalog.fingerprints.Copy`."""
+
+    id: int
+    repository: str
+    subfolder: str
+    base: str | None
+    scaling: float | None
+    norm: float | None
+    partial: Any
+    scaling_pattern: str | None
+    weights_digest: str
+    tensor_digest: str | None
+    is_refused: bool
+
+    @property
+    def adapter(self) -> str:
+        """Its short name."""
+        return adapter_name(self.repository, self.subfolder)
+
+    @property
+    def key(self) -> str:
+        """The key of its vectors."""
+        return vector_key(self.weights_digest, self.scaling_pattern or "")
+
+
+def with_weights(session: Session, refusing: Collection[str], *, every: bool = False) -> Iterator[CopyRow]:
     """The current adapters whose weights file has a digest on the Hub, read or not, sorted by name.
 
     Pickles are included: the digest of a file can be compared without opening it. `every` as for
-    `fingerprinted`.
+    `adapters_with_fingerprint`.
     """
+    names = [name for name in CopyRow._fields if name != "is_refused"]
+    columns = [ALL_COLUMNS[name] for name in names]
     files = case((Adapter.weights_digest.is_(None), Adapter.files), else_=null())
-    for *row, listed in session.execute(_adapters(refusing, every=every).add_columns(files)):
-        row_values = StoredAdapter(*row)
-        digests = {file["name"]: file["digest"] for file in listed or ()}
-        digest = row_values.weights_digest or next(filter(None, map(digests.get, _WEIGHTS_NAMES)), None)
-        if digest is not None:
-            is_own = digest == row_values.weights_digest
-            yield row_values if is_own else replace(row_values, weights_digest=digest)
+    refused = has_reason(refusing)
+    query = from_visible(select(*columns, refused.label("skipped"), files)).order_by(*BY_NAME)
+    query = query.outerjoin(WeightsFile, WeightsFile.digest == Adapter.weights_digest)
+    for *values, listed in session.execute(query if every else query.where(~refused)):
+        row = CopyRow._make(values)
+        if row.weights_digest is None:
+            digests = {file["name"]: file["digest"] for file in listed or ()}
+            digest = next(filter(None, map(digests.get, _WEIGHTS_NAMES)), None)
+            if digest is None:
+                continue
+            row = row._replace(weights_digest=digest)
+        yield row
+
+
+def candidate_copies(session: Session, rows: Sequence[Any]) -> list[CopyRow]:
+    """The candidates of a pool, whose weights files are on record, as rows to compare; without norms and
+    scalings.
+    """
+    query = select(WeightsFile.digest, WeightsFile.tensor_digest).where(
+        WeightsFile.tensor_digest.is_not(None)
+    )
+    tensors: dict[str, str | None] = dict(session.execute(query).all())
+    return [
+        CopyRow(
+            *(row.id, row.repository, row.subfolder, row.base, None, None, None, row.scaling_pattern),
+            *(row.weights_digest, tensors.get(row.weights_digest), False),
+        )
+        for row in rows
+    ]
 
 
 def adapters_of_files(session: Session, digests: Collection[str]) -> list[Adapter]:
@@ -253,18 +316,32 @@ def with_deltas(session: Session, rows: Sequence[StoredAdapter]) -> list[StoredA
     return [row if row.key not in vectors else row.with_delta(vectors[row.key]) for row in rows]
 
 
+def read_deltas(session: Session) -> Callable[[Sequence[Measured]], list[NDArray[np.float32] | None]]:
+    """A function that reads the delta vectors of some adapters, None for those without a fingerprint."""
+    source = Fingerprints(session, "delta")
+
+    def deltas(rows: Sequence[Measured]) -> list[NDArray[np.float32] | None]:
+        keys = [row.key for row in rows]
+        vectors = source.by_key(sorted(set(keys)))
+        return [vectors.get(key) for key in keys]
+
+    return deltas
+
+
 def exact_delta(
-    session: Session, rows: Sequence[StoredAdapter], blobs: BlobStore
+    session: Session, rows: Iterable[Measured], blobs: BlobStore
 ) -> Callable[[str, str], float | None]:
     """A function of two names that gives the exact cosine, None if a file is not kept."""
     by_name = {row.adapter: row for row in rows}
 
+    def files(name: str) -> Files | None:
+        row = by_name[name]
+        config = session.scalar(select(Adapter.config_digest).where(Adapter.id == row.id))
+        return kept_files(session, blobs, row.weights_digest, config)
+
     def cosine(left: str, right: str) -> float | None:
-        files = [
-            kept_files(session, blobs, by_name[name].weights_digest, by_name[name].config_digest)
-            for name in (left, right)
-        ]
-        result = compare(files[0], files[1]) if files[0] and files[1] else None
+        pair = [files(name) for name in (left, right)]
+        result = compare(pair[0], pair[1]) if pair[0] and pair[1] else None
         return result.delta if result else None
 
     return cosine

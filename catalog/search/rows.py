@@ -41,6 +41,8 @@ _COLUMNS = [
 ]
 # In the order of the fields of `StoredAdapter`; those of maps follow.
 COLUMNS, SHOWN_COLUMNS = _COLUMNS[: _NAMES.index("health")], _COLUMNS[_NAMES.index("health") :]
+# By the names of their fields.
+ALL_COLUMNS: dict[str, Any] = dict(zip(_NAMES, _COLUMNS, strict=False))
 HIDDEN_OUT = Not(Flag("hidden", True))
 BY_NAME: tuple[Any, ...] = (Repository.name, Repository.hub_id, Adapter.subfolder)
 

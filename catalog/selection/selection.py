@@ -143,10 +143,14 @@ def _limits(question: Question, rows: Sequence[CandidateRow], sources: Sources) 
     """The limits of a question, with the groups and families that it requires."""
     groups = members = None
     if question.distinct:
-        stored = stored_adapters(sources.session, rows)
-        copies = likeness.with_deltas(sources.session, stored) if question.distinct == "delta" else stored
-        exact = likeness.exact_delta(sources.session, stored, sources.blobs)
-        groups = representatives(copies, question.distinct, exact)
+        copies = likeness.candidate_copies(sources.session, rows)
+        groups = representatives(
+            copies,
+            question.distinct,
+            likeness.exact_delta(sources.session, copies, sources.blobs),
+            deltas=likeness.read_deltas(sources.session),
+            kept={blob.sha256 for blob in sources.blobs.blobs()},
+        )
     if question.per_family:
         # A series may extend beyond the filter.
         measured_rows = list(

@@ -333,8 +333,15 @@ class Documents:
                 for row in likeness.with_weights(session, refusing("ours"), every=True)
                 if row.adapter in self.names
             ]
-            exact = likeness.exact_delta(session, rows, BlobStore(self.settings.blobs))
-            groups = group_rows(duplicates(likeness.with_deltas(session, rows), "delta", exact=exact), rows)
+            blobs = BlobStore(self.settings.blobs)
+            found = duplicates(
+                rows,
+                "delta",
+                likeness.exact_delta(session, rows, blobs),
+                deltas=likeness.read_deltas(session),
+                kept={blob.sha256 for blob in blobs.blobs()},
+            )
+            groups = group_rows(found, rows)
             measured = likeness.with_deltas(session, self.measured_rows(session))
             series = family_rows(families(measured), measured)
         marks = ("skipped", "partial")

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -289,6 +290,26 @@ def test_the_order_of_the_rows_does_not_matter(seed: int, random: Any) -> None:
     assert duplicates(mixed) == duplicates(rows)
     assert families(mixed) == families(rows)
     assert representatives(mixed) == representatives(rows)
+
+
+def test_exact_values_of_kept_files_and_read_vectors_give_the_same_groups() -> None:
+    """Between the bounds of sketches and of candidates only pairs of kept files can be joined."""
+    rows = [
+        copy(f"o/{name}", at(cosine), weights_digest=f"f{name}")
+        for name, cosine in zip("abcdef", (1, 0.9995, 0.995, 0.9949, 0.993, 0.99), strict=True)
+    ]
+    deltas = {row.adapter: row.delta for row in rows}
+    groups = []
+    for kept in (set(), {"fa", "fc"}, {row.weights_digest for row in rows}):
+
+        def exact(left: str, right: str, kept: set[str] = kept) -> float | None:
+            return 1.0 if {f"f{left[2:]}", f"f{right[2:]}"} <= kept else None
+
+        groups.append(duplicates(rows, exact=exact))
+        plain = [replace(row, delta=None) for row in rows]
+        read = lambda part: [deltas[row.adapter] for row in part]  # noqa: E731
+        assert duplicates(plain, exact=exact, deltas=read, kept=kept) == groups[-1]
+    assert len({str(found) for found in groups}) == len(groups)
 
 
 @settings(max_examples=60, deadline=None)
