@@ -204,7 +204,7 @@ class CardVectors:
 
 
 class CardTexts:
-    """The names and texts of listed adapters, as words; a `catalog.index.TextSource`."""
+    """The names and texts of listed adapters, as words; a `catalog.index.words.TextSource`."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -28,6 +28,7 @@ COMMANDS = [
     ("ray", ["study", "run", "small", "-o", "out", "--ray"], 2),
     ("serve", ["hub", "serve", "."], 2),
     ("serve", ["demo"], 2),
+    ("table", ["adapters", "--parquet", "out.parquet"], 2),
 ]
 # One process for all: the modules of an extra are hidden for its command and are there again afterwards.
 PROBE = """

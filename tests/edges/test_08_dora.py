@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from catalog.errors import MergeError
+from catalog.errors import UsageError
 from merging.static import apply_to
 from tests.cli.conftest import Program
 from tests.edges.rows import row
@@ -39,7 +39,7 @@ def test_no_command_passes_it_off_as_plain_lora(run: Program, tmp_path: Path, st
         result = run(*words)
         assert result.exit_code != 0
         assert f"{sentence}: DoRA rescales the base weights" in " ".join(result.stderr.split()), result.stderr
-    with pytest.raises(MergeError, match="cannot be added to a base: DoRA"):
+    with pytest.raises(UsageError, match="does not contain a base model in safetensors"):
         apply_to(base, folder, out)
     assert not out.exists()
 

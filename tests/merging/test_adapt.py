@@ -163,7 +163,7 @@ def test_arrow_with_one_member_is_that_member(
     base = tiny_base()
     done = adapt(base, members[:1], task, some, "arrow")
     with LiveStack(base.model, members[:1]).attach():
-        assert done.valid_loss == pytest.approx(valid_loss(base, task, some), abs=1e-6)
+        assert done.valid_loss == pytest.approx(valid_loss(base, task, some), abs=1e-5)
 
 
 def test_a_prototype_is_the_top_right_singular_vector(members: list[MergeMember]) -> None:
