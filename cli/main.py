@@ -60,6 +60,7 @@ COMMANDS = {
     "identify": CommandRow("cli.commands.news:identify", "Which one a file is.", "show"),
     "scores": CommandRow("cli.commands.scores:scores", "Measured task scores."),
     "annotations": CommandRow("cli.commands.annotations:annotation_group", "Your words, exported.", "scores"),
+    "snapshot": CommandRow("cli.commands.snapshot:snapshot", "Share it as files.", "page"),
     "select": CommandRow("cli.commands.select:select", "Choose adapters and save them as a pool."),
     "pools": CommandRow("cli.commands.pools:pools", "List the pools."),
     "pool": CommandRow("cli.commands.pools:pool", "Show, export, verify, import one.", "pools"),

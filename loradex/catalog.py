@@ -136,8 +136,10 @@ if TYPE_CHECKING:
     from catalog.index import IndexState
     from catalog.query import Query
     from catalog.search import Cache
+    from catalog.snapshots import ImportCounts
     from crawler.crawl import CrawlReport, Preview, WorkReport
     from crawler.hub import Hub
+    from loradex.snapshots import SnapshotExport
     from merging.evaluation import TooLong
     from merging.model import BaseDtype, Task
 
@@ -1763,6 +1765,78 @@ class Catalog:
         with reporting(progress) as report:
             report(ProgressEvent("converting", note=f"converting {Path(file).name}"))
             return keep_base(name, Path(file), self.settings.bases)
+
+    @check_arguments
+    def export_snapshot(
+        self,
+        folder: str | Path,
+        *,
+        cards: bool = False,
+        with_private: bool = False,
+        with_notes: bool = False,
+        overwrite: bool = False,
+        progress: ProgressOption = False,
+    ) -> SnapshotExport:
+        """Writes the catalog as Parquet files that others import, or read by pandas, DuckDB or `datasets`.
+
+        Equal catalogs have equal bytes. Weights and pools are never in a snapshot.
+
+        Args:
+            folder: The folder to write.
+            cards: Whether to write the cards of adapters whose licenses allow it.
+            with_private: Whether to write private repositories, and what was read behind a gate.
+            with_notes: Whether to write the user's own tags, notes, hidden marks and names of base models.
+            overwrite: Whether to replace an earlier snapshot.
+            progress: See `loradex.progress`.
+
+        Returns:
+            The rows of each table, and how much was left out.
+
+        Raises:
+            UsageError: The folder is not empty, or the extra "table" is not installed.
+            StorageError: The disk refuses.
+
+        Writes:
+            The folder, in whole or not at all.
+
+        Example:
+            >>> export = catalog.export_snapshot("snapshot")
+            >>> export.tables["adapters"] == catalog.status().adapters
+            True
+        """
+        from catalog.snapshots import SnapshotChoice
+        from loradex.snapshots import export_to
+
+        choice = SnapshotChoice(cards, with_private, with_notes)
+        return export_to(self.settings, Path(folder), choice, overwrite=overwrite, progress=progress)
+
+    @check_arguments
+    def import_snapshot(self, folder: str | Path) -> ImportCounts:
+        """Brings a snapshot into the catalog, which is made if there is none.
+
+        All files are compared with their sha256 and their columns first; then one transaction adds what is
+        missing. A repository is replaced by the state of a later crawl of the same `_id` alone. Pools, tags,
+        notes and scores that are there stay.
+
+        Args:
+            folder: The folder of a snapshot.
+
+        Returns:
+            How much was added, replaced and left as it was.
+
+        Raises:
+            CatalogError: The folder is not a snapshot, or not as its manifest says.
+            CatalogBusyError: Another process writes to the catalog.
+
+        Example:
+            >>> _ = catalog.export_snapshot("snapshot")
+            >>> other = loradex.open("other")
+            >>> other.import_snapshot("snapshot").adapters_added == catalog.status().adapters
+            True
+        """
+        from loradex.snapshots import import_from
+
+        return import_from(self.settings, Path(folder))
 
     def upgrade(self) -> SchemaUpgrade:
         """Brings the schema of the catalog up to date; creates the catalog if it does not exist.

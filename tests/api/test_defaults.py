@@ -57,6 +57,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "duplicates": loradex.Catalog.duplicates,
     "map": loradex.Catalog.map,
     "page export": loradex.export_page,
+    "snapshot export": loradex.Catalog.export_snapshot,
+    "snapshot import": loradex.Catalog.import_snapshot,
     "scores import": loradex.Catalog.import_scores,
     "scores compare": loradex.Catalog.compare_scores,
     "scores export": loradex.Catalog.export_scores,

@@ -243,7 +243,7 @@ def test_a_new_adapter_is_placed_by_few_items(base: LoadedBase, tmp_path: Path) 
             loradex.evaluate(base, task, new, items=3, limit=2, catalog=catalog)
         with pytest.raises(UsageError, match="give a `catalog`"):
             loradex.evaluate(base, task, new, items=3)
-        with pytest.raises(NotFoundError, match="no answers of adapters .*to the items of few"):
+        with pytest.raises(NotFoundError, match=r"no answers of adapters .*to the items of few"):
             loradex.evaluate(base, task, new, items=3, split="valid", catalog=catalog)
         text = (task / "test.jsonl").read_text().replace('"a0"', '"another"')
         (task / "test.jsonl").write_text(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import zlib
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,6 +11,7 @@ from sqlalchemy import Boolean, Engine, Enum, Integer, LargeBinary, Table, inser
 
 from catalog.database import schema
 from catalog.database.columns import CleanJSON, CleanText, Counter, Real, UTCDateTime
+from catalog.search import SPACES
 
 NOW = datetime(2026, 9, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 COMMIT = "c" * 40
@@ -17,7 +20,12 @@ SHA256 = "d" * 64
 # Values that the type alone cannot tell.
 SPECIAL: dict[str, Any] = {
     "adapter.commit": COMMIT,
-    "document.digest": SHA256,
+    "document.digest": hashlib.sha256(b"\x00\xff").hexdigest(),
+    "weights_file.header": zlib.compress(b"{}"),
+    "fingerprint.spectrum": bytes(32),
+    "fingerprint.delta": bytes(4 * SPACES["delta"].size),
+    "fingerprint.output": bytes(4 * SPACES["output"].size),
+    "embedding.vector": bytes(8),
     "weights_file.digest": SHA256,
     "pool.digest": SHA256,
     "weights_item.digest": SHA256,

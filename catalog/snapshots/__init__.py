@@ -1,0 +1,5 @@
+"""Snapshots: a catalog as Parquet files, to be shared and imported."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

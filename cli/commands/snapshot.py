@@ -1,0 +1,83 @@
+"""`loradex snapshot`: the catalog as Parquet files, to be shared and imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.app import App, pass_app
+from cli.options import EXISTING_FOLDER, FOLDER, overwrite_option
+from cli.output import label_lines, output_options
+from cli.tables import counts_text
+from loradex.text import format_bytes
+
+
+@click.group()
+def snapshot() -> None:
+    """The catalog as a folder of Parquet files, to be shared and imported."""
+
+
+@snapshot.command("export")
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.option("--cards", is_flag=True, help="With the cards of adapters whose licenses allow it.")
+@click.option("--with-private", is_flag=True, help="With what is private, or was read behind a gate.")
+@click.option("--with-notes", is_flag=True, help="With your own tags, notes, hidden marks and base names.")
+@overwrite_option
+@output_options(lists=False)
+@pass_app
+def export(
+    app: App, folder: Path, cards: bool, with_private: bool, with_notes: bool, overwrite: bool
+) -> None:
+    """Write facts, fingerprints and scores into DIR; weights and pools are never in it.
+
+    pandas, DuckDB and `datasets` read the tables. Equal catalogs give equal bytes.
+    """
+    with app.output.show_progress() as progress:
+        report = app.catalog.export_snapshot(
+            folder,
+            cards=cards,
+            with_private=with_private,
+            with_notes=with_notes,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    app.output.document(asdict(report), _render_export)
+
+
+@snapshot.command("import")
+@click.argument("folder", metavar="DIR", type=EXISTING_FOLDER)
+@output_options(lists=False)
+@pass_app
+def import_(app: App, folder: Path) -> None:
+    """Bring a snapshot into the catalog: what is missing, and repositories that it crawled later.
+
+    All files are compared with their sha256 first; one transaction writes the rows. Pools, tags, notes and
+    scores that are there stay. The next crawl of the same Hub reads what changed since.
+    """
+    app.output.document(asdict(app.catalog.import_snapshot(folder)), _render_import)
+
+
+def _render_export(report: Mapping[str, Any]) -> str:
+    left_out = {name: count for name, count in report["left_out"].items() if count}
+    rows = [
+        ("written to", f"{report['folder']} ({format_bytes(report['bytes'])})"),
+        ("rows", counts_text({name: count for name, count in report["tables"].items() if count})),
+        ("left out", counts_text(left_out)),
+    ]
+    return label_lines(rows)
+
+
+def _render_import(report: Mapping[str, Any]) -> str:
+    changes = ("added", "replaced", "left")
+    rows = [
+        ("repositories", counts_text({name: report[f"repositories_{name}"] for name in changes})),
+        ("adapters", counts_text({name: report[f"adapters_{name}"] for name in changes[:2]})),
+        ("other rows", counts_text({name: count for name, count in report["rows"].items() if count})),
+        ("no card", f"{report['cards_missing']:,} not in the snapshot" if report["cards_missing"] else ""),
+        ("watermarks", f"{report['watermarks']:,}"),
+    ]
+    return label_lines(rows)

@@ -1,0 +1,340 @@
+"""A snapshot brought into another catalog has the same rows; what is not to be shared is not in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from pyarrow import parquet
+from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy.orm import Session
+
+import loradex
+from catalog.database import (
+    Adapter,
+    Annotation,
+    Crawl,
+    Embedding,
+    Evaluation,
+    Repository,
+    SavedPool,
+    TableBase,
+    for_writing,
+)
+from catalog.errors import CatalogError, UsageError
+from catalog.files import digest_of
+from catalog.index import content_of
+from catalog.settings import Settings
+from catalog.snapshots import (
+    MANIFEST,
+    ImportCounts,
+    SnapshotChoice,
+    import_snapshot,
+    verify_snapshot,
+    write_snapshot,
+)
+from catalog.snapshots.layout import NOT_IN_SNAPSHOT, TABLES
+from cli.main import loradex as program
+from tests.db import rows
+from tests.localhub import LocalHub
+
+SAMPLE_HUB = Path(__file__).parents[2] / "data" / "sample_hub"
+FILE = {"name": "adapter_model.safetensors", "size": 7, "digest": "d" * 64}
+# The tables of one catalog alone: its crawls, its pools, and what triggers write.
+ALONE = {
+    *("crawl", "crawl_item", "crawl_page", "crawl_retry", "weights_item", "request_budget"),
+    *("pool", "pool_member", "change_token", "text_version"),
+}
+EVERYTHING = SnapshotChoice(cards=True, with_private=True, with_notes=True)
+
+
+@pytest.fixture(scope="module")
+def exported(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot of the sample Hub with cards."""
+    folder = tmp_path_factory.mktemp("exported") / "snapshot"
+    loradex.open(sample_data).export_snapshot(folder, cards=True)
+    return folder
+
+
+def write(engine: Engine, folder: Path, choice: SnapshotChoice = EVERYTHING) -> Path:
+    folder.mkdir()
+    with Session(engine) as session:
+        write_snapshot(session, folder, choice, version("loradex"))
+    return folder
+
+
+def bring(engine: Engine, folder: Path) -> ImportCounts:
+    with Session(for_writing(engine)) as session, session.begin():
+        return import_snapshot(session, verify_snapshot(folder))
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): digest_of(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def table(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [row for path in sorted((folder / name).iterdir()) for row in parquet.read_table(path).to_pylist()]
+
+
+def test_every_table_and_column_of_one_row_each_returns(engine: Engine, tmp_path: Path) -> None:
+    rows.fill(engine)
+    with Session(engine) as session, session.begin():
+        session.execute(update(Adapter).values(license="mit", card_front={"datasets": ["x"]}, files=[FILE]))
+        text = session.scalars(select(Adapter.card_text)).one()
+        session.execute(update(Embedding).values(content=content_of(text)))
+    first = write(engine, tmp_path / "first")
+    named = json.loads((first / MANIFEST).read_text())["tables"]
+    # The crawl of that row asked nothing that could be asked again.
+    assert {name: entry["rows"] for name, entry in named.items()} == dict.fromkeys(TABLES, 1) | {"listed": 0}
+    before = rows.dump(engine)
+    with Session(for_writing(engine)) as session, session.begin():
+        for one in reversed(rows.tables()):
+            session.execute(delete(one))
+    bring(engine, first)
+    after = rows.dump(engine)
+    for entry in TABLES.values():
+        if entry.source is not None and entry.table.name not in ("base_model", "base_spelling", "adapter"):
+            assert after[entry.table.name] == before[entry.table.name], entry.name
+    second = write(engine, tmp_path / "second")
+    for name in TABLES:
+        # The built-in names of base models are in every catalog.
+        more = name in ("bases", "spellings")
+        stored_rows, returned = table(first, name), table(second, name)
+        assert [row for row in returned if row in stored_rows or not more] == stored_rows, name
+
+
+def test_every_table_of_the_schema_is_in_a_snapshot_or_of_one_catalog_alone() -> None:
+    shared = {entry.table for entry in TABLES.values() if entry.source is not None}
+    assert {one.name for one in TableBase.metadata.sorted_tables if one not in shared} == ALONE
+
+
+def test_the_sample_returns_row_for_row(exported: Path, engine: Engine, tmp_path: Path) -> None:
+    bring(engine, exported)
+    again = write(engine, tmp_path / "again", SnapshotChoice(cards=True))
+    assert files(again) == files(exported)
+    counts = bring(engine, exported)
+    assert counts.repositories_left == len(table(exported, "repositories"))
+    assert replace(counts, repositories_left=0, rows={}) == ImportCounts()
+    assert set(counts.rows.values()) == {0}
+
+
+def test_a_crawl_after_an_import_reads_nothing_that_is_unchanged(
+    sample_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(sample_data, tmp_path / "source")
+    with LocalHub(SAMPLE_HUB) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        origin = loradex.open(source)
+        origin.crawl(any_base=True)
+        origin.export_snapshot(tmp_path / "snapshot")
+        catalog = loradex.open(tmp_path / "data")
+        counts = catalog.import_snapshot(tmp_path / "snapshot")
+        assert (counts.watermarks > 0, counts.cards_missing > 0) == (True, True)
+        since = catalog.crawl(any_base=True).as_json()
+        assert since["requests"]["resolver"] == 0
+        assert (since["new"], since["changed"], since["gone"]) == (0, 0, 0)
+        whole, of_origin = (one.crawl(any_base=True, full=True).as_json() for one in (catalog, origin))
+        # A repository that is read again, as its last reading failed, lacks its card here.
+        for name in ("bytes", "seconds", "requests"):
+            assert whole.pop(name) is not None
+            assert of_origin.pop(name) is not None
+        assert whole == of_origin
+        assert (whole["new"], whole["changed"], whole["gone"]) == (0, 0, 0)
+
+
+def test_what_is_private_gated_or_own_is_left_out(sample_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(sample_data / "catalog.db", data)
+    catalog = loradex.open(data)
+    names = [row.adapter for row in catalog.adapters("owner:zoo", limit=3)]
+    with loradex.catalog.writing(catalog.settings) as session:
+        for name, values in zip(names, ({"private": True}, {"gated": "auto"}, {"likes": 7}), strict=True):
+            session.execute(update(Repository).where(Repository.name == name).values(values))
+        hub_id = session.scalars(select(Repository.hub_id).where(Repository.name == names[2])).one()
+        session.add(Annotation(hub_id=hub_id, subfolder="", note="my words", hidden=True))
+        session.commit()
+    (tmp_path / "s.csv").write_text("adapter,t\n" + "".join(f"{name},0.5\n" for name in names))
+    catalog.import_scores(tmp_path / "s.csv")
+    report = catalog.export_snapshot(tmp_path / "public")
+    assert (report.left_out["private"], report.left_out["gated"], report.left_out["scores"]) == (1, 1, 2)
+    content = b"".join(path.read_bytes() for path in (tmp_path / "public").rglob("*") if path.is_file())
+    assert b"my words" not in content
+    texts = [
+        json.dumps(table(tmp_path / "public", name), default=str)
+        for name in TABLES
+        if (tmp_path / "public" / name).is_dir()
+    ]
+    assert [text for text in texts if f'"{names[0]}"' in text or f'"{names[1]}"' in text] == []
+    assert table(tmp_path / "public", "listed") == []
+    assert report.left_out["cards"] > 0
+    whole = catalog.export_snapshot(tmp_path / "all", with_private=True, with_notes=True)
+    assert (whole.left_out["private"], whole.tables["notes"]) == (0, 1)
+
+
+def test_a_card_that_was_left_out_is_marked_and_one_that_is_there_stays(
+    exported: Path, sample_data: Path, engine: Engine, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    loradex.open(sample_data).export_snapshot(bare)
+    bring(engine, exported)
+    with Session(engine) as session, session.begin():
+        cards = dict(session.execute(select(Adapter.id, Adapter.card_text)).all())
+        assert any(cards.values())
+        session.execute(update(Repository).values(last_seen=rows.NOW - timedelta(days=999)))
+    counts = bring(engine, bare)
+    with Session(engine) as session:
+        kept = dict(session.execute(select(Adapter.id, Adapter.card_text)).all())
+        fronts = session.execute(select(Adapter.card_digest, Adapter.card_front)).all()
+    assert kept == cards
+    assert counts.repositories_replaced == counts.repositories_added + len(table(bare, "repositories"))
+    marked = [front for digest, front in fronts if NOT_IN_SNAPSHOT in front]
+    assert all(digest is None for digest, front in fronts if NOT_IN_SNAPSHOT in front)
+    assert len(marked) < len(fronts)
+
+
+def test_a_later_crawl_of_the_same_id_wins_and_own_rows_stay(
+    exported: Path, engine: Engine, tmp_path: Path
+) -> None:
+    bring(engine, exported)
+    with Session(engine) as session, session.begin():
+        older, newer = session.scalars(select(Repository).order_by(Repository.name).limit(2)).all()
+        older_name, newer_name = older.name, newer.name
+        older.last_seen, older.downloads = older.last_seen - timedelta(days=1), -7
+        newer.last_seen, newer.downloads = newer.last_seen + timedelta(days=1), -7
+        missing = session.scalars(select(Repository).order_by(Repository.name.desc()).limit(1)).one()
+        session.delete(missing)
+        session.add(Annotation(hub_id=older.hub_id, subfolder="", note="mine", hidden=False))
+        session.add(SavedPool(name="p", digest="d" * 64, manifest={}, created_at=rows.NOW))
+        score = {"subject": "base", "task": "t", "split": "s", "metric": "m", "source": "me", "protocol": ""}
+        session.add(Evaluation(**score, value=0.25))
+        session.execute(update(Crawl).values(watermark=rows.NOW))
+    counts = bring(engine, exported)
+    with Session(engine) as session:
+        downloads = dict(session.execute(select(Repository.name, Repository.downloads)).all())
+        assert downloads[older_name] != -7
+        assert downloads[newer_name] == -7
+        assert session.scalar(select(Annotation.note)) == "mine"
+        assert session.scalar(select(SavedPool.name)) == "p"
+        assert session.scalar(select(Evaluation.value)) == 0.25
+        assert set(session.scalars(select(Crawl.watermark))) == {rows.NOW}
+        current = select(func.count()).select_from(Adapter).where(Adapter.current)
+        assert session.scalar(current) == sum(row["current"] for row in table(exported, "adapters"))
+    assert (counts.repositories_added, counts.repositories_replaced, counts.watermarks) == (1, 1, 0)
+
+
+def _other_byte(folder: Path) -> None:
+    path = folder / "reasons" / "train-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def _change_manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def alter(folder: Path) -> None:
+        document = json.loads((folder / MANIFEST).read_text())
+        change(document)
+        (folder / MANIFEST).write_text(json.dumps(document))
+
+    return alter
+
+
+def _rewrite(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Another value in the first row of a table, with a manifest that says so."""
+
+    def alter(folder: Path) -> None:
+        import pyarrow
+
+        path = folder / name / "train-00000.parquet"
+        old = parquet.read_table(path)
+        changed = old.to_pylist()
+        change(changed[0])
+        parquet.write_table(pyarrow.Table.from_pylist(changed, schema=old.schema), path)
+        document = json.loads((folder / MANIFEST).read_text())
+        file = document["tables"][name]["files"][0]
+        file |= {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+        (folder / MANIFEST).write_text(json.dumps(document))
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    ("alter", "words"),
+    [
+        (_other_byte, "does not have the sha256"),
+        (lambda folder: (folder / "reasons" / "train-00000.parquet").unlink(), "is missing"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "is not a manifest"),
+        (_change_manifest(lambda one: one.update(format=2)), "is not a snapshot of format 1"),
+        (_change_manifest(lambda one: one["versions"].update(schema="0001")), "by the same version"),
+        (_change_manifest(lambda one: one.pop("crawls")), "lacks or misstates"),
+        (_change_manifest(lambda one: one["tables"]["files"].update(rows=1)), "does not have 1 rows"),
+        (_change_manifest(lambda one: one["tables"].update(x={})), "are not those of format"),
+        (_change_manifest(lambda one: one["crawls"][0].update(scope="0" * 64)), "digests of a crawl"),
+        (
+            _change_manifest(lambda one: one["tables"]["files"]["files"][0].update(path="files/../../x")),
+            "outside its folder",
+        ),
+        (_rewrite("documents", lambda row: row.update(content=b"x")), "other bytes than its digest"),
+        (_rewrite("weights", lambda row: row.update(header=b"x")), "header is too large or incomplete"),
+        (_rewrite("fingerprints", lambda row: row.update(delta=[1.0])), "of another size"),
+        (_rewrite("adapters", lambda row: row.update(base="no/base")), "lacks the base model"),
+        (_rewrite("adapters", lambda row: row.update(targets="{")), "an invalid value"),
+        (_rewrite("reasons", lambda row: row.update(hub_id="0" * 24)), "does not follow the order"),
+        (_rewrite("adapters", lambda row: row.update(commit="short")), "contradict each other"),
+    ],
+)
+def test_a_snapshot_that_is_not_as_it_says_changes_nothing(
+    exported: Path, sample_data: Path, tmp_path: Path, alter: Callable[[Path], object], words: str
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "snapshot")
+    alter(folder)
+    catalog = loradex.Catalog(Settings.make(data=tmp_path / "data", catalog_url=None, rules_file=None))
+    with pytest.raises(CatalogError, match=words):
+        catalog.import_snapshot(folder)
+    assert catalog.status().repositories == 0
+    assert catalog.info().rows["document"] == 0
+
+
+def test_a_folder_that_is_not_a_snapshot_is_never_replaced(sample_data: Path, tmp_path: Path) -> None:
+    catalog = loradex.open(sample_data)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("x")
+    with pytest.raises(UsageError, match="not a snapshot; choose another folder"):
+        catalog.export_snapshot(tmp_path / "mine", overwrite=True)
+    catalog.export_snapshot(tmp_path / "snapshot")
+    before = files(tmp_path / "snapshot")
+    with pytest.raises(UsageError, match="use `overwrite`"):
+        catalog.export_snapshot(tmp_path / "snapshot")
+    catalog.export_snapshot(tmp_path / "snapshot", overwrite=True)
+    assert files(tmp_path / "snapshot") == before
+
+
+def test_pandas_and_the_names_of_the_tables(exported: Path) -> None:
+    import pandas
+
+    frame = pandas.read_parquet(exported / "adapters")
+    assert len(frame) == len(table(exported, "adapters"))
+    vectors = pandas.read_parquet(exported / "fingerprints")
+    assert str(vectors["delta"][0].dtype) == "float32"
+    readme = (exported / "README.md").read_text()
+    configs = [line.split()[-1] for line in readme.splitlines() if line.startswith("- config_name")]
+    assert configs == [name for name in TABLES if name not in ("notes", "tags")]
+    assert sorted(configs) == sorted(path.name for path in exported.iterdir() if path.is_dir())
+    document = verify_snapshot(exported)
+    assert document.crawls
+
+
+def test_the_commands_say_what_was_written_and_added(sample_data: Path, tmp_path: Path) -> None:
+    words = ("--data", str(sample_data), "-q", "snapshot", "export", str(tmp_path / "s"))
+    assert "left out" in CliRunner().invoke(program, words, catch_exceptions=False).stdout
+    words = ("--data", str(tmp_path / "data"), "snapshot", "import", str(tmp_path / "s"))
+    result = CliRunner().invoke(program, words, catch_exceptions=False)
+    assert "not in the snapshot" in result.stdout
+    document = json.loads(CliRunner().invoke(program, [*words, "--json"]).stdout)
+    assert (document["repositories_added"], document["repositories_left"]) == (0, 41)
