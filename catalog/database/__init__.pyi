@@ -1,7 +1,7 @@
 from . import annotation_store, changes, frontier, kept, leases, pool_store, retries, score_store, store
 from .annotation_store import count_hidden, is_hidden
 from .changes import read_token
-from .columns import CleanText, TableBase
+from .columns import CleanJSON, CleanText, Counter, Real, TableBase, UTCDateTime
 from .engine import for_writing, make_engine, parse_url
 from .frontier import ItemRecord
 from .kept import Origin, register_catalog
@@ -69,7 +69,9 @@ __all__ = [
     "BaseSpellingRow",
     "CatalogInfo",
     "ChangeToken",
+    "CleanJSON",
     "CleanText",
+    "Counter",
     "Crawl",
     "CrawlItem",
     "CrawlPage",
@@ -83,6 +85,7 @@ __all__ = [
     "ItemOutcome",
     "ItemRecord",
     "Origin",
+    "Real",
     "Repository",
     "RepositoryAlias",
     "Reread",
@@ -90,6 +93,7 @@ __all__ = [
     "Session",
     "TableBase",
     "TextVersion",
+    "UTCDateTime",
     "WeightsFile",
     "WeightsItem",
     "annotation_store",

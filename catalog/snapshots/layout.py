@@ -21,16 +21,19 @@ from catalog.database import (
     AnnotationTag,
     BaseModelRow,
     BaseSpellingRow,
+    CleanJSON,
+    Counter,
     DocumentRow,
     Embedding,
     Evaluation,
     FingerprintRow,
     ItemList,
+    Real,
     Repository,
     RepositoryAlias,
+    UTCDateTime,
     WeightsFile,
 )
-from catalog.database.columns import CleanJSON, Counter, Real, UTCDateTime
 from catalog.errors import CatalogError, LoradexError
 from catalog.files import load_json
 
