@@ -130,6 +130,10 @@ class MergeRequest:
         folder = target.with_name(f"{target.name}-adapter") if self.apply_to else target
         engines = read_engines(self.catalog)
         with reporting(progress) as report, self._check(report) as (plan, opened, table, notes):
+            if self.control and plan.heads:
+                raise UsageError(
+                    "Stand-ins have no saved heads to merge; give `control` with `heads` drop, or without it."
+                )
             if self.control:
                 plan = self._plan_control(opened.members, table, target)
             manifest = opened.manifest

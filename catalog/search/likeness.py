@@ -143,7 +143,7 @@ def _with_fingerprint(query: Select[Any]) -> Select[Any]:
 
 
 class CopyRow(NamedTuple):
-    """The columns of an adapter that comparing with all others takes; a `catalog.fingerprints.copies.Copy`."""
+    """The columns of an adapter that are compared with all others: a `catalog.fingerprints.copies.Copy`."""
 
     id: int
     repository: str

@@ -73,6 +73,12 @@ def saved_heads(
     heads = []
     for layer, pairs in sorted(layers.items()):
         first, *_ = (member for member, _ in pairs)
+        for member, weight in zip(members, weights, strict=True):
+            if weight and any(module.name == layer for module in member.spec.modules):
+                raise MergeError(
+                    f"{member.name} has factors of {layer}, which {first.name} saves whole, and PEFT would "
+                    "load one of the two; use `heads` drop, or leave a member out."
+                )
         shape = first.saved[layer].shape
         for member, _ in pairs:
             _refuse_tokens(member, layer, first, vocabulary)

@@ -101,7 +101,7 @@ def write_gguf(
         raise UsageError(f"A GGUF adapter is stored in float32 or float16, not in {dtype}.")
     (member,) = load_members([member], base=base)
     described = gguf_base(base or base_of([member]))
-    _refuse_tied_head(member, base or base_of([member]))
+    _refuse_tied_layers(member, base or base_of([member]))
     architecture, turned = _ARCHITECTURES[described.model_type]
     kind = gguf.MODEL_ARCH[architecture]
     names = gguf.get_tensor_name_map(kind, described.layers)
@@ -142,25 +142,30 @@ def write_gguf(
     return form.rank
 
 
-def _refuse_tied_head(member: MergeMember, base: str | None) -> None:
-    """Raises MergeError for factors of an output head that is the base model's embedding.
+def _refuse_tied_layers(member: MergeMember, base: str | None) -> None:
+    """Raises MergeError for factors of an output head or an embedding that are one in the base model.
 
-    A file of such a base has no tensor of its own for the head, and llama.cpp does not load the adapter.
-    Raises UsageError where the folder that says so is not there.
+    A file of such a base has no tensor of its own for the head, and llama.cpp does not load the adapter; one
+    of the embedding ends the program there. Raises UsageError where the folder that says so is not there.
     """
-    heads = [module.name for module in member.spec.modules if module.short_name == "lm_head"]
-    if not heads:
+    layers = [
+        module.name
+        for module in member.spec.modules
+        if module.short_name == "lm_head" or module.kind == "embedding"
+    ]
+    if not layers:
         return
     if not base or not (Path(base) / "config.json").is_file():
         raise UsageError(
-            f"{member.name} adapts {heads[0]}; give the folder of the base model as `base`, since llama.cpp "
+            f"{member.name} adapts {layers[0]}; give the folder of the base model as `base`, since llama.cpp "
             "does not load that where the head is the embedding."
         )
-    if modules_sharing_weights(Path(base), heads[0]):
-        raise MergeError(
-            f"{member.name} cannot be written as GGUF: {heads[0]} is the embedding of its base model, and "
-            "llama.cpp has no tensor for it; leave it out by `without`."
-        )
+    for layer in layers:
+        if modules_sharing_weights(Path(base), layer):
+            raise MergeError(
+                f"{member.name} cannot be written as GGUF: the head and the embedding of its base model "
+                f"are one, and llama.cpp does not load factors of {layer}; leave it out by `without`."
+            )
 
 
 def add_gguf(

@@ -76,8 +76,8 @@ def judge_claims(claims: Sequence[Compared]) -> list[Judgement]:
 
 
 def _adjust(claims: Sequence[Compared]) -> list[float | None]:
-    """Holm's p-values; a claim without a p-value is none of the family."""
-    ps = [claim.difference.p if claim.difference else None for claim in claims]
+    """Holm's p-values; a claim without results counts with 1, one whose difference is exactly 0 does not."""
+    ps = [claim.difference.p if claim.difference else 1.0 for claim in claims]
     adjusted = iter(holm([p for p in ps if p is not None]))
     return [None if p is None else next(adjusted) for p in ps]
 

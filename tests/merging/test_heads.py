@@ -121,6 +121,24 @@ def test_without_a_choice_and_for_new_tokens_they_are_refused(place: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_head_that_one_saves_and_another_adapts_is_refused(place: Path, tmp_path: Path) -> None:
+    """PEFT would load the saved one alone."""
+    with calm():
+        config = LoraConfig(r=2, target_modules=["q_proj", "lm_head"])
+        model = get_peft_model(tiny_base().model, config)
+        model.save_pretrained(tmp_path / "adapted", save_embedding_layers=False)
+    folders = [place / "one", tmp_path / "adapted"]
+    with pytest.raises(MergeError, match="adapted has factors of lm_head, which one saves whole"):
+        loradex.merge(folders, "sum", heads="first", base=str(place / "base"), out=tmp_path / "out")
+    loradex.merge(folders, "sum", heads="drop", base=str(place / "base"), out=tmp_path / "out")
+
+
+def test_stand_ins_have_no_heads(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Stand-ins have no saved heads"):
+        merge(place, tmp_path / "out", "first", control="random-pooled")
+    assert not (tmp_path / "out").exists()
+
+
 def test_classifiers_are_refused_whatever_the_choice(place: Path, tmp_path: Path) -> None:
     folder = write_saved(tmp_path / "classifier", 4)
     tensors = load_file(folder / WEIGHTS)

@@ -28,6 +28,9 @@ def test_a_product_is_that_of_float64(bias: bool, turned: bool) -> None:
     )
     assert torch.allclose(multiply(x, weight, offset).double(), expected, atol=1e-5)
     assert multiply(x[:0], weight, offset).shape == (0, 7, 3)
+    if offset is not None:
+        stepped = torch.stack([offset, offset + 9], 1)[:, 0]
+        assert torch.equal(multiply(x, weight, stepped), multiply(x, weight, offset))
 
 
 def test_gradients_of_first_and_second_order_are_those_of_torch() -> None:

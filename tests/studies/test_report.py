@@ -264,6 +264,8 @@ def test_words_are_of_all_claims_together() -> None:
     assert among[0].holm_p == pytest.approx(6 * (alone.difference.p or 0))
     # What is zero everywhere has no p-value, and costs the others nothing.
     assert judge_claims([alone, *[_claimed([0.0] * 8)] * 5])[0].word == "better"
+    # A claim that has no results yet is one of the family.
+    assert judge_claims([alone, *[Compared(None, 0.02)] * 5])[0].word == among[0].word
 
 
 def test_a_word_that_falls_without_a_task_rests_on_it() -> None:
