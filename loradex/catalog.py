@@ -1198,8 +1198,7 @@ class Catalog:
 
         Args:
             type: "flat" compares with every vector, "ivf" searches lists of them; by default "flat" up to
-            300,000
-                vectors of a base model. What is given here stays until the next rebuilding.
+                300,000 vectors of a base model. What is given here stays until the next rebuilding.
 
         Raises:
             StorageError: The disk refuses.
