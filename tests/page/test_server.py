@@ -10,6 +10,7 @@ import httpx2 as httpx
 import pytest
 
 import loradex
+from catalog.database import disposing, open_catalog, writer_lock
 from crawler.localhub import LocalServer
 from loradex.page import create_app
 from loradex.page.server import HEADERS, Site, is_known_host, static_files
@@ -176,8 +177,9 @@ def test_tags_notes_and_hidden_marks_are_written(client: httpx.Client, own_catal
         rows: list[dict[str, object]] = answer.json()["rows"]
         return rows
 
-    # Another writer, such as a crawl, does not keep the page from writing.
-    rows = annotate(["ann/one", "bob/four"], tags=["seed ", SCRIPT])
+    # A crawl, which holds this lock, does not keep the page from writing.
+    with disposing(open_catalog(own_catalog.settings, create=False)) as engine, writer_lock(engine):
+        rows = annotate(["ann/one", "bob/four"], tags=["seed ", SCRIPT])
     assert [row["own_tags"] for row in rows] == [[SCRIPT, "seed"]] * 2
     annotate(["ann/one"], remove_tags=[SCRIPT, "none"], note="of the paper")
     annotate(["bob/four"], hidden=True)
