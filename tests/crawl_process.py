@@ -30,6 +30,13 @@ def crawl_pages(url: str, data: Path, page_limit: int = 1) -> None:
     engine.dispose()
 
 
+def crawl_catalog(hub_url: str, url: str, data: Path, weights: str) -> None:
+    """Crawls everything into the catalog at a URL; waits a minute for the Hub."""
+    engine = make_engine(url)
+    crawl(hub_url, engine, data, hub={"timeout": 60.0, "deadline": 60.0}, weights=weights)
+    engine.dispose()
+
+
 def crawl_and_die_in_a_page(url: str, data: Path, pages: int) -> None:
     """Is killed in the transaction of that listing page, after its rows were written."""
     write, left = frontier.add_page, [pages]

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from catalog.database import TableBase
+from catalog.database.opening import lock_key
 from catalog.files import BlobStore
 from crawler.crawl import Crawler, CrawlOptions
 from crawler.crawl.outcomes import Progress
@@ -46,6 +47,7 @@ def crawl(
     *,
     hub: dict[str, Any] | None = None,
     now: datetime = NOW,
+    progress: Progress | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Crawls and gives the report as JSON; waits for the Hub pass on a virtual clock."""
@@ -54,8 +56,18 @@ def crawl(
     )
     stop = threading.Event()
     with Hub(hub_settings(url, **(hub or {})), clock=VirtualClock(), stop=stop) as client:
-        crawler = Crawler(engine, client, BlobStore(data / "blobs"), arguments, silent(), stop, lambda: now)
+        blobs, steps = BlobStore(data / "blobs"), progress or silent()
+        crawler = Crawler(engine, client, blobs, arguments, steps, stop, lambda: now)
         return crawler.crawl().as_json()
+
+
+def wait_for_lock(engine: Engine) -> None:
+    """Returns when no process crawls: PostgreSQL ends the session of a dead one a moment later."""
+    if engine.dialect.name != "sqlite":
+        with engine.connect() as connection:
+            key = lock_key(connection, "writer")
+            connection.execute(text("SET LOCAL lock_timeout = '20s'"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
 def dump(engine: Engine) -> dict[str, list[str]]:

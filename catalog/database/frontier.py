@@ -77,8 +77,7 @@ def reopen(session: Session, crawl: Crawl) -> None:
 
 
 def hold(session: Session, crawl: Crawl, holder: str, now: datetime) -> None:
-    """Notes which process works on a crawl; what killed processes left of that is removed."""
-    session.execute(update(Crawl).where(Crawl.holder.is_not(None)).values(holder=None, phase=None))
+    """Notes which process works on a crawl; weights that other crawls offered are removed."""
     session.execute(delete(WeightsItem).where(WeightsItem.crawl_id != crawl.id))
     crawl.holder, crawl.held_since, crawl.phase = holder, now, "listing"
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import filelock
-from sqlalchemy import Connection, Engine, column, func, inspect, select, table
+from sqlalchemy import Connection, Engine, column, func, inspect, select, table, update
 from sqlalchemy.orm import Session as Session
 
 from catalog.database import changes, views
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 VERSION_TABLE = "catalog_version"
+# After these seconds the server asks whether the machine of a silent connection is still there, and ends its
+# session after so many questions without an answer. A connection within one machine needs no question.
+_KEEPALIVES = {
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+}
 
 
 @dataclass(frozen=True)
@@ -210,31 +217,41 @@ def take_turn(session: Session) -> None:
 
 
 @contextlib.contextmanager
-def writer_lock(engine: Engine) -> Iterator[None]:
+def writer_lock(engine: Engine) -> Iterator[str | None]:
     """Holds the lock of the one process that crawls, changes the schema or deletes kept files.
 
-    The system releases it when the process dies. Raises CatalogBusyError immediately if another process holds
-    it, and says what a crawl is doing. It is a lock file next to a SQLite database, and an advisory lock on a
-    separate connection on PostgreSQL.
+    The system releases it when the process dies. Yields what a crawl was doing whose process died, None if
+    there was none; the catalog forgets it. Raises CatalogBusyError immediately if another process holds the
+    lock, and says what a crawl is doing. It is a lock file next to a SQLite database, and an advisory lock on
+    a separate connection on PostgreSQL.
     """
-    if engine.dialect.name == "sqlite":
-        file = sqlite_file(engine.url)
-        lock = filelock.FileLock(file.with_name(file.name + ".lock"), timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise _busy(engine) from None
-        except OSError as error:
-            raise CatalogError(
-                f"the lock file {lock.lock_file} cannot be created: {error.strerror}"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-        return
+    lock = _file_lock if engine.dialect.name == "sqlite" else _advisory_lock
+    with lock(engine):
+        yield _forget_holder(engine)
+
+
+@contextlib.contextmanager
+def _file_lock(engine: Engine) -> Iterator[None]:
+    file = sqlite_file(engine.url)
+    lock = filelock.FileLock(file.with_name(file.name + ".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise _busy(engine) from None
+    except OSError as error:
+        raise CatalogError(f"the lock file {lock.lock_file} cannot be created: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _advisory_lock(engine: Engine) -> Iterator[None]:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.detach()  # closing it then ends the server's session, and the lock with it
+        for name, value in _KEEPALIVES.items():
+            connection.execute(select(func.set_config(name, value, False)))
         key = lock_key(connection, "writer")
         if not connection.scalar(select(func.pg_try_advisory_lock(key))):
             raise _busy(engine)
@@ -244,6 +261,21 @@ def writer_lock(engine: Engine) -> Iterator[None]:
             # The server would notice the closed connection a moment later.
             with contextlib.suppress(CatalogError):
                 connection.execute(select(func.pg_advisory_unlock(key)))
+
+
+def _forget_holder(engine: Engine) -> str | None:
+    """Removes the marks that dead processes left at their crawls; what the last of them was doing."""
+    held = select(Crawl).where(Crawl.holder.is_not(None)).order_by(Crawl.held_since.desc())
+    with Session(engine) as session:
+        if _revision(session.connection()) != head():
+            return None
+        crawl = session.scalar(held.limit(1))
+        if crawl is None:
+            return None
+        text = f"the crawl by {_holding(session, crawl)}, did not end: its process died"
+    with Session(for_writing(engine)) as session, session.begin():
+        session.execute(update(Crawl).where(Crawl.holder.is_not(None)).values(holder=None, phase=None))
+    return text
 
 
 def is_crawled(session: Session) -> bool:
@@ -273,23 +305,30 @@ def same_schema(engine: Engine) -> Iterator[None]:
 
 def _busy(engine: Engine) -> CatalogBusyError:
     """The error for a catalog whose lock another process holds, with what it does where that is a crawl."""
+    where = place(engine.url)
     with Session(engine) as session:
         same = _revision(session.connection()) == head()
         holders = select(Crawl).where(Crawl.holder.is_not(None)).order_by(Crawl.held_since.desc())
         crawl = session.scalar(holders.limit(1)) if same else None
         if crawl is None:
-            what = "another process is writing to"
-            return CatalogBusyError(f"{what} the catalog {place(engine.url)}: wait until it has ended")
-        items = select(func.count()).where(CrawlItem.crawl_id == crawl.id)
-        total = session.scalar(items) or 0
-        done = total - (session.scalar(items.where(CrawlItem.outcome == ItemOutcome.PENDING)) or 0)
-        progress = f"{done:,} of {total:,}" if crawl.phase == "reading" else f"{total:,}"
-        join = "" if engine.dialect.name == "sqlite" else ", or run `loradex crawl worker` to take part in it"
+            return CatalogBusyError(
+                f"another process is writing to the catalog {where}: wait until it has ended"
+            )
+        shared = engine.dialect.name != "sqlite" and crawl.asked.get("weights") == "stream"
+        join = ", or run `loradex crawl worker` to take part in it" if shared else ""
         return CatalogBusyError(
-            f"the catalog {place(engine.url)} is crawled by {crawl.holder} since "
-            f"{crawl.held_since:%Y-%m-%d %H:%M} UTC, {crawl.phase}, {progress} repositories: "
-            f"wait until it has ended{join}"
+            f"the catalog {where} is crawled by {_holding(session, crawl)}: wait until it has ended{join}"
         )
+
+
+def _holding(session: Session, crawl: Crawl) -> str:
+    """Who carries out a crawl, since when, and how far it is."""
+    items = select(func.count()).where(CrawlItem.crawl_id == crawl.id)
+    total = session.scalar(items) or 0
+    done = total - (session.scalar(items.where(CrawlItem.outcome == ItemOutcome.PENDING)) or 0)
+    progress = f"{done:,} of {total:,}" if crawl.phase == "reading" else f"{total:,}"
+    began = f"{crawl.held_since:%Y-%m-%d %H:%M} UTC"
+    return f"{crawl.holder} since {began}, {crawl.phase}, {progress} repositories"
 
 
 def info(engine: Engine) -> CatalogInfo:

@@ -86,13 +86,15 @@ class Crawler:
         writes to the catalog.
         """
         with (
-            writer_lock(self.engine),
+            writer_lock(self.engine) as killed,
             self._open_stream() as streamed,
             FingerprintPool(self.options.processes) as fingerprints,
         ):
             started = time.monotonic()
             self.progress.watch_bytes(lambda: self.hub.usage.bytes)
             self.progress.report_listing(0)
+            if killed is not None:
+                self.progress.note(killed)
             if self.options.weights == "keep" or self.blobs.root.is_dir():
                 register_catalog(self.engine.url, self.blobs)
             refresh_engine_features(self.engine)

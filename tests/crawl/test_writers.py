@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,12 +15,14 @@ from sqlalchemy import Engine
 
 import loradex
 from catalog.database import opening
-from catalog.errors import CatalogBusyError
+from catalog.errors import CatalogBusyError, NotFoundError, UsageError
 from tests.crawl.test_run import TINY, unlike
-from tests.crawling import crawl
+from tests.crawl_process import crawl_catalog
+from tests.crawling import crawl, silent, wait_for_lock
 from tests.hubs import make_repo
 from tests.localhub import LocalHub
 from tests.localhub.faults import Callback, Fault
+from tests.processes import send_signal, start_process, wait_for
 
 
 @pytest.fixture
@@ -74,6 +77,71 @@ def test_a_second_crawl_says_what_the_first_is_doing(
     assert crawling.result(60)["status"] == "complete"
     with opening.writer_lock(engine), pytest.raises(CatalogBusyError, match="another process is writing"):
         crawl("http://127.0.0.1:9", engine, tmp_path)
+
+
+@pytest.fixture
+def killed(engine: Engine, catalog_url: str, tmp_path: Path) -> Iterator[tuple[LocalHub, int]]:
+    """A Hub of two repositories, and the number of the process that was killed when it had crawled one."""
+    for name in ("ann/one", "bob/two"):
+        make_repo(tmp_path / "hub", name, unlike(name))
+    with LocalHub(tmp_path / "hub") as hub:
+        hub.faults.append(
+            Fault("GET /api/models/ann/one/tree", Callback(lambda _: send_signal(process, signal.SIGKILL)))
+        )
+        process = start_process(crawl_catalog, hub.url, catalog_url, tmp_path / "killed", "headers")
+        number = process.pid
+        assert number is not None
+        assert wait_for(process) == -signal.SIGKILL
+        hub.faults.clear()
+        wait_for_lock(engine)
+        yield hub, number
+
+
+def test_a_crawl_after_one_that_was_killed_says_so_and_goes_on(
+    killed: tuple[LocalHub, int], engine: Engine, tmp_path: Path
+) -> None:
+    hub, number = killed
+    progress, later = silent(), silent()
+    report = crawl(hub.url, engine, tmp_path, progress=progress)
+    assert (report["status"], report["new"]) == ("complete", 2)
+    notes = [call.args[0] for call in progress.note.call_args_list]  # type: ignore[attr-defined]
+    says = (
+        rf"the crawl by \S+@\S+, process {number}, since .* UTC, reading, \d of 2 repositories, did not end"
+    )
+    assert [bool(re.match(says, note)) for note in notes[:1]] == [True]
+    assert notes[1].startswith("continuing the crawl")
+    crawl(hub.url, engine, tmp_path, progress=later)
+    later.note.assert_not_called()  # type: ignore[attr-defined]
+
+
+def test_the_lock_of_another_command_is_no_killed_crawl(
+    killed: tuple[LocalHub, int], engine: Engine, catalog_url: str, tmp_path: Path
+) -> None:
+    with opening.writer_lock(engine):
+        with pytest.raises(CatalogBusyError, match="another process is writing"):
+            crawl("http://127.0.0.1:9", engine, tmp_path)
+        refused = UsageError if engine.dialect.name == "sqlite" else NotFoundError
+        with loradex.open(tmp_path, url=catalog_url) as catalog, pytest.raises(refused):
+            catalog.work_for_crawl()
+
+
+@pytest.mark.parametrize(("weights", "advice"), [("stream", "loradex crawl worker"), ("headers", "ended$")])
+def test_only_a_crawl_that_shares_its_weights_is_joined(
+    weights: str, advice: str, gate: threading.Event, engine: Engine, tmp_path: Path
+) -> None:
+    make_repo(tmp_path / "hub", "ann/one", unlike("ann/one"))
+    arrived = threading.Event()
+    held = Fault("GET /api/models/ann/one/tree", Callback(lambda _: (arrived.set(), gate.wait(60))))
+    if engine.dialect.name == "sqlite":
+        advice = "ended$"
+    with LocalHub(tmp_path / "hub", faults=[held]) as hub, ThreadPoolExecutor(1) as thread:
+        patience = {"timeout": 60.0, "deadline": 60.0}
+        first = thread.submit(crawl, hub.url, engine, tmp_path, hub=patience, weights=weights)
+        assert arrived.wait(60)
+        with pytest.raises(CatalogBusyError, match=advice):
+            crawl(hub.url, engine, tmp_path)
+        gate.set()
+        assert first.result(60)["status"] == "complete"
 
 
 def test_a_command_that_writes_notices_that_the_schema_changed(

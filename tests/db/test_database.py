@@ -27,6 +27,7 @@ from catalog.errors import (
     UsageError,
 )
 from catalog.settings import Settings
+from tests.crawling import wait_for_lock
 from tests.db import rows
 
 ROOT = Path(__file__).parents[2]
@@ -318,16 +319,7 @@ def test_case_92_the_lock_dies_with_its_process(catalog_url: str, engine: Engine
         with pytest.raises(CatalogBusyError), opening.writer_lock(engine):
             pass
         holder.kill()
-    _take_when_the_server_has_noticed(engine)
-
-
-def _take_when_the_server_has_noticed(engine: Engine) -> None:
-    """PostgreSQL ends the session of a dead client a moment later; its own lock wait tells when."""
-    if engine.dialect.name != "sqlite":
-        with engine.connect() as connection:
-            key = opening.lock_key(connection, "writer")
-            connection.execute(text("SET LOCAL lock_timeout = '20s'"))
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+    wait_for_lock(engine)
     with opening.writer_lock(engine):
         pass
 
