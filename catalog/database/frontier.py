@@ -124,14 +124,14 @@ def seen_urls(session: Session, crawl_id: int, query: int) -> set[str]:
     )
 
 
-def add_page(session: Session, page: CrawlPage, items: Sequence[ItemRecord]) -> None:
-    """Writes one page with its items.
+def add_page(session: Session, page: CrawlPage, items: Sequence[ItemRecord]) -> int:
+    """Writes one page with its items; returns the number of repositories that the crawl had not listed yet.
 
     A repository listed twice keeps one item; if the first is still pending it takes the later row. One that
     is listed under two names keeps the first row, with the other names added, and is pending again.
     """
     session.add(page)
-    position = last_position(session, page.crawl_id)
+    position, added = last_position(session, page.crawl_id), 0
     of_crawl = select(CrawlItem).where(CrawlItem.crawl_id == page.crawl_id)
     ids = [item.hub_id for item in items if item.hub_id is not None]
     known_ids = {row.hub_id: row for row in session.scalars(of_crawl.where(CrawlItem.hub_id.in_(ids)))}
@@ -153,7 +153,9 @@ def add_page(session: Session, page: CrawlPage, items: Sequence[ItemRecord]) -> 
         session.add(row)
         if item.hub_id is not None:
             known_ids[item.hub_id] = row
+            added += 1
     session.flush()
+    return added
 
 
 def last_position(session: Session, crawl_id: int) -> int:

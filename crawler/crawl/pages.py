@@ -93,26 +93,25 @@ def preview(hub: Hub, plan: Walk) -> Iterator[ItemRecord]:
 def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
     """Reads one query page by page, writes each, and returns the number of repositories listed so far."""
     query = plan.queries[number]
-    while True:
-        with Session(engine) as session:
-            last = frontier.newest_page(session, plan.crawl_id, number)
-            urls = frontier.seen_urls(session, plan.crawl_id, number)
-            listed = frontier.count_listed(session, plan.crawl_id)
-        room = None if plan.limit is None else plan.limit - listed
-        if last is not None and last.next_url is None:
-            return
-        place = 0 if last is None else last.number + 1
+    with Session(engine) as session:
+        last = frontier.newest_page(session, plan.crawl_id, number)
+        urls = frontier.seen_urls(session, plan.crawl_id, number)
+        listed = frontier.count_listed(session, plan.crawl_id)
+    place = 0 if last is None else last.number + 1
+    url = hub.listing_url(query.filters, sort=plan.sort) if last is None else last.next_url
+    while url is not None:
         if place == MOST_PAGES:
             raise HubPayloadError(
                 f"A listing of the Hub has more than {MOST_PAGES:,} pages; the others are left out."
             )
-        url = (last and last.next_url) or hub.listing_url(query.filters, sort=plan.sort)
+        room = None if plan.limit is None else plan.limit - listed
         page = Page((), None) if room == 0 else hub.page(url)
         items, passed = _items(page, query, plan.since)
-        if page.next_url is not None and page.next_url in urls | {url}:
+        urls.add(url)
+        if page.next_url in urls:
             raise HubPayloadError(
                 "The Hub's listing refers back to a page that was already read; try again later.",
-                url=url.partition("?")[0],
+                url=page.next_url.partition("?")[0],
             )
         with Session(for_writing(engine)) as session, session.begin():
             fresh = items if room is None else _first(session, plan.crawl_id, items, room)
@@ -121,11 +120,11 @@ def _pages(engine: Engine, hub: Hub, plan: Walk, number: int) -> Iterator[int]:
             next_url = None if done else page.next_url
             record = CrawlPage(crawl_id=plan.crawl_id, query=number, number=place, url=url, next_url=next_url)
             record.rows, record.passed_over = len(fresh), passed
-            frontier.add_page(session, record, fresh)
-            listed = frontier.count_listed(session, plan.crawl_id)
+            added = frontier.add_page(session, record, fresh)
+        # Counting all that the crawl has listed with each page would be quadratic.
+        listed += added
         yield listed
-        if next_url is None:
-            return
+        place, url = place + 1, next_url
 
 
 def _first(

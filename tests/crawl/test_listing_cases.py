@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, event, select
 from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
@@ -320,6 +321,34 @@ def test_case_21_memory_does_not_grow_with_the_number_of_pages(
                 assert frontier.count_listed(session, plan.crawl_id) == 40 * pages
     page = 40 * 16_000
     assert peaks[2] - peaks[1] < 2 * page, f"25 more pages of {page:,} bytes: {peaks}"
+
+
+def test_the_work_for_a_page_does_not_grow_with_the_number_of_pages(
+    hub: LocalHub, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """As SQLite's virtual machine counts it in steps: what was listed is not counted again with each page."""
+    steps, after_page = [0], list[int]()
+
+    def step() -> int:
+        steps[0] += 1
+        return 0
+
+    progress: Any = silent()
+    progress.report_listing.side_effect = lambda _listed: after_page.append(steps[0])
+    hub.faults[:] = [Fault(LISTING, Pages(30))]
+    with sqlite_catalog(request, tmp_path) as engine, Hub(hub_settings(hub.url)) as client:
+        event.listen(engine, "connect", lambda connection, _: connection.set_progress_handler(step, 1))
+        engine.dispose()  # the connections so far do not count
+        with Session(engine) as session, session.begin():
+            opened = frontier.open_crawl(session, "0" * 64, "0" * 64, {"queries": [["peft", True]]}, NOW)
+            plan = Walk(opened.id, (Query(("peft",), True),), None, None)
+        assert walk(engine, client, plan, progress) is None
+    assert [call.args[0] for call in progress.report_listing.call_args_list] == [
+        40 * pages for pages in range(1, 31)
+    ]
+    work = [after - before for before, after in pairwise(after_page)]
+    assert work[1] > 1000
+    assert work[-1] < 1.1 * work[1]
 
 
 class Peak:
