@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Text, cast, func, select
 from sqlalchemy.orm import Session
 
-from catalog.adapters import Engine, EngineFacts, adapter_name, load_engines, verdict
+from catalog.adapters import AdapterNotes, Engine, EngineFacts, adapter_name, load_engines, verdict
 from catalog.database import (
     Adapter,
     AdapterReason,
@@ -19,11 +23,13 @@ from catalog.database import (
     AnnotationTag,
     BaseModelRow,
     ChangeToken,
+    CleanJSON,
     Crawl,
     CrawlItem,
     DocumentRow,
     Evaluation,
     Repository,
+    RepositoryAlias,
     SavedPool,
     annotation_store,
     has_reason,
@@ -32,6 +38,8 @@ from catalog.query import FIELDS, AsciiLower, Query, fold, stored_facts, texts_i
 from catalog.search.rows import BY_NAME, from_current, from_visible
 
 _PAGE = 5000
+# What may be the name of a repository or an adapter, in a text.
+_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w./-]+)?")
 # What is settled without a change is not news.
 UNCHANGED = ("unchanged", "pending")
 # The keys of `catalog.query.query_row` that are columns of the adapter, and of its repository.
@@ -40,7 +48,8 @@ _OF_ADAPTER = (
     *("norm", "health", "partial", "license", "task_type", "peft_type", "card_quality", "main"),
 )
 _OF_ENGINES = ("engine_features", "engine_rank", "engine_whole", "engine_version")
-_OF_REPOSITORY = ("owner", "hub_id", "downloads", "likes", "tags", "library", "gated", "private")
+_OF_REPOSITORY = ("owner", "downloads", "likes", "tags", "library", "gated", "private")
+_OF_CARD = {"datasets": "datasets", "languages": "language"}
 _COLUMNS: dict[str, Any] = {
     "id": Adapter.id,
     "subfolder": Adapter.subfolder,
@@ -48,11 +57,14 @@ _COLUMNS: dict[str, Any] = {
     "base": BaseModelRow.canonical,
     "created": Repository.created_at,
     "modified": Repository.last_modified,
-    "datasets": Adapter.card_front["datasets"],
-    "languages": Adapter.card_front["language"],
+    **{name: Adapter.card_front[key] for name, key in _OF_CARD.items()},
     **{name: getattr(Adapter, name) for name in (*_OF_ADAPTER, *_OF_ENGINES)},
     **{name: getattr(Repository, name) for name in _OF_REPOSITORY},
 }
+# Columns of JSON are read as text: their few different values are decoded once each.
+_OF_JSON = tuple(name for name, column in _COLUMNS.items() if isinstance(column.type, CleanJSON))
+# Columns of what the user wrote.
+OWN_COLUMNS = ("own_tags", "note", "hidden")
 # Keys of `query_row` that follow from others, or that no list has room for.
 DERIVED = frozenset({"name", "uses", "verdict", "card"})
 
@@ -63,38 +75,36 @@ def adapter_columns(
     where: Query | None = None,
     refusing: Collection[str] = (),
     public: bool = False,
-    notes: bool = True,
     hidden: bool = False,
     engines: Sequence[Engine] | None = None,
 ) -> dict[str, list[Any]]:
     """The current adapters, sorted by name, as lists of the same length by the keys of `query_row`.
 
     With the row's `id`, whether its repository is `private`, the names of the engines in `runs` and
-    `runs_unknown`, and without what `DERIVED` names.
+    `runs_unknown`, and without what `DERIVED` and `OWN_COLUMNS` name.
 
     Args:
         session: A session on the catalog.
         where: Only those that this filter accepts, judged by the reasons `refusing`.
         refusing: The reasons for which rules refuse.
         public: Whether to leave out repositories that are private or gated.
-        notes: Whether to read what the user wrote; without it those columns are empty.
         hidden: Whether to list what the user hid too, as a filter that asks for `hidden` does.
         engines: The rules of engines, by default the program's own.
     """
-    columns_of = select(*_COLUMNS.values())
+    texts = {name: cast(_COLUMNS[name], Text) for name in _OF_JSON}
+    columns_of = select(*(texts.get(name, column).label(name) for name, column in _COLUMNS.items()))
     query = (from_current(columns_of) if hidden else from_visible(columns_of, where)).order_by(*BY_NAME)
     if where is not None:
         query = query.where(where.clause(refusing))
     if public:
         query = query.where(~Repository.private, Repository.gated.is_(None))
     rows = list(session.execute(query.execution_options(yield_per=_PAGE)))
+    facts = _stored_facts(rows)
     columns = dict(zip(_COLUMNS, ([*column] for column in zip(*rows, strict=True)), strict=True))
     columns = columns or {name: [] for name in _COLUMNS}
-    for name in ("datasets", "languages"):
-        columns[name] = [list(texts_in(value)) for value in columns[name]]
-    del columns["hub_id"]
+    for name in _OF_JSON:
+        columns[name] = _decoded(columns[name], _json_texts if name in _OF_CARD else json.loads)
     columns["adapter"] = list(map(adapter_name, columns.pop("repository"), columns.pop("subfolder")))
-    facts = list(map(stored_facts, rows))
     for name in _OF_ENGINES:
         del columns[name]
     columns |= _engine_columns(facts, load_engines() if engines is None else engines)
@@ -105,18 +115,43 @@ def adapter_columns(
     for key, reason in session.execute(refusals.where(Adapter.current).order_by(AdapterReason.position)):
         reasons.setdefault(key, []).append(reason)
     columns["reasons"] = [reasons.get(key, []) for key in columns["id"]]
-    columns |= _note_columns(session, [(row.hub_id, row.subfolder) for row in rows], notes=notes)
     return columns
 
 
-def _note_columns(
-    session: Session, places: Sequence[tuple[str, str]], *, notes: bool
-) -> dict[str, list[Any]]:
-    """What the user wrote about the adapters at these places."""
-    written = (
-        {(row.hub_id, row.subfolder): row for row in annotation_store.all_notes(session)} if notes else {}
-    )
-    rows = [written.get(place) for place in places]
+def _decoded(texts: Sequence[str | None], read: Callable[[str], Any]) -> list[Any]:
+    """The values of a column of JSON; equal ones are one object."""
+    values = {text: read("null" if text is None else text) for text in dict.fromkeys(texts)}
+    return [values[text] for text in texts]
+
+
+def _json_texts(text: str) -> list[str]:
+    return list(texts_in(json.loads(text)))
+
+
+def _stored_facts(rows: Sequence[Any]) -> list[EngineFacts]:
+    """What is stored for engines of each row; equal ones are one object."""
+    keys = [tuple(getattr(row, name) for name in _OF_ENGINES) for row in rows]
+    facts = {}
+    for key in dict.fromkeys(keys):
+        values = dict(zip(_OF_ENGINES, key, strict=True))
+        if (features := values["engine_features"]) is not None:
+            values["engine_features"] = json.loads(features)
+        facts[key] = stored_facts(SimpleNamespace(**values))
+    return [facts[key] for key in keys]
+
+
+def note_columns(session: Session, ids: Sequence[int], *, notes: bool = True) -> dict[str, list[Any]]:
+    """What the user wrote about the adapters of these rows, as lists in their order by `OWN_COLUMNS`; without
+    `notes` nothing.
+    """
+    written = {(row.hub_id, row.subfolder): row for row in annotation_store.all_notes(session)}
+    by_id: dict[int, AdapterNotes] = {}
+    if notes and written:
+        places = select(Adapter.id, Repository.hub_id, Adapter.subfolder).join(Adapter.repository)
+        for id_, *place in session.execute(places.where(Adapter.current)):
+            if row := written.get((place[0], place[1])):
+                by_id[id_] = row
+    rows = [by_id.get(id_) for id_ in ids]
     return {
         "own_tags": [[] if row is None else list(row.tags) for row in rows],
         "note": [None if row is None else row.note for row in rows],
@@ -139,7 +174,7 @@ def _engine_columns(facts: Sequence[EngineFacts], engines: Sequence[Engine]) -> 
 
 def listed_fields() -> list[str]:
     """The names of the filter fields whose values `adapter_columns` gives, or from which they follow."""
-    keys = {*_COLUMNS, "adapter", "reasons", "own_tags", "note", "hidden", *DERIVED}
+    keys = {*_COLUMNS, "adapter", "reasons", *OWN_COLUMNS, *DERIVED}
     return [name for name, field in FIELDS.items() if field.key in keys or field.kind == "engine"]
 
 
@@ -157,10 +192,50 @@ def left_out_counts(session: Session) -> dict[str, int]:
     return {"private": private, "gated": gated}
 
 
-def hidden_repositories(session: Session) -> set[str]:
-    """The names of the repositories that `public` leaves out."""
-    hidden = Repository.private | Repository.gated.is_not(None)
-    return set(session.scalars(select(Repository.name).where(hidden)))
+@dataclass(frozen=True)
+class ChosenNames:
+    """The names, earlier ones too, of some adapters of a catalog and of all others: what may be told of where
+    only the chosen ones are shown.
+
+    `repositories` have one of them, `others` are adapters that are none of them.
+    """
+
+    repositories: frozenset[str]
+    others: frozenset[str]
+
+    def has(self, subject: str) -> bool:
+        """Whether a repository, or an adapter at any commit, is one of them."""
+        repository, _, folder = subject.partition(":")
+        repository = repository.partition("@")[0]
+        return repository in self.repositories and adapter_name(repository, folder) not in self.others
+
+    def names_others(self, text: str) -> bool:
+        """Whether a text has the name of another one, in letters of any case."""
+        return not self._others_folded.isdisjoint(map(fold, _NAME.findall(text)))
+
+    @cached_property
+    def _others_folded(self) -> frozenset[str]:
+        names = {name.partition(":")[0] for name in self.others} - self.repositories
+        return frozenset(fold(name) for name in {*names, *self.others})
+
+
+def chosen_names(session: Session, ids: Collection[int]) -> ChosenNames:
+    """The names of the adapters of these rows, and of all others of the catalog."""
+    aliases: dict[int, list[str]] = {}
+    for key, alias in session.execute(select(RepositoryAlias.repository_id, RepositoryAlias.name)):
+        aliases.setdefault(key, []).append(alias)
+    query = select(Adapter.id, Adapter.subfolder, Repository.id, Repository.name).join(Adapter.repository)
+    chosen, names, every = set(ids), set[str](), set[str]()
+    repositories = set[str]()
+    for id_, subfolder, key, name in session.execute(query.execution_options(yield_per=_PAGE)):
+        here = [name, *aliases.get(key, ())]
+        every.update(adapter_name(one, subfolder) for one in here)
+        if id_ in chosen:
+            names.update(adapter_name(one, subfolder) for one in here)
+            repositories.update(here)
+    unread = select(Repository.name).where(~Repository.adapters.any())
+    every.update(session.scalars(unread))
+    return ChosenNames(frozenset(repositories), frozenset(every - names))
 
 
 def card_source(session: Session, adapter: Adapter) -> str | None:
@@ -176,7 +251,7 @@ def rows_with_word(session: Session, word: str) -> list[int]:
 
 
 def crawl_rows(session: Session) -> list[dict[str, Any]]:
-    """All crawls, the newest first: when, state, cost, what was asked, and how many items ended how."""
+    """All crawls, the newest first: when, state, cost, and how many items ended how."""
     counts: dict[int, dict[str, int]] = {}
     query = select(CrawlItem.crawl_id, CrawlItem.outcome, func.count()).group_by(
         CrawlItem.crawl_id, CrawlItem.outcome
@@ -189,7 +264,6 @@ def crawl_rows(session: Session) -> list[dict[str, Any]]:
             "state": crawl.state.value,
             "started": crawl.started_at,
             "finished": crawl.finished_at,
-            "asked": crawl.asked,
             "requests": {"api": crawl.api_requests, "resolver": crawl.resolver_requests},
             "bytes": crawl.bytes,
             "seconds": crawl.seconds,
@@ -212,21 +286,9 @@ def crawl_news(session: Session, crawl: int) -> Iterator[dict[str, Any]]:
 
 def catalog_state(session: Session) -> str:
     """A text that differs where adapters, scores, pools, notes or crawls do: 16 digits of a sha256."""
-    repository = (
-        *(func.count(), func.max(Repository.last_seen), func.sum(Repository.downloads)),
-        *(func.sum(Repository.likes), func.count(Repository.gone_at)),
-    )
-    crawl = (
-        *(func.max(Crawl.id), func.sum(Crawl.api_requests), func.sum(Crawl.resolver_requests)),
-        *(func.max(Crawl.finished_at), func.count(Crawl.finished_at)),
-    )
-    counts = (
-        select(*repository).select_from(Repository),
-        select(*crawl).select_from(Crawl),
-        select(func.count(), func.max(Evaluation.id), func.sum(Evaluation.value)),
-    )
-    facts: list[Sequence[Any]] = [tuple(session.execute(query).one()) for query in counts]
-    facts.append(session.scalars(select(ChangeToken.token).order_by(ChangeToken.topic)).all())
+    facts: list[Any] = [adapter_state(session)]
+    scores = select(func.count(), func.max(Evaluation.id), func.sum(Evaluation.value))
+    facts.append(tuple(session.execute(scores).one()))
     notes = (
         select(Annotation.hub_id, Annotation.subfolder, Annotation.hidden, Annotation.note),
         select(AnnotationTag.hub_id, AnnotationTag.subfolder, AnnotationTag.tag),
@@ -235,8 +297,32 @@ def catalog_state(session: Session) -> str:
         [list(row) for row in session.execute(query.order_by(*query.selected_columns))] for query in notes
     )
     facts.append(session.scalars(select(SavedPool.digest).order_by(SavedPool.name)).all())
-    text = json.dumps(facts, default=_text_of)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _digest(facts)
+
+
+def adapter_state(session: Session) -> str:
+    """A text that differs where adapters or crawls do, whatever else is written: 16 digits of a sha256."""
+    repository = (
+        *(func.count(), func.max(Repository.last_seen), func.sum(Repository.downloads)),
+        *(func.sum(Repository.likes), func.count(Repository.gone_at), func.count(Repository.gated)),
+        func.count().filter(Repository.private),
+    )
+    crawl = (
+        *(func.max(Crawl.id), func.sum(Crawl.api_requests), func.sum(Crawl.resolver_requests)),
+        *(func.max(Crawl.finished_at), func.count(Crawl.finished_at)),
+    )
+    counts = (
+        select(*repository).select_from(Repository),
+        select(*crawl).select_from(Crawl),
+        select(func.count()).select_from(AdapterReason),
+    )
+    facts: list[Sequence[Any]] = [tuple(session.execute(query).one()) for query in counts]
+    facts.append(session.scalars(select(ChangeToken.token).order_by(ChangeToken.topic)).all())
+    return _digest(facts)
+
+
+def _digest(facts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, default=_text_of).encode()).hexdigest()[:16]
 
 
 def _text_of(value: object) -> str:

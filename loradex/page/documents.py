@@ -6,32 +6,46 @@ Rules are applied in the browser: the list has all reasons, the head says which 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from catalog.adapters import USES, AdapterReference, StoredAdapter, load_engines, objection
+from catalog.adapters import (
+    USES,
+    AdapterReference,
+    StoredAdapter,
+    adapter_name,
+    load_engines,
+    objection,
+)
 from catalog.database import Adapter, pool_store, reading, score_store
-from catalog.errors import LoradexError, NotFoundError
+from catalog.errors import LoradexError, NotFoundError, UsageError
 from catalog.files import BlobStore
 from catalog.fingerprints import duplicates, families
 from catalog.pools import license_problems
-from catalog.query import FIELDS, fold, parse
+from catalog.query import FIELDS, asks_for, fold, parse
 from catalog.rules import RULE_SETS, UNREADABLE, Reason
+from catalog.scores import BASE
 from catalog.search import SPACES, browse, likeness, listing, nearest, neighbours
+from catalog.search.listing import OWN_COLUMNS
 from catalog.selection import STRATEGIES
 from crawler.crawl import refusing
 from loradex.catalog import Catalog
 from loradex.comparison import family_rows, group_rows
 from loradex.page import points
 from loradex.page.encoding import encode_column, encode_json, encode_sketch, rounded
+from loradex.page.keeping import KeptDocuments
 
 if TYPE_CHECKING:
     from catalog.adapters import Engine
     from catalog.database import Session
+    from catalog.pools import Manifest
     from catalog.search import Neighbour
 
 FORMAT = "loradex-page/1"
@@ -44,12 +58,19 @@ MOST_NEWS = 20_000
 # Columns that the first view needs; the others are read when a filter or a column asks for them.
 _FIRST = (
     *("adapter", "owner", "base", "rank", "license", "reasons", "norm", "health", "downloads", "likes"),
-    *("created", "modified", "library", "main", "hidden"),
+    *("created", "modified", "library", "main"),
 )
+# What the head says of the whole catalog.
+_TOTALS = ("repositories", "gone", "measured", "waiting")
+# Counts up when what is kept of the same adapters differs.
+_REVISION = 1
 # Columns of names of engines.
 _ENGINE_KEYS = ("runs", "runs_unknown")
 _NUMBERED = re.compile(r"([a-z]+)/(0|[1-9][0-9]{0,8})(?:-(output|delta))?\.(?:json|bin)")
 _NAMED = re.compile(r"pool/([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.json")
+# Fields of what the user wrote.
+_OWN_FIELDS = ("mytag", "note", "hidden")
+MERGE = "merge:"
 # The only values of fields that have none of their own in `catalog.query`.
 _CHOICES = {"reason": [reason.value for reason in Reason]}
 
@@ -69,6 +90,9 @@ class Choice:
 class Documents:
     """The documents of a catalog at one state.
 
+    What follows from the adapters alone is kept in the folder of indexes for the whole catalog, as reading
+    100,000 of them takes seconds: another start, or a note of the user, reads them from there.
+
     Args:
         catalog: The catalog.
         choice: What of it is shown.
@@ -84,6 +108,14 @@ class Documents:
         self._engines = load_engines(self.settings.engines)
         with reading(self.settings) as session:
             self.stamp = listing.catalog_state(session)
+            state = listing.adapter_state(session)
+        is_whole = self.choice == Choice()
+        self._kept = KeptDocuments(self.settings.index, self._key(state)) if is_whole else None
+
+    def _key(self, state: str) -> str:
+        """What kept documents follow from: the adapters, and the program and engines that describe them."""
+        described = (state, str(_REVISION), version("loradex"), repr(self._engines))
+        return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
 
     def is_current(self) -> bool:
         """Whether the catalog is still in the state of these documents."""
@@ -107,88 +139,115 @@ class Documents:
                 where=query,
                 refusing=refusing("ours"),
                 public=self.choice.public,
-                notes=self.choice.notes,
                 hidden=self.choice.notes,
                 engines=self._engines,
             )
 
+    def _keep(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """A document that is made of the columns, or as it was kept."""
+        return make() if self._kept is None else self._kept.read(name, make)
+
+    @cached_property
+    def _rows(self) -> dict[str, Any]:
+        """Of the list its rows `id`, their names `adapter`, base models and how many of each are measured."""
+        with self._lock:
+            rows: dict[str, Any] = json.loads(self._keep("rows.json", self._rows_document))
+            return rows
+
+    def _rows_document(self) -> bytes:
+        columns = self.columns
+        counts: dict[str, int] = {}
+        for base, norm in zip(columns["base"], columns["norm"], strict=True):
+            if base is not None:
+                counts[base] = counts.get(base, 0) + (norm is not None)
+        rows = {"id": columns["id"], "adapter": columns["adapter"], "bases": list(counts)}
+        return json.dumps(rows | {"measured": list(counts.values())}).encode()
+
+    @property
+    def ids(self) -> list[int]:
+        """The rows of the list in its order."""
+        ids: list[int] = self._rows["id"]
+        return ids
+
     @cached_property
     def names(self) -> dict[str, int]:
         """The place of each adapter in the list."""
-        return {name: place for place, name in enumerate(self.columns["adapter"])}
+        return {name: place for place, name in enumerate(self._rows["adapter"])}
 
-    @cached_property
+    @property
     def bases(self) -> list[str]:
         """The base models of the list, in the order of its words."""
-        return list(dict.fromkeys(base for base in self.columns["base"] if base is not None))
+        bases: list[str] = self._rows["bases"]
+        return bases
 
     @cached_property
-    def _hidden(self) -> set[str]:
-        if not self.choice.public:
-            return set()
+    def _notes(self) -> dict[str, list[Any]]:
+        """The columns of what the user wrote."""
         with reading(self.settings) as session:
-            return listing.hidden_repositories(session)
+            return listing.note_columns(session, self.ids, notes=self.choice.notes)
+
+    @cached_property
+    def _chosen(self) -> listing.ChosenNames | None:
+        """The names that may be told, None where all may: what is not in the list is named nowhere."""
+        if self.choice == Choice(cards=self.choice.cards):
+            return None
+        with reading(self.settings) as session:
+            return listing.chosen_names(session, self.ids)
+
+    def _is_shown(self, subject: str) -> bool:
+        """Whether the subject of a score is in the list, or no adapter: a merge, the base model."""
+        is_adapter = subject != BASE and not subject.startswith(MERGE)
+        return self._chosen is None or not is_adapter or self._chosen.has(subject)
 
     def head(self, host: Mapping[str, object] | None = None) -> bytes:
         """`head.json`: totals, fields, rules, and what the server can do, None for an export."""
-        with self._lock:
-            return encode_json({**self._head, "host": host})
+        return encode_json({**self._head, "host": host})
 
     @cached_property
     def _head(self) -> dict[str, Any]:
         with reading(self.settings) as session:
-            totals = browse.totals(session, refusing("ours"), [reason.value for reason in UNREADABLE])
             left_out = listing.left_out_counts(session) if self.choice.public else {}
         listed = listing.listed_fields()
         is_whole = not self.choice.public and not self.choice.where
-        shown = ("repositories", "gone", "measured", "waiting") if is_whole else ()
+        totals = json.loads(self._keep("totals.json", self._totals_document)) if is_whole else {}
+        where = self.choice.where
         return {
             "format": FORMAT,
             "stamp": self.stamp,
-            "adapters": len(self.columns["adapter"]),
-            "totals": {name: totals[name] for name in shown},
-            "retries": len(totals["retries"]) if is_whole else 0,
-            "where": self.choice.where,
+            "adapters": len(self.ids),
+            "totals": {name: totals[name] for name in _TOTALS if name in totals},
+            "retries": totals.get("retries", 0),
+            "where": where if self.choice.notes or not self._asks_for_notes(where) else "",
             "left_out": left_out,
-            "own": self._own(),
+            "own": {name: sum(map(bool, values)) for name, values in self._notes.items()},
             "cards": self.choice.cards,
             "fields": field_rows(self._engines),
             "unlisted": [name for name in FIELDS if name not in listed],
             "reasons": {reason.value: reason.sentence for reason in Reason},
             "rules": {rules: list(refusing(rules)) for rules in RULE_SETS},
             "uses": list(USES),
-            "measured": self._measured(),
+            "measured": self._rows["measured"],
             "strategies": list(STRATEGIES),
         }
 
-    def _measured(self) -> list[int]:
-        """How many adapters of each base model were measured."""
-        counts = dict.fromkeys(self.bases, 0)
-        for base, norm in zip(self.columns["base"], self.columns["norm"], strict=True):
-            if base is not None and norm is not None:
-                counts[base] += 1
-        return list(counts.values())
-
-    def _own(self) -> dict[str, int]:
-        """How many adapters the user gave tags, a note, or hid."""
-        names = ("own_tags", "note", "hidden")
-        return {name: sum(map(bool, self.columns[name])) for name in names}
+    def _totals_document(self) -> bytes:
+        with reading(self.settings) as session:
+            totals = browse.totals(session, refusing("ours"), [reason.value for reason in UNREADABLE])
+        return encode_json({**{name: totals[name] for name in _TOTALS}, "retries": len(totals["retries"])})
 
     def document(self, name: str) -> bytes:
         """The bytes of a document by its name below the stamp; raises NotFoundError for another name."""
         makers: dict[str, Callable[[], bytes]] = {
-            "list.json": lambda: self._columns_document(_FIRST),
-            "more.json": lambda: self._columns_document(
-                [key for key in self.columns if key not in (*_FIRST, "id")]
-            ),
+            "list.json": lambda: self._keep("list.json", self._list),
+            "more.json": lambda: self._keep("more.json", self._more),
+            "own.json": lambda: _columns_document(self._notes, OWN_COLUMNS),
             "groups.json": self._groups,
             "pools.json": self._pools,
             "scores.json": self._scores,
             "crawls.json": self._crawls,
         }
         if name in makers:
-            with self._lock:
-                return makers[name]()
+            return makers[name]()
         if match := _NAMED.fullmatch(name):
             return self._pool(match[1])
         match = _NUMBERED.fullmatch(name)
@@ -199,8 +258,7 @@ class Documents:
             "crawl": self._crawl,
         }
         if match and match[1] == "points" and match[3]:
-            with self._lock:
-                return self._points(int(match[2]), match[3])
+            return self._points(int(match[2]), match[3])
         if match and match[1] in numbered and not match[3]:
             return numbered[match[1]](int(match[2]))
         raise NotFoundError(f"The page has no document {name[:80]!r}.")
@@ -212,38 +270,43 @@ class Documents:
             crawls = [row["id"] for row in listing.crawl_rows(session)]
             boards = range(len(self._boards(session)))
         return [
-            *("list.json", "more.json", "groups.json", "pools.json", "scores.json", "crawls.json"),
+            *(
+                "list.json",
+                "more.json",
+                "own.json",
+                "groups.json",
+                "pools.json",
+                "scores.json",
+                "crawls.json",
+            ),
             *(f"pool/{name}.json" for name in pools),
             *(f"crawl/{number}.json" for number in crawls),
             *(f"leaderboard/{number}.json" for number in boards),
             *(
                 f"points/{base}-{kind}.bin"
-                for base, n in enumerate(self._measured())
+                for base, n in enumerate(self._rows["measured"])
                 if n > 1
                 for kind in SPACES
             ),
         ]
 
-    def _columns_document(self, keys: Iterable[str]) -> bytes:
-        fields = {field.key: field for field in FIELDS.values()}
-        columns = {}
-        for key in keys:
-            if key in self.columns:
-                field = fields.get(key)
-                kind, many = (field.kind, field.many) if field else ("text", key in _ENGINE_KEYS)
-                columns[key] = encode_column(self.columns[key], kind, many=many)
-        document: dict[str, object] = {"n": len(self.columns["adapter"]), "columns": columns}
-        if "license" in columns:
-            licenses = dict.fromkeys(self.columns["license"])
-            document["objections"] = [[name, [objection(name, use) for use in USES]] for name in licenses]
-        return encode_json(document)
+    def _list(self) -> bytes:
+        return _columns_document(self.columns, _FIRST)
+
+    def _more(self) -> bytes:
+        return _columns_document(self.columns, [key for key in self.columns if key not in (*_FIRST, "id")])
+
+    def keep(self) -> None:
+        """Makes what is kept, and frees the columns that it is made of."""
+        for name in ("list.json", "more.json"):
+            self.document(name)
+        if self._kept is not None and self.names:
+            self.__dict__.pop("_columns", None)
 
     def _place(self, number: int) -> int:
-        if number >= len(self.columns["id"]):
-            raise NotFoundError(
-                f"The list has {len(self.columns['id']):,} adapters; use a number below that."
-            )
-        return int(self.columns["id"][number])
+        if number >= len(self.ids):
+            raise NotFoundError(f"The list has {len(self.ids):,} adapters; use a number below that.")
+        return self.ids[number]
 
     def _adapter(self, number: int) -> bytes:
         with reading(self.settings) as session:
@@ -264,6 +327,12 @@ class Documents:
         document = {name: value for name, value in vars(details).items() if name != "verdict"}
         if not self.choice.notes:
             document |= {"own_tags": (), "note": None, "hidden": False}
+        if self._chosen is not None:
+            document["other_adapters"] = [
+                folder
+                for folder in document["other_adapters"]
+                if self._chosen.has(adapter_name(row.repository.name, folder))
+            ]
         card = listing.card_source(session, row) if self.choice.cards else None
         document["card"] = None if card is None else card[:LONGEST_CARD]
         document["card_length"] = len(card or "")
@@ -300,7 +369,7 @@ class Documents:
     @cached_property
     def _ids(self) -> set[int] | None:
         """The rows among which neighbours are sought, None for all."""
-        return set(self.columns["id"]) if self.choice.public or self.choice.where else None
+        return set(self.ids) if self.choice.public or self.choice.where else None
 
     def nearest_of(self, session: Session, row: Adapter) -> bytes:
         """The neighbours of an adapter, by the sketches of its output."""
@@ -354,13 +423,26 @@ class Documents:
 
     def _pool_rows(self, session: Session) -> list[dict[str, Any]]:
         rows = pool_store.pools(session)
-        if self.choice.public:
-            rows = [row for row in rows if not self._has_hidden(session, row["pool"])]
-        return rows
+        return [row for row in rows if self._may_show(pool_store.find_pool(session, row["pool"]))]
 
-    def _has_hidden(self, session: Session, pool: str) -> bool:
-        members = pool_store.find_pool(session, pool).members
-        return any(member.repository in self._hidden for member in members)
+    def _may_show(self, pool: Manifest) -> bool:
+        """Whether a pool names no adapter that is not in the list, nor what the user wrote."""
+        if self._chosen is None:
+            return True
+        if not all(self._chosen.has(member.adapter) for member in pool.members):
+            return False
+        where = str(pool.chosen.get("where", ""))
+        if not self.choice.notes and self._asks_for_notes(where):
+            return False
+        return not self._chosen.names_others(pool.canonical().decode())
+
+    def _asks_for_notes(self, where: str) -> bool:
+        """Whether a filter has words of the user; so it is said of one that cannot be read."""
+        try:
+            query = parse(where, _CHOICES, self._engines) if where else None
+        except UsageError:
+            return True
+        return query is not None and any(asks_for(query, field) for field in _OWN_FIELDS)
 
     def _pools(self) -> bytes:
         with reading(self.settings) as session:
@@ -370,36 +452,32 @@ class Documents:
 
     def _pool(self, name: str) -> bytes:
         with reading(self.settings) as session:
-            if self.choice.public and self._has_hidden(session, name):
-                raise NotFoundError(f"Pool {name!r} not found; `pools()` lists all pools.")
             manifest = pool_store.find_pool(session, name)
+            if not self._may_show(manifest):
+                raise NotFoundError(f"Pool {name!r} not found; `pools()` lists all pools.")
         return encode_json(
             {**asdict(manifest), "digest": manifest.digest, "problems": license_problems(manifest)}
         )
 
     def _scores(self) -> bytes:
         with reading(self.settings) as session:
-            rows = [row for row in score_store.scores_of(session) if not self._is_hidden(row["adapter"])]
+            rows = [row for row in score_store.scores_of(session) if self._is_shown(row["adapter"])]
             boards = self._boards(session)
-            sources = score_store.summary(session)
         kinds = {"value": "number", "n": "whole"}
         keys = ("adapter", "task", "split", "metric", "value", "n", "source", "protocol")
         columns = {
             key: encode_column([row[key] for row in rows], kinds.get(key, "text"), many=False) for key in keys
         }
-        return encode_json({"n": len(rows), "columns": columns, "boards": boards, "sources": sources})
+        return encode_json(
+            {"n": len(rows), "columns": columns, "boards": boards, "sources": _count_sources(rows)}
+        )
 
     def _boards(self, session: Session) -> list[dict[str, str]]:
         """The questions that a leaderboard answers: a task, split, metric and protocol."""
         keys = ("task", "split", "metric", "protocol")
         rows = score_store.scores_of(session)
-        boards = sorted(
-            {tuple(row[key] for key in keys) for row in rows if not self._is_hidden(row["adapter"])}
-        )
+        boards = sorted({tuple(row[key] for key in keys) for row in rows if self._is_shown(row["adapter"])})
         return [dict(zip(keys, board, strict=True)) for board in boards]
-
-    def _is_hidden(self, subject: str) -> bool:
-        return re.split("[@:]", subject, maxsplit=1)[0] in self._hidden
 
     def _leaderboard(self, number: int) -> bytes:
         from loradex.outcomes import leaderboard_rows
@@ -410,7 +488,7 @@ class Documents:
                 raise NotFoundError(f"The catalog has {len(boards)} leaderboards; use a number below that.")
             board = boards[number]
             scores = score_store.stored_scores(session, score_store.ScoreFilter(**board))
-        scores = [score for score in scores if not self._is_hidden(score.subject)]
+        scores = [score for score in scores if self._is_shown(score.subject)]
         try:
             return encode_json({"board": board, "rows": leaderboard_rows(scores, board["task"]), "note": ""})
         except LoradexError as error:
@@ -423,17 +501,32 @@ class Documents:
     def _crawl(self, number: int) -> bytes:
         with reading(self.settings) as session:
             rows = list(listing.crawl_news(session, number))
-        if self.choice.public:
+        if self._chosen is not None:
             # Of a repository that was never read nobody knows whether it is private.
-            public = {name.partition(":")[0] for name in self.names}
-            rows = [replace_error(row) for row in rows if row["repository"] in public]
+            names = self._chosen.repositories
+            rows = [replace_error(row) for row in rows if row["repository"] in names]
         return encode_json({"id": number, "rows": rows[:MOST_NEWS], "beyond": max(0, len(rows) - MOST_NEWS)})
 
     def rows_with_word(self, word: str) -> bytes:
         """The places in the list of the adapters whose card contains a text."""
         with reading(self.settings) as session:
             ids = set(listing.rows_with_word(session, word))
-        return encode_json([place for place, key in enumerate(self.columns["id"]) if key in ids])
+        return encode_json([place for place, key in enumerate(self.ids) if key in ids])
+
+
+def _columns_document(columns: Mapping[str, list[Any]], keys: Iterable[str]) -> bytes:
+    """Columns of the list as a document, with what licenses say against each use beside them."""
+    fields = {field.key: field for field in FIELDS.values()}
+    encoded = {}
+    for key in keys:
+        field = fields.get(key)
+        kind, many = (field.kind, field.many) if field else ("text", key in _ENGINE_KEYS)
+        encoded[key] = encode_column(columns[key], kind, many=many)
+    document: dict[str, object] = {"columns": encoded}
+    if "license" in encoded:
+        licenses = dict.fromkeys(columns["license"])
+        document["objections"] = [[name, [objection(name, use) for use in USES]] for name in licenses]
+    return encode_json(document)
 
 
 def field_rows(engines: Sequence[Engine]) -> list[dict[str, Any]]:
@@ -452,6 +545,22 @@ def field_rows(engines: Sequence[Engine]) -> list[dict[str, Any]]:
 def replace_error(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of a crawl without what a server said, which may name accounts."""
     return {**row, "detail": None}
+
+
+def _count_sources(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The numbers of scores of each source, as `score_store.summary` counts those of a whole catalog."""
+    keys, groups = ("source", "split", "metric", "protocol"), dict[tuple[str, ...], list[Any]]()
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append((row["adapter"], row["task"]))
+    return [
+        {
+            **dict(zip(keys, key, strict=True)),
+            "scores": len(group),
+            "subjects": len({adapter for adapter, _ in group}),
+            "tasks": len({task for _, task in group}),
+        }
+        for key, group in sorted(groups.items())
+    ]
 
 
 def _neighbour(row: Neighbour) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _written(documents: Documents, step: ProgressStep) -> Iterator[tuple[str, by
     below = f"d/{documents.stamp}"
     for name in documents.shared_names():
         yield f"{below}/{name}", documents.document(name)
-    ids = documents.columns["id"]
+    ids = documents.ids
     with reading(documents.settings) as session:
         for start in range(0, len(ids), SHARED):
             step.working(start, len(ids))

@@ -214,6 +214,14 @@ def test_what_the_user_writes_is_shown_at_once(open_page: OpenPage) -> None:
     page.locator(".count a", has_text="2 hidden by you are left out").click()
     count(page, 2)
     assert query(page)["where"] == ["hidden:yes"]
+    # So do neighbours, and the map.
+    page.evaluate(GO, "?p=adapter&a=ann/one")
+    page.wait_for_selector("#nearest table")
+    assert page.locator("#nearest tbody tr").count() == 2
+    assert "2 hidden by you are left out" in page.inner_text("#nearest")
+    page.evaluate(GO, "?p=map")
+    page.wait_for_function("() => document.querySelector('.map')?.dataset.inView === '3'")
+    assert "2 hidden by you are left out" in page.inner_text(".inview")
     # The page that is opened again has it from the catalog.
     page.goto(page.url.partition("?")[0] + "?p=list&where=owner:bob")
     count(page, 1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 import loradex
@@ -22,6 +25,8 @@ from loradex.page.encoding import encode_column, encode_sketch
 from loradex.page.points import NOWHERE
 from tests.page.conftest import CARD, TINY, hostile_name
 from tests.page.filters import FILE, written
+
+STATIC = Path(loradex.__file__).parent / "page" / "static"
 
 
 def load(documents: Documents, name: str) -> Any:
@@ -50,7 +55,9 @@ def test_every_field_of_the_filter_language_is_in_the_list(documents: Documents)
 
 
 def test_columns_have_the_values_of_rows(documents: Documents, catalog: loradex.Catalog) -> None:
-    columns = {**load(documents, "list.json")["columns"], **load(documents, "more.json")["columns"]}
+    columns = {}
+    for name in ("list.json", "more.json", "own.json"):
+        columns |= load(documents, name)["columns"]
     with reading(catalog.settings) as session:
         rows = _rows(session)
     names = decode(columns["adapter"])
@@ -198,11 +205,82 @@ def test_a_choice_leaves_out_the_other_adapters(catalog: loradex.Catalog) -> Non
     assert chosen.bases == [TINY]
 
 
-def test_data_files_of_the_page_are_small() -> None:
-    static = Path(loradex.__file__).parent / "page" / "static"
-    assert sum(file.stat().st_size for file in static.glob("*.js")) < 140_000
-    for file in static.glob("*.js"):
-        text = file.read_text()
+def test_documents_of_the_adapters_are_kept(
+    own_catalog: loradex.Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("list.json", "more.json", "groups.json", "adapter/1.json", "nearest/1.json")
+
+    def documents() -> dict[str, bytes]:
+        made = Documents(own_catalog)
+        made.keep()
+        return {name: made.document(name) for name in names} | {"head.json": made.head()}
+
+    first = documents()
+    files = sorted(own_catalog.settings.index.glob("page/*"))
+    assert [file.name.partition("-")[2] for file in files] == [
+        *("list.json.gz", "more.json.gz", "rows.json.gz", "totals.json.gz")
+    ]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the columns are read again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(listing, "adapter_columns", refuse)
+        assert documents() == first
+        # Notes, pools and scores of the user are not of the adapters.
+        own_catalog.annotate(["ann/one"], tags=["mine"], note="a note")
+        own_catalog.hide("bob/four")
+        changed = Documents(own_catalog)
+        assert changed.document("list.json") == first["list.json"]
+        own = {key: decode(column) for key, column in load(changed, "own.json")["columns"].items()}
+        place = changed.names["ann/one"]
+        assert (own["own_tags"][place], own["note"][place]) == (["mine"], "a note")
+        assert [name for name, row in changed.names.items() if own["hidden"][row]] == ["bob/four"]
+        assert json.loads(changed.head())["own"] == {"own_tags": 1, "note": 1, "hidden": 1}
+    # What was damaged, or is of other adapters, is made again.
+    files[0].write_bytes(files[0].read_bytes()[:-9])
+    assert documents()["list.json"] == first["list.json"]
+    engine = create_engine(own_catalog.settings.catalog_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE repository SET likes = 7 WHERE name = 'ann/one'"))
+    engine.dispose()
+    assert documents()["list.json"] != first["list.json"]
+    assert len({file.name.partition("-")[0] for file in own_catalog.settings.index.glob("page/*")}) == 1
+
+
+def test_a_part_of_the_catalog_is_not_kept(own_catalog: loradex.Catalog) -> None:
+    shutil.rmtree(own_catalog.settings.index, ignore_errors=True)
+    chosen = Documents(own_catalog, Choice(public=True, notes=False))
+    chosen.keep()
+    assert list(own_catalog.settings.index.glob("page/*")) == []
+
+
+IMPORT = re.compile(r'^import [^;]*?"\./(\w+\.js)";', re.MULTILINE)
+LOADED = re.compile(r'import\("\./(\w+\.js)"\)')
+
+
+def modules_of(name: str) -> set[str]:
+    """A module of the page with all that it loads at once."""
+    found, new = {name}, {name}
+    while new:
+        new = {one for file in new for one in IMPORT.findall((STATIC / file).read_text())} - found
+        found |= new
+    return found
+
+
+def test_a_view_takes_little_script() -> None:
+    views = set(LOADED.findall((STATIC / "app.js").read_text()))
+    assert {"list.js", "map.js", "compare.js"} <= views
+    sizes = {
+        view: sum((STATIC / name).stat().st_size for name in modules_of("app.js") | modules_of(view))
+        for view in views
+    }
+    assert {view: size for view, size in sizes.items() if size > 80_000} == {}
+
+
+def test_scripts_of_the_page_write_text_as_text() -> None:
+    for file in STATIC.glob("*.js"):
+        source = file.read_text()
         for word in (
             "innerHTML",
             "outerHTML",
@@ -211,4 +289,4 @@ def test_data_files_of_the_page_are_small() -> None:
             "eval(",
             "new Function",
         ):
-            assert word not in text, file.name
+            assert word not in source, file.name

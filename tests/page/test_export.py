@@ -58,22 +58,96 @@ def test_two_exports_are_equal(exported: Path, catalog: loradex.Catalog, tmp_pat
     assert all((exported / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
 
 
-def test_private_and_gated_repositories_are_left_out(own_catalog: loradex.Catalog, tmp_path: Path) -> None:
-    own_catalog.select("secret", by="named", adapters=["bob/four", "ann/two"])
-    engine = create_engine(own_catalog.settings.catalog_url)
+SECRET = {
+    "private": (b"bob/four", b"bob/oldname", b"unread/private", b"refused/new"),
+    "gated": (b"bob/three",),
+    "notes": (b"ann/two", b"mine-alone", b"words-of-mine", b"base-of-mine"),
+}
+
+
+@pytest.fixture
+def telling(own_catalog: loradex.Catalog) -> loradex.Catalog:
+    """A catalog whose pools, scores, crawls and notes name a private, a gated and a hidden adapter."""
+    catalog, reference = own_catalog, "ann/one"
+    catalog.add_base_name("acme/tiny", "mine/base-of-mine")
+    catalog.annotate([reference], tags=["mine-alone"], note="words-of-mine")
+    catalog.hide("ann/two")
+    for name, members, options in (
+        ("p-private", ["bob/four", reference], {}),
+        ("p-gated", ["bob/three"], {}),
+        ("p-where", [reference], {"where": "-adapter:bob/four"}),
+        ("p-tag", [reference], {"where": "mytag:mine-alone"}),
+        ("p-open", [reference], {"where": "rank:4..8"}),
+    ):
+        catalog.select(name, by="named", adapters=members, **options)
+    catalog.select("p-like", by="adapter", like="bob/four", where="adapter:ann/one", k=1)
+    scores = Path(catalog.settings.data) / "scores.csv"
+    scores.write_text("adapter,anli\nbob/four,0.5\nbob/oldname,0.4\nbob/three,0.3\nann/two,0.2\nann/one,1\n")
+    catalog.import_scores(scores, split="test", n=40, source="lab")
+    engine = create_engine(catalog.settings.catalog_url)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE repository SET private = true WHERE name = 'bob/four'"))
-        connection.execute(text("UPDATE repository SET gated = 'auto' WHERE name = 'bob/three'"))
+        for statement in (
+            "UPDATE repository SET private = true WHERE name = 'bob/four'",
+            "UPDATE repository SET gated = 'auto' WHERE name = 'bob/three'",
+            "INSERT INTO repository_alias SELECT id, 'bob/oldname' FROM repository WHERE name = 'bob/four'",
+            "UPDATE crawl_item SET name = 'refused/new', detail = 'unread/private' WHERE name = 'bob/four'",
+            # A hidden folder of a repository whose root is shown.
+            "INSERT INTO annotation SELECT hub_id, 'ann/two', NULL, 1 FROM repository WHERE name = 'ann/one'",
+        ):
+            connection.execute(text(statement))
+        names = [row[1] for row in connection.execute(text("PRAGMA table_info(adapter)"))]
+        changed = {"id": "1000 + id", "subfolder": "'ann/two'", "main": "false"}
+        values = ", ".join(changed.get(name, f'"{name}"') for name in names)
+        columns = ", ".join(f'"{name}"' for name in names)
+        connection.execute(
+            text(
+                f"INSERT INTO adapter ({columns}) SELECT {values} FROM adapter WHERE repository_id ="
+                " (SELECT id FROM repository WHERE name = 'ann/one')"
+            )
+        )
     engine.dispose()
-    report = export_page(own_catalog, tmp_path / "site")
-    assert (report.adapters, report.private, report.gated) == (3, 1, 1)
-    for file in (tmp_path / "site").rglob("*"):
-        content = file.read_bytes() if file.is_file() else b""
-        content = gzip.decompress(content) if file.suffix == ".gz" else content
-        assert b"bob" not in content, file
-        assert b"secret" not in content or file.suffix == ".js", file
-    whole = export_page(own_catalog, tmp_path / "whole", with_private=True)
-    assert (whole.adapters, whole.private, whole.gated) == (5, 0, 0)
+    return catalog
+
+
+@pytest.mark.parametrize("with_private", [False, True])
+@pytest.mark.parametrize("with_notes", [False, True])
+@pytest.mark.parametrize("where", ["", "owner:ann,bob", "mytag:mine-alone | owner:bob,ann"])
+def test_an_export_names_nothing_that_it_leaves_out(
+    telling: loradex.Catalog, tmp_path: Path, with_private: bool, with_notes: bool, where: str
+) -> None:
+    report = export_page(
+        telling, tmp_path / "site", where=where, with_private=with_private, with_notes=with_notes
+    )
+    assert (report.private, report.gated) == ((0, 0) if with_private else (1, 1))
+    words = read_all(tmp_path / "site")
+    for kind, names in SECRET.items():
+        if with_notes if kind == "notes" else with_private:
+            continue
+        assert [name for name in names if name in words] == []
+    # What may be told is there, so that the words are looked for where they would stand.
+    assert b"ann/one" in words
+    assert b"p-open" in words
+    assert (b"p-private" in words, b"p-gated" in words) == (with_private, with_private)
+    assert (b"p-like" in words, b"p-where" in words) == (with_private, with_private)
+    assert (b"p-tag" in words, b"mine-alone" in words, b"ann/two" in words) == (with_notes,) * 3
+
+
+def test_an_export_of_a_filter_names_no_other_adapter(catalog: loradex.Catalog, tmp_path: Path) -> None:
+    export_page(catalog, tmp_path / "site", where="adapter:ann/two")
+    words = read_all(tmp_path / "site")
+    assert b"ann/two" in words
+    assert [name for name in (b"ann/one", b"bob/three", b"bob/four", b"cat/") if name in words] == []
+    head = json.loads((tmp_path / "site" / "head.json").read_bytes())
+    below = tmp_path / "site" / "d" / head["stamp"]
+    assert json.loads((below / "pools.json").read_bytes()) == {"rows": [], "left_out": 1}
+    assert json.loads((below / "scores.json").read_bytes())["sources"] == []
+
+
+def read_all(folder: Path) -> bytes:
+    """The bytes of all documents of an export, unpacked, in letters of one case."""
+    contents = [file.read_bytes() for file in folder.glob("d/**/*") if file.is_file()]
+    unpacked = [gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content for content in contents]
+    return b"\n".join([(folder / "head.json").read_bytes(), *unpacked]).lower()
 
 
 def test_a_folder_that_is_no_export_is_left_alone(

@@ -60,16 +60,16 @@ const engine = (one) => [one.runs === true ? "runs" : one.runs === false ? "does
 
 async function drawNearest(place, row, adapter) {
   const result = await data.part("nearest", row);
-  const draw = (rows, note) => fill(place, h("h2", null, "Nearest by weights"), rows.length ? table(["adapter", "cosine", "rank", "license", "verdict"], rows.map((one) => {
+  const draw = (all, text) => { const rows = all.filter((one) => !data.isHidden(one.adapter)), note = [text, data.hiddenNote()].filter(Boolean).join(" "); return fill(place, h("h2", null, "Nearest by weights"), rows.length ? table(["adapter", "cosine", "rank", "license", "verdict"], rows.map((one) => {
     const at = data.place(one.adapter);
     return [link({ p: "adapter", a: one.adapter }, name(one.adapter)), h("span", { title: one.why }, cosine(one.score)), one.rank, one.license ?? "–", at === undefined ? "" : data.columns.get("verdict").at(at)];
   }), "Adapters of the same base model, cosines of output sketches") : h("p", { class: "note" }, note), h("p", { class: "note" }, rows.length ? note : ""), command("similar", adapter, "--verdict", "any"),
-  data.head.host && rows.length ? h("button", { type: "button", onclick: async (event) => { event.target.disabled = true; const exact = await data.ask("similar", { a: adapter }); draw(exact.rows, exact.notes.join(" ") || "Exact cosines."); } }, "compare the weights exactly") : "");
+  data.head.host && rows.length ? h("button", { type: "button", onclick: async (event) => { event.target.disabled = true; const exact = await data.ask("similar", { a: adapter }); draw(exact.rows, exact.notes.filter((one) => !/hidden/.test(one)).join(" ") || "Exact cosines."); } }, "compare the weights exactly") : ""); };
   draw(result.rows, result.note || "Cosines of sketches are off by about 0.03.");
 }
 
 async function drawCopies(place, adapter) {
-  const groups = await data.document_("groups.json"), mine = groups.duplicates.find((group) => group.members.includes(adapter)), series = groups.families.filter((group) => group.members.includes(adapter));
-  const members = (group) => h("ul", null, group.members.filter((one) => one !== adapter).map((one) => h("li", null, link({ p: "adapter", a: one }, name(one)))));
+  const groups = await data.document_("groups.json"), isMine = ({ members: all }) => all.includes(adapter) && all.some((one) => one !== adapter && !data.isHidden(one)), mine = groups.duplicates.find(isMine), series = groups.families.filter(isMine);
+  const members = (group) => h("ul", null, group.members.filter((one) => one !== adapter && !data.isHidden(one)).map((one) => h("li", null, link({ p: "adapter", a: one }, name(one)))));
   fill(place, h("h2", null, "Duplicates and family"), mine ? [h("p", null, `The same by ${mine.level}: ${mine.note}`), members(mine)] : h("p", { class: "note" }, "It has no duplicates here."), series.map((group) => [h("p", null, `Family ${group.family}: ${group.why}`), members(group)]));
 }

@@ -1,7 +1,6 @@
 // The shell: which view the address names, the way between views, and what all of them share.
 
 import * as data from "./data.js";
-import { panel } from "./own.js";
 import { h, fill, link, say } from "./dom.js";
 
 const VIEWS = {
@@ -63,7 +62,7 @@ function drawFoot() {
       h("span", { class: "note" }, names.length > 6 ? "compare takes six" : "mark another one to compare"),
     h("a", { class: "button", href: "?p=pools&new=1" }, "make a pool"),
     h("button", { type: "button", onclick: () => navigator.clipboard.writeText(names.join("\n")).then(() => say("Names copied.")) }, "copy names"),
-    data.canSave() ? h("button", { type: "button", onclick: () => { const open = foot.querySelector(".own"); if (open) open.remove(); else foot.append(panel(names)); } }, "tag, note, hide") : "",
+    data.canSave() ? h("button", { type: "button", onclick: async () => { const open = foot.querySelector(".own"), { panel } = await import("./own.js"); if (open) open.remove(); else foot.append(panel(names)); } }, "tag, note, hide") : "",
     h("button", { type: "button", onclick: () => selection.clear() }, "clear"));
 }
 

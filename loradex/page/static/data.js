@@ -4,6 +4,7 @@ import { compile, needs, parse, basesAsked, holds } from "./filter.js";
 
 const SHARED = 100;
 const PARTS = new Map();
+const OWN = ["own_tags", "note", "hidden"];
 export let head = null;
 export const columns = new Map();
 let rules = "ours";
@@ -25,7 +26,17 @@ export async function start() {
   loading = new Map();
   PARTS.clear();
   written.clear();
-  await columnsOf("list.json");
+  await Promise.all([columnsOf("list.json"), own()]);
+}
+
+// What the user wrote: a column of nothing where that is nothing.
+async function own() {
+  if (OWN.some((key) => head.own[key])) return columnsOf("own.json");
+  const codes = (code) => new Int32Array(head.adapters).fill(code);
+  columns.set("own_tags", new Column({ words: [], sets: [[]], codes: codes(0) }, fieldOf("own_tags")));
+  columns.set("note", new Column({ words: [], codes: codes(-1) }, fieldOf("note")));
+  columns.set("hidden", new Column({ words: [false], codes: codes(0) }, fieldOf("hidden")));
+  return undefined;
 }
 
 async function columnsOf(file) {
@@ -54,7 +65,7 @@ export function judge(name) {
 }
 
 export const rulesInUse = () => rules;
-export const more = () => once("more.json", () => columnsOf("more.json").then(() => rewrite([...written.values()])));
+export const more = () => once("more.json", () => columnsOf("more.json"));
 const fieldOf = (key) => head.fields.find((field) => field.key === key) ?? null;
 
 // A column whose values follow from those of another, one for each of its codes.
@@ -194,7 +205,7 @@ export async function save(what, value) {
 
 // What was written since the documents were made, by adapter: the columns are changed, not loaded again.
 export const written = new Map();
-const OWN = ["own_tags", "note", "hidden"], isWritten = (value) => Boolean(value?.length ?? value);
+const isWritten = (value) => Boolean(value?.length ?? value);
 export async function annotate(adapters, changes) {
   const { rows } = await save("notes", { adapters, ...changes });
   for (const row of rows) written.set(row.adapter, row);
@@ -205,8 +216,15 @@ function rewrite(rows) {
   const known = rows.filter((row) => place(row.adapter) !== undefined);
   for (const key of OWN) {
     head.own[key] ||= known.filter((row) => isWritten(row[key])).length;
-    if (columns.has(key)) columns.set(key, columns.get(key).changed(known.map((row) => [place(row.adapter), row[key]])));
+    columns.set(key, columns.get(key).changed(known.map((row) => [place(row.adapter), row[key]])));
   }
+}
+
+// What the user hid is left out of every list of adapters, which says so.
+export const isHidden = (adapter) => place(adapter) !== undefined && columns.get("hidden").at(place(adapter)) === true;
+export function hiddenNote() {
+  const n = head.own.hidden ? marksOf(columns.get("hidden").test(Boolean)).count : 0;
+  return n ? `${n.toLocaleString("en-US")} hidden by you ${n === 1 ? "is" : "are"} left out.` : "";
 }
 
 const cards = new Map();

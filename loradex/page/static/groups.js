@@ -11,8 +11,10 @@ export async function show(box) {
   const groups = await data.document_("groups.json");
   const member = (one) => { const row = data.place(one), verdict = row === undefined ? "" : data.columns.get("verdict").at(row); return h("li", null, row === undefined ? name(one) : link({ p: "adapter", a: one }, name(one)), verdict === "skipped" ? h("span", { class: "note" }, " skipped") : ""); };
   const members = (list) => h("ul", null, list.slice(0, 30).map(member), list.length > 30 ? h("li", { class: "note" }, `and ${number(list.length - 30)} more`) : "");
-  const copies = [...groups.duplicates].sort((a, b) => b.size - a.size), series = [...groups.families].sort((a, b) => b.size - a.size);
-  fill(box, h("h1", null, "Duplicates and families"),
+  const shown = (list) => list.map((group) => { const members = group.members.filter((one) => !data.isHidden(one)); return members.length < group.members.length ? { ...group, members, size: members.length } : group; })
+    .filter((group) => group.size > 1).sort((a, b) => b.size - a.size);
+  const copies = shown(groups.duplicates), series = shown(groups.families);
+  fill(box, h("h1", null, "Duplicates and families"), h("p", { class: "note" }, data.hiddenNote()),
     h("section", null, h("h2", null, `${number(copies.length)} ${copies.length === 1 ? "group" : "groups"} of the same or nearly the same weights`), command("duplicates", "--verdict", "any"), copies.slice(0, MOST).map((group) => h("details", { open: copies.length < 20 }, h("summary", null, `${number(group.size)} by ${group.level}: `, name(group.members[0]), group.cosine === null ? "" : ` · weakest cosine ${cosine(group.cosine)}${group.exact ? "" : " (sketched)"}`), group.note ? h("p", { class: "note" }, group.note) : "", members(group.members))), copies.length > MOST ? h("p", { class: "note" }, `and ${number(copies.length - MOST)} more`) : ""),
     h("section", null, h("h2", null, `${number(series.length)} ${series.length === 1 ? "family" : "families"}`), command("duplicates", "--level", "family", "--verdict", "any"), series.slice(0, MOST).map((group) => h("details", { open: series.length < 20 }, h("summary", null, name(group.family), ` · ${number(group.size)} · ${group.why}`), members(group.members))), series.length > MOST ? h("p", { class: "note" }, `and ${number(series.length - MOST)} more`) : ""));
 }

@@ -1,8 +1,8 @@
 // All adapters: a filter, facets that count what is left, histograms, and rows of which only those in view exist.
 
 import * as data from "./data.js";
-import { FilterError, parse, quote, toText, valueText } from "./filter.js";
-import { command, debounce, day, download, h, fill, link, name, number, say, short, svg } from "./dom.js";
+import { FilterError, parse, toText, valueText } from "./filter.js";
+import { command, debounce, day, download, h, fill, link, name, number, short, svg } from "./dom.js";
 import { params, selection, setParams } from "./app.js";
 
 const FACETS = [["verdict", "verdict"], ["license", "license"], ["use", "use"], ["base", "base model"], ["health", "health"],

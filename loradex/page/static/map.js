@@ -156,7 +156,7 @@ export async function show(box, address) {
     fill(list, h("h2", null, `In view: ${number(inView.length)}`), h("ul", { tabindex: 0, "aria-label": "Adapters in view" }, ranked.slice(0, MOST_LISTED).map((row) => h("li", { onmouseenter: () => hoverOn(row), onfocusin: () => hoverOn(row) },
       h("input", { type: "checkbox", checked: selection.names.has(names.at(row)), "aria-label": `mark ${names.at(row)}`, onchange: (event) => selection.set(names.at(row), event.target.checked) }),
       h("span", { class: "dot", "aria-hidden": "true" }, dot(paint.colour(row))), link({ p: "adapter", a: names.at(row) }, name(names.at(row))), h("span", { class: "note" }, ` ${paint.word(row)}`)))),
-      inView.length > MOST_LISTED ? h("p", { class: "note" }, `and ${number(inView.length - MOST_LISTED)} more; zoom in`) : "");
+      inView.length > MOST_LISTED ? h("p", { class: "note" }, `and ${number(inView.length - MOST_LISTED)} more; zoom in`) : "", h("p", { class: "note" }, data.hiddenNote()));
   });
   const dot = (ink) => { const place = h("i"); place.style.background = `rgb(${ink.join(" ")})`; return place; };
 
@@ -171,7 +171,7 @@ export async function show(box, address) {
   const askNear = debounce(120, async (row) => {
     const result = await data.part("nearest", row).catch(() => ({ rows: [] }));
     if (hover !== row) return;
-    const near = result.rows.map((one) => [data.place(one.adapter), one.score]).filter(([at]) => at !== undefined && coordinates[2 * at] !== NOWHERE).slice(0, 5);
+    const near = result.rows.filter((one) => !data.isHidden(one.adapter)).map((one) => [data.place(one.adapter), one.score]).filter(([at]) => at !== undefined && coordinates[2 * at] !== NOWHERE).slice(0, 5);
     lines = near.map(([at]) => [row, at]);
     if (near.length) tip.append(h("div", { class: "note" }, `nearest: ${names.at(near[0][0])} (${cosine(near[0][1])})`));
     drawOver();

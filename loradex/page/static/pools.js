@@ -13,7 +13,7 @@ async function showAll(box, address) {
   const pools = await data.document_("pools.json");
   fill(box, h("h1", null, "Pools"), address.get("new") || selection.names.size ? form() : "",
     pools.rows.length ? table(["pool", "members", "by", "base model", "use", "made", "digest"], pools.rows.map((row) => [link({ p: "pool", n: row.pool }, row.pool), number(row.members), row.by ?? "", row.base ?? "", row.use, day(Date.parse(row.created) / 1000), h("code", null, row.digest.slice(0, 12))]), "All pools") : h("p", null, "There are no pools. Mark adapters in the list, then make one of them."),
-    pools.left_out ? h("p", { class: "note" }, `${pools.left_out} pools with private or gated members are left out.`) : "", command("pools"));
+    pools.left_out ? h("p", { class: "note" }, `${number(pools.left_out)} ${pools.left_out === 1 ? "pool that names" : "pools that name"} adapters which this copy leaves out ${pools.left_out === 1 ? "is" : "are"} not in it.`) : "", command("pools"));
 }
 
 function form() {
