@@ -11,6 +11,10 @@ READY := .venv/ready
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict > .venv/docs.txt 2>&1 \
 	|| { cat .venv/docs.txt; exit 1; }
 
+# Compiled modules are kept whatever the environment says: torch and transformers compiled anew in each process would take
+# longer than the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test coverage quick check docs fuzz kills bench bench-retrieval wheel clean
 
 demo: $(DEMO)

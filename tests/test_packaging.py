@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -93,3 +94,21 @@ def test_the_image_installs_what_the_documents_install() -> None:
     # What is built from is in the context.
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     assert {"data/*", "!data/sample_hub", "!data/tasks", ".venv"} <= set(ignored)
+
+
+def test_make_keeps_compiled_modules() -> None:
+    """Whatever the environment says: each process of a test would compile torch anew."""
+    if (make := shutil.which("make")) is None:
+        pytest.skip("make is not installed")
+    done = subprocess.run(
+        [make, "--silent", "--file", "Makefile", "--file", "-", "environment"],
+        cwd=ROOT,
+        input="environment:\n\t@env\n",
+        env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = {line.partition("=")[0] for line in done.stdout.splitlines()}
+    assert "PYTHONUTF8" in names
+    assert "PYTHONDONTWRITEBYTECODE" not in names
