@@ -10,6 +10,7 @@ loads, else of `Drawn`. The same N gives the same rows.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -56,15 +57,17 @@ def generate(data: Path, count: int, embedder: Embedder | None = None) -> None:
     engine = make_engine(f"sqlite:///{data / 'catalog.db'}")
     with opening.disposing(engine):
         opening.upgrade(engine)
-        with engine.begin() as connection:
-            bases = [{"id": n, "canonical": name} for n, name in enumerate(BASES, 1)]
-            connection.execute(insert(BaseModelRow), bases)
-            connection.execute(insert(DocumentRow), [{"digest": CONFIG, "content": b"{}"}])
-        _write_adapters(engine, count, embedder or Drawn())
+        fill(engine, count, embedder or Drawn())
 
 
-def _write_adapters(engine: Engine, count: int, embedder: Embedder) -> None:
-    """Writes adapters with all that is theirs, each batch in a transaction."""
+def fill(engine: Engine, count: int, embedder: Embedder) -> None:
+    """Writes base models and `count` adapters with all that is theirs into an empty catalog, each batch in a
+    transaction.
+    """
+    with engine.begin() as connection:
+        bases = [{"id": n, "canonical": name} for n, name in enumerate(BASES, 1)]
+        connection.execute(insert(BaseModelRow), bases)
+        connection.execute(insert(DocumentRow), [{"digest": CONFIG, "content": b"{}"}])
     generator = np.random.default_rng(count)
     words = np.array(vocabulary())
     family_of = _families(generator, count)
@@ -89,7 +92,7 @@ def _write_adapters(engine: Engine, count: int, embedder: Embedder) -> None:
 def _adapter(generator: np.random.Generator, words: NDArray[np.str_], number: int) -> dict[str, Any]:
     card = words[zipf(generator, WORDS)].tolist()
     paragraphs = [" ".join(card[start : start + 50]) for start in range(0, WORDS, 50)]
-    digest = f"{number:064x}"
+    digest = hashlib.sha256(str(number).encode()).hexdigest()
     return {
         "id": number, "repository_id": number, "commit": f"{number:040x}", "subfolder": "", "main": True,
         "current": True, "files": [{"name": "adapter_model.safetensors", "size": 8, "digest": digest}],

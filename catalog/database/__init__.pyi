@@ -1,6 +1,6 @@
 from . import annotation_store, changes, frontier, kept, leases, pool_store, retries, score_store, store
 from .annotation_store import count_hidden, is_hidden
-from .changes import read_token
+from .changes import read_token, read_versions
 from .columns import CleanJSON, CleanText, Counter, Real, TableBase, UTCDateTime
 from .engine import for_writing, make_engine, parse_url
 from .frontier import ItemRecord
@@ -53,6 +53,7 @@ from .schema import (
     RepositoryAlias,
     SavedPool,
     TextVersion,
+    VectorVersion,
     WeightsFile,
     WeightsItem,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "TableBase",
     "TextVersion",
     "UTCDateTime",
+    "VectorVersion",
     "WeightsFile",
     "WeightsItem",
     "annotation_store",
@@ -121,6 +123,7 @@ __all__ = [
     "parse_url",
     "pool_store",
     "read_token",
+    "read_versions",
     "reading",
     "reading_if_any",
     "refresh_engine_features",

@@ -4,7 +4,8 @@
 base model, and the vectors of cards. Every write that changes one of these draws a new random token,
 whoever writes; other writes leave it. Equal tokens mean equal content, also after a backup was restored
 that grew differently, where a counter would lie. `text_version` has a random version for the text of each
-adapter, so that a cache finds the texts that changed.
+adapter, so that a cache finds the texts that changed; `vector_version` one for each part of the fingerprints
+and of the vectors of cards, those whose digests begin with the same characters.
 
 The triggers are defined here alone. A migration runs without them; `create_triggers` makes them at its end,
 and draws everything anew where one was missing. On PostgreSQL they are constraint triggers, deferred to the
@@ -21,7 +22,8 @@ from typing import Literal
 from sqlalchemy import Connection, delete, inspect, select
 from sqlalchemy.orm import Session
 
-from catalog.database.schema import ChangeToken, TextVersion
+from catalog.database.schema import ChangeToken, TextVersion, VectorVersion
+from catalog.index import PART_LENGTH
 
 Topic = Literal["texts", "fingerprints", "embeddings"]
 TOPICS: tuple[Topic, ...] = ("texts", "fingerprints", "embeddings")
@@ -31,7 +33,8 @@ _PREFIX = "loradex_changes"
 @dataclass(frozen=True)
 class _Trigger:
     """A trigger: its topic, table and event; for an update, the columns of which one must differ; and for
-    texts the adapters that change, as a condition on `adapter` with {row} for NEW or OLD.
+    texts the adapters that change, as a condition on `adapter` with {row} for NEW or OLD; for vectors the
+    column whose beginning is their part, none for all parts.
     """
 
     topic: Topic
@@ -39,6 +42,7 @@ class _Trigger:
     event: Literal["INSERT", "UPDATE", "DELETE"]
     columns: tuple[str, ...] = ()
     adapters: str = ""
+    part: str = ""
 
     @property
     def name(self) -> str:
@@ -47,6 +51,10 @@ class _Trigger:
     @property
     def row(self) -> str:
         return "OLD" if self.event == "DELETE" else "NEW"
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return ("OLD", "NEW") if self.event == "UPDATE" else (self.row,)
 
 
 _TEXT_COLUMNS = (
@@ -66,22 +74,31 @@ _TRIGGERS = (
     _Trigger("texts", "repository", "UPDATE", ("name", "tags", "gone_at"), _OF_REPOSITORY),
     _Trigger("texts", "repository", "DELETE", (), _OF_REPOSITORY),
     _Trigger("texts", "base_model", "UPDATE", ("canonical",), "adapter.base_model_id = {row}.id"),
-    _Trigger("fingerprints", "adapter", "INSERT"),
-    _Trigger("fingerprints", "adapter", "UPDATE", ("base_model_id", "weights_digest", "scaling_pattern")),
-    _Trigger("fingerprints", "adapter", "DELETE"),
-    _Trigger("fingerprints", "fingerprint", "INSERT"),
+    _Trigger("fingerprints", "adapter", "INSERT", part="weights_digest"),
+    _Trigger(
+        "fingerprints",
+        "adapter",
+        "UPDATE",
+        ("base_model_id", "weights_digest", "scaling_pattern"),
+        part="weights_digest",
+    ),
+    _Trigger("fingerprints", "adapter", "DELETE", part="weights_digest"),
+    _Trigger("fingerprints", "fingerprint", "INSERT", part="weights_digest"),
     _Trigger(
         "fingerprints",
         "fingerprint",
         "UPDATE",
         ("weights_digest", "scaling_pattern", "version", "delta", "output"),
+        part="weights_digest",
     ),
-    _Trigger("fingerprints", "fingerprint", "DELETE"),
+    _Trigger("fingerprints", "fingerprint", "DELETE", part="weights_digest"),
     _Trigger("fingerprints", "base_model", "UPDATE", ("canonical",)),
-    _Trigger("embeddings", "embedding", "INSERT"),
-    _Trigger("embeddings", "embedding", "UPDATE", ("content", "model", "chunk", "vector")),
-    _Trigger("embeddings", "embedding", "DELETE"),
+    _Trigger("embeddings", "embedding", "INSERT", part="content"),
+    _Trigger("embeddings", "embedding", "UPDATE", ("content", "model", "chunk", "vector"), part="content"),
+    _Trigger("embeddings", "embedding", "DELETE", part="content"),
 )
+# The columns that the parts of all vectors are made from.
+_OF_PARTS = {"fingerprints": ("fingerprint", "weights_digest"), "embeddings": ("embedding", "content")}
 _DRAW = {"sqlite": "random()", "postgresql": "hashtextextended(gen_random_uuid()::text, 0)"}
 # JSON of PostgreSQL has no equality; its text does, and unchanged values keep theirs.
 _JSON = ("card_front", "tags")
@@ -93,16 +110,28 @@ def read_token(session: Session, *topics: Topic) -> str:
     return " ".join(str(tokens[topic]) for topic in topics)
 
 
+def read_versions(session: Session, topic: Topic) -> dict[str, int]:
+    """The version of each part of the vectors of a topic. Read it before what it stands for."""
+    query = select(VectorVersion.part, VectorVersion.version).where(VectorVersion.topic == topic)
+    return dict(session.execute(query).all())
+
+
 def create_triggers(connection: Connection) -> None:
     """Makes the triggers and draws all tokens and versions anew."""
     for statements in _definitions(connection.dialect.name).values():
         for statement in statements:
             connection.exec_driver_sql(statement)
-    connection.execute(delete(TextVersion))
-    connection.execute(delete(ChangeToken))
+    for table in (TextVersion, VectorVersion, ChangeToken):
+        connection.execute(delete(table))
     draw = _DRAW[connection.dialect.name]
     versions = f"INSERT INTO text_version (adapter_id, version) SELECT id, {draw} FROM adapter"  # noqa: S608
     connection.exec_driver_sql(versions)
+    for topic, (table_name, column) in _OF_PARTS.items():
+        parts = f"SELECT DISTINCT substr({column}, 1, {PART_LENGTH}) AS part FROM {table_name}"  # noqa: S608
+        connection.exec_driver_sql(
+            f"INSERT INTO vector_version (topic, part, version) SELECT '{topic}', part, {draw} "  # noqa: S608
+            f"FROM ({parts}) AS parts"
+        )
     for topic in TOPICS:
         token = f"INSERT INTO change_token (topic, token) VALUES ('{topic}', {draw})"  # noqa: S608
         connection.exec_driver_sql(token)
@@ -189,13 +218,27 @@ $body$"""  # noqa: S608
 
 
 def _version_statements(trigger: _Trigger, dialect: str) -> Iterator[str]:
-    """What gives the adapters whose text changed new versions."""
-    if trigger.topic == "texts" and not trigger.adapters:
-        yield "DELETE FROM text_version WHERE adapter_id = OLD.id"
-    elif trigger.adapters:
+    """What gives the adapters whose text changed, or the parts whose vectors did, new versions.
+
+    Never INSERT OR REPLACE: in a trigger, the conflict policy of the statement that fired it counts.
+    """
+    draw = _DRAW[dialect]
+    if trigger.adapters:
         where = trigger.adapters.format(row=trigger.row)
         yield f"DELETE FROM text_version WHERE adapter_id IN (SELECT id FROM adapter WHERE {where})"  # noqa: S608
         yield (
-            f"INSERT INTO text_version (adapter_id, version) SELECT id, {_DRAW[dialect]} "  # noqa: S608
+            f"INSERT INTO text_version (adapter_id, version) SELECT id, {draw} "  # noqa: S608
             f"FROM adapter WHERE {where}"
         )
+    elif trigger.topic == "texts":
+        yield "DELETE FROM text_version WHERE adapter_id = OLD.id"
+    elif not trigger.part:
+        yield f"UPDATE vector_version SET version = {draw} WHERE topic = '{trigger.topic}'"  # noqa: S608
+    else:
+        for row in trigger.rows:
+            part = f"substr({row}.{trigger.part}, 1, {PART_LENGTH})"
+            yield f"DELETE FROM vector_version WHERE topic = '{trigger.topic}' AND part = {part}"  # noqa: S608
+            yield (
+                f"INSERT INTO vector_version (topic, part, version) SELECT '{trigger.topic}', {part}, {draw} "
+                f"WHERE {part} IS NOT NULL"
+            )

@@ -443,6 +443,18 @@ class TextVersion(TableBase):
     version: Mapped[int]
 
 
+class VectorVersion(TableBase):
+    """The random version of the fingerprints, or of the vectors of cards, whose digests begin alike: triggers
+    draw another one with each change of them.
+    """
+
+    __tablename__ = "vector_version"
+
+    topic: Mapped[str] = mapped_column(primary_key=True, comment="fingerprints or embeddings")
+    part: Mapped[str] = mapped_column(primary_key=True, comment="first four characters of the digests")
+    version: Mapped[int]
+
+
 class ItemList(TableBase):
     """An ordered list of a task's items; scores on the same list can be compared item by item."""
 

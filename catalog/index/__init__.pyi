@@ -11,6 +11,7 @@ from .encoder import (
 from .query_encoder import find_encoder, record_encoder
 from .vectors import (
     KINDS,
+    PART_LENGTH,
     IndexKind,
     IndexState,
     Space,
@@ -28,6 +29,7 @@ __all__ = [
     "KINDS",
     "LEAST_SCORED",
     "MOST_CHUNKS",
+    "PART_LENGTH",
     "AdapterText",
     "Embedder",
     "IndexKind",

@@ -6,11 +6,11 @@ vectors in the order of their keys; `NAME.keys`; `NAME.tail`, the vectors that c
 sha256 of each file, and the size, dates and inode at which it had that sha256. A file is read for its
 sha256 only where these differ.
 
-An index of another token is compared with the keys of the source: new vectors are appended to the tail,
-vanished ones are passed over, and the index is built again when both come to more than a tenth of it. A key
-and a version never get another vector. Up to `MOST_FLAT` vectors are compared one by one, which is exact;
-more are found in lists of 8-bit codes (IVF, SQ8), and their scores worked out again from the float32 rows.
-This is the only module that imports faiss.
+An index of another token compares the versions of the parts of its keys with those in `NAME.versions`, and
+the vectors of the parts that changed with its own: new and changed vectors are appended to the tail, vanished
+ones are passed over, and the index is built again when both come to more than a tenth of it. Up to
+`MOST_FLAT` vectors are compared one by one, which is exact; more are found in lists of 8-bit codes (IVF,
+SQ8), and their scores worked out again from the float32 rows. This is the only module that imports faiss.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import mmap
 import os
 import re
 import sys
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -55,7 +55,9 @@ IndexKind = Literal["flat", "ivf"]
 KINDS: tuple[IndexKind, ...] = ("flat", "ivf")
 # More vectors are found in lists of codes. Measured: a flat search takes 15 ms for 100,000.
 MOST_FLAT = 300_000
-_FORMAT = 2
+_FORMAT = 3
+# The part of a key: its first characters. Keys begin with a digest, so that parts are of one size.
+PART_LENGTH = 4
 # Rows whose float64 copies are held at once, and those that are multiplied at once.
 _ROWS = 1024
 _BLOCK = 1 << 16
@@ -66,6 +68,8 @@ _MARGIN = 16
 # Of lists of codes: how many are searched, and how many candidates have their scores worked out again, at
 # least.
 _PROBES, _RESCORED, _PER_LIST = 16, 200, 64
+# Keys of a part are looked up in an index of so many times more keys than parts; else all keys are read.
+_PER_PART = 32
 # The part of an index that new and vanished vectors may come to.
 _PART_CHANGED = 10
 
@@ -87,11 +91,17 @@ class VectorSource(Protocol):
     """The source of the vectors of a space."""
 
     def token(self) -> str:
-        """A text that differs whenever the keys do; quick."""
+        """A text that differs whenever a version does; quick."""
         ...
 
-    def keys(self) -> Sequence[str]:
-        """All keys, sorted and unique; without line ends."""
+    def versions(self) -> Mapping[str, int]:
+        """The version of each part, the first `PART_LENGTH` characters of keys: another one whenever a key of
+        the part came, went or got another vector.
+        """
+        ...
+
+    def keys(self, parts: Collection[str] | None = None) -> Sequence[str]:
+        """All keys, or those of some parts, sorted and unique; without line ends."""
         ...
 
     def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
@@ -230,6 +240,32 @@ class VectorIndex:
             expected += len(best)
         return found / expected
 
+    def rows_in_parts(self, parts: Collection[str] | None) -> dict[str, int]:
+        """The row of each key that can be found, of some parts or of all."""
+        main, removed = self._main_keys, set(self._removed.tolist())
+        rows: dict[str, int] = {}
+        if parts is not None and len(parts) * _PER_PART < len(main):
+            for part in parts:
+                start = bisect_left(main, part)
+                end = bisect_right(main, part, start, key=lambda key: key[:PART_LENGTH])
+                rows |= {main[place]: place for place in range(start, end)}
+        else:
+            rows = {key: place for place, key in enumerate(main.all()) if _in_parts(key, parts)}
+        # A key whose vector changed has its newest row at the end of the tail.
+        tail = enumerate(self._tail_keys, len(main))
+        rows |= {key: place for place, key in tail if _in_parts(key, parts)}
+        return {key: place for key, place in rows.items() if place not in removed}
+
+    def equal_rows(self, rows: NDArray[np.int64], units: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which of these vectors are those of the rows; a row of -1 is none."""
+        import numpy as np
+
+        order = np.argsort(rows, kind="stable")
+        order = order[rows[order] >= 0]
+        is_equal = np.zeros(len(rows), dtype=np.bool_)
+        is_equal[order] = (self._vectors(rows[order]) == units[order]).all(axis=1)
+        return is_equal
+
     def _key(self, row: int) -> str:
         split = len(self._main_keys)
         return self._main_keys[row] if row < split else self._tail_keys[row - split]
@@ -364,20 +400,22 @@ def open_index(
         if index is not None:
             return index
         state = "corrupt"
-    keys = _check_keys(source)
+    # Read before the keys and vectors that they stand for.
+    now = _Moment(token, source.versions())
     forced = kind or (facts.get("forced") if state == "current" else None)
     if state == "current" and kind in (None, facts["forced"]):
-        index = files.extend(facts, token, keys, source)
+        index = files.extend(facts, now, source)
         if index is not None:
             return index
         state = "stale"
     level = logging.WARNING if state == "corrupt" else logging.INFO
     log.log(level, "%s is %s: rebuilding it", files.main, state)
-    return files.build(token, keys, source, forced)
+    return files.build(now, _check_keys(source), source, forced)
 
 
 def check_index(folder: Path, space: Space, source: VectorSource, *, recall: bool = False) -> IndexState:
-    """The state of the cache of a space, by reading all its files and comparing all keys. Writes nothing.
+    """The state of the cache of a space, by reading all its files and comparing all keys and vectors. Writes
+    nothing.
 
     With `recall`, that of a current index is measured. A file whose manifest is missing or unreadable
     counts as corrupt.
@@ -389,7 +427,7 @@ def check_index(folder: Path, space: Space, source: VectorSource, *, recall: boo
     index = files.open(facts)
     if index is None:
         return IndexState("corrupt", 0, files.main)
-    if sorted({*index.keys, *index.skipped}) != list(keys) or facts["token"] != source.token():
+    if facts["token"] != source.token() or files.differences(index, None, keys, source, most=0) is None:
         return IndexState("stale", index.count, files.main)
     return IndexState("current", index.count, files.main, index.kind, index.recall() if recall else None)
 
@@ -398,10 +436,30 @@ def remove_index(folder: Path, space: Space) -> None:
     """Removes the files of a space; raises StorageError."""
     files = _Files(folder, space)
     try:
-        for path in (files.main.with_suffix(".json"), files.main, files.names, files.rows, files.tail):
+        for path in (files.main.with_suffix(".json"), files.main, *files.others):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"The index {files.main} cannot be removed: {error.strerror}.") from error
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """The token and the versions of a source, read before its keys and vectors."""
+
+    token: str
+    versions: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """What some parts of an index lack: keys with their vectors, in blocks, and keys whose vector is zero;
+    and the rows that they have too much. A vector that changed is both.
+    """
+
+    keys: list[str]
+    blocks: list[NDArray[np.float32]]
+    zeros: list[str]
+    rows: set[int]
 
 
 class _Files:
@@ -409,9 +467,8 @@ class _Files:
 
     def __init__(self, folder: Path, space: Space) -> None:
         self.space, self.main = space, folder / f"{space.name}.faiss"
-        self.names, self.rows, self.tail = (
-            folder / f"{space.name}.{end}" for end in ("keys", "rows", "tail")
-        )
+        self.others = tuple(folder / f"{space.name}.{end}" for end in ("keys", "rows", "tail", "versions"))
+        self.names, self.rows, self.tail, self.versions = self.others
 
     def look(self, *, trusting: bool) -> tuple[State, dict[str, Any]]:
         """Whether the files are what their facts say, and these; "current" says nothing of the token.
@@ -427,7 +484,7 @@ class _Files:
             if facts.pop("seal") != _seal(facts):
                 return "corrupt", {}
             files = facts["files"]
-            if not {self.main.name, self.names.name} <= files.keys():
+            if not {self.main.name, self.names.name, self.versions.name} <= files.keys():
                 return "corrupt", {}
             now = {
                 name: compare_file(self.main.with_name(name), known, trusting=trusting)
@@ -481,44 +538,74 @@ class _Files:
         rows: NDArray[np.float32] = np.memmap(self.rows, dtype="<f4", mode="r", shape=shape)
         return rows
 
-    def extend(
-        self, facts: Mapping[str, Any], token: str, keys: Sequence[str], source: VectorSource
-    ) -> VectorIndex | None:
+    def extend(self, facts: Mapping[str, Any], now: _Moment, source: VectorSource) -> VectorIndex | None:
         """The index brought up to date; None where it must be built again, or cannot be read."""
         index = self.open(facts)
         if index is None:
             return None
-        skipped = set(facts["skipped"])
-        stored = {*index.keys, *skipped}
-        new = [key for key in keys if key not in stored]
-        gone = stored.difference(keys)
-        if not new and not gone:
-            self._rewrite(facts, {"token": token})
-            return index
-        tail_keys = list(facts["tail_keys"])
-        removed = {*facts["removed"], *index._rows_of(gone - skipped)}
-        if (len(tail_keys) + len(new) + len(removed)) * _PART_CHANGED > index.count:
+        try:
+            before: dict[str, int] = json.loads(self.versions.read_bytes())
+        except DAMAGES:
             return None
-        zeros: list[str] = []
-        blocks = list(_unit_blocks(self.space, new, source, zeros))
-        tail_keys += [key for key in new if key not in set(zeros)]
+        parts = {part for part, _ in before.items() ^ now.versions.items()}
+        keys = _check_keys(source, parts)
+        tail_keys, removed = list(facts["tail_keys"]), set(facts["removed"])
+        most = index.count // _PART_CHANGED - len(tail_keys) - len(removed)
+        found = self.differences(index, parts, keys, source, most)
+        if found is None:
+            return None
+        skipped = {key for key in facts["skipped"] if key[:PART_LENGTH] not in parts}
         changes = {
-            "token": token,
-            "tail_keys": tail_keys,
-            "removed": sorted(removed),
-            "skipped": sorted((skipped - gone).union(zeros)),
+            "token": now.token,
+            "tail_keys": tail_keys + found.keys,
+            "removed": sorted(removed | found.rows),
+            "skipped": sorted(skipped.union(found.zeros)),
         }
-        return self.open(read_facts(self.main)) if self._rewrite(facts, changes, blocks) else None
+        if not self._rewrite(facts, changes, found.blocks, now.versions):
+            return None
+        return self.open(read_facts(self.main))
+
+    def differences(
+        self,
+        index: VectorIndex,
+        parts: Collection[str] | None,
+        keys: Sequence[str],
+        source: VectorSource,
+        most: int,
+    ) -> _Differences | None:
+        """What parts of the index, or all, lack of these keys of a source and have too much; None where it is
+        more than `most` vectors. Raises CatalogError as `open_index` does.
+        """
+        import numpy as np
+
+        stored = index.rows_in_parts(parts)
+        found = _Differences([], [], [], set(stored.values()).difference(map(stored.get, keys)))
+        if len(found.rows) > most:
+            return None
+        for block_keys, units in _unit_blocks(self.space, keys, source, found.zeros):
+            rows = np.array([stored.get(key, -1) for key in block_keys], dtype=np.int64)
+            is_same = index.equal_rows(rows, units)
+            found.keys.extend(key for key, same in zip(block_keys, is_same.tolist(), strict=True) if not same)
+            found.blocks.append(units[~is_same])
+            found.rows.update(rows[~is_same & (rows >= 0)].tolist())
+            if len(found.keys) + len(found.rows) > most:
+                return None
+        found.rows.update(stored[key] for key in found.zeros if key in stored)
+        return found
 
     def _rewrite(
-        self, facts: Mapping[str, Any], changes: Mapping[str, Any], blocks: Iterable[NDArray[np.float32]] = ()
+        self,
+        facts: Mapping[str, Any],
+        changes: Mapping[str, Any],
+        blocks: Iterable[NDArray[np.float32]] = (),
+        versions: Mapping[str, int] | None = None,
     ) -> bool:
-        """Appends vectors to the tail, and writes the facts; whether that was possible."""
+        """Appends vectors to the tail, and writes the versions and the facts; whether that was possible."""
         with lock_cache(self.main) as locked:
             if not locked or _digests(read_facts(self.main)) != _digests(facts):
                 return False
             files = dict(facts["files"])
-            if blocks := list(blocks):
+            if any(len(block) for block in blocks):
                 end = len(facts["tail_keys"]) * 4 * self.space.size
                 with self.tail.open("r+b" if end else "wb") as file:
                     file.truncate(end)
@@ -528,12 +615,19 @@ class _Files:
                     file.flush()
                     os.fsync(file.fileno())
                 files[self.tail.name] = file_facts(self.tail)
+            if versions is not None:
+                files[self.versions.name] = self._write_versions(versions)
             self._write_facts({**facts, "files": files, **changes})
             return True
         return False
 
+    def _write_versions(self, versions: Mapping[str, int]) -> dict[str, Any]:
+        with replace_file(self.versions) as new:
+            new.write_text(json.dumps(versions, sort_keys=True), encoding="ascii")
+        return file_facts(self.versions)
+
     def build(
-        self, token: str, keys: Sequence[str], source: VectorSource, forced: IndexKind | None
+        self, now: _Moment, keys: Sequence[str], source: VectorSource, forced: IndexKind | None
     ) -> VectorIndex:
         """A new index over the vectors of all keys, written where the folder allows."""
         facts: dict[str, Any] = {}
@@ -542,19 +636,19 @@ class _Files:
                 if locked:
                     with replace_file(self.rows) as new:
                         main, skipped = _ivf_index(self.space, keys, source, new)
-                    facts = self._write(main, token, forced, keys, skipped)
+                    facts = self._write(main, now, forced, keys, skipped)
             if facts and (index := self.open(facts)) is not None:
                 return index
         main, rows, skipped = _flat_index(self.space, keys, source)
         with lock_cache(self.main) as locked:
             if locked:
-                facts = self._write(main, token, forced, keys, skipped)
+                facts = self._write(main, now, forced, keys, skipped)
         if facts and (index := self.open(facts)) is not None:
             return index
         return VectorIndex(_keys_of(_without(keys, skipped)), main, rows, skipped=skipped)
 
     def _write(
-        self, main: Any, token: str, forced: IndexKind | None, keys: Sequence[str], skipped: list[str]
+        self, main: Any, now: _Moment, forced: IndexKind | None, keys: Sequence[str], skipped: list[str]
     ) -> dict[str, Any]:
         """Writes the files of a new index, the facts last; returns these. Raises OSError, RuntimeError."""
         with replace_file(self.main) as new, _faiss() as faiss:
@@ -571,11 +665,14 @@ class _Files:
             "format": _FORMAT,
             "space": asdict(self.space),
             "forced": forced,
-            "token": token,
+            "token": now.token,
             "skipped": skipped,
             "tail_keys": [],
             "removed": [],
-            "files": {path.name: file_facts(path) for path in paths},
+            "files": {
+                **{path.name: file_facts(path) for path in paths},
+                self.versions.name: self._write_versions(now.versions),
+            },
         }
         self._write_facts(facts)
         return facts
@@ -636,8 +733,12 @@ def _unit_query(query: NDArray[Any], size: int) -> NDArray[np.float64]:
     return unit
 
 
-def _check_keys(source: VectorSource) -> Sequence[str]:
-    keys = source.keys()
+def _in_parts(key: str, parts: Collection[str] | None) -> bool:
+    return parts is None or key[:PART_LENGTH] in parts
+
+
+def _check_keys(source: VectorSource, parts: Collection[str] | None = None) -> Sequence[str]:
+    keys = source.keys(parts)
     if any(left >= right for left, right in pairwise(keys)):
         raise ValueError("the keys of a vector source must be sorted and unique")
     return keys
@@ -672,7 +773,7 @@ def _flat_index(
     skipped: list[str] = []
     with _faiss() as faiss:
         index = faiss.IndexFlatIP(space.size)
-    for block in _unit_blocks(space, keys, source, skipped):
+    for _, block in _unit_blocks(space, keys, source, skipped):
         index.add(block)
     return index, _stored_rows(index), skipped
 
@@ -686,7 +787,7 @@ def _ivf_index(
     skipped: list[str] = []
     count = 0
     with rows_file.open("wb") as file:
-        for block in _unit_blocks(space, keys, source, skipped):
+        for _, block in _unit_blocks(space, keys, source, skipped):
             file.write(block.astype("<f4", copy=False).tobytes())
             count += len(block)
     lists = max(1, math.isqrt(count))
@@ -708,9 +809,9 @@ def _ivf_index(
 
 def _unit_blocks(
     space: Space, keys: Sequence[str], source: VectorSource, skipped: list[str]
-) -> Iterator[NDArray[np.float32]]:
-    """The vectors of keys in their order, of length 1, in blocks; keys whose vector is zero are added to
-    `skipped`.
+) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    """The vectors of keys in their order, of length 1, in blocks with their keys; keys whose vector is zero
+    are added to `skipped`.
     """
     import numpy as np
 
@@ -722,7 +823,8 @@ def _unit_blocks(
         lengths = _lengths(block, of, space)
         skipped += [key for key, length in zip(of, lengths, strict=True) if length == 0]
         nonzero = lengths > 0
-        yield np.ascontiguousarray(block[nonzero] / lengths[nonzero, None], dtype=np.float32)
+        units = np.ascontiguousarray(block[nonzero] / lengths[nonzero, None], dtype=np.float32)
+        yield [key for key, length in zip(of, lengths, strict=True) if length > 0], units
     if done != len(keys):
         raise CatalogError(f"The {space.name} vectors changed while they were read: run the command again.")
 

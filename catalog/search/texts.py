@@ -13,14 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from catalog.adapters import adapter_name
-from catalog.database import Adapter, BaseModelRow, Embedding, Repository, TextVersion, read_token
+from catalog.database import (
+    Adapter,
+    BaseModelRow,
+    Embedding,
+    Repository,
+    TextVersion,
+    read_token,
+    read_versions,
+)
 from catalog.errors import ReadOnlyCatalogError
 from catalog.index import (
+    PART_LENGTH,
     AdapterText,
     Embedder,
     WordIndex,
@@ -41,6 +50,8 @@ log = logging.getLogger(__name__)
 
 _BATCH = 32
 _PAGE = 500
+# More parts than this are picked out of all rows.
+_MOST_PARTS = 200
 
 
 @dataclass(frozen=True)
@@ -169,10 +180,26 @@ def count_missing(session: Session, words: WordIndex, model: str) -> int:
     return missing
 
 
+def read_parts(
+    session: Session, query: Select[*tuple[Any, ...]], column: Any, parts: Collection[str] | None
+) -> Iterator[Any]:
+    """The rows of a statement whose first column, `column`, begins with one of some parts; all without
+    these.
+    """
+    conditions: list[Any] = [true()]
+    if parts is not None and len(parts) <= _MOST_PARTS:
+        # A range, which an index can find: digests have letters and digits, of which z is the last.
+        conditions = [column.between(part, part + 60 * "z") for part in sorted(parts)]
+    for condition in conditions:
+        for row in session.execute(query.where(condition)):
+            if parts is None or row[0][:PART_LENGTH] in parts:
+                yield row
+
+
 class CardVectors:
     """The vectors of all cards by one encoder, of old ones too; a `catalog.index.VectorSource`.
 
-    A key is `content:chunk`, the chunk with two digits. Content and encoder decide the vector.
+    A key is `content:chunk`, the chunk with two digits.
     """
 
     def __init__(self, session: Session, model: str) -> None:
@@ -182,11 +209,14 @@ class CardVectors:
         """The token of all vectors of cards."""
         return read_token(self._session, "embeddings")
 
-    def keys(self) -> Sequence[str]:
-        """The keys of all chunks that have a vector, sorted."""
-        rows = self._session.execute(
-            select(Embedding.content, Embedding.chunk).where(Embedding.model == self._model)
-        )
+    def versions(self) -> Mapping[str, int]:
+        """The version of each part of all vectors of cards."""
+        return read_versions(self._session, "embeddings")
+
+    def keys(self, parts: Collection[str] | None = None) -> Sequence[str]:
+        """The keys of all chunks that have a vector, sorted; of some parts, or all."""
+        query = select(Embedding.content, Embedding.chunk).where(Embedding.model == self._model)
+        rows = read_parts(self._session, query, Embedding.content, parts)
         return sorted(f"{content}:{chunk:02}" for content, chunk in rows)
 
     def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:

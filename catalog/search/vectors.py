@@ -1,14 +1,13 @@
 """The vectors in the database, as `catalog.index.vectors` reads them: fingerprints of weights files by key.
 
-A key names a weights file and, where the scaling differs between modules, the pattern of scalings. The vector
-of a key and version never changes. Each base model has indexes of its own: vectors of others are never
-compared.
+A key names a weights file and, where the scaling differs between modules, the pattern of scalings. Each base
+model has indexes of its own: vectors of others are never compared.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +16,7 @@ from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.orm import Session
 
 from catalog.adapters import vector_key
-from catalog.database import Adapter, BaseModelRow, FingerprintRow, read_token
+from catalog.database import Adapter, BaseModelRow, FingerprintRow, read_token, read_versions
 from catalog.errors import StorageError
 from catalog.fingerprints import DELTA_SIZE, FINGERPRINT_VERSION, OUTPUT_SIZE
 from catalog.index import (
@@ -31,7 +30,7 @@ from catalog.index import (
     rebuild_words,
     remove_index,
 )
-from catalog.search.texts import CardTexts
+from catalog.search.texts import CardTexts, read_parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,8 +101,12 @@ class BaseFingerprints(Fingerprints):
         """The token of all fingerprints."""
         return read_token(self._session, "fingerprints")
 
-    def keys(self) -> Sequence[str]:
-        """The keys of the fingerprints, sorted."""
+    def versions(self) -> Mapping[str, int]:
+        """The version of each part of all fingerprints."""
+        return read_versions(self._session, "fingerprints")
+
+    def keys(self, parts: Collection[str] | None = None) -> Sequence[str]:
+        """The keys of the fingerprints, sorted; of some parts, or all."""
         query = (
             select(Adapter.weights_digest, Adapter.scaling_pattern)
             .join(
@@ -114,7 +117,7 @@ class BaseFingerprints(Fingerprints):
             .where(FingerprintRow.version == FINGERPRINT_VERSION, _is_of(self._base))
             .distinct()
         )
-        rows = self._session.execute(query)
+        rows = read_parts(self._session, query, Adapter.weights_digest, parts)
         return sorted(vector_key(str(digest), str(pattern)) for digest, pattern in rows)
 
 

@@ -62,7 +62,7 @@ def value(column: Any) -> Any:
 
 def tables() -> list[Table]:
     """All tables, those that are pointed at first, but for those that triggers write."""
-    by_triggers = {schema.ChangeToken.__table__, schema.TextVersion.__table__}
+    by_triggers = {row.__table__ for row in (schema.ChangeToken, schema.TextVersion, schema.VectorVersion)}
     return [table for table in schema.TableBase.metadata.sorted_tables if table not in by_triggers]
 
 

@@ -8,7 +8,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, delete, insert, select
 from sqlalchemy.orm import Session
 
-from catalog.database import Embedding
+from catalog.database import Embedding, read_token, read_versions
 from catalog.errors import CatalogError, UsageError
 from catalog.fingerprints import near_pairs
-from catalog.index.vectors import Space, VectorHit, VectorIndex, _seal, check_index, open_index
+from catalog.index.vectors import PART_LENGTH, Space, VectorHit, VectorIndex, _seal, check_index, open_index
 
 SIZE = 8
 SPACE = Space("text", "a-model", SIZE)
@@ -39,10 +40,14 @@ class Stored:
         self.session, self.model = session, model
 
     def token(self) -> str:
-        return " ".join(self.keys())
+        return read_token(self.session, "embeddings")
 
-    def keys(self) -> Sequence[str]:
-        return sorted(self.session.scalars(select(Embedding.content).where(Embedding.model == self.model)))
+    def versions(self) -> dict[str, int]:
+        return read_versions(self.session, "embeddings")
+
+    def keys(self, parts: Collection[str] | None = None) -> Sequence[str]:
+        every = self.session.scalars(select(Embedding.content).where(Embedding.model == self.model))
+        return sorted(key for key in every if parts is None or key[:PART_LENGTH] in parts)
 
     def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         for start in range(0, len(keys), 7):
@@ -63,10 +68,18 @@ class Given:
         self.rows, self.block, self.read = rows, block, 0
 
     def token(self) -> str:
-        return " ".join(self.keys())
+        return str(self.versions())
 
-    def keys(self) -> Sequence[str]:
-        return sorted(self.rows)
+    def versions(self) -> dict[str, int]:
+        """The sum of what each part holds."""
+        parts: dict[str, bytes] = {}
+        for key in sorted(self.rows):
+            part = key[:PART_LENGTH]
+            parts[part] = parts.get(part, b"") + key.encode() + self.rows[key].tobytes()
+        return {part: zlib.crc32(held) for part, held in parts.items()}
+
+    def keys(self, parts: Collection[str] | None = None) -> Sequence[str]:
+        return sorted(key for key in self.rows if parts is None or key[:PART_LENGTH] in parts)
 
     def vectors(self, keys: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         self.read += 1
@@ -98,6 +111,7 @@ def write(session: Session, model: str, rows: Rows) -> None:
         for key, row in rows.items()
     ]
     session.execute(insert(Embedding), values)
+    session.commit()
 
 
 # The database is the truth.
@@ -129,6 +143,7 @@ def test_case_83_rows_that_go_and_come_make_the_file_stale(engine: Engine, tmp_p
         open_index(tmp_path, SPACE, source)
         assert check_index(tmp_path, SPACE, source).state == "current"
         session.execute(delete(Embedding).where(Embedding.content == "key0007"))
+        session.commit()
         stale = check_index(tmp_path, SPACE, source)
         assert (stale.state, stale.vectors) == ("stale", 20)
         without = open_index(tmp_path, SPACE, source)
@@ -318,7 +333,7 @@ def test_more_or_fewer_vectors_than_keys_are_refused(change: int, tmp_path: Path
 @pytest.mark.parametrize("wrong", [["b", "a"], ["a", "a"]])
 def test_keys_must_be_sorted_and_unique(wrong: list[str], tmp_path: Path) -> None:
     class Unsorted(Given):
-        def keys(self) -> Sequence[str]:
+        def keys(self, parts: Collection[str] | None = None) -> Sequence[str]:
             return wrong
 
     with pytest.raises(ValueError, match="sorted and unique"):
@@ -465,11 +480,13 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from catalog.index.vectors import Space, check_index, open_index
+from catalog.index.vectors import PART_LENGTH, Space, check_index, open_index
 class Source:
     def token(self):
         return "1"
-    def keys(self):
+    def versions(self):
+        return {}
+    def keys(self, parts=None):
         return ["a", "b"]
     def vectors(self, keys):
         yield np.eye(2, 4096, dtype=np.float32)
@@ -563,11 +580,8 @@ def test_a_damaged_tail_is_noticed(tmp_path: Path) -> None:
 
 def test_a_current_index_reads_no_keys(tmp_path: Path) -> None:
     class Silent(Given):
-        def keys(self) -> Sequence[str]:
+        def keys(self, parts: Collection[str] | None = None) -> Sequence[str]:
             raise AssertionError("the keys were read")
-
-        def token(self) -> str:
-            return " ".join(sorted(self.rows))
 
     rows = random_rows(20)
     open_index(tmp_path, SPACE, Given(rows))
@@ -624,12 +638,14 @@ import multiprocessing, sys
 from pathlib import Path
 import faiss
 import numpy as np
-from catalog.index.vectors import Space, open_index
+from catalog.index.vectors import PART_LENGTH, Space, open_index
 values = np.random.default_rng(0).standard_normal((5000, 32)).astype(np.float32)
 class Source:
     def token(self):
         return "1"
-    def keys(self):
+    def versions(self):
+        return {}
+    def keys(self, parts=None):
         return [f"{number:04d}" for number in range(5000)]
     def vectors(self, keys):
         yield values

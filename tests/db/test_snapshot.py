@@ -51,7 +51,7 @@ FILE = {"name": "adapter_model.safetensors", "size": 7, "digest": "d" * 64}
 # The tables of one catalog alone: its crawls, its pools, and what triggers write.
 ALONE = {
     *("crawl", "crawl_item", "crawl_page", "crawl_retry", "weights_item", "request_budget"),
-    *("pool", "pool_member", "change_token", "text_version"),
+    *("pool", "pool_member", "change_token", "text_version", "vector_version"),
 }
 EVERYTHING = SnapshotChoice(cards=True, with_private=True, with_notes=True)
 

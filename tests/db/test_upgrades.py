@@ -11,7 +11,7 @@ from catalog.database import opening
 from tests.db import rows
 
 # What triggers write, and no user.
-TRIGGERED = ("change_token", "text_version")
+TRIGGERED = ("change_token", "text_version", "vector_version")
 
 
 def contents(engine: Engine) -> dict[str, list[dict[str, Any]]]:
@@ -26,7 +26,7 @@ def contents(engine: Engine) -> dict[str, list[dict[str, Any]]]:
         }
 
 
-@pytest.mark.parametrize("revision", ["0002", "0005", "0006", "0008", "0011"])
+@pytest.mark.parametrize("revision", ["0002", "0005", "0006", "0008", "0011", "0012"])
 def test_the_rows_of_an_earlier_catalog_stay(revision: str, empty_engine: Engine) -> None:
     opening.upgrade(empty_engine, revision)
     target = MetaData()
@@ -55,7 +55,8 @@ def test_the_rows_of_an_earlier_catalog_stay(revision: str, empty_engine: Engine
     for name, [row] in before.items():
         [now] = after[name]
         assert {column: now[column] for column in row} == row, name
-    # What triggers write has a token for each topic and a version for the one adapter.
+    # What triggers write has a token for each topic, and versions for the text of the one adapter, its
+    # fingerprint and the vector of its card.
     drawn = {name: len(after.pop(name)) for name in TRIGGERED}
-    assert drawn == {"change_token": 3, "text_version": 1}
+    assert drawn == {"change_token": 3, "text_version": 1, "vector_version": 2}
     assert [name for name in after if name not in before and after[name]] == []

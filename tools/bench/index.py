@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +46,11 @@ class Generated:
         """The number of vectors."""
         return str(len(self.names))
 
-    def keys(self) -> Sequence[str]:
+    def versions(self) -> Mapping[str, int]:
+        """One part for all vectors."""
+        return {"": len(self.names)}
+
+    def keys(self, parts: Collection[str] | None = None) -> Sequence[str]:
         """The numbers of the vectors, as texts."""
         return self.names
 
