@@ -38,8 +38,8 @@ class DoctorReport:
     has what was measured: `load_seconds`, `read_tokens_per_second`, `tree_speedup` (against each text alone),
     `tree_difference` (the largest, nats a token), `tree_right`, `generated_tokens_per_second`,
     `adapter_bytes` (rank 16, all linear layers), `adapters_resident`, `largest_batch` (rows of 128 tokens),
-    `step_seconds` (rank 16, 8 examples). `skipped` says why something was not measured, and `advice` what to
-    set. It names no folder and no user.
+    `step_seconds` (rank 16, 8 examples) and the `step_tokens` of these examples. `skipped` says why something
+    was not measured, and `advice` what to set. It names no folder and no user.
     """
 
     versions: Mapping[str, str]
@@ -164,6 +164,7 @@ def _measures() -> dict[str, Callable[[LoadedBase], dict[str, Any]]]:
         generating_speed,
         largest_batch,
         step_seconds,
+        step_tokens,
     )
 
     return {
@@ -176,6 +177,7 @@ def _measures() -> dict[str, Callable[[LoadedBase], dict[str, Any]]]:
         "largest batch": lambda model: {"largest_batch": largest_batch(model)},
         "training step": lambda model: {
             "step_seconds": round(step_seconds(model, RANK, BATCH), 4),
+            "step_tokens": step_tokens(BATCH),
             "gradient_checkpointing": model.memory.checkpointing,
         },
     }

@@ -15,6 +15,7 @@ from loradex.members import settings_of
 from loradex.progress import ProgressOption, ProgressStep, reporting
 from loradex.rows import Rows
 from studies.power import Power
+from studies.pricing import Price
 from studies.store import StudyOutcome as StudyOutcome
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class StudyPlan:
 
     `seconds_left` is what the steps that are left will take here, by the mean of the `measured` ones of
     their kinds; those of kinds not measured yet are in `unmeasured`. `power` says what the study can tell,
-    then what cheaper cuts of it could.
+    then what cheaper cuts of it could. `price` says what is left on the machine of a doctor report.
     """
 
     cells: int
@@ -49,10 +50,12 @@ class StudyPlan:
     measured: int = 0
     unmeasured: dict[str, int] = field(default_factory=dict)
     power: tuple[Power, ...] = ()
+    price: Price | None = None
 
     def sentences(self) -> list[str]:
-        """How long the rest will take here, and what the study and its cuts can tell."""
-        return [*_cost_sentences(self), *map(_power_sentence, self.power)]
+        """How long the rest will take here or there, and what the study and its cuts can tell."""
+        cost = _cost_sentences(self) if self.price is None else _price_sentences(self.price)
+        return [*cost, *map(_power_sentence, self.power)]
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,15 @@ class StudyRequest:
     gpu_share: float | None = None
     catalog: Catalog | Settings | None = None
 
-    def plan(self) -> StudyPlan:
-        """Checks the file and counts what there is to do; writes nothing."""
-        return _make_plan(*self._read())
+    @check_arguments
+    def plan(self, *, doctor: str | Path | None = None) -> StudyPlan:
+        """Checks the file and counts what there is to do; writes nothing.
+
+        With `doctor`, a file with the JSON document of `loradex.doctor`, what is left is priced in hours of
+        the machine that it describes; neither that machine nor the base model need be here. Raises
+        UsageError and NotFoundError.
+        """
+        return _make_plan(*self._read(), doctor=_path(doctor))
 
     @check_arguments
     def run(self, *, progress: ProgressOption = False) -> StudyOutcome:
@@ -231,8 +240,9 @@ def built_in_studies() -> Rows[StudyRow]:
     return Rows((StudyRow(name, read_study(name).study.title) for name in built_in()), StudyRow)
 
 
-def _make_plan(file: StudyFile, grid: Grid) -> StudyPlan:
+def _make_plan(file: StudyFile, grid: Grid, *, doctor: Path | None = None) -> StudyPlan:
     from studies.power import estimate_cost, study_powers
+    from studies.pricing import price, read_speed
     from studies.store import in_order, pending_steps
 
     steps, pending = list(in_order(grid.steps)), pending_steps(grid.place, grid.steps)
@@ -247,6 +257,7 @@ def _make_plan(file: StudyFile, grid: Grid) -> StudyPlan:
         measured=cost.measured,
         unmeasured=cost.unmeasured,
         power=tuple(study_powers(file.study, tasks)),
+        price=None if doctor is None else price(grid.place, pending, read_speed(doctor)),
     )
 
 
@@ -258,6 +269,15 @@ def _cost_sentences(plan: StudyPlan) -> Iterator[str]:
         yield f"about {left} left here on one process, by {plan.measured} steps that are done"
     if plan.unmeasured:
         yield f"time not known before a first step of each kind is done: {counts(plan.unmeasured)}"
+
+
+def _price_sentences(price: Price) -> Iterator[str]:
+    from studies.report.wording import counts
+
+    parts = ", ".join(f"{kind} {hours:.1f}" for kind, hours in price.hours.items())
+    yield f"about {price.total:.1f} hours of {price.machine} with {price.model}, by doctor: {parts}"
+    if price.unpriced:
+        yield f"not priced: {counts(price.unpriced)}"
 
 
 def _power_sentence(power: Power) -> str:

@@ -86,7 +86,7 @@ def _find_file(name: str) -> Path:
     if name == "published":
         raise NotFoundError(PUBLISHED)
     own = Path(str(files("studies"))) / f"{name}.yaml"
-    if re.fullmatch(r"[a-z_-]+", name) and own.is_file():
+    if re.fullmatch(r"[a-z0-9_-]+", name) and own.is_file():
         return own
     raise NotFoundError(f"Study {name} not found; give a YAML file, or one of {', '.join(built_in())}.")
 

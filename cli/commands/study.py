@@ -11,7 +11,7 @@ import click
 import loradex
 from catalog.errors import UsageError
 from cli.app import App, Exit, pass_app
-from cli.options import COUNT, FOLDER, Command, device_option, option, tasks_option
+from cli.options import COUNT, FILE, FOLDER, Command, device_option, option, tasks_option
 from cli.output import Column, Format, output_options
 
 _RAY = "Ray"
@@ -62,6 +62,12 @@ def study() -> None:
     help="GPUs that a step takes with Ray; 1 with cuda.",
 )
 @option("--dry-run", is_flag=True, help="Check the file and count what there is to do.")
+@option(
+    "--doctor",
+    metavar="FILE",
+    type=FILE,
+    help="With --dry-run: hours on the machine of this JSON of `loradex doctor`.",
+)
 @output_options(lists=False)
 @pass_app
 def run(
@@ -71,6 +77,7 @@ def run(
     out: Path,
     tables: str | None,
     dry_run: bool,
+    doctor: Path | None,
     **options: Unpack[StudyOptions],
 ) -> None:
     """Carry out the study in FILE, or one that comes with the program, as far as it is not done.
@@ -83,8 +90,10 @@ def run(
 
         raise UsageError(PUBLISHED)
     study = loradex.StudyRequest(file, out, **options, catalog=app.settings)
+    if doctor is not None and not dry_run:
+        raise UsageError("A doctor report prices a study that is not run; add --dry-run.")
     if dry_run:
-        app.output.document(study.plan(), _render_plan)
+        app.output.document(study.plan(doctor=doctor), _render_plan)
         return
     with app.output.show_progress() as progress:
         outcome = study.run(progress=progress)

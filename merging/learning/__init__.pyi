@@ -14,6 +14,7 @@ from .machine import (
     random_base,
     reading_speed,
     step_seconds,
+    step_tokens,
 )
 from .training import TRAIN_RECORD, TrainingSettings, TrainReport, default_rates, train, wear_adapter
 from .variants import VARIANTS
@@ -45,6 +46,7 @@ __all__ = [
     "random_base",
     "reading_speed",
     "step_seconds",
+    "step_tokens",
     "train",
     "wear_adapter",
 ]

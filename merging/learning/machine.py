@@ -153,6 +153,11 @@ def largest_batch(base: LoadedBase) -> int | None:
     return fitting
 
 
+def step_tokens(batch: int) -> int:
+    """Tokens of the examples of one step that `step_seconds` measures."""
+    return batch * (SHARED + OWN + ANSWER)
+
+
 def step_seconds(base: LoadedBase, rank: int, batch: int) -> float:
     """Seconds of one step of training a LoRA on all linear layers, after one that does not count.
 

@@ -26,7 +26,7 @@ ELSEWHERE = {
     "inspect-merge": {"plot": "Inspection.plot"},
     "train": {"tasks": loradex.load_task},
     "adapt": {"tasks": loradex.load_task},
-    "study run": {"dry_run": loradex.StudyRequest.plan},
+    "study run": {"dry_run": loradex.StudyRequest.plan, "doctor": loradex.StudyRequest.plan},
     "fingerprint": {"processes": loradex.Catalog.remeasure},
     "pool export": {"pool": loradex.Catalog.pool},
     "pool verify": {"pool": loradex.Catalog.pool},

@@ -21,6 +21,7 @@ ON_CPU = {
     "generated_tokens_per_second",
     "adapter_bytes",
     "step_seconds",
+    "step_tokens",
     "gradient_checkpointing",
 }
 

@@ -11,6 +11,7 @@ pytest.importorskip("peft")
 
 from tests.cli.conftest import Program
 from tests.studies.small import TEXT, make_world
+from tests.studies.test_pricing import DOCTOR
 
 # PEFT 0.21 asks a model of transformers 5.23 for an attribute by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -98,3 +99,22 @@ def test_what_makes_no_sense_is_one_sentence(
     assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "OUT").exists()
+
+
+def test_a_study_is_priced_without_its_base_model(run: Program, tmp_path: Path) -> None:
+    doctor = tmp_path / "doctor.json"
+    doctor.write_text(json.dumps(DOCTOR))
+    path = make_world(tmp_path / "world")
+    path.write_text(TEXT.format(base="no/model"))
+    args = ["study", "run", str(path), "-o", str(tmp_path / "out"), "--doctor", str(doctor)]
+    ran = run(*args, "--dry-run")
+    assert ran.exit_code == 0, ran.output
+    assert "of A card with org/model, by doctor: adapt 0.0" in ran.stdout
+    assert "not priced: " in ran.stdout
+    document = json.loads(run(*args, "--dry-run", "--json").stdout)
+    assert document["price"]["machine"] == "A card"
+    assert set(document["price"]["hours"]) == {"adapt", "ensemble", "gradient", "score", "train"}
+    refused = run(*args)
+    assert refused.exit_code == 2
+    assert "add --dry-run" in refused.stderr
+    assert not (tmp_path / "out").exists()
