@@ -10,8 +10,8 @@ from typing import Any
 
 from catalog.adapters import AdapterNotes
 from catalog.database import annotation_store
-from catalog.errors import ConfigError, StorageError, UsageError
-from catalog.files import load_json, read_limited, replace_file
+from catalog.errors import ConfigError, UsageError
+from catalog.files import load_json, output_file, read_limited
 
 FORMAT = "loradex-annotations/1"
 _MOST_BYTES = 256 * 1024 * 1024
@@ -33,12 +33,8 @@ def write_annotations(rows: Sequence[AdapterNotes], path: Path) -> None:
     """Writes annotations as a document that `read_annotations` reads; raises StorageError."""
     document = {"format": FORMAT, "annotations": [asdict(row) for row in rows]}
     text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(path) as new:
-            new.write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}.") from error
+    with output_file(path) as new:
+        new.write_text(f"{text}\n", encoding="utf-8")
 
 
 def read_annotations(path: Path) -> list[AdapterNotes]:

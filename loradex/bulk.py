@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from catalog.errors import StorageError, UsageError
+from catalog.errors import UsageError
 from catalog.extras import require_extra
-from catalog.files import replace_file
+from catalog.files import output_file
 from catalog.search import table
 
 _GROUP = 10_000
@@ -48,16 +48,12 @@ def write_parquet(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], pat
     }
     schema = pyarrow.schema([(name, types[table.KINDS[name]]) for name in columns])
     count = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            replace_file(path) as new,
-            pyarrow.parquet.ParquetWriter(new, schema, compression="zstd") as writer,
-        ):
-            remaining_rows = iter(rows)
-            while group := list(islice(remaining_rows, _GROUP)):
-                writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
-                count += len(group)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}.") from error
+    with (
+        output_file(path) as new,
+        pyarrow.parquet.ParquetWriter(new, schema, compression="zstd") as writer,
+    ):
+        remaining_rows = iter(rows)
+        while group := list(islice(remaining_rows, _GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+            count += len(group)
     return count

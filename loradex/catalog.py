@@ -574,6 +574,7 @@ class Catalog:
         Raises:
             UsageError: The time or the filter is not valid.
             NotFoundError: The catalog does not know a base model of the filter.
+            StorageError: The feed cannot be written.
 
         Writes:
             The feed, if requested.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from catalog.adapters import is_adapter_folder
 from catalog.errors import LoradexError, MergeError, UsageError
-from catalog.files import replace_file
+from catalog.files import output_file
 from catalog.settings import Settings
 from loradex.arguments import check_arguments
 from loradex.bases import open_base, prompt_notes
@@ -784,10 +784,6 @@ def _load_adapters(folders: Sequence[str | Path]) -> list[MergeMember]:
 
 
 def _write_document(out: Path, document: Mapping[str, Any]) -> None:
-    from merging.members import storage
-
     text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    with storage(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(out) as new:
-            new.write_text(f"{text}\n", encoding="utf-8")
+    with output_file(out) as new:
+        new.write_text(f"{text}\n", encoding="utf-8")

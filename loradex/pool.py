@@ -399,13 +399,11 @@ def save_pools(pools: Sequence[Pool], settings: Settings, *, replace_others: boo
 
 
 def _write_manifest(manifest: Manifest, settings: Settings) -> Path:
-    from catalog.files import replace_file
+    from catalog.files import output_file
     from catalog.pools import MANIFEST_NAME
 
-    folder = settings.pools / manifest.folder_name
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / MANIFEST_NAME
-    with replace_file(path) as new:
+    path = settings.pools / manifest.folder_name / MANIFEST_NAME
+    with output_file(path) as new:
         new.write_bytes(manifest.canonical())
     return path
 

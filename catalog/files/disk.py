@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from catalog.errors import LoradexError, NotFoundError
+from catalog.errors import LoradexError, NotFoundError, StorageError
 
 # Linux: makes one file share the blocks of another until one of them is written to (ioctl_ficlone(2)).
 _FICLONE = 0x40049409
@@ -121,6 +121,17 @@ def replace_file(path: Path) -> Iterator[Path]:
         sync(new)
         new.replace(path)
     sync(path.parent)
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """The same for a file that a user asked for, in a folder that is made; raises StorageError instead."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as new:
+            yield new
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def sync(path: Path) -> None:

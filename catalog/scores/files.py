@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from catalog.errors import ConfigError, NotFoundError, StorageError, UsageError
-from catalog.files import load_json, read_limited, replace_file
+from catalog.errors import ConfigError, NotFoundError, UsageError
+from catalog.files import load_json, output_file, read_limited
 from catalog.scores.metrics import score_problem
 from catalog.scores.outcomes import (
     HASH_BYTES,
@@ -61,12 +61,8 @@ def write_scores(scores: Sequence[Score], path: Path) -> None:
     items = {row.items_sha: to_text(row.hashes) for row in outcomes if row.hashes}
     document = {"scores": [_document(score) for score in scores], **({"items": items} if items else {})}
     text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(path) as new:
-            new.write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}.") from error
+    with output_file(path) as new:
+        new.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _document(score: Score) -> dict[str, Any]:

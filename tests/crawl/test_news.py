@@ -6,7 +6,8 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 import loradex
-from catalog.errors import UsageError
+from catalog.errors import StorageError, UsageError
 from catalog.query import parse
 from catalog.search import CatalogChange, changes
 from loradex.news import ATOM, parse_since, write_feed
@@ -100,6 +101,10 @@ def test_times_are_spans_days_and_instants() -> None:
     for text in ("soon", "7", "d", "999999w", "2026-13-01", ""):
         with pytest.raises(UsageError, match="is not a time; write 7d"):
             parse_since(text, now)
+    east = timezone(timedelta(hours=23))
+    for instant in ("0001-01-01T00:00:00+23:00", datetime(1, 1, 1, tzinfo=east), "9999-12-31T23:59:59-01:00"):
+        with pytest.raises(UsageError, match="is not a time; write 7d"):
+            parse_since(instant, now)
 
 
 def test_a_feed_is_atom_whatever_the_names_hold(tmp_path: Path) -> None:
@@ -117,6 +122,46 @@ def test_a_feed_is_atom_whatever_the_names_hold(tmp_path: Path) -> None:
     link = entries[0].find(f"{{{ATOM}}}link")
     assert link is not None
     assert link.get("href") == "https://hub.test/a/%3Cb%3E%26%1B%00"
+
+
+@pytest.mark.parametrize("code", [0x0, 0x8, 0x1F, 0xD800, 0xDFFF, 0xFFFE, 0xFFFF])
+def test_characters_that_xml_forbids_are_left_out_of_every_value(tmp_path: Path, code: int) -> None:
+    odd = f"o{chr(code)}d"
+    row = CatalogChange(f"a/{odd}", "license", NOW, odd, odd)
+    write_feed([row], tmp_path / "feed.xml", f"https://hub.test/{odd}", NOW)
+    [entry] = ElementTree.parse(tmp_path / "feed.xml").getroot().findall(f"{{{ATOM}}}entry")
+    assert entry.findtext(f"{{{ATOM}}}summary", "").startswith("o")
+
+
+def test_each_change_has_an_id_of_its_own_also_back_and_forth(tmp_path: Path) -> None:
+    """A reader takes two entries with one id for one."""
+    licenses = ["mit", "apache-2.0", "mit", "apache-2.0"]
+    rows = [
+        CatalogChange("a/b", "license", NOW + timedelta(days=day), before, after)
+        for day, (before, after) in enumerate(pairwise(licenses))
+    ]
+    rows += [replace(rows[0], before="gpl"), replace(rows[0], before=None)]
+    write_feed(rows, tmp_path / "feed.xml", "https://hub.test", NOW)
+    first = (tmp_path / "feed.xml").read_bytes()
+    feed = ElementTree.fromstring(first)
+    assert len({entry.findtext(f"{{{ATOM}}}id") for entry in feed.iter(f"{{{ATOM}}}entry")}) == len(rows)
+    write_feed(rows, tmp_path / "feed.xml", "https://hub.test", NOW)
+    assert (tmp_path / "feed.xml").read_bytes() == first
+
+
+@pytest.mark.parametrize("hub", ["javascript:alert(1)//", "file:///etc", "data:text/html,x", "hub.test", ""])
+def test_only_addresses_of_the_web_are_links(tmp_path: Path, hub: str) -> None:
+    """RFC 4287: an entry without a link has its content."""
+    write_feed([CatalogChange("a/b", "new", NOW, None, "c" * 40)], tmp_path / "feed.xml", hub, NOW)
+    feed = ElementTree.parse(tmp_path / "feed.xml").getroot()
+    assert list(feed.iter(f"{{{ATOM}}}link")) == []
+    assert [content.text for content in feed.iter(f"{{{ATOM}}}content")] == [f"none -> {'c' * 40}"]
+
+
+def test_a_feed_makes_its_folder_and_names_what_is_in_the_way(tmp_path: Path) -> None:
+    write_feed([], tmp_path / "new" / "feed.xml", "https://hub.test", NOW)
+    with pytest.raises(StorageError, match=r"feed\.xml/feed\.xml cannot be written: "):
+        write_feed([], tmp_path / "new" / "feed.xml" / "feed.xml", "https://hub.test", NOW)
 
 
 def test_a_file_is_known_by_bytes_then_tensors_then_sketch(sample_data: Path, tmp_path: Path) -> None:
