@@ -23,6 +23,7 @@ from .models import (
 from .page import PageExport, export_page, serve_page
 from .pool import Pool, PoolCheck, PoolExport
 from .rows import AdapterDetails, AdapterRow, Rows
+from .snapshots import SnapshotUpload, push_snapshot
 from .studies import (
     StudyOutcome,
     StudyPlan,
@@ -58,6 +59,7 @@ __all__ = [
     "ProgressEvent",
     "ProgressOption",
     "Rows",
+    "SnapshotUpload",
     "StudyOutcome",
     "StudyPlan",
     "StudyReport",
@@ -88,6 +90,7 @@ __all__ = [
     "methods",
     "normalise",
     "open",
+    "push_snapshot",
     "report_study",
     "run_study",
     "runs_in",

@@ -548,6 +548,31 @@ class Catalog:
             return browse.details(session, row, refusing(rules), load_engines(self.settings.engines))
 
     @check_arguments
+    def card(self, adapter: str) -> str | None:
+        """The model card of an adapter as its README.md has it, None without one.
+
+        One that an imported snapshot left out is fetched from the Hub at the adapter's commit and compared
+        with its digest: one request, or two where it lies in a folder above the adapter's.
+
+        Args:
+            adapter: "owner/name", "owner/name@commit" or "owner/name:folder".
+
+        Raises:
+            NotFoundError: The catalog does not contain the adapter.
+            HubError: The Hub cannot be reached, or no longer has the card.
+
+        Writes:
+            A card that was fetched.
+
+        Example:
+            >>> catalog.card("zoo/banking77").startswith("---")
+            True
+        """
+        from loradex.cards import read_card
+
+        return read_card(self.settings, adapter)
+
+    @check_arguments
     def changes(
         self,
         since: str | datetime.date = "7d",
@@ -1811,7 +1836,7 @@ class Catalog:
         return export_to(self.settings, Path(folder), choice, overwrite=overwrite, progress=progress)
 
     @check_arguments
-    def import_snapshot(self, folder: str | Path) -> ImportCounts:
+    def import_snapshot(self, source: str | Path, *, progress: ProgressOption = False) -> ImportCounts:
         """Brings a snapshot into the catalog, which is made if there is none.
 
         All files are compared with their sha256 and their columns first; then one transaction adds what is
@@ -1819,14 +1844,17 @@ class Catalog:
         notes and scores that are there stay.
 
         Args:
-            folder: The folder of a snapshot.
+            source: The folder of a snapshot, or a data set of the Hub: "owner/name", "owner/name@commit" or
+                "hf://datasets/owner/name", which is fetched at one commit.
+            progress: See `loradex.progress`.
 
         Returns:
             How much was added, replaced and left as it was.
 
         Raises:
-            CatalogError: The folder is not a snapshot, or not as its manifest says.
+            CatalogError: The source is not a snapshot, or not as its manifest says.
             CatalogBusyError: Another process writes to the catalog.
+            HubError: The Hub does not have the data set, or cannot be reached.
 
         Example:
             >>> _ = catalog.export_snapshot("snapshot")
@@ -1836,7 +1864,7 @@ class Catalog:
         """
         from loradex.snapshots import import_from
 
-        return import_from(self.settings, Path(folder))
+        return import_from(self.settings, str(source), progress)
 
     def upgrade(self) -> SchemaUpgrade:
         """Brings the schema of the catalog up to date; creates the catalog if it does not exist.

@@ -17,7 +17,7 @@ def serve_hub(
     huggingface_hub, transformers, peft and loradex use it when HF_ENDPOINT names it.
 
     Args:
-        folder: The folder of OWNER/NAME/… folders.
+        folder: The folder of OWNER/NAME/… folders; data sets lie at datasets/OWNER/NAME/….
         host: The address to listen on.
         port: The port; 0 takes any free one.
         progress: See `loradex.progress`; the notes name the address, and what is not served with the reason.

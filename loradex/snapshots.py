@@ -1,28 +1,39 @@
-"""Snapshots of a catalog: exported as a folder, checked, and imported."""
+"""Snapshots of a catalog: exported as a folder, checked, imported from a folder or the Hub, and uploaded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.database import Session, disposing, for_writing, open_catalog, reading, take_turn, writer_lock
-from catalog.errors import StorageError, UsageError
+from catalog.errors import CatalogError, HubAccessError, StorageError, UsageError
 from catalog.extras import require_extra
-from catalog.files import replace_folder, temporary_folder
+from catalog.files import BlobStore, replace_folder, temporary_folder
 from catalog.snapshots import (
     MANIFEST,
+    TABLES,
     ImportCounts,
     SnapshotChoice,
     import_snapshot,
+    read_manifest,
     verify_snapshot,
     write_snapshot,
 )
+from crawler.hub import Hub, HubSettings, RemoteFile, upload_dataset, valid_name
+from loradex.arguments import check_arguments
 from loradex.progress import ProgressOption, ProgressStep, reporting
+from loradex.text import format_bytes
 
 if TYPE_CHECKING:
     from catalog.settings import Settings
+
+README = "README.md"
+_DATASET = re.compile(r"(?:hf://datasets/)?(?P<name>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>[^@\s]+))?")
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,25 @@ class SnapshotExport:
     tables: dict[str, int]
     bytes: int
     left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class SnapshotUpload:
+    """A snapshot and the data set repository that it is, or would be, uploaded to.
+
+    `files` and `bytes` count what is uploaded, `left_out` is that of its export. `new`: the repository is
+    made. `commit` is None where nothing was uploaded.
+    """
+
+    repository: str
+    folder: Path
+    files: int
+    bytes: int
+    tables: dict[str, int]
+    left_out: dict[str, int]
+    private: bool
+    new: bool
+    commit: str | None = None
 
 
 def export_to(
@@ -62,14 +92,143 @@ def export_to(
     return SnapshotExport(folder, counts.tables, counts.bytes, counts.left_out)
 
 
-def import_from(settings: Settings, folder: Path) -> ImportCounts:
+def import_from(settings: Settings, source: str, progress: ProgressOption) -> ImportCounts:
     """Brings a snapshot into the catalog in one transaction, after all of its files were checked."""
     require_extra("table", "A snapshot")
+    if Path(source).is_dir():
+        return replace(_import_folder(settings, Path(source)), source=source)
+    match = _DATASET.fullmatch(source)
+    if match is None or not valid_name(match["name"]):
+        raise UsageError(
+            f"{source!r} is neither a folder nor a data set of the Hub: write owner/name[@commit]."
+        )
+    with reporting(progress) as report, temporary_folder(_made(settings.data)) as folder:
+        step = ProgressStep(report, "fetching files")
+        place = _fetch(match["name"], match["revision"] or "main", folder, step.working)
+        return replace(_import_folder(settings, folder), source=place)
+
+
+def _import_folder(settings: Settings, folder: Path) -> ImportCounts:
     with disposing(open_catalog(settings, create=True)) as engine:
         manifest = verify_snapshot(folder)
         with writer_lock(engine), Session(for_writing(engine)) as session, session.begin():
             take_turn(session)
             return import_snapshot(session, manifest)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+    return folder
+
+
+def _fetch(name: str, revision: str, folder: Path, progress: Callable[[int, int], None]) -> str:
+    """Fetches a snapshot at the commit that a revision names now; returns owner/name@commit.
+
+    Only files that the manifest may name are fetched, each with the size and the sha256 that it states.
+    """
+    with Hub(HubSettings.from_environment()) as hub:
+        row = hub.dataset(name, revision)
+        name, commit = str(row["id"]), str(row["sha"])
+        place = f"{name}@{commit}"
+        listed = {file.path: file for file in hub.tree(name, commit, "datasets").files}
+        if MANIFEST not in listed:
+            raise CatalogError(f"The data set {place} is not a snapshot of loradex: it has no {MANIFEST}.")
+        content = hub.small_file(name, commit, listed[MANIFEST], "datasets")
+        (folder / MANIFEST).write_bytes(content)
+        _, files = read_manifest(content, place)
+        total, free = sum(file.bytes for file in files), shutil.disk_usage(folder).free
+        if total > free:
+            raise StorageError(
+                f"The snapshot {place} has {format_bytes(total)} and the disk of {folder.parent} "
+                f"{format_bytes(free)} free; make room."
+            )
+        store = BlobStore(folder / "blobs", durable=False)
+        for number, file in enumerate(files):
+            progress(number, len(files))
+            remote = RemoteFile(file.path, file.bytes, None, file.sha256)
+            path = hub.download(name, commit, remote, store, "datasets")
+            (folder / file.path).parent.mkdir(exist_ok=True)
+            path.rename(folder / file.path)
+        progress(len(files), len(files))
+    return place
+
+
+@check_arguments
+def push_snapshot(
+    repository: str, folder: str | Path, *, public: bool = False, upload: bool = False
+) -> SnapshotUpload:
+    """A snapshot uploaded to a data set repository of the Hub, or what an upload would be.
+
+    The repository is made private unless `public`. One that is there keeps its visibility; a public one is
+    written with `public` alone. Files of an earlier snapshot that this one lacks are removed.
+
+    Args:
+        repository: Its name, owner/name.
+        folder: A snapshot that `Catalog.export_snapshot` wrote; it is checked first.
+        public: Whether anybody may read it.
+        upload: Whether to upload it; else it is only checked and described.
+
+    Raises:
+        CatalogError: The folder is not a snapshot, or not as its manifest says.
+        UsageError: The repository is public and `public` was not given, or the snapshot has what only this
+            account may read, or own notes.
+        HubError: The Hub refuses, or cannot be reached.
+
+    Writes:
+        With `upload` the repository, and files of `hf_xet` in its cache.
+    """
+    require_extra("table", "A snapshot")
+    folder, settings = Path(folder), HubSettings.from_environment()
+    if not valid_name(repository):
+        raise UsageError(f"{repository[:80]!r} is not the name of a data set; write owner/name.")
+    manifest = verify_snapshot(folder)
+    own = [name for name in ("with_private", "with_notes") if manifest.document["choice"].get(name)]
+    if public and own:
+        raise UsageError(f"The snapshot was written `{own[0]}`; export it without to publish it.")
+    private = _is_private(settings, repository)
+    if private is False and not public:
+        raise UsageError(f"The data set {repository} is public; use `public` to write to it.")
+    paths = [MANIFEST, README, *(path.relative_to(folder).as_posix() for path in manifest.paths)]
+    paths = [path for path in paths if (folder / path).is_file()]
+    result = SnapshotUpload(
+        repository,
+        folder,
+        len(paths),
+        sum((folder / path).stat().st_size for path in paths),
+        manifest.rows_of_tables,
+        dict(manifest.document["left_out"]),
+        private=not public if private is None else private,
+        new=private is None,
+    )
+    if not upload:
+        return result
+    if settings.token is None:
+        raise UsageError("An upload needs a token that may write; set HF_TOKEN, or run `hf auth login`.")
+    commit = upload_dataset(
+        settings,
+        repository,
+        folder,
+        paths,
+        new=result.new,
+        private=result.private,
+        delete=[f"{table}/train-*.parquet" for table in TABLES],
+        message="Snapshot of a loradex catalog",
+    )
+    return replace(result, commit=commit)
+
+
+def _is_private(settings: HubSettings, repository: str) -> bool | None:
+    """Whether a data set repository is private; None where there is none that this account sees."""
+    with Hub(settings) as hub:
+        try:
+            return bool(hub.dataset(repository).get("private"))
+        except HubAccessError as error:
+            if error.status != "private_or_missing":
+                raise
+            return None
 
 
 def _check_target(folder: Path, *, overwrite: bool) -> None:

@@ -63,6 +63,7 @@ from .peft_config import peft_refusals
 from .peft_files import engine_problems, load_problems, make_loadable
 from .records import (
     AdapterRecord,
+    CardFacts,
     DocumentRecord,
     Finding,
     FingerprintRecord,
@@ -129,6 +130,7 @@ __all__ = [
     "BaseModules",
     "BaseSpelling",
     "BaseTable",
+    "CardFacts",
     "DocumentRecord",
     "Engine",
     "EngineCount",

@@ -85,6 +85,18 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class CardFacts:
+    """What the catalog has of a card that a snapshot left out: `front` are the entries of its front matter
+    that the other columns follow from, with the mark, and `problems` those of `card_unreadable`.
+    """
+
+    front: Mapping[str, Any]
+    quality: str
+    training: Mapping[str, Any]
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class AdapterRecord:
     """One adapter folder at one commit; fields are named as the columns of `schema.Adapter`."""
 

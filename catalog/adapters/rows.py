@@ -54,8 +54,9 @@ class AdapterRow:
 class AdapterDetails(AdapterRow):
     """Everything known of one adapter: its row, its repository, its configuration, files, card and training.
 
-    `uses` says what in its license speaks against each use, None if nothing
-    does. `details` says what was seen, by reason. `base_raw` is the base model as the adapter spells it.
+    `uses` says what in its license speaks against each use, None if nothing does. `details` says what was
+    seen, by reason. `base_raw` is the base model as the adapter spells it. `card` is its text without
+    mark-up; `card_left_out`: a snapshot left it out, and `Catalog.card` fetches it.
     """
 
     hub_id: str
@@ -82,6 +83,7 @@ class AdapterDetails(AdapterRow):
     files: Sequence[Mapping[str, Any]] | None
     card_quality: str | None
     card: str
+    card_left_out: bool
     training: Mapping[str, Any]
     details: Mapping[str, str]
     runs_in: Sequence[EngineVerdict]

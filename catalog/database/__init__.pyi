@@ -31,6 +31,7 @@ from .opening import (
 from .pool_store import find_pool
 from .remeasurement import Reread, refresh_engine_features, reread
 from .schema import (
+    NOT_IN_SNAPSHOT,
     Adapter,
     AdapterReason,
     Annotation,
@@ -61,6 +62,7 @@ from .score_store import score_table
 from .store import count_rows, has_reason, waiting
 
 __all__ = [
+    "NOT_IN_SNAPSHOT",
     "VERSION_TABLE",
     "Adapter",
     "AdapterReason",

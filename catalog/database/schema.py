@@ -8,6 +8,7 @@ follows (`crawler.crawl.screening`). Enums are stored by value; every constraint
 from __future__ import annotations
 
 import enum
+import re
 from datetime import datetime
 from typing import Any, get_args
 
@@ -24,7 +25,12 @@ OUTCOMES = (
     "(outcomes IS NULL) = (items_sha IS NULL) "
     "AND (outcomes IS NULL OR (n IS NOT NULL AND length(outcomes) * 8 - n BETWEEN 0 AND 7))"
 )
+# What an adapter's front matter has in place of the card that a snapshot left out: the card's digest.
+NOT_IN_SNAPSHOT = "_not_in_snapshot"
 MARGINS = "margins IS NULL OR (outcomes IS NOT NULL AND length(margins) - n = n)"
+
+
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class CrawlState(enum.StrEnum):
@@ -236,6 +242,14 @@ class Adapter(TableBase):
     reasons: Mapped[list[AdapterReason]] = relationship(
         passive_deletes=True, order_by="AdapterReason.position", cascade="all, delete-orphan"
     )
+
+    @property
+    def left_out_card(self) -> str | None:
+        """The digest of its card where a snapshot left it out."""
+        if self.card_digest is not None or not isinstance(self.card_front, dict):
+            return None
+        digest = self.card_front.get(NOT_IN_SNAPSHOT)
+        return digest if isinstance(digest, str) and _HASH.fullmatch(digest) else None
 
     @property
     def annotation(self) -> Annotation | None:

@@ -7,7 +7,7 @@ on the given records, never on the order in which threads finished.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from catalog.adapters import (
     AdapterRecord,
+    CardFacts,
     DocumentRecord,
     EngineFacts,
     FingerprintRecord,
@@ -44,6 +45,7 @@ from catalog.database.schema import (
 )
 from catalog.errors import ConfigError, WeightsError
 from catalog.fingerprints import FINGERPRINT_VERSION
+from catalog.rules import Reason
 
 _ELSEWHERE = {"base_canonical", "config", "card", "weights", "reasons"}
 _COLUMNS = tuple(f.name for f in fields(AdapterRecord) if f.name not in _ELSEWHERE)
@@ -145,6 +147,33 @@ def _write_adapter(row: Adapter, record: AdapterRecord, base_id: int | None) -> 
 def known_document(session: Session, digest: str) -> bytes | None:
     """The content of a small file that was fetched before, or None."""
     return session.scalar(select(DocumentRow.content).where(DocumentRow.digest == digest))
+
+
+def card_facts(session: Session, hub_id: str, digest: str) -> CardFacts | None:
+    """The facts of a repository's card that a snapshot left out, None of any other card."""
+    row = next(iter(_without_card(session, hub_id, digest)), None)
+    if row is None:
+        return None
+    details = (reason.detail for reason in row.reasons if reason.reason == Reason.CARD_UNREADABLE)
+    problems = tuple(filter(None, next(details, "").split(", ")))
+    training = row.training if isinstance(row.training, dict) else {}
+    return CardFacts(row.card_front, row.card_quality, training, problems)
+
+
+def save_card(
+    session: Session, hub_id: str, card: DocumentRecord, text: str, front: Mapping[str, Any]
+) -> None:
+    """Writes a card that a snapshot left out to all adapters of its repository that have it."""
+    save_documents(session, [card])
+    session.flush()
+    for row in _without_card(session, hub_id, card.digest):
+        row.card_digest, row.card_text, row.card_front = card.digest, text, dict(front)
+
+
+def _without_card(session: Session, hub_id: str, digest: str) -> list[Adapter]:
+    query = select(Adapter).join(Adapter.repository).where(Repository.hub_id == hub_id)
+    rows = session.scalars(query.where(Adapter.card_digest.is_(None)).order_by(Adapter.id))
+    return [row for row in rows if row.left_out_card == digest]
 
 
 def known_weights(session: Session, digest: str) -> WeightsRecord | None:

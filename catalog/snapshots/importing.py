@@ -12,6 +12,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
 from catalog.database import (
+    NOT_IN_SNAPSHOT,
     Adapter,
     AdapterReason,
     Annotation,
@@ -47,7 +48,6 @@ from catalog.snapshots.layout import (
     FINGERPRINTS,
     ITEMS,
     LISTED,
-    NOT_IN_SNAPSHOT,
     NOTES,
     REASONS,
     REPOSITORIES,
@@ -68,6 +68,7 @@ _VECTORS = ("spectrum", "delta", "output", "vector")
 class ImportCounts:
     """What an import did: repositories and adapters that were added, replaced by later ones, or left as they
     were; `cards_missing` adapters whose cards the snapshot left out; and rows of the other tables added.
+    `source` is the folder, or owner/name@commit of the data set.
     """
 
     repositories_added: int = 0
@@ -77,6 +78,7 @@ class ImportCounts:
     adapters_replaced: int = 0
     cards_missing: int = 0
     watermarks: int = 0
+    source: str = ""
     rows: dict[str, int] = field(default_factory=dict)
 
 
@@ -340,7 +342,7 @@ class _Import:
         if there is not None and there.card_digest is not None:
             return values
         self._counts.cards_missing += 1
-        front = {**(row["card_facts"] or {}), NOT_IN_SNAPSHOT: True}
+        front = {**(row["card_facts"] or {}), NOT_IN_SNAPSHOT: row["card_digest"]}
         return values | {"card_digest": None, "card_text": "", "card_front": front}
 
     def _add_scores(self) -> None:

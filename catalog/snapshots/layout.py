@@ -42,10 +42,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-# What an adapter's front matter has in place of the card that a snapshot left out.
-NOT_IN_SNAPSHOT = "_not_in_snapshot"
-# The facts of a card that filters ask for, in a snapshot without the card.
-CARD_FACTS = ("datasets", "language")
+# The entries of a card's front matter that filters ask for, or that other facts of an adapter follow from: a
+# snapshot without the card has them.
+CARD_FACTS = ("base_model", "datasets", "language", "licence", "license", "license_name")
 ADAPTER_KEY = ("hub_id", "commit", "subfolder")
 _OF_CARDS = ("card_digest", "card_text", "card_front")
 _VECTORS = ("spectrum", "delta", "output", "vector")
@@ -167,7 +166,7 @@ ADAPTERS = SnapshotTable(
     Adapter,
     {"repository": "text", "hub_id": "text"},
     (*_NUMBERS, *_OF_CARDS, "files", "training"),
-    {"base": "text", "has_card": "flag", "card_facts": "json"},
+    {"base": "text", "card_digest": "text", "card_facts": "json"},
 )
 REASONS = SnapshotTable("reasons", AdapterReason, _ADAPTER, ("adapter_id",))
 FILES = SnapshotTable("files", None, _ADAPTER, added={"position": "whole", "file": "json"})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from catalog.database import frontier, head
 from catalog.errors import CatalogError, ConfigError
-from catalog.files import digest_of, load_json, read_limited, unsafe_path
+from catalog.files import digest_of, load_json, read_limited
 from catalog.snapshots.layout import FORMAT, MANIFEST, TABLES, SnapshotTable
 
 if TYPE_CHECKING:
@@ -40,12 +42,32 @@ class ListedScope:
 
 
 @dataclass(frozen=True)
+class SnapshotFile:
+    """A file that a manifest names: its path in the folder, its size and its digest."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A checked snapshot: its files by table, and the questions that it answers."""
 
     folder: Path
     files: Mapping[str, tuple[Path, ...]]
     crawls: tuple[ListedScope, ...]
+    document: Mapping[str, Any]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of all tables."""
+        return [path for paths in self.files.values() for path in paths]
+
+    @property
+    def rows_of_tables(self) -> dict[str, int]:
+        """The number of rows of each table."""
+        return {name: int(entry["rows"]) for name, entry in self.document["tables"].items()}
 
     def rows(self, table: SnapshotTable) -> Iterator[list[dict[str, Any]]]:
         """The rows of a table as the catalog holds them, a thousand at a time."""
@@ -83,26 +105,52 @@ def verify_snapshot(folder: Path) -> Manifest:
         advice="give the folder of a snapshot",
         error=CatalogError,
     )
+    document, _ = read_manifest(content, str(folder))
+    with _misstated(str(folder)):
+        tables = document["tables"]
+        files = {name: _check_table(folder, TABLES[name], tables[name]) for name in tables}
+        return Manifest(folder, files, tuple(map(_read_scope, document["crawls"])), document)
+
+
+def read_manifest(content: bytes, place: str) -> tuple[Mapping[str, Any], tuple[SnapshotFile, ...]]:
+    """A manifest of this version of loradex, and the files of all tables that it names.
+
+    Raises CatalogError, which names the place.
+    """
     try:
         document = load_json(content, max_bytes=_MOST_MANIFEST, unique_keys=True)
     except ConfigError as error:
-        raise CatalogError(f"{folder / MANIFEST} is not a manifest: {error}") from error
+        raise CatalogError(f"the manifest.json of {place} is not a manifest: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise CatalogError(f"{folder} is not a snapshot of format {FORMAT}; export it by this loradex.")
-    try:
+        raise CatalogError(f"{place} is not a snapshot of format {FORMAT}; export it by this loradex.")
+    with _misstated(place):
         schema = document["versions"]["schema"]
         if schema != head():
             raise CatalogError(
-                f"the snapshot {folder} has the schema {schema} and this program {head()}: "
+                f"the snapshot {place} has the schema {schema} and this program {head()}: "
                 "export and import by the same version of loradex"
             )
         tables = document["tables"]
         if not set(TABLES) - _OPTIONAL <= set(tables) <= set(TABLES):
-            raise CatalogError(f"the tables of the snapshot {folder} are not those of format {FORMAT}")
-        files = {name: _check_table(folder, TABLES[name], tables[name]) for name in tables}
-        return Manifest(folder, files, tuple(map(_read_scope, document["crawls"])))
+            raise CatalogError(f"the tables of the snapshot {place} are not those of format {FORMAT}")
+        return document, tuple(_read_file(name, file) for name in tables for file in tables[name]["files"])
+
+
+@contextmanager
+def _misstated(place: str) -> Iterator[None]:
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CatalogError(f"the manifest of the snapshot {folder} lacks or misstates {error}") from error
+        raise CatalogError(f"the manifest of the snapshot {place} lacks or misstates {error}") from error
+
+
+def _read_file(table: str, file: Mapping[str, Any]) -> SnapshotFile:
+    name, size, digest = file["path"], file["bytes"], file["sha256"]
+    if not re.fullmatch(rf"{table}/train-[0-9]{{5}}\.parquet", str(name)):
+        raise CatalogError(f"the snapshot names a file outside its folder, or of another name: {name[:80]!r}")
+    if type(size) is not int or not 0 <= size <= _MOST_FILE or not re.fullmatch("[0-9a-f]{64}", str(digest)):
+        raise ValueError(f"the size or the sha256 of {name}")
+    return SnapshotFile(name, size, digest)
 
 
 def _check_table(folder: Path, table: SnapshotTable, entry: Mapping[str, Any]) -> tuple[Path, ...]:
@@ -111,15 +159,12 @@ def _check_table(folder: Path, table: SnapshotTable, entry: Mapping[str, Any]) -
     if dict(entry["columns"]) != table.columns:
         raise CatalogError(f"the snapshot's table {table.name} has other columns than format {FORMAT}")
     paths, rows = [], 0
-    for file in entry["files"]:
-        name = str(file["path"])
-        if unsafe_path(name) or not name.startswith(f"{table.name}/"):
-            raise CatalogError(f"the snapshot names a file outside its folder: {name[:80]!r}")
-        path = folder / name
+    for file in (_read_file(table.name, file) for file in entry["files"]):
+        path = folder / file.path
         try:
-            if not path.is_file() or path.stat().st_size != min(file["bytes"], _MOST_FILE):
+            if not path.is_file() or path.stat().st_size != file.bytes:
                 raise CatalogError(f"{path} is missing, or does not have the size that the manifest names")
-            if digest_of(path) != file["sha256"]:
+            if digest_of(path) != file.sha256:
                 raise CatalogError(f"{path} does not have the sha256 that the manifest names; copy it again")
             with _open(path) as parquet_file:
                 rows += _check_file(parquet_file, table, path)

@@ -40,7 +40,7 @@ from catalog.files import digest_of
 from catalog.index import content_of
 from catalog.scores import BASE
 from catalog.snapshots import layout
-from catalog.snapshots.layout import CARD_FACTS, FORMAT, MANIFEST, NOT_IN_SNAPSHOT, TABLES, SnapshotTable
+from catalog.snapshots.layout import CARD_FACTS, FORMAT, MANIFEST, TABLES, SnapshotTable
 
 # Rows of a group, and of a file.
 _GROUP = 10_000
@@ -294,19 +294,18 @@ def _write_adapter(
 ) -> None:
     at, values = _adapter_key(repository, adapter), _values(adapter)
     front = adapter.card_front if isinstance(adapter.card_front, dict) else {}
-    has_card = bool(adapter.card_digest or adapter.card_text or NOT_IN_SNAPSHOT in front)
-    there = choice.cards and has_card and NOT_IN_SNAPSHOT not in front
-    shown = there and objection(adapter.license, "publish") is None
+    digest = adapter.card_digest or adapter.left_out_card
+    shown = choice.cards and adapter.card_digest is not None and objection(adapter.license, "publish") is None
     facts = {name: front[name] for name in CARD_FACTS if name in front}
     base = adapter.base_model.canonical if adapter.base_model else None
-    own = {"repository": repository.name, "base": base, "has_card": has_card, "card_facts": facts}
+    own = {"repository": repository.name, "base": base, "card_digest": digest, "card_facts": facts}
     writers["adapters"].add({**values, **at, **own})
     for position, file in enumerate(adapter.files or ()):
         writers["files"].add({**at, "position": position, "file": file})
     writers["training"].add({**at, "training": adapter.training})
-    if shown or not has_card:
+    if shown or digest is None:
         writers["cards"].add({**at, **{name: values[name] for name in layout.CARDS.own}})
-    digests.cards_left_out += has_card and not shown
+    digests.cards_left_out += digest is not None and not shown
     digests.weights.update(filter(None, [adapter.weights_digest]))
     digests.documents.update(filter(None, [adapter.config_digest, adapter.card_digest if shown else None]))
     digests.bases.update(filter(None, [adapter.base_model_id]))

@@ -36,7 +36,18 @@ from loradex.text import plain
 
 # What `show` shows elsewhere or not at all; --json has everything.
 HIDDEN = {
-    *("adapter", "reasons", "details", "card", "files", "training", "weights", "tags", "verdict"),
+    *(
+        "adapter",
+        "reasons",
+        "details",
+        "card",
+        "card_left_out",
+        "files",
+        "training",
+        "weights",
+        "tags",
+        "verdict",
+    ),
     *("runs_in", "uses"),
 }
 MOST_FILES = 20
@@ -142,16 +153,23 @@ def adapters(
     type=FILE,
     help="Draw its norms by layer and its singular values into FILE (.svg or .png).",
 )
+@click.option(
+    "--card", is_flag=True, help="All of its card; one that a snapshot left out is fetched from the Hub."
+)
 @rules_option
 @output_options(lists=False)
 @pass_app
-def show(app: App, adapter: str, plot: Path | None, rules: str) -> None:
+def show(app: App, adapter: str, plot: Path | None, card: bool, rules: str) -> None:
     """Everything known of one ADAPTER: owner/name, owner/name@commit, owner/name:folder."""
+    if card:
+        app.catalog.card(adapter)
     details = app.catalog.details(adapter, rules=rules)
     if plot:
         app.catalog.draw_adapter(adapter, plot)
         app.output.say(f"drawn into {plot}")
-    app.output.document(details, partial(_render_adapter, rules=rules))
+    app.output.document(
+        details, partial(_render_adapter, rules=rules, longest=None if card else LONGEST_CARD)
+    )
 
 
 def _columns(verdict: str | None, refusals: Collection[str]) -> tuple[Column, ...]:
@@ -208,7 +226,7 @@ def _measurement_texts(status: CatalogStatus) -> Iterator[str]:
         yield f"{status.waiting:,} adapters wait to be measured (crawl with --weights stream or keep)"
 
 
-def _render_adapter(adapter: AdapterDetails, rules: str) -> str:
+def _render_adapter(adapter: AdapterDetails, rules: str, longest: int | None) -> str:
     """The adapter as lines: why it is accepted or not, what it is, where from, its files, its card."""
     refusals = refusing(rules)
     reasons = [
@@ -226,9 +244,10 @@ def _render_adapter(adapter: AdapterDetails, rules: str) -> str:
     files = [f"{file['name']}  {file['size']:,}  {cell_text(file['digest'])}" for file in adapter.files or ()]
     rows += zip_longest(["files"], first_of(files, MOST_FILES), fillvalue="")
     rows += engine_lines(adapter.runs_in)
+    rows.append(("card", "not in snapshot; show --card fetches it" if adapter.card_left_out else ""))
     lines = [f"{adapter.adapter}  {adapter.verdict} (rules: {rules})"]
     lines += [text for text in (label_lines(reasons, indent="  "), label_lines(rows)) if text]
-    return "\n".join([*lines, *_excerpt(adapter.card)])
+    return "\n".join([*lines, *_excerpt(adapter.card, longest)])
 
 
 def _facts(adapter: AdapterDetails) -> dict[str, Any]:
@@ -255,12 +274,12 @@ def _number(value: Any) -> str:
     return f"{value:,}" if type(value) is int else cell_text(value)
 
 
-def _excerpt(card: str) -> list[str]:
-    """The beginning of a card, indented."""
+def _excerpt(card: str, longest: int | None) -> list[str]:
+    """The beginning of a card, or all of it, indented."""
     if not card:
         return []
-    lines = [part for line in map(plain, card[:LONGEST_CARD].split("\n")) for part in fold(line, width() - 2)]
-    if len(card) > LONGEST_CARD:
+    lines = [part for line in map(plain, card[:longest].split("\n")) for part in fold(line, width() - 2)]
+    if longest is not None and len(card) > longest:
         lines.append("…")
     return ["card", *(f"  {line}".rstrip() for line in lines)]
 

@@ -24,7 +24,8 @@ def hub() -> None:
 def serve(app: App, folder: Path, host: str, port: int) -> None:
     """Serve DIR/OWNER/NAME/… over the Hub's protocol until interrupted.
 
-    huggingface_hub, transformers and peft use it when HF_ENDPOINT names it. Folders that are not served, or
+    huggingface_hub, transformers and peft use it when HF_ENDPOINT names it. Data sets lie at
+    DIR/datasets/OWNER/NAME/…. Folders that are not served, or
     that no crawl would list, are named once, with the reason.
     """
     with app.output.show_progress() as progress:

@@ -13,6 +13,7 @@ from cli.app import App, pass_app
 from cli.options import EXISTING_FOLDER, FOLDER, overwrite_option
 from cli.output import label_lines, output_options
 from cli.tables import counts_text
+from loradex.snapshots import push_snapshot
 from loradex.text import format_bytes
 
 
@@ -49,16 +50,38 @@ def export(
 
 
 @snapshot.command("import")
-@click.argument("folder", metavar="DIR", type=EXISTING_FOLDER)
+@click.argument("source", metavar="DIR|REPO")
 @output_options(lists=False)
 @pass_app
-def import_(app: App, folder: Path) -> None:
+def import_(app: App, source: str) -> None:
     """Bring a snapshot into the catalog: what is missing, and repositories that it crawled later.
 
-    All files are compared with their sha256 first; one transaction writes the rows. Pools, tags, notes and
-    scores that are there stay. The next crawl of the same Hub reads what changed since.
+    REPO is a data set of the Hub, OWNER/NAME or OWNER/NAME@COMMIT, which is fetched at one commit. All files
+    are compared with their sha256 first; one transaction writes the rows. Pools, tags, notes and scores that
+    are there stay. The next crawl of the same Hub reads what changed since.
     """
-    app.output.document(asdict(app.catalog.import_snapshot(folder)), _render_import)
+    with app.output.show_progress() as progress:
+        counts = app.catalog.import_snapshot(source, progress=progress)
+    app.output.document(asdict(counts), _render_import)
+
+
+@snapshot.command("push")
+@click.argument("repository", metavar="REPO")
+@click.argument("folder", metavar="DIR", type=EXISTING_FOLDER)
+@click.option("--public", is_flag=True, help="Let anybody read it.")
+@click.option("--yes", "upload", is_flag=True, help="Upload it.")
+@output_options(lists=False)
+@pass_app
+def push(app: App, repository: str, folder: Path, public: bool, upload: bool) -> None:
+    """Upload the snapshot DIR to the data set OWNER/NAME of the Hub.
+
+    Says first what it would upload; --yes does it. The data set is made private unless --public; a public one
+    that is there is written with --public alone. Files of an earlier snapshot that DIR lacks are removed.
+    """
+    report = push_snapshot(repository, folder, public=public, upload=upload)
+    app.output.document(asdict(report), _render_push)
+    if not upload:
+        app.output.say("Add --yes to upload it.")
 
 
 def _render_export(report: Mapping[str, Any]) -> str:
@@ -71,9 +94,24 @@ def _render_export(report: Mapping[str, Any]) -> str:
     return label_lines(rows)
 
 
+def _render_push(report: Mapping[str, Any]) -> str:
+    visible = "private" if report["private"] else "public"
+    place = f"{report['repository']} ({'new, ' if report['new'] else ''}{visible})"
+    left_out = {name: count for name, count in report["left_out"].items() if count}
+    rows = [
+        ("data set", place),
+        ("files", f"{report['files']:,} ({format_bytes(report['bytes'])})"),
+        ("rows", counts_text({name: count for name, count in report["tables"].items() if count})),
+        ("left out", counts_text(left_out)),
+        ("commit", report["commit"] or ""),
+    ]
+    return label_lines(rows)
+
+
 def _render_import(report: Mapping[str, Any]) -> str:
     changes = ("added", "replaced", "left")
     rows = [
+        ("from", report["source"]),
         ("repositories", counts_text({name: report[f"repositories_{name}"] for name in changes})),
         ("adapters", counts_text({name: report[f"adapters_{name}"] for name in changes[:2]})),
         ("other rows", counts_text({name: count for name, count in report["rows"].items() if count})),

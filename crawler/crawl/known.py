@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from catalog.adapters import DocumentRecord, WeightsRecord
+from catalog.adapters import CardFacts, DocumentRecord, WeightsRecord
 from catalog.database import store
 
 V = TypeVar("V")
@@ -73,6 +73,10 @@ class Known:
         """The content of a small file that was fetched before."""
         content = self._documents.get(digest)
         return self._read(store.known_document, digest) if content is None else content
+
+    def card_facts(self, hub_id: str, digest: str) -> CardFacts | None:
+        """The facts of a repository's card that a snapshot left out."""
+        return self._read(lambda session, name: store.card_facts(session, hub_id, name), digest)
 
     def weights(self, digest: str) -> WeightsRecord | None:
         """The record of a safetensors file that was read before."""

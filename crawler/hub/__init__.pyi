@@ -1,5 +1,6 @@
 from .budget import MARGIN, Kind, Lane, Ledger, RateLimit, SharedBudget, usable
 from .client import Hub, Page
+from .datasets import upload_dataset
 from .exchange import HubSettings, limits_of
 from .folders import MARKERS, Folder, adapter_folders
 from .rows import BadRow, ListedRepository, parse_row, reduce_row, valid_name
@@ -26,6 +27,7 @@ __all__ = [
     "limits_of",
     "parse_row",
     "reduce_row",
+    "upload_dataset",
     "usable",
     "valid_name",
 ]

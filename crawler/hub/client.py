@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from catalog.errors import HubPayloadError, IntegrityError, UsageError
@@ -25,6 +26,8 @@ from crawler.hub.tree import RemoteFile, RepositoryTree, read_tree
 # What a listing row and a repository's own row carry beyond the id; the Hub refuses names it does not know.
 _EXPAND = [("expand", name) for name in (*KEPT, "config", "siblings")]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# The two kinds of repositories that are read, by their names in the API.
+RepoKind = Literal["models", "datasets"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Hub:
 
     def repository(self, name: str) -> dict[str, object]:
         """The row of one repository, by its present or a former name; its `id` is the present one."""
-        url = f"{self._model_url(name)}?{urlencode(_EXPAND)}"
+        url = f"{self._api_url(name, 'models')}?{urlencode(_EXPAND)}"
 
         def read(answer: Answer) -> dict[str, object]:
             row = _json(answer, self.settings.list_body)
@@ -101,9 +104,7 @@ class Hub:
 
         `id` is its name now, `sha` the commit, `cardData` from the card.
         """
-        if not valid_name(name):
-            raise UsageError(f"{name[:80]!r} is not the name of a data set; write owner/name.")
-        url = f"{self.settings.endpoint}/api/datasets/{quote(name)}/revision/{_revision(revision)}"
+        url = f"{self._api_url(name, 'datasets')}/revision/{_revision(revision)}"
 
         def read(answer: Answer) -> dict[str, object]:
             row = _json(answer, self.settings.list_body)
@@ -117,9 +118,9 @@ class Hub:
 
         return self._exchange.ask(self._api(url), read)
 
-    def tree(self, name: str, commit: str) -> RepositoryTree:
+    def tree(self, name: str, commit: str, kind: RepoKind = "models") -> RepositoryTree:
         """Every file of one commit, at any depth; invalid entries are reported in its problems."""
-        start = f"{self._model_url(name)}/tree/{_revision(commit)}?recursive=true&expand=false"
+        start = f"{self._api_url(name, kind)}/tree/{_revision(commit)}?recursive=true&expand=false"
         url: str | None = start
         rows: list[object] = []
         urls: set[str] = set()
@@ -133,7 +134,7 @@ class Hub:
             rows += page
         return read_tree(rows, problems)
 
-    def small_file(self, name: str, commit: str, file: RemoteFile) -> bytes:
+    def small_file(self, name: str, commit: str, file: RemoteFile, kind: RepoKind = "models") -> bytes:
         """All bytes of a small file, equal to what the tree promised.
 
         The hash decides, so an answer without a commit is accepted; one with a different commit is not.
@@ -147,7 +148,7 @@ class Hub:
             _check_commit(answer, commit)
             return read_whole(answer, file)
 
-        return self._exchange.ask(self._resolve(name, commit, file, self.settings.deadline), read)
+        return self._exchange.ask(self._resolve(name, commit, file, self.settings.deadline, kind), read)
 
     def header(self, name: str, commit: str, file: RemoteFile) -> bytes:
         """The safetensors header with its length, 8+n bytes; raises WeightsError for one that cannot be.
@@ -165,7 +166,9 @@ class Hub:
 
         return read_header(file, part, self.settings.header)
 
-    def download(self, name: str, commit: str, file: RemoteFile, blobs: BlobStore) -> Path:
+    def download(
+        self, name: str, commit: str, file: RemoteFile, blobs: BlobStore, kind: RepoKind = "models"
+    ) -> Path:
         """The path of the file's bytes in the store, verified by sha256; continues an earlier download."""
         if file.sha256 is None:
             raise IntegrityError(f"{file.path} has no sha256 to store it by.")
@@ -173,7 +176,7 @@ class Hub:
         with blobs.writer(file.sha256, file.size) as blob:
             if not blob.present:
                 download = Download(file, blob)
-                ask = replace(self._resolve(name, commit, file, seconds), headers=download.ask)
+                ask = replace(self._resolve(name, commit, file, seconds, kind), headers=download.ask)
 
                 def take(answer: Answer) -> None:
                     _check_commit(answer, commit)
@@ -189,18 +192,22 @@ class Hub:
                     self._exchange.ask(ask, take)
         return blobs.path(file.sha256)
 
-    def _model_url(self, name: str) -> str:
+    def _api_url(self, name: str, kind: RepoKind) -> str:
         if not valid_name(name):
-            raise UsageError(f"{name[:80]!r} is not the name of a repository; write owner/name.")
-        return f"{self.settings.endpoint}/api/models/{quote(name)}"
+            what = "a data set" if kind == "datasets" else "a repository"
+            raise UsageError(f"{name[:80]!r} is not the name of {what}; write owner/name.")
+        return f"{self.settings.endpoint}/api/{kind}/{quote(name)}"
 
     def _api(self, url: str) -> Ask:
         return Ask(url, "api", self.settings.deadline, lambda: {"Accept-Encoding": "gzip"})
 
-    def _resolve(self, name: str, commit: str, file: RemoteFile, seconds: float) -> Ask:
+    def _resolve(
+        self, name: str, commit: str, file: RemoteFile, seconds: float, kind: RepoKind = "models"
+    ) -> Ask:
         if not valid_name(name) or unsafe_path(file.path):
             raise UsageError("This is not a file of a repository.")
-        url = f"{self.settings.endpoint}/{quote(name)}/resolve/{_revision(commit)}/{quote(file.path)}"
+        place = f"datasets/{quote(name)}" if kind == "datasets" else quote(name)
+        url = f"{self.settings.endpoint}/{place}/resolve/{_revision(commit)}/{quote(file.path)}"
         return Ask(url, "resolver", seconds)
 
     def _rows(self, url: str, limit: int) -> tuple[list[object], str | None]:

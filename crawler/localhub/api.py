@@ -1,4 +1,4 @@
-"""The Hub's routes over a folder: models, trees, files. Every endpoint reads, none writes."""
+"""The Hub's routes over a folder: models, data sets, trees, files. Every endpoint reads, none writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from catalog.errors import UsageError
 from crawler.localhub.fields import COMMIT_TITLE, DETAIL, describe, file_entry, siblings, tree
-from crawler.localhub.folder import HubFile, HubFolder, HubRepository
+from crawler.localhub.folder import DATASETS, HubFile, HubFolder, HubRepository
 from crawler.localhub.listing import (
     BadQueryError,
     decode_cursor,
@@ -51,22 +51,24 @@ class HubApi:
 
     def __init__(self, folder: HubFolder) -> None:
         self._folder = folder
+        self._datasets: HubFolder | None = None
         self._listed: list[HubRepository] | None = None
 
     def routes(self) -> list[Route]:
-        api, repo = "/api/models", "/api/models/{owner}/{name}"
-        return [
-            Route(api, self.list_models),
-            Route("/api/whoami-v2", self.whoami),
-            Route(repo, self.detail),
-            Route(f"{repo}/revision/{{rev:path}}", self.detail),
-            Route(f"{repo}/tree/{{rev}}", self.tree),
-            Route(f"{repo}/tree/{{rev}}/{{path:path}}", self.tree),
-            Route(f"{repo}/paths-info/{{rev}}", self.paths_info, methods=["POST"]),
-            Route(f"{repo}/refs", self.refs),
-            Route(f"{repo}/commits/{{rev:path}}", self.commits),
-            Route("/{owner}/{name}/resolve/{rev}/{path:path}", self.resolve),
-        ]
+        routes = [Route("/api/models", self.list_models), Route("/api/whoami-v2", self.whoami)]
+        for kind, place in (("models", ""), (DATASETS, f"/{DATASETS}")):
+            repo = f"/api/{kind}/{{owner}}/{{name}}"
+            routes += [
+                Route(repo, self.detail),
+                Route(f"{repo}/revision/{{rev:path}}", self.detail),
+                Route(f"{repo}/tree/{{rev}}", self.tree),
+                Route(f"{repo}/tree/{{rev}}/{{path:path}}", self.tree),
+                Route(f"{repo}/paths-info/{{rev}}", self.paths_info, methods=["POST"]),
+                Route(f"{repo}/refs", self.refs),
+                Route(f"{repo}/commits/{{rev:path}}", self.commits),
+                Route(f"{place}/{{owner}}/{{name}}/resolve/{{rev}}/{{path:path}}", self.resolve),
+            ]
+        return routes
 
     def list_models(self, request: Request) -> Response:
         params = _params(request)
@@ -168,11 +170,20 @@ class HubApi:
             headers |= {"X-Linked-Etag": f'"{digest.sha256}"', "X-Linked-Size": str(digest.size)}
         return _file(request, file, headers)
 
+    def _folder_of(self, path: str) -> HubFolder | None:
+        """The folder that a path asks for: that of the models, or of the data sets."""
+        if not path.startswith((f"/api/{DATASETS}/", f"/{DATASETS}/")):
+            return self._folder
+        if self._datasets is None:
+            self._datasets = self._folder.datasets()
+        return self._datasets
+
     def _repository(self, request: Request) -> HubRepository:
         """The repository a request names, at the revision it names. Raises RefusedError."""
         requested = f"{request.path_params['owner']}/{request.path_params['name']}"
-        repository = self._folder.find(requested)
-        if repository is None and (new := self._folder.new_name(requested)) is not None:
+        folder = self._folder_of(request.url.path)
+        repository = folder.find(requested) if folder else None
+        if folder and repository is None and (new := folder.new_name(requested)) is not None:
             moved = request.url.path.replace(f"/{requested}", f"/{new}", 1)
             query = f"?{request.url.query}" if request.url.query else ""
             raise RefusedError(307, None, f"Renamed to {new}", {"Location": f"{moved}{query}"})

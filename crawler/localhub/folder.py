@@ -1,4 +1,5 @@
-"""A folder of repositories as the Hub's API would describe it: `ROOT/owner/name/…files`.
+"""A folder of repositories as the Hub's API would describe it: `ROOT/owner/name/…files`, and data sets as
+`ROOT/datasets/owner/name/…files`.
 
 This module does not depend on HTTP and writes nothing. An optional `.hub.json` next to a repository's files
 overrides the API's values; without one everything is derived from the files and reproducible. Folders whose
@@ -34,7 +35,9 @@ logger = logging.getLogger(__name__)
 
 OVERRIDES = ".hub.json"
 HIDDEN = frozenset({OVERRIDES, ".git", ".cache"})
-LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx")
+# The folder of the data sets, which no owner of models can be called on the Hub.
+DATASETS = "datasets"
+LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx", ".parquet")
 LFS_SIZE = 10 * 1024 * 1024
 MAX_PARSED = 1024 * 1024  # bytes of a card or a configuration that are parsed
 # A file written this shortly before it was read may be written again within the same tick of the
@@ -182,7 +185,7 @@ class HubFolder:
     def find(self, repo_id: str) -> HubRepository | None:
         """The repository of this name as it is on disk now, or None. Raises UsageError on a bad .hub.json."""
         owner, _, name = repo_id.partition("/")
-        if not (is_name(owner) and is_name(name)):
+        if not (is_name(owner) and is_name(name)) or owner == DATASETS:
             return None
         directory = os.path.realpath(self.root / owner / name)
         if not self.holds(directory) or not os.path.isdir(directory):  # noqa: PTH112
@@ -190,6 +193,11 @@ class HubFolder:
                 self._known.pop(repo_id, None)
             return None
         return self._read(repo_id, directory)
+
+    def datasets(self) -> HubFolder | None:
+        """The data sets, `datasets/owner/name/…files` in the folder, None without any."""
+        place = self.root / DATASETS
+        return HubFolder(place) if place.is_dir() and self.holds(os.path.realpath(place)) else None
 
     def scan(self) -> list[HubRepository]:
         """Every repository as it is on disk now, by name; one with an invalid .hub.json causes a warning."""
@@ -220,7 +228,12 @@ class HubFolder:
 
     def _repo_ids(self) -> Iterator[str]:
         for owner in os.scandir(self.root):
-            if is_name(owner.name) and owner.is_dir() and self.holds(os.path.realpath(owner.path)):
+            if (
+                is_name(owner.name)
+                and owner.name != DATASETS
+                and owner.is_dir()
+                and self.holds(os.path.realpath(owner.path))
+            ):
                 try:
                     names = [entry.name for entry in os.scandir(owner.path)]
                 except OSError as error:  # missing or not readable: the others are served

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from crawler.hub import MARKERS
-from crawler.localhub.folder import HIDDEN, HubFolder, HubRepository, is_name
+from crawler.localhub.folder import DATASETS, HIDDEN, HubFolder, HubRepository, is_name
 
 LAYOUT = "a repository lies at OWNER/NAME"
 CACHE = "models--"
@@ -40,6 +40,8 @@ def _outside(folder: HubFolder) -> Iterator[Omission]:
             yield owner
             continue
         inside = list(_folders(folder, owner))
+        if owner == DATASETS:
+            continue
         if owner.startswith(CACHE):
             yield Omission(owner, _cache(folder, owner))
         elif reason := _wrong_name(owner, "an owner"):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from catalog.adapters import CardFacts
 from catalog.errors import UnreadableError
 from crawler.reading import frontmatter
 from crawler.reading.guard import reading
@@ -75,6 +76,17 @@ def parse_card(data: bytes) -> Card:
         return Card(problems=(f"unreadable_{error.fault}",))
 
 
+def card_of_facts(facts: CardFacts) -> Card:
+    """A card without its text, of which an adapter's other facts follow as from the card itself."""
+    return Card(
+        front=facts.front,
+        problems=facts.problems,
+        **_fields(facts.front),
+        quality=next((one for one in CardQuality if one == facts.quality), CardQuality.ABSENT),
+        training=TrainingFacts.of_json(facts.training),
+    )
+
+
 def _parse(data: bytes) -> Card:
     problems: list[str] = []
     text = _decode(data, problems)
@@ -84,20 +96,25 @@ def _parse(data: bytes) -> Card:
     front, front_problems = frontmatter.load(front_text) if front_text is not None else ({}, ())
     problems.extend(front_problems)
     body = frontmatter.plain_text(body[:MAX_BODY].replace("\r\n", "\n"))
-    datasets = _texts(front.get("datasets"))
-    facts = training_facts(body, _texts(front.get("tags")), datasets)
+    facts = training_facts(body, _texts(front.get("tags")), _texts(front.get("datasets")))
     prose = readable(body)
     return Card(
         front=front,
         problems=tuple(dict.fromkeys(problems)),
-        license=_license(front),
-        license_name=_text(front.get("license_name")),
-        base_models=_texts(front.get("base_model")),
-        datasets=datasets,
+        **_fields(front),
         quality=_quality(body, prose, facts),
         text=prose,
         training=facts,
     )
+
+
+def _fields(front: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "license": _license(front),
+        "license_name": _text(front.get("license_name")),
+        "base_models": _texts(front.get("base_model")),
+        "datasets": _texts(front.get("datasets")),
+    }
 
 
 def _decode(data: bytes, problems: list[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 _MAX_LINE = 600
@@ -123,6 +123,12 @@ class TrainingFacts:
     def has_hyperparameters(self) -> bool:
         """Whether the numbers that decide a training run are there, at least in part."""
         return any(value is not None for value in (self.learning_rate, self.epochs, self.steps))
+
+    @classmethod
+    def of_json(cls, facts: Mapping[str, Any]) -> TrainingFacts:
+        """The facts that `as_json` gave; what it does not give is left out."""
+        known = {row.name for row in fields(cls)}
+        return cls(**{name: value for name, value in facts.items() if name in known})
 
     def as_json(self) -> dict[str, Any]:
         """The facts that are known, as JSON values."""

@@ -18,7 +18,7 @@ OF_PYTHON = {"self", "progress", "catalog"}
 # What an option is in Python where it is not a keyword of the call.
 ELSEWHERE = {
     "crawl": {"dry_run": loradex.Catalog.preview, "role": loradex.Catalog.work_for_crawl},
-    "show": {"plot": loradex.Catalog.draw_adapter},
+    "show": {"plot": loradex.Catalog.draw_adapter, "card": loradex.Catalog.card},
     "adapters": {"columns": loradex.Catalog.iterate_table, "parquet": loradex.Catalog.export_table},
     "engines": {"counts": loradex.count_engines, "where": loradex.Catalog.count_engines},
     "merge": {"dry_run": loradex.MergeRequest.cost},
@@ -59,6 +59,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "page export": loradex.export_page,
     "snapshot export": loradex.Catalog.export_snapshot,
     "snapshot import": loradex.Catalog.import_snapshot,
+    "snapshot push": loradex.push_snapshot,
     "scores import": loradex.Catalog.import_scores,
     "scores compare": loradex.Catalog.compare_scores,
     "scores export": loradex.Catalog.export_scores,

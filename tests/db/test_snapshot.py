@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 import loradex
 from catalog.database import (
+    NOT_IN_SNAPSHOT,
     Adapter,
     Annotation,
     Crawl,
@@ -29,7 +30,7 @@ from catalog.database import (
     TableBase,
     for_writing,
 )
-from catalog.errors import CatalogError, UsageError
+from catalog.errors import CatalogError, IntegrityError, UsageError
 from catalog.files import digest_of
 from catalog.index import content_of
 from catalog.settings import Settings
@@ -41,10 +42,13 @@ from catalog.snapshots import (
     verify_snapshot,
     write_snapshot,
 )
-from catalog.snapshots.layout import NOT_IN_SNAPSHOT, TABLES
+from catalog.snapshots.layout import TABLES
 from cli.main import loradex as program
+from loradex.rows import AdapterDetails
 from tests.db import rows
 from tests.localhub import LocalHub
+from tests.localhub.bodies import Corrupt
+from tests.localhub.faults import Fault
 
 SAMPLE_HUB = Path(__file__).parents[2] / "data" / "sample_hub"
 FILE = {"name": "adapter_model.safetensors", "size": 7, "digest": "d" * 64}
@@ -142,12 +146,97 @@ def test_a_crawl_after_an_import_reads_nothing_that_is_unchanged(
         assert since["requests"]["resolver"] == 0
         assert (since["new"], since["changed"], since["gone"]) == (0, 0, 0)
         whole, of_origin = (one.crawl(any_base=True, full=True).as_json() for one in (catalog, origin))
-        # A repository that is read again, as its last reading failed, lacks its card here.
-        for name in ("bytes", "seconds", "requests"):
-            assert whole.pop(name) is not None
-            assert of_origin.pop(name) is not None
+        for report in (whole, of_origin):
+            assert report.pop("seconds") is not None
         assert whole == of_origin
+        assert whole["requests"]["resolver"] > 0
         assert (whole["new"], whole["changed"], whole["gone"]) == (0, 0, 0)
+
+
+def test_adapters_are_described_again_without_the_cards_that_were_left_out(
+    sample_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(sample_data, tmp_path / "source")
+    with LocalHub(SAMPLE_HUB) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        origin, catalog = loradex.open(source), loradex.open(tmp_path / "data")
+        origin.export_snapshot(tmp_path / "snapshot")
+        catalog.import_snapshot(tmp_path / "snapshot")
+        described = []
+        for one in (origin, catalog):
+            one.add_base_name("meta-llama/Llama-3.1-8B-Instruct", "own/spelling")
+            hub.clear()
+            one.crawl(any_base=True)
+            lines = [request.line for request in hub.log if request.kind == "resolver"]
+            described.append(([_without_card(one.details(row.adapter)) for row in one.adapters()], lines))
+        assert described[0] == described[1]
+    assert any(catalog.details(row.adapter).card_left_out for row in catalog.adapters())
+
+
+def _without_card(details: AdapterDetails) -> AdapterDetails:
+    return replace(details, card="", card_left_out=False)
+
+
+def _bare_catalog(tmp_path: Path) -> tuple[loradex.Catalog, loradex.Catalog]:
+    """A catalog of a Hub, and one that was imported from it without cards."""
+    origin, catalog = loradex.open(tmp_path / "origin"), loradex.open(tmp_path / "data")
+    origin.crawl(any_base=True)
+    origin.export_snapshot(tmp_path / "snapshot")
+    catalog.import_snapshot(tmp_path / "snapshot")
+    return origin, catalog
+
+
+@pytest.fixture
+def small_hub(tmp_path: Path) -> Path:
+    """A repository with an adapter at its root and one below it that shares the card."""
+    place = tmp_path / "hub" / "zoo" / "pair"
+    shutil.copytree(SAMPLE_HUB / "zoo" / "boolean_expressions", place)
+    shutil.copytree(place, place / "checkpoint-1", ignore=shutil.ignore_patterns("README.md", ".hub.json"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize(("name", "costs"), [("zoo/pair", (0, 1)), ("zoo/pair:checkpoint-1", (1, 1))])
+def test_a_card_that_was_left_out_is_fetched_when_it_is_asked_for(
+    small_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, costs: tuple[int, int]
+) -> None:
+    with LocalHub(small_hub) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        origin, catalog = _bare_catalog(tmp_path)
+        shown = ("--data", str(tmp_path / "data"), "show", name)
+        assert "not in snapshot" in CliRunner().invoke(program, shown).stdout
+        hub.clear()
+        result = CliRunner().invoke(program, [*shown, "--card"], catch_exceptions=False)
+        assert (hub.count("api"), hub.count("resolver")) == costs
+        assert "not in snapshot" not in result.stdout
+        source = (small_hub / "zoo" / "pair" / "README.md").read_text()
+        assert catalog.card(name) == origin.card(name) == source
+        assert (hub.count("api"), hub.count("resolver")) == costs
+        for one in ("zoo/pair", "zoo/pair:checkpoint-1"):
+            assert catalog.details(one) == origin.details(one)
+    assert [row.adapter for row in catalog.adapters("license:mit")] == ["zoo/pair", "zoo/pair:checkpoint-1"]
+
+
+def test_a_card_of_other_bytes_is_refused(
+    small_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalHub(small_hub) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        _, catalog = _bare_catalog(tmp_path)
+        hub.faults.append(Fault("README.md", Corrupt(5)))
+        with pytest.raises(IntegrityError, match="does not have the hash"):
+            catalog.card("zoo/pair")
+    assert catalog.details("zoo/pair").card_left_out
+
+
+def test_front_matter_of_a_card_that_is_there_marks_nothing(
+    small_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = small_hub / "zoo" / "pair" / "README.md"
+    card.write_text(card.read_text().replace("---\n", f"---\n{NOT_IN_SNAPSHOT}: {'a' * 40}\n", 1))
+    with LocalHub(small_hub) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        origin, catalog = _bare_catalog(tmp_path)
+        assert origin.card("zoo/pair") == catalog.card("zoo/pair") == card.read_text()
 
 
 def test_what_is_private_gated_or_own_is_left_out(sample_data: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class SeenRequest:
 def request_kind(path: str) -> str:
     if path.startswith("/cdn/"):
         return "cdn"
-    if path.startswith("/api/resolve-cache/") or path.split("/")[3:4] == ["resolve"]:
+    if path.startswith("/api/resolve-cache/") or "resolve" in path.split("/")[3:5]:
         return "resolver"
     return "api" if path.startswith("/api/") else "other"
 

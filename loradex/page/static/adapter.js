@@ -49,7 +49,7 @@ export async function show(box, address) {
       h("section", null, h("h2", null, "Weights"), h("p", { class: "note" }, detail.unmeasured)),
     h("div", { class: "cards" }, near, copies),
     h("section", null, table(["file", "bytes", "digest"], (detail.files ?? []).map((file) => [name(file.name), number(file.size), h("code", null, (file.digest ?? "").slice(0, 16))]), "Files")),
-    h("section", null, h("h2", null, "Card"), detail.card === null ? h("p", { class: "note" }, data.head.cards ? "It has no card." : "This copy has no cards.") : [card(detail.card), detail.card_length > detail.card.length ? h("p", { class: "note" }, "The card is longer than this.") : ""]));
+    h("section", null, h("h2", null, "Card"), detail.card === null ? [h("p", { class: "note" }, detail.card_left_out ? "Not in the snapshot." : data.head.cards ? "It has no card." : "This copy has no cards."), detail.card_left_out ? command("show", detail.adapter, "--card") : ""] : [card(detail.card), detail.card_length > detail.card.length ? h("p", { class: "note" }, "The card is longer than this.") : ""]));
   if (row !== undefined && detail.current) {
     drawNearest(near, row, detail.adapter);
     drawCopies(copies, detail.adapter);

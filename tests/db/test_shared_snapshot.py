@@ -1,0 +1,259 @@
+"""A snapshot goes to a data set of the Hub by the Hub's own client, and comes back at one commit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from click.testing import CliRunner
+
+import loradex
+from catalog.errors import CatalogError, HubAccessError, HubError, IntegrityError, UsageError
+from catalog.files import digest_of
+from catalog.snapshots import MANIFEST
+from cli.main import loradex as program
+from tests.localhub import LocalHub
+from tests.localhub.bodies import Corrupt
+from tests.localhub.faults import Fault
+from tests.localhub.uploads import UploadHub
+
+NAME = "zoo/adapters"
+# The Hub's client gives its HTTP library bytes in an old way.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def exported(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot of the sample Hub."""
+    folder = tmp_path_factory.mktemp("exported") / "snapshot"
+    loradex.open(sample_data).export_snapshot(folder)
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
+    """A Hub that takes uploads, without Xet."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    (tmp_path / "hub").mkdir()
+    with UploadHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_mine")
+        yield hub
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): digest_of(path)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".gitattributes"
+    }
+
+
+def test_a_snapshot_is_described_then_uploaded_privately_and_imported(
+    hub: UploadHub, exported: Path, tmp_path: Path
+) -> None:
+    plan = loradex.push_snapshot(NAME, exported)
+    assert (plan.new, plan.private, plan.commit, hub.visibility) == (True, True, None, {})
+    assert plan.files == len(files(exported))
+    assert plan.bytes == sum(path.stat().st_size for path in exported.rglob("*") if path.is_file())
+    result = loradex.push_snapshot(NAME, exported, upload=True)
+    assert replace(result, commit=None) == plan
+    assert hub.visibility == {NAME: "private"}
+    assert files(hub.root / "datasets" / NAME) == files(exported)
+    catalog = loradex.open(tmp_path / "data")
+    counts = catalog.import_snapshot(NAME)
+    assert counts.source == f"{NAME}@{result.commit}"
+    assert counts.adapters_added == plan.tables["adapters"]
+    assert list((tmp_path / "data").glob("*/manifest.json")) == []
+
+
+def test_files_of_an_earlier_snapshot_are_removed_and_other_files_stay(
+    hub: UploadHub, exported: Path
+) -> None:
+    hub.add(NAME, "private")
+    place = hub.root / "datasets" / NAME
+    for path in ("adapters/train-00007.parquet", "mine/train-00000.parquet", "mine.txt"):
+        (place / path).parent.mkdir(exist_ok=True)
+        (place / path).write_text("x")
+    result = loradex.push_snapshot(NAME, exported, upload=True)
+    assert not result.new
+    assert set(files(place)) == {*files(exported), "mine/train-00000.parquet", "mine.txt"}
+
+
+def test_a_public_data_set_is_written_with_public_alone(hub: UploadHub, exported: Path) -> None:
+    hub.add(NAME, "public")
+    with pytest.raises(UsageError, match="is public; use `public`"):
+        loradex.push_snapshot(NAME, exported, upload=True)
+    assert hub.commits == []
+    assert not loradex.push_snapshot(NAME, exported, public=True, upload=True).private
+    loradex.push_snapshot("zoo/other", exported, public=True, upload=True)
+    assert hub.visibility == {NAME: "public", "zoo/other": "public"}
+
+
+def test_a_private_data_set_stays_private(hub: UploadHub, exported: Path) -> None:
+    hub.add(NAME, "private")
+    assert loradex.push_snapshot(NAME, exported, public=True, upload=True).private
+    assert hub.visibility == {NAME: "private"}
+
+
+def test_one_that_somebody_makes_meanwhile_is_not_written(
+    hub: UploadHub, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(NAME, "public")
+    monkeypatch.setattr("loradex.snapshots._is_private", lambda *_: None)
+    with pytest.raises(HubError):
+        loradex.push_snapshot(NAME, exported, upload=True)
+    assert hub.commits == []
+
+
+def test_what_only_this_account_may_read_is_not_published(
+    hub: UploadHub, sample_data: Path, tmp_path: Path
+) -> None:
+    catalog = loradex.open(sample_data)
+    catalog.export_snapshot(tmp_path / "all", with_private=True)
+    with pytest.raises(UsageError, match="with_private"):
+        loradex.push_snapshot(NAME, tmp_path / "all", public=True, upload=True)
+    assert loradex.push_snapshot(NAME, tmp_path / "all").private
+
+
+def test_an_upload_that_the_storage_refuses_is_one_sentence(hub: UploadHub, exported: Path) -> None:
+    hub.refuses_objects = True
+    with pytest.raises(
+        HubError, match=r"^The upload failed: Error while uploading '.*' to the Hub: 403 .*\.$"
+    ):
+        loradex.push_snapshot(NAME, exported, upload=True)
+    assert hub.commits == []
+
+
+def test_an_upload_needs_a_token(hub: UploadHub, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(UsageError, match="set HF_TOKEN"):
+        loradex.push_snapshot(NAME, exported, upload=True)
+    assert hub.visibility == {}
+
+
+def test_the_command_asks_for_yes(hub: UploadHub, exported: Path) -> None:
+    words = ("snapshot", "push", NAME, str(exported))
+    result = CliRunner().invoke(program, words, catch_exceptions=False)
+    assert "new, private" in result.stdout
+    assert "left out" in result.stdout
+    assert "--yes" in result.stderr
+    assert hub.visibility == {}
+    document = json.loads(CliRunner().invoke(program, [*words, "--yes", "--json"]).stdout)
+    assert len(document["commit"]) == 40
+    hub.visibility[NAME] = "public"
+    result = CliRunner().invoke(program, [*words, "--yes"])
+    assert (result.exit_code, "use --public" in result.stderr) == (2, True)
+
+
+@pytest.fixture
+def served(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """`loradex hub serve` of a data set."""
+    shutil.copytree(exported, tmp_path / "hub" / "datasets" / NAME)
+    with LocalHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+@pytest.mark.parametrize(
+    "form", ["{name}", "{name}@main", "{name}@{commit}", "hf://datasets/{name}@{commit}"]
+)
+def test_a_data_set_is_imported_at_one_commit(
+    served: LocalHub, exported: Path, tmp_path: Path, form: str
+) -> None:
+    commit = huggingface_hub.HfApi(served.url).dataset_info(NAME).sha
+    served.clear()
+    catalog = loradex.open(tmp_path / "data")
+    counts = catalog.import_snapshot(form.format(name=NAME, commit=commit))
+    assert counts.source == f"{NAME}@{commit}"
+    assert served.count("api") == 2
+    assert served.count("resolver") == sum(path.endswith("parquet") for path in files(exported)) + 1
+    assert {request.path.split("/")[5] for request in served.log if request.kind == "resolver"} == {commit}
+    assert catalog.status().adapters == loradex.open(tmp_path / "data").status().adapters > 0
+
+
+def _manifest(served: LocalHub) -> Path:
+    return served.root / "datasets" / NAME / MANIFEST
+
+
+def _set_path(document: dict[str, object], path: str) -> None:
+    document["tables"]["files"]["files"][0]["path"] = path  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("../../x", "of another name"),
+        ("files/README.md", "of another name"),
+        ("files/train-00000.parquet\n", "of another name"),
+        ("adapters/train-00000.parquet", "of another name"),
+        ("files/train-00001.parquet", "no such file"),
+    ],
+)
+def test_only_files_that_a_snapshot_has_are_fetched(
+    served: LocalHub, tmp_path: Path, path: str, words: str
+) -> None:
+    document = json.loads(_manifest(served).read_text())
+    _set_path(document, path)
+    _manifest(served).write_text(json.dumps(document))
+    with pytest.raises((CatalogError, HubAccessError), match=words):
+        loradex.open(tmp_path / "data").import_snapshot(NAME)
+    assert not any(request.path.rpartition("/")[2] == "x" for request in served.log)
+
+
+def test_a_file_of_other_bytes_or_a_size_that_no_disk_has_changes_nothing(
+    served: LocalHub, tmp_path: Path
+) -> None:
+    catalog = loradex.open(tmp_path / "data")
+    served.faults.append(Fault("adapters/train-00000", Corrupt(40)))
+    with pytest.raises(IntegrityError):
+        catalog.import_snapshot(NAME)
+    served.faults.clear()
+    document = json.loads(_manifest(served).read_text())
+    for file in (file for entry in document["tables"].values() for file in entry["files"]):
+        file["bytes"] = 60_000_000_000_000 // 1000
+    _manifest(served).write_text(json.dumps(document))
+    served.clear()
+    with pytest.raises(loradex.LoradexError, match="make room"):
+        catalog.import_snapshot(NAME)
+    assert served.count("resolver") == 1
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nothing", "neither a folder nor a data set"),
+        ("hf://models/zoo/adapters", "neither a folder nor a data set"),
+        ("zoo/adapters@main@main", "neither a folder nor a data set"),
+        ("zoo/none", "private, or does not exist"),
+        ("zoo/adapters@" + "0" * 40, "no longer has this commit"),
+        ("zoo/empty", "is not a snapshot"),
+    ],
+)
+def test_what_is_no_snapshot_is_one_sentence(
+    served: LocalHub, tmp_path: Path, source: str, words: str
+) -> None:
+    (served.root / "datasets" / "zoo" / "empty").mkdir()
+    with pytest.raises(loradex.LoradexError, match=words):
+        loradex.open(tmp_path / "data").import_snapshot(source)
+
+
+def test_data_sets_are_served_and_no_crawl_lists_them(served: LocalHub, exported: Path) -> None:
+    from crawler.localhub import omissions
+    from crawler.localhub.folder import HubFolder
+
+    api = huggingface_hub.HfApi(served.url)
+    assert list(api.list_models()) == []
+    assert omissions(HubFolder(served.root)) == []
+    path = huggingface_hub.hf_hub_download(
+        NAME, "adapters/train-00000.parquet", repo_type="dataset", endpoint=served.url
+    )
+    assert digest_of(Path(path)) == digest_of(exported / "adapters" / "train-00000.parquet")
+    with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
+        api.model_info(NAME)
