@@ -23,7 +23,7 @@ from .models import (
 from .page import PageExport, export_page, serve_page
 from .pool import Pool, PoolCheck, PoolExport
 from .rows import AdapterDetails, AdapterRow, Rows
-from .snapshots import SnapshotUpload, push_snapshot
+from .snapshots import SnapshotCheck, SnapshotUpload, push_snapshot, verify_snapshot
 from .studies import (
     StudyOutcome,
     StudyPlan,
@@ -59,6 +59,7 @@ __all__ = [
     "ProgressEvent",
     "ProgressOption",
     "Rows",
+    "SnapshotCheck",
     "SnapshotUpload",
     "StudyOutcome",
     "StudyPlan",
@@ -97,4 +98,5 @@ __all__ = [
     "serve_hub",
     "serve_page",
     "train",
+    "verify_snapshot",
 ]

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from catalog.adapters import adapter_name, parse_config
 from catalog.database import Session, disposing, for_writing, open_catalog, reading, take_turn, writer_lock
-from catalog.errors import CatalogError, HubAccessError, StorageError, UsageError
+from catalog.errors import (
+    CatalogError,
+    HubAccessError,
+    IntegrityError,
+    StorageError,
+    UnreadableError,
+    UsageError,
+    WeightsError,
+)
 from catalog.extras import require_extra
-from catalog.files import BlobStore, replace_folder, temporary_folder
+from catalog.files import BlobStore, replace_folder, temporary_folder, temporary_store
+from catalog.fingerprints import measure_file
 from catalog.snapshots import (
     MANIFEST,
     TABLES,
     ImportCounts,
+    SampledAdapter,
     SnapshotChoice,
     import_snapshot,
     read_manifest,
-    verify_snapshot,
+    sample_adapters,
+    verify_rows,
     write_snapshot,
 )
+from catalog.snapshots import verify_snapshot as check_snapshot
 from crawler.hub import Hub, HubSettings, RemoteFile, upload_dataset, valid_name
 from loradex.arguments import check_arguments
 from loradex.progress import ProgressOption, ProgressStep, reporting
@@ -33,6 +48,9 @@ if TYPE_CHECKING:
     from catalog.settings import Settings
 
 README = "README.md"
+# The relative difference of equal fingerprints that were made on different processors.
+_ROUNDING = 1e-3
+_VECTORS = ("spectrum", "delta", "output")
 _DATASET = re.compile(r"(?:hf://datasets/)?(?P<name>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>[^@\s]+))?")
 
 
@@ -67,6 +85,33 @@ class SnapshotUpload:
     private: bool
     new: bool
     commit: str | None = None
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """An adapter of a snapshot compared with the Hub: "same", "differs" (`detail` says in what), or "gone",
+    where the Hub no longer shows the commit.
+    """
+
+    adapter: str
+    commit: str
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class SnapshotCheck:
+    """A snapshot that is as its manifest says: rows by table, bytes, and the adapters that were compared."""
+
+    folder: Path
+    tables: dict[str, int]
+    bytes: int
+    adapters: Sequence[SampleRow]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no adapter differs from the Hub."""
+        return all(row.state != "differs" for row in self.adapters)
 
 
 def export_to(
@@ -110,7 +155,7 @@ def import_from(settings: Settings, source: str, progress: ProgressOption) -> Im
 
 def _import_folder(settings: Settings, folder: Path) -> ImportCounts:
     with disposing(open_catalog(settings, create=True)) as engine:
-        manifest = verify_snapshot(folder)
+        manifest = check_snapshot(folder)
         with writer_lock(engine), Session(for_writing(engine)) as session, session.begin():
             take_turn(session)
             return import_snapshot(session, manifest)
@@ -157,6 +202,105 @@ def _fetch(name: str, revision: str, folder: Path, progress: Callable[[int, int]
 
 
 @check_arguments
+def verify_snapshot(
+    folder: str | Path,
+    *,
+    sample: int = 0,
+    seed: int = 0,
+    weights: bool = False,
+    progress: ProgressOption = False,
+) -> SnapshotCheck:
+    """A snapshot, checked as an import does; with `sample` that many adapters are compared with the Hub too.
+
+    Of each of these, names, sizes and hashes of its files are compared with those at its commit: one API
+    request. With `weights` the file is fetched, and its tensors and fingerprint are compared as well.
+
+    Args:
+        folder: A snapshot.
+        sample: The number of adapters, drawn at random.
+        seed: That of the drawing.
+        weights: Whether to fetch the weights of these adapters.
+        progress: See `loradex.progress`.
+
+    Raises:
+        CatalogError: The folder is not a snapshot, or not as its manifest says.
+        HubError: The Hub cannot be reached.
+    """
+    require_extra("table", "A snapshot")
+    if sample < 0:
+        raise UsageError("`sample` is a number of adapters, 0 or more.")
+    folder = Path(folder)
+    manifest = check_snapshot(folder)
+    with reporting(progress) as report:
+        verify_rows(manifest, ProgressStep(report, "reading rows").working)
+        adapters = sample_adapters(manifest, sample, seed) if sample else []
+        rows = []
+        with ExitStack() as stack:
+            hub = stack.enter_context(Hub(HubSettings.from_environment())) if adapters else None
+            store = stack.enter_context(temporary_store(Path(tempfile.gettempdir()))) if weights else None
+            step = ProgressStep(report, "comparing adapters")
+            for number, adapter in enumerate(adapters):
+                step.working(number, len(adapters))
+                if hub is not None:
+                    rows.append(_compare(hub, adapter, store))
+    size = sum(path.stat().st_size for path in manifest.paths)
+    return SnapshotCheck(folder, manifest.rows_of_tables, size, rows)
+
+
+def _compare(hub: Hub, adapter: SampledAdapter, store: BlobStore | None) -> SampleRow:
+    """An adapter of a snapshot beside its repository on the Hub, and its weights if there is a store."""
+    name, state, detail = adapter_name(adapter.repository, adapter.subfolder), "same", ""
+    try:
+        tree = {file.path: file for file in hub.tree(adapter.repository, adapter.commit).files}
+        prefix = f"{adapter.subfolder}/" if adapter.subfolder else ""
+        remote = {file["name"]: tree.get(prefix + file["name"]) for file in adapter.files}
+        wrong = [file["name"] for file in adapter.files if not _agrees(adapter, file, remote[file["name"]])]
+        file = remote.get(adapter.weights_name or "")
+        if wrong:
+            state, detail = "differs", ", ".join(wrong)
+        elif store is not None and file is not None and adapter.fingerprint is not None:
+            state, detail = _compare_weights(hub, adapter, file, store)
+    except HubAccessError as error:
+        state, detail = "gone", error.status
+    except (IntegrityError, WeightsError, UnreadableError) as error:
+        state, detail = "differs", str(error)
+    return SampleRow(name, adapter.commit, state, detail)
+
+
+def _agrees(adapter: SampledAdapter, file: Mapping[str, Any], remote: RemoteFile | None) -> bool:
+    if remote is None or remote.size != file["size"]:
+        return False
+    own = {file["digest"], adapter.git_oid if file["digest"] == adapter.weights_digest else None}
+    return bool({remote.oid, remote.sha256} & (own - {None}))
+
+
+def _compare_weights(
+    hub: Hub, adapter: SampledAdapter, file: RemoteFile, store: BlobStore
+) -> tuple[str, str]:
+    """Whether the tensors and the fingerprint of a weights file are those of the snapshot."""
+    sha256 = adapter.weights_digest or ""
+    stored, config = adapter.fingerprint, parse_config(adapter.config or b"")
+    path = hub.download(adapter.repository, adapter.commit, replace(file, sha256=sha256), store)
+    try:
+        measured = measure_file(path, config)
+    finally:
+        store.remove(sha256)
+    if measured.tensor_digest != adapter.tensor_digest:
+        return "differs", "the digest of its tensors"
+    pairs = [(getattr(measured.record, name), getattr(stored, name)) for name in _VECTORS]
+    same = all(_is_near(*pair) for pair in pairs)
+    return ("same", "weights measured") if same else ("differs", "its fingerprint")
+
+
+def _is_near(left: bytes, right: bytes) -> bool:
+    """Whether two vectors of float32 agree but for the rounding of other processors."""
+    import numpy as np
+
+    one, other = np.frombuffer(left, "<f4"), np.frombuffer(right, "<f4")
+    return len(one) == len(other) and bool(np.linalg.norm(one - other) <= _ROUNDING * np.linalg.norm(other))
+
+
+@check_arguments
 def push_snapshot(
     repository: str, folder: str | Path, *, public: bool = False, upload: bool = False
 ) -> SnapshotUpload:
@@ -184,7 +328,7 @@ def push_snapshot(
     folder, settings = Path(folder), HubSettings.from_environment()
     if not valid_name(repository):
         raise UsageError(f"{repository[:80]!r} is not the name of a data set; write owner/name.")
-    manifest = verify_snapshot(folder)
+    manifest = check_snapshot(folder)
     own = [name for name in ("with_private", "with_notes") if manifest.document["choice"].get(name)]
     if public and own:
         raise UsageError(f"The snapshot was written `{own[0]}`; export it without to publish it.")

@@ -1,6 +1,7 @@
 from .importing import ImportCounts, import_snapshot
 from .layout import FORMAT, MANIFEST, TABLES
-from .verification import Manifest, SnapshotFile, read_manifest, verify_snapshot
+from .sampling import SampledAdapter, sample_adapters
+from .verification import Manifest, SnapshotFile, read_manifest, verify_rows, verify_snapshot
 from .writing import SnapshotChoice, SnapshotCounts, write_snapshot
 
 __all__ = [
@@ -9,11 +10,14 @@ __all__ = [
     "TABLES",
     "ImportCounts",
     "Manifest",
+    "SampledAdapter",
     "SnapshotChoice",
     "SnapshotCounts",
     "SnapshotFile",
     "import_snapshot",
     "read_manifest",
+    "sample_adapters",
+    "verify_rows",
     "verify_snapshot",
     "write_snapshot",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,8 +33,6 @@ from catalog.database import (
     store,
 )
 from catalog.errors import CatalogError
-from catalog.fingerprints import FINGERPRINT_VERSION
-from catalog.search import SPACES
 from catalog.snapshots.layout import (
     ADAPTER_KEY,
     ADAPTERS,
@@ -58,10 +55,9 @@ from catalog.snapshots.layout import (
     WEIGHTS,
     SnapshotTable,
 )
-from catalog.snapshots.verification import Manifest, check_header
+from catalog.snapshots.verification import Manifest
 
 AdapterKey = tuple[str, str, str]
-_VECTORS = ("spectrum", "delta", "output", "vector")
 
 
 @dataclass
@@ -132,12 +128,10 @@ class _Import:
     def carry_out(self) -> ImportCounts:
         store.sync_bases(self._session)
         self._add_bases()
-        self._add(DOCUMENTS, DocumentRow, ("digest",), _check_document)
+        self._add(DOCUMENTS, DocumentRow, ("digest",))
         self._add_weights()
-        self._add(
-            FINGERPRINTS, FingerprintRow, ("weights_digest", "scaling_pattern", "version"), _check_vectors
-        )
-        self._add(EMBEDDINGS, Embedding, ("content", "model", "chunk"), _check_vectors)
+        self._add(FINGERPRINTS, FingerprintRow, ("weights_digest", "scaling_pattern", "version"))
+        self._add(EMBEDDINGS, Embedding, ("content", "model", "chunk"))
         self._add_repositories()
         self._add_adapters()
         self._add(ITEMS, ItemList, ("items_sha",))
@@ -154,9 +148,7 @@ class _Import:
     def _count(self, name: str, count: int) -> None:
         self._counts.rows[name] = self._counts.rows.get(name, 0) + count
 
-    def _add(
-        self, table: SnapshotTable, source: type[Any], key: tuple[str, ...], check: Any = lambda row: None
-    ) -> None:
+    def _add(self, table: SnapshotTable, source: type[Any], key: tuple[str, ...]) -> None:
         """Adds the rows of a table that are not there, by their key."""
         columns = [getattr(source, name) for name in key]
         for batch in self._rows(table):
@@ -164,7 +156,6 @@ class _Import:
             stored = {tuple(row) for row in self._session.execute(select(*columns).where(first))}
             new = {}
             for row in batch:
-                check(row)
                 at = tuple(row[name] for name in key)
                 if at not in stored:
                     new[at] = row
@@ -199,10 +190,6 @@ class _Import:
             stored = {row.digest: row for row in self._session.scalars(query)}
             new = []
             for row in batch:
-                try:
-                    check_header(row["header"])
-                except ValueError as error:
-                    raise CatalogError(f"the snapshot's table weights: {error}") from error
                 there = stored.get(row["digest"])
                 if there is None:
                     new.append(row)
@@ -399,26 +386,3 @@ class _Import:
 
 def _key(row: Mapping[str, Any]) -> AdapterKey:
     return row["hub_id"], row["commit"], row["subfolder"]
-
-
-def _check_document(row: Mapping[str, Any]) -> None:
-    """Raises CatalogError unless a small file has the digest, sha256 or git's, under which it is stored."""
-    content, digest = row["content"] or b"", row["digest"]
-    if len(digest) == 40:
-        actual = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    else:
-        actual = hashlib.sha256(content).hexdigest()
-    if actual != digest:
-        raise CatalogError(f"the snapshot's document {digest[:12]} has other bytes than its digest says")
-
-
-def _check_vectors(row: Mapping[str, Any]) -> None:
-    """Raises CatalogError for vectors that are not finite, or of another size than searches compare."""
-    import numpy as np
-
-    vectors = {name: np.frombuffer(row[name], "<f4") for name in _VECTORS if row.get(name) is not None}
-    sizes = {name: SPACES[name].size for name in ("delta", "output")}
-    for name, vector in vectors.items():
-        wrong = row.get("version") == FINGERPRINT_VERSION and len(vector) != sizes.get(name, len(vector))
-        if wrong or (name != "spectrum" and not np.isfinite(vector).all()):
-            raise CatalogError(f"the snapshot has a vector ({name}) of another size, or that is not finite")

@@ -47,7 +47,7 @@ MANIFEST = "manifest.json"
 CARD_FACTS = ("base_model", "datasets", "language", "licence", "license", "license_name")
 ADAPTER_KEY = ("hub_id", "commit", "subfolder")
 _OF_CARDS = ("card_digest", "card_text", "card_front")
-_VECTORS = ("spectrum", "delta", "output", "vector")
+VECTORS = ("spectrum", "delta", "output", "vector")
 _MOST_JSON = 64 * 1024 * 1024
 
 
@@ -121,7 +121,7 @@ class SnapshotTable:
 
 def _kind(column: Any) -> str:
     if isinstance(column.type, LargeBinary):
-        return "vector" if column.name in _VECTORS else "bytes"
+        return "vector" if column.name in VECTORS else "bytes"
     kinds: dict[type[Any], str] = {
         Counter: "whole",
         Integer: "whole",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from catalog.database import frontier, head
 from catalog.errors import CatalogError, ConfigError
 from catalog.files import digest_of, load_json, read_limited
-from catalog.snapshots.layout import FORMAT, MANIFEST, TABLES, SnapshotTable
+from catalog.fingerprints import FINGERPRINT_VERSION
+from catalog.search import SPACES
+from catalog.snapshots.layout import FORMAT, MANIFEST, TABLES, VECTORS, SnapshotTable
 
 if TYPE_CHECKING:
     from pyarrow import parquet
@@ -70,18 +73,24 @@ class Manifest:
         return {name: int(entry["rows"]) for name, entry in self.document["tables"].items()}
 
     def rows(self, table: SnapshotTable) -> Iterator[list[dict[str, Any]]]:
-        """The rows of a table as the catalog holds them, a thousand at a time."""
+        """The rows of a table as the catalog holds them, a thousand at a time, checked one by one."""
         from pyarrow import ArrowException
+
+        check = _CHECKS.get(table.name)
 
         try:
             for path in self.files.get(table.name, ()):
                 with _open(path) as file:
                     for batch in file.iter_batches(_BATCH):
                         columns = {name: _values(batch, name, table) for name in table.columns}
-                        yield [
+                        rows = [
                             table.decode({name: values[row] for name, values in columns.items()})
                             for row in range(batch.num_rows)
                         ]
+                        if check is not None:
+                            for row in rows:
+                                check(row)
+                        yield rows
         except (ArrowException, OSError) as error:
             raise CatalogError(f"the snapshot's table {table.name} cannot be read: {error}") from error
 
@@ -110,6 +119,20 @@ def verify_snapshot(folder: Path) -> Manifest:
         tables = document["tables"]
         files = {name: _check_table(folder, TABLES[name], tables[name]) for name in tables}
         return Manifest(folder, files, tuple(map(_read_scope, document["crawls"])), document)
+
+
+def verify_rows(manifest: Manifest, progress: Callable[[int, int], None]) -> None:
+    """Reads every row of a checked snapshot; `progress` gets the rows read, and all.
+
+    Raises CatalogError for a value that the catalog cannot hold, and for small files, headers and vectors
+    that are not what they must be.
+    """
+    done, total = 0, sum(manifest.rows_of_tables.values())
+    for name in manifest.files:
+        for batch in manifest.rows(TABLES[name]):
+            progress(done, total)
+            done += len(batch)
+    progress(total, total)
 
 
 def read_manifest(content: bytes, place: str) -> tuple[Mapping[str, Any], tuple[SnapshotFile, ...]]:
@@ -206,14 +229,45 @@ def _read_scope(entry: Mapping[str, Any]) -> ListedScope:
     return ListedScope(entry["scope"], entry["listing"], asked, started, mark)
 
 
-def check_header(header: bytes | None) -> None:
-    """Raises ValueError unless the compressed header of a weights file is one, of a size that is allowed."""
-    if header is None:
+def _check_header(row: Mapping[str, Any]) -> None:
+    """Raises CatalogError unless the header of a weights file is compressed, of a size that is allowed."""
+    if row["header"] is None:
         return
     reader = zlib.decompressobj()
     try:
-        reader.decompress(header, _MOST_HEADER)
+        reader.decompress(row["header"], _MOST_HEADER)
     except zlib.error as error:
-        raise ValueError(f"a header is not compressed: {error}") from error
+        raise CatalogError(f"the snapshot's table weights: a header is not compressed: {error}") from error
     if not reader.eof:
-        raise ValueError("a header is too large or incomplete")
+        raise CatalogError("the snapshot's table weights: a header is too large or incomplete")
+
+
+def _check_document(row: Mapping[str, Any]) -> None:
+    """Raises CatalogError unless a small file has the digest, sha256 or git's, under which it is stored."""
+    content, digest = row["content"] or b"", row["digest"]
+    if len(digest) == 40:
+        actual = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    else:
+        actual = hashlib.sha256(content).hexdigest()
+    if actual != digest:
+        raise CatalogError(f"the snapshot's document {digest[:12]} has other bytes than its digest says")
+
+
+def _check_vectors(row: Mapping[str, Any]) -> None:
+    """Raises CatalogError for vectors that are not finite, or of another size than searches compare."""
+    import numpy as np
+
+    vectors = {name: np.frombuffer(row[name], "<f4") for name in VECTORS if row.get(name) is not None}
+    sizes = {name: SPACES[name].size for name in ("delta", "output")}
+    for name, vector in vectors.items():
+        wrong = row.get("version") == FINGERPRINT_VERSION and len(vector) != sizes.get(name, len(vector))
+        if wrong or (name != "spectrum" and not np.isfinite(vector).all()):
+            raise CatalogError(f"the snapshot has a vector ({name}) of another size, or that is not finite")
+
+
+_CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+    "documents": _check_document,
+    "weights": _check_header,
+    "fingerprints": _check_vectors,
+    "embeddings": _check_vectors,
+}

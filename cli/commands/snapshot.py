@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from cli.app import App, pass_app
+from cli.app import App, Exit, pass_app
 from cli.options import EXISTING_FOLDER, FOLDER, overwrite_option
 from cli.output import label_lines, output_options
 from cli.tables import counts_text
-from loradex.snapshots import push_snapshot
+from loradex.snapshots import push_snapshot, verify_snapshot
 from loradex.text import format_bytes
 
 
@@ -82,6 +82,37 @@ def push(app: App, repository: str, folder: Path, public: bool, upload: bool) ->
     app.output.document(asdict(report), _render_push)
     if not upload:
         app.output.say("Add --yes to upload it.")
+
+
+@snapshot.command("verify")
+@click.argument("folder", metavar="DIR", type=EXISTING_FOLDER)
+@click.option(
+    "--sample", metavar="N", type=click.IntRange(0), default=0, help="Compare N adapters with the Hub."
+)
+@click.option("--seed", metavar="N", type=int, default=0, help="Of the drawing of these.")
+@click.option("--weights", is_flag=True, help="Fetch and measure the weights of these.")
+@output_options(lists=False)
+@pass_app
+def verify(app: App, folder: Path, sample: int, seed: int, weights: bool) -> None:
+    """Check the snapshot DIR as an import does; exit code 1 where it is wrong.
+
+    With --sample adapters are drawn at random, and the names, sizes and hashes of their files compared with
+    those on the Hub at their commits; with --weights their tensors and fingerprints too.
+    """
+    with app.output.show_progress() as progress:
+        report = verify_snapshot(folder, sample=sample, seed=seed, weights=weights, progress=progress)
+    app.output.document(asdict(report), _render_check)
+    if not report.ok:
+        click.get_current_context().exit(Exit.ERROR)
+
+
+def _render_check(report: Mapping[str, Any]) -> str:
+    rows = [
+        ("rows", counts_text({name: count for name, count in report["tables"].items() if count})),
+        ("bytes", format_bytes(report["bytes"])),
+    ]
+    lines = [f"{row['state']:<9}{row['adapter']}  {row['detail']}".rstrip() for row in report["adapters"]]
+    return "\n".join(["the snapshot is as its manifest says", label_lines(rows), *lines])
 
 
 def _render_export(report: Mapping[str, Any]) -> str:

@@ -60,6 +60,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "snapshot export": loradex.Catalog.export_snapshot,
     "snapshot import": loradex.Catalog.import_snapshot,
     "snapshot push": loradex.push_snapshot,
+    "snapshot verify": loradex.verify_snapshot,
     "scores import": loradex.Catalog.import_scores,
     "scores compare": loradex.Catalog.compare_scores,
     "scores export": loradex.Catalog.export_scores,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
+import pyarrow
 import pytest
 from click.testing import CliRunner
+from pyarrow import parquet
 
 import loradex
 from catalog.errors import CatalogError, HubAccessError, HubError, IntegrityError, UsageError
@@ -23,6 +26,7 @@ from tests.localhub.faults import Fault
 from tests.localhub.uploads import UploadHub
 
 NAME = "zoo/adapters"
+SAMPLE_HUB = Path(__file__).parents[2] / "data" / "sample_hub"
 # The Hub's client gives its HTTP library bytes in an old way.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
@@ -257,3 +261,101 @@ def test_data_sets_are_served_and_no_crawl_lists_them(served: LocalHub, exported
     assert digest_of(Path(path)) == digest_of(exported / "adapters" / "train-00000.parquet")
     with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
         api.model_info(NAME)
+
+
+@pytest.fixture
+def on_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """The sample Hub, of which the snapshot is."""
+    with LocalHub(SAMPLE_HUB) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+def test_every_adapter_of_a_snapshot_is_as_on_the_hub(on_hub: LocalHub, exported: Path) -> None:
+    check = loradex.verify_snapshot(exported, sample=1000, weights=True)
+    assert check.ok
+    assert {row.state for row in check.adapters} == {"same"}
+    measured = [row for row in check.adapters if row.detail == "weights measured"]
+    assert len(measured) > len(check.adapters) / 2
+    assert on_hub.count("api") == len(check.adapters) == check.tables["adapters"]
+
+
+def test_a_sample_costs_a_request_each_and_none_without_one(on_hub: LocalHub, exported: Path) -> None:
+    rows = loradex.verify_snapshot(exported, sample=3, seed=1).adapters
+    assert (len(rows), on_hub.count("api"), on_hub.count("resolver")) == (3, 3, 0)
+    assert loradex.verify_snapshot(exported, sample=3, seed=1).adapters == rows
+    assert loradex.verify_snapshot(exported, sample=3, seed=2).adapters != rows
+    on_hub.clear()
+    assert loradex.verify_snapshot(exported).adapters == []
+    assert on_hub.log == []
+
+
+def _rewrite(folder: Path, table: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """The rows of a table after a change of each, with a manifest that says so."""
+    path = folder / table / "train-00000.parquet"
+    old = parquet.read_table(path)
+    rows = old.to_pylist()
+    for row in rows:
+        change(row)
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=old.schema), path)
+    document = json.loads((folder / MANIFEST).read_text())
+    document["tables"][table]["files"][0] |= {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+    (folder / MANIFEST).write_text(json.dumps(document))
+
+
+def _other_size(row: dict[str, Any]) -> None:
+    file = json.loads(row["file"])
+    if file["name"] == "adapter_config.json":
+        row["file"] = json.dumps(file | {"size": file["size"] + 1})
+
+
+def _other_digest(row: dict[str, Any]) -> None:
+    file = json.loads(row["file"])
+    row["file"] = json.dumps(file | {"digest": "0" * len(file["digest"])})
+
+
+def _other_vector(row: dict[str, Any]) -> None:
+    row["output"] = row["output"][::-1]
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "detail"),
+    [
+        ("files", _other_size, "adapter_config.json"),
+        ("files", _other_digest, "README.md"),
+        ("weights", lambda row: row.update(tensor_digest="0" * 64), "the digest of its tensors"),
+        ("fingerprints", _other_vector, "its fingerprint"),
+    ],
+)
+def test_a_snapshot_that_says_another_thing_than_the_hub_differs(
+    on_hub: LocalHub,
+    exported: Path,
+    tmp_path: Path,
+    table: str,
+    change: Callable[[dict[str, Any]], object],
+    detail: str,
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "snapshot")
+    _rewrite(folder, table, change)
+    words = ("snapshot", "verify", str(folder), "--sample", "5", "--weights")
+    result = CliRunner().invoke(program, words, catch_exceptions=False)
+    assert result.exit_code == 1
+    assert any(line.startswith("differs") and detail in line for line in result.stdout.splitlines())
+
+
+def test_an_adapter_that_is_gone_is_no_fault_of_the_snapshot(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hub").mkdir()
+    with LocalHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        check = loradex.verify_snapshot(exported, sample=4)
+    assert [(row.state, row.detail) for row in check.adapters] == [("gone", "private_or_missing")] * 4
+    assert check.ok
+
+
+def test_rows_that_an_import_refuses_are_refused(exported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "snapshot")
+    _rewrite(folder, "documents", lambda row: row.update(content=b"x"))
+    result = CliRunner().invoke(program, ("snapshot", "verify", str(folder)))
+    assert (result.exit_code, "other bytes than its digest" in result.stderr) == (1, True)
