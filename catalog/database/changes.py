@@ -27,7 +27,7 @@ from catalog.index import PART_LENGTH
 
 Topic = Literal["texts", "fingerprints", "embeddings"]
 TOPICS: tuple[Topic, ...] = ("texts", "fingerprints", "embeddings")
-_PREFIX = "loradex_changes"
+PREFIX = "loradex_changes"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Trigger:
 
     @property
     def name(self) -> str:
-        return f"{_PREFIX}_{self.topic}_{self.table}_{self.event.lower()}"
+        return f"{PREFIX}_{self.topic}_{self.table}_{self.event.lower()}"
 
     @property
     def row(self) -> str:
@@ -158,14 +158,14 @@ def _present(connection: Connection) -> dict[str, str]:
     empty where the trigger does not run.
     """
     if connection.dialect.name == "sqlite":
-        query = f"SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE '{_PREFIX}%'"  # noqa: S608
+        query = f"SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE '{PREFIX}%'"  # noqa: S608
     elif not inspect(connection).has_table("adapter"):
         return {}
     else:
         query = (
             "SELECT proname, CASE WHEN EXISTS (SELECT 1 FROM pg_trigger WHERE tgfoid = pg_proc.oid "  # noqa: S608
             "AND tgenabled IN ('O', 'A')) THEN prosrc ELSE '' END FROM pg_proc "
-            f"WHERE proname LIKE '{_PREFIX}%%' AND pronamespace = current_schema()::regnamespace"
+            f"WHERE proname LIKE '{PREFIX}%%' AND pronamespace = current_schema()::regnamespace"
         )
     return {name: _body(sql) for name, sql in connection.exec_driver_sql(query)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 from sqlalchemy import Connection, Engine, column, func, inspect, select, table, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session as Session
 
 from catalog.database import changes, views
@@ -31,6 +33,9 @@ _KEEPALIVES = {
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
+# PostgreSQL's SQLSTATEs for what others made: it depends on what is changed, or has the name already.
+_DEPENDENT = {"2BP01", "0A000"}
+_TAKEN = {"42P07", "42710", "42723"}
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,12 @@ def check(engine: Engine) -> None:
 
 
 def check_views(engine: Engine) -> None:
-    """Returns if the views for strangers' SQL are those of this version; else raises SchemaVersionError."""
+    """Returns if the views for strangers' SQL are those of this version; else raises SchemaVersionError.
+
+    Raises CatalogError where something of another has the name of a view.
+    """
     with engine.connect() as connection:
+        _refuse_others(connection)
         if missing := views.missing_views(connection):
             raise SchemaVersionError(
                 f"the catalog {place(engine.url)} lacks the view {missing[0]}: run `upgrade()`"
@@ -86,7 +95,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """Brings the schema up to a revision in one transaction; the second of two processes finds it done.
 
     Raises SchemaVersionError for a catalog newer than this program, CatalogError for a database that holds
-    something else.
+    something else, or where what others made in it stands in the way.
     """
     from alembic import command
 
@@ -100,22 +109,24 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         redo_views = not is_newest or bool(views.missing_views(connection))
         redo_triggers = not is_newest or bool(changes.missing_triggers(connection))
         if redo_views:
-            views.drop_views(connection)
-        if redo_triggers:
-            changes.drop_triggers(connection)
-        if not is_newest:
-            command.upgrade(config(connection), revision)
-        if redo_triggers and _revision(connection) == head():
-            changes.create_triggers(connection)
-        if redo_views and _revision(connection) == head():
-            views.create_views(connection)
+            _refuse_others(connection)
+        with views.others_aside(connection):
+            grants = views.drop_views(connection) if redo_views else []
+            if redo_triggers:
+                changes.drop_triggers(connection)
+            if not is_newest:
+                command.upgrade(config(connection), revision)
+            if redo_triggers and _revision(connection) == head():
+                changes.create_triggers(connection)
+            if redo_views and _revision(connection) == head():
+                views.create_views(connection, grants)
 
 
 def downgrade(engine: Engine, revision: str) -> None:
     """Takes the schema back to a revision in one transaction; `base` drops every table with its rows."""
     from alembic import command
 
-    with _migrating(engine) as connection:
+    with _migrating(engine) as connection, views.others_aside(connection):
         views.drop_views(connection)
         changes.drop_triggers(connection)
         command.downgrade(config(connection), revision)
@@ -392,6 +403,37 @@ def _refuse_foreign(connection: Connection) -> None:
         )
 
 
+def _refuse_others(connection: Connection) -> None:
+    """Raises CatalogError if something that this program did not make has the name of one of its views."""
+    if names := views.others_names(connection):
+        raise CatalogError(
+            f"the catalog {place(connection.engine.url)} contains {names[0]}, which loradex did not make: "
+            "rename it, since a view of loradex has that name, and run `upgrade()`"
+        )
+
+
+@contextlib.contextmanager
+def _naming_obstacles(engine: Engine) -> Iterator[None]:
+    """Raises CatalogError where what others made in the database stands in the way of another schema."""
+    try:
+        yield
+    except DBAPIError as error:
+        cause: Any = error.orig
+        state = getattr(cause, "sqlstate", "")
+        schema = f"the schema of the catalog {place(engine.url)} cannot change"
+        if state in _DEPENDENT and (detail := cause.diag.message_detail):
+            what = "; ".join(detail.splitlines())
+            raise CatalogError(
+                f"{schema}, because {what}: drop it, run the command again, and make it again after that"
+            ) from error
+        if state in _TAKEN or re.search("already (exists|a table|an index)", str(cause)):
+            what = str(cause).splitlines()[0]
+            raise CatalogError(
+                f"{schema}, because {what}: rename what is not loradex's, and run the command again"
+            ) from error
+        raise
+
+
 def lock_key(connection: Connection, purpose: str) -> int:
     """A 64-bit key, the same for every process on this schema; the server separates databases itself."""
     schema = connection.scalar(select(func.current_schema()))
@@ -403,11 +445,11 @@ def lock_key(connection: Connection, purpose: str) -> int:
 def _migrating(engine: Engine) -> Iterator[Connection]:
     """One transaction, alone among all that migrate; SQLite's foreign keys are checked at its end only."""
     if engine.dialect.name != "sqlite":
-        with engine.begin() as connection:
+        with _naming_obstacles(engine), engine.begin() as connection:
             connection.execute(select(func.pg_advisory_xact_lock(lock_key(connection, "migration"))))
             yield connection
         return
-    with for_writing(engine).connect() as connection:
+    with _naming_obstacles(engine), for_writing(engine).connect() as connection:
         driver: Any = connection.connection.driver_connection
         # Rebuilding a table drops it; with foreign keys on, that would delete the rows that point to it.
         driver.execute("PRAGMA foreign_keys = OFF")

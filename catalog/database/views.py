@@ -1,19 +1,27 @@
 """Views for strangers' SQL: one row an adapter, a score, a member of a pool, with comments on the columns.
 
 They are defined here alone, made at the end of all migrations and dropped before; the program itself does not
-read them. SQLite keeps the comments in the text of a view, PostgreSQL as comments of its columns.
+read them. SQLite keeps the comments in the text of a view, PostgreSQL as comments of its columns. What others
+made, under these names or above these views, is never dropped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
+from catalog.database import changes
+from catalog.errors import CatalogError
 
 # PostgreSQL's own text of a view differs from the one that made it; its digests stand in the comment.
 _MARK = "loradex view"
+_SCHEMA = "current_schema()::regnamespace"
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,16 @@ _OWN_TAGS = {
     "postgresql": "(SELECT coalesce(json_agg(tag ORDER BY tag), '[]'::json) FROM annotation_tag "
     "WHERE annotation_tag.hub_id = repository.hub_id AND annotation_tag.subfolder = adapter.subfolder)",
 }
+
+
+class Grant(NamedTuple):
+    """A privilege on a view, or on a column of it, that a role has on PostgreSQL."""
+
+    view: str
+    column: str
+    privilege: str
+    grantable: bool
+    role: str
 
 
 def _views(dialect: str) -> tuple[_View, ...]:
@@ -131,8 +149,8 @@ def _views(dialect: str) -> tuple[_View, ...]:
     return adapters, scores, pool_members
 
 
-def create_views(connection: Connection) -> None:
-    """Makes the views with their comments."""
+def create_views(connection: Connection, grants: Iterable[Grant] = ()) -> None:
+    """Makes the views with their comments, and with these privileges alone where they had any."""
     for view in _views(connection.dialect.name):
         connection.exec_driver_sql(_definition(view, connection.dialect.name))
         if connection.dialect.name == "postgresql":
@@ -140,17 +158,20 @@ def create_views(connection: Connection) -> None:
                 _comment(connection, f'COLUMN {view.name}."{name}"', comment)
             text = f"{view.sentence} [{_MARK} {_digest(view)} {_stored(connection, view.name)}]"
             _comment(connection, f"VIEW {view.name}", text)
+    _grant(connection, grants)
 
 
-def drop_views(connection: Connection) -> None:
-    """Removes the views, whatever their version."""
-    for name in _present(connection):
+def drop_views(connection: Connection) -> list[Grant]:
+    """Removes the views of this program, whatever their version; returns the privileges on them."""
+    grants = [] if connection.dialect.name == "sqlite" else _grants(connection)
+    for name in _own(connection):
         connection.exec_driver_sql(f'DROP VIEW "{name}"')
+    return grants
 
 
 def missing_views(connection: Connection) -> list[str]:
     """The names of the views that are absent or of another definition."""
-    present = _present(connection)
+    present = _own(connection)
     dialect = connection.dialect.name
     missing = []
     for view in _views(dialect):
@@ -162,18 +183,125 @@ def missing_views(connection: Connection) -> list[str]:
     return missing
 
 
+def others_names(connection: Connection) -> list[str]:
+    """The names of views that belong to something which this program did not make."""
+    return sorted(_present(connection).keys() - _own(connection).keys())
+
+
+@contextlib.contextmanager
+def others_aside(connection: Connection) -> Iterator[None]:
+    """Inside the block SQLite has no views and triggers of others; then they are made again as they were.
+
+    SQLite changes no table while any view does not fit, and a table that is rebuilt loses its triggers.
+    Raises CatalogError for a view that could be read before the block and cannot be read after it, and for a
+    trigger whose table or view is gone. PostgreSQL keeps them, and refuses to drop what they depend on.
+    """
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    own = _own(connection)
+    query = (
+        "SELECT type, name, sql FROM sqlite_master WHERE type IN ('view', 'trigger') "  # noqa: S608
+        f"AND name NOT LIKE '{changes.PREFIX}%' ORDER BY type = 'trigger', rowid"
+    )
+    others = [row for row in connection.exec_driver_sql(query).all() if row.name not in own]
+    readable = {row.name for row in others if row.type == "view" and not _fault(connection, row.name)}
+    for row in reversed(others):
+        connection.exec_driver_sql(f"DROP {row.type} {_quote(row.name)}")
+    yield
+    for row in others:
+        _remake(connection, row.type, row.name, row.sql)
+    for name in sorted(readable):
+        if fault := _fault(connection, name):
+            raise _unfit("view", name, fault)
+
+
+def _remake(connection: Connection, kind: str, name: str, sql: str) -> None:
+    try:
+        connection.exec_driver_sql(sql)
+    except OperationalError as error:
+        raise _unfit(kind, name, str(error.orig)) from error
+
+
+def _fault(connection: Connection, view: str) -> str:
+    """Why SQLite cannot read a view, empty if it can."""
+    try:
+        connection.exec_driver_sql(f"SELECT * FROM {_quote(view)} LIMIT 0")  # noqa: S608
+    except OperationalError as error:
+        return str(error.orig)
+    return ""
+
+
+def _unfit(kind: str, name: str, fault: str) -> CatalogError:
+    return CatalogError(
+        f"the {kind} {name} does not fit the other schema ({fault}): drop it, run the command again, and "
+        "make it again after that"
+    )
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _own(connection: Connection) -> dict[str, str]:
+    """The views that this program made, with their SQL, on PostgreSQL with their comment."""
+    mark = {
+        view.name: f"CREATE VIEW {view.name} AS /* {view.sentence} */"
+        if connection.dialect.name == "sqlite"
+        else f"[{_MARK} "
+        for view in _views(connection.dialect.name)
+    }
+    return {name: text for name, text in _present(connection).items() if mark[name] in text}
+
+
 def _present(connection: Connection) -> dict[str, str]:
-    """The views of these names in the database, with their SQL, on PostgreSQL with their comment."""
+    """What the database has under these names: the SQL of it, on PostgreSQL the comment of a view."""
     dialect = connection.dialect.name
     names = ", ".join(f"'{view.name}'" for view in _views(dialect))
     if dialect == "sqlite":
-        query = f"SELECT name, sql FROM sqlite_master WHERE type = 'view' AND name IN ({names})"  # noqa: S608
+        query = (
+            "SELECT lower(name), coalesce(sql, '') FROM sqlite_master "  # noqa: S608
+            f"WHERE type <> 'trigger' AND lower(name) IN ({names})"
+        )
     else:
         query = (
-            "SELECT relname, coalesce(obj_description(oid, 'pg_class'), '') FROM pg_class "  # noqa: S608
-            f"WHERE relkind = 'v' AND relnamespace = current_schema()::regnamespace AND relname IN ({names})"
+            "SELECT relname, CASE relkind WHEN 'v' THEN coalesce(obj_description(oid, 'pg_class'), '') "  # noqa: S608
+            f"ELSE '' END FROM pg_class WHERE relnamespace = {_SCHEMA} AND relname IN ({names}) "
+            f"UNION ALL SELECT typname, '' FROM pg_type WHERE typrelid = 0 AND typnamespace = {_SCHEMA} "
+            f"AND typname IN ({names})"
         )
     return dict(connection.exec_driver_sql(query).all())
+
+
+def _grants(connection: Connection) -> list[Grant]:
+    """The privileges on the views of this program."""
+    names = ", ".join(f"'{name}'" for name in _own(connection)) or "NULL"
+    where = f"relnamespace = {_SCHEMA} AND relname IN ({names})"
+    role = "CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END"
+    fields = f"privilege_type, is_grantable, {role}"
+    query = (
+        f"SELECT relname, '', {fields} FROM pg_class, "  # noqa: S608
+        f"aclexplode(coalesce(relacl, acldefault('r', relowner))) WHERE {where} "
+        f"UNION ALL SELECT relname, attname, {fields} FROM pg_attribute "
+        f"JOIN pg_class ON pg_class.oid = attrelid, aclexplode(attacl) WHERE {where}"
+    )
+    return [Grant(*row) for row in connection.exec_driver_sql(query)]
+
+
+def _grant(connection: Connection, grants: Iterable[Grant]) -> None:
+    wanted = set(grants)
+    columns = {(view.name, name) for view in _views("postgresql") for name, _, _ in view.columns}
+    views = {grant.view for grant in wanted if not grant.column}
+    # New views have the default privileges, which the previous ones may not have had.
+    for grant in sorted(set(_grants(connection)) - wanted) if views else ():
+        if grant.view in views:
+            connection.exec_driver_sql(f"REVOKE {grant.privilege} ON {grant.view} FROM {grant.role}")
+    for grant in sorted(wanted):
+        if grant.column and (grant.view, grant.column) not in columns:
+            continue
+        what = f"{grant.privilege} ({_quote(grant.column)})" if grant.column else grant.privilege
+        option = " WITH GRANT OPTION" if grant.grantable else ""
+        connection.exec_driver_sql(f"GRANT {what} ON {grant.view} TO {grant.role}{option}")
 
 
 def _definition(view: _View, dialect: str) -> str:
@@ -197,7 +325,7 @@ def _digest(view: _View) -> str:
 def _stored(connection: Connection, name: str) -> str:
     """The digest of PostgreSQL's own text of a view, empty if it does not exist."""
     query = "SELECT substr(md5(pg_get_viewdef(oid)), 1, 12) FROM pg_class WHERE relkind = 'v' AND relname = "
-    where = f"'{name}' AND relnamespace = current_schema()::regnamespace"
+    where = f"'{name}' AND relnamespace = {_SCHEMA}"
     return str(connection.exec_driver_sql(query + where).scalar() or "")
 
 
