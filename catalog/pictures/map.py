@@ -71,10 +71,10 @@ def map_picture(
     canvas.check_suffix(path)
     figure = map_figure(points, names, colours, title, legend_title, labels)
     links = {}
-    for name, colour in zip(names, colours, strict=True):
+    for name, colour in zip(names, colours, strict=True) if len(points) <= MOST_VECTORS else ():
         value = canvas.number(colour) if isinstance(colour, (int, float)) else colour
         links[address(name)] = name if value is None else f"{name} ({legend_title} {value})"
-    canvas.save(figure, path, title, links if len(points) <= MOST_VECTORS else None)
+    canvas.save(figure, path, title, links)
 
 
 def map_figure(
@@ -100,7 +100,9 @@ def map_figure(
         canvas.heading(figure, title, _summary(len(points), len(placed)))
         axes, places = _axes(figure, points[placed])
         point_colours = [colours[i] for i in placed]
-        urls = np.array([address(names[i]) for i in placed], dtype=object)
+        # Pixels lead nowhere.
+        vectors = len(placed) <= MOST_VECTORS
+        urls = np.array([address(names[i]) if vectors else None for i in placed], dtype=object)
         if kind == "numbers":
             _draw_numbers(figure, axes, places, point_colours, urls, legend_title)
         else:
@@ -191,6 +193,8 @@ def _draw_groups(
     urls: NDArray[np.object_],
     legend_title: str,
 ) -> None:
+    from matplotlib.colors import to_rgba
+
     groups = _groups(colours)
     look = _look(len(points))
     if len(points) <= MOST_MARKERS:
@@ -205,11 +209,11 @@ def _draw_groups(
             )
     else:
         groups = [replace(group, marker="o") for group in groups]
-        shade = np.empty(len(points), dtype=object)
+        shade = np.empty((len(points), 4))
         for group in groups:
-            shade[group.members] = group.colour
+            shade[group.members] = to_rgba(group.colour)
         order = _order(len(points))
-        axes.scatter(*points[order].T, color=shade[order].tolist(), urls=urls[order], **look)
+        axes.scatter(*points[order].T, color=shade[order], urls=urls[order], **look)
     if legend_title:
         y = _draw_legend_title(figure, legend_title)
         for group in groups:
