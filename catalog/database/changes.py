@@ -10,6 +10,9 @@ and of the vectors of cards, those whose digests begin with the same characters.
 The triggers are defined here alone. A migration runs without them; `create_triggers` makes them at its end,
 and draws everything anew where one was missing. On PostgreSQL they are constraint triggers, deferred to the
 end of the transaction: the row of a token, which others wait for, is the last one that a transaction locks.
+Those for TRUNCATE, which locks its tables to the end, run at once. There all are always on, also where a
+session replicates or restores; `ENABLE TRIGGER ALL` after a restore without them makes them ordinary ones,
+by which `missing_triggers` notices it.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class _Trigger:
 
     topic: Topic
     table: str
-    event: Literal["INSERT", "UPDATE", "DELETE"]
+    event: Literal["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
     columns: tuple[str, ...] = ()
     adapters: str = ""
     part: str = ""
@@ -71,6 +74,7 @@ _TRIGGERS = (
     _Trigger("texts", "adapter", "INSERT", adapters="adapter.id = {row}.id"),
     _Trigger("texts", "adapter", "UPDATE", _TEXT_COLUMNS, "adapter.id = {row}.id"),
     _Trigger("texts", "adapter", "DELETE"),
+    _Trigger("texts", "adapter", "TRUNCATE"),
     _Trigger("texts", "repository", "UPDATE", ("name", "tags", "gone_at"), _OF_REPOSITORY),
     _Trigger("texts", "repository", "DELETE", (), _OF_REPOSITORY),
     _Trigger("texts", "base_model", "UPDATE", ("canonical",), "adapter.base_model_id = {row}.id"),
@@ -83,6 +87,7 @@ _TRIGGERS = (
         part="weights_digest",
     ),
     _Trigger("fingerprints", "adapter", "DELETE", part="weights_digest"),
+    _Trigger("fingerprints", "adapter", "TRUNCATE"),
     _Trigger("fingerprints", "fingerprint", "INSERT", part="weights_digest"),
     _Trigger(
         "fingerprints",
@@ -92,10 +97,12 @@ _TRIGGERS = (
         part="weights_digest",
     ),
     _Trigger("fingerprints", "fingerprint", "DELETE", part="weights_digest"),
+    _Trigger("fingerprints", "fingerprint", "TRUNCATE"),
     _Trigger("fingerprints", "base_model", "UPDATE", ("canonical",)),
     _Trigger("embeddings", "embedding", "INSERT", part="content"),
     _Trigger("embeddings", "embedding", "UPDATE", ("content", "model", "chunk", "vector"), part="content"),
     _Trigger("embeddings", "embedding", "DELETE", part="content"),
+    _Trigger("embeddings", "embedding", "TRUNCATE"),
 )
 # The columns that the parts of all vectors are made from.
 _OF_PARTS = {"fingerprints": ("fingerprint", "weights_digest"), "embeddings": ("embedding", "content")}
@@ -155,7 +162,7 @@ def missing_triggers(connection: Connection) -> list[str]:
 
 def _present(connection: Connection) -> dict[str, str]:
     """The triggers in the database by name, with what they do: on PostgreSQL the bodies of their functions,
-    empty where the trigger does not run.
+    empty where the trigger is not always on.
     """
     if connection.dialect.name == "sqlite":
         query = f"SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE '{PREFIX}%'"  # noqa: S608
@@ -164,7 +171,7 @@ def _present(connection: Connection) -> dict[str, str]:
     else:
         query = (
             "SELECT proname, CASE WHEN EXISTS (SELECT 1 FROM pg_trigger WHERE tgfoid = pg_proc.oid "  # noqa: S608
-            "AND tgenabled IN ('O', 'A')) THEN prosrc ELSE '' END FROM pg_proc "
+            "AND tgenabled = 'A') THEN prosrc ELSE '' END FROM pg_proc "
             f"WHERE proname LIKE '{PREFIX}%%' AND pronamespace = current_schema()::regnamespace"
         )
     return {name: _body(sql) for name, sql in connection.exec_driver_sql(query)}
@@ -177,8 +184,10 @@ def _body(statement: str) -> str:
 
 def _definitions(dialect: str) -> dict[str, tuple[str, ...]]:
     """The statements that make each trigger, by its name; the first has what it does."""
-    make = _sqlite_statements if dialect == "sqlite" else _postgres_statements
-    return {trigger.name: make(trigger) for trigger in _TRIGGERS}
+    if dialect == "sqlite":
+        triggers = (trigger for trigger in _TRIGGERS if trigger.event != "TRUNCATE")
+        return {trigger.name: _sqlite_statements(trigger) for trigger in triggers}
+    return {trigger.name: _postgres_statements(trigger) for trigger in _TRIGGERS}
 
 
 def _sqlite_statements(trigger: _Trigger) -> tuple[str, ...]:
@@ -212,9 +221,12 @@ $body$"""  # noqa: S608
     differs = " OR ".join(f"OLD.{name} IS DISTINCT FROM NEW.{name}" for name in casts.values())
     of = f" OF {', '.join(trigger.columns)}" if trigger.columns else ""
     when = f" WHEN ({differs})" if differs else ""
-    head = f"CREATE CONSTRAINT TRIGGER {trigger.name} AFTER {trigger.event}{of} ON {trigger.table}"
-    made = f"{head} DEFERRABLE INITIALLY DEFERRED FOR EACH ROW{when} EXECUTE FUNCTION {trigger.name}()"
-    return function, made
+    at = f"{trigger.name} AFTER {trigger.event}{of} ON {trigger.table}"
+    run = f"EXECUTE FUNCTION {trigger.name}()"
+    made = f"CREATE CONSTRAINT TRIGGER {at} DEFERRABLE INITIALLY DEFERRED FOR EACH ROW{when} {run}"
+    if trigger.event == "TRUNCATE":
+        made = f"CREATE TRIGGER {at} FOR EACH STATEMENT {run}"
+    return function, made, f"ALTER TABLE {trigger.table} ENABLE ALWAYS TRIGGER {trigger.name}"
 
 
 def _version_statements(trigger: _Trigger, dialect: str) -> Iterator[str]:
@@ -231,7 +243,8 @@ def _version_statements(trigger: _Trigger, dialect: str) -> Iterator[str]:
             f"FROM adapter WHERE {where}"
         )
     elif trigger.topic == "texts":
-        yield "DELETE FROM text_version WHERE adapter_id = OLD.id"
+        where = "" if trigger.event == "TRUNCATE" else " WHERE adapter_id = OLD.id"
+        yield f"DELETE FROM text_version{where}"  # noqa: S608
     elif not trigger.part:
         yield f"UPDATE vector_version SET version = {draw} WHERE topic = '{trigger.topic}'"  # noqa: S608
     else:
